@@ -1,0 +1,85 @@
+"""Progress of long work: a bar in a terminal, or lines for the live table of a pipeline run.
+
+`with bar("rendering", total) as progress: progress.update(done, note)`. When the environment names an events file
+(`FACEMLLM_EVENTS`), updates go there as JSON lines, from any process; otherwise a bar is drawn on standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+EVENTS = "FACEMLLM_EVENTS"
+STEP = "FACEMLLM_STEP"
+_INTERVAL_S = 0.25
+
+
+def event(**fields: Any) -> None:
+    """Append one event to the events file, if there is one. Short appended lines from several processes stay whole."""
+    path = os.environ.get(EVENTS)
+    if path:
+        line = json.dumps({"time": time.time(), "step": os.environ.get(STEP, ""), **fields}) + "\n"
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+
+class Progress:
+    """One long piece of work. `update` may be called as often as wanted; it is thinned out."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total = name, total
+        self._last = 0.0
+        self._bar: Any = None
+
+    def update(self, done: int, note: str = "") -> None:
+        """State that `done` of `total` units are ready, with a few telling words."""
+        now = time.monotonic()
+        if now - self._last < _INTERVAL_S and done < self.total:
+            return
+        self._last = now
+        if os.environ.get(EVENTS):
+            event(progress=done, total=self.total, note=note or self.name)
+        elif sys.stderr.isatty():
+            self._draw(done, note)
+
+    def close(self) -> None:
+        """Remove the bar from the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _draw(self, done: int, note: str) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(self.name, total=self.total, note="")
+            self._bar.start()
+        self._bar.update(self._task, completed=done, note=note)
+
+
+@contextmanager
+def bar(name: str, total: int) -> Iterator[Progress]:
+    """A progress bar named `name` over `total` units."""
+    progress = Progress(name, total)
+    try:
+        yield progress
+    finally:
+        progress.close()
