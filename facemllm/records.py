@@ -231,7 +231,10 @@ class TableWriter:
         shard_mb: int = 256,
     ) -> None:
         self.out = out
-        self.schema = schema.with_metadata({**(schema.metadata or {}), "huggingface": _huggingface(schema)})
+        self._required = [field.name for field in schema if not field.nullable]
+        # `datasets` takes its own feature types from the file only where the Arrow field is nullable, as its own are
+        fields = [field.with_nullable(True) for field in schema]
+        self.schema = pa.schema(fields, {**(schema.metadata or {}), "huggingface": _huggingface(schema)})
         self.manifest: dict[str, Any] = {
             "schema": schema.metadata[b"schema"].decode(),
             "rows": 0,
@@ -291,7 +294,7 @@ class TableWriter:
                 column = pa.array(values, field.type)
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise UserError(f"{self.out}: column '{field.name}' does not hold {field.type}: {error}") from error
-            if not field.nullable and column.null_count:
+            if field.name in self._required and column.null_count:
                 number = self.manifest["rows"] + values.index(None)
                 raise UserError(f"{self.out}: row {number}: column '{field.name}' must not be empty")
             columns.append(column)

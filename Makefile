@@ -1,0 +1,40 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+PROFILE ?= laptop
+ARGS ?=
+
+.PHONY: help run test test-unit ui down bench lint clean
+
+help: ## list what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.venv/.ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed and none was found; install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "setting up .venv with $(PYTHON) (once; minutes when packages have to be downloaded)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@uv=$$(command -v uv || { .venv/bin/pip install -q uv -c constraints.txt >/dev/null 2>&1 && echo .venv/bin/uv; }); \
+	if [ -n "$$uv" ]; then UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $$uv pip install -q --python .venv/bin/python -e '.[dev]' -c constraints.txt; \
+	else .venv/bin/pip install -q -e '.[dev]' -c constraints.txt; fi
+	@touch $@
+
+run: .venv/.ready ## set up and run the main job (PROFILE=laptop, ARGS="--set key=value")
+	@.venv/bin/python pipeline.py run --profile $(PROFILE) $(ARGS)
+
+test: lint ## set up and pass the tests: style, unit, integration, end to end
+	@.venv/bin/python -m pytest -q --durations=8 tests/unit tests/integration tests/e2e
+
+test-unit: .venv/.ready ## the unit tests alone
+	@.venv/bin/python -m pytest -q tests/unit
+
+lint: .venv/.ready ## style and types
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+ui: .venv/.ready ## open MLflow: start it if need be and print its address
+	@.venv/bin/facemllm services up mlflow --profile $(PROFILE)
+
+down: ## stop every local server
+	@test ! -x .venv/bin/facemllm || .venv/bin/facemllm services down --profile $(PROFILE)
+
+clean: down ## forget all results, caches and runs
+	@rm -rf .facemllm .facemllm-ci data runs

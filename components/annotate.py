@@ -1,0 +1,16 @@
+"""Component of the step `annotate`."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def annotate(profile: str, overrides: list, code: str, faces: str) -> str:
+    """Describe every face: a caption and attribute labels from the configured annotator, as a Ray Data job.
+
+    Returns the digest of the annotated `faces` table. `code` only keys the cache.
+    """
+    from facemllm.workflow import run_step
+
+    return run_step("annotate", profile, overrides, faces=faces)

@@ -1,0 +1,16 @@
+"""Component of the step `await_approval`."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def await_approval(profile: str, overrides: list, code: str, version: str) -> str:
+    """Wait `promotion.wait_minutes` for a named person's decision.
+
+    Returns `approved`, `rejected` or `pending`. `code` only keys the cache.
+    """
+    from facemllm.workflow import run_step
+
+    return run_step("await_approval", profile, overrides, version=version)

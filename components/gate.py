@@ -1,0 +1,16 @@
+"""Component of the step `gate`."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def gate(profile: str, overrides: list, code: str, evaluation: str) -> str:
+    """Hold the metrics against thresholds, baselines and the champion.
+
+    Returns `passed` or `refused`. `code` only keys the cache.
+    """
+    from facemllm.workflow import run_step
+
+    return run_step("gate", profile, overrides, evaluation=evaluation)

@@ -1,0 +1,16 @@
+"""Component of the step `ingest`."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def ingest(profile: str, overrides: list, code: str) -> str:
+    """Read the configured source into a table of faces.
+
+    Returns the digest of the `faces` table. `code` only keys the cache.
+    """
+    from facemllm.workflow import run_step
+
+    return run_step("ingest", profile, overrides)

@@ -1,0 +1,16 @@
+"""Component of the step `register`."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register(profile: str, overrides: list, code: str, model: str, evaluation: str, gate: str) -> str:
+    """Register the model in MLflow with the alias `candidate`.
+
+    Returns the version number. `code` only keys the cache.
+    """
+    from facemllm.workflow import run_step
+
+    return run_step("register", profile, overrides, model=model, evaluation=evaluation, gate=gate)

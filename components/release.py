@@ -1,0 +1,16 @@
+"""Component of the step `release`."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def release(profile: str, overrides: list, code: str, version: str) -> str:
+    """Serve an approved version in production (KServe) as the champion.
+
+    Returns the address of the endpoint. `code` only keys the cache.
+    """
+    from facemllm.workflow import run_step
+
+    return run_step("release", profile, overrides, version=version)

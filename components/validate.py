@@ -1,0 +1,16 @@
+"""Component of the step `validate`."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def validate(profile: str, overrides: list, code: str, annotated: str, conversations: str) -> str:
+    """Check both tables with Great Expectations; a critical failure stops the run.
+
+    Returns the digest of the validation report. `code` only keys the cache.
+    """
+    from facemllm.workflow import run_step
+
+    return run_step("validate", profile, overrides, annotated=annotated, conversations=conversations)

@@ -1,0 +1,5 @@
+"""`python -m facemllm` is the `facemllm` command."""
+
+from facemllm.cli import main
+
+main()

@@ -1,0 +1,381 @@
+"""`facemllm`: every step and every decision as a command.
+
+Exit codes: 0 done; 1 refused or failed, one line on standard error says why; 2 wrong usage. `--json` prints one JSON
+object on standard output. Heavy libraries are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from facemllm import digests
+from facemllm.errors import UserError
+from facemllm.records import CONVERSATIONS, FACES, open_table
+from facemllm.settings import Settings, load
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Face-MLLM Workflow, step by step."
+)
+faces = typer.Typer(no_args_is_help=True, help="Tables of faces.")
+data = typer.Typer(no_args_is_help=True, help="Versions of the data.")
+promote = typer.Typer(no_args_is_help=True, help="Decisions of named persons about model versions.")
+services_app = typer.Typer(no_args_is_help=True, help="Local servers: MLflow, Ray, staging, production.")
+app.add_typer(faces, name="faces")
+app.add_typer(data, name="data")
+app.add_typer(promote, name="promote")
+app.add_typer(services_app, name="services")
+
+Profile = Annotated[str, typer.Option(help="Settings overlay in profiles/.")]
+Sets = Annotated[list[str], typer.Option("--set", help="Override one key: --set training.workers=2")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Out = Annotated[Path, typer.Argument(help="Folder to write; must not exist.")]
+Faces = Annotated[Path, typer.Argument(help="A faces table.")]
+Conversations = Annotated[Path, typer.Argument(help="A conversations table.")]
+Version = Annotated[str, typer.Argument(help="Version number of the registered model, or an alias.")]
+By = Annotated[str | None, typer.Option("--by", help="Your name; default: git's user.name.")]
+Reason = Annotated[str, typer.Option(help="Why, in a sentence.")]
+
+
+def guarded(command: typer.Typer) -> None:
+    """Run a command line: a UserError becomes one line on standard error and exit code 1."""
+    for variable in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "DVC_NO_ANALYTICS", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(variable, "true")
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("error: interrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def main() -> None:
+    """Entry point of the `facemllm` command."""
+    guarded(app)
+
+
+def _say(as_json: bool, facts: Mapping[str, Any], text: str) -> None:
+    print(json.dumps(facts) if as_json else text)
+
+
+def _table_said(as_json: bool, manifest: Mapping[str, Any], out: Path) -> None:
+    kept, refused = manifest["rows"], manifest.get("quarantined", 0)
+    facts = {"read": kept + refused, "kept": kept, "quarantined": refused, "digest": manifest["digest"]}
+    _say(as_json, facts, f"{out}: {kept:,} rows kept, {refused:,} quarantined, digest {manifest['digest'][:12]}")
+
+
+@faces.command("render")
+def faces_render(
+    out: Out,
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Draw synthetic heads with exact labels into a faces table."""
+    from facemllm.sources.ingest import render_faces
+
+    settings = load(profile, set_)
+    _table_said(as_json, render_faces(settings, out), out)
+
+
+@app.command("annotate")
+def annotate_faces(
+    faces: Faces,
+    out: Out,
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Describe every face: captions and attribute labels by the configured annotator."""
+    from facemllm.annotation import annotate
+
+    settings = load(profile, set_)
+    _table_said(as_json, annotate(settings, faces, out), out)
+
+
+@app.command("reformat")
+def reformat_faces(
+    faces: Faces,
+    out: Out,
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Turn labelled faces into conversations."""
+    from facemllm.qa import reformat
+
+    settings = load(profile, set_)
+    _table_said(as_json, reformat(settings, faces, out), out)
+
+
+@app.command("validate")
+def validate_tables(
+    faces: Faces,
+    conversations: Conversations,
+    out: Annotated[Path, typer.Argument(help="Folder for the report.")] = Path("data/validation"),
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Check both tables; exit 1 on a critical failure."""
+    from facemllm.quality import validate
+
+    settings = load(profile, set_)
+    verdict = validate(settings, faces, conversations, out)
+    _say(
+        as_json,
+        {"passed": verdict.passed, "report": str(out / "report.html")},
+        f"{verdict.figure}: {out / 'report.html'}",
+    )
+
+
+@data.command("record")
+def data_record(
+    faces: Faces,
+    conversations: Conversations,
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Record both tables with DVC and print the revision."""
+    from facemllm.versioning import record
+
+    settings = load(profile, set_)
+    tables = {
+        "faces": open_table(faces, FACES).digest,
+        "conversations": open_table(conversations, CONVERSATIONS).digest,
+    }
+    revision = record(settings, faces, conversations).sha
+    _say(as_json, {"revision": revision, **tables}, revision)
+
+
+@data.command("restore")
+def data_restore(
+    revision: Annotated[str, typer.Argument(help="A revision that `data record` gave, or its first digits.")],
+    out: Out = Path("data/restored"),
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Bring back the very bytes of a revision."""
+    from facemllm.versioning import restore
+
+    restore(load(profile, set_), revision, out)
+    tables = {name: open_table(out / name).digest for name in ("faces", "conversations")}
+    _say(
+        as_json, {"revision": revision, "out": str(out), **tables}, f"{out}: faces and conversations of {revision[:12]}"
+    )
+
+
+@data.command("log")
+def data_log(profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
+    """List the recorded revisions, newest first."""
+    from facemllm.versioning import log
+
+    entries = log(load(profile, set_))
+    _say(as_json, {"revisions": entries}, "\n".join(" ".join(map(str, entry.values())) for entry in entries))
+
+
+@app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="align, instruct or specialize.")],
+    conversations: Annotated[
+        str, typer.Option(help="Digest of a conversations table in the store; default: this profile's.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="Digest of the model to start from; default: the previous stage's.")] = "",
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Train one stage; what came before it is recalled from the store."""
+    from facemllm import workflow
+
+    settings = load(profile, set_)
+    if stage not in settings.stages():
+        raise UserError(f"no stage '{stage}'; the stages are {', '.join(settings.stages())}")
+    digest = workflow.execute(stage, settings, **_inputs(settings, stage, conversations=conversations, model=model))
+    _say(as_json, {"digest": digest, "path": str(settings.home / "store" / digest)}, digest)
+
+
+def _inputs(settings: Settings, name: str, **given: str) -> dict[str, str]:
+    """Inputs of a step: those given, the rest as remembered for these settings."""
+    from facemllm import workflow
+
+    records = workflow.recall_all(settings)
+    values = {}
+    for key, source in workflow.STEPS[name].inputs.items():
+        if not given.get(key) and source not in records:
+            raise UserError(f"{name} needs the result of '{source}'; run that first, or give --{key} DIGEST")
+        values[key] = given.get(key) or str(records[source]["output"])
+    return values
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model directory.")],
+    conversations: Conversations,
+    out: Out,
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Answer every question about held-out identities; write predictions and metrics."""
+    from facemllm.evaluation import evaluate as run_evaluation
+
+    if not model.is_dir():
+        raise UserError(f"{model} is not a model directory")
+    metrics = run_evaluation(load(profile, set_), model, digests.of_tree(model), conversations, out)
+    _say(as_json, metrics, f"{out / 'metrics.json'}: mean balanced accuracy {metrics['closed_mean']['value']:.3f}")
+
+
+@promote.command("list")
+def promote_list(profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
+    """List registered versions with gate, decision and aliases."""
+    from facemllm.promotion import approvals
+
+    rows = approvals.list_versions(load(profile, set_))
+    text = "\n".join(
+        f"{r['version']:>4}  {r['digest'][:12]}  gate {r['gate']:<8} {r['state']:<9} {r['aliases']}" for r in rows
+    )
+    _say(as_json, {"versions": rows}, text or "no version is registered yet")
+
+
+@promote.command("show")
+def promote_show(version: Version, profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
+    """Show one version: card, gate, decisions."""
+    from facemllm.promotion import approvals
+
+    facts = approvals.show(load(profile, set_), version)
+    _say(as_json, facts, json.dumps(facts, indent=2))
+
+
+@promote.command("approve")
+def promote_approve(
+    version: Version,
+    reason: Reason,
+    by: By = None,
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Approve a version: your name, bound to the model's digest."""
+    from facemllm.promotion import approvals
+
+    decision = approvals.approve(load(profile, set_), version, by, reason)
+    _decided(as_json, decision)
+
+
+@promote.command("reject")
+def promote_reject(
+    version: Version,
+    reason: Reason,
+    by: By = None,
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Reject a version: it cannot be released."""
+    from facemllm.promotion import approvals
+
+    decision = approvals.reject(load(profile, set_), version, by, reason)
+    _decided(as_json, decision)
+
+
+def _decided(as_json: bool, decision: Any) -> None:
+    from dataclasses import asdict
+
+    text = (
+        f"version {decision.version} ({decision.digest[:12]}) {decision.decision} by {decision.by}: {decision.reason}"
+    )
+    _say(as_json, asdict(decision), text)
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="A model directory.")],
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 18082,
+    profile: Profile = "laptop",
+    set_: Sets = [],
+) -> None:
+    """Serve a model directory with KServe in the foreground, on loopback."""
+    from facemllm.serving import server
+
+    if not model.is_dir():
+        raise UserError(f"{model} is not a model directory")
+    server.serve(load(profile, set_), model, digests.of_tree(model), port)
+
+
+@app.command()
+def deploy(version: Version, profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
+    """Put a registered version into staging. Production is `pipeline.py release VERSION`."""
+    from facemllm import workflow
+
+    url = workflow.execute("deploy", load(profile, set_), version=version)
+    _say(as_json, {"version": version, "endpoint": url}, url)
+
+
+@app.command()
+def lineage(
+    identifier: Annotated[str, typer.Argument(help="Model version, alias, or any digest (its first digits).")],
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Walk the chain behind a served model, a checkpoint or a table."""
+    from facemllm import lineage as chain
+
+    links = chain.lineage(load(profile, set_), identifier)
+    if as_json:
+        print(json.dumps({"links": links}))
+    else:
+        chain.show(links)
+
+
+@services_app.command("up")
+def services_up(
+    names: Annotated[list[str] | None, typer.Argument(help="mlflow, ray; default: mlflow.")] = None,
+    profile: Profile = "laptop",
+    set_: Sets = [],
+) -> None:
+    """Start local servers, or adopt those that run."""
+    from facemllm import services
+
+    settings = load(profile, set_)
+    for name in names or ["mlflow"]:
+        print(services.up(settings, name).url)
+
+
+@services_app.command("status")
+def services_status(profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
+    """Tell which local servers run."""
+    from facemllm import services
+
+    rows = services.status(load(profile, set_))
+    text = "\n".join("  ".join(f"{value!s:<12}" for value in row.values()) for row in rows)
+    _say(as_json, {"services": rows}, text)
+
+
+@services_app.command("down")
+def services_down(
+    names: Annotated[list[str] | None, typer.Argument(help="Default: all.")] = None,
+    profile: Profile = "laptop",
+    set_: Sets = [],
+) -> None:
+    """Stop local servers; none of their processes is left."""
+    from facemllm import services
+
+    services.down(load(profile, set_), names)
+
+
+if __name__ == "__main__":
+    main()

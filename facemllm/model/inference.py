@@ -1,0 +1,217 @@
+"""Answers from a model directory: options scored by likelihood, text generated greedily. Evaluation and serving both
+stand on this, so they answer alike.
+
+All questions about a face share one image encoding and one pass of the language model: image tokens, then every question
+as a block, then every option as a branch of its block (see `masks`). A face's scores do not depend on what it is batched
+with. Shapes: B faces, T tokens after the prefix, K scored positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from facemllm.model.forward import hidden_states, image_tokens, prefix_embeddings, word_logits
+from facemllm.model.masks import PADDING, TRUNK
+from facemllm.model.pixels import ImageLike, face_pixels, normalise
+from facemllm.model.preset import load_model
+from facemllm.model.prompts import Frame
+
+
+@dataclass(frozen=True)
+class Query:
+    """A closed question and the texts it may be answered with."""
+
+    question: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Answer to a query.
+
+    `probabilities[o]` is the softmax over the options of the summed log-likelihood of option o's tokens and end token.
+    `greedy` is the option that free greedy decoding would write, None if it would write something else.
+    """
+
+    probabilities: tuple[float, ...]
+    greedy: int | None
+
+    @property
+    def best(self) -> int:
+        """Index of the likeliest option."""
+        return int(np.argmax(self.probabilities))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The token tree of one list of queries, and where each option's tokens are predicted."""
+
+    ids: NDArray[np.int64]
+    block: NDArray[np.int64]
+    branch: NDArray[np.int64]
+    position: NDArray[np.int64]
+    at: NDArray[np.int64]  # (K,) token that predicts
+    token: NDArray[np.int64]  # (K,) token predicted
+    option: NDArray[np.int64]  # (K,) option it belongs to, counted over all queries
+    ends: NDArray[np.int64]  # options before the end of each query
+
+
+class Predictor:
+    """A model ready to answer; frozen, in evaluation mode, float32 on CPU and bfloat16 on GPU."""
+
+    def __init__(self, model: Any, processor: Any, *, device: str = "cpu", batch_images: int = 32) -> None:
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.processor = processor
+        self.batch_images = batch_images
+        self.frame = Frame.of(model, processor)
+        self._layout = lru_cache(maxsize=256)(self._make_layout)
+
+    @classmethod
+    def load(cls, model_dir: Path | str, device: str = "cpu", threads: int | None = None) -> Predictor:
+        """Load a model directory. Raises UserError if it cannot be loaded."""
+        if threads:
+            torch.set_num_threads(threads)
+        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        model, processor = load_model(model_dir, device=device, dtype=dtype)
+        return cls(model, processor, device=device)
+
+    def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
+        """The image as the model sees it, (S, S, 3) uint8; already prepared pixels pass through `score` unchanged."""
+        return face_pixels(image, self.processor.image_processor)
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[ImageLike]) -> Tensor:
+        """Image tokens (B, tokens, D) of the images."""
+        pixels_BSSC = torch.from_numpy(np.stack([self.pixels(image) for image in images])).to(self.device)
+        values_BCSS = normalise(pixels_BSSC, self.processor.image_processor)
+        return image_tokens(self.model, values_BCSS.to(self.model.dtype))
+
+    @torch.inference_mode()
+    def score(self, images: Sequence[ImageLike], questions: Sequence[Sequence[Query]]) -> list[list[Scored]]:
+        """Score every option of every question of each image; `questions[i]` are asked about `images[i]`."""
+        answers: list[list[Scored]] = []
+        for start in range(0, len(images), self.batch_images):
+            part = slice(start, start + self.batch_images)
+            layouts = [self._layout(tuple(asked)) for asked in questions[part]]
+            answers += self._score(images[part], layouts)
+        return answers
+
+    def _score(self, images: Sequence[ImageLike], layouts: Sequence[_Layout]) -> list[list[Scored]]:
+        longest = max(len(layout.ids) for layout in layouts)
+        if longest == 0:
+            return [[] for _ in layouts]
+
+        def padded(name: str, filler: int) -> Tensor:
+            rows = [getattr(layout, name) for layout in layouts]
+            full = np.stack([np.pad(row, (0, longest - len(row)), constant_values=filler) for row in rows])
+            return torch.from_numpy(full).to(self.device)
+
+        prefix_BND = prefix_embeddings(self.model, self.encode(images), self.frame.prefix_ids)
+        branch_BT, block_BT = padded("branch", TRUNK), padded("block", PADDING)
+        states_BTD = hidden_states(self.model, prefix_BND, padded("ids", 0), block_BT, branch_BT, padded("position", 0))
+        return [self._read(states_BTD[row], layout) for row, layout in enumerate(layouts)]
+
+    def _read(self, states_TD: Tensor, layout: _Layout) -> list[Scored]:
+        # many options are predicted from the same token: its logits are computed once
+        places, place_K = np.unique(layout.at, return_inverse=True)
+        logits_PV = word_logits(self.model, states_TD[torch.from_numpy(places).to(self.device)])
+        index_K = torch.from_numpy(place_K).to(self.device)
+        token_K = torch.from_numpy(layout.token).to(self.device)
+        likelihood_K = logits_PV.log_softmax(-1)[index_K, token_K].double().cpu().numpy()
+        expected_K = logits_PV.argmax(-1)[index_K].cpu().numpy() == layout.token
+        options = int(layout.ends[-1]) if len(layout.ends) else 0
+        total = np.bincount(layout.option, likelihood_K, minlength=options)
+        greedy = np.bincount(layout.option, ~expected_K, minlength=options) == 0
+        scored = []
+        for first, end in zip([0, *layout.ends[:-1]], layout.ends, strict=True):
+            relative = np.exp(total[first:end] - total[first:end].max())
+            written = np.flatnonzero(greedy[first:end])
+            probabilities = tuple(float(p) for p in relative / relative.sum())
+            scored.append(Scored(probabilities, int(written[0]) if len(written) else None))
+        return scored
+
+    def _make_layout(self, queries: tuple[Query, ...]) -> _Layout:
+        ids: list[int] = []
+        blocks, branches, positions = [], [], []
+        at, tokens, options, ends = [], [], [], []
+        option = 0
+        for block, query in enumerate(queries):
+            if not query.options:
+                raise ValueError(f"the question {query.question!r} has no options; use generate for open questions")
+            prompt = self.frame.prompt(query.question)
+            trunk_end = len(ids) + len(prompt) - 1
+            ids += prompt
+            branches += [TRUNK] * len(prompt)
+            positions += range(len(prompt))
+            for branch, text in enumerate(query.options, start=TRUNK + 1):
+                answer = self.frame.answer(text)
+                at += [trunk_end, *range(len(ids), len(ids) + len(answer) - 1)]
+                tokens += answer
+                options += [option] * len(answer)
+                ids += answer[:-1]
+                branches += [branch] * (len(answer) - 1)
+                positions += range(len(prompt), len(prompt) + len(answer) - 1)
+                option += 1
+            blocks += [block] * (len(ids) - len(blocks))
+            ends.append(option)
+        columns = (ids, blocks, branches, positions, at, tokens, options, ends)
+        return _Layout(*(np.array(column, np.int64) for column in columns))
+
+    def generate(self, image: ImageLike, question: str | Sequence[Mapping[str, Any]], max_new_tokens: int = 96) -> str:
+        """Greedy answer to a question, or to the last user message of a chat about one image."""
+        turns = [("user", question)] if isinstance(question, str) else [(m["role"], _text(m)) for m in question]
+        return self._generate([image], [self._chat(turns)], max_new_tokens)[0]
+
+    def generate_batch(
+        self, images: Sequence[ImageLike], questions: Sequence[str], max_new_tokens: int = 96
+    ) -> list[str]:
+        """Greedy answers, one question an image, in left-padded batches."""
+        texts: list[str] = []
+        for start in range(0, len(images), self.batch_images):
+            part = slice(start, start + self.batch_images)
+            texts += self._generate(images[part], [self._chat([("user", q)]) for q in questions[part]], max_new_tokens)
+        return texts
+
+    def _chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        ids = list(self.frame.prefix_ids)
+        if not turns or turns[-1][0] != "user" or any(
+            role != ("user", "assistant")[place % 2] for place, (role, _) in enumerate(turns)
+        ):
+            raise ValueError("messages must alternate user, assistant, ... and end with a user's question")
+        for place, (role, text) in enumerate(turns):
+            ids += self.frame.prompt(text, follows=place > 0) if role == "user" else self.frame.answer(text)
+        return ids
+
+    @torch.inference_mode()
+    def _generate(self, images: Sequence[ImageLike], rows: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        tokenizer = self.processor.tokenizer
+        longest = max(len(row) for row in rows)
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        ids_BL = torch.tensor([[padding] * (longest - len(row)) + row for row in rows], device=self.device)
+        mask_BL = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        pixels_BSSC = torch.from_numpy(np.stack([self.pixels(image) for image in images])).to(self.device)
+        values_BCSS = normalise(pixels_BSSC, self.processor.image_processor).to(self.model.dtype)
+        written_BL = self.model.generate(
+            input_ids=ids_BL,
+            attention_mask=mask_BL,
+            pixel_values=values_BCSS,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=padding,
+        )
+        return [text.strip() for text in tokenizer.batch_decode(written_BL[:, longest:], skip_special_tokens=True)]
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(p["text"] for p in content if p["type"] == "text")

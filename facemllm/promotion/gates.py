@@ -1,0 +1,198 @@
+"""The gate: whether a model may be put before a person. It fails on everything it cannot see.
+
+Three kinds of checks. Thresholds: every figure named in `promotion.thresholds` reaches its bound. Majority: the 95 %
+interval of every task lies wholly on the good side of what a constant answer scores. Champion: both models have answered
+the same questions; a task fails where the whole 95 % interval of the paired difference is worse than the champion by
+more than `champion_margin` (a share of the champion's error for errors, points of the figure otherwise).
+A figure that is missing or undefined fails its check.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from facemllm import stats, tasks
+from facemllm.errors import UserError
+from facemllm.records import CONVERSATIONS, PREDICTIONS, open_table
+from facemllm.settings import Settings, Threshold
+from facemllm.tasks.metrics import BALANCED, CLOSED_MEAN, read_parsed, read_sheet, replicate
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's answer: why it refuses (or what it found in order), and every check with its figures."""
+
+    passed: bool
+    reasons: list[str]
+    checks: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As stored in a run's summary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of two models on the same questions; `worse` is by how much the candidate is worse, with its interval."""
+
+    candidate: float
+    champion: float
+    worse: stats.Interval
+
+
+def decide(settings: Settings, conversations: Path, candidate: Path, champion: Path | None = None) -> Decision:
+    """Judge the evaluation folder of a candidate, against that of the champion if there is one.
+
+    Raises UserError for a threshold that names nothing, for metrics that do not belong to the predictions beside them,
+    and when the two models have not answered the same questions.
+    """
+    metrics = _metrics(candidate)
+    if champion is None or _metrics(champion)["model_digest"] == metrics["model_digest"]:
+        return judge(settings, metrics)
+    return judge(settings, metrics, differences(settings, conversations, candidate, champion))
+
+
+def judge(
+    settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, Difference] | None = None
+) -> Decision:
+    """Judge figures alone: `metrics` as in metrics.json, `against` the champion by task."""
+    rules = settings.promotion
+    checks = [_threshold(key, bound, _find(metrics, key)) for key, bound in rules.thresholds.items()]
+    for name in settings.qa.tasks:
+        entry = metrics["tasks"].get(name)
+        if entry is None or _number(entry["value"]) is None:
+            checks.append(_check("present", name, False, f"{name} has no figure; every task must be evaluated"))
+        elif rules.above_majority:
+            checks.append(_above_majority(name, entry))
+        if against is not None:
+            checks.append(_no_worse(name, against.get(name), rules.champion_margin, entry))
+    failed = [check["reason"] for check in checks if not check["passed"]]
+    return Decision(not failed, failed or [_in_order(settings, against)], checks)
+
+
+def differences(settings: Settings, conversations: Path, candidate: Path, champion: Path) -> dict[str, Difference]:
+    """Every figure of two evaluations, paired: the same resampled people for both. By name as in metrics.json.
+
+    Raises UserError unless both have answered the same questions of these conversations.
+    """
+    table = open_table(conversations, CONVERSATIONS)
+    ours, theirs = _metrics(candidate), _metrics(champion)
+    for folder, metrics in ((candidate, ours), (champion, theirs)):
+        if metrics["conversations_digest"] != table.digest:
+            raise UserError(
+                f"{folder} was evaluated on conversations {metrics['conversations_digest'][:12]}, not on "
+                f"{table.digest[:12]}; evaluate both models on the same conversations"
+            )
+    if ours["split"] != theirs["split"]:
+        raise UserError(f"{candidate} is on split '{ours['split']}', {champion} on '{theirs['split']}'; use one split")
+    sheet = read_sheet(table, ours["split"])
+    mine, yours = (
+        replicate(sheet, read_parsed(_predictions(folder), sheet), settings.evaluation.bootstrap, settings.seed)
+        for folder in (candidate, champion)
+    )
+    found = {}
+    for name, values in mine.items():
+        gap = yours[name] - values if _higher_is_better(name) else values - yours[name]
+        found[name] = Difference(float(values[0]), float(yours[name][0]), stats.interval(gap))
+    return found
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    try:
+        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text("utf-8"))
+        stated = metrics["predictions_digest"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is not an evaluation: no readable metrics.json ({error})") from None
+    if _predictions(folder).digest != stated:
+        raise UserError(f"{folder}: metrics.json does not belong to the predictions beside it; evaluate again")
+    return metrics
+
+
+def _predictions(folder: Path) -> Any:
+    return open_table(folder / "predictions", PREDICTIONS)
+
+
+def _higher_is_better(key: str) -> bool:
+    return key == CLOSED_MEAN or tasks.get(key.partition(".")[0]).higher_is_better
+
+
+def _find(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    """The figure a threshold names; None when it was not measured. Raises UserError when there is no such thing."""
+    name, _, item = key.partition(".")
+    if key == CLOSED_MEAN:
+        found: Mapping[str, Any] | None = metrics.get(CLOSED_MEAN)
+        return found
+    if name not in tasks.names():
+        raise UserError(f"promotion.thresholds.{key}: no task '{name}'; choose from {', '.join(tasks.names())}")
+    known = [question.item for question in tasks.get(name).questions()] + [BALANCED]
+    if item and item not in known:
+        raise UserError(f"promotion.thresholds.{key}: {name} has no item '{item}'; choose from {', '.join(known)}")
+    entry = metrics["tasks"].get(name)
+    return entry["items"].get(item) if entry is not None and item else entry
+
+
+def _threshold(key: str, bound: Threshold, entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    higher = _higher_is_better(key)
+    if (bound.min is not None) != higher:
+        word, side = ("more", "min") if higher else ("less", "max")
+        raise UserError(f"promotion.thresholds.{key}: {word} is better here, so give {side}")
+    limit = bound.min if bound.min is not None else bound.max
+    assert limit is not None
+    value = _number(entry["value"]) if entry else None
+    if value is None:
+        return _check("threshold", key, False, f"{key} has no figure to hold against the threshold {limit:g}")
+    passed = value >= limit if higher else value <= limit
+    words = ("reaches" if higher else "is within") if passed else ("is below" if higher else "is above")
+    reason = f"{key} {value:.4g} {words} the threshold {limit:g}"
+    return _check("threshold", key, passed, reason, value=value, bound=limit)
+
+
+def _above_majority(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = _number(entry["low"]), _number(entry["high"])
+    rival = _number(entry["baselines"].get("majority"))
+    if low is None or high is None or rival is None:
+        missing = "95 % interval" if rival is not None else "majority baseline"
+        return _check("majority", name, False, f"{name} has no {missing}, so it is not shown to have been learnt")
+    passed = low > rival if entry["higher_is_better"] else high < rival
+    words = "clears" if passed else "does not clear"
+    reason = f"{name} {entry['value']:.4g} [{low:.4g}, {high:.4g}] {words} the majority baseline {rival:.4g}"
+    return _check("majority", name, passed, reason, value=entry["value"], bound=rival, low=low, high=high)
+
+
+def _no_worse(
+    name: str, difference: Difference | None, margin: float, entry: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    if difference is None or _number(difference.worse.low) is None:
+        return _check("champion", name, False, f"{name} cannot be compared with the champion")
+    errors = entry is not None and not entry["higher_is_better"]
+    allowed = margin * difference.champion if errors else margin
+    worse = difference.worse
+    passed = worse.low <= allowed
+    words = "not shown to be worse than" if passed else "worse than"
+    reason = (
+        f"{name} {difference.candidate:.4g} is {words} the champion's {difference.champion:.4g} by more than "
+        f"{allowed:.3g} (worse by {worse.value:.3g}, 95 % [{worse.low:.3g}, {worse.high:.3g}])"
+    )
+    figures = {"value": worse.value, "bound": allowed, "low": worse.low, "high": worse.high}
+    return _check("champion", name, passed, reason, **figures)
+
+
+def _in_order(settings: Settings, against: Mapping[str, Difference] | None) -> str:
+    parts = [f"{len(settings.promotion.thresholds)} thresholds are met"]
+    if settings.promotion.above_majority:
+        parts.append(f"all {len(settings.qa.tasks)} tasks clear their majority baseline")
+    parts.append("there is no champion to compare with" if against is None else "no task is worse than the champion")
+    return "; ".join(parts)
+
+
+def _check(kind: str, key: str, passed: bool, reason: str, **figures: float) -> dict[str, Any]:
+    return {"check": kind, "key": key, "passed": passed, "reason": reason, **figures}
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""Readers of native dataset layouts, and the renderer of synthetic heads."""

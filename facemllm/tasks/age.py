@@ -1,0 +1,26 @@
+"""Apparent age in years, answered in steps of five."""
+
+from facemllm.tasks.base import Option, Task
+from facemllm.tasks.items import Number
+
+_YEARS = r"(?:years? old|years? of age|years?(?= [.,]|$)|yrs?(?: old)?(?= [.,]|$)|yo|y o)"
+
+TASK = Task(
+    name="age",
+    metric="mae",
+    higher_is_better=False,
+    unit="years",
+    items=(
+        Number(
+            name="age",
+            templates=("How old is the person?", "What is the person's age?", "How many years old is this face?"),
+            options=tuple(Option(value=str(age), text=f"about {age} years old") for age in range(5, 86, 5)),
+            column="age",
+            low=0,
+            high=120,
+            readings=((1, rf"N {_YEARS}"), (1, "aged N")),
+            short=((1, "N"),),
+            lead="he|she|they|it|the|this|a|person|woman|man|face|is|looks|seems|appears|to|be|age|aged|s?he is|:",
+        ),
+    ),
+)

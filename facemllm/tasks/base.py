@@ -1,0 +1,144 @@
+"""What a face-perception task is: questions, exact labels, the options that say them, and a strict reader of answers.
+
+A task is data: a name, a metric and its items. An item is one thing to ask about (`hair_color`, `yaw`); the forms it
+can take are in `items`. A turn of a conversation names its wording as `item/index`, e.g. `hair_color/1`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+Form = Literal["choice", "boolean", "number", "open"]
+Metric = Literal["balanced_accuracy", "accuracy", "mae", "fact_f1"]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One possible answer: its canonical value and the words that say it."""
+
+    value: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked about one item, in several wordings. `options` is empty for an open question; for a number it is
+    the grid, each value being the number as text."""
+
+    task: str
+    item: str
+    form: Form
+    templates: tuple[str, ...]
+    options: tuple[Option, ...]
+
+
+class Item(Protocol):
+    """One thing a task asks about."""
+
+    @property
+    def name(self) -> str:
+        """Key of the item, unique among all tasks."""
+
+    @property
+    def form(self) -> Form:
+        """Shape of the answer."""
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Wordings of the question. Append only: their order is part of stored turns."""
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """Possible answers, empty for an open question."""
+
+    def label(self, row: Row) -> str | None:
+        """Canonical exact answer from a row of `faces`; None when the row does not say."""
+
+    def option_for(self, label: str) -> Option:
+        """The option that says a label."""
+
+    def parse(self, text: str) -> str | None:
+        """Canonical answer from free text; None when it is not plainly there."""
+
+    def mention(self, label: str) -> str | None:
+        """Words for a caption; None where a caption would keep silent, as about a hat that is not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One face-perception task. Metrics are macro averages over its items."""
+
+    name: str
+    metric: Metric
+    higher_is_better: bool
+    unit: str
+    items: tuple[Item, ...]
+
+    def questions(self) -> tuple[Question, ...]:
+        """All questions of the task, one an item."""
+        return self._questions
+
+    def label(self, row: Row, item: str) -> str | None:
+        """Canonical exact answer from a row of `faces` (a number as text, "37.4"); None = unknown, no question."""
+        return self._by_name[item].label(row)
+
+    def option_for(self, item: str, label: str) -> Option:
+        """The option that says a label; for a number the nearest on the grid."""
+        return self._by_name[item].option_for(label)
+
+    def parse(self, item: str, text: str) -> str | None:
+        """Canonical answer from free text. Strict: None unless exactly one answer is plainly given."""
+        return self._by_name[item].parse(text)
+
+    def phrase(self, row: Row, item: str) -> str | None:
+        """Words about this item for a caption; None when unknown, or absent and better not mentioned."""
+        label = self.label(row, item)
+        return None if label is None else self._by_name[item].mention(label)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Item]:
+        return {item.name: item for item in self.items}
+
+    @cached_property
+    def _questions(self) -> tuple[Question, ...]:
+        return tuple(
+            Question(task=self.name, item=i.name, form=i.form, templates=i.templates, options=i.options)
+            for i in self.items
+        )
+
+
+def phrases_of(item: Item) -> Iterator[str]:
+    """Every phrase with which an item is answered or mentioned in a caption, each once."""
+    texts = [option.text for option in item.options]
+    texts += [text for option in item.options if (text := item.mention(option.value)) is not None]
+    yield from dict.fromkeys(texts)
+
+
+def draw(count: int, *parts: str) -> int:
+    """A number below `count` that depends on `parts` alone: a choice that no other row, source or order can move."""
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % count
+
+
+AGE_BANDS = ((18, "child"), (36, "young"), (60, "middle"))
+SKIN_TONES = ((4, "light"), (7, "medium"), (11, "dark"))
+
+
+def groups(row: Row) -> dict[str, str]:
+    """Fairness groups of a row: `gender`, `age_band` (child 0-17, young 18-35, middle 36-59, old 60+) and `skin_tone`
+    (Monk scale: light 1-3, medium 4-6, dark 7-10). What is unknown is left out."""
+    found = {}
+    if row.get("gender") is not None:
+        found["gender"] = str(row["gender"])
+    age = row.get("age")
+    if age is not None and age >= 0:
+        found["age_band"] = next((band for below, band in AGE_BANDS if age < below), "old")
+    tone = row.get("skin_tone")
+    if tone is not None and 1 <= tone <= 10:
+        found["skin_tone"] = next(name for below, name in SKIN_TONES if tone < below)
+    return found

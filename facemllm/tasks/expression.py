@@ -1,0 +1,34 @@
+"""Facial expression: the seven that most datasets share. A contempt label gives no question, yet is understood."""
+
+from facemllm.tasks.base import Option, Task
+from facemllm.tasks.items import Choice
+
+WORDS = {
+    "neutral": ("neutral", "neutrality", "expressionless"),
+    "happiness": ("happy", "happiness", "joyful", "joy"),
+    "sadness": ("sad", "sadness"),
+    "surprise": ("surprised", "surprise"),
+    "fear": ("fearful", "fear", "afraid", "scared"),
+    "disgust": ("disgusted", "disgust"),
+    "anger": ("angry", "anger"),
+}
+
+TASK = Task(
+    name="expression",
+    metric="accuracy",
+    higher_is_better=True,
+    unit="",
+    items=(
+        Choice(
+            name="expression",
+            templates=(
+                "What expression does the face show?",
+                "Which emotion is shown?",
+                "How does the person feel?",
+            ),
+            options=tuple(Option(value=value, text=words[0]) for value, words in WORDS.items()),
+            source=lambda row: row.get("expression"),
+            patterns={**WORDS, "contempt": ("contempt", "contemptuous")},
+        ),
+    ),
+)

@@ -1,0 +1,27 @@
+"""Gender as the source annotates it."""
+
+from facemllm.tasks.base import Option, Task
+from facemllm.tasks.items import Choice
+
+TASK = Task(
+    name="gender",
+    metric="balanced_accuracy",
+    higher_is_better=True,
+    unit="",
+    items=(
+        Choice(
+            name="gender",
+            templates=(
+                "Is this a woman or a man?",
+                "Which gender does the face show?",
+                "What is the person's gender?",
+            ),
+            options=(Option(value="female", text="a woman"), Option(value="male", text="a man")),
+            source=lambda row: row.get("gender"),
+            patterns={
+                "female": ("(?:a )?woman", "female", "girl", "lady"),
+                "male": ("(?:a )?man", "male", "boy", "gentleman"),
+            },
+        ),
+    ),
+)

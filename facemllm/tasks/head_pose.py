@@ -1,0 +1,95 @@
+"""Head pose in degrees, answered in steps of five, with the signs of 300W-LP.
+
+yaw > 0: the nose points to the image's left. pitch > 0: it points up. roll > 0: the head leans clockwise in the
+image. `left` and `right` stay words of their own, so that a mirrored picture only swaps them. A side named after the
+person ("to her left") is refused: it may mean the other one.
+"""
+
+from facemllm.tasks.base import Option, Task
+from facemllm.tasks.items import Number
+
+_TO = r"(?:(?:to|towards?) )?(?:the )?"
+_DEGREES = r"N(?: degrees?)?"
+_END = r"(?! and [+-]?\d)(?! of\b| or\b)"
+_LEAD = "the|head|is|it|he|she|yaw|pitch|roll|angle|of|:|are"
+
+
+def _grid(above: str, below: str, zero: str, limit: int) -> tuple[Option, ...]:
+    return tuple(
+        Option(value=str(n), text=zero if n == 0 else (above if n > 0 else below).format(abs(n)))
+        for n in range(-limit, limit + 1, 5)
+    )
+
+
+def _side(verbs: str, words: str) -> tuple[str, str]:
+    """Patterns "turned 25 degrees to the left" and "turned to the left by 25 degrees"."""
+    return rf"(?:{verbs}) {_DEGREES} {_TO}(?:{words}){_END}", rf"(?:{verbs}) {_TO}(?:{words}) {_DEGREES}"
+
+
+def _sides(verbs: str, above: str, below: str, zero: str) -> tuple[tuple[int, str], ...]:
+    positive = [(1, pattern) for pattern in _side(verbs, above)]
+    negative = [(-1, pattern) for pattern in _side(verbs, below)]
+    return (*positive, *negative, (1, zero))
+
+
+def _short(above: str, below: str) -> tuple[tuple[int, str], ...]:
+    found = [(1, r"([+-]\d{1,3}(?:\.\d+)?)(?: degrees?)?"), (1, r"(\d{1,3}(?:\.\d+)?)"), (1, r"(0) degrees")]
+    for sign, words in ((1, above), (-1, below)):
+        found += [(sign, rf"{_DEGREES} {_TO}(?:{words})"), (sign, rf"{_TO}(?:{words}) {_DEGREES}")]
+    return tuple(found)
+
+
+_LEFT, _RIGHT = "left", "right"
+_UP, _DOWN = "up|upwards?", "down|downwards?"
+_CLOCKWISE, _COUNTER = "right|clockwise", "left|counter ?clockwise|anti ?clockwise"
+
+TASK = Task(
+    name="head_pose",
+    metric="mae",
+    higher_is_better=False,
+    unit="degrees",
+    items=(
+        Number(
+            name="yaw",
+            templates=("How far is the head turned left or right?", "Which way does the head turn, how far?"),
+            options=_grid("turned {} degrees left", "turned {} degrees right", "facing straight ahead", 60),
+            column="yaw",
+            low=-90,
+            high=90,
+            readings=_sides(
+                "turned|rotated|facing|looking|pointing",
+                _LEFT,
+                _RIGHT,
+                "(?:facing |looking )?straight ahead|facing forwards?|frontal",
+            ),
+            short=_short(_LEFT, _RIGHT),
+            lead=_LEAD,
+        ),
+        Number(
+            name="pitch",
+            templates=("How far is the head raised or lowered?", "Which way does the head nod, how far?"),
+            options=_grid("raised {} degrees", "lowered {} degrees", "level", 25),
+            column="pitch",
+            low=-90,
+            high=90,
+            readings=(
+                (1, rf"raised {_DEGREES}{_END}"),
+                (-1, rf"lowered {_DEGREES}{_END}"),
+                *_sides("turned|tilted|facing|looking|pointing|pitched", _UP, _DOWN, "(?<!eye )level"),
+            ),
+            short=_short(_UP, _DOWN),
+            lead=_LEAD,
+        ),
+        Number(
+            name="roll",
+            templates=("How far does the head lean sideways?", "Which way is the head tilted, how far?"),
+            options=_grid("tilted {} degrees right", "tilted {} degrees left", "upright", 20),
+            column="roll",
+            low=-180,
+            high=180,
+            readings=_sides("tilted|leaning|leans|rolled", _CLOCKWISE, _COUNTER, "upright"),
+            short=_short(_CLOCKWISE, _COUNTER),
+            lead=_LEAD,
+        ),
+    ),
+)

@@ -1,0 +1,125 @@
+"""Reading answers in words: normalisation, doubt, negation, and mentions of things. It refuses rather than guesses.
+
+A text becomes lower-case words with single spaces, `,` and `.` kept as words of their own to mark where scopes end.
+Every mention found in it is said to be affirmed, denied, or unclear.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Literal
+
+MAX_TEXT = 2000
+"""Longer answers are refused unread: no answer needs this, and reading stays cheap on hostile text."""
+
+Stance = Literal["affirmed", "denied", "unclear"]
+
+_UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_UNITS += ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+_SPELLED = re.compile(rf"\b(?:({'|'.join(_TENS)})(?: ({'|'.join(_UNITS[1:10])}))?|({'|'.join(_UNITS)}))\b")
+
+# Words that take an answer back, leave it open, or speak of a thing that is not on the face.
+_DOUBT = re.compile(
+    r"\b(?:maybe|perhaps|possibly|might|may|could|would|either|neither|or|whether|if|unless|unsure|unclear|unknown"
+    r"|uncertain|cannot|can not|not sure|hard to|difficult to|impossible|holding|removed|took|used to|instead of"
+    r"|rather than)\b"
+)
+_FILLER = r"(?:wearing|wear|have|having|has|had|with|a|an|any|the|some|visible|of|in|look|looking|seem|appear|to|be|is)"
+_NEGATOR = r"(?:not|no|without|never|lacks|lack|lacking|nor)"
+_DENIED_BEFORE = re.compile(rf"\b{_NEGATOR}(?: {_FILLER})* $")
+_NEGATION_OPEN = re.compile(rf"\b{_NEGATOR}\b(?!.*\b(?:has|have|is|are|with|wears|wearing|but|shows)\b)")
+_DENIED_AFTER = re.compile(
+    r"^(?: (?:is|are|:) (?:no|none|false|absent|missing|not (?:present|visible|there|worn|seen))| absent| missing)\b"
+)
+_OPEN_AFTER = re.compile(r"^ (?:is|are|:) not\b")
+
+
+_PLAIN = str.maketrans("’−–_\n=", "'-- .:")
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A pattern found in a text: what it stands for, its numbers if any, and what the text says of it."""
+
+    key: str
+    number: str | None
+    stance: Stance
+
+
+@lru_cache(maxsize=64)  # a caption is read once for each of its facts
+def normalise(text: str) -> str | None:
+    """Plain words of a text, or None when it is too long. Questions in it are dropped: they answer nothing."""
+    if len(text) > MAX_TEXT:
+        return None
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = text.translate(_PLAIN)
+    text = re.sub(r"[^.!?;]*\?", " ", text)
+    text = re.sub(r"can't|can not", "cannot", text)
+    text = re.sub(r"n't\b", " not", text)
+    text = re.sub(r"'s\b", "", text).replace("°", " degrees ")
+    text = re.sub(r"(?<=\w)-|-(?!\d)", " ", text)  # a hyphen joins words; only a leading minus is a sign
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)|[;!]", " . ", text)
+    text = re.sub(r",", " , ", text).replace(":", " : ")
+    text = re.sub(r"[^\w\s.,:+-]", " ", text)
+    text = re.sub(r"\s+", " ", text).strip(" .,:")
+    return _SPELLED.sub(_digits, text)
+
+
+def _digits(found: re.Match[str]) -> str:
+    tens, unit, small = found.groups()
+    return str(_UNITS.index(small) if small else _TENS[tens] + (_UNITS.index(unit) if unit else 0))
+
+
+@lru_cache(maxsize=64)
+def doubtful(text: str) -> bool:
+    """Whether a normalised text hedges, offers alternatives, or speaks of something else than the face."""
+    return _DOUBT.search(text) is not None
+
+
+def assertions(text: str) -> str | None:
+    """The normalised sentences of a text that do not hedge; None when it is too long."""
+    words = normalise(text)
+    return None if words is None else " . ".join(part for part in words.split(" . ") if not doubtful(part))
+
+
+@cache
+def compiled(pattern: str) -> re.Pattern[str]:
+    """A pattern over whole words of normalised text."""
+    return re.compile(rf"(?<![\w+-])(?:{pattern})(?![\w-])")
+
+
+def mentions(text: str, patterns: Iterable[tuple[str, str]]) -> list[Mention]:
+    """What of (key, pattern) a normalised text mentions. A mention inside a longer one ("brown hair" in "dark brown
+    hair") is not one. A pattern's first group, if it has one, is the number mentioned."""
+    found = [(m.start(), m.end(), key, m) for key, pattern in patterns for m in compiled(pattern).finditer(text)]
+    outer = [f for f in found if not any(_inside(f, other) for other in found)]
+    return [
+        Mention(key, match.group(1) if match.re.groups else None, stance(text, start, end))
+        for start, end, key, match in outer
+    ]
+
+
+def _inside(inner: tuple[int, int, str, object], outer: tuple[int, int, str, object]) -> bool:
+    longer = outer[1] - outer[0] > inner[1] - inner[0]
+    return longer and outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
+def stance(text: str, start: int, end: int) -> Stance:
+    """What a text says of the thing at [start, end). A negation further off in the sentence that could still govern it
+    ("without a hat, earrings") makes it unclear."""
+    sentence = text.rfind(" . ", 0, start)
+    before = text[0 if sentence < 0 else sentence + 3 : start]
+    if _DENIED_BEFORE.search(before) or _DENIED_AFTER.search(text[end:]):
+        return "denied"
+    return "unclear" if _NEGATION_OPEN.search(before) or _OPEN_AFTER.search(text[end:]) else "affirmed"
+
+
+def only(values: Iterable[str]) -> str | None:
+    """The one distinct value, or None when there are none or several."""
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None

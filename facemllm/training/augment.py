@@ -1,0 +1,65 @@
+"""Label-preserving changes of a batch of faces: mirror, shift, brightness, contrast, colour gain.
+
+What is drawn depends on (seed, stage, step) and the place in the global batch alone, never on the rank or on what was
+drawn before: a resumed run and a run on more workers see the same pictures.
+Shapes: B batch, S image side; pixels are (B, S, S, 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SHIFT = 1 / 16  # of the side: 6 pixels at 96
+LIGHT = 0.15
+GAIN = 0.04
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What happens to each image of a batch."""
+
+    mirror: NDArray[np.bool_]  # (B,)
+    shift: NDArray[np.int64]  # (B, 2) rows and columns, pixels
+    contrast: NDArray[np.float32]  # (B, 1, 1, 1) factor
+    offset: NDArray[np.float32]  # (B, 1, 1, 3) in half-ranges: brightness and colour gain
+
+    def part(self, rows: slice) -> Changes:
+        """The changes of some images of the batch."""
+        return Changes(self.mirror[rows], self.shift[rows], self.contrast[rows], self.offset[rows])
+
+
+def draw(generator: np.random.Generator, images: int, side: int) -> Changes:
+    """Draw changes for `images` images of `side` pixels."""
+    reach = max(1, round(side * SHIFT))
+
+    def spread(size: float, *shape: int) -> NDArray[np.float32]:
+        return generator.uniform(-size, size, (images, *shape)).astype(np.float32)
+
+    return Changes(
+        mirror=generator.random(images) < 0.5,
+        shift=generator.integers(-reach, reach + 1, (images, 2)),
+        contrast=1 + spread(LIGHT, 1, 1, 1),
+        offset=spread(LIGHT, 1, 1, 1) + spread(GAIN, 1, 1, 3),
+    )
+
+
+def apply(pixels_BSSC: Tensor, changes: Changes) -> Tensor:
+    """Changed pixels (B, S, S, 3), float32, on the scale 0..255; shifted-in pixels repeat the border."""
+    images, side = pixels_BSSC.shape[:2]
+    device = pixels_BSSC.device
+    place_S = np.arange(side)
+    rows_BS = np.clip(place_S + changes.shift[:, :1], 0, side - 1)
+    columns_BS = np.clip(np.where(changes.mirror[:, None], place_S[::-1], place_S) + changes.shift[:, 1:], 0, side - 1)
+    moved_BSSC = pixels_BSSC[
+        torch.arange(images, device=device)[:, None, None],
+        torch.from_numpy(rows_BS).to(device)[:, :, None],
+        torch.from_numpy(columns_BS).to(device)[:, None, :],
+    ]
+    contrast = torch.from_numpy(changes.contrast).to(device)
+    offset = torch.from_numpy(changes.offset).to(device) * 127.5
+    return (moved_BSSC.float() - 127.5) * contrast + offset + 127.5

@@ -1,0 +1,229 @@
+"""What training reads: decoded pixels in a memory map, turns as flat integer arrays.
+
+Pixels are decoded once per table and image size and shared by the three stages and by evaluation; the folder is named by
+digest and built under a temporary name. Turns hold token ids of each distinct text once; mirrored texts (left <-> right)
+are tokenised beside them, so that a mirrored face is asked and answered correctly. Memory is flat in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from facemllm import digests
+from facemllm.errors import UserError
+from facemllm.model.pixels import face_pixels
+from facemllm.model.prompts import Frame
+from facemllm.records import Table
+
+_POOL_ROWS = 20_000  # below this, starting decoder processes (each imports torch) costs more than it saves
+_MIRROR = {"left": "right", "right": "left"}
+_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+def mirror_text(text: str) -> str:
+    """The text as it reads for the mirrored face: the words left and right change places, case kept."""
+
+    def swap(match: re.Match[str]) -> str:
+        word = match[0]
+        other = _MIRROR[word.lower()]
+        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+    return _SIDES.sub(swap, text)
+
+
+def pixel_cache(table: Table, image_processor: Any, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
+    """Pixels of every row of a conversations table, in row order: a read-only memory map (rows, S, S, 3) uint8.
+
+    Built once per table digest and image processor; a half-built cache is never seen. `workers: 0` is one a core.
+    """
+    kind = digests.of_json(json.loads(image_processor.to_json_string()))
+    path = cache / f"pixels-{table.digest[:24]}-{kind[:8]}.npy"
+    if not path.exists():
+        _build_pixels(table, image_processor, path, workers or len(os.sched_getaffinity(0)))
+    return np.load(path, mmap_mode="r")
+
+
+def _build_pixels(table: Table, image_processor: Any, path: Path, workers: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    batches = table.batches(columns=["images"], batch_rows=64)
+    pixels: NDArray[np.uint8] | None = None
+    done = 0
+    try:
+        for block in _decoded(batches, image_processor, workers if table.rows >= _POOL_ROWS else 1):
+            if pixels is None:
+                pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, (table.rows, *block.shape[1:]))
+            pixels[done : done + len(block)] = block
+            done += len(block)
+        if pixels is None:
+            raise UserError(f"{table.path}: the table has no rows to train on")
+        pixels.flush()
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write the pixel cache {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _decoded(batches: Iterator[pa.RecordBatch], image_processor: Any, workers: int) -> Iterator[NDArray[np.uint8]]:
+    encoded = ([row[0]["bytes"] for row in batch.column("images").to_pylist()] for batch in batches)
+    if workers == 1:
+        yield from (_decode(image_processor, images) for images in encoded)
+        return
+    context = get_context("forkserver")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        pending = []
+        for images in encoded:  # a few batches ahead, so that memory stays flat
+            pending.append(pool.submit(_decode, image_processor, images))
+            if len(pending) > 2 * workers:
+                yield pending.pop(0).result()
+        yield from (future.result() for future in pending)
+
+
+def _decode(image_processor: Any, images: Sequence[bytes]) -> NDArray[np.uint8]:
+    return np.stack([face_pixels(image, image_processor) for image in images])
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Token ids of distinct texts, end to end. Text `i` is `ids[starts[i]:starts[i + 1]]`."""
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+
+    def __getitem__(self, index: int) -> NDArray[np.int32]:
+        return self.ids[self.starts[index] : self.starts[index + 1]]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The conversations of one split: which pixels, which turns, which texts.
+
+    Row `r` shows pixels `pixel_row[r]` and has turns `turn_starts[r]:turn_starts[r + 1]`. A turn names its texts in
+    `texts`: prompt and answer, plain and mirrored (column 1). A turn that `follows` continues the one before it.
+    """
+
+    pixel_row: NDArray[np.int64]
+    turn_starts: NDArray[np.int64]
+    prompt: NDArray[np.int32]  # (turns, 2)
+    answer: NDArray[np.int32]  # (turns, 2)
+    task: NDArray[np.int16]
+    follows: NDArray[np.bool_]
+    tasks: tuple[str, ...]
+    texts: Texts
+
+    def __len__(self) -> int:
+        return len(self.pixel_row)
+
+    def weights(self, mixture: Mapping[str, float]) -> NDArray[np.float64]:
+        """Weight of each turn under a stage's mixture of tasks; 0 for a task the stage does not name."""
+        return np.array([mixture.get(name, 0.0) for name in self.tasks])[self.task]
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """Columns of the turns of a split, as text."""
+
+    pixel_row: NDArray[np.int64]
+    count: NDArray[np.int64]
+    question: pa.Array
+    answer: pa.Array
+    task: pa.Array
+    form: pa.Array
+    follows: NDArray[np.bool_]
+
+
+def read_turns(table: Table, split: str) -> _Turns:
+    """The turns of one split, column by column. Raises UserError when the split is empty or messages and turns differ."""
+    rows, counts, questions, answers, tasks, forms, follows = [], [], [], [], [], [], []
+    first = 0
+    for batch in table.batches(columns=["split", "messages", "turns"], batch_rows=1024):
+        keep = pc.equal(batch.column("split"), split)
+        index = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
+        if len(index):
+            chosen = batch.filter(keep)
+            messages, turns = chosen.column("messages"), chosen.column("turns")
+            parts = messages.flatten().field("content").flatten()
+            text = parts.field("text").filter(pc.equal(parts.field("type"), "text"))
+            flat = turns.flatten()
+            if len(text) != 2 * len(flat):
+                raise UserError(f"{table.path}: messages are not question-answer pairs, one text each, one pair a turn")
+            rows.append(index + first)
+            counts.append(pc.list_value_length(turns).to_numpy(zero_copy_only=False).astype(np.int64))
+            questions.append(text.take(pa.array(np.arange(0, len(text), 2))))
+            answers.append(text.take(pa.array(np.arange(1, len(text), 2))))
+            tasks.append(flat.field("task"))
+            forms.append(flat.field("form"))
+            follows.append(pc.fill_null(flat.field("follows"), False).to_numpy(zero_copy_only=False))
+        first += batch.num_rows
+    if not rows:
+        raise UserError(f"{table.path}: no row of split '{split}'; check data.validation_share and the source's splits")
+    return _Turns(
+        np.concatenate(rows),
+        np.concatenate(counts),
+        pa.concat_arrays(questions),
+        pa.concat_arrays(answers),
+        pa.concat_arrays(tasks),
+        pa.concat_arrays(forms),
+        np.concatenate(follows).astype(bool),
+    )
+
+
+def vocabulary_texts(turns: _Turns) -> tuple[list[str], list[str]]:
+    """Distinct texts of a split, mirrored ones too, and its distinct closed answers: what a tiny tokenizer is built of."""
+    closed = pc.not_equal(turns.form, "open")
+    answers = pc.unique(turns.answer.filter(closed)).to_pylist()
+    texts = pc.unique(turns.question).to_pylist() + pc.unique(turns.answer).to_pylist()
+    return _with_mirrors(texts), _with_mirrors(answers)
+
+
+def _with_mirrors(texts: Sequence[str]) -> list[str]:
+    return sorted({*texts, *(mirror_text(text) for text in texts)})
+
+
+def tokenise(turns: _Turns, frame: Frame) -> Corpus:
+    """Turns as token ids, each distinct text tokenised once, plain and mirrored."""
+    ids: list[list[int]] = []
+    known: dict[tuple[str, bool | None], int] = {}
+
+    def text_id(text: str, follows: bool | None) -> int:
+        key = (text, follows)
+        if key not in known:
+            known[key] = len(ids)
+            ids.append(frame.answer(text) if follows is None else frame.prompt(text, follows=follows))
+        return known[key]
+
+    question, answer = turns.question.dictionary_encode(), turns.answer.dictionary_encode()
+    questions, answers = question.dictionary.to_pylist(), answer.dictionary.to_pylist()
+    ask = np.array([[[text_id(t, f) for t in (q, mirror_text(q))] for f in (False, True)] for q in questions], np.int32)
+    reply = np.array([[text_id(t, None) for t in (a, mirror_text(a))] for a in answers], np.int32)
+    task = turns.task.dictionary_encode()
+    return Corpus(
+        pixel_row=turns.pixel_row,
+        turn_starts=np.concatenate([[0], np.cumsum(turns.count)]),
+        prompt=ask[question.indices.to_numpy(), turns.follows.astype(int)],
+        answer=reply[answer.indices.to_numpy()],
+        task=task.indices.to_numpy().astype(np.int16),
+        follows=turns.follows,
+        tasks=tuple(task.dictionary.to_pylist()),
+        texts=Texts(
+            np.fromiter((i for text in ids for i in text), np.int32),
+            np.cumsum([0, *(len(text) for text in ids)]).astype(np.int64),
+        ),
+    )

@@ -1,0 +1,115 @@
+"""A stage as data: which modules train, at which rate, under which schedule; low-rank adapters where it says so."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facemllm.errors import UserError
+from facemllm.settings import Lora, Stage, Trainable
+
+MODULES = ("tower", "projector", "embeddings", "language")
+FLOOR = 0.02  # share of the learning rate left at the end of a decay
+
+
+def module_of(name: str) -> str:
+    """The module a parameter or buffer belongs to, by its full name in a LLaVA-layout model."""
+    if "vision_tower." in name:
+        return "tower"
+    if "multi_modal_projector." in name or name.endswith("image_newline"):
+        return "projector"
+    if "embed_tokens." in name or "lm_head." in name:
+        return "embeddings"
+    return "language"
+
+
+def prepare(model: Any, trains: Trainable, lora: Lora) -> Any | None:
+    """Set which parameters require gradients; returns the peft wrapper when the language model trains by adapters.
+
+    Adapters go into the linear layers of the language model, by exact module name: never into the tower.
+    """
+    wrapper = None
+    if trains.language == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        targets = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and "language_model." in name and module_of(f"{name}.") == "language"
+        ]
+        if not targets:
+            raise UserError("language: lora needs linear layers in the language model; this one has none")
+        wrapper = get_peft_model(
+            model,
+            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets),
+        )
+    for name, parameter in model.named_parameters():
+        adapter = ".lora_" in name
+        mode = getattr(trains, module_of(name))
+        parameter.requires_grad_(mode == "full" and not adapter or mode == "lora" and adapter)
+    return wrapper
+
+
+def set_modes(model: Any, trains: Trainable) -> None:
+    """Training mode, except for a frozen tower: its normalisation statistics must not move."""
+    model.train()
+    if trains.tower == "frozen":
+        model.model.vision_tower.eval()
+
+
+def merge(model: Any, wrapper: Any | None, probe: tuple[Tensor, ...]) -> Any:
+    """The model with its adapters merged into the weights; raises if that changed what it computes.
+
+    `probe` is (input_ids, attention_mask) of some text, run through the language model before and after.
+    """
+    if wrapper is None:
+        return model
+    model.eval()
+    before = _probe(model, probe)
+    merged = wrapper.merge_and_unload()
+    change = (_probe(merged, probe) - before).abs().max().item()
+    scale = before.abs().max().item()
+    tolerance = 1e-4 if before.dtype == torch.float32 else 3e-2
+    if not change <= tolerance * max(1.0, scale):
+        raise RuntimeError(f"merging the adapters changed the model's logits by {change:.2e} (largest {scale:.2e})")
+    return merged
+
+
+@torch.no_grad()
+def _probe(model: Any, probe: tuple[Tensor, ...]) -> Tensor:
+    ids, mask = probe
+    return model(input_ids=ids, attention_mask=mask).logits
+
+
+def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
+    """Optimiser groups: the tower at `tower_rate` of the learning rate; no decay on norms, biases and embeddings."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            module = module_of(name)
+            decay = stage.weight_decay if parameter.ndim >= 2 and module != "embeddings" else 0.0
+            groups.setdefault((stage.tower_rate if module == "tower" else 1.0, decay), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "factor": factor}
+        for (factor, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def rate(stage: Stage, step: int) -> float:
+    """Share of the learning rate at a step: linear warm-up, constant, then a fall to `FLOOR` over the last `decay`.
+
+    `cosine` falls along half a cosine, `warmup_stable_decay` (Hu et al. 2024) in a straight line.
+    """
+    warm = stage.warmup * stage.steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    fall = stage.decay * stage.steps
+    into = step - (stage.steps - fall)
+    if fall == 0 or into <= 0:
+        return 1.0
+    share = min(1.0, into / fall)
+    shape = 0.5 + 0.5 * math.cos(math.pi * share) if stage.schedule == "cosine" else 1.0 - share
+    return FLOOR + (1.0 - FLOOR) * shape
