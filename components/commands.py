@@ -90,8 +90,8 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> d
             "PYTHONUNBUFFERED": "1",
         }
         if pending and "RAY_ADDRESS" not in os.environ:
-            environment["RAY_ADDRESS"] = services.ray_address(settings)
-            services.up(settings, "ray")
+            with console.status("starting a Ray head for this run"):
+                environment |= services.up(settings, "ray").env
         with (folder / "run.log").open("wb") as log:
             command = [sys.executable, str(root() / "pipeline.py"), "execute", settings.profile, json.dumps(overrides)]
             child = subprocess.Popen(
@@ -119,7 +119,7 @@ def execute(profile: str, overrides: str) -> None:
     """Run the DAG with KFP's local runner in this process."""
     from kfp import local
 
-    from facemllm.processes import die_with_parent
+    from facemllm.machine import die_with_parent
 
     die_with_parent()
     given = json.loads(overrides)

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -292,8 +293,6 @@ def promote_reject(
 
 
 def _decided(as_json: bool, decision: Any) -> None:
-    from dataclasses import asdict
-
     text = (
         f"version {decision.version} ({decision.digest[:12]}) {decision.decision} by {decision.by}: {decision.reason}"
     )
@@ -343,7 +342,7 @@ def lineage(
 
 @services_app.command("up")
 def services_up(
-    names: Annotated[list[str] | None, typer.Argument(help="mlflow, ray; default: mlflow.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="mlflow or ray; default: mlflow.")] = None,
     profile: Profile = "laptop",
     set_: Sets = [],
 ) -> None:
@@ -360,7 +359,7 @@ def services_status(profile: Profile = "laptop", set_: Sets = [], as_json: Json 
     """Tell which local servers run."""
     from facemllm import services
 
-    rows = services.status(load(profile, set_))
+    rows = [asdict(row) for row in services.status(load(profile, set_))]
     text = "\n".join("  ".join(f"{value!s:<12}" for value in row.values()) for row in rows)
     _say(as_json, {"services": rows}, text)
 

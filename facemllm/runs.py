@@ -218,7 +218,7 @@ def _cost(settings: Settings, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _device(settings: Settings) -> str:
-    from facemllm.processes import cores
+    from facemllm.machine import cores
 
     kind = "GPU" if settings.training.use_gpu else "CPU"
     return f"{kind}, {cores()} cores, {platform.machine()}, Python {platform.python_version()}"

@@ -52,6 +52,15 @@ class Running:
 
 
 @dataclass(frozen=True)
+class Deployed:
+    """A model directory in service, its digest and its version in the registry."""
+
+    model: Path
+    digest: str
+    version: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of `status`: state is `up`, `starting`, `unhealthy`, `orphaned` or `down`; `since` in seconds UTC."""
 
@@ -67,8 +76,9 @@ class Row:
 def up(settings: Settings, name: str, service: Service | None = None) -> Running:
     """A server of this name that answers: adopted if it runs with the same command, else started (replacing another).
 
-    `staging` and `production` need a `service` (from `model_server`). Raises UserError when the port belongs to someone
-    else, or when the server does not answer within `services.start_timeout_s` (with the end of its log).
+    Without a `service`, `staging` and `production` serve the model last deployed there. Raises UserError when the port
+    belongs to someone else, or when the server does not answer within `services.start_timeout_s` (with the end of its
+    log).
     """
     service = service or _built_in(settings, name)
     places = _Places(settings.home / "services", name)
@@ -132,6 +142,27 @@ def orphans(settings: Settings) -> list[psutil.Process]:
     return left
 
 
+def deployed(settings: Settings, stage: str) -> Deployed | None:
+    """The model last put into service at a stage, whether it runs or not; None if there is none."""
+    try:
+        data = json.loads(_Places(settings.home / "services", stage).model.read_text("utf-8"))
+        return Deployed(Path(data["model"]), data["digest"], data["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def note_deployed(settings: Settings, stage: str, model: Deployed) -> None:
+    """Remember which model a stage serves, so that `up` can start it again."""
+    path = _Places(settings.home / "services", stage).model
+    text = json.dumps({"model": str(model.model), "digest": model.digest, "version": model.version}, indent=2)
+    atomic_write(path, text.encode())
+
+
+def forget_deployed(settings: Settings, stage: str) -> None:
+    """Forget it: the model was taken out of service."""
+    _Places(settings.home / "services", stage).model.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class _Places:
     folder: Path
@@ -150,6 +181,10 @@ class _Places:
         return self.folder / f"{self.name}.log"
 
     @property
+    def model(self) -> Path:
+        return self.folder / f"{self.name}.model"
+
+    @property
     def lock(self) -> Path:
         return self.folder / f"{self.name}.lock"
 
@@ -160,7 +195,10 @@ def _built_in(settings: Settings, name: str) -> Service:
     if name == "ray":
         return ray(settings)
     if name in NAMES:
-        raise UserError(f"'{name}' serves a deployed model; start it with: facemllm deploy VERSION")
+        known = deployed(settings, name)
+        if known is None:
+            raise UserError(f"no model was deployed to {name} yet; do it with: facemllm deploy VERSION")
+        return model_server(settings, name, known.model, known.digest, known.version)
     raise UserError(f"no service '{name}'; choose one of {', '.join(NAMES)}")
 
 

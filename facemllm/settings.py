@@ -87,6 +87,7 @@ class Versioning(Section):
 
     repository: str | None
     remote: str | None
+    restore: str | None
 
 
 class Segmentation(Section):

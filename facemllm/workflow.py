@@ -74,7 +74,7 @@ def run_step(name: str, profile: str, overrides: Sequence[str], **inputs: str) -
 
     Raises UserError with one clear line; the same line goes to the live table.
     """
-    from facemllm.processes import die_with_parent
+    from facemllm.machine import die_with_parent
 
     if os.environ.get(progress.EVENTS):
         die_with_parent()
@@ -112,6 +112,8 @@ def execute(name: str, settings: Settings, **inputs: str) -> str:
 def step_key(step: Step, settings: Settings, inputs: Mapping[str, str]) -> str:
     """Name of this piece of work: step, code, the settings it depends on, inputs, and what it reads of the world."""
     values: dict[str, Any] = {"seed": settings.seed, "step": step.sections(settings)}
+    if step.name in ("ingest", "annotate", "reformat"):
+        values["restore"] = settings.versioning.restore
     return Store(settings.home).key(step.name, step.module, values, inputs)
 
 
@@ -193,21 +195,41 @@ def _table(manifest: Mapping[str, Any], what: str) -> Outcome:
     return Outcome(manifest["digest"], figure)
 
 
+def _restored(c: Context, name: str) -> Outcome:
+    """A table of the recorded revision that the settings ask for, in place of making it."""
+    from facemllm.versioning import restore
+
+    revision = str(c.settings.versioning.restore)
+    folder = c.work / "restored"
+    if folder.exists():
+        _discard(folder)
+    restore(c.settings, revision, folder)
+    (folder / name).rename(c.out)
+    manifest = open_table(c.out).manifest
+    return Outcome(manifest["digest"], f"{manifest['rows']:,} {name} restored from {revision[:12]}")
+
+
 def _ingest(c: Context) -> Outcome:
     from facemllm.sources.ingest import ingest
 
+    if c.settings.versioning.restore:
+        return _restored(c, "faces")
     return _table(ingest(c.settings, c.out), "faces")
 
 
 def _annotate(c: Context) -> Outcome:
     from facemllm.annotation import annotate
 
+    if c.settings.versioning.restore:
+        return _restored(c, "faces")
     return _table(annotate(c.settings, c.path("faces"), c.out), "faces annotated")
 
 
 def _reformat(c: Context) -> Outcome:
     from facemllm.qa import reformat
 
+    if c.settings.versioning.restore:
+        return _restored(c, "conversations")
     manifest = reformat(c.settings, c.path("annotated"), c.out)
     return _table(manifest, "conversations")
 
@@ -280,7 +302,8 @@ def _gate(c: Context) -> Outcome:
     from facemllm.promotion import gates
 
     candidate = c.path("evaluation")
-    decision = gates.decide(c.settings, candidate, _champion_evaluation(c, candidate))
+    conversations = c.store.path(json.loads((candidate / "metrics.json").read_text("utf-8"))["conversations_digest"])
+    decision = gates.decide(c.settings, conversations, candidate, _champion_evaluation(c, candidate))
     facts = {"passed": decision.passed, "reasons": decision.reasons, "checks": decision.checks}
     digest = _write_json(c.out, "gate.json", {**facts, "evaluation": c.inputs["evaluation"]})
     verdict = "passed" if decision.passed else "refused"

@@ -40,7 +40,8 @@ def baselines(settings: Settings, conversations: Table, sheet: Sheet) -> dict[st
         return {}
     train = read_sheet(conversations, "train")
     constants = {
-        key: majority(tasks.get(key[0]).metric, [train.answers[row] for row in rows]) for key, rows in train.rows.items()
+        key: majority(tasks.get(key[0]).metric, [train.answers[row] for row in rows])
+        for key, rows in train.rows.items()
     }
     with progress.bar("baselines", len(sheet.rows) + 1) as bar:
         space = _Space.fit(settings, conversations, train, sheet)
@@ -177,10 +178,7 @@ def _facts(x_ND: Features, truth: list[str], test_ND: Features) -> list[str]:
         values.setdefault(fact.partition("=")[0], [_ABSENT]).append(fact)
     names = [(key, fact) for key, choices in values.items() for fact in choices]
     target = np.array(
-        [
-            [fact in answer if fact else answer.isdisjoint(values[key]) for key, fact in names]
-            for answer in answers
-        ],
+        [[fact in answer if fact else answer.isdisjoint(values[key]) for key, fact in names] for answer in answers],
         dtype=float,
     )
     strength = _ridge(x_ND, target, test_ND)

@@ -1,7 +1,7 @@
 """The step `evaluate`: a model answers a held-out split; its answers, figures and a dozen faces to look at are kept.
 
-The folder holds `predictions/` (a table), `metrics.json` and `samples/` (JPEG faces and `samples.json`). Its bytes follow
-from the model's and the table's bytes and the settings: no time and no path is in it.
+The folder holds `predictions/` (a table), `metrics.json` and `samples/` (JPEG faces and `samples.json`). Its bytes
+follow from the model's and the table's bytes and the settings: no time and no path is in it.
 """
 
 from __future__ import annotations

@@ -1,24 +1,25 @@
 """Answers of a model to the questions of a split, as a predictions table.
 
-Closed questions are never generated: all questions of a batch of faces go into one scoring call and the answer is the
-likeliest option, or the expectation over the grid for a number. Strict all the same: where free greedy decoding would
-not have given any option, the model has not understood the question, and `parsed` stays empty and counts as wrong.
+Closed questions are never generated: all questions of a batch of faces go into one scoring call, answered by the rule
+serving uses (`tasks.answers`). Strict all the same: where free greedy decoding would not have given any option, the
+model has not understood the question, and `parsed` stays empty and counts as wrong. Open questions are generated.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from facemllm import progress, tasks
 from facemllm.errors import UserError
 from facemllm.records import Table, TableWriter, pairs
 from facemllm.settings import Settings
+from facemllm.tasks.answers import answer
 from facemllm.tasks.metrics import is_asked
 
 COLUMNS = ["image_id", "images", "subject_id", "groups", "messages", "turns"]
@@ -75,10 +76,16 @@ def _answer(predictor: Any, faces: Sequence[Mapping[str, Any]], max_new_tokens: 
         for face in faces
     ]
     closed = [
-        [Query(text, tuple(option.text for option in question.options)) for _, text, question in turns if question.options]
+        [
+            Query(text, tuple(option.text for option in question.options))
+            for _, text, question in turns
+            if question.options
+        ]
         for turns in asked
     ]
-    opened = [(image, text) for image, turns in zip(images, asked, strict=True) for _, text, q in turns if not q.options]
+    opened = [
+        (image, text) for image, turns in zip(images, asked, strict=True) for _, text, q in turns if not q.options
+    ]
     scored = predictor.score(images, closed)
     written = iter(
         predictor.generate_batch([image for image, _ in opened], [text for _, text in opened], max_new_tokens)
@@ -106,12 +113,8 @@ def _written(question: Any, text: str) -> dict[str, Any]:
 
 
 def _chosen(question: Any, scored: Any) -> dict[str, Any]:
-    probabilities = np.asarray(scored.probabilities, dtype=np.float64)
-    option = question.options[int(probabilities.argmax())]
-    parsed = option.value
-    if tasks.get(question.task).metric == "mae":
-        grid = np.array([float(option.value) for option in question.options])
-        parsed = f"{round(float(probabilities @ grid), 2) + 0.0:.2f}"  # + 0.0 turns -0.0 into 0.0
-    understood = scored.greedy is not None and bool(np.isfinite(probabilities).all())
-    scores = {option.value: float(p) for option, p in zip(question.options, probabilities, strict=True)}
-    return {"raw": option.text, "parsed": parsed if understood else None, "scores": pairs(scores)}
+    sound = all(
+        math.isfinite(p) for p in scored.probabilities
+    )  # a broken model answers nothing, whatever it is sure of
+    found = answer(question, scored.probabilities, scored.greedy if sound else None)
+    return {"raw": found.text, "parsed": found.value, "scores": pairs(found.scores)}

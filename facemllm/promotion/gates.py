@@ -1,9 +1,9 @@
 """The gate: whether a model may be put before a person. It fails on everything it cannot see.
 
 Three kinds of checks. Thresholds: every figure named in `promotion.thresholds` reaches its bound. Majority: the 95 %
-interval of every task lies wholly on the good side of what a constant answer scores. Champion: both models have answered
-the same questions; a task fails where the whole 95 % interval of the paired difference is worse than the champion by
-more than `champion_margin` (a share of the champion's error for errors, points of the figure otherwise).
+interval of every task lies wholly on the good side of what a constant answer scores. Champion: both models have
+answered the same questions; a task fails where the whole 95 % interval of the paired difference is worse than the
+champion by more than `champion_margin` (a share of the champion's error for errors, points of the figure otherwise).
 A figure that is missing or undefined fails its check.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from facemllm import stats, tasks
 from facemllm.errors import UserError
 from facemllm.records import CONVERSATIONS, PREDICTIONS, open_table
 from facemllm.settings import Settings, Threshold
-from facemllm.tasks.metrics import BALANCED, CLOSED_MEAN, read_parsed, read_sheet, replicate
+from facemllm.tasks.metrics import BALANCED, CLOSED_MEAN, clears_majority, read_parsed, read_sheet, replicate
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of two models on the same questions; `worse` is by how much the candidate is worse, with its interval."""
+    """A figure of two models on the same questions; `worse` is how much worse the candidate is, with its interval."""
 
     candidate: float
     champion: float
@@ -57,9 +57,7 @@ def decide(settings: Settings, conversations: Path, candidate: Path, champion: P
     return judge(settings, metrics, differences(settings, conversations, candidate, champion))
 
 
-def judge(
-    settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, Difference] | None = None
-) -> Decision:
+def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, Difference] | None = None) -> Decision:
     """Judge figures alone: `metrics` as in metrics.json, `against` the champion by task."""
     rules = settings.promotion
     checks = [_threshold(key, bound, _find(metrics, key)) for key, bound in rules.thresholds.items()]
@@ -69,7 +67,7 @@ def judge(
             checks.append(_check("present", name, False, f"{name} has no figure; every task must be evaluated"))
         elif rules.above_majority:
             checks.append(_above_majority(name, entry))
-        if against is not None:
+        if against is not None and entry is not None:
             checks.append(_no_worse(name, against.get(name), rules.champion_margin, entry))
     failed = [check["reason"] for check in checks if not check["passed"]]
     return Decision(not failed, failed or [_in_order(settings, against)], checks)
@@ -127,8 +125,8 @@ def _find(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
     if key == CLOSED_MEAN:
         found: Mapping[str, Any] | None = metrics.get(CLOSED_MEAN)
         return found
-    if name not in tasks.names():
-        raise UserError(f"promotion.thresholds.{key}: no task '{name}'; choose from {', '.join(tasks.names())}")
+    if name not in tasks.all_names():
+        raise UserError(f"promotion.thresholds.{key}: no task '{name}'; choose from {', '.join(tasks.all_names())}")
     known = [question.item for question in tasks.get(name).questions()] + [BALANCED]
     if item and item not in known:
         raise UserError(f"promotion.thresholds.{key}: {name} has no item '{item}'; choose from {', '.join(known)}")
@@ -158,19 +156,16 @@ def _above_majority(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     if low is None or high is None or rival is None:
         missing = "95 % interval" if rival is not None else "majority baseline"
         return _check("majority", name, False, f"{name} has no {missing}, so it is not shown to have been learnt")
-    passed = low > rival if entry["higher_is_better"] else high < rival
+    passed = clears_majority(entry)
     words = "clears" if passed else "does not clear"
     reason = f"{name} {entry['value']:.4g} [{low:.4g}, {high:.4g}] {words} the majority baseline {rival:.4g}"
     return _check("majority", name, passed, reason, value=entry["value"], bound=rival, low=low, high=high)
 
 
-def _no_worse(
-    name: str, difference: Difference | None, margin: float, entry: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _no_worse(name: str, difference: Difference | None, margin: float, entry: Mapping[str, Any]) -> dict[str, Any]:
     if difference is None or _number(difference.worse.low) is None:
         return _check("champion", name, False, f"{name} cannot be compared with the champion")
-    errors = entry is not None and not entry["higher_is_better"]
-    allowed = margin * difference.champion if errors else margin
+    allowed = margin if entry["higher_is_better"] else margin * difference.champion
     worse = difference.worse
     passed = worse.low <= allowed
     words = "not shown to be worse than" if passed else "worse than"

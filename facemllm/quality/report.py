@@ -55,7 +55,9 @@ def page(result: Mapping[str, Any], outcomes: Sequence[Outcome], faces: pd.DataF
 def _head(result: Mapping[str, Any]) -> list[str]:
     counts = result["counts"]
     if not result["passed"]:
-        verdict = f"<span class=bad>Failed</span>: {len(result['critical'])} critical. Nothing may be trained on this data."
+        verdict = (
+            f"<span class=bad>Failed</span>: {len(result['critical'])} critical. Nothing may be trained on this data."
+        )
     elif result["warnings"]:
         verdict = f"<span class=warn>Passed with {len(result['warnings'])} warnings</span>, listed below."
     else:
@@ -84,7 +86,13 @@ def _checks(table: str, title: str, outcomes: Sequence[Outcome]) -> list[str]:
 
 def _examples(outcomes: Sequence[Outcome]) -> list[str]:
     rows = [
-        [o.table, f"<code>{o.name}</code>", f"{e['row']}", f"<code>{escape(str(e['image_id']))}</code>", escape(e["value"])]
+        [
+            o.table,
+            f"<code>{o.name}</code>",
+            f"{e['row']}",
+            f"<code>{escape(str(e['image_id']))}</code>",
+            escape(e["value"]),
+        ]
         for o in outcomes
         if not o.passed
         for e in o.examples

@@ -46,13 +46,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Mesh:
-    """A head with all it wears, facing the camera. The first vertices are those of the head model, in its order."""
+    """A head with all it wears, facing the camera.
+
+    The first vertices and triangles are those of the head model, in its order; see-through triangles come last.
+    """
 
     vertices: Floats  # (N, 3)
     rest: Floats  # (N, 3)
     bend: Floats  # (N,)
     triangles: Ints  # (T, 3)
     part: NDArray[np.int8]  # (T,)
+    opaque: int  # how many of the triangles, from the first, hide what is behind them
 
 
 @lru_cache(maxsize=16)
@@ -277,7 +281,7 @@ def dress(vertices: Floats, look: Appearance) -> Mesh:
     """The whole mesh of a picture: the shaped head (N, 3) with expression and gaze, and all it wears."""
     model = load_head_model()
     normals = raster.vertex_normals(vertices, model.triangles)
-    pieces = list(_worn(vertices, normals, look))
+    pieces = sorted(_worn(vertices, normals, look), key=lambda piece: piece.part == Part.CLEAR_LENS)
     clothed = model.on_body & (model.vertices[:, 1] < CLOTH_TOP)
     head = vertices + normals * np.where(clothed, CLOTH_THICKNESS, 0).astype(np.float32)[:, None]
     first = np.cumsum([len(head), *(len(piece.vertices) for piece in pieces)])
@@ -291,4 +295,5 @@ def dress(vertices: Floats, look: Appearance) -> Mesh:
             [model.triangles, *(p.triangles + np.int32(n) for p, n in zip(pieces, first, strict=False))]
         ),
         part=np.concatenate([model.part, *(np.full(len(p.triangles), p.part, np.int8) for p in pieces)]),
+        opaque=len(model.triangles) + sum(len(p.triangles) for p in pieces if p.part != Part.CLEAR_LENS),
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 from facemllm import digests, progress
 from facemllm.errors import UserError
-from facemllm.processes import cores, die_with_parent
+from facemllm.machine import cores, die_with_parent
 from facemllm.records import FACES, TableWriter, pairs, subject_id
 from facemllm.settings import Settings
 

@@ -155,7 +155,7 @@ class _Skin:
             self._scalp()
         self._clothes()
 
-    def _cover(self, chosen: Indices, colour: NDArray[Any], share: Floats) -> None:
+    def _cover(self, chosen: Indices, colour: NDArray[Any], share: NDArray[Any]) -> None:
         """Blend a colour into some of the points, by share."""
         under = self.colour[chosen]
         self.colour[chosen] = under + (colour - under) * share[:, None]

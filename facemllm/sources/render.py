@@ -17,7 +17,7 @@ from PIL import Image
 
 from facemllm.sources import raster
 from facemllm.sources.accessories import Mesh, dress
-from facemllm.sources.head_model import Floats, Part, head_rotation, load_head_model, rotate
+from facemllm.sources.head_model import Floats, head_rotation, load_head_model, rotate
 from facemllm.sources.head_sampling import (
     BEARDS,
     EYE_COLORS,
@@ -145,8 +145,7 @@ def draw(
         return np.stack([np.float32(width / 2) + x, np.float32(width / 2) - y, nearness], axis=1)
 
     screen = project(positions)
-    see_through = mesh.part == Part.CLEAR_LENS
-    solid = mesh.triangles[~see_through]
+    solid, see_through = mesh.triangles[: mesh.opaque], mesh.triangles[mesh.opaque :]
     closed = len(model.body_triangles)  # they come first
     nearest = np.zeros((width, width), np.float32)
     covering = np.full((width, width), -1, np.int32)
@@ -166,7 +165,7 @@ def draw(
     normal *= np.where(dot(normal, view) < 0, np.float32(-1), np.float32(1))[:, None]
 
     points = Points(
-        part=mesh.part[~see_through][covering.ravel()[pixels]],
+        part=mesh.part[covering.ravel()[pixels]],
         rest=values[:, 6:9],
         normal=normal,
         lips=values[:, 9],
@@ -181,9 +180,9 @@ def draw(
     canvas.reshape(-1, 3)[pixels] = shade(points, surface, view, lit, look)
     segmentation = np.zeros((width, width), np.uint8)
     segmentation.reshape(-1)[pixels] = surface.label
-    if see_through.any():
+    if len(see_through):
         lens = np.full((width, width), -1, np.int32)
-        raster.rasterise(screen, mesh.triangles[see_through], 0, nearest, lens)
+        raster.rasterise(screen, see_through, 0, nearest, lens)
         canvas[lens >= 0] = canvas[lens >= 0] * np.float32(0.93) + np.float32(0.045)
     if supersample > 1:
         canvas = canvas.reshape(size, supersample, size, supersample, 3).mean(axis=(1, 3))

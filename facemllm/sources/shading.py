@@ -22,9 +22,9 @@ def dot(vectors: Floats, others: Floats) -> Floats:
 
 
 def unit(vectors: Floats) -> Floats:
-    """Vectors (..., 3) scaled to length 1."""
+    """Vectors (..., 3) scaled to length 1; zero stays zero."""
     x, y, z = vectors[..., 0], vectors[..., 1], vectors[..., 2]
-    return vectors * (1 / np.sqrt(x * x + y * y + z * z))[..., None]
+    return vectors * (1 / np.sqrt(np.maximum(x * x + y * y + z * z, np.float32(1e-18))))[..., None]
 
 
 def light_direction(look: Appearance) -> Floats:

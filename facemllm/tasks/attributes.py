@@ -106,7 +106,7 @@ _BEARD = _group(
     {
         "No_Beard": ("clean shaven", "beardless"),
         "5_o_Clock_Shadow": ("5 o ?clock shadow", "stubble"),
-        "Mustache": ("(?:a )?mou?stache",),
+        "Mustache": ("(?:a )?mo?ustache",),
         "Goatee": ("(?:a )?goatee(?: beard)?",),
         "Full_Beard": ("(?:a )?full beard",),
     },

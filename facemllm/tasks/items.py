@@ -10,7 +10,7 @@ from functools import cached_property
 
 from facemllm.records import mapping
 from facemllm.tasks.base import Form, Option, Row
-from facemllm.tasks.language import Mention, doubtful, mentions, normalise, only
+from facemllm.tasks.language import Mention, bounded, doubtful, mentions, normalise, only
 
 _NOTHING = ""  # key of mentions that name no option, as "beard" alone
 
@@ -120,11 +120,11 @@ class Choice:
         return named + [(_NOTHING, word) for word in self.absence]
 
 
-_TAG = r"(?: ,)? (?:he|she|it|they|there|this person|the person|the (?:wo)?man) (?:is|are|has|have|does|do|wears)"
-_SAYS_YES = re.compile(rf"(?:yes|yeah|yep|true|correct)(?:{_TAG})?")
-_SAYS_NO = re.compile(rf"(?:no|nope|false|incorrect)(?:{_TAG} not)?")
-_LEADING = re.compile(r"(yes|yeah|yep|true|correct|no|nope|false|incorrect)(?: [.,:]|$)")
-_TAG_ALONE = re.compile(rf"{_TAG.removeprefix('(?: ,)? ')}( not)?")
+_WORD = re.compile(r"(yes|yeah|yep|true|correct)|no|nope|false|incorrect")
+_TAG = re.compile(
+    r"(?:(?:yes|(no)) )?(?:he|she|it|they|there|this person|the person|the (?:wo)?man)"
+    r" (?:is|are|has|have|does|do|wears)( not)?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,15 +156,13 @@ class Boolean:
         words = normalise(text)
         if not words or doubtful(words):
             return None
-        for answer, whole in (("yes", _SAYS_YES), ("no", _SAYS_NO)):
-            if whole.fullmatch(words):
-                return answer
         answers = []
-        if leading := _LEADING.match(words):
-            answers.append("no" if leading.group(1) in ("no", "nope", "false", "incorrect") else "yes")
-            words = words[leading.end() :].strip(" .,:")
-        if tag := _TAG_ALONE.fullmatch(words):
-            answers.append("no" if tag.group(1) else "yes")
+        for clause in re.split(r" [.,:] ", words):
+            if word := _WORD.fullmatch(clause):
+                answers.append("yes" if word.group(1) else "no")
+            elif tag := _TAG.fullmatch(clause):
+                answers += ["no"] if tag.group(1) else []
+                answers.append("no" if tag.group(2) else "yes")
         found = mentions(words, [(self.name, noun) for noun in self.nouns])
         if any(m.stance == "unclear" for m in found):
             return None
@@ -212,7 +210,7 @@ class Number:
         if any(m.stance != "affirmed" for m in found):
             return None
         value = only(_signed(m) for m in found) if found else self._whole(words)
-        if value is None or any(re.search(_RANGE, words[: m.start()]) for m in re.finditer(r"(?<!\w)\d", words)):
+        if value is None or bounded(words):
             return None
         return value if self.low <= float(value) <= self.high else None
 
@@ -233,11 +231,6 @@ class Number:
 
 
 _NUMBER = r"(?:(?:about|around|roughly|approximately|by) )*([+-]?\d{1,3}(?:\.\d+)?)"
-# A number that follows another, or a bound, is part of a range: no one number is stated.
-_RANGE = re.compile(
-    r"(?:\d(?: degrees| years)? ?(?:and|to|-|,)?(?: (?:about|around))? "
-    r"|\b(?:over|under|above|below|than|least|most|nearly|almost|until|beyond|not) )$"
-)
 
 
 def _signed(mention: Mention) -> str:

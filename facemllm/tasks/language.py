@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal
@@ -39,6 +39,11 @@ _DENIED_AFTER = re.compile(
 _OPEN_AFTER = re.compile(r"^ (?:is|are|:) not\b")
 
 
+_NUMBER_START = re.compile(r"(?<![\w.])[+-]?\d")
+_RANGE_BEFORE = re.compile(
+    r"(?:\d(?: degrees| years)? ?(?:and|to|-|,)?(?: (?:about|around))? "
+    r"|\b(?:over|under|above|below|than|least|most|nearly|almost|until|beyond|not) )$"
+)
 _PLAIN = str.maketrans("’−–_\n=", "'-- .:")
 
 
@@ -87,16 +92,31 @@ def assertions(text: str) -> str | None:
     return None if words is None else " . ".join(part for part in words.split(" . ") if not doubtful(part))
 
 
+@lru_cache(maxsize=64)
+def bounded(text: str) -> bool:
+    """Whether a number in a normalised text is a bound or part of a range ("over 40", "30 to 35 years")."""
+    return any(_RANGE_BEFORE.search(text[: number.start()]) for number in _NUMBER_START.finditer(text))
+
+
 @cache
-def compiled(pattern: str) -> re.Pattern[str]:
-    """A pattern over whole words of normalised text."""
-    return re.compile(rf"(?<![\w+-])(?:{pattern})(?![\w-])")
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:{pattern})(?= |$)")
+
+
+def occurrences(pattern: str, text: str) -> Iterator[re.Match[str]]:
+    """Where a pattern matches whole words of a normalised text. (A look-behind would cost five times as much.)"""
+    compiled, position = _compiled(pattern), 0
+    while found := compiled.search(text, position):
+        whole = found.start() == 0 or text[found.start() - 1] == " "
+        position = found.end() if whole else found.start() + 1
+        if whole:
+            yield found
 
 
 def mentions(text: str, patterns: Iterable[tuple[str, str]]) -> list[Mention]:
     """What of (key, pattern) a normalised text mentions. A mention inside a longer one ("brown hair" in "dark brown
     hair") is not one. A pattern's first group, if it has one, is the number mentioned."""
-    found = [(m.start(), m.end(), key, m) for key, pattern in patterns for m in compiled(pattern).finditer(text)]
+    found = [(m.start(), m.end(), key, m) for key, pattern in patterns for m in occurrences(pattern, text)]
     outer = [f for f in found if not any(_inside(f, other) for other in found)]
     return [
         Mention(key, match.group(1) if match.re.groups else None, stance(text, start, end))

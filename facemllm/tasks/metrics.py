@@ -215,6 +215,14 @@ def summarise(
     return {"tasks": result, CLOSED_MEAN: closed}
 
 
+def clears_majority(figure: Mapping[str, Any]) -> bool:
+    """Whether something was learnt: the whole 95 % interval lies on the good side of the majority baseline."""
+    low, high, rival = figure["low"], figure["high"], figure["baselines"].get("majority")
+    if low is None or high is None or rival is None:
+        return False
+    return bool(low > rival if figure["higher_is_better"] else high < rival)
+
+
 def _sums(sheet: Sheet, parsed: Parsed, rows: npt.NDArray[np.int64], metric: str, question: Any) -> stats.Sums:
     answers = [sheet.answers[row] for row in rows]
     stated = [parsed[row] for row in rows]

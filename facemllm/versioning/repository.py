@@ -33,7 +33,7 @@ BRANCH = "refs/heads/main"
 _TITLE = "# Data repository of Face-MLLM Workflow"
 _FIXED = {
     "README.md": f"{_TITLE}\n\nEvery commit is one version of the tables `faces` and `conversations`. Written by "
-    "`facemllm data record`; read with `facemllm data restore REVISION OUT`.\n",
+    "`facemllm data record`; read with `facemllm data restore REVISION OUT`, or `dvc pull` for the newest.\n",
     ".gitignore": "/faces\n/conversations\n",
     ".dvcignore": "",
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
@@ -78,7 +78,9 @@ class Repository:
             return False
         readme = self.path / "README.md"
         if not (self.path / ".git").is_dir() or not readme.is_file() or not readme.read_text().startswith(_TITLE):
-            raise UserError(f"{self.path} is not a data repository of ours; set versioning.repository to another folder")
+            raise UserError(
+                f"{self.path} is not a data repository of ours; set versioning.repository to another folder"
+            )
         return True
 
     def require(self) -> None:
@@ -98,7 +100,7 @@ class Repository:
                 publish(partial, self.path)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        # whatever was edited or lost by hand in the fixed files would otherwise change the name of the next commit
+        # a fixed file edited by hand would change the name of the next commit
         _write(self.path, {**_FIXED, ".dvc/config.local": self._local_config()})
 
     @contextmanager
@@ -116,20 +118,33 @@ class Repository:
             except BlockingIOError:
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
-                raise UserError(f"another process ({holder}) is recording into {self.path}; run again when it is done") from None
+                raise UserError(
+                    f"another process ({holder}) is recording into {self.path}; run again when it is done"
+                ) from None
             file.truncate(0)
             file.write(f"pid {os.getpid()}")
             file.flush()
             yield
 
     def clear_leftovers(self) -> None:
-        """Remove what an interrupted recording left. Call with the lock held: no one else can own these."""
-        for name in (".dvc/tmp/lock", ".dvc/tmp/rwlock", ".dvc/tmp/rwlock.lock", ".git/index.lock", f".git/{BRANCH}.lock"):
+        """Leave only what is committed: what a recording, finished or interrupted, needed beside it is removed.
+
+        Call with the lock held: no one else can own these files.
+        """
+        for name in (
+            ".dvc/tmp/lock",
+            ".dvc/tmp/rwlock",
+            ".dvc/tmp/rwlock.lock",
+            ".git/index.lock",
+            f".git/{BRANCH}.lock",
+        ):
             (self.path / name).unlink(missing_ok=True)
         for leftover in self.path.glob(".git/facemllm-index*"):
             leftover.unlink()
         for table in TABLES:
             shutil.rmtree(self.path / table, ignore_errors=True)
+        if self._history("%H"):
+            self._git("reset", "-q", "--hard", BRANCH)
 
     def commit(self, message: str) -> tuple[str, bool]:
         """Name the present state: an earlier commit of the very same files, or a new one. The flag tells which."""
@@ -143,7 +158,6 @@ class Repository:
         parent = ["-p", history[0][0]] if history else []
         sha = self._git("commit-tree", tree, *parent, "-m", message, date=_FIRST_DATE + len(history))
         self._git("update-ref", BRANCH, sha, history[0][0] if history else "0" * len(sha))
-        os.replace(private, self.path / ".git" / "index")
         return sha, True
 
     def resolve(self, revision: str) -> str:
@@ -185,7 +199,7 @@ class Repository:
 
     def _local_config(self) -> str:
         return (
-            f"[core]\n    remote = {REMOTE}\n[cache]\n    type = \"reflink,hardlink,copy\"\n"
+            f'[core]\n    remote = {REMOTE}\n[cache]\n    type = "reflink,hardlink,copy"\n'
             f"['remote \"{REMOTE}\"']\n    url = {self.remote}\n"
         )
 
@@ -198,7 +212,8 @@ class Repository:
             return []
 
     def _git(self, *arguments: str, at: Path | None = None, index: str = "", date: int = 0) -> str:
-        environment = clean_environment()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        environment |= {**git_settings(), "LC_ALL": "C"}
         if index:
             environment["GIT_INDEX_FILE"] = index
         who = {"NAME": "facemllm", "EMAIL": "facemllm@localhost", "DATE": f"@{date} +0000"}
@@ -212,10 +227,9 @@ class Repository:
         return done.stdout.strip()
 
 
-def clean_environment() -> dict[str, str]:
-    """The environment without any git setting of the caller, and with git's configuration files left out."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    return environment | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
+def git_settings() -> dict[str, str]:
+    """The variables that keep git from the user's and the machine's configuration."""
+    return {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

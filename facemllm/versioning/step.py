@@ -7,9 +7,10 @@ interrupted recording leaves nothing that the next one does not put right.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +30,7 @@ from facemllm.records import (
     publish,
 )
 from facemllm.settings import Settings
-from facemllm.versioning.repository import REMOTE, TABLES, Repository, Revision, clean_environment
+from facemllm.versioning.repository import REMOTE, TABLES, Repository, Revision, git_settings
 
 _SCHEMAS = {"faces": FACES, "conversations": CONVERSATIONS}
 
@@ -47,7 +48,7 @@ def record(settings: Settings, faces: Path, conversations: Path) -> Revision:
         repository.clear_leftovers()
         with _dvc(repository) as dvc:
             for name, table in tables.items():
-                _place(table, repository.path / name, linked=table.path.resolve().is_relative_to(settings.home))
+                _place(table, repository.path / name)
             dvc.add([str(repository.path / name) for name in TABLES])
             dvc.push(remote=REMOTE)
         for name, table in tables.items():
@@ -55,6 +56,7 @@ def record(settings: Settings, faces: Path, conversations: Path) -> Revision:
             atomic_write(manifest, (table.path / MANIFEST).read_bytes())
         message = "\n".join(f"{name} {table.digest} ({table.rows} rows)" for name, table in tables.items())
         sha, new = repository.commit(f"data\n\n{message}")
+        repository.clear_leftovers()
     return repository.revision(sha, new)
 
 
@@ -78,7 +80,9 @@ def restore(settings: Settings, revision: str, out: Path) -> Revision:
         publish(partial, out)
     except UserError as error:
         text = str(error).replace(str(partial), f"revision {found.sha[:12]}")
-        raise UserError(f"{text} (cache {repository.path / '.dvc' / 'cache'}, remote {repository.remote})") from None
+        cache = repository.path / ".dvc" / "cache"
+        hint = f"remote {repository.remote}; delete {cache} to take everything from the remote"
+        raise UserError(f"{text} ({hint})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
@@ -112,14 +116,14 @@ def has(settings: Settings, revision: str) -> bool:
     return True
 
 
-def _place(table: Table, target: Path, linked: bool) -> None:
-    """Put a table's files under `target`. Results of our own store are never written again and so may be linked;
-    DVC then takes the write permission off both names. Other folders are copied, for they stay their owner's."""
+def _place(table: Table, target: Path) -> None:
+    """Give a table's files a second name under `target` for as long as DVC copies (or reflinks) them into its cache.
+
+    A link costs nothing; its originals stay as they are, for these names are gone when the recording is done.
+    """
     target.mkdir()
     for file in sorted(p for p in table.path.iterdir() if p.is_file()):
         try:
-            if not linked:
-                raise OSError("copy")
             os.link(file, target / file.name)
         except OSError:
             shutil.copyfile(file, target / file.name)
@@ -127,33 +131,48 @@ def _place(table: Table, target: Path, linked: bool) -> None:
 
 @contextmanager
 def _dvc(repository: Repository, revision: str | None = None) -> Iterator[Any]:
-    """An open DVC repository; its errors become UserError, and it reads and writes nothing outside the repository."""
+    """An open DVC repository, silent, that reads and writes no settings or caches outside its own folder.
+
+    DVC's errors become UserError.
+    """
     private = repository.path / ".dvc" / "tmp"
-    overlay = {
+    private_settings = {
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(private / "site"),
         "DVC_GLOBAL_CONFIG_DIR": str(private / "no-config"),
         "DVC_SYSTEM_CONFIG_DIR": str(private / "no-config"),
     }
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(clean_environment() | overlay)
-    try:
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
-
+    with _environment(private_settings):
+        try:
+            from dvc.exceptions import DvcException
+            from dvc.repo import Repo
+        except ImportError as error:
+            raise UserError(f"DVC cannot be imported ({error}); install the project again") from error
+        logger = logging.getLogger("dvc")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
         try:
             with Repo(str(repository.path), rev=revision, config=repository.dvc_config()) as dvc:
                 yield dvc
-        except (DvcException, OSError, ImportError) as error:
-            raise UserError(_explained(error, repository)) from error
+        except FileNotFoundError as error:
+            raise UserError(f"recorded bytes are in neither cache nor remote ({error.filename or error})") from error
+        except (DvcException, OSError) as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"DVC failed in {repository.path} (remote {repository.remote}): {said}") from error
+        finally:
+            logger.setLevel(level)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """The process's environment with these values and without the caller's git settings, put back afterwards."""
+    before = {key: os.environ.get(key) for key in (*values, *(k for k in os.environ if k.startswith("GIT_")))}
+    for key in before:
+        os.environ.pop(key, None)
+    os.environ.update(git_settings() | values)
+    try:
+        yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _explained(error: Exception, repository: Repository) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"recorded bytes are missing from the DVC cache and remote ({error})"
-    said = " ".join(str(error).split()) or type(error).__name__
-    return f"DVC failed in {repository.path} (remote {repository.remote}): {said}"
+        for key in git_settings() | values:
+            os.environ.pop(key, None)
+        os.environ.update({key: value for key, value in before.items() if value is not None})

@@ -266,6 +266,10 @@ def test_larger_pictures_show_the_same_head(rows):
     assert (large["width"], large["expression"], large["yaw"]) == (256, small["expression"], small["yaw"])
     assert np.array(large["landmarks"]) / 2 == pytest.approx(np.array(small["landmarks"]), abs=0.1)
     assert (classes(large)[::2, ::2] == classes(small)).mean() > 0.93
+    smooth = render_identity(3, 2, 1, SIZE, supersample=2)[0]
+    assert smooth["image"] != small["image"]
+    assert np.array(smooth["landmarks"]) == pytest.approx(np.array(small["landmarks"]), abs=0.1)
+    assert (classes(smooth) == classes(small)).mean() > 0.93
 
 
 @pytest.mark.parametrize(("colour", "tone"), [("f6ede4", 1), ("d7bd96", 5), ("a07e56", 6), ("292420", 10)])

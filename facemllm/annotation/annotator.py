@@ -1,0 +1,44 @@
+"""What an annotator is: something that describes rows of `faces`. A remote model, a local one, or the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """What an annotator says of one row.
+
+    `labels` are columns of `faces` to fill where the source left them empty (`attributes` and `action_units` as
+    mappings, filled name by name); a source's own label is never overwritten. `cost` is in the currency of the rates.
+    """
+
+    caption: str | None = None
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    cost: float = 0.0
+
+
+class Annotator(Protocol):
+    """Describes rows. It travels to Ray's workers by pickling: keep it small, and load models where they are used."""
+
+    @property
+    def name(self) -> str:
+        """Its key in the settings."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides its answers: code, weights, configuration."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of `faces` it reads, apart from the image. Nothing else travels to it."""
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether it looks at the picture; if not, image bytes stay where they are."""
+
+    def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation]:
+        """One annotation a row, in their order, each depending on its own row alone. An exception refuses: the rows
+        of the batch are then tried one by one, and those that fail again go to quarantine."""

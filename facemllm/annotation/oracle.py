@@ -1,0 +1,81 @@
+"""The oracle: the renderer's own labels, put into words.
+
+It states every fact that the labels give and that is there to be seen, in the tasks' own phrases, between words of a
+small closed set. Order, sentences and connectors vary with a hash of the image, so that no fact always follows another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from facemllm import digests
+from facemllm.annotation.annotator import Annotation
+from facemllm.tasks import draw
+from facemllm.tasks.caption import FACTS
+
+_PERSON = ("gender", "age")
+_MOOD = ("expression",)
+_POSE = ("yaw", "pitch", "roll")
+
+_PERSON_OPENINGS = ("This is", "Here is", "The person is", "The picture shows")
+_LOOKS_OPENINGS = ("The person has", "The face has", "There is")
+_MOOD_OPENINGS = ("The face looks", "The person looks", "The expression is")
+_POSE_OPENINGS = ("The head is", "The face is")
+_SEPARATORS = (", ", " and ")
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Describes rows that carry exact labels. A row whose labels give no fact is refused."""
+
+    name: str = "oracle"
+    needs_image: bool = False
+    columns: tuple[str, ...] = ("image_id", "attributes", "expression", "age", "gender", "yaw", "pitch", "roll")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of this module and all it uses: its code is all that decides."""
+        return digests.of_code(__name__)
+
+    def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation]:
+        """A caption a row. Its labels are the source's already."""
+        return [Annotation(caption=caption(row)) for row in rows]
+
+
+def caption(row: Mapping[str, Any]) -> str:
+    """All that the labels of a row say is there, in words. Raises ValueError when they say nothing."""
+    image_id = row["image_id"]
+    phrases = {}
+    for item in FACTS:
+        label = item.label(row)
+        if label is not None and (text := item.mention(label)) is not None:
+            phrases[item.name] = text
+    if not phrases:
+        raise ValueError("no label that can be put into words")
+
+    def choose(options: Sequence[str], what: str) -> str:
+        return options[draw(len(options), image_id, what)]
+
+    def listed(names: Sequence[str]) -> str:
+        ordered = sorted((n for n in names if n in phrases), key=lambda n: draw(2**32, image_id, "order", n))
+        *first, last = (phrases[name] for name in ordered)
+        return (", ".join(first) + choose(_SEPARATORS, ordered[-1]) if first else "") + last
+
+    looks = [name for name in phrases if name not in (*_PERSON, *_MOOD, *_POSE)]
+    person = [name for name in _PERSON if name in phrases]
+    pose = [name for name in _POSE if name in phrases]
+    merged = bool(person and looks) and draw(2, image_id, "merged") == 0
+    sentences = {}
+    if person:
+        tail = f" with {listed(looks)}" if merged else ""
+        sentences["person"] = f"{choose(_PERSON_OPENINGS, 'person')} {listed(person)}{tail}."
+    if looks and not merged:
+        sentences["looks"] = f"{choose(_LOOKS_OPENINGS, 'looks')} {listed(looks)}."
+    if "expression" in phrases:
+        sentences["mood"] = f"{choose(_MOOD_OPENINGS, 'mood')} {phrases['expression']}."
+    if pose:
+        sentences["pose"] = f"{choose(_POSE_OPENINGS, 'pose')} {listed(pose)}."
+    return " ".join(sentences[s] for s in sorted(sentences, key=lambda s: draw(2**32, image_id, "sentence", s)))

@@ -1,0 +1,102 @@
+"""Small charts as inline SVG, coloured by the style sheet's variables so that they follow light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+WIDTH, HEIGHT = 260, 26
+CURVE_WIDTH, CURVE_HEIGHT = 340, 170
+_POINTS = 240  # more than this no eye tells apart at this width
+
+
+def interval_bar(figure: Mapping[str, Any]) -> str:
+    """A figure on its scale: the 95 % interval as a bar, the value in it, majority and pixels as marks.
+
+    Shares run from 0 to 1, errors from 0 to a little beyond the worst of the figures shown.
+    """
+    marks = {name: figure["baselines"].get(name) for name in ("majority", "pixels")}
+    shown = [v for v in (figure["value"], figure["low"], figure["high"], *marks.values()) if v is not None]
+    if figure["value"] is None:
+        return '<span class="quiet">no figure</span>'
+    top = 1.0 if figure["higher_is_better"] else max(shown) * 1.06 or 1.0
+
+    def x(value: float) -> str:
+        return f"{6 + (WIDTH - 12) * min(max(value / top, 0.0), 1.0):.1f}"
+
+    middle = HEIGHT / 2
+    parts = [f'<line class="axis" x1="{x(0)}" y1="{middle}" x2="{x(top)}" y2="{middle}"/>']
+    if figure["low"] is not None and figure["high"] is not None:
+        width = max(float(x(figure["high"])) - float(x(figure["low"])), 2.0)
+        parts.append(
+            f'<rect class="interval" x="{x(figure["low"])}" y="{middle - 6}" width="{width:.1f}" height="12" rx="3"/>'
+        )
+    if marks["majority"] is not None:
+        left = x(marks["majority"])
+        parts.append(f'<line class="majority" x1="{left}" y1="2" x2="{left}" y2="{HEIGHT - 2}"/>')
+    if marks["pixels"] is not None:
+        at = float(x(marks["pixels"]))
+        parts.append(f'<path class="pixels" d="M{at} {middle - 6} l6 6 -6 6 -6 -6z"/>')
+    parts.append(f'<circle class="value" cx="{x(figure["value"])}" cy="{middle}" r="3.5"/>')
+    words = "; ".join(f"{name} {value:.3g}" for name, value in marks.items() if value is not None)
+    label = escape(f"{figure['value']:.3g} on a scale from 0 to {top:.3g}; {words}")
+    return f'<svg class="bar" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def curve(points: Sequence[Mapping[str, Any]], name: str = "loss") -> str:
+    """A training curve over steps: every logged value faint, a running mean over it."""
+    steps, values = [], []
+    for point in points:
+        step, value = point.get("step"), point.get(name)
+        if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value):
+            steps.append(float(step))
+            values.append(float(value))
+    if len(values) < 2:
+        return '<p class="quiet">too few points for a curve</p>'
+    left, bottom, top = 44, CURVE_HEIGHT - 22, 10
+    first, last = steps[0], max(steps[-1], steps[0] + 1)
+    # one wild value must not flatten the rest: the scale ends at the 99th percentile
+    low, high = min(values), sorted(values)[math.ceil(0.99 * len(values)) - 1]
+    high = high if high > low else low + 1
+
+    def path(series: Sequence[float]) -> str:
+        thin = max(1, len(series) // _POINTS)
+        places = [*range(0, len(series) - 1, thin), len(series) - 1]
+        return " ".join(f"{x(steps[i]):.1f},{y(series[i]):.1f}" for i in places)
+
+    def x(step: float) -> float:
+        return left + (CURVE_WIDTH - left - 8) * (step - first) / (last - first)
+
+    def y(value: float) -> float:
+        return top + (bottom - top) * (1 - (min(value, high) - low) / (high - low))
+
+    grid = [
+        f'<line class="grid" x1="{left}" y1="{y(v):.1f}" x2="{CURVE_WIDTH - 8}" y2="{y(v):.1f}"/>'
+        f'<text x="{left - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.3g}</text>'
+        for v in (low, (low + high) / 2, high)
+    ]
+    ends = "".join(
+        f'<text x="{x(step):.1f}" y="{CURVE_HEIGHT - 6}" text-anchor="{anchor}">{step:g}</text>'
+        for step, anchor in ((first, "start"), (last, "end"))
+    )
+    label = escape(f"{name} from {values[0]:.3g} to {values[-1]:.3g} over {len(values)} points")
+    return (
+        f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" aria-label="{label}">{"".join(grid)}'
+        f'<polyline class="raw" points="{path(values)}"/><polyline class="smooth" points="{path(_smooth(values))}"/>'
+        f"{ends}</svg>"
+    )
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    window = max(1, len(values) // 25)
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    found = []
+    for index in range(len(values)):
+        start = max(0, index - window)
+        end = min(len(values), index + window + 1)
+        found.append((sums[end] - sums[start]) / (end - start))
+    return found

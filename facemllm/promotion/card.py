@@ -1,0 +1,117 @@
+"""The model card: what a version is, what it was made from, how well it does, and what it must not be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from facemllm import figures
+from facemllm.settings import Settings
+
+SHORT = 1000  # characters; MLflow shows the description in full beside a version
+
+
+def card(settings: Settings, model_digest: str, evaluation: Mapping[str, Any], lineage: Mapping[str, str]) -> str:
+    """The model card in Markdown, with the metadata header that model hubs read.
+
+    `evaluation` is `metrics.json`; `lineage` names digests of what the model was made from.
+    """
+    made = "\n".join(f"| {name} | `{digest}` |" for name, digest in lineage.items())
+    sections = {
+        "What it is": _what(settings),
+        "Data": _data(settings),
+        "Results": _results(settings, evaluation),
+        "Intended use": _use(),
+        "Limits": _limits(settings),
+        "Made from": f"| | SHA-256, or Git commit |\n|---|---|\n| model | `{model_digest}` |\n{made}".rstrip(),
+    }
+    tags = ["face-perception", "multimodal", *(["synthetic-data"] if _synthetic(settings) else [])]
+    header = "\n".join(["---", "pipeline_tag: image-text-to-text", f"tags: [{', '.join(tags)}]", "---"])
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    return f"{header}\n\n# {settings.promotion.model_name}\n\n{body}\n"
+
+
+def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any]) -> str:
+    """The card in a few lines, for the description of a registered version."""
+    data = "synthetic heads; says nothing about real photographs" if _synthetic(settings) else settings.data.source
+    headline = ", ".join(
+        f"{task} {_figure(part)} {part.get('metric', '')}".rstrip() for task, part in evaluation.get("tasks", {}).items()
+    )
+    lines = [
+        f"Data: {data}. Profile {settings.profile}. Model {model_digest[:12]}.",
+        f"Held-out people ({settings.evaluation.split}): {headline}.",
+        "Not for identifying people, nor for decisions about them.",
+    ]
+    return "\n".join(lines)[:SHORT]
+
+
+def _synthetic(settings: Settings) -> bool:
+    return settings.data.source == "render"
+
+
+def _what(settings: Settings) -> str:
+    base = settings.model.base or "the embedded `tiny` preset, built from scratch"
+    stages = " → ".join(settings.stages())
+    return (
+        "A multimodal language model that answers questions about one face in an image "
+        f"({', '.join(settings.qa.tasks)}). LLaVA layout, from {base}; trained in the stages {stages} "
+        f"(profile `{settings.profile}`, seed {settings.seed})."
+    )
+
+
+def _data(settings: Settings) -> str:
+    if _synthetic(settings):
+        return (
+            "Drawn parametric heads (MakeHuman morphs, CC0); no person is depicted, and the labels are exact because the "
+            "renderer made them. **What the model learns from them says nothing about real photographs.**"
+        )
+    return (
+        f"Real images of source `{settings.data.source}`, under that source's licence and allowed use (see the dataset "
+        "ledger). Labels are the source's annotations, with their errors; splits never share a subject."
+    )
+
+
+def _results(settings: Settings, evaluation: Mapping[str, Any]) -> str:
+    rows = figures.results(evaluation.get("tasks", {}))
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in _FIXED))
+    head = ["task", "metric", "value", "95 % interval", "n", "unparsed", *names]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in rows:
+        name = f"{row['task']} · {row['item']}" if row["item"] else f"**{row['task']}**"
+        interval = "" if row["low"] is None else f"{_number(row['low'])} – {_number(row['high'])}"
+        counts = ["" if row[field] is None else str(row[field]) for field in ("n", "unparsed")]
+        cells = [name, row["metric"], _number(row["value"]), interval, *counts, *(_number(row.get(n)) for n in names)]
+        lines.append(f"| {' | '.join(cells)} |")
+    about = f"Split `{settings.evaluation.split}`: people absent from training. Intervals: bootstrap over people."
+    return f"{about}\n\n" + "\n".join(lines)
+
+
+def _use() -> str:
+    return (
+        "Research and engineering on face perception: descriptions and visible attributes of a face, to be checked by a "
+        "person. **Not for identifying or tracking anyone**, nor for decisions about people (hiring, credit, policing, "
+        "access, medicine). Expression is what a face shows, not what a person feels; gender and ethnicity are labels "
+        "given by annotators, not facts about a person."
+    )
+
+
+def _limits(settings: Settings) -> str:
+    real = (
+        "Nothing here was measured on photographs: figures describe drawn heads alone."
+        if _synthetic(settings)
+        else "Figures hold for this source's people and cameras; other groups and conditions may do worse."
+    )
+    return f"- {real}\n- One face an image; small, turned, covered or badly lit faces do worse.\n- Answers can be wrong and sound sure; compare every figure with its baselines."
+
+
+def _figure(part: Mapping[str, Any]) -> str:
+    if part.get("low") is None:
+        return _number(part.get("value"))
+    return f"{_number(part.get('value'))} ({_number(part['low'])}–{_number(part['high'])})"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) else ""
+
+
+_FIXED = {"task", "item", "metric", *figures.FIGURES}

@@ -1,0 +1,1 @@
+"""Serving: what a request may hold, how it is answered, the KServe server, and putting a model into service."""

@@ -1,0 +1,138 @@
+"""Putting a model into service on this machine: staging, then production, each proved by one question.
+
+A server counts as deployed only when it answers, over HTTP, one question about one held-out face as evaluation answered
+it. What is in service is noted in `<home>/services/<stage>.model`, so that `services up` can start it again.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from facemllm import services
+from facemllm.errors import UserError
+
+if TYPE_CHECKING:
+    from facemllm.settings import Settings
+
+TOLERANCE = 0.02  # of a number: the last of its two decimals may fall differently in another batch
+_ANSWER_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question about one held-out face, and what evaluation answered: text, and value (None if it found none)."""
+
+    image: bytes
+    question: str
+    answer: str
+    value: str | None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model in service. `adopted` is true when the same model served already."""
+
+    stage: str
+    url: str
+    model: str
+    digest: str
+    version: str
+    pid: int
+    adopted: bool
+
+
+def deploy(settings: Settings, model_dir: Path, model_digest: str, version: str, probe: Probe) -> Endpoint:
+    """Serve a model as staging and prove it.
+
+    Raises UserError when it does not start, or answers otherwise than evaluation; it is not running then.
+    """
+    endpoint = _serve(settings, "staging", model_dir, model_digest, version)
+    _prove(settings, endpoint, probe)
+    return endpoint
+
+
+def release(settings: Settings, model_dir: Path, model_digest: str, version: str, probe: Probe) -> Endpoint:
+    """Serve a model as production and prove it; if that fails, what served before is put back.
+
+    Raises UserError as `deploy` does, saying what serves now.
+    """
+    running = {row.name for row in services.status(settings) if row.state not in ("down", "orphaned")}
+    before = services.deployed(settings, "production") if "production" in running else None
+    try:
+        endpoint = _serve(settings, "production", model_dir, model_digest, version)
+        _prove(settings, endpoint, probe)
+    except UserError as error:
+        if before is None or before.digest == model_digest:
+            raise UserError(f"{error}\nproduction serves nothing now") from None
+        try:
+            _serve(settings, "production", before.model, before.digest, before.version)
+        except UserError as second:
+            raise UserError(f"{error}\nand version {before.version} could not be put back: {second}") from None
+        raise UserError(f"{error}\nproduction serves version {before.version} again") from None
+    return endpoint
+
+
+def ask(url: str, model: str, instance: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask a server one thing: an instance of its `:predict`. Raises UserError with the server's own line."""
+    body = json.dumps({"instances": [instance]}).encode()
+    target = f"{url}/v1/models/{model}:predict"
+    request = urllib.request.Request(target, body, {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_ANSWER_SECONDS) as answer:
+            found: dict[str, Any] = json.load(answer)["predictions"][0]
+            return found
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{target} refused: {error.read(1000).decode(errors='replace')}") from None
+    except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{target} did not answer: {error}") from None
+
+
+def curl_example(endpoint: Endpoint, question: str = "Is the person wearing a hat?") -> str:
+    """A command to paste: put a picture's path for FACE.jpg. The picture goes in through standard input."""
+    body = json.dumps({"instances": [{"image": {"b64": "%s"}, "question": question.replace("%", "%%")}]})
+    quoted = body.replace("'", "'\\''")
+    return (
+        f"""printf '{quoted}' "$(base64 < FACE.jpg | tr -d '\\n')" | curl -sS -H 'Content-Type: application/json' """
+        f"--data-binary @- {endpoint.url}/v1/models/{endpoint.model}:predict"
+    )
+
+
+def _serve(settings: Settings, stage: str, model_dir: Path, digest: str, version: str) -> Endpoint:
+    service = services.model_server(settings, stage, model_dir, digest, version)
+    running = services.up(settings, stage, service)
+    services.note_deployed(settings, stage, services.Deployed(model_dir.resolve(), digest, version))
+    name = settings.promotion.model_name
+    return Endpoint(stage, running.url, name, digest, version, running.pid, running.adopted)
+
+
+def _prove(settings: Settings, endpoint: Endpoint, probe: Probe) -> None:
+    instance = {"image": {"b64": base64.b64encode(probe.image).decode()}, "question": probe.question}
+    try:
+        found = ask(endpoint.url, endpoint.model, instance)
+        if not _same(probe, found):
+            said = f"'{found['answer']}' (value {found['value']})"
+            raise UserError(
+                f"{endpoint.stage} answers otherwise than evaluation to '{probe.question}': {said} instead of "
+                f"'{probe.answer}' (value {probe.value}); it was stopped"
+            )
+    except UserError:
+        services.down(settings, [endpoint.stage])
+        services.forget_deployed(settings, endpoint.stage)
+        raise
+
+
+def _same(probe: Probe, found: Mapping[str, Any]) -> bool:
+    try:
+        both = [float(text) for text in (probe.answer, found["answer"])]
+        return (probe.value is None) == (found["value"] is None) and abs(both[0] - both[1]) <= TOLERANCE
+    except ValueError:
+        return probe.answer == found["answer"] and probe.value == found["value"]

@@ -1,0 +1,265 @@
+"""What a request may hold, and how it is refused.
+
+Everything from outside is taken for hostile: bodies are cut off at a size, images come as base64 only (nothing is ever
+fetched), their format is found from their content, and their pixels are counted before one is decoded. A refusal is
+`Refused`: an HTTP status and one line that says what to change; it reaches the client as `{"error": line}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import struct
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from facemllm import digests
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MIN_SIDE = 8
+MAX_RATIO = 8
+MAX_MESSAGES = 16
+_BODY_SECONDS = 60.0
+_FIELDS = frozenset({"image", "question", "task", "item", "messages"})
+
+
+class Refused(Exception):
+    """A request that is not answered: HTTP status and one line for the client."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a request may hold. `max_pixels` counts all its images together."""
+
+    max_body_mb: float
+    max_pixels: int
+    max_question_chars: int
+    max_instances: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image that passed every check short of decoding."""
+
+    data: bytes
+    width: int
+    height: int
+    digest: str
+
+    @property
+    def pixels(self) -> int:
+        """Width times height, as the header says."""
+        return self.width * self.height
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One instance of a request: an image, and a question, the name of an item, or a chat that ends in a question."""
+
+    image: Encoded
+    question: str | None
+    task: str | None = None
+    item: str | None = None
+    chat: tuple[tuple[str, str], ...] = ()
+
+
+def read_request(payload: Any, limits: Limits) -> list[Ask]:
+    """The questions of a `:predict` body. Raises Refused (422 for its shape, 400 for an image)."""
+    if not isinstance(payload, Mapping) or set(payload) != {"instances"}:
+        raise Refused(422, 'the body must be {"instances": [...]} and hold nothing else')
+    instances = payload["instances"]
+    if not isinstance(instances, list) or not instances:
+        raise Refused(422, "instances must be a list of at least one object")
+    if len(instances) > limits.max_instances:
+        raise Refused(413, f"{len(instances)} instances; this server takes {limits.max_instances} a request")
+    images: dict[str, Encoded] = {}
+    asks = [_read_instance(value, f"instances[{n}]", limits, images) for n, value in enumerate(instances)]
+    if (pixels := sum(image.pixels for image in images.values())) > limits.max_pixels:
+        raise Refused(413, f"the images hold {pixels} pixels; this server takes {limits.max_pixels} a request")
+    return asks
+
+
+def read_image(text: Any, where: str, limits: Limits) -> Encoded:
+    """Check a base64 image up to its header. Raises Refused."""
+    if not isinstance(text, str) or not text:
+        raise Refused(422, f"{where} must be the image as base64 text; images are not fetched from addresses")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(400, f"{where} is not valid base64 (no line breaks, no data: prefix)") from None
+    _check_size(_webp_size(data), where, limits)  # its decoder reserves the canvas when it opens a file
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            size, frames = image.size, getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError:
+        raise Refused(413, f"{where} is too large; this server takes {limits.max_pixels} pixels a request") from None
+    except Exception:  # a hostile header can raise almost anything
+        raise Refused(400, f"{where} is not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    _check_size(size, where, limits)
+    if frames > 1:
+        raise Refused(400, f"{where} is animated; send a single picture")
+    return Encoded(data, *size, digests.of_bytes(data))
+
+
+def decode(image: Encoded) -> Image.Image:
+    """Decode a checked image, turned as its EXIF orientation says, in RGB. Raises Refused if its data is broken."""
+    try:
+        with Image.open(io.BytesIO(image.data), formats=FORMATS) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except Exception:  # broken data can raise almost anything from a decoder
+        raise Refused(400, "the image data is damaged or cut off") from None
+
+
+def read_question(value: Any, where: str, limits: Limits) -> str:
+    """Check a question's text. Raises Refused."""
+    if not isinstance(value, str) or not value.strip():
+        raise Refused(422, f"{where} must be a text")
+    if len(value) > limits.max_question_chars:
+        raise Refused(
+            422, f"{where} has {len(value)} characters; this server takes {limits.max_question_chars}"
+        )
+    return value.strip()
+
+
+def _read_instance(value: Any, where: str, limits: Limits, images: dict[str, Encoded]) -> Ask:
+    if not isinstance(value, Mapping):
+        raise Refused(422, f"{where} must be an object")
+    if unknown := sorted(set(value) - _FIELDS):
+        raise Refused(422, f"{where}: unknown field '{unknown[0][:40]}'; known are {', '.join(sorted(_FIELDS))}")
+    if sum(key in value for key in ("question", "task", "messages")) != 1:
+        raise Refused(422, f"{where}: give exactly one of question, task and messages")
+    if "item" in value and "task" not in value:
+        raise Refused(422, f"{where}: item needs task")
+    source, chat = value.get("image"), ()
+    if "messages" in value:
+        source, chat = _read_chat(value["messages"], f"{where}.messages", source, limits)
+    if not isinstance(source, Mapping) or set(source) != {"b64"}:
+        raise Refused(422, f'{where}.image must be {{"b64": "<base64 of the file>"}}')
+    key = source["b64"] if isinstance(source["b64"], str) else ""
+    if key not in images:
+        images[key] = read_image(source["b64"], f"{where}.image.b64", limits)
+    if chat:
+        return Ask(images[key], chat[-1][1] if len(chat) == 1 else None, chat=chat)
+    if "question" in value:
+        return Ask(images[key], read_question(value["question"], f"{where}.question", limits))
+    names = [value["task"], value.get("item", "")]
+    if not all(isinstance(name, str) and len(name) <= limits.max_question_chars for name in names):
+        raise Refused(422, f"{where}: task and item must be names")
+    return Ask(images[key], None, names[0], names[1] or None)
+
+
+def _read_chat(
+    messages: Any, where: str, source: Any, limits: Limits
+) -> tuple[Any, tuple[tuple[str, str], ...]]:
+    """The image of a chat (in its first message, or beside it) and its turns, as (role, text)."""
+    if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
+        raise Refused(422, f"{where} must be a list of 1 to {MAX_MESSAGES} messages")
+    images = [source] if source is not None else []
+    chat = []
+    for n, message in enumerate(messages):
+        role = ("user", "assistant")[n % 2]
+        here = f"{where}[{n}]"
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"} or message["role"] != role:
+            raise Refused(422, f'{here} must be {{"role": "{role}", "content": ...}}: user and assistant alternate')
+        content = message["content"]
+        texts = []
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else _parts(content, here):
+            if set(part) == {"type", "text"} and part["type"] == "text":
+                texts.append(part["text"])
+            elif set(part) == {"type", "b64"} and part["type"] == "image" and n == 0:
+                images.append({"b64": part["b64"]})
+            else:
+                parts = '{"type": "text", "text"} or, in the first message, {"type": "image", "b64"}'
+                raise Refused(422, f"{here}.content: parts are {parts}")
+        if len(texts) != 1:
+            raise Refused(422, f"{here} must hold one text")
+        chat.append((role, read_question(texts[0], f"{here}.content", limits)))
+    if len(chat) % 2 == 0:
+        raise Refused(422, f"{where} must end with a question of the user")
+    if len(images) != 1:
+        raise Refused(422, f"{where} needs exactly one image, in its first message or beside it; found {len(images)}")
+    return images[0], tuple(chat)
+
+
+def _parts(content: Any, where: str) -> list[Mapping[str, Any]]:
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        raise Refused(422, f"{where}.content must be a text or a list of parts")
+    return content
+
+
+def _check_size(size: tuple[int, int] | None, where: str, limits: Limits) -> None:
+    if size is None:
+        return
+    short, long = sorted(size)
+    if short * long > limits.max_pixels:
+        raise Refused(413, f"{where} has {size[0]}x{size[1]} pixels; this server takes {limits.max_pixels} a request")
+    if short < MIN_SIDE or long > short * MAX_RATIO:
+        raise Refused(
+            400, f"{where} has {size[0]}x{size[1]} pixels; needed are {MIN_SIDE} or more a side, at most 1:{MAX_RATIO}"
+        )
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Canvas of a WebP file from its header; None for anything else."""
+    if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return None
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack("<HH", data[26:30])
+    return width & 0x3FFF, height & 0x3FFF
+
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+class BodyLimit:
+    """ASGI middleware: a body that is too large, or too slow in coming, is refused without being held in memory."""
+
+    def __init__(self, app: App, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Pass the request on, counting."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        seen, whole, deadline = 0, False, time.monotonic() + _BODY_SECONDS
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        too_large = declared.isdigit() and int(declared) > self.max_bytes
+
+        async def counted() -> Message:
+            nonlocal seen, whole
+            if too_large:
+                raise self._refused()
+            if whole:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                raise Refused(408, f"the body did not arrive within {_BODY_SECONDS:.0f} s") from None
+            seen += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if seen > self.max_bytes:
+                raise self._refused()
+            return message
+
+        return await self.app(scope, counted, send)
+
+    def _refused(self) -> Refused:
+        return Refused(413, f"the body is too large; this server takes {self.max_bytes / 2**20:g} MB")
