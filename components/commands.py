@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -178,55 +179,68 @@ def on_cluster(settings: Settings, task: Any, step: str) -> Any:
     return task
 
 
+Endpoint = Annotated[str, typer.Option(help="Address of the KFP API.")]
+Namespace = Annotated[str | None, typer.Option(help="Namespace of the run, where KFP is multi-user.")]
+Account = Annotated[str | None, typer.Option(help="Service account the pods run as; k8s/ has `pipeline-runner`.")]
+
+
 @app.command()
 def submit(
-    endpoint: Annotated[str, typer.Option(help="Address of the KFP API.")],
+    endpoint: Endpoint,
     profile: Profile = "laptop",
     set_: Sets = [],
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    namespace: Namespace = None,
+    service_account: Account = None,
 ) -> None:
     """Run the DAG on a cluster's Kubeflow Pipelines."""
-    settings, file = _specification(profile, set_)
-    result = _client(endpoint).create_run_from_pipeline_package(
-        str(file), run_name=name or f"face-mllm {profile}", experiment_name=settings.tracking.experiment
-    )
+    settings = load(profile, set_)
+    client = _client(endpoint, namespace)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "face-mllm.yaml"
+        write_specification(_build, settings, list(set_), file)
+        result = client.create_run_from_pipeline_package(
+            str(file),
+            run_name=name or f"face-mllm {profile}",
+            experiment_name=settings.tracking.experiment,
+            namespace=namespace,
+            service_account=service_account,
+        )
     print(result.run_id)
 
 
 @app.command()
 def schedule(
-    endpoint: Annotated[str, typer.Option(help="Address of the KFP API.")],
+    endpoint: Endpoint,
     cron: Annotated[str, typer.Option(help="Six-field cron expression, seconds first.")],
     profile: Profile = "laptop",
     set_: Sets = [],
+    namespace: Namespace = None,
+    service_account: Account = None,
 ) -> None:
     """Run the DAG on a cluster again and again; unchanged steps are answered from the store."""
-    settings, file = _specification(profile, set_)
-    client = _client(endpoint)
-    experiment = client.create_experiment(settings.tracking.experiment)
-    job = client.create_recurring_run(
-        experiment.experiment_id,
-        job_name=f"face-mllm {profile}",
-        cron_expression=cron,
-        pipeline_package_path=str(file),
-        max_concurrency=1,
-    )
+    settings = load(profile, set_)
+    client = _client(endpoint, namespace)
+    experiment = client.create_experiment(settings.tracking.experiment, namespace=namespace)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "face-mllm.yaml"
+        write_specification(_build, settings, list(set_), file)
+        job = client.create_recurring_run(
+            experiment.experiment_id,
+            job_name=f"face-mllm {profile}",
+            cron_expression=cron,
+            pipeline_package_path=str(file),
+            max_concurrency=1,
+            service_account=service_account,
+        )
     print(job.recurring_run_id)
 
 
-def _specification(profile: str, overrides: list[str]) -> tuple[Settings, Path]:
-    settings = load(profile, overrides)
-    file = settings.home / "cache" / "submitted.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_specification(_build, settings, list(overrides), file)
-    return settings, file
-
-
-def _client(endpoint: str) -> Any:
+def _client(endpoint: str, namespace: str | None) -> Any:
     import kfp
 
     try:
-        client = kfp.Client(host=endpoint)
+        client = kfp.Client(host=endpoint, namespace=namespace or "kubeflow")
         client.get_kfp_healthz()
     except Exception as error:
         raise UserError(f"no Kubeflow Pipelines API answers at {endpoint}: {str(error).splitlines()[0]}") from None

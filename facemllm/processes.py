@@ -109,10 +109,8 @@ class Record:
             return None
 
     def write(self, path: Path) -> None:
-        """Replace the file in one step, so that a reader never sees half of it."""
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(asdict(self), indent=2), "utf-8")
-        partial.replace(path)
+        """Write the record, whole or not at all."""
+        write_text(path, json.dumps(asdict(self), indent=2))
 
     def members(self) -> list[psutil.Process]:
         """Every living process of this server, its supervisor included, wherever its parents went."""
@@ -138,6 +136,13 @@ class Record:
             same_session = os.getsid(process.pid) == self.supervisor.pid and started >= self.supervisor.started
             return not environment and same_session and process.status() != psutil.STATUS_ZOMBIE
         return False
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a reader never sees half of it."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
 
 
 def boot_id() -> str:
@@ -271,7 +276,7 @@ class Supervisor:
         while child.poll() is None and not self.stopping.wait(_TICK_S):
             if time.monotonic() < next_check:
                 continue
-            if healthy(self.spec.health):
+            if healthy(self.spec.health, min(5.0, self.spec.check_every_s)):
                 answered, failed = True, 0
             elif answered:
                 failed += 1

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from facemllm.processes import write_text
+
 if TYPE_CHECKING:
     from facemllm.settings import Settings
 
@@ -45,11 +47,29 @@ class Service:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Deployed:
+    """A model directory in service, its digest and its version in the registry."""
+
+    model: Path
+    digest: str
+    version: str
+
+
 def mlflow(settings: Settings) -> Service:
     """MLflow's tracking server and registry over SQLite, artifacts beside it."""
     folder, port = settings.home / "mlflow", settings.services.mlflow_port
     url = f"http://{HOST}:{port}"
-    flags = ["--host", HOST, "--port", str(port), "--workers", "1", "--serve-artifacts"]
+    flags = [
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--serve-artifacts",
+        "--uvicorn-opts=--log-level=warning",
+    ]
     flags += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
     env = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else seven idle worker processes, 600 MB
@@ -73,8 +93,16 @@ def ray(settings: Settings) -> Service:
     # Unix sockets allow 107 characters, and Ray appends 65 of its own: so not under `home`, which may be long.
     unique = hashlib.sha256(str(settings.home).encode()).hexdigest()[:8]
     folder = Path("/tmp") / f"facemllm-{os.getuid()}" / unique
-    names = ("node-manager", "object-manager", "ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc")
-    names += ("runtime-env-agent", "metrics-export", "dashboard")
+    names = (
+        "node-manager",
+        "object-manager",
+        "ray-client-server",
+        "dashboard-agent-listen",
+        "dashboard-agent-grpc",
+        "runtime-env-agent",
+        "metrics-export",
+        "dashboard",
+    )
     ports = {f"--{name}-port": base + 1 + n for n, name in enumerate(names)}
     ports |= {"--port": base, "--min-worker-port": base + 20, "--max-worker-port": base + RAY_PORTS}
     flags = [f"{name}={port}" for name, port in ports.items()]
@@ -111,10 +139,30 @@ def model_server(settings: Settings, name: str, model: Path, digest: str, versio
         "host": HOST,
         "port": port,
         "tasks": ",".join(settings.qa.tasks),
+        "max-new-tokens": settings.evaluation.max_new_tokens,  # so that captions end where evaluation ended them
         **{key.replace("_", "-"): value for key, value in limits.model_dump().items()},
     }
     command = [sys.executable, "-m", "facemllm.serving.server"]
     command += [part for key, value in flags.items() for part in (f"--{key}", str(value))]
     health = (f"{url}/v2/health/ready", f"{url}/v1/models/{settings.promotion.model_name}")
-    env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     return Service(name, tuple(command), port, url, health, env)
+
+
+def deployed(settings: Settings, stage: str) -> Deployed | None:
+    """The model last proved at a stage, whether it runs or not; None if there is none."""
+    try:
+        data = json.loads(_note(settings, stage).read_text("utf-8"))
+        return Deployed(Path(data["model"]), data["digest"], data["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def note_deployed(settings: Settings, stage: str, model: Deployed) -> None:
+    """Remember which model a stage serves, so that it can be started again, or put back."""
+    data = {"model": str(model.model), "digest": model.digest, "version": model.version}
+    write_text(_note(settings, stage), json.dumps(data, indent=2))
+
+
+def _note(settings: Settings, stage: str) -> Path:
+    return settings.home / "services" / f"{stage}.model"

@@ -26,12 +26,12 @@ import psutil
 
 from facemllm.errors import UserError
 from facemllm.processes import TOKEN, Record, Spec, end, end_tree, healthy
-from facemllm.servers import HOST, NAMES, Service, mlflow, model_server, ray
+from facemllm.servers import HOST, NAMES, Service, deployed, mlflow, model_server, ray
 
 if TYPE_CHECKING:
     from facemllm.settings import Settings
 
-__all__ = ["NAMES", "Running", "Service", "down", "end_tree", "model_server", "orphans", "status", "up"]
+__all__ = ["NAMES", "Running", "Service", "down", "end_tree", "orphans", "status", "up"]
 
 _LOG_LINES = 12
 # Settings of other servers and of a calling step must not leak into a server that outlives it.
@@ -49,15 +49,6 @@ class Running:
     log: Path
     adopted: bool
     env: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """A model directory in service, its digest and its version in the registry."""
-
-    model: Path
-    digest: str
-    version: str
 
 
 @dataclass(frozen=True)
@@ -142,27 +133,6 @@ def orphans(settings: Settings) -> list[psutil.Process]:
     return left
 
 
-def deployed(settings: Settings, stage: str) -> Deployed | None:
-    """The model last put into service at a stage, whether it runs or not; None if there is none."""
-    try:
-        data = json.loads(_Places(settings.home / "services", stage).model.read_text("utf-8"))
-        return Deployed(Path(data["model"]), data["digest"], data["version"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def note_deployed(settings: Settings, stage: str, model: Deployed) -> None:
-    """Remember which model a stage serves, so that `up` can start it again."""
-    path = _Places(settings.home / "services", stage).model
-    text = json.dumps({"model": str(model.model), "digest": model.digest, "version": model.version}, indent=2)
-    atomic_write(path, text.encode())
-
-
-def forget_deployed(settings: Settings, stage: str) -> None:
-    """Forget it: the model was taken out of service."""
-    _Places(settings.home / "services", stage).model.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
 class _Places:
     folder: Path
@@ -179,10 +149,6 @@ class _Places:
     @property
     def log(self) -> Path:
         return self.folder / f"{self.name}.log"
-
-    @property
-    def model(self) -> Path:
-        return self.folder / f"{self.name}.model"
 
     @property
     def lock(self) -> Path:

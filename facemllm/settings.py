@@ -282,7 +282,6 @@ class Serving(Section):
     max_pixels: Positive
     max_question_chars: Positive
     max_instances: Positive
-    max_new_tokens: Positive
     batch_size: Positive
     threads: Positive
 

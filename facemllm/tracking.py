@@ -1,8 +1,8 @@
 """MLflow: one run per pipeline run, a nested run per step, with parameters, metrics, tables, figures and lineage tags.
 
 The names of an evaluation's metrics are in `figures.py`. Beside them: `seconds`, `gate/passed`, `step/<step>/seconds`
-and `cost/<stage>/<figure>` on a pipeline's run, `seconds` and `cost/<figure>` on a step's, and whatever the training loop
-hands to `CurveLogger`, by optimiser step. So two pipeline runs compare by these two runs alone.
+and `cost/<stage>/<figure>` on a pipeline's run, `seconds` and `cost/<figure>` on a step's, and whatever the training
+loop hands to `CurveLogger`, by optimiser step. So two pipeline runs compare by these two runs alone.
 
 Tags: `facemllm.run`, `.profile`, `.package`, `.commit`, `.process` on every run; `.step`, `.key`, `.input.<name>`,
 `.output`, `.error` on a step's; `.model`, `.version`, `.gate`, `.approval` on a pipeline's.

@@ -1,5 +1,7 @@
-"""The Ray Data job: label columns read from the shards, annotated in batches, streamed back in row order.
+"""The Ray Data job: pieces of the table go out to tasks by number, and answers stream back in row order.
 
+A piece is a run of row groups. The task reads from the shard what the annotator wants to see and nothing else, so no
+image travels through Ray, and one large shard spreads over many tasks as well as many small ones do.
 On a running head (`RAY_ADDRESS`) it connects and leaves the head alone; else it starts Ray for itself and stops it.
 Tasks, not actors: a tiny pool of actors takes longer to start than the oracle needs for thousands of rows.
 """
@@ -9,68 +11,102 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from facemllm.annotation.annotator import Annotation, Annotator
+from facemllm.errors import UserError
 from facemllm.records import Table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _OBJECT_STORE = 256 * 2**20
-_TASK_CPUS = 0.5  # so that reading still fits beside two tasks on two cores
+_TASK_CPUS = 0.5  # so that two tasks still fit beside other work on two cores
+_MAX_BLOCKS = 1000  # of Ray Data: more cost the driver more than they spread the work
+
+Piece = tuple[str, tuple[int, ...]]
+"""A shard's path and the row groups to read from it."""
 
 Answer = tuple[str, Annotation | None, str]
 """Of one row: its image_id, and either the annotation or the reason why there is none."""
 
 
-def answers(annotator: Annotator, faces: Table, batch_size: int, concurrency: int) -> Iterator[Answer]:
+def answers(annotator: Annotator, faces: Table, batch_size: int, concurrency: int) -> Generator[Answer, None, None]:
     """The annotator's answers to all rows, in row order. Close the iterator to leave Ray early."""
     if not faces.rows:
         return
-    columns = list(dict.fromkeys(("image_id", *annotator.columns, *(("image",) if annotator.needs_image else ()))))
+    pieces = _pieces(faces, batch_size)
     with _ray(concurrency):
         import ray
 
-        shards = [str(faces.path / shard["name"]) for shard in faces.manifest["shards"]]
-        data = ray.data.read_parquet(shards, columns=columns).map_batches(
-            lambda batch: _annotate(annotator, batch),
-            batch_size=batch_size,
-            batch_format="pyarrow",
+        data = ray.data.range(len(pieces), override_num_blocks=min(len(pieces), _MAX_BLOCKS)).map_batches(
+            lambda numbers: _annotate(annotator, pieces[int(numbers["id"][0])], batch_size),
+            batch_size=1,
             num_cpus=_TASK_CPUS,
             concurrency=concurrency,
         )
-        for batch in data.iter_batches(batch_size=batch_size, batch_format="pyarrow", prefetch_batches=1):
-            for row in batch.to_pylist():
+        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            for row in cast("pa.Table", batch).to_pylist():
                 annotation = None if row["reply"] is None else Annotation(**json.loads(row["reply"]))
                 yield row["image_id"], annotation, row["reason"]
 
 
-def _annotate(annotator: Annotator, batch: pa.Table) -> pa.Table:
-    """One batch, in a Ray worker: replies as JSON, so that any annotator's labels fit one column."""
+def _pieces(faces: Table, batch_size: int) -> list[Piece]:
+    """Row groups of all shards in row order, gathered until a piece fills a batch."""
+    import pyarrow.parquet as pq
+
+    pieces: list[Piece] = []
+    for shard in faces.manifest["shards"]:
+        path = faces.path / shard["name"]
+        metadata = pq.read_metadata(path)
+        gathered: list[int] = []
+        rows = 0
+        for number in range(metadata.num_row_groups):
+            gathered.append(number)
+            rows += metadata.row_group(number).num_rows
+            if rows >= batch_size or number + 1 == metadata.num_row_groups:
+                pieces.append((str(path), tuple(gathered)))
+                gathered, rows = [], 0
+    return pieces
+
+
+def _annotate(annotator: Annotator, piece: Piece, batch_size: int) -> pa.Table:
+    """One piece, in a Ray worker: replies as JSON, so that any annotator's labels fit one column."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    rows = batch.to_pylist()
-    try:
-        replies: list[Annotation | Exception] = list(annotator.annotate(rows))
-        if len(replies) != len(rows):
-            raise ValueError(f"{annotator.name} gave {len(replies)} replies for {len(rows)} rows")
-    except Exception:
-        replies = [_one(annotator, row) for row in rows]
-    texts = [None if isinstance(r, Exception) else json.dumps(vars(r)) for r in replies]
-    reasons = [f"{type(r).__name__}: {r}" if isinstance(r, Exception) else "" for r in replies]
+    path, groups = piece
+    columns = {"image_id", *annotator.columns, *(("image",) if annotator.needs_image else ())}
+    names: list[str] = []
+    replies: list[str | Exception] = []
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=batch_size, row_groups=list(groups), columns=sorted(columns)):
+            rows = batch.to_pylist()
+            names += [row["image_id"] for row in rows]
+            try:
+                replies += _replies(annotator, rows)
+            except Exception:
+                replies += [_one(annotator, row) for row in rows]
+    texts = [None if isinstance(reply, Exception) else reply for reply in replies]
+    reasons = [f"{type(reply).__name__}: {reply}" if isinstance(reply, Exception) else "" for reply in replies]
     schema = pa.schema([("image_id", pa.string()), ("reply", pa.string()), ("reason", pa.string())])
-    return pa.table([[row["image_id"] for row in rows], texts, reasons], schema=schema)
+    return pa.table([names, texts, reasons], schema=schema)
 
 
-def _one(annotator: Annotator, row: dict[str, Any]) -> Annotation | Exception:
+def _replies(annotator: Annotator, rows: list[dict[str, Any]]) -> list[str]:
+    replies = annotator.annotate(rows)
+    if len(replies) != len(rows):
+        raise ValueError(f"{annotator.name} gave {len(replies)} replies for {len(rows)} rows")
+    return [json.dumps(vars(reply)) for reply in replies]
+
+
+def _one(annotator: Annotator, row: dict[str, Any]) -> str | Exception:
     try:
-        (reply,) = annotator.annotate([row])
+        return _replies(annotator, [row])[0]
     except Exception as error:
         return error
-    return reply
 
 
 @contextmanager
@@ -85,7 +121,12 @@ def _ray(concurrency: int) -> Iterator[None]:
     if not connected:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address := os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address, **quiet)
+            try:
+                ray.init(address=address, **quiet)
+            except ConnectionError:  # an OSError, which a table writer would take for trouble with its disk
+                raise UserError(
+                    f"no Ray head lets us in at RAY_ADDRESS={address}; start it, give its token, or unset RAY_ADDRESS"
+                ) from None
         else:
             cores = max(2, concurrency)
             ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=_OBJECT_STORE, **quiet)

@@ -145,7 +145,7 @@ def _small_images(
                 found[face["image_id"]] = len(found)
                 pixels.append(_shrink(face["images"][0]["bytes"], side))
         if pixels:
-            parts.append(then(np.stack(pixels).astype(np.float32) / 255))
+            parts.append(then(np.stack(pixels).astype(np.float32) / np.float32(255)))
     return found, np.concatenate(parts)
 
 

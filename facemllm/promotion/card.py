@@ -23,7 +23,7 @@ def card(settings: Settings, model_digest: str, evaluation: Mapping[str, Any], l
         "Results": _results(settings, evaluation),
         "Intended use": _use(),
         "Limits": _limits(settings),
-        "Made from": f"| | SHA-256, or Git commit |\n|---|---|\n| model | `{model_digest}` |\n{made}".rstrip(),
+        "Made from": f"| | SHA-256 |\n|---|---|\n| model | `{model_digest}` |\n{made}".rstrip(),
     }
     tags = ["face-perception", "multimodal", *(["synthetic-data"] if _synthetic(settings) else [])]
     header = "\n".join(["---", "pipeline_tag: image-text-to-text", f"tags: [{', '.join(tags)}]", "---"])
@@ -35,7 +35,8 @@ def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any]) 
     """The card in a few lines, for the description of a registered version."""
     data = "synthetic heads; says nothing about real photographs" if _synthetic(settings) else settings.data.source
     headline = ", ".join(
-        f"{task} {_figure(part)} {part.get('metric', '')}".rstrip() for task, part in evaluation.get("tasks", {}).items()
+        f"{task} {_figure(part)} {part.get('metric', '')}".rstrip()
+        for task, part in evaluation.get("tasks", {}).items()
     )
     lines = [
         f"Data: {data}. Profile {settings.profile}. Model {model_digest[:12]}.",
@@ -62,8 +63,8 @@ def _what(settings: Settings) -> str:
 def _data(settings: Settings) -> str:
     if _synthetic(settings):
         return (
-            "Drawn parametric heads (MakeHuman morphs, CC0); no person is depicted, and the labels are exact because the "
-            "renderer made them. **What the model learns from them says nothing about real photographs.**"
+            "Drawn parametric heads (MakeHuman morphs, CC0); no person is depicted, and the labels are exact because "
+            "the renderer made them. **What the model learns from them says nothing about real photographs.**"
         )
     return (
         f"Real images of source `{settings.data.source}`, under that source's licence and allowed use (see the dataset "
@@ -79,7 +80,7 @@ def _results(settings: Settings, evaluation: Mapping[str, Any]) -> str:
     for row in rows:
         name = f"{row['task']} · {row['item']}" if row["item"] else f"**{row['task']}**"
         interval = "" if row["low"] is None else f"{_number(row['low'])} – {_number(row['high'])}"
-        counts = ["" if row[field] is None else str(row[field]) for field in ("n", "unparsed")]
+        counts = ["" if row["n"] is None else str(row["n"]), _number(row["unparsed"])]
         cells = [name, row["metric"], _number(row["value"]), interval, *counts, *(_number(row.get(n)) for n in names)]
         lines.append(f"| {' | '.join(cells)} |")
     about = f"Split `{settings.evaluation.split}`: people absent from training. Intervals: bootstrap over people."
@@ -88,10 +89,10 @@ def _results(settings: Settings, evaluation: Mapping[str, Any]) -> str:
 
 def _use() -> str:
     return (
-        "Research and engineering on face perception: descriptions and visible attributes of a face, to be checked by a "
-        "person. **Not for identifying or tracking anyone**, nor for decisions about people (hiring, credit, policing, "
-        "access, medicine). Expression is what a face shows, not what a person feels; gender and ethnicity are labels "
-        "given by annotators, not facts about a person."
+        "Research and engineering on face perception: descriptions and visible attributes of a face, to be checked by "
+        "a person. **Not for identifying or tracking anyone**, nor for decisions about people (hiring, credit, "
+        "policing, access, medicine). Expression is what a face shows, not what a person feels; gender and ethnicity "
+        "are labels given by annotators, not facts about a person."
     )
 
 
@@ -101,7 +102,10 @@ def _limits(settings: Settings) -> str:
         if _synthetic(settings)
         else "Figures hold for this source's people and cameras; other groups and conditions may do worse."
     )
-    return f"- {real}\n- One face an image; small, turned, covered or badly lit faces do worse.\n- Answers can be wrong and sound sure; compare every figure with its baselines."
+    return (
+        f"- {real}\n- One face an image; small, turned, covered or badly lit faces do worse.\n"
+        "- Answers can be wrong and sound sure; compare every figure with its baselines."
+    )
 
 
 def _figure(part: Mapping[str, Any]) -> str:

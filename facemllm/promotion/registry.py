@@ -1,8 +1,8 @@
 """Registered models: versions in MLflow's registry whose bytes are named by a SHA-256.
 
 A version's bytes (what `save_pretrained` wrote) lie in a LoggedModel of MLflow. The digest of the folder is the
-version's tag `facemllm.digest`: registering the same bytes again finds the same version, and `fetch` hands out no others.
-Only models that passed the gate are registered; when the gate later refuses the same bytes, the version is marked so.
+version's tag `facemllm.digest`: registering the same bytes again finds the same version, and `fetch` hands out no
+others. Only models that passed the gate are registered; when it later refuses the same bytes, the version is marked so.
 
 Version tags: `facemllm.digest`, `.gate` (passed | refused), `.gate_reasons`, `.evaluation` (digest of the evaluation in
 the store), `.tasks` (its headline figures), `.lineage` (digests behind the model), `.run` (the pipeline's MLflow run);
@@ -184,11 +184,11 @@ def _refuse(
 
 
 def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str, run_id: str | None) -> str:
-    """Id of a LoggedModel that holds these bytes: one that a killed call left, if it can be completed, else a new one."""
+    """Id of a LoggedModel with these bytes: one that a killed call left, if it can be completed, else a new one."""
     experiment = tracking.experiment_id(settings, client)
-    used = {_model_id(version) for version in _all(settings, client)}
+    used = {version.source for version in _all(settings, client)}
     for left in client.search_logged_models([experiment], f"tags.`{DIGEST}` = '{digest}'"):
-        if left.model_id in used:
+        if f"models:/{left.model_id}" in used:
             continue
         if str(left.status) != "READY":
             client.log_model_artifacts(left.model_id, str(folder))

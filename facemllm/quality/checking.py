@@ -74,7 +74,8 @@ def run_suite(table: str, checks: Sequence[Check], frame: pd.DataFrame) -> list[
         },
     )
     # results come in an order of Great Expectations' own
-    found = {r.expectation_config.meta["name"]: r.to_json_dict() for r in result.results}
+    raw: list[Any] = [entry.to_json_dict() for entry in result.results]
+    found = {entry["expectation_config"]["meta"]["name"]: entry for entry in raw}
     return [_outcome(table, check, found[check.name]) for check in checks]
 
 

@@ -38,7 +38,7 @@ class Tallies:
     attributes: Counter[tuple[str, bool]] = field(default_factory=Counter)
     contradictions: Counter[str] = field(default_factory=Counter)
     questions: Counter[tuple[str, str]] = field(default_factory=Counter)
-    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    answers: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
 
 def faces_frame(table: Table, min_box_pixels: int, tallies: Tallies) -> pd.DataFrame:
@@ -212,7 +212,8 @@ def _conversation(
     for turn in turns:
         tallies.questions[(turn["task"] or "", row["split"])] += 1
         if turn["form"] in CLOSED_FORMS:
-            tallies.answers[(turn["task"] or "", turn["answer"] or "")] += 1
+            item = (turn["template"] or "").rpartition("/")[0]
+            tallies.answers[(turn["task"] or "", item, turn["answer"] or "")] += 1
     held = images or []
     return {
         **{name: row[name] for name in ("conversation_id", "image_id", "split", "source", "subject_id")},

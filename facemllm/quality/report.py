@@ -1,4 +1,4 @@
-"""The page a person reads after the checks: one HTML file, no network, no script, the same bytes for the same tables."""
+"""The page a person reads after the checks: one HTML file without network or script, the same for the same tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ _LABELS = (
     ("skin_tone", "Skin tone (Monk scale)"),
     ("expression", "Expression"),
 )
-_MOST = 12  # answers of a task in the report
 
 
 def page(result: Mapping[str, Any], outcomes: Sequence[Outcome], faces: pd.DataFrame, tallies: Tallies) -> str:
@@ -80,7 +79,7 @@ def _checks(table: str, title: str, outcomes: Sequence[Outcome]) -> list[str]:
         else:
             mark = f"<span class={'bad' if o.severity == 'critical' else 'warn'}>failed</span>"
         found = o.error or o.observed or (f"{o.failed:,} of {o.checked:,} rows" if o.failed else "")
-        rows.append([mark, escape(o.says), o.severity, escape(found), f"<code>{o.name}</code>"])
+        rows.append([mark, escape(o.says), o.severity, escape(found), _code(o.name)])
     return [f"<h3>{title}</h3>", _table(("Result", "What was checked", "Severity", "Found wrong", "Check"), rows)]
 
 
@@ -153,17 +152,23 @@ def _questions(tallies: Tallies) -> list[str]:
     rows = [[escape(task), *(f"{tallies.questions[(task, split)]:,}" for split in SPLITS)] for task in tasks]
     parts = ["<h3>Questions by task</h3>", _table(("Task", *(s.capitalize() for s in SPLITS)), rows)]
     for task in tasks:
-        answers = Counter({a: n for (t, a), n in tallies.answers.items() if t == task})
+        answers = {(item, answer): count for (of, item, answer), count in tallies.answers.items() if of == task}
         if not answers:
             continue
+        asked: Counter[str] = Counter()
+        for (item, _), count in answers.items():
+            asked[item] += count
         rows = [
-            [escape(answer), f"{count:,}", _bar(count / answers.total())]
-            for answer, count in sorted(answers.items(), key=lambda item: (-item[1], item[0]))[:_MOST]
+            [escape(item), escape(answer), f"{count:,}", _bar(count / asked[item])]
+            for (item, answer), count in sorted(answers.items())
         ]
-        rest = f", the {_MOST} most frequent" if len(answers) > _MOST else ""
-        title = f"<h3>Answers to closed questions: {escape(task)}{rest}</h3>"
-        parts += [title, _table(("Answer", "Questions", "Share"), rows)]
+        title = f"<h3>Answers to closed questions: {escape(task)}</h3>"
+        parts += [title, _table(("Item", "Answer", "Questions", "Share of the item"), rows)]
     return parts
+
+
+def _code(text: str) -> str:
+    return f"<code>{escape(text)}</code>"
 
 
 def _plain(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Putting a model into service on this machine: staging, then production, each proved by one question.
 
 A server counts as deployed only when it answers, over HTTP, one question about one held-out face as evaluation answered
-it. What is in service is noted in `<home>/services/<stage>.model`, so that `services up` can start it again.
+it. Only then is it noted in `<home>/services/<stage>.model`, from where `services up` can start it again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facemllm import services
+from facemllm import servers, services
 from facemllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def deploy(settings: Settings, model_dir: Path, model_digest: str, version: str,
     """
     endpoint = _serve(settings, "staging", model_dir, model_digest, version)
     _prove(settings, endpoint, probe)
+    servers.note_deployed(settings, "staging", servers.Deployed(model_dir.resolve(), model_digest, version))
     return endpoint
 
 
@@ -65,7 +66,7 @@ def release(settings: Settings, model_dir: Path, model_digest: str, version: str
     Raises UserError as `deploy` does, saying what serves now.
     """
     running = {row.name for row in services.status(settings) if row.state not in ("down", "orphaned")}
-    before = services.deployed(settings, "production") if "production" in running else None
+    before = servers.deployed(settings, "production") if "production" in running else None
     try:
         endpoint = _serve(settings, "production", model_dir, model_digest, version)
         _prove(settings, endpoint, probe)
@@ -77,6 +78,7 @@ def release(settings: Settings, model_dir: Path, model_digest: str, version: str
         except UserError as second:
             raise UserError(f"{error}\nand version {before.version} could not be put back: {second}") from None
         raise UserError(f"{error}\nproduction serves version {before.version} again") from None
+    servers.note_deployed(settings, "production", servers.Deployed(model_dir.resolve(), model_digest, version))
     return endpoint
 
 
@@ -107,9 +109,8 @@ def curl_example(endpoint: Endpoint, question: str = "Is the person wearing a ha
 
 
 def _serve(settings: Settings, stage: str, model_dir: Path, digest: str, version: str) -> Endpoint:
-    service = services.model_server(settings, stage, model_dir, digest, version)
+    service = servers.model_server(settings, stage, model_dir, digest, version)
     running = services.up(settings, stage, service)
-    services.note_deployed(settings, stage, services.Deployed(model_dir.resolve(), digest, version))
     name = settings.promotion.model_name
     return Endpoint(stage, running.url, name, digest, version, running.pid, running.adopted)
 
@@ -126,7 +127,6 @@ def _prove(settings: Settings, endpoint: Endpoint, probe: Probe) -> None:
             )
     except UserError:
         services.down(settings, [endpoint.stage])
-        services.forget_deployed(settings, endpoint.stage)
         raise
 
 

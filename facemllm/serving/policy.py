@@ -125,9 +125,7 @@ def read_question(value: Any, where: str, limits: Limits) -> str:
     if not isinstance(value, str) or not value.strip():
         raise Refused(422, f"{where} must be a text")
     if len(value) > limits.max_question_chars:
-        raise Refused(
-            422, f"{where} has {len(value)} characters; this server takes {limits.max_question_chars}"
-        )
+        raise Refused(422, f"{where} has {len(value)} characters; this server takes {limits.max_question_chars}")
     return value.strip()
 
 
@@ -140,7 +138,8 @@ def _read_instance(value: Any, where: str, limits: Limits, images: dict[str, Enc
         raise Refused(422, f"{where}: give exactly one of question, task and messages")
     if "item" in value and "task" not in value:
         raise Refused(422, f"{where}: item needs task")
-    source, chat = value.get("image"), ()
+    source: Any = value.get("image")
+    chat: tuple[tuple[str, str], ...] = ()
     if "messages" in value:
         source, chat = _read_chat(value["messages"], f"{where}.messages", source, limits)
     if not isinstance(source, Mapping) or set(source) != {"b64"}:
@@ -158,9 +157,7 @@ def _read_instance(value: Any, where: str, limits: Limits, images: dict[str, Enc
     return Ask(images[key], None, names[0], names[1] or None)
 
 
-def _read_chat(
-    messages: Any, where: str, source: Any, limits: Limits
-) -> tuple[Any, tuple[tuple[str, str], ...]]:
+def _read_chat(messages: Any, where: str, source: Any, limits: Limits) -> tuple[Any, tuple[tuple[str, str], ...]]:
     """The image of a chat (in its first message, or beside it) and its turns, as (role, text)."""
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
         raise Refused(422, f"{where} must be a list of 1 to {MAX_MESSAGES} messages")

@@ -1,8 +1,8 @@
 """The KServe model: from a checked request to answers, by the same rules as evaluation.
 
-A question that is one of a task's own wordings (whatever its case, spaces and closing mark), or that is named by task and
-item, is answered as evaluation answers it: a closed one by the likelihood of its options, a caption by generating it and
-reading what it says. Any other question is answered in free text, without value or scores.
+A question that is one of a task's own wordings (whatever its case, spaces and closing mark), or that is named by task
+and item, is answered as evaluation answers it: a closed one by the likelihood of its options, a caption by generating
+it and reading what it says. Any other question is answered in free text, without value or scores.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ def check(model: Path, digest: str) -> None:
     if not any(model.glob("*.safetensors")):
         raise UserError(f"{model} holds no *.safetensors")
     if (found := digests.of_tree(model)) != digest:
-        raise UserError(f"{model} has digest {found[:12]}, not {digest[:12]}: its bytes are not those that were approved")
+        raise UserError(
+            f"{model} has digest {found[:12]}, not {digest[:12]}: its bytes are not those that were approved"
+        )
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -95,6 +98,7 @@ def _serve(options: argparse.Namespace) -> None:
     )
     # The only way to choose the interface: KServe has 0.0.0.0 in its code.
     kserve_server.RESTServer = rest_server(options.host, int(options.max_body_mb * 2**20), info)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # KServe's, one for every route
     for name in ("uvicorn.access", "kserve", "kserve.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -2,11 +2,13 @@
 
 A choice or a yes/no question is answered by its most probable option; a number by the expectation over its grid, with
 two decimals. `greedy` is the option the model would have written of its own accord, None when it would have written
-something else: then there is no value, only the text that comes nearest.
+something else: then there is no value, only the text that comes nearest. Nor is there one when a probability is not a
+number: a broken model answers nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,11 +30,12 @@ def answer(question: Question, probabilities: Sequence[float], greedy: int | Non
     weights = [float(p) for p in probabilities]
     assert len(weights) == len(question.options)
     scores = {option.value: weight for option, weight in zip(question.options, weights, strict=True)}
+    if not all(map(math.isfinite, weights)):
+        return Answer(None, "", scores)
     if question.form == "number":
         total = sum(weights)
         mean = sum(float(option.value) * weight for option, weight in zip(question.options, weights, strict=True))
-        text = f"{mean / total + 0.0:.2f}"
-        text = "0.00" if text == "-0.00" else text
+        text = f"{round(mean / total, 2) + 0.0:.2f}"  # + 0.0 turns -0.0 into 0.0
         return Answer(None if greedy is None else text, text, scores)
     best = question.options[max(range(len(weights)), key=weights.__getitem__)]
     return Answer(None if greedy is None else best.value, best.text, scores)

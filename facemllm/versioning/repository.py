@@ -31,6 +31,7 @@ REMOTE = "data"
 BRANCH = "refs/heads/main"
 
 _TITLE = "# Data repository of Face-MLLM Workflow"
+# part of every revision's name: a change here would give known bytes a new name
 _FIXED = {
     "README.md": f"{_TITLE}\n\nEvery commit is one version of the tables `faces` and `conversations`. Written by "
     "`facemllm data record`; read with `facemllm data restore REVISION OUT`, or `dvc pull` for the newest.\n",
@@ -78,9 +79,7 @@ class Repository:
             return False
         readme = self.path / "README.md"
         if not (self.path / ".git").is_dir() or not readme.is_file() or not readme.read_text().startswith(_TITLE):
-            raise UserError(
-                f"{self.path} is not a data repository of ours; set versioning.repository to another folder"
-            )
+            raise UserError(f"{self.path} is no data repository of ours; set versioning.repository to another folder")
         return True
 
     def require(self) -> None:
@@ -100,7 +99,6 @@ class Repository:
                 publish(partial, self.path)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        # a fixed file edited by hand would change the name of the next commit
         _write(self.path, {**_FIXED, ".dvc/config.local": self._local_config()})
 
     @contextmanager
@@ -119,7 +117,7 @@ class Repository:
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
                 raise UserError(
-                    f"another process ({holder}) is recording into {self.path}; run again when it is done"
+                    f"{self.path}: another process ({holder}) is recording; run again when it is done"
                 ) from None
             file.truncate(0)
             file.write(f"pid {os.getpid()}")
@@ -131,16 +129,15 @@ class Repository:
 
         Call with the lock held: no one else can own these files.
         """
-        for name in (
+        for pattern in (
             ".dvc/tmp/lock",
-            ".dvc/tmp/rwlock",
-            ".dvc/tmp/rwlock.lock",
-            ".git/index.lock",
+            ".dvc/tmp/rwlock*",
+            ".git/*.lock",
             f".git/{BRANCH}.lock",
+            ".git/facemllm-index*",
         ):
-            (self.path / name).unlink(missing_ok=True)
-        for leftover in self.path.glob(".git/facemllm-index*"):
-            leftover.unlink()
+            for leftover in self.path.glob(pattern):
+                leftover.unlink(missing_ok=True)
         for table in TABLES:
             shutil.rmtree(self.path / table, ignore_errors=True)
         if self._history("%H"):

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -164,7 +164,7 @@ def _dvc(repository: Repository, revision: str | None = None) -> Iterator[Any]:
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def _environment(values: dict[str, str]) -> Iterator[None]:
     """The process's environment with these values and without the caller's git settings, put back afterwards."""
     before = {key: os.environ.get(key) for key in (*values, *(k for k in os.environ if k.startswith("GIT_")))}
     for key in before:

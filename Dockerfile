@@ -1,0 +1,48 @@
+# syntax=docker/dockerfile:1
+# One image for every pod: pipeline steps, MLflow, Ray nodes, the model server. Each of them sets its own command.
+#
+#   docker build -t face-mllm:0.1.0 --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu .
+#   docker build -t registry.example.com/face-mllm:0.1.0-cuda .
+#
+# The first takes torch's build without CUDA (about 3 GB less); the second takes what PyPI has, which carries CUDA.
+FROM python:3.11-slim
+
+# git: DVC keeps data versions in a repository. wget: KubeRay's probes call it.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends git wget \
+    && rm -rf /var/lib/apt/lists/*
+
+# A numbered user, so that `runAsNonRoot` can be verified; the manifests name the same number. /workspace is where the
+# shared volume goes.
+RUN groupadd --gid 10001 facemllm \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin facemllm \
+    && install -d -o 10001 -g 10001 /workspace
+
+# `root()` in settings.py looks for params.yaml from the working directory upward, and Ray's jobs inherit this one.
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md LICENSE pipeline.py params.yaml ./
+COPY profiles profiles
+COPY components components
+COPY facemllm facemllm
+
+# Into the system's Python, not a virtual environment: KubeRay may start Ray through a login shell, which resets
+# PATH.
+# psycopg2 and boto3 are for MLflow on Postgres and S3.
+ARG PIP_EXTRA_INDEX_URL
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install -c constraints.txt . psycopg2-binary boto3
+
+# The root file system is read-only in the pods: whatever writes beside /workspace writes to /tmp.
+ENV HOME=/tmp \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    NUMBA_CACHE_DIR=/tmp/numba \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    DO_NOT_TRACK=true \
+    RAY_USAGE_STATS_ENABLED=0 \
+    DVC_NO_ANALYTICS=1 \
+    GX_ANALYTICS_ENABLED=false
+
+USER 10001:10001
+CMD ["facemllm", "--help"]

@@ -1,0 +1,126 @@
+"""Small tables for the tests: forty faces of twenty people, in every split, and a conversation about each."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facemllm.records import CONVERSATIONS, FACES, TableWriter, pairs, subject_id
+
+SIDE = 48
+Rows = list[dict[str, Any]]
+
+
+def encode(pixels: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, **options)
+    return buffer.getvalue()
+
+
+def picture(seed: int, quality: int = 90) -> bytes:
+    """A JPEG of coarse noise: no two seeds look alike, one seed at two qualities does."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    return encode(coarse.repeat(SIDE // 12, 0).repeat(SIDE // 12, 1), format="JPEG", quality=quality)
+
+
+def face(number: int) -> dict[str, Any]:
+    person = number // 2
+    data = picture(number)
+    return {
+        "image_id": hashlib.sha256(data).hexdigest(),
+        "image": {"bytes": data, "path": None},
+        "width": SIDE,
+        "height": SIDE,
+        "source": "render",
+        "source_id": f"{number:04d}",
+        "subject_id": subject_id("render", str(person)),
+        "split": ("train", "train", "train", "validation", "test")[person % 5],
+        "box": [4.0, 4.0, 44.0, 44.0],
+        "landmarks": [[16.0, 20.0], [32.0, 20.0]],
+        "segmentation": {"bytes": encode(np.full((SIDE, SIDE), number % 19, np.uint8), format="PNG"), "path": None},
+        "caption": "A face.",
+        "attributes": pairs({"Smiling": number % 3 == 0, "Bald": False}),
+        "expression": ("neutral", "happiness")[number % 2],
+        "age": 20.0 + number,
+        "gender": ("female", "male")[person % 2],
+        "skin_tone": 1 + number % 10,
+        "yaw": 10.0,
+        "pitch": -5.0,
+        "roll": 0.0,
+        "action_units": pairs({"AU12": 1.0}),
+    }
+
+
+def conversation(row: dict[str, Any]) -> dict[str, Any]:
+    """What `reformat` would make of a face, cut down to two questions."""
+    messages, turns = [], []
+    asked = (("caption", "open", [], "A face."), ("gender", "choice", ["female", "male"], row["gender"]))
+    for task, form, options, answer in asked:
+        image = [] if messages else [{"type": "image", "text": None}]
+        messages.append({"role": "user", "content": [*image, {"type": "text", "text": f"What about {task}?"}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        turns.append(
+            {
+                "sample_id": hashlib.sha256(f"{row['image_id']} {task}".encode()).hexdigest(),
+                "task": task,
+                "form": form,
+                "template": f"{task}/0",
+                "options": options,
+                "answer": answer,
+                "follows": False,
+            }
+        )
+    return {
+        "conversation_id": hashlib.sha256(f"conversation {row['image_id']}".encode()).hexdigest(),
+        "image_id": row["image_id"],
+        "images": [row["image"]],
+        "split": row["split"],
+        "source": row["source"],
+        "subject_id": row["subject_id"],
+        "groups": pairs({"gender": row["gender"]}),
+        "messages": messages,
+        "turns": turns,
+    }
+
+
+@pytest.fixture
+def face_rows() -> Callable[..., Rows]:
+    """`face_rows(count=40)`: fresh rows of a sound faces table."""
+    return lambda count=40: [face(number) for number in range(count)]
+
+
+@pytest.fixture
+def conversation_rows() -> Callable[[Rows], Rows]:
+    """`conversation_rows(faces)`: a sound conversation about every face."""
+    return lambda faces: [conversation(row) for row in faces]
+
+
+@pytest.fixture
+def faces_table(tmp_path: Path) -> Callable[..., Path]:
+    """`faces_table(rows=..., name=...)`: writes a faces table, sound unless told otherwise, and gives its folder."""
+
+    def make(rows: Iterable[dict[str, Any]] | None = None, name: str = "faces", **options: Any) -> Path:
+        with TableWriter(tmp_path / name, FACES, **options) as table:
+            table.write([face(n) for n in range(40)] if rows is None else rows)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def conversations_table(tmp_path: Path) -> Callable[..., Path]:
+    """`conversations_table(rows=..., name=...)`: writes a conversations table and gives its folder."""
+
+    def make(rows: Iterable[dict[str, Any]] | None = None, name: str = "conversations", **options: Any) -> Path:
+        with TableWriter(tmp_path / name, CONVERSATIONS, **options) as table:
+            table.write([conversation(face(n)) for n in range(40)] if rows is None else rows)
+        return tmp_path / name
+
+    return make

@@ -1,0 +1,94 @@
+"""Servers that integration tests share, started once a session and stopped by their process ids."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from facemllm.settings import Settings, load
+
+
+@dataclass(frozen=True)
+class MlflowServer:
+    """A running MLflow server: its address, and the folder its artifacts lie in."""
+
+    uri: str
+    artifacts: Path
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stop_tree(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process that this session started, and all that it started."""
+    try:
+        tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    except psutil.NoSuchProcess:
+        return
+    for one in tree:
+        try:
+            one.send_signal(signal.SIGTERM)
+        except psutil.NoSuchProcess:
+            continue
+    for one in psutil.wait_procs(tree, timeout=5)[1]:
+        one.kill()
+    process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server on SQLite, on a free loopback port."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    port = free_port()
+    artifacts = folder / "artifacts"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(artifacts), "--serve-artifacts"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
+    try:
+        deadline = time.monotonic() + 90
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        while True:
+            try:
+                direct.open(f"http://127.0.0.1:{port}/health", timeout=2).read()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"MLflow did not start:\n{(folder / 'log').read_text()[-2000:]}")
+                time.sleep(0.2)
+        yield MlflowServer(f"http://127.0.0.1:{port}", artifacts)
+    finally:
+        stop_tree(process)
+
+
+@pytest.fixture
+def settings(mlflow_server: MlflowServer, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
+    """Laptop settings with the session's MLflow server; experiment, model name and home are the test's own."""
+    name = f"{request.node.name}-{tmp_path.parent.name}-{tmp_path.name}".replace("[", "-").replace("]", "")
+    return load(
+        "laptop",
+        [
+            f"tracking.uri={mlflow_server.uri}",
+            f"tracking.experiment={name}",
+            f"promotion.model_name={name}",
+            f"storage.home={tmp_path / 'home'}",
+            f"storage.runs={tmp_path / 'runs'}",
+        ],
+    )

@@ -1,0 +1,437 @@
+"""Tracking, registry, decisions and lineage against a real MLflow server."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import pickle
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facemllm import digests, lineage, mlflow_client, tracking
+from facemllm.errors import UserError
+from facemllm.promotion import approvals, registry
+from facemllm.records import PREDICTIONS, TableWriter
+from facemllm.settings import Settings, load
+from facemllm.store import Store
+
+pytestmark = pytest.mark.integration
+
+METRICS: dict[str, Any] = {
+    "tasks": {
+        "age": {
+            "metric": "mae",
+            "value": 6.5,
+            "low": 6.0,
+            "high": 7.1,
+            "n": 280,
+            "unparsed": 0.0,
+            "baselines": {"majority": 14.2},
+            "higher_is_better": False,
+            "items": {},
+        },
+        "gender": {
+            "metric": "accuracy",
+            "value": 0.9,
+            "low": 0.88,
+            "high": 0.92,
+            "n": 280,
+            "unparsed": 0.0,
+            "baselines": {"majority": 0.5},
+            "higher_is_better": True,
+            "items": {"male": {"metric": "accuracy", "value": 0.9, "low": 0.87, "high": 0.93, "n": 140}},
+        },
+    },
+    "closed_mean": {"value": 0.9, "low": 0.88, "high": 0.92},
+}
+EVALUATION = "e" * 64
+ADA = "Ada Lovelace"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder as `save_pretrained` leaves it, with bytes of the test's own."""
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(str(tmp_path).encode() * 1000)
+    (folder / "config.json").write_text("{}")
+    (folder / "sub" / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def register(settings: Settings, model: Path, run_id: str | None = None, **gate: Any) -> registry.Version:
+    return registry.register(
+        settings,
+        model_dir=model,
+        model_digest=digests.of_tree(model),
+        evaluation=METRICS,
+        evaluation_digest=EVALUATION,
+        gate={"passed": True, **gate},
+        run_id=run_id,
+    )
+
+
+def run_of(settings: Settings, run_id: str) -> Any:
+    return tracking.connect(settings).get_run(run_id)
+
+
+def stored_files(settings: Settings, version: registry.Version, artifacts: Path) -> Path:
+    """Folder on the server's disk with the bytes of a version."""
+    model_id = version.source.removeprefix("models:/")
+    location = tracking.connect(settings).get_logged_model(model_id).artifact_location
+    return artifacts / location.removeprefix("mlflow-artifacts:/")
+
+
+def summary(**changed: Any) -> Mapping[str, Any]:
+    steps = [{"name": "ingest", "state": "done", "seconds": 1.5}, {"name": "align", "state": "cached", "seconds": None}]
+    gate = {"passed": True, "reasons": []}
+    cost = {"align": {"seconds": 3.0, "tokens": 10}}
+    head = {"run": "r", "seconds": 9.0, "steps": steps, "gate": gate, "cost": cost, "approval": "pending"}
+    return {**head, **METRICS, "model": {"digest": "a" * 64, "version": "1"}, **changed}
+
+
+def test_a_pipeline_and_its_steps_are_runs(settings: Settings, tmp_path: Path, capfd: Any) -> None:
+    parent = tracking.start_pipeline(settings, "nightly")
+    with tracking.step_run(settings, parent, "ingest", key="k" * 64, inputs={"faces": "f" * 64}) as run:
+        run.log_params({"data": {"identities": 3}})
+        run.log_text("note.txt", "hello")
+        run.finish("0" * 64, {"figure": "6 faces", "seconds": 2.5, "cost": {"tokens": 4}})
+    with pytest.raises(ZeroDivisionError), tracking.step_run(settings, parent, "align") as failing:
+        raise ZeroDivisionError("first line\nsecond line")
+    with pytest.raises(KeyboardInterrupt), tracking.step_run(settings, parent, "instruct") as killed:
+        raise KeyboardInterrupt
+    (tmp_path / "report.html").write_text("<p>report</p>")
+    tracking.finish_pipeline(settings, parent, summary(), tmp_path)
+
+    top, step = run_of(settings, parent), run_of(settings, run.run_id)
+    assert step.data.tags["mlflow.parentRunId"] == parent
+    expected = {"run": "nightly", "step": "ingest", "key": "k" * 64, "input.faces": "f" * 64, "output": "0" * 64}
+    assert {name: step.data.tags[f"facemllm.{name}"] for name in expected} == expected
+    assert (step.info.status, step.data.metrics) == ("FINISHED", {"seconds": 2.5, "cost/tokens": 4.0})
+    assert step.data.params == {"data.identities": "3"}
+    assert run_of(settings, failing.run_id).info.status == "FAILED"
+    assert run_of(settings, failing.run_id).data.tags["facemllm.error"] == "first line second line"
+    assert run_of(settings, killed.run_id).info.status == "KILLED"
+    assert top.info.status == "FINISHED"
+    assert top.data.params["training.stages.align.steps"] == str(settings.training.stages.align.steps)
+    assert top.data.metrics["age/value"] == 6.5
+    assert top.data.metrics["gate/passed"] == 1.0
+    assert top.data.metrics["cost/align/tokens"] == 10.0
+    assert "step/align/seconds" not in top.data.metrics
+    assert top.data.tags["facemllm.approval"] == "pending"
+    files = {file.path for file in tracking.connect(settings).list_artifacts(parent)}
+    assert {"summary.json", "report.html"} <= files
+    assert capfd.readouterr().out == ""  # stdout belongs to --json
+
+    failed = tracking.start_pipeline(settings, "nightly")
+    tracking.finish_pipeline(settings, failed, summary(steps=[{"name": "align", "state": "failed", "seconds": 1.0}]))
+    assert run_of(settings, failed).info.status == "FAILED"
+
+
+def test_runs_of_a_killed_process_are_reaped(settings: Settings) -> None:
+    alive = tracking.start_pipeline(settings, "night")
+    dead = tracking.start_pipeline(settings, "night")
+    other = tracking.start_pipeline(settings, "another")
+    client = tracking.connect(settings)
+    for run_id in (dead, other):
+        client.set_tag(run_id, "facemllm.process", "elsewhere/1/1.00")
+    assert tracking.reap(settings, "night") == [dead]
+    statuses = [run_of(settings, run_id).info.status for run_id in (alive, dead, other)]
+    assert statuses == ["RUNNING", "KILLED", "RUNNING"]
+
+
+def test_training_curves_come_back(settings: Settings) -> None:
+    with tracking.step_run(settings, None, "align") as run:
+        curve = pickle.loads(pickle.dumps(run.curve_logger()))
+        for step in range(1, 1201):
+            curve(step, {"train/loss": 1 / step, "train/rate": 0.1})
+        assert curve.flush()
+        curve(1200, {"train/loss": 7.0})
+        assert curve.flush()
+        run.finish("0" * 64, {"seconds": 1.0})
+    points = tracking.curve(settings, run.run_id)
+    assert len(points) == 1200
+    assert points[0] == {"step": 1, "train/loss": 1.0, "train/rate": 0.1}
+    assert points[-1]["train/loss"] == 7.0  # logged again after a restart: the later one counts
+
+
+def test_an_evaluation_is_logged(settings: Settings, tmp_path: Path) -> None:
+    with TableWriter(tmp_path / "evaluation" / "predictions", PREDICTIONS) as table:
+        table.write(
+            {"sample_id": f"{n:064x}", "image_id": "i", "task": "age", "answer": "30", "parsed": "31"}
+            for n in range(90)
+        )
+    with tracking.step_run(settings, None, "evaluate") as run:
+        run.log_evaluation(METRICS, tmp_path / "evaluation")
+    client = tracking.connect(settings)
+    logged = client.get_run(run.run_id).data.metrics
+    assert logged["gender/male/low"] == 0.87
+    assert logged["age/baseline_majority"] == 14.2
+    assert logged["closed_mean/value"] == 0.9
+    files = {Path(file.path).name for file in client.list_artifacts(run.run_id, "evaluation")}
+    assert files == {"results.json", "answers.json", "intervals.png", "metrics.json"}
+    experiment = tracking.experiment_id(settings, client)
+    answers = client.load_table(experiment, "evaluation/answers.json", [run.run_id])
+    assert len(answers) == 60
+    assert list(client.load_table(experiment, "evaluation/results.json", [run.run_id])["item"]) == ["", "", "male"]
+
+
+def test_the_same_bytes_are_one_version(settings: Settings, model: Path) -> None:
+    parent = tracking.start_pipeline(settings, "r")
+    assert registry.champion(settings) is None
+    first = register(settings, model, parent)
+    assert (first.version, first.gate, first.evaluation) == (1, "passed", EVALUATION)
+    assert first.aliases == ("candidate",)
+    assert first.digest == digests.of_tree(model)
+    assert "Not for identifying people" in first.description
+    client = tracking.connect(settings)
+    assert "model_card.md" in {file.path for file in client.list_artifacts(parent)}
+    logged = client.get_logged_model(first.source.removeprefix("models:/"))
+    assert (str(logged.status), logged.source_run_id) == ("READY", parent)
+    assert {"age/value", "gender/value"} <= {metric.key for metric in logged.metrics}
+    assert register(settings, model, parent).version == 1
+
+    (model / "config.json").write_text('{"other": 1}')
+    second = register(settings, model)
+    assert [(v.version, v.aliases) for v in registry.versions(settings)] == [(2, ("candidate",)), (1, ())]
+    assert registry.find_version(settings, "candidate") == second
+    assert registry.find_version(settings, "v1").digest == first.digest
+    registry.set_alias(settings, 1, "champion")
+    champion = registry.champion(settings)
+    assert champion is not None
+    assert champion.version == 1
+    for unknown in ("7", "nobody", "", "../1"):
+        with pytest.raises(UserError, match="there are 2, 1, candidate, champion"):
+            registry.find_version(settings, unknown)
+
+
+def test_a_refused_model_is_not_registered(settings: Settings, model: Path) -> None:
+    with pytest.raises(UserError, match="the gate refused model .*: age too high"):
+        register(settings, model, passed=False, reasons=["age too high"])
+    with pytest.raises(UserError, match="none is registered yet"):
+        registry.find_version(settings, 1)
+    register(settings, model)
+    with pytest.raises(UserError, match="the gate refused"):
+        register(settings, model, passed=False, reasons=["age too high"])
+    marked = registry.find_version(settings, 1)
+    assert (marked.gate, marked.aliases) == ("refused", ())
+    with pytest.raises(UserError, match="did not pass its gate: age too high"):
+        approvals.approve(settings, 1, ADA, "looks fine")
+    assert register(settings, model).gate == "passed"
+
+
+def test_other_bytes_than_stated_are_not_registered(settings: Settings, model: Path) -> None:
+    with pytest.raises(UserError, match="bytes do not match"):
+        registry.register(settings, model, "0" * 64, METRICS, EVALUATION, {"passed": True})
+    assert registry.versions(settings) == []
+
+
+@pytest.mark.parametrize("left", ["part uploaded", "whole", "damaged"])
+def test_a_half_done_registration_is_completed(settings: Settings, model: Path, left: str) -> None:
+    client = tracking.connect(settings)
+    tags = {registry.DIGEST: digests.of_tree(model)}
+    orphan = client.create_logged_model(tracking.experiment_id(settings, client), "m", tags=tags).model_id
+    if left == "part uploaded":
+        client.log_model_artifacts(orphan, str(model / "sub"), "sub")
+    else:
+        client.log_model_artifacts(orphan, str(model))
+        client.finalize_logged_model(orphan, "READY")
+    if left == "damaged":
+        (model.parent / "odd.txt").write_text("not of the model")
+        client.log_model_artifact(orphan, str(model.parent / "odd.txt"))
+    version = register(settings, model)
+    assert (version.source == f"models:/{orphan}") == (left != "damaged")
+    assert digests.of_tree(registry.fetch(settings, 1, model.parent / "out")) == version.digest
+
+
+def test_only_the_registered_bytes_are_fetched(
+    settings: Settings, model: Path, mlflow_server: Any, tmp_path: Path
+) -> None:
+    version = register(settings, model)
+    out = registry.fetch(settings, "candidate", tmp_path / "deep" / "out")
+    assert digests.of_tree(out) == version.digest
+    assert registry.fetch(settings, 1, out) == out
+    held = stored_files(settings, version, mlflow_server.artifacts)
+    (held / "model.safetensors").write_bytes(b"tampered")
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="not those registered"):
+        registry.fetch(settings, 1, tmp_path / "again")
+    shutil.copy(model / "model.safetensors", held)
+    (held / "extra.py").write_text("import os")
+    with pytest.raises(UserError, match="not those registered"):
+        registry.fetch(settings, 1, tmp_path / "again")
+    shutil.rmtree(held)
+    with pytest.raises(UserError):
+        registry.fetch(settings, 1, tmp_path / "again")
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_person_decides_and_nothing_is_lost(settings: Settings, model: Path) -> None:
+    version = register(settings, model)
+    assert approvals.await_decision(settings, 1, 0) == "pending"
+    with pytest.raises(UserError, match="is not approved; a person decides with `facemllm promote approve 1"):
+        approvals.require_approved(settings, "1")
+    approvals.request(settings, 1, "pipeline", "please look")
+    for wrong, message in {("ci", "fine"): "does not name a person", (ADA, "  "): "needs a reason"}.items():
+        with pytest.raises(UserError, match=message):
+            approvals.approve(settings, 1, *wrong)
+    with pytest.raises(UserError, match="has no version '9'"):
+        approvals.approve(settings, 9, ADA, "fine")
+
+    decided = approvals.approve(settings, "candidate", ADA, "figures hold")
+    assert (decided.by, decided.digest, decided.version) == (ADA, version.digest, 1)
+    assert approvals.decision(settings, 1) == decided
+    assert approvals.require_approved(settings, 1).digest == version.digest
+    approvals.reject(settings, 1, "Grace Hopper", "too weak on age")
+    assert approvals.state(settings, 1) == "rejected"
+    with pytest.raises(UserError, match="was rejected by Grace Hopper .*: too weak on age"):
+        approvals.require_approved(settings, 1)
+    approvals.approve(settings, 1, ADA, "measured again")
+    shown = approvals.show(settings, 1)
+    told = [(entry["event"], entry["by"]) for entry in shown["history"]]
+    assert told == [("request", "pipeline"), ("decision", ADA), ("decision", "Grace Hopper"), ("decision", ADA)]
+    assert json.loads(json.dumps(shown))["tasks"]["age"]["value"] == 6.5
+    row = approvals.list_versions(settings)[0]
+    assert (row["state"], row["by"], row["gate"], row["aliases"]) == ("approved", ADA, "passed", "candidate")
+
+
+def test_a_decision_about_other_bytes_counts_as_none(settings: Settings, model: Path) -> None:
+    version = register(settings, model)
+    approvals.approve(settings, 1, ADA, "figures hold")
+    client = tracking.connect(settings)
+    client.set_model_version_tag(version.name, "1", registry.DIGEST, "b" * 64)
+    assert approvals.state(settings, 1) == "pending"
+    assert approvals.decision(settings, 1) is None
+    with pytest.raises(UserError, match="about other bytes"):
+        approvals.require_approved(settings, 1)
+    client.set_model_version_tag(version.name, "1", registry.DIGEST, version.digest)
+    client.set_model_version_tag(version.name, "1", registry.GATE, "refused")
+    with pytest.raises(UserError, match="its gate says 'refused'"):
+        approvals.require_approved(settings, 1)
+
+
+def test_a_run_waits_for_a_decision(settings: Settings, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(settings, model)
+    monkeypatch.setattr(approvals, "POLL_S", 0.1)
+    assert approvals.await_decision(settings, 1, 0.3 / 60) == "pending"
+    decide = threading.Timer(0.3, approvals.reject, (settings, 1, ADA, "not yet"))
+    decide.start()
+    assert approvals.await_decision(settings, 1, 0.5) == "rejected"
+    decide.join()
+
+
+def test_lineage_of_a_version_reaches_its_runs(settings: Settings, model: Path, tmp_path: Path) -> None:
+    digest = digests.of_tree(model)
+    with tracking.step_run(settings, None, "specialize") as run:
+        pass
+    shutil.copytree(model, tmp_path / "result")
+    facts = {"step": "specialize", "inputs": {"conversations": "c" * 64}, "run_id": run.run_id}
+    Store(settings.home).keep("k", tmp_path / "result", digest, facts)
+    register(settings, model)
+    approvals.approve(settings, 1, ADA, "figures hold")
+    links = lineage.lineage(settings, "candidate")
+    assert [(link["depth"], link["kind"]) for link in links][:4] == [
+        (0, "version"),
+        (1, "decision"),
+        (1, "evaluate"),
+        (1, "specialize"),
+    ]
+    assert links[1]["facts"]["by"] == ADA
+    assert run.run_id in {link["id"] for link in links}
+    assert tracking.commit() in {link["id"] for link in links} | {None}
+    assert [link["kind"] for link in lineage.lineage(settings, digest[:10])][:2] == ["registered as", "specialize"]
+    elsewhere = settings.model_copy(
+        update={"storage": settings.storage.model_copy(update={"home": str(tmp_path / "h2")})}
+    )
+    assert digest in {link["id"] for link in lineage.lineage(elsewhere, "1")}
+
+
+class _Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>a router's login page</html>")
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def no_server() -> Iterator[int]:
+    with socket.socket() as bound:  # bound, not listening: refuses
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+@contextmanager
+def hanging_server() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield silent.getsockname()[1]
+
+
+@contextmanager
+def other_server() -> Iterator[int]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@contextmanager
+def no_http_server() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        (no_server, "no MLflow server at http://127.0.0.1:.*facemllm services up"),
+        (hanging_server, "does not answer within 3 s; .*facemllm services up"),
+        (other_server, "what answers at .* is not MLflow"),
+        (no_http_server, "does not speak HTTP as MLflow does"),
+    ],
+)
+def test_what_is_no_mlflow_is_told_in_one_line(server: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
+    with server() as port:
+        settings = load("laptop", [f"services.mlflow_port={port}"])
+        began = time.monotonic()
+        with pytest.raises(UserError, match=message) as refused:
+            tracking.start_pipeline(settings, "r")
+    assert time.monotonic() - began < 6
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["localhost:5000", "http://[", "http://no such host/"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    settings = load("laptop")
+    settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"uri": address})})
+    with pytest.raises(UserError):
+        tracking.connect(settings)
+
+
+def test_a_server_lost_in_between_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with no_server() as port:
+        address = f"http://127.0.0.1:{port}"
+        run = tracking.StepRun(address, "0" * 32, mlflow_client.open_client(address))
+        with pytest.raises(UserError, match=f"MLflow at {address}: ") as lost:
+            run.log_metrics({"a": 1.0})
+    assert "\n" not in str(lost.value)

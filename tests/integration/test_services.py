@@ -1,0 +1,218 @@
+"""Local servers with real processes on loopback: no test may leave one behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from facemllm import services
+from facemllm.errors import UserError
+from facemllm.processes import Record, healthy
+from facemllm.servers import RAY_PORTS, Service
+from facemllm.settings import Settings, load
+
+pytestmark = pytest.mark.integration
+
+ANSWERING = """
+import http.server, signal, subprocess, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"ok")
+    def log_message(self, *_): pass
+if "stubborn" in sys.argv: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "daemon" in sys.argv: subprocess.Popen(["sleep", "300"], start_new_session=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def free_port(span: int = 1) -> int:
+    for base in range(21000 + os.getpid() % 1000, 30000, 331):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(base, base + span):
+                    stack.enter_context(socket.socket()).bind(("", port))
+                return base
+            except OSError:
+                continue
+    raise AssertionError("no free port")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    base = free_port(5 + RAY_PORTS)
+    ports = {"mlflow": base, "staging": base + 1, "production": base + 2, "ray": base + 4}
+    overrides = [f"services.{name}_port={port}" for name, port in ports.items()]
+    loaded = load("laptop", [f"storage.home={tmp_path}/home", "services.start_timeout_s=90", *overrides])
+    yield loaded
+    services.down(loaded)
+
+
+def fake(settings: Settings, *flags: str, **changes: object) -> Service:
+    port = settings.services.staging_port
+    url = f"http://127.0.0.1:{port}"
+    command = (sys.executable, "-c", ANSWERING, str(port), *flags)
+    return Service("staging", command, port, url, (url,), **changes)  # type: ignore[arg-type]
+
+
+def record(settings: Settings, name: str = "staging") -> Record:
+    found = Record.read(settings.home / "services" / f"{name}.json")
+    assert found is not None
+    return found
+
+
+def eventually(condition: Callable[[], object], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.1)
+
+
+def state(settings: Settings, name: str = "staging") -> services.Row:
+    return next(row for row in services.status(settings) if row.name == name)
+
+
+def test_started_once_then_adopted_then_stopped_with_its_daemons(settings: Settings) -> None:
+    service = fake(settings, "daemon", "stubborn")
+    first = services.up(settings, "staging", service)
+    second = services.up(settings, "staging", service)
+    assert (first.adopted, second.adopted) == (False, True)
+    assert first.pid == second.pid
+    assert (state(settings).state, state(settings).pid) == ("up", first.pid)
+    members = record(settings).members()
+    assert "sleep" in {p.name() for p in members}
+    assert services.down(settings) == ["staging"]
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in members)
+    assert state(settings).state == "down"
+    assert services.down(settings) == []
+
+
+def test_another_command_replaces_the_running_one(settings: Settings) -> None:
+    first = services.up(settings, "staging", fake(settings, "a"))
+    second = services.up(settings, "staging", fake(settings, "b"))
+    assert not second.adopted
+    assert not psutil.pid_exists(first.pid)
+
+
+def test_two_at_once_start_one(settings: Settings) -> None:
+    service, pids = fake(settings), []
+    threads = [
+        threading.Thread(target=lambda: pids.append(services.up(settings, "staging", service).pid)) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(pids) == 2
+    assert len(set(pids)) == 1
+
+
+def test_a_crashed_server_comes_back(settings: Settings) -> None:
+    running = services.up(settings, "staging", fake(settings))
+    eventually(lambda: _supervisor_saw_health(settings))
+    os.kill(running.pid, signal.SIGKILL)
+    eventually(lambda: state(settings).restarts == 1 and state(settings).state == "up")
+    assert state(settings).pid != running.pid
+
+
+def _supervisor_saw_health(settings: Settings) -> bool:
+    # it checks one second after the start; a crash before counts as a failed start
+    time.sleep(1.5)
+    return healthy(record(settings).health)
+
+
+@pytest.mark.parametrize("then", ["up", "down"])
+def test_a_killed_supervisor_leaves_nothing_that_is_not_found(settings: Settings, then: str) -> None:
+    service = fake(settings, "daemon", "stubborn")
+    running = services.up(settings, "staging", service)
+    before = record(settings)
+    os.kill(before.supervisor.pid, signal.SIGKILL)
+    eventually(lambda: before.supervisor.process() is None)
+    assert running.pid in {p.pid for p in services.orphans(settings)}
+    assert state(settings).state == "orphaned"
+    if then == "up":
+        assert services.up(settings, "staging", service).pid != running.pid
+    else:
+        services.down(settings)
+    assert before.members() == []
+    assert services.orphans(settings) == []
+
+
+def test_a_port_of_someone_else_is_named_with_its_holder(settings: Settings) -> None:
+    port = settings.services.staging_port
+    stranger = subprocess.Popen([sys.executable, "-c", ANSWERING, str(port)])
+    try:
+        eventually(lambda: healthy((f"http://127.0.0.1:{port}",)))
+        with pytest.raises(UserError, match=rf"port {port} .*process {stranger.pid} .*services.staging_port="):
+            services.up(settings, "staging", fake(settings))
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_server_that_ends_while_starting_shows_its_log(settings: Settings) -> None:
+    service = fake(settings)
+    broken = Service("staging", (sys.executable, "-c", "print('no such model'); exit(3)"), service.port, "", ("",))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"ended while starting(.|\n)*no such model"):
+        services.up(settings, "staging", broken)
+    assert time.monotonic() - started < 10
+    assert state(settings).state == "down"
+
+
+def test_mlflow_for_real(settings: Settings) -> None:
+    running = services.up(settings, "mlflow")
+    try:
+        assert services.up(settings, "mlflow").adopted
+        members = record(settings, "mlflow").members()
+        listening = [
+            c.laddr.ip for p in members for c in p.connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr
+        ]
+        assert set(listening) == {"127.0.0.1"}
+        assert (settings.home / "mlflow" / "mlflow.db").is_file()
+        assert running.env["MLFLOW_TRACKING_URI"] == running.url
+    finally:
+        services.down(settings, ["mlflow"])
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in members)
+
+
+def test_ray_for_real(settings: Settings) -> None:
+    before = {p.pid for p in psutil.process_iter()}
+    running = services.up(settings, "ray")
+    known = record(settings, "ray")
+    try:
+        program = (
+            "import ray; ray.init(log_to_driver=False, logging_level='ERROR')\n"
+            "print(ray.get(ray.remote(lambda: 6 * 7).remote()))"
+        )
+        environment = {**os.environ, **running.env}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout.strip() == "42", done.stderr
+        stranger = {key: value for key, value in environment.items() if not key.startswith("RAY_AUTH")}
+        refused = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**stranger, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert refused.returncode != 0
+        assert any(p.name().startswith("raylet") for p in known.members())
+    finally:
+        services.down(settings, ["ray"])
+    assert known.members() == []
+    left = [p for p in psutil.process_iter() if p.pid not in before and "ray" in p.name()]
+    assert [p for p in left if str(settings.services.ray_port) in " ".join(p.cmdline())] == []

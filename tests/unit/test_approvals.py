@@ -1,0 +1,301 @@
+"""Promotion, the parts that need no server: who is a person, which decision counts, the card, figures, lineage."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facemllm import curves, figures, lineage
+from facemllm.errors import UserError
+from facemllm.promotion import approvals, card
+from facemllm.promotion.registry import Version
+from facemllm.records import FACES, TableWriter
+from facemllm.settings import Settings, load
+from facemllm.store import Store
+
+DIGEST = "a" * 64
+TASKS: dict[str, Any] = {
+    "age": {
+        "metric": "mae",
+        "value": 6.5,
+        "low": 6.0,
+        "high": 7.1,
+        "n": 280,
+        "unparsed": 0.0,
+        "baselines": {"majority": 14.2, "pixels": 9.9},
+        "higher_is_better": False,
+        "items": {},
+    },
+    "head_pose": {
+        "metric": "mae",
+        "value": 3.0,
+        "low": 2.8,
+        "high": 3.3,
+        "n": 840,
+        "unparsed": 0.01,
+        "baselines": {"majority": 11.0},
+        "higher_is_better": False,
+        "items": {
+            "yaw": {"metric": "mae", "value": 3.5, "low": 3.1, "high": 3.9, "n": 280, "baselines": {"majority": 15.0}}
+        },
+    },
+    "gender": {"metric": "accuracy", "value": 0.9, "low": None, "high": None, "n": 1, "baselines": {"majority": None}},
+}
+
+
+def version(tags: dict[str, str] | None = None) -> Version:
+    return Version(
+        name="m",
+        version=3,
+        digest=DIGEST,
+        gate="passed",
+        evaluation="e" * 64,
+        source="models:/m-1",
+        run_id="",
+        created="2026-01-01T00:00:00+00:00",
+        description="",
+        tags=tags or {},
+    )
+
+
+def stored(**changed: Any) -> dict[str, str]:
+    body = {
+        "decision": "approved",
+        "by": "Ada Lovelace",
+        "reason": "card read",
+        "digest": DIGEST,
+        "name": "m",
+        "version": 3,
+        "evaluation": "e" * 64,
+        "at": "2026-01-02T03:04:05+00:00",
+    }
+    return {approvals.DECISION: json.dumps({"event": "decision", **body, **changed})}
+
+
+@pytest.mark.parametrize(
+    "name", ["Ada Lovelace", "ada@example.org", "Nguyễn Văn A", "李娜", "  Ada \n Lovelace ", "Root, Ann"]
+)
+def test_a_person_is_a_person(name: str) -> None:
+    assert approvals.person(name) == " ".join(name.split())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "   ",
+        "\t\n",
+        "ci",
+        "CI",
+        "root",
+        "Admin",
+        "github-actions[bot]",
+        "dependabot [bot]",
+        "ML team",
+        "root@localhost",
+    ]
+    + ["Your Name", "42", "--", "the maintainers", "x" * 201],
+)
+def test_a_role_is_no_person(name: str) -> None:
+    with pytest.raises(UserError, match=re.escape('--by "Ada Lovelace"')):
+        approvals.person(name)
+
+
+def test_the_default_person_is_gits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "gitconfig"
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    (tmp_path / "params.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nobody is named"):
+        approvals.person(None)
+    config.write_text("[user]\n\tname = Grace Hopper\n")
+    assert approvals.person(None) == "Grace Hopper"
+
+
+def test_a_decision_counts_for_its_bytes_alone(caplog: pytest.LogCaptureFixture) -> None:
+    decided, problem = approvals.read_decision(version(stored()))
+    assert decided is not None
+    assert (decided.decision, decided.by, problem) == ("approved", "Ada Lovelace", None)
+    assert approvals.read_decision(version()) == (None, None)
+    decided, problem = approvals.read_decision(version(stored(digest="b" * 64)))
+    assert decided is None
+    assert problem is not None
+    assert "about other bytes, bbbbbbbbbbbb" in problem
+    with caplog.at_level(logging.WARNING):
+        assert approvals._in_force(version(stored(digest="b" * 64))) is None
+    assert "counts as undecided" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"approved"', '{"decision": "approved"}'])
+def test_an_unreadable_decision_counts_as_none(text: str) -> None:
+    assert approvals.read_decision(version({approvals.DECISION: text}))[0] is None
+
+
+def test_a_decision_is_approved_or_rejected() -> None:
+    assert approvals.read_decision(version(stored(decision="maybe"))) == (None, "the stored decision is unreadable")
+
+
+def test_history_keeps_its_order_and_what_it_cannot_read() -> None:
+    tags = {f"{approvals.HISTORY}00002-b": '{"event": "decision"}', f"{approvals.HISTORY}00001-a": "{"}
+    assert [entry["event"] for entry in approvals.history(version(tags))] == ["unreadable", "decision"]
+
+
+def test_metric_names_are_stable() -> None:
+    flat = figures.task_metrics(TASKS)
+    assert flat["age/value"] == 6.5
+    assert flat["age/baseline_majority"] == 14.2
+    assert flat["head_pose/yaw/low"] == 3.1
+    assert flat["head_pose/yaw/baseline_majority"] == 15.0
+    assert "gender/low" not in flat
+    assert not [name for name in figures.task_metrics(TASKS, items=False) if "yaw" in name]
+
+
+def test_results_have_a_row_a_task_and_item() -> None:
+    columns = figures.columns(figures.results(TASKS))
+    assert columns["task"] == ["age", "head_pose", "head_pose", "gender"]
+    assert columns["item"] == ["", "", "yaw", ""]
+    assert columns["pixels"] == [9.9, None, None, None]
+
+
+def test_sampled_answers_do_not_depend_on_order() -> None:
+    rows = [
+        dict.fromkeys(figures.ANSWERS, "") | {"task": f"t{n % 2}", "sample_id": f"{n * 37 % 1009:04d}"}
+        for n in range(1000)
+    ]
+    sample = figures.sample_answers(rows, per_task=5)
+    assert sample == figures.sample_answers(reversed(rows), per_task=5)
+    assert [row["task"] for row in sample] == ["t0"] * 5 + ["t1"] * 5
+    least = sorted(row["sample_id"] for row in rows if row["task"] == "t0")[:5]
+    assert [row["sample_id"] for row in sample[:5]] == least
+
+
+def test_intervals_are_drawn_a_panel_a_metric(tmp_path: Path) -> None:
+    figure = figures.intervals(TASKS)
+    assert [axis.get_xlabel() for axis in figure.axes] == ["mae", "accuracy"]
+    figure.savefig(tmp_path / "intervals.png")
+    figures.intervals({}).savefig(tmp_path / "nothing.png")
+
+
+def test_flatten_gives_text_by_dotted_name() -> None:
+    values = {"a": {"b": 1, "c": None, "d": {}}, "e": "text", "f": [1, 2]}
+    assert figures.flatten(values) == {"a.b": "1", "a.c": "null", "a.d": "{}", "e": "text", "f": "[1, 2]"}
+
+
+def test_points_leave_out_what_is_no_number() -> None:
+    points = curves.points_of({"train/loss": 1, "bad(name)": 2.0, "text": "x", "none": None}, 7)
+    assert [(name, value, step) for name, value, _, step in points] == [("train/loss", 1.0, 7), ("bad_name_", 2.0, 7)]
+
+
+def test_a_curve_logger_outlives_its_server(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[curves.Point] = []
+    fails = [True, True]
+
+    def send(client: Any, run_id: str, points: list[curves.Point]) -> None:
+        if fails:
+            fails.pop()
+            raise ConnectionError("refused")
+        sent.extend(points)
+
+    monkeypatch.setattr(curves, "open_client", lambda uri: object())
+    monkeypatch.setattr(curves, "send", send)
+    curve = pickle.loads(pickle.dumps(curves.CurveLogger("http://127.0.0.1:9", "run", interval_s=0.01)))
+    for step in range(2000):
+        curve(step, {"train/loss": 1 / (step + 1)})
+    assert curve.flush(10)
+    assert [step for *_, step in sent] == list(range(2000))
+    assert caplog.text.count("takes no metrics now") == 1
+    curve(2000, {"train/loss": 0.0})
+    assert curve.flush(10)
+    assert len(sent) == 2001
+
+
+def test_a_curve_logger_gives_up_in_time(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "open_client", lambda uri: 1 / 0)
+    curve = curves.CurveLogger("http://127.0.0.1:9", "run", interval_s=0.01)
+    curve(1, {"train/loss": 1.0})
+    assert not curve.flush(0.3)
+    assert "could not be sent" in caplog.text
+
+
+def test_the_card_says_what_the_figures_are_about() -> None:
+    settings = load("laptop")
+    text = card.card(settings, DIGEST, {"tasks": TASKS}, {"specialize": "b" * 64})
+    assert "says nothing about real photographs" in text
+    assert "Not for identifying" in text
+    assert "| head_pose · yaw | mae | 3.5 | 3.1 – 3.9 | 280 |" in text
+    assert f"| specialize | `{'b' * 64}` |" in text
+    real = settings.model_copy(update={"data": settings.data.model_copy(update={"source": "celeba"})})
+    other = card.card(real, DIGEST, {"tasks": TASKS}, {})
+    assert "celeba" in other
+    assert "renderer" not in other
+    assert len(card.short(settings, DIGEST, {"tasks": TASKS})) <= card.SHORT
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    settings = load("laptop", [f"storage.home={tmp_path / 'home'}", "tracking.uri=http://127.0.0.1:9"])
+    store = Store(settings.home)
+    row = {"image_id": "1", "image": {"bytes": b"x", "path": None}, "source": "render", "split": "train"}
+    with TableWriter(tmp_path / "faces", FACES, about={"seed": 0}) as table:
+        table.write([row])
+    faces = table.manifest["digest"]
+    store.keep("k1", tmp_path / "faces", faces, {"step": "ingest", "inputs": {}, "figure": "1 face"})
+    chain = {"reformat": "c" * 64, "align": "d" * 64, "specialize": DIGEST, "evaluate": "e" * 64}
+    inputs = {
+        "reformat": {"annotated": faces},
+        "align": {"conversations": chain["reformat"]},
+        "specialize": {"conversations": chain["reformat"], "model": chain["align"]},
+        "evaluate": {"conversations": chain["reformat"], "model": chain["specialize"]},
+    }
+    for step, digest in chain.items():
+        (tmp_path / step).mkdir()
+        facts = {"step": step, "inputs": inputs[step], "run_id": f"run-{step}", "commit": "1234567"}
+        store.keep(f"k-{step}", tmp_path / step, digest, facts)
+    (settings.home / "keys" / "broken.json").write_text("{")
+    return settings
+
+
+def test_lineage_walks_to_the_sources_while_mlflow_is_away(home: Settings) -> None:
+    links = lineage.lineage(home, "eeeeee")
+    kinds = [link["kind"] for link in links]
+    assert kinds[0] == "evaluate"
+    assert {"reformat", "ingest", "source", "specialize", "align", "run", "commit"} <= set(kinds)
+    assert [link["id"] for link in links if link["kind"] == "source"] == ["render"]
+    assert [link["facts"].get("told") for link in links if link["kind"] == "reformat"] == [None, "above", "above"]
+    assert links[-1] == {"depth": 0, "kind": "note", "id": lineage.AWAY, "facts": {}}
+    json.dumps(links)
+
+
+def test_lineage_prints_a_tree(home: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    lineage.show(lineage.lineage(home, DIGEST[:8]))
+    out = capsys.readouterr().out
+    assert "specialize aaaaaaaaaaaa" in out
+    assert "source render" in out
+
+
+def test_lineage_names_what_is_behind_a_model(home: Settings) -> None:
+    assert list(lineage.behind(Store(home.home), DIGEST)) == ["specialize", "align", "reformat", "ingest"]
+
+
+def test_lineage_of_nothing_is_refused(home: Settings) -> None:
+    with pytest.raises(UserError, match="no result begins with ffffff"):
+        lineage.lineage(home, "ffffff")
+    with pytest.raises(UserError, match="no MLflow server"):
+        lineage.lineage(home, "champion")
+
+
+def test_lineage_of_an_ambiguous_prefix_is_refused(home: Settings, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    Store(home.home).keep("k9", tmp_path / "other", "a" * 10 + "b" * 54, {"step": "align", "inputs": {}})
+    with pytest.raises(UserError, match="2 digests begin with aaaaaa"):
+        lineage.lineage(home, "aaaaaa")

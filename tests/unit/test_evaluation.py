@@ -1,0 +1,350 @@
+import hashlib
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facemllm import settings as settings_module
+from facemllm import tasks
+from facemllm.digests import of_tree
+from facemllm.errors import UserError
+from facemllm.evaluation.baselines import baselines, majority
+from facemllm.evaluation.evaluate import evaluate
+from facemllm.evaluation.predict import question_texts
+from facemllm.evaluation.score import score
+from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
+from facemllm.tasks.metrics import facts, read_parsed, read_sheet
+
+ASKED = [
+    ("caption", "caption"),
+    ("attributes", "Bangs"),
+    ("expression", "expression"),
+    ("age", "age"),
+    ("gender", "gender"),
+    ("head_pose", "yaw"),
+]
+FEELINGS = ["fear", "anger", "neutral"]
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return settings_module.load(
+        "laptop", ["evaluation.bootstrap=200", "evaluation.batch_images=7", "evaluation.baseline_pixels=8"]
+    )
+
+
+def truth_of(pixel):
+    """What the colour of a face means: red its sex, green its age, blue its expression and bangs."""
+    red, green, blue = (int(v) for v in pixel)
+    return {
+        "gender": "female" if red > 127 else "male",
+        "age": str(float(green // 3)),
+        "yaw": str(float(green // 5 - 25)),
+        "expression": FEELINGS[blue % 3],
+        "Bangs": "yes" if blue > 127 else "no",
+        "caption": f"gender={'female' if red > 127 else 'male'}" + (";Bangs=yes" if blue > 127 else ""),
+    }
+
+
+def conversation(split, person, pixel, answers=None, follows=False):
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), tuple(int(v) for v in pixel)).save(buffer, "PNG")
+    image_id = hashlib.sha256(f"{split}{person}{pixel}".encode()).hexdigest()
+    turns, messages = [], []
+    for task, item in ASKED:
+        question = next(q for q in tasks.get(task).questions() if q.item == item)
+        turns.append(
+            {
+                "sample_id": hashlib.sha256(f"{image_id}{item}".encode()).hexdigest(),
+                "task": task,
+                "form": question.form,
+                "template": f"{item}/0",
+                "options": [option.text for option in question.options],
+                "answer": (answers or truth_of(pixel))[item],
+                "follows": follows and item == "yaw",
+            }
+        )
+        image = [{"type": "image", "text": None}] if len(turns) == 1 else []
+        messages.append({"role": "user", "content": [*image, {"type": "text", "text": question.templates[0]}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": "-"}]})
+    return {
+        "conversation_id": image_id,
+        "image_id": image_id,
+        "images": [{"bytes": buffer.getvalue(), "path": None}],
+        "split": split,
+        "source": "render",
+        "subject_id": f"{split}{person}",
+        "groups": [{"name": "gender", "value": truth_of(pixel)["gender"]}],
+        "messages": messages,
+        "turns": turns,
+    }
+
+
+def make_table(out, train=60, test=20, random_labels=False, follows=False):
+    draw = np.random.default_rng(7)
+    with TableWriter(out, CONVERSATIONS) as table:
+        for split, people in (("train", train), ("test", test)):
+            for person in range(people):
+                for _ in range(2):
+                    pixel = tuple(draw.integers(0, 256, 3).tolist())
+                    other = tuple(draw.integers(0, 256, 3).tolist())
+                    answers = truth_of(other) if random_labels else None
+                    table.write([conversation(split, person, pixel, answers, follows)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return make_table(tmp_path_factory.mktemp("data") / "conversations")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_torch():
+    """The predictor is a fake, so its module need not be loaded: that takes longer than all tests here together."""
+    with pytest.MonkeyPatch.context() as patch:
+        light = SimpleNamespace(Query=lambda question, options: SimpleNamespace(question=question, options=options))
+        patch.setitem(sys.modules, "facemllm.model.inference", light)
+        yield
+
+
+@pytest.fixture(scope="module")
+def perfect(settings, table, tmp_path_factory):
+    """The evaluation of a reader that is always right."""
+    folder = tmp_path_factory.mktemp("perfect")
+    fake = Fake()
+    evaluate(settings, folder, "m" * 64, table, folder / "out", predictor=fake)
+    assert fake.calls == [7, 7, 7, 7, 7, 5]  # forty faces, all questions of a batch in one call
+    return folder / "out"
+
+
+class Fake:
+    """Reads a face's colour and answers rightly, except what it is told to get wrong or not to understand."""
+
+    def __init__(self, wrong=(), silent=(), broken=False):
+        self.wrong, self.silent, self.broken, self.calls = wrong, silent, broken, []
+
+    def score(self, images, questions):
+        self.calls.append(len(images))
+        return [[self._answer(image, query) for query in asked] for image, asked in zip(images, questions, strict=True)]
+
+    def _answer(self, image, query):
+        question = next(q for t in tasks.all_names() for q in tasks.get(t).questions() if query.question in q.templates)
+        truth = truth_of(image.getpixel((0, 0)))[question.item]
+        best = question.options.index(
+            next(i for i in tasks.get(question.task).items if i.name == question.item).option_for(truth)
+        )
+        if question.item in self.wrong:
+            best = (best + 1) % len(query.options)
+        probabilities = np.full(len(query.options), 0.1 / (len(query.options) - 1))
+        probabilities[best] = 0.9
+        if self.broken:
+            probabilities[:] = np.nan
+        return SimpleNamespace(
+            probabilities=tuple(probabilities), greedy=None if question.item in self.silent else best
+        )
+
+    def generate_batch(self, images, questions, max_new_tokens=96):
+        said = []
+        for image, question in zip(images, questions, strict=True):
+            assert question == "Describe the face."
+            truth = truth_of(image.getpixel((0, 0)))
+            bangs = " with bangs" if truth["Bangs"] == "yes" else ""
+            said.append(f"a {'woman' if truth['gender'] == 'female' else 'man'}{bangs}")
+        return said
+
+
+def test_a_perfect_reader_scores_perfectly_and_everything_is_kept(settings, table, perfect, tmp_path):
+    metrics = json.loads((perfect / "metrics.json").read_text())
+    assert metrics["n_images"] == 40
+    assert metrics["n_subjects"] == 20
+    assert metrics["closed_mean"]["value"] == 1.0
+    for name in ("gender", "expression", "attributes", "caption"):
+        assert metrics["tasks"][name]["value"] == 1.0, name
+        assert metrics["tasks"][name]["baselines"]["majority"] < 0.8
+    assert metrics["tasks"]["age"]["value"] < 6  # a tenth of its weight lies elsewhere on the grid
+    assert metrics["tasks"]["age"]["baselines"]["majority"] > 10
+    assert metrics == score(settings, table, perfect / "predictions", tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (perfect / "metrics.json").read_bytes()
+    assert [p.name for p in perfect.parent.iterdir()] == ["out"]
+
+
+def test_rows_follow_the_contract(settings, table, tmp_path):
+    evaluate(settings, tmp_path, "m" * 64, table, tmp_path / "out", predictor=Fake(silent=("yaw",)))
+    predictions = open_table(tmp_path / "out" / "predictions", PREDICTIONS)
+    rows = [row for row in predictions.iterate() if row["image_id"] == next(predictions.iterate())["image_id"]]
+    assert [row["task"] for row in rows] == [task for task, _ in ASKED]
+    assert predictions.rows == 40 * len(ASKED)
+    by_task = {row["task"]: row for row in rows}
+    assert by_task["age"]["question"] == "How old is the person?"
+    grid = mapping(by_task["age"]["scores"])
+    assert sum(grid.values()) == pytest.approx(1)
+    assert float(by_task["age"]["parsed"]) == pytest.approx(sum(float(k) * p for k, p in grid.items()), abs=0.005)
+    assert by_task["gender"]["parsed"] == by_task["gender"]["answer"]
+    assert by_task["head_pose"]["parsed"] is None  # greedy decoding gave no option: not understood
+    assert by_task["head_pose"]["raw"]
+    assert by_task["caption"]["scores"] is None
+    assert all(row["model_digest"] == "m" * 64 and mapping(row["groups"]) for row in rows)
+
+
+def test_what_is_not_understood_counts_as_wrong(settings, table, tmp_path):
+    metrics = evaluate(settings, tmp_path, "m", table, tmp_path / "a", predictor=Fake(silent=("gender", "yaw")))
+    assert metrics["tasks"]["gender"]["value"] == 0.0
+    assert metrics["tasks"]["gender"]["unparsed"] == 1.0
+    assert metrics["tasks"]["head_pose"]["value"] > 60  # worst error on a grid from -60 to 60
+    assert metrics["tasks"]["expression"]["unparsed"] == 0.0
+    broken = evaluate(settings, tmp_path, "m", table, tmp_path / "b", predictor=Fake(broken=True))
+    assert broken["closed_mean"]["value"] == 0.0
+    assert broken["tasks"]["age"]["unparsed"] == 1.0
+
+
+def test_the_same_model_gives_the_same_bytes_and_one_changed_answer_others(settings, table, perfect, tmp_path):
+    evaluate(settings, tmp_path / "elsewhere", "m" * 64, table, tmp_path / "b", predictor=Fake())
+    assert of_tree(perfect) == of_tree(tmp_path / "b")
+    first = open_table(perfect / "predictions", PREDICTIONS)
+    rows = list(first.iterate())
+    rows[11]["parsed"] = "something else"
+    with TableWriter(
+        tmp_path / "d", PREDICTIONS, parents=first.manifest["parents"], about=first.manifest["about"]
+    ) as writer:
+        writer.write(rows)
+    assert open_table(tmp_path / "d").digest != first.digest
+    changed = score(settings, table, tmp_path / "d")
+    assert changed["tasks"]["gender"] == json.loads((perfect / "metrics.json").read_text())["tasks"]["gender"]
+    assert sum(changed["tasks"][name]["value"] < 1 for name in ("gender", "expression", "attributes", "caption")) == 0
+    assert changed["tasks"]["head_pose"]["unparsed"] == 1 / 40
+
+
+def test_predictions_must_answer_every_question_once(table, perfect, tmp_path):
+    rows = list(open_table(perfect / "predictions").iterate())
+    sheet = read_sheet(open_table(table, CONVERSATIONS), "test")
+
+    def refused(name, some, match):
+        with TableWriter(tmp_path / name, PREDICTIONS, about={"split": "test"}) as writer:
+            writer.write(some)
+        with pytest.raises(UserError, match=match):
+            read_parsed(open_table(tmp_path / name), sheet)
+
+    refused("few", rows[:-3], "3 of 240 questions have no prediction")
+    refused("twice", rows + rows[:1], "occurs twice")
+    refused("more", [*rows, {**rows[0], "sample_id": "unasked"}], "1 predictions answer no question")
+
+
+def test_truth_comes_from_the_conversations_not_from_the_predictions(settings, table, tmp_path):
+    evaluate(settings, tmp_path, "m", table, tmp_path / "a", predictor=Fake(wrong=("gender",)))
+    rows = [{**row, "answer": row["parsed"]} for row in open_table(tmp_path / "a" / "predictions").iterate()]
+    with TableWriter(tmp_path / "liar", PREDICTIONS, about={"split": "test"}) as writer:
+        writer.write(rows)
+    assert score(settings, table, tmp_path / "liar")["tasks"]["gender"]["value"] == 0.0
+
+
+def test_samples_show_faces_with_their_marks(settings, table, tmp_path):
+    evaluate(settings, tmp_path, "m", table, tmp_path / "a", predictor=Fake(wrong=("Bangs",)))
+    samples = json.loads((tmp_path / "a" / "samples" / "samples.json").read_text())
+    assert len(samples) == 12
+    assert len({sample["image_id"] for sample in samples}) == 12
+    for sample in samples:
+        marks = {question["task"]: question["score"] for question in sample["questions"]}
+        assert marks["attributes"] == 0.0
+        assert marks["gender"] == 1.0
+        assert marks["caption"] == 1.0
+        # the picture is the one the answers are about
+        with Image.open(tmp_path / "a" / "samples" / sample["image"]) as image:
+            assert image.format == "JPEG"
+            said = next(q["answer"] for q in sample["questions"] if q["task"] == "gender")
+            red = image.getpixel((4, 4))[0]
+            assert abs(red - 127) < 6 or truth_of((red, 0, 0))["gender"] == said
+
+
+def test_failure_leaves_nothing_behind(settings, table, tmp_path):
+    class Dies(Fake):
+        def generate_batch(self, *_):
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        evaluate(settings, tmp_path, "m", table, tmp_path / "a", predictor=Dies())
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        evaluate(settings, tmp_path, "m", table, tmp_path / "b", predictor=Fake())
+
+
+def test_an_empty_split_and_odd_messages_are_refused(settings, table, tmp_path):
+    nothing = settings_module.load("laptop", ["evaluation.split=validation"])
+    with pytest.raises(UserError, match="no questions in split 'validation'"):
+        evaluate(nothing, tmp_path, "m", table, tmp_path / "a", predictor=Fake())
+    face = conversation("test", 0, (1, 2, 3))
+    with pytest.raises(UserError, match="5 questions in messages, 6 turns"):
+        question_texts({**face, "messages": face["messages"][:-2]})
+
+
+def test_questions_that_follow_from_others_are_not_asked_alone(settings, tmp_path):
+    table = make_table(tmp_path / "conversations", train=8, test=4, follows=True)
+    metrics = evaluate(settings, tmp_path, "m", table, tmp_path / "a", predictor=Fake())
+    assert "head_pose" not in metrics["tasks"]
+    assert "gender" in metrics["tasks"]
+
+
+def test_baselines_read_colours_where_there_is_something_to_read(perfect):
+    metrics = json.loads((perfect / "metrics.json").read_text())
+    found = metrics["tasks"]
+    assert found["gender"]["baselines"]["pixels"] > 0.9
+    assert found["gender"]["baselines"]["majority"] == 0.5
+    assert found["attributes"]["baselines"]["pixels"] > 0.9
+    assert found["caption"]["baselines"]["pixels"] > found["caption"]["baselines"]["majority"]
+    assert found["expression"]["baselines"]["pixels"] < 0.6  # no linear reading of blue % 3
+    assert metrics["closed_mean"]["baselines"]["majority"] == pytest.approx((0.5 + 0.5 + 1 / 3) / 3, abs=1e-5)
+
+
+def test_baselines_read_nothing_from_random_labels(settings, tmp_path):
+    table = make_table(tmp_path / "conversations", train=80, test=60, random_labels=True)
+    metrics = evaluate(settings, tmp_path, "m", table, tmp_path / "a", predictor=Fake())
+    for name, chance in (("gender", 0.5), ("attributes", 0.5), ("expression", 1 / 3)):
+        entry = metrics["tasks"][name]
+        assert entry["baselines"]["pixels"] == pytest.approx(chance, abs=0.14), name
+        assert entry["low"] <= chance + 0.05, name  # nor does a model that reads the picture
+    age = metrics["tasks"]["age"]["baselines"]
+    assert age["pixels"] > 0.93 * age["majority"]
+
+
+def test_baselines_of_tiny_and_one_sided_data(settings, tmp_path):
+    with TableWriter(tmp_path / "one", CONVERSATIONS) as writer:
+        writer.write([conversation("train", 0, (200, 90, 3)), conversation("test", 1, (20, 30, 200))])
+    table = open_table(tmp_path / "one", CONVERSATIONS)
+    sheet = read_sheet(table, "test")
+    found = baselines(settings, table, sheet)
+    assert found["pixels"] == found["majority"]
+    assert dict(zip([item for _, item in ASKED], found["majority"], strict=True))["gender"] == "female"
+    with TableWriter(tmp_path / "alike", CONVERSATIONS) as writer:
+        writer.write([conversation("train", n, (9, 9, 9)) for n in range(5)])
+        writer.write([conversation("test", 9, (9, 9, 9))])
+    table = open_table(tmp_path / "alike", CONVERSATIONS)
+    assert baselines(settings, table, read_sheet(table, "test"))["pixels"][4] == "male"
+    with TableWriter(tmp_path / "untrained", CONVERSATIONS) as writer:
+        writer.write([conversation("test", n, (n, 9, 9)) for n in range(3)])
+    table = open_table(tmp_path / "untrained", CONVERSATIONS)
+    assert baselines(settings, table, read_sheet(table, "test")) == {}
+
+
+def test_majority_answers():
+    assert majority("accuracy", ["b", "a", "b", "a", "c"]) == "a"  # ties fall to the first by name
+    assert float(majority("mae", ["1", "2", "50"])) == 2
+    stated = ["gender=male;hat=yes", "gender=male", "gender=male", "gender=female", "gender=female;rare=yes"]
+    assert facts(majority("fact_f1", stated)) == {"gender=male"}
+    draw = np.random.default_rng(3)
+    stated = [
+        ";".join(f"k{k}={'x' if draw.random() < 0.7 else 'y'}" for k in range(6) if draw.random() < (k + 1) / 7)
+        for _ in range(200)
+    ]
+    # no other prefix, no single fact more or less, is a better constant
+
+    def f1(said):
+        shared = sum(len(facts(text) & said) for text in stated)
+        return 2 * shared / sum(len(facts(text)) + len(said) for text in stated)
+
+    best = facts(majority("fact_f1", stated))
+    everything = {fact for text in stated for fact in facts(text)}
+    assert all(f1(best ^ {fact}) <= f1(best) for fact in everything)

@@ -1,0 +1,280 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from facemllm import settings as settings_module
+from facemllm import stats, tasks
+from facemllm.errors import UserError
+from facemllm.promotion.gates import Difference, decide, differences, judge
+from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, open_table
+from facemllm.tasks.metrics import read_parsed, read_sheet, summarise
+
+TASKS = ["expression", "age", "gender"]
+PEOPLE = 150
+
+
+def load(*overrides):
+    rules = settings_module.load("laptop", ["evaluation.bootstrap=400", *overrides])
+    qa = rules.qa.model_copy(update={"tasks": TASKS})
+    thresholds = {
+        "expression": settings_module.Threshold(min=0.55),
+        "age": settings_module.Threshold(max=12.0),
+        "closed_mean": settings_module.Threshold(min=0.6),
+    }
+    return rules.model_copy(
+        update={"qa": qa, "promotion": rules.promotion.model_copy(update={"thresholds": thresholds})}
+    )
+
+
+def with_thresholds(settings, **thresholds):
+    bounds = {key.replace("__", "."): settings_module.Threshold(**bound) for key, bound in thresholds.items()}
+    return settings.model_copy(update={"promotion": settings.promotion.model_copy(update={"thresholds": bounds})})
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return load()
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Questions and true answers of 150 people; the gate never opens their images."""
+    out = tmp_path_factory.mktemp("data") / "conversations"
+    draw = np.random.default_rng(0)
+    with TableWriter(out, CONVERSATIONS) as writer:
+        for person in range(PEOPLE):
+            turns = []
+            for task in TASKS:
+                question = tasks.get(task).questions()[0]
+                options = [option.value for option in question.options]
+                answer = str(draw.integers(5, 80)) if task == "age" else str(draw.choice(options))
+                turns.append(
+                    {
+                        "sample_id": f"{person}-{task}",
+                        "task": task,
+                        "template": f"{question.item}/0",
+                        "answer": answer,
+                        "follows": False,
+                    }
+                )
+            writer.write(
+                [
+                    {
+                        "conversation_id": f"c{person}",
+                        "image_id": f"i{person}",
+                        "images": [{"bytes": b"", "path": None}],
+                        "split": "test",
+                        "source": "render",
+                        "subject_id": f"p{person}",
+                        "turns": turns,
+                    }
+                ]
+            )
+    return out
+
+
+def evaluation(folder, table, digest, wrong=(), error=5.0, skill=0.9, seed=1, edit=None):
+    """An evaluation folder of a model that is right with probability `skill` and never in tasks it has `wrong`."""
+    sheet = read_sheet(open_table(table, CONVERSATIONS), "test")
+    draw = np.random.default_rng(seed)
+    rows = []
+    for sample, image, answer in zip(sheet.sample_ids, sheet.image_ids, sheet.answers, strict=True):
+        task = sample.partition("-")[2]
+        luck = draw.random()
+        if task == "age":
+            parsed = str(float(answer) + error * 2 * luck)
+        else:
+            parsed = answer if luck < (skill if task not in wrong else 0.5) else "other"
+        rows.append({"sample_id": sample, "image_id": image, "task": task, "parsed": parsed, "model_digest": digest})
+    if edit:
+        rows = edit(rows)
+    with TableWriter(folder / "predictions", PREDICTIONS, about={"split": "test"}) as writer:
+        writer.write(rows)
+    predictions = open_table(folder / "predictions")
+    metrics = {
+        "model_digest": digest,
+        "conversations_digest": open_table(table).digest,
+        "predictions_digest": predictions.digest,
+        "split": "test",
+    }
+    if len(rows) == len(sheet.sample_ids):
+        constant = ["40" if name.endswith("age") else "male" for name in sheet.sample_ids]
+        metrics |= summarise(sheet, read_parsed(predictions, sheet), {"majority": constant}, 400, 0)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def failed(decision):
+    return {(check["check"], check["key"]) for check in decision.checks if not check["passed"]}
+
+
+def test_a_good_model_passes_alone(settings, table, tmp_path):
+    found = decide(settings, table, evaluation(tmp_path / "a", table, "aa"))
+    assert found.passed, found.reasons
+    assert "3 thresholds are met" in found.reasons[0]
+    assert "no other champion" in found.reasons[0]
+    assert {(check["check"], check["key"]) for check in found.checks} == {
+        ("threshold", "expression"),
+        ("threshold", "age"),
+        ("threshold", "closed_mean"),
+        *(("majority", task) for task in TASKS),
+    }
+    assert json.loads(json.dumps(found.as_dict()))["passed"] is True
+
+
+def test_thresholds_refuse_with_the_figures_in_words(settings, table, tmp_path):
+    folder = evaluation(tmp_path / "a", table, "aa", wrong=("expression",), error=20)
+    found = decide(settings, table, folder)
+    assert not found.passed
+    assert failed(found) == {("threshold", "expression"), ("threshold", "age"), ("majority", "age")}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    value = metrics["tasks"]["expression"]["value"]
+    assert f"expression {value:.4g} is below the threshold 0.55" in found.reasons
+    assert any(reason.startswith("age ") and "is above the threshold 12" in reason for reason in found.reasons)
+
+
+def test_a_threshold_is_reached_at_its_very_value(settings, table, tmp_path):
+    metrics = json.loads((evaluation(tmp_path / "a", table, "aa") / "metrics.json").read_text())
+    value = metrics["tasks"]["expression"]["value"]
+    assert judge(with_thresholds(settings, expression={"min": value}), metrics).passed
+    assert not judge(with_thresholds(settings, expression={"min": value + 1e-4}), metrics).passed
+    balanced = metrics["tasks"]["expression"]["items"]["balanced_accuracy"]["value"]
+    assert not judge(with_thresholds(settings, expression__balanced_accuracy={"min": balanced + 1e-4}), metrics).passed
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "match"),
+    [
+        ({"smile": {"min": 0.5}}, "no task 'smile'"),
+        ({"expression__joy": {"min": 0.5}}, "no item 'joy'"),
+        ({"age": {"min": 3}}, "less is better here, so give max"),
+        ({"closed_mean": {"max": 3}}, "more is better here, so give min"),
+    ],
+)
+def test_thresholds_that_mean_nothing_are_refused(settings, table, tmp_path, thresholds, match):
+    metrics = json.loads((evaluation(tmp_path / "a", table, "aa") / "metrics.json").read_text())
+    with pytest.raises(UserError, match=match):
+        judge(with_thresholds(settings, **thresholds), metrics)
+
+
+def test_what_is_missing_or_undefined_fails(settings, table, tmp_path):
+    metrics = json.loads((evaluation(tmp_path / "a", table, "aa") / "metrics.json").read_text())
+    gone = {**metrics, "tasks": {k: v for k, v in metrics["tasks"].items() if k != "gender"}}
+    found = judge(settings, gone)
+    assert failed(found) == {("present", "gender")}
+    assert "gender has no figure" in found.reasons[0]
+    for nothing in (None, math.nan):
+        odd = json.loads(json.dumps(metrics))
+        odd["tasks"]["expression"]["value"] = nothing
+        assert failed(judge(settings, odd)) == {("threshold", "expression"), ("present", "expression")}
+        odd = json.loads(json.dumps(metrics))
+        odd["tasks"]["gender"]["low"] = nothing
+        assert failed(judge(settings, odd)) == {("majority", "gender")}
+        odd = json.loads(json.dumps(metrics))
+        odd["tasks"]["gender"]["baselines"] = {"majority": nothing}
+        assert failed(judge(settings, odd)) == {("majority", "gender")}
+    assert failed(judge(settings, {**metrics, "closed_mean": None})) == {("threshold", "closed_mean")}
+    # an item that was never measured, though there is such an item
+    absent = with_thresholds(settings, head_pose__yaw={"max": 4.0})
+    assert failed(judge(absent, metrics)) == {("threshold", "head_pose.yaw")}
+    assert failed(judge(settings, metrics, {})) == {("champion", task) for task in TASKS}
+
+
+def test_above_majority_asks_for_the_whole_interval(settings, table, tmp_path):
+    metrics = json.loads((evaluation(tmp_path / "a", table, "aa") / "metrics.json").read_text())
+    entry = metrics["tasks"]["gender"]
+    entry["baselines"]["majority"] = (entry["low"] + entry["value"]) / 2
+    found = judge(settings, metrics)
+    assert failed(found) == {("majority", "gender")}
+    assert "does not clear the majority baseline" in found.reasons[0]
+    lenient = settings.model_copy(update={"promotion": settings.promotion.model_copy(update={"above_majority": False})})
+    assert judge(lenient, metrics).passed
+
+
+def test_an_equal_model_passes_and_a_worse_one_is_refused(settings, table, tmp_path):
+    champion = evaluation(tmp_path / "champion", table, "cc")
+    equal = decide(settings, table, evaluation(tmp_path / "equal", table, "dd"), champion)
+    assert equal.passed, equal.reasons
+    assert [check["value"] for check in equal.checks if check["check"] == "champion"] == [0.0, 0.0, 0.0]
+    assert "no task is worse than the champion" in equal.reasons[0]
+    # still above every threshold and majority, but worse than what is in service
+    worse = decide(settings, table, evaluation(tmp_path / "worse", table, "ee", skill=0.75, error=5), champion)
+    assert failed(worse) == {("champion", "expression"), ("champion", "gender")}
+    assert any(r.startswith("expression 0.") and " is worse than the champion's 0.9" in r for r in worse.reasons)
+    older = decide(settings, table, evaluation(tmp_path / "older", table, "ff", error=7), champion)
+    assert failed(older) == {("champion", "age")}
+    better = decide(settings, table, champion, tmp_path / "worse")
+    assert better.passed
+    # another draw of the same skill is noise, not a loss
+    assert decide(settings, table, evaluation(tmp_path / "noise", table, "gg", seed=2), champion).passed
+
+
+def test_the_margin_is_a_share_of_the_champions_error(settings):
+    def found(worse_by, champion):
+        entry = {
+            "value": 6.0,
+            "low": 5.0,
+            "high": 7.0,
+            "baselines": {"majority": 20.0},
+            "higher_is_better": False,
+            "items": {},
+        }
+        rules = with_thresholds(settings)
+        rules = rules.model_copy(
+            update={
+                "qa": rules.qa.model_copy(update={"tasks": ["age"]}),
+                "promotion": rules.promotion.model_copy(update={"champion_margin": 0.1}),
+            }
+        )
+        gap = Difference(6.0, champion, stats.Interval(worse_by, worse_by - 0.1, worse_by + 0.1))
+        return judge(rules, {"tasks": {"age": entry}, "closed_mean": None}, {"age": gap}).passed
+
+    assert found(0.5, 5.0)
+    assert found(0.59, 5.0)  # the interval begins within 10 % of 5 years
+    assert not found(0.65, 5.0)
+    assert found(0.65, 6.0)
+
+
+def test_the_champion_itself_is_not_compared_with_itself(settings, table, tmp_path):
+    champion = evaluation(tmp_path / "a", table, "cc")
+    assert "no other champion" in decide(settings, table, champion, champion).reasons[0]
+
+
+def test_both_must_answer_the_same_questions(settings, table, tmp_path):
+    good = evaluation(tmp_path / "a", table, "aa")
+    few = evaluation(tmp_path / "few", table, "bb", edit=lambda rows: rows[:-1])
+    with pytest.raises(UserError, match="1 of 450 questions have no prediction"):
+        decide(settings, table, good, few)
+    other = evaluation(tmp_path / "other", table, "bb")
+    metrics = json.loads((other / "metrics.json").read_text())
+    (other / "metrics.json").write_text(json.dumps({**metrics, "conversations_digest": "f" * 64}))
+    with pytest.raises(UserError, match="evaluate both models on the same conversations"):
+        decide(settings, table, good, other)
+    (other / "metrics.json").write_text(json.dumps({**metrics, "split": "validation"}))
+    with pytest.raises(UserError, match="use one split"):
+        decide(settings, table, good, other)
+
+
+def test_metrics_of_other_predictions_are_refused(settings, table, tmp_path):
+    good = evaluation(tmp_path / "a", table, "aa")
+    bad = evaluation(tmp_path / "b", table, "bb", skill=0.2)
+    (bad / "metrics.json").write_bytes((good / "metrics.json").read_bytes())
+    with pytest.raises(UserError, match="does not belong to the predictions"):
+        decide(settings, table, bad)
+    with pytest.raises(UserError, match="is not an evaluation"):
+        decide(settings, table, tmp_path)
+
+
+def test_differences_are_those_of_the_figures(settings, table, tmp_path):
+    first = evaluation(tmp_path / "a", table, "aa")
+    second = evaluation(tmp_path / "b", table, "bb", skill=0.7, error=8)
+    found = differences(settings, table, second, first)
+    mine, yours = (json.loads((f / "metrics.json").read_text())["tasks"] for f in (second, first))
+    for name in TASKS:
+        gap = mine[name]["value"] - yours[name]["value"]
+        worse = gap if name == "age" else -gap
+        assert found[name].worse.value == pytest.approx(worse, abs=2e-6)
+        assert 0 < found[name].worse.low < worse < found[name].worse.high
+    assert set(found) >= {"closed_mean", "expression.balanced_accuracy", *TASKS}

@@ -1,0 +1,513 @@
+"""The manifests in `k8s/`, held against the schemas of Kubernetes, KubeRay and KServe, and against house rules.
+
+No cluster is asked. Core kinds go through kubernetes-validate (strict); custom resources through their CRDs, turned
+into JSON Schemas that refuse unknown fields, and the pods inside them through the core Pod schema once more. Mutations
+show that each check can fail. Without kubectl the files of `k8s/base` are checked as they are written.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from facemllm import settings
+
+ROOT = Path(__file__).resolve().parents[2]
+KUBERNETES = "1.32"
+OVERLAYS = ("dev", "gpu")
+CUSTOM = {
+    ("ray.io/v1", "RayJob"): "kuberay/rayjobs.yaml",
+    ("serving.kserve.io/v1beta1", "InferenceService"): "kserve/inferenceservices.yaml",
+    ("serving.kserve.io/v1alpha1", "ServingRuntime"): "kserve/servingruntimes.yaml",
+}
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Document = dict[str, Any]
+needs_kubectl = pytest.mark.skipif(
+    shutil.which("kubectl") is None,
+    reason="kubectl is absent: overlays cannot be rendered; k8s/base is checked as it is",
+)
+everywhere = pytest.mark.parametrize("source", ["base", *(pytest.param(o, marks=needs_kubectl) for o in OVERLAYS)])
+rendered = pytest.mark.parametrize("overlay", [pytest.param(o, marks=needs_kubectl) for o in OVERLAYS])
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _text(source: str) -> str:
+    if source == "base":
+        listed = yaml.safe_load((ROOT / "k8s/base/kustomization.yaml").read_text("utf-8"))["resources"]
+        return "\n---\n".join((ROOT / "k8s/base" / name).read_text("utf-8") for name in listed)
+    command = ["kubectl", "kustomize", str(ROOT / "k8s/overlays" / source)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def documents(source: str) -> list[Document]:
+    """What `source` consists of: an overlay as kubectl renders it, or the base as it is written."""
+    return [document for document in yaml.load_all(_text(source), yaml.CSafeLoader) if document]
+
+
+def one(source: str, kind: str, name: str | None = None) -> Document:
+    found = [d for d in documents(source) if d["kind"] == kind and name in (None, d["metadata"]["name"])]
+    assert len(found) == 1, f"{len(found)} documents of kind {kind} in {source}"
+    return found[0]
+
+
+# --- schemas ---------------------------------------------------------------------------------------------------------
+
+
+def strict(node: Document) -> Document:
+    """A structural schema of a CRD as a JSON Schema that refuses what the API server would silently drop."""
+    kept = (
+        "type",
+        "enum",
+        "required",
+        "pattern",
+        "minimum",
+        "maximum",
+        "minLength",
+        "maxLength",
+        "minItems",
+        "maxItems",
+    )
+    out: Document = {key: node[key] for key in kept if key in node}
+    if node.get("x-kubernetes-int-or-string"):
+        out["type"] = ["integer", "string"]
+    if node.get("type") == "object":
+        inner = {name: strict(child) for name, child in node.get("properties", {}).items()}
+        if node.get("x-kubernetes-embedded-resource"):
+            inner = {
+                "apiVersion": {"type": "string"},
+                "kind": {"type": "string"},
+                "metadata": {"type": "object"},
+            } | inner
+        extra = node.get("additionalProperties", bool(node.get("x-kubernetes-preserve-unknown-fields")))
+        out |= {"properties": inner, "additionalProperties": strict(extra) if isinstance(extra, dict) else extra}
+        # A CRD leaves metadata to the API server; inside a template it is written as a bare object.
+        if (open_ := inner.get("metadata")) and not open_.get("properties"):
+            inner["metadata"] = {"type": "object"}
+    if "items" in node:
+        out["items"] = strict(node["items"])
+    if node.get("format") in ("int32", "int64") and "type" in out:
+        bits = int(node["format"][3:]) - 1
+        out = {"minimum": -(2**bits), "maximum": 2**bits - 1} | out
+    if node.get("nullable"):
+        out["type"] = [out["type"], "null"]
+        if "enum" in out:
+            out["enum"] = [*out["enum"], None]
+    return out
+
+
+@functools.cache
+def custom_schema(api_version: str, kind: str) -> Draft202012Validator:
+    """The validator of a custom kind. Raises KeyError when there is no such kind."""
+    member = CUSTOM[api_version, kind]
+    with tarfile.open(ROOT / "tests/unit/crds/crds-min.tar.xz") as archive:
+        stream = next(archive.extractfile(m) for m in archive if m.name.endswith(member))
+        assert stream is not None
+        definition = yaml.load(io.BytesIO(stream.read()), yaml.CSafeLoader)
+    group, version = api_version.split("/")
+    assert (definition["spec"]["group"], definition["spec"]["names"]["kind"]) == (group, kind)
+    schema = next(v["schema"] for v in definition["spec"]["versions"] if v["name"] == version and v["served"])
+    top = strict(schema["openAPIV3Schema"])
+    top["required"] = ["apiVersion", "kind", "metadata", "spec"]
+    return Draft202012Validator(top)
+
+
+def core_faults(document: Document) -> list[str]:
+    try:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return [f"{'.'.join(map(str, error.path))}: {error.message[:200]}"]
+    except kubernetes_validate.SchemaNotFoundError as error:
+        return [error.message]
+    return []
+
+
+def pods(document: Document) -> Iterator[tuple[str, Document]]:
+    """The pods a document makes, as core Pods: (where in the document, Pod)."""
+    spec = document.get("spec") or {}
+    templates: dict[str, Document] = {}
+    match document["kind"]:
+        case "Deployment" | "Job":
+            templates["template"] = spec["template"]
+        case "RayJob":
+            cluster = spec["rayClusterSpec"]
+            templates["submitter"] = spec["submitterPodTemplate"]
+            templates["head"] = cluster["headGroupSpec"]["template"]
+            templates |= {f"worker {g['groupName']}": g["template"] for g in cluster["workerGroupSpecs"]}
+        case "ServingRuntime":
+            own = {
+                k: spec[k] for k in ("containers", "volumes", "tolerations", "nodeSelector", "affinity") if k in spec
+            }
+            templates["runtime"] = {"spec": own}
+    for where, template in templates.items():
+        metadata = {"name": "pod"} | template.get("metadata", {})
+        yield where, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template.get("spec")}
+
+
+def schema_faults(document: Document) -> list[str]:
+    """What a schema holds against a document; empty when it is sound."""
+    if "/" not in document["apiVersion"] or document["apiVersion"].split("/")[0] in _CORE_GROUPS:
+        return core_faults(document)
+    try:
+        validator = custom_schema(document["apiVersion"], document["kind"])
+    except KeyError:
+        return [f"no schema for {document['apiVersion']} {document['kind']}"]
+    faults = [f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(document)]
+    return faults or [f"{where}: {fault}" for where, pod in pods(document) for fault in core_faults(pod)]
+
+
+_CORE_GROUPS = {"apps", "batch", "rbac.authorization.k8s.io", "networking.k8s.io", "policy"}
+
+
+# --- house rules -----------------------------------------------------------------------------------------------------
+
+
+def rule_faults(document: Document) -> list[str]:
+    """What the house rules hold against the pods of a document: limits, users, privileges, images, volumes."""
+    if document["kind"] == "Secret":
+        return ["a Secret is never committed"]
+    faults = []
+    for where, pod in pods(document):
+        spec = pod["spec"]
+        faults += [f"{where}: {key}" for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
+        faults += [f"{where}: hostPath" for volume in spec.get("volumes", []) if "hostPath" in volume]
+        for container in spec["containers"] + spec.get("initContainers", []):
+            security = spec.get("securityContext", {}) | container.get("securityContext", {})
+            resources = container.get("resources", {})
+            bounded = all({"cpu", "memory"} <= set(resources.get(side, {})) for side in ("requests", "limits"))
+            tag = container["image"].rpartition("/")[2].partition(":")[2]
+            checks = {
+                "no requests and limits": bounded,
+                "may run as root": security.get("runAsNonRoot") is True and security.get("runAsUser", 0) != 0,
+                "privileged": not security.get("privileged"),
+                "may gain privileges": security.get("allowPrivilegeEscalation") is False,
+                "keeps capabilities": security.get("capabilities") == {"drop": ["ALL"]},
+                "writable root file system": security.get("readOnlyRootFilesystem") is True,
+                "no seccomp profile": security.get("seccompProfile") == {"type": "RuntimeDefault"},
+                "image tag latest": tag != "latest",
+            }
+            faults += [f"{where}.{container['name']}: {name}" for name, kept in checks.items() if not kept]
+    return faults
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+@everywhere
+def test_every_document_meets_its_schema(source: str) -> None:
+    faults = {f"{d['kind']} {d['metadata']['name']}": schema_faults(d) for d in documents(source)}
+    assert {name: found for name, found in faults.items() if found} == {}
+    assert {kind for _, kind in CUSTOM} <= {d["kind"] for d in documents(source)}
+
+
+@everywhere
+def test_every_pod_keeps_the_house_rules(source: str) -> None:
+    assert [fault for document in documents(source) for fault in rule_faults(document)] == []
+    assert sum(len(list(pods(document))) for document in documents(source)) == 6
+
+
+Path_ = tuple[str | int, ...]
+HEAD: Path_ = ("spec", "rayClusterSpec", "headGroupSpec")
+CONTAINER: Path_ = ("spec", "template", "spec", "containers", 0)
+
+
+def put(*path: str | int, value: Any) -> Callable[[Document], None]:
+    """An edit that sets one value; None takes the key away."""
+
+    def edit(document: Document) -> None:
+        node: Any = document
+        for part in path[:-1]:
+            node = node[part]
+        if value is None:
+            del node[path[-1]]
+        else:
+            node[path[-1]] = value
+
+    return edit
+
+
+BROKEN: dict[str, tuple[str, Callable[[Document], None]]] = {
+    "misspelt, Deployment": ("Deployment", put(*CONTAINER, "readinesProbe", value={})),
+    "wrong type, Deployment": ("Deployment", put("spec", "replicas", value="1")),
+    "misspelt, Service": ("Service", put("spec", "ports", 0, "targetport", value=5000)),
+    "wrong type, Role": ("Role", put("rules", 0, "verbs", value="get")),
+    "misspelt, RayJob": ("RayJob", put("spec", "entrypont", value="facemllm")),
+    "misspelt, head group": ("RayJob", put(*HEAD, "rayStartParam", value={})),
+    "a number where Ray wants a string": ("RayJob", put(*HEAD, "rayStartParams", "num-cpus", value=0)),
+    "wrong type, worker group": ("RayJob", put("spec", "rayClusterSpec", "workerGroupSpecs", 0, "replicas", value="2")),
+    "too large for int32": ("RayJob", put("spec", "rayClusterSpec", "workerGroupSpecs", 0, "replicas", value=2**31)),
+    "not in the enumeration": ("RayJob", put("spec", "rayClusterSpec", "authOptions", "mode", value="tokens")),
+    "required field gone": ("RayJob", put(*HEAD, value=None)),
+    "misspelt in a head's container": (
+        "RayJob",
+        put(*HEAD, "template", "spec", "containers", 0, "securityContext", "runAsNonroot", value=True),
+    ),
+    "an object for a quantity": (
+        "RayJob",
+        put(*HEAD, "template", "spec", "containers", 0, "resources", "limits", "cpu", value={}),
+    ),
+    "wrong type, InferenceService": ("InferenceService", put("spec", "predictor", "minReplicas", value="1")),
+    "misspelt, InferenceService": (
+        "InferenceService",
+        put("spec", "predictor", "model", "storageURI", value="pvc://x"),
+    ),
+    "field one level too high": ("InferenceService", put("spec", "canaryTrafficPercent", value=10)),
+    "wrong type, canary": ("InferenceService", put("spec", "predictor", "canaryTrafficPercent", value="10%")),
+    "misspelt, ServingRuntime": ("ServingRuntime", put("spec", "containers", 0, "volumeMount", value=[])),
+    "unknown kind": ("RayJob", put("kind", value="RayJobs")),
+    "unknown core kind": ("Deployment", put("kind", value="Deploiment")),
+    "unknown version": ("InferenceService", put("apiVersion", value="serving.kserve.io/v1")),
+    "no spec": ("InferenceService", put("spec", value=None)),
+}
+
+
+@pytest.mark.parametrize(("kind", "edit"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_document_is_refused(kind: str, edit: Callable[[Document], None]) -> None:
+    document = copy.deepcopy(one("base", kind))
+    assert schema_faults(document) == []
+    edit(document)
+    assert schema_faults(document)
+
+
+SECURITY: Path_ = (*CONTAINER, "securityContext")
+UNRULY: dict[str, tuple[str, Callable[[Document], None], str]] = {
+    "no limits": ("Deployment", put(*CONTAINER, "resources", "limits", value=None), "no requests and limits"),
+    "no memory request": (
+        "ServingRuntime",
+        put("spec", "containers", 0, "resources", "requests", value={"cpu": "1"}),
+        "",
+    ),
+    "latest": ("Deployment", put(*CONTAINER, "image", value="registry:5000/face-mllm:latest"), "image tag latest"),
+    "privileged": ("Deployment", put(*SECURITY, "privileged", value=True), "privileged"),
+    "writable": ("Deployment", put(*SECURITY, "readOnlyRootFilesystem", value=False), "writable"),
+    "root": ("Deployment", put("spec", "template", "spec", "securityContext", "runAsUser", value=0), "root"),
+    "root in a Ray head": ("RayJob", put(*HEAD, "template", "spec", "securityContext", value=None), "root"),
+    "host network": ("RayJob", put(*HEAD, "template", "spec", "hostNetwork", value=True), "hostNetwork"),
+    "host path": (
+        "ServingRuntime",
+        put("spec", "volumes", 0, value={"name": "h", "hostPath": {"path": "/"}}),
+        "hostPath",
+    ),
+    "a secret in the repository": ("Service", put("kind", value="Secret"), "never committed"),
+}
+
+
+@pytest.mark.parametrize(("kind", "edit", "says"), UNRULY.values(), ids=UNRULY)
+def test_a_document_against_the_house_rules_is_refused(kind: str, edit: Callable[[Document], None], says: str) -> None:
+    document = copy.deepcopy(one("base", kind))
+    edit(document)
+    assert any(says in fault for fault in rule_faults(document))
+
+
+def test_strict_honours_what_crds_say_in_their_own_way() -> None:
+    schema = Draft202012Validator(
+        strict(
+            {
+                "type": "object",
+                "properties": {
+                    "port": {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True},
+                    "time": {"type": "string", "nullable": True},
+                    "open": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+                    "map": {"type": "object", "additionalProperties": {"type": "string"}},
+                    "metadata": {"type": "object"},
+                },
+            }
+        )
+    )
+    sound = [
+        {"port": 1},
+        {"port": "http"},
+        {"time": None},
+        {"open": {"a": 1}},
+        {"map": {"a": "b"}},
+        {"metadata": {"a": 1}},
+    ]
+    unsound = [
+        {"port": 1.5},
+        {"port": None},
+        {"time": 1},
+        {"open": []},
+        {"map": {"a": 1}},
+        {"metadata": 1},
+        {"other": 1},
+    ]
+    assert [value for value in sound if not schema.is_valid(value)] == []
+    assert [value for value in unsound if schema.is_valid(value)] == []
+
+
+@rendered
+def test_images_are_named_by_the_overlay_and_tagged(overlay: str) -> None:
+    images = {c["image"] for d in documents(overlay) for _, pod in pods(d) for c in pod["spec"]["containers"]}
+    assert len(images) == 1
+    assert re.fullmatch(r"(registry\.example\.com/)?face-mllm:\d+\.\d+\.\d+(-cuda)?", images.pop())
+
+
+@everywhere
+def test_everything_lives_in_the_namespace_under_a_component_label(source: str) -> None:
+    for document in documents(source):
+        component = document["metadata"]["labels"]["app.kubernetes.io/component"]
+        assert component in {"platform", "training", "serving"}  # docs/cluster.md applies by this label
+        if source != "base" and document["kind"] != "Namespace":
+            assert document["metadata"]["namespace"] == "face-mllm"
+
+
+@everywhere
+def test_a_pod_that_needs_the_workspace_mounts_the_claim_that_kfp_mounts(source: str, monkeypatch: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    claim = settings.load().cluster.workspace_claim
+    assert [d["metadata"]["name"] for d in documents(source) if d["kind"] == "PersistentVolumeClaim"].count(claim) == 1
+    ray = dict(pods(one(source, "RayJob"))).items()
+    users = [pod for where, pod in ray if where != "submitter"] + [p for _, p in pods(one(source, "ServingRuntime"))]
+    for pod in users:
+        volume = next(v["name"] for v in pod["spec"]["volumes"] if _claim(v) == claim)
+        mounts = {m["name"]: m["mountPath"] for m in pod["spec"]["containers"][0]["volumeMounts"]}
+        assert mounts[volume] == "/workspace"
+    assert one(source, "InferenceService")["spec"]["predictor"]["model"]["storageUri"].startswith(f"pvc://{claim}/")
+
+
+def _claim(volume: Document) -> str | None:
+    return volume.get("persistentVolumeClaim", {}).get("claimName")
+
+
+@everywhere
+def test_the_training_command_is_one_that_the_settings_accept(source: str, monkeypatch: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(one(source, "RayJob")["spec"]["entrypoint"])
+    assert words[:3] == ["facemllm", "train", "align"]
+    options = list(zip(words[3::2], words[4::2], strict=True))
+    overrides = [value for key, value in options if key == "--set"]
+    chosen = settings.load(dict(options)["--profile"], overrides)
+    assert str(chosen.home).startswith("/workspace/")
+    assert str(chosen.runs).startswith("/workspace/")
+    service = one(source, "Service", "mlflow")
+    assert chosen.tracking.uri == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    group = one(source, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert chosen.training.use_gpu == ("nvidia.com/gpu" in limits)
+    places = int(limits.get("nvidia.com/gpu", 1)) * group["replicas"]
+    assert (chosen.training.workers, group["minReplicas"], group["maxReplicas"]) == (places, *[group["replicas"]] * 2)
+
+
+@everywhere
+def test_the_server_is_told_one_digest_for_bytes_and_check(source: str) -> None:
+    model = one(source, "InferenceService")["spec"]["predictor"]["model"]
+    runtime = one(source, "ServingRuntime")
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["modelFormat"]["name"] == runtime["spec"]["supportedModelFormats"][0]["name"]
+    # KServe appends the arguments of the InferenceService to those of the runtime.
+    container = runtime["spec"]["containers"][0]
+    words = container["command"] + container["args"] + model["args"]
+    assert words[:3] == ["python", "-m", "facemllm.serving.server"]
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    assert given | {"--digest": ""} == {
+        "--model": "/mnt/models",
+        "--port": str(container["ports"][0]["containerPort"]),
+        "--host": "0.0.0.0",
+        "--digest": "",
+    }
+    assert DIGEST.fullmatch(given["--digest"])
+    assert model["storageUri"].endswith(f"/{given['--digest']}")
+
+
+@everywhere
+def test_pods_speak_to_whom_the_network_policies_allow(source: str) -> None:
+    policies = {d["metadata"]["name"]: d["spec"] for d in documents(source) if d["kind"] == "NetworkPolicy"}
+    assert policies["default-deny-ingress"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    labels = [pod["metadata"].get("labels", {}) for d in documents(source) for _, pod in pods(d)]
+    labels.append(one(source, "InferenceService")["spec"]["predictor"]["labels"])
+    for name, spec in policies.items():
+        wanted = spec["podSelector"].get("matchLabels", {}).items()
+        assert any(wanted <= own.items() for own in labels), f"{name} selects no pod"
+        if name != "default-deny-ingress":
+            assert all(rule["from"] for rule in spec["ingress"]), f"{name} lets everyone in"
+
+
+@everywhere
+def test_accounts_exist_and_may_do_little(source: str) -> None:
+    accounts = {d["metadata"]["name"] for d in documents(source) if d["kind"] == "ServiceAccount"}
+    named = {pod["spec"].get("serviceAccountName") for d in documents(source) for _, pod in pods(d)} - {None}
+    named.add(one(source, "InferenceService")["spec"]["predictor"]["serviceAccountName"])
+    named |= {subject["name"] for subject in one(source, "RoleBinding")["subjects"]}
+    assert named == accounts == {"pipeline-runner", "model-server"}
+    words = [w for rule in one(source, "Role")["rules"] for key in rule for w in rule[key]]
+    assert not {"*", "secrets", "pods", "pods/exec", "escalate", "bind", "impersonate"} & set(words)
+
+
+@rendered
+def test_mlflow_answers_under_its_service_name_and_keeps_its_data(overlay: str) -> None:
+    (_, pod), *_ = pods(one(overlay, "Deployment"))
+    container = pod["spec"]["containers"][0]
+    flags = dict(arg.partition("=")[::2] for arg in container["args"])
+    port = one(overlay, "Service", "mlflow")["spec"]["ports"][0]["port"]
+    assert flags["--host"] == "0.0.0.0"
+    assert f"mlflow:{port}" in flags["--allowed-hosts"].split(",")
+    probes = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert probes == {"/health"}
+    variables = {entry["name"]: entry.get("value", "") for entry in container["env"]}
+    if overlay == "gpu":  # from the Secret, and nothing that would win over it
+        assert container["envFrom"] == [{"secretRef": {"name": "mlflow-store"}}]
+        assert not {"MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION"} & set(variables)
+    else:
+        assert variables["MLFLOW_BACKEND_STORE_URI"].startswith("sqlite:////data/")
+        assert "/data" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+@needs_kubectl
+def test_the_gpu_overlay_asks_for_gpus_where_they_are_used() -> None:
+    ray = dict(pods(one("gpu", "RayJob")))
+    users = [ray["worker trainers"], *(pod for _, pod in pods(one("gpu", "ServingRuntime")))]
+    for pod in users:
+        resources = pod["spec"]["containers"][0]["resources"]
+        assert int(resources["limits"]["nvidia.com/gpu"]) == int(resources["requests"]["nvidia.com/gpu"]) > 0
+        assert pod["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
+        shared = next(v["emptyDir"] for v in pod["spec"]["volumes"] if v["name"] == "dshm")
+        assert shared["medium"] == "Memory"
+        assert {"name": "dshm", "mountPath": "/dev/shm"} in pod["spec"]["containers"][0]["volumeMounts"]
+    assert "nvidia.com/gpu" not in str(ray["head"])
+    assert "--profile paper-7b" in one("gpu", "RayJob")["spec"]["entrypoint"]
+    predictor = one("gpu", "InferenceService")["spec"]["predictor"]
+    assert predictor["canaryTrafficPercent"] == 10
+    assert predictor["minReplicas"] == 2
+    # A canary is a matter of Knative's revisions; in any other mode KServe ignores the field.
+    annotations = one("gpu", "InferenceService")["metadata"]["annotations"]
+    assert annotations["serving.kserve.io/deploymentMode"] == "Knative"
+
+
+def test_versions_agree_with_the_constraints_and_the_image() -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE))
+    assert one("base", "RayJob")["spec"]["rayClusterSpec"]["rayVersion"] == pins["ray"]
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    user = re.findall(r"^USER (\d+):\d+$", dockerfile, re.MULTILINE)[-1]
+    assert {pod["spec"].get("securityContext", {}).get("runAsUser", int(user)) for _, pod in _all_pods()} == {int(user)}
+    assert "-c constraints.txt" in dockerfile
+    copied = {word for line in re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE) for word in line.split()}
+    assert [name for name in sorted(copied) if not (ROOT / name).exists()] == []
+
+
+def _all_pods() -> Iterator[tuple[str, Document]]:
+    for document in documents("base"):
+        yield from pods(document)
+
+
+@needs_kubectl
+def test_the_image_of_the_dev_overlay_is_the_one_kfp_runs(monkeypatch: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    (_, pod), *_ = pods(one("dev", "Deployment"))
+    assert pod["spec"]["containers"][0]["image"] == settings.load().cluster.image

@@ -1,0 +1,256 @@
+"""The two tables: what is written comes back, whatever is damaged is refused, and nothing half-written is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from facemllm import records
+from facemllm.errors import UserError
+from facemllm.records import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
+
+
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_rows_come_back_as_they_were_written(faces_table, face_rows):
+    rows = face_rows()
+    table = open_table(faces_table(rows), FACES)
+    assert table.rows == len(rows)
+    back = list(table.iterate())
+    for row, found in zip(rows, back, strict=True):
+        assert {name: found[name] for name in row} == row
+        assert found["ethnicity"] is None
+    assert mapping(back[0]["attributes"]) == {"Smiling": True, "Bald": False}
+
+
+def test_conversations_come_back_as_they_were_written(conversations_table, conversation_rows, face_rows):
+    rows = conversation_rows(face_rows())
+    back = list(open_table(conversations_table(rows), CONVERSATIONS).iterate())
+    assert [{name: found[name] for name in row} for row, found in zip(rows, back, strict=True)] == rows
+
+
+def test_pairs_and_mapping_are_inverse():
+    assert mapping(pairs({"b": False, "a": True})) == {"a": True, "b": False}
+    assert [pair["name"] for pair in pairs({"b": 1, "a": 2})] == ["a", "b"]
+    assert mapping(None) == {}
+
+
+def test_the_digest_depends_on_neither_batching_nor_place(tmp_path, face_rows):
+    rows = face_rows(300)
+    with TableWriter(tmp_path / "one", FACES) as table:
+        table.write(rows)
+    with TableWriter(tmp_path / "deeper" / "two", FACES) as table:
+        for start in range(0, len(rows), 7):
+            table.write(iter(rows[start : start + 7]))
+    one, two = open_table(tmp_path / "one"), open_table(tmp_path / "deeper" / "two")
+    assert one.digest == two.digest == one.manifest["digest"]
+    assert (tmp_path / "one/part-00000.parquet").read_bytes() == (
+        tmp_path / "deeper/two/part-00000.parquet"
+    ).read_bytes()
+
+
+def test_the_digest_depends_on_rows_parents_and_facts(faces_table, face_rows):
+    rows = face_rows(4)
+    made = [
+        faces_table(rows, "a"),
+        faces_table(rows[::-1], "b"),
+        faces_table(rows, "c", parents=["x"]),
+        faces_table(rows, "d", about={"seed": 1}),
+    ]
+    assert len({open_table(path).digest for path in made}) == 4
+
+
+def test_shards_are_cut_by_size_and_read_as_one(tmp_path, face_rows, monkeypatch):
+    monkeypatch.setattr(records, "ROW_GROUP", 8)
+    rows = face_rows(24)
+    with TableWriter(tmp_path / "t", FACES, shard_mb=1) as table:
+        table._shard_bytes = 1
+        table.write(rows)
+    found = open_table(tmp_path / "t")
+    assert [shard["rows"] for shard in found.manifest["shards"]] == [8, 8, 8]
+    assert [row["source_id"] for row in found.iterate(["source_id"])] == [row["source_id"] for row in rows]
+
+
+def test_batches_respect_split_columns_and_size(faces_table, face_rows):
+    rows = face_rows()
+    table = open_table(faces_table(rows))
+    batches = list(table.batches(["image_id", "split"], split="validation", batch_rows=3))
+    assert all(batch.schema.names == ["image_id", "split"] and 0 < batch.num_rows <= 3 for batch in batches)
+    found = [name for batch in batches for name in batch.column("image_id").to_pylist()]
+    assert found == [row["image_id"] for row in rows if row["split"] == "validation"]
+
+
+def test_refused_rows_stand_in_the_quarantine(tmp_path, face_rows):
+    with TableWriter(tmp_path / "t", FACES) as table:
+        table.write(face_rows(2))
+        table.quarantine("list.csv", 7, "no image")
+    assert open_table(tmp_path / "t").manifest["quarantined"] == 1
+    assert pq.read_table(tmp_path / "t" / "quarantine.parquet").to_pylist() == [
+        {"file": "list.csv", "row": 7, "reason": "no image"}
+    ]
+
+
+def test_an_empty_table_can_be_opened(faces_table):
+    table = open_table(faces_table([]), FACES)
+    assert table.rows == 0
+    assert list(table.iterate()) == []
+
+
+def test_datasets_opens_the_tables_with_images_decoded(faces_table, conversations_table, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for table, look in (
+        (faces_table(), lambda row: [row["image"], row["segmentation"]]),
+        (conversations_table(), lambda row: row["images"]),
+    ):
+        files = [str(path) for path in sorted(table.glob("part-*.parquet"))]
+        loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+        assert len(loaded) == 40
+        assert all(isinstance(image, Image.Image) and image.size == (48, 48) for image in look(loaded[0]))
+
+
+def test_an_exception_leaves_nothing(tmp_path, face_rows):
+    with pytest.raises(RuntimeError, match="midway"), TableWriter(tmp_path / "t", FACES) as table:
+        table.write(face_rows(200))
+        raise RuntimeError("midway")
+    assert listing(tmp_path) == []
+
+
+def test_existing_output_is_refused_and_kept(tmp_path, face_rows):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already"), TableWriter(tmp_path / "t", FACES):
+        pass
+    assert listing(tmp_path / "t") == ["mine.txt"]
+    assert listing(tmp_path) == ["t"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_id": None}, r"row 1: column 'image_id' must not be empty"),
+        ({"age": "old"}, r"column 'age' does not hold float"),
+        ({"colour": "red"}, r"row 1 has unknown columns \['colour'\]"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(tmp_path, face_rows, change, words):
+    rows = face_rows(3)
+    rows[1] |= change
+    with pytest.raises(UserError, match=words), TableWriter(tmp_path / "t", FACES) as table:
+        table.write(rows)
+    assert listing(tmp_path) == []
+
+
+def flip_a_byte(table):
+    path = table / "part-00000.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(table):
+    path = table / "part-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def change_manifest(table):
+    manifest = json.loads((table / "manifest.json").read_text())
+    manifest["rows"] += 1
+    (table / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (flip_a_byte, r"part-00000\.parquet: bytes do not match"),
+        (truncate, r"part-00000\.parquet: bytes do not match"),
+        (lambda t: (t / "part-00000.parquet").unlink(), r"shards differ.*part-00000\.parquet"),
+        (lambda t: shutil.copy(t / "part-00000.parquet", t / "part-00001.parquet"), r"shards differ.*part-00001"),
+        (lambda t: (t / "quarantine.parquet").unlink(), r"shards differ.*quarantine\.parquet"),
+        (lambda t: (t / "quarantine.parquet").write_bytes(b"x"), r"quarantine\.parquet: bytes do not match"),
+        (change_manifest, r"manifest\.json: the manifest does not match its own digest"),
+        (lambda t: (t / "manifest.json").write_text("{"), r"manifest\.json: damaged manifest"),
+        (lambda t: (t / "manifest.json").write_text("[]"), r"manifest\.json: damaged manifest"),
+        (lambda t: (t / "manifest.json").unlink(), r"is not a table"),
+    ],
+)
+def test_a_damaged_table_is_refused_with_the_file_named(tmp_path, face_rows, damage, named):
+    with TableWriter(tmp_path / "t", FACES) as table:
+        table.write(face_rows(2))
+        table.quarantine("list.csv", 1, "no image")
+    damage(tmp_path / "t")
+    with pytest.raises(UserError, match=named):
+        open_table(tmp_path / "t", FACES)
+
+
+def test_a_table_of_the_other_schema_is_refused(faces_table):
+    with pytest.raises(UserError, match=r"is a 'faces/1' table; 'conversations/1' is needed"):
+        open_table(faces_table(), CONVERSATIONS)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A disk of 256 KB, where one may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tiny_disk, face_rows):
+    with pytest.raises(UserError, match="no space left on the device"), TableWriter(tiny_disk / "t", FACES) as table:
+        table.write(face_rows(600))
+    assert listing(tiny_disk) == []
+
+
+def test_a_full_disk_at_the_end_is_one_clear_line_and_leaves_nothing(tmp_path, face_rows, monkeypatch):
+    def no_space(descriptor):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(UserError, match="no space left on the device"), TableWriter(tmp_path / "t", FACES) as table:
+        table.write(face_rows(2))
+    assert listing(tmp_path) == []
+    with pytest.raises(UserError, match="no space left on the device"):
+        records.atomic_write(tmp_path / "file.json", b"{}")
+    assert listing(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, face_rows, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="a part of this path is a file"), TableWriter(tmp_path / "file" / "t", FACES):
+        pass
+
+    def read_only(*args, **options):
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", read_only)
+    with pytest.raises(UserError, match="the file system is read-only"), TableWriter(tmp_path / "t", FACES):
+        pass
+
+
+def test_atomic_write_replaces_whole_files(tmp_path):
+    records.atomic_write(tmp_path / "deep" / "file.json", b"one")
+    records.atomic_write(tmp_path / "deep" / "file.json", b"two")
+    assert (tmp_path / "deep" / "file.json").read_bytes() == b"two"
+    assert listing(tmp_path / "deep") == ["file.json"]
+
+
+def test_subject_ids_tell_people_and_sources_apart_and_give_no_name_away():
+    names = [
+        records.subject_id("celeba", "17"),
+        records.subject_id("utkface", "17"),
+        records.subject_id("celeba", "18"),
+    ]
+    assert len(set(names)) == 3
+    assert records.subject_id("celeba", "17") == names[0] != records.subject_id("celeba", "17", key=b"other")

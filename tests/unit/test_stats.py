@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from facemllm import stats
+
+
+def sums_of(right: np.ndarray, subjects: np.ndarray) -> stats.Sums:
+    columns = np.stack([right, np.ones_like(right)], axis=1)
+    return stats.Sums("accuracy", stats.by_subject(subjects, columns, subjects.max() + 1))
+
+
+def test_by_subject_sums_rows_into_their_people():
+    found = stats.by_subject(np.array([1, 0, 1, 3]), [[1, 10], [2, 20], [3, 30], [4, 40]], 4)
+    assert found.tolist() == [[2, 20], [4, 40], [0, 0], [4, 40]]
+
+
+def test_figures_from_total_sums_by_hand():
+    assert stats.of_totals("accuracy", np.array([[3.0, 4.0]]))[0] == 0.75
+    assert stats.of_totals("mae", np.array([[9.0, 2.0]]))[0] == 4.5
+    # recalls 1/2 and 3/3, a class that does not occur is left out
+    assert stats.of_totals("balanced_accuracy", np.array([[1.0, 2.0, 3.0, 3.0, 0.0, 0.0]]))[0] == 0.75
+    assert stats.of_totals("fact_f1", np.array([[2.0, 1.0, 1.0]]))[0] == pytest.approx(2 / 3)
+    assert np.isnan(stats.of_totals("accuracy", np.array([[0.0, 0.0]]))[0])
+    with pytest.raises(ValueError, match="unknown metric"):
+        stats.of_totals("auc", np.zeros((1, 2)))
+
+
+def test_mean_leaves_out_undefined_figures_per_resample():
+    found = stats.mean([np.array([1.0, np.nan, np.nan]), np.array([0.0, 0.5, np.nan])])
+    assert found[0] == 0.5
+    assert found[1] == 0.5
+    assert np.isnan(found[2])
+
+
+def test_equals_a_naive_bootstrap_over_people():
+    draw = np.random.default_rng(5)
+    subjects = np.repeat(np.arange(40), draw.integers(1, 6, 40))
+    ability = draw.random(40)
+    right = (draw.random(len(subjects)) < ability[subjects]).astype(float)
+    classes = draw.integers(0, 3, len(subjects))
+    asked = np.eye(3)[classes]
+    columns = np.stack([asked * right[:, None], asked], axis=2).reshape(len(right), -1)
+    figures = {
+        "plain": sums_of(right, subjects),
+        "balanced": stats.Sums("balanced_accuracy", stats.by_subject(subjects, columns, 40)),
+    }
+    fast = stats.replicate(figures, 4000, seed=1)
+
+    naive: dict[str, list[float]] = {"plain": [], "balanced": []}
+    for _ in range(4000):
+        rows = np.concatenate([np.flatnonzero(subjects == person) for person in draw.integers(0, 40, 40)])
+        naive["plain"].append(right[rows].mean())
+        recalls = [right[rows][classes[rows] == c].mean() for c in range(3) if (classes[rows] == c).any()]
+        naive["balanced"].append(float(np.mean(recalls)))
+    assert fast["plain"][0] == pytest.approx(right.mean(), abs=1e-12)
+    for name, values in naive.items():
+        low, high = np.quantile(values, [0.025, 0.975])
+        found = stats.interval(fast[name])
+        assert found.low == pytest.approx(low, abs=0.012)
+        assert found.high == pytest.approx(high, abs=0.012)
+
+
+def test_interval_of_alike_images_is_that_of_people_not_of_images():
+    draw = np.random.default_rng(0)
+    per_person = draw.integers(0, 2, 60).astype(float)
+    once = stats.interval(stats.replicate({"a": sums_of(per_person, np.arange(60))}, 2000, 0)["a"])
+    copied = stats.interval(
+        stats.replicate({"a": sums_of(np.repeat(per_person, 10), np.repeat(np.arange(60), 10))}, 2000, 0)["a"]
+    )
+    assert copied == once  # ten copies of each image bring no certainty
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    draw = np.random.default_rng(2)
+    covered = 0
+    for trial in range(300):
+        ability = draw.beta(4, 2, 80)  # mean 2/3
+        right = (draw.random((80, 3)) < ability[:, None]).astype(float).reshape(-1)
+        found = stats.interval(
+            stats.replicate({"a": sums_of(right, np.repeat(np.arange(80), 3))}, 300, seed=trial)["a"]
+        )
+        covered += found.low <= 2 / 3 <= found.high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_depends_on_the_seed_alone_and_not_on_blocks(monkeypatch):
+    figure = {"a": sums_of(np.random.default_rng(0).integers(0, 2, 50).astype(float), np.arange(50))}
+    whole = stats.replicate(figure, 500, seed=3)["a"]
+    assert np.array_equal(whole, stats.replicate(figure, 500, seed=3)["a"])
+    assert not np.array_equal(whole, stats.replicate(figure, 500, seed=4)["a"])
+    monkeypatch.setattr(stats, "_BLOCK", 50 * 7)
+    assert np.array_equal(whole, stats.replicate(figure, 500, seed=3)["a"])
+
+
+def test_paired_difference_is_narrower_than_unpaired():
+    draw = np.random.default_rng(1)
+    ability = draw.random(200)
+    first = (draw.random(200) < ability).astype(float)
+    second = first.copy()
+    second[:6] = 1 - second[:6]
+    people = np.arange(200)
+    a, b = (stats.replicate({"a": sums_of(right, people)}, 2000, 0)["a"] for right in (first, second))
+    other = stats.replicate({"a": sums_of(second, people)}, 2000, 9)["a"]
+    paired, unpaired = stats.interval(a - b), stats.interval(a - other)
+    assert paired.value == pytest.approx(first.mean() - second.mean())
+    assert paired.high - paired.low < 0.4 * (unpaired.high - unpaired.low)
+    assert np.all(stats.replicate({"a": sums_of(first, people)}, 100, 0)["a"] - a[:101] == 0)
+
+
+def test_one_person_gives_no_interval():
+    found = stats.interval(stats.replicate({"a": sums_of(np.array([1.0, 0.0]), np.array([0, 0]))}, 100, 0)["a"])
+    assert found.value == 0.5
+    assert np.isnan(found.low)
+    assert np.isnan(found.high)
+
+
+def test_nothing_to_replicate():
+    assert stats.replicate({}, 100, 0) == {}
