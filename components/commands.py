@@ -255,9 +255,8 @@ def release_version(
 ) -> None:
     """Put an approved version into production; refused without a named person's approval of its very bytes."""
     settings = load(profile, set_)
-    from facemllm.serving.deploy import curl_example
-
     from facemllm import services
+    from facemllm.serving.deploy import curl_example
 
     if settings.tracking.uri is None:
         services.up(settings, "mlflow")

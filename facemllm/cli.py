@@ -231,7 +231,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Answer every question about held-out identities; write predictions and metrics."""
-    from facemllm.evaluation import evaluate as run_evaluation
+    from facemllm.evaluation.evaluate import evaluate as run_evaluation
 
     if not model.is_dir():
         raise UserError(f"{model} is not a model directory")
@@ -307,11 +307,13 @@ def serve(
     set_: Sets = [],
 ) -> None:
     """Serve a model directory with KServe in the foreground, on loopback."""
+    from facemllm.servers import model_server
     from facemllm.serving import server
 
     if not model.is_dir():
         raise UserError(f"{model} is not a model directory")
-    server.serve(load(profile, set_), model, digests.of_tree(model), port)
+    service = model_server(load(profile, set_), "staging", model, digests.of_tree(model), "")
+    raise SystemExit(server.main([*service.command[3:], "--port", str(port)]))
 
 
 @app.command()

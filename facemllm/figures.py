@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES = ("value", "low", "high", "n", "unparsed")
+HEAD = ("task", "item", "metric", "unit")
 ANSWERS = ("task", "question", "answer", "parsed", "raw", "sample_id", "image_id")
 
 
@@ -66,7 +67,8 @@ def results(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for task, figures in tasks.items():
         for item, part in [("", figures), *(figures.get("items") or {}).items()]:
-            row = {"task": task, "item": item, "metric": part.get("metric", figures.get("metric", ""))}
+            kind = {name: part.get(name) or figures.get(name) or "" for name in ("metric", "unit")}
+            row = {"task": task, "item": item, **kind}
             rows.append(row | {field: part.get(field) for field in FIGURES} | baselines(part))
     return rows
 
@@ -93,17 +95,17 @@ def sample_answers(predictions: Iterable[Mapping[str, Any]], per_task: int = 60)
 
 
 def intervals(tasks: Mapping[str, Any]) -> Figure:
-    """Every task and item with its 95 % interval beside its baselines, one panel a metric (their scales differ)."""
+    """Every task and item with its 95 % interval beside its baselines, one panel a metric and unit."""
     from matplotlib.figure import Figure
 
     panels: dict[str, list[dict[str, Any]]] = {}
     for row in results(tasks):
         if row["value"] is not None:
-            panels.setdefault(row["metric"], []).append(row)
+            panels.setdefault(f"{row['metric']} {row['unit']}".strip(), []).append(row)
     heights = [len(rows) + 1.5 for rows in panels.values()] or [1.0]
     figure = Figure(figsize=(8, 0.6 + 0.32 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
-    known = {"task", "item", "metric", *FIGURES}
+    known = {*HEAD, *FIGURES}
     names = dict.fromkeys(name for rows in panels.values() for row in rows for name in row if name not in known)
     for axis, (metric, rows) in zip(axes, panels.items(), strict=False):
         for y, row in enumerate(rows):

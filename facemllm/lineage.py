@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,10 +59,10 @@ def lineage(settings: Settings, id: str) -> list[Link]:
 
 
 def show(links: Sequence[Link]) -> None:
-    """Print the chain as a tree on standard output."""
+    """Print the chain as a tree on standard output: folded to a terminal's width, whole lines elsewhere."""
     from rich.console import Console
 
-    Console(soft_wrap=True).print(tree(links))
+    Console(width=None if sys.stdout.isatty() else 400).print(tree(links))
 
 
 def tree(links: Sequence[Link]) -> Tree:

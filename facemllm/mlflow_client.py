@@ -18,14 +18,14 @@ from facemllm.settings import Settings
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-PROBE_S = 3.0
+PROBE_S = 5.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to `--json`
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
 
@@ -41,9 +41,9 @@ def connect(settings: Settings) -> MlflowClient:
     if "://" not in address and address != "databricks":
         raise UserError(f"tracking.uri: '{address}' is no address; give one such as http://127.0.0.1:5000")
     needs_login = address.startswith(("http://", "https://")) and _probe(address)
-    client = open_client(address)
-    if needs_login:
-        with guard(address):
+    with guard(address):
+        client = open_client(address)
+        if needs_login:
             client.search_experiments(max_results=1)
     return client
 
@@ -68,20 +68,21 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 def _probe(address: str) -> bool:
     """Check that MLflow answers at this address; true when it asks for a login."""
-    import httpx
+    import requests  # what MLflow itself uses: the same proxies and certificates hold
 
     mend = "start it with `facemllm services up`, or set tracking.uri"
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true")
+    verify = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or not insecure
     try:
         if urlsplit(address).hostname in LOOPBACK:
             _go_direct()
-        verify = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() != "true"
-        answer = httpx.get(f"{address.rstrip('/')}/version", timeout=PROBE_S, verify=verify)
-    except httpx.TimeoutException:
+        answer = requests.get(f"{address.rstrip('/')}/version", timeout=PROBE_S, verify=verify)
+    except requests.Timeout:
         raise UserError(f"MLflow at {address} does not answer within {PROBE_S:.0f} s; {mend}") from None
-    except httpx.ConnectError as error:
-        raise UserError(f"no MLflow server at {address} ({one_line(error, 80)}); {mend}") from None
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise UserError(f"{address} does not speak HTTP as MLflow does ({one_line(error, 80)}); {mend}") from None
+    except (requests.RequestException, ValueError) as error:
+        if found := re.search(r"\[Errno -?\d+\] ([^'\")]+)", str(error)):
+            raise UserError(f"no MLflow server at {address} ({found[1].strip()}); {mend}") from None
+        raise UserError(f"{address} does not speak HTTP as MLflow does ({one_line(error, 120)}); {mend}") from None
     if answer.status_code in (401, 403):
         return True
     if not (answer.status_code == 200 and re.match(r"\d+\.\d+", answer.text)):
@@ -100,7 +101,7 @@ def _go_direct() -> None:
 
 
 def open_client(address: str) -> MlflowClient:
-    """A client of this address, unchecked, that gives up on a dead server within about a minute."""
+    """A client of this address, unchecked, whose requests outlast a restart of the server (about 15 s)."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

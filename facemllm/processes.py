@@ -83,7 +83,10 @@ class Spec:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known about a started server: enough to adopt it, or to end every process it left."""
+    """What is known about a started server: enough to adopt it, or to end every process it left.
+
+    `answered` tells that it answered at least once: from then on its supervisor brings it back when it fails.
+    """
 
     name: str
     supervisor: Identity
@@ -96,6 +99,7 @@ class Record:
     restarts: int
     boot: str
     health: tuple[str, ...]
+    answered: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
@@ -188,7 +192,7 @@ def end_tree(pid: int, grace_s: float = 10.0) -> None:
     while time.monotonic() < deadline and root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
         tree |= {p.pid: p for p in descendants(root)}
         psutil.wait_procs([root], timeout=_TICK_S)
-    end([root, *tree.values()])
+    end([root, *tree.values()], min(3.0, grace_s))
 
 
 def healthy(urls: Sequence[str], timeout_s: float = 5.0) -> bool:
@@ -235,17 +239,16 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the server become our children, so they stay in our tree
         self.record.write(Path(self.spec.record))
-        pause, ever_healthy, code = 1.0, False, 0
+        pause, code = 1.0, 0
         while not self.stopping.is_set():
             started = time.monotonic()
             child = self._start()
-            was_healthy = self._watch(child)
+            self._watch(child)
             code = child.poll() or 0
             end_tree(child.pid, self.spec.grace_s)
             child.wait()
             self._end_rest()
-            ever_healthy |= was_healthy
-            if self.stopping.is_set() or not self.spec.restart or not ever_healthy:
+            if self.stopping.is_set() or not self.spec.restart or not self.record.answered:
                 break
             pause = 1.0 if time.monotonic() - started > _HEALTHY_AGAIN_S else min(pause * 2, 30.0)
             self._say(f"ended with {code}; starting again in {pause:.0f} s")
@@ -269,25 +272,27 @@ class Supervisor:
         self.record.write(Path(self.spec.record))
         return child
 
-    def _watch(self, child: subprocess.Popen[bytes]) -> bool:
-        """Until the server ends, fails its checks or shall stop; whether it answered at all."""
-        answered, failed, next_check = False, 0, time.monotonic() + 1.0
+    def _watch(self, child: subprocess.Popen[bytes]) -> None:
+        """Return when the server has ended, has failed its checks, or shall stop."""
+        answered, failed, next_check = False, 0, 0.0
         deadline = time.monotonic() + self.spec.start_timeout_s
         while child.poll() is None and not self.stopping.wait(_TICK_S):
             if time.monotonic() < next_check:
                 continue
             if healthy(self.spec.health, min(5.0, self.spec.check_every_s)):
+                if not self.record.answered:
+                    self.record = replace(self.record, answered=True)
+                    self.record.write(Path(self.spec.record))
                 answered, failed = True, 0
             elif answered:
                 failed += 1
             elif time.monotonic() > deadline:
                 self._say(f"no answer within {self.spec.start_timeout_s:.0f} s")
-                return False
+                return
             if failed >= self.spec.failures and self.spec.restart:
                 self._say(f"failed {failed} health checks")
-                return True
-            next_check = time.monotonic() + (self.spec.check_every_s if answered else 1.0)
-        return answered
+                return
+            next_check = time.monotonic() + (self.spec.check_every_s if answered else _TICK_S)
 
     def _end_rest(self) -> None:
         end([p for p in self.record.members() if p.pid != os.getpid()])

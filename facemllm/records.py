@@ -350,6 +350,8 @@ class Table:
         self, columns: Sequence[str] | None = None, split: str | None = None, batch_rows: int = 256
     ) -> Iterator[pa.RecordBatch]:
         """Stream record batches in row order, some columns only, of one split if named. Memory is flat in rows."""
+        if not self.manifest["shards"]:
+            return
         data = pads.dataset([self.path / shard["name"] for shard in self.manifest["shards"]], format="parquet")
         condition = None if split is None else pads.field("split") == split
         scanner = data.scanner(

@@ -47,7 +47,7 @@ class RunView:
 
     def refresh(self) -> list[tuple[str, StepView]]:
         """Read new events; return the steps whose state changed."""
-        changed = []
+        changed: list[tuple[str, StepView]] = []
         if not self.events.is_file():
             return changed
         with self.events.open("rb") as file:

@@ -236,7 +236,7 @@ def _start(settings: Settings, service: Service, places: _Places) -> Record:
     try:
         while supervisor.poll() is None and time.monotonic() < deadline:
             record = Record.read(places.record)
-            if record and record.token == spec.token and record.child and healthy(service.health):
+            if record and record.token == spec.token and record.answered:
                 return record
             time.sleep(0.2)
         why = f"did not answer within {timeout} s" if supervisor.poll() is None else "ended while starting"
@@ -254,8 +254,9 @@ def _prepare(service: Service, places: _Places) -> None:
         folder = service.folder
         assert folder is not None
         folder.parent.mkdir(mode=0o700, exist_ok=True)
-        if folder.parent.stat().st_uid != os.getuid() or folder.parent.is_symlink():
+        if folder.parent.is_symlink() or folder.parent.stat().st_uid != os.getuid():
             raise UserError(f"{folder.parent} belongs to another user; Ray cannot keep its sockets there")
+        folder.parent.chmod(0o700)  # Ray opens its own folder to everyone
         shutil.rmtree(folder, ignore_errors=True)
         token = places.folder / "ray.token"
         if not token.exists():
@@ -292,7 +293,7 @@ def _refuse_taken_port(service: Service) -> None:
             pass
     key = f"services.{service.name}_port"
     raise UserError(
-        f"port {service.port} is in use by {_holder(service.port)}, not by a server of this project; stop that, "
+        f"port {service.port} is in use by {_holder(service.port)}, which was not started from here; stop that, "
         f"or choose another port: --set {key}={service.port + 1000}"
     )
 

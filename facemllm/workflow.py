@@ -18,6 +18,7 @@ from typing import Any
 
 from facemllm import digests, progress
 from facemllm.errors import UserError
+from facemllm.records import CONVERSATIONS, open_table
 from facemllm.settings import Settings, load
 from facemllm.store import Store
 
@@ -145,6 +146,8 @@ def _perform(
     out = work / "result"
     if out.exists():
         _discard(out)
+    from facemllm.tracking import commit
+
     with _tracked(step, settings, key, inputs) as run:
         context = Context(settings, store, inputs, work, out, run)
         outcome = step.work(context)
@@ -155,12 +158,13 @@ def _perform(
             "figure": outcome.figure,
             "seconds": round(time.monotonic() - started, 3),
             "run_id": run.run_id if run is not None else None,
+            "commit": commit(),
             **outcome.facts,
         }
+        if step.keeps:
+            store.keep(key, out, outcome.digest, facts)
         if run is not None:
             run.finish(outcome.digest, facts)
-    if step.keeps:
-        store.keep(key, out, outcome.digest, facts)
     return {"digest": outcome.digest, **facts}
 
 
@@ -289,7 +293,7 @@ def _train(stage: str) -> Callable[[Context], Outcome]:
 
 
 def _evaluate(c: Context) -> Outcome:
-    from facemllm.evaluation import evaluate
+    from facemllm.evaluation.evaluate import evaluate
 
     metrics = evaluate(c.settings, c.path("model"), c.inputs["model"], c.path("conversations"), c.out)
     if c.run is not None:
@@ -299,32 +303,32 @@ def _evaluate(c: Context) -> Outcome:
 
 
 def _gate(c: Context) -> Outcome:
-    from facemllm.promotion import gates
+    from facemllm.promotion import gates, registry
 
     candidate = c.path("evaluation")
-    conversations = c.store.path(json.loads((candidate / "metrics.json").read_text("utf-8"))["conversations_digest"])
-    decision = gates.decide(c.settings, conversations, candidate, _champion_evaluation(c, candidate))
-    facts = {"passed": decision.passed, "reasons": decision.reasons, "checks": decision.checks}
-    digest = _write_json(c.out, "gate.json", {**facts, "evaluation": c.inputs["evaluation"]})
+    metrics = json.loads((candidate / "metrics.json").read_text("utf-8"))
+    conversations = c.store.path(metrics["conversations_digest"])
+    decision = gates.decide(c.settings, conversations, candidate, _champion_evaluation(c, metrics))
+    if not decision.passed:
+        registry.withdraw(c.settings, metrics["model_digest"], decision.reasons)
+    gate = {"passed": decision.passed, "reasons": list(decision.reasons)}
+    digest = _write_json(c.out, "gate.json", {**gate, "checks": decision.checks, "evaluation": c.inputs["evaluation"]})
     verdict = "passed" if decision.passed else "refused"
     figure = verdict if decision.passed else f"refused: {decision.reasons[0]}"
-    return Outcome(
-        digest, figure, output=verdict, facts={"gate": {"passed": decision.passed, "reasons": facts["reasons"]}}
-    )
+    return Outcome(digest, figure, output=verdict, facts={"gate": gate})
 
 
-def _champion_evaluation(c: Context, candidate: Path) -> Path | None:
+def _champion_evaluation(c: Context, metrics: Mapping[str, Any]) -> Path | None:
     """The champion's predictions on the candidate's own items: recalled, or made now with the champion's bytes."""
     digest = c.inputs["champion"]
-    ours = json.loads((candidate / "metrics.json").read_text("utf-8"))
-    if not digest or digest == ours["model_digest"]:
+    if not digest or digest == metrics["model_digest"]:
         return None
     model = c.settings.home / "store" / digest
     if not model.is_dir():
         from facemllm.promotion import registry
 
         model = registry.fetch(c.settings, "champion", c.work / "champion")
-    made = execute_nested("evaluate", c, model=digest, conversations=ours["conversations_digest"])
+    made = execute_nested("evaluate", c, model=digest, conversations=metrics["conversations_digest"])
     return c.store.path(made)
 
 
@@ -360,7 +364,8 @@ def _still_registered(settings: Settings, record: Mapping[str, Any]) -> bool:
     from facemllm.promotion import registry
 
     try:
-        return bool(registry.find_version(settings, record["output"]).digest == record["model_digest"])
+        version = registry.find_version(settings, record["output"])
+        return bool(version.digest == record["model_digest"] and version.gate == "passed")
     except UserError:
         return False
 
@@ -370,16 +375,16 @@ def _deploy(c: Context) -> Outcome:
     from facemllm.serving import deploy
 
     version = registry.find_version(c.settings, c.inputs["version"])
-    endpoint = deploy.deploy(c.settings, model_dir(c.settings, version), version.digest, version.version, _probe(c))
-    return Outcome(version.digest, endpoint.url, output=endpoint.url, facts={"endpoint": endpoint.url})
+    folder = model_dir(c.settings, version)
+    endpoint = deploy.deploy(c.settings, folder, version.digest, str(version.version), _probe(c, version))
+    return Outcome(version.digest, endpoint.predict_url, output=endpoint.predict_url)
 
 
 def _await_approval(c: Context) -> Outcome:
-    from facemllm.promotion import approvals, registry
+    from facemllm.promotion import approvals
 
-    version = registry.find_version(c.settings, c.inputs["version"])
-    state = approvals.await_decision(c.settings, version.version, c.settings.promotion.wait_minutes)
-    return Outcome(version.digest, state, output=state)
+    state = approvals.await_decision(c.settings, c.inputs["version"], c.settings.promotion.wait_minutes)
+    return Outcome(digests.of_json({"version": c.inputs["version"], "state": state}), state, output=state)
 
 
 def _release(c: Context) -> Outcome:
@@ -387,9 +392,10 @@ def _release(c: Context) -> Outcome:
     from facemllm.serving import deploy
 
     version = approvals.require_approved(c.settings, c.inputs["version"])
-    endpoint = deploy.release(c.settings, model_dir(c.settings, version), version.digest, version.version, _probe(c))
+    folder = model_dir(c.settings, version)
+    endpoint = deploy.release(c.settings, folder, version.digest, str(version.version), _probe(c, version))
     registry.set_alias(c.settings, version.version, "champion")
-    return Outcome(version.digest, endpoint.url, output=endpoint.url, facts={"endpoint": endpoint.url})
+    return Outcome(version.digest, endpoint.predict_url, output=endpoint.predict_url)
 
 
 def model_dir(settings: Settings, version: Any) -> Path:
@@ -410,12 +416,19 @@ def model_dir(settings: Settings, version: Any) -> Path:
     return path
 
 
-def _probe(c: Context) -> Any:
-    from facemllm.promotion import registry
+def _probe(c: Context, version: Any) -> Any:
+    """One closed question about one held-out face that evaluation answered, with the face's very bytes."""
     from facemllm.serving.deploy import Probe
 
-    version = registry.find_version(c.settings, c.inputs["version"])
-    return Probe.from_evaluation(c.store.path(version.evaluation))
+    evaluation = c.store.path(version.evaluation)
+    metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
+    samples = json.loads((evaluation / "samples" / "samples.json").read_text("utf-8"))
+    asked = [(s["image_id"], q) for s in samples for q in s["questions"] if q["metric"] not in ("mae", "fact_f1")]
+    image_id, question = max(asked, key=lambda pair: pair[1]["parsed"] is not None)
+    conversations = open_table(c.store.path(metrics["conversations_digest"]), CONVERSATIONS)
+    faces = conversations.iterate(["image_id", "images"], metrics["split"])
+    image = next(face["images"][0]["bytes"] for face in faces if face["image_id"] == image_id)
+    return Probe(image, question["question"], question["raw"], question["parsed"])
 
 
 def _champion(settings: Settings) -> str:

@@ -6,6 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import pyarrow as pa
+
+from facemllm.records import FACES, pairs
+
+PAIRED = ("attributes", "action_units")
+LABELS = (
+    *("box", "landmarks", "segmentation", "alt_text", "attributes", "expression", "age", "age_range", "gender"),
+    *("ethnicity", "skin_tone", "yaw", "pitch", "roll", "action_units"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
@@ -42,3 +52,14 @@ class Annotator(Protocol):
     def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation]:
         """One annotation a row, in their order, each depending on its own row alone. An exception refuses: the rows
         of the batch are then tried one by one, and those that fail again go to quarantine."""
+
+
+def checked(annotation: Annotation) -> Annotation:
+    """The annotation, if it fits the `faces` table. Raises ValueError or TypeError if not: the row is then refused."""
+    if annotation.caption is not None and not (isinstance(annotation.caption, str) and annotation.caption.strip()):
+        raise ValueError("the caption is empty or no text")
+    for column, value in annotation.labels.items():
+        if column not in LABELS:
+            raise ValueError(f"'{column}' is no label of the faces table")
+        pa.array([pairs(value) if column in PAIRED else value], FACES.field(column).type)
+    return annotation

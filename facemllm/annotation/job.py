@@ -13,14 +13,14 @@ import logging
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from facemllm.annotation.annotator import Annotation, Annotator
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from facemllm.annotation.annotator import Annotation, Annotator, checked
 from facemllm.errors import UserError
 from facemllm.records import Table
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _OBJECT_STORE = 256 * 2**20
 _TASK_CPUS = 0.5  # so that two tasks still fit beside other work on two cores
@@ -48,18 +48,16 @@ def answers(annotator: Annotator, faces: Table, batch_size: int, concurrency: in
             concurrency=concurrency,
         )
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            for row in cast("pa.Table", batch).to_pylist():
+            for row in cast(pa.Table, batch).to_pylist():
                 annotation = None if row["reply"] is None else Annotation(**json.loads(row["reply"]))
                 yield row["image_id"], annotation, row["reason"]
 
 
 def _pieces(faces: Table, batch_size: int) -> list[Piece]:
     """Row groups of all shards in row order, gathered until a piece fills a batch."""
-    import pyarrow.parquet as pq
-
     pieces: list[Piece] = []
     for shard in faces.manifest["shards"]:
-        path = faces.path / shard["name"]
+        path = (faces.path / shard["name"]).resolve()
         metadata = pq.read_metadata(path)
         gathered: list[int] = []
         rows = 0
@@ -74,9 +72,6 @@ def _pieces(faces: Table, batch_size: int) -> list[Piece]:
 
 def _annotate(annotator: Annotator, piece: Piece, batch_size: int) -> pa.Table:
     """One piece, in a Ray worker: replies as JSON, so that any annotator's labels fit one column."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path, groups = piece
     columns = {"image_id", *annotator.columns, *(("image",) if annotator.needs_image else ())}
     names: list[str] = []
@@ -99,7 +94,7 @@ def _replies(annotator: Annotator, rows: list[dict[str, Any]]) -> list[str]:
     replies = annotator.annotate(rows)
     if len(replies) != len(rows):
         raise ValueError(f"{annotator.name} gave {len(replies)} replies for {len(rows)} rows")
-    return [json.dumps(vars(reply)) for reply in replies]
+    return [json.dumps(vars(checked(reply))) for reply in replies]
 
 
 def _one(annotator: Annotator, row: dict[str, Any]) -> str | Exception:

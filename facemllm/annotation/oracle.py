@@ -6,7 +6,7 @@ small closed set. Order, sentences and connectors vary with a hash of the image,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +21,13 @@ _PERSON = ("gender", "age")
 _MOOD = ("expression",)
 _POSE = ("yaw", "pitch", "roll")
 
-_PERSON_OPENINGS = ("This is", "Here is", "The person is", "The picture shows")
-_LOOKS_OPENINGS = ("The person has", "The face has", "There is")
+_GENDER_OPENINGS = ("This is", "Here is", "The person is", "The picture shows")
+_AGE_OPENINGS = ("The person is", "The face is")
+_LOOKS_OPENINGS = ("The person has", "The face has")
+_MERGERS = (" with ", " who has ")
 _MOOD_OPENINGS = ("The face looks", "The person looks", "The expression is")
 _POSE_OPENINGS = ("The head is", "The face is")
-_SEPARATORS = (", ", " and ")
+_SEPARATORS = (" and ", ", and ")
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,24 @@ def caption(row: Mapping[str, Any]) -> str:
     def choose(options: Sequence[str], what: str) -> str:
         return options[draw(len(options), image_id, what)]
 
-    def listed(names: Sequence[str]) -> str:
-        ordered = sorted((n for n in names if n in phrases), key=lambda n: draw(2**32, image_id, "order", n))
-        *first, last = (phrases[name] for name in ordered)
-        return (", ".join(first) + choose(_SEPARATORS, ordered[-1]) if first else "") + last
+    def ordered(names: Iterable[str]) -> list[str]:
+        return sorted((n for n in names if n in phrases), key=lambda n: draw(2**32, image_id, "order", n))
+
+    def listed(names: Iterable[str], separators: Sequence[str] = _SEPARATORS) -> str:
+        *first, last = ordered(names)
+        joined = ", ".join(phrases[name] for name in first)
+        return (joined + choose(separators, last) if first else "") + phrases[last]
 
     looks = [name for name in phrases if name not in (*_PERSON, *_MOOD, *_POSE)]
-    person = [name for name in _PERSON if name in phrases]
-    pose = [name for name in _POSE if name in phrases]
+    person, pose = ordered(_PERSON), ordered(_POSE)
     merged = bool(person and looks) and draw(2, image_id, "merged") == 0
     sentences = {}
     if person:
-        tail = f" with {listed(looks)}" if merged else ""
-        sentences["person"] = f"{choose(_PERSON_OPENINGS, 'person')} {listed(person)}{tail}."
+        by_gender = person[0] == "gender"
+        opening = choose(_GENDER_OPENINGS if by_gender else _AGE_OPENINGS, "person")
+        said = listed(_PERSON, (", ",) if by_gender else (" and ",))
+        tail = choose(_MERGERS, "merger") + listed(looks) if merged else ""
+        sentences["person"] = f"{opening} {said}{tail}."
     if looks and not merged:
         sentences["looks"] = f"{choose(_LOOKS_OPENINGS, 'looks')} {listed(looks)}."
     if "expression" in phrases:

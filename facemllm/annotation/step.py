@@ -13,19 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from facemllm import progress
-from facemllm.annotation.annotator import Annotation, Annotator
+from facemllm.annotation.annotator import LABELS, PAIRED, Annotation, Annotator
 from facemllm.annotation.job import answers
 from facemllm.annotation.oracle import Oracle
 from facemllm.records import FACES, Table, TableWriter, mapping, open_table, pairs
 from facemllm.settings import Settings
 
 _ANNOTATORS = {"oracle": Oracle}
-
-_PAIRED = ("attributes", "action_units")
-_LABELS = (
-    *("box", "landmarks", "segmentation", "alt_text", "attributes", "expression", "age", "age_range", "gender"),
-    *("ethnicity", "skin_tone", "yaw", "pitch", "roll", "action_units"),
-)
 
 
 def annotate(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
@@ -70,7 +64,7 @@ def joined(row: Mapping[str, Any], annotation: Annotation, digest: str) -> dict[
     new = dict(row)
     added = set()
     for column, value in annotation.labels.items():
-        if column in _PAIRED:
+        if column in PAIRED:
             own = mapping(row[column])
             new[column] = pairs({**value, **own})
             changed = bool(value.keys() - own.keys())
@@ -82,10 +76,10 @@ def joined(row: Mapping[str, Any], annotation: Annotation, digest: str) -> dict[
     if annotation.caption is not None:
         new["caption"] = annotation.caption
         added.add("caption")
-    entries = [entry for entry in row["provenance"] or () if entry["field"] not in added - set(_PAIRED)]
+    entries = [entry for entry in row["provenance"] or () if entry["field"] not in added - set(PAIRED)]
     known = {entry["field"] for entry in entries}
     origin = "renderer" if row["source"] == "render" else "source"
-    entries += [_entry(c, origin, None, 0.0) for c in _LABELS if row[c] not in (None, []) and c not in known]
+    entries += [_entry(c, origin, None, 0.0) for c in LABELS if row[c] not in (None, []) and c not in known]
     # The cost of a reply is counted once, on the first field that it gave.
     for place, column in enumerate(sorted(added)):
         entries.append(_entry(column, "annotator", digest, 0.0 if place else annotation.cost))

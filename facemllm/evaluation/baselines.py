@@ -109,7 +109,9 @@ class _Space:
         if components < 1 or not (deviation > 1e-6).any():
             return None
         deviation[deviation <= 1e-6] = 1
-        pca = PCA(components, svd_solver="randomized", random_state=settings.seed).fit((raw - mean) / deviation)
+        pca = PCA(components, svd_solver="randomized", iterated_power=3, random_state=settings.seed).fit(
+            (raw - mean) / deviation
+        )
         spread = np.sqrt(pca.explained_variance_)
         kept = spread > 1e-3 * spread[0]  # whitening a direction without variance would blow up noise
 

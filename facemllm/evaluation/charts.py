@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-WIDTH, HEIGHT = 260, 26
+WIDTH, HEIGHT = 200, 26
 CURVE_WIDTH, CURVE_HEIGHT = 340, 170
 _POINTS = 240  # more than this no eye tells apart at this width
 

@@ -20,7 +20,7 @@ from facemllm.tasks.metrics import CLOSED_MEAN, clears_majority
 _METRICS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
-    "mae": "mean absolute error",
+    "mae": "mean error",
     "fact_f1": "F1 of facts",
 }
 _SYNTHETIC = (
@@ -96,11 +96,12 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>\n{body}</section>"
 
 
-def _table(head: Sequence[str], rows: Iterable[str], numeric: Iterable[int] = ()) -> str:
+def _table(head: Sequence[str], rows: Iterable[str], numeric: Iterable[int] = (), kind: str = "plain") -> str:
     right = set(numeric)
     classes = [' class="n"' if place in right else "" for place in range(len(head))]
-    cells = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(classes, head, strict=True))
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    cells = "".join(f"<th{side}>{escape(name)}</th>" for side, name in zip(classes, head, strict=True))
+    top = f"<thead><tr>{cells}</tr></thead>"
+    return f'<div class="scroll"><table class="{kind}">{top}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _definitions(facts: Mapping[str, Any]) -> str:
@@ -161,7 +162,7 @@ def _results(summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         rows += [_result(item, figure, "item") for item, figure in items.items()]
         unlearnt += [f"{name} {item}" for item, figure in items.items() if not clears_majority(figure)]
         unlearnt += [name] if not clears_majority(entry) else []
-    names = ["", "metric", "value [95 %]", "against baselines", "majority", "pixels", "", "questions", "unreadable"]
+    names = ["", "metric", "value [95 %]", "against baselines", "majority", "pixels", "", "asked", "unread"]
     people = f"{_text(metrics['n_images'])} images of {_text(metrics['n_subjects'])} people" if metrics else "held out"
     plain = (
         f"<p>Not shown to be learnt (interval does not clear the majority baseline): {escape(', '.join(unlearnt))}.</p>"
@@ -169,7 +170,7 @@ def _results(summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         else "<p>Every task and item clears its majority baseline.</p>"
     )
     lead = f'<p class="quiet">Split {_text(metrics.get("split", "test"))}, {people}, none seen in training.</p>'
-    return _section("Results", lead + plain + _LEGEND + _table(names, rows, numeric=(4, 5, 7, 8)))
+    return _section("Results", lead + plain + _LEGEND + _table(names, rows, numeric=(4, 5, 7, 8), kind="results"))
 
 
 _LEGEND = (
@@ -182,6 +183,8 @@ _LEGEND = (
     "</span><span>↑ more is better, ↓ less is better</span></p>"
 )
 
+_GRADES = (("bad", "not learnt"), ("fair", "below pixels"), ("good", "learnt"))
+
 
 def _result(name: str, figure: Mapping[str, Any], kind: str) -> str:
     learnt = clears_majority(figure)
@@ -189,7 +192,7 @@ def _result(name: str, figure: Mapping[str, Any], kind: str) -> str:
     metric = _METRICS.get(figure["metric"], figure["metric"])
     words = metric + (f", {unit}" if figure["metric"] == "mae" and unit else "")
     words += " ↑" if figure["higher_is_better"] else " ↓"
-    tag = '<span class="tag good">learnt</span>' if learnt else '<span class="tag bad">not learnt</span>'
+    grade, said = _GRADES[learnt + (learnt and _beats_pixels(figure))]
     digits = 3 if figure["higher_is_better"] else 2
     between = f"[{_figure(figure['low'], digits)}, {_figure(figure['high'], digits)}]"
     rivals = [_figure(figure["baselines"].get(rival), digits) for rival in ("majority", "pixels")]
@@ -199,10 +202,16 @@ def _result(name: str, figure: Mapping[str, Any], kind: str) -> str:
         f'<td class="plain"><small>{escape(words)}</small></td>'
         f"<td>{_figure(figure['value'], digits)} <small>{between}</small></td>"
         f'<td class="plain">{interval_bar(figure)}</td>'
-        f'<td class="n plain">{rivals[0]}</td><td class="n plain">{rivals[1]}</td><td class="plain">{tag}</td>'
+        f'<td class="n plain">{rivals[0]}</td><td class="n plain">{rivals[1]}</td>'
+        f'<td class="plain"><span class="tag {grade}">{said}</span></td>'
         f'<td class="n plain">{_text(figure.get("n"))}</td>'
         f'<td class="n plain">{"–" if share is None else f"{share:.1%}"}</td></tr>'
     )
+
+
+def _beats_pixels(figure: Mapping[str, Any]) -> bool:
+    rival = figure["baselines"].get("pixels")
+    return rival is None or bool(figure["value"] > rival if figure["higher_is_better"] else figure["value"] < rival)
 
 
 def _figure(value: float | None, digits: int) -> str:
@@ -244,7 +253,8 @@ def _samples(samples: Sequence[Mapping[str, Any]], folder: Path | None) -> str:
 
 def _answer(question: Mapping[str, Any]) -> str:
     """One question about a face: what was answered, and in words and colour whether it is right."""
-    truth, parsed, score = question["answer"], question["parsed"], question["score"]
+    truth, parsed = (str(said).replace("_", " ") if said else said for said in (question["answer"], question["parsed"]))
+    score = question["score"]
     if parsed is None:
         said, kind = f"not readable: “{_text(question['raw'])}” ✗; truth {_text(truth)}", "bad"
     elif question["metric"] == "mae":

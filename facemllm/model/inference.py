@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,11 @@ class Predictor:
         token_K = torch.from_numpy(layout.token).to(self.device)
         likelihood_K = logits_PV.log_softmax(-1)[index_K, token_K].double().cpu().numpy()
         expected_K = logits_PV.argmax(-1)[index_K].cpu().numpy() == layout.token
-        options = int(layout.ends[-1]) if len(layout.ends) else 0
+        options = int(layout.ends.max(initial=0))
         total = np.bincount(layout.option, likelihood_K, minlength=options)
         greedy = np.bincount(layout.option, ~expected_K, minlength=options) == 0
         scored = []
-        for first, end in zip([0, *layout.ends[:-1]], layout.ends, strict=True):
+        for first, end in pairwise([0, *layout.ends.tolist()]):
             relative = np.exp(total[first:end] - total[first:end].max())
             written = np.flatnonzero(greedy[first:end])
             probabilities = tuple(float(p) for p in relative / relative.sum())
@@ -184,8 +185,10 @@ class Predictor:
 
     def _chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         ids = list(self.frame.prefix_ids)
-        if not turns or turns[-1][0] != "user" or any(
-            role != ("user", "assistant")[place % 2] for place, (role, _) in enumerate(turns)
+        if (
+            not turns
+            or turns[-1][0] != "user"
+            or any(role != ("user", "assistant")[place % 2] for place, (role, _) in enumerate(turns))
         ):
             raise ValueError("messages must alternate user, assistant, ... and end with a user's question")
         for place, (role, text) in enumerate(turns):

@@ -35,7 +35,7 @@ def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any]) 
     """The card in a few lines, for the description of a registered version."""
     data = "synthetic heads; says nothing about real photographs" if _synthetic(settings) else settings.data.source
     headline = ", ".join(
-        f"{task} {_figure(part)} {part.get('metric', '')}".rstrip()
+        f"{task} {_figure(part)} {part.get('metric') or ''} {part.get('unit') or ''}".rstrip()
         for task, part in evaluation.get("tasks", {}).items()
     )
     lines = [
@@ -81,7 +81,14 @@ def _results(settings: Settings, evaluation: Mapping[str, Any]) -> str:
         name = f"{row['task']} · {row['item']}" if row["item"] else f"**{row['task']}**"
         interval = "" if row["low"] is None else f"{_number(row['low'])} – {_number(row['high'])}"
         counts = ["" if row["n"] is None else str(row["n"]), _number(row["unparsed"])]
-        cells = [name, row["metric"], _number(row["value"]), interval, *counts, *(_number(row.get(n)) for n in names)]
+        cells = [
+            name,
+            f"{row['metric']} {row['unit']}".strip(),
+            _number(row["value"]),
+            interval,
+            *counts,
+            *(_number(row.get(n)) for n in names),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     about = f"Split `{settings.evaluation.split}`: people absent from training. Intervals: bootstrap over people."
     return f"{about}\n\n" + "\n".join(lines)
@@ -118,4 +125,4 @@ def _number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, int | float) else ""
 
 
-_FIXED = {"task", "item", "metric", *figures.FIGURES}
+_FIXED = {*figures.HEAD, *figures.FIGURES}

@@ -181,7 +181,9 @@ def _in_order(settings: Settings, against: Mapping[str, Difference] | None) -> s
     parts = [f"{len(settings.promotion.thresholds)} thresholds are met"]
     if settings.promotion.above_majority:
         parts.append(f"all {len(settings.qa.tasks)} tasks clear their majority baseline")
-    parts.append("there is no other champion to compare with" if against is None else "no task is worse than the champion")
+    parts.append(
+        "there is no other champion to compare with" if against is None else "no task is worse than the champion"
+    )
     return "; ".join(parts)
 
 

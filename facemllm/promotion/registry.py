@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,7 +75,10 @@ def register(
     with guard(uri(settings)):
         found = _of_digest(settings, client, model_digest)
         if not gate["passed"]:
-            _refuse(settings, client, found, model_digest, gate)
+            reasons = list(gate.get("reasons") or ())
+            withdraw(settings, model_digest, reasons)
+            why = f": {'; '.join(reasons)}" if reasons else ""
+            raise UserError(f"the gate refused model {model_digest[:12]}{why}; only a model that passes is registered")
         if digests.of_tree(model_dir) != model_digest:
             raise UserError(f"{model_dir}: bytes do not match the model's digest {model_digest[:12]}; make it again")
         lineage = behind(Store(settings.home), model_digest) if lineage is None else dict(lineage)
@@ -169,18 +172,18 @@ def fetch(settings: Settings, version: int | str, out: Path) -> Path:
     return out
 
 
-def _refuse(
-    settings: Settings, client: MlflowClient, found: Version | None, digest: str, gate: Mapping[str, Any]
-) -> None:
-    """Raise for a model that its gate refused; a version with these bytes loses its standing first."""
-    reasons = list(gate.get("reasons") or ())
-    if found is not None:
-        client.set_model_version_tag(found.name, str(found.version), "facemllm.gate_reasons", json.dumps(reasons))
-        client.set_model_version_tag(found.name, str(found.version), GATE, "refused")
+def withdraw(settings: Settings, digest: str, reasons: Sequence[str]) -> None:
+    """Take away a registered model's standing, because its gate refused it. Nothing happens if it is not registered."""
+    client = connect(settings)
+    with guard(uri(settings)):
+        found = _of_digest(settings, client, digest)
+        if found is None:
+            return
+        tags = {"facemllm.gate_reasons": json.dumps(list(reasons)), GATE: "refused"}
+        for name, value in tags.items():
+            client.set_model_version_tag(found.name, str(found.version), name, value)
         if CANDIDATE in found.aliases:
             client.delete_registered_model_alias(found.name, CANDIDATE)
-    why = f": {'; '.join(reasons)}" if reasons else ""
-    raise UserError(f"the gate refused model {digest[:12]}{why}; only a model that passes is registered")
 
 
 def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str, run_id: str | None) -> str:

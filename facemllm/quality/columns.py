@@ -70,7 +70,9 @@ def faces_frame(table: Table, min_box_pixels: int, tallies: Tallies) -> pd.DataF
                 )
             )
             bar.update(sum(map(len, frames)))
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*_KEPT, *_ANGLES])
+    if not frames:
+        return pd.DataFrame(columns=["row", *_KEPT, *_ANGLES])
+    frame = pd.concat(frames, ignore_index=True)
     frame.insert(0, "row", range(len(frame)))
     frame["subject_in_one_split"] = _in_one_split(frame, "subject_id")
     frame["alike_in_one_split"] = _in_one_split(frame, "looks")
@@ -98,6 +100,8 @@ def conversations_frame(table: Table, faces: pd.DataFrame, tallies: Tallies) -> 
             )
             samples += [_fingerprints(row["turns"] or ()) for row in rows]
             bar.update(sum(map(len, frames)))
+    if not frames:
+        return pd.DataFrame(columns=["row", "image_id"])
     frame = pd.concat(frames, ignore_index=True)
     frame.insert(0, "row", range(len(frame)))
     frame["subject_in_one_split"] = _in_one_split(frame, "subject_id")
@@ -193,8 +197,6 @@ def _extent(corners: Sequence[Sequence[float]]) -> float:
 
 def _in_one_split(frame: pd.DataFrame, column: str) -> Any:
     """Whether rows that share a value of `column` share a split; null where the value is null."""
-    if frame.empty:
-        return None
     counts = frame.groupby(column)["split"].transform("nunique")
     return (counts == 1).astype(object).where(frame[column].notna(), None)
 

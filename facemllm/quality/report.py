@@ -80,7 +80,7 @@ def _checks(table: str, title: str, outcomes: Sequence[Outcome]) -> list[str]:
             mark = f"<span class={'bad' if o.severity == 'critical' else 'warn'}>failed</span>"
         found = o.error or o.observed or (f"{o.failed:,} of {o.checked:,} rows" if o.failed else "")
         rows.append([mark, escape(o.says), o.severity, escape(found), _code(o.name)])
-    return [f"<h3>{title}</h3>", _table(("Result", "What was checked", "Severity", "Found wrong", "Check"), rows)]
+    return [f"<h3>{title}</h3>", _table(("Result", "What was checked", "Severity", "Found", "Check"), rows)]
 
 
 def _examples(outcomes: Sequence[Outcome]) -> list[str]:
@@ -115,14 +115,14 @@ def _balance(faces: pd.DataFrame) -> list[str]:
     for column, title in _LABELS:
         values = faces[column]
         if column == "age":
-            values = values.map(lambda age: None if age is None or age != age else f"{int(age // 10) * 10:03d}s")
+            values = values.map(lambda age: None if age is None or age != age else int(age // 10) * 10)
         known = [(_plain(value), split) for value, split in zip(values, faces["split"], strict=True) if value == value]
         counted = Counter((value, split) for value, split in known if value)
         if not counted:
             continue
         whole = Counter(value for value, _ in counted.elements())
         rows = [
-            [escape(value.lstrip("0") or "0s" if column == "age" else value)]
+            [f"{value} to {int(value) + 9}" if column == "age" else escape(value)]
             + [f"{counted[(value, split)]:,}" for split in SPLITS]
             + [_bar(count / whole.total())]
             for value, count in sorted(whole.items(), key=_natural)
@@ -187,8 +187,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def cell(text: str) -> str:
         return f"<td class=n>{text}</td>" if text.replace(",", "").isdigit() else f"<td>{text}</td>"
 
-    head = "".join(f"<th>{name}</th>" for name in header)
-    body = "\n".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
+    cells = [[cell(text) for text in row] for row in rows]
+    kinds = [" class=n" if all(row[n].startswith("<td class=n>") for row in cells) else "" for n in range(len(header))]
+    head = "".join(f"<th{kind}>{name}</th>" for name, kind in zip(header, kinds, strict=True))
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in cells)
     return f"<div class=scroll><table>\n<tr>{head}</tr>\n{body}\n</table></div>"
 
 

@@ -48,6 +48,11 @@ class Endpoint:
     pid: int
     adopted: bool
 
+    @property
+    def predict_url(self) -> str:
+        """Where questions are posted (KServe's V1 protocol)."""
+        return f"{self.url}/v1/models/{self.model}:predict"
+
 
 def deploy(settings: Settings, model_dir: Path, model_digest: str, version: str, probe: Probe) -> Endpoint:
     """Serve a model as staging and prove it.
@@ -98,13 +103,13 @@ def ask(url: str, model: str, instance: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{target} did not answer: {error}") from None
 
 
-def curl_example(endpoint: Endpoint, question: str = "Is the person wearing a hat?") -> str:
-    """A command to paste: put a picture's path for FACE.jpg. The picture goes in through standard input."""
+def curl_example(predict_url: str, question: str = "Is the person wearing a hat?", picture: str = "FACE.jpg") -> str:
+    """A command to paste: it puts the file `picture` and a question to an address, the picture through standard input."""
     body = json.dumps({"instances": [{"image": {"b64": "%s"}, "question": question.replace("%", "%%")}]})
     quoted = body.replace("'", "'\\''")
     return (
-        f"""printf '{quoted}' "$(base64 < FACE.jpg | tr -d '\\n')" | curl -sS -H 'Content-Type: application/json' """
-        f"--data-binary @- {endpoint.url}/v1/models/{endpoint.model}:predict"
+        f"""printf '{quoted}' "$(base64 < {picture} | tr -d '\\n')" | curl -sS -H 'Content-Type: application/json' """
+        f"--data-binary @- {predict_url}"
     )
 
 

@@ -53,6 +53,7 @@ def add_handlers(app: FastAPI) -> None:
     """Turn every exception into `{"error": line}`; what is not meant for the client stays in the log."""
 
     async def refused(_: Request, error: Any) -> JSONResponse:
+        log.info("refused with %d", error.status)
         return _error(error.status, error.reason)
 
     async def bad_input(_: Request, error: Any) -> JSONResponse:

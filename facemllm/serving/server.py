@@ -98,7 +98,7 @@ def _serve(options: argparse.Namespace) -> None:
     )
     # The only way to choose the interface: KServe has 0.0.0.0 in its code.
     kserve_server.RESTServer = rest_server(options.host, int(options.max_body_mb * 2**20), info)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)  # KServe's, one for every route
+    warnings.filterwarnings("ignore", message="ORJSONResponse")  # KServe's, once for every route
     for name in ("uvicorn.access", "kserve", "kserve.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

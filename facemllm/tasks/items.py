@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -96,7 +97,7 @@ class Choice:
             return False
         own = "|".join(p for value, p in self._patterns if value == answer)
         before = rf"\b(?:{others})(?: and| to| with| ,)? (?:{own})(?!\w)"
-        after = rf"\b(?:{own})(?: and| to| with| ,) (?:{others})(?= ?$| [.,]| hair)"
+        after = rf"\b(?:{own})(?: and| to| with| ,) (?:{others})(?= [.,]|$)"
         return any(
             not re.fullmatch(own, found.group())  # "dark brown hair" may itself begin with another option's word
             for pattern in (before, after)
@@ -171,7 +172,7 @@ class Boolean:
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """A number answered on a grid.
+    """A number answered on a grid, `options` in rising order.
 
     `readings` are (sign, pattern) that state it anywhere in an answer, `N` standing for the number; without `N` the
     pattern states zero. `short` are such pairs that count only as the whole answer, `lead` words aside.
@@ -194,8 +195,10 @@ class Number:
 
     def option_for(self, label: str) -> Option:
         """The nearest option, the smaller of two."""
-        value = float(label)
-        return min(self.options, key=lambda option: (abs(float(option.value) - value), float(option.value)))
+        value, grid = float(label), self._grid
+        above = min(bisect_left(grid, value), len(grid) - 1)
+        below = max(above - 1, 0)
+        return self.options[below if value - grid[below] <= grid[above] - value else above]
 
     def mention(self, label: str) -> str | None:
         """The nearest option's text."""
@@ -220,6 +223,10 @@ class Number:
             if found := re.fullmatch(rf"(?:(?:{self.lead}) )*{pattern}", words):
                 values.add(_signed(Mention(str(sign), found.group(1) if found.re.groups else None, "affirmed")))
         return only(values)
+
+    @cached_property
+    def _grid(self) -> list[float]:
+        return [float(option.value) for option in self.options]
 
     @cached_property
     def _readings(self) -> list[tuple[str, str]]:

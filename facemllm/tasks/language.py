@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal
@@ -103,20 +103,25 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?:{pattern})(?= |$)")
 
 
-def occurrences(pattern: str, text: str) -> Iterator[re.Match[str]]:
+def _occurrences(pattern: str, text: str) -> list[re.Match[str]]:
     """Where a pattern matches whole words of a normalised text. (A look-behind would cost five times as much.)"""
-    compiled, position = _compiled(pattern), 0
-    while found := compiled.search(text, position):
+    compiled = _compiled(pattern)
+    matches = []
+    found = compiled.search(text)
+    while found:
         whole = found.start() == 0 or text[found.start() - 1] == " "
-        position = found.end() if whole else found.start() + 1
         if whole:
-            yield found
+            matches.append(found)
+        found = compiled.search(text, found.end() if whole else found.start() + 1)
+    return matches
 
 
 def mentions(text: str, patterns: Iterable[tuple[str, str]]) -> list[Mention]:
     """What of (key, pattern) a normalised text mentions. A mention inside a longer one ("brown hair" in "dark brown
     hair") is not one. A pattern's first group, if it has one, is the number mentioned."""
-    found = [(m.start(), m.end(), key, m) for key, pattern in patterns for m in occurrences(pattern, text)]
+    found = [(m.start(), m.end(), key, m) for key, pattern in patterns for m in _occurrences(pattern, text)]
+    if not found:
+        return []
     outer = [f for f in found if not any(_inside(f, other) for other in found)]
     return [
         Mention(key, match.group(1) if match.re.groups else None, stance(text, start, end))

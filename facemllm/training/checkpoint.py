@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from facemllm.errors import UserError
 
 TENSORS, STATE = "training.safetensors", "training.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -24,7 +25,7 @@ def write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, stat
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             tensors[f"model.{name}"] = parameter.detach()
-            for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in _MOMENTS:
                 if moment in optimizer.state[parameter]:
                     tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     tensors |= {f"model.{name}": buffer for name, buffer in _kept_buffers(model)}
@@ -50,10 +51,12 @@ def read(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, key: 
             if not parameter.requires_grad:
                 continue
             parameter.copy_(tensors[f"model.{name}"])
-            on = parameter.device if parameter.is_cuda else torch.device("cpu")
+            moments = {m: tensors.get(f"{m}.{name}") for m in _MOMENTS}
+            if any(tensor is None for tensor in moments.values()):  # this parameter has had no gradient so far
+                continue
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(state["step"]), device=on),
-                **{m: torch.empty_like(parameter).copy_(tensors[f"{m}.{name}"]) for m in ("exp_avg", "exp_avg_sq")},
+                "step": torch.tensor(float(state["step"]), device=parameter.device),
+                **{m: torch.empty_like(parameter).copy_(tensor) for m, tensor in moments.items()},
             }
     return dict(state)
 

@@ -110,7 +110,9 @@ def train(
     with _ray(settings):
         _fit(config, settings, work)
     result = json.loads((work / _RESULT).read_text("utf-8"))
-    shutil.rmtree(work / config["run"], ignore_errors=True)  # the model is written; its checkpoints are not needed any more
+    shutil.rmtree(
+        work / config["run"], ignore_errors=True
+    )  # the model is written; its checkpoints are not needed any more
     return TrainResult(**result)
 
 
@@ -271,9 +273,7 @@ def _train_rank(config: dict[str, Any]) -> None:
             outcome = run_stage(job, model, processor, corpus, pixels, keep=keep, log=log)
         else:
             with last.as_directory() as folder:
-                outcome = run_stage(
-                    job, model, processor, corpus, pixels, resume=Path(folder), keep=keep, log=log
-                )
+                outcome = run_stage(job, model, processor, corpus, pixels, resume=Path(folder), keep=keep, log=log)
     if rank == 0:
         # the launch saw that `out` did not exist: what is there now, a worker wrote that died on its way back
         shutil.rmtree(config["out"], ignore_errors=True)

@@ -23,6 +23,7 @@ from facemllm.records import (
     CONVERSATIONS,
     FACES,
     MANIFEST,
+    QUARANTINE,
     Table,
     atomic_write,
     open_table,
@@ -70,19 +71,8 @@ def restore(settings: Settings, revision: str, out: Path) -> Revision:
     found = repository.revision(repository.resolve(revision))
     partial = partial_folder(out)
     try:
-        with _dvc(repository, found.sha) as dvc:
-            for name in TABLES:
-                dvc.dvcfs.get(f"/{name}", str(partial / name), recursive=True)
-        for name in TABLES:
-            table = open_table(partial / name, _SCHEMAS[name])
-            if table.digest != getattr(found, name):
-                raise UserError(f"revision {found.sha[:12]}: restored '{name}' is not what was recorded")
+        _fetch(repository, found, partial)
         publish(partial, out)
-    except UserError as error:
-        text = str(error).replace(str(partial), f"revision {found.sha[:12]}")
-        cache = repository.path / ".dvc" / "cache"
-        hint = f"remote {repository.remote}; delete {cache} to take everything from the remote"
-        raise UserError(f"{text} ({hint})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
@@ -116,17 +106,35 @@ def has(settings: Settings, revision: str) -> bool:
     return True
 
 
+def _fetch(repository: Repository, revision: Revision, folder: Path) -> None:
+    """Bring a revision's tables into `folder` and check them."""
+    short = f"revision {revision.sha[:12]}"
+    try:
+        with _dvc(repository, revision.sha) as dvc:
+            for name in TABLES:
+                dvc.dvcfs.get(f"/{name}", str(folder / name), recursive=True)
+        for name, schema in _SCHEMAS.items():
+            if open_table(folder / name, schema).digest != getattr(revision, name):
+                raise UserError(f"{short}: restored '{name}' is not what was recorded")
+    except UserError as error:
+        cache = repository.path / ".dvc" / "cache"
+        hint = f"remote {repository.remote}; delete {cache} to take everything from the remote"
+        raise UserError(f"{str(error).replace(str(folder), short)} ({hint})") from None
+
+
 def _place(table: Table, target: Path) -> None:
     """Give a table's files a second name under `target` for as long as DVC copies (or reflinks) them into its cache.
 
     A link costs nothing; its originals stay as they are, for these names are gone when the recording is done.
+    Files that are no part of the table are left out, for they would change the revision's name.
     """
     target.mkdir()
-    for file in sorted(p for p in table.path.iterdir() if p.is_file()):
+    parts = [MANIFEST, *(shard["name"] for shard in table.manifest["shards"])]
+    for name in parts + [QUARANTINE] * ("quarantine_sha256" in table.manifest):
         try:
-            os.link(file, target / file.name)
+            os.link(table.path / name, target / name)
         except OSError:
-            shutil.copyfile(file, target / file.name)
+            shutil.copyfile(table.path / name, target / name)
 
 
 @contextmanager
@@ -144,7 +152,6 @@ def _dvc(repository: Repository, revision: str | None = None) -> Iterator[Any]:
     }
     with _environment(private_settings):
         try:
-            from dvc.exceptions import DvcException
             from dvc.repo import Repo
         except ImportError as error:
             raise UserError(f"DVC cannot be imported ({error}); install the project again") from error
@@ -154,13 +161,22 @@ def _dvc(repository: Repository, revision: str | None = None) -> Iterator[Any]:
         try:
             with Repo(str(repository.path), rev=revision, config=repository.dvc_config()) as dvc:
                 yield dvc
-        except FileNotFoundError as error:
-            raise UserError(f"recorded bytes are in neither cache nor remote ({error.filename or error})") from error
-        except (DvcException, OSError) as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"DVC failed in {repository.path} (remote {repository.remote}): {said}") from error
+        except UserError:
+            raise
+        except Exception as error:  # DVC's own, its index's, and those of whatever library speaks to the remote
+            raise UserError(_explained(error, repository)) from error
         finally:
             logger.setLevel(level)
+
+
+def _explained(error: BaseException, repository: Repository) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, FileNotFoundError):
+            return f"recorded bytes are in neither cache nor remote ({cause.filename or cause})"
+        cause = cause.__cause__
+    said = " ".join(str(error).split()) or type(error).__name__
+    return f"DVC failed in {repository.path} (remote {repository.remote}): {said}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from facemllm import curves, figures, lineage
+from facemllm import curves, figures, lineage, tracking
 from facemllm.errors import UserError
 from facemllm.promotion import approvals, card
 from facemllm.promotion.registry import Version
@@ -24,6 +24,7 @@ DIGEST = "a" * 64
 TASKS: dict[str, Any] = {
     "age": {
         "metric": "mae",
+        "unit": "years",
         "value": 6.5,
         "low": 6.0,
         "high": 7.1,
@@ -35,6 +36,7 @@ TASKS: dict[str, Any] = {
     },
     "head_pose": {
         "metric": "mae",
+        "unit": "degrees",
         "value": 3.0,
         "low": 2.8,
         "high": 3.3,
@@ -181,7 +183,7 @@ def test_sampled_answers_do_not_depend_on_order() -> None:
 
 def test_intervals_are_drawn_a_panel_a_metric(tmp_path: Path) -> None:
     figure = figures.intervals(TASKS)
-    assert [axis.get_xlabel() for axis in figure.axes] == ["mae", "accuracy"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["mae years", "mae degrees", "accuracy"]
     figure.savefig(tmp_path / "intervals.png")
     figures.intervals({}).savefig(tmp_path / "nothing.png")
 
@@ -189,6 +191,12 @@ def test_intervals_are_drawn_a_panel_a_metric(tmp_path: Path) -> None:
 def test_flatten_gives_text_by_dotted_name() -> None:
     values = {"a": {"b": 1, "c": None, "d": {}}, "e": "text", "f": [1, 2]}
     assert figures.flatten(values) == {"a.b": "1", "a.c": "null", "a.d": "{}", "e": "text", "f": "[1, 2]"}
+
+
+def test_a_process_is_known_by_host_number_and_start() -> None:
+    host, pid, started = tracking._process().split("/")
+    assert tracking._alive(f"{host}/{pid}/{started}")
+    assert not [p for p in (f"{host}/{pid}/1.00", f"else/{pid}/{started}", "", f"{host}/x/1.00") if tracking._alive(p)]
 
 
 def test_points_leave_out_what_is_no_number() -> None:
@@ -232,7 +240,7 @@ def test_the_card_says_what_the_figures_are_about() -> None:
     text = card.card(settings, DIGEST, {"tasks": TASKS}, {"specialize": "b" * 64})
     assert "says nothing about real photographs" in text
     assert "Not for identifying" in text
-    assert "| head_pose · yaw | mae | 3.5 | 3.1 – 3.9 | 280 |" in text
+    assert "| head_pose · yaw | mae degrees | 3.5 | 3.1 – 3.9 | 280 |" in text
     assert f"| specialize | `{'b' * 64}` |" in text
     real = settings.model_copy(update={"data": settings.data.model_copy(update={"source": "celeba"})})
     other = card.card(real, DIGEST, {"tasks": TASKS}, {})

@@ -202,7 +202,7 @@ def test_an_equal_model_passes_and_a_worse_one_is_refused(settings, table, tmp_p
     # still above every threshold and majority, but worse than what is in service
     worse = decide(settings, table, evaluation(tmp_path / "worse", table, "ee", skill=0.75, error=5), champion)
     assert failed(worse) == {("champion", "expression"), ("champion", "gender")}
-    assert any(r.startswith("expression 0.") and " is worse than the champion's 0.9" in r for r in worse.reasons)
+    assert worse.reasons[0].startswith("expression 0.7267 is worse than the champion's 0.8867 by more than 0.01 (")
     older = decide(settings, table, evaluation(tmp_path / "older", table, "ff", error=7), champion)
     assert failed(older) == {("champion", "age")}
     better = decide(settings, table, champion, tmp_path / "worse")

@@ -101,7 +101,7 @@ def test_refused_rows_stand_in_the_quarantine(tmp_path, face_rows):
 def test_an_empty_table_can_be_opened(faces_table):
     table = open_table(faces_table([]), FACES)
     assert table.rows == 0
-    assert list(table.iterate()) == []
+    assert list(table.iterate(["image_id"], split="train")) == []
 
 
 def test_datasets_opens_the_tables_with_images_decoded(faces_table, conversations_table, tmp_path):
@@ -117,9 +117,12 @@ def test_datasets_opens_the_tables_with_images_decoded(faces_table, conversation
 
 
 def test_an_exception_leaves_nothing(tmp_path, face_rows):
-    with pytest.raises(RuntimeError, match="midway"), TableWriter(tmp_path / "t", FACES) as table:
-        table.write(face_rows(200))
+    def broken_source():
+        yield from face_rows(200)
         raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"), TableWriter(tmp_path / "t", FACES) as table:
+        table.write(broken_source())
     assert listing(tmp_path) == []
 
 

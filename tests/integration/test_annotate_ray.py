@@ -1,0 +1,61 @@
+"""The Ray Data job on real Ray: the same bytes however it is cut, bad rows set aside, Ray left as it was found."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+
+from facemllm import settings
+from facemllm.annotation import annotate
+from facemllm.records import FACES, open_table, pairs
+from facemllm.tasks import caption
+
+pytestmark = pytest.mark.integration
+
+SILENT = ("attributes", "expression", "age", "gender", "yaw", "pitch", "roll")
+
+
+def cut(batch_size, concurrency):
+    return settings.load(
+        "laptop", [f"annotation.batch_size={batch_size}", f"annotation.concurrency={concurrency}", "data.shard_mb=1"]
+    )
+
+
+@pytest.fixture
+def faces(faces_table, face_rows):
+    """Six hundred faces in five shards; 333 says nothing that could be put into words."""
+    rows = [
+        row | {"image_id": f"{n:064x}", "attributes": pairs({"Wearing_Hat": n % 5 == 0}), "yaw": float(n % 50)}
+        for n, row in enumerate(face_rows(40) * 15)
+    ]
+    rows[333] |= dict.fromkeys(SILENT)
+    return faces_table(rows, shard_mb=0)
+
+
+def test_bytes_do_not_depend_on_batches_or_concurrency(faces, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert not ray.is_initialized()
+    manifests = [annotate(cut(1000, 2), faces, tmp_path / "own")]
+    assert not ray.is_initialized(), "Ray was left running"
+
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
+    try:
+        manifests += [annotate(cut(b, c), faces, tmp_path / f"{b}-{c}") for b, c in ((7, 1), (250, 2))]
+        assert ray.is_initialized(), "a Ray that was there before was stopped"
+    finally:
+        ray.shutdown()
+
+    assert len({manifest["digest"] for manifest in manifests}) == 1
+    assert manifests[0]["parents"] == [open_table(faces).digest]
+    assert (manifests[0]["rows"], manifests[0]["quarantined"]) == (599, 1)
+    (refused,) = pq.read_table(tmp_path / "own" / "quarantine.parquet").to_pylist()
+    assert (refused["file"], refused["row"]) == (open_table(faces).digest, 333)
+    assert "no label that can be put into words" in refused["reason"]
+
+    before = [row for number, row in enumerate(open_table(faces).iterate()) if number != 333]
+    for was, now in zip(before, open_table(tmp_path / "own", FACES).iterate(), strict=True):
+        assert now["image_id"] == was["image_id"]
+        assert now["image"] == was["image"]
+        assert caption.TASK.parse("caption", now["caption"]) == caption.facts_text(caption.facts(was))
+        assert {e["field"]: e["origin"] for e in now["provenance"]}["caption"] == "annotator"

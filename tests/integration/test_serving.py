@@ -1,0 +1,322 @@
+"""The KServe server over real HTTP with a tiny random model: answers, refusals, deployment."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+
+from facemllm import digests, servers, services, tasks
+from facemllm.errors import UserError
+from facemllm.model.inference import Predictor, Query
+from facemllm.model.preset import build_tiny
+from facemllm.model.saving import save_model
+from facemllm.serving import deploy
+from facemllm.serving.deploy import Probe
+from facemllm.settings import Settings, load
+from facemllm.tasks.answers import answer
+
+pytestmark = pytest.mark.integration
+HAT = "Is the person wearing a hat?"
+
+
+def free_port(span: int = 1) -> int:
+    for base in range(23000 + os.getpid() % 1000, 30000, 331):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(base, base + span):
+                    stack.enter_context(socket.socket()).bind(("", port))
+                return base
+            except OSError:
+                continue
+    raise AssertionError("no free port")
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = (128, 128)) -> bytes:
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").resize(size).convert("RGB").save(buffer, kind)
+    return buffer.getvalue()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = [t for name in tasks.all_names() for q in tasks.get(name).questions() for t in q.templates]
+    phrases = list(tasks.phrases())
+    out = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(*build_tiny(load("laptop").model, words + phrases, phrases, 0), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    home = tmp_path_factory.mktemp("home")
+    base = free_port(2)
+    ports = [f"services.staging_port={base}", f"services.production_port={base + 1}"]
+    limits = ["serving.max_body_mb=1", "serving.max_pixels=4000000", "serving.max_instances=8"]
+    loaded = load("laptop", [f"storage.home={home}", "services.start_timeout_s=90", *ports, *limits])
+    yield loaded
+    services.down(loaded)
+
+
+@pytest.fixture(scope="module")
+def probe(model: Path) -> Probe:
+    """What evaluation answers to one question about one face, computed here."""
+    question = next(q for q in tasks.get("attributes").questions() if HAT in q.templates)
+    query = Query(HAT, tuple(option.text for option in question.options))
+    scored = Predictor.load(model).score([Image.open(io.BytesIO(picture()))], [[query]])[0][0]
+    found = answer(question, scored.probabilities, scored.greedy)
+    return Probe(picture(), HAT, found.text, found.value)
+
+
+@pytest.fixture(scope="module")
+def endpoint(settings: Settings, model: Path, probe: Probe) -> deploy.Endpoint:
+    return deploy.deploy(settings, model, digests.of_tree(model), "7", probe)
+
+
+def post(endpoint: deploy.Endpoint, body: Any, path: str = "") -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    url = endpoint.url + (path or f"/v1/models/{endpoint.model}:predict")
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def get(endpoint: deploy.Endpoint, path: str) -> Any:
+    with urllib.request.urlopen(endpoint.url + path, timeout=30) as reply:
+        return json.load(reply)
+
+
+def one(**fields: Any) -> dict[str, Any]:
+    return {"instances": [{"image": {"b64": b64(picture())}, **fields}]}
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few hundred bytes that declares (and would decode to) an enormous picture."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    pixels = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def webp_bomb() -> bytes:
+    body = b"VP8X" + (10).to_bytes(4, "little") + bytes(4) + (16382).to_bytes(3, "little") * 2
+    return b"RIFF" + (len(body) + 4).to_bytes(4, "little") + b"WEBP" + body
+
+
+def test_it_answers_as_evaluation_does_and_is_adopted(
+    settings: Settings, endpoint: deploy.Endpoint, model: Path, probe: Probe
+) -> None:
+    status, body = post(endpoint, one(question="  is the person wearing a HAT "))
+    found = body["predictions"][0]
+    assert status == 200
+    assert (found["answer"], found["value"]) == (probe.answer, probe.value)
+    assert (found["task"], found["item"]) == ("attributes", "Wearing_Hat")
+    assert sum(found["scores"].values()) == pytest.approx(1)
+    again = deploy.deploy(settings, model, endpoint.digest, "7", probe)
+    assert (again.adopted, again.pid) == (True, endpoint.pid)
+
+
+def test_every_form_of_asking(endpoint: deploy.Endpoint) -> None:
+    chat = [
+        {"role": "user", "content": [{"type": "image", "b64": b64(picture("JPEG"))}, {"type": "text", "text": HAT}]}
+    ]
+    longer = [*chat, {"role": "assistant", "content": "no"}, {"role": "user", "content": "Are you sure?"}]
+    image = {"b64": b64(picture("WEBP"))}
+    instances = [
+        {"image": image, "task": "attributes", "item": "hair_color"},
+        {"image": image, "task": "age"},
+        {"image": image, "task": "caption"},
+        {"image": image, "question": "What do you see?"},
+        {"messages": chat},
+        {"messages": longer},
+    ]
+    status, body = post(endpoint, {"instances": instances})
+    hair, age, caption, free, hat, sure = body["predictions"]
+    assert status == 200
+    colours = next(q for q in tasks.get("attributes").questions() if q.item == "hair_color").options
+    assert hair["answer"] in {option.text for option in colours}
+    assert f"{float(age['answer']):.2f}" == age["answer"]
+    assert (caption["task"], caption["scores"]) == ("caption", None)
+    assert (free["task"], free["value"], free["scores"]) == (None, None, None)
+    assert hat["item"] == "Wearing_Hat"
+    assert sure["task"] is None
+
+
+def test_a_crowd_is_answered_and_health_stays_prompt(endpoint: deploy.Endpoint) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(post, endpoint, one(task="caption")) for _ in range(16)]
+        while not all(future.done() for future in waiting):
+            started = time.monotonic()
+            assert get(endpoint, "/v2/health/ready") == {"ready": True}
+            assert time.monotonic() - started < 1
+    replies = [future.result() for future in waiting]
+    assert {status for status, _ in replies} == {200}
+    assert len({body["predictions"][0]["answer"] for _, body in replies}) == 1
+
+
+def test_readiness_and_what_it_serves(endpoint: deploy.Endpoint) -> None:
+    assert get(endpoint, f"/v1/models/{endpoint.model}") == {"name": endpoint.model, "ready": True}
+    info = get(endpoint, "/info")
+    assert (info["digest"], info["version"]) == (endpoint.digest, "7")
+
+
+def test_it_listens_on_loopback_only(endpoint: deploy.Endpoint) -> None:
+    sockets = [c for c in psutil.net_connections("tcp") if c.pid == endpoint.pid and c.status == psutil.CONN_LISTEN]
+    assert {c.laddr.ip for c in sockets} == {"127.0.0.1"}
+    assert len(sockets) == 1
+
+
+def test_the_curl_example_works_as_pasted(endpoint: deploy.Endpoint, tmp_path: Path) -> None:
+    face = tmp_path / "face of mine.jpg"
+    face.write_bytes(picture("JPEG"))
+    command = deploy.curl_example(endpoint.predict_url, "Is the person's hair 100% black?").replace(
+        "FACE.jpg", shlex.quote(str(face))
+    )
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["predictions"][0]["answer"], done.stderr
+
+
+REFUSED: dict[str, tuple[Any, int, str]] = {
+    "not json": (b"{", 400, "request format"),
+    "a list": ([], 422, "instances"),
+    "no instances": ({}, 422, "instances"),
+    "empty": ({"instances": []}, 422, "at least one"),
+    "a scalar": ({"instances": 3}, 400, "list"),
+    "too many": ({"instances": [{}] * 9}, 413, "8 a request"),
+    "unknown field": (one(question=HAT, colour="red"), 422, "colour"),
+    "extra at the top": ({**one(question=HAT), "parameters": {}}, 422, "nothing else"),
+    "nothing asked": (one(), 422, "exactly one"),
+    "two things asked": (one(question=HAT, task="age"), 422, "exactly one"),
+    "question not a text": (one(question=["x"]), 422, "text"),
+    "question too long": (one(question="x" * 501), 422, "500"),
+    "unknown task": (one(task="identity"), 422, "known are"),
+    "unknown item": (one(task="attributes", item="name"), 422, "hair_color"),
+    "item missing": (one(task="attributes"), 422, "hair_color"),
+    "an address": ({"instances": [{"image": {"url": "http://127.0.0.1/x"}, "question": HAT}]}, 422, "b64"),
+    "image missing": ({"instances": [{"question": HAT}]}, 422, "b64"),
+    "bad base64": ({"instances": [{"image": {"b64": "@@@"}, "question": HAT}]}, 400, "base64"),
+    "not an image": ({"instances": [{"image": {"b64": b64(b"hello" * 50)}, "question": HAT}]}, 400, "JPEG"),
+    "a gif": ({"instances": [{"image": {"b64": b64(picture("GIF"))}, "question": HAT}]}, 400, "JPEG"),
+    "cut off": ({"instances": [{"image": {"b64": b64(picture()[:-600])}, "question": HAT}]}, 400, "damaged"),
+    "a bomb": ({"instances": [{"image": {"b64": b64(bomb(60000, 60000))}, "question": HAT}]}, 413, "pixels"),
+    "a small bomb": ({"instances": [{"image": {"b64": b64(bomb(3000, 3000))}, "question": HAT}]}, 413, "pixels"),
+    "a webp bomb": ({"instances": [{"image": {"b64": b64(webp_bomb())}, "question": HAT}]}, 413, "pixels"),
+    "a needle": ({"instances": [{"image": {"b64": b64(picture(size=(9, 900)))}, "question": HAT}]}, 400, "1:8"),
+    "huge": (b'{"instances": "' + b"x" * 2**21 + b'"}', 413, "too large"),
+    "assistant first": (one(messages=[{"role": "assistant", "content": "hi"}]), 422, "user"),
+    "two images": (one(messages=[{"role": "user", "content": [{"type": "image", "b64": "x"}]}]), 422, "one text"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_are_one_clear_line(endpoint: deploy.Endpoint, name: str) -> None:
+    body, expected, words = REFUSED[name]
+    status, reply = post(endpoint, body)
+    assert status == expected, reply
+    assert set(reply) == {"error"}
+    assert words in reply["error"]
+    assert "\n" not in reply["error"]
+    assert "Traceback" not in reply["error"]
+
+
+def test_a_fault_of_ours_tells_the_client_nothing() -> None:
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from facemllm.serving.rest import add_handlers
+
+    app = FastAPI()
+    add_handlers(app)
+
+    @app.get("/")
+    async def fail() -> None:
+        raise RuntimeError("secret path /home/someone")
+
+    reply = TestClient(app, raise_server_exceptions=False).get("/")
+    assert reply.status_code == 500
+    assert "secret" not in reply.text
+
+
+def test_nobody_can_unload_the_model(endpoint: deploy.Endpoint) -> None:
+    assert post(endpoint, {}, f"/v2/repository/models/{endpoint.model}/unload")[0] == 501
+    assert post(endpoint, {"inputs": []}, f"/v2/models/{endpoint.model}/infer")[0] == 422
+    assert post(endpoint, one(question=HAT), "/v1/models/other:predict")[0] == 404
+
+
+def test_the_log_holds_digests_and_no_images(settings: Settings, endpoint: deploy.Endpoint) -> None:
+    assert post(endpoint, one(question=HAT))[0] == 200  # after all those refusals it still answers
+    log = (settings.home / "services" / "staging.log").read_text()
+    assert digests.of_bytes(picture())[:12] in log
+    assert b64(picture())[40:80] not in log
+    assert HAT not in log
+    assert "Traceback" not in log
+
+
+def test_bytes_that_were_not_approved_are_not_served(settings: Settings, model: Path, probe: Probe) -> None:
+    with pytest.raises(UserError, match="not 000000000000: its bytes"):
+        deploy.release(settings, model, "0" * 64, "8", probe)
+
+
+FAKE = """
+import http.server, json, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def reply(self, value):
+        data = json.dumps(value).encode()
+        self.send_response(200); self.send_header("Content-Length", str(len(data))); self.end_headers()
+        self.wfile.write(data)
+    def do_GET(self): self.reply({})
+    def do_POST(self): self.reply({"predictions": [{"answer": sys.argv[2], "value": sys.argv[2]}]})
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_release_that_answers_otherwise_is_taken_back(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = servers.model_server
+
+    def fake(chosen: Settings, name: str, folder: Path, digest: str, version: str) -> servers.Service:
+        service = real(chosen, name, folder, digest, version)
+        command = (sys.executable, "-c", FAKE, str(service.port), digest)
+        return servers.Service(name, command, service.port, service.url, (service.url,))
+
+    monkeypatch.setattr(servers, "model_server", fake)
+    expected = Probe(b"", HAT, "good", "good")
+    with pytest.raises(UserError, match=r"'bad' \(value bad\) instead of 'good'(.|\n)*serves nothing now"):
+        deploy.release(settings, tmp_path, "bad", "1", expected)
+    deploy.release(settings, tmp_path, "good", "2", expected)
+    with pytest.raises(UserError, match="production serves version 2 again"):
+        deploy.release(settings, tmp_path, "bad", "3", expected)
+    url = f"http://127.0.0.1:{settings.services.production_port}"
+    assert deploy.ask(url, "m", {})["answer"] == "good"
+    assert servers.deployed(settings, "production") == servers.Deployed(tmp_path, "good", "2")
+    services.down(settings, ["production"])

@@ -1,0 +1,190 @@
+"""The oracle's captions, the pieces of the Ray Data job, and how annotations join rows. No Ray is started here."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from facemllm import digests, tasks
+from facemllm.annotation import job
+from facemllm.annotation.annotator import Annotation, checked
+from facemllm.annotation.oracle import Oracle, caption
+from facemllm.annotation.step import joined
+from facemllm.errors import UserError
+from facemllm.records import FACES, mapping, open_table, pairs
+from facemllm.tasks.attributes import TASK as ATTRIBUTES
+from facemllm.tasks.caption import facts, facts_text
+
+
+def labelled(number):
+    """The labels of a face, drawn by chance over the whole vocabulary."""
+    rng = random.Random(number)
+    attributes = {}
+    for item in ATTRIBUTES.items:
+        if item.form == "choice":
+            chosen = rng.randrange(len(item.options))
+            attributes |= {option.value: place == chosen for place, option in enumerate(item.options)}
+        else:
+            attributes[item.name] = rng.random() < 0.4
+    return {
+        "image_id": digests.of_bytes(str(number).encode()),
+        "attributes": pairs(attributes),
+        "expression": rng.choice(["neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger"]),
+        "age": float(rng.randrange(5, 86)),
+        "gender": rng.choice(["female", "male"]),
+        "yaw": rng.gauss(0, 22),
+        "pitch": rng.gauss(0, 9),
+        "roll": rng.gauss(0, 7),
+    }
+
+
+LABELLED = [labelled(number) for number in range(400)]
+UNLABELLED = dict.fromkeys(LABELLED[0]) | {"image_id": "0" * 64}
+
+
+@dataclass(frozen=True)
+class Fake:
+    """An annotator of few words that cannot stand one age."""
+
+    name: str = "fake"
+    digest: str = "f" * 64
+    columns: tuple[str, ...] = ("age",)
+    needs_image: bool = False
+    dreaded: float = 25.0
+
+    def annotate(self, rows):
+        if any(row["age"] == self.dreaded for row in rows):
+            raise RuntimeError("no reply")
+        return [Annotation(caption=f"{row['age']}, {sorted(row)}", cost=0.5) for row in rows]
+
+
+def test_captions_state_exactly_the_facts_of_the_labels():
+    for row in LABELLED:
+        assert tasks.get("caption").parse("caption", caption(row)) == facts_text(facts(row)), caption(row)
+
+
+def test_captions_use_the_phrases_of_the_tasks_and_few_other_words():
+    phrases = sorted(tasks.phrases(), key=len, reverse=True)
+    others = set()
+    for row in LABELLED:
+        text = caption(row)
+        for task in (tasks.get(name) for name in tasks.all_names() if name != "caption"):
+            for question in task.questions():
+                phrase = task.phrase(row, question.item)
+                assert phrase is None or phrase in text
+        others.update(re.findall(r"\w+", re.sub("|".join(rf"\b{p}\b" for p in phrases), " ", text)))
+    assert len(others) <= 20, sorted(others)
+
+
+def test_captions_vary_in_order_and_wording():
+    orders = {tuple(re.findall(r"years old|woman|man|hair|eyes|degrees|looks|is", caption(row))) for row in LABELLED}
+    openings = {caption(row).split()[1] for row in LABELLED}
+    assert len(orders) > 100
+    assert len(openings) >= 5
+    first = [caption(row).find(" years old") < caption(row).find("man") for row in LABELLED]
+    assert 0.2 < sum(first) / len(first) < 0.8
+
+
+def test_captions_depend_on_the_row_alone():
+    row = LABELLED[0]
+    assert caption(row) == caption(dict(row)) == Oracle().annotate([LABELLED[1], row])[1].caption
+    assert caption(row) == (
+        "The person has white hair, a goatee, hazel eyes, and medium hair. The person looks surprised."
+        " The person is about 50 years old and a woman. The head is upright, turned 20 degrees right, and level."
+    )
+    assert len({caption(row | {"image_id": str(n)}) for n in range(20)}) > 10
+
+
+def test_captions_of_few_labels_are_sentences():
+    assert caption(UNLABELLED | {"gender": "female"}).endswith(" a woman.")
+    assert caption(UNLABELLED | {"roll": 0.0}) in ("The head is upright.", "The face is upright.")
+    hat = caption(UNLABELLED | {"attributes": pairs({"Wearing_Hat": True, "Bangs": False})})
+    assert hat in ("The person has a hat.", "The face has a hat.")
+    with pytest.raises(ValueError, match="no label"):
+        caption(UNLABELLED)
+
+
+def test_pieces_cover_every_row_group_once_and_in_order(faces_table, face_rows):
+    table = open_table(faces_table(face_rows(40) * 16, shard_mb=0), FACES)
+    assert [shard["rows"] for shard in table.manifest["shards"]] == [128] * 5
+    whole = open_table(faces_table(face_rows(40) * 16, name="whole"), FACES)
+    (shard,) = whole.manifest["shards"]
+    path = str(whole.path / shard["name"])
+    assert [groups for _, groups in job._pieces(table, 1000)] == [(0,)] * 5
+    assert job._pieces(whole, 250) == [(path, (0, 1)), (path, (2, 3)), (path, (4,))]
+    assert job._pieces(whole, 1) == [(path, (n,)) for n in range(5)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_a_row_that_fails_is_told_apart_from_its_batch(faces_table, batch_size):
+    table = open_table(faces_table(), FACES)
+    (piece,) = job._pieces(table, 1000)
+    replies = job._annotate(Fake(), piece, batch_size).to_pylist()
+    assert [r["image_id"] for r in replies] == [row["image_id"] for row in table.iterate(["image_id"])]
+    refused = {number: r["reason"] for number, r in enumerate(replies) if r["reply"] is None}
+    assert refused == {5: "RuntimeError: no reply"}
+
+
+def test_only_what_the_annotator_reads_is_loaded(faces_table):
+    (piece,) = job._pieces(open_table(faces_table(), FACES), 1000)
+    reply = job._annotate(Fake(), piece, 10).to_pylist()[0]["reply"]
+    assert "['age', 'image_id']" in reply
+    reply = job._annotate(Fake(needs_image=True), piece, 10).to_pylist()[0]["reply"]
+    assert "['age', 'image', 'image_id']" in reply
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Annotation(caption=" "),
+        Annotation(labels={"name": "who"}),
+        Annotation(labels={"age": "old"}),
+        Annotation(labels={"attributes": {"Bald": "yes"}}),
+    ],
+)
+def test_annotations_that_do_not_fit_the_table_are_refused(annotation):
+    with pytest.raises((ValueError, TypeError)):
+        checked(annotation)
+
+
+def test_an_annotator_fills_gaps_and_never_overwrites_a_source(face_rows):
+    row = dict.fromkeys(FACES.names) | face_rows(1)[0] | {"source": "celeba", "age": None}
+    row["attributes"] = pairs({"Bald": False})
+    labels = {"age": 31.0, "gender": "male", "attributes": {"Bald": True, "Smiling": True}}
+    new = joined(row, Annotation(caption="A woman.", labels=labels, cost=0.25), "d" * 64)
+    assert (new["caption"], new["age"], new["gender"]) == ("A woman.", 31.0, "female")
+    assert mapping(new["attributes"]) == {"Bald": False, "Smiling": True}
+    origins = {(entry["field"], entry["origin"]) for entry in new["provenance"]}
+    assert {f for f, origin in origins if origin == "annotator"} == {"age", "attributes", "caption"}
+    assert {("gender", "source"), ("attributes", "source"), ("yaw", "source")} <= origins
+    assert ("age", "source") not in origins
+    assert sum(entry["cost"] for entry in new["provenance"]) == 0.25
+    assert {entry["model_digest"] for entry in new["provenance"] if entry["origin"] == "annotator"} == {"d" * 64}
+    assert row["caption"] == "A face."
+
+
+def test_provenance_of_rendered_labels_names_the_renderer(face_rows):
+    row = dict.fromkeys(FACES.names) | face_rows(1)[0]
+    entries = joined(row, Annotation(caption="A face, again."), "d" * 64)["provenance"]
+    origin = {entry["field"]: entry["origin"] for entry in entries}
+    assert origin["caption"] == "annotator"
+    assert origin["expression"] == origin["segmentation"] == origin["landmarks"] == "renderer"
+    assert "ethnicity" not in origin
+    assert [entry["field"] for entry in entries] == sorted(entry["field"] for entry in entries)
+    again = joined(row | {"provenance": entries}, Annotation(caption="A face, again."), "d" * 64)["provenance"]
+    assert again == entries
+
+
+def test_annotate_refuses_an_existing_output_before_it_starts_ray(faces_table, tmp_path, monkeypatch):
+    from facemllm import settings
+    from facemllm.annotation import annotate
+
+    monkeypatch.setattr(job, "_ray", lambda concurrency: pytest.fail("Ray was started"))
+    faces = faces_table()
+    with pytest.raises(UserError, match="exists already"):
+        annotate(settings.load("laptop"), faces, faces)
+    with pytest.raises(UserError, match="is not a table"):
+        annotate(settings.load("laptop"), tmp_path / "none", tmp_path / "out")

@@ -1,0 +1,182 @@
+"""Faces to conversations: which turns, in which words, under which names, and that the table trains as it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from facemllm import settings, tasks
+from facemllm.errors import UserError
+from facemllm.qa import reformat
+from facemllm.qa.step import conversation
+from facemllm.records import CONVERSATIONS, FACES, mapping, open_table, pairs
+from facemllm.tasks.attributes import TASK as ATTRIBUTES
+
+ALL = [tasks.get(name) for name in tasks.all_names()]
+
+
+@pytest.fixture(scope="module")
+def laptop():
+    return settings.load("laptop")
+
+
+@pytest.fixture
+def rows(face_rows):
+    """Faces that say something about every question."""
+    true = {"Short_Hair", "Brown_Hair", "No_Beard", "Sunglasses", "Blue_Eyes", "Bangs"}
+    names = [o.value for item in ATTRIBUTES.items if item.form == "choice" for o in item.options]
+    names += [item.name for item in ATTRIBUTES.items if item.form == "boolean"]
+    attributes = pairs({name: name in true for name in names})
+    empty = dict.fromkeys(FACES.names)
+
+    def make(count=40):
+        return [
+            empty | row | {"attributes": attributes, "caption": "A woman with brown hair."} for row in face_rows(count)
+        ]
+
+    return make
+
+
+def text_of(message):
+    return message["content"][-1]["text"]
+
+
+def test_a_conversation_asks_all_that_is_known(rows):
+    made = conversation(rows(1)[0], ALL)
+    asked = [(turn["task"], turn["template"].split("/")[0]) for turn in made["turns"]]
+    assert asked == [(q.task, q.item) for task in ALL for q in task.questions()]
+    assert set(made) == set(CONVERSATIONS.names)
+    assert mapping(made["groups"]) == {"gender": "female", "age_band": "young", "skin_tone": "light"}
+    assert made["segmentation"] == rows(1)[0]["segmentation"]
+    assert made["images"] == [rows(1)[0]["image"]]
+
+
+def test_messages_are_a_chat_with_the_image_first(rows):
+    made = conversation(rows(1)[0], ALL)
+    roles = [message["role"] for message in made["messages"]]
+    assert roles == ["user", "assistant"] * len(made["turns"])
+    kinds = [[part["type"] for part in message["content"]] for message in made["messages"]]
+    assert kinds[0] == ["image", "text"]
+    assert all(kind == ["text"] for kind in kinds[1:])
+    assert made["messages"][0]["content"][0] == {"type": "image", "text": None}
+
+
+def test_turns_agree_with_their_messages(rows):
+    for row in rows():
+        made = conversation(row, ALL)
+        for turn, asked, answered in zip(made["turns"], made["messages"][::2], made["messages"][1::2], strict=True):
+            question = tasks.question_of(turn)
+            task = tasks.get(turn["task"])
+            assert text_of(asked) == tasks.question_text(turn)
+            assert turn["form"] == question.form
+            assert turn["options"] == [option.value for option in question.options]
+            assert turn["follows"] is False
+            assert turn["answer"] == task.label(row, question.item)
+            said = task.parse(question.item, text_of(answered))
+            if question.form == "number":
+                assert said == task.option_for(question.item, turn["answer"]).value
+            else:
+                assert said == turn["answer"]
+
+
+def test_the_caption_is_answered_as_annotated_and_marked_by_its_facts(rows):
+    made = conversation(rows(1)[0], ALL)
+    assert made["turns"][0]["task"] == "caption"
+    assert made["turns"][0]["answer"] == "gender=female;hair_color=Brown_Hair"
+    assert text_of(made["messages"][1]) == "A woman with brown hair."
+
+
+def test_unknown_labels_give_no_question(rows):
+    row = rows(1)[0] | {"age": None, "expression": None, "attributes": pairs({"Bangs": True}), "caption": None}
+    asked = [turn["template"].split("/")[0] for turn in conversation(row, ALL)["turns"]]
+    assert asked == ["Bangs", "gender", "yaw", "pitch", "roll"]
+    nothing = row | dict.fromkeys(("attributes", "gender", "yaw", "pitch", "roll"))
+    assert conversation(nothing, ALL) is None
+
+
+def test_wordings_and_names_of_turns_do_not_depend_on_other_tasks_or_rows(rows):
+    row = rows(1)[0]
+    alone = {turn["sample_id"] for task in ALL for turn in conversation(row, [task])["turns"]}
+    together = conversation(row, ALL)["turns"]
+    assert alone == {turn["sample_id"] for turn in together}
+    without_age = conversation(row | {"age": None}, ALL)["turns"]
+    assert [turn for turn in together if turn["task"] != "age"] == without_age
+
+
+def test_every_wording_is_used(rows):
+    used = {turn["template"] for row in rows() for turn in conversation(row, ALL)["turns"]}
+    expected = {f"{q.item}/{n}" for task in ALL for q in task.questions() for n in range(len(q.templates))}
+    assert used == expected
+
+
+def test_a_conversation_is_named_by_all_its_content(rows):
+    row = rows(1)[0]
+    name = conversation(row, ALL)["conversation_id"]
+    assert name == conversation(dict(row), ALL)["conversation_id"]
+    changes = [{"split": "test"}, {"caption": "A woman."}, {"age": 77.0}, {"segmentation": None}, {"subject_id": "x"}]
+    changed = {conversation(row | change, ALL)["conversation_id"] for change in changes}
+    assert len(changed | {name}) == 1 + len(changes)
+
+
+def test_table_is_the_same_however_the_faces_are_cut(rows, faces_table, laptop, tmp_path):
+    many = [row | {"image_id": f"{n:064x}"} for n, row in enumerate(rows() * 4)]
+    whole = reformat(laptop, faces_table(many, name="whole"), tmp_path / "a")
+    cut = reformat(laptop, faces_table(many, name="cut", shard_mb=0), tmp_path / "b")
+    assert len(open_table(tmp_path / "cut").manifest["shards"]) == 2
+    assert whole["shards"] == cut["shards"]
+    assert whole["parents"] == [open_table(tmp_path / "whole").digest]
+    again = reformat(laptop, tmp_path / "whole", tmp_path / "c")
+    assert again["digest"] == whole["digest"]
+    samples = [t["sample_id"] for row in open_table(tmp_path / "a").iterate(["turns"]) for t in row["turns"]]
+    assert len(set(samples)) == len(samples) == 160 * 16
+
+
+def test_caption_is_first_whatever_the_settings_say_and_once(rows, faces_table, laptop, tmp_path):
+    shuffled = laptop.model_copy(
+        update={"qa": laptop.qa.model_copy(update={"tasks": ["age", "caption", "age", "gender"]})}
+    )
+    manifest = reformat(shuffled, faces_table(rows(2)), tmp_path / "out")
+    assert manifest["about"] == {"tasks": ["caption", "age", "gender"]}
+    first = next(iter(open_table(tmp_path / "out").iterate()))
+    assert [turn["task"] for turn in first["turns"]] == ["caption", "age", "gender"]
+
+
+def test_a_row_without_questions_is_quarantined(rows, faces_table, laptop, tmp_path):
+    silent = ("caption", "attributes", "expression", "age", "gender", "yaw", "pitch", "roll")
+    good = rows(3)
+    faces = faces_table([good[0], good[1] | dict.fromkeys(silent), good[2]])
+    manifest = reformat(laptop, faces, tmp_path / "out")
+    assert (manifest["rows"], manifest["quarantined"]) == (2, 1)
+    import pyarrow.parquet as pq
+
+    (refused,) = pq.read_table(tmp_path / "out" / "quarantine.parquet").to_pylist()
+    assert refused == {
+        "file": open_table(faces).digest,
+        "row": 1,
+        "reason": "no known label answers a question",
+    }
+
+
+def test_unknown_task_or_wrong_table_is_refused(laptop, faces_table, conversations_table, tmp_path):
+    bad = laptop.model_copy(update={"qa": laptop.qa.model_copy(update={"tasks": ["who_is_it"]})})
+    with pytest.raises(UserError, match="no task 'who_is_it'"):
+        reformat(bad, faces_table(), tmp_path / "out")
+    with pytest.raises(UserError, match="'faces/1' is needed"):
+        reformat(laptop, conversations_table(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_datasets_loads_it_with_decoded_images(rows, faces_table, laptop, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    reformat(laptop, faces_table(rows(4)), tmp_path / "out")
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "out" / "part-*.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    row = loaded[0]
+    assert row["images"][0].size == (48, 48)
+    assert row["segmentation"].size == (48, 48)
+    assert row["messages"][0]["content"][0]["type"] == "image"
+    assert json.loads(json.dumps(row["turns"][0]))["task"] == "caption"

@@ -1,0 +1,221 @@
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from facemllm.evaluation.charts import curve, interval_bar
+from facemllm.evaluation.report import write_report
+from facemllm.evaluation.table import results_table
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+def figure(value, low, high, majority, pixels=0.4, metric="balanced_accuracy", **more):
+    return {
+        "metric": metric,
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": 560,
+        "unparsed": 0.013,
+        "baselines": {"majority": majority, "pixels": pixels},
+        "higher_is_better": metric != "mae",
+        "unit": "years" if metric == "mae" else "",
+        "items": {},
+        **more,
+    }
+
+
+TASKS = {
+    "attributes": figure(
+        0.81,
+        0.79,
+        0.83,
+        0.35,
+        0.55,
+        items={
+            "eye_color": figure(0.18, 0.15, 0.21, 0.17),
+            "Wearing_Earrings": figure(0.6, 0.55, 0.65, 0.5, 0.63),
+            "Wearing_Hat": figure(0.98, 0.96, 0.99, 0.5),
+        },
+    ),
+    "age": figure(9.5, 8.8, 10.1, 16.4, 12.9, metric="mae"),
+}
+SUMMARY = {
+    "run": f"morning {HOSTILE}",
+    "profile": "laptop",
+    "seconds": 412.0,
+    "device": "cpu",
+    "steps": [
+        {"name": "ingest", "seconds": 68.2, "cached": False, "digest": "ab" * 32, "figure": "4,000 faces"},
+        {"name": "annotate", "seconds": 0.1, "cached": True, "digest": "cd" * 32},
+    ],
+    "tasks": TASKS,
+    "gate": {
+        "passed": False,
+        "reasons": [f"expression 0.41 is below the threshold 0.55 {HOSTILE}"],
+        "checks": [
+            {"check": "threshold", "key": "age", "passed": True, "reason": "age 9.5 is within the threshold 12"}
+        ],
+    },
+    "model": {"digest": "ef" * 32, "name": "face-mllm", "version": 3},
+    "approval": {"state": "pending", "who": HOSTILE},
+    "endpoint": None,
+    "cost": {"align": {"seconds": 160.2, "samples": 76800, "energy": None}},
+}
+CURVES = {
+    "align": [{"step": n, "loss": 5 / (n + 1), "learning_rate": 1e-3, "images_per_second": 400.0} for n in range(500)],
+    "instruct": [],
+}
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    folder = tmp_path / "evaluation"
+    (folder / "samples").mkdir(parents=True)
+    questions = [
+        ("gender", "accuracy", "male", "a man", "male", 1.0),
+        ("Bangs", "accuracy", "no", "yes", "yes", 0.0),
+        ("age", "mae", "37.4", "about 40 years old", "41.20", 3.8),
+        ("caption", "fact_f1", "gender=male", HOSTILE, "gender=male", 0.5),
+        ("Hat", "accuracy", "no", "maybe a hat", None, 0.0),
+    ]
+    entries = []
+    for index in range(6):
+        Image.new("RGB", (64, 64), (40 * index, 90, 160)).save(folder / "samples" / f"{index:02d}.jpg")
+        rows = [
+            {
+                "question": f"What of {name}?",
+                "metric": metric,
+                "answer": truth,
+                "raw": raw,
+                "parsed": parsed,
+                "score": mark,
+            }
+            for name, metric, truth, raw, parsed, mark in questions
+        ]
+        entries.append({"image": f"{index:02d}.jpg", "image_id": f"{index:064x}", "questions": rows})
+    (folder / "samples" / "samples.json").write_text(json.dumps(entries))
+    metrics = {"split": "test", "n_images": 560, "n_subjects": 280, "tasks": TASKS}
+    metrics["closed_mean"] = figure(0.8, 0.78, 0.82, 0.33, 0.55)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible words of a page; every opened tag must be closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.words, self._open = [], [], [], []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def test_report_is_one_sound_file_that_fetches_and_runs_nothing(evaluation, tmp_path):
+    write_report(tmp_path / "report.html", SUMMARY, evaluation, CURVES)
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 6
+    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert HOSTILE not in text
+    assert page.text.count(HOSTILE) == 10  # as words: title, heading, reason, person, six captions
+
+
+def test_report_says_everything_it_must(evaluation, tmp_path):
+    write_report(tmp_path / "report.html", SUMMARY, evaluation, CURVES)
+    words = Page((tmp_path / "report.html").read_text()).text
+    assert "say nothing about real photographs" in words
+    assert "Refused" in words
+    assert "expression 0.41 is below the threshold 0.55" in words
+    assert "age 9.5 is within the threshold 12" in words
+    assert "Not shown to be learnt (interval does not clear the majority baseline): attributes eye_color." in words
+    assert "0.810 [0.790, 0.830]" in words
+    assert "9.50 [8.80, 10.10]" in words
+    assert "560 images of 280 people" in words
+    assert "6 min 52 s" in words
+    assert "abababababab" in words
+    assert "abababababab" * 2 not in words
+    assert "pending" in words
+    assert "ef" * 32 in words
+    assert "76,800" in words
+    assert "yes ✗ wrong, truth no" in words
+    assert "male ✓ right" in words
+    assert "41.20 · truth 37.4 · off by 3.8" in words
+    assert "not readable: “maybe a hat”" in words
+    assert "400 images/s" in words
+
+
+def test_items_not_learnt_are_marked(evaluation, tmp_path):
+    write_report(tmp_path / "report.html", SUMMARY, evaluation)
+    text = (tmp_path / "report.html").read_text()
+    rows = {row.split("</td>")[0].split(">")[-1]: row for row in text.split("<tr")}
+    assert "not learnt" in rows["eye color"]
+    assert ">learnt<" in rows["Wearing Hat"]
+    assert "below pixels" in rows["Wearing Earrings"]  # better than a constant, worse than a linear model
+    assert ">learnt<" in rows["age"]
+
+
+def test_real_data_and_a_run_that_stopped_early(tmp_path):
+    summary = {"run": "r", "profile": "ci", "steps": [], "tasks": {}, "gate": None, "model": None, "cost": {}}
+    write_report(tmp_path / "report.html", summary, source="celeba")
+    words = Page((tmp_path / "report.html").read_text()).text
+    assert "come from the source 'celeba'" in words
+    assert "synthetic" not in words
+    assert "has not come to the gate" in words
+
+
+def test_charts_survive_odd_figures():
+    assert "no figure" in interval_bar(figure(None, None, None, None, None))
+    alone = interval_bar(figure(0.5, None, None, None, None))
+    assert 'class="interval"' not in alone
+    assert 'class="majority"' not in alone
+    assert "circle" in interval_bar(figure(0.0, 0.0, 0.0, 0.0, 0.0, metric="mae"))
+    assert "too few points" in curve([{"step": 1, "loss": 2.0}])
+    assert "nan" not in curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}, {"step": 3, "loss": 2.0}])
+    # a bar's marks stand in the order of their values
+    drawn = interval_bar(figure(0.8, 0.7, 0.9, 0.2, 0.5))
+    majority, pixels, value = (
+        float(re.search(pattern, drawn).group(1))
+        for pattern in (r'majority" x1="([\d.]+)', r'pixels" d="M([\d.]+)', r'cx="([\d.]+)')
+    )
+    assert majority < pixels < value
+
+
+def test_table_shows_items_beneath_tasks_and_dims_what_is_not_learnt():
+    table = results_table({"tasks": TASKS, "closed_mean": figure(0.8, 0.78, 0.82, 0.33)})
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(table)
+    lines = [line for line in console.export_text().splitlines() if line.strip()]
+    names = [line.split("  ")[0].strip() or line.split()[0] for line in lines[2:]]
+    assert names == ["all closed questions", "attributes", "eye_color", "Wearing_Earrings", "Wearing_Hat", "age"]
+    assert "0.180" in lines[4]
+    assert "0.150 0.210" in lines[4]
+    assert "mae (years)" in lines[7]
+    assert [row.style for row in table.rows] == [None, None, "dim", None, None, None]

@@ -1,0 +1,129 @@
+"""Services as data, records, and the ends of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from facemllm import servers, services
+from facemllm.errors import UserError
+from facemllm.processes import Identity, Record, boot_id, end_tree, healthy
+from facemllm.settings import Settings, load
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load("laptop", [f"storage.home={tmp_path}/home"])
+
+
+def record(**changes: object) -> Record:
+    me = Identity.of(os.getpid())
+    plain = Record("staging", me, None, "t" * 32, "d", 1, "u", 0.0, 0, boot_id(), ("http://127.0.0.1:1/",))
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_mlflow_stays_on_loopback_without_job_runners(settings: Settings) -> None:
+    service = servers.mlflow(settings)
+    assert service.command[service.command.index("--host") + 1] == "127.0.0.1"
+    assert service.env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert service.client_env["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{settings.services.mlflow_port}"
+
+
+def test_ray_keeps_to_its_own_ports_and_a_short_path(settings: Settings) -> None:
+    service = servers.ray(settings)
+    base = settings.services.ray_port
+    ports = [int(flag.rpartition("=")[2]) for flag in service.command if "port=" in flag]
+    ports += [int(value) for key, value in service.env.items() if key.endswith("METRIC_PORT")]
+    assert len(set(ports)) == len(ports)
+    assert all(base <= port <= base + servers.RAY_PORTS for port in ports)
+    assert service.client_env["RAY_ADDRESS"] == f"127.0.0.1:{base}"
+    assert len(str(service.folder)) + 65 < 107
+    assert not service.restart
+
+
+def test_no_other_port_may_lie_among_rays() -> None:
+    with pytest.raises(UserError, match="Ray takes ports 16379 to 16699"):
+        load("laptop", ["services.staging_port=16400"])
+
+
+def test_another_model_is_another_service(settings: Settings, tmp_path: Path) -> None:
+    first, second = (servers.model_server(settings, "staging", tmp_path, digest, "1") for digest in ("a", "b"))
+    assert first.digest != second.digest
+    assert first == servers.model_server(settings, "staging", tmp_path, "a", "1")
+
+
+def test_what_is_not_there_is_said_plainly(settings: Settings) -> None:
+    with pytest.raises(UserError, match="choose one of mlflow, ray"):
+        services.up(settings, "redis")
+    with pytest.raises(UserError, match="no model was deployed to staging"):
+        services.up(settings, "staging")
+    assert services.down(settings) == []
+    assert {row.state for row in services.status(settings)} == {"down"}
+
+
+def test_the_model_last_proved_is_remembered(settings: Settings, tmp_path: Path) -> None:
+    (settings.home / "services").mkdir(parents=True)
+    assert servers.deployed(settings, "staging") is None
+    servers.note_deployed(settings, "staging", servers.Deployed(tmp_path, "abc", "3"))
+    assert servers.deployed(settings, "staging") == servers.Deployed(tmp_path, "abc", "3")
+
+
+def test_a_record_survives_its_file_and_a_damaged_one_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "staging.json"
+    written = record(child=Identity.of(os.getpid()))
+    written.write(path)
+    assert Record.read(path) == written
+    path.write_text(path.read_text()[:-9])
+    assert Record.read(path) is None
+    path.write_text(json.dumps([1]))
+    assert Record.read(path) is None
+    assert Record.read(tmp_path / "none.json") is None
+
+
+def test_a_recycled_process_id_is_not_ours(tmp_path: Path) -> None:
+    me = Identity.of(os.getpid())
+    assert me.process() is not None
+    assert Identity(me.pid, me.started - 1).process() is None
+
+
+def test_members_of_before_the_last_restart_of_the_machine_are_not_ours() -> None:
+    assert os.getpid() in {p.pid for p in record().members()}
+    assert record(boot="another").members() == []
+
+
+def test_ending_a_tree_ends_what_ignores_the_request() -> None:
+    inner = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    )
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    process = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "on\n"
+    below = psutil.Process(process.pid).children(recursive=True)
+    started = time.monotonic()
+    end_tree(process.pid, grace_s=0.5)
+    assert time.monotonic() - started < 5
+    assert below
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below)
+    process.wait(5)
+    end_tree(process.pid)  # gone already: no error
+
+
+def test_nothing_answers_on_a_closed_port() -> None:
+    assert not healthy(("http://127.0.0.1:1/",), 0.5)
+    assert not healthy(("no url",), 0.5)
+
+
+def test_supervisors_are_light() -> None:
+    heavy = ("numpy", "pydantic", "pyarrow", "torch")
+    code = f"import sys, facemllm.services; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout.strip() == "[]", done.stderr

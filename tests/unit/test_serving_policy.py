@@ -1,0 +1,213 @@
+"""What a request may hold, batching, the rule for answers, and which model directories are served."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from facemllm import digests
+from facemllm.errors import UserError
+from facemllm.serving import server
+from facemllm.serving.batching import Batcher
+from facemllm.serving.policy import BodyLimit, Limits, Refused, decode, read_image, read_request
+from facemllm.tasks.answers import answer
+from facemllm.tasks.base import Option, Question
+
+LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=4)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def plain(size: tuple[int, int] = (32, 48), mode: str = "RGB") -> Image.Image:
+    return Image.new(mode, size, "black" if mode != "RGBA" else (0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_pictures_are_known_by_their_content(kind: str) -> None:
+    image = read_image(encoded(plain(), kind), "image", LIMITS)
+    assert (image.width, image.height, image.pixels) == (32, 48, 1536)
+    assert (decode(image).mode, decode(image).size) == ("RGB", (32, 48))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "I;16"])
+def test_every_kind_of_colour_becomes_rgb(mode: str) -> None:
+    assert decode(read_image(encoded(plain(mode=mode)), "image", LIMITS)).mode == "RGB"
+
+
+def test_a_turned_picture_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(read_image(encoded(plain(), "JPEG", exif=exif), "image", LIMITS)).size == (48, 32)
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_large_webp_is_refused_before_its_decoder_sees_it(lossless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = encoded(plain((1200, 1000)), "WEBP", lossless=lossless)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(Refused, match="1200x1000") as refusal:
+        read_image(text, "image", LIMITS)
+    assert refusal.value.status == 413
+
+
+def test_an_animation_is_refused() -> None:
+    frames = [plain(), Image.new("RGB", (32, 48), "red")]
+    with pytest.raises(Refused, match="animated"):
+        read_image(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]), "image", LIMITS)
+
+
+def test_pixels_count_over_a_whole_request_and_each_picture_once() -> None:
+    large, other = plain((800, 800)), Image.new("RGB", (800, 800), "red")
+    same = [{"image": {"b64": encoded(large)}, "question": f"q{n}"} for n in range(3)]
+    assert len({ask.image.digest for ask in read_request({"instances": same}, LIMITS)}) == 1
+    with pytest.raises(Refused, match="hold 1280000 pixels"):
+        read_request({"instances": [*same, {"image": {"b64": encoded(other)}, "question": "q"}]}, LIMITS)
+
+
+def test_a_chat_gives_its_image_and_its_turns() -> None:
+    image = {"type": "image", "b64": encoded(plain())}
+    messages = [
+        {"role": "user", "content": [image, {"type": "text", "text": " one "}]},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ]
+    (ask,) = read_request({"instances": [{"messages": messages}]}, LIMITS)
+    assert ask.chat == (("user", "one"), ("assistant", "two"), ("user", "three"))
+    for wrong in (
+        messages[:2],
+        messages[1:],
+        [*messages, messages[0]],
+        [],
+        "text",
+        [{"role": "system", "content": "x"}],
+    ):
+        with pytest.raises(Refused):
+            read_request({"instances": [{"messages": wrong}]}, LIMITS)
+
+
+def run_limited(chunks: list[bytes], headers: list[tuple[bytes, bytes]]) -> int:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await send({})
+
+    async def go() -> int:
+        queue = [{"type": "http.request", "body": c, "more_body": n < len(chunks) - 1} for n, c in enumerate(chunks)]
+        read = 0
+
+        async def receive() -> Any:
+            nonlocal read
+            read += 1
+            return queue[read - 1]
+
+        async def send(_: Any) -> None:
+            pass
+
+        try:
+            await BodyLimit(app, 100)({"type": "http", "headers": headers}, receive, send)
+        except Refused as refusal:
+            return -refusal.status - read
+        return read
+
+    return asyncio.run(go())
+
+
+def test_bodies_are_cut_off() -> None:
+    assert run_limited([b"x" * 50, b"x" * 50], []) == 2
+    assert run_limited([b"x" * 50, b"x" * 51, b"x"], []) == -413 - 2
+    assert run_limited([b"x" * 200], [(b"content-length", b"200")]) == -413
+
+
+def test_what_waits_is_answered_together_and_failures_stay_their_own() -> None:
+    batches, gate = [], threading.Event()
+
+    def double(works: Sequence[int]) -> list[int | Exception]:
+        gate.wait(5)
+        batches.append(list(works))
+        return [Refused(400, "odd one") if work == 3 else 2 * work for work in works]
+
+    async def go() -> list[Any]:
+        batcher = Batcher(double, size=4, max_waiting=8)
+        first = asyncio.create_task(batcher.submit([0]))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(batcher.submit([n])) for n in range(1, 6)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(Refused, match="busy"):
+            await batcher.submit([7] * 4)
+        gate.set()
+        return await asyncio.gather(first, *others, return_exceptions=True)
+
+    results = asyncio.run(go())
+    assert batches == [[0], [1, 2, 3, 4], [5]]
+    assert [r for r in results if not isinstance(r, Exception)] == [[0], [2], [4], [8], [10]]
+    assert isinstance(results[3], Refused)
+
+
+def test_a_broken_batch_is_heard_by_all_and_the_next_one_runs() -> None:
+    def fail_once(works: Sequence[int]) -> list[int | Exception]:
+        if works[0] == 0:
+            raise RuntimeError("broken")
+        return list(works)
+
+    async def go() -> None:
+        batcher = Batcher(fail_once, size=4, max_waiting=8)
+        with pytest.raises(RuntimeError):
+            await batcher.submit([0, 1])
+        assert await batcher.submit([2]) == [2]
+
+    asyncio.run(go())
+
+
+def question(form: Any, *values: str) -> Question:
+    options = tuple(Option(value=value, text=f"{value} words") for value in values)
+    return Question(task="t", item="i", form=form, templates=("?",), options=options)
+
+
+def test_a_choice_is_its_likeliest_option() -> None:
+    found = answer(question("choice", "black", "blond"), [0.3, 0.7], 1)
+    assert (found.value, found.text, found.scores) == ("blond", "blond words", {"black": 0.3, "blond": 0.7})
+    assert answer(question("boolean", "yes", "no"), [0.5, 0.5], None).value is None
+    assert answer(question("boolean", "yes", "no"), [0.5, 0.5], None).text == "yes words"
+
+
+def test_a_number_is_an_expectation() -> None:
+    assert answer(question("number", "-5", "0", "5"), [0.25, 0.25, 0.5], 2).value == "1.25"
+    assert answer(question("number", "-0.001", "0"), [1.0, 0.0], 0).value == "0.00"
+    assert answer(question("number", "1", "2"), [0.5, 0.5], None).value is None
+
+
+@pytest.mark.parametrize("form", ["choice", "number"])
+def test_a_broken_model_answers_nothing(form: Any) -> None:
+    assert answer(question(form, "1", "2"), [float("nan"), float("nan")], 0).value is None
+
+
+def test_only_the_approved_bytes_without_code_are_served(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="safetensors"):
+        server.check(tmp_path, "")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    digest = digests.of_tree(tmp_path)
+    server.check(tmp_path, digest)
+    (tmp_path / "model.safetensors").write_bytes(b"Weights")
+    with pytest.raises(UserError, match="not those that were approved"):
+        server.check(tmp_path, digest)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin, which can carry code"):
+        server.check(tmp_path, digests.of_tree(tmp_path))
+    with pytest.raises(UserError, match="not a model directory"):
+        server.check(tmp_path / "none", digest)
+
+
+def test_a_refused_model_ends_the_server_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert server.main(["--model", str(tmp_path / "none"), "--digest", "x"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
