@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do command -v $
 PROFILE ?= laptop
 ARGS ?=
 
-.PHONY: help run test test-unit ui down bench lint clean
+.PHONY: help run test test-unit ui down lint clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'

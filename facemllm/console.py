@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import time
 from collections.abc import Mapping
@@ -61,7 +62,11 @@ def results(console: Console, settings: Settings, summary: Mapping[str, Any], fo
         console.print(text, markup=False, soft_wrap=True)
     if summary["endpoint"]:
         console.print("[bold]ask it    [/]")
-        console.print(curl_example(summary["endpoint"]), markup=False, soft_wrap=True)
+        console.print(
+            curl_example(summary["endpoint"], picture=shlex.quote(str(folder / runs.FACE))),
+            markup=False,
+            soft_wrap=True,
+        )
     if summary["approval"] == "pending":
         version = summary["model"]["version"]
         command = ".venv/bin/facemllm promote"

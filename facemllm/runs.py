@@ -22,6 +22,7 @@ from facemllm.settings import Settings
 from facemllm.store import Store
 from facemllm.workflow import STEPS, recall_all
 
+FACE = "face.jpg"
 MARKS = {"waiting": "·", "running": "▸", "done": "✓", "cached": "=", "failed": "✗", "skipped": "–"}
 
 
@@ -172,12 +173,14 @@ def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> d
 
 
 def write_run(settings: Settings, folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json` and `report.html` into the run folder, each whole or not at all."""
+    """Write `summary.json`, `report.html` and one held-out face to ask about, each whole or not at all."""
     from facemllm.evaluation.report import write_report
 
     atomic_write(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     digests = {step["name"]: step["digest"] for step in summary["steps"]}
     evaluation = settings.home / "store" / digests["evaluate"] if digests["evaluate"] else None
+    if evaluation is not None:
+        atomic_write(folder / FACE, next(iter(sorted((evaluation / "samples").glob("*.jpg")))).read_bytes())
     write_report(folder / "report.html", summary, evaluation, curves(settings, summary))
 
 

@@ -5,8 +5,11 @@ Importing this package registers the tiny preset's tower with transformers, so t
 """
 
 from transformers import AutoConfig, AutoModel
+from transformers.utils import logging
 
 from facemllm.model.tower import FaceTower, FaceTowerConfig
+
+logging.disable_progress_bar()  # loading and saving have bars of their own, several a stage
 
 AutoConfig.register(FaceTowerConfig.model_type, FaceTowerConfig, exist_ok=True)
 AutoModel.register(FaceTowerConfig, FaceTower, exist_ok=True)

@@ -1,9 +1,9 @@
 """Answers from a model directory: options scored by likelihood, text generated greedily. Evaluation and serving both
 stand on this, so they answer alike.
 
-All questions about a face share one image encoding and one pass of the language model: image tokens, then every question
-as a block, then every option as a branch of its block (see `masks`). A face's scores do not depend on what it is batched
-with. Shapes: B faces, T tokens after the prefix, K scored positions, V vocabulary.
+All questions about a face share one image encoding and one pass of the language model: image tokens, then every
+question as a block, then every option as a branch of its block (see `masks`). A face's scores do not depend on what it
+is batched with. Shapes: B faces, T tokens after the prefix, K scored positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -143,8 +143,13 @@ class Predictor:
 
     def _make_layout(self, queries: tuple[Query, ...]) -> _Layout:
         ids: list[int] = []
-        blocks, branches, positions = [], [], []
-        at, tokens, options, ends = [], [], [], []
+        blocks: list[int] = []
+        branches: list[int] = []
+        positions: list[int] = []
+        at: list[int] = []
+        tokens: list[int] = []
+        options: list[int] = []
+        ends: list[int] = []
         option = 0
         for block, query in enumerate(queries):
             if not query.options:

@@ -51,7 +51,8 @@ def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], se
         image_token=IMAGE,
         chat_template=CHAT_TEMPLATE,
     )
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in (("pad", PAD), ("bos", BOS), ("eos", EOS))}
+    vocabulary = tokenizer.get_vocab()
+    ids = {"pad": vocabulary[PAD], "bos": vocabulary[BOS], "eos": vocabulary[EOS]}
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -68,7 +69,7 @@ def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], se
     config = LlavaConfig(
         vision_config=FaceTowerConfig(image_size=side),
         text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=vocabulary[IMAGE],
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         tie_word_embeddings=True,
@@ -105,7 +106,7 @@ def _load(base: str, device: str, dtype: torch.dtype, *, local: bool) -> tuple[A
         why = "its weights are pickled; only safetensors are loaded" if pickled else "it holds no *.safetensors file"
         raise UserError(f"cannot load the model {base}: {why}")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             base, dtype=dtype, use_safetensors=True, local_files_only=local, trust_remote_code=False
         )
         processor = AutoProcessor.from_pretrained(base, local_files_only=local, trust_remote_code=False)
@@ -117,4 +118,5 @@ def _load(base: str, device: str, dtype: torch.dtype, *, local: bool) -> tuple[A
     if missing or getattr(processor, "image_processor", None) is None:
         kind = type(model).__name__
         raise UserError(f"cannot use {base}: {kind} has no LLaVA layout (missing {', '.join(missing) or 'processor'})")
-    return model.to(device), processor
+    model.to(device)
+    return model, processor

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 GRID = 3
@@ -69,7 +70,7 @@ class FaceTower(PreTrainedModel):
     config_class = FaceTowerConfig
     base_model_prefix = "face_tower"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     _no_split_modules = ["ResidualBlock"]
 
     def __init__(self, config: FaceTowerConfig) -> None:
@@ -83,8 +84,11 @@ class FaceTower(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.LayerNorm):
-            module.reset_parameters()
+        # through transformers' `init`, which leaves alone what a checkpoint filled: loading a model calls this too
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+        else:
+            super()._init_weights(module)
 
     def forward(
         self,

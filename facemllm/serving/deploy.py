@@ -104,9 +104,9 @@ def ask(url: str, model: str, instance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def curl_example(predict_url: str, question: str = "Is the person wearing a hat?", picture: str = "FACE.jpg") -> str:
-    """A command to paste: it puts the file `picture` and a question to an address, the picture through standard input."""
+    """A command to paste: it sends the file `picture` and a question, the picture through standard input."""
     body = json.dumps({"instances": [{"image": {"b64": "%s"}, "question": question.replace("%", "%%")}]})
-    quoted = body.replace("'", "'\\''")
+    quoted = body.replace("\\", "\\\\").replace("'", "'\\''")  # printf reads backslashes, the shell single quotes
     return (
         f"""printf '{quoted}' "$(base64 < {picture} | tr -d '\\n')" | curl -sS -H 'Content-Type: application/json' """
         f"--data-binary @- {predict_url}"

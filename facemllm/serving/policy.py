@@ -26,6 +26,7 @@ MIN_SIDE = 8
 MAX_RATIO = 8
 MAX_MESSAGES = 16
 _BODY_SECONDS = 60.0
+_DISCARD_BYTES = 64 * 2**20
 _FIELDS = frozenset({"image", "question", "task", "item", "messages"})
 
 
@@ -227,7 +228,11 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class BodyLimit:
-    """ASGI middleware: a body that is too large, or too slow in coming, is refused without being held in memory."""
+    """ASGI middleware: a body that is too large, or too slow in coming, is refused without being held in memory.
+
+    Most clients read the answer only when they have sent everything, and see a broken connection when it is closed
+    before. So a body that is not enormous is read to its end, and thrown away, before it is refused.
+    """
 
     def __init__(self, app: App, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes
@@ -238,23 +243,24 @@ class BodyLimit:
             return await self.app(scope, receive, send)
         seen, whole, deadline = 0, False, time.monotonic() + _BODY_SECONDS
         declared = dict(scope["headers"]).get(b"content-length", b"")
-        too_large = declared.isdigit() and int(declared) > self.max_bytes
+        enormous = self.max_bytes + _DISCARD_BYTES
 
         async def counted() -> Message:
             nonlocal seen, whole
-            if too_large:
+            if declared.isdigit() and int(declared) > enormous:
                 raise self._refused()
-            if whole:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                raise Refused(408, f"the body did not arrive within {_BODY_SECONDS:.0f} s") from None
-            seen += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if seen > self.max_bytes:
-                raise self._refused()
-            return message
+            while not whole:
+                try:
+                    message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+                except TimeoutError:
+                    raise Refused(408, f"the body did not arrive within {_BODY_SECONDS:.0f} s") from None
+                seen += len(message.get("body", b""))
+                whole = not message.get("more_body", False)
+                if seen <= self.max_bytes:
+                    return message
+                if whole or seen > enormous:
+                    raise self._refused()
+            return await receive()
 
         return await self.app(scope, counted, send)
 

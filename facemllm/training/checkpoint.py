@@ -51,12 +51,11 @@ def read(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, key: 
             if not parameter.requires_grad:
                 continue
             parameter.copy_(tensors[f"model.{name}"])
-            moments = {m: tensors.get(f"{m}.{name}") for m in _MOMENTS}
-            if any(tensor is None for tensor in moments.values()):  # this parameter has had no gradient so far
+            if f"{_MOMENTS[0]}.{name}" not in tensors:  # this parameter has had no gradient so far
                 continue
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(state["step"]), device=parameter.device),
-                **{m: torch.empty_like(parameter).copy_(tensor) for m, tensor in moments.items()},
+                **{m: torch.empty_like(parameter).copy_(tensors[f"{m}.{name}"]) for m in _MOMENTS},
             }
     return dict(state)
 

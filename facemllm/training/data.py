@@ -1,8 +1,8 @@
 """What training reads: decoded pixels in a memory map, turns as flat integer arrays.
 
-Pixels are decoded once per table and image size and shared by the three stages and by evaluation; the folder is named by
-digest and built under a temporary name. Turns hold token ids of each distinct text once; mirrored texts (left <-> right)
-are tokenised beside them, so that a mirrored face is asked and answered correctly. Memory is flat in pixels.
+Pixels are decoded once per table and image processor and shared by the three stages; the file is named by digest and
+built under a temporary name. Turns hold token ids of each distinct text once; mirrored texts (left <-> right) are
+tokenised beside them, so that a mirrored face is asked and answered correctly.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _build_pixels(table: Table, image_processor: Any, path: Path, workers: int) 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     batches = table.batches(columns=["images"], batch_rows=64)
-    pixels: NDArray[np.uint8] | None = None
+    pixels: np.memmap[Any, np.dtype[np.uint8]] | None = None
     done = 0
     try:
         for block in _decoded(batches, image_processor, workers if table.rows >= _POOL_ROWS else 1):
@@ -150,7 +150,7 @@ class _Turns:
 
 
 def read_turns(table: Table, split: str) -> _Turns:
-    """The turns of one split, column by column. Raises UserError when the split is empty or messages and turns differ."""
+    """The turns of one split, by column. Raises UserError when the split is empty or messages and turns differ."""
     rows, counts, questions, answers, tasks, forms, follows = [], [], [], [], [], [], []
     first = 0
     for batch in table.batches(columns=["split", "messages", "turns"], batch_rows=1024):
@@ -186,7 +186,7 @@ def read_turns(table: Table, split: str) -> _Turns:
 
 
 def vocabulary_texts(turns: _Turns) -> tuple[list[str], list[str]]:
-    """Distinct texts of a split, mirrored ones too, and its distinct closed answers: what a tiny tokenizer is built of."""
+    """Distinct texts of a split and its distinct closed answers, mirrored ones too: a tiny tokenizer's material."""
     closed = pc.not_equal(turns.form, "open")
     answers = pc.unique(turns.answer.filter(closed)).to_pylist()
     texts = pc.unique(turns.question).to_pylist() + pc.unique(turns.answer).to_pylist()

@@ -12,7 +12,6 @@ import os
 import resource
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -93,14 +92,15 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     for name in (_RESULT, _FAILURE):
         (work / name).unlink(missing_ok=True)
-    config = {
+    run = f"{stage}-{key[:16]}"
+    config: dict[str, Any] = {
         "stage": stage,
         "settings": settings.model_dump(),
         "conversations": str(conversations.resolve()),
         "base": str(base.resolve()) if base is not None else None,
         "out": str(out.resolve()),
         "work": str(work.resolve()),
-        "run": f"{stage}-{key[:16]}",
+        "run": run,
         "cache": str(cache.resolve()),
         "key": key,
         "on_log": on_log,
@@ -110,9 +110,7 @@ def train(
     with _ray(settings):
         _fit(config, settings, work)
     result = json.loads((work / _RESULT).read_text("utf-8"))
-    shutil.rmtree(
-        work / config["run"], ignore_errors=True
-    )  # the model is written; its checkpoints are not needed any more
+    shutil.rmtree(work / run, ignore_errors=True)  # the model is written: no more need of checkpoints
     return TrainResult(**result)
 
 

@@ -1,9 +1,9 @@
 """The training loop, in plain torch: no Ray, no MLflow, no trainer class.
 
-`run_stage` runs on one process or as one of N under an initialised torch.distributed group. `batch_images` is the global
-batch: each rank takes its slice of the same plan and the summed gradients are shared, so the worker count does not
-change what is learnt (up to floating point; batch normalisation sees its own slice). Interrupted at any step and resumed
-from a checkpoint, a run on the same number of CPU threads ends with the same bytes.
+`run_stage` runs on one process or as one of N under an initialised torch.distributed group. `batch_images` is the
+global batch: each rank takes its slice of the same plan and the summed gradients are shared, so the worker count does
+not change what is learnt (up to floating point; batch normalisation sees its own slice). Interrupted at any step and
+resumed from a checkpoint, a run on the same number of CPU threads ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facemllm import digests
 from facemllm.model.forward import image_tokens
 from facemllm.model.pixels import normalise
 from facemllm.model.prompts import Frame
@@ -108,7 +108,9 @@ def run_stage(
     began = mark = time.perf_counter()
     marked = (first, tokens)
     for step in range(first, stage.steps):
-        torch.manual_seed(hash((job.seed, step, job.rank)))  # dropout of adapters; everything else is in the plan
+        torch.manual_seed(
+            job.seed * 1_000_003 + step * 1_009 + job.rank
+        )  # dropout of adapters; everything else is in the plan
         share = stages.rate(stage, step)
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * share * group["factor"]
@@ -140,7 +142,8 @@ def run_stage(
             log(done, metrics)
         if keep is not None and done % job.checkpoint_every == 0 and done < stage.steps:
             _share_buffers(model, job.world)
-            keep(done, lambda folder, at=done, n=tokens: checkpoint.write(folder, model, optimizer, _state(job, at, n)))
+            state = {"step": done, "tokens": tokens, "key": job.key, "stage": job.name}
+            keep(done, partial(checkpoint.write, model=model, optimizer=optimizer, state=state))
     _share_buffers(model, job.world)
     seconds = time.perf_counter() - began
     model = stages.merge(model, wrapper, _probe_of(processor, device)) if wrapper is not None else model
@@ -209,10 +212,6 @@ def _share_buffers(model: Any, world: int) -> None:
             if buffer.is_floating_point() and model.training:
                 dist.all_reduce(buffer)
                 buffer /= world
-
-
-def _state(job: Job, step: int, tokens: int) -> dict[str, Any]:
-    return {"step": step, "tokens": tokens, "key": job.key, "stage": job.name}
 
 
 def _probe_of(processor: Any, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ class CaptionWords:
 
 def word_statistics(
     corpus: Corpus, tasks: Mapping[str, float], vocabulary: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Share of faces whose answers to `tasks` hold each word (V,), and how many hold each pair of words (V, V).
 
     Plain and mirrored answers count half each.

@@ -49,7 +49,7 @@ def prepare(model: Any, trains: Trainable, lora: Lora) -> Any | None:
     for name, parameter in model.named_parameters():
         adapter = ".lora_" in name
         mode = getattr(trains, module_of(name))
-        parameter.requires_grad_(mode == "full" and not adapter or mode == "lora" and adapter)
+        parameter.requires_grad_(mode == ("lora" if adapter else "full"))
     return wrapper
 
 

@@ -176,7 +176,7 @@ def test_a_crowd_is_answered_and_health_stays_prompt(endpoint: deploy.Endpoint) 
         while not all(future.done() for future in waiting):
             started = time.monotonic()
             assert get(endpoint, "/v2/health/ready") == {"ready": True}
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 3
     replies = [future.result() for future in waiting]
     assert {status for status, _ in replies} == {200}
     assert len({body["predictions"][0]["answer"] for _, body in replies}) == 1
@@ -197,7 +197,7 @@ def test_it_listens_on_loopback_only(endpoint: deploy.Endpoint) -> None:
 def test_the_curl_example_works_as_pasted(endpoint: deploy.Endpoint, tmp_path: Path) -> None:
     face = tmp_path / "face of mine.jpg"
     face.write_bytes(picture("JPEG"))
-    command = deploy.curl_example(endpoint.predict_url, "Is the person's hair 100% black?").replace(
+    command = deploy.curl_example(endpoint.predict_url, 'Is the person\'s hair 100% "black"?').replace(
         "FACE.jpg", shlex.quote(str(face))
     )
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)

@@ -125,8 +125,9 @@ def run_limited(chunks: list[bytes], headers: list[tuple[bytes, bytes]]) -> int:
 
 def test_bodies_are_cut_off() -> None:
     assert run_limited([b"x" * 50, b"x" * 50], []) == 2
-    assert run_limited([b"x" * 50, b"x" * 51, b"x"], []) == -413 - 2
-    assert run_limited([b"x" * 200], [(b"content-length", b"200")]) == -413
+    assert run_limited([b"x" * 50, b"x" * 51, b"x"], []) == -413 - 3  # read to the end, so that the client sees why
+    assert run_limited([b"x" * 200, b""], [(b"content-length", b"200")]) == -413 - 2
+    assert run_limited([b"x" * 200], [(b"content-length", b"9999999999")]) == -413  # not this one
 
 
 def test_what_waits_is_answered_together_and_failures_stay_their_own() -> None:

@@ -256,11 +256,11 @@ def test_labels_stand_on_answer_and_end_tokens_only(toy):
 
 
 MODES = {
-    "align": (dict(tower="full", projector="full", embeddings="full", language="frozen"), "caption_words"),
-    "instruct": (dict(tower="frozen", projector="full", embeddings="full", language="full"), "answers"),
-    "specialize": (dict(tower="full", projector="full", embeddings="full", language="full"), "answers"),
-    "projector": (dict(tower="frozen", projector="full", embeddings="frozen", language="frozen"), "answers"),
-    "adapters": (dict(tower="frozen", projector="full", embeddings="frozen", language="lora"), "answers"),
+    "align": ({"tower": "full", "projector": "full", "embeddings": "full", "language": "frozen"}, "caption_words"),
+    "instruct": ({"tower": "frozen", "projector": "full", "embeddings": "full", "language": "full"}, "answers"),
+    "specialize": ({"tower": "full", "projector": "full", "embeddings": "full", "language": "full"}, "answers"),
+    "projector": ({"tower": "frozen", "projector": "full", "embeddings": "frozen", "language": "frozen"}, "answers"),
+    "adapters": ({"tower": "frozen", "projector": "full", "embeddings": "frozen", "language": "lora"}, "answers"),
 }
 
 
@@ -291,7 +291,7 @@ def test_adapters_never_reach_the_tower(toy):
 
 
 def test_a_bad_merge_is_noticed(toy):
-    model, processor = toy.fresh()
+    model, _ = toy.fresh()
     wrapper = stages.prepare(model, Trainable.model_validate(MODES["adapters"][0]), toy.settings.training.lora)
 
     class Careless:

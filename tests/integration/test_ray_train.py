@@ -1,0 +1,192 @@
+"""Training under Ray Train for real: a worker is killed, a driver is killed; the run goes on from its checkpoint."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from facemllm.errors import UserError
+from facemllm.model.inference import Predictor, Query
+
+pytestmark = pytest.mark.integration
+
+OVERRIDES = (
+    "model.image_size=32",
+    "training.threads=1",
+    "training.checkpoint_every=10",
+    "training.stages.align.steps=60",
+    "training.stages.align.batch_images=8",
+    "training.stages.instruct.steps=20",
+    "training.stages.instruct.batch_images=4",
+)
+
+# The driver: one stage, its result as JSON. `hold` is the step at which the worker of the first attempt writes its
+# process id and waits to be killed.
+DRIVER = """
+import dataclasses, json, os, sys, time
+from pathlib import Path
+
+class Hold:
+    def __init__(self, folder, hold):
+        self.folder, self.hold = Path(folder), int(hold)
+    def __call__(self, step, metrics):
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"step": step, "pid": os.getpid(), **metrics}) + "\\n")
+        if step == self.hold and not (self.folder / "held").exists():
+            (self.folder / "held").write_text(str(os.getpid()))
+            time.sleep(600)
+
+if __name__ == "__main__":
+    from facemllm import settings
+    from facemllm.errors import UserError
+    from facemllm.training.launch import train
+    table, folder, hold, stage, base = sys.argv[1:6]
+    folder = Path(folder)
+    try:
+        result = train(
+            stage, settings.load("laptop", sys.argv[6:]), Path(table), Path(base) if base else None,
+            folder / f"{stage}-model", folder / "work", folder / "cache", Hold(folder, hold),
+        )
+    except UserError as error:
+        sys.exit(f"refused: {error}")
+    print("RESULT " + json.dumps(dataclasses.asdict(result)))
+"""
+
+
+def drive(table: Path, folder: Path, *overrides: str, hold: int = 0, stage: str = "align", base: str = ""):
+    """Start a driver in a session of its own, with a Ray of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", DRIVER, str(table), str(folder), str(hold), stage, base, *OVERRIDES, *overrides]
+    with (folder / "driver.log").open("ab") as log:
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, start_new_session=True
+        )
+
+
+def held_worker(folder: Path, driver: subprocess.Popen[str]) -> int:
+    """Process id of the worker that waits to be killed; its last checkpoint has had time to be registered."""
+    end = time.monotonic() + 240
+    while not (folder / "held").exists() or not (folder / "held").read_text():
+        assert driver.poll() is None, (folder / "driver.log").read_text()
+        assert time.monotonic() < end, "the worker did not reach the step"
+        time.sleep(0.2)
+    time.sleep(2)
+    return int((folder / "held").read_text())
+
+
+def result_of(driver: subprocess.Popen[str], folder: Path):
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, (folder / "driver.log").read_text()
+    return json.loads(output.split("RESULT ", 1)[1])
+
+
+def logged(folder: Path):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process that this test started and what it started."""
+    try:
+        tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in tree:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(tree, timeout=10)
+
+
+def answers(model: Path):
+    """What a trained model says, as a fingerprint of its weights."""
+    import numpy as np
+
+    face = np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+    query = Query("What about gender?", ("female", "male"))
+    return Predictor.load(model, threads=1).score([face], [[query]])[0][0].probabilities
+
+
+def test_a_killed_worker_goes_on_from_its_checkpoint(conversations_table: Callable[..., Path], tmp_path: Path):
+    table = conversations_table()
+    driver = drive(table, tmp_path, hold=40)
+    try:
+        worker = held_worker(tmp_path, driver)
+        os.kill(worker, signal.SIGKILL)
+        result = result_of(driver, tmp_path)
+    finally:
+        kill_tree(driver.pid)
+    assert result["steps"] == 60
+    assert 0 < result["resumed_from"] <= 40
+    assert result["samples"] == 480
+    assert {entry["pid"] for entry in logged(tmp_path) if entry["step"] <= 20} == {worker}
+    assert logged(tmp_path)[-1]["pid"] != worker
+    assert logged(tmp_path)[-1]["step"] == 60
+    # undisturbed, the same stage ends with the same weights
+    quiet = tmp_path / "undisturbed"
+    quiet.mkdir()
+    driver = drive(table, quiet)
+    try:
+        assert result_of(driver, quiet)["resumed_from"] == 0
+    finally:
+        kill_tree(driver.pid)
+    assert answers(tmp_path / "align-model") == answers(quiet / "align-model")
+    assert not [p for p in (tmp_path / "work").iterdir() if p.is_dir()]  # no checkpoint is left behind
+
+
+def test_a_killed_driver_goes_on_when_run_again(conversations_table: Callable[..., Path], tmp_path: Path):
+    table = conversations_table()
+    driver = drive(table, tmp_path, hold=40)
+    held_worker(tmp_path, driver)
+    kill_tree(driver.pid)
+    assert not (tmp_path / "align-model").exists()
+    again = drive(table, tmp_path)
+    try:
+        result = result_of(again, tmp_path)
+    finally:
+        kill_tree(again.pid)
+    assert 0 < result["resumed_from"] <= 40
+    assert logged(tmp_path)[-1]["step"] == 60
+    assert (tmp_path / "align-model" / "model.safetensors").is_file()
+
+
+def test_two_workers_train_and_the_next_stage_takes_over(conversations_table: Callable[..., Path], tmp_path: Path):
+    table = conversations_table()
+    for stage, base in (("align", ""), ("instruct", str(tmp_path / "align-model"))):
+        driver = drive(table, tmp_path, "training.workers=2", stage=stage, base=base)
+        try:
+            result = result_of(driver, tmp_path)
+        finally:
+            kill_tree(driver.pid)
+        assert result["steps"] == {"align": 60, "instruct": 20}[stage]
+        assert result["peak_memory_bytes"] > 2**20
+    assert sum(answers(tmp_path / "instruct-model")) == pytest.approx(1)
+
+
+def test_what_a_user_can_mend_is_said_in_one_line(conversations_table: Callable[..., Path], tmp_path: Path):
+    table = conversations_table()
+    driver = drive(table, tmp_path, stage="instruct", base=str(tmp_path / "nowhere"))
+    try:
+        _, _ = driver.communicate(timeout=300)
+    finally:
+        kill_tree(driver.pid)
+    assert driver.returncode == 1
+    last = (tmp_path / "driver.log").read_text().strip().splitlines()[-1]
+    assert last.startswith("refused: cannot load the model")
+    assert "nowhere" in last
+
+
+def test_an_existing_output_is_not_touched(conversations_table: Callable[..., Path], tmp_path: Path):
+    from facemllm import settings
+    from facemllm.training.launch import train
+
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        train("align", settings.load(), conversations_table(), None, tmp_path / "out", tmp_path / "w", tmp_path / "c")
