@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ def run(
     """Run the whole DAG here, step by step, and stop before production until a person has approved."""
     settings = load(profile, set_)
     name = name or profile
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a polite end is an interruption
     with runs.exclusive(settings):
         folder = runs.run_folder(settings, name)
         summary = _run(settings, folder, name, list(set_))
@@ -70,7 +72,7 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> d
     from facemllm import console as screen
     from facemllm import services, tracking
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
     started = time.time()
     cached = workflow.recall_all(settings)
     pending = [step for step in settings.stages() if step not in cached] or "annotate" not in cached

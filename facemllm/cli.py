@@ -239,6 +239,38 @@ def evaluate(
     _say(as_json, metrics, f"{out / 'metrics.json'}: mean balanced accuracy {metrics['closed_mean']['value']:.3f}")
 
 
+@app.command()
+def score(
+    conversations: Conversations,
+    predictions: Annotated[Path, typer.Argument(help="A predictions table.")],
+    out: Annotated[Path, typer.Argument(help="JSON file to write.")],
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Compute the metrics again from saved predictions; no model is loaded."""
+    from facemllm.evaluation.score import score as run_score
+
+    metrics = run_score(load(profile, set_), conversations, predictions, out)
+    _say(as_json, metrics, f"{out}: mean balanced accuracy {metrics['closed_mean']['value']:.3f}")
+
+
+@promote.command("request")
+def promote_request(
+    version: Version,
+    by: By = None,
+    note: Annotated[str, typer.Option(help="What the deciding person should know.")] = "",
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Ask for a decision about a version."""
+    from facemllm.promotion import approvals
+
+    facts = approvals.request(load(profile, set_), version, approvals.person(by), note)
+    _say(as_json, dict(facts), f"decision requested for version {version}")
+
+
 @promote.command("list")
 def promote_list(profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
     """List registered versions with gate, decision and aliases."""

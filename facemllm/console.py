@@ -27,7 +27,7 @@ def follow(console: Console, view: runs.RunView, child: subprocess.Popen[bytes],
         return
     while True:
         ended = child.poll() is not None
-        for name, step in view.refresh():
+        for name, step in view.refresh().items():
             told = step.message or step.figure
             console.print(
                 f"{name:<15}{step.state:<9}{runs.clock(step.seconds):<14}{told}", markup=False, soft_wrap=True

@@ -46,9 +46,9 @@ class RunView:
     steps: dict[str, StepView] = field(default_factory=lambda: {name: StepView() for name in STEPS})
     _read: int = 0
 
-    def refresh(self) -> list[tuple[str, StepView]]:
-        """Read new events; return the steps whose state changed."""
-        changed: list[tuple[str, StepView]] = []
+    def refresh(self) -> dict[str, StepView]:
+        """Read new events; return the steps whose state changed, by name."""
+        changed: dict[str, StepView] = {}
         if not self.events.is_file():
             return changed
         with self.events.open("rb") as file:
@@ -60,7 +60,7 @@ class RunView:
                 event = json.loads(line)
                 step = self.steps.get(event["step"])
                 if step is not None and self._apply(step, event):
-                    changed.append((event["step"], step))
+                    changed[event["step"]] = step
         return changed
 
     def _apply(self, step: StepView, event: Mapping[str, Any]) -> bool:
@@ -181,7 +181,7 @@ def write_run(settings: Settings, folder: Path, summary: Mapping[str, Any]) -> N
     evaluation = settings.home / "store" / digests["evaluate"] if digests["evaluate"] else None
     if evaluation is not None:
         atomic_write(folder / FACE, next(iter(sorted((evaluation / "samples").glob("*.jpg")))).read_bytes())
-    write_report(folder / "report.html", summary, evaluation, curves(settings, summary))
+    write_report(folder / "report.html", summary, evaluation, curves(settings, summary), source=settings.data.source)
 
 
 def curves(settings: Settings, summary: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:

@@ -109,7 +109,13 @@ def ray(settings: Settings) -> Service:
     flags += ["--include-dashboard=false", f"--num-cpus={os.cpu_count()}", f"--temp-dir={folder}"]
     flags += [f"--object-store-memory={_RAY_STORE_BYTES}", "--disable-usage-stats", "--log-color=false"]
     client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    env = {**client, "AUTOSCALER_METRIC_PORT": str(base + 9), "DASHBOARD_METRIC_PORT": str(base + 10)}
+    # workers do the run's main work: Ray's own niceness of 15 would starve them beside anything else
+    env = {
+        **client,
+        "RAY_worker_niceness": "0",
+        "AUTOSCALER_METRIC_PORT": str(base + 9),
+        "DASHBOARD_METRIC_PORT": str(base + 10),
+    }
     address = f"{HOST}:{base}"
     # The node's agent answers only once the raylet is ready; the head's own port opens long before.
     health = f"http://{HOST}:{ports['--dashboard-agent-listen-port']}/api/local_raylet_healthz"

@@ -77,6 +77,9 @@ def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
+        # fan-in sized weights, not transformers' normal(0, 0.02): the tower behind is untrained and needs its gradient
+        for linear in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
+            linear.reset_parameters()
     for name in ("pad", "bos", "eos"):
         setattr(model.generation_config, f"{name}_token_id", ids[name])
     model.generation_config.do_sample = False

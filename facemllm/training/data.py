@@ -7,7 +7,6 @@ tokenised beside them, so that a mirrored face is asked and answered correctly.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +48,9 @@ def pixel_cache(table: Table, image_processor: Any, cache: Path, workers: int = 
 
     Built once per table digest and image processor; a half-built cache is never seen. `workers: 0` is one a core.
     """
-    kind = digests.of_json(json.loads(image_processor.to_json_string()))
+    # what decides the pixels; the rest of the processor's fields differ between a fresh and a loaded one
+    fields = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_convert_rgb")
+    kind = digests.of_json([type(image_processor).__name__, *(str(getattr(image_processor, f, None)) for f in fields)])
     path = cache / f"pixels-{table.digest[:24]}-{kind[:8]}.npy"
     if not path.exists():
         _build_pixels(table, image_processor, path, workers or len(os.sched_getaffinity(0)))

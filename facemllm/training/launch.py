@@ -37,6 +37,7 @@ _RAY_SWITCHES = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own default of 15 lets any other process starve the training
 }
 
 OnLog = Callable[[int, dict[str, float]], None]

@@ -18,7 +18,9 @@ from facemllm.model.forward import hidden_states, prefix_embeddings, word_logits
 from facemllm.training.data import Corpus
 from facemllm.training.packing import IGNORED, Packed, word_bags
 
-_SCALE = 2.718  # logits are this times the dot product: the mean token need not grow before words tell apart
+# Logits are this times the dot product, so that words tell apart before the mean token has had to grow. Measured after
+# 450 steps, expression accuracy and yaw error on validation: 2.7 -> .17, 5.9; 10 -> .24, 2.9; 30 -> .29, 2.6.
+_SCALE = 30.0
 _RAREST = 2.5e-3  # shares are held this far from 0 and 1, which bounds the weight of a rare word
 _MEETINGS = 5.0  # words expected to meet this often that never do exclude each other (chance: e^-5)
 _BLOCK = 1024
