@@ -14,7 +14,7 @@ help: ## list what there is
 	@echo "setting up .venv with $(PYTHON) (once; minutes when packages have to be downloaded)"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@uv=$$(command -v uv || { .venv/bin/pip install -q uv -c constraints.txt >/dev/null 2>&1 && echo .venv/bin/uv; }); \
-	if [ -n "$$uv" ]; then UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $$uv pip install -q --python .venv/bin/python -e '.[dev]' -c constraints.txt; \
+	if [ -n "$$uv" ]; then UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $$uv pip install -q --compile-bytecode --python .venv/bin/python -e '.[dev]' -c constraints.txt; \
 	else .venv/bin/pip install -q -e '.[dev]' -c constraints.txt; fi
 	@touch $@
 

@@ -168,7 +168,8 @@ class Lora(Section):
 class Stage(Section):
     """One training stage as data. Learning rates are per optimiser step; `steps` counts optimiser steps.
 
-    `objective: caption_words` predicts the caption's words from the mean image token through the tied word
+    `tasks` weighs each turn of a task in the draw of `turns_per_image` turns of a face; `batch_images` is over all
+    workers. `objective: caption_words` predicts the caption's words from the mean image token through the tied word
     embeddings (no language-model pass); `answers` is the next-token loss on answer tokens.
     """
 

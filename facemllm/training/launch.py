@@ -274,6 +274,8 @@ def _train_rank(config: dict[str, Any]) -> None:
             with last.as_directory() as folder:
                 outcome = run_stage(job, model, processor, corpus, pixels, resume=Path(folder), keep=keep, log=log)
     if rank == 0:
+        if flush := getattr(config["on_log"], "flush", None):
+            flush()  # this process ends soon, and curves are sent in the background
         # the launch saw that `out` did not exist: what is there now, a worker wrote that died on its way back
         shutil.rmtree(config["out"], ignore_errors=True)
         save_model(outcome.model, processor, Path(config["out"]))
