@@ -22,10 +22,11 @@ run: .venv/.ready ## set up and run the main job (PROFILE=laptop, ARGS="--set ke
 	@.venv/bin/python pipeline.py run --profile $(PROFILE) $(ARGS)
 
 test: lint ## set up and pass the tests: style, unit, integration, end to end
-	@.venv/bin/python -m pytest -q --durations=8 tests/unit tests/integration tests/e2e
+	@.venv/bin/python -m pytest -q -n auto tests/unit
+	@.venv/bin/python -m pytest -q --durations=8 tests/integration tests/e2e
 
 test-unit: .venv/.ready ## the unit tests alone
-	@.venv/bin/python -m pytest -q tests/unit
+	@.venv/bin/python -m pytest -q -n auto tests/unit
 
 lint: .venv/.ready ## style and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -241,6 +242,7 @@ def schedule(
 def _client(endpoint: str, namespace: str | None) -> Any:
     import kfp
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
     try:
         client = kfp.Client(host=endpoint, namespace=namespace or "kubeflow")
         client.get_kfp_healthz()

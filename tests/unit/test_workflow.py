@@ -1,0 +1,168 @@
+"""Steps and runs: keys, recall, failures, the live view, and one clear line for what a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from facemllm import digests, progress, runs, workflow
+from facemllm.errors import UserError
+from facemllm.settings import Settings, load
+from facemllm.workflow import STEPS, Context, Outcome, Step
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load("laptop", [f"storage.home={tmp_path / 'home'}", f"storage.runs={tmp_path / 'runs'}"])
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A step `ingest` that writes a file and counts its calls."""
+    calls: list[str] = []
+
+    def work(context: Context) -> Outcome:
+        calls.append("called")
+        context.out.mkdir()
+        (context.out / "data.txt").write_text(f"identities {context.settings.data.identities}")
+        return Outcome(digests.of_tree(context.out), "made")
+
+    real = STEPS["ingest"]
+    step = Step(name="ingest", module=real.module, sections=real.sections, inputs={}, work=work)
+    monkeypatch.setitem(workflow.STEPS, "ingest", step)
+    return calls
+
+
+def test_a_step_is_recalled_until_something_it_depends_on_changes(settings: Settings, counted: list[str]) -> None:
+    first = workflow.execute("ingest", settings)
+    assert workflow.execute("ingest", settings) == first
+    assert len(counted) == 1
+    other = settings.model_copy(update={"data": settings.data.model_copy(update={"identities": 7})})
+    assert workflow.execute("ingest", other) != first
+    assert len(counted) == 2
+    gate = settings.model_copy(update={"serving": settings.serving.model_copy(update={"threads": 2})})
+    workflow.execute("ingest", gate)
+    assert len(counted) == 2
+
+
+def test_a_lost_result_is_made_again(settings: Settings, counted: list[str]) -> None:
+    digest = workflow.execute("ingest", settings)
+    path = settings.home / "store" / digest
+    (path / "data.txt").unlink()
+    path.rmdir()
+    assert workflow.execute("ingest", settings) == digest
+    assert len(counted) == 2
+
+
+def test_worker_counts_do_not_enter_the_key(settings: Settings) -> None:
+    other = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": 5})})
+    step = STEPS["ingest"]
+    assert workflow.step_key(step, settings, {}) == workflow.step_key(step, other, {})
+
+
+def test_a_failing_step_tells_why_and_keeps_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def work(context: Context) -> Outcome:
+        raise UserError("the sky is green; paint it blue")
+
+    step = Step(name="ingest", module=STEPS["ingest"].module, sections=lambda s: {}, inputs={}, work=work)
+    monkeypatch.setitem(workflow.STEPS, "ingest", step)
+    monkeypatch.setenv(progress.EVENTS, str(tmp_path / "events.jsonl"))
+    with pytest.raises(UserError, match="green"):
+        workflow.execute("ingest", settings)
+    view = runs.RunView(tmp_path / "events.jsonl")
+    view.refresh()
+    assert view.failure() == ("ingest", "the sky is green; paint it blue")
+    assert not (settings.home / "keys").exists()
+
+
+def test_wrong_inputs_are_our_own_mistake(settings: Settings) -> None:
+    with pytest.raises(ValueError, match="takes inputs"):
+        workflow.execute("annotate", settings)
+
+
+def test_a_model_whose_bytes_changed_is_refused(settings: Settings) -> None:
+    folder = settings.home / "store" / "made"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    digest = digests.of_tree(folder)
+    folder.rename(folder.parent / digest)
+    version = SimpleNamespace(digest=digest, version=3)
+    assert workflow.model_dir(settings, version) == settings.home / "store" / digest
+    (settings.home / "store" / digest / "model.safetensors").write_bytes(b"weightS")
+    with pytest.raises(UserError, match="do not match the digest of version 3"):
+        workflow.model_dir(settings, version)
+
+
+def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    lines = [
+        {"time": 1.0, "step": "deploy", "state": "running"},
+        {"time": 1.5, "step": "deploy", "progress": 1, "total": 2, "note": "half"},
+        {"time": 2.0, "step": "deploy", "state": "done", "seconds": 1.0, "digest": "d", "figure": "url"},
+    ]
+    events.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"half a li')
+    view = runs.RunView(events)
+    assert list(view.refresh()) == ["deploy"]
+    view.settle({"ingest": {"seconds": 3.0, "digest": "i", "figure": "4 faces"}})
+    assert view.steps["ingest"].state == "cached"
+    assert view.steps["release"].state == "skipped"
+    assert view.failure() is None
+
+
+def test_one_run_at_a_time(settings: Settings) -> None:
+    with (
+        runs.exclusive(settings),
+        pytest.raises(UserError, match="another pipeline run"),
+        runs.exclusive(settings),
+    ):
+        pass
+    with runs.exclusive(settings):
+        pass
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden"])
+def test_run_names_stay_inside_the_folder(settings: Settings, name: str) -> None:
+    with pytest.raises(UserError, match="plain name"):
+        runs.run_folder(settings, name)
+
+
+def test_output_folder_that_cannot_be_made(settings: Settings) -> None:
+    settings.runs.parent.mkdir(parents=True, exist_ok=True)
+    settings.runs.write_text("a file where a folder should be")
+    with pytest.raises(UserError, match=r"storage\.runs"):
+        runs.run_folder(settings, "x")
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("pipeline.py", "run", "--set", "training.worker=2"), 1, "did you mean 'workers'?"),
+        (("pipeline.py", "run", "--set", "training.workers=two"), 1, "training.workers"),
+        (("pipeline.py", "run", "--profile", "nowhere"), 1, "no profile 'nowhere'"),
+        (("pipeline.py", "compile", "/nowhere/at/all.yaml"), 1, "cannot write"),
+        (("pipeline.py", "compile", "spec.txt"), 1, ".yaml"),
+        (("pipeline.py", "fly"), 2, "No such command"),
+        (("pipeline.py", "submit", "--endpoint", "http://127.0.0.1:9"), 1, "no Kubeflow Pipelines API answers"),
+        (("-m", "facemllm", "train", "polish"), 1, "no stage 'polish'"),
+        (("-m", "facemllm", "reformat", "/nowhere", "/tmp/never-made"), 1, "is not a table"),
+        (("-m", "facemllm", "evaluate", "/nowhere", "/nowhere", "/tmp/never-made"), 1, "is not a model directory"),
+    ],
+)
+def test_command_lines_end_with_one_clear_line(words: tuple[str, ...], code: int, told: str) -> None:
+    done = command(*words)
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    if code == 1:
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
