@@ -123,10 +123,10 @@ def recall_all(settings: Settings) -> dict[str, dict[str, Any]]:
     store = Store(settings.home)
     records: dict[str, dict[str, Any]] = {}
     for step in STEPS.values():
-        if not step.keeps or step.world or step.still or not set(step.inputs.values()) <= set(records):
+        if not step.keeps or step.world or not set(step.inputs.values()) <= set(records):
             continue
         inputs = {name: str(records[source]["output"]) for name, source in step.inputs.items()}
-        record = store.recall(step_key(step, settings, inputs))
+        record = _recall(step, settings, store, step_key(step, settings, inputs))
         if record is not None:
             records[step.name] = record
     return records
