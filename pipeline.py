@@ -28,7 +28,8 @@ from facemllm.settings import Settings
 def build(settings: Settings, finish: Any = lambda task, step: task) -> Any:
     """The pipeline. `finish(task, step)` adds what only a cluster needs: resources, volumes, secrets.
 
-    Steps that act on the world (from `gate` on) are never answered from KFP's cache; `facemllm` remembers them itself.
+    Steps that act on the world (`version`, and from `gate` on) are never answered from KFP's cache: `facemllm`
+    remembers them itself, and looks whether what it remembers still stands.
     """
 
     @dsl.pipeline(name="face-mllm", description="Faces to a served multimodal LLM: data, three stages, gate, approval.")
@@ -41,7 +42,7 @@ def build(settings: Settings, finish: Any = lambda task, step: task) -> Any:
         annotated = step(annotate, faces=faces.output).output
         conversations = step(reformat, annotated=annotated).output
         checked = step(validate, annotated=annotated, conversations=conversations)
-        recorded = step(version, annotated=annotated, conversations=conversations).after(checked)
+        recorded = step(version, cached=False, annotated=annotated, conversations=conversations).after(checked)
         aligned = step(align, conversations=conversations).after(recorded)
         instructed = step(instruct, conversations=conversations, model=aligned.output)
         model = step(specialize, conversations=conversations, model=instructed.output).output

@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,17 +58,19 @@ def run(
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a polite end is an interruption
     with runs.exclusive(settings):
         folder = runs.run_folder(settings, name)
-        summary = _run(settings, folder, name, list(set_))
+        summary, code = _run(settings, folder, name, list(set_))
     if as_json:
         print(json.dumps(summary))
     failed = next((s for s in summary["steps"] if s["state"] == "failed"), None)
     if failed:
         raise UserError(f"{failed['name']}: {failed['figure']} (log: {folder / 'run.log'})")
+    if code:
+        raise UserError(f"the pipeline ended with {code} (log: {folder / 'run.log'})")
     if not (summary["gate"] or {}).get("passed"):
         raise UserError(f"the gate refused the model: {'; '.join((summary['gate'] or {}).get('reasons', []))}")
 
 
-def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> dict[str, Any]:
+def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> tuple[dict[str, Any], int]:
     from rich.console import Console
 
     from facemllm import console as screen
@@ -77,7 +80,7 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> d
     started = time.time()
     cached = workflow.recall_all(settings)
     pending = [step for step in settings.stages() if step not in cached] or "annotate" not in cached
-    if "evaluate" not in cached:
+    if not set(cached) >= {"validate", "version", "evaluate"}:
         # the engine's cache may only answer when every result it stands for is still in the store
         shutil.rmtree(settings.home / "cache" / "kfp", ignore_errors=True)
     view = runs.RunView(folder / "events.jsonl")
@@ -110,12 +113,13 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> d
         if pending:
             services.down(settings, ["ray"])
     if child.returncode and view.failure() is None:
-        console.print((folder / "run.log").read_text("utf-8", "replace")[-2000:])
+        console.print((folder / "run.log").read_text("utf-8", "replace")[-2000:], markup=False)
     summary = runs.summarise(settings, name, view, time.time() - started)
     runs.write_run(settings, folder, summary)
-    tracking.finish_pipeline(settings, parent, summary, folder)
     screen.results(console, settings, summary, folder)
-    return summary
+    with suppress(UserError):  # an MLflow server that went away must not hide what the run says
+        tracking.finish_pipeline(settings, parent, summary, folder)
+    return summary, child.returncode
 
 
 @app.command(hidden=True)
@@ -264,5 +268,6 @@ def release_version(
 
     if settings.tracking.uri is None:
         services.up(settings, "mlflow")
-    url = workflow.execute("release", settings, version=version)
+    with runs.exclusive(settings):
+        url = workflow.execute("release", settings, version=version)
     print(f"version {version} serves at {url}\n\n{curl_example(url)}")

@@ -19,6 +19,7 @@ import typer
 from facemllm import digests
 from facemllm.errors import UserError
 from facemllm.records import CONVERSATIONS, FACES, open_table
+from facemllm.runs import exclusive
 from facemllm.settings import Settings, load
 
 app = typer.Typer(
@@ -54,6 +55,10 @@ def guarded(command: typer.Typer) -> None:
         command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}; check the place and your rights there", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to go on", file=sys.stderr)
@@ -204,7 +209,8 @@ def train(
     settings = load(profile, set_)
     if stage not in settings.stages():
         raise UserError(f"no stage '{stage}'; the stages are {', '.join(settings.stages())}")
-    digest = workflow.execute(stage, settings, **_inputs(settings, stage, conversations=conversations, model=model))
+    with exclusive(settings):
+        digest = workflow.execute(stage, settings, **_inputs(settings, stage, conversations=conversations, model=model))
     _say(as_json, {"digest": digest, "path": str(settings.home / "store" / digest)}, digest)
 
 
@@ -318,10 +324,14 @@ def promote_reject(
     as_json: Json = False,
 ) -> None:
     """Reject a version: it cannot be released."""
-    from facemllm.promotion import approvals
+    from facemllm.promotion import approvals, registry
 
-    decision = approvals.reject(load(profile, set_), version, by, reason)
+    settings = load(profile, set_)
+    decision = approvals.reject(settings, version, by, reason)
     _decided(as_json, decision)
+    champion = registry.champion(settings)
+    if champion is not None and champion.version == decision.version:
+        print("it still serves in production: release another, or `facemllm services down production`", file=sys.stderr)
 
 
 def _decided(as_json: bool, decision: Any) -> None:
@@ -353,7 +363,9 @@ def deploy(version: Version, profile: Profile = "laptop", set_: Sets = [], as_js
     """Put a registered version into staging. Production is `pipeline.py release VERSION`."""
     from facemllm import workflow
 
-    url = workflow.execute("deploy", load(profile, set_), version=version)
+    settings = load(profile, set_)
+    with exclusive(settings):
+        url = workflow.execute("deploy", settings, version=version)
     _say(as_json, {"version": version, "endpoint": url}, url)
 
 
@@ -385,6 +397,10 @@ def services_up(
 
     settings = load(profile, set_)
     for name in names or ["mlflow"]:
+        if name not in ("mlflow", "ray"):
+            raise UserError(
+                f"{name}: models are served by `facemllm deploy` and `pipeline.py release`, which check them"
+            )
         print(services.up(settings, name).url)
 
 

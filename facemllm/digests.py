@@ -47,6 +47,11 @@ def of_code(module: str) -> str:
 
     A step's results are keyed by this, so that an edit re-runs the steps it can change and no others.
     """
+    return of_json([[p.relative_to(PACKAGE).as_posix(), of_file(p)] for p in sorted(code_files(module))])
+
+
+def code_files(module: str) -> set[Path]:
+    """The files behind a module: itself, every `facemllm` module it imports, directly or not, and their data files."""
     seen: dict[str, Path] = {}
     todo = [module]
     while todo:
@@ -59,7 +64,7 @@ def of_code(module: str) -> str:
     files = set(seen.values())
     for path in seen.values():
         files.update(p for p in _sources(path.parent) if p.suffix != ".py" and path.parent != PACKAGE)
-    return of_json([[p.relative_to(PACKAGE).as_posix(), of_file(p)] for p in sorted(files)])
+    return files
 
 
 def _sources(folder: Path) -> list[Path]:

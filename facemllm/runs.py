@@ -11,7 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class RunView:
             elif step.state == "waiting":
                 step.state = "skipped"
             elif step.state == "running":
-                step.state = "failed"
+                step.state, step.message = "failed", "ended without a word; its last lines are in run.log"
 
     def failure(self) -> tuple[str, str] | None:
         """Name and message of the step that failed, if one did."""
@@ -121,6 +121,8 @@ def run_folder(settings: Settings, name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "events.jsonl").write_bytes(b"")
+        for name in ("summary.json", "report.html", FACE):
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write {folder}: {error.strerror}; set storage.runs to a folder you may write to"
@@ -154,7 +156,7 @@ def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> d
                 "seconds": s.seconds,
                 "cached": s.state == "cached",
                 "digest": s.digest,
-                "figure": s.figure,
+                "figure": s.message or s.figure,
             }
             for n, s in view.steps.items()
         ],
@@ -194,7 +196,8 @@ def curves(settings: Settings, summary: Mapping[str, Any]) -> dict[str, list[dic
         if step["name"] in settings.stages() and step["digest"]:
             record = _record_of_digest(store, step["digest"])
             if record and record.get("run_id"):
-                found[step["name"]] = tracking.curve(settings, record["run_id"])
+                with suppress(UserError):  # a report without curves is better than none
+                    found[step["name"]] = tracking.curve(settings, record["run_id"])
     return found
 
 
@@ -206,9 +209,10 @@ def _record(store: Store, recalled: Mapping[str, Any] | None, step: StepView) ->
 
 def _record_of_digest(store: Store, digest: str) -> dict[str, Any] | None:
     for path in (store.home / "keys").glob("*.json"):
-        record: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if record["digest"] == digest:
-            return record
+        with suppress(ValueError):
+            record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            if record["digest"] == digest:
+                return record
     return None
 
 

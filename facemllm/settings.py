@@ -367,6 +367,8 @@ def load(profile: str = "laptop", overrides: Sequence[str] = ()) -> Settings:
     Raises UserError naming the key, where it was set and what is allowed.
     """
     folder = root()
+    if Path(profile).name != profile:
+        raise UserError(f"--profile {profile!r}: give the plain name of a file in {PROFILES}/")
     values = _read(folder / PARAMS)
     origins = dict.fromkeys(_leaves(values), PARAMS)
     overlay = folder / PROFILES / f"{profile}.yaml"

@@ -42,7 +42,10 @@ class Store:
         path = self.home / "keys" / f"{key}.json"
         if not path.is_file():
             return None
-        record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        try:
+            record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            return None
         return record if (self.home / "store" / record["digest"]).is_dir() else None
 
     def work(self, key: str) -> Path:
@@ -55,9 +58,8 @@ class Store:
         """Move a finished folder into the store, remember it under the key, and drop its unfinished work."""
         path = self.home / "store" / digest
         if path.is_dir():
-            shutil.rmtree(result)
-        else:
-            publish(result, path)
+            shutil.rmtree(path)  # what has just been made is whole; what lay there may have been damaged since
+        publish(result, path)
         record = {"digest": digest, **facts}
         atomic_write(self.home / "keys" / f"{key}.json", json.dumps(record, indent=2, sort_keys=True).encode())
         shutil.rmtree(self.home / "work" / key[:32], ignore_errors=True)

@@ -83,6 +83,16 @@ def start_pipeline(settings: Settings, run_name: str) -> str:
     return run_id
 
 
+def join_pipeline(settings: Settings, run_name: str) -> str:
+    """The open run of a pipeline run of this name, or a new one: for steps that no common process holds together."""
+    client = connect(settings)
+    condition = f"attributes.status = 'RUNNING' and tags.`facemllm.run` = '{run_name}'"
+    with guard(uri(settings)):
+        found = client.search_runs([experiment_id(settings, client)], condition, order_by=["attributes.start_time ASC"])
+    pipelines = [run.info.run_id for run in found if "facemllm.step" not in run.data.tags]
+    return str(pipelines[0]) if pipelines else start_pipeline(settings, run_name)
+
+
 def finish_pipeline(
     settings: Settings, parent_run_id: str, summary: Mapping[str, Any], folder: Path | None = None
 ) -> None:

@@ -22,7 +22,8 @@ from facemllm.records import CONVERSATIONS, open_table
 from facemllm.settings import Settings, load
 from facemllm.store import Store
 
-PARENT_RUN = "FACEMLLM_PARENT_RUN"
+PARENT_RUN = "FACEMLLM_PARENT_RUN"  # MLflow run of the pipeline run, handed on by the local runner
+CLUSTER_RUN = "FACEMLLM_RUN"  # name of the pipeline run on a cluster, where no process spans the steps
 
 
 @dataclass
@@ -140,7 +141,13 @@ def _recall(step: Step, settings: Settings, store: Store, key: str) -> dict[str,
 
 
 def _perform(
-    step: Step, settings: Settings, store: Store, key: str, inputs: Mapping[str, str], started: float
+    step: Step,
+    settings: Settings,
+    store: Store,
+    key: str,
+    inputs: Mapping[str, str],
+    started: float,
+    tracked: bool = True,
 ) -> dict[str, Any]:
     work = store.work(key)
     out = work / "result"
@@ -148,7 +155,7 @@ def _perform(
         _discard(out)
     from facemllm.tracking import commit
 
-    with _tracked(step, settings, key, inputs) as run:
+    with _tracked(step, settings, key, inputs) if tracked else nullcontext(None) as run:
         context = Context(settings, store, inputs, work, out, run)
         outcome = step.work(context)
         facts = {
@@ -169,11 +176,13 @@ def _perform(
 
 
 def _tracked(step: Step, settings: Settings, key: str, inputs: Mapping[str, str]) -> Any:
+    from facemllm import tracking
+
+    if name := os.environ.get(CLUSTER_RUN):
+        os.environ[PARENT_RUN] = tracking.join_pipeline(settings, name)
     parent = os.environ.get(PARENT_RUN)
     if not parent:
         return nullcontext(None)
-    from facemllm import tracking
-
     return tracking.step_run(settings, parent, step.name, key=key, inputs=inputs)
 
 
@@ -261,11 +270,19 @@ def _still_recorded(settings: Settings, record: Mapping[str, Any]) -> bool:
     return has(settings, record["output"])
 
 
+def _whole_model(c: Context) -> Path:
+    """Folder of the input model. Raises UserError when its bytes are no longer those of its digest."""
+    path = c.path("model")
+    if digests.of_tree(path) != c.inputs["model"]:
+        raise UserError(f"{path}: the model's bytes have changed since it was made; remove that folder and run again")
+    return path
+
+
 def _train(stage: str) -> Callable[[Context], Outcome]:
     def work(c: Context) -> Outcome:
         from facemllm.training.launch import train
 
-        base = c.path("model") if "model" in c.inputs else None
+        base = _whole_model(c) if "model" in c.inputs else None
         on_log = c.run.curve_logger() if c.run is not None else None
         result = train(
             stage,
@@ -295,7 +312,7 @@ def _train(stage: str) -> Callable[[Context], Outcome]:
 def _evaluate(c: Context) -> Outcome:
     from facemllm.evaluation.evaluate import evaluate
 
-    metrics = evaluate(c.settings, c.path("model"), c.inputs["model"], c.path("conversations"), c.out)
+    metrics = evaluate(c.settings, _whole_model(c), c.inputs["model"], c.path("conversations"), c.out)
     if c.run is not None:
         c.run.log_evaluation(metrics, c.out)
     mean = metrics["closed_mean"]
@@ -320,14 +337,12 @@ def _gate(c: Context) -> Outcome:
 
 def _champion_evaluation(c: Context, metrics: Mapping[str, Any]) -> Path | None:
     """The champion's predictions on the candidate's own items: recalled, or made now with the champion's bytes."""
+    from facemllm.promotion import registry
+
     digest = c.inputs["champion"]
     if not digest or digest == metrics["model_digest"]:
         return None
-    model = c.settings.home / "store" / digest
-    if not model.is_dir():
-        from facemllm.promotion import registry
-
-        model = registry.fetch(c.settings, "champion", c.work / "champion")
+    model_dir(c.settings, registry.find_version(c.settings, "champion"))
     made = execute_nested("evaluate", c, model=digest, conversations=metrics["conversations_digest"])
     return c.store.path(made)
 
@@ -338,7 +353,7 @@ def execute_nested(name: str, c: Context, **inputs: str) -> str:
     key = step_key(step, c.settings, inputs)
     record = c.store.recall(key)
     if record is None:
-        record = _perform(step, c.settings, c.store, key, inputs, time.monotonic())
+        record = _perform(step, c.settings, c.store, key, inputs, time.monotonic(), tracked=False)
     return str(record["output"])
 
 
@@ -352,12 +367,20 @@ def _register(c: Context) -> Outcome:
         model_digest=c.inputs["model"],
         evaluation=metrics,
         evaluation_digest=c.inputs["evaluation"],
-        gate={"passed": c.inputs["gate"] == "passed"},
+        gate=_gate_of(c),
         run_id=os.environ.get(PARENT_RUN),
     )
     facts = {"name": version.name, "version": version.version, "model_digest": c.inputs["model"]}
     digest = _write_json(c.out, "registered.json", facts)
     return Outcome(digest, f"{version.name} version {version.version}", output=str(version.version), facts=facts)
+
+
+def _gate_of(c: Context) -> dict[str, Any]:
+    """The gate's verdict with its reasons, as the gate left it in the store."""
+    inputs = {"evaluation": c.inputs["evaluation"], "champion": _champion(c.settings)}
+    record = c.store.recall(step_key(STEPS["gate"], c.settings, inputs)) or {}
+    passed = c.inputs["gate"] == "passed"
+    return {"passed": passed, "reasons": record.get("gate", {}).get("reasons", [])}
 
 
 def _still_registered(settings: Settings, record: Mapping[str, Any]) -> bool:
@@ -393,7 +416,10 @@ def _release(c: Context) -> Outcome:
 
     version = approvals.require_approved(c.settings, c.inputs["version"])
     folder = model_dir(c.settings, version)
-    endpoint = deploy.release(c.settings, folder, version.digest, str(version.version), _probe(c, version))
+    before = registry.champion(c.settings)
+    put_back = before is not None and approvals.state(c.settings, before.version) == "approved"
+    number = str(version.version)
+    endpoint = deploy.release(c.settings, folder, version.digest, number, _probe(c, version), put_back=put_back)
     registry.set_alias(c.settings, version.version, "champion")
     return Outcome(version.digest, endpoint.predict_url, output=endpoint.predict_url)
 
@@ -423,8 +449,10 @@ def _probe(c: Context, version: Any) -> Any:
     evaluation = c.store.path(version.evaluation)
     metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
     samples = json.loads((evaluation / "samples" / "samples.json").read_text("utf-8"))
-    asked = [(s["image_id"], q) for s in samples for q in s["questions"] if q["metric"] not in ("mae", "fact_f1")]
-    image_id, question = max(asked, key=lambda pair: pair[1]["parsed"] is not None)
+    asked = [(s["image_id"], q) for s in samples for q in s["questions"] if q["metric"] != "fact_f1"]
+    if not asked:
+        raise UserError("evaluation asked no closed question that staging could be proved by; add a task to qa.tasks")
+    image_id, question = max(asked, key=lambda pair: (pair[1]["parsed"] is not None, pair[1]["metric"] != "mae"))
     conversations = open_table(c.store.path(metrics["conversations_digest"]), CONVERSATIONS)
     faces = conversations.iterate(["image_id", "images"], metrics["split"])
     image = next(face["images"][0]["bytes"] for face in faces if face["image_id"] == image_id)
@@ -502,7 +530,7 @@ _ALL = (
     _stage("specialize", {"conversations": "reformat", "model": "instruct"}),
     Step(
         name="evaluate",
-        module="facemllm.evaluation",
+        module="facemllm.evaluation.evaluate",
         sections=_dump("evaluation"),
         inputs={"model": "specialize", "conversations": "reformat"},
         work=_evaluate,
@@ -510,10 +538,11 @@ _ALL = (
     Step(
         name="gate",
         module="facemllm.promotion.gates",
-        sections=_dump("promotion", promotion={"wait_minutes", "model_name"}),
+        sections=_dump("promotion", promotion={"wait_minutes"}),
         inputs={"evaluation": "evaluate"},
         work=_gate,
         world={"champion": _champion},
+        still=lambda settings, record: record["output"] == "passed",  # a refusal is told to the registry every time
     ),
     Step(
         name="register",

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from facemllm import progress
 from facemllm.errors import UserError
 from facemllm.mlflow_client import connect, guard, uri
-from facemllm.promotion.registry import Version, find_version, versions
+from facemllm.promotion.registry import DECISION, Version, find_version, versions
 from facemllm.settings import Settings, root
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ APPROVED: State = "approved"
 REJECTED: State = "rejected"
 PENDING: State = "pending"
 
-DECISION = "facemllm.decision"
 REQUEST = "facemllm.request"
 HISTORY = "facemllm.history."
 POLL_S = 5.0
@@ -213,6 +212,8 @@ def read_decision(version: Version) -> tuple[Decision | None, str | None]:
         return None, "the stored decision is unreadable"
     if not version.digest or decided.digest != version.digest:
         return None, f"the stored decision of {decided.by} is about other bytes, {str(decided.digest)[:12]}"
+    if decided.evaluation != version.evaluation:
+        return None, f"the stored decision of {decided.by} was taken on another evaluation"
     return decided, None
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CANDIDATE = "candidate"
+DECISION = "facemllm.decision"
 CHAMPION = "champion"
 DIGEST = "facemllm.digest"
 GATE = "facemllm.gate"
@@ -184,6 +185,8 @@ def withdraw(settings: Settings, digest: str, reasons: Sequence[str]) -> None:
             client.set_model_version_tag(found.name, str(found.version), name, value)
         if CANDIDATE in found.aliases:
             client.delete_registered_model_alias(found.name, CANDIDATE)
+        if DECISION in found.tags:  # what was approved stood on a gate that passed; its history is kept
+            client.delete_model_version_tag(found.name, str(found.version), DECISION)
 
 
 def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str, run_id: str | None) -> str:

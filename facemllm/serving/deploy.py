@@ -65,8 +65,10 @@ def deploy(settings: Settings, model_dir: Path, model_digest: str, version: str,
     return endpoint
 
 
-def release(settings: Settings, model_dir: Path, model_digest: str, version: str, probe: Probe) -> Endpoint:
-    """Serve a model as production and prove it; if that fails, what served before is put back.
+def release(
+    settings: Settings, model_dir: Path, model_digest: str, version: str, probe: Probe, *, put_back: bool = True
+) -> Endpoint:
+    """Serve a model as production and prove it; if that fails, what served before is put back, if it still may serve.
 
     Raises UserError as `deploy` does, saying what serves now.
     """
@@ -76,7 +78,7 @@ def release(settings: Settings, model_dir: Path, model_digest: str, version: str
         endpoint = _serve(settings, "production", model_dir, model_digest, version)
         _prove(settings, endpoint, probe)
     except UserError as error:
-        if before is None or before.digest == model_digest:
+        if before is None or before.digest == model_digest or not put_back:
             raise UserError(f"{error}\nproduction serves nothing now") from None
         try:
             _serve(settings, "production", before.model, before.digest, before.version)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ def read(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, key: 
     try:
         state = json.loads((folder / STATE).read_text("utf-8"))
         tensors = load_file(folder / TENSORS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot read the checkpoint {folder}: {error}; remove it to train from the start") from error
     if state.get("key") != key:
         raise UserError(f"the checkpoint {folder} is of other settings or data; remove it to train from the start")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from facemllm import digests
 from facemllm.errors import UserError
+from facemllm.machine import cores
 from facemllm.model.pixels import face_pixels
 from facemllm.model.prompts import Frame
 from facemllm.records import Table
@@ -53,7 +54,7 @@ def pixel_cache(table: Table, image_processor: Any, cache: Path, workers: int = 
     kind = digests.of_json([type(image_processor).__name__, *(str(getattr(image_processor, f, None)) for f in fields)])
     path = cache / f"pixels-{table.digest[:24]}-{kind[:8]}.npy"
     if not path.exists():
-        _build_pixels(table, image_processor, path, workers or len(os.sched_getaffinity(0)))
+        _build_pixels(table, image_processor, path, workers or cores())
     return np.load(path, mmap_mode="r")
 
 

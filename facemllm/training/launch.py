@@ -20,6 +20,7 @@ from typing import Any
 
 from facemllm import digests, progress
 from facemllm.errors import UserError
+from facemllm.machine import cores
 from facemllm.records import CONVERSATIONS, open_table
 from facemllm.settings import Settings
 
@@ -223,7 +224,7 @@ def _train_rank(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     training = settings.training
     device = "cuda" if training.use_gpu else "cpu"
-    torch.set_num_threads(training.threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+    torch.set_num_threads(training.threads or max(1, cores() // context.get_local_world_size()))
 
     table = open_table(Path(config["conversations"]), CONVERSATIONS)
     turns = read_turns(table, "train")

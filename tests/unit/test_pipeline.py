@@ -49,7 +49,7 @@ EDGES = {
     "release": {"version": "register"},
 }
 COMMON = {"profile", "overrides", "code"}
-UNCACHED = {"gate", "register", "deploy", "await_approval", "release"}
+UNCACHED = {"version", "gate", "register", "deploy", "await_approval", "release"}
 
 
 @pytest.fixture(scope="module")

@@ -140,6 +140,41 @@ def test_output_folder_that_cannot_be_made(settings: Settings) -> None:
         runs.run_folder(settings, "x")
 
 
+@pytest.mark.parametrize(
+    ("step", "behind"),
+    [
+        ("ingest", "sources/raster.py"),
+        ("ingest", "sources/assets/head.npz"),
+        ("annotate", "annotation/oracle.py"),
+        ("reformat", "qa/step.py"),
+        ("validate", "quality/suites.py"),
+        ("version", "versioning/repository.py"),
+        ("align", "training/loop.py"),
+        ("align", "model/tower.py"),
+        ("evaluate", "evaluation/predict.py"),
+        ("evaluate", "model/inference.py"),
+        ("evaluate", "tasks/metrics.py"),
+        ("gate", "stats.py"),
+        ("register", "promotion/card.py"),
+    ],
+)
+def test_the_code_behind_a_step_enters_its_key(step: str, behind: str) -> None:
+    assert digests.PACKAGE / behind in digests.code_files(STEPS[step].module)
+
+
+def test_code_of_other_rooms_does_not() -> None:
+    files = digests.code_files(STEPS["ingest"].module)
+    assert not any(p.is_relative_to(digests.PACKAGE / "serving") for p in files)
+
+
+def test_a_record_cut_short_is_made_again(settings: Settings, counted: list[str]) -> None:
+    workflow.execute("ingest", settings)
+    record = next((settings.home / "keys").glob("*.json"))
+    record.write_text(record.read_text()[:20])
+    workflow.execute("ingest", settings)
+    assert len(counted) == 2
+
+
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60, check=False)
 
@@ -150,6 +185,9 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         (("pipeline.py", "run", "--set", "training.worker=2"), 1, "did you mean 'workers'?"),
         (("pipeline.py", "run", "--set", "training.workers=two"), 1, "training.workers"),
         (("pipeline.py", "run", "--profile", "nowhere"), 1, "no profile 'nowhere'"),
+        (("pipeline.py", "run", "--profile", "../params"), 1, "plain name"),
+        (("pipeline.py", "run", "--set", "storage.home=/proc/nowhere"), 1, "cannot write"),
+        (("-m", "facemllm", "services", "up", "production"), 1, "pipeline.py release"),
         (("pipeline.py", "compile", "/nowhere/at/all.yaml"), 1, "cannot write"),
         (("pipeline.py", "compile", "spec.txt"), 1, ".yaml"),
         (("pipeline.py", "fly"), 2, "No such command"),
