@@ -25,6 +25,7 @@ import typer
 from facemllm import digests, progress, runs, workflow
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load, root
+from facemllm.step import PARENT_RUN
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Face-MLLM pipeline."
@@ -56,9 +57,12 @@ def run(
     settings = load(profile, set_)
     name = name or profile
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a polite end is an interruption
-    with runs.exclusive(settings):
-        folder = runs.run_folder(settings, name)
-        summary, code = _run(settings, folder, name, list(set_))
+    try:
+        with runs.exclusive(settings):
+            folder = runs.run_folder(settings, name)
+            summary, code = _run(settings, folder, name, list(set_))
+    except KeyboardInterrupt:
+        raise UserError("interrupted; run the same command again to go on") from None
     if as_json:
         print(json.dumps(summary))
     failed = next((s for s in summary["steps"] if s["state"] == "failed"), None)
@@ -93,11 +97,12 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> t
             parent = tracking.start_pipeline(settings, name)
         environment = os.environ | {
             progress.EVENTS: str(view.events),
-            workflow.PARENT_RUN: parent,
+            PARENT_RUN: parent,
             "PYTHONUNBUFFERED": "1",
         }
         if pending and "RAY_ADDRESS" not in os.environ:
             with console.status("starting a Ray head for this run"):
+                services.down(settings, ["ray"])  # a killed run's head may still hold its workers
                 environment |= services.up(settings, "ray").env
         with (folder / "run.log").open("wb") as log:
             command = [sys.executable, str(root() / "pipeline.py"), "execute", settings.profile, json.dumps(overrides)]

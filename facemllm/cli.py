@@ -217,10 +217,11 @@ def train(
 def _inputs(settings: Settings, name: str, **given: str) -> dict[str, str]:
     """Inputs of a step: those given, the rest as remembered for these settings."""
     from facemllm import workflow
+    from facemllm.steps import STEPS
 
     records = workflow.recall_all(settings)
     values = {}
-    for key, source in workflow.STEPS[name].inputs.items():
+    for key, source in STEPS[name].inputs.items():
         if not given.get(key) and source not in records:
             raise UserError(f"{name} needs the result of '{source}'; run that first, or give --{key} DIGEST")
         values[key] = given.get(key) or str(records[source]["output"])

@@ -19,8 +19,9 @@ from typing import Any
 from facemllm.errors import UserError
 from facemllm.records import atomic_write
 from facemllm.settings import Settings
+from facemllm.steps import STEPS
 from facemllm.store import Store
-from facemllm.workflow import STEPS, recall_all
+from facemllm.workflow import recall_all
 
 FACE = "face.jpg"
 MARKS = {"waiting": "·", "running": "▸", "done": "✓", "cached": "=", "failed": "✗", "skipped": "–"}

@@ -36,6 +36,11 @@ def write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, stat
     partial.replace(folder / STATE)
 
 
+def whole(folder: Path) -> bool:
+    """Whether a folder holds all of a checkpoint; the state is written last."""
+    return (folder / STATE).is_file() and (folder / TENSORS).is_file()
+
+
 def read(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, key: str) -> dict[str, Any]:
     """Restore a checkpoint in place and return its state. Raises UserError when it belongs to another run."""
     try:

@@ -161,7 +161,7 @@ def _fit(config: dict[str, Any], settings: Settings, work: Path) -> None:
             name=config["run"],
             storage_path=str(work.resolve()),
             failure_config=FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
     try:
@@ -268,12 +268,8 @@ def _train_rank(config: dict[str, Any]) -> None:
             if config["on_log"] is not None:
                 config["on_log"](step, metrics)
 
-        last = ray.train.get_checkpoint()
-        if last is None:
-            outcome = run_stage(job, model, processor, corpus, pixels, keep=keep, log=log)
-        else:
-            with last.as_directory() as folder:
-                outcome = run_stage(job, model, processor, corpus, pixels, resume=Path(folder), keep=keep, log=log)
+        with _last_checkpoint(Path(config["work"]) / config["run"]) as folder:
+            outcome = run_stage(job, model, processor, corpus, pixels, resume=folder, keep=keep, log=log)
     if rank == 0:
         if flush := getattr(config["on_log"], "flush", None):
             flush()  # this process ends soon, and curves are sent in the background
@@ -291,6 +287,24 @@ def _train_rank(config: dict[str, Any]) -> None:
             final_loss=outcome.final_loss,
         )
         (Path(config["work"]) / _RESULT).write_text(json.dumps(asdict(result)), "utf-8")
+
+
+@contextmanager
+def _last_checkpoint(storage: Path) -> Iterator[Path | None]:
+    """Folder of the checkpoint to go on from: Ray's, unless a kill cut it short, then the newest whole one beside it."""
+    import ray.train
+
+    from facemllm.training import checkpoint
+
+    last = ray.train.get_checkpoint()
+    if last is None:
+        yield None
+        return
+    with last.as_directory() as folder:
+        if checkpoint.whole(Path(folder)):
+            yield Path(folder)
+            return
+    yield next((p for p in sorted(storage.glob("checkpoint_*"), reverse=True) if checkpoint.whole(p)), None)
 
 
 def _peak_rss_bytes() -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from facemllm.workflow import STEPS
+from facemllm.steps import STEPS
 
 pytestmark = pytest.mark.e2e
 ACTS = {"deploy", "await_approval"}
@@ -242,17 +242,17 @@ def test_restore_brings_the_bytes_back(project: Project, first: dict[str, Any], 
     assert restored["faces"] == steps(first)["annotate"]["digest"]
 
 
-def test_notebook_compares_the_two_runs(project: Project, first: dict[str, Any]) -> None:
+def test_notebook_compares_the_two_runs(
+    project: Project, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import nbformat
     from nbclient import NotebookClient
 
     notebook = nbformat.read("notebooks/compare_runs.ipynb", as_version=4)
     port = next(item.split("=")[1] for item in project.sets if item.startswith("services.mlflow_port"))
-    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
-    try:
-        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": "notebooks"}}).execute()
-    finally:
-        del os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "face-mllm-ci")
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": "notebooks"}}).execute()
     text = json.dumps(notebook)
     assert "second" in text
     assert "attributes" in text

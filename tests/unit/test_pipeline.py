@@ -14,7 +14,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 import pipeline
 from components import commands
 from facemllm.settings import Settings, load
-from facemllm.workflow import STEPS
+from facemllm.steps import STEPS
 
 ORDER = [
     "ingest",

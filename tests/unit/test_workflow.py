@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from facemllm import digests, progress, runs, workflow
+from facemllm import deciding, digests, progress, runs, workflow
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
-from facemllm.workflow import STEPS, Context, Outcome, Step
+from facemllm.step import Context, Outcome, Step
+from facemllm.steps import STEPS
 
 
 @pytest.fixture
@@ -94,10 +95,10 @@ def test_a_model_whose_bytes_changed_is_refused(settings: Settings) -> None:
     digest = digests.of_tree(folder)
     folder.rename(folder.parent / digest)
     version = SimpleNamespace(digest=digest, version=3)
-    assert workflow.model_dir(settings, version) == settings.home / "store" / digest
+    assert deciding.model_dir(settings, version) == settings.home / "store" / digest
     (settings.home / "store" / digest / "model.safetensors").write_bytes(b"weightS")
     with pytest.raises(UserError, match="do not match the digest of version 3"):
-        workflow.model_dir(settings, version)
+        deciding.model_dir(settings, version)
 
 
 def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""The steps that make things, from faces to an evaluated model: each calls the plain function of its room."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from facemllm import digests
+from facemllm.errors import UserError
+from facemllm.records import open_table
+from facemllm.settings import Settings
+from facemllm.step import Context, Outcome, write_json
+
+
+def ingest(c: Context) -> Outcome:
+    """Faces of the configured source, or those of a recorded revision."""
+    from facemllm.sources.ingest import ingest
+
+    if c.settings.versioning.restore:
+        return _restored(c, "faces")
+    return _table(ingest(c.settings, c.out), "faces")
+
+
+def annotate(c: Context) -> Outcome:
+    """Faces described by the configured annotator."""
+    from facemllm.annotation import annotate
+
+    if c.settings.versioning.restore:
+        return _restored(c, "faces")
+    return _table(annotate(c.settings, c.path("faces"), c.out), "faces annotated")
+
+
+def reformat(c: Context) -> Outcome:
+    """Conversations about annotated faces."""
+    from facemllm.qa import reformat
+
+    if c.settings.versioning.restore:
+        return _restored(c, "conversations")
+    manifest = reformat(c.settings, c.path("annotated"), c.out)
+    return _table(manifest, "conversations")
+
+
+def validate(c: Context) -> Outcome:
+    """The report of the checks on both tables; a critical failure raises UserError."""
+    from facemllm.quality import validate
+
+    verdict = validate(c.settings, c.path("annotated"), c.path("conversations"), c.out)
+    if c.run is not None:
+        c.run.log_artifacts(c.out, "validation")
+    return Outcome(digests.of_tree(c.out), verdict.figure)
+
+
+def version(c: Context) -> Outcome:
+    """Both tables as a revision of the data repository."""
+    from facemllm.versioning import record
+
+    revision = record(c.settings, c.path("annotated"), c.path("conversations"))
+    digest = write_json(c.out, "revision.json", {"revision": revision.sha, **c.inputs})
+    return Outcome(digest, f"revision {revision.sha[:12]}", output=revision.sha)
+
+
+def still_recorded(settings: Settings, record: Mapping[str, Any]) -> bool:
+    """Whether a remembered revision is still in the data repository."""
+    from facemllm.versioning import has
+
+    return has(settings, record["output"])
+
+
+def train(stage: str) -> Callable[[Context], Outcome]:
+    """The work of one training stage: from the model before it, if there is one, to a model directory."""
+
+    def work(c: Context) -> Outcome:
+        from facemllm.training.launch import train
+
+        base = _whole_model(c) if "model" in c.inputs else None
+        on_log = c.run.curve_logger() if c.run is not None else None
+        result = train(
+            stage,
+            c.settings,
+            conversations=c.path("conversations"),
+            base=base,
+            out=c.out,
+            work=c.work,
+            cache=c.settings.home / "cache",
+            on_log=on_log,
+        )
+        lineage = {"stage": stage, "inputs": dict(c.inputs), "settings": c.settings.stages()[stage].model_dump()}
+        write_json(c.out, "lineage.json", lineage)
+        cost = {
+            "seconds": round(result.seconds, 1),
+            "samples": result.samples,
+            "tokens": result.tokens,
+            "peak_memory_bytes": result.peak_memory_bytes,
+        }
+        resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
+        figure = f"loss {result.final_loss:.3f} after {result.steps:,} steps{resumed}"
+        return Outcome(digests.of_tree(c.out), figure, facts={"cost": cost, "resumed_from": result.resumed_from})
+
+    return work
+
+
+def evaluate(c: Context) -> Outcome:
+    """Predictions and metrics on held-out identities."""
+    from facemllm.evaluation.evaluate import evaluate
+
+    metrics = evaluate(c.settings, _whole_model(c), c.inputs["model"], c.path("conversations"), c.out)
+    if c.run is not None:
+        c.run.log_evaluation(metrics, c.out)
+    mean = metrics["closed_mean"]
+    return Outcome(digests.of_tree(c.out), f"mean balanced accuracy {mean['value']:.3f}")
+
+
+def _table(manifest: Mapping[str, Any], what: str) -> Outcome:
+    refused = manifest.get("quarantined", 0)
+    figure = f"{manifest['rows']:,} {what}" + (f", {refused} quarantined" if refused else "")
+    return Outcome(manifest["digest"], figure)
+
+
+def _restored(c: Context, name: str) -> Outcome:
+    """A table of the recorded revision that the settings ask for, in place of making it."""
+    from facemllm.versioning import restore
+
+    revision = str(c.settings.versioning.restore)
+    folder = c.work / "restored"
+    if folder.exists():
+        shutil.rmtree(folder)
+    restore(c.settings, revision, folder)
+    (folder / name).rename(c.out)
+    manifest = open_table(c.out).manifest
+    return Outcome(manifest["digest"], f"{manifest['rows']:,} {name} restored from {revision[:12]}")
+
+
+def _whole_model(c: Context) -> Path:
+    """Folder of the input model. Raises UserError when its bytes are no longer those of its digest."""
+    path = c.path("model")
+    if digests.of_tree(path) != c.inputs["model"]:
+        raise UserError(f"{path}: the model's bytes have changed since it was made; remove that folder and run again")
+    return path

@@ -1,0 +1,125 @@
+"""The steps of the workflow, in order: the one list that components, commands and the DVC graph are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from facemllm import deciding, making
+from facemllm.settings import Settings
+from facemllm.step import Step
+
+
+def _stage_sections(stage: str) -> Callable[[Settings], Any]:
+    def sections(s: Settings) -> Any:
+        training = s.training.model_dump(exclude={"stages", "max_failures", "checkpoint_every"})
+        return {"training": training, "stage": s.stages()[stage].model_dump(), "model": s.model.model_dump()}
+
+    return sections
+
+
+def _stage(name: str, inputs: Mapping[str, str]) -> Step:
+    return Step(
+        name=name,
+        module="facemllm.training.launch",
+        sections=_stage_sections(name),
+        inputs=inputs,
+        work=making.train(name),
+    )
+
+
+def _dump(*names: str, **excluded: set[str]) -> Callable[[Settings], Any]:
+    return lambda s: {name: getattr(s, name).model_dump(exclude=excluded.get(name)) for name in names}
+
+
+_ALL = (
+    Step(
+        name="ingest",
+        module="facemllm.sources.ingest",
+        sections=_dump("data", data={"workers"}),
+        inputs={},
+        work=making.ingest,
+    ),
+    Step(
+        name="annotate",
+        module="facemllm.annotation",
+        sections=_dump("annotation", annotation={"concurrency", "batch_size"}),
+        inputs={"faces": "ingest"},
+        work=making.annotate,
+    ),
+    Step(
+        name="reformat",
+        module="facemllm.qa",
+        sections=_dump("qa"),
+        inputs={"annotated": "annotate"},
+        work=making.reformat,
+    ),
+    Step(
+        name="validate",
+        module="facemllm.quality",
+        sections=_dump("quality"),
+        inputs={"annotated": "annotate", "conversations": "reformat"},
+        work=making.validate,
+    ),
+    Step(
+        name="version",
+        module="facemllm.versioning",
+        sections=_dump("versioning"),
+        inputs={"annotated": "annotate", "conversations": "reformat"},
+        work=making.version,
+        still=making.still_recorded,
+    ),
+    _stage("align", {"conversations": "reformat"}),
+    _stage("instruct", {"conversations": "reformat", "model": "align"}),
+    _stage("specialize", {"conversations": "reformat", "model": "instruct"}),
+    Step(
+        name="evaluate",
+        module="facemllm.evaluation.evaluate",
+        sections=_dump("evaluation"),
+        inputs={"model": "specialize", "conversations": "reformat"},
+        work=making.evaluate,
+    ),
+    Step(
+        name="gate",
+        module="facemllm.promotion.gates",
+        sections=_dump("promotion", promotion={"wait_minutes"}),
+        inputs={"evaluation": "evaluate"},
+        work=deciding.gate,
+        world={"champion": deciding.champion},
+        still=lambda settings, record: record["output"] == "passed",  # a refusal is told to the registry every time
+    ),
+    Step(
+        name="register",
+        module="facemllm.promotion.registry",
+        sections=lambda s: {"model_name": s.promotion.model_name, "tracking": s.tracking.model_dump()},
+        inputs={"model": "specialize", "evaluation": "evaluate", "gate": "gate"},
+        work=deciding.register,
+        still=deciding.still_registered,
+    ),
+    Step(
+        name="deploy",
+        module="facemllm.serving.deploy",
+        sections=_dump("serving"),
+        inputs={"version": "register"},
+        work=deciding.deploy,
+        keeps=False,
+    ),
+    Step(
+        name="await_approval",
+        module="facemllm.promotion.approvals",
+        sections=_dump("promotion"),
+        inputs={"version": "register"},
+        work=deciding.await_approval,
+        keeps=False,
+    ),
+    Step(
+        name="release",
+        module="facemllm.serving.deploy",
+        sections=_dump("serving"),
+        inputs={"version": "register"},
+        work=deciding.release,
+        keeps=False,
+    ),
+)
+
+STEPS: dict[str, Step] = {step.name: step for step in _ALL}
