@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,8 +37,12 @@ def write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, stat
 
 
 def whole(folder: Path) -> bool:
-    """Whether a folder holds all of a checkpoint; the state is written last."""
-    return (folder / STATE).is_file() and (folder / TENSORS).is_file()
+    """Whether a folder holds all of a checkpoint: a copy that was cut short may lack a file, or the end of one."""
+    try:
+        with safe_open(folder / TENSORS, "pt"):
+            return (folder / STATE).is_file()
+    except (OSError, SafetensorError):
+        return False
 
 
 def read(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, key: str) -> dict[str, Any]:

@@ -291,7 +291,7 @@ def _train_rank(config: dict[str, Any]) -> None:
 
 @contextmanager
 def _last_checkpoint(storage: Path) -> Iterator[Path | None]:
-    """Folder of the checkpoint to go on from: Ray's, unless a kill cut it short, then the newest whole one beside it."""
+    """The checkpoint to go on from: Ray's, unless a kill cut it short; then the newest whole one beside it."""
     import ray.train
 
     from facemllm.training import checkpoint

@@ -421,3 +421,19 @@ def test_two_workers_learn_what_one_does(toy, tmp_path):
             torch.testing.assert_close(states[0][name], tensor, atol=3e-4, rtol=1e-3, msg=name)
             moved = max(moved, float((tensor - start[name]).abs().max()))
     assert moved > 1e-3  # the tolerance is far below what was learnt
+
+
+def test_a_checkpoint_cut_short_is_not_whole(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    from facemllm.training import checkpoint
+
+    assert not checkpoint.whole(tmp_path)
+    save_file({"weight": torch.zeros(64)}, tmp_path / checkpoint.TENSORS)
+    assert not checkpoint.whole(tmp_path)
+    (tmp_path / checkpoint.STATE).write_text("{}")
+    assert checkpoint.whole(tmp_path)
+    data = (tmp_path / checkpoint.TENSORS).read_bytes()
+    (tmp_path / checkpoint.TENSORS).write_bytes(data[:-8])
+    assert not checkpoint.whole(tmp_path)
