@@ -241,6 +241,7 @@ def clock(seconds: float | None) -> str:
 
 def steps_table(view: RunView, started: float) -> Any:
     """The live table: a row a step with its state, time and one telling figure (a rich Table)."""
+    from rich.markup import escape
     from rich.table import Table
 
     styles = {
@@ -258,5 +259,7 @@ def steps_table(view: RunView, started: float) -> Any:
     for index, (name, step) in enumerate(view.steps.items()):
         state = "cached" if step.state == "waiting" and index < last else step.state
         seconds = time.time() - step.began if state == "running" and step.began else step.seconds
-        table.add_row(MARKS[state], name, state, clock(seconds), step.message or step.figure, style=styles[state])
+        table.add_row(
+            MARKS[state], name, state, clock(seconds), escape(step.message or step.figure), style=styles[state]
+        )
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -115,6 +116,18 @@ def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path) -
     assert view.steps["ingest"].state == "cached"
     assert view.steps["release"].state == "skipped"
     assert view.failure() is None
+
+
+def test_the_live_table_shows_what_a_step_says_to_the_letter(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    events = tmp_path / "events.jsonl"
+    events.write_text(json.dumps({"time": 1.0, "step": "gate", "state": "failed", "message": "see [/tmp/x]"}) + "\n")
+    view = runs.RunView(events)
+    view.refresh()
+    out = io.StringIO()
+    Console(width=100, file=out).print(runs.steps_table(view, 0.0))
+    assert "see [/tmp/x]" in out.getvalue()
 
 
 def test_one_run_at_a_time(settings: Settings) -> None:
