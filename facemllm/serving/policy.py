@@ -10,18 +10,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import io
-import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from facemllm import digests
+from facemllm import digests, images
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 MIN_SIDE = 8
 MAX_RATIO = 8
 MAX_MESSAGES = 16
@@ -83,9 +80,9 @@ def read_request(payload: Any, limits: Limits) -> list[Ask]:
         raise Refused(422, "instances must be a list of at least one object")
     if len(instances) > limits.max_instances:
         raise Refused(413, f"{len(instances)} instances; this server takes {limits.max_instances} a request")
-    images: dict[str, Encoded] = {}
-    asks = [_read_instance(value, f"instances[{n}]", limits, images) for n, value in enumerate(instances)]
-    if (pixels := sum(image.pixels for image in images.values())) > limits.max_pixels:
+    held: dict[str, Encoded] = {}
+    asks = [_read_instance(value, f"instances[{n}]", limits, held) for n, value in enumerate(instances)]
+    if (pixels := sum(image.pixels for image in held.values())) > limits.max_pixels:
         raise Refused(413, f"the images hold {pixels} pixels; this server takes {limits.max_pixels} a request")
     return asks
 
@@ -98,27 +95,22 @@ def read_image(text: Any, where: str, limits: Limits) -> Encoded:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise Refused(400, f"{where} is not valid base64 (no line breaks, no data: prefix)") from None
-    _check_size(_webp_size(data), where, limits)  # its decoder reserves the canvas when it opens a file
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            size, frames = image.size, getattr(image, "n_frames", 1)
-    except Image.DecompressionBombError:
-        raise Refused(413, f"{where} is too large; this server takes {limits.max_pixels} pixels a request") from None
-    except Exception:  # a hostile header can raise almost anything
-        raise Refused(400, f"{where} is not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+        size = images.checked(data, limits.max_pixels).size
+    except images.TooLarge as error:
+        raise Refused(413, f"{where} is too large ({error}); this server takes {limits.max_pixels} pixels") from None
+    except images.BadPicture as error:
+        raise Refused(400, f"{where} cannot be read: {error}") from None
     _check_size(size, where, limits)
-    if frames > 1:
-        raise Refused(400, f"{where} is animated; send a single picture")
     return Encoded(data, *size, digests.of_bytes(data))
 
 
 def decode(image: Encoded) -> Image.Image:
-    """Decode a checked image, turned as its EXIF orientation says, in RGB. Raises Refused if its data is broken."""
+    """Decode a checked image, upright, in RGB. Raises Refused if its data is broken."""
     try:
-        with Image.open(io.BytesIO(image.data), formats=FORMATS) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except Exception:  # broken data can raise almost anything from a decoder
-        raise Refused(400, "the image data is damaged or cut off") from None
+        return images.opened(image.data)
+    except images.BadPicture as error:
+        raise Refused(400, f"the image cannot be read: {error}") from None
 
 
 def read_question(value: Any, where: str, limits: Limits) -> str:
@@ -130,7 +122,7 @@ def read_question(value: Any, where: str, limits: Limits) -> str:
     return value.strip()
 
 
-def _read_instance(value: Any, where: str, limits: Limits, images: dict[str, Encoded]) -> Ask:
+def _read_instance(value: Any, where: str, limits: Limits, held: dict[str, Encoded]) -> Ask:
     if not isinstance(value, Mapping):
         raise Refused(422, f"{where} must be an object")
     if unknown := sorted(set(value) - _FIELDS):
@@ -146,23 +138,23 @@ def _read_instance(value: Any, where: str, limits: Limits, images: dict[str, Enc
     if not isinstance(source, Mapping) or set(source) != {"b64"}:
         raise Refused(422, f'{where}.image must be {{"b64": "<base64 of the file>"}}')
     key = source["b64"] if isinstance(source["b64"], str) else ""
-    if key not in images:
-        images[key] = read_image(source["b64"], f"{where}.image.b64", limits)
+    if key not in held:
+        held[key] = read_image(source["b64"], f"{where}.image.b64", limits)
     if chat:
-        return Ask(images[key], chat[-1][1] if len(chat) == 1 else None, chat=chat)
+        return Ask(held[key], chat[-1][1] if len(chat) == 1 else None, chat=chat)
     if "question" in value:
-        return Ask(images[key], read_question(value["question"], f"{where}.question", limits))
+        return Ask(held[key], read_question(value["question"], f"{where}.question", limits))
     names = [value["task"], value.get("item", "")]
     if not all(isinstance(name, str) and len(name) <= limits.max_question_chars for name in names):
         raise Refused(422, f"{where}: task and item must be names")
-    return Ask(images[key], None, names[0], names[1] or None)
+    return Ask(held[key], None, names[0], names[1] or None)
 
 
 def _read_chat(messages: Any, where: str, source: Any, limits: Limits) -> tuple[Any, tuple[tuple[str, str], ...]]:
     """The image of a chat (in its first message, or beside it) and its turns, as (role, text)."""
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
         raise Refused(422, f"{where} must be a list of 1 to {MAX_MESSAGES} messages")
-    images = [source] if source is not None else []
+    pictures = [source] if source is not None else []
     chat = []
     for n, message in enumerate(messages):
         role = ("user", "assistant")[n % 2]
@@ -175,7 +167,7 @@ def _read_chat(messages: Any, where: str, source: Any, limits: Limits) -> tuple[
             if set(part) == {"type", "text"} and part["type"] == "text":
                 texts.append(part["text"])
             elif set(part) == {"type", "b64"} and part["type"] == "image" and n == 0:
-                images.append({"b64": part["b64"]})
+                pictures.append({"b64": part["b64"]})
             else:
                 parts = '{"type": "text", "text"} or, in the first message, {"type": "image", "b64"}'
                 raise Refused(422, f"{here}.content: parts are {parts}")
@@ -184,9 +176,9 @@ def _read_chat(messages: Any, where: str, source: Any, limits: Limits) -> tuple[
         chat.append((role, read_question(texts[0], f"{here}.content", limits)))
     if len(chat) % 2 == 0:
         raise Refused(422, f"{where} must end with a question of the user")
-    if len(images) != 1:
-        raise Refused(422, f"{where} needs exactly one image, in its first message or beside it; found {len(images)}")
-    return images[0], tuple(chat)
+    if len(pictures) != 1:
+        raise Refused(422, f"{where} needs exactly one image, in its first message or beside it; found {len(pictures)}")
+    return pictures[0], tuple(chat)
 
 
 def _parts(content: Any, where: str) -> list[Mapping[str, Any]]:
@@ -205,20 +197,6 @@ def _check_size(size: tuple[int, int] | None, where: str, limits: Limits) -> Non
         raise Refused(
             400, f"{where} has {size[0]}x{size[1]} pixels; needed are {MIN_SIDE} or more a side, at most 1:{MAX_RATIO}"
         )
-
-
-def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Canvas of a WebP file from its header; None for anything else."""
-    if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
-        return None
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack("<HH", data[26:30])
-    return width & 0x3FFF, height & 0x3FFF
 
 
 Message = MutableMapping[str, Any]

@@ -1,0 +1,123 @@
+"""Pictures from outside, hostile until checked: what may be opened, and as what it leaves here.
+
+The format is found from the content, never from the name; pixels are counted before one is decoded; what comes out is
+always an upright 8-bit RGB picture, encoded anew, so that no metadata, appended archive or odd mode travels on.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_BYTES = 64 * 2**20
+MAX_PIXELS = 64_000_000
+QUALITY = 95
+_EXIF_ORIENTATION = 0x0112
+
+
+class BadPicture(ValueError):
+    """A picture that is not taken; the message says why, in words for a quarantine table."""
+
+
+class TooLarge(BadPicture):
+    """A picture with more pixels, or a file with more bytes, than is allowed."""
+
+
+def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture as upright 8-bit RGB.
+
+    CMYK, palettes, grey and 16-bit grey are converted, transparency is laid on black, EXIF orientation is applied. Of
+    a camera's multi-picture JPEG the first one is taken.
+    Raises BadPicture: empty, too large, not one of `FORMATS`, animated, damaged.
+    """
+    image = checked(data, max_pixels)
+    try:
+        image.load()
+        return _plain(_upright(image))
+    except Exception as error:  # broken data can raise almost anything from a decoder
+        raise BadPicture(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def checked(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture, opened up to its header and not yet decoded. Raises BadPicture."""
+    if not data:
+        raise BadPicture("the file is empty")
+    if len(data) > MAX_BYTES:
+        raise TooLarge(f"the file has {len(data):,} bytes, more than {MAX_BYTES:,}")
+    _bound(_webp_size(data), max_pixels)  # its decoder reserves the canvas when it opens a file
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        frames = getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError:
+        raise TooLarge(f"more than {max_pixels:,} pixels") from None
+    except Image.UnidentifiedImageError:
+        raise BadPicture(f"not a {', '.join(FORMATS)} picture, whatever its name says{_guess(data)}") from None
+    except Exception as error:  # a hostile header can raise almost anything
+        raise BadPicture(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+    _bound(image.size, max_pixels)
+    if frames > 1 and image.format != "MPO":  # phones add depth or gain maps to a JPEG: a still one all the same
+        raise BadPicture("an animated picture; only still ones are read")
+    return image
+
+
+def _bound(size: tuple[int, int] | None, max_pixels: int) -> None:
+    if size is not None and size[0] * size[1] > max_pixels:
+        raise TooLarge(f"{size[0]}x{size[1]} pixels, more than {max_pixels:,} in all")
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Canvas of a WebP file from its header; None for anything else."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return None
+    data = data[:30].ljust(30, b"\0")
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack("<HH", data[26:30])
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def encoded(image: Image.Image) -> bytes:
+    """The picture as JPEG, without metadata."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=QUALITY, comment=b"")  # else the source's comment travels on
+    return buffer.getvalue()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if _EXIF_ORIENTATION not in image.getexif():
+        return image
+    turned: Any = ImageOps.exif_transpose(image)
+    return turned
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        import numpy as np
+
+        values = np.asarray(image, np.float64)
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:  # 16 bits a pixel
+            values = values / 257
+        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _guess(data: bytes) -> str:
+    known = {b"PK\x03\x04": "a ZIP archive", b"GIF8": "a GIF", b"%PDF": "a PDF", b"\x1f\x8b": "a gzip file"}
+    known |= {b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"<": "a text or web page", b"\x89HDF": "an HDF5 file"}
+    known |= {b"\xff\xd8\xff": "a JPEG cut short", b"\x89PNG": "a PNG cut short"}
+    found = next((name for start, name in known.items() if data.startswith(start)), "")
+    return f" (it looks like {found})" if found else ""

@@ -1,0 +1,208 @@
+"""Pictures from outside: what each odd or hostile one becomes, or the exact words with which it is refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facemllm import images
+from facemllm.images import BadPicture, TooLarge
+
+NOT_ONE = "not a JPEG, PNG, WEBP, BMP picture, whatever its name says"
+
+
+def stored(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def plain(color=(200, 30, 60), size=(16, 12)):
+    return Image.new("RGB", size, color)
+
+
+def near(pixel, color, reach=3):
+    return all(abs(a - b) <= reach for a, b in zip(pixel, color, strict=True))
+
+
+def noise():
+    return np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_header(width, height):
+    """A PNG of a few bytes that claims a size."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def webp_header(kind, width, height, length=60):
+    """A WebP of a few bytes that claims a size, in one of the three kinds of header."""
+    if kind == b"VP8X":
+        body = b"\0" * 4 + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    elif kind == b"VP8L":
+        body = b"\x2f" + ((width - 1) | (height - 1) << 14).to_bytes(4, "little")
+    else:
+        body = b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", width, height)
+    head = b"RIFF" + struct.pack("<I", length - 8) + b"WEBP" + kind + struct.pack("<I", length - 20)
+    return (head + body).ljust(length, b"\0")
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_the_four_formats_come_out_as_rgb(form):
+    image = images.opened(stored(plain(), form))
+    assert (image.mode, image.size) == ("RGB", (16, 12))
+    assert near(image.getpixel((5, 5)), (200, 30, 60), 6)
+
+
+@pytest.mark.parametrize(
+    ("image", "form", "color"),
+    [
+        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", (254, 0, 0)),
+        (Image.new("L", (8, 8), 77), "PNG", (77, 77, 77)),
+        (Image.new("1", (8, 8), 1), "PNG", (255, 255, 255)),
+        (Image.new("LA", (8, 8), (200, 128)), "PNG", (100, 100, 100)),
+        (Image.new("RGBA", (8, 8), (200, 100, 50, 0)), "PNG", (0, 0, 0)),
+        (Image.new("RGBA", (8, 8), (200, 100, 50, 128)), "WEBP", (100, 50, 25)),
+        (Image.fromarray(np.full((8, 8), 65535, np.uint16)), "PNG", (255, 255, 255)),
+        (Image.fromarray(np.full((8, 8), 32896, np.uint16)), "PNG", (128, 128, 128)),
+        (Image.fromarray(np.full((8, 8), 200, np.uint16)), "PNG", (1, 1, 1)),
+    ],
+    ids=["cmyk", "grey", "bilevel", "grey and alpha", "clear", "half clear", "16 bit", "16 bit, half", "16 bit, dark"],
+)
+def test_other_modes_are_converted_and_transparency_laid_on_black(image, form, color):
+    taken = images.opened(stored(image, form))
+    assert taken.mode == "RGB"
+    assert near(taken.getpixel((4, 4)), color)
+
+
+def test_transparent_colours_of_palettes_and_of_rgb_are_laid_on_black():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([250, 10, 20, 10, 200, 30])
+    palette.putpixel((1, 0), 1)
+    taken = images.opened(stored(palette, transparency=0))
+    assert [taken.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (10, 200, 30)]
+    keyed = plain((1, 2, 3), (2, 1))
+    keyed.putpixel((1, 0), (9, 8, 7))
+    taken = images.opened(stored(keyed, transparency=(1, 2, 3)))
+    assert [taken.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (9, 8, 7)]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_applied(form):
+    image = Image.new("RGB", (40, 20))
+    image.paste((255, 0, 0), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise: what is left comes to the top
+    taken = images.opened(stored(image, form, exif=exif))
+    assert taken.size == (20, 40)
+    assert near(taken.getpixel((10, 5)), (255, 0, 0), 6)
+    assert near(taken.getpixel((10, 35)), (0, 0, 0), 6)
+
+
+def test_nothing_but_pixels_leaves():
+    exif = Image.Exif()
+    exif[0x010E] = "secret words"
+    data = stored(plain(), "JPEG", comment=b"secret words", exif=exif, icc_profile=b"secret words" * 20)
+    assert data.count(b"secret words") == 22
+    left = images.encoded(images.opened(data + b"PK\x03\x04 secret words"))
+    assert b"secret" not in left
+    assert set(Image.open(io.BytesIO(left)).info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+
+
+def test_the_first_picture_of_a_cameras_multi_picture_jpeg_is_taken():
+    data = stored(plain((200, 30, 60)), "MPO", save_all=True, append_images=[plain((0, 0, 0))])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert near(images.opened(data).getpixel((5, 5)), (200, 30, 60))
+
+
+@pytest.mark.parametrize("form", ["WEBP", "PNG"])
+def test_animated_pictures_are_refused(form):
+    data = stored(plain(), form, save_all=True, append_images=[plain((0, 0, 0))])
+    with pytest.raises(BadPicture, match=r"^an animated picture; only still ones are read$"):
+        images.opened(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"PK\x03\x04rest of an archive", f"{NOT_ONE} (it looks like a ZIP archive)"),
+        (stored(plain(), "GIF"), f"{NOT_ONE} (it looks like a GIF)"),
+        (stored(plain(), "GIF", save_all=True, append_images=[plain((0, 0, 0))]), f"{NOT_ONE} (it looks like a GIF)"),
+        (stored(plain(), "TIFF"), f"{NOT_ONE} (it looks like a TIFF)"),
+        (b"<!doctype html>", f"{NOT_ONE} (it looks like a text or web page)"),
+        (b"%PDF-1.7", f"{NOT_ONE} (it looks like a PDF)"),
+        (b"\0" * 100, NOT_ONE),
+        (b"\xff\xd8\xff", f"{NOT_ONE} (it looks like a JPEG cut short)"),
+        (stored(plain(), "PNG")[:30], f"{NOT_ONE} (it looks like a PNG cut short)"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_its_content(data, reason):
+    with pytest.raises(BadPicture) as raised:
+        images.opened(data)
+    assert str(raised.value) == reason
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_truncated_pictures_are_refused(form):
+    data = stored(Image.fromarray(noise()), form)
+    with pytest.raises(BadPicture, match=r"^damaged: \S"):
+        images.opened(data[: len(data) // 2])
+
+
+def test_a_damaged_stream_is_refused():
+    data = bytearray(stored(Image.fromarray(noise()), "PNG"))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(BadPicture, match=r"^damaged: \S"):
+        images.opened(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (png_header(100_000, 100_000), "more than 64,000,000 pixels"),
+        (png_header(8001, 8000), "8001x8000 pixels, more than 64,000,000 in all"),
+        (webp_header(b"VP8X", 16384, 16384), "16384x16384 pixels, more than 64,000,000 in all"),
+        (webp_header(b"VP8L", 16384, 16384), "16384x16384 pixels, more than 64,000,000 in all"),
+        (webp_header(b"VP8L", 16384, 16384, 27), "16384x16384 pixels, more than 64,000,000 in all"),
+        (webp_header(b"VP8 ", 16383, 16383), "16383x16383 pixels, more than 64,000,000 in all"),
+    ],
+)
+def test_decompression_bombs_are_refused_by_their_header(data, reason):
+    with pytest.raises(TooLarge) as raised:
+        images.opened(data)
+    assert str(raised.value) == reason
+
+
+def test_a_bomb_inside_a_png_is_refused():
+    """A text chunk that unpacks to far more than the picture itself."""
+    data = stored(plain())
+    bomb = chunk(b"zTXt", b"key\0\0" + zlib.compress(b"\0" * 2**21))
+    with pytest.raises(BadPicture, match=r"^damaged: "):
+        images.opened(data[:33] + bomb * 40 + data[33:])
+
+
+def test_limits_are_exact():
+    data = stored(plain(size=(20, 10)))
+    assert images.opened(data, max_pixels=200).size == (20, 10)
+    with pytest.raises(TooLarge, match="20x10 pixels, more than 199 in all"):
+        images.opened(data, max_pixels=199)
+    with pytest.raises(TooLarge, match="the file has 67,108,865 bytes, more than 67,108,864"):
+        images.checked(bytes(images.MAX_BYTES + 1))
+
+
+def test_a_header_is_looked_at_without_decoding():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = images.checked(stored(plain(), "JPEG")[:-10])
+    assert (image.format, image.size) == ("JPEG", (16, 12))
