@@ -1,0 +1,101 @@
+"""The dataset ledger: complete, laid over by the user's own rows, and refusing what is not allowed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from facemllm import ledger
+from facemllm.errors import UserError
+from facemllm.settings import Settings, load
+from facemllm.sources import benchmarks
+from facemllm.sources.importing import READERS
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load("laptop")
+
+
+def own(tmp_path: Path, rows: object) -> Settings:
+    path = tmp_path / "ledger.yaml"
+    path.write_text(yaml.safe_dump(rows))
+    return load("laptop", [f"data.ledger={path}"])
+
+
+def test_every_source_that_can_be_read_has_a_row_and_no_row_is_idle(settings: Settings) -> None:
+    assert set(ledger.entries(settings)) == {*READERS, *benchmarks.KEYS, "render"}
+
+
+def test_research_data_is_neither_served_nor_sent_away(settings: Settings) -> None:
+    for row in ledger.entries(settings).values():
+        if row.status == "restricted":
+            assert "serve" not in row.uses, row.key
+    ledger.require(settings, ["raf-db"], "train", "evaluate")
+    with pytest.raises(
+        UserError, match=r"'raf-db' do not allow to send its pictures to a third party; ledger row: RAF-DB"
+    ):
+        ledger.require(settings, ["raf-db"], "third_party")
+
+
+def test_benchmarks_are_never_trained_on(settings: Settings) -> None:
+    for key in benchmarks.KEYS:
+        with pytest.raises(UserError, match="train a model on it"):
+            ledger.require(settings, [key], "train")
+
+
+def test_an_unknown_source_is_refused_with_a_way_out(settings: Settings) -> None:
+    with pytest.raises(UserError, match=r"'scraped' is not in the dataset ledger; .*data\.ledger"):
+        ledger.require(settings, ["render", "scraped"])
+
+
+def test_allowed_uses_are_those_of_all_sources(settings: Settings) -> None:
+    assert ledger.allowed(settings, ["render"]) == ["train", "evaluate", "serve", "third_party"]
+    assert ledger.allowed(settings, ["render", "laion-face"]) == ["train", "evaluate", "third_party"]
+    assert ledger.allowed(settings, ["laion-face", "raf-db"]) == ["train", "evaluate"]
+
+
+def test_own_rows_lie_over_the_projects(tmp_path: Path) -> None:
+    settings = own(tmp_path, {"celeba": {"uses": ["train", "evaluate", "serve"], "terms": "our contract of 2026"}})
+    ledger.require(settings, ["celeba"], "serve")
+    assert ledger.entries(settings)["celeba"].licence.startswith("celeba-dataset")
+
+
+def test_a_withdrawn_source_is_refused_for_everything(tmp_path: Path) -> None:
+    settings = own(tmp_path, {"celeba": {"status": "withdrawn", "terms": "withdrawn by its owner"}})
+    with pytest.raises(UserError, match="withdrawn by its owner"):
+        ledger.require(settings, ["celeba"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"celeba": {"uses": ["sell"]}}, "row 'celeba': uses.0"),
+        ({"celeba": {"colour": "red"}}, "row 'celeba': colour"),
+        ({"mine": {"name": "Mine"}}, "row 'mine': homepage"),
+        (["celeba"], "a mapping of source keys"),
+        ({"celeba": "fine"}, "a mapping of source keys"),
+    ],
+)
+def test_a_wrong_row_is_named(rows: object, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        ledger.entries(own(tmp_path, rows))
+
+
+def test_a_ledger_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
+        ledger.entries(load("laptop", [f"data.ledger={tmp_path / 'absent.yaml'}"]))
+    (tmp_path / "ledger.yaml").write_text("{")
+    with pytest.raises(UserError, match="cannot be read as a ledger"):
+        ledger.entries(load("laptop", [f"data.ledger={tmp_path / 'ledger.yaml'}"]))
+
+
+def test_a_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "lineage.json").write_text(json.dumps({"sources": ["render", "celeba"]}))
+    assert ledger.sources_of_model(tmp_path) == ["celeba", "render"]
+    (tmp_path / "lineage.json").write_text("{}")
+    with pytest.raises(UserError, match="does not say which sources"):
+        ledger.sources_of_model(tmp_path)
