@@ -22,6 +22,9 @@ Indices = NDArray[np.int64]
 HEAD_FLOOR = 6.2
 """Rest height (dm) above which the body counts as head when a picture is framed."""
 
+SKULL_FLOOR = 6.6
+"""Rest height (dm) above which a head's vertices place it on its neck."""
+
 # The hairline's rest height (dm) by angle (degrees) around the head, from the middle of the forehead to the nape.
 HAIRLINE_ANGLE = (0, 28, 42, 55, 68, 80, 95, 120, 150, 180)
 HAIRLINE_HEIGHT = (8.02, 7.99, 7.86, 7.55, 7.25, 6.98, 7.02, 6.85, 6.66, 6.6)
@@ -106,6 +109,16 @@ class HeadModel:
         return np.flatnonzero(self.on_body & (self.vertices[:, 1] > HEAD_FLOOR))
 
     @cached_property
+    def skull(self) -> Indices:
+        """Vertex numbers of the head from the lips upward."""
+        return self.head[self.vertices[self.head, 1] > SKULL_FLOOR]
+
+    @cached_property
+    def skull_centre(self) -> Floats:
+        """Mean (3,) of the skull's vertices at rest."""
+        return self.vertices[self.skull].mean(axis=0)
+
+    @cached_property
     def nose_tip(self) -> int:
         """The foremost vertex on the middle line of the face."""
         middle = self.head[np.abs(self.vertices[self.head, 0]) < 0.02]
@@ -116,6 +129,21 @@ class HeadModel:
         """The outermost lip vertices on the subject's left and right."""
         lips = np.flatnonzero(self.lips > 0.5)
         return int(lips[self.vertices[lips, 0].argmax()]), int(lips[self.vertices[lips, 0].argmin()])
+
+    @cached_property
+    def lip_opening(self) -> dict[str, float]:
+        """How far (dm) each expression unit at weight 1 opens the lips in their middle; negative where it shuts them.
+
+        Measured between the two lip vertices that face each other at rest: the lowest that an opening jaw leaves behind
+        and the highest that it takes along.
+        """
+        units = [name for name in self.target_names if name.startswith("units/")]
+        rise = {name: (self.morph(self.vertices, {name: 1.0}) - self.vertices)[:, 1] for name in units}
+        middle = np.flatnonzero((self.lips > 0.5) & (np.abs(self.vertices[:, 0]) < 0.02))
+        taken = rise["units/jawOpen"][middle] < rise["units/jawOpen"][middle].min() / 2
+        above, below = middle[~taken], middle[taken]
+        upper, lower = above[self.vertices[above, 1].argmin()], below[self.vertices[below, 1].argmax()]
+        return {name: float(values[upper] - values[lower]) for name, values in rise.items()}
 
     @cached_property
     def above_hairline(self) -> Floats:

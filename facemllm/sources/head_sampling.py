@@ -52,6 +52,29 @@ EXPRESSION_UNITS: dict[str, dict[str, float]] = {
     "anger": {"browDown*": 1.0, "noseSneer*": 0.4, "mouthPress*": 0.7, "eyeSquint*": 0.5, "mouthFrown*": 0.3},
 }
 
+# The same units as FACS names the movement they draw (`action_units`).
+UNIT_ACTIONS = {
+    "browInnerUp": "AU1",  # inner brow raiser
+    "browOuterUp*": "AU2",  # outer brow raiser
+    "browDown*": "AU4",  # brow lowerer
+    "eyeWide*": "AU5",  # upper lid raiser
+    "cheekSquint*": "AU6",  # cheek raiser
+    "eyeSquint*": "AU7",  # lid tightener
+    "noseSneer*": "AU9",  # nose wrinkler
+    "mouthUpperUp*": "AU10",  # upper lip raiser
+    "mouthSmile*": "AU12",  # lip corner puller
+    "mouthDimple*": "AU14",  # dimpler
+    "mouthFrown*": "AU15",  # lip corner depressor
+    "mouthShrugLower": "AU17",  # chin raiser
+    "mouthStretch*": "AU20",  # lip stretcher
+    "mouthPress*": "AU24",  # lip pressor
+    "jawOpen": "AU26",  # jaw drop
+    "eyeBlink*": "AU43",  # lids droop or close
+}
+LIPS_PART = "AU25"
+UNMAPPED_UNITS = ("eyeLookDown*",)  # it moves the lid alone; the gaze is drawn by `Appearance.gaze`
+FULL_INTENSITY = 5.0  # FACS grade E
+
 HAIR_COLOR_SHARES = dict(zip(HAIR_COLORS, (0.30, 0.25, 0.20, 0.12, 0.06, 0.05, 0.02), strict=True))
 HAIR_COLOR_SHARES_OLD = {"Gray_Hair": 0.50, "White_Hair": 0.25, "Dark_Brown_Hair": 0.15, "Brown_Hair": 0.10}
 GRAYING_AGE = 50
@@ -191,13 +214,30 @@ def sample_identity(rng: np.random.Generator) -> Identity:
     )
 
 
+def _sides(unit: str) -> tuple[str, ...]:
+    """The morph targets that a unit's name stands for."""
+    stem = f"units/{unit.removesuffix('*')}"
+    return (f"{stem}Left", f"{stem}Right") if unit.endswith("*") else (stem,)
+
+
 def _expression_morphs(expression: str, strength: float) -> dict[str, float]:
-    morphs = {}
-    for unit, weight in EXPRESSION_UNITS[expression].items():
-        sides = ("Left", "Right") if unit.endswith("*") else ("",)
-        for side in sides:
-            morphs[f"units/{unit.removesuffix('*')}{side}"] = weight * strength
-    return morphs
+    units = EXPRESSION_UNITS[expression]
+    return {morph: weight * strength for unit, weight in units.items() for morph in _sides(unit)}
+
+
+def action_units(units: Mapping[str, float]) -> dict[str, float]:
+    """FACS action units 0..5 that expression units (morph target -> weight) draw; 0.0 where one rests.
+
+    Intensity = 5 x weight, cut at 5: a unit at full weight is taken for FACS grade E, and the scale is linear in the
+    weight, as the mesh's movement is. Of unequal sides the stronger counts, as in FACS. AU25 (lips part) has no unit
+    of its own: it is 5 x the gap that the units open between the lips, as a share of the one a fully opened jaw makes.
+    Left out are the direction of gaze (AU61 to AU64, which FACS does not grade), AU27 (a jaw is never stretched open)
+    and whatever no expression uses.
+    """
+    intensity = {action: max(units.get(morph, 0.0) for morph in _sides(unit)) for unit, action in UNIT_ACTIONS.items()}
+    opening = load_head_model().lip_opening
+    intensity[LIPS_PART] = sum(weight * opening[morph] for morph, weight in units.items()) / opening["units/jawOpen"]
+    return {name: FULL_INTENSITY * min(max(value, 0.0), 1.0) for name, value in intensity.items()}
 
 
 def sample_appearance(rng: np.random.Generator, identity: Identity) -> Appearance:

@@ -21,7 +21,7 @@ NOISE_PERIOD = 64
 NOISE_CELLS: Floats = np.random.default_rng(7).standard_normal((NOISE_PERIOD,) * 3).astype(np.float32)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def rasterise(screen: Floats, triangles: Ints, closed: int, nearest: Floats, covering: Ints) -> None:
     """Draw triangles into a z-buffer, in place.
 
@@ -36,12 +36,16 @@ def rasterise(screen: Floats, triangles: Ints, closed: int, nearest: Floats, cov
         x0, y0 = np.float64(screen[a, 0]), np.float64(screen[a, 1])
         x1, y1 = np.float64(screen[b, 0]), np.float64(screen[b, 1])
         x2, y2 = np.float64(screen[c, 0]), np.float64(screen[c, 1])
-        left = max(0, math.ceil(min(x0, x1, x2) - 0.5))
-        right = min(width - 1, math.floor(max(x0, x1, x2) - 0.5))
+        area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+        if abs(area) < 1e-9 or (t < closed and area > 0.0):
+            continue
         top = max(0, math.ceil(min(y0, y1, y2) - 0.5))
         bottom = min(height - 1, math.floor(max(y0, y1, y2) - 0.5))
-        area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-        if left > right or top > bottom or abs(area) < 1e-9 or (t < closed and area > 0.0):
+        if top > bottom:
+            continue
+        left = max(0, math.ceil(min(x0, x1, x2) - 0.5))
+        right = min(width - 1, math.floor(max(x0, x1, x2) - 0.5))
+        if left > right:
             continue
         n0, n1, n2 = screen[a, 2], screen[b, 2], screen[c, 2]
         w1_dx, w1_dy = (y2 - y0) / area, -(x2 - x0) / area
@@ -61,7 +65,7 @@ def rasterise(screen: Floats, triangles: Ints, closed: int, nearest: Floats, cov
                     covering[y, x] = t
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def interpolate(screen: Floats, triangles: Ints, covering: Ints, pixels: NDArray[np.int64], values: Floats) -> Floats:
     """Perspective-correct values (K, C) of per-vertex `values` (N, C) at flat pixel numbers `pixels` (K,).
 
@@ -91,7 +95,7 @@ def interpolate(screen: Floats, triangles: Ints, covering: Ints, pixels: NDArray
     return out
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def vertex_normals(vertices: Floats, triangles: Ints) -> Floats:
     """Unit normals (N, 3), each the area-weighted mean of its triangles'; zero where a vertex has none."""
     normals = np.zeros_like(vertices)
@@ -111,7 +115,7 @@ def vertex_normals(vertices: Floats, triangles: Ints) -> Floats:
     return normals
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def transform(points: Floats, matrix: Floats, pivot: Floats) -> Floats:
     """`matrix` (3, 3) applied to points (N, 3) about a pivot (3,)."""
     out = np.empty_like(points)
@@ -122,7 +126,7 @@ def transform(points: Floats, matrix: Floats, pivot: Floats) -> Floats:
     return out
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def add_targets(
     vertices: Floats,
     targets: Ints,
@@ -142,7 +146,7 @@ def add_targets(
                 vertices[moved[j], axis] += weight * delta[j, axis]
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _noise(points: Floats, frequency: float, offset: float, cells: Floats) -> Floats:
     last = cells.shape[0] - 1
     out = np.empty(points.shape[0], np.float32)
@@ -169,7 +173,7 @@ def noise(points: Floats, frequency: float, seed: int = 0) -> Floats:
     return _noise(np.ascontiguousarray(points, np.float32), float(frequency), seed * 7.31, NOISE_CELLS)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def lit_share(shadow_points: Floats, nearest: Floats, bias: float) -> Floats:
     """Share 0..1 (K,) of light that reaches each point, softened over five taps of a shadow map.
 

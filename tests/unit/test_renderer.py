@@ -7,24 +7,41 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.optimize import least_squares
+from scipy.spatial.transform import Rotation
 
-from facemllm.sources.head_model import head_angles, head_rotation, load_head_model
+from facemllm.sources.head_model import Part, head_angles, head_rotation, load_head_model
 from facemllm.sources.head_sampling import (
     BEARDS,
+    EXPRESSION_UNITS,
     EXPRESSIONS,
     EYE_COLORS,
     EYEWEAR,
     HAIR_COLORS,
     HAIR_STYLES,
+    UNIT_ACTIONS,
+    UNMAPPED_UNITS,
+    action_units,
     sample_appearance,
     sample_identity,
 )
 from facemllm.sources.materials import CLASS, SEGMENTATION_CLASSES
-from facemllm.sources.render import draw, monk_tone, render_identity, shape_head, stage, visible_attributes
+from facemllm.sources.render import (
+    CAMERA_DISTANCE,
+    FACE_CLASSES,
+    draw,
+    monk_tone,
+    render_identity,
+    shape_head,
+    stage,
+    visible_action_units,
+    visible_attributes,
+)
 
 SIZE = 128
 IDENTITIES = 90
@@ -38,6 +55,31 @@ def share_near(segmentation, name, point, reach):
     """Whether a pixel of the class lies within `reach` pixels of a point."""
     y, x = np.nonzero(segmentation == CLASS[name])
     return bool(len(x)) and bool(np.hypot(x + 0.5 - point[0], y + 0.5 - point[1]).min() <= reach)
+
+
+def drawn_again(row):
+    """Identity, look and shape of a row, from its source_id."""
+    seed, identity, number = (int(part) for part in row["source_id"].split("-"))
+    person = sample_identity(np.random.default_rng([seed, identity]))
+    return person, sample_appearance(np.random.default_rng([seed, identity, number + 1]), person), shape_head(person)
+
+
+def projected(points, positions, look, size):
+    """A pinhole camera written anew: pixels (n, 2) and distance (n,) of points (n, 3), for a head at `positions`."""
+    head = positions[load_head_model().head].astype(float)
+    low, high = head.min(axis=0), head.max(axis=0)
+    middle = (low + high) / 2 + (*look.shift, 0)
+    focal = size * look.zoom * CAMERA_DISTANCE / ((high[1] - low[1]) * 1.02)
+    seen = points.astype(float) - middle
+    distance = CAMERA_DISTANCE - seen[:, 2]
+    x, y = focal * seen[:, 0] / distance, focal * seen[:, 1] / distance
+    return np.stack([size / 2 + x, size / 2 - y], axis=1), distance
+
+
+def angles_of(rotation):
+    """(yaw, pitch, roll) by scipy: intrinsic turns about x, y, z, each with the sign of 3DDFA's matrices."""
+    pitch, yaw, roll = -Rotation.from_matrix(rotation).as_euler("XYZ", degrees=True)
+    return yaw, pitch, roll
 
 
 def digest(row):
@@ -94,7 +136,7 @@ def test_another_process_gives_the_same_bytes(rows):
 
 def test_row_is_plain_and_complete(rows):
     keys = {"image", "width", "height", "source", "source_id", "subject", "box", "landmarks", "segmentation"}
-    keys |= {"attributes", "expression", "age", "gender", "skin_tone", "yaw", "pitch", "roll"}
+    keys |= {"attributes", "expression", "action_units", "age", "gender", "skin_tone", "yaw", "pitch", "roll"}
     for row in rows:
         assert set(row) == keys  # so no ethnicity either
         assert all(type(value) in (bytes, int, float, str, list, dict) for value in row.values())
@@ -202,6 +244,116 @@ def test_left_is_the_subjects_left(rows):
     assert seen > IDENTITIES
 
 
+def test_landmarks_lie_on_the_projected_mesh(rows):
+    """Each is where a camera of our own puts its vertex: the pupils, the tip of the nose, the corners of the lips."""
+    model = load_head_model()
+    left_eye, right_eye = model.eye_fronts
+    left_corner, right_corner = model.mouth_corners
+    vertices = [right_eye, left_eye, model.nose_tip, right_corner, left_corner]
+    assert model.lips[[left_corner, right_corner]].min() > 0.5
+    assert model.vertices[model.nose_tip, 2] == model.vertices[model.on_body, 2].max()
+    for row in rows[:60]:
+        _, look, shape = drawn_again(row)
+        positions = stage(shape, look).positions
+        pixels, _ = projected(positions[vertices], positions, look, SIZE)
+        assert np.array(row["landmarks"]) == pytest.approx(pixels, abs=0.02)
+
+
+def test_box_encloses_the_face_and_no_more(rows):
+    for row in rows:
+        y, x = np.nonzero(np.isin(classes(row), [CLASS[name] for name in FACE_CLASSES]))
+        assert row["box"] == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+OF_PART = {
+    Part.LEFT_EYE: {"l_eye"},
+    Part.RIGHT_EYE: {"r_eye"},
+    Part.LASHES: {"skin"},
+    Part.TEETH: {"mouth"},
+    Part.TONGUE: {"mouth"},
+    Part.HAIR: {"hair"},
+    Part.FRAME: {"eye_g"},
+    Part.DARK_LENS: {"eye_g"},
+    Part.HAT: {"hat"},
+    Part.EARRING: {"ear_r"},
+}
+ON_BODY = {*FACE_CLASSES, "neck", "cloth", "hair"} - {"l_eye", "r_eye"}  # the scalp under hair counts as hair
+
+
+def test_mask_shows_the_part_that_is_nearest(rows):
+    """Rays through pixels against every triangle, in float64: the nearest one's part has the class of the pixel."""
+    wearing = [row for row in rows if row["attributes"].get("Wearing_Hat")][:3]
+    wearing += [row for row in rows if row["attributes"].get("Wearing_Earrings")][:3]
+    wearing += [row for row in rows if not row["attributes"]["No_Eyewear"]][:3]
+    parts, wrong, looked = Counter(), 0, 0
+    rng = np.random.default_rng(0)
+    for row in wearing:
+        _, look, shape = drawn_again(row)
+        scene = stage(shape, look)
+        pixels, distance = projected(scene.positions, scene.positions, look, SIZE)
+        triangles = scene.mesh.triangles[: scene.mesh.opaque]
+        corners, nearness = pixels[triangles], 1 / distance[triangles]
+        a, b, c = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+        area = b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0]
+        area[area == 0] = np.nan  # seen from its edge: never hit
+        segmentation = classes(row)
+        rare = [
+            np.argwhere(segmentation == CLASS[name]) for name in ("hat", "ear_r", "eye_g", "l_eye", "r_eye", "mouth")
+        ]
+        chosen = np.concatenate([rng.integers(0, SIZE, (40, 2)), *(places[:8] for places in rare)])
+        for y, x in chosen:
+            to = (x + 0.5, y + 0.5) - a
+            second = (to[:, 0] * c[:, 1] - to[:, 1] * c[:, 0]) / area
+            third = (b[:, 0] * to[:, 1] - b[:, 1] * to[:, 0]) / area
+            first = 1 - second - third
+            hit = np.flatnonzero((first >= 0) & (second >= 0) & (third >= 0))
+            name = SEGMENTATION_CLASSES[segmentation[y, x]]
+            looked += 1
+            if not len(hit):
+                wrong += name != "background"
+                continue
+            weights = np.stack([first, second, third], axis=1)[hit]
+            part = Part(scene.mesh.part[hit[(weights * nearness[hit]).sum(axis=1).argmax()]])
+            parts[part] += 1
+            wrong += name not in OF_PART.get(part, ON_BODY)
+    assert {Part.BODY, Part.HAIR, Part.HAT, Part.FRAME, Part.EARRING, Part.LEFT_EYE, Part.RIGHT_EYE} <= set(parts)
+    assert looked > 500
+    assert wrong == 0
+
+
+def test_pose_label_is_the_turn_of_the_skull(rows):
+    """The rotation between the skull as it was drawn and the same skull upright, to 0.1 degree of the row's label."""
+    model = load_head_model()
+    rigid = model.head[model.bend[model.head] >= 1]
+    for row in rows[:40]:
+        _, look, shape = drawn_again(row)
+        upright = stage(shape, replace(look, yaw=0.0, pitch=0.0, roll=0.0)).positions[rigid].astype(float)
+        drawn = stage(shape, look).positions[rigid].astype(float)
+        found, _ = Rotation.align_vectors(drawn - drawn.mean(axis=0), upright - upright.mean(axis=0))
+        assert angles_of(found.as_matrix()) == pytest.approx((row["yaw"], row["pitch"], row["roll"]), abs=0.1)
+
+
+def test_pose_label_follows_from_the_landmarks_in_the_picture(rows):
+    """Rotation, place and focal length are fitted until a camera shows the upright head's points at the landmarks."""
+    for row in rows[:40]:
+        _, look, shape = drawn_again(row)
+        upright = stage(shape, replace(look, yaw=0.0, pitch=0.0, roll=0.0)).landmarks.astype(float)
+        upright -= upright.mean(axis=0)
+        seen = np.array(row["landmarks"]) - SIZE / 2
+
+        def missed(guess, upright=upright, seen=seen):
+            turned = Rotation.from_rotvec(guess[:3]).apply(upright)
+            scale = guess[3] / (1 - (turned[:, 2] + guess[6]) / CAMERA_DISTANCE)
+            return np.concatenate(
+                [seen[:, 0] - (turned[:, 0] + guess[4]) * scale, seen[:, 1] + (turned[:, 1] + guess[5]) * scale]
+            )
+
+        fit = least_squares(missed, [0, 0, 0, 40, 0, 0, 0], xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=2000)
+        assert np.abs(fit.fun).max() < 0.01
+        found = Rotation.from_rotvec(fit.x[:3]).as_matrix()
+        assert angles_of(found) == pytest.approx((row["yaw"], row["pitch"], row["roll"]), abs=0.1)
+
+
 def test_pose_signs(head):
     frontal, _ = photograph(head)
     eyes, nose = frontal.landmarks[:2].mean(axis=0), frontal.landmarks[2]
@@ -275,3 +427,136 @@ def test_larger_pictures_show_the_same_head(rows):
 @pytest.mark.parametrize(("colour", "tone"), [("f6ede4", 1), ("d7bd96", 5), ("a07e56", 6), ("292420", 10)])
 def test_monk_swatches_are_their_own_tone(colour, tone):
     assert monk_tone(np.array(list(bytes.fromhex(colour)), np.float32) / 255) == tone
+
+
+def test_skin_tone_follows_the_skin_in_the_picture(head):
+    """In the same light, darker skin is darker in the picture, and its tone is never the lower one."""
+    identity, look, shape = head
+    light, tones = [], []
+    for melanin in (0.0, 0.25, 0.5, 0.75, 1.0):
+        person = replace(identity, melanin=melanin)
+        picture = draw(stage(shape, look), person, look, SIZE, np.random.default_rng(0))
+        skin = picture.image[picture.segmentation == CLASS["skin"]].astype(float)
+        light.append(skin @ (0.2126, 0.7152, 0.0722))
+        tones.append(monk_tone(np.median(skin, axis=0).astype(np.float32) / 255))
+    assert all(darker.mean() < lighter.mean() - 5 for lighter, darker in pairwise(light))
+    assert tones == sorted(tones)
+    assert len(set(tones)) >= 3
+
+
+def test_skin_tone_labels_are_ordered_like_the_pictures(rows):
+    bright = {}
+    for row in rows:
+        pixels = np.asarray(Image.open(io.BytesIO(row["image"])), float)
+        skin = pixels[classes(row) == CLASS["skin"]] @ (0.2126, 0.7152, 0.0722)
+        bright.setdefault(row["skin_tone"], []).append(np.median(skin))
+    means = [np.mean(bright[tone]) for tone in sorted(bright) if len(bright[tone]) >= 8]
+    assert len(means) >= 3
+    assert means == sorted(means, reverse=True)
+
+
+def sides(unit):
+    return [f"units/{unit[:-1]}{side}" for side in ("Left", "Right")] if unit.endswith("*") else [f"units/{unit}"]
+
+
+def test_expression_is_what_its_units_draw(rows):
+    """A row's units are those of its expression, all at one strength, and of nothing else."""
+    for row in rows:
+        _, look, _ = drawn_again(row)
+        assert look.expression == row["expression"]
+        wanted = {name: weight for unit, weight in EXPRESSION_UNITS[row["expression"]].items() for name in sides(unit)}
+        assert set(look.units) == set(wanted)
+        strengths = {round(look.units[name] / weight, 6) for name, weight in wanted.items()}
+        assert len(strengths) == (row["expression"] != "neutral")
+        assert all(0.7 <= strength <= 1.1 for strength in strengths)
+
+
+def test_every_unit_in_use_is_mapped_or_named_as_unmapped():
+    used = {unit for units in EXPRESSION_UNITS.values() for unit in units}
+    assert used == set(UNIT_ACTIONS) | set(UNMAPPED_UNITS)
+    assert not set(UNIT_ACTIONS) & set(UNMAPPED_UNITS)
+    assert len(set(UNIT_ACTIONS.values())) == len(UNIT_ACTIONS)
+
+
+# Where on the rest head (x of the subject's left half, height, in dm) an action unit pulls the skin, and which way
+# (aside, up, out of the face). Brows lie near 7.45, eyes 7.26, the lips 6.66.
+PULLS = {
+    "AU1": ((0.0, 0.25), (7.3, 7.6), (0, 1, 0)),
+    "AU2": ((0.35, 0.65), (7.3, 7.6), (0, 1, 0)),
+    "AU4": ((0.05, 0.55), (7.3, 7.6), (0, -1, 0)),
+    "AU5": ((0.2, 0.45), (7.28, 7.36), (0, 1, 0)),
+    "AU6": ((0.3, 0.6), (6.85, 7.15), (0, 1, 0)),
+    "AU7": ((0.25, 0.45), (7.12, 7.24), (0, 1, 0)),
+    "AU9": ((0.05, 0.25), (6.9, 7.2), (0, 1, 0)),
+    "AU10": ((0.05, 0.25), (6.68, 6.8), (0, 1, 0)),
+    "AU12": ((0.25, 0.4), (6.6, 6.72), (1, 1, -1)),
+    "AU14": ((0.25, 0.4), (6.6, 6.72), (1, 0, -1)),
+    "AU15": ((0.25, 0.4), (6.6, 6.72), (0, -1, 0)),
+    "AU17": ((0.0, 0.15), (6.4, 6.6), (0, 1, 1)),
+    "AU20": ((0.25, 0.4), (6.6, 6.72), (1, 0, 0)),
+    "AU24": ((0.0, 0.2), (6.46, 6.6), (0, 1, 0)),
+    "AU26": ((0.0, 0.2), (6.1, 6.4), (0, -1, 0)),
+    "AU43": ((0.2, 0.45), (7.28, 7.36), (0, -1, 0)),
+}
+
+
+@pytest.mark.parametrize("unit", UNIT_ACTIONS)
+def test_an_action_unit_moves_the_skin_as_facs_says(unit):
+    model = load_head_model()
+    (near, far), (low, high), pull = PULLS[UNIT_ACTIONS[unit]]
+    x, y, z = model.vertices.T
+    region = model.on_body & (x >= near) & (x <= far) & (y >= low) & (y <= high) & (z > 1.0)
+    region &= model.mouth_interior < 0.5
+    moved = (model.morph(model.vertices, dict.fromkeys(sides(unit), 1.0)) - model.vertices)[region]
+    assert np.abs(moved).max() > 0.02
+    for axis, sign in zip(moved.mean(axis=0), pull, strict=True):
+        assert sign == 0 or axis * sign > 0.002
+
+
+def test_the_jaw_opens_the_lips_and_a_press_shuts_them():
+    opening = load_head_model().lip_opening
+    assert opening["units/jawOpen"] == pytest.approx(0.34, abs=0.02)  # dm: 3.4 cm
+    assert opening["units/mouthClose"] == pytest.approx(-opening["units/jawOpen"], abs=0.01)
+    assert opening["units/mouthPressLeft"] < 0 < opening["units/mouthUpperUpLeft"]
+    assert abs(opening["units/browInnerUp"]) < 1e-6
+
+
+def test_action_units_are_linear_and_cut_at_five():
+    assert set(action_units({})) == {*UNIT_ACTIONS.values(), "AU25"}
+    assert not any(action_units({}).values())
+    half = action_units({"units/jawOpen": 0.5, "units/mouthSmileLeft": 0.2, "units/mouthSmileRight": 0.3})
+    assert half["AU26"] == 2.5
+    assert half["AU12"] == pytest.approx(1.5)  # of unequal sides the stronger
+    assert action_units({"units/jawOpen": 1.0})["AU25"] == 5.0
+    assert 0 < half["AU25"] < action_units({"units/jawOpen": 0.5})["AU25"] == 2.5  # a smile draws the lips together
+    assert action_units({"units/browInnerUp": 1.1})["AU1"] == 5.0
+    assert action_units({"units/mouthPressLeft": 1.0, "units/mouthPressRight": 1.0})["AU25"] == 0.0
+
+
+def test_lips_part_as_far_as_the_mouth_is_seen_open(head):
+    """AU25 against the picture: rows of mouth between the lips on the middle line of a frontal face."""
+    opened, intensity = [], []
+    for expression in ("anger", "neutral", "fear", "surprise"):
+        units = {name: weight for unit, weight in EXPRESSION_UNITS[expression].items() for name in sides(unit)}
+        picture, look = photograph(head, expression=expression, units=units)
+        column = round(float(picture.landmarks[2, 0]))
+        opened.append(int((picture.segmentation[:, column - 1 : column + 2] == CLASS["mouth"]).sum()))
+        intensity.append(visible_action_units(look)["AU25"])
+    assert intensity == sorted(intensity)
+    assert opened == sorted(opened)
+    assert opened[0] == opened[1] == intensity[0] == intensity[1] == 0 < opened[2] < opened[3]
+
+
+def test_rows_carry_the_action_units_of_their_expression(rows):
+    lids = {"AU5", "AU7", "AU43"}
+    for row in rows:
+        units = row["action_units"]
+        assert set(units) | lids == {*UNIT_ACTIONS.values(), "AU25"}
+        assert lids <= set(units) or row["attributes"]["Sunglasses"]
+        assert not (lids & set(units) and row["attributes"]["Sunglasses"])
+        assert all(type(value) is float and 0 <= value <= 5 for value in units.values())
+        assert any(units.values()) == (row["expression"] != "neutral")
+    by_expression = {row["expression"]: row["action_units"] for row in rows}
+    assert by_expression["happiness"]["AU12"] > 2 > by_expression["sadness"]["AU12"] == 0
+    assert by_expression["sadness"]["AU15"] > 2
+    assert by_expression["surprise"]["AU26"] > 1.5

@@ -1,0 +1,70 @@
+"""Small trees in the native layouts of datasets: pictures of noise, and what an import makes of a tree."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facemllm.records import mapping
+from facemllm.settings import Source, load
+from facemllm.sources.importing import LOOK, imported
+from facemllm.sources.reader import Refused
+
+Size = tuple[int, int]
+
+
+def encoded(seed: int, size: Size = (64, 64), form: str = "JPEG") -> bytes:
+    """A picture of coarse noise, `size` as (width, height)."""
+    noise = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize(size, Image.Resampling.NEAREST).save(buffer, format=form)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import gave: rows as plain values (maps as mappings, without bytes and hashes), and refused rows."""
+
+    rows: list[dict[str, Any]]
+    refused: list[Refused]
+
+    def column(self, name: str) -> dict[str, Any]:
+        """A column by source_id."""
+        return {row["source_id"]: row.get(name) for row in self.rows}
+
+
+@pytest.fixture
+def picture() -> Callable[..., Path]:
+    """`picture(path, seed=0, size=(64, 64), form="JPEG")`: writes a picture, making its folders."""
+
+    def write(path: Path, seed: int = 0, size: Size = (64, 64), form: str = "JPEG") -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(seed, size, form))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def take() -> Callable[..., Imported]:
+    """`take(source, root, settings=[...overrides], **options)`: the rows that an import of a tree gives."""
+
+    def run(source: str, root: Path, settings: list[str] | None = None, **options: str) -> Imported:
+        data = load("laptop", settings or []).data
+        found = list(imported(Source(name=source, root=str(root), options=options), data))
+        rows = [row for row in found if not isinstance(row, Refused)]
+        for row in rows:
+            row.pop(LOOK)
+            for name in ("attributes", "action_units"):
+                if row.get(name) is not None:
+                    row[name] = mapping(row[name])
+        return Imported(rows, [row for row in found if isinstance(row, Refused)])
+
+    return run

@@ -1,0 +1,226 @@
+"""FaceXBench and Face-Human-Bench as conversations: letters become words, several pictures, nobody is identified."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from facemllm import digests
+from facemllm.errors import UserError
+from facemllm.records import CONVERSATIONS, TableWriter, open_table
+from facemllm.sources.benchmarks import KEYS, read
+from facemllm.sources.reader import Refused
+
+
+def taken(source, root):
+    found = list(read(source, root))
+    return [x for x in found if not isinstance(x, Refused)], [x for x in found if isinstance(x, Refused)]
+
+
+def asked(paths, question="Which one?", options=("a", "b", "c", "d"), letter="C", answer="c"):
+    return {
+        "image_paths": paths,
+        "question_text": question,
+        "options": list(options),
+        "correct_answer_option": letter,
+        "answer": answer,
+    }
+
+
+def write(path, content, start=b""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(start + json.dumps(content).encode())
+
+
+def sheet(category, minor, questions, **more):
+    head = {"category": category, "sub-category": minor, "dataset": "x", "question_type": "MCQ"}
+    return head | {"prepend_text": "P", "postpend_text": "Letter only."} | more | {"questions": questions}
+
+
+@pytest.fixture
+def facexbench(tmp_path, picture):
+    home = tmp_path / "benchmark"
+    for seed, name in enumerate(("one.png", "two.png", "three.png")):
+        picture(home / "images" / name, seed=seed, form="PNG")
+    (home / "images/bad.png").write_bytes(b"PK\x03\x04")
+    one = ["images/one.png"]
+    questions = {
+        "1": asked(["images/one.png", "images/two.png"], "Which images?", ("Image 1", "Both", "None"), "B", "Both"),
+        "2": asked(one, options=("0", 2, "3"), letter="B", answer=2),
+        "3": asked(["images/gone.png"]),
+        "4": asked(one, letter="E"),
+        "5": asked(one, letter="A"),
+        "6": asked(one, options=("a", "a", "c")),
+        "7": asked([]),
+        "8": asked(["../secret.png"]),
+        "9": asked(["images/bad.png"]),
+        "10": {"image_paths": one},
+        "11": 5,
+        "12": asked(one, letter="BC"),
+    }
+    write(home / "age.json", sheet("bias_fairness", "age", questions), start=b"\xef\xbb\xbf")
+    write(home / "imdb.json", sheet("face_recognition", "celebrity_identification", {"1": asked(one, "Who?")}))
+    write(
+        home / "tools.json", sheet("tools_use", "tools_retrieval", {"1": asked(["images/three.png"])}, context="APIs")
+    )
+    return tmp_path
+
+
+def test_facexbench(facexbench):
+    rows, refused = taken("facexbench", facexbench)
+    assert [row["turns"][0]["template"] for row in rows] == ["age/1", "age/2", "tools/1"]
+    first, second, third = rows
+    assert first["messages"] == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "text": None},
+                {"type": "image", "text": None},
+                {"type": "text", "text": "Which images?\nOptions:\n- Image 1\n- Both\n- None"},
+            ],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "Both"}]},
+    ]
+    turn = {name: value for name, value in first["turns"][0].items() if name != "sample_id"}
+    assert turn == {
+        "task": "facexbench_bias_fairness_age",
+        "form": "choice",
+        "template": "age/1",
+        "options": ["Image 1", "Both", "None"],
+        "answer": "Both",
+        "follows": False,
+    }
+    assert (first["split"], first["source"], first["subject_id"]) == ("test", "facexbench", None)
+    assert first["image_id"] == digests.of_bytes(first["images"][0]["bytes"]) == second["image_id"]
+    assert len(first["images"]) == 2
+    assert second["turns"][0]["answer"] == "2"
+    assert third["messages"][0]["content"][-1]["text"].startswith("APIs\nWhich one?\nOptions:")
+    assert third["turns"][0]["task"] == "facexbench_tools_use_tools_retrieval"
+    assert [(r.file, r.row, r.reason) for r in refused] == [
+        ("benchmark/age.json", 3, "the picture images/gone.png is missing"),
+        ("benchmark/age.json", 4, "the answer is option 'E', and there are 4"),
+        ("benchmark/age.json", 5, "the answer is option A, 'a', and also 'c'"),
+        ("benchmark/age.json", 6, "the options are fewer than two, more than 10, empty or repeated: ['a', 'a', 'c']"),
+        ("benchmark/age.json", 7, "it names no picture"),
+        ("benchmark/age.json", 8, "the path '../secret.png' leads out of the dataset's folder"),
+        (
+            "benchmark/age.json",
+            9,
+            "not a JPEG, PNG, WEBP, BMP picture, whatever its name says (it looks like a ZIP archive)",
+        ),
+        ("benchmark/age.json", 10, "options is missing or no list"),
+        ("benchmark/age.json", 11, "options is missing or no list"),
+        ("benchmark/age.json", 12, "the answer is option 'BC', and there are 4"),
+        ("benchmark/imdb.json", 1, "it asks to name or match people, which this project does not do"),
+    ]
+
+
+def test_rows_make_a_table_with_names_of_their_own(facexbench, tmp_path):
+    rows, _ = taken("facexbench", facexbench)
+    with TableWriter(tmp_path / "table", CONVERSATIONS) as table:
+        table.write(rows)
+    back = list(open_table(tmp_path / "table", CONVERSATIONS).iterate())
+    assert back == rows
+    assert len({row["conversation_id"] for row in rows}) == len({row["turns"][0]["sample_id"] for row in rows}) == 3
+    again, _ = taken("facexbench", facexbench)
+    assert again == rows
+
+
+def human(kind, options, answer, **paths):
+    found = {"question": "How many?", "options": options, "answer": answer}
+    return {"type": kind, "QA": found, "image": {"image_paths": paths, "source": {"labels": [5]}}}
+
+
+@pytest.fixture
+def face_human_bench(tmp_path, picture):
+    test = tmp_path / "data/Face-Human-Bench/test"
+    picture(test / "output/eval_data/a.jpg", seed=1, size=(1600, 400))
+    picture(test / "output/eval_data/b.jpg", seed=2)
+    a, b = "eval_data/a.jpg", "eval_data/b.jpg"
+    rows = [
+        human("face_age_basic_10", ["20", "30", "40", "50"], 0, cropped=b, original=a),
+        human("face_age_basic_10", [2, 3, 4, 5], 3, original=b),
+        human("face_age_basic_10", ["20", "30"], 2, original=b),
+        human("face_age_basic_10", ["20", "30"], True, original=b),
+        human("face_age_basic_10", ["20", "30"], 0, original="eval_data/gone.jpg"),
+        human("face_age_basic_10", ["20", "30"], 0),
+    ]
+    write(test / "json/en/face_age_basic_10.json", {"data": rows})
+    write(test / "json/en/face_recognition_mask.json", {"data": [human("face_recognition_mask", ["y", "n"], 0, x=b)]})
+    write(test / "json/en/human_reid_basic.json", {"data": [human("human_reid_basic", ["y", "n"], 0, x=b)]})
+    write(test / "json/zh/face_age_basic_10_zh.json", {"data": "not read"})
+    write(tmp_path / "data/Face-Human-Bench/dev/json/en/x.json", {"data": "not read"})
+    return tmp_path
+
+
+def test_face_human_bench(face_human_bench):
+    rows, refused = taken("face-human-bench", face_human_bench)
+    turns = [row["turns"][0] for row in rows]
+    assert [(t["task"], t["template"], t["answer"]) for t in turns] == [
+        ("face_human_bench_face_age_basic_10_cropped", "face_age_basic_10_cropped/1", "20"),
+        ("face_human_bench_face_age_basic_10_original", "face_age_basic_10_original/1", "20"),
+        ("face_human_bench_face_age_basic_10_original", "face_age_basic_10_original/2", "5"),
+    ]
+    assert turns[0]["options"] == turns[1]["options"]
+    doubled = ["20", "30", "40", "50"] * 2
+    at = doubled.index(turns[0]["options"][0])
+    assert turns[0]["options"] == doubled[at : at + 4]
+    assert [Image.open(io.BytesIO(row["images"][0]["bytes"])).size for row in rows] == [(64, 64), (1000, 250), (64, 64)]
+    folder = "data/Face-Human-Bench/test/json/en"
+    assert [(r.file, r.row, r.reason) for r in refused] == [
+        (f"{folder}/face_age_basic_10.json", 3, "the answer is option 2 (from 0), and there are 2"),
+        (f"{folder}/face_age_basic_10.json", 4, "answer is missing or no int"),
+        (f"{folder}/face_age_basic_10.json", 5, "the picture eval_data/gone.jpg is missing"),
+        (f"{folder}/face_age_basic_10.json", 6, "it names no picture"),
+        (
+            f"{folder}/face_recognition_mask.json",
+            1,
+            "it asks to name or match people, which this project does not do",
+        ),
+        (f"{folder}/human_reid_basic.json", 1, "it asks to name or match people, which this project does not do"),
+    ]
+
+
+def test_the_right_option_does_not_stay_first(tmp_path, picture):
+    picture(tmp_path / "eval_data/a.jpg")
+    rows = [human("face_attribute_compound", ["a", "b", "c", "d"], 0, cropped="eval_data/a.jpg") for _ in range(60)]
+    write(tmp_path / "json/en/x.json", {"data": rows})
+    places = [row["turns"][0]["options"].index("a") for row in taken("face-human-bench", tmp_path)[0]]
+    assert all(places.count(place) >= 6 for place in range(4))
+
+
+def test_links_that_lead_out_are_refused(facexbench):
+    target = facexbench / "outside.png"
+    (facexbench / "benchmark/images/one.png").rename(target)
+    (facexbench / "benchmark/images/one.png").symlink_to(target)
+    rows, refused = taken("facexbench", facexbench)
+    assert [row["turns"][0]["template"] for row in rows] == ["tools/1"]
+    assert refused[0].reason == "a link leads out of the benchmark's folder"
+
+
+def test_files_in_another_form(tmp_path, facexbench):
+    assert KEYS == ("facexbench", "face-human-bench")
+    with pytest.raises(UserError, match="no benchmark 'other'"):
+        list(read("other", tmp_path))
+    path = facexbench / "benchmark/age.json"
+    for content, reason in (
+        (b"{", "no sound JSON"),
+        (b"\xff\xfe", "no sound JSON"),
+        (b"[1]", "an object is expected"),
+        (b"{}", "no FaceXBench file"),
+        (b"[" * 100_000, "no sound JSON"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=reason):
+            list(read("facexbench", facexbench))
+    with pytest.raises(UserError, match="no folder test/json/en"):
+        list(read("face-human-bench", tmp_path))
+    write(tmp_path / "json/en/x.json", {"data": 1})
+    with pytest.raises(UserError, match="no folder eval_data"):
+        list(read("face-human-bench", tmp_path))
+    (tmp_path / "eval_data").mkdir()
+    with pytest.raises(UserError, match="a list under data"):
+        list(read("face-human-bench", tmp_path))

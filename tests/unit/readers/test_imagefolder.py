@@ -1,0 +1,304 @@
+"""Pictures of one's own: what a table may say, and that every likely mistake is answered with the way to mend it."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from facemllm.errors import UserError
+from facemllm.records import subject_id
+from facemllm.sources.importing import split_of
+from facemllm.sources.reader import Refused
+from facemllm.sources.readers.vocabulary import ATTRIBUTES, CELEBA, MAAD_ONLY
+from facemllm.tasks import attributes
+
+KNOWN = (
+    *("box", "landmarks", "alt_text", "caption", "attributes", "expression", "age", "age_range", "gender"),
+    *("ethnicity", "skin_tone", "yaw", "pitch", "roll", "action_units"),
+)
+NO_PICTURE = "not a picture by its name (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp)"
+TRAIN_ONLY = ["data.test_share=0.0", "data.validation_share=0.0"]
+
+
+def facts(row):
+    return {name: row[name] for name in KNOWN if row.get(name) is not None}
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    """`folder(table, *names)`: pictures, and labels.csv when the table is not None."""
+
+    def make(table, *names):
+        for seed, name in enumerate(names):
+            picture(tmp_path / name, seed, (100, 80))
+        if table is not None:
+            data = table if isinstance(table, bytes) else table.encode()
+            (tmp_path / "labels.csv").write_bytes(data)
+        return tmp_path
+
+    return make
+
+
+def one_row(take, folder, header, cells):
+    """What an import makes of a table with one labelled picture."""
+    return take("imagefolder", folder(f"file,{header}\na.jpg,{cells}\n", "a.jpg"))
+
+
+def test_without_a_table_every_picture_is_read_and_nothing_is_known(folder, take):
+    names = ("b.JPG", "a/z.png", "a/y.webp", "a/y.jpg", ".hidden/x.jpg", ".x.jpg", "c d/é.jpeg")
+    root = folder(None, *names)
+    for name in ("notes.txt", "a/anim.gif", "Thumbs.db"):
+        (root / name).write_text("x")
+    found = take("imagefolder", root, TRAIN_ONLY)
+    assert [(row["source_id"], row["split"], row["subject_id"], facts(row)) for row in found.rows] == [
+        ("b", "train", None, {}),
+        ("a/y", "train", None, {}),
+        ("a/y.webp", "train", None, {}),
+        ("a/z", "train", None, {}),
+        ("c d/é", "train", None, {}),
+    ]
+    assert found.refused == [
+        Refused("Thumbs.db", 0, NO_PICTURE),
+        Refused("notes.txt", 0, NO_PICTURE),
+        Refused("a/anim.gif", 0, NO_PICTURE),
+    ]
+
+
+def test_every_column_is_read(folder, take):
+    columns = {
+        "file": "anna/a.jpg",
+        "subject": "Anna",
+        "split": "Test",
+        "age": "31.5",
+        "gender": "Female",
+        "age_range": "20 - 29",
+        "expression": "Happiness",
+        "ethnicity": "East Asian",
+        "skin_tone": "4",
+        "yaw": "-12.5",
+        "pitch": "0",
+        "roll": "1e1",
+        "alt_text": "none",
+        "caption": '"A woman, smiling."',
+        "box": "10 20 60 70",
+        "landmarks": '"[[20, 30], [40, 30]]"',
+        "AU1": "0.5",
+        "AU12": "5",
+        "Smiling": "1",
+        "Wearing_Hat": "no",
+        "Sunglasses": "0.0",
+        "Young": "TRUE",
+        "Bald": "",
+    }
+    table = "\r\n".join((",".join(columns), ",".join(columns.values()), ""))
+    root = folder(table.encode("utf-8-sig"), "anna/a.jpg")
+    (row,) = take("imagefolder", root).rows
+    assert (row["source_id"], row["split"], row["subject_id"]) == (
+        "anna/a",
+        "test",
+        subject_id("imagefolder", "Anna"),
+    )
+    assert facts(row) == {
+        "age": 31.5,
+        "gender": "female",
+        "age_range": "20-29",
+        "expression": "happiness",
+        "ethnicity": "east_asian",
+        "skin_tone": 4,
+        "yaw": -12.5,
+        "pitch": 0,
+        "roll": 10,
+        "alt_text": "none",
+        "caption": "A woman, smiling.",
+        "box": [10, 20, 60, 70],
+        "landmarks": [[20, 30], [40, 30]],
+        "action_units": {"AU1": 0.5, "AU12": 5},
+        "attributes": {"Smiling": True, "Wearing_Hat": False, "Sunglasses": False, "Young": True},
+    }
+    assert {said["field"] for said in row["provenance"]} == set(facts(row))
+
+
+def test_pictures_are_cropped_to_their_box_only_when_asked(folder, take):
+    root = folder("file,box,landmarks\na.jpg,10 20 60 70,20 30 40 30\nb.jpg,,1 2\n", "a.jpg", "b.jpg")
+    whole = take("imagefolder", root)
+    assert [(row["width"], row["height"]) for row in whole.rows] == [(100, 80), (100, 80)]
+    cropped = take("imagefolder", root, crop="box")
+    (row,) = cropped.rows
+    assert (row["width"], row["height"], row["box"]) == (50, 50, [0, 0, 50, 50])
+    assert row["landmarks"] == [[10, 10], [30, 10]]
+    assert cropped.refused == [Refused("labels.csv", 3, "column box is empty, and the option crop: box needs it")]
+
+
+def test_splits_that_are_given_stand_and_others_are_drawn_by_person(folder, take):
+    names = [f"{n}.jpg" for n in range(12)]
+    given = ["train", "validation", "test", *[""] * 9]
+    people = ["", "", "", *[f"p{n % 3}" for n in range(6)], "", "", ""]
+    lines = [",".join(cells) for cells in zip(names, people, given, strict=True)]
+    root = folder("\n".join(("file,subject,split", *lines)), *names)
+    found = take("imagefolder", root, ["data.test_share=0.4", "data.validation_share=0.4"])
+    splits = list(found.column("split").values())
+    assert splits[:3] == ["train", "validation", "test"]
+    drawn = [row["subject_id"] or f"imagefolder:{row['source_id']}" for row in found.rows[3:]]
+    assert splits[3:] == [split_of(person, 0.4, 0.4) for person in drawn]
+    assert splits[3:6] == splits[6:9]
+    assert len(set(splits[3:])) > 1
+
+
+def test_rows_that_cannot_be_used_are_refused_with_their_line(folder, take, tmp_path):
+    rows = (
+        *("file,age", "a.jpg,30", "a.jpg,31", "./a.jpg,32", "gone.jpg,5", "/etc/hosts,5", "../a.jpg,5", "C:\\a.jpg,5"),
+        *("sub\\b.jpg,7", "c.jpg", "d.jpg,1,2", ",5", 'e.jpg,"5', "f.jpg,nan", "link.jpg,1", "zip.jpg,2", "sub,3"),
+    )
+    root = folder("\n".join(rows), "in/a.jpg", "in/sub/b.jpg", "in/extra.png", "outside.jpg")
+    (root / "labels.csv").rename(root / "in/labels.csv")
+    root = root / "in"
+    (root / "link.jpg").symlink_to(tmp_path / "outside.jpg")
+    (root / "zip.jpg").write_bytes(b"PK\x03\x04 and more")
+    (root / "there").symlink_to(tmp_path, target_is_directory=True)
+    (root / "f.jpg").write_bytes(b"")
+    found = take("imagefolder", root)
+    assert found.column("age") == {"a": 30, "sub/b": 7}
+    outside = "the path {!r} leads out of the dataset's folder"
+    archive = "not a JPEG, PNG, WEBP, BMP picture, whatever its name says (it looks like a ZIP archive)"
+    assert found.refused == [
+        Refused("labels.csv", 3, "a.jpg has a row already"),
+        Refused("labels.csv", 4, "a.jpg has a row already"),
+        Refused("gone.jpg", 5, "the picture is missing"),
+        Refused("labels.csv", 6, outside.format("/etc/hosts")),
+        Refused("labels.csv", 7, outside.format("../a.jpg")),
+        Refused("labels.csv", 8, outside.format("C:\\a.jpg")),
+        Refused("labels.csv", 10, "1 fields where the header has 2"),
+        Refused("labels.csv", 11, "3 fields where the header has 2"),
+        Refused("labels.csv", 12, "column file is empty"),
+        Refused("labels.csv", 13, "not a row of comma-separated values (unexpected end of data)"),
+        Refused("labels.csv", 14, "column age is 'nan'; leave the cell empty where it is unknown"),
+        Refused("link.jpg", 15, "a link leads out of the dataset's folder"),
+        Refused("zip.jpg", 16, archive),
+        Refused("sub", 17, "the picture cannot be read: Is a directory"),
+        Refused("there", 0, "a link to a folder; put the folder itself here"),
+        Refused("extra.png", 0, "no row in labels.csv"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "reason"),
+    [
+        ("age", "young", "column age is 'young', not a number"),
+        ("age", "121", "column age is 121, outside 0 to 120"),
+        ("age", "inf", "column age is inf, outside 0 to 120"),
+        ("yaw", "200", "column yaw is 200, outside -180 to 180"),
+        ("skin_tone", "11", "column skin_tone is 11, outside 1 to 10"),
+        ("skin_tone", "2.5", "column skin_tone is 2.5, not a whole number"),
+        ("gender", "man", "column gender is 'man', not one of female, male"),
+        ("gender", "unknown", "column gender is 'unknown'; leave the cell empty where it is unknown"),
+        ("split", "val", "column split is 'val', not one of train, validation, test"),
+        ("age_range", "29-20", "column age_range is '29-20', not a range as 20-29 or 70+"),
+        ("age_range", "3-Sep", "column age_range is '3-Sep', not a range as 20-29 or 70+"),
+        ("expression", "happy", "column expression is 'happy'; write happiness"),
+        ("expression", "7", "column expression is '7', not a word"),
+        ("ethnicity", "?!", "column ethnicity is '?!', not a word"),
+        ("Smiling", "-1", "column Smiling is '-1', not 0 or 1 (true, false, yes, no; empty: unknown)"),
+        ("Smiling", "2", "column Smiling is '2', not 0 or 1 (true, false, yes, no; empty: unknown)"),
+        ("AU4", "6", "column AU4 is 6, outside 0 to 5"),
+        ("box", "1 2 3", "column box has 3 numbers, not four: left top right bottom"),
+        ("box", "50 10 20 20", "column box is '50 10 20 20': left top right bottom, so right exceeds left and bottom "),
+        ("box", "1 2 x 4", "column box is 'x', not a number"),
+        ("landmarks", "1 2 3", "column landmarks has 3 numbers; points are pairs, as in '30 40 70 40'"),
+        ("landmarks", "1 nan", "column landmarks is nan, outside -inf to inf"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_column(folder, take, column, cell, reason):
+    found = one_row(take, folder, column, cell)
+    assert found.rows == []
+    (refused,) = found.refused
+    assert (refused.file, refused.row) == ("labels.csv", 2)
+    assert refused.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("column", "answer"),
+    [
+        ("smiling", "no column is called 'smiling'; did you mean 'Smiling'?"),
+        ("Wearing Hat", "no column is called 'Wearing Hat'; did you mean 'Wearing_Hat'?"),
+        ("Eyeglases", "no column is called 'Eyeglases'; did you mean 'Eyeglasses'?"),
+        ("Age", "no column is called 'Age'; did you mean 'age'?"),
+        ("emotion", "no column is called 'emotion'; did you mean 'expression'?"),
+        ("race", "no column is called 'race'; did you mean 'ethnicity'?"),
+        ("bbox", "no column is called 'bbox'; did you mean 'box'?"),
+        ("person_id", "no column is called 'person_id'; did you mean 'subject'?"),
+        ("AU01_r", "no column is called 'AU01_r'; action units are AU1 to AU64: did you mean 'AU1'?"),
+        ("AU65", "no column is called 'AU65'; action units are AU1 to AU64"),
+        ("favourite_colour", "no column is called 'favourite_colour'; there are file, subject, split, gender"),
+        ("", "column 2 has no name; name it or save the table without its index"),
+        ("Unnamed: 0", "column 2 has no name; name it or save the table without its index"),
+        ("file", "a column stands there twice"),
+    ],
+)
+def test_an_unknown_column_stops_the_import_with_a_suggestion(folder, take, column, answer):
+    with pytest.raises(UserError, match=r"labels\.csv, line 1: " + re.escape(answer)):
+        one_row(take, folder, column, "1")
+
+
+@pytest.mark.parametrize(
+    ("table", "answer"),
+    [
+        (b"", "labels.csv: empty; write a header (file,age,...) and a row for every picture, or remove it"),
+        (b"file,age\n", "labels.csv: a header and no rows; write a row for every picture, or remove the file"),
+        (b"file;age\na.jpg;3\n", "line 1: columns are parted by ';'; save the table with commas"),
+        (b"file\tage\na.jpg\t3\n", "line 1: columns are parted by '\\t'; save the table with commas"),
+        (b"filename,age\na.jpg,3\n", "line 1: no column is called 'filename'; did you mean 'file'?"),
+        (b"age,gender\n3,male\n", "line 1: column file is missing; it holds the path of each picture"),
+        (b"file,subject\na.jpg,Ren\xe9\n", "labels.csv: not UTF-8 text"),
+        ("file,age\na.jpg,3\n".encode("utf-16"), "labels.csv: not UTF-8 text"),
+    ],
+)
+def test_a_table_of_another_form_stops_the_import(folder, take, table, answer):
+    with pytest.raises(UserError, match=re.escape(answer)):
+        take("imagefolder", folder(table, "a.jpg"))
+
+
+def test_a_table_under_another_name_is_not_silently_passed_over(folder, take):
+    root = folder(None, "a.jpg")
+    for name in ("Labels.csv", "label.csv", "labels.csv.txt", "labels.xlsx"):
+        (root / name).write_text("file,age\na.jpg,3\n")
+        with pytest.raises(UserError, match=re.escape(f"{name}: labels are read from a file named labels.csv")):
+            take("imagefolder", root)
+        (root / name).unlink()
+    (root / "labels.csv").symlink_to("nowhere.csv")
+    with pytest.raises(UserError, match=r"labels\.csv: not a file that can be read"):
+        take("imagefolder", root)
+
+
+def test_a_folder_without_pictures_is_named(tmp_path, take):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"no picture in it \(\.jpg, .*\); give the folder that holds them"):
+        take("imagefolder", tmp_path)
+
+
+def test_a_pipe_does_not_hold_the_import(folder, take):
+    root = folder(None, "a.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    found = take("imagefolder", root)
+    assert [row["source_id"] for row in found.rows] == ["a"]
+    assert found.refused == [Refused("pipe.jpg", 0, "not a regular file")]
+
+
+def test_the_vocabulary_holds_what_the_tasks_ask_about():
+    assert (len(CELEBA), len(set(CELEBA) | set(MAAD_ONLY)), len(set(ATTRIBUTES))) == (40, 53, len(ATTRIBUTES))
+    for item in attributes.TASK.items:
+        answers = [option.value for option in item.options]
+        names = [item.name] if set(answers) <= {"yes", "no"} else answers
+        assert set(names) <= set(ATTRIBUTES), item.name
+
+
+def test_splits_that_the_table_never_names_are_carved_out_of_training(tmp_path, picture, take):
+    rows = ["file,subject,split"]
+    for number in range(60):
+        picture(tmp_path / f"{number:02d}.png", number)
+        rows.append(f"{number:02d}.png,p{number},{'test' if number % 6 == 0 else 'train'}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    found = take("imagefolder", tmp_path, ["data.validation_share=0.3", "data.test_share=0.3"]).column("split")
+    assert {name for name, split in found.items() if split == "test"} == {f"{n:02d}" for n in range(0, 60, 6)}
+    assert 5 < list(found.values()).count("validation") < 30

@@ -1,0 +1,228 @@
+"""LFWA from MATLAB v7.3 files as MATLAB writes them: cell arrays of references, transposed matrices, places from 1."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from facemllm.errors import UserError
+from facemllm.records import subject_id
+from facemllm.sources.reader import Refused
+from facemllm.sources.readers.lfwa import _labels
+from facemllm.sources.readers.vocabulary import CELEBA as NAMES
+
+PICTURES = (
+    "Aaron_Eckhart\\Aaron_Eckhart_0001.jpg",
+    "Aaron_Eckhart\\Aaron_Eckhart_0002.jpg",
+    "Zoë_Núñez\\Zoë_Núñez_0001.jpg",
+    "Aaron_Eckhart\\Aaron_Eckhart_0001.jpg",
+    "Aaron_Eckhart\\Zoë_Núñez_0001.jpg",
+    "..\\..\\secret_0001.jpg",
+    "Bad_Value\\Bad_Value_0001.jpg",
+    "No_Number\\No_Number_0001.jpg",
+    "Both_Splits\\Both_Splits_0001.jpg",
+    "No_Split\\No_Split_0001.jpg",
+    "Not_There\\Not_There_0001.jpg",
+    "",
+)
+TRAIN, TEST = (1, 2, 4, 5, 6, 7, 8, 9, 99, 2.5), (3, 9, 11, 12, 0)
+BEFORE = [
+    Refused("indices_train_test.mat", 9, "indices_img_train has 99; 1 to 12 were expected"),
+    Refused("indices_train_test.mat", 10, "indices_img_train has 2.5; 1 to 12 were expected"),
+    Refused("indices_train_test.mat", 5, "indices_img_test has 0; 1 to 12 were expected"),
+]
+
+
+def cells(file, key, texts, column=True):
+    """A cell array of texts: references to (length, 1) arrays of UTF-16, an empty text as MATLAB's empty array."""
+    made = file.require_group("#refs#")
+    references = []
+    for text in texts:
+        units = np.frombuffer(text.encode("utf-16-le"), np.uint16)[:, None]
+        cell = made.create_dataset(f"{key}{len(made)}", data=units if text else np.zeros(2, np.uint64))
+        cell.attrs["MATLAB_class"] = np.bytes_("char")
+        references.append(cell.ref)
+    shape = (1, len(references)) if column else (len(references), 1)
+    whole = file.create_dataset(key, shape, dtype=h5py.ref_dtype)
+    whole[...] = np.array(references, dtype=object).reshape(shape)
+    whole.attrs["MATLAB_class"] = np.bytes_("cell")
+
+
+def attribute_file(path, names, pictures, values, column=True):
+    """`values` as MATLAB has them, pictures x attributes; on disk they lie transposed, behind MATLAB's 512 bytes."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        cells(file, "AttrName", names, column=False)
+        cells(file, "name", pictures, column)
+        file["label"] = np.asarray(values, float).T
+    with path.open("r+b") as raw:
+        raw.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
+
+
+def index_file(path, train=TRAIN, test=TEST):
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file["indices_img_train"] = np.array([train], float)
+        file["indices_img_test"] = np.array([test], float).T
+        file["indices_identity_train"] = np.array([[1.0]])
+
+
+@pytest.fixture
+def values():
+    made = np.zeros((len(PICTURES), len(NAMES)))
+    made[0, NAMES.index("Smiling")] = 1
+    made[1, NAMES.index("Male")] = 1
+    made[6, NAMES.index("Bald")] = 3
+    made[7, NAMES.index("Bangs")] = np.nan
+    return made
+
+
+@pytest.fixture
+def tree(tmp_path, picture, values):
+    attribute_file(tmp_path / "lfw_att_40.mat", NAMES, PICTURES, values)
+    index_file(tmp_path / "indices_train_test.mat")
+    for number, name in enumerate(PICTURES[:10]):
+        if not name.startswith(".."):
+            picture(tmp_path / "lfw" / name.replace("\\", "/"), number, (250, 250))
+    picture(tmp_path / "lfw" / "Unlabelled" / "Unlabelled_0001.jpg", 50, (250, 250))
+    picture(tmp_path / "lfw" / "Unlabelled" / "\udcff.jpg", 51, (250, 250))
+    return tmp_path
+
+
+def test_rows_splits_and_subjects(tree, take):
+    found = take("lfwa", tree, ["data.validation_share=0.0"])
+    assert found.column("split") == {
+        "Aaron_Eckhart_0001": "train",
+        "Aaron_Eckhart_0002": "train",
+        "Zoë_Núñez_0001": "test",
+    }
+    assert found.column("attributes") == {
+        "Aaron_Eckhart_0001": dict.fromkeys(NAMES, False) | {"Smiling": True},
+        "Aaron_Eckhart_0002": dict.fromkeys(NAMES, False) | {"Male": True},
+        "Zoë_Núñez_0001": dict.fromkeys(NAMES, False),
+    }
+    assert list(found.column("gender").values()) == ["female", "male", "female"]
+    persons = [subject_id("lfwa", name) for name in ("Aaron_Eckhart", "Aaron_Eckhart", "Zoë_Núñez")]
+    assert list(found.column("subject_id").values()) == persons
+    assert all((row["width"], row["height"]) == (250, 250) for row in found.rows)
+
+
+def test_refused_rows_name_their_place_from_1(tree, take):
+    expected = "is no picture of a person, as Aaron_Eckhart\\Aaron_Eckhart_0001.jpg"
+    assert take("lfwa", tree).refused == [
+        *BEFORE,
+        Refused("lfw_att_40.mat", 4, "Aaron_Eckhart_0001.jpg has a row already"),
+        Refused("lfw_att_40.mat", 5, f"Aaron_Eckhart\\Zoë_Núñez_0001.jpg {expected}"),
+        Refused("lfw_att_40.mat", 6, "the path '..\\\\..\\\\secret_0001.jpg' leads out of the dataset's folder"),
+        Refused("lfw_att_40.mat", 7, "Bald is '3.0'; 1 and -1, or 1 and 0, were expected"),
+        Refused("lfw_att_40.mat", 8, "Bangs is 'nan'; 1 and -1, or 1 and 0, were expected"),
+        Refused("lfw_att_40.mat", 9, "Both_Splits_0001.jpg is in train and test of indices_train_test.mat"),
+        Refused("lfw_att_40.mat", 10, "No_Split_0001.jpg is in neither split of indices_train_test.mat"),
+        Refused("lfw/Not_There/Not_There_0001.jpg", 11, "the picture is missing"),
+        Refused("lfw_att_40.mat", 12, "its name is no text"),
+        Refused("lfw/Unlabelled/Unlabelled_0001.jpg", 0, "no label row"),
+        Refused("lfw/Unlabelled/\\udcff.jpg", 0, "no label row"),
+    ]
+
+
+def test_labels_of_1_and_minus_1_and_names_in_a_row(tree, take, values):
+    attribute_file(tree / "lfw_att_40.mat", NAMES, PICTURES[:3], values[:3] * 2 - 1, column=False)
+    index_file(tree / "indices_train_test.mat", (1, 2), (3,))
+    found = take("lfwa", tree)
+    assert found.column("attributes")["Aaron_Eckhart_0002"] == dict.fromkeys(NAMES, False) | {"Male": True}
+    assert len(found.rows) == 3
+
+
+def test_seventy_three_attributes_are_spelled_as_in_celeba_where_it_has_them(tree, take):
+    names = ["Male", "Wearing Hat", "5 o' Clock Shadow", "Strong Nose-Mouth Lines", "Teeth Not Visible", "middle aged"]
+    names += [f"Other {number}" for number in range(67)]
+    values = np.zeros((1, 73))
+    values[0, [1, 3]] = 1
+    attribute_file(tree / "lfw_att_73.mat", names, PICTURES[:1], values)
+    index_file(tree / "indices_train_test.mat", (1,), ())
+    (row,) = take("lfwa", tree, attributes="73").rows
+    assert {name: row["attributes"][name] for name in list(row["attributes"]) if not name.startswith("Other")} == {
+        "Male": False,
+        "Wearing_Hat": True,
+        "5_o_Clock_Shadow": False,
+        "Strong_Nose_Mouth_Lines": True,
+        "Teeth_Not_Visible": False,
+        "Middle_Aged": False,
+    }
+    attribute_file(tree / "lfw_att_73.mat", names[:-1], PICTURES[:1], values[:, :-1])
+    with pytest.raises(UserError, match="AttrName has 72 different names; 73 were expected"):
+        take("lfwa", tree, attributes="73")
+
+
+def test_funneled_pictures_nested_in_themselves(tree, take, picture):
+    (tree / "lfw").rename(tree / "old")
+    for name in PICTURES[:3]:
+        picture(tree / "lfw-deepfunneled/lfw-deepfunneled" / name.replace("\\", "/"), 1, (250, 250))
+    assert len(take("lfwa", tree).rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lfw_att_40.mat", "lfw_att_40.mat is missing"),
+        ("indices_train_test.mat", "indices_train_test.mat is missing"),
+        ("lfw", "lfw-deepfunneled or lfw_deepfunneled is missing"),
+    ],
+)
+def test_what_is_missing_is_named(tree, take, name, message):
+    (tree / name).rename(tree / "elsewhere")
+    with pytest.raises(UserError, match=message):
+        take("lfwa", tree)
+
+
+def test_other_files_than_v7_3_are_named(tree, take):
+    (tree / "lfw_att_40.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(600))
+    with pytest.raises(UserError, match=r"no MATLAB v7\.3 file .HDF5."):
+        take("lfwa", tree)
+
+
+def change(path, edit):
+    with h5py.File(path, "r+") as file:
+        edit(file)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda f: f.__delitem__("name"), "variable name is missing; found AttrName, label"),
+        (lambda f: f.move("AttrName", "Names"), "variable AttrName is missing"),
+        (lambda f: (f.__delitem__("label"), f.create_dataset("label", data=np.zeros((12, 40)))), "label is 12 x 40 on"),
+        (
+            lambda f: (f.__delitem__("name"), f.create_dataset("name", data=np.zeros(12))),
+            "name .float64, 12 entries. is",
+        ),
+        (lambda f: (f.__delitem__("label"), f.__setitem__("label", h5py.ExternalLink("x", "y"))), "label is missing"),
+        (lambda f: (f.__delitem__("label"), f.create_dataset("label", (40, 10**9), "u1", chunks=True)), "label .uint8"),
+        (
+            lambda f: (
+                f.__delitem__("label"),
+                f.create_dataset("label", (40, 12), "u1", external=[("elsewhere.bin", 0, 480)]),
+            ),
+            "label .uint8, 480 entries. is not what LFWA has there",
+        ),
+    ],
+)
+def test_variables_that_are_not_what_they_should_be(tree, take, edit, message):
+    change(tree / "lfw_att_40.mat", edit)
+    with pytest.raises(UserError, match=message):
+        take("lfwa", tree)
+
+
+def test_a_dangling_reference_is_no_text(tree):
+    def edit(file):
+        file["name"][0, 0] = h5py.Reference()
+        file["name"][0, 1] = file["#refs#"].ref
+
+    change(tree / "lfw_att_40.mat", edit)
+    texts = _labels(tree / "lfw_att_40.mat", 40)[1]
+    assert texts[:3] == [None, None, PICTURES[2]]
+
+
+def test_an_unknown_attribute_is_named(tree, take, values):
+    attribute_file(tree / "lfw_att_40.mat", [*NAMES[:-1], "Tall"], PICTURES, values)
+    with pytest.raises(UserError, match=r"lfw_att_40\.mat: column Tall is unknown"):
+        take("lfwa", tree)

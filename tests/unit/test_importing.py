@@ -1,0 +1,343 @@
+"""From faces of a reader to rows: geometry, links and pipes, order and bytes, the bounded window, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from facemllm import digests
+from facemllm.errors import UserError
+from facemllm.records import mapping, subject_id
+from facemllm.settings import Source, load
+from facemllm.sources import importing
+from facemllm.sources.importing import LOOK, fingerprint, imported, options_of, split_of
+from facemllm.sources.reader import Face, Refuse, Refused
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def squares(size=(80, 60), at=(20, 10, 60, 50), color=(255, 0, 0)):
+    """A black picture, `size` as (width, height), with one coloured rectangle."""
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[at[1] : at[3], at[0] : at[2]] = color
+    return pixels
+
+
+def decoded(stored):
+    return np.asarray(Image.open(io.BytesIO(stored["bytes"])))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """`run(faces, *settings, official=(), workers=0)`: what an import makes of a reader that gives these."""
+
+    def go(faces, *settings, official=(), workers=0):
+        fake = SimpleNamespace(KEY="fake", OPTIONS={}, OFFICIAL=official, read=lambda root, options: iter(faces))
+        monkeypatch.setattr(importing, "reader", lambda name: fake)
+        data = load("laptop", list(settings)).data
+        return imported(Source(name="imagefolder", root=str(tmp_path)), data, workers)
+
+    return go
+
+
+def one(run, face, *settings, **options):
+    (row,) = run([face], *settings, **options)
+    return row
+
+
+def test_a_row_holds_what_the_face_says(run):
+    data = png(squares())
+    labels = {"attributes": {"Young": True, "Bald": False}, "action_units": {"AU1": 2.0}, "age": 30.0}
+    row = one(run, Face(file="a.png", source_id="a", image=data, subject="Anna", split="test", labels=labels))
+    assert len(row.pop(LOOK)) == 32
+    assert (row["source"], row["source_id"], row["split"]) == ("imagefolder", "a", "test")
+    assert row["subject_id"] == subject_id("imagefolder", "Anna")
+    assert row["original_id"] == hashlib.sha256(data).hexdigest()
+    assert row["image_id"] == digests.of_bytes(row["image"]["bytes"])
+    assert (row["width"], row["height"]) == (80, 60)
+    assert mapping(row["attributes"]) == {"Young": True, "Bald": False}
+    assert [(said["field"], said["origin"]) for said in row["provenance"]] == [
+        ("action_units", "source"),
+        ("age", "source"),
+        ("attributes", "source"),
+    ]
+
+
+def test_crop_box_landmarks_and_mask_move_together(run):
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:50, 20:60] = 7
+    labels = {"box": [20, 10, 60, 50], "landmarks": [[20, 10], [40.5, 30], [80, 60]], "segmentation": mask}
+    row = one(run, Face(file="a", source_id="a", image=png(squares()), crop=(20, 10, 60, 50), labels=labels))
+    assert (row["width"], row["height"]) == (40, 40)
+    assert row["box"] == [0, 0, 40, 40]
+    assert row["landmarks"] == [[0, 0], [20.5, 20], [60, 50]]
+    assert (decoded(row["segmentation"]) == 7).all()
+    assert (decoded(row["image"])[..., 0] > 240).all()
+    assert (decoded(row["image"])[..., 1:] < 15).all()
+
+
+def test_large_crops_are_reduced_and_everything_in_them_scaled(run):
+    pixels = squares((400, 300), (100, 100, 300, 200))
+    mask = np.zeros((150, 200), np.uint8)  # half the size of the picture
+    mask[50:100, 50:150] = 3
+    labels = {"box": [100, 100, 300, 200], "landmarks": [[100, 100]], "segmentation": mask}
+    face = Face(file="a", source_id="a", image=png(pixels), crop=(0, 100, 400, 300), labels=labels)
+    row = one(run, face, "data.max_side=100")
+    assert (row["width"], row["height"]) == (100, 50)
+    assert row["box"] == [25, 0, 75, 25]
+    assert row["landmarks"] == [[25, 0]]
+    red = decoded(row["image"])[..., 0] > 128
+    classes = decoded(row["segmentation"])
+    assert classes.shape == (50, 100)
+    assert set(np.unique(classes)) == {0, 3}
+    for found in (red, classes == 3):
+        columns, rows = np.flatnonzero(found.any(axis=0)), np.flatnonzero(found.any(axis=1))
+        assert (columns[0], columns[-1] + 1, rows[0], rows[-1] + 1) == (25, 75, 0, 25)
+
+
+def test_small_pictures_are_never_enlarged_nor_resampled(run):
+    row = one(run, Face(file="a", source_id="a", image=png(squares())), "data.max_side=512")
+    assert (row["width"], row["height"]) == (80, 60)
+    edge = decoded(row["image"])[30, 18:22, 0]
+    assert edge[0] < 40
+    assert edge[3] > 215
+
+
+def test_crops_reach_out_of_the_picture_only_so_far(run):
+    def made(crop):
+        return one(run, Face(file="a", row=3, source_id="a", image=png(squares()), crop=crop))
+
+    row = made((-10.5, -4, 39.2, 1000))
+    assert (row["width"], row["height"]) == (40, 60)
+    row = made((10.7, 5.2, 39.2, 49.1))
+    assert (row["width"], row["height"]) == (30, 45)
+    nothing = "the crop {} leaves nothing of a picture of 80x60"
+    assert made((90, 0, 200, 60)) == Refused("a", 3, nothing.format("(90, 0, 200, 60)"))
+    assert made((10, 10, 14, 60)) == Refused("a", 3, nothing.format("(10, 10, 14, 60)"))
+    assert made((50, 50, 20, 20)) == Refused("a", 3, nothing.format("(50, 50, 20, 20)"))
+    assert made((0, 0, float("nan"), 9)) == Refused("a", 3, "the crop (0, 0, nan, 9) is not finite")
+
+
+def test_crops_are_of_the_upright_picture(run):
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(squares((80, 60), (0, 0, 40, 60))).save(buffer, format="PNG", exif=exif)
+    face = Face(file="a", source_id="a", image=buffer.getvalue(), crop=(0, 0, 60, 40), labels={"box": [0, 0, 60, 40]})
+    row = one(run, face)
+    assert (row["width"], row["height"], row["box"]) == (60, 40, [0, 0, 60, 40])
+    assert (decoded(row["image"])[..., 0] > 240).all()
+
+
+def test_further_labels_and_their_crop_are_taken_from_more(run):
+    def refuse():
+        raise Refuse("the other file is damaged")
+
+    faces = [
+        Face(file="a", source_id="a", image=png(squares()), labels={"age": 1.0}, more=lambda: {"age": 2.0}),
+        Face(file="b", source_id="b", image=png(squares()), more=lambda: {"crop": (20, 10, 60, 50)}),
+        Face(file="c", row=9, source_id="c", image=png(squares()), more=refuse),
+    ]
+    first, second, third = run(faces)
+    assert first["age"] == 2
+    assert second["width"] == 40
+    assert "crop" not in second
+    assert third == Refused("c", 9, "the other file is damaged")
+
+
+def test_numbers_that_are_not_finite_are_refused(run):
+    for labels, name in (
+        ({"age": float("nan")}, "age"),
+        ({"yaw": float("inf")}, "yaw"),
+        ({"box": [0, 0, float("nan"), 4]}, "box"),
+        ({"landmarks": [[1.0, float("nan")]]}, "landmarks"),
+    ):
+        found = one(run, Face(file="a", row=4, source_id="a", image=png(squares()), labels=labels))
+        assert found == Refused("a", 4, f"{name} is not a finite number")
+
+
+def test_a_label_that_is_no_column_is_our_own_mistake(run):
+    with pytest.raises(ValueError, match="'happiness' is no column of the faces table"):
+        list(run([Face(file="a", source_id="a", image=png(squares()), labels={"happiness": 1})]))
+
+
+@pytest.mark.parametrize(
+    ("official", "own", "splits"),
+    [
+        ((), None, {"train", "validation", "test"}),
+        ((), "train", {"train", "validation", "test"}),
+        (("train", "test"), "train", {"train", "validation"}),
+        (("train", "validation", "test"), "train", {"train"}),
+        (("train", "test"), "test", {"test"}),
+        (("train", "test"), None, {"train", "validation", "test"}),
+    ],
+)
+def test_splits_that_a_source_lacks_are_carved_out_of_train(run, official, own, splits):
+    data = png(squares((8, 8)))
+    faces = [Face(file=f"{n}", source_id=f"{n}", image=data, subject=f"{n // 2}", split=own) for n in range(60)]
+    rows = list(run(faces, "data.validation_share=0.3", "data.test_share=0.3", official=official))
+    assert {row["split"] for row in rows} == splits
+    assert all(rows[n]["split"] == rows[n + 1]["split"] for n in range(0, 60, 2))
+
+
+def test_drawn_splits_keep_their_shares_and_do_not_move():
+    drawn = [split_of(f"person {n}", 0.1, 0.2) for n in range(4000)]
+    assert abs(drawn.count("test") / 4000 - 0.2) < 0.02
+    assert abs(drawn.count("validation") / 4000 - 0.1) < 0.02
+    assert drawn[:8] == [split_of(f"person {n}", 0.1, 0.2) for n in range(8)]
+    assert {split_of("anyone", 0.0, 0.0), split_of("anyone", 0.0, 0.99999999)} == {"train", "test"}
+
+
+def test_files_that_must_not_be_opened_are_refused(run, tmp_path):
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (outside / "x.png").write_bytes(png(squares()))
+    (tmp_path / "in.png").write_bytes(png(squares()))
+    (tmp_path / "link.png").symlink_to(outside / "x.png")
+    (tmp_path / "folder").symlink_to(outside)
+    (tmp_path / "good.png").symlink_to("in.png")
+    (tmp_path / "round.png").symlink_to("round.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "big.png").touch()
+    os.truncate(tmp_path / "big.png", 64 * 2**20 + 1)
+    names = ("link", "folder/x", "round", "pipe", "empty", "big", "gone", "in.png/x", "good", "n" * 300)
+    faces = [Face(file=name, row=n, source_id=name, image=tmp_path / f"{name}.png") for n, name in enumerate(names)]
+    found = list(run(faces))
+    reasons = {item.file: item.reason for item in found if isinstance(item, Refused)}
+    out = "a link leads out of the dataset's folder"
+    assert reasons.pop("round").startswith("the picture cannot be read: ")
+    assert reasons == {
+        "link": out,
+        "folder/x": out,
+        "pipe": "not a regular file",
+        "empty": "the file is empty",
+        "big": "the file has 67,108,865 bytes, more than 67,108,864",
+        "gone": "the picture is missing",
+        "in.png/x": "the picture is missing",
+        "n" * 300: "the picture cannot be read: File name too long",
+    }
+    assert [row["source_id"] for row in found if not isinstance(row, Refused)] == ["good"]
+
+
+def test_a_root_that_is_a_link_itself_is_read(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/a.png").write_bytes(png(squares()))
+    (tmp_path / "root").symlink_to("real")
+    data = load("laptop", []).data
+    (row,) = imported(Source(name="imagefolder", root=str(tmp_path / "root")), data)
+    assert row["source_id"] == "a"
+
+
+def test_names_that_are_not_utf8_are_refused_in_words_a_table_can_hold(run):
+    faces = [
+        Face(file="Ren\udce9.jpg", row=2, source_id="Ren\udce9", image=png(squares())),
+        Refused("b\udcff", 3, "no \udcff"),
+    ]
+    assert list(run(faces)) == [
+        Refused(r"Ren\udce9.jpg", 2, "the file's name is not UTF-8; rename it"),
+        Refused(r"b\udcff", 3, r"no \udcff"),
+    ]
+
+
+def test_order_and_bytes_do_not_depend_on_the_number_of_workers(run):
+    rng = np.random.default_rng(5)
+    heights = [600 if n % 20 == 0 else 20 + n % 50 for n in range(200)]  # some take much longer than others
+    pictures = [png(rng.integers(0, 255, (height, 30, 3), dtype=np.uint8)) for height in heights]
+
+    def faces():
+        for n, data in enumerate(pictures):
+            yield Face(file=f"{n}", source_id=f"{n}", image=data, crop=(1, 1, 29, 19), more=partial(dict, age=n))
+            if n % 20 == 5:
+                yield Refused("list", n, "odd")
+
+    one_worker, many = (list(run(faces(), "data.max_side=32", workers=count)) for count in (1, 3))
+    assert one_worker == many
+    named = [int(row.row if isinstance(row, Refused) else row["source_id"]) for row in many]
+    assert named == sorted(named)
+    assert len(many) == 210
+
+
+def test_the_reader_is_never_far_ahead_of_what_was_taken(run):
+    pulled = 0
+
+    def faces():
+        nonlocal pulled
+        for n in range(10_000):
+            pulled += 1
+            yield Refused("list", n, "odd")
+
+    rows = run(faces(), workers=2)
+    assert pulled == 0
+    for taken in range(1, 301):
+        next(rows)
+        assert pulled <= taken + 96
+    rows.close()
+    assert pulled <= 396
+
+
+def test_closing_early_leaves_no_process(run):
+    data = png(squares())
+    before = set(psutil.Process().children())
+    rows = run((Face(file=f"{n}", source_id=f"{n}", image=data) for n in range(1000)), workers=2)
+    for _ in range(100):
+        next(rows)
+    started = [one for one in psutil.Process().children() if one not in before]
+    assert len(started) >= 2
+    rows.close()
+    workers = [one for one in started if one.is_running() and "resource_tracker" not in " ".join(one.cmdline())]
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+
+
+def test_mistakes_in_a_source_are_named(tmp_path):
+    data = load("laptop", []).data
+    for source, said in (
+        (Source(name="nosuch", root=str(tmp_path)), "no reader for source 'nosuch'; there are readers for 300w-lp, af"),
+        (Source(name="imagefolder"), r"data\.sources: 'imagefolder' needs root, the folder that holds the dataset"),
+        (Source(name="imagefolder", root=str(tmp_path / "gone")), r"gone: no such folder \(root of source 'imagefold"),
+    ):
+        with pytest.raises(UserError, match=said):
+            list(imported(source, data))
+    with pytest.raises(UserError, match="source 'imagefolder' has no option 'corp'; it has crop"):
+        options_of(Source(name="imagefolder", options={"corp": "box"}))
+    with pytest.raises(UserError, match="option crop of source 'imagefolder' is one of none, box, not all"):
+        options_of(Source(name="imagefolder", options={"crop": "all"}))
+    assert options_of(Source(name="imagefolder")) == {"crop": "none"}
+
+
+def test_a_fingerprint_changes_with_the_files_and_only_with_them(tmp_path):
+    source = Source(name="imagefolder", root=str(tmp_path))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.jpg").write_bytes(b"1")
+    seen = [fingerprint(source)]
+    assert fingerprint(source) == seen[0]
+
+    def changed():
+        seen.append(fingerprint(source))
+        return seen[-1] not in seen[:-1]
+
+    (tmp_path / "a/2.jpg").write_bytes(b"1")
+    assert changed()
+    (tmp_path / "a/2.jpg").write_bytes(b"12")
+    assert changed()
+    os.utime(tmp_path / "a/2.jpg", ns=(1, 1))
+    assert changed()
+    (tmp_path / "a/2.jpg").rename(tmp_path / "2.jpg")
+    assert changed()
+    (tmp_path / "2.jpg").rename(tmp_path / "3.jpg")
+    assert changed()
+    (tmp_path / "3.jpg").unlink()
+    assert fingerprint(source) == seen[0]
+    assert fingerprint(Source(name="render")) == ""
