@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from facemllm.ledger import Entry
+from facemllm.quality import html, sections
+from facemllm.quality.balance import Share
 from facemllm.quality.checking import Outcome
-from facemllm.quality.columns import Tallies
+from facemllm.quality.memory import Count
+from facemllm.quality.refused import Reason
+from facemllm.quality.suites import POLICY
+from facemllm.quality.tallies import Tallies
 from facemllm.records import SPLITS
 
 if TYPE_CHECKING:
@@ -23,25 +30,63 @@ _LABELS = (
     ("skin_tone", "Skin tone (Monk scale)"),
     ("expression", "Expression"),
 )
+_TABLES = {
+    "faces": "Raw faces",
+    "annotated": "Annotated faces",
+    "conversations": "Conversations",
+    "balance": "Group balance",
+}
+_CONTENTS = (
+    ("checks", "Checks"),
+    ("sources", "Sources and their terms"),
+    ("contradictions", "Contradictions"),
+    ("groups", "Group balance"),
+    ("refused", "Rows refused"),
+    ("people", "Who is in the data"),
+    ("labels", "Labels and questions"),
+)
 
 
-def page(result: Mapping[str, Any], outcomes: Sequence[Outcome], faces: pd.DataFrame, tallies: Tallies) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that the page shows. `sources` are the tables' sources, `about` the manifest of the annotated table,
+    `filtered` what every filter did (by name), `imported` how many rows the import refused, `refused` by table."""
+
+    outcomes: Sequence[Outcome]
+    faces: pd.DataFrame
+    tallies: Tallies
+    ledger: Mapping[str, Entry]
+    sources: Sequence[str]
+    about: Mapping[str, Any]
+    shares: Sequence[Share]
+    filtered: Mapping[str, Count]
+    imported: int | None
+    refused: Mapping[str, Sequence[Reason]]
+
+
+def page(result: Mapping[str, Any], found: Findings) -> str:
     """The report as one HTML text."""
     style = (Path(__file__).parent / "report.css").read_text("utf-8")
+    rows = Counter(found.faces["source"])
     body = [
         *_head(result),
-        "<h2>Checks</h2>",
-        *_checks("faces", "Faces table", outcomes),
-        *_checks("conversations", "Conversations table", outcomes),
-        *_examples(outcomes),
-        "<h2>Who is in the data</h2>",
-        "<p class=quiet>Rows per split and share of all labelled rows. A group that is rare here will be measured "
-        "with wide intervals, and learned from little.</p>",
-        *_balance(faces),
-        "<h2>Labels and questions</h2>",
-        *_attributes(tallies),
-        *_contradictions(tallies),
-        *_questions(tallies),
+        "<h2 id=checks>Checks</h2>",
+        *_policy(),
+        *(part for name in _TABLES for part in _checks(name, found.outcomes)),
+        *_examples(found.outcomes),
+        *sections.sources(found.sources, found.ledger, rows, found.about.get("ledger_refused")),
+        *sections.contradictions(found.tallies, found.about),
+        *sections.balance(found.shares, found.filtered, found.imported, result["limits"]["group_loss"]),
+        *sections.refused(found.refused),
+        "<h2 id=people>Who is in the data</h2>",
+        html.quiet(
+            "Annotated faces per split and share of all labelled rows. A group that is rare here will be measured "
+            "with wide intervals, and learned from little."
+        ),
+        *_people(found.faces),
+        "<h2 id=labels>Labels and questions</h2>",
+        *_attributes(found.tallies),
+        *_questions(found.tallies),
     ]
     return (
         "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n"
@@ -52,66 +97,87 @@ def page(result: Mapping[str, Any], outcomes: Sequence[Outcome], faces: pd.DataF
 
 
 def _head(result: Mapping[str, Any]) -> list[str]:
-    counts = result["counts"]
+    counts, tables = result["counts"], result["tables"]
     if not result["passed"]:
         verdict = (
-            f"<span class=bad>Failed</span>: {len(result['critical'])} critical. Nothing may be trained on this data."
+            f"{html.mark('Failed', 'bad')}: {len(result['critical'])} critical. Nothing may be trained on this data."
         )
     elif result["warnings"]:
-        verdict = f"<span class=warn>Passed with {len(result['warnings'])} warnings</span>, listed below."
+        warned = len(result["warnings"])
+        verdict = f"{html.mark(f'Passed with {warned} warning' + 's' * (warned > 1), 'warn')}, listed below."
     else:
-        verdict = "<span class=good>Passed</span>, without warnings."
+        verdict = f"{html.mark('Passed', 'good')}, without warnings."
+    lines = [*(("stop", line) for line in result["critical"]), *(("look", line) for line in result["warnings"])]
+    said = "".join(f"<li class={kind}>{escape(line)}</li>" for kind, line in lines)
+    raw = f"{counts['faces']:,} raw faces, " if "faces" in counts else ""
     return [
         "<h1>Data checks</h1>",
         f"<p>{verdict}</p>",
-        f"<p>{counts['faces']:,} faces, {counts['conversations']:,} conversations, {counts['questions']:,} questions; "
-        f"{counts['checks']} checks, {counts['failed']} failed.</p>",
-        f"<p class=quiet>Faces <code>{result['tables']['faces']}</code><br>"
-        f"Conversations <code>{result['tables']['conversations']}</code></p>",
+        *([f"<ul class=lines>{said}</ul>"] if lines else []),
+        f"<p>{raw}{counts['annotated']:,} annotated faces, {counts['conversations']:,} conversations, "
+        f"{counts['questions']:,} questions; {counts['checks']} checks, {counts['failed']} failed.</p>",
+        html.quiet("<br>".join(f"{_TABLES[name]} {html.code(digest)}" for name, digest in tables.items())),
+        f"<nav>{' '.join(f'<a href=#{anchor}>{title}</a>' for anchor, title in _CONTENTS)}</nav>",
     ]
 
 
-def _checks(table: str, title: str, outcomes: Sequence[Outcome]) -> list[str]:
+def _policy() -> list[str]:
+    return html.folded(
+        "What critical, warning and info mean",
+        [html.table(("Severity", "What follows"), [[name, escape(says)] for name, says in POLICY.items()])],
+    )
+
+
+def _checks(table: str, outcomes: Sequence[Outcome]) -> list[str]:
+    some = [o for o in outcomes if o.table == table]
+    if not some:
+        return []
+    failed = [o for o in some if not o.passed]
+    result = html.mark(f"{len(failed)} of {len(some)} failed", "warn") if failed else html.mark("all passed", "good")
+    parts = [f"<h3>{_TABLES[table]}: {result}</h3>"]
+    if failed:
+        parts.append(_outcomes(failed))
+    return parts + html.folded(f"All {len(some)} checks", [_outcomes(some)])
+
+
+def _outcomes(outcomes: Sequence[Outcome]) -> str:
     rows = []
-    for o in (o for o in outcomes if o.table == table):
+    for o in outcomes:
         if o.passed:
-            mark = "<span class=good>passed</span>"
+            result = html.mark("passed", "good")
         else:
-            mark = f"<span class={'bad' if o.severity == 'critical' else 'warn'}>failed</span>"
-        found = o.error or o.observed or (f"{o.failed:,} of {o.checked:,} rows" if o.failed else "")
-        rows.append([mark, escape(o.says), o.severity, escape(found), _code(o.name)])
-    return [f"<h3>{title}</h3>", _table(("Result", "What was checked", "Severity", "Found", "Check"), rows)]
+            result = html.mark("failed", "bad" if o.severity == "critical" else "warn")
+        found = o.error or o.observed or (f"{o.failed:,} of {o.checked:,} {o.unit}" if o.failed else "")
+        rows.append([result, f"{escape(o.says)}<br>{html.code(o.name)}", o.severity, escape(found)])
+    return html.table(("Result", "What was checked", "Severity", "Found"), rows)
 
 
 def _examples(outcomes: Sequence[Outcome]) -> list[str]:
     rows = [
         [
-            o.table,
-            f"<code>{o.name}</code>",
-            f"{e['row']}",
-            f"<code>{escape(str(e['image_id']))}</code>",
-            escape(e["value"]),
+            f"{o.table}, row {e['row']}<br>{html.code(o.name)}",
+            escape(e["value"]) + f"<br>{html.code(str(e['image_id']))}",
         ]
         for o in outcomes
-        if not o.passed
+        if not o.passed and o.unit == "rows"
         for e in o.examples
     ]
     if not rows:
         return []
-    return ["<h3>Examples of failing rows</h3>", _table(("Table", "Check", "Row", "image_id", "Value"), rows)]
+    return ["<h3>Examples of failing rows</h3>", html.table(("Where", "Found, and in which picture"), rows)]
 
 
-def _balance(faces: pd.DataFrame) -> list[str]:
+def _people(faces: pd.DataFrame) -> list[str]:
     if faces.empty:
         return []
     parts = []
     people = faces.groupby("split")["subject_id"].nunique()
     totals = Counter(faces["split"])
     rows = [
-        [escape(split), f"{totals[split]:,}", f"{int(people.get(split, 0)):,}", _bar(totals[split] / len(faces))]
+        [escape(split), f"{totals[split]:,}", f"{int(people.get(split, 0)):,}", html.bar(totals[split] / len(faces))]
         for split in SPLITS
     ]
-    parts += ["<h3>Splits</h3>", _table(("Split", "Faces", "Subjects", "Share of faces"), rows)]
+    parts += ["<h3>Splits</h3>", html.table(("Split", "Faces", "Subjects", "Share of faces"), rows)]
     for column, title in _LABELS:
         values = faces[column]
         if column == "age":
@@ -124,12 +190,12 @@ def _balance(faces: pd.DataFrame) -> list[str]:
         rows = [
             [f"{value} to {int(value) + 9}" if column == "age" else escape(value)]
             + [f"{counted[(value, split)]:,}" for split in SPLITS]
-            + [_bar(count / whole.total())]
+            + [html.bar(count / whole.total())]
             for value, count in sorted(whole.items(), key=_natural)
         ]
         unknown = len(faces) - whole.total()
         note = f" <span class=quiet>({unknown:,} faces without)</span>" if unknown else ""
-        parts += [f"<h3>{title}{note}</h3>", _table(("Value", *(s.capitalize() for s in SPLITS), "Share"), rows)]
+        parts += [f"<h3>{title}{note}</h3>", html.table(("Value", *(s.capitalize() for s in SPLITS), "Share"), rows)]
     return parts
 
 
@@ -138,19 +204,14 @@ def _attributes(tallies: Tallies) -> list[str]:
     rows = []
     for name in names:
         yes, no = tallies.attributes[(name, True)], tallies.attributes[(name, False)]
-        rows.append([escape(name), f"{yes:,}", f"{no:,}", _bar(yes / (yes + no))])
-    return ["<h3>Attributes</h3>", _table(("Attribute", "Yes", "No", "Share of yes"), rows)] if rows else []
-
-
-def _contradictions(tallies: Tallies) -> list[str]:
-    rows = [[escape(pair), f"{count:,}"] for pair, count in sorted(tallies.contradictions.items())]
-    return ["<h3>Attributes that exclude each other, on one face</h3>", _table(("Pair", "Faces"), rows)] if rows else []
+        rows.append([escape(name), f"{yes:,}", f"{no:,}", html.bar(yes / (yes + no))])
+    return ["<h3>Attributes</h3>", html.table(("Attribute", "Yes", "No", "Share of yes"), rows)] if rows else []
 
 
 def _questions(tallies: Tallies) -> list[str]:
     tasks = sorted({task for task, _ in tallies.questions})
     rows = [[escape(task), *(f"{tallies.questions[(task, split)]:,}" for split in SPLITS)] for task in tasks]
-    parts = ["<h3>Questions by task</h3>", _table(("Task", *(s.capitalize() for s in SPLITS)), rows)]
+    parts = ["<h3>Questions by task</h3>", html.table(("Task", *(s.capitalize() for s in SPLITS)), rows)]
     for task in tasks:
         answers = {(item, answer): count for (of, item, answer), count in tallies.answers.items() if of == task}
         if not answers:
@@ -159,16 +220,12 @@ def _questions(tallies: Tallies) -> list[str]:
         for (item, _), count in answers.items():
             asked[item] += count
         rows = [
-            [escape(item), escape(answer), f"{count:,}", _bar(count / asked[item])]
+            [escape(item), escape(answer), f"{count:,}", html.bar(count / asked[item])]
             for (item, answer), count in sorted(answers.items())
         ]
         title = f"<h3>Answers to closed questions: {escape(task)}</h3>"
-        parts += [title, _table(("Item", "Answer", "Questions", "Share of the item"), rows)]
+        parts += [title, html.table(("Item", "Answer", "Questions", "Share of the item"), rows)]
     return parts
-
-
-def _code(text: str) -> str:
-    return f"<code>{escape(text)}</code>"
 
 
 def _plain(value: Any) -> str:
@@ -179,23 +236,3 @@ def _plain(value: Any) -> str:
 
 def _natural(item: tuple[str, int]) -> tuple[int, str]:
     return (int(item[0]), "") if item[0].isdigit() else (0, item[0])
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """An HTML table of cells that are HTML already; cells that are numbers stand to the right."""
-
-    def cell(text: str) -> str:
-        return f"<td class=n>{text}</td>" if text.replace(",", "").isdigit() else f"<td>{text}</td>"
-
-    cells = [[cell(text) for text in row] for row in rows]
-    kinds = [" class=n" if all(row[n].startswith("<td class=n>") for row in cells) else "" for n in range(len(header))]
-    head = "".join(f"<th{kind}>{name}</th>" for name, kind in zip(header, kinds, strict=True))
-    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-    return f"<div class=scroll><table>\n<tr>{head}</tr>\n{body}\n</table></div>"
-
-
-def _bar(share: float) -> str:
-    return (
-        '<svg class=bar viewBox="0 0 100 8" preserveAspectRatio=none aria-hidden=true>'
-        f'<rect class=back width="100" height="8"/><rect width="{100 * share:.1f}" height="8"/></svg> {share:.1%}'
-    )

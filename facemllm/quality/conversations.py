@@ -1,0 +1,169 @@
+"""The light columns of a conversations table that the suite looks at, derived in one pass over it."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from facemllm import digests, progress, tasks
+from facemllm.quality.faces import framed, in_one_split
+from facemllm.quality.memory import Face, Labels, mark
+from facemllm.quality.suites import CLOSED_FORMS
+from facemllm.quality.tallies import Tallies
+from facemllm.records import CONVERSATIONS, Table, mapping
+from facemllm.tasks import Question
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+Row = Mapping[str, Any]
+
+_LIKENESS = (
+    *("split_matches", "subject_matches", "source_matches", "segmentation_matches", "groups_match"),
+    "answers_match_labels",
+)
+
+
+def conversations_frame(table: Table, labels: Labels, tallies: Tallies) -> pd.DataFrame:
+    """One light row a conversation, with its agreement with the annotated faces in `labels`."""
+    import numpy as np
+    import pandas as pd
+
+    samples, turns = bytearray(), array("I")
+
+    def rows() -> Iterator[dict[str, Any]]:
+        with progress.bar("checking conversations", table.rows) as bar:
+            for batch in table.batches(CONVERSATIONS.names):
+                held = batch.column("images").to_pylist()
+                for row, images in zip(batch.drop_columns(["images"]).to_pylist(), held, strict=True):
+                    samples.extend(_fingerprints(row["turns"] or ()))
+                    turns.append(len(row["turns"] or ()))
+                    yield _conversation(row, images or [], labels.of(row["image_id"]), tallies)
+                bar.update(len(turns))
+
+    frame = framed(rows())
+    if frame.empty:
+        return pd.DataFrame(columns=["row", "image_id"])
+    frame["subject_in_one_split"] = in_one_split(frame, "subject_id")
+    frame["samples_unique"] = _unique(np.frombuffer(samples, np.uint64), np.frombuffer(turns, np.uint32))
+    return frame
+
+
+def _unique(samples: npt.NDArray[np.uint64], turns: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+    """Whether a row's fingerprints, `turns` of them, occur nowhere else."""
+    import numpy as np
+
+    order = np.argsort(samples)
+    equal = np.flatnonzero(samples[order[1:]] == samples[order[:-1]])
+    owner = np.repeat(np.arange(len(turns)), turns)
+    unique = np.ones(len(turns), dtype=bool)
+    unique[owner[order[np.concatenate([equal, equal + 1])]]] = False
+    return unique
+
+
+def _conversation(row: Row, images: Sequence[Mapping[str, Any]], face: Face | None, tallies: Tallies) -> dict[str, Any]:
+    messages, turns = row["messages"] or [], row["turns"] or []
+    kinds = [[part["type"] for part in message["content"] or ()] for message in messages]
+    texts = [" ".join(p["text"] or "" for p in m["content"] or () if p["type"] == "text").strip() for m in messages]
+    for turn in turns:
+        tallies.questions[(turn["task"] or "", row["split"])] += 1
+        if turn["form"] in CLOSED_FORMS:
+            tallies.answers[(turn["task"] or "", _item(turn), turn["answer"] or "")] += 1
+    return {
+        **{name: row[name] for name in ("conversation_id", "image_id", "split", "source", "subject_id")},
+        **_like_the_face(row, turns, face),
+        "image_matches": len(images) == 1 and digests.of_bytes(images[0]["bytes"] or b"") == row["image_id"],
+        "turns_match": len(turns) > 0 and len(messages) == 2 * len(turns),
+        "roles_alternate": [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2),
+        "image_first": bool(kinds) and kinds[0].count("image") == 1 and not any("image" in k for k in kinds[1:]),
+        "texts_filled": all(texts) and all((t["answer"] or "").strip() for t in turns),
+        "answers_in_options": all(_answer_fits(turn) for turn in turns),
+        **_asked(turns, texts[1::2], face),
+    }
+
+
+def _like_the_face(row: Row, turns: Sequence[Row], face: Face | None) -> dict[str, Any]:
+    """Whether a conversation says of its face what the annotated table says."""
+    if face is None:
+        return {"image_known": False, **dict.fromkeys(_LIKENESS), "wrong_answers": ""}
+    mask = row["segmentation"]
+    wrong = [
+        turn for turn in turns if face.answers.get((turn["task"], _item(turn))) not in (None, mark(turn["answer"]))
+    ]
+    return {
+        "image_known": True,
+        "split_matches": face.split == mark(row["split"]),
+        "subject_matches": face.subject_id == mark(row["subject_id"]),
+        "source_matches": face.source == mark(row["source"]),
+        "segmentation_matches": face.segmentation == mark(mask and (mask["bytes"] or b"")),
+        "groups_match": face.groups == mark(sorted(mapping(row["groups"]).items())),
+        "answers_match_labels": not wrong,
+        "wrong_answers": ", ".join(f"{_item(turn)}: {turn['answer']}" for turn in wrong),
+    }
+
+
+def _asked(turns: Sequence[Row], replies: Sequence[str], face: Face | None) -> dict[str, Any]:
+    """Whether the tasks ask every question, and every reply puts its canonical answer into words."""
+    unknown = [
+        f"{turn['task']} {turn['template']}" for turn in turns if _question(turn["task"], turn["template"]) is None
+    ]
+    odd = [
+        f"{_item(turn)}: {turn['answer']} as '{reply}'"
+        for turn, reply in zip(turns, replies, strict=False)
+        if not _says(turn, reply, face)
+    ]
+    return {
+        "questions_known": not unknown,
+        "unknown_questions": ", ".join(unknown),
+        "replies_say_answers": not odd,
+        "odd_replies": ", ".join(odd),
+    }
+
+
+def _says(turn: Row, reply: str, face: Face | None) -> bool:
+    question = _question(turn["task"], turn["template"])
+    if question is None or not reply or not (turn["answer"] or "").strip():
+        return True  # what other checks say
+    task, item, answer = tasks.get(question.task), question.item, turn["answer"]
+    if question.form == "open":
+        return (face is not None and face.caption == mark(reply)) or task.parse(item, reply) == answer
+    try:
+        option = task.option_for(item, answer)
+        if reply == option.text:
+            return True
+        read = task.parse(item, reply)
+        return read is not None and task.option_for(item, read).value == option.value
+    except (KeyError, ValueError):
+        return False
+
+
+@cache
+def _questions() -> Mapping[tuple[str, str], Question]:
+    return {
+        (name, f"{question.item}/{index}"): question
+        for name in tasks.all_names()
+        for question in tasks.get(name).questions()
+        for index in range(len(question.templates))
+    }
+
+
+def _question(task: str | None, template: str | None) -> Question | None:
+    return _questions().get((task or "", template or ""))
+
+
+def _item(turn: Row) -> str:
+    return str(turn["template"] or "").rpartition("/")[0]
+
+
+def _answer_fits(turn: Row) -> bool:
+    return turn["answer"] in (turn["options"] or ()) if turn["form"] in CLOSED_FORMS else True
+
+
+def _fingerprints(turns: Sequence[Row]) -> bytes:
+    """Eight bytes a sample_id: enough to find a repeated one among millions, light enough to hold them all."""
+    return b"".join(hashlib.blake2b((turn["sample_id"] or "").encode(), digest_size=8).digest() for turn in turns)
