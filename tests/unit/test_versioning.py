@@ -14,8 +14,8 @@ import pytest
 from facemllm import digests, settings
 from facemllm.errors import UserError
 from facemllm.records import open_table
+from facemllm.repository import Repository
 from facemllm.versioning import has, log, record, restore
-from facemllm.versioning.repository import Repository
 
 
 @pytest.fixture
@@ -109,6 +109,15 @@ def test_bytes_that_are_nowhere_are_missed_and_recorded_anew(place, tables, tmp_
     assert has(place(), revision.sha)
     restore(place(), revision.sha, tmp_path / "back")
     assert same(tmp_path / "back", tables)
+
+
+def test_a_remote_that_lost_one_file_gets_it_again(place, tables, tmp_path):
+    revision = record(place(), *tables)
+    objects = [path for path in (tmp_path / "home" / "dvc-remote").rglob("*") if path.is_file()]
+    max(objects, key=lambda path: path.stat().st_size).unlink()
+    assert not has(place(), revision.sha)
+    assert record(place(), *tables).sha == revision.sha
+    assert has(place(), revision.sha)
 
 
 def test_a_damaged_object_is_not_restored(place, tables, tmp_path):

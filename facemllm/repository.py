@@ -1,11 +1,13 @@
-"""The data repository: its layout, its git side, and the lock that keeps two recordings apart.
+"""The data repository: its layout, its git side, and the lock that keeps two writers apart.
 
     <repository>/README.md, .gitignore, .dvcignore, .dvc/config     written once, the same everywhere
     <repository>/faces.dvc, conversations.dvc                       what DVC knows of the two folders
     <repository>/manifests/faces.json, conversations.json           the tables' own manifests, readable without DVC
     <repository>/.dvc/config.local                                  this machine's remote; never committed
 
-Commits are made with git's plumbing from a private index: no user configuration, hook, signature or clock takes part.
+The branch `main` holds the data's revisions. What must not change their names lies on branches of its own, one file
+each (`tombstones`). Commits are made with git's plumbing from a private index: no user configuration, hook, signature
+or clock takes part.
 """
 
 from __future__ import annotations
@@ -66,11 +68,9 @@ class Repository:
     @classmethod
     def of(cls, settings: Settings) -> Repository:
         """The repository that the settings name; it may not exist yet."""
-        if shutil.which("git") is None:
-            raise UserError("git is not installed; data versions need it (apt install git, brew install git)")
-        place = settings.versioning
-        path = Path(root(), place.repository).resolve() if place.repository else settings.home / "data-repo"
-        remote = place.remote or str(settings.home / "dvc-remote")
+        named = settings.versioning.repository
+        path = Path(root(), named).resolve() if named else settings.home / "data-repo"
+        remote = settings.versioning.remote or str(settings.home / "dvc-remote")
         return cls(path, remote if "://" in remote else str(Path(root(), remote).resolve()))
 
     def exists(self) -> bool:
@@ -166,6 +166,31 @@ class Repository:
             raise UserError(f"revision '{revision}' {problem} in {self.path}; list them with: facemllm data log")
         return known[0]
 
+    def branches(self, name: str) -> list[str]:
+        """Full names of the branch, here and as fetched from elsewhere, this repository's own first."""
+        if not (self.path / ".git").is_dir():
+            return []
+        patterns = (f"refs/heads/{name}", f"refs/remotes/*/{name}")
+        return self._git("for-each-ref", "--format=%(refname)", *patterns).splitlines()
+
+    def length(self, branch: str) -> int:
+        """Number of commits of a branch."""
+        return int(self._git("rev-list", "--count", branch))
+
+    def extend(self, name: str, file: str, text: str, message: str) -> None:
+        """Commit a new text of the one file of a branch, on top of the newest state known of it.
+
+        Call with the lock held and the repository made.
+        """
+        known = self.branches(name)
+        parent = max(known, key=lambda branch: (self.length(branch), branch.startswith("refs/heads/")), default=None)
+        blob = self._git("hash-object", "-w", "--stdin", data=text)
+        tree = self._git("mktree", data=f"100644 blob {blob}\t{file}\n")
+        base = ["-p", self._git("rev-parse", parent)] if parent else []
+        date = _FIRST_DATE + (self.length(parent) if parent else 0)
+        sha = self._git("commit-tree", tree, *base, "-m", message, date=date)
+        self._git("update-ref", f"refs/heads/{name}", sha)
+
     def revision(self, sha: str, new: bool = False) -> Revision:
         """What a commit holds, read from its manifests."""
         faces, conversations = (json.loads(self.show(sha, f"manifests/{table}.json")) for table in TABLES)
@@ -183,7 +208,7 @@ class Repository:
         return self._history("%H") if self.exists() else []
 
     def show(self, sha: str, name: str) -> str:
-        """A committed file's text."""
+        """A committed file's text, at a commit or the end of a branch."""
         return self._git("cat-file", "blob", f"{sha}:{name}")
 
     def dvc_config(self) -> dict[str, Any]:
@@ -191,14 +216,21 @@ class Repository:
         return {
             "core": {"remote": REMOTE},
             "cache": {"type": "reflink,hardlink,copy"},
-            "remote": {REMOTE: {"url": self.remote}},
+            "remote": {REMOTE: self._remote_options()},
         }
 
     def _local_config(self) -> str:
+        options = "".join(f"    {name} = {value}\n" for name, value in self._remote_options().items())
         return (
             f'[core]\n    remote = {REMOTE}\n[cache]\n    type = "reflink,hardlink,copy"\n'
-            f"['remote \"{REMOTE}\"']\n    url = {self.remote}\n"
+            f"['remote \"{REMOTE}\"']\n{options}"
         )
+
+    def _remote_options(self) -> dict[str, str]:
+        # DVC hands its own (empty) endpoint to the S3 client, which then never looks at these variables
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        named = {"endpointurl": endpoint} if endpoint and self.remote.startswith("s3://") else {}
+        return {"url": self.remote, **named}
 
     def _history(self, form: str) -> list[str]:
         try:
@@ -208,7 +240,9 @@ class Repository:
                 raise
             return []
 
-    def _git(self, *arguments: str, at: Path | None = None, index: str = "", date: int = 0) -> str:
+    def _git(
+        self, *arguments: str, at: Path | None = None, index: str = "", date: int = 0, data: str | None = None
+    ) -> str:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
         environment |= {**git_settings(), "LC_ALL": "C"}
         if index:
@@ -217,7 +251,10 @@ class Repository:
         environment |= {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
         fixed = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false", "-c", "core.autocrlf=false"]
         command = ["git", "-C", str(at or self.path), *fixed, *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", input=data or "")
+        except FileNotFoundError:
+            raise UserError("git is not installed; data versions need it (apt install git, brew install git)") from None
         if done.returncode:
             said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
             raise UserError(f"git {arguments[0]} failed in {at or self.path}: {said}")

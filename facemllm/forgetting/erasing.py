@@ -1,0 +1,201 @@
+"""`forget`: sign the tombstone, rewrite revisions, remove copies, name the models, and prove it.
+
+The report is written from the start and added to as the work goes on, so that a call that was cut short and one that
+finishes it tell one tale. It holds digests only, and lies beside the others in `forgotten/` under `storage.home`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facemllm import progress
+from facemllm.errors import UserError
+from facemllm.forgetting.copies import copies
+from facemllm.forgetting.finding import Found, groups, meant, search
+from facemllm.forgetting.models import affected, registered
+from facemllm.records import atomic_write
+from facemllm.settings import Settings, root
+from facemllm.tombstones import REPORTS, Kind, Marks, Tombstone, Tombstones
+from facemllm.versioning.rewriting import purge, remaining, rewrite
+
+
+def forget(
+    settings: Settings, *, image: str | None = None, subject: str | None = None, reason: str, by: str
+) -> dict[str, Any]:
+    """Delete a picture or a person everywhere, for good, and report what was done and which models have learnt of it.
+
+    `image` is an image_id, its first 8 digits or more, or the SHA-256 of the original file; `subject` a subject_id, or
+    SOURCE:NAME. What is not here is kept out from now on. Called again, it finishes what was cut short. The caller
+    holds `runs.exclusive`: no run may use this home meanwhile.
+
+    Raises UserError if the name is unknown or ambiguous, nobody or no reason is given, the data repository is in use or
+    damaged, or the proof finds something left.
+    """
+    kind, first = meant(settings, image, subject)
+    found = search(settings, first)
+    forgotten = Tombstones.of(settings)
+    entry = _signed(forgotten, kind, first, found.marks)
+    if entry is None:
+        forgotten = forgotten.add(kind, found.marks, reason=reason, by=by, affected=found.marks.image)
+        entry = forgotten.entries[-1]
+    marks = forgotten.marks
+    report = _Report.opened(settings, entry)
+    _look_at_models(settings, report, found)
+    for revision in rewrite(settings):
+        report.add("revisions", revision)
+    report.put("objects", purge(settings))
+    _remove_copies(settings, report, marks)
+    report.put("replies", report.facts["replies"] + _purge_replies(settings, marks))
+    left = _left(settings, marks)
+    report.put("found", len(left))
+    if left:
+        raise UserError(
+            f"{len(left)} places still hold what was to be forgotten ({'; '.join(left[:3])}); "
+            "run the same command again"
+        )
+    report.put("finished", True)
+    return dict(report.facts)
+
+
+def _signed(forgotten: Tombstones, kind: Kind, first: Marks, marks: Marks) -> Tombstone | None:
+    """The entry that says all this already, if there is one."""
+    if not marks <= forgotten.marks:
+        return None
+    return next((entry for entry in forgotten.entries if entry.kind == kind and first <= entry.marks), None)
+
+
+def _look_at_models(settings: Settings, report: _Report, found: Found) -> None:
+    """Note the tables and the models behind them before anything is removed, with those noted by an earlier call."""
+    noted = {digest: set(splits) for digest, splits in report.facts["tables"].items()}
+    for digest, splits in found.tables.items():
+        noted.setdefault(digest, set()).update(splits)
+    models = affected(settings, noted)
+    report.facts["tables"] = {digest: sorted(splits) for digest, splits in sorted(noted.items())}
+    report.facts["sources"] = sorted({*report.facts["sources"], *found.sources})
+    for model in models:
+        report.add("models", model)
+    told = registered(settings, report.facts["models"], noted)
+    if told["asked"]:
+        report.facts["versions"] = told["versions"]
+    else:
+        for version in told["versions"]:
+            report.add("versions", version)
+    report.put("registry_asked", told["asked"])
+    report.put("left_to_you", _left_to_you(settings, report.facts))
+
+
+def _remove_copies(settings: Settings, report: _Report, marks: Marks) -> None:
+    found = copies(settings, marks)
+    with progress.bar("removing copies", len(found)) as bar:
+        for done, copy in enumerate(found, start=1):
+            report.add("removed", {"place": copy.place, "path": _short(settings, copy.path)})
+            copy.remove()
+            bar.update(done, copy.place)
+
+
+def _purge_replies(settings: Settings, marks: Marks) -> int:
+    from facemllm.annotation import store
+
+    pictures = [image for image in sorted(marks.image) if re.fullmatch(r"[0-9a-f]{64}", image)]
+    try:
+        return store.purge(settings.home, pictures)
+    except TimeoutError as error:
+        raise UserError(f"{error}; stop the annotation job and run the same command again") from None
+
+
+def _left(settings: Settings, marks: Marks) -> list[str]:
+    """Everything that still holds the rows: the whole search once more."""
+    left = [f"{copy.place} {_short(settings, copy.path)}" for copy in copies(settings, marks)]
+    left += [f"table {digest[:12] or 'without a manifest'}" for digest, rows in groups(settings, marks) if rows]
+    if replies := _purge_replies(settings, marks):
+        left.append(f"{replies} annotation replies")
+    return left + remaining(settings)
+
+
+def _left_to_you(settings: Settings, facts: Mapping[str, Any]) -> list[str]:
+    """What this command may not or cannot delete, in words."""
+    told = []
+    for source in settings.data.sources:
+        if source.root is not None and source.name in facts["sources"]:
+            told.append(f"the original files of '{source.name}' in {source.root} are as they were")
+    if settings.tracking.uri is not None:
+        told.append(
+            f"MLflow at {settings.tracking.uri} is not this machine's own: delete the artifacts report.html, "
+            "evaluation/answers.json and validation/ of the runs that show the picture there"
+        )
+    configs = [root() / ".dvc" / name for name in ("config", "config.local")]
+    if any("remote" in path.read_text("utf-8") for path in configs if path.is_file()):
+        told.append("the project's own DVC remote was not searched: run `dvc gc --workspace --cloud`")
+    return told
+
+
+def _short(settings: Settings, path: Path) -> str:
+    for base in (settings.home, settings.runs.parent, root()):
+        if path.is_relative_to(base):
+            return path.relative_to(base).as_posix()
+    return str(path)
+
+
+@dataclass(frozen=True)
+class _Report:
+    """The report of one entry on disk. Every change is written at once."""
+
+    path: Path
+    facts: dict[str, Any]
+
+    @classmethod
+    def opened(cls, settings: Settings, entry: Tombstone) -> _Report:
+        """The report that an earlier call began, or a new one."""
+        path = settings.home / REPORTS / f"{entry.id}.json"
+        facts: dict[str, Any] = {
+            "id": entry.id,
+            "tombstone": entry.digest,
+            "kind": entry.kind,
+            "keys": entry.marks.as_json(),
+            "reason": entry.reason,
+            "by": entry.by,
+            "at": entry.at,
+            "finished": False,
+            "found": None,
+            "tables": {},
+            "sources": [],
+            "revisions": [],
+            "objects": {"objects": 0, "copies": 0},
+            "removed": [],
+            "replies": 0,
+            "models": [],
+            "versions": [],
+            "registry_asked": False,
+            "left_to_you": [],
+        }
+        if path.is_file():
+            try:
+                facts |= json.loads(path.read_text("utf-8"))
+            except ValueError:
+                raise UserError(
+                    f"{path}: the report of an earlier call is damaged; move it away and run again"
+                ) from None
+        report = cls(path, {**facts, "finished": False})
+        report._write()
+        return report
+
+    def add(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Add to a list what it does not hold yet."""
+        if entry not in self.facts[name]:
+            self.facts[name].append(dict(entry))
+            self._write()
+
+    def put(self, name: str, value: Any) -> None:
+        """State a fact; of counts of deleted objects, add to what was counted before."""
+        if name == "objects":
+            value = {key: count + self.facts[name][key] for key, count in value.items()}
+        self.facts[name] = value
+        self._write()
+
+    def _write(self) -> None:
+        atomic_write(self.path, (json.dumps(self.facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,215 @@
+"""Which rows are meant: from what a user names to marks by which every version of the picture or person is told.
+
+A picture is stored under another digest when it was cropped or reduced otherwise. So the rows that are named lead to
+their original file and their name in the source, and these to further rows. A mark that would catch somebody else's row
+(one photograph with two faces, two files of one name) is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from facemllm import ledger
+from facemllm.errors import UserError
+from facemllm.records import MANIFEST, subject_id
+from facemllm.settings import Settings, root
+from facemllm.tombstones import Kind, Marks, Mask, Tombstones, covered_rows, name_id
+from facemllm.versioning.archive import PARQUET
+from facemllm.versioning.rewriting import held
+
+_ROUNDS = 8
+_SHORTEST = 8
+
+
+@dataclass
+class Found:
+    """What is known of the rows that are meant: `tables` maps a table's digest to the splits of its rows.
+
+    `sources` are the ledger keys that the rows came from.
+    """
+
+    marks: Marks
+    rows: int = 0
+    tables: dict[str, set[str]] = field(default_factory=dict)
+    sources: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """Picks rows whose picture, stored or original, has a digest that begins so."""
+
+    digits: str
+
+    def mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:
+        """True where one of the two begins with the digits."""
+        columns = [name for name in ("image_id", "original_id") if name in batch.schema.names]
+        found = pa.array([False] * batch.num_rows)
+        for name in columns:
+            begins = pc.starts_with(batch.column(name), self.digits)
+            found = pc.or_(found, pc.fill_null(begins, False))
+        return found
+
+
+def meant(settings: Settings, image: str | None, subject: str | None) -> tuple[Kind, Marks]:
+    """The kind and the mark of what a user names: an image_id (or 8 digits of it), a subject_id, or SOURCE:NAME.
+
+    Raises UserError when the name has another form, fits several pictures, or its source is not in the ledger.
+    """
+    if (image is None) == (subject is None):
+        raise UserError("name what to forget: either --image IMAGE_ID or --subject SUBJECT_ID (or SOURCE:NAME)")
+    if subject is not None:
+        return "subject", Marks(subject=frozenset({_subject(settings, subject.strip())}))
+    digits = (image or "").strip().lower()
+    if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST},64}}", digits):
+        raise UserError(
+            f"--image '{digits[:80]}': give an image_id, or at least {_SHORTEST} of its first digits (0-9, a-f)"
+        )
+    known = {entry for entry in Tombstones.of(settings).marks.image if entry.startswith(digits)}
+    for _, rows in groups(settings, _Beginning(digits)):
+        for row in rows:
+            if row["image_id"].startswith(digits):
+                known.add(row["image_id"])
+            elif len(digits) == 64:
+                return "image", Marks(original=frozenset({digits}))
+    if len(digits) == 64:
+        return "image", Marks(image=frozenset({digits}))
+    if len(known) != 1:
+        which = ", ".join(sorted(known)[:4])
+        raise UserError(
+            f"--image {digits}: several pictures begin so ({which}); give more digits"
+            if known
+            else f"--image {digits}: no picture here begins so; give all 64 digits to keep one out that is not here"
+        )
+    return "image", Marks(image=frozenset(known))
+
+
+def _subject(settings: Settings, text: str) -> str:
+    if re.fullmatch(r"[0-9a-f]{32}", text):
+        return text
+    source, colon, name = text.partition(":")
+    if not colon or not name:
+        raise UserError(f"--subject '{text[:80]}': give a subject_id (32 digits) or SOURCE:NAME, as in celeba:2880")
+    if source not in ledger.entries(settings):
+        raise UserError(f"--subject {text[:80]}: source '{source}' is not in the dataset ledger; see: facemllm ledger")
+    return subject_id(source, name)
+
+
+def search(settings: Settings, first: Marks) -> Found:
+    """All rows of what is meant, in every revision and table, and all marks that tell them and nobody else's.
+
+    Reads the columns that tell rows apart, once or twice.
+    """
+    sure, refused = first, Marks()
+    for _ in range(_ROUNDS):
+        found, candidates = Found(sure), Marks()
+        tables = [(digest, list(rows)) for digest, rows in groups(settings, sure) if rows]
+        for digest, rows in tables:
+            found.rows += len(rows)
+            found.sources |= {row["source"] for row in rows if row.get("source")}
+            if digest:
+                found.tables.setdefault(digest, set()).update(row["split"] for row in rows if row.get("split"))
+            candidates |= _marks_of(rows)
+        new = _without(candidates, sure | refused)
+        if not new:
+            return found
+        bad = _ambiguous(groups(settings, sure | new), sure, new)
+        refused |= bad
+        sure |= _without(new, bad)
+    return Found(sure)
+
+
+def groups(settings: Settings, marks: Mask) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The picked rows of every table by its digest: those of recorded revisions, then those that lie on this machine.
+
+    A table that is both is told twice; "" stands for a file that belongs to no whole table.
+    """
+    for revision in held(settings, marks):
+        for name, rows in revision.rows.items():
+            yield revision.digests[name], rows
+    for folder, files in tables_here(settings).items():
+        rows = [row for file in files for row in rows_of(file, marks) or ()]
+        yield digest_of(folder), rows
+
+
+def tables_here(settings: Settings) -> dict[Path, list[Path]]:
+    """Parquet files under home, runs and `data/` by the folder they make a table of, and objects of `dvc repro`."""
+    found: dict[Path, list[Path]] = {}
+    for place in (settings.home / "store", settings.home / "work", settings.runs, root() / "data"):
+        for file in files_under(place, lambda name: name.endswith(".parquet")):
+            found.setdefault(file.parent, []).append(file)
+    for file in files_under(root() / ".dvc", lambda name: True):
+        if is_parquet(file):
+            found.setdefault(file, []).append(file)
+    return found
+
+
+def files_under(folder: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
+    """Files below a folder whose name is wanted, in name order; links are not followed."""
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(place, name) for name in sorted(names) if wanted(name) and not Path(place, name).is_symlink())
+
+
+def is_parquet(file: Path) -> bool:
+    """Whether a file begins as Parquet does."""
+    with file.open("rb") as stream:
+        return stream.read(len(PARQUET)) == PARQUET
+
+
+def rows_of(file: Path, marks: Mask) -> list[dict[str, Any]] | None:
+    """The picked rows of a Parquet file; None when it is damaged or cut short, so that nobody can tell."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            return list(covered_rows(opened, marks))
+    except (pa.ArrowInvalid, OSError):
+        return None
+
+
+def digest_of(folder: Path) -> str:
+    """The digest that a table's manifest states; "" for anything else."""
+    try:
+        return str(json.loads((folder / MANIFEST).read_text("utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _marks_of(rows: Sequence[Mapping[str, Any]]) -> Marks:
+    """All marks of rows but their subject."""
+    return Marks(
+        image=frozenset(row["image_id"] for row in rows),
+        original=frozenset(row["original_id"] for row in rows if row.get("original_id")),
+        name=frozenset(name_id(row["source"], row["source_id"]) for row in rows if row.get("source_id")),
+    )
+
+
+def _without(marks: Marks, others: Marks) -> Marks:
+    return Marks(*(getattr(marks, name) - getattr(others, name) for name in Marks.__dataclass_fields__))
+
+
+def _ambiguous(tables: Iterator[tuple[str, list[dict[str, Any]]]], sure: Marks, new: Marks) -> Marks:
+    """Those of the new originals and names that, in some table, also stand for pictures that are not meant.
+
+    Where a table holds a picture that is meant, they may add no other; where it holds none, they may name one only.
+    """
+    bad = Marks()
+    for _, rows in tables:
+        for kind in ("original", "name"):
+            pictures: dict[str, set[str]] = {}
+            for row in rows:
+                for mark in getattr(_marks_of([row]), kind) & getattr(new, kind):
+                    pictures.setdefault(mark, set()).add(row["image_id"])
+            certain = {row["image_id"] for row in rows if sure.covers(row)}
+            for mark, images in pictures.items():
+                if (images & certain and images - certain) or (not images & certain and len(images) > 1):
+                    bad |= Marks(**{kind: frozenset({mark})})
+    return bad

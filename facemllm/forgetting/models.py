@@ -1,0 +1,120 @@
+"""Which models have seen rows that are forgotten, what was decided about them, and where they serve.
+
+The chain is walked over what the store remembers of each step and what model folders say of themselves. A model that
+was only measured on a picture has not learnt from it, and is told apart from one that was trained on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from facemllm.errors import UserError
+from facemllm.settings import Settings
+
+LINEAGE = "lineage.json"
+
+
+def affected(settings: Settings, tables: Mapping[str, set[str]]) -> list[dict[str, Any]]:
+    """Models made from, or measured on, the tables; `tables` maps a digest to the splits of the rows in question.
+
+    A dictionary a model: `digest`, `stage`, `saw` ("training", or "evaluation" when it was only measured on the rows).
+    """
+    made = list(_makings(settings))
+    seen: dict[str, dict[str, Any]] = {}
+    grown = True
+    while grown:
+        grown = False
+        for digest, stage, inputs in made:
+            taught = "train" in tables.get(inputs.get("conversations", ""), ())
+            if digest not in seen and (taught or inputs.get("model") in seen):
+                seen[digest] = {"digest": digest, "stage": stage, "saw": "training"}
+                grown = True
+    for record in _records(settings):
+        inputs = record.get("inputs") or {}
+        model = inputs.get("model", "")
+        if record.get("step") == "evaluate" and inputs.get("conversations") in tables and model not in seen:
+            stage = next((stage for digest, stage, _ in made if digest == model), "")
+            seen[model] = {"digest": model, "stage": stage, "saw": "evaluation"}
+    return sorted(seen.values(), key=lambda model: (model["saw"] == "evaluation", model["stage"], model["digest"]))
+
+
+def registered(settings: Settings, models: list[dict[str, Any]], tables: Mapping[str, set[str]]) -> dict[str, Any]:
+    """Versions in the registry that are such models, with decision, aliases and where they serve.
+
+    `asked` is false when MLflow is away; then `versions` are those that this home remembers, with no decision.
+    """
+    from facemllm.promotion import registry
+    from facemllm.promotion.approvals import read_decision
+
+    saw = {model["digest"]: model["saw"] for model in models}
+    taught = {digest for digest, splits in tables.items() if "train" in splits}
+    try:
+        known = registry.versions(settings)
+    except UserError:
+        return {"asked": False, "versions": _remembered(settings, saw)}
+    found = []
+    for version in reversed(known):
+        behind = set(json.loads(version.tags.get("facemllm.lineage") or "{}").values())
+        how = saw.get(version.digest) or ("training" if behind & taught else None)
+        if how is None:
+            continue
+        decided, _ = read_decision(version)
+        found.append(
+            {
+                "name": version.name,
+                "version": version.version,
+                "digest": version.digest,
+                "saw": how,
+                "decision": decided.decision if decided else "pending",
+                "by": decided.by if decided else None,
+                "at": decided.at if decided else None,
+                "aliases": list(version.aliases),
+                "serves": _serving(settings, version.digest),
+            }
+        )
+    return {"asked": True, "versions": found}
+
+
+def _remembered(settings: Settings, saw: Mapping[str, str]) -> list[dict[str, Any]]:
+    found = []
+    for record in _records(settings):
+        digest = str(record.get("model_digest"))
+        if record.get("step") == "register" and digest in saw:
+            entry = {"name": record.get("name"), "version": record.get("version"), "digest": digest, "saw": saw[digest]}
+            decided = {"decision": "unknown", "by": None, "at": None}
+            found.append({**entry, **decided, "aliases": [], "serves": _serving(settings, digest)})
+    return sorted(found, key=lambda entry: str(entry["version"]))
+
+
+def _serving(settings: Settings, digest: str) -> list[str]:
+    from facemllm.servers import deployed
+
+    stages = {stage: deployed(settings, stage) for stage in ("staging", "production")}
+    return [stage for stage, model in stages.items() if model is not None and model.digest == digest]
+
+
+def _makings(settings: Settings) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """Digest, stage and inputs of every model that the store remembers or holds."""
+    for record in _records(settings):
+        if record.get("step") in settings.stages():
+            yield str(record["digest"]), str(record["step"]), record.get("inputs") or {}
+    for path in sorted((settings.home / "store").glob(f"*/{LINEAGE}")):
+        told = _json(path)
+        yield path.parent.name, str(told.get("stage", "")), told.get("inputs") or {}
+
+
+def _records(settings: Settings) -> Iterator[dict[str, Any]]:
+    for path in sorted((settings.home / "keys").glob("*.json")):
+        if "digest" in (record := _json(path)):
+            yield record
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

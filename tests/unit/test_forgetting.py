@@ -1,0 +1,508 @@
+"""Forgetting: the picture is nowhere afterwards, what has nothing to do with it is untouched, the report says so."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from facemllm import digests, settings
+from facemllm.annotation.store import Replies, Reply
+from facemllm.errors import UserError
+from facemllm.forgetting import erasing, forget, render
+from facemllm.forgetting import models as models_room
+from facemllm.forgetting.copies import Copy
+from facemllm.promotion import registry
+from facemllm.records import FACES, PREDICTIONS, TableWriter, open_table, subject_id
+from facemllm.repository import Repository
+from facemllm.store import Store
+from facemllm.tombstones import Marks, Tombstones, name_id
+from facemllm.versioning import has, log, record, render_log, restore, rewriting
+from facemllm.versioning.archive import Archive, archive
+
+ADA = {"reason": "she asked", "by": "Ada Lovelace"}
+SMALL = 0  # megabytes a shard: a new one after every row group
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Settings of a project of this test's own, with nobody answering for MLflow."""
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in ("params.yaml", "profiles"):
+        source = Path.cwd() / name
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, project / name)
+    monkeypatch.chdir(project)
+    return settings.load("laptop", ["storage.home=home", "services.mlflow_port=1025", "data.ledger=null"])
+
+
+def occurrences(folder: Path, needle: bytes) -> list[Path]:
+    """Files that hold these bytes: plain, base64, or in any column of a Parquet file."""
+    found = []
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        data = file.read_bytes()
+        held = needle in data or base64.b64encode(needle) in data
+        if not held and data[:4] == b"PAR1" and data[-4:] == b"PAR1":
+            held = any(needle in cell for cell in cells(pq.read_table(file).to_pylist()))
+        if held:
+            found.append(file)
+    return found
+
+
+def cells(value):
+    if isinstance(value, bytes):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from cells(part)
+
+
+@pytest.fixture
+def version(place, faces_table, conversations_table, face_rows, conversation_rows):
+    """`version(choose, name)`: records the rows that are chosen; gives the revision and both folders."""
+
+    def make(choose=lambda rows: rows, name="a"):
+        rows = choose(face_rows())
+        faces = faces_table(rows, f"faces-{name}")
+        parents = [open_table(faces).digest]
+        conversations = conversations_table(conversation_rows(rows), f"conversations-{name}", parents=parents)
+        return record(place, faces, conversations), faces, conversations
+
+    return make
+
+
+def trees(folder: Path) -> list[str]:
+    return [digests.of_tree(folder / name) for name in ("faces", "conversations")]
+
+
+def ids(table: Path) -> list[str]:
+    return [row["image_id"] for row in open_table(table).iterate(["image_id"])]
+
+
+def test_revisions_are_rewritten_and_others_are_left_to_the_bit(place, version, face_rows, tmp_path):
+    target = face_rows()[3]
+    one, _, _ = version(name="one")
+    two, *others = version(lambda rows: [row for row in rows if row["source_id"] != "0003"], "two")
+    three, _, _ = version(lambda rows: rows[:20], "three")
+    restore(place, two.sha, tmp_path / "before")
+    assert occurrences(tmp_path, target["image"]["bytes"]), "the search must find what is there"
+    report = forget(place, image=target["image_id"], **ADA)
+
+    assert [entry["revision"] for entry in report["revisions"]] == [one.sha, three.sha]
+    assert report["revisions"][0]["rows"] == {"faces": 1, "conversations": 1}
+    assert report["revisions"][0]["shards"] == {"faces": 1, "conversations": 1}
+    assert (report["found"], report["finished"]) == (0, True)
+    assert occurrences(place.home, target["image"]["bytes"]) == []
+    for old, count in ((one, 39), (three, 19)):
+        successor = next(entry["successor"] for entry in report["revisions"] if entry["revision"] == old.sha)
+        with pytest.raises(
+            UserError, match=rf"{old.sha[:12]} held rows .* restore {successor[:12]}, which replaces it"
+        ):
+            restore(place, old.sha, tmp_path / "old")
+        assert has(place, successor)
+        assert not has(place, old.sha)
+        restore(place, successor, tmp_path / successor)
+        assert len(ids(tmp_path / successor / "faces")) == count
+        assert target["image_id"] not in ids(tmp_path / successor / "faces")
+        assert target["image_id"] not in ids(tmp_path / successor / "conversations")
+        parent = open_table(tmp_path / successor / "conversations").manifest["parents"]
+        assert parent == [open_table(tmp_path / successor / "faces").digest]
+    restore(place, two.sha, tmp_path / "after")
+    assert trees(tmp_path / "after") == trees(tmp_path / "before")
+    assert trees(tmp_path / "after") == [digests.of_tree(table) for table in others]
+    told = {entry["sha"]: entry for entry in log(place)}
+    assert told[two.sha]["replaced_by"] is None
+    assert told[told[one.sha]["replaced_by"]]["replaces"] == [one.sha]
+    assert f"replaced by {told[one.sha]['replaced_by'][:12]}" in render_log(log(place))
+
+
+def test_shards_without_the_row_keep_their_bytes(place, faces_table, conversations_table, face_rows, tmp_path):
+    rows = [row | {"source_id": f"{part}-{row['source_id']}"} for part in range(8) for row in face_rows()]
+    for number, row in enumerate(rows):
+        row["image_id"] = digests.of_bytes(b"%d" % number)
+    faces, conversations = faces_table(rows, shard_mb=SMALL), conversations_table()
+    before = open_table(faces).manifest["shards"]
+    assert len(before) == 3
+    one = record(place, faces, conversations)
+    report = forget(place, image=rows[200]["image_id"], **ADA)
+    assert report["revisions"][0]["shards"] == {"faces": 1, "conversations": 0}
+    restore(place, report["revisions"][0]["successor"], tmp_path / "back")
+    after = open_table(tmp_path / "back" / "faces").manifest
+    assert [new == old for new, old in zip(after["shards"], before, strict=True)] == [True, False, True]
+    assert after["about"]["rewritten_from"] == one.faces
+    assert ids(tmp_path / "back" / "faces") == [row["image_id"] for row in rows if row is not rows[200]]
+    assert digests.of_tree(tmp_path / "back" / "conversations") == digests.of_tree(conversations)
+
+
+@pytest.mark.parametrize("named", ["id", "name"])
+def test_a_person_is_forgotten_with_all_pictures(place, version, face_rows, tmp_path, named):
+    person = subject_id("render", "4")
+    version()
+    report = forget(place, subject=person if named == "id" else "render:4", **ADA)
+    gone = [row for row in face_rows() if row["subject_id"] == person]
+    assert len(gone) == 2
+    assert report["keys"]["subject"] == [person]
+    assert report["keys"]["image"] == sorted(row["image_id"] for row in gone)
+    assert report["revisions"][0]["rows"] == {"faces": 2, "conversations": 2}
+    for row in gone:
+        assert occurrences(place.home, row["image"]["bytes"]) == []
+        anonymous = {"image_id": "0" * 64, "source": "render", "source_id": row["source_id"], "subject_id": None}
+        assert Tombstones.of(place).covers(anonymous), "not even under another digest and without its subject"
+
+
+def test_the_same_picture_in_another_size_goes_and_its_neighbour_stays(place, version, face_rows):
+    def originals(rows):
+        for row in rows[:2]:
+            row["original_id"] = "a" * 64  # two faces of one photograph
+        rows[4]["original_id"] = "b" * 64
+        return rows
+
+    def smaller(rows):
+        rows = originals(rows)
+        rows[0]["image_id"], rows[4]["image_id"] = "c" * 64, "d" * 64
+        rows[4]["source_id"] = "renamed"
+        return rows
+
+    version(originals)
+    version(smaller, "b")
+    rows = face_rows()
+    report = forget(place, image=rows[0]["image_id"], **ADA)
+    assert report["keys"]["image"] == sorted([rows[0]["image_id"], "c" * 64]), "found by its name"
+    assert "original" not in report["keys"], "it would catch the other face of the photograph"
+    assert [entry["rows"]["faces"] for entry in report["revisions"]] == [1, 1]
+    report = forget(place, image=rows[4]["image_id"], **ADA)
+    assert report["keys"]["image"] == sorted([rows[4]["image_id"], "d" * 64]), "found by its original"
+    assert set(report["keys"]["name"]) == {name_id("render", "0004"), name_id("render", "renamed")}
+
+
+def test_what_is_not_here_is_kept_out(place):
+    report = forget(place, image="e" * 64, **ADA)
+    assert (report["revisions"], report["found"]) == ([], 0)
+    assert "nothing of it was found here" in render(report)
+    assert Tombstones.of(place).covers({"image_id": "e" * 64})
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({}, "name what to forget"),
+        ({"image": "a" * 64, "subject": "x:y"}, "name what to forget"),
+        ({"image": "abcdef"}, "at least 8"),
+        ({"image": "Ada"}, "give an image_id"),
+        ({"image": "0" * 8}, "no picture here begins so"),
+        ({"subject": "Ada"}, "SOURCE:NAME"),
+        ({"subject": "nowhere:1"}, "not in the dataset ledger"),
+        ({"subject": "render:1", "by": " "}, "nobody is named"),
+        ({"subject": "render:1", "reason": " "}, "needs a reason"),
+    ],
+)
+def test_unclear_requests_are_refused_and_change_nothing(place, version, named, told):
+    revision, _, _ = version()
+    with pytest.raises(UserError, match=told):
+        forget(place, **{**ADA, **named})
+    assert Tombstones.of(place).entries == ()
+    assert has(place, revision.sha)
+
+
+def test_digits_that_fit_two_pictures_are_refused(place, version):
+    def alike(rows):
+        rows[0]["image_id"], rows[1]["image_id"] = "ab" * 4 + "0" * 56, "ab" * 4 + "1" * 56
+        return rows
+
+    version(alike)
+    with pytest.raises(UserError, match="several pictures begin so"):
+        forget(place, image="ab" * 4, **ADA)
+    report = forget(place, image="ab" * 4 + "0", **ADA)
+    assert report["keys"]["image"] == ["ab" * 4 + "0" * 56]
+
+
+def stored_workflow(place, version, face_rows) -> dict[str, str]:
+    """A home as a run leaves it: tables, two models, an evaluation, its reports, caches, replies, unfinished work."""
+    _, faces, conversations = version()
+    store = Store(place.home)
+
+    def keep(step, folder, digest, inputs, **facts):
+        facts = {"step": step, "inputs": inputs, "output": digest, "figure": "", "seconds": 1.0, **facts}
+        store.keep(digests.of_bytes(step.encode()), folder, digest, facts)
+        return digest
+
+    shown = face_rows()[10]
+    other = next(row for row in face_rows() if row["split"] == "test")
+    named = {"faces": open_table(faces).digest, "conversations": open_table(conversations).digest}
+    shutil.copytree(faces, place.home.parent / "data" / "faces")
+    shutil.copytree(faces, place.home.parent / "data" / ".faces.1.partial")
+    cut = place.home.parent / "data" / ".faces.1.partial" / "part-00000.parquet"
+    (cut.parent / "manifest.json").unlink()
+    os.truncate(cut, cut.stat().st_size - 9)
+    cached = place.home.parent / ".dvc" / "cache" / "files" / "md5" / "ab" / "cd"
+    cached.parent.mkdir(parents=True)
+    shutil.copyfile(faces / "part-00000.parquet", cached)
+    (cached.parent / "free").write_text("no picture")
+    keep("annotate", faces, named["faces"], {"faces": "0" * 64})
+    keep("reformat", conversations, named["conversations"], {"annotated": named["faces"]})
+    for stage, base in (("align", {}), ("instruct", {"model": "align"})):
+        folder = place.home.parent / stage
+        folder.mkdir()
+        inputs = {"conversations": named["conversations"], **{key: named[value] for key, value in base.items()}}
+        (folder / "lineage.json").write_text(json.dumps({"stage": stage, "inputs": inputs}))
+        (folder / "model.safetensors").write_bytes(b"weights")
+        named[stage] = keep(stage, folder, digests.of_tree(folder), inputs)
+    folder = place.home.parent / "evaluation"
+    with TableWriter(folder / "predictions", PREDICTIONS) as table:
+        table.write(
+            {"sample_id": row["image_id"], "image_id": row["image_id"], "task": "age"} for row in (shown, other)
+        )
+    (folder / "samples").mkdir()
+    (folder / "samples" / "00.jpg").write_bytes(shown["image"]["bytes"])
+    (folder / "samples" / "samples.json").write_text(json.dumps([{"image": "00.jpg", "image_id": shown["image_id"]}]))
+    inputs = {"model": named["instruct"], "conversations": named["conversations"]}
+    named["evaluation"] = keep("evaluate", folder, digests.of_tree(folder), inputs)
+    folder = place.home.parent / "registered"
+    folder.mkdir()
+    (folder / "registered.json").write_text("{}")
+    facts = {"model_digest": named["instruct"], "name": "face-mllm", "version": 4}
+    keep("register", folder, digests.of_tree(folder), {"model": named["instruct"]}, **facts)
+    page = '<img alt="face {}" src="data:image/jpeg;base64,{}">'
+    reports = {"shows": shown, "other": other}
+    for name, row in reports.items():
+        folder = place.runs / name
+        folder.mkdir(parents=True)
+        encoded = base64.b64encode(row["image"]["bytes"]).decode()
+        (folder / "report.html").write_text(page.format(row["image_id"][:12], encoded))
+        (folder / "face.jpg").write_bytes(row["image"]["bytes"])
+        (folder / "summary.json").write_text("{}")
+        artifacts = place.home / "mlflow" / "artifacts" / "1" / name / "artifacts"
+        shutil.copytree(folder, artifacts, ignore=shutil.ignore_patterns("face.jpg"))
+        (artifacts / "answers.json").write_text(json.dumps({"image_id": [row["image_id"]]}))
+    (place.home / "cache" / "kfp").mkdir(parents=True)
+    np.save(place.home / "cache" / f"pixels-{named['conversations'][:24]}-00000000.npy", np.zeros(3))
+    np.save(place.home / "cache" / f"pixels-{'9' * 24}-00000000.npy", np.frombuffer(shown["image"]["bytes"], np.uint8))
+    (place.home / "work" / "one").mkdir(parents=True)
+    (place.home / "work" / "one" / "half.parquet").write_bytes(b"PAR1" + shown["image"]["bytes"])
+    kept = place.home / "work" / "two" / "align-0123456789abcdef" / "checkpoint_1"
+    kept.mkdir(parents=True)
+    (kept / "model.pt").write_bytes(b"weights")
+    for row in (shown, other):
+        facts = {"key": "k" * 64, "model": "m", "prompt_hash": "p", "text": "a face"}
+        Replies(place.home).write(Reply(image_id=row["image_id"], **facts))
+    return named
+
+
+def test_every_copy_goes_and_models_are_named(place, version, face_rows):
+    named = stored_workflow(place, version, face_rows)
+    shown = face_rows()[10]
+    spared = next(row for row in face_rows() if row["split"] == "test")
+    project = place.home.parent
+    assert len(occurrences(project, shown["image"]["bytes"])) > 10
+    before = digests.of_tree(place.home / "store" / named["instruct"])
+    servers = place.home / "services"
+    servers.mkdir()
+    told = {"model": "x", "digest": named["instruct"], "version": "4"}
+    (servers / "production.model").write_text(json.dumps(told))
+
+    report = forget(place, image=shown["image_id"][:12], **ADA)
+    assert occurrences(project, shown["image"]["bytes"]) == []
+    text = subprocess.run(["grep", "-rl", shown["image_id"], project], capture_output=True, text=True).stdout
+    assert {Path(line).parent.name for line in text.splitlines()} <= {"forgotten"}, "but for the report itself"
+    assert sorted({copy["place"] for copy in report["removed"]}) == [
+        *("cache", "data", "dvc cache", "key", "mlflow", "run", "store", "work")
+    ]
+    assert report["replies"] == 1
+    assert (report["models"], report["versions"]) == (
+        [
+            {"digest": named["align"], "stage": "align", "saw": "training"},
+            {"digest": named["instruct"], "stage": "instruct", "saw": "training"},
+        ],
+        [
+            {
+                **{"name": "face-mllm", "version": 4, "digest": named["instruct"], "saw": "training"},
+                **{"decision": "unknown", "by": None, "at": None, "aliases": [], "serves": ["production"]},
+            }
+        ],
+    )
+    assert digests.of_tree(place.home / "store" / named["instruct"]) == before, "models are never deleted"
+    for path in (
+        place.runs / "other" / "report.html",
+        place.runs / "other" / "face.jpg",
+        place.runs / "shows" / "summary.json",
+        place.home / "mlflow" / "artifacts" / "1" / "other" / "artifacts" / "answers.json",
+        place.home / "work" / "two" / "align-0123456789abcdef" / "checkpoint_1" / "model.pt",
+        project / ".dvc" / "cache" / "files" / "md5" / "ab" / "free",
+    ):
+        assert path.exists(), path
+    assert Replies(place.home).read(spared["image_id"], "k" * 64) is not None
+    assert not (place.home / "store" / named["faces"]).exists()
+    said = render(report)
+    assert "face-mllm version 4" in said
+    assert "trained on it, unknown, serves in production" in said
+    assert "MLflow is away" in said
+    assert said.endswith("found 0")
+    stored = json.loads((place.home / "forgotten" / f"{report['id']}.json").read_text())
+    assert stored == report
+    again = forget(place, image=shown["image_id"], reason="again", by="Charles Babbage")
+    assert again == report, "nothing is left to do, and the first entry stands"
+    assert len(Tombstones.of(place).entries) == 1
+
+
+def test_a_picture_of_the_test_split_taught_nobody(place, version, face_rows):
+    named = stored_workflow(place, version, face_rows)
+    report = forget(place, image=next(row for row in face_rows() if row["split"] == "test")["image_id"], **ADA)
+    assert report["models"] == [{"digest": named["instruct"], "stage": "instruct", "saw": "evaluation"}]
+    assert "which still contain what they have learnt: 0" in render(report)
+    assert "measured on it only" in render(report)
+
+
+def test_decisions_come_from_the_registry(place, monkeypatch):
+    decided = {"decision": "approved", "by": "Ada", "reason": "r", "digest": "d" * 64, "name": "m", "version": 2}
+    decided |= {"evaluation": "e" * 64, "at": "2026-01-01T00:00:00+00:00"}
+    common = {"name": "m", "gate": "passed", "evaluation": "e" * 64, "source": "", "run_id": "", "created": ""}
+    tags = {"facemllm.decision": json.dumps(decided)}
+    lineage = {"facemllm.lineage": json.dumps({"reformat": "c" * 64})}
+    versions = [
+        registry.Version(version=3, digest="f" * 64, description="", tags=lineage, **common),
+        registry.Version(version=2, digest="d" * 64, description="", tags=tags, aliases=("champion",), **common),
+        registry.Version(version=1, digest="b" * 64, description="", **common),
+    ]
+    monkeypatch.setattr(registry, "versions", lambda settings: versions)
+    seen = [{"digest": "d" * 64, "stage": "specialize", "saw": "training"}]
+    told = models_room.registered(place, seen, {"c" * 64: {"train"}})
+    assert told["asked"]
+    assert [(v["version"], v["decision"], v["by"], v["aliases"]) for v in told["versions"]] == [
+        (2, "approved", "Ada", ["champion"]),
+        (3, "pending", None, []),
+    ]
+
+
+@pytest.mark.parametrize("stop", ["after signing", "first copy", "before noting", "half of the objects", "replies"])
+def test_a_call_cut_short_is_finished_by_the_next(place, version, face_rows, monkeypatch, stop):
+    stored_workflow(place, version, face_rows)
+    target = face_rows()[10]
+
+    def die(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    deleted = []
+
+    def die_half_way(self, oid):
+        deleted.append(oid)
+        return original(self, oid) if len(deleted) < 3 else die()
+
+    original = Archive.delete
+    with monkeypatch.context() as patch:
+        if stop == "after signing":
+            patch.setattr(erasing, "rewrite", die)
+        elif stop == "first copy":
+            patch.setattr(Copy, "remove", die)
+        elif stop == "before noting":
+            patch.setattr(Tombstones, "replace", die)
+        elif stop == "replies":
+            patch.setattr("facemllm.annotation.store.purge", die)
+        else:
+            patch.setattr(Archive, "delete", die_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            forget(place, image=target["image_id"], **ADA)
+    left = json.loads(next((place.home / "forgotten").glob("*.json")).read_text())
+    assert not left["finished"]
+    assert Tombstones.of(place).covers(target), "what is signed is obeyed at once"
+    report = forget(place, image=target["image_id"], **ADA)
+    assert len(Tombstones.of(place).entries) == 1
+    assert occurrences(place.home.parent, target["image"]["bytes"]) == []
+    assert (report["finished"], report["found"]) == (True, 0)
+    assert len(report["revisions"]) == 1
+    assert len(report["tables"]) == 3, "faces, conversations, predictions: what the first call saw is not lost"
+    assert [model["stage"] for model in report["models"]] == ["align", "instruct"]
+    assert has(place, report["revisions"][0]["successor"])
+
+
+def test_strays_of_an_interrupted_recording_go_and_foreign_objects_stay(place, version, face_rows, monkeypatch):
+    target = face_rows()[3]
+    first, *_ = version(lambda rows: rows[10:])
+    with monkeypatch.context() as patch:
+        patch.setattr(Repository, "commit", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            version(name="b")
+    stray = occurrences(place.home, target["image"]["bytes"])
+    assert {path.relative_to(place.home).parts[0] for path in stray} >= {"data-repo", "dvc-remote"}
+    foreign = place.home / "dvc-remote" / "files" / "md5" / "ab" / ("c" * 30)
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_text("of another repository")
+    report = forget(place, image=target["image_id"], **ADA)
+    assert report["revisions"] == []
+    assert report["objects"]["objects"] > 0
+    assert occurrences(place.home, target["image"]["bytes"]) == []
+    assert foreign.read_text() == "of another repository"
+    assert has(place, first.sha)
+
+
+def test_a_revision_whose_bytes_are_half_lost_has_no_successor(place, version, face_rows, tmp_path):
+    one, *_ = version()
+    target = face_rows()[3]
+    with archive(Repository.of(place)) as objects:
+        objects.delete(objects.files(one.sha, "conversations")["part-00000.parquet"])
+    report = forget(place, image=target["image_id"], **ADA)
+    assert report["revisions"][0]["successor"] == ""
+    assert occurrences(place.home, target["image"]["bytes"]) == []
+    with pytest.raises(UserError, match="is gone; nothing replaces it"):
+        restore(place, one.sha, tmp_path / "back")
+    assert "some of its bytes were lost before" in render(report)
+
+
+def test_a_second_forgetting_follows_the_first(place, version, face_rows, tmp_path):
+    one, _, _ = version()
+    rows = face_rows()
+    first = forget(place, image=rows[3]["image_id"], **ADA)
+    second = forget(place, image=rows[20]["image_id"], **ADA)
+    middle, last = (report["revisions"][0]["successor"] for report in (first, second))
+    assert second["revisions"][0]["revision"] == middle
+    with pytest.raises(UserError, match=f"restore {last[:12]}"):
+        restore(place, one.sha, tmp_path / "back")
+    restore(place, last, tmp_path / "last")
+    assert len(ids(tmp_path / "last" / "faces")) == 38
+
+
+def test_something_left_is_an_error_and_not_a_success(place, version, face_rows, monkeypatch):
+    version()
+    monkeypatch.setattr(erasing, "purge", lambda settings: {"objects": 0, "copies": 0})
+    with pytest.raises(UserError, match=r"places still hold what was to be forgotten \(data-repo: object"):
+        forget(place, image=face_rows()[3]["image_id"], **ADA)
+    report = json.loads(next((place.home / "forgotten").glob("*.json")).read_text())
+    assert not report["finished"]
+    assert report["found"] > 0
+
+
+def test_searching_reads_no_pictures(place, version, face_rows, monkeypatch):
+    version()
+    read = []
+    real = pq.ParquetFile.iter_batches
+
+    def spy(self, *args, **options):
+        read.append(set(options["columns"]))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    found = rewriting.held(place, Marks(image=frozenset({face_rows()[0]["image_id"]})))
+    assert [len(rows) for rows in found[0].rows.values()] == [1, 1]
+    assert read
+    assert set().union(*read) <= {"image_id", "original_id", "source", "source_id", "subject_id", "split"}
+
+
+def test_quarantine_notes_about_the_picture_go_with_it(place, conversations_table, face_rows, tmp_path):
+    rows = face_rows()
+    with TableWriter(tmp_path / "noted", FACES) as table:
+        table.write(rows)
+        table.quarantine("pictures/0003.jpg", 4, "twice")
+        table.quarantine("pictures/0031.jpg", 9, f"the same as {rows[3]['image_id']}")
+        table.quarantine("pictures/0009.jpg", 0, "damaged")
+    record(place, tmp_path / "noted", conversations_table())
+    report = forget(place, image=rows[3]["image_id"], **ADA)
+    restore(place, report["revisions"][0]["successor"], tmp_path / "back")
+    table = open_table(tmp_path / "back" / "faces")
+    assert table.manifest["quarantined"] == 1
+    assert pq.read_table(table.path / "quarantine.parquet").to_pylist()[0]["reason"] == "damaged"
