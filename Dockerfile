@@ -30,7 +30,7 @@ COPY facemllm facemllm
 # psycopg2 and boto3 are for MLflow on Postgres and S3.
 ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c constraints.txt . psycopg2-binary boto3
+    pip install -c constraints.txt ".[s3]" psycopg2-binary boto3
 
 # The root file system is read-only in the pods: whatever writes beside /workspace writes to /tmp.
 ENV HOME=/tmp \

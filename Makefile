@@ -1,10 +1,12 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
-PROFILE ?= laptop
+FACES ?=
+PROFILE ?= $(if $(FACES),own,laptop)
 ARGS ?=
+SOURCES = $(if $(FACES),--set 'data.sources=[{name: imagefolder, root: "$(abspath $(FACES))"}]')
 
-.PHONY: help run test test-unit ui down lint clean
+.PHONY: help run test test-unit bench ui down lint clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,8 +20,8 @@ help: ## list what there is
 	else .venv/bin/pip install -q -e '.[dev]' -c constraints.txt; fi
 	@touch $@
 
-run: .venv/.ready ## set up and run the main job (PROFILE=laptop, ARGS="--set key=value")
-	@.venv/bin/python pipeline.py run --profile $(PROFILE) $(ARGS)
+run: .venv/.ready ## set up and run the main job (FACES=folder of your own pictures, PROFILE=laptop, ARGS="--set key=value")
+	@.venv/bin/python pipeline.py run --profile $(PROFILE) $(SOURCES) $(ARGS)
 
 test: lint ## set up and pass the tests: style, unit, integration, end to end
 	@.venv/bin/python -m pytest -q -n auto tests/unit
@@ -27,6 +29,10 @@ test: lint ## set up and pass the tests: style, unit, integration, end to end
 
 test-unit: .venv/.ready ## the unit tests alone
 	@.venv/bin/python -m pytest -q -n auto tests/unit
+
+bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of the renderer's prototype, if you have it)
+	@for name in tables importing annotation; do .venv/bin/python benchmarks/$$name.py || exit 1; done
+	@.venv/bin/python benchmarks/renderer.py $(if $(PROTOTYPE),--prototype $(PROTOTYPE))
 
 lint: .venv/.ready ## style and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
@@ -38,4 +44,4 @@ down: ## stop every local server
 	@test ! -x .venv/bin/facemllm || .venv/bin/facemllm services down --profile $(PROFILE)
 
 clean: down ## forget all results, caches and runs
-	@rm -rf .facemllm .facemllm-ci data runs
+	@rm -rf .facemllm .facemllm-ci .facemllm-own data runs

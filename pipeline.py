@@ -28,8 +28,8 @@ from facemllm.settings import Settings
 def build(settings: Settings, finish: Any = lambda task, step: task) -> Any:
     """The pipeline. `finish(task, step)` adds what only a cluster needs: resources, volumes, secrets.
 
-    Steps that act on the world (`version`, and from `gate` on) are never answered from KFP's cache: `facemllm`
-    remembers them itself, and looks whether what it remembers still stands.
+    Steps that read or change the world (`ingest`, `version`, and from `gate` on) are never answered from KFP's cache:
+    `facemllm` remembers them itself, and looks whether what it remembers still stands.
     """
 
     @dsl.pipeline(name="face-mllm", description="Faces to a served multimodal LLM: data, three stages, gate, approval.")
@@ -38,10 +38,10 @@ def build(settings: Settings, finish: Any = lambda task, step: task) -> Any:
             task = component(profile=profile, overrides=overrides, code=code, **inputs).set_caching_options(cached)
             return finish(task, component.name.replace("-", "_"))
 
-        faces = step(ingest)
-        annotated = step(annotate, faces=faces.output).output
+        faces = step(ingest, cached=False).output
+        annotated = step(annotate, faces=faces).output
         conversations = step(reformat, annotated=annotated).output
-        checked = step(validate, annotated=annotated, conversations=conversations)
+        checked = step(validate, faces=faces, annotated=annotated, conversations=conversations)
         recorded = step(version, cached=False, annotated=annotated, conversations=conversations).after(checked)
         aligned = step(align, conversations=conversations).after(recorded)
         instructed = step(instruct, conversations=conversations, model=aligned.output)

@@ -6,11 +6,11 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def validate(profile: str, overrides: list, code: str, annotated: str, conversations: str) -> str:
-    """Check both tables with Great Expectations; a critical failure stops the run.
+def validate(profile: str, overrides: list, code: str, faces: str, annotated: str, conversations: str) -> str:
+    """Check the tables with Great Expectations; a critical failure stops the run.
 
     Returns the digest of the validation report. `code` only keys the cache.
     """
     from facemllm.workflow import run_step
 
-    return run_step("validate", profile, overrides, annotated=annotated, conversations=conversations)
+    return run_step("validate", profile, overrides, faces=faces, annotated=annotated, conversations=conversations)

@@ -9,40 +9,26 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from facemllm import digests
+from facemllm import cli_data, digests
+from facemllm.cli_options import By, Conversations, Json, Out, Profile, Reason, Sets, Version, say
 from facemllm.errors import UserError
-from facemllm.records import CONVERSATIONS, FACES, open_table
 from facemllm.runs import exclusive
 from facemllm.settings import Settings, load
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Face-MLLM Workflow, step by step."
 )
-faces = typer.Typer(no_args_is_help=True, help="Tables of faces.")
-data = typer.Typer(no_args_is_help=True, help="Versions of the data.")
 promote = typer.Typer(no_args_is_help=True, help="Decisions of named persons about model versions.")
 services_app = typer.Typer(no_args_is_help=True, help="Local servers: MLflow, Ray, staging, production.")
-app.add_typer(faces, name="faces")
-app.add_typer(data, name="data")
+cli_data.add_to(app)
 app.add_typer(promote, name="promote")
 app.add_typer(services_app, name="services")
-
-Profile = Annotated[str, typer.Option(help="Settings overlay in profiles/.")]
-Sets = Annotated[list[str], typer.Option("--set", help="Override one key: --set training.workers=2")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Out = Annotated[Path, typer.Argument(help="Folder to write; must not exist.")]
-Faces = Annotated[Path, typer.Argument(help="A faces table.")]
-Conversations = Annotated[Path, typer.Argument(help="A conversations table.")]
-Version = Annotated[str, typer.Argument(help="Version number of the registered model, or an alias.")]
-By = Annotated[str | None, typer.Option("--by", help="Your name; default: git's user.name.")]
-Reason = Annotated[str, typer.Option(help="Why, in a sentence.")]
 
 
 def guarded(command: typer.Typer) -> None:
@@ -70,128 +56,6 @@ def main() -> None:
     guarded(app)
 
 
-def _say(as_json: bool, facts: Mapping[str, Any], text: str) -> None:
-    print(json.dumps(facts) if as_json else text)
-
-
-def _table_said(as_json: bool, manifest: Mapping[str, Any], out: Path) -> None:
-    kept, refused = manifest["rows"], manifest.get("quarantined", 0)
-    facts = {"read": kept + refused, "kept": kept, "quarantined": refused, "digest": manifest["digest"]}
-    _say(as_json, facts, f"{out}: {kept:,} rows kept, {refused:,} quarantined, digest {manifest['digest'][:12]}")
-
-
-@faces.command("render")
-def faces_render(
-    out: Out,
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
-    """Draw synthetic heads with exact labels into a faces table."""
-    from facemllm.sources.ingest import render_faces
-
-    settings = load(profile, set_)
-    _table_said(as_json, render_faces(settings, out), out)
-
-
-@app.command("annotate")
-def annotate_faces(
-    faces: Faces,
-    out: Out,
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
-    """Describe every face: captions and attribute labels by the configured annotator."""
-    from facemllm.annotation import annotate
-
-    settings = load(profile, set_)
-    _table_said(as_json, annotate(settings, faces, out), out)
-
-
-@app.command("reformat")
-def reformat_faces(
-    faces: Faces,
-    out: Out,
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
-    """Turn labelled faces into conversations."""
-    from facemllm.qa import reformat
-
-    settings = load(profile, set_)
-    _table_said(as_json, reformat(settings, faces, out), out)
-
-
-@app.command("validate")
-def validate_tables(
-    faces: Faces,
-    conversations: Conversations,
-    out: Annotated[Path, typer.Argument(help="Folder for the report.")] = Path("data/validation"),
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
-    """Check both tables; exit 1 on a critical failure."""
-    from facemllm.quality import validate
-
-    settings = load(profile, set_)
-    verdict = validate(settings, faces, conversations, out)
-    _say(
-        as_json,
-        {"passed": verdict.passed, "report": str(out / "report.html")},
-        f"{verdict.figure}: {out / 'report.html'}",
-    )
-
-
-@data.command("record")
-def data_record(
-    faces: Faces,
-    conversations: Conversations,
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
-    """Record both tables with DVC and print the revision."""
-    from facemllm.versioning import record
-
-    settings = load(profile, set_)
-    tables = {
-        "faces": open_table(faces, FACES).digest,
-        "conversations": open_table(conversations, CONVERSATIONS).digest,
-    }
-    revision = record(settings, faces, conversations).sha
-    _say(as_json, {"revision": revision, **tables}, revision)
-
-
-@data.command("restore")
-def data_restore(
-    revision: Annotated[str, typer.Argument(help="A revision that `data record` gave, or its first digits.")],
-    out: Out = Path("data/restored"),
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
-    """Bring back the very bytes of a revision."""
-    from facemllm.versioning import restore
-
-    restore(load(profile, set_), revision, out)
-    tables = {name: open_table(out / name).digest for name in ("faces", "conversations")}
-    _say(
-        as_json, {"revision": revision, "out": str(out), **tables}, f"{out}: faces and conversations of {revision[:12]}"
-    )
-
-
-@data.command("log")
-def data_log(profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
-    """List the recorded revisions, newest first."""
-    from facemllm.versioning import log
-
-    entries = log(load(profile, set_))
-    _say(as_json, {"revisions": entries}, "\n".join(" ".join(map(str, entry.values())) for entry in entries))
-
-
 @app.command()
 def train(
     stage: Annotated[str, typer.Argument(help="align, instruct or specialize.")],
@@ -211,7 +75,7 @@ def train(
         raise UserError(f"no stage '{stage}'; the stages are {', '.join(settings.stages())}")
     with exclusive(settings):
         digest = workflow.execute(stage, settings, **_inputs(settings, stage, conversations=conversations, model=model))
-    _say(as_json, {"digest": digest, "path": str(settings.home / "store" / digest)}, digest)
+    say(as_json, {"digest": digest, "path": str(settings.home / "store" / digest)}, digest)
 
 
 def _inputs(settings: Settings, name: str, **given: str) -> dict[str, str]:
@@ -243,7 +107,7 @@ def evaluate(
     if not model.is_dir():
         raise UserError(f"{model} is not a model directory")
     metrics = run_evaluation(load(profile, set_), model, digests.of_tree(model), conversations, out)
-    _say(as_json, metrics, f"{out / 'metrics.json'}: mean balanced accuracy {metrics['closed_mean']['value']:.3f}")
+    say(as_json, metrics, f"{out / 'metrics.json'}: mean balanced accuracy {metrics['closed_mean']['value']:.3f}")
 
 
 @app.command()
@@ -259,7 +123,7 @@ def score(
     from facemllm.evaluation.score import score as run_score
 
     metrics = run_score(load(profile, set_), conversations, predictions, out)
-    _say(as_json, metrics, f"{out}: mean balanced accuracy {metrics['closed_mean']['value']:.3f}")
+    say(as_json, metrics, f"{out}: mean balanced accuracy {metrics['closed_mean']['value']:.3f}")
 
 
 @promote.command("request")
@@ -275,7 +139,7 @@ def promote_request(
     from facemllm.promotion import approvals
 
     facts = approvals.request(load(profile, set_), version, approvals.person(by), note)
-    _say(as_json, dict(facts), f"decision requested for version {version}")
+    say(as_json, dict(facts), f"decision requested for version {version}")
 
 
 @promote.command("list")
@@ -287,7 +151,7 @@ def promote_list(profile: Profile = "laptop", set_: Sets = [], as_json: Json = F
     text = "\n".join(
         f"{r['version']:>4}  {r['digest'][:12]}  gate {r['gate']:<8} {r['state']:<9} {r['aliases']}" for r in rows
     )
-    _say(as_json, {"versions": rows}, text or "no version is registered yet")
+    say(as_json, {"versions": rows}, text or "no version is registered yet")
 
 
 @promote.command("show")
@@ -296,7 +160,7 @@ def promote_show(version: Version, profile: Profile = "laptop", set_: Sets = [],
     from facemllm.promotion import approvals
 
     facts = approvals.show(load(profile, set_), version)
-    _say(as_json, facts, json.dumps(facts, indent=2))
+    say(as_json, facts, json.dumps(facts, indent=2))
 
 
 @promote.command("approve")
@@ -339,7 +203,7 @@ def _decided(as_json: bool, decision: Any) -> None:
     text = (
         f"version {decision.version} ({decision.digest[:12]}) {decision.decision} by {decision.by}: {decision.reason}"
     )
-    _say(as_json, asdict(decision), text)
+    say(as_json, asdict(decision), text)
 
 
 @app.command()
@@ -367,7 +231,7 @@ def deploy(version: Version, profile: Profile = "laptop", set_: Sets = [], as_js
     settings = load(profile, set_)
     with exclusive(settings):
         url = workflow.execute("deploy", settings, version=version)
-    _say(as_json, {"version": version, "endpoint": url}, url)
+    say(as_json, {"version": version, "endpoint": url}, url)
 
 
 @app.command()
@@ -412,7 +276,7 @@ def services_status(profile: Profile = "laptop", set_: Sets = [], as_json: Json 
 
     rows = [asdict(row) for row in services.status(load(profile, set_))]
     text = "\n".join("  ".join(f"{value!s:<12}" for value in row.values()) for row in rows)
-    _say(as_json, {"services": rows}, text)
+    say(as_json, {"services": rows}, text)
 
 
 @services_app.command("down")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from facemllm import digests
+from facemllm import digests, ledger
 from facemllm.errors import UserError
 from facemllm.records import CONVERSATIONS, open_table
 from facemllm.settings import Settings
@@ -109,12 +109,13 @@ def await_approval(c: Context) -> Outcome:
 
 
 def release(c: Context) -> Outcome:
-    """An approved version in production. Raises UserError for any other."""
+    """An approved version in production. Raises UserError for any other, and where a source's terms forbid serving."""
     from facemllm.promotion import approvals, registry
     from facemllm.serving import deploy
 
     version = approvals.require_approved(c.settings, c.inputs["version"])
     folder = model_dir(c.settings, version)
+    ledger.require(c.settings, ledger.sources_of_model(folder), "serve")
     before = registry.champion(c.settings)
     put_back = before is not None and approvals.state(c.settings, before.version) == "approved"
     number = str(version.version)

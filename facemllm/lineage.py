@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from facemllm import ledger
 from facemllm.errors import UserError
+from facemllm.records import Table
 from facemllm.settings import Settings
 from facemllm.store import Store
 
@@ -178,8 +180,8 @@ class _Walk:
             elif value:
                 self.add(depth + 1, name, value)
         if not inputs and not parents:
-            for source in _sources(self.settings.home / "store" / digest, manifest):
-                self.add(depth + 1, "source", source)
+            for source, told in _sources(self.settings, self.settings.home / "store" / digest, manifest):
+                self.add(depth + 1, "source", source, told)
 
     def _origin(self, record: Mapping[str, Any], depth: int) -> None:
         """The MLflow run that made a result, and the commit of the code."""
@@ -242,21 +244,18 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
-def _sources(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Ledger keys of the sources whose images a table of faces holds."""
+def _sources(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Sources whose pictures a table of faces holds, with what the ledger says of each."""
     if not str(manifest.get("schema", "")).startswith("faces/"):
         return
-    import pyarrow.compute as pc
-    import pyarrow.dataset as pads
-
-    found: set[str] = set()
+    rows = ledger.entries(settings)
     try:
-        data = pads.dataset([folder / shard["name"] for shard in manifest.get("shards", ())], format="parquet")
-        for batch in data.to_batches(columns=["source"]):
-            found.update(pc.unique(batch.column("source")).to_pylist())
+        for key in Table(folder, manifest).sources:
+            row = rows.get(key)
+            told = {"licence": row.licence, "status": row.status, "allowed": ", ".join(row.uses)} if row else {}
+            yield key, told or {"note": "not in the dataset ledger"}
     except (OSError, KeyError):
         return
-    yield from sorted(found)
 
 
 def _short(value: Any) -> str:

@@ -14,8 +14,43 @@ from facemllm.settings import Settings
 from facemllm.step import Context, Outcome, write_json
 
 
+def what_ingest_reads(settings: Settings) -> dict[str, Any]:
+    """What the faces depend on beside code: the settings, the sources' files and ledger rows, and who was forgotten.
+
+    Raises UserError when a source is not in the ledger or withdrawn: then what was made of it is not used again.
+    """
+    from facemllm import ledger
+    from facemllm.sources.importing import fingerprint
+    from facemllm.tombstones import Tombstones
+
+    sources = settings.data.sources
+    names = sorted({source.name for source in sources})
+    ledger.require(settings, names)
+    return {
+        "data": settings.data.model_dump(exclude={"workers", "ledger"}),
+        "files": [fingerprint(source) for source in sources],
+        "uses": ledger.allowed(settings, names),
+        "forgotten": Tombstones.of(settings).digest,
+    }
+
+
+def what_annotate_reads(settings: Settings) -> dict[str, Any]:
+    """What annotated faces depend on beside code and faces: the annotator and what shapes its answers."""
+    from facemllm.annotation.step import reads
+
+    return {"annotation": reads(settings)}
+
+
+def what_validate_reads(settings: Settings) -> dict[str, Any]:
+    """What the report depends on beside code and tables: the limits, and the ledger that it quotes."""
+    from facemllm import ledger
+
+    rows = {key: row.model_dump() for key, row in ledger.entries(settings).items()}
+    return {"quality": settings.quality.model_dump(), "ledger": rows}
+
+
 def ingest(c: Context) -> Outcome:
-    """Faces of the configured source, or those of a recorded revision."""
+    """Faces of the configured sources, or those of a recorded revision."""
     from facemllm.sources.ingest import ingest
 
     if c.settings.versioning.restore:
@@ -43,10 +78,10 @@ def reformat(c: Context) -> Outcome:
 
 
 def validate(c: Context) -> Outcome:
-    """The report of the checks on both tables; a critical failure raises UserError."""
+    """The report of the checks on all tables; a critical failure raises UserError."""
     from facemllm.quality import validate
 
-    verdict = validate(c.settings, c.path("annotated"), c.path("conversations"), c.out)
+    verdict = validate(c.settings, c.path("faces"), c.path("annotated"), c.path("conversations"), c.out)
     if c.run is not None:
         c.run.log_artifacts(c.out, "validation")
     return Outcome(digests.of_tree(c.out), verdict.figure)
@@ -72,8 +107,11 @@ def train(stage: str) -> Callable[[Context], Outcome]:
     """The work of one training stage: from the model before it, if there is one, to a model directory."""
 
     def work(c: Context) -> Outcome:
+        from facemllm import ledger
         from facemllm.training.launch import train
 
+        sources = open_table(c.path("conversations")).sources
+        ledger.require(c.settings, sources, "train")
         base = _whole_model(c) if "model" in c.inputs else None
         on_log = c.run.curve_logger() if c.run is not None else None
         result = train(
@@ -86,7 +124,12 @@ def train(stage: str) -> Callable[[Context], Outcome]:
             cache=c.settings.home / "cache",
             on_log=on_log,
         )
-        lineage = {"stage": stage, "inputs": dict(c.inputs), "settings": c.settings.stages()[stage].model_dump()}
+        lineage = {
+            "stage": stage,
+            "inputs": dict(c.inputs),
+            "settings": c.settings.stages()[stage].model_dump(),
+            "sources": sorted({*sources, *(ledger.sources_of_model(base) if base else ())}),
+        }
         write_json(c.out, "lineage.json", lineage)
         cost = {
             "seconds": round(result.seconds, 1),
@@ -103,8 +146,10 @@ def train(stage: str) -> Callable[[Context], Outcome]:
 
 def evaluate(c: Context) -> Outcome:
     """Predictions and metrics on held-out identities."""
+    from facemllm import ledger
     from facemllm.evaluation.evaluate import evaluate
 
+    ledger.require(c.settings, open_table(c.path("conversations")).sources, "evaluate")
     metrics = evaluate(c.settings, _whole_model(c), c.inputs["model"], c.path("conversations"), c.out)
     if c.run is not None:
         c.run.log_evaluation(metrics, c.out)

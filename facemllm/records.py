@@ -4,6 +4,7 @@ A table is a folder of Parquet shards `part-*.parquet`, `quarantine.parquet` whe
 It is written under a temporary name and renamed when whole, so a reader never sees half a table. Its digest is the
 SHA-256 of the manifest (schema, row counts, SHA-256 of every shard, parents): not of paths, times or worker counts.
 Maps (`attributes`, `action_units`, `groups`) are stored as lists of (name, value) pairs: `datasets` has no map type.
+`image_id` names the picture as it is stored, `original_id` the file that it was made from (both SHA-256).
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facemllm import digests
@@ -29,6 +31,7 @@ from facemllm.errors import UserError
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.parquet"
 ROW_GROUP = 128
+_QUARANTINE_GROUP = 10_000
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -40,6 +43,7 @@ def _pairs(value: pa.DataType) -> pa.DataType:
 FACES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
+        ("original_id", pa.string()),
         pa.field("image", IMAGE, nullable=False),
         ("width", pa.int32()),
         ("height", pa.int32()),
@@ -160,6 +164,23 @@ def mapping(stored: Iterable[Mapping[str, Any]] | None) -> dict[str, Any]:
     return {pair["name"]: pair["value"] for pair in stored or ()}
 
 
+def provenance(
+    field: str, origin: str, model_digest: str | None = None, prompt_hash: str | None = None, cost: float = 0.0
+) -> dict[str, Any]:
+    """An entry of `provenance`: where a field comes from (`source|annotator|expert|renderer`), at what cost.
+
+    `time` stays empty: the same work at another hour has to give the same bytes.
+    """
+    return {
+        "field": field,
+        "origin": origin,
+        "model_digest": model_digest,
+        "prompt_hash": prompt_hash,
+        "time": None,
+        "cost": cost,
+    }
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file under a temporary name beside it, flush it to disk, and rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,6 +221,15 @@ def partial_folder(out: Path) -> Path:
     return partial
 
 
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Trouble with the disk, said as a person can act on it."""
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(out, error) from error
+
+
 def _storage_error(path: Path, error: OSError) -> UserError:
     reasons = {
         errno.ENOSPC: "no space left on the device; free some and run again",
@@ -238,6 +268,7 @@ class TableWriter:
         self.manifest: dict[str, Any] = {
             "schema": schema.metadata[b"schema"].decode(),
             "rows": 0,
+            "quarantined": 0,
             "shards": [],
             "parents": list(parents),
             "about": dict(about or {}),
@@ -246,6 +277,7 @@ class TableWriter:
         self._pending: list[Mapping[str, Any]] = []
         self._refused: list[dict[str, Any]] = []
         self._writer: pq.ParquetWriter | None = None
+        self._quarantine: pq.ParquetWriter | None = None
 
     def __enter__(self) -> TableWriter:
         self._partial = partial_folder(self.out)
@@ -261,6 +293,8 @@ class TableWriter:
     def quarantine(self, file: str, row: int, reason: str) -> None:
         """Note a row that was refused: the file it came from, its number there, and why."""
         self._refused.append({"file": file, "row": row, "reason": reason})
+        if len(self._refused) == _QUARANTINE_GROUP:
+            self._flush_refused()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -271,13 +305,11 @@ class TableWriter:
                 self._close_shard()
                 self._finish()
                 publish(self._partial, self.out)
-            elif isinstance(error, OSError):
-                raise _storage_error(self.out, error) from error
-        except OSError as failure:
-            raise _storage_error(self.out, failure) from failure
         finally:
-            if self._writer is not None:
-                self._writer.close()
+            for writer in (self._writer, self._quarantine):
+                if writer is not None:
+                    with suppress(OSError):
+                        writer.close()
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def _flush(self) -> None:
@@ -298,35 +330,47 @@ class TableWriter:
                 number = self.manifest["rows"] + values.index(None)
                 raise UserError(f"{self.out}: row {number}: column '{field.name}' must not be empty")
             columns.append(column)
-        if self._writer is None:
-            self._path = self._partial / f"part-{len(self.manifest['shards']):05d}.parquet"
-            self._shard_rows = 0
-            self._writer = pq.ParquetWriter(self._path, self.schema, compression="zstd")
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
+        with _writing(self.out):
+            if self._writer is None:
+                self._path = self._partial / f"part-{len(self.manifest['shards']):05d}.parquet"
+                self._shard_rows = 0
+                self._writer = pq.ParquetWriter(self._path, self.schema, compression="zstd")
+            self._writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
+            full = self._path.stat().st_size >= self._shard_bytes
         self.manifest["rows"] += len(self._pending)
         self._shard_rows += len(self._pending)
         self._pending = []
-        if self._path.stat().st_size >= self._shard_bytes:
+        if full:
             self._close_shard()
 
     def _close_shard(self) -> None:
         if self._writer is None:
             return
-        self._writer.close()
-        self._writer = None
-        self.manifest["shards"].append(
-            {"name": self._path.name, "rows": self._shard_rows, "sha256": digests.of_file(self._path)}
-        )
+        writer, self._writer = self._writer, None
+        with _writing(self.out):
+            writer.close()
+            sha256 = digests.of_file(self._path)
+        self.manifest["shards"].append({"name": self._path.name, "rows": self._shard_rows, "sha256": sha256})
+
+    def _flush_refused(self) -> None:
+        with _writing(self.out):
+            if self._quarantine is None:
+                self._quarantine = pq.ParquetWriter(self._partial / QUARANTINE, QUARANTINED)
+            self._quarantine.write_table(pa.Table.from_pylist(self._refused, QUARANTINED))
+        self.manifest["quarantined"] += len(self._refused)
+        self._refused = []
 
     def _finish(self) -> None:
-        self.manifest["quarantined"] = len(self._refused)
         if self._refused:
-            path = self._partial / QUARANTINE
-            pq.write_table(pa.Table.from_pylist(self._refused, QUARANTINED), path)
-            self.manifest["quarantine_sha256"] = digests.of_file(path)
-        self.manifest["digest"] = digests.of_json(self.manifest)
-        text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
-        (self._partial / MANIFEST).write_text(text, "utf-8")
+            self._flush_refused()
+        with _writing(self.out):
+            if self._quarantine is not None:
+                writer, self._quarantine = self._quarantine, None
+                writer.close()
+                self.manifest["quarantine_sha256"] = digests.of_file(self._partial / QUARANTINE)
+            self.manifest["digest"] = digests.of_json(self.manifest)
+            text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+            (self._partial / MANIFEST).write_text(text, "utf-8")
 
 
 @dataclass(frozen=True)
@@ -350,23 +394,45 @@ class Table:
         self, columns: Sequence[str] | None = None, split: str | None = None, batch_rows: int = 256
     ) -> Iterator[pa.RecordBatch]:
         """Stream record batches in row order, some columns only, of one split if named. Memory is flat in rows."""
-        if not self.manifest["shards"]:
-            return
-        data = pads.dataset([self.path / shard["name"] for shard in self.manifest["shards"]], format="parquet")
-        condition = None if split is None else pads.field("split") == split
-        scanner = data.scanner(
-            columns=list(columns) if columns is not None else None,
-            filter=condition,
-            batch_size=batch_rows,
-            batch_readahead=2,
-            fragment_readahead=1,
-        )
-        yield from (batch for batch in scanner.to_batches() if batch.num_rows)
+        wanted = None if columns is None else list(columns)
+        read = wanted if wanted is None or split is None else list(dict.fromkeys([*wanted, "split"]))
+        for shard in self.manifest["shards"]:
+            # not a dataset scanner: that reads ahead without bound when its batches are taken slowly
+            with pq.ParquetFile(self.path / shard["name"], pre_buffer=False) as file:
+                for batch in file.iter_batches(batch_size=batch_rows, columns=read):
+                    if split is not None:
+                        batch = batch.filter(pc.equal(batch.column("split"), split))
+                    if batch.num_rows:
+                        yield batch if wanted is None else batch.select(wanted)
 
     def iterate(self, columns: Sequence[str] | None = None, split: str | None = None) -> Iterator[dict[str, Any]]:
         """Stream rows as dictionaries, in row order."""
         for batch in self.batches(columns, split):
             yield from batch.to_pylist()
+
+    @property
+    def sources(self) -> list[str]:
+        """Ledger keys of the sources of its rows: as the manifest says, else as the rows do."""
+        stated = self.manifest["about"].get("sources")
+        if stated is not None:
+            return sorted(map(str, stated))
+        found: set[str] = set()
+        for batch in self.batches(["source"], batch_rows=65536):
+            found.update(pc.unique(batch.column("source")).to_pylist())
+        return sorted(found)
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What a table made from this one hands on in its manifest: sources, and what may be done with them all."""
+        uses = self.manifest["about"].get("uses")
+        return {"sources": self.sources, **({"uses": uses} if uses is not None else {})}
+
+    def refused(self) -> Iterator[dict[str, Any]]:
+        """Stream the quarantined rows: file, row, reason."""
+        if self.manifest["quarantined"]:
+            with pq.ParquetFile(self.path / QUARANTINE) as file:
+                for batch in file.iter_batches():
+                    yield from batch.to_pylist()
 
 
 def open_table(path: Path, schema: pa.Schema | None = None) -> Table:

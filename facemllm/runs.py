@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.errors import UserError
-from facemllm.records import atomic_write
+from facemllm.records import atomic_write, open_table
 from facemllm.settings import Settings
 from facemllm.steps import STEPS
 from facemllm.store import Store
@@ -184,7 +184,20 @@ def write_run(settings: Settings, folder: Path, summary: Mapping[str, Any]) -> N
     evaluation = settings.home / "store" / digests["evaluate"] if digests["evaluate"] else None
     if evaluation is not None:
         atomic_write(folder / FACE, next(iter(sorted((evaluation / "samples").glob("*.jpg")))).read_bytes())
-    write_report(folder / "report.html", summary, evaluation, curves(settings, summary), source=settings.data.source)
+    write_report(
+        folder / "report.html",
+        summary,
+        evaluation,
+        curves(settings, summary),
+        source=_sources(settings, digests["ingest"]),
+    )
+
+
+def _sources(settings: Settings, faces: str | None) -> str:
+    """Sources of a run's faces, as their table says; as the settings say when there is none yet."""
+    if faces and (settings.home / "store" / faces).is_dir():
+        return ", ".join(open_table(settings.home / "store" / faces).sources)
+    return ", ".join(source.name for source in settings.data.sources)
 
 
 def curves(settings: Settings, summary: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:

@@ -39,11 +39,25 @@ class Storage(Section):
     runs: str
 
 
-class Data(Section):
-    """Source of faces and its split by identity. `identities` and `images_per_identity` size the renderer."""
+class Source(Section):
+    """One dataset: its key in the ledger, the folder it lies in (null for `render`), and its reader's options."""
 
-    source: str
-    root: str | None
+    name: str
+    root: str | None = None
+    options: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] = {}
+
+
+class Data(Section):
+    """Sources of faces, joined into one table, and the split by identity where a source has none of its own.
+
+    `identities`, `images_per_identity` and `image_size` size the renderer; `max_side` bounds imported ones (pixels).
+    Pictures whose perceptual hashes differ in at most `near_duplicate_bits` of 256 bits count as the same.
+    """
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    ledger: str | None
+    max_side: Annotated[int, Field(ge=32, le=4096)]
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=15)]
     identities: Positive
     images_per_identity: Positive
     image_size: Annotated[int, Field(ge=32, le=1024)]
@@ -59,12 +73,61 @@ class Data(Section):
         return self
 
 
+class VisionLanguage(Section):
+    """The model that looks and describes: its name at an endpoint, or a folder or hub id for `local`."""
+
+    model: str | None
+    max_tokens: Positive
+    temperature: Annotated[float, Field(ge=0, le=2)]
+    image_side: Annotated[int, Field(ge=32, le=2048)]
+
+
+class Endpoint(Section):
+    """An OpenAI-compatible API. The key is read from the environment variable `key_variable`; prices are per million
+    tokens; `max_requests` and `max_tokens` stop the job before it asks for more. `parallel` is of each Ray task."""
+
+    base_url: str | None
+    key_variable: str
+    third_party: bool
+    parallel: Positive
+    timeout_s: Annotated[float, Field(gt=0)]
+    retries: Annotated[int, Field(ge=0)]
+    max_requests: Positive | None
+    max_tokens: Positive | None
+    input_price: Annotated[float, Field(ge=0)] | None
+    output_price: Annotated[float, Field(ge=0)] | None
+
+
+class Experts(Section):
+    """Small models that fill what a source lacks; `models` is the folder of their weights."""
+
+    fields: list[Literal["landmarks", "head_pose"]]
+    models: str | None
+
+    @model_validator(mode="after")
+    def _need_weights(self) -> Experts:
+        if self.fields and self.models is None:
+            raise ValueError("fields needs models: <folder of MediaPipe's .tflite files>")
+        return self
+
+
 class Annotation(Section):
     """Who describes the faces, and how the Ray Data job is cut."""
 
-    annotator: Literal["oracle"]
+    annotator: Literal["oracle", "endpoint", "local"]
     batch_size: Positive
     concurrency: Positive
+    vision_language: VisionLanguage
+    endpoint: Endpoint
+    experts: Experts
+
+    @model_validator(mode="after")
+    def _annotator_is_described(self) -> Annotation:
+        if self.annotator != "oracle" and self.vision_language.model is None:
+            raise ValueError(f"annotator: {self.annotator} needs vision_language.model")
+        if self.annotator == "endpoint" and self.endpoint.base_url is None:
+            raise ValueError("annotator: endpoint needs endpoint.base_url, as in http://127.0.0.1:8000/v1")
+        return self
 
 
 class Qa(Section):
@@ -74,12 +137,16 @@ class Qa(Section):
 
 
 class Quality(Section):
-    """Limits of the checks on both tables. The shares are of faces: with a caption, with contradicting attributes."""
+    """Limits of the checks on the tables. The shares are of faces: with a caption, with attributes that exclude each
+    other, with a caption that contradicts a label. A group that a filter thins by more than `group_loss` beyond the
+    average is named."""
 
     min_rows: Positive
     min_box_pixels: Positive
     caption_share: Share
     contradiction_share: Share
+    disagreement_share: Share
+    group_loss: Share
 
 
 class Versioning(Section):
@@ -236,12 +303,15 @@ class Threshold(Section):
 class Promotion(Section):
     """What the gate asks for, and how long a run waits for a person.
 
-    `champion_margin` is in the figure's own unit for shares, and a share of the champion's error for errors.
+    A threshold of null is not asked for. `every_task` refuses a model when the data hold no label of a task in
+    `qa.tasks`; else such a task is left out. `champion_margin` is in the figure's own unit for shares, and a share of
+    the champion's error for errors.
     """
 
     model_name: str
-    thresholds: dict[str, Threshold]
+    thresholds: dict[str, Threshold | None]
     above_majority: bool
+    every_task: bool
     champion_margin: Annotated[float, Field(ge=0)]
     wait_minutes: Annotated[float, Field(ge=0)]
 

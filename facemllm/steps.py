@@ -36,14 +36,14 @@ _ALL = (
     Step(
         name="ingest",
         module="facemllm.sources.ingest",
-        sections=_dump("data", data={"workers"}),
+        sections=making.what_ingest_reads,
         inputs={},
         work=making.ingest,
     ),
     Step(
         name="annotate",
         module="facemllm.annotation",
-        sections=_dump("annotation", annotation={"concurrency", "batch_size"}),
+        sections=making.what_annotate_reads,
         inputs={"faces": "ingest"},
         work=making.annotate,
     ),
@@ -57,8 +57,8 @@ _ALL = (
     Step(
         name="validate",
         module="facemllm.quality",
-        sections=_dump("quality"),
-        inputs={"annotated": "annotate", "conversations": "reformat"},
+        sections=making.what_validate_reads,
+        inputs={"faces": "ingest", "annotated": "annotate", "conversations": "reformat"},
         work=making.validate,
     ),
     Step(

@@ -17,17 +17,29 @@ LABELS = (
 )
 
 
+class RowRefused(Exception):
+    """A row that cannot be described; the message is the reason, in words for the quarantine table."""
+
+
+class JobStopped(Exception):
+    """Nothing more can be described now (a failing endpoint, a spent budget): the message is what is wrong and how to
+    mend it. It ends the job, keeping what is done; it never sends a row to quarantine."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
     """What an annotator says of one row.
 
     `labels` are columns of `faces` to fill where the source left them empty (`attributes` and `action_units` as
     mappings, filled name by name); a source's own label is never overwritten. `cost` is in the currency of the rates.
+    `by` tells of a field (`caption` or a label) where it comes from: `origin`, `model_digest`, `prompt_hash`; what it
+    does not tell is taken from the annotator.
     """
 
     caption: str | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
     cost: float = 0.0
+    by: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
 
 
 class Annotator(Protocol):
@@ -49,9 +61,10 @@ class Annotator(Protocol):
     def needs_image(self) -> bool:
         """Whether it looks at the picture; if not, image bytes stay where they are."""
 
-    def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation]:
-        """One annotation a row, in their order, each depending on its own row alone. An exception refuses: the rows
-        of the batch are then tried one by one, and those that fail again go to quarantine."""
+    def annotate(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Annotation | Exception]:
+        """One annotation a row, in their order, each depending on its own row alone; an exception in the place of an
+        annotation refuses that row. A raised exception refuses all: the rows of the batch are then tried one by one,
+        and those that fail again go to quarantine. A raised `JobStopped` ends the job."""
 
 
 def checked(annotation: Annotation) -> Annotation:

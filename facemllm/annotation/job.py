@@ -12,13 +12,13 @@ import json
 import logging
 import os
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from facemllm.annotation.annotator import Annotation, Annotator, checked
+from facemllm.annotation.annotator import Annotation, Annotator, JobStopped, RowRefused, checked
 from facemllm.errors import UserError
 from facemllm.records import Table
 
@@ -34,7 +34,11 @@ Answer = tuple[str, Annotation | None, str]
 
 
 def answers(annotator: Annotator, faces: Table, batch_size: int, concurrency: int) -> Generator[Answer, None, None]:
-    """The annotator's answers to all rows, in row order. Close the iterator to leave Ray early."""
+    """The annotator's answers to all rows, in row order. Close the iterator to leave Ray early.
+
+    Raises JobStopped when the annotator cannot go on, in the place of the first row that has no answer. It comes from a
+    task as a value: what Ray makes of an exception is no line for a person.
+    """
     if not faces.rows:
         return
     pieces = _pieces(faces, batch_size)
@@ -45,12 +49,17 @@ def answers(annotator: Annotator, faces: Table, batch_size: int, concurrency: in
             lambda numbers: _annotate(annotator, pieces[int(numbers["id"][0])], batch_size),
             batch_size=1,
             num_cpus=_TASK_CPUS,
+            num_gpus=getattr(annotator, "gpus", 0.0) or None,
             concurrency=concurrency,
         )
-        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            for row in cast(pa.Table, batch).to_pylist():
-                annotation = None if row["reply"] is None else Annotation(**json.loads(row["reply"]))
-                yield row["image_id"], annotation, row["reason"]
+        batches = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+        with closing(cast(Generator[pa.Table, None, None], batches)):
+            for batch in batches:
+                for row in cast(pa.Table, batch).to_pylist():
+                    if row["stop"] is not None:
+                        raise JobStopped(row["stop"])
+                    annotation = None if row["reply"] is None else Annotation(**json.loads(row["reply"]))
+                    yield row["image_id"], annotation, row["reason"]
 
 
 def _pieces(faces: Table, batch_size: int) -> list[Piece]:
@@ -79,28 +88,47 @@ def _annotate(annotator: Annotator, piece: Piece, batch_size: int) -> pa.Table:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=batch_size, row_groups=list(groups), columns=sorted(columns)):
             rows = batch.to_pylist()
-            names += [row["image_id"] for row in rows]
             try:
-                replies += _replies(annotator, rows)
-            except Exception:
-                replies += [_one(annotator, row) for row in rows]
-    texts = [None if isinstance(reply, Exception) else reply for reply in replies]
-    reasons = [f"{type(reply).__name__}: {reply}" if isinstance(reply, Exception) else "" for reply in replies]
-    schema = pa.schema([("image_id", pa.string()), ("reply", pa.string()), ("reason", pa.string())])
-    return pa.table([names, texts, reasons], schema=schema)
+                said = _replies(annotator, rows)
+            except JobStopped as stop:
+                return _table([*names, rows[0]["image_id"]], replies, str(stop))
+            names += [row["image_id"] for row in rows]
+            replies += said
+    return _table(names, replies)
 
 
-def _replies(annotator: Annotator, rows: list[dict[str, Any]]) -> list[str]:
-    replies = annotator.annotate(rows)
-    if len(replies) != len(rows):
-        raise ValueError(f"{annotator.name} gave {len(replies)} replies for {len(rows)} rows")
-    return [json.dumps(vars(checked(reply))) for reply in replies]
+def _table(names: list[str], replies: list[str | Exception], stop: str | None = None) -> pa.Table:
+    """Answers as a table; a last row tells why the annotator stopped, if it did."""
+    said: list[str | Exception | None] = [*replies, *([None] if stop is not None else [])]
+    columns = {
+        "image_id": names,
+        "reply": [reply if isinstance(reply, str) else None for reply in said],
+        "reason": [_reason(reply) if isinstance(reply, Exception) else "" for reply in said],
+        "stop": [None] * len(replies) + ([stop] if stop is not None else []),
+    }
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
 
-def _one(annotator: Annotator, row: dict[str, Any]) -> str | Exception:
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, RowRefused) else f"{type(error).__name__}: {error}"
+
+
+def _replies(annotator: Annotator, rows: list[dict[str, Any]]) -> list[str | Exception]:
     try:
-        return _replies(annotator, [row])[0]
+        said = annotator.annotate(rows)
+        if len(said) != len(rows):
+            raise ValueError(f"{annotator.name} gave {len(said)} replies for {len(rows)} rows")
+    except JobStopped:
+        raise
     except Exception as error:
+        return [error] if len(rows) == 1 else [_replies(annotator, [row])[0] for row in rows]
+    return [reply if isinstance(reply, Exception) else _written(reply) for reply in said]
+
+
+def _written(annotation: Annotation) -> str | Exception:
+    try:
+        return json.dumps(vars(checked(annotation)))
+    except (ValueError, TypeError) as error:
         return error
 
 
@@ -128,6 +156,7 @@ def _ray(concurrency: int) -> Iterator[None]:
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    _learn_resources_soon()
     context = ray.data.DataContext.get_current()
     before = context.enable_progress_bars, context.execution_options.preserve_order
     context.enable_progress_bars, context.execution_options.preserve_order = False, True
@@ -138,3 +167,12 @@ def _ray(concurrency: int) -> Iterator[None]:
         logger.setLevel(level)
         if not connected:
             ray.shutdown()
+
+
+def _learn_resources_soon() -> None:
+    """Ray Data learns from an actor of its own what the cluster has, and asks it once a second: its first question
+    mostly comes too early, and a second task then waits for a second although there is room for it."""
+    with suppress(ImportError):
+        from ray.data._internal.execution.resource_manager import ResourceManager
+
+        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.1  # type: ignore[assignment]

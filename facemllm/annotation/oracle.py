@@ -36,7 +36,9 @@ class Oracle:
 
     name: str = "oracle"
     needs_image: bool = False
-    columns: tuple[str, ...] = ("image_id", "attributes", "expression", "age", "gender", "yaw", "pitch", "roll")
+    columns: tuple[str, ...] = (
+        *("image_id", "caption", "attributes", "expression", "age", "gender", "yaw", "pitch", "roll"),
+    )
 
     @cached_property
     def digest(self) -> str:
@@ -44,8 +46,17 @@ class Oracle:
         return digests.of_json([digests.of_file(Path(__file__)), digests.of_code("facemllm.tasks")])
 
     def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation]:
-        """A caption a row. Its labels are the source's already."""
-        return [Annotation(caption=caption(row)) for row in rows]
+        """A caption a row; its labels are the source's already. A source's own caption needs no labels."""
+        return [Annotation(caption=_described(row)) for row in rows]
+
+
+def _described(row: Mapping[str, Any]) -> str | None:
+    try:
+        return caption(row)
+    except ValueError:
+        if row.get("caption"):
+            return None
+        raise
 
 
 def caption(row: Mapping[str, Any]) -> str:

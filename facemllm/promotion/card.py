@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from facemllm import figures
+from facemllm import figures, ledger
 from facemllm.settings import Settings
 
 SHORT = 1000  # characters; MLflow shows the description in full beside a version
 
 
-def card(settings: Settings, model_digest: str, evaluation: Mapping[str, Any], lineage: Mapping[str, str]) -> str:
+def card(
+    settings: Settings,
+    model_digest: str,
+    evaluation: Mapping[str, Any],
+    lineage: Mapping[str, str],
+    sources: Sequence[str],
+) -> str:
     """The model card in Markdown, with the metadata header that model hubs read.
 
-    `evaluation` is `metrics.json`; `lineage` names digests of what the model was made from.
+    `evaluation` is `metrics.json`; `lineage` names digests of what the model was made from, `sources` whose pictures.
     """
     made = "\n".join(f"| {name} | `{digest}` |" for name, digest in lineage.items())
     sections = {
         "What it is": _what(settings),
-        "Data": _data(settings),
+        "Data": _data(settings, sources),
         "Results": _results(settings, evaluation),
         "Intended use": _use(),
-        "Limits": _limits(settings),
+        "Limits": _limits(sources),
         "Made from": f"| | SHA-256 |\n|---|---|\n| model | `{model_digest}` |\n{made}".rstrip(),
     }
-    tags = ["face-perception", "multimodal", *(["synthetic-data"] if _synthetic(settings) else [])]
+    tags = ["face-perception", "multimodal", *(["synthetic-data"] if _synthetic(sources) else [])]
     header = "\n".join(["---", "pipeline_tag: image-text-to-text", f"tags: [{', '.join(tags)}]", "---"])
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"{header}\n\n# {settings.promotion.model_name}\n\n{body}\n"
 
 
-def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any]) -> str:
+def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any], sources: Sequence[str]) -> str:
     """The card in a few lines, for the description of a registered version."""
-    data = "synthetic heads; says nothing about real photographs" if _synthetic(settings) else settings.data.source
+    data = "synthetic heads; says nothing about real photographs" if _synthetic(sources) else ", ".join(sources)
     headline = ", ".join(
         f"{task} {_figure(part)} {part.get('metric') or ''} {part.get('unit') or ''}".rstrip()
         for task, part in evaluation.get("tasks", {}).items()
@@ -46,8 +52,8 @@ def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any]) 
     return "\n".join(lines)[:SHORT]
 
 
-def _synthetic(settings: Settings) -> bool:
-    return settings.data.source == "render"
+def _synthetic(sources: Sequence[str]) -> bool:
+    return list(sources) == ["render"]
 
 
 def _what(settings: Settings) -> str:
@@ -60,16 +66,25 @@ def _what(settings: Settings) -> str:
     )
 
 
-def _data(settings: Settings) -> str:
-    if _synthetic(settings):
-        return (
+def _data(settings: Settings, sources: Sequence[str]) -> str:
+    if _synthetic(sources):
+        about = (
             "Drawn parametric heads (MakeHuman morphs, CC0); no person is depicted, and the labels are exact because "
             "the renderer made them. **What the model learns from them says nothing about real photographs.**"
         )
-    return (
-        f"Real images of source `{settings.data.source}`, under that source's licence and allowed use (see the dataset "
-        "ledger). Labels are the source's annotations, with their errors; splits never share a subject."
-    )
+    else:
+        about = (
+            "Pictures and labels of the sources below, under their licences. Labels are the sources' annotations, with "
+            "their errors; splits never share a subject that a source names."
+        )
+    rows = ledger.entries(settings)
+    lines = ["| source | licence | status | allowed |", "|---|---|---|---|"]
+    for key in sources:
+        row = rows[key]
+        lines.append(f"| {row.name} | {row.licence} | {row.status} | {', '.join(row.uses)} |")
+    uses = ledger.allowed(settings, sources)
+    may = "; ".join(ledger.MEANING[use] for use in uses) or "nothing"
+    return f"{about}\n\n" + "\n".join(lines) + f"\n\nWhat all of these allow: {may}."
 
 
 def _results(settings: Settings, evaluation: Mapping[str, Any]) -> str:
@@ -103,10 +118,10 @@ def _use() -> str:
     )
 
 
-def _limits(settings: Settings) -> str:
+def _limits(sources: Sequence[str]) -> str:
     real = (
         "Nothing here was measured on photographs: figures describe drawn heads alone."
-        if _synthetic(settings)
+        if _synthetic(sources)
         else "Figures hold for this source's people and cameras; other groups and conditions may do worse."
     )
     return (

@@ -60,9 +60,12 @@ def decide(settings: Settings, conversations: Path, candidate: Path, champion: P
 def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, Difference] | None = None) -> Decision:
     """Judge figures alone: `metrics` as in metrics.json, `against` the champion by task."""
     rules = settings.promotion
-    checks = [_threshold(key, bound, _find(metrics, key)) for key, bound in rules.thresholds.items()]
+    asked = {key: bound for key, bound in rules.thresholds.items() if bound is not None}
+    checks = [_threshold(key, bound, _find(metrics, key)) for key, bound in asked.items()]
     for name in settings.qa.tasks:
         entry = metrics["tasks"].get(name)
+        if entry is None and not rules.every_task:
+            continue
         if entry is None or _number(entry["value"]) is None:
             checks.append(_check("present", name, False, f"{name} has no figure; every task must be evaluated"))
         elif rules.above_majority:
@@ -70,7 +73,7 @@ def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, 
         if against is not None and entry is not None:
             checks.append(_no_worse(name, against.get(name), rules.champion_margin, entry))
     failed = [check["reason"] for check in checks if not check["passed"]]
-    return Decision(not failed, failed or [_in_order(settings, against)], checks)
+    return Decision(not failed, failed or [_in_order(settings, len(asked), metrics, against)], checks)
 
 
 def differences(settings: Settings, conversations: Path, candidate: Path, champion: Path) -> dict[str, Difference]:
@@ -177,10 +180,12 @@ def _no_worse(name: str, difference: Difference | None, margin: float, entry: Ma
     return _check("champion", name, passed, reason, **figures)
 
 
-def _in_order(settings: Settings, against: Mapping[str, Difference] | None) -> str:
-    parts = [f"{len(settings.promotion.thresholds)} thresholds are met"]
+def _in_order(
+    settings: Settings, thresholds: int, metrics: Mapping[str, Any], against: Mapping[str, Difference] | None
+) -> str:
+    parts = [f"{thresholds} thresholds are met"]
     if settings.promotion.above_majority:
-        parts.append(f"all {len(settings.qa.tasks)} tasks clear their majority baseline")
+        parts.append(f"all {len(metrics['tasks'])} tasks clear their majority baseline")
     parts.append(
         "there is no other champion to compare with" if against is None else "no task is worse than the champion"
     )

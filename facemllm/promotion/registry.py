@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facemllm import digests, figures, tracking
+from facemllm import digests, figures, ledger, tracking
 from facemllm.curves import points_of, send
 from facemllm.errors import UserError
 from facemllm.lineage import behind
@@ -83,6 +83,7 @@ def register(
         if digests.of_tree(model_dir) != model_digest:
             raise UserError(f"{model_dir}: bytes do not match the model's digest {model_digest[:12]}; make it again")
         lineage = behind(Store(settings.home), model_digest) if lineage is None else dict(lineage)
+        sources = ledger.sources_of_model(model_dir)
         tags = {
             DIGEST: model_digest,
             GATE: "passed",
@@ -90,10 +91,11 @@ def register(
             "facemllm.evaluation": evaluation_digest,
             "facemllm.tasks": json.dumps(_headline(evaluation)),
             "facemllm.lineage": json.dumps(lineage),
+            "facemllm.sources": json.dumps(sources),
             "facemllm.run": run_id or "",
         }
         if found is None:
-            description = model_card.short(settings, model_digest, evaluation)
+            description = model_card.short(settings, model_digest, evaluation, sources)
             model_id = _stored(settings, client, model_dir, model_digest, run_id)
             found = _create(settings, client, model_id, tags, description, run_id)
         else:
@@ -101,7 +103,9 @@ def register(
                 client.set_model_version_tag(found.name, str(found.version), name, tags[name])
         client.set_registered_model_alias(found.name, CANDIDATE, str(found.version))
         if run_id is not None:
-            client.log_text(run_id, model_card.card(settings, model_digest, evaluation, lineage), "model_card.md")
+            client.log_text(
+                run_id, model_card.card(settings, model_digest, evaluation, lineage, sources), "model_card.md"
+            )
             points = points_of(figures.task_metrics(evaluation.get("tasks", {}), items=False), 0)
             send(client, run_id, points, model_id=_model_id(found))
     return find_version(settings, found.version)

@@ -14,27 +14,31 @@ from facemllm import digests, progress, tasks
 from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table, pairs
 from facemllm.settings import Settings
 from facemllm.tasks import Question, Task
+from facemllm.tombstones import FORGOTTEN, Tombstones
 
 _COLUMNS = (
-    *("image_id", "image", "source", "subject_id", "split", "segmentation", "caption", "attributes", "expression"),
-    *("age", "gender", "skin_tone", "yaw", "pitch", "roll"),
+    *("image_id", "original_id", "image", "source", "source_id", "subject_id", "split", "segmentation", "caption"),
+    *("attributes", "expression", "age", "gender", "skin_tone", "yaw", "pitch", "roll"),
 )
 
 
 def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
     """Write the conversations about `faces` to `out`. Returns the manifest.
 
-    A row whose labels answer no question goes to quarantine. Raises UserError if a task is unknown, `faces` is no
-    sound table, or `out` exists.
+    A row whose labels answer no question, or that was forgotten, goes to quarantine. Raises UserError if a task is
+    unknown, `faces` is no sound table, or `out` exists.
     """
     asked = [tasks.get(name) for name in dict.fromkeys(settings.qa.tasks)]
     asked.sort(key=lambda task: task.name != "caption")
     table = open_table(faces, FACES)
-    about = {"tasks": [task.name for task in asked]}
+    about = {"tasks": [task.name for task in asked], **table.terms}
+    forgotten = Tombstones.of(settings)
     writer = TableWriter(out, CONVERSATIONS, parents=[table.digest], about=about, shard_mb=settings.data.shard_mb)
     with writer, progress.bar("making questions", table.rows) as bar:
         for number, row in enumerate(table.iterate(_COLUMNS)):
-            if found := conversation(row, asked):
+            if forgotten.covers(row):
+                writer.quarantine(table.digest, number, FORGOTTEN)
+            elif found := conversation(row, asked):
                 writer.write([found])
             else:
                 writer.quarantine(table.digest, number, "no known label answers a question")

@@ -3,7 +3,9 @@
 Things that are absent are no facts here: a caption that is silent about a hat says the same as one that denies it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from facemllm.tasks import age, attributes, expression, gender, head_pose
 from facemllm.tasks.base import Form, Item, Option, Row, Task
@@ -12,6 +14,12 @@ from facemllm.tasks.language import assertions
 FACTS: tuple[Item, ...] = tuple(
     item for task in (gender.TASK, age.TASK, expression.TASK, attributes.TASK, head_pose.TASK) for item in task.items
 )
+
+
+@lru_cache(maxsize=64)  # a caption is read for its answer and for its agreement with the labels
+def stated_facts(plain: str) -> Mapping[str, str]:
+    """What a normalised text that does not hedge states, by item name; absent things ("no hat") included."""
+    return {item.name: value for item in FACTS if (value := item.parse(plain)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +53,9 @@ class Facts:
         plain = assertions(text)
         if not plain:
             return None
+        stated = stated_facts(plain)
         values = {
-            item.name: value for item in FACTS if (value := item.parse(plain)) is not None and item.mention(value)
+            item.name: value for item in FACTS if (value := stated.get(item.name)) is not None and item.mention(value)
         }
         return facts_text(values) or None
 

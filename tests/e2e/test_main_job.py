@@ -9,12 +9,10 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,67 +26,8 @@ ACTS = {"deploy", "await_approval"}
 DATA = ("ingest", "annotate", "reformat", "validate", "version")
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for item in sockets:
-        item.bind(("127.0.0.1", 0))
-    ports = [item.getsockname()[1] for item in sockets]
-    for item in sockets:
-        item.close()
-    return ports
-
-
-class Project:
-    """The checkout, with a home, runs and ports of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        names = ("mlflow", "staging", "production")
-        ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.sets = [f"storage.home={home / 'home'}", f"storage.runs={home / 'runs'}"]
-        self.sets += [f"services.{name}_port={port}" for name, port in ports.items()]
-        self.sets += ["services.ray_port=26379"]
-
-    def command(self, *words: str, more: tuple[str, ...] = ()) -> list[str]:
-        sets = [part for item in (*self.sets, *more) for part in ("--set", item)]
-        return [sys.executable, *words, "--profile", "ci", *sets]
-
-    def call(self, *words: str, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*words, more=more), capture_output=True, text=True, timeout=900, check=False)
-
-    def run(self, name: str = "ci", more: tuple[str, ...] = ()) -> dict[str, Any]:
-        done = self.call("pipeline.py", "run", "--name", name, more=more)
-        log = self.home / "runs" / name / "run.log"
-        assert done.returncode == 0, done.stderr[-3000:] + log.read_text("utf-8", "replace")[-6000:]
-        return self.summary(name)
-
-    def summary(self, name: str) -> dict[str, Any]:
-        return json.loads((self.home / "runs" / name / "summary.json").read_text("utf-8"))
-
-    def facemllm(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return self.call("-m", "facemllm", *words)
-
-    def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                text = " ".join([*process.cmdline(), *process.environ().values()])
-            except psutil.Error:
-                continue
-            if str(self.home) in text and process.pid != os.getpid():
-                found.append(process)
-        return found
-
-
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    project = Project(tmp_path_factory.mktemp("e2e"))
-    yield project
-    project.facemllm("services", "down")
-
-
-@pytest.fixture(scope="module")
-def first(project: Project) -> dict[str, Any]:
+def first(project: Any) -> dict[str, Any]:
     return project.run()
 
 
@@ -103,12 +42,12 @@ def ask(url: str, image: bytes, question: str) -> dict[str, Any]:
         return json.loads(answer.read())["predictions"][0]
 
 
-def a_face(project: Project, summary: dict[str, Any]) -> bytes:
+def a_face(project: Any, summary: dict[str, Any]) -> bytes:
     evaluation = project.home / "home" / "store" / steps(summary)["evaluate"]["digest"]
     return next((evaluation / "samples").glob("*.jpg")).read_bytes()
 
 
-def test_first_run_reaches_the_approval(project: Project, first: dict[str, Any]) -> None:
+def test_first_run_reaches_the_approval(project: Any, first: dict[str, Any]) -> None:
     assert [step["name"] for step in first["steps"]] == list(STEPS)
     states = {name: step["state"] for name, step in steps(first).items()}
     assert states.pop("release") == "skipped"
@@ -123,20 +62,20 @@ def test_first_run_reaches_the_approval(project: Project, first: dict[str, Any])
     assert (project.home / "runs" / "ci" / "report.html").stat().st_size > 10_000
 
 
-def test_staging_answers_an_image(project: Project, first: dict[str, Any]) -> None:
+def test_staging_answers_an_image(project: Any, first: dict[str, Any]) -> None:
     answer = ask(first["endpoint"], a_face(project, first), "Is the person wearing a hat?")
     assert (answer["task"], answer["item"]) == ("attributes", "Wearing_Hat")
     assert answer["answer"] == max(answer["scores"], key=answer["scores"].get)
     assert answer["value"] in (answer["answer"], None)
 
 
-def test_everything_listens_on_loopback(project: Project, first: dict[str, Any]) -> None:
+def test_everything_listens_on_loopback(project: Any, first: dict[str, Any]) -> None:
     listening = [c for p in project.processes() for c in p.connections("inet") if c.status == psutil.CONN_LISTEN]
     assert listening
     assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
 
 
-def test_second_run_is_cached_with_equal_digests(project: Project, first: dict[str, Any]) -> None:
+def test_second_run_is_cached_with_equal_digests(project: Any, first: dict[str, Any]) -> None:
     again = project.run()
     assert {name for name, step in steps(again).items() if step["state"] == "done"} == ACTS
     cached = {name: step["digest"] for name, step in steps(again).items() if step["cached"]}
@@ -145,14 +84,14 @@ def test_second_run_is_cached_with_equal_digests(project: Project, first: dict[s
     assert again["tasks"] == first["tasks"]
 
 
-def test_release_without_approval_is_refused(project: Project, first: dict[str, Any]) -> None:
+def test_release_without_approval_is_refused(project: Any, first: dict[str, Any]) -> None:
     done = project.call("pipeline.py", "release", "1")
     assert done.returncode == 1
     assert "approve" in done.stderr.splitlines()[-1]
     assert project.facemllm("promote", "approve", "7", "--by", "Ada Lovelace", "--reason", "x").returncode == 1
 
 
-def test_rejected_version_cannot_be_released(project: Project, first: dict[str, Any]) -> None:
+def test_rejected_version_cannot_be_released(project: Any, first: dict[str, Any]) -> None:
     done = project.facemllm("promote", "reject", "1", "--by", "Ada Lovelace", "--reason", "want a second look")
     assert done.returncode == 0, done.stderr
     refused = project.call("pipeline.py", "release", "1")
@@ -160,7 +99,7 @@ def test_rejected_version_cannot_be_released(project: Project, first: dict[str, 
     assert "Ada Lovelace" in refused.stderr
 
 
-def test_approved_version_goes_into_production(project: Project, first: dict[str, Any]) -> None:
+def test_approved_version_goes_into_production(project: Any, first: dict[str, Any]) -> None:
     done = project.facemllm("promote", "approve", "1", "--by", "Ada Lovelace", "--reason", "figures are in order")
     assert done.returncode == 0, done.stderr
     summary = project.run()
@@ -178,7 +117,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def start_until(project: Project, name: str, more: tuple[str, ...], step: str) -> subprocess.Popen[bytes]:
+def start_until(project: Any, name: str, more: tuple[str, ...], step: str) -> subprocess.Popen[bytes]:
     """Start a run and wait until the named step has progressed past a checkpoint."""
     events = project.home / "runs" / name / "events.jsonl"
     command = project.command("pipeline.py", "run", "--name", name, more=more)
@@ -197,7 +136,7 @@ def start_until(project: Project, name: str, more: tuple[str, ...], step: str) -
     return child
 
 
-def workers(project: Project) -> list[psutil.Process]:
+def workers(project: Any) -> list[psutil.Process]:
     """Processes of a run that must not outlive it: all but the servers that stay up, and their supervisors."""
     stay = {"facemllm.processes", "mlflow", "facemllm.serving.server", "uvicorn"}
     return [p for p in project.processes() if not stay & set(p.cmdline())]
@@ -206,7 +145,7 @@ def workers(project: Project) -> list[psutil.Process]:
 LONGER = ("training.stages.specialize.steps=300", "training.checkpoint_every=20")
 
 
-def test_killed_driver_resumes_from_its_checkpoint(project: Project, first: dict[str, Any]) -> None:
+def test_killed_driver_resumes_from_its_checkpoint(project: Any, first: dict[str, Any]) -> None:
     child = start_until(project, "second", LONGER, "specialize")
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
@@ -218,14 +157,14 @@ def test_killed_driver_resumes_from_its_checkpoint(project: Project, first: dict
     assert summary["model"]["version"] == "2"
 
 
-def test_interrupt_leaves_no_process_behind(project: Project, first: dict[str, Any]) -> None:
+def test_interrupt_leaves_no_process_behind(project: Any, first: dict[str, Any]) -> None:
     child = start_until(project, "third", ("seed=1",), "ingest")
     child.send_signal(signal.SIGINT)
     assert child.wait(timeout=60) == 1
     assert workers(project) == []
 
 
-def test_lineage_walks_back_to_the_source(project: Project, first: dict[str, Any]) -> None:
+def test_lineage_walks_back_to_the_source(project: Any, first: dict[str, Any]) -> None:
     done = project.facemllm("lineage", "1", "--json")
     assert done.returncode == 0, done.stderr
     text = done.stdout
@@ -233,7 +172,7 @@ def test_lineage_walks_back_to_the_source(project: Project, first: dict[str, Any
         assert steps(first)[name]["digest"] in text, name
 
 
-def test_restore_brings_the_bytes_back(project: Project, first: dict[str, Any], tmp_path: Path) -> None:
+def test_restore_brings_the_bytes_back(project: Any, first: dict[str, Any], tmp_path: Path) -> None:
     revision = json.loads(project.facemllm("data", "log", "--json").stdout)["revisions"][0]["sha"]
     done = project.call("-m", "facemllm", "data", "restore", revision, str(tmp_path / "out"), "--json")
     assert done.returncode == 0, done.stderr
@@ -242,9 +181,7 @@ def test_restore_brings_the_bytes_back(project: Project, first: dict[str, Any], 
     assert restored["faces"] == steps(first)["annotate"]["digest"]
 
 
-def test_notebook_compares_the_two_runs(
-    project: Project, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_notebook_compares_the_two_runs(project: Any, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat
     from nbclient import NotebookClient
 
@@ -258,6 +195,6 @@ def test_notebook_compares_the_two_runs(
     assert "attributes" in text
 
 
-def test_down_leaves_none_at_all(project: Project, first: dict[str, Any]) -> None:
+def test_down_leaves_none_at_all(project: Any, first: dict[str, Any]) -> None:
     assert project.facemllm("services", "down").returncode == 0
     assert project.processes() == []

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import pytest
 
 from facemllm import digests, tasks
-from facemllm.annotation import job
+from facemllm.annotation import annotate, job
 from facemllm.annotation.annotator import Annotation, checked
 from facemllm.annotation.oracle import Oracle, caption
 from facemllm.annotation.step import joined
 from facemllm.errors import UserError
-from facemllm.records import FACES, mapping, open_table, pairs
+from facemllm.records import FACES, mapping, open_table, pairs, provenance
+from facemllm.settings import load
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
 from facemllm.tasks.caption import facts, facts_text
+from facemllm.tombstones import Marks, Tombstones
 
 
 def labelled(number):
@@ -188,3 +190,27 @@ def test_annotate_refuses_an_existing_output_before_it_starts_ray(faces_table, t
         annotate(settings.load("laptop"), faces, faces)
     with pytest.raises(UserError, match="is not a table"):
         annotate(settings.load("laptop"), tmp_path / "none", tmp_path / "out")
+
+
+def test_a_caption_of_the_sources_own_stays(face_rows):
+    (row,) = face_rows(1)
+    row = {**dict.fromkeys(FACES.names), **row, "provenance": [provenance("caption", "source")]}
+    again = joined(row, Annotation(caption="Something else."), "d" * 64)
+    said = next(entry for entry in again["provenance"] if entry["field"] == "caption")
+    assert (again["caption"], said["origin"]) == ("A face.", "source")
+    row["provenance"] = [provenance("caption", "annotator")]
+    assert joined(row, Annotation(caption="Something else."), "d" * 64)["caption"] == "Something else."
+    nothing = {"image_id": "0" * 64, "caption": "A face.", "attributes": []}
+    assert Oracle().annotate([nothing]) == [Annotation()]
+    with pytest.raises(ValueError, match="no label"):
+        Oracle().annotate([{**nothing, "caption": None}])
+
+
+def test_a_table_with_forgotten_rows_is_not_described(face_rows, faces_table, tmp_path):
+    settings = load("laptop", [f"storage.home={tmp_path / 'home'}"])
+    rows = face_rows(4)
+    marks = Marks(image=frozenset({rows[0]["image_id"]}))
+    Tombstones.of(settings).add("image", marks, reason="asked for it", by="Ada Lovelace")
+    with pytest.raises(UserError, match="1 of 4 rows were forgotten and must not come back"):
+        annotate(settings, faces_table(rows), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -237,16 +237,17 @@ def test_a_curve_logger_gives_up_in_time(caplog: pytest.LogCaptureFixture, monke
 
 def test_the_card_says_what_the_figures_are_about() -> None:
     settings = load("laptop")
-    text = card.card(settings, DIGEST, {"tasks": TASKS}, {"specialize": "b" * 64})
+    text = card.card(settings, DIGEST, {"tasks": TASKS}, {"specialize": "b" * 64}, ["render"])
     assert "says nothing about real photographs" in text
     assert "Not for identifying" in text
     assert "| head_pose · yaw | mae degrees | 3.5 | 3.1 – 3.9 | 280 |" in text
     assert f"| specialize | `{'b' * 64}` |" in text
-    real = settings.model_copy(update={"data": settings.data.model_copy(update={"source": "celeba"})})
-    other = card.card(real, DIGEST, {"tasks": TASKS}, {})
-    assert "celeba" in other
+    assert "What all of these allow: train a model on it; measure a model on it; put a model trained on it" in text
+    other = card.card(settings, DIGEST, {"tasks": TASKS}, {}, ["celeba", "fairface"])
+    assert "| CelebA (CelebFaces Attributes) | celeba-dataset-release-agreement" in other
+    assert "What all of these allow: train a model on it; measure a model on it." in other
     assert "renderer" not in other
-    assert len(card.short(settings, DIGEST, {"tasks": TASKS})) <= card.SHORT
+    assert len(card.short(settings, DIGEST, {"tasks": TASKS}, ["render"])) <= card.SHORT
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from facemllm.qa import reformat
 from facemllm.qa.step import conversation
 from facemllm.records import CONVERSATIONS, FACES, mapping, open_table, pairs
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
+from facemllm.tombstones import Marks, Tombstones
 
 ALL = [tasks.get(name) for name in tasks.all_names()]
 
@@ -137,7 +138,7 @@ def test_caption_is_first_whatever_the_settings_say_and_once(rows, faces_table, 
         update={"qa": laptop.qa.model_copy(update={"tasks": ["age", "caption", "age", "gender"]})}
     )
     manifest = reformat(shuffled, faces_table(rows(2)), tmp_path / "out")
-    assert manifest["about"] == {"tasks": ["caption", "age", "gender"]}
+    assert manifest["about"] == {"tasks": ["caption", "age", "gender"], "sources": ["render"]}
     first = next(iter(open_table(tmp_path / "out").iterate()))
     assert [turn["task"] for turn in first["turns"]] == ["caption", "age", "gender"]
 
@@ -180,3 +181,21 @@ def test_datasets_loads_it_with_decoded_images(rows, faces_table, laptop, tmp_pa
     assert row["segmentation"].size == (48, 48)
     assert row["messages"][0]["content"][0]["type"] == "image"
     assert json.loads(json.dumps(row["turns"][0]))["task"] == "caption"
+
+
+def test_sources_and_what_they_allow_travel_on(rows, faces_table, laptop, tmp_path):
+    about = {"sources": ["celeba", "render"], "uses": ["train", "evaluate"]}
+    manifest = reformat(laptop, faces_table(rows(2), about=about), tmp_path / "out")
+    assert {name: manifest["about"][name] for name in about} == about
+
+
+def test_forgotten_people_are_not_asked_about(rows, faces_table, laptop, tmp_path):
+    made = rows(4)
+    settings = laptop.model_copy(update={"storage": laptop.storage.model_copy(update={"home": str(tmp_path / "home")})})
+    marks = Marks(subject=frozenset({made[0]["subject_id"]}))
+    Tombstones.of(settings).add("subject", marks, reason="asked for it", by="Ada Lovelace")
+    manifest = reformat(settings, faces_table(made), tmp_path / "out")
+    left = sum(row["subject_id"] != made[0]["subject_id"] for row in made)
+    assert 0 < left < 4
+    assert (manifest["rows"], manifest["quarantined"]) == (left, 4 - left)
+    assert {row["reason"] for row in open_table(tmp_path / "out").refused()} == {"forgotten"}

@@ -162,7 +162,7 @@ def test_output_folder_that_cannot_be_made(settings: Settings) -> None:
         ("annotate", "annotation/oracle.py"),
         ("reformat", "qa/step.py"),
         ("validate", "quality/suites.py"),
-        ("version", "versioning/repository.py"),
+        ("version", "repository.py"),
         ("align", "training/loop.py"),
         ("align", "model/tower.py"),
         ("evaluate", "evaluation/predict.py"),

