@@ -42,7 +42,8 @@ def folder(project: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def source(folder: Path) -> tuple[str, ...]:
-    return (f'data.sources=[{{name: imagefolder, root: "{folder}"}}]',)
+    few = [f"training.stages.{stage}.steps=6" for stage in ("align", "instruct", "specialize")]
+    return (f'data.sources=[{{name: imagefolder, root: "{folder}"}}]', *few, "evaluation.bootstrap=100")
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ def model(tmp_path: Path) -> Path:
     (folder / "sub").mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(str(tmp_path).encode() * 1000)
     (folder / "config.json").write_text("{}")
+    (folder / "lineage.json").write_text('{"sources": ["render"]}')
     (folder / "sub" / "tokenizer.json").write_text("{}")
     return folder
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
-from facemllm import ledger
+from facemllm import deciding, ledger, making, step
 from facemllm.errors import UserError
+from facemllm.promotion import approvals
 from facemllm.settings import Settings, load
 from facemllm.sources import benchmarks
 from facemllm.sources.importing import READERS
+from facemllm.steps import STEPS
 
 
 @pytest.fixture
@@ -99,3 +103,35 @@ def test_a_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
     (tmp_path / "lineage.json").write_text("{}")
     with pytest.raises(UserError, match="does not say which sources"):
         ledger.sources_of_model(tmp_path)
+
+
+def test_a_model_of_research_data_is_not_released(settings: Settings, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "lineage.json").write_text(json.dumps({"sources": ["celeba", "render"]}))
+    approved = SimpleNamespace(version=1, digest="0" * 64)
+    monkeypatch.setattr(approvals, "require_approved", lambda settings, version: approved)
+    monkeypatch.setattr(deciding, "model_dir", lambda settings, version: tmp_path)
+    context = SimpleNamespace(settings=settings, inputs={"version": "1"})
+    with pytest.raises(UserError, match="'celeba' do not allow to put a model trained on it into production"):
+        deciding.release(context)
+
+
+def test_data_that_may_not_be_trained_on_stops_before_training(settings: Settings, faces_table: Any) -> None:
+    path = faces_table(about={"sources": ["facexbench"]})
+    context = SimpleNamespace(settings=settings, inputs={}, path=lambda name: path)
+    with pytest.raises(UserError, match="'facexbench' do not allow to train a model on it"):
+        making.train("align")(context)
+    with pytest.raises(UserError, match="'gone' is not in the dataset ledger"):
+        making.evaluate(
+            SimpleNamespace(
+                **vars(context) | {"path": lambda name: faces_table(name="two", about={"sources": ["gone"]})}
+            )
+        )
+
+
+def test_a_withdrawn_source_stops_a_run_whose_faces_are_remembered(tmp_path: Path) -> None:
+    key = step.step_key(STEPS["ingest"], load("laptop"), {})
+    assert key == step.step_key(STEPS["ingest"], own(tmp_path, {}), {})
+    with pytest.raises(UserError, match="source 'render' is withdrawn"):
+        step.step_key(STEPS["ingest"], own(tmp_path, {"render": {"status": "withdrawn"}}), {})
+    narrower = own(tmp_path, {"render": {"uses": ["evaluate"]}})
+    assert step.step_key(STEPS["ingest"], narrower, {}) != key
