@@ -133,9 +133,9 @@ def _checked(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Ent
     found = {}
     for key, row in rows.items():
         try:
-            found[key] = Entry(key=key, **row)
-        except (ValidationError, TypeError) as error:
-            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("",), "msg": str(error)}
+            found[key] = Entry.model_validate({**row, "key": key})
+        except ValidationError as error:
+            first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise UserError(f"{path}: row '{key}': {where}: {first['msg']}") from None
     return found

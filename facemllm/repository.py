@@ -177,13 +177,11 @@ class Repository:
         """Number of commits of a branch."""
         return int(self._git("rev-list", "--count", branch))
 
-    def extend(self, name: str, file: str, text: str, message: str) -> None:
-        """Commit a new text of the one file of a branch, on top of the newest state known of it.
+    def extend(self, name: str, file: str, text: str, message: str, parent: str) -> None:
+        """Commit a new text of the one file of a branch, on top of the branch `parent` ("" for none).
 
         Call with the lock held and the repository made.
         """
-        known = self.branches(name)
-        parent = max(known, key=lambda branch: (self.length(branch), branch.startswith("refs/heads/")), default=None)
         blob = self._git("hash-object", "-w", "--stdin", data=text)
         tree = self._git("mktree", data=f"100644 blob {blob}\t{file}\n")
         base = ["-p", self._git("rev-parse", parent)] if parent else []

@@ -7,7 +7,8 @@ with a clone, and leaves the names of data revisions alone:
 
 Every entry carries the digest of the one before it, and every commit adds one entry: an entry that was changed or taken
 away shows. Keys are hashes: SHA-256 of a picture as stored and of its original file, keyed hashes of its name in its
-source and of its subject. Entries of kind `replaced` name the revision that stands in for one that held such rows.
+source and of its subject, and a perceptual hash, by which a copy of another size is known. Entries of kind `replaced`
+name the revision that stands in for one that held such rows.
 
 `Tombstones.of(settings).covers(row)` is what every maker of a table asks; it costs a microsecond.
 """
@@ -59,12 +60,16 @@ class Mask(Protocol):
 
 @dataclass(frozen=True)
 class Marks:
-    """What rows are told by: `image` and `original` are SHA-256, `name` is a `name_id`, `subject` a `subject_id`."""
+    """What rows are told by: `image` and `original` are SHA-256, `name` is a `name_id`, `subject` a `subject_id`.
+
+    `look` holds perceptual hashes (hex): an import drops what looks like them; it tells no row of a table.
+    """
 
     image: frozenset[str] = frozenset()
     original: frozenset[str] = frozenset()
     name: frozenset[str] = frozenset()
     subject: frozenset[str] = frozenset()
+    look: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.image or self.original or self.name or self.subject)
@@ -202,12 +207,15 @@ class Tombstones:
 
     def _extended(self, body: Mapping[str, Any], message: str) -> Tombstones:
         branches = self.repository.branches(BRANCH)
-        lists = [_entries(self.repository, branch) for branch in branches]
-        stored = max(lists, key=len, default=[])
+        lists = {branch: _entries(self.repository, branch) for branch in branches}
+        own = next((entries for branch, entries in lists.items() if branch.startswith("refs/heads/")), [])
+        # a longer list from elsewhere is built on only where it goes on from our own: else ours would be lost
+        parent = max((b for b in lists if lists[b][: len(own)] == own), key=lambda b: len(lists[b]), default="")
+        stored = lists.get(parent, [])
         entry = {**body, "previous": stored[-1]["digest"] if stored else ""}
         entry["digest"] = digests.of_json(entry)
         text = json.dumps({"entries": [*stored, entry]}, indent=1, ensure_ascii=False) + "\n"
-        self.repository.extend(BRANCH, FILE, text, message)
+        self.repository.extend(BRANCH, FILE, text, message, parent)
         return self._read(self.home, self.repository)
 
     @classmethod

@@ -60,6 +60,7 @@ def annotate(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
     chosen = settings.annotation
     table = open_table(faces, FACES)
     Tombstones.of(settings).refuse(table, str(faces))
+    ledger.require(settings, table.sources)
     main = _ANNOTATORS[chosen.annotator](settings, table)
     annotator = main
     if chosen.experts.fields:

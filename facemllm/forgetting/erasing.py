@@ -16,7 +16,7 @@ from typing import Any
 from facemllm import progress
 from facemllm.errors import UserError
 from facemllm.forgetting.copies import copies
-from facemllm.forgetting.finding import Found, groups, meant, search
+from facemllm.forgetting.finding import Found, groups, looks, meant, search
 from facemllm.forgetting.models import affected, registered
 from facemllm.records import atomic_write
 from facemllm.settings import Settings, root
@@ -41,7 +41,8 @@ def forget(
     forgotten = Tombstones.of(settings)
     entry = _signed(forgotten, kind, first, found.marks)
     if entry is None:
-        forgotten = forgotten.add(kind, found.marks, reason=reason, by=by, affected=found.marks.image)
+        signed = found.marks | looks(settings, found.marks)
+        forgotten = forgotten.add(kind, signed, reason=reason, by=by, affected=found.marks.image)
         entry = forgotten.entries[-1]
     marks = forgotten.marks
     report = _Report.opened(settings, entry)

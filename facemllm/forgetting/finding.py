@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facemllm import ledger
+from facemllm import images, ledger
 from facemllm.errors import UserError
 from facemllm.records import MANIFEST, subject_id
+from facemllm.repository import Repository
 from facemllm.settings import Settings, root
-from facemllm.tombstones import Kind, Marks, Mask, Tombstones, covered_rows, name_id
+from facemllm.sources.duplicates import look
+from facemllm.tombstones import KEYS, Kind, Marks, Mask, Tombstones, covered_rows, name_id
 from facemllm.versioning.archive import PARQUET
 from facemllm.versioning.rewriting import held
 
 _ROUNDS = 8
+_FOLDERS = ("imagefolder",)  # names such as `1` recur in every folder: they tell no picture
 _SHORTEST = 8
 
 
@@ -128,6 +132,27 @@ def search(settings: Settings, first: Marks) -> Found:
     return Found(sure)
 
 
+def looks(settings: Settings, marks: Marks) -> Marks:
+    """How the pictures of the rows look, as far as their bytes are on this machine. Reads only those rows' pictures."""
+    files = [file for table in tables_here(settings).values() for file in table]
+    repository = Repository.of(settings)
+    places = [repository.path / ".dvc", *([Path(repository.remote)] if "://" not in repository.remote else [])]
+    files += [file for place in places for file in files_under(place, lambda name: True) if is_parquet(file)]
+    found: set[str] = set()
+    for file in files:
+        if not rows_of(file, marks):
+            continue
+        with pq.ParquetFile(file) as opened:
+            columns = [name for name in (*KEYS, "image") if name in opened.schema_arrow.names]
+            if "image" not in columns:
+                continue
+            for batch in opened.iter_batches(batch_size=256, columns=columns):
+                for picture in batch.filter(marks.mask(batch)).column("image").to_pylist():
+                    with suppress(images.BadPicture):
+                        found.add(look(images.opened(picture["bytes"] or b"")).hex())
+    return Marks(look=frozenset(found))
+
+
 def groups(settings: Settings, marks: Mask) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The picked rows of every table by its digest: those of recorded revisions, then those that lie on this machine.
 
@@ -188,7 +213,11 @@ def _marks_of(rows: Sequence[Mapping[str, Any]]) -> Marks:
     return Marks(
         image=frozenset(row["image_id"] for row in rows),
         original=frozenset(row["original_id"] for row in rows if row.get("original_id")),
-        name=frozenset(name_id(row["source"], row["source_id"]) for row in rows if row.get("source_id")),
+        name=frozenset(
+            name_id(row["source"], row["source_id"])
+            for row in rows
+            if row.get("source_id") and row["source"] not in _FOLDERS
+        ),
     )
 
 
@@ -209,7 +238,7 @@ def _ambiguous(tables: Iterator[tuple[str, list[dict[str, Any]]]], sure: Marks, 
                 for mark in getattr(_marks_of([row]), kind) & getattr(new, kind):
                     pictures.setdefault(mark, set()).add(row["image_id"])
             certain = {row["image_id"] for row in rows if sure.covers(row)}
-            for mark, images in pictures.items():
-                if (images & certain and images - certain) or (not images & certain and len(images) > 1):
+            for mark, named in pictures.items():
+                if (named & certain and named - certain) or (not named & certain and len(named) > 1):
                     bad |= Marks(**{kind: frozenset({mark})})
     return bad

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facemllm import digests, progress, tasks
+from facemllm import digests, ledger, progress, tasks
 from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table, pairs
 from facemllm.settings import Settings
 from facemllm.tasks import Question, Task
@@ -31,6 +31,7 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
     asked = [tasks.get(name) for name in dict.fromkeys(settings.qa.tasks)]
     asked.sort(key=lambda task: task.name != "caption")
     table = open_table(faces, FACES)
+    ledger.require(settings, table.sources)
     about = {"tasks": [task.name for task in asked], **table.terms}
     forgotten = Tombstones.of(settings)
     writer = TableWriter(out, CONVERSATIONS, parents=[table.digest], about=about, shard_mb=settings.data.shard_mb)

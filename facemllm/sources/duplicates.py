@@ -7,7 +7,7 @@ most 15 bits are all found without comparing every two pictures.
 
 Of a pair in two splits the copy farther from the test goes (train before validation before test). Of a pair in one
 split the later goes, unless both are known to be of one person: frames of a video are alike and stay. A person in
-several splits keeps the rows of the split nearest to the test. The very same bytes stay once in any case. About 150
+several splits keeps the rows of the split nearest to the test. The very same bytes stay once in any case. About 200
 bytes a picture stay in memory.
 """
 
@@ -54,9 +54,9 @@ class Census:
 
     bits: int
     looks: bytearray = field(default_factory=bytearray)
-    first: list[int] = field(default_factory=list)
+    first: array[int] = field(default_factory=lambda: array("q"))
     splits: bytearray = field(default_factory=bytearray)
-    subjects: list[int] = field(default_factory=list)
+    subjects: array[int] = field(default_factory=lambda: array("q"))
     barred: bytearray = field(default_factory=bytearray)
     kinds: array[int] = field(default_factory=lambda: array("I"))
     _kinds: dict[Groups, int] = field(default_factory=dict)
@@ -88,9 +88,6 @@ class Census:
                     reasons[first] = FORGOTTEN
                 continue
             kept, gone = sorted((first, second), key=lambda row: (-self.splits[row], row))
-            of_one = self.subjects[kept] == self.subjects[gone] != -1 and self.splits[kept] == self.splits[gone]
-            if of_one and distance >= 0:
-                continue
             kind = "the same picture as" if distance < 0 else f"looks like ({distance} of 256 bits differ)"
             reasons[gone] = f"{kind} row {kept} of the {SPLITS[self.splits[kept]]} split"
         return dict(sorted(reasons.items()))
@@ -132,6 +129,9 @@ class Census:
         # neighbouring frequencies go together, so bits are dealt out over the slices
         bits = np.unpackbits(codes, axis=1).reshape(count, _SLICES, 16).transpose(0, 2, 1).reshape(count, 256)
         keys = np.packbits(bits, axis=1).view(np.uint16)
+        barred = count - len(self.splits)
+        people = np.array([*self.subjects, *[-1] * barred], np.int64)
+        homes = np.concatenate([np.frombuffer(self.splits, np.uint8), np.full(barred, len(SPLITS), np.uint8)])
         found: dict[tuple[int, int], int] = {}
         for column in range(_SLICES):
             order = np.argsort(keys[:, column], kind="stable")
@@ -139,16 +139,25 @@ class Census:
             edges = np.flatnonzero(np.diff(values)) + 1
             for group in np.split(order, edges):
                 if len(group) > 1:
-                    _compare(codes, group, self.bits, found)
+                    _compare(codes, people, homes, group, self.bits, found)
         yield from ((a, b, d) for (a, b), d in sorted(found.items()))
 
 
-def _compare(codes: NDArray[np.uint8], group: NDArray[np.int64], bits: int, found: dict[tuple[int, int], int]) -> None:
-    """Add the pairs of one group that differ in at most `bits` bits."""
+def _compare(
+    codes: NDArray[np.uint8],
+    people: NDArray[np.int64],
+    homes: NDArray[np.uint8],
+    group: NDArray[np.int64],
+    bits: int,
+    found: dict[tuple[int, int], int],
+) -> None:
+    """Add the pairs of one group that differ in at most `bits` bits, but for those of one person in one split."""
     words = codes[group].view(np.uint64)
     reach = min(len(group) - 1, _CROWD)
     for step in range(1, reach + 1):
         distance = np.bitwise_count(words[step:] ^ words[:-step]).sum(axis=1)
-        for place in np.flatnonzero(distance <= bits):
+        one, other = group[step:], group[:-step]
+        apart = (people[one] != people[other]) | (people[one] < 0) | (homes[one] != homes[other])
+        for place in np.flatnonzero((distance <= bits) & apart):
             first, second = int(group[place]), int(group[place + step])
             found[min(first, second), max(first, second)] = int(distance[place])

@@ -8,7 +8,6 @@ cannot be used becomes `Refused` with its file and reason; it never stops the im
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -187,6 +186,8 @@ def _made(
     item: Face, labels: dict[str, Any], encoded: bytes, source: str, data: Data, official: Sequence[str]
 ) -> dict[str, Any]:
     picture = images.opened(encoded)
+    if min(picture.size) < _MIN_SIDE:
+        raise Refuse(f"{picture.width}x{picture.height} pixels are too few for a face")
     mask = labels.pop("segmentation", None)
     frame = _frame(labels.pop("crop", None) or item.crop, picture.size)
     scale = min(1.0, data.max_side / max(frame[2] - frame[0], frame[3] - frame[1]))
@@ -266,9 +267,10 @@ def _check(labels: Mapping[str, Any]) -> None:
 
 
 def _finite(value: Any) -> bool:
-    return all(map(_finite, value)) if isinstance(value, list | tuple) else math.isfinite(value)
+    return all(map(_finite, value)) if isinstance(value, list | tuple) else abs(value) <= _LARGEST
 
 
+_LARGEST = 1e9  # far beyond any pixel, year or degree, and far within what the table's 32 bits hold
 _NUMBERS = ("age", "yaw", "pitch", "roll", "box", "landmarks", "skin_tone", "action_units")
 
 

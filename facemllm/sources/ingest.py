@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from facemllm import digests, ledger, progress, tasks
+from facemllm.errors import UserError
 from facemllm.machine import cores
 from facemllm.parallel import ordered
 from facemllm.records import (
@@ -61,6 +62,8 @@ def import_source(settings: Settings, source: Source, out: Path) -> Mapping[str,
     """One dataset on disk as a table: `faces`, or `conversations` where it is a benchmark that is only measured on."""
     from facemllm.sources import benchmarks
 
+    if source.name == RENDER.name:
+        raise UserError("drawn heads lie in no folder; draw them with: facemllm faces render OUT")
     if source.name not in benchmarks.KEYS:
         return collect(settings, [source], out)
     ledger.require(settings, [source.name], "evaluate")
@@ -85,11 +88,15 @@ def collect(settings: Settings, sources: Sequence[Source], out: Path) -> Mapping
     about = {"sources": names, "uses": ledger.allowed(settings, names), "seed": settings.seed}
     forgotten = Tombstones.of(settings)
     census = Census(settings.data.near_duplicate_bits)
+    first: Refused | None = None
+    for barred in sorted(forgotten.marks.look):
+        census.bar(bytes.fromhex(barred))
     with TemporaryDirectory(prefix=f".{out.name}.", dir=_made(out.parent)) as folder:
         whole = Path(folder) / "whole"
         with TableWriter(whole, FACES, about=about, shard_mb=settings.data.shard_mb) as table:
             for row in _rows(settings, sources):
                 if isinstance(row, Refused):
+                    first = first or row
                     table.quarantine(row.file, row.row, row.reason)
                 elif forgotten.covers(row):
                     census.bar(row[LOOK])
@@ -102,6 +109,9 @@ def collect(settings: Settings, sources: Sequence[Source], out: Path) -> Mapping
                 "duplicates": census.report(dropped),
                 "groups": {"read": census.counted({}), "kept": census.counted(dropped)},
             }
+            if not census.splits:
+                why = f"; {first.file}, row {first.row}: {first.reason}" if first else ""
+                raise UserError(f"nothing could be read from {', '.join(names)}{why}")
         if dropped:
             return _without(open_table(whole, FACES), dropped, out, settings.data.shard_mb)
         publish(whole, out)

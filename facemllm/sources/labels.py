@@ -17,7 +17,7 @@ from facemllm.errors import UserError
 from facemllm.sources.reader import Refuse, Refused
 
 Row = tuple[int, dict[str, str]]
-MAX_LINE = 1_000_000
+MAX_LINE = 100_000  # characters; less than what csv takes for one field
 _BUCKETS = 16_384
 
 
@@ -65,7 +65,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: not a regular file; put the label file itself here")
     try:
         with path.open(encoding="utf-8-sig", newline=None) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), start=1):
                 if len(line) > MAX_LINE:
                     raise UserError(f"{path}, line {number}: longer than {MAX_LINE} characters; this is no label file")
                 if line.strip():
@@ -82,13 +82,13 @@ def table(path: Path, root: Path, key: str, columns: Sequence[str] = ()) -> Iter
     Raises UserError when `key` or one of `columns` is not in the header, or a name stands there twice. A row with too
     few or too many fields, or whose `key` is empty or has been seen, is refused.
     """
-    name = path.relative_to(root).as_posix()
+    name = within(path, root).relative_to(root).as_posix()
     numbered = iter(lines(path))
     try:
         _, first = next(numbered)
     except StopIteration:
         raise UserError(f"{path}: empty; a header line was expected") from None
-    header = [part.strip() for part in next(csv.reader([first]))]
+    header = split_header(path, 1, first)
     if missing := [column for column in (key, *columns) if column not in header]:
         raise UserError(f"{path}, line 1: column {', '.join(missing)} is missing; found {', '.join(header)}")
     if len(set(header)) < len(header):
@@ -112,10 +112,25 @@ def table(path: Path, root: Path, key: str, columns: Sequence[str] = ()) -> Iter
             yield number, row
 
 
+def split_header(path: Path, number: int, line: str) -> list[str]:
+    """The column names of a header line. Raises UserError when it is none."""
+    try:
+        return [part.strip() for part in next(csv.reader([line]))]
+    except (csv.Error, StopIteration) as error:
+        raise UserError(f"{path}, line {number}: not a header of comma-separated names ({error})") from None
+
+
+def within(path: Path, root: Path) -> Path:
+    """A label file under the root. Raises UserError when a link leads out: what it holds is not the dataset's."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{path}: a link that leads out of {root}; put the file itself there")
+    return path
+
+
 def words(path: Path, root: Path, count: int, *, skip: int = 0) -> Iterator[tuple[int, list[str]] | Refused]:
     """Rows of `count` words between runs of blanks; the first `skip` lines are headers. The first word is the row's
     key: a row with another number of words, or whose key has been seen, is refused."""
-    name = path.relative_to(root).as_posix()
+    name = within(path, root).relative_to(root).as_posix()
     seen = Names()
     for number, line in lines(path):
         if number <= skip:
@@ -135,7 +150,7 @@ def inside(root: Path, name: str) -> Path:
     Whether it exists, and whether a link leads out, is the importer's to find out.
     """
     parts = PurePosixPath(name.replace("\\", "/"))
-    if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+    if not parts.parts or "\0" in name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
         raise Refuse(f"the path {name!r} leads out of the dataset's folder")
     return root / parts
 
@@ -143,6 +158,8 @@ def inside(root: Path, name: str) -> Path:
 def number(text: str, what: str, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number from text. Raises Refuse saying `what` is wrong with it."""
     try:
+        if "_" in text or not text.isascii():
+            raise ValueError("Python would read 1_0 as ten")
         value = float(text)
     except ValueError:
         raise Refuse(f"{what} is {text!r}, not a number") from None

@@ -71,12 +71,3 @@ class Reader(Protocol):
 
     def read(self, root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         """Everything under `root`. Raises UserError when a label file is missing or has not the stated form."""
-
-
-def loose_crop(points: Any, *, side: float, below: float) -> Box:
-    """The box around points (n, 2), widened by `side` of its width left and right and of its height on top, and by
-    `below` of its height at the bottom."""
-    left, top = (float(v) for v in points.min(axis=0))
-    right, bottom = (float(v) for v in points.max(axis=0))
-    width, height = right - left, bottom - top
-    return left - side * width, top - side * height, right + side * width, bottom + below * height

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -215,7 +215,8 @@ def without(table: Table, out: Path, marks: Marks, renamed: Mapping[str, str]) -
         notes = _copy_notes(table, partial, gone) if "quarantine_sha256" in manifest else {}
         if gone or notes or parents != manifest["parents"]:
             manifest |= {"shards": shards, "rows": sum(shard["rows"] for shard in shards), "parents": parents, **notes}
-            manifest["about"] = {**manifest["about"], "rewritten_from": table.digest}
+            told = {name: value for name, value in manifest["about"].items() if name != "groups"}  # no longer true
+            manifest["about"] = {**told, "rewritten_from": table.digest}
         manifest["digest"] = digests.of_json(manifest)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", "utf-8")
         publish(partial, out)
@@ -245,13 +246,14 @@ def _copy_rest(file: pq.ParquetFile, target: Path, marks: Marks) -> int:
 
 def _copy_notes(table: Table, partial: Path, gone: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Copy the quarantine without notes that name a forgotten picture; what changes in the manifest by it."""
-    stems = {row["source_id"] for row in gone if row.get("source_id")}
+    names = tuple({f"/{row['source_id']}" for row in gone if row.get("source_id")})
     ids = {row["image_id"] for row in gone}
     notes = pq.read_table(table.path / QUARANTINE)
-    kept = [
-        Path(note["file"] or "").stem not in stems and not ids & set(re.findall(r"[0-9a-f]{64}", str(note)))
-        for note in notes.to_pylist()
-    ]
+    kept = []
+    for note in notes.to_pylist():
+        file = f"/{note['file'] or ''}"  # by a reader with its ending and folders, by a filter as source/source_id
+        named = file.endswith(names) or str(PurePosixPath(file).with_suffix("")).endswith(names)
+        kept.append(not named and not ids & set(re.findall(r"[0-9a-f]{64}", str(note))))
     if all(kept):
         link(table.path / QUARANTINE, partial / QUARANTINE)
         return {}

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from facemllm import ledger
 from facemllm.errors import UserError
 from facemllm.records import (
     CONVERSATIONS,
@@ -43,6 +44,7 @@ def record(settings: Settings, faces: Path, conversations: Path) -> Revision:
     """
     repository = Repository.of(settings)
     tables = {"faces": open_table(faces, FACES), "conversations": open_table(conversations, CONVERSATIONS)}
+    ledger.require(settings, tables["faces"].sources)
     with repository.lock():
         forgotten = Tombstones.of(settings)
         for table in tables.values():

@@ -103,3 +103,10 @@ def test_what_looks_like_a_forgotten_picture_goes_whatever_its_split_or_person()
     found.bar(look(noise(1)))
     assert found.dropped() == {0: "forgotten"}
     assert found.report({0: "forgotten"}) == {"forgotten, test": 1}
+
+
+def test_thousands_of_frames_of_one_person_cost_no_memory_for_their_pairs() -> None:
+    code = look(noise(1))
+    found = census(*((n, code, "train", "x") for n in range(1500)))
+    assert next(found._alike(), None) is None
+    assert not found.dropped()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from facemllm import digests, settings
 from facemllm.annotation.store import Replies, Reply
@@ -22,6 +23,7 @@ from facemllm.forgetting.copies import Copy
 from facemllm.promotion import registry
 from facemllm.records import FACES, PREDICTIONS, TableWriter, open_table, subject_id
 from facemllm.repository import Repository
+from facemllm.sources.ingest import import_source
 from facemllm.store import Store
 from facemllm.tombstones import Marks, Tombstones, name_id
 from facemllm.versioning import has, log, record, render_log, restore, rewriting
@@ -506,3 +508,25 @@ def test_quarantine_notes_about_the_picture_go_with_it(place, conversations_tabl
     table = open_table(tmp_path / "back" / "faces")
     assert table.manifest["quarantined"] == 1
     assert pq.read_table(table.path / "quarantine.parquet").to_pylist()[0]["reason"] == "damaged"
+
+
+def test_a_smaller_copy_does_not_come_back_when_the_original_is_gone(tmp_path: Path) -> None:
+    home = settings.load("laptop", [f"storage.home={tmp_path / 'home'}", f"storage.runs={tmp_path / 'runs'}"])
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, seed in (("one", 1), ("two", 2), ("three", 3)):
+        noise = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((120, 120), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    source = settings.Source(name="imagefolder", root=str(folder))
+    kept = home.home / "store" / "faces"
+    manifest = import_source(home, source, kept)
+    kept.rename(home.home / "store" / manifest["digest"])
+    row = next(r for r in open_table(home.home / "store" / manifest["digest"]).iterate() if r["source_id"] == "one")
+    forget(home, image=row["image_id"], reason="asked for it", by="Ada Lovelace")
+    Image.open(folder / "one.png").resize((90, 90)).save(folder / "copy.jpg", quality=80)
+    (folder / "one.png").unlink()
+    again = import_source(home, source, tmp_path / "again")
+    assert (again["rows"], again["quarantined"]) == (2, 1)
+    assert [refused["reason"] for refused in open_table(tmp_path / "again").refused()] == ["forgotten"]
+    Image.fromarray(np.full((60, 60, 3), 9, np.uint8)).save(folder / "one.png")  # another picture under its old name
+    assert import_source(home, source, tmp_path / "third")["rows"] == 3

@@ -185,3 +185,21 @@ def test_a_folder_that_is_no_data_repository_is_left_alone(place):
     Path(place.home, "data-repo", "work.txt").write_text("work")
     with pytest.raises(UserError, match="no data repository of ours"):
         Tombstones.of(place).add("image", image("a"), **ADA)
+
+
+def test_a_longer_list_from_elsewhere_takes_nothing_away(tmp_path: Path) -> None:
+    def known(name: str) -> Tombstones:
+        return Tombstones.of(settings.load("laptop", [f"storage.home={tmp_path / name}"]))
+
+    def forget(name: str, digit: str) -> None:
+        known(name).add("image", Marks(image=frozenset({digit * 64})), reason=digit, by="Ada Lovelace")
+
+    forget("here", "a")
+    forget("there", "b")
+    forget("there", "c")
+    here, there = (known(name).repository.path for name in ("here", "there"))
+    for words in (("remote", "add", "peer", str(there)), ("fetch", "-q", "peer")):
+        subprocess.run(["git", "-C", str(here), *words], check=True)
+    forget("here", "d")
+    assert sorted(entry.reason for entry in known("here").entries) == ["a", "b", "c", "d"]
+    assert all(known("here").covers({"image_id": digit * 64}) for digit in "abcd")

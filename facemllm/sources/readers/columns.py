@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,7 +58,7 @@ def check_header(path: Path) -> None:
         raise UserError(f"{path}: empty; write a header (file,age,...) and a row for every picture, or remove it")
     if "," not in first and (sign := next((sign for sign in ";\t|" if sign in first), None)):
         raise UserError(f"{where}: columns are parted by {sign!r}; save the table with commas")
-    header = [name.strip() for name in next(csv.reader([first]))]
+    header = labels.split_header(path, number, first)
     for place, name in enumerate(header, start=1):
         if not name or name.startswith("Unnamed:"):
             raise UserError(f"{where}: column {place} has no name; name it or save the table without its index")

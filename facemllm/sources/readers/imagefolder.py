@@ -57,7 +57,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         return
     if not path.is_file():
         raise UserError(f"{path}: not a file that can be read; put the table itself here")
-    check_header(path)
+    check_header(labels.within(path, root))
     splits = _splits_named(path, root)
     named: set[str] = set()
     taken: set[str] = set()
@@ -140,7 +140,8 @@ def _name(file: str, taken: set[str]) -> str:
 
 def _tree(root: Path) -> Iterator[str | Refused]:
     """Files under the root in order of their paths, folder by folder; hidden ones are passed over."""
-    for folder, folders, files in os.walk(root):
+    unread: list[OSError] = []
+    for folder, folders, files in os.walk(root, onerror=unread.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = PurePosixPath(Path(folder).relative_to(root).as_posix())
         for name in folders:
@@ -148,6 +149,9 @@ def _tree(root: Path) -> Iterator[str | Refused]:
                 yield Refused((inside / name).as_posix(), 0, "a link to a folder; put the folder itself here")
         for name in sorted(name for name in files if not name.startswith(".")):
             yield (inside / name).as_posix()
+    for error in unread:
+        place = Path(str(error.filename)).relative_to(root).as_posix()
+        yield Refused(place, 0, f"the folder cannot be read: {error.strerror}")
 
 
 def _is_picture(file: str) -> bool:

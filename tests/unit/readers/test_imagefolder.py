@@ -302,3 +302,35 @@ def test_splits_that_the_table_never_names_are_carved_out_of_training(tmp_path, 
     found = take("imagefolder", tmp_path, ["data.validation_share=0.3", "data.test_share=0.3"]).column("split")
     assert {name for name, split in found.items() if split == "test"} == {f"{n:02d}" for n in range(0, 60, 6)}
     assert 5 < list(found.values()).count("validation") < 30
+
+
+@pytest.mark.parametrize("name", [".", "./", "./."])
+def test_a_row_that_names_the_folder_itself_is_refused(name, tmp_path, picture, take):
+    picture(tmp_path / "a.png", 1)
+    (tmp_path / "labels.csv").write_text(f"file\na.png\n{name}\n")
+    (refused,) = take("imagefolder", tmp_path).refused
+    assert "leads out of the dataset's folder" in refused.reason
+
+
+def test_a_table_that_is_a_link_to_elsewhere_is_not_read(tmp_path, picture, take):
+    picture(tmp_path / "root" / "a.png", 1)
+    (tmp_path / "secret.csv").write_text("file,age\na.png,44\n")
+    (tmp_path / "root" / "labels.csv").symlink_to(tmp_path / "secret.csv")
+    with pytest.raises(UserError, match="a link that leads out of"):
+        take("imagefolder", tmp_path / "root")
+
+
+def test_an_endless_line_is_refused_before_it_is_held(tmp_path, picture, take):
+    picture(tmp_path / "a.png", 1)
+    with (tmp_path / "labels.csv").open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(UserError, match="longer than 100000 characters"):
+        take("imagefolder", tmp_path)
+
+
+@pytest.mark.parametrize(("column", "cell"), [("age", "1_0"), ("age", "٣٤"), ("landmarks", "1e39 5")])
+def test_numbers_are_not_guessed(column, cell, tmp_path, picture, take):
+    picture(tmp_path / "a.png", 1)
+    (tmp_path / "labels.csv").write_text(f"file,{column}\na.png,{cell}\n", "utf-8")
+    (refused,) = take("imagefolder", tmp_path).refused
+    assert column in refused.reason
