@@ -92,6 +92,8 @@ def encoded(image: Image.Image) -> bytes:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+        return image  # the usual case, without building an empty EXIF table
     if _EXIF_ORIENTATION not in image.getexif():
         return image
     turned: Any = ImageOps.exif_transpose(image)

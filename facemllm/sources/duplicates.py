@@ -35,7 +35,8 @@ Groups = tuple[tuple[str, str], ...]
 
 def look(image: Image.Image) -> bytes:
     """The perceptual hash of a picture, 32 bytes."""
-    grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), np.float32)
+    small = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR).tobytes()
+    grey = np.frombuffer(small, np.uint8).reshape(_SIDE, _SIDE).astype(np.float32)
     cosines = _cosines()
     low = (cosines @ grey @ cosines.T).ravel()
     ranked = np.partition(low, (127, 128))
