@@ -4,7 +4,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do command -v $
 FACES ?=
 PROFILE ?= $(if $(FACES),own,laptop)
 ARGS ?=
-SOURCES = $(if $(FACES),--set 'data.sources=[{name: imagefolder, root: "$(abspath $(FACES))"}]')
+comma := ,
+SOURCES = $(if $(FACES),--set 'data.sources=[{name: imagefolder$(comma) root: "$(shell realpath -- "$(FACES)")"}]')
 
 .PHONY: help run test test-unit bench ui down lint clean
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -213,3 +215,13 @@ def test_model_and_loop_run_on_a_bare_machine(room: str) -> None:
             continue
         for foreign in ("import ray", "from ray", "import mlflow", "from mlflow"):
             assert foreign not in path.read_text(), f"{path}: {foreign}"
+
+
+def test_make_run_takes_a_folder_of_pictures(tmp_path: Path) -> None:
+    folder = tmp_path / "my pictures"
+    folder.mkdir()
+    said = subprocess.run(["make", "-n", "run", f"FACES={folder}"], capture_output=True, text=True, check=True).stdout
+    words = shlex.split(said.splitlines()[-1])
+    assert words[words.index("--profile") + 1] == "own"
+    (source,) = load("own", [words[words.index("--set") + 1]]).data.sources
+    assert (source.name, source.root) == ("imagefolder", str(folder))
