@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
+DISCOVERED = ("facemllm.tasks",)
+"""Packages whose modules are found by name: all of their modules count as imported."""
 
 
 def of_bytes(data: bytes) -> str:
@@ -61,6 +63,8 @@ def code_files(module: str) -> set[Path]:
             continue
         seen[name] = path
         todo += _imports(path)
+        if name in DISCOVERED:
+            todo += [f"{name}.{file.stem}" for file in path.parent.glob("*.py")]
     files = set(seen.values())
     for path in seen.values():
         files.update(p for p in _sources(path.parent) if p.suffix != ".py" and path.parent != PACKAGE)

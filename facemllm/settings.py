@@ -130,10 +130,43 @@ class Annotation(Section):
         return self
 
 
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Forms(Section):
+    """How often a training question is asked in each way (`facemllm.tasks.asking`); evaluation asks in every way that
+    has a weight. `dialogue` asks on where an answer opens a further question."""
+
+    native: Annotated[float, Field(gt=0)]
+    statement: Weight
+    lettered: Weight
+    dialogue: Weight
+
+
+class Mixture(Section):
+    """How many training faces of each source there are: at most `caps` by its name; then, with a temperature above 1,
+    large sources are thinned towards equal shares (share of a source ~ faces ** (1 / temperature))."""
+
+    caps: dict[str, Positive]
+    temperature: Annotated[float, Field(ge=1)]
+
+
 class Qa(Section):
-    """Which tasks become questions."""
+    """Which tasks become questions, how they are asked, and of which faces.
+
+    `reasons` says why a sensitive task is asked; without one it is refused. `held_out` names attributes that appear in
+    no training conversation and are asked at evaluation alone, as the task `zero_shot` (Face-MLLM's zero-shot attribute
+    analysis). `unseen_wordings`: evaluation also asks in wordings that training does not use. `balance`: yes/no
+    questions whose answers are lopsided in a source are thinned (0 = not at all, 1 = to equal numbers).
+    """
 
     tasks: Annotated[list[str], Field(min_length=1)]
+    reasons: dict[str, str | None]
+    forms: Forms
+    unseen_wordings: bool
+    held_out: list[str]
+    balance: Share
+    mixture: Mixture
 
 
 class Quality(Section):
@@ -278,13 +311,21 @@ class Training(Section):
 
 
 class Evaluation(Section):
-    """Predictions on held-out identities and their statistics."""
+    """Predictions on held-out identities and their statistics.
+
+    Of `generated_faces` faces the closed questions are also answered by free generation, to compare; `disturbed_faces`
+    faces are asked again blurred, dark, as poor JPEG and occluded. A group of fewer than `min_group` people gets no
+    fairness figure.
+    """
 
     split: Literal["validation", "test"]
     batch_images: Positive
     bootstrap: Annotated[int, Field(ge=100)]
     baseline_pixels: Annotated[int, Field(ge=8, le=64)]
     max_new_tokens: Positive
+    generated_faces: Annotated[int, Field(ge=0)]
+    disturbed_faces: Annotated[int, Field(ge=0)]
+    min_group: Annotated[int, Field(ge=2)]
 
 
 class Threshold(Section):
@@ -304,7 +345,8 @@ class Promotion(Section):
     """What the gate asks for, and how long a run waits for a person.
 
     A threshold of null is not asked for. `every_task` refuses a model when the data hold no label of a task in
-    `qa.tasks`; else such a task is left out. `champion_margin` is in the figure's own unit for shares, and a share of
+    `qa.tasks`; else such a task is left out. `fairness_gap` is the largest difference between two groups of people that a
+    task may be shown to have, in the task's own unit; null is not asked for. `champion_margin` is in the figure's own unit for shares, and a share of
     the champion's error for errors.
     """
 
@@ -312,6 +354,7 @@ class Promotion(Section):
     thresholds: dict[str, Threshold | None]
     above_majority: bool
     every_task: bool
+    fairness_gap: dict[str, Annotated[float, Field(gt=0)] | None]
     champion_margin: Annotated[float, Field(ge=0)]
     wait_minutes: Annotated[float, Field(ge=0)]
 

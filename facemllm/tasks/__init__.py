@@ -1,19 +1,24 @@
 """Face-perception tasks, one a module. Question making, training, evaluation and serving all go through them.
 
-A new task is a new module with a `TASK`, and a line below: imported by name, so that results are keyed by its code.
-No task names, matches or searches people.
+A new task is a module in this folder that holds a `TASK` of its own name, and its name in `qa.tasks`. Modules are found
+by name, and the code of all of them counts in the keys of results. No task names, matches or searches people.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 from facemllm.errors import UserError
-from facemllm.tasks import age, attributes, caption, expression, gender, head_pose
+from facemllm.tasks import asking
+from facemllm.tasks.asking import Asked
 from facemllm.tasks.base import Option, Question, Task, draw, groups, phrases_of
 
 __all__ = [
+    "Asked",
     "Option",
     "Question",
     "Task",
@@ -24,44 +29,62 @@ __all__ = [
     "phrases",
     "question_of",
     "question_text",
+    "read",
 ]
 
-_TASKS = {
-    task.name: task for task in (caption.TASK, attributes.TASK, expression.TASK, age.TASK, gender.TASK, head_pose.TASK)
-}
 
-
+@cache
 def all_names() -> tuple[str, ...]:
-    """Names of all tasks, captions first."""
-    return tuple(_TASKS)
+    """Names of all tasks, captions first, then in the order of the alphabet."""
+    found = [module.name for module in pkgutil.iter_modules(__path__) if _task(module.name) is not None]
+    return tuple(sorted(found, key=lambda name: (name != "caption", name)))
 
 
 def get(name: str) -> Task:
     """The task of that name. Raises UserError listing the known ones."""
-    if name not in _TASKS:
-        raise UserError(f"no task '{name}'; known tasks: {', '.join(_TASKS)}")
-    return _TASKS[name]
+    task = _task(name)
+    if task is None:
+        raise UserError(f"no task '{name}'; known tasks: {', '.join(all_names())}")
+    return task
+
+
+@cache
+def _task(name: str) -> Task | None:
+    if not name.isidentifier() or name.startswith("_"):
+        return None
+    try:
+        task = getattr(import_module(f"{__name__}.{name}"), "TASK", None)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        return None
+    if task is not None and task.name != name:
+        raise UserError(f"facemllm/tasks/{name}.py: its task calls itself '{task.name}'; give it the module's name")
+    return task
 
 
 def phrases() -> tuple[str, ...]:
     """Every phrase that answers a closed question or mentions a fact in a caption, each once ("yes" and "no" too)."""
-    return tuple(dict.fromkeys(text for task in _TASKS.values() for item in task.items for text in phrases_of(item)))
+    return tuple(dict.fromkeys(text for name in all_names() for item in get(name).items for text in phrases_of(item)))
 
 
 def question_of(turn: Mapping[str, Any]) -> Question:
-    """The question that a stored turn asks. Raises UserError if its task or template is not known here."""
+    """The question that a stored turn asks, as it was asked. Raises UserError if its task or template is unknown."""
     return _question(turn)[0]
 
 
 def question_text(turn: Mapping[str, Any]) -> str:
     """The wording in which a stored turn asks. Raises UserError if its task or template is not known here."""
-    question, index = _question(turn)
-    return question.templates[index]
+    return _question(turn)[1]
 
 
-def _question(turn: Mapping[str, Any]) -> tuple[Question, int]:
-    item, _, index = str(turn["template"]).rpartition("/")
-    for question in get(turn["task"]).questions():
-        if question.item == item and index.isdecimal() and int(index) < len(question.templates):
-            return question, int(index)
-    raise UserError(f"task '{turn['task']}' has no template '{turn['template']}'; make the conversations again")
+def read(question: Question, text: str) -> str | None:
+    """The canonical answer to a question in a text; None unless exactly one is plainly given."""
+    return asking.read(get(question.task), question, text)
+
+
+def _question(turn: Mapping[str, Any]) -> tuple[Question, str]:
+    found = asking.question_of(get(turn["task"]), turn)
+    if found is None:
+        raise UserError(f"task '{turn['task']}' has no template '{turn['template']}'; make the conversations again")
+    return found

@@ -23,4 +23,5 @@ TASK = Task(
             lead="he|she|they|it|the|this|a|person|woman|man|face|is|looks|seems|appears|to|be|age|aged|s?he is|:",
         ),
     ),
+    use="apparent age of the face shown",
 )

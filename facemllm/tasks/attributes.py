@@ -169,4 +169,5 @@ TASK = Task(
             nouns=("lipstick",),
         ),
     ),
+    use="what is to be seen of hair, beard, eyes and things worn",
 )

@@ -1,19 +1,27 @@
 """What a face-perception task is: questions, exact labels, the options that say them, and a strict reader of answers.
 
 A task is data: a name, a metric and its items. An item is one thing to ask about (`hair_color`, `yaw`); the forms it
-can take are in `items`. A turn of a conversation names its wording as `item/index`, e.g. `hair_color/1`.
+can take are in `items`, the ways to ask it (outright, as a statement, with lettered options) in `asking`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-Form = Literal["choice", "boolean", "number", "open"]
-Metric = Literal["balanced_accuracy", "accuracy", "mae", "fact_f1"]
+Form = Literal["choice", "boolean", "number", "open", "several", "statement", "lettered"]
+"""`several` is a set of things, answered in free order. `statement` and `lettered` are ways to ask a choice or a yes/no
+question, not forms of items: a claim that is true or false, and options behind letters."""
+
+CLOSED: tuple[Form, ...] = ("choice", "boolean", "number", "statement", "lettered")
+"""Forms that are answered by one of their options."""
+
+Metric = Literal["balanced_accuracy", "accuracy", "mae", "fact_f1", "f1"]
+"""`fact_f1` compares sets of facts or things, `f1` finds the `yes` among yes/no questions (action units)."""
+
 Row = Mapping[str, Any]
 
 
@@ -27,14 +35,17 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked about one item, in several wordings. `options` is empty for an open question; for a number it is
-    the grid, each value being the number as text."""
+    """What is asked about one item, in several wordings. `options` is empty for an open question and for a set; for a
+    number it is the grid, each value being the number as text. `way` and `claim` tell how it is asked (`asking`):
+    `claim` is the value that a statement is about."""
 
     task: str
     item: str
     form: Form
     templates: tuple[str, ...]
     options: tuple[Option, ...]
+    way: str = "native"
+    claim: str | None = None
 
 
 class Item(Protocol):
@@ -53,6 +64,10 @@ class Item(Protocol):
         """Wordings of the question. Append only: their order is part of stored turns."""
 
     @property
+    def unseen(self) -> tuple[str, ...]:
+        """Wordings kept for evaluation: no training turn uses one. Append only."""
+
+    @property
     def options(self) -> tuple[Option, ...]:
         """Possible answers, empty for an open question."""
 
@@ -68,16 +83,42 @@ class Item(Protocol):
     def mention(self, label: str) -> str | None:
         """Words for a caption; None where a caption would keep silent, as about a hat that is not there."""
 
+    def reply(self, row: Row, label: str) -> str:
+        """The words of the true answer: those of the option, for an open question those of the row."""
+
+    @property
+    def claims(self) -> Mapping[str, str]:
+        """Claims that are true or false of a face ("brown hair can be seen"), by the label that makes them true."""
+
+    @property
+    def hidden(self) -> Callable[[Row], bool] | None:
+        """Tells from a row's labels that what is asked cannot be seen on this face; None: it always can."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One face-perception task. Metrics are macro averages over its items."""
+    """One face-perception task. Metrics are macro averages over its items. `use` says what its answers may be used
+    for; a `sensitive` task is asked only where the configuration gives a reason (`qa.reasons`)."""
 
     name: str
     metric: Metric
     higher_is_better: bool
     unit: str
     items: tuple[Item, ...]
+    use: str
+    sensitive: bool = False
+
+    def item(self, name: str) -> Item:
+        """The item of that name. Raises KeyError."""
+        return self._by_name[name]
+
+    def find(self, name: str) -> Item | None:
+        """The item of that name, if there is one."""
+        return self._by_name.get(name)
+
+    def question(self, item: str) -> Question:
+        """The question that an item asks in its own form. Raises KeyError."""
+        return self._by_item[item]
 
     def questions(self) -> tuple[Question, ...]:
         """All questions of the task, one an item."""
@@ -105,9 +146,15 @@ class Task:
         return {item.name: item for item in self.items}
 
     @cached_property
+    def _by_item(self) -> dict[str, Question]:
+        return {question.item: question for question in self._questions}
+
+    @cached_property
     def _questions(self) -> tuple[Question, ...]:
         return tuple(
-            Question(task=self.name, item=i.name, form=i.form, templates=i.templates, options=i.options)
+            Question(
+                task=self.name, item=i.name, form=i.form, templates=i.templates, options=i.options
+            )
             for i in self.items
         )
 

@@ -32,8 +32,19 @@ class Facts:
         "What does this person look like?",
         "Describe the person in the picture.",
     )
+    unseen: tuple[str, ...] = ()
+    hidden: None = None
     form: Form = "open"
     options: tuple[Option, ...] = ()
+
+    @property
+    def claims(self) -> Mapping[str, str]:
+        """None."""
+        return {}
+
+    def reply(self, row: Row, label: str) -> str:
+        """The row's own caption."""
+        return str(row["caption"])
 
     def label(self, row: Row) -> str | None:
         """The facts that the row's own caption states."""
@@ -75,4 +86,4 @@ def facts(row: Row) -> dict[str, str]:
     return stated
 
 
-TASK = Task(name="caption", metric="fact_f1", higher_is_better=True, unit="", items=(Facts(),))
+TASK = Task(name="caption", metric="fact_f1", higher_is_better=True, unit="", items=(Facts(),), use="describing what is to be seen")

@@ -31,4 +31,5 @@ TASK = Task(
             patterns={**WORDS, "contempt": ("contempt", "contemptuous")},
         ),
     ),
+    use="the expression shown; it tells no feeling, mood or intent",
 )

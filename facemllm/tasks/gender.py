@@ -24,4 +24,6 @@ TASK = Task(
             },
         ),
     ),
+    use="checking balance and fairness of data and models; not for decisions about people",
+    sensitive=True,
 )

@@ -92,4 +92,5 @@ TASK = Task(
             lead=_LEAD,
         ),
     ),
+    use="which way the head is turned",
 )

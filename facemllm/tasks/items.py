@@ -60,7 +60,19 @@ class Choice:
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     absent: str | None = None
     absence: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    claim: str = "{} can be seen"
+    hidden: Callable[[Row], bool] | None = None
     form: Form = "choice"
+
+    @cached_property
+    def claims(self) -> Mapping[str, str]:
+        """A claim an option."""
+        return {option.value: self.claim.format(option.text) for option in self.options}
+
+    def reply(self, row: Row, label: str) -> str:
+        """The option's text."""
+        return self._by_value[label].text
 
     def label(self, row: Row) -> str | None:
         """The source's value if it is one of the options."""
@@ -136,8 +148,20 @@ class Boolean:
     templates: tuple[str, ...]
     text: str
     nouns: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+    claim: str = "{} can be seen"
+    hidden: Callable[[Row], bool] | None = None
     form: Form = "boolean"
     options: tuple[Option, ...] = (Option(value="yes", text="yes"), Option(value="no", text="no"))
+
+    @cached_property
+    def claims(self) -> Mapping[str, str]:
+        """That the thing is there."""
+        return {"yes": self.claim.format(self.text)}
+
+    def reply(self, row: Row, label: str) -> str:
+        """yes or no."""
+        return label
 
     def label(self, row: Row) -> str | None:
         """yes or no as the attribute is true or false."""
@@ -187,7 +211,18 @@ class Number:
     readings: tuple[tuple[int, str], ...]
     short: tuple[tuple[int, str], ...]
     lead: str
+    unseen: tuple[str, ...] = ()
+    hidden: Callable[[Row], bool] | None = None
     form: Form = "number"
+
+    @property
+    def claims(self) -> Mapping[str, str]:
+        """None: how near is near enough would be anybody's guess."""
+        return {}
+
+    def reply(self, row: Row, label: str) -> str:
+        """The nearest option's text."""
+        return self.option_for(label).text
 
     def label(self, row: Row) -> str | None:
         """The exact number as text."""

@@ -451,7 +451,7 @@ def test_turns_name_their_question_and_wording():
 
 
 def test_unknown_task_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="known tasks: caption, attributes"):
+    with pytest.raises(UserError, match="known tasks: caption, age"):
         tasks.get("identity")
 
 
