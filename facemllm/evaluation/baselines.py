@@ -22,8 +22,8 @@ from PIL import Image
 
 from facemllm import progress, tasks
 from facemllm.records import Table
+from facemllm.scoring.metrics import Sheet, facts, read_sheet
 from facemllm.settings import Settings
-from facemllm.tasks.metrics import Sheet, facts, read_sheet
 
 Features = npt.NDArray[np.float32]
 Key = tuple[str, str]

@@ -19,8 +19,8 @@ from facemllm import tasks
 from facemllm.evaluation.predict import open_image, predict
 from facemllm.evaluation.score import encode, measure
 from facemllm.records import CONVERSATIONS, PREDICTIONS, Table, TableWriter, open_table, partial_folder, publish
+from facemllm.scoring.metrics import columns, number
 from facemllm.settings import Settings
-from facemllm.tasks.metrics import columns, number
 
 SAMPLES = 12
 SAMPLE_PIXELS = 256

@@ -18,9 +18,9 @@ from PIL import Image
 from facemllm import progress, tasks
 from facemllm.errors import UserError
 from facemllm.records import Table, TableWriter, pairs
+from facemllm.scoring.metrics import is_asked
 from facemllm.settings import Settings
 from facemllm.tasks.answers import answer
-from facemllm.tasks.metrics import is_asked
 
 COLUMNS = ["image_id", "images", "subject_id", "groups", "messages", "turns"]
 

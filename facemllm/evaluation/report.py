@@ -15,7 +15,7 @@ from typing import Any
 
 from facemllm.evaluation.charts import curve, interval_bar
 from facemllm.records import atomic_write
-from facemllm.tasks.metrics import CLOSED_MEAN, clears_majority
+from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
 
 _METRICS = {
     "accuracy": "accuracy",

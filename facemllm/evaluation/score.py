@@ -8,8 +8,8 @@ from typing import Any
 
 from facemllm.evaluation.baselines import baselines
 from facemllm.records import CONVERSATIONS, PREDICTIONS, Table, atomic_write, open_table
+from facemllm.scoring.metrics import read_parsed, read_sheet, summarise
 from facemllm.settings import Settings
-from facemllm.tasks.metrics import read_parsed, read_sheet, summarise
 
 
 def score(settings: Settings, conversations: Path, predictions: Path, out: Path | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from facemllm.tasks.metrics import CLOSED_MEAN, clears_majority
+from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:

@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facemllm import stats, tasks
+from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.records import CONVERSATIONS, PREDICTIONS, open_table
+from facemllm.scoring import stats
+from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority, read_parsed, read_sheet, replicate
 from facemllm.settings import Settings, Threshold
-from facemllm.tasks.metrics import BALANCED, CLOSED_MEAN, clears_majority, read_parsed, read_sheet, replicate
 
 
 @dataclass(frozen=True)

@@ -152,9 +152,7 @@ class Task:
     @cached_property
     def _questions(self) -> tuple[Question, ...]:
         return tuple(
-            Question(
-                task=self.name, item=i.name, form=i.form, templates=i.templates, options=i.options
-            )
+            Question(task=self.name, item=i.name, form=i.form, templates=i.templates, options=i.options)
             for i in self.items
         )
 

@@ -86,4 +86,11 @@ def facts(row: Row) -> dict[str, str]:
     return stated
 
 
-TASK = Task(name="caption", metric="fact_f1", higher_is_better=True, unit="", items=(Facts(),), use="describing what is to be seen")
+TASK = Task(
+    name="caption",
+    metric="fact_f1",
+    higher_is_better=True,
+    unit="",
+    items=(Facts(),),
+    use="describing what is to be seen",
+)

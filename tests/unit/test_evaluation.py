@@ -17,7 +17,7 @@ from facemllm.evaluation.evaluate import evaluate
 from facemllm.evaluation.predict import question_texts
 from facemllm.evaluation.score import score
 from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
-from facemllm.tasks.metrics import facts, read_parsed, read_sheet
+from facemllm.scoring.metrics import facts, read_parsed, read_sheet
 
 ASKED = [
     ("caption", "caption"),

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from facemllm import settings as settings_module
-from facemllm import stats, tasks
+from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.promotion.gates import Difference, decide, differences, judge
 from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, open_table
-from facemllm.tasks.metrics import read_parsed, read_sheet, summarise
+from facemllm.scoring import stats
+from facemllm.scoring.metrics import read_parsed, read_sheet, summarise
 
 TASKS = ["expression", "age", "gender"]
 PEOPLE = 150

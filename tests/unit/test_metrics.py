@@ -3,7 +3,8 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, mean_absolute_error
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from facemllm import stats, tasks
+from facemllm import tasks
+from facemllm.scoring import stats
 from facemllm.tasks import metrics
 
 DRAW = np.random.default_rng(0)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from facemllm import stats
+from facemllm.scoring import stats
 
 
 def sums_of(right: np.ndarray, subjects: np.ndarray) -> stats.Sums:

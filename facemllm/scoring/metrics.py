@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from facemllm import stats, tasks
+from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.records import Table
+from facemllm.scoring import stats
 
 CLOSED_MEAN = "closed_mean"
 BALANCED = "balanced_accuracy"
