@@ -345,9 +345,9 @@ class Promotion(Section):
     """What the gate asks for, and how long a run waits for a person.
 
     A threshold of null is not asked for. `every_task` refuses a model when the data hold no label of a task in
-    `qa.tasks`; else such a task is left out. `fairness_gap` is the largest difference between two groups of people that a
-    task may be shown to have, in the task's own unit; null is not asked for. `champion_margin` is in the figure's own unit for shares, and a share of
-    the champion's error for errors.
+    `qa.tasks`; else such a task is left out. `fairness_gap` is the largest difference between two groups of people that
+    a task may be shown to have, in the task's own unit; null is not asked for. `champion_margin` is in the figure's own
+    unit for shares, and a share of the champion's error for errors.
     """
 
     model_name: str

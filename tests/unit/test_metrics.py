@@ -4,8 +4,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, m
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from facemllm import tasks
-from facemllm.scoring import stats
-from facemllm.tasks import metrics
+from facemllm.scoring import metrics, stats
 
 DRAW = np.random.default_rng(0)
 

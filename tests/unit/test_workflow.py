@@ -167,8 +167,8 @@ def test_output_folder_that_cannot_be_made(settings: Settings) -> None:
         ("align", "model/tower.py"),
         ("evaluate", "evaluation/predict.py"),
         ("evaluate", "model/inference.py"),
-        ("evaluate", "tasks/metrics.py"),
-        ("gate", "stats.py"),
+        ("evaluate", "scoring/metrics.py"),
+        ("gate", "scoring/stats.py"),
         ("register", "promotion/card.py"),
     ],
 )
