@@ -1,0 +1,250 @@
+"""One configuration: `params.yaml`, overlaid by a profile and by `--set a.b=c`, read once into frozen typed settings.
+
+`load("ci", ["training.workers=2"])` reads `params.yaml`, lays `profiles/ci.yaml` over it (mappings merge, anything else
+replaces), then the overrides. An unknown key, a wrong type or an impossible value is refused with the key's path, the
+file or flag it came from, and what would be allowed. Nothing else in the project reads configuration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError, model_validator
+
+from facemllm.errors import UserError
+from facemllm.settings.base import Section
+from facemllm.settings.data import (
+    Annotation,
+    Data,
+    Endpoint,
+    Experts,
+    Forms,
+    Mixture,
+    Qa,
+    Quality,
+    Source,
+    Storage,
+    Versioning,
+    VisionLanguage,
+)
+from facemllm.settings.deciding import (
+    RAY_PORTS,
+    Cluster,
+    Cost,
+    Evaluation,
+    Promotion,
+    Services,
+    Serving,
+    Size,
+    Threshold,
+    Tracking,
+)
+from facemllm.settings.learning import Knowledge, Lora, Model, Segmentation, Stage, Stages, Trainable, Training, Trains
+
+PARAMS = "params.yaml"
+PROFILES = "profiles"
+
+__all__ = [
+    "PARAMS",
+    "PROFILES",
+    "RAY_PORTS",
+    "Annotation",
+    "Cluster",
+    "Cost",
+    "Data",
+    "Endpoint",
+    "Evaluation",
+    "Experts",
+    "Forms",
+    "Knowledge",
+    "Lora",
+    "Mixture",
+    "Model",
+    "Promotion",
+    "Qa",
+    "Quality",
+    "Section",
+    "Segmentation",
+    "Services",
+    "Serving",
+    "Settings",
+    "Size",
+    "Source",
+    "Stage",
+    "Stages",
+    "Storage",
+    "Threshold",
+    "Tracking",
+    "Trainable",
+    "Training",
+    "Trains",
+    "Versioning",
+    "VisionLanguage",
+    "digest_text",
+    "load",
+    "root",
+]
+
+
+class Settings(Section):
+    """Everything a run needs to know. `profile` is the name it was loaded under."""
+
+    profile: str = "laptop"
+    seed: int
+    storage: Storage
+    data: Data
+    annotation: Annotation
+    qa: Qa
+    quality: Quality
+    versioning: Versioning
+    model: Model
+    training: Training
+    evaluation: Evaluation
+    promotion: Promotion
+    tracking: Tracking
+    services: Services
+    serving: Serving
+    cost: Cost
+    cluster: Cluster
+
+    @model_validator(mode="after")
+    def _stages_train_on_known_tasks(self) -> Settings:
+        for name, stage in self.stages().items():
+            if missing := set(stage.tasks) - set(self.qa.tasks):
+                raise ValueError(f"training.stages.{name}.tasks names {sorted(missing)}, absent from qa.tasks")
+        return self
+
+    def stages(self) -> dict[str, Stage]:
+        """The training stages by name, in order."""
+        return {name: getattr(self.training.stages, name) for name in Stages.model_fields}
+
+    @property
+    def home(self) -> Path:
+        """Folder of the store, caches and local services, absolute."""
+        return (root() / self.storage.home).resolve()
+
+    @property
+    def runs(self) -> Path:
+        """Folder of run folders, absolute."""
+        return (root() / self.storage.runs).resolve()
+
+
+def root() -> Path:
+    """The project folder: the nearest one upward from the working directory that holds `params.yaml`."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / PARAMS).is_file():
+            return folder
+    raise UserError(f"no {PARAMS} here or above {Path.cwd()}; run this inside the project folder")
+
+
+def load(profile: str = "laptop", overrides: Sequence[str] = ()) -> Settings:
+    """Read `params.yaml`, the profile and the overrides (`a.b=value`, value in YAML) into settings.
+
+    Raises UserError naming the key, where it was set and what is allowed.
+    """
+    folder = root()
+    if Path(profile).name != profile:
+        raise UserError(f"--profile {profile!r}: give the plain name of a file in {PROFILES}/")
+    values = _read(folder / PARAMS)
+    origins = dict.fromkeys(_leaves(values), PARAMS)
+    overlay = folder / PROFILES / f"{profile}.yaml"
+    if not overlay.is_file():
+        known = sorted(p.stem for p in (folder / PROFILES).glob("*.yaml"))
+        raise UserError(f"no profile '{profile}' ({PROFILES}/{profile}.yaml); choose one of {', '.join(known)}")
+    over = _read(overlay)
+    origins |= dict.fromkeys(_leaves(over), f"{PROFILES}/{profile}.yaml")
+    values = _merge(values, over)
+    for text in overrides:
+        key, value = _parse_override(text)
+        origins[key] = f"--set {text}"
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = _merge(values, nested)
+    values["profile"] = profile
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, origins)) from None
+
+
+def digest_text(settings: Section | Mapping[str, Any]) -> str:
+    """Canonical JSON of a settings block: what a step's key is made from."""
+    data = settings.model_dump() if isinstance(settings, BaseModel) else settings
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path.name}{where}: not valid YAML; {getattr(error, 'problem', error)}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UserError(f"{path.name}: expected a mapping of settings, found {type(data).__name__}")
+    return data
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        keys.append(path)
+        if isinstance(value, Mapping):
+            keys += _leaves(value, f"{path}.")
+    return keys
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, found, raw = text.partition("=")
+    if not found or not all(key.strip().split(".")):
+        raise UserError(f"--set {text}: expected KEY=VALUE, as in --set training.workers=2")
+    try:
+        return key.strip(), yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text}: the value is not valid YAML") from None
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    where = next((origins[k] for k in _upward(key) if k in origins), PARAMS)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(first["loc"][-1]), _allowed(first["loc"][:-1]), n=1)
+        message = "unknown key" + (f"; did you mean '{close[0]}'?" if close else "")
+    elif first["type"] == "missing":
+        message = "is required and missing"
+    elif "input" in first and not isinstance(first["input"], Mapping | BaseModel):
+        message += f" (found {first['input']!r})"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {key or 'settings'}: {message}{more}"
+
+
+def _upward(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+
+
+def _allowed(location: Sequence[str | int]) -> list[str]:
+    model: Any = Settings
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,122 @@
+"""Settings of evaluation, promotion, services, serving and the cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from facemllm.settings.base import Port, Positive, Section
+
+
+class Evaluation(Section):
+    """Predictions on held-out identities and their statistics.
+
+    Of `generated_faces` faces the closed questions are also answered by free generation, to compare; `disturbed_faces`
+    faces are asked again blurred, dark, as poor JPEG and occluded. A group of fewer than `min_group` people gets no
+    fairness figure.
+    """
+
+    split: Literal["validation", "test"]
+    batch_images: Positive
+    bootstrap: Annotated[int, Field(ge=100)]
+    baseline_pixels: Annotated[int, Field(ge=8, le=64)]
+    max_new_tokens: Positive
+    generated_faces: Annotated[int, Field(ge=0)]
+    disturbed_faces: Annotated[int, Field(ge=0)]
+    min_group: Annotated[int, Field(ge=2)]
+
+
+class Threshold(Section):
+    """What a figure must reach. It stands under `task`, `task.item` or `closed_mean`."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Threshold:
+        if (self.min is None) == (self.max is None):
+            raise ValueError("give exactly one of min and max")
+        return self
+
+
+class Promotion(Section):
+    """What the gate asks for, and how long a run waits for a person.
+
+    A threshold of null is not asked for. `every_task` refuses a model when the data hold no label of a task in
+    `qa.tasks`; else such a task is left out. `fairness_gap` is the largest difference between two groups of people that
+    a task may be shown to have, in the task's own unit; null is not asked for. `champion_margin` is in the figure's own
+    unit for shares, and a share of the champion's error for errors.
+    """
+
+    model_name: str
+    thresholds: dict[str, Threshold | None]
+    above_majority: bool
+    every_task: bool
+    fairness_gap: dict[str, Annotated[float, Field(gt=0)] | None]
+    champion_margin: Annotated[float, Field(ge=0)]
+    wait_minutes: Annotated[float, Field(ge=0)]
+
+
+class Tracking(Section):
+    """MLflow. `uri: null` means the local server that `facemllm services` keeps."""
+
+    uri: str | None
+    experiment: str
+
+
+RAY_PORTS = 320
+
+
+class Services(Section):
+    """Ports of a laptop run, on loopback; Ray, which cannot be kept there, takes `ray_port` and the 320 after it."""
+
+    mlflow_port: Port
+    ray_port: Port
+    staging_port: Port
+    production_port: Port
+    start_timeout_s: Positive
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Services:
+        ports = [self.mlflow_port, self.ray_port, self.staging_port, self.production_port]
+        if len(set(ports)) < len(ports):
+            raise ValueError("each service needs a port of its own")
+        rays = range(self.ray_port, self.ray_port + RAY_PORTS + 1)
+        if rays.stop > 65536 or any(port in rays for port in ports if port != self.ray_port):
+            raise ValueError(f"Ray takes ports {rays.start} to {rays.stop - 1}; keep the others out, below 65536")
+        return self
+
+
+class Serving(Section):
+    """Limits of the model server. `max_pixels` is for all images of one request together."""
+
+    max_body_mb: Annotated[float, Field(gt=0)]
+    max_pixels: Positive
+    max_question_chars: Positive
+    max_instances: Positive
+    batch_size: Positive
+    threads: Positive
+
+
+class Cost(Section):
+    """Rates for the cost report; null leaves the price out."""
+
+    price_per_hour: Annotated[float, Field(ge=0)] | None
+
+
+class Size(Section):
+    """What one task of the pipeline asks a cluster for."""
+
+    cpu: str
+    memory: str
+    gpus: Annotated[int, Field(ge=0)]
+
+
+class Cluster(Section):
+    """What only Kubeflow on a cluster needs: image, shared workspace, sizes of tasks."""
+
+    image: str
+    workspace_claim: str
+    steps: Size
+    training: Size
