@@ -69,12 +69,11 @@ class FaceModel(Model):
         super().__init__(name)
         self._predictor, self._limits, self._max_new_tokens = predictor, limits, max_new_tokens
         self._tasks = {task.name: task for task in map(tasks.get, names)}
-        self._wordings = {
-            _plain(text): (question, text)
-            for task in self._tasks.values()
-            for question in task.questions()
-            for text in question.templates
-        }
+        self._wordings: dict[str, tuple[tasks.Question, str]] = {}
+        for task in self._tasks.values():
+            for item in task.items:
+                for text in (*item.templates, *item.unseen):  # where two tasks ask alike, the one named first answers
+                    self._wordings.setdefault(_plain(text), (task.question(item.name), text))
         self._batcher = Batcher(self._answer, size=batch_size, max_waiting=MAX_WAITING)
 
     def load(self) -> bool:

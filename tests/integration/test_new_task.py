@@ -1,0 +1,124 @@
+"""A task of one's own: one module and its name in params.yaml; then it is asked, learnt, evaluated and reported."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+PROJECT = Path(__file__).parents[2]
+
+MODULE = '''"""Whether the face is seen from the front: within ten degrees."""
+
+from facemllm.tasks.base import Option, Row, Task
+from facemllm.tasks.items import Choice
+
+
+def _view(row: Row) -> str | None:
+    yaw = row.get("yaw")
+    return None if yaw is None else "frontal" if abs(yaw) <= 10 else "turned"
+
+
+TASK = Task(
+    name="view",
+    metric="balanced_accuracy",
+    higher_is_better=True,
+    unit="",
+    use="choosing pictures",
+    items=(
+        Choice(
+            name="view",
+            templates=("From where is the face seen?",),
+            unseen=("From which side is the face seen?",),
+            options=(Option(value="frontal", text="from the front"), Option(value="turned", text="from the side")),
+            source=_view,
+            patterns={"frontal": ("from the front", "frontal"), "turned": ("from the side",)},
+        ),
+    ),
+)
+'''
+
+DRIVER = """
+import sys
+from pathlib import Path
+
+def main():
+    from facemllm import digests, settings
+    from facemllm.annotation import annotate
+    from facemllm.evaluation.evaluate import evaluate
+    from facemllm.evaluation.report import write_report
+    from facemllm.qa import reformat
+    from facemllm.sources.ingest import ingest
+    from facemllm.training.launch import train
+
+    s = settings.load("ci", sys.argv[1:])
+    work = Path("work")
+    ingest(s, work / "faces")
+    annotate(s, work / "faces", work / "annotated")
+    reformat(s, work / "annotated", work / "conversations")
+    model = work / "model"
+    train("instruct", s, work / "conversations", None, model, work / "checkpoints", work / "cache")
+    metrics = evaluate(s, model, digests.of_tree(model), work / "conversations", work / "evaluation")
+    summary = {"run": "new task", "profile": "ci", "tasks": metrics["tasks"], "closed_mean": metrics["closed_mean"]}
+    write_report(work / "report.html", summary, work / "evaluation")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with one file more and one name more in params.yaml."""
+    copy = tmp_path_factory.mktemp("project")
+    shutil.copytree(PROJECT / "facemllm", copy / "facemllm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PROJECT / "profiles", copy / "profiles")
+    params = (PROJECT / "params.yaml").read_text("utf-8")
+    before, tasks, after = params.partition("  tasks: [caption, ")
+    assert tasks
+    (copy / "params.yaml").write_text(f"{before}{tasks}view, {after}", "utf-8")
+    (copy / "facemllm" / "tasks" / "view.py").write_text(MODULE, "utf-8")
+    return copy
+
+
+def test_a_task_of_ones_own_goes_all_the_way(project):
+    overrides = [
+        "data.identities=60",
+        "data.image_size=64",
+        "model.image_size=32",
+        "training.threads=1",
+        "training.stages.instruct.steps=4",
+        "training.stages.instruct.tasks={view: 1.0, expression: 1.0}",
+        "training.stages.instruct.trains.tower=full",
+        "annotation.concurrency=1",
+        "evaluation.generated_faces=2",
+        "evaluation.disturbed_faces=0",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = str(project)
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *overrides], cwd=project, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    figure = json.loads((project / "work/evaluation/metrics.json").read_text())["tasks"]["view"]
+    assert figure["n"] > 0
+    assert figure["baselines"]["majority"] == pytest.approx(0.5)
+    assert figure["low"] <= figure["value"] <= figure["high"]
+    assert ">view<" in (project / "work/report.html").read_text()
+
+
+def test_its_code_counts_in_the_keys_of_what_is_made_of_it(project):
+    digest = "from facemllm import digests; print(digests.of_code('facemllm.qa'))"
+
+    def key(folder):
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        return subprocess.run(
+            [sys.executable, "-c", digest], cwd=folder, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert key(project) != key(PROJECT)
