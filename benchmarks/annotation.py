@@ -115,7 +115,7 @@ def bare_loop(chosen: Any, faces: Path, parallel: int) -> int:
     """The same calls without the job; how many replies fit."""
     from facemllm.annotation import prompt, replies
     from facemllm.annotation.endpoint import endpoint
-    from facemllm.annotation.wire import Answered, Wire
+    from facemllm.endpoint.wire import Answered, Wire
     from facemllm.records import open_table
 
     table = open_table(faces)
@@ -166,7 +166,7 @@ class Watch:
                     words = " ".join(process.cmdline())
                     part = "driver" if process.pid == os.getpid() else ""
                     part = "workers" if words.startswith("ray::") else part
-                    part = "couriers" if "facemllm.annotation.courier" in words else part
+                    part = "couriers" if "facemllm.endpoint.courier" in words else part
                     if part:
                         memory = process.memory_info()
                         found[part] += (memory.rss - memory.shared) / 2**20

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from facemllm import cli_data, digests
-from facemllm.cli_options import By, Conversations, Json, Out, Profile, Reason, Sets, Version, say
+from facemllm import cli_data, cli_measure, digests
+from facemllm.cli_options import By, Json, Profile, Reason, Sets, Version, say
 from facemllm.errors import UserError
 from facemllm.runs import exclusive
 from facemllm.settings import Settings, load
@@ -27,6 +27,7 @@ app = typer.Typer(
 promote = typer.Typer(no_args_is_help=True, help="Decisions of named persons about model versions.")
 services_app = typer.Typer(no_args_is_help=True, help="Local servers: MLflow, Ray, staging, production.")
 cli_data.add_to(app)
+cli_measure.add_to(app)
 app.add_typer(promote, name="promote")
 app.add_typer(services_app, name="services")
 
@@ -90,40 +91,6 @@ def _inputs(settings: Settings, name: str, **given: str) -> dict[str, str]:
             raise UserError(f"{name} needs the result of '{source}'; run that first, or give --{key} DIGEST")
         values[key] = given.get(key) or str(records[source]["output"])
     return values
-
-
-@app.command()
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model directory.")],
-    conversations: Conversations,
-    out: Out,
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
-    """Answer every question about held-out identities; write predictions and metrics."""
-    from facemllm.evaluation.evaluate import evaluate as run_evaluation
-
-    if not model.is_dir():
-        raise UserError(f"{model} is not a model directory")
-    metrics = run_evaluation(load(profile, set_), model, digests.of_tree(model), conversations, out)
-    say(as_json, metrics, f"{out / 'metrics.json'}: mean balanced accuracy {metrics['closed_mean']['value']:.3f}")
-
-
-@app.command()
-def score(
-    conversations: Conversations,
-    predictions: Annotated[Path, typer.Argument(help="A predictions table.")],
-    out: Annotated[Path, typer.Argument(help="JSON file to write.")],
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
-    """Compute the metrics again from saved predictions; no model is loaded."""
-    from facemllm.evaluation.score import score as run_score
-
-    metrics = run_score(load(profile, set_), conversations, predictions, out)
-    say(as_json, metrics, f"{out}: mean balanced accuracy {metrics['closed_mean']['value']:.3f}")
 
 
 @promote.command("request")

@@ -27,6 +27,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("ledger")(show_ledger)
     app.command("annotate")(annotate_faces)
     app.command("reformat")(reformat_faces)
+    app.command("export")(export_conversations)
     app.command("validate")(validate_tables)
 
 
@@ -145,6 +146,23 @@ def reformat_faces(
 
     settings = load(profile, set_)
     _table_said(as_json, reformat(settings, faces, out), out)
+
+
+def export_conversations(
+    conversations: Conversations,
+    out: Out,
+    format_: Annotated[str, typer.Option("--format", help="llava, sharegpt, trl, facebench or facexbench.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Write conversations in the format of another tool: its training data, or its benchmark."""
+    from facemllm.qa.exports import export
+
+    told = export(load(profile, set_), conversations, out, format_, split)
+    text = f"{out}: {told['entries']:,} entries of {told['kept']:,} conversations ({told['quarantined']:,} left out)"
+    say(as_json, told, f"{text}; SOURCES.json says what may be done with them")
 
 
 def validate_tables(

@@ -26,7 +26,7 @@ Point = tuple[str, float, int, int]
 
 
 class CurveLogger:
-    """Logs a run's curves: `curve(step, {"train/loss": 0.7})` as often as wanted, then `curve.flush()` at the end.
+    """Logs a run's curves: `curve(step, {"loss": 0.7})` as often as wanted, then `curve.flush()` at the end.
 
     A call only buffers; a thread sends the points in batches every `interval_s` seconds. When the server is away it
     warns once, keeps the newest 200,000 points, and tries again ever less often. It never raises. Pickles without its

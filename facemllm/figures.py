@@ -1,23 +1,39 @@
-"""An evaluation as MLflow shows it: metric names, a results table, some answers to look at, a figure of intervals.
+"""An evaluation as MLflow shows it: metric names, tables of results, some answers to look at.
 
 Pure functions of `metrics.json` (or of the `tasks` of a summary) and of the predictions table. Metric names are stable,
 so that runs compare:
 
-    <task>/value  <task>/low  <task>/high           figure and its 95 % interval; also <task>/n and <task>/unparsed
+    <task>/value  <task>/low  <task>/high           figure and its 95 % interval
+    <task>/n  <task>/unparsed  <task>/refused       questions asked, shares of answers not readable and refused
+    <task>/smallest_difference                      what this test set would show between two models
     <task>/baseline_majority  <task>/baseline_...   what needs no model, or a small one
+    <task>/also/<metric>/value                      a further metric of the task: attributes/also/accuracy
     <task>/<item>/value ...                         the same for an item of a task: head_pose/yaw, attributes/Smiling
+    zero_shot/...                                   a task as any other: attributes that training never saw
+    closed_mean/value ...
+    fairness/<task>/<kind>/<group>                  figure of a group of people; kinds: gender, age_band, skin_tone
+    fairness/<task>/<kind>/largest_gap/value ...    between two groups; kinds also by pairs: gender x age_band
+    fairness/gaps/compared  fairness/gaps/shown     kinds of groups over all tasks, and those in which a gap is shown
+    consistency/model/value ...  consistency/truth  share of answers that break a logical relation, and of true labels
+    consistency/<way>/agreement/value ...           the same question asked another way: unseen, statement, lettered
+    calibration/<task>/ece ...                      expected calibration error
+    slices/<name>/closed_mean/value ...             turned or covered faces; also slices/<name>/tasks/<task>/value
+    disturbed/<kind>/after/value, .../change/value  the same faces blurred, dark, as poor JPEG, occluded
+    generation/agreement/value ...                  answers by free generation against those by likelihood
+
+The figures are in `plots.py`.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-FIGURES = ("value", "low", "high", "n", "unparsed")
+FIGURES = ("value", "low", "high", "n", "unparsed", "refused", "smallest_difference")
+SHOWN = 0.05  # a gap counts as shown below this corrected p value
 HEAD = ("task", "item", "metric", "unit")
 ANSWERS = ("task", "question", "answer", "parsed", "raw", "sample_id", "image_id")
 
@@ -29,9 +45,88 @@ def task_metrics(tasks: Mapping[str, Any], prefix: str = "", *, items: bool = Tr
         base = f"{prefix}{name}"
         flat |= numbers({field: figures.get(field) for field in FIGURES}, f"{base}/")
         flat |= numbers(baselines(figures), f"{base}/baseline_")
+        flat |= numbers(figures.get("also") or {}, f"{base}/also/")
         if items:
             flat |= task_metrics(figures.get("items") or {}, f"{base}/")
     return flat
+
+
+def evaluation_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Every number of `metrics.json` that runs are compared by, under its stable name."""
+    consistency, generation = metrics.get("consistency") or {}, metrics.get("generation") or {}
+    relations = {who: (consistency.get("relations") or {}).get(who) for who in ("model", "truth")}
+    parts = {
+        "fairness": {task: _fairness(kinds) for task, kinds in (metrics.get("fairness") or {}).items()},
+        "consistency": {**relations, **(consistency.get("ways") or {})},
+        "calibration": metrics.get("calibration") or {},
+        "slices": metrics.get("slices") or {},
+        "disturbed": metrics.get("disturbed") or {},
+        "generation": generation,
+    }
+    tasks = {**(metrics.get("tasks") or {}), "closed_mean": metrics.get("closed_mean") or {}}
+    flat = task_metrics(tasks) | numbers(parts) | trust_metrics(trust(metrics))
+    return {re.sub(r"[^\w./ :-]", "_", name): value for name, value in flat.items()}
+
+
+def _fairness(kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Largest gap of every kind; figures of groups where a kind is no crossing of two others, whose groups are many."""
+    found: dict[str, Any] = {}
+    for kind, body in kinds.items():
+        groups = body.get("groups") or {}
+        values = {} if " x " in kind else {name: group.get("value") for name, group in groups.items()}
+        found[kind] = {**values, "largest_gap": body.get("largest")}
+    return found
+
+
+def fairness_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a task, kind and group of people: figure, interval, people, unreadable share."""
+    return [
+        {"task": task, "kind": kind, "group": name, **group}
+        for task, kinds in (metrics.get("fairness") or {}).items()
+        for kind, body in kinds.items()
+        for name, group in (body.get("groups") or {}).items()
+    ]
+
+
+def gap_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a task, kind and pair of groups: the gap with its interval and p values."""
+    return [
+        {"task": task, "kind": kind, **gap}
+        for task, kinds in (metrics.get("fairness") or {}).items()
+        for kind, body in kinds.items()
+        for gap in body.get("gaps") or ()
+    ]
+
+
+def shown_gaps(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The largest of the gaps that are shown, for every task and kind of group that has one: corrected p below 5 %."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for gap in sorted(gap_rows(metrics), key=lambda gap: -abs(gap["value"])):
+        if gap.get("p_holm") is not None and gap["p_holm"] < SHOWN:
+            found.setdefault((gap["task"], gap["kind"]), gap)
+    return [found[key] for key in sorted(found)]
+
+
+def trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's summary says beside the figures of tasks: consistency, and gaps between groups of people.
+
+    `consistency`: `model` and `truth`, the shares of broken relations. `gaps`: in how many of the `compared` kinds of
+    groups, over all tasks, a gap is `shown`, and the `surest` of these.
+    """
+    relations = (metrics.get("consistency") or {}).get("relations") or {}
+    compared = {(gap["task"], gap["kind"]) for gap in gap_rows(metrics)}
+    shown = shown_gaps(metrics)
+    surest = min(shown, key=lambda gap: (gap["p_holm"], -abs(gap["value"])), default=None)
+    return {
+        "consistency": {who: relations[who] for who in ("model", "truth") if relations.get(who)},
+        "gaps": {"compared": len(compared), "shown": len(shown), "surest": surest},
+    }
+
+
+def trust_metrics(found: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of `trust` under their stable metric names."""
+    gaps = {name: value for name, value in (found.get("gaps") or {}).items() if name != "surest"}
+    return numbers({"consistency": found.get("consistency") or {}, "fairness": {"gaps": gaps}})
 
 
 def baselines(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +141,7 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             flat |= numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float) and math.isfinite(value):
             flat[f"{prefix}{name}"] = float(value)
     return flat
 
@@ -63,14 +158,28 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def results(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a task and one an item of a task: figure, interval, counts, baselines. What a table needs."""
+    """One row a task, one a further metric and one an item of it: figure, interval, counts, baselines."""
     rows = []
     for task, figures in tasks.items():
         for item, part in [("", figures), *(figures.get("items") or {}).items()]:
             kind = {name: part.get(name) or figures.get(name) or "" for name in ("metric", "unit")}
             row = {"task": task, "item": item, **kind}
             rows.append(row | {field: part.get(field) for field in FIGURES} | baselines(part))
+            for metric, found in ({} if item else figures.get("also") or {}).items():
+                row = {"task": task, "item": "", "metric": metric, "unit": ""}
+                rows.append(row | {field: found.get(field) for field in FIGURES})
     return rows
+
+
+def tables(metrics: Mapping[str, Any], answers: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the tables kept of an evaluation, by name: `results`, `answers`, `fairness` and `fairness_gaps`."""
+    found = {
+        "results": results(metrics["tasks"]),
+        "fairness": fairness_rows(metrics),
+        "fairness_gaps": gap_rows(metrics),
+        "answers": sample_answers(answers),
+    }
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -92,36 +201,3 @@ def sample_answers(predictions: Iterable[Mapping[str, Any]], per_task: int = 60)
         for task in sorted(kept)
         for row in sorted(kept[task], key=lambda r: r["sample_id"])[:per_task]
     ]
-
-
-def intervals(tasks: Mapping[str, Any]) -> Figure:
-    """Every task and item with its 95 % interval beside its baselines, one panel a metric and unit."""
-    from matplotlib.figure import Figure
-
-    panels: dict[str, list[dict[str, Any]]] = {}
-    for row in results(tasks):
-        if row["value"] is not None:
-            panels.setdefault(f"{row['metric']} {row['unit']}".strip(), []).append(row)
-    heights = [len(rows) + 1.5 for rows in panels.values()] or [1.0]
-    figure = Figure(figsize=(8, 0.6 + 0.32 * sum(heights)), layout="constrained")
-    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
-    known = {*HEAD, *FIGURES}
-    names = dict.fromkeys(name for rows in panels.values() for row in rows for name in row if name not in known)
-    for axis, (metric, rows) in zip(axes, panels.items(), strict=False):
-        for y, row in enumerate(rows):
-            if row["low"] is not None and row["high"] is not None:
-                axis.plot([row["low"], row["high"]], [y, y], color="C0", linewidth=2)
-        axis.scatter([r["value"] for r in rows], range(len(rows)), color="C0", zorder=3, label="model, 95 % interval")
-        for index, name in enumerate(names):
-            points = [(row[name], y) for y, row in enumerate(rows) if row.get(name) is not None]
-            axis.scatter(
-                *zip(*points, strict=True) if points else ([], []), marker="|", s=90, c=f"C{index + 1}", label=name
-            )
-        labels = [f"{row['task']}  {row['item']}" if row["item"] else row["task"] for row in rows]
-        axis.set_yticks(range(len(rows)), labels)
-        axis.set_ylim(len(rows) - 0.5, -0.5)
-        axis.set_xlabel(metric)
-        axis.grid(axis="x", alpha=0.3)
-    if panels:
-        axes[0].legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
-    return figure

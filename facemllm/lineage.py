@@ -100,6 +100,13 @@ def behind(store: Store, digest: str) -> dict[str, str]:
     return found
 
 
+def costs(store: Store, results: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What steps cost, by step, from the digests of their results; steps that recorded none are left out."""
+    records = _records(store.home)
+    found = {step: records.get(digest, {}).get("cost") for step, digest in results.items()}
+    return {step: cost for step, cost in found.items() if cost}
+
+
 @dataclass
 class _Walk:
     settings: Settings

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from facemllm import digests
+from facemllm import cost, digests
 from facemllm.errors import UserError
 from facemllm.records import open_table
 from facemllm.settings import Settings
@@ -131,15 +131,9 @@ def train(stage: str) -> Callable[[Context], Outcome]:
             "sources": sorted({*sources, *(ledger.sources_of_model(base) if base else ())}),
         }
         write_json(c.out, "lineage.json", lineage)
-        cost = {
-            "seconds": round(result.seconds, 1),
-            "samples": result.samples,
-            "tokens": result.tokens,
-            "peak_memory_bytes": result.peak_memory_bytes,
-        }
         resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
         figure = f"loss {result.final_loss:.3f} after {result.steps:,} steps{resumed}"
-        return Outcome(digests.of_tree(c.out), figure, facts={"cost": cost, "resumed_from": result.resumed_from})
+        return Outcome(digests.of_tree(c.out), figure, facts={"cost": result.cost, "resumed_from": result.resumed_from})
 
     return work
 
@@ -150,11 +144,16 @@ def evaluate(c: Context) -> Outcome:
     from facemllm.evaluation.evaluate import evaluate
 
     ledger.require(c.settings, open_table(c.path("conversations")).sources, "evaluate")
+    device = cost.inference_device(c.settings)
+    meter = cost.Meter(device)
     metrics = evaluate(c.settings, _whole_model(c), c.inputs["model"], c.path("conversations"), c.out)
+    spent = {"device": cost.device_name(device), "samples": metrics["n_images"], **meter.spent()}
+    spent["peak_memory_bytes"] = cost.peak_memory_bytes(device)
     if c.run is not None:
         c.run.log_evaluation(metrics, c.out)
     mean = metrics["closed_mean"]
-    return Outcome(digests.of_tree(c.out), f"mean balanced accuracy {mean['value']:.3f}")
+    figure = f"mean balanced accuracy {mean['value']:.3f}"
+    return Outcome(digests.of_tree(c.out), figure, facts={"cost": cost.tidy(spent)})
 
 
 def _table(manifest: Mapping[str, Any], what: str) -> Outcome:

@@ -264,7 +264,7 @@ class TableWriter:
         self._required = [field.name for field in schema if not field.nullable]
         # `datasets` takes its own feature types from the file only where the Arrow field is nullable, as its own are
         fields = [field.with_nullable(True) for field in schema]
-        self.schema = pa.schema(fields, {**(schema.metadata or {}), "huggingface": _huggingface(schema)})
+        self.schema = pa.schema(fields, {**(schema.metadata or {}), **huggingface_metadata(schema)})
         self.manifest: dict[str, Any] = {
             "schema": schema.metadata[b"schema"].decode(),
             "rows": 0,
@@ -275,6 +275,8 @@ class TableWriter:
         }
         self._shard_bytes = shard_mb * 2**20
         self._pending: list[Mapping[str, Any]] = []
+        self._held: list[pa.Table] = []
+        self._held_rows = 0
         self._refused: list[dict[str, Any]] = []
         self._writer: pq.ParquetWriter | None = None
         self._quarantine: pq.ParquetWriter | None = None
@@ -288,7 +290,20 @@ class TableWriter:
         for row in rows:
             self._pending.append(row)
             if len(self._pending) == ROW_GROUP:
-                self._flush()
+                self._hold_pending()
+
+    def write_table(self, table: pa.Table) -> None:
+        """Append rows that are Arrow columns already: the columns of the schema, in its order.
+
+        Raises UserError when they are not, or a required one has nulls. The bytes are those that `write` would give.
+        """
+        self._hold_pending()
+        if table.schema.names != self.schema.names or table.schema.types != self.schema.types:
+            raise UserError(f"{self.out}: the columns are not those of {self.manifest['schema']}")
+        for name in self._required:
+            if table.column(name).null_count:
+                raise UserError(f"{self.out}: column '{name}' must not be empty")
+        self._hold(pa.Table.from_arrays(table.columns, schema=self.schema))
 
     def quarantine(self, file: str, row: int, reason: str) -> None:
         """Note a row that was refused: the file it came from, its number there, and why."""
@@ -301,7 +316,8 @@ class TableWriter:
     ) -> None:
         try:
             if error is None:
-                self._flush()
+                self._hold_pending()
+                self._flush(self._held_rows)
                 self._close_shard()
                 self._finish()
                 publish(self._partial, self.out)
@@ -312,11 +328,12 @@ class TableWriter:
                         writer.close()
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def _flush(self) -> None:
+    def _hold_pending(self) -> None:
         if not self._pending:
             return
         names = set(self.schema.names)
-        for number, row in enumerate(self._pending, start=self.manifest["rows"]):
+        first = self.manifest["rows"] + self._held_rows
+        for number, row in enumerate(self._pending, start=first):
             if unknown := set(row) - names:
                 raise UserError(f"{self.out}: row {number} has unknown columns {sorted(unknown)}")
         columns = []
@@ -327,19 +344,34 @@ class TableWriter:
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise UserError(f"{self.out}: column '{field.name}' does not hold {field.type}: {error}") from error
             if field.name in self._required and column.null_count:
-                number = self.manifest["rows"] + values.index(None)
+                number = first + values.index(None)
                 raise UserError(f"{self.out}: row {number}: column '{field.name}' must not be empty")
             columns.append(column)
+        self._pending = []
+        self._hold(pa.Table.from_arrays(columns, schema=self.schema))
+
+    def _hold(self, table: pa.Table) -> None:
+        self._held.append(table)
+        self._held_rows += table.num_rows
+        while self._held_rows >= ROW_GROUP:
+            self._flush(ROW_GROUP)
+
+    def _flush(self, rows: int) -> None:
+        """Write the first rows that are held as one row group."""
+        if not rows:
+            return
+        held = pa.concat_tables(self._held)
+        group = held.slice(0, rows).combine_chunks()  # pages are cut along chunks, and bytes must not depend on those
+        self._held, self._held_rows = [held.slice(rows)], held.num_rows - rows
         with _writing(self.out):
             if self._writer is None:
                 self._path = self._partial / f"part-{len(self.manifest['shards']):05d}.parquet"
                 self._shard_rows = 0
                 self._writer = pq.ParquetWriter(self._path, self.schema, compression="zstd")
-            self._writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
+            self._writer.write_table(group)
             full = self._path.stat().st_size >= self._shard_bytes
-        self.manifest["rows"] += len(self._pending)
-        self._shard_rows += len(self._pending)
-        self._pending = []
+        self.manifest["rows"] += rows
+        self._shard_rows += rows
         if full:
             self._close_shard()
 
@@ -467,9 +499,10 @@ def open_table(path: Path, schema: pa.Schema | None = None) -> Table:
     return Table(path, manifest)
 
 
-def _huggingface(schema: pa.Schema) -> str:
+def huggingface_metadata(schema: pa.Schema) -> dict[str, str]:
     """The `datasets` feature description of a schema, so that `load_dataset("parquet")` decodes images."""
-    return json.dumps({"info": {"features": {field.name: _feature(field.type) for field in schema}}})
+    features = {field.name: _feature(field.type) for field in schema}
+    return {"huggingface": json.dumps({"info": {"features": features}})}
 
 
 def _feature(kind: pa.DataType) -> Any:

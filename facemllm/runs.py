@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from facemllm.cost import priced
 from facemllm.errors import UserError
+from facemllm.figures import trust
 from facemllm.records import atomic_write, open_table
 from facemllm.settings import Settings
 from facemllm.steps import STEPS
@@ -163,6 +165,7 @@ def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> d
         ],
         "tasks": metrics.get("tasks", {}),
         "closed_mean": metrics.get("closed_mean"),
+        "trust": trust(metrics),
         "gate": gate.get("gate") if gate else None,
         "model": {
             "digest": model.get("digest") if model else None,
@@ -171,7 +174,11 @@ def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> d
         },
         "approval": view.steps["await_approval"].figure or None,
         "endpoint": endpoint.figure if endpoint.state == "done" else None,
-        "cost": {stage: _cost(settings, records[stage]) for stage in settings.stages() if records[stage]},
+        "cost": {
+            step: priced(record["cost"], settings.cost.price_per_hour)
+            for step, record in records.items()
+            if record.get("cost")
+        },
     }
 
 
@@ -228,14 +235,6 @@ def _record_of_digest(store: Store, digest: str) -> dict[str, Any] | None:
             if record["digest"] == digest:
                 return record
     return None
-
-
-def _cost(settings: Settings, record: Mapping[str, Any]) -> dict[str, Any]:
-    cost = dict(record.get("cost", {}))
-    rate = settings.cost.price_per_hour
-    if rate is not None and "seconds" in cost:
-        cost["price"] = round(cost["seconds"] / 3600 * rate, 4)
-    return cost
 
 
 def _device(settings: Settings) -> str:

@@ -1,8 +1,9 @@
 """MLflow: one run per pipeline run, a nested run per step, with parameters, metrics, tables, figures and lineage tags.
 
-The names of an evaluation's metrics are in `figures.py`. Beside them: `seconds`, `gate/passed`, `step/<step>/seconds`
-and `cost/<stage>/<figure>` on a pipeline's run, `seconds` and `cost/<figure>` on a step's, and whatever the training
-loop hands to `CurveLogger`, by optimiser step. So two pipeline runs compare by these two runs alone.
+The names of an evaluation's metrics are in `figures.py`, of its pictures in `plots.py`. Beside them: `seconds`,
+`gate/passed`, `step/<step>/seconds` and `cost/<step>/<figure>` on a pipeline's run, `seconds` and `cost/<figure>` on a
+step's (names in `cost.py`), and whatever the training loop hands to `CurveLogger`, by optimiser step. So two pipeline
+runs compare by these two runs alone.
 
 Tags: `facemllm.run`, `.profile`, `.package`, `.commit`, `.process` on every run; `.step`, `.key`, `.input.<name>`,
 `.output`, `.error` on a step's; `.model`, `.version`, `.gate`, `.approval` on a pipeline's.
@@ -104,7 +105,9 @@ def finish_pipeline(
     metrics = figures.task_metrics(summary.get("tasks") or {}, items=False)
     metrics |= figures.numbers({"seconds": summary.get("seconds"), "gate": {"passed": gate.get("passed")}})
     metrics |= figures.numbers({"step": {step["name"]: {"seconds": step["seconds"]} for step in steps}})
-    metrics |= figures.numbers({"cost": summary.get("cost") or {}, "closed_mean": summary.get("closed_mean")})
+    metrics |= figures.task_metrics({"closed_mean": summary.get("closed_mean") or {}})
+    metrics |= figures.numbers({"cost": summary.get("cost") or {}})
+    metrics |= figures.trust_metrics(summary.get("trust") or {})
     verdict = None if gate.get("passed") is None else "passed" if gate["passed"] else "refused"
     tags = {"model": model.get("digest"), "version": model.get("version"), "gate": verdict}
     tags["approval"] = summary.get("approval")
@@ -205,16 +208,18 @@ class StepRun:
             self.client.log_artifacts(self.run_id, str(folder), path)
 
     def log_evaluation(self, metrics: Mapping[str, Any], folder: Path) -> None:
-        """Record an evaluation: its metrics, tables of results and of some answers, intervals against baselines.
+        """Record an evaluation: its metrics, tables of results, of groups and of some answers, and its figures.
 
         `metrics` is `metrics.json`; `folder` holds the predictions table in `predictions/`. No image is recorded.
         """
-        tasks = metrics["tasks"]
-        self.log_metrics(figures.task_metrics(tasks) | figures.numbers({"closed_mean": metrics.get("closed_mean")}))
-        self.log_table("evaluation/results", figures.columns(figures.results(tasks)))
-        table = open_table(folder / "predictions", PREDICTIONS)
-        self.log_table("evaluation/answers", figures.columns(figures.sample_answers(table.iterate(figures.ANSWERS))))
-        self.log_figure("evaluation/intervals", figures.intervals(tasks))
+        from facemllm import plots
+
+        self.log_metrics(figures.evaluation_metrics(metrics))
+        answers = open_table(folder / "predictions", PREDICTIONS).iterate(figures.ANSWERS)
+        for name, rows in figures.tables(metrics, answers).items():
+            self.log_table(f"evaluation/{name}", figures.columns(rows))
+        for name, figure in plots.drawn(metrics).items():
+            self.log_figure(f"evaluation/{name}", figure)
         with guard(self.uri):
             self.client.log_dict(self.run_id, dict(metrics), "evaluation/metrics.json")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from facemllm import digests
-from facemllm.annotation.annotator import PAIRED, Annotation, Annotator, JobStopped
+from facemllm.annotation.annotator import PAIRED, Annotation, Annotator
+from facemllm.endpoint.refusals import JobStopped
 
 
 @dataclass(frozen=True)

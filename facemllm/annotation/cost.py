@@ -17,10 +17,11 @@ from typing import Any
 
 from facemllm import progress
 from facemllm.annotation import prompt
-from facemllm.annotation.account import Account, Counters
 from facemllm.annotation.describer import Describer
-from facemllm.annotation.endpoint import Carried, endpoint
-from facemllm.annotation.store import Replies, price
+from facemllm.annotation.endpoint import endpoint
+from facemllm.endpoint.account import Account, Counters
+from facemllm.endpoint.carried import Carried
+from facemllm.endpoint.store import Replies, price
 from facemllm.records import FACES, atomic_write, open_table
 from facemllm.settings import Settings
 

@@ -10,26 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from facemllm import digests
 from facemllm.annotation import prompt, replies
-from facemllm.annotation.annotator import Annotation, RowRefused
-from facemllm.annotation.link import Asked
-from facemllm.annotation.store import Replies, Reply, price
-from facemllm.annotation.wire import Request
-
-_QUALITY = 90  # of the JPEG that the model sees
-
-
-class Sender(Protocol):
-    """Gets replies and stores them. It travels to Ray's workers with the describer."""
-
-    def send(self, asked: Sequence[Asked]) -> Sequence[Reply | Exception]:
-        """A stored reply to each request, in order; an exception in the place of one refuses its row. Raises JobStopped
-        when no request can be answered now."""
+from facemllm.annotation.annotator import Annotation
+from facemllm.endpoint import asking
+from facemllm.endpoint.asking import Sender, Wanted
+from facemllm.endpoint.refusals import RowRefused
+from facemllm.endpoint.store import Reply, price
+from facemllm.endpoint.wire import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +77,13 @@ class Describer:
             key=self.key(row["image_id"], messages),
             prompt_hash=prompt.digest(messages),
             messages=messages,
-            picture=reduced(row["image"]["bytes"], self.parameters["image_side"]),
+            picture=asking.reduced(row["image"]["bytes"], self.parameters["image_side"]),
             repair=repair,
         )
 
     def key(self, image_id: str, messages: prompt.Messages) -> str:
         """The content key of a reply: picture, words, model, parameters."""
-        return digests.of_json([image_id, prompt.digest(messages), self.model, self.parameters])
+        return asking.content_key(image_id, prompt.digest(messages), self.model, self.parameters)
 
     def _refusal(self, row: Mapping[str, Any]) -> Exception | None:
         reason = self.forbidden.get(row["source"])
@@ -101,26 +92,16 @@ class Describer:
     def _replies(
         self, rows: Sequence[Mapping[str, Any]], asked: Mapping[int, prompt.Messages], *, repair: bool
     ) -> dict[int, Reply | Exception]:
-        """A reply, or why there is none, for every place that asks. The same question is put once."""
-        store = Replies(self.home)
-        keys = {place: self.key(rows[place]["image_id"], messages) for place, messages in asked.items()}
-        found: dict[str, Reply | Exception] = {}
-        missing: dict[str, Asked] = {}
-        for place, key in keys.items():
-            if key in found or key in missing:
-                continue
-            try:
-                stored = store.read(rows[place]["image_id"], key)
-            except ValueError as error:  # an image_id that is none
-                found[key] = RowRefused(str(error))
-                continue
-            if stored is not None:
-                found[key] = stored
-            else:
-                missing[key] = partial(self.request, rows[place], asked[place], repair)
-        if missing:
-            found |= zip(missing, self.sender.send(list(missing.values())), strict=True)
-        return {place: found[key] for place, key in keys.items()}
+        """A reply, or why there is none, for every place that asks."""
+        wanted = [
+            Wanted(
+                rows[place]["image_id"],
+                self.key(rows[place]["image_id"], messages),
+                partial(self.request, rows[place], messages, repair),
+            )
+            for place, messages in asked.items()
+        ]
+        return dict(zip(asked, asking.replies(self.home, self.sender, wanted), strict=True))
 
     def _annotation(self, asked: prompt.Messages, given: Sequence[Reply | Exception]) -> Annotation | Exception:
         """The annotation that the last reply gives, at the price of all. Raises Misfit when it does not fit."""
@@ -147,22 +128,3 @@ class Describer:
 
     def _price(self, reply: Reply) -> float:
         return price(reply.prompt_tokens, reply.completion_tokens, self.input_price, self.output_price) or 0.0
-
-
-def reduced(data: bytes, side: int) -> bytes:
-    """A picture as JPEG, its longer side at most `side` pixels, without metadata. Raises RowRefused if it is none."""
-    from PIL import Image
-
-    from facemllm import images
-
-    try:
-        picture = images.opened(data)
-    except images.BadPicture as bad:
-        raise RowRefused(f"the picture cannot be used: {bad}") from None
-    if max(picture.size) > side:
-        scale = side / max(picture.size)
-        size = [max(1, round(length * scale)) for length in picture.size]
-        picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    buffer = BytesIO()
-    picture.save(buffer, format="JPEG", quality=_QUALITY)
-    return buffer.getvalue()

@@ -6,40 +6,13 @@ allow it are refused with the ledger's reason and never leave the machine.
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from collections.abc import Iterable
 
-from facemllm import digests, ledger
+from facemllm import digests
 from facemllm.annotation import prompt, replies
-from facemllm.annotation.annotator import JobStopped
 from facemllm.annotation.describer import Describer
-from facemllm.annotation.link import Asked, link
-from facemllm.annotation.store import Reply
-from facemllm.annotation.wire import Spec, is_loopback
-from facemllm.errors import UserError
+from facemllm.endpoint.carried import carried, forbidden, parameters
 from facemllm.settings import Settings
-
-
-@dataclass(frozen=True)
-class Carried:
-    """Sends through the courier of the worker's process."""
-
-    spec: Spec
-
-    def send(self, asked: Sequence[Asked]) -> list[Reply | Exception]:
-        """A stored reply to each request, in order; RowRefused in the place of one that is not given.
-
-        Raises JobStopped when the endpoint fails, the budget is spent, or this machine does not have the key.
-        """
-        if not _has_key(self.spec.key_variable) and not is_loopback(self.spec.base_url):
-            raise JobStopped(
-                f"{self.spec.key_variable} is not set where Ray's workers run; start Ray with it in the environment "
-                "(a local head: `facemllm services down`, then set it)"
-            )
-        return link(self.spec).ask(asked)
 
 
 def endpoint(settings: Settings, sources: Iterable[str], backoff_s: float = 1.0) -> Describer:
@@ -47,47 +20,14 @@ def endpoint(settings: Settings, sources: Iterable[str], backoff_s: float = 1.0)
 
     Raises UserError when its address or key cannot be used, or when no source may be sent to it.
     """
-    told, looks = settings.annotation.endpoint, settings.annotation.vision_language
-    model, base_url = looks.model, told.base_url
-    assert model is not None
-    assert base_url is not None
-    _check_address(base_url, told.third_party)
-    if not _has_key(told.key_variable) and not is_loopback(base_url):
-        raise UserError(
-            f"the environment variable {told.key_variable} holds no key for {base_url}; set it, or name another one "
-            "in annotation.endpoint.key_variable"
-        )
-    parameters = {
-        "max_tokens": looks.max_tokens,
-        "temperature": looks.temperature,
-        "image_side": looks.image_side,
-    }
-    spec = Spec(
-        home=str(settings.home),
-        account=account(model, parameters),
-        run=secrets.token_hex(8),
-        base_url=base_url,
-        key_variable=told.key_variable,
-        model=model,
-        schema=replies.schema(),
-        max_tokens=looks.max_tokens,
-        temperature=looks.temperature,
-        image_side=looks.image_side,
-        parallel=told.parallel,
-        timeout_s=told.timeout_s,
-        retries=told.retries,
-        max_requests=told.max_requests,
-        token_budget=told.max_tokens,
-        input_price=told.input_price,
-        output_price=told.output_price,
-        backoff_s=backoff_s,
-    )
+    told, model = settings.annotation.endpoint, str(settings.annotation.vision_language.model)
+    shape = parameters(settings)
     return Describer(
         name="endpoint",
         model=model,
-        model_digest=digests.of_json(["endpoint", model, parameters]),
-        parameters=parameters,
-        sender=Carried(spec),
+        model_digest=digests.of_json(["endpoint", model, shape]),
+        parameters=shape,
+        sender=carried(settings, account(model, shape), replies.schema(), backoff_s),
         home=settings.home,
         forbidden=forbidden(settings, sources) if told.third_party else {},
         input_price=told.input_price,
@@ -98,43 +38,3 @@ def endpoint(settings: Settings, sources: Iterable[str], backoff_s: float = 1.0)
 def account(model: str, parameters: object) -> str:
     """Name of the account of a job: what is asked, of which model, how."""
     return digests.of_json([model, prompt.template_digest(), parameters])[:16]
-
-
-def forbidden(settings: Settings, sources: Iterable[str]) -> dict[str, str]:
-    """The sources whose pictures must not be sent to a third party, with the ledger's reason.
-
-    Raises UserError when that is all of them.
-    """
-    reasons: dict[str, str] = {}
-    named = sorted(set(sources))
-    for source in named:
-        try:
-            ledger.require(settings, [source], "third_party")
-        except UserError as error:
-            reasons[source] = str(error)
-    if named and len(reasons) == len(named):
-        ledger.require(settings, named, "third_party")
-    return reasons
-
-
-def _check_address(base_url: str, third_party: bool) -> None:
-    where = "annotation.endpoint.base_url"
-    try:
-        parts = urlsplit(base_url)
-        host, user = parts.hostname, parts.username
-        _ = parts.port
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise UserError(f"{where} is no address of an API; give it as in https://host/v1")
-    if user is not None or parts.password is not None:
-        raise UserError(f"{where} holds a user or password; put the key into the environment variable of key_variable")
-    if third_party and parts.scheme == "http" and not is_loopback(base_url):
-        raise UserError(
-            f"{where}: pictures would go to {host} unencrypted; use https, or set annotation.endpoint.third_party: "
-            "false if the endpoint is in your own network"
-        )
-
-
-def _has_key(variable: str) -> bool:
-    return bool(os.environ.get(variable, "").strip())

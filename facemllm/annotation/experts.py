@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from facemllm import digests
-from facemllm.annotation.annotator import Annotation, JobStopped
+from facemllm.annotation.annotator import Annotation
 from facemllm.annotation.experts_mediapipe import (
     DETECTOR,
     MESH,
@@ -35,6 +35,7 @@ from facemllm.annotation.experts_mediapipe import (
     landmarks,
     load,
 )
+from facemllm.endpoint.refusals import JobStopped
 from facemllm.errors import UserError
 from facemllm.images import BadPicture, opened
 from facemllm.records import atomic_write

@@ -18,7 +18,8 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from facemllm.annotation.annotator import Annotation, Annotator, JobStopped, RowRefused, checked
+from facemllm.annotation.annotator import Annotation, Annotator, checked
+from facemllm.endpoint.refusals import JobStopped, RowRefused
 from facemllm.errors import UserError
 from facemllm.records import Table
 

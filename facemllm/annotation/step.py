@@ -20,11 +20,12 @@ from typing import Any
 
 from facemllm import ledger, progress
 from facemllm.annotation import cost
-from facemllm.annotation.annotator import LABELS, PAIRED, Annotation, Annotator, JobStopped
+from facemllm.annotation.annotator import LABELS, PAIRED, Annotation, Annotator
 from facemllm.annotation.chained import Chained
 from facemllm.annotation.describer import Describer
 from facemllm.annotation.job import answers
 from facemllm.annotation.oracle import Oracle
+from facemllm.endpoint.refusals import JobStopped
 from facemllm.errors import UserError
 from facemllm.records import FACES, Table, TableWriter, mapping, open_table, pairs, provenance
 from facemllm.settings import Settings

@@ -1,9 +1,10 @@
 """What needs no model: the answer a constant gives, and what a linear reading of small pixels gives.
 
 Both are fitted on the training split and answer the same questions as the model. `majority` is the most frequent class,
-the median number, the set of facts that scores best as a constant. `pixels` sees the face at a few pixels (standardise,
-300 whitened principal components) and fits a logistic regression per item, a ridge regression per number and per fact.
-A model that does not clear these has not learnt to look.
+the median number, the set of facts that scores best as a constant; of an item that training never asks, any constant:
+chance. `pixels` sees the face at a few pixels (standardise, 300 whitened principal components) and fits a logistic
+regression per item, a ridge regression per number and per fact. Other ways to ask an item have no baseline. A model
+that does not clear these has not learnt to look.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ from PIL import Image
 
 from facemllm import progress, tasks
 from facemllm.records import Table
-from facemllm.scoring.metrics import Sheet, facts, read_sheet
+from facemllm.scoring.metrics import facts
+from facemllm.scoring.sheet import Key, Sheet, read_sheet
 from facemllm.settings import Settings
 
 Features = npt.NDArray[np.float32]
-Key = tuple[str, str]
-Rows = npt.NDArray[np.int64]
 
 TRAIN_FACES = 8192  # a linear model on 300 numbers gains little from more, and memory stays flat
 COMPONENTS = 300
@@ -46,14 +46,14 @@ def baselines(settings: Settings, conversations: Table, sheet: Sheet) -> dict[st
     with progress.bar("baselines", len(sheet.rows) + 1) as bar:
         space = _Space.fit(settings, conversations, train, sheet)
         bar.update(1, "small pixels read")
-        constant: list[str | None] = [None] * len(sheet.sample_ids)
-        linear: list[str | None] = [None] * len(sheet.sample_ids)
+        constant: list[str | None] = [None] * len(sheet.answers)
+        linear: list[str | None] = [None] * len(sheet.answers)
         for done, (key, rows) in enumerate(sheet.rows.items(), start=2):
-            if key in constants:  # an item that training never asked has no baseline answer
-                readings = space.read(key, train, sheet) if space else None
-                for position, row in enumerate(rows):
-                    constant[row] = constants[key]
-                    linear[row] = readings[position] if readings else constants[key]
+            readings = space.read(key, train, sheet) if space and key in constants else None
+            chance = constants[key] if key in constants else _any_answer(sheet.questions[key])
+            for position, row in enumerate(rows):
+                constant[row] = chance
+                linear[row] = readings[position] if readings else constants.get(key)
             bar.update(done, f"linear model of {' '.join(key)}")
     return {"majority": constant, "pixels": linear}
 
@@ -66,6 +66,13 @@ def majority(metric: str, answers: Sequence[str]) -> str:
         return _constant_facts([facts(answer) for answer in answers])
     counts = Counter(answers)
     return min(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def _any_answer(question: Any) -> str | None:
+    """A constant where training knows no answer: the first option, the middle of a grid, none to an open question."""
+    if not question.options:
+        return None
+    return str(question.options[len(question.options) // 2 if question.form == "number" else 0].value)
 
 
 def _constant_facts(answers: Sequence[frozenset[str]]) -> str:
@@ -102,7 +109,7 @@ class _Space:
 
         side = settings.evaluation.baseline_pixels
         # the smallest digests are a random draw that depends on no order
-        chosen = set(heapq.nsmallest(TRAIN_FACES, set(train.image_ids)))
+        chosen = set(heapq.nsmallest(TRAIN_FACES, train.images))
         train_at, raw = _small_images(conversations, "train", side, chosen, lambda pixels: pixels)
         components = min(COMPONENTS, len(raw) - 1, raw.shape[1])
         mean, deviation = raw.mean(0), raw.std(0)
@@ -119,17 +126,17 @@ class _Space:
             found: Features = (pca.transform((pixels - mean) / deviation)[:, kept] / spread[kept]).astype(np.float32)
             return found
 
-        test_at, test_ND = _small_images(conversations, sheet.split, side, set(sheet.image_ids), reduce)
+        test_at, test_ND = _small_images(conversations, sheet.split, side, set(sheet.images), reduce)
         return cls(train_at, reduce(raw), test_at, test_ND)
 
     def read(self, key: Key, train: Sheet, sheet: Sheet) -> list[str] | None:
         """Answers of the linear model of an item to the sheet's questions; None where training knows one answer."""
-        used = [row for row in train.rows[key] if train.image_ids[row] in self.train_at]
+        used = [row for row in train.rows[key] if train.images[train.faces[row]] in self.train_at]
         truth = [train.answers[row] for row in used]
         if len(set(truth)) < 2:
             return None
-        x_ND = self.train_ND[[self.train_at[train.image_ids[row]] for row in used]]
-        test_ND = self.test_ND[[self.test_at[sheet.image_ids[row]] for row in sheet.rows[key]]]
+        x_ND = self.train_ND[[self.train_at[train.images[train.faces[row]]] for row in used]]
+        test_ND = self.test_ND[[self.test_at[sheet.images[sheet.faces[row]]] for row in sheet.rows[key]]]
         fits: dict[str, Callable[[Features, list[str], Features], list[str]]] = {"mae": _numbers, "fact_f1": _facts}
         return fits.get(tasks.get(key[0]).metric, _classes)(x_ND, truth, test_ND)
 

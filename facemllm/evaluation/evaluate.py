@@ -1,7 +1,14 @@
 """The step `evaluate`: a model answers a held-out split; its answers, figures and a dozen faces to look at are kept.
 
-The folder holds `predictions/` (a table), `metrics.json` and `samples/` (JPEG faces and `samples.json`). Its bytes
-follow from the model's and the table's bytes and the settings: no time and no path is in it.
+The folder holds
+
+    predictions/      every question of the split, as it was asked, and the model's answer
+    generated/        a few faces' closed questions again, answered by free generation (models of ours)
+    disturbed/KIND/   a few faces' questions again, of a picture made worse (`disturb`)
+    metrics.json
+    samples/          JPEG faces and `samples.json`
+
+Its bytes follow from the model's and the table's bytes and the settings: no time and no path is in it.
 """
 
 from __future__ import annotations
@@ -9,19 +16,22 @@ from __future__ import annotations
 import heapq
 import io
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from facemllm import tasks
-from facemllm.evaluation.predict import open_image, predict
+from facemllm.evaluation.disturb import KINDS
+from facemllm.evaluation.predict import Answerer, Likelihood, Written, open_image, predict
 from facemllm.evaluation.score import encode, measure
 from facemllm.records import CONVERSATIONS, PREDICTIONS, Table, TableWriter, open_table, partial_folder, publish
 from facemllm.scoring.metrics import columns, number
 from facemllm.settings import Settings
+from facemllm.tasks.asking import NATIVE
 
+PREDICTED, GENERATED, DISTURBED = "predictions", "generated", "disturbed"
 SAMPLES = 12
 SAMPLE_PIXELS = 256
 
@@ -29,21 +39,49 @@ SAMPLE_PIXELS = 256
 def evaluate(
     settings: Settings, model_dir: Path, model_digest: str, conversations: Path, out: Path, *, predictor: Any = None
 ) -> Mapping[str, Any]:
-    """Evaluate a model on `evaluation.split` into the folder `out`; returns what `metrics.json` holds.
+    """Evaluate a model of ours on `evaluation.split` into the folder `out`; returns what `metrics.json` holds.
 
     The model is loaded from `model_dir` unless a predictor is given. Raises UserError when `out` exists or the split
     holds no questions; then nothing is left behind.
     """
+
+    def answerers() -> tuple[Answerer, Answerer]:
+        loaded = predictor or _load(settings, model_dir)
+        longest = settings.evaluation.max_new_tokens
+        return Likelihood(loaded, longest), Written(loaded, longest)
+
+    return answered(settings, answerers, {"model_digest": model_digest}, conversations, out)
+
+
+def answered(
+    settings: Settings,
+    answerers: Callable[[], tuple[Answerer, Answerer | None]],
+    about: Mapping[str, Any],
+    conversations: Path,
+    out: Path,
+) -> Mapping[str, Any]:
+    """`evaluate` with any model. `answerers` makes who answers and, if that is another, who writes `generated/`;
+    `about` has the `model_digest` and what else the tables' manifests shall say of the model."""
     table = open_table(conversations, CONVERSATIONS)
-    split = settings.evaluation.split
+    chosen = settings.evaluation
+    split, digest = chosen.split, about["model_digest"]
     partial = partial_folder(out)
+
+    def write(folder: str, answerer: Answerer, **options: Any) -> None:
+        told = {"split": split, **about, **({"kind": options["change"][0]} if "change" in options else {})}
+        with TableWriter(partial / folder, PREDICTIONS, parents=[table.digest, digest], about=told) as writer:
+            predict(answerer, table, split, writer, digest, batch_images=chosen.batch_images, **options)
+
     try:
-        predictor = predictor or _load(settings, model_dir)
-        about = {"split": split, "model_digest": model_digest}
-        parents = [table.digest, model_digest]
-        with TableWriter(partial / "predictions", PREDICTIONS, parents=parents, about=about) as writer:
-            predict(predictor, table, split, settings, writer, model_digest)
-        predictions = open_table(partial / "predictions", PREDICTIONS)
+        main, writes = answerers()
+        write(PREDICTED, main)
+        if writes is not None and chosen.generated_faces:
+            write(GENERATED, writes, faces=drawn(table, split, chosen.generated_faces), which=_is_native_and_closed)
+        if chosen.disturbed_faces:
+            faces = drawn(table, split, chosen.disturbed_faces)
+            for change in KINDS.items():
+                write(f"{DISTURBED}/{change[0]}", main, faces=faces, which=_is_native, change=change)
+        predictions = open_table(partial / PREDICTED, PREDICTIONS)
         metrics = measure(settings, table, predictions)
         (partial / "metrics.json").write_bytes(encode(metrics))
         _write_samples(partial / "samples", table, split, predictions)
@@ -51,6 +89,22 @@ def evaluate(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return metrics
+
+
+def drawn(conversations: Table, split: str, count: int) -> list[str]:
+    """So many faces of a split, those with the smallest digests: a random draw that no eye has made."""
+    smallest: list[str] = []
+    for batch in conversations.batches(["image_id"], split):
+        smallest = heapq.nsmallest(count, {*smallest, *batch.column(0).to_pylist()})
+    return smallest
+
+
+def _is_native(question: tasks.Question) -> bool:
+    return question.way == NATIVE
+
+
+def _is_native_and_closed(question: tasks.Question) -> bool:
+    return _is_native(question) and bool(question.options)
 
 
 def _load(settings: Settings, model_dir: Path) -> Any:
@@ -63,9 +117,8 @@ def _load(settings: Settings, model_dir: Path) -> Any:
 
 
 def _write_samples(folder: Path, conversations: Table, split: str, predictions: Table) -> None:
-    """Keep a dozen faces, drawn by the smallest digests so that no eye has chosen them, and all said about them."""
-    names = (name for batch in conversations.batches(["image_id"], split) for name in batch.column(0).to_pylist())
-    chosen = heapq.nsmallest(SAMPLES, set(names))
+    """Keep a dozen faces and all that was said about them."""
+    chosen = drawn(conversations, split, SAMPLES)
     said: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for row in predictions.iterate(["sample_id", "image_id", "task", "question", "answer", "raw", "parsed"]):
         if row["image_id"] in said:
@@ -87,7 +140,9 @@ def _write_samples(folder: Path, conversations: Table, split: str, predictions: 
 def _marked(row: Mapping[str, Any]) -> dict[str, Any]:
     """A prediction with its mark: `score` is the error of a number, the F1 of facts, else 1 or 0."""
     metric = tasks.get(row["task"]).metric
-    added = columns(metric if metric in ("mae", "fact_f1") else "accuracy", [row["answer"]], [row["parsed"]])[0]
+    if metric not in ("mae", "fact_f1") or (metric == "mae" and number(row["answer"]) is None):
+        metric = "accuracy"  # a statement about a number is true or false
+    added = columns(metric, [row["answer"]], [row["parsed"]])[0]
     if metric == "mae":
         mark = None if number(row["parsed"]) is None else round(float(added[0]), 2)
     elif metric == "fact_f1":

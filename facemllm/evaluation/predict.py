@@ -1,44 +1,131 @@
-"""Answers of a model to the questions of a split, as a predictions table.
+"""Answers of a model to the questions of a split, as a predictions table: one row a question, as it was asked.
 
-Closed questions are never generated: all questions of a batch of faces go into one scoring call, answered by the rule
-serving uses (`tasks.answers`). Strict all the same: where free greedy decoding would not have given any option, the
-model has not understood the question, and `parsed` stays empty and counts as wrong. Open questions are generated.
+Who answers is an `Answerer`'s matter. `Likelihood` is how a model of ours is measured: closed questions are never
+generated, all of a batch of faces go into one scoring call, answered by the rule that serving uses (`tasks.answers`).
+Strict all the same: where free greedy decoding would not have given any option, the model has not understood the
+question, and `parsed` stays empty and counts as wrong. Open questions and sets are generated. `Written` generates all
+answers, to compare. Models of others are in `peers`.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from facemllm import progress, tasks
 from facemllm.errors import UserError
 from facemllm.records import Table, TableWriter, pairs
-from facemllm.scoring.metrics import is_asked
-from facemllm.settings import Settings
+from facemllm.scoring.sheet import is_asked
 from facemllm.tasks.answers import answer
 
 COLUMNS = ["image_id", "images", "subject_id", "groups", "messages", "turns"]
 
 
-def predict(
-    predictor: Any, conversations: Table, split: str, settings: Settings, writer: TableWriter, model_digest: str
-) -> None:
-    """Ask `predictor` every question of the split that stands alone, and write its answers in table order.
+@dataclass(frozen=True)
+class Put:
+    """A question as it is put about a face: its stored turn, the words, and what they ask."""
 
-    Memory is that of one batch of `evaluation.batch_images` faces.
+    turn: Mapping[str, Any]
+    text: str
+    question: tasks.Question
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A face as a model is shown it, and what it is asked; `change` names what was done to the picture."""
+
+    face: Mapping[str, Any]
+    image: Image.Image
+    change: str
+    asked: tuple[Put, ...]
+
+
+class Answerer(Protocol):
+    """A model that answers."""
+
+    def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
+        """To every question of every face, in order: `raw` (text), `parsed` (canonical, None when unreadable), and
+        `scores` or `question` where they are other than none and the question's own words."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A predictor of ours, measured: likelihoods for closed questions, greedy text for open ones."""
+
+    predictor: Any
+    max_new_tokens: int
+
+    def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
+        """Answers in order. The closed questions of all these faces go into one call."""
+        from facemllm.model.inference import Query
+
+        closed = [
+            [
+                Query(put.text, tuple(option.text for option in put.question.options))
+                for put in face.asked
+                if put.question.options
+            ]
+            for face in shown
+        ]
+        scored = self.predictor.score([face.image for face in shown], closed)
+        opened = [(face.image, put) for face in shown for put in face.asked if not put.question.options]
+        written = _written(self.predictor, opened, self.max_new_tokens)
+        for face, answers in zip(shown, scored, strict=True):
+            remaining = iter(answers)
+            for put in face.asked:
+                yield _chosen(put.question, next(remaining)) if put.question.options else next(written)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A predictor of ours that writes every answer freely, in batches."""
+
+    predictor: Any
+    max_new_tokens: int
+
+    def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
+        """Answers in order, each read strictly from greedy text."""
+        yield from _written(
+            self.predictor, [(face.image, put) for face in shown for put in face.asked], self.max_new_tokens
+        )
+
+
+def predict(
+    answerer: Answerer,
+    conversations: Table,
+    split: str,
+    writer: TableWriter,
+    about: str,
+    *,
+    batch_images: int,
+    faces: Collection[str] | None = None,
+    which: Callable[[tasks.Question], bool] = lambda question: True,
+    change: tuple[str, Callable[[Image.Image, str], Image.Image]] | None = None,
+) -> None:
+    """Put every question of the split that stands alone, and write the answers in table order, named by digest `about`.
+
+    `faces` are the image_ids to ask about, all if None; `which` chooses questions; `change` names and makes a change of
+    the picture (of the image and its image_id). Memory is that of one batch of `batch_images` faces.
     """
-    total = sum(batch.num_rows for batch in conversations.batches(["image_id"], split))
-    rows = conversations.iterate(COLUMNS, split)
+    kept = None if faces is None else pa.array(sorted(faces), pa.string())
+    total = len(faces) if faces is not None else sum(b.num_rows for b in conversations.batches(["image_id"], split))
+    rows = _rows(conversations, split, kept)
+    name = "evaluating" if change is None else f"evaluating: {change[0]}"
     done = 0
-    with progress.bar("evaluating", total) as bar:
-        while batch := list(islice(rows, settings.evaluation.batch_images)):
-            for row in _answer(predictor, batch, settings.evaluation.max_new_tokens):
-                writer.write([{**row, "model_digest": model_digest}])
+    with progress.bar(name, total) as bar:
+        while batch := list(islice(rows, batch_images)):
+            shown = [_shown(face, which, change) for face in batch]
+            answers = answerer.answer(shown)
+            for one in shown:
+                writer.write([_row(one.face, put, next(answers), about) for put in one.asked])
             done += len(batch)
             bar.update(done, f"{done} of {total} faces answered")
 
@@ -63,56 +150,52 @@ def question_texts(face: Mapping[str, Any]) -> list[str]:
     return asked
 
 
-def _answer(predictor: Any, faces: Sequence[Mapping[str, Any]], max_new_tokens: int) -> Iterator[dict[str, Any]]:
-    from facemllm.model.inference import Query
+def _rows(conversations: Table, split: str, kept: pa.Array | None) -> Iterator[dict[str, Any]]:
+    for batch in conversations.batches(COLUMNS, split):
+        chosen = batch if kept is None else batch.filter(pc.is_in(batch.column("image_id"), kept))
+        yield from chosen.to_pylist()
 
-    images = [open_image(face) for face in faces]
-    asked = [
-        [
-            (turn, text, tasks.question_of(turn))
-            for turn, text in zip(face["turns"], question_texts(face), strict=True)
-            if is_asked(turn)
-        ]
-        for face in faces
-    ]
-    closed = [
-        [
-            Query(text, tuple(option.text for option in question.options))
-            for _, text, question in turns
-            if question.options
-        ]
-        for turns in asked
-    ]
-    opened = [
-        (image, text) for image, turns in zip(images, asked, strict=True) for _, text, q in turns if not q.options
-    ]
-    scored = predictor.score(images, closed)
-    written = iter(
-        predictor.generate_batch([image for image, _ in opened], [text for _, text in opened], max_new_tokens)
-        if opened
-        else []
+
+def _shown(
+    face: Mapping[str, Any],
+    which: Callable[[tasks.Question], bool],
+    change: tuple[str, Callable[[Image.Image, str], Image.Image]] | None,
+) -> Shown:
+    put = (
+        Put(turn, text, tasks.question_of(turn))
+        for turn, text in zip(face["turns"], question_texts(face), strict=True)
+        if is_asked(turn)
     )
-    for face, turns, answers in zip(faces, asked, scored, strict=True):
-        remaining = iter(answers)
-        for turn, text, question in turns:
-            found = _chosen(question, next(remaining)) if question.options else _written(question, next(written))
-            yield {
-                "sample_id": turn["sample_id"],
-                "image_id": face["image_id"],
-                "subject_id": face["subject_id"],
-                "task": turn["task"],
-                "question": text,
-                "answer": turn["answer"],
-                "groups": face["groups"],
-                **found,
-            }
+    image = open_image(face)
+    if change is not None:
+        image = change[1](image, face["image_id"])
+    return Shown(face, image, "" if change is None else change[0], tuple(one for one in put if which(one.question)))
 
 
-def _written(question: Any, text: str) -> dict[str, Any]:
-    return {"raw": text, "parsed": tasks.get(question.task).parse(question.item, text)}
+def _row(face: Mapping[str, Any], put: Put, found: Mapping[str, Any], about: str) -> dict[str, Any]:
+    return {
+        "sample_id": put.turn["sample_id"],
+        "image_id": face["image_id"],
+        "subject_id": face["subject_id"],
+        "task": put.turn["task"],
+        "question": put.text,
+        "answer": put.turn["answer"],
+        "groups": face["groups"],
+        "model_digest": about,
+        **found,
+    }
 
 
-def _chosen(question: Any, scored: Any) -> dict[str, Any]:
+def _written(predictor: Any, asked: Sequence[tuple[Image.Image, Put]], max_new_tokens: int) -> Iterator[dict[str, Any]]:
+    """Greedy answers, read strictly in the way each question was asked."""
+    if not asked:
+        return
+    texts = predictor.generate_batch([image for image, _ in asked], [put.text for _, put in asked], max_new_tokens)
+    for (_, put), text in zip(asked, texts, strict=True):
+        yield {"raw": text, "parsed": tasks.read(put.question, text)}
+
+
+def _chosen(question: tasks.Question, scored: Any) -> dict[str, Any]:
     sound = all(
         math.isfinite(p) for p in scored.probabilities
     )  # a broken model answers nothing, whatever it is sure of

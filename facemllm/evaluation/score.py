@@ -1,4 +1,8 @@
-"""Figures from saved predictions: no model is loaded, so scoring again never asks one."""
+"""Figures from saved predictions: no model is loaded, so scoring again never asks one.
+
+An evaluation folder may hold `generated/` and `disturbed/<kind>/` beside its predictions: tables of the same model's
+answers by free generation, and to disturbed pictures. They are compared with the predictions where they are there.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.evaluation.baselines import baselines
-from facemllm.records import CONVERSATIONS, PREDICTIONS, Table, atomic_write, open_table
-from facemllm.scoring.metrics import read_parsed, read_sheet, summarise
+from facemllm.records import CONVERSATIONS, MANIFEST, PREDICTIONS, Table, atomic_write, open_table
+from facemllm.scoring import calibration, consistency, fairness, slices
+from facemllm.scoring.sheet import read_answers, read_sheet
+from facemllm.scoring.summary import summarise
 from facemllm.settings import Settings
 
 
 def score(settings: Settings, conversations: Path, predictions: Path, out: Path | None = None) -> dict[str, Any]:
-    """Metrics of a predictions table on the conversations it answers, as written to `metrics.json`; to `out` if given.
+    """Metrics of predictions on the conversations they answer, as written to `metrics.json`; to `out` if given.
 
-    Raises UserError unless every question of the split is answered exactly once.
+    `predictions` is a table or an evaluation folder. Raises UserError unless every question of the split is answered
+    exactly once.
     """
-    metrics = measure(settings, open_table(conversations, CONVERSATIONS), open_table(predictions, PREDICTIONS))
+    inside = predictions / "predictions"
+    found = open_table(inside if (inside / MANIFEST).is_file() else predictions, PREDICTIONS)
+    metrics = measure(settings, open_table(conversations, CONVERSATIONS), found)
     if out is not None:
         atomic_write(out, encode(metrics))
     return metrics
@@ -27,19 +36,30 @@ def measure(settings: Settings, conversations: Table, predictions: Table) -> dic
     """Metrics of opened tables. The split is the one the predictions were made on."""
     split = predictions.manifest["about"].get("split", settings.evaluation.split)
     sheet = read_sheet(conversations, split)
-    parsed = read_parsed(predictions, sheet)
+    answers = read_answers(predictions, sheet)
     rivals = baselines(settings, conversations, sheet)
     model = next(predictions.iterate(["model_digest"]))["model_digest"]
+    # only the predictions of an evaluation have a folder of their own: beside another table lies anything
+    beside = predictions.path.parent if predictions.path.name == "predictions" else predictions.path
+    parsed = answers.parsed
     return {
         "model_digest": model,
+        "model": predictions.manifest["about"].get("model"),
         "conversations_digest": conversations.digest,
         "predictions_digest": predictions.digest,
         "split": split,
-        "n_images": len(set(sheet.image_ids)),
-        "n_subjects": sheet.people,
+        "n_images": len(sheet.images),
+        "n_subjects": sheet.people_count,
         "seed": settings.seed,
         "resamples": settings.evaluation.bootstrap,
-        **summarise(sheet, parsed, rivals, settings.evaluation.bootstrap, settings.seed),
+        **summarise(sheet, answers, rivals, settings.evaluation.bootstrap, settings.seed),
+        "fairness": fairness.measure(settings, sheet, parsed),
+        "consistency": consistency.measure(settings, sheet, parsed),
+        "calibration": calibration.measure(settings, sheet, answers),
+        "confusion": calibration.confusion(sheet, answers),
+        "slices": slices.measure(settings, sheet, parsed),
+        "disturbed": slices.disturbed(settings, sheet, parsed, beside / "disturbed"),
+        "generation": slices.generation(settings, sheet, parsed, beside / "generated"),
     }
 
 

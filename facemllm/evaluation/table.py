@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.markup import escape
@@ -21,10 +21,30 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     if closed := summary.get(CLOSED_MEAN):
         _add(table, "all closed questions", closed)
     for name, entry in (summary.get("tasks") or {}).items():
-        _add(table, name, entry)
+        _add(table, "zero_shot (held out of training)" if name == "zero_shot" else name, entry)
         for item, figure in (entry.get("items") or {}).items():
             _add(table, f"  {item}", figure)
+    if said := [*_consistency(summary.get("trust") or {}), *_gaps(summary.get("trust") or {})]:
+        table.caption = "\n".join(said)
+        table.caption_justify = "left"
     return table
+
+
+def _consistency(trust: Mapping[str, Any]) -> Iterator[str]:
+    shares = trust.get("consistency") or {}
+    if "model" in shares:
+        labels = f" (the labels {shares['truth']['value']:.1%})" if "truth" in shares else ""
+        yield f"broken logical relations: {shares['model']['value']:.1%}{labels}"
+
+
+def _gaps(trust: Mapping[str, Any]) -> Iterator[str]:
+    gaps = trust.get("gaps") or {}
+    if gap := gaps.get("surest"):
+        between = f"{gap['a']} – {gap['b']} {gap['value']:+.3f}"
+        told = escape(f"{gap['task']} by {gap['kind']}, {between} [{gap['low']:+.3f}, {gap['high']:+.3f}]")
+        yield f"gaps between groups of people: shown in {gaps['shown']} of {gaps['compared']}; the surest: {told}"
+    elif gaps.get("compared"):
+        yield f"gaps between groups of people: none shown in {gaps['compared']} comparisons"
 
 
 def _add(table: Table, name: str, figure: Mapping[str, Any]) -> None:

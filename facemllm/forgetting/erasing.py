@@ -100,7 +100,7 @@ def _remove_copies(settings: Settings, report: _Report, marks: Marks) -> None:
 
 
 def _purge_replies(settings: Settings, marks: Marks) -> int:
-    from facemllm.annotation import store
+    from facemllm.endpoint import store
 
     pictures = [image for image in sorted(marks.image) if re.fullmatch(r"[0-9a-f]{64}", image)]
     try:

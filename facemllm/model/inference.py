@@ -1,9 +1,9 @@
 """Answers from a model directory: options scored by likelihood, text generated greedily. Evaluation and serving both
 stand on this, so they answer alike.
 
-All questions about a face share one image encoding and one pass of the language model: image tokens, then every
-question as a block, then every option as a branch of its block (see `masks`). A face's scores do not depend on what it
-is batched with. Shapes: B faces, T tokens after the prefix, K scored positions, V vocabulary.
+All questions about a face share one image encoding and as few passes of the language model as fit: image tokens, then
+every question as a block, then every option as a branch of its block (see `masks`). A face's scores do not depend on
+what it is batched with. Shapes: B faces, T tokens after the prefix, K scored positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from facemllm.model.masks import PADDING, TRUNK
 from facemllm.model.pixels import ImageLike, face_pixels, normalise
 from facemllm.model.preset import load_model
 from facemllm.model.prompts import Frame
+
+PASS_TOKENS = 512
+"""Tokens after the image in one pass, about: attention costs their square, and no question sees another."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class _Layout:
-    """The token tree of one list of queries, and where each option's tokens are predicted."""
+    """The token tree of some queries, a block each, and where each option's tokens are predicted."""
 
     ids: NDArray[np.int64]
     block: NDArray[np.int64]
@@ -75,7 +78,7 @@ class Predictor:
         self.processor = processor
         self.batch_images = batch_images
         self.frame = Frame.of(model, processor)
-        self._layout = lru_cache(maxsize=256)(self._make_layout)
+        self._layout = lru_cache(maxsize=4096)(self._make_layout)
 
     @classmethod
     def load(cls, model_dir: Path | str, device: str = "cpu", threads: int | None = None) -> Predictor:
@@ -103,24 +106,48 @@ class Predictor:
         answers: list[list[Scored]] = []
         for start in range(0, len(images), self.batch_images):
             part = slice(start, start + self.batch_images)
-            layouts = [self._layout(tuple(asked)) for asked in questions[part]]
-            answers += self._score(images[part], layouts)
+            answers += self._score(images[part], [self._passes(asked) for asked in questions[part]])
         return answers
 
-    def _score(self, images: Sequence[ImageLike], layouts: Sequence[_Layout]) -> list[list[Scored]]:
-        longest = max(len(layout.ids) for layout in layouts)
-        if longest == 0:
-            return [[] for _ in layouts]
-
-        def padded(name: str, filler: int) -> Tensor:
-            rows = [getattr(layout, name) for layout in layouts]
-            full = np.stack([np.pad(row, (0, longest - len(row)), constant_values=filler) for row in rows])
-            return torch.from_numpy(full).to(self.device)
-
+    def _score(self, images: Sequence[ImageLike], passes: Sequence[Sequence[_Layout]]) -> list[list[Scored]]:
+        answers: list[list[Scored]] = [[] for _ in images]
+        if not any(passes):
+            return answers
         prefix_BND = prefix_embeddings(self.model, self.encode(images), self.frame.prefix_ids)
-        branch_BT, block_BT = padded("branch", TRUNK), padded("block", PADDING)
-        states_BTD = hidden_states(self.model, prefix_BND, padded("ids", 0), block_BT, branch_BT, padded("position", 0))
-        return [self._read(states_BTD[row], layout) for row, layout in enumerate(layouts)]
+        for number in range(max(map(len, passes))):
+            rows = [row for row, own in enumerate(passes) if number < len(own)]
+            layouts = [passes[row][number] for row in rows]
+            longest = max(len(layout.ids) for layout in layouts)
+
+            def padded(name: str, filler: int, layouts: Sequence[_Layout] = layouts, longest: int = longest) -> Tensor:
+                own = [getattr(layout, name) for layout in layouts]
+                full = np.stack([np.pad(row, (0, longest - len(row)), constant_values=filler) for row in own])
+                return torch.from_numpy(full).to(self.device)
+
+            states_BTD = hidden_states(
+                self.model,
+                prefix_BND[rows],
+                padded("ids", 0),
+                padded("block", PADDING),
+                padded("branch", TRUNK),
+                padded("position", 0),
+            )
+            for place, row in enumerate(rows):
+                answers[row] += self._read(states_BTD[place], layouts[place])
+        return answers
+
+    def _passes(self, asked: Sequence[Query]) -> list[_Layout]:
+        """The questions of a face, in order, as few passes of at most `PASS_TOKENS` tokens (one question: any)."""
+        passes: list[list[_Layout]] = []
+        room = 0
+        for query in asked:
+            layout = self._layout(query)
+            if room < len(layout.ids) or not passes:
+                passes.append([])
+                room = PASS_TOKENS
+            passes[-1].append(layout)
+            room -= len(layout.ids)
+        return [_joined(layouts) for layouts in passes]
 
     def _read(self, states_TD: Tensor, layout: _Layout) -> list[Scored]:
         # many options are predicted from the same token: its logits are computed once
@@ -141,36 +168,25 @@ class Predictor:
             scored.append(Scored(probabilities, int(written[0]) if len(written) else None))
         return scored
 
-    def _make_layout(self, queries: tuple[Query, ...]) -> _Layout:
-        ids: list[int] = []
-        blocks: list[int] = []
-        branches: list[int] = []
-        positions: list[int] = []
+    def _make_layout(self, query: Query) -> _Layout:
+        if not query.options:
+            raise ValueError(f"the question {query.question!r} has no options; use generate for open questions")
+        prompt = self.frame.prompt(query.question)
+        ids = list(prompt)
+        branches = [TRUNK] * len(prompt)
+        positions = list(range(len(prompt)))
         at: list[int] = []
         tokens: list[int] = []
         options: list[int] = []
-        ends: list[int] = []
-        option = 0
-        for block, query in enumerate(queries):
-            if not query.options:
-                raise ValueError(f"the question {query.question!r} has no options; use generate for open questions")
-            prompt = self.frame.prompt(query.question)
-            trunk_end = len(ids) + len(prompt) - 1
-            ids += prompt
-            branches += [TRUNK] * len(prompt)
-            positions += range(len(prompt))
-            for branch, text in enumerate(query.options, start=TRUNK + 1):
-                answer = self.frame.answer(text)
-                at += [trunk_end, *range(len(ids), len(ids) + len(answer) - 1)]
-                tokens += answer
-                options += [option] * len(answer)
-                ids += answer[:-1]
-                branches += [branch] * (len(answer) - 1)
-                positions += range(len(prompt), len(prompt) + len(answer) - 1)
-                option += 1
-            blocks += [block] * (len(ids) - len(blocks))
-            ends.append(option)
-        columns = (ids, blocks, branches, positions, at, tokens, options, ends)
+        for option, text in enumerate(query.options):
+            answer = self.frame.answer(text)
+            at += [len(prompt) - 1, *range(len(ids), len(ids) + len(answer) - 1)]
+            tokens += answer
+            options += [option] * len(answer)
+            ids += answer[:-1]
+            branches += [TRUNK + 1 + option] * (len(answer) - 1)
+            positions += range(len(prompt), len(prompt) + len(answer) - 1)
+        columns = (ids, [0] * len(ids), branches, positions, at, tokens, options, [len(query.options)])
         return _Layout(*(np.array(column, np.int64) for column in columns))
 
     def generate(self, image: ImageLike, question: str | Sequence[Mapping[str, Any]], max_new_tokens: int = 96) -> str:
@@ -218,6 +234,29 @@ class Predictor:
             pad_token_id=padding,
         )
         return [text.strip() for text in tokenizer.batch_decode(written_BL[:, longest:], skip_special_tokens=True)]
+
+
+def _joined(layouts: Sequence[_Layout]) -> _Layout:
+    """Layouts of single queries as one of all."""
+
+    def counted(name: str, sizes: Sequence[int]) -> NDArray[np.int64]:
+        before = np.cumsum([0, *sizes[:-1]])
+        return np.concatenate([getattr(one, name) + start for one, start in zip(layouts, before, strict=True)])
+
+    def plain(name: str) -> NDArray[np.int64]:
+        return np.concatenate([getattr(one, name) for one in layouts])
+
+    tokens, options = [len(one.ids) for one in layouts], [int(one.ends[-1]) for one in layouts]
+    return _Layout(
+        ids=plain("ids"),
+        block=counted("block", [1] * len(layouts)),
+        branch=plain("branch"),
+        position=plain("position"),
+        at=counted("at", tokens),
+        token=plain("token"),
+        option=counted("option", options),
+        ends=counted("ends", options),
+    )
 
 
 def _text(message: Mapping[str, Any]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from facemllm import figures, ledger
+from facemllm import cost, ledger
+from facemllm.promotion import card_figures as measured
 from facemllm.settings import Settings
 
 SHORT = 1000  # characters; MLflow shows the description in full beside a version
@@ -17,23 +18,29 @@ def card(
     evaluation: Mapping[str, Any],
     lineage: Mapping[str, str],
     sources: Sequence[str],
+    costs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
     """The model card in Markdown, with the metadata header that model hubs read.
 
-    `evaluation` is `metrics.json`; `lineage` names digests of what the model was made from, `sources` whose pictures.
+    `evaluation` is `metrics.json`; `lineage` names digests of what the model was made from, `sources` whose pictures,
+    `costs` what each step cost. What was not measured is left out.
     """
     made = "\n".join(f"| {name} | `{digest}` |" for name, digest in lineage.items())
     sections = {
         "What it is": _what(settings),
         "Data": _data(settings, sources),
-        "Results": _results(settings, evaluation),
+        "Results": f"{_split(settings)}\n\n{measured.results(evaluation)}",
+        "Zero-shot": measured.zero_shot(evaluation),
+        "Groups of people": _fairness(evaluation),
+        "What can be relied on": measured.reliance(evaluation),
         "Intended use": _use(),
-        "Limits": _limits(sources),
+        "Limits": _limits(sources, evaluation),
+        "Cost": _cost(settings, costs or {}),
         "Made from": f"| | SHA-256 |\n|---|---|\n| model | `{model_digest}` |\n{made}".rstrip(),
     }
     tags = ["face-perception", "multimodal", *(["synthetic-data"] if _synthetic(sources) else [])]
     header = "\n".join(["---", "pipeline_tag: image-text-to-text", f"tags: [{', '.join(tags)}]", "---"])
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
     return f"{header}\n\n# {settings.promotion.model_name}\n\n{body}\n"
 
 
@@ -41,7 +48,7 @@ def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any], 
     """The card in a few lines, for the description of a registered version."""
     data = "synthetic heads; says nothing about real photographs" if _synthetic(sources) else ", ".join(sources)
     headline = ", ".join(
-        f"{task} {_figure(part)} {part.get('metric') or ''} {part.get('unit') or ''}".rstrip()
+        f"{task} {measured.estimate(part)} {part.get('metric') or ''} {part.get('unit') or ''}".rstrip()
         for task, part in evaluation.get("tasks", {}).items()
     )
     lines = [
@@ -87,26 +94,22 @@ def _data(settings: Settings, sources: Sequence[str]) -> str:
     return f"{about}\n\n" + "\n".join(lines) + f"\n\nWhat all of these allow: {may}."
 
 
-def _results(settings: Settings, evaluation: Mapping[str, Any]) -> str:
-    rows = figures.results(evaluation.get("tasks", {}))
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in _FIXED))
-    head = ["task", "metric", "value", "95 % interval", "n", "unparsed", *names]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for row in rows:
-        name = f"{row['task']} · {row['item']}" if row["item"] else f"**{row['task']}**"
-        interval = "" if row["low"] is None else f"{_number(row['low'])} – {_number(row['high'])}"
-        counts = ["" if row["n"] is None else str(row["n"]), _number(row["unparsed"])]
-        cells = [
-            name,
-            f"{row['metric']} {row['unit']}".strip(),
-            _number(row["value"]),
-            interval,
-            *counts,
-            *(_number(row.get(n)) for n in names),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    about = f"Split `{settings.evaluation.split}`: people absent from training. Intervals: bootstrap over people."
-    return f"{about}\n\n" + "\n".join(lines)
+def _split(settings: Settings) -> str:
+    return f"Split `{settings.evaluation.split}`: people absent from training. Intervals: bootstrap over people."
+
+
+def _fairness(evaluation: Mapping[str, Any]) -> str:
+    found = measured.fairness(evaluation)
+    about = (
+        "Groups as the sources label them. p is corrected for all pairs compared (Holm); that no gap is shown does not "
+        "mean that there is none."
+    )
+    return f"{about}\n\n{found}" if found else ""
+
+
+def _cost(settings: Settings, found: Mapping[str, Mapping[str, Any]]) -> str:
+    priced = {step: cost.priced(body, settings.cost.price_per_hour) for step, body in found.items()}
+    return measured.cost(priced)
 
 
 def _use() -> str:
@@ -118,26 +121,16 @@ def _use() -> str:
     )
 
 
-def _limits(sources: Sequence[str]) -> str:
+def _limits(sources: Sequence[str], evaluation: Mapping[str, Any]) -> str:
     real = (
         "Nothing here was measured on photographs: figures describe drawn heads alone."
         if _synthetic(sources)
         else "Figures hold for this source's people and cameras; other groups and conditions may do worse."
     )
-    return (
-        f"- {real}\n- One face an image; small, turned, covered or badly lit faces do worse.\n"
-        "- Answers can be wrong and sound sure; compare every figure with its baselines."
-    )
-
-
-def _figure(part: Mapping[str, Any]) -> str:
-    if part.get("low") is None:
-        return _number(part.get("value"))
-    return f"{_number(part.get('value'))} ({_number(part['low'])}–{_number(part['high'])})"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) else ""
-
-
-_FIXED = {*figures.HEAD, *figures.FIGURES}
+    lines = [
+        real,
+        "One face an image; small, turned, covered or badly lit faces do worse.",
+        "Answers can be wrong and sound sure; compare every figure with its baselines.",
+        *measured.weaknesses(evaluation),
+    ]
+    return "\n".join(f"- {line}" for line in lines)

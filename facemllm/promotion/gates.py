@@ -1,15 +1,16 @@
 """The gate: whether a model may be put before a person. It fails on everything it cannot see.
 
-Three kinds of checks. Thresholds: every figure named in `promotion.thresholds` reaches its bound. Majority: the 95 %
-interval of every task lies wholly on the good side of what a constant answer scores. Champion: both models have
-answered the same questions; a task fails where the whole 95 % interval of the paired difference is worse than the
-champion by more than `champion_margin` (a share of the champion's error for errors, points of the figure otherwise).
-A figure that is missing or undefined fails its check.
+Four kinds of checks. Thresholds: every figure named in `promotion.thresholds` reaches its bound. Majority: the 95 %
+interval of every task lies wholly on the good side of what a constant answer scores. Fairness: no gap between two
+groups of people is shown to exceed `promotion.fairness_gap` of its task, corrected for the number of pairs. Champion:
+both models have answered the same questions; a task fails where the whole 95 % interval of the paired difference is
+worse than the champion by more than `champion_margin` (a share of the champion's error for errors, points of the figure
+otherwise), uncorrected: here a false alarm costs less than a loss let through. A figure that is missing or undefined,
+and a fairness rule without two groups to compare, fails its check.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,9 +19,8 @@ from typing import Any
 
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.records import CONVERSATIONS, PREDICTIONS, open_table
-from facemllm.scoring import stats
-from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority, read_parsed, read_sheet, replicate
+from facemllm.scoring import fairness, paired, stats
+from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority
 from facemllm.settings import Settings, Threshold
 
 
@@ -52,8 +52,8 @@ def decide(settings: Settings, conversations: Path, candidate: Path, champion: P
     Raises UserError for a threshold that names nothing, for metrics that do not belong to the predictions beside them,
     and when the two models have not answered the same questions.
     """
-    metrics = _metrics(candidate)
-    if champion is None or _metrics(champion)["model_digest"] == metrics["model_digest"]:
+    metrics = paired.read_metrics(candidate)
+    if champion is None or paired.read_metrics(champion)["model_digest"] == metrics["model_digest"]:
         return judge(settings, metrics)
     return judge(settings, metrics, differences(settings, conversations, candidate, champion))
 
@@ -73,8 +73,13 @@ def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, 
             checks.append(_above_majority(name, entry))
         if against is not None and entry is not None:
             checks.append(_no_worse(name, against.get(name), rules.champion_margin, entry))
+    if unknown := sorted(set(rules.fairness_gap) - set(tasks.all_names())):
+        known = ", ".join(tasks.all_names())
+        raise UserError(f"promotion.fairness_gap.{unknown[0]}: no task '{unknown[0]}'; choose from {known}")
+    gaps = {name: gap for name, gap in rules.fairness_gap.items() if gap is not None}
+    checks += [_fair(settings, name, gap, metrics) for name, gap in gaps.items()]
     failed = [check["reason"] for check in checks if not check["passed"]]
-    return Decision(not failed, failed or [_in_order(settings, len(asked), metrics, against)], checks)
+    return Decision(not failed, failed or [_in_order(settings, checks, against)], checks)
 
 
 def differences(settings: Settings, conversations: Path, candidate: Path, champion: Path) -> dict[str, Difference]:
@@ -82,41 +87,12 @@ def differences(settings: Settings, conversations: Path, candidate: Path, champi
 
     Raises UserError unless both have answered the same questions of these conversations.
     """
-    table = open_table(conversations, CONVERSATIONS)
-    ours, theirs = _metrics(candidate), _metrics(champion)
-    for folder, metrics in ((candidate, ours), (champion, theirs)):
-        if metrics["conversations_digest"] != table.digest:
-            raise UserError(
-                f"{folder} was evaluated on conversations {metrics['conversations_digest'][:12]}, not on "
-                f"{table.digest[:12]}; evaluate both models on the same conversations"
-            )
-    if ours["split"] != theirs["split"]:
-        raise UserError(f"{candidate} is on split '{ours['split']}', {champion} on '{theirs['split']}'; use one split")
-    sheet = read_sheet(table, ours["split"])
-    mine, yours = (
-        replicate(sheet, read_parsed(_predictions(folder), sheet), settings.evaluation.bootstrap, settings.seed)
-        for folder in (candidate, champion)
-    )
+    mine, yours = paired.replicates(settings, paired.read_pair(conversations, candidate, champion))
     found = {}
     for name, values in mine.items():
         gap = yours[name] - values if _higher_is_better(name) else values - yours[name]
         found[name] = Difference(float(values[0]), float(yours[name][0]), stats.interval(gap))
     return found
-
-
-def _metrics(folder: Path) -> dict[str, Any]:
-    try:
-        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text("utf-8"))
-        stated = metrics["predictions_digest"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is not an evaluation: no readable metrics.json ({error})") from None
-    if _predictions(folder).digest != stated:
-        raise UserError(f"{folder}: metrics.json does not belong to the predictions beside it; evaluate again")
-    return metrics
-
-
-def _predictions(folder: Path) -> Any:
-    return open_table(folder / "predictions", PREDICTIONS)
 
 
 def _higher_is_better(key: str) -> bool:
@@ -181,12 +157,34 @@ def _no_worse(name: str, difference: Difference | None, margin: float, entry: Ma
     return _check("champion", name, passed, reason, **figures)
 
 
-def _in_order(
-    settings: Settings, thresholds: int, metrics: Mapping[str, Any], against: Mapping[str, Difference] | None
-) -> str:
-    parts = [f"{thresholds} thresholds are met"]
+def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = metrics.get("fairness", {}).get(name, {})
+    gaps = [{**gap, "kind": kind} for kind, entry in kinds.items() for gap in entry["gaps"] if gap["error"] is not None]
+    if not gaps:
+        reason = (
+            f"{name} cannot be compared between groups: no two have {settings.evaluation.min_group} people; evaluate "
+            f"more people with known groups, lower evaluation.min_group or set promotion.fairness_gap.{name} to null"
+        )
+        return _check("fairness", name, False, reason, bound=allowed)
+    shown = fairness.beyond(kinds, allowed)
+    gap = shown[0] if shown else max(gaps, key=lambda gap: abs(gap["value"]))
+    words = "is shown to exceed" if shown else "is not shown to exceed"
+    pairs = len(kinds[gap["kind"]]["gaps"])
+    reason = (
+        f"{name} differs by {abs(gap['value']):.3g} between {gap['a']} and {gap['b']} "
+        f"(95 % [{gap['low']:.3g}, {gap['high']:.3g}]), which {words} {allowed:g}, corrected for {pairs} pairs"
+    )
+    figures = {"value": gap["value"], "bound": allowed, "low": gap["low"], "high": gap["high"]}
+    return _check("fairness", name, not shown, reason, **figures)
+
+
+def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping[str, Difference] | None) -> str:
+    kinds = [check["check"] for check in checks]
+    parts = [f"{kinds.count('threshold')} thresholds are met"]
     if settings.promotion.above_majority:
-        parts.append(f"all {len(metrics['tasks'])} tasks clear their majority baseline")
+        parts.append(f"all {kinds.count('majority')} tasks clear their majority baseline")
+    if "fairness" in kinds:
+        parts.append("no gap between groups is shown to exceed what is allowed")
     parts.append(
         "there is no other champion to compare with" if against is None else "no task is worse than the champion"
     )

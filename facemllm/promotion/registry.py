@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from facemllm import digests, figures, ledger, tracking
 from facemllm.curves import points_of, send
 from facemllm.errors import UserError
-from facemllm.lineage import behind
+from facemllm.lineage import behind, costs
 from facemllm.mlflow_client import connect, guard, uri
 from facemllm.promotion import card as model_card
 from facemllm.records import partial_folder, publish
@@ -103,9 +103,9 @@ def register(
                 client.set_model_version_tag(found.name, str(found.version), name, tags[name])
         client.set_registered_model_alias(found.name, CANDIDATE, str(found.version))
         if run_id is not None:
-            client.log_text(
-                run_id, model_card.card(settings, model_digest, evaluation, lineage, sources), "model_card.md"
-            )
+            cost = costs(Store(settings.home), lineage)
+            text = model_card.card(settings, model_digest, evaluation, lineage, sources, cost)
+            client.log_text(run_id, text, "model_card.md")
             points = points_of(figures.task_metrics(evaluation.get("tasks", {}), items=False), 0)
             send(client, run_id, points, model_id=_model_id(found))
     return find_version(settings, found.version)

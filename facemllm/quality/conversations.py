@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from facemllm import digests, progress, tasks
+from facemllm.errors import UserError
 from facemllm.quality.faces import framed, in_one_split
 from facemllm.quality.memory import Face, Labels, mark
 from facemllm.quality.suites import CLOSED_FORMS
 from facemllm.quality.tallies import Tallies
 from facemllm.records import CONVERSATIONS, Table, mapping
-from facemllm.tasks import Question
+from facemllm.tasks import Question, Task
+from facemllm.tasks.asking import DIALOGUE, NOT_VISIBLE, implied
+from facemllm.tasks.base import CLOSED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +75,7 @@ def _conversation(row: Row, images: Sequence[Mapping[str, Any]], face: Face | No
     texts = [" ".join(p["text"] or "" for p in m["content"] or () if p["type"] == "text").strip() for m in messages]
     for turn in turns:
         tallies.questions[(turn["task"] or "", row["split"])] += 1
-        if turn["form"] in CLOSED_FORMS:
+        if turn["form"] in CLOSED_FORMS and ":" not in (turn["template"] or ""):
             tallies.answers[(turn["task"] or "", _item(turn), turn["answer"] or "")] += 1
     return {
         **{name: row[name] for name in ("conversation_id", "image_id", "split", "source", "subject_id")},
@@ -92,9 +95,7 @@ def _like_the_face(row: Row, turns: Sequence[Row], face: Face | None) -> dict[st
     if face is None:
         return {"image_known": False, **dict.fromkeys(_LIKENESS), "wrong_answers": ""}
     mask = row["segmentation"]
-    wrong = [
-        turn for turn in turns if face.answers.get((turn["task"], _item(turn))) not in (None, mark(turn["answer"]))
-    ]
+    wrong = [turn for turn in turns if not _true(turn, face)]
     return {
         "image_known": True,
         "split_matches": face.split == mark(row["split"]),
@@ -107,11 +108,22 @@ def _like_the_face(row: Row, turns: Sequence[Row], face: Face | None) -> dict[st
     }
 
 
+def _true(turn: Row, face: Face) -> bool:
+    """Whether a turn answers what the label of the face says, or what follows from that in the way it was asked."""
+    question, told = _question(turn), face.answers.get((turn["task"], _item(turn)))
+    if told is None:
+        return True  # what other checks say
+    if question is None or question.way in ("native", "unseen") or question.form in ("number", "open", "several"):
+        return told == mark(turn["answer"])
+    label = _values(question.task, question.item).get(told)
+    if label == NOT_VISIBLE and question.way == DIALOGUE:
+        return turn["answer"] == "no"  # what cannot be seen is said not to be there, and nothing is asked of it
+    return label is not None and implied(tasks.get(question.task), question, label) == turn["answer"]
+
+
 def _asked(turns: Sequence[Row], replies: Sequence[str], face: Face | None) -> dict[str, Any]:
     """Whether the tasks ask every question, and every reply puts its canonical answer into words."""
-    unknown = [
-        f"{turn['task']} {turn['template']}" for turn in turns if _question(turn["task"], turn["template"]) is None
-    ]
+    unknown = [f"{turn['task']} {turn['template']}" for turn in turns if _question(turn) is None]
     odd = [
         f"{_item(turn)}: {turn['answer']} as '{reply}'"
         for turn, reply in zip(turns, replies, strict=False)
@@ -126,42 +138,54 @@ def _asked(turns: Sequence[Row], replies: Sequence[str], face: Face | None) -> d
 
 
 def _says(turn: Row, reply: str, face: Face | None) -> bool:
-    question = _question(turn["task"], turn["template"])
-    if question is None or not reply or not (turn["answer"] or "").strip():
+    question, answer = _question(turn), turn["answer"]
+    if question is None or not reply or not (answer or "").strip():
         return True  # what other checks say
-    task, item, answer = tasks.get(question.task), question.item, turn["answer"]
-    if question.form == "open":
-        return (face is not None and face.caption == mark(reply)) or task.parse(item, reply) == answer
+    if question.form == "open" and face is not None and face.caption == mark(reply):
+        return True
+    if question.form == "number":
+        return _says_number(tasks.get(question.task), question.item, answer, reply)
+    said = next((option.text for option in question.options if option.value == answer), None)
+    return reply == said or tasks.read(question, reply) == answer
+
+
+def _says_number(task: Task, item: str, answer: str, reply: str) -> bool:
     try:
         option = task.option_for(item, answer)
         if reply == option.text:
             return True
         read = task.parse(item, reply)
         return read is not None and task.option_for(item, read).value == option.value
-    except (KeyError, ValueError):
+    except ValueError:
         return False
 
 
+def _question(turn: Row) -> Question | None:
+    template = turn["template"] or ""
+    return _known(turn["task"] or "", template, tuple(turn["options"] or ()) if ":lettered/" in template else ())
+
+
+@lru_cache(maxsize=50_000)
+def _known(task: str, template: str, options: tuple[str, ...]) -> Question | None:
+    try:
+        return tasks.question_of({"task": task, "template": template, "options": options})
+    except UserError:
+        return None
+
+
 @cache
-def _questions() -> Mapping[tuple[str, str], Question]:
-    return {
-        (name, f"{question.item}/{index}"): question
-        for name in tasks.all_names()
-        for question in tasks.get(name).questions()
-        for index in range(len(question.templates))
-    }
-
-
-def _question(task: str | None, template: str | None) -> Question | None:
-    return _questions().get((task or "", template or ""))
+def _values(task: str, item: str) -> Mapping[bytes, str]:
+    """What an item can be answered, by its mark."""
+    return {mark(value): value for value in (*(o.value for o in tasks.get(task).item(item).options), NOT_VISIBLE)}
 
 
 def _item(turn: Row) -> str:
-    return str(turn["template"] or "").rpartition("/")[0]
+    return str(turn["template"] or "").rpartition("/")[0].partition(":")[0]
 
 
 def _answer_fits(turn: Row) -> bool:
-    return turn["answer"] in (turn["options"] or ()) if turn["form"] in CLOSED_FORMS else True
+    """A number's options are a grid, and its answer is exact."""
+    return turn["form"] not in CLOSED or turn["form"] == "number" or turn["answer"] in (turn["options"] or ())
 
 
 def _fingerprints(turns: Sequence[Row]) -> bytes:

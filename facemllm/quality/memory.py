@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from facemllm import tasks
 from facemllm.records import mapping
+from facemllm.tasks.asking import NOT_VISIBLE
+from facemllm.tasks.base import Item
+from facemllm.tasks.held_out import ZERO_SHOT, HeldOut
 
 Row = Mapping[str, Any]
 Groups = tuple[tuple[str, str], ...]
@@ -28,9 +31,6 @@ _LABELS = (
     *("yaw", "pitch", "roll"),
 )
 _PAIRED = ("attributes", "action_units")
-_TASKS = tuple(tasks.get(name) for name in tasks.all_names())
-ITEMS = tuple((task.name, question.item) for task in _TASKS for question in task.questions())
-"""Task and name of everything that can be asked about a face."""
 
 
 def mark(value: Any) -> bytes:
@@ -139,14 +139,30 @@ class Originals:
 
 
 class Labels:
-    """What the annotated faces say, so that conversations can be held to it."""
+    """What the annotated faces say, so that conversations can be held to it: the answers to all that the tasks of
+    `asked` ask (default: every task). What is `held_out` only the task `zero_shot` may know."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Iterable[str] | None = None, held_out: Sequence[str] = ()) -> None:
         self.memory = Memory()
+        known = tasks.all_names()
+        self._tasks = [tasks.get(name) for name in (known if asked is None else asked) if name in known]
+        self._held_out = HeldOut.of(held_out, self._tasks)
+        if self._held_out:
+            self._tasks.append(tasks.get(ZERO_SHOT))
+        self._items = [(task, item) for task in self._tasks for item in task.items]
+        self._names = tuple((task.name, item.name) for task, item in self._items)
+
+    @classmethod
+    def asked_in(cls, about: Mapping[str, Any]) -> Labels:
+        """For the conversations whose manifest says this about them."""
+        return cls(about.get("tasks"), about.get("held_out") or ())
 
     def add(self, row: Row, mask: bytes | None) -> None:
-        """Remember an annotated row, its segmentation, and the answer to everything that can be asked about it."""
-        answers = [mark(task.label(row, question.item)) for task in _TASKS for question in task.questions()]
+        """Remember an annotated row, its segmentation, and the answer to everything that is asked about it."""
+        stored = None if mask is None else {"bytes": mask, "path": None}
+        whole = {**row, "attributes": mapping(row["attributes"]), "segmentation": stored}
+        seen = {**whole, **self._held_out.changes(whole)} if self._held_out else whole
+        answers = [mark(_answer(item, whole if task.name == ZERO_SHOT else seen)) for task, item in self._items]
         head = [mark(row[name]) for name in ("source", "split", "subject_id", "caption")]
         fairness = mark(sorted(tasks.groups(row).items()))
         self.memory.add(row["image_id"], [*head, mark(mask), fairness, *answers], groups_of(row))
@@ -157,7 +173,13 @@ class Labels:
         if marks is None:
             return None
         source, split, subject, caption, mask, fairness, *answers = marks
-        return Face(source, split, subject, caption, mask, fairness, dict(zip(ITEMS, answers, strict=True)))
+        return Face(source, split, subject, caption, mask, fairness, dict(zip(self._names, answers, strict=True)))
+
+
+def _answer(item: Item, row: Row) -> str | None:
+    """The label of an item; where the row says that it cannot be seen, that."""
+    label = item.label(row)
+    return NOT_VISIBLE if label is None and item.hidden is not None and item.hidden(row) else label
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def validate(settings: Settings, raw: Path | None, annotated: Path, conversation
 def _findings(settings: Settings, tables: Mapping[str, Table]) -> Findings:
     quality, rows = settings.quality, ledger.entries(settings)
     usable = sorted(key for key, entry in rows.items() if entry.status != "withdrawn")
-    tallies, labels = Tallies(), Labels()
+    tallies, labels = Tallies(), Labels.asked_in(tables["conversations"].manifest["about"])
     originals, outcomes = None, []
     if "faces" in tables:
         originals = Originals()

@@ -1,4 +1,4 @@
-"""Figures from saved answers: marks, uncertainty, comparison of two models. No model is loaded here.
+"""Figures from saved answers: marks, uncertainty, fairness, consistency, comparison of two models. No model is loaded.
 
 Below evaluation and promotion, which both stand on it.
 """

@@ -11,17 +11,21 @@ once), so the estimate and its resamples go through the same code. 1,000 resampl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from facemllm.scoring.metrics import Array, of_totals
 
 LEVEL = 0.95
+POWER = 0.80
 _BLOCK = 2**23  # weights held at a time: 64 MB
+_KEPT = 2**26  # weights kept from one call to the next: 128 MB
 
 
 @dataclass(frozen=True)
@@ -41,50 +45,18 @@ class Sums:
     per_subject_SK: Array
 
 
-def ratio(top: Array, bottom: Array) -> Array:
-    """Element-wise quotient; NaN where the denominator is zero."""
-    return np.divide(top, bottom, out=np.full(np.broadcast(top, bottom).shape, np.nan), where=bottom != 0)
-
-
-def mean(replicates: Iterable[Array]) -> Array:
-    """Macro mean of several figures' replicates, over those that are defined in each resample."""
-    stacked = np.stack(list(replicates))
-    known = ~np.isnan(stacked)
-    return ratio(np.where(known, stacked, 0.0).sum(0), known.sum(0).astype(float))
-
-
-def of_totals(metric: str, totals_RK: Array) -> Array:
-    """The figure of a metric from its total sums, one a row.
-
-    `accuracy`: right, asked. `mae`: error, asked. `balanced_accuracy`: right and asked of each class in turn; recall
-    averaged over the classes that occur. `fact_f1`: facts shared, facts only stated, facts only true.
-    """
-    if metric in ("accuracy", "mae"):
-        return ratio(totals_RK[:, 0], totals_RK[:, 1])
-    if metric == "balanced_accuracy":
-        return mean(ratio(totals_RK[:, 0::2], totals_RK[:, 1::2]).T)
-    if metric == "fact_f1":
-        shared, stated, true = totals_RK.T
-        return ratio(2 * shared, 2 * shared + stated + true)
-    raise ValueError(f"unknown metric '{metric}'")
-
-
 def replicate(figures: Mapping[str, Sums], resamples: int, seed: int) -> dict[str, Array]:
     """Every figure on the sample (row 0) and on the same `resamples` draws of its subjects.
 
-    The draws depend on the seed and the number of subjects alone, so two models on the same people are paired.
+    The draws depend on the seed and the number of subjects alone, so two models on the same people are paired, and so
+    are two groups of them.
     """
     if not figures:
         return {}
     sums_SK = np.concatenate([figure.per_subject_SK for figure in figures.values()], axis=1)
     subjects = len(sums_SK)
-    draw = np.random.default_rng(seed)
-    odds = np.full(subjects, 1 / subjects)
     totals = [sums_SK.sum(0, keepdims=True)]
-    block = max(1, _BLOCK // subjects)
-    for start in range(0, resamples, block):
-        weights_RS = draw.multinomial(subjects, odds, size=min(block, resamples - start))
-        totals.append(weights_RS.astype(np.float64) @ sums_SK)
+    totals += [weights_RS.astype(np.float64) @ sums_SK for weights_RS in _draws(subjects, resamples, seed)]
     totals_RK = np.concatenate(totals)
     if subjects < 2:
         totals_RK[1:] = np.nan  # one person says nothing about how people differ
@@ -93,13 +65,89 @@ def replicate(figures: Mapping[str, Sums], resamples: int, seed: int) -> dict[st
     return {name: of_totals(figure.metric, part) for (name, figure), part in zip(figures.items(), parts, strict=True)}
 
 
+def _draws(subjects: int, resamples: int, seed: int) -> Iterable[npt.NDArray[np.uint16]]:
+    """How often each subject is drawn, in blocks of resamples; drawn once for all figures where memory allows."""
+    kept = subjects * resamples <= _KEPT
+    return _kept(subjects, resamples, seed, _BLOCK) if kept else _drawn(subjects, resamples, seed, _BLOCK)
+
+
+@lru_cache(maxsize=1)
+def _kept(subjects: int, resamples: int, seed: int, size: int) -> tuple[npt.NDArray[np.uint16], ...]:
+    return tuple(_drawn(subjects, resamples, seed, size))
+
+
+def _drawn(subjects: int, resamples: int, seed: int, size: int) -> Iterator[npt.NDArray[np.uint16]]:
+    draw = np.random.default_rng(seed)
+    odds = np.full(subjects, 1 / subjects)
+    block = max(1, size // subjects)
+    for start in range(0, resamples, block):
+        yield draw.multinomial(subjects, odds, size=min(block, resamples - start)).astype(np.uint16)
+
+
 def interval(replicates: Array) -> Interval:
     """Estimate and percentile interval of replicates, leaving out resamples in which the figure is undefined."""
-    drawn = replicates[1:][~np.isnan(replicates[1:])]
+    drawn = _defined(replicates)
     if not len(drawn):
         return Interval(float(replicates[0]), float("nan"), float("nan"))
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(replicates[0]), float(low), float(high))
+
+
+def spread(replicates: Array, people: int) -> dict[str, float | None]:
+    """Value and 95 % interval as stored; `people` of one or none have no interval."""
+    found = interval(replicates)
+    several = people > 1
+    return {
+        "value": plain(found.value),
+        "low": plain(found.low) if several else None,
+        "high": plain(found.high) if several else None,
+    }
+
+
+def standard_error(replicates: Array) -> float:
+    """Standard deviation of a figure over its resamples; NaN below two of them."""
+    drawn = _defined(replicates)
+    return float(np.std(drawn, ddof=1)) if len(drawn) > 1 else float("nan")
+
+
+def smallest_difference(error: float) -> float:
+    """The smallest paired difference that this many people would show at 80 % power, two-sided 5 %.
+
+    (z_0.975 + z_0.80) * error = 2.80 * error, with `error` the standard error of the difference (Cohen 1988, chapter 2;
+    Miller 2024, arXiv 2411.00640, section 5). Of one model alone, `error` is that of its own figure: two models of
+    equal error e whose answers correlate by 0.5 differ with the error sqrt(e^2 + e^2 - 2 * 0.5 * e^2) = e. NaN where
+    the error is zero: answers that are all alike say nothing about how people differ.
+    """
+    from scipy.stats import norm
+
+    return float((norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER)) * error) if error > 0 else float("nan")
+
+
+def p_value(value: float, error: float, people: int, beyond: float = 0.0) -> float:
+    """Two-sided p of a difference whose bootstrap standard error is `error`, by a t test on `people` - 1 degrees.
+
+    It asks whether the absolute difference exceeds `beyond`: below 0.05 the whole 95 % t interval lies past it.
+    Percentiles of 1,000 resamples would end at p = 0.002, too coarse to correct for many comparisons. NaN if undefined.
+    """
+    from scipy.stats import t
+
+    if people < 2 or not math.isfinite(value) or not math.isfinite(error):
+        return float("nan")
+    excess = abs(value) - beyond
+    if excess <= 0 or error == 0:
+        return 1.0 if excess <= 0 else 0.0
+    return min(1.0, 2 * float(t.sf(excess / error, people - 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values of one family; undefined ones (NaN) stay so and do not count.
+
+    Written out since the one of statsmodels collects garbage at every call, a quarter of a second in a full process.
+    """
+    found = np.array(p_values, dtype=float)
+    order = np.argsort(found)[: int((~np.isnan(found)).sum())]  # NaN sorts last
+    found[order] = np.minimum(1, np.maximum.accumulate(found[order] * np.arange(len(order), 0, -1)))
+    return [float(p) for p in found]
 
 
 def by_subject(subjects: npt.NDArray[Any], columns_NK: npt.ArrayLike, count: int) -> Array:
@@ -107,3 +155,13 @@ def by_subject(subjects: npt.NDArray[Any], columns_NK: npt.ArrayLike, count: int
     values_NK = np.asarray(columns_NK, dtype=np.float64).reshape(len(subjects), -1)
     sums_KS = [np.bincount(subjects, weights=column, minlength=count) for column in values_NK.T]
     return np.stack(sums_KS, axis=1)
+
+
+def plain(value: float) -> float | None:
+    """A number as stored: twelve decimals, below which lies only the order of a floating-point sum; None for NaN."""
+    return round(float(value), 12) + 0.0 if math.isfinite(value) else None
+
+
+def _defined(replicates: Array) -> Array:
+    drawn: Array = replicates[1:][~np.isnan(replicates[1:])]
+    return drawn

@@ -22,6 +22,7 @@ from facemllm.model.inference import Query, Scored
 from facemllm.serving.batching import Batcher
 from facemllm.serving.policy import Ask, Encoded, Limits, Refused, decode, read_request
 from facemllm.tasks.answers import answer
+from facemllm.tasks.held_out import ZERO_SHOT
 
 log = logging.getLogger("facemllm.serving")
 MAX_WAITING = 256
@@ -164,9 +165,10 @@ class FaceModel(Model):
 
 
 def known_tasks(text: str) -> list[str]:
-    """Task names of a comma-separated list; all tasks if it is empty. Raises UserError for an unknown one."""
-    names = [name for name in text.split(",") if name] or list(tasks.all_names())
-    return [tasks.get(name).name for name in names]
+    """Task names of a comma-separated list; if it is empty, all that are not sensitive. Raises UserError for an unknown
+    one."""
+    every = [name for name in tasks.all_names() if name != ZERO_SHOT and not tasks.get(name).sensitive]
+    return [tasks.get(name).name for name in [name for name in text.split(",") if name] or every]
 
 
 def _plain(text: str) -> str:

@@ -57,7 +57,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", default="face-mllm", help="model name in the URLs")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
     parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--tasks", default="", help="tasks whose questions are known, by commas; default all")
+    parser.add_argument(
+        "--tasks", default="", help="tasks whose questions are known, by commas; default: all but sensitive ones"
+    )
     parser.add_argument("--max-body-mb", type=float, default=8)
     parser.add_argument("--max-pixels", type=int, default=16_000_000)
     parser.add_argument("--max-question-chars", type=int, default=500)

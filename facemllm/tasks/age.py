@@ -1,7 +1,7 @@
 """Apparent age in years, answered in steps of five."""
 
 from facemllm.tasks.base import Option, Task
-from facemllm.tasks.items import Number
+from facemllm.tasks.items import Number, column
 
 _YEARS = r"(?:years? old|years? of age|years?(?= [.,]|$)|yrs?(?: old)?(?= [.,]|$)|yo|y o)"
 
@@ -14,8 +14,9 @@ TASK = Task(
         Number(
             name="age",
             templates=("How old is the person?", "What is the person's age?", "How many years old is this face?"),
+            unseen=("What age is this person?", "How old is this face?"),
             options=tuple(Option(value=str(age), text=f"about {age} years old") for age in range(5, 86, 5)),
-            column="age",
+            source=column("age"),
             low=0,
             high=120,
             readings=((1, rf"N {_YEARS}"), (1, "aged N")),

@@ -2,37 +2,41 @@
 
 `native` is the item's own form. `unseen` is that form in wordings that no training turn uses. `statement` makes a claim
 that is true or false (half of them each, drawn). `lettered` shows the options behind letters, in a drawn order, with
-"not visible" among them where the item can be hidden. A turn names its wording `item/index` (native), `item:way/index`
-or `item:statement=value/index`; every choice is drawn by a hash of image and item, so that no other row can move it.
+"not visible" among them where the item can be hidden. `dialogue` asks whether a thing is there and, after a yes, on.
+A turn names its wording `item/index` (native), `item:way/index` or `item:way=claim/index`, the claim being the value
+that a statement is about, or `present` in the question that opens a dialogue. Every choice is drawn by a hash of image
+and item, so that no other row can move it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, NamedTuple
 
-from facemllm.tasks.base import Item, Option, Question, Row, Task, draw
-from facemllm.tasks.language import doubtful, normalise
+from facemllm.tasks import reading
+from facemllm.tasks.base import FollowUp, Item, Option, Question, Row, Task, draw, drawn
 
-NATIVE, UNSEEN, STATEMENT, LETTERED = "native", "unseen", "statement", "lettered"
-WAYS = (NATIVE, UNSEEN, STATEMENT, LETTERED)
+NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE = "native", "unseen", "statement", "lettered", "dialogue"
+WAYS = (NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE)
+"""All ways; `ask` knows all but dialogue, which is more than one question."""
 
-NOT_VISIBLE = "not_visible"
+NOT_VISIBLE = reading.NOT_VISIBLE
+PRESENT = "present"
 SHOWN = 8
 """Most options behind letters: of a longer list, the true one and others are drawn."""
+TOPICS = 2
+"""Most things that a dialogue opens with."""
 
 _TRUTH = (Option(value="true", text="true"), Option(value="false", text="false"))
-_STATEMENTS = ("True or false: {}.", "Is this true or false? {}.")
+_STATEMENTS = ("True or false: {}.", "Is it true or false that {}?")
 _TEMPLATE = re.compile(r"([^:/]+)(?::([a-z]+)(?:=([^/]+))?)?/(\d{1,3})")
-_LETTER = re.compile(r"(?:(?:the )?(?:answer|letter|option)(?: is| :)? )*([a-h])(?: (?:[.:] )?(.+))?")
-_YES_NO = {"true": "true", "correct": "true", "yes": "true", "false": "false", "incorrect": "false", "no": "false"}
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """A question as it is put about one face: its wording, the words and the canonical value of the true answer."""
 
     question: Question
@@ -42,24 +46,48 @@ class Asked:
     answer: str
 
 
+@dataclass(frozen=True)
+class _Worded:
+    """A question with the names of its wordings."""
+
+    question: Question
+    templates: tuple[str, ...]
+
+
 def ask(task: Task, item: Item, way: str, row: Row) -> Asked | None:
     """Ask an item of a row of `faces` in one way; None when the row does not know, or the item is not asked so."""
-    image_id, label = str(row["image_id"]), item.label(row)
+    label = item.label(row)
     if way == LETTERED:
-        hidden = label is None and item.hidden is not None and item.hidden(row)
-        return _lettered(task, item, image_id, NOT_VISIBLE if hidden else label)
+        return _lettered(task, item, row, label)
     if label is None:
         return None
+    image_id = row["image_id"]
     if way == STATEMENT:
         return _statement(task, item, image_id, label)
-    question = task.question(item.name)
-    if way == UNSEEN:
-        question = replace(question, templates=item.unseen, way=UNSEEN)
-    if not question.templates:
+    worded = _worded(task, item, way)
+    if not worded.templates:
         return None
-    index = draw(len(question.templates), image_id, item.name)
-    name = item.name if way == NATIVE else f"{item.name}:{UNSEEN}"
-    return Asked(question, f"{name}/{index}", question.templates[index], item.reply(row, label), label)
+    index = draw(len(worded.templates), image_id, item.name)
+    return Asked(
+        worded.question, worded.templates[index], worded.question.templates[index], item.reply(row, label), label
+    )
+
+
+def dialogue(task: Task, row: Row) -> list[Asked]:
+    """A dialogue about a row: whether a thing is there and, where it is, which one; then a second thing alike.
+
+    All after the first follow the one before. Empty when the row does not know enough for two questions.
+    """
+    image_id = row["image_id"]
+    known = [(follow, answer) for follow in task.follow_ups if (answer := _present(task, follow, row))]
+    turns: list[Asked] = []
+    for follow, answer in _drawn_of(known, TOPICS, image_id, DIALOGUE):
+        turns.append(_put(_opening(task, follow), image_id, answer, answer))
+        if answer == "yes":
+            item = task.item(follow.item)
+            label = str(item.label(row))
+            turns.append(_put(_followed(task, follow), image_id, item.reply(row, label), label))
+    return turns if len(turns) > 1 else []
 
 
 def question_of(task: Task, turn: Mapping[str, Any]) -> tuple[Question, str] | None:
@@ -67,102 +95,191 @@ def question_of(task: Task, turn: Mapping[str, Any]) -> tuple[Question, str] | N
     found = _TEMPLATE.fullmatch(str(turn["template"]))
     if found is None or (item := task.find(found[1])) is None:
         return None
-    way, claim, index = found[2] or NATIVE, found[3], int(found[4])
-    question = task.question(item.name)
-    if way == UNSEEN and claim is None:
-        question = replace(question, templates=item.unseen, way=UNSEEN)
-    elif way == STATEMENT and claim in item.claims:
-        question = _stated(item, question, str(claim))
-    elif way == LETTERED and claim is None and (shown := _shown(item, turn["options"] or ())):
-        question = _with_letters(question, shown)
-    elif way != NATIVE or claim is not None:
+    question = _question(task, item, found[2] or NATIVE, found[3], turn)
+    index = int(found[4])
+    if question is None or index >= len(question.templates):
         return None
-    return (question, question.templates[index]) if index < len(question.templates) else None
+    return question, question.templates[index]
 
 
 def read(task: Task, question: Question, text: str) -> str | None:
     """The canonical answer in a text, in the way the question was asked. None unless exactly one is plainly given."""
+    item = task.item(question.item)
     if question.way == STATEMENT:
-        words = normalise(text)
-        return _YES_NO.get(words) if words else None
+        return reading.truth(item, str(question.claim), text)
     if question.way == LETTERED:
-        return _read_letter(task, question, text)
-    return task.parse(question.item, text)
+        return reading.letter(item, question.options, text)
+    if question.way == DIALOGUE and question.claim is not None:
+        follow = task.follow_up(question.item)
+        return None if follow is None else follow.opener.parse(text)
+    return item.parse(text)
+
+
+def implied(task: Task, question: Question, answer: str) -> str | None:
+    """What a question, as it was asked, has to be answered if `answer` answers its item in the item's own form.
+
+    None when that does not follow: a letter is not among those shown, or the answer is none of the item's options.
+    """
+    if question.way == STATEMENT:
+        return None if answer not in task.item(question.item).claims else str(answer == question.claim).lower()
+    if question.way == LETTERED:
+        return answer if any(option.value == answer for option in question.options) else None
+    if question.way == DIALOGUE and question.claim is not None:
+        follow = task.follow_up(question.item)
+        return None if follow is None else "no" if answer == follow.absent else "yes"
+    return answer
+
+
+def _question(task: Task, item: Item, way: str, claim: str | None, turn: Mapping[str, Any]) -> Question | None:
+    if way == STATEMENT:
+        return _stated(task, item, claim).question if claim in item.claims else None
+    if way == DIALOGUE:
+        follow = task.follow_up(item.name)
+        if follow is None or claim not in (None, PRESENT):
+            return None
+        return (_followed if claim is None else _opening)(task, follow).question
+    if claim is not None:
+        return None
+    if way == LETTERED:
+        values = tuple(turn["options"] or ())
+        return _with_letters(task, item, values).question if values and _known(item, values) else None
+    return _worded(task, item, way).question if way in (NATIVE, UNSEEN) else None
+
+
+def _worded(task: Task, item: Item, way: str) -> _Worded:
+    found: _Worded | None = task.memo.get((item.name, way))
+    if found is None:
+        assert way in (NATIVE, UNSEEN), way
+        question = task.question(item.name)
+        question = question if way == NATIVE else replace(question, templates=item.unseen, way=UNSEEN)
+        found = task.memo[item.name, way] = _named(question)
+    return found
+
+
+def _once(task: Task, key: tuple[Any, ...], make: Callable[[], _Worded]) -> _Worded:
+    found: _Worded | None = task.memo.get(key)
+    if found is None:
+        found = task.memo[key] = make()
+    return found
+
+
+def _named(question: Question) -> _Worded:
+    way = "" if question.way == NATIVE else f":{question.way}"
+    claim = "" if question.claim is None else f"={question.claim}"
+    return _Worded(question, tuple(f"{question.item}{way}{claim}/{n}" for n in range(len(question.templates))))
+
+
+def _put(worded: _Worded, image_id: str, reply: str, answer: str) -> Asked:
+    """A question in a wording that is drawn for the way and the claim, too."""
+    question = worded.question
+    index = draw(len(worded.templates), image_id, question.item, question.way, question.claim or "")
+    return Asked(question, worded.templates[index], question.templates[index], reply, answer)
 
 
 def _statement(task: Task, item: Item, image_id: str, label: str) -> Asked | None:
-    """A claim about the item: in half of the cases the true one, if the item has several."""
+    """A claim about the item: in half of the cases the true one."""
     others = [value for value in item.claims if value != label]
-    if label in item.claims and (not others or draw(2, image_id, item.name, "truth") == 0):
-        claim, said = label, "true"
-    elif others:
-        claim, said = others[draw(len(others), image_id, item.name, "claim")], "false"
-    else:
+    if not others:
         return None
-    question = _stated(item, task.question(item.name), claim)
-    index = draw(len(_STATEMENTS), image_id, item.name, STATEMENT)
-    return Asked(question, f"{item.name}:{STATEMENT}={claim}/{index}", question.templates[index], said, said)
+    false, other, index = drawn((2, len(others), len(_STATEMENTS)), image_id, item.name, STATEMENT)
+    worded = _stated(task, item, others[other] if false else label)
+    said = "false" if false else "true"
+    return Asked(worded.question, worded.templates[index], worded.question.templates[index], said, said)
 
 
-def _stated(item: Item, question: Question, claim: str) -> Question:
-    wordings = tuple(text.format(item.claims[claim]) for text in _STATEMENTS)
-    return replace(question, form="statement", templates=wordings, options=_TRUTH, way=STATEMENT, claim=claim)
+def _stated(task: Task, item: Item, claim: str | None) -> _Worded:
+    def make() -> _Worded:
+        wordings = tuple(text.format(item.claims[str(claim)]) for text in _STATEMENTS)
+        question = task.question(item.name)
+        return _named(
+            replace(question, form="statement", templates=wordings, options=_TRUTH, way=STATEMENT, claim=claim)
+        )
+
+    return _once(task, (item.name, STATEMENT, claim), make)
 
 
-def _lettered(task: Task, item: Item, image_id: str, label: str | None) -> Asked | None:
-    if label is None or item.form not in ("choice", "boolean"):
+def _present(task: Task, follow: FollowUp, row: Row) -> str | None:
+    item = task.item(follow.item)
+    label = item.label(row)
+    if label is None:
+        return "no" if item.hidden is not None and item.hidden(row) else None
+    return "no" if label == follow.absent else "yes"
+
+
+def _opening(task: Task, follow: FollowUp) -> _Worded:
+    def make() -> _Worded:
+        asked = follow.opener
+        question = replace(task.question(follow.item), form=asked.form, templates=asked.templates)
+        return _named(replace(question, options=asked.options, way=DIALOGUE, claim=PRESENT))
+
+    return _once(task, (follow.item, DIALOGUE, PRESENT), make)
+
+
+def _followed(task: Task, follow: FollowUp) -> _Worded:
+    def make() -> _Worded:
+        return _named(replace(task.question(follow.item), templates=follow.templates, way=DIALOGUE))
+
+    return _once(task, (follow.item, DIALOGUE), make)
+
+
+def _lettered(task: Task, item: Item, row: Row, label: str | None) -> Asked | None:
+    if item.form not in ("choice", "boolean"):
         return None
-    drawn = sorted(item.options, key=lambda option: draw(2**32, image_id, item.name, "order", option.value))
+    if label is None:
+        if item.hidden is None or not item.hidden(row):
+            return None
+        label = NOT_VISIBLE
+    image_id = row["image_id"]
+    shown = [option.value for option in item.options]
     places = SHOWN if item.hidden is None else SHOWN - 1
-    kept = {option.value for option in sorted(drawn, key=lambda option: option.value != label)[:places]}
-    values = [option.value for option in drawn if option.value in kept]
-    values += [] if item.hidden is None else [NOT_VISIBLE]
-    question = _with_letters(task.question(item.name), _shown(item, values))
-    index = draw(len(question.templates), image_id, item.name)
+    if len(shown) > places and label != NOT_VISIBLE:
+        shown = _drawn_of([value for value in shown if value != label], places - 1, image_id, item.name, LETTERED)
+        shown.insert(draw(places, image_id, item.name, "place"), label)
+    else:
+        shown = _drawn_of(shown, places, image_id, item.name, LETTERED)
+    values = (*shown, *(() if item.hidden is None else (NOT_VISIBLE,)))
+    worded = _with_letters(task, item, values)
+    index = draw(len(worded.templates), image_id, item.name)
     reply = ascii_uppercase[values.index(label)]
-    return Asked(question, f"{item.name}:{LETTERED}/{index}", question.templates[index], reply, label)
+    return Asked(worded.question, worded.templates[index], worded.question.templates[index], reply, label)
 
 
-def _shown(item: Item, values: Sequence[str]) -> tuple[Option, ...]:
-    """The options of these values in their order; empty when one is none of the item's."""
-    known = {option.value: option for option in item.options}
-    known[NOT_VISIBLE] = Option(value=NOT_VISIBLE, text="not visible")
-    return tuple(known[value] for value in values) if all(value in known for value in values) else ()
+def _drawn_of(things: Sequence[Any], count: int, *parts: str) -> list[Any]:
+    """At most `count` of the things, in an order of their own, both drawn by a hash of `parts`."""
+    order, total = list(things), len(things)
+    for place, jump in enumerate(drawn(range(total, max(total - count, 0), -1), *parts)):
+        order[place], order[place + jump] = order[place + jump], order[place]
+    return order[:count]
 
 
-def _with_letters(question: Question, shown: Sequence[Option]) -> Question:
-    listed = " ".join(f"{letter}. {option.text}" for letter, option in zip(ascii_uppercase, shown, strict=False))
-    return replace(
-        question,
-        form="lettered",
-        templates=tuple(f"{text} {listed}. Answer with the letter." for text in question.templates),
-        options=tuple(
-            Option(value=option.value, text=letter) for letter, option in zip(ascii_uppercase, shown, strict=False)
-        ),
-        way=LETTERED,
-    )
+def _known(item: Item, values: Sequence[str]) -> bool:
+    known = {option.value for option in item.options} | {NOT_VISIBLE}
+    return len(values) <= SHOWN and known.issuperset(values)
 
 
-def _read_letter(task: Task, question: Question, text: str) -> str | None:
-    """A letter that stands alone or before its own option's words, or those words alone. "A woman" is no letter."""
-    words = normalise(text)
-    if not words or doubtful(words):
-        return None
-    values = [option.value for option in question.options]
-    item = task.item(question.item)
-    if words in ("not visible", "cannot be seen"):
-        return NOT_VISIBLE if NOT_VISIBLE in values else None
-    found = _LETTER.fullmatch(words)
-    if found is None:
-        said = item.parse(text)
-        return said if said in values else None
-    place = ascii_uppercase.index(found[1].upper())
-    if place >= len(values):
-        return None
-    if found[2] is None:
-        return values[place]
-    said = NOT_VISIBLE if found[2] == "not visible" else item.parse(found[2])
-    if found[1] == "a" and said is not None:  # "a woman" names what it names, whatever stands behind the letter A
-        whole = item.parse(text)
-        return whole if whole == values[place] else None
-    return said if said == values[place] else None
+def _with_letters(task: Task, item: Item, values: tuple[str, ...]) -> _Worded:
+    def make() -> _Worded:
+        words = {option.value: option.text for option in item.options} | {NOT_VISIBLE: "not visible"}
+        listed = " ".join(f"{letter}. {words[value]}" for letter, value in zip(ascii_uppercase, values, strict=False))
+        question = task.question(item.name)
+        return _named(
+            Question(
+                task=question.task,
+                item=question.item,
+                form="lettered",
+                templates=tuple(f"{text} {listed}. Answer with the letter." for text in question.templates),
+                options=tuple(map(_letter_of, values, ascii_uppercase)),
+                way=LETTERED,
+            )
+        )
+
+    return _once(task, (item.name, LETTERED, values), make) if len(values) <= _FEW else make()
+
+
+_FEW = 4
+"""Of so many options all orders are remembered (24); of more there would be too many."""
+
+
+@cache
+def _letter_of(value: str, letter: str) -> Option:
+    return Option(value=value, text=letter)

@@ -7,7 +7,7 @@ can take are in `items`, the ways to ask it (outright, as a statement, with lett
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -96,6 +96,18 @@ class Item(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FollowUp:
+    """A question that an answer opens: `opener` asks whether there is anything to ask about, and only its yes is
+    followed by `item` of the task, in the wordings `templates`. The opener's answer is no where the item's is `absent`,
+    or where the item is hidden."""
+
+    opener: Item
+    item: str
+    templates: tuple[str, ...]
+    absent: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """One face-perception task. Metrics are macro averages over its items. `use` says what its answers may be used
     for; a `sensitive` task is asked only where the configuration gives a reason (`qa.reasons`)."""
@@ -107,6 +119,7 @@ class Task:
     items: tuple[Item, ...]
     use: str
     sensitive: bool = False
+    follow_ups: tuple[FollowUp, ...] = ()
 
     def item(self, name: str) -> Item:
         """The item of that name. Raises KeyError."""
@@ -119,6 +132,10 @@ class Task:
     def question(self, item: str) -> Question:
         """The question that an item asks in its own form. Raises KeyError."""
         return self._by_item[item]
+
+    def follow_up(self, item: str) -> FollowUp | None:
+        """The follow-up that asks for that item, if there is one."""
+        return next((found for found in self.follow_ups if found.item == item), None)
 
     def questions(self) -> tuple[Question, ...]:
         """All questions of the task, one an item."""
@@ -140,6 +157,11 @@ class Task:
         """Words about this item for a caption; None when unknown, or absent and better not mentioned."""
         label = self.label(row, item)
         return None if label is None else self._by_name[item].mention(label)
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What the ways of asking have made of the task's questions, so that it is made once."""
+        return {}
 
     @cached_property
     def _by_name(self) -> dict[str, Item]:
@@ -166,8 +188,17 @@ def phrases_of(item: Item) -> Iterator[str]:
 
 def draw(count: int, *parts: str) -> int:
     """A number below `count` that depends on `parts` alone: a choice that no other row, source or order can move."""
-    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % count
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big") % count
+
+
+def drawn(counts: Iterable[int], *parts: str) -> list[int]:
+    """A number below each of `counts`, all from one hash of `parts`; the product of the counts stays below 2**240."""
+    rest = int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=32).digest(), "big")
+    numbers = []
+    for count in counts:
+        rest, number = divmod(rest, count)
+        numbers.append(number)
+    return numbers
 
 
 AGE_BANDS = ((18, "child"), (36, "young"), (60, "middle"))

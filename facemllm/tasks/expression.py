@@ -1,7 +1,7 @@
 """Facial expression: the seven that most datasets share. A contempt label gives no question, yet is understood."""
 
 from facemllm.tasks.base import Option, Task
-from facemllm.tasks.items import Choice
+from facemllm.tasks.items import Choice, column
 
 WORDS = {
     "neutral": ("neutral", "neutrality", "expressionless"),
@@ -12,6 +12,7 @@ WORDS = {
     "disgust": ("disgusted", "disgust"),
     "anger": ("angry", "anger"),
 }
+CONTEMPT = {"contempt": ("contemptuous", "contempt")}
 
 TASK = Task(
     name="expression",
@@ -26,9 +27,11 @@ TASK = Task(
                 "Which emotion is shown?",
                 "How does the person feel?",
             ),
+            unseen=("Which expression is shown?", "What emotion does the face show?"),
             options=tuple(Option(value=value, text=words[0]) for value, words in WORDS.items()),
-            source=lambda row: row.get("expression"),
-            patterns={**WORDS, "contempt": ("contempt", "contemptuous")},
+            source=column("expression"),
+            patterns={**WORDS, **CONTEMPT},
+            claim="the face looks {}",
         ),
     ),
     use="the expression shown; it tells no feeling, mood or intent",

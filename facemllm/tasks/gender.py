@@ -1,7 +1,7 @@
 """Gender as the source annotates it."""
 
 from facemllm.tasks.base import Option, Task
-from facemllm.tasks.items import Choice
+from facemllm.tasks.items import Choice, column
 
 TASK = Task(
     name="gender",
@@ -16,8 +16,10 @@ TASK = Task(
                 "Which gender does the face show?",
                 "What is the person's gender?",
             ),
+            unseen=("Does the face show a woman or a man?", "Which gender is the person?"),
             options=(Option(value="female", text="a woman"), Option(value="male", text="a man")),
-            source=lambda row: row.get("gender"),
+            source=column("gender"),
+            claim="this is {}",
             patterns={
                 "female": ("(?:a )?woman", "female", "girl", "lady"),
                 "male": ("(?:a )?man", "male", "boy", "gentleman"),

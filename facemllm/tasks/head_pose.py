@@ -6,7 +6,7 @@ person ("to her left") is refused: it may mean the other one.
 """
 
 from facemllm.tasks.base import Option, Task
-from facemllm.tasks.items import Number
+from facemllm.tasks.items import Number, column
 
 _TO = r"(?:(?:to|towards?) )?(?:the )?"
 _DEGREES = r"N(?: degrees?)?"
@@ -33,7 +33,11 @@ def _sides(verbs: str, above: str, below: str, zero: str) -> tuple[tuple[int, st
 
 
 def _short(above: str, below: str) -> tuple[tuple[int, str], ...]:
-    found = [(1, r"([+-]\d{1,3}(?:\.\d+)?)(?: degrees?)?"), (1, r"(\d{1,3}(?:\.\d+)?)"), (1, r"(0) degrees")]
+    found = [
+        (1, r"(?:(?:about|around) )?([+-]\d{1,3}(?:\.\d+)?)(?: degrees?)?"),
+        (1, r"(\d{1,3}(?:\.\d+)?)"),
+        (1, r"(0) degrees"),
+    ]
     for sign, words in ((1, above), (-1, below)):
         found += [(sign, rf"{_DEGREES} {_TO}(?:{words})"), (sign, rf"{_TO}(?:{words}) {_DEGREES}")]
     return tuple(found)
@@ -52,8 +56,9 @@ TASK = Task(
         Number(
             name="yaw",
             templates=("How far is the head turned left or right?", "Which way does the head turn, how far?"),
+            unseen=("How far does the head turn left or right?", "Left or right, how far is the head turned?"),
             options=_grid("turned {} degrees left", "turned {} degrees right", "facing straight ahead", 60),
-            column="yaw",
+            source=column("yaw"),
             low=-90,
             high=90,
             readings=_sides(
@@ -68,8 +73,9 @@ TASK = Task(
         Number(
             name="pitch",
             templates=("How far is the head raised or lowered?", "Which way does the head nod, how far?"),
+            unseen=("How far does the head nod?", "Raised or lowered, how far is the head?"),
             options=_grid("raised {} degrees", "lowered {} degrees", "level", 25),
-            column="pitch",
+            source=column("pitch"),
             low=-90,
             high=90,
             readings=(
@@ -83,8 +89,9 @@ TASK = Task(
         Number(
             name="roll",
             templates=("How far does the head lean sideways?", "Which way is the head tilted, how far?"),
+            unseen=("How far is the head tilted?", "Which way does the head lean, how far?"),
             options=_grid("tilted {} degrees right", "tilted {} degrees left", "upright", 20),
-            column="roll",
+            source=column("roll"),
             low=-180,
             high=180,
             readings=_sides("tilted|leaning|leans|rolled", _CLOCKWISE, _COUNTER, "upright"),

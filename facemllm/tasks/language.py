@@ -25,18 +25,23 @@ _SPELLED = re.compile(rf"\b(?:({'|'.join(_TENS)})(?: ({'|'.join(_UNITS[1:10])}))
 
 # Words that take an answer back, leave it open, or speak of a thing that is not on the face.
 _DOUBT = re.compile(
-    r"\b(?:maybe|perhaps|possibly|might|may|could|would|either|neither|or|whether|if|unless|unsure|unclear|unknown"
+    r"\b(?:maybe|perhaps|possibly|might|may|could|would(?! (?:say|estimate|describe|go|choose|pick|select))"
+    r"|either|neither|or|whether|if|unless|unsure|unclear|unknown"
     r"|uncertain|cannot|can not|not sure|hard to|difficult to|impossible|holding|removed|took|used to|instead of"
-    r"|rather than)\b"
+    r"|rather than|almost|nearly|behind (?:her|him|them)|hanging|lying|in the background"
+    r"|of (?:the|a) (?:dog|cat|horse|animal|doll|statue|painting)"
+    r"|on the (?:table|wall|desk|floor|shelf)|ignore (?:(?:all|any|the) )*(?:previous|prior|above|earlier))\b"
 )
-_FILLER = r"(?:wearing|wear|have|having|has|had|with|a|an|any|the|some|visible|of|in|look|looking|seem|appear|to|be|is)"
-_NEGATOR = r"(?:not|no|without|never|lacks|lack|lacking|nor)"
+_FILLER = (
+    r"(?:wearing|wear|have|having|has|had|see|with|a|an|any|the|some|visible|of|in|look|looking|seem|appear|to|be|is)"
+)
+_NEGATOR = r"(?:not|no 1|nobody|none|no|without|never|lacks|lack|lacking|nor)"
 _DENIED_BEFORE = re.compile(rf"\b{_NEGATOR}(?: {_FILLER})* $")
 _NEGATION_OPEN = re.compile(rf"\b{_NEGATOR}\b(?!.*\b(?:has|have|is|are|with|wears|wearing|but|shows)\b)")
 _DENIED_AFTER = re.compile(
     r"^(?: (?:is|are|:) (?:no|none|false|absent|missing|not (?:present|visible|there|worn|seen))| absent| missing)\b"
 )
-_OPEN_AFTER = re.compile(r"^ (?:is|are|:) not\b")
+_OPEN_AFTER = re.compile(r"^ (?:is|are|:) not\b(?! (?:wearing|looking|smiling|facing)\b)")
 
 
 _NUMBER_START = re.compile(r"(?<![\w.])[+-]?\d")
@@ -63,9 +68,10 @@ def normalise(text: str) -> str | None:
         return None
     text = unicodedata.normalize("NFKC", text).lower()
     text = text.translate(_PLAIN)
-    text = re.sub(r"[^.!?;]*\?", " ", text)
+    if "?" in text:  # the pattern looks for one from every letter on
+        text = re.sub(r"[^.!?;]*\?", " ", text)
     text = re.sub(r"can't|can not", "cannot", text)
-    text = re.sub(r"n't\b", " not", text)
+    text = re.sub(r"n't\b", " not", text.replace("won't", "will not"))
     text = re.sub(r"'s\b", "", text).replace("°", " degrees ")
     text = re.sub(r"(?<=\w)-|-(?!\d)", " ", text)  # a hyphen joins words; only a leading minus is a sign
     text = re.sub(r"(?<!\d)\.|\.(?!\d)|[;!]", " . ", text)
@@ -148,3 +154,35 @@ def only(values: Iterable[str]) -> str | None:
     """The one distinct value, or None when there are none or several."""
     distinct = set(values)
     return distinct.pop() if len(distinct) == 1 else None
+
+
+# An inability or unwillingness of the one who answers ("I cannot help with that"), not of the picture ("not visible").
+_REFUSAL = re.compile(
+    r"\bi (?:am|m) (?:unable|not (?:able|comfortable|permitted|allowed|programmed|designed|going))\b"
+    r"|\bi (?:cannot|will not|would not|(?:would|d) rather not|do not want to|(?:must |have to )?decline|refuse)\b"
+    r"(?! (?:see|find|detect|spot|notice)\b)"
+    r"|\bi do not (?:feel comfortable|provide|make|guess|identify|analy[sz]e|comment|answer|assist|engage)\b"
+    r"|\b(?:unable|not able|not possible for me) to (?:help|assist|answer|comply|provide|identify|determine|fulfil)"
+    r"|\b(?:cannot|can not) (?:help|assist|comply|fulfil|answer)\b|\bagainst (?:my|our) (?:policy|policies|guidelines)"
+    r"|\bas an ai\b|\bnot (?:appropriate|ethical) (?:for me )?to\b|\bi (?:am|m) sorry\b(?= ?(?:[.,]|$))"
+)
+_STATES = re.compile(
+    r"\b(?:he|she|they|it|this|person|woman|man|individual|face|hair|eyes|head|age|answer|expression)\b(?: \w+){0,3}?"
+    r" (?:is|are|has|have|looks?|seems?|appears?|wears?|shows?)\b(?! (?:not|against|beyond|outside|unable|inappropriate"
+    r"|a (?:sensitive|private|personal)|sensitive|private|something))"
+)
+_SHORT = re.compile(r"(?:yes|no|true|false|[a-h]|\d+)")
+_TURN = re.compile(r" [.:] | , (?=but|however|though)|\b(?:but|however|though)\b")
+
+
+def refuses(text: str) -> bool:
+    """Whether an answer declines to answer ("I'm sorry, I can't help with that") and states nothing besides.
+
+    "It is not visible" declines nothing: it speaks of the picture.
+    """
+    words = normalise(text)
+    if not words or _REFUSAL.search(words) is None:
+        return False
+    parts = [part.strip(" ,") for part in _TURN.split(words)]
+    others = [part for part in parts if part and _REFUSAL.search(part) is None]
+    return not any(_STATES.search(part) or _SHORT.fullmatch(part) for part in others)

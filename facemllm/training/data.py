@@ -27,6 +27,7 @@ from facemllm.machine import cores
 from facemllm.model.pixels import face_pixels
 from facemllm.model.prompts import Frame
 from facemllm.records import Table
+from facemllm.tasks.base import CLOSED
 
 _POOL_ROWS = 20_000  # below this, starting decoder processes (each imports torch) costs more than it saves
 _MIRROR = {"left": "right", "right": "left"}
@@ -189,7 +190,7 @@ def read_turns(table: Table, split: str) -> _Turns:
 
 def vocabulary_texts(turns: _Turns) -> tuple[list[str], list[str]]:
     """Distinct texts of a split and its distinct closed answers, mirrored ones too: a tiny tokenizer's material."""
-    closed = pc.not_equal(turns.form, "open")
+    closed = pc.is_in(turns.form, value_set=pa.array(CLOSED))
     answers = pc.unique(turns.answer.filter(closed)).to_pylist()
     texts = pc.unique(turns.question).to_pylist() + pc.unique(turns.answer).to_pylist()
     return _with_mirrors(texts), _with_mirrors(answers)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from facemllm import digests, progress
+from facemllm import cost, digests, progress
 from facemllm.errors import UserError
 from facemllm.machine import cores
 from facemllm.records import CONVERSATIONS, open_table
@@ -46,15 +45,12 @@ OnLog = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a stage did: optimiser steps, seconds of training in the last attempt, faces and tokens seen."""
+    """What a stage did. `cost`: device, seconds, samples, tokens, operations, memory and energy (`facemllm.cost`)."""
 
     steps: int
-    seconds: float
-    samples: int
-    tokens: int
     resumed_from: int
-    peak_memory_bytes: int
     final_loss: float
+    cost: dict[str, Any]
 
 
 def train(
@@ -250,6 +246,7 @@ def _train_rank(config: dict[str, Any]) -> None:
         device=device,
         rank=rank,
         world=world,
+        local_rank=context.get_local_rank(),
         checkpoint_every=training.checkpoint_every,
     )
 
@@ -276,16 +273,15 @@ def _train_rank(config: dict[str, Any]) -> None:
         # the launch saw that `out` did not exist: what is there now, a worker wrote that died on its way back
         shutil.rmtree(config["out"], ignore_errors=True)
         save_model(outcome.model, processor, Path(config["out"]))
-        peak = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_rss_bytes()
-        result = TrainResult(
-            steps=outcome.steps,
-            seconds=outcome.seconds,
-            samples=outcome.samples,
-            tokens=outcome.tokens,
-            resumed_from=outcome.resumed_from,
-            peak_memory_bytes=peak,
-            final_loss=outcome.final_loss,
-        )
+        spent = {
+            "device": f"{cost.device_name(device, world)}, {job.precision}",
+            "samples": outcome.samples,
+            "tokens": outcome.tokens,
+            "flops": outcome.flops,
+            "peak_memory_bytes": cost.peak_memory_bytes(device),
+            **outcome.spent,
+        }
+        result = TrainResult(outcome.steps, outcome.resumed_from, outcome.final_loss, cost.tidy(spent))
         (Path(config["work"]) / _RESULT).write_text(json.dumps(asdict(result)), "utf-8")
 
 
@@ -305,7 +301,3 @@ def _last_checkpoint(storage: Path) -> Iterator[Path | None]:
             yield Path(folder)
             return
     yield next((p for p in sorted(storage.glob("checkpoint_*"), reverse=True) if checkpoint.whole(p)), None)
-
-
-def _peak_rss_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

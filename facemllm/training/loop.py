@@ -22,6 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facemllm import cost
 from facemllm.model.forward import image_tokens
 from facemllm.model.pixels import normalise
 from facemllm.model.prompts import Frame
@@ -48,21 +49,23 @@ class Job:
     device: str = "cpu"
     rank: int = 0
     world: int = 1
+    local_rank: int = 0
     checkpoint_every: int = 200
     log_every: int = 20
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage did. `seconds` covers this attempt's steps alone; the counts cover the whole stage."""
+    """What a stage did; `spent` is time and energy. All attempts count, except for the steps that a crash undid."""
 
     model: Any
     steps: int
-    seconds: float
     samples: int
     tokens: int
+    flops: int
     resumed_from: int
     final_loss: float
+    spent: cost.Spent
 
 
 def decide_precision(wanted: str, device: str) -> str:
@@ -95,17 +98,21 @@ def run_stage(
     wrapper = stages.prepare(model, stage.trains, job.lora)
     optimizer = torch.optim.AdamW(stages.parameter_groups(model, stage), stage.learning_rate, (0.9, 0.98), fused=True)
     tokens = resumed_from = first = 0
+    before: cost.Spent = {"seconds": 0.0, cost.CPU: 0.0, cost.GPU: 0.0}
     if resume is not None:
         state = checkpoint.read(resume, model, optimizer, job.key)
         first = resumed_from = int(state["step"])
         tokens = int(state["tokens"])
-    stages.set_modes(model, stage.trains)
+        before = state["spent"]
     step_loss = _StepLoss(job, model, processor, corpus, pixels, device)
     planner = Planner(corpus, stage, job.name, job.seed, pixels.shape[1])
+    flops_per_token = _flops_per_token(model, step_loss, planner.plan(first))
+    stages.set_modes(model, stage.trains)
     trained = [p for p in model.parameters() if p.requires_grad]
     loss = math.nan
     recent: list[float] = []
-    began = mark = time.perf_counter()
+    meter = cost.Meter(job.device, machine=job.local_rank == 0)
+    mark = time.perf_counter()
     marked = (first, tokens)
     for step in range(first, stage.steps):
         torch.manual_seed(
@@ -140,15 +147,20 @@ def run_stage(
             }
             mark, marked = now, (done, tokens)
             log(done, metrics)
+        if done % job.log_every == 0:
+            meter.sample()
         if keep is not None and done % job.checkpoint_every == 0 and done < stage.steps:
             _share_buffers(model, job.world)
-            state = {"step": done, "tokens": tokens, "key": job.key, "stage": job.name}
+            spent = cost.add(before, _share_energy(meter.spent(), job.world, device))
+            state = {"step": done, "tokens": tokens, "key": job.key, "stage": job.name, "spent": spent}
             keep(done, partial(checkpoint.write, model=model, optimizer=optimizer, state=state))
     _share_buffers(model, job.world)
-    seconds = time.perf_counter() - began
+    spent = cost.add(before, _share_energy(meter.spent(), job.world, device))
     model = stages.merge(model, wrapper, _probe_of(processor, device)) if wrapper is not None else model
+    tokens *= job.world
+    samples = stage.steps * stage.batch_images
     return Outcome(
-        model.eval(), stage.steps, seconds, stage.steps * stage.batch_images, tokens * job.world, resumed_from, loss
+        model.eval(), stage.steps, samples, tokens, round(flops_per_token * tokens), resumed_from, loss, spent
     )
 
 
@@ -185,6 +197,16 @@ class _StepLoss:
         return loss / plan.labels, packed.ids.size + len(turns) * len(self.prefix_ids)
 
 
+def _flops_per_token(model: Any, step_loss: _StepLoss, plan: Plan) -> float:
+    """Operations of a step that is thrown away: counting takes other kernels, which differ in the last bits."""
+    model.eval()  # normalisation statistics stay as they are
+    with cost.operations() as counter:
+        loss, tokens = step_loss(plan)
+        loss.backward()
+    model.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops()) / max(tokens, 1)
+
+
 def _share_gradients(parameters: list[Tensor], loss: Tensor, world: int) -> float:
     """Sum gradients and losses over the ranks, in one message; returns the global loss."""
     if world > 1:
@@ -203,6 +225,16 @@ def _share_gradients(parameters: list[Tensor], loss: Tensor, world: int) -> floa
             parameter.grad = piece.to(parameter.dtype)
             offset += parameter.numel()
     return float(loss)
+
+
+def _share_energy(spent: cost.Spent, world: int, device: torch.device) -> cost.Spent:
+    """Energy of all ranks together, unknown if one rank's is; each keeps its own seconds."""
+    if world == 1:
+        return spent
+    joules = torch.tensor([math.nan if spent[n] is None else spent[n] for n in (cost.CPU, cost.GPU)], device=device)
+    dist.all_reduce(joules)
+    cpu, gpu = (None if math.isnan(value) else value for value in joules.tolist())
+    return {**spent, cost.CPU: cpu, cost.GPU: gpu}
 
 
 def _share_buffers(model: Any, world: int) -> None:

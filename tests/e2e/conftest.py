@@ -1,4 +1,4 @@
-"""A checkout with a home, runs and ports of its own, shared by the end-to-end tests of a module."""
+"""A checkout with a home, runs and ports of its own, for the end-to-end tests of a module; the main job's is shared."""
 
 from __future__ import annotations
 
@@ -75,6 +75,14 @@ class Project:
             if str(self.home) in text and process.pid != os.getpid():
                 found.append(process)
         return found
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """The project of the main job, whose finished run the notebooks are executed on."""
+    project = Project(tmp_path_factory.mktemp("e2e"))
+    yield project
+    project.facemllm("services", "down")
 
 
 @pytest.fixture(scope="module")

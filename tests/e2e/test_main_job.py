@@ -27,6 +27,11 @@ DATA = ("ingest", "annotate", "reformat", "validate", "version")
 
 
 @pytest.fixture(scope="module")
+def project(shared: Any) -> Any:
+    return shared
+
+
+@pytest.fixture(scope="module")
 def first(project: Any) -> dict[str, Any]:
     return project.run()
 
@@ -179,20 +184,6 @@ def test_restore_brings_the_bytes_back(project: Any, first: dict[str, Any], tmp_
     restored = json.loads(done.stdout)
     assert restored["conversations"] == steps(first)["reformat"]["digest"]
     assert restored["faces"] == steps(first)["annotate"]["digest"]
-
-
-def test_notebook_compares_the_two_runs(project: Any, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    import nbformat
-    from nbclient import NotebookClient
-
-    notebook = nbformat.read("notebooks/compare_runs.ipynb", as_version=4)
-    port = next(item.split("=")[1] for item in project.sets if item.startswith("services.mlflow_port"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "face-mllm-ci")
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": "notebooks"}}).execute()
-    text = json.dumps(notebook)
-    assert "second" in text
-    assert "attributes" in text
 
 
 def test_down_leaves_none_at_all(project: Any, first: dict[str, Any]) -> None:

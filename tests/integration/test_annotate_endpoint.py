@@ -15,7 +15,7 @@ import pytest
 
 from facemllm import settings
 from facemllm.annotation import annotate
-from facemllm.annotation.account import Account
+from facemllm.endpoint.account import Account
 from facemllm.errors import UserError
 from facemllm.records import open_table
 from tests.fake_endpoint import FakeEndpoint
@@ -92,7 +92,7 @@ def couriers(home):
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "facemllm.annotation.courier" in process.cmdline():
+            if "facemllm.endpoint.courier" in process.cmdline():
                 found += [process for file in process.open_files() if file.path == claims]
     return found
 

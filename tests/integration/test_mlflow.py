@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from facemllm import digests, lineage, mlflow_client, tracking
+from facemllm import digests, figures, lineage, mlflow_client, tracking
 from facemllm.errors import UserError
 from facemllm.promotion import approvals, registry
 from facemllm.records import PREDICTIONS, TableWriter
 from facemllm.settings import Settings, load
 from facemllm.store import Store
+from tests import evaluation_example
 
 pytestmark = pytest.mark.integration
 
@@ -187,6 +188,18 @@ def test_an_evaluation_is_logged(settings: Settings, tmp_path: Path) -> None:
     assert files == {"results.json", "answers.json", "intervals.png", "metrics.json"}
     assert len(table_rows(client, run.run_id, "evaluation/answers.json")) == 60
     assert [row["item"] for row in table_rows(client, run.run_id, "evaluation/results.json")] == ["", "", "male"]
+
+
+def test_every_part_of_an_evaluation_is_kept(settings: Settings, tmp_path: Path) -> None:
+    with TableWriter(tmp_path / "predictions", PREDICTIONS) as table:
+        table.write([{"sample_id": "1", "image_id": "i", "task": "age", "answer": "30", "parsed": "31"}])
+    with tracking.step_run(settings, None, "evaluate") as run:
+        run.log_evaluation(evaluation_example.METRICS, tmp_path)
+    client = tracking.connect(settings)
+    assert client.get_run(run.run_id).data.metrics == figures.evaluation_metrics(evaluation_example.METRICS)
+    kept = {Path(file.path).name for file in client.list_artifacts(run.run_id, "evaluation")}
+    assert kept >= {"fairness.json", "fairness_gaps.json", "fairness.png", "reliability.png", "confusion"}
+    assert len(table_rows(client, run.run_id, "evaluation/fairness.json")) == 9
 
 
 def test_the_same_bytes_are_one_version(settings: Settings, model: Path) -> None:

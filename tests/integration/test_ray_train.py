@@ -125,7 +125,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(conversations_table: Callab
         kill_tree(driver.pid)
     assert result["steps"] == 60
     assert 0 < result["resumed_from"] <= 40
-    assert result["samples"] == 480
+    assert result["cost"]["samples"] == 480
     assert {entry["pid"] for entry in logged(tmp_path) if entry["step"] <= 20} == {worker}
     assert logged(tmp_path)[-1]["pid"] != worker
     assert logged(tmp_path)[-1]["step"] == 60
@@ -166,7 +166,9 @@ def test_two_workers_train_and_the_next_stage_takes_over(conversations_table: Ca
         finally:
             kill_tree(driver.pid)
         assert result["steps"] == {"align": 60, "instruct": 20}[stage]
-        assert result["peak_memory_bytes"] > 2**20
+        assert result["cost"]["peak_memory_bytes"] > 2**20
+        assert result["cost"]["flops"] > 2 * result["cost"]["tokens"]
+        assert result["cost"]["seconds"] > 0
     assert sum(answers(tmp_path / "instruct-model")) == pytest.approx(1)
 
 

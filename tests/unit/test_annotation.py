@@ -17,7 +17,8 @@ from facemllm.errors import UserError
 from facemllm.records import FACES, mapping, open_table, pairs, provenance
 from facemllm.settings import load
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
-from facemllm.tasks.caption import facts, facts_text
+from facemllm.tasks.base import phrases_of
+from facemllm.tasks.caption import FACTS, facts, facts_text
 from facemllm.tombstones import Marks, Tombstones
 
 
@@ -69,14 +70,13 @@ def test_captions_state_exactly_the_facts_of_the_labels():
 
 
 def test_captions_use_the_phrases_of_the_tasks_and_few_other_words():
-    phrases = sorted(tasks.phrases(), key=len, reverse=True)
+    phrases = sorted({text for item in FACTS for text in phrases_of(item)}, key=len, reverse=True)
     others = set()
     for row in LABELLED:
         text = caption(row)
-        for task in (tasks.get(name) for name in tasks.all_names() if name != "caption"):
-            for question in task.questions():
-                phrase = task.phrase(row, question.item)
-                assert phrase is None or phrase in text
+        for item in FACTS:
+            phrase = None if (label := item.label(row)) is None else item.mention(label)
+            assert phrase is None or phrase in text
         others.update(re.findall(r"\w+", re.sub("|".join(rf"\b{p}\b" for p in phrases), " ", text)))
     assert len(others) <= 20, sorted(others)
 

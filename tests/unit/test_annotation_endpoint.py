@@ -17,12 +17,15 @@ import psutil
 import pytest
 
 from facemllm import digests, settings
-from facemllm.annotation import courier, link, prompt
-from facemllm.annotation.account import Account
-from facemllm.annotation.annotator import Annotation, JobStopped, RowRefused
-from facemllm.annotation.endpoint import Carried, endpoint
-from facemllm.annotation.store import Replies
-from facemllm.annotation.wire import Spec, Wire, is_loopback
+from facemllm.annotation import prompt
+from facemllm.annotation.annotator import Annotation
+from facemllm.annotation.endpoint import endpoint
+from facemllm.endpoint import courier, link
+from facemllm.endpoint.account import Account
+from facemllm.endpoint.carried import Carried
+from facemllm.endpoint.refusals import JobStopped, RowRefused
+from facemllm.endpoint.store import Replies
+from facemllm.endpoint.wire import Spec, Wire, is_loopback
 from facemllm.errors import UserError
 from facemllm.records import FACES
 from tests.fake_endpoint import COMPLETION_TOKENS, PROMPT_TOKENS, FakeEndpoint, completion, reply
@@ -192,7 +195,7 @@ def test_the_key_of_a_reply_is_picture_words_model_and_parameters(describer, row
 
 
 def test_what_is_sent_is_the_reduced_picture_the_words_and_the_schema(describer, rows):
-    from facemllm.annotation.describer import reduced
+    from facemllm.endpoint.asking import reduced
 
     (row,) = rows()
     with FakeEndpoint(keep=True) as fake:
@@ -398,7 +401,7 @@ def test_no_message_holds_the_key_or_a_picture(describer, rows):
     [([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"), (None, ""), ("x", "x")],
 )
 def test_content_may_come_in_parts_or_not_at_all(content, text):
-    from facemllm.annotation.wire import _read_reply
+    from facemllm.endpoint.wire import _read_reply
 
     assert _read_reply(json.dumps(completion(content)).encode()).text == text
 
@@ -460,7 +463,7 @@ def couriers(home):
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "facemllm.annotation.courier" in process.cmdline():
+            if "facemllm.endpoint.courier" in process.cmdline():
                 found += [process for file in process.open_files() if file.path == str(home / "annotations" / "claims")]
     return found
 
@@ -538,7 +541,7 @@ def test_the_courier_weighs_little():
     """It has to start fast beside every worker: nothing of the project's heavy half may come with it."""
     import subprocess
 
-    code = "import facemllm.annotation.courier, sys; print(*sys.modules)"
+    code = "import facemllm.endpoint.courier, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"pyarrow", "numpy", "pydantic", "ray", "torch", "PIL"} & set(loaded)
 

@@ -11,11 +11,13 @@ import pytest
 
 from facemllm import annotation, digests, settings
 from facemllm.annotation import job, prompt, step
-from facemllm.annotation import local as local_annotator
-from facemllm.annotation.annotator import Annotation, JobStopped, RowRefused
+from facemllm.annotation.annotator import Annotation
 from facemllm.annotation.chained import Chained
 from facemllm.annotation.endpoint import endpoint
-from facemllm.annotation.store import purge
+from facemllm.annotation.local import local
+from facemllm.endpoint import local as local_model
+from facemllm.endpoint.refusals import JobStopped, RowRefused
+from facemllm.endpoint.store import purge
 from facemllm.errors import UserError
 from facemllm.records import FACES, open_table, pairs
 from tests.fake_endpoint import COMPLETION_TOKENS, PROMPT_TOKENS, FakeEndpoint, reply
@@ -405,7 +407,7 @@ def test_a_local_model_that_answers_well_describes_rows(checkpoint, faces_table,
         asked.extend(requests)
         return [(reply(f"A face in picture {r.image_id[:8]}.", "fear", None, None), 90, 5) for r in requests]
 
-    monkeypatch.setattr(local_annotator, "generate", generate)
+    monkeypatch.setattr(local_model, "generate", generate)
     faces = faces_table([row | {"expression": None} for row in face_rows(11)])
     chosen = locally(checkpoint, tmp_path / "home")
     manifest = annotation.annotate(chosen, faces, tmp_path / "out")
@@ -423,16 +425,16 @@ def test_a_local_model_that_answers_well_describes_rows(checkpoint, faces_table,
 
 def test_a_local_model_sees_picture_and_words_and_answers_alike(checkpoint, face_rows, tmp_path):
     pytest.importorskip("transformers")
-    made = [local_annotator.local(locally(checkpoint, tmp_path / name)) for name in ("one", "two")]
+    made = [local(locally(checkpoint, tmp_path / name)) for name in ("one", "two")]
     blank = dict.fromkeys(FACES.names)
     rows = [blank | {"attributes": pairs({}), **row} for row in face_rows(2)]
     requests = [made[0].request(row, prompt.messages(row)) for row in rows]
-    first, second = (local_annotator.generate(one.sender, requests) for one in made)
+    first, second = (local_model.generate(one.sender, requests) for one in made)
     assert first == second
     assert all(tokens == 6 for _, _, tokens in first)
     assert all(prompt_tokens > 100 for _, prompt_tokens, _ in first)
     hot = replace(made[0].sender, temperature=1.0)
-    assert local_annotator.generate(hot, requests[:1]) == local_annotator.generate(hot, requests[:1])
+    assert local_model.generate(hot, requests[:1]) == local_model.generate(hot, requests[:1])
 
 
 def test_only_safetensors_are_loaded(tmp_path, checkpoint):
@@ -440,16 +442,16 @@ def test_only_safetensors_are_loaded(tmp_path, checkpoint):
     empty.mkdir()
     (empty / "pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(UserError, match=r"holds no \*\.safetensors; nothing else is loaded"):
-        local_annotator.local(locally(empty, tmp_path))
+        local(locally(empty, tmp_path))
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"none")
-    made = local_annotator.local(locally(broken, tmp_path))
+    made = local(locally(broken, tmp_path))
     with pytest.raises(JobStopped, match="cannot be loaded"):
-        local_annotator.generate(made.sender, [])
+        local_model.generate(made.sender, [])
 
 
 def test_a_model_that_is_nowhere_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="none/such is no folder, nor a model of the hub"):
-        local_annotator.local(locally("none/such", tmp_path))
+        local(locally("none/such", tmp_path))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from facemllm import curves, figures, lineage, tracking
+from facemllm import curves, figures, lineage, plots, tracking
 from facemllm.errors import UserError
 from facemllm.promotion import approvals, card
 from facemllm.promotion.registry import Version
@@ -182,10 +182,10 @@ def test_sampled_answers_do_not_depend_on_order() -> None:
 
 
 def test_intervals_are_drawn_a_panel_a_metric(tmp_path: Path) -> None:
-    figure = figures.intervals(TASKS)
+    figure = plots.intervals(TASKS)
     assert [axis.get_xlabel() for axis in figure.axes] == ["mae years", "mae degrees", "accuracy"]
     figure.savefig(tmp_path / "intervals.png")
-    figures.intervals({}).savefig(tmp_path / "nothing.png")
+    plots.intervals({}).savefig(tmp_path / "nothing.png")
 
 
 def test_flatten_gives_text_by_dotted_name() -> None:

@@ -14,10 +14,11 @@ from facemllm.digests import of_tree
 from facemllm.errors import UserError
 from facemllm.evaluation.baselines import baselines, majority
 from facemllm.evaluation.evaluate import evaluate
-from facemllm.evaluation.predict import question_texts
+from facemllm.evaluation.predict import Likelihood, Written, predict, question_texts
 from facemllm.evaluation.score import score
 from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
-from facemllm.scoring.metrics import facts, read_parsed, read_sheet
+from facemllm.scoring.metrics import facts
+from facemllm.scoring.sheet import read_parsed, read_sheet
 
 ASKED = [
     ("caption", "caption"),
@@ -33,7 +34,14 @@ FEELINGS = ["fear", "anger", "neutral"]
 @pytest.fixture(scope="module")
 def settings():
     return settings_module.load(
-        "laptop", ["evaluation.bootstrap=200", "evaluation.batch_images=7", "evaluation.baseline_pixels=8"]
+        "laptop",
+        [
+            "evaluation.bootstrap=200",
+            "evaluation.batch_images=7",
+            "evaluation.baseline_pixels=8",
+            "evaluation.generated_faces=3",
+            "evaluation.disturbed_faces=5",
+        ],
     )
 
 
@@ -117,7 +125,8 @@ def perfect(settings, table, tmp_path_factory):
     folder = tmp_path_factory.mktemp("perfect")
     fake = Fake()
     evaluate(settings, folder, "m" * 64, table, folder / "out", predictor=fake)
-    assert fake.calls == [7, 7, 7, 7, 7, 5]  # forty faces, all questions of a batch in one call
+    # forty faces, all questions of a batch in one call; then five in each of four disturbances
+    assert fake.calls == [7, 7, 7, 7, 7, 5, *[5] * 4]
     return folder / "out"
 
 
@@ -149,11 +158,19 @@ class Fake:
 
     def generate_batch(self, images, questions, max_new_tokens=96):
         said = []
-        for image, question in zip(images, questions, strict=True):
-            assert question == "Describe the face."
+        for image, text in zip(images, questions, strict=True):
             truth = truth_of(image.getpixel((0, 0)))
-            bangs = " with bangs" if truth["Bangs"] == "yes" else ""
-            said.append(f"a {'woman' if truth['gender'] == 'female' else 'man'}{bangs}")
+            if text == "Describe the face.":
+                bangs = " with bangs" if truth["Bangs"] == "yes" else ""
+                said.append(f"a {'woman' if truth['gender'] == 'female' else 'man'}{bangs}")
+                continue
+            question = next(q for t in tasks.all_names() for q in tasks.get(t).questions() if text in q.templates)
+            label = truth[question.item]
+            said.append(
+                "I cannot help with that."
+                if question.item in self.silent
+                else tasks.get(question.task).option_for(question.item, label).text
+            )
         return said
 
 
@@ -348,3 +365,93 @@ def test_majority_answers():
     best = facts(majority("fact_f1", stated))
     everything = {fact for text in stated for fact in facts(text)}
     assert all(f1(best ^ {fact}) <= f1(best) for fact in everything)
+
+
+def test_a_few_faces_are_answered_again_in_free_text(settings, table, perfect, tmp_path):
+    again = open_table(perfect / "generated", PREDICTIONS)
+    assert again.manifest["about"] == {"split": "test", "model_digest": "m" * 64}
+    rows = list(again.iterate())
+    names = sorted({row["image_id"] for row in open_table(perfect / "predictions").iterate(["image_id"])})
+    assert {row["image_id"] for row in rows} == set(names[:3])
+    assert [row["task"] for row in rows] == [task for task, _ in ASKED if task != "caption"] * 3
+    assert all(row["scores"] is None for row in rows)
+    by_task = {row["task"]: row for row in rows}
+    assert by_task["gender"]["raw"] in ("a woman", "a man")
+    assert by_task["gender"]["parsed"] == by_task["gender"]["answer"]
+    evaluate(settings, tmp_path, "m", table, tmp_path / "out", predictor=Fake(silent=("gender",)))
+    said = [row for row in open_table(tmp_path / "out" / "generated").iterate() if row["task"] == "gender"]
+    assert {(row["raw"], row["parsed"]) for row in said} == {("I cannot help with that.", None)}
+
+
+def test_a_few_faces_are_asked_again_in_worse_pictures(settings, table, perfect, tmp_path):
+    folders = sorted((perfect / "disturbed").iterdir())
+    assert [folder.name for folder in folders] == ["blur", "dark", "jpeg", "occlusion"]
+    names = sorted({row["image_id"] for row in open_table(perfect / "predictions").iterate(["image_id"])})
+    for folder in folders:
+        found = open_table(folder, PREDICTIONS)
+        assert found.manifest["about"] == {"split": "test", "model_digest": "m" * 64, "kind": folder.name}
+        rows = list(found.iterate())
+        assert [row["task"] for row in rows] == [task for task, _ in ASKED] * 5
+        assert {row["image_id"] for row in rows} == set(names[:5])
+    dark = {row["sample_id"]: row["parsed"] for row in open_table(folders[1]).iterate() if row["task"] == "gender"}
+    assert set(dark.values()) == {"male"}  # nothing red is left in the dark
+    without = settings_module.load("laptop", ["evaluation.generated_faces=0", "evaluation.disturbed_faces=0"])
+    evaluate(without, tmp_path, "m", table, tmp_path / "out", predictor=Fake())
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["metrics.json", "predictions", "samples"]
+
+
+def asked_in_every_way(image, row):
+    """A conversation that asks the gender, bangs and age of a face natively, as statements, and behind letters."""
+    face = conversation("test", 0, (200, 60, 200))
+    turns, messages = [], []
+    for task, item in (("gender", "gender"), ("attributes", "Bangs"), ("age", "age"), ("attributes", "eyewear")):
+        for way in ("native", "statement", "lettered"):
+            found = tasks.asking.ask(tasks.get(task), tasks.get(task).item(item), way, row)
+            if found is None:
+                continue
+            options = [option.value for option in found.question.options]
+            turn = {"sample_id": f"{item} {way}", "task": task, "form": found.question.form, "follows": False}
+            turns.append(turn | {"template": found.template, "options": options, "answer": found.answer})
+            picture = [] if messages else [{"type": "image", "text": None}]
+            messages.append({"role": "user", "content": [*picture, {"type": "text", "text": found.text}]})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": found.reply}]})
+    return {**face, "image_id": image, "turns": turns, "messages": messages}
+
+
+def test_questions_are_answered_in_the_way_they_are_asked(tmp_path):
+    image = "a" * 64
+    attributes = {"Bangs": True, "No_Eyewear": False, "Eyeglasses": True, "Sunglasses": False}
+    row = {"image_id": image, "gender": "female", "age": 30.0, "attributes": attributes}
+    face = asked_in_every_way(image, row)
+
+    class Reader:
+        """Takes the option that is written in the true reply; writes it, too."""
+
+        def __init__(self):
+            replies = [m["content"][0]["text"] for m in face["messages"] if m["role"] == "assistant"]
+            self.replies = dict(zip(question_texts(face), replies, strict=True))
+
+        def score(self, images, questions):
+            return [[self._one(query) for query in asked] for asked in questions]
+
+        def _one(self, query):
+            best = query.options.index(self.replies[query.question])
+            return SimpleNamespace(probabilities=tuple(np.eye(len(query.options))[best]), greedy=best)
+
+        def generate_batch(self, images, questions, max_new_tokens=96):
+            return [self.replies[question] for question in questions]
+
+    with TableWriter(tmp_path / "conversations", CONVERSATIONS) as writer:
+        writer.write([face])
+    table = open_table(tmp_path / "conversations", CONVERSATIONS)
+    for name, answerer in (("scored", Likelihood(Reader(), 96)), ("written", Written(Reader(), 96))):
+        with TableWriter(tmp_path / name, PREDICTIONS) as writer:
+            predict(answerer, table, "test", writer, "m", batch_images=4)
+        rows = {row["sample_id"]: row for row in open_table(tmp_path / name).iterate()}
+        assert set(rows) == {turn["sample_id"] for turn in face["turns"]}
+        assert {"gender statement", "gender lettered", "eyewear lettered", "Bangs native"} <= set(rows)
+        assert float(rows.pop("age native")["parsed"]) == 30
+        assert all(row["parsed"] == row["answer"] for row in rows.values()), name
+        assert len(rows["eyewear lettered"]["raw"]) == 1  # a letter, read as the option behind it
+        assert rows["eyewear lettered"]["parsed"] == "Eyeglasses"
+        assert rows["gender statement"]["raw"] in ("true", "false")

@@ -15,7 +15,7 @@ from PIL import Image
 from facemllm import digests, settings
 from facemllm.annotation import experts
 from facemllm.annotation import experts_mediapipe as mediapipe
-from facemllm.annotation.annotator import JobStopped, checked
+from facemllm.annotation.annotator import checked
 from facemllm.annotation.experts import POSE, Experts
 from facemllm.annotation.experts_mediapipe import (
     DETECTOR_SIDE,
@@ -27,6 +27,7 @@ from facemllm.annotation.experts_mediapipe import (
     landmarks,
     resting_face,
 )
+from facemllm.endpoint.refusals import JobStopped
 from facemllm.errors import UserError
 from facemllm.images import BadPicture
 from facemllm.sources.head_model import head_rotation

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from facemllm import digests, settings
-from facemllm.annotation.store import Replies, Reply
+from facemllm.endpoint.store import Replies, Reply
 from facemllm.errors import UserError
 from facemllm.forgetting import erasing, forget, render
 from facemllm.forgetting import models as models_room
@@ -405,7 +405,7 @@ def test_a_call_cut_short_is_finished_by_the_next(place, version, face_rows, mon
         elif stop == "before noting":
             patch.setattr(Tombstones, "replace", die)
         elif stop == "replies":
-            patch.setattr("facemllm.annotation.store.purge", die)
+            patch.setattr("facemllm.endpoint.store.purge", die)
         else:
             patch.setattr(Archive, "delete", die_half_way)
         with pytest.raises(KeyboardInterrupt):

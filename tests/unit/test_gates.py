@@ -8,9 +8,10 @@ from facemllm import settings as settings_module
 from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.promotion.gates import Difference, decide, differences, judge
-from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, open_table
-from facemllm.scoring import stats
-from facemllm.scoring.metrics import read_parsed, read_sheet, summarise
+from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, open_table, pairs
+from facemllm.scoring import fairness, stats
+from facemllm.scoring.sheet import read_answers, read_sheet
+from facemllm.scoring.summary import summarise
 
 TASKS = ["expression", "age", "gender"]
 PEOPLE = 150
@@ -24,9 +25,12 @@ def load(*overrides):
         "age": settings_module.Threshold(max=12.0),
         "closed_mean": settings_module.Threshold(min=0.6),
     }
-    return rules.model_copy(
-        update={"qa": qa, "promotion": rules.promotion.model_copy(update={"thresholds": thresholds})}
-    )
+    promotion = rules.promotion.model_copy(update={"thresholds": thresholds, "fairness_gap": {"gender": None}})
+    return rules.model_copy(update={"qa": qa, "promotion": promotion})
+
+
+def with_gaps(settings, **gaps):
+    return settings.model_copy(update={"promotion": settings.promotion.model_copy(update={"fairness_gap": gaps})})
 
 
 def with_thresholds(settings, **thresholds):
@@ -69,6 +73,7 @@ def table(tmp_path_factory):
                         "split": "test",
                         "source": "render",
                         "subject_id": f"p{person}",
+                        "groups": pairs({"age_band": "young" if person % 2 else "old", "skin_tone": "light"}),
                         "turns": turns,
                     }
                 ]
@@ -81,7 +86,8 @@ def evaluation(folder, table, digest, wrong=(), error=5.0, skill=0.9, seed=1, ed
     sheet = read_sheet(open_table(table, CONVERSATIONS), "test")
     draw = np.random.default_rng(seed)
     rows = []
-    for sample, image, answer in zip(sheet.sample_ids, sheet.image_ids, sheet.answers, strict=True):
+    for sample, answer in zip(sheet.sample_ids.to_pylist(), sheet.answers, strict=True):
+        image = f"i{sample.partition('-')[0]}"
         task = sample.partition("-")[2]
         luck = draw.random()
         if task == "age":
@@ -101,8 +107,10 @@ def evaluation(folder, table, digest, wrong=(), error=5.0, skill=0.9, seed=1, ed
         "split": "test",
     }
     if len(rows) == len(sheet.sample_ids):
-        constant = ["40" if name.endswith("age") else "male" for name in sheet.sample_ids]
-        metrics |= summarise(sheet, read_parsed(predictions, sheet), {"majority": constant}, 400, 0)
+        constant = ["40" if name.endswith("age") else "male" for name in sheet.sample_ids.to_pylist()]
+        answers = read_answers(predictions, sheet)
+        metrics |= summarise(sheet, answers, {"majority": constant}, 400, 0)
+        metrics["fairness"] = fairness.measure(load(), sheet, answers.parsed)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
 
@@ -279,3 +287,44 @@ def test_differences_are_those_of_the_figures(settings, table, tmp_path):
         assert found[name].worse.value == pytest.approx(worse, abs=2e-6)
         assert 0 < found[name].worse.low < worse < found[name].worse.high
     assert set(found) >= {"closed_mean", "expression.balanced_accuracy", *TASKS}
+
+
+def biased(rows):
+    """Right expressions of the young (odd people), wrong ones of the old."""
+    for row in rows:
+        person, _, task = row["sample_id"].partition("-")
+        if task == "expression":
+            row["parsed"] = row["parsed"] if int(person) % 2 else "other"
+    return rows
+
+
+def test_an_injected_bias_is_refused_and_an_equal_model_passes(settings, table, tmp_path):
+    rules = with_gaps(with_thresholds(settings), expression=0.25, gender=0.25)
+    fair = decide(rules, table, evaluation(tmp_path / "fair", table, "aa"))
+    assert fair.passed, fair.reasons
+    assert "no gap between groups is shown to exceed" in fair.reasons[0]
+    assert [check["key"] for check in fair.checks if check["check"] == "fairness"] == ["expression", "gender"]
+    found = decide(rules, table, evaluation(tmp_path / "biased", table, "bb", edit=biased))
+    assert ("fairness", "expression") in failed(found)
+    assert ("fairness", "gender") not in failed(found)
+    reason = next(reason for reason in found.reasons if "between" in reason)
+    assert "between young and old" in reason or "between old and young" in reason
+    assert "is shown to exceed 0.25" in reason
+    assert decide(with_gaps(rules, expression=1.0), table, tmp_path / "biased").passed is True
+    assert decide(with_gaps(rules, expression=None), table, tmp_path / "biased").passed is True
+
+
+def test_a_fairness_rule_fails_on_what_it_cannot_see(settings, table, tmp_path):
+    metrics = json.loads((evaluation(tmp_path / "a", table, "aa") / "metrics.json").read_text())
+    rules = with_gaps(settings, gender=0.25)
+    assert judge(rules, metrics).passed
+    for blind in ({**metrics, "fairness": {}}, {k: v for k, v in metrics.items() if k != "fairness"}):
+        found = judge(rules, blind)
+        assert failed(found) == {("fairness", "gender")}
+        assert "set promotion.fairness_gap.gender to null" in found.reasons[0]
+    few = load("evaluation.min_group=100")
+    metrics["fairness"] = fairness.measure(few, read_sheet(open_table(table), "test"), ["male"] * 450)
+    assert metrics["fairness"]["gender"]["age_band"]["groups"]["old"]["too_few"] is True
+    assert failed(judge(with_gaps(few, gender=0.25), metrics)) == {("fairness", "gender")}
+    with pytest.raises(UserError, match=r"fairness_gap\.smile: no task 'smile'"):
+        judge(with_gaps(settings, smile=None), metrics)

@@ -1,34 +1,27 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, mean_absolute_error
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    mean_absolute_error,
+    precision_score,
+    recall_score,
+)
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from facemllm import tasks
-from facemllm.scoring import metrics, stats
+from facemllm.scoring import metrics
+from facemllm.scoring.sheet import Answers
+from facemllm.scoring.summary import summarise
+from facemllm.tasks.presence import CELEBA_40
+from tests.scored import sheet_of
 
 DRAW = np.random.default_rng(0)
 
 
 def figure(metric, answers, parsed, grid=()):
     totals = metrics.columns(metric, answers, parsed, grid).sum(0, keepdims=True)
-    return float(stats.of_totals(metric, totals)[0])
-
-
-def sheet_of(rows, split="test"):
-    """A sheet from (sample, person, task, item, answer) tuples."""
-    places: dict[tuple[str, str], list[int]] = {}
-    for place, (_, _, task, item, _) in enumerate(rows):
-        places.setdefault((task, item), []).append(place)
-    questions = {(t, q.item): q for t in tasks.all_names() for q in tasks.get(t).questions()}
-    return metrics.Sheet(
-        split=split,
-        sample_ids=[row[0] for row in rows],
-        image_ids=[f"image-{row[0]}" for row in rows],
-        answers=[row[4] for row in rows],
-        subjects=np.array([row[1] for row in rows]),
-        rows={key: np.array(where) for key, where in sorted(places.items())},
-        questions={key: questions[key] for key in places},
-    )
+    return float(metrics.of_totals(metric, totals)[0])
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")
@@ -44,16 +37,29 @@ def test_accuracies_agree_with_scikit_learn(classes):
 def test_mean_absolute_error_agrees_with_scikit_learn():
     truth, said = DRAW.uniform(0, 90, 200), DRAW.uniform(0, 90, 200)
     found = figure("mae", [repr(float(x)) for x in truth], [repr(float(x)) for x in said], [0, 90])
-    assert found == pytest.approx(mean_absolute_error(truth, said), abs=1e-12)
+    assert found == pytest.approx(mean_absolute_error(truth, said), abs=1e-9)
+    close = figure("within_5", [repr(float(x)) for x in truth], [repr(float(x)) for x in said])
+    assert close == pytest.approx(np.mean(abs(truth - said) <= 5), abs=1e-12)
 
 
 def test_fact_f1_agrees_with_scikit_learn():
     names = [f"k{i}=v" for i in range(8)]
     sets = [[{n for n in names if DRAW.random() < 0.4} for _ in range(60)] for _ in range(2)]
     coder = MultiLabelBinarizer(classes=names)
-    expected = f1_score(coder.fit_transform(sets[0]), coder.fit_transform(sets[1]), average="micro")
-    found = figure("fact_f1", *[[";".join(sorted(s)) for s in side] for side in sets])
-    assert found == pytest.approx(expected, abs=1e-12)
+    coded = [coder.fit_transform(side) for side in sets]
+    stated = [[";".join(sorted(s)) for s in side] for side in sets]
+    for metric, expected in (("fact_f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
+        assert figure(metric, *stated) == pytest.approx(expected(*coded, average="micro"), abs=1e-12)
+
+
+def test_f1_of_units_agrees_with_scikit_learn_and_an_unreadable_answer_is_a_miss_or_a_false_alarm():
+    truth = DRAW.choice(["yes", "no"], 300).tolist()
+    said = [None if DRAW.random() < 0.1 else str(DRAW.choice(["yes", "no"])) for _ in truth]
+    wrong = {"yes": "no", "no": "yes"}
+    read = [text or wrong[true] for true, text in zip(truth, said, strict=True)]
+    assert figure("f1", truth, said) == pytest.approx(f1_score(truth, read, pos_label="yes"), abs=1e-12)
+    assert figure("f1", ["yes", "yes", "no", "no"], ["yes", None, None, "no"]) == 0.5  # 2 / (2 + 1 + 1)
+    assert np.isnan(figure("f1", ["no"], ["no"]))  # nothing to find, nothing found
 
 
 def test_an_unreadable_answer_is_wrong_and_a_number_takes_the_worst_error_on_the_grid():
@@ -67,40 +73,51 @@ def test_an_unreadable_answer_is_wrong_and_a_number_takes_the_worst_error_on_the
         metrics.columns("auc", ["a"], ["a"])
 
 
+def test_sums_are_exact_in_any_order():
+    values = metrics.exact(DRAW.uniform(0, 90, 10_000))
+    assert values.sum() == values[::-1].sum() == np.sort(values).sum()
+    assert abs(values - np.round(values, 9)).max() < 1e-9
+
+
 def test_a_table_worked_out_by_hand():
     rows = [
-        ("s0", 0, "attributes", "Bangs", "yes"),
-        ("s1", 1, "attributes", "Bangs", "no"),
-        ("s2", 2, "attributes", "Bangs", "no"),
-        ("s3", 0, "attributes", "Wearing_Hat", "no"),
-        ("s4", 1, "attributes", "Wearing_Hat", "yes"),
-        ("s5", 0, "expression", "expression", "fear"),
-        ("s6", 1, "expression", "expression", "fear"),
-        ("s7", 2, "expression", "expression", "anger"),
-        ("s8", 0, "head_pose", "yaw", "10.0"),
-        ("s9", 1, "head_pose", "roll", "-5.0"),
+        ("i0", 0, "attributes", "Bangs", "yes"),
+        ("i1", 1, "attributes", "Bangs", "no"),
+        ("i2", 2, "attributes", "Bangs", "no"),
+        ("i0", 0, "attributes", "Wearing_Hat", "no"),
+        ("i1", 1, "attributes", "Wearing_Hat", "yes"),
+        ("i0", 0, "expression", "expression", "fear"),
+        ("i1", 1, "expression", "expression", "fear"),
+        ("i2", 2, "expression", "expression", "anger"),
+        ("i0", 0, "head_pose", "yaw", "10.0"),
+        ("i1", 1, "head_pose", "roll", "-5.0"),
     ]
     parsed = ["yes", "no", None, "no", "no", "fear", "anger", "anger", "13.0", None]
     baseline = ["no"] * 5 + ["fear"] * 3 + ["0", "0"]
-    found = metrics.summarise(sheet_of(rows), parsed, {"majority": baseline}, resamples=200, seed=0)
+    found = summarise(sheet_of(rows), Answers.of(parsed), {"majority": baseline}, resamples=200, seed=0)
     attributes, expression, pose = (found["tasks"][name] for name in ("attributes", "expression", "head_pose"))
     assert attributes["items"]["Bangs"]["value"] == 0.75  # recalls 1 and 1/2
     assert attributes["items"]["Wearing_Hat"]["value"] == 0.5
     assert attributes["value"] == 0.625
     assert attributes["unparsed"] == 0.2
     assert attributes["n"] == 5
+    assert attributes["refused"] == 0.0
     assert attributes["baselines"] == {"majority": 0.5}
+    assert attributes["also"]["accuracy"]["value"] == pytest.approx((2 / 3 + 1 / 2) / 2, abs=1e-12)  # mean of items
+    assert attributes["items"]["Bangs"]["also"]["accuracy"]["value"] == pytest.approx(2 / 3, abs=1e-12)
     assert expression["metric"] == "accuracy"
-    assert expression["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert expression["value"] == pytest.approx(2 / 3, abs=1e-12)
     assert expression["items"]["balanced_accuracy"]["value"] == 0.75
-    assert expression["baselines"]["majority"] == pytest.approx(2 / 3, abs=1e-6)
+    assert expression["also"]["balanced_accuracy"]["value"] == 0.75
+    assert expression["baselines"]["majority"] == pytest.approx(2 / 3, abs=1e-12)
     assert pose["items"]["yaw"]["value"] == 3.0
     assert pose["items"]["roll"]["value"] == 25.0  # unreadable: from -5 to the far end of -20..20
     assert pose["value"] == 14.0
+    assert pose["also"]["within_5"]["value"] == 0.5
     assert pose["unit"] == "degrees"
     assert pose["higher_is_better"] is False
     # closed questions: Bangs .75, Wearing_Hat .5, expression .75
-    assert found["closed_mean"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert found["closed_mean"]["value"] == pytest.approx(2 / 3, abs=1e-12)
     # yaw is asked of one person: the bootstrap knows nothing about people
     assert pose["items"]["yaw"]["low"] is None
     assert attributes["low"] <= attributes["value"] <= attributes["high"]
@@ -108,10 +125,59 @@ def test_a_table_worked_out_by_hand():
 
 def test_single_item_tasks_have_no_items_and_no_closed_mean_without_choices():
     rows = [("a", 0, "age", "age", "30.0"), ("b", 1, "age", "age", "40.0")]
-    found = metrics.summarise(sheet_of(rows), ["31", "40"], {}, 100, 0)
+    found = summarise(sheet_of(rows), Answers.of(["31", "40"]), {}, 100, 0)
     assert found["tasks"]["age"]["value"] == 0.5
     assert found["tasks"]["age"]["items"] == {}
     assert found["closed_mean"] is None
+
+
+def test_attributes_held_out_of_training_stay_out_of_the_closed_mean_and_other_ways_out_of_all_figures():
+    rows = [
+        ("a", 0, "attributes", "Bangs", "yes"),
+        ("b", 1, "attributes", "Bangs", "no"),
+        ("a", 0, "zero_shot", "Wearing_Earrings", "yes"),
+        ("b", 1, "zero_shot", "Wearing_Earrings", "no"),
+        ("a", 0, "attributes", "Bangs", "true", "statement", "yes"),
+        ("b", 1, "attributes", "Bangs", "no", "unseen"),
+    ]
+    parsed = ["yes", "no", "no", "no", "false", "yes"]
+    chance = ["no", "no", "yes", "yes", None, None]
+    found = summarise(
+        sheet_of(rows), Answers.of(parsed), {"majority": chance, "pixels": chance[:2] + [None] * 4}, 100, 0
+    )
+    assert found["closed_mean"]["value"] == found["tasks"]["attributes"]["value"] == 1.0
+    assert found["tasks"]["zero_shot"]["value"] == 0.5
+    assert found["tasks"]["zero_shot"]["baselines"] == {"majority": 0.5, "pixels": None}
+    assert found["tasks"]["attributes"]["n"] == 2
+
+
+def test_celebas_forty_have_their_mean_accuracy_where_all_are_asked():
+    draw = np.random.default_rng(2)
+    rows = [
+        (f"i{i}", i, task, name, "yes" if draw.random() < 0.2 else "no")
+        for i in range(30)
+        for name, task in CELEBA_40.items()
+    ]
+    parsed = [row[4] if draw.random() < 0.9 else None for row in rows]
+    found = summarise(sheet_of(rows), Answers.of(parsed), {}, 100, 0)
+    right = [row[4] == said for row, said in zip(rows, parsed, strict=True)]
+    assert found["celeba_40"]["accuracy"]["value"] == pytest.approx(np.mean(right), abs=1e-9)
+    assert found["celeba_40"]["accuracy"]["low"] < np.mean(right) < found["celeba_40"]["accuracy"]["high"]
+    assert summarise(sheet_of(rows[1::40]), Answers.of(parsed[1::40]), {}, 100, 0)["celeba_40"] is None
+
+
+def test_the_power_note_is_that_of_a_paired_difference_seen_four_times_in_five():
+    draw = np.random.default_rng(4)
+    people = 400
+    rows = [(i, i, "gender", "gender", "female" if i % 2 else "male") for i in range(people)]
+    sheet = sheet_of(rows)
+
+    def answers(right):
+        return ["other" if not ok else row[4] for ok, row in zip(right, rows, strict=True)]
+
+    one = summarise(sheet, Answers.of(answers(draw.random(people) < 0.8)), {}, 1000, 0)["tasks"]["gender"]
+    # by hand: sqrt(0.8 * 0.2 / 400) = 0.02, times 1.96 + 0.84
+    assert one["smallest_difference"] == pytest.approx(2.8 * 0.02, rel=0.12)
 
 
 def test_clears_majority_both_ways():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from facemllm import settings
 from facemllm.errors import UserError
+from facemllm.model import inference
 from facemllm.model.forward import hidden_states, image_tokens, prefix_embeddings, word_logits
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.masks import PADDING, tree_mask
@@ -155,6 +156,19 @@ def test_a_face_scores_the_same_alone_and_in_a_batch(preset, faces):
         alone = predictor.score([face], [questions])[0]
         assert [len(s.probabilities) for s in alone] == [len(q.options) for q in questions]
         for one, other in zip(alone, batched, strict=True):
+            np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
+            assert (one.best, one.greedy) == (other.best, other.greedy)
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 10_000])
+def test_a_face_scores_the_same_in_one_pass_or_many(preset, faces, monkeypatch, tokens):
+    predictor = Predictor(*preset)
+    asked = [QUERIES * 2, QUERIES[:1], [], [*reversed(QUERIES)], QUERIES]
+    expected = predictor.score(faces, asked)
+    monkeypatch.setattr(inference, "PASS_TOKENS", tokens)
+    for found, scored in zip(predictor.score(faces, asked), expected, strict=True):
+        assert len(found) == len(scored)
+        for one, other in zip(found, scored, strict=True):
             np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
             assert (one.best, one.greedy) == (other.best, other.greedy)
 

@@ -7,27 +7,20 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from facemllm.evaluation.charts import curve, interval_bar
 from facemllm.evaluation.report import write_report
+from facemllm.evaluation.report.charts import curve, interval_bar
 from facemllm.evaluation.table import results_table
+from facemllm.figures import trust
+from tests import evaluation_example as example
 
 HOSTILE = "<script>alert('x')</script>"
 
 
 def figure(value, low, high, majority, pixels=0.4, metric="balanced_accuracy", **more):
-    return {
-        "metric": metric,
-        "value": value,
-        "low": low,
-        "high": high,
-        "n": 560,
-        "unparsed": 0.013,
-        "baselines": {"majority": majority, "pixels": pixels},
-        "higher_is_better": metric != "mae",
-        "unit": "years" if metric == "mae" else "",
-        "items": {},
-        **more,
-    }
+    unit = "years" if metric == "mae" else ""
+    return example.figure(
+        value, low, high, majority, pixels, metric=metric, higher_is_better=metric != "mae", unit=unit, **more
+    )
 
 
 TASKS = {
@@ -172,9 +165,93 @@ def test_report_says_everything_it_must(evaluation, tmp_path):
     assert "400 images/s" in words
 
 
+@pytest.fixture
+def full(tmp_path):
+    """The words of a report of an evaluation that has every part."""
+    (tmp_path / "metrics.json").write_text(json.dumps(example.METRICS))
+    summary = {"run": "full", "tasks": example.TASKS, "cost": example.COST}
+    write_report(tmp_path / "report.html", summary, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "None" not in text
+    assert "nan" not in text.lower()
+    return Page(text).text
+
+
+def test_zero_shot_has_a_section_of_its_own(full):
+    assert "Attributes held out of training: Wearing Earrings." in full
+    assert "The interval lies above chance" in full
+    assert full.index("0.620 [0.570, 0.670]") > full.index("Zero-shot: attributes never seen in training")
+    assert "zero shot" not in full.split("Zero-shot")[0]  # not among what was trained
+
+
+def test_further_metrics_refusals_and_power_are_folded_away(full):
+    assert "accuracy 0.880 [0.860, 0.900]" in full
+    assert "within 5 years 0.310 [0.290, 0.330]" in full
+    assert "0.2%" in full
+    assert "0.80 years" in full
+    assert "80 % power" in full
+
+
+def test_fairness_says_gaps_and_too_few(full):
+    assert "A gap is shown in 1 of 2 comparisons" in full
+    assert "attributes gender 0.140 [0.090, 0.190] female – male < 0.001" in full
+    assert "skin tone -0.020 [-0.070, 0.030] 1-3 – 4-7 0.400" in full
+    assert "8-10 too few people for a figure" in full
+    assert "gender too few people for a figure in 2 of 2 groups" in full
+    assert "female x 1-3 0.850" in full
+
+
+def test_fairness_says_when_nothing_is_shown_or_compared(tmp_path):
+    def said(kinds):
+        (tmp_path / "metrics.json").write_text(json.dumps({"fairness": {"age": kinds}}))
+        write_report(tmp_path / "report.html", {"run": "r"}, tmp_path)
+        return Page((tmp_path / "report.html").read_text()).text
+
+    alone = {"gender": example.kind({"female": example.group(0.5, 90)})}
+    assert "No two groups have enough people to be compared." in said(alone)
+    alike = {"gender": example.kind({}, example.gap("a", "b", 0.01, 0.9))}
+    assert "A gap is shown in none of 1 comparisons" in said(alike)
+
+
+def test_what_can_be_relied_on_is_said(full):
+    assert "break it in 3.1% [1.1, 5.1] of 2,000 cases, the true labels in 0.0%" in full
+    assert "No Beard excludes Goatee 5.0% 0.0% 560" in full
+    assert "in words that training never used 93.0% [91.0, 95.0] 79.0% [77.0, 81.0] 900" in full
+    assert "attributes 0.061 [0.050, 0.080] 4,000" in full
+    assert "no answers with probabilities" in full
+    assert "profile 0.700 [0.680, 0.720] 40 500" in full
+    assert "blurred 0.800 0.650 [0.630, 0.670] -0.150 [-0.170, -0.130] worse 100" in full
+    assert "occluded too few people for a figure 3 12" in full
+    assert "poor JPEG 0.800 [0.780, 0.820] 0.800 [0.780, 0.820] 0.000 [-0.020, 0.020] no change shown" in full
+    assert "the same answer in 97.0% [95.0, 99.0] of 640 questions; 1.0% of its free answers cannot be read" in full
+    assert "anger 30 9 1 happiness 4 60 0" in full
+
+
+def test_cost_is_shown_with_its_units(full):
+    assert "align CPU, 2 threads, bf16 2 min 40 s 76,800 2,764,800 3.4 TFLOP 1.21 GiB" in full
+    assert "evaluate CPU, 2 threads 20.0 s 560 – – 0.84 GiB" in full
+    assert "together – 3 min 00 s – 2,764,800 3.4 TFLOP –" in full
+    assert "reports no energy" in full
+
+
+def test_every_part_may_be_absent_and_hostile_names_are_escaped(tmp_path):
+    parts = ["fairness", "consistency", "calibration", "confusion", "slices", "disturbed", "generation"]
+    for part in parts:
+        metrics = {**example.METRICS, part: None}
+        (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+        write_report(tmp_path / "report.html", {"run": part}, tmp_path)
+        Page((tmp_path / "report.html").read_text())
+    hostile = json.dumps(example.METRICS)
+    for name in ("female", "blur", "anger", "profile", "unseen", "No_Beard", "Wearing_Earrings", "years", "attributes"):
+        hostile = hostile.replace(name, "<script>x")
+    (tmp_path / "metrics.json").write_text(hostile)
+    write_report(tmp_path / "report.html", {"run": HOSTILE, "cost": {"<script>x": {"<b>": "<i>"}}}, tmp_path)
+    assert "script" not in Page((tmp_path / "report.html").read_text()).tags
+
+
 def test_items_not_learnt_are_marked(evaluation, tmp_path):
     write_report(tmp_path / "report.html", SUMMARY, evaluation)
-    text = (tmp_path / "report.html").read_text()
+    text = (tmp_path / "report.html").read_text().split("Further metrics")[0]
     rows = {row.split("</td>")[0].split(">")[-1]: row for row in text.split("<tr")}
     assert "not learnt" in rows["eye color"]
     assert ">learnt<" in rows["Wearing Hat"]
@@ -219,3 +296,16 @@ def test_table_shows_items_beneath_tasks_and_dims_what_is_not_learnt():
     assert "0.150 0.210" in lines[4]
     assert "mae (years)" in lines[7]
     assert [row.style for row in table.rows] == [None, None, "dim", None, None, None]
+
+
+def test_table_ends_with_consistency_and_the_surest_gap():
+    def caption(metrics):
+        return results_table({"tasks": example.TASKS, "trust": trust(metrics)}).caption
+
+    assert caption(example.METRICS) == (
+        "broken logical relations: 3.1% (the labels 0.0%)\ngaps between groups of people: shown in 1 of 2; "
+        "the surest: attributes by gender, female – male +0.140 [+0.090, +0.190]"
+    )
+    fair = {"age": {"gender": example.kind({}, example.gap("a", "b", 0.01, 0.9))}}
+    assert caption({"fairness": fair}) == "gaps between groups of people: none shown in 1 comparisons"
+    assert caption({}) is None

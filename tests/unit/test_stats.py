@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from facemllm.scoring import stats
+from facemllm.scoring import metrics, stats
 
 
 def sums_of(right: np.ndarray, subjects: np.ndarray) -> stats.Sums:
@@ -15,18 +15,18 @@ def test_by_subject_sums_rows_into_their_people():
 
 
 def test_figures_from_total_sums_by_hand():
-    assert stats.of_totals("accuracy", np.array([[3.0, 4.0]]))[0] == 0.75
-    assert stats.of_totals("mae", np.array([[9.0, 2.0]]))[0] == 4.5
+    assert metrics.of_totals("accuracy", np.array([[3.0, 4.0]]))[0] == 0.75
+    assert metrics.of_totals("mae", np.array([[9.0, 2.0]]))[0] == 4.5
     # recalls 1/2 and 3/3, a class that does not occur is left out
-    assert stats.of_totals("balanced_accuracy", np.array([[1.0, 2.0, 3.0, 3.0, 0.0, 0.0]]))[0] == 0.75
-    assert stats.of_totals("fact_f1", np.array([[2.0, 1.0, 1.0]]))[0] == pytest.approx(2 / 3)
-    assert np.isnan(stats.of_totals("accuracy", np.array([[0.0, 0.0]]))[0])
+    assert metrics.of_totals("balanced_accuracy", np.array([[1.0, 2.0, 3.0, 3.0, 0.0, 0.0]]))[0] == 0.75
+    assert metrics.of_totals("fact_f1", np.array([[2.0, 1.0, 1.0]]))[0] == pytest.approx(2 / 3)
+    assert np.isnan(metrics.of_totals("accuracy", np.array([[0.0, 0.0]]))[0])
     with pytest.raises(ValueError, match="unknown metric"):
-        stats.of_totals("auc", np.zeros((1, 2)))
+        metrics.of_totals("auc", np.zeros((1, 2)))
 
 
 def test_mean_leaves_out_undefined_figures_per_resample():
-    found = stats.mean([np.array([1.0, np.nan, np.nan]), np.array([0.0, 0.5, np.nan])])
+    found = metrics.mean([np.array([1.0, np.nan, np.nan]), np.array([0.0, 0.5, np.nan])])
     assert found[0] == 0.5
     assert found[1] == 0.5
     assert np.isnan(found[2])
@@ -116,3 +116,35 @@ def test_one_person_gives_no_interval():
 
 def test_nothing_to_replicate():
     assert stats.replicate({}, 100, 0) == {}
+
+
+def test_p_values_are_those_of_a_t_test_and_of_holm():
+    from scipy.stats import ttest_1samp
+    from statsmodels.stats.multitest import multipletests
+
+    draw = np.random.default_rng(0)
+    gaps = draw.normal(0.05, 0.3, 60)
+    expected = ttest_1samp(gaps, 0.0).pvalue
+    error = gaps.std(ddof=1) / np.sqrt(60)
+    assert stats.p_value(gaps.mean(), error, 60) == pytest.approx(expected, abs=1e-12)
+    assert stats.p_value(-gaps.mean(), error, 60) == pytest.approx(expected, abs=1e-12)
+    beyond = ttest_1samp(gaps, 0.01).pvalue
+    assert stats.p_value(gaps.mean(), error, 60, beyond=0.01) == pytest.approx(beyond, abs=1e-12)
+    assert stats.p_value(0.1, error, 60, beyond=0.2) == 1.0
+    assert stats.p_value(0.1, 0.0, 60) == 0.0
+    assert stats.p_value(0.0, 0.0, 60) == 1.0
+    assert np.isnan(stats.p_value(0.1, 0.1, 1))
+    p_values = draw.random(9) ** 3
+    assert stats.holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]), abs=1e-12)
+    found = stats.holm([0.01, float("nan"), 0.04, 0.03])
+    assert found[:1] + found[2:] == pytest.approx([0.03, 0.06, 0.06])
+    assert np.isnan(found[1])
+    assert stats.holm([]) == []
+
+
+def test_the_smallest_difference_is_found_four_times_in_five():
+    draw = np.random.default_rng(1)
+    error = 0.02
+    least = stats.smallest_difference(error)
+    found = [stats.p_value(draw.normal(least, error), error, 10_000) < 0.05 for _ in range(4000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.02)

@@ -1,0 +1,47 @@
+"""`facemllm evaluate`: any model on any conversations, and a report of it.
+
+Beside the door of the workflow's step there are two for models of others (`peers`); which one is told by what is named.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from facemllm import digests, ledger
+from facemllm.evaluation import peers
+from facemllm.evaluation.evaluate import evaluate as evaluate_ours
+from facemllm.evaluation.report import write_report
+from facemllm.records import CONVERSATIONS, open_table
+from facemllm.settings import Settings
+
+
+def evaluate(settings: Settings, model: str, conversations: Path, out: Path, *, endpoint: bool) -> Mapping[str, Any]:
+    """Evaluate into the folder `out`, `report.html` included; returns the metrics.
+
+    `model` is a directory of ours, else one of transformers; at an endpoint, the settings name it. Raises UserError
+    when it cannot be found or asked, the ledger forbids it, `out` exists, or the split holds no questions.
+    """
+    if not endpoint:
+        peers.check_name(model)
+    sources = open_table(conversations, CONVERSATIONS).sources
+    ledger.require(settings, sources, "evaluate")
+    started = time.monotonic()
+    if endpoint:
+        metrics = peers.evaluate_peer(settings, peers.at_endpoint(settings, conversations), conversations, out)
+    elif peers.is_ours(model):
+        metrics = evaluate_ours(settings, Path(model), digests.of_tree(Path(model)), conversations, out)
+    else:
+        metrics = peers.evaluate_peer(settings, peers.on_this_machine(settings, model), conversations, out)
+    summary = {
+        "run": out.name,
+        "profile": settings.profile,
+        "seconds": time.monotonic() - started,
+        "tasks": metrics["tasks"],
+        "closed_mean": metrics["closed_mean"],
+        "model": {"digest": metrics["model_digest"], "name": model if endpoint else Path(model).name},
+    }
+    write_report(out / "report.html", summary, out, source=", ".join(sources))
+    return metrics

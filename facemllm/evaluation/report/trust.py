@@ -1,0 +1,158 @@
+"""How far answers can be relied on: consistency, calibration, robustness, two ways of answering, confusions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from facemllm.evaluation.report import html
+from facemllm.evaluation.report.charts import reliability
+
+_WAYS = {
+    "unseen": "in words that training never used",
+    "statement": "as a statement to confirm or deny",
+    "lettered": "with the options behind letters",
+}
+_KINDS = {"blur": "blurred", "dark": "dark", "jpeg": "poor JPEG", "occlusion": "a third covered"}
+
+
+def consistency(found: Mapping[str, Any] | None) -> str:
+    """Broken logical relations beside those that the labels break, and the same question in other words."""
+    relations, ways = (found or {}).get("relations") or {}, (found or {}).get("ways") or {}
+    parts = []
+    if relations.get("model"):
+        model, truth = relations["model"], relations.get("truth") or {}
+        parts.append(
+            f"<p>Where a logical relation can be checked (no beard and a goatee; bald and blond hair), the model's "
+            f"answers break it in {html.share(model)} of {html.text(model.get('n'))} cases, the true labels in "
+            f"{html.share(truth)}.</p>"
+        )
+        rows = [
+            html.row(
+                [
+                    html.words(str(r["relation"])),
+                    html.percent(r.get("broken_by_model")),
+                    html.percent(r.get("broken_by_truth")),
+                    html.text(r.get("n")),
+                ],
+                numeric=(1, 2, 3),
+            )
+            for r in relations.get("by_relation") or ()
+        ]
+        head = ("relation", "broken by the model", "by the labels", "cases")
+        parts.append(html.folded(f"All {len(rows)} relations", html.table(head, rows, numeric=(1, 2, 3))))
+    if ways:
+        rows = [
+            html.row(
+                [
+                    _WAYS.get(way, html.words(way)),
+                    html.share(body.get("agreement")),
+                    html.share(body.get("accuracy")),
+                    html.text(body.get("n")),
+                ],
+                numeric=(3,),
+            )
+            for way, body in ways.items()
+        ]
+        head = ("the same question on the same face, asked", "same answer [95 %]", "right [95 %]", "asked")
+        parts.append(html.table(head, rows, numeric=(3,)))
+    return html.section("Consistency", "".join(parts)) if parts else ""
+
+
+def calibration(found: Mapping[str, Any] | None) -> str:
+    """Whether the model is as often right as it is sure."""
+    if not found:
+        return ""
+    lead = html.quiet(
+        "Expected calibration error: how far confidence (the probability of the answer given) lies from the share of "
+        "right answers, on average over 15 bins of confidence. 0 is a model that knows how sure it may be."
+    )
+    rows = [
+        html.row([html.words(task), html.estimate({**body, "value": body.get("ece")}), html.text(body.get("n"))], (2,))
+        for task, body in found.items()
+    ]
+    plots = "".join(
+        f"<div><h3>{html.words(task)}</h3>{reliability(body.get('bins') or ())}</div>" for task, body in found.items()
+    )
+    drawn = html.folded("Reliability plots: share right against confidence", f'<div class="curves">{plots}</div>')
+    return html.section("Calibration", lead + html.table(("task", "ECE [95 %]", "answers"), rows, (2,)) + drawn)
+
+
+def robustness(slices: Mapping[str, Any] | None, disturbed: Mapping[str, Any] | None) -> str:
+    """Turned and covered faces, and the same faces made worse."""
+    parts = []
+    if slices:
+        rows = [
+            html.row(
+                [
+                    html.words(name),
+                    _slice(body.get("closed_mean")),
+                    html.text(body.get("people")),
+                    html.text(body.get("n")),
+                ],
+                numeric=(2, 3),
+            )
+            for name, body in slices.items()
+        ]
+        parts.append(html.table(("faces", "balanced accuracy [95 %]", "people", "asked"), rows, numeric=(2, 3)))
+    if disturbed:
+        rows = [_disturbed(kind, body) for kind, body in disturbed.items()]
+        head = ("the same faces", "before", "after [95 %]", "change [95 %]", "", "faces")
+        parts.append(f"<h3>Disturbed pictures</h3>{html.table(head, rows, numeric=(5,))}")
+    lead = html.quiet("Mean balanced accuracy over all closed questions.")
+    return html.section("Robustness", lead + "".join(parts)) if parts else ""
+
+
+def _slice(figure: Mapping[str, Any] | None) -> str:
+    if figure is None or figure.get("value") is None:
+        return '<span class="quiet">too few people for a figure</span>'
+    return html.estimate(figure)
+
+
+def _disturbed(kind: str, body: Mapping[str, Any]) -> str:
+    change = body.get("change") or {}
+    verdict = html.tag("no change shown", "quiet")
+    if change.get("high") is not None and change["high"] < 0:
+        verdict = html.tag("worse", "bad")
+    elif change.get("low") is not None and change["low"] > 0:
+        verdict = html.tag("better", "good")
+    cells = [_KINDS.get(kind, html.words(kind)), html.estimate(body.get("before")), html.estimate(body.get("after"))]
+    return html.row([*cells, html.estimate(change), verdict, html.text(body.get("faces"))], numeric=(5,))
+
+
+def generation(found: Mapping[str, Any] | None) -> str:
+    """Answers chosen by likelihood beside answers generated freely."""
+    if not found:
+        return ""
+    body = (
+        "<p>Closed questions are answered by the likelihood of their options. Left to answer freely, the model gives "
+        f"the same answer in {html.share(found.get('agreement'))} of {html.text(found.get('n'))} questions; "
+        f"{html.percent(found.get('unreadable'))} of its free answers cannot be read.</p>"
+    )
+    rows = [
+        html.row([html.words(task), html.percent(part.get("value")), html.text(part.get("n"))], numeric=(1, 2))
+        for task, part in (found.get("by_task") or {}).items()
+    ]
+    if rows:
+        body += html.folded("By task", html.table(("task", "same answer", "asked"), rows, numeric=(1, 2)))
+    return html.section("Likelihood against free generation", body)
+
+
+def confusion(found: Mapping[str, Any] | None) -> str:
+    """What is taken for what, folded: a table an item, rows the truth, columns the answers."""
+    folds = []
+    for name, body in (found or {}).items():
+        labels = [str(label) for label in body["labels"]]
+        unread = body.get("unparsed") or [0] * len(labels)
+        rows = []
+        for label, counts, lost in zip(labels, body["counts"], unread, strict=True):
+            cells = "".join(_shaded(count, sum(counts) + lost) for count in (*counts, lost))
+            rows.append(f"<tr><td>{html.words(label)}</td>{cells}</tr>")
+        head = ["truth ↓ answered →", *(label.replace("_", " ") for label in labels), "unread"]
+        folds.append(html.folded(name.replace("_", " "), html.table(head, rows, range(1, len(head)), "confusion")))
+    return html.section("What is taken for what", "".join(folds)) if folds else ""
+
+
+def _shaded(count: int, total: int) -> str:
+    depth = round(100 * count / total) if total else 0
+    return f'<td class="n" style="--depth:{depth}%">{html.text(count)}</td>'

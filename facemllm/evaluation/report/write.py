@@ -1,0 +1,58 @@
+"""`report.html` of a run: one file that opens anywhere, with no network and no scripts.
+
+It shows what was not learnt as plainly as what was, and says what kind of data it is about. Everything that comes from
+outside is escaped; images are embedded. A section whose figures are absent is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from facemllm.evaluation.report import html
+from facemllm.evaluation.report.fairness import fairness
+from facemllm.evaluation.report.results import results, zero_shot
+from facemllm.evaluation.report.run import cost, curves_of, gate, header, model, samples, steps
+from facemllm.evaluation.report.trust import calibration, confusion, consistency, generation, robustness
+from facemllm.records import atomic_write
+
+
+def write_report(
+    out_html: Path,
+    summary: Mapping[str, Any],
+    evaluation_dir: Path | None = None,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    *,
+    source: str = "render",
+) -> None:
+    """Write the report of a run's `summary.json`, with its evaluation's items and samples and the training curves.
+
+    `curves` maps a stage to what it logged (`step`, `loss`, `learning_rate`, `images_per_second`). `source` is the
+    faces' source key; `render` means synthetic heads. A step may carry `figure`, a few telling words.
+    """
+    metrics = _json(evaluation_dir / "metrics.json") if evaluation_dir else {}
+    said = _json(evaluation_dir / "samples" / "samples.json") if evaluation_dir else []
+    sections = [
+        header(summary, source),
+        gate(summary.get("gate")),
+        results(summary, metrics),
+        zero_shot(summary, metrics),
+        fairness(metrics),
+        consistency(metrics.get("consistency")),
+        calibration(metrics.get("calibration")),
+        robustness(metrics.get("slices"), metrics.get("disturbed")),
+        generation(metrics.get("generation")),
+        confusion(metrics.get("confusion")),
+        curves_of(curves or {}),
+        samples(said, evaluation_dir),
+        steps(summary.get("steps") or []),
+        model(summary),
+        cost(summary.get("cost")),
+    ]
+    atomic_write(out_html, html.page(str(summary.get("run") or "run"), sections))
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}

@@ -1,0 +1,193 @@
+"""Fairness: every task's figure by group of people, and the gaps between groups.
+
+Groups are those that the source states (`gender`, `age_band`, `skin_tone`) and their pairwise intersections; fairlearn
+takes the questions apart by them. Intervals are of the bootstrap over people that all figures share, so a gap is
+between figures of the same resamples, and somebody who is in both groups counts once. Within a task and a kind, the p
+values of gaps are Holm's. Groups of fewer people than `evaluation.min_group` get no figure and enter no gap.
+A group's balanced accuracy is over the classes that occur in it, as everywhere here; a gap is over those that occur in
+both groups, else it would say that men have beards. Where groups are classes (gender by gender) they share none: then
+the gap is that of their own recalls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from facemllm import tasks
+from facemllm.scoring import stats
+from facemllm.scoring.metrics import BALANCED, Array, Parsed, mean, unread
+from facemllm.scoring.sheet import BETWEEN, Rows, Sheet
+from facemllm.scoring.summary import of_item
+from facemllm.settings import Settings
+
+LARGEST = ("a", "b", "value", "low", "high", "p_holm")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The questions of a task about one group: their positions, the people asked about, the unreadable share."""
+
+    rows: Rows
+    people: int
+    unparsed: float
+
+
+Groups = dict[str, dict[str, Group]]
+"""By task and name of the group."""
+Part = tuple[str, str]
+"""Item, and true class ("" where the metric is not taken class by class)."""
+
+
+def measure(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
+    """Figures by task, kind and group, and the gaps between groups with enough people, as in `metrics.json`.
+
+    A gap is `a` minus `b`; `error` is its standard error. A kind with no known group is left out.
+    """
+    found: dict[str, Any] = {task: {} for task, _ in sheet.rows}
+    for kind in sheet.kinds:
+        for task, groups in disaggregate(sheet, parsed, kind).items():
+            found[task][BETWEEN.join(kind)] = _of_kind(settings, sheet, parsed, task, groups)
+    return found
+
+
+def disaggregate(sheet: Sheet, parsed: Parsed, kind: Sequence[str]) -> Groups:
+    """The answers taken apart by group of a kind (`("gender", "age_band")`: their intersections)."""
+    import pandas as pd
+    from fairlearn.metrics import MetricFrame
+
+    names = pd.DataFrame({part: list(sheet.groups[part]) for part in kind})
+    faces = np.flatnonzero(names.notna().all(axis=1))
+    if not len(faces) or not sheet.rows:
+        return {}
+
+    def of_task(task: str) -> Callable[[Any, Any], Group]:
+        asked, metric = sheet.of_task(task), tasks.get(task).metric
+
+        def group(faces: Any, _: Any) -> Group:
+            inside = np.zeros(len(sheet.images), dtype=bool)
+            inside[faces] = True
+            rows = asked[inside[sheet.faces[asked]]]
+            unparsed = sum(unread(parsed[row], metric) for row in rows) / max(1, len(rows))
+            return Group(rows, len(np.unique(sheet.subjects[rows])), unparsed)
+
+        return group
+
+    metrics = {task: of_task(task) for task in dict.fromkeys(task for task, _ in sheet.rows)}
+    frame = MetricFrame(metrics=metrics, y_true=faces, y_pred=faces, sensitive_features=names.iloc[faces])
+    return {
+        task: {
+            BETWEEN.join(name if isinstance(name, tuple) else (name,)): group
+            for name, group in frame.by_group[task].items()
+            if isinstance(group, Group) and group.people  # an intersection may be empty
+        }
+        for task in metrics
+    }
+
+
+def replicates(
+    settings: Settings, sheet: Sheet, parsed: Parsed, task: str, groups: Mapping[str, Group]
+) -> dict[str, Array]:
+    """A task's figure of every group, on the sample and on the resamples of people shared by all."""
+    drawn = _drawn(settings, sheet, parsed, task, groups)
+    return {name: _macro(parts, parts) for name, parts in drawn.items()}
+
+
+def _drawn(
+    settings: Settings, sheet: Sheet, parsed: Parsed, task: str, groups: Mapping[str, Group]
+) -> dict[str, dict[Part, Array]]:
+    """Replicates of every group by item, and by class where the metric is a mean over classes."""
+    by_class = tasks.get(task).metric == BALANCED
+    figures: dict[str, stats.Sums] = {}
+    where: dict[str, tuple[str, Part]] = {}
+    for name, group in groups.items():
+        only = np.zeros(len(sheet.answers), dtype=bool)
+        only[group.rows] = True
+        for (owner, item), rows in sheet.rows.items():
+            kept = rows[only[rows]] if owner == task else rows[:0]
+            answers = np.asarray([sheet.answers[row] for row in kept], dtype=object)
+            for label in np.unique(answers) if by_class else [""] * bool(len(kept)):
+                some = kept[answers == label] if by_class else kept
+                key = f"{name} {item} {label}"
+                where[key] = name, (item, str(label))
+                figures[key] = of_item(sheet, (task, item), some, parsed, "accuracy" if by_class else None)
+    found: dict[str, dict[Part, Array]] = {name: {} for name in groups}
+    for key, values in stats.replicate(figures, settings.evaluation.bootstrap, settings.seed).items():
+        name, part = where[key]
+        found[name][part] = values
+    return found
+
+
+def _macro(parts: Mapping[Part, Array], kept: Iterable[Part]) -> Array:
+    """Mean over items of the means over their classes, of the parts that are kept."""
+    items: dict[str, list[Array]] = {}
+    for item, label in kept:
+        items.setdefault(item, []).append(parts[item, label])
+    return mean(mean(classes) for classes in items.values())
+
+
+def beyond(kinds: Mapping[str, Any], allowed: float) -> list[dict[str, Any]]:
+    """The gaps of a task that are shown to exceed what is allowed, each with its `kind`, the surest first.
+
+    Shown: the whole 95 % interval of the gap lies beyond `allowed`, corrected within the kind by Holm's method;
+    `p_holm` is that of this test.
+    """
+    found = []
+    for kind, entry in kinds.items():
+        people = {name: group["people"] for name, group in entry["groups"].items()}
+        p_values = [
+            stats.p_value(gap["value"], gap["error"], min(people[gap["a"]], people[gap["b"]]), allowed)
+            if gap["error"] is not None
+            else float("nan")
+            for gap in entry["gaps"]
+        ]
+        for gap, p in zip(entry["gaps"], stats.holm(p_values), strict=True):
+            if p < 1 - stats.LEVEL:
+                found.append({**gap, "kind": kind, "p_holm": stats.plain(p)})
+    return sorted(found, key=lambda gap: (gap["p_holm"], -abs(gap["value"])))
+
+
+def _of_kind(
+    settings: Settings, sheet: Sheet, parsed: Parsed, task: str, groups: Mapping[str, Group]
+) -> dict[str, Any]:
+    enough = {name: group for name, group in groups.items() if group.people >= settings.evaluation.min_group}
+    drawn = _drawn(settings, sheet, parsed, task, enough)
+    nothing = {"value": None, "low": None, "high": None}
+    entries = {
+        name: {
+            **(stats.spread(_macro(drawn[name], drawn[name]), group.people) if name in enough else nothing),
+            "n": len(group.rows),
+            "people": group.people,
+            "unparsed": stats.plain(group.unparsed),
+            "too_few": name not in enough,
+        }
+        for name, group in groups.items()
+    }
+    found = [_gap(a, b, drawn, enough) for a, b in combinations(enough, 2)]
+    gaps = [gap for gap in found if gap is not None]
+    for gap, p in zip(gaps, stats.holm([gap["p"] for gap in gaps]), strict=True):
+        gap |= {"p": stats.plain(gap["p"]), "p_holm": stats.plain(p)}
+    largest = max(gaps, key=lambda gap: abs(gap["value"]), default=None)
+    return {
+        "groups": entries,
+        "gaps": gaps,
+        "largest": {name: largest[name] for name in LARGEST} if largest else None,
+    }
+
+
+def _gap(
+    a: str, b: str, drawn: Mapping[str, Mapping[Part, Array]], groups: Mapping[str, Group]
+) -> dict[str, Any] | None:
+    """The gap of two groups on the classes of both; if they share none, each on its own. None when undefined."""
+    both = [part for part in drawn[a] if part in drawn[b]]
+    people = min(groups[a].people, groups[b].people)
+    difference = _macro(drawn[a], both or drawn[a]) - _macro(drawn[b], both or drawn[b])
+    if stats.plain(float(difference[0])) is None:
+        return None
+    error = stats.standard_error(difference)
+    p = stats.p_value(float(difference[0]), error, people)
+    return {"a": a, "b": b, **stats.spread(difference, people), "error": stats.plain(error), "p": p}

@@ -1,0 +1,158 @@
+"""Two models on the same questions: the same resampled people for both, so what they share cancels out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from facemllm import tasks
+from facemllm.errors import UserError
+from facemllm.records import CONVERSATIONS, PREDICTIONS, Table, open_table
+from facemllm.scoring import fairness, stats
+from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, Array
+from facemllm.scoring.sheet import BETWEEN, Sheet, read_parsed, read_sheet
+from facemllm.scoring.summary import replicate, rows_of
+from facemllm.settings import Settings
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two evaluations of one split: what their `metrics.json` hold, the questions, both models' answers."""
+
+    metrics: tuple[dict[str, Any], dict[str, Any]]
+    sheet: Sheet
+    parsed: tuple[list[str | None], list[str | None]]
+
+
+def compare(settings: Settings, conversations: Path, first: Path, second: Path) -> dict[str, Any]:
+    """Every figure of two evaluation folders, paired; a difference is the second's minus the first's.
+
+    Returns `first` and `second` (model digests), `conversations_digest`, `split`, `n_images`, `n_subjects`;
+    `figures` by name as in `metrics.json` (`task`, `task.item`, `closed_mean`) and `groups` by task, kind and group.
+    Each holds `metric`, `unit`, `higher_is_better`, `first`, `second`, `difference` (value, low, high), `p`, `p_holm`,
+    `n` questions, `people`, `smallest_difference` (what would show at 80 % power). Holm's families are the tasks, the
+    items, and the groups of one task and kind; `closed_mean` stands alone. A group of fewer than
+    `evaluation.min_group` people has no figures. Raises UserError unless both answered the same questions.
+    """
+    pair = read_pair(conversations, first, second)
+    ours, theirs = pair.metrics
+    return {
+        "first": ours["model_digest"],
+        "second": theirs["model_digest"],
+        "conversations_digest": ours["conversations_digest"],
+        "split": pair.sheet.split,
+        "n_images": len(pair.sheet.images),
+        "n_subjects": pair.sheet.people_count,
+        "figures": _figures(settings, pair),
+        "groups": _groups(settings, pair),
+    }
+
+
+def read_pair(conversations: Path, first: Path, second: Path) -> Pair:
+    """Read two evaluation folders. Raises UserError unless both have answered the same questions of this table."""
+    table = open_table(conversations, CONVERSATIONS)
+    ours, theirs = read_metrics(first), read_metrics(second)
+    for folder, metrics in ((first, ours), (second, theirs)):
+        if metrics["conversations_digest"] != table.digest:
+            raise UserError(
+                f"{folder} was evaluated on conversations {metrics['conversations_digest'][:12]}, not on "
+                f"{table.digest[:12]}; evaluate both models on the same conversations"
+            )
+    if ours["split"] != theirs["split"]:
+        raise UserError(f"{first} is on split '{ours['split']}', {second} on '{theirs['split']}'; use one split")
+    sheet = read_sheet(table, ours["split"])
+    return Pair((ours, theirs), sheet, (read_parsed(_answers(first), sheet), read_parsed(_answers(second), sheet)))
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """What `metrics.json` of an evaluation folder holds. Raises UserError if it is not about the predictions there."""
+    try:
+        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text("utf-8"))
+        stated = metrics["predictions_digest"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is not an evaluation: no readable metrics.json ({error})") from None
+    if _answers(folder).digest != stated:
+        raise UserError(f"{folder}: metrics.json does not belong to the predictions beside it; evaluate again")
+    return metrics
+
+
+def replicates(settings: Settings, pair: Pair) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Every figure of both models on the same resamples, by name; a task judged by accuracy also has
+    `task.balanced_accuracy`."""
+    found = []
+    for parsed in pair.parsed:
+        figures = replicate(pair.sheet, parsed, settings.evaluation.bootstrap, settings.seed)
+        own = {name: next(iter(by_metric.values())) for name, by_metric in figures.items()}
+        own |= {
+            f"{name}.{BALANCED}": by_metric[BALANCED]
+            for name, by_metric in figures.items()
+            if name in tasks.all_names() and next(iter(by_metric)) == "accuracy"
+        }
+        found.append(own)
+    return found[0], found[1]
+
+
+def _answers(folder: Path) -> Table:
+    return open_table(folder / "predictions", PREDICTIONS)
+
+
+def _figures(settings: Settings, pair: Pair) -> dict[str, Any]:
+    sheet = pair.sheet
+    first, second = replicates(settings, pair)
+    found = {}
+    for name, values in first.items():
+        task, _, item = name.partition(".")
+        rows = rows_of(sheet, name)
+        found[name] = _difference(task, item, values, second[name], len(rows), len(np.unique(sheet.subjects[rows])))
+    families = (
+        [name for name in found if name in tasks.all_names()],
+        [name for name in found if "." in name],
+        [CLOSED_MEAN] if CLOSED_MEAN in found else [],
+    )
+    return {name: entry for family in families for name, entry in _corrected({n: found[n] for n in family}).items()}
+
+
+def _groups(settings: Settings, pair: Pair) -> dict[str, Any]:
+    sheet = pair.sheet
+    found: dict[str, Any] = {task: {} for task, _ in sheet.rows}
+    for kind in sheet.kinds:
+        for task, groups in fairness.disaggregate(sheet, pair.parsed[0], kind).items():
+            enough = {name: group for name, group in groups.items() if group.people >= settings.evaluation.min_group}
+            first, second = (fairness.replicates(settings, sheet, said, task, enough) for said in pair.parsed)
+            family = {
+                name: _difference(task, "", first[name], second[name], len(group.rows), group.people)
+                for name, group in enough.items()
+            }
+            if family:
+                found[task][BETWEEN.join(kind)] = _corrected(family)
+    return found
+
+
+def _difference(task: str, item: str, first: Array, second: Array, n: int, people: int) -> dict[str, Any]:
+    gap = second - first
+    error = stats.standard_error(gap)
+    known = None if task == CLOSED_MEAN else tasks.get(task)
+    return {
+        "metric": BALANCED if known is None or item == BALANCED else known.metric,
+        "unit": "" if known is None else known.unit,
+        "higher_is_better": known is None or known.higher_is_better,
+        "first": stats.plain(first[0]),
+        "second": stats.plain(second[0]),
+        "difference": stats.spread(gap, people),
+        "p": stats.plain(stats.p_value(float(gap[0]), error, people)),
+        "n": n,
+        "people": people,
+        "smallest_difference": stats.plain(stats.smallest_difference(error)) if people > 1 else None,
+    }
+
+
+def _corrected(family: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    adjusted = stats.holm([float("nan") if entry["p"] is None else entry["p"] for entry in family.values()])
+    return {
+        name: {**entry, "p_holm": stats.plain(p)} for (name, entry), p in zip(family.items(), adjusted, strict=True)
+    }

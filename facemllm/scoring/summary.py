@@ -1,0 +1,140 @@
+"""The figures of all tasks, with intervals over people: `task.item`, `task` (macro mean of its items) and `closed_mean`
+(mean balanced accuracy of all items answered by choosing a class, of attributes held out of training apart).
+
+An item's figure comes from its own form of question; other ways to ask it are looked at in `consistency`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from facemllm import tasks
+from facemllm.scoring import stats
+from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, Array, Parsed, also, columns, is_choice, mean, unread
+from facemllm.scoring.sheet import Answers, Key, Rows, Sheet
+from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks.presence import CELEBA_40
+
+Mask = npt.NDArray[np.bool_]
+Sums = dict[tuple[Key, str], stats.Sums]
+"""By item and metric."""
+Figures = dict[str, dict[str, Array]]
+"""Replicates by name and metric, a figure's own metric first."""
+
+
+def sums(sheet: Sheet, parsed: Parsed, only: Mask | None = None) -> Sums:
+    """What the figures are made of; of the questions where `only` is true if given."""
+    found: Sums = {}
+    for key, rows in sheet.rows.items():
+        kept = rows if only is None else rows[only[rows]]
+        if len(kept):
+            owner = tasks.get(key[0])
+            for name in (owner.metric, *also(owner)):
+                found[key, name] = of_item(sheet, key, kept, parsed, name)
+    return found
+
+
+def of_item(sheet: Sheet, key: Key, rows: Rows, parsed: Parsed, metric: str | None = None) -> stats.Sums:
+    """The sums of some of an item's questions, under its task's metric or the one given."""
+    metric, question = metric or tasks.get(key[0]).metric, sheet.questions[key]
+    grid = [float(option.value) for option in question.options] if metric == "mae" else []
+    added_NK = columns(metric, [sheet.answers[row] for row in rows], [parsed[row] for row in rows], grid)
+    return stats.Sums(metric, stats.by_subject(sheet.subjects[rows], added_NK, sheet.people_count))
+
+
+def figures(sheet: Sheet, found: Sums, resamples: int, seed: int) -> Figures:
+    """Every figure on the sample (first entry) and on resampled people; same seed and sheet, same people."""
+    items = stats.replicate(
+        {f"{'.'.join(key)} {metric}": part for (key, metric), part in found.items()}, resamples, seed
+    )
+    parts: dict[str, dict[str, list[Array]]] = {}
+    for key, metric in found:
+        values = items[f"{'.'.join(key)} {metric}"]
+        closed = [CLOSED_MEAN] if metric == BALANCED and is_closed(sheet, key) else []
+        for name in (".".join(key), key[0], *closed):
+            parts.setdefault(name, {}).setdefault(metric, []).append(values)
+    return {name: {metric: mean(each) for metric, each in own.items()} for name, own in parts.items()}
+
+
+def is_closed(sheet: Sheet, key: Key) -> bool:
+    """Whether an item counts in `closed_mean`."""
+    return key[0] != ZERO_SHOT and is_choice(tasks.get(key[0]), sheet.questions[key])
+
+
+def rows_of(sheet: Sheet, name: str) -> Rows:
+    """Positions of the questions behind a figure (`task`, `task.item`, `task.balanced_accuracy`, `closed_mean`)."""
+    if name == CLOSED_MEAN:
+        return np.concatenate([rows for key, rows in sheet.rows.items() if is_closed(sheet, key)])
+    task, _, item = name.partition(".")
+    return sheet.rows[task, item] if (task, item) in sheet.rows else sheet.of_task(task)
+
+
+def replicate(sheet: Sheet, parsed: Parsed, resamples: int, seed: int, only: Mask | None = None) -> Figures:
+    """`figures` of parsed answers, of the questions where `only` is true if given."""
+    return figures(sheet, sums(sheet, parsed, only), resamples, seed)
+
+
+def summarise(
+    sheet: Sheet, answers: Answers, baselines: Mapping[str, Parsed], resamples: int, seed: int
+) -> dict[str, Any]:
+    """The figures of all tasks: value, 95 % interval, number asked, unreadable share, baselines, items beneath.
+
+    Returns `tasks` by name, `closed_mean` and `celeba_40` (mean accuracy over CelebA's attributes). A figure that
+    cannot be computed is None, never NaN.
+    """
+    replicates = replicate(sheet, answers.parsed, resamples, seed)
+    rivals = {name: (said, replicate(sheet, said, 0, seed)) for name, said in baselines.items()}
+
+    def figure(name: str, metric: str | None = None) -> dict[str, Any]:
+        own, rows = replicates[name], rows_of(sheet, name)
+        metric = metric or next(iter(own))
+        people = len(np.unique(sheet.subjects[rows]))
+        error = stats.standard_error(own[metric])
+        return {
+            "metric": metric,
+            **stats.spread(own[metric], people),
+            "n": len(rows),
+            "unparsed": _share(unread(answers.parsed[row], metric) for row in rows),
+            "refused": _share(answers.refused[rows]),
+            "smallest_difference": stats.plain(stats.smallest_difference(error)) if people > 1 else None,
+            "baselines": {
+                rival: stats.plain(found[name][metric][0]) if any(said[row] is not None for row in rows) else None
+                for rival, (said, found) in rivals.items()
+            },
+            "higher_is_better": metric != "mae",
+            "also": {other: stats.spread(values, people) for other, values in own.items() if other != metric},
+        }
+
+    result: dict[str, Any] = {}
+    for name in dict.fromkeys(task for task, _ in sheet.rows):
+        task = tasks.get(name)
+        own = [item for owner, item in sheet.rows if owner == name]
+        items = {item: figure(f"{name}.{item}") for item in own if len(own) > 1 or name == ZERO_SHOT}
+        if task.metric == "accuracy":
+            items[BALANCED] = {**figure(name, BALANCED), "also": {}}
+        head = {**figure(name), "unit": task.unit}
+        result[name] = {**head, "items": {item: {**body, "unit": task.unit} for item, body in items.items()}}
+    return {
+        "tasks": result,
+        CLOSED_MEAN: figure(CLOSED_MEAN) if CLOSED_MEAN in replicates else None,
+        "celeba_40": _celeba(replicates, sheet.people_count),
+    }
+
+
+def _celeba(replicates: Figures, people: int) -> dict[str, Any] | None:
+    """Mean accuracy over CelebA's forty attributes, as the field reports it, and their mean balanced accuracy; None
+    unless all forty are asked."""
+    items = [replicates.get(f"{task}.{name}") for name, task in CELEBA_40.items()]
+    known = [item for item in items if item is not None]
+    if len(known) < len(items):
+        return None
+    return {metric: stats.spread(mean(item[metric] for item in known), people) for metric in ("accuracy", BALANCED)}
+
+
+def _share(found: Any) -> float | None:
+    values = [bool(value) for value in found]
+    return stats.plain(sum(values) / len(values))

@@ -1,0 +1,149 @@
+"""FaceInsight's templated description: one paragraph with a slot for each part of the face, made from the labels.
+
+Slots are those of the figure in the paper (arXiv 2504.15624): person, shape, forehead, chin, hair, expression,
+eyebrows, eyes and eyewear, nose, mouth, beard, accessories; a slot without a known fact is left out. The answer is
+judged by its facts, as a caption is, but "no beard" and "no eyewear" are facts here: the slots ask for them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from facemllm.records import mapping
+from facemllm.tasks import age_range, attributes, expression, gender, presence
+from facemllm.tasks.base import Form, Item, Option, Row, Task
+from facemllm.tasks.caption import facts_text
+from facemllm.tasks.language import assertions
+
+FEWEST = 3
+"""A row with fewer facts is not described."""
+
+_ITEMS = {
+    item.name: item
+    for task in (attributes.TASK, presence.TASK, gender.TASK, age_range.TASK, expression.TASK)
+    for item in task.items
+}
+
+_SLOTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("The picture shows {}.", ("gender",)),
+    ("The person is {}.", ("age_range",)),
+    ("It is {}.", ("Oval_Face", "Square_Face", "Round_Face", "Chubby")),
+    ("There are {}.", ("High_Cheekbones", "Rosy_Cheeks")),
+    ("There is {}.", ("Fully_Visible_Forehead", "Partially_Visible_Forehead", "Obstructed_Forehead")),
+    ("Below is {}.", ("Double_Chin", "Round_Jaw")),
+    ("On the head is {}.", ("hair_color", "hair_style", "Wavy_Hair", "Straight_Hair", "Curly_Hair")),
+    ("Around the face is {}.", ("Receding_Hairline", "Sideburns", "Bangs")),
+    ("The face looks {}.", ("expression",)),
+    ("Over the eyes are {}.", ("Bushy_Eyebrows", "Arched_Eyebrows")),
+    ("One sees {}.", ("eye_color", "Narrow_Eyes", "Bags_Under_Eyes")),
+    ("The person wears {}.", ("eyewear",)),
+    ("In the middle is {}.", ("Big_Nose", "Pointy_Nose")),
+    ("The mouth shows {}.", ("Mouth_Closed", "Mouth_Slightly_Open", "Mouth_Wide_Open", "Big_Lips", "Smiling")),
+    ("The person has {}.", ("beard",)),
+    (
+        "The person wears {}.",
+        ("Wearing_Hat", "Wearing_Earrings", "Wearing_Necklace", "Wearing_Necktie", "Wearing_Lipstick", "Heavy_Makeup"),
+    ),
+)
+"""A sentence a slot, and the items whose facts fill it."""
+
+_FACTS: tuple[Item, ...] = tuple(_ITEMS[name] for _, names in _SLOTS for name in names)
+
+
+@cache
+def _members(name: str) -> tuple[str, ...]:
+    """Attributes that an exclusive group of `attributes` is made of; none for other items."""
+    item = attributes.TASK.find(name)
+    return tuple(option.value for option in item.options) if item is not None and item.form == "choice" else ()
+
+
+def _fact(item: Item, row: Row, known: Mapping[str, bool | None]) -> str | None:
+    """What the row says of an item, where that is worth a word. Of a group one true member is enough: sources that
+    have no name for the others (CelebA has no red hair) describe hair, too."""
+    if members := _members(item.name):
+        true = [name for name in members if known.get(name)]
+        return true[0] if len(true) == 1 else None
+    label = item.label(row)
+    return None if label == "no" else label
+
+
+def facts(row: Row) -> dict[str, str]:
+    """What a description of a row of `faces` states: item name -> canonical value."""
+    stored = row.get("attributes")
+    known = stored if isinstance(stored, Mapping) else mapping(stored)
+    plain = {**row, "attributes": known}
+    return {item.name: value for item in _FACTS if (value := _fact(item, plain, known)) is not None}
+
+
+def paragraph(stated: Mapping[str, str]) -> str:
+    """The paragraph that states these facts."""
+    sentences = []
+    for sentence, names in _SLOTS:
+        words = [_words(_ITEMS[name], stated[name]) for name in names if name in stated]
+        if words:
+            sentences.append(sentence.format(" and ".join(filter(None, (", ".join(words[:-1]), words[-1])))))
+    return " ".join(sentences)
+
+
+def _words(item: Item, value: str) -> str:
+    said = item.mention(value)
+    return item.option_for(value).text if said is None else said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """The description as an item: open, and canonical as the sorted list of its facts."""
+
+    name: str = "description"
+    templates: tuple[str, ...] = (
+        "Describe this face part by part.",
+        "Describe the face in detail, from shape to accessories.",
+    )
+    unseen: tuple[str, ...] = ()
+    form: Form = "open"
+    options: tuple[Option, ...] = ()
+
+    @property
+    def hidden(self) -> Callable[[Row], bool] | None:
+        """None: there is always something to describe."""
+        return None
+
+    @property
+    def claims(self) -> Mapping[str, str]:
+        """None."""
+        return {}
+
+    def reply(self, row: Row, label: str) -> str:
+        """The paragraph made from the row's labels."""
+        return paragraph(facts(row))
+
+    def label(self, row: Row) -> str | None:
+        """The facts that the paragraph states; None where they are fewer than `FEWEST`."""
+        stated = facts(row)
+        return facts_text(stated) if len(stated) >= FEWEST else None
+
+    def option_for(self, label: str) -> Option:
+        """An open question has no options. Raises ValueError."""
+        raise ValueError("a description is an open question: it has no options")
+
+    def mention(self, label: str) -> str | None:
+        """A caption does not mention it."""
+        return None
+
+    def parse(self, text: str) -> str | None:
+        """The facts stated, `item=value;...` sorted; None when there is none. A fact stated two ways is none."""
+        plain = assertions(text)
+        if not plain:
+            return None
+        stated = {item.name: value for item in _FACTS if (value := item.parse(plain)) not in (None, "no")}
+        return facts_text({name: str(value) for name, value in stated.items()}) or None
+
+
+TASK = Task(
+    name="description",
+    metric="fact_f1",
+    higher_is_better=True,
+    unit="",
+    items=(Description(),),
+    use="describing what is to be seen, part by part",
+)

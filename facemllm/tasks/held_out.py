@@ -1,0 +1,146 @@
+"""Attributes held out of training by name (Face-MLLM's zero-shot attribute analysis): unknown, unsaid, unasked.
+
+The tasks see a row without the attribute, its caption without the words for it. Evaluation asks for it, as the task
+`zero_shot`. A caption loses the thing from a list that can be cut, else the sentence that mentions it, else it is lost.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+from facemllm import tasks
+from facemllm.errors import UserError
+from facemllm.tasks.base import Item, Option, Row, Task
+from facemllm.tasks.caption import TASK as CAPTION
+from facemllm.tasks.language import normalise
+
+ZERO_SHOT = "zero_shot"
+"""The task that knows every attribute that can be held out, and asks for those that are."""
+
+_SENTENCE = re.compile(r"(?<=[.!?;])\s+")
+_SEPARATOR = re.compile(r"(,? and |, | with | who has | wearing )")
+_OPENERS = (" with ", " who has ", " wearing ")
+_BEFORE = r"(?:(?:an?|the|some|his|her|their|wearing|has|visible)\s+)*"
+_LEADS = r"(?:.*\b(?:has|have|is|are|shows?|wears?|wearing|with|of))"
+
+
+class HeldOut:
+    """The held-out attributes of a configuration, `names` in order, and how to keep them out."""
+
+    def __init__(self, names: Sequence[str], patterns: Iterable[str]) -> None:
+        self.names = tuple(names)
+        self._words = re.compile("|".join(rf"\b(?:{pattern})\b" for pattern in patterns) or r"(?!)", re.IGNORECASE)
+        self._spelt = re.compile("|".join(map(re.escape, names)) or r"(?!)", re.IGNORECASE)
+        self.named_in = lru_cache(maxsize=20_000)(self._named_in)
+
+    @classmethod
+    def of(cls, names: Sequence[str], asked: Iterable[Task]) -> HeldOut:
+        """The attributes of these names, beside the tasks that are `asked`.
+
+        Raises UserError when the task `zero_shot` does not know a name, or when a task offers it, or its words, among
+        the options of a choice: they would be in every such question.
+        """
+        if not names:
+            return cls((), ())
+        distinct, asked, every = tuple(dict.fromkeys(names)), list(asked), tasks.get(ZERO_SHOT)
+        for name in distinct:
+            _refuse_options(asked, f"'{name}'", partial(_is, name))
+            if every.find(name) is None:
+                known = [item.name for item in every.items]
+                close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+                hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+                raise UserError(f"qa.held_out: no attribute '{name}'; {hint}")
+        made = cls(distinct, [pattern for name in distinct for pattern in _patterns(every.item(name))])
+        _refuse_options(asked, " or ".join(distinct), lambda option: made.named_in(option.text))
+        return made
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    def _named_in(self, text: str) -> bool:
+        words = normalise(text.replace("?", " . "))  # a question mark would hide a question from it
+        return words is None or self._words.search(words) is not None or self._spelt.search(text) is not None
+
+    def attributes(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Attributes by name without the held-out ones."""
+        return {name: value for name, value in known.items() if name not in self.names}
+
+    def caption(self, text: str | None) -> str | None:
+        """A caption that does not name them, and states nothing new; None when there is none."""
+        if text is None or not self or not self.named_in(text):
+            return text
+        stated, sentences = self._facts(text), _SENTENCE.split(text)
+        cut = [self._cut(one) if self.named_in(one) else one for one in sentences]
+        shorter = " ".join(one for one in cut if one)
+        if shorter and not self.named_in(shorter) and self._facts(shorter) == stated:
+            return shorter
+        bare = " ".join(one for one in sentences if not self.named_in(one))
+        left = self._facts(bare) if bare and not self.named_in(bare) else set()
+        return bare if left and left <= stated else None
+
+    def changes(self, row: Row) -> dict[str, Any]:
+        """The columns of a row of `faces` (`attributes` a mapping) that are others in the eyes of the tasks."""
+        return {"attributes": self.attributes(row["attributes"] or {}), "caption": self.caption(row["caption"])}
+
+    def _facts(self, text: str) -> set[str]:
+        stated = CAPTION.parse("caption", text)
+        facts = set() if stated is None else set(stated.split(";"))
+        return {fact for fact in facts if fact.partition("=")[0] not in self.names}
+
+    def _cut(self, sentence: str) -> str | None:
+        """The sentence without the held-out things in its list; None when it is no list, or nothing is left."""
+        body, end = (sentence[:-1], sentence[-1]) if sentence[-1:] in ".!;" else (sentence, "")
+        parts = _SEPARATOR.split(body)
+        place = 0
+        while place < len(parts):
+            said = parts[place]
+            if not self.named_in(said):
+                place += 2
+                continue
+            lead = ""
+            if not self._alone(said):
+                found = re.fullmatch(rf"({_LEADS} )(.+)", said) if place == 0 else None
+                if found is None or not self._alone(found[2]):
+                    return None
+                lead = found[1]
+            opened = bool(lead) or (place > 0 and parts[place - 1] in _OPENERS)
+            last = place + 1 >= len(parts) or parts[place + 1] in _OPENERS
+            if lead and last:
+                return None
+            if opened and not last:
+                parts[place : place + 2] = []
+                parts[place] = lead + parts[place]
+            else:
+                gone = parts[place - 1]
+                parts[place - 1 : place + 1] = []
+                if last and "and" in gone and place >= 3 and parts[place - 3] == ", ":
+                    parts[place - 3] = gone
+        return "".join(parts) + end
+
+    def _alone(self, said: str) -> bool:
+        words = normalise(said) or ""
+        return re.fullmatch(rf"{_BEFORE}(?:{self._words.pattern})", words, re.IGNORECASE) is not None
+
+
+def _patterns(item: Item) -> list[str]:
+    """What names a thing: its nouns, and the words in which a caption mentions it."""
+    words = normalise(item.mention("yes") or "")
+    return [*getattr(item, "nouns", ()), *([re.escape(words)] if words else [])]
+
+
+def _is(name: str, option: Option) -> bool:
+    return option.value == name
+
+
+def _refuse_options(asked: Iterable[Task], what: str, names: Callable[[Option], bool]) -> None:
+    for task in asked:
+        for item in task.items:
+            if any(names(option) for option in item.options):
+                raise UserError(
+                    f"qa.held_out: {what} is an option of '{item.name}' in the task '{task.name}', so its words are in "
+                    "every such question; take the name out of qa.held_out, or the task out of qa.tasks"
+                )

@@ -1,0 +1,148 @@
+"""Face parsing in questions: which parts can be seen, which are hidden, from the 19-class segmentation.
+
+Hidden is what has no pixel, whether something covers it or it is turned away; where a part has only a few pixels,
+nothing is asked about it. The two sides of a part count as one: whose left the classes mean does not matter then.
+"""
+
+from collections.abc import Callable
+
+from facemllm.tasks import regions
+from facemllm.tasks.base import Row, Task
+from facemllm.tasks.items import Boolean, Several, Thing
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "hair": ("hair",),
+    "eyebrows": ("l_brow", "r_brow"),
+    "eyes": ("l_eye", "r_eye"),
+    "ears": ("l_ear", "r_ear"),
+    "nose": ("nose",),
+    "lips": ("u_lip", "l_lip"),
+    "neck": ("neck",),
+}
+"""Parts of the face, and their classes in the map."""
+WORN: dict[str, tuple[str, ...]] = {
+    "glasses": ("eye_g",),
+    "hat": ("hat",),
+    "earrings": ("ear_r",),
+    "necklace": ("neck_l",),
+    "clothes": ("cloth",),
+}
+_PATTERNS = {
+    "hair": ("hair",),
+    "eyebrows": ("eyebrows?", "brows?"),
+    "eyes": ("eyes?",),
+    "ears": ("ears?",),
+    "nose": ("nose",),
+    "lips": ("lips?", "mouth"),
+    "neck": ("neck",),
+    "glasses": ("(?:eye)?glasses", "sunglasses"),
+    "hat": ("hat",),
+    "earrings": ("earrings?",),
+    "necklace": ("necklace",),
+    "clothes": ("clothes", "clothing"),
+}
+
+
+def _which(parts: dict[str, tuple[str, ...]], wanted: bool) -> Callable[[Row], list[str] | None]:
+    def source(row: Row) -> list[str] | None:
+        found = regions.sizes(row)
+        if found is None:
+            return None
+        states = {name: regions.seen(found, classes) for name, classes in parts.items()}
+        return None if None in states.values() else [name for name, state in states.items() if state is wanted]
+
+    return source
+
+
+def _there(*classes: str) -> Callable[[Row], bool | None]:
+    def source(row: Row) -> bool | None:
+        found = regions.sizes(row)
+        return None if found is None else regions.seen(found, classes)
+
+    return source
+
+
+def _one_hidden(*classes: str) -> Callable[[Row], bool | None]:
+    def source(row: Row) -> bool | None:
+        found = regions.sizes(row)
+        if found is None:
+            return None
+        states = [regions.seen(found, (name,)) for name in classes]
+        return True if False in states else None if None in states else False
+
+    return source
+
+
+def _things(*parts: str) -> tuple[Thing, ...]:
+    return tuple(Thing(value=part, text=part, patterns=_PATTERNS[part]) for part in parts)
+
+
+TASK = Task(
+    name="parsing",
+    metric="fact_f1",
+    higher_is_better=True,
+    unit="",
+    items=(
+        Several(
+            name="visible_parts",
+            templates=("Which parts of the face can be seen?", "List the visible parts of the face."),
+            unseen=("Of the face, which parts are visible?",),
+            things=_things(*PARTS),
+            source=_which(PARTS, True),
+            around="visible|seen|shown|parts?|face|following|person|shows?|picture",
+        ),
+        Several(
+            name="hidden_parts",
+            templates=("Which parts of the face are hidden?", "List the hidden parts of the face."),
+            unseen=("Of the face, which parts are hidden?",),
+            things=_things(*PARTS),
+            source=_which(PARTS, False),
+            around="hidden|covered|obscured|occluded|parts?|face|following",
+        ),
+        Several(
+            name="things_worn",
+            templates=("Which things are worn on the face and body?", "List the things that the person wears."),
+            unseen=("Which things does the person wear?",),
+            things=_things(*WORN),
+            source=_which(WORN, True),
+            around="wears?|wearing|worn|he|she|they|person|man|woman|visible|seen",
+        ),
+        Boolean(
+            name="ear_hidden",
+            templates=("Is an ear hidden?", "Can one of the ears not be seen?"),
+            unseen=("Is one of the ears hidden?",),
+            text="a hidden ear",
+            nouns=("(?:a |one )?hidden ear", "(?:an |one )?ear is (?:hidden|covered)"),
+            claim="{} is in the picture",
+            denial="{} is not in the picture",
+            source=_one_hidden("l_ear", "r_ear"),
+        ),
+        Boolean(
+            name="eyebrow_hidden",
+            templates=("Is an eyebrow hidden?", "Can one of the eyebrows not be seen?"),
+            unseen=("Is one of the eyebrows hidden?",),
+            text="a hidden eyebrow",
+            nouns=("(?:a |one )?hidden eyebrow", "(?:an |one )?eyebrow is (?:hidden|covered)"),
+            claim="{} is in the picture",
+            denial="{} is not in the picture",
+            source=_one_hidden("l_brow", "r_brow"),
+        ),
+        Boolean(
+            name="neck_visible",
+            templates=("Is the neck visible?", "Can the neck be seen?"),
+            unseen=("Do you see the neck?",),
+            text="the neck",
+            nouns=("(?:the )?neck",),
+            source=_there("neck"),
+        ),
+        Boolean(
+            name="mouth_inside",
+            templates=("Is the inside of the mouth visible?", "Can you see into the mouth?"),
+            unseen=("Is the mouth so open that its inside shows?",),
+            text="the inside of the mouth",
+            nouns=("(?:the )?inside of the mouth",),
+            source=_there("mouth"),
+        ),
+    ),
+    use="which parts of the face can be seen",
+)

@@ -1,0 +1,198 @@
+"""A hand-made `metrics.json` with every part an evaluation may have, and a comparison of two; small, and not sound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def figure(value: Any, low: Any, high: Any, majority: Any = 0.5, pixels: Any = 0.4, **more: Any) -> dict[str, Any]:
+    """A task's or an item's entry."""
+    entry = {
+        "metric": "balanced_accuracy",
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": 560,
+        "unparsed": 0.013,
+        "refused": 0.002,
+        "smallest_difference": 0.031,
+        "baselines": {"majority": majority, "pixels": pixels},
+        "higher_is_better": True,
+        "unit": "",
+        "also": {},
+        "items": {},
+    }
+    return entry | more
+
+
+def group(value: float | None, people: int, too_few: bool = False) -> dict[str, Any]:
+    """A group of people."""
+    low, high = (None, None) if value is None else (value - 0.03, value + 0.03)
+    counts = {"n": 4 * people, "people": people, "unparsed": 0.01}
+    return {"value": value, "low": low, "high": high, **counts, "too_few": too_few}
+
+
+def gap(a: str, b: str, value: float, p: float) -> dict[str, Any]:
+    """A gap between two groups."""
+    ends = {"value": value, "low": value - 0.05, "high": value + 0.05}
+    return {"a": a, "b": b, **ends, "error": 0.02, "p": p, "p_holm": p}
+
+
+def kind(groups: dict[str, Any], *gaps: dict[str, Any]) -> dict[str, Any]:
+    """Groups of one kind with their gaps."""
+    largest = max(gaps, key=lambda found: abs(found["value"]), default=None)
+    named = ("a", "b", "value", "low", "high", "p_holm")
+    return {
+        "groups": groups,
+        "gaps": list(gaps),
+        "largest": {name: largest[name] for name in named} if largest else None,
+    }
+
+
+def estimate(value: float, **more: Any) -> dict[str, Any]:
+    """A value with an interval."""
+    return {"value": value, "low": round(value - 0.02, 3), "high": round(value + 0.02, 3), **more}
+
+
+ALSO = {"accuracy": estimate(0.88)}
+TASKS = {
+    "attributes": figure(
+        0.81,
+        0.79,
+        0.83,
+        also=ALSO,
+        items={"eye_color": figure(0.18, 0.15, 0.21, 0.17), "Wearing_Hat": figure(0.98, 0.96, 0.99)},
+    ),
+    "age": figure(
+        9.5,
+        8.8,
+        10.1,
+        16.4,
+        12.9,
+        metric="mae",
+        unit="years",
+        higher_is_better=False,
+        smallest_difference=0.8,
+        also={"within_5": estimate(0.31)},
+    ),
+    "zero_shot": figure(0.62, 0.57, 0.67, items={"Wearing_Earrings": figure(0.62, 0.57, 0.67)}),
+}
+METRICS: dict[str, Any] = {
+    "model_digest": "ab" * 32,
+    "conversations_digest": "cd" * 32,
+    "predictions_digest": "ef" * 32,
+    "split": "test",
+    "n_images": 560,
+    "n_subjects": 280,
+    "tasks": TASKS,
+    "closed_mean": figure(0.8, 0.78, 0.82, 0.33),
+    "fairness": {
+        "attributes": {
+            "gender": kind({"female": group(0.86, 140), "male": group(0.72, 140)}, gap("female", "male", 0.14, 0.0004)),
+            "skin_tone": kind(
+                {"1-3": group(0.8, 90), "4-7": group(0.82, 150), "8-10": group(None, 12, too_few=True)},
+                gap("1-3", "4-7", -0.02, 0.4),
+            ),
+            "gender x skin_tone": kind({"female x 1-3": group(0.85, 45), "male x 1-3": group(0.74, 45)}),
+        },
+        "age": {"gender": kind({"female": group(None, 5, too_few=True), "male": group(None, 4, too_few=True)})},
+    },
+    "consistency": {
+        "relations": {
+            "model": estimate(0.031, n=2000),
+            "truth": estimate(0.0, n=2000),
+            "by_relation": [
+                {"relation": "No_Beard excludes Goatee", "broken_by_model": 0.05, "broken_by_truth": 0.0, "n": 560}
+            ],
+        },
+        "ways": {
+            "unseen": {"accuracy": estimate(0.79), "agreement": estimate(0.93), "n": 900},
+            "statement": {"accuracy": estimate(0.7), "agreement": estimate(0.81), "n": 700},
+        },
+    },
+    "calibration": {
+        "attributes": {
+            "ece": 0.061,
+            "low": 0.05,
+            "high": 0.08,
+            "n": 4000,
+            "bins": [
+                {"confidence": None, "accuracy": None, "n": 0},
+                {"confidence": 0.55, "accuracy": 0.5, "n": 100},
+                {"confidence": 0.97, "accuracy": 0.92, "n": 3900},
+            ],
+        },
+        "expression": {"ece": None, "low": None, "high": None, "n": 0, "bins": []},
+    },
+    "confusion": {
+        "expression.expression": {"labels": ["anger", "happiness"], "counts": [[30, 9], [4, 60]], "unparsed": [1, 0]}
+    },
+    "slices": {
+        "profile": {"people": 40, "n": 500, "closed_mean": estimate(0.7)},
+        "occluded": {"people": 3, "n": 12, "closed_mean": None},
+    },
+    "disturbed": {
+        "blur": {"faces": 100, "before": 0.8, "after": estimate(0.65), "change": estimate(-0.15)},
+        "jpeg": {"faces": 100, "before": estimate(0.8), "after": estimate(0.8), "change": estimate(0.0)},
+    },
+    "generation": {
+        "agreement": estimate(0.97),
+        "n": 640,
+        "by_task": {"attributes": {"value": 0.98, "n": 500}},
+        "unreadable": 0.01,
+    },
+}
+COST = {
+    "align": {
+        "device": "CPU, 2 threads, bf16",
+        "seconds": 160.2,
+        "samples": 76800,
+        "tokens": 2764800,
+        "flops": 3_400_000_000_000,
+        "peak_memory_bytes": 1_300_000_000,
+        "energy_cpu_joules": None,
+        "energy_gpu_joules": None,
+    },
+    "evaluate": {"device": "CPU, 2 threads", "seconds": 20.0, "samples": 560, "peak_memory_bytes": 900_000_000},
+}
+
+
+def paired(first: float, second: float, p: float | None, **more: Any) -> dict[str, Any]:
+    """A figure of two evaluations, as `scoring.paired.compare` gives it."""
+    return {
+        "metric": "balanced_accuracy",
+        "unit": "",
+        "higher_is_better": True,
+        "first": first,
+        "second": second,
+        "difference": estimate(round(second - first, 3)),
+        "p": p,
+        "p_holm": p,
+        "n": 560,
+        "people": 280,
+        "smallest_difference": 0.031,
+        **more,
+    }
+
+
+COMPARISON: dict[str, Any] = {
+    "first": "ab" * 32,
+    "second": "ba" * 32,
+    "conversations_digest": "cd" * 32,
+    "split": "test",
+    "n_images": 560,
+    "n_subjects": 280,
+    "figures": {
+        "closed_mean": paired(0.8, 0.86, 0.001),
+        "attributes": paired(0.81, 0.87, 0.002),
+        "age": paired(9.5, 11.0, 0.001, metric="mae", unit="years", higher_is_better=False),
+        "expression": paired(0.6, 0.61, 0.7),
+        "attributes.Wearing_Hat": paired(0.98, 0.9, 0.01),
+        "attributes.eye_color": paired(0.2, 0.2, None),
+        "expression.expression": paired(0.6, 0.61, 0.7),
+    },
+    "groups": {
+        "attributes": {"gender": {"female": paired(0.86, 0.8, 0.02), "male": paired(0.7, 0.72, 0.3)}},
+        "age": {},
+    },
+}

@@ -1,0 +1,159 @@
+"""Models of others, all the way: over real HTTP with kills in between, and from a folder of transformers' own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from facemllm import settings
+from facemllm.endpoint.account import Account
+from facemllm.evaluation.command import evaluate
+from facemllm.records import PREDICTIONS, open_table
+from tests.fake_endpoint import FakeEndpoint
+
+pytestmark = pytest.mark.integration
+
+FACES = 8  # of the test split
+QUESTIONS = FACES * 2 * 5  # two a face, as it is and in four disturbances
+
+
+def says(body):
+    """Captions all alike; of the gender the truth about half of the pictures, and no answer about others."""
+    (message,) = body["messages"]
+    picture, text = message["content"]
+    assert text["text"].startswith("What about ")
+    if "gender" not in text["text"]:
+        return "a woman"
+    jpeg = base64.b64decode(picture["image_url"]["url"].partition(",")[2])
+    drawn = hashlib.sha256(jpeg).digest()[0] % 3
+    return ("I cannot help with that.", "A woman or a man", "a woman")[drawn]
+
+
+def command(fake, home, table, out, *more):
+    told = [f"storage.home={home}", "annotation.endpoint.parallel=4", "evaluation.bootstrap=100"]
+    overrides = [part for one in told for part in ("--set", one)]
+    doors = ["evaluate", "some-model", str(table), str(out), "--base-url", fake.base_url, *overrides, *more]
+    return [sys.executable, "-m", "facemllm", *doors]
+
+
+def started(*args):
+    return subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition, process, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def table(conversations_table):
+    return conversations_table()
+
+
+def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tmp_path):
+    home, out = tmp_path / "home", tmp_path / "out"
+    with FakeEndpoint(answer=says, latency_s=0.05) as fake:
+        for moment, ending in ((9, signal.SIGKILL), (30, signal.SIGINT)):
+            process = started(fake, home, table, out)
+            wait_until(lambda moment=moment: fake.received.total() >= moment, process)
+            process.send_signal(ending)
+            _, errors = process.communicate(timeout=30)
+            assert not out.exists()
+            if ending == signal.SIGINT:
+                assert process.returncode != 0
+                assert "Traceback" not in errors
+                assert not [path for path in tmp_path.glob(".out.*") if str(process.pid) in path.name]
+        process = started(fake, home, table, out, "--json")
+        said, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-3000:]
+        assert fake.completed.total() == fake.received.total() == QUESTIONS, "a request was lost or sent twice"
+        again = subprocess.run(command(fake, home, table, tmp_path / "again"), capture_output=True, check=True)
+        assert fake.received.total() == QUESTIONS
+        assert again.stdout.decode().startswith(f"{tmp_path / 'again' / 'report.html'}: mean balanced accuracy")
+
+    metrics = json.loads(said)
+    assert (out / "metrics.json").read_bytes() == (tmp_path / "again" / "metrics.json").read_bytes()
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    page = (out / "report.html").read_text()
+    assert "some-model" in page
+    assert "gender" in page
+    found = open_table(out / "predictions", PREDICTIONS)
+    about = found.manifest["about"]
+    assert about["model"]["kind"] == "endpoint"
+    assert about["model"]["name"] == "some-model"
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", about["model"]["host"])
+    rows = list(found.iterate())
+    assert {row["model_digest"] for row in rows} == {about["model_digest"]} == {metrics["model_digest"]}
+    asked = [row for row in rows if row["task"] == "gender"]
+    read = {row["raw"]: row["parsed"] for row in asked}
+    assert len(asked) == FACES
+    assert read.get("a woman", "female") == "female"
+    assert read.get("A woman or a man") is read.get("I cannot help with that.") is None
+    assert metrics["tasks"]["gender"]["unparsed"] == sum(row["parsed"] is None for row in asked) / FACES
+    assert all(row["scores"] is None for row in rows)
+    assert sorted(p.name for p in (out / "disturbed").iterdir()) == ["blur", "dark", "jpeg", "occlusion"]
+    assert not (out / "generated").exists()
+    (account,) = (home / "annotations").glob("*/counters")
+    counted = Account(home, account.parent.name).read()
+    assert (counted.requests, counted.answered, counted.in_doubt, counted.held) == (QUESTIONS, QUESTIONS, 0, 0)
+
+
+def test_a_spent_budget_and_a_failing_endpoint_are_one_line_and_leave_nothing(table, tmp_path):
+    with FakeEndpoint(answer=says) as fake:
+        limited = command(
+            fake, tmp_path / "home", table, tmp_path / "out", "--set", "annotation.endpoint.max_requests=5"
+        )
+        ended = subprocess.run(limited, capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert "max_requests is used up; raise it. What was answered is kept; run again to go on" in ended.stderr
+        assert ended.stderr.count("\n") == 1
+        assert fake.received.total() == 5
+        fake.default = "401"
+        other = command(fake, tmp_path / "other", table, tmp_path / "out")
+        ended = subprocess.run(other, capture_output=True, text=True, check=False)
+        assert ended.returncode == 1
+        assert "the endpoint refuses every request (401" in ended.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["conversations", "home", "other"]
+
+
+def test_a_model_of_transformers_is_asked_in_words(table, tmp_path, monkeypatch):
+    from facemllm.model.preset import build_tiny
+    from facemllm.model.saving import save_model
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    chosen = settings.load(
+        "laptop",
+        [
+            f"storage.home={tmp_path / 'home'}",
+            "annotation.vision_language.max_tokens=5",
+            "evaluation.bootstrap=100",
+            "evaluation.disturbed_faces=2",
+        ],
+    )
+    words = ["What about gender? Answer with one of these and nothing else: a woman, a man. What about caption?"]
+    save_model(*build_tiny(chosen.model, words, ["a woman", "a man"], 0), tmp_path / "theirs")
+    metrics = evaluate(chosen, str(tmp_path / "theirs"), table, tmp_path / "out", endpoint=False)
+    rows = list(open_table(tmp_path / "out" / "predictions").iterate())
+    assert len(rows) == FACES * 2
+    assert all(row["raw"] is not None and row["scores"] is None for row in rows)
+    assert metrics["tasks"]["gender"]["n"] == FACES
+    assert "theirs" in (tmp_path / "out" / "report.html").read_text()
+    (account,) = {path.parts[-1] for path in (tmp_path / "home").iterdir()}
+    assert account == "annotations"
+    before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "home").rglob("*.json"))
+    evaluate(chosen, str(tmp_path / "theirs"), table, tmp_path / "again", endpoint=False)
+    assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "home").rglob("*.json")) == before
+    assert (tmp_path / "again" / "metrics.json").read_bytes() == (tmp_path / "out" / "metrics.json").read_bytes()
+    assert os.environ["HF_HUB_OFFLINE"] == "1"

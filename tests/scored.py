@@ -1,0 +1,112 @@
+"""Small sheets and tables of questions and answers, for the tests of scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from facemllm import tasks
+from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, pairs
+from facemllm.scoring.sheet import KINDS, Sheet, Way
+
+
+def template(item: str, way: str = "native", claim: str | None = None) -> str:
+    """The name of a wording."""
+    return {"native": f"{item}/0", "statement": f"{item}:statement={claim}/0"}.get(way, f"{item}:{way}/0")
+
+
+def sheet_of(
+    rows: Sequence[tuple[Any, ...]], groups: Mapping[int, Mapping[str, str]] | None = None, split: str = "test"
+) -> Sheet:
+    """A sheet from (image, person, task, item, answer[, way[, claim]]); `groups` by image."""
+    images = list(dict.fromkeys(row[0] for row in rows))
+    people = {row[0]: row[1] for row in rows}
+    own: dict[tuple[str, str], list[int]] = {}
+    ways: dict[Way, list[int]] = {}
+    for place, (_, _, task, item, _, *how) in enumerate(rows):
+        if how and how[0] != "native":
+            ways.setdefault(Way(task, item, how[0], how[1] if len(how) > 1 else None), []).append(place)
+        else:
+            own.setdefault((task, item), []).append(place)
+    return Sheet(
+        split=split,
+        sample_ids=pa.array([str(place) for place in range(len(rows))]),
+        images=[str(image) for image in images],
+        faces=np.array([images.index(row[0]) for row in rows], dtype=np.int32),
+        people=np.array([people[image] for image in images]),
+        answers=[row[4] for row in rows],
+        rows={key: np.array(own[key]) for key in sorted(own)},
+        ways={how: np.array(where) for how, where in ways.items()},
+        questions={(row[2], row[3]): tasks.get(row[2]).question(row[3]) for row in rows},
+        groups={kind: [((groups or {}).get(image) or {}).get(kind) for image in images] for kind in KINDS},
+    )
+
+
+def write_conversations(
+    out: Path,
+    rows: Iterable[tuple[Any, ...]],
+    groups: Mapping[Any, Mapping[str, str]] | None = None,
+    split: str = "test",
+) -> Path:
+    """A table of conversations from rows as `sheet_of` takes them, with sample ids `0`, `1`, ... in their order."""
+    faces: dict[Any, dict[str, Any]] = {}
+    for place, (image, person, task, item, answer, *how) in enumerate(rows):
+        way, claim = (*how, None, None)[:2]
+        options = tasks.get(task).question(item).options
+        face = faces.setdefault(
+            image,
+            {
+                "conversation_id": f"c{image}",
+                "image_id": str(image),
+                "images": [{"bytes": b"", "path": None}],
+                "split": split,
+                "source": "render",
+                "subject_id": f"p{person}",
+                "groups": pairs((groups or {}).get(image) or {}),
+                "turns": [],
+            },
+        )
+        face["turns"].append(
+            {
+                "sample_id": str(place),
+                "task": task,
+                "template": template(item, way or "native", claim),
+                "options": [option.value for option in options],
+                "answer": answer,
+                "follows": False,
+            }
+        )
+    with TableWriter(out, CONVERSATIONS) as writer:
+        writer.write(faces.values())
+    return out
+
+
+def write_predictions(
+    out: Path,
+    parsed: Sequence[str | None] | Mapping[int, str | None],
+    raw: Sequence[str | None] | None = None,
+    scores: Sequence[Mapping[str, float] | None] | None = None,
+    **about: Any,
+) -> Path:
+    """A predictions table that answers the questions of these numbers."""
+    said = parsed if isinstance(parsed, Mapping) else dict(enumerate(parsed))
+    with TableWriter(out, PREDICTIONS, about={"split": "test", **about}) as writer:
+        for place, text in said.items():
+            writer.write(
+                [
+                    {
+                        "sample_id": str(place),
+                        "image_id": "",
+                        "task": "",
+                        "raw": raw[place] if raw else text,
+                        "parsed": text,
+                        "scores": pairs(scores[place]) if scores and scores[place] else None,
+                        "model_digest": "m" * 64,
+                    }
+                ]
+            )
+    return out

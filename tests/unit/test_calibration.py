@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from sklearn.calibration import calibration_curve
+
+from facemllm import settings as settings_module
+from facemllm.scoring import calibration
+from facemllm.scoring.sheet import Answers
+from tests.scored import sheet_of
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return settings_module.load("laptop", ["evaluation.bootstrap=200"])
+
+
+def measured(settings, confidence, right):
+    rows = [(i, i, "gender", "gender", "female") for i in range(len(right))]
+    parsed = ["female" if ok else "male" for ok in right]
+    answers = Answers(parsed, np.zeros(len(rows), dtype=bool), np.asarray(confidence, dtype=float))
+    return calibration.measure(settings, sheet_of(rows), answers)["gender"]
+
+
+def test_agrees_with_scikit_learn_and_a_plain_loop(settings):
+    draw = np.random.default_rng(0)
+    confidence = draw.uniform(0.5, 1, 900)
+    right = draw.random(900) < confidence**2
+    found = measured(settings, confidence, right)
+    accuracy, mean = calibration_curve(right, confidence, n_bins=15)
+    assert [b["accuracy"] for b in found["bins"]] == pytest.approx(accuracy, abs=1e-9)
+    assert [b["confidence"] for b in found["bins"]] == pytest.approx(mean, abs=1e-9)
+    expected = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence > low) & (confidence <= low + 1 / 15)
+        expected += abs(right[inside].sum() - confidence[inside].sum()) / 900
+    assert found["ece"] == pytest.approx(expected, abs=1e-9)
+    assert found["low"] < found["ece"] < found["high"]
+    assert found["n"] == sum(b["n"] for b in found["bins"]) == 900
+
+
+def test_a_calibrated_model_has_little_error_and_a_boastful_one_much(settings):
+    draw = np.random.default_rng(1)
+    confidence = draw.uniform(0.5, 1, 4000)
+    assert measured(settings, confidence, draw.random(4000) < confidence)["ece"] < 0.04
+    assert measured(settings, np.ones(1000), draw.random(1000) < 0.6)["ece"] == pytest.approx(0.4, abs=0.05)
+
+
+def test_bins_are_closed_above_and_an_unread_answer_has_no_confidence(settings):
+    found = measured(settings, [0.0, 1 / 15, 1.0, np.nan], [True, False, True, True])
+    assert [b["n"] for b in found["bins"]] == [2, 1]
+    assert found["n"] == 3
+    sheet = sheet_of([("a", 0, "gender", "gender", "male"), ("a", 0, "age", "age", "30")])
+    assert calibration.measure(settings, sheet, Answers.of(["male", "30"])) == {}
+
+
+def test_a_confusion_of_nothing_read(settings):
+    sheet = sheet_of([("a", 0, "gender", "gender", "male"), ("b", 1, "gender", "gender", "male")])
+    found = calibration.confusion(sheet, Answers.of([None, None]))["gender.gender"]
+    assert found == {"labels": ["female", "male"], "counts": [[0, 0], [0, 0]], "unparsed": [0, 2]}

@@ -1,0 +1,42 @@
+"""The measured half of a model card."""
+
+from facemllm.promotion import card
+from facemllm.settings import load
+from tests import evaluation_example as example
+
+
+def text(evaluation, costs=None, *overrides):
+    return card.card(load("laptop", list(overrides)), "a" * 64, evaluation, {}, ["render"], costs)
+
+
+def test_the_card_says_what_was_measured():
+    said = text(example.METRICS, example.COST, "cost.price_per_hour=3.6")
+    results = said.split("## Results")[1].split("## ")[0]
+    assert "| **attributes** | accuracy | 0.88 | 0.86 – 0.9 |" in results
+    assert "zero_shot" not in results
+    assert (
+        "Attributes in no training conversation (Wearing_Earrings), asked all the same: balanced_accuracy 0.62" in said
+    )
+    assert "chance 0.5" in said
+    assert "| attributes | gender | female | 140 | 0.86 (0.83–0.89) |" in said
+    assert "| attributes | skin_tone | 8-10 | 12 | too few people |" in said
+    assert "A gap is shown in 1 of 2 comparisons" in said
+    assert "| attributes | gender | female – male | 0.14 (0.09–0.19) | 0.0004 |" in said
+    assert "Logical relations broken by the answers: 0.031 (0.011–0.051); by the labels: 0 (" in said
+    assert "Expected calibration error: attributes 0.061." in said
+    assert "Change of mean balanced accuracy on blur pictures: -0.15 (-0.17–-0.13)." in said
+    assert "| align | CPU, 2 threads, bf16 | 160.2 | 76,800 | 2,764,800 | 3.4e+12 | 1,300,000,000 | 0.1602 |" in said
+
+
+def test_the_limits_are_those_the_figures_show():
+    limits = text(example.METRICS).split("## Limits")[1].split("## ")[0]
+    assert "- Not shown to be better than a constant answer: attributes eye_color." in limits
+    assert "the surest gap: attributes by gender, female – male: 0.14 (0.09–0.19)." in limits
+    assert "counted as wrong: attributes 1.3%, age 1.3%." in limits
+
+
+def test_what_was_not_measured_is_left_out():
+    bare = text({"tasks": {}})
+    for title in ("Zero-shot", "Groups of people", "What can be relied on", "Cost"):
+        assert f"## {title}" not in bare
+    assert "## Limits" in bare

@@ -1,0 +1,286 @@
+"""Two runs side by side: which evaluations are meant, what is refused, and that a difference is told the right way."""
+
+from __future__ import annotations
+
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from facemllm import cli, mlflow_client, tasks
+from facemllm.comparing.compare import BETTER, SAME, WORSE, by_task, compare, judged, summary
+from facemllm.comparing.find import find
+from facemllm.comparing.page import write_page
+from facemllm.comparing.terminal import shown
+from facemllm.errors import UserError
+from facemllm.promotion import registry
+from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, open_table, pairs
+from facemllm.settings import Settings, load
+from tests import evaluation_example as example
+
+HOSTILE = "<script>alert(1)</script>"
+RUN_ID = "0123456789abcdef0123456789abcdef"
+
+
+def judged_example(names: tuple[str, str] = ("laptop", "ablation")) -> dict[str, Any]:
+    """The hand-made comparison as `compare` would give it."""
+    groups = {
+        task: {kind: {name: judged(part) for name, part in parts.items()} for kind, parts in kinds.items()}
+        for task, kinds in example.COMPARISON["groups"].items()
+    }
+    figures = {name: judged(part) for name, part in example.COMPARISON["figures"].items()}
+    return {**example.COMPARISON, "names": list(names), "figures": figures, "groups": groups}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def settings(place: Path) -> Settings:
+    chosen = [f"storage.home={place / 'home'}", f"storage.runs={place / 'runs'}", "tracking.uri=http://127.0.0.1:9"]
+    return load("laptop", [*chosen, "evaluation.bootstrap=300"])
+
+
+@pytest.fixture(scope="module")
+def conversations(settings: Settings, place: Path) -> Path:
+    """150 people asked for their expression and age, in the store."""
+    question = tasks.get("expression").questions()[0]
+    draw = np.random.default_rng(0)
+    with TableWriter(place / "conversations", CONVERSATIONS) as writer:
+        for person in range(150):
+            answers = {"expression": str(draw.choice([o.value for o in question.options])), "age": str(person % 70)}
+            turns = [
+                {"sample_id": f"{person}-{task}", "task": task, "template": template, "answer": answers[task]}
+                for task, template in (("expression", f"{question.item}/0"), ("age", "age/0"))
+            ]
+            row = {
+                "conversation_id": f"c{person}",
+                "image_id": f"i{person}",
+                "images": [{"bytes": b"", "path": None}],
+                "split": "test",
+                "source": "render",
+                "subject_id": f"p{person}",
+                "groups": pairs({"gender": "female" if person % 2 else "male"}),
+                "turns": [{**turn, "follows": False} for turn in turns],
+            }
+            writer.write([row])
+    digest = open_table(place / "conversations").digest
+    (settings.home / "store").mkdir(parents=True)
+    return (place / "conversations").rename(settings.home / "store" / digest)
+
+
+def evaluation(folder: Path, conversations: Path, name: str, skill: float, error: float) -> Path:
+    """An evaluation of a model that names the right expression with probability `skill`."""
+    draw = np.random.default_rng(len(name))
+    table = open_table(conversations, CONVERSATIONS)
+    rows = []
+    for face in table.iterate(["image_id", "turns"]):
+        for turn in face["turns"]:
+            luck, right = draw.random(), turn["answer"]
+            said = str(float(right) + error) if turn["task"] == "age" else right if luck < skill else "none"
+            rows.append(
+                {
+                    "sample_id": turn["sample_id"],
+                    "image_id": face["image_id"],
+                    "task": turn["task"],
+                    "parsed": said,
+                    "model_digest": name * 64,
+                }
+            )
+    with TableWriter(folder / "predictions", PREDICTIONS, about={"split": "test"}) as writer:
+        writer.write(rows)
+    metrics = {
+        "model_digest": name * 64,
+        "conversations_digest": table.digest,
+        "predictions_digest": open_table(folder / "predictions").digest,
+        "split": "test",
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(settings: Settings, conversations: Path) -> dict[str, str]:
+    """Two runs, `good` and `poor`, with their evaluations in the store; digests by name."""
+    digests = {}
+    for name, letter, skill, error in (("good", "a", 0.95, 2.0), ("poor", "b", 0.5, 9.0)):
+        digests[name] = letter * 64
+        evaluation(settings.home / "store" / digests[name], conversations, letter, skill, error)
+        (settings.runs / name).mkdir(parents=True)
+        steps = [{"name": "align", "digest": None}, {"name": "evaluate", "digest": digests[name]}]
+        told = {"run": name, "profile": "laptop", "steps": steps}
+        (settings.runs / name / "summary.json").write_text(json.dumps(told))
+    return digests
+
+
+def test_a_worse_model_is_told_to_be_worse(settings: Settings, runs: dict[str, str]) -> None:
+    found = compare(settings, "good", "poor")
+    assert found["names"] == ["good", "poor"]
+    assert found["figures"]["expression"]["verdict"] == WORSE
+    assert found["figures"]["expression"]["difference"]["high"] < 0
+    assert found["figures"]["age"]["verdict"] == WORSE
+    assert found["figures"]["age"]["difference"]["value"] == pytest.approx(7.0)
+    assert found["groups"]["expression"]["gender"]["female"]["verdict"] == WORSE
+    assert summary(found)[WORSE] == ["age", "expression"]
+    json.dumps(found)
+    turned = compare(settings, "poor", "good")
+    assert {entry["verdict"] for entry in turned["figures"].values()} == {BETTER}
+    alike = compare(settings, "good", "good")
+    assert {entry["verdict"] for entry in alike["figures"].values()} == {SAME}
+
+
+def test_every_way_to_name_an_evaluation(
+    settings: Settings, runs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = settings.home / "store" / runs["good"]
+    version = SimpleNamespace(evaluation=runs["good"])
+    monkeypatch.setattr(registry, "find_version", lambda settings, name: {"3": version, "champion": version}[name])
+    ways = ["good", str(settings.runs / "good"), str(folder), runs["good"][:8], runs["good"], "3", "champion"]
+    assert {find(settings, way).folder for way in ways} == {folder}
+
+    client = SimpleNamespace(
+        get_run=lambda run_id: SimpleNamespace(data=SimpleNamespace(tags=tags)),
+        list_artifacts=lambda run_id: held,
+        download_artifacts=lambda run_id, name: str(settings.runs / "good" / name),
+    )
+    monkeypatch.setattr(mlflow_client, "connect", lambda settings: client)
+    tags, held = {"facemllm.step": "evaluate", "facemllm.output": runs["good"]}, []
+    assert find(settings, RUN_ID).folder == folder
+    tags, held = {}, [SimpleNamespace(path="summary.json")]
+    assert find(settings, RUN_ID).folder == folder
+    held = []
+    with pytest.raises(UserError, match="neither a finished pipeline's nor an evaluation's"):
+        find(settings, RUN_ID)
+
+
+def test_a_run_of_another_profile_is_found_in_its_home(
+    settings: Settings, runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from facemllm.comparing import find as room
+
+    other = load("ci", [f"storage.home={tmp_path / 'elsewhere'}", f"storage.runs={settings.runs}"])
+    monkeypatch.setattr(room, "load", lambda profile: settings)
+    assert find(other, "good").home == settings.home
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing", "no run folder .*nothing, and no MLflow server"),
+        ("no/such/folder", "holds neither metrics.json nor summary.json"),
+        ("ffffff", "0 results begin with 'ffffff'"),
+        ("stopped", "'stopped' did not come to its evaluation"),
+        ("garbled", "cannot be read"),
+        ("gone", "the store has no result dddddddddddd"),
+    ],
+)
+def test_what_is_no_evaluation_is_refused(settings: Settings, runs: dict[str, str], name: str, said: str) -> None:
+    for run, text in (
+        ("stopped", json.dumps({"profile": "laptop", "steps": [{"name": "evaluate", "digest": None}]})),
+        ("garbled", "{"),
+        ("gone", json.dumps({"profile": "laptop", "steps": [{"name": "evaluate", "digest": "d" * 64}]})),
+    ):
+        (settings.runs / run).mkdir(exist_ok=True)
+        (settings.runs / run / "summary.json").write_text(text)
+    with pytest.raises(UserError, match=said) as refused:
+        compare(settings, name, "good")
+    assert "\n" not in str(refused.value)
+
+
+def test_other_questions_do_not_compare(settings: Settings, runs: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metrics.json").write_text(json.dumps({"conversations_digest": "9" * 64}))
+    with pytest.raises(UserError, match=r"'good' was evaluated on conversations \w{12}, '.*other' on 999999999999"):
+        compare(settings, "good", str(tmp_path / "other"))
+
+
+def test_conversations_that_left_the_store_are_asked_for(
+    settings: Settings, runs: dict[str, str], conversations: Path, tmp_path: Path
+) -> None:
+    away = conversations.rename(tmp_path / "away")
+    try:
+        with pytest.raises(UserError, match="give their folder with --conversations"):
+            compare(settings, "good", "poor")
+        assert compare(settings, "good", "poor", away)["figures"]["age"]["verdict"] == WORSE
+    finally:
+        away.rename(conversations)
+
+
+def test_items_stand_beneath_their_tasks_and_verdicts_turn_with_the_metric() -> None:
+    found = judged_example()
+    order = [(task, item) for task, item, _ in by_task(found["figures"])]
+    assert order == [
+        ("closed_mean", ""),
+        ("attributes", ""),
+        ("attributes", "Wearing_Hat"),
+        ("attributes", "eye_color"),
+        ("age", ""),
+        ("expression", ""),
+    ]
+    verdicts = {name: entry["verdict"] for name, entry in found["figures"].items()}
+    assert verdicts["attributes"] == BETTER
+    assert verdicts["age"] == WORSE  # years of error: more is worse
+    assert verdicts["expression"] == verdicts["attributes.eye_color"] == SAME
+
+
+def test_the_terminal_says_it_in_words() -> None:
+    console = Console(width=160, file=io.StringIO(), record=True)
+    for part in shown(judged_example(("a", "[red]b"))):
+        console.print(part)
+    text = console.export_text()
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "[red]b against a" in lines[0]
+    assert "Wearing_Hat balanced_accuracy 0.980 0.900 -0.080 -0.100 -0.060 0.010 0.031 ▼ worse" in lines
+    assert "age mae (years) 9.50 11.00 +1.50 +1.48 +1.52 0.001 0.03 ▼ worse" in lines
+    assert "attributes gender: female balanced_accuracy 0.860 0.800 -0.060 -0.080 -0.040 0.020 0.031 ▼ worse" in lines
+    assert "gender: male" not in text
+    assert "1 of 2 groups show none" in " ".join(lines)
+
+
+class Words(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.words += data.split()
+
+
+def test_the_page_is_one_escaped_file_with_everything(tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", judged_example((HOSTILE, "ablation")))
+    text = (tmp_path / "page.html").read_text()
+    page = Words(text)
+    assert "script" not in page.tags
+    assert "http" not in text
+    words = " ".join(page.words)
+    assert f"ablation against {HOSTILE}" in words
+    assert "worse age" in words
+    assert "Wearing Hat balanced accuracy ↑ 0.980 0.900 -0.080 [-0.100, -0.060]" in words
+    assert "gender: male" in words
+
+
+def test_the_command_prints_writes_and_refuses(settings: Settings, runs: dict[str, str], tmp_path: Path) -> None:
+    sets = [f"storage.home={settings.home}", f"storage.runs={settings.runs}", "evaluation.bootstrap=100"]
+    options = [word for text in sets for word in ("--set", text)]
+    run = CliRunner().invoke
+    done = run(cli.app, ["compare", "good", "poor", "--html", str(tmp_path / "c.html"), "--json", *options])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["figures"]["age"]["verdict"] == WORSE
+    assert (tmp_path / "c.html").is_file()
+    told = run(cli.app, ["compare", "good", "poor", *options])
+    assert "poor against good" in told.stdout
+    assert isinstance(run(cli.app, ["compare", "good", "none/such", *options]).exception, UserError)

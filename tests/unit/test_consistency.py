@@ -1,0 +1,122 @@
+import pytest
+
+from facemllm import settings as settings_module
+from facemllm.scoring import consistency
+from facemllm.scoring.contradictions import check
+from facemllm.scoring.relations import RELATIONS
+from facemllm.tasks import all_names, get
+from tests.scored import sheet_of
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return settings_module.load("laptop", ["evaluation.bootstrap=100"])
+
+
+FACES = [
+    ("a", 0, "attributes", "beard", "No_Beard"),
+    ("a", 0, "attributes", "beard", "false", "statement", "Goatee"),
+    ("a", 0, "attributes", "hair_style", "Bald"),
+    ("a", 0, "attributes", "Bangs", "no"),
+    ("b", 1, "attributes", "beard", "Goatee"),
+    ("b", 1, "attributes", "beard", "true", "statement", "Goatee"),
+    ("b", 1, "attributes", "hair_style", "Bald"),
+    ("b", 1, "attributes", "Bangs", "yes"),  # the label itself contradicts the other
+]
+
+
+def by_relation(settings, rows, parsed):
+    found = consistency.measure(settings, sheet_of(rows), parsed)["relations"]
+    return found, {entry["relation"]: entry for entry in found["by_relation"]}
+
+
+def test_no_beard_and_a_goatee_contradict_each_other(settings):
+    truth = [row[4] for row in FACES]
+    parsed = ["No_Beard", "true", "Bald", "no", "Goatee", "true", "Short_Hair", "yes"]
+    overall, found = by_relation(settings, FACES, parsed)
+    assert found["No_Beard excludes Goatee"] == {
+        "relation": "No_Beard excludes Goatee",
+        "broken_by_model": 0.5,
+        "broken_by_truth": 0.0,
+        "n": 2,
+    }
+    assert found["Bald excludes Bangs"]["broken_by_model"] == 0.0
+    assert found["Bald excludes Bangs"]["broken_by_truth"] == 0.5
+    # called a goatee, it is no mustache either; the true answers say that of b alone
+    assert found["No_Beard excludes Mustache"] == {
+        "relation": "No_Beard excludes Mustache",
+        "broken_by_model": 0.0,
+        "broken_by_truth": 0.0,
+        "n": 2,
+    }
+    assert "Bald excludes Short_Hair" not in found  # one question alone cannot contradict itself
+    assert overall["model"]["value"] == pytest.approx(1 / 10)  # four beards and Bangs on two faces
+    assert overall["model"]["n"] == 10
+    assert overall["truth"]["value"] == pytest.approx(1 / 7)
+    assert overall["truth"]["n"] == 7
+    assert by_relation(settings, FACES, truth)[0]["model"] == overall["truth"]
+
+
+def test_what_is_not_said_contradicts_nothing(settings):
+    overall, found = by_relation(settings, FACES, [None] * len(FACES))
+    assert overall["model"] == {"value": None, "low": None, "high": None, "n": 0}
+    assert all(entry["broken_by_model"] is None and entry["n"] == 0 for entry in found.values())
+    half = ["No_Beard", None, None, "yes", None, "true", "Bald", None]
+    assert not any(broken.any() for _, broken in check(sheet_of(FACES), half).values())
+
+
+def test_a_caption_is_held_against_the_answers(settings):
+    rows = [
+        ("a", 0, "caption", "caption", "age=40;eyewear=Eyeglasses"),
+        ("a", 0, "attributes", "eyewear", "Eyeglasses"),
+        ("a", 0, "age", "age", "44"),
+        ("b", 1, "caption", "caption", "Wearing_Hat=yes"),
+        ("b", 1, "attributes", "Wearing_Hat", "yes"),
+        ("b", 1, "attributes", "eyewear", "No_Eyewear"),
+    ]
+    parsed = ["age=40;eyewear=Eyeglasses", "No_Eyewear", "52", "", "yes", "No_Eyewear"]
+    _, found = by_relation(settings, rows, parsed)
+    assert found["the caption agrees on eyewear"]["broken_by_model"] == 1.0
+    assert found["the caption agrees on eyewear"]["broken_by_truth"] == 0.0
+    assert found["the caption agrees on age"]["broken_by_model"] == 1.0  # twelve years off
+    assert found["the caption agrees on age"]["broken_by_truth"] == 0.0  # four
+    assert found["the caption agrees on Wearing_Hat"] == {
+        "relation": "the caption agrees on Wearing_Hat",
+        "broken_by_model": None,  # silence denies nothing
+        "broken_by_truth": 0.0,
+        "n": 0,
+    }
+    assert found["No_Eyewear excludes Eyeglasses"]["broken_by_model"] == 1.0
+
+
+def test_each_way_to_ask_has_its_accuracy_and_its_agreement(settings):
+    rows = [
+        ("a", 0, "attributes", "beard", "No_Beard"),
+        ("b", 1, "attributes", "beard", "Goatee"),
+        ("a", 0, "attributes", "beard", "false", "statement", "Goatee"),
+        ("b", 1, "attributes", "beard", "true", "statement", "Goatee"),
+        ("a", 0, "attributes", "beard", "No_Beard", "lettered"),
+        ("c", 2, "attributes", "beard", "not_visible", "lettered"),  # never asked outright
+        ("a", 0, "age", "age", "30"),
+        ("b", 1, "age", "age", "30"),
+        ("a", 0, "age", "age", "30", "unseen"),
+        ("b", 1, "age", "age", "30", "unseen"),
+        ("a", 0, "caption", "caption", "gender=male", "unseen"),  # open: no wording to agree with
+    ]
+    parsed = ["Mustache", "Goatee", "true", "true", None, "not_visible", "31", "50", "34", "42", "gender=male"]
+    found = consistency.measure(settings, sheet_of(rows), parsed)["ways"]
+    assert list(found) == ["statement", "lettered", "unseen"]
+    assert found["statement"]["accuracy"]["value"] == 0.5
+    assert found["statement"]["agreement"]["value"] == 0.5  # a mustache is no goatee
+    assert found["lettered"]["accuracy"]["value"] == 0.5
+    assert found["lettered"]["agreement"]["value"] == 0.0  # unread says nothing
+    assert found["unseen"]["accuracy"]["value"] == 0.5  # 34 is within a step of 30, 42 is not
+    assert found["unseen"]["agreement"]["value"] == 0.5
+    assert found["unseen"]["n"] == 2
+
+
+def test_relations_speak_of_attributes_that_tasks_know():
+    known = {option.value for name in all_names() for question in get(name).questions() for option in question.options}
+    known |= {question.item for name in all_names() for question in get(name).questions()}
+    assert {name for relation in RELATIONS for name in relation.attributes} <= known
+    assert len({str(relation) for relation in RELATIONS}) == len(RELATIONS)

@@ -1,0 +1,91 @@
+"""Names under which MLflow keeps an evaluation, its tables and its figures."""
+
+import json
+
+import pytest
+
+from facemllm import figures, plots
+from tests import evaluation_example as example
+
+
+@pytest.fixture(scope="module")
+def flat():
+    return figures.evaluation_metrics(example.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("attributes/value", 0.81),
+        ("attributes/refused", 0.002),
+        ("attributes/smallest_difference", 0.031),
+        ("attributes/also/accuracy/value", 0.88),
+        ("attributes/Wearing_Hat/low", 0.96),
+        ("attributes/baseline_majority", 0.5),
+        ("zero_shot/Wearing_Earrings/value", 0.62),
+        ("closed_mean/value", 0.8),
+        ("fairness/attributes/gender/female", 0.86),
+        ("fairness/attributes/gender/largest_gap/value", 0.14),
+        ("fairness/attributes/gender/largest_gap/p_holm", 0.0004),
+        ("fairness/gaps/shown", 1.0),
+        ("fairness/gaps/compared", 2.0),
+        ("consistency/model/value", 0.031),
+        ("consistency/truth/value", 0.0),
+        ("consistency/unseen/agreement/low", 0.91),
+        ("calibration/attributes/ece", 0.061),
+        ("slices/profile/closed_mean/value", 0.7),
+        ("disturbed/blur/change/high", -0.13),
+        ("generation/agreement/value", 0.97),
+        ("generation/by_task/attributes/value", 0.98),
+        ("generation/unreadable", 0.01),
+    ],
+)
+def test_every_number_has_its_stable_name(flat, name, value):
+    assert flat[name] == value
+
+
+def test_what_is_unknown_or_too_much_is_no_metric(flat):
+    assert not [name for name in flat if "8-10" in name]  # too few people
+    assert not [name for name in flat if "female x 1-3" in name]  # groups of two kinds at once stand in the table
+    assert all(isinstance(value, float) for value in flat.values())
+    assert figures.evaluation_metrics({"tasks": {}}) == {"fairness/gaps/compared": 0.0, "fairness/gaps/shown": 0.0}
+    assert figures.numbers({"a": float("nan"), "b": None, "c": "x"}) == {}
+    odd = {"tasks": {}, "fairness": {"age": {"age_band": example.kind({"<18 & co": example.group(0.5, 90)})}}}
+    assert "fairness/age/age_band/_18 _ co" in figures.evaluation_metrics(odd)  # MLflow refuses such characters
+
+
+def test_tables_have_a_row_a_figure_a_group_and_a_gap():
+    tables = figures.tables(example.METRICS, [])
+    assert [(r["task"], r["item"], r["metric"]) for r in tables["results"]][:2] == [
+        ("attributes", "", "balanced_accuracy"),
+        ("attributes", "", "accuracy"),
+    ]
+    assert {"task": "attributes", "kind": "skin_tone", "group": "8-10"}.items() <= tables["fairness"][4].items()
+    assert [(r["task"], r["a"], r["b"]) for r in tables["fairness_gaps"]] == [
+        ("attributes", "female", "male"),
+        ("attributes", "1-3", "4-7"),
+    ]
+    assert set(figures.tables({"tasks": {}}, [])) == set()
+    columns = figures.columns(tables["results"])
+    assert len({len(column) for column in columns.values()}) == 1
+
+
+def test_the_summary_tells_the_surest_gap():
+    told = figures.trust(example.METRICS)
+    assert told["gaps"]["surest"]["task"] == "attributes"
+    assert told["gaps"]["surest"]["value"] == 0.14
+    assert figures.trust({})["gaps"] == {"compared": 0, "shown": 0, "surest": None}
+    json.dumps(told)
+    assert figures.trust_metrics(told)["fairness/gaps/shown"] == 1.0
+
+
+def test_figures_are_drawn_of_whatever_there_is(tmp_path):
+    drawn = plots.drawn(example.METRICS)
+    assert set(drawn) == {"intervals", "fairness", "reliability", "confusion/expression.expression"}
+    for name, figure in drawn.items():
+        figure.savefig(tmp_path / f"{name.replace('/', '-')}.png")
+    fairness = [label.get_text() for label in drawn["fairness"].axes[0].get_yticklabels()]
+    assert fairness == ["gender  female  (140)", "gender  male  (140)", "skin_tone  1-3  (90)", "skin_tone  4-7  (150)"]
+    cells = [text.get_text() for text in drawn["confusion/expression.expression"].axes[0].texts]
+    assert cells == ["30", "9", "1", "4", "60", "0"]
+    assert set(plots.drawn({"tasks": {}})) == {"intervals"}

@@ -1,0 +1,216 @@
+"""Models of others: asked in words, read strictly, shown nothing they may not see, and asked each thing once."""
+
+import hashlib
+import io
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from facemllm import settings as settings_module
+from facemllm import tasks
+from facemllm.endpoint.refusals import JobStopped, RowRefused
+from facemllm.endpoint.store import Replies, Reply
+from facemllm.errors import UserError
+from facemllm.evaluation.peers import Peer, at_endpoint, is_ours, on_this_machine, words
+from facemllm.evaluation.predict import Put, Shown
+from tests.fake_endpoint import FakeEndpoint
+
+
+def put(task, item, way="native", **row):
+    found = tasks.asking.ask(tasks.get(task), tasks.get(task).item(item), way, {"image_id": "a" * 64, **row})
+    return Put({"task": task, "sample_id": f"{item} {way}"}, found.text, found.question)
+
+
+GENDER = put("gender", "gender", gender="female")
+
+
+@dataclass
+class Says:
+    """A sender that keeps what it says, and says what it is told."""
+
+    home: Path
+    said: str = "A woman."
+    asked: list = field(default_factory=list)
+
+    def send(self, asked):
+        found = []
+        for request in [make() for make in asked]:
+            self.asked.append(request)
+            reply = Reply(key=request.key, image_id=request.image_id, model="m", prompt_hash="", text=self.said)
+            Replies(self.home).write(reply)
+            found.append(reply)
+        return found
+
+
+@pytest.fixture
+def peer(tmp_path):
+    shape = {"max_tokens": 9, "temperature": 0.0, "image_side": 24}
+    return Peer(name="m", identity={"name": "m"}, model="m", shape=shape, sender=Says(tmp_path), home=tmp_path)
+
+
+def shown(*asked, change="", number=0):
+    image_id = hashlib.sha256(str(number).encode()).hexdigest()
+    return Shown({"image_id": image_id}, Image.new("RGB", (48, 32), (90, 9, number)), change, asked)
+
+
+def test_how_to_answer_is_said_in_words():
+    assert words(GENDER) == f"{GENDER.text} Answer with one of these and nothing else: a woman, a man."
+    bangs = put("attributes", "Bangs", attributes={"Bangs": True})
+    assert words(bangs) == f"{bangs.text} Answer with yes or no."
+    age = put("age", "age", age=31.0)
+    assert words(age).startswith(f"{age.text} Answer with a number of years, in words as in ")
+    assert "Left and right" not in words(age)
+    yaw = put("head_pose", "yaw", yaw=10.0)
+    assert words(yaw).endswith('or "turned 60 degrees left". Left and right are those of the picture.')
+    for said in ("turned 60 degrees right", "facing straight ahead", "turned 60 degrees left"):
+        assert f'"{said}"' in words(yaw)
+        assert tasks.read(yaw.question, said) is not None, "what is asked for can be read"
+    claim = put("gender", "gender", "statement", gender="female")
+    assert words(claim) == f"{claim.text} Answer with true or false."
+    letters = put("gender", "gender", "lettered", gender="female")
+    assert words(letters) == letters.text
+    assert letters.text.endswith("Answer with the letter.")
+    caption = Put({}, "Describe the face.", tasks.get("caption").question("caption"))
+    assert words(caption) == "Describe the face."
+
+
+@pytest.mark.parametrize(
+    ("said", "parsed"),
+    [
+        ("A woman.", "female"),
+        ("a man", "male"),
+        ("A woman or a man.", None),
+        ("I cannot help with that.", None),
+        ("", None),
+        ("B", None),
+        ("Perhaps a woman.", None),
+    ],
+)
+def test_answers_are_read_strictly(peer, said, parsed):
+    peer.sender.said = said
+    (row,) = peer.answer([shown(GENDER)])
+    assert row == {"raw": said, "parsed": parsed, "question": words(GENDER)}
+
+
+def test_odd_text_can_be_kept(peer):
+    peer.sender.said = "a woman \ud83d" + "x" * 20_000
+    (row,) = peer.answer([shown(GENDER)])
+    assert row["parsed"] is None
+    assert len(row["raw"].encode("utf-8")) == 8000
+
+
+def test_nothing_is_asked_twice_and_a_changed_picture_is_another_question(peer):
+    faces = [shown(GENDER, number=n) for n in range(3)]
+    first = list(peer.answer(faces))
+    assert len(peer.sender.asked) == 3
+    assert list(peer.answer(faces)) == first
+    assert len(peer.sender.asked) == 3
+    list(peer.answer([shown(GENDER, change="blur")]))
+    list(peer.answer([shown(GENDER, change="dark")]))
+    assert len(peer.sender.asked) == 5
+    assert len({request.key for request in peer.sender.asked}) == 5
+    assert {request.image_id for request in peer.sender.asked[3:]} == {faces[0].face["image_id"]}
+    with Image.open(io.BytesIO(peer.sender.asked[0].picture)) as sent:
+        assert (sent.format, sent.size) == ("JPEG", (24, 16))
+    assert peer.sender.asked[0].messages == [{"role": "user", "text": words(GENDER)}]
+
+
+def test_a_request_without_an_answer_is_an_empty_one_and_a_stop_is_one_line(peer):
+    class Declines:
+        def send(self, asked):
+            return [RowRefused("declined") for _ in asked]
+
+    class Stops:
+        def send(self, asked):
+            raise JobStopped("annotation.endpoint.max_requests is used up; raise it")
+
+    (row,) = replace(peer, sender=Declines()).answer([shown(GENDER)])
+    assert (row["raw"], row["parsed"]) == ("", None)
+    with pytest.raises(UserError, match=r"evaluation stopped: .*used up; raise it\. What was answered is kept"):
+        list(replace(peer, sender=Stops()).answer([shown(GENDER)]))
+
+
+def endpoint(tmp_path, base_url="https://host.example/v1", *more):
+    told = [
+        f"storage.home={tmp_path}",
+        "annotation.vision_language.model=m",
+        f"annotation.endpoint.base_url={base_url}",
+    ]
+    return settings_module.load("laptop", [*told, *more])
+
+
+def test_a_third_party_sees_only_what_the_ledger_allows(
+    tmp_path, monkeypatch, conversations_table, conversation_rows, face_rows
+):
+    monkeypatch.setenv("FACEMLLM_API_KEY", "sk-secret")
+    allowed = conversations_table()
+    rows = conversation_rows(face_rows(4))
+    kept = conversations_table([*rows[:3], rows[3] | {"source": "celeba"}], name="kept")
+    at_endpoint(endpoint(tmp_path), allowed)
+    with pytest.raises(UserError, match="'celeba' do not allow to send its pictures to a third party"):
+        at_endpoint(endpoint(tmp_path), kept)
+    at_endpoint(endpoint(tmp_path, "https://host.example/v1", "annotation.endpoint.third_party=false"), kept)
+    with pytest.raises(UserError, match="unencrypted"):
+        at_endpoint(endpoint(tmp_path, "http://host.example/v1"), allowed)
+    with pytest.raises(UserError, match="no endpoint is named; give --base-url"):
+        at_endpoint(settings_module.load("laptop", ["annotation.vision_language.model=m"]), allowed)
+    monkeypatch.delenv("FACEMLLM_API_KEY")
+    with pytest.raises(UserError, match="FACEMLLM_API_KEY holds no key"):
+        at_endpoint(endpoint(tmp_path), allowed)
+
+
+def test_a_peer_is_named_by_what_its_answers_hang_on(tmp_path, monkeypatch, conversations_table):
+    monkeypatch.setenv("FACEMLLM_API_KEY", "sk-secret")
+    table = conversations_table()
+    one = at_endpoint(endpoint(tmp_path), table)
+    assert one.digest == at_endpoint(endpoint(tmp_path, "https://host.example/v2"), table).digest
+    others = [
+        endpoint(tmp_path, "https://other.example/v1"),
+        endpoint(tmp_path, "https://host.example/v1", "annotation.vision_language.model=n"),
+        endpoint(tmp_path, "https://host.example/v1", "annotation.vision_language.max_tokens=7"),
+    ]
+    assert len({one.digest, *(at_endpoint(other, table).digest for other in others)}) == 4
+    assert "secret" not in str(one)
+
+
+def test_which_model_is_meant(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    chosen = endpoint(tmp_path)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert not is_ours(str(folder))
+    with pytest.raises(UserError, match=r"MODEL: .* holds no \*\.safetensors"):
+        on_this_machine(chosen, str(folder))
+    (folder / "model.safetensors").write_bytes(b"none")
+    here = on_this_machine(chosen, str(folder))
+    folder.rename(tmp_path / "renamed")
+    assert on_this_machine(chosen, str(tmp_path / "renamed")).digest == here.digest
+    assert here.name == "model"
+    (tmp_path / "renamed" / "lineage.json").write_text("{}")
+    assert is_ours(str(tmp_path / "renamed"))
+    with pytest.raises(UserError, match="MODEL: none/such is no folder, nor a model of the hub"):
+        on_this_machine(chosen, "none/such")
+    for name in ("/nowhere", "./nowhere", "../x", "https://host/model", "a/b/c"):
+        with pytest.raises(UserError, match="is not a model directory"):
+            on_this_machine(chosen, name)
+
+
+def test_an_endpoint_is_asked_without_a_schema_in_the_form_it_knows(tmp_path, conversations_table):
+    with FakeEndpoint(answer=lambda body: "a woman", knows_max_tokens=False, keep=True) as fake:
+        one = at_endpoint(endpoint(tmp_path, fake.base_url), conversations_table(), backoff_s=0.01)
+        rows = list(one.answer([shown(GENDER, number=number) for number in range(5)]))
+        assert [row["parsed"] for row in rows] == ["female"] * 5
+        assert max(fake.received.values()) == 2, "there are two forms to try, with the older and the newer names"
+        assert len(fake.bodies) == 5
+        for body in fake.bodies.values():
+            assert body["max_completion_tokens"] == 400
+            assert not body.keys() & {"response_format", "max_tokens", "temperature"}
+            (message,) = body["messages"]
+            assert [part["type"] for part in message["content"]] == ["image_url", "text"]
+            assert message["content"][1]["text"] == words(GENDER)
+        again = at_endpoint(endpoint(tmp_path, fake.base_url), conversations_table(name="other"), backoff_s=0.01)
+        list(again.answer([shown(GENDER, number=9)]))
+        assert fake.received.total() - fake.completed.total() <= 5, "the form that was answered is remembered"
+        assert min(fake.received.values()) == 1

@@ -1,0 +1,231 @@
+"""Exports: each loads with `datasets`, passes the checks of the tool it is for where that is installed, and says
+the same as the conversations."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from typer.testing import CliRunner
+
+from facemllm import settings, tasks
+from facemllm.errors import UserError
+from facemllm.qa import reformat
+from facemllm.qa.exports import FORMATS, export
+from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table, pairs
+from facemllm.tombstones import Marks, Tombstones
+
+FORMS = "qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
+HELD = "qa.held_out=[Wearing_Earrings]"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def limits(tmp_path):
+    return settings.load("laptop", [FORMS, HELD, f"storage.home={tmp_path / 'home'}"])
+
+
+@pytest.fixture
+def talks(face_rows, faces_table, limits, tmp_path):
+    """A conversations table of forty faces, in all ways of asking."""
+    rng, rows = random.Random(0), []
+    for row in face_rows():
+        known = {}
+        for item in tasks.get("attributes").items:
+            one = rng.choice(item.options).value
+            group = item.form == "choice"
+            known |= {o.value: o.value == one for o in item.options} if group else {item.name: one == "yes"}
+        said = {"attributes": pairs(known), "caption": "A man with earrings. A hat."}
+        rows.append(dict.fromkeys(FACES.names) | row | said)
+    reformat(limits, faces_table(rows), tmp_path / "talks")
+    return tmp_path / "talks"
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    import datasets
+
+    def load(kind, file):
+        return datasets.load_dataset(kind, data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
+
+    return load
+
+
+def rows_of(talks, split="train"):
+    return list(open_table(talks, CONVERSATIONS).iterate(split=split))
+
+
+def words(row):
+    return [message["content"][-1]["text"] for message in row["messages"]]
+
+
+def test_llava_is_a_list_of_chats_with_one_picture_each(talks, limits, loaded, tmp_path):
+    told = export(limits, talks, tmp_path / "out", "llava")
+    made, rows = loaded("json", tmp_path / "out" / "train.json"), rows_of(talks)
+    assert told["kept"] == told["entries"] == len(made) == len(rows) == 24
+    for entry, row in zip(made, rows, strict=True):
+        assert entry["id"] == row["conversation_id"]
+        assert [said["from"] for said in entry["conversations"]] == ["human", "gpt"] * len(row["turns"])
+        values = [said["value"] for said in entry["conversations"]]
+        assert values == ["<image>\n" + words(row)[0], *words(row)[1:]]
+        picture = tmp_path / "out" / "images" / entry["image"]
+        assert picture.read_bytes() == row["images"][0]["bytes"]
+        assert picture.stem == row["image_id"]
+
+
+def test_sharegpt_is_what_llama_factory_documents(talks, limits, loaded, tmp_path):
+    export(limits, talks, tmp_path / "out", "sharegpt", "test")
+    info = json.loads((tmp_path / "out" / "dataset_info.json").read_text())
+    (name, entry), rows = *info.items(), rows_of(talks, "test")
+    assert name == "face_mllm_test"
+    assert entry["formatting"] == "sharegpt"
+    made = loaded("json", tmp_path / "out" / entry["file_name"])
+    tags, columns = entry["tags"], entry["columns"]
+    for found, row in zip(made, rows, strict=True):
+        messages = found[columns["messages"]]
+        assert [m[tags["role_tag"]] for m in messages] == [tags["user_tag"], tags["assistant_tag"]] * len(row["turns"])
+        text = "".join(m[tags["content_tag"]] for m in messages)
+        assert text.count("<image>") == len(found[columns["images"]]) == 1
+        assert (tmp_path / "out" / found[columns["images"]][0]).read_bytes() == row["images"][0]["bytes"]
+        assert [m[tags["content_tag"]].removeprefix("<image>\n") for m in messages] == words(row)
+
+
+def test_sharegpt_goes_through_llama_factorys_own_converter(talks, limits, loaded, tmp_path):
+    converter = pytest.importorskip("llamafactory.data.converter", exc_type=ImportError)
+    from types import SimpleNamespace
+
+    from llamafactory.data.parser import get_dataset_list
+
+    out = tmp_path / "out"
+    export(limits, talks, out, "sharegpt")
+    (attributes,) = get_dataset_list(["face_mllm_train"], str(out))
+    convert = converter.SharegptDatasetConverter(attributes, SimpleNamespace(media_dir=str(out)))
+    for entry, row in zip(loaded("json", out / "train.json"), rows_of(talks), strict=True):
+        found = convert(entry)
+        assert len(found["_prompt"]) + len(found["_response"]) == len(row["messages"])
+        assert found["_images"] == [str(out / entry["images"][0])]
+
+
+def test_trl_takes_messages_and_decoded_pictures(talks, limits, loaded, tmp_path):
+    trl = pytest.importorskip("trl.data_utils")
+    export(limits, talks, tmp_path / "out", "trl")
+    made = loaded("parquet", tmp_path / "out" / "train.parquet")
+    for entry, row in zip(made, rows_of(talks), strict=True):
+        assert trl.is_conversational(entry)
+        prepared = trl.prepare_multimodal_messages(entry["messages"], images=entry["images"])
+        assert prepared[0]["content"][0]["image"].size == (48, 48)
+        assert [m["content"][-1]["text"] for m in prepared] == words(row)
+
+
+def test_facebench_rows_hold_words_and_name_their_follow_ups(talks, limits, loaded, tmp_path):
+    told = export(limits, talks, tmp_path / "out", "facebench", "test")
+    made, rows = loaded("json", tmp_path / "out" / "test.jsonl"), rows_of(talks, "test")
+    assert len(made) == told["entries"] == sum(len(row["turns"]) for row in rows)
+    followed = 0
+    for entry in made:
+        assert set(entry) == {
+            *("question_id", "question_type", "image_id", "text", "instruction", "options", "conditions", "gt_answer"),
+            "metadata",
+        }
+        assert (entry["question_type"] == "OEQ") == (entry["options"] == [])
+        assert entry["gt_answer"] in (entry["options"] or [entry["gt_answer"]])
+        assert "Answer with the letter" not in entry["text"]
+        assert (tmp_path / "out" / "images" / entry["image_id"]).is_file()
+        ids = {other["question_id"] for other in made if other["image_id"] == entry["image_id"]}
+        assert set(entry["conditions"]["option Y"]) <= ids
+        followed += len(entry["conditions"]["option Y"])
+    assert followed
+    assert {entry["question_type"] for entry in made} == {"TFQ", "SCQ", "OEQ"}
+
+
+def test_facexbench_reads_back_through_our_own_reader(talks, limits, loaded, tmp_path):
+    from facemllm.sources import benchmarks
+
+    told = export(limits, talks, tmp_path / "out", "facexbench")
+    found = list(benchmarks.read("facexbench", tmp_path / "out"))
+    assert len(found) == told["entries"] > 24
+    truth = {(row["image_id"], tasks.question_of(t).item): t["answer"] for row in rows_of(talks) for t in row["turns"]}
+    letters = set()
+    for file in sorted((tmp_path / "out" / "benchmark").glob("*.json")):
+        held = json.loads(file.read_text())
+        assert loaded("json", file)[0]["sub-category"] == held["sub-category"]
+        item = tasks.get(held["category"]).item(held["sub-category"])
+        for number, entry in enumerate(held["questions"].values(), start=1):
+            assert str(number) in held["questions"]
+            assert len(set(entry["options"])) == 4
+            assert entry["options"]["ABCD".index(entry["correct_answer_option"])] == entry["answer"]
+            image_id = entry["image_paths"][0].removeprefix("images/").partition(".")[0]
+            words = {option.value: option.text for option in item.options}
+            told_so = truth[(image_id, item.name)]
+            assert told_so in ("true", "false", "yes") or words[told_so] == entry["answer"]
+            letters.add(entry["correct_answer_option"])
+    assert letters == set("ABCD")
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_exports_say_whose_pictures_they_are_and_come_out_the_same(name, talks, limits, tmp_path):
+    first, again = (export(limits, talks, tmp_path / out, name) for out in ("a", "b"))
+    assert first == again
+    told = json.loads((tmp_path / "a" / "SOURCES.json").read_text())
+    assert [row["key"] for row in told["sources"]] == ["render"]
+    assert told["uses"] == ["train", "evaluate", "serve", "third_party"]
+    assert told["conversations"] == open_table(talks).digest
+
+
+@pytest.mark.parametrize("name", ["llava", "sharegpt", "facebench", "facexbench"])
+def test_no_byte_of_a_training_export_names_what_is_held_out(name, talks, limits, tmp_path):
+    export(limits, talks, tmp_path / "out", name)
+    for file in tmp_path.glob("out/**/*.json*"):
+        assert b"earring" not in file.read_bytes().lower()
+
+
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(talks, limits, tmp_path):
+    with pytest.raises(UserError, match="no format 'csv'; choose one of llava, sharegpt"):
+        export(limits, talks, tmp_path / "out", "csv")
+    with pytest.raises(UserError, match="nothing to export as trl: it has no row of split 'extra'"):
+        export(limits, talks, tmp_path / "out", "trl", "extra")
+    row = rows_of(talks)[0]
+    Tombstones.of(limits).add("image", Marks(image=frozenset({row["image_id"]})), reason="asked", by="Ada Lovelace")
+    with pytest.raises(UserError, match="1 of 40 rows were forgotten"):
+        export(limits, talks, tmp_path / "out", "llava")
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_terms_are_asked_for_what_the_split_is_for(talks, limits, tmp_path):
+    rows = [row | {"source": "aflw2000"} for row in rows_of(talks)]
+    with TableWriter(tmp_path / "bound", CONVERSATIONS) as table:
+        table.write(rows)
+    mine = tmp_path / "ledger.yaml"
+    mine.write_text("aflw2000: {uses: [evaluate]}\n")
+    bound = limits.model_copy(update={"data": limits.data.model_copy(update={"ledger": str(mine)})})
+    with pytest.raises(UserError, match="the terms of source 'aflw2000' do not allow to train a model on it"):
+        export(bound, tmp_path / "bound", tmp_path / "out", "llava")
+
+
+def test_texts_that_hold_the_image_mark_and_rows_of_several_pictures(conversation_rows, face_rows, limits, tmp_path):
+    good, marked, several = conversation_rows(face_rows(3))
+    marked["messages"][1]["content"][0]["text"] = "An <image> of a face."
+    several["images"] = [*several["images"], good["images"][0]]
+    several["messages"][0]["content"].insert(0, {"type": "image", "text": None})
+    with TableWriter(tmp_path / "odd", CONVERSATIONS) as table:
+        table.write([good, marked, several])
+    assert export(limits, tmp_path / "odd", tmp_path / "a", "llava")["quarantined"] == 2
+    assert export(limits, tmp_path / "odd", tmp_path / "b", "sharegpt")["quarantined"] == 1
+    entries = json.loads((tmp_path / "b" / "train.json").read_text())
+    assert entries[1]["messages"][0]["content"].startswith("<image>\n<image>\nWhat")
+    assert len(entries[1]["images"]) == 2
+
+
+def test_the_command(talks, tmp_path):
+    from facemllm.cli import app
+
+    result = CliRunner().invoke(app, ["export", str(talks), str(tmp_path / "out"), "--format", "trl", "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert (told["read"], told["kept"], told["quarantined"]) == (24, 24, 0)
+    assert told["digest"]

@@ -1,0 +1,390 @@
+"""How training and evaluation ask: ways and their shares, dialogue, what is held out, balance, mixture, bad rows."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from facemllm import digests, settings, tasks
+from facemllm.annotation.oracle import caption
+from facemllm.errors import UserError
+from facemllm.qa import reformat
+from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table, pairs
+from facemllm.tasks import asking
+from facemllm.tasks.held_out import HeldOut
+
+DEFAULT = [tasks.get(name) for name in ("caption", "attributes", "expression", "age", "gender", "head_pose")]
+ATTRIBUTES = tasks.get("attributes")
+PLAIN = ("qa.held_out=[]", "qa.forms.statement=0", "qa.unseen_wordings=false")
+
+
+def face(number, split="train", source="render"):
+    """A face that answers every question, with the caption that says so."""
+    rng = random.Random(number)
+    labels = {}
+    for item in ATTRIBUTES.items:
+        one = rng.choice(item.options).value
+        group = item.form == "choice"
+        labels |= {o.value: o.value == one for o in item.options} if group else {item.name: one == "yes"}
+    row = dict.fromkeys(FACES.names) | {
+        "image_id": hashlib.sha256(f"{source} {number}".encode()).hexdigest(),
+        "image": {"bytes": f"picture {number}".encode(), "path": None},
+        "source": source,
+        "source_id": str(number),
+        "subject_id": f"{number:032x}",
+        "split": split,
+        "attributes": labels,
+        "expression": rng.choice(("neutral", "happiness")),
+        "age": 20.0 + number % 50,
+        "gender": rng.choice(("female", "male")),
+        "skin_tone": 1 + number % 10,
+        "yaw": -7.5,
+        "pitch": 0.0,
+        "roll": 3.25,
+    }
+    return row | {"caption": caption(row), "attributes": pairs(labels)}
+
+
+@pytest.fixture
+def talks(faces_table, tmp_path):
+    """`talks(rows, *overrides)`: the conversations about these faces, as rows, and their manifest."""
+    made = iter(range(1000))
+
+    def make(rows, *overrides):
+        number = next(made)
+        limits = settings.load("laptop", overrides)
+        manifest = reformat(limits, faces_table(rows, name=f"faces{number}"), tmp_path / f"talks{number}")
+        return list(open_table(tmp_path / f"talks{number}", CONVERSATIONS).iterate()), manifest
+
+    return make
+
+
+def way_of(turn):
+    return tasks.question_of(turn).way
+
+
+def text_of(message):
+    return message["content"][-1]["text"]
+
+
+def told(row):
+    return list(zip(row["turns"], map(text_of, row["messages"][::2]), map(text_of, row["messages"][1::2]), strict=True))
+
+
+def test_names_are_digests_of_canonical_json(talks):
+    odd = face(1) | {"subject_id": None, "source_id": 'a "quoted" \\ näme\n'}
+    masked = face(2, "test") | {"segmentation": {"bytes": b"mask", "path": None}}
+    rows, _ = talks([odd, masked], "qa.forms.lettered=1", "qa.forms.dialogue=1")
+    for row, source in zip(rows, (odd, masked), strict=True):
+        names = ("image_id", "split", "source", "subject_id", "groups", "messages", "turns")
+        mask = source["segmentation"]
+        content = {name: row[name] for name in names} | {"segmentation": mask and digests.of_bytes(mask["bytes"])}
+        assert row["conversation_id"] == digests.of_json(content)
+        for turn in row["turns"]:
+            item = tasks.question_of(turn).item
+            assert turn["sample_id"] == digests.of_json([row["image_id"], turn["task"], item, turn["template"]])
+
+
+def test_training_asks_each_item_once_in_a_way_drawn_by_weight(talks):
+    rows, manifest = talks(
+        [face(n) for n in range(400)],
+        "qa.held_out=[]",
+        "qa.tasks=[attributes, caption, expression, age, gender, head_pose]",
+        "qa.forms={native: 2, statement: 1, lettered: 1, dialogue: 0}",
+    )
+    items = [item for task in DEFAULT for item in task.items]
+    counts = Counter()
+    for row in rows:
+        assert len({tasks.question_of(t).item for t in row["turns"]}) == len(row["turns"]) == len(items)
+        counts.update(way_of(turn) for turn in row["turns"] if turn["task"] == "attributes")
+    total = sum(counts.values())
+    assert counts["native"] / total == pytest.approx(0.5, abs=0.03)
+    assert counts["statement"] / total == pytest.approx(0.25, abs=0.03)
+    assert counts["lettered"] / total == pytest.approx(0.25, abs=0.03)
+    assert manifest["about"]["forms"] == {
+        **{"native": 2.0, "statement": 1.0, "lettered": 1.0, "dialogue": 0.0, "unseen": True}
+    }
+
+
+def test_evaluation_asks_outright_first_and_then_in_every_way_with_a_weight(talks):
+    forms = "qa.forms={native: 1, statement: 0.1, lettered: 0.1, dialogue: 0}"
+    rows, _ = talks([face(n, "test") for n in range(20)], "qa.held_out=[]", forms)
+    plain, _ = talks([face(n, "test") for n in range(20)], *PLAIN)
+    for row, native in zip(rows, plain, strict=True):
+        ways = [way_of(turn) for turn in row["turns"]]
+        assert ways == sorted(ways, key=("native", "unseen", "statement", "lettered").index)
+        assert set(ways) == {"native", "unseen", "statement", "lettered"}
+        kept = len(native["turns"])
+        assert row["turns"][:kept] == native["turns"]
+        assert row["messages"][: 2 * kept] == native["messages"]
+
+
+def test_every_reply_reads_as_its_answer(talks):
+    forms = "qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
+    rows, _ = talks([face(n, split) for n in range(40) for split in ("train", "test")][::3], forms)
+    seen = Counter()
+    for row in rows:
+        for turn, asked, reply in told(row):
+            question = tasks.question_of(turn)
+            assert asked == tasks.question_text(turn)
+            seen[question.way] += 1
+            if question.form != "number":
+                assert tasks.read(question, reply) == turn["answer"]
+    assert all(seen[way] for way in asking.WAYS)
+
+
+def test_training_never_uses_an_unseen_wording(talks):
+    forms = "qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
+    rows, _ = talks([face(n) for n in range(150)], forms)
+    asked = {text for row in rows for _, text, _ in told(row)}
+    unseen = {wording for name in tasks.all_names() for item in tasks.get(name).items for wording in item.unseen}
+    assert unseen
+    assert not any(wording in text for text in asked for wording in unseen)
+    shown, _ = talks([face(n, "validation") for n in range(30)], "qa.held_out=[]")
+    assert unseen & {text for row in shown for _, text, _ in told(row)}
+
+
+def test_dialogues_stand_in_a_share_of_the_faces_and_follow_their_opener(talks):
+    rows, _ = talks([face(n) for n in range(300)], "qa.held_out=[]", "qa.forms.dialogue=1", "qa.forms.statement=0")
+    with_talk = 0
+    for row in rows:
+        talk = [n for n, turn in enumerate(row["turns"]) if way_of(turn) == "dialogue"]
+        if not talk:
+            continue
+        with_talk += 1
+        assert talk == list(range(talk[0], talk[-1] + 1))
+        assert [row["turns"][n]["follows"] for n in talk] == [False] + [True] * (len(talk) - 1)
+        items = [tasks.question_of(t).item for t in row["turns"] if way_of(t) != "dialogue"]
+        assert not {tasks.question_of(row["turns"][n]).item for n in talk} & set(items)
+    assert with_talk / len(rows) == pytest.approx(0.5, abs=0.1)
+    assert all(not t["follows"] for row in rows for t in row["turns"] if way_of(t) != "dialogue")
+
+
+def test_adding_a_source_a_row_or_a_task_moves_no_other_turn(talks):
+    forms = ("qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}", "qa.balance=0.7")
+    ours = [face(n, split) for n in range(60) for split in ("train", "test")]
+    alone, _ = talks(ours, *forms)
+    others = [face(n, source="celeba") for n in range(35)]
+    mixed, _ = talks([*others[:20], *ours, *others[20:]], *forms)
+    assert [row for row in mixed if row["source"] == "render"] == alone
+    fewer = "qa.tasks=[caption, attributes, expression, age, gender, head_pose, age_range]"
+    more, _ = talks(ours, *forms, fewer)
+    for row, before in zip(more, alone, strict=True):
+        assert [turn for turn in row["turns"] if turn["task"] != "age_range"] == before["turns"]
+
+
+def test_a_sensitive_task_is_asked_only_for_a_reason(talks):
+    with pytest.raises(UserError, match=r"qa\.reasons\.gender: the task 'gender' is sensitive"):
+        talks([face(1)], "qa.reasons.gender=null")
+    with pytest.raises(UserError, match=r"qa\.reasons\.gender"):
+        talks([face(1)], "qa.reasons.gender='  '")
+    _, manifest = talks([face(1)])
+    assert manifest["about"]["reasons"] == {"gender": settings.load("laptop").qa.reasons["gender"]}
+
+
+HELD = "qa.held_out=[Wearing_Earrings, Bangs]"
+WORDS = (b"earring", b"bangs", b"fringe")
+
+
+def parsed(side):
+    """A face parsing in which every class of CelebAMask-HQ has some pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(side * side, dtype=np.uint8).reshape(side, side) % 19).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def texts_in_parquet(folder):
+    """All text of the table as bytes, pictures aside."""
+    buffer = io.BytesIO()
+    for shard in sorted(folder.glob("part-*.parquet")):
+        table = pq.read_table(shard)
+        for row in table.drop_columns(["images", "segmentation"]).to_pylist():
+            if row["split"] == "train":
+                buffer.write(json.dumps(row, ensure_ascii=False).encode())
+    return buffer.getvalue().lower()
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_held_out_attributes_are_in_no_byte_of_a_training_conversation(share, faces_table, tmp_path):
+    every = "qa.tasks=[caption, attributes, expression, age, gender, head_pose, presence, description, parsing]"
+    forms = f"qa.forms={{native: 1, statement: {share}, lettered: {share}, dialogue: {share}}}"
+    mask = {"bytes": parsed(8), "path": None}  # of classes 0 to 18, an earring among them
+    rows = [face(n, split) | {"segmentation": mask} for n in range(80) for split in ("train", "validation")]
+    limits = settings.load("laptop", [every, forms, HELD])
+    reformat(limits, faces_table(rows), tmp_path / "talks")
+    held = texts_in_parquet(tmp_path / "talks")
+    assert len(held) > 50_000
+    assert not [word for word in WORDS if word in held]
+    reformat(settings.load("laptop", [every, forms, "qa.held_out=[]"]), tmp_path / "faces", tmp_path / "all")
+    shown = texts_in_parquet(tmp_path / "all")
+    assert all(word in shown for word in WORDS[:2])
+
+
+def test_evaluation_asks_what_is_held_out_as_zero_shot_alone(talks):
+    rows, manifest = talks([face(n, "test") for n in range(30)], HELD)
+    assert manifest["about"]["held_out"] == ["Wearing_Earrings", "Bangs"]
+    for number, row in enumerate(rows):
+        asked = [tasks.question_of(turn) for turn in row["turns"]]
+        zero = [question for question in asked if question.task == "zero_shot"]
+        assert [question.item for question in zero] == ["Wearing_Earrings", "Bangs"]
+        assert {question.way for question in zero} == {"native"}
+        assert not {"Wearing_Earrings", "Bangs"} & {q.item for q in asked if q.task != "zero_shot"}
+        known = {pair["name"]: pair["value"] for pair in face(number)["attributes"]}
+        answers = [turn["answer"] for turn in row["turns"] if turn["task"] == "zero_shot"]
+        assert answers == ["yes" if known[name] else "no" for name in ("Wearing_Earrings", "Bangs")]
+    trained, _ = talks([face(n) for n in range(30)], HELD)
+    assert not [turn for row in trained for turn in row["turns"] if turn["task"] == "zero_shot"]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("The person has earrings.", None),
+        ("This is a woman. The person has earrings.", "This is a woman."),
+        ("The person has brown hair, earrings, and a hat.", "The person has brown hair, and a hat."),
+        ("The person has brown hair, a hat and earrings.", "The person has brown hair and a hat."),
+        ("The person has earrings and brown hair.", "The person has brown hair."),
+        ("This is a woman, about 35 years old with earrings.", "This is a woman, about 35 years old."),
+        ("This is a woman with earrings, a hat, and bangs.", "This is a woman with a hat, and bangs."),
+        ("A man who has earrings and a goatee. The head is upright.", "A man who has a goatee. The head is upright."),
+        ("This is a man. He is not wearing any earrings. He has brown hair.", "This is a man. He has brown hair."),
+        ("A woman wearing large golden earrings that glitter, with brown hair.", None),
+        ("This is a woman with brown hair.", "This is a woman with brown hair."),
+        (None, None),
+    ],
+)
+def test_a_caption_loses_the_words_for_what_is_held_out_and_nothing_else(text, left):
+    assert HeldOut.of(["Wearing_Earrings"], DEFAULT).caption(text) == left
+
+
+def test_captions_of_the_oracle_lose_no_other_fact():
+    held = HeldOut.of(["Wearing_Earrings"], DEFAULT)
+    task, lost = tasks.get("caption"), 0
+    for number in range(600):
+        row = face(number)
+        facts = set(task.parse("caption", row["caption"]).split(";")) - {"Wearing_Earrings=yes"}
+        left = held.caption(row["caption"])
+        lost += left is None or set(task.parse("caption", left).split(";")) != facts
+        assert left is None or "earring" not in left.lower()
+        assert left is None or not (" ," in left or "  " in left or left.endswith((" with.", " has.", "and.")))
+    assert lost == 0
+
+
+def test_held_out_names_have_to_fit(talks):
+    with pytest.raises(UserError, match=r"qa\.held_out: no attribute 'Wearing_Earings'; did you mean Wearing_Earrings"):
+        talks([face(1)], "qa.held_out=[Wearing_Earings]")
+    with pytest.raises(UserError, match=r"'Goatee' is an option of 'beard' in the task 'attributes'"):
+        talks([face(1)], "qa.held_out=[Goatee]")
+
+
+def test_balance_evens_out_the_answers_of_every_source_in_training_alone(talks):
+    def made(number, source, share, split="train"):
+        row = face(number, split, source)
+        known = {pair["name"]: pair["value"] for pair in row["attributes"]}
+        hat = {"Wearing_Hat": random.Random(number).random() < share}
+        return row | {"attributes": pairs(known | hat), "caption": None}
+
+    rows = [made(n, "render", 0.1) for n in range(900)] + [made(n, "celeba", 0.8) for n in range(900)]
+    rows += [made(n, "render", 0.1, "test") for n in range(900, 1000)]
+
+    def hats(found, source, split):
+        turns = (t for row in found if (row["source"], row["split"]) == (source, split) for t in row["turns"])
+        return Counter(turn["answer"] for turn in turns if turn["template"].startswith("Wearing_Hat/"))
+
+    plain, even = talks(rows, *PLAIN)[0], talks(rows, *PLAIN, "qa.balance=1.0")[0]
+    for source, rare in (("render", "yes"), ("celeba", "no")):
+        before, after = hats(plain, source, "train"), hats(even, source, "train")
+        assert after[rare] == before[rare]
+        assert after.total() - after[rare] == pytest.approx(after[rare], rel=0.25)
+    assert hats(even, "render", "test") == hats(plain, "render", "test")
+    half = hats(talks(rows, *PLAIN, "qa.balance=0.5")[0], "celeba", "train")
+    assert hats(even, "celeba", "train")["yes"] < half["yes"] < hats(plain, "celeba", "train")["yes"]
+
+
+def test_mixture_caps_a_source_and_says_what_it_took(talks):
+    rows = [face(n, source=s) for s, many in (("celeba", 500), ("render", 90)) for n in range(many)]
+    rows += [face(n, "test", "celeba") for n in range(500, 530)]
+    found, manifest = talks(rows, *PLAIN, "qa.mixture.caps={celeba: 120}")
+    assert Counter((row["source"], row["split"]) for row in found) == {
+        ("celeba", "train"): 120,
+        ("celeba", "test"): 30,
+        ("render", "train"): 90,
+    }
+    sources = manifest["about"]["mixture"]["sources"]
+    assert sources == {"celeba": {"faces": 500, "taken": 120}, "render": {"faces": 90, "taken": 90}}
+    assert manifest["quarantined"] == 380
+    alone, _ = talks([row for row in rows if row["source"] == "celeba"], *PLAIN, "qa.mixture.caps={celeba: 120}")
+    assert alone == [row for row in found if row["source"] == "celeba"]
+
+
+def test_temperature_thins_large_sources_towards_equal_shares(talks):
+    rows = [face(n, source=s) for s, many in (("celeba", 400), ("render", 100)) for n in range(many)]
+    found, _ = talks(rows, *PLAIN, "qa.mixture.temperature=2")
+    assert Counter(row["source"] for row in found) == {"celeba": 200, "render": 100}
+    found, _ = talks(rows, *PLAIN, "qa.mixture.temperature=1.000001")
+    assert Counter(row["source"] for row in found) == {"celeba": 400, "render": 100}
+
+
+def test_a_cap_for_a_source_that_is_not_there_is_refused(talks):
+    with pytest.raises(UserError, match=r"qa\.mixture\.caps names raf-db, which the faces do not come from"):
+        talks([face(1)], "qa.mixture.caps={raf-db: 10}")
+
+
+def test_a_row_that_cannot_be_answered_is_refused_with_task_item_and_reason(talks, monkeypatch, tmp_path):
+    item = tasks.get("expression").items[0]
+    monkeypatch.setitem(item.__dict__, "_by_value", {**item._by_value, "bored": None})
+    found, manifest = talks([face(1) | {"expression": "bored"}, face(2)])
+    assert (len(found), manifest["quarantined"]) == (1, 1)
+    (refused,) = open_table(tmp_path / "talks0").refused()
+    assert refused["reason"].startswith("task 'expression', item 'expression': its label cannot be answered")
+
+
+def test_a_broken_wording_is_refused_with_its_rows(talks, monkeypatch, tmp_path):
+    task = tasks.get("age")
+    monkeypatch.setattr(type(task), "question", broken(type(task).question))
+    task.memo.clear()
+    try:
+        with_age, without = face(1), face(2) | {"age": None}
+        found, _ = talks([with_age, without], *PLAIN)
+    finally:
+        task.memo.clear()
+    assert [row["image_id"] for row in found] == [without["image_id"]]
+    (refused,) = open_table(tmp_path / "talks0").refused()
+    assert refused["reason"] == "task 'age', item 'age': the wording has a slot that nothing fills: How old is {}?"
+
+
+def broken(question):
+    from dataclasses import replace
+
+    return lambda self, item: (
+        replace(question(self, item), templates=("How old is {}?",)) if item == "age" else question(self, item)
+    )
+
+
+def test_columns_written_at_once_give_the_bytes_of_rows(face_rows, tmp_path):
+    import pyarrow as pa
+
+    rows = [row | {"source_id": str(n)} for n in range(8) for row in face_rows()]
+    empty = dict.fromkeys(FACES.names)
+    with TableWriter(tmp_path / "rows", FACES) as table:
+        table.write(rows)
+    cuts = (0, 1, 130, 131, 300, len(rows))
+    with TableWriter(tmp_path / "columns", FACES) as table:
+        for start, end in pairwise(cuts):
+            if start == 131:
+                table.write(rows[start:end])
+            else:
+                table.write_table(pa.Table.from_pylist([empty | row for row in rows[start:end]], FACES))
+    assert open_table(tmp_path / "rows").digest == open_table(tmp_path / "columns").digest
+    with pytest.raises(UserError, match="column 'image_id' must not be empty"), TableWriter(tmp_path / "b", FACES) as t:
+        t.write_table(pa.Table.from_pylist([empty | {"image": rows[0]["image"]}], FACES.remove_metadata()))
+    assert not (tmp_path / "b").exists()

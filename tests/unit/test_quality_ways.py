@@ -1,0 +1,76 @@
+"""The checks on conversations that are asked in every way: sound ones pass, and a wrong answer in any way is found."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from facemllm import settings, tasks
+from facemllm.qa import reformat
+from facemllm.quality.conversations import conversations_frame
+from facemllm.quality.memory import Labels
+from facemllm.quality.tallies import Tallies
+from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table, pairs
+
+TASKS = "qa.tasks=[caption, attributes, expression, age, gender, head_pose, presence, description, landmarks, parsing]"
+FORMS = "qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
+CHECKS = ("answers_match_labels", "answers_in_options", "questions_known", "replies_say_answers", "image_known")
+
+
+@pytest.fixture
+def tables(face_rows, faces_table, tmp_path):
+    """A faces table with all labels, some of what is asked hidden, and the conversations about it."""
+    rng, rows = random.Random(0), []
+    for row in face_rows():
+        known = {}
+        for item in tasks.get("attributes").items:
+            one = rng.choice(item.options).value
+            group = item.form == "choice"
+            known |= {o.value: o.value == one for o in item.options} if group else {item.name: one == "yes"}
+        said = {"attributes": pairs(known), "caption": "This is a man with earrings. The person has brown hair."}
+        rows.append(dict.fromkeys(FACES.names) | row | said)
+    limits = settings.load("laptop", [TASKS, FORMS, "qa.held_out=[Wearing_Earrings]"])
+    faces = faces_table(rows)
+    reformat(limits, faces, tmp_path / "talks")
+    return faces, tmp_path / "talks"
+
+
+def checked(faces, talks):
+    table = open_table(talks, CONVERSATIONS)
+    labels = Labels.asked_in(table.manifest["about"])
+    for row in open_table(faces, FACES).iterate():
+        mask = row["segmentation"]
+        labels.add({name: value for name, value in row.items() if name not in ("image", "segmentation")}, mask["bytes"])
+    return conversations_frame(table, labels, Tallies())
+
+
+def test_sound_conversations_pass_in_every_way(tables):
+    frame = checked(*tables)
+    asked = [turn for row in open_table(tables[1]).iterate() for turn in row["turns"]]
+    assert {tasks.question_of(turn).way for turn in asked} == {"native", "unseen", "statement", "lettered", "dialogue"}
+    for check in CHECKS:
+        assert frame[check].all(), frame[~frame[check]].iloc[0].to_dict()
+
+
+@pytest.mark.parametrize("way", ["native", "unseen", "statement", "lettered", "dialogue"])
+def test_a_wrong_answer_is_found_in_every_way(way, tables, tmp_path):
+    faces, talks = tables
+    table, rows, wrong = open_table(talks, CONVERSATIONS), [], []
+    for number, row in enumerate(table.iterate()):
+        for place, turn in enumerate(row["turns"]):
+            others = [value for value in turn["options"] if value != turn["answer"]]
+            if others and tasks.question_of(turn).way == way and turn["form"] != "number":
+                question = tasks.question_of(turn)
+                turn["answer"] = others[0]
+                reply = next(option.text for option in question.options if option.value == others[0])
+                row["messages"][2 * place + 1]["content"][0]["text"] = reply
+                wrong.append(number)
+                break
+        rows.append(row)
+    with TableWriter(tmp_path / "wrong", CONVERSATIONS, about=table.manifest["about"]) as made:
+        made.write(rows)
+    frame = checked(faces, tmp_path / "wrong")
+    assert wrong
+    assert list(frame.index[~frame["answers_match_labels"]]) == wrong
+    assert frame["replies_say_answers"].all()

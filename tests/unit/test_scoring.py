@@ -1,0 +1,274 @@
+"""Figures of hand-written answers, held against scikit-learn, fairlearn and a table worked out by hand."""
+
+import csv
+import json
+from collections import defaultdict
+from fractions import Fraction
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fairlearn.metrics import MetricFrame
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    mean_absolute_error,
+    precision_score,
+    recall_score,
+)
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from facemllm import settings as settings_module
+from facemllm import tasks
+from facemllm.errors import UserError
+from facemllm.evaluation.score import encode, score
+from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, open_table
+from facemllm.scoring import consistency
+from facemllm.scoring.sheet import Answers, read_sheet
+from facemllm.scoring.summary import summarise
+from facemllm.tasks.language import refuses
+from tests.scored import template, write_conversations, write_predictions
+
+ROWS = list(csv.DictReader((Path(__file__).parent / "scored" / "answers.csv").open(encoding="utf-8")))
+PARSED = [row["parsed"] or None for row in ROWS]
+UNREAD = "?"
+
+pytestmark = pytest.mark.filterwarnings("ignore:y_pred contains classes", "ignore:A single label")
+
+
+def asked(row):
+    return row["image"], row["person"], row["task"], row["item"], row["answer"], row["way"], row["claim"] or None
+
+
+def native(task, item=None):
+    return [r for r in ROWS if r["way"] == "native" and r["task"] == task and item in (None, r["item"])]
+
+
+def truth(rows):
+    return [row["answer"] for row in rows]
+
+
+def said(rows):
+    return [row["parsed"] or UNREAD for row in rows]
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return settings_module.load("laptop", ["evaluation.bootstrap=200", "evaluation.min_group=2"])
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    groups = {row["image"]: {"gender": row["gender"], "age_band": row["age_band"]} for row in ROWS}
+    return write_conversations(tmp_path_factory.mktemp("fixture") / "conversations", map(asked, ROWS), groups)
+
+
+@pytest.fixture(scope="module")
+def predictions(table):
+    return write_predictions(table.parent / "predictions", PARSED, [row["raw"] for row in ROWS])
+
+
+@pytest.fixture(scope="module")
+def metrics(settings, table, predictions):
+    return score(settings, table, predictions, table.parent / "metrics.json")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["raw"])
+def test_the_answers_are_read_as_a_person_reads_them(row):
+    turn = {
+        "task": row["task"],
+        "template": template(row["item"], row["way"], row["claim"]),
+        "options": row["options"].split(),
+    }
+    assert tasks.read(tasks.question_of(turn), row["raw"]) == (row["parsed"] or None)
+    assert (not row["parsed"] and refuses(row["raw"])) == bool(row["refused"])
+
+
+def test_figures_equal_those_of_scikit_learn(metrics):
+    found = metrics["tasks"]
+
+    def figure(task, value, **also):
+        assert found[task]["value"] == pytest.approx(value, abs=1e-9), task
+        for name, other in also.items():
+            assert found[task]["also"][name]["value"] == pytest.approx(other, abs=1e-9), name
+
+    rows = native("gender")
+    figure("gender", balanced_accuracy_score(truth(rows), said(rows)), accuracy=accuracy_score(truth(rows), said(rows)))
+    rows = native("expression")
+    balanced = balanced_accuracy_score(truth(rows), said(rows))
+    figure("expression", accuracy_score(truth(rows), said(rows)), balanced_accuracy=balanced)
+    assert found["expression"]["items"]["balanced_accuracy"]["value"] == pytest.approx(balanced, abs=1e-9)
+    items = [native("attributes", item) for item in ("Bangs", "Wearing_Hat", "eyewear")]
+    attributes = [balanced_accuracy_score(truth(rows), said(rows)) for rows in items]
+    figure("attributes", np.mean(attributes), accuracy=np.mean([accuracy_score(truth(r), said(r)) for r in items]))
+    mean = np.mean([*attributes, balanced, found["gender"]["value"]])
+    assert metrics["closed_mean"]["value"] == pytest.approx(mean, abs=1e-9)
+
+    rows = native("age")
+    worst = [max(abs(float(t) - 5), abs(float(t) - 85)) + float(t) for t in truth(rows)]  # on the grid 5 to 85
+    stated = [float(row["parsed"]) if row["parsed"] else far for row, far in zip(rows, worst, strict=True)]
+    numbers = [float(t) for t in truth(rows)]
+    close = np.mean([abs(a - b) <= 5 for a, b in zip(numbers, stated, strict=True)])
+    figure("age", mean_absolute_error(numbers, stated), within_5=close)
+
+    units = []
+    for item in ("AU12", "AU4"):
+        rows = native("action_units", item)
+        against = [row["parsed"] or ("no" if row["answer"] == "yes" else "yes") for row in rows]
+        units.append(f1_score(truth(rows), against, pos_label="yes"))
+    figure("action_units", np.mean(units))
+
+    rows = native("caption")
+    sets = [[set(filter(None, row[side].split(";"))) for row in rows] for side in ("answer", "parsed")]
+    coder = MultiLabelBinarizer().fit(sets[0] + sets[1])
+    coded = [coder.transform(side) for side in sets]
+    figure(
+        "caption",
+        f1_score(*coded, average="micro"),
+        precision=precision_score(*coded, average="micro"),
+        recall=recall_score(*coded, average="micro"),
+    )
+
+
+def test_figures_equal_a_table_worked_out_by_hand(metrics):
+    table = {
+        "gender": (Fraction(1, 2), Fraction(4, 12), Fraction(1, 12)),  # women 3 of 6, men 3 of 6
+        "expression": (Fraction(6, 12), Fraction(3, 12), Fraction(1, 12)),
+        # bangs (3/5 + 4/7) / 2, hat (2/3 + 3/4) / 2, eyewear (1 + 1/2 + 1) / 3
+        "attributes": ((Fraction(41, 70) + Fraction(17, 24) + Fraction(5, 6)) / 3, Fraction(3, 23), Fraction(0)),
+        # errors: .5, 59 (26 to 85), 2, 58.25 (63.25 to 5), 11, 75 (80 to 5), 15, 5
+        "age": (Fraction("225.75") / 8, Fraction(3, 8), Fraction(1, 8)),
+        # AU12: 2 hits, 2 misses, 1 false alarm; AU4: 2 hits, 1 false alarm
+        "action_units": ((Fraction(4, 7) + Fraction(4, 5)) / 2, Fraction(2, 10), Fraction(1, 10)),
+        # shared 3 + 0 + 2, only said 1, only true 1 + 1 + 1
+        "caption": (Fraction(10, 14), Fraction(1, 3), Fraction(1, 3)),
+    }
+    assert set(metrics["tasks"]) == set(table)
+    for task, (value, unparsed, refused) in table.items():
+        entry = metrics["tasks"][task]
+        assert entry["value"] == pytest.approx(float(value), abs=1e-9), task
+        assert entry["unparsed"] == pytest.approx(float(unparsed), abs=1e-9), task
+        assert entry["refused"] == pytest.approx(float(refused), abs=1e-9), task
+        assert entry["low"] <= entry["value"] <= entry["high"]
+    ways = metrics["consistency"]["ways"]
+    # lettered: right A, "A woman, so B", B. a man; the same as outright in i00, i01
+    assert ways["lettered"]["accuracy"]["value"] == pytest.approx(3 / 8, abs=1e-9)
+    assert ways["lettered"]["agreement"]["value"] == pytest.approx(2 / 8, abs=1e-9)
+    # statements: i00 and i05 are right, i00 and i07 say what was said outright
+    assert ways["statement"]["accuracy"]["value"] == pytest.approx(2 / 5, abs=1e-9)
+    assert ways["statement"]["agreement"]["value"] == pytest.approx(2 / 5, abs=1e-9)
+    assert ways["statement"]["n"] == 5
+    # both captions speak of gender, the first also of bangs, age and eyewear (wrongly), the last of the hat (denied)
+    relations = {entry["relation"]: entry for entry in metrics["consistency"]["relations"]["by_relation"]}
+    assert relations["the caption agrees on eyewear"]["broken_by_model"] == 1.0
+    assert relations["the caption agrees on eyewear"]["broken_by_truth"] == 0.0
+    assert relations["the caption agrees on Wearing_Hat"]["broken_by_model"] == 1.0
+    assert relations["the caption agrees on gender"]["broken_by_model"] == 0.0
+
+
+def test_groups_equal_those_of_fairlearn(metrics):
+    measures = {"gender": balanced_accuracy_score, "expression": accuracy_score}
+    for task, measure in measures.items():
+        rows = native(task)
+        for kind in (("gender",), ("age_band",), ("gender", "age_band")):
+            frame = MetricFrame(
+                metrics={"value": measure, "unparsed": lambda _, texts: float(np.mean(texts == UNREAD))},
+                y_true=np.array(truth(rows)),
+                y_pred=np.array(said(rows)),
+                sensitive_features=pd.DataFrame({part: [row[part] for row in rows] for part in kind}),
+            )
+            found = metrics["fairness"][task][" x ".join(kind)]
+            expected = {
+                name if isinstance(name, str) else " x ".join(name): entry for name, entry in frame.by_group.iterrows()
+            }
+            assert set(found["groups"]) == set(expected)
+            for name, entry in expected.items():
+                assert found["groups"][name]["value"] == pytest.approx(entry["value"], abs=1e-9)
+                assert found["groups"][name]["unparsed"] == pytest.approx(entry["unparsed"], abs=1e-9)
+            assert abs(found["largest"]["value"]) == pytest.approx(frame.difference()["value"], abs=1e-9)
+            for gap in found["gaps"]:
+                between = expected[gap["a"]]["value"] - expected[gap["b"]]["value"]
+                assert gap["value"] == pytest.approx(between, abs=1e-9)
+            assert len(found["gaps"]) == len(list(combinations(expected, 2)))
+
+
+def test_confusion_equals_that_of_scikit_learn(metrics):
+    found = metrics["confusion"]["expression.expression"]
+    rows = [row for row in native("expression") if row["parsed"]]
+    assert found["counts"] == confusion_matrix(truth(rows), said(rows), labels=found["labels"]).tolist()
+    assert "contempt" in found["labels"]  # no option of the question, yet an answer
+    unread = defaultdict(int)
+    for row in native("expression"):
+        unread[row["answer"]] += not row["parsed"]
+    assert found["unparsed"] == [unread[label] for label in found["labels"]]
+    assert sum(map(sum, found["counts"])) + sum(found["unparsed"]) == 12
+
+
+def test_the_same_answers_give_the_same_bytes_and_any_changed_one_others(settings, table, predictions, metrics):
+    assert encode(score(settings, table, predictions)) == (table.parent / "metrics.json").read_bytes()
+    assert json.loads((table.parent / "metrics.json").read_bytes()) == metrics
+    digest = open_table(predictions, PREDICTIONS).digest
+    sheet = read_sheet(open_table(table, CONVERSATIONS), "test")
+    assert sheet.answers == [ROWS[int(sample)]["answer"] for sample in sheet.sample_ids.to_pylist()]
+
+    def figures(parsed):
+        ordered = [parsed[int(sample)] for sample in sheet.sample_ids.to_pylist()]
+        return encode([summarise(sheet, Answers.of(ordered), {}, 20, 0), consistency.measure(settings, sheet, ordered)])
+
+    before = figures(PARSED)
+    for place, row in enumerate(ROWS):
+        changed = list(PARSED)
+        changed[place] = row["answer"] if row["parsed"] != row["answer"] else None
+        assert figures(changed) != before, row
+        out = write_predictions(table.parent / f"changed-{place}", changed, [r["raw"] for r in ROWS])
+        assert open_table(out, PREDICTIONS).digest != digest
+
+
+def test_the_order_of_a_table_plays_no_part(settings, table, predictions, metrics, tmp_path):
+    rows = list(open_table(predictions, PREDICTIONS).iterate())
+    with TableWriter(tmp_path / "shuffled", PREDICTIONS, about={"split": "test"}) as writer:
+        writer.write(rows[::-1])
+    other = score(settings, table, tmp_path / "shuffled")
+    assert {**other, "predictions_digest": ""} == {**metrics, "predictions_digest": ""}
+
+
+def test_an_evaluation_folder_brings_its_other_tables_along(settings, table, predictions, metrics, tmp_path):
+    folder = tmp_path / "evaluation"
+    raw = [row["raw"] for row in ROWS]
+    write_predictions(folder / "predictions", PARSED, raw)
+    assert score(settings, table, folder) == metrics
+    assert metrics["generation"] is None
+    assert metrics["disturbed"] == {}
+    some = {place: PARSED[place] for place, row in enumerate(ROWS) if row["image"] < "i06" and row["way"] == "native"}
+    write_predictions(folder / "disturbed" / "blur", dict.fromkeys(some), kind="blur")
+    write_predictions(folder / "disturbed" / "dark", some, kind="dark")
+    write_predictions(folder / "generated", {p: "happiness" for p in some if ROWS[p]["task"] == "expression"})
+    found = score(settings, table, folder)
+    assert found["disturbed"]["blur"]["faces"] == 6
+    assert found["disturbed"]["blur"]["after"]["value"] == 0.0
+    assert found["disturbed"]["blur"]["change"]["value"] == -found["disturbed"]["blur"]["before"]["value"] < 0
+    assert found["disturbed"]["dark"]["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    # of the six, happiness was the likeliest in i00, i03 and i05
+    assert found["generation"]["agreement"]["value"] == found["generation"]["by_task"]["expression"]["value"] == 0.5
+    assert found["generation"]["n"] == 6
+    assert found["generation"]["unreadable"] == 0.0
+    write_predictions(folder / "disturbed" / "jpeg", {len(ROWS): None}, [*raw, ""], kind="jpeg")
+    with pytest.raises(UserError, match="1 predictions answer no question"):
+        score(settings, table, folder)
+
+
+def test_nothing_heavy_is_loaded_to_score(settings, table, predictions):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from pathlib import Path; from facemllm import settings;"
+        "from facemllm.evaluation.score import score;"
+        f"score(settings.load('laptop', []), Path({str(table)!r}), Path({str(predictions)!r}));"
+        "assert not {'torch', 'transformers', 'ray', 'mlflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

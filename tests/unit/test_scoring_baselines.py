@@ -1,0 +1,78 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facemllm import settings as settings_module
+from facemllm.evaluation.baselines import baselines
+from facemllm.records import CONVERSATIONS, TableWriter, open_table
+from facemllm.scoring.sheet import Answers, read_sheet
+from facemllm.scoring.summary import summarise
+
+TRAIN = [("gender", "gender/0")]
+TEST = [
+    *TRAIN,
+    ("gender", "gender:unseen/0"),
+    ("zero_shot", "Wearing_Earrings/0"),
+    ("age", "age/0"),
+    ("caption", "caption/0"),
+]
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return settings_module.load("laptop", ["evaluation.bootstrap=100", "evaluation.baseline_pixels=8"])
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Women are bright, men are dark; training asks for nothing else."""
+    out = tmp_path_factory.mktemp("baselines") / "conversations"
+    draw = np.random.default_rng(0)
+    with TableWriter(out, CONVERSATIONS) as writer:
+        for number in range(60):
+            split, asked = ("train", TRAIN) if number < 40 else ("test", TEST)
+            buffer = io.BytesIO()
+            shade = draw.integers(0, 100, (16, 16, 3)) + (155 if number % 2 else 0)
+            Image.fromarray(shade.astype(np.uint8)).save(buffer, "PNG")
+            answers = {
+                "gender": "female" if number % 2 else "male",
+                "zero_shot": ("yes", "no")[number // 2 % 2],
+                "age": "30",
+                "caption": "age=30",
+            }
+            turns = [
+                {
+                    "sample_id": f"{number} {name}",
+                    "task": task,
+                    "template": name,
+                    "options": [],
+                    "answer": answers[task],
+                }
+                for task, name in asked
+            ]
+            face = {"image_id": f"i{number}", "subject_id": f"p{number}", "split": split, "source": "render"}
+            images = [{"bytes": buffer.getvalue(), "path": None}]
+            writer.write([{"conversation_id": f"c{number}", **face, "images": images, "turns": turns}])
+    return open_table(out, CONVERSATIONS)
+
+
+def test_what_training_never_asks_is_answered_by_chance_and_other_ways_not_at_all(settings, table):
+    sheet = read_sheet(table, "test")
+    found = baselines(settings, table, sheet)
+    constant, linear = found["majority"], found["pixels"]
+    for (task, item), rows in sheet.rows.items():
+        said = {constant[row] for row in rows}
+        expected = {"zero_shot": "yes", "age": "45", "caption": None}.get(task, "female")
+        assert said == {expected}, (task, item)
+        if task != "gender":
+            assert {linear[row] for row in rows} == {None}
+    (other,) = sheet.ways.values()
+    assert {constant[row] for row in other} == {linear[row] for row in other} == {None}
+
+    figures = summarise(sheet, Answers.of(sheet.answers), found, 100, 0)["tasks"]
+    assert figures["gender"]["baselines"] == {"majority": 0.5, "pixels": 1.0}
+    assert figures["zero_shot"]["baselines"] == {"majority": 0.5, "pixels": None}
+    assert figures["age"]["baselines"] == {"majority": 15.0, "pixels": None}
+    assert figures["caption"]["baselines"] == {"majority": None, "pixels": None}

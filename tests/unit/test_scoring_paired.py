@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import pytest
+
+from facemllm import settings as settings_module
+from facemllm.evaluation.score import score
+from facemllm.records import open_table
+from facemllm.scoring import slices
+from facemllm.scoring.paired import compare
+from tests.scored import sheet_of, write_conversations, write_predictions
+
+PEOPLE = 90
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return settings_module.load("laptop", ["evaluation.bootstrap=300"])
+
+
+@pytest.fixture(scope="module")
+def asked():
+    draw = np.random.default_rng(0)
+    rows = []
+    for person in range(PEOPLE):
+        rows.append((person, person, "gender", "gender", ("female", "male")[person % 2]))
+        rows.append((person, person, "expression", "expression", str(draw.choice(["anger", "fear"]))))
+        rows.append((person, person, "age", "age", str(draw.integers(10, 80))))
+        for item in ("Bangs", "Wearing_Hat"):
+            rows.append((person, person, "attributes", item, str(draw.choice(["yes", "no"]))))
+    groups = {person: {"gender": ("female", "male")[person % 2], "skin_tone": "light"} for person in range(PEOPLE)}
+    return rows, groups
+
+
+@pytest.fixture(scope="module")
+def folders(settings, asked, tmp_path_factory):
+    """A model, and one that is worse at expressions, of men most of all."""
+    home = tmp_path_factory.mktemp("pair")
+    table = write_conversations(home / "conversations", *asked)
+    rows, groups = asked
+    draw = np.random.default_rng(1)
+    first, second = [], []
+    for row in rows:
+        right = row[4] if draw.random() < 0.9 else "other"
+        first.append(right if row[2] != "age" else str(float(row[4]) + 4))
+        worse = row[2] == "expression" and draw.random() < (0.6 if groups[row[0]]["gender"] == "male" else 0.1)
+        second.append("other" if worse else first[-1])
+    for name, parsed in (("first", first), ("second", second)):
+        write_predictions(home / name / "predictions", parsed)
+        score(settings, table, home / name, home / name / "metrics.json")
+    return table, home / "first", home / "second"
+
+
+def test_differences_are_paired_corrected_and_plain(settings, folders):
+    found = compare(settings, *folders)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders[1:]]
+    assert set(found["figures"]) == {
+        "closed_mean",
+        *("gender", "expression", "age", "attributes"),
+        *("gender.gender", "expression.expression", "expression.balanced_accuracy", "age.age"),
+        *("attributes.Bangs", "attributes.Wearing_Hat"),
+    }
+    for name, entry in found["figures"].items():
+        assert entry["difference"]["value"] == pytest.approx(entry["second"] - entry["first"], abs=1e-11)
+        if name in metrics[0]["tasks"]:
+            assert entry["first"] == metrics[0]["tasks"][name]["value"]
+            assert entry["second"] == metrics[1]["tasks"][name]["value"]
+            assert entry["n"] == metrics[0]["tasks"][name]["n"]
+            assert entry["p"] <= entry["p_holm"] <= 1
+    worse = found["figures"]["expression"]
+    assert worse["difference"]["high"] < 0
+    assert worse["p_holm"] == pytest.approx(4 * worse["p"])  # the smallest of four tasks
+    assert worse["p_holm"] < 0.001
+    assert -worse["difference"]["value"] > worse["smallest_difference"] > 0
+    same = found["figures"]["gender"]
+    assert same["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert same["p"] == same["p_holm"] == 1.0
+    assert found["figures"]["age"]["higher_is_better"] is False
+    assert found["figures"]["age"]["unit"] == "years"
+    assert found["figures"]["closed_mean"]["n"] == 4 * PEOPLE
+    men, women = (found["groups"]["expression"]["gender"][sex] for sex in ("male", "female"))
+    assert men["difference"]["value"] < women["difference"]["value"] <= 0
+    assert men["people"] == PEOPLE // 2
+    assert open_table(folders[0]).digest == found["conversations_digest"]
+
+
+def test_a_model_does_not_differ_from_itself(settings, folders):
+    found = compare(settings, folders[0], folders[1], folders[1])
+    assert {entry["p_holm"] for entry in found["figures"].values()} == {1.0}
+    assert {entry["difference"]["value"] for entry in found["figures"].values()} == {0.0}
+
+
+def test_slices_follow_the_labels_asked_about(settings):
+    rows, parsed = [], []
+    for person in range(100):
+        yaw = (0, 30, -50, 15)[person % 4]
+        hat = "yes" if person % 2 else "no"
+        rows += [
+            (person, person, "head_pose", "yaw", str(yaw)),
+            (person, person, "attributes", "Wearing_Hat", hat),
+            (person, person, "gender", "gender", "male" if person % 8 < 4 else "female"),
+        ]
+        parsed += [str(yaw), hat, rows[-1][4] if abs(yaw) < 45 else None]
+    found = slices.measure(settings, sheet_of(rows), parsed)
+    assert {name: entry["people"] for name, entry in found.items()} == {
+        "frontal": 50,
+        "turned": 25,
+        "profile": 25,
+        "occluded": 50,
+        "unoccluded": 50,
+    }
+    assert found["profile"]["tasks"]["gender"]["value"] == 0.0
+    assert found["profile"]["closed_mean"]["value"] == 0.5
+    assert found["frontal"]["closed_mean"]["value"] == 1.0
+    assert found["frontal"]["n"] == 150
+    few = slices.measure(settings, sheet_of(rows[:60]), parsed[:60])
+    assert few["profile"] == {
+        "people": 5,
+        "n": 15,
+        "too_few": True,
+        "closed_mean": {"value": None, "low": None, "high": None},
+        "tasks": {},
+    }
+    assert slices.measure(settings, sheet_of([rows[2]]), ["male"]) == {}

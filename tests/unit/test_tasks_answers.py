@@ -1,0 +1,99 @@
+"""What is read out of answers as people and models write them: `answers.csv`, labelled by hand, one answer a row.
+
+`way` is written as in the name of a wording (`statement=Brown_Hair`); an empty `answer` means that none is plainly
+given. Labels are what a careful reader takes from the text, not what the parser makes of it.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from facemllm import tasks
+from facemllm.tasks.language import refuses
+
+ANSWERS = list(csv.DictReader((Path(__file__).parent / "answers.csv").open(newline="", encoding="utf-8")))
+
+
+def read(row):
+    way = "" if row["way"] == "native" else f":{row['way']}"
+    options = row["options"].split("|") if row["options"] else None
+    turn = {"task": row["task"], "template": f"{row['item']}{way}/0", "options": options}
+    return tasks.read(tasks.question_of(turn), row["text"])
+
+
+def test_the_list_is_long_and_speaks_of_every_task_and_way():
+    assert len(ANSWERS) >= 320
+    assert {row["task"] for row in ANSWERS} == set(tasks.all_names())
+    ways = {row["way"].split("=")[0] for row in ANSWERS}
+    assert ways == {"native", "unseen", "statement", "lettered", "dialogue"}
+    assert len({(row["item"], row["way"], row["options"], row["text"]) for row in ANSWERS}) == len(ANSWERS)
+
+
+def test_precision_is_one_and_recall_high(capsys):
+    wrong, missed, right = [], [], 0
+    for row in ANSWERS:
+        found, label = read(row), row["answer"] or None
+        if found is not None and found != label:
+            wrong.append((row["item"], row["text"], found, label))
+        elif found is None and label is not None:
+            missed.append((row["item"], row["text"], label))
+        right += found is not None and found == label
+    labelled = sum(1 for row in ANSWERS if row["answer"])
+    precision, recall = right / (right + len(wrong)), right / labelled
+    with capsys.disabled():
+        print(f"\n{len(ANSWERS)} answers, {labelled} readable: precision {precision:.3f}, recall {recall:.3f}")
+    assert not wrong
+    assert recall >= 0.97, missed
+
+
+@pytest.mark.parametrize("row", [r for r in ANSWERS if not r["answer"]], ids=lambda r: f"{r['item']}: {r['text'][:40]}")
+def test_what_says_nothing_plain_is_not_read(row):
+    assert read(row) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I cannot help with that request.",
+        "I'm sorry, but I can't determine a person's gender from a photo.",
+        "I'm sorry, I can't assist with that.",
+        "As an AI language model, I am unable to identify hair colors.",
+        "I won't comment on a person's body.",
+        "I'm not comfortable guessing.",
+        "I'd rather not say.",
+        "I refuse to answer.",
+        "I cannot answer questions about people in images. Is there anything else I can help with?",
+        "It is against my policy to identify people.",
+        "Unfortunately, I am unable to determine the person's age. Please consult the person.",
+        "I don't feel comfortable making assumptions about a person's ethnicity.",
+        "I cannot provide information about a person's age, as this is sensitive information.",
+        "I must decline. If you have another question, feel free to ask.",
+        "I can't say.",
+    ],
+)
+def test_refusals_are_recognised(text):
+    assert refuses(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "A woman.",
+        "No.",
+        "I can't identify people, but this is a woman with brown hair.",
+        "I'm sorry, but the answer is B.",
+        "I'm sorry, but no.",
+        "The hair is not visible.",
+        "I cannot see any hat.",
+        "It could be a man or a woman.",
+        "It's hard to say.",
+        "I cannot tell who this is. She has brown hair.",
+        "I cannot be certain, but he looks about 35 years old.",
+    ],
+)
+def test_answers_and_doubts_are_no_refusals(text):
+    assert not refuses(text)
