@@ -177,7 +177,7 @@ def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> d
         "cost": {
             step: priced(record["cost"], settings.cost.price_per_hour)
             for step, record in records.items()
-            if record.get("cost")
+            if record.get("cost") and record["step"] == step  # what is deployed has the digest of what was trained
         },
     }
 

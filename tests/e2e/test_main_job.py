@@ -64,7 +64,11 @@ def test_first_run_reaches_the_approval(project: Any, first: dict[str, Any]) -> 
         assert task["low"] <= task["value"] <= task["high"]
         assert {"metric", "n", "unparsed", "baselines", "higher_is_better"} <= set(task)
         assert {"majority", "pixels"} <= set(task["baselines"])
-    assert (project.home / "runs" / "ci" / "report.html").stat().st_size > 10_000
+    assert set(first["cost"]) == {"align", "instruct", "specialize", "evaluate"}
+    held_out = first["tasks"]["zero_shot"]
+    assert set(held_out["items"]) == {"Wearing_Earrings"}
+    report = (project.home / "runs" / "ci" / "report.html").read_text("utf-8")
+    assert "zero_shot" in report or "zero shot" in report.lower()
 
 
 def test_staging_answers_an_image(project: Any, first: dict[str, Any]) -> None:
