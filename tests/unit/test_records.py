@@ -69,7 +69,7 @@ def test_the_digest_depends_on_rows_parents_and_facts(faces_table, face_rows):
 
 
 def test_shards_are_cut_by_size_and_read_as_one(tmp_path, face_rows, monkeypatch):
-    monkeypatch.setattr(records, "ROW_GROUP", 8)
+    monkeypatch.setattr("facemllm.records.writing.ROW_GROUP", 8)
     rows = face_rows(24)
     with TableWriter(tmp_path / "t", FACES, shard_mb=1) as table:
         table._shard_bytes = 1
