@@ -2,7 +2,8 @@
 
 yaw > 0: the nose points to the image's left. pitch > 0: it points up. roll > 0: the head leans clockwise in the
 image. `left` and `right` stay words of their own, so that a mirrored picture only swaps them. A side named after the
-person ("to her left") is refused: it may mean the other one.
+person ("to her left") is refused: it may mean the other one. So is a bare number other than zero: no question says
+which side its sign means.
 """
 
 from facemllm.tasks.base import Option, Task
@@ -33,11 +34,7 @@ def _sides(verbs: str, above: str, below: str, zero: str) -> tuple[tuple[int, st
 
 
 def _short(above: str, below: str) -> tuple[tuple[int, str], ...]:
-    found = [
-        (1, r"(?:(?:about|around) )?([+-]\d{1,3}(?:\.\d+)?)(?: degrees?)?"),
-        (1, r"(\d{1,3}(?:\.\d+)?)"),
-        (1, r"(0) degrees"),
-    ]
+    found = [(1, r"([+-]?0(?:\.0+)?)(?: degrees)?")]
     for sign, words in ((1, above), (-1, below)):
         found += [(sign, rf"{_DEGREES} {_TO}(?:{words})"), (sign, rf"{_TO}(?:{words}) {_DEGREES}")]
     return tuple(found)

@@ -49,6 +49,11 @@ _RANGE_BEFORE = re.compile(
     r"(?:\d(?: degrees| years)? ?(?:and|to|-|,)?(?: (?:about|around))? "
     r"|\b(?:over|under|above|below|than|least|most|nearly|almost|until|beyond|not) )$"
 )
+_QUESTION = re.compile(r"[^.!?;]*\?")
+_ASKED = re.compile(
+    r"^\W*(?:(?:in|from|at) )?(?:is|are|was|does|do|did|has|have|can|could|what|which|who|whose|how|where|when|why)\b"
+    r"|\bor\b"
+)
 _PLAIN = str.maketrans("’−–_\n=", "'-- .:")
 
 
@@ -63,13 +68,16 @@ class Mention:
 
 @lru_cache(maxsize=64)  # a caption is read once for each of its facts
 def normalise(text: str) -> str | None:
-    """Plain words of a text, or None when it is too long. Questions in it are dropped: they answer nothing."""
+    """Plain words of a text, or None when it is too long. Questions in it are dropped: they answer nothing. A question
+    mark behind what is no question ("a man? a woman") takes it all back: then there are no words."""
     if len(text) > MAX_TEXT:
         return None
     text = unicodedata.normalize("NFKC", text).lower()
     text = text.translate(_PLAIN)
     if "?" in text:  # the pattern looks for one from every letter on
-        text = re.sub(r"[^.!?;]*\?", " ", text)
+        if not all(_ASKED.search(question) for question in _QUESTION.findall(text)):
+            return ""
+        text = _QUESTION.sub(" ", text)
     text = re.sub(r"can't|can not", "cannot", text)
     text = re.sub(r"n't\b", " not", text.replace("won't", "will not"))
     text = re.sub(r"'s\b", "", text).replace("°", " degrees ")
