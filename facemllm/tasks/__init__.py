@@ -15,7 +15,7 @@ from typing import Any
 from facemllm.errors import UserError
 from facemllm.tasks import asking
 from facemllm.tasks.asking import Asked
-from facemllm.tasks.base import Option, Question, Task, draw, groups, phrases_of
+from facemllm.tasks.base import Option, Question, Task, draw, fault_of, groups, phrases_of
 
 __all__ = [
     "Asked",
@@ -52,14 +52,21 @@ def get(name: str) -> Task:
 def _task(name: str) -> Task | None:
     if not name.isidentifier() or name.startswith("_"):
         return None
+    file = f"facemllm/tasks/{name}.py"
     try:
         task = getattr(import_module(f"{__name__}.{name}"), "TASK", None)
     except ModuleNotFoundError as error:
         if error.name != f"{__name__}.{name}":
             raise
         return None
-    if task is not None and task.name != name:
-        raise UserError(f"facemllm/tasks/{name}.py: its task calls itself '{task.name}'; give it the module's name")
+    except SyntaxError as error:
+        raise UserError(f"{file}, line {error.lineno}: {error.msg}") from None
+    if task is None:
+        return None
+    if not isinstance(task, Task):
+        raise UserError(f"{file}: TASK is no facemllm.tasks.Task")
+    if fault := (f"its task calls itself '{task.name}'" if task.name != name else fault_of(task)):
+        raise UserError(f"{file}: {fault}")
     return task
 
 

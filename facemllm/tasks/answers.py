@@ -30,7 +30,7 @@ def answer(question: Question, probabilities: Sequence[float], greedy: int | Non
     weights = [float(p) for p in probabilities]
     assert len(weights) == len(question.options)
     scores = {option.value: weight for option, weight in zip(question.options, weights, strict=True)}
-    if not all(map(math.isfinite, weights)):
+    if not all(map(math.isfinite, weights)) or sum(weights) <= 0:
         return Answer(None, "", scores)
     if question.form == "number":
         total = sum(weights)

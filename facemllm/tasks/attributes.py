@@ -181,8 +181,8 @@ _FOLLOW_UPS = (
     FollowUp(
         opener=_opener(
             "beard",
-            ("Does the person have a beard?", "Is there facial hair?"),
-            "a beard",
+            ("Is there facial hair?", "Does the person have facial hair?"),
+            "facial hair",
             ("(?:a )?(?:full )?beard", "facial hair", "(?:a )?goatee(?: beard)?", "(?:a )?mo?ustache", "stubble"),
         ),
         item="beard",

@@ -7,10 +7,11 @@ can take are in `items`, the ways to ask it (outright, as a statement, with lett
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 Form = Literal["choice", "boolean", "number", "open", "several", "statement", "lettered"]
 """`several` is a set of things, answered in free order. `statement` and `lettered` are ways to ask a choice or a yes/no
@@ -177,6 +178,27 @@ class Task:
             Question(task=self.name, item=i.name, form=i.form, templates=i.templates, options=i.options)
             for i in self.items
         )
+
+
+def fault_of(task: Task) -> str | None:
+    """What is wrong with a task, in words; None if it is sound."""
+    if task.metric not in get_args(Metric):
+        return f"unknown metric '{task.metric}'; there are {', '.join(get_args(Metric))}"
+    names = [item.name for item in task.items]
+    if not names or len(set(names)) < len(names):
+        return f"its items need names that differ, and there must be one: {names}"
+    for item in task.items:
+        where = f"item '{item.name}'"
+        values = [option.value for option in item.options]
+        if re.fullmatch(r"[\w-]+", item.name) is None:
+            return f"{where}: a name is made of letters, digits, _ and -"
+        if not item.templates or set(item.templates) & set(item.unseen):
+            return f"{where}: it needs wordings, and unseen ones that are not among them"
+        if len(set(values)) < len(values):
+            return f"{where}: two options have the same value"
+        if item.form in CLOSED and len(values) < 2:
+            return f"{where}: a question of form '{item.form}' needs options"
+    return None
 
 
 def phrases_of(item: Item) -> Iterator[str]:

@@ -71,7 +71,7 @@ def facts(row: Row) -> dict[str, str]:
     """What a description of a row of `faces` states: item name -> canonical value."""
     stored = row.get("attributes")
     known = stored if isinstance(stored, Mapping) else mapping(stored)
-    plain = {**row, "attributes": known}
+    plain = row if known is stored else {**row, "attributes": known}  # copying would lose columns not yet decoded
     return {item.name: value for item in _FACTS if (value := _fact(item, plain, known)) is not None}
 
 

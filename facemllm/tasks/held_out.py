@@ -24,6 +24,23 @@ ZERO_SHOT = "zero_shot"
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+")
 _SEPARATOR = re.compile(r"(,? and |, | with | who has | wearing )")
 _OPENERS = (" with ", " who has ", " wearing ")
+_ALSO: Mapping[str, tuple[str, ...]] = {
+    "Wearing_Earrings": ("ear ?rings?", "ear ?studs?", "ear ?hoops?", "ear jewel(?:le)?ry"),
+    "Wearing_Hat": ("caps?", "beanies?", "head ?wear", "headgear", "bonnets?", "helmets?"),
+    "Wearing_Necklace": ("pendants?", "neck ?chains?", "chokers?"),
+    "Wearing_Necktie": ("(?:bow ?|neck ?)?ties?",),
+    "Wearing_Lipstick": ("(?:red|pink|painted|coloured|colored|full red) lips", "lip ?(?:gloss|colou?r)"),
+    "Heavy_Makeup": ("make ?up", "mascara", "eye ?shadow", "eye ?liner"),
+    "Smiling": (r"smil\w*", r"grin\w*", r"laugh\w*"),
+    "Bangs": ("fringes?",),
+    "Mouth_Slightly_Open": (
+        "(?:open|parted) (?:mouth|lips)",
+        "(?:mouth|lips) (?:is|are) (?:slightly )?(?:open|parted)",
+    ),
+    "Bushy_Eyebrows": ("bushy (?:eye)?brows?",),
+    "Rosy_Cheeks": ("rosy cheeked", "blush(?:ing|ed)?"),
+}
+"""What things are called beside their items' nouns: a guard for captions in free words, which lists can only widen."""
 _BEFORE = r"(?:(?:an?|the|some|his|her|their|wearing|has|visible)\s+)*"
 _LEADS = r"(?:.*\b(?:has|have|is|are|shows?|wears?|wearing|with|of))"
 
@@ -75,10 +92,10 @@ class HeldOut:
             return text
         stated, sentences = self._facts(text), _SENTENCE.split(text)
         cut = [self._cut(one) if self.named_in(one) else one for one in sentences]
-        shorter = " ".join(one for one in cut if one)
+        shorter = _ended(" ".join(one for one in cut if one))
         if shorter and not self.named_in(shorter) and self._facts(shorter) == stated:
             return shorter
-        bare = " ".join(one for one in sentences if not self.named_in(one))
+        bare = _ended(" ".join(one for one in sentences if not self.named_in(one)))
         left = self._facts(bare) if bare and not self.named_in(bare) else set()
         return bare if left and left <= stated else None
 
@@ -107,6 +124,12 @@ class HeldOut:
                 if found is None or not self._alone(found[2]):
                     return None
                 lead = found[1]
+            if place == 0 and not lead:
+                if len(parts) == 1 or parts[1] in _OPENERS:
+                    return None
+                parts[:2] = []
+                parts[0] = parts[0][:1].upper() + parts[0][1:]
+                continue
             opened = bool(lead) or (place > 0 and parts[place - 1] in _OPENERS)
             last = place + 1 >= len(parts) or parts[place + 1] in _OPENERS
             if lead and last:
@@ -126,10 +149,15 @@ class HeldOut:
         return re.fullmatch(rf"{_BEFORE}(?:{self._words.pattern})", words, re.IGNORECASE) is not None
 
 
+def _ended(text: str) -> str:
+    return re.sub(r"[;,]$", ".", text)
+
+
 def _patterns(item: Item) -> list[str]:
-    """What names a thing: its nouns, and the words in which a caption mentions it."""
+    """What names a thing: its nouns, the words in which a caption mentions it, plurals, and what else it is called."""
     words = normalise(item.mention("yes") or "")
-    return [*getattr(item, "nouns", ()), *([re.escape(words)] if words else [])]
+    named = [*getattr(item, "nouns", ()), *([re.escape(words)] if words else [])]
+    return [*(rf"(?:{noun})(?:e?s)?" for noun in named), *_ALSO.get(item.name, ())]
 
 
 def _is(name: str, option: Option) -> bool:

@@ -28,6 +28,9 @@ _DOUBT = re.compile(
     r"\b(?:maybe|perhaps|possibly|might|may|could|would(?! (?:say|estimate|describe|go|choose|pick|select))"
     r"|either|neither|or|whether|if|unless|unsure|unclear|unknown"
     r"|uncertain|cannot|can not|not sure|hard to|difficult to|impossible|holding|removed|took|used to|instead of"
+    r"|hardly|barely|scarcely|far from|anything but|less than|fails? to|pretend(?:s|ing)?|formerly|lost|once|ago|then"
+    r"|not (?:\w+ )?without|beside (?:her|him|them)|(?:taken|drawn|made) by|(?:mother|father|wife|husband|friend) of"
+    r"|(?:his|her) (?:wife|husband|mother|father|friend|brother|sister|son|daughter)"
     r"|rather than|almost|nearly|behind (?:her|him|them)|hanging|lying|in the background"
     r"|of (?:the|a) (?:dog|cat|horse|animal|doll|statue|painting)"
     r"|on the (?:table|wall|desk|floor|shelf)|ignore (?:(?:all|any|the) )*(?:previous|prior|above|earlier))\b"
@@ -80,6 +83,7 @@ def normalise(text: str) -> str | None:
         text = _QUESTION.sub(" ", text)
     text = re.sub(r"can't|can not", "cannot", text)
     text = re.sub(r"n't\b", " not", text.replace("won't", "will not"))
+    text = re.sub(r"\b(an? (?:man|woman|boy|girl|lady))'s\b", r"\1s", text)  # "a man's hat" is no man
     text = re.sub(r"'s\b", "", text).replace("°", " degrees ")
     text = re.sub(r"(?<=\w)-|-(?!\d)", " ", text)  # a hyphen joins words; only a leading minus is a sign
     text = re.sub(r"(?<!\d)\.|\.(?!\d)|[;!]", " . ", text)

@@ -292,3 +292,32 @@ def test_a_mirrored_picture_swaps_the_words_for_its_sides_and_no_others():
                 item.option_for(item.label({item.name.removesuffix("_bin"): a})).text for a in (angle, -angle)
             )
             assert mirrored(said) == swapped
+
+
+def _faulty(**changes):
+    from dataclasses import replace
+
+    from facemllm.tasks.base import fault_of
+
+    return fault_of(replace(tasks.get("gender"), **changes))
+
+
+def test_a_task_that_cannot_work_is_told_what_is_wrong():
+    from dataclasses import replace
+
+    (item,) = tasks.get("gender").items
+    assert _faulty() is None
+    assert "unknown metric 'acuracy'" in _faulty(metric="acuracy")
+    assert "names that differ" in _faulty(items=(item, item))
+    assert "letters, digits" in _faulty(items=(replace(item, name="a/b:c"),))
+    assert "needs wordings" in _faulty(items=(replace(item, templates=()),))
+    assert "unseen ones that are not among them" in _faulty(items=(replace(item, unseen=item.templates[:1]),))
+    assert "the same value" in _faulty(items=(replace(item, options=item.options * 2),))
+    assert "needs options" in _faulty(items=(replace(item, options=item.options[:1]),))
+
+
+def test_impossible_numbers_are_no_labels():
+    assert tasks.get("age").label({"age": 999.0}, "age") is None
+    assert tasks.get("age").label({"age": -1.0}, "age") is None
+    assert tasks.get("head_pose").label({"yaw": 120.0}, "yaw") is None
+    assert tasks.get("head_pose").label({"yaw": 80.0}, "yaw") == "80"

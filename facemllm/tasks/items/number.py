@@ -44,8 +44,9 @@ class Number:
         return self.option_for(label).text
 
     def label(self, row: Row) -> str | None:
-        """The exact number as text."""
-        return number_text(self.source(row))
+        """The exact number as text; None beyond what is possible."""
+        value = self.source(row)
+        return number_text(value) if value is not None and self.low <= value <= self.high else None
 
     def option_for(self, label: str) -> Option:
         """The nearest option, the smaller of two."""
