@@ -58,11 +58,11 @@ def main() -> None:
     arguments = parser.parse_args()
     import datasets
 
-    from facemllm.qa.step import _COLUMNS as columns
+    from facemllm.qa.rows import LABELS, RARE
     from facemllm.records import FACES, TableWriter, open_table
 
     datasets.disable_progress_bars()
-    columns = [name for name in columns if name != "segmentation"]
+    columns = ["image", *LABELS, *RARE]
     made = list(rows(arguments.rows))  # so that both are measured on writing, not on making rows
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -144,15 +144,25 @@ def reformat_faces(
     """Turn labelled faces into conversations."""
     from facemllm.qa import reformat
 
-    settings = load(profile, set_)
-    _table_said(as_json, reformat(settings, faces, out), out)
+    manifest = reformat(load(profile, set_), faces, out)
+    _table_said(as_json, manifest, out)
+    asked = manifest["about"]["held_out_questions"]
+    if silent := [name for name, count in asked.items() if not count]:
+        text = "no face of validation or test has a label for it, so it is held out and never asked"
+        typer.echo(f"warning: qa.held_out {', '.join(silent)}: {text}", err=True)
 
 
 def export_conversations(
     conversations: Conversations,
     out: Out,
-    format_: Annotated[str, typer.Option("--format", help="llava, sharegpt, trl, facebench or facexbench.")],
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    format_: Annotated[
+        Literal["llava", "sharegpt", "trl", "facebench", "facexbench"],
+        typer.Option("--format", help="A trainer's format, or a benchmark's."),
+    ],
+    split: Annotated[
+        Literal["train", "validation", "test"] | None,
+        typer.Option(help="Default: train for a trainer, test for a benchmark."),
+    ] = None,
     profile: Profile = "laptop",
     set_: Sets = [],
     as_json: Json = False,

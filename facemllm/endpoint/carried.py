@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from facemllm import ledger
 from facemllm.endpoint.link import Asked, link
 from facemllm.endpoint.refusals import JobStopped
@@ -19,6 +21,8 @@ from facemllm.endpoint.store import Reply
 from facemllm.endpoint.wire import Spec, is_loopback
 from facemllm.errors import UserError
 from facemllm.settings import Settings
+
+_REACH_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,20 @@ def carried(
             backoff_s=backoff_s,
         )
     )
+
+
+def reach(base_url: str) -> None:
+    """Raises JobStopped when nobody is at the address, within seconds. Any answer will do; no key is shown."""
+    try:
+        httpx.get(base_url, timeout=_REACH_S, trust_env=not is_loopback(base_url), follow_redirects=False)
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise JobStopped(
+            f"nobody answers at {base_url} ({reason}); start the endpoint, or mend its address (--base-url, "
+            "annotation.endpoint.base_url)"
+        ) from None
+    except httpx.HTTPError:
+        pass  # somebody is there, whatever is said
 
 
 def forbidden(settings: Settings, sources: Iterable[str]) -> dict[str, str]:

@@ -53,7 +53,11 @@ class Stop(Exception):
 
 
 class Refuse(Exception):
-    """The endpoint does not answer this request; the message is why."""
+    """The endpoint does not answer this request; the message is why. `filtered`: its content filter declines it."""
+
+    def __init__(self, why: str, filtered: bool = False) -> None:
+        super().__init__(why)
+        self.filtered = filtered
 
 
 class Courier:
@@ -137,6 +141,8 @@ class Courier:
             if isinstance(outcome, Broken):
                 raise self._stopped(f"the endpoint refuses every request ({outcome.reason}); mend its key or address")
             if isinstance(outcome, Declined):
+                if outcome.filtered:  # a row's own fate, and no failure of the endpoint
+                    raise Refuse(f"the endpoint's content filter declines this request ({outcome.reason})", True)
                 some_are_answered = outcome.form and (self._answered_before or self._answers)
                 self._count_failed_row(outcome.reason, DECLINED_ROWS if some_are_answered else FAILED_ROWS)
                 raise Refuse(f"the endpoint declines this request ({outcome.reason})")
@@ -271,7 +277,7 @@ async def _answer(courier: Courier, number: int, request: Request | None) -> Non
         if request is not None:
             answer = {"reply": asdict(await courier.ask(request))}
     except Refuse as refused:
-        answer = {"refused": str(refused)}
+        answer = {"refused": str(refused), "filtered": refused.filtered}
     except Stop as stop:
         answer = {"stop": str(stop) or "the courier was asked to end; run again"}
     except Exception as error:

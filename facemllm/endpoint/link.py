@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import facemllm
 from facemllm.endpoint.courier import HEAD
-from facemllm.endpoint.refusals import JobStopped, RowRefused
+from facemllm.endpoint.refusals import Filtered, JobStopped, RowRefused
 from facemllm.endpoint.store import Reply
 from facemllm.endpoint.wire import Request, Spec
 from facemllm.processes import TOKEN
@@ -87,7 +87,8 @@ class Link:
             if "stop" in answer:
                 stop = stop or answer["stop"]
             elif "refused" in answer:
-                answers[number] = unmade.get(number) or RowRefused(answer["refused"])
+                kind = Filtered if answer.get("filtered") else RowRefused
+                answers[number] = unmade.get(number) or kind(answer["refused"])
             else:
                 answers[number] = Reply(**answer["reply"])
         feeder.join()

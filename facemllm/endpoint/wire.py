@@ -33,6 +33,7 @@ _MAX_ERROR = 64 * 1024
 _MAX_WAIT_S = 120.0
 _CONNECT_S = 10.0
 _DIALECTS = tuple((with_schema, newer) for newer in (False, True) for with_schema in (True, False))
+_FILTER = re.compile(r"content[_ ](?:filter|policy|management)|responsible ?ai|data_inspection_failed", re.IGNORECASE)
 _LONG = re.compile(r"[\w+/=-]{60,}")  # a picture, or a key
 
 
@@ -85,10 +86,12 @@ class Answered:
 
 @dataclass(frozen=True)
 class Declined:
-    """The endpoint will not answer this request. `form` tells that it did not like the form of it."""
+    """The endpoint will not answer this request. `form` tells that it did not like the form of it, `filtered` that its
+    content filter did not like what is asked."""
 
     reason: str
     form: bool = False
+    filtered: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,9 +219,10 @@ class Wire:
         if 300 <= status < 400:
             return Declined(f"{status}: it redirects, and no redirect is followed")
         try:
-            said = self._clean(_message(await _body_of(response, _MAX_ERROR)))
+            body = await _body_of(response, _MAX_ERROR)
         except (_TooLarge, _Unreadable):
-            said = ""
+            body = b""
+        said = self._clean(_message(body))
         text = f"{status}: {said}" if said else f"{status} {response.reason_phrase}".strip()
         if status in (401, 402, 403, 404, 405, 407):
             return Broken(text)
@@ -226,7 +230,8 @@ class Wire:
             return Again(text, everyone=True, after_s=_retry_after(response))
         if status in (408, 409, 425) or status >= 500:
             return Again(text, after_s=_retry_after(response))
-        return Declined(text, form=status in (400, 422))
+        filtered = _FILTER.search(body.decode("utf-8", "replace")) is not None
+        return Declined(text, form=status in (400, 422) and not filtered, filtered=filtered)
 
     def _clean(self, text: str) -> str:
         """Words of a stranger in one short line, without keys or pictures that it may repeat."""
@@ -276,7 +281,7 @@ def _read_reply(data: bytes) -> Answered:
     try:
         answer = json.loads(data)
         choice = answer["choices"][0]
-        content = choice["message"].get("content")
+        content = choice["message"].get("content") or choice["message"].get("refusal")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise _Unreadable(type(error).__name__) from None
     if isinstance(content, list):

@@ -29,19 +29,20 @@ def evaluate(settings: Settings, model: str, conversations: Path, out: Path, *, 
     sources = open_table(conversations, CONVERSATIONS).sources
     ledger.require(settings, sources, "evaluate")
     started = time.monotonic()
-    if endpoint:
-        metrics = peers.evaluate_peer(settings, peers.at_endpoint(settings, conversations), conversations, out)
-    elif peers.is_ours(model):
-        metrics = evaluate_ours(settings, Path(model), digests.of_tree(Path(model)), conversations, out)
-    else:
-        metrics = peers.evaluate_peer(settings, peers.on_this_machine(settings, model), conversations, out)
-    summary = {
-        "run": out.name,
-        "profile": settings.profile,
-        "seconds": time.monotonic() - started,
-        "tasks": metrics["tasks"],
-        "closed_mean": metrics["closed_mean"],
-        "model": {"digest": metrics["model_digest"], "name": model if endpoint else Path(model).name},
-    }
-    write_report(out / "report.html", summary, out, source=", ".join(sources))
-    return metrics
+
+    def report(folder: Path, metrics: Mapping[str, Any]) -> None:
+        summary = {
+            "run": out.name,
+            "profile": settings.profile,
+            "seconds": time.monotonic() - started,
+            "tasks": metrics["tasks"],
+            "closed_mean": metrics["closed_mean"],
+            "model": {"digest": metrics["model_digest"], "name": model if endpoint else Path(model).name},
+        }
+        write_report(folder / "report.html", summary, folder, source=", ".join(sources))
+
+    if not endpoint and peers.is_ours(model):
+        digest = digests.of_tree(Path(model))
+        return evaluate_ours(settings, Path(model), digest, conversations, out, finish=report)
+    peer = peers.at_endpoint(settings, conversations) if endpoint else peers.on_this_machine(settings, model)
+    return peers.evaluate_peer(settings, peer, conversations, out, report)

@@ -6,7 +6,7 @@ The folder holds
     generated/        a few faces' closed questions again, answered by free generation (models of ours)
     disturbed/KIND/   a few faces' questions again, of a picture made worse (`disturb`)
     metrics.json
-    samples/          JPEG faces and `samples.json`
+    samples/          JPEG faces and `samples.json`: what was said of them, of items asked in their own form
 
 Its bytes follow from the model's and the table's bytes and the settings: no time and no path is in it.
 """
@@ -35,14 +35,24 @@ PREDICTED, GENERATED, DISTURBED = "predictions", "generated", "disturbed"
 SAMPLES = 12
 SAMPLE_PIXELS = 256
 
+Finish = Callable[[Path, Mapping[str, Any]], None]
+"""Adds to an evaluation's folder, given the folder and the metrics, before it is in its place."""
+
 
 def evaluate(
-    settings: Settings, model_dir: Path, model_digest: str, conversations: Path, out: Path, *, predictor: Any = None
+    settings: Settings,
+    model_dir: Path,
+    model_digest: str,
+    conversations: Path,
+    out: Path,
+    *,
+    predictor: Any = None,
+    finish: Finish | None = None,
 ) -> Mapping[str, Any]:
     """Evaluate a model of ours on `evaluation.split` into the folder `out`; returns what `metrics.json` holds.
 
-    The model is loaded from `model_dir` unless a predictor is given. Raises UserError when `out` exists or the split
-    holds no questions; then nothing is left behind.
+    The model is loaded from `model_dir` unless a predictor is given; `finish` adds to the folder before it is `out`.
+    Raises UserError when `out` exists or the split holds no questions; then nothing is left behind.
     """
 
     def answerers() -> tuple[Answerer, Answerer]:
@@ -50,7 +60,7 @@ def evaluate(
         longest = settings.evaluation.max_new_tokens
         return Likelihood(loaded, longest), Written(loaded, longest)
 
-    return answered(settings, answerers, {"model_digest": model_digest}, conversations, out)
+    return answered(settings, answerers, {"model_digest": model_digest}, conversations, out, finish)
 
 
 def answered(
@@ -59,6 +69,7 @@ def answered(
     about: Mapping[str, Any],
     conversations: Path,
     out: Path,
+    finish: Finish | None = None,
 ) -> Mapping[str, Any]:
     """`evaluate` with any model. `answerers` makes who answers and, if that is another, who writes `generated/`;
     `about` has the `model_digest` and what else the tables' manifests shall say of the model."""
@@ -85,6 +96,8 @@ def answered(
         metrics = measure(settings, table, predictions)
         (partial / "metrics.json").write_bytes(encode(metrics))
         _write_samples(partial / "samples", table, split, predictions)
+        if finish is not None:
+            finish(partial, metrics)
         publish(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -117,20 +130,23 @@ def _load(settings: Settings, model_dir: Path) -> Any:
 
 
 def _write_samples(folder: Path, conversations: Table, split: str, predictions: Table) -> None:
-    """Keep a dozen faces and all that was said about them."""
+    """Keep a dozen faces and what was said about them, asked in the items' own form."""
     chosen = drawn(conversations, split, SAMPLES)
     said: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
-    for row in predictions.iterate(["sample_id", "image_id", "task", "question", "answer", "raw", "parsed"]):
-        if row["image_id"] in said:
-            said[row.pop("image_id")].append(_marked(row))
+    items: dict[str, str] = {}
     folder.mkdir()
-    for face in conversations.iterate(["image_id", "images"], split):
+    for face in conversations.iterate(["image_id", "images", "turns"], split):
         if face["image_id"] in said:
+            asked = [(turn["sample_id"], tasks.question_of(turn)) for turn in face["turns"]]
+            items |= {name: question.item for name, question in asked if _is_native(question)}
             image = open_image(face)
             image.thumbnail((SAMPLE_PIXELS, SAMPLE_PIXELS), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=90)
             (folder / f"{chosen.index(face['image_id']):02d}.jpg").write_bytes(buffer.getvalue())
+    for row in predictions.iterate(["sample_id", "image_id", "task", "question", "answer", "raw", "parsed"]):
+        if row["image_id"] in said and (item := items.get(row["sample_id"])) is not None:
+            said[row.pop("image_id")].append({"item": item, **_marked(row)})
     entries = [
         {"image": f"{index:02d}.jpg", "image_id": name, "questions": said[name]} for index, name in enumerate(chosen)
     ]

@@ -3,7 +3,8 @@
 Who answers is an `Answerer`'s matter. `Likelihood` is how a model of ours is measured: closed questions are never
 generated, all of a batch of faces go into one scoring call, answered by the rule that serving uses (`tasks.answers`).
 Strict all the same: where free greedy decoding would not have given any option, the model has not understood the
-question, and `parsed` stays empty and counts as wrong. Open questions and sets are generated. `Written` generates all
+question, `parsed` stays empty and counts as wrong, and `raw` is what it writes instead. Open questions and sets are
+generated. `Written` generates all
 answers, to compare. Models of others are in `peers`.
 """
 
@@ -27,6 +28,9 @@ from facemllm.scoring.sheet import is_asked
 from facemllm.tasks.answers import answer
 
 COLUMNS = ["image_id", "images", "subject_id", "groups", "messages", "turns"]
+
+REWRITTEN = 0.1
+"""Largest share of a batch's closed questions whose failures are generated, to be shown; a broken model fails many."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Likelihood:
     max_new_tokens: int
 
     def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
-        """Answers in order. The closed questions of all these faces go into one call."""
+        """Answers in order. The closed questions of all these faces go into one call. Where no option is what the model
+        would write, `raw` is what it writes, else the likeliest option in words that nobody reads as an answer."""
         from facemllm.model.inference import Query
 
         closed = [
@@ -78,10 +83,21 @@ class Likelihood:
         scored = self.predictor.score([face.image for face in shown], closed)
         opened = [(face.image, put) for face in shown for put in face.asked if not put.question.options]
         written = _written(self.predictor, opened, self.max_new_tokens)
-        for face, answers in zip(shown, scored, strict=True):
-            remaining = iter(answers)
+        chosen = [(face.image, put, _chosen(put.question, said)) for face, put, said in _closed(shown, scored)]
+        failed = [(image, put) for image, put, found in chosen if found["parsed"] is None and found["raw"]]
+        few = len(failed) <= REWRITTEN * len(chosen)
+        rewritten = _written(self.predictor, failed if few else [], self.max_new_tokens)
+        remaining = iter(chosen)
+        for face in shown:
             for put in face.asked:
-                yield _chosen(put.question, next(remaining)) if put.question.options else next(written)
+                if not put.question.options:
+                    yield next(written)
+                    continue
+                _, _, found = next(remaining)
+                if found["parsed"] is None:
+                    text = next(rewritten)["raw"] if few and found["raw"] else ""
+                    found["raw"] = _unread(put.question, text, found["raw"])
+                yield found
 
 
 @dataclass(frozen=True)
@@ -195,9 +211,21 @@ def _written(predictor: Any, asked: Sequence[tuple[Image.Image, Put]], max_new_t
         yield {"raw": text, "parsed": tasks.read(put.question, text)}
 
 
+def _closed(shown: Sequence[Shown], scored: Sequence[Sequence[Any]]) -> Iterator[tuple[Shown, Put, Any]]:
+    """The closed questions of all faces, with what the predictor gave of their options."""
+    for face, answers in zip(shown, scored, strict=True):
+        closed = [put for put in face.asked if put.question.options]
+        yield from ((face, put, said) for put, said in zip(closed, answers, strict=True))
+
+
+def _unread(question: tasks.Question, text: str, likeliest: str) -> str:
+    """What to keep of an answer that is none: the text, else words about the likeliest option; never a readable one."""
+    words = f"(none of the options; likeliest perhaps {likeliest})" if likeliest else "(no probabilities)"
+    return next((said for said in (text, words) if said and tasks.read(question, said) is None), "")
+
+
 def _chosen(question: tasks.Question, scored: Any) -> dict[str, Any]:
-    sound = all(
-        math.isfinite(p) for p in scored.probabilities
-    )  # a broken model answers nothing, whatever it is sure of
+    # a broken model answers nothing, whatever it is sure of
+    sound = all(math.isfinite(p) for p in scored.probabilities)
     found = answer(question, scored.probabilities, scored.greedy if sound else None)
-    return {"raw": found.text, "parsed": found.value, "scores": pairs(found.scores)}
+    return {"raw": found.text, "parsed": found.value, "scores": pairs(found.scores) if sound else None}

@@ -60,7 +60,7 @@ def chosen(table: Table, mixture: Mixture, forgotten: Taken) -> tuple[Taken, dic
 
 def chances(table: Table, plan: Plan, strength: float, taken: Taken) -> Chances:
     """How much of the more frequent answer of each yes/no item is kept in each source, so that at strength 1 both
-    answers come out equally often."""
+    answers come out equally often. An item that has one answer alone in a source is left as it is."""
     items = [item for task in plan.tasks for item in task.items if item.form == "boolean"]
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for _, rows in batches(table, pictures=False):
@@ -73,7 +73,7 @@ def chances(table: Table, plan: Plan, strength: float, taken: Taken) -> Chances:
     found = {}
     for key, answers in counts.items():
         answers.pop("", None)
-        if not answers:
+        if len(answers) < 2:
             continue
         frequent, most = max(answers.items(), key=lambda pair: (pair[1], pair[0]))
         found[key] = frequent, 1 - strength * (1 - (answers.total() - most) / most)

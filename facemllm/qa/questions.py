@@ -6,6 +6,7 @@ way that has a weight, then what is held out. Each choice is drawn by a hash of 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 
@@ -31,12 +32,23 @@ class BrokenQuestion(ValueError):
 
 
 class Plan:
-    """What the settings ask. Raises UserError: unknown task, sensitive task without a reason, unfit held-out name."""
+    """What the settings ask.
+
+    Raises UserError: unknown task, or `zero_shot` among the tasks; a sensitive task without a reason, or a reason for
+    no task; a held-out name that does not fit.
+    """
 
     def __init__(self, qa: Qa) -> None:
+        if ZERO_SHOT in qa.tasks:
+            raise UserError(
+                f"qa.tasks: '{ZERO_SHOT}' is asked at evaluation alone, of what qa.held_out names; take it out of "
+                "qa.tasks and name the attributes there"
+            )
         self.tasks = [tasks.get(name) for name in dict.fromkeys(qa.tasks)]
+        _refuse_unknown_reasons(qa)
         self.tasks.sort(key=lambda task: task.name != "caption")
-        self.reasons = {task.name: _reason(qa, task) for task in self.tasks if task.sensitive}
+        self.reasons = {task.name: _reason(qa, task.name, task.name) for task in self.tasks if task.sensitive}
+        self.reasons |= {name: _reason(qa, task.name, name) for task in self.tasks for name in task.reveals}
         self.held_out = HeldOut.of(qa.held_out, self.tasks)
         forms = qa.forms
         weights = {asking.NATIVE: forms.native, asking.STATEMENT: forms.statement, asking.LETTERED: forms.lettered}
@@ -141,11 +153,21 @@ def _thinned(row: Row, item: Item, chances: Chances) -> bool:
     return draw(_FINE, str(row["image_id"]), item.name, "balance") >= kept * _FINE
 
 
-def _reason(qa: Qa, task: Task) -> str:
-    reason = (qa.reasons.get(task.name) or "").strip()
+def _refuse_unknown_reasons(qa: Qa) -> None:
+    known = tasks.all_names()
+    for name in qa.reasons:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"known tasks: {', '.join(known)}"
+            raise UserError(f"qa.reasons.{name}: no task '{name}'; {hint}")
+
+
+def _reason(qa: Qa, task: str, sensitive: str) -> str:
+    reason = (qa.reasons.get(sensitive) or "").strip()
     if not reason:
+        does = "is sensitive" if task == sensitive else f"states what the sensitive task '{sensitive}' asks"
         raise UserError(
-            f"qa.reasons.{task.name}: the task '{task.name}' is sensitive and asked only for a reason; write one "
-            f"sentence there (--set qa.reasons.{task.name}='...'), or take '{task.name}' out of qa.tasks"
+            f"qa.reasons.{sensitive}: the task '{task}' {does} and is asked only for a reason; write one sentence "
+            f"there (--set qa.reasons.{sensitive}='...'), or take '{task}' out of qa.tasks"
         )
     return reason

@@ -1,25 +1,24 @@
 """The step `reformat`: every known label of a face becomes a turn of a conversation about it.
 
 The caption comes first, then the tasks in the order of the settings. What is asked, and how, is drawn by hashes of
-image and item, so that adding a source, a row or a task leaves all other turns as they are. Rows stream; memory is
-flat.
+image and item, so that adding a source, a row or a task leaves all other turns as they are; but balance goes by the
+answers of a source, and a temperature by the sizes of all of them. Rows stream; memory is flat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from facemllm import ledger, progress
 from facemllm.qa import mixture, rows
-from facemllm.qa.questions import BrokenQuestion, Chances, Plan, native
+from facemllm.qa.questions import BrokenQuestion, Chances, Plan, Questions
 from facemllm.qa.turns import Rows
 from facemllm.records import CONVERSATIONS, FACES, Table, TableWriter, open_table
 from facemllm.settings import Qa, Settings
-from facemllm.tasks import Task
+from facemllm.tasks.held_out import ZERO_SHOT
 from facemllm.tombstones import FORGOTTEN, Tombstones
 
 LEFT_OUT = "left out by the mixture (qa.mixture)"
@@ -27,7 +26,8 @@ SILENT = "no known label answers a question"
 
 
 def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
-    """Write the conversations about `faces` to `out`. Returns the manifest.
+    """Write the conversations about `faces` to `out`. Returns the manifest; its `held_out_questions` counts by name how
+    often evaluation asks what is held out, 0 where no face has that label.
 
     A row goes to quarantine when its labels answer no question, when one of them cannot be answered, when it was
     forgotten, or when the mixture leaves it out. Raises UserError if a task is unknown, or sensitive and without a
@@ -50,7 +50,7 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
         about=_about(settings.qa, plan, table, counts),
         shard_mb=settings.data.shard_mb,
     )
-    made, number = Rows(), 0
+    made, number, zero = Rows(), 0, Counter(dict.fromkeys(plan.held_out.names, 0))
     with writer, progress.bar("making questions", table.rows) as bar:
         for batch, found in rows.batches(table, pictures=True):
             for place, row in enumerate(found):
@@ -64,6 +64,7 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
                     asked = plan.questions(row, chances)
                     if asked:
                         made.add(place, row, asked)
+                        zero.update(_held_out(asked) if zero else ())
                     else:
                         writer.quarantine(table.digest, number + place, SILENT)
                 except BrokenQuestion as error:
@@ -72,20 +73,12 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
                 writer.write_table(made.batch(batch))
             number += len(found)
             bar.update(number)
+        writer.manifest["about"]["held_out_questions"] = dict(zero)
     return writer.manifest
 
 
-def conversation(row: Mapping[str, Any], asked: Sequence[Task]) -> dict[str, Any] | None:
-    """All that can be asked outright about a row of `faces`, as a row of `conversations`; None if nothing can."""
-    batch = pa.RecordBatch.from_pylist([dict(row)], FACES)
-    (face,) = rows.rows_of(batch)
-    questions = native(asked, face)
-    if not questions:
-        return None
-    made = Rows()
-    made.add(0, face, questions)
-    (found,) = made.batch(batch).to_pylist()
-    return dict(found)
+def _held_out(asked: Questions) -> list[str]:
+    return [one.question.item for one, _ in asked if one.question.task == ZERO_SHOT]
 
 
 def _about(qa: Qa, plan: Plan, table: Table, counts: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""What is remembered of a table's rows while it streams by, to hold the next table against it: about 400 bytes a face.
+"""What is remembered of a table's rows while it streams by, to hold the next table against it.
 
 Of every value a mark of eight bytes stays, enough to tell whether it is still the same, too little to read it back.
+That makes about 180 bytes a face and eight a value: 370 of a raw face; 900 of an annotated one in the default
+configuration, where 83 answers are known, and more with more tasks.
 """
 
 from __future__ import annotations

@@ -93,4 +93,5 @@ TASK = Task(
     unit="",
     items=(Facts(),),
     use="describing what is to be seen",
+    reveals=("gender",),
 )

@@ -146,4 +146,5 @@ TASK = Task(
     unit="",
     items=(Description(),),
     use="describing what is to be seen, part by part",
+    reveals=("gender",),
 )

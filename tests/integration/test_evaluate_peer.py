@@ -70,7 +70,7 @@ def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tm
             wait_until(lambda moment=moment: fake.received.total() >= moment, process)
             process.send_signal(ending)
             _, errors = process.communicate(timeout=30)
-            assert not out.exists()
+            assert not out.exists(), "an evaluation is whole, with its report, or absent"
             if ending == signal.SIGINT:
                 assert process.returncode != 0
                 assert "Traceback" not in errors
@@ -93,7 +93,7 @@ def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tm
     about = found.manifest["about"]
     assert about["model"]["kind"] == "endpoint"
     assert about["model"]["name"] == "some-model"
-    assert re.fullmatch(r"127\.0\.0\.1:\d+", about["model"]["host"])
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", about["model"]["address"])
     rows = list(found.iterate())
     assert {row["model_digest"] for row in rows} == {about["model_digest"]} == {metrics["model_digest"]}
     asked = [row for row in rows if row["task"] == "gender"]
@@ -126,6 +126,18 @@ def test_a_spent_budget_and_a_failing_endpoint_are_one_line_and_leave_nothing(ta
         assert ended.returncode == 1
         assert "the endpoint refuses every request (401" in ended.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["conversations", "home", "other"]
+
+
+def test_missing_answers_are_no_wrong_ones(table, tmp_path):
+    with FakeEndpoint(answer=says, script=["good"] * 3 + ["500"]) as fake:
+        told = command(fake, tmp_path / "home", table, tmp_path / "out", "--set", "annotation.endpoint.retries=0")
+        ended = subprocess.run(told, capture_output=True, text=True, check=False)
+        assert ended.returncode == 1
+        assert re.search(r"evaluation stopped: 1 of \d+ questions got no answer .*500", ended.stderr)
+        assert not (tmp_path / "out").exists()
+        again = subprocess.run(told, capture_output=True, text=True, check=False)
+        assert again.returncode == 0, again.stderr[-3000:]
+        assert fake.received.total() == QUESTIONS + 1
 
 
 def test_a_model_of_transformers_is_asked_in_words(table, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 import hashlib
 import io
 import json
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -14,11 +16,12 @@ from facemllm.digests import of_tree
 from facemllm.errors import UserError
 from facemllm.evaluation.baselines import baselines, majority
 from facemllm.evaluation.evaluate import evaluate
-from facemllm.evaluation.predict import Likelihood, Written, predict, question_texts
+from facemllm.evaluation.predict import Likelihood, Written, _unread, predict, question_texts
 from facemllm.evaluation.score import score
 from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
 from facemllm.scoring.metrics import facts
 from facemllm.scoring.sheet import read_parsed, read_sheet
+from facemllm.tasks.language import refuses
 
 ASKED = [
     ("caption", "caption"),
@@ -207,6 +210,54 @@ def test_rows_follow_the_contract(settings, table, tmp_path):
     assert all(row["model_digest"] == "m" * 64 and mapping(row["groups"]) for row in rows)
 
 
+def closed_of_silent(settings, table, folder, **how):
+    evaluate(settings, folder, "m", table, folder / "out", predictor=Fake(**how))
+    return [row for row in open_table(folder / "out" / "predictions").iterate() if row["task"] == "gender"]
+
+
+def test_what_is_kept_of_a_question_that_was_not_understood(settings, table, tmp_path, monkeypatch):
+    """What the model writes when few fail; the likeliest option in words when many do, or the text can be read."""
+    words = {"(none of the options; likeliest perhaps a woman)", "(none of the options; likeliest perhaps a man)"}
+    many = closed_of_silent(settings, table, tmp_path, silent=("gender",))  # one of five
+    assert {row["raw"] for row in many} == words
+    monkeypatch.setattr("facemllm.evaluation.predict.REWRITTEN", 0.2)
+    few = closed_of_silent(settings, table, tmp_path / "few", silent=("gender",))
+    assert {row["raw"] for row in few} == {"I cannot help with that."}
+
+    class Knows(Fake):
+        def generate_batch(self, images, questions, max_new_tokens=96):
+            return ["She is a woman." for _ in questions]
+
+    evaluate(settings, tmp_path, "m", table, tmp_path / "odd", predictor=Knows(silent=("gender",)))
+    odd = [row for row in open_table(tmp_path / "odd" / "predictions").iterate() if row["task"] == "gender"]
+    assert {row["raw"] for row in odd} == words
+    broken = closed_of_silent(settings, table, tmp_path / "broken", broken=True)
+    assert {row["raw"] for row in broken} == {"(no probabilities)"}
+    assert {row["scores"] is None for row in broken} == {True}
+    assert {row["parsed"] for row in [*many, *few, *odd, *broken]} == {None}
+
+
+def test_words_for_what_is_none_of_the_options_read_as_no_answer():
+    row = {"image_id": "a" * 64, "gender": "female", "age": 30.0}
+    kept = 0
+    for task in map(tasks.get, tasks.all_names()):
+        asked = [
+            found.question
+            for item in task.items
+            for way in ("statement", "lettered")
+            if (found := tasks.asking.ask(task, item, way, row)) is not None
+        ]
+        for question in (*task.questions(), *asked):
+            for option in question.options:
+                for likeliest in (option.text, option.value, ""):
+                    said = _unread(question, option.text, likeliest)
+                    kept += bool(likeliest)
+                    assert said.startswith("(no"), (question.task, question.item, option.text)
+                    assert tasks.read(question, said) is None
+                    assert not refuses(said)
+    assert kept > 1000
+
+
 def test_what_is_not_understood_counts_as_wrong(settings, table, tmp_path):
     metrics = evaluate(settings, tmp_path, "m", table, tmp_path / "a", predictor=Fake(silent=("gender", "yaw")))
     assert metrics["tasks"]["gender"]["value"] == 0.0
@@ -264,6 +315,7 @@ def test_samples_show_faces_with_their_marks(settings, table, tmp_path):
     assert len(samples) == 12
     assert len({sample["image_id"] for sample in samples}) == 12
     for sample in samples:
+        assert [question["item"] for question in sample["questions"]] == [item for _, item in ASKED]
         marks = {question["task"]: question["score"] for question in sample["questions"]}
         assert marks["attributes"] == 0.0
         assert marks["gender"] == 1.0
@@ -274,6 +326,40 @@ def test_samples_show_faces_with_their_marks(settings, table, tmp_path):
             said = next(q["answer"] for q in sample["questions"] if q["task"] == "gender")
             red = image.getpixel((4, 4))[0]
             assert abs(red - 127) < 6 or truth_of((red, 0, 0))["gender"] == said
+
+
+def test_samples_are_of_questions_in_their_own_form(tmp_path):
+    image = "a" * 64
+    attributes = {"Bangs": True, "No_Eyewear": False, "Eyeglasses": True, "Sunglasses": False}
+    row = {"image_id": image, "gender": "female", "age": 30.0, "attributes": attributes}
+    face = asked_in_every_way(image, row)
+    with TableWriter(tmp_path / "conversations", CONVERSATIONS) as writer:
+        writer.write([face])
+    settings = settings_module.load("laptop", ["evaluation.generated_faces=0", "evaluation.disturbed_faces=0"])
+    evaluate(settings, tmp_path, "m", tmp_path / "conversations", tmp_path / "a", predictor=reader_of(face)())
+    (sample,) = json.loads((tmp_path / "a" / "samples" / "samples.json").read_text())
+    assert [question["item"] for question in sample["questions"]] == ["gender", "Bangs", "age", "eyewear"]
+    assert {question["sample_id"] for question in sample["questions"]} == {
+        f"{item} native" for item in ("gender", "Bangs", "age", "eyewear")
+    }
+
+
+def test_an_evaluation_is_finished_before_it_is_in_its_place(settings, table, tmp_path):
+    seen = []
+
+    def finish(folder, metrics):
+        seen.append((folder != tmp_path / "a", (tmp_path / "a").exists(), metrics["n_images"]))
+        (folder / "report.html").write_text("whole")
+
+    def dies(folder, metrics):
+        raise RuntimeError("no room for the report")
+
+    evaluate(settings, tmp_path, "m", table, tmp_path / "a", predictor=Fake(), finish=finish)
+    assert seen == [(True, False, 40)]
+    assert (tmp_path / "a" / "report.html").read_text() == "whole"
+    with pytest.raises(RuntimeError):
+        evaluate(settings, tmp_path, "m", table, tmp_path / "b", predictor=Fake(), finish=dies)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_failure_leaves_nothing_behind(settings, table, tmp_path):
@@ -346,9 +432,45 @@ def test_baselines_of_tiny_and_one_sided_data(settings, tmp_path):
     assert baselines(settings, table, read_sheet(table, "test")) == {}
 
 
+THREADS = """
+import hashlib, json, sys
+from pathlib import Path
+from facemllm import settings
+from facemllm.evaluation.baselines import _Space, baselines
+from facemllm.records import CONVERSATIONS, open_table
+from facemllm.scoring.sheet import read_sheet
+import facemllm.evaluation.baselines as room
+
+spaces, fit = [], _Space.fit.__func__
+room._Space.fit = classmethod(lambda *args: spaces.append(fit(*args)) or spaces[0])
+chosen = settings.load("laptop", ["evaluation.baseline_pixels=32"])
+table = open_table(Path(sys.argv[1]), CONVERSATIONS)
+found = baselines(chosen, table, read_sheet(table, "test"))
+said = json.dumps(found).encode() + spaces[0].train_ND.tobytes() + spaces[0].test_ND.tobytes()
+print(hashlib.sha256(said).hexdigest())
+"""
+
+
+def test_baselines_do_not_depend_on_the_number_of_threads(tmp_path):
+    draw = np.random.default_rng(1)
+    with TableWriter(tmp_path / "noise", CONVERSATIONS) as writer:
+        for number in range(360):
+            face = conversation("train" if number < 320 else "test", number, draw.integers(0, 256, 3).tolist())
+            buffer = io.BytesIO()
+            Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+            writer.write([{**face, "images": [{"bytes": buffer.getvalue(), "path": None}]}])
+    told = [sys.executable, "-c", THREADS, str(tmp_path / "noise")]
+    said = {
+        subprocess.check_output(told, env=os.environ | {"OMP_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n})
+        for n in ("1", "2")
+    }
+    assert len(said) == 1
+
+
 def test_majority_answers():
     assert majority("accuracy", ["b", "a", "b", "a", "c"]) == "a"  # ties fall to the first by name
     assert float(majority("mae", ["1", "2", "50"])) == 2
+    assert majority("f1", ["no"] * 9 + ["yes"]) == "yes"  # F1 2/11; "no" has none
     stated = ["gender=male;hat=yes", "gender=male", "gender=male", "gender=female", "gender=female;rare=yes"]
     assert facts(majority("fact_f1", stated)) == {"gender=male"}
     draw = np.random.default_rng(3)
@@ -418,12 +540,7 @@ def asked_in_every_way(image, row):
     return {**face, "image_id": image, "turns": turns, "messages": messages}
 
 
-def test_questions_are_answered_in_the_way_they_are_asked(tmp_path):
-    image = "a" * 64
-    attributes = {"Bangs": True, "No_Eyewear": False, "Eyeglasses": True, "Sunglasses": False}
-    row = {"image_id": image, "gender": "female", "age": 30.0, "attributes": attributes}
-    face = asked_in_every_way(image, row)
-
+def reader_of(face):
     class Reader:
         """Takes the option that is written in the true reply; writes it, too."""
 
@@ -441,6 +558,16 @@ def test_questions_are_answered_in_the_way_they_are_asked(tmp_path):
         def generate_batch(self, images, questions, max_new_tokens=96):
             return [self.replies[question] for question in questions]
 
+    return Reader
+
+
+def test_questions_are_answered_in_the_way_they_are_asked(tmp_path):
+    image = "a" * 64
+    attributes = {"Bangs": True, "No_Eyewear": False, "Eyeglasses": True, "Sunglasses": False}
+    row = {"image_id": image, "gender": "female", "age": 30.0, "attributes": attributes}
+    face = asked_in_every_way(image, row)
+
+    Reader = reader_of(face)
     with TableWriter(tmp_path / "conversations", CONVERSATIONS) as writer:
         writer.write([face])
     table = open_table(tmp_path / "conversations", CONVERSATIONS)

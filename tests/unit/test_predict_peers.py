@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from PIL import Image
 
 from facemllm import settings as settings_module
 from facemllm import tasks
-from facemllm.endpoint.refusals import JobStopped, RowRefused
+from facemllm.endpoint.refusals import Filtered, JobStopped, RowRefused
 from facemllm.endpoint.store import Replies, Reply
 from facemllm.errors import UserError
-from facemllm.evaluation.peers import Peer, at_endpoint, is_ours, on_this_machine, words
+from facemllm.evaluation.peers import DECLINED, Peer, at_endpoint, check_name, is_ours, on_this_machine, words
 from facemllm.evaluation.predict import Put, Shown
+from tests import fake_endpoint
 from tests.fake_endpoint import FakeEndpoint
 
 
@@ -46,8 +48,7 @@ class Says:
 
 @pytest.fixture
 def peer(tmp_path):
-    shape = {"max_tokens": 9, "temperature": 0.0, "image_side": 24}
-    return Peer(name="m", identity={"name": "m"}, model="m", shape=shape, sender=Says(tmp_path), home=tmp_path)
+    return Peer(name="m", identity={"name": "m"}, image_side=24, sender=Says(tmp_path), home=tmp_path)
 
 
 def shown(*asked, change="", number=0):
@@ -117,19 +118,46 @@ def test_nothing_is_asked_twice_and_a_changed_picture_is_another_question(peer):
     assert peer.sender.asked[0].messages == [{"role": "user", "text": words(GENDER)}]
 
 
-def test_a_request_without_an_answer_is_an_empty_one_and_a_stop_is_one_line(peer):
-    class Declines:
-        def send(self, asked):
-            return [RowRefused("declined") for _ in asked]
+class Fails:
+    """A sender that answers some, declines or fails to answer others, and stops."""
 
-    class Stops:
-        def send(self, asked):
-            raise JobStopped("annotation.endpoint.max_requests is used up; raise it")
+    def __init__(self, *outcomes):
+        self.outcomes = outcomes
 
-    (row,) = replace(peer, sender=Declines()).answer([shown(GENDER)])
-    assert (row["raw"], row["parsed"]) == ("", None)
+    def send(self, asked):
+        if isinstance(self.outcomes[0], JobStopped):
+            raise self.outcomes[0]
+        return [
+            replace(one, key=request.key, image_id=request.image_id) if isinstance(one, Reply) else one
+            for one, request in zip(self.outcomes, (make() for make in asked), strict=True)
+        ]
+
+
+def reply(text, error=""):
+    return Reply(key="", image_id="", model="m", prompt_hash="", text=text, error=error)
+
+
+def test_a_request_without_an_answer_ends_the_evaluation_in_one_line(peer):
+    faces = [shown(GENDER, number=number) for number in range(3)]
+    gone = RowRefused("the endpoint gave no answer, asked 6 times (500)")
+    with pytest.raises(UserError, match=r"2 of 3 questions got no answer \(the .*\(500\)\)\. What .* kept; run again"):
+        list(replace(peer, sender=Fails(gone, reply("a woman"), gone)).answer(faces))
+    with pytest.raises(UserError, match=r"1 of 3 questions got no answer"):
+        list(replace(peer, sender=Fails(reply(""), ValueError("no picture"), reply("a woman"))).answer(faces))
+    large = reply(None, "the reply has more than 9 bytes")
+    with pytest.raises(UserError, match=r"1 of 3 replies cannot be used \(the reply has more .*max_tokens to ask anew"):
+        list(replace(peer, sender=Fails(large, reply("a woman"), reply(""))).answer(faces))
+    stop = JobStopped("annotation.endpoint.max_requests is used up; raise it")
     with pytest.raises(UserError, match=r"evaluation stopped: .*used up; raise it\. What was answered is kept"):
-        list(replace(peer, sender=Stops()).answer([shown(GENDER)]))
+        list(replace(peer, sender=Fails(stop)).answer(faces))
+
+
+def test_what_is_declined_and_an_empty_answer_are_answers(peer):
+    faces = [shown(GENDER, number=number) for number in range(3)]
+    rows = list(replace(peer, sender=Fails(Filtered("400"), reply(""), reply("I cannot help."))).answer(faces))
+    assert [row["raw"] for row in rows] == [DECLINED, "", "I cannot help."]
+    assert [row["parsed"] for row in rows] == [None] * 3
+    assert tasks.read(GENDER.question, DECLINED) is None
 
 
 def endpoint(tmp_path, base_url="https://host.example/v1", *more):
@@ -165,13 +193,15 @@ def test_a_peer_is_named_by_what_its_answers_hang_on(tmp_path, monkeypatch, conv
     monkeypatch.setenv("FACEMLLM_API_KEY", "sk-secret")
     table = conversations_table()
     one = at_endpoint(endpoint(tmp_path), table)
-    assert one.digest == at_endpoint(endpoint(tmp_path, "https://host.example/v2"), table).digest
+    assert one.digest == at_endpoint(endpoint(tmp_path, "https://HOST.example/v1/"), table).digest
+    assert one.identity["address"] == "https://host.example/v1"
     others = [
+        endpoint(tmp_path, "https://host.example/v2"),
         endpoint(tmp_path, "https://other.example/v1"),
         endpoint(tmp_path, "https://host.example/v1", "annotation.vision_language.model=n"),
         endpoint(tmp_path, "https://host.example/v1", "annotation.vision_language.max_tokens=7"),
     ]
-    assert len({one.digest, *(at_endpoint(other, table).digest for other in others)}) == 4
+    assert len({one.digest, *(at_endpoint(other, table).digest for other in others)}) == 5
     assert "secret" not in str(one)
 
 
@@ -214,3 +244,63 @@ def test_an_endpoint_is_asked_without_a_schema_in_the_form_it_knows(tmp_path, co
         list(again.answer([shown(GENDER, number=9)]))
         assert fake.received.total() - fake.completed.total() <= 5, "the form that was answered is remembered"
         assert min(fake.received.values()) == 1
+
+
+def test_two_endpoints_with_the_same_model_share_no_reply(tmp_path, conversations_table):
+    table, said = conversations_table(), {}
+    for text in ("a woman", "a man"):
+        with FakeEndpoint(answer=lambda body, text=text: text) as fake:
+            (row,) = at_endpoint(endpoint(tmp_path, fake.base_url), table, backoff_s=0.01).answer([shown(GENDER)])
+        said[text] = row["raw"]
+    assert said == {"a woman": "a woman", "a man": "a man"}
+
+
+def test_what_failed_is_asked_again_and_what_was_answered_is_not(tmp_path, conversations_table):
+    faces = [shown(GENDER, number=number) for number in range(6)]
+    retries = "annotation.endpoint.retries=0"
+    with FakeEndpoint(answer=lambda body: "a woman", script=["good", "500"]) as fake:
+        one = at_endpoint(endpoint(tmp_path, fake.base_url, retries), conversations_table(), backoff_s=0.01)
+        with pytest.raises(UserError, match=r"1 of 6 questions got no answer .*500.* run again to go on"):
+            list(one.answer(faces))
+        assert [row["parsed"] for row in one.answer(faces)] == ["female"] * 6
+        assert fake.received.total() == 7
+        fake.default = "huge"
+        with pytest.raises(UserError, match="1 of 1 replies cannot be used"):
+            list(one.answer([shown(GENDER, number=7)]))
+
+
+def test_a_filter_at_the_endpoint_declines_and_the_rest_is_answered(tmp_path, conversations_table):
+    class Filters(FakeEndpoint):
+        async def _behave(self, body, key, writer):
+            if sum(self.received.values()) % 2:
+                return await super()._behave(body, key, writer)
+            error = {"code": "content_filter", "message": "The prompt was filtered."}
+            await fake_endpoint._send(writer, 400, {"error": error})
+            return True
+
+    with Filters(answer=lambda body: "a woman") as fake:
+        chosen = endpoint(tmp_path, fake.base_url, "annotation.endpoint.parallel=1")
+        one = at_endpoint(chosen, conversations_table(), backoff_s=0.01)
+        rows = list(one.answer([shown(GENDER, number=number) for number in range(16)]))
+    assert sorted((row["raw"], row["parsed"]) for row in rows) == [(DECLINED, None)] * 8 + [("a woman", "female")] * 8
+
+
+def test_nobody_at_the_address_shows_at_once(tmp_path, conversations_table):
+    with FakeEndpoint() as fake:
+        gone = fake.base_url
+    one = at_endpoint(endpoint(tmp_path, gone, "annotation.endpoint.retries=5"), conversations_table())
+    started = time.monotonic()
+    with pytest.raises(UserError, match=rf"nobody answers at {gone} .*start the endpoint"):
+        list(one.answer([shown(GENDER)]))
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_model_has_a_name(tmp_path, conversations_table, name):
+    with pytest.raises(UserError, match="MODEL is empty"):
+        check_name(name)
+    with pytest.raises(UserError, match="MODEL is empty"):
+        at_endpoint(
+            endpoint(tmp_path, "http://127.0.0.1:9/v1", f'annotation.vision_language.model="{name}"'),
+            conversations_table(),
+        )

@@ -122,34 +122,62 @@ def test_trl_takes_messages_and_decoded_pictures(talks, limits, loaded, tmp_path
         assert [m["content"][-1]["text"] for m in prepared] == words(row)
 
 
-def test_facebench_rows_hold_words_and_name_their_follow_ups(talks, limits, loaded, tmp_path):
-    told = export(limits, talks, tmp_path / "out", "facebench", "test")
-    made, rows = loaded("json", tmp_path / "out" / "test.jsonl"), rows_of(talks, "test")
-    assert len(made) == told["entries"] == sum(len(row["turns"]) for row in rows)
-    followed = 0
-    for entry in made:
-        assert set(entry) == {
-            *("question_id", "question_type", "image_id", "text", "instruction", "options", "conditions", "gt_answer"),
-            "metadata",
-        }
+def outright(row):
+    """The turns that stand alone in their item's own form, with their words."""
+    said = words(row)
+    found = zip(row["turns"], said[::2], said[1::2], strict=True)
+    return [(turn, *texts) for turn, *texts in found if tasks.question_of(turn).way == "native" and not turn["follows"]]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_facebench_asks_every_question_that_stands_alone_and_no_other(split, talks, limits, loaded, tmp_path):
+    told = export(limits, talks, tmp_path / "out", "facebench", split)
+    made, rows = loaded("json", tmp_path / "out" / f"{split}.jsonl"), rows_of(talks, split)
+    asked = [(row["image_id"], *found) for row in rows for found in outright(row)]
+    assert len(made) == told["entries"] == len(asked)
+    for entry, (image_id, turn, text, reply) in zip(made, asked, strict=True):
+        assert (entry["question_id"], entry["text"]) == (turn["template"], text)
+        assert entry["gt_answer"].lower() == reply.lower()
         assert (entry["question_type"] == "OEQ") == (entry["options"] == [])
         assert entry["gt_answer"] in (entry["options"] or [entry["gt_answer"]])
-        assert "Answer with the letter" not in entry["text"]
+        assert entry["conditions"] == {"option Y": [], "option N": []}
         assert (tmp_path / "out" / "images" / entry["image_id"]).is_file()
-        ids = {other["question_id"] for other in made if other["image_id"] == entry["image_id"]}
-        assert set(entry["conditions"]["option Y"]) <= ids
-        followed += len(entry["conditions"]["option Y"])
-    assert followed
+        assert entry["image_id"].startswith(image_id)
     assert {entry["question_type"] for entry in made} == {"TFQ", "SCQ", "OEQ"}
+
+
+def test_formats_of_benchmarks_are_of_the_test_split_and_of_trainers_of_train(talks, limits, tmp_path):
+    splits = {name: export(limits, talks, tmp_path / name, name)["split"] for name in FORMATS}
+    assert splits == {
+        **{"llava": "train", "sharegpt": "train", "trl": "train"},
+        **{"facebench": "test", "facexbench": "test"},
+    }
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_a_split_that_is_none_touches_no_file(name, talks, limits, tmp_path):
+    from facemllm.cli import app
+
+    victims = [tmp_path / f"victim.{kind}" for kind in ("json", "jsonl", "parquet")]
+    for victim in victims:
+        victim.write_text("precious")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"no split '\.\./victim'; choose one of train, validation, test"):
+        export(limits, talks, tmp_path / "out", name, "../victim")
+    typed = ["export", str(talks), str(tmp_path / "out"), "--format", name, "--split", "../victim"]
+    assert CliRunner().invoke(app, typed).exit_code == 2
+    assert [victim.read_text() for victim in victims] == ["precious"] * 3
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_facexbench_reads_back_through_our_own_reader(talks, limits, loaded, tmp_path):
     from facemllm.sources import benchmarks
 
-    told = export(limits, talks, tmp_path / "out", "facexbench")
+    told = export(limits, talks, tmp_path / "out", "facexbench", "train")
     found = list(benchmarks.read("facexbench", tmp_path / "out"))
     assert len(found) == told["entries"] > 24
-    truth = {(row["image_id"], tasks.question_of(t).item): t["answer"] for row in rows_of(talks) for t in row["turns"]}
+    alone = [(row["image_id"], *found) for row in rows_of(talks) for found in outright(row)]
+    truth = {(image_id, tasks.question_of(turn).item): (text, reply) for image_id, turn, text, reply in alone}
     letters = set()
     for file in sorted((tmp_path / "out" / "benchmark").glob("*.json")):
         held = json.loads(file.read_text())
@@ -160,9 +188,8 @@ def test_facexbench_reads_back_through_our_own_reader(talks, limits, loaded, tmp
             assert len(set(entry["options"])) == 4
             assert entry["options"]["ABCD".index(entry["correct_answer_option"])] == entry["answer"]
             image_id = entry["image_paths"][0].removeprefix("images/").partition(".")[0]
-            words = {option.value: option.text for option in item.options}
-            told_so = truth[(image_id, item.name)]
-            assert told_so in ("true", "false", "yes") or words[told_so] == entry["answer"]
+            assert {option.text for option in item.options}.issuperset(entry["options"])
+            assert truth[(image_id, item.name)] == (entry["question_text"], entry["answer"])
             letters.add(entry["correct_answer_option"])
     assert letters == set("ABCD")
 
@@ -179,7 +206,7 @@ def test_exports_say_whose_pictures_they_are_and_come_out_the_same(name, talks, 
 
 @pytest.mark.parametrize("name", ["llava", "sharegpt", "facebench", "facexbench"])
 def test_no_byte_of_a_training_export_names_what_is_held_out(name, talks, limits, tmp_path):
-    export(limits, talks, tmp_path / "out", name)
+    export(limits, talks, tmp_path / "out", name, "train")
     for file in tmp_path.glob("out/**/*.json*"):
         assert b"earring" not in file.read_bytes().lower()
 
@@ -187,9 +214,11 @@ def test_no_byte_of_a_training_export_names_what_is_held_out(name, talks, limits
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(talks, limits, tmp_path):
     with pytest.raises(UserError, match="no format 'csv'; choose one of llava, sharegpt"):
         export(limits, talks, tmp_path / "out", "csv")
-    with pytest.raises(UserError, match="nothing to export as trl: it has no row of split 'extra'"):
-        export(limits, talks, tmp_path / "out", "trl", "extra")
     row = rows_of(talks)[0]
+    with TableWriter(tmp_path / "few", CONVERSATIONS) as table:
+        table.write([row])
+    with pytest.raises(UserError, match="nothing to export as trl: it has no row of split 'test'"):
+        export(limits, tmp_path / "few", tmp_path / "out", "trl", "test")
     Tombstones.of(limits).add("image", Marks(image=frozenset({row["image_id"]})), reason="asked", by="Ada Lovelace")
     with pytest.raises(UserError, match="1 of 40 rows were forgotten"):
         export(limits, talks, tmp_path / "out", "llava")
@@ -197,7 +226,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(talks, limits, tm
 
 
 def test_terms_are_asked_for_what_the_split_is_for(talks, limits, tmp_path):
-    rows = [row | {"source": "aflw2000"} for row in rows_of(talks)]
+    rows = [row | {"source": "aflw2000"} for row in open_table(talks).iterate()]
     with TableWriter(tmp_path / "bound", CONVERSATIONS) as table:
         table.write(rows)
     mine = tmp_path / "ledger.yaml"
@@ -205,6 +234,11 @@ def test_terms_are_asked_for_what_the_split_is_for(talks, limits, tmp_path):
     bound = limits.model_copy(update={"data": limits.data.model_copy(update={"ledger": str(mine)})})
     with pytest.raises(UserError, match="the terms of source 'aflw2000' do not allow to train a model on it"):
         export(bound, tmp_path / "bound", tmp_path / "out", "llava")
+    export(bound, tmp_path / "bound", tmp_path / "test", "llava", "test")
+    mine.write_text("aflw2000: {uses: [train]}\n")
+    export(bound, tmp_path / "bound", tmp_path / "train", "llava")
+    with pytest.raises(UserError, match="the terms of source 'aflw2000' do not allow to measure a model on it"):
+        export(bound, tmp_path / "bound", tmp_path / "out", "llava", "validation")
 
 
 def test_texts_that_hold_the_image_mark_and_rows_of_several_pictures(conversation_rows, face_rows, limits, tmp_path):

@@ -13,14 +13,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from facemllm import digests, settings, tasks
 from facemllm.annotation.oracle import caption
 from facemllm.errors import UserError
 from facemllm.qa import reformat
+from facemllm.qa.questions import Plan
+from facemllm.qa.rows import rows_of
 from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table, pairs
 from facemllm.tasks import asking
 from facemllm.tasks.held_out import HeldOut
+from facemllm.tombstones import Marks, Tombstones
 
 DEFAULT = [tasks.get(name) for name in ("caption", "attributes", "expression", "age", "gender", "head_pose")]
 ATTRIBUTES = tasks.get("attributes")
@@ -279,6 +283,50 @@ def test_captions_of_the_oracle_lose_no_other_fact():
     assert lost == 0
 
 
+def test_zero_shot_is_no_task_to_train_on(talks, tmp_path):
+    with pytest.raises(UserError, match=r"qa\.tasks: 'zero_shot' is asked at evaluation alone, of what qa\.held_out"):
+        talks([face(1)], "qa.tasks=[caption, attributes, expression, age, gender, head_pose, zero_shot]")
+    assert not (tmp_path / "talks0").exists()
+
+
+def test_what_is_held_out_and_never_asked_is_said(faces_table, tmp_path):
+    def without(number, split):
+        known = [pair for pair in face(number)["attributes"] if pair["name"] != "Bangs"]
+        return face(number, split) | {"attributes": known}
+
+    from facemllm.cli import app
+
+    faces_table([without(n, split) for n, split in enumerate(("train", "test", "validation"))])
+    typed = ["reformat", str(tmp_path / "faces"), str(tmp_path / "talks"), "--set", HELD]
+    result = CliRunner().invoke(app, typed)
+    assert result.exit_code == 0, result.output
+    assert "warning: qa.held_out Bangs: no face of validation or test has a label for it" in result.stderr
+    about = open_table(tmp_path / "talks").manifest["about"]
+    assert about["held_out_questions"] == {"Wearing_Earrings": 2, "Bangs": 0}
+
+
+def test_what_states_a_sensitive_answer_in_passing_needs_its_reason_too():
+    unasked = settings.load("laptop").qa.model_copy(update={"tasks": ["caption"], "reasons": {}})
+    with pytest.raises(UserError, match="the task 'caption' states what the sensitive task 'gender' asks"):
+        Plan(unasked)
+
+
+def test_a_reason_for_no_task_is_refused(talks):
+    with pytest.raises(UserError, match=r"qa\.reasons\.gendre: no task 'gendre'; did you mean gender"):
+        talks([face(1)], "qa.reasons.gendre=to measure fairness")
+
+
+def test_rare_columns_are_there_in_a_row_with_changes():
+    import pyarrow as pa
+
+    whole = face(1) | {"age_range": "20-29", "alt_text": "A face.", "landmarks": [[1.0, 2.0]]}
+    batch = pa.RecordBatch.from_pylist([face(0), whole], FACES)
+    changed = rows_of(batch)[1].but(caption="Another.")
+    assert (changed["caption"], changed["age_range"], changed.get("alt_text")) == ("Another.", "20-29", "A face.")
+    assert changed["landmarks"] == [[1.0, 2.0]]
+    assert changed.get("no such column", 7) == 7
+
+
 def test_held_out_names_have_to_fit(talks):
     with pytest.raises(UserError, match=r"qa\.held_out: no attribute 'Wearing_Earings'; did you mean Wearing_Earrings"):
         talks([face(1)], "qa.held_out=[Wearing_Earings]")
@@ -308,6 +356,38 @@ def test_balance_evens_out_the_answers_of_every_source_in_training_alone(talks):
     assert hats(even, "render", "test") == hats(plain, "render", "test")
     half = hats(talks(rows, *PLAIN, "qa.balance=0.5")[0], "celeba", "train")
     assert hats(even, "celeba", "train")["yes"] < half["yes"] < hats(plain, "celeba", "train")["yes"]
+
+
+def test_balance_leaves_an_item_that_has_one_answer_alone(talks):
+    rows = [face(n) | {"attributes": pairs({"Wearing_Hat": False, "Bangs": n % 4 == 0})} for n in range(200)]
+    found, _ = talks(rows, *PLAIN, "qa.balance=1.0")
+    asked = Counter(turn["template"].split("/")[0] for row in found for turn in row["turns"])
+    assert asked["Wearing_Hat"] == 200
+    assert asked["Bangs"] < 140
+
+
+def test_balance_thins_every_way_of_asking_alike(talks):
+    rows = [face(n) | {"attributes": pairs({"Wearing_Hat": n % 5 == 0}), "caption": None} for n in range(1000)]
+    forms = ("qa.held_out=[]", "qa.tasks=[attributes, expression, age, gender, head_pose, caption]")
+    found, _ = talks(rows, *forms, "qa.balance=1.0", "qa.forms={native: 1, statement: 1, lettered: 0, dialogue: 0}")
+    ways = Counter(way_of(turn) for row in found for turn in row["turns"] if turn["template"].startswith("Wearing_Hat"))
+    assert ways.total() == pytest.approx(400, rel=0.15)
+    assert ways["native"] == pytest.approx(ways["statement"], rel=0.3)
+
+
+def test_balance_and_mixture_do_not_count_who_was_forgotten(talks, tmp_path):
+    rows = [face(n) | {"attributes": pairs({"Bangs": n < 30}), "caption": None} for n in range(100)]
+    home = f"storage.home={tmp_path / 'home'}"
+    gone = frozenset(row["subject_id"] for row in rows[20:30] + rows[40:])
+    Tombstones.of(settings.load("laptop", [home])).add(
+        "subject", Marks(subject=gone), reason="asked for it", by="Ada Lovelace"
+    )
+    left = rows[:20] + rows[30:40]
+    for override in ("qa.balance=1.0", "qa.mixture.caps={render: 25}", "qa.mixture.temperature=2"):
+        found, manifest = talks(rows, *PLAIN, home, override)
+        without, alone = talks(left, *PLAIN, override)
+        assert found == without
+        assert manifest["about"].get("mixture") == alone["about"].get("mixture")
 
 
 def test_mixture_caps_a_source_and_says_what_it_took(talks):

@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 
 from facemllm import settings, tasks
-from facemllm.qa.step import conversation
 from facemllm.quality import validate
 from facemllm.quality.balance import _chance, _holm, balance_frame, of_manifest, sentence, shares
 from facemllm.quality.checking import run_suite
 from facemllm.quality.memory import Count, Memory, groups_of, mark
 from facemllm.quality.suites import balance_checks
 from facemllm.records import CONVERSATIONS, FACES, TableWriter
+from tests.asked import conversation
 
 LOSS = 0.05
 

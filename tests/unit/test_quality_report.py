@@ -8,12 +8,12 @@ import re
 import pytest
 
 from facemllm import settings, tasks
-from facemllm.qa.step import conversation
 from facemllm.quality import sections, validate
 from facemllm.quality.refused import reasons
 from facemllm.quality.suites import POLICY
 from facemllm.quality.tallies import Tallies
 from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table, pairs
+from tests.asked import conversation
 
 WORDS = {"female": "woman", "male": "man"}
 

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,62 @@ def test_pixels_are_decoded_once_and_in_row_order(toy):
     red = [n for n in range(40) if n % 3 == 0]
     assert (again[red].mean((1, 2)).argmax(1) == 0).all()
     assert not list(toy.cache.glob("*.partial"))
+
+
+def test_turns_stay_with_their_pictures_in_a_table_of_many_batches(tmp_path):
+    def row(number):
+        made = conversation(0, "test" if number % 3 == 0 else "train")
+        made["conversation_id"], made["image_id"] = f"c{number}", f"i{number}"
+        made["messages"][-1]["content"][0]["text"] = f"answer {number}"
+        made["turns"] = made["turns"][: 4 - number % 2]  # three or four turns
+        made["messages"] = made["messages"][: 8 - 2 * (number % 2)]
+        made["messages"][1]["content"][0]["text"] = f"caption {number}"
+        return made
+
+    with TableWriter(tmp_path / "many", CONVERSATIONS) as writer:
+        writer.write(row(number) for number in range(2200))
+    turns = read_turns(open_table(tmp_path / "many", CONVERSATIONS), "train")
+    numbers = [number for number in range(2200) if number % 3]
+    assert turns.pixel_row.tolist() == numbers
+    assert turns.count.tolist() == [4 - number % 2 for number in numbers]
+    first = np.concatenate([[0], np.cumsum(turns.count)[:-1]])
+    assert turns.answer.take(first).to_pylist() == [f"caption {number}" for number in numbers]
+    assert set(turns.question.take(first).to_pylist()) == {"Describe this face."}
+
+
+def test_a_vocabulary_is_of_questions_and_answers_mirrored_too(toy):
+    texts, answers = vocabulary_texts(toy.turns)
+    caption = "A face with red hair; head turned 25 degrees left."
+    assert {"Which hair?", caption, mirror_text(caption)} <= set(texts)
+    assert set(answers) == {"yes", "no", *COLORS, *SIDES}
+
+
+def test_a_question_that_follows_begins_as_a_later_one(toy, tmp_path):
+    row = conversation(0)
+    row["messages"][4]["content"][0]["text"] = row["messages"][2]["content"][0]["text"]  # one wording, two places
+    row["turns"][2]["follows"] = True
+    with TableWriter(tmp_path / "talk", CONVERSATIONS) as writer:
+        writer.write([row])
+    first, rest = toy.frame.first
+    frame = replace(toy.frame, later=(f"A face. {first}", rest))  # the tiny template begins all questions alike
+    corpus = tokenise(read_turns(open_table(tmp_path / "talk", CONVERSATIONS), "train"), frame)
+    assert corpus.follows.tolist() == [False, False, True, False]
+    said = [corpus.texts[text].tolist() for text in corpus.prompt[:, 0]]
+    assert said[1] == frame.prompt("Which hair?")
+    assert said[2] == frame.prompt("Which hair?", follows=True)
+    assert said[1] != said[2]
+    assert corpus.texts[corpus.prompt[2, 1]].tolist() == said[2]  # mirrored it reads the same, and still follows
+
+
+def test_two_sizes_of_picture_share_a_cache_and_nothing_else(toy, tmp_path):
+    small = pixel_cache(toy.table, toy.processor.image_processor, tmp_path)
+    model = settings.load("laptop", ["model.image_size=64"]).model
+    larger = build_tiny(model, *vocabulary_texts(toy.turns), 1)[1].image_processor
+    large = pixel_cache(toy.table, larger, tmp_path)
+    assert (small.shape, large.shape) == ((40, 32, 32, 3), (40, 64, 64, 3))
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    again = pixel_cache(toy.table, toy.processor.image_processor, tmp_path)
+    assert (again == small).all()
 
 
 def test_a_plan_depends_on_the_step_alone(toy):

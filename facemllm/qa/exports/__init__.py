@@ -1,6 +1,6 @@
 """Conversations in the formats of other tools: `export(settings, conversations, out, "llava")`.
 
-facemllm export CONVERSATIONS OUT --format llava|sharegpt|trl|facebench|facexbench [--split train]
+facemllm export CONVERSATIONS OUT --format llava|sharegpt|trl|facebench|facexbench [--split test]
 """
 
 from facemllm.qa.exports.step import FORMATS, export

@@ -1,8 +1,8 @@
-"""Formats to evaluate with: rows of FaceBench, files of FaceXBench. Every question stands alone, or names its parent.
+"""Formats to evaluate with: rows of FaceBench, files of FaceXBench. Every question stands alone, in its own form.
 
 FaceBench (datasets/example/test.jsonl, evaluation/inference.py): question_id, question_type (TFQ, SCQ, OEQ), image_id,
-text, instruction, options, conditions (follow-up questions of a yes), gt_answer, metadata. Its views are its own; we
-sort our tasks into them by what they ask, and say `level 2` of what an answer opens.
+text, instruction, options, conditions (follow-up questions of a yes: ours have none), gt_answer, metadata. Its views
+are its own; we sort our tasks into them by what they ask.
 FaceXBench (benchmark/*.json): one object a file with category, sub-category and questions of exactly four options.
 """
 
@@ -17,12 +17,11 @@ from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.qa.exports.writing import JsonList, Pictures, texts
 from facemllm.tasks import Question, draw
-from facemllm.tasks.asking import NOT_VISIBLE
+from facemllm.tasks.asking import NATIVE
 
 _VIEWS = {"expression": "Psychology", "age": "Identity", "gender": "Identity", "ethnicity": "Identity"}
-_TYPES = {"boolean": "TFQ", "statement": "TFQ", "choice": "SCQ", "lettered": "SCQ"}
+_TYPES = {"boolean": "TFQ", "choice": "SCQ"}
 _CHOOSE, _TELL = "Answer with one of the options.", "Answer in a few words, or as many sentences as it takes."
-_HIDDEN = "Information not visible"
 _LETTERS = "ABCD"
 
 Turn = tuple[Mapping[str, Any], Question, str, str]
@@ -30,7 +29,7 @@ Turn = tuple[Mapping[str, Any], Question, str, str]
 
 
 class FaceBench:
-    """OUT/<split>.jsonl. Letters become the words behind them."""
+    """OUT/<split>.jsonl."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._pictures = Pictures(folder / "images")
@@ -42,23 +41,22 @@ class FaceBench:
         if not turns or len(row["images"]) != 1:
             return 0
         (image,) = self._pictures.names(row)
-        for number, (turn, question, asked, reply) in enumerate(turns):
-            follows = _followers(turns, number)
+        for turn, question, asked, reply in turns:
             kind = _TYPES.get(question.form, "OEQ")
             words = _words(question) if kind != "OEQ" else {}
             entry = {
                 "question_id": turn["template"],
                 "question_type": kind,
                 "image_id": image,
-                "text": _plain(question, turn, asked),
+                "text": asked,
                 "instruction": _TELL if kind == "OEQ" else _CHOOSE,
                 "options": list(words.values()),
-                "conditions": {"option Y": follows, "option N": []},
+                "conditions": {"option Y": [], "option N": []},
                 "gt_answer": words.get(turn["answer"], reply),
                 "metadata": {
                     "image_source": row["source"],
                     "view": _view(question),
-                    "attribute_level": "level 2" if _opened(question) else "level 1",
+                    "attribute_level": "level 1",
                 },
             }
             self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -78,20 +76,13 @@ class FaceXBench:
         self._files: dict[str, tuple[JsonList, int]] = {}
 
     def add(self, row: Mapping[str, Any]) -> int:
-        """One entry an item, of the first turn that asks it."""
+        """One entry a choice."""
         if len(row["images"]) != 1:
             return 0
-        items: dict[str, Turn] = {}
-        for found in _turns(row):
-            turn, question, *_ = found
-            seen = turn["answer"] != NOT_VISIBLE and question.way != "unseen"
-            if seen and question.form in ("choice", "lettered"):
-                items.setdefault(question.item, found)
         written = 0
-        for item, (turn, question, asked, _) in items.items():
-            words = {option.value: option.text for option in tasks.get(question.task).item(item).options}
-            right = words.pop(turn["answer"])
-            if len(words) < len(_LETTERS) - 1:
+        for turn, question, asked, right in _turns(row):
+            words = {option.value: option.text for option in question.options if option.value != turn["answer"]}
+            if question.form != "choice" or len(words) < len(_LETTERS) - 1:
                 continue
             others = sorted(words, key=lambda value: draw(2**32, turn["sample_id"], value))[: len(_LETTERS) - 1]
             options = [words[value] for value in others]
@@ -101,7 +92,7 @@ class FaceXBench:
                 question,
                 {
                     "image_paths": [f"images/{image}"],
-                    "question_text": _plain(question, turn, asked),
+                    "question_text": asked,
                     "options": options,
                     "correct_answer_option": _LETTERS[options.index(right)],
                     "answer": right,
@@ -135,43 +126,21 @@ class FaceXBench:
 
 
 def _turns(row: Mapping[str, Any]) -> Iterator[Turn]:
-    """The turns that a task of this project asks; those of imported benchmarks have none."""
+    """The turns that a task of this project asks outright; those of imported benchmarks have none."""
     words = texts(row)
     for turn, asked, reply in zip(row["turns"], words[::2], words[1::2], strict=True):
         try:
-            yield turn, tasks.question_of(turn), asked, reply
+            question = tasks.question_of(turn)
         except UserError:
             continue
-
-
-def _followers(turns: list[Turn], number: int) -> list[str]:
-    """Names of the turns that a yes opens: those that follow a question of a dialogue, up to its next topic."""
-    question = turns[number][1]
-    if question.way != "dialogue" or question.claim is None:
-        return []
-    return [
-        turn["template"] for turn, found, _, _ in turns[number + 1 :] if _opened(found) and found.item == question.item
-    ]
-
-
-def _opened(question: Question) -> bool:
-    return question.way == "dialogue" and question.claim is None
-
-
-def _plain(question: Question, turn: Mapping[str, Any], asked: str) -> str:
-    """The question without lettered options and without the request for a letter."""
-    if question.form != "lettered":
-        return asked
-    index = int(turn["template"].rpartition("/")[2])
-    return tasks.get(question.task).question(question.item).templates[index]
+        if question.way == NATIVE and not turn["follows"]:
+            yield turn, question, asked, reply
 
 
 def _words(question: Question) -> dict[str, str]:
-    """The options of a question in words, as FaceBench spells yes, no and what is not visible."""
-    if question.form in ("boolean", "statement"):
-        return {option.value: option.text.capitalize() for option in question.options}
-    known = {option.value: option.text for option in tasks.get(question.task).item(question.item).options}
-    return {option.value: known.get(option.value, _HIDDEN) for option in question.options}
+    """The options of a question in words; FaceBench spells yes and no with capitals."""
+    known = {option.value: option.text for option in question.options}
+    return {value: text.capitalize() for value, text in known.items()} if question.form == "boolean" else known
 
 
 def _view(question: Question) -> str:

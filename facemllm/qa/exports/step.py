@@ -3,7 +3,7 @@
     llava       OUT/train.json, a list as LLaVA's train.py reads it; pictures in OUT/images (its image_folder)
     sharegpt    OUT/train.json and OUT/dataset_info.json for LLaMA-Factory (dataset_dir and media_dir: OUT)
     trl         OUT/train.parquet, `messages` and `images` (embedded) for TRL's SFTTrainer and for `datasets`
-    facebench   OUT/train.jsonl, rows as FaceBench's inference.py reads them; pictures in OUT/images (its images-dir)
+    facebench   OUT/test.jsonl, rows as FaceBench's inference.py reads them; pictures in OUT/images (its images-dir)
     facexbench  OUT/benchmark/*.json and OUT/benchmark/images, four options and a letter, one file an item
 
 OUT/SOURCES.json says whose the pictures are and what may be done with them. An export is a copy: forgetting a person
@@ -22,7 +22,7 @@ from facemllm import digests, ledger, progress
 from facemllm.errors import UserError
 from facemllm.qa.exports.benchmarks import FaceBench, FaceXBench
 from facemllm.qa.exports.chats import Llava, ShareGpt, Trl
-from facemllm.records import CONVERSATIONS, Table, open_table, partial_folder, publish
+from facemllm.records import CONVERSATIONS, SPLITS, Table, open_table, partial_folder, publish
 from facemllm.settings import Settings
 from facemllm.tombstones import Tombstones
 
@@ -47,17 +47,23 @@ FORMATS: Mapping[str, Callable[[Path, str], Format]] = {
     "facexbench": FaceXBench,
 }
 """Formats by name; each is made with the folder to write to and the split."""
+BENCHMARKS = ("facebench", "facexbench")
+"""Formats to evaluate with: of the test split, unless another is asked for."""
 
 
-def export(settings: Settings, conversations: Path, out: Path, name: str, split: str = "train") -> dict[str, Any]:
-    """Write one split of a conversations table to the folder `out`. Returns rows `read`, `kept` and left out
-    (`quarantined`), `entries` written, and the `digest` of the folder.
+def export(settings: Settings, conversations: Path, out: Path, name: str, split: str | None = None) -> dict[str, Any]:
+    """Write one split of a conversations table to the folder `out`; unless given, `test` for a benchmark's format and
+    `train` for a trainer's. Returns rows `read`, `kept` and left out (`quarantined`), `entries` written, and the
+    `digest` of the folder.
 
-    Raises UserError: unknown format, no sound table, no row to write, a row that was forgotten, a source whose terms do
-    not allow what the split is for, or `out` exists.
+    Raises UserError: unknown format or split, no sound table, no row to write, a row that was forgotten, a source whose
+    terms do not allow what the split is for, or `out` exists.
     """
     if name not in FORMATS:
         raise UserError(f"no format '{name}'; choose one of {', '.join(FORMATS)}")
+    split = split or ("test" if name in BENCHMARKS else "train")
+    if split not in SPLITS:  # it names files
+        raise UserError(f"no split '{split}'; choose one of {', '.join(SPLITS)}")
     table = open_table(conversations, CONVERSATIONS)
     ledger.require(settings, table.sources, "train" if split == "train" else "evaluate")
     Tombstones.of(settings).refuse(table, str(conversations))
