@@ -110,4 +110,4 @@ def compare_runs(
     for part in shown(found):
         console.print(part)
     if html is not None:
-        console.print(f"[dim]{html}[/dim]")
+        console.print(str(html), style="dim", markup=False)

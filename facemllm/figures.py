@@ -15,11 +15,13 @@ so that runs compare:
     fairness/<task>/<kind>/largest_gap/value ...    between two groups; kinds also by pairs: gender x age_band
     fairness/gaps/compared  fairness/gaps/shown     kinds of groups over all tasks, and those in which a gap is shown
     consistency/model/value ...  consistency/truth  share of answers that break a logical relation, and of true labels
+    consistency/captions/model/value ...            share of captions' statements that an answer contradicts; truth too
     consistency/<way>/agreement/value ...           the same question asked another way: unseen, statement, lettered
-    calibration/<task>/ece ...                      expected calibration error
+    calibration/<task>/ece  .../expected            expected calibration error, and that of a calibrated model
     slices/<name>/closed_mean/value ...             turned or covered faces; also slices/<name>/tasks/<task>/value
     disturbed/<kind>/after/value, .../change/value  the same faces blurred, dark, as poor JPEG, occluded
     generation/agreement/value ...                  answers by free generation against those by likelihood
+    zero_shot/also/by_likelihood/value ...          the likeliest option, whatever the model would write
 
 The figures are in `plots.py`.
 """
@@ -32,8 +34,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from facemllm.scoring.stats import SHOWN
+
 FIGURES = ("value", "low", "high", "n", "unparsed", "refused", "smallest_difference")
-SHOWN = 0.05  # a gap counts as shown below this corrected p value
 HEAD = ("task", "item", "metric", "unit")
 ANSWERS = ("task", "question", "answer", "parsed", "raw", "sample_id", "image_id")
 
@@ -54,7 +57,7 @@ def task_metrics(tasks: Mapping[str, Any], prefix: str = "", *, items: bool = Tr
 def evaluation_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Every number of `metrics.json` that runs are compared by, under its stable name."""
     consistency, generation = metrics.get("consistency") or {}, metrics.get("generation") or {}
-    relations = {who: (consistency.get("relations") or {}).get(who) for who in ("model", "truth")}
+    relations = {**_who(consistency.get("relations")), "captions": _who(consistency.get("captions"))}
     parts = {
         "fairness": {task: _fairness(kinds) for task, kinds in (metrics.get("fairness") or {}).items()},
         "consistency": {**relations, **(consistency.get("ways") or {})},
@@ -110,17 +113,23 @@ def shown_gaps(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 def trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's summary says beside the figures of tasks: consistency, and gaps between groups of people.
 
-    `consistency`: `model` and `truth`, the shares of broken relations. `gaps`: in how many of the `compared` kinds of
+    `consistency`: `model` and `truth`, the shares of broken relations, and the same two of `captions` that contradict
+    the answers. `gaps`: in how many of the `compared` kinds of
     groups, over all tasks, a gap is `shown`, and the `surest` of these.
     """
-    relations = (metrics.get("consistency") or {}).get("relations") or {}
+    consistency = metrics.get("consistency") or {}
+    captions = _who(consistency.get("captions"))
     compared = {(gap["task"], gap["kind"]) for gap in gap_rows(metrics)}
     shown = shown_gaps(metrics)
     surest = min(shown, key=lambda gap: (gap["p_holm"], -abs(gap["value"])), default=None)
     return {
-        "consistency": {who: relations[who] for who in ("model", "truth") if relations.get(who)},
+        "consistency": {**_who(consistency.get("relations")), **({"captions": captions} if captions else {})},
         "gaps": {"compared": len(compared), "shown": len(shown), "surest": surest},
     }
+
+
+def _who(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {who: share for who in ("model", "truth") if (share := (found or {}).get(who))}
 
 
 def trust_metrics(found: Mapping[str, Any]) -> dict[str, float]:

@@ -75,7 +75,9 @@ TASKS = {
         smallest_difference=0.8,
         also={"within_5": estimate(0.31)},
     ),
-    "zero_shot": figure(0.62, 0.57, 0.67, items={"Wearing_Earrings": figure(0.62, 0.57, 0.67)}),
+    "zero_shot": figure(
+        0.62, 0.57, 0.67, also={"by_likelihood": estimate(0.7)}, items={"Wearing_Earrings": figure(0.62, 0.57, 0.67)}
+    ),
 }
 METRICS: dict[str, Any] = {
     "model_digest": "ab" * 32,
@@ -105,6 +107,18 @@ METRICS: dict[str, Any] = {
                 {"relation": "No_Beard excludes Goatee", "broken_by_model": 0.05, "broken_by_truth": 0.0, "n": 560}
             ],
         },
+        "captions": {
+            "model": estimate(0.12, n=900),
+            "truth": estimate(0.01, n=900),
+            "by_relation": [
+                {
+                    "relation": "the caption agrees on age",
+                    "broken_by_model": 0.12,
+                    "broken_by_truth": 0.01,
+                    "n": 900,
+                }
+            ],
+        },
         "ways": {
             "unseen": {"accuracy": estimate(0.79), "agreement": estimate(0.93), "n": 900},
             "statement": {"accuracy": estimate(0.7), "agreement": estimate(0.81), "n": 700},
@@ -113,8 +127,7 @@ METRICS: dict[str, Any] = {
     "calibration": {
         "attributes": {
             "ece": 0.061,
-            "low": 0.05,
-            "high": 0.08,
+            "expected": 0.012,
             "n": 4000,
             "bins": [
                 {"confidence": None, "accuracy": None, "n": 0},
@@ -122,7 +135,7 @@ METRICS: dict[str, Any] = {
                 {"confidence": 0.97, "accuracy": 0.92, "n": 3900},
             ],
         },
-        "expression": {"ece": None, "low": None, "high": None, "n": 0, "bins": []},
+        "expression": {"ece": None, "expected": None, "n": 0, "bins": []},
     },
     "confusion": {
         "expression.expression": {"labels": ["anger", "happiness"], "counts": [[30, 9], [4, 60]], "unparsed": [1, 0]}
@@ -140,6 +153,7 @@ METRICS: dict[str, Any] = {
         "n": 640,
         "by_task": {"attributes": {"value": 0.98, "n": 500}},
         "unreadable": 0.01,
+        "both_unreadable": 0.004,
     },
 }
 COST = {

@@ -9,10 +9,10 @@ from typing import Any
 from facemllm.comparing.find import conversations_of, find
 from facemllm.scoring import paired
 from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN
-from facemllm.scoring.summary import ZERO_SHOT
+from facemllm.scoring.stats import SHOWN
 from facemllm.settings import Settings
+from facemllm.tasks.held_out import ZERO_SHOT
 
-LEVEL = 0.05
 BETTER, WORSE, SAME = "better", "worse", "no difference shown"
 
 
@@ -36,7 +36,7 @@ def compare(settings: Settings, first: str, second: str, conversations: Path | N
 def judged(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A paired figure with its `verdict`, from the second run's point of view."""
     p, change = entry["p_holm"], entry["difference"]["value"]
-    if p is None or p >= LEVEL or not change:
+    if p is None or p >= SHOWN or not change:
         return {**entry, "verdict": SAME}
     return {**entry, "verdict": BETTER if (change > 0) == entry["higher_is_better"] else WORSE}
 

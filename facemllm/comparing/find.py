@@ -80,11 +80,12 @@ def _in_store(home: Path, name: str, digest: str) -> Found:
 
 def _of_summary(settings: Settings, name: str, summary: Mapping[str, Any]) -> Found:
     """The evaluation of a run, in the home of these settings or of the profile it ran under."""
-    digest = next((step["digest"] for step in summary.get("steps", ()) if step["name"] == "evaluate"), None)
+    steps = [step for step in summary.get("steps") or () if isinstance(step, Mapping)]
+    digest = next((step.get("digest") for step in steps if step.get("name") == "evaluate"), None)
     if digest is None:
         raise UserError(f"run '{name}' did not come to its evaluation; run it again to the end")
     homes = [settings.home]
-    if not (settings.home / "store" / digest).is_dir() and summary.get("profile") != settings.profile:
+    if not (settings.home / "store" / digest).is_dir() and summary.get("profile") not in (None, settings.profile):
         homes.insert(0, load(str(summary["profile"])).home)
     home = next((home for home in homes if (home / "store" / digest).is_dir()), homes[-1])
     return _in_store(home, name, digest)

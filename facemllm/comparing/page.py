@@ -17,7 +17,8 @@ _NUMERIC = (2, 3, 6, 7)
 _TAGS = {BETTER: ("▲ better", "good"), WORSE: ("▼ worse", "bad"), SAME: ("· not shown", "quiet")}
 _NOTE = (
     "Both answered the same questions about the same people, so differences are over pairs; intervals are a bootstrap "
-    "over people. A difference counts as shown when p, corrected for all figures of its kind (Holm), is below 5 %. "
+    "over people. A difference counts as shown when p is below 5 %, corrected (Holm) for all tasks, or all items, or "
+    "all groups of people; on fewer people than a group needs for a figure none is shown. "
     "“Would show”: the smallest difference that this test set shows four times in five. That no difference is shown "
     "does not mean that there is none."
 )

@@ -18,7 +18,7 @@ _MARKS = {BETTER: "▲ better", WORSE: "▼ worse", SAME: "· not shown"}
 def shown(comparison: Mapping[str, Any]) -> Iterator[Table | Text]:
     """What to print, in order: tasks and items, then the groups of people in which a difference is shown."""
     first, second = (escape(name) for name in comparison["names"])
-    table = _table(f"{second} against {first}", first, second)
+    table = _table(f"{second} (second) against {first} (first)")
     for task, item, entry in by_task(comparison["figures"]):
         head = "all closed questions" if task == "closed_mean" else task
         _add(table, f"  {item}" if item else head, entry)
@@ -26,25 +26,25 @@ def shown(comparison: Mapping[str, Any]) -> Iterator[Table | Text]:
     groups = list(by_group(comparison["groups"]))
     told = [row for row in groups if row[3]["verdict"] != SAME]
     if told:
-        table = _table("groups of people in which a difference is shown", first, second)
+        table = _table("groups of people in which a difference is shown")
         for task, kind, name, entry in told:
             _add(table, f"{task}  {kind}: {name}", entry)
         yield table
     facts = (
         f"{comparison['n_images']:,} images of {comparison['n_subjects']:,} people, split {comparison['split']}. A "
-        "difference is shown where p, corrected for all figures of its kind (Holm), is below 0.05. “Would show”: the "
-        "smallest difference that is seen four times in five on these people."
+        "difference is shown where p, corrected (Holm) for all tasks, or all items, or all groups of people, is below "
+        "0.05. “Would show”: the smallest difference that is seen four times in five on these people."
     )
     if groups:
         facts += f" {len(groups) - len(told)} of {len(groups)} groups show none; all are in --html and --json."
     yield Text(facts, style="dim")
 
 
-def _table(title: str, first: str, second: str) -> Table:
+def _table(title: str) -> Table:
     table = Table(title=title, title_justify="left", pad_edge=False, box=None)
     table.add_column("")
     table.add_column("metric", style="cyan")
-    for name in (first, second, "difference", "95 %", "p (Holm)", "would show"):
+    for name in ("first", "second", "difference", "95 %", "p (Holm)", "would show"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     return table

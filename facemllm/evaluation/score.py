@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from facemllm.errors import UserError
 from facemllm.evaluation.baselines import baselines
 from facemllm.records import CONVERSATIONS, MANIFEST, PREDICTIONS, Table, atomic_write, open_table
 from facemllm.scoring import calibration, consistency, fairness, slices
@@ -22,7 +23,7 @@ def score(settings: Settings, conversations: Path, predictions: Path, out: Path 
     """Metrics of predictions on the conversations they answer, as written to `metrics.json`; to `out` if given.
 
     `predictions` is a table or an evaluation folder. Raises UserError unless every question of the split is answered
-    exactly once.
+    exactly once and by one model, scores are probabilities, and what is answered by a number has one for its truth.
     """
     inside = predictions / "predictions"
     found = open_table(inside if (inside / MANIFEST).is_file() else predictions, PREDICTIONS)
@@ -38,7 +39,7 @@ def measure(settings: Settings, conversations: Table, predictions: Table) -> dic
     sheet = read_sheet(conversations, split)
     answers = read_answers(predictions, sheet)
     rivals = baselines(settings, conversations, sheet)
-    model = next(predictions.iterate(["model_digest"]))["model_digest"]
+    model = _model(predictions)
     # only the predictions of an evaluation have a folder of their own: beside another table lies anything
     beside = predictions.path.parent if predictions.path.name == "predictions" else predictions.path
     parsed = answers.parsed
@@ -61,6 +62,21 @@ def measure(settings: Settings, conversations: Table, predictions: Table) -> dic
         "disturbed": slices.disturbed(settings, sheet, parsed, beside / "disturbed"),
         "generation": slices.generation(settings, sheet, parsed, beside / "generated"),
     }
+
+
+def _model(predictions: Table) -> str:
+    """Digest of the one model whose predictions these are. Raises UserError naming the first that is another's."""
+    model: str | None = None
+    for row in predictions.iterate(["sample_id", "model_digest"]):
+        model = model if model is not None else str(row["model_digest"])
+        if row["model_digest"] != model:
+            raise UserError(
+                f"{predictions.path}: question {row['sample_id']} was answered by model {row['model_digest'][:12]}, "
+                f"others by {model[:12]}; score the predictions of one model at a time"
+            )
+    if model is None:
+        raise UserError(f"{predictions.path} holds no predictions; predict again")
+    return model
 
 
 def encode(value: Any) -> bytes:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
+from facemllm.tasks.held_out import ZERO_SHOT
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:
@@ -21,7 +22,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     if closed := summary.get(CLOSED_MEAN):
         _add(table, "all closed questions", closed)
     for name, entry in (summary.get("tasks") or {}).items():
-        _add(table, "zero_shot (held out of training)" if name == "zero_shot" else name, entry)
+        _add(table, f"{name} (held out of training)" if name == ZERO_SHOT else name, entry)
         for item, figure in (entry.get("items") or {}).items():
             _add(table, f"  {item}", figure)
     if said := [*_consistency(summary.get("trust") or {}), *_gaps(summary.get("trust") or {})]:
@@ -35,6 +36,9 @@ def _consistency(trust: Mapping[str, Any]) -> Iterator[str]:
     if "model" in shares:
         labels = f" (the labels {shares['truth']['value']:.1%})" if "truth" in shares else ""
         yield f"broken logical relations: {shares['model']['value']:.1%}{labels}"
+    captions = shares.get("captions") or {}
+    if (captions.get("model") or {}).get("value") is not None:
+        yield f"captions that contradict an answer: {captions['model']['value']:.1%}"
 
 
 def _gaps(trust: Mapping[str, Any]) -> Iterator[str]:

@@ -101,8 +101,8 @@ def _split(settings: Settings) -> str:
 def _fairness(evaluation: Mapping[str, Any]) -> str:
     found = measured.fairness(evaluation)
     about = (
-        "Groups as the sources label them. p is corrected for all pairs compared (Holm); that no gap is shown does not "
-        "mean that there is none."
+        "Groups as the sources label them. p is corrected for all pairs of groups of all tasks together (Holm); that "
+        "no gap is shown does not mean that there is none."
     )
     return f"{about}\n\n{found}" if found else ""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from facemllm import figures
+from facemllm.scoring.metrics import clears_majority
+from facemllm.scoring.summary import BY_LIKELIHOOD
+from facemllm.tasks.held_out import ZERO_SHOT
 
-ZERO_SHOT = "zero_shot"
 _FIXED = {*figures.HEAD, *figures.FIGURES}
 _COST = (
     "device",
@@ -42,23 +45,25 @@ def zero_shot(evaluation: Mapping[str, Any]) -> str:
         return ""
     names = ", ".join(part.get("items") or ()) or "one attribute"
     chance = number(figures.baselines(part).get("majority"))
-    return (
+    told = (
         f"Attributes in no training conversation ({names}), asked all the same: {part['metric']} {estimate(part)}, "
         f"chance {chance}, {part['n']} questions."
     )
+    likely = (part.get("also") or {}).get(BY_LIKELIHOOD)
+    return f"{told} Of the likeliest option, whatever the model writes: {estimate(likely)}." if likely else told
 
 
 def fairness(evaluation: Mapping[str, Any]) -> str:
     """Figures by groups of people and the gaps that are shown; empty if no group is known."""
     groups = [
-        [row["task"], row["kind"], row["group"], str(row.get("people", "")), _group(row)]
+        [row["task"], escaped(row["kind"]), escaped(row["group"]), str(row.get("people", "")), _group(row)]
         for row in figures.fairness_rows(evaluation)
         if " x " not in row["kind"]
     ]
     if not groups:
         return ""
     gaps = [
-        [gap["task"], gap["kind"], f"{gap['a']} – {gap['b']}", estimate(gap), number(gap["p_holm"])]
+        [gap["task"], escaped(gap["kind"]), escaped(f"{gap['a']} – {gap['b']}"), estimate(gap), number(gap["p_holm"])]
         for gap in figures.shown_gaps(evaluation)
     ]
     compared = figures.trust(evaluation)["gaps"]["compared"]
@@ -76,13 +81,19 @@ def reliance(evaluation: Mapping[str, Any]) -> str:
         lines.append(
             f"Logical relations broken by the answers: {estimate(relations['model'])}; by the labels: {labels}."
         )
+    captions = consistency.get("captions") or {}
+    if (captions.get("model") or {}).get("value") is not None:
+        labels = estimate(captions.get("truth") or {})
+        lines.append(f"Captions that contradict an answer: {estimate(captions['model'])}; by the labels: {labels}.")
     for way, body in (consistency.get("ways") or {}).items():
         if body.get("agreement"):
             lines.append(f"Same answer when asked another way ({way}): {estimate(body['agreement'])}.")
-    errors = {task: body["ece"] for task, body in (evaluation.get("calibration") or {}).items() if body.get("ece")}
+    errors = {task: body for task, body in (evaluation.get("calibration") or {}).items() if body.get("ece")}
     if errors:
-        told = ", ".join(f"{task} {number(value)}" for task, value in errors.items())
-        lines.append(f"Expected calibration error: {told}.")
+        told = ", ".join(
+            f"{task} {number(body['ece'])} ({number(body.get('expected'))})" for task, body in errors.items()
+        )
+        lines.append(f"Expected calibration error (in brackets what chance gives a calibrated model): {told}.")
     for kind, body in (evaluation.get("disturbed") or {}).items():
         if body.get("change"):
             lines.append(f"Change of mean balanced accuracy on {kind} pictures: {estimate(body['change'])}.")
@@ -95,7 +106,7 @@ def weaknesses(evaluation: Mapping[str, Any]) -> list[str]:
     if unlearnt := [f"{row['task']} {row['item']}".strip() for row in figures.results(tasks) if _unlearnt(row, tasks)]:
         lines.append(f"Not shown to be better than a constant answer: {', '.join(unlearnt)}.")
     if gap := figures.trust(evaluation)["gaps"]["surest"]:
-        where = f"{gap['task']} by {gap['kind']}, {gap['a']} – {gap['b']}"
+        where = escaped(f"{gap['task']} by {gap['kind']}, {gap['a']} – {gap['b']}")
         lines.append(f"Groups of people are served unequally; the surest gap: {where}: {estimate(gap)}.")
     unread = {name: part["unparsed"] for name, part in tasks.items() if (part.get("unparsed") or 0) >= 0.01}
     if unread:
@@ -146,14 +157,18 @@ def _group(row: Mapping[str, Any]) -> str:
 
 def _unlearnt(row: Mapping[str, Any], tasks: Mapping[str, Any]) -> bool:
     """Whether a row's interval does not clear the constant answer. Rows without that baseline say nothing."""
-    rival, head = row.get("majority"), tasks[row["task"]]
-    if rival is None or row["low"] is None:
+    if row.get("majority") is None or row["low"] is None:
         return False
-    part = (head.get("items") or {}).get(row["item"], head) if row["item"] else head
-    better = part.get("higher_is_better", head.get("higher_is_better", True))
-    return bool(row["low"] <= rival if better else row["high"] >= rival)
+    head = tasks[row["task"]]
+    better = (head.get("items") or {}).get(row["item"], head).get("higher_is_better", True)
+    return not clears_majority({**row, "baselines": {"majority": row["majority"]}, "higher_is_better": better})
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def escaped(name: str) -> str:
+    """A name from outside as plain words of one line: no mark-up, no cell of its own."""
+    return re.sub(r"([\\`*\[\]<>#|])", r"\\\1", " ".join(name.split()))

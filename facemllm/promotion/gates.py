@@ -2,11 +2,11 @@
 
 Four kinds of checks. Thresholds: every figure named in `promotion.thresholds` reaches its bound. Majority: the 95 %
 interval of every task lies wholly on the good side of what a constant answer scores. Fairness: no gap between two
-groups of people is shown to exceed `promotion.fairness_gap` of its task, corrected for the number of pairs. Champion:
+groups of people is shown to exceed `promotion.fairness_gap` of its task, corrected for all pairs of the task. Champion:
 both models have answered the same questions; a task fails where the whole 95 % interval of the paired difference is
 worse than the champion by more than `champion_margin` (a share of the champion's error for errors, points of the figure
 otherwise), uncorrected: here a false alarm costs less than a loss let through. A figure that is missing or undefined,
-and a fairness rule without two groups to compare, fails its check.
+and a kind of group that a fairness rule knows but that has no two groups of enough people, fails its check.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.scoring import fairness, paired, stats
 from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority
+from facemllm.scoring.sheet import BETWEEN
 from facemllm.settings import Settings, Threshold
 
 
@@ -53,6 +54,8 @@ def decide(settings: Settings, conversations: Path, candidate: Path, champion: P
     and when the two models have not answered the same questions.
     """
     metrics = paired.read_metrics(candidate)
+    if not isinstance(metrics.get("tasks"), dict):
+        raise UserError(f"{candidate} is not an evaluation: metrics.json does not state tasks; evaluate again")
     if champion is None or paired.read_metrics(champion)["model_digest"] == metrics["model_digest"]:
         return judge(settings, metrics)
     return judge(settings, metrics, differences(settings, conversations, candidate, champion))
@@ -158,24 +161,40 @@ def _no_worse(name: str, difference: Difference | None, margin: float, entry: Ma
 
 
 def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = metrics.get("fairness", {}).get(name, {})
-    gaps = [{**gap, "kind": kind} for kind, entry in kinds.items() for gap in entry["gaps"] if gap["error"] is not None]
-    if not gaps:
+    kinds = (metrics.get("fairness") or {}).get(name) or {}
+    gaps = [{**gap, "kind": kind} for kind, entry in kinds.items() for gap in entry["gaps"] if gap["p"] is not None]
+    enough, mend = settings.evaluation.min_group, f"or set promotion.fairness_gap.{name} to null"
+    unseen = [
+        f"by {kind} ({_people(entry['groups'])})"
+        for kind, entry in kinds.items()
+        if BETWEEN not in kind and len(entry["groups"]) > 1 and not any(gap["kind"] == kind for gap in gaps)
+    ]
+    if unseen or not gaps:
         reason = (
-            f"{name} cannot be compared between groups: no two have {settings.evaluation.min_group} people; evaluate "
-            f"more people with known groups, lower evaluation.min_group or set promotion.fairness_gap.{name} to null"
+            f"{name} cannot be compared {' and '.join(unseen) or 'between groups'}: no two groups have {enough} "
+            f"people; evaluate more people with known groups, lower evaluation.min_group {mend}"
         )
         return _check("fairness", name, False, reason, bound=allowed)
+    few = {
+        kind: {group: body for group, body in entry["groups"].items() if body["too_few"]}
+        for kind, entry in kinds.items()
+        if BETWEEN not in kind
+    }
+    left_out = "; ".join(f"{kind} {_people(groups)}" for kind, groups in few.items() if groups)
     shown = fairness.beyond(kinds, allowed)
     gap = shown[0] if shown else max(gaps, key=lambda gap: abs(gap["value"]))
     words = "is shown to exceed" if shown else "is not shown to exceed"
-    pairs = len(kinds[gap["kind"]]["gaps"])
     reason = (
         f"{name} differs by {abs(gap['value']):.3g} between {gap['a']} and {gap['b']} "
-        f"(95 % [{gap['low']:.3g}, {gap['high']:.3g}]), which {words} {allowed:g}, corrected for {pairs} pairs"
+        f"(95 % [{gap['low']:.3g}, {gap['high']:.3g}]), which {words} {allowed:g}, corrected for {len(gaps)} pairs"
     )
+    reason += f"; too few people to judge: {left_out}" if left_out else ""
     figures = {"value": gap["value"], "bound": allowed, "low": gap["low"], "high": gap["high"]}
     return _check("fairness", name, not shown, reason, **figures)
+
+
+def _people(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(f"{name}: {body['people']} people" for name, body in groups.items())
 
 
 def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping[str, Difference] | None) -> str:
@@ -184,7 +203,9 @@ def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping
     if settings.promotion.above_majority:
         parts.append(f"all {kinds.count('majority')} tasks clear their majority baseline")
     if "fairness" in kinds:
-        parts.append("no gap between groups is shown to exceed what is allowed")
+        few = [text for check in checks if (text := check["reason"].partition("; too few people to judge: ")[2])]
+        unjudged = f" (too few people to judge: {'; '.join(dict.fromkeys(few))})" if few else ""
+        parts.append(f"no gap between groups is shown to exceed what is allowed{unjudged}")
     parts.append(
         "there is no other champion to compare with" if against is None else "no task is worse than the champion"
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from facemllm.scoring import stats
-from facemllm.scoring.metrics import BINS, ECE, calibration_columns
+from facemllm.scoring.metrics import BINS, ECE, Array, calibration_columns, of_totals
 from facemllm.scoring.sheet import Answers, Sheet
 from facemllm.settings import Settings
 
@@ -16,7 +16,10 @@ def measure(settings: Settings, sheet: Sheet, answers: Answers) -> dict[str, Any
     """Expected calibration error of each task that is answered by a class, with the bins of its reliability plot.
 
     ECE = sum over bins of n_b / n * |accuracy_b - confidence_b|, 15 bins of equal width (Guo et al. 2017, equation 3).
-    Confidence is the probability of the answer given; an unread answer has none. Empty bins are left out.
+    Confidence is the probability of the answer given; an unread answer has none. Empty bins are left out. A model that
+    is as sure as it may be has an error too, from chance and from few answers in a bin: `expected` is the mean of such
+    errors, answers of each bin drawn right with its mean confidence, independent of each other. No interval is given:
+    resamples add that chance to every one of them, so percentiles lie above the error itself.
     """
     parts: dict[str, stats.Sums] = {}
     asked = {}
@@ -29,15 +32,13 @@ def measure(settings: Settings, sheet: Sheet, answers: Answers) -> dict[str, Any
             added_NK = calibration_columns(right, answers.confidence[rows])
             parts[task] = stats.Sums(ECE, stats.by_subject(sheet.subjects[rows], added_NK, sheet.people_count))
             asked[task] = rows
-    drawn = stats.replicate(parts, settings.evaluation.bootstrap, settings.seed)
     found = {}
     for task, rows in asked.items():
-        error = stats.spread(drawn[task], len(np.unique(sheet.subjects[rows])))
-        bins = parts[task].per_subject_SK.sum(0).reshape(BINS, 3)
+        totals_K = parts[task].per_subject_SK.sum(0)
+        bins = totals_K.reshape(BINS, 3)
         found[task] = {
-            "ece": error["value"],
-            "low": error["low"],
-            "high": error["high"],
+            "ece": stats.plain(of_totals(ECE, totals_K[None])[0]),
+            "expected": stats.plain(_of_the_calibrated(bins, settings.evaluation.bootstrap, settings.seed)),
             "n": len(rows),
             "bins": [
                 {"confidence": stats.plain(said / n), "accuracy": stats.plain(right / n), "n": int(n)}
@@ -46,6 +47,14 @@ def measure(settings: Settings, sheet: Sheet, answers: Answers) -> dict[str, Any
             ],
         }
     return found
+
+
+def _of_the_calibrated(bins_B3: Array, draws: int, seed: int) -> float:
+    """Mean error over draws in which an answer of a bin is right with the bin's mean confidence."""
+    asked_B, said_B = bins_B3[:, 2], bins_B3[:, 1]
+    chance_B = np.clip(said_B / np.maximum(asked_B, 1), 0, 1)
+    right_RB = np.random.default_rng(seed).binomial(asked_B.astype(int), chance_B, size=(draws, len(bins_B3)))
+    return float(abs(right_RB - said_B).sum(1).mean() / asked_B.sum())
 
 
 def confusion(sheet: Sheet, answers: Answers) -> dict[str, Any]:

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from facemllm import tasks
 from facemllm.scoring import stats
-from facemllm.scoring.contradictions import Checked, check
+from facemllm.scoring.contradictions import Checked, check, check_captions
 from facemllm.scoring.metrics import Parsed, number
 from facemllm.scoring.sheet import Rows, Sheet, Way
 from facemllm.settings import Settings
+from facemllm.tasks import asking
 
 Marks = list[tuple[Rows, list[bool]]]
 """Questions, and whether the answer to each is what it should be."""
 
 
 def measure(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
-    """`relations` (the share of checks that are broken in the model's and in the true answers, overall and one by one)
-    and `ways` (accuracy of each other way to ask, and its agreement with the item's own form), as in `metrics.json`.
+    """`relations` between answers and `captions` against answers (the shares of checks that are broken in the model's
+    and in the true answers, overall and one by one), and `ways` (accuracy of each other way to ask, and its agreement
+    with the item's own form; of statements also the accuracy of a `blind` answer by the claim alone), as in
+    `metrics.json`.
 
     Shares by relation are of the faces on which the model's, or the true, answers speak of it; `n` is the model's.
     """
-    model, truth = check(sheet, parsed), check(sheet, sheet.answers)
-    relations = {
-        "model": _broken(settings, sheet, model),
-        "truth": _broken(settings, sheet, truth),
-        "by_relation": [entry for name in {**model, **truth} if (entry := _one(name, model, truth)) is not None],
-    }
-    return {"relations": relations, "ways": _ways(settings, sheet, parsed)}
+
+    def shares(checked: Callable[[Sheet, Parsed], Checked]) -> dict[str, Any]:
+        model, truth = checked(sheet, parsed), checked(sheet, sheet.answers)
+        return {
+            "model": _broken(settings, sheet, model),
+            "truth": _broken(settings, sheet, truth),
+            "by_relation": [entry for name in {**model, **truth} if (entry := _one(name, model, truth)) is not None],
+        }
+
+    return {"relations": shares(check), "captions": shares(check_captions), "ways": _ways(settings, sheet, parsed)}
 
 
 def same(question: Any, one: str | None, other: str | None) -> bool:
@@ -85,9 +94,10 @@ def _ways(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
         if key in sheet.rows:
             both = rows[np.isin(sheet.faces[rows], sheet.faces[sheet.rows[key]])]
             outright = sheet.said(key, parsed)
-            found = [_agree(question, how, parsed[row], outright[sheet.faces[row]]) for row in both]
+            asked = replace(question, way=how.way, claim=how.claim)
+            found = [_agree(asked, parsed[row], outright[sheet.faces[row]]) for row in both]
             agrees.setdefault(how.way, []).append((both, found))
-    return {
+    ways: dict[str, dict[str, Any]] = {
         way: {
             "accuracy": _pooled(settings, sheet, marks),
             "agreement": _pooled(settings, sheet, agrees.get(way, [])),
@@ -95,16 +105,26 @@ def _ways(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
         }
         for way, marks in right.items()
     }
+    if asking.STATEMENT in ways:
+        ways[asking.STATEMENT]["blind"] = _blind(sheet, right[asking.STATEMENT])
+    return ways
+
+
+def _blind(sheet: Sheet, marks: Marks) -> float | None:
+    """The share of statements that are answered right without a look at the face, by what is more often true of each
+    claim: some claims are rarely true."""
+    most = [Counter(sheet.answers[row] for row in rows).most_common(1)[0][1] for rows, _ in marks]
+    return stats.plain(sum(most) / sum(len(rows) for rows, _ in marks))
 
 
 def _right(question: Any, how: Way, said: str | None, answer: str) -> bool:
     return said == answer if how.claim is not None else same(question, said, answer)
 
 
-def _agree(question: Any, how: Way, said: str | None, outright: str | None) -> bool:
-    if how.claim is None:
-        return same(question, said, outright)
-    return said is not None and outright is not None and said == ("true" if outright == how.claim else "false")
+def _agree(asked: Any, said: str | None, outright: str | None) -> bool:
+    if asked.claim is None or said is None or outright is None:
+        return same(asked, said, outright)
+    return said == asking.implied(tasks.get(asked.task), asked, outright)
 
 
 def _pooled(settings: Settings, sheet: Sheet, marks: Sequence[tuple[Rows, list[bool]]]) -> dict[str, float | None]:

@@ -1,7 +1,7 @@
 """Contradictions: whether all that was answered about one face can be true.
 
-Relations are those of `relations`, and one more an item: a caption states nothing that the answer to its question
-denies. Answers assert attributes: a chosen style denies the other styles, a statement called true affirms its claim, a
+Relations are those of `relations`; apart from them, a caption states nothing that the answer to its question denies.
+Answers assert attributes: a chosen style denies the other styles, a statement called true affirms its claim, a
 caption affirms what it states and is silent about the rest. A relation is checked on a face where two questions or more
 speak of it, and the true answers are checked like a model's: labels, too, break some.
 Legend: F faces, A attributes, R relations.
@@ -29,11 +29,7 @@ _PLACE = {name: place for place, name in enumerate(_NAMES)}
 
 
 def check(sheet: Sheet, answers: Parsed) -> Checked:
-    """Check every relation on every face of the sheet, from a model's parsed answers or from the true ones."""
-    return {**_of_attributes(sheet, answers), **dict(_of_captions(sheet, answers))}
-
-
-def _of_attributes(sheet: Sheet, answers: Parsed) -> Checked:
+    """Check every logical relation on every face of the sheet, from a model's parsed answers or from the true ones."""
     true_FA = np.zeros((len(sheet.images), len(_NAMES)), dtype=bool)
     false_FA = true_FA.copy()
     questions_FR = np.zeros((len(sheet.images), len(RELATIONS)), dtype=np.int16)
@@ -86,6 +82,11 @@ def _asserted(question: Any, claim: str | None, answer: str) -> tuple[list[str],
         return ([question.item], []) if value == "yes" else ([], [question.item])
     values = [option.value for option in question.options]
     return ([value], [other for other in values if other != value]) if value in values else ([], [])
+
+
+def check_captions(sheet: Sheet, answers: Parsed) -> Checked:
+    """Check on every face, item by item, that the caption agrees with the answer to the item's question."""
+    return dict(_of_captions(sheet, answers))
 
 
 def _of_captions(sheet: Sheet, answers: Parsed) -> Iterator[tuple[str, tuple[Mask, Mask]]]:

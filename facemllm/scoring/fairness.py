@@ -2,8 +2,10 @@
 
 Groups are those that the source states (`gender`, `age_band`, `skin_tone`) and their pairwise intersections; fairlearn
 takes the questions apart by them. Intervals are of the bootstrap over people that all figures share, so a gap is
-between figures of the same resamples, and somebody who is in both groups counts once. Within a task and a kind, the p
-values of gaps are Holm's. Groups of fewer people than `evaluation.min_group` get no figure and enter no gap.
+between figures of the same resamples, and somebody who is in both groups counts once. Few people who are nearly all
+right resample to nearly no error, so the error of a gap between shares is at least that of `stats.share_variance`. The
+p values of all gaps of an evaluation, over tasks and kinds, are one family of Holm's. Groups of fewer people than
+`evaluation.min_group` get no figure and enter no gap.
 A group's balanced accuracy is over the classes that occur in it, as everywhere here; a gap is over those that occur in
 both groups, else it would say that men have beards. Where groups are classes (gender by gender) they share none: then
 the gap is that of their own recalls.
@@ -11,6 +13,8 @@ the gap is that of their own recalls.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -37,21 +41,35 @@ class Group:
     unparsed: float
 
 
+@dataclass(frozen=True)
+class Cell:
+    """The figure of a part of a group's questions, replicated, and the people it is over."""
+
+    values: Array
+    people: int
+
+
 Groups = dict[str, dict[str, Group]]
 """By task and name of the group."""
 Part = tuple[str, str]
 """Item, and true class ("" where the metric is not taken class by class)."""
+Cells = Mapping[Part, Cell]
 
 
 def measure(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
     """Figures by task, kind and group, and the gaps between groups with enough people, as in `metrics.json`.
 
-    A gap is `a` minus `b`; `error` is its standard error. A kind with no known group is left out.
+    A gap is `a` minus `b`; `error` is its standard error, `low` and `high` the t interval of its test, `p` is None
+    where people do not differ at all. A kind with no known group is left out.
     """
     found: dict[str, Any] = {task: {} for task, _ in sheet.rows}
     for kind in sheet.kinds:
         for task, groups in disaggregate(sheet, parsed, kind).items():
             found[task][BETWEEN.join(kind)] = _of_kind(settings, sheet, parsed, task, groups)
+    _correct([gap for kinds in found.values() for entry in kinds.values() for gap in entry["gaps"]])
+    for entry in (entry for kinds in found.values() for entry in kinds.values()):
+        largest = max(entry["gaps"], key=lambda gap: abs(gap["value"]), default=None)
+        entry["largest"] = {name: largest[name] for name in LARGEST} if largest else None
     return found
 
 
@@ -99,11 +117,11 @@ def replicates(
 
 def _drawn(
     settings: Settings, sheet: Sheet, parsed: Parsed, task: str, groups: Mapping[str, Group]
-) -> dict[str, dict[Part, Array]]:
+) -> dict[str, dict[Part, Cell]]:
     """Replicates of every group by item, and by class where the metric is a mean over classes."""
     by_class = tasks.get(task).metric == BALANCED
     figures: dict[str, stats.Sums] = {}
-    where: dict[str, tuple[str, Part]] = {}
+    where: dict[str, tuple[str, Part, int]] = {}
     for name, group in groups.items():
         only = np.zeros(len(sheet.answers), dtype=bool)
         only[group.rows] = True
@@ -113,42 +131,56 @@ def _drawn(
             for label in np.unique(answers) if by_class else [""] * bool(len(kept)):
                 some = kept[answers == label] if by_class else kept
                 key = f"{name} {item} {label}"
-                where[key] = name, (item, str(label))
+                where[key] = name, (item, str(label)), len(np.unique(sheet.subjects[some]))
                 figures[key] = of_item(sheet, (task, item), some, parsed, "accuracy" if by_class else None)
-    found: dict[str, dict[Part, Array]] = {name: {} for name in groups}
+    found: dict[str, dict[Part, Cell]] = {name: {} for name in groups}
     for key, values in stats.replicate(figures, settings.evaluation.bootstrap, settings.seed).items():
-        name, part = where[key]
-        found[name][part] = values
+        name, part, people = where[key]
+        found[name][part] = Cell(values, people)
     return found
 
 
-def _macro(parts: Mapping[Part, Array], kept: Iterable[Part]) -> Array:
+def _macro(parts: Cells, kept: Iterable[Part]) -> Array:
     """Mean over items of the means over their classes, of the parts that are kept."""
     items: dict[str, list[Array]] = {}
     for item, label in kept:
-        items.setdefault(item, []).append(parts[item, label])
+        items.setdefault(item, []).append(parts[item, label].values)
     return mean(mean(classes) for classes in items.values())
+
+
+def _least_variance(parts: Cells, kept: Sequence[Part]) -> float:
+    """The least variance of `_macro` of shares: that of its parts, each with its weight."""
+    classes = Counter(item for item, _ in kept)
+    found = 0.0
+    for item, label in kept:
+        cell, weight = parts[item, label], 1 / (len(classes) * classes[item])
+        share = float(cell.values[0])
+        found += 0.0 if math.isnan(share) else weight**2 * stats.share_variance(share, cell.people)
+    return found
 
 
 def beyond(kinds: Mapping[str, Any], allowed: float) -> list[dict[str, Any]]:
     """The gaps of a task that are shown to exceed what is allowed, each with its `kind`, the surest first.
 
-    Shown: the whole 95 % interval of the gap lies beyond `allowed`, corrected within the kind by Holm's method;
-    `p_holm` is that of this test.
+    Shown: the whole 95 % interval of the gap lies beyond `allowed`, corrected by Holm's method for all gaps of the
+    task, whatever their kind; `p_holm` is that of this test.
     """
     found = []
     for kind, entry in kinds.items():
         people = {name: group["people"] for name, group in entry["groups"].items()}
-        p_values = [
-            stats.p_value(gap["value"], gap["error"], min(people[gap["a"]], people[gap["b"]]), allowed)
-            if gap["error"] is not None
-            else float("nan")
-            for gap in entry["gaps"]
-        ]
-        for gap, p in zip(entry["gaps"], stats.holm(p_values), strict=True):
-            if p < 1 - stats.LEVEL:
-                found.append({**gap, "kind": kind, "p_holm": stats.plain(p)})
-    return sorted(found, key=lambda gap: (gap["p_holm"], -abs(gap["value"])))
+        for gap in entry["gaps"]:
+            error = float("nan") if gap["error"] is None else gap["error"]
+            p = stats.p_value(gap["value"], error, min(people[gap["a"]], people[gap["b"]]), allowed)
+            found.append({**gap, "kind": kind, "p": p})
+    _correct(found)
+    shown = [gap for gap in found if gap["p_holm"] is not None and gap["p_holm"] < stats.SHOWN]
+    return sorted(shown, key=lambda gap: (gap["p_holm"], -abs(gap["value"])))
+
+
+def _correct(gaps: Sequence[dict[str, Any]]) -> None:
+    """Take the p values of gaps as one family: `p` as stored, and `p_holm`."""
+    for gap, p in zip(gaps, stats.holm([gap["p"] for gap in gaps]), strict=True):
+        gap |= {"p": stats.plain(gap["p"]), "p_holm": stats.plain(p)}
 
 
 def _of_kind(
@@ -167,27 +199,24 @@ def _of_kind(
         }
         for name, group in groups.items()
     }
-    found = [_gap(a, b, drawn, enough) for a, b in combinations(enough, 2)]
-    gaps = [gap for gap in found if gap is not None]
-    for gap, p in zip(gaps, stats.holm([gap["p"] for gap in gaps]), strict=True):
-        gap |= {"p": stats.plain(gap["p"]), "p_holm": stats.plain(p)}
-    largest = max(gaps, key=lambda gap: abs(gap["value"]), default=None)
-    return {
-        "groups": entries,
-        "gaps": gaps,
-        "largest": {name: largest[name] for name in LARGEST} if largest else None,
-    }
+    shares = tasks.get(task).metric != "mae"
+    found = [_gap(a, b, drawn, enough, shares=shares) for a, b in combinations(enough, 2)]
+    return {"groups": entries, "gaps": [gap for gap in found if gap is not None]}
 
 
 def _gap(
-    a: str, b: str, drawn: Mapping[str, Mapping[Part, Array]], groups: Mapping[str, Group]
+    a: str, b: str, drawn: Mapping[str, Cells], groups: Mapping[str, Group], *, shares: bool
 ) -> dict[str, Any] | None:
     """The gap of two groups on the classes of both; if they share none, each on its own. None when undefined."""
     both = [part for part in drawn[a] if part in drawn[b]]
+    kept_a, kept_b = both or list(drawn[a]), both or list(drawn[b])
     people = min(groups[a].people, groups[b].people)
-    difference = _macro(drawn[a], both or drawn[a]) - _macro(drawn[b], both or drawn[b])
-    if stats.plain(float(difference[0])) is None:
+    difference = _macro(drawn[a], kept_a) - _macro(drawn[b], kept_b)
+    value = float(difference[0])
+    if stats.plain(value) is None:
         return None
     error = stats.standard_error(difference)
-    p = stats.p_value(float(difference[0]), error, people)
-    return {"a": a, "b": b, **stats.spread(difference, people), "error": stats.plain(error), "p": p}
+    if shares:
+        error = max(error, math.sqrt(_least_variance(drawn[a], kept_a) + _least_variance(drawn[b], kept_b)))
+    p = stats.p_value(value, error, people)
+    return {"a": a, "b": b, **stats.t_interval(value, error, people), "error": stats.plain(error), "p": p}

@@ -15,9 +15,11 @@ from facemllm.errors import UserError
 from facemllm.records import CONVERSATIONS, PREDICTIONS, Table, open_table
 from facemllm.scoring import fairness, stats
 from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, Array
-from facemllm.scoring.sheet import BETWEEN, Sheet, read_parsed, read_sheet
-from facemllm.scoring.summary import replicate, rows_of
+from facemllm.scoring.sheet import BETWEEN, Rows, Sheet, read_parsed, read_sheet
+from facemllm.scoring.summary import marks_of, replicate, rows_of
 from facemllm.settings import Settings
+
+_NEEDED = ("model_digest", "conversations_digest", "predictions_digest", "split")
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ def compare(settings: Settings, conversations: Path, first: Path, second: Path) 
     `figures` by name as in `metrics.json` (`task`, `task.item`, `closed_mean`) and `groups` by task, kind and group.
     Each holds `metric`, `unit`, `higher_is_better`, `first`, `second`, `difference` (value, low, high), `p`, `p_holm`,
     `n` questions, `people`, `smallest_difference` (what would show at 80 % power). Holm's families are the tasks, the
-    items, and the groups of one task and kind; `closed_mean` stands alone. A group of fewer than
-    `evaluation.min_group` people has no figures. Raises UserError unless both answered the same questions.
+    items, and all groups of people of all tasks; `closed_mean` stands alone. A group of fewer than
+    `evaluation.min_group` people has no figures, and a figure over fewer has no p. Where the bootstrap finds no error,
+    everybody who changed at all having changed alike, p is of an exact sign test over those people. Raises UserError
+    unless both answered the same questions.
     """
     pair = read_pair(conversations, first, second)
     ours, theirs = pair.metrics
@@ -72,11 +76,13 @@ def read_pair(conversations: Path, first: Path, second: Path) -> Pair:
 def read_metrics(folder: Path) -> dict[str, Any]:
     """What `metrics.json` of an evaluation folder holds. Raises UserError if it is not about the predictions there."""
     try:
-        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text("utf-8"))
-        stated = metrics["predictions_digest"]
-    except (OSError, ValueError, KeyError) as error:
+        metrics: Any = json.loads((folder / "metrics.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not an evaluation: no readable metrics.json ({error})") from None
-    if _answers(folder).digest != stated:
+    if not isinstance(metrics, dict) or not all(isinstance(metrics.get(name), str) for name in _NEEDED):
+        lacking = [name for name in _NEEDED if not isinstance(metrics, dict) or not isinstance(metrics.get(name), str)]
+        raise UserError(f"{folder} is not an evaluation: metrics.json does not state {lacking[0]}; evaluate again")
+    if _answers(folder).digest != metrics["predictions_digest"]:
         raise UserError(f"{folder}: metrics.json does not belong to the predictions beside it; evaluate again")
     return metrics
 
@@ -108,7 +114,7 @@ def _figures(settings: Settings, pair: Pair) -> dict[str, Any]:
     for name, values in first.items():
         task, _, item = name.partition(".")
         rows = rows_of(sheet, name)
-        found[name] = _difference(task, item, values, second[name], len(rows), len(np.unique(sheet.subjects[rows])))
+        found[name] = _difference(settings, pair, (task, item), rows, values, second[name])
     families = (
         [name for name in found if name in tasks.all_names()],
         [name for name in found if "." in name],
@@ -119,23 +125,30 @@ def _figures(settings: Settings, pair: Pair) -> dict[str, Any]:
 
 def _groups(settings: Settings, pair: Pair) -> dict[str, Any]:
     sheet = pair.sheet
-    found: dict[str, Any] = {task: {} for task, _ in sheet.rows}
+    family: dict[tuple[str, str, str], dict[str, Any]] = {}
     for kind in sheet.kinds:
         for task, groups in fairness.disaggregate(sheet, pair.parsed[0], kind).items():
             enough = {name: group for name, group in groups.items() if group.people >= settings.evaluation.min_group}
             first, second = (fairness.replicates(settings, sheet, said, task, enough) for said in pair.parsed)
-            family = {
-                name: _difference(task, "", first[name], second[name], len(group.rows), group.people)
-                for name, group in enough.items()
-            }
-            if family:
-                found[task][BETWEEN.join(kind)] = _corrected(family)
+            for name, group in enough.items():
+                entry = _difference(settings, pair, (task, ""), group.rows, first[name], second[name])
+                family[task, BETWEEN.join(kind), name] = entry
+    found: dict[str, Any] = {task: {} for task, _ in sheet.rows}
+    for (task, kind_name, name), entry in _corrected(family).items():
+        found[task].setdefault(kind_name, {})[name] = entry
     return found
 
 
-def _difference(task: str, item: str, first: Array, second: Array, n: int, people: int) -> dict[str, Any]:
+def _difference(
+    settings: Settings, pair: Pair, key: tuple[str, str], rows: Rows, first: Array, second: Array
+) -> dict[str, Any]:
+    task, item = key
     gap = second - first
-    error = stats.standard_error(gap)
+    value, error = float(gap[0]), stats.standard_error(gap)
+    people = len(np.unique(pair.sheet.subjects[rows]))
+    p = float("nan")
+    if people >= settings.evaluation.min_group:
+        p = stats.p_value(value, error, people) if error > 0 or value == 0 else _sign_test(pair, rows)
     known = None if task == CLOSED_MEAN else tasks.get(task)
     return {
         "metric": BALANCED if known is None or item == BALANCED else known.metric,
@@ -144,14 +157,30 @@ def _difference(task: str, item: str, first: Array, second: Array, n: int, peopl
         "first": stats.plain(first[0]),
         "second": stats.plain(second[0]),
         "difference": stats.spread(gap, people),
-        "p": stats.plain(stats.p_value(float(gap[0]), error, people)),
-        "n": n,
+        "p": stats.plain(p),
+        "n": len(rows),
         "people": people,
         "smallest_difference": stats.plain(stats.smallest_difference(error)) if people > 1 else None,
     }
 
 
-def _corrected(family: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _sign_test(pair: Pair, rows: Rows) -> float:
+    """Two-sided p of as many people answering better, and as many worse, as there are; NaN where nobody changed."""
+    from scipy.stats import binomtest
+
+    sheet, inside = pair.sheet, np.zeros(len(pair.sheet.answers), dtype=bool)
+    inside[rows] = True
+    change_S = np.zeros(sheet.people_count)
+    for key, own in sheet.rows.items():
+        kept = own[inside[own]]
+        if len(kept):
+            marks = [marks_of(sheet, key, kept, parsed) for parsed in pair.parsed]
+            change_S += np.bincount(sheet.subjects[kept], marks[1] - marks[0], sheet.people_count)
+    better, worse = int((change_S > 1e-9).sum()), int((change_S < -1e-9).sum())
+    return float(binomtest(better, better + worse).pvalue) if better + worse else float("nan")
+
+
+def _corrected(family: Mapping[Any, Mapping[str, Any]]) -> dict[Any, Any]:
     adjusted = stats.holm([float("nan") if entry["p"] is None else entry["p"] for entry in family.values()])
     return {
         name: {**entry, "p_holm": stats.plain(p)} for (name, entry), p in zip(family.items(), adjusted, strict=True)

@@ -7,6 +7,7 @@ Legend: N questions, F faces (images).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.records import Table, mapping
-from facemllm.scoring.metrics import Array, Parsed
+from facemllm.scoring.metrics import Array, Parsed, number
 from facemllm.tasks.language import refuses
 
 Key = tuple[str, str]
@@ -97,16 +98,18 @@ class Sheet:
 @dataclass(frozen=True)
 class Answers:
     """A model's answers in the order of the sheet: as read (None: unreadable), whether an unreadable one is a refusal,
-    and the probability given to the answer (NaN where there is none)."""
+    the probability given to the answer (NaN where there is none), and the likeliest option, whatever was written (None
+    where options have no probabilities)."""
 
     parsed: Parsed
     refused: npt.NDArray[np.bool_]
     confidence: Array
+    likeliest: Parsed = ()
 
     @classmethod
     def of(cls, parsed: Parsed) -> Answers:
         """Answers of which no more is known than what was read."""
-        return cls(parsed, np.zeros(len(parsed), dtype=bool), np.full(len(parsed), np.nan))
+        return cls(parsed, np.zeros(len(parsed), dtype=bool), np.full(len(parsed), np.nan), [None] * len(parsed))
 
 
 def is_asked(turn: Mapping[str, Any]) -> bool:
@@ -115,7 +118,7 @@ def is_asked(turn: Mapping[str, Any]) -> bool:
 
 
 def read_sheet(conversations: Table, split: str) -> Sheet:
-    """Read the questions of a split and their answers. Raises UserError when there are none.
+    """Read the questions of a split and their answers. Raises UserError when there are none, or a number is none.
 
     Turns that follow from earlier ones are left out: asked alone they have no meaning.
     """
@@ -127,6 +130,12 @@ def read_sheet(conversations: Table, split: str) -> Sheet:
     sheet = reading.sheet(split)
     if pc.count_distinct(sheet.sample_ids).as_py() < len(sheet.sample_ids):
         raise UserError(f"{conversations.path}: two questions of split '{split}' share a sample_id; reformat again")
+    for (task, _), rows in sheet.rows.items():
+        if tasks.get(task).metric == "mae" and (odd := [row for row in rows if number(sheet.answers[row]) is None]):
+            raise UserError(
+                f"{conversations.path}: the answer '{sheet.answers[odd[0]]}' to question "
+                f"{sheet.sample_ids[int(odd[0])].as_py()} of {task} is no number; mend the labels and reformat again"
+            )
     return sheet
 
 
@@ -188,8 +197,8 @@ class _Reading:
         """What was read."""
         places: dict[Way, list[Rows]] = {}
         which = np.concatenate(self._which)
-        for number, how in enumerate(self._asked):
-            places.setdefault(how, []).append(np.flatnonzero(which == number))
+        for place, how in enumerate(self._asked):
+            places.setdefault(how, []).append(np.flatnonzero(which == place))
         rows = {how: np.sort(np.concatenate(parts)) for how, parts in sorted(places.items(), key=_in_order)}
         return Sheet(
             split=split,
@@ -235,9 +244,12 @@ def read_some(predictions: Table, sheet: Sheet) -> tuple[Rows, list[str | None]]
 
 
 def read_answers(predictions: Table, sheet: Sheet) -> Answers:
-    """All that a predictions table says, in the order of the sheet. Raises UserError as `read_parsed` does."""
+    """All that a predictions table says, in the order of the sheet.
+
+    Raises UserError as `read_parsed` does, and for a probability outside 0 to 1.
+    """
     found = Answers.of([None] * len(sheet.answers))
-    parsed = list(found.parsed)
+    parsed, likeliest = list(found.parsed), list(found.likeliest)
     for at, batch in _matched(predictions, sheet, ["parsed", "raw", "scores"]):
         said, raw = _fill(parsed, at, batch), batch.column("raw")
         for place in np.flatnonzero(said.is_null().to_numpy(zero_copy_only=False)):
@@ -247,8 +259,19 @@ def read_answers(predictions: Table, sheet: Sheet) -> Answers:
         chosen = pc.fill_null(pc.equal(pc.struct_field(scores, "name"), said.take(parents)), False)
         chosen = chosen.to_numpy(zero_copy_only=False)
         probability = pc.struct_field(scores, "value").to_numpy(zero_copy_only=False)
-        found.confidence[at[parents.to_numpy()[chosen]]] = probability[chosen]
-    return Answers(parsed, found.refused, found.confidence)
+        owners = parents.to_numpy()
+        if (odd := np.flatnonzero(~((probability >= 0) & (probability <= 1)))).size:
+            question = sheet.sample_ids[int(at[owners[odd[0]]])].as_py()
+            raise UserError(
+                f"{predictions.path}: question {question} has the score {probability[odd[0]]:g}; scores are "
+                "probabilities from 0 to 1: predict again"
+            )
+        found.confidence[at[owners[chosen]]] = probability[chosen]
+        best = np.lexsort((probability, owners))  # by question, the likeliest option last
+        best = best[np.flatnonzero(np.diff(owners[best], append=-1))]
+        for place, name in zip(at[owners[best]], pc.struct_field(scores, "name").take(best).to_pylist(), strict=True):
+            likeliest[place] = sys.intern(name)
+    return Answers(parsed, found.refused, found.confidence, likeliest)
 
 
 def _fill(parsed: list[str | None], at: Rows, batch: pa.RecordBatch) -> pa.Array:

@@ -71,9 +71,10 @@ def disturbed(settings: Settings, sheet: Sheet, parsed: Parsed, folder: Path) ->
 
 def generation(settings: Settings, sheet: Sheet, parsed: Parsed, table: Path) -> dict[str, Any] | None:
     """How often free generation gives the answer that scoring the options gave: `agreement` with its interval, `n`
-    questions, the same `by_task`, the `unreadable` share of generated answers. None where there is no such table.
+    questions, the same `by_task`, the `unreadable` share of generated answers, and `both_unreadable`, the share of
+    questions to which both ways gave nothing to read: no agreement. None where there is no such table.
 
-    Numbers agree within a step of the option grid. Two answers that cannot be read agree: both ways found none.
+    Numbers agree within a step of the option grid.
     """
     if not table.is_dir():
         return None
@@ -83,7 +84,7 @@ def generation(settings: Settings, sheet: Sheet, parsed: Parsed, table: Path) ->
     for key, own in sheet.rows.items():
         asked = own[np.isin(own, rows)]
         question = sheet.questions[key]
-        agree = [said[r] is parsed[r] is None or same(question, said[r], parsed[r]) for r in asked]
+        agree = [same(question, said[r], parsed[r]) for r in asked]
         by_task.setdefault(key[0], []).extend(agree)
         at.extend(asked)
     agree = [hit for found in by_task.values() for hit in found]
@@ -96,6 +97,7 @@ def generation(settings: Settings, sheet: Sheet, parsed: Parsed, table: Path) ->
             if found
         },
         "unreadable": stats.plain(sum(said[row] is None for row in at) / len(at)) if at else None,
+        "both_unreadable": stats.plain(sum(said[row] is parsed[row] is None for row in at) / len(at)) if at else None,
     }
 
 

@@ -22,9 +22,12 @@ import numpy.typing as npt
 
 from facemllm.scoring.metrics import Array, of_totals
 
-LEVEL = 0.95
+SHOWN = 0.05
+"""A difference counts as shown where its corrected p value is below this."""
+LEVEL = 1 - SHOWN
 POWER = 0.80
 _BLOCK = 2**23  # weights held at a time: 64 MB
+_ROUNDING = 1e-12
 _KEPT = 2**26  # weights kept from one call to the next: 128 MB
 
 
@@ -105,9 +108,10 @@ def spread(replicates: Array, people: int) -> dict[str, float | None]:
 
 
 def standard_error(replicates: Array) -> float:
-    """Standard deviation of a figure over its resamples; NaN below two of them."""
+    """Standard deviation of a figure over its resamples; NaN below two of them, 0 where they differ by rounding."""
     drawn = _defined(replicates)
-    return float(np.std(drawn, ddof=1)) if len(drawn) > 1 else float("nan")
+    error = float(np.std(drawn, ddof=1)) if len(drawn) > 1 else float("nan")
+    return 0.0 if error < _ROUNDING else error
 
 
 def smallest_difference(error: float) -> float:
@@ -127,16 +131,36 @@ def p_value(value: float, error: float, people: int, beyond: float = 0.0) -> flo
     """Two-sided p of a difference whose bootstrap standard error is `error`, by a t test on `people` - 1 degrees.
 
     It asks whether the absolute difference exceeds `beyond`: below 0.05 the whole 95 % t interval lies past it.
-    Percentiles of 1,000 resamples would end at p = 0.002, too coarse to correct for many comparisons. NaN if undefined.
+    Percentiles of 1,000 resamples would end at p = 0.002, too coarse to correct for many comparisons. NaN if undefined:
+    an error of zero says nothing about how people differ.
     """
     from scipy.stats import t
 
     if people < 2 or not math.isfinite(value) or not math.isfinite(error):
         return float("nan")
     excess = abs(value) - beyond
-    if excess <= 0 or error == 0:
-        return 1.0 if excess <= 0 else 0.0
-    return min(1.0, 2 * float(t.sf(excess / error, people - 1)))
+    if excess <= 0:
+        return 1.0
+    return min(1.0, 2 * float(t.sf(excess / error, people - 1))) if error > 0 else float("nan")
+
+
+def t_interval(value: float, error: float, people: int) -> dict[str, float | None]:
+    """A difference with the 95 % interval of `p_value`'s test, as stored."""
+    from scipy.stats import t
+
+    reach = float(t.ppf((1 + LEVEL) / 2, people - 1)) * error if people > 1 else float("nan")
+    return {"value": plain(value), "low": plain(value - reach), "high": plain(value + reach)}
+
+
+def share_variance(share: float, people: int) -> float:
+    """The least variance that a share of n people is taken to have: p (1 - p) / n with p = (share * n + 2) / (n + 4).
+
+    Two rights and two wrongs are added (Agresti and Coull 1998, The American Statistician 52(2); for differences
+    Agresti and Caffo 2000, 54(4)): nobody wrong of twenty does not mean that nobody ever is, yet every resample of them
+    says so. They divide by n + 4; by n, one or two people of a rare class are not taken for five or six.
+    """
+    added = (share * people + 2) / (people + 4)
+    return added * (1 - added) / people
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -19,6 +19,8 @@ from facemllm.scoring.sheet import Answers, Key, Rows, Sheet
 from facemllm.tasks.held_out import ZERO_SHOT
 from facemllm.tasks.presence import CELEBA_40
 
+BY_LIKELIHOOD = "by_likelihood"
+
 Mask = npt.NDArray[np.bool_]
 Sums = dict[tuple[Key, str], stats.Sums]
 """By item and metric."""
@@ -44,6 +46,18 @@ def of_item(sheet: Sheet, key: Key, rows: Rows, parsed: Parsed, metric: str | No
     grid = [float(option.value) for option in question.options] if metric == "mae" else []
     added_NK = columns(metric, [sheet.answers[row] for row in rows], [parsed[row] for row in rows], grid)
     return stats.Sums(metric, stats.by_subject(sheet.subjects[rows], added_NK, sheet.people_count))
+
+
+def marks_of(sheet: Sheet, key: Key, rows: Rows, parsed: Parsed) -> Array:
+    """How good each answer to some of an item's questions is, one a row, more is better: right (1) or not, the error
+    below zero, facts shared less those missed or made up."""
+    metric, question = tasks.get(key[0]).metric, sheet.questions[key]
+    truth, said = [sheet.answers[row] for row in rows], [parsed[row] for row in rows]
+    if metric == "mae":
+        return -columns(metric, truth, said, [float(option.value) for option in question.options])[:, 0]
+    if metric == "fact_f1":
+        return np.asarray(columns(metric, truth, said) @ np.array([1.0, -1.0, -1.0]))
+    return np.asarray(columns("accuracy", truth, said)[:, 0])
 
 
 def figures(sheet: Sheet, found: Sums, resamples: int, seed: int) -> Figures:
@@ -83,10 +97,15 @@ def summarise(
 ) -> dict[str, Any]:
     """The figures of all tasks: value, 95 % interval, number asked, unreadable share, baselines, items beneath.
 
+    Where every question of `zero_shot` has probabilities of its options, `also` holds `by_likelihood`: the balanced
+    accuracy of the likeliest option, whatever free decoding would write.
+
     Returns `tasks` by name, `closed_mean` and `celeba_40` (mean accuracy over CelebA's attributes). A figure that
     cannot be computed is None, never NaN.
     """
     replicates = replicate(sheet, answers.parsed, resamples, seed)
+    for name, values in _by_likelihood(sheet, answers, resamples, seed).items():
+        replicates[name][BY_LIKELIHOOD] = values
     rivals = {name: (said, replicate(sheet, said, 0, seed)) for name, said in baselines.items()}
 
     def figure(name: str, metric: str | None = None) -> dict[str, Any]:
@@ -123,6 +142,17 @@ def summarise(
         CLOSED_MEAN: figure(CLOSED_MEAN) if CLOSED_MEAN in replicates else None,
         "celeba_40": _celeba(replicates, sheet.people_count),
     }
+
+
+def _by_likelihood(sheet: Sheet, answers: Answers, resamples: int, seed: int) -> dict[str, Array]:
+    """Balanced accuracy of the likeliest options of `zero_shot`, replicated, by figure."""
+    rows = [own for (task, _), own in sheet.rows.items() if task == ZERO_SHOT]
+    if not rows or not answers.likeliest or any(answers.likeliest[row] is None for own in rows for row in own):
+        return {}
+    only = np.zeros(len(sheet.answers), dtype=bool)
+    only[np.concatenate(rows)] = True
+    found = replicate(sheet, answers.likeliest, resamples, seed, only)
+    return {name: by_metric[BALANCED] for name, by_metric in found.items() if BALANCED in by_metric}
 
 
 def _celeba(replicates: Figures, people: int) -> dict[str, Any] | None:

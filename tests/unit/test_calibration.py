@@ -33,7 +33,8 @@ def test_agrees_with_scikit_learn_and_a_plain_loop(settings):
         inside = (confidence > low) & (confidence <= low + 1 / 15)
         expected += abs(right[inside].sum() - confidence[inside].sum()) / 900
     assert found["ece"] == pytest.approx(expected, abs=1e-9)
-    assert found["low"] < found["ece"] < found["high"]
+    assert not {"low", "high"} & set(found)
+    assert 0 < found["expected"] < found["ece"]
     assert found["n"] == sum(b["n"] for b in found["bins"]) == 900
 
 
@@ -42,6 +43,19 @@ def test_a_calibrated_model_has_little_error_and_a_boastful_one_much(settings):
     confidence = draw.uniform(0.5, 1, 4000)
     assert measured(settings, confidence, draw.random(4000) < confidence)["ece"] < 0.04
     assert measured(settings, np.ones(1000), draw.random(1000) < 0.6)["ece"] == pytest.approx(0.4, abs=0.05)
+
+
+def test_what_is_expected_of_a_calibrated_model_is_what_calibrated_models_have(settings):
+    errors, expected = [], []
+    for seed in range(40):
+        draw = np.random.default_rng(seed)
+        confidence = draw.uniform(0.5, 1, 300)
+        found = measured(settings, confidence, draw.random(300) < confidence)
+        errors.append(found["ece"])
+        expected.append(found["expected"])
+    assert np.mean(errors) > 0.03  # far from zero, though nothing is wrong
+    assert np.mean(expected) == pytest.approx(np.mean(errors), rel=0.1)
+    assert measured(settings, np.ones(50), [True] * 50)["expected"] == 0.0
 
 
 def test_bins_are_closed_above_and_an_unread_answer_has_no_confidence(settings):

@@ -23,7 +23,9 @@ def test_the_card_says_what_was_measured():
     assert "A gap is shown in 1 of 2 comparisons" in said
     assert "| attributes | gender | female – male | 0.14 (0.09–0.19) | 0.0004 |" in said
     assert "Logical relations broken by the answers: 0.031 (0.011–0.051); by the labels: 0 (" in said
-    assert "Expected calibration error: attributes 0.061." in said
+    assert "(in brackets what chance gives a calibrated model): attributes 0.061 (0.012)." in said
+    assert "Captions that contradict an answer: 0.12 (0.1–0.14); by the labels: 0.01 (" in said
+    assert "Of the likeliest option, whatever the model writes: 0.7 (0.68–0.72)." in said
     assert "Change of mean balanced accuracy on blur pictures: -0.15 (-0.17–-0.13)." in said
     assert "| align | CPU, 2 threads, bf16 | 160.2 | 76,800 | 2,764,800 | 3.4e+12 | 1,300,000,000 | 0.1602 |" in said
 
@@ -33,6 +35,16 @@ def test_the_limits_are_those_the_figures_show():
     assert "- Not shown to be better than a constant answer: attributes eye_color." in limits
     assert "the surest gap: attributes by gender, female – male: 0.14 (0.09–0.19)." in limits
     assert "counted as wrong: attributes 1.3%, age 1.3%." in limits
+
+
+def test_names_of_groups_are_words_and_nothing_else():
+    kinds = {
+        "skin_tone": example.kind({"a|b\n# <b>x": example.group(0.5, 30)}, example.gap("a|b\n# <b>x", "c", 0.4, 0.001))
+    }
+    said = text({"tasks": {}, "fairness": {"gender": kinds}})
+    assert r"| gender | skin_tone | a\|b \# \<b\>x | 30 |" in said
+    assert r"| gender | skin_tone | a\|b \# \<b\>x – c | 0.4 (" in said
+    assert r"the surest gap: gender by skin_tone, a\|b \# \<b\>x – c:" in said
 
 
 def test_what_was_not_measured_is_left_out():

@@ -238,12 +238,21 @@ def test_the_terminal_says_it_in_words() -> None:
         console.print(part)
     text = console.export_text()
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "[red]b against a" in lines[0]
+    assert "[red]b (second) against a (first)" in lines[0]
     assert "Wearing_Hat balanced_accuracy 0.980 0.900 -0.080 -0.100 -0.060 0.010 0.031 ▼ worse" in lines
     assert "age mae (years) 9.50 11.00 +1.50 +1.48 +1.52 0.001 0.03 ▼ worse" in lines
     assert "attributes gender: female balanced_accuracy 0.860 0.800 -0.060 -0.080 -0.040 0.020 0.031 ▼ worse" in lines
     assert "gender: male" not in text
     assert "1 of 2 groups show none" in " ".join(lines)
+
+
+def test_long_names_stand_in_the_title_alone() -> None:
+    console = Console(width=160, file=io.StringIO(), record=True)
+    for part in shown(judged_example(("/a/very/long/folder/of/evaluations/" * 3, "b" * 64))):
+        console.print(part)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert "metric first second difference 95 % p (Holm) would show" in lines
+    assert "age mae (years) 9.50 11.00 +1.50 +1.48 +1.52 0.001 0.03 ▼ worse" in lines
 
 
 class Words(HTMLParser):
@@ -281,6 +290,9 @@ def test_the_command_prints_writes_and_refuses(settings: Settings, runs: dict[st
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["figures"]["age"]["verdict"] == WORSE
     assert (tmp_path / "c.html").is_file()
-    told = run(cli.app, ["compare", "good", "poor", *options])
-    assert "poor against good" in told.stdout
+    page = tmp_path / "[b]" / "c.html"
+    page.parent.mkdir()
+    told = run(cli.app, ["compare", "good", "poor", "--html", str(page), *options])
+    assert "[b]/c.html" in told.stdout.replace("\n", "")
+    assert "poor (second) against good (first)" in told.stdout
     assert isinstance(run(cli.app, ["compare", "good", "none/such", *options]).exception, UserError)

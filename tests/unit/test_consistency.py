@@ -75,7 +75,14 @@ def test_a_caption_is_held_against_the_answers(settings):
         ("b", 1, "attributes", "eyewear", "No_Eyewear"),
     ]
     parsed = ["age=40;eyewear=Eyeglasses", "No_Eyewear", "52", "", "yes", "No_Eyewear"]
-    _, found = by_relation(settings, rows, parsed)
+    relations, held = by_relation(settings, rows, parsed)
+    captions = consistency.measure(settings, sheet_of(rows), parsed)["captions"]
+    found = {entry["relation"]: entry for entry in captions["by_relation"]}
+    assert not set(found) & set(held)  # two kinds of figure
+    assert captions["model"]["value"] == 1.0
+    assert captions["model"]["n"] == 2
+    assert captions["truth"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 3}
+    assert relations["truth"]["value"] == 0.0
     assert found["the caption agrees on eyewear"]["broken_by_model"] == 1.0
     assert found["the caption agrees on eyewear"]["broken_by_truth"] == 0.0
     assert found["the caption agrees on age"]["broken_by_model"] == 1.0  # twelve years off
@@ -86,7 +93,7 @@ def test_a_caption_is_held_against_the_answers(settings):
         "broken_by_truth": 0.0,
         "n": 0,
     }
-    assert found["No_Eyewear excludes Eyeglasses"]["broken_by_model"] == 1.0
+    assert held["No_Eyewear excludes Eyeglasses"]["broken_by_model"] == 1.0
 
 
 def test_each_way_to_ask_has_its_accuracy_and_its_agreement(settings):
@@ -113,6 +120,34 @@ def test_each_way_to_ask_has_its_accuracy_and_its_agreement(settings):
     assert found["unseen"]["accuracy"]["value"] == 0.5  # 34 is within a step of 30, 42 is not
     assert found["unseen"]["agreement"]["value"] == 0.5
     assert found["unseen"]["n"] == 2
+
+
+def test_an_opening_question_agrees_when_it_means_the_same(settings):
+    rows = [
+        ("a", 0, "attributes", "beard", "No_Beard"),
+        ("b", 1, "attributes", "beard", "Goatee"),
+        ("c", 2, "attributes", "beard", "Goatee"),
+        ("d", 3, "attributes", "beard", "Goatee"),
+        ("a", 0, "attributes", "beard", "no", "dialogue", "present"),
+        ("b", 1, "attributes", "beard", "yes", "dialogue", "present"),
+        ("c", 2, "attributes", "beard", "yes", "dialogue", "present"),
+        ("d", 3, "attributes", "beard", "yes", "dialogue", "present"),
+    ]
+    parsed = ["No_Beard", "Mustache", "No_Beard", None, "no", "yes", "yes", "yes"]
+    found = consistency.measure(settings, sheet_of(rows), parsed)["ways"]["dialogue"]
+    assert found["accuracy"]["value"] == 1.0
+    assert found["agreement"]["value"] == 0.5  # of c it says no beard, of d nothing
+    assert "blind" not in found
+
+
+def test_statements_are_held_against_answers_without_a_look_at_the_face(settings):
+    claims = [("Goatee", "false")] * 3 + [("Goatee", "true"), ("No_Beard", "true"), ("No_Beard", "true")]
+    rows = [
+        (str(number), number, "attributes", "beard", answer, "statement", claim)
+        for number, (claim, answer) in enumerate(claims)
+    ]
+    found = consistency.measure(settings, sheet_of(rows), [None] * 6)["ways"]["statement"]
+    assert found["blind"] == pytest.approx(5 / 6)
 
 
 def test_relations_speak_of_attributes_that_tasks_know():

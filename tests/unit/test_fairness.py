@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from statsmodels.stats.multitest import multipletests
 
 from facemllm import settings as settings_module
 from facemllm.scoring import fairness
@@ -82,7 +83,7 @@ def test_unread_answers_are_counted_by_group_and_wrong(settings):
     assert found["groups"]["male"]["value"] == 0.0
     assert found["groups"]["female"]["unparsed"] == 0.0
     assert abs(found["largest"]["value"]) == 1.0
-    assert found["largest"]["p_holm"] == 0.0  # nobody differs within a group: no chance can explain it
+    assert 0 <= found["largest"]["p_holm"] < 1e-6
 
 
 def test_nothing_is_said_without_groups(settings):
@@ -106,6 +107,98 @@ def test_equal_groups_raise_a_false_alarm_no_more_often_than_stated(settings):
         beyond += bool(fairness.beyond(kinds, 0.15))
     assert beyond == 0
     assert binomtest(found, seeds, 0.05, alternative="greater").pvalue > 0.01
+
+
+def small_and_large(small, large, right):
+    """Sexes of the few of one skin tone and the many of another, right with the odds given for each."""
+    rows, groups = [], {}
+    for person in range(small + large):
+        rows.append((str(person), person, "gender", "gender", ("female", "male")[person % 2]))
+        groups[str(person)] = {"skin_tone": "dark" if person < small else "light"}
+    return rows, groups, np.where(np.arange(small + large) < small, *right)
+
+
+@pytest.mark.parametrize(("people", "skill"), [(20, 0.95), (20, 0.7), (40, 0.95), (40, 0.7)])
+def test_a_small_group_of_a_strong_model_raises_no_false_alarm(settings, people, skill):
+    """Twenty people of whom nobody or one is wrong resample to hardly any error."""
+    settings = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"bootstrap": 200})})
+    alarms = found = 0
+    for seed in range(40):
+        for less in (0.0, 0.4):
+            rows, groups, odds = small_and_large(people, 100, (skill - less, skill))
+            right = np.random.default_rng(seed).random(len(rows)) < odds
+            gap = fairness.measure(settings, sheet_of(rows, groups), answers(rows, right))["gender"]["skin_tone"][
+                "gaps"
+            ][0]
+            shown = gap["p_holm"] < 0.05
+            assert shown == (not gap["low"] <= 0 <= gap["high"])  # one pair: the interval is that of its test
+            alarms, found = alarms + (shown and not less), found + (shown and bool(less))
+    assert binomtest(alarms, 40, 0.05, alternative="greater").pvalue > 0.01
+    assert found >= 32  # a bias of forty points is seen four times in five
+
+
+def test_rare_classes_raise_no_false_alarm(settings):
+    """Of thirty people in each group one or two have an attribute; whether they are told makes half of its figure."""
+    settings = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"bootstrap": 200})})
+    items = ("Bangs", "Wearing_Hat", "Wearing_Earrings", "Wearing_Lipstick")
+    alarms = 0
+    for seed in range(80):
+        draw = np.random.default_rng(seed)
+        truth = draw.random((60, len(items))) < 0.05
+        told = draw.random(truth.shape) < np.where(truth, 0.7, 0.97)
+        rows, parsed = [], []
+        for person, column in np.ndindex(truth.shape):
+            here = bool(truth[person, column])
+            rows.append((str(person), person, "attributes", items[column], "yes" if here else "no"))
+            parsed.append("yes" if here == told[person, column] else "no")
+        groups = {str(person): {"gender": ("female", "male")[person % 2]} for person in range(60)}
+        gaps = fairness.measure(settings, sheet_of(rows, groups), parsed)["attributes"]["gender"]["gaps"]
+        alarms += gaps[0]["p_holm"] < 0.05
+    assert binomtest(alarms, 80, 0.05, alternative="greater").pvalue > 0.01
+
+
+def test_errors_in_years_that_are_all_alike_give_no_p(settings):
+    rows = [(str(person), person, "age", "age", "30") for person in range(60)]
+    groups = {str(person): {"gender": ("female", "male")[person % 2]} for person in range(60)}
+    parsed = [("31", "39")[person % 2] for person in range(60)]
+    kinds = fairness.measure(settings, sheet_of(rows, groups), parsed)["age"]
+    assert kinds["gender"]["largest"]["value"] == -8
+    assert kinds["gender"]["largest"]["p_holm"] is None
+    assert fairness.beyond(kinds, 1) == []
+
+
+def test_p_values_are_corrected_for_all_gaps_of_the_evaluation(settings):
+    rows, groups = asked()
+    rows += [(name, person, "gender", "gender", groups[name]["gender"]) for name, person, *_ in rows]
+    draw = np.random.default_rng(3)
+    parsed = answers(rows, draw.random(len(rows)) < 0.8)
+    found = fairness.measure(settings, sheet_of(rows, groups), parsed)
+    gaps = [gap for kinds in found.values() for entry in kinds.values() for gap in entry["gaps"]]
+    assert len(found) == 2
+    p_values = [gap["p"] for gap in gaps]
+    assert [gap["p_holm"] for gap in gaps] == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-9)
+    least = min(gaps, key=lambda gap: gap["p"])
+    assert least["p_holm"] == pytest.approx(min(1, len(gaps) * least["p"]))
+    for entry in (entry for kinds in found.values() for entry in kinds.values() if entry["gaps"]):
+        assert entry["largest"]["p_holm"] in [gap["p_holm"] for gap in entry["gaps"]]
+
+
+def test_what_exceeds_a_limit_is_corrected_for_all_gaps_of_the_task(settings):
+    """A gap that passes the limit alone does not among twelve others of another kind."""
+
+    def kind(*gaps):
+        names = {name for a, b, _ in gaps for name in (a, b)}
+        return {
+            "groups": {name: {"people": 100} for name in names},
+            "gaps": [{"a": a, "b": b, "value": value, "error": 0.05} for a, b, value in gaps],
+        }
+
+    alone = {"gender": kind(("female", "male", 0.36))}
+    assert [gap["p_holm"] for gap in fairness.beyond(alone, 0.25)] == [pytest.approx(0.0302, abs=1e-3)]
+    many = {**alone, "age_band": kind(*[(f"a{n}", f"b{n}", 0.26) for n in range(12)])}
+    assert fairness.beyond(many, 0.25) == []
+    clear = {**many, "gender": kind(("female", "male", 0.6))}
+    assert [(gap["kind"], gap["a"]) for gap in fairness.beyond(clear, 0.25)] == [("gender", "female")]
 
 
 def test_a_gap_at_the_very_limit_is_refused_at_most_one_time_in_twenty(settings):

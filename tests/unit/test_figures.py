@@ -32,12 +32,17 @@ def flat():
         ("consistency/model/value", 0.031),
         ("consistency/truth/value", 0.0),
         ("consistency/unseen/agreement/low", 0.91),
+        ("consistency/captions/model/value", 0.12),
+        ("consistency/captions/truth/value", 0.01),
         ("calibration/attributes/ece", 0.061),
+        ("calibration/attributes/expected", 0.012),
+        ("zero_shot/also/by_likelihood/value", 0.7),
         ("slices/profile/closed_mean/value", 0.7),
         ("disturbed/blur/change/high", -0.13),
         ("generation/agreement/value", 0.97),
         ("generation/by_task/attributes/value", 0.98),
         ("generation/unreadable", 0.01),
+        ("generation/both_unreadable", 0.004),
     ],
 )
 def test_every_number_has_its_stable_name(flat, name, value):

@@ -12,6 +12,7 @@ from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, open_table
 from facemllm.scoring import fairness, stats
 from facemllm.scoring.sheet import read_answers, read_sheet
 from facemllm.scoring.summary import summarise
+from tests.scored import sheet_of
 
 TASKS = ["expression", "age", "gender"]
 PEOPLE = 150
@@ -266,6 +267,17 @@ def test_both_must_answer_the_same_questions(settings, table, tmp_path):
         decide(settings, table, good, other)
 
 
+@pytest.mark.parametrize("needed", ["model_digest", "conversations_digest", "predictions_digest", "split", "tasks"])
+def test_metrics_that_lack_something_are_refused_in_a_line(settings, table, tmp_path, needed):
+    folder = evaluation(tmp_path / "a", table, "aa")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for held in ([], {name: value for name, value in metrics.items() if name != needed}, {**metrics, needed: None}):
+        (folder / "metrics.json").write_text(json.dumps(held))
+        with pytest.raises(UserError, match=r"metrics\.json does not state") as refused:
+            decide(settings, table, folder)
+        assert "\n" not in str(refused.value)
+
+
 def test_metrics_of_other_predictions_are_refused(settings, table, tmp_path):
     good = evaluation(tmp_path / "a", table, "aa")
     bad = evaluation(tmp_path / "b", table, "bb", skill=0.2)
@@ -328,3 +340,60 @@ def test_a_fairness_rule_fails_on_what_it_cannot_see(settings, table, tmp_path):
     assert failed(judge(with_gaps(few, gender=0.25), metrics)) == {("fairness", "gender")}
     with pytest.raises(UserError, match=r"fairness_gap\.smile: no task 'smile'"):
         judge(with_gaps(settings, smile=None), metrics)
+
+
+def people(few, kind="skin_tone"):
+    """Expressions of 200 people of two sexes, `few` of them of the dark skin tone and never read right."""
+    rows, groups = [], {}
+    for person in range(200):
+        rows.append((str(person), person, "expression", "expression", "happiness"))
+        groups[str(person)] = {"gender": ("female", "male")[person % 2]}
+        groups[str(person)][kind] = "dark" if person < few else "light"
+    return sheet_of(rows, groups), ["sadness" if person < few else "happiness" for person in range(200)]
+
+
+def test_a_kind_whose_groups_are_too_few_is_refused_however_well_another_compares(settings):
+    rules = with_gaps(settings, expression=0.25)
+    sheet, parsed = people(few=19)
+    found = judge(rules, {"tasks": {}, "closed_mean": None, "fairness": fairness.measure(rules, sheet, parsed)})
+    assert ("fairness", "expression") in failed(found)
+    reason = next(check["reason"] for check in found.checks if check["check"] == "fairness")
+    assert (
+        "cannot be compared by skin_tone (dark: 19 people, light: 181 people): no two groups have 20 people" in reason
+    )
+    assert "lower evaluation.min_group or set promotion.fairness_gap.expression to null" in reason
+    sheet, parsed = people(few=20)
+    found = judge(rules, {"tasks": {}, "closed_mean": None, "fairness": fairness.measure(rules, sheet, parsed)})
+    reason = next(check["reason"] for check in found.checks if check["check"] == "fairness")
+    assert "differs by 1 between dark and light" in reason
+    assert "is shown to exceed 0.25" in reason
+
+
+def test_groups_that_are_too_few_beside_others_are_named(settings, table, tmp_path):
+    metrics = json.loads((evaluation(tmp_path / "a", table, "aa") / "metrics.json").read_text())
+    rules = with_gaps(settings, gender=0.25)
+    metrics["fairness"]["gender"]["age_band"]["groups"]["newborn"] = {"people": 3, "too_few": True, "value": None}
+    found = judge(rules, metrics)
+    assert found.passed
+    assert "too few people to judge: age_band newborn: 3 people" in found.reasons[0]
+    check = next(check for check in found.checks if check["check"] == "fairness")
+    assert check["reason"].endswith("too few people to judge: age_band newborn: 3 people")
+
+
+def test_the_gate_corrects_for_all_pairs_of_a_task(settings):
+    def kind(number, value):
+        names = [f"{end}{n}" for n in range(number) for end in "ab"]
+        groups = {name: {"people": 100, "too_few": False} for name in names}
+        gap = {"value": value, "low": value - 0.1, "high": value + 0.1, "error": 0.05, "p": 0.5}
+        return {"groups": groups, "gaps": [{"a": f"a{n}", "b": f"b{n}", **gap} for n in range(number)]}
+
+    rules = with_gaps(settings, gender=0.25)
+
+    def judged(kinds):
+        metrics = {"tasks": {}, "closed_mean": None, "fairness": {"gender": kinds}}
+        return next(check for check in judge(rules, metrics).checks if check["check"] == "fairness")
+
+    assert judged({"gender": kind(1, 0.36)})["passed"] is False
+    among = judged({"gender": kind(1, 0.36), "age_band": kind(12, 0.26)})
+    assert among["passed"] is True
+    assert "corrected for 13 pairs" in among["reason"]

@@ -76,6 +76,7 @@ def evaluation(tmp_path):
         ("age", "mae", "37.4", "about 40 years old", "41.20", 3.8),
         ("caption", "fact_f1", "gender=male", HOSTILE, "gender=male", 0.5),
         ("Hat", "accuracy", "no", "maybe a hat", None, 0.0),
+        ("Chubby", "accuracy", "no", "(none of the options; likeliest perhaps yes)", None, 0.0),
     ]
     entries = []
     for index in range(6):
@@ -162,6 +163,7 @@ def test_report_says_everything_it_must(evaluation, tmp_path):
     assert "male ✓ right" in words
     assert "41.20 · truth 37.4 · off by 3.8" in words
     assert "not readable: “maybe a hat”" in words
+    assert "no answer (none of the options; likeliest perhaps yes) ✗; truth no" in words
     assert "400 images/s" in words
 
 
@@ -181,6 +183,8 @@ def test_zero_shot_has_a_section_of_its_own(full):
     assert "Attributes held out of training: Wearing Earrings." in full
     assert "The interval lies above chance" in full
     assert full.index("0.620 [0.570, 0.670]") > full.index("Zero-shot: attributes never seen in training")
+    assert "wrong: 0.620 [0.570, 0.670] (1.3% unread)" in full
+    assert "the likeliest option were taken whatever it writes: 0.700 [0.680, 0.720]" in full
     assert "zero shot" not in full.split("Zero-shot")[0]  # not among what was trained
 
 
@@ -217,20 +221,23 @@ def test_what_can_be_relied_on_is_said(full):
     assert "break it in 3.1% [1.1, 5.1] of 2,000 cases, the true labels in 0.0%" in full
     assert "No Beard excludes Goatee 5.0% 0.0% 560" in full
     assert "in words that training never used 93.0% [91.0, 95.0] 79.0% [77.0, 81.0] 900" in full
-    assert "attributes 0.061 [0.050, 0.080] 4,000" in full
+    assert "attributes 0.061 0.012 4,000" in full
     assert "no answers with probabilities" in full
     assert "profile 0.700 [0.680, 0.720] 40 500" in full
     assert "blurred 0.800 0.650 [0.630, 0.670] -0.150 [-0.170, -0.130] worse 100" in full
     assert "occluded too few people for a figure 3 12" in full
     assert "poor JPEG 0.800 [0.780, 0.820] 0.800 [0.780, 0.820] 0.000 [-0.020, 0.020] no change shown" in full
     assert "the same answer in 97.0% [95.0, 99.0] of 640 questions; 1.0% of its free answers cannot be read" in full
+    assert "Neither way gave an answer that can be read in 0.4%, which is no agreement" in full
+    assert "contradicts the model's own answer in 12.0% [10.0, 14.0] of 900 cases, the true labels in 1.0%" in full
+    assert "the caption agrees on age 12.0% 1.0% 900" in full
     assert "anger 30 9 1 happiness 4 60 0" in full
 
 
 def test_cost_is_shown_with_its_units(full):
     assert "align CPU, 2 threads, bf16 2 min 40 s 76,800 2,764,800 3.4 TFLOP 1.21 GiB" in full
     assert "evaluate CPU, 2 threads 20.0 s 560 – – 0.84 GiB" in full
-    assert "together – 3 min 00 s – 2,764,800 3.4 TFLOP –" in full
+    assert "together – 3 min 00 s – – – –" in full  # what one step does not tell has no sum
     assert "reports no energy" in full
 
 
@@ -303,7 +310,8 @@ def test_table_ends_with_consistency_and_the_surest_gap():
         return results_table({"tasks": example.TASKS, "trust": trust(metrics)}).caption
 
     assert caption(example.METRICS) == (
-        "broken logical relations: 3.1% (the labels 0.0%)\ngaps between groups of people: shown in 1 of 2; "
+        "broken logical relations: 3.1% (the labels 0.0%)\n"
+        "captions that contradict an answer: 12.0%\ngaps between groups of people: shown in 1 of 2; "
         "the surest: attributes by gender, female – male +0.140 [+0.090, +0.190]"
     )
     fair = {"age": {"gender": example.kind({}, example.gap("a", "b", 0.01, 0.9))}}

@@ -163,7 +163,7 @@ def test_figures_equal_a_table_worked_out_by_hand(metrics):
     assert ways["statement"]["agreement"]["value"] == pytest.approx(2 / 5, abs=1e-9)
     assert ways["statement"]["n"] == 5
     # both captions speak of gender, the first also of bangs, age and eyewear (wrongly), the last of the hat (denied)
-    relations = {entry["relation"]: entry for entry in metrics["consistency"]["relations"]["by_relation"]}
+    relations = {entry["relation"]: entry for entry in metrics["consistency"]["captions"]["by_relation"]}
     assert relations["the caption agrees on eyewear"]["broken_by_model"] == 1.0
     assert relations["the caption agrees on eyewear"]["broken_by_truth"] == 0.0
     assert relations["the caption agrees on Wearing_Hat"]["broken_by_model"] == 1.0
@@ -256,9 +256,56 @@ def test_an_evaluation_folder_brings_its_other_tables_along(settings, table, pre
     assert found["generation"]["agreement"]["value"] == found["generation"]["by_task"]["expression"]["value"] == 0.5
     assert found["generation"]["n"] == 6
     assert found["generation"]["unreadable"] == 0.0
+    assert found["generation"]["both_unreadable"] == 0.0
     write_predictions(folder / "disturbed" / "jpeg", {len(ROWS): None}, [*raw, ""], kind="jpeg")
     with pytest.raises(UserError, match="1 predictions answer no question"):
         score(settings, table, folder)
+
+
+ZERO = [(str(i), i, "zero_shot", "Wearing_Earrings", ("yes", "no")[i % 2]) for i in range(20)]
+
+
+def test_zero_shot_is_also_judged_by_the_likeliest_option(settings, tmp_path):
+    table = write_conversations(tmp_path / "conversations", ZERO)
+    scores = [{"no": 0.1, "yes": 0.7} if i % 4 == 0 else {"no": 0.6, "yes": 0.2} for i in range(20)]
+    write_predictions(tmp_path / "a", [None] * 20, ["(none of the options)"] * 20, scores)
+    found = score(settings, table, tmp_path / "a")["tasks"]["zero_shot"]
+    assert found["value"] == 0.0
+    assert found["also"]["by_likelihood"]["value"] == 0.75
+    assert found["also"]["by_likelihood"]["low"] < 0.75 < found["also"]["by_likelihood"]["high"]
+    assert found["items"]["Wearing_Earrings"]["also"]["by_likelihood"]["value"] == 0.75
+    write_predictions(tmp_path / "b", [None] * 20, [""] * 20, [*scores[:-1], None])
+    assert "by_likelihood" not in score(settings, table, tmp_path / "b")["tasks"]["zero_shot"]["also"]
+
+
+def test_two_answers_that_cannot_be_read_do_not_agree(settings, tmp_path):
+    table = write_conversations(tmp_path / "conversations", ZERO)
+    write_predictions(tmp_path / "e" / "predictions", ["yes"] * 10 + [None] * 10)
+    write_predictions(tmp_path / "e" / "generated", ["yes"] * 5 + [None] * 10 + ["no"] * 5)
+    found = score(settings, table, tmp_path / "e")["generation"]
+    assert found["agreement"]["value"] == 0.25
+    assert found["both_unreadable"] == 0.25
+    assert found["unreadable"] == 0.5
+
+
+def test_predictions_and_labels_that_mean_nothing_are_refused(settings, tmp_path):
+    table = write_conversations(tmp_path / "conversations", ZERO)
+    for place, odd in enumerate((1.2, -0.1, float("nan"))):
+        scores = [{"no": 0.4, "yes": 0.6}] * 19 + [{"no": odd, "yes": 0.6}]
+        write_predictions(tmp_path / str(place), ["yes"] * 20, scores=scores)
+        with pytest.raises(UserError, match=r"question 19 has the score .*; scores are probabilities from 0 to 1"):
+            score(settings, table, tmp_path / str(place))
+    write_predictions(tmp_path / "one", ["yes"] * 20)
+    answered = list(open_table(tmp_path / "one").iterate())
+    answered[7]["model_digest"] = "d" * 64
+    with TableWriter(tmp_path / "two", PREDICTIONS, about={"split": "test"}) as writer:
+        writer.write(answered)
+    with pytest.raises(UserError, match="question 7 was answered by model dddddddddddd, others by mmmmmmmmmmmm"):
+        score(settings, table, tmp_path / "two")
+    ages = write_conversations(tmp_path / "ages", [("a", 0, "age", "age", "30"), ("b", 1, "age", "age", "thirty")])
+    write_predictions(tmp_path / "c", ["30", "30"])
+    with pytest.raises(UserError, match="the answer 'thirty' to question 1 of age is no number"):
+        score(settings, ages, tmp_path / "c")
 
 
 def test_nothing_heavy_is_loaded_to_score(settings, table, predictions):

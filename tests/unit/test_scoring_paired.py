@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from facemllm import settings as settings_module
 from facemllm.evaluation.score import score
@@ -89,6 +90,42 @@ def test_a_model_does_not_differ_from_itself(settings, folders):
     found = compare(settings, folders[0], folders[1], folders[1])
     assert {entry["p_holm"] for entry in found["figures"].values()} == {1.0}
     assert {entry["difference"]["value"] for entry in found["figures"].values()} == {0.0}
+
+
+def both(settings, rows, groups, first, second, home):
+    table = write_conversations(home / "conversations", rows, groups)
+    for name, parsed in (("first", first), ("second", second)):
+        write_predictions(home / name / "predictions", parsed)
+        score(settings, table, home / name, home / name / "metrics.json")
+    return compare(settings, table, home / "first", home / "second")
+
+
+def test_all_groups_of_all_tasks_are_one_family(settings, folders):
+    found = compare(settings, *folders)["groups"]
+    groups = [entry for kinds in found.values() for names in kinds.values() for entry in names.values()]
+    assert len(groups) > 12
+    p_values = [entry["p"] for entry in groups]
+    assert [entry["p_holm"] for entry in groups] == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-9)
+
+
+def test_few_people_show_nothing_and_people_who_change_alike_are_counted(settings, tmp_path):
+    rows = [(p, p, "age", "age", "30") for p in range(30)]
+    rows += [(p, p, "attributes", "Bangs", "yes") for p in range(10)]
+    rows += [(p, p, "gender", "gender", "male") for p in range(30)]
+    first = ["32"] * 30 + ["no"] * 10 + ["male"] * 30
+    second = ["39"] * 30 + ["yes"] * 10 + ["male"] * 30
+    figures = both(settings, rows, None, first, second, tmp_path)["figures"]
+    assert figures["age"]["difference"] == {"value": 7.0, "low": 7.0, "high": 7.0}
+    assert figures["age"]["p"] == pytest.approx(2 * 0.5**30)  # thirty of thirty worse, by a sign test
+    assert figures["gender"]["p"] == 1.0
+    assert figures["attributes"]["difference"]["value"] == 1.0
+    assert figures["attributes"]["p"] is figures["attributes"]["p_holm"] is None  # ten people
+
+
+def test_captions_that_all_change_alike_are_counted_too(settings, tmp_path):
+    rows = [(p, p, "caption", "caption", "gender=male;age=30") for p in range(25)]
+    found = both(settings, rows, None, ["gender=male"] * 25, ["gender=male;age=30"] * 25, tmp_path)
+    assert found["figures"]["caption"]["p"] == pytest.approx(2 * 0.5**25)
 
 
 def test_slices_follow_the_labels_asked_about(settings):

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -118,6 +120,13 @@ def test_nothing_to_replicate():
     assert stats.replicate({}, 100, 0) == {}
 
 
+def test_a_share_has_an_error_even_where_nobody_is_wrong():
+    assert stats.share_variance(1.0, 20) == pytest.approx((22 / 24) * (2 / 24) / 20)
+    assert stats.share_variance(0.0, 20) == pytest.approx(stats.share_variance(1.0, 20))
+    assert stats.share_variance(0.5, 20) == pytest.approx(0.25 / 20)
+    assert stats.share_variance(1.0, 1) == pytest.approx(0.24)  # one person says next to nothing
+
+
 def test_p_values_are_those_of_a_t_test_and_of_holm():
     from scipy.stats import ttest_1samp
     from statsmodels.stats.multitest import multipletests
@@ -131,7 +140,8 @@ def test_p_values_are_those_of_a_t_test_and_of_holm():
     beyond = ttest_1samp(gaps, 0.01).pvalue
     assert stats.p_value(gaps.mean(), error, 60, beyond=0.01) == pytest.approx(beyond, abs=1e-12)
     assert stats.p_value(0.1, error, 60, beyond=0.2) == 1.0
-    assert stats.p_value(0.1, 0.0, 60) == 0.0
+    assert math.isnan(stats.p_value(0.1, 0.0, 60))  # people who do not differ say nothing about chance
+    assert stats.p_value(0.0, 0.0, 60) == 1.0
     assert stats.p_value(0.0, 0.0, 60) == 1.0
     assert np.isnan(stats.p_value(0.1, 0.1, 1))
     p_values = draw.random(9) ** 3

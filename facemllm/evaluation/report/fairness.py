@@ -12,8 +12,8 @@ from facemllm.evaluation.report.charts import bar
 _LEAD = (
     "Figures by groups of people, as the sources label them. Where a figure is a mean over classes, a gap is over the "
     "classes that both groups have, so it may differ from the difference of their figures. A gap counts as shown when "
-    "its p value, corrected for all pairs of groups compared (Holm), is below 5 %. That none is shown does not mean "
-    "that there is none: see the width of the intervals."
+    "its p value, corrected for all pairs of groups of all tasks together (Holm), is below 5 %. That none is shown "
+    "does not mean that there is none: see the width of the intervals."
 )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from facemllm.evaluation.report import html
 from facemllm.evaluation.report.charts import interval_bar
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
+from facemllm.scoring.summary import BY_LIKELIHOOD
+from facemllm.tasks.held_out import ZERO_SHOT
 
-ZERO_SHOT = "zero_shot"
 _METRICS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -76,7 +77,20 @@ def zero_shot(summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     rows = [_result("held-out attributes", entry, "task", _ABOVE_CHANCE)]
     rows += [_result(item, part, "item", _ABOVE_CHANCE) for item, part in entry["items"].items() if len(names) > 1]
     shown = html.table(_HEAD, rows, numeric=(4, 5, 7, 8), kind="results")
-    return html.section("Zero-shot: attributes never seen in training", lead + verdict + shown)
+    likely = _by_likelihood(entry)
+    return html.section("Zero-shot: attributes never seen in training", lead + verdict + likely + shown)
+
+
+def _by_likelihood(entry: Mapping[str, Any]) -> str:
+    """What the model answers, and what it would if it had to choose an option."""
+    found = (entry.get("also") or {}).get(BY_LIKELIHOOD)
+    if not found:
+        return ""
+    return (
+        f"<p>As the model answers, an answer that is none of the options being wrong: {html.estimate(entry)} "
+        f"({html.percent(entry.get('unparsed'))} unread). If the likeliest option were taken whatever it writes: "
+        f"{html.estimate(found)}.</p>"
+    )
 
 
 def _tasks(summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -89,7 +89,7 @@ def _answer(question: Mapping[str, Any]) -> str:
     truth, parsed = (str(said).replace("_", " ") if said else said for said in (question["answer"], question["parsed"]))
     score = question["score"]
     if parsed is None:
-        said, kind = f"not readable: “{html.text(question['raw'])}” ✗; truth {html.text(truth)}", "bad"
+        said, kind = f"{_unread(question['raw'] or '')} ✗; truth {html.text(truth)}", "bad"
     elif question["metric"] == "mae":
         said, kind = f"{html.text(parsed)} · truth {html.text(truth)} · off by {html.text(score)}", ""
     elif question["metric"] == "fact_f1":
@@ -99,6 +99,12 @@ def _answer(question: Mapping[str, Any]) -> str:
     else:
         said, kind = f"{html.text(parsed)} ✗ wrong, truth {html.text(truth)}", "bad"
     return f'<tr><td>{html.text(question["question"])}</td><td class="{kind}">{said}</td></tr>'
+
+
+def _unread(raw: str) -> str:
+    """An answer that is none; what stands in brackets is a note about it, not the model's words."""
+    noted = raw.startswith("(") and raw.endswith(")")
+    return f"no answer {html.text(raw)}" if noted else f"not readable: “{html.text(raw)}”"
 
 
 def steps(found: Sequence[Mapping[str, Any]]) -> str:
@@ -147,7 +153,7 @@ def cost(found: Mapping[str, Any] | None) -> str:
         return ""
     known = {key for body in stages.values() for key, value in body.items() if value is not None}
     names = [name for name in _COSTS if name in known] + sorted(known - set(_COSTS))
-    sums = {name: sum(body.get(name) or 0 for body in stages.values()) for name in _ADDED if name in known}
+    sums = {name: _sum([body.get(name) for body in stages.values()]) for name in _ADDED if name in known}
     lines = {**stages, **({"together": sums} if len(stages) > 1 else {})}
     places = [place for place, name in enumerate(names, 1) if name != "device"]
     rows = [
@@ -163,6 +169,12 @@ def cost(found: Mapping[str, Any] | None) -> str:
     if not known & {"energy_cpu_joules", "energy_gpu_joules"}:
         notes.append("This machine reports no energy to this user.")
     return html.section("Cost", html.quiet(" ".join(notes)) + html.table(head, rows, numeric=places))
+
+
+def _sum(amounts: Sequence[float | None]) -> float | None:
+    """A sum is known where everything added is."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if len(known) == len(amounts) else None
 
 
 def _cost(body: Mapping[str, Any], name: str) -> str:

@@ -19,28 +19,16 @@ _KINDS = {"blur": "blurred", "dark": "dark", "jpeg": "poor JPEG", "occlusion": "
 def consistency(found: Mapping[str, Any] | None) -> str:
     """Broken logical relations beside those that the labels break, and the same question in other words."""
     relations, ways = (found or {}).get("relations") or {}, (found or {}).get("ways") or {}
+    captions = (found or {}).get("captions") or {}
     parts = []
     if relations.get("model"):
-        model, truth = relations["model"], relations.get("truth") or {}
-        parts.append(
-            f"<p>Where a logical relation can be checked (no beard and a goatee; bald and blond hair), the model's "
-            f"answers break it in {html.share(model)} of {html.text(model.get('n'))} cases, the true labels in "
-            f"{html.share(truth)}.</p>"
+        said = (
+            "Where a logical relation can be checked (no beard and a goatee; bald and blond hair), the model's answers"
         )
-        rows = [
-            html.row(
-                [
-                    html.words(str(r["relation"])),
-                    html.percent(r.get("broken_by_model")),
-                    html.percent(r.get("broken_by_truth")),
-                    html.text(r.get("n")),
-                ],
-                numeric=(1, 2, 3),
-            )
-            for r in relations.get("by_relation") or ()
-        ]
-        head = ("relation", "broken by the model", "by the labels", "cases")
-        parts.append(html.folded(f"All {len(rows)} relations", html.table(head, rows, numeric=(1, 2, 3))))
+        parts.append(_broken(f"{said} break it", relations) + _relations("relations", relations))
+    if (captions.get("model") or {}).get("value") is not None:
+        said = "Where a caption states what was asked too, it contradicts the model's own answer"
+        parts.append(_broken(said, captions) + _relations("comparisons of captions with answers", captions))
     if ways:
         rows = [
             html.row(
@@ -59,23 +47,57 @@ def consistency(found: Mapping[str, Any] | None) -> str:
     return html.section("Consistency", "".join(parts)) if parts else ""
 
 
+def _broken(said: str, found: Mapping[str, Any]) -> str:
+    model, truth = found["model"], found.get("truth") or {}
+    cases = f"{html.share(model)} of {html.text(model.get('n'))} cases"
+    return f"<p>{said} in {cases}, the true labels in {html.share(truth)}.</p>"
+
+
+def _relations(what: str, found: Mapping[str, Any]) -> str:
+    rows = [
+        html.row(
+            [
+                html.words(str(r["relation"])),
+                html.percent(r.get("broken_by_model")),
+                html.percent(r.get("broken_by_truth")),
+                html.text(r.get("n")),
+            ],
+            numeric=(1, 2, 3),
+        )
+        for r in found.get("by_relation") or ()
+    ]
+    head = ("relation", "broken by the model", "by the labels", "cases")
+    return html.folded(f"All {len(rows)} {what}", html.table(head, rows, numeric=(1, 2, 3)))
+
+
 def calibration(found: Mapping[str, Any] | None) -> str:
     """Whether the model is as often right as it is sure."""
     if not found:
         return ""
     lead = html.quiet(
         "Expected calibration error: how far confidence (the probability of the answer given) lies from the share of "
-        "right answers, on average over 15 bins of confidence. 0 is a model that knows how sure it may be."
+        "right answers, on average over 15 bins of confidence. Chance alone gives a model that knows how sure to be "
+        "the error “by chance”: what lies above it is the model's own."
     )
     rows = [
-        html.row([html.words(task), html.estimate({**body, "value": body.get("ece")}), html.text(body.get("n"))], (2,))
+        html.row(
+            [
+                html.words(task),
+                html.number(body.get("ece")),
+                html.number(body.get("expected")),
+                html.text(body.get("n")),
+            ],
+            (1, 2, 3),
+        )
         for task, body in found.items()
     ]
     plots = "".join(
         f"<div><h3>{html.words(task)}</h3>{reliability(body.get('bins') or ())}</div>" for task, body in found.items()
     )
     drawn = html.folded("Reliability plots: share right against confidence", f'<div class="curves">{plots}</div>')
-    return html.section("Calibration", lead + html.table(("task", "ECE [95 %]", "answers"), rows, (2,)) + drawn)
+    return html.section(
+        "Calibration", lead + html.table(("task", "ECE", "by chance", "answers"), rows, (1, 2, 3)) + drawn
+    )
 
 
 def robustness(slices: Mapping[str, Any] | None, disturbed: Mapping[str, Any] | None) -> str:
@@ -127,7 +149,8 @@ def generation(found: Mapping[str, Any] | None) -> str:
     body = (
         "<p>Closed questions are answered by the likelihood of their options. Left to answer freely, the model gives "
         f"the same answer in {html.share(found.get('agreement'))} of {html.text(found.get('n'))} questions; "
-        f"{html.percent(found.get('unreadable'))} of its free answers cannot be read.</p>"
+        f"{html.percent(found.get('unreadable'))} of its free answers cannot be read. Neither way gave an answer that "
+        f"can be read in {html.percent(found.get('both_unreadable'))}, which is no agreement.</p>"
     )
     rows = [
         html.row([html.words(task), html.percent(part.get("value")), html.text(part.get("n"))], numeric=(1, 2))
