@@ -36,14 +36,16 @@ def consistency(found: Mapping[str, Any] | None) -> str:
                     _WAYS.get(way, html.words(way)),
                     html.share(body.get("agreement")),
                     html.share(body.get("accuracy")),
+                    html.percent(body.get("blind")),
                     html.text(body.get("n")),
                 ],
-                numeric=(3,),
+                numeric=(3, 4),
             )
             for way, body in ways.items()
         ]
-        head = ("the same question on the same face, asked", "same answer [95 %]", "right [95 %]", "asked")
-        parts.append(html.table(head, rows, numeric=(3,)))
+        asked = "the same question on the same face, asked"
+        head = (asked, "same answer [95 %]", "right [95 %]", "right without the picture", "asked")
+        parts.append(html.table(head, rows, numeric=(3, 4)))
     return html.section("Consistency", "".join(parts)) if parts else ""
 
 
