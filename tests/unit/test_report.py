@@ -220,7 +220,8 @@ def test_fairness_says_when_nothing_is_shown_or_compared(tmp_path):
 def test_what_can_be_relied_on_is_said(full):
     assert "break it in 3.1% [1.1, 5.1] of 2,000 cases, the true labels in 0.0%" in full
     assert "No Beard excludes Goatee 5.0% 0.0% 560" in full
-    assert "in words that training never used 93.0% [91.0, 95.0] 79.0% [77.0, 81.0] 900" in full
+    assert "in words that training never used 93.0% [91.0, 95.0] 79.0% [77.0, 81.0] – 900" in full
+    assert "81.0% [79.0, 83.0] 70.0% [68.0, 72.0] 55.0% 700" in full
     assert "attributes 0.061 0.012 4,000" in full
     assert "no answers with probabilities" in full
     assert "profile 0.700 [0.680, 0.720] 40 500" in full
