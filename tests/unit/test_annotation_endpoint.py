@@ -300,7 +300,7 @@ def test_an_endpoint_that_fails_for_everyone_stops_the_job(describer, rows, how,
 def test_rows_that_fail_between_others_never_stop_the_job(describer, rows):
     asked = rows(20)
     with FakeEndpoint(script=["good", "500"] * 10) as fake:
-        said = describer(fake, parallel=1, retries=0).annotate(asked)
+        said = describer(fake, parallel=1, retries=0, timeout_s=5).annotate(asked)
         assert sum(isinstance(one, RowRefused) for one in said) == 10
 
 
