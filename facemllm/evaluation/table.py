@@ -33,8 +33,9 @@ def results_table(summary: Mapping[str, Any]) -> Table:
 
 def _consistency(trust: Mapping[str, Any]) -> Iterator[str]:
     shares = trust.get("consistency") or {}
-    if "model" in shares:
-        labels = f" (the labels {shares['truth']['value']:.1%})" if "truth" in shares else ""
+    if (shares.get("model") or {}).get("value") is not None:
+        labels = (shares.get("truth") or {}).get("value")
+        labels = "" if labels is None else f" (the labels {labels:.1%})"
         yield f"broken logical relations: {shares['model']['value']:.1%}{labels}"
     captions = shares.get("captions") or {}
     if (captions.get("model") or {}).get("value") is not None:

@@ -126,7 +126,7 @@ def _prove(settings: Settings, endpoint: Endpoint, probe: Probe) -> None:
     instance = {"image": {"b64": base64.b64encode(probe.image).decode()}, "question": probe.question}
     try:
         found = ask(endpoint.url, endpoint.model, instance)
-        if not _same(probe, found):
+        if not same_answer(probe, found):
             said = f"'{found['answer']}' (value {found['value']})"
             raise UserError(
                 f"{endpoint.stage} answers otherwise than evaluation to '{probe.question}': {said} instead of "
@@ -137,9 +137,25 @@ def _prove(settings: Settings, endpoint: Endpoint, probe: Probe) -> None:
         raise
 
 
-def _same(probe: Probe, found: Mapping[str, Any]) -> bool:
+def same_answer(probe: Probe, found: Mapping[str, Any]) -> bool:
+    """Whether a server answers a probe as evaluation did: the same value and words, a number within `TOLERANCE`.
+
+    Of a question that evaluation found no value for, it keeps what was freely written, or the likeliest option in
+    brackets: then that option has to be the server's, too.
+    """
+    if (probe.value is None) != (found["value"] is None):
+        return False
+    said = str(found["answer"])
+    if probe.value is None:
+        return not probe.answer.startswith("(") or said in probe.answer or _number(said) is not None
+    first, second = _number(probe.answer), _number(said)
+    if first is not None and second is not None:
+        return abs(first - second) <= TOLERANCE
+    return probe.answer == said and probe.value == found["value"]
+
+
+def _number(text: str) -> float | None:
     try:
-        both = [float(text) for text in (probe.answer, found["answer"])]
-        return (probe.value is None) == (found["value"] is None) and abs(both[0] - both[1]) <= TOLERANCE
+        return float(text)
     except ValueError:
-        return probe.answer == found["answer"] and probe.value == found["value"]
+        return None

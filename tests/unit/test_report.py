@@ -318,3 +318,9 @@ def test_table_ends_with_consistency_and_the_surest_gap():
     fair = {"age": {"gender": example.kind({}, example.gap("a", "b", 0.01, 0.9))}}
     assert caption({"fairness": fair}) == "gaps between groups of people: none shown in 1 comparisons"
     assert caption({}) is None
+
+
+def test_a_model_that_says_nothing_readable_has_a_table_all_the_same():
+    nothing = {"value": None, "low": None, "high": None}
+    trusted = {"consistency": {"model": nothing, "truth": nothing, "captions": {"model": nothing}}, "gaps": {}}
+    assert results_table({"tasks": TASKS, "trust": trusted}).caption is None
