@@ -230,3 +230,10 @@ def test_make_run_takes_a_folder_of_pictures(tmp_path: Path) -> None:
     assert words[words.index("--profile") + 1] == "own"
     (source,) = load("own", [words[words.index("--set") + 1]]).data.sources
     assert (source.name, source.root) == ("imagefolder", str(folder))
+
+
+def test_what_the_dvc_graph_depends_on_is_there() -> None:
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    needed = [dep for stage in stages.values() for dep in stage["deps"] if not dep.startswith("data/")]
+    assert needed
+    assert [dep for dep in needed if not Path(dep).exists()] == []
