@@ -18,7 +18,7 @@ RUN groupadd --gid 10001 facemllm \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin facemllm \
     && install -d -o 10001 -g 10001 /workspace
 
-# `root()` in settings.py looks for params.yaml from the working directory upward, and Ray's jobs inherit this one.
+# `root()` in facemllm/settings looks for params.yaml from the working directory upward, and Ray's jobs inherit this one.
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE pipeline.py params.yaml ./
 COPY profiles profiles
