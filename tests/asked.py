@@ -1,16 +1,18 @@
-"""A conversation about one face, in which everything is asked outright."""
+"""Faces with all attributes known, and a conversation about one in which everything is asked outright."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from facemllm import tasks
 from facemllm.qa.questions import native
 from facemllm.qa.rows import rows_of
 from facemllm.qa.turns import Rows
-from facemllm.records import FACES
+from facemllm.records import FACES, pairs
 from facemllm.tasks import Task
 
 
@@ -25,3 +27,16 @@ def conversation(row: Mapping[str, Any], asked: Sequence[Task]) -> dict[str, Any
     made.add(0, face, questions)
     (found,) = made.batch(batch).to_pylist()
     return dict(found)
+
+
+def with_attributes(rows: Iterable[Mapping[str, Any]], caption: str) -> list[dict[str, Any]]:
+    """Rows of `faces` with drawn answers to all items of `attributes`, and this caption."""
+    rng, made = random.Random(0), []
+    for row in rows:
+        known: dict[str, bool] = {}
+        for item in tasks.get("attributes").items:
+            one = rng.choice(item.options).value
+            group = item.form == "choice"
+            known |= {o.value: o.value == one for o in item.options} if group else {item.name: one == "yes"}
+        made.append(dict.fromkeys(FACES.names) | dict(row) | {"attributes": pairs(known), "caption": caption})
+    return made

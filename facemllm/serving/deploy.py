@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from facemllm import servers, services
 from facemllm.errors import UserError
+from facemllm.scoring.metrics import number
 
 if TYPE_CHECKING:
     from facemllm.settings import Settings
@@ -147,15 +148,8 @@ def same_answer(probe: Probe, found: Mapping[str, Any]) -> bool:
         return False
     said = str(found["answer"])
     if probe.value is None:
-        return not probe.answer.startswith("(") or said in probe.answer or _number(said) is not None
-    first, second = _number(probe.answer), _number(said)
+        return not probe.answer.startswith("(") or said in probe.answer or number(said) is not None
+    first, second = number(probe.answer), number(said)
     if first is not None and second is not None:
         return abs(first - second) <= TOLERANCE
     return probe.answer == said and probe.value == found["value"]
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -4,11 +4,11 @@ Things that are absent are no facts here: a caption that is silent about a hat s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 from facemllm.tasks import age, attributes, expression, gender, head_pose
-from facemllm.tasks.base import Form, Item, Option, Row, Task
+from facemllm.tasks.base import Item, Row, Task
+from facemllm.tasks.items import Open
 from facemllm.tasks.language import assertions
 
 FACTS: tuple[Item, ...] = tuple(
@@ -22,53 +22,21 @@ def stated_facts(plain: str) -> Mapping[str, str]:
     return {item.name: value for item in FACTS if (value := item.parse(plain)) is not None}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """The caption as an item: open, and canonical as the sorted list of its facts."""
-
-    name: str = "caption"
-    templates: tuple[str, ...] = (
-        "Describe the face.",
-        "What does this person look like?",
-        "Describe the person in the picture.",
-    )
-    unseen: tuple[str, ...] = ()
-    hidden: None = None
-    form: Form = "open"
-    options: tuple[Option, ...] = ()
-
-    @property
-    def claims(self) -> Mapping[str, str]:
-        """None."""
-        return {}
-
-    def reply(self, row: Row, label: str) -> str:
-        """The row's own caption."""
-        return str(row["caption"])
-
-    def label(self, row: Row) -> str | None:
-        """The facts that the row's own caption states."""
-        caption = row.get("caption")
-        return None if caption is None else self.parse(caption)
-
-    def option_for(self, label: str) -> Option:
-        """An open question has no options."""
-        raise ValueError("a caption is an open question: it has no options")
-
-    def mention(self, label: str) -> str | None:
-        """A caption does not mention itself."""
+def read(text: str) -> str | None:
+    """The facts that a text states, `item=value;...` sorted; None for none. A fact stated two ways is none."""
+    plain = assertions(text)
+    if not plain:
         return None
+    stated = stated_facts(plain)
+    values = {
+        item.name: value for item in FACTS if (value := stated.get(item.name)) is not None and item.mention(value)
+    }
+    return facts_text(values) or None
 
-    def parse(self, text: str) -> str | None:
-        """The facts stated, `item=value;...` sorted; None when there is none. A fact stated two ways is none."""
-        plain = assertions(text)
-        if not plain:
-            return None
-        stated = stated_facts(plain)
-        values = {
-            item.name: value for item in FACTS if (value := stated.get(item.name)) is not None and item.mention(value)
-        }
-        return facts_text(values) or None
+
+def _label(row: Row) -> str | None:
+    caption = row.get("caption")
+    return None if caption is None else read(caption)
 
 
 def facts_text(values: dict[str, str]) -> str:
@@ -91,7 +59,19 @@ TASK = Task(
     metric="fact_f1",
     higher_is_better=True,
     unit="",
-    items=(Facts(),),
+    items=(
+        Open(
+            name="caption",
+            templates=(
+                "Describe the face.",
+                "What does this person look like?",
+                "Describe the person in the picture.",
+            ),
+            labels=_label,
+            says=lambda row: str(row["caption"]),
+            reads=read,
+        ),
+    ),
     use="describing what is to be seen",
     reveals=("gender",),
 )

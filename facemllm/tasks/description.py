@@ -5,14 +5,14 @@ eyebrows, eyes and eyewear, nose, mouth, beard, accessories; a slot without a kn
 judged by its facts, as a caption is, but "no beard" and "no eyewear" are facts here: the slots ask for them.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 
 from facemllm.records import mapping
 from facemllm.tasks import age_range, attributes, expression, gender, presence
-from facemllm.tasks.base import Form, Item, Option, Row, Task
+from facemllm.tasks.base import Item, Row, Task
 from facemllm.tasks.caption import facts_text
+from facemllm.tasks.items import Open
 from facemllm.tasks.language import assertions
 
 FEWEST = 3
@@ -90,53 +90,18 @@ def _words(item: Item, value: str) -> str:
     return item.option_for(value).text if said is None else said
 
 
-@dataclass(frozen=True, kw_only=True)
-class Description:
-    """The description as an item: open, and canonical as the sorted list of its facts."""
-
-    name: str = "description"
-    templates: tuple[str, ...] = (
-        "Describe this face part by part.",
-        "Describe the face in detail, from shape to accessories.",
-    )
-    unseen: tuple[str, ...] = ()
-    form: Form = "open"
-    options: tuple[Option, ...] = ()
-
-    @property
-    def hidden(self) -> Callable[[Row], bool] | None:
-        """None: there is always something to describe."""
+def read(text: str) -> str | None:
+    """The facts that a text states, `item=value;...` sorted; None for none. A fact stated two ways is none."""
+    plain = assertions(text)
+    if not plain:
         return None
+    stated = {item.name: value for item in _FACTS if (value := item.parse(plain)) not in (None, "no")}
+    return facts_text({name: str(value) for name, value in stated.items()}) or None
 
-    @property
-    def claims(self) -> Mapping[str, str]:
-        """None."""
-        return {}
 
-    def reply(self, row: Row, label: str) -> str:
-        """The paragraph made from the row's labels."""
-        return paragraph(facts(row))
-
-    def label(self, row: Row) -> str | None:
-        """The facts that the paragraph states; None where they are fewer than `FEWEST`."""
-        stated = facts(row)
-        return facts_text(stated) if len(stated) >= FEWEST else None
-
-    def option_for(self, label: str) -> Option:
-        """An open question has no options. Raises ValueError."""
-        raise ValueError("a description is an open question: it has no options")
-
-    def mention(self, label: str) -> str | None:
-        """A caption does not mention it."""
-        return None
-
-    def parse(self, text: str) -> str | None:
-        """The facts stated, `item=value;...` sorted; None when there is none. A fact stated two ways is none."""
-        plain = assertions(text)
-        if not plain:
-            return None
-        stated = {item.name: value for item in _FACTS if (value := item.parse(plain)) not in (None, "no")}
-        return facts_text({name: str(value) for name, value in stated.items()}) or None
+def _label(row: Row) -> str | None:
+    stated = facts(row)
+    return facts_text(stated) if len(stated) >= FEWEST else None
 
 
 TASK = Task(
@@ -144,7 +109,18 @@ TASK = Task(
     metric="fact_f1",
     higher_is_better=True,
     unit="",
-    items=(Description(),),
+    items=(
+        Open(
+            name="description",
+            templates=(
+                "Describe this face part by part.",
+                "Describe the face in detail, from shape to accessories.",
+            ),
+            labels=_label,
+            says=lambda row: paragraph(facts(row)),
+            reads=read,
+        ),
+    ),
     use="describing what is to be seen, part by part",
     reveals=("gender",),
 )

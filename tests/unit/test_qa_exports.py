@@ -4,7 +4,6 @@ the same as the conversations."""
 from __future__ import annotations
 
 import json
-import random
 
 import pytest
 from typer.testing import CliRunner
@@ -13,8 +12,9 @@ from facemllm import settings, tasks
 from facemllm.errors import UserError
 from facemllm.qa import reformat
 from facemllm.qa.exports import FORMATS, export
-from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table, pairs
+from facemllm.records import CONVERSATIONS, TableWriter, open_table
 from facemllm.tombstones import Marks, Tombstones
+from tests.asked import with_attributes
 
 FORMS = "qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
 HELD = "qa.held_out=[Wearing_Earrings]"
@@ -33,15 +33,7 @@ def limits(tmp_path):
 @pytest.fixture
 def talks(face_rows, faces_table, limits, tmp_path):
     """A conversations table of forty faces, in all ways of asking."""
-    rng, rows = random.Random(0), []
-    for row in face_rows():
-        known = {}
-        for item in tasks.get("attributes").items:
-            one = rng.choice(item.options).value
-            group = item.form == "choice"
-            known |= {o.value: o.value == one for o in item.options} if group else {item.name: one == "yes"}
-        said = {"attributes": pairs(known), "caption": "A man with earrings. A hat."}
-        rows.append(dict.fromkeys(FACES.names) | row | said)
+    rows = with_attributes(face_rows(), "A man with earrings. A hat.")
     reformat(limits, faces_table(rows), tmp_path / "talks")
     return tmp_path / "talks"
 

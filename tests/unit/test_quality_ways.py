@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from facemllm import settings, tasks
@@ -11,7 +9,8 @@ from facemllm.qa import reformat
 from facemllm.quality.conversations import conversations_frame
 from facemllm.quality.memory import Labels
 from facemllm.quality.tallies import Tallies
-from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table, pairs
+from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table
+from tests.asked import with_attributes
 
 TASKS = "qa.tasks=[caption, attributes, expression, age, gender, head_pose, presence, description, landmarks, parsing]"
 FORMS = "qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
@@ -21,15 +20,7 @@ CHECKS = ("answers_match_labels", "answers_in_options", "questions_known", "repl
 @pytest.fixture
 def tables(face_rows, faces_table, tmp_path):
     """A faces table with all labels, some of what is asked hidden, and the conversations about it."""
-    rng, rows = random.Random(0), []
-    for row in face_rows():
-        known = {}
-        for item in tasks.get("attributes").items:
-            one = rng.choice(item.options).value
-            group = item.form == "choice"
-            known |= {o.value: o.value == one for o in item.options} if group else {item.name: one == "yes"}
-        said = {"attributes": pairs(known), "caption": "This is a man with earrings. The person has brown hair."}
-        rows.append(dict.fromkeys(FACES.names) | row | said)
+    rows = with_attributes(face_rows(), "This is a man with earrings. The person has brown hair.")
     limits = settings.load("laptop", [TASKS, FORMS, "qa.held_out=[Wearing_Earrings]"])
     faces = faces_table(rows)
     reformat(limits, faces, tmp_path / "talks")
