@@ -1,17 +1,29 @@
 """The model: LLaVA layout, tiny preset or any LLaVA-family checkpoint; scoring and generation.
 
-Importing this package registers the tiny preset's tower with transformers, so that `AutoModelForImageTextToText` and
-`AutoProcessor` load what `save_model` wrote.
+Importing this package registers the tiny preset's tower and `FaceMllmForConditionalGeneration` with transformers, so
+that `AutoModelForImageTextToText` and `AutoProcessor` load what `save_model` wrote.
 """
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+from facemllm.model.face_mllm import FaceMllmConfig, FaceMllmForConditionalGeneration, FaceMllmModel
+from facemllm.model.processor import FaceMllmProcessor
 from facemllm.model.tower import FaceTower, FaceTowerConfig
 
 logging.disable_progress_bar()  # loading and saving have bars of their own, several a stage
 
 AutoConfig.register(FaceTowerConfig.model_type, FaceTowerConfig, exist_ok=True)
 AutoModel.register(FaceTowerConfig, FaceTower, exist_ok=True)
+AutoConfig.register(FaceMllmConfig.model_type, FaceMllmConfig, exist_ok=True)
+AutoModel.register(FaceMllmConfig, FaceMllmModel, exist_ok=True)
+AutoModelForImageTextToText.register(FaceMllmConfig, FaceMllmForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(FaceMllmConfig, FaceMllmProcessor, exist_ok=True)
 
-__all__ = ["FaceTower", "FaceTowerConfig"]
+__all__ = [
+    "FaceMllmConfig",
+    "FaceMllmForConditionalGeneration",
+    "FaceMllmProcessor",
+    "FaceTower",
+    "FaceTowerConfig",
+]

@@ -1,6 +1,6 @@
 """The forward pass in two halves: image tokens once, then the language model over packed rows.
 
-Shapes: B rows, N prefix tokens, T tokens after it, L = N + T, D width, V vocabulary, K picked positions.
+Shapes: B rows, N prefix tokens, T tokens after it, L = N + T, D width, F tower's width, V vocabulary, K picked positions.
 """
 
 from __future__ import annotations
@@ -11,12 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facemllm.model.face_mllm import FaceMllmModel, Seen
 from facemllm.model.masks import tree_mask, with_prefix
 
 
-def image_tokens(model: Any, pixel_values: Tensor) -> Tensor:
-    """Tower and projector: normalised pixels (B, 3, S, S) to tokens of the language model's width (B, tokens, D)."""
-    features = model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+def tower_features(model: Any, pixel_values: Tensor) -> Tensor:
+    """What the tower says of normalised pixels (B, 3, S, S): its selected layers, (B, N, F), before the projector."""
+    outputs = model.model.vision_tower(pixel_values, output_hidden_states=True, return_dict=True)
+    chosen = model.config.vision_feature_layer
+    layers = [outputs.hidden_states[layer] for layer in ([chosen] if isinstance(chosen, int) else chosen)]
+    if model.config.vision_feature_select_strategy == "default":
+        layers = [layer[:, 1:] for layer in layers]
+    return torch.cat(layers, dim=-1)
+
+
+def look(model: Any, features_BNF: Tensor, segmentation_BSS: Tensor | None = None) -> Seen:
+    """From tower features, and maps of face parts where the model takes them, to what the language model sees."""
+    image_BND = model.model.multi_modal_projector(features_BNF)
+    if isinstance(model.model, FaceMllmModel):
+        return model.model.join(image_BND, segmentation_BSS)
+    return Seen(image_BND, image_BND, None)
+
+
+def image_tokens(model: Any, pixel_values: Tensor, segmentation: Tensor | None = None) -> Tensor:
+    """Normalised pixels (B, 3, S, S), and maps (B, S, S) where the model takes them, to all tokens of a face (B, N, D)."""
+    options = {"segmentation": segmentation} if isinstance(model.model, FaceMllmModel) else {}
+    features = model.get_image_features(pixel_values=pixel_values, return_dict=True, **options).pooler_output
     return features if isinstance(features, Tensor) else torch.stack(list(features))
 
 

@@ -18,13 +18,17 @@ from torch import Tensor
 ImageLike = Image.Image | bytes | NDArray[np.uint8]
 
 
-def face_pixels(image: ImageLike, image_processor: Any) -> NDArray[np.uint8]:
-    """Decode and resize one image: (S, S, 3) uint8 RGB, resized with anti-aliasing, neither rescaled nor normalised."""
+def face_pixels(image: ImageLike, image_processor: Any, *, nearest: bool = False) -> NDArray[np.uint8]:
+    """Decode and resize one image: (S, S, 3) uint8 RGB, neither rescaled nor normalised.
+
+    Resized with anti-aliasing, or, where values must not mix (`nearest`), by taking the nearest pixel.
+    """
     if isinstance(image, bytes):
         image = Image.open(io.BytesIO(image))
     elif isinstance(image, np.ndarray):
         image = Image.fromarray(image)
-    batch = image_processor(image.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np")
+    options = {"resample": Image.Resampling.NEAREST} if nearest else {}
+    batch = image_processor(image.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np", **options)
     pixels_CSS = np.asarray(batch["pixel_values"])[0]
     return np.ascontiguousarray(pixels_CSS.transpose(1, 2, 0).astype(np.uint8))
 

@@ -1,7 +1,7 @@
 """Contradictions: whether all that was answered about one face can be true.
 
-Relations are those of `relations`; apart from them, a caption states nothing that the answer to its question denies.
-Answers assert attributes: a chosen style denies the other styles, a statement called true affirms its claim, a
+Relations are those of `knowledge.relations`; apart from them, a caption states nothing that the answer to its question
+denies. Answers assert attributes: a chosen style denies the other styles, a statement called true affirms its claim, a
 caption affirms what it states and is silent about the rest. A relation is checked on a face where two questions or more
 speak of it, and the true answers are checked like a model's: labels, too, break some.
 Legend: F faces, A attributes, R relations.
@@ -10,14 +10,18 @@ Legend: F faces, A attributes, R relations.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from facemllm import tasks
+from facemllm.knowledge.assertions import asserted
+from facemllm.knowledge.relations import RELATIONS
 from facemllm.scoring.metrics import Parsed, facts, number
-from facemllm.scoring.relations import RELATIONS, Relation
 from facemllm.scoring.sheet import NATIVE, Sheet, Way
+from facemllm.tasks import asking
 from facemllm.tasks.agreement import TOLERANCE
 
 Mask = npt.NDArray[np.bool_]
@@ -40,21 +44,10 @@ def check(sheet: Sheet, answers: Parsed) -> Checked:
         questions_FR[np.ix_(faces, np.array(about, dtype=np.intp))] += 1
     found = {}
     for place, relation in enumerate(RELATIONS):
-        known, broken = _violated(relation, true_FA, true_FA | false_FA)
+        known, broken = relation.check(_PLACE, true_FA, true_FA | false_FA)
         known &= questions_FR[:, place] > 1
         found[str(relation)] = known, known & broken
     return found
-
-
-def _violated(relation: Relation, true_FA: Mask, known_FA: Mask) -> tuple[Any, Any]:
-    """On which faces enough is said to check a relation, and on which what is said breaks it."""
-    names = _places(relation.names)
-    if relation.kind == "exclusive":
-        return known_FA[:, names].sum(1) > 1, true_FA[:, names].sum(1) > 1
-    if relation.kind == "at_least_one":
-        return known_FA[:, names].all(1), ~true_FA[:, names].any(1)
-    given = _PLACE[str(relation.given)]
-    return known_FA[:, given] & known_FA[:, names].any(1), true_FA[:, given] & true_FA[:, names].any(1)
 
 
 def _assertions(sheet: Sheet, answers: Parsed) -> Iterator[tuple[npt.NDArray[Any], list[str], list[str]]]:
@@ -62,26 +55,21 @@ def _assertions(sheet: Sheet, answers: Parsed) -> Iterator[tuple[npt.NDArray[Any
     outright = [(Way(*key, NATIVE, None), rows) for key, rows in sheet.rows.items()]
     for how, rows in [*outright, *sheet.ways.items()]:
         question = sheet.questions[how.task, how.item]
-        if question.form not in ("choice", "boolean") and how.item != "caption":
+        if (question.form not in ("choice", "boolean") and how.item != "caption") or how.claim == asking.PRESENT:
             continue
         said = np.asarray([answers[row] for row in rows], dtype=object)
         for answer in {text for text in said if text is not None}:
-            affirmed, denied = _asserted(question, how.claim, answer)
+            affirmed, denied = _asserted(replace(question, way=how.way, claim=how.claim), answer)
             yield np.unique(sheet.faces[rows[said == answer]]), _spoken_of(affirmed), _spoken_of(denied)
 
 
-def _asserted(question: Any, claim: str | None, answer: str) -> tuple[list[str], list[str]]:
-    """Attributes that an answer affirms and denies."""
+def _asserted(question: Any, answer: str) -> tuple[list[str], list[str]]:
+    """Attributes that an answer affirms and denies; a claim called false is denied, and affirms nothing."""
     if question.item == "caption":
         stated = (fact.partition("=") for fact in facts(answer))
         return [item if value == "yes" else value for item, _, value in stated], []
-    if claim is not None and answer != "true":
-        return [], [question.item if claim == "yes" else claim]
-    value = answer if claim is None else claim
-    if question.form == "boolean":
-        return ([question.item], []) if value == "yes" else ([], [question.item])
-    values = [option.value for option in question.options]
-    return ([value], [other for other in values if other != value]) if value in values else ([], [])
+    affirmed, denied = asserted(tasks.get(question.task), question, answer)
+    return ([], denied) if question.claim is not None and answer != "true" else (affirmed, denied)
 
 
 def check_captions(sheet: Sheet, answers: Parsed) -> Checked:

@@ -6,37 +6,53 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facemllm.settings.base import Positive, Section, Share
+from facemllm.settings.base import Positive, Section, Share, Weight
 
 
 class Segmentation(Section):
-    """FaceInsight's segmentation branch. Its place in the configuration; not built yet, so it cannot be enabled."""
+    """FaceInsight's second visual input: a map of face parts, encoded by a small ViT of its own.
 
-    enabled: bool
-    mode: Literal["append", "add"]
+    `mode`: `none` (no branch), `append` (its tokens stand behind the image's) or `add` (they are added to them).
+    The map is read at `side` pixels and cut into patches of `patch`; `width`, `layers` and `heads` are the encoder's.
+    `tokens`, a square or a square and one, is how many `append` makes. `drop` is the share of training faces whose map is withheld, so that the model does without one too.
+    """
+
+    mode: Literal["none", "append", "add"]
+    tokens: Positive
+    drop: Share
+    side: Annotated[int, Field(ge=8, le=512)]
+    patch: Positive
+    width: Positive
+    layers: Positive
+    heads: Positive
 
     @model_validator(mode="after")
-    def _not_yet(self) -> Segmentation:
-        if self.enabled:
-            raise ValueError("the segmentation branch is not built yet; set enabled: false (docs/limits.md)")
+    def _divides(self) -> Segmentation:
+        if self.side % self.patch:
+            raise ValueError(f"side: {self.side} is no multiple of patch: {self.patch}")
+        if self.width % self.heads:
+            raise ValueError(f"width: {self.width} is no multiple of heads: {self.heads}")
         return self
 
 
 class Knowledge(Section):
-    """FaceInsight's correlation and logic modules. Their place in the configuration; not built yet."""
+    """FaceInsight's correlation and logic modules.
+
+    Characteristics are the closed answers of `tasks`. `tau` drops edges of the co-occurrence graph, `omega` weighs the
+    neighbours that are left, `gcn_layers` refine the characteristics' text embeddings along it. They give scores, with
+    `bce_weight` in the loss, and `prompt_tokens` soft tokens to the language model. A logical relation that more than
+    `audit` of the training labels break is not enforced; the others weigh `logic_weight`.
+    """
 
     enabled: bool
+    tasks: Annotated[list[str], Field(min_length=1)]
     tau: Share
     omega: Share
     gcn_layers: Positive
-    bce_weight: Annotated[float, Field(ge=0)]
-    logic_weight: Annotated[float, Field(ge=0)]
-
-    @model_validator(mode="after")
-    def _not_yet(self) -> Knowledge:
-        if self.enabled:
-            raise ValueError("the knowledge modules are not built yet; set enabled: false (docs/limits.md)")
-        return self
+    prompt_tokens: Annotated[int, Field(ge=0, le=64)]
+    bce_weight: Weight
+    logic_weight: Weight
+    audit: Share
 
 
 class Model(Section):
@@ -58,20 +74,26 @@ class Model(Section):
 Trains = Literal["frozen", "lora", "full"]
 
 
+Module = Literal["tower", "projector", "segmentation", "knowledge", "embeddings", "language"]
+
+
 class Trainable(Section):
     """What a stage may change, module by module."""
 
     tower: Trains
     projector: Trains
+    segmentation: Trains
+    knowledge: Trains
     embeddings: Trains
     language: Trains
 
     @model_validator(mode="after")
     def _lora_is_for_the_language_model(self) -> Trainable:
-        for name in ("tower", "projector", "embeddings"):
-            if getattr(self, name) == "lora":
+        modes = self.model_dump()
+        for name, mode in modes.items():
+            if mode == "lora" and name != "language":
                 raise ValueError(f"{name}: lora is for the language model alone; choose frozen or full")
-        if {self.tower, self.projector, self.embeddings, self.language} == {"frozen"}:
+        if set(modes.values()) == {"frozen"}:
             raise ValueError("a stage must train something; every module is frozen")
         return self
 
@@ -89,7 +111,8 @@ class Stage(Section):
 
     `tasks` weighs each turn of a task in the draw of `turns_per_image` turns of a face; `batch_images` is over all
     workers. `objective: caption_words` predicts the caption's words from the mean image token through the tied word
-    embeddings (no language-model pass); `answers` is the next-token loss on answer tokens.
+    embeddings (no language-model pass); `answers` is the next-token loss on answer tokens. `rates` multiplies the
+    learning rate of single modules; those it does not name have the rate as it is.
     """
 
     trains: Trainable
@@ -99,7 +122,7 @@ class Stage(Section):
     batch_images: Positive
     turns_per_image: Positive
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
-    tower_rate: Share
+    rates: dict[Module, Annotated[float, Field(gt=0, le=100)]]
     weight_decay: Annotated[float, Field(ge=0)]
     schedule: Literal["cosine", "warmup_stable_decay"]
     warmup: Share

@@ -14,6 +14,17 @@ CLASSES = (
 )
 """Classes by their number in the map (github switchablenorms/CelebAMask-HQ)."""
 
+SHOWN_BY: Mapping[str, tuple[str, ...]] = {
+    "Eyeglasses": ("eye_g",),
+    "Sunglasses": ("eye_g",),
+    "No_Eyewear": ("eye_g",),
+    "Wearing_Hat": ("hat",),
+    "Wearing_Earrings": ("ear_r",),
+    "Wearing_Necklace": ("neck_l",),
+    "Wearing_Necktie": ("neck_l",),
+}
+"""Attributes that the very presence of a class in the map gives away, and the classes."""
+
 MAX_PIXELS = 2048 * 2048
 FAINT = 2000
 """A part of less than one in so many of the map's pixels is neither plainly there nor plainly absent."""

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facemllm.tasks.regions import CLASSES
+
 SHIFT = 1 / 16  # of the side: 6 pixels at 96
 LIGHT = 0.15
 GAIN = 0.04
@@ -50,16 +52,39 @@ def draw(generator: np.random.Generator, images: int, side: int) -> Changes:
 
 def apply(pixels_BSSC: Tensor, changes: Changes) -> Tensor:
     """Changed pixels (B, S, S, 3), float32, on the scale 0..255; shifted-in pixels repeat the border."""
-    images, side = pixels_BSSC.shape[:2]
-    device = pixels_BSSC.device
+    contrast = torch.from_numpy(changes.contrast).to(pixels_BSSC.device)
+    offset = torch.from_numpy(changes.offset).to(pixels_BSSC.device) * 127.5
+    return (_moved(pixels_BSSC, changes).float() - 127.5) * contrast + offset + 127.5
+
+
+def apply_to_maps(maps_BSS: Tensor, changes: Changes) -> Tensor:
+    """Maps of face parts, moved as the pictures are; in a mirrored one left and right parts change names."""
+    moved_BSS = _moved(maps_BSS, changes)
+    swapped_BSS = _SWAPPED.to(maps_BSS.device)[moved_BSS.long()]
+    mirrored_B11 = torch.from_numpy(changes.mirror).to(maps_BSS.device)[:, None, None]
+    return torch.where(mirrored_B11, swapped_BSS, moved_BSS)
+
+
+def _moved(images: Tensor, changes: Changes) -> Tensor:
+    count, side = images.shape[:2]
+    device = images.device
     place_S = np.arange(side)
     rows_BS = np.clip(place_S + changes.shift[:, :1], 0, side - 1)
     columns_BS = np.clip(np.where(changes.mirror[:, None], place_S[::-1], place_S) + changes.shift[:, 1:], 0, side - 1)
-    moved_BSSC = pixels_BSSC[
-        torch.arange(images, device=device)[:, None, None],
+    return images[
+        torch.arange(count, device=device)[:, None, None],
         torch.from_numpy(rows_BS).to(device)[:, :, None],
         torch.from_numpy(columns_BS).to(device)[:, None, :],
     ]
-    contrast = torch.from_numpy(changes.contrast).to(device)
-    offset = torch.from_numpy(changes.offset).to(device) * 127.5
-    return (moved_BSSC.float() - 127.5) * contrast + offset + 127.5
+
+
+def _swapped() -> Tensor:
+    """Class of every map value in a mirrored face; values that are no class stay."""
+    table = torch.arange(256, dtype=torch.uint8)
+    for number, name in enumerate(CLASSES):
+        if name.startswith(("l_", "r_")) and name != "l_lip":
+            table[number] = CLASSES.index(("r_" if name.startswith("l_") else "l_") + name[2:])
+    return table
+
+
+_SWAPPED = _swapped()

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from facemllm import digests
 from facemllm.errors import UserError
 from facemllm.machine import cores
+from facemllm.model.maps import face_map
 from facemllm.model.pixels import face_pixels
 from facemllm.model.prompts import Frame
 from facemllm.records import Table
@@ -50,54 +52,78 @@ def pixel_cache(table: Table, image_processor: Any, cache: Path, workers: int = 
 
     Built once per table digest and image processor; a half-built cache is never seen. `workers: 0` is one a core.
     """
+    path = cache / f"pixels-{table.digest[:24]}-{_kind(image_processor)}.npy"
+    return _cached(path, table, "images", partial(_decode_images, image_processor), workers)
+
+
+def map_cache(table: Table, processor: Any, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
+    """Maps of face parts of every row, in row order, (rows, S, S) uint8: as `pixel_cache`, for a processor of maps."""
+    kind = _kind(processor.image_processor, processor.withheld_classes)
+    decode = partial(_decode_maps, processor.image_processor, processor.withheld_classes)
+    return _cached(cache / f"maps-{table.digest[:24]}-{kind}.npy", table, "segmentation", decode, workers)
+
+
+def _kind(image_processor: Any, *more: Any) -> str:
     # what decides the pixels; the rest of the processor's fields differ between a fresh and a loaded one
     fields = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_convert_rgb")
-    kind = digests.of_json([type(image_processor).__name__, *(str(getattr(image_processor, f, None)) for f in fields)])
-    path = cache / f"pixels-{table.digest[:24]}-{kind[:8]}.npy"
+    values = [str(getattr(image_processor, field, None)) for field in fields]
+    return digests.of_json([type(image_processor).__name__, *values, *map(str, more)])[:8]
+
+
+def _cached(
+    path: Path, table: Table, column: str, decode: Callable[[list[Any]], NDArray[np.uint8]], workers: int
+) -> NDArray[np.uint8]:
     if not path.exists():
-        _build_pixels(table, image_processor, path, workers or cores())
+        _build(path, table, column, decode, workers or cores())
     return np.load(path, mmap_mode="r")
 
 
-def _build_pixels(table: Table, image_processor: Any, path: Path, workers: int) -> None:
+def _build(
+    path: Path, table: Table, column: str, decode: Callable[[list[Any]], NDArray[np.uint8]], workers: int
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    batches = table.batches(columns=["images"], batch_rows=64)
-    pixels: np.memmap[Any, np.dtype[np.uint8]] | None = None
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    batches = (batch.column(column).to_pylist() for batch in table.batches(columns=[column], batch_rows=64))
+    blocks: np.memmap[Any, np.dtype[np.uint8]] | None = None
     done = 0
     try:
-        for block in _decoded(batches, image_processor, workers if table.rows >= _POOL_ROWS else 1):
-            if pixels is None:
-                pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, (table.rows, *block.shape[1:]))
-            pixels[done : done + len(block)] = block
+        for block in _decoded(batches, decode, workers if table.rows >= _POOL_ROWS else 1):
+            if blocks is None:
+                blocks = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (table.rows, *block.shape[1:]))
+            blocks[done : done + len(block)] = block
             done += len(block)
-        if pixels is None:
+        if blocks is None:
             raise UserError(f"{table.path}: the table has no rows to train on")
-        pixels.flush()
-        partial.replace(path)
+        blocks.flush()
+        unfinished.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write the pixel cache {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write the cache {path}: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
-def _decoded(batches: Iterator[pa.RecordBatch], image_processor: Any, workers: int) -> Iterator[NDArray[np.uint8]]:
-    encoded = ([row[0]["bytes"] for row in batch.column("images").to_pylist()] for batch in batches)
+def _decoded(
+    batches: Iterator[list[Any]], decode: Callable[[list[Any]], NDArray[np.uint8]], workers: int
+) -> Iterator[NDArray[np.uint8]]:
     if workers == 1:
-        yield from (_decode(image_processor, images) for images in encoded)
+        yield from map(decode, batches)
         return
     context = get_context("forkserver")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         pending = []
-        for images in encoded:  # a few batches ahead, so that memory stays flat
-            pending.append(pool.submit(_decode, image_processor, images))
+        for batch in batches:  # a few batches ahead, so that memory stays flat
+            pending.append(pool.submit(decode, batch))
             if len(pending) > 2 * workers:
                 yield pending.pop(0).result()
         yield from (future.result() for future in pending)
 
 
-def _decode(image_processor: Any, images: Sequence[bytes]) -> NDArray[np.uint8]:
-    return np.stack([face_pixels(image, image_processor) for image in images])
+def _decode_images(image_processor: Any, rows: list[Any]) -> NDArray[np.uint8]:
+    return np.stack([face_pixels(images[0]["bytes"], image_processor) for images in rows])
+
+
+def _decode_maps(image_processor: Any, withheld: Sequence[int], rows: list[Any]) -> NDArray[np.uint8]:
+    return np.stack([face_map(row and row["bytes"], image_processor, withheld) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -141,7 +167,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _Turns:
-    """Columns of the turns of a split, as text."""
+    """Columns of the turns of a split, as text; `canonical` is what `answer` says, machine-readable."""
 
     pixel_row: NDArray[np.int64]
     count: NDArray[np.int64]
@@ -149,12 +175,15 @@ class _Turns:
     answer: pa.Array
     task: pa.Array
     form: pa.Array
+    template: pa.Array
+    canonical: pa.Array
     follows: NDArray[np.bool_]
 
 
 def read_turns(table: Table, split: str) -> _Turns:
     """The turns of one split, by column. Raises UserError when the split is empty or messages and turns differ."""
-    rows, counts, questions, answers, tasks, forms, follows = [], [], [], [], [], [], []
+    rows, counts, questions, answers, follows = [], [], [], [], []
+    told: dict[str, list[pa.Array]] = {name: [] for name in ("task", "form", "template", "answer")}
     first = 0
     for batch in table.batches(columns=["split", "messages", "turns"], batch_rows=1024):
         keep = pc.equal(batch.column("split"), split)
@@ -171,20 +200,22 @@ def read_turns(table: Table, split: str) -> _Turns:
             counts.append(pc.list_value_length(turns).to_numpy(zero_copy_only=False).astype(np.int64))
             questions.append(text.take(pa.array(np.arange(0, len(text), 2))))
             answers.append(text.take(pa.array(np.arange(1, len(text), 2))))
-            tasks.append(flat.field("task"))
-            forms.append(flat.field("form"))
+            for name, arrays in told.items():
+                arrays.append(flat.field(name))
             follows.append(pc.fill_null(flat.field("follows"), False).to_numpy(zero_copy_only=False))
         first += batch.num_rows
     if not rows:
         raise UserError(f"{table.path}: no row of split '{split}'; check data.validation_share and the source's splits")
     return _Turns(
-        np.concatenate(rows),
-        np.concatenate(counts),
-        pa.concat_arrays(questions),
-        pa.concat_arrays(answers),
-        pa.concat_arrays(tasks),
-        pa.concat_arrays(forms),
-        np.concatenate(follows).astype(bool),
+        pixel_row=np.concatenate(rows),
+        count=np.concatenate(counts),
+        question=pa.concat_arrays(questions),
+        answer=pa.concat_arrays(answers),
+        task=pa.concat_arrays(told["task"]),
+        form=pa.concat_arrays(told["form"]),
+        template=pa.concat_arrays(told["template"]),
+        canonical=pa.concat_arrays(told["answer"]),
+        follows=np.concatenate(follows).astype(bool),
     )
 
 

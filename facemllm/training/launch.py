@@ -80,6 +80,7 @@ def train(
             "stage": stage,
             "plan": settings.stages()[stage].model_dump(),
             "model": settings.model.model_dump(),
+            "held_out": settings.qa.held_out,
             "lora": settings.training.lora.model_dump(),
             "precision": settings.training.precision,
             "seed": settings.seed,
@@ -209,10 +210,8 @@ def _train_rank(config: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
 
-    from facemllm.model.preset import build_tiny, load_base, load_model
-    from facemllm.model.prompts import Frame
     from facemllm.model.saving import save_model
-    from facemllm.training.data import pixel_cache, read_turns, tokenise, vocabulary_texts
+    from facemllm.training import material
     from facemllm.training.loop import Job, decide_precision, run_stage
 
     settings = Settings.model_validate(config["settings"])
@@ -223,25 +222,21 @@ def _train_rank(config: dict[str, Any]) -> None:
     torch.set_num_threads(training.threads or max(1, cores() // context.get_local_world_size()))
 
     table = open_table(Path(config["conversations"]), CONVERSATIONS)
-    turns = read_turns(table, "train")
-    if config["base"]:
-        model, processor = load_model(config["base"])
-    elif settings.model.preset == "hub":
-        model, processor = load_base(settings.model)
-    else:
-        model, processor = build_tiny(settings.model, *vocabulary_texts(turns), settings.seed)
-    if rank == 0:  # one rank decodes, the others read
-        pixel_cache(table, processor.image_processor, Path(config["cache"]), settings.data.workers)
-    if world > 1:
-        dist.barrier()
-    pixels = pixel_cache(table, processor.image_processor, Path(config["cache"]))
-    corpus = tokenise(turns, Frame.of(model, processor))
+    ready = material.prepare(
+        settings,
+        table,
+        Path(config["base"]) if config["base"] else None,
+        Path(config["cache"]),
+        first=rank == 0,
+        wait=dist.barrier if world > 1 else lambda: None,
+    )
     job = Job(
         name=config["stage"],
         stage=settings.stages()[config["stage"]],
         lora=training.lora,
         seed=settings.seed,
         key=config["key"],
+        model=settings.model,
         precision=decide_precision(training.precision, device),
         device=device,
         rank=rank,
@@ -266,13 +261,15 @@ def _train_rank(config: dict[str, Any]) -> None:
                 config["on_log"](step, metrics)
 
         with _last_checkpoint(Path(config["work"]) / config["run"]) as folder:
-            outcome = run_stage(job, model, processor, corpus, pixels, resume=folder, keep=keep, log=log)
+            outcome = run_stage(
+                job, ready.model, ready.processor, ready.corpus, ready.faces, resume=folder, keep=keep, log=log
+            )
     if rank == 0:
         if flush := getattr(config["on_log"], "flush", None):
             flush()  # this process ends soon, and curves are sent in the background
         # the launch saw that `out` did not exist: what is there now, a worker wrote that died on its way back
         shutil.rmtree(config["out"], ignore_errors=True)
-        save_model(outcome.model, processor, Path(config["out"]))
+        save_model(outcome.model, ready.processor, Path(config["out"]))
         spent = {
             "device": f"{cost.device_name(device, world)}, {job.precision}",
             "samples": outcome.samples,

@@ -16,21 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from facemllm import cost
-from facemllm.model.forward import image_tokens
-from facemllm.model.pixels import normalise
-from facemllm.model.prompts import Frame
-from facemllm.settings import Lora, Stage
-from facemllm.training import augment, checkpoint, stages
+from facemllm.settings import Lora, Model, Stage
+from facemllm.training import checkpoint, stages
 from facemllm.training.data import Corpus
-from facemllm.training.objectives import CaptionWords, answer_loss
-from facemllm.training.packing import Plan, Planner, pack, word_bags
+from facemllm.training.packing import Plan, Planner
+from facemllm.training.step_loss import Faces, StepLoss
 
 Log = Callable[[int, dict[str, float]], None]
 Keep = Callable[[int, Callable[[Path], None]], None]
@@ -45,6 +40,7 @@ class Job:
     lora: Lora
     seed: int
     key: str  # digest of what the stage is made from; a checkpoint of another key is refused
+    model: Model  # settings of the model's branches
     precision: str = "fp32"  # bf16 or fp32, already decided
     device: str = "cpu"
     rank: int = 0
@@ -82,7 +78,7 @@ def run_stage(
     model: Any,
     processor: Any,
     corpus: Corpus,
-    pixels: NDArray[np.uint8],
+    faces: Faces,
     *,
     resume: Path | None = None,
     keep: Keep | None = None,
@@ -104,13 +100,16 @@ def run_stage(
         first = resumed_from = int(state["step"])
         tokens = int(state["tokens"])
         before = state["spent"]
-    step_loss = _StepLoss(job, model, processor, corpus, pixels, device)
-    planner = Planner(corpus, stage, job.name, job.seed, pixels.shape[1])
-    flops_per_token = _flops_per_token(model, step_loss, planner.plan(first))
+    step_loss = StepLoss(
+        stage, job.model.knowledge, model, processor, corpus, faces, device=device, bf16=job.precision == "bf16"
+    )
+    planner = Planner(corpus, stage, job.name, job.seed, faces.pixels.shape[1], job.model.segmentation.drop)
+    part = slice(job.rank * stage.batch_images // job.world, (job.rank + 1) * stage.batch_images // job.world)
+    flops_per_token = _flops_per_token(model, step_loss, planner.plan(first), part)
     stages.set_modes(model, stage.trains)
     trained = [p for p in model.parameters() if p.requires_grad]
     loss = math.nan
-    recent: list[float] = []
+    recent: list[Tensor] = []
     meter = cost.Meter(job.device, machine=job.local_rank == 0)
     mark = time.perf_counter()
     marked = (first, tokens)
@@ -121,9 +120,10 @@ def run_stage(
         share = stages.rate(stage, step)
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * share * group["factor"]
-        value, seen = step_loss(planner.plan(step))
-        value.backward()
-        loss = _share_gradients(trained, value.detach(), job.world)
+        value = step_loss(planner.plan(step), part)
+        value.loss.backward()
+        report = _share_gradients(trained, value.report, job.world)
+        loss = float(report[0])
         norm = float(torch.nn.utils.clip_grad_norm_(trained, stage.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
@@ -132,14 +132,14 @@ def run_stage(
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        tokens += seen
-        recent = [*recent[-(job.log_every - 1) :], loss] if job.log_every > 1 else [loss]
+        tokens += value.tokens
+        recent.append(report)
         done = step + 1
         if log is not None and job.rank == 0 and (done % job.log_every == 0 or done == stage.steps):
             now = time.perf_counter()
             seconds = max(now - mark, 1e-9)
             metrics = {
-                "loss": sum(recent) / len(recent),
+                **step_loss.readable(torch.stack(recent).sum(0), len(recent)),
                 "learning_rate": stage.learning_rate * share,
                 "grad_norm": norm,
                 "images_per_second": (done - marked[0]) * stage.batch_images / seconds,
@@ -148,6 +148,7 @@ def run_stage(
             mark, marked = now, (done, tokens)
             log(done, metrics)
         if done % job.log_every == 0:
+            recent.clear()
             meter.sample()
         if keep is not None and done % job.checkpoint_every == 0 and done < stage.steps:
             _share_buffers(model, job.world)
@@ -164,67 +165,29 @@ def run_stage(
     )
 
 
-class _StepLoss:
-    """The loss of a rank's slice of a plan, scaled so that the ranks' losses sum to the global mean."""
-
-    def __init__(
-        self, job: Job, model: Any, processor: Any, corpus: Corpus, pixels: NDArray[np.uint8], device: torch.device
-    ) -> None:
-        self.job, self.model, self.corpus, self.pixels, self.device = job, model, corpus, pixels, device
-        self.image_processor = processor.image_processor
-        self.prefix_ids = Frame.of(model, processor).prefix_ids
-        self.vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.by_words = job.stage.objective == "caption_words"
-        self.words = CaptionWords(corpus, job.stage.tasks, self.vocabulary, device) if self.by_words else None
-
-    def __call__(self, plan: Plan) -> tuple[Tensor, int]:
-        """Loss and the number of tokens the language model (or the word head) was given."""
-        job, images = self.job, len(plan.rows)
-        part = slice(job.rank * images // job.world, (job.rank + 1) * images // job.world)
-        turns = plan.turns[part]
-        mirrored = plan.changes.mirror[part] if plan.changes else np.zeros(len(turns), bool)
-        pixels_BSSC = torch.from_numpy(self.pixels[self.corpus.pixel_row[plan.rows[part]]]).to(self.device)
-        if plan.changes:
-            pixels_BSSC = augment.apply(pixels_BSSC, plan.changes.part(part))
-        values_BCSS = normalise(pixels_BSSC, self.image_processor)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=job.precision == "bf16"):
-            image_BND = image_tokens(self.model, values_BCSS)
-            if self.words is not None:
-                bag_BV = torch.from_numpy(word_bags(self.corpus, turns, mirrored, self.vocabulary)).to(self.device)
-                return self.words.loss(self.model, image_BND, bag_BV) / images, image_BND.shape[0] * image_BND.shape[1]
-            packed = pack(self.corpus, turns, mirrored)
-            loss = answer_loss(self.model, image_BND, self.prefix_ids, packed)
-        return loss / plan.labels, packed.ids.size + len(turns) * len(self.prefix_ids)
-
-
-def _flops_per_token(model: Any, step_loss: _StepLoss, plan: Plan) -> float:
+def _flops_per_token(model: Any, step_loss: StepLoss, plan: Plan, part: slice) -> float:
     """Operations of a step that is thrown away: counting takes other kernels, which differ in the last bits."""
     model.eval()  # normalisation statistics stay as they are
     with cost.operations() as counter:
-        loss, tokens = step_loss(plan)
-        loss.backward()
+        value = step_loss(plan, part)
+        value.loss.backward()
     model.zero_grad(set_to_none=True)
-    return float(counter.get_total_flops()) / max(tokens, 1)
+    return float(counter.get_total_flops()) / max(value.tokens, 1)
 
 
-def _share_gradients(parameters: list[Tensor], loss: Tensor, world: int) -> float:
-    """Sum gradients and losses over the ranks, in one message; returns the global loss."""
-    if world > 1:
-        present = [p for p in parameters if p.requires_grad]
-        flat = torch.cat(
-            [
-                loss.reshape(1).float(),
-                *((p.grad if p.grad is not None else torch.zeros_like(p)).flatten().float() for p in present),
-            ]
-        )
-        dist.all_reduce(flat)
-        loss = flat[0]
-        offset = 1
-        for parameter in present:
-            piece = flat[offset : offset + parameter.numel()].view_as(parameter)
-            parameter.grad = piece.to(parameter.dtype)
-            offset += parameter.numel()
-    return float(loss)
+def _share_gradients(parameters: list[Tensor], report: Tensor, world: int) -> Tensor:
+    """Sum gradients and reports over the ranks, in one message; returns the global report."""
+    if world == 1:
+        return report
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([report, *(gradient.flatten().float() for gradient in gradients)])
+    dist.all_reduce(flat)
+    offset = len(report)
+    for parameter in parameters:
+        piece = flat[offset : offset + parameter.numel()].view_as(parameter)
+        parameter.grad = piece.to(parameter.dtype)
+        offset += parameter.numel()
+    return flat[: len(report)]
 
 
 def _share_energy(spent: cost.Spent, world: int, device: torch.device) -> cost.Spent:

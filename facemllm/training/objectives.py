@@ -26,16 +26,19 @@ _MEETINGS = 5.0  # words expected to meet this often that never do exclude each 
 _BLOCK = 1024
 
 
-def answer_loss(model: Any, image_BND: Tensor, prefix_ids: tuple[int, ...], packed: Packed) -> Tensor:
-    """Sum of the cross-entropies of all answer tokens (end tokens included) of packed rows, float32."""
+def answer_losses(
+    model: Any, image_BND: Tensor, prefix_ids: tuple[int, ...], packed: Packed
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every answer token (end tokens included) of packed rows, float32 (K,), and its task (K,)."""
     device = image_BND.device
-    ids_BT, block_BT, position_BT, target_BT = (
-        torch.from_numpy(a).to(device) for a in (packed.ids, packed.block, packed.position, packed.target)
+    ids_BT, block_BT, position_BT, target_BT, task_BT = (
+        torch.from_numpy(a).to(device) for a in (packed.ids, packed.block, packed.position, packed.target, packed.task)
     )
     prefix_BND = prefix_embeddings(model, image_BND, prefix_ids)
     states_BTD = hidden_states(model, prefix_BND, ids_BT, block_BT, None, position_BT)
     wanted_BT = target_BT != IGNORED
-    return F.cross_entropy(word_logits(model, states_BTD[wanted_BT]), target_BT[wanted_BT], reduction="sum")
+    logits_KV = word_logits(model, states_BTD[wanted_BT])
+    return F.cross_entropy(logits_KV, target_BT[wanted_BT], reduction="none"), task_BT[wanted_BT]
 
 
 class CaptionWords:

@@ -30,23 +30,26 @@ class Plan:
     changes: augment.Changes | None
     turns: list[NDArray[np.int64]]  # per face: its drawn turns, a turn that follows right after its predecessor
     labels: int  # answer tokens in the whole batch
+    withheld: NDArray[np.bool_]  # (B,) faces shown without their map
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Packed rows as (B, T) integer arrays; `target` is the next token where that is an answer's, else `IGNORED`."""
+    """Packed rows as (B, T) integer arrays; `target` is the next token where that is an answer's, else `IGNORED`; `task`
+    numbers the task of the turn it belongs to."""
 
     ids: NDArray[np.int64]
     block: NDArray[np.int64]
     position: NDArray[np.int64]
     target: NDArray[np.int64]
+    task: NDArray[np.int64]
 
 
 class Planner:
-    """Plans the steps of one stage over one corpus."""
+    """Plans the steps of one stage over one corpus; `withheld` is the share of faces shown without their map."""
 
-    def __init__(self, corpus: Corpus, stage: Stage, name: str, seed: int, side: int) -> None:
-        self.corpus, self.stage, self.side = corpus, stage, side
+    def __init__(self, corpus: Corpus, stage: Stage, name: str, seed: int, side: int, withheld: float = 0.0) -> None:
+        self.corpus, self.stage, self.side, self._withheld = corpus, stage, side, withheld
         self._key = (seed, zlib.crc32(name.encode()))
         weights = corpus.weights(stage.tasks)
         # a turn that follows is drawn with the turn it depends on, never alone
@@ -71,7 +74,8 @@ class Planner:
         turns = [self._draw(int(row), generator) for row in rows]
         drawn = np.concatenate(turns)
         lengths = np.diff(self.corpus.texts.starts)
-        return Plan(rows, changes, turns, int(lengths[self.corpus.answer[drawn, 0]].sum()))
+        withheld = generator.random(images) < self._withheld
+        return Plan(rows, changes, turns, int(lengths[self.corpus.answer[drawn, 0]].sum()), withheld)
 
     def _draw(self, row: int, generator: np.random.Generator) -> NDArray[np.int64]:
         """Weighted draw without replacement (Efraimidis and Spirakis 2006) of a face's turns."""
@@ -100,11 +104,11 @@ def pack(corpus: Corpus, turns: list[NDArray[np.int64]], mirrored: NDArray[np.bo
             out[index, : len(row[column])] = row[column]
         return out
 
-    return Packed(padded(0, 0), padded(1, PADDING), padded(2, 0), padded(3, IGNORED))
+    return Packed(padded(0, 0), padded(1, PADDING), padded(2, 0), padded(3, IGNORED), padded(4, 0))
 
 
 def _pack_row(corpus: Corpus, turns: NDArray[np.int64], mirror: int) -> tuple[NDArray[np.int64], ...]:
-    ids, blocks, positions, targets = [], [], [], []
+    ids, blocks, positions, targets, tasks = [], [], [], [], []
     block = -1
     offset = 0
     for turn in turns:
@@ -121,8 +125,9 @@ def _pack_row(corpus: Corpus, turns: NDArray[np.int64], mirror: int) -> tuple[ND
         blocks.append(np.full(len(tokens), block))
         positions.append(np.arange(offset, offset + len(tokens)))
         targets.append(target)
+        tasks.append(np.full(len(tokens), corpus.task[turn]))
         offset += len(tokens)
-    return np.concatenate(ids), np.concatenate(blocks), np.concatenate(positions), np.concatenate(targets)
+    return tuple(np.concatenate(column) for column in (ids, blocks, positions, targets, tasks))
 
 
 def word_bags(

@@ -11,16 +11,19 @@ from torch import Tensor, nn
 from facemllm.errors import UserError
 from facemllm.settings import Lora, Stage, Trainable
 
-MODULES = ("tower", "projector", "embeddings", "language")
+MODULES = ("tower", "projector", "segmentation", "knowledge", "embeddings", "language")
 FLOOR = 0.02  # share of the learning rate left at the end of a decay
 
 
 def module_of(name: str) -> str:
-    """The module a parameter or buffer belongs to, by its full name in a LLaVA-layout model."""
+    """The module, one of `MODULES`, that a parameter or buffer belongs to, by its full name in a LLaVA-layout model."""
     if "vision_tower." in name:
         return "tower"
     if "multi_modal_projector." in name or name.endswith("image_newline"):
         return "projector"
+    for branch in ("segmentation", "knowledge"):
+        if f"model.{branch}." in name:
+            return branch
     if "embed_tokens." in name or "lm_head." in name:
         return "embeddings"
     return "language"
@@ -85,13 +88,13 @@ def _probe(model: Any, probe: tuple[Tensor, ...]) -> Tensor:
 
 
 def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
-    """Optimiser groups: the tower at `tower_rate` of the learning rate; no decay on norms, biases and embeddings."""
+    """Optimiser groups, each module at its rate; no decay on norms, biases and embeddings."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             module = module_of(name)
             decay = stage.weight_decay if parameter.ndim >= 2 and module != "embeddings" else 0.0
-            groups.setdefault((stage.tower_rate if module == "tower" else 1.0, decay), []).append(parameter)
+            groups.setdefault((stage.rates.get(module, 1.0), decay), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "factor": factor}
         for (factor, decay), parameters in sorted(groups.items(), key=lambda item: item[0])

@@ -3,7 +3,7 @@ import pytest
 from facemllm import settings as settings_module
 from facemllm.scoring import consistency
 from facemllm.scoring.contradictions import check
-from facemllm.scoring.relations import RELATIONS
+from facemllm.knowledge.relations import RELATIONS
 from facemllm.tasks import all_names, get
 from tests.scored import sheet_of
 

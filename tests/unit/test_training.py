@@ -24,7 +24,8 @@ from facemllm.settings import Stage, Trainable
 from facemllm.training import augment, stages
 from facemllm.training.data import mirror_text, pixel_cache, read_turns, tokenise, vocabulary_texts
 from facemllm.training.loop import Job, run_stage
-from facemllm.training.objectives import answer_loss
+from facemllm.training.step_loss import Faces
+from facemllm.training.objectives import answer_losses
 from facemllm.training.packing import IGNORED, Planner, pack, word_bags
 
 COLORS = {"red hair": (200, 40, 40), "green hair": (40, 200, 40), "blue hair": (40, 40, 200)}
@@ -77,14 +78,14 @@ TASKS = {"attributes": 1.0, "head_pose": 1.0, "caption": 0.2}
 
 def stage(**changes):
     given = {
-        "trains": {"tower": "full", "projector": "full", "embeddings": "full", "language": "full"},
+        "trains": dict.fromkeys(stages.MODULES, "full"),
         "tasks": TASKS,
         "objective": "answers",
         "steps": 8,
         "batch_images": 6,
         "turns_per_image": 3,
         "learning_rate": 1e-3,
-        "tower_rate": 0.5,
+        "rates": {"tower": 0.5},
         "weight_decay": 0.05,
         "schedule": "warmup_stable_decay",
         "warmup": 0.1,
@@ -119,11 +120,11 @@ class Toy:
         job = {"checkpoint_every": 3, "log_every": 1, "precision": "fp32"}
         job |= {k: options.pop(k) for k in list(options) if k in ("precision", "rank", "world", "checkpoint_every")}
         return run_stage(
-            Job(name=name, stage=plan, lora=lora, seed=5, key="k", **job),
+            Job(name=name, stage=plan, lora=lora, seed=5, key="k", model=self.settings.model, **job),
             model or self.fresh()[0],
             self.processor,
             self.corpus,
-            self.pixels,
+            Faces(self.pixels),
             **options,
         )
 
@@ -276,7 +277,7 @@ def test_a_turn_that_follows_stays_with_the_turn_before(toy):
 def loss_and_gradients(toy, model, turns, rows):
     pixels = torch.from_numpy(np.array(toy.pixels[toy.corpus.pixel_row[rows]]))
     image = image_tokens(model, normalise(pixels, toy.processor.image_processor))
-    loss = answer_loss(model, image, toy.frame.prefix_ids, pack(toy.corpus, turns, np.zeros(len(turns), bool)))
+    loss = answer_losses(model, image, toy.frame.prefix_ids, pack(toy.corpus, turns, np.zeros(len(turns), bool)))[0].sum()
     model.zero_grad()
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -423,7 +424,7 @@ def test_schedules():
 
 def test_the_tower_has_a_rate_of_its_own_and_norms_no_decay(toy):
     model, _ = toy.fresh()
-    groups = stages.parameter_groups(model, stage(tower_rate=0.2))
+    groups = stages.parameter_groups(model, stage(rates={"tower": 0.2}))
     names = {id(p): n for n, p in model.named_parameters()}
     held = {(g["factor"], g["weight_decay"]): {names[id(p)] for p in g["params"]} for g in groups}
     assert sum(map(len, held.values())) == len(names)

@@ -1,0 +1,127 @@
+"""Accuracy at a time budget: a model of ours beside a specialist trained on the same faces for the same seconds.
+
+The specialist (`specialist.py`) sees the training split's faces and the answers to its questions; both are asked the
+test split's questions in their own form, and marked by the project's metrics. Intervals are 95 % bootstraps over people
+(test sampling, not the noise of a seed); differences are paired: the same resampled people for both. `ahead` is who the
+interval of the difference favours; `within` says whether ours lies inside the specialist's interval or beyond it on the
+better side. What has no head (captions, items held out of training) is left out.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import report
+from numpy.typing import NDArray
+
+
+def compare(
+    conversations: Path, seconds: float, model: Path, evaluation: Path | None, cache: Path, seed: int
+) -> dict[str, Any]:
+    """Train a specialist for so many seconds, ask both, and return figures by name and what was trained."""
+    import torch
+    from specialist import answer, train
+
+    from facemllm.model.preset import load_model
+    from facemllm.records import CONVERSATIONS, PREDICTIONS, open_table
+    from facemllm.scoring.sheet import read_parsed, read_sheet
+    from facemllm.settings import load
+    from facemllm.training.data import pixel_cache
+    from facemllm.training.loop import decide_precision
+
+    settings = load("laptop", ["evaluation.generated_faces=0", "evaluation.disturbed_faces=0"])
+    torch.set_num_threads(torch.get_num_threads())
+    table = open_table(conversations, CONVERSATIONS)
+    _, processor = load_model(model)
+    everything = pixel_cache(table, processor.image_processor, cache)
+    places = {name: at for at, name in enumerate(row["image_id"] for row in table.iterate(["image_id"]))}
+    learnt, asked = read_sheet(table, "train"), read_sheet(table, settings.evaluation.split)
+
+    def pixels(images: Sequence[str]) -> NDArray[np.uint8]:
+        return np.asarray(everything[[places[name] for name in images]])
+
+    bf16 = decide_precision("auto", "cpu") == "bf16"
+    net, seen = train(learnt, pixels(learnt.images), processor.image_processor, seconds, seed, bf16=bf16)
+    theirs = answer(net, asked, pixels(asked.images), processor.image_processor)
+    if evaluation is None:
+        evaluation = cache / "evaluation"
+        _evaluate(settings, model, conversations, evaluation)
+    found = open_table(evaluation / "predictions", PREDICTIONS)
+    ours = read_parsed(found, asked)
+    figures = paired(asked, ours, theirs, settings.evaluation.bootstrap, settings.seed)
+    size = sum(parameter.numel() for parameter in net.parameters())
+    return {"figures": figures, "images_seen": seen, "parameters": size, "seconds": seconds}
+
+
+def _evaluate(settings: Any, model: Path, conversations: Path, out: Path) -> None:
+    from facemllm import digests
+    from facemllm.evaluation.evaluate import evaluate
+
+    evaluate(settings, model, digests.of_tree(model), conversations, out)
+
+
+def paired(
+    sheet: Any, ours: Sequence[str | None], theirs: Sequence[str | None], resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Figures of both by name (task, task.item, closed_mean), their difference and who is ahead."""
+    from facemllm import tasks
+    from facemllm.scoring import stats
+    from facemllm.scoring.summary import is_closed, replicate, rows_of
+
+    both = [replicate(sheet, said, resamples, seed) for said in (ours, theirs)]
+    found: dict[str, dict[str, Any]] = {}
+    for name in both[0]:
+        if all(theirs[row] is None for row in rows_of(sheet, name)):
+            continue
+        metric = next(iter(both[0][name]))
+        up = metric != "mae"
+        mine, other = (one[name][metric] for one in both)
+        us, them, gap = stats.interval(mine), stats.interval(other), stats.interval(mine - other)
+        ahead = "ours" if (gap.low > 0 if up else gap.high < 0) else "specialist"
+        if gap.low <= 0 <= gap.high:
+            ahead = "even"
+        found[name] = {
+            "metric": metric,
+            "ours": [us.value, us.low, us.high],
+            "specialist": [them.value, them.low, them.high],
+            "difference": [gap.value, gap.low, gap.high],
+            "ahead": ahead,
+            "within": bool(us.value >= them.low if up else us.value <= them.high),
+        }
+    assert any(is_closed(sheet, key) for key in sheet.rows) and tasks
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the table."""
+    print(f"specialist: {found['parameters'] / 1e6:.2f} M parameters, {found['seconds']:.0f} s, {found['images_seen']:,} images")
+    print(f"{'':<34}{'ours':>22}{'specialist':>24}{'difference':>26}  ahead")
+    for name, one in found["figures"].items():
+        cells = [f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in (one["ours"], one["specialist"])]
+        value, low, high = one["difference"]
+        gap = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        label = f"{name} ({'mae' if one['metric'] == 'mae' else one['metric'].replace('balanced_accuracy', 'bal. acc.')})"
+        print(f"{label:<38}{cells[0]:>22}{cells[1]:>24}{gap:>26}  {one['ahead']}{'' if one['within'] else ' *'}")
+    print("* ours lies outside the specialist's interval, on the worse side")
+
+
+def main(arguments: Any) -> None:
+    """`--quality` of `training.py`."""
+    with tempfile.TemporaryDirectory() as name:
+        found = compare(
+            arguments.conversations, arguments.seconds, arguments.model, arguments.evaluation, Path(name), arguments.seed
+        )
+    show(found)
+    closed = found["figures"].get("closed_mean")
+    ratios = {name: one["ours"][0] / one["specialist"][0] for name, one in found["figures"].items() if "." not in name}
+    report(
+        "quality at a time budget, against a specialist conv net",
+        ratios,
+        ["torch", "transformers"],
+        closed_mean=closed,
+        **found,
+    )

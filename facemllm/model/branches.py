@@ -1,0 +1,107 @@
+"""Giving a LLaVA-layout model FaceInsight's branches: from base and settings to `FaceMllmForConditionalGeneration`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import LlavaForConditionalGeneration
+
+from facemllm.errors import UserError
+from facemllm.model.face_mllm import FaceMllmConfig, FaceMllmForConditionalGeneration
+from facemllm.model.knowledge import NO_WORD, KnowledgeBranch
+from facemllm.model.processor import FaceMllmProcessor
+from facemllm.model.segmentation import SegmentationBranch
+from facemllm.settings import Model
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The characteristics of the knowledge branch: names, the words each stands for, and their matrix C (A, A)."""
+
+    names: tuple[str, ...]
+    words: tuple[str, ...]
+    matrix_AA: NDArray[np.floating[Any]]
+
+
+def extend(
+    model: Any, processor: Any, settings: Model, graph: Graph | None, withheld_classes: Sequence[int], seed: int
+) -> tuple[Any, Any]:
+    """The model and its processor with the branches that the settings ask for; as they are if none is asked for.
+
+    `graph` is needed when `knowledge.enabled`; the map classes `withheld_classes` are never shown. The base's weights
+    are shared, not copied; the branches' start from `seed`. Raises UserError for a model other than LLaVA.
+    """
+    chosen, knows = settings.segmentation, settings.knowledge
+    if chosen.mode == "none" and not knows.enabled:
+        return model, processor
+    if type(model) is not LlavaForConditionalGeneration:
+        raise UserError(
+            f"model.segmentation and model.knowledge extend LLaVA models (LlavaForConditionalGeneration); "
+            f"{settings.base or 'this base'} is a {type(model).__name__}: set mode: none and enabled: false"
+        )
+    width, more = model.config.text_config.hidden_size, 0
+    segmentation = knowledge = None
+    if chosen.mode != "none":
+        tokens = chosen.tokens if chosen.mode == "append" else _image_tokens(processor)
+        more += chosen.tokens if chosen.mode == "append" else 0
+        shape = chosen.model_dump(include={"side", "patch", "width", "layers", "heads"})
+        segmentation = {"mode": chosen.mode, **shape, "tokens": tokens, "output": width}
+    if knows.enabled:
+        if graph is None or not graph.names:
+            raise UserError(
+                f"model.knowledge: the training data answer no closed question of {', '.join(knows.tasks)} in more "
+                "than one way; name other tasks in model.knowledge.tasks or set enabled: false"
+            )
+        ids = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in graph.words]
+        knowledge = {
+            "names": list(graph.names),
+            "words": max(map(len, ids)),
+            "width": width,
+            "layers": knows.gcn_layers,
+            "prompt_tokens": knows.prompt_tokens,
+        }
+        more += knows.prompt_tokens
+    plain = {name: value for name, value in model.config.to_dict().items() if name != "model_type"}
+    config = FaceMllmConfig(**plain, segmentation_config=segmentation, knowledge_config=knowledge)
+    with torch.device("meta"):
+        extended = FaceMllmForConditionalGeneration(config)
+    for name in ("vision_tower", "multi_modal_projector", "language_model"):
+        setattr(extended.model, name, getattr(model.model, name))
+    extended.lm_head = model.lm_head
+    extended.generation_config = model.generation_config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if segmentation is not None:
+            shape = {name: value for name, value in segmentation.items() if name != "mode"}
+            extended.model.segmentation = SegmentationBranch(**shape)
+        if knowledge is not None and graph is not None:
+            extended.model.knowledge = KnowledgeBranch(**knowledge)
+            extended.model.knowledge.graph.copy_(torch.from_numpy(graph.matrix_AA))
+            padded = [row + [NO_WORD] * (knowledge["words"] - len(row)) for row in ids]
+            extended.model.knowledge.words.copy_(torch.tensor(padded))
+    return extended, _processor(processor, more, withheld_classes)
+
+
+def _image_tokens(processor: Any) -> int:
+    size = processor.image_processor.crop_size or processor.image_processor.size
+    patches = (size["height"] // processor.patch_size) * (size["width"] // processor.patch_size)
+    cut = processor.vision_feature_select_strategy == "default"
+    return int(patches + processor.num_additional_image_tokens - cut)
+
+
+def _processor(processor: Any, more: int, withheld_classes: Sequence[int]) -> FaceMllmProcessor:
+    return FaceMllmProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=processor.tokenizer,
+        patch_size=processor.patch_size,
+        vision_feature_select_strategy=processor.vision_feature_select_strategy,
+        num_additional_image_tokens=processor.num_additional_image_tokens + more,
+        image_token=processor.image_token,
+        chat_template=processor.chat_template,
+        withheld_classes=sorted(withheld_classes),
+    )

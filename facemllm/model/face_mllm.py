@@ -1,0 +1,124 @@
+"""LLaVA with FaceInsight's two branches: `FaceMllmForConditionalGeneration`, registered with transformers.
+
+Everything the language model sees of a face comes out of `get_image_features`, in this order: the image's tokens (with
+the map's added to them, or behind them), then the soft prompt. So the image placeholder merely stands for more tokens,
+and generation, its cache, left padding and packing are LLaVA's own. Without either branch a model is plain LLaVA.
+
+Shapes: B faces, S image side, N tokens, A characteristics, D width of the language model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaModel
+
+from facemllm.model.knowledge import KnowledgeBranch
+from facemllm.model.segmentation import NO_MAP, SegmentationBranch
+
+
+@strict
+class FaceMllmConfig(LlavaConfig):
+    """A LLaVA configuration and that of the branches, None where there is none.
+
+    `segmentation_config` holds `mode` and the arguments of `SegmentationBranch`, `knowledge_config` those of
+    `KnowledgeBranch`.
+    """
+
+    model_type = "face_mllm"
+
+    segmentation_config: dict[str, Any] | None = None
+    knowledge_config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A face as the language model will see it: all its tokens (B, N, D), those that show something, and the scores of
+    its characteristics (B, A), log-odds, None without the knowledge branch."""
+
+    tokens_BND: Tensor
+    visual_BND: Tensor
+    scores_BA: Tensor | None
+
+
+class FaceMllmModel(LlavaModel):
+    """LLaVA's model with the branches between projector and language model."""
+
+    config_class = FaceMllmConfig
+
+    def __init__(self, config: FaceMllmConfig) -> None:
+        super().__init__(config)
+        chosen = config.segmentation_config
+        if chosen is not None:
+            self.mode = chosen["mode"]
+            self.segmentation = SegmentationBranch(**{name: chosen[name] for name in chosen if name != "mode"})
+        if config.knowledge_config is not None:
+            self.knowledge = KnowledgeBranch(**config.knowledge_config)
+        self.post_init()
+
+    def join(self, image_BND: Tensor, segmentation: Tensor | None) -> Seen:
+        """Projected image tokens and maps (B, S, S) uint8, None if no face has one, as the language model sees them."""
+        visual_BND = image_BND
+        if self.config.segmentation_config is not None:
+            if segmentation is None:
+                segmentation = torch.full((len(image_BND), 1, 1), NO_MAP, dtype=torch.uint8, device=image_BND.device)
+            map_BND = self.segmentation(segmentation).to(image_BND.dtype)
+            visual_BND = torch.cat([image_BND, map_BND], 1) if self.mode == "append" else image_BND + map_BND
+        if self.config.knowledge_config is None:
+            return Seen(visual_BND, visual_BND, None)
+        scores_BA, prompt_BPD = self.knowledge(visual_BND, self.get_input_embeddings().weight)
+        return Seen(torch.cat([visual_BND, prompt_BPD.to(visual_BND.dtype)], 1), visual_BND, scores_BA)
+
+    def get_image_features(
+        self, pixel_values: Tensor, segmentation: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """As LLaVA's; `pooler_output` holds every face's tokens, `attentions` is unused."""
+        outputs = super().get_image_features(pixel_values=pixel_values, **kwargs | {"return_dict": True})
+        outputs.pooler_output = list(self.join(torch.stack(list(outputs.pooler_output)), segmentation).tokens_BND)
+        return outputs
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        segmentation: Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As LLaVA's; `segmentation` (B, S, S) uint8 are the maps of the images in `pixel_values`."""
+        if pixel_values is not None:
+            features = self.get_image_features(pixel_values=pixel_values, segmentation=segmentation)
+            mm_encoder_outputs = {"image": features}
+        return super().forward(input_ids=input_ids, mm_encoder_outputs=mm_encoder_outputs, **kwargs)
+
+
+class FaceMllmForConditionalGeneration(LlavaForConditionalGeneration):
+    """LLaVA for generation with the branches; takes `segmentation` beside `pixel_values`."""
+
+    config_class = FaceMllmConfig
+
+    def __init__(self, config: FaceMllmConfig) -> None:
+        super(LlavaForConditionalGeneration, self).__init__(config)  # LLaVA's own would build its model in vain
+        self.model = FaceMllmModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        """Tokens of the faces, as the language model sees them."""
+        return self.model.get_image_features(pixel_values=pixel_values, **kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        segmentation: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As LLaVA's; `segmentation` (B, S, S) uint8 are the maps of the images in `pixel_values`."""
+        return super().forward(input_ids=input_ids, pixel_values=pixel_values, segmentation=segmentation, **kwargs)

@@ -1,0 +1,103 @@
+"""What a rank trains from: model and processor, the turns of the training split, pixels, maps and labels.
+
+The same for every launcher. Decoded pictures are cached on disk by rank 0, the other ranks read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facemllm.knowledge.graph import (
+    UNKNOWN,
+    Characteristics,
+    characteristics,
+    cooccurrence,
+    correlation_matrix,
+    relations_of,
+)
+from facemllm.knowledge.penalties import audit, enforced
+from facemllm.model.branches import Graph, extend
+from facemllm.model.preset import build_tiny, load_base, load_model
+from facemllm.model.prompts import Frame
+from facemllm.records import Table
+from facemllm.settings import Settings
+from facemllm.tasks.regions import CLASSES, SHOWN_BY
+from facemllm.training.data import Corpus, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.training.step_loss import Faces
+
+
+@dataclass(frozen=True)
+class Material:
+    """Model, processor, and what a stage shows them."""
+
+    model: Any
+    processor: Any
+    corpus: Corpus
+    faces: Faces
+
+
+def prepare(
+    settings: Settings,
+    table: Table,
+    base: Path | None,
+    cache: Path,
+    *,
+    first: bool = True,
+    wait: Callable[[], None] = lambda: None,
+) -> Material:
+    """Load or build the model and read the training split of a conversations table.
+
+    `base` is the previous stage's model directory, None for the first stage: the preset or checkpoint of the settings.
+    The `first` rank of a machine writes the caches, the others `wait` for it. Raises UserError.
+    """
+    turns = read_turns(table, "train")
+    knows = settings.model.knowledge
+    known = characteristics(knows.tasks, turns) if knows.enabled else None
+    if base is not None:
+        model, processor = load_model(base)
+    else:
+        if settings.model.preset == "hub":
+            model, processor = load_base(settings.model)
+        else:
+            model, processor = build_tiny(settings.model, *vocabulary_texts(turns), settings.seed)
+        withheld = {CLASSES.index(part) for name in settings.qa.held_out for part in SHOWN_BY.get(name, ())}
+        model, processor = extend(
+            model, processor, settings.model, _graph(known, settings), sorted(withheld), settings.seed
+        )
+    readers = [lambda: pixel_cache(table, processor.image_processor, cache, settings.data.workers)]
+    if getattr(model.config, "segmentation_config", None) is not None:
+        readers.append(lambda: map_cache(table, processor, cache, settings.data.workers))
+    if first:
+        for read in readers:
+            read()
+    wait()
+    pixels, *maps = (read() for read in readers)
+    labels, relations = None, ()
+    if known is not None and getattr(model.config, "knowledge_config", None) is not None:
+        labels = _in_order(known, model.model.knowledge.names)
+        relations = tuple(enforced(audit(relations_of(knows.tasks, known.nodes), known), knows.audit))
+    faces = Faces(pixels, maps[0] if maps else None, labels, relations)
+    return Material(model, processor, tokenise(turns, Frame.of(model, processor)), faces)
+
+
+def _graph(known: Characteristics | None, settings: Settings) -> Graph | None:
+    if known is None:
+        return None
+    knows = settings.model.knowledge
+    matrix_AA = correlation_matrix(*cooccurrence(known.labels_RN), knows.tau, knows.omega)
+    return Graph(known.names, tuple(node.words for node in known.nodes), matrix_AA)
+
+
+def _in_order(known: Characteristics, names: Sequence[str]) -> NDArray[np.int8]:
+    """Labels in the order of the model's names; one that this table does not tell is unknown."""
+    labels_RA = np.full((len(known.labels_RN), len(names)), UNKNOWN, np.int8)
+    for place, name in enumerate(names):
+        if name in known.names:
+            labels_RA[:, place] = known.labels_RN[:, known.names.index(name)]
+    return labels_RA
