@@ -26,7 +26,7 @@ from facemllm.tasks.base import Item
 
 UNKNOWN = -1
 _SIDED = re.compile(r"\b(left|right)\b")
-_ROWS = 8192  # at a time, so that memory beyond the labels stays flat
+_ROWS = 32_768  # at a time, so that memory beyond the labels stays flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def characteristics(names: Sequence[str], turns: Turns) -> Characteristics:
     when a turn asks what its task does not know.
     """
     nodes = _nodes(names)
-    labels_RN = labels(nodes, names, turns)
+    labels_RN = _labels(nodes, names, turns)
     varies = (labels_RN == 1).any(0) & (labels_RN == 0).any(0)
     if not varies.any():
         raise UserError(
@@ -90,11 +90,8 @@ def characteristics(names: Sequence[str], turns: Turns) -> Characteristics:
     return Characteristics(tuple(np.array(nodes, dtype=object)[varies]), np.ascontiguousarray(labels_RN[:, varies]))
 
 
-def labels(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> NDArray[np.int8]:
-    """Labels (rows, nodes) of given nodes, as the turns of the tasks of these names tell them.
-
-    What one turn affirms outweighs what another denies. Raises UserError when a turn asks what its task does not know.
-    """
+def _labels(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> NDArray[np.int8]:
+    """Labels (rows, nodes) as the turns of these tasks tell them; what one affirms outweighs what another denies."""
     table_TN, kinds = _told(nodes, names, turns)
     ends = np.cumsum(turns.count)
     starts = ends - turns.count
@@ -163,13 +160,13 @@ def _is_member(item: Item) -> bool:
 def relations_of(names: Iterable[str], nodes: Iterable[Node]) -> tuple[Relation, ...]:
     """The logical relations between these nodes of the tasks of these names.
 
-    Exactly one value of a choice is true, at most one where what is asked can be hidden; besides these, all of
-    `relations.yaml` that they do not force already.
+    Exactly one value of a choice is true, at most one where what is asked can be hidden; after these, what
+    `relations.yaml` says of the nodes.
     """
     known = {node.name for node in nodes}
-    own = [relation for task in names for item in _members(task) if (relation := _of_choice(item, known)) is not None]
-    left = [relation for given in RELATIONS if (relation := given.within(known)) is not None]
-    return tuple(dict.fromkeys([*own, *(one for one in left if not any(_forces(choice, one) for choice in own))]))
+    own = (_of_choice(item, known) for task in names for item in _members(task))
+    left = (relation.within(known) for relation in RELATIONS)
+    return tuple(dict.fromkeys(relation for relation in (*own, *left) if relation is not None))
 
 
 def _of_choice(item: Item, known: set[str]) -> Relation | None:
@@ -177,17 +174,6 @@ def _of_choice(item: Item, known: set[str]) -> Relation | None:
     if item.form != "choice" or len(left := tuple(name for name in values if name in known)) < 2:
         return None
     return Relation(kind="exactly_one" if item.hidden is None else "exclusive", names=left)
-
-
-def _forces(choice: Relation, other: Relation) -> bool:
-    """Whether a relation holds wherever the one of a choice does."""
-    places = {name: place for place, name in enumerate(choice.names)}
-    if not places.keys() >= {*other.attributes}:
-        return False
-    true_FA = np.eye(len(places), dtype=bool)
-    if choice.kind == "exclusive":
-        true_FA = np.concatenate([true_FA, np.zeros_like(true_FA[:1])])
-    return not other.check(places, true_FA, np.ones_like(true_FA))[1].any()
 
 
 def cooccurrence(labels_RN: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

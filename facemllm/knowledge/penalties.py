@@ -57,8 +57,9 @@ class Penalties(nn.Module):
         self.register_buffer("weights_R3", torch.tensor(weights).reshape(rows, 3), persistent=False)
 
     def forward(self, probability_BA: Tensor) -> Tensor:
-        """Penalties (rows, relations) in 0..1, in the precision of the probabilities: 0 where a relation surely holds,
-        1 where it is surely broken."""
+        """Penalties (rows, relations) in 0..1, in single precision or better: 0 where a relation surely holds, 1 where
+        it is surely broken."""
+        probability_BA = _precise(probability_BA)
         ends_B2 = probability_BA.new_tensor([0.0, 1.0]).expand(len(probability_BA), 2)
         padded_BA = torch.cat([probability_BA, ends_B2], dim=1)
         member_BRK = padded_BA[:, self.members_RK]
@@ -75,6 +76,7 @@ class Penalties(nn.Module):
 
 def bce(logits_BA: Tensor, labels_BA: Tensor) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy summed over the known labels (1 true, 0 false, -1 unknown), and how many are known."""
+    logits_BA = _precise(logits_BA)
     known_BA = labels_BA != UNKNOWN
     targets_BA = labels_BA.clamp(min=0).to(logits_BA.dtype)
     loss_BA = functional.binary_cross_entropy_with_logits(logits_BA, targets_BA, reduction="none")
@@ -107,9 +109,18 @@ def audit(relations: Iterable[Relation], characteristics: Characteristics) -> li
 
 
 def enforced(audited: Iterable[Audited], limit: float) -> list[Relation]:
-    """The relations that at most this share of the labels break. One that no label could be held against is not
-    enforced: nothing vouches for it."""
-    return [found.relation for found in audited if found.rate is not None and found.rate <= limit]
+    """The relations that at most this share of the labels break, without those that one before them forces anyway. One
+    that no label could be held against is not enforced: nothing vouches for it."""
+    kept: list[Relation] = []
+    for found in audited:
+        borne = found.rate is not None and found.rate <= limit
+        if borne and not any(relation.forces(found.relation) for relation in kept):
+            kept.append(found.relation)
+    return kept
+
+
+def _precise(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _within(relations: Iterable[Relation], names: Sequence[str]) -> tuple[Relation, ...]:

@@ -69,6 +69,14 @@ class Relation(BaseModel):
         kind = "exclusive" if self.kind == "exactly_one" and not whole else self.kind
         return self.model_copy(update={"kind": kind, "names": names})
 
+    def forces(self, other: Relation) -> bool:
+        """Whether one true name at most, or exactly one, leaves the other relation no way to be broken."""
+        places = {name: place for place, name in enumerate(self.names)}
+        if self.kind not in ("exclusive", "exactly_one") or not places.keys() >= {*other.attributes}:
+            return False
+        true_FA = np.eye(len(places) + (self.kind == "exclusive"), len(places), dtype=bool)
+        return not other.check(places, true_FA, np.ones_like(true_FA))[1].any()
+
     def check(self, places: Mapping[str, int], true_FA: Mask, known_FA: Mask) -> tuple[Any, Any]:
         """On which faces enough is known to check it, and on which what is true breaks it.
 

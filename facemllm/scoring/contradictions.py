@@ -51,7 +51,8 @@ def check(sheet: Sheet, answers: Parsed) -> Checked:
 
 
 def _assertions(sheet: Sheet, answers: Parsed) -> Iterator[tuple[npt.NDArray[Any], list[str], list[str]]]:
-    """For every question and answer to it: the faces it was given about, the attributes it affirms and denies."""
+    """For every question and answer to it: the faces it was given about, the attributes it affirms and denies. The
+    question that opens a dialogue is about none."""
     outright = [(Way(*key, NATIVE, None), rows) for key, rows in sheet.rows.items()]
     for how, rows in [*outright, *sheet.ways.items()]:
         question = sheet.questions[how.task, how.item]

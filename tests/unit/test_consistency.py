@@ -1,9 +1,9 @@
 import pytest
 
 from facemllm import settings as settings_module
+from facemllm.knowledge.relations import RELATIONS
 from facemllm.scoring import consistency
 from facemllm.scoring.contradictions import check
-from facemllm.knowledge.relations import RELATIONS
 from facemllm.tasks import all_names, get
 from tests.scored import sheet_of
 

@@ -11,20 +11,19 @@ import pytest
 import torch
 
 from facemllm.errors import UserError
+from facemllm.knowledge import graph
 from facemllm.knowledge.graph import (
     Characteristics,
     Node,
     characteristics,
     cooccurrence,
     correlation_matrix,
-    labels,
     relations_of,
 )
 from facemllm.knowledge.penalties import Penalties, audit, bce, enforced
 from facemllm.knowledge.relations import RELATIONS, Relation, load
 from facemllm.records import CONVERSATIONS, TableWriter, open_table
 from facemllm.training.data import read_turns
-from tests.scored import template
 
 EYEWEAR = ("No_Eyewear", "Eyeglasses", "Sunglasses")
 SIX = [
@@ -36,6 +35,11 @@ SIX = [
     [0, 0, 0, 0],
 ]
 """Labels of the nodes a, b, c, d on six rows."""
+
+
+def template(item, way=None, claim=None):
+    """The name of a wording."""
+    return f"{item}{f':{way}' if way else ''}{f'={claim}' if claim else ''}/0"
 
 
 def turns_of(*rows):
@@ -62,9 +66,6 @@ def of(names, labels_RN):
     """Characteristics of these names with these labels."""
     nodes = tuple(Node(task="t", item=name, value="yes", name=name, words=name) for name in names)
     return Characteristics(nodes, np.array(labels_RN, dtype=np.int8))
-
-
-# relations
 
 
 def test_every_relation_of_the_file_loads_and_says_something_of_its_own():
@@ -115,9 +116,6 @@ def test_what_a_relation_says_of_a_part_of_its_attributes():
     assert Relation(kind="implies", given="a", names=("b", "c")).within("ab") is None
     assert str(Relation(kind="excludes", given="a", names=("b", "c")).within("ac")) == "a excludes c"
     assert Relation(kind="excludes", given="a", names=("b", "c")).within("bc") is None
-
-
-# nodes and labels
 
 
 def test_answers_in_every_way_tell_what_they_settle():
@@ -184,10 +182,11 @@ def test_what_a_mirror_changes_gives_no_node():
     assert found.names == ("pitch_bin=-10_0", "pitch_bin=10_20")
 
 
-def test_labels_stand_in_the_order_of_the_turns_that_training_reads(tmp_path):
+def test_labels_stand_in_the_order_of_the_turns_that_training_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph, "_ROWS", 1000)
     generator = np.random.default_rng(0)
-    wears = generator.integers(0, 3, 9000)
-    splits = np.where(generator.random(9000) < 0.7, "train", "test")
+    wears = generator.integers(0, 3, 3000)
+    splits = np.where(generator.random(3000) < 0.7, "train", "test")
 
     def row(number):
         asked = [("age", "30"), ("eyewear", EYEWEAR[wears[number]])][: generator.integers(0, 3)]
@@ -206,7 +205,7 @@ def test_labels_stand_in_the_order_of_the_turns_that_training_reads(tmp_path):
             ],
         }
 
-    rows = [row(number) for number in range(9000)]
+    rows = [row(number) for number in range(3000)]
     with TableWriter(tmp_path / "talk", CONVERSATIONS) as writer:
         writer.write(rows)
     turns = read_turns(open_table(tmp_path / "talk", CONVERSATIONS), "train")
@@ -215,25 +214,40 @@ def test_labels_stand_in_the_order_of_the_turns_that_training_reads(tmp_path):
     assert 0.2 < told_R.mean() < 0.5
     assert (found.labels_RN[~told_R] == -1).all()
     assert (found.labels_RN[told_R] == np.eye(3, dtype=int)[wears[turns.pixel_row[told_R]]]).all()
-    chosen = found.nodes[2], found.nodes[0]
-    assert (labels(chosen, ["attributes"], turns) == found.labels_RN[:, [2, 0]]).all()
 
 
-def test_a_choice_is_a_relation_of_its_own_and_forces_those_within_it():
+def test_a_choice_is_a_relation_of_its_own():
     nodes = [SimpleNamespace(name=name) for name in (*EYEWEAR, "Bald", "Short_Hair", "Red_Hair", "Gray_Hair", "Bangs")]
-    assert [str(relation) for relation in relations_of(["attributes"], nodes)] == [
+    of_choices = [
         "at most one of Bald, Short_Hair",  # a hat can hide both
         "at most one of Red_Hair, Gray_Hair",
         "exactly one of No_Eyewear, Eyeglasses, Sunglasses",
+    ]
+    of_file = [
         "Bald excludes Red_Hair, Gray_Hair",
         "Bald excludes Bangs",
+        "Bald excludes Short_Hair",
+        "No_Eyewear excludes Eyeglasses",
+        "No_Eyewear excludes Sunglasses",
+        "at least one of No_Eyewear, Eyeglasses, Sunglasses",
     ]
-    assert [str(relation) for relation in relations_of(["presence"], nodes)][
-        -1
-    ] == f"at least one of {', '.join(EYEWEAR)}"
+    assert [str(relation) for relation in relations_of(["attributes"], nodes)] == of_choices + of_file
+    alone = [str(relation) for relation in relations_of(["presence"], nodes)]
+    assert alone == [*of_file[:-1], of_choices[1], of_file[-1]]
 
 
-# the graph
+def test_what_an_enforced_relation_forces_is_not_enforced_twice():
+    one = Relation(kind="exactly_one", names=("a", "b", "c"))
+    most = Relation(kind="exclusive", names=("a", "b", "c"))
+    some = Relation(kind="at_least_one", names=("c", "b", "a"))
+    apart = Relation(kind="excludes", given="a", names=("b",))
+    beyond = Relation(kind="excludes", given="a", names=("d",))
+    every = [one, most, some, apart, beyond]
+    sound = of("abcd", [[1, 0, 0, 0], [0, 1, 0, 1]])
+    assert enforced(audit(every, sound), 0.0) == [one, beyond]
+    assert enforced(audit(every[1:], sound), 0.0) == [most, some, beyond]
+    broken = of("abcd", [[0, 1, 1, 0], [0, 1, 0, 1]])
+    assert enforced(audit(every, broken), 0.0) == [some, apart, beyond]  # what the first would force stands without it
 
 
 def test_counts_are_of_known_labels_alone():
@@ -263,9 +277,6 @@ def test_the_graph_is_directed_and_its_rows_sum_to_one():
     assert not np.allclose(c_NN, c_NN.T)
     np.testing.assert_allclose(c_NN.sum(1), 1)
     assert c_NN[11, 11] == 1
-
-
-# penalties
 
 
 def every_relation():
@@ -346,6 +357,14 @@ def test_relations_of_what_is_no_node_drop_out():
     assert Penalties(relations, "ab").state_dict() == {}
 
 
+def test_half_precision_is_raised_before_it_is_summed():
+    logits = torch.linspace(-4, 4, 4000, dtype=torch.bfloat16).reshape(1000, 4)
+    labels_BA = (logits > 1).to(torch.int8)
+    assert bce(logits, labels_BA)[0].item() == bce(logits.float(), labels_BA)[0].item()
+    penalties = Penalties(every_relation(), "abcd")
+    assert (penalties(logits.sigmoid()) == penalties(logits.sigmoid().float())).all()
+
+
 def test_cross_entropy_leaves_unknown_labels_out():
     logits = torch.tensor([[2.0, -1.0, 50.0], [0.5, 3.0, -50.0]], requires_grad=True)
     labels_BA = torch.tensor([[1, 0, -1], [-1, 1, -1]], dtype=torch.int8)
@@ -358,9 +377,6 @@ def test_cross_entropy_leaves_unknown_labels_out():
     assert (logits.grad[labels_BA == -1] == 0).all()
     nothing, none = bce(logits, torch.full_like(labels_BA, -1))
     assert (nothing.item(), none.item()) == (0.0, 0)
-
-
-# the audit
 
 
 def test_the_audit_finds_planted_violations_and_unknown_labels_break_nothing():
