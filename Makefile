@@ -32,7 +32,7 @@ test-unit: .venv/.ready ## the unit tests alone
 	@.venv/bin/python -m pytest -q -n auto tests/unit
 
 bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of the renderer's prototype, if you have it)
-	@for name in tables importing annotation reformatting scoring; do .venv/bin/python benchmarks/$$name.py || exit 1; done
+	@for name in tables importing annotation reformatting scoring training; do .venv/bin/python benchmarks/$$name.py || exit 1; done
 	@.venv/bin/python benchmarks/renderer.py $(if $(PROTOTYPE),--prototype $(PROTOTYPE))
 
 lint: .venv/.ready ## style and types

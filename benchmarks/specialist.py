@@ -79,7 +79,8 @@ def items_of(train: Sheet) -> list[Item]:
         weight_C = (weight_C / (weight_C * share_C).sum()).clamp(max=HEAVIEST)
         by_text = {text: value for value, text in texts.items()}
         other = [by_text.get(mirror_text(texts.get(value, value)), value) for value in values]
-        mirrored = torch.tensor([values.index(name) if name in values else values.index(value) for name, value in zip(other, values, strict=True)])
+        swapped = [name if name in values else value for name, value in zip(other, values, strict=True)]
+        mirrored = torch.tensor([values.index(value) for value in swapped])
         found.append(Item(key, values, weight_C, mirrored))
     return found
 
@@ -122,8 +123,8 @@ def _loss(model: Specialist, out_BH: Tensor, targets: Mapping[Key, Tensor], rows
         if item.values:
             swapped_B = torch.where(wanted_B >= 0, item.mirrored[wanted_B.clamp(min=0)], wanted_B)
             wanted_B = torch.where(mirror_B, swapped_B, wanted_B)
-            known = (wanted_B != UNKNOWN).sum().clamp(min=1)
-            total = total + F.cross_entropy(part, wanted_B, item.weight_C, ignore_index=UNKNOWN, reduction="sum") / known
+            missed = F.cross_entropy(part, wanted_B, item.weight_C, ignore_index=UNKNOWN, reduction="sum")
+            total = total + missed / (wanted_B != UNKNOWN).sum().clamp(min=1)
             continue
         if item.sign < 0:
             turned_B = (-(wanted_B * item.spread + item.mean) - item.mean) / item.spread

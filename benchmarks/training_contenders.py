@@ -12,30 +12,42 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common import Memory, median
+
 HERE = Path(__file__).resolve()
+EVERY = 5  # steps between marks; those before the first are warm-up
 
 
 class Ours:
-    """`run_stage` on a prepared folder. `single`: one question a row, all else equal."""
+    """`run_stage` on a prepared folder. `single`: one question a row, all else equal; `faces`: so many of the corpus;
+    `job`: other fields of the `Job`."""
 
-    def __init__(self, folder: Path, single: bool = False, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, single: bool = False, faces: int | None = None, job: Mapping[str, Any] | None = None
+    ) -> None:
         from training_material import Material
 
         from facemllm.model.prompts import Frame
         from facemllm.records import CONVERSATIONS, open_table
+        from facemllm.training.batches import Faces
         from facemllm.training.data import pixel_cache, read_turns, tokenise
-        from facemllm.training.step_loss import Faces
 
-        self.material, self.single, self.options = Material.open(folder), single, options
+        self.material, self.single, self.job = Material.open(folder), single, dict(job or {})
         model, processor = self.material.model()
         table = open_table(self.material.table, CONVERSATIONS)
+        self.digest = table.digest
         self.corpus = tokenise(read_turns(table, "train"), Frame.of(model, processor))
+        if faces is not None:
+            self.corpus = first_faces(self.corpus, faces)
+        if single:
+            self.corpus = one_turn_a_row(self.corpus)
         started = time.perf_counter()
-        self.faces = Faces(pixel_cache(table, processor.image_processor, folder / "pixels"))
+        self.faces = Faces(pixel_cache(table, processor.image_processor, folder / "cache"))
         self.decoding = time.perf_counter() - started
 
     def run(self, steps: int, every: int, precision: str, device: str = "cpu") -> dict[str, Any]:
@@ -43,18 +55,17 @@ class Ours:
         from facemllm.settings import Stage, load
         from facemllm.training.loop import Job, run_stage
 
-        stage = Stage.model_validate(self.material.stage | {"steps": steps} | self.options)
-        corpus = self.corpus
-        if self.single:
-            corpus = one_turn_a_row(corpus)
-            stage = stage.model_copy(
-                update={"batch_images": stage.batch_images * stage.turns_per_image, "turns_per_image": 1}
-            )
         settings = load("laptop")
+        stage = Stage.model_validate({**self.material.stage, "steps": steps})
+        if self.single:
+            images = stage.batch_images * stage.turns_per_image
+            stage = stage.model_copy(update={"batch_images": images, "turns_per_image": 1})
         marks: list[tuple[int, float, float]] = []
+        padding: list[float] = []
 
         def log(step: int, metrics: dict[str, float]) -> None:
             marks.append((step, time.perf_counter() - started, metrics["loss"]))
+            padding.append(metrics["padding"])
 
         model, processor = self.material.model()
         job = Job(
@@ -67,27 +78,48 @@ class Ours:
             precision=precision,
             device=device,
             log_every=every,
+            table=self.digest,
+            cache=self.material.folder / "cache",
+            **self.job,
         )
         started = time.perf_counter()
-        outcome = run_stage(job, model, processor, corpus, self.faces, log=log)
+        outcome = run_stage(job, model, processor, self.corpus, self.faces, log=log)
         return {
             "marks": marks,
             "tokens_per_step": outcome.tokens / steps,
+            "padding": sum(padding) / len(padding),
             "flops_per_step": outcome.flops / steps,
             "decoding": self.decoding,
         }
 
 
+def first_faces(corpus: Any, count: int) -> Any:
+    """The first so many rows of a corpus."""
+    turns = int(corpus.turn_starts[count])
+    per_turn = {name: getattr(corpus, name)[:turns] for name in ("prompt", "answer", "task", "follows")}
+    rows = {"image_id": corpus.image_id[:count], "pixel_row": corpus.pixel_row[:count]}
+    return replace(corpus, turn_starts=corpus.turn_starts[: count + 1], **rows, **per_turn)
+
+
 def one_turn_a_row(corpus: Any) -> Any:
     """The same questions, each with a picture of its own."""
-    from dataclasses import replace
-
     import numpy as np
 
-    turns = np.diff(corpus.turn_starts)
-    return replace(
-        corpus, pixel_row=np.repeat(corpus.pixel_row, turns), turn_starts=np.arange(turns.sum() + 1, dtype=np.int64)
-    )
+    rows = np.repeat(np.arange(len(corpus)), np.diff(corpus.turn_starts))
+    starts = np.arange(len(rows) + 1, dtype=np.int64)
+    return replace(corpus, image_id=corpus.image_id.take(rows), pixel_row=corpus.pixel_row[rows], turn_starts=starts)
+
+
+def rate(found: Mapping[str, Any], samples: int) -> float:
+    """Samples a second between the first and the last mark, so many a step."""
+    (first, began, _), (last, ended, _) = found["marks"][0], found["marks"][-1]
+    return float(samples * (last - first) / (ended - began))
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and range."""
+    found = {"median": median(values), "low": min(values), "high": max(values)}
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 class Contender:
@@ -100,6 +132,7 @@ class Contender:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )
 
     def __enter__(self) -> Contender:
@@ -112,7 +145,8 @@ class Contender:
 
     def run(self, **arguments: Any) -> dict[str, Any]:
         """Have it train; raises RuntimeError when its process ended instead."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(arguments) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -134,8 +168,6 @@ def make(folder: Path, options: Mapping[str, Any]) -> Any:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    from common import Memory
-
     with Memory(interval_s=0.05) as loading:
         contender = make(Path(sys.argv[1]), json.loads(sys.argv[2]))
     for line in sys.stdin:

@@ -52,12 +52,12 @@ class Material:
         return build(self.shape, processor, self.seed), processor
 
 
-def stage_of(trains: str, steps: int, **changes: Any) -> dict[str, Any]:
-    """All questions of the laptop profile by the objective `answers`, at a constant rate; `trains` is in `STAGES`."""
+def stage_of(what: str, steps: int, **changes: Any) -> dict[str, Any]:
+    """All questions of the laptop profile by the objective `answers`, at one rate; `what` is a key of `STAGES`."""
     from facemllm.settings import load
 
     settings = load("laptop")
-    stage = settings.stages()[STAGES[trains]].model_dump()
+    stage = settings.stages()[STAGES[what]].model_dump()
     every = {name: 1.0 if name != "caption" else 0.15 for name in settings.qa.tasks}
     told = {"tasks": every, "objective": "answers", "augment": False, "warmup": 0.0, "decay": 0.0, "steps": steps}
     return stage | told | changes

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from PIL import Image
 from torch import Tensor
 from training_material import Material
 
+from facemllm import cost
+
 IGNORED = -100
 
 
@@ -27,7 +30,9 @@ def dataset(rows: Sequence[Mapping[str, Any]], turns: str) -> Any:
     from datasets import Dataset
 
     dialogues = [
-        (row["image"], part) for row in rows for part in ([row["turns"]] if turns == "many" else [[t] for t in row["turns"]])
+        (row["image"], part)
+        for row in rows
+        for part in ([row["turns"]] if turns == "many" else [[t] for t in row["turns"]])
     ]
     return Dataset.from_list(
         [
@@ -43,17 +48,7 @@ def dataset(rows: Sequence[Mapping[str, Any]], turns: str) -> Any:
 
 def collate(rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
     """A padded batch; `labels` are the tokens between the assistant's sign and the end of its turn, that end too."""
-    texts = [
-        processor.apply_chat_template(
-            [
-                {"role": role, "content": [*([{"type": "image"}] if place == 0 else []), {"type": "text", "text": text}]}
-                for place, text in enumerate(row["turns"])
-                for role in (("user", "assistant")[place % 2],)
-            ],
-            tokenize=False,
-        )
-        for row in rows
-    ]
+    texts = [processor.apply_chat_template(_messages(row["turns"]), tokenize=False) for row in rows]
     images = [[Image.open(path).convert("RGB") for path in row["images"]] for row in rows]
     batch = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
     tokenizer, ids_BL = processor.tokenizer, batch["input_ids"]
@@ -64,15 +59,27 @@ def collate(rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tens
     return dict(batch)
 
 
+def _messages(turns: Sequence[str]) -> list[dict[str, Any]]:
+    """Questions and answers in turn as chat messages, the picture before the first question."""
+    said = [
+        {"role": ("user", "assistant")[place % 2], "content": [{"type": "text", "text": text}]}
+        for place, text in enumerate(turns)
+    ]
+    return [{"role": "user", "content": [{"type": "image"}, *said[0]["content"]]}, *said[1:]]
+
+
 class Peer:
     """HF Trainer (`kind: hf`) or SFTTrainer (`trl`) on a prepared folder.
 
-    `turns`: one or many a row; `grouped`: batches of like length; `workers`: of the data loader.
+    `turns`: one or many a row; `grouped`: batches of like length; `workers`: of the data loader; `micro`: passes of a
+    step.
     """
 
-    def __init__(self, folder: Path, kind: str, turns: str = "one", grouped: bool = False, workers: int = 0) -> None:
+    def __init__(
+        self, folder: Path, kind: str, turns: str = "one", grouped: bool = False, workers: int = 0, micro: int = 1
+    ) -> None:
         self.material = Material.open(folder)
-        self.kind, self.turns, self.grouped, self.workers = kind, turns, grouped, workers
+        self.kind, self.turns, self.grouped, self.workers, self.micro = kind, turns, grouped, workers, micro
 
     def run(self, steps: int, every: int, precision: str, device: str = "cpu") -> dict[str, Any]:
         """Train fresh weights for so many steps; `marks` are (step, seconds, mean loss since the last mark)."""
@@ -83,14 +90,19 @@ class Peer:
         rows = self.material.rows()
         batch = stage.batch_images * (1 if self.turns == "many" else stage.turns_per_image)
         trainer = self._trainer(model, processor, stage, dataset(rows, self.turns), batch, steps, precision, device)
-        marks, losses, tokens = _watch(trainer, every)
+        watch = Watch(trainer, every)
         started = time.perf_counter()
         trainer.train()
-        mean = [sum(float(loss) for loss in losses[end - every : end]) / every for end in range(every, steps + 1, every)]
+        span = every * self.micro  # passes between two marks
+        mean = [
+            sum(float(loss) for loss in watch.losses[end - span : end]) / every
+            for end in range(span, len(watch.losses) + 1, span)
+        ]
         return {
-            "marks": [(step, at - started, loss) for (step, at), loss in zip(marks, mean, strict=True)],
-            "tokens_per_step": sum(real for real, _ in tokens) / steps,
-            "padding": 1 - sum(real for real, _ in tokens) / sum(whole for _, whole in tokens),
+            "marks": [(step, at - started, loss) for (step, at), loss in zip(watch.marks, mean, strict=True)],
+            "tokens_per_step": watch.tokens / steps,
+            "padding": 1 - watch.tokens / watch.cells,
+            "flops_per_step": watch.flops_per_cell * watch.cells / steps,
         }
 
     def _trainer(
@@ -101,7 +113,8 @@ class Peer:
 
         given: dict[str, Any] = {
             "output_dir": str(self.material.folder / f"out-{self.kind}"),
-            "per_device_train_batch_size": batch,
+            "per_device_train_batch_size": batch // self.micro,
+            "gradient_accumulation_steps": self.micro,
             "max_steps": steps,
             "max_grad_norm": stage.clip,
             "bf16": precision == "bf16",
@@ -116,7 +129,6 @@ class Peer:
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,
-            "gradient_checkpointing": False,
         }
         wrapper = stages.prepare(model, stage.trains, load("laptop").training.lora)
         if stage.trains.tower == "frozen":
@@ -141,32 +153,42 @@ class Peer:
             return Trainer(args=TrainingArguments(**given), **common)
         from trl import SFTConfig, SFTTrainer
 
-        return SFTTrainer(args=SFTConfig(**given, max_length=None, completion_only_loss=False), **common)
+        return SFTTrainer(
+            args=SFTConfig(**given, max_length=None, completion_only_loss=False, gradient_checkpointing=False),
+            **common,
+        )
 
 
-def _watch(trainer: Any, every: int) -> tuple[list[tuple[int, float]], list[Tensor], list[tuple[int, int]]]:
-    """Marks of time, losses and tokens (real, whole) of each step, filled while the trainer runs."""
-    from transformers import TrainerCallback
+class Watch:
+    """Notes of a trainer while it runs: marks (step, time), the loss of every pass, tokens with and without padding,
+    and the operations a token (padding too) of the first pass, which is counted, and slow."""
 
-    marks: list[tuple[int, float]] = []
-    losses: list[Tensor] = []
-    tokens: list[tuple[int, int]] = []
-    inner = trainer.training_step
+    def __init__(self, trainer: Any, every: int) -> None:
+        from transformers import PrinterCallback, TrainerCallback
 
-    def training_step(model: Any, inputs: dict[str, Any], *rest: Any) -> Tensor:
-        mask_BL = inputs["attention_mask"]
-        tokens.append((int(mask_BL.sum()), mask_BL.numel()))
-        loss: Tensor = inner(model, inputs, *rest)
-        losses.append(loss.detach())
-        return loss
+        self.marks: list[tuple[int, float]] = []
+        self.losses: list[Tensor] = []
+        self.tokens = self.cells = 0
+        self.flops_per_cell = 0.0
+        inner = trainer.training_step
 
-    class Watch(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % every == 0:
-                if args.device.type == "cuda":
-                    torch.cuda.synchronize()
-                marks.append((state.global_step, time.perf_counter()))
+        def training_step(model: Any, inputs: dict[str, Any], *rest: Any) -> Tensor:
+            self.tokens += int(inputs["attention_mask"].sum())
+            self.cells += inputs["attention_mask"].numel()
+            with nullcontext() if self.losses else cost.operations() as counter:
+                loss: Tensor = inner(model, inputs, *rest)
+            if not self.losses:
+                self.flops_per_cell = counter.get_total_flops() / self.cells
+            self.losses.append(loss.detach())
+            return loss
 
-    trainer.training_step = training_step
-    trainer.add_callback(Watch())
-    return marks, losses, tokens
+        class Marks(TrainerCallback):
+            def on_step_end(callback, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step % every == 0:
+                    if args.device.type == "cuda":
+                        torch.cuda.synchronize()
+                    self.marks.append((state.global_step, time.perf_counter()))
+
+        trainer.remove_callback(PrinterCallback)
+        trainer.training_step = training_step
+        trainer.add_callback(Marks())

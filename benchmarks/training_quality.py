@@ -23,7 +23,6 @@ def compare(
     conversations: Path, seconds: float, model: Path, evaluation: Path | None, cache: Path, seed: int
 ) -> dict[str, Any]:
     """Train a specialist for so many seconds, ask both, and return figures by name and what was trained."""
-    import torch
     from specialist import answer, train
 
     from facemllm.model.preset import load_model
@@ -34,7 +33,6 @@ def compare(
     from facemllm.training.loop import decide_precision
 
     settings = load("laptop", ["evaluation.generated_faces=0", "evaluation.disturbed_faces=0"])
-    torch.set_num_threads(torch.get_num_threads())
     table = open_table(conversations, CONVERSATIONS)
     _, processor = load_model(model)
     everything = pixel_cache(table, processor.image_processor, cache)
@@ -68,14 +66,20 @@ def paired(
     sheet: Any, ours: Sequence[str | None], theirs: Sequence[str | None], resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Figures of both by name (task, task.item, closed_mean), their difference and who is ahead."""
-    from facemllm import tasks
     from facemllm.scoring import stats
-    from facemllm.scoring.summary import is_closed, replicate, rows_of
+    from facemllm.scoring.metrics import CLOSED_MEAN
+    from facemllm.scoring.summary import replicate, rows_of
 
     both = [replicate(sheet, said, resamples, seed) for said in (ours, theirs)]
+
+    def rounded(one: Any) -> list[float]:
+        return [round(value, 4) for value in (one.value, one.low, one.high)]
+
     found: dict[str, dict[str, Any]] = {}
-    for name in both[0]:
-        if all(theirs[row] is None for row in rows_of(sheet, name)):
+    several = {task for task, _ in sheet.rows if sum(owner == task for owner, _ in sheet.rows) > 1}
+    for name in sorted(both[0], key=lambda name: (name != CLOSED_MEAN, name)):
+        alone = "." in name and name.partition(".")[0] not in several  # the only item of its task
+        if alone or all(theirs[row] is None for row in rows_of(sheet, name)):
             continue
         metric = next(iter(both[0][name]))
         up = metric != "mae"
@@ -86,26 +90,27 @@ def paired(
             ahead = "even"
         found[name] = {
             "metric": metric,
-            "ours": [us.value, us.low, us.high],
-            "specialist": [them.value, them.low, them.high],
-            "difference": [gap.value, gap.low, gap.high],
+            "ours": rounded(us),
+            "specialist": rounded(them),
+            "difference": rounded(gap),
             "ahead": ahead,
             "within": bool(us.value >= them.low if up else us.value <= them.high),
         }
-    assert any(is_closed(sheet, key) for key in sheet.rows) and tasks
     return found
 
 
 def show(found: dict[str, Any]) -> None:
     """Print the table."""
-    print(f"specialist: {found['parameters'] / 1e6:.2f} M parameters, {found['seconds']:.0f} s, {found['images_seen']:,} images")
-    print(f"{'':<34}{'ours':>22}{'specialist':>24}{'difference':>26}  ahead")
+    size = found["parameters"] / 1e6
+    print(f"specialist: {size:.2f} M parameters, {found['seconds']:.0f} s, {found['images_seen']:,} images")
+    print(f"{'':<40}{'ours':>24}{'specialist':>26}{'difference':>28}  ahead")
     for name, one in found["figures"].items():
         cells = [f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in (one["ours"], one["specialist"])]
         value, low, high = one["difference"]
         gap = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-        label = f"{name} ({'mae' if one['metric'] == 'mae' else one['metric'].replace('balanced_accuracy', 'bal. acc.')})"
-        print(f"{label:<38}{cells[0]:>22}{cells[1]:>24}{gap:>26}  {one['ahead']}{'' if one['within'] else ' *'}")
+        metric = "bal. acc." if one["metric"] == "balanced_accuracy" else one["metric"]
+        label = f"{name} ({metric})"
+        print(f"{label:<40}{cells[0]:>24}{cells[1]:>26}{gap:>28}  {one['ahead']}{'' if one['within'] else ' *'}")
     print("* ours lies outside the specialist's interval, on the worse side")
 
 
@@ -113,15 +118,18 @@ def main(arguments: Any) -> None:
     """`--quality` of `training.py`."""
     with tempfile.TemporaryDirectory() as name:
         found = compare(
-            arguments.conversations, arguments.seconds, arguments.model, arguments.evaluation, Path(name), arguments.seed
+            arguments.conversations,
+            arguments.seconds,
+            arguments.model,
+            arguments.evaluation,
+            Path(name),
+            arguments.seed,
         )
     show(found)
-    closed = found["figures"].get("closed_mean")
     ratios = {name: one["ours"][0] / one["specialist"][0] for name, one in found["figures"].items() if "." not in name}
     report(
         "quality at a time budget, against a specialist conv net",
         ratios,
         ["torch", "transformers"],
-        closed_mean=closed,
         **found,
     )

@@ -26,6 +26,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(evaluate)
     app.command()(score)
     app.command("compare")(compare_runs)
+    app.command("ablate")(ablate_variants)
 
 
 def evaluate(
@@ -111,3 +112,27 @@ def compare_runs(
         console.print(part)
     if html is not None:
         console.print(str(html), style="dim", markup=False)
+
+
+def ablate_variants(
+    conversations: Conversations,
+    out: Annotated[Path, typer.Argument(help="Folder of finished models' figures; what it holds is not made again.")],
+    variants: Annotated[str, typer.Option(help="Names of ablation.variants, as in base,logic; all if empty.")] = "",
+    seeds: Annotated[str, typer.Option(help="As in 0-4 or 0,2; 0 to ablation.seeds if empty.")] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Models trained at a time, one thread each.")] = 1,
+    report: Annotated[Path | None, typer.Option(help="Markdown page to write as well, its plot beside it.")] = None,
+    profile: Profile = "ablation",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Train every variant of the recipe from several seeds and say which differences are shown.
+
+    Killed, it goes on where it was when run again.
+    """
+    from facemllm.ablation.ablate import ablate, numbers
+    from facemllm.ablation.report import words
+
+    names = [name.strip() for name in variants.split(",") if name.strip()]
+    results = ablate(profile, set_, conversations, out, variants=names, seeds=numbers(seeds), jobs=jobs, page=report)
+    said = "\n".join(words(results["variants"], results["baseline"], results["controls"]))
+    say(as_json, results, f"{said}\n{report or out / 'results.json'}")

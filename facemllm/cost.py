@@ -23,6 +23,9 @@ from facemllm.settings import Settings
 POWERCAP = Path("/sys/class/powercap")
 CPU, GPU = "energy_cpu_joules", "energy_gpu_joules"
 Spent = dict[str, float | None]
+# dense bf16 peaks of NVIDIA's data sheets
+_PEAKS = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+_SLOWER_H100 = {"PCIE": 756e12, "NVL": 835e12}
 
 
 class Meter:
@@ -155,6 +158,16 @@ def peak_memory_bytes(device: str = "cpu") -> int:
 
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_flops(device: str, precision: str) -> float | None:
+    """Dense bf16 operations a second that the GPU's maker states; None for other devices and precisions."""
+    if not device.startswith("cuda") or precision != "bf16":
+        return None
+    words = device_name(device).upper().replace("-", " ").split()
+    if "H100" in words and (slower := [peak for kind, peak in _SLOWER_H100.items() if kind in words]):
+        return slower[0]
+    return next((peak for name, peak in _PEAKS.items() if name in words), None)
 
 
 def tidy(cost: Mapping[str, Any]) -> dict[str, Any]:

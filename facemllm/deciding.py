@@ -154,6 +154,7 @@ def _probe(c: Context, version: Any) -> Any:
         raise UserError("evaluation asked no closed question that staging could be proved by; add a task to qa.tasks")
     image_id, question = max(asked, key=lambda pair: (pair[1]["parsed"] is not None, pair[1]["metric"] != "mae"))
     conversations = open_table(c.store.path(metrics["conversations_digest"]), CONVERSATIONS)
-    faces = conversations.iterate(["image_id", "images"], metrics["split"])
-    image = next(face["images"][0]["bytes"] for face in faces if face["image_id"] == image_id)
-    return Probe(image, question["question"], question["raw"], question["parsed"])
+    faces = conversations.iterate(["image_id", "images", "segmentation"], metrics["split"])
+    face = next(face for face in faces if face["image_id"] == image_id)
+    shown = (face["segmentation"] or {}).get("bytes") if metrics.get("maps") else None
+    return Probe(face["images"][0]["bytes"], question["question"], question["raw"], question["parsed"], shown)

@@ -19,8 +19,10 @@ so that runs compare:
     consistency/<way>/agreement/value ...           the same question asked another way: unseen, statement, lettered
     calibration/<task>/ece  .../expected            expected calibration error, and that of a calibrated model
     slices/<name>/closed_mean/value ...             turned or covered faces; also slices/<name>/tasks/<task>/value
-    disturbed/<kind>/after/value, .../change/value  the same faces blurred, dark, as poor JPEG, occluded
+    disturbed/<kind>/after/value, .../change/value  the same faces blurred, dark, as poor JPEG, occluded; no_map
     generation/agreement/value ...                  answers by free generation against those by likelihood
+    characteristics/scores/value ...                share of the knowledge branch's scores that are right; also text
+    characteristics/agreement/value ...             scores and text say the same; also ece, balanced, relations
     zero_shot/also/by_likelihood/value ...          the likeliest option, whatever the model would write
 
 The figures are in `plots.py`.
@@ -36,6 +38,8 @@ from typing import Any
 
 from facemllm.scoring.stats import SHOWN
 
+SAMPLES, RELATIONS = "training/samples", "training/relations"
+"""Tables on a training stage's run: what the model says of a few fixed faces, and the audit of logical relations."""
 FIGURES = ("value", "low", "high", "n", "unparsed", "refused", "smallest_difference")
 HEAD = ("task", "item", "metric", "unit")
 ANSWERS = ("task", "question", "answer", "parsed", "raw", "sample_id", "image_id")
@@ -65,6 +69,7 @@ def evaluation_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         "slices": metrics.get("slices") or {},
         "disturbed": metrics.get("disturbed") or {},
         "generation": generation,
+        "characteristics": metrics.get("characteristics") or {},
     }
     tasks = {**(metrics.get("tasks") or {}), "closed_mean": metrics.get("closed_mean") or {}}
     flat = task_metrics(tasks) | numbers(parts) | trust_metrics(trust(metrics))

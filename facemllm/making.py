@@ -109,6 +109,7 @@ def train(stage: str) -> Callable[[Context], Outcome]:
     def work(c: Context) -> Outcome:
         from facemllm import ledger
         from facemllm.training.launch import train
+        from facemllm.training.order import write_lineage
 
         sources = open_table(c.path("conversations")).sources
         ledger.require(c.settings, sources, "train")
@@ -124,18 +125,26 @@ def train(stage: str) -> Callable[[Context], Outcome]:
             cache=c.settings.home / "cache",
             on_log=on_log,
         )
-        lineage = {
-            "stage": stage,
-            "inputs": dict(c.inputs),
-            "settings": c.settings.stages()[stage].model_dump(),
-            "sources": sorted({*sources, *(ledger.sources_of_model(base) if base else ())}),
-        }
-        write_json(c.out, "lineage.json", lineage)
+        write_lineage(c.out, stage, c.settings, c.inputs, sources, base)
+        if c.run is not None:
+            _show(c)
         resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
         figure = f"loss {result.final_loss:.3f} after {result.steps:,} steps{resumed}"
         return Outcome(digests.of_tree(c.out), figure, facts={"cost": result.cost, "resumed_from": result.resumed_from})
 
     return work
+
+
+def _show(c: Context) -> None:
+    """Put on the stage's run what the model says now of a few fixed faces, and which relations the labels break."""
+    from facemllm.figures import RELATIONS, SAMPLES, columns
+    from facemllm.training.audited import audited_relations
+    from facemllm.training.samples import sample_answers
+
+    table = open_table(c.path("conversations"))
+    c.run.log_table(SAMPLES, columns(sample_answers(c.settings, c.out, table)))
+    if c.settings.model.knowledge.enabled:
+        c.run.log_table(RELATIONS, columns(audited_relations(c.settings, table)))
 
 
 def evaluate(c: Context) -> Outcome:

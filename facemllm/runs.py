@@ -26,6 +26,7 @@ from facemllm.store import Store
 from facemllm.workflow import recall_all
 
 FACE = "face.jpg"
+_PIXELS = 256
 MARKS = {"waiting": "·", "running": "▸", "done": "✓", "cached": "=", "failed": "✗", "skipped": "–"}
 
 
@@ -195,7 +196,7 @@ def write_run(settings: Settings, folder: Path, summary: Mapping[str, Any]) -> N
         folder / "report.html",
         summary,
         evaluation,
-        curves(settings, summary),
+        training(settings, summary),
         source=_sources(settings, digests["ingest"]),
     )
 
@@ -207,18 +208,45 @@ def _sources(settings: Settings, faces: str | None) -> str:
     return ", ".join(source.name for source in settings.data.sources)
 
 
-def curves(settings: Settings, summary: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
-    """Training curves by stage, read back from the MLflow runs of the stages: one dictionary a logged step."""
-    from facemllm import tracking
+def training(settings: Settings, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report shows of the training: by stage the `curves` (one dictionary a logged step) and `samples` that its
+    MLflow run holds, the audit of `relations`, the sampled faces' `pictures` (JPEG, by image_id), and the settings of
+    the model's `branches`."""
+    from facemllm import recorded
+    from facemllm.figures import RELATIONS, SAMPLES
 
     store = Store(settings.home)
+    found: dict[str, Any] = {"curves": {}, "samples": {}, "relations": [], "pictures": {}}
+    with suppress(UserError):  # a report without them is better than none
+        for stage, run_id in _stage_runs(store, settings, summary).items():
+            found["curves"][stage] = recorded.curve(settings, run_id)
+            found["samples"][stage] = recorded.table(settings, run_id, SAMPLES)
+            found["relations"] = found["relations"] or recorded.table(settings, run_id, RELATIONS)
+    conversations = next(step["digest"] for step in summary["steps"] if step["name"] == "reformat")
+    if any(found["samples"].values()) and conversations and (store.home / "store" / conversations).is_dir():
+        found["pictures"] = _pictures(store.path(conversations))
+    model = settings.model
+    branches = {"segmentation": model.segmentation.mode != "none", "knowledge": model.knowledge.enabled}
+    found["branches"] = {name: getattr(model, name).model_dump() for name, on in branches.items() if on}
+    return found
+
+
+def _stage_runs(store: Store, settings: Settings, summary: Mapping[str, Any]) -> dict[str, str]:
+    """The MLflow run of each stage that was trained."""
+    trained = {step["name"]: step["digest"] for step in summary["steps"] if step["name"] in settings.stages()}
+    records = {stage: _record_of_digest(store, digest) or {} for stage, digest in trained.items() if digest}
+    return {stage: str(record["run_id"]) for stage, record in records.items() if record.get("run_id")}
+
+
+def _pictures(conversations: Path) -> dict[str, bytes]:
+    from facemllm.images import encoded, opened
+    from facemllm.training.samples import fixed_faces
+
     found = {}
-    for step in summary["steps"]:
-        if step["name"] in settings.stages() and step["digest"]:
-            record = _record_of_digest(store, step["digest"])
-            if record and record.get("run_id"):
-                with suppress(UserError):  # a report without curves is better than none
-                    found[step["name"]] = tracking.curve(settings, record["run_id"])
+    for face in fixed_faces(open_table(conversations)):
+        image = opened(face.image)
+        image.thumbnail((_PIXELS, _PIXELS))
+        found[face.image_id] = encoded(image)
     return found
 
 

@@ -12,8 +12,10 @@ from facemllm.step import Step
 
 def _stage_sections(stage: str) -> Callable[[Settings], Any]:
     def sections(s: Settings) -> Any:
-        training = s.training.model_dump(exclude={"stages", "max_failures", "checkpoint_every"})
-        return {"training": training, "stage": s.stages()[stage].model_dump(), "model": s.model.model_dump()}
+        training = s.training.model_dump(exclude={"stages", "max_failures", "checkpoint_every", "storage"})
+        plan = s.stages()[stage].model_dump()
+        # a map of face parts does not show what is held out
+        return {"training": training, "stage": plan, "model": s.model.model_dump(), "held_out": s.qa.held_out}
 
     return sections
 

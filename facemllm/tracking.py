@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
-__all__ = ["CurveLogger", "StepRun", "connect", "curve", "finish_pipeline", "reap", "start_pipeline", "step_run", "uri"]
+__all__ = ["CurveLogger", "StepRun", "connect", "finish_pipeline", "reap", "start_pipeline", "step_run", "uri"]
 
 
 @cache
@@ -137,23 +137,6 @@ def reap(settings: Settings, run_name: str) -> list[str]:
         for run_id in stale:
             client.set_terminated(run_id, "KILLED")
     return stale
-
-
-def curve(settings: Settings, run_id: str) -> list[dict[str, float]]:
-    """A run's training curves: one dictionary a logged step, with `step` and the metrics logged there, in step order.
-
-    Metrics logged once only are no curves. Where a step was logged twice (training resumed), the later value counts.
-    """
-    client = connect(settings)
-    steps: dict[int, dict[str, float]] = {}
-    with guard(uri(settings)):
-        for name in client.get_run(run_id).data.metrics:
-            history = client.get_metric_history(run_id, name)
-            if len(history) < 2:
-                continue
-            for point in sorted(history, key=lambda p: p.timestamp):
-                steps.setdefault(point.step, {"step": point.step})[name] = point.value
-    return [steps[step] for step in sorted(steps)]
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ METRICS: dict[str, Any] = {
     "disturbed": {
         "blur": {"faces": 100, "before": 0.8, "after": estimate(0.65), "change": estimate(-0.15)},
         "jpeg": {"faces": 100, "before": estimate(0.8), "after": estimate(0.8), "change": estimate(0.0)},
+        "no_map": {"faces": 100, "before": estimate(0.8), "after": estimate(0.77), "change": estimate(-0.03)},
     },
     "generation": {
         "agreement": estimate(0.97),
@@ -154,6 +155,35 @@ METRICS: dict[str, Any] = {
         "by_task": {"attributes": {"value": 0.98, "n": 500}},
         "unreadable": 0.01,
         "both_unreadable": 0.004,
+    },
+    "maps": {"faces": 560, "given": 550},
+    "characteristics": {
+        "n": 5000,
+        "scores": estimate(0.9),
+        "text": estimate(0.86),
+        "agreement": estimate(0.94),
+        "balanced": {"scores": 0.85, "text": 0.81},
+        "ece": 0.03,
+        "bins": [{"confidence": 0.9, "accuracy": 0.9, "n": 5000}],
+        "by_characteristic": [
+            {
+                "name": "Bald",
+                "n": 400,
+                "yes": 0.1,
+                "scores": {"accuracy": 0.97, "balanced_accuracy": 0.9},
+                "text": {"accuracy": 0.95, "balanced_accuracy": 0.84},
+                "agreement": 0.98,
+            }
+        ],
+        "relations": {
+            "n": 700,
+            "scores": estimate(0.02),
+            "text": estimate(0.04),
+            "labels": estimate(0.0),
+            "by_relation": [
+                {"relation": "at most one of Bald, Bangs", "n": 300, "scores": 0.01, "text": 0.02, "labels": 0.0}
+            ],
+        },
     },
 }
 COST = {

@@ -51,6 +51,15 @@ def occlusion(image: Image.Image, image_id: str) -> Image.Image:
     return covered
 
 
+NO_MAP = "no_map"
+"""The picture as it is, without the map of face parts that stood beside it."""
+
+
+def unchanged(image: Image.Image, image_id: str) -> Image.Image:
+    """The picture itself."""
+    return image
+
+
 KINDS: Mapping[str, Callable[[Image.Image, str], Image.Image]] = {
     "blur": blur,
     "dark": dark,

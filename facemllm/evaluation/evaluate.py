@@ -4,7 +4,8 @@ The folder holds
 
     predictions/      every question of the split, as it was asked, and the model's answer
     generated/        a few faces' closed questions again, answered by free generation (models of ours)
-    disturbed/KIND/   a few faces' questions again, of a picture made worse (`disturb`)
+    disturbed/KIND/   a few faces' questions again, of a picture made worse (`disturb`), or without its map
+    characteristics/  scores of every face's characteristics (models with the knowledge branch)
     metrics.json
     samples/          JPEG faces and `samples.json`: what was said of them, of items asked in their own form
 
@@ -23,7 +24,8 @@ from typing import Any
 from PIL import Image
 
 from facemllm import tasks
-from facemllm.evaluation.disturb import KINDS
+from facemllm.evaluation.characteristics import CHARACTERISTICS, write_scores
+from facemllm.evaluation.disturb import KINDS, NO_MAP, unchanged
 from facemllm.evaluation.predict import Answerer, Likelihood, Written, open_image, predict
 from facemllm.evaluation.score import encode, measure
 from facemllm.records import CONVERSATIONS, PREDICTIONS, Table, TableWriter, open_table, partial_folder, publish
@@ -31,7 +33,7 @@ from facemllm.scoring.metrics import columns, number
 from facemllm.settings import Settings
 from facemllm.tasks.asking import NATIVE
 
-PREDICTED, GENERATED, DISTURBED = "predictions", "generated", "disturbed"
+PREDICTED, GENERATED, DISTURBED, SCORED = "predictions", "generated", "disturbed", "characteristics"
 SAMPLES = 12
 SAMPLE_PIXELS = 256
 
@@ -72,26 +74,39 @@ def answered(
     finish: Finish | None = None,
 ) -> Mapping[str, Any]:
     """`evaluate` with any model. `answerers` makes who answers and, if that is another, who writes `generated/`;
-    `about` has the `model_digest` and what else the tables' manifests shall say of the model."""
+    `about` has the `model_digest` and what else the tables' manifests shall say of the model. Maps of face parts are
+    shown where `evaluation.maps` says so and who answers takes them."""
     table = open_table(conversations, CONVERSATIONS)
     chosen = settings.evaluation
     split, digest = chosen.split, about["model_digest"]
     partial = partial_folder(out)
 
-    def write(folder: str, answerer: Answerer, **options: Any) -> None:
-        told = {"split": split, **about, **({"kind": options["change"][0]} if "change" in options else {})}
-        with TableWriter(partial / folder, PREDICTIONS, parents=[table.digest, digest], about=told) as writer:
-            predict(answerer, table, split, writer, digest, batch_images=chosen.batch_images, **options)
+    def written(folder: str, schema: Any, **told: Any) -> TableWriter:
+        about_it = {"split": split, **about, **told}
+        return TableWriter(partial / folder, schema, parents=[table.digest, digest], about=about_it)
+
+    def write(folder: str, answerer: Answerer, maps: bool, **options: Any) -> None:
+        told = {"kind": options["change"][0]} if "change" in options else {}
+        with written(folder, PREDICTIONS, **told, **({"maps": True} if maps else {})) as writer:
+            predict(answerer, table, split, writer, digest, batch_images=chosen.batch_images, maps=maps, **options)
 
     try:
         main, writes = answerers()
-        write(PREDICTED, main)
+        maps = chosen.maps and main.takes_maps
+        write(PREDICTED, main, maps)
         if writes is not None and chosen.generated_faces:
-            write(GENERATED, writes, faces=drawn(table, split, chosen.generated_faces), which=_is_native_and_closed)
+            write(
+                GENERATED, writes, maps, faces=drawn(table, split, chosen.generated_faces), which=_is_native_and_closed
+            )
         if chosen.disturbed_faces:
             faces = drawn(table, split, chosen.disturbed_faces)
             for change in KINDS.items():
-                write(f"{DISTURBED}/{change[0]}", main, faces=faces, which=_is_native, change=change)
+                write(f"{DISTURBED}/{change[0]}", main, maps, faces=faces, which=_is_native, change=change)
+            if maps:
+                write(f"{DISTURBED}/{NO_MAP}", main, False, faces=faces, which=_is_native, change=(NO_MAP, unchanged))
+        if isinstance(main, Likelihood) and main.predictor.characteristic_names:
+            with written(SCORED, CHARACTERISTICS) as writer:
+                write_scores(main.predictor, table, split, writer, digest, batch_images=chosen.batch_images, maps=maps)
         predictions = open_table(partial / PREDICTED, PREDICTIONS)
         metrics = measure(settings, table, predictions)
         (partial / "metrics.json").write_bytes(encode(metrics))

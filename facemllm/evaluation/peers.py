@@ -57,6 +57,11 @@ class Peer:
     home: Path
 
     @property
+    def takes_maps(self) -> bool:
+        """Others are shown the picture alone."""
+        return False
+
+    @property
     def digest(self) -> str:
         """SHA-256 of what identifies the model."""
         return digests.of_json(self.identity)

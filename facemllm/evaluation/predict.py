@@ -28,6 +28,7 @@ from facemllm.scoring.sheet import is_asked
 from facemllm.tasks.answers import answer
 
 COLUMNS = ["image_id", "images", "subject_id", "groups", "messages", "turns"]
+MAP = "segmentation"
 
 REWRITTEN = 0.1
 """Largest share of a batch's closed questions whose failures are generated, to be shown; a broken model fails many."""
@@ -44,16 +45,22 @@ class Put:
 
 @dataclass(frozen=True)
 class Shown:
-    """A face as a model is shown it, and what it is asked; `change` names what was done to the picture."""
+    """A face as a model is shown it, and what it is asked; `change` names what was done to the picture; `map`, a PNG of
+    its parts, is None unless the model is shown one."""
 
     face: Mapping[str, Any]
     image: Image.Image
     change: str
     asked: tuple[Put, ...]
+    map: bytes | None = None
 
 
 class Answerer(Protocol):
     """A model that answers."""
+
+    @property
+    def takes_maps(self) -> bool:
+        """Whether it looks at maps of face parts."""
 
     def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
         """To every question of every face, in order: `raw` (text), `parsed` (canonical, None when unreadable), and
@@ -66,6 +73,11 @@ class Likelihood:
 
     predictor: Any
     max_new_tokens: int
+
+    @property
+    def takes_maps(self) -> bool:
+        """Whether the model has a segmentation branch."""
+        return bool(self.predictor.takes_maps)
 
     def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
         """Answers in order. The closed questions of all these faces go into one call. Where no option is what the model
@@ -80,11 +92,11 @@ class Likelihood:
             ]
             for face in shown
         ]
-        scored = self.predictor.score([face.image for face in shown], closed)
-        opened = [(face.image, put) for face in shown for put in face.asked if not put.question.options]
+        scored = self.predictor.score([face.image for face in shown], closed, [face.map for face in shown])
+        opened = [(face, put) for face in shown for put in face.asked if not put.question.options]
         written = _written(self.predictor, opened, self.max_new_tokens)
-        chosen = [(face.image, put, _chosen(put.question, said)) for face, put, said in _closed(shown, scored)]
-        failed = [(image, put) for image, put, found in chosen if found["parsed"] is None and found["raw"]]
+        chosen = [(face, put, _chosen(put.question, said)) for face, put, said in _closed(shown, scored)]
+        failed = [(face, put) for face, put, found in chosen if found["parsed"] is None and found["raw"]]
         few = len(failed) <= REWRITTEN * len(chosen)
         rewritten = _written(self.predictor, failed if few else [], self.max_new_tokens)
         remaining = iter(chosen)
@@ -107,11 +119,14 @@ class Written:
     predictor: Any
     max_new_tokens: int
 
+    @property
+    def takes_maps(self) -> bool:
+        """Whether the model has a segmentation branch."""
+        return bool(self.predictor.takes_maps)
+
     def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
         """Answers in order, each read strictly from greedy text."""
-        yield from _written(
-            self.predictor, [(face.image, put) for face in shown for put in face.asked], self.max_new_tokens
-        )
+        yield from _written(self.predictor, [(face, put) for face in shown for put in face.asked], self.max_new_tokens)
 
 
 def predict(
@@ -125,15 +140,17 @@ def predict(
     faces: Collection[str] | None = None,
     which: Callable[[tasks.Question], bool] = lambda question: True,
     change: tuple[str, Callable[[Image.Image, str], Image.Image]] | None = None,
+    maps: bool = False,
 ) -> None:
     """Put every question of the split that stands alone, and write the answers in table order, named by digest `about`.
 
     `faces` are the image_ids to ask about, all if None; `which` chooses questions; `change` names and makes a change of
-    the picture (of the image and its image_id). Memory is that of one batch of `batch_images` faces.
+    the picture (of the image and its image_id); with `maps` a face's map of its parts is shown beside it. Memory is
+    that of one batch of `batch_images` faces.
     """
     kept = None if faces is None else pa.array(sorted(faces), pa.string())
     total = len(faces) if faces is not None else sum(b.num_rows for b in conversations.batches(["image_id"], split))
-    rows = _rows(conversations, split, kept)
+    rows = faces_of(conversations, split, kept, maps=maps)
     name = "evaluating" if change is None else f"evaluating: {change[0]}"
     done = 0
     with progress.bar(name, total) as bar:
@@ -166,10 +183,15 @@ def question_texts(face: Mapping[str, Any]) -> list[str]:
     return asked
 
 
-def _rows(conversations: Table, split: str, kept: pa.Array | None) -> Iterator[dict[str, Any]]:
-    for batch in conversations.batches(COLUMNS, split):
+def faces_of(
+    conversations: Table, split: str, kept: pa.Array | None = None, *, maps: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Rows of a split in table order, of the image_ids `kept` if given; `segmentation` is the map's PNG, None without
+    `maps` or where there is none."""
+    for batch in conversations.batches([*COLUMNS, MAP] if maps else COLUMNS, split):
         chosen = batch if kept is None else batch.filter(pc.is_in(batch.column("image_id"), kept))
-        yield from chosen.to_pylist()
+        for row in chosen.to_pylist():
+            yield {**row, MAP: (row.get(MAP) or {}).get("bytes")}
 
 
 def _shown(
@@ -185,7 +207,8 @@ def _shown(
     image = open_image(face)
     if change is not None:
         image = change[1](image, face["image_id"])
-    return Shown(face, image, "" if change is None else change[0], tuple(one for one in put if which(one.question)))
+    asked = tuple(one for one in put if which(one.question))
+    return Shown(face, image, "" if change is None else change[0], asked, face[MAP])
 
 
 def _row(face: Mapping[str, Any], put: Put, found: Mapping[str, Any], about: str) -> dict[str, Any]:
@@ -202,11 +225,16 @@ def _row(face: Mapping[str, Any], put: Put, found: Mapping[str, Any], about: str
     }
 
 
-def _written(predictor: Any, asked: Sequence[tuple[Image.Image, Put]], max_new_tokens: int) -> Iterator[dict[str, Any]]:
+def _written(predictor: Any, asked: Sequence[tuple[Shown, Put]], max_new_tokens: int) -> Iterator[dict[str, Any]]:
     """Greedy answers, read strictly in the way each question was asked."""
     if not asked:
         return
-    texts = predictor.generate_batch([image for image, _ in asked], [put.text for _, put in asked], max_new_tokens)
+    texts = predictor.generate_batch(
+        [face.image for face, _ in asked],
+        [put.text for _, put in asked],
+        max_new_tokens,
+        [face.map for face, _ in asked],
+    )
     for (_, put), text in zip(asked, texts, strict=True):
         yield {"raw": text, "parsed": tasks.read(put.question, text)}
 

@@ -1,7 +1,8 @@
 """Figures from saved predictions: no model is loaded, so scoring again never asks one.
 
-An evaluation folder may hold `generated/` and `disturbed/<kind>/` beside its predictions: tables of the same model's
-answers by free generation, and to disturbed pictures. They are compared with the predictions where they are there.
+An evaluation folder may hold `generated/`, `disturbed/<kind>/` and `characteristics/` beside its predictions: tables of
+the same model's answers by free generation, to disturbed pictures, and of its scores. They are compared with the
+predictions where they are there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.errors import UserError
+from facemllm.evaluation import characteristics
 from facemllm.evaluation.baselines import baselines
 from facemllm.records import CONVERSATIONS, MANIFEST, PREDICTIONS, Table, atomic_write, open_table
 from facemllm.scoring import calibration, consistency, fairness, slices
@@ -51,6 +53,7 @@ def measure(settings: Settings, conversations: Table, predictions: Table) -> dic
         "split": split,
         "n_images": len(sheet.images),
         "n_subjects": sheet.people_count,
+        "maps": _maps(conversations, split) if predictions.manifest["about"].get("maps") else None,
         "seed": settings.seed,
         "resamples": settings.evaluation.bootstrap,
         **summarise(sheet, answers, rivals, settings.evaluation.bootstrap, settings.seed),
@@ -61,7 +64,14 @@ def measure(settings: Settings, conversations: Table, predictions: Table) -> dic
         "slices": slices.measure(settings, sheet, parsed),
         "disturbed": slices.disturbed(settings, sheet, parsed, beside / "disturbed"),
         "generation": slices.generation(settings, sheet, parsed, beside / "generated"),
+        "characteristics": characteristics.measure(settings, sheet, parsed, beside / "characteristics"),
     }
+
+
+def _maps(conversations: Table, split: str) -> dict[str, int]:
+    """How many faces of a split bring a map of their parts."""
+    found = [(batch.num_rows, batch.column(0).null_count) for batch in conversations.batches(["segmentation"], split)]
+    return {"faces": sum(rows for rows, _ in found), "given": sum(rows - missing for rows, missing in found)}
 
 
 def _model(predictions: Table) -> str:

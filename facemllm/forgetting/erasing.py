@@ -127,7 +127,7 @@ def _left_to_you(settings: Settings, facts: Mapping[str, Any]) -> list[str]:
     if settings.tracking.uri is not None:
         told.append(
             f"MLflow at {settings.tracking.uri} is not this machine's own: delete the artifacts report.html, "
-            "evaluation/answers.json and validation/ of the runs that show the picture there"
+            "evaluation/answers.json, training/samples.json and validation/ of the runs that show the picture there"
         )
     configs = [root() / ".dvc" / name for name in ("config", "config.local")]
     if any("remote" in path.read_text("utf-8") for path in configs if path.is_file()):

@@ -44,7 +44,8 @@ def extend(
             f"model.segmentation and model.knowledge extend LLaVA models (LlavaForConditionalGeneration); "
             f"{settings.base or 'this base'} is a {type(model).__name__}: set mode: none and enabled: false"
         )
-    width, more = model.config.text_config.hidden_size, 0
+    language: Any = model.config.text_config
+    width, more = language.hidden_size, 0
     segmentation = knowledge = None
     if chosen.mode != "none":
         tokens = chosen.tokens if chosen.mode == "append" else _image_tokens(processor)

@@ -62,6 +62,13 @@ class FaceMllmModel(LlavaModel):
             self.knowledge = KnowledgeBranch(**config.knowledge_config)
         self.post_init()
 
+    @property
+    def additional_tokens(self) -> int:
+        """Tokens of a face beyond those of its image."""
+        segmentation, knowledge = self.config.segmentation_config or {}, self.config.knowledge_config or {}
+        appended = segmentation["tokens"] if segmentation.get("mode") == "append" else 0
+        return int(appended + knowledge.get("prompt_tokens", 0))
+
     def join(self, image_BND: Tensor, segmentation: Tensor | None) -> Seen:
         """Projected image tokens and maps (B, S, S) uint8, None if no face has one, as the language model sees them."""
         visual_BND = image_BND
@@ -93,7 +100,12 @@ class FaceMllmModel(LlavaModel):
     ) -> Any:
         """As LLaVA's; `segmentation` (B, S, S) uint8 are the maps of the images in `pixel_values`."""
         if pixel_values is not None:
-            features = self.get_image_features(pixel_values=pixel_values, segmentation=segmentation)
+            features = self.get_image_features(
+                pixel_values=pixel_values,
+                segmentation=segmentation,
+                vision_feature_layer=kwargs.pop("vision_feature_layer", None),
+                vision_feature_select_strategy=kwargs.pop("vision_feature_select_strategy", None),
+            )
             mm_encoder_outputs = {"image": features}
         return super().forward(input_ids=input_ids, mm_encoder_outputs=mm_encoder_outputs, **kwargs)
 
@@ -106,7 +118,8 @@ class FaceMllmForConditionalGeneration(LlavaForConditionalGeneration):
     def __init__(self, config: FaceMllmConfig) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)  # LLaVA's own would build its model in vain
         self.model = FaceMllmModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        text: Any = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:

@@ -1,6 +1,7 @@
 """The forward pass in two halves: image tokens once, then the language model over packed rows.
 
-Shapes: B rows, N prefix tokens, T tokens after it, L = N + T, D width, F tower's width, V vocabulary, K picked positions.
+Shapes: B rows, N prefix tokens, T tokens after it, L = N + T, D width, F tower's width, V vocabulary, K picked
+positions.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from facemllm.model.face_mllm import FaceMllmModel, Seen
-from facemllm.model.masks import tree_mask, with_prefix
+from facemllm.model.masks import as_taken, tree_mask, with_prefix
 
 
 def tower_features(model: Any, pixel_values: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def look(model: Any, features_BNF: Tensor, segmentation_BSS: Tensor | None = Non
 
 
 def image_tokens(model: Any, pixel_values: Tensor, segmentation: Tensor | None = None) -> Tensor:
-    """Normalised pixels (B, 3, S, S), and maps (B, S, S) where the model takes them, to all tokens of a face (B, N, D)."""
+    """Normalised pixels (B, 3, S, S), and maps (B, S, S) where the model takes them, to a face's tokens (B, N, D)."""
     options = {"segmentation": segmentation} if isinstance(model.model, FaceMllmModel) else {}
     features = model.get_image_features(pixel_values=pixel_values, return_dict=True, **options).pooler_output
     return features if isinstance(features, Tensor) else torch.stack(list(features))
@@ -60,7 +61,7 @@ def hidden_states(
     text_BTD = model.get_input_embeddings()(ids_BT).to(prefix_BND.dtype)
     states_BLD = model.model.language_model(
         inputs_embeds=torch.cat([prefix_BND, text_BTD], dim=1),
-        attention_mask=tree_mask(block_BT, branch_BT, prefix),
+        attention_mask=as_taken(model, tree_mask(block_BT, branch_BT, prefix), text_BTD.dtype),
         position_ids=with_prefix(position_BT, prefix),
         use_cache=False,
     ).last_hidden_state

@@ -3,7 +3,9 @@ stand on this, so they answer alike.
 
 All questions about a face share one image encoding and as few passes of the language model as fit: image tokens, then
 every question as a block, then every option as a branch of its block (see `masks`). A face's scores do not depend on
-what it is batched with. Shapes: B faces, T tokens after the prefix, K scored positions, V vocabulary.
+what it is batched with. Where the model takes maps of face parts, one may stand beside each image (`maps[i]`, None for
+none); other models look at none. Shapes: B faces, T tokens after the prefix, K scored positions, V vocabulary, S image
+side, A characteristics.
 """
 
 from __future__ import annotations
@@ -20,11 +22,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facemllm.model.forward import hidden_states, image_tokens, prefix_embeddings, word_logits
+from facemllm.model.forward import hidden_states, image_tokens, look, prefix_embeddings, tower_features, word_logits
+from facemllm.model.layout import Layout, joined
+from facemllm.model.maps import MapLike, face_map
 from facemllm.model.masks import PADDING, TRUNK
 from facemllm.model.pixels import ImageLike, face_pixels, normalise
 from facemllm.model.preset import load_model
 from facemllm.model.prompts import Frame
+from facemllm.model.segmentation import NO_MAP
+
+Maps = Sequence[MapLike | None] | None
 
 PASS_TOKENS = 512
 """Tokens after the image in one pass, about: attention costs their square, and no question sees another."""
@@ -55,20 +62,6 @@ class Scored:
         return int(np.argmax(self.probabilities))
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """The token tree of some queries, a block each, and where each option's tokens are predicted."""
-
-    ids: NDArray[np.int64]
-    block: NDArray[np.int64]
-    branch: NDArray[np.int64]
-    position: NDArray[np.int64]
-    at: NDArray[np.int64]  # (K,) token that predicts
-    token: NDArray[np.int64]  # (K,) token predicted
-    option: NDArray[np.int64]  # (K,) option it belongs to, counted over all queries
-    ends: NDArray[np.int64]  # options before the end of each query
-
-
 class Predictor:
     """A model ready to answer; frozen, in evaluation mode, float32 on CPU and bfloat16 on GPU."""
 
@@ -77,6 +70,9 @@ class Predictor:
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.processor = processor
         self.batch_images = batch_images
+        self.takes_maps: bool = getattr(model.config, "segmentation_config", None) is not None
+        knows = getattr(model.config, "knowledge_config", None)
+        self.characteristic_names: tuple[str, ...] = tuple(knows["names"]) if knows else ()
         self.frame = Frame.of(model, processor)
         self._layout = lru_cache(maxsize=4096)(self._make_layout)
 
@@ -93,33 +89,71 @@ class Predictor:
         """The image as the model sees it, (S, S, 3) uint8; already prepared pixels pass through `score` unchanged."""
         return face_pixels(image, self.processor.image_processor)
 
-    @torch.inference_mode()
-    def encode(self, images: Sequence[ImageLike]) -> Tensor:
-        """Image tokens (B, tokens, D) of the images."""
+    def map(self, source: MapLike | None) -> NDArray[np.uint8]:
+        """A map as the model sees it, (S, S) uint8, `NO_MAP` everywhere for None; a prepared map stays as it is.
+
+        Raises UserError for anything that is no map of the 19 classes.
+        """
+        if isinstance(source, np.ndarray) and (source == NO_MAP).all():
+            source = None
+        return face_map(source, self.processor.image_processor, getattr(self.processor, "withheld_classes", ()))
+
+    def _values(self, images: Sequence[ImageLike]) -> Tensor:
+        """Normalised pixels (B, 3, S, S) in the model's precision."""
         pixels_BSSC = torch.from_numpy(np.stack([self.pixels(image) for image in images])).to(self.device)
-        values_BCSS = normalise(pixels_BSSC, self.processor.image_processor)
-        return image_tokens(self.model, values_BCSS.to(self.model.dtype))
+        return normalise(pixels_BSSC, self.processor.image_processor).to(self.model.dtype)
+
+    def _maps(self, maps: Maps) -> Tensor | None:
+        """Maps (B, S, S), None where the model takes none or no face has one."""
+        if not self.takes_maps or maps is None or all(one is None for one in maps):
+            return None
+        return torch.from_numpy(np.stack([self.map(one) for one in maps])).to(self.device)
 
     @torch.inference_mode()
-    def score(self, images: Sequence[ImageLike], questions: Sequence[Sequence[Query]]) -> list[list[Scored]]:
+    def encode(self, images: Sequence[ImageLike], maps: Maps = None) -> Tensor:
+        """All that the language model is given of the faces, (B, tokens, D)."""
+        return image_tokens(self.model, self._values(images), self._maps(maps))
+
+    @torch.inference_mode()
+    def characteristics(self, images: Sequence[ImageLike], maps: Maps = None) -> list[dict[str, float]]:
+        """Probability of each characteristic of each face, by name, as the knowledge branch scores them: what stands
+        beside the text. Empty for a model without that branch."""
+        if not self.characteristic_names:
+            return [{} for _ in images]
+        found: list[dict[str, float]] = []
+        for part in self._parts(len(images)):
+            features_BNF = tower_features(self.model, self._values(images[part]))
+            scores_BA = look(self.model, features_BNF, self._maps(maps and maps[part])).scores_BA
+            assert scores_BA is not None
+            rows = scores_BA.double().sigmoid().tolist()
+            found += [dict(zip(self.characteristic_names, row, strict=True)) for row in rows]
+        return found
+
+    def _parts(self, count: int) -> list[slice]:
+        return [slice(start, start + self.batch_images) for start in range(0, count, self.batch_images)]
+
+    @torch.inference_mode()
+    def score(
+        self, images: Sequence[ImageLike], questions: Sequence[Sequence[Query]], maps: Maps = None
+    ) -> list[list[Scored]]:
         """Score every option of every question of each image; `questions[i]` are asked about `images[i]`."""
         answers: list[list[Scored]] = []
-        for start in range(0, len(images), self.batch_images):
-            part = slice(start, start + self.batch_images)
-            answers += self._score(images[part], [self._passes(asked) for asked in questions[part]])
+        for part in self._parts(len(images)):
+            passes = [self._passes(asked) for asked in questions[part]]
+            answers += self._score(images[part], passes, maps and maps[part])
         return answers
 
-    def _score(self, images: Sequence[ImageLike], passes: Sequence[Sequence[_Layout]]) -> list[list[Scored]]:
+    def _score(self, images: Sequence[ImageLike], passes: Sequence[Sequence[Layout]], maps: Maps) -> list[list[Scored]]:
         answers: list[list[Scored]] = [[] for _ in images]
         if not any(passes):
             return answers
-        prefix_BND = prefix_embeddings(self.model, self.encode(images), self.frame.prefix_ids)
+        prefix_BND = prefix_embeddings(self.model, self.encode(images, maps), self.frame.prefix_ids)
         for number in range(max(map(len, passes))):
             rows = [row for row, own in enumerate(passes) if number < len(own)]
             layouts = [passes[row][number] for row in rows]
             longest = max(len(layout.ids) for layout in layouts)
 
-            def padded(name: str, filler: int, layouts: Sequence[_Layout] = layouts, longest: int = longest) -> Tensor:
+            def padded(name: str, filler: int, layouts: Sequence[Layout] = layouts, longest: int = longest) -> Tensor:
                 own = [getattr(layout, name) for layout in layouts]
                 full = np.stack([np.pad(row, (0, longest - len(row)), constant_values=filler) for row in own])
                 return torch.from_numpy(full).to(self.device)
@@ -136,9 +170,9 @@ class Predictor:
                 answers[row] += self._read(states_BTD[place], layouts[place])
         return answers
 
-    def _passes(self, asked: Sequence[Query]) -> list[_Layout]:
+    def _passes(self, asked: Sequence[Query]) -> list[Layout]:
         """The questions of a face, in order, as few passes of at most `PASS_TOKENS` tokens (one question: any)."""
-        passes: list[list[_Layout]] = []
+        passes: list[list[Layout]] = []
         room = 0
         for query in asked:
             layout = self._layout(query)
@@ -147,9 +181,9 @@ class Predictor:
                 room = PASS_TOKENS
             passes[-1].append(layout)
             room -= len(layout.ids)
-        return [_joined(layouts) for layouts in passes]
+        return [joined(layouts) for layouts in passes]
 
-    def _read(self, states_TD: Tensor, layout: _Layout) -> list[Scored]:
+    def _read(self, states_TD: Tensor, layout: Layout) -> list[Scored]:
         # many options are predicted from the same token: its logits are computed once
         places, place_K = np.unique(layout.at, return_inverse=True)
         logits_PV = word_logits(self.model, states_TD[torch.from_numpy(places).to(self.device)])
@@ -168,7 +202,7 @@ class Predictor:
             scored.append(Scored(probabilities, int(written[0]) if len(written) else None))
         return scored
 
-    def _make_layout(self, query: Query) -> _Layout:
+    def _make_layout(self, query: Query) -> Layout:
         if not query.options:
             raise ValueError(f"the question {query.question!r} has no options; use generate for open questions")
         prompt = self.frame.prompt(query.question)
@@ -187,21 +221,27 @@ class Predictor:
             branches += [TRUNK + 1 + option] * (len(answer) - 1)
             positions += range(len(prompt), len(prompt) + len(answer) - 1)
         columns = (ids, [0] * len(ids), branches, positions, at, tokens, options, [len(query.options)])
-        return _Layout(*(np.array(column, np.int64) for column in columns))
+        return Layout(*(np.array(column, np.int64) for column in columns))
 
-    def generate(self, image: ImageLike, question: str | Sequence[Mapping[str, Any]], max_new_tokens: int = 96) -> str:
-        """Greedy answer to a question, or to the last user message of a chat about one image."""
+    def generate(
+        self,
+        image: ImageLike,
+        question: str | Sequence[Mapping[str, Any]],
+        max_new_tokens: int = 96,
+        maps: Maps = None,
+    ) -> str:
+        """Greedy answer to a question, or to the last user message of a chat about one image; `maps` holds its map."""
         turns = [("user", question)] if isinstance(question, str) else [(m["role"], _text(m)) for m in question]
-        return self._generate([image], [self._chat(turns)], max_new_tokens)[0]
+        return self._generate([image], [self._chat(turns)], max_new_tokens, maps)[0]
 
     def generate_batch(
-        self, images: Sequence[ImageLike], questions: Sequence[str], max_new_tokens: int = 96
+        self, images: Sequence[ImageLike], questions: Sequence[str], max_new_tokens: int = 96, maps: Maps = None
     ) -> list[str]:
         """Greedy answers, one question an image, in left-padded batches."""
         texts: list[str] = []
-        for start in range(0, len(images), self.batch_images):
-            part = slice(start, start + self.batch_images)
-            texts += self._generate(images[part], [self._chat([("user", q)]) for q in questions[part]], max_new_tokens)
+        for part in self._parts(len(images)):
+            rows = [self._chat([("user", question)]) for question in questions[part]]
+            texts += self._generate(images[part], rows, max_new_tokens, maps and maps[part])
         return texts
 
     def _chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
@@ -217,46 +257,25 @@ class Predictor:
         return ids
 
     @torch.inference_mode()
-    def _generate(self, images: Sequence[ImageLike], rows: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    def _generate(
+        self, images: Sequence[ImageLike], rows: Sequence[list[int]], max_new_tokens: int, maps: Maps
+    ) -> list[str]:
         tokenizer = self.processor.tokenizer
         longest = max(len(row) for row in rows)
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         ids_BL = torch.tensor([[padding] * (longest - len(row)) + row for row in rows], device=self.device)
         mask_BL = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        pixels_BSSC = torch.from_numpy(np.stack([self.pixels(image) for image in images])).to(self.device)
-        values_BCSS = normalise(pixels_BSSC, self.processor.image_processor).to(self.model.dtype)
+        seen = self._maps(maps)
         written_BL = self.model.generate(
             input_ids=ids_BL,
             attention_mask=mask_BL,
-            pixel_values=values_BCSS,
+            pixel_values=self._values(images),
+            **({} if seen is None else {"segmentation": seen}),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=padding,
         )
         return [text.strip() for text in tokenizer.batch_decode(written_BL[:, longest:], skip_special_tokens=True)]
-
-
-def _joined(layouts: Sequence[_Layout]) -> _Layout:
-    """Layouts of single queries as one of all."""
-
-    def counted(name: str, sizes: Sequence[int]) -> NDArray[np.int64]:
-        before = np.cumsum([0, *sizes[:-1]])
-        return np.concatenate([getattr(one, name) + start for one, start in zip(layouts, before, strict=True)])
-
-    def plain(name: str) -> NDArray[np.int64]:
-        return np.concatenate([getattr(one, name) for one in layouts])
-
-    tokens, options = [len(one.ids) for one in layouts], [int(one.ends[-1]) for one in layouts]
-    return _Layout(
-        ids=plain("ids"),
-        block=counted("block", [1] * len(layouts)),
-        branch=plain("branch"),
-        position=plain("position"),
-        at=counted("at", tokens),
-        token=plain("token"),
-        option=counted("option", options),
-        ends=counted("ends", options),
-    )
 
 
 def _text(message: Mapping[str, Any]) -> str:

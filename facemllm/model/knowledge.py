@@ -3,10 +3,11 @@
 T^0 is each characteristic's text embedding, from the language model's own words; T^l = rho(C T^(l-1) W^(l-1)) with the
 fixed matrix C of `facemllm.knowledge.graph`; rho is LeakyReLU 0.2 between layers and nothing after the last (ML-GCN,
 Chen et al. 2019). What comes out serves twice: against the pooled visual tokens it scores every characteristic of the
-face, and, weighted by those scores, it becomes soft prompt tokens for the language model. The scores learn from labels
-alone: the language model's loss does not move them, so that they can be read beside the text as probabilities.
+face, and, weighted by those scores, it becomes soft prompt tokens for the language model. In the prompt the scores are
+mere weights: the language model's loss trains the graph's layers, but not what it sees in a face, so that the scores
+stay probabilities that can be read beside the text.
 
-Shapes: B faces, N visual tokens, A characteristics, K words of a characteristic, P prompt tokens, D width, V vocabulary.
+Shapes: B faces, N visual tokens, A characteristics, K words of a characteristic, P prompt tokens, D width, V words.
 """
 
 from __future__ import annotations

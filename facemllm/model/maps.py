@@ -66,7 +66,7 @@ def _classes(source: MapLike) -> NDArray[np.uint8]:
             raise UserError(f"the segmentation map is no readable PNG: {error}") from error
     if isinstance(source, Image.Image):
         if source.mode not in ("L", "P"):
-            raise UserError(f"the segmentation map is a {source.mode} image; it has to be one of class numbers (L or P)")
+            raise UserError(f"the segmentation map is a {source.mode} image; it has to hold class numbers (L or P)")
         source = np.asarray(source)
     if source.ndim != 2 or source.dtype != np.uint8 or source.max(initial=0) >= CLASSES:
         raise UserError(f"the segmentation map has to hold class numbers below {CLASSES}, one a pixel")

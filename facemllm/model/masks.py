@@ -23,6 +23,8 @@ Shapes: B rows, T tokens after the prefix, N tokens of the prefix.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,3 +56,10 @@ def with_prefix(positions_BT: Tensor, prefix: int) -> Tensor:
     """Positions (B, N + T) from positions counted within each block (B, T): prefix first, then each block after it."""
     before_BN = torch.arange(prefix, device=positions_BT.device).expand(len(positions_BT), -1)
     return torch.cat([before_BN, positions_BT + prefix], dim=1)
+
+
+def as_taken(model: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask (B, 1, L, L) as the model's attention takes it: `sdpa` as it is, others add it to the scores."""
+    if model.config.text_config._attn_implementation == "sdpa":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

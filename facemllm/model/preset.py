@@ -1,27 +1,22 @@
-"""Models to start from: the embedded `tiny` preset, built from scratch, or a published LLaVA-family checkpoint."""
+"""Models to start from: the embedded `tiny` preset, built from scratch, a published LLaVA-family checkpoint (`hub`), or
+a published vision tower and language model (`parts`)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    CLIPImageProcessorPil,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    Qwen2Config,
-)
+from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Qwen2Config
 
 from facemllm.errors import UserError
+from facemllm.model.loading import fetch, load_model
+from facemllm.model.parts import assemble
 from facemllm.model.tokenizer import BOS, CHAT_TEMPLATE, EOS, IMAGE, PAD, build_tokenizer
 from facemllm.model.tower import GRID, FaceTowerConfig
 from facemllm.settings import Model
+
+__all__ = ["build_tiny", "load_base", "load_model"]
 
 WIDTH, LAYERS, HEADS, FEED_FORWARD, CONTEXT = 192, 3, 3, 512, 1024
 
@@ -86,40 +81,11 @@ def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], se
     return model, processor
 
 
-def load_model(folder: Path | str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Load a model directory and its processor, from safetensors and local files only.
-
-    Raises UserError in one line when the folder holds no loadable LLaVA-layout model.
-    """
-    return _load(str(folder), device, dtype, local=True)
-
-
-def load_base(settings: Model, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Load the checkpoint of preset `hub`: a hub id or a folder. Offline (HF_HUB_OFFLINE) it must be cached."""
+def load_base(settings: Model, seed: int = 0, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """The model and processor that presets `hub` and `parts` start from: hub ids or folders, which `HF_HUB_OFFLINE`
+    takes from the cache alone. `seed` draws what `parts` lacks. Raises UserError."""
+    if settings.preset == "parts":
+        return assemble(str(settings.tower), str(settings.language), seed, dtype=dtype)
     if settings.base is None:
         raise UserError("model.base is empty; preset: hub needs the hub id or folder of a LLaVA-family checkpoint")
-    local = Path(settings.base).exists() or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    return _load(settings.base, device, dtype, local=local)
-
-
-def _load(base: str, device: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
-    folder = Path(base)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-        why = "its weights are pickled; only safetensors are loaded" if pickled else "it holds no *.safetensors file"
-        raise UserError(f"cannot load the model {base}: {why}")
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            base, dtype=dtype, use_safetensors=True, local_files_only=local, trust_remote_code=False
-        )
-        processor = AutoProcessor.from_pretrained(base, local_files_only=local, trust_remote_code=False)
-    except Exception as error:  # transformers raises a dozen kinds, from OSError to safetensors' own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"cannot load the model {base}: {reason}") from error
-    inner = getattr(model, "model", None)
-    missing = [n for n in ("vision_tower", "multi_modal_projector", "language_model") if not hasattr(inner, n)]
-    if missing or getattr(processor, "image_processor", None) is None:
-        kind = type(model).__name__
-        raise UserError(f"cannot use {base}: {kind} has no LLaVA layout (missing {', '.join(missing) or 'processor'})")
-    model.to(device)
-    return model, processor
+    return load_model(fetch(settings.base), dtype=dtype)

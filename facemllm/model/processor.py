@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, LlavaProcessor
 
+from facemllm.errors import UserError
 from facemllm.model.maps import MapLike, face_map
 
 
@@ -49,5 +50,7 @@ class FaceMllmProcessor(LlavaProcessor):
         if segmentation is not None:
             maps: Sequence[MapLike | None] = segmentation if isinstance(segmentation, list | tuple) else [segmentation]
             read = [face_map(one, self.image_processor, self.withheld_classes) for one in maps]
+            if len(read) != (count := len(features.get("pixel_values", ()))):
+                raise UserError(f"{len(read)} segmentation maps for {count} images; give one an image, None for none")
             features["segmentation"] = torch.from_numpy(np.stack(read))
         return features

@@ -24,11 +24,9 @@ _CLASS_WIDTH = 8
 
 
 class SegmentationBranch(nn.Module):
-    """Maps (B, S, S) uint8 -> tokens (B, `tokens`, `output`). `side`, `patch`, `width`, `layers`, `heads`: the ViT's."""
+    """Maps (B, S, S) uint8 -> tokens (B, `tokens`, `output`); the other arguments are the ViT's."""
 
-    def __init__(
-        self, *, side: int, patch: int, width: int, layers: int, heads: int, tokens: int, output: int
-    ) -> None:
+    def __init__(self, *, side: int, patch: int, width: int, layers: int, heads: int, tokens: int, output: int) -> None:
         super().__init__()
         self.side, self.patch, self.tokens = side, patch, tokens
         grid = side // patch

@@ -28,7 +28,7 @@ def card(
     made = "\n".join(f"| {name} | `{digest}` |" for name, digest in lineage.items())
     sections = {
         "What it is": _what(settings),
-        "Data": _data(settings, sources),
+        "Data": _data(settings, sources) + _maps(sources, evaluation),
         "Results": f"{_split(settings)}\n\n{measured.results(evaluation)}",
         "Zero-shot": measured.zero_shot(evaluation),
         "Groups of people": _fairness(evaluation),
@@ -64,11 +64,10 @@ def _synthetic(sources: Sequence[str]) -> bool:
 
 
 def _what(settings: Settings) -> str:
-    base = settings.model.base or "the embedded `tiny` preset, built from scratch"
     stages = " → ".join(settings.stages())
     return (
         "A multimodal language model that answers questions about one face in an image "
-        f"({', '.join(settings.qa.tasks)}). LLaVA layout, from {base}; trained in the stages {stages} "
+        f"({', '.join(settings.qa.tasks)}). LLaVA layout, from {settings.model.origin}; trained in the stages {stages} "
         f"(profile `{settings.profile}`, seed {settings.seed})."
     )
 
@@ -92,6 +91,22 @@ def _data(settings: Settings, sources: Sequence[str]) -> str:
     uses = ledger.allowed(settings, sources)
     may = "; ".join(ledger.MEANING[use] for use in uses) or "nothing"
     return f"{about}\n\n" + "\n".join(lines) + f"\n\nWhat all of these allow: {may}."
+
+
+def _maps(sources: Sequence[str], evaluation: Mapping[str, Any]) -> str:
+    """Where the maps of face parts came from that the model was evaluated with."""
+    found = evaluation.get("maps")
+    if not found:
+        return ""
+    origin = (
+        "exact, since the renderer drew them with the faces: a map of a real face, made by a person or a model, is not"
+        if _synthetic(sources)
+        else "those of the sources, or of the model that the faces table names in `provenance`"
+    )
+    return (
+        f"\n\nThe model also looks at a map of face parts; evaluation showed it one beside {found['given']} of "
+        f"{found['faces']} faces: {origin}."
+    )
 
 
 def _split(settings: Settings) -> str:

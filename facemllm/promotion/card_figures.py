@@ -73,7 +73,7 @@ def fairness(evaluation: Mapping[str, Any]) -> str:
 
 
 def reliance(evaluation: Mapping[str, Any]) -> str:
-    """Consistency, calibration and robustness in a line each; empty if none was measured."""
+    """Consistency, calibration, robustness and scores in a line each; empty if none was measured."""
     consistency = evaluation.get("consistency") or {}
     relations, lines = consistency.get("relations") or {}, []
     if relations.get("model"):
@@ -96,7 +96,15 @@ def reliance(evaluation: Mapping[str, Any]) -> str:
         lines.append(f"Expected calibration error (in brackets what chance gives a calibrated model): {told}.")
     for kind, body in (evaluation.get("disturbed") or {}).items():
         if body.get("change"):
-            lines.append(f"Change of mean balanced accuracy on {kind} pictures: {estimate(body['change'])}.")
+            shown = "without the map of face parts" if kind == "no_map" else f"on {kind} pictures"
+            lines.append(f"Change of mean balanced accuracy {shown}: {estimate(body['change'])}.")
+    if scores := evaluation.get("characteristics"):
+        lines.append(
+            f"Scores of characteristics, read beside the text: {estimate(scores['scores'])} right, the text "
+            f"{estimate(scores['text'])}; the same in {estimate(scores['agreement'])}. Expected calibration error "
+            f"{number(scores['ece'])}; relations broken by the scores {estimate(scores['relations']['scores'])}, by "
+            f"the text {estimate(scores['relations']['text'])}."
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -29,12 +29,16 @@ _ANSWER_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Probe:
-    """One question about one held-out face, and what evaluation answered: text, and value (None if it found none)."""
+    """One question about one held-out face, and what evaluation answered: text, and value (None if it found none).
+
+    `segmentation` is the map of its parts that evaluation showed beside it, None if it showed none.
+    """
 
     image: bytes
     question: str
     answer: str
     value: str | None
+    segmentation: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,8 @@ def _serve(settings: Settings, stage: str, model_dir: Path, digest: str, version
 
 def _prove(settings: Settings, endpoint: Endpoint, probe: Probe) -> None:
     instance = {"image": {"b64": base64.b64encode(probe.image).decode()}, "question": probe.question}
+    if probe.segmentation is not None:
+        instance["segmentation"] = {"b64": base64.b64encode(probe.segmentation).decode()}
     try:
         found = ask(endpoint.url, endpoint.model, instance)
         if not same_answer(probe, found):

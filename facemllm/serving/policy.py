@@ -10,21 +10,26 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import io
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from facemllm import digests, images
+from facemllm.tasks.regions import CLASSES
 
 MIN_SIDE = 8
 MAX_RATIO = 8
 MAX_MESSAGES = 16
+_PNG_BITS = 24  # where the header of a PNG has its bits a pixel
 _BODY_SECONDS = 60.0
 _DISCARD_BYTES = 64 * 2**20
-_FIELDS = frozenset({"image", "question", "task", "item", "messages"})
+_FIELDS = frozenset({"image", "question", "task", "item", "messages", "segmentation", "characteristics"})
 
 
 class Refused(Exception):
@@ -62,13 +67,18 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Ask:
-    """One instance of a request: an image, and a question, the name of an item, or a chat that ends in a question."""
+    """One instance of a request: an image, and a question, the name of an item, or a chat that ends in a question.
+
+    `map` is a map of the face's parts; `characteristics` asks for the scores beside the answer.
+    """
 
     image: Encoded
     question: str | None
     task: str | None = None
     item: str | None = None
     chat: tuple[tuple[str, str], ...] = ()
+    map: Encoded | None = None
+    characteristics: bool = False
 
 
 def read_request(payload: Any, limits: Limits) -> list[Ask]:
@@ -105,6 +115,34 @@ def read_image(text: Any, where: str, limits: Limits) -> Encoded:
     return Encoded(data, *size, digests.of_bytes(data))
 
 
+def read_map(text: Any, where: str, limits: Limits) -> Encoded:
+    """Check a map of face parts, a base64 PNG of class numbers, up to its header. Raises Refused."""
+    found = read_image(text, where, limits)
+    if (picture := images.checked(found.data, limits.max_pixels)).format != "PNG":
+        raise Refused(422, f"{where} is a {picture.format}; a map of face parts has to be a PNG, which loses nothing")
+    # at fewer bits grey values are scaled up when they are read, and are class numbers no more
+    if picture.mode not in ("L", "P") or (picture.mode == "L" and found.data[_PNG_BITS] != 8):
+        raise Refused(422, f"{where} is no map of face parts: one 8-bit class number a pixel, grey or palette")
+    return found
+
+
+def decode_map(found: Encoded, image: Image.Image) -> NDArray[np.uint8]:
+    """Class numbers of a checked map, (height, width), that belongs to a decoded image. Raises Refused (422)."""
+    if abs(found.width * image.height - found.height * image.width) > max(found.width, found.height):
+        shown = f"{image.width}x{image.height}"
+        raise Refused(
+            422, f"segmentation has {found.width}x{found.height} pixels, the image {shown}: other proportions"
+        )
+    try:
+        with Image.open(io.BytesIO(found.data), formats=("PNG",)) as picture:
+            classes_HW = np.asarray(picture)
+    except Exception:  # damaged data can raise almost anything from a decoder
+        raise Refused(422, "segmentation cannot be read: its data are damaged") from None
+    if (most := int(classes_HW.max(initial=0))) >= len(CLASSES):
+        raise Refused(422, f"segmentation holds the class {most}; there are {len(CLASSES)}, from 0 to 18")
+    return classes_HW
+
+
 def decode(image: Encoded) -> Image.Image:
     """Decode a checked image, upright, in RGB. Raises Refused if its data is broken."""
     try:
@@ -123,6 +161,23 @@ def read_question(value: Any, where: str, limits: Limits) -> str:
 
 
 def _read_instance(value: Any, where: str, limits: Limits, held: dict[str, Encoded]) -> Ask:
+    ask = _read_question(value, where, limits, held)
+    wants = value.get("characteristics", False)
+    if not isinstance(wants, bool):
+        raise Refused(422, f"{where}.characteristics must be true or false")
+    found = None
+    if "segmentation" in value:
+        source = value["segmentation"]
+        if not isinstance(source, Mapping) or set(source) != {"b64"} or not isinstance(source["b64"], str):
+            raise Refused(422, f'{where}.segmentation must be {{"b64": "<base64 of a PNG>"}}')
+        key = f"segmentation {source['b64']}"  # a picture sent as both is checked as both
+        if key not in held:
+            held[key] = read_map(source["b64"], f"{where}.segmentation.b64", limits)
+        found = held[key]
+    return replace(ask, map=found, characteristics=wants)
+
+
+def _read_question(value: Any, where: str, limits: Limits, held: dict[str, Encoded]) -> Ask:
     if not isinstance(value, Mapping):
         raise Refused(422, f"{where} must be an object")
     if unknown := sorted(set(value) - _FIELDS):

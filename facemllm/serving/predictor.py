@@ -3,6 +3,9 @@
 A question that is one of a task's own wordings (whatever its case, spaces and closing mark), or that is named by task
 and item, is answered as evaluation answers it: a closed one by the likelihood of its options, a caption by generating
 it and reading what it says. Any other question is answered in free text, without value or scores.
+
+An instance may bring a map of the face's parts, to a model with a segmentation branch, and ask for the scores of the
+face's characteristics, of one with a knowledge branch; only those that a task of this deployment asks for are told.
 """
 
 from __future__ import annotations
@@ -11,16 +14,17 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kserve import InferRequest, Model
 
 from facemllm import tasks
+from facemllm.knowledge.assertions import characteristic
 from facemllm.model.inference import Query, Scored
 from facemllm.serving.batching import Batcher
-from facemllm.serving.policy import Ask, Encoded, Limits, Refused, decode, read_request
+from facemllm.serving.policy import Ask, Limits, Refused, decode, decode_map, read_request
 from facemllm.tasks.answers import answer
 from facemllm.tasks.held_out import ZERO_SHOT
 
@@ -31,27 +35,50 @@ MAX_WAITING = 256
 class Answering(Protocol):
     """What is needed of a predictor; `facemllm.model.inference.Predictor` is one."""
 
+    takes_maps: bool
+    characteristic_names: tuple[str, ...]
+
     def pixels(self, image: Any) -> Any:
         """The image as the model sees it."""
 
-    def score(self, images: Sequence[Any], questions: Sequence[Sequence[Query]]) -> list[list[Scored]]:
+    def map(self, source: Any) -> Any:
+        """A map of face parts as the model sees it."""
+
+    def score(self, images: Sequence[Any], questions: Sequence[Sequence[Query]], maps: Any) -> list[list[Scored]]:
         """Probabilities of every option of every question of each image."""
 
-    def generate(self, image: Any, question: str | Sequence[Mapping[str, Any]], max_new_tokens: int) -> str:
+    def characteristics(self, images: Sequence[Any], maps: Any) -> list[dict[str, float]]:
+        """Probability of every characteristic of each image, by name."""
+
+    def generate(self, image: Any, question: str | Sequence[Mapping[str, Any]], max_new_tokens: int, maps: Any) -> str:
         """Free answer to a question or a chat."""
 
-    def generate_batch(self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int) -> list[str]:
+    def generate_batch(
+        self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int, maps: Any
+    ) -> list[str]:
         """Free answers, one question an image."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One question to answer. `known` is the task's question it stands for, `chat` the turns before and with it."""
+    """One question to answer. `known` is the task's question it stands for, `ask` what the instance said."""
 
-    image: Encoded
+    ask: Ask
     text: str
     known: tasks.Question | None
-    chat: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def face(self) -> tuple[str, str]:
+        """What is looked at: digests of the image and of its map, empty without one."""
+        return self.ask.image.digest, self.ask.map.digest if self.ask.map is not None else ""
+
+
+@dataclass(frozen=True)
+class _Face:
+    """A face as the model sees it."""
+
+    pixels: Any
+    map: Any
 
 
 class FaceModel(Model):
@@ -75,6 +102,10 @@ class FaceModel(Model):
             for item in task.items:
                 for text in (*item.templates, *item.unseen):  # where two tasks ask alike, the one named first answers
                     self._wordings.setdefault(_plain(text), (task.question(item.name), text))
+        self.takes_maps = predictor.takes_maps
+        self.characteristic_names = tuple(
+            name for name in predictor.characteristic_names if name in _asked_for(self._tasks.values())
+        )
         self._batcher = Batcher(self._answer, size=batch_size, max_waiting=MAX_WAITING)
 
     def load(self) -> bool:
@@ -91,7 +122,7 @@ class FaceModel(Model):
         started = time.perf_counter()
         works = await asyncio.to_thread(self._read, payload)
         results = await self._batcher.submit(works)
-        images = sorted({work.image.digest[:12] for work in works})
+        images = sorted({work.ask.image.digest[:12] for work in works})
         milliseconds = 1000 * (time.perf_counter() - started)
         log.info("answered %d questions about %s in %.0f ms", len(works), " ".join(images), milliseconds)
         return {"predictions": results}
@@ -107,11 +138,15 @@ class FaceModel(Model):
         return [self._work(ask, f"instances[{n}]") for n, ask in enumerate(read_request(payload, self._limits))]
 
     def _work(self, ask: Ask, where: str) -> Work:
+        if ask.map is not None and not self.takes_maps:
+            raise Refused(422, f"{where}.segmentation: this model looks at no map of face parts; leave it out")
+        if ask.characteristics and not self.characteristic_names:
+            raise Refused(422, f"{where}.characteristics: this deployment gives no scores of them; leave it out")
         if ask.question is not None:
             known, text = self._wordings.get(_plain(ask.question), (None, ask.question))
-            return Work(ask.image, text, known)
+            return Work(ask, text, known)
         if ask.chat:
-            return Work(ask.image, ask.chat[-1][1], None, ask.chat)
+            return Work(ask, ask.chat[-1][1], None)
         task = self._tasks.get(ask.task or "")
         if task is None:
             raise Refused(422, f"{where}.task: unknown; known are {', '.join(self._tasks)}")
@@ -119,43 +154,68 @@ class FaceModel(Model):
         item = ask.item or (next(iter(questions)) if len(questions) == 1 else "")
         if item not in questions:
             raise Refused(422, f"{where}.item: one of {', '.join(questions)} is needed for {task.name}")
-        return Work(ask.image, questions[item].templates[0], questions[item])
+        return Work(ask, questions[item].templates[0], questions[item])
 
     def _answer(self, works: Sequence[Work]) -> list[dict[str, Any] | Exception]:
-        """Answer a batch; in the model's thread. Each image is decoded once, one at a time, and shrunk at once."""
-        pixels: dict[str, Any] = {}
+        """Answer a batch; in the model's thread. Each face is decoded once, one at a time, and shrunk at once."""
+        faces: dict[tuple[str, str], _Face | Refused] = {}
         for work in works:
-            if work.image.digest not in pixels:
+            if work.face not in faces:
                 try:
-                    pixels[work.image.digest] = self._predictor.pixels(decode(work.image))
+                    faces[work.face] = self._seen(work.ask)
                 except Refused as refusal:
-                    pixels[work.image.digest] = refusal
+                    faces[work.face] = refusal
         results: list[dict[str, Any] | Exception] = [{} for _ in works]
-        closed: dict[str, list[int]] = {}
+        closed: dict[tuple[str, str], list[int]] = {}
         open_: list[int] = []
         for n, work in enumerate(works):
-            seen = pixels[work.image.digest]
+            seen = faces[work.face]
             if isinstance(seen, Refused):
                 results[n] = seen
             elif work.known and work.known.options:
-                closed.setdefault(work.image.digest, []).append(n)
-            elif len(work.chat) > 1:
-                turns = [{"role": role, "content": text} for role, text in work.chat]
-                results[n] = self._free(work, self._predictor.generate(seen, turns, self._max_new_tokens))
+                closed.setdefault(work.face, []).append(n)
+            elif len(work.ask.chat) > 1:
+                turns = [{"role": role, "content": text} for role, text in work.ask.chat]
+                said = self._predictor.generate(seen.pixels, turns, self._max_new_tokens, [seen.map])
+                results[n] = self._free(work, said)
             else:
                 open_.append(n)
         if closed:
             queries = [[_query(works[n]) for n in group] for group in closed.values()]
-            scored = self._predictor.score([pixels[digest] for digest in closed], queries)
+            scored = self._predictor.score(*_columns(faces, closed, queries))
             for group, answers in zip(closed.values(), scored, strict=True):
                 for n, one in zip(group, answers, strict=True):
                     results[n] = _closed(works[n], one)
         if open_:
-            images, questions = [pixels[works[n].image.digest] for n in open_], [works[n].text for n in open_]
-            texts = self._predictor.generate_batch(images, questions, self._max_new_tokens)
+            images, questions, maps = _columns(faces, [works[n].face for n in open_], [works[n].text for n in open_])
+            texts = self._predictor.generate_batch(images, questions, self._max_new_tokens, maps)
             for n, text in zip(open_, texts, strict=True):
                 results[n] = self._free(works[n], text)
+        self._add_characteristics(works, faces, results)
         return results
+
+    def _seen(self, ask: Ask) -> _Face:
+        image = decode(ask.image)
+        classes_HW = decode_map(ask.map, image) if ask.map is not None else None
+        return _Face(self._predictor.pixels(image), None if classes_HW is None else self._predictor.map(classes_HW))
+
+    def _add_characteristics(
+        self, works: Sequence[Work], faces: Mapping[tuple[str, str], _Face | Refused], results: Sequence[Any]
+    ) -> None:
+        """Put the scores that this deployment may tell beside the answers that were asked for them."""
+        asked = dict.fromkeys(
+            work.face
+            for work, result in zip(works, results, strict=True)
+            if work.ask.characteristics and isinstance(result, dict)
+        )
+        if not asked:
+            return
+        images, _, maps = _columns(faces, asked, ())
+        found = dict(zip(asked, self._predictor.characteristics(images, maps), strict=True))
+        for work, result in zip(works, results, strict=True):
+            if work.ask.characteristics and isinstance(result, dict):
+                scores = found[work.face]
+                result["characteristics"] = {name: scores[name] for name in self.characteristic_names}
 
     def _free(self, work: Work, text: str) -> dict[str, Any]:
         if work.known is None:
@@ -169,6 +229,25 @@ def known_tasks(text: str) -> list[str]:
     one."""
     every = [name for name in tasks.all_names() if name != ZERO_SHOT and not tasks.get(name).sensitive]
     return [tasks.get(name).name for name in [name for name in text.split(",") if name] or every]
+
+
+def _asked_for(known: Iterable[tasks.Task]) -> set[str]:
+    """Names of the characteristics that the closed questions of tasks are about."""
+    return {
+        characteristic(item, value)
+        for task in known
+        for item in task.items
+        if item.form in ("boolean", "choice")
+        for value in (["yes"] if item.form == "boolean" else [option.value for option in item.options])
+    }
+
+
+def _columns(
+    faces: Mapping[tuple[str, str], _Face | Refused], chosen: Iterable[tuple[str, str]], asked: Any
+) -> tuple[list[Any], Any, list[Any]]:
+    """Pixels, what is asked, and maps of some faces, none of which was refused."""
+    seen = [face for key in chosen if isinstance(face := faces[key], _Face)]
+    return [face.pixels for face in seen], asked, [face.map for face in seen]
 
 
 def _plain(text: str) -> str:

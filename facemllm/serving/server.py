@@ -94,6 +94,8 @@ def _serve(options: argparse.Namespace) -> None:
         "digest": options.digest,
         "version": options.version or None,
         "tasks": names,
+        "maps": model.takes_maps,
+        "characteristics": list(model.characteristic_names),
     }
     server = kserve_server.ModelServer(
         http_port=options.port, enable_grpc=False, enable_latency_logging=False, grace_period=_STOP_SECONDS

@@ -44,7 +44,19 @@ from facemllm.settings.deciding import (
     Threshold,
     Tracking,
 )
-from facemllm.settings.learning import Knowledge, Lora, Model, Segmentation, Stage, Stages, Trainable, Training, Trains
+from facemllm.settings.learning import (
+    Ablation,
+    Knowledge,
+    Lora,
+    Model,
+    Segmentation,
+    Stage,
+    Stages,
+    Trainable,
+    Training,
+    Trains,
+    Variant,
+)
 
 PARAMS = "params.yaml"
 PROFILES = "profiles"
@@ -53,6 +65,7 @@ __all__ = [
     "PARAMS",
     "PROFILES",
     "RAY_PORTS",
+    "Ablation",
     "Annotation",
     "Cluster",
     "Cost",
@@ -83,6 +96,7 @@ __all__ = [
     "Trainable",
     "Training",
     "Trains",
+    "Variant",
     "Versioning",
     "VisionLanguage",
     "digest_text",
@@ -104,6 +118,7 @@ class Settings(Section):
     versioning: Versioning
     model: Model
     training: Training
+    ablation: Ablation
     evaluation: Evaluation
     promotion: Promotion
     tracking: Tracking

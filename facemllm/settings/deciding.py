@@ -13,7 +13,8 @@ class Evaluation(Section):
     """Predictions on held-out identities and their statistics.
 
     Of `generated_faces` faces the closed questions are also answered by free generation, to compare; `disturbed_faces`
-    faces are asked again blurred, dark, as poor JPEG and occluded. A group of fewer than `min_group` people gets no
+    faces are asked again blurred, dark, as poor JPEG and occluded. With `maps`, a model that takes maps of face parts
+    is shown those of the data, and the disturbed faces also without. A group of fewer than `min_group` people gets no
     fairness figure.
     """
 
@@ -24,6 +25,7 @@ class Evaluation(Section):
     max_new_tokens: Positive
     generated_faces: Annotated[int, Field(ge=0)]
     disturbed_faces: Annotated[int, Field(ge=0)]
+    maps: bool
     min_group: Annotated[int, Field(ge=2)]
 
 

@@ -14,7 +14,8 @@ class Segmentation(Section):
 
     `mode`: `none` (no branch), `append` (its tokens stand behind the image's) or `add` (they are added to them).
     The map is read at `side` pixels and cut into patches of `patch`; `width`, `layers` and `heads` are the encoder's.
-    `tokens`, a square or a square and one, is how many `append` makes. `drop` is the share of training faces whose map is withheld, so that the model does without one too.
+    `tokens`, a square or a square and one, is how many `append` makes. `drop` is the share of training faces whose map
+    is withheld, so that the model does without one too.
     """
 
     mode: Literal["none", "append", "add"]
@@ -56,19 +57,32 @@ class Knowledge(Section):
 
 
 class Model(Section):
-    """The LLaVA-layout model: an embedded preset built from scratch, or a published base."""
+    """The LLaVA-layout model. `preset`: `tiny` is built from scratch, `hub` is the published checkpoint `base`, `parts`
+    joins the vision tower `tower` and the language model `language`; each a hub id or a folder."""
 
-    preset: Literal["tiny", "hub"]
+    preset: Literal["tiny", "hub", "parts"]
     base: str | None
+    tower: str | None
+    language: str | None
     image_size: Annotated[int, Field(ge=32, le=1024)]
     segmentation: Segmentation
     knowledge: Knowledge
 
     @model_validator(mode="after")
-    def _base_matches_preset(self) -> Model:
-        if (self.preset == "hub") != (self.base is not None):
-            raise ValueError("preset: hub needs base: <hub id or folder>; preset: tiny takes base: null")
+    def _names_match_preset(self) -> Model:
+        needed = {"tiny": [], "hub": ["base"], "parts": ["tower", "language"]}[self.preset]
+        for name in ("base", "tower", "language"):
+            if (getattr(self, name) is not None) != (name in needed):
+                wanted = "<hub id or folder>" if name in needed else "null"
+                raise ValueError(f"preset: {self.preset} takes {name}: {wanted}")
         return self
+
+    @property
+    def origin(self) -> str:
+        """What training starts from, in words."""
+        if self.preset == "parts":
+            return f"{self.tower} and {self.language}"
+        return self.base or "the embedded `tiny` preset, built from scratch"
 
 
 Trains = Literal["frozen", "lora", "full"]
@@ -140,13 +154,77 @@ class Stages(Section):
 
 
 class Training(Section):
-    """How training is launched. `threads: 0` shares the cores among the workers."""
+    """How training is launched. `threads: 0` shares the cores among the workers.
+
+    `storage` is where checkpoints are kept, a folder or s3://bucket/prefix; null is the step's own folder. With
+    `min_workers`, a run that loses machines goes on with as many workers as are left, and grows again. `sharding`:
+    `replicate` has the whole model on every worker, `full` deals parameters, gradients and moments out among them.
+
+    None of the following changes what is learnt, up to floating point. Faces share a row of the language model up to
+    `row_tokens`; a worker's faces go through it `micro_images` at a time (batch normalisation sees as many); a frozen
+    tower that sees faces as they are is asked once for each (`feature_cache`); `recompute` keeps fewer activations,
+    `compile` makes kernels of its own. A loss that rises to `divergence` times its best level stops the stage.
+    """
 
     workers: Positive
+    min_workers: Positive | None
     threads: Annotated[int, Field(ge=0)]
     use_gpu: bool
     precision: Literal["auto", "bf16", "fp32"]
     checkpoint_every: Positive
     max_failures: Annotated[int, Field(ge=0)]
+    storage: str | None
+    sharding: Literal["replicate", "full"]
+    row_tokens: Annotated[int, Field(ge=0)]
+    micro_images: Annotated[int, Field(ge=0)]
+    feature_cache: bool
+    recompute: bool
+    compile: bool
+    divergence: Annotated[float, Field(ge=0)]
     lora: Lora
     stages: Stages
+
+    @model_validator(mode="after")
+    def _fewest_are_no_more_than_most(self) -> Training:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers: {self.min_workers} is more than workers: {self.workers}")
+        return self
+
+
+class Variant(Section):
+    """A recipe that `facemllm ablate` compares: `set` are overrides as of --set, `stages` those it trains, in order.
+
+    `says` is what it is, in a few words. `control` names a variant that it is held against beside the baseline.
+    """
+
+    says: Annotated[str, Field(min_length=1)]
+    set: list[str]
+    stages: Annotated[list[Literal["align", "instruct", "specialize"]], Field(min_length=1)] = [
+        "align",
+        "instruct",
+        "specialize",
+    ]
+    control: str = ""
+
+    @model_validator(mode="after")
+    def _trains_each_stage_once(self) -> Variant:
+        if self.stages != [name for name in Stages.model_fields if name in self.stages]:
+            raise ValueError(f"stages: {self.stages} is no selection of {list(Stages.model_fields)}, in that order")
+        return self
+
+
+class Ablation(Section):
+    """Which recipes `facemllm ablate` compares, from how many seeds each, and which one the others are held against."""
+
+    seeds: Positive
+    baseline: str
+    variants: Annotated[dict[str, Variant], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _knows_its_baseline(self) -> Ablation:
+        if self.baseline not in self.variants:
+            raise ValueError(f"baseline: {self.baseline!r} is none of the variants {', '.join(self.variants)}")
+        for name, variant in self.variants.items():
+            if variant.control and variant.control not in self.variants:
+                raise ValueError(f"variants.{name}.control: {variant.control!r} is none of the variants")
+        return self

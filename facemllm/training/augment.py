@@ -30,7 +30,7 @@ class Changes:
     contrast: NDArray[np.float32]  # (B, 1, 1, 1) factor
     offset: NDArray[np.float32]  # (B, 1, 1, 3) in half-ranges: brightness and colour gain
 
-    def part(self, rows: slice) -> Changes:
+    def part(self, rows: slice | NDArray[np.int64]) -> Changes:
         """The changes of some images of the batch."""
         return Changes(self.mirror[rows], self.shift[rows], self.contrast[rows], self.offset[rows])
 

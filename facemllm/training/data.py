@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -52,19 +52,20 @@ def pixel_cache(table: Table, image_processor: Any, cache: Path, workers: int = 
 
     Built once per table digest and image processor; a half-built cache is never seen. `workers: 0` is one a core.
     """
-    path = cache / f"pixels-{table.digest[:24]}-{_kind(image_processor)}.npy"
+    path = cache / f"pixels-{table.digest[:24]}-{pixel_kind(image_processor)}.npy"
     return _cached(path, table, "images", partial(_decode_images, image_processor), workers)
 
 
 def map_cache(table: Table, processor: Any, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
     """Maps of face parts of every row, in row order, (rows, S, S) uint8: as `pixel_cache`, for a processor of maps."""
-    kind = _kind(processor.image_processor, processor.withheld_classes)
+    kind = pixel_kind(processor.image_processor, processor.withheld_classes)
     decode = partial(_decode_maps, processor.image_processor, processor.withheld_classes)
     return _cached(cache / f"maps-{table.digest[:24]}-{kind}.npy", table, "segmentation", decode, workers)
 
 
-def _kind(image_processor: Any, *more: Any) -> str:
-    # what decides the pixels; the rest of the processor's fields differ between a fresh and a loaded one
+def pixel_kind(image_processor: Any, *more: Any) -> str:
+    """Short digest of what decides the pixels that an image processor makes, and of `more`."""
+    # the rest of the processor's fields differ between a fresh and a loaded one
     fields = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_convert_rgb")
     values = [str(getattr(image_processor, field, None)) for field in fields]
     return digests.of_json([type(image_processor).__name__, *values, *map(str, more)])[:8]
@@ -139,6 +140,11 @@ class Texts:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every text."""
+        return np.diff(self.starts)
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -148,6 +154,7 @@ class Corpus:
     `texts`: prompt and answer, plain and mirrored (column 1). A turn that `follows` continues the one before it.
     """
 
+    image_id: pa.Array  # (rows,)
     pixel_row: NDArray[np.int64]
     turn_starts: NDArray[np.int64]
     prompt: NDArray[np.int32]  # (turns, 2)
@@ -164,11 +171,22 @@ class Corpus:
         """Weight of each turn under a stage's mixture of tasks; 0 for a task the stage does not name."""
         return np.array([mixture.get(name, 0.0) for name in self.tasks])[self.task]
 
+    def chain_tokens(self) -> NDArray[np.int64]:
+        """Tokens from each turn to the end of the turns that follow it, as shown or mirrored, whichever are more."""
+        lengths = self.texts.lengths
+        tokens = (lengths[self.prompt] + lengths[self.answer]).max(1)
+        opens = ~self.follows
+        opens[self.turn_starts[:-1][np.diff(self.turn_starts) > 0]] = True
+        chain = np.cumsum(opens) - 1
+        total = np.bincount(chain, tokens, minlength=chain[-1] + 1 if len(chain) else 0).astype(np.int64)
+        return total[chain] if len(chain) else total
+
 
 @dataclass(frozen=True)
 class _Turns:
     """Columns of the turns of a split, as text; `canonical` is what `answer` says, machine-readable."""
 
+    image_id: pa.Array
     pixel_row: NDArray[np.int64]
     count: NDArray[np.int64]
     question: pa.Array
@@ -182,10 +200,10 @@ class _Turns:
 
 def read_turns(table: Table, split: str) -> _Turns:
     """The turns of one split, by column. Raises UserError when the split is empty or messages and turns differ."""
-    rows, counts, questions, answers, follows = [], [], [], [], []
+    images, rows, counts, questions, answers, follows = [], [], [], [], [], []
     told: dict[str, list[pa.Array]] = {name: [] for name in ("task", "form", "template", "answer")}
     first = 0
-    for batch in table.batches(columns=["split", "messages", "turns"], batch_rows=1024):
+    for batch in table.batches(columns=["image_id", "split", "messages", "turns"], batch_rows=1024):
         keep = pc.equal(batch.column("split"), split)
         index = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
         if len(index):
@@ -196,6 +214,7 @@ def read_turns(table: Table, split: str) -> _Turns:
             flat = turns.flatten()
             if len(text) != 2 * len(flat):
                 raise UserError(f"{table.path}: messages are not question-answer pairs, one text each, one pair a turn")
+            images.append(chosen.column("image_id"))
             rows.append(index + first)
             counts.append(pc.list_value_length(turns).to_numpy(zero_copy_only=False).astype(np.int64))
             questions.append(text.take(pa.array(np.arange(0, len(text), 2))))
@@ -207,6 +226,7 @@ def read_turns(table: Table, split: str) -> _Turns:
     if not rows:
         raise UserError(f"{table.path}: no row of split '{split}'; check data.validation_share and the source's splits")
     return _Turns(
+        image_id=pa.concat_arrays(images),
         pixel_row=np.concatenate(rows),
         count=np.concatenate(counts),
         question=pa.concat_arrays(questions),
@@ -249,6 +269,7 @@ def tokenise(turns: _Turns, frame: Frame) -> Corpus:
     reply = np.array([[text_id(t, None) for t in (a, mirror_text(a))] for a in answers], np.int32)
     task = turns.task.dictionary_encode()
     return Corpus(
+        image_id=turns.image_id,
         pixel_row=turns.pixel_row,
         turn_starts=np.concatenate([[0], np.cumsum(turns.count)]),
         prompt=ask[question.indices.to_numpy(), turns.follows.astype(int)],

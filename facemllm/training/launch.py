@@ -1,31 +1,39 @@
 """Launch of one training stage by Ray Train: 1..N workers, restarts from checkpoints, one clear error.
 
 The only module that imports Ray, inside its functions. `train` is called by the steps align, instruct and specialize.
-A worker that dies is restarted by Ray from the last checkpoint; a launch that dies goes on from it when called again
-with the same `work` folder. Ray joins the head named by RAY_ADDRESS, else starts one for the time of the call.
+A worker that dies is restarted by Ray and goes on from the last checkpoint; a launch that dies goes on from it when
+called again with the same `work` folder. Ray joins the head named by RAY_ADDRESS, else starts one for the time of the
+call. Checkpoints do not pass through Ray: `keeping` writes them, as it does without Ray (`alone`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from facemllm import cost, digests, progress
 from facemllm.errors import UserError
-from facemllm.machine import cores
-from facemllm.records import CONVERSATIONS, open_table
 from facemllm.settings import Settings
+from facemllm.training.keeping import filesystem
+from facemllm.training.order import Order, TrainResult, finish, place_order
 
 _RESULT, _FAILURE = "result.json", "failure.json"
 _OBJECT_STORE_BYTES = 128 * 2**20
-_PASSED_ON = ("FACEMLLM_", "MLFLOW_", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_PASSED_ON = (
+    "FACEMLLM_",
+    "MLFLOW_",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+)
 # Ray Train polls its workers every 2 s and starts watchers that one machine does not need
 _RAY_SWITCHES = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -43,16 +51,6 @@ _RAY_SWITCHES = {
 OnLog = Callable[[int, dict[str, float]], None]
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a stage did. `cost`: device, seconds, samples, tokens, operations, memory and energy (`facemllm.cost`)."""
-
-    steps: int
-    resumed_from: int
-    final_loss: float
-    cost: dict[str, Any]
-
-
 def train(
     stage: str,
     settings: Settings,
@@ -66,50 +64,20 @@ def train(
     """Train one stage and write its model directory to `out`, which must not exist.
 
     `base` is the previous stage's model directory, None for the first stage: the preset or the hub checkpoint of the
-    settings. `work` keeps checkpoints while the stage runs: call again with the same one to go on after a crash.
-    `cache` keeps decoded pixels. `on_log(step, metrics)` is pickled and called by the first worker.
-    Raises UserError with the cause in one line.
+    settings. `work` keeps checkpoints while the stage runs, unless `training.storage` names another place: call again
+    with the same one to go on after a crash. `cache` keeps decoded pixels. `on_log(step, metrics)` is pickled and
+    called by the first worker. Raises UserError with the cause in one line.
     """
-    if stage not in settings.stages():
-        raise UserError(f"no training stage '{stage}'; choose one of {', '.join(settings.stages())}")
-    if out.exists():
-        raise UserError(f"{out} exists already; choose another output folder or remove it")
-    table = open_table(conversations, CONVERSATIONS)
-    key = digests.of_json(
-        {
-            "stage": stage,
-            "plan": settings.stages()[stage].model_dump(),
-            "model": settings.model.model_dump(),
-            "held_out": settings.qa.held_out,
-            "lora": settings.training.lora.model_dump(),
-            "precision": settings.training.precision,
-            "seed": settings.seed,
-            "conversations": table.digest,
-            "base": digests.of_tree(base) if base is not None else None,
-        }
-    )
-    work.mkdir(parents=True, exist_ok=True)
+    order = place_order(stage, settings, conversations, base, out, work, cache)
     for name in (_RESULT, _FAILURE):
-        (work / name).unlink(missing_ok=True)
-    run = f"{stage}-{key[:16]}"
-    config: dict[str, Any] = {
-        "stage": stage,
-        "settings": settings.model_dump(),
-        "conversations": str(conversations.resolve()),
-        "base": str(base.resolve()) if base is not None else None,
-        "out": str(out.resolve()),
-        "work": str(work.resolve()),
-        "run": run,
-        "cache": str(cache.resolve()),
-        "key": key,
-        "on_log": on_log,
-        "environment": {n: v for n, v in os.environ.items() if n.startswith(_PASSED_ON)},
-    }
+        (order.work / name).unlink(missing_ok=True)
     os.environ.update({name: os.environ.get(name, value) for name, value in _RAY_SWITCHES.items()})
     with _ray(settings):
-        _fit(config, settings, work)
-    result = json.loads((work / _RESULT).read_text("utf-8"))
-    shutil.rmtree(work / run, ignore_errors=True)  # the model is written: no more need of checkpoints
+        _enough(settings)
+        _fit(order, on_log)
+    result = json.loads((order.work / _RESULT).read_text("utf-8"))
+    finish(order)
+    shutil.rmtree(order.work / order.run, ignore_errors=True)  # what Ray keeps of a run
     return TrainResult(**result)
 
 
@@ -142,47 +110,93 @@ def _ray(settings: Settings) -> Iterator[None]:
         ray.shutdown()
 
 
-def _fit(config: dict[str, Any], settings: Settings, work: Path) -> None:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+def _enough(settings: Settings) -> None:
+    """Raise UserError when the cluster has no room for the workers: Ray itself would wait for it for ever."""
+    import ray
 
     training = settings.training
+    fewest = training.min_workers or training.workers
+    has = ray.cluster_resources()
+    for kind, each in _resources(settings).items():
+        if has.get(kind, 0) < fewest * each:
+            hint = "training.workers, or set training.use_gpu=false" if kind == "GPU" else "training.workers"
+            raise UserError(
+                f"{fewest} workers need {fewest * each:g} {kind}s, and Ray's cluster has {has.get(kind, 0):g}; "
+                f"lower {hint}"
+            )
+
+
+def _fit(order: Order, on_log: OnLog | None) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    training = order.settings.training
+    given = {n: v for n, v in os.environ.items() if n.startswith(_PASSED_ON)}
+    workers: Any = training.workers
+    if training.min_workers is not None and training.min_workers < training.workers:
+        workers = (training.min_workers, training.workers)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config=config,
+        train_loop_config={"order": order, "on_log": on_log, "environment": given},
         torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=training.workers, use_gpu=training.use_gpu, resources_per_worker=_resources(settings)
+            num_workers=workers,
+            use_gpu=training.use_gpu,
+            resources_per_worker=_resources(order.settings),
         ),
         run_config=RunConfig(
-            name=config["run"],
-            storage_path=str(work.resolve()),
+            name=order.run,
+            **_storage(order),
             failure_config=FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
     try:
         trainer.fit()
     except Exception as error:
-        raise _cause(config, error) from error
-    if (work / _FAILURE).exists():
-        raise _cause(config, None)
-    if not (work / _RESULT).exists():
-        raise UserError(f"training of stage {config['stage']} ended without a result; look into {work} and run again")
+        raise _cause(order, error) from error
+    if (order.work / _FAILURE).exists():
+        raise _cause(order, None)
+    if not (order.work / _RESULT).exists():
+        raise UserError(f"training of stage {order.stage} ended without a result; look into {order.work} and run again")
+
+
+def _storage(order: Order) -> dict[str, Any]:
+    """Where Ray keeps its own account of the run: beside the checkpoints."""
+    place = order.settings.training.storage
+    if place is None or "://" not in place:
+        return {"storage_path": str(order.work)}
+    system, path = filesystem(place)
+    return {"storage_path": path, "storage_filesystem": system}
 
 
 def _resources(settings: Settings) -> dict[str, float]:
     return {"CPU": 1, "GPU": 1} if settings.training.use_gpu else {"CPU": 1}
 
 
-def _cause(config: dict[str, Any], error: Exception | None) -> UserError:
+def _cause(order: Order, error: Exception | None) -> UserError:
     """The one line a user needs: what a worker said, or what Ray says of the workers."""
-    note = Path(config["work"]) / _FAILURE
+    note = order.work / _FAILURE
     if note.exists():
         return UserError(json.loads(note.read_text("utf-8"))["message"])
     failures = getattr(error, "worker_failures", None) or {}
-    text = _one_line(next(iter(failures.values()), error))
-    return UserError(f"training of stage {config['stage']} failed: {text}")
+    failed = next(iter(failures.values()), error)
+    return UserError(f"training of stage {order.stage} failed: {_in_words(failed)}")
+
+
+def _in_words(failed: Any) -> str:
+    """A worker's end: Ray's own words for it fill a page, and name neither cause nor remedy."""
+    said = f"{type(failed).__name__}: {failed}"
+    if re.search(r"OutOfMemoryError|running low on memory|out of memory|OOM", said):
+        return (
+            "a worker was ended because the machine's memory was full; lower training.workers or the stage's "
+            "batch_images, or run it where there is more"
+        )
+    if re.search(r"ActorDied|WorkerCrashed|ActorUnavailable|worker died|connection error code", said, re.IGNORECASE):
+        return (
+            "a worker was killed more often than training.max_failures allows (by hand, or by the system when memory "
+            "was full); run again to go on from the last checkpoint"
+        )
+    return _one_line(failed)
 
 
 def _one_line(error: Any) -> str:
@@ -195,106 +209,22 @@ def _worker(config: dict[str, Any]) -> None:
     os.environ.update(config["environment"])
     import ray.train
 
-    world = ray.train.get_context().get_world_size()
-    try:
-        _train_rank(config)
-    except (UserError, FloatingPointError) as error:
-        if ray.train.get_context().get_world_rank() == 0 or not (Path(config["work"]) / _FAILURE).exists():
-            (Path(config["work"]) / _FAILURE).write_text(json.dumps({"message": str(error)}), "utf-8")
-        if world > 1:
-            raise  # the other ranks may be waiting for this one
+    from facemllm.training.rank import Place, train_rank
 
-
-def _train_rank(config: dict[str, Any]) -> None:
-    import ray.train
-    import torch
-    import torch.distributed as dist
-
-    from facemllm.model.saving import save_model
-    from facemllm.training import material
-    from facemllm.training.loop import Job, decide_precision, run_stage
-
-    settings = Settings.model_validate(config["settings"])
+    order: Order = config["order"]
+    if (order.work / _FAILURE).exists():
+        return  # Ray has started the workers again, for what no restart mends
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    training = settings.training
-    device = "cuda" if training.use_gpu else "cpu"
-    torch.set_num_threads(training.threads or max(1, cores() // context.get_local_world_size()))
-
-    table = open_table(Path(config["conversations"]), CONVERSATIONS)
-    ready = material.prepare(
-        settings,
-        table,
-        Path(config["base"]) if config["base"] else None,
-        Path(config["cache"]),
-        first=rank == 0,
-        wait=dist.barrier if world > 1 else lambda: None,
+    place = Place(
+        context.get_world_rank(), context.get_world_size(), context.get_local_rank(), context.get_local_world_size()
     )
-    job = Job(
-        name=config["stage"],
-        stage=settings.stages()[config["stage"]],
-        lora=training.lora,
-        seed=settings.seed,
-        key=config["key"],
-        model=settings.model,
-        precision=decide_precision(training.precision, device),
-        device=device,
-        rank=rank,
-        world=world,
-        local_rank=context.get_local_rank(),
-        checkpoint_every=training.checkpoint_every,
-    )
-
-    def keep(step: int, write: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory(dir=Path(config["work"]) / config["run"]) as folder:
-            saved = None
-            if rank == 0:
-                write(Path(folder))
-                saved = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report({"step": step}, checkpoint=saved)
-
-    with progress.bar(config["stage"], job.stage.steps) as bar:
-
-        def log(step: int, metrics: dict[str, float]) -> None:
-            bar.update(step, f"loss {metrics['loss']:.3f}, {metrics['images_per_second']:.0f} images/s")
-            if config["on_log"] is not None:
-                config["on_log"](step, metrics)
-
-        with _last_checkpoint(Path(config["work"]) / config["run"]) as folder:
-            outcome = run_stage(
-                job, ready.model, ready.processor, ready.corpus, ready.faces, resume=folder, keep=keep, log=log
-            )
-    if rank == 0:
-        if flush := getattr(config["on_log"], "flush", None):
-            flush()  # this process ends soon, and curves are sent in the background
-        # the launch saw that `out` did not exist: what is there now, a worker wrote that died on its way back
-        shutil.rmtree(config["out"], ignore_errors=True)
-        save_model(outcome.model, ready.processor, Path(config["out"]))
-        spent = {
-            "device": f"{cost.device_name(device, world)}, {job.precision}",
-            "samples": outcome.samples,
-            "tokens": outcome.tokens,
-            "flops": outcome.flops,
-            "peak_memory_bytes": cost.peak_memory_bytes(device),
-            **outcome.spent,
-        }
-        result = TrainResult(outcome.steps, outcome.resumed_from, outcome.final_loss, cost.tidy(spent))
-        (Path(config["work"]) / _RESULT).write_text(json.dumps(asdict(result)), "utf-8")
-
-
-@contextmanager
-def _last_checkpoint(storage: Path) -> Iterator[Path | None]:
-    """The checkpoint to go on from: Ray's, unless a kill cut it short; then the newest whole one beside it."""
-    import ray.train
-
-    from facemllm.training import checkpoint
-
-    last = ray.train.get_checkpoint()
-    if last is None:
-        yield None
+    try:
+        result = train_rank(order, place, config["on_log"])
+    except (UserError, FloatingPointError) as error:
+        if place.rank == 0 or not (order.work / _FAILURE).exists():
+            (order.work / _FAILURE).write_text(json.dumps({"message": str(error)}), "utf-8")
+        if place.world > 1:
+            raise  # the other ranks may be waiting for this one
         return
-    with last.as_directory() as folder:
-        if checkpoint.whole(Path(folder)):
-            yield Path(folder)
-            return
-    yield next((p for p in sorted(storage.glob("checkpoint_*"), reverse=True) if checkpoint.whole(p)), None)
+    if result is not None:
+        (order.work / _RESULT).write_text(json.dumps(asdict(result)), "utf-8")

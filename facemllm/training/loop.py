@@ -9,8 +9,7 @@ resumed from a checkpoint, a run on the same number of CPU threads ends with the
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,33 +20,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from facemllm import cost
-from facemllm.settings import Lora, Model, Stage
+from facemllm.model.adapters import Adapter, adapter_of
 from facemllm.training import checkpoint, stages
+from facemllm.training.batches import Batch, Faces, ahead
 from facemllm.training.data import Corpus
-from facemllm.training.packing import Plan, Planner
-from facemllm.training.step_loss import Faces, StepLoss
+from facemllm.training.job import Job
+from facemllm.training.sharding import Dealt, clip, local_part
+from facemllm.training.source import Source
+from facemllm.training.step_loss import StepLoss, Value
+from facemllm.training.watch import Changed, Pace, Watch, memory_explained
 
 Log = Callable[[int, dict[str, float]], None]
-Keep = Callable[[int, Callable[[Path], None]], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One rank's part of one stage."""
-
-    name: str
-    stage: Stage
-    lora: Lora
-    seed: int
-    key: str  # digest of what the stage is made from; a checkpoint of another key is refused
-    model: Model  # settings of the model's branches
-    precision: str = "fp32"  # bf16 or fp32, already decided
-    device: str = "cpu"
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    checkpoint_every: int = 200
-    log_every: int = 20
+Keep = Callable[[int, checkpoint.Draft], None]
 
 
 @dataclass(frozen=True)
@@ -62,6 +46,7 @@ class Outcome:
     resumed_from: int
     final_loss: float
     spent: cost.Spent
+    adapter: Adapter | None  # what was merged, where the language model trains by adapters
 
 
 def decide_precision(wanted: str, device: str) -> str:
@@ -86,96 +71,135 @@ def run_stage(
 ) -> Outcome:
     """Train `model` through one stage and return it, adapters merged.
 
-    `keep(step, write)` is called every `checkpoint_every` steps on every rank; `write(folder)` writes the checkpoint.
-    `log(step, metrics)` is called on rank 0. Raises FloatingPointError naming the step when the loss is not finite.
+    `keep(step, draft)` is called every `checkpoint_every` steps, on rank 0, and on all ranks of a sharded model;
+    `draft(folder)` writes the checkpoint now, `draft.copied()` may be written while training goes on.
+    `log(step, metrics)` is called on rank 0. Raises FloatingPointError when the loss is not finite or has diverged, and
+    UserError when there is nothing to learn, nothing changes, or memory is too small.
     """
-    stage, device = job.stage, torch.device(job.device)
-    model = model.to(device)
+    with memory_explained(job.name):
+        return _run(job, model, processor, corpus, faces, resume, keep, log)
+
+
+def _run(
+    job: Job,
+    model: Any,
+    processor: Any,
+    corpus: Corpus,
+    faces: Faces,
+    resume: Path | None,
+    keep: Keep | None,
+    log: Log | None,
+) -> Outcome:
+    stage, device, bf16 = job.stage, torch.device(job.device), job.precision == "bf16"
+    if not job.sharded:
+        model = model.to(device)
     wrapper = stages.prepare(model, stage.trains, job.lora)
+    dealt = Dealt(model, wrapper, device, bf16=bf16) if job.sharded else None
+    changed = Changed(model, job.name, stage)
     optimizer = torch.optim.AdamW(stages.parameter_groups(model, stage), stage.learning_rate, (0.9, 0.98), fused=True)
     tokens = resumed_from = first = 0
     before: cost.Spent = {"seconds": 0.0, cost.CPU: 0.0, cost.GPU: 0.0}
     if resume is not None:
-        state = checkpoint.read(resume, model, optimizer, job.key)
+        state = checkpoint.read(resume, model, optimizer, job.key, job.made_from)
         first = resumed_from = int(state["step"])
         tokens = int(state["tokens"])
         before = state["spent"]
-    step_loss = StepLoss(
-        stage, job.model.knowledge, model, processor, corpus, faces, device=device, bf16=job.precision == "bf16"
-    )
-    planner = Planner(corpus, stage, job.name, job.seed, faces.pixels.shape[1], job.model.segmentation.drop)
-    part = slice(job.rank * stage.batch_images // job.world, (job.rank + 1) * stage.batch_images // job.world)
-    flops_per_token = _flops_per_token(model, step_loss, planner.plan(first), part)
     stages.set_modes(model, stage.trains)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    source = Source(job, model, processor, corpus, faces)
+    step_loss = StepLoss(stage, job.model.knowledge, model, processor, corpus, faces, device=device, bf16=bf16)
+    value_of = dealt.around(step_loss) if dealt is not None else step_loss
+    flops_per_token = _flops_per_token(model, step_loss, value_of, source.sample(first))
+    stages.set_modes(model, stage.trains)
+    trained = list(changed.trained.values())
     loss = math.nan
     recent: list[Tensor] = []
     meter = cost.Meter(job.device, machine=job.local_rank == 0)
-    mark = time.perf_counter()
-    marked = (first, tokens)
-    for step in range(first, stage.steps):
-        torch.manual_seed(
-            job.seed * 1_000_003 + step * 1_009 + job.rank
-        )  # dropout of adapters; everything else is in the plan
-        share = stages.rate(stage, step)
-        for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * share * group["factor"]
-        value = step_loss(planner.plan(step), part)
-        value.loss.backward()
-        report = _share_gradients(trained, value.report, job.world)
-        loss = float(report[0])
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, stage.clip))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"stage {job.name}: the loss is {loss} and the gradient norm {norm} at step {step + 1}; "
-                f"lower training.stages.{job.name}.learning_rate or set training.precision=fp32"
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        tokens += value.tokens
-        recent.append(report)
-        done = step + 1
-        if log is not None and job.rank == 0 and (done % job.log_every == 0 or done == stage.steps):
-            now = time.perf_counter()
-            seconds = max(now - mark, 1e-9)
-            metrics = {
-                **step_loss.readable(torch.stack(recent).sum(0), len(recent)),
-                "learning_rate": stage.learning_rate * share,
-                "grad_norm": norm,
-                "images_per_second": (done - marked[0]) * stage.batch_images / seconds,
-                "tokens_per_second": (tokens - marked[1]) * job.world / seconds,
-            }
-            mark, marked = now, (done, tokens)
-            log(done, metrics)
-        if done % job.log_every == 0:
-            recent.clear()
-            meter.sample()
-        if keep is not None and done % job.checkpoint_every == 0 and done < stage.steps:
-            _share_buffers(model, job.world)
-            spent = cost.add(before, _share_energy(meter.spent(), job.world, device))
-            state = {"step": done, "tokens": tokens, "key": job.key, "stage": job.name, "spent": spent}
-            keep(done, partial(checkpoint.write, model=model, optimizer=optimizer, state=state))
+    pace = Pace(stage.steps, first, job.device, job.precision, job.world, flops_per_token)
+    watch = Watch(job.name, job.divergence, first)
+    with stages.economies(model, stage.trains, recompute=job.recompute, compiled=job.compile):
+        for step, batches in enumerate(ahead(source.batches, first, stage.steps), first):
+            # dropout of adapters; everything else is in the plan
+            torch.manual_seed(job.seed * 1_000_003 + step * 1_009 + job.rank)
+            share = stages.rate(stage, step)
+            for group in optimizer.param_groups:
+                group["lr"] = stage.learning_rate * share * group["factor"]
+            reports = []
+            for batch in batches:
+                value = value_of(batch)
+                value.loss.backward()
+                reports.append(value.report)
+            report = _share_gradients(() if job.sharded else trained, torch.stack(reports).sum(0), job.world)
+            _spare_unreached(optimizer, trained, job.world)
+            if step == first:
+                changed.check_gradients()
+            done = step + 1
+            shows = done % job.log_every == 0 or done == stage.steps
+            logs = log is not None and job.rank == 0 and shows
+            norms = changed.norms() if logs or (job.sharded and shows) else {}
+            loss = float(report[0])
+            norm = clip(trained, stage.clip)
+            watch.check(done, loss, norm, partial(source.images, step))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            recent.append(report)
+            tokens += step_loss.counts(report)["tokens"]
+            if log is not None and logs:
+                total = torch.stack(recent).sum(0)
+                counts = step_loss.counts(total)
+                shown = {"images": len(recent) * stage.batch_images, **{n: counts[n] for n in ("questions", "tokens")}}
+                metrics = {
+                    **step_loss.readable(total, len(recent)),
+                    "learning_rate": stage.learning_rate * share,
+                    **{f"learning_rate/{m}": stage.learning_rate * share * f for m, f in stage.rates.items()},
+                    "grad_norm": norm,
+                    **norms,
+                    **pace.measure(done, shown),
+                }
+                if source.left_out:
+                    metrics["questions_too_long"] = float(len(source.left_out))
+                log(done, metrics)
+            if done % job.log_every == 0:
+                recent.clear()
+                meter.sample()
+            if keep is not None and done % job.checkpoint_every == 0 and done < stage.steps:
+                _share_buffers(model, job.world)
+                spent = cost.add(before, _share_energy(meter.spent(), job.world, device))
+                state = {"step": done, "tokens": tokens, "key": job.key, "stage": job.name, "spent": spent}
+                if job.rank == 0 or job.sharded:
+                    keep(done, _draft(job, model, optimizer, state))
+                watch.checkpoint = done
+    if first < stage.steps:
+        changed.check_changed()
     _share_buffers(model, job.world)
     spent = cost.add(before, _share_energy(meter.spent(), job.world, device))
-    model = stages.merge(model, wrapper, _probe_of(processor, device)) if wrapper is not None else model
-    tokens *= job.world
+    if dealt is not None:
+        (model, wrapper), device = dealt.whole(), torch.device("cpu")
+    adapter = None
+    if wrapper is not None and (job.rank == 0 or not job.sharded):
+        adapter = adapter_of(wrapper, stage.trains)
+        model = stages.merge(model, wrapper, _probe_of(processor, device))
     samples = stage.steps * stage.batch_images
     return Outcome(
-        model.eval(), stage.steps, samples, tokens, round(flops_per_token * tokens), resumed_from, loss, spent
+        model.eval(), stage.steps, samples, tokens, round(flops_per_token * tokens), resumed_from, loss, spent, adapter
     )
 
 
-def _flops_per_token(model: Any, step_loss: StepLoss, plan: Plan, part: slice) -> float:
-    """Operations of a step that is thrown away: counting takes other kernels, which differ in the last bits."""
+def _draft(job: Job, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> checkpoint.Draft:
+    rank, world = (job.rank, job.world) if job.sharded else (0, 1)
+    return checkpoint.draft(model, optimizer, {**state, "made_from": dict(job.made_from)}, rank=rank, world=world)
+
+
+def _flops_per_token(model: Any, step_loss: StepLoss, value_of: Callable[[Batch], Value], batch: Batch) -> float:
+    """Operations of a batch that is thrown away: counting takes other kernels, which differ in the last bits."""
     model.eval()  # normalisation statistics stay as they are
     with cost.operations() as counter:
-        value = step_loss(plan, part)
+        value = value_of(batch)
         value.loss.backward()
     model.zero_grad(set_to_none=True)
-    return float(counter.get_total_flops()) / max(value.tokens, 1)
+    return float(counter.get_total_flops()) / max(step_loss.counts(value.report)["tokens"], 1)
 
 
-def _share_gradients(parameters: list[Tensor], report: Tensor, world: int) -> Tensor:
+def _share_gradients(parameters: Sequence[Tensor], report: Tensor, world: int) -> Tensor:
     """Sum gradients and reports over the ranks, in one message; returns the global report."""
     if world == 1:
         return report
@@ -188,6 +212,23 @@ def _share_gradients(parameters: list[Tensor], report: Tensor, world: int) -> Te
         parameter.grad = piece.to(parameter.dtype)
         offset += parameter.numel()
     return flat[: len(report)]
+
+
+def _spare_unreached(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], world: int) -> None:
+    """Keep what the loss has not reached so far as it is, decay included, however many ranks there are.
+
+    One process leaves such a parameter without a gradient; ranks that share theirs give it zeros.
+    """
+    waiting = [parameter for parameter in parameters if parameter not in optimizer.state]
+    if not waiting:
+        return
+    none = torch.zeros((), dtype=torch.bool, device=waiting[0].device)
+    reached = torch.stack([none if p.grad is None else local_part(p.grad).any() for p in waiting]).float()
+    if world > 1:
+        dist.all_reduce(reached)
+    for parameter, there in zip(waiting, reached.tolist(), strict=True):
+        if not there:
+            parameter.grad = None
 
 
 def _share_energy(spent: cost.Spent, world: int, device: torch.device) -> cost.Spent:

@@ -22,6 +22,7 @@ from facemllm.knowledge.graph import (
     relations_of,
 )
 from facemllm.knowledge.penalties import audit, enforced
+from facemllm.knowledge.relations import Relation
 from facemllm.model.branches import Graph, extend
 from facemllm.model.preset import build_tiny, load_base, load_model
 from facemllm.model.prompts import Frame
@@ -62,10 +63,10 @@ def prepare(
     if base is not None:
         model, processor = load_model(base)
     else:
-        if settings.model.preset == "hub":
-            model, processor = load_base(settings.model)
-        else:
+        if settings.model.preset == "tiny":
             model, processor = build_tiny(settings.model, *vocabulary_texts(turns), settings.seed)
+        else:
+            model, processor = load_base(settings.model, settings.seed)
         withheld = {CLASSES.index(part) for name in settings.qa.held_out for part in SHOWN_BY.get(name, ())}
         model, processor = extend(
             model, processor, settings.model, _graph(known, settings), sorted(withheld), settings.seed
@@ -78,7 +79,8 @@ def prepare(
             read()
     wait()
     pixels, *maps = (read() for read in readers)
-    labels, relations = None, ()
+    labels: NDArray[np.int8] | None = None
+    relations: tuple[Relation, ...] = ()
     if known is not None and getattr(model.config, "knowledge_config", None) is not None:
         labels = _in_order(known, model.model.knowledge.names)
         relations = tuple(enforced(audit(relations_of(knows.tasks, known.nodes), known), knows.audit))

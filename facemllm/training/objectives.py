@@ -1,6 +1,6 @@
 """What a stage minimises: next tokens of packed answers, or the words of the caption.
 
-Shapes: B faces, T packed tokens, K answer tokens, D width, V vocabulary.
+Shapes: B faces, K answer tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from facemllm.model.forward import hidden_states, prefix_embeddings, word_logits
+from facemllm.model.forward import word_logits
 from facemllm.training.data import Corpus
-from facemllm.training.packing import IGNORED, Packed, word_bags
+from facemllm.training.packing import word_bags
+
+LOGITS_BYTES = 64 * 2**20
 
 # Logits are this times the dot product, so that words tell apart before the mean token has had to grow. Measured after
 # 450 steps, expression accuracy and yaw error on validation: 2.7 -> .17, 5.9; 10 -> .24, 2.9; 30 -> .29, 2.6.
@@ -26,19 +29,21 @@ _MEETINGS = 5.0  # words expected to meet this often that never do exclude each 
 _BLOCK = 1024
 
 
-def answer_losses(
-    model: Any, image_BND: Tensor, prefix_ids: tuple[int, ...], packed: Packed
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of every answer token (end tokens included) of packed rows, float32 (K,), and its task (K,)."""
-    device = image_BND.device
-    ids_BT, block_BT, position_BT, target_BT, task_BT = (
-        torch.from_numpy(a).to(device) for a in (packed.ids, packed.block, packed.position, packed.target, packed.task)
-    )
-    prefix_BND = prefix_embeddings(model, image_BND, prefix_ids)
-    states_BTD = hidden_states(model, prefix_BND, ids_BT, block_BT, None, position_BT)
-    wanted_BT = target_BT != IGNORED
-    logits_KV = word_logits(model, states_BTD[wanted_BT])
-    return F.cross_entropy(logits_KV, target_BT[wanted_BT], reduction="none"), task_BT[wanted_BT]
+def token_losses(model: Any, states_KD: Tensor, target_K: Tensor) -> Tensor:
+    """Cross-entropy of every wanted token (K,), float32, from the states that predict them.
+
+    Logits of more than `LOGITS_BYTES` are made in parts, in the backward pass once more: never all at once.
+    """
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    part = max(1, LOGITS_BYTES // (4 * vocabulary))
+    if len(states_KD) <= part:
+        return _token_losses(model, states_KD, target_K)
+    parts = zip(states_KD.split(part), target_K.split(part), strict=True)
+    return torch.cat([checkpoint(_token_losses, model, *pair, use_reentrant=False) for pair in parts])
+
+
+def _token_losses(model: Any, states_KD: Tensor, target_K: Tensor) -> Tensor:
+    return F.cross_entropy(word_logits(model, states_KD), target_K, reduction="none")
 
 
 class CaptionWords:

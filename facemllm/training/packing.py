@@ -2,24 +2,31 @@
 
 Everything about step `t` is a function of (seed, stage, t): the faces (a fresh order every epoch), the turns drawn for
 each, the augmentation. So a resumed run needs no random state, and each of N workers takes its slice of the same plan.
-Shapes: B faces of the (global or local) batch, T packed tokens after the prefix.
+
+A row holds one face or several: each its prefix, image tokens included, then its questions as blocks that do not see
+one another (`facemllm.training.rows` makes the mask). Positions restart for every face and block.
+Shapes: B faces, R rows, L tokens of a row, K answer tokens, I image tokens of all faces together.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from facemllm.model.masks import PADDING
+from facemllm.errors import UserError
 from facemllm.settings import Stage
 from facemllm.training import augment
 from facemllm.training.data import Corpus
 
-IGNORED = -100
+PADDING = -1
+"""Face of a token that fills a row up."""
+PREFIX = -1
+"""Block of the tokens that every block of their face sees."""
 
 
 @dataclass(frozen=True)
@@ -35,30 +42,67 @@ class Plan:
 
 @dataclass(frozen=True)
 class Packed:
-    """Packed rows as (B, T) integer arrays; `target` is the next token where that is an answer's, else `IGNORED`; `task`
-    numbers the task of the turn it belongs to."""
+    """Packed rows. `face` and `block` say which tokens see one another, `image` where in the flattened rows the image
+    tokens stand, face after face. `at` are the flat places from which the answer tokens `target` are to be predicted;
+    `task` numbers the task that each of them belongs to."""
 
-    ids: NDArray[np.int64]
-    block: NDArray[np.int64]
-    position: NDArray[np.int64]
-    target: NDArray[np.int64]
-    task: NDArray[np.int64]
+    ids: NDArray[np.int64]  # (R, L)
+    face: NDArray[np.int64]  # (R, L), `PADDING` where there is none
+    block: NDArray[np.int64]  # (R, L), `PREFIX` in the prefix
+    position: NDArray[np.int64]  # (R, L)
+    image: NDArray[np.int64]  # (I,)
+    at: NDArray[np.int64]  # (K,)
+    target: NDArray[np.int64]  # (K,)
+    task: NDArray[np.int64]  # (K,)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are no padding."""
+        return int((self.face != PADDING).sum())
 
 
 class Planner:
-    """Plans the steps of one stage over one corpus; `withheld` is the share of faces shown without their map."""
+    """Plans the steps of one stage over one corpus.
 
-    def __init__(self, corpus: Corpus, stage: Stage, name: str, seed: int, side: int, withheld: float = 0.0) -> None:
+    `withheld` is the share of faces shown without their map. A question that would need more than `limit` tokens,
+    with the `prefix` tokens before it and whatever follows it, is never drawn: `left_out` lists such conversations as
+    (image_id, tokens). Raises UserError when nothing is left to draw.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        stage: Stage,
+        name: str,
+        seed: int,
+        side: int,
+        withheld: float = 0.0,
+        *,
+        prefix: int = 0,
+        limit: int | None = None,
+    ) -> None:
         self.corpus, self.stage, self.side, self._withheld = corpus, stage, side, withheld
         self._key = (seed, zlib.crc32(name.encode()))
         weights = corpus.weights(stage.tasks)
         # a turn that follows is drawn with the turn it depends on, never alone
         self._weights = np.where(corpus.follows, 0.0, weights)
+        if not self._weights.any():
+            raise UserError(
+                f"stage {name}: no conversation has a question of {', '.join(stage.tasks)}; the table has "
+                f"{', '.join(sorted(corpus.tasks)) or 'none'}: name some of these in training.stages.{name}.tasks"
+            )
         rows = np.repeat(np.arange(len(corpus)), np.diff(corpus.turn_starts))
+        tokens = prefix + corpus.chain_tokens()
+        long = (self._weights > 0) & (tokens > (limit or np.inf))
+        self._weights[long] = 0.0
+        self.left_out = [(corpus.image_id[int(rows[t])].as_py(), int(tokens[t])) for t in np.flatnonzero(long)]
         has_turns = np.bincount(rows, self._weights > 0, minlength=len(corpus)) > 0
         self._usable = np.flatnonzero(has_turns)
         if not len(self._usable):
-            raise ValueError(f"stage {name}: no conversation has a turn of tasks {', '.join(stage.tasks)}")
+            raise UserError(
+                f"stage {name}: every question is longer than the {limit} tokens the language model can read "
+                f"({self.left_out[0][1]} for image {self.left_out[0][0]}); shorten the texts or take another model.base"
+            )
         self._order = lru_cache(maxsize=2)(self._shuffled)
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
@@ -73,9 +117,9 @@ class Planner:
         changes = augment.draw(generator, images, self.side) if self.stage.augment else None
         turns = [self._draw(int(row), generator) for row in rows]
         drawn = np.concatenate(turns)
-        lengths = np.diff(self.corpus.texts.starts)
+        labels = int(self.corpus.texts.lengths[self.corpus.answer[drawn, 0]].sum())
         withheld = generator.random(images) < self._withheld
-        return Plan(rows, changes, turns, int(lengths[self.corpus.answer[drawn, 0]].sum()), withheld)
+        return Plan(rows, changes, turns, labels, withheld)
 
     def _draw(self, row: int, generator: np.random.Generator) -> NDArray[np.int64]:
         """Weighted draw without replacement (Efraimidis and Spirakis 2006) of a face's turns."""
@@ -92,46 +136,116 @@ class Planner:
         return np.concatenate(chains)
 
 
-def pack(corpus: Corpus, turns: list[NDArray[np.int64]], mirrored: NDArray[np.bool_], multiple: int = 8) -> Packed:
-    """Rows of block-masked turns (see `facemllm.model.masks`), padded to a common length, a multiple of `multiple`."""
-    rows = [_pack_row(corpus, chosen, int(mirror)) for chosen, mirror in zip(turns, mirrored, strict=True)]
-    longest = max(len(row[0]) for row in rows)
-    length = -(-longest // multiple) * multiple
-
-    def padded(column: int, filler: int) -> NDArray[np.int64]:
-        out = np.full((len(rows), length), filler, np.int64)
-        for index, row in enumerate(rows):
-            out[index, : len(row[column])] = row[column]
-        return out
-
-    return Packed(padded(0, 0), padded(1, PADDING), padded(2, 0), padded(3, IGNORED), padded(4, 0))
+def face_lengths(corpus: Corpus, turns: Sequence[NDArray[np.int64]], mirrored: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Tokens of each face's drawn turns (B,), its prefix not counted."""
+    lengths = corpus.texts.lengths
+    sides = mirrored.astype(int)
+    return np.array(
+        [
+            lengths[corpus.prompt[t, m]].sum() + lengths[corpus.answer[t, m]].sum()
+            for t, m in zip(turns, sides, strict=True)
+        ]
+    )
 
 
-def _pack_row(corpus: Corpus, turns: NDArray[np.int64], mirror: int) -> tuple[NDArray[np.int64], ...]:
-    ids, blocks, positions, targets, tasks = [], [], [], [], []
-    block = -1
-    offset = 0
+def fitted(lengths: NDArray[np.int64], room: int) -> list[list[int]]:
+    """Which faces share a row of `room` tokens: first fit, longest first; one longer than a row stands alone.
+
+    `room` 0 gives every face a row of its own, in the order given.
+    """
+    if not room:
+        return [[index] for index in range(len(lengths))]
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[index])
+        row = next((r for r, free in enumerate(left) if free >= length), None)
+        if row is None:
+            rows.append([])
+            left.append(room)
+            row = len(rows) - 1
+        rows[row].append(index)
+        left[row] -= length
+    return rows
+
+
+def pack(
+    corpus: Corpus,
+    turns: Sequence[NDArray[np.int64]],
+    mirrored: NDArray[np.bool_],
+    prefix_ids: Sequence[int],
+    image_token_id: int,
+    *,
+    row_tokens: int = 0,
+    multiple: int = 8,
+) -> Packed:
+    """Faces and their turns as rows of up to `row_tokens` (see `fitted`), padded to a common multiple of `multiple`."""
+    faces = [_face(corpus, prefix_ids, chosen, int(mirror)) for chosen, mirror in zip(turns, mirrored, strict=True)]
+    lengths = np.array([len(face.ids) for face in faces])
+    rows = fitted(lengths, row_tokens)
+    longest = max(int(lengths[row].sum()) for row in rows)
+    width = -(-longest // multiple) * multiple
+    shape = (len(rows), width)
+    ids, position = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    member, block = np.full(shape, PADDING, np.int64), np.full(shape, PREFIX, np.int64)
+    start = np.zeros(len(faces), np.int64)
+    for number, row in enumerate(rows):
+        offset = 0
+        for index in row:
+            face, stop = faces[index], offset + int(lengths[index])
+            ids[number, offset:stop], position[number, offset:stop] = face.ids, face.position
+            member[number, offset:stop], block[number, offset:stop] = index, face.block
+            start[index] = number * width + offset
+            offset = stop
+    inside = np.flatnonzero(np.asarray(prefix_ids) == image_token_id)
+    return Packed(
+        ids=ids,
+        face=member,
+        block=block,
+        position=position,
+        image=(start[:, None] + inside).reshape(-1),
+        at=np.concatenate([face.at + begin for face, begin in zip(faces, start, strict=True)]),
+        target=np.concatenate([face.target for face in faces]),
+        task=np.concatenate([face.task for face in faces]),
+    )
+
+
+@dataclass(frozen=True)
+class _Face:
+    ids: NDArray[np.int64]
+    block: NDArray[np.int64]
+    position: NDArray[np.int64]
+    at: NDArray[np.int64]
+    target: NDArray[np.int64]
+    task: NDArray[np.int64]
+
+
+def _face(corpus: Corpus, prefix_ids: Sequence[int], turns: NDArray[np.int64], mirror: int) -> _Face:
+    prefix = len(prefix_ids)
+    ids, blocks, positions = [np.asarray(prefix_ids)], [np.full(prefix, PREFIX)], [np.arange(prefix)]
+    at, targets, tasks = [], [], []
+    block, offset, length = -1, prefix, prefix
     for turn in turns:
         if not corpus.follows[turn]:
             block += 1
-            offset = 0
+            offset = prefix
         prompt = corpus.texts[corpus.prompt[turn, mirror]]
         answer = corpus.texts[corpus.answer[turn, mirror]]
+        count = len(prompt) + len(answer)
         # the end token predicts nothing, but a turn that follows stands after it
-        tokens = np.concatenate([prompt, answer])
-        target = np.full(len(tokens), IGNORED, np.int64)
-        target[len(prompt) - 1 : -1] = answer
-        ids.append(tokens)
-        blocks.append(np.full(len(tokens), block))
-        positions.append(np.arange(offset, offset + len(tokens)))
-        targets.append(target)
-        tasks.append(np.full(len(tokens), corpus.task[turn]))
-        offset += len(tokens)
-    return tuple(np.concatenate(column) for column in (ids, blocks, positions, targets, tasks))
+        ids += [prompt, answer]
+        blocks.append(np.full(count, block))
+        positions.append(np.arange(offset, offset + count))
+        at.append(length + len(prompt) - 1 + np.arange(len(answer)))
+        targets.append(answer)
+        tasks.append(np.full(len(answer), corpus.task[turn]))
+        offset += count
+        length += count
+    return _Face(*(np.concatenate(column).astype(np.int64) for column in (ids, blocks, positions, at, targets, tasks)))
 
 
 def word_bags(
-    corpus: Corpus, turns: list[NDArray[np.int64]], mirrored: NDArray[np.bool_], vocabulary: int
+    corpus: Corpus, turns: Sequence[NDArray[np.int64]], mirrored: NDArray[np.bool_], vocabulary: int
 ) -> NDArray[np.float32]:
     """Which words each face's drawn answers hold: (B, V) of 0 and 1."""
     bags = np.zeros((len(turns), vocabulary), np.float32)

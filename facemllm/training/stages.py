@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,6 +65,32 @@ def set_modes(model: Any, trains: Trainable) -> None:
         model.model.vision_tower.eval()
 
 
+@contextmanager
+def economies(model: Any, trains: Trainable, *, recompute: bool, compiled: bool) -> Iterator[None]:
+    """For the time of the block: compute activations again in the backward pass, and compile what is run.
+
+    Both concern the language model, and the tower where it can and is trained (compiled, where it is run at all).
+    """
+    language, tower = model.model.language_model, model.model.vision_tower
+    saving = [language] + ([tower] if trains.tower == "full" and tower.supports_gradient_checkpointing else [])
+    faster = [language, tower]
+    if recompute:
+        for module in saving:
+            module.gradient_checkpointing_enable({"use_reentrant": False})
+    if compiled:
+        for module in faster:
+            module.compile()
+    try:
+        yield
+    finally:
+        if recompute:
+            for module in saving:
+                module.gradient_checkpointing_disable()
+        if compiled:
+            for module in faster:
+                module._compiled_call_impl = None
+
+
 def merge(model: Any, wrapper: Any | None, probe: tuple[Tensor, ...]) -> Any:
     """The model with its adapters merged into the weights; raises if that changed what it computes.
 
@@ -92,7 +120,7 @@ def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            module = module_of(name)
+            module: Any = module_of(name)
             decay = stage.weight_decay if parameter.ndim >= 2 and module != "embeddings" else 0.0
             groups.setdefault((stage.rates.get(module, 1.0), decay), []).append(parameter)
     return [

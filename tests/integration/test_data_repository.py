@@ -6,7 +6,6 @@ import importlib
 import shutil
 import subprocess
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
 
@@ -16,33 +15,10 @@ from facemllm.forgetting import forget
 from facemllm.records import open_table
 from facemllm.versioning import diff, has, record, restore
 
-boto3 = pytest.importorskip("boto3", reason="pip install dvc-s3")
-server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
+pytest.importorskip("boto3", reason="pip install dvc-s3")
 
 BUCKET = "faces"
 ADA = {"reason": "she asked", "by": "Ada Lovelace"}
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """A fresh bucket of a server of this test's own; a boto3 client of it."""
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()  # its state is the process's
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=BUCKET)
-    yield client
-    running.stop()
 
 
 @pytest.fixture

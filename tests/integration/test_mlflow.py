@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from facemllm import digests, figures, lineage, mlflow_client, tracking
+from facemllm import digests, figures, lineage, mlflow_client, recorded, tracking
 from facemllm.errors import UserError
 from facemllm.promotion import approvals, registry
 from facemllm.records import PREDICTIONS, TableWriter
@@ -165,10 +165,21 @@ def test_training_curves_come_back(settings: Settings) -> None:
         curve(1200, {"train/loss": 7.0})
         assert curve.flush()
         run.finish("0" * 64, {"seconds": 1.0})
-    points = tracking.curve(settings, run.run_id)
+    points = recorded.curve(settings, run.run_id)
     assert len(points) == 1200
     assert points[0] == {"step": 1, "train/loss": 1.0, "train/rate": 0.1}
     assert points[-1]["train/loss"] == 7.0  # logged again after a restart: the later one counts
+
+
+def test_tables_come_back(settings: Settings) -> None:
+    columns = {"image_id": ["a", "b"], "probability": [0.5, None]}
+    with tracking.step_run(settings, None, "align") as run:
+        run.log_table(figures.SAMPLES, columns)
+    assert recorded.table(settings, run.run_id, figures.SAMPLES) == [
+        {"image_id": "a", "probability": 0.5},
+        {"image_id": "b", "probability": None},
+    ]
+    assert recorded.table(settings, run.run_id, figures.RELATIONS) == []
 
 
 def test_an_evaluation_is_logged(settings: Settings, tmp_path: Path) -> None:

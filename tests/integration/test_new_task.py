@@ -62,7 +62,7 @@ def main():
     annotate(s, work / "faces", work / "annotated")
     reformat(s, work / "annotated", work / "conversations")
     model = work / "model"
-    train("instruct", s, work / "conversations", None, model, work / "checkpoints", work / "cache")
+    train("align", s, work / "conversations", None, model, work / "checkpoints", work / "cache")
     metrics = evaluate(s, model, digests.of_tree(model), work / "conversations", work / "evaluation")
     summary = {"run": "new task", "profile": "ci", "tasks": metrics["tasks"], "closed_mean": metrics["closed_mean"]}
     write_report(work / "report.html", summary, work / "evaluation")
@@ -92,9 +92,10 @@ def test_a_task_of_ones_own_goes_all_the_way(project):
         "data.image_size=64",
         "model.image_size=32",
         "training.threads=1",
-        "training.stages.instruct.steps=4",
-        "training.stages.instruct.tasks={view: 1.0, expression: 1.0}",
-        "training.stages.instruct.trains.tower=full",
+        "training.stages.align.steps=4",
+        "training.stages.align.objective=answers",
+        "training.stages.align.tasks={view: 1.0, expression: 1.0}",
+        "training.stages.align.trains.language=full",
         "annotation.concurrency=1",
         "evaluation.generated_faces=2",
         "evaluation.disturbed_faces=0",

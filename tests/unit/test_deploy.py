@@ -1,5 +1,6 @@
 import pytest
 
+from facemllm.serving import deploy
 from facemllm.serving.deploy import Probe, same_answer
 
 
@@ -20,3 +21,15 @@ from facemllm.serving.deploy import Probe, same_answer
 )
 def test_a_server_answers_as_evaluation_did(evaluated, value, served, same):
     assert same_answer(Probe(b"", "Which hair style?", evaluated, value), served) is same
+
+
+@pytest.mark.parametrize("segmentation", [None, b"a map"])
+def test_a_probe_shows_what_evaluation_showed(monkeypatch, segmentation):
+    asked = []
+    monkeypatch.setattr(
+        deploy, "ask", lambda url, model, instance: asked.append(instance) or {"answer": "a", "value": "a"}
+    )
+    endpoint = deploy.Endpoint("staging", "http://127.0.0.1:1", "m", "d", "1", 1, False)
+    deploy._prove(None, endpoint, Probe(b"face", "What?", "a", "a", segmentation))
+    expected = {} if segmentation is None else {"segmentation": {"b64": "YSBtYXA="}}
+    assert asked == [{"image": {"b64": "ZmFjZQ=="}, "question": "What?", **expected}]

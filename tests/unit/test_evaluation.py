@@ -136,10 +136,13 @@ def perfect(settings, table, tmp_path_factory):
 class Fake:
     """Reads a face's colour and answers rightly, except what it is told to get wrong or not to understand."""
 
+    takes_maps = False
+    characteristic_names = ()
+
     def __init__(self, wrong=(), silent=(), broken=False):
         self.wrong, self.silent, self.broken, self.calls = wrong, silent, broken, []
 
-    def score(self, images, questions):
+    def score(self, images, questions, maps):
         self.calls.append(len(images))
         return [[self._answer(image, query) for query in asked] for image, asked in zip(images, questions, strict=True)]
 
@@ -159,7 +162,7 @@ class Fake:
             probabilities=tuple(probabilities), greedy=None if question.item in self.silent else best
         )
 
-    def generate_batch(self, images, questions, max_new_tokens=96):
+    def generate_batch(self, images, questions, max_new_tokens, maps):
         said = []
         for image, text in zip(images, questions, strict=True):
             truth = truth_of(image.getpixel((0, 0)))
@@ -225,7 +228,7 @@ def test_what_is_kept_of_a_question_that_was_not_understood(settings, table, tmp
     assert {row["raw"] for row in few} == {"I cannot help with that."}
 
     class Knows(Fake):
-        def generate_batch(self, images, questions, max_new_tokens=96):
+        def generate_batch(self, images, questions, max_new_tokens, maps):
             return ["She is a woman." for _ in questions]
 
     evaluate(settings, tmp_path, "m", table, tmp_path / "odd", predictor=Knows(silent=("gender",)))
@@ -544,18 +547,21 @@ def reader_of(face):
     class Reader:
         """Takes the option that is written in the true reply; writes it, too."""
 
+        takes_maps = False
+        characteristic_names = ()
+
         def __init__(self):
             replies = [m["content"][0]["text"] for m in face["messages"] if m["role"] == "assistant"]
             self.replies = dict(zip(question_texts(face), replies, strict=True))
 
-        def score(self, images, questions):
+        def score(self, images, questions, maps):
             return [[self._one(query) for query in asked] for asked in questions]
 
         def _one(self, query):
             best = query.options.index(self.replies[query.question])
             return SimpleNamespace(probabilities=tuple(np.eye(len(query.options))[best]), greedy=best)
 
-        def generate_batch(self, images, questions, max_new_tokens=96):
+        def generate_batch(self, images, questions, max_new_tokens, maps):
             return [self.replies[question] for question in questions]
 
     return Reader

@@ -64,6 +64,38 @@ CURVES = {
     "align": [{"step": n, "loss": 5 / (n + 1), "learning_rate": 1e-3, "images_per_second": 400.0} for n in range(500)],
     "instruct": [],
 }
+for number, point in enumerate(CURVES["align"]):
+    point |= {"loss/characteristics": 1 / (number + 1), "loss/task/head_pose": 2.0, "grad_norm": 1.0}
+    point |= {"tokens_per_second": 9000.0, "mfu": 0.12, "memory_bytes": 1.5 * 2**30}
+
+
+def sample(item, question, truth, written, likeliest=None, probability=None):
+    row = {"image_id": "ab" * 32, "task": "attributes", "item": item, "question": question, "truth": truth}
+    return row | {"written": written, "likeliest": likeliest, "probability": probability}
+
+
+def small_picture():
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+TRAINING = {
+    "curves": CURVES,
+    "samples": {
+        "align": [
+            sample("hair", "Which hair?", "Brown_Hair", "brown brown", "Brown_Hair", 0.61),
+            sample("caption", "Describe it.", None, HOSTILE),
+        ],
+        f"second {HOSTILE}": [sample("caption", "Describe it.", None, HOSTILE)],
+    },
+    "pictures": {"ab" * 32: small_picture()},
+    "relations": [
+        {"relation": "Bald implies No_Hair", "checked": 900, "broken": 9, "rate": 0.01, "enforced": True},
+        {"relation": HOSTILE, "checked": 0, "broken": 0, "rate": None, "enforced": False},
+    ],
+    "branches": {"segmentation": {"mode": "append", "tokens": 9}},
+}
 
 
 @pytest.fixture
@@ -131,19 +163,21 @@ class Page(HTMLParser):
 
 
 def test_report_is_one_sound_file_that_fetches_and_runs_nothing(evaluation, tmp_path):
-    write_report(tmp_path / "report.html", SUMMARY, evaluation, CURVES)
+    write_report(tmp_path / "report.html", SUMMARY, evaluation, TRAINING)
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert "script" not in page.tags
-    assert page.tags.count("img") == 6
+    assert page.tags.count("img") == 7
     assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
     assert not re.search(r"https?://|@import|url\(", text)
     assert HOSTILE not in text
-    assert page.text.count(HOSTILE) == 10  # as words: title, heading, reason, person, six captions
+    assert (
+        page.text.count(HOSTILE) == 14
+    )  # as words: title, heading, reason, person, six captions, relation, stage, two samples
 
 
 def test_report_says_everything_it_must(evaluation, tmp_path):
-    write_report(tmp_path / "report.html", SUMMARY, evaluation, CURVES)
+    write_report(tmp_path / "report.html", SUMMARY, evaluation, TRAINING)
     words = Page((tmp_path / "report.html").read_text()).text
     assert "say nothing about real photographs" in words
     assert "Refused" in words
@@ -164,7 +198,21 @@ def test_report_says_everything_it_must(evaluation, tmp_path):
     assert "41.20 · truth 37.4 · off by 3.8" in words
     assert "not readable: “maybe a hat”" in words
     assert "no answer (none of the options; likeliest perhaps yes) ✗; truth no" in words
-    assert "400 images/s" in words
+    assert "400 faces/s · 9,000 tokens/s · 12% of the peak operations · 1.50 GiB · rate up to 1.0e-03" in words
+
+
+def test_report_shows_the_training_in_all_its_terms(evaluation, tmp_path):
+    write_report(tmp_path / "report.html", SUMMARY, evaluation, TRAINING)
+    words = Page((tmp_path / "report.html").read_text()).text
+    for name in ("loss of characteristics", "loss of task head pose", "learning rate", "norm of the gradient"):
+        assert name in words
+    assert "1 of 2 relations were enforced" in words
+    assert "Bald implies No Hair 900 9 1.0% enforced" in words
+    assert "– left out" in words
+    assert "segmentation mode append" in words
+    assert "Which hair? Brown Hair" in words
+    assert "brown brown (Brown Hair 61.0%)" in words
+    assert "question truth after align after" in words
 
 
 @pytest.fixture
@@ -235,6 +283,16 @@ def test_what_can_be_relied_on_is_said(full):
     assert "anger 30 9 1 happiness 4 60 0" in full
 
 
+def test_what_scores_and_maps_are_worth_is_said(full):
+    assert "scores 90.0% [88.0, 92.0] 0.850 5,000 text 86.0% [84.0, 88.0] 0.810 5,000" in full
+    assert "Both say the same in 94.0% [92.0, 96.0]" in full
+    assert "(700 cases), the scores break 2.0% [0.0, 4.0] of them, the text 4.0%" in full
+    assert "Bald 400 10.0% 97.0% 95.0% 0.900 0.840 98.0%" in full
+    assert "at most one of Bald, Bangs 300 1.0% 2.0% 0.0%" in full
+    assert "without the map of face parts" in full
+    assert "a map of face parts beside 550 of 560 faces. The renderer made them" in full
+
+
 def test_cost_is_shown_with_its_units(full):
     assert "align CPU, 2 threads, bf16 2 min 40 s 76,800 2,764,800 3.4 TFLOP 1.21 GiB" in full
     assert "evaluate CPU, 2 threads 20.0 s 560 – – 0.84 GiB" in full
@@ -244,6 +302,7 @@ def test_cost_is_shown_with_its_units(full):
 
 def test_every_part_may_be_absent_and_hostile_names_are_escaped(tmp_path):
     parts = ["fairness", "consistency", "calibration", "confusion", "slices", "disturbed", "generation"]
+    parts += ["characteristics", "maps"]
     for part in parts:
         metrics = {**example.METRICS, part: None}
         (tmp_path / "metrics.json").write_text(json.dumps(metrics))

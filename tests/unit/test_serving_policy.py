@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import threading
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from facemllm import digests
 from facemllm.errors import UserError
 from facemllm.serving import server
 from facemllm.serving.batching import Batcher
-from facemllm.serving.policy import BodyLimit, Limits, Refused, decode, read_image, read_request
+from facemllm.serving.policy import BodyLimit, Limits, Refused, decode, decode_map, read_image, read_map, read_request
 from facemllm.tasks.answers import answer
 from facemllm.tasks.base import Option, Question
 
@@ -59,6 +60,84 @@ def test_a_large_webp_is_refused_before_its_decoder_sees_it(lossless: bool, monk
     with pytest.raises(Refused, match="1200x1000") as refusal:
         read_image(text, "image", LIMITS)
     assert refusal.value.status == 413
+
+
+def faces_map(size: tuple[int, int] = (32, 48), value: int = 3, mode: str = "L") -> Image.Image:
+    image = Image.new(mode, size, value)
+    if mode == "P":
+        image.putpalette(list(range(57)))
+    return image
+
+
+def with_map(text: Any, **fields: Any) -> dict[str, Any]:
+    instance = {"image": {"b64": encoded(plain())}, "question": "q", "segmentation": text, **fields}
+    return {"instances": [instance]}
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_a_map_of_class_numbers_is_taken(mode: str) -> None:
+    (ask,) = read_request(with_map({"b64": encoded(faces_map(mode=mode))}, characteristics=True), LIMITS)
+    assert ask.characteristics
+    assert ask.map is not None
+    classes = decode_map(ask.map, plain())
+    assert (classes.shape, classes.min(), classes.max()) == ((48, 32), 3, 3)
+    assert decode_map(ask.map, plain((64, 96))).shape == (48, 32)  # the same proportions will do
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "status", "line"),
+    [
+        ("AAAA", 422, r'must be \{"b64"'),
+        ({"b64": 7}, 422, r'must be \{"b64"'),
+        ({"b64": "%%%"}, 400, "not valid base64"),
+        ({"b64": encoded(faces_map(), "BMP")}, 422, "is a BMP; a map of face parts has to be a PNG"),
+        ({"b64": encoded(plain())}, 422, "one 8-bit class number a pixel"),
+        ({"b64": encoded(faces_map(value=1, mode="1"))}, 422, "one 8-bit class number a pixel"),
+        ({"b64": encoded(faces_map(mode="I;16"))}, 422, "one 8-bit class number a pixel"),
+        ({"b64": encoded(faces_map((2000, 2000)))}, 413, "too large"),
+        ({"b64": encoded(faces_map((900, 900)))}, None, ""),
+    ],
+)
+def test_what_is_no_map_is_refused_in_one_line(segmentation: Any, status: int | None, line: str) -> None:
+    if status is None:
+        read_request(with_map(segmentation), LIMITS)
+        return
+    with pytest.raises(Refused, match=line) as refusal:
+        read_request(with_map(segmentation), LIMITS)
+    assert refusal.value.status == status
+
+
+def test_grey_values_of_four_bits_are_no_class_numbers() -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+    header = (32).to_bytes(4, "big") + (48).to_bytes(4, "big") + bytes([4, 0, 0, 0, 0])
+    pixels = zlib.compress((b"\0" + b"\x11" * 16) * 48)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    with pytest.raises(Refused, match="one 8-bit class number a pixel"):
+        read_map(base64.b64encode(data).decode(), "map", LIMITS)
+
+
+def test_a_map_has_to_fit_its_picture_and_hold_known_classes() -> None:
+    def refused(picture: Image.Image, line: str) -> None:
+        with pytest.raises(Refused, match=line) as refusal:
+            decode_map(read_map(encoded(picture), "map", LIMITS), plain())
+        assert refusal.value.status == 422
+
+    refused(faces_map((48, 32)), "48x32 pixels, the image 32x48: other proportions")
+    refused(faces_map(value=19), "holds the class 19; there are 19, from 0 to 18")
+    whole = base64.b64decode(encoded(Image.radial_gradient("L").resize((32, 48))))
+    cut = base64.b64encode(whole[: len(whole) // 2]).decode()
+    with pytest.raises(Refused, match="damaged"):
+        decode_map(read_map(cut, "map", LIMITS), plain())
+
+
+def test_maps_count_as_pixels_and_scores_are_asked_for_plainly() -> None:
+    small = Limits(max_body_mb=1, max_pixels=2000, max_question_chars=100, max_instances=4)
+    with pytest.raises(Refused, match="hold 3072 pixels"):
+        read_request(with_map({"b64": encoded(faces_map())}), small)
+    with pytest.raises(Refused, match="characteristics must be true or false"):
+        read_request(with_map({"b64": encoded(faces_map())}, characteristics="yes"), LIMITS)
 
 
 def test_an_animation_is_refused() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.evaluation.report import html
-from facemllm.evaluation.report.charts import curve
 
 _SYNTHETIC = (
     "The faces in this run are synthetic heads drawn by a renderer. These figures say that the workflow and the model "
@@ -47,23 +46,6 @@ def gate(found: Mapping[str, Any] | None) -> str:
 
 def _verdict(passed: bool) -> str:
     return html.tag("passed", "good") if passed else html.tag("failed", "bad")
-
-
-def curves_of(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Loss by step, one curve a training stage."""
-    parts = []
-    for stage, points in curves.items():
-        if not points:
-            continue
-        last = points[-1]
-        rates = [p["images_per_second"] for p in points if isinstance(p.get("images_per_second"), int | float)]
-        words = [f"loss {html.text(last.get('loss'))} after {html.text(last.get('step'))} steps"]
-        if rates:
-            words.append(f"{sum(rates) / len(rates):,.0f} images/s")
-        if peak := max((p.get("learning_rate") or 0.0 for p in points), default=0.0):
-            words.append(f"rate up to {peak:.1e}")
-        parts.append(f"<div><h3>{escape(stage)}</h3><small>{' · '.join(words)}</small>{curve(points)}</div>")
-    return html.section("Training: loss by step", f'<div class="curves">{"".join(parts)}</div>') if parts else ""
 
 
 def samples(found: Sequence[Mapping[str, Any]], folder: Path | None) -> str:

@@ -13,7 +13,13 @@ _WAYS = {
     "statement": "as a statement to confirm or deny",
     "lettered": "with the options behind letters",
 }
-_KINDS = {"blur": "blurred", "dark": "dark", "jpeg": "poor JPEG", "occlusion": "a third covered"}
+_KINDS = {
+    "blur": "blurred",
+    "dark": "dark",
+    "jpeg": "poor JPEG",
+    "occlusion": "a third covered",
+    "no_map": "without the map of face parts",
+}
 
 
 def consistency(found: Mapping[str, Any] | None) -> str:
@@ -72,6 +78,78 @@ def _relations(what: str, found: Mapping[str, Any]) -> str:
     return html.folded(f"All {len(rows)} {what}", html.table(head, rows, numeric=(1, 2, 3)))
 
 
+def maps(found: Mapping[str, Any] | None, source: str) -> str:
+    """Where the maps of face parts came from that the model was shown; empty if it was shown none."""
+    if not found:
+        return ""
+    origin = (
+        "The renderer made them with the faces, so they are exact; a map of a real face, drawn by a person or a model, "
+        "is not."
+        if source == "render"
+        else "They are those of the data sources, or of the model that the faces table names in `provenance`; what "
+        "they get wrong is in the figures."
+    )
+    return html.quiet(
+        f"The model was shown a map of face parts beside {html.text(found['given'])} of {html.text(found['faces'])} "
+        f"faces. {origin} Disturbed pictures keep the map of the sound picture."
+    )
+
+
+def characteristics(found: Mapping[str, Any] | None) -> str:
+    """The scores of the knowledge branch beside what the same model says in words."""
+    if not found:
+        return ""
+    balanced, broken = found["balanced"], found["relations"]
+    lead = html.quiet(
+        "The knowledge branch gives every characteristic a probability before a word is written; one half or more "
+        "counts as yes. Text that does not tell counts as wrong. Balanced: the mean of yes and no, averaged over "
+        "characteristics."
+    )
+    said = (
+        f"<p>Both say the same in {html.share(found['agreement'])} of the cases in which the text tells. Expected "
+        f"calibration error of the scores: {html.number(found['ece'])}. Where the text tells enough to check a logical "
+        f"relation ({html.text(broken['n'])} cases), the scores break {html.share(broken['scores'])} of them, the text "
+        f"{html.share(broken['text'])}, the true labels {html.share(broken['labels'])}.</p>"
+    )
+    rows = [
+        html.row([name, html.share(found[who]), html.number(balanced[who]), html.text(found["n"])], numeric=(2, 3))
+        for who, name in (("scores", "scores"), ("text", "text"))
+    ]
+    both = html.table(("", "right [95 %]", "balanced", "labels"), rows, numeric=(2, 3))
+    each = [
+        html.row(
+            [
+                html.words(one["name"]),
+                html.text(one["n"]),
+                html.percent(one["yes"]),
+                *(html.percent(one[who]["accuracy"]) for who in ("scores", "text")),
+                *(html.number(one[who]["balanced_accuracy"]) for who in ("scores", "text")),
+                html.percent(one["agreement"]),
+            ],
+            numeric=range(1, 8),
+        )
+        for one in found["by_characteristic"]
+    ]
+    head = ("", "labels", "yes", "scores right", "text right", "scores balanced", "text balanced", "the same")
+    folds = html.folded(f"All {len(each)} characteristics", html.table(head, each, range(1, 8)))
+    shares = [
+        html.row(
+            [
+                html.words(one["relation"]),
+                html.text(one["n"]),
+                *(html.percent(one[who]) for who in ("scores", "text", "labels")),
+            ],
+            (1, 2, 3, 4),
+        )
+        for one in broken["by_relation"]
+    ]
+    if shares:
+        names = ("relation", "cases", "broken by the scores", "by the text", "by the labels")
+        folds += html.folded(f"All {len(shares)} relations", html.table(names, shares, (1, 2, 3, 4)))
+    plot = html.folded("Reliability plot of the scores", reliability(found["bins"]))
+    return html.section("Scores beside the answers", lead + both + said + folds + plot)
+
+
 def calibration(found: Mapping[str, Any] | None) -> str:
     """Whether the model is as often right as it is sure."""
     if not found:
@@ -102,8 +180,8 @@ def calibration(found: Mapping[str, Any] | None) -> str:
     )
 
 
-def robustness(slices: Mapping[str, Any] | None, disturbed: Mapping[str, Any] | None) -> str:
-    """Turned and covered faces, and the same faces made worse."""
+def robustness(slices: Mapping[str, Any] | None, disturbed: Mapping[str, Any] | None, about_maps: str = "") -> str:
+    """Turned and covered faces, and the same faces made worse; then what is to be known of their maps."""
     parts = []
     if slices:
         rows = [
@@ -122,7 +200,7 @@ def robustness(slices: Mapping[str, Any] | None, disturbed: Mapping[str, Any] | 
     if disturbed:
         rows = [_disturbed(kind, body) for kind, body in disturbed.items()]
         head = ("the same faces", "before", "after [95 %]", "change [95 %]", "", "faces")
-        parts.append(f"<h3>Disturbed pictures</h3>{html.table(head, rows, numeric=(5,))}")
+        parts.append(f"<h3>Disturbed pictures</h3>{about_maps}{html.table(head, rows, numeric=(5,))}")
     lead = html.quiet("Mean balanced accuracy over all closed questions.")
     return html.section("Robustness", lead + "".join(parts)) if parts else ""
 

@@ -7,15 +7,24 @@ outside is escaped; images are embedded. A section whose figures are absent is l
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from facemllm.evaluation.report import html
 from facemllm.evaluation.report.fairness import fairness
 from facemllm.evaluation.report.results import results, zero_shot
-from facemllm.evaluation.report.run import cost, curves_of, gate, header, model, samples, steps
-from facemllm.evaluation.report.trust import calibration, confusion, consistency, generation, robustness
+from facemllm.evaluation.report.run import cost, gate, header, model, samples, steps
+from facemllm.evaluation.report.training import branches, curves_of, learning, relations
+from facemllm.evaluation.report.trust import (
+    calibration,
+    characteristics,
+    confusion,
+    consistency,
+    generation,
+    maps,
+    robustness,
+)
 from facemllm.records import atomic_write
 
 
@@ -23,17 +32,19 @@ def write_report(
     out_html: Path,
     summary: Mapping[str, Any],
     evaluation_dir: Path | None = None,
-    curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    training: Mapping[str, Any] | None = None,
     *,
     source: str = "render",
 ) -> None:
-    """Write the report of a run's `summary.json`, with its evaluation's items and samples and the training curves.
+    """Write the report of a run's `summary.json`, with its evaluation's items and samples and what training recorded.
 
-    `curves` maps a stage to what it logged (`step`, `loss`, `learning_rate`, `images_per_second`). `source` is the
-    faces' source key; `render` means synthetic heads. A step may carry `figure`, a few telling words.
+    `training` holds by stage the `curves` (a dictionary a logged step) and `samples` of answers, further the audited
+    `relations`, `pictures` of the sampled faces by image_id and the settings of the `branches`; any may be absent.
+    `source` is the faces' source key; `render` means synthetic heads. A step may carry `figure`, a few telling words.
     """
     metrics = _json(evaluation_dir / "metrics.json") if evaluation_dir else {}
     said = _json(evaluation_dir / "samples" / "samples.json") if evaluation_dir else []
+    told = training or {}
     sections = [
         header(summary, source),
         gate(summary.get("gate")),
@@ -42,10 +53,14 @@ def write_report(
         fairness(metrics),
         consistency(metrics.get("consistency")),
         calibration(metrics.get("calibration")),
-        robustness(metrics.get("slices"), metrics.get("disturbed")),
+        characteristics(metrics.get("characteristics")),
+        robustness(metrics.get("slices"), metrics.get("disturbed"), maps(metrics.get("maps"), source)),
         generation(metrics.get("generation")),
         confusion(metrics.get("confusion")),
-        curves_of(curves or {}),
+        branches(told.get("branches")),
+        relations(told.get("relations")),
+        curves_of(told.get("curves") or {}),
+        learning(told.get("samples") or {}, told.get("pictures") or {}),
         samples(said, evaluation_dir),
         steps(summary.get("steps") or []),
         model(summary),

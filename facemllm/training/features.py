@@ -1,0 +1,131 @@
+"""What a frozen tower says of every face, computed once and kept on disk.
+
+One file a block of faces, named by what decides its numbers: the tower's weights, the image processor, the table, the
+rows, the precision. Blocks are computed in batches of a fixed size, so their bytes depend on no plan; each appears
+whole or not at all, so a killed build goes on where it was. Ranks share the work.
+Shapes: B faces, N image tokens, F width of the tower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from facemllm import digests, progress
+from facemllm.errors import UserError
+from facemllm.model.forward import tower_features
+from facemllm.model.pixels import normalise
+from facemllm.training.data import pixel_kind
+
+_BLOCK, _BATCH = 256, 32
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features by corpus row: `features[rows]` is a tensor (B, N, F). bfloat16 is kept as int16, its bits."""
+
+    blocks: tuple[NDArray[Any], ...]
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
+        found = np.stack([self.blocks[row // _BLOCK][row % _BLOCK] for row in rows.tolist()])
+        tensor = torch.from_numpy(found)
+        return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
+
+
+def name_of(model: Any, image_processor: Any, table: str, pixel_row: NDArray[np.int64], precision: str) -> str:
+    """Name of the features' folder: a digest of all that decides them. `table` is a digest too."""
+    chosen = (model.config.vision_feature_layer, model.config.vision_feature_select_strategy)
+    state = hashlib.sha256()
+    for key, tensor in sorted(model.model.vision_tower.state_dict().items()):
+        state.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    scale = (image_processor.rescale_factor, image_processor.image_mean, image_processor.image_std)
+    rows = digests.of_bytes(pixel_row.tobytes())
+    kind = pixel_kind(image_processor, *scale)
+    return f"features-{digests.of_json([state.hexdigest(), chosen, kind, table, rows, precision])[:24]}"
+
+
+def cached(
+    folder: Path,
+    model: Any,
+    image_processor: Any,
+    pixels: NDArray[np.uint8],
+    pixel_row: NDArray[np.int64],
+    *,
+    device: torch.device,
+    bf16: bool,
+    rank: int = 0,
+    world: int = 1,
+    wait: Callable[[], None] = lambda: None,
+) -> Features:
+    """The features of the pictures `pixel_row`, from `folder` as far as they are there, computed where not.
+
+    Each of `world` ranks computes its own blocks, then they `wait` for one another. Raises UserError when the disk is
+    full.
+    """
+    paths = [folder / f"{number:06d}.npy" for number in range(-(-len(pixel_row) // _BLOCK))]
+    model.model.vision_tower.eval()
+
+    def build(numbers: list[int]) -> None:
+        with progress.bar("tower features", len(numbers)) as bar:
+            for done, number in enumerate(numbers):
+                rows = pixel_row[number * _BLOCK : (number + 1) * _BLOCK]
+                parts = range(0, len(rows), _BATCH)
+                found = [_computed(model, image_processor, pixels[rows[p : p + _BATCH]], device, bf16) for p in parts]
+                block = np.concatenate(found)
+                if done == 0:
+                    _check_room(folder, block.nbytes * len(numbers))
+                _write(paths[number], block)
+                bar.update(done + 1, f"{min((done + 1) * _BLOCK, len(pixel_row))} faces")
+
+    build([number for number in range(rank, len(paths), world) if not paths[number].exists()])
+    wait()
+    build([number for number, path in enumerate(paths) if not path.exists()])  # of ranks that share no disk with ours
+    return Features(tuple(np.load(path, mmap_mode="r") for path in paths))
+
+
+@torch.no_grad()
+def _computed(
+    model: Any, image_processor: Any, pixels: NDArray[np.uint8], device: torch.device, bf16: bool
+) -> NDArray[Any]:
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        features = tower_features(model, normalise(torch.from_numpy(pixels).to(device), image_processor)).cpu()
+    return np.asarray((features.view(torch.int16) if features.dtype == torch.bfloat16 else features).numpy())
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Raise UserError before hours of work that the disk cannot hold."""
+    standing = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(standing).free
+    if needed > free:
+        raise UserError(
+            f"tower features need {needed / 1e9:.1f} GB in {folder.parent}, where {free / 1e9:.1f} GB are free; "
+            "free some space, or set training.feature_cache=false"
+        )
+
+
+def _write(path: Path, block: NDArray[Any]) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("wb") as file:
+                np.save(file, block)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write tower features to {path.parent}: {error.strerror or error}; "
+            "free some space, or set training.feature_cache=false"
+        ) from error

@@ -1,0 +1,32 @@
+"""A compiled model computes the same losses and gradients, to the last bits of fp32."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from facemllm.training import stages
+from tests.training_example import Toy, assert_same_gradients, stage, trains
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
+]
+
+
+def test_compiled_steps_are_the_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a compilation that was killed leaves half a library in the common cache
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+    toy, plan = Toy(tmp_path), stage(trains=trains(projector="full", language="full"), batch_images=4)
+    model, _ = toy.fresh()
+    stages.prepare(model, plan.trains, toy.settings.training.lora)
+    stages.set_modes(model, plan.trains)
+    batches = toy.batches(plan, multiple=64)
+    one, gradients = toy.gradients(model, plan, batches)
+    with stages.economies(model, plan.trains, recompute=False, compiled=True):
+        other, again = toy.gradients(model, plan, batches)
+    torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+    assert_same_gradients(gradients, again, atol=1e-4)

@@ -1,0 +1,160 @@
+"""One stage in several processes, killed and gone on with: the same bytes, however the model is dealt out."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from facemllm import digests
+from facemllm.records import CONVERSATIONS, TableWriter
+from tests import ranks
+from tests.conftest import conversation, face
+from tests.integration.conftest import free_port
+
+pytestmark = pytest.mark.integration
+
+STAGES = ("align", "instruct", "specialize")
+ANSWERS = (
+    "training.precision=fp32",
+    "training.stages.align.trains.tower=frozen",
+    "training.stages.align.objective=answers",
+    "training.stages.align.tasks={gender: 1, caption: 1}",
+    "training.stages.align.steps=6",
+    *ranks.BRANCHES,
+)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small conversations table, its faces with their maps."""
+    folder = tmp_path_factory.mktemp("table") / "conversations"
+    faces = [face(number) for number in range(40)]
+    with TableWriter(folder, CONVERSATIONS) as writer:
+        writer.write({**conversation(row), "segmentation": row["segmentation"]} for row in faces)
+    return folder
+
+
+def arguments(table: Path, out: Path, stage: str, base: Path | None, overrides: tuple[str, ...]) -> list[str]:
+    sets = [word for override in (*ranks.SMALL, *overrides) for word in ("--set", override)]
+    return [stage, str(table), str(out), *(["--base", str(base)] if base else []), *sets]
+
+
+@pytest.mark.parametrize("overrides", [(), ranks.BRANCHES], ids=["plain", "branches"])
+def test_killed_anywhere_three_times_a_stage_ends_with_the_same_bytes(
+    table: Path, tmp_path: Path, overrides: tuple[str, ...]
+):
+    draw = random.Random(str(overrides))
+    base, kills = None, 0
+    for stage in STAGES:
+        quiet, disturbed = tmp_path / f"{stage}-quiet", tmp_path / f"{stage}-disturbed"
+        process = ranks.alone(arguments(table, quiet, stage, base, overrides))
+        process.join(120)
+        assert process.exitcode == 0
+        work = disturbed.with_name(f"{disturbed.name}.work")
+        for most in (0, 2, 2):
+            process = ranks.alone(arguments(table, disturbed, stage, base, overrides))
+            kills += ranks.kill_somewhere(process.pid, work, draw, most, process.is_alive)
+            process.join(120)
+        if not disturbed.exists():
+            process = ranks.alone(arguments(table, disturbed, stage, base, overrides))
+            process.join(120)
+        assert digests.of_tree(quiet) == digests.of_tree(disturbed), stage
+        assert not list(work.glob("*/")) or [path.name for path in work.glob("*/")] == ["cache"]
+        base = quiet
+    assert kills >= 6
+
+
+def test_a_killed_torchrun_goes_on_and_ends_as_any_two_ranks_do(table: Path, tmp_path: Path):
+    given = ranks.order(table, tmp_path, *ranks.BRANCHES)
+    ranks.train(given, 2)
+    out = tmp_path / "by-torchrun"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    command += ["--master-port", str(free_port()), "-m", "facemllm.training.alone"]
+    command += arguments(table, out, "align", None, ranks.BRANCHES)
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    work = out.with_name("by-torchrun.work")
+    try:
+        ranks.kill_somewhere(running.pid, work, random.Random(5), 2, lambda: running.poll() is None)
+    finally:
+        running.kill()
+        running.wait(60)
+    assert not out.exists()
+    end = time.monotonic() + 20
+    while [p for p in psutil.process_iter(["cmdline"]) if str(out) in (p.info["cmdline"] or [])]:
+        assert time.monotonic() < end, "the ranks outlive torchrun"
+        time.sleep(0.1)
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert said.returncode == 0, said.stderr
+    assert digests.of_file(out / "model.safetensors") == digests.of_file(given.out / "model.safetensors")
+
+
+def test_a_dealt_out_model_learns_what_copies_and_one_process_learn(table: Path, tmp_path: Path):
+    runs = {"one": (1, ()), "copies": (2, ()), "dealt": (2, ("training.sharding=full",))}
+    models, losses = {}, {}
+    for name, (world, overrides) in runs.items():
+        given = ranks.order(table, tmp_path / name, *ANSWERS, *overrides)
+        losses[name] = ranks.train(given, world).final_loss
+        models[name] = load_file(given.out / "model.safetensors")
+    assert losses["copies"] == pytest.approx(losses["one"], abs=1e-5)
+    assert losses["dealt"] == pytest.approx(losses["one"], abs=1e-5)
+    assert models["dealt"].keys() == models["one"].keys()
+    for name, tensor in models["dealt"].items():
+        torch.testing.assert_close(tensor, models["copies"][name], atol=3e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("worlds", "sharding"), [((2, 1), "full"), ((2, 1), "replicate"), ((1, 2), "full")])
+def test_another_number_of_workers_goes_on_from_the_checkpoint(
+    table: Path, tmp_path: Path, worlds: tuple[int, int], sharding: str
+):
+    whole = ranks.order(table, tmp_path / "whole", *ANSWERS, "training.checkpoint_every=3")
+    expected = ranks.train(whole)
+    given = ranks.order(table, tmp_path, *ANSWERS, "training.checkpoint_every=3", f"training.sharding={sharding}")
+    ranks.train(given, worlds[0])
+    [name] = given.shelf().names()  # the run is over, its checkpoint of step 3 still there
+    written = {path.name for path in (given.work / given.run / name).iterdir()}
+    assert len(written) == 1 + (worlds[0] if sharding == "full" else 1)
+    resumed = ranks.train(replace(given, out=tmp_path / "resumed"), worlds[1])
+    assert resumed.resumed_from == 3
+    assert resumed.final_loss == pytest.approx(expected.final_loss, abs=1e-5)
+    assert resumed.cost["tokens"] == expected.cost["tokens"]
+
+
+def test_what_an_interrupted_run_left_of_a_finished_stage_does_not_train_nothing(table: Path, tmp_path: Path):
+    given = ranks.order(table, tmp_path, *ANSWERS, "training.checkpoint_every=3")
+    first = ranks.train(given)
+    again = replace(given, out=tmp_path / "again")
+    second = ranks.train(again)
+    assert (second.resumed_from, second.steps) == (3, 6)
+    assert second.final_loss == first.final_loss
+    assert digests.of_tree(again.out) == digests.of_tree(given.out)
+
+
+def test_checkpoints_on_s3(table: Path, tmp_path: Path, bucket):
+    overrides = (*ANSWERS, "training.checkpoint_every=2", "training.storage=s3://faces/runs")
+    given = ranks.order(table, tmp_path, *overrides)
+    first = ranks.train(given)
+    names = given.shelf().names()
+    assert [name[:19] for name in names] == ["checkpoint-00000004", "checkpoint-00000002"]
+    assert not list(given.work.glob("*/checkpoint-*"))
+    key = f"runs/{given.run}/{names[0]}/rank-0-of-1.safetensors"
+    body = bucket.get_object(Bucket="faces", Key=key)["Body"].read()
+    bucket.put_object(Bucket="faces", Key=key, Body=body[: len(body) // 2])
+    second = ranks.train(replace(given, out=tmp_path / "again"))
+    assert second.resumed_from == 2, "the newest is cut short: the one before it is taken"
+    assert digests.of_tree(tmp_path / "again") == digests.of_tree(given.out)
+    assert second.final_loss == first.final_loss
+    given.shelf().clear()
+    assert not given.shelf().names()
+    left = bucket.list_objects_v2(Bucket="faces").get("Contents", [])
+    assert not [entry["Key"] for entry in left if not entry["Key"].endswith("/")]

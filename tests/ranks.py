@@ -1,0 +1,104 @@
+"""Training runs in processes that start at once and may be killed: forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from facemllm import settings
+from facemllm.training.order import Order, TrainResult, place_order
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["facemllm.training.rank", "facemllm.training.alone", "peft"])
+
+SMALL = (
+    "model.image_size=32",
+    "training.threads=1",
+    "training.checkpoint_every=4",
+    *(f"training.stages.{stage}.steps=24" for stage in ("align", "instruct", "specialize")),
+    *(f"training.stages.{stage}.batch_images=6" for stage in ("align", "instruct", "specialize")),
+)
+BRANCHES = ("model.segmentation.mode=append", "model.knowledge.enabled=true", "model.knowledge.tasks=[gender]")
+
+
+def order(table: Path, folder: Path, *overrides: str, stage: str = "align", base: Path | None = None) -> Order:
+    """A small stage to train, its model and its work under `folder`."""
+    loaded = settings.load("laptop", [*SMALL, *overrides])
+    return place_order(stage, loaded, table, base, folder / f"{stage}-model", folder / "work", folder / "cache")
+
+
+def train(given: Order, world: int = 1) -> TrainResult:
+    """Train an order in `world` processes under a group that meets in a file; the result of the first."""
+    meeting = given.work / f"meeting-{time.monotonic_ns()}"
+    answers = _FORKS.SimpleQueue()
+    given_here = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NO_PROXY"))}
+    ranks = [
+        _FORKS.Process(target=_rank, args=(given, n, world, str(meeting), given_here, answers)) for n in range(world)
+    ]
+    for rank in ranks:
+        rank.start()
+    try:
+        for rank in ranks:
+            rank.join(200)
+        assert not answers.empty(), f"the ranks ended with {[rank.exitcode for rank in ranks]}"
+        result = answers.get()
+        assert isinstance(result, TrainResult), result
+        return result
+    finally:
+        for rank in ranks:
+            rank.kill()
+        meeting.unlink(missing_ok=True)
+
+
+def _rank(given: Order, rank: int, world: int, meeting: str, environment: dict[str, str], answers: Any) -> None:
+    import torch.distributed as dist
+
+    from facemllm.training.rank import Place, train_rank
+
+    os.environ.update(environment, GLOO_SOCKET_IFNAME="lo")
+    try:
+        if world > 1:
+            dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+        result = train_rank(given, Place(rank, world, rank, world))
+        if result is not None:
+            answers.put(result)
+    except BaseException:
+        answers.put(traceback.format_exc())
+        os._exit(1)  # the others may wait for this one
+
+
+def alone(arguments: Sequence[str]) -> Any:
+    """A process that runs `facemllm.training.alone` with these arguments, started."""
+    process = _FORKS.Process(target=_alone, args=(list(arguments),))
+    process.start()
+    return process
+
+
+def _alone(arguments: list[str]) -> None:
+    from facemllm.training.alone import main
+
+    raise SystemExit(main(arguments))
+
+
+def kill_somewhere(pid: int, work: Path, draw: random.Random, most: int, alive: Any) -> bool:
+    """Kill a process by SIGKILL after a drawn number of new checkpoints and a moment; whether it still ran."""
+    before, wanted = set(work.glob("*/checkpoint-*")), draw.randint(0, most)
+    deadline = time.monotonic() + 120
+    while alive() and len(set(work.glob("*/checkpoint-*")) - before) < wanted:
+        assert time.monotonic() < deadline, "no checkpoint appears"
+        time.sleep(0.005)
+    if wanted:
+        time.sleep(draw.random() * 0.15)
+    else:
+        time.sleep(draw.random() * 2)  # anywhere from the start on
+    killed = bool(alive())
+    if killed:
+        os.kill(pid, signal.SIGKILL)
+    return killed

@@ -1,0 +1,313 @@
+"""The ablation: which cells there are, what of them is made again, and what is said of the figures."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+from scipy import stats as scipy_stats
+
+from facemllm import settings
+from facemllm.ablation import ablate as ablating
+from facemllm.ablation import running
+from facemllm.ablation.ablate import ablate, cells, groups, numbers
+from facemllm.ablation.comparing import BETTER, SAME, WORSE, together
+from facemllm.ablation.report import drawn, page, words
+from facemllm.errors import UserError
+from facemllm.qa import reformat
+from facemllm.records import pairs
+from facemllm.settings import Variant
+
+PROJECT = Path(__file__).parents[2]
+TINY = ["model.image_size=32", "evaluation.split=test", "training.precision=fp32"] + [
+    f"training.stages.{stage}.{key}"
+    for stage in ("align", "instruct", "specialize")
+    for key in ("steps=2", "batch_images=4", "turns_per_image=2")
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+
+
+def planned(overrides=(), seeds=(0, 1), **variants):
+    found = {name: Variant(says=name, **given) for name, given in variants.items()}
+    return cells("laptop", overrides, found, seeds, "table", "code")
+
+
+GENTLE = {"set": ["training.stages.specialize.rates={tower: 0.1}"]}
+SCORED = {"set": ["model.knowledge.enabled=true"]}
+
+
+def test_cells_come_seed_by_seed_and_each_has_a_name_of_its_own():
+    found = planned(base={"set": []}, gentle=GENTLE, scored=SCORED)
+    assert [(cell.variant, cell.seed) for cell in found] == [
+        (name, seed) for seed in (0, 1) for name in ("base", "gentle", "scored")
+    ]
+    assert len({cell.digest for cell in found}) == 6
+
+
+def test_variants_that_begin_alike_share_their_first_stages():
+    base, gentle, scored = planned(base={"set": []}, gentle=GENTLE, scored=SCORED, seeds=[0])
+    assert base.keys[:2] == gentle.keys[:2]
+    assert base.keys[2] != gentle.keys[2]
+    assert not {*base.keys} & {*scored.keys}
+    assert [[cell.variant for cell in group] for group in groups([base, gentle, scored])] == [
+        ["base", "gentle"],
+        ["scored"],
+    ]
+
+
+def test_a_changed_setting_renames_only_what_it_touches():
+    def names(*overrides):
+        return {c.variant: c.digest for c in planned(overrides, base={"set": []}, scored=SCORED, seeds=[0])}
+
+    before = names()
+    after = names("promotion.every_task=false", "training.workers=2", "evaluation.bootstrap=300")
+    assert before == after
+    after = names("training.stages.specialize.steps=7")
+    assert not {*before.values()} & {*after.values()}
+
+
+def test_one_stage_is_a_selection_of_the_three():
+    (cell,) = planned(one={"set": [], "stages": ["specialize"]}, seeds=[0])
+    assert cell.stages == ("specialize",)
+    assert len(cell.keys) == 1
+    with pytest.raises(ValueError, match="in that order"):
+        Variant(says="odd", set=[], stages=["instruct", "align"])
+
+
+def test_a_variant_with_refused_settings_is_named():
+    with pytest.raises(UserError, match=r"ablation\.variants\.odd: --set model\.knowledg=1.*did you mean"):
+        planned(odd={"set": ["model.knowledg=1"]})
+
+
+def test_a_baseline_that_is_no_variant_is_refused():
+    for override in ("ablation.baseline=nobody", "ablation.variants.logic.control=nobody"):
+        with pytest.raises(UserError, match="none of the variants"):
+            settings.load("laptop", [override])
+
+
+def test_every_shipped_variant_loads_and_says_whether_its_branches_are_on():
+    loaded = settings.load("ablation", ["model.segmentation.mode=append", "model.knowledge.enabled=true"])
+    assert len(loaded.ablation.variants) == 9
+    by_name = {
+        cell.variant: cell.settings.model
+        for cell in cells("ablation", ["model.knowledge.enabled=true"], loaded.ablation.variants, [0], "t", "c")
+    }
+    assert by_name["base"].segmentation.mode == "none"
+    assert not by_name["base"].knowledge.enabled
+    assert by_name["one_stage"].segmentation.mode == "none"
+    assert not by_name["one_stage"].knowledge.enabled
+    assert by_name["scores"].knowledge.omega == by_name["scores"].knowledge.logic_weight == 0
+    assert by_name["correlation"].knowledge.omega > 0
+    assert by_name["correlation"].knowledge.logic_weight == 0
+    assert by_name["logic"].knowledge.omega == 0
+    assert by_name["logic"].knowledge.logic_weight > 0
+    assert by_name["everything"].segmentation.mode == "append"
+    assert by_name["everything"].knowledge.enabled
+
+
+@pytest.mark.parametrize(("text", "expected"), [("", []), ("0-2", [0, 1, 2]), ("4, 1,4", [4, 1]), ("7", [7])])
+def test_seeds_are_read(text, expected):
+    assert numbers(text) == expected
+
+
+@pytest.mark.parametrize("text", ["x", "3-1", "-1", "1-"])
+def test_odd_seeds_are_refused(text):
+    with pytest.raises(UserError, match="expected numbers"):
+        numbers(text)
+
+
+def record(variant, seed, mean, age, maps=None):
+    figures = {"without_map": {"closed_mean": mean, "age": age}}
+    if maps is not None:
+        figures["with_map"] = {"closed_mean": maps, "age": age}
+    stage = {"steps": 3, "faces": 12, "seconds": 2.0, "processor_seconds": 1.5, "losses": {"loss": 1.0}}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "stages": {"align": stage},
+        "seconds": 2.0,
+        "processor_seconds": 1.5,
+        "figures": figures,
+        "metrics": {"closed_mean": "balanced_accuracy", "age": "mae"},
+    }
+
+
+BASE = [0.70, 0.74, 0.71, 0.75, 0.72]
+GAINS = [0.031, 0.028, 0.035, 0.030, 0.027]
+
+
+def compared():
+    found = []
+    for seed, (mean, gain) in enumerate(zip(BASE, GAINS, strict=True)):
+        found.append(record("base", seed, mean, 10.0 + seed))
+        found.append(record("good", seed, mean + gain, 10.5 + seed + gain))
+        found.append(record("same", seed, mean + (-1) ** seed * 0.02, 10.0 + seed, maps=mean + gain))
+    return together(found, "base")
+
+
+def test_differences_are_paired_by_seed():
+    found = compared()
+    gap = found["good"]["figures"]["closed_mean"]["difference"]
+    reach = scipy_stats.t.ppf(0.975, 4) * statistics.stdev(GAINS) / math.sqrt(5)
+    assert gap["value"] == pytest.approx(statistics.fmean(GAINS))
+    assert (gap["low"], gap["high"]) == pytest.approx((gap["value"] - reach, gap["value"] + reach))
+    assert gap["p"] == pytest.approx(scipy_stats.ttest_1samp(GAINS, 0).pvalue)
+    own = found["base"]["figures"]["closed_mean"]
+    assert own["high"] - own["low"] > 5 * (gap["high"] - gap["low"]), "what the seeds share cancels out"
+    assert "difference" not in own
+
+
+def test_verdicts_know_which_way_is_better():
+    found = compared()
+    assert found["good"]["figures"]["closed_mean"]["difference"]["verdict"] == BETTER
+    assert found["good"]["figures"]["age"]["difference"]["verdict"] == WORSE
+    assert found["same"]["without_map"]["closed_mean"]["difference"]["verdict"] == SAME
+
+
+def test_a_model_that_takes_maps_is_shown_with_and_without():
+    found = compared()["same"]
+    assert found["figures"]["closed_mean"]["difference"]["verdict"] == BETTER
+    assert found["without_map"]["closed_mean"]["value"] < found["figures"]["closed_mean"]["value"]
+    assert compared()["good"]["without_map"] is None
+
+
+def test_holm_corrects_over_variants():
+    records = [record("base", seed, mean, 9.0) for seed, mean in enumerate(BASE)]
+    edge = [0.01, 0.02, 0.03, 0.001, 0.012]  # p about .04: one comparison of six does not bear it
+    for name in "abcdef":
+        gains = edge if name == "a" else [0.01, -0.01, 0.012, -0.012, 0.001]
+        records += [
+            record(name, seed, mean + gain, 9.0) for seed, (mean, gain) in enumerate(zip(BASE, gains, strict=True))
+        ]
+    gap = together(records, "base")["a"]["figures"]["closed_mean"]["difference"]
+    assert gap["verdict"] == BETTER
+    assert not gap["held"]
+    alone = together([r for r in records if r["variant"] in ("base", "a")], "base")
+    assert alone["a"]["figures"]["closed_mean"]["difference"]["held"]
+
+
+def test_a_control_is_another_baseline():
+    records = [record("base", seed, mean, 9.0) for seed, mean in enumerate(BASE)]
+    for seed, (mean, gain) in enumerate(zip(BASE, GAINS, strict=True)):
+        records += [record("good", seed, mean + gain, 9.0), record("worse", seed, mean + gain / 2, 9.0)]
+    found = together(records, "base", {"worse": "good"})
+    assert found["worse"]["figures"]["closed_mean"]["difference"]["verdict"] == BETTER
+    assert found["worse"]["to_control"]["closed_mean"]["difference"]["verdict"] == WORSE
+    assert found["good"]["to_control"] is None
+    assert words(found, "base", {"worse": "good"})[-1].startswith(
+        "`worse` against `good`: worse in all closed questions"
+    )
+
+
+def test_one_seed_shows_nothing():
+    found = together([record("base", 0, 0.7, 9.0), record("good", 0, 0.9, 5.0)], "base")
+    gap = found["good"]["figures"]["closed_mean"]["difference"]
+    assert gap["low"] is None
+    assert gap["verdict"] == SAME
+    assert words(found, "base", {}) == ["`good` against `base`: too few seeds to tell."]
+
+
+def test_words_say_a_loss_as_plainly_as_a_gain():
+    said = words(compared(), "base", {})
+    assert said[0] == "`good` against `base`: better in all closed questions; worse in age."
+    assert "no difference shown in" not in said[0]
+    assert said[1].startswith("`same` against `base`: better in all closed questions")
+
+
+def test_the_page_holds_every_variant_and_what_it_was_made_with():
+    results = {
+        "command": "facemllm ablate CONVERSATIONS OUT",
+        "baseline": "base",
+        "controls": {},
+        "says": {"base": "plain", "good": "better", "same": "alike"},
+        "variants": compared(),
+        "images": 40,
+        "people": 20,
+        "sources": ["render"],
+        "conversations": "c" * 64,
+        "machine": {"processor": "a processor", "cores": 2, "versions": {"python": "3"}},
+        "commit": "abc",
+    }
+    text = page(results, "images/ablation.png")
+    for part in ("| `good` | better |", "**+3.0 [+2.6, +3.4]**\\*", "without one", "a processor", "commit abc"):
+        assert part in text
+    assert drawn(results["variants"], "base").axes
+
+
+@pytest.fixture
+def conversations(tmp_path, face_rows, faces_table):
+    """Conversations about faces that differ in hair, bangs and expression."""
+    rows = []
+    for number, row in enumerate(face_rows()):
+        color = ("Brown_Hair", "Black_Hair")[number % 2]
+        attributes = {"Brown_Hair": False, "Black_Hair": False, "Bangs": number % 3 == 0, "Wearing_Hat": False}
+        caption = f"A woman with {('brown', 'black')[number % 2]} hair."
+        rows.append(row | {"attributes": pairs(attributes | {color: True}), "caption": caption})
+    reformat(settings.load("laptop"), faces_table(rows), tmp_path / "conversations")
+    return tmp_path / "conversations"
+
+
+def test_a_killed_ablation_goes_on_and_shares_what_is_alike(conversations, tmp_path, monkeypatch):
+    loaded = settings.load("laptop")
+    gentle = Variant(says="gentle", set=[*loaded.ablation.variants["base"].set, *GENTLE["set"]])
+    chosen = {**loaded.ablation.variants, "gentle": gentle}
+    ablation = loaded.ablation.model_copy(update={"variants": chosen})
+    monkeypatch.setattr(ablating, "load", lambda *a: settings.load(*a).model_copy(update={"ablation": ablation}))
+    trained = []
+    train = running._trained
+
+    def counted(cell, depth, ready, model):
+        trained.append((cell.variant, cell.stages[depth]))
+        if len(trained) == 5:
+            raise KeyboardInterrupt
+        return train(cell, depth, ready, model)
+
+    monkeypatch.setattr(running, "_trained", counted)
+    asked = {"variants": ["gentle", "everything"], "seeds": [3], "page": tmp_path / "page.md"}
+    with pytest.raises(KeyboardInterrupt):
+        ablate("laptop", TINY, conversations, tmp_path / "out", **asked)
+    assert not (tmp_path / "page.md").exists()
+    results = ablate("laptop", TINY, conversations, tmp_path / "out", **asked)
+    assert trained.count(("base", "align")) == 1, "base and gentle part only at specialize"
+    assert sorted(trained[4:]) == sorted([("everything", "align"), *(("everything", s) for s in loaded.stages())])
+    again = ablate("laptop", TINY, conversations, tmp_path / "out", **asked)
+    assert again == results
+    assert len(trained) == 8
+    figures = results["variants"]["everything"]
+    assert figures["without_map"]
+    assert 0 <= figures["figures"]["scores"]["value"] <= 1
+    assert figures["figures"]["closed_mean"]["n"] == 1
+    alone = ablate("laptop", TINY, conversations, tmp_path / "other", variants=["gentle"], seeds=[3])
+    one, other = (
+        json.loads(next(p.glob(f"cells/{alone['cells'][1]}.json")).read_text())
+        for p in (tmp_path / "out", tmp_path / "other")
+    )
+    assert one["figures"] == other["figures"]
+
+
+def test_an_unknown_variant_is_refused(conversations, tmp_path):
+    with pytest.raises(UserError, match=r"--variants nobody: choose among base, one_stage"):
+        ablate("laptop", TINY, conversations, tmp_path / "out", variants=["nobody"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_cell_is_named(conversations, tmp_path):
+    with pytest.raises(UserError, match=r"ablation\.variants\.base, seed 0: .*loss"):
+        ablate(
+            "laptop",
+            [
+                *TINY,
+                "training.stages.align.learning_rate=0.99",
+                "training.stages.align.steps=60",
+                "training.divergence=1.01",
+            ],
+            conversations,
+            tmp_path / "out",
+            variants=["base"],
+            seeds=[0],
+        )

@@ -1,0 +1,105 @@
+"""The training benchmark compares like with like: its peers minimise exactly our loss, over the same questions."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facemllm.records import CONVERSATIONS, TableWriter
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+TURNS = [
+    ("caption", "open", "Describe this face.", "A face with red hair."),
+    ("gender", "choice", "Is this a woman or a man?", "a woman"),
+    ("attributes", "boolean", "Is the person wearing glasses?", "yes"),
+]
+
+
+def conversation(number, picture):
+    messages = []
+    for place, (_, _, question, answer) in enumerate(TURNS):
+        image = [] if place else [{"type": "image", "text": None}]
+        messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    turn = {"template": "t", "follows": False, "options": []}
+    return {
+        "conversation_id": f"c{number}",
+        "image_id": f"i{number}",
+        "images": [{"bytes": picture, "path": None}],
+        "split": "train",
+        "source": "toy",
+        "subject_id": f"s{number}",
+        "messages": messages,
+        "turns": [
+            {**turn, "sample_id": f"{number}-{place}", "task": task, "form": form, "answer": answer}
+            for place, (task, form, _, answer) in enumerate(TURNS)
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    import io
+
+    from PIL import Image
+    from training_material import prepare, stage_of
+
+    folder = tmp_path_factory.mktemp("bench")
+    with TableWriter(folder / "table", CONVERSATIONS) as writer:
+        for number in range(6):
+            buffer = io.BytesIO()
+            noise = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(noise.repeat(12, 0).repeat(12, 1)).save(buffer, "JPEG")
+            writer.write([conversation(number, buffer.getvalue())])
+    stage = stage_of("frozen tower", 2, batch_images=3, turns_per_image=2)
+    return prepare(folder / "laid out", folder / "table", stage, 2)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_peers_minimise_our_loss(material):
+    from training_contenders import Ours
+    from training_peers import Peer
+
+    contenders = [Ours(material.folder), Peer(material.folder, "hf"), Peer(material.folder, "trl")]
+    ours, hf, trl = ([loss for _, _, loss in c.run(2, 1, "fp32")["marks"]] for c in contenders)
+    assert len(ours) == 2
+    np.testing.assert_allclose(hf, ours, rtol=1e-5)
+    np.testing.assert_allclose(trl, ours, rtol=1e-5)
+
+
+def test_passes_of_a_step_add_up_to_it(material):
+    from training_peers import Peer
+
+    whole, parts = (Peer(material.folder, "hf", micro=n).run(1, 1, "fp32")["marks"][0][2] for n in (1, 3))
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_only_answers_and_their_ends_are_labels(material):
+    from training_peers import IGNORED, collate, dataset
+
+    _, processor = material.model()
+    rows = material.rows()[:1]
+    batch = collate(list(dataset(rows, "many")), processor)
+    kept = batch["labels"][0][batch["labels"][0] != IGNORED]
+    said = "".join(f"{answer}</s>" for _, answer in rows[0]["turns"])
+    assert processor.tokenizer.decode(kept).replace(" ", "") == said.lower().replace(" ", "")
+
+
+def test_the_one_question_rows_are_those_of_the_dialogues(material):
+    from training_peers import dataset
+
+    rows = material.rows()
+    one = [(row["images"], row["turns"]) for row in dataset(rows, "one")]
+    many = [([row["image"]], list(turn)) for row in rows for turn in row["turns"]]
+    assert json.dumps(one) == json.dumps(many)

@@ -1,0 +1,121 @@
+"""A stage trained by adapters, opened by plain transformers code: merged, and as an adapter on what it started from."""
+
+import filecmp
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from facemllm import settings
+from facemllm.model.adapters import adapter_of
+from facemllm.model.branches import Graph, extend
+from facemllm.model.preset import build_tiny, load_model
+from facemllm.model.saving import save_model
+from facemllm.settings import Trainable
+from facemllm.training import stages
+
+README = Path(__file__).parents[2] / "README.md"
+TEXTS = ["Is there a beard?", "a woman with brown hair"]
+CASES = {
+    "plain": ([], {}),
+    "projector": ([], {"projector": "full"}),
+    "branches": (
+        ["model.segmentation.mode=append", "model.knowledge.enabled=true"],
+        {"projector": "full", "segmentation": "full", "knowledge": "full"},
+    ),
+    "all": (
+        ["model.segmentation.mode=add", "model.knowledge.enabled=true"],
+        {"tower": "full", "projector": "full", "segmentation": "full", "knowledge": "full", "embeddings": "full"},
+    ),
+}
+
+
+def inputs_of(processor, *, maps):
+    generator = np.random.default_rng(0)
+    face = Image.fromarray(generator.integers(0, 255, (100, 100, 3), dtype=np.uint8))
+    more = {"segmentation": [generator.integers(0, 19, (50, 50), dtype=np.uint8)]} if maps else {}
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a beard?"}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    return processor(images=face, text=text, return_tensors="pt", **more)
+
+
+def trained(folder, overrides, trains):
+    """Base and outcome of a stage, as training leaves them, with every declared weight moved."""
+    chosen = settings.load("laptop", overrides)
+    model, processor = build_tiny(chosen.model, TEXTS, ["yes", "no"], seed=1)
+    graph = Graph(("beard", "hair"), ("with a beard", "brown hair"), np.array([[0.8, 0.2], [0.3, 0.7]]))
+    model, processor = extend(model, processor, chosen.model, graph, (), seed=1)
+    save_model(model, processor, folder / "base")
+    model, processor = load_model(folder / "base")
+    names = dict.fromkeys(stages.MODULES, "frozen") | {"language": "lora"} | trains
+    torch.manual_seed(2)
+    trainable = Trainable(**names)
+    wrapper = stages.prepare(model, trainable, chosen.training.lora)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        if "tower" in trains:
+            for name, buffer in model.named_buffers():
+                if "running" in name:
+                    buffer.mul_(1.5)
+    ids = torch.tensor([processor.tokenizer("Is there a beard?")["input_ids"]])
+    adapter = adapter_of(wrapper, trainable)
+    merged = stages.merge(model, wrapper, (ids, torch.ones_like(ids)))
+    save_model(merged, processor, folder / "stage", adapter)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merged_and_as_adapter_it_computes_the_same(case, tmp_path):
+    from peft import PeftModel
+
+    overrides, trains = CASES[case]
+    trained(tmp_path, overrides, trains)
+    processor = AutoProcessor.from_pretrained(tmp_path / "stage")
+    inputs = inputs_of(processor, maps=bool(overrides))
+    base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base").eval()
+    with torch.no_grad():
+        before = base(**inputs).logits
+        merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "stage").eval()(**inputs).logits
+        adapted = PeftModel.from_pretrained(base, tmp_path / "stage" / "adapter").eval()(**inputs).logits
+    assert (merged - before).abs().max() > 0.01
+    torch.testing.assert_close(adapted, merged, atol=2e-5, rtol=1e-4)
+    names = {p.name for p in (tmp_path / "stage" / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+    assert not any(name.endswith((".bin", ".pt")) for name in names)
+
+
+def test_equal_adapters_give_equal_bytes(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        trained(tmp_path / name, *CASES["projector"])
+    one, two = (tmp_path / name / "stage" / "adapter" for name in ("one", "two"))
+    same, differing, errors = filecmp.cmpfiles(one, two, [p.name for p in one.iterdir()], shallow=False)
+    assert (differing, errors) == ([], [])
+    assert len(same) >= 2
+
+
+def test_the_readme_opens_it_merged_and_as_adapter(tmp_path, monkeypatch, capsys):
+    trained(tmp_path, *CASES["branches"])
+    processor = AutoProcessor.from_pretrained(tmp_path / "stage")
+    inputs = inputs_of(processor, maps=False)
+    Image.new("RGB", (60, 60), "gray").save(tmp_path / "face.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)
+    merged_code, adapter_code = (block for block in blocks if "from_pretrained(" in block)
+    names = {".facemllm/store/DIGEST": "stage", ".facemllm/store/BEFORE": "base"}
+    scope: dict = {}
+    logits = []
+    for code in (merged_code, adapter_code):
+        for name, folder in names.items():
+            code = code.replace(name, folder)
+        exec(code, scope)
+        with torch.no_grad():
+            logits.append(scope["model"].eval()(**inputs).logits)
+    torch.testing.assert_close(logits[1], logits[0], atol=2e-5, rtol=1e-4)
+    assert "is there a beard" in capsys.readouterr().out

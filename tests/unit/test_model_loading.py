@@ -1,0 +1,371 @@
+"""Checkpoints that are not ours: LLaVA models as transformers writes them, models of parts, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from facemllm import settings
+from facemllm.errors import UserError
+from facemllm.model.branches import Graph, extend
+from facemllm.model.forward import image_tokens, look, tower_features
+from facemllm.model.inference import Predictor, Query
+from facemllm.model.loading import load_model
+from facemllm.model.parts import assemble
+from facemllm.model.preset import load_base
+from facemllm.model.saving import save_model
+
+TEXT = ["USER: is there a face? ASSISTANT: yes </s>", "a woman with brown hair and glasses", "no beard at all"]
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+LANGUAGE = {
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+}
+
+
+def write_tokenizer(folder, **options):
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **options)
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def write_language(kind, folder):
+    torch.manual_seed(1)
+    if kind == "qwen2":
+        words = write_tokenizer(folder, eos_token="<|im_end|>", pad_token="<|pad|>", chat_template=CHATML)
+        model = Qwen2ForCausalLM(Qwen2Config(vocab_size=words, tie_word_embeddings=True, **LANGUAGE))
+    else:
+        words = write_tokenizer(folder)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=words, tie_word_embeddings=kind == "smollm", **LANGUAGE))
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_tower(kind, folder):
+    torch.manual_seed(2)
+    if kind == "siglip":
+        SiglipVisionModel(SiglipVisionConfig(image_size=32, patch_size=8, **TOWER)).save_pretrained(folder)
+        SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    else:
+        vision = CLIPVisionConfig(image_size=32, patch_size=8, **TOWER)
+        if kind == "clip_pair":
+            text = CLIPTextConfig(vocab_size=50, **TOWER)
+            CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+        else:
+            CLIPVisionModel(vision).save_pretrained(folder)
+        square = {"height": 32, "width": 32}
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
+    return folder
+
+
+def model_settings(**names):
+    return settings.load("laptop", [f"model.{name}={json.dumps(str(value))}" for name, value in names.items()]).model
+
+
+def logits(model, processor, **more):
+    face = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 36, 3), dtype=np.uint8))
+    inputs = processor(images=face, text=f"{processor.image_token} is there a face?", return_tensors="pt", **more)
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A LLaVA checkpoint in several shards, written by plain transformers."""
+    root = tmp_path_factory.mktemp("llava")
+    model, processor = assemble(
+        str(write_tower("clip", root / "tower")), str(write_language("llama", root / "language")), seed=5
+    )
+    model.save_pretrained(root / "llava", max_shard_size="60KB")
+    processor.save_pretrained(root / "llava")
+    assert len([*(root / "llava").glob("*.safetensors")]) > 2
+    return root / "llava"
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+def rewrite(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_a_published_checkpoint_computes_as_in_plain_transformers(checkpoint):
+    plain = LlavaForConditionalGeneration.from_pretrained(checkpoint).eval()
+    theirs = logits(plain, AutoProcessor.from_pretrained(checkpoint))
+    model, processor = load_base(model_settings(preset="hub", base=checkpoint))
+    assert type(model) is LlavaForConditionalGeneration
+    assert torch.equal(logits(model.eval(), processor), theirs)
+    same, _ = extend(model, processor, settings.load().model, None, (), seed=0)
+    assert same is model
+
+
+@pytest.mark.parametrize("mode", ["append", "add"])
+def test_a_published_checkpoint_takes_the_branches(checkpoint, tmp_path, mode):
+    chosen = settings.load("laptop", [f"model.segmentation.mode={mode}", "model.knowledge.enabled=true"]).model
+    graph = Graph(("hat", "glasses"), ("with a hat", "with glasses"), np.eye(2))
+    plain, processor = load_model(checkpoint)
+    before = logits(plain.eval(), processor)
+    model, processor = extend(plain, processor, chosen, graph, (), seed=0)
+    # without what the branches add, the face looks as it did
+    tokens = image_tokens(plain, torch.zeros(1, 3, 32, 32))
+    if mode == "append":
+        assert torch.equal(image_tokens(model, torch.zeros(1, 3, 32, 32))[:, : tokens.shape[1]], tokens)
+    assert torch.equal(logits(plain, AutoProcessor.from_pretrained(checkpoint)), before)
+    with_branches = logits(model.eval(), processor)
+    save_model(model, processor, tmp_path / "out")
+    again, processor = load_model(tmp_path / "out")
+    assert torch.equal(logits(again.eval(), processor), with_branches)
+    shown = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(shown.eval(), processor), with_branches)
+
+
+@pytest.mark.parametrize(("tower", "language"), [("clip", "llama"), ("clip_pair", "smollm"), ("siglip", "qwen2")])
+def test_parts_become_a_model(tower, language, tmp_path):
+    write_tower(tower, tmp_path / "tower")
+    write_language(language, tmp_path / "language")
+    chosen = model_settings(preset="parts", tower=tmp_path / "tower", language=tmp_path / "language")
+    model, processor = load_base(chosen, seed=7)
+    model.eval()
+    assert type(model) is LlavaForConditionalGeneration
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    assert tied == (language != "llama")
+    pixels = torch.randn(2, 3, 32, 32)
+    assert image_tokens(model, pixels).shape == (2, 16, 48)
+    torch.testing.assert_close(look(model, tower_features(model, pixels)).tokens_BND, image_tokens(model, pixels))
+
+    tokenizer = processor.tokenizer
+    assert {tokenizer.pad_token, tokenizer.eos_token} == (
+        {"<|pad|>", "<|im_end|>"} if language == "qwen2" else {"<pad>", "</s>"}
+    )
+    predictor = Predictor(model, processor)
+    face = np.random.default_rng(1).integers(0, 255, (40, 36, 3), dtype=np.uint8)
+    scored = predictor.score([face], [[Query("is there a face?", ("yes", "no"))]])[0][0]
+    assert sum(scored.probabilities) == pytest.approx(1)
+    predictor.generate(face, "is there a face?", max_new_tokens=4)
+
+    save_model(model, processor, tmp_path / "out")
+    again, processor = load_model(tmp_path / "out")
+    assert torch.equal(logits(again.eval(), processor), logits(model, processor))
+    assert (again.lm_head.weight is again.get_input_embeddings().weight) == tied
+    once_more, _ = load_base(chosen, seed=7)
+    for name, weight in once_more.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+
+
+def test_text_of_a_model_of_parts_is_that_of_its_language_model(tmp_path):
+    write_language("qwen2", tmp_path / "language")
+    model, processor = assemble(str(write_tower("siglip", tmp_path / "tower")), str(tmp_path / "language"), seed=0)
+    ids = torch.tensor([processor.tokenizer("brown hair and glasses")["input_ids"]])
+    alone = Qwen2ForCausalLM.from_pretrained(tmp_path / "language")
+    with torch.no_grad():
+        expected, found = alone(input_ids=ids).logits, model(input_ids=ids).logits
+    assert torch.equal(found[..., : expected.shape[-1]], expected)
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "is there a hat?"}]},
+        {"role": "assistant", "content": "no"},
+    ]
+    shown = processor.apply_chat_template(chat, tokenize=False)
+    assert shown == ("<|im_start|>user\n<image>\nis there a hat?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n")
+
+
+def refused(folder, *words):
+    with pytest.raises(UserError) as error:
+        load_base(model_settings(preset="hub", base=folder))
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_parts_that_do_not_fit_are_refused(tmp_path):
+    tower, language = write_tower("clip", tmp_path / "tower"), write_language("llama", tmp_path / "language")
+    with pytest.raises(UserError, match="no vision tower"):
+        assemble(str(language), str(language), 0)
+    with pytest.raises(UserError, match="no tokenizer"):
+        assemble(str(tower), str(tower), 0)
+    words = write_tokenizer(tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(vocab_size=words, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(UserError, match="no Llama-shaped decoder"):
+        assemble(str(tower), str(tmp_path / "gpt2"), 0)
+    write_tokenizer(tmp_path / "granite")
+    scaled = GraniteConfig(vocab_size=words, logits_scaling=8.0, **LANGUAGE)
+    GraniteForCausalLM(scaled).save_pretrained(tmp_path / "granite")
+    with pytest.raises(UserError, match="changes its logits"):
+        assemble(str(tower), str(tmp_path / "granite"), 0)
+    (tower / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"preprocessor_config\.json"):
+        assemble(str(tower), str(language), 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [
+        (["model.preset=parts"], "takes tower"),
+        (["model.preset=parts", "model.tower=a"], "takes language"),
+        (["model.preset=hub"], "takes base"),
+        (["model.language=a"], "takes language: null"),
+    ],
+)
+def test_a_preset_says_which_names_it_takes(overrides, word):
+    with pytest.raises(UserError, match=word):
+        settings.load("laptop", overrides)
+
+
+def test_a_base_that_is_nowhere(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused("nobody/nothing", "nobody/nothing", "no such folder")
+
+
+def test_another_family_is_refused(checkpoint, tmp_path):
+    plain = LlavaForConditionalGeneration.from_pretrained(checkpoint)
+    config = LlavaNextConfig(
+        vision_config=plain.config.vision_config, text_config=plain.config.text_config, image_token_index=1
+    )
+    LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path / "next")
+    refused(tmp_path / "next", "llava_next", "LLaVA's layout")
+
+
+def test_code_of_a_checkpoint_is_never_run(copy, tmp_path):
+    mark = tmp_path / "ran"
+    for name in ("configuration_evil.py", "modeling_evil.py"):
+        (copy / name).write_text(f"open({str(mark)!r}, 'w').close()\nclass Evil: pass\n")
+    mapping = {"AutoConfig": "configuration_evil.Evil", "AutoModelForImageTextToText": "modeling_evil.Evil"}
+    rewrite(copy / "config.json", lambda c: c.update(auto_map=mapping))
+    load_model(copy)  # a family we know needs no code of its own
+    rewrite(copy / "config.json", lambda c: c.update(model_type="evil"))
+    refused(copy, "evil", "auto_map", "never run")
+    assert not mark.exists()
+
+
+def test_pickles_are_refused(copy):
+    for file in copy.glob("*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+    refused(copy, "pickled", "only safetensors")
+
+
+def test_a_missing_shard_is_named(copy):
+    sorted(copy.glob("*.safetensors"))[1].unlink()
+    refused(copy, "model-00002-of-", "missing")
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
+def test_a_damaged_shard_is_named(copy, damage):
+    file = sorted(copy.glob("*.safetensors"))[1]
+    content = file.read_bytes()
+    file.write_bytes({"cut": content[:-100], "garbage": b"\xff" * 200, "empty": b""}[damage])
+    refused(copy, file.name, "damaged")
+
+
+def test_a_damaged_index_is_named(copy):
+    (copy / "model.safetensors.index.json").write_text("{")
+    refused(copy, "model.safetensors.index.json", "damaged")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float64])
+def test_weights_of_a_wrong_kind_are_refused(copy, kind):
+    file = next(f for f in copy.glob("*.safetensors") if any("language_model" in name for name in load_file(f)))
+    tensors = load_file(file)
+    name = next(name for name in tensors if "language_model" in name)
+    tensors[name] = tensors[name].to(kind)
+    save_file(tensors, file, metadata={"format": "pt"})
+    refused(copy, name, {torch.int8: "I8", torch.float64: "F64"}[kind], "F32")
+
+
+def test_quantised_weights_are_refused(copy):
+    rewrite(copy / "config.json", lambda c: c.update(quantization_config={"quant_method": "bitsandbytes"}))
+    refused(copy, "quantised")
+
+
+def test_a_missing_weight_is_not_made_up(copy):
+    file = next(f for f in copy.glob("*.safetensors") if any("projector" in name for name in load_file(f)))
+    tensors = load_file(file)
+    gone = sorted(name for name in tensors if "projector" in name)[0]
+    del tensors[gone]
+    save_file(tensors, file, metadata={"format": "pt"})
+    refused(copy, "missing", "multi_modal_projector")
+
+
+def test_widths_that_do_not_match_are_named(copy):
+    rewrite(copy / "config.json", lambda c: c["text_config"].update(hidden_size=96))
+    refused(copy, "48", "96", "have to match")
+
+
+def test_a_vocabulary_without_the_image_token_is_refused(copy):
+    rewrite(copy / "processor_config.json", lambda c: c.update(image_token="<picture>"))
+    refused(copy, "<picture>", "not in its vocabulary")
+
+
+def test_another_image_token_than_the_configured_is_refused(copy):
+    rewrite(copy / "config.json", lambda c: c.update(image_token_index=3))
+    refused(copy, "<image>", "image_token_index")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"patch_size": 4}, ["64 image tokens", "makes 16"]),
+        ({"num_additional_image_tokens": 0}, ["15 image tokens", "makes 16"]),
+        ({"vision_feature_select_strategy": "full"}, ["17 image tokens", "makes 16"]),
+    ],
+)
+def test_a_count_of_image_tokens_that_does_not_match_is_refused(copy, change, words):
+    rewrite(copy / "processor_config.json", lambda c: c.update(change))
+    refused(copy, *words)
+
+
+def test_an_image_size_that_does_not_match_is_refused(copy):
+    rewrite(
+        copy / "processor_config.json", lambda c: c["image_processor"].update(crop_size={"height": 64, "width": 64})
+    )
+    refused(copy, "does not fit its vision tower")
+
+
+def test_a_model_without_processor_is_refused(copy):
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (copy / name).unlink(missing_ok=True)
+    refused(copy, "cannot")

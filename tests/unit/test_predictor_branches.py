@@ -1,0 +1,138 @@
+"""Answers of a model with both branches: maps beside images, scores of characteristics, and none of it batched in."""
+
+import asyncio
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from facemllm import settings
+from facemllm.errors import UserError
+from facemllm.model.branches import Graph, extend
+from facemllm.model.inference import Predictor, Query
+from facemllm.model.preset import build_tiny
+from facemllm.model.segmentation import NO_MAP
+from facemllm.serving.policy import Limits
+from facemllm.serving.predictor import FaceModel
+
+TEXTS = ["Is there a beard?", "What is the hair style?", "Describe this face.", "A woman with a hat."]
+ANSWERS = ["short hair", "brown hair", "yes", "no"]
+QUERIES = [Query("Is there a beard?", ("yes", "no")), Query("What is the hair style?", ("short hair", "brown hair"))]
+NAMES = ("Bald", "Wearing_Hat", "Short_Hair")
+WITHHELD = 14
+
+
+@pytest.fixture(scope="module", params=["append", "add"])
+def predictor(request):
+    torch.set_num_threads(1)
+    chosen = settings.load(overrides=[f"model.segmentation.mode={request.param}", "model.knowledge.enabled=true"]).model
+    graph = Graph(NAMES, ("bald", "a hat", "short hair"), np.eye(3))
+    model, processor = extend(*build_tiny(chosen, TEXTS, ANSWERS, 3), chosen, graph, [WITHHELD], 0)
+    with torch.no_grad():  # untrained logits are nearly equal; spread them, so that a map shows
+        for name, parameter in model.named_parameters():
+            if "language_model.layers" in name and parameter.ndim == 2:
+                parameter.mul_(6)
+        model.get_input_embeddings().weight.mul_(8)
+    return Predictor(model, processor, batch_images=4)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 255, (128, 112, 3), dtype=np.uint8) for _ in range(6)]
+
+
+@pytest.fixture(scope="module")
+def maps():
+    def drawn(number):
+        coarse = np.random.default_rng(number).integers(0, 14, (8, 7), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(coarse.repeat(16, 0).repeat(16, 1), "L").save(buffer, "PNG")
+        return buffer.getvalue()
+
+    return [drawn(0), None, drawn(2), drawn(3), None, drawn(5)]
+
+
+def flat(scored):
+    return np.array([p for answers in scored for one in answers for p in one.probabilities])
+
+
+def test_answers_do_not_depend_on_what_they_are_batched_with(predictor, faces, maps):
+    together = predictor.score(faces, [QUERIES] * 6, maps)
+    alone = [predictor.score([face], [QUERIES], [shown])[0] for face, shown in zip(faces, maps, strict=True)]
+    np.testing.assert_allclose(flat(together), flat(alone), atol=1e-5)
+    written = predictor.generate_batch(faces, ["Describe this face."] * 6, 8, maps)
+    assert written == [
+        predictor.generate(face, "Describe this face.", 8, [shown]) for face, shown in zip(faces, maps, strict=True)
+    ]
+    scores = predictor.characteristics(faces, maps)
+    assert [tuple(row) for row in scores] == [NAMES] * 6
+    for row, face, shown in zip(scores, faces, maps, strict=True):
+        assert row == pytest.approx(predictor.characteristics([face], [shown])[0], abs=1e-6)
+        assert all(0 < value < 1 for value in row.values())
+
+
+def test_a_map_matters_and_none_is_none(predictor, faces, maps):
+    without, with_ = predictor.score(faces, [QUERIES] * 6), predictor.score(faces, [QUERIES] * 6, maps)
+    assert abs(flat(without[:1]) - flat(with_[:1])).max() > 1e-4
+    np.testing.assert_allclose(flat([without[1]]), flat([with_[1]]), atol=1e-5)
+    assert flat(predictor.score(faces, [QUERIES] * 6, [None] * 6)) == pytest.approx(flat(without))
+    assert predictor.characteristics(faces)[0] != predictor.characteristics(faces, maps)[0]
+
+
+def test_prepared_maps_stay_as_they_are_and_withheld_classes_are_not_seen(predictor, maps):
+    side = predictor.processor.image_processor.crop_size["height"]
+    ready = predictor.map(maps[0])
+    assert (ready.shape, ready.dtype) == ((side, side), np.uint8)
+    assert (predictor.map(ready) == ready).all()
+    assert (predictor.map(None) == NO_MAP).all()
+    assert (predictor.map(predictor.map(None)) == NO_MAP).all()
+    hat = np.full((side, side), 1, np.uint8)
+    hat[: side // 2] = WITHHELD
+    assert (predictor.map(hat) == 1).all()
+    with pytest.raises(UserError, match="class numbers"):
+        predictor.map(np.full((side, side), 19, np.uint8))
+
+
+def test_scores_are_the_sigmoid_of_what_the_branch_says(predictor, faces, maps):
+    from facemllm.model.forward import look, tower_features
+    from facemllm.model.pixels import normalise
+
+    pixels = torch.from_numpy(predictor.pixels(faces[0]))[None]
+    values = normalise(pixels, predictor.processor.image_processor)
+    with torch.no_grad():
+        features = tower_features(predictor.model, values)
+        seen = look(predictor.model, features, torch.from_numpy(predictor.map(maps[0]))[None])
+    expected = 1 / (1 + np.exp(-seen.scores_BA[0].double().numpy()))
+    assert list(predictor.characteristics(faces[:1], maps[:1])[0].values()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_plain_model_looks_at_no_map_and_has_no_scores(faces, maps):
+    model, processor = build_tiny(settings.load(overrides=["model.segmentation.mode=none"]).model, TEXTS, ANSWERS, 3)
+    plain = Predictor(model, processor)
+    assert (plain.takes_maps, plain.characteristic_names) == (False, ())
+    assert plain.score(faces, [QUERIES] * 6, maps) == plain.score(faces, [QUERIES] * 6)
+    assert plain.generate_batch(faces, ["Describe this face."] * 6, 4, maps)
+    assert plain.characteristics(faces, maps) == [{}] * 6
+
+
+def test_the_server_answers_of_a_map_as_the_predictor_does(predictor, maps):
+    limits = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=4)
+    model = FaceModel("m", predictor, names=["attributes"], limits=limits, batch_size=4, max_new_tokens=4)
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").resize((112, 128)).convert("RGB").save(buffer, "PNG")
+    image = {"b64": base64.b64encode(buffer.getvalue()).decode()}
+    shown = {"segmentation": {"b64": base64.b64encode(maps[0]).decode()}}
+    hat = {"image": image, "question": "Is the person wearing a hat?", "characteristics": True}
+    found = asyncio.run(model.predict({"instances": [hat, {**hat, **shown}]}))["predictions"]
+    query = Query(hat["question"], ("yes", "no"))
+    pictures = [Image.open(io.BytesIO(buffer.getvalue()))] * 2
+    expected = predictor.score(pictures, [[query]] * 2, [None, maps[0]])
+    for one, (scored,) in zip(found, expected, strict=True):
+        assert one["scores"] == pytest.approx(dict(zip(query.options, scored.probabilities, strict=True)), abs=1e-4)
+    scores = predictor.characteristics(pictures, [None, maps[0]])
+    assert [one["characteristics"] for one in found] == [pytest.approx(row, abs=1e-6) for row in scores]
+    assert found[0]["scores"] != found[1]["scores"]

@@ -1,0 +1,96 @@
+"""What the served model is shown and what it tells: maps of face parts, and scores of tasks that are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from facemllm.serving.policy import Limits, Refused
+from facemllm.serving.predictor import FaceModel
+
+LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=8)
+NAMES = ("Wearing_Hat", "Bald", "expression=fear", "ethnicity=a", "gender=male")
+
+
+class Fake:
+    """Tells what it was shown: images are their red value, maps their class."""
+
+    def __init__(self, takes_maps: bool = True, names: tuple[str, ...] = NAMES) -> None:
+        self.takes_maps, self.characteristic_names = takes_maps, names
+        self.scored: list[tuple[list[Any], list[Any]]] = []
+
+    def pixels(self, image: Image.Image) -> int:
+        return int(image.getpixel((0, 0))[0])  # type: ignore[index]
+
+    def map(self, classes: Any) -> int:
+        return int(classes[0, 0])
+
+    def score(self, images: Any, questions: Any, maps: Any) -> Any:
+        raise NotImplementedError
+
+    def characteristics(self, images: Any, maps: Any) -> list[dict[str, float]]:
+        self.scored.append((images, maps))
+        return [dict.fromkeys(self.characteristic_names, image / 255) for image in images]
+
+    def generate(self, image: Any, question: Any, max_new_tokens: int, maps: Any) -> str:
+        return f"chat of {image} {maps}"
+
+    def generate_batch(self, images: Any, questions: Any, max_new_tokens: int, maps: Any) -> list[str]:
+        return [f"{image} {shown}" for image, shown in zip(images, maps, strict=True)]
+
+
+def png(image: Image.Image) -> dict[str, str]:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"b64": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def face(red: int, parts: int | None = None, **fields: Any) -> dict[str, Any]:
+    shown = {} if parts is None else {"segmentation": png(Image.new("L", (32, 48), parts))}
+    return {"image": png(Image.new("RGB", (32, 48), (red, 0, 0))), "question": "Who?", **shown, **fields}
+
+
+def ask(fake: Fake, *instances: dict[str, Any], names: tuple[str, ...] = ("attributes",)) -> list[dict[str, Any]]:
+    model = FaceModel("m", fake, names=names, limits=LIMITS, batch_size=8, max_new_tokens=4)
+    return asyncio.run(model.predict({"instances": list(instances)}))["predictions"]  # type: ignore[no-any-return]
+
+
+def test_each_question_is_put_about_its_own_image_and_map() -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    talk = {name: value for name, value in face(9, 4).items() if name != "question"} | {"messages": chat}
+    found = ask(Fake(), face(10), face(10, 3), face(10, 5), face(20, 3), talk)
+    assert [one["answer"] for one in found] == ["10 None", "10 3", "10 5", "20 3", "chat of 9 [4]"]
+    assert all("characteristics" not in one for one in found)
+
+
+def test_scores_are_told_where_asked_and_only_of_tasks_that_are_answered() -> None:
+    fake = Fake()
+    found = ask(fake, face(51, 3, characteristics=True), face(51, 3), face(51, 3, characteristics=True))
+    assert [one.get("characteristics") for one in found] == [{"Wearing_Hat": 0.2, "Bald": 0.2}, None] + [
+        {"Wearing_Hat": 0.2, "Bald": 0.2}
+    ]
+    assert fake.scored == [([51], [3])]  # one face, looked at once
+    opted_in = ask(Fake(), face(51, characteristics=True), names=("attributes", "expression"))
+    assert set(opted_in[0]["characteristics"]) == {"Wearing_Hat", "Bald", "expression=fear"}
+
+
+def test_a_broken_picture_spoils_its_own_answer_alone() -> None:
+    wrong = {**face(10, characteristics=True), "segmentation": png(Image.new("L", (32, 48), 19))}
+    with pytest.raises(Refused, match="holds the class 19") as refusal:
+        ask(Fake(), face(20, characteristics=True), wrong)
+    assert refusal.value.status == 422
+
+
+def test_what_the_model_cannot_use_is_refused_not_ignored() -> None:
+    with pytest.raises(Refused, match=r"instances\[0\].segmentation: this model looks at no map"):
+        ask(Fake(takes_maps=False), face(10, 3))
+    with pytest.raises(Refused, match=r"instances\[1\].characteristics: this deployment gives no scores"):
+        ask(Fake(names=()), face(10), face(10, characteristics=True))
+    with pytest.raises(Refused, match="gives no scores"):
+        ask(Fake(names=("expression=fear",)), face(10, characteristics=True))
+    assert ask(Fake(names=()), face(10, characteristics=False))[0]["answer"] == "10 None"

@@ -1,0 +1,148 @@
+"""What training reads: pictures, maps, turns and their mirror images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from facemllm import settings
+from facemllm.model.preset import build_tiny
+from facemllm.model.segmentation import NO_MAP
+from facemllm.records import CONVERSATIONS, TableWriter, open_table
+from facemllm.tasks.regions import CLASSES
+from facemllm.training import augment
+from facemllm.training.data import mirror_text, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.training.packing import word_bags
+from tests.training_example import COLORS, SIDES, Toy, conversation
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return Toy(tmp_path_factory.mktemp("toy"))
+
+
+def decoded(toy, text):
+    return toy.processor.tokenizer.decode(toy.corpus.texts[text])
+
+
+def test_mirroring_swaps_left_and_right_as_words():
+    assert (
+        mirror_text("Turned left, LEFT of Right; leftover upright") == "Turned right, RIGHT of Left; leftover upright"
+    )
+
+
+def test_mirrored_faces_are_asked_and_answered_mirrored(toy):
+    corpus = toy.corpus
+    swapped = 0
+    for turn in range(len(corpus.task)):
+        plain, mirrored = (decoded(toy, corpus.answer[turn, m]) for m in (0, 1))
+        assert mirrored == mirror_text(plain)
+        swapped += plain != mirrored
+    assert swapped == 2 * len(corpus)  # head pose and caption of every face
+    pose = toy.processor.tokenizer.convert_tokens_to_ids(list(SIDES))
+    bags = word_bags(corpus, [np.array([0]), np.array([0])], np.array([False, True]), len(toy.processor.tokenizer))
+    assert bags[0, pose].tolist() == bags[1, pose].tolist()[::-1] != [0, 0]
+
+
+def test_a_mirrored_picture_is_the_mirrored_picture(toy):
+    pixels = torch.from_numpy(np.array(toy.pixels[:2]))
+    still = augment.Changes(
+        np.array([False, True]),
+        np.zeros((2, 2), int),
+        np.ones((2, 1, 1, 1), np.float32),
+        np.zeros((2, 1, 1, 3), np.float32),
+    )
+    changed = augment.apply(pixels, still)
+    torch.testing.assert_close(changed[0], pixels[0].float())
+    torch.testing.assert_close(changed[1], pixels[1].flip(1).float())
+
+
+def test_pixels_are_decoded_once_and_in_row_order(toy):
+    path = next(toy.cache.glob("*.npy"))
+    written = path.stat().st_mtime_ns
+    again = pixel_cache(toy.table, toy.processor.image_processor, toy.cache)
+    assert path.stat().st_mtime_ns == written
+    assert again.shape == (40, 32, 32, 3)
+    assert toy.corpus.pixel_row.tolist() == [n for n in range(40) if n % 5 != 4]
+    red = [n for n in range(40) if n % 3 == 0]
+    assert (again[red].mean((1, 2)).argmax(1) == 0).all()
+    assert not list(toy.cache.glob("*.partial"))
+
+
+def test_turns_stay_with_their_pictures_in_a_table_of_many_batches(tmp_path):
+    def row(number):
+        made = conversation(0, "test" if number % 3 == 0 else "train")
+        made["conversation_id"], made["image_id"] = f"c{number}", f"i{number}"
+        made["messages"][-1]["content"][0]["text"] = f"answer {number}"
+        made["turns"] = made["turns"][: 4 - number % 2]  # three or four turns
+        made["messages"] = made["messages"][: 8 - 2 * (number % 2)]
+        made["messages"][1]["content"][0]["text"] = f"caption {number}"
+        return made
+
+    with TableWriter(tmp_path / "many", CONVERSATIONS) as writer:
+        writer.write(row(number) for number in range(2200))
+    turns = read_turns(open_table(tmp_path / "many", CONVERSATIONS), "train")
+    numbers = [number for number in range(2200) if number % 3]
+    assert turns.pixel_row.tolist() == numbers
+    assert turns.count.tolist() == [4 - number % 2 for number in numbers]
+    first = np.concatenate([[0], np.cumsum(turns.count)[:-1]])
+    assert turns.answer.take(first).to_pylist() == [f"caption {number}" for number in numbers]
+    assert set(turns.question.take(first).to_pylist()) == {"Describe this face."}
+
+
+def test_a_vocabulary_is_of_questions_and_answers_mirrored_too(toy):
+    texts, answers = vocabulary_texts(toy.turns)
+    caption = "A face with red hair; head turned 25 degrees left."
+    assert {"Which hair?", caption, mirror_text(caption)} <= set(texts)
+    assert set(answers) == {"yes", "no", *COLORS, *SIDES}
+
+
+def test_a_question_that_follows_begins_as_a_later_one(toy, tmp_path):
+    row = conversation(0)
+    row["messages"][4]["content"][0]["text"] = row["messages"][2]["content"][0]["text"]  # one wording, two places
+    row["turns"][2]["follows"] = True
+    with TableWriter(tmp_path / "talk", CONVERSATIONS) as writer:
+        writer.write([row])
+    first, rest = toy.frame.first
+    frame = replace(toy.frame, later=(f"A face. {first}", rest))  # the tiny template begins all questions alike
+    corpus = tokenise(read_turns(open_table(tmp_path / "talk", CONVERSATIONS), "train"), frame)
+    assert corpus.follows.tolist() == [False, False, True, False]
+    said = [corpus.texts[text].tolist() for text in corpus.prompt[:, 0]]
+    assert said[1] == frame.prompt("Which hair?")
+    assert said[2] == frame.prompt("Which hair?", follows=True)
+    assert said[1] != said[2]
+    assert corpus.texts[corpus.prompt[2, 1]].tolist() == said[2]  # mirrored it reads the same, and still follows
+
+
+def test_two_sizes_of_picture_share_a_cache_and_nothing_else(toy, tmp_path):
+    small = pixel_cache(toy.table, toy.processor.image_processor, tmp_path)
+    model = settings.load("laptop", ["model.image_size=64"]).model
+    larger = build_tiny(model, *vocabulary_texts(toy.turns), 1)[1].image_processor
+    large = pixel_cache(toy.table, larger, tmp_path)
+    assert (small.shape, large.shape) == ((40, 32, 32, 3), (40, 64, 64, 3))
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    again = pixel_cache(toy.table, toy.processor.image_processor, tmp_path)
+    assert (again == small).all()
+
+
+def test_a_mirrored_map_is_the_mirrored_map_with_sides_renamed():
+    left, right, lip = (CLASSES.index(name) for name in ("l_eye", "r_eye", "l_lip"))
+    maps = np.zeros((2, 8, 8), np.uint8)
+    maps[:, 1, 2], maps[:, 1, 6], maps[:, 5, 3], maps[:, 7, 7] = left, right, lip, NO_MAP
+    changes = augment.Changes(
+        np.array([False, True]),
+        np.array([[0, 0], [1, 0]]),
+        np.ones((2, 1, 1, 1), np.float32),
+        np.zeros((2, 1, 1, 3), np.float32),
+    )
+    plain, mirrored = augment.apply_to_maps(torch.from_numpy(maps), changes)
+    assert (plain.numpy() == maps[0]).all()
+    assert mirrored[0, 1] == left  # what stood right of the middle as r_eye, one row up
+    assert mirrored[0, 5] == right
+    assert mirrored[4, 4] == lip  # the lower lip has no side
+    assert mirrored[6, 0] == NO_MAP
+    twice = augment.apply_to_maps(mirrored[None], changes.part(slice(1, 2)))[0]
+    assert (twice[:4].numpy() == maps[1][2:6]).all()

@@ -1,0 +1,116 @@
+"""Features of a frozen tower, kept on disk: the same as asked anew, and of this tower, these pictures alone."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from facemllm.errors import UserError
+from facemllm.training import features
+from tests.training_example import Toy, stage, trains
+
+PLAN = stage(trains=trains(projector="full", language="full"), augment=False)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return Toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(features, "_BLOCK", 8)
+    monkeypatch.setattr(features, "_BATCH", 4)
+
+
+def kept(toy, folder, bf16=False, **options):
+    model, processor = toy.fresh()
+    rows = toy.corpus.pixel_row
+    return features.cached(
+        folder, model, processor.image_processor, toy.pixels, rows, device=torch.device("cpu"), bf16=bf16, **options
+    )
+
+
+def test_training_on_kept_features_is_training_on_pictures(toy, tmp_path):
+    losses = []
+    without = toy.run(PLAN, cache=tmp_path, feature_cache=False, log=lambda _, m: losses.append(m["loss"]))
+    assert not list(tmp_path.iterdir())
+    cached = []
+    first = toy.run(PLAN, cache=tmp_path, log=lambda _, m: cached.append(m["loss"]))
+    assert cached == pytest.approx(losses, abs=1e-6)
+    for name, tensor in without.model.state_dict().items():
+        torch.testing.assert_close(first.model.state_dict()[name], tensor, atol=2e-5, rtol=1e-4, msg=name)
+    [folder] = tmp_path.iterdir()
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(written) == 4
+    again = toy.run(PLAN, cache=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"augment": True}, {"trains": trains(tower="full")}, {"steps": 5}],  # 5 steps of 6 are fewer than 32 faces
+)
+def test_features_are_kept_only_where_that_saves_work(toy, tmp_path, changes):
+    toy.run(PLAN.model_copy(update={}) if not changes else stage(**(PLAN.model_dump() | changes)), cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_tower_transform_or_table_has_another_name(toy):
+    model, processor = toy.fresh()
+    image = processor.image_processor
+
+    def name(m=model, i=image, table="t", rows=toy.corpus.pixel_row, precision="fp32"):
+        return features.name_of(m, i, table, rows, precision)
+
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        next(changed.model.vision_tower.parameters())[0] += 1e-6
+    brighter = copy.deepcopy(image)
+    brighter.image_mean = [0.4] * 3
+    names = [name(), name(changed), name(i=brighter), name(table="u"), name(rows=np.arange(3)), name(precision="bf16")]
+    assert len(set(names)) == len(names)
+    assert name(toy.fresh()[0]) == names[0]
+
+
+def test_a_killed_build_goes_on_and_ranks_share_the_work(toy, tmp_path):
+    whole = kept(toy, tmp_path / "whole")
+    blocks = sorted((tmp_path / "whole").iterdir())
+    partly = tmp_path / "partly"
+    partly.mkdir()
+    (partly / blocks[1].name).write_bytes(blocks[1].read_bytes())
+    built = {path.name: path.stat().st_mtime_ns for path in partly.iterdir()}
+    waited = []
+    kept(toy, partly, rank=1, world=2, wait=lambda: waited.append(sorted(p.name for p in partly.iterdir())))
+    assert waited == [[blocks[1].name, blocks[3].name]]  # its own; the others were nobody's here, so it made them too
+    assert (partly / blocks[1].name).stat().st_mtime_ns == built[blocks[1].name]
+    assert [p.read_bytes() for p in sorted(partly.iterdir())] == [p.read_bytes() for p in blocks]
+    rows = np.array([31, 0, 8, 8])
+    assert torch.equal(whole[rows][2], whole[rows][3])
+    assert whole[rows].shape == (4, 10, 256)
+
+
+def test_bfloat16_is_kept_bit_by_bit(tmp_path):
+    values = torch.randn(3, 2, 5).to(torch.bfloat16)
+    np.save(tmp_path / "block.npy", values.view(torch.int16).numpy())
+    read = features.Features((np.load(tmp_path / "block.npy", mmap_mode="r"),))[np.array([2, 0])]
+    assert torch.equal(read, values[[2, 0]])
+
+
+def test_too_little_room_is_told_before_the_work(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"tower features need 0.0 GB .* training.feature_cache=false"):
+        kept(toy, tmp_path / "features")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line(toy, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write tower features .* training.feature_cache=false"):
+        kept(toy, tmp_path / "file" / "features")

@@ -1,0 +1,304 @@
+"""The training loop: what a stage changes, how it resumes, when it stops, what it tells."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from facemllm import cost
+from facemllm.errors import UserError
+from facemllm.model.inference import Predictor, Query
+from facemllm.settings import Trainable
+from facemllm.training import stages
+from facemllm.training.batches import ahead
+from facemllm.training.watch import Pace, Watch, memory_explained
+from tests.training_example import BRANCHES, COLORS, MODES, SIDES, Toy, assert_same_gradients, face, stage, trains
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return Toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def full_toy(tmp_path_factory):
+    return Toy(tmp_path_factory.mktemp("full"), *BRANCHES)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_stage_changes_what_it_declares_and_nothing_else(toy, name):
+    trains, objective = MODES[name]
+    before = {n: t.clone() for n, t in toy.fresh()[0].state_dict().items()}
+    plan = stage(trains=trains, objective=objective, steps=3, tasks={"caption": 1.0, "attributes": 1.0})
+    model = toy.run(plan, name).model
+    after = model.state_dict()
+    assert set(after) == set(before)
+    untouched = {n for n in before if "num_batches" not in n and torch.equal(before[n], after[n])}
+    for tensor in before:
+        if "num_batches" in tensor:
+            assert (after[tensor] > 0) == (trains["tower"] != "frozen")
+            continue
+        mode = trains[stages.module_of(tensor)]
+        adapted = mode == "lora" and "_proj.weight" in tensor
+        assert (tensor not in untouched) == (mode == "full" or adapted), tensor
+
+
+def test_adapters_never_reach_the_tower(toy):
+    model, _ = toy.fresh()
+    stages.prepare(model, Trainable.model_validate(MODES["adapters"][0]), toy.settings.training.lora)
+    adapted = {n.split(".lora_")[0] for n, _ in model.named_parameters() if ".lora_" in n}
+    assert len(adapted) == 3 * 7  # layers x linear maps
+    assert all("language_model" in n for n in adapted)
+
+
+def test_a_bad_merge_is_noticed(toy):
+    model, _ = toy.fresh()
+    wrapper = stages.prepare(model, Trainable.model_validate(MODES["adapters"][0]), toy.settings.training.lora)
+
+    class Careless:
+        def merge_and_unload(self):
+            merged = wrapper.merge_and_unload()
+            merged.get_input_embeddings().weight.data += 0.1
+            return merged
+
+    ids = torch.tensor([[7, 8, 9]])
+    with pytest.raises(RuntimeError, match="merging the adapters changed"):
+        stages.merge(model, Careless(), (ids, torch.ones_like(ids)))
+
+
+@pytest.mark.parametrize("objective", ["caption_words", "answers"])
+def test_a_resumed_run_ends_with_the_same_bytes(toy, tmp_path, objective):
+    plan = stage(objective=objective, trains=MODES["align" if objective == "caption_words" else "specialize"][0])
+    folders = []
+
+    def keep(step, write):
+        folders.append(tmp_path / f"{step}")
+        folders[-1].mkdir()
+        write(folders[-1])
+
+    logged = []
+    whole = toy.run(plan, keep=keep, log=lambda step, metrics: logged.append((step, metrics)))
+    assert [f.name for f in folders] == ["3", "6"]
+    assert {p.suffix for p in folders[0].iterdir()} == {".safetensors", ".json"}
+    seen = []
+    resumed = toy.run(plan, resume=folders[0], log=lambda step, metrics: seen.append((step, metrics)))
+    assert (whole.resumed_from, resumed.resumed_from) == (0, 3)
+    assert (resumed.tokens, resumed.final_loss) == (whole.tokens, whole.final_loss)
+    assert [(s, m["grad_norm"]) for s, m in seen] == [(s, m["grad_norm"]) for s, m in logged[3:]]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path):
+    plan = stage(steps=4)
+    toy.run(plan, keep=lambda step, write: write(tmp_path))
+    state = json.loads((tmp_path / "training.json").read_text())
+    (tmp_path / "training.json").write_text(json.dumps(state | {"key": "other"}))
+    with pytest.raises(Exception, match="other settings or data"):
+        toy.run(plan, resume=tmp_path)
+
+
+def test_schedules():
+    cosine = stage(schedule="cosine", steps=100, warmup=0.1, decay=0.9)
+    rates = [stages.rate(cosine, step) for step in range(101)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(stages.FLOOR + (1 - stages.FLOOR) / 2)
+    assert rates[100] == pytest.approx(stages.FLOOR)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    stable = stage(schedule="warmup_stable_decay", steps=100, warmup=0.0, decay=0.4)
+    rates = [stages.rate(stable, step) for step in range(101)]
+    assert rates[:61] == [1.0] * 61
+    assert rates[80] == pytest.approx(stages.FLOOR + (1 - stages.FLOOR) / 2)
+    assert stages.rate(stage(warmup=0.0, decay=0.0), 7) == 1.0
+
+
+def test_the_tower_has_a_rate_of_its_own_and_norms_no_decay(toy):
+    model, _ = toy.fresh()
+    groups = stages.parameter_groups(model, stage(rates={"tower": 0.2}))
+    names = {id(p): n for n, p in model.named_parameters()}
+    held = {(g["factor"], g["weight_decay"]): {names[id(p)] for p in g["params"]} for g in groups}
+    assert sum(map(len, held.values())) == len(names)
+    assert all("vision_tower" in n for key, group in held.items() if key[0] == 0.2 for n in group)
+    undecayed = {n for key, group in held.items() if key[1] == 0 for n in group}
+    assert undecayed == {n for n, p in model.named_parameters() if p.ndim < 2 or "embed_tokens" in n}
+
+
+def test_it_learns_and_answers_new_faces(toy):
+    questions = [Query("Which hair?", tuple(COLORS)), Query("How is the head turned?", SIDES)]
+    rows = [n for n in range(40) if n % 5 == 4]
+    words = stage(
+        objective="caption_words",
+        trains=MODES["align"][0],
+        tasks={"caption": 1.0},
+        steps=40,
+        batch_images=16,
+        learning_rate=4e-3,
+    )
+    aligned = toy.run(words, "align", precision="bf16").model
+    plan = stage(steps=60, batch_images=8, learning_rate=2e-3)
+    losses = []
+    model = toy.run(plan, model=aligned, precision="bf16", log=lambda _, m: losses.append(m["loss"])).model
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    answers = Predictor(model, toy.processor).score([face(n)[0] for n in rows], [questions] * len(rows))
+    right = [answer[0].best == n % 3 for answer, n in zip(answers, rows, strict=True)]
+    assert np.mean(right) > 0.8
+
+
+def test_the_branches_learn_and_tell_every_term(full_toy):
+    logs = []
+    plan = stage(
+        steps=30, batch_images=8, rates={}, learning_rate=2e-3, trains=trains(**dict.fromkeys(stages.MODULES, "full"))
+    )
+    model = full_toy.run(plan, log=lambda _, metrics: logs.append(metrics), row_tokens=200).model
+    for name in ("loss", "loss/answers", "loss/characteristics"):
+        assert logs[-1][name] < 0.95 * logs[0][name], name
+    parts = sum(logs[0][f"loss/{name}"] for name in ("answers", "characteristics", "logic"))
+    assert logs[0]["loss"] == pytest.approx(parts, rel=1e-5)
+    assert not torch.equal(model.model.segmentation.absent, full_toy.fresh()[0].model.segmentation.absent)
+
+
+def test_logs_tell_losses_by_task_speeds_and_what_is_left(toy):
+    logs = {}
+    plan = stage(steps=6, rates={"tower": 0.5})
+    toy.run(plan, log=logs.__setitem__)
+    assert list(logs) == [1, 2, 3, 4, 5, 6]
+    speeds = {f"{name}_per_second" for name in ("steps", "images", "questions", "tokens")}
+    rates = {"learning_rate", "learning_rate/tower"}
+    norms = {"grad_norm", *(f"grad_norm/{m}" for m in ("tower", "projector", "embeddings", "language"))}
+    assert speeds | rates | norms | {"loss", "padding", "seconds_left", "memory_bytes"} <= set(logs[3])
+    assert "mfu" not in logs[3]  # nothing is known of a CPU's peak
+    assert logs[3]["learning_rate/tower"] == 0.5 * logs[3]["learning_rate"]
+    squares = sum(logs[3][name] ** 2 for name in norms - {"grad_norm"})
+    assert squares == pytest.approx(logs[3]["grad_norm"] ** 2, rel=1e-4)
+    assert logs[6]["seconds_left"] == 0 < logs[1]["seconds_left"]
+    assert {f"loss/task/{task}" for task in ("attributes", "head_pose")} <= set().union(*logs.values())
+
+
+def test_speeds_are_smoothed_and_a_known_peak_gives_the_share_used(monkeypatch):
+    monkeypatch.setattr(cost, "peak_flops", lambda device, precision: 1e6)
+    clock = iter([0.0, 1.0, 2.0])
+    monkeypatch.setattr("facemllm.training.watch.time.perf_counter", lambda: next(clock))
+    pace = Pace(100, 0, "cpu", "bf16", world=2, flops_per_token=500.0)
+    first = pace.measure(10, {"tokens": 1000})
+    assert (first["tokens_per_second"], first["mfu"], first["seconds_left"]) == (1000, 0.25, 9)
+    second = pace.measure(30, {"tokens": 2000})
+    assert second["tokens_per_second"] == pytest.approx(1300)
+    assert second["seconds_left"] == pytest.approx(70 / 13)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.4e12),
+        ("NVIDIA H100 PCIe", "bf16", 756e12),
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312e12),
+        ("NVIDIA L4", "bf16", 121e12),
+        ("NVIDIA H200", "fp32", None),
+        ("NVIDIA GeForce RTX 4090", "bf16", None),
+    ],
+)
+def test_peaks_are_of_known_devices_only(monkeypatch, name, precision, peak):
+    monkeypatch.setattr(cost, "device_name", lambda device: name)
+    assert cost.peak_flops("cuda", precision) == peak
+    assert cost.peak_flops("cpu", precision) is None
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint(toy):
+    model, _ = toy.fresh()
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_1.weight[0, 0] = math.nan
+    stop = r"stage toy: the loss is nan .* at step 1 \(images i\d+, i\d+, i\d+ and 3 more; no checkpoint yet\)"
+    with pytest.raises(FloatingPointError, match=stop):
+        toy.run(stage(), model=model)
+
+
+def test_a_loss_that_rises_and_stays_stops_the_stage():
+    watch = Watch("toy", 20.0, 0)
+    for step in range(100):
+        watch.check(step, 1.0 if step % 10 else 900.0, 1.0, list)  # single peaks are nothing
+    watch.checkpoint = 80
+    stop = r"risen from 1 to 30 by step \d+ \(images a; last checkpoint: step 80\)"
+    with pytest.raises(FloatingPointError, match=stop):
+        [watch.check(step, 30.0, 1.0, lambda: ["a"]) for step in range(100, 150)]
+    patient = Watch("toy", 0.0, 0)
+    for step in range(200):
+        patient.check(step, 1.0 + step**3, 1.0, list)
+
+
+def test_a_stage_that_would_train_nothing_is_refused(toy):
+    with pytest.raises(UserError, match="trains nothing: this model has no segmentation, knowledge"):
+        toy.run(stage(trains=trains(segmentation="full", knowledge="full")))
+    with pytest.raises(UserError, match=r"caption_words does not reach the language; set .*trains.language=frozen"):
+        toy.run(stage(trains=trains(projector="full", language="full"), objective="caption_words"))
+
+
+def test_a_stage_that_changes_nothing_is_an_error(toy):
+    model = toy.fresh()[0].to(torch.bfloat16)
+    plan = stage(trains=trains(projector="full"), learning_rate=1e-12, weight_decay=0.0, steps=2, augment=False)
+    with pytest.raises(UserError, match="changed no parameter"):
+        toy.run(plan, model=model, precision="bf16")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 80 bytes"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line_with_what_to_lower(error):
+    said = r"stage toy ran out of memory: set training.micro_images .*recompute"
+    with pytest.raises(UserError, match=said), memory_explained("toy"):
+        raise error
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes differ"), memory_explained("toy"):
+        raise RuntimeError("shapes differ")
+
+
+def test_recomputed_activations_give_the_same_gradients(toy):
+    plan = stage(trains=trains(projector="full", language="lora"))
+    model, _ = toy.fresh()
+    stages.prepare(model, plan.trains, toy.settings.training.lora)
+    stages.set_modes(model, plan.trains)
+    one, gradients = toy.gradients(model, plan, toy.batches(plan))
+    with stages.economies(model, plan.trains, recompute=True, compiled=False):
+        assert model.model.language_model.is_gradient_checkpointing
+        other, again = toy.gradients(model, plan, toy.batches(plan))
+    assert not model.model.language_model.is_gradient_checkpointing
+    assert torch.equal(one, other)
+    assert_same_gradients(gradients, again, atol=1e-6)
+    toy.run(stage(steps=2), recompute=True)
+
+
+def test_micro_batches_give_the_same_model(full_toy):
+    plan = stage(trains=trains(projector="full", segmentation="full", knowledge="full"), steps=3)
+    one, other = (full_toy.run(plan, micro_images=count).model for count in (0, 2))
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_batches_are_made_ahead_in_order_and_errors_arrive():
+    made = Counter()
+
+    def make(step):
+        made[step] += 1
+        if step == 4:
+            raise ValueError("step 4")
+        return [step]
+
+    steps = ahead(make, 2, 9)
+    assert [next(steps), next(steps)] == [[2], [3]]
+    with pytest.raises(ValueError, match="step 4"):
+        next(steps)
+    assert made == {2: 1, 3: 1, 4: 1}
+    assert list(ahead(make, 5, 5)) == []

@@ -1,0 +1,203 @@
+"""What a step sees, and that packing, several faces a row and micro-batches change neither loss nor gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from facemllm.errors import UserError
+from facemllm.model.forward import image_tokens
+from facemllm.model.pixels import normalise
+from facemllm.model.segmentation import NO_MAP
+from facemllm.training import objectives
+from facemllm.training.objectives import token_losses
+from facemllm.training.packing import PADDING, PREFIX, Planner, fitted, pack
+from facemllm.training.rows import row_mask, row_states
+from tests.training_example import BRANCHES, Toy, assert_same_gradients, stage, trains
+
+FROZEN = trains(projector="full", embeddings="full", language="full")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return Toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def full_toy(tmp_path_factory):
+    return Toy(tmp_path_factory.mktemp("full"), *BRANCHES)
+
+
+def packed(toy, turns, mirrored=None, **options):
+    mirrored = np.zeros(len(turns), bool) if mirrored is None else mirrored
+    return pack(toy.corpus, turns, mirrored, toy.frame.prefix_ids, toy.frame.image_token_id, **options)
+
+
+def test_a_plan_depends_on_the_step_alone(toy):
+    plans = [toy.planner(stage()) for _ in range(2)]
+    for step in (7, 0, 3):
+        one, other = plans[0].plan(step), plans[1].plan(step)
+        assert one.rows.tolist() == other.rows.tolist()
+        assert [t.tolist() for t in one.turns] == [t.tolist() for t in other.turns]
+        assert (one.changes.mirror == other.changes.mirror).all()
+        assert (one.withheld == other.withheld).all()
+    epoch = [row for step in range(16) for row in plans[0].plan(step).rows.tolist()]
+    assert sorted(epoch[:32]) == list(range(32))
+    assert epoch[:32] != epoch[32:64]
+    assert plans[0].plan(0).rows.tolist() != Planner(toy.corpus, stage(), "other", 5, 32).plan(0).rows.tolist()
+
+
+def test_turns_are_drawn_by_weight_without_repeats(toy):
+    planner = toy.planner(stage(tasks={"attributes": 4.0, "head_pose": 1.0}, turns_per_image=1))
+    drawn = np.concatenate([t for step in range(200) for t in planner.plan(step).turns])
+    names = np.array(toy.corpus.tasks)[toy.corpus.task[drawn]]
+    assert set(names) == {"attributes", "head_pose"}
+    assert abs((names == "attributes").mean() - 8 / 9) < 0.03  # two attribute turns of weight 4 against one of 1
+    full = toy.planner(stage(turns_per_image=9)).plan(0)
+    assert all(sorted(t.tolist()) == list(range(t.min(), t.min() + 4)) for t in full.turns)
+
+
+def followed(toy):
+    """The corpus with the third turn of every face depending on the second."""
+    follows = toy.corpus.follows.copy()
+    follows[2::4] = True
+    return type(toy.corpus)(**{**vars(toy.corpus), "follows": follows})
+
+
+def test_a_turn_that_follows_stays_with_the_turn_before(toy):
+    corpus = followed(toy)
+    plan = Planner(corpus, stage(tasks={"attributes": 1.0}, turns_per_image=1), "toy", 5, 32).plan(0)
+    assert all(len(t) == 2 and t[1] == t[0] + 1 for t in plan.turns)
+    rows = pack(corpus, plan.turns, np.zeros(6, bool), toy.frame.prefix_ids, toy.frame.image_token_id)
+    own = rows.face[0] != PADDING
+    assert set(rows.block[0][own]) == {PREFIX, 0}
+    assert rows.position[0][own].tolist() == list(range(own.sum()))
+
+
+def test_a_task_that_the_table_lacks_is_named_with_those_it_has(toy):
+    with pytest.raises(UserError, match=r"no conversation has a question of smell; the table has attributes, caption"):
+        toy.planner(stage(tasks={"smell": 1.0}))
+
+
+def test_a_question_too_long_for_the_model_is_left_out_and_told(toy):
+    prefix = len(toy.frame.prefix_ids)
+    tokens = prefix + toy.corpus.chain_tokens()
+    captions = np.array(toy.corpus.tasks)[toy.corpus.task] == "caption"
+    limit = int(tokens[captions].min()) - 1
+    assert tokens[~captions].max() <= limit
+    planner = toy.planner(stage(turns_per_image=9), prefix=prefix, limit=limit)
+    assert len(planner.left_out) == len(toy.corpus)
+    assert planner.left_out[0] == ("i0", int(tokens[0]))
+    assert not any(captions[t].any() for step in range(8) for t in planner.plan(step).turns)
+    with pytest.raises(UserError, match=rf"every question is longer than the {prefix} tokens .* for image i0"):
+        toy.planner(stage(), prefix=prefix, limit=prefix)
+
+
+def test_what_follows_counts_towards_the_length(toy):
+    corpus = followed(toy)
+    apart, together = toy.corpus.chain_tokens(), corpus.chain_tokens()
+    assert together[1] == together[2] == apart[1] + apart[2]
+    assert (together[0], together[3]) == (apart[0], apart[3])
+
+
+def test_rows_are_filled_first_fit_longest_first():
+    lengths = np.array([3, 7, 12, 5, 2])
+    assert fitted(lengths, 10) == [[2], [1, 0], [3, 4]]
+    assert fitted(lengths, 0) == [[0], [1], [2], [3], [4]]
+
+
+def test_the_mask_is_the_one_that_is_drawn():
+    face = torch.tensor([[0, 0, 0, 0, 1, 1, 1, PADDING]])
+    block = torch.tensor([[PREFIX, PREFIX, 0, 1, PREFIX, PREFIX, 0, PREFIX]])
+    sees = ["x", "xx", "xxx", "xx.x", "....x", "....xx", "....xxx", ".......x"]
+    wanted = [[c == "x" for c in row.ljust(8, ".")] for row in sees]
+    assert row_mask(face, block)[0, 0].tolist() == wanted
+
+
+def test_labels_stand_on_answer_and_end_tokens_only(toy):
+    rows = packed(toy, [np.array([1, 0]), np.array([4])], row_tokens=512)
+    assert len(rows.ids) == 1
+    text = toy.processor.tokenizer.decode(rows.target)
+    answers = [toy.processor.tokenizer.decode(toy.corpus.texts[toy.corpus.answer[turn, 0]]) for turn in (1, 0, 4)]
+    assert text == " ".join(answers)
+    assert text.count("</s>") == 3
+    # each label is the token that follows in its own block
+    flat = {name: getattr(rows, name).reshape(-1) for name in ("ids", "face", "block")}
+    for place, target in zip(rows.at, rows.target, strict=True):
+        assert flat["ids"][place + 1] == target
+        assert flat["face"][place + 1] == flat["face"][place]
+        assert flat["block"][place + 1] == flat["block"][place]
+
+
+def loss_and_gradients(toy, model, turns, rows, **options):
+    pixels = torch.from_numpy(np.array(toy.pixels[toy.corpus.pixel_row[rows]]))
+    image = image_tokens(model, normalise(pixels, toy.processor.image_processor))
+    p = packed(toy, turns, **options)
+    tensors = [torch.from_numpy(a) for a in (p.ids, p.face, p.block, p.position, p.image)]
+    states = row_states(model, image, *tensors)
+    loss = token_losses(model, states[torch.from_numpy(p.at)], torch.from_numpy(p.target)).sum()
+    model.zero_grad()
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("row_tokens", [0, 120, 1000])
+def test_packed_loss_and_gradients_are_the_sum_of_the_unpacked(toy, attention, row_tokens):
+    model = toy.fresh()[0].eval()  # batch statistics would differ; everything else is as in training
+    model.set_attn_implementation({"text_config": attention})
+    assert model.config.text_config._attn_implementation == attention
+    turns = [np.array([0, 1, 3]), np.array([6, 5]), np.array([8, 9, 10, 11])]
+    rows = np.array([0, 1, 2])
+    whole, gradients = loss_and_gradients(toy, model, turns, rows, row_tokens=row_tokens)
+    total, summed = torch.tensor(0.0), {}
+    for row, chosen in zip(rows, turns, strict=True):
+        for turn in chosen:
+            loss, parts = loss_and_gradients(toy, model, [np.array([turn])], np.array([row]))
+            total = total + loss
+            for name, gradient in parts.items():
+                summed[name] = summed.get(name, 0) + gradient
+    torch.testing.assert_close(whole, total, atol=0, rtol=1e-5)
+    assert_same_gradients(summed, gradients)
+
+
+@pytest.mark.parametrize("options", [{"row_tokens": 250}, {"micro_images": 2}, {"micro_images": 4, "row_tokens": 250}])
+def test_rows_and_micro_batches_change_neither_loss_nor_gradients(full_toy, options):
+    plan = stage(trains=trains(**{**FROZEN, "segmentation": "full", "knowledge": "full"}), batch_images=7)
+    model = full_toy.fresh()[0].eval()
+    one, gradients = full_toy.gradients(model, plan, full_toy.batches(plan))
+    batches = full_toy.batches(plan, **options)
+    assert len(batches) == -(-7 // options.get("micro_images", 7))
+    other, parts = full_toy.gradients(model, plan, batches)
+    terms = 4  # the rest of a report are sums over answers and counts of tokens
+    torch.testing.assert_close(other[:terms], one[:terms], atol=1e-6, rtol=1e-6)
+    assert_same_gradients(gradients, parts)
+
+
+def test_micro_batches_of_like_length_need_less_padding(toy):
+    plan = stage(batch_images=24)
+    [whole] = toy.batches(plan)
+    parts = toy.batches(plan, micro_images=6)
+    assert sum(p.tokens for p in parts) == whole.tokens
+    assert sum(p.cells for p in parts) < whole.cells
+
+
+def test_cross_entropy_in_parts_is_that_of_the_whole(toy, monkeypatch):
+    model, plan = toy.fresh()[0].eval(), stage()
+    one, gradients = toy.gradients(model, plan, toy.batches(plan))
+    monkeypatch.setattr(objectives, "LOGITS_BYTES", 4 * 5 * model.get_output_embeddings().weight.shape[0])
+    other, parts = toy.gradients(model, plan, toy.batches(plan))
+    torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-6)
+    assert_same_gradients(gradients, parts)
+
+
+def test_withheld_maps_are_none_and_the_others_move_with_the_face(full_toy):
+    plan = stage(batch_images=24)
+    chosen = full_toy.planner(plan).plan(0)
+    [batch] = full_toy.batches(plan)
+    none = (batch.maps_BSS == NO_MAP).flatten(1).all(1).numpy()
+    absent = (full_toy.faces.maps[full_toy.corpus.pixel_row[chosen.rows]] == NO_MAP).all((1, 2))
+    assert (none == (chosen.withheld | absent)).all()
+    assert chosen.withheld.any()
+    assert not chosen.withheld.all()
