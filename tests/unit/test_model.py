@@ -2,6 +2,8 @@
 
 import io
 import json
+from copy import deepcopy
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -158,6 +160,15 @@ def test_a_face_scores_the_same_alone_and_in_a_batch(preset, faces):
         for one, other in zip(alone, batched, strict=True):
             np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
             assert (one.best, one.greedy) == (other.best, other.greedy)
+
+
+def test_a_face_scores_the_same_under_eager_attention(preset, faces):
+    before = Predictor(*preset).score(faces, [QUERIES] * len(faces))
+    model = deepcopy(preset[0])
+    model.set_attn_implementation("eager")
+    after = Predictor(model, preset[1]).score(faces, [QUERIES] * len(faces))
+    for one, other in zip(chain(*before), chain(*after), strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=2e-5)
 
 
 @pytest.mark.parametrize("tokens", [1, 20, 10_000])
