@@ -45,4 +45,4 @@ down: ## stop every local server
 	@test ! -x .venv/bin/facemllm || .venv/bin/facemllm services down --profile $(PROFILE)
 
 clean: down ## forget all results, caches and runs
-	@rm -rf .facemllm .facemllm-ci .facemllm-own data runs
+	@rm -rf .facemllm .facemllm-* data runs

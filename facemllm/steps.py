@@ -10,9 +10,14 @@ from facemllm.settings import Settings
 from facemllm.step import Step
 
 
+_LAUNCH = {"max_failures", "checkpoint_every", "storage", "min_workers", "divergence"}
+_ECONOMY = {"feature_cache", "recompute", "micro_images", "row_tokens", "sharding", "compile"}
+"""Of `training`, what decides nothing of what is learnt: whoever runs out of memory may change it and go on."""
+
+
 def _stage_sections(stage: str) -> Callable[[Settings], Any]:
     def sections(s: Settings) -> Any:
-        training = s.training.model_dump(exclude={"stages", "max_failures", "checkpoint_every", "storage"})
+        training = s.training.model_dump(exclude={"stages"} | _LAUNCH | _ECONOMY)
         plan = s.stages()[stage].model_dump()
         # a map of face parts does not show what is held out
         return {"training": training, "stage": plan, "model": s.model.model_dump(), "held_out": s.qa.held_out}

@@ -28,7 +28,7 @@ def test_every_shipped_profile_loads(profile):
 
 
 def test_the_expected_profiles_are_shipped():
-    assert {"laptop", "ci", "small", "paper-7b", "paper-13b"} <= set(PROFILES)
+    assert {"laptop", "ci", "own", "faceinsight", "ablation", "small", "paper-7b", "paper-13b"} <= set(PROFILES)
 
 
 @pytest.mark.parametrize("profile", ["paper-7b", "paper-13b"])
