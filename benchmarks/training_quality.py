@@ -30,7 +30,7 @@ def compare(
     from facemllm.scoring.sheet import read_parsed, read_sheet
     from facemllm.settings import load
     from facemllm.training.data import pixel_cache
-    from facemllm.training.loop import decide_precision
+    from facemllm.training.job import decide_precision
 
     settings = load("laptop", ["evaluation.generated_faces=0", "evaluation.disturbed_faces=0"])
     table = open_table(conversations, CONVERSATIONS)

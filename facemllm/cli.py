@@ -17,7 +17,7 @@ import typer
 
 from facemllm import cli_data, cli_measure, digests
 from facemllm.cli_options import By, Json, Profile, Reason, Sets, Version, say
-from facemllm.errors import UserError
+from facemllm.errors import TOLD, UserError, told
 from facemllm.runs import exclusive
 from facemllm.settings import Settings, load
 
@@ -33,22 +33,15 @@ app.add_typer(services_app, name="services")
 
 
 def guarded(command: typer.Typer) -> None:
-    """Run a command line: a UserError becomes one line on standard error and exit code 1."""
+    """Run a command line: what a user can mend becomes one line on standard error and exit code 1."""
     for variable in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "DVC_NO_ANALYTICS", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(variable, "true")
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}; check the place and your rights there", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to go on", file=sys.stderr)
+    except TOLD as error:
+        print(f"error: {told(error)}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from facemllm.mlflow_client import one_line, open_client
+from facemllm.errors import one_line
+from facemllm.mlflow_client import open_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

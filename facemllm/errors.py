@@ -3,3 +3,23 @@
 
 class UserError(Exception):
     """Something a user can put right. The command line prints its message as one line and exits with 1."""
+
+
+TOLD = (UserError, OSError, KeyboardInterrupt)
+"""What ends a command with one line of `told` instead of a traceback."""
+
+
+def told(error: BaseException) -> str:
+    """What a command line says of an exception, behind `error:`."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; run the same command again to go on"
+    if isinstance(error, OSError):
+        where = f" {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}; check the place and your rights there"
+    return str(error)
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception's message as one line of at most `limit` characters; its type when it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from facemllm.errors import one_line
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
@@ -39,7 +41,7 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         image.load()
         return _plain(_upright(image))
     except Exception as error:  # broken data can raise almost anything from a decoder
-        raise BadPicture(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise BadPicture(f"damaged: {one_line(error)}") from None
 
 
 def checked(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -57,7 +59,7 @@ def checked(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise BadPicture(f"not a {', '.join(FORMATS)} picture, whatever its name says{_guess(data)}") from None
     except Exception as error:  # a hostile header can raise almost anything
-        raise BadPicture(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise BadPicture(f"damaged: {one_line(error)}") from None
     _bound(image.size, max_pixels)
     if frames > 1 and image.format != "MPO":  # phones add depth or gain maps to a JPEG: a still one all the same
         raise BadPicture("an animated picture; only still ones are read")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings, root
 
 Use = Literal["train", "evaluate", "serve", "third_party"]
@@ -115,7 +115,7 @@ def _parsed(path: Path, changed: int) -> dict[str, dict[str, Any]]:
     try:
         rows = yaml.safe_load(path.read_text("utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as a ledger: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: cannot be read as a ledger: {one_line(error)}") from None
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise UserError(f"{path}: a ledger is a mapping of source keys to rows")
     return {str(key): row for key, row in rows.items()}

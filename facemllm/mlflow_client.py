@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,12 +58,6 @@ def guard(address: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException) as error:
         raise UserError(f"MLflow at {address}: {one_line(error)}") from error
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception's message as one line of at most `limit` characters; its type when it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _probe(address: str) -> bool:

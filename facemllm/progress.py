@@ -1,7 +1,8 @@
 """Progress of long work: a bar in a terminal, or lines for the live table of a pipeline run.
 
 `with bar("rendering", total) as progress: progress.update(done, note)`. When the environment names an events file
-(`FACEMLLM_EVENTS`), updates go there as JSON lines, from any process; otherwise a bar is drawn on standard error.
+(`FACEMLLM_EVENTS`), updates go there as JSON lines, from any process; otherwise a bar is drawn on standard error, or,
+where that is no terminal, a line is printed there now and then.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from typing import Any
 EVENTS = "FACEMLLM_EVENTS"
 STEP = "FACEMLLM_STEP"
 _INTERVAL_S = 0.25
+_LINE_S = 30.0
 
 
 def event(**fields: Any) -> None:
-    """Append one event to the events file, if there is one. Short appended lines from several processes stay whole."""
+    """Append one event to the events file, or print its `note` on standard error where there is none.
+
+    Short appended lines from several processes stay whole.
+    """
     path = os.environ.get(EVENTS)
     if path:
         line = json.dumps({"time": time.time(), "step": os.environ.get(STEP, ""), **fields}) + "\n"
@@ -29,6 +34,8 @@ def event(**fields: Any) -> None:
             os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
+    elif "note" in fields:
+        print(fields["note"], file=sys.stderr)
 
 
 class Progress:
@@ -37,6 +44,7 @@ class Progress:
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total = name, total
         self._last = 0.0
+        self._line = time.monotonic() + _LINE_S
         self._bar: Any = None
 
     def update(self, done: int, note: str = "") -> None:
@@ -49,6 +57,10 @@ class Progress:
             event(progress=done, total=self.total, note=note or self.name)
         elif sys.stderr.isatty():
             self._draw(done, note)
+        elif now >= self._line:
+            self._line = now + _LINE_S
+            of = f"/{self.total}" if self.total else ""
+            print(f"{self.name} {done}{of} {note}".rstrip(), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Remove the bar from the terminal."""

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from facemllm import digests, figures
 from facemllm.curves import CurveLogger, points_of, send
-from facemllm.errors import UserError
-from facemllm.mlflow_client import connect, guard, one_line, uri
+from facemllm.errors import UserError, one_line
+from facemllm.mlflow_client import connect, guard, uri
 from facemllm.records import PREDICTIONS, open_table
 from facemllm.settings import Settings, root
 

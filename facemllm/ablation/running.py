@@ -110,21 +110,11 @@ def _grown(
 
 
 def _trained(cell: Cell, depth: int, ready: Any, model: Any) -> tuple[Any, dict[str, Any]]:
-    from facemllm.training.loop import Job, decide_precision, run_stage
+    from facemllm.training.job import Job
+    from facemllm.training.loop import run_stage
 
     settings, name = cell.settings, cell.stages[depth]
-    device = cost.inference_device(settings)
-    job = Job(
-        name=name,
-        stage=settings.stages()[name],
-        lora=settings.training.lora,
-        seed=settings.seed,
-        key=cell.keys[depth],
-        model=settings.model,
-        precision=decide_precision(settings.training.precision, device),
-        device=device,
-        **settings.training.model_dump(include=set(HOW) - {"lora", "precision"}),
-    )
+    job = Job.of(settings, name, cell.keys[depth], cost.inference_device(settings))
     last: dict[str, float] = {}
     began = time.perf_counter(), _processor_seconds()
     try:

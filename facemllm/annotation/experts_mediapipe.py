@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 
 DETECTOR = "face_detection_short_range.tflite"
 MESH = "face_landmark.tflite"
@@ -123,7 +123,7 @@ class Network:
             self._interpreter = Interpreter(model_path=str(path), num_threads=1)
             self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{path}: LiteRT cannot run it: {' '.join(str(error).split())}") from None
+            raise UserError(f"{path}: LiteRT cannot run it: {one_line(error)}") from None
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._outputs = [output["index"] for output in self._interpreter.get_output_details()]
 

@@ -19,7 +19,7 @@ from facemllm.endpoint.link import Asked, link
 from facemllm.endpoint.refusals import JobStopped
 from facemllm.endpoint.store import Reply
 from facemllm.endpoint.wire import Spec, is_loopback
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings
 
 _REACH_S = 5.0
@@ -96,10 +96,9 @@ def reach(base_url: str) -> None:
     try:
         httpx.get(base_url, timeout=_REACH_S, trust_env=not is_loopback(base_url), follow_redirects=False)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise JobStopped(
-            f"nobody answers at {base_url} ({reason}); start the endpoint, or mend its address (--base-url, "
-            "annotation.endpoint.base_url)"
+            f"nobody answers at {base_url} ({one_line(error, 200)}); start the endpoint, or mend its address "
+            "(--base-url, annotation.endpoint.base_url)"
         ) from None
     except httpx.HTTPError:
         pass  # somebody is there, whatever is said

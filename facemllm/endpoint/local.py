@@ -9,7 +9,6 @@ one by one, each from its own seed.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +23,10 @@ from facemllm.endpoint.link import Asked
 from facemllm.endpoint.refusals import JobStopped
 from facemllm.endpoint.store import Replies, Reply
 from facemllm.endpoint.wire import Request
-from facemllm.errors import UserError
-from facemllm.settings import root
+from facemllm.errors import UserError, one_line
+from facemllm.hub import fetched
 
 BATCH = 8
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,7 @@ def folder_of(model: str, setting: str = "annotation.vision_language.model") -> 
 
     Raises UserError when there is none, or when its weights are no safetensors; `setting` is where it was named.
     """
-    folder = (root() / model).resolve()
-    if not folder.is_dir():
-        folder = _from_hub(model, setting)
+    folder = fetched(model, setting)
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{setting}: {folder} holds no *.safetensors; nothing else is loaded")
     return folder
@@ -97,17 +93,6 @@ def digest_of(folder: Path) -> str:
 @lru_cache(maxsize=4)
 def _digest(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
     return digests.of_tree(folder)
-
-
-def _from_hub(model: str, setting: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    try:
-        return Path(snapshot_download(model, allow_patterns=list(_FILES), local_files_only=offline)).resolve()
-    except Exception as error:  # a dozen kinds, from a malformed name to a broken connection
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{setting}: {model} is no folder, nor a model of the hub: {reason}") from None
 
 
 def has_gpu() -> bool:
@@ -175,8 +160,7 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
         processor: Any = AutoProcessor.from_pretrained(folder, **options)
         tokenizer = processor.tokenizer
     except Exception as error:  # transformers raises a dozen kinds, from OSError to safetensors' own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise JobStopped(f"the model {folder} cannot be loaded: {reason}") from error
+        raise JobStopped(f"the model {folder} cannot be loaded: {one_line(error)}") from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

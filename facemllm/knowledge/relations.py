@@ -17,7 +17,7 @@ import numpy.typing as npt
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 
 Mask = npt.NDArray[np.bool_]
 Kind = Literal["exclusive", "exactly_one", "at_least_one", "excludes", "implies"]
@@ -101,7 +101,7 @@ def load(path: Path) -> tuple[Relation, ...]:
     try:
         entries: Any = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as relations: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: cannot be read as relations: {one_line(error)}") from None
     try:
         found = TypeAdapter(tuple[Relation, ...]).validate_python(entries)
     except ValidationError as error:

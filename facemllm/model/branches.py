@@ -17,6 +17,9 @@ from facemllm.model.knowledge import NO_WORD, KnowledgeBranch
 from facemllm.model.processor import FaceMllmProcessor
 from facemllm.model.segmentation import SegmentationBranch
 from facemllm.settings import Model
+from facemllm.settings.learning import is_grid
+
+_SHAPE = ("side", "patch", "width", "layers", "heads")
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,13 @@ def extend(
     segmentation = knowledge = None
     if chosen.mode != "none":
         tokens = chosen.tokens if chosen.mode == "append" else _image_tokens(processor)
+        if not is_grid(tokens):
+            raise UserError(
+                f"model.segmentation.mode: add needs a token of the image for each of the map's; the {tokens} tokens "
+                "of this tower are neither a square nor a square and one: set mode: append"
+            )
         more += chosen.tokens if chosen.mode == "append" else 0
-        shape = chosen.model_dump(include={"side", "patch", "width", "layers", "heads"})
+        shape = chosen.model_dump(include=set(_SHAPE))
         segmentation = {"mode": chosen.mode, **shape, "tokens": tokens, "output": width}
     if knows.enabled:
         if graph is None or not graph.names:
@@ -86,6 +94,37 @@ def extend(
             padded = [row + [NO_WORD] * (knowledge["words"] - len(row)) for row in ids]
             extended.model.knowledge.words.copy_(torch.tensor(padded))
     return extended, _processor(processor, more, withheld_classes)
+
+
+def asked(settings: Model, withheld_classes: Sequence[int]) -> dict[str, Any]:
+    """The branches that settings ask for, in the words of `branches_of`."""
+    knows = settings.knowledge
+    knowledge = {"layers": knows.gcn_layers, "prompt_tokens": knows.prompt_tokens} if knows.enabled else None
+    segmentation = settings.segmentation.model_dump()
+    return _in_words(segmentation if segmentation["mode"] != "none" else None, knowledge, withheld_classes)
+
+
+def branches_of(model: Any, processor: Any) -> dict[str, Any]:
+    """The branches that a model has, by the settings that made them; what a branch is like only if it is there."""
+    segmentation, knowledge = (getattr(model.config, f"{name}_config", None) for name in ("segmentation", "knowledge"))
+    return _in_words(segmentation, knowledge, getattr(processor, "withheld_classes", ()))
+
+
+def _in_words(
+    segmentation: dict[str, Any] | None, knowledge: dict[str, Any] | None, withheld_classes: Sequence[int]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "model.segmentation.mode": segmentation["mode"] if segmentation else "none",
+        "model.knowledge.enabled": knowledge is not None,
+    }
+    if segmentation:
+        own = (*_SHAPE, "tokens") if segmentation["mode"] == "append" else _SHAPE
+        found |= {f"model.segmentation.{name}": segmentation[name] for name in own}
+        found["map classes withheld for qa.held_out"] = sorted(withheld_classes) or None
+    if knowledge:
+        found["model.knowledge.gcn_layers"] = knowledge["layers"]
+        found["model.knowledge.prompt_tokens"] = knowledge["prompt_tokens"]
+    return found
 
 
 def _image_tokens(processor: Any) -> int:

@@ -1,4 +1,4 @@
-"""Opening checkpoints: a folder, or a hub id that is fetched as one. Refused before anything of them is used: pickles,
+"""Opening checkpoints. Refused before anything of them is used: pickles,
 missing or damaged shards, quantised weights, unknown families, and parts that do not fit together.
 
 transformers would fill missing weights with random ones and ask for code of the checkpoint's own; neither happens here.
@@ -7,7 +7,6 @@ transformers would fill missing weights with random ones and ask for code of the
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,11 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from facemllm.errors import UserError
-from facemllm.settings import root
+from facemllm.errors import UserError, one_line
 
 FAMILIES = ("llava", "face_mllm")
 """Model types that packing and the branches know: one image, one row of tokens, put in its place of the text."""
 
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _FLOATS = {"F32", "F16", "BF16"}
 _WHOLE = {"I64", "I32", "BOOL"}  # tables and masks that some models keep beside their weights
 
@@ -78,24 +75,6 @@ def load_part(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def fetch(base: str) -> Path:
-    """The folder `base`, relative to the project, or that of a hub id, fetched unless HF_HUB_OFFLINE.
-
-    Raises UserError when there is neither.
-    """
-    folder = root() / base
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    try:
-        return Path(snapshot_download(base, allow_patterns=list(_FILES), local_files_only=offline))
-    except Exception as error:  # a dozen kinds, from a malformed name to a broken connection
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"cannot load the model {base}: no such folder, nor a model of the hub: {reason}") from None
-
-
 def check_fit(model: Any, processor: Any, name: str) -> None:
     """Raises UserError unless the processor writes as many image tokens as the model makes of an image."""
     token, tokenizer = processor.image_token, processor.tokenizer
@@ -116,7 +95,7 @@ def check_fit(model: Any, processor: Any, name: str) -> None:
         chosen = model.config.vision_feature_layer
         made = seen.hidden_states[chosen if isinstance(chosen, int) else chosen[0]].shape[1]
     except Exception as error:
-        raise UserError(f"cannot use {name}: its processor does not fit its vision tower: {_line(error)}") from error
+        raise UserError(f"cannot use {name}: its processor does not fit its vision tower: {one_line(error)}") from error
     made -= model.config.vision_feature_select_strategy == "default"
     made += getattr(model.model, "additional_tokens", 0)
     if (written := int((asked["input_ids"] == model.config.image_token_id).sum())) != made:
@@ -174,11 +153,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def _refusal(folder: Path, error: Exception) -> UserError:
-    return UserError(f"cannot load the model {folder}: {_line(error)}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return UserError(f"cannot load the model {folder}: {one_line(error)}")
 
 
 def _by(shape: Any) -> str:

@@ -22,8 +22,9 @@ from transformers import (
     LlavaProcessor,
 )
 
-from facemllm.errors import UserError
-from facemllm.model.loading import fetch, load_part, read_config
+from facemllm.errors import UserError, one_line
+from facemllm.hub import fetched
+from facemllm.model.loading import load_part, read_config
 
 IMAGE, PAD, EOS = "<image>", "<pad>", "</s>"
 
@@ -51,7 +52,7 @@ def assemble(tower: str, language: str, seed: int, *, dtype: torch.dtype = torch
     The projector's weights and new rows of the embeddings are drawn from `seed`. Towers of patch size p give a token a
     patch; a class token is dropped, and the layer before the last read, as LLaVA-1.5 does. Raises UserError.
     """
-    tower_folder, language_folder = fetch(tower), fetch(language)
+    tower_folder, language_folder = fetched(tower, "model.tower"), fetched(language, "model.language")
     eyes, images = _tower(tower_folder, dtype), _images(tower_folder)
     tokenizer = _tokenizer(language_folder)
     speaker = load_part(AutoModelForCausalLM, language_folder, read_config(language_folder), dtype)
@@ -152,8 +153,9 @@ def _shape(tower: Any, side: int, name: str) -> tuple[int, int]:
             seen = shadow(torch.zeros(1, 3, side, side), output_hidden_states=True, return_dict=True)
         _, tokens, width = seen.hidden_states[-1].shape
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"cannot use {name}: it makes no tokens of an image of {side} pixels: {reason}") from error
+        raise UserError(
+            f"cannot use {name}: it makes no tokens of an image of {side} pixels: {one_line(error, 200)}"
+        ) from error
     if width != tower.config.hidden_size:
         raise UserError(f"cannot use {name}: its tokens are {width} wide, its hidden_size {tower.config.hidden_size}")
     return tokens, len(seen.hidden_states)

@@ -10,7 +10,8 @@ import torch
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Qwen2Config
 
 from facemllm.errors import UserError
-from facemllm.model.loading import fetch, load_model
+from facemllm.hub import fetched
+from facemllm.model.loading import load_model
 from facemllm.model.parts import assemble
 from facemllm.model.tokenizer import BOS, CHAT_TEMPLATE, EOS, IMAGE, PAD, build_tokenizer
 from facemllm.model.tower import GRID, FaceTowerConfig
@@ -88,4 +89,4 @@ def load_base(settings: Model, seed: int = 0, *, dtype: torch.dtype = torch.floa
         return assemble(str(settings.tower), str(settings.language), seed, dtype=dtype)
     if settings.base is None:
         raise UserError("model.base is empty; preset: hub needs the hub id or folder of a LLaVA-family checkpoint")
-    return load_model(fetch(settings.base), dtype=dtype)
+    return load_model(fetched(settings.base, "model.base"), dtype=dtype)

@@ -11,7 +11,8 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
@@ -60,6 +61,7 @@ from facemllm.settings.learning import (
 
 PARAMS = "params.yaml"
 PROFILES = "profiles"
+_FORMER = {"tower_rate": "rates: {tower: ...}"}
 
 __all__ = [
     "PARAMS",
@@ -132,6 +134,9 @@ class Settings(Section):
         for name, stage in self.stages().items():
             if missing := set(stage.tasks) - set(self.qa.tasks):
                 raise ValueError(f"training.stages.{name}.tasks names {sorted(missing)}, absent from qa.tasks")
+        knowledge = self.model.knowledge
+        if knowledge.enabled and (missing := set(knowledge.tasks) - set(self.qa.tasks)):
+            raise ValueError(f"model.knowledge.tasks names {sorted(missing)}, absent from qa.tasks")
         return self
 
     def stages(self) -> dict[str, Stage]:
@@ -176,10 +181,13 @@ def load(profile: str = "laptop", overrides: Sequence[str] = ()) -> Settings:
     values = _merge(values, over)
     for text in overrides:
         key, value = _parse_override(text)
-        origins[key] = f"--set {text}"
+        below = _leaves(value, f"{key}.") if isinstance(value, Mapping) else []
+        origins = {k: v for k, v in origins.items() if k != key} | dict.fromkeys([key, *below], f"--set {text}")
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
+        if _empties(values, nested):
+            raise UserError(f"--set {text}: an empty mapping changes nothing; set its keys one by one")
         values = _merge(values, nested)
     values["profile"] = profile
     try:
@@ -216,6 +224,13 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _empties(base: Any, over: Any) -> bool:
+    """Whether an empty mapping is laid over one that is not."""
+    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
+        return False
+    return bool(base and not over) or any(_empties(base.get(key), value) for key, value in over.items())
+
+
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     keys = []
     for key, value in values.items():
@@ -238,18 +253,31 @@ def _parse_override(text: str) -> tuple[str, Any]:
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    where = next((origins[k] for k in _upward(key) if k in origins), PARAMS)
+    location = [part for part in first["loc"] if part != "[key]"]
+    key = ".".join(str(part) for part in location)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(first["loc"][-1]), _allowed(first["loc"][:-1]), n=1)
+        close = difflib.get_close_matches(str(location[-1]), _allowed(location[:-1]), n=1)
         message = "unknown key" + (f"; did you mean '{close[0]}'?" if close else "")
+        if now := _FORMER.get(str(location[-1])):
+            message = f"unknown key; {location[-1]} is now {now}"
+    elif first["type"] in ("model_type", "dict_type"):
+        keys = ", ".join(_allowed(location))
+        message = f"is a section; set one of its keys{': ' if keys else ''}{keys} (found {first['input']!r})"
     elif first["type"] == "missing":
         message = "is required and missing"
     elif "input" in first and not isinstance(first["input"], Mapping | BaseModel):
         message += f" (found {first['input']!r})"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {key or 'settings'}: {message}{more}"
+    return f"{_where(key, message, origins)}: {key or 'settings'}: {message}{more}"
+
+
+def _where(key: str, message: str, origins: Mapping[str, str]) -> str:
+    """Who set a key: of a section as a whole, the last --set within it; of all settings, the last that is spoken of."""
+    for name, origin in reversed(list(origins.items())):
+        if origin.startswith("--set") and (name.startswith(f"{key}.") if key else name in message):
+            return origin
+    return next((origins[name] for name in _upward(key) if name in origins), PARAMS)
 
 
 def _upward(key: str) -> list[str]:
@@ -261,5 +289,7 @@ def _allowed(location: Sequence[str | int]) -> list[str]:
     model: Any = Settings
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
+        model = field.annotation if field else next(iter(get_args(model)[-1:]), None)
+        if isinstance(model, UnionType):
+            model = next((kind for kind in get_args(model) if hasattr(kind, "model_fields")), model)
     return list(getattr(model, "model_fields", {}))

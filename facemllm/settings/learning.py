@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from math import isqrt
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from facemllm.settings.base import Positive, Section, Share, Weight
+
+
+def is_grid(tokens: int) -> bool:
+    """Whether so many tokens are those of a square grid, or of one and a token of the whole."""
+    return isqrt(tokens) ** 2 in (tokens, tokens - 1)
 
 
 class Segmentation(Section):
@@ -33,6 +40,8 @@ class Segmentation(Section):
             raise ValueError(f"side: {self.side} is no multiple of patch: {self.patch}")
         if self.width % self.heads:
             raise ValueError(f"width: {self.width} is no multiple of heads: {self.heads}")
+        if not is_grid(self.tokens):
+            raise ValueError(f"tokens: {self.tokens} is neither a square nor a square and one, such as 9 or 10")
         return self
 
 
@@ -56,6 +65,10 @@ class Knowledge(Section):
     audit: Share
 
 
+TINY_STRIDE = 16
+"""Pixels of an image to a pixel of what the tower of the preset `tiny` makes of it."""
+
+
 class Model(Section):
     """The LLaVA-layout model. `preset`: `tiny` is built from scratch, `hub` is the published checkpoint `base`, `parts`
     joins the vision tower `tower` and the language model `language`; each a hub id or a folder."""
@@ -75,6 +88,8 @@ class Model(Section):
             if (getattr(self, name) is not None) != (name in needed):
                 wanted = "<hub id or folder>" if name in needed else "null"
                 raise ValueError(f"preset: {self.preset} takes {name}: {wanted}")
+        if self.preset == "tiny" and self.image_size % TINY_STRIDE:
+            raise ValueError(f"image_size: {self.image_size} is no multiple of {TINY_STRIDE}, as preset: tiny needs")
         return self
 
     @property
@@ -183,6 +198,15 @@ class Training(Section):
     divergence: Annotated[float, Field(ge=0)]
     lora: Lora
     stages: Stages
+
+    @field_validator("storage")
+    @classmethod
+    def _is_a_place(cls, storage: str | None) -> str | None:
+        bucket = re.fullmatch(r"s3://[^/\s]+(/.*)?", storage or "")
+        folder = storage and not re.match(r"[A-Za-z0-9+.-]+:/", storage)
+        if storage is not None and not (bucket or folder):
+            raise ValueError("is neither a folder nor s3://bucket/prefix; null keeps checkpoints in the step's folder")
+        return storage
 
     @model_validator(mode="after")
     def _fewest_are_no_more_than_most(self) -> Training:

@@ -36,7 +36,7 @@ from typing import Any
 from PIL import Image
 
 from facemllm import digests, images
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 from facemllm.sources import labels
 from facemllm.sources.reader import Refuse, Refused
 from facemllm.sources.readers.files import files, snake
@@ -231,7 +231,7 @@ def _json(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
                 raise UserError(f"{path}: more than {MAX_JSON:,} bytes; this is no benchmark file")
             held = json.loads(path.read_bytes().decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: no sound JSON in UTF-8 ({' '.join(str(error).split())})") from None
+            raise UserError(f"{path}: no sound JSON in UTF-8 ({one_line(error)})") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
         if not isinstance(held, dict):

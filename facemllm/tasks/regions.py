@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
+from facemllm.errors import UserError
 from facemllm.tasks.base import Row
 
 CLASSES = (
@@ -22,8 +23,28 @@ SHOWN_BY: Mapping[str, tuple[str, ...]] = {
     "Wearing_Earrings": ("ear_r",),
     "Wearing_Necklace": ("neck_l",),
     "Wearing_Necktie": ("neck_l",),
+    **dict.fromkeys(("Mouth_Closed", "Mouth_Slightly_Open", "Mouth_Wide_Open"), ("mouth",)),
 }
 """Attributes that the very presence of a class in the map gives away, and the classes."""
+
+SHOWN_WITHOUT: Mapping[str, str] = {"Bald": "hair"}
+"""Attributes that the absence of a class gives away which cannot be withheld: too much of the map would go with it."""
+
+
+def withheld_classes(held_out: Iterable[str]) -> list[int]:
+    """Numbers of the classes that a model may not see in maps, if it is not to learn these attributes from them.
+
+    Raises UserError for an attribute that no map can keep to itself.
+    """
+    held_out = list(held_out)
+    for name in held_out:
+        if name in SHOWN_WITHOUT:
+            raise UserError(
+                f"qa.held_out: {name} shows in a map of face parts, which has no {SHOWN_WITHOUT[name]} then; "
+                "hold out another attribute or set model.segmentation.mode: none"
+            )
+    return sorted({CLASSES.index(part) for name in held_out for part in SHOWN_BY.get(name, ())})
+
 
 MAX_PIXELS = 2048 * 2048
 FAINT = 2000

@@ -15,17 +15,19 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from facemllm import ledger
-from facemllm.errors import UserError
+from facemllm.errors import TOLD, UserError, told
 from facemllm.machine import die_with_parent
 from facemllm.records import open_table, publish
 from facemllm.settings import Settings, load
-from facemllm.training.order import TrainResult, finish, place_order, write_lineage
+from facemllm.training.locks import locked
+from facemllm.training.order import Order, TrainResult, finish, place_order, write_lineage
 
 
 def train_alone(
@@ -33,7 +35,8 @@ def train_alone(
 ) -> TrainResult | None:
     """Train this process's part of a stage, as torchrun's environment names it; rank 0's result, None on the others.
 
-    `work` keeps checkpoints and decoded pictures. Raises UserError, and FloatingPointError when the loss is not finite.
+    `work` keeps checkpoints and decoded pictures, of one training at a time. Raises UserError, and FloatingPointError
+    when the loss is not finite.
     """
     import torch
     import torch.distributed as dist
@@ -50,15 +53,21 @@ def train_alone(
     ledger.require(settings, sources, "train")
     if settings.training.use_gpu and torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    if world > 1:
-        dist.init_process_group("nccl" if settings.training.use_gpu else "gloo")
-    try:
-        made = work / "model"  # it appears as `out` with its lineage in it
+    with ExitStack() as stack:
         if rank == 0:
-            shutil.rmtree(made, ignore_errors=True)
+            stack.enter_context(
+                locked(work / ".lock", f"another training uses {work}; wait for it or give another --work")
+            )
         if world > 1:
-            dist.barrier()
-        order = place_order(stage, settings, conversations, base, made, work, work / "cache")
+            dist.init_process_group("nccl" if settings.training.use_gpu else "gloo")
+            stack.callback(_leave)
+        made = work / "model"  # it appears as `out` with its lineage in it
+
+        def place() -> Order:
+            shutil.rmtree(made, ignore_errors=True)
+            return place_order(stage, settings, conversations, base, made, work, work / "cache")
+
+        order = _placed(place, rank) if world > 1 else place()
         result = train_rank(order, Place(rank, world, local_rank, local_world))
         if result is not None:
             inputs = {"conversations": order.made_from["conversations"]}
@@ -67,10 +76,30 @@ def train_alone(
             publish(made, out)
             finish(order)
         return result
-    finally:
-        if world > 1:
-            with suppress(Exception):  # ranks that wait for one that failed are ended by torchrun
-                dist.destroy_process_group()
+
+
+def _placed(place: Callable[[], Order], rank: int) -> Order:
+    """The order as rank 0 places it, on every rank: a base of many gigabytes is read once. Raises what `place` does."""
+    import torch.distributed as dist
+
+    box: list[Any] = [None]
+    if rank == 0:
+        try:
+            box[0] = place()
+        except UserError as error:
+            box[0] = error
+    dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], UserError):
+        raise box[0]
+    order: Order = box[0]
+    return order
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    with suppress(Exception):  # ranks that wait for one that failed are ended by torchrun
+        dist.destroy_process_group()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load(given.profile, given.overrides)
         result = train_alone(given.stage, settings, given.conversations, given.base, given.out, work)
-    except (UserError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (*TOLD, FloatingPointError) as error:
+        print(f"error: {told(error)}", file=sys.stderr)
         return 1
     if result is not None:
         print(json.dumps(asdict(result)))

@@ -80,18 +80,18 @@ class Batcher:
         self.prefix_ids, self.image_token_id = prefix_ids, image_token_id
         self.micro_images, self.row_tokens, self.multiple, self.pinned = micro_images, row_tokens, multiple, pinned
 
-    def __call__(self, plan: Plan, part: slice) -> list[Batch]:
-        """The batches of the faces `part` of the global batch."""
+    def __call__(self, plan: Plan, part: slice, pieces: int = 0) -> list[Batch]:
+        """The batches of the faces `part` of the global batch; `pieces` says how many if `micro_images` shall not."""
         mirrored = plan.changes.mirror if plan.changes else np.zeros(len(plan.rows), bool)
         index = np.arange(len(plan.rows))[part]
-        pieces = [index]
+        cut = [index]
         if self.micro_images:
             lengths = face_lengths(self.corpus, [plan.turns[i] for i in index], mirrored[index])
             index = index[np.argsort(-lengths, kind="stable")]
-            pieces = np.array_split(index, -(-len(index) // self.micro_images))
+            cut = np.array_split(index, pieces or -(-len(index) // self.micro_images))
         labels = self.faces.labels
         known = 0 if labels is None else max(1, int((labels[plan.rows] >= 0).sum()))
-        return [self._batch(plan, piece, mirrored[piece], known) for piece in pieces if len(piece)]
+        return [self._batch(plan, piece, mirrored[piece], known) for piece in cut if len(piece)]
 
     def _batch(self, plan: Plan, index: NDArray[np.int64], mirrored: NDArray[np.bool_], known: int) -> Batch:
         corpus, faces = self.corpus, self.faces

@@ -7,7 +7,6 @@ tokenised beside them, so that a mirrored face is asked and answered correctly.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +29,8 @@ from facemllm.model.pixels import face_pixels
 from facemllm.model.prompts import Frame
 from facemllm.records import Table
 from facemllm.tasks.base import CLOSED
+from facemllm.training.appearing import appearing
+from facemllm.training.locks import locked
 
 _POOL_ROWS = 20_000  # below this, starting decoder processes (each imports torch) costs more than it saves
 _MIRROR = {"left": "right", "right": "left"}
@@ -75,32 +76,30 @@ def _cached(
     path: Path, table: Table, column: str, decode: Callable[[list[Any]], NDArray[np.uint8]], workers: int
 ) -> NDArray[np.uint8]:
     if not path.exists():
-        _build(path, table, column, decode, workers or cores())
+        with locked(path.with_name(f".{path.name}.lock")):  # one process builds, on however many machines
+            if not path.exists():
+                _build(path, table, column, decode, workers or cores())
     return np.load(path, mmap_mode="r")
 
 
 def _build(
     path: Path, table: Table, column: str, decode: Callable[[list[Any]], NDArray[np.uint8]], workers: int
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
     batches = (batch.column(column).to_pylist() for batch in table.batches(columns=[column], batch_rows=64))
     blocks: np.memmap[Any, np.dtype[np.uint8]] | None = None
     done = 0
     try:
-        for block in _decoded(batches, decode, workers if table.rows >= _POOL_ROWS else 1):
+        with appearing(path) as unfinished:
+            for block in _decoded(batches, decode, workers if table.rows >= _POOL_ROWS else 1):
+                if blocks is None:
+                    blocks = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (table.rows, *block.shape[1:]))
+                blocks[done : done + len(block)] = block
+                done += len(block)
             if blocks is None:
-                blocks = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (table.rows, *block.shape[1:]))
-            blocks[done : done + len(block)] = block
-            done += len(block)
-        if blocks is None:
-            raise UserError(f"{table.path}: the table has no rows to train on")
-        blocks.flush()
-        unfinished.replace(path)
+                raise UserError(f"{table.path}: the table has no rows to train on")
+            blocks.flush()
     except OSError as error:
         raise UserError(f"cannot write the cache {path}: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _decoded(
@@ -171,13 +170,19 @@ class Corpus:
         """Weight of each turn under a stage's mixture of tasks; 0 for a task the stage does not name."""
         return np.array([mixture.get(name, 0.0) for name in self.tasks])[self.task]
 
-    def chain_tokens(self) -> NDArray[np.int64]:
-        """Tokens from each turn to the end of the turns that follow it, as shown or mirrored, whichever are more."""
+    def chain_tokens(self, asked: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Tokens from each turn to the end of the turns that follow it, as shown or mirrored, whichever are more.
+
+        A turn that is not `asked` (turns,) ends those before it: it does not count, nor does what follows it.
+        """
         lengths = self.texts.lengths
         tokens = (lengths[self.prompt] + lengths[self.answer]).max(1)
         opens = ~self.follows
         opens[self.turn_starts[:-1][np.diff(self.turn_starts) > 0]] = True
         chain = np.cumsum(opens) - 1
+        if asked is not None:
+            ended = np.cumsum(~asked & ~opens)
+            tokens = np.where(ended > ended[opens][chain], 0, tokens)
         total = np.bincount(chain, tokens, minlength=chain[-1] + 1 if len(chain) else 0).astype(np.int64)
         return total[chain] if len(chain) else total
 

@@ -9,10 +9,9 @@ Shapes: B faces, N image tokens, F width of the tower.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,24 @@ from facemllm import digests, progress
 from facemllm.errors import UserError
 from facemllm.model.forward import tower_features
 from facemllm.model.pixels import normalise
+from facemllm.training.appearing import appearing
 from facemllm.training.data import pixel_kind
 
 _BLOCK, _BATCH = 256, 32
+_OPEN = 128  # each open block holds a descriptor, of which a process may have some 1000
+_INCIDENTAL = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 
 
-@dataclass(frozen=True)
 class Features:
     """Features by corpus row: `features[rows]` is a tensor (B, N, F). bfloat16 is kept as int16, its bits."""
 
-    blocks: tuple[NDArray[Any], ...]
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """`paths` are the blocks' files, in order; a few of them are open at a time."""
+        self._paths = tuple(paths)
+        self._block = lru_cache(_OPEN)(partial(np.load, mmap_mode="r"))
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Tensor:
-        found = np.stack([self.blocks[row // _BLOCK][row % _BLOCK] for row in rows.tolist()])
+        found = np.stack([self._block(self._paths[row // _BLOCK])[row % _BLOCK] for row in rows.tolist()])
         tensor = torch.from_numpy(found)
         return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
@@ -45,6 +49,9 @@ class Features:
 def name_of(model: Any, image_processor: Any, table: str, pixel_row: NDArray[np.int64], precision: str) -> str:
     """Name of the features' folder: a digest of all that decides them. `table` is a digest too."""
     chosen = (model.config.vision_feature_layer, model.config.vision_feature_select_strategy)
+    vision = model.model.vision_tower.config
+    # what the weights do not show, such as strides and activations; where it was loaded from changes nothing
+    tower = {key: value for key, value in vision.to_dict().items() if key not in _INCIDENTAL}
     state = hashlib.sha256()
     for key, tensor in sorted(model.model.vision_tower.state_dict().items()):
         state.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -52,7 +59,8 @@ def name_of(model: Any, image_processor: Any, table: str, pixel_row: NDArray[np.
     scale = (image_processor.rescale_factor, image_processor.image_mean, image_processor.image_std)
     rows = digests.of_bytes(pixel_row.tobytes())
     kind = pixel_kind(image_processor, *scale)
-    return f"features-{digests.of_json([state.hexdigest(), chosen, kind, table, rows, precision])[:24]}"
+    parts = [state.hexdigest(), tower, vision._attn_implementation, chosen, kind, table, rows, precision]
+    return f"features-{digests.of_json(parts)[:24]}"
 
 
 def cached(
@@ -70,8 +78,8 @@ def cached(
 ) -> Features:
     """The features of the pictures `pixel_row`, from `folder` as far as they are there, computed where not.
 
-    Each of `world` ranks computes its own blocks, then they `wait` for one another. Raises UserError when the disk is
-    full.
+    Each of `world` ranks computes its own blocks, then they `wait` for one another; a block that does not load is
+    computed again. Raises UserError when the disk is full.
     """
     paths = [folder / f"{number:06d}.npy" for number in range(-(-len(pixel_row) // _BLOCK))]
     model.model.vision_tower.eval()
@@ -88,10 +96,13 @@ def cached(
                 _write(paths[number], block)
                 bar.update(done + 1, f"{min((done + 1) * _BLOCK, len(pixel_row))} faces")
 
-    build([number for number in range(rank, len(paths), world) if not paths[number].exists()])
+    def missing(numbers: range) -> list[int]:
+        return [n for n in numbers if not _whole(paths[n], min(_BLOCK, len(pixel_row) - n * _BLOCK))]
+
+    build(missing(range(rank, len(paths), world)))
     wait()
-    build([number for number, path in enumerate(paths) if not path.exists()])  # of ranks that share no disk with ours
-    return Features(tuple(np.load(path, mmap_mode="r") for path in paths))
+    build(missing(range(len(paths))))  # of ranks that share no disk with ours
+    return Features(paths)
 
 
 @torch.no_grad()
@@ -114,16 +125,18 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _write(path: Path, block: NDArray[Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def _whole(path: Path, faces: int) -> bool:
+    """Whether a block is there with all its bytes: a machine that lost power may have kept the name and not those."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with unfinished.open("wb") as file:
-                np.save(file, block)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        return len(np.load(path, mmap_mode="r")) == faces
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def _write(path: Path, block: NDArray[Any]) -> None:
+    try:
+        with appearing(path) as unfinished, unfinished.open("wb") as file:
+            np.save(file, block)
     except OSError as error:
         raise UserError(
             f"cannot write tower features to {path.parent}: {error.strerror or error}; "

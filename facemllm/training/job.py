@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facemllm.settings import Lora, Model, Stage, Training
+from facemllm.settings import Lora, Model, Settings, Stage
 
 _PASSED = ("row_tokens", "micro_images", "feature_cache", "recompute", "compile", "divergence")
 
@@ -40,6 +40,24 @@ class Job:
     compile: bool = False
     divergence: float = 0.0
 
+    @classmethod
+    def of(cls, settings: Settings, stage: str, key: str, device: str, **where: Any) -> Job:
+        """The job of a stage by the settings; `where` are the other fields, of the rank and of its run."""
+        training = settings.training
+        return cls(
+            name=stage,
+            stage=settings.stages()[stage],
+            lora=training.lora,
+            seed=settings.seed,
+            key=key,
+            model=settings.model,
+            precision=decide_precision(training.precision, device),
+            device=device,
+            checkpoint_every=training.checkpoint_every,
+            **{name: getattr(training, name) for name in _PASSED},
+            **where,
+        )
+
     @property
     def part(self) -> slice:
         """This rank's faces of the global batch: the slices of all ranks are disjoint and cover it."""
@@ -47,6 +65,12 @@ class Job:
         return slice(self.rank * count // self.world, (self.rank + 1) * count // self.world)
 
 
-def passed(training: Training) -> dict[str, Any]:
-    """The fields of a job that are settings of the same name."""
-    return {name: getattr(training, name) for name in _PASSED}
+def decide_precision(wanted: str, device: str) -> str:
+    """`auto` becomes bf16 where the processor multiplies it natively, else fp32."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"

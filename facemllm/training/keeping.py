@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from torch import Tensor
 
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 from facemllm.training import checkpoint
 
 KEPT = 2
@@ -156,8 +156,9 @@ class Shelf:
         try:
             yield
         except (OSError, pa.ArrowException) as error:
-            said = " ".join(str(error).split())[:300]
-            raise UserError(f"checkpoints at {self.place}: {said}; is there room, and may you write there?") from error
+            raise UserError(
+                f"checkpoints at {self.place}: {one_line(error)}; is there room, and may you write there?"
+            ) from error
 
 
 class Keeper:

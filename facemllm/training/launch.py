@@ -21,6 +21,7 @@ from typing import Any
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.training.keeping import filesystem
+from facemllm.training.locks import locked
 from facemllm.training.order import Order, TrainResult, finish, place_order
 
 _RESULT, _FAILURE = "result.json", "failure.json"
@@ -66,14 +67,18 @@ def train(
     `base` is the previous stage's model directory, None for the first stage: the preset or the hub checkpoint of the
     settings. `work` keeps checkpoints while the stage runs, unless `training.storage` names another place: call again
     with the same one to go on after a crash. `cache` keeps decoded pixels. `on_log(step, metrics)` is pickled and
-    called by the first worker. Raises UserError with the cause in one line.
+    called by the first worker. Raises UserError with the cause in one line, also while another launch uses `work`.
     """
-    order = place_order(stage, settings, conversations, base, out, work, cache)
+    with locked(work / ".lock", f"another training uses {work}; wait for it or give another folder"):
+        return _train(place_order(stage, settings, conversations, base, out, work, cache), on_log)
+
+
+def _train(order: Order, on_log: OnLog | None) -> TrainResult:
     for name in (_RESULT, _FAILURE):
         (order.work / name).unlink(missing_ok=True)
     os.environ.update({name: os.environ.get(name, value) for name, value in _RAY_SWITCHES.items()})
-    with _ray(settings):
-        _enough(settings)
+    with _ray(order.settings):
+        _enough(order.settings)
         _fit(order, on_log)
     result = json.loads((order.work / _RESULT).read_text("utf-8"))
     finish(order)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from facemllm import cost
 from facemllm.model.adapters import Adapter, adapter_of
@@ -47,15 +48,6 @@ class Outcome:
     final_loss: float
     spent: cost.Spent
     adapter: Adapter | None  # what was merged, where the language model trains by adapters
-
-
-def decide_precision(wanted: str, device: str) -> str:
-    """`auto` becomes bf16 where the processor multiplies it natively, else fp32."""
-    if wanted != "auto":
-        return wanted
-    if device.startswith("cuda"):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def run_stage(
@@ -95,8 +87,10 @@ def _run(
         model = model.to(device)
     wrapper = stages.prepare(model, stage.trains, job.lora)
     dealt = Dealt(model, wrapper, device, bf16=bf16) if job.sharded else None
-    changed = Changed(model, job.name, stage)
+    changed = Changed(model, job.name, stage, job.world)
     optimizer = torch.optim.AdamW(stages.parameter_groups(model, stage), stage.learning_rate, (0.9, 0.98), fused=True)
+    watch = Watch(job.name, job.divergence, 0)
+    recent: list[Tensor] = []
     tokens = resumed_from = first = 0
     before: cost.Spent = {"seconds": 0.0, cost.CPU: 0.0, cost.GPU: 0.0}
     if resume is not None:
@@ -104,6 +98,9 @@ def _run(
         first = resumed_from = int(state["step"])
         tokens = int(state["tokens"])
         before = state["spent"]
+        watch.checkpoint = first
+        watch.restore(state.get("watch", {}))
+        recent = [torch.tensor(report, device=device) for report in state.get("recent", ())]
     stages.set_modes(model, stage.trains)
     source = Source(job, model, processor, corpus, faces)
     step_loss = StepLoss(stage, job.model.knowledge, model, processor, corpus, faces, device=device, bf16=bf16)
@@ -112,10 +109,8 @@ def _run(
     stages.set_modes(model, stage.trains)
     trained = list(changed.trained.values())
     loss = math.nan
-    recent: list[Tensor] = []
     meter = cost.Meter(job.device, machine=job.local_rank == 0)
     pace = Pace(stage.steps, first, job.device, job.precision, job.world, flops_per_token)
-    watch = Watch(job.name, job.divergence, first)
     with stages.economies(model, stage.trains, recompute=job.recompute, compiled=job.compile):
         for step, batches in enumerate(ahead(source.batches, first, stage.steps), first):
             # dropout of adapters; everything else is in the plan
@@ -145,8 +140,9 @@ def _run(
             tokens += step_loss.counts(report)["tokens"]
             if log is not None and logs:
                 total = torch.stack(recent).sum(0)
-                counts = step_loss.counts(total)
-                shown = {"images": len(recent) * stage.batch_images, **{n: counts[n] for n in ("questions", "tokens")}}
+                new = recent[pace.done - done :]  # a resumed stage's clock runs from where it went on
+                counts = step_loss.counts(torch.stack(new).sum(0))
+                shown = {"images": len(new) * stage.batch_images, **{n: counts[n] for n in ("questions", "tokens")}}
                 metrics = {
                     **step_loss.readable(total, len(recent)),
                     "learning_rate": stage.learning_rate * share,
@@ -164,7 +160,15 @@ def _run(
             if keep is not None and done % job.checkpoint_every == 0 and done < stage.steps:
                 _share_buffers(model, job.world)
                 spent = cost.add(before, _share_energy(meter.spent(), job.world, device))
-                state = {"step": done, "tokens": tokens, "key": job.key, "stage": job.name, "spent": spent}
+                state = {
+                    "step": done,
+                    "tokens": tokens,
+                    "key": job.key,
+                    "stage": job.name,
+                    "spent": spent,
+                    "watch": watch.state(),
+                    "recent": [report.tolist() for report in recent],
+                }
                 if job.rank == 0 or job.sharded:
                     keep(done, _draft(job, model, optimizer, state))
                 watch.checkpoint = done
@@ -242,12 +246,18 @@ def _share_energy(spent: cost.Spent, world: int, device: torch.device) -> cost.S
 
 
 def _share_buffers(model: Any, world: int) -> None:
-    """Average normalisation statistics over the ranks, where they are about to be written."""
-    if world > 1:
-        for buffer in model.buffers():
-            if buffer.is_floating_point() and model.training:
-                dist.all_reduce(buffer)
-                buffer /= world
+    """Average the normalisation statistics that training moves over the ranks, where they are about to be written.
+
+    A sum divided by the ranks is not what all of them had: nothing else is touched.
+    """
+    if world == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, _NormBase) and module.training:
+            for statistic in (module.running_mean, module.running_var):
+                if statistic is not None:
+                    dist.all_reduce(statistic)
+                    statistic /= world
 
 
 def _probe_of(processor: Any, device: torch.device) -> tuple[Tensor, Tensor]:

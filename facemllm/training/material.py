@@ -1,6 +1,6 @@
 """What a rank trains from: model and processor, the turns of the training split, pixels, maps and labels.
 
-The same for every launcher. Decoded pictures are cached on disk by rank 0, the other ranks read them.
+The same for every launcher. Decoded pictures are cached on disk by the rank that comes first, the others read them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from facemllm.errors import UserError
 from facemllm.knowledge.graph import (
     UNKNOWN,
     Characteristics,
@@ -23,13 +24,15 @@ from facemllm.knowledge.graph import (
 )
 from facemllm.knowledge.penalties import audit, enforced
 from facemllm.knowledge.relations import Relation
-from facemllm.model.branches import Graph, extend
+from facemllm.model.branches import Graph, asked, branches_of, extend
+from facemllm.model.face_mllm import FaceMllmForConditionalGeneration
 from facemllm.model.preset import build_tiny, load_base, load_model
 from facemllm.model.prompts import Frame
 from facemllm.records import Table
 from facemllm.settings import Settings
-from facemllm.tasks.regions import CLASSES, SHOWN_BY
 from facemllm.training.data import Corpus, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.training.differences import differences
+from facemllm.training.order import withheld_of
 from facemllm.training.step_loss import Faces
 
 
@@ -48,37 +51,33 @@ def prepare(
     table: Table,
     base: Path | None,
     cache: Path,
-    *,
-    first: bool = True,
     wait: Callable[[], None] = lambda: None,
 ) -> Material:
     """Load or build the model and read the training split of a conversations table.
 
     `base` is the previous stage's model directory, None for the first stage: the preset or checkpoint of the settings.
-    The `first` rank of a machine writes the caches, the others `wait` for it. Raises UserError.
+    `wait` is called when this rank has its caches. Raises UserError, also when a model that has branches, or comes of
+    an earlier stage, has others than the settings ask for.
     """
     turns = read_turns(table, "train")
     knows = settings.model.knowledge
     known = characteristics(knows.tasks, turns) if knows.enabled else None
+    withheld = withheld_of(settings)
     if base is not None:
         model, processor = load_model(base)
+    elif settings.model.preset == "tiny":
+        model, processor = build_tiny(settings.model, *vocabulary_texts(turns), settings.seed)
     else:
-        if settings.model.preset == "tiny":
-            model, processor = build_tiny(settings.model, *vocabulary_texts(turns), settings.seed)
-        else:
-            model, processor = load_base(settings.model, settings.seed)
-        withheld = {CLASSES.index(part) for name in settings.qa.held_out for part in SHOWN_BY.get(name, ())}
-        model, processor = extend(
-            model, processor, settings.model, _graph(known, settings), sorted(withheld), settings.seed
-        )
+        model, processor = load_base(settings.model, settings.seed)
+    if base is not None or isinstance(model, FaceMllmForConditionalGeneration):
+        _check_branches(model, processor, settings, withheld, str(base or settings.model.base))
+    else:
+        model, processor = extend(model, processor, settings.model, _graph(known, settings), withheld, settings.seed)
     readers = [lambda: pixel_cache(table, processor.image_processor, cache, settings.data.workers)]
     if getattr(model.config, "segmentation_config", None) is not None:
         readers.append(lambda: map_cache(table, processor, cache, settings.data.workers))
-    if first:
-        for read in readers:
-            read()
-    wait()
     pixels, *maps = (read() for read in readers)
+    wait()
     labels: NDArray[np.int8] | None = None
     relations: tuple[Relation, ...] = ()
     if known is not None and getattr(model.config, "knowledge_config", None) is not None:
@@ -86,6 +85,18 @@ def prepare(
         relations = tuple(enforced(audit(relations_of(knows.tasks, known.nodes), known), knows.audit))
     faces = Faces(pixels, maps[0] if maps else None, labels, relations)
     return Material(model, processor, tokenise(turns, Frame.of(model, processor)), faces)
+
+
+def _check_branches(model: Any, processor: Any, settings: Settings, withheld: Sequence[int], name: str) -> None:
+    """Raise UserError unless a model has the branches that the settings ask for."""
+    has, wanted = branches_of(model, processor), asked(settings.model, withheld)
+    both = has.keys() & wanted.keys()  # what a branch is like is no difference where there is none
+    if any(has[key] != wanted[key] for key in both):
+        told = differences({key: has[key] for key in both}, {key: wanted[key] for key in both})
+        raise UserError(
+            f"the model {name} has other branches than the settings ask for ({told}); set them as the model has them, "
+            "or train from the first stage with these (a checkpoint without branches gets them as model.base)"
+        )
 
 
 def _graph(known: Characteristics | None, settings: Settings) -> Graph | None:

@@ -6,6 +6,7 @@ Shapes: B faces, K answer tokens, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from facemllm.model.forward import word_logits
-from facemllm.training.data import Corpus
+from facemllm.training.data import Corpus, Texts
 from facemllm.training.packing import word_bags
 
 LOGITS_BYTES = 64 * 2**20
@@ -61,12 +62,11 @@ class CaptionWords:
     """
 
     def __init__(self, corpus: Corpus, tasks: Mapping[str, float], vocabulary: int, device: torch.device) -> None:
-        share_V, beside_VV = word_statistics(corpus, tasks, vocabulary)
-        used_U = np.flatnonzero(share_V > 0)
-        share_U = np.clip(share_V[used_U], _RAREST, 1 - _RAREST)
+        used_U, share_U, beside_UU = word_statistics(corpus, tasks, vocabulary)
+        share_U = np.clip(share_U, _RAREST, 1 - _RAREST)
         deviation_U = np.sqrt(share_U * (1 - share_U))
         expected_UU = np.outer(share_U, share_U) * len(corpus)
-        rivals_UU = (beside_VV[np.ix_(used_U, used_U)] == 0) & (expected_UU >= _MEETINGS)
+        rivals_UU = (beside_UU == 0) & (expected_UU >= _MEETINGS)
         self.used_U = torch.from_numpy(used_U).to(device)
         self.prior_U = torch.from_numpy(np.log(share_U / (1 - share_U))).float().to(device)
         self.weight_U = torch.from_numpy(0.25 / deviation_U).float().to(device)
@@ -91,18 +91,24 @@ class CaptionWords:
 
 def word_statistics(
     corpus: Corpus, tasks: Mapping[str, float], vocabulary: int
-) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Share of faces whose answers to `tasks` hold each word (V,), and how many hold each pair of words (V, V).
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
+    """The words that answers to `tasks` hold (U,), the share of faces whose answers hold each (U,), and how many hold
+    each pair of them (U, U): a vocabulary may have hundreds of thousands of words, captions use a few hundred.
 
     Plain and mirrored answers count half each.
     """
-    count_V, beside_VV = np.zeros(vocabulary), np.zeros((vocabulary, vocabulary), np.float32)
     chosen = corpus.weights(tasks) > 0
+    answers = [corpus.texts[text] for text in np.unique(corpus.answer[chosen])]
+    used_U = np.unique(np.concatenate([np.empty(0, np.int32), *answers])).astype(np.int64)
+    place_V = np.full(vocabulary, -1, np.int32)
+    place_V[used_U] = np.arange(len(used_U))
+    placed = replace(corpus, texts=Texts(place_V[corpus.texts.ids], corpus.texts.starts))
+    count_U, beside_UU = np.zeros(len(used_U)), np.zeros((len(used_U), len(used_U)), np.float32)
     for start in range(0, len(corpus), _BLOCK):
         rows = range(start, min(start + _BLOCK, len(corpus)))
         turns = [t[chosen[t]] for t in (np.arange(*corpus.turn_starts[row : row + 2]) for row in rows)]
         for mirror in (False, True):
-            bags_BV = word_bags(corpus, turns, np.full(len(turns), mirror), vocabulary)
-            count_V += bags_BV.sum(0) / 2
-            beside_VV += bags_BV.T @ bags_BV / 2
-    return count_V / len(corpus), beside_VV
+            bags_BU = word_bags(placed, turns, np.full(len(turns), mirror), len(used_U))
+            count_U += bags_BU.sum(0) / 2
+            beside_UU += bags_BU.T @ bags_BU / 2
+    return used_U, count_U / len(corpus), beside_UU

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facemllm import digests, ledger
+from facemllm import digests, hub, ledger
 from facemllm.errors import UserError
 from facemllm.records import CONVERSATIONS, atomic_write, open_table
-from facemllm.settings import Settings
+from facemllm.settings import Model, Settings
+from facemllm.tasks.regions import withheld_classes
 from facemllm.training.differences import differences
 from facemllm.training.keeping import Shelf, place_of
 
@@ -66,8 +67,9 @@ def place_order(
 ) -> Order:
     """Check what is asked for and note it in `work`, which is made. See `launch.train` for the arguments.
 
-    Raises UserError: unknown stage, an output that exists, stages out of order, more workers than faces in a batch, or
-    a `work` folder with checkpoints of other settings.
+    A base of many gigabytes is read to its end for its digest. Raises UserError: unknown stage, an output that exists,
+    stages out of order, more workers than faces in a batch, held-out attributes that maps cannot keep to themselves, no
+    such base, or a `work` folder with checkpoints of other settings.
     """
     if stage not in settings.stages():
         raise UserError(f"no training stage '{stage}'; choose one of {', '.join(settings.stages())}")
@@ -75,6 +77,7 @@ def place_order(
         raise UserError(f"{out} exists already; choose another output folder or remove it")
     check_shares(stage, settings, settings.training.workers)
     check_order(stage, settings, base)
+    withheld_of(settings)
     made_from = {
         "stage": stage,
         "plan": settings.stages()[stage].model_dump(),
@@ -84,7 +87,7 @@ def place_order(
         "precision": settings.training.precision,
         "seed": settings.seed,
         "conversations": open_table(conversations, CONVERSATIONS).digest,
-        "base": digests.of_tree(base) if base is not None else None,
+        "base": digests.of_tree(base) if base is not None else _start(settings.model),
     }
     order = Order(
         stage,
@@ -98,6 +101,18 @@ def place_order(
     )
     _note(order)
     return order
+
+
+def _start(model: Model) -> str | dict[str, str] | None:
+    """What the preset starts from, by content; None for `tiny`, which comes of the seed and the data alone."""
+    if model.preset == "parts":
+        return {name: hub.content_of(str(getattr(model, name)), f"model.{name}") for name in ("tower", "language")}
+    return hub.content_of(str(model.base), "model.base") if model.preset == "hub" else None
+
+
+def withheld_of(settings: Settings) -> list[int]:
+    """Classes that the model of these settings never sees in a map, see `regions.withheld_classes`."""
+    return withheld_classes(settings.qa.held_out) if settings.model.segmentation.mode != "none" else []
 
 
 def check_shares(stage: str, settings: Settings, workers: int) -> None:
@@ -163,11 +178,29 @@ def _note(order: Order) -> None:
         before = json.loads(order.note.read_text("utf-8"))
     except (OSError, ValueError):
         before = None
-    if before is not None and before["made_from"] != order.made_from and Shelf(before["place"], order.work).names():
+    place = order.shelf().place
+    if before is not None and (before["made_from"] != order.made_from or before["place"] != place):
+        _check_left_behind(order, before)
+    kept = {"made_from": order.made_from, "place": place}
+    atomic_write(order.note, (json.dumps(kept, sort_keys=True, indent=2) + "\n").encode())
+
+
+def _check_left_behind(order: Order, before: Mapping[str, Any]) -> None:
+    """Raise UserError when the place that a run is noted at has checkpoints that this one would leave behind."""
+    try:
+        if not Shelf(before["place"], order.work).names():
+            return
+    except UserError as error:
+        raise UserError(f"{error} (an earlier run kept them there; remove {order.note} to forget it)") from error
+    if before["made_from"] != order.made_from:
         raise UserError(
             f"{order.work} holds checkpoints of stage {order.stage} with other settings or data "
             f"({differences(before['made_from'], order.made_from)}); take those again to go on, "
             f"or remove {order.note} to train from the start"
         )
-    kept = {"made_from": order.made_from, "place": order.shelf().place}
-    atomic_write(order.note, (json.dumps(kept, sort_keys=True, indent=2) + "\n").encode())
+    if not order.shelf().names():
+        raise UserError(
+            f"the checkpoints of this run are at {before['place']}, but by training.storage they belong at "
+            f"{order.shelf().place}, where there are none; set it back or copy them to go on, "
+            f"or remove {order.note} to train from the start"
+        )

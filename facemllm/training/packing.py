@@ -64,6 +64,7 @@ class Packed:
 class Planner:
     """Plans the steps of one stage over one corpus.
 
+    A turn that follows is drawn with its predecessor, unless its task or that of a turn between is not of the stage.
     `withheld` is the share of faces shown without their map. A question that would need more than `limit` tokens,
     with the `prefix` tokens before it and whatever follows it, is never drawn: `left_out` lists such conversations as
     (image_id, tokens). Raises UserError when nothing is left to draw.
@@ -84,6 +85,7 @@ class Planner:
         self.corpus, self.stage, self.side, self._withheld = corpus, stage, side, withheld
         self._key = (seed, zlib.crc32(name.encode()))
         weights = corpus.weights(stage.tasks)
+        self._mixed = weights > 0
         # a turn that follows is drawn with the turn it depends on, never alone
         self._weights = np.where(corpus.follows, 0.0, weights)
         if not self._weights.any():
@@ -92,7 +94,7 @@ class Planner:
                 f"{', '.join(sorted(corpus.tasks)) or 'none'}: name some of these in training.stages.{name}.tasks"
             )
         rows = np.repeat(np.arange(len(corpus)), np.diff(corpus.turn_starts))
-        tokens = prefix + corpus.chain_tokens()
+        tokens = prefix + corpus.chain_tokens(self._mixed)
         long = (self._weights > 0) & (tokens > (limit or np.inf))
         self._weights[long] = 0.0
         self.left_out = [(corpus.image_id[int(rows[t])].as_py(), int(tokens[t])) for t in np.flatnonzero(long)]
@@ -116,8 +118,9 @@ class Planner:
         generator = np.random.default_rng([*self._key, 2, step])
         changes = augment.draw(generator, images, self.side) if self.stage.augment else None
         turns = [self._draw(int(row), generator) for row in rows]
-        drawn = np.concatenate(turns)
-        labels = int(self.corpus.texts.lengths[self.corpus.answer[drawn, 0]].sum())
+        mirrored = changes.mirror.astype(int) if changes else np.zeros(images, int)
+        answers = [self.corpus.answer[drawn, side] for drawn, side in zip(turns, mirrored, strict=True)]
+        labels = int(self.corpus.texts.lengths[np.concatenate(answers)].sum())
         withheld = generator.random(images) < self._withheld
         return Plan(rows, changes, turns, labels, withheld)
 
@@ -130,7 +133,7 @@ class Planner:
         chains = []
         for turn in ranked:
             stop = turn + 1
-            while stop < end and self.corpus.follows[stop]:
+            while stop < end and self.corpus.follows[stop] and self._mixed[stop]:
                 stop += 1
             chains.append(np.arange(turn, stop))
         return np.concatenate(chains)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,10 +17,10 @@ from facemllm.errors import UserError
 from facemllm.machine import cores
 from facemllm.model.saving import save_model
 from facemllm.records import CONVERSATIONS, open_table
-from facemllm.training import material
-from facemllm.training.job import Job, passed
+from facemllm.training import coverage, material
+from facemllm.training.job import Job
 from facemllm.training.keeping import Keeper
-from facemllm.training.loop import decide_precision, run_stage
+from facemllm.training.loop import run_stage
 from facemllm.training.order import Order, TrainResult, check_shares
 
 OnLog = Callable[[int, dict[str, float]], None]
@@ -47,40 +49,32 @@ def train_rank(order: Order, place: Place, on_log: OnLog | None = None) -> Train
     device = "cuda" if training.use_gpu else "cpu"
     torch.set_num_threads(training.threads or max(1, cores() // place.local_world))
     first = place.rank == 0
-    ready = material.prepare(
+    with _meeting(place.world) as wait:
+        ready = material.prepare(
+            settings, open_table(order.conversations, CONVERSATIONS), order.base, order.cache, wait
+        )
+    lacks = coverage.shortfalls(order.stage, settings.stages()[order.stage], ready.faces, ready.corpus.pixel_row)
+    job = Job.of(
         settings,
-        open_table(order.conversations, CONVERSATIONS),
-        order.base,
-        order.cache,
-        first=first,
-        wait=dist.barrier if place.world > 1 else lambda: None,
-    )
-    job = Job(
-        name=order.stage,
-        stage=settings.stages()[order.stage],
-        lora=training.lora,
-        seed=settings.seed,
-        key=order.key,
-        model=settings.model,
-        precision=decide_precision(training.precision, device),
-        device=device,
+        order.stage,
+        order.key,
+        device,
         rank=place.rank,
         world=place.world,
         local_rank=place.local_rank,
-        checkpoint_every=training.checkpoint_every,
         made_from=order.made_from,
         sharded=training.sharding == "full" and place.world > 1,
         table=order.made_from["conversations"],
         cache=order.cache,
-        **passed(training),
     )
     shelf = order.shelf()
     with progress.bar(order.stage, job.stage.steps) as bar:
 
         def log(step: int, metrics: dict[str, float]) -> None:
-            bar.update(step, f"loss {metrics['loss']:.3f}, {metrics['images_per_second']:.0f} images/s")
+            speed = f"{metrics['images_per_second']:.0f} images/s"
+            bar.update(step, f"loss {metrics['loss']:.3f}, {speed}{coverage.in_words(lacks)}")
             if on_log is not None:
-                on_log(step, metrics)
+                on_log(step, metrics | lacks)
 
         with (
             shelf.newest(first, _agree if place.world > 1 else lambda value: value) as (resume, attempt),
@@ -105,6 +99,18 @@ def train_rank(order: Order, place: Place, on_log: OnLog | None = None) -> Train
         **outcome.spent,
     }
     return TrainResult(outcome.steps, outcome.resumed_from, outcome.final_loss, cost.tidy(spent))
+
+
+@contextmanager
+def _meeting(world: int) -> Iterator[Callable[[], None]]:
+    """A way to wait for all ranks, for days if it must be: decoding takes one machine longer than another, and a
+    collective of training gives up after minutes. A rank that dies ends the wait."""
+    if world == 1:
+        yield lambda: None
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+    yield lambda: dist.barrier(group)
+    dist.destroy_process_group(group)
 
 
 def _agree(value: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facemllm import tasks
+from facemllm import cost, tasks
 from facemllm.records import Table
 from facemllm.settings import Settings
 from facemllm.tasks.asking import NATIVE
@@ -52,14 +52,13 @@ def sample_answers(settings: Settings, model_dir: Path, conversations: Table) ->
     """A row an answer: `image_id`, `task`, `item`, `question`, `truth` (None where unknown), what was `written`, and,
     of closed questions, the `likeliest` option with its `probability`. Raises UserError if the model cannot be loaded.
     """
-    import torch
-
     from facemllm.model.inference import Predictor, Query
 
     faces = fixed_faces(conversations)
-    device = "cuda" if settings.training.use_gpu and torch.cuda.is_available() else "cpu"
     # so few answers: threads would wait for one another longer than they help
-    predictor = Predictor.load(model_dir, device=device, threads=settings.training.threads or 1)
+    predictor = Predictor.load(
+        model_dir, device=cost.inference_device(settings), threads=settings.training.threads or 1
+    )
     asked = _questions(settings, faces)
     pixels = [predictor.pixels(face.image) for face in faces]
     maps = [face.map for face in faces]

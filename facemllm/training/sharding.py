@@ -70,16 +70,16 @@ class Dealt:
 
         All ranks must call it.
         """
-        found: dict[int, nn.Parameter] = {}
+        first = dist.get_rank() == 0
+        found: dict[int, Tensor] = {}  # on every rank, so that none gathers a tied weight once more than the others
         state: dict[str, Tensor] = {}
         for name, tensor in self._model.state_dict(keep_vars=True).items():
             if id(tensor) not in found:  # tied weights stay one
                 full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
-                if dist.get_rank() == 0:
-                    full = full.cpu()
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    found[id(tensor)] = nn.Parameter(full, requires_grad=False) if is_parameter else full
-            if dist.get_rank() == 0:
+                kept = full.cpu() if first else full.to("meta")
+                is_parameter = isinstance(tensor, nn.Parameter)
+                found[id(tensor)] = nn.Parameter(kept, requires_grad=False) if is_parameter else kept
+            if first:
                 state[name] = found[id(tensor)]
         model, wrapper = self._empty
         if state:

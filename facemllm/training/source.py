@@ -53,7 +53,7 @@ class Source:
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's batches of a step, counted from 0."""
-        return self._batcher(self._planner.plan(step), self._job.part)
+        return self._batcher(self._planner.plan(step), self._job.part, _pieces(self._job))
 
     def sample(self, step: int) -> Batch:
         """A batch of the step to count operations on: of one face where memory is short."""
@@ -65,6 +65,14 @@ class Source:
     def images(self, step: int) -> list[str]:
         """Ids of the images of the whole step."""
         return [self._corpus.image_id[int(row)].as_py() for row in self._planner.plan(step).rows]
+
+
+def _pieces(job: Job) -> int:
+    """Batches of a step on every rank of a sharded model, whose ranks gather weights together; 0: as a rank needs."""
+    if not (job.sharded and job.micro_images):
+        return 0
+    least, most = job.stage.batch_images // job.world, -(-job.stage.batch_images // job.world)
+    return min(-(-most // job.micro_images), least)
 
 
 def _with_features(job: Job, model: Any, processor: Any, corpus: Corpus, faces: Faces) -> Faces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,10 +48,10 @@ def prepare(model: Any, trains: Trainable, lora: Lora) -> Any | None:
         ]
         if not targets:
             raise UserError("language: lora needs linear layers in the language model; this one has none")
-        wrapper = get_peft_model(
-            model,
-            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets),
-        )
+        adapters = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+        with warnings.catch_warnings():  # of transformers at peft, no concern of the user's
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing. is deprecated", FutureWarning)
+            wrapper = get_peft_model(model, adapters)
     for name, parameter in model.named_parameters():
         adapter = ".lora_" in name
         mode = getattr(trains, module_of(name))

@@ -11,17 +11,18 @@ import re
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemllm import cost
 from facemllm.errors import UserError
 from facemllm.settings import Stage
-from facemllm.training.sharding import total_norm
+from facemllm.training.sharding import local_part, total_norm
 from facemllm.training.stages import module_of
 
 _SMOOTHING = 0.3
@@ -36,18 +37,18 @@ class Pace:
         self.steps, self.device, self.flops_per_token = steps, device, flops_per_token
         peak = cost.peak_flops(device, precision)
         self.peak = None if peak is None else peak * world
-        self._mark, self._done = time.perf_counter(), done
+        self._mark, self.done = time.perf_counter(), done
         self._speeds: dict[str, float] = {}
 
     def measure(self, done: int, counts: dict[str, int]) -> dict[str, float]:
         """Metrics at step `done`; `counts` are of the steps since the last call."""
         now = time.perf_counter()
         seconds = max(now - self._mark, 1e-9)
-        counts = {"steps": done - self._done, **counts}
+        counts = {"steps": done - self.done, **counts}
         for name, count in counts.items():
             speed = count / seconds
             self._speeds[name] = speed + (1 - _SMOOTHING) * (self._speeds.get(name, speed) - speed)
-        self._mark, self._done = now, done
+        self._mark, self.done = now, done
         metrics = {f"{name}_per_second": speed for name, speed in self._speeds.items()}
         metrics["seconds_left"] = (self.steps - done) / max(self._speeds["steps"], 1e-9)
         metrics["memory_bytes"] = float(cost.peak_memory_bytes(self.device))
@@ -67,6 +68,16 @@ class Watch:
         self.name, self.divergence, self.checkpoint = name, divergence, checkpoint
         self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._best = math.inf
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for a resumed stage to stop where this one would: plain JSON."""
+        return {"recent": list(self._recent), "best": self._best if math.isfinite(self._best) else None}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from another's `state()`, or from nothing."""
+        self._recent.extend(state.get("recent", ()))
+        best = state.get("best")
+        self._best = math.inf if best is None else best
 
     def check(self, step: int, loss: float, norm: float, images: Callable[[], Sequence[str]]) -> None:
         """Raise FloatingPointError if the stage must stop after `step`, counted from 1."""
@@ -95,11 +106,14 @@ class Watch:
 
 
 class Changed:
-    """Tells whether training changes what it should: bits of the trained parameters, before and after."""
+    """Tells whether training changes what it should: bits of the trained parameters, before and after.
 
-    def __init__(self, model: nn.Module, name: str, stage: Stage) -> None:
+    All of `world` ranks must check: where the model is sharded, each sees its own rows, and all come to one answer.
+    """
+
+    def __init__(self, model: nn.Module, name: str, stage: Stage, world: int = 1) -> None:
         """Raises UserError when the model has no parameter that `stage` trains."""
-        self.name, self.stage = name, stage
+        self.name, self.stage, self.world = name, stage, world
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.modules: dict[str, list[nn.Parameter]] = {}
         for key, parameter in self.trained.items():
@@ -119,7 +133,8 @@ class Changed:
 
     def check_gradients(self) -> None:
         """Raise UserError if the loss does not reach a module that the stage declares: it would stay as it is."""
-        idle = [m for m, parameters in self.modules.items() if all(p.grad is None for p in parameters)]
+        reached = self._on_any([any(p.grad is not None for p in parameters) for parameters in self.modules.values()])
+        idle = [module for module, there in zip(self.modules, reached, strict=True) if not there]
         if idle:
             raise UserError(
                 f"stage {self.name}: objective {self.stage.objective} does not reach the {', '.join(idle)}; set "
@@ -128,19 +143,27 @@ class Changed:
 
     def check_changed(self) -> None:
         """Raise UserError if not a bit of the trained parameters has changed."""
-        if self._bits() == self._before:
+        if not any(self._on_any([self._bits() != self._before])):
             raise UserError(
                 f"stage {self.name} changed no parameter: its steps are too small for the weights' precision; raise "
                 f"training.stages.{self.name}.learning_rate"
             )
 
     def _bits(self) -> list[int]:
-        return [int(torch.hash_tensor(_local(p.detach())).view(torch.int64)) for p in self.trained.values()]
+        return [_hash(local_part(parameter.detach())) for parameter in self.trained.values()]
+
+    def _on_any(self, here: list[bool]) -> list[bool]:
+        """Which of these hold on at least one rank."""
+        if self.world == 1:
+            return here
+        counts = torch.tensor(here, dtype=torch.float32, device=local_part(next(iter(self.trained.values()))).device)
+        dist.all_reduce(counts)
+        return [count > 0 for count in counts.tolist()]
 
 
-def _local(tensor: Tensor) -> Tensor:
-    shard: Any = getattr(tensor, "to_local", None)  # of a sharded parameter, this rank's part
-    return shard() if shard is not None else tensor
+def _hash(tensor: Tensor) -> int:
+    # torch has no hash of nothing: of no prompt tokens, or of a rank that holds no row
+    return int(torch.hash_tensor(tensor).view(torch.int64)) if tensor.numel() else 0
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 from facemllm.repository import REMOTE, TABLES, Repository, git_settings
 
 PARQUET = b"PAR1"
@@ -97,7 +97,7 @@ class Archive:
             except (pa.ArrowInvalid, OSError) as error:
                 if type(error) not in (pa.ArrowInvalid, OSError):  # a remote out of reach, and the like
                     raise
-                said = " ".join(str(error).split())
+                said = one_line(error)
                 raise UserError(
                     f"object {oid} in {self.repository.path} or its remote is damaged ({said}); "
                     f"delete {self.repository.path / '.dvc' / 'cache'} to take everything from the remote"
@@ -170,7 +170,7 @@ def _explained(error: BaseException, repository: Repository) -> str:
         if isinstance(cause, FileNotFoundError) and "bucket does not exist" not in str(cause):
             return f"recorded bytes are in neither cache nor remote ({cause.filename or cause})"
         cause = cause.__cause__
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = one_line(error)
     return f"DVC failed in {repository.path} (remote {repository.remote}): {said}"
 
 

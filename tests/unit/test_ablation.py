@@ -311,3 +311,9 @@ def test_a_failing_cell_is_named(conversations, tmp_path):
             variants=["base"],
             seeds=[0],
         )
+
+
+def test_an_empty_mapping_in_a_variant_is_refused():
+    variant = Variant(says="no tasks", set=["training.stages.align.tasks={}"])
+    with pytest.raises(UserError, match=r"ablation\.variants\.bare: --set .*=\{\}: an empty mapping changes nothing"):
+        cells("ablation", [], {"bare": variant}, [0], "table", "code")

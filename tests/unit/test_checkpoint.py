@@ -1,6 +1,7 @@
 """Checkpoints: what they hold, when one is whole, how they are kept, and what is refused before a stage starts."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -235,7 +236,7 @@ def test_stages_out_of_order_are_refused(conversations_table, tmp_path: Path):
     with pytest.raises(UserError, match="stage align comes first"):
         ask(tmp_path, table, stage="align", base=aligned)
     assert ask(tmp_path, table, stage="specialize", base=model_of(tmp_path / "foreign", None)).stage == "specialize"
-    published = ("model.preset=hub", "model.base=llava-hf/llava-1.5-7b-hf")
+    published = ("model.preset=hub", f"model.base={model_of(tmp_path / 'published', None)}")
     assert ask(tmp_path, table, *published, stage="instruct").base is None
     with pytest.raises(UserError, match="no training stage 'polish'"):
         ask(tmp_path, table, stage="polish")
@@ -260,6 +261,32 @@ def test_work_with_checkpoints_of_other_settings_is_refused(conversations_table,
     assert str(again.note) in str(refused.value)
     again.note.unlink()
     assert ask(tmp_path, table, "seed=4").run != first.run
+
+
+def test_checkpoints_left_at_another_place_are_told(conversations_table, tmp_path: Path):
+    table = conversations_table()
+    first = ask(tmp_path, table)
+    there = f"training.storage={tmp_path / 'there'}"
+    assert ask(tmp_path, table, there).shelf().place != first.shelf().place  # nothing was kept so far
+    first = ask(tmp_path, table)
+    written(Path(first.shelf().place), 2)
+    with pytest.raises(UserError) as refused:
+        ask(tmp_path, table, there)
+    for words in (f"are at {first.shelf().place}", str(tmp_path / "there" / first.run), f"remove {first.note}"):
+        assert words in str(refused.value)
+    shutil.copytree(first.shelf().place, tmp_path / "there" / first.run)
+    assert ask(tmp_path, table, there).key == first.key
+
+
+def test_a_place_that_cannot_be_read_is_forgotten_by_hand(conversations_table, tmp_path: Path):
+    table = conversations_table()
+    first = ask(tmp_path, table)
+    first.note.write_text(first.note.read_text().replace(first.shelf().place, "gs://gone/runs"))
+    for overrides in ((), ("seed=4",)):
+        with pytest.raises(UserError, match=rf"gs://gone/runs .* remove {first.note} to forget it"):
+            ask(tmp_path, table, *overrides)
+    first.note.unlink()
+    assert ask(tmp_path, table).key == first.key
 
 
 def test_how_workers_end_is_said_in_one_line():

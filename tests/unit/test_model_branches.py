@@ -318,6 +318,14 @@ def test_no_characteristic_and_another_kind_of_model_are_refused():
         extend(extended, processor, chosen, Graph(NAMES, WORDS, np.eye(3)), (), seed=0)
 
 
+def test_maps_are_not_added_to_tokens_that_form_no_grid():
+    chosen = settings.load("laptop", ["model.segmentation.mode=add"]).model
+    model, processor = build_tiny(chosen, TEXTS, ["yes", "no"], seed=3)
+    processor.num_additional_image_tokens = 2
+    with pytest.raises(UserError, match=r"mode: add needs .* the 11 tokens of this tower are neither a square"):
+        extend(model, processor, chosen, None, (), seed=0)
+
+
 def test_the_encoder_of_maps_costs_little_beside_the_tower(appended):
     model, _ = appended
     with torch.no_grad():

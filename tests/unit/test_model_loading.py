@@ -258,7 +258,7 @@ def test_a_preset_says_which_names_it_takes(overrides, word):
 
 def test_a_base_that_is_nowhere(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    refused("nobody/nothing", "nobody/nothing", "no such folder")
+    refused("nobody/nothing", "model.base: nobody/nothing is no folder, nor a model of the hub")
 
 
 def test_another_family_is_refused(checkpoint, tmp_path):

@@ -86,9 +86,23 @@ def test_digest_text_does_not_depend_on_order():
         ("services.mlflow_port=18080", ["services", "port of its own"]),
         ("model.segmentation.patch=7", ["model.segmentation", "side: 32 is no multiple of patch: 7"]),
         ("model.segmentation.heads=3", ["model.segmentation", "width: 64 is no multiple of heads: 3"]),
-        ("model.preset=hub", ["model", "base"]),
+        ("model.preset=hub", ["--set model.preset=hub: model:", "base"]),
+        ("model.image_size=33", ["--set model.image_size=33: model:", "33 is no multiple of 16, as preset: tiny"]),
+        ("model={segmentation: {patch: 7}}", ["--set model={segmentation: {patch: 7}}: model.segmentation: side"]),
+        ("model.segmentation=append", ["model.segmentation: is a section; set one of its keys: mode, tokens, drop"]),
+        ("promotion.thresholds.age=3", ["promotion.thresholds.age: is a section; set one of its keys: ", "min"]),
+        ("training.stages.align.rates=2", ["training.stages.align.rates: is a section"]),
+        ("training.stages.align.tower_rate=2", ["unknown key; tower_rate is now rates: {tower: ...}"]),
+        ("training.stages.align.rates={eyes: 2}", ["training.stages.align.rates.eyes: Input should be 'tower'"]),
+        ("training.stages.align.tasks={}", ["tasks={}: an empty mapping changes nothing; set its keys one by one"]),
+        ("training.stages={align: {tasks: {}}}", ["an empty mapping changes nothing; set its keys one by one"]),
+        ("training.storage=s3://", ["training.storage: is neither a folder nor s3://bucket/prefix"]),
+        ("training.storage=s3:///runs", ["training.storage: is neither a folder nor s3://bucket/prefix"]),
+        ("training.storage=s3:/faces", ["training.storage: is neither a folder nor s3://bucket/prefix"]),
+        ("training.storage=gs://faces", ["training.storage: is neither a folder nor s3://bucket/prefix"]),
+        ("training.storage=''", ["training.storage: is neither a folder nor s3://bucket/prefix"]),
         ("training.stages.align.trains.tower=lora", ["align.trains", "language model alone"]),
-        ("qa.tasks=[caption]", ["absent from qa.tasks"]),
+        ("qa.tasks=[caption]", ["--set qa.tasks=[caption]: settings:", "absent from qa.tasks"]),
         ("promotion.thresholds.age.min=3", ["promotion.thresholds.age", "exactly one"]),
         ("training.workers", ["expected KEY=VALUE"]),
         ("=3", ["expected KEY=VALUE"]),
@@ -102,6 +116,33 @@ def test_a_bad_override_is_refused_with_its_key(override, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_tasks_of_the_knowledge_branch_are_known_where_it_is_on():
+    assert settings.load("laptop", ["model.knowledge.tasks=[agee]"]).model.knowledge.tasks == ["agee"]
+    with pytest.raises(UserError) as refused:
+        settings.load("laptop", ["model.knowledge.enabled=true", "model.knowledge.tasks=[agee, age]", "seed=3"])
+    said = "--set model.knowledge.tasks=[agee, age]: settings: model.knowledge.tasks names ['agee'], absent from"
+    assert str(refused.value).startswith(said)
+
+
+def test_the_last_override_within_a_section_is_named():
+    changes = ["model.segmentation.patch=7", "seed=3", "model.segmentation.width=128", "model.segmentation.patch=5"]
+    with pytest.raises(UserError, match=r"^--set model\.segmentation\.patch=5: model\.segmentation: side: 32 is no"):
+        settings.load("laptop", changes)
+
+
+@pytest.mark.parametrize(
+    "storage", ["null", "runs/kept", "/kept", "~/kept", "s3://faces", "s3://faces/", "s3://faces/a/b"]
+)
+def test_checkpoints_go_to_a_folder_or_a_bucket(storage):
+    kept = settings.load("laptop", [f"training.storage={storage}"]).training.storage
+    assert kept == yaml.safe_load(storage)
+
+
+@pytest.mark.parametrize("key", ["data.sources=[{name: utkface, root: faces, options: {}}]", "qa.mixture.caps={}"])
+def test_an_empty_mapping_where_there_was_nothing_is_fine(key):
+    settings.load("laptop", [key])
 
 
 def test_an_unknown_profile_lists_the_known_ones():
@@ -155,3 +196,13 @@ def test_a_missing_key_is_named(project):
     (project / "params.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"quality\.min_rows: is required and missing"):
         settings.load()
+
+
+@pytest.mark.parametrize(("tokens", "fits"), [(1, True), (2, True), (7, False), (9, True), (10, True), (11, False)])
+def test_maps_become_a_square_of_tokens_or_one_more(tokens, fits):
+    given = [f"model.segmentation.tokens={tokens}"]
+    if fits:
+        assert settings.load("laptop", given).model.segmentation.tokens == tokens
+    else:
+        with pytest.raises(UserError, match=rf"tokens: {tokens} is neither a square nor a square and one"):
+            settings.load("laptop", given)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 
 from facemllm.errors import UserError
 from facemllm.training import features
+from facemllm.training.appearing import appearing
 from tests.training_example import Toy, stage, trains
 
 PLAN = stage(trains=trains(projector="full", language="full"), augment=False)
@@ -74,9 +78,22 @@ def test_another_tower_transform_or_table_has_another_name(toy):
         next(changed.model.vision_tower.parameters())[0] += 1e-6
     brighter = copy.deepcopy(image)
     brighter.image_mean = [0.4] * 3
+    towers = [copy.deepcopy(model) for _ in range(2)]  # the same weights, other numbers
+    towers[0].model.vision_tower.config.strides = [2, 2, 2, 1]
+    towers[1].model.vision_tower.config._attn_implementation = "sdpa"
     names = [name(), name(changed), name(i=brighter), name(table="u"), name(rows=np.arange(3)), name(precision="bf16")]
+    names += map(name, towers)
     assert len(set(names)) == len(names)
     assert name(toy.fresh()[0]) == names[0]
+
+
+def test_a_saved_and_loaded_tower_has_the_same_name(toy, tmp_path):
+    model, processor = toy.fresh()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    rows = toy.corpus.pixel_row
+    one, other = (features.name_of(m, processor.image_processor, "t", rows, "fp32") for m in (model, loaded))
+    assert one == other
 
 
 def test_a_killed_build_goes_on_and_ranks_share_the_work(toy, tmp_path):
@@ -96,10 +113,58 @@ def test_a_killed_build_goes_on_and_ranks_share_the_work(toy, tmp_path):
     assert whole[rows].shape == (4, 10, 256)
 
 
+@pytest.mark.parametrize("harm", ["half", "empty", "zeros", "fewer"])
+def test_a_block_that_does_not_load_is_computed_again(toy, tmp_path, harm):
+    kept(toy, tmp_path)
+    block = sorted(tmp_path.iterdir())[2]
+    good = block.read_bytes()
+    if harm == "fewer":
+        np.save(block, np.load(block)[:-1])
+    else:
+        block.write_bytes({"half": good[: len(good) // 2], "empty": b"", "zeros": bytes(len(good))}[harm])
+    kept(toy, tmp_path)
+    assert block.read_bytes() == good
+
+
+def test_few_blocks_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_BLOCK", 1)
+    monkeypatch.setattr(features, "_OPEN", 4)
+    paths = [tmp_path / f"{number}.npy" for number in range(40)]
+    for number, path in enumerate(paths):
+        np.save(path, np.full((1, 2, 3), number, np.float32))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    read = features.Features(paths)
+    assert read[np.arange(40)][:, 0, 0].tolist() == list(range(40))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4
+
+
+def test_writers_of_the_same_file_do_not_meet_and_old_leftovers_go(tmp_path):
+    path, old, new, other = (tmp_path / n for n in ("a.npy", ".b.npy.7.partial", ".c.npy.7.partial", ".d.partial"))
+    for left in (old, new, other):
+        left.touch()
+    for left in (old, other):
+        os.utime(left, (time.time() - 90_000,) * 2)
+    with appearing(path) as one, appearing(path) as two:
+        one.write_bytes(b"one")
+        two.write_bytes(b"two")
+        assert not path.exists()
+    assert path.read_bytes() == b"one"
+    with pytest.raises(FileNotFoundError), appearing(tmp_path / "e.npy"):
+        pass  # nothing was written
+    assert sorted(tmp_path.iterdir()) == [new, other, path]
+
+
+def test_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append((tmp_path / "a.npy").exists()))
+    features._write(tmp_path / "a.npy", np.zeros(3))
+    assert done == [False]
+
+
 def test_bfloat16_is_kept_bit_by_bit(tmp_path):
     values = torch.randn(3, 2, 5).to(torch.bfloat16)
     np.save(tmp_path / "block.npy", values.view(torch.int16).numpy())
-    read = features.Features((np.load(tmp_path / "block.npy", mmap_mode="r"),))[np.array([2, 0])]
+    read = features.Features([tmp_path / "block.npy"])[np.array([2, 0])]
     assert torch.equal(read, values[[2, 0]])
 
 

@@ -9,13 +9,17 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from facemllm import cost
 from facemllm.errors import UserError
 from facemllm.model.inference import Predictor, Query
 from facemllm.settings import Trainable
-from facemllm.training import stages
+from facemllm.training import loop, stages, watch
 from facemllm.training.batches import ahead
+from facemllm.training.job import Job
+from facemllm.training.sharding import Dealt
+from facemllm.training.source import Source
 from facemllm.training.watch import Pace, Watch, memory_explained
 from tests.training_example import BRANCHES, COLORS, MODES, SIDES, Toy, assert_same_gradients, face, stage, trains
 
@@ -92,6 +96,121 @@ def test_a_resumed_run_ends_with_the_same_bytes(toy, tmp_path, objective):
     assert [(s, m["grad_norm"]) for s, m in seen] == [(s, m["grad_norm"]) for s, m in logged[3:]]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_a_resumed_run_logs_and_stops_as_the_undisturbed_one(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "_WINDOW", 5)
+    plan, logs, states = stage(steps=8), [{}, {}], []
+    toy.run(plan, keep=lambda step, draft: step == 3 and draft(tmp_path), log=logs[0].__setitem__, log_every=4)
+    toy.run(
+        plan, resume=tmp_path, log_every=4, log=logs[1].__setitem__, keep=lambda _, draft: states.append(draft.state)
+    )
+    assert list(logs[0]) == list(logs[1]) == [4, 8]
+    for step, metrics in logs[0].items():
+        timed = {n for n in metrics if n.endswith("_per_second")} | {"seconds_left", "memory_bytes"}
+        assert {n: v for n, v in metrics.items() if n not in timed} == {
+            n: v for n, v in logs[1][step].items() if n not in timed
+        }
+    ratio = logs[1][4]["images_per_second"] / logs[1][4]["steps_per_second"]
+    assert ratio == pytest.approx(plan.batch_images)  # speed is of this attempt's steps alone
+    [undisturbed] = [state for state in states if state["step"] == 6]
+    assert len(undisturbed["watch"]["recent"]) == 5
+
+
+def test_a_resumed_watch_stops_where_the_first_would():
+    first, resumed = (Watch("toy", 20.0, 0) for _ in range(2))
+    for step in range(60):
+        first.check(step, 1.0, 1.0, list)
+    resumed.restore(json.loads(json.dumps(first.state())))
+    stops = []
+    for one in (first, resumed):
+        with pytest.raises(FloatingPointError) as error:
+            [one.check(step, 30.0, 1.0, list) for step in range(60, 120)]
+        stops.append(str(error.value))
+    assert stops[0] == stops[1]
+    fresh = Watch("toy", 20.0, 0)
+    fresh.restore(json.loads(json.dumps(Watch("toy", 20.0, 0).state())))
+    fresh.check(1, 5.0, 1.0, list)
+
+
+def test_ranks_of_a_sharded_model_make_the_same_number_of_batches(toy):
+    def counts(batch, world, micro, sharded=True):
+        plan = stage(batch_images=batch)
+        jobs = [
+            Job(
+                "toy",
+                plan,
+                toy.settings.training.lora,
+                5,
+                "k",
+                toy.settings.model,
+                micro_images=micro,
+                rank=rank,
+                world=world,
+                sharded=sharded,
+                feature_cache=False,
+            )
+            for rank in range(world)
+        ]
+        made = [Source(j, toy.fresh()[0], toy.processor, toy.corpus, toy.faces).batches(0) for j in jobs]
+        assert sum(b.faces for batches in made for b in batches) == batch
+        return [len(batches) for batches in made]
+
+    assert counts(5, 2, 2, sharded=False) == [1, 2]
+    assert counts(5, 2, 2) == [2, 2]
+    assert counts(5, 3, 1) == [1, 1, 1]  # one rank has a single face
+    assert counts(6, 2, 2) == [2, 2]
+    assert counts(6, 2, 0) == [1, 1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_gathers_a_tied_weight_once(monkeypatch, rank):
+    net = nn.ModuleDict({"embed": nn.Embedding(5, 4), "head": nn.Linear(4, 5, bias=False)})
+    net["head"].weight = net["embed"].weight
+    wanted, gathered = net["head"].weight.detach().clone(), []
+    net["head"].weight.full_tensor = lambda: gathered.append(rank) or wanted
+    dealt = object.__new__(Dealt)
+    dealt._model, dealt._empty = net, (nn.ModuleDict({"embed": nn.Embedding(5, 4), "head": nn.Linear(4, 5, False)}), 0)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    whole, _ = dealt.whole()
+    assert gathered == [rank]
+    if rank == 0:
+        assert whole["embed"].weight is whole["head"].weight
+        assert torch.equal(whole["head"].weight, wanted)
+
+
+def test_only_statistics_that_training_moves_are_shared(monkeypatch):
+    """Of a third rank of three, whose sum is thrice what it has, in floats not quite: 0.1 / 3 * 3 != 0.1."""
+    net = nn.ModuleDict({"moved": nn.BatchNorm2d(2), "frozen": nn.BatchNorm2d(2), "other": nn.LayerNorm(2)})
+    net["frozen"].eval()
+    net["other"].register_buffer("rotary", torch.rand(7))
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(3).add_(0.3))
+    loop._share_buffers(net, 3)
+    changed = {name for name, buffer in net.named_buffers() if not torch.equal(buffer, before[name])}
+    assert changed == {"moved.running_mean", "moved.running_var"}
+    torch.testing.assert_close(net["moved"].running_mean, before["moved.running_mean"] + 0.1)
+
+
+def test_a_module_without_a_number_trains(full_toy):
+    model, _ = full_toy.fresh()
+    model.model.knowledge.empty = nn.Parameter(torch.empty(0, 4))
+    assert full_toy.run(stage(steps=1), model=model).steps == 1
+
+
+def test_what_one_rank_sees_change_has_changed_for_all(monkeypatch):
+    """Of a rank that holds no row of the only parameter."""
+    net = nn.Module()
+    net.language = nn.Parameter(torch.empty(0, 4))
+    changed = watch.Changed(net, "toy", stage(), world=2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(1))
+    changed.check_gradients()
+    changed.check_changed()
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    with pytest.raises(UserError, match="does not reach the language"):
+        changed.check_gradients()
+    with pytest.raises(UserError, match="changed no parameter"):
+        changed.check_changed()
 
 
 def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path):

@@ -75,6 +75,33 @@ def test_a_turn_that_follows_stays_with_the_turn_before(toy):
     assert rows.position[0][own].tolist() == list(range(own.sum()))
 
 
+def test_what_follows_is_left_out_from_the_first_turn_of_another_task_on(toy):
+    follows = toy.corpus.follows.copy()
+    follows[1::4] = follows[2::4] = follows[3::4] = True  # caption, attributes, attributes, head pose
+    corpus = type(toy.corpus)(**{**vars(toy.corpus), "follows": follows})
+    drawn = {}
+    for tasks in (("caption", "attributes"), ("caption", "head_pose"), tuple(toy.corpus.tasks)):
+        planner = Planner(corpus, stage(tasks=dict.fromkeys(tasks, 1.0)), "toy", 5, 32)
+        turns = planner.plan(0).turns
+        drawn[tasks] = {len(t) for t in turns}
+        asked = np.isin(np.array(corpus.tasks)[corpus.task], tasks)
+        needed = corpus.chain_tokens(asked)
+        lengths = (corpus.texts.lengths[corpus.prompt] + corpus.texts.lengths[corpus.answer]).max(1)
+        assert all(needed[t[0]] == lengths[t].sum() for t in turns)
+    assert list(drawn.values()) == [{3}, {1}, {4}]
+
+
+def test_answer_tokens_are_counted_of_what_a_mirrored_face_is_asked(toy):
+    answer, lengths = toy.corpus.answer.copy(), toy.corpus.texts.lengths
+    answer[:, 1] = int(lengths.argmax())
+    assert lengths[answer[:, 1]].sum() > lengths[answer[:, 0]].sum()
+    corpus = type(toy.corpus)(**{**vars(toy.corpus), "answer": answer})
+    plan = Planner(corpus, stage(), "toy", 5, 32).plan(0)
+    assert plan.changes.mirror.any()
+    rows = pack(corpus, plan.turns, plan.changes.mirror, toy.frame.prefix_ids, toy.frame.image_token_id)
+    assert plan.labels == len(rows.target)
+
+
 def test_a_task_that_the_table_lacks_is_named_with_those_it_has(toy):
     with pytest.raises(UserError, match=r"no conversation has a question of smell; the table has attributes, caption"):
         toy.planner(stage(tasks={"smell": 1.0}))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 
 FIELDS = 15
 """Numbers a face: left, top, right, bottom; five landmarks x, y; score."""
@@ -51,8 +51,9 @@ def load(path: Path) -> Detections:
         with torch.serialization.safe_globals(_admitted()):
             table = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile pickle can raise almost anything from its reader
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: not read, since it is damaged or holds more than numbers ({reason})") from None
+        raise UserError(
+            f"{path}: not read, since it is damaged or holds more than numbers ({one_line(error, 200)})"
+        ) from None
     if not isinstance(table, dict):
         raise UserError(f"{path}: holds no mapping of SAMPLE_ID to faces; give the file as LAION-Face publishes it")
     try:

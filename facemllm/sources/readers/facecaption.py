@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 from facemllm.sources import labels
 from facemllm.sources.reader import Box, Face, Refuse, Refused
 from facemllm.sources.readers.files import files, snake
@@ -180,7 +180,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
                     number += 1
                     yield number, {names[name]: value for name, value in row.items()}
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: no sound Parquet file ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: no sound Parquet file ({one_line(error)})") from None
 
 
 def _csv(path: Path, root: Path) -> Iterator[tuple[int, Row] | Refused]:

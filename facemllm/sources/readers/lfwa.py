@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 from facemllm.sources import labels
 from facemllm.sources.reader import Face, Refuse, Refused
 from facemllm.sources.readers import attributes, pictures
@@ -151,7 +151,7 @@ def _values(variable: Any, path: Path, key: str) -> Any:
     try:
         return variable[()]
     except OSError as error:
-        raise UserError(f"{path}: variable {key} is damaged ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: variable {key} is damaged ({one_line(error)})") from None
 
 
 def _texts(file: Any, path: Path, key: str) -> list[str | None]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from facemllm.errors import one_line
 from facemllm.images import MAX_BYTES
 from facemllm.sources.reader import Box, Refused
 from facemllm.sources.readers.files import files
@@ -82,7 +83,7 @@ def samples(path: Path, root: Path) -> Iterator[Sample | Refused]:
                 if kind.lower() in _PICTURES and held.file:
                     held.file = file
     except Exception as error:  # a hostile header can raise almost anything
-        broken = " ".join(str(error).split()) or type(error).__name__
+        broken = one_line(error)
     yield from _complete(held)
     if broken:
         yield Refused(name, 0, f"the shard is damaged or cut short ({broken}); what came before it is kept")

@@ -1,0 +1,127 @@
+"""Two trainings do not meet in one folder, and a cache is built once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from facemllm import settings
+from facemllm.errors import UserError
+from facemllm.training import data, launch
+from facemllm.training.alone import _placed, train_alone
+from facemllm.training.locks import locked
+from facemllm.training.order import Order
+from facemllm.training.rank import _meeting
+from tests.training_example import Toy
+
+
+def test_a_lock_refuses_or_waits_and_leaves_nothing(tmp_path: Path):
+    lock = tmp_path / "work" / ".lock"
+    order: list[str] = []
+
+    def second() -> None:
+        with locked(lock):
+            order.append("second")
+
+    with locked(lock):
+        with pytest.raises(UserError, match=r"^taken$"), locked(lock, "taken"):
+            pass
+        waits = threading.Thread(target=second)
+        waits.start()
+        waits.join(0.1)
+        order.append("first")
+    waits.join(5)
+    assert order == ["first", "second"]
+    assert not lock.parent.exists()
+
+
+def hold(lock: Path, pipe) -> None:
+    with locked(lock):
+        pipe.send("held")
+        signal.pause()
+
+
+def test_a_killed_holder_leaves_the_lock_to_the_next(tmp_path: Path):
+    here, there = multiprocessing.get_context("fork").Pipe()
+    holder = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path / "lock", there))
+    holder.start()
+    assert here.recv() == "held"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    with locked(tmp_path / "lock", "taken"):
+        pass
+
+
+def test_a_cache_is_built_once_by_whoever_comes_first(tmp_path: Path, monkeypatch):
+    toy = Toy(tmp_path)
+    built = []
+    build = data._build
+
+    def counted(*given) -> None:
+        built.append(threading.get_ident())
+        build(*given)
+
+    monkeypatch.setattr(data, "_build", counted)
+    found = {}
+
+    def read(number: int) -> None:
+        found[number] = data.pixel_cache(toy.table, toy.processor.image_processor, tmp_path / "shared")
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(built) == 1
+    assert all(np.array_equal(found[number], toy.pixels) for number in range(4))
+    assert len(list((tmp_path / "shared").iterdir())) == 1, "the lock file is gone"
+
+
+def test_a_second_training_in_the_same_folder_is_refused(conversations_table, tmp_path: Path):
+    table, work = conversations_table(), tmp_path / "work"
+    loaded = settings.load("laptop")
+    with locked(work / ".lock"):
+        with pytest.raises(UserError, match=r"another training uses .*work; wait for it or give another --work"):
+            train_alone("align", loaded, table, None, tmp_path / "out", work)
+        with pytest.raises(UserError, match=r"another training uses .*work; wait for it"):
+            launch.train("align", loaded, table, None, tmp_path / "out", work, tmp_path / "cache")
+        assert [file.name for file in work.iterdir()] == [".lock"]
+
+
+def meet(rank: int, folder: Path, answers) -> None:
+    import torch.distributed as dist
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    where = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=timedelta(seconds=1))
+
+    def refuse() -> Order:
+        raise UserError("no such base")
+
+    try:
+        with _meeting(2) as wait:
+            time.sleep(1.6 * rank)
+            wait()
+        _placed(refuse, rank)
+    except BaseException as error:
+        answers.put((rank, type(error).__name__, str(error)))
+
+
+def test_ranks_wait_for_a_slow_one_and_are_told_why_the_first_refuses(tmp_path: Path):
+    forks = multiprocessing.get_context("fork")
+    answers = forks.SimpleQueue()
+    both = [forks.Process(target=meet, args=(rank, tmp_path, answers)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(30)
+        process.kill()
+    assert sorted(answers.get() for _ in both) == [(rank, "UserError", "no such base") for rank in (0, 1)]

@@ -1,0 +1,177 @@
+"""What a stage starts from: branches as the settings ask for, and data that they can learn from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facemllm import hub, settings
+from facemllm.errors import UserError
+from facemllm.model.branches import branches_of
+from facemllm.model.preset import build_tiny
+from facemllm.tasks.regions import CLASSES, withheld_classes
+from facemllm.training import coverage, material, order
+from facemllm.training.data import Texts, vocabulary_texts
+from facemllm.training.objectives import CaptionWords, word_statistics
+from tests.training_example import TASKS, Toy, stage, trains
+
+MAPS = ("model.image_size=32", "model.segmentation.mode=append", "qa.held_out=[]")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return Toy(tmp_path_factory.mktemp("toy"), "model.segmentation.mode=append", "model.knowledge.enabled=true")
+
+
+@pytest.fixture(scope="module")
+def plain(toy, tmp_path_factory):
+    """A base without branches."""
+    return saved(
+        tmp_path_factory.mktemp("bases") / "plain", *build_tiny(toy.settings.model, *vocabulary_texts(toy.turns), 1)
+    )
+
+
+@pytest.fixture(scope="module")
+def mapped(toy, plain, tmp_path_factory):
+    """A base with a branch of maps."""
+    ready = prepare(toy, None, *MAPS, "model.preset=hub", f"model.base={plain}")
+    return saved(tmp_path_factory.mktemp("bases") / "mapped", ready.model, ready.processor)
+
+
+def saved(folder: Path, model, processor) -> Path:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def prepare(toy, base: Path | None, *overrides: str) -> material.Material:
+    return material.prepare(settings.load("laptop", list(overrides)), toy.table, base, toy.cache)
+
+
+def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(toy, mapped):
+    ready = prepare(toy, mapped, *MAPS)
+    assert branches_of(ready.model, ready.processor)["model.segmentation.mode"] == "append"
+    assert ready.faces.maps is not None
+    again = prepare(toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}")
+    assert type(again.model) is type(ready.model), "a published one that has its branches is taken as it is"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("model.segmentation.mode=none",), r"model\.segmentation\.mode: append -> none"),
+        (("model.segmentation.mode=add",), r"model\.segmentation\.mode: append -> add"),
+        (("model.segmentation.tokens=5",), r"model\.segmentation\.tokens: \d+ -> 5"),
+        (("model.segmentation.layers=1", "model.segmentation.width=32"), r"segmentation\.layers: .* -> 1, .*width"),
+        (("model.knowledge.enabled=true",), r"model\.knowledge\.enabled: False -> True"),
+        (("qa.held_out=[Eyeglasses]",), r"withheld for qa\.held_out: nothing -> \[3\]"),
+    ],
+)
+def test_branches_other_than_the_base_has_are_refused(toy, mapped, overrides, told, monkeypatch):
+    monkeypatch.setattr(material, "characteristics", lambda names, turns: None)  # the toy's turns have no real tasks
+    with pytest.raises(UserError, match=rf"mapped has other branches than the settings ask for .*{told}"):
+        prepare(toy, mapped, *MAPS, *overrides)
+    with pytest.raises(UserError, match=told):
+        prepare(toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}", *overrides)
+
+
+def test_branches_are_not_asked_of_an_earlier_stage_without_them(toy, plain):
+    assert prepare(toy, plain, "model.image_size=32").faces.maps is None
+    with pytest.raises(UserError, match=r"plain has other .*mode: none -> append\); set them as the model has them"):
+        prepare(toy, plain, *MAPS)
+
+
+def test_what_a_map_cannot_keep_to_itself_is_not_held_out(conversations_table, tmp_path: Path):
+    assert withheld_classes(["Eyeglasses", "Wearing_Hat", "No_Eyewear"]) == [
+        CLASSES.index("eye_g"),
+        CLASSES.index("hat"),
+    ]
+    table = conversations_table()
+
+    def ask(mode: str) -> order.Order:
+        loaded = settings.load("laptop", ["qa.held_out=[Bald]", f"model.segmentation.mode={mode}"])
+        return order.place_order("align", loaded, table, None, tmp_path / "out", tmp_path / "work", tmp_path / "cache")
+
+    with pytest.raises(UserError, match=r"qa\.held_out: Bald shows in a map .*no hair.*mode: none"):
+        ask("append")
+    assert ask("none").stage == "align"
+
+
+@pytest.mark.parametrize("preset", ["hub", "parts"])
+def test_a_run_is_named_by_the_content_of_what_it_starts_from(conversations_table, tmp_path: Path, preset):
+    table, base = conversations_table(), tmp_path / "base"
+    base.mkdir()
+    names = ("base",) if preset == "hub" else ("tower", "language")
+    loaded = settings.load("laptop", [f"model.preset={preset}", *(f"model.{name}={base}" for name in names)])
+    keys = []
+    for content in ("one", "two", "one"):
+        (base / "model.safetensors").write_text(content)
+        (base / ".git").mkdir(exist_ok=True)
+        (base / ".git" / "head").write_text(str(len(keys)))
+        folders = (tmp_path / name for name in ("out", "work", "cache"))
+        keys.append(order.place_order("align", loaded, table, None, *folders).key)
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_what_the_hub_holds_is_named_by_its_commit(tmp_path: Path):
+    commit = tmp_path / "models--some--model" / "snapshots" / "0a1b2c"
+    for folder in (commit, tmp_path / "snapshots" / "latest"):
+        folder.mkdir(parents=True)
+    assert hub.content_of(str(commit), "model.base") == "0a1b2c"
+    assert hub.content_of(str(tmp_path / "snapshots" / "latest"), "model.base") != "latest"
+
+
+def test_a_branch_that_would_learn_nothing_is_refused(toy):
+    plan, rows = stage(), toy.corpus.pixel_row
+    assert coverage.shortfalls("align", plan, toy.faces, rows) == {}
+    blind = replace(toy.faces, maps=np.full_like(toy.faces.maps, 255))
+    with pytest.raises(UserError, match=r"model\.segmentation would learn nothing in stage align: no training face"):
+        coverage.shortfalls("align", plan, blind, rows)
+    mute = replace(toy.faces, labels=np.full_like(toy.faces.labels, -1))
+    with pytest.raises(UserError, match=r"model\.knowledge would learn nothing .* none of the model's 4 characterist"):
+        coverage.shortfalls("align", plan, mute, rows)
+    frozen = stage(trains=trains(language="full"))
+    assert coverage.shortfalls("align", frozen, blind, rows) == {"faces_with_map": 0}
+
+
+def test_a_branch_that_learns_little_is_told(toy):
+    maps = np.full((400, 2, 2), 255, np.uint8)
+    maps[7] = 1
+    labels = toy.faces.labels.copy()
+    labels[:, 1:3] = -1
+    found = coverage.shortfalls("align", stage(), replace(toy.faces, maps=maps, labels=labels), np.arange(400))
+    assert found == {"faces_with_map": 1 / 400, "characteristics_untold": 2}
+    assert coverage.in_words(found) == ", maps of 0.25% of the faces only, 2 characteristics untold"
+    assert coverage.in_words({}) == ""
+
+
+def test_statistics_of_caption_words_are_those_counted_one_by_one(toy):
+    corpus, tasks = toy.corpus, {"caption": 1.0, "attributes": 0.5}
+    used, share, beside = word_statistics(corpus, tasks, len(toy.processor.tokenizer))
+    count, pairs = np.zeros(len(toy.processor.tokenizer)), np.zeros((len(toy.processor.tokenizer),) * 2)
+    for row in range(len(corpus)):
+        for mirror in (0, 1):
+            turns = range(*corpus.turn_starts[row : row + 2])
+            chosen = [corpus.answer[t, mirror] for t in turns if corpus.tasks[corpus.task[t]] in tasks]
+            words = np.unique(np.concatenate([corpus.texts[text] for text in chosen]))
+            count[words] += 0.5
+            pairs[np.ix_(words, words)] += 0.5
+    assert used.tolist() == np.flatnonzero(count).tolist()
+    np.testing.assert_array_equal(share, count[used] / len(corpus))
+    np.testing.assert_array_equal(beside, pairs[np.ix_(used, used)])
+
+
+def test_caption_words_of_a_large_vocabulary_take_the_memory_of_those_in_use(toy):
+    vocabulary, corpus = 2_000_000, toy.corpus  # all pairs of which would fill 16 terabytes
+    far = replace(corpus, texts=Texts(corpus.texts.ids + np.int32(vocabulary - 1000), corpus.texts.starts))
+    small, large = (
+        CaptionWords(each, TASKS, size, torch.device("cpu"))
+        for each, size in ((corpus, len(toy.processor.tokenizer)), (far, vocabulary))
+    )
+    assert torch.equal(large.used_U, small.used_U + vocabulary - 1000)
+    assert torch.equal(large.rivals_UU, small.rivals_UU)
+    assert torch.equal(large.weight_U, small.weight_U)
