@@ -72,8 +72,8 @@ def prepare(
     from facemllm.model.saving import save_model
     from facemllm.records import CONVERSATIONS, open_table
     from facemllm.settings import Stage, load
-    from facemllm.training.data import read_turns, tokenise, vocabulary_texts
-    from facemllm.training.packing import Planner
+    from facemllm.training.batching.data import read_turns, tokenise, vocabulary_texts
+    from facemllm.training.batching.packing import Planner
 
     settings = load("laptop")
     opened = open_table(table, CONVERSATIONS)

@@ -109,7 +109,7 @@ class Peer:
         self, model: Any, processor: Any, stage: Any, data: Any, batch: int, steps: int, precision: str, device: str
     ) -> Any:
         from facemllm.settings import load
-        from facemllm.training import stages
+        from facemllm.training.optimisation import stages
 
         given: dict[str, Any] = {
             "output_dir": str(self.material.folder / f"out-{self.kind}"),

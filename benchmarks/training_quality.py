@@ -29,8 +29,8 @@ def compare(
     from facemllm.records import CONVERSATIONS, PREDICTIONS, open_table
     from facemllm.scoring.sheet import read_parsed, read_sheet
     from facemllm.settings import load
-    from facemllm.training.data import pixel_cache
-    from facemllm.training.job import decide_precision
+    from facemllm.training.batching.data import pixel_cache
+    from facemllm.training.optimisation.job import decide_precision
 
     settings = load("laptop", ["evaluation.generated_faces=0", "evaluation.disturbed_faces=0"])
     table = open_table(conversations, CONVERSATIONS)

@@ -138,7 +138,7 @@ def train(stage: str) -> Callable[[Context], Outcome]:
 def _show(c: Context) -> None:
     """Put on the stage's run what the model says now of a few fixed faces, and which relations the labels break."""
     from facemllm.figures import RELATIONS, SAMPLES, columns
-    from facemllm.training.audited import audited_relations
+    from facemllm.training.batching.audited import audited_relations
     from facemllm.training.samples import sample_answers
 
     table = open_table(c.path("conversations"))

@@ -9,7 +9,6 @@ from facemllm import deciding, making
 from facemllm.settings import Settings
 from facemllm.step import Step
 
-
 _LAUNCH = {"max_failures", "checkpoint_every", "storage", "min_workers", "divergence"}
 _ECONOMY = {"feature_cache", "recompute", "micro_images", "row_tokens", "sharding", "compile"}
 """Of `training`, what decides nothing of what is learnt: whoever runs out of memory may change it and go on."""

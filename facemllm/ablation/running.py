@@ -73,7 +73,7 @@ def run(work: Work) -> list[str]:
     """
     import torch
 
-    from facemllm.training import material
+    from facemllm.training.batching import material
 
     torch.set_num_threads(1)
     table = open_table(work.conversations, CONVERSATIONS)
@@ -110,8 +110,8 @@ def _grown(
 
 
 def _trained(cell: Cell, depth: int, ready: Any, model: Any) -> tuple[Any, dict[str, Any]]:
-    from facemllm.training.job import Job
-    from facemllm.training.loop import run_stage
+    from facemllm.training.optimisation.job import Job
+    from facemllm.training.optimisation.loop import run_stage
 
     settings, name = cell.settings, cell.stages[depth]
     job = Job.of(settings, name, cell.keys[depth], cost.inference_device(settings))
@@ -136,7 +136,7 @@ def _measured(cell: Cell, table: Table, cache: Path, model: Any, processor: Any)
     """Figures of the closed questions, asked in their own form, with maps where the model takes them, and without."""
     from facemllm.model.inference import Predictor
     from facemllm.scoring.sheet import read_sheet
-    from facemllm.training.data import map_cache, pixel_cache
+    from facemllm.training.batching.data import map_cache, pixel_cache
 
     split = cell.settings.evaluation.split
     sheet = read_sheet(table, split)

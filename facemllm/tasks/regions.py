@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from facemllm.errors import UserError
+from facemllm.settings import Settings
 from facemllm.tasks.base import Row
 
 CLASSES = (
@@ -44,6 +45,11 @@ def withheld_classes(held_out: Iterable[str]) -> list[int]:
                 "hold out another attribute or set model.segmentation.mode: none"
             )
     return sorted({CLASSES.index(part) for name in held_out for part in SHOWN_BY.get(name, ())})
+
+
+def withheld_of(settings: Settings) -> list[int]:
+    """Classes that the model of these settings never sees in a map, see `withheld_classes`."""
+    return withheld_classes(settings.qa.held_out) if settings.model.segmentation.mode != "none" else []
 
 
 MAX_PIXELS = 2048 * 2048

@@ -23,10 +23,10 @@ from typing import Any
 
 from facemllm import ledger
 from facemllm.errors import TOLD, UserError, told
+from facemllm.locks import locked
 from facemllm.machine import die_with_parent
 from facemllm.records import open_table, publish
 from facemllm.settings import Settings, load
-from facemllm.training.locks import locked
 from facemllm.training.order import Order, TrainResult, finish, place_order, write_lineage
 
 

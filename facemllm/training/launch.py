@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.errors import UserError
+from facemllm.locks import locked
 from facemllm.settings import Settings
-from facemllm.training.keeping import filesystem
-from facemllm.training.locks import locked
+from facemllm.training.checkpoints.keeping import filesystem
 from facemllm.training.order import Order, TrainResult, finish, place_order
 
 _RESULT, _FAILURE = "result.json", "failure.json"

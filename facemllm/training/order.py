@@ -12,9 +12,9 @@ from facemllm import digests, hub, ledger
 from facemllm.errors import UserError
 from facemllm.records import CONVERSATIONS, atomic_write, open_table
 from facemllm.settings import Model, Settings
-from facemllm.tasks.regions import withheld_classes
-from facemllm.training.differences import differences
-from facemllm.training.keeping import Shelf, place_of
+from facemllm.tasks.regions import withheld_of
+from facemllm.training.checkpoints.differences import differences
+from facemllm.training.checkpoints.keeping import Shelf, place_of
 
 LINEAGE = "lineage.json"
 
@@ -108,11 +108,6 @@ def _start(model: Model) -> str | dict[str, str] | None:
     if model.preset == "parts":
         return {name: hub.content_of(str(getattr(model, name)), f"model.{name}") for name in ("tower", "language")}
     return hub.content_of(str(model.base), "model.base") if model.preset == "hub" else None
-
-
-def withheld_of(settings: Settings) -> list[int]:
-    """Classes that the model of these settings never sees in a map, see `regions.withheld_classes`."""
-    return withheld_classes(settings.qa.held_out) if settings.model.segmentation.mode != "none" else []
 
 
 def check_shares(stage: str, settings: Settings, workers: int) -> None:

@@ -17,10 +17,10 @@ from facemllm.errors import UserError
 from facemllm.machine import cores
 from facemllm.model.saving import save_model
 from facemllm.records import CONVERSATIONS, open_table
-from facemllm.training import coverage, material
-from facemllm.training.job import Job
-from facemllm.training.keeping import Keeper
-from facemllm.training.loop import run_stage
+from facemllm.training.batching import coverage, material
+from facemllm.training.checkpoints.keeping import Keeper
+from facemllm.training.optimisation.job import Job
+from facemllm.training.optimisation.loop import run_stage
 from facemllm.training.order import Order, TrainResult, check_shares
 
 OnLog = Callable[[int, dict[str, float]], None]

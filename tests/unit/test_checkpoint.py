@@ -11,11 +11,12 @@ from torch import nn
 
 from facemllm import settings
 from facemllm.errors import UserError
-from facemllm.training import checkpoint, keeping, order
-from facemllm.training.differences import differences
-from facemllm.training.keeping import Keeper, Shelf, place_of
+from facemllm.training import order
+from facemllm.training.checkpoints import checkpoint, keeping
+from facemllm.training.checkpoints.differences import differences
+from facemllm.training.checkpoints.keeping import Keeper, Shelf, place_of
 from facemllm.training.launch import _in_words
-from facemllm.training.loop import Job, _spare_unreached
+from facemllm.training.optimisation.loop import Job, _spare_unreached
 
 
 class Net(nn.Module):

@@ -23,7 +23,7 @@ from facemllm.knowledge.graph import (
 from facemllm.knowledge.penalties import Penalties, audit, bce, enforced
 from facemllm.knowledge.relations import RELATIONS, Relation, load
 from facemllm.records import CONVERSATIONS, TableWriter, open_table
-from facemllm.training.data import read_turns
+from facemllm.training.batching.data import read_turns
 
 EYEWEAR = ("No_Eyewear", "Eyeglasses", "Sunglasses")
 SIX = [

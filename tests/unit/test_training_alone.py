@@ -12,8 +12,9 @@ from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.model.preset import build_tiny
 from facemllm.settings import Trainable
-from facemllm.training import alone, stages
-from facemllm.training.job import Job
+from facemllm.training import alone
+from facemllm.training.optimisation import stages
+from facemllm.training.optimisation.job import Job
 
 
 @pytest.mark.parametrize(

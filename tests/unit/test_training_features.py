@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from facemllm.errors import UserError
-from facemllm.training import features
-from facemllm.training.appearing import appearing
+from facemllm.training.batching import features
+from facemllm.training.batching.appearing import appearing
 from tests.training_example import Toy, stage, trains
 
 PLAN = stage(trains=trains(projector="full", language="full"), augment=False)

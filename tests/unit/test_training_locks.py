@@ -15,9 +15,10 @@ import pytest
 
 from facemllm import settings
 from facemllm.errors import UserError
-from facemllm.training import data, launch
+from facemllm.locks import locked
+from facemllm.training import launch
 from facemllm.training.alone import _placed, train_alone
-from facemllm.training.locks import locked
+from facemllm.training.batching import data
 from facemllm.training.order import Order
 from facemllm.training.rank import _meeting
 from tests.training_example import Toy

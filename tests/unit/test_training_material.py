@@ -14,9 +14,10 @@ from facemllm.errors import UserError
 from facemllm.model.branches import branches_of
 from facemllm.model.preset import build_tiny
 from facemllm.tasks.regions import CLASSES, withheld_classes
-from facemllm.training import coverage, material, order
-from facemllm.training.data import Texts, vocabulary_texts
-from facemllm.training.objectives import CaptionWords, word_statistics
+from facemllm.training import order
+from facemllm.training.batching import coverage, material
+from facemllm.training.batching.data import Texts, vocabulary_texts
+from facemllm.training.optimisation.objectives import CaptionWords, word_statistics
 from tests.training_example import TASKS, Toy, stage, trains
 
 MAPS = ("model.image_size=32", "model.segmentation.mode=append", "qa.held_out=[]")

@@ -12,7 +12,7 @@ from facemllm.model.saving import save_model
 from facemllm.records import CONVERSATIONS, open_table
 from facemllm.step import Context
 from facemllm.store import Store
-from facemllm.training.audited import audited_relations
+from facemllm.training.batching.audited import audited_relations
 from facemllm.training.samples import FACES, fixed_faces, sample_answers
 
 

@@ -163,7 +163,7 @@ def test_output_folder_that_cannot_be_made(settings: Settings) -> None:
         ("reformat", "qa/step.py"),
         ("validate", "quality/suites.py"),
         ("version", "repository.py"),
-        ("align", "training/loop.py"),
+        ("align", "training/optimisation/loop.py"),
         ("align", "model/tower.py"),
         ("evaluate", "evaluation/predict.py"),
         ("evaluate", "model/inference.py"),

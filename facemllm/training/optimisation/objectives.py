@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from facemllm.model.forward import word_logits
-from facemllm.training.data import Corpus, Texts
-from facemllm.training.packing import word_bags
+from facemllm.training.batching.data import Corpus, Texts
+from facemllm.training.batching.packing import word_bags
 
 LOGITS_BYTES = 64 * 2**20
 

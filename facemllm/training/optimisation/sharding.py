@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from facemllm.training.step_loss import Value
+from facemllm.training.optimisation.step_loss import Value
 
 
 class Dealt:
@@ -85,12 +85,6 @@ class Dealt:
         if state:
             model.load_state_dict(state, assign=True)
         return model, wrapper
-
-
-def local_part(tensor: Any) -> Tensor:
-    """This rank's rows of a sharded tensor; any other tensor as it is."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
 
 
 def total_norm(gradients: Sequence[Tensor]) -> float:

@@ -4,7 +4,7 @@ Everything about step `t` is a function of (seed, stage, t): the faces (a fresh 
 each, the augmentation. So a resumed run needs no random state, and each of N workers takes its slice of the same plan.
 
 A row holds one face or several: each its prefix, image tokens included, then its questions as blocks that do not see
-one another (`facemllm.training.rows` makes the mask). Positions restart for every face and block.
+one another (`facemllm.training.optimisation.rows` makes the mask). Positions restart for every face and block.
 Shapes: B faces, R rows, L tokens of a row, K answer tokens, I image tokens of all faces together.
 """
 
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from facemllm.errors import UserError
 from facemllm.settings import Stage
-from facemllm.training import augment
-from facemllm.training.data import Corpus
+from facemllm.training.batching import augment
+from facemllm.training.batching.data import Corpus
 
 PADDING = -1
 """Face of a token that fills a row up."""

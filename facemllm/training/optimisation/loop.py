@@ -22,14 +22,16 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from facemllm import cost
 from facemllm.model.adapters import Adapter, adapter_of
-from facemllm.training import checkpoint, stages
-from facemllm.training.batches import Batch, Faces, ahead
-from facemllm.training.data import Corpus
-from facemllm.training.job import Job
-from facemllm.training.sharding import Dealt, clip, local_part
-from facemllm.training.source import Source
-from facemllm.training.step_loss import StepLoss, Value
-from facemllm.training.watch import Changed, Pace, Watch, memory_explained
+from facemllm.training.batching.batches import Batch, Faces, ahead
+from facemllm.training.batching.data import Corpus
+from facemllm.training.checkpoints import checkpoint
+from facemllm.training.checkpoints.checkpoint import local_part
+from facemllm.training.optimisation import stages
+from facemllm.training.optimisation.job import Job
+from facemllm.training.optimisation.sharding import Dealt, clip
+from facemllm.training.optimisation.source import Source
+from facemllm.training.optimisation.step_loss import StepLoss, Value
+from facemllm.training.optimisation.watch import Changed, Pace, Watch, memory_explained
 
 Log = Callable[[int, dict[str, float]], None]
 Keep = Callable[[int, checkpoint.Draft], None]

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from facemllm.knowledge.relations import Relation
 from facemllm.model.segmentation import NO_MAP
-from facemllm.training import augment
-from facemllm.training.augment import Changes
-from facemllm.training.data import Corpus
-from facemllm.training.features import Features
-from facemllm.training.packing import Packed, Plan, face_lengths, pack, word_bags
+from facemllm.training.batching import augment
+from facemllm.training.batching.augment import Changes
+from facemllm.training.batching.data import Corpus
+from facemllm.training.batching.features import Features
+from facemllm.training.batching.packing import Packed, Plan, face_lengths, pack, word_bags
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from facemllm.model.preset import build_tiny, load_base, load_model
 from facemllm.model.prompts import Frame
 from facemllm.records import Table
 from facemllm.settings import Settings
-from facemllm.training.data import Corpus, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
-from facemllm.training.differences import differences
-from facemllm.training.order import withheld_of
-from facemllm.training.step_loss import Faces
+from facemllm.tasks.regions import withheld_of
+from facemllm.training.batching.batches import Faces
+from facemllm.training.batching.data import Corpus, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.training.checkpoints.differences import differences
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch.distributed as dist
 
 from facemllm import progress
 from facemllm.model.prompts import Frame
-from facemllm.training import features
-from facemllm.training.batches import Batch, Batcher, Faces
-from facemllm.training.data import Corpus
-from facemllm.training.job import Job
-from facemllm.training.packing import Planner
+from facemllm.training.batching import features
+from facemllm.training.batching.batches import Batch, Batcher, Faces
+from facemllm.training.batching.data import Corpus
+from facemllm.training.batching.packing import Planner
+from facemllm.training.optimisation.job import Job
 
 
 class Source:

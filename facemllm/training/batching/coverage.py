@@ -11,7 +11,7 @@ from facemllm.errors import UserError
 from facemllm.knowledge.graph import UNKNOWN
 from facemllm.model.segmentation import NO_MAP
 from facemllm.settings import Stage
-from facemllm.training.step_loss import Faces
+from facemllm.training.batching.batches import Faces
 
 FEW = 0.01
 """A smaller share of faces with a map is told."""

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from facemllm import cost
 from facemllm.errors import UserError
 from facemllm.settings import Stage
-from facemllm.training.sharding import local_part, total_norm
-from facemllm.training.stages import module_of
+from facemllm.training.checkpoints.checkpoint import local_part
+from facemllm.training.optimisation.sharding import total_norm
+from facemllm.training.optimisation.stages import module_of
 
 _SMOOTHING = 0.3
 _WINDOW = 50

@@ -25,8 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from facemllm.errors import UserError
-from facemllm.training.differences import differences
-from facemllm.training.sharding import local_part
+from facemllm.training.checkpoints.differences import differences
 
 STATE = "training.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -217,3 +216,9 @@ def _sync(path: Path) -> None:
     """Hand a file's bytes to the disk, so that its name never outlives them."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def local_part(tensor: Any) -> Tensor:
+    """This rank's rows of a sharded tensor; any other tensor as it is."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part

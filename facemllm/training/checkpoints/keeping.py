@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 from torch import Tensor
 
 from facemllm.errors import UserError, one_line
-from facemllm.training import checkpoint
+from facemllm.training.checkpoints import checkpoint
 
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d{8})-(\d{4})")

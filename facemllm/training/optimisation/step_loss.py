@@ -18,11 +18,11 @@ from facemllm.knowledge.penalties import Penalties, bce
 from facemllm.model.forward import look, tower_features
 from facemllm.model.pixels import normalise
 from facemllm.settings import Knowledge, Stage
-from facemllm.training import augment
-from facemllm.training.batches import Batch, Faces, on
-from facemllm.training.data import Corpus
-from facemllm.training.objectives import CaptionWords, token_losses
-from facemllm.training.rows import row_states
+from facemllm.training.batching import augment
+from facemllm.training.batching.batches import Batch, Faces, on
+from facemllm.training.batching.data import Corpus
+from facemllm.training.optimisation.objectives import CaptionWords, token_losses
+from facemllm.training.optimisation.rows import row_states
 
 _COUNTS = ("tokens", "cells", "questions")
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from facemllm.model.masks import as_taken
-from facemllm.training.packing import PADDING, PREFIX
+from facemllm.training.batching.packing import PADDING, PREFIX
 
 
 def row_mask(face_RL: Tensor, block_RL: Tensor) -> Tensor:

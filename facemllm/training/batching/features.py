@@ -24,8 +24,8 @@ from facemllm import digests, progress
 from facemllm.errors import UserError
 from facemllm.model.forward import tower_features
 from facemllm.model.pixels import normalise
-from facemllm.training.appearing import appearing
-from facemllm.training.data import pixel_kind
+from facemllm.training.batching.appearing import appearing
+from facemllm.training.batching.data import pixel_kind
 
 _BLOCK, _BATCH = 256, 32
 _OPEN = 128  # each open block holds a descriptor, of which a process may have some 1000

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from facemllm import digests
 from facemllm.errors import UserError
+from facemllm.locks import locked
 from facemllm.machine import cores
 from facemllm.model.maps import face_map
 from facemllm.model.pixels import face_pixels
 from facemllm.model.prompts import Frame
 from facemllm.records import Table
 from facemllm.tasks.base import CLOSED
-from facemllm.training.appearing import appearing
-from facemllm.training.locks import locked
+from facemllm.training.batching.appearing import appearing
 
 _POOL_ROWS = 20_000  # below this, starting decoder processes (each imports torch) costs more than it saves
 _MIRROR = {"left": "right", "right": "left"}

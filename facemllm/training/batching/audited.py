@@ -8,7 +8,7 @@ from facemllm.knowledge.graph import characteristics, relations_of
 from facemllm.knowledge.penalties import audit, enforced
 from facemllm.records import Table
 from facemllm.settings import Settings
-from facemllm.training.data import read_turns
+from facemllm.training.batching.data import read_turns
 
 
 def audited_relations(settings: Settings, conversations: Table) -> list[dict[str, Any]]:
