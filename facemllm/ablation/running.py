@@ -6,7 +6,6 @@ Cells that share stages train them once: the model is copied where they part. No
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
 import resource
 import tempfile
@@ -77,9 +76,7 @@ def run(work: Work) -> list[str]:
 
     torch.set_num_threads(1)
     table = open_table(work.conversations, CONVERSATIONS)
-    with (work.home / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the caches are written once
-        ready = material.prepare(work.cells[0].settings, table, None, work.home / "cache")
+    ready = material.prepare(work.cells[0].settings, table, None, work.home / "cache")
     for cell, model, stages in _grown(work.cells, 0, ready, ready.model, {}):
         record = {
             "variant": cell.variant,
