@@ -135,6 +135,7 @@ def execute(profile: str, overrides: str) -> None:
     from facemllm.machine import die_with_parent
 
     die_with_parent()
+    os.environ[workflow.ENGINE] = str(os.getpid())
     given = json.loads(overrides)
     settings = load(profile, given)
     scratch = settings.home / "cache" / "kfp"

@@ -23,6 +23,7 @@ from facemllm.step import PARENT_RUN, Context, Step, step_key
 from facemllm.steps import STEPS
 from facemllm.store import Store
 
+ENGINE = "FACEMLLM_ENGINE"  # process id of KFP's local runner, which starts each step through a shell
 CLUSTER_RUN = "FACEMLLM_RUN"  # name of the pipeline run on a cluster, where no process spans the steps
 
 
@@ -31,10 +32,10 @@ def run_step(name: str, profile: str, overrides: Sequence[str], **inputs: str) -
 
     Raises UserError with one clear line; the same line goes to the live table.
     """
-    from facemllm.machine import die_with_parent
+    from facemllm.machine import die_with
 
-    if os.environ.get(progress.EVENTS):
-        die_with_parent()
+    if engine := os.environ.get(ENGINE):
+        die_with(int(engine))
     return execute(name, load(profile, list(overrides)), **inputs)
 
 

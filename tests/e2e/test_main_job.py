@@ -151,6 +151,10 @@ def workers(project: Any) -> list[psutil.Process]:
     return [p for p in project.processes() if not stay & set(p.cmdline())]
 
 
+def components(project: Any) -> list[psutil.Process]:
+    return [p for p in project.processes() if "kfp.dsl.executor_main" in p.cmdline()]
+
+
 LONGER = ("training.stages.specialize.steps=300", "training.checkpoint_every=20")
 
 
@@ -158,6 +162,7 @@ def test_killed_driver_resumes_from_its_checkpoint(project: Any, first: dict[str
     child = start_until(project, "second", LONGER, "specialize")
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
+    wait_for(lambda: not components(project), 10, "the step to end with its run")
     summary = project.run("second", LONGER)
     found = steps(summary)
     assert all(found[name]["cached"] for name in (*DATA, "align", "instruct"))
