@@ -10,7 +10,8 @@ from facemllm.errors import UserError
 from facemllm.model.forward import image_tokens
 from facemllm.model.pixels import normalise
 from facemllm.model.segmentation import NO_MAP
-from facemllm.training.batching.packing import PADDING, PREFIX, Planner, fitted, pack
+from facemllm.training.batching import augment
+from facemllm.training.batching.packing import PADDING, PREFIX, Planner, fitted, pack, tightest
 from facemllm.training.optimisation import objectives
 from facemllm.training.optimisation.objectives import token_losses
 from facemllm.training.optimisation.rows import row_mask, row_states
@@ -134,6 +135,26 @@ def test_rows_are_filled_first_fit_longest_first():
     assert fitted(lengths, 0) == [[0], [1], [2], [3], [4]]
 
 
+def test_the_width_of_rows_is_the_one_with_least_padding():
+    lengths = np.array([140] * 6)
+    assert tightest(lengths, 256, 4) == ([[n] for n in range(6)], 140)  # 256 would leave 116 of each row empty
+    assert tightest(np.array([100, 40, 60, 100]), 256, 4) == ([[0], [3], [2, 1]], 100)
+    assert tightest(np.array([100, 40, 60]), 256, 4) == ([[0], [2, 1]], 100)
+    assert tightest(lengths, 100, 8) == ([[n] for n in range(6)], 144)
+    assert tightest(lengths, 0, 8)[1] == 144
+
+
+def test_no_face_is_lost_and_no_other_width_is_better():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = generator.integers(20, 200, generator.integers(1, 40))
+        rows, width = tightest(lengths, 256, 8)
+        assert sorted(face for row in rows for face in row) == list(range(len(lengths)))
+        assert max(lengths[row].sum() for row in rows) <= width <= 256
+        assert len(rows) * width <= len(fitted(lengths, 256)) * 256
+        assert len(rows) * width <= len(lengths) * -(-lengths.max() // 8) * 8
+
+
 def test_the_mask_is_the_one_that_is_drawn():
     face = torch.tensor([[0, 0, 0, 0, 1, 1, 1, PADDING]])
     block = torch.tensor([[PREFIX, PREFIX, 0, 1, PREFIX, PREFIX, 0, PREFIX]])
@@ -143,7 +164,7 @@ def test_the_mask_is_the_one_that_is_drawn():
 
 
 def test_labels_stand_on_answer_and_end_tokens_only(toy):
-    rows = packed(toy, [np.array([1, 0]), np.array([4])], row_tokens=512)
+    rows = packed(toy, [np.array([1, 0]), np.array([4])], row_tokens=512, multiple=1)
     assert len(rows.ids) == 1
     text = toy.processor.tokenizer.decode(rows.target)
     answers = [toy.processor.tokenizer.decode(toy.corpus.texts[toy.corpus.answer[turn, 0]]) for turn in (1, 0, 4)]
@@ -177,6 +198,8 @@ def test_packed_loss_and_gradients_are_the_sum_of_the_unpacked(toy, attention, r
     assert model.config.text_config._attn_implementation == attention
     turns = [np.array([0, 1, 3]), np.array([6, 5]), np.array([8, 9, 10, 11])]
     rows = np.array([0, 1, 2])
+    shared = packed(toy, turns, row_tokens=row_tokens)
+    assert (len(shared.ids) < len(turns)) == (row_tokens > 0)
     whole, gradients = loss_and_gradients(toy, model, turns, rows, row_tokens=row_tokens)
     total, summed = torch.tensor(0.0), {}
     for row, chosen in zip(rows, turns, strict=True):
@@ -219,7 +242,18 @@ def test_cross_entropy_in_parts_is_that_of_the_whole(toy, monkeypatch):
     assert_same_gradients(gradients, parts)
 
 
-def test_withheld_maps_are_none_and_the_others_move_with_the_face(full_toy):
+def test_maps_move_with_the_face(full_toy):
+    plan = stage(batch_images=6)
+    [batch] = full_toy.batches(plan)
+    model = full_toy.fresh()[0].eval()
+    seen = []
+    model.model.segmentation.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    full_toy.gradients(model, plan, [batch])
+    assert torch.equal(seen[0], augment.apply_to_maps(batch.maps_BSS, batch.changes))
+    assert not torch.equal(seen[0], batch.maps_BSS)
+
+
+def test_withheld_maps_are_none(full_toy):
     plan = stage(batch_images=24)
     chosen = full_toy.planner(plan).plan(0)
     [batch] = full_toy.batches(plan)

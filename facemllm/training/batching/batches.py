@@ -1,5 +1,7 @@
 """What one forward and backward pass reads, gathered from memory maps while the step before computes.
 
+It is gathered in numpy: torch's operators would bring a second pool of threads, and both pools would wait for cores.
+
 A rank's slice of a step is cut into batches of at most `micro_images` faces, of like length, so that little of a row is
 padding; each term of a batch's loss is a share of the global mean, so the batches add up to the step.
 Shapes: B faces of a batch, S image side, A characteristics, V vocabulary, K answer tokens.
@@ -19,7 +21,6 @@ from torch import Tensor
 
 from facemllm.knowledge.relations import Relation
 from facemllm.model.segmentation import NO_MAP
-from facemllm.training.batching import augment
 from facemllm.training.batching.augment import Changes
 from facemllm.training.batching.data import Corpus
 from facemllm.training.batching.features import Features
@@ -100,9 +101,8 @@ class Batcher:
         changes = plan.changes.part(index) if plan.changes else None
         maps = None
         if faces.maps is not None:
-            maps = torch.from_numpy(faces.maps[seen])
-            maps = augment.apply_to_maps(maps, changes) if changes else maps
-            maps[torch.from_numpy(plan.withheld[index])] = NO_MAP
+            maps = faces.maps[seen]
+            maps[plan.withheld[index]] = NO_MAP
         packed, words = None, None
         if self.vocabulary is None:
             packed = pack(

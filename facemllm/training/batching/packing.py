@@ -27,6 +27,7 @@ PADDING = -1
 """Face of a token that fills a row up."""
 PREFIX = -1
 """Block of the tokens that every block of their face sees."""
+_WIDTHS = 16
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,22 @@ def fitted(lengths: NDArray[np.int64], room: int) -> list[list[int]]:
     return rows
 
 
+def tightest(lengths: NDArray[np.int64], most: int, multiple: int) -> tuple[list[list[int]], int]:
+    """Rows as `fitted` makes them, and their width, a multiple: the width up to `most` that leaves least padding.
+
+    It depends on the lengths how many faces go into a row without a rest. A handful of widths is tried.
+    """
+    longest = int(lengths.max())
+    rooms = {min(round(room), most) for room in np.linspace(longest, most, _WIDTHS)} if most > longest else {most}
+    found = []
+    for room in sorted(rooms):
+        rows = fitted(lengths, room)
+        width = -(-max(int(lengths[row].sum()) for row in rows) // multiple) * multiple
+        found.append((len(rows) * width, width, rows))
+    _, width, rows = min(found, key=lambda one: one[:2])
+    return rows, width
+
+
 def pack(
     corpus: Corpus,
     turns: Sequence[NDArray[np.int64]],
@@ -182,12 +199,10 @@ def pack(
     row_tokens: int = 0,
     multiple: int = 8,
 ) -> Packed:
-    """Faces and their turns as rows of up to `row_tokens` (see `fitted`), padded to a common multiple of `multiple`."""
+    """Faces and their turns as rows of up to `row_tokens` (see `tightest`), padded to a common multiple of `multiple`."""
     faces = [_face(corpus, prefix_ids, chosen, int(mirror)) for chosen, mirror in zip(turns, mirrored, strict=True)]
     lengths = np.array([len(face.ids) for face in faces])
-    rows = fitted(lengths, row_tokens)
-    longest = max(int(lengths[row].sum()) for row in rows)
-    width = -(-longest // multiple) * multiple
+    rows, width = tightest(lengths, row_tokens, multiple)
     shape = (len(rows), width)
     ids, position = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     member, block = np.full(shape, PADDING, np.int64), np.full(shape, PREFIX, np.int64)

@@ -67,7 +67,7 @@ class StepLoss:
         batch = on(batch, self.device)
         tokens, cells = batch.tokens, batch.cells
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            seen = look(self.model, self._features(batch), batch.maps_BSS)
+            seen = look(self.model, self._features(batch), self._maps(batch))
             tasks = torch.zeros(2, len(self.corpus.tasks), device=self.device)
             if self.words is not None and batch.words_BV is not None:
                 objective = self.words.loss(self.model, seen.visual_BND, batch.words_BV) / batch.images
@@ -113,6 +113,11 @@ class StepLoss:
         if batch.changes is not None:
             pixels_BSSC = augment.apply(pixels_BSSC, batch.changes)
         return tower_features(self.model, normalise(pixels_BSSC, self.image_processor))
+
+    def _maps(self, batch: Batch) -> Tensor | None:
+        if batch.maps_BSS is None or batch.changes is None:
+            return batch.maps_BSS
+        return augment.apply_to_maps(batch.maps_BSS, batch.changes)
 
     def _knowledge(self, scores_BA: Tensor | None, batch: Batch) -> list[Tensor]:
         if scores_BA is None or batch.labels_BA is None or self.penalties is None:
