@@ -25,7 +25,8 @@ EVERY = 5  # steps between marks; those before the first are warm-up
 
 class Ours:
     """`run_stage` on a prepared folder. `single`: one question a row, all else equal; `faces`: so many of the corpus;
-    `job`: other fields of the `Job`."""
+    `job`: fields of the `Job` that
+    differ from the profile's."""
 
     def __init__(
         self, folder: Path, single: bool = False, faces: int | None = None, job: Mapping[str, Any] | None = None
@@ -80,7 +81,7 @@ class Ours:
             log_every=every,
             table=self.digest,
             cache=self.material.folder / "cache",
-            **self.job,
+            **{"row_tokens": settings.training.row_tokens, **self.job},
         )
         started = time.perf_counter()
         outcome = run_stage(job, model, processor, self.corpus, self.faces, log=log)

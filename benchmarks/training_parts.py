@@ -29,14 +29,14 @@ from common import median
 from training_contenders import EVERY, Contender, rate, spread
 from training_material import prepare, stage_of
 
-MICRO, ROW = 4, 512
+MICRO = 4
 PASSES = 3  # over the faces that the cache is measured on
 STEPS = 100  # of a stage with and without Ray
 
 ALONE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "packing": ("everything", {}, {"single": True}),
     "buckets": ("frozen tower", {"job": {"micro_images": MICRO}}, {"job": {"micro_images": 0}}),
-    "shared rows": ("frozen tower", {"job": {"row_tokens": ROW}}, {"job": {"row_tokens": 0}}),
+    "shared rows": ("frozen tower", {}, {"job": {"row_tokens": 0}}),
     "cache": ("frozen tower", {"job": {"feature_cache": True}}, {"job": {"feature_cache": False}}),
 }
 """What trains, options of ours with the device, options without."""

@@ -39,11 +39,11 @@ class FaceMllmConfig(LlavaConfig):
 
 @dataclass(frozen=True)
 class Seen:
-    """A face as the language model will see it: all its tokens (B, N, D), those that show something, and the scores of
-    its characteristics (B, A), log-odds, None without the knowledge branch."""
+    """A face as the language model will see it: all its tokens (B, N, D), those of each view of it (image and map, one
+    where they are added), and the scores of its characteristics (B, A), log-odds, None without the knowledge branch."""
 
     tokens_BND: Tensor
-    visual_BND: Tensor
+    views: tuple[Tensor, ...]
     scores_BA: Tensor | None
 
 
@@ -71,16 +71,17 @@ class FaceMllmModel(LlavaModel):
 
     def join(self, image_BND: Tensor, segmentation: Tensor | None) -> Seen:
         """Projected image tokens and maps (B, S, S) uint8, None if no face has one, as the language model sees them."""
-        visual_BND = image_BND
+        views: tuple[Tensor, ...] = (image_BND,)
         if self.config.segmentation_config is not None:
             if segmentation is None:
                 segmentation = torch.full((len(image_BND), 1, 1), NO_MAP, dtype=torch.uint8, device=image_BND.device)
             map_BND = self.segmentation(segmentation).to(image_BND.dtype)
-            visual_BND = torch.cat([image_BND, map_BND], 1) if self.mode == "append" else image_BND + map_BND
+            views = (image_BND, map_BND) if self.mode == "append" else (image_BND + map_BND,)
+        visual_BND = torch.cat(views, 1)
         if self.config.knowledge_config is None:
-            return Seen(visual_BND, visual_BND, None)
+            return Seen(visual_BND, views, None)
         scores_BA, prompt_BPD = self.knowledge(visual_BND, self.get_input_embeddings().weight)
-        return Seen(torch.cat([visual_BND, prompt_BPD.to(visual_BND.dtype)], 1), visual_BND, scores_BA)
+        return Seen(torch.cat([visual_BND, prompt_BPD.to(visual_BND.dtype)], 1), views, scores_BA)
 
     def get_image_features(
         self, pixel_values: Tensor, segmentation: Tensor | None = None, **kwargs: Any

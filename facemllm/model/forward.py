@@ -31,7 +31,7 @@ def look(model: Any, features_BNF: Tensor, segmentation_BSS: Tensor | None = Non
     image_BND = model.model.multi_modal_projector(features_BNF)
     if isinstance(model.model, FaceMllmModel):
         return model.model.join(image_BND, segmentation_BSS)
-    return Seen(image_BND, image_BND, None)
+    return Seen(image_BND, (image_BND,), None)
 
 
 def image_tokens(model: Any, pixel_values: Tensor, segmentation: Tensor | None = None) -> Tensor:

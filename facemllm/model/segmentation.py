@@ -5,7 +5,8 @@ result to the language model's width. The encoder sees the map at a fraction of 
 a map adds, and one as large as the tower costs a third of the throughput. A row without a map gets one learned token,
 repeated, so that a model trained on both kinds answers on both.
 
-Shapes: B faces, S side of the map as given, M side at which it is read, P patches, N tokens, W width, D output width.
+Shapes: B faces, S side of the map as given, M side at which it is read, K classes, C width of a class, P patches,
+N tokens, W width, D output width.
 """
 
 from __future__ import annotations
@@ -41,11 +42,14 @@ class SegmentationBranch(nn.Module):
     def forward(self, map_BSS: Tensor) -> Tensor:
         """Tokens (B, N, D). A map whose first pixel is `NO_MAP` counts as none; an unknown class as background."""
         at_M = ((torch.arange(self.side, device=map_BSS.device) + 0.5) * (map_BSS.shape[1] / self.side)).long()
-        small_BMM = map_BSS[:, at_M][:, :, at_M].long()
+        small_BMM = map_BSS[:, at_M][:, :, at_M]
         present_B = small_BMM[:, 0, 0] != NO_MAP
         grid = self.side // self.patch
         known_BMM = torch.where(small_BMM < CLASSES, small_BMM, 0)
-        x_BGPGPC = self.classes(known_BMM).unflatten(2, (grid, self.patch)).unflatten(1, (grid, self.patch))
+        # a product: the backward pass of a look-up adds pixel by pixel, and takes longer than the rest of the branch
+        one_hot_BMMK = known_BMM.unsqueeze(3) == torch.arange(CLASSES, device=map_BSS.device)
+        embedded_BMMC = one_hot_BMMK.to(self.classes.weight.dtype) @ self.classes.weight
+        x_BGPGPC = embedded_BMMC.unflatten(2, (grid, self.patch)).unflatten(1, (grid, self.patch))
         x_BPW = self.patches(x_BGPGPC.transpose(2, 3).flatten(3).flatten(1, 2)) + self.places
         x_BPW = self.norm(self.blocks(x_BPW))
         tokens_BND = self.projector(pooled(x_BPW.transpose(1, 2).unflatten(2, (grid, grid)), self.tokens))
@@ -65,9 +69,10 @@ class _Block(nn.Module):
 
     def forward(self, x_BPW: Tensor) -> Tensor:
         """(B, P, W) -> (B, P, W)."""
-        parts = self.mix(self.before(x_BPW)).unflatten(2, (3, self.heads, -1))
+        parts = self.mix(self.before(x_BPW)).unflatten(2, (3, self.heads, -1)).float()
         q_BHPW, k_BHPW, v_BHPW = (part.transpose(1, 2) for part in parts.unbind(2))
-        mixed_BHPW = F.scaled_dot_product_attention(q_BHPW, k_BHPW, v_BHPW)
+        with torch.autocast(x_BPW.device.type, enabled=False):  # so few tokens: bf16 takes three times as long on a CPU
+            mixed_BHPW = F.scaled_dot_product_attention(q_BHPW, k_BHPW, v_BHPW).to(x_BPW.dtype)
         x_BPW = x_BPW + self.out(mixed_BHPW.transpose(1, 2).flatten(2))
         return x_BPW + self.feed(self.after(x_BPW))
 

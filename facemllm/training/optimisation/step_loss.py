@@ -1,9 +1,9 @@
 """The loss of one step: the stage's objective, and what the knowledge branch adds to it.
 
 L = objective + bce_weight * L_bce + logic_weight * L_c (FaceInsight, arXiv 2504.15624): `answers` is the cross-entropy
-of an answer token, `caption_words` of a face's caption words; L_bce is the binary cross-entropy of a known
-characteristic, L_c the penalty that a face's scores pay for broken relations. Each is a mean over the global batch, so
-that parts of it, on other workers or one after another, add up to it.
+of an answer token, `caption_words` of a face's caption words, summed over image and map, each of which must tell them
+alone; L_bce is the binary cross-entropy of a known characteristic, L_c the penalty that a face's scores pay for broken
+relations. Each is a mean over the global batch, so that parts of it, on other workers or one after another, add up.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ class StepLoss:
             seen = look(self.model, self._features(batch), self._maps(batch))
             tasks = torch.zeros(2, len(self.corpus.tasks), device=self.device)
             if self.words is not None and batch.words_BV is not None:
-                objective = self.words.loss(self.model, seen.visual_BND, batch.words_BV) / batch.images
-                tokens = cells = seen.visual_BND.shape[0] * seen.visual_BND.shape[1]
+                views = [self.words.loss(self.model, view_BND, batch.words_BV) for view_BND in seen.views]
+                objective = torch.stack(views).sum() / batch.images
+                tokens = cells = sum(view_BND.shape[0] * view_BND.shape[1] for view_BND in seen.views)
             else:
                 packed = dict(batch.packed or {})
                 at_K, target_K, task_K = packed.pop("at"), packed.pop("target"), packed.pop("task")
