@@ -24,9 +24,8 @@ EVERY = 5  # steps between marks; those before the first are warm-up
 
 
 class Ours:
-    """`run_stage` on a prepared folder. `single`: one question a row, all else equal; `faces`: so many of the corpus;
-    `job`: fields of the `Job` that
-    differ from the profile's."""
+    """`run_stage` on a prepared folder, rows as the profile packs them. `single`: one question a row, all else equal;
+    `faces`: so many of the corpus; `job`: other fields of the `Job`."""
 
     def __init__(
         self, folder: Path, single: bool = False, faces: int | None = None, job: Mapping[str, Any] | None = None

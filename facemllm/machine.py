@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-import select
 import signal
 import sys
 import threading
+import time
+
+import psutil
+
+_TICK_S = 0.5
 
 
 def die_with_parent() -> None:
@@ -18,16 +22,11 @@ def die_with_parent() -> None:
 
 
 def die_with(pid: int) -> None:
-    """End this process when another one ends, also where a shell stands between the two (Linux; elsewhere a no-op)."""
-    if sys.platform != "linux":
-        return
-    try:
-        other = os.pidfd_open(pid)
-    except ProcessLookupError:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """End this process within half a second of another one's end, also where a shell stands between the two."""
 
     def watch() -> None:
-        select.select([other], [], [])
+        while psutil.pid_exists(pid):
+            time.sleep(_TICK_S)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name=f"ends-with-{pid}", daemon=True).start()

@@ -34,7 +34,7 @@ def run_step(name: str, profile: str, overrides: Sequence[str], **inputs: str) -
     """
     from facemllm.machine import die_with
 
-    if engine := os.environ.get(ENGINE):
+    if engine := os.environ.pop(ENGINE, None):
         die_with(int(engine))
     return execute(name, load(profile, list(overrides)), **inputs)
 

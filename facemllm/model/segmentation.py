@@ -43,7 +43,6 @@ class SegmentationBranch(nn.Module):
         """Tokens (B, N, D). A map whose first pixel is `NO_MAP` counts as none; an unknown class as background."""
         at_M = ((torch.arange(self.side, device=map_BSS.device) + 0.5) * (map_BSS.shape[1] / self.side)).long()
         small_BMM = map_BSS[:, at_M][:, :, at_M]
-        present_B = small_BMM[:, 0, 0] != NO_MAP
         grid = self.side // self.patch
         known_BMM = torch.where(small_BMM < CLASSES, small_BMM, 0)
         # a product: the backward pass of a look-up adds pixel by pixel, and takes longer than the rest of the branch
@@ -53,7 +52,7 @@ class SegmentationBranch(nn.Module):
         x_BPW = self.patches(x_BGPGPC.transpose(2, 3).flatten(3).flatten(1, 2)) + self.places
         x_BPW = self.norm(self.blocks(x_BPW))
         tokens_BND = self.projector(pooled(x_BPW.transpose(1, 2).unflatten(2, (grid, grid)), self.tokens))
-        return torch.where(present_B[:, None, None], tokens_BND, self.absent.to(tokens_BND.dtype))
+        return torch.where(has_map(map_BSS)[:, None, None], tokens_BND, self.absent.to(tokens_BND.dtype))
 
 
 class _Block(nn.Module):
@@ -75,6 +74,11 @@ class _Block(nn.Module):
             mixed_BHPW = F.scaled_dot_product_attention(q_BHPW, k_BHPW, v_BHPW).to(x_BPW.dtype)
         x_BPW = x_BPW + self.out(mixed_BHPW.transpose(1, 2).flatten(2))
         return x_BPW + self.feed(self.after(x_BPW))
+
+
+def has_map(map_BSS: Tensor) -> Tensor:
+    """Which rows (B,) are a map, and not filled with `NO_MAP`."""
+    return map_BSS[:, 0, 0] != NO_MAP
 
 
 def pooled(grid_BWGG: Tensor, tokens: int) -> Tensor:

@@ -160,6 +160,7 @@ LONGER = ("training.stages.specialize.steps=300", "training.checkpoint_every=20"
 
 def test_killed_driver_resumes_from_its_checkpoint(project: Any, first: dict[str, Any]) -> None:
     child = start_until(project, "second", LONGER, "specialize")
+    assert components(project)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     wait_for(lambda: not components(project), 10, "the step to end with its run")

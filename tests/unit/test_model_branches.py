@@ -174,6 +174,21 @@ def test_beams_and_several_answers_keep_each_row_with_its_map(appended):
         assert ended(written(model, single, **beams)) == together[2 * row : 2 * row + 2]
 
 
+def test_classes_are_looked_up_and_one_that_is_unknown_is_background():
+    branch = SegmentationBranch(side=8, patch=4, width=16, layers=0, heads=2, tokens=4, output=16)
+    maps = torch.randint(0, 19, (2, 8, 8), dtype=torch.uint8)
+    maps[1, 3, 3] = 77
+    looked_up = branch.classes(torch.where(maps < 19, maps, 0).long())
+    patches = torch.stack([looked_up[:, r : r + 4, c : c + 4].flatten(1) for r in (0, 4) for c in (0, 4)], dim=1)
+    expected = branch.projector(branch.norm(branch.patches(patches) + branch.places))
+    torch.testing.assert_close(branch(maps), expected)
+    expected.sum().backward()
+    gradient = branch.classes.weight.grad.clone()
+    branch.classes.weight.grad = None
+    branch(maps).sum().backward()
+    torch.testing.assert_close(branch.classes.weight.grad, gradient)
+
+
 def test_what_the_language_model_sees_stands_in_order():
     pixels, maps = torch.randn(2, 3, 96, 96), torch.randint(0, 19, (2, 96, 96), dtype=torch.uint8)
     seen = {}

@@ -84,7 +84,7 @@ def test_digest_text_does_not_depend_on_order():
         ("quality.caption_share=1.5", ["quality.caption_share"]),
         ("services.mlflow_port=80", ["services.mlflow_port"]),
         ("services.mlflow_port=18080", ["services", "port of its own"]),
-        ("model.segmentation.patch=7", ["model.segmentation", "side: 32 is no multiple of patch: 7"]),
+        ("model.segmentation.patch=7", ["model.segmentation", "side: 48 is no multiple of patch: 7"]),
         ("model.segmentation.heads=3", ["model.segmentation", "width: 64 is no multiple of heads: 3"]),
         ("model.preset=hub", ["--set model.preset=hub: model:", "base"]),
         ("model.image_size=33", ["--set model.image_size=33: model:", "33 is no multiple of 16, as preset: tiny"]),
@@ -128,7 +128,7 @@ def test_tasks_of_the_knowledge_branch_are_known_where_it_is_on():
 
 def test_the_last_override_within_a_section_is_named():
     changes = ["model.segmentation.patch=7", "seed=3", "model.segmentation.width=128", "model.segmentation.patch=5"]
-    with pytest.raises(UserError, match=r"^--set model\.segmentation\.patch=5: model\.segmentation: side: 32 is no"):
+    with pytest.raises(UserError, match=r"^--set model\.segmentation\.patch=5: model\.segmentation: side: 48 is no"):
         settings.load("laptop", changes)
 
 

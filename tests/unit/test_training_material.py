@@ -12,7 +12,10 @@ import torch
 from facemllm import hub, settings
 from facemllm.errors import UserError
 from facemllm.model.branches import branches_of
+from facemllm.model.forward import look, tower_features
+from facemllm.model.pixels import normalise
 from facemllm.model.preset import build_tiny
+from facemllm.model.segmentation import NO_MAP, has_map
 from facemllm.tasks.regions import CLASSES, withheld_classes
 from facemllm.training import order
 from facemllm.training.batching import coverage, material
@@ -148,6 +151,29 @@ def test_a_branch_that_learns_little_is_told(toy):
     assert found == {"faces_with_map": 1 / 400, "characteristics_untold": 2}
     assert coverage.in_words(found) == ", maps of 0.25% of the faces only, 2 characteristics untold"
     assert coverage.in_words({}) == ""
+
+
+def test_image_and_map_tell_the_words_apart_and_a_face_without_a_map_by_its_image(toy):
+    only = {"tower": "full", "projector": "full", "segmentation": "full", "embeddings": "full"}
+    plan = stage(objective="caption_words", batch_images=12, augment=False, trains=trains(**only))
+    model = toy.fresh()[0].eval()
+    [batch] = toy.batches(plan)
+    there = has_map(batch.maps_BSS)
+    assert 0 < there.sum() < len(there)
+    words = CaptionWords(toy.corpus, TASKS, len(toy.processor.tokenizer), torch.device("cpu"))
+    with torch.no_grad():
+        pixels = normalise(batch.pixels_BSSC.float(), toy.processor.image_processor)
+        image, shown = look(model, tower_features(model, pixels), batch.maps_BSS).views
+        alone = words.loss(model, image, batch.words_BV) / 12
+        both = alone + words.loss(model, shown[there], batch.words_BV[there]) / 12
+    report, gradients = toy.gradients(model, plan, [batch])
+    torch.testing.assert_close(report[1], both, rtol=1e-5, atol=0)
+    assert gradients["model.segmentation.classes.weight"].any()
+
+    none = replace(batch, maps_BSS=torch.full_like(batch.maps_BSS, NO_MAP))
+    report, gradients = toy.gradients(model, plan, [none])
+    torch.testing.assert_close(report[1], alone, rtol=1e-5, atol=0)
+    assert not gradients["model.segmentation.classes.weight"].any()
 
 
 def test_statistics_of_caption_words_are_those_counted_one_by_one(toy):

@@ -174,12 +174,12 @@ def fitted(lengths: NDArray[np.int64], room: int) -> list[list[int]]:
 
 
 def tightest(lengths: NDArray[np.int64], most: int, multiple: int) -> tuple[list[list[int]], int]:
-    """Rows as `fitted` makes them, and their width, a multiple: the width up to `most` that leaves least padding.
+    """Rows as `fitted` makes them, and their width: the one with least padding up to `most`, or to the longest face's.
 
-    It depends on the lengths how many faces go into a row without a rest. A handful of widths is tried.
+    It depends on the lengths how many faces go into a row without a rest. Some widths are tried, not all.
     """
     longest = int(lengths.max())
-    rooms = {min(round(room), most) for room in np.linspace(longest, most, _WIDTHS)} if most > longest else {most}
+    rooms = {round(room) for room in np.linspace(longest, max(most, longest), _WIDTHS)} if most else {0}
     found = []
     for room in sorted(rooms):
         rows = fitted(lengths, room)
@@ -199,7 +199,7 @@ def pack(
     row_tokens: int = 0,
     multiple: int = 8,
 ) -> Packed:
-    """Faces and their turns as rows of up to `row_tokens` (see `tightest`), padded to a common multiple of `multiple`."""
+    """Faces and their turns as rows of up to `row_tokens` (see `tightest`), all of one width, a multiple of `multiple`."""
     faces = [_face(corpus, prefix_ids, chosen, int(mirror)) for chosen, mirror in zip(turns, mirrored, strict=True)]
     lengths = np.array([len(face.ids) for face in faces])
     rows, width = tightest(lengths, row_tokens, multiple)

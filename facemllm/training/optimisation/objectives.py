@@ -48,7 +48,7 @@ def _token_losses(model: Any, states_KD: Tensor, target_K: Tensor) -> Tensor:
 
 
 class CaptionWords:
-    """The mean image token, times the tied word embeddings, tells which words the caption holds.
+    """The mean token of a view (image or map), times the tied word embeddings, tells which words the caption holds.
 
     Needs the caption's text alone. It teaches the tower and puts images into the word space without a pass of the
     language model, several times faster than answers do. Two terms, over words w with logits l_w:
@@ -72,16 +72,16 @@ class CaptionWords:
         self.weight_U = torch.from_numpy(0.25 / deviation_U).float().to(device)
         self.rivals_UU = torch.from_numpy(rivals_UU).float().to(device)
 
-    def logits(self, model: Any, image_BND: Tensor) -> Tensor:
+    def logits(self, model: Any, view_BND: Tensor) -> Tensor:
         """Log-odds of each used word (B, U)."""
         words_UD = model.get_input_embeddings().weight[self.used_U].float()
-        return image_BND.float().mean(1) @ words_UD.T * _SCALE + self.prior_U
+        return view_BND.float().mean(1) @ words_UD.T * _SCALE + self.prior_U
 
-    def loss(self, model: Any, image_BND: Tensor, bag_BV: Tensor) -> Tensor:
+    def loss(self, model: Any, view_BND: Tensor, bag_BV: Tensor) -> Tensor:
         """Sum over the faces, float32; `bag_BV` is 1 where the face's caption holds the word."""
-        with torch.autocast(image_BND.device.type, enabled=False):
+        with torch.autocast(view_BND.device.type, enabled=False):
             bag_BU = bag_BV[:, self.used_U]
-            logit_BU = self.logits(model, image_BND)
+            logit_BU = self.logits(model, view_BND)
             present = F.binary_cross_entropy_with_logits(logit_BU, bag_BU, self.weight_U, reduction="sum")
             shifted_BU = logit_BU - logit_BU.detach().amax(1, keepdim=True)
             odds_BU = shifted_BU.exp()

@@ -1,7 +1,7 @@
 """The loss of one step: the stage's objective, and what the knowledge branch adds to it.
 
 L = objective + bce_weight * L_bce + logic_weight * L_c (FaceInsight, arXiv 2504.15624): `answers` is the cross-entropy
-of an answer token, `caption_words` of a face's caption words, summed over image and map, each of which must tell them
+of an answer token, `caption_words` of a face's caption words, which image and map, if there is one, must each tell
 alone; L_bce is the binary cross-entropy of a known characteristic, L_c the penalty that a face's scores pay for broken
 relations. Each is a mean over the global batch, so that parts of it, on other workers or one after another, add up.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 from facemllm.knowledge.penalties import Penalties, bce
 from facemllm.model.forward import look, tower_features
 from facemllm.model.pixels import normalise
+from facemllm.model.segmentation import has_map
 from facemllm.settings import Knowledge, Stage
 from facemllm.training.batching import augment
 from facemllm.training.batching.batches import Batch, Faces, on
@@ -67,11 +68,11 @@ class StepLoss:
         batch = on(batch, self.device)
         tokens, cells = batch.tokens, batch.cells
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            seen = look(self.model, self._features(batch), self._maps(batch))
+            maps_BSS = self._maps(batch)
+            seen = look(self.model, self._features(batch), maps_BSS)
             tasks = torch.zeros(2, len(self.corpus.tasks), device=self.device)
             if self.words is not None and batch.words_BV is not None:
-                views = [self.words.loss(self.model, view_BND, batch.words_BV) for view_BND in seen.views]
-                objective = torch.stack(views).sum() / batch.images
+                objective = self._told(self.words, seen.views, maps_BSS, batch.words_BV) / batch.images
                 tokens = cells = sum(view_BND.shape[0] * view_BND.shape[1] for view_BND in seen.views)
             else:
                 packed = dict(batch.packed or {})
@@ -119,6 +120,16 @@ class StepLoss:
         if batch.maps_BSS is None or batch.changes is None:
             return batch.maps_BSS
         return augment.apply_to_maps(batch.maps_BSS, batch.changes)
+
+    def _told(
+        self, words: CaptionWords, views: tuple[Tensor, ...], maps_BSS: Tensor | None, words_BV: Tensor
+    ) -> Tensor:
+        """What image and map miss of the caption's words, each alone; a face without a map has only its image."""
+        missed = words.loss(self.model, views[0], words_BV)
+        if maps_BSS is not None and len(views) > 1:
+            there_B = has_map(maps_BSS)
+            missed = missed + words.loss(self.model, views[1][there_B], words_BV[there_B])
+        return missed
 
     def _knowledge(self, scores_BA: Tensor | None, batch: Batch) -> list[Tensor]:
         if scores_BA is None or batch.labels_BA is None or self.penalties is None:
