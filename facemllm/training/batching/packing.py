@@ -199,7 +199,7 @@ def pack(
     row_tokens: int = 0,
     multiple: int = 8,
 ) -> Packed:
-    """Faces and their turns as rows of up to `row_tokens` (see `tightest`), all of one width, a multiple of `multiple`."""
+    """Faces and their turns as rows of up to `row_tokens` (see `tightest`), of one width, a multiple of `multiple`."""
     faces = [_face(corpus, prefix_ids, chosen, int(mirror)) for chosen, mirror in zip(turns, mirrored, strict=True)]
     lengths = np.array([len(face.ids) for face in faces])
     rows, width = tightest(lengths, row_tokens, multiple)
