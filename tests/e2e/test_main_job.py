@@ -155,7 +155,7 @@ def components(project: Any) -> list[psutil.Process]:
     return [p for p in project.processes() if "kfp.dsl.executor_main" in p.cmdline()]
 
 
-LONGER = ("training.stages.specialize.steps=300", "training.checkpoint_every=20")
+LONGER = ("training.stages.specialize.steps=200", "training.checkpoint_every=20")
 
 
 def test_killed_driver_resumes_from_its_checkpoint(project: Any, first: dict[str, Any]) -> None:
