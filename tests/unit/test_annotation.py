@@ -11,7 +11,7 @@ import pytest
 from facemllm import digests, tasks
 from facemllm.annotation import annotate, job
 from facemllm.annotation.annotator import Annotation, checked
-from facemllm.annotation.oracle import Oracle, caption
+from facemllm.annotation.oracle import WORDING, Oracle, caption
 from facemllm.annotation.step import joined
 from facemllm.errors import UserError
 from facemllm.records import FACES, mapping, open_table, pairs, provenance
@@ -214,3 +214,12 @@ def test_a_table_with_forgotten_rows_is_not_described(face_rows, faces_table, tm
     with pytest.raises(UserError, match="1 of 4 rows were forgotten and must not come back"):
         annotate(settings, faces_table(rows), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_oracles_digest_follows_its_words():
+    """Whoever changes a phrase raises `WORDING`, and these two values: tables of other words have another annotator."""
+    assert (WORDING, digests.of_json([caption(row) for row in LABELLED])) == (
+        1,
+        "38030037d05d29259da62a2a13f7040d5194c02b8eb31b967bbb76b8b2c1b328",
+    )
+    assert Oracle().digest == digests.of_json(["oracle", WORDING])
