@@ -20,9 +20,10 @@ RUN groupadd --gid 10001 facemllm \
 
 # `root()` in facemllm/settings looks for params.yaml from the working directory upward, and Ray's jobs inherit this one.
 WORKDIR /app
-COPY pyproject.toml constraints.txt README.md LICENSE pipeline.py params.yaml ./
+COPY pyproject.toml constraints.txt README.md LICENSE pipeline.py commands.py params.yaml ./
 COPY profiles profiles
 COPY components components
+COPY studies studies
 COPY facemllm facemllm
 
 # Into the system's Python, not a virtual environment: KubeRay may start Ray through a login shell, which resets

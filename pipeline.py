@@ -59,6 +59,6 @@ def build(settings: Settings, finish: Any = lambda task, step: task) -> Any:
 
 
 if __name__ == "__main__":
-    from components.commands import main
+    from commands import main
 
     main(build)

@@ -47,7 +47,7 @@ def write_table(folder: Path, count: int) -> Path:
     """A faces table of so many rows with a few labels; a hundred pictures under names of their own."""
     from PIL import Image
 
-    from facemllm.records import FACES, TableWriter, pairs
+    from facemllm.tables import FACES, TableWriter, pairs
 
     generator = np.random.default_rng(0)
     pictures = []
@@ -113,10 +113,10 @@ def configured(home: Path, base_url: str, parallel: int) -> Any:
 
 def bare_loop(chosen: Any, faces: Path, parallel: int) -> int:
     """The same calls without the job; how many replies fit."""
-    from facemllm.annotation import prompt, replies
-    from facemllm.annotation.endpoint import endpoint
-    from facemllm.endpoint.wire import Answered, Wire
-    from facemllm.records import open_table
+    from facemllm.annotate import prompt, replies
+    from facemllm.annotate.endpoint import endpoint
+    from facemllm.asking.wire import Answered, Wire
+    from facemllm.tables import open_table
 
     table = open_table(faces)
     describer = endpoint(chosen, ["render"])
@@ -166,7 +166,7 @@ class Watch:
                     words = " ".join(process.cmdline())
                     part = "driver" if process.pid == os.getpid() else ""
                     part = "workers" if words.startswith("ray::") else part
-                    part = "couriers" if "facemllm.endpoint.courier" in words else part
+                    part = "couriers" if "facemllm.asking.courier" in words else part
                     if part:
                         memory = process.memory_info()
                         found[part] += (memory.rss - memory.shared) / 2**20
@@ -185,7 +185,7 @@ class Watch:
 
 def overhead(folder: Path, rows: int, latency_s: float, parallels: list[int], rounds: int) -> None:
     """The job against the bare loop, in turns, for several numbers of requests at once."""
-    from facemllm.annotation import annotate
+    from facemllm.annotate import annotate
 
     faces = write_table(folder / "faces", rows)
     warm = write_table(folder / "warm", 300)
@@ -214,7 +214,7 @@ def overhead(folder: Path, rows: int, latency_s: float, parallels: list[int], ro
 
 def memory(folder: Path, rows: int, latency_s: float, parallel: int) -> None:
     """The job alone over many rows: whether memory stays flat."""
-    from facemllm.annotation import annotate
+    from facemllm.annotate import annotate
 
     faces = write_table(folder / "faces", rows)
     with fake_endpoint(latency_s) as base_url, Watch() as watch:

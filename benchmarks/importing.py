@@ -30,7 +30,7 @@ def tree(root: Path, rows: int) -> None:
     pictures, labels = root / "Img" / "img_align_celeba", root / "Anno"
     for folder in (pictures, labels, root / "Eval"):
         folder.mkdir(parents=True)
-    from facemllm.sources.readers.vocabulary import CELEBA
+    from facemllm.ingest.readers.vocabulary import CELEBA
 
     generator = np.random.default_rng(0)
     with (
@@ -73,8 +73,8 @@ def bare(root: Path, out: Path) -> None:
 
 
 def ours(root: Path, out: Path, workers: int) -> None:
+    from facemllm.ingest.run import import_source
     from facemllm.settings import Source, load
-    from facemllm.sources.ingest import import_source
 
     settings = load("laptop", [f"data.workers={workers}", f"storage.home={out.parent / 'home'}"])
     import_source(settings, Source(name="celeba", root=str(root)), out)

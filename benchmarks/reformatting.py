@@ -38,9 +38,9 @@ LABELLED = ("presence", "expression", "age", "gender", "head_pose")
 def rows(count: int, *, captions: bool) -> Iterator[dict[str, Any]]:
     """Labelled faces as a reader of CelebA gives them, with what a pose and an age estimator add."""
     from facemllm import tasks
-    from facemllm.annotation.oracle import caption
-    from facemllm.records import FACES, pairs, provenance
-    from facemllm.vocabulary import CELEBA
+    from facemllm.annotate.oracle import caption
+    from facemllm.tables import FACES, pairs, provenance
+    from facemllm.tables.vocabulary import CELEBA
 
     generator = np.random.default_rng(0)
     said = [provenance(field, "source") for field in ("attributes", "age", "gender", "expression")]
@@ -159,8 +159,8 @@ def main() -> None:
     parser.add_argument("--peer", type=float, default=0.1, help="share of the faces that the peer does; 0: none")
     parser.add_argument("--captions", action="store_true", help="every face has a caption, too (the peer has no match)")
     arguments = parser.parse_args()
-    from facemllm.qa import reformat
-    from facemllm.records import FACES, TableWriter
+    from facemllm.reformat import reformat
+    from facemllm.tables import FACES, TableWriter
 
     limits = settings_for(arguments.captions)
     faces = max(1, arguments.questions // (41 if arguments.captions else 40))

@@ -58,7 +58,7 @@ Draw = Callable[[int, int, int], int]
 
 
 def our_rows(first: int, people: int, size: int) -> int:
-    from facemllm.sources.render import render_identity
+    from facemllm.heads.render import render_identity
 
     return sum(len(render_identity(SEED, first + i, PICTURES_EACH, size)) for i in range(people))
 
@@ -96,8 +96,8 @@ def same_head(number: int) -> tuple[Any, Any, dict[str, Any]]:
     """
     import numpy as np
 
-    from facemllm.sources.head_model import head_rotation
-    from facemllm.sources.head_sampling import sample_appearance, sample_identity
+    from facemllm.heads.model import head_rotation
+    from facemllm.heads.sampling import sample_appearance, sample_identity
 
     iseed, seed = 1000 + number, 7919 * (number + 1) % 1_000_000
     rng = np.random.default_rng(iseed)
@@ -160,8 +160,8 @@ def agreement(size: int) -> dict[str, float]:
     """How far `COMPARED` heads look the same when the prototype draws them."""
     import numpy as np
 
-    from facemllm.sources.materials import CLASS
-    from facemllm.sources.render import FACE_CLASSES, draw, shape_head, stage
+    from facemllm.heads.materials import CLASS
+    from facemllm.heads.render import FACE_CLASSES, draw, shape_head, stage
 
     prototype = import_module("headgen")
     to_ours = np.array([CLASS[name] for name in prototype.SEG])

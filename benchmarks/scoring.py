@@ -32,7 +32,7 @@ BATCH = 32
 
 def faces(count: int) -> list[Image.Image]:
     """Rendered faces, one a person."""
-    from facemllm.sources.render import render_identity
+    from facemllm.heads.render import render_identity
 
     rows = (render_identity(0, number, 1, 128)[0] for number in range(count))
     return [Image.open(io.BytesIO(row["image"])).convert("RGB") for row in rows]

@@ -26,8 +26,8 @@ from facemllm import tasks
 from facemllm.model.pixels import normalise
 from facemllm.model.tower import FaceTower, FaceTowerConfig
 from facemllm.scoring.sheet import Key, Sheet
-from facemllm.training.batching import augment
-from facemllm.training.batching.data import mirror_text
+from facemllm.train import augment
+from facemllm.train.data import mirror_text
 
 BATCH, RATE, DECAY, WARM_UP = 64, 2e-3, 0.05, 0.05
 HEAVIEST = 3.0

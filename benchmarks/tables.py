@@ -24,8 +24,8 @@ from common import in_turns, median, report
 
 def rows(count: int) -> Iterator[dict[str, Any]]:
     """Rows as a reader gives them."""
-    from facemllm import digests
-    from facemllm.records import FACES, pairs, provenance
+    from facemllm.core import digests
+    from facemllm.tables import FACES, pairs, provenance
 
     generator = np.random.default_rng(0)
     names = [f"Attribute_{n}" for n in range(40)]
@@ -58,8 +58,8 @@ def main() -> None:
     arguments = parser.parse_args()
     import datasets
 
-    from facemllm.qa.rows import LABELS, RARE
-    from facemllm.records import FACES, TableWriter, open_table
+    from facemllm.reformat.rows import LABELS, RARE
+    from facemllm.tables import FACES, TableWriter, open_table
 
     datasets.disable_progress_bars()
     columns = ["image", *LABELS, *RARE]

@@ -84,7 +84,7 @@ def side_by_side(folder: Path, table: Path, trains: str, rounds: int, steps: int
 
 
 def _faces(table: Path) -> int:
-    from facemllm.records import CONVERSATIONS, open_table
+    from facemllm.tables import CONVERSATIONS, open_table
 
     return open_table(table, CONVERSATIONS).rows
 
@@ -127,7 +127,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Parts 1 and 2 on the CPU."""
     import training_parts
 
-    from facemllm.training.optimisation.job import decide_precision
+    from facemllm.train.job import decide_precision
 
     precision = decide_precision("auto", "cpu")
     rounds = 2 if arguments.quick else max(2, arguments.rounds)

@@ -33,9 +33,9 @@ class Ours:
         from training_material import Material
 
         from facemllm.model.prompts import Frame
-        from facemllm.records import CONVERSATIONS, open_table
-        from facemllm.training.batching.batches import Faces
-        from facemllm.training.batching.data import pixel_cache, read_turns, tokenise
+        from facemllm.tables import CONVERSATIONS, open_table
+        from facemllm.train.batches import Faces
+        from facemllm.train.data import pixel_cache, read_turns, tokenise
 
         self.material, self.single, self.job = Material.open(folder), single, dict(job or {})
         model, processor = self.material.model()
@@ -53,7 +53,7 @@ class Ours:
     def run(self, steps: int, every: int, precision: str, device: str = "cpu") -> dict[str, Any]:
         """Train fresh weights for so many steps; `marks` are (step, seconds, mean loss since the last mark)."""
         from facemllm.settings import Stage, load
-        from facemllm.training.optimisation.loop import Job, run_stage
+        from facemllm.train.loop import Job, run_stage
 
         settings = load("laptop")
         stage = Stage.model_validate({**self.material.stage, "steps": steps})

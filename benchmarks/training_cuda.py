@@ -22,7 +22,7 @@ from training_contenders import EVERY, Contender, rate, spread
 from training_material import prepare, render_table, stage_of
 from training_shapes import SHAPES
 
-from facemllm import cost
+from facemllm.core import cost
 
 MICRO = 4
 MODES = ("lora", "full")

@@ -70,10 +70,10 @@ def prepare(
     from facemllm.model.preset import build_tiny
     from facemllm.model.prompts import Frame
     from facemllm.model.saving import save_model
-    from facemllm.records import CONVERSATIONS, open_table
     from facemllm.settings import Stage, load
-    from facemllm.training.batching.data import read_turns, tokenise, vocabulary_texts
-    from facemllm.training.batching.packing import Planner
+    from facemllm.tables import CONVERSATIONS, open_table
+    from facemllm.train.data import read_turns, tokenise, vocabulary_texts
+    from facemllm.train.packing import Planner
 
     settings = load("laptop")
     opened = open_table(table, CONVERSATIONS)
@@ -113,11 +113,11 @@ def prepare(
 
 def render_table(folder: Path, identities: int) -> Path:
     """A conversations table of rendered faces with all questions of the laptop profile, two faces a person."""
-    from facemllm.annotation.oracle import caption
-    from facemllm.qa import reformat
-    from facemllm.records import FACES, TableWriter
+    from facemllm.annotate.oracle import caption
+    from facemllm.ingest.run import render_faces
+    from facemllm.reformat import reformat
     from facemllm.settings import load
-    from facemllm.sources.ingest import render_faces
+    from facemllm.tables import FACES, TableWriter
 
     settings = load("laptop", [f"data.identities={identities}"])
     render_faces(settings, folder / "bare")
@@ -129,7 +129,7 @@ def render_table(folder: Path, identities: int) -> Path:
 
 
 def _rows(table: Path) -> Any:
-    from facemllm.records import FACES, open_table
+    from facemllm.tables import FACES, open_table
 
     for batch in open_table(table, FACES).batches(batch_rows=64):
         yield from pa.RecordBatch.to_pylist(batch)

@@ -129,9 +129,9 @@ class AtHalf:
 def train(order: Mapping[str, Any]) -> dict[str, Any]:
     """Train the profile's first stage for so many steps, by Ray or without; runs in a process of its own."""
     from facemllm.settings import load
-    from facemllm.training.launch import train as by_ray
-    from facemllm.training.order import place_order
-    from facemllm.training.rank import Place, train_rank
+    from facemllm.train.launch import train as by_ray
+    from facemllm.train.order import place_order
+    from facemllm.train.rank import Place, train_rank
 
     folder, steps = Path(order["folder"]), order["steps"]
     changes = [f"training.stages.align.steps={steps}", f"training.checkpoint_every={max(1, steps // 10)}"]

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from training_material import Material
 
-from facemllm import cost
+from facemllm.core import cost
 
 IGNORED = -100
 
@@ -109,7 +109,7 @@ class Peer:
         self, model: Any, processor: Any, stage: Any, data: Any, batch: int, steps: int, precision: str, device: str
     ) -> Any:
         from facemllm.settings import load
-        from facemllm.training.optimisation import stages
+        from facemllm.train import stages
 
         given: dict[str, Any] = {
             "output_dir": str(self.material.folder / f"out-{self.kind}"),

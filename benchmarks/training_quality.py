@@ -26,11 +26,11 @@ def compare(
     from specialist import answer, train
 
     from facemllm.model.preset import load_model
-    from facemllm.records import CONVERSATIONS, PREDICTIONS, open_table
     from facemllm.scoring.sheet import read_parsed, read_sheet
     from facemllm.settings import load
-    from facemllm.training.batching.data import pixel_cache
-    from facemllm.training.optimisation.job import decide_precision
+    from facemllm.tables import CONVERSATIONS, PREDICTIONS, open_table
+    from facemllm.train.data import pixel_cache
+    from facemllm.train.job import decide_precision
 
     settings = load("laptop", ["evaluation.generated_faces=0", "evaluation.disturbed_faces=0"])
     table = open_table(conversations, CONVERSATIONS)
@@ -56,8 +56,8 @@ def compare(
 
 
 def _evaluate(settings: Any, model: Path, conversations: Path, out: Path) -> None:
-    from facemllm import digests
-    from facemllm.evaluation.evaluate import evaluate
+    from facemllm.core import digests
+    from facemllm.evaluate.run import evaluate
 
     evaluate(settings, model, digests.of_tree(model), conversations, out)
 

@@ -11,6 +11,6 @@ def annotate(profile: str, overrides: list, code: str, faces: str) -> str:
 
     Returns the digest of the annotated `faces` table. `code` only keys the cache.
     """
-    from facemllm.workflow import run_step
+    from facemllm.workflow.runner import run_step
 
     return run_step("annotate", profile, overrides, faces=faces)

@@ -11,6 +11,6 @@ def await_approval(profile: str, overrides: list, code: str, version: str) -> st
 
     Returns `approved`, `rejected` or `pending`. `code` only keys the cache.
     """
-    from facemllm.workflow import run_step
+    from facemllm.workflow.runner import run_step
 
     return run_step("await_approval", profile, overrides, version=version)

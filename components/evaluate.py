@@ -11,6 +11,6 @@ def evaluate(profile: str, overrides: list, code: str, model: str, conversations
 
     Returns the digest of predictions and metrics. `code` only keys the cache.
     """
-    from facemllm.workflow import run_step
+    from facemllm.workflow.runner import run_step
 
     return run_step("evaluate", profile, overrides, model=model, conversations=conversations)

@@ -11,6 +11,6 @@ def gate(profile: str, overrides: list, code: str, evaluation: str) -> str:
 
     Returns `passed` or `refused`. `code` only keys the cache.
     """
-    from facemllm.workflow import run_step
+    from facemllm.workflow.runner import run_step
 
     return run_step("gate", profile, overrides, evaluation=evaluation)

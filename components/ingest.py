@@ -11,6 +11,6 @@ def ingest(profile: str, overrides: list, code: str) -> str:
 
     Returns the digest of the `faces` table. `code` only keys the cache.
     """
-    from facemllm.workflow import run_step
+    from facemllm.workflow.runner import run_step
 
     return run_step("ingest", profile, overrides)

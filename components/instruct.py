@@ -11,6 +11,6 @@ def instruct(profile: str, overrides: list, code: str, conversations: str, model
 
     Returns the digest of the model directory. `code` only keys the cache.
     """
-    from facemllm.workflow import run_step
+    from facemllm.workflow.runner import run_step
 
     return run_step("instruct", profile, overrides, conversations=conversations, model=model)

@@ -11,6 +11,6 @@ def reformat(profile: str, overrides: list, code: str, annotated: str) -> str:
 
     Returns the digest of the `conversations` table. `code` only keys the cache.
     """
-    from facemllm.workflow import run_step
+    from facemllm.workflow.runner import run_step
 
     return run_step("reformat", profile, overrides, annotated=annotated)

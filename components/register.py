@@ -11,6 +11,6 @@ def register(profile: str, overrides: list, code: str, model: str, evaluation: s
 
     Returns the version number. `code` only keys the cache.
     """
-    from facemllm.workflow import run_step
+    from facemllm.workflow.runner import run_step
 
     return run_step("register", profile, overrides, model=model, evaluation=evaluation, gate=gate)

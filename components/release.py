@@ -11,6 +11,6 @@ def release(profile: str, overrides: list, code: str, version: str) -> str:
 
     Returns the address of the endpoint. `code` only keys the cache.
     """
-    from facemllm.workflow import run_step
+    from facemllm.workflow.runner import run_step
 
     return run_step("release", profile, overrides, version=version)

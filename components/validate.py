@@ -11,6 +11,6 @@ def validate(profile: str, overrides: list, code: str, faces: str, annotated: st
 
     Returns the digest of the validation report. `code` only keys the cache.
     """
-    from facemllm.workflow import run_step
+    from facemllm.workflow.runner import run_step
 
     return run_step("validate", profile, overrides, faces=faces, annotated=annotated, conversations=conversations)

@@ -11,6 +11,6 @@ def version(profile: str, overrides: list, code: str, annotated: str, conversati
 
     Returns the revision of the data repository. `code` only keys the cache.
     """
-    from facemllm.workflow import run_step
+    from facemllm.workflow.runner import run_step
 
     return run_step("version", profile, overrides, annotated=annotated, conversations=conversations)

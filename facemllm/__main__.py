@@ -1,5 +1,5 @@
 """`python -m facemllm` is the `facemllm` command."""
 
-from facemllm.cli import main
+from facemllm.cli.main import main
 
 main()

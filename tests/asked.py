@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from facemllm import tasks
-from facemllm.qa.questions import native
-from facemllm.qa.rows import rows_of
-from facemllm.qa.turns import Rows
-from facemllm.records import FACES, pairs
+from facemllm.reformat.questions import native
+from facemllm.reformat.rows import rows_of
+from facemllm.reformat.turns import Rows
+from facemllm.tables import FACES, pairs
 from facemllm.tasks import Task
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm.records import CONVERSATIONS, FACES, TableWriter, pairs, subject_id
+from facemllm.tables import CONVERSATIONS, FACES, TableWriter, pairs, subject_id
 
 SIDE = 48
 Rows = list[dict[str, Any]]

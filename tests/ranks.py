@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from facemllm import settings
-from facemllm.training.order import Order, TrainResult, place_order
+from facemllm.train.order import Order, TrainResult, place_order
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["facemllm.training.rank", "facemllm.training.alone", "peft"])
+_FORKS.set_forkserver_preload(["facemllm.train.rank", "facemllm.train.alone", "peft"])
 
 SMALL = (
     "model.image_size=32",
@@ -60,7 +60,7 @@ def train(given: Order, world: int = 1) -> TrainResult:
 def _rank(given: Order, rank: int, world: int, meeting: str, environment: dict[str, str], answers: Any) -> None:
     import torch.distributed as dist
 
-    from facemllm.training.rank import Place, train_rank
+    from facemllm.train.rank import Place, train_rank
 
     os.environ.update(environment, GLOO_SOCKET_IFNAME="lo")
     try:
@@ -75,14 +75,14 @@ def _rank(given: Order, rank: int, world: int, meeting: str, environment: dict[s
 
 
 def alone(arguments: Sequence[str]) -> Any:
-    """A process that runs `facemllm.training.alone` with these arguments, started."""
+    """A process that runs `facemllm.train.alone` with these arguments, started."""
     process = _FORKS.Process(target=_alone, args=(list(arguments),))
     process.start()
     return process
 
 
 def _alone(arguments: list[str]) -> None:
-    from facemllm.training.alone import main
+    from facemllm.train.alone import main
 
     raise SystemExit(main(arguments))
 

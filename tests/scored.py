@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from facemllm import tasks
-from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, pairs
 from facemllm.scoring.sheet import KINDS, Sheet, Way
+from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, pairs
 
 
 def template(item: str, way: str = "native", claim: str | None = None) -> str:

@@ -15,14 +15,14 @@ from facemllm.knowledge.relations import Relation
 from facemllm.model.branches import Graph, extend
 from facemllm.model.preset import build_tiny
 from facemllm.model.prompts import Frame
-from facemllm.records import CONVERSATIONS, TableWriter, open_table
 from facemllm.settings import Stage
-from facemllm.training.batching.batches import Batch, Batcher, Faces
-from facemllm.training.batching.data import map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
-from facemllm.training.batching.packing import Planner
-from facemllm.training.optimisation import stages
-from facemllm.training.optimisation.loop import Job, Outcome, run_stage
-from facemllm.training.optimisation.step_loss import StepLoss
+from facemllm.tables import CONVERSATIONS, TableWriter, open_table
+from facemllm.train import stages
+from facemllm.train.batches import Batch, Batcher, Faces
+from facemllm.train.data import map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.train.loop import Job, Outcome, run_stage
+from facemllm.train.loss import StepLoss
+from facemllm.train.packing import Planner
 
 COLORS = {"red hair": (200, 40, 40), "green hair": (40, 200, 40), "blue hair": (40, 40, 200)}
 SIDES = ("turned 25 degrees left", "turned 25 degrees right")

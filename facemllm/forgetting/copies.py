@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from facemllm import runs
 from facemllm.forgetting.finding import files_under, is_parquet, rows_of
-from facemllm.records import MANIFEST
 from facemllm.settings import Settings, root
-from facemllm.tombstones import Marks
+from facemllm.tables import MANIFEST
+from facemllm.version.tombstones import Marks
+from facemllm.workflow import runs
 
 REPORT = "report.html"
 _TEXTS = (".json", ".jsonl", ".html", ".md", ".csv", ".txt")

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facemllm import progress
+from facemllm.core import progress
+from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.forgetting.copies import copies
 from facemllm.forgetting.finding import Found, groups, looks, meant, search
 from facemllm.forgetting.models import affected, registered
-from facemllm.records import atomic_write
 from facemllm.settings import Settings, root
-from facemllm.tombstones import REPORTS, Kind, Marks, Tombstone, Tombstones
-from facemllm.versioning.rewriting import purge, remaining, rewrite
+from facemllm.version.rewriting import purge, remaining, rewrite
+from facemllm.version.tombstones import REPORTS, Kind, Marks, Tombstone, Tombstones
 
 
 def forget(
@@ -100,7 +100,7 @@ def _remove_copies(settings: Settings, report: _Report, marks: Marks) -> None:
 
 
 def _purge_replies(settings: Settings, marks: Marks) -> int:
-    from facemllm.endpoint import store
+    from facemllm.asking import store
 
     pictures = [image for image in sorted(marks.image) if re.fullmatch(r"[0-9a-f]{64}", image)]
     try:

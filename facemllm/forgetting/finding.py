@@ -20,15 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from facemllm import images, ledger
+from facemllm.core import images
 from facemllm.errors import UserError
-from facemllm.records import MANIFEST, subject_id
-from facemllm.repository import Repository
+from facemllm.ingest.duplicates import look
 from facemllm.settings import Settings, root
-from facemllm.sources.duplicates import look
-from facemllm.tombstones import KEYS, Kind, Marks, Mask, Tombstones, covered_rows, name_id
-from facemllm.versioning.archive import PARQUET
-from facemllm.versioning.rewriting import held
+from facemllm.tables import MANIFEST, subject_id
+from facemllm.version import ledger
+from facemllm.version.archive import PARQUET
+from facemllm.version.repository import Repository
+from facemllm.version.rewriting import held
+from facemllm.version.tombstones import KEYS, Kind, Marks, Mask, Tombstones, covered_rows, name_id
 
 _ROUNDS = 8
 _FOLDERS = ("imagefolder",)  # names such as `1` recur in every folder: they tell no picture

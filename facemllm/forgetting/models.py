@@ -46,8 +46,8 @@ def registered(settings: Settings, models: list[dict[str, Any]], tables: Mapping
 
     `asked` is false when MLflow is away; then `versions` are those that this home remembers, with no decision.
     """
-    from facemllm.promotion import registry
-    from facemllm.promotion.approvals import read_decision
+    from facemllm.promote import registry
+    from facemllm.promote.approvals import read_decision
 
     saw = {model["digest"]: model["saw"] for model in models}
     taught = {digest for digest, splits in tables.items() if "train" in splits}
@@ -57,7 +57,7 @@ def registered(settings: Settings, models: list[dict[str, Any]], tables: Mapping
         return {"asked": False, "versions": _remembered(settings, saw)}
     found = []
     for version in reversed(known):
-        behind = set(json.loads(version.tags.get("facemllm.lineage") or "{}").values())
+        behind = set(json.loads(version.tags.get("facemllm.promote.lineage") or "{}").values())
         how = saw.get(version.digest) or ("training" if behind & taught else None)
         if how is None:
             continue
@@ -90,7 +90,7 @@ def _remembered(settings: Settings, saw: Mapping[str, str]) -> list[dict[str, An
 
 
 def _serving(settings: Settings, digest: str) -> list[str]:
-    from facemllm.servers import deployed
+    from facemllm.core.servers import deployed
 
     stages = {stage: deployed(settings, stage) for stage in ("staging", "production")}
     return [stage for stage, model in stages.items() if model is not None and model.digest == digest]

@@ -22,8 +22,8 @@ from transformers import (
     LlavaProcessor,
 )
 
+from facemllm.core.hub import fetched
 from facemllm.errors import UserError, one_line
-from facemllm.hub import fetched
 from facemllm.model.loading import load_part, read_config
 
 IMAGE, PAD, EOS = "<image>", "<pad>", "</s>"

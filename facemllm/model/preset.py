@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Qwen2Config
 
+from facemllm.core.hub import fetched
 from facemllm.errors import UserError
-from facemllm.hub import fetched
 from facemllm.model.loading import load_model
 from facemllm.model.parts import assemble
 from facemllm.model.tokenizer import BOS, CHAT_TEMPLATE, EOS, IMAGE, PAD, build_tokenizer

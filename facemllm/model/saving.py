@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from facemllm.core.files import partial_folder, publish
 from facemllm.model.adapters import FOLDER, Adapter, write_adapter
-from facemllm.records import partial_folder, publish
 
 
 def save_model(model: Any, processor: Any, out_dir: Path, adapter: Adapter | None = None) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.records import CONVERSATIONS, PREDICTIONS, Table, open_table
 from facemllm.scoring import fairness, stats
 from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, Array
 from facemllm.scoring.sheet import BETWEEN, Rows, Sheet, read_parsed, read_sheet
 from facemllm.scoring.summary import marks_of, replicate, rows_of
 from facemllm.settings import Settings
+from facemllm.tables import CONVERSATIONS, PREDICTIONS, Table, open_table
 
 _NEEDED = ("model_digest", "conversations_digest", "predictions_digest", "split")
 

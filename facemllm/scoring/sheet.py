@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.records import Table, mapping
 from facemllm.scoring.metrics import Array, Parsed, number
+from facemllm.tables import Table, mapping
 from facemllm.tasks.language import refuses
 
 Key = tuple[str, str]

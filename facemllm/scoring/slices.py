@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from facemllm.records import PREDICTIONS, open_table
 from facemllm.scoring import stats
 from facemllm.scoring.consistency import same, share
 from facemllm.scoring.metrics import CLOSED_MEAN, Array, Parsed, numbers
 from facemllm.scoring.sheet import Sheet, read_some
 from facemllm.scoring.summary import replicate
 from facemllm.settings import Settings
+from facemllm.tables import PREDICTIONS, open_table
 
 FRONTAL, PROFILE = 15.0, 45.0
 """Degrees of yaw to either side: up to which a face counts as frontal, and from which as a profile."""

@@ -7,7 +7,7 @@ and others, "Deep region and multi-label learning for facial action unit detecti
 from collections.abc import Mapping
 from functools import partial
 
-from facemllm.records import mapping
+from facemllm.tables import mapping
 from facemllm.tasks.base import Row, Task
 from facemllm.tasks.items import Boolean
 

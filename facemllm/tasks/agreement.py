@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from facemllm.records import mapping
+from facemllm.tables import mapping
 from facemllm.tasks import attributes
 from facemllm.tasks.base import Item, Row
 from facemllm.tasks.caption import FACTS, stated_facts

@@ -8,7 +8,7 @@ judged by its facts, as a caption is, but "no beard" and "no eyewear" are facts 
 from collections.abc import Mapping
 from functools import cache
 
-from facemllm.records import mapping
+from facemllm.tables import mapping
 from facemllm.tasks import age_range, attributes, expression, gender, presence
 from facemllm.tasks.base import Item, Row, Task
 from facemllm.tasks.caption import facts_text

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from facemllm.steps import STEPS
+from facemllm.workflow.steps import STEPS
 
 pytestmark = pytest.mark.e2e
 ACTS = {"deploy", "await_approval"}
@@ -147,7 +147,7 @@ def start_until(project: Any, name: str, more: tuple[str, ...], step: str) -> su
 
 def workers(project: Any) -> list[psutil.Process]:
     """Processes of a run that must not outlive it: all but the servers that stay up, and their supervisors."""
-    stay = {"facemllm.processes", "mlflow", "facemllm.serving.server", "uvicorn"}
+    stay = {"facemllm.core.processes", "mlflow", "facemllm.serve.server", "uvicorn"}
     return [p for p in project.processes() if not stay & set(p.cmdline())]
 
 

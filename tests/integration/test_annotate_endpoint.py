@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from facemllm import settings
-from facemllm.annotation import annotate
-from facemllm.endpoint.account import Account
+from facemllm.annotate import annotate
+from facemllm.asking.account import Account
 from facemllm.errors import UserError
-from facemllm.records import open_table
+from facemllm.tables import open_table
 from tests.fake_endpoint import FakeEndpoint
 
 pytestmark = pytest.mark.integration
@@ -28,7 +28,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from facemllm import settings
-from facemllm.annotation import annotate
+from facemllm.annotate import annotate
 from facemllm.errors import UserError
 if __name__ == "__main__":
     try:
@@ -92,7 +92,7 @@ def couriers(home):
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "facemllm.endpoint.courier" in process.cmdline():
+            if "facemllm.asking.courier" in process.cmdline():
                 found += [process for file in process.open_files() if file.path == claims]
     return found
 

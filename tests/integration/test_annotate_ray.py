@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from facemllm import settings
-from facemllm.annotation import annotate
-from facemllm.records import FACES, open_table, pairs
+from facemllm.annotate import annotate
+from facemllm.tables import FACES, open_table, pairs
 from facemllm.tasks import caption
 
 pytestmark = pytest.mark.integration

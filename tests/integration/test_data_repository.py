@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from facemllm import digests, settings
+from facemllm import settings
+from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.forgetting import forget
-from facemllm.records import open_table
-from facemllm.versioning import diff, has, record, restore
+from facemllm.tables import open_table
+from facemllm.version import diff, has, record, restore
 
 pytest.importorskip("boto3", reason="pip install dvc-s3")
 
@@ -110,6 +111,6 @@ def test_a_remote_that_does_not_answer_is_one_clear_line(bucket, place, faces_ta
 
 
 def test_without_its_client_there_is_one_clear_line(place, faces_table, conversations_table, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("facemllm.versioning.archive"), "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.import_module("facemllm.version.archive"), "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"s3://faces/data needs .*pip install dvc-s3"):
         record(place(), faces_table(), conversations_table())

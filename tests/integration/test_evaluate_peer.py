@@ -15,9 +15,9 @@ import time
 import pytest
 
 from facemllm import settings
-from facemllm.endpoint.account import Account
-from facemllm.evaluation.command import evaluate
-from facemllm.records import PREDICTIONS, open_table
+from facemllm.asking.account import Account
+from facemllm.evaluate.command import evaluate
+from facemllm.tables import PREDICTIONS, open_table
 from tests.fake_endpoint import FakeEndpoint
 
 pytestmark = pytest.mark.integration

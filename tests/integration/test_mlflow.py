@@ -16,12 +16,16 @@ from typing import Any
 
 import pytest
 
-from facemllm import digests, figures, lineage, mlflow_client, recorded, tracking
+from facemllm.core import digests
+from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.promotion import approvals, registry
-from facemllm.records import PREDICTIONS, TableWriter
+from facemllm.promote import approvals, lineage, registry
+from facemllm.report import figures
 from facemllm.settings import Settings, load
-from facemllm.store import Store
+from facemllm.tables import PREDICTIONS, TableWriter
+from facemllm.tracking import client as mlflow_client
+from facemllm.tracking import recorded
+from facemllm.tracking import runs as tracking
 from tests import evaluation_example
 
 pytestmark = pytest.mark.integration

@@ -48,13 +48,14 @@ import sys
 from pathlib import Path
 
 def main():
-    from facemllm import digests, settings
-    from facemllm.annotation import annotate
-    from facemllm.evaluation.evaluate import evaluate
-    from facemllm.evaluation.report import write_report
-    from facemllm.qa import reformat
-    from facemllm.sources.ingest import ingest
-    from facemllm.training.launch import train
+    from facemllm import settings
+    from facemllm.core import digests
+    from facemllm.annotate import annotate
+    from facemllm.evaluate.run import evaluate
+    from facemllm.report.write import write_report
+    from facemllm.reformat import reformat
+    from facemllm.ingest.run import ingest
+    from facemllm.train.launch import train
 
     s = settings.load("ci", sys.argv[1:])
     work = Path("work")
@@ -114,7 +115,7 @@ def test_a_task_of_ones_own_goes_all_the_way(project):
 
 
 def test_its_code_counts_in_the_keys_of_what_is_made_of_it(project):
-    digest = "from facemllm import digests; print(digests.of_code('facemllm.qa'))"
+    digest = "from facemllm.core import digests; print(digests.of_code('facemllm.reformat'))"
 
     def key(folder):
         environment = {**os.environ, "PYTHONPATH": str(folder)}

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from facemllm import digests
+from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.model.inference import Predictor, Query
 from tests import ranks
@@ -48,7 +48,7 @@ class Hold:
 if __name__ == "__main__":
     from facemllm import settings
     from facemllm.errors import UserError
-    from facemllm.training.launch import train
+    from facemllm.train.launch import train
     table, folder, hold, stage, base = sys.argv[1:6]
     folder = Path(folder)
     try:
@@ -218,7 +218,7 @@ def test_what_a_user_can_mend_is_said_in_one_line(conversations_table: Callable[
 
 def test_an_existing_output_is_not_touched(conversations_table: Callable[..., Path], tmp_path: Path):
     from facemllm import settings
-    from facemllm.training.launch import train
+    from facemllm.train.launch import train
 
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists already"):

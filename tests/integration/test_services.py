@@ -20,10 +20,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from facemllm import services
+from facemllm.core import services
+from facemllm.core.processes import Record, Spec, healthy
+from facemllm.core.servers import RAY_PORTS, Service
 from facemllm.errors import UserError
-from facemllm.processes import Record, Spec, healthy
-from facemllm.servers import RAY_PORTS, Service
 from facemllm.settings import Settings, load
 
 pytestmark = pytest.mark.integration
@@ -163,7 +163,7 @@ def test_a_server_that_hangs_is_replaced(settings: Settings, tmp_path: Path) -> 
         grace_s=0.5,
     )
     (tmp_path / "spec").write_text(json.dumps(asdict(spec)))
-    supervisor = subprocess.Popen([sys.executable, "-m", "facemllm.processes", str(tmp_path / "spec")])
+    supervisor = subprocess.Popen([sys.executable, "-m", "facemllm.core.processes", str(tmp_path / "spec")])
     try:
         eventually(lambda: (found := Record.read(path)) and found.answered)
         first = Record.read(path)

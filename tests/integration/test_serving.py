@@ -24,13 +24,14 @@ import psutil
 import pytest
 from PIL import Image
 
-from facemllm import digests, servers, services, tasks
+from facemllm import tasks
+from facemllm.core import digests, servers, services
 from facemllm.errors import UserError
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.preset import build_tiny
 from facemllm.model.saving import save_model
-from facemllm.serving import deploy
-from facemllm.serving.deploy import Probe
+from facemllm.serve import deploy
+from facemllm.serve.deploy import Probe
 from facemllm.settings import Settings, load
 from facemllm.tasks.answers import answer
 
@@ -253,7 +254,7 @@ def test_a_fault_of_ours_tells_the_client_nothing() -> None:
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
-    from facemllm.serving.rest import add_handlers
+    from facemllm.serve.rest import add_handlers
 
     app = FastAPI()
     add_handlers(app)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from facemllm.training.optimisation import stages
+from facemllm.train import stages
 from tests.training_example import Toy, assert_same_gradients, stage, trains
 
 pytestmark = [

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from facemllm import digests
-from facemllm.records import CONVERSATIONS, TableWriter
+from facemllm.core import digests
+from facemllm.tables import CONVERSATIONS, TableWriter
 from tests import ranks
 from tests.conftest import conversation, face
 from tests.integration.conftest import free_port
@@ -79,7 +79,7 @@ def test_a_killed_torchrun_goes_on_and_ends_as_any_two_ranks_do(table: Path, tmp
     ranks.train(given, 2)
     out = tmp_path / "by-torchrun"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    command += ["--master-port", str(free_port()), "-m", "facemllm.training.alone"]
+    command += ["--master-port", str(free_port()), "-m", "facemllm.train.alone"]
     command += arguments(table, out, "align", None, ranks.BRANCHES)
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)

@@ -9,15 +9,15 @@ import pytest
 from scipy import stats as scipy_stats
 
 from facemllm import settings
-from facemllm.ablation import ablate as ablating
-from facemllm.ablation import running
-from facemllm.ablation.ablate import ablate, cells, groups, numbers
-from facemllm.ablation.comparing import BETTER, SAME, WORSE, together
-from facemllm.ablation.report import drawn, page, words
 from facemllm.errors import UserError
-from facemllm.qa import reformat
-from facemllm.records import pairs
+from facemllm.reformat import reformat
 from facemllm.settings import Variant
+from facemllm.tables import pairs
+from studies.ablation import ablate as ablating
+from studies.ablation import running
+from studies.ablation.ablate import ablate, cells, groups, numbers
+from studies.ablation.comparing import BETTER, SAME, WORSE, together
+from studies.ablation.report import drawn, page, words
 
 PROJECT = Path(__file__).parents[2]
 TINY = ["model.image_size=32", "evaluation.split=test", "training.precision=fp32"] + [

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 
 import pytest
 
-from facemllm import digests, tasks
-from facemllm.annotation import annotate, job
-from facemllm.annotation.annotator import Annotation, checked
-from facemllm.annotation.oracle import WORDING, Oracle, caption
-from facemllm.annotation.step import joined
+from facemllm import tasks
+from facemllm.annotate import annotate, job
+from facemllm.annotate.annotator import Annotation, checked
+from facemllm.annotate.oracle import WORDING, Oracle, caption
+from facemllm.annotate.run import joined
+from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.records import FACES, mapping, open_table, pairs, provenance
 from facemllm.settings import load
+from facemllm.tables import FACES, mapping, open_table, pairs, provenance
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
 from facemllm.tasks.base import phrases_of
 from facemllm.tasks.caption import FACTS, facts, facts_text
-from facemllm.tombstones import Marks, Tombstones
+from facemllm.version.tombstones import Marks, Tombstones
 
 
 def labelled(number):
@@ -182,7 +183,7 @@ def test_provenance_of_rendered_labels_names_the_renderer(face_rows):
 
 def test_annotate_refuses_an_existing_output_before_it_starts_ray(faces_table, tmp_path, monkeypatch):
     from facemllm import settings
-    from facemllm.annotation import annotate
+    from facemllm.annotate import annotate
 
     monkeypatch.setattr(job, "_ray", lambda concurrency: pytest.fail("Ray was started"))
     faces = faces_table()

@@ -16,18 +16,19 @@ from functools import partial
 import psutil
 import pytest
 
-from facemllm import digests, settings
-from facemllm.annotation import prompt
-from facemllm.annotation.annotator import Annotation
-from facemllm.annotation.endpoint import endpoint
-from facemllm.endpoint import courier, link
-from facemllm.endpoint.account import Account
-from facemllm.endpoint.carried import Carried
-from facemllm.endpoint.refusals import JobStopped, RowRefused
-from facemllm.endpoint.store import Replies
-from facemllm.endpoint.wire import Spec, Wire, is_loopback
+from facemllm import settings
+from facemllm.annotate import prompt
+from facemllm.annotate.annotator import Annotation
+from facemllm.annotate.endpoint import endpoint
+from facemllm.asking import courier, link
+from facemllm.asking.account import Account
+from facemllm.asking.carried import Carried
+from facemllm.asking.refusals import JobStopped, RowRefused
+from facemllm.asking.store import Replies
+from facemllm.asking.wire import Spec, Wire, is_loopback
+from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.records import FACES
+from facemllm.tables import FACES
 from tests.fake_endpoint import COMPLETION_TOKENS, PROMPT_TOKENS, FakeEndpoint, completion, reply
 
 KEY = "sk-secret-0123456789"
@@ -195,7 +196,7 @@ def test_the_key_of_a_reply_is_picture_words_model_and_parameters(describer, row
 
 
 def test_what_is_sent_is_the_reduced_picture_the_words_and_the_schema(describer, rows):
-    from facemllm.endpoint.asking import reduced
+    from facemllm.asking.asking import reduced
 
     (row,) = rows()
     with FakeEndpoint(keep=True) as fake:
@@ -401,7 +402,7 @@ def test_no_message_holds_the_key_or_a_picture(describer, rows):
     [([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"), (None, ""), ("x", "x")],
 )
 def test_content_may_come_in_parts_or_not_at_all(content, text):
-    from facemllm.endpoint.wire import _read_reply
+    from facemllm.asking.wire import _read_reply
 
     assert _read_reply(json.dumps(completion(content)).encode()).text == text
 
@@ -463,7 +464,7 @@ def couriers(home):
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if "facemllm.endpoint.courier" in process.cmdline():
+            if "facemllm.asking.courier" in process.cmdline():
                 found += [process for file in process.open_files() if file.path == str(home / "annotations" / "claims")]
     return found
 
@@ -541,7 +542,7 @@ def test_the_courier_weighs_little():
     """It has to start fast beside every worker: nothing of the project's heavy half may come with it."""
     import subprocess
 
-    code = "import facemllm.endpoint.courier, sys; print(*sys.modules)"
+    code = "import facemllm.asking.courier, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"pyarrow", "numpy", "pydantic", "ray", "torch", "PIL"} & set(loaded)
 

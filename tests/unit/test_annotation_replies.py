@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from facemllm import digests
-from facemllm.annotation import prompt, replies
-from facemllm.annotation.oracle import caption
-from facemllm.records import pairs
+from facemllm.annotate import prompt, replies
+from facemllm.annotate.oracle import caption
+from facemllm.core import digests
+from facemllm.tables import pairs
 from facemllm.tasks.agreement import disagreements, label_disagreements
 
 jsonschema = pytest.importorskip("jsonschema")

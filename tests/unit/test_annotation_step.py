@@ -9,17 +9,20 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from facemllm import annotation, digests, settings
-from facemllm.annotation import job, prompt, step
-from facemllm.annotation.annotator import Annotation
-from facemllm.annotation.chained import Chained
-from facemllm.annotation.endpoint import endpoint
-from facemllm.annotation.local import local
-from facemllm.endpoint import local as local_model
-from facemllm.endpoint.refusals import JobStopped, RowRefused
-from facemllm.endpoint.store import purge
+from facemllm import annotate as annotation
+from facemllm import settings
+from facemllm.annotate import job, prompt
+from facemllm.annotate import run as step
+from facemllm.annotate.annotator import Annotation
+from facemllm.annotate.chained import Chained
+from facemllm.annotate.endpoint import endpoint
+from facemllm.annotate.local import local
+from facemllm.asking import local as local_model
+from facemllm.asking.refusals import JobStopped, RowRefused
+from facemllm.asking.store import purge
+from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.records import FACES, open_table, pairs
+from facemllm.tables import FACES, open_table, pairs
 from tests.fake_endpoint import COMPLETION_TOKENS, PROMPT_TOKENS, FakeEndpoint, reply
 
 
@@ -342,7 +345,7 @@ def test_a_stop_of_the_model_stops_the_chain():
 
 
 def test_configured_experts_run_before_the_annotator(faces_table, tmp_path, monkeypatch):
-    from facemllm.annotation import experts
+    from facemllm.annotate import experts
 
     said = Sayer("experts", Annotation(labels={"ethnicity": "seen"}))
     monkeypatch.setattr(experts.Experts, "of", classmethod(lambda cls, chosen: said))

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from facemllm.endpoint.account import Account, Counters, most_tokens
-from facemllm.endpoint.store import Claims, Replies, Reply, price, purge
+from facemllm.asking.account import Account, Counters, most_tokens
+from facemllm.asking.store import Claims, Replies, Reply, price, purge
 
 ANNA, BERT = "a" * 64, "b" * 64
 KEY, OTHER = "1" * 64, "2" * 64
@@ -31,7 +31,7 @@ def elsewhere(code, *arguments):
 HOLD = """
 import sys
 from pathlib import Path
-from facemllm.endpoint.store import Claims, Replies
+from facemllm.asking.store import Claims, Replies
 home, image_id, key = Path(sys.argv[1]), *sys.argv[2:4]
 claims = Claims(home)
 assert claims.take(key)
@@ -157,7 +157,7 @@ def test_what_tokens_cost():
 SPEND = """
 import sys
 from pathlib import Path
-from facemllm.endpoint.account import Account
+from facemllm.asking.account import Account
 account = Account(Path(sys.argv[1]), "job")
 for _ in range(400):
     hold = account.reserve(10, 5, 500, None)

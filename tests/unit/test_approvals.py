@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from facemllm import curves, figures, lineage, plots, tracking
+from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.promotion import approvals, card
-from facemllm.promotion.registry import Version
-from facemllm.records import FACES, TableWriter
+from facemllm.promote import approvals, lineage
+from facemllm.promote.registry import Version
+from facemllm.report import card, figures, plots
 from facemllm.settings import Settings, load
-from facemllm.store import Store
+from facemllm.tables import FACES, TableWriter
+from facemllm.tracking import curves
+from facemllm.tracking import runs as tracking
 
 DIGEST = "a" * 64
 TASKS: dict[str, Any] = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from facemllm.records import CONVERSATIONS, TableWriter
+from facemllm.tables import CONVERSATIONS, TableWriter
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -1,6 +1,6 @@
 """The measured half of a model card."""
 
-from facemllm.promotion import card
+from facemllm.report import card
 from facemllm.settings import load
 from tests import evaluation_example as example
 

@@ -11,12 +11,11 @@ from torch import nn
 
 from facemllm import settings
 from facemllm.errors import UserError
-from facemllm.training import order
-from facemllm.training.checkpoints import checkpoint, keeping
-from facemllm.training.checkpoints.differences import differences
-from facemllm.training.checkpoints.keeping import Keeper, Shelf, place_of
-from facemllm.training.launch import _in_words
-from facemllm.training.optimisation.loop import Job, _spare_unreached
+from facemllm.train import checkpoint, keeping, order
+from facemllm.train.differences import differences
+from facemllm.train.keeping import Keeper, Shelf, place_of
+from facemllm.train.launch import _in_words
+from facemllm.train.loop import Job, _spare_unreached
 
 
 class Net(nn.Module):

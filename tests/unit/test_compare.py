@@ -14,15 +14,17 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from facemllm import cli, mlflow_client, tasks
-from facemllm.comparing.compare import BETTER, SAME, WORSE, by_task, compare, judged, summary
-from facemllm.comparing.find import find
-from facemllm.comparing.page import write_page
-from facemllm.comparing.terminal import shown
+from facemllm import tasks
+from facemllm.cli import main as cli
 from facemllm.errors import UserError
-from facemllm.promotion import registry
-from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, open_table, pairs
+from facemllm.evaluate.compare import BETTER, SAME, WORSE, by_task, compare, judged, summary
+from facemllm.evaluate.find import find
+from facemllm.promote import registry
+from facemllm.report.comparison import write_page
+from facemllm.report.terminal import shown
 from facemllm.settings import Settings, load
+from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, open_table, pairs
+from facemllm.tracking import client as mlflow_client
 from tests import evaluation_example as example
 
 HOSTILE = "<script>alert(1)</script>"
@@ -165,7 +167,7 @@ def test_every_way_to_name_an_evaluation(
 def test_a_run_of_another_profile_is_found_in_its_home(
     settings: Settings, runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from facemllm.comparing import find as room
+    from facemllm.evaluate import find as room
 
     other = load("ci", [f"storage.home={tmp_path / 'elsewhere'}", f"storage.runs={settings.runs}"])
     monkeypatch.setattr(room, "load", lambda profile: settings)

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from facemllm import cost
+from facemllm.core import cost
 
 
 @pytest.fixture

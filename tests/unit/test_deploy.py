@@ -1,7 +1,7 @@
 import pytest
 
-from facemllm.serving import deploy
-from facemllm.serving.deploy import Probe, same_answer
+from facemllm.serve import deploy
+from facemllm.serve.deploy import Probe, same_answer
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm.sources.duplicates import Census, look
+from facemllm.ingest.duplicates import Census, look
 
 BITS = 14
 

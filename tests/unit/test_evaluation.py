@@ -12,15 +12,15 @@ from PIL import Image
 
 from facemllm import settings as settings_module
 from facemllm import tasks
-from facemllm.digests import of_tree
+from facemllm.core.digests import of_tree
 from facemllm.errors import UserError
-from facemllm.evaluation.baselines import baselines, majority
-from facemllm.evaluation.evaluate import evaluate
-from facemllm.evaluation.predict import Likelihood, Written, _unread, predict, question_texts
-from facemllm.evaluation.score import score
-from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
+from facemllm.evaluate.baselines import baselines, majority
+from facemllm.evaluate.predict import Likelihood, Written, _unread, predict, question_texts
+from facemllm.evaluate.run import evaluate
+from facemllm.evaluate.score import score
 from facemllm.scoring.metrics import facts
 from facemllm.scoring.sheet import read_parsed, read_sheet
+from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
 from facemllm.tasks.language import refuses
 
 ASKED = [
@@ -223,7 +223,7 @@ def test_what_is_kept_of_a_question_that_was_not_understood(settings, table, tmp
     words = {"(none of the options; likeliest perhaps a woman)", "(none of the options; likeliest perhaps a man)"}
     many = closed_of_silent(settings, table, tmp_path, silent=("gender",))  # one of five
     assert {row["raw"] for row in many} == words
-    monkeypatch.setattr("facemllm.evaluation.predict.REWRITTEN", 0.2)
+    monkeypatch.setattr("facemllm.evaluate.predict.REWRITTEN", 0.2)
     few = closed_of_silent(settings, table, tmp_path / "few", silent=("gender",))
     assert {row["raw"] for row in few} == {"I cannot help with that."}
 
@@ -439,10 +439,10 @@ THREADS = """
 import hashlib, json, sys
 from pathlib import Path
 from facemllm import settings
-from facemllm.evaluation.baselines import _Space, baselines
-from facemllm.records import CONVERSATIONS, open_table
+from facemllm.evaluate.baselines import _Space, baselines
+from facemllm.tables import CONVERSATIONS, open_table
 from facemllm.scoring.sheet import read_sheet
-import facemllm.evaluation.baselines as room
+import facemllm.evaluate.baselines as room
 
 spaces, fit = [], _Space.fit.__func__
 room._Space.fit = classmethod(lambda *args: spaces.append(fit(*args)) or spaces[0])

@@ -10,10 +10,10 @@ from PIL import Image
 
 from facemllm import settings as settings_module
 from facemllm.errors import UserError
-from facemllm.evaluation.characteristics import CHARACTERISTICS
-from facemllm.evaluation.evaluate import evaluate
-from facemllm.evaluation.score import score
-from facemllm.records import PREDICTIONS, mapping, open_table
+from facemllm.evaluate.characteristics import CHARACTERISTICS
+from facemllm.evaluate.run import evaluate
+from facemllm.evaluate.score import score
+from facemllm.tables import PREDICTIONS, mapping, open_table
 
 FEMALE = {8, 9, 10}
 """Classes that fill the maps of the test split's women; its men have others."""

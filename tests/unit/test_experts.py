@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm import digests, settings
-from facemllm.annotation import experts
-from facemllm.annotation import experts_mediapipe as mediapipe
-from facemllm.annotation.annotator import checked
-from facemllm.annotation.experts import POSE, Experts
-from facemllm.annotation.experts_mediapipe import (
+from facemllm import settings
+from facemllm.annotate import experts
+from facemllm.annotate import experts_mediapipe as mediapipe
+from facemllm.annotate.annotator import checked
+from facemllm.annotate.experts import POSE, Experts
+from facemllm.annotate.experts_mediapipe import (
     DETECTOR_SIDE,
     MESH_POINTS,
     MESH_SIDE,
@@ -27,16 +27,17 @@ from facemllm.annotation.experts_mediapipe import (
     landmarks,
     resting_face,
 )
-from facemllm.endpoint.refusals import JobStopped
+from facemllm.asking.refusals import JobStopped
+from facemllm.core import digests
+from facemllm.core.images import BadPicture
 from facemllm.errors import UserError
-from facemllm.images import BadPicture
-from facemllm.sources.head_model import head_rotation
-from facemllm.sources.render import render_identity
+from facemllm.heads.model import head_rotation
+from facemllm.heads.render import render_identity
 
 HEADS = 40
 WEIGHTS = os.environ.get("FACEMLLM_EXPERTS")
 needs_weights = pytest.mark.skipif(
-    WEIGHTS is None, reason="set FACEMLLM_EXPERTS to a folder made by python -m facemllm.annotation.experts FOLDER"
+    WEIGHTS is None, reason="set FACEMLLM_EXPERTS to a folder made by python -m facemllm.annotate.experts FOLDER"
 )
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from facemllm import figures, plots
+from facemllm.report import figures, plots
 from tests import evaluation_example as example
 
 

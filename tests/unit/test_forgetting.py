@@ -14,20 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from facemllm import digests, settings
-from facemllm.endpoint.store import Replies, Reply
+from facemllm import settings
+from facemllm.asking.store import Replies, Reply
+from facemllm.core import digests
+from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.forgetting import erasing, forget, render
 from facemllm.forgetting import models as models_room
 from facemllm.forgetting.copies import Copy
-from facemllm.promotion import registry
-from facemllm.records import FACES, PREDICTIONS, TableWriter, open_table, subject_id
-from facemllm.repository import Repository
-from facemllm.sources.ingest import import_source
-from facemllm.store import Store
-from facemllm.tombstones import Marks, Tombstones, name_id
-from facemllm.versioning import has, log, record, render_log, restore, rewriting
-from facemllm.versioning.archive import Archive, archive
+from facemllm.ingest.run import import_source
+from facemllm.promote import registry
+from facemllm.tables import FACES, PREDICTIONS, TableWriter, open_table, subject_id
+from facemllm.version import has, log, record, render_log, restore, rewriting
+from facemllm.version.archive import Archive, archive
+from facemllm.version.repository import Repository
+from facemllm.version.tombstones import Marks, Tombstones, name_id
 
 ADA = {"reason": "she asked", "by": "Ada Lovelace"}
 SMALL = 0  # megabytes a shard: a new one after every row group
@@ -366,7 +367,7 @@ def test_decisions_come_from_the_registry(place, monkeypatch):
     decided |= {"evaluation": "e" * 64, "at": "2026-01-01T00:00:00+00:00"}
     common = {"name": "m", "gate": "passed", "evaluation": "e" * 64, "source": "", "run_id": "", "created": ""}
     tags = {"facemllm.decision": json.dumps(decided)}
-    lineage = {"facemllm.lineage": json.dumps({"reformat": "c" * 64})}
+    lineage = {"facemllm.promote.lineage": json.dumps({"reformat": "c" * 64})}
     versions = [
         registry.Version(version=3, digest="f" * 64, description="", tags=lineage, **common),
         registry.Version(version=2, digest="d" * 64, description="", tags=tags, aliases=("champion",), **common),
@@ -405,7 +406,7 @@ def test_a_call_cut_short_is_finished_by_the_next(place, version, face_rows, mon
         elif stop == "before noting":
             patch.setattr(Tombstones, "replace", die)
         elif stop == "replies":
-            patch.setattr("facemllm.endpoint.store.purge", die)
+            patch.setattr("facemllm.asking.store.purge", die)
         else:
             patch.setattr(Archive, "delete", die_half_way)
         with pytest.raises(KeyboardInterrupt):

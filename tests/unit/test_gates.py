@@ -7,11 +7,11 @@ import pytest
 from facemllm import settings as settings_module
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.promotion.gates import Difference, decide, differences, judge
-from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, open_table, pairs
+from facemllm.promote.gates import Difference, decide, differences, judge
 from facemllm.scoring import fairness, stats
 from facemllm.scoring.sheet import read_answers, read_sheet
 from facemllm.scoring.summary import summarise
+from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, open_table, pairs
 from tests.scored import sheet_of
 
 TASKS = ["expression", "age", "gender"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from facemllm.core.hub import fetched
 from facemllm.errors import UserError
-from facemllm.hub import fetched
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path):

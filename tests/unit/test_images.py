@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm import images
-from facemllm.images import BadPicture, TooLarge
+from facemllm.core import images
+from facemllm.core.images import BadPicture, TooLarge
 
 NOT_ONE = "not a JPEG, PNG, WEBP, BMP picture, whatever its name says"
 

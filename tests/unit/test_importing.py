@@ -13,13 +13,13 @@ import psutil
 import pytest
 from PIL import Image
 
-from facemllm import digests
+from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.records import mapping, subject_id
+from facemllm.ingest import importing
+from facemllm.ingest.importing import LOOK, fingerprint, imported, options_of, split_of
+from facemllm.ingest.reader import Face, Refuse, Refused
 from facemllm.settings import Source, load
-from facemllm.sources import importing
-from facemllm.sources.importing import LOOK, fingerprint, imported, options_of, split_of
-from facemllm.sources.reader import Face, Refuse, Refused
+from facemllm.tables import mapping, subject_id
 
 
 def png(pixels):

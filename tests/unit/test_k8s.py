@@ -414,7 +414,7 @@ def test_the_server_is_told_one_digest_for_bytes_and_check(source: str) -> None:
     # KServe appends the arguments of the InferenceService to those of the runtime.
     container = runtime["spec"]["containers"][0]
     words = container["command"] + container["args"] + model["args"]
-    assert words[:3] == ["python", "-m", "facemllm.serving.server"]
+    assert words[:3] == ["python", "-m", "facemllm.serve.server"]
     given = dict(zip(words[3::2], words[4::2], strict=True))
     assert given | {"--digest": ""} == {
         "--model": "/mnt/models",

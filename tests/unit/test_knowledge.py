@@ -22,8 +22,8 @@ from facemllm.knowledge.graph import (
 )
 from facemllm.knowledge.penalties import Penalties, audit, bce, enforced
 from facemllm.knowledge.relations import RELATIONS, Relation, load
-from facemllm.records import CONVERSATIONS, TableWriter, open_table
-from facemllm.training.batching.data import read_turns
+from facemllm.tables import CONVERSATIONS, TableWriter, open_table
+from facemllm.train.data import read_turns
 
 EYEWEAR = ("No_Eyewear", "Eyeglasses", "Sunglasses")
 SIX = [

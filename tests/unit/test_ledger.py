@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from facemllm import deciding, ledger, making, step
+from facemllm.core import step
 from facemllm.errors import UserError
-from facemllm.promotion import approvals
+from facemllm.ingest import benchmarks
+from facemllm.ingest.importing import READERS
+from facemllm.promote import approvals
 from facemllm.settings import Settings, load
-from facemllm.sources import benchmarks
-from facemllm.sources.importing import READERS
-from facemllm.steps import STEPS
+from facemllm.version import ledger
+from facemllm.workflow import deciding, making
+from facemllm.workflow.steps import STEPS
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from facemllm.model.branches import Graph, extend
 from facemllm.model.preset import build_tiny, load_model
 from facemllm.model.saving import save_model
 from facemllm.settings import Trainable
-from facemllm.training.optimisation import stages
+from facemllm.train import stages
 
 README = Path(__file__).parents[2] / "README.md"
 TEXTS = ["Is there a beard?", "a woman with brown hair"]

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from facemllm import cost, settings
+from facemllm import settings
+from facemllm.core import cost
 from facemllm.errors import UserError
 from facemllm.knowledge.graph import correlation_matrix
 from facemllm.model.branches import Graph, extend

@@ -14,10 +14,10 @@ from google.protobuf import json_format
 from kfp import compiler, components
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+import commands
 import pipeline
-from components import commands
 from facemllm.settings import Settings, load
-from facemllm.steps import STEPS
+from facemllm.workflow.steps import STEPS
 
 ORDER = [
     "ingest",
@@ -181,7 +181,7 @@ def test_a_component_is_one_docstring_and_one_call(name: str) -> None:
     source = Path(inspect.getfile(function)).read_text()
     body = source.split('"""')[-1].strip().splitlines()
     assert [line.strip().split("(")[0] for line in body if line.strip()] == [
-        "from facemllm.workflow import run_step",
+        "from facemllm.workflow.runner import run_step",
         "return run_step",
     ]
     assert f'run_step("{name}", profile, overrides' in source

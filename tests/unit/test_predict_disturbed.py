@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm.evaluation.disturb import GREY, KINDS
+from facemllm.evaluate.disturb import GREY, KINDS
 
 
 def noise(side=120):

@@ -11,11 +11,11 @@ from PIL import Image
 
 from facemllm import settings as settings_module
 from facemllm import tasks
-from facemllm.endpoint.refusals import Filtered, JobStopped, RowRefused
-from facemllm.endpoint.store import Replies, Reply
+from facemllm.asking.refusals import Filtered, JobStopped, RowRefused
+from facemllm.asking.store import Replies, Reply
 from facemllm.errors import UserError
-from facemllm.evaluation.peers import DECLINED, Peer, at_endpoint, check_name, is_ours, on_this_machine, words
-from facemllm.evaluation.predict import Put, Shown
+from facemllm.evaluate.peers import DECLINED, Peer, at_endpoint, check_name, is_ours, on_this_machine, words
+from facemllm.evaluate.predict import Put, Shown
 from tests import fake_endpoint
 from tests.fake_endpoint import FakeEndpoint
 

@@ -15,8 +15,8 @@ from facemllm.model.branches import Graph, extend
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP
-from facemllm.serving.policy import Limits
-from facemllm.serving.predictor import FaceModel
+from facemllm.serve.policy import Limits
+from facemllm.serve.predictor import FaceModel
 
 TEXTS = ["Is there a beard?", "What is the hair style?", "Describe this face.", "A woman with a hat."]
 ANSWERS = ["short hair", "brown hair", "yes", "no"]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from facemllm import progress
+from facemllm.core import progress
 
 
 @pytest.fixture(autouse=True)

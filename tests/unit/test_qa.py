@@ -8,10 +8,10 @@ import pytest
 
 from facemllm import settings, tasks
 from facemllm.errors import UserError
-from facemllm.qa import reformat
-from facemllm.records import CONVERSATIONS, FACES, mapping, open_table, pairs
+from facemllm.reformat import reformat
+from facemllm.tables import CONVERSATIONS, FACES, mapping, open_table, pairs
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
-from facemllm.tombstones import Marks, Tombstones
+from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import conversation
 
 ALL = [tasks.get(name) for name in ("caption", "attributes", "expression", "age", "gender", "head_pose")]

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from facemllm import settings, tasks
 from facemllm.errors import UserError
-from facemllm.qa import reformat
-from facemllm.qa.exports import FORMATS, export
-from facemllm.records import CONVERSATIONS, TableWriter, open_table
-from facemllm.tombstones import Marks, Tombstones
+from facemllm.reformat import reformat
+from facemllm.reformat.exports import FORMATS, export
+from facemllm.tables import CONVERSATIONS, TableWriter, open_table
+from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import with_attributes
 
 FORMS = "qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
@@ -148,7 +148,7 @@ def test_formats_of_benchmarks_are_of_the_test_split_and_of_trainers_of_train(ta
 
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_a_split_that_is_none_touches_no_file(name, talks, limits, tmp_path):
-    from facemllm.cli import app
+    from facemllm.cli.main import app
 
     victims = [tmp_path / f"victim.{kind}" for kind in ("json", "jsonl", "parquet")]
     for victim in victims:
@@ -163,7 +163,7 @@ def test_a_split_that_is_none_touches_no_file(name, talks, limits, tmp_path):
 
 
 def test_facexbench_reads_back_through_our_own_reader(talks, limits, loaded, tmp_path):
-    from facemllm.sources import benchmarks
+    from facemllm.ingest import benchmarks
 
     told = export(limits, talks, tmp_path / "out", "facexbench", "train")
     found = list(benchmarks.read("facexbench", tmp_path / "out"))
@@ -248,7 +248,7 @@ def test_texts_that_hold_the_image_mark_and_rows_of_several_pictures(conversatio
 
 
 def test_the_command(talks, tmp_path):
-    from facemllm.cli import app
+    from facemllm.cli.main import app
 
     result = CliRunner().invoke(app, ["export", str(talks), str(tmp_path / "out"), "--format", "trl", "--json"])
     assert result.exit_code == 0, result.output

@@ -15,16 +15,17 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from facemllm import digests, settings, tasks
-from facemllm.annotation.oracle import caption
+from facemllm import settings, tasks
+from facemllm.annotate.oracle import caption
+from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.qa import reformat
-from facemllm.qa.questions import Plan
-from facemllm.qa.rows import rows_of
-from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table, pairs
+from facemllm.reformat import reformat
+from facemllm.reformat.questions import Plan
+from facemllm.reformat.rows import rows_of
+from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table, pairs
 from facemllm.tasks import asking
 from facemllm.tasks.held_out import HeldOut
-from facemllm.tombstones import Marks, Tombstones
+from facemllm.version.tombstones import Marks, Tombstones
 
 DEFAULT = [tasks.get(name) for name in ("caption", "attributes", "expression", "age", "gender", "head_pose")]
 ATTRIBUTES = tasks.get("attributes")
@@ -294,7 +295,7 @@ def test_what_is_held_out_and_never_asked_is_said(faces_table, tmp_path):
         known = [pair for pair in face(number)["attributes"] if pair["name"] != "Bangs"]
         return face(number, split) | {"attributes": known}
 
-    from facemllm.cli import app
+    from facemllm.cli.main import app
 
     faces_table([without(n, split) for n, split in enumerate(("train", "test", "validation"))])
     typed = ["reformat", str(tmp_path / "faces"), str(tmp_path / "talks"), "--set", HELD]

@@ -11,16 +11,18 @@ import re
 
 import pytest
 
-from facemllm import digests, ledger, settings, tasks
+from facemllm import settings, tasks
+from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.quality import pictures, validate
-from facemllm.quality.checking import run_suite
-from facemllm.quality.conversations import conversations_frame
-from facemllm.quality.faces import annotated_frame, raw_frame
-from facemllm.quality.memory import Labels, Originals
-from facemllm.quality.suites import Check, annotated_checks, conversations_checks, raw_checks
-from facemllm.quality.tallies import Tallies
-from facemllm.records import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
+from facemllm.tables import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
+from facemllm.validate import pictures, validate
+from facemllm.validate.checking import run_suite
+from facemllm.validate.conversations import conversations_frame
+from facemllm.validate.faces import annotated_frame, raw_frame
+from facemllm.validate.memory import Labels, Originals
+from facemllm.validate.suites import Check, annotated_checks, conversations_checks, raw_checks
+from facemllm.validate.tallies import Tallies
+from facemllm.version import ledger
 from tests.asked import conversation
 
 LIMITS = [

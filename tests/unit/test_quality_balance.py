@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 
 from facemllm import settings, tasks
-from facemllm.quality import validate
-from facemllm.quality.balance import _chance, _holm, balance_frame, of_manifest, sentence, shares
-from facemllm.quality.checking import run_suite
-from facemllm.quality.memory import Count, Memory, groups_of, mark
-from facemllm.quality.suites import balance_checks
-from facemllm.records import CONVERSATIONS, FACES, TableWriter
+from facemllm.tables import CONVERSATIONS, FACES, TableWriter
+from facemllm.validate import validate
+from facemllm.validate.balance import _chance, _holm, balance_frame, of_manifest, sentence, shares
+from facemllm.validate.checking import run_suite
+from facemllm.validate.memory import Count, Memory, groups_of, mark
+from facemllm.validate.suites import balance_checks
 from tests.asked import conversation
 
 LOSS = 0.05

@@ -8,11 +8,11 @@ import re
 import pytest
 
 from facemllm import settings, tasks
-from facemllm.quality import sections, validate
-from facemllm.quality.refused import reasons
-from facemllm.quality.suites import POLICY
-from facemllm.quality.tallies import Tallies
-from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table, pairs
+from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table, pairs
+from facemllm.validate import sections, validate
+from facemllm.validate.refused import reasons
+from facemllm.validate.suites import POLICY
+from facemllm.validate.tallies import Tallies
 from tests.asked import conversation
 
 WORDS = {"female": "woman", "male": "man"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from facemllm import settings, tasks
-from facemllm.qa import reformat
-from facemllm.quality.conversations import conversations_frame
-from facemllm.quality.memory import Labels
-from facemllm.quality.tallies import Tallies
-from facemllm.records import CONVERSATIONS, FACES, TableWriter, open_table
+from facemllm.reformat import reformat
+from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table
+from facemllm.validate.conversations import conversations_frame
+from facemllm.validate.memory import Labels
+from facemllm.validate.tallies import Tallies
 from tests.asked import with_attributes
 
 TASKS = "qa.tasks=[caption, attributes, expression, age, gender, head_pose, presence, description, landmarks, parsing]"

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from facemllm import records
+from facemllm import tables as records
 from facemllm.errors import UserError
-from facemllm.records import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
+from facemllm.tables import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
 
 
 def listing(folder):
@@ -69,7 +69,7 @@ def test_the_digest_depends_on_rows_parents_and_facts(faces_table, face_rows):
 
 
 def test_shards_are_cut_by_size_and_read_as_one(tmp_path, face_rows, monkeypatch):
-    monkeypatch.setattr("facemllm.records.writing.ROW_GROUP", 8)
+    monkeypatch.setattr("facemllm.tables.writing.ROW_GROUP", 8)
     rows = face_rows(24)
     with TableWriter(tmp_path / "t", FACES, shard_mb=1) as table:
         table._shard_bytes = 1

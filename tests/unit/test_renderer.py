@@ -15,8 +15,20 @@ from PIL import Image
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from facemllm.sources.head_model import Part, head_angles, head_rotation, load_head_model
-from facemllm.sources.head_sampling import (
+from facemllm.heads.materials import CLASS, SEGMENTATION_CLASSES
+from facemllm.heads.model import Part, head_angles, head_rotation, load_head_model
+from facemllm.heads.render import (
+    CAMERA_DISTANCE,
+    FACE_CLASSES,
+    draw,
+    monk_tone,
+    render_identity,
+    shape_head,
+    stage,
+    visible_action_units,
+    visible_attributes,
+)
+from facemllm.heads.sampling import (
     BEARDS,
     EXPRESSION_UNITS,
     EXPRESSIONS,
@@ -29,18 +41,6 @@ from facemllm.sources.head_sampling import (
     action_units,
     sample_appearance,
     sample_identity,
-)
-from facemllm.sources.materials import CLASS, SEGMENTATION_CLASSES
-from facemllm.sources.render import (
-    CAMERA_DISTANCE,
-    FACE_CLASSES,
-    draw,
-    monk_tone,
-    render_identity,
-    shape_head,
-    stage,
-    visible_action_units,
-    visible_attributes,
 )
 
 SIZE = 128
@@ -123,7 +123,7 @@ def test_same_numbers_same_bytes(rows):
 
 def test_another_process_gives_the_same_bytes(rows):
     code = (
-        "import hashlib\nfrom facemllm.sources.render import render_identity\n"
+        "import hashlib\nfrom facemllm.heads.render import render_identity\n"
         f"row = render_identity(3, 5, 1, {SIZE})[0]\n"
         "print(hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest())"
     )

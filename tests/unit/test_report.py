@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from facemllm.evaluation.report import write_report
-from facemllm.evaluation.report.charts import curve, interval_bar
-from facemllm.evaluation.table import results_table
-from facemllm.figures import trust
+from facemllm.evaluate.table import results_table
+from facemllm.report.charts import curve, interval_bar
+from facemllm.report.figures import trust
+from facemllm.report.write import write_report
 from tests import evaluation_example as example
 
 HOSTILE = "<script>alert('x')</script>"

@@ -25,11 +25,11 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from facemllm import settings as settings_module
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.evaluation.score import encode, score
-from facemllm.records import CONVERSATIONS, PREDICTIONS, TableWriter, open_table
+from facemllm.evaluate.score import encode, score
 from facemllm.scoring import consistency
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
+from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, open_table
 from facemllm.tasks.language import refuses
 from tests.scored import template, write_conversations, write_predictions
 
@@ -314,7 +314,7 @@ def test_nothing_heavy_is_loaded_to_score(settings, table, predictions):
 
     code = (
         "import sys; from pathlib import Path; from facemllm import settings;"
-        "from facemllm.evaluation.score import score;"
+        "from facemllm.evaluate.score import score;"
         f"score(settings.load('laptop', []), Path({str(table)!r}), Path({str(predictions)!r}));"
         "assert not {'torch', 'transformers', 'ray', 'mlflow'} & set(sys.modules)"
     )

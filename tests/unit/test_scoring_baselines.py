@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from facemllm import settings as settings_module
-from facemllm.evaluation.baselines import baselines
-from facemllm.records import CONVERSATIONS, TableWriter, open_table
+from facemllm.evaluate.baselines import baselines
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
+from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 
 TRAIN = [("gender", "gender/0")]
 TEST = [

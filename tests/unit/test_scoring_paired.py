@@ -5,10 +5,10 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from facemllm import settings as settings_module
-from facemllm.evaluation.score import score
-from facemllm.records import open_table
+from facemllm.evaluate.score import score
 from facemllm.scoring import slices
 from facemllm.scoring.paired import compare
+from facemllm.tables import open_table
 from tests.scored import sheet_of, write_conversations, write_predictions
 
 PEOPLE = 90

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from facemllm import servers, services
+from facemllm.core import servers, services
+from facemllm.core.processes import Identity, Record, boot_id, end_tree, healthy
 from facemllm.errors import UserError
-from facemllm.processes import Identity, Record, boot_id, end_tree, healthy
 from facemllm.settings import Settings, load
 
 
@@ -124,6 +124,6 @@ def test_nothing_answers_on_a_closed_port() -> None:
 
 def test_supervisors_are_light() -> None:
     heavy = ("numpy", "pydantic", "pyarrow", "torch")
-    code = f"import sys, facemllm.services; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, facemllm.core.services; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout.strip() == "[]", done.stderr

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from facemllm import digests
+from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.serving import server
-from facemllm.serving.batching import Batcher
-from facemllm.serving.policy import BodyLimit, Limits, Refused, decode, decode_map, read_image, read_map, read_request
+from facemllm.serve import server
+from facemllm.serve.batching import Batcher
+from facemllm.serve.policy import BodyLimit, Limits, Refused, decode, decode_map, read_image, read_map, read_request
 from facemllm.tasks.answers import answer
 from facemllm.tasks.base import Option, Question
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from facemllm.serving.policy import Limits, Refused
-from facemllm.serving.predictor import FaceModel
+from facemllm.serve.policy import Limits, Refused
+from facemllm.serve.predictor import FaceModel
 
 LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=8)
 NAMES = ("Wearing_Hat", "Bald", "expression=fear", "ethnicity=a", "gender=male")

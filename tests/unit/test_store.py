@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from facemllm import digests
+from facemllm.core import digests
+from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.store import Store
 
 KEY = "k" * 64
 
@@ -76,7 +76,7 @@ def test_find_wants_one_result(store, tmp_path):
 
 
 def test_the_key_depends_on_step_settings_and_inputs(store):
-    base = ("ingest", "facemllm.store", {"seed": 0}, {"faces": "a"})
+    base = ("ingest", "facemllm.core.store", {"seed": 0}, {"faces": "a"})
     changed = [
         ("annotate", *base[1:]),
         (base[0], "facemllm.settings", *base[2:]),

@@ -10,7 +10,7 @@ import pytest
 
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.records import pairs
+from facemllm.tables import pairs
 from facemllm.tasks import caption
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
 from facemllm.tasks.language import MAX_TEXT
@@ -362,7 +362,7 @@ def test_grids_and_vocabularies_are_the_agreed_ones():
 
 
 def test_renderer_and_tasks_share_one_vocabulary():
-    sampling = pytest.importorskip("facemllm.sources.head_sampling")
+    sampling = pytest.importorskip("facemllm.heads.sampling")
     values = {q.item: tuple(o.value for o in q.options) for q in QUESTIONS}
     assert values["hair_style"] == sampling.HAIR_STYLES
     assert values["hair_color"] == sampling.HAIR_COLORS
@@ -468,6 +468,8 @@ def test_draw_is_pinned():
 
 
 def test_tasks_do_not_import_torch_or_ray():
-    code = "import sys, facemllm.tasks, facemllm.qa, facemllm.annotation; print({'torch', 'ray'} & set(sys.modules))"
+    code = (
+        "import sys, facemllm.tasks, facemllm.reformat, facemllm.annotate; print({'torch', 'ray'} & set(sys.modules))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

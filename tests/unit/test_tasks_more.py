@@ -7,9 +7,9 @@ import re
 import pytest
 
 from facemllm import tasks
+from facemllm.tables.vocabulary import CELEBA, LFWA_ONLY, MAAD_ONLY
 from facemllm.tasks import action_units, expression_135, presence, regions
 from facemllm.tasks.items import Several, Thing
-from facemllm.vocabulary import CELEBA, LFWA_ONLY, MAAD_ONLY
 from tests.unit.test_tasks_asking import ROWS, segmentation
 
 
@@ -70,7 +70,7 @@ def test_ethnicity_is_asked_in_the_categories_of_its_source():
 
 
 def test_tasks_and_readers_share_their_vocabularies():
-    from facemllm.sources.readers import bp4d, celebamask_hq, disfa, fairface, morph2, raf_db, utkface
+    from facemllm.ingest.readers import bp4d, celebamask_hq, disfa, fairface, morph2, raf_db, utkface
     from facemllm.tasks import ethnicity, expression_compound
 
     assert expression_compound.ELEVEN == raf_db.COMPOUND

@@ -11,10 +11,10 @@ import pytest
 
 from facemllm import settings
 from facemllm.errors import UserError
-from facemllm.records import open_table
-from facemllm.repository import Repository
-from facemllm.tombstones import Marks, Tombstones, covered_rows, name_id
-from facemllm.versioning import log, record, restore
+from facemllm.tables import open_table
+from facemllm.version import log, record, restore
+from facemllm.version.repository import Repository
+from facemllm.version.tombstones import Marks, Tombstones, covered_rows, name_id
 
 ADA = {"reason": "she asked", "by": "Ada Lovelace"}
 

@@ -12,9 +12,8 @@ from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.model.preset import build_tiny
 from facemllm.settings import Trainable
-from facemllm.training import alone
-from facemllm.training.optimisation import stages
-from facemllm.training.optimisation.job import Job
+from facemllm.train import alone, stages
+from facemllm.train.job import Job
 
 
 @pytest.mark.parametrize(

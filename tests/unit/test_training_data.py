@@ -11,11 +11,11 @@ import torch
 from facemllm import settings
 from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP
-from facemllm.records import CONVERSATIONS, TableWriter, open_table
+from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tasks.regions import CLASSES
-from facemllm.training.batching import augment
-from facemllm.training.batching.data import mirror_text, pixel_cache, read_turns, tokenise, vocabulary_texts
-from facemllm.training.batching.packing import word_bags
+from facemllm.train import augment
+from facemllm.train.data import mirror_text, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.train.packing import word_bags
 from tests.training_example import COLORS, SIDES, Toy, conversation
 
 

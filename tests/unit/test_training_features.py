@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from facemllm.core.appearing import appearing
 from facemllm.errors import UserError
-from facemllm.training.batching import features
-from facemllm.training.batching.appearing import appearing
+from facemllm.train import features
 from tests.training_example import Toy, stage, trains
 
 PLAN = stage(trains=trains(projector="full", language="full"), augment=False)

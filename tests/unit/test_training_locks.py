@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 
 from facemllm import settings
+from facemllm.core.locks import locked
 from facemllm.errors import UserError
-from facemllm.locks import locked
-from facemllm.training import launch
-from facemllm.training.alone import _placed, train_alone
-from facemllm.training.batching import data
-from facemllm.training.order import Order
-from facemllm.training.rank import _meeting
+from facemllm.train import data, launch
+from facemllm.train.alone import _placed, train_alone
+from facemllm.train.order import Order
+from facemllm.train.rank import _meeting
 from tests.training_example import Toy
 
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from facemllm import cost
+from facemllm.core import cost
 from facemllm.errors import UserError
 from facemllm.model.inference import Predictor, Query
 from facemllm.settings import Trainable
-from facemllm.training.batching.batches import ahead
-from facemllm.training.optimisation import loop, stages, watch
-from facemllm.training.optimisation.job import Job
-from facemllm.training.optimisation.sharding import Dealt
-from facemllm.training.optimisation.source import Source
-from facemllm.training.optimisation.watch import Pace, Watch, memory_explained
+from facemllm.train import loop, stages, watch
+from facemllm.train.batches import ahead
+from facemllm.train.fsdp import Dealt
+from facemllm.train.job import Job
+from facemllm.train.source import Source
+from facemllm.train.watch import Pace, Watch, memory_explained
 from tests.training_example import BRANCHES, COLORS, MODES, SIDES, Toy, assert_same_gradients, face, stage, trains
 
 
@@ -302,7 +302,7 @@ def test_logs_tell_losses_by_task_speeds_and_what_is_left(toy):
 def test_speeds_are_smoothed_and_a_known_peak_gives_the_share_used(monkeypatch):
     monkeypatch.setattr(cost, "peak_flops", lambda device, precision: 1e6)
     clock = iter([0.0, 1.0, 2.0])
-    monkeypatch.setattr("facemllm.training.optimisation.watch.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("facemllm.train.watch.time.perf_counter", lambda: next(clock))
     pace = Pace(100, 0, "cpu", "bf16", world=2, flops_per_token=500.0)
     first = pace.measure(10, {"tokens": 1000})
     assert (first["tokens_per_second"], first["mfu"], first["seconds_left"]) == (1000, 0.25, 9)

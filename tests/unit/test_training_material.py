@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from facemllm import hub, settings
+from facemllm import settings
+from facemllm.core import hub
 from facemllm.errors import UserError
 from facemllm.model.branches import branches_of
 from facemllm.model.forward import look, tower_features
@@ -17,10 +18,9 @@ from facemllm.model.pixels import normalise
 from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP, has_map
 from facemllm.tasks.regions import CLASSES, withheld_classes
-from facemllm.training import order
-from facemllm.training.batching import coverage, material
-from facemllm.training.batching.data import Texts, vocabulary_texts
-from facemllm.training.optimisation.objectives import CaptionWords, word_statistics
+from facemllm.train import coverage, material, order
+from facemllm.train.data import Texts, vocabulary_texts
+from facemllm.train.objectives import CaptionWords, word_statistics
 from tests.training_example import TASKS, Toy, stage, trains
 
 MAPS = ("model.image_size=32", "model.segmentation.mode=append", "qa.held_out=[]")

@@ -10,11 +10,10 @@ from facemllm.errors import UserError
 from facemllm.model.forward import image_tokens
 from facemllm.model.pixels import normalise
 from facemllm.model.segmentation import NO_MAP
-from facemllm.training.batching import augment
-from facemllm.training.batching.packing import PADDING, PREFIX, Planner, fitted, pack, tightest
-from facemllm.training.optimisation import objectives
-from facemllm.training.optimisation.objectives import token_losses
-from facemllm.training.optimisation.rows import row_mask, row_states
+from facemllm.train import augment, objectives
+from facemllm.train.objectives import token_losses
+from facemllm.train.packing import PADDING, PREFIX, Planner, fitted, pack, tightest
+from facemllm.train.rows import row_mask, row_states
 from tests.training_example import BRANCHES, Toy, assert_same_gradients, stage, trains
 
 FROZEN = trains(projector="full", embeddings="full", language="full")

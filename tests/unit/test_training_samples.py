@@ -5,15 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from facemllm import figures, making
 from facemllm import settings as settings_module
+from facemllm.core.step import Context
+from facemllm.core.store import Store
 from facemllm.model.preset import build_tiny
 from facemllm.model.saving import save_model
-from facemllm.records import CONVERSATIONS, open_table
-from facemllm.step import Context
-from facemllm.store import Store
-from facemllm.training.batching.audited import audited_relations
-from facemllm.training.samples import FACES, fixed_faces, sample_answers
+from facemllm.report import figures
+from facemllm.tables import CONVERSATIONS, open_table
+from facemllm.train.audited import audited_relations
+from facemllm.train.samples import FACES, fixed_faces, sample_answers
+from facemllm.workflow import making
 
 
 @pytest.fixture

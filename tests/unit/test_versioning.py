@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from facemllm import digests, settings
+from facemllm import settings
+from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.records import open_table
-from facemllm.repository import Repository
-from facemllm.versioning import has, log, record, restore
+from facemllm.tables import open_table
+from facemllm.version import has, log, record, restore
+from facemllm.version.repository import Repository
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from facemllm import settings
 from facemllm.errors import UserError
-from facemllm.records import open_table
-from facemllm.versioning import diff, log, record, render, render_log
-from facemllm.versioning.comparing import LISTED
+from facemllm.tables import open_table
+from facemllm.version import diff, log, record, render, render_log
+from facemllm.version.comparing import LISTED
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from facemllm import deciding, digests, progress, runs, workflow
+from facemllm.core import digests, progress
+from facemllm.core.step import Context, Outcome, Step
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
-from facemllm.step import Context, Outcome, Step
-from facemllm.steps import STEPS
+from facemllm.workflow import deciding, runs
+from facemllm.workflow import runner as workflow
+from facemllm.workflow.steps import STEPS
 
 
 @pytest.fixture
@@ -157,19 +159,19 @@ def test_output_folder_that_cannot_be_made(settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("step", "behind"),
     [
-        ("ingest", "sources/raster.py"),
-        ("ingest", "sources/assets/head.npz"),
-        ("annotate", "annotation/oracle.py"),
-        ("reformat", "qa/step.py"),
-        ("validate", "quality/suites.py"),
-        ("version", "repository.py"),
-        ("align", "training/optimisation/loop.py"),
+        ("ingest", "heads/raster.py"),
+        ("ingest", "heads/assets/head.npz"),
+        ("annotate", "annotate/oracle.py"),
+        ("reformat", "reformat/run.py"),
+        ("validate", "validate/suites.py"),
+        ("version", "version/repository.py"),
+        ("align", "train/loop.py"),
         ("align", "model/tower.py"),
-        ("evaluate", "evaluation/predict.py"),
+        ("evaluate", "evaluate/predict.py"),
         ("evaluate", "model/inference.py"),
         ("evaluate", "scoring/metrics.py"),
         ("gate", "scoring/stats.py"),
-        ("register", "promotion/card.py"),
+        ("register", "report/card.py"),
     ],
 )
 def test_the_code_behind_a_step_enters_its_key(step: str, behind: str) -> None:
@@ -178,7 +180,7 @@ def test_the_code_behind_a_step_enters_its_key(step: str, behind: str) -> None:
 
 def test_code_of_other_rooms_does_not() -> None:
     files = digests.code_files(STEPS["ingest"].module)
-    assert not any(p.is_relative_to(digests.PACKAGE / "serving") for p in files)
+    assert not any(p.is_relative_to(digests.PACKAGE / "serve") for p in files)
 
 
 def test_a_record_cut_short_is_made_again(settings: Settings, counted: list[str]) -> None:

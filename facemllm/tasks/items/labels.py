@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from facemllm.records import mapping
+from facemllm.tables import mapping
 from facemllm.tasks.base import Row
 
 

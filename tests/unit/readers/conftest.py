@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm.records import mapping
+from facemllm.ingest.importing import LOOK, imported
+from facemllm.ingest.reader import Refused
 from facemllm.settings import Source, load
-from facemllm.sources.importing import LOOK, imported
-from facemllm.sources.reader import Refused
+from facemllm.tables import mapping
 
 Size = tuple[int, int]
 

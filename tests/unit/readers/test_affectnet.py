@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from facemllm.errors import UserError
-from facemllm.sources.reader import Refused
+from facemllm.ingest.reader import Refused
 
 HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
 LIST = "Manually_Annotated_file_lists/{}.csv"

@@ -7,7 +7,7 @@ import pytest
 from scipy.io import savemat
 
 from facemllm.errors import UserError
-from facemllm.sources.reader import Refused
+from facemllm.ingest.reader import Refused
 
 FLAT = np.stack([np.linspace(10, 30, 68), np.linspace(20, 40, 68)])
 SOLID = np.concatenate([FLAT, np.full((1, 68), 7.0)])

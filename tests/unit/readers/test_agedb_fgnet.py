@@ -9,9 +9,9 @@ import unicodedata
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.records import subject_id
-from facemllm.sources.importing import split_of
-from facemllm.sources.reader import Refused
+from facemllm.ingest.importing import split_of
+from facemllm.ingest.reader import Refused
+from facemllm.tables import subject_id
 
 
 def test_agedb_names(tmp_path, take, picture):

@@ -8,11 +8,11 @@ import json
 import pytest
 from PIL import Image
 
-from facemllm import digests
+from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.records import CONVERSATIONS, TableWriter, open_table
-from facemllm.sources.benchmarks import KEYS, read
-from facemllm.sources.reader import Refused
+from facemllm.ingest.benchmarks import KEYS, read
+from facemllm.ingest.reader import Refused
+from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 
 
 def taken(source, root):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.sources.head_model import head_rotation
-from facemllm.sources.reader import Refuse, Refused
-from facemllm.sources.readers.biwi import TWICE, rotation_degrees
+from facemllm.heads.model import head_rotation
+from facemllm.ingest.reader import Refuse, Refused
+from facemllm.ingest.readers.biwi import TWICE, rotation_degrees
 
 FLIP = np.diag([1.0, -1.0, -1.0])  # the renderer's axes (y up, z towards the camera) to the camera's
 CAL = "50 0 32 \n0 50 24 \n0 0 1 \n\n0 0 0 0 \n\n1 0 0 \n0 1 0 \n0 0 1 \n\n-400 0 0 \n"

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from facemllm.errors import UserError
-from facemllm.records import subject_id
-from facemllm.sources.reader import Refused
-from facemllm.sources.readers.celeba_files import Beside, pairs, split
+from facemllm.ingest.reader import Refused
+from facemllm.ingest.readers.celeba_files import Beside, pairs, split
+from facemllm.tables import subject_id
 
 HEADER = (
     "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair "

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from facemllm.errors import UserError
-from facemllm.records import subject_id
-from facemllm.sources.materials import SEGMENTATION_CLASSES
-from facemllm.sources.reader import Refused
-from facemllm.sources.readers import celebamask_hq
-from facemllm.sources.readers.vocabulary import CELEBA as NAMES
+from facemllm.heads.materials import SEGMENTATION_CLASSES
+from facemllm.ingest.reader import Refused
+from facemllm.ingest.readers import celebamask_hq
+from facemllm.ingest.readers.vocabulary import CELEBA as NAMES
+from facemllm.tables import subject_id
 
 MASKS = "CelebAMask-HQ-mask-anno"
 ATTRIBUTES = "CelebAMask-HQ-attribute-anno.txt"

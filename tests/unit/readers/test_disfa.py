@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.sources.reader import Refused
-from facemllm.sources.readers.disfa import HELD_OUT, UNITS
+from facemllm.ingest.reader import Refused
+from facemllm.ingest.readers.disfa import HELD_OUT, UNITS
 
 
 def coded(root, person, frames=3, start=1, end="\n", **rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.sources.reader import Refused
+from facemllm.ingest.reader import Refused
 
 
 def test_folders_are_emotions(tmp_path, take, picture):

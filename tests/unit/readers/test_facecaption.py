@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.sources.reader import Refused
+from facemllm.ingest.reader import Refused
 
 
 def shard(path, rows, picture):

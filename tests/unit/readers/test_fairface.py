@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.sources.reader import Refused
+from facemllm.ingest.reader import Refused
 
 TRAIN = (
     "file,age,gender,race,service_test",

@@ -8,10 +8,10 @@ import re
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.records import subject_id
-from facemllm.sources.importing import split_of
-from facemllm.sources.reader import Refused
-from facemllm.sources.readers.vocabulary import ATTRIBUTES, CELEBA, MAAD_ONLY
+from facemllm.ingest.importing import split_of
+from facemllm.ingest.reader import Refused
+from facemllm.ingest.readers.vocabulary import ATTRIBUTES, CELEBA, MAAD_ONLY
+from facemllm.tables import subject_id
 from facemllm.tasks import attributes
 
 KNOWN = (

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from facemllm.errors import UserError
-from facemllm.sources.reader import Refused
-from facemllm.sources.readers import shards
-from facemllm.sources.readers.detections import packed
+from facemllm.ingest.reader import Refused
+from facemllm.ingest.readers import shards
+from facemllm.ingest.readers.detections import packed
 
 MARKS = [[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.records import subject_id
-from facemllm.sources.reader import Refused
-from facemllm.sources.readers.lfwa import _labels
-from facemllm.sources.readers.vocabulary import CELEBA as NAMES
+from facemllm.ingest.reader import Refused
+from facemllm.ingest.readers.lfwa import _labels
+from facemllm.ingest.readers.vocabulary import CELEBA as NAMES
+from facemllm.tables import subject_id
 
 PICTURES = (
     "Aaron_Eckhart\\Aaron_Eckhart_0001.jpg",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.records import subject_id
-from facemllm.sources.reader import Refused
-from facemllm.sources.readers.pictures import Names
+from facemllm.ingest.reader import Refused
+from facemllm.ingest.readers.pictures import Names
+from facemllm.tables import subject_id
 
 HEADER = (
     "Male Young Middle_Aged Senior Asian White Black Rosy_Cheeks Shiny_Skin Bald Wavy_Hair Receding_Hairline Bangs "

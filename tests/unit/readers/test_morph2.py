@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.records import subject_id
-from facemllm.sources.importing import split_of
-from facemllm.sources.reader import Refused
+from facemllm.ingest.importing import split_of
+from facemllm.ingest.reader import Refused
+from facemllm.tables import subject_id
 
 HEADER = "id_num,picture_num,dob,doa,race,gender,facial_hair,age,age_diff,glasses,photo"
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from facemllm.errors import UserError
-from facemllm.sources.reader import Refused
+from facemllm.ingest.reader import Refused
 
 KNOWN = ("expression", "gender", "ethnicity", "age_range", "landmarks", "box", "age", "attributes")
 MANUAL = "30\t40\n70 40\n50.5\t60\n35 80\n65 80\n{}\n{}\n{}\n"

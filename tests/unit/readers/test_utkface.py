@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.sources.reader import Refused
+from facemllm.ingest.reader import Refused
 
 BROKEN = "the name is not [age]_[sex]_[race]_[date].jpg; what is missing there is not guessed"
 KNOWN = ("age", "gender", "ethnicity", "expression", "landmarks", "box")

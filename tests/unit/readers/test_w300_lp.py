@@ -12,9 +12,9 @@ import pytest
 from scipy.io import savemat
 
 from facemllm.errors import UserError
-from facemllm.sources.reader import Refuse, Refused
-from facemllm.sources.readers import matfile
-from facemllm.sources.readers.w300_lp import photograph
+from facemllm.ingest.reader import Refuse, Refused
+from facemllm.ingest.readers import matfile
+from facemllm.ingest.readers.w300_lp import photograph
 
 POINTS = np.stack([np.linspace(20, 40, 68), np.linspace(30, 50, 68)])  # a box of 20x20 pixels
 

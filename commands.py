@@ -1,0 +1,282 @@
+"""The commands of `pipeline.py`: how the DAG is run here, compiled, submitted, scheduled and released.
+
+`run` starts the local services, hands the DAG to KFP's local runner in a process of its own, shows the steps live, and
+writes the run folder. Everything that is not KFP lives in `facemllm`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from facemllm.core import digests, progress
+from facemllm.core.step import PARENT_RUN
+from facemllm.errors import UserError
+from facemllm.settings import Settings, load, root
+from facemllm.workflow import runner as workflow
+from facemllm.workflow import runs
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Face-MLLM pipeline."
+)
+_build: Callable[..., Any]
+
+Profile = Annotated[str, typer.Option(help="Settings overlay in profiles/.")]
+Sets = Annotated[list[str], typer.Option("--set", help="Override one key: --set training.workers=2")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def main(build: Callable[..., Any]) -> None:
+    """Run the command line over the pipeline that `build(settings, finish)` gives."""
+    global _build
+    _build = build
+    from facemllm.cli.main import guarded
+
+    guarded(app)
+
+
+@app.command()
+def run(
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    name: Annotated[str | None, typer.Option(help="Name of the run folder; default: the profile's name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole DAG here, step by step, and stop before production until a person has approved."""
+    settings = load(profile, set_)
+    name = name or profile
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a polite end is an interruption
+    try:
+        with runs.exclusive(settings):
+            folder = runs.run_folder(settings, name)
+            summary, code = _run(settings, folder, name, list(set_))
+    except KeyboardInterrupt:
+        raise UserError("interrupted; run the same command again to go on") from None
+    if as_json:
+        print(json.dumps(summary))
+    failed = next((s for s in summary["steps"] if s["state"] == "failed"), None)
+    if failed:
+        raise UserError(f"{failed['name']}: {failed['figure']} (log: {folder / 'run.log'})")
+    if code:
+        raise UserError(f"the pipeline ended with {code} (log: {folder / 'run.log'})")
+    if not (summary["gate"] or {}).get("passed"):
+        raise UserError(f"the gate refused the model: {'; '.join((summary['gate'] or {}).get('reasons', []))}")
+
+
+def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> tuple[dict[str, Any], int]:
+    from rich.console import Console
+
+    from facemllm.core import services
+    from facemllm.tracking import runs as tracking
+    from facemllm.workflow import console as screen
+
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+    started = time.time()
+    cached = workflow.recall_all(settings)
+    pending = [step for step in settings.stages() if step not in cached] or "annotate" not in cached
+    if not set(cached) >= {"validate", "version", "evaluate"}:
+        # the engine's cache may only answer when every result it stands for is still in the store
+        shutil.rmtree(settings.home / "cache" / "kfp", ignore_errors=True)
+    view = runs.RunView(folder / "events.jsonl")
+    console.print(f"[bold]face-mllm[/] run [bold]{name}[/], profile {settings.profile}, log {folder / 'run.log'}")
+    child: subprocess.Popen[bytes] | None = None
+    try:
+        with console.status("starting the local MLflow server"):
+            if settings.tracking.uri is None:
+                services.up(settings, "mlflow")
+            parent = tracking.start_pipeline(settings, name)
+        environment = os.environ | {
+            progress.EVENTS: str(view.events),
+            PARENT_RUN: parent,
+            "PYTHONUNBUFFERED": "1",
+        }
+        if pending and "RAY_ADDRESS" not in os.environ:
+            with console.status("starting a Ray head for this run"):
+                services.down(settings, ["ray"])  # a killed run's head may still hold its workers
+                environment |= services.up(settings, "ray").env
+        with (folder / "run.log").open("wb") as log:
+            command = [sys.executable, str(root() / "pipeline.py"), "execute", settings.profile, json.dumps(overrides)]
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+            screen.follow(console, view, child, started)
+    except BaseException:
+        if child is not None and child.poll() is None:
+            services.end_tree(child.pid)
+        raise
+    finally:
+        if pending:
+            services.down(settings, ["ray"])
+    if child.returncode and view.failure() is None:
+        console.print((folder / "run.log").read_text("utf-8", "replace")[-2000:], markup=False)
+    summary = runs.summarise(settings, name, view, time.time() - started)
+    runs.write_run(settings, folder, summary)
+    screen.results(console, settings, summary, folder)
+    with suppress(UserError):  # an MLflow server that went away must not hide what the run says
+        tracking.finish_pipeline(settings, parent, summary, folder)
+    return summary, child.returncode
+
+
+@app.command(hidden=True)
+def execute(profile: str, overrides: str) -> None:
+    """Run the DAG with KFP's local runner in this process."""
+    from kfp import local
+
+    from facemllm.core.machine import die_with_parent
+
+    die_with_parent()
+    os.environ[workflow.ENGINE] = str(os.getpid())
+    given = json.loads(overrides)
+    settings = load(profile, given)
+    scratch = settings.home / "cache" / "kfp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    os.environ["TMPDIR"] = str(scratch)
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(scratch / "outputs"),
+        enable_caching=True,
+        cache_root=str(scratch / "cache"),
+    )
+    _build(settings)(profile=profile, overrides=given, code=digests.of_package())
+
+
+@app.command()
+def compile(
+    out: Annotated[Path, typer.Argument(help="File to write.")] = Path("face-mllm.pipeline.yaml"),
+    profile: Profile = "laptop",
+    set_: Sets = [],
+) -> None:
+    """Write the KFP specification for a cluster."""
+    settings = load(profile, set_)
+    write_specification(_build, settings, list(set_), out)
+    print(out)
+
+
+def write_specification(build: Callable[..., Any], settings: Settings, overrides: list[str], out: Path) -> None:
+    """Compile the pipeline for a cluster into `out`. Raises UserError for a name KFP cannot write, or a full disk."""
+    from kfp import compiler
+
+    if out.suffix not in (".yaml", ".yml", ".json"):
+        raise UserError(f"{out}: KFP writes .yaml or .json; choose such a name")
+    arguments = {"profile": settings.profile, "overrides": overrides, "code": digests.of_package()}
+    try:
+        pipeline = build(settings, lambda task, step: on_cluster(settings, task, step))
+        compiler.Compiler().compile(pipeline, str(out), pipeline_parameters=arguments)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from None
+
+
+def on_cluster(settings: Settings, task: Any, step: str) -> Any:
+    """Give a task what a cluster asks for: image, resources, the shared workspace, and its place in the run."""
+    from kfp import kubernetes
+
+    cluster = settings.cluster
+    size = cluster.training if step in settings.stages() else cluster.steps
+    task.set_container_image(cluster.image)
+    task.set_cpu_request(size.cpu).set_cpu_limit(size.cpu).set_memory_request(size.memory).set_memory_limit(size.memory)
+    if size.gpus:
+        task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(size.gpus)
+        kubernetes.empty_dir_mount(task, volume_name="dshm", mount_path="/dev/shm", medium="Memory")
+    kubernetes.mount_pvc(task, pvc_name=cluster.workspace_claim, mount_path="/workspace")
+    kubernetes.use_field_path_as_env(task, env_name="FACEMLLM_RUN", field_path="metadata.labels['pipeline/runid']")
+    return task
+
+
+Endpoint = Annotated[str, typer.Option(help="Address of the KFP API.")]
+Namespace = Annotated[str | None, typer.Option(help="Namespace of the run, where KFP is multi-user.")]
+Account = Annotated[str | None, typer.Option(help="Service account the pods run as; k8s/ has `pipeline-runner`.")]
+
+
+@app.command()
+def submit(
+    endpoint: Endpoint,
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    namespace: Namespace = None,
+    service_account: Account = None,
+) -> None:
+    """Run the DAG on a cluster's Kubeflow Pipelines."""
+    settings = load(profile, set_)
+    client = _client(endpoint, namespace)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "face-mllm.yaml"
+        write_specification(_build, settings, list(set_), file)
+        result = client.create_run_from_pipeline_package(
+            str(file),
+            run_name=name or f"face-mllm {profile}",
+            experiment_name=settings.tracking.experiment,
+            namespace=namespace,
+            service_account=service_account,
+        )
+    print(result.run_id)
+
+
+@app.command()
+def schedule(
+    endpoint: Endpoint,
+    cron: Annotated[str, typer.Option(help="Six-field cron expression, seconds first.")],
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    namespace: Namespace = None,
+    service_account: Account = None,
+) -> None:
+    """Run the DAG on a cluster again and again; unchanged steps are answered from the store."""
+    settings = load(profile, set_)
+    client = _client(endpoint, namespace)
+    experiment = client.create_experiment(settings.tracking.experiment, namespace=namespace)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "face-mllm.yaml"
+        write_specification(_build, settings, list(set_), file)
+        job = client.create_recurring_run(
+            experiment.experiment_id,
+            job_name=f"face-mllm {profile}",
+            cron_expression=cron,
+            pipeline_package_path=str(file),
+            max_concurrency=1,
+            service_account=service_account,
+        )
+    print(job.recurring_run_id)
+
+
+def _client(endpoint: str, namespace: str | None) -> Any:
+    import kfp
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
+    try:
+        client = kfp.Client(host=endpoint, namespace=namespace or "kubeflow")
+        client.get_kfp_healthz()
+    except Exception as error:
+        raise UserError(f"no Kubeflow Pipelines API answers at {endpoint}: {str(error).splitlines()[0]}") from None
+    return client
+
+
+@app.command("release")
+def release_version(
+    version: Annotated[str, typer.Argument(help="Version number of the registered model.")],
+    profile: Profile = "laptop",
+    set_: Sets = [],
+) -> None:
+    """Put an approved version into production; refused without a named person's approval of its very bytes."""
+    settings = load(profile, set_)
+    from facemllm.core import services
+    from facemllm.serve.deploy import curl_example
+
+    if settings.tracking.uri is None:
+        services.up(settings, "mlflow")
+    with runs.exclusive(settings):
+        url = workflow.execute("release", settings, version=version)
+    print(f"version {version} serves at {url}\n\n{curl_example(url)}")

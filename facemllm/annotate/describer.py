@@ -1,0 +1,130 @@
+"""An annotator that is a model: asks it about each row, checks its reply, has it mended once, and refuses what is left.
+
+Who answers is a `Sender`'s matter (an endpoint behind a courier, a model on this machine); what is asked, how replies
+are named, kept, read and turned into annotations is the same for all. Replies come from the store first. A row is
+described by its own reply alone, so neither batches, nor tasks, nor how often the job was killed shows in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from facemllm.annotate import prompt, replies
+from facemllm.annotate.annotator import Annotation
+from facemllm.asking import asking
+from facemllm.asking.asking import Sender, Wanted
+from facemllm.asking.refusals import RowRefused
+from facemllm.asking.store import Reply, price
+from facemllm.asking.wire import Request
+from facemllm.core import digests
+
+
+@dataclass(frozen=True, kw_only=True)
+class Describer:
+    """A model that describes rows of `faces`.
+
+    `model` and `parameters` name the model in the keys of replies. `model_digest` stands in provenance. `forbidden`
+    has the reason why rows of a source must not be shown to it. Prices are per million tokens.
+    """
+
+    name: str
+    model: str
+    model_digest: str
+    parameters: Mapping[str, Any]
+    sender: Sender
+    home: Path
+    forbidden: Mapping[str, str] = field(default_factory=dict)
+    input_price: float | None = None
+    output_price: float | None = None
+    gpus: float = 0.0
+    needs_image: bool = True
+    columns: tuple[str, ...] = ("image_id", "source", *prompt.COLUMNS)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides the answers: model, parameters, words, and the code that reads replies."""
+        code = [digests.of_file(Path(module.__file__ or "")) for module in (prompt, replies)]
+        return digests.of_json([self.model_digest, self.parameters, prompt.template_digest(), code])
+
+    def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation | Exception]:
+        """What the model says of each row; RowRefused where it may not look, gives no answer, or none that fits."""
+        done: list[Annotation | Exception | None] = [self._refusal(row) for row in rows]
+        asked = {place: prompt.messages(rows[place]) for place, refused in enumerate(done) if refused is None}
+        first = self._replies(rows, asked, repair=False)
+        mending: dict[int, prompt.Messages] = {}
+        for place, reply in first.items():
+            try:
+                done[place] = self._annotation(asked[place], [reply])
+            except replies.Misfit as misfit:
+                assert isinstance(reply, Reply)
+                mending[place] = prompt.repair(asked[place], reply.text or "", str(misfit))
+        for place, reply in self._replies(rows, mending, repair=True).items():
+            try:
+                done[place] = self._annotation(asked[place], [first[place], reply])
+            except replies.Misfit as misfit:
+                done[place] = RowRefused(f"the model's reply does not fit, nor does the mended one: {misfit}")
+        assert None not in done
+        return [answer for answer in done if answer is not None]
+
+    def request(self, row: Mapping[str, Any], messages: prompt.Messages, repair: bool = False) -> Request:
+        """The request about a row. Raises RowRefused when its picture cannot be used."""
+        return Request(
+            image_id=row["image_id"],
+            key=self.key(row["image_id"], messages),
+            prompt_hash=prompt.digest(messages),
+            messages=messages,
+            picture=asking.reduced(row["image"]["bytes"], self.parameters["image_side"]),
+            repair=repair,
+        )
+
+    def key(self, image_id: str, messages: prompt.Messages) -> str:
+        """The content key of a reply: picture, words, model, parameters."""
+        return asking.content_key(image_id, prompt.digest(messages), self.model, self.parameters)
+
+    def _refusal(self, row: Mapping[str, Any]) -> Exception | None:
+        reason = self.forbidden.get(row["source"])
+        return None if reason is None else RowRefused(reason)
+
+    def _replies(
+        self, rows: Sequence[Mapping[str, Any]], asked: Mapping[int, prompt.Messages], *, repair: bool
+    ) -> dict[int, Reply | Exception]:
+        """A reply, or why there is none, for every place that asks."""
+        wanted = [
+            Wanted(
+                rows[place]["image_id"],
+                self.key(rows[place]["image_id"], messages),
+                partial(self.request, rows[place], messages, repair),
+            )
+            for place, messages in asked.items()
+        ]
+        return dict(zip(asked, asking.replies(self.home, self.sender, wanted), strict=True))
+
+    def _annotation(self, asked: prompt.Messages, given: Sequence[Reply | Exception]) -> Annotation | Exception:
+        """The annotation that the last reply gives, at the price of all. Raises Misfit when it does not fit."""
+        for reply in given:
+            if isinstance(reply, Exception):
+                return reply
+        paid = [reply for reply in given if isinstance(reply, Reply)]
+        if paid[-1].text is None:
+            return RowRefused(f"the model's reply cannot be used: {paid[-1].error}")
+        try:
+            said = replies.read(paid[-1].text)
+        except replies.Misfit:
+            if paid[-1].finish == "length":
+                limit = self.parameters["max_tokens"]
+                raise replies.Misfit(f"it was cut off after {limit} tokens; be shorter") from None
+            raise
+        by = {"origin": "annotator", "model_digest": self.model_digest, "prompt_hash": prompt.digest(asked)}
+        return Annotation(
+            caption=said["caption"],
+            labels={column: value for column, value in said.items() if column != "caption"},
+            cost=sum(self._price(reply) for reply in paid),
+            by=dict.fromkeys(said, by),
+        )
+
+    def _price(self, reply: Reply) -> float:
+        return price(reply.prompt_tokens, reply.completion_tokens, self.input_price, self.output_price) or 0.0

@@ -1,0 +1,206 @@
+"""The step `annotate`: a Ray Data job that lets an annotator describe faces.
+
+Only what the annotator reads travels through Ray (for the oracle, labels without images); its answers come back in
+row order and join the streamed rows as the table is written. So memory stays flat, and the bytes depend neither on
+the batch size nor on how many tasks run at once. Rows an annotator fails on go to quarantine with the reason. When it
+cannot go on at all the job ends with one line, and what a model has answered stays in the store for the next run.
+
+A model's words are held against the labels of the source: contradictions of its caption (`contradictions`) and of its
+labels (`label_contradictions`) are counted by item in the manifest, as are rows that the ledger keeps from it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from facemllm.annotate import cost
+from facemllm.annotate.annotator import LABELS, PAIRED, Annotation, Annotator
+from facemllm.annotate.chained import Chained
+from facemllm.annotate.describer import Describer
+from facemllm.annotate.job import answers
+from facemllm.annotate.oracle import Oracle
+from facemllm.asking.refusals import JobStopped
+from facemllm.core import progress
+from facemllm.errors import UserError
+from facemllm.settings import Settings
+from facemllm.tables import FACES, Table, TableWriter, mapping, open_table, pairs, provenance
+from facemllm.tasks.agreement import disagreements, label_disagreements
+from facemllm.version import ledger
+from facemllm.version.tombstones import Tombstones
+
+
+def _endpoint(settings: Settings, faces: Table) -> Annotator:
+    from facemllm.annotate.endpoint import endpoint
+
+    return endpoint(settings, faces.sources)
+
+
+def _local(settings: Settings, faces: Table) -> Annotator:
+    from facemllm.annotate.local import local
+
+    return local(settings)
+
+
+_ANNOTATORS: dict[str, Callable[[Settings, Table], Annotator]] = {
+    "oracle": lambda settings, faces: Oracle(),
+    "endpoint": _endpoint,
+    "local": _local,
+}
+
+
+def annotate(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
+    """Write `faces` with captions and the annotator's labels to `out`. Returns the manifest.
+
+    Raises UserError if `faces` is no sound table or holds rows that were forgotten, `out` exists, the ledger forbids
+    it, or the annotator cannot go on.
+    """
+    chosen = settings.annotation
+    table = open_table(faces, FACES)
+    Tombstones.of(settings).refuse(table, str(faces))
+    ledger.require(settings, table.sources)
+    main = _ANNOTATORS[chosen.annotator](settings, table)
+    annotator = main
+    if chosen.experts.fields:
+        from facemllm.annotate.experts import Experts
+
+        annotator = Chained(Experts.of(settings), main)
+    start = partial(
+        run,
+        annotator,
+        table,
+        out,
+        batch_size=chosen.batch_size,
+        concurrency=chosen.concurrency,
+        shard_mb=settings.data.shard_mb,
+    )
+    if not isinstance(main, Describer):
+        return start()
+    with cost.Bill(main, table.rows) as bill:
+        return start(forbidden=main.forbidden, is_model=True, note=bill.line)
+
+
+def reads(settings: Settings) -> dict[str, Any]:
+    """What the annotated table depends on beside code and faces: the annotator and all that shapes its answers.
+
+    Concurrency, time-outs, retries, budgets and the endpoint's address are not among it.
+    """
+    chosen = settings.annotation
+    found: dict[str, Any] = {"annotator": chosen.annotator, "experts": sorted(set(chosen.experts.fields))}
+    if chosen.annotator != "oracle":
+        found["vision_language"] = chosen.vision_language.model_dump()
+    if chosen.annotator == "endpoint":
+        found["prices"] = chosen.endpoint.input_price, chosen.endpoint.output_price
+        if chosen.endpoint.third_party:
+            rows = ledger.entries(settings).values()
+            found["allowed"] = [row.key for row in rows if "third_party" in row.uses and row.status != "withdrawn"]
+    if chosen.annotator == "local":
+        from facemllm.annotate.local import digest_of, folder_of
+
+        found["weights"] = digest_of(folder_of(str(chosen.vision_language.model)))
+    return found
+
+
+def run(
+    annotator: Annotator,
+    faces: Table,
+    out: Path,
+    *,
+    batch_size: int,
+    concurrency: int,
+    shard_mb: int = 256,
+    forbidden: Mapping[str, str] | None = None,
+    is_model: bool = False,
+    note: Callable[[], str] = lambda: "",
+) -> Mapping[str, Any]:
+    """`annotate` with any annotator. A model's answers are held against the labels, and its refusals counted."""
+    about = {"annotator": annotator.name, "annotator_digest": annotator.digest, **faces.terms}
+    writer = TableWriter(out, FACES, parents=[faces.digest], about=about, shard_mb=shard_mb)
+    tally = _Tally()
+    done = 0
+    try:
+        with (
+            writer as table,
+            progress.bar("annotating", faces.rows) as bar,
+            closing(answers(annotator, faces, batch_size, concurrency)) as replies,
+        ):
+            for done, (row, (image_id, annotation, reason)) in enumerate(zip(faces.iterate(), replies, strict=True)):
+                assert image_id == row["image_id"], "Ray Data returned answers out of order"
+                if annotation is None:
+                    table.quarantine(faces.digest, done, reason)
+                    tally.refused[row["source"]] += row["source"] in (forbidden or {})
+                else:
+                    table.write([joined(row, annotation, annotator.digest)])
+                    if is_model:
+                        tally.compare(row, annotation)
+                bar.update(done + 1, note())
+            if is_model:
+                table.manifest["about"] |= tally.as_json()
+    except JobStopped as stop:
+        raise UserError(
+            f"annotation stopped after {done:,} of {faces.rows:,} rows: {stop}. What was answered is kept; run again "
+            "to go on"
+        ) from None
+    return writer.manifest
+
+
+class _Tally:
+    """What is counted while a model's answers go by."""
+
+    def __init__(self) -> None:
+        self.texts: Counter[str] = Counter()
+        self.labels: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+
+    def compare(self, row: Mapping[str, Any], annotation: Annotation) -> None:
+        """Count the items of which an annotation says otherwise than the row it was made for."""
+        self.texts.update(disagreements({**row, "caption": annotation.caption}).keys())
+        self.labels.update(label_disagreements(annotation.labels, row).keys())
+
+    def as_json(self) -> dict[str, dict[str, int]]:
+        """The counts by item and by source, in name order, zeros left out."""
+        counts = {
+            "contradictions": self.texts,
+            "label_contradictions": self.labels,
+            "ledger_refused": self.refused,
+        }
+        return {name: {key: count[key] for key in sorted(count) if count[key]} for name, count in counts.items()}
+
+
+def _own_caption(row: Mapping[str, Any]) -> bool:
+    """Whether the caption is the source's own; that of an earlier annotation gives way to a new one."""
+    said = (entry["origin"] for entry in row["provenance"] or () if entry["field"] == "caption")
+    return row["caption"] is not None and "source" in said
+
+
+def joined(row: Mapping[str, Any], annotation: Annotation, digest: str) -> dict[str, Any]:
+    """A row with what the annotator adds, and an entry of provenance for every field that says something."""
+    new = dict(row)
+    added = set()
+    for column, value in annotation.labels.items():
+        if column in PAIRED:
+            own = mapping(row[column])
+            new[column] = pairs({**value, **own})
+            changed = bool(value.keys() - own.keys())
+        else:
+            new[column] = value if row[column] is None else row[column]
+            changed = row[column] is None and value is not None
+        if changed:
+            added.add(column)
+    if annotation.caption is not None and not _own_caption(row):
+        new["caption"] = annotation.caption
+        added.add("caption")
+    entries = [entry for entry in row["provenance"] or () if entry["field"] not in added - set(PAIRED)]
+    known = {entry["field"] for entry in entries}
+    origin = "renderer" if row["source"] == "render" else "source"
+    entries += [provenance(c, origin) for c in LABELS if row[c] not in (None, []) and c not in known]
+    # The cost of a reply is counted once, on the first field that it gave.
+    for place, column in enumerate(sorted(added)):
+        by = {"origin": "annotator", "model_digest": digest, **annotation.by.get(column, {})}
+        entries.append(provenance(column, cost=0.0 if place else annotation.cost, **by))  # type: ignore[arg-type]
+    new["provenance"] = sorted(entries, key=lambda entry: entry["field"])
+    return new

@@ -1,0 +1,167 @@
+"""A vision-language model on this machine, asked as an endpoint is.
+
+Any checkpoint that transformers opens as an image-text-to-text model, from a folder or the hub: safetensors only, and
+no code of its own is run. It is loaded once a process, on a GPU where there is one, and answers a few rows at a time.
+Batches are padded, which can move the last bits of its numbers: a row's words may, rarely, depend on the rows it is
+answered with. What it said is kept, though, and read from the store ever after. With a temperature rows are answered
+one by one, each from its own seed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from facemllm.asking.link import Asked
+from facemllm.asking.refusals import JobStopped
+from facemllm.asking.store import Replies, Reply
+from facemllm.asking.wire import Request
+from facemllm.core import digests
+from facemllm.core.hub import fetched
+from facemllm.errors import UserError, one_line
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Answers with the model of a folder, in the worker's own process."""
+
+    folder: Path
+    home: Path
+    digest: str
+    max_tokens: int
+    temperature: float
+
+    def send(self, asked: Sequence[Asked]) -> list[Reply | Exception]:
+        """A stored reply to each request, in order; RowRefused in the place of one whose picture cannot be used."""
+        answers: list[Reply | Exception] = []
+        size = 1 if self.temperature else BATCH
+        for start in range(0, len(asked), size):
+            made = [_made(one) for one in asked[start : start + size]]
+            requests = [request for request in made if isinstance(request, Request)]
+            replies = iter(self._replies(requests))
+            answers += [next(replies) if isinstance(one, Request) else one for one in made]
+        return answers
+
+    def _replies(self, requests: list[Request]) -> list[Reply]:
+        if not requests:
+            return []
+        started = time.monotonic()
+        replies = []
+        for request, (text, prompt, completion) in zip(requests, generate(self, requests), strict=True):
+            reply = Reply(
+                key=request.key,
+                image_id=request.image_id,
+                model=self.digest,
+                prompt_hash=request.prompt_hash,
+                text=text,
+                prompt_tokens=prompt,
+                completion_tokens=completion,
+                finish="length" if completion >= self.max_tokens else "stop",
+                seconds=round((time.monotonic() - started) / len(requests), 3),
+                time=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            Replies(self.home).write(reply)
+            replies.append(reply)
+        return replies
+
+
+def folder_of(model: str, setting: str = "annotation.vision_language.model") -> Path:
+    """The folder of a model: itself, relative to the project, or what the hub's cache holds under its id.
+
+    Raises UserError when there is none, or when its weights are no safetensors; `setting` is where it was named.
+    """
+    folder = fetched(model, setting)
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{setting}: {folder} holds no *.safetensors; nothing else is loaded")
+    return folder
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 of the names and bytes of all files in the folder. Read once a process while they are unchanged."""
+    files = sorted((p.relative_to(folder).as_posix(), p.stat()) for p in folder.rglob("*") if p.is_file())
+    return _digest(folder, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
+
+
+@lru_cache(maxsize=4)
+def _digest(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    return digests.of_tree(folder)
+
+
+def has_gpu() -> bool:
+    """Whether this process sees a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _made(asked: Asked) -> Request | Exception:
+    try:
+        return asked()
+    except Exception as error:
+        return error
+
+
+def generate(model: Generated, requests: Sequence[Request]) -> list[tuple[str, int, int]]:
+    """Of each request the model's text, and how many tokens its prompt and its answer have."""
+    import torch
+    from PIL import Image
+
+    network, processor = _loaded(model.folder)
+    texts = [processor.apply_chat_template(_chat(r), add_generation_prompt=True, tokenize=False) for r in requests]
+    pictures = [[Image.open(BytesIO(request.picture)).convert("RGB")] for request in requests]
+    inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt").to(network.device, network.dtype)
+    length = inputs["input_ids"].shape[1]
+    options: dict[str, Any] = {"do_sample": False}
+    if model.temperature:
+        torch.manual_seed(int(requests[0].key[:15], 16))
+        options = {"do_sample": True, "temperature": model.temperature}
+    with torch.inference_mode():
+        output = network.generate(**inputs, max_new_tokens=model.max_tokens, **options)
+    said = []
+    ends = {processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id}
+    for mask, tokens in zip(inputs["attention_mask"], output[:, length:], strict=True):
+        text = processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        completion = sum(1 for token in tokens.tolist() if token not in ends)
+        said.append((text, int(mask.sum()), completion))
+    return said
+
+
+def _chat(request: Request) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = [
+        {"role": message["role"], "content": [{"type": "text", "text": message["text"]}]}
+        for message in request.messages
+    ]
+    first = next(message for message in messages if message["role"] == "user")
+    first["content"].insert(0, {"type": "image"})
+    return messages
+
+
+@lru_cache(maxsize=1)
+def _loaded(folder: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import facemllm.model  # noqa: F401  (makes the project's own models known to transformers)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        network: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, use_safetensors=True, dtype="auto", **options
+        )
+        processor: Any = AutoProcessor.from_pretrained(folder, **options)
+        tokenizer = processor.tokenizer
+    except Exception as error:  # transformers raises a dozen kinds, from OSError to safetensors' own
+        raise JobStopped(f"the model {folder} cannot be loaded: {one_line(error)}") from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return network.to(device).eval(), processor

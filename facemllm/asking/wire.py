@@ -1,0 +1,320 @@
+"""One HTTP request to an OpenAI-compatible endpoint, and what its outcome means.
+
+An endpoint is not trusted: an attempt ends after `timeout_s` seconds in all, however slowly bytes drip; a reply has a
+size limit; no redirect is followed; compressed answers are refused. Servers differ in what they understand: the request
+is first made with a JSON schema, if there is one, then plainly, then with the newer names of parameters. The first
+dialect that is answered is kept, beside the account, for all requests of the job.
+
+Reads the key from the environment, sends it, and keeps it out of every message. Imports httpx and the standard library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ipaddress
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from facemllm.asking.store import durable_write, folder
+
+MAX_REPLY = 2**20
+_MAX_ERROR = 64 * 1024
+_MAX_WAIT_S = 120.0
+_CONNECT_S = 10.0
+_DIALECTS = tuple((with_schema, newer) for newer in (False, True) for with_schema in (True, False))
+_FILTER = re.compile(r"content[_ ](?:filter|policy|management)|responsible ?ai|data_inspection_failed", re.IGNORECASE)
+_LONG = re.compile(r"[\w+/=-]{60,}")  # a picture, or a key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """All that a courier needs to know; no secret is in it. `backoff_s` is the first pause after a failure."""
+
+    home: str
+    account: str
+    run: str
+    base_url: str
+    key_variable: str
+    model: str
+    schema: Mapping[str, Any] | None = field(repr=False)
+    max_tokens: int
+    temperature: float
+    image_side: int
+    parallel: int
+    timeout_s: float
+    retries: int
+    max_requests: int | None
+    token_budget: int | None
+    input_price: float | None
+    output_price: float | None
+    backoff_s: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked: the words, the picture as JPEG, and the names under which the reply is kept."""
+
+    image_id: str
+    key: str
+    prompt_hash: str
+    messages: list[dict[str, str]]
+    picture: bytes = field(repr=False)
+    repair: bool = False
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer that is paid for. `text` is None when it cannot be used, and `error` says why."""
+
+    text: str | None
+    error: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    finish: str = ""
+
+
+@dataclass(frozen=True)
+class Declined:
+    """The endpoint will not answer this request. `form` tells that it did not like the form of it, `filtered` that its
+    content filter did not like what is asked."""
+
+    reason: str
+    form: bool = False
+    filtered: bool = False
+
+
+@dataclass(frozen=True)
+class Again:
+    """No answer; asking again may help. `doubt`: it may have been paid for. `everyone`: it is no matter of this row."""
+
+    reason: str
+    doubt: bool = False
+    everyone: bool = False
+    after_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The endpoint will answer no request: its key or address is wrong."""
+
+    reason: str
+
+
+Outcome = Answered | Declined | Again | Broken
+
+
+class _Unreadable(Exception):
+    """An answer that is no chat completion."""
+
+
+class _TooLarge(Exception):
+    """An answer over the size limit."""
+
+
+class Wire:
+    """Requests to one endpoint."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self._key = os.environ.get(spec.key_variable, "").strip()
+        self._url = spec.base_url.rstrip("/") + "/chat/completions"
+        # proxies lead out, never back to this machine
+        self._trust_env = not is_loopback(spec.base_url)
+        self._certificates = httpx.create_ssl_context(trust_env=self._trust_env)
+        self._clients: list[httpx.AsyncClient] = []
+        self._idle: list[httpx.AsyncClient] = []
+        self._dialect_file = folder(Path(spec.home)) / spec.account / "dialect.json"
+        self._dialects = [n for n, (form, _) in enumerate(_DIALECTS) if not form or spec.schema is not None]
+        self._dialect, self._sure = self._remembered()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for client in self._clients:
+            await client.aclose()
+
+    async def attempt(self, request: Request) -> Outcome:
+        """One request; more only while it is open which dialect the endpoint understands."""
+        tried = self._dialect
+        outcome = await self._post(request, tried)
+        if isinstance(outcome, Answered):
+            self._decide(tried)
+        elif isinstance(outcome, Declined) and outcome.form and not (self._sure and tried == self._dialect):
+            others = [self._dialect] if self._sure else [n for n in self._dialects if n != tried]
+            for other in others:
+                second = await self._post(request, other)
+                if isinstance(second, Answered):
+                    self._decide(other)
+                if not (isinstance(second, Declined) and second.form):
+                    return second
+        return outcome
+
+    async def _post(self, request: Request, dialect: int) -> Outcome:
+        headers = {"Idempotency-Key": request.key}
+        content = json.dumps(self._body(request, *_DIALECTS[dialect])).encode()
+        client = self._idle.pop() if self._idle else self._client()
+        try:
+            async with asyncio.timeout(self.spec.timeout_s):
+                async with client.stream("POST", self._url, content=content, headers=headers) as response:
+                    if response.status_code == 200:
+                        return _read_reply(await _body_of(response, MAX_REPLY))
+                    return await self._failure(response)
+        except _TooLarge:
+            return Answered(None, f"the reply has more than {MAX_REPLY:,} bytes")
+        except _Unreadable as error:
+            return Again(f"its answer is no chat completion ({error})", doubt=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            return Again(f"no connection ({self._clean(str(error))})", everyone=True)
+        except TimeoutError:
+            return Again(f"no whole answer within {self.spec.timeout_s:g} s", doubt=True)
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            return Again(f"the connection broke ({type(error).__name__})", doubt=True)
+        finally:
+            self._idle.append(client)
+
+    def _client(self) -> httpx.AsyncClient:
+        """A client of one connection: a pool of httpx looks at all its connections whenever one of them is used."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        client = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=min(_CONNECT_S, self.spec.timeout_s)),
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
+            follow_redirects=False,
+            trust_env=self._trust_env,
+            verify=self._certificates,
+        )
+        self._clients.append(client)
+        return client
+
+    def _body(self, request: Request, with_schema: bool, newer: bool) -> dict[str, Any]:
+        url = "data:image/jpeg;base64," + base64.b64encode(request.picture).decode("ascii")
+        messages: list[dict[str, Any]] = [{"role": m["role"], "content": m["text"]} for m in request.messages]
+        first = next(message for message in messages if message["role"] == "user")
+        picture = {"type": "image_url", "image_url": {"url": url}}
+        first["content"] = [picture, {"type": "text", "text": first["content"]}]
+        body: dict[str, Any] = {"model": self.spec.model, "messages": messages}
+        if newer:  # models that reason: no temperature, and the tokens of an answer go by another name
+            body["max_completion_tokens"] = self.spec.max_tokens
+        else:
+            body |= {"max_tokens": self.spec.max_tokens, "temperature": self.spec.temperature}
+        if with_schema:
+            form = {"name": "face", "strict": True, "schema": self.spec.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        return body
+
+    async def _failure(self, response: httpx.Response) -> Outcome:
+        status = response.status_code
+        if 300 <= status < 400:
+            return Declined(f"{status}: it redirects, and no redirect is followed")
+        try:
+            body = await _body_of(response, _MAX_ERROR)
+        except (_TooLarge, _Unreadable):
+            body = b""
+        said = self._clean(_message(body))
+        text = f"{status}: {said}" if said else f"{status} {response.reason_phrase}".strip()
+        if status in (401, 402, 403, 404, 405, 407):
+            return Broken(text)
+        if status == 429:
+            return Again(text, everyone=True, after_s=_retry_after(response))
+        if status in (408, 409, 425) or status >= 500:
+            return Again(text, after_s=_retry_after(response))
+        filtered = _FILTER.search(body.decode("utf-8", "replace")) is not None
+        return Declined(text, form=status in (400, 422) and not filtered, filtered=filtered)
+
+    def _clean(self, text: str) -> str:
+        """Words of a stranger in one short line, without keys or pictures that it may repeat."""
+        if self._key:
+            text = text.replace(self._key, "...")
+        text = _LONG.sub("...", "".join(c if c.isprintable() else " " for c in text))
+        return " ".join(text.split())[:200]
+
+    def _remembered(self) -> tuple[int, bool]:
+        try:
+            stored = json.loads(self._dialect_file.read_bytes())
+            if stored["base_url"] == self.spec.base_url and stored["dialect"] in self._dialects:
+                return stored["dialect"], True
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return self._dialects[0], False
+
+    def _decide(self, dialect: int) -> None:
+        if not self._sure:
+            self._dialect, self._sure = dialect, True
+            stored = {"base_url": self.spec.base_url, "dialect": dialect}
+            self._dialect_file.parent.mkdir(parents=True, exist_ok=True)
+            durable_write(self._dialect_file, json.dumps(stored).encode())
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is of this machine itself."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def _body_of(response: httpx.Response, limit: int) -> bytes:
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise _Unreadable("it is compressed, though it was asked not to be")
+    data = bytearray()
+    async for chunk in response.aiter_raw():
+        data += chunk
+        if len(data) > limit:
+            raise _TooLarge
+    return bytes(data)
+
+
+def _read_reply(data: bytes) -> Answered:
+    try:
+        answer = json.loads(data)
+        choice = answer["choices"][0]
+        content = choice["message"].get("content") or choice["message"].get("refusal")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise _Unreadable(type(error).__name__) from None
+    if isinstance(content, list):
+        content = "".join(str(p.get("text") or "") for p in content if isinstance(p, dict))
+    if content is not None and not isinstance(content, str):
+        raise _Unreadable("content is no text")
+    usage = answer.get("usage")
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    prompt, completion = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts)
+    return Answered(content or "", "", prompt, completion, str(choice.get("finish_reason") or "")[:40])
+
+
+def _message(data: bytes) -> str:
+    """What an error answer says, from the places where servers put it."""
+    text = data.decode("utf-8", "replace")
+    try:
+        said: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return re.sub(r"<[^>]*>", " ", text)
+    for name in ("error", "message", "detail"):
+        if isinstance(said, dict) and name in said:
+            said = said[name]
+    return said if isinstance(said, str) else json.dumps(said)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds that the endpoint asks to wait, at most two minutes; None if it does not say."""
+    stated = response.headers.get("retry-after", "").strip()
+    try:
+        seconds = float(stated)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(stated) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(seconds, 0.0), _MAX_WAIT_S) if seconds == seconds else None

@@ -1,0 +1,1 @@
+"""What everything else stands on: digests, files, the store, processes, local servers."""

@@ -1,0 +1,79 @@
+"""What a step is: its code, what its result depends on, where its inputs come from, and what it has at hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from facemllm.core import digests
+from facemllm.core.store import Store
+from facemllm.settings import Settings
+
+PARENT_RUN = "FACEMLLM_PARENT_RUN"  # MLflow run of the pipeline run, handed on by the local runner
+
+
+@dataclass
+class Context:
+    """What a running step has at hand: settings, input values by name, folders, and its MLflow run (or None).
+
+    `nested(step, **inputs)` runs another step on its behalf, or recalls it, and gives its record.
+    """
+
+    settings: Settings
+    store: Store
+    inputs: Mapping[str, str]
+    work: Path
+    out: Path
+    nested: Callable[..., Mapping[str, Any]]
+    run: Any = None
+
+    def path(self, name: str) -> Path:
+        """Folder of an input that is a digest in the store."""
+        return self.store.path(self.inputs[name])
+
+
+@dataclass
+class Outcome:
+    """What a step gives: its output value (a digest unless `output` says otherwise), a telling figure, facts."""
+
+    digest: str
+    figure: str
+    output: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step: its code, the settings it depends on, which steps its inputs come from, what it does.
+
+    `keeps` is false for the steps that act on the world (deploy, await_approval, release): they run every time.
+    `world` names inputs read from the world when the step starts; `still` tells whether a remembered result still
+    stands in it.
+    """
+
+    name: str
+    module: str
+    sections: Callable[[Settings], Any]
+    inputs: Mapping[str, str]
+    work: Callable[[Context], Outcome]
+    keeps: bool = True
+    world: Mapping[str, Callable[[Settings], str]] = field(default_factory=dict)
+    still: Callable[[Settings, Mapping[str, Any]], bool] | None = None
+
+
+def step_key(step: Step, settings: Settings, inputs: Mapping[str, str]) -> str:
+    """Name of this piece of work: step, code, the settings it depends on, inputs, and what it reads of the world."""
+    values: dict[str, Any] = {"seed": settings.seed, "step": step.sections(settings)}
+    if step.name in ("ingest", "annotate", "reformat"):
+        values["restore"] = settings.versioning.restore
+    return Store(settings.home).key(step.name, step.module, values, inputs)
+
+
+def write_json(folder: Path, name: str, value: Any) -> str:
+    """Write a value into a folder as readable JSON; the folder's digest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
+    return digests.of_tree(folder)

@@ -1,0 +1,73 @@
+"""The content store: results by digest, and which digest a step gave for given inputs.
+
+`store/<digest>` holds a finished folder (table, model, report). `keys/<key>.json` remembers that a step with these
+settings, inputs and code gave this digest, so running it again is a look-up, here and in a cluster alike.
+`work/<key>` is where an unfinished step keeps what it can go on from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facemllm.core import digests
+from facemllm.core.files import atomic_write, publish
+from facemllm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Store:
+    """Results under one home folder."""
+
+    home: Path
+
+    def key(self, step: str, module: str, settings: Any, inputs: Mapping[str, Any]) -> str:
+        """Name of a piece of work: the step, the code behind it, its settings and its inputs."""
+        code = digests.of_code(module)
+        return digests.of_json({"step": step, "code": code, "settings": settings, "inputs": dict(inputs)})
+
+    def path(self, digest: str) -> Path:
+        """Folder of a finished result. Raises UserError if the store does not hold it."""
+        path = self.home / "store" / digest
+        if not path.is_dir():
+            raise UserError(f"the store has no result {digest[:12]} ({path}); run the pipeline again to make it")
+        return path
+
+    def recall(self, key: str) -> dict[str, Any] | None:
+        """What was remembered under a key, if its result is still there."""
+        path = self.home / "keys" / f"{key}.json"
+        if not path.is_file():
+            return None
+        try:
+            record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            return None
+        return record if (self.home / "store" / record["digest"]).is_dir() else None
+
+    def work(self, key: str) -> Path:
+        """Folder where unfinished work under this key is kept; made if absent."""
+        path = self.home / "work" / key[:32]
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def keep(self, key: str, result: Path, digest: str, facts: Mapping[str, Any]) -> Path:
+        """Move a finished folder into the store, remember it under the key, and drop its unfinished work."""
+        path = self.home / "store" / digest
+        if path.is_dir():
+            shutil.rmtree(path)  # what has just been made is whole; what lay there may have been damaged since
+        publish(result, path)
+        record = {"digest": digest, **facts}
+        atomic_write(self.home / "keys" / f"{key}.json", json.dumps(record, indent=2, sort_keys=True).encode())
+        shutil.rmtree(self.home / "work" / key[:32], ignore_errors=True)
+        return path
+
+    def find(self, prefix: str) -> Path:
+        """The result whose digest begins with `prefix`. Raises UserError if none or several do."""
+        found = sorted(p for p in (self.home / "store").glob(f"{prefix}*") if p.is_dir())
+        if len(found) != 1:
+            raise UserError(f"{len(found)} results begin with '{prefix}' in {self.home / 'store'}; give more digits")
+        return found[0]

@@ -1,0 +1,237 @@
+"""Models of others, evaluated through the same door: at an OpenAI-compatible endpoint, or any of transformers'.
+
+A peer is asked one question at a time about one picture, in the words of the conversations, and told in words how to
+answer. It is never scored by likelihood: its text is read as strictly as everyone's (`tasks.read`), and what cannot be
+read counts as wrong and is never guessed; so does what the model, or a filter before it, declines. A request that gets
+no answer is no answer of the model's: it ends the evaluation. Every reply is kept in the store that annotation uses,
+so a run that was killed, lacks answers or has spent its budget goes on where it was. Settings are those of
+`annotation`: `vision_language` and `endpoint`. A third party is shown only what the ledger allows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from facemllm import tasks
+from facemllm.asking import local
+from facemllm.asking.asking import Sender, Wanted, content_key, encoded, replies
+from facemllm.asking.carried import Carried, carried, parameters, reach
+from facemllm.asking.link import Asked
+from facemllm.asking.refusals import Filtered, JobStopped
+from facemllm.asking.store import Reply
+from facemllm.asking.wire import Request
+from facemllm.core import digests
+from facemllm.errors import UserError
+from facemllm.evaluate.predict import Put, Shown
+from facemllm.evaluate.run import Finish, answered
+from facemllm.settings import Settings
+from facemllm.tables import CONVERSATIONS, open_table
+from facemllm.tasks.items import Several
+from facemllm.version import ledger
+
+LONGEST = 8000
+"""Characters kept of a reply; none so long can be read."""
+
+DECLINED = "(declined by the endpoint's content filter)"
+
+_HUB_ID = re.compile(r"\w[\w.-]*(?:/[\w.-]+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A model that is asked in words.
+
+    `identity` is all that its answers hang on; its digest names the model, also in the keys of its replies, under
+    `home`. `name` is what people call it. `image_side` bounds the pictures it is sent, in pixels.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    image_side: int
+    sender: Sender
+    home: Path
+
+    @property
+    def takes_maps(self) -> bool:
+        """Others are shown the picture alone."""
+        return False
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what identifies the model."""
+        return digests.of_json(self.identity)
+
+    def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
+        """Answers in order. Raises UserError when the model can answer nothing more now, or when one of these questions
+        got no usable answer; what was answered is in the store then."""
+        asked = [(face, put, words(put)) for face in map(_Picture, shown) for put in face.shown.asked]
+        wanted = [self._wanted(face, text) for face, _, text in asked]
+        try:
+            said = replies(self.home, self.sender, wanted)
+        except JobStopped as stop:
+            raise UserError(f"evaluation stopped: {stop}. What was answered is kept; run again to go on") from None
+        _require_all(said)
+        for (_, put, text), reply in zip(asked, said, strict=True):
+            if isinstance(reply, Reply):
+                raw = (reply.text or "").encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
+                yield {"raw": raw[:LONGEST], "parsed": tasks.read(put.question, raw), "question": text}
+            else:
+                yield {"raw": DECLINED, "parsed": None, "question": text}
+
+    def _wanted(self, face: _Picture, text: str) -> Wanted:
+        messages = [{"role": "user", "text": text}]
+        image_id, change, prompt = face.shown.face["image_id"], face.shown.change, digests.of_json(messages)
+        # what was done to the picture is part of what is seen
+        key = content_key(f"{image_id} {change}".strip(), prompt, self.digest, None)
+        return Wanted(image_id, key, partial(self._request, face, key, prompt, messages))
+
+    def _request(self, face: _Picture, key: str, prompt: str, messages: list[dict[str, str]]) -> Request:
+        picture = face.sent(self.image_side)
+        return Request(
+            image_id=face.shown.face["image_id"], key=key, prompt_hash=prompt, messages=messages, picture=picture
+        )
+
+
+def _require_all(said: Sequence[Reply | Exception]) -> None:
+    """Raises UserError unless each is an answer; one that a filter declined is."""
+    missing = Counter(str(one) for one in said if isinstance(one, Exception) and not isinstance(one, Filtered))
+    unusable = Counter(one.error or "no text" for one in said if isinstance(one, Reply) and one.text is None)
+    if missing:
+        raise UserError(
+            f"evaluation stopped: {missing.total()} of {len(said)} questions got no answer "
+            f"({_commonest(missing)}). What was answered is kept; run again to go on"
+        )
+    if unusable:
+        raise UserError(
+            f"evaluation stopped: {unusable.total()} of {len(said)} replies cannot be used ({_commonest(unusable)}); "
+            "they are kept and not asked for again. Mend the endpoint, and change "
+            "annotation.vision_language.max_tokens to ask anew"
+        )
+
+
+def _commonest(reasons: Counter[str]) -> str:
+    (reason, _), *others = reasons.most_common()
+    return f"{reason}, and {len(others)} other reasons" if others else reason
+
+
+@dataclass
+class _Reached:
+    """A sender that first sees whether anybody is there: somebody waits, and to ask again and again takes minutes."""
+
+    sender: Carried
+    seen: bool = False
+
+    def send(self, asked: Sequence[Asked]) -> Sequence[Reply | Exception]:
+        """As the sender; raises JobStopped at once when nobody is at the address."""
+        if not self.seen:
+            reach(self.sender.spec.base_url)
+            self.seen = True
+        return self.sender.send(asked)
+
+
+class _Picture:
+    """A face as it is sent, encoded once for all its questions and only if one is asked."""
+
+    def __init__(self, shown: Shown) -> None:
+        self.shown = shown
+        self._sent: bytes | None = None
+
+    def sent(self, side: int) -> bytes:
+        if self._sent is None:
+            self._sent = encoded(self.shown.image, side)
+        return self._sent
+
+
+def words(put: Put) -> str:
+    """A question as a peer is asked it: its own words, and the form of the answer."""
+    question = put.question
+    texts = [option.text for option in question.options]
+    item = tasks.get(question.task).item(question.item)
+    if question.form == "statement":
+        form = "Answer with true or false."
+    elif question.form == "boolean":
+        form = "Answer with yes or no."
+    elif question.form == "choice":
+        form = f"Answer with one of these and nothing else: {', '.join(texts)}."
+    elif question.form == "number":
+        examples = f'"{texts[0]}", "{texts[len(texts) // 2]}" or "{texts[-1]}"'
+        form = f"Answer with a number of {tasks.get(question.task).unit}, in words as in {examples}."
+    elif isinstance(item, Several):
+        things = ", ".join(thing.text for thing in item.things)
+        form = f"Answer with those of these that apply, or none, and nothing else: {things}."
+    else:
+        form = ""  # open, or lettered, which says it itself
+    if re.search(r"\bleft\b", f"{put.text} {form}") and "picture" not in put.text:
+        form += " Left and right are those of the picture."
+    return f"{put.text} {form}".strip()
+
+
+def evaluate_peer(
+    settings: Settings, peer: Peer, conversations: Path, out: Path, finish: Finish | None = None
+) -> Mapping[str, Any]:
+    """Evaluate a peer on `evaluation.split` into the folder `out`, as `evaluate` does a model of ours.
+
+    Raises UserError when `out` exists, the split holds no questions, or the model cannot go on; then `out` is not made,
+    and what was answered is in the store.
+    """
+    about = {"model_digest": peer.digest, "model": {**peer.identity, "name": peer.name}}
+    return answered(settings, lambda: (peer, None), about, conversations, out, finish)
+
+
+def at_endpoint(settings: Settings, conversations: Path, backoff_s: float = 1.0) -> Peer:
+    """The model of `annotation.vision_language` at the endpoint of `annotation.endpoint`, for these conversations.
+
+    Raises UserError when either is missing, address or key cannot be used, or the ledger keeps a picture from it.
+    """
+    told, name = settings.annotation.endpoint, settings.annotation.vision_language.model
+    if name is None or told.base_url is None:
+        raise UserError("no endpoint is named; give --base-url https://host/v1, or set annotation.endpoint.base_url")
+    _require_name(name)
+    if told.third_party:
+        ledger.require(settings, open_table(conversations, CONVERSATIONS).sources, "third_party")
+    shape = parameters(settings)
+    parts = urlsplit(told.base_url)
+    # without user and password, which `carried` refuses, too
+    address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}{parts.path.rstrip('/')}"
+    identity = {"kind": "endpoint", "name": name, "address": address, "parameters": shape}
+    account = digests.of_json([identity, "evaluation"])[:16]
+    sender = _Reached(carried(settings, account, backoff_s=backoff_s))
+    return Peer(name=name, identity=identity, image_side=shape["image_side"], sender=sender, home=settings.home)
+
+
+def on_this_machine(settings: Settings, model: str) -> Peer:
+    """A model that transformers opens as an image-text-to-text model: a folder, or an id of the hub.
+
+    Raises UserError when there is none, or its weights are no safetensors.
+    """
+    check_name(model)
+    folder = local.folder_of(str(Path(model).resolve()) if Path(model).is_dir() else model, "MODEL")
+    weights, shape = local.digest_of(folder), parameters(settings)
+    sender = local.Generated(folder, settings.home, weights, shape["max_tokens"], shape["temperature"])
+    name = model if not Path(model).is_dir() else folder.name
+    identity = {"kind": "transformers", "weights": weights, "parameters": shape}
+    return Peer(name=name, identity=identity, image_side=shape["image_side"], sender=sender, home=settings.home)
+
+
+def check_name(model: str) -> None:
+    """Raises UserError when a model can be neither a directory nor in the hub, before anything is looked for."""
+    _require_name(model)
+    if not Path(model).is_dir() and not _HUB_ID.fullmatch(model):
+        raise UserError(f"{model} is not a model directory, nor the id of a model of the hub")
+
+
+def _require_name(model: str) -> None:
+    if not model.strip():
+        raise UserError("MODEL is empty; name a model directory, a model of the hub, or with --endpoint its name there")
+
+
+def is_ours(model: str) -> bool:
+    """Whether a model is a directory that this project's training wrote."""
+    return (Path(model) / "lineage.json").is_file()

@@ -1,0 +1,260 @@
+"""Answers of a model to the questions of a split, as a predictions table: one row a question, as it was asked.
+
+Who answers is an `Answerer`'s matter. `Likelihood` is how a model of ours is measured: closed questions are never
+generated, all of a batch of faces go into one scoring call, answered by the rule that serving uses (`tasks.answers`).
+Strict all the same: where free greedy decoding would not have given any option, the model has not understood the
+question, `parsed` stays empty and counts as wrong, and `raw` is what it writes instead. Open questions and sets are
+generated. `Written` generates all
+answers, to compare. Models of others are in `peers`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from facemllm import tasks
+from facemllm.core import progress
+from facemllm.errors import UserError
+from facemllm.scoring.sheet import is_asked
+from facemllm.tables import Table, TableWriter, pairs
+from facemllm.tasks.answers import answer
+
+COLUMNS = ["image_id", "images", "subject_id", "groups", "messages", "turns"]
+MAP = "segmentation"
+
+REWRITTEN = 0.1
+"""Largest share of a batch's closed questions whose failures are generated, to be shown; a broken model fails many."""
+
+
+@dataclass(frozen=True)
+class Put:
+    """A question as it is put about a face: its stored turn, the words, and what they ask."""
+
+    turn: Mapping[str, Any]
+    text: str
+    question: tasks.Question
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A face as a model is shown it, and what it is asked; `change` names what was done to the picture; `map`, a PNG of
+    its parts, is None unless the model is shown one."""
+
+    face: Mapping[str, Any]
+    image: Image.Image
+    change: str
+    asked: tuple[Put, ...]
+    map: bytes | None = None
+
+
+class Answerer(Protocol):
+    """A model that answers."""
+
+    @property
+    def takes_maps(self) -> bool:
+        """Whether it looks at maps of face parts."""
+
+    def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
+        """To every question of every face, in order: `raw` (text), `parsed` (canonical, None when unreadable), and
+        `scores` or `question` where they are other than none and the question's own words."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A predictor of ours, measured: likelihoods for closed questions, greedy text for open ones."""
+
+    predictor: Any
+    max_new_tokens: int
+
+    @property
+    def takes_maps(self) -> bool:
+        """Whether the model has a segmentation branch."""
+        return bool(self.predictor.takes_maps)
+
+    def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
+        """Answers in order. The closed questions of all these faces go into one call. Where no option is what the model
+        would write, `raw` is what it writes, else the likeliest option in words that nobody reads as an answer."""
+        from facemllm.model.inference import Query
+
+        closed = [
+            [
+                Query(put.text, tuple(option.text for option in put.question.options))
+                for put in face.asked
+                if put.question.options
+            ]
+            for face in shown
+        ]
+        scored = self.predictor.score([face.image for face in shown], closed, [face.map for face in shown])
+        opened = [(face, put) for face in shown for put in face.asked if not put.question.options]
+        written = _written(self.predictor, opened, self.max_new_tokens)
+        chosen = [(face, put, _chosen(put.question, said)) for face, put, said in _closed(shown, scored)]
+        failed = [(face, put) for face, put, found in chosen if found["parsed"] is None and found["raw"]]
+        few = len(failed) <= REWRITTEN * len(chosen)
+        rewritten = _written(self.predictor, failed if few else [], self.max_new_tokens)
+        remaining = iter(chosen)
+        for face in shown:
+            for put in face.asked:
+                if not put.question.options:
+                    yield next(written)
+                    continue
+                _, _, found = next(remaining)
+                if found["parsed"] is None:
+                    text = next(rewritten)["raw"] if few and found["raw"] else ""
+                    found["raw"] = _unread(put.question, text, found["raw"])
+                yield found
+
+
+@dataclass(frozen=True)
+class Written:
+    """A predictor of ours that writes every answer freely, in batches."""
+
+    predictor: Any
+    max_new_tokens: int
+
+    @property
+    def takes_maps(self) -> bool:
+        """Whether the model has a segmentation branch."""
+        return bool(self.predictor.takes_maps)
+
+    def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
+        """Answers in order, each read strictly from greedy text."""
+        yield from _written(self.predictor, [(face, put) for face in shown for put in face.asked], self.max_new_tokens)
+
+
+def predict(
+    answerer: Answerer,
+    conversations: Table,
+    split: str,
+    writer: TableWriter,
+    about: str,
+    *,
+    batch_images: int,
+    faces: Collection[str] | None = None,
+    which: Callable[[tasks.Question], bool] = lambda question: True,
+    change: tuple[str, Callable[[Image.Image, str], Image.Image]] | None = None,
+    maps: bool = False,
+) -> None:
+    """Put every question of the split that stands alone, and write the answers in table order, named by digest `about`.
+
+    `faces` are the image_ids to ask about, all if None; `which` chooses questions; `change` names and makes a change of
+    the picture (of the image and its image_id); with `maps` a face's map of its parts is shown beside it. Memory is
+    that of one batch of `batch_images` faces.
+    """
+    kept = None if faces is None else pa.array(sorted(faces), pa.string())
+    total = len(faces) if faces is not None else sum(b.num_rows for b in conversations.batches(["image_id"], split))
+    rows = faces_of(conversations, split, kept, maps=maps)
+    name = "evaluating" if change is None else f"evaluating: {change[0]}"
+    done = 0
+    with progress.bar(name, total) as bar:
+        while batch := list(islice(rows, batch_images)):
+            shown = [_shown(face, which, change) for face in batch]
+            answers = answerer.answer(shown)
+            for one in shown:
+                writer.write([_row(one.face, put, next(answers), about) for put in one.asked])
+            done += len(batch)
+            bar.update(done, f"{done} of {total} faces answered")
+
+
+def open_image(face: Mapping[str, Any]) -> Image.Image:
+    """The image of a conversation, decoded to RGB."""
+    return Image.open(io.BytesIO(face["images"][0]["bytes"])).convert("RGB")
+
+
+def question_texts(face: Mapping[str, Any]) -> list[str]:
+    """The text of each turn's question, in the order of `turns`. Raises UserError when messages and turns disagree."""
+    asked = [
+        " ".join(part["text"] for part in message["content"] if part["type"] == "text")
+        for message in face["messages"]
+        if message["role"] == "user"
+    ]
+    if len(asked) != len(face["turns"]):
+        raise UserError(
+            f"image {face['image_id'][:12]}: {len(asked)} questions in messages, {len(face['turns'])} turns; "
+            "make the conversations again"
+        )
+    return asked
+
+
+def faces_of(
+    conversations: Table, split: str, kept: pa.Array | None = None, *, maps: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Rows of a split in table order, of the image_ids `kept` if given; `segmentation` is the map's PNG, None without
+    `maps` or where there is none."""
+    for batch in conversations.batches([*COLUMNS, MAP] if maps else COLUMNS, split):
+        chosen = batch if kept is None else batch.filter(pc.is_in(batch.column("image_id"), kept))
+        for row in chosen.to_pylist():
+            yield {**row, MAP: (row.get(MAP) or {}).get("bytes")}
+
+
+def _shown(
+    face: Mapping[str, Any],
+    which: Callable[[tasks.Question], bool],
+    change: tuple[str, Callable[[Image.Image, str], Image.Image]] | None,
+) -> Shown:
+    put = (
+        Put(turn, text, tasks.question_of(turn))
+        for turn, text in zip(face["turns"], question_texts(face), strict=True)
+        if is_asked(turn)
+    )
+    image = open_image(face)
+    if change is not None:
+        image = change[1](image, face["image_id"])
+    asked = tuple(one for one in put if which(one.question))
+    return Shown(face, image, "" if change is None else change[0], asked, face[MAP])
+
+
+def _row(face: Mapping[str, Any], put: Put, found: Mapping[str, Any], about: str) -> dict[str, Any]:
+    return {
+        "sample_id": put.turn["sample_id"],
+        "image_id": face["image_id"],
+        "subject_id": face["subject_id"],
+        "task": put.turn["task"],
+        "question": put.text,
+        "answer": put.turn["answer"],
+        "groups": face["groups"],
+        "model_digest": about,
+        **found,
+    }
+
+
+def _written(predictor: Any, asked: Sequence[tuple[Shown, Put]], max_new_tokens: int) -> Iterator[dict[str, Any]]:
+    """Greedy answers, read strictly in the way each question was asked."""
+    if not asked:
+        return
+    texts = predictor.generate_batch(
+        [face.image for face, _ in asked],
+        [put.text for _, put in asked],
+        max_new_tokens,
+        [face.map for face, _ in asked],
+    )
+    for (_, put), text in zip(asked, texts, strict=True):
+        yield {"raw": text, "parsed": tasks.read(put.question, text)}
+
+
+def _closed(shown: Sequence[Shown], scored: Sequence[Sequence[Any]]) -> Iterator[tuple[Shown, Put, Any]]:
+    """The closed questions of all faces, with what the predictor gave of their options."""
+    for face, answers in zip(shown, scored, strict=True):
+        closed = [put for put in face.asked if put.question.options]
+        yield from ((face, put, said) for put, said in zip(closed, answers, strict=True))
+
+
+def _unread(question: tasks.Question, text: str, likeliest: str) -> str:
+    """What to keep of an answer that is none: the text, else words about the likeliest option; never a readable one."""
+    words = f"(none of the options; likeliest perhaps {likeliest})" if likeliest else "(no probabilities)"
+    return next((said for said in (text, words) if said and tasks.read(question, said) is None), "")
+
+
+def _chosen(question: tasks.Question, scored: Any) -> dict[str, Any]:
+    # a broken model answers nothing, whatever it is sure of
+    sound = all(math.isfinite(p) for p in scored.probabilities)
+    found = answer(question, scored.probabilities, scored.greedy if sound else None)
+    return {"raw": found.text, "parsed": found.value, "scores": pairs(found.scores) if sound else None}

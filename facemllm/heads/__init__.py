@@ -1,0 +1,1 @@
+"""The renderer: drawn heads with exact labels."""

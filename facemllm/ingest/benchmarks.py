@@ -1,0 +1,261 @@
+"""Benchmarks of multiple-choice questions about faces, as conversations for evaluation: split `test`, never trained on.
+
+One row a question; a question about several pictures has them all, in the order in which it numbers them.
+
+FaceXBench (form verified in its repository)
+    benchmark/*.json      category, sub-category, questions: {id: image_paths, question_text, options,
+                          correct_answer_option (a letter), answer (its text)}; context for tools_use
+    benchmark/images/     what image_paths names, relative to benchmark/
+Face-Human-Bench (form verified in its repository; of the pictures, which its users make themselves, only the names)
+    test/json/en/*.json   data: [type, QA: question, options, answer (an index), image: image_paths by variant]
+    eval_data/            beside json/, under test/output/, output/, data/ or at the root: made by its prepare_data.py
+Of the latter the English test half is read; each variant (cropped, original, boxed) is a question of its own, as in its
+own evaluation.
+
+Letters do not survive: the options are listed as words under the question and the canonical answer is the option's
+text, since options are scored by likelihood. FaceXBench keeps its order and its zero-shot form (no task description).
+Face-Human-Bench often puts the right one first and has its evaluation rotate the options at random; here a hash does.
+Pictures are reduced to 1000 pixels a side, as Face-Human-Bench's evaluation does.
+
+`task` is the benchmark, its category and, in FaceXBench, the sub-category: `facexbench_face_localization_headpose`,
+`face_human_bench_face_age_basic_10_cropped`; `template` is file and question: `biwi_single_mcq/17`.
+Refused: questions that name or match people (this project does not), whose picture is missing or unreadable, whose
+options are fewer than two or repeat, whose answer is no option or contradicts its letter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from facemllm.core import digests, images
+from facemllm.errors import UserError, one_line
+from facemllm.ingest import labels
+from facemllm.ingest.reader import Refuse, Refused
+from facemllm.ingest.readers.files import files, snake
+from facemllm.tasks import draw
+
+KEYS = ("facexbench", "face-human-bench")
+
+MAX_SIDE = 1000
+MAX_JSON = 64 * 2**20
+_IDENTIFYING = ("facexbench_face_recognition", "face_human_bench_face_recognition", "face_human_bench_human_reid")
+_LETTERS = "ABCDEFGHIJ"
+_TEST = ("data/Face-Human-Bench/test", "Face-Human-Bench/test", "test", ".")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """One question as its file gives it; `number` is its place in the file, from 1."""
+
+    file: str
+    number: int
+    task: str
+    template: str
+    text: str
+    options: tuple[str, ...]
+    answer: str
+    pictures: tuple[str, ...]
+
+
+def read(source: str, root: Path) -> Iterator[dict[str, Any] | Refused]:
+    """Rows of `conversations` from a benchmark on disk, file by file. `row` of a refused one is the question's place in
+    its file. Raises UserError when `source` is none of `KEYS`, or a file is missing or has not the stated form."""
+    if source not in KEYS:
+        raise UserError(f"no benchmark '{source}'; there are {', '.join(KEYS)}")
+    home, found = _facexbench(root) if source == KEYS[0] else _face_human_bench(root)
+    for question in found:
+        if isinstance(question, Refused):
+            yield question
+            continue
+        try:
+            if question.task.startswith(_IDENTIFYING):
+                raise Refuse("it asks to name or match people, which this project does not do")
+            yield _row(source, question, [_picture(home, name) for name in question.pictures])
+        except (Refuse, images.BadPicture) as error:
+            yield Refused(question.file, question.number, str(error))
+
+
+def _facexbench(root: Path) -> tuple[Path, Iterator[_Question | Refused]]:
+    home = labels.existing(root, "benchmark", ".")
+
+    def questions() -> Iterator[_Question | Refused]:
+        for path, held in _json(home):
+            category, minor, asked = held.get("category"), held.get("sub-category"), held.get("questions")
+            if not isinstance(category, str) or not isinstance(minor, str) or not isinstance(asked, dict):
+                raise UserError(f"{path}: no FaceXBench file: category, sub-category and questions are expected")
+            context = held["context"] if isinstance(held.get("context"), str) else ""
+            for number, (name, item) in enumerate(asked.items(), start=1):
+                file = path.relative_to(root).as_posix()
+                try:
+                    options = _options(_field(item, "options", list))
+                    letter = _field(item, "correct_answer_option", str).strip().upper()
+                    if len(letter) != 1 or letter not in _LETTERS[: len(options)]:
+                        raise Refuse(f"the answer is option {letter!r}, and there are {len(options)}")
+                    answer = options[_LETTERS.index(letter)]
+                    if "answer" in item and str(item["answer"]).strip() != answer:
+                        raise Refuse(f"the answer is option {letter}, {answer!r}, and also {str(item['answer'])!r}")
+                    yield _Question(
+                        file=file,
+                        number=number,
+                        task=f"facexbench_{snake(category)}_{snake(minor)}",
+                        template=f"{path.stem}/{name}",
+                        text="\n".join(filter(None, (context, _field(item, "question_text", str)))),
+                        options=options,
+                        answer=answer,
+                        pictures=_names(_field(item, "image_paths", list)),
+                    )
+                except Refuse as error:
+                    yield Refused(file, number, str(error))
+
+    return home, questions()
+
+
+def _face_human_bench(root: Path) -> tuple[Path, Iterator[_Question | Refused]]:
+    test = next((root / name for name in _TEST if (root / name / "json/en").is_dir()), None)
+    if test is None:
+        raise UserError(f"{root}: no folder test/json/en; give the folder that holds Face-Human-Bench's test half")
+    places = (test, test / "output", root, root / "output", root / "data")
+    home = next((place for place in places if (place / "eval_data").is_dir()), None)
+    if home is None:
+        raise UserError(f"{test}: no folder eval_data; make it from your copies of its sources with prepare_data.py")
+
+    def questions() -> Iterator[_Question | Refused]:
+        for path, held in _json(test / "json/en"):
+            asked = held.get("data")
+            if not isinstance(asked, list):
+                raise UserError(f"{path}: no Face-Human-Bench file: a list under data is expected")
+            for number, item in enumerate(asked, start=1):
+                file = path.relative_to(root).as_posix()
+                try:
+                    yield from _variants(file, number, item)
+                except Refuse as error:
+                    yield Refused(file, number, str(error))
+
+    return home, questions()
+
+
+def _variants(file: str, number: int, item: Any) -> Iterator[_Question]:
+    """One question a variant of the picture. Raises Refuse."""
+    kind, asked = _field(item, "type", str), _field(item, "QA", dict)
+    options = _options(_field(asked, "options", list))
+    index = _field(asked, "answer", int)
+    if not 0 <= index < len(options):
+        raise Refuse(f"the answer is option {index} (from 0), and there are {len(options)}")
+    paths = _field(_field(item, "image", dict), "image_paths", dict)
+    if not paths:
+        raise Refuse("it names no picture")
+    turned = draw(len(options), "face-human-bench", kind, str(number))
+    for variant, name in sorted(paths.items()):
+        yield _Question(
+            file=file,
+            number=number,
+            task=f"face_human_bench_{snake(kind)}_{snake(variant)}",
+            template=f"{kind}_{variant}/{number}",
+            text=_field(asked, "question", str),
+            options=options[turned:] + options[:turned],
+            answer=options[index],
+            pictures=_names([name]),
+        )
+
+
+def _row(source: str, question: _Question, pictures: Sequence[bytes]) -> dict[str, Any]:
+    ids = [digests.of_bytes(picture) for picture in pictures]
+    text = "\n".join((question.text, "Options:", *(f"- {option}" for option in question.options)))
+    shown = [{"type": "image", "text": None}] * len(pictures)
+    made = {
+        "image_id": ids[0],
+        "split": "test",
+        "source": source,
+        "subject_id": None,
+        "groups": [],
+        "messages": [
+            {"role": "user", "content": [*shown, {"type": "text", "text": text}]},
+            {"role": "assistant", "content": [{"type": "text", "text": question.answer}]},
+        ],
+        "turns": [
+            {
+                "sample_id": digests.of_json([ids, question.task, question.template]),
+                "task": question.task,
+                "form": "choice",
+                "template": question.template,
+                "options": list(question.options),
+                "answer": question.answer,
+                "follows": False,
+            }
+        ],
+    }
+    return made | {
+        "conversation_id": digests.of_json({**made, "images": ids}),
+        "images": [{"bytes": picture, "path": None} for picture in pictures],
+        "segmentation": None,
+    }
+
+
+def _picture(home: Path, name: str) -> bytes:
+    """A picture under the benchmark's folder, reduced and encoded anew. Raises Refuse or BadPicture."""
+    path = labels.inside(home, name)
+    try:
+        real = path.resolve(strict=True)
+        if not real.is_relative_to(home.resolve()):
+            raise Refuse("a link leads out of the benchmark's folder")
+        with open(os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > images.MAX_BYTES:
+                raise Refuse(f"the picture {name} is no regular file of at most {images.MAX_BYTES:,} bytes")
+            data = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refuse(f"the picture {name} is missing") from None
+    except (OSError, RuntimeError) as error:
+        raise Refuse(f"the picture {name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    picture = images.opened(data)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return images.encoded(picture)
+
+
+def _json(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Every JSON file of a folder. Raises UserError when there is none, or one is too large or no object."""
+    paths = [folder / name for name in files(folder) if name.lower().endswith(".json")]
+    if not paths:
+        raise UserError(f"{folder}: no .json files")
+    for path in paths:
+        try:
+            if path.stat().st_size > MAX_JSON:
+                raise UserError(f"{path}: more than {MAX_JSON:,} bytes; this is no benchmark file")
+            held = json.loads(path.read_bytes().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: no sound JSON in UTF-8 ({one_line(error)})") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        if not isinstance(held, dict):
+            raise UserError(f"{path}: an object is expected at its top")
+        yield path, held
+
+
+def _field(item: Any, name: str, kind: type) -> Any:
+    value = item.get(name) if isinstance(item, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool) or (kind is str and not str(value).strip()):
+        raise Refuse(f"{name} is missing or no {'text' if kind is str else kind.__name__}")
+    return value
+
+
+def _options(values: Sequence[Any]) -> tuple[str, ...]:
+    if not all(isinstance(value, str | int | float) for value in values):
+        raise Refuse("an option is no text")
+    options = tuple(str(value).strip() for value in values)
+    if not 2 <= len(options) <= len(_LETTERS) or len(set(options)) < len(options) or not all(options):
+        raise Refuse(f"the options are fewer than two, more than {len(_LETTERS)}, empty or repeated: {list(options)}")
+    return options
+
+
+def _names(values: Sequence[Any]) -> tuple[str, ...]:
+    if not values or not all(isinstance(value, str) for value in values):
+        raise Refuse("it names no picture")
+    return tuple(values)

@@ -1,0 +1,164 @@
+"""Pictures that are the same to the eye, and people who stand in several splits: found, and one of each pair dropped.
+
+A picture's look is a perceptual hash of 256 bits (the 16 x 16 lowest frequencies of its 64 x 64 grey version, each
+against their median; Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"). It hardly
+changes with size, compression or brightness. Candidates share one of 16 slices of 16 bits, so pairs that differ in at
+most 15 bits are all found without comparing every two pictures.
+
+Of a pair in two splits the copy farther from the test goes (train before validation before test). Of a pair in one
+split the later goes, unless both are known to be of one person: frames of a video are alike and stay. A person in
+several splits keeps the rows of the split nearest to the test. The very same bytes stay once in any case. About 200
+bytes a picture stay in memory.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from facemllm.tables import SPLITS
+from facemllm.version.tombstones import FORGOTTEN
+
+_SIDE, _LOW, _SLICES = 64, 16, 16
+_CROWD = 2000  # of one slice's value: pictures beyond it are compared with their nearest neighbours in order only
+
+Groups = tuple[tuple[str, str], ...]
+"""Name and value of every group that a row belongs to, as (("gender", "female"), ...)."""
+
+
+def look(image: Image.Image) -> bytes:
+    """The perceptual hash of a picture, 32 bytes."""
+    small = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR).tobytes()
+    grey = np.frombuffer(small, np.uint8).reshape(_SIDE, _SIDE).astype(np.float32)
+    cosines = _cosines()
+    low = (cosines @ grey @ cosines.T).ravel()
+    ranked = np.partition(low, (127, 128))
+    return np.packbits(low > (ranked[127] + ranked[128]) / 2).tobytes()
+
+
+@cache
+def _cosines() -> NDArray[np.float32]:
+    k, n = np.arange(_LOW)[:, None], np.arange(_SIDE)[None, :]
+    return np.cos(np.pi * k * (2 * n + 1) / (2 * _SIDE)).astype(np.float32)
+
+
+@dataclass
+class Census:
+    """What is remembered of every row while a table is written, to decide afterwards which rows have to go."""
+
+    bits: int
+    looks: bytearray = field(default_factory=bytearray)
+    first: array[int] = field(default_factory=lambda: array("q"))
+    splits: bytearray = field(default_factory=bytearray)
+    subjects: array[int] = field(default_factory=lambda: array("q"))
+    barred: bytearray = field(default_factory=bytearray)
+    kinds: array[int] = field(default_factory=lambda: array("I"))
+    _kinds: dict[Groups, int] = field(default_factory=dict)
+    _numbers: dict[str, int] = field(default_factory=dict)
+    _rows: dict[bytes, int] = field(default_factory=dict)
+
+    def add(self, image_id: str, look: bytes, split: str, subject_id: str | None, groups: Groups = ()) -> None:
+        """Note the next row: its image, look, split, subject (None if unknown), and the groups it belongs to."""
+        row = len(self.splits)
+        self.first.append(self._rows.setdefault(bytes.fromhex(image_id)[:16], row))
+        self.looks += look
+        self.kinds.append(self._kinds.setdefault(groups, len(self._kinds)))
+        self.splits.append(SPLITS.index(split))
+        self.subjects.append(-1 if subject_id is None else self._numbers.setdefault(subject_id, len(self._numbers)))
+
+    def bar(self, look: bytes) -> None:
+        """Note the look of a picture that was forgotten: what looks like it goes, too."""
+        self.barred += look
+
+    def dropped(self) -> dict[int, str]:
+        """Rows to leave out, with the reason."""
+        reasons = dict(self._leaked_subjects())
+        same = [(first, row, -1) for row, first in enumerate(self.first) if first != row]
+        for first, second, distance in (*same, *self._alike()):
+            if first in reasons or second in reasons:
+                continue
+            if second >= len(self.splits):
+                if first < len(self.splits):
+                    reasons[first] = FORGOTTEN
+                continue
+            kept, gone = sorted((first, second), key=lambda row: (-self.splits[row], row))
+            kind = "the same picture as" if distance < 0 else f"looks like ({distance} of 256 bits differ)"
+            reasons[gone] = f"{kind} row {kept} of the {SPLITS[self.splits[kept]]} split"
+        return dict(sorted(reasons.items()))
+
+    def counted(self, without: Collection[int]) -> dict[str, dict[str, int]]:
+        """Number of rows, but for those left out, by name and value of their groups."""
+        rows = Counter(kind for row, kind in enumerate(self.kinds) if row not in without)
+        names: dict[str, dict[str, int]] = {}
+        for groups, kind in self._kinds.items():
+            for name, value in groups:
+                values = names.setdefault(name, {})
+                values[value] = values.get(value, 0) + rows[kind]
+        return {name: dict(sorted(values.items())) for name, values in sorted(names.items())}
+
+    def report(self, dropped: Mapping[int, str]) -> dict[str, int]:
+        """How many rows are dropped, by kind and split."""
+        counts: Counter[str] = Counter()
+        for row, reason in dropped.items():
+            kind = "people in two splits" if reason.startswith("the same person") else "pictures alike"
+            kind = FORGOTTEN if reason == FORGOTTEN else kind
+            counts[f"{kind}, {SPLITS[self.splits[row]]}"] += 1
+        return dict(sorted(counts.items()))
+
+    def _leaked_subjects(self) -> Iterator[tuple[int, str]]:
+        nearest: dict[int, int] = {}
+        for subject, split in zip(self.subjects, self.splits, strict=True):
+            nearest[subject] = max(nearest.get(subject, 0), split)
+        for row, (subject, split) in enumerate(zip(self.subjects, self.splits, strict=True)):
+            if subject >= 0 and split < nearest[subject]:
+                yield row, f"the same person stands in the {SPLITS[nearest[subject]]} split"
+
+    def _alike(self) -> Iterator[tuple[int, int, int]]:
+        """Pairs of rows (first < second) that look alike, in order, with the number of bits that differ. Rows beyond
+        the last are those barred."""
+        count = len(self.splits) + len(self.barred) // 32
+        if count < 2:
+            return
+        codes = np.frombuffer(bytes(self.looks + self.barred), np.uint8).reshape(count, 32)
+        # neighbouring frequencies go together, so bits are dealt out over the slices
+        bits = np.unpackbits(codes, axis=1).reshape(count, _SLICES, 16).transpose(0, 2, 1).reshape(count, 256)
+        keys = np.packbits(bits, axis=1).view(np.uint16)
+        barred = count - len(self.splits)
+        people = np.array([*self.subjects, *[-1] * barred], np.int64)
+        homes = np.concatenate([np.frombuffer(self.splits, np.uint8), np.full(barred, len(SPLITS), np.uint8)])
+        found: dict[tuple[int, int], int] = {}
+        for column in range(_SLICES):
+            order = np.argsort(keys[:, column], kind="stable")
+            values = keys[order, column]
+            edges = np.flatnonzero(np.diff(values)) + 1
+            for group in np.split(order, edges):
+                if len(group) > 1:
+                    _compare(codes, people, homes, group, self.bits, found)
+        yield from ((a, b, d) for (a, b), d in sorted(found.items()))
+
+
+def _compare(
+    codes: NDArray[np.uint8],
+    people: NDArray[np.int64],
+    homes: NDArray[np.uint8],
+    group: NDArray[np.int64],
+    bits: int,
+    found: dict[tuple[int, int], int],
+) -> None:
+    """Add the pairs of one group that differ in at most `bits` bits, but for those of one person in one split."""
+    words = codes[group].view(np.uint64)
+    reach = min(len(group) - 1, _CROWD)
+    for step in range(1, reach + 1):
+        distance = np.bitwise_count(words[step:] ^ words[:-step]).sum(axis=1)
+        one, other = group[step:], group[:-step]
+        apart = (people[one] != people[other]) | (people[one] < 0) | (homes[one] != homes[other])
+        for place in np.flatnonzero((distance <= bits) & apart):
+            first, second = int(group[place]), int(group[place + step])
+            found[min(first, second), max(first, second)] = int(distance[place])

@@ -1,0 +1,168 @@
+"""Label files as they come: BOM, CRLF, runs of blanks, ragged and duplicate rows, NaN, foreign encodings.
+
+`lines` and `table` stream. What is wrong with the file as a whole raises UserError; what is wrong with one row is
+yielded as `Refused`, so that the other rows survive. Line numbers count from 1, header lines included.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from array import array
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+
+from facemllm.errors import UserError
+from facemllm.ingest.reader import Refuse, Refused
+
+Row = tuple[int, dict[str, str]]
+MAX_LINE = 100_000  # characters; less than what csv takes for one field
+_BUCKETS = 16_384
+
+
+class Names:
+    """A set of names at ten to thirty bytes each, for lists of millions: digests of 64 bits in buckets.
+
+    Two names among n are taken for one with a chance of about n * n / 2**65: 3e-7 at three million.
+    """
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, array[int]] = {}
+
+    def add(self, name: str) -> bool:
+        """Put a name in; whether it was new."""
+        digest = _digest(name)
+        bucket = self._buckets.get(digest % _BUCKETS)
+        if bucket is None:
+            self._buckets[digest % _BUCKETS] = array("Q", [digest])
+            return True
+        if digest in bucket:
+            return False
+        bucket.append(digest)
+        return True
+
+    def __contains__(self, name: str) -> bool:
+        digest = _digest(name)
+        return digest in self._buckets.get(digest % _BUCKETS, ())
+
+
+def _digest(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest())
+
+
+def existing(root: Path, *candidates: str) -> Path:
+    """The first of several places of a file or folder under `root`. Raises UserError naming those that were tried."""
+    for candidate in candidates:
+        if (root / candidate).exists():
+            return root / candidate
+    raise UserError(f"{root}: {' or '.join(candidates)} is missing; give the folder that holds it")
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines without their ends, empty ones left out. Raises UserError when the file is no UTF-8 text."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file; put the label file itself here")
+    try:
+        with path.open(encoding="utf-8-sig", newline=None) as file:
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), start=1):
+                if len(line) > MAX_LINE:
+                    raise UserError(f"{path}, line {number}: longer than {MAX_LINE} characters; this is no label file")
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def table(path: Path, root: Path, key: str, columns: Sequence[str] = ()) -> Iterator[Row | Refused]:
+    """Rows of a comma-separated file with a header: line number and values by column name, stripped of blanks.
+
+    Raises UserError when `key` or one of `columns` is not in the header, or a name stands there twice. A row with too
+    few or too many fields, or whose `key` is empty or has been seen, is refused.
+    """
+    name = within(path, root).relative_to(root).as_posix()
+    numbered = iter(lines(path))
+    try:
+        _, first = next(numbered)
+    except StopIteration:
+        raise UserError(f"{path}: empty; a header line was expected") from None
+    header = split_header(path, 1, first)
+    if missing := [column for column in (key, *columns) if column not in header]:
+        raise UserError(f"{path}, line 1: column {', '.join(missing)} is missing; found {', '.join(header)}")
+    if len(set(header)) < len(header):
+        raise UserError(f"{path}, line 1: a column stands there twice; found {', '.join(header)}")
+    seen = Names()
+    for number, line in numbered:
+        try:
+            values = [part.strip() for part in next(csv.reader([line], strict=True))]
+        except (csv.Error, StopIteration) as error:
+            yield Refused(name, number, f"not a row of comma-separated values ({error})")
+            continue
+        if len(values) != len(header):
+            yield Refused(name, number, f"{len(values)} fields where the header has {len(header)}")
+            continue
+        row = dict(zip(header, values, strict=True))
+        if not row[key]:
+            yield Refused(name, number, f"column {key} is empty")
+        elif not seen.add(row[key]):
+            yield Refused(name, number, f"{row[key]} has a row already")
+        else:
+            yield number, row
+
+
+def split_header(path: Path, number: int, line: str) -> list[str]:
+    """The column names of a header line. Raises UserError when it is none."""
+    try:
+        return [part.strip() for part in next(csv.reader([line]))]
+    except (csv.Error, StopIteration) as error:
+        raise UserError(f"{path}, line {number}: not a header of comma-separated names ({error})") from None
+
+
+def within(path: Path, root: Path) -> Path:
+    """A label file under the root. Raises UserError when a link leads out: what it holds is not the dataset's."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{path}: a link that leads out of {root}; put the file itself there")
+    return path
+
+
+def words(path: Path, root: Path, count: int, *, skip: int = 0) -> Iterator[tuple[int, list[str]] | Refused]:
+    """Rows of `count` words between runs of blanks; the first `skip` lines are headers. The first word is the row's
+    key: a row with another number of words, or whose key has been seen, is refused."""
+    name = within(path, root).relative_to(root).as_posix()
+    seen = Names()
+    for number, line in lines(path):
+        if number <= skip:
+            continue
+        parts = line.split()
+        if len(parts) != count:
+            yield Refused(name, number, f"{len(parts)} fields where {count} were expected")
+        elif not seen.add(parts[0]):
+            yield Refused(name, number, f"{parts[0]} has a row already")
+        else:
+            yield number, parts
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path of a picture that a label file names. Raises Refuse when it is absolute or leads out of the root.
+
+    Whether it exists, and whether a link leads out, is the importer's to find out.
+    """
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if not parts.parts or "\0" in name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+        raise Refuse(f"the path {name!r} leads out of the dataset's folder")
+    return root / parts
+
+
+def number(text: str, what: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number from text. Raises Refuse saying `what` is wrong with it."""
+    try:
+        if "_" in text or not text.isascii():
+            raise ValueError("Python would read 1_0 as ten")
+        value = float(text)
+    except ValueError:
+        raise Refuse(f"{what} is {text!r}, not a number") from None
+    if not math.isfinite(value) or not low <= value <= high:
+        raise Refuse(f"{what} is {text}, outside {low:g} to {high:g}")
+    return value

@@ -1,0 +1,175 @@
+"""LFWA: the 13,143 pictures of Labeled Faces in the Wild that have 40 (LFWA) or 73 attributes (option `attributes`).
+
+    lfw/Aaron_Eckhart/Aaron_Eckhart_0001.jpg    also lfw-funneled/, lfw_funneled/, lfw-deepfunneled/, doubly nested
+    lfw_att_40.mat, lfw_att_73.mat              AttrName, label, name
+    indices_train_test.mat                      indices_img_train, indices_img_test: places in `name`, from 1
+
+The .mat files are MATLAB v7.3, that is HDF5: a cell array holds references to texts of 16-bit characters, a matrix lies
+transposed. `label` (pictures x attributes) is 0/1, taken as 1/-1 too; `name` has backslashes.
+
+Subject: the folder. Splits: the official train and test, by the indices. Crop: none; pictures as they are, 250 x 250,
+with the head well inside. `Male` also gives gender, as annotated. The 73 names are spelled as in CelebA and MAAD-Face
+where these have them; how the 73 file spells them, and whether labels are 0/1, is unverified.
+
+Refused (the row is the place in `name`, from 1): a value that is neither of the file's two, a name that is no text, is
+there twice, leads elsewhere or contradicts its folder, a picture in neither or both of the indices, an index beyond the
+pictures, a picture without a label row. A file that is no v7.3 file, lacks a variable, or points into other files is an
+error.
+
+Source: Liu et al., Deep Learning Face Attributes in the Wild, ICCV 2015; Huang et al., Labeled Faces in the Wild, 2007.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facemllm.errors import UserError, one_line
+from facemllm.ingest import labels
+from facemllm.ingest.reader import Face, Refuse, Refused
+from facemllm.ingest.readers import attributes, pictures
+from facemllm.ingest.readers.files import folders
+
+KEY = "lfwa"
+OPTIONS: Mapping[str, tuple[str, ...]] = {"attributes": ("40", "73")}
+OFFICIAL = ("train", "test")
+
+_FOLDERS = ("lfw", "lfw-funneled", "lfw_funneled", "lfw-deepfunneled", "lfw_deepfunneled")
+_INDICES = "indices_train_test.mat"
+_MOST = 10_000_000  # entries of a matrix; the release has 959,439
+_LONGEST = 1000  # characters of a text
+
+
+def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
+    """One face a place in `name`, in its order, then the pictures that it does not name.
+
+    Raises UserError when a file or the folder of pictures is missing or has not the stated form.
+    """
+    place = pictures.folder(root, *_FOLDERS)
+    file = f"lfw_att_{options['attributes']}.mat"
+    names, texts, values = _labels(labels.existing(root, file), int(options["attributes"]))
+    splits = yield from _splits(labels.existing(root, _INDICES), len(texts))
+    coding, labelled = attributes.Coding(), pictures.Names()
+    for number, (text, row) in enumerate(zip(texts, values, strict=True), start=1):
+        try:
+            if text is None:
+                raise Refuse("its name is no text")
+            path = labels.inside(place, text)
+            if not labelled.add(path.relative_to(root).as_posix()):
+                raise Refuse(f"{path.name} has a row already")
+            if path.parent.parent != place or not path.name.startswith(f"{path.parent.name}_"):
+                raise Refuse(f"{text} is no picture of a person, as Aaron_Eckhart\\Aaron_Eckhart_0001.jpg")
+            found = attributes.labels(coding.truths(names, [_written(value) for value in row]))
+            if len(splits[number - 1]) != 1:
+                raise Refuse(f"{path.name} is in {' and '.join(splits[number - 1]) or 'neither split'} of {_INDICES}")
+        except Refuse as error:
+            yield Refused(file, number, str(error))
+            continue
+        yield Face(
+            file=path.relative_to(root).as_posix(),
+            row=number,
+            source_id=path.stem,
+            image=path,
+            subject=path.parent.name,
+            split=splits[number - 1][0],
+            labels=found,
+        )
+    for person in folders(place):
+        yield from pictures.unlabelled(root, place / person, labelled)
+
+
+def _written(value: float) -> str:
+    return str(int(value)) if value in (-1, 0, 1) else str(value)
+
+
+def _labels(path: Path, count: int) -> tuple[list[str], list[str | None], NDArray[np.float64]]:
+    """Attribute names, picture names (None: no text) and values (pictures, attributes) of an attribute file."""
+    with _opened(path) as file:
+        found = [text or "" for text in _texts(file, path, "AttrName")]
+        names = [attributes.spelled(name) for name in found]
+        if count == len(attributes.CELEBA):
+            names = attributes.named(path, 0, found, attributes.CELEBA)
+        elif len(set(names)) != count:
+            raise UserError(f"{path}: AttrName has {len(set(names))} different names; {count} were expected")
+        texts = _texts(file, path, "name")
+        values = _numbers(file, path, "label")
+    if values.shape != (len(names), len(texts)):
+        raise UserError(
+            f"{path}: label is {' x '.join(map(str, values.shape))} on disk; {len(names)} x {len(texts)} were expected"
+        )
+    return names, texts, values.T
+
+
+def _splits(path: Path, count: int) -> Generator[Refused, None, list[list[str]]]:
+    """Returns the splits that name each place; yields the indices that are none of 1 to `count`."""
+    splits: list[list[str]] = [[] for _ in range(count)]
+    with _opened(path) as file:
+        for split in OFFICIAL:
+            key = f"indices_img_{split}"
+            for place, index in enumerate(_numbers(file, path, key).ravel(), start=1):
+                if index != index // 1 or not 1 <= index <= count:
+                    yield Refused(path.name, place, f"{key} has {index:g}; 1 to {count} were expected")
+                elif split not in splits[int(index) - 1]:
+                    splits[int(index) - 1].append(split)
+    return splits
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise UserError("reading LFWA needs h5py, which is not installed; run: pip install h5py") from None
+    try:
+        return h5py.File(path, "r")
+    except OSError:
+        raise UserError(
+            f"{path}: no MATLAB v7.3 file (HDF5); take the file of the release, or save it with -v7.3"
+        ) from None
+
+
+def _variable(file: Any, path: Path, key: str, kinds: str) -> Any:
+    """A variable of a file, entries of one of these kinds. Raises UserError when it is not in this very file."""
+    import h5py
+
+    if not isinstance(file.get(key, getlink=True), h5py.HardLink) or not isinstance(file[key], h5py.Dataset):
+        raise UserError(f"{path}: variable {key} is missing; found {', '.join(sorted(set(file) - {'#refs#'}))}")
+    found = file[key]
+    if found.is_virtual or found.external or found.dtype.kind not in kinds or found.size > _MOST:
+        raise UserError(f"{path}: variable {key} ({found.dtype}, {found.size} entries) is not what LFWA has there")
+    return found
+
+
+def _numbers(file: Any, path: Path, key: str) -> NDArray[np.float64]:
+    return np.asarray(_values(_variable(file, path, key, "fbiu"), path, key), np.float64)
+
+
+def _values(variable: Any, path: Path, key: str) -> Any:
+    try:
+        return variable[()]
+    except OSError as error:
+        raise UserError(f"{path}: variable {key} is damaged ({one_line(error)})") from None
+
+
+def _texts(file: Any, path: Path, key: str) -> list[str | None]:
+    """The texts of a cell array; None for a cell that holds none."""
+    import h5py
+
+    cells = _variable(file, path, key, "O")
+    if h5py.check_ref_dtype(cells.dtype) is not h5py.Reference:
+        raise UserError(f"{path}: variable {key} is no cell array of texts")
+    return [_text(file, cell) for cell in _values(cells, path, key).ravel()]
+
+
+def _text(file: Any, reference: Any) -> str | None:
+    try:
+        cell = file[reference]
+        if cell.dtype != np.uint16 or cell.external or cell.is_virtual or not 0 < cell.size <= _LONGEST:
+            return None
+        text: str = np.asarray(cell[()], "<u2").T.tobytes().decode("utf-16-le")
+    except (OSError, ValueError, KeyError, AttributeError):  # a null or dangling reference, a group, half a character
+        return None
+    return text

@@ -1,0 +1,190 @@
+"""Step `ingest`: the configured sources become one `faces` table.
+
+Every source has to stand in the ledger. Rows stream through in the order of the sources: drawn heads, or pictures read
+from disk; those that were forgotten are left out, those that cannot be used are quarantined with file and reason.
+While rows go by, their perceptual hashes are noted; copies and people in two splits are then dropped (`duplicates.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+
+from facemllm import tasks
+from facemllm.core import digests, progress
+from facemllm.core.files import publish
+from facemllm.core.machine import cores
+from facemllm.core.parallel import ordered
+from facemllm.errors import UserError
+from facemllm.ingest.duplicates import Census, look
+from facemllm.ingest.importing import LOOK, folder_of, imported, split_of
+from facemllm.ingest.reader import Refused
+from facemllm.settings import Data, Settings, Source
+from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table, pairs, provenance, subject_id
+from facemllm.version import ledger
+from facemllm.version.tombstones import FORGOTTEN, Tombstones
+
+RENDER = Source(name="render")
+_CHUNK = 10
+_LABELS = (
+    *("box", "landmarks", "attributes", "expression", "age", "gender", "skin_tone", "yaw", "pitch", "roll"),
+    *("segmentation", "action_units"),
+)
+
+
+def ingest(settings: Settings, out: Path) -> Mapping[str, Any]:
+    """Write the `faces` table of the configured sources to `out` and return its manifest.
+
+    Raises UserError when a source is unknown, withdrawn or not where it is said to be, or when nothing could be read.
+    """
+    return collect(settings, settings.data.sources, out)
+
+
+def render_faces(settings: Settings, out: Path) -> Mapping[str, Any]:
+    """Draw `data.identities` synthetic heads, `data.images_per_identity` pictures of each, as a `faces` table."""
+    return collect(settings, [RENDER], out)
+
+
+def import_source(settings: Settings, source: Source, out: Path) -> Mapping[str, Any]:
+    """One dataset on disk as a table: `faces`, or `conversations` where it is a benchmark that is only measured on."""
+    from facemllm.ingest import benchmarks
+
+    if source.name == RENDER.name:
+        raise UserError("drawn heads lie in no folder; draw them with: facemllm faces render OUT")
+    if source.name not in benchmarks.KEYS:
+        return collect(settings, [source], out)
+    ledger.require(settings, [source.name], "evaluate")
+    about = {"sources": [source.name], "uses": ledger.allowed(settings, [source.name])}
+    with (
+        TableWriter(out, CONVERSATIONS, about=about, shard_mb=settings.data.shard_mb) as table,
+        progress.bar(f"reading {source.name}", 0) as bar,
+    ):
+        for done, row in enumerate(benchmarks.read(source.name, folder_of(source)), start=1):
+            if isinstance(row, Refused):
+                table.quarantine(row.file, row.row, row.reason)
+            else:
+                table.write([row])
+            bar.update(done, f"{done} questions")
+    return table.manifest
+
+
+def collect(settings: Settings, sources: Sequence[Source], out: Path) -> Mapping[str, Any]:
+    """`ingest` of given sources."""
+    names = sorted({source.name for source in sources})
+    ledger.require(settings, names)
+    about = {"sources": names, "uses": ledger.allowed(settings, names), "seed": settings.seed}
+    forgotten = Tombstones.of(settings)
+    census = Census(settings.data.near_duplicate_bits)
+    first: Refused | None = None
+    for barred in sorted(forgotten.marks.look):
+        census.bar(bytes.fromhex(barred))
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=_made(out.parent)) as folder:
+        whole = Path(folder) / "whole"
+        with TableWriter(whole, FACES, about=about, shard_mb=settings.data.shard_mb) as table:
+            for row in _rows(settings, sources):
+                if isinstance(row, Refused):
+                    first = first or row
+                    table.quarantine(row.file, row.row, row.reason)
+                elif forgotten.covers(row):
+                    census.bar(row[LOOK])
+                    table.quarantine(row["source"], 0, FORGOTTEN)
+                else:
+                    census.add(row["image_id"], row.pop(LOOK), row["split"], row["subject_id"], _groups(row))
+                    table.write([row])
+            dropped = census.dropped()
+            table.manifest["about"] |= {
+                "duplicates": census.report(dropped),
+                "groups": {"read": census.counted({}), "kept": census.counted(dropped)},
+            }
+            if not census.splits:
+                why = f"; {first.file}, row {first.row}: {first.reason}" if first else ""
+                raise UserError(f"nothing could be read from {', '.join(names)}{why}")
+        if dropped:
+            return _without(open_table(whole, FACES), dropped, out, settings.data.shard_mb)
+        publish(whole, out)
+        return table.manifest
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _without(whole: Table, dropped: Mapping[int, str], out: Path, shard_mb: int) -> Mapping[str, Any]:
+    """The table once more without some of its rows, which join the quarantine."""
+    with TableWriter(out, FACES, about=whole.manifest["about"], shard_mb=shard_mb) as table:
+        for refused in whole.refused():
+            table.quarantine(**refused)
+        for number, row in enumerate(whole.iterate()):
+            if number in dropped:
+                name = row["source"] if dropped[number] == FORGOTTEN else f"{row['source']}/{row['source_id']}"
+                table.quarantine(name, number, dropped[number])
+            else:
+                table.write([row])
+    return table.manifest
+
+
+def _groups(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    found = tasks.groups(row) | {"source": row["source"], "split": row["split"]}
+    found |= {name: row[name] for name in ("ethnicity", "expression") if row.get(name) is not None}
+    return tuple(sorted(found.items()))
+
+
+def _rows(settings: Settings, sources: Sequence[Source]) -> Iterator[dict[str, Any] | Refused]:
+    """Rows of all sources one after the other, with progress."""
+    data = settings.data
+    for source in sources:
+        drawn = source.name == "render"
+        total = data.identities * data.images_per_identity if drawn else 0
+        rows = _rendered(settings) if drawn else imported(source, data, data.workers)
+        name = "rendering heads" if drawn else f"reading {source.name}"
+        refused = 0
+        with progress.bar(name, total) as bar:
+            for done, row in enumerate(rows, start=1):
+                refused += isinstance(row, Refused)
+                of = f" of {total}" if total else ""
+                bar.update(done, f"{done}{of} {'heads' if drawn else 'faces'}" + f", {refused} refused" * (refused > 0))
+                yield row
+
+
+def _rendered(settings: Settings) -> Iterator[dict[str, Any]]:
+    data = settings.data
+    chunks = (range(start, min(start + _CHUNK, data.identities)) for start in range(0, data.identities, _CHUNK))
+    for rows in ordered(partial(_render_chunk, settings.seed, data), chunks, data.workers or cores()):
+        yield from rows
+
+
+def _render_chunk(seed: int, data: Data, identities: range) -> list[dict[str, Any]]:
+    from facemllm.heads.render import render_identity
+
+    heads = (render_identity(seed, one, data.images_per_identity, data.image_size) for one in identities)
+    return [face_row(head, data) for rows in heads for head in rows]
+
+
+def face_row(head: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """A rendered head as a row of `faces`: image named by its bytes, subject hashed, split drawn, provenance noted."""
+    values = dict(head)
+    subject = subject_id(values["source"], values.pop("subject"))
+    image: bytes = values.pop("image")
+    name = digests.of_bytes(image)
+    maps = {column: pairs(values[column]) for column in ("attributes", "action_units") if column in values}
+    return (
+        values
+        | maps
+        | {
+            "image_id": name,
+            "original_id": name,
+            "image": {"bytes": image, "path": None},
+            "segmentation": {"bytes": values["segmentation"], "path": None},
+            "subject_id": subject,
+            "split": split_of(subject, data.validation_share, data.test_share),
+            "provenance": [provenance(column, "renderer") for column in _LABELS if values.get(column) is not None],
+            LOOK: look(Image.open(BytesIO(image))),
+        }
+    )

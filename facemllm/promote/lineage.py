@@ -1,0 +1,272 @@
+"""The chain behind anything: version, decision, evaluation, checkpoint per stage, MLflow run, tables, sources, commit.
+
+`lineage(settings, "3")` starts at a registered version, an alias, or a digest (its first digits). It follows what the
+store remembers of each step (inputs by digest) and what tables say of themselves; MLflow is asked for versions and
+commits only, so a digest is explained, with less, when MLflow is away. A result reached twice is told once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from facemllm.core.store import Store
+from facemllm.errors import UserError
+from facemllm.settings import Settings
+from facemllm.tables import Table
+from facemllm.version import ledger
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+Link = dict[str, Any]
+"""One link: `depth`, `kind` (version, decision, a step's name, run, commit, source, ...), `id`, `facts`."""
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+PREFIX = re.compile(r"[0-9a-f]{6,64}")
+TOLD = ("figure", "seconds", "cost", "gate", "resumed_from", "output")
+AWAY = "MLflow is away; versions, decisions and commits are left out"
+
+
+def lineage(settings: Settings, id: str) -> list[Link]:
+    """Every link behind a version number, an alias or a digest prefix, in the order of a depth-first walk.
+
+    Links are ready for JSON; `depth` says how they hang together. Raises UserError if nothing has this name.
+    """
+    walk = _Walk(settings)
+    text = id.strip().lower()
+    digest = walk.resolve(text) if PREFIX.fullmatch(text) else None
+    if digest is None:
+        from facemllm.promote.registry import find_version
+
+        try:
+            version = find_version(settings, id)
+        except UserError as error:
+            if not PREFIX.fullmatch(text):
+                raise
+            raise UserError(f"no result begins with {text} in {settings.home}, and {error}") from None
+        walk.version(version, 0)
+    else:
+        for version in walk.versions_of(digest):
+            walk.add(0, "registered as", f"{version.name} version {version.version}", _standing(version))
+        walk.result(digest, 0)
+    if walk.away:
+        walk.add(0, "note", AWAY)
+    return walk.links
+
+
+def show(links: Sequence[Link]) -> None:
+    """Print the chain as a tree on standard output: folded to a terminal's width, whole lines elsewhere."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 400).print(tree(links))
+
+
+def tree(links: Sequence[Link]) -> Tree:
+    """The chain as a rich tree."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    trunk = Tree(Text("lineage"), hide_root=True)
+    open_at = [trunk]
+    for link in links:
+        shown = link["id"][:12] if DIGEST.fullmatch(link["id"]) else link["id"]
+        text = Text.assemble((link["kind"], "bold"), " ", (shown, "cyan"))
+        facts = ", ".join(f"{name} {_short(value)}" for name, value in link["facts"].items())
+        if facts:
+            text.append(f"  {facts}", "dim")
+        del open_at[link["depth"] + 1 :]
+        open_at.append(open_at[-1].add(text))
+    return trunk
+
+
+def behind(store: Store, digest: str) -> dict[str, str]:
+    """Digest of every step behind a result, by step, as the store remembers; the result's own step included."""
+    records = _records(store.home)
+    found: dict[str, str] = {}
+    todo = [digest]
+    while todo:
+        current = todo.pop()
+        record = records.get(current, {})
+        step = record.get("step")
+        if step and step not in found:
+            found[step] = current
+            todo += [value for value in record.get("inputs", {}).values() if DIGEST.fullmatch(str(value))]
+    return found
+
+
+def costs(store: Store, results: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What steps cost, by step, from the digests of their results; steps that recorded none are left out."""
+    records = _records(store.home)
+    found = {step: records.get(digest, {}).get("cost") for step, digest in results.items()}
+    return {step: cost for step, cost in found.items() if cost}
+
+
+@dataclass
+class _Walk:
+    settings: Settings
+    links: list[Link] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.settings.home)
+        self.records = _records(self.settings.home)
+        self.client: Any = None
+        self.away = False
+
+    def add(self, depth: int, kind: str, id: str, facts: Mapping[str, Any] | None = None) -> None:
+        kept = {name: value for name, value in (facts or {}).items() if value not in (None, "", [], {})}
+        self.links.append({"depth": depth, "kind": kind, "id": id, "facts": kept})
+
+    def resolve(self, prefix: str) -> str | None:
+        """The one digest that begins so, among results, their inputs and the store's folders; None if none does."""
+        known = set(self.records) | {p.name for p in (self.settings.home / "store").glob(f"{prefix}*")}
+        known |= {str(v) for record in self.records.values() for v in record.get("inputs", {}).values()}
+        found = sorted(d for d in known if d.startswith(prefix) and DIGEST.fullmatch(d))
+        if len(found) > 1:
+            raise UserError(
+                f"{len(found)} digests begin with {prefix} ({', '.join(d[:12] for d in found[:4])}); give more"
+            )
+        return found[0] if found else None
+
+    def versions_of(self, digest: str) -> list[Any]:
+        """Registered versions of a model digest; none when MLflow is away."""
+        from facemllm.promote.registry import versions
+
+        try:
+            return [version for version in versions(self.settings) if version.digest == digest]
+        except UserError:
+            self.away = True
+            return []
+
+    def version(self, version: Any, depth: int) -> None:
+        """A registered version: its standing, the decision on it, its evaluation, and the model behind both."""
+        from facemllm.promote.approvals import history, read_decision
+
+        self.add(depth, "version", f"{version.name} version {version.version}", _standing(version))
+        decided, problem = read_decision(version)
+        if decided is None:
+            self.add(depth + 1, "decision", "pending", {"problem": problem})
+        else:
+            earlier = sum(entry.get("event") == "decision" for entry in history(version)) - 1
+            facts = {"by": decided.by, "reason": decided.reason, "at": decided.at, "earlier decisions": earlier or None}
+            self.add(depth + 1, "decision", decided.decision, facts)
+        if version.evaluation:
+            self.result(version.evaluation, depth + 1, "evaluate")
+        self.result(version.digest, depth + 1, "model")
+        for name, digest in json.loads(version.tags.get("facemllm.promote.lineage") or "{}").items():
+            # what was known at registration, for a home that no longer holds it, or never did
+            if DIGEST.fullmatch(digest) and digest not in self.seen:
+                self.result(digest, depth + 1, name)
+
+    def result(self, digest: str, depth: int, kind: str = "result") -> None:
+        """A result of a step: how it came about, then everything it was made from."""
+        record = self.records.get(digest, {})
+        kind = record.get("step") or kind
+        if digest in self.seen:
+            self.add(depth, kind, digest, {"told": "above"})
+            return
+        self.seen.add(digest)
+        manifest = _manifest(self.settings.home / "store" / digest)
+        facts = {name: record.get(name) for name in TOLD if record.get(name) != digest}
+        facts |= {"rows": manifest.get("rows"), "about": manifest.get("about"), "revision": self._revision(digest)}
+        if not record and not manifest:
+            facts["note"] = "not remembered in this home"
+        self.add(depth, kind, digest, facts)
+        self._origin(record, depth + 1)
+        inputs = {name: str(value) for name, value in record.get("inputs", {}).items()}
+        parents = {f"parent {parent[:12]}": parent for parent in manifest.get("parents", ())}
+        for name, value in {**inputs, **{k: v for k, v in parents.items() if v not in inputs.values()}}.items():
+            if DIGEST.fullmatch(value):
+                self.result(value, depth + 1, name)
+            elif value:
+                self.add(depth + 1, name, value)
+        if not inputs and not parents:
+            for source, told in _sources(self.settings, self.settings.home / "store" / digest, manifest):
+                self.add(depth + 1, "source", source, told)
+
+    def _origin(self, record: Mapping[str, Any], depth: int) -> None:
+        """The MLflow run that made a result, and the commit of the code."""
+        run_id, commit = record.get("run_id"), record.get("commit")
+        if run_id:
+            tags = self._run_tags(run_id)
+            self.add(depth, "run", run_id, {"name": tags.get("facemllm.run"), "profile": tags.get("facemllm.profile")})
+            commit = commit or tags.get("facemllm.commit")
+        if commit:
+            self.add(depth, "commit", commit)
+
+    def _run_tags(self, run_id: str) -> Mapping[str, str]:
+        if self.away:
+            return {}
+        from facemllm.tracking.client import connect, guard, uri
+
+        try:
+            self.client = self.client or connect(self.settings)
+            with guard(uri(self.settings)):
+                return dict(self.client.get_run(run_id).data.tags)
+        except UserError:
+            self.away = self.client is None
+            return {}
+
+    def _revision(self, digest: str) -> str | None:
+        """The data repository's revision that holds a table, when a `version` step recorded it."""
+        for record in self.records.values():
+            if record.get("step") == "version" and digest in record.get("inputs", {}).values():
+                return str(record.get("output"))
+        return None
+
+
+def _standing(version: Any) -> dict[str, Any]:
+    return {
+        "digest": version.digest,
+        "gate": version.gate,
+        "aliases": ", ".join(version.aliases),
+        "created": version.created,
+    }
+
+
+def _records(home: Path) -> dict[str, dict[str, Any]]:
+    """What the store remembers, by digest of the result; of several records of the same bytes, the newest."""
+    records = {}
+    for path in sorted((home / "keys").glob("*.json"), key=lambda p: p.stat().st_mtime):
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            records[str(record["digest"])] = record
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return records
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """A table's manifest; empty for anything else."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _sources(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Sources whose pictures a table of faces holds, with what the ledger says of each."""
+    if not str(manifest.get("schema", "")).startswith("faces/"):
+        return
+    rows = ledger.entries(settings)
+    try:
+        for key in Table(folder, manifest).sources:
+            row = rows.get(key)
+            told = {"licence": row.licence, "status": row.status, "allowed": ", ".join(row.uses)} if row else {}
+            yield key, told or {"note": "not in the dataset ledger"}
+    except (OSError, KeyError):
+        return
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={_short(part)}" for name, part in value.items())
+    text = str(value)
+    return text[:12] if DIGEST.fullmatch(text) else text

@@ -1,0 +1,319 @@
+"""Registered models: versions in MLflow's registry whose bytes are named by a SHA-256.
+
+A version's bytes (what `save_pretrained` wrote) lie in a LoggedModel of MLflow. The digest of the folder is the
+version's tag `facemllm.digest`: registering the same bytes again finds the same version, and `fetch` hands out no
+others. Only models that passed the gate are registered; when it later refuses the same bytes, the version is marked so.
+
+Version tags: `facemllm.digest`, `.gate` (passed | refused), `.gate_reasons`, `.evaluation` (digest of the evaluation in
+the store), `.tasks` (its headline figures), `.lineage` (digests behind the model), `.run` (the pipeline's MLflow run);
+`approvals` adds its own. Aliases: `candidate` is the version registered last, `champion` the one released last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from facemllm.core import digests
+from facemllm.core.files import partial_folder, publish
+from facemllm.core.store import Store
+from facemllm.errors import UserError
+from facemllm.promote.lineage import behind, costs
+from facemllm.report import card as model_card
+from facemllm.report import figures
+from facemllm.settings import Settings
+from facemllm.tracking import runs as tracking
+from facemllm.tracking.client import connect, guard, uri
+from facemllm.tracking.curves import points_of, send
+from facemllm.version import ledger
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CANDIDATE = "candidate"
+DECISION = "facemllm.decision"
+CHAMPION = "champion"
+DIGEST = "facemllm.digest"
+GATE = "facemllm.gate"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version: `digest` names its bytes, `evaluation` its evaluation in the store."""
+
+    name: str
+    version: int
+    digest: str
+    gate: str
+    evaluation: str
+    source: str
+    run_id: str
+    created: str
+    description: str
+    aliases: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def register(
+    settings: Settings,
+    model_dir: Path,
+    model_digest: str,
+    evaluation: Mapping[str, Any],
+    evaluation_digest: str,
+    gate: Mapping[str, Any],
+    run_id: str | None = None,
+    lineage: Mapping[str, str] | None = None,
+) -> Version:
+    """Register a model that passed its gate, and point `candidate` to it. The same bytes give the same version.
+
+    `evaluation` is `metrics.json`, `gate` holds `passed` and perhaps `reasons`, `run_id` is the pipeline's MLflow run,
+    `lineage` names what the model was made from (default: as the store remembers). What a killed call left half done is
+    completed. Raises UserError if the gate refused, or the folder's bytes do not have `model_digest`.
+    """
+    client = connect(settings)
+    with guard(uri(settings)):
+        found = _of_digest(settings, client, model_digest)
+        if not gate["passed"]:
+            reasons = list(gate.get("reasons") or ())
+            withdraw(settings, model_digest, reasons)
+            why = f": {'; '.join(reasons)}" if reasons else ""
+            raise UserError(f"the gate refused model {model_digest[:12]}{why}; only a model that passes is registered")
+        if digests.of_tree(model_dir) != model_digest:
+            raise UserError(f"{model_dir}: bytes do not match the model's digest {model_digest[:12]}; make it again")
+        lineage = behind(Store(settings.home), model_digest) if lineage is None else dict(lineage)
+        sources = ledger.sources_of_model(model_dir)
+        tags = {
+            DIGEST: model_digest,
+            GATE: "passed",
+            "facemllm.gate_reasons": json.dumps(list(gate.get("reasons") or ())),
+            "facemllm.evaluation": evaluation_digest,
+            "facemllm.tasks": json.dumps(_headline(evaluation)),
+            "facemllm.promote.lineage": json.dumps(lineage),
+            "facemllm.sources": json.dumps(sources),
+            "facemllm.run": run_id or "",
+        }
+        if found is None:
+            description = model_card.short(settings, model_digest, evaluation, sources)
+            model_id = _stored(settings, client, model_dir, model_digest, run_id)
+            found = _create(settings, client, model_id, tags, description, run_id)
+        else:
+            for name in (n for n, value in tags.items() if found.tags.get(n) != value and n != "facemllm.run"):
+                client.set_model_version_tag(found.name, str(found.version), name, tags[name])
+        client.set_registered_model_alias(found.name, CANDIDATE, str(found.version))
+        if run_id is not None:
+            cost = costs(Store(settings.home), lineage)
+            text = model_card.card(settings, model_digest, evaluation, lineage, sources, cost)
+            client.log_text(run_id, text, "model_card.md")
+            points = points_of(figures.task_metrics(evaluation.get("tasks", {}), items=False), 0)
+            send(client, run_id, points, model_id=_model_id(found))
+    return find_version(settings, found.version)
+
+
+def find_version(settings: Settings, version: int | str) -> Version:
+    """A version by number (`3`, `v3`) or alias (`candidate`). Raises UserError naming what there is."""
+    client = connect(settings)
+    text = str(version).strip().removeprefix("@")
+    number = text.removeprefix("v").removeprefix("V")
+    name = settings.promotion.model_name
+    from mlflow.exceptions import MlflowException
+
+    with guard(uri(settings)):
+        try:
+            if number.isascii() and number.isdigit():
+                return _version(client.get_model_version(name, number))
+            return _version(client.get_model_version_by_alias(name, text))
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+        known = versions(settings)
+    ways = [*(str(v.version) for v in known[:8]), *sorted(alias for v in known for alias in v.aliases)]
+    hint = f"there are {', '.join(ways)}" if ways else "none is registered yet; run the pipeline first"
+    raise UserError(f"{name} has no version '{text}': {hint}")
+
+
+def versions(settings: Settings) -> list[Version]:
+    """All versions of the model, newest first."""
+    client = connect(settings)
+    with guard(uri(settings)):
+        return sorted(_all(settings, client), key=lambda v: -v.version)
+
+
+def champion(settings: Settings) -> Version | None:
+    """The version released last; None before the first release. Raises UserError if MLflow cannot be reached."""
+    return next((version for version in versions(settings) if CHAMPION in version.aliases), None)
+
+
+def set_alias(settings: Settings, version: int | str, alias: str) -> Version:
+    """Point an alias to a version, away from the one it pointed to. Returns the version as it is now."""
+    found = find_version(settings, version)
+    with guard(uri(settings)):
+        connect(settings).set_registered_model_alias(found.name, alias, str(found.version))
+    return find_version(settings, found.version)
+
+
+def fetch(settings: Settings, version: int | str, out: Path) -> Path:
+    """Download a version's bytes to the folder `out`, unless they are there already, and return it.
+
+    Raises UserError, leaving nothing behind, if what the server holds is not what was registered.
+    """
+    found = find_version(settings, version)
+    if out.is_dir() and digests.of_tree(out) == found.digest:
+        return out
+    partial = partial_folder(out)
+    try:
+        with guard(uri(settings)):
+            folder = _download(settings, connect(settings), _model_id(found), partial)
+        if digests.of_tree(folder) != found.digest:
+            raise UserError(
+                f"{found.name} version {found.version}: the bytes that MLflow holds are not those registered "
+                f"({found.digest[:12]}); do not use them: restore MLflow's artifacts, or delete that version there and "
+                "run the pipeline again"
+            )
+        publish(folder, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def withdraw(settings: Settings, digest: str, reasons: Sequence[str]) -> None:
+    """Take away a registered model's standing, because its gate refused it. Nothing happens if it is not registered."""
+    client = connect(settings)
+    with guard(uri(settings)):
+        found = _of_digest(settings, client, digest)
+        if found is None:
+            return
+        tags = {"facemllm.gate_reasons": json.dumps(list(reasons)), GATE: "refused"}
+        for name, value in tags.items():
+            client.set_model_version_tag(found.name, str(found.version), name, value)
+        if CANDIDATE in found.aliases:
+            client.delete_registered_model_alias(found.name, CANDIDATE)
+        if DECISION in found.tags:  # what was approved stood on a gate that passed; its history is kept
+            client.delete_model_version_tag(found.name, str(found.version), DECISION)
+
+
+def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str, run_id: str | None) -> str:
+    """Id of a LoggedModel with these bytes: one that a killed call left, if it can be completed, else a new one."""
+    experiment = tracking.experiment_id(settings, client)
+    used = {version.source for version in _all(settings, client)}
+    for left in client.search_logged_models([experiment], f"tags.`{DIGEST}` = '{digest}'"):
+        if f"models:/{left.model_id}" in used:
+            continue
+        if str(left.status) != "READY":
+            client.log_model_artifacts(left.model_id, str(folder))
+        partial = partial_folder(settings.home / "work" / f"check-{left.model_id}")
+        try:
+            whole = digests.of_tree(_download(settings, client, left.model_id, partial)) == digest
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        if whole:
+            client.finalize_logged_model(left.model_id, "READY")
+            return str(left.model_id)
+        client.delete_logged_model(left.model_id)
+    name = settings.promotion.model_name
+    made = client.create_logged_model(experiment, name, run_id, tags={DIGEST: digest}, model_type="face-mllm")
+    client.log_model_artifacts(made.model_id, str(folder))
+    client.finalize_logged_model(made.model_id, "READY")
+    return str(made.model_id)
+
+
+def _create(
+    settings: Settings,
+    client: MlflowClient,
+    model_id: str,
+    tags: Mapping[str, str],
+    description: str,
+    run_id: str | None,
+) -> Version:
+    """Make the version, with all its tags at once. Of two made for the same bytes at the same time the first stays."""
+    from mlflow.exceptions import MlflowException
+
+    name = settings.promotion.model_name
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    made = client.create_model_version(
+        name,
+        source=f"models:/{model_id}",
+        run_id=run_id,
+        tags=dict(tags),
+        description=description,
+        model_id=model_id,
+        await_creation_for=0,
+    )
+    first = _of_digest(settings, client, tags[DIGEST])
+    if first is not None and first.version < int(made.version):
+        client.delete_model_version(name, made.version)
+        return first
+    return _version(made)
+
+
+def _download(settings: Settings, client: MlflowClient, model_id: str, into: Path) -> Path:
+    """Download a LoggedModel's files and return the folder they are in."""
+    from mlflow.artifacts import download_artifacts
+
+    # by its location: a `models:/` address would be looked up on mlflow's global server, not on this one
+    location = client.get_logged_model(model_id).artifact_location
+    folder = into / "model"
+    folder.mkdir()
+    found = download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri(settings))
+    return Path(found)
+
+
+def _of_digest(settings: Settings, client: MlflowClient, digest: str) -> Version | None:
+    """The first version with these bytes."""
+    found = [version for version in _all(settings, client) if version.digest == digest]
+    return min(found, key=lambda version: version.version, default=None)
+
+
+def _all(settings: Settings, client: MlflowClient) -> Iterator[Version]:
+    name = settings.promotion.model_name
+    models = client.search_registered_models(f"name = '{name}'")
+    aliases: dict[int, list[str]] = {}
+    for alias, number in (models[0].aliases if models else {}).items():
+        aliases.setdefault(int(number), []).append(alias)
+    page = None
+    while True:
+        found = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=page)
+        for stored in found:
+            # a search leaves the aliases of its versions out
+            yield _version(stored, tuple(sorted(aliases.get(int(stored.version), ()))))
+        page = found.token
+        if not page:
+            return
+
+
+def _version(stored: Any, aliases: tuple[str, ...] | None = None) -> Version:
+    tags = dict(stored.tags)
+    return Version(
+        name=stored.name,
+        version=int(stored.version),
+        digest=tags.get(DIGEST, ""),
+        gate=tags.get(GATE, ""),
+        evaluation=tags.get("facemllm.evaluation", ""),
+        source=stored.source,
+        run_id=stored.run_id or "",
+        created=datetime.fromtimestamp(stored.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+        description=stored.description or "",
+        aliases=tuple(sorted(stored.aliases or ())) if aliases is None else aliases,
+        tags=tags,
+    )
+
+
+def _model_id(version: Version) -> str:
+    """Id of the LoggedModel behind a version. Raises UserError for a version that something else registered."""
+    if not version.source.startswith("models:/m-"):
+        raise UserError(f"{version.name} version {version.version} was not registered by `facemllm`; register it again")
+    return version.source.removeprefix("models:/")
+
+
+def _headline(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    kept = ("metric", "value", "low", "high", "n", "unparsed", "baselines", "higher_is_better")
+    tasks = evaluation.get("tasks", {})
+    return {task: {name: part[name] for name in kept if name in part} for task, part in tasks.items()}

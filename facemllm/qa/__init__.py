@@ -1,8 +1,0 @@
-"""Faces to conversations: `reformat(settings, faces, out)`, one row of questions and answers an image.
-
-facemllm reformat FACES OUT
-"""
-
-from facemllm.qa.step import reformat
-
-__all__ = ["reformat"]

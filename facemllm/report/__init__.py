@@ -1,0 +1,1 @@
+"""Every page, plot, table and card."""

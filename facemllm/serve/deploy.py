@@ -1,0 +1,161 @@
+"""Putting a model into service on this machine: staging, then production, each proved by one question.
+
+A server counts as deployed only when it answers, over HTTP, one question about one held-out face as evaluation answered
+it. Only then is it noted in `<home>/services/<stage>.model`, from where `services up` can start it again.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from facemllm.core import servers, services
+from facemllm.errors import UserError
+from facemllm.scoring.metrics import number
+
+if TYPE_CHECKING:
+    from facemllm.settings import Settings
+
+TOLERANCE = 0.02  # of a number: the last of its two decimals may fall differently in another batch
+_ANSWER_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question about one held-out face, and what evaluation answered: text, and value (None if it found none).
+
+    `segmentation` is the map of its parts that evaluation showed beside it, None if it showed none.
+    """
+
+    image: bytes
+    question: str
+    answer: str
+    value: str | None
+    segmentation: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model in service. `adopted` is true when the same model served already."""
+
+    stage: str
+    url: str
+    model: str
+    digest: str
+    version: str
+    pid: int
+    adopted: bool
+
+    @property
+    def predict_url(self) -> str:
+        """Where questions are posted (KServe's V1 protocol)."""
+        return f"{self.url}/v1/models/{self.model}:predict"
+
+
+def deploy(settings: Settings, model_dir: Path, model_digest: str, version: str, probe: Probe) -> Endpoint:
+    """Serve a model as staging and prove it.
+
+    Raises UserError when it does not start, or answers otherwise than evaluation; it is not running then.
+    """
+    endpoint = _serve(settings, "staging", model_dir, model_digest, version)
+    _prove(settings, endpoint, probe)
+    servers.note_deployed(settings, "staging", servers.Deployed(model_dir.resolve(), model_digest, version))
+    return endpoint
+
+
+def release(
+    settings: Settings, model_dir: Path, model_digest: str, version: str, probe: Probe, *, put_back: bool = True
+) -> Endpoint:
+    """Serve a model as production and prove it; if that fails, what served before is put back, if it still may serve.
+
+    Raises UserError as `deploy` does, saying what serves now.
+    """
+    running = {row.name for row in services.status(settings) if row.state not in ("down", "orphaned")}
+    before = servers.deployed(settings, "production") if "production" in running else None
+    try:
+        endpoint = _serve(settings, "production", model_dir, model_digest, version)
+        _prove(settings, endpoint, probe)
+    except UserError as error:
+        if before is None or before.digest == model_digest or not put_back:
+            raise UserError(f"{error}\nproduction serves nothing now") from None
+        try:
+            _serve(settings, "production", before.model, before.digest, before.version)
+        except UserError as second:
+            raise UserError(f"{error}\nand version {before.version} could not be put back: {second}") from None
+        raise UserError(f"{error}\nproduction serves version {before.version} again") from None
+    servers.note_deployed(settings, "production", servers.Deployed(model_dir.resolve(), model_digest, version))
+    return endpoint
+
+
+def ask(url: str, model: str, instance: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask a server one thing: an instance of its `:predict`. Raises UserError with the server's own line."""
+    body = json.dumps({"instances": [instance]}).encode()
+    target = f"{url}/v1/models/{model}:predict"
+    request = urllib.request.Request(target, body, {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_ANSWER_SECONDS) as answer:
+            found: dict[str, Any] = json.load(answer)["predictions"][0]
+            return found
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{target} refused: {error.read(1000).decode(errors='replace')}") from None
+    except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{target} did not answer: {error}") from None
+
+
+def curl_example(predict_url: str, question: str = "Is the person wearing a hat?", picture: str = "FACE.jpg") -> str:
+    """A command to paste: it sends the file `picture` and a question, the picture through standard input."""
+    body = json.dumps({"instances": [{"image": {"b64": "%s"}, "question": question.replace("%", "%%")}]})
+    quoted = body.replace("\\", "\\\\").replace("'", "'\\''")  # printf reads backslashes, the shell single quotes
+    return (
+        f"""printf '{quoted}' "$(base64 < {picture} | tr -d '\\n')" | curl -sS -H 'Content-Type: application/json' """
+        f"--data-binary @- {predict_url}"
+    )
+
+
+def _serve(settings: Settings, stage: str, model_dir: Path, digest: str, version: str) -> Endpoint:
+    service = servers.model_server(settings, stage, model_dir, digest, version)
+    running = services.up(settings, stage, service)
+    name = settings.promotion.model_name
+    return Endpoint(stage, running.url, name, digest, version, running.pid, running.adopted)
+
+
+def _prove(settings: Settings, endpoint: Endpoint, probe: Probe) -> None:
+    instance = {"image": {"b64": base64.b64encode(probe.image).decode()}, "question": probe.question}
+    if probe.segmentation is not None:
+        instance["segmentation"] = {"b64": base64.b64encode(probe.segmentation).decode()}
+    try:
+        found = ask(endpoint.url, endpoint.model, instance)
+        if not same_answer(probe, found):
+            said = f"'{found['answer']}' (value {found['value']})"
+            raise UserError(
+                f"{endpoint.stage} answers otherwise than evaluation to '{probe.question}': {said} instead of "
+                f"'{probe.answer}' (value {probe.value}); it was stopped"
+            )
+    except UserError:
+        services.down(settings, [endpoint.stage])
+        raise
+
+
+def same_answer(probe: Probe, found: Mapping[str, Any]) -> bool:
+    """Whether a server answers a probe as evaluation did: the same value and words, a number within `TOLERANCE`.
+
+    Of a question that evaluation found no value for, it keeps what was freely written, or the likeliest option in
+    brackets: then that option has to be the server's, too.
+    """
+    if (probe.value is None) != (found["value"] is None):
+        return False
+    said = str(found["answer"])
+    if probe.value is None:
+        return not probe.answer.startswith("(") or said in probe.answer or number(said) is not None
+    first, second = number(probe.answer), number(said)
+    if first is not None and second is not None:
+        return abs(first - second) <= TOLERANCE
+    return probe.answer == said and probe.value == found["value"]

@@ -1,1 +1,0 @@
-"""Readers of the native layouts of published face datasets, one module a source; see `facemllm/sources/reader.py`."""

@@ -1,0 +1,184 @@
+"""Writing a table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from facemllm.core import digests
+from facemllm.core.files import partial_folder, publish, writing
+from facemllm.errors import UserError
+from facemllm.tables.schemas import MANIFEST, QUARANTINE, QUARANTINED, huggingface_metadata
+
+ROW_GROUP = 128
+_QUARANTINE_GROUP = 10_000
+
+
+class TableWriter:
+    """Writes a table: `with TableWriter(out, FACES, parents=[...]) as table: table.write(rows)`.
+
+    Rows keep the order they are given in and fall into row groups of fixed size, so the bytes do not depend on how the
+    caller batches them. Leaving the block publishes the table; an exception in it leaves nothing behind.
+    `manifest` holds the finished manifest afterwards.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        schema: pa.Schema,
+        *,
+        parents: Sequence[str] = (),
+        about: Mapping[str, Any] | None = None,
+        shard_mb: int = 256,
+    ) -> None:
+        self.out = out
+        self._required = [field.name for field in schema if not field.nullable]
+        # `datasets` takes its own feature types from the file only where the Arrow field is nullable, as its own are
+        fields = [field.with_nullable(True) for field in schema]
+        self.schema = pa.schema(fields, {**(schema.metadata or {}), **huggingface_metadata(schema)})
+        self.manifest: dict[str, Any] = {
+            "schema": schema.metadata[b"schema"].decode(),
+            "rows": 0,
+            "quarantined": 0,
+            "shards": [],
+            "parents": list(parents),
+            "about": dict(about or {}),
+        }
+        self._shard_bytes = shard_mb * 2**20
+        self._pending: list[Mapping[str, Any]] = []
+        self._held: list[pa.Table] = []
+        self._held_rows = 0
+        self._refused: list[dict[str, Any]] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._quarantine: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> TableWriter:
+        self._partial = partial_folder(self.out)
+        return self
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows (dictionaries by column name). Raises UserError naming the row and column that do not fit."""
+        for row in rows:
+            self._pending.append(row)
+            if len(self._pending) == ROW_GROUP:
+                self._hold_pending()
+
+    def write_table(self, table: pa.Table) -> None:
+        """Append rows that are Arrow columns already: the columns of the schema, in its order.
+
+        Raises UserError when they are not, or a required one has nulls. The bytes are those that `write` would give.
+        """
+        self._hold_pending()
+        if table.schema.names != self.schema.names or table.schema.types != self.schema.types:
+            raise UserError(f"{self.out}: the columns are not those of {self.manifest['schema']}")
+        for name in self._required:
+            if table.column(name).null_count:
+                raise UserError(f"{self.out}: column '{name}' must not be empty")
+        self._hold(pa.Table.from_arrays(table.columns, schema=self.schema))
+
+    def quarantine(self, file: str, row: int, reason: str) -> None:
+        """Note a row that was refused: the file it came from, its number there, and why."""
+        self._refused.append({"file": file, "row": row, "reason": reason})
+        if len(self._refused) == _QUARANTINE_GROUP:
+            self._flush_refused()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._hold_pending()
+                self._flush(self._held_rows)
+                self._close_shard()
+                self._finish()
+                publish(self._partial, self.out)
+        finally:
+            for writer in (self._writer, self._quarantine):
+                if writer is not None:
+                    with suppress(OSError):
+                        writer.close()
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _hold_pending(self) -> None:
+        if not self._pending:
+            return
+        names = set(self.schema.names)
+        first = self.manifest["rows"] + self._held_rows
+        for number, row in enumerate(self._pending, start=first):
+            if unknown := set(row) - names:
+                raise UserError(f"{self.out}: row {number} has unknown columns {sorted(unknown)}")
+        columns = []
+        for field in self.schema:
+            values = [row.get(field.name) for row in self._pending]
+            try:
+                column = pa.array(values, field.type)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise UserError(f"{self.out}: column '{field.name}' does not hold {field.type}: {error}") from error
+            if field.name in self._required and column.null_count:
+                number = first + values.index(None)
+                raise UserError(f"{self.out}: row {number}: column '{field.name}' must not be empty")
+            columns.append(column)
+        self._pending = []
+        self._hold(pa.Table.from_arrays(columns, schema=self.schema))
+
+    def _hold(self, table: pa.Table) -> None:
+        self._held.append(table)
+        self._held_rows += table.num_rows
+        while self._held_rows >= ROW_GROUP:
+            self._flush(ROW_GROUP)
+
+    def _flush(self, rows: int) -> None:
+        """Write the first rows that are held as one row group."""
+        if not rows:
+            return
+        held = pa.concat_tables(self._held)
+        group = held.slice(0, rows).combine_chunks()  # pages are cut along chunks, and bytes must not depend on those
+        self._held, self._held_rows = [held.slice(rows)], held.num_rows - rows
+        with writing(self.out):
+            if self._writer is None:
+                self._path = self._partial / f"part-{len(self.manifest['shards']):05d}.parquet"
+                self._shard_rows = 0
+                self._writer = pq.ParquetWriter(self._path, self.schema, compression="zstd")
+            self._writer.write_table(group)
+            full = self._path.stat().st_size >= self._shard_bytes
+        self.manifest["rows"] += rows
+        self._shard_rows += rows
+        if full:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        with writing(self.out):
+            writer.close()
+            sha256 = digests.of_file(self._path)
+        self.manifest["shards"].append({"name": self._path.name, "rows": self._shard_rows, "sha256": sha256})
+
+    def _flush_refused(self) -> None:
+        with writing(self.out):
+            if self._quarantine is None:
+                self._quarantine = pq.ParquetWriter(self._partial / QUARANTINE, QUARANTINED)
+            self._quarantine.write_table(pa.Table.from_pylist(self._refused, QUARANTINED))
+        self.manifest["quarantined"] += len(self._refused)
+        self._refused = []
+
+    def _finish(self) -> None:
+        if self._refused:
+            self._flush_refused()
+        with writing(self.out):
+            if self._quarantine is not None:
+                writer, self._quarantine = self._quarantine, None
+                writer.close()
+                self.manifest["quarantine_sha256"] = digests.of_file(self._partial / QUARANTINE)
+            self.manifest["digest"] = digests.of_json(self.manifest)
+            text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+            (self._partial / MANIFEST).write_text(text, "utf-8")

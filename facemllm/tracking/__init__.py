@@ -1,0 +1,1 @@
+"""MLflow: what runs log, and what is read back."""

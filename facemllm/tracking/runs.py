@@ -1,0 +1,285 @@
+"""MLflow: one run per pipeline run, a nested run per step, with parameters, metrics, tables, figures and lineage tags.
+
+The names of an evaluation's metrics are in `figures.py`, of its pictures in `plots.py`. Beside them: `seconds`,
+`gate/passed`, `step/<step>/seconds` and `cost/<step>/<figure>` on a pipeline's run, `seconds` and `cost/<figure>` on a
+step's (names in `cost.py`), and whatever the training loop hands to `CurveLogger`, by optimiser step. So two pipeline
+runs compare by these two runs alone.
+
+Tags: `facemllm.run`, `.profile`, `.package`, `.commit`, `.process` on every run; `.step`, `.key`, `.input.<name>`,
+`.output`, `.error` on a step's; `.model`, `.version`, `.gate`, `.approval` on a pipeline's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from facemllm.core import digests
+from facemllm.errors import UserError, one_line
+from facemllm.report import figures
+from facemllm.settings import Settings, root
+from facemllm.tables import PREDICTIONS, open_table
+from facemllm.tracking.client import connect, guard, uri
+from facemllm.tracking.curves import CurveLogger, points_of, send
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+__all__ = ["CurveLogger", "StepRun", "connect", "finish_pipeline", "reap", "start_pipeline", "step_run", "uri"]
+
+
+@cache
+def commit() -> str | None:
+    """Git commit of the project folder, ending in `+changes` when tracked files differ; None outside a repository."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", "-C", str(root()), *words], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def experiment_id(settings: Settings, client: MlflowClient) -> str:
+    """Id of the experiment `tracking.experiment`, created if absent. Raises UserError if it was deleted in MLflow."""
+    from mlflow.exceptions import MlflowException
+
+    name = settings.tracking.experiment
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:  # another process was quicker, or a real failure
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise UserError(f"experiment '{name}' was deleted in MLflow; restore it there or choose tracking.experiment")
+    return str(found.experiment_id)
+
+
+def start_pipeline(settings: Settings, run_name: str) -> str:
+    """Open the run of a pipeline run, with every setting as a parameter, and return its id.
+
+    Runs of this name that a killed process left open are closed first.
+    """
+    client = connect(settings)
+    reap(settings, run_name)
+    with guard(uri(settings)):
+        tags = _common_tags(settings, run_name)
+        run_id = str(client.create_run(experiment_id(settings, client), tags=tags, run_name=run_name).info.run_id)
+    StepRun(uri(settings), run_id, client).log_params(settings.model_dump())
+    return run_id
+
+
+def join_pipeline(settings: Settings, run_name: str) -> str:
+    """The open run of a pipeline run of this name, or a new one: for steps that no common process holds together."""
+    client = connect(settings)
+    condition = f"attributes.status = 'RUNNING' and tags.`facemllm.run` = '{run_name}'"
+    with guard(uri(settings)):
+        found = client.search_runs([experiment_id(settings, client)], condition, order_by=["attributes.start_time ASC"])
+    pipelines = [run.info.run_id for run in found if "facemllm.step" not in run.data.tags]
+    return str(pipelines[0]) if pipelines else start_pipeline(settings, run_name)
+
+
+def finish_pipeline(
+    settings: Settings, parent_run_id: str, summary: Mapping[str, Any], folder: Path | None = None
+) -> None:
+    """Put a run's headline figures on the pipeline's run, with `summary.json` and `report.html`, and close it.
+
+    `summary` is that of the run folder, or the part of it that was reached. The run is FAILED if a step failed.
+    """
+    gate, model, steps = summary.get("gate") or {}, summary.get("model") or {}, summary.get("steps") or ()
+    metrics = figures.task_metrics(summary.get("tasks") or {}, items=False)
+    metrics |= figures.numbers({"seconds": summary.get("seconds"), "gate": {"passed": gate.get("passed")}})
+    metrics |= figures.numbers({"step": {step["name"]: {"seconds": step["seconds"]} for step in steps}})
+    metrics |= figures.task_metrics({"closed_mean": summary.get("closed_mean") or {}})
+    metrics |= figures.numbers({"cost": summary.get("cost") or {}})
+    metrics |= figures.trust_metrics(summary.get("trust") or {})
+    verdict = None if gate.get("passed") is None else "passed" if gate["passed"] else "refused"
+    tags = {"model": model.get("digest"), "version": model.get("version"), "gate": verdict}
+    tags["approval"] = summary.get("approval")
+    run = StepRun(uri(settings), parent_run_id, connect(settings))
+    run.log_metrics(metrics)
+    run.set_tags({f"facemllm.{name}": str(value) for name, value in tags.items() if value is not None})
+    failed = any(step.get("state") == "failed" for step in steps)
+    with guard(run.uri):
+        run.client.log_dict(parent_run_id, dict(summary), "summary.json")
+        if folder is not None and (folder / "report.html").is_file():
+            run.client.log_artifact(parent_run_id, str(folder / "report.html"))
+        run.client.set_terminated(parent_run_id, "FAILED" if failed else "FINISHED")
+
+
+def reap(settings: Settings, run_name: str) -> list[str]:
+    """Mark as KILLED the RUNNING runs of this name whose process is gone, and return their ids.
+
+    A process of another machine counts as gone: call this where a run of that name begins anew.
+    """
+    if "'" in run_name:
+        raise UserError(f"run name {run_name!r}: leave out the apostrophe")
+    client = connect(settings)
+    condition = f"attributes.status = 'RUNNING' and tags.`facemllm.run` = '{run_name}'"
+    with guard(uri(settings)):
+        runs = client.search_runs([experiment_id(settings, client)], condition, max_results=1000)
+        stale = [run.info.run_id for run in runs if not _alive(run.data.tags.get("facemllm.process", ""))]
+        for run_id in stale:
+            client.set_terminated(run_id, "KILLED")
+    return stale
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """An open run. Its methods raise UserError when MLflow fails."""
+
+    uri: str
+    run_id: str
+    client: MlflowClient
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters; nested mappings become dotted names, values are cut at MLflow's 6000 characters."""
+        from mlflow.entities import Param
+
+        every = [Param(name, value[:6000]) for name, value in figures.flatten(params).items()]
+        with guard(self.uri):
+            for start in range(0, len(every), 100):
+                self.client.log_batch(self.run_id, params=every[start : start + 100])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record numbers, at an optimiser step if given."""
+        with guard(self.uri):
+            send(self.client, self.run_id, points_of(metrics, step or 0))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; values are cut at MLflow's 8000 characters."""
+        from mlflow.entities import RunTag
+
+        with guard(self.uri):
+            self.client.log_batch(self.run_id, tags=[RunTag(name, value[:8000]) for name, value in tags.items()])
+
+    def log_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Record a table (column name -> values) as `<name>.json`, which MLflow's evaluation view opens."""
+        if len({len(values) for values in columns.values()}) > 1:
+            raise ValueError(f"table {name}: columns differ in length")
+        with guard(self.uri):
+            self.client.log_table(self.run_id, {k: list(v) for k, v in columns.items()}, f"{name}.json")
+
+    def log_figure(self, name: str, figure: Figure) -> None:
+        """Record a matplotlib figure as `<name>.png`."""
+        with guard(self.uri):
+            self.client.log_figure(self.run_id, figure, f"{name}.png")
+
+    def log_text(self, name: str, text: str) -> None:
+        """Record a text as the file `name`."""
+        with guard(self.uri):
+            self.client.log_text(self.run_id, text, name)
+
+    def log_artifacts(self, folder: Path, path: str | None = None) -> None:
+        """Record all files of a folder, under `path`."""
+        with guard(self.uri):
+            self.client.log_artifacts(self.run_id, str(folder), path)
+
+    def log_evaluation(self, metrics: Mapping[str, Any], folder: Path) -> None:
+        """Record an evaluation: its metrics, tables of results, of groups and of some answers, and its figures.
+
+        `metrics` is `metrics.json`; `folder` holds the predictions table in `predictions/`. No image is recorded.
+        """
+        from facemllm.report import plots
+
+        self.log_metrics(figures.evaluation_metrics(metrics))
+        answers = open_table(folder / "predictions", PREDICTIONS).iterate(figures.ANSWERS)
+        for name, rows in figures.tables(metrics, answers).items():
+            self.log_table(f"evaluation/{name}", figures.columns(rows))
+        for name, figure in plots.drawn(metrics).items():
+            self.log_figure(f"evaluation/{name}", figure)
+        with guard(self.uri):
+            self.client.log_dict(self.run_id, dict(metrics), "evaluation/metrics.json")
+
+    def curve_logger(self) -> CurveLogger:
+        """A callable that logs training metrics to this run, from any process."""
+        return CurveLogger(self.uri, self.run_id)
+
+    def finish(self, digest: str, facts: Mapping[str, Any]) -> None:
+        """Record what the step gave: the digest of its result and its facts (numbers of time and cost as metrics)."""
+        self.set_tags({"facemllm.output": digest, "facemllm.figure": str(facts.get("figure", ""))})
+        self.log_metrics(figures.numbers({"seconds": facts.get("seconds"), "cost": facts.get("cost") or {}}))
+
+
+@contextmanager
+def step_run(
+    settings: Settings,
+    parent_run_id: str | None,
+    step: str,
+    *,
+    key: str | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> Iterator[StepRun]:
+    """A run for one step, nested in the pipeline's if there is one, tagged with its store key and inputs' digests.
+
+    It ends FINISHED, FAILED or KILLED as the block does. A failure of MLflow while closing never hides what the block
+    raised. Raises UserError if MLflow cannot be reached or does not know the pipeline's run.
+    """
+    client, address = connect(settings), uri(settings)
+    with guard(address):
+        parent = client.get_run(parent_run_id).data.tags if parent_run_id else {}
+        tags = _common_tags(settings, parent.get("facemllm.run", step)) | {"facemllm.step": step}
+        tags |= {f"facemllm.input.{name}": digest for name, digest in (inputs or {}).items()}
+        tags |= {"facemllm.key": key} if key else {}
+        tags |= {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
+        created = client.create_run(experiment_id(settings, client), tags=tags, run_name=step)
+    run = StepRun(address, str(created.info.run_id), client)
+    try:
+        yield run
+    except BaseException as error:
+        with contextlib.suppress(UserError), guard(address):
+            client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+            client.set_tag(run.run_id, "facemllm.error", one_line(error, 1000))
+        raise
+    with guard(address):
+        client.set_terminated(run.run_id, "FINISHED")
+
+
+def _common_tags(settings: Settings, run_name: str) -> dict[str, str]:
+    tags = {
+        "facemllm.run": run_name,
+        "facemllm.profile": settings.profile,
+        "facemllm.package": digests.of_package(),
+        "facemllm.process": _process(),
+    }
+    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    if head := commit():
+        tags |= {"facemllm.commit": head, "mlflow.source.git.commit": head.removesuffix("+changes")}
+    return tags
+
+
+def _process() -> str:
+    """This process as `host/pid/start time`: a process id alone is given again to others."""
+    import psutil
+
+    return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+
+
+def _alive(process: str) -> bool:
+    import psutil
+
+    host, _, rest = process.partition("/")
+    pid, _, started = rest.partition("/")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
+    except psutil.Error:
+        return False

@@ -1,0 +1,132 @@
+"""Training of one stage without Ray: in this process, or by torchrun in several.
+
+    python -m facemllm.train.alone align TABLE OUT
+    torchrun --nproc-per-node 2 -m facemllm.train.alone instruct TABLE OUT --base ALIGNED --profile paper-7b
+
+TABLE, OUT and ALIGNED are folders: a conversations table, the model to write, and the model of the stage before. Killed
+at any moment, the same command goes on from the last checkpoint in --work. The model is that of Ray with as many
+workers, byte for byte on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from facemllm.core.files import publish
+from facemllm.core.locks import locked
+from facemllm.core.machine import die_with_parent
+from facemllm.errors import TOLD, UserError, told
+from facemllm.settings import Settings, load
+from facemllm.tables import open_table
+from facemllm.train.order import Order, TrainResult, finish, place_order, write_lineage
+from facemllm.version import ledger
+
+
+def train_alone(
+    stage: str, settings: Settings, conversations: Path, base: Path | None, out: Path, work: Path
+) -> TrainResult | None:
+    """Train this process's part of a stage, as torchrun's environment names it; rank 0's result, None on the others.
+
+    `work` keeps checkpoints and decoded pictures, of one training at a time. Raises UserError, and FloatingPointError
+    when the loss is not finite.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from facemllm.train.rank import Place, train_rank
+
+    rank, world, local_rank, local_world = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+    )
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another output folder or remove it")
+    sources = open_table(conversations).sources
+    ledger.require(settings, sources, "train")
+    if settings.training.use_gpu and torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    with ExitStack() as stack:
+        if rank == 0:
+            stack.enter_context(
+                locked(work / ".lock", f"another training uses {work}; wait for it or give another --work")
+            )
+        if world > 1:
+            dist.init_process_group("nccl" if settings.training.use_gpu else "gloo")
+            stack.callback(_leave)
+        made = work / "model"  # it appears as `out` with its lineage in it
+
+        def place() -> Order:
+            shutil.rmtree(made, ignore_errors=True)
+            return place_order(stage, settings, conversations, base, made, work, work / "cache")
+
+        order = _placed(place, rank) if world > 1 else place()
+        result = train_rank(order, Place(rank, world, local_rank, local_world))
+        if result is not None:
+            inputs = {"conversations": order.made_from["conversations"]}
+            inputs |= {"model": order.made_from["base"]} if base is not None else {}
+            write_lineage(made, stage, settings, inputs, sources, base)
+            publish(made, out)
+            finish(order)
+        return result
+
+
+def _placed(place: Callable[[], Order], rank: int) -> Order:
+    """The order as rank 0 places it, on every rank: a base of many gigabytes is read once. Raises what `place` does."""
+    import torch.distributed as dist
+
+    box: list[Any] = [None]
+    if rank == 0:
+        try:
+            box[0] = place()
+        except UserError as error:
+            box[0] = error
+    dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], UserError):
+        raise box[0]
+    order: Order = box[0]
+    return order
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    with suppress(Exception):  # ranks that wait for one that failed are ended by torchrun
+        dist.destroy_process_group()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m facemllm.train.alone`; the result as JSON on standard output."""
+    parser = argparse.ArgumentParser(prog="facemllm.train.alone", description="Train one stage without Ray.")
+    parser.add_argument("stage", help="align, instruct or specialize")
+    parser.add_argument("conversations", type=Path, help="folder of a conversations table")
+    parser.add_argument("out", type=Path, help="folder of the model, which must not exist")
+    parser.add_argument("--base", type=Path, help="folder of the model of the stage before")
+    parser.add_argument("--profile", default="laptop")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--work", type=Path, help="folder for checkpoints and decoded pictures; default: OUT.work")
+    given = parser.parse_args(arguments)
+    work = given.work or given.out.with_name(f"{given.out.name}.work")
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        die_with_parent()
+    try:
+        settings = load(given.profile, given.overrides)
+        result = train_alone(given.stage, settings, given.conversations, given.base, given.out, work)
+    except (*TOLD, FloatingPointError) as error:
+        print(f"error: {told(error)}", file=sys.stderr)
+        return 1
+    if result is not None:
+        print(json.dumps(asdict(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,289 @@
+"""What training reads: decoded pixels in a memory map, turns as flat integer arrays.
+
+Pixels are decoded once per table and image processor and shared by the three stages; the file is named by digest and
+built under a temporary name. Turns hold token ids of each distinct text once; mirrored texts (left <-> right) are
+tokenised beside them, so that a mirrored face is asked and answered correctly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from facemllm.core import digests
+from facemllm.core.appearing import appearing
+from facemllm.core.locks import locked
+from facemllm.core.machine import cores
+from facemllm.errors import UserError
+from facemllm.model.maps import face_map
+from facemllm.model.pixels import face_pixels
+from facemllm.model.prompts import Frame
+from facemllm.tables import Table
+from facemllm.tasks.base import CLOSED
+
+_POOL_ROWS = 20_000  # below this, starting decoder processes (each imports torch) costs more than it saves
+_MIRROR = {"left": "right", "right": "left"}
+_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+def mirror_text(text: str) -> str:
+    """The text as it reads for the mirrored face: the words left and right change places, case kept."""
+
+    def swap(match: re.Match[str]) -> str:
+        word = match[0]
+        other = _MIRROR[word.lower()]
+        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+    return _SIDES.sub(swap, text)
+
+
+def pixel_cache(table: Table, image_processor: Any, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
+    """Pixels of every row of a conversations table, in row order: a read-only memory map (rows, S, S, 3) uint8.
+
+    Built once per table digest and image processor; a half-built cache is never seen. `workers: 0` is one a core.
+    """
+    path = cache / f"pixels-{table.digest[:24]}-{pixel_kind(image_processor)}.npy"
+    return _cached(path, table, "images", partial(_decode_images, image_processor), workers)
+
+
+def map_cache(table: Table, processor: Any, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
+    """Maps of face parts of every row, in row order, (rows, S, S) uint8: as `pixel_cache`, for a processor of maps."""
+    kind = pixel_kind(processor.image_processor, processor.withheld_classes)
+    decode = partial(_decode_maps, processor.image_processor, processor.withheld_classes)
+    return _cached(cache / f"maps-{table.digest[:24]}-{kind}.npy", table, "segmentation", decode, workers)
+
+
+def pixel_kind(image_processor: Any, *more: Any) -> str:
+    """Short digest of what decides the pixels that an image processor makes, and of `more`."""
+    # the rest of the processor's fields differ between a fresh and a loaded one
+    fields = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_convert_rgb")
+    values = [str(getattr(image_processor, field, None)) for field in fields]
+    return digests.of_json([type(image_processor).__name__, *values, *map(str, more)])[:8]
+
+
+def _cached(
+    path: Path, table: Table, column: str, decode: Callable[[list[Any]], NDArray[np.uint8]], workers: int
+) -> NDArray[np.uint8]:
+    if not path.exists():
+        with locked(path.with_name(f".{path.name}.lock")):  # one process builds, on however many machines
+            if not path.exists():
+                _build(path, table, column, decode, workers or cores())
+    return np.load(path, mmap_mode="r")
+
+
+def _build(
+    path: Path, table: Table, column: str, decode: Callable[[list[Any]], NDArray[np.uint8]], workers: int
+) -> None:
+    batches = (batch.column(column).to_pylist() for batch in table.batches(columns=[column], batch_rows=64))
+    blocks: np.memmap[Any, np.dtype[np.uint8]] | None = None
+    done = 0
+    try:
+        with appearing(path) as unfinished:
+            for block in _decoded(batches, decode, workers if table.rows >= _POOL_ROWS else 1):
+                if blocks is None:
+                    blocks = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (table.rows, *block.shape[1:]))
+                blocks[done : done + len(block)] = block
+                done += len(block)
+            if blocks is None:
+                raise UserError(f"{table.path}: the table has no rows to train on")
+            blocks.flush()
+    except OSError as error:
+        raise UserError(f"cannot write the cache {path}: {error.strerror or error}") from error
+
+
+def _decoded(
+    batches: Iterator[list[Any]], decode: Callable[[list[Any]], NDArray[np.uint8]], workers: int
+) -> Iterator[NDArray[np.uint8]]:
+    if workers == 1:
+        yield from map(decode, batches)
+        return
+    context = get_context("forkserver")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        pending = []
+        for batch in batches:  # a few batches ahead, so that memory stays flat
+            pending.append(pool.submit(decode, batch))
+            if len(pending) > 2 * workers:
+                yield pending.pop(0).result()
+        yield from (future.result() for future in pending)
+
+
+def _decode_images(image_processor: Any, rows: list[Any]) -> NDArray[np.uint8]:
+    return np.stack([face_pixels(images[0]["bytes"], image_processor) for images in rows])
+
+
+def _decode_maps(image_processor: Any, withheld: Sequence[int], rows: list[Any]) -> NDArray[np.uint8]:
+    return np.stack([face_map(row and row["bytes"], image_processor, withheld) for row in rows])
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Token ids of distinct texts, end to end. Text `i` is `ids[starts[i]:starts[i + 1]]`."""
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+
+    def __getitem__(self, index: int) -> NDArray[np.int32]:
+        return self.ids[self.starts[index] : self.starts[index + 1]]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every text."""
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The conversations of one split: which pixels, which turns, which texts.
+
+    Row `r` shows pixels `pixel_row[r]` and has turns `turn_starts[r]:turn_starts[r + 1]`. A turn names its texts in
+    `texts`: prompt and answer, plain and mirrored (column 1). A turn that `follows` continues the one before it.
+    """
+
+    image_id: pa.Array  # (rows,)
+    pixel_row: NDArray[np.int64]
+    turn_starts: NDArray[np.int64]
+    prompt: NDArray[np.int32]  # (turns, 2)
+    answer: NDArray[np.int32]  # (turns, 2)
+    task: NDArray[np.int16]
+    follows: NDArray[np.bool_]
+    tasks: tuple[str, ...]
+    texts: Texts
+
+    def __len__(self) -> int:
+        return len(self.pixel_row)
+
+    def weights(self, mixture: Mapping[str, float]) -> NDArray[np.float64]:
+        """Weight of each turn under a stage's mixture of tasks; 0 for a task the stage does not name."""
+        return np.array([mixture.get(name, 0.0) for name in self.tasks])[self.task]
+
+    def chain_tokens(self, asked: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Tokens from each turn to the end of the turns that follow it, as shown or mirrored, whichever are more.
+
+        A turn that is not `asked` (turns,) ends those before it: it does not count, nor does what follows it.
+        """
+        lengths = self.texts.lengths
+        tokens = (lengths[self.prompt] + lengths[self.answer]).max(1)
+        opens = ~self.follows
+        opens[self.turn_starts[:-1][np.diff(self.turn_starts) > 0]] = True
+        chain = np.cumsum(opens) - 1
+        if asked is not None:
+            ended = np.cumsum(~asked & ~opens)
+            tokens = np.where(ended > ended[opens][chain], 0, tokens)
+        total = np.bincount(chain, tokens, minlength=chain[-1] + 1 if len(chain) else 0).astype(np.int64)
+        return total[chain] if len(chain) else total
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """Columns of the turns of a split, as text; `canonical` is what `answer` says, machine-readable."""
+
+    image_id: pa.Array
+    pixel_row: NDArray[np.int64]
+    count: NDArray[np.int64]
+    question: pa.Array
+    answer: pa.Array
+    task: pa.Array
+    form: pa.Array
+    template: pa.Array
+    canonical: pa.Array
+    follows: NDArray[np.bool_]
+
+
+def read_turns(table: Table, split: str) -> _Turns:
+    """The turns of one split, by column. Raises UserError when the split is empty or messages and turns differ."""
+    images, rows, counts, questions, answers, follows = [], [], [], [], [], []
+    told: dict[str, list[pa.Array]] = {name: [] for name in ("task", "form", "template", "answer")}
+    first = 0
+    for batch in table.batches(columns=["image_id", "split", "messages", "turns"], batch_rows=1024):
+        keep = pc.equal(batch.column("split"), split)
+        index = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
+        if len(index):
+            chosen = batch.filter(keep)
+            messages, turns = chosen.column("messages"), chosen.column("turns")
+            parts = messages.flatten().field("content").flatten()
+            text = parts.field("text").filter(pc.equal(parts.field("type"), "text"))
+            flat = turns.flatten()
+            if len(text) != 2 * len(flat):
+                raise UserError(f"{table.path}: messages are not question-answer pairs, one text each, one pair a turn")
+            images.append(chosen.column("image_id"))
+            rows.append(index + first)
+            counts.append(pc.list_value_length(turns).to_numpy(zero_copy_only=False).astype(np.int64))
+            questions.append(text.take(pa.array(np.arange(0, len(text), 2))))
+            answers.append(text.take(pa.array(np.arange(1, len(text), 2))))
+            for name, arrays in told.items():
+                arrays.append(flat.field(name))
+            follows.append(pc.fill_null(flat.field("follows"), False).to_numpy(zero_copy_only=False))
+        first += batch.num_rows
+    if not rows:
+        raise UserError(f"{table.path}: no row of split '{split}'; check data.validation_share and the source's splits")
+    return _Turns(
+        image_id=pa.concat_arrays(images),
+        pixel_row=np.concatenate(rows),
+        count=np.concatenate(counts),
+        question=pa.concat_arrays(questions),
+        answer=pa.concat_arrays(answers),
+        task=pa.concat_arrays(told["task"]),
+        form=pa.concat_arrays(told["form"]),
+        template=pa.concat_arrays(told["template"]),
+        canonical=pa.concat_arrays(told["answer"]),
+        follows=np.concatenate(follows).astype(bool),
+    )
+
+
+def vocabulary_texts(turns: _Turns) -> tuple[list[str], list[str]]:
+    """Distinct texts of a split and its distinct closed answers, mirrored ones too: a tiny tokenizer's material."""
+    closed = pc.is_in(turns.form, value_set=pa.array(CLOSED))
+    answers = pc.unique(turns.answer.filter(closed)).to_pylist()
+    texts = pc.unique(turns.question).to_pylist() + pc.unique(turns.answer).to_pylist()
+    return _with_mirrors(texts), _with_mirrors(answers)
+
+
+def _with_mirrors(texts: Sequence[str]) -> list[str]:
+    return sorted({*texts, *(mirror_text(text) for text in texts)})
+
+
+def tokenise(turns: _Turns, frame: Frame) -> Corpus:
+    """Turns as token ids, each distinct text tokenised once, plain and mirrored."""
+    ids: list[list[int]] = []
+    known: dict[tuple[str, bool | None], int] = {}
+
+    def text_id(text: str, follows: bool | None) -> int:
+        key = (text, follows)
+        if key not in known:
+            known[key] = len(ids)
+            ids.append(frame.answer(text) if follows is None else frame.prompt(text, follows=follows))
+        return known[key]
+
+    question, answer = turns.question.dictionary_encode(), turns.answer.dictionary_encode()
+    questions, answers = question.dictionary.to_pylist(), answer.dictionary.to_pylist()
+    ask = np.array([[[text_id(t, f) for t in (q, mirror_text(q))] for f in (False, True)] for q in questions], np.int32)
+    reply = np.array([[text_id(t, None) for t in (a, mirror_text(a))] for a in answers], np.int32)
+    task = turns.task.dictionary_encode()
+    return Corpus(
+        image_id=turns.image_id,
+        pixel_row=turns.pixel_row,
+        turn_starts=np.concatenate([[0], np.cumsum(turns.count)]),
+        prompt=ask[question.indices.to_numpy(), turns.follows.astype(int)],
+        answer=reply[answer.indices.to_numpy()],
+        task=task.indices.to_numpy().astype(np.int16),
+        follows=turns.follows,
+        tasks=tuple(task.dictionary.to_pylist()),
+        texts=Texts(
+            np.fromiter((i for text in ids for i in text), np.int32),
+            np.cumsum([0, *(len(text) for text in ids)]).astype(np.int64),
+        ),
+    )

@@ -1,0 +1,135 @@
+"""A model dealt out among the ranks (FSDP2): each has a share of the rows of every parameter, gradient and moment.
+
+Blocks of the language model and of the tower are gathered one by one as the pass reaches them; what is left (word
+embeddings, projector, branches) for the whole step. A frozen tower has neither gradients nor moments and stays whole.
+Under bf16 the language model's blocks travel as bf16 and gradients are summed in fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from facemllm.train.loss import Value
+
+
+class Dealt:
+    """A model that is dealt out in place, with the peft wrapper around it if there is one.
+
+    Make it before the optimiser and before anything holds parameters: those are replaced.
+    """
+
+    def __init__(self, model: Any, wrapper: Any | None, device: torch.device, *, bf16: bool) -> None:
+        # a third of a second that only sharded runs need
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+        self._model = model
+        self._empty = _without_weights(model, wrapper)
+        self._root = _Root(model)
+        tower = model.model.vision_tower
+        frozen = not any(parameter.requires_grad for parameter in tower.parameters())
+        if frozen:
+            tower.to(device)
+        whole = set(tower.parameters()) if frozen else set()
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        options: dict[str, Any] = {"mesh": mesh, "ignored_params": whole}
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        for block in _blocks(model.model.language_model):
+            fully_shard(block, mp_policy=policy, **options)
+        for block in () if frozen else _blocks(tower):
+            fully_shard(block, **options)
+        fully_shard(self._root, **options)
+        for module in self._root.modules():
+            if isinstance(module, FSDPModule):
+                # a rank's loss is its share of the global mean, so gradients are summed, and so are those of
+                # parameters that only some ranks had a use for
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+                module.set_reduce_scatter_unused_params(True, recurse=False)
+
+    def around(self, loss: Callable[[Any], Value]) -> Callable[[Any], Value]:
+        """The loss of a batch, with the parameters it needs gathered while it is computed."""
+        self._root.loss = loss
+
+        def value(batch: Any) -> Value:
+            return Value(*self._root(batch))
+
+        return value
+
+    @torch.no_grad()
+    def whole(self) -> tuple[Any, Any | None]:
+        """Model and wrapper with all weights, in the memory of rank 0; on the others they stay without.
+
+        All ranks must call it.
+        """
+        first = dist.get_rank() == 0
+        found: dict[int, Tensor] = {}  # on every rank, so that none gathers a tied weight once more than the others
+        state: dict[str, Tensor] = {}
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
+            if id(tensor) not in found:  # tied weights stay one
+                full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+                kept = full.cpu() if first else full.to("meta")
+                is_parameter = isinstance(tensor, nn.Parameter)
+                found[id(tensor)] = nn.Parameter(kept, requires_grad=False) if is_parameter else kept
+            if first:
+                state[name] = found[id(tensor)]
+        model, wrapper = self._empty
+        if state:
+            model.load_state_dict(state, assign=True)
+        return model, wrapper
+
+
+def total_norm(gradients: Sequence[Tensor]) -> float:
+    """Norm of gradients, sharded or not; of sharded ones all ranks must ask."""
+    return _number(nn.utils.get_total_norm(gradients))
+
+
+def clip(parameters: Sequence[Tensor], limit: float) -> float:
+    """Scale gradients, sharded or not, to a norm of at most `limit`; their norm before."""
+    return _number(nn.utils.clip_grad_norm_(parameters, limit))
+
+
+class _Root(nn.Module):
+    """Gathers what stands in no block for as long as a step's loss is computed: FSDP acts where a module is called."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.loss: Callable[[Any], Value] | None = None
+
+    def forward(self, batch: Any) -> tuple[Any, ...]:
+        """The value of a batch as a tuple, in which FSDP finds the loss."""
+        assert self.loss is not None
+        value = self.loss(batch)
+        return tuple(vars(value).values())
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The repeated blocks of a transformer: members of its outermost lists."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (block for block in child if not isinstance(block, nn.ModuleList))
+        else:
+            yield from _blocks(child)
+
+
+def _without_weights(model: nn.Module, wrapper: Any | None) -> tuple[Any, Any | None]:
+    """A copy in which every parameter takes no memory."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    copied: tuple[Any, Any | None] = copy.deepcopy((model, wrapper), memo)
+    return copied
+
+
+def _number(norm: Any) -> float:
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

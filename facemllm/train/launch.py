@@ -1,0 +1,235 @@
+"""Launch of one training stage by Ray Train: 1..N workers, restarts from checkpoints, one clear error.
+
+The only module that imports Ray, inside its functions. `train` is called by the steps align, instruct and specialize.
+A worker that dies is restarted by Ray and goes on from the last checkpoint; a launch that dies goes on from it when
+called again with the same `work` folder. Ray joins the head named by RAY_ADDRESS, else starts one for the time of the
+call. Checkpoints do not pass through Ray: `keeping` writes them, as it does without Ray (`alone`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from facemllm.core.locks import locked
+from facemllm.errors import UserError
+from facemllm.settings import Settings
+from facemllm.train.keeping import filesystem
+from facemllm.train.order import Order, TrainResult, finish, place_order
+
+_RESULT, _FAILURE = "result.json", "failure.json"
+_OBJECT_STORE_BYTES = 128 * 2**20
+_PASSED_ON = (
+    "FACEMLLM_",
+    "MLFLOW_",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+)
+# Ray Train polls its workers every 2 s and starts watchers that one machine does not need
+_RAY_SWITCHES = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own default of 15 lets any other process starve the training
+}
+
+OnLog = Callable[[int, dict[str, float]], None]
+
+
+def train(
+    stage: str,
+    settings: Settings,
+    conversations: Path,
+    base: Path | None,
+    out: Path,
+    work: Path,
+    cache: Path,
+    on_log: OnLog | None = None,
+) -> TrainResult:
+    """Train one stage and write its model directory to `out`, which must not exist.
+
+    `base` is the previous stage's model directory, None for the first stage: the preset or the hub checkpoint of the
+    settings. `work` keeps checkpoints while the stage runs, unless `training.storage` names another place: call again
+    with the same one to go on after a crash. `cache` keeps decoded pixels. `on_log(step, metrics)` is pickled and
+    called by the first worker. Raises UserError with the cause in one line, also while another launch uses `work`.
+    """
+    with locked(work / ".lock", f"another training uses {work}; wait for it or give another folder"):
+        return _train(place_order(stage, settings, conversations, base, out, work, cache), on_log)
+
+
+def _train(order: Order, on_log: OnLog | None) -> TrainResult:
+    for name in (_RESULT, _FAILURE):
+        (order.work / name).unlink(missing_ok=True)
+    os.environ.update({name: os.environ.get(name, value) for name, value in _RAY_SWITCHES.items()})
+    with _ray(order.settings):
+        _enough(order.settings)
+        _fit(order, on_log)
+    result = json.loads((order.work / _RESULT).read_text("utf-8"))
+    finish(order)
+    shutil.rmtree(order.work / order.run, ignore_errors=True)  # what Ray keeps of a run
+    return TrainResult(**result)
+
+
+@contextmanager
+def _ray(settings: Settings) -> Iterator[None]:
+    """A connection to Ray: the running head, or one of our own for the time of the block."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(
+                include_dashboard=False,
+                num_cpus=max(settings.training.workers, os.cpu_count() or 1),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **quiet,
+            )
+    except Exception as error:
+        hint = f"is the Ray head at {address} running?" if address else "is there memory left?"
+        raise UserError(f"cannot start Ray: {_one_line(error)}; {hint}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _enough(settings: Settings) -> None:
+    """Raise UserError when the cluster has no room for the workers: Ray itself would wait for it for ever."""
+    import ray
+
+    training = settings.training
+    fewest = training.min_workers or training.workers
+    has = ray.cluster_resources()
+    for kind, each in _resources(settings).items():
+        if has.get(kind, 0) < fewest * each:
+            hint = "training.workers, or set training.use_gpu=false" if kind == "GPU" else "training.workers"
+            raise UserError(
+                f"{fewest} workers need {fewest * each:g} {kind}s, and Ray's cluster has {has.get(kind, 0):g}; "
+                f"lower {hint}"
+            )
+
+
+def _fit(order: Order, on_log: OnLog | None) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    training = order.settings.training
+    given = {n: v for n, v in os.environ.items() if n.startswith(_PASSED_ON)}
+    workers: Any = training.workers
+    if training.min_workers is not None and training.min_workers < training.workers:
+        workers = (training.min_workers, training.workers)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"order": order, "on_log": on_log, "environment": given},
+        torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=training.use_gpu,
+            resources_per_worker=_resources(order.settings),
+        ),
+        run_config=RunConfig(
+            name=order.run,
+            **_storage(order),
+            failure_config=FailureConfig(max_failures=training.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise _cause(order, error) from error
+    if (order.work / _FAILURE).exists():
+        raise _cause(order, None)
+    if not (order.work / _RESULT).exists():
+        raise UserError(f"training of stage {order.stage} ended without a result; look into {order.work} and run again")
+
+
+def _storage(order: Order) -> dict[str, Any]:
+    """Where Ray keeps its own account of the run: beside the checkpoints."""
+    place = order.settings.training.storage
+    if place is None or "://" not in place:
+        return {"storage_path": str(order.work)}
+    system, path = filesystem(place)
+    return {"storage_path": path, "storage_filesystem": system}
+
+
+def _resources(settings: Settings) -> dict[str, float]:
+    return {"CPU": 1, "GPU": 1} if settings.training.use_gpu else {"CPU": 1}
+
+
+def _cause(order: Order, error: Exception | None) -> UserError:
+    """The one line a user needs: what a worker said, or what Ray says of the workers."""
+    note = order.work / _FAILURE
+    if note.exists():
+        return UserError(json.loads(note.read_text("utf-8"))["message"])
+    failures = getattr(error, "worker_failures", None) or {}
+    failed = next(iter(failures.values()), error)
+    return UserError(f"training of stage {order.stage} failed: {_in_words(failed)}")
+
+
+def _in_words(failed: Any) -> str:
+    """A worker's end: Ray's own words for it fill a page, and name neither cause nor remedy."""
+    said = f"{type(failed).__name__}: {failed}"
+    if re.search(r"OutOfMemoryError|running low on memory|out of memory|OOM", said):
+        return (
+            "a worker was ended because the machine's memory was full; lower training.workers or the stage's "
+            "batch_images, or run it where there is more"
+        )
+    if re.search(r"ActorDied|WorkerCrashed|ActorUnavailable|worker died|connection error code", said, re.IGNORECASE):
+        return (
+            "a worker was killed more often than training.max_failures allows (by hand, or by the system when memory "
+            "was full); run again to go on from the last checkpoint"
+        )
+    return _one_line(failed)
+
+
+def _one_line(error: Any) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:400]
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One rank, inside a Ray actor. What a restart cannot mend is written down instead of raised."""
+    os.environ.update(config["environment"])
+    import ray.train
+
+    from facemllm.train.rank import Place, train_rank
+
+    order: Order = config["order"]
+    if (order.work / _FAILURE).exists():
+        return  # Ray has started the workers again, for what no restart mends
+    context = ray.train.get_context()
+    place = Place(
+        context.get_world_rank(), context.get_world_size(), context.get_local_rank(), context.get_local_world_size()
+    )
+    try:
+        result = train_rank(order, place, config["on_log"])
+    except (UserError, FloatingPointError) as error:
+        if place.rank == 0 or not (order.work / _FAILURE).exists():
+            (order.work / _FAILURE).write_text(json.dumps({"message": str(error)}), "utf-8")
+        if place.world > 1:
+            raise  # the other ranks may be waiting for this one
+        return
+    if result is not None:
+        (order.work / _RESULT).write_text(json.dumps(asdict(result)), "utf-8")

@@ -1,0 +1,146 @@
+"""The one way a step is run.
+
+A step is a plain function in its room, listed in `facemllm.workflow.steps`. `run_step` puts what every step needs
+around it: settings, the content store (same inputs, settings and code: the remembered result), a nested MLflow run,
+events for the live table, and one clear line when it fails. KFP components, commands and DVC stages call this function;
+none holds logic of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+from facemllm.core import progress
+from facemllm.core.step import PARENT_RUN, Context, Step, step_key
+from facemllm.core.store import Store
+from facemllm.errors import UserError
+from facemllm.settings import Settings, load
+from facemllm.workflow.steps import STEPS
+
+ENGINE = "FACEMLLM_ENGINE"  # process id of KFP's local runner, which starts each step through a shell
+CLUSTER_RUN = "FACEMLLM_RUN"  # name of the pipeline run on a cluster, where no process spans the steps
+
+
+def run_step(name: str, profile: str, overrides: Sequence[str], **inputs: str) -> str:
+    """Run one step, or recall its result, and return its output value: what the next step is given.
+
+    Raises UserError with one clear line; the same line goes to the live table.
+    """
+    from facemllm.core.machine import die_with
+
+    if engine := os.environ.pop(ENGINE, None):
+        die_with(int(engine))
+    return execute(name, load(profile, list(overrides)), **inputs)
+
+
+def execute(name: str, settings: Settings, **inputs: str) -> str:
+    """Run one step under settings that are already loaded. See `run_step`."""
+    step = STEPS[name]
+    store = Store(settings.home)
+    if set(inputs) != set(step.inputs):
+        raise ValueError(f"step {name} takes inputs {sorted(step.inputs)}, got {sorted(inputs)}")
+    os.environ[progress.STEP] = name
+    started = time.monotonic()
+    try:
+        progress.event(state="running")
+        inputs |= {world: read(settings) for world, read in step.world.items()}
+        key = step_key(step, settings, inputs)
+        record = _recall(step, settings, store, key)
+        if record is None:
+            record = _perform(step, settings, store, key, inputs, started)
+            state = "done"
+        else:
+            state = "cached"
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        message = "interrupted" if interrupted else str(error) if isinstance(error, UserError) else _unexpected(error)
+        progress.event(state="failed", message=message, seconds=time.monotonic() - started)
+        raise
+    seconds = record["seconds"] if state == "cached" else time.monotonic() - started
+    progress.event(state=state, seconds=seconds, digest=record["digest"], figure=record["figure"])
+    return str(record["output"])
+
+
+def recall_all(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What the store remembers of a run under these settings: records by step, up to the first that is missing."""
+    store = Store(settings.home)
+    records: dict[str, dict[str, Any]] = {}
+    for step in STEPS.values():
+        if not step.keeps or step.world or not set(step.inputs.values()) <= set(records):
+            continue
+        inputs = {name: str(records[source]["output"]) for name, source in step.inputs.items()}
+        record = _recall(step, settings, store, step_key(step, settings, inputs))
+        if record is not None:
+            records[step.name] = record
+    return records
+
+
+def _recall(step: Step, settings: Settings, store: Store, key: str) -> dict[str, Any] | None:
+    record = store.recall(key) if step.keeps else None
+    if record is not None and step.still is not None and not step.still(settings, record):
+        return None
+    return record
+
+
+def _nested(settings: Settings, name: str, **inputs: str) -> dict[str, Any]:
+    """Record of another step, recalled or made now, with no place of its own in the live table or in MLflow."""
+    step, store = STEPS[name], Store(settings.home)
+    key = step_key(step, settings, inputs)
+    record = _recall(step, settings, store, key)
+    return record or _perform(step, settings, store, key, inputs, time.monotonic(), tracked=False)
+
+
+def _perform(
+    step: Step,
+    settings: Settings,
+    store: Store,
+    key: str,
+    inputs: Mapping[str, str],
+    started: float,
+    tracked: bool = True,
+) -> dict[str, Any]:
+    work = store.work(key)
+    out = work / "result"
+    if out.exists():
+        shutil.rmtree(out)
+    from facemllm.tracking.runs import commit
+
+    with _tracked(step, settings, key, inputs) if tracked else nullcontext(None) as run:
+        context = Context(settings, store, inputs, work, out, partial(_nested, settings), run)
+        outcome = step.work(context)
+        facts = {
+            "step": step.name,
+            "inputs": dict(inputs),
+            "output": outcome.output or outcome.digest,
+            "figure": outcome.figure,
+            "seconds": round(time.monotonic() - started, 3),
+            "run_id": run.run_id if run is not None else None,
+            "commit": commit(),
+            **outcome.facts,
+        }
+        if step.keeps:
+            store.keep(key, out, outcome.digest, facts)
+        if run is not None:
+            run.finish(outcome.digest, facts)
+    return {"digest": outcome.digest, **facts}
+
+
+def _tracked(step: Step, settings: Settings, key: str, inputs: Mapping[str, str]) -> Any:
+    from facemllm.tracking import runs as tracking
+
+    if name := os.environ.get(CLUSTER_RUN):
+        os.environ[PARENT_RUN] = tracking.join_pipeline(settings, name)
+    parent = os.environ.get(PARENT_RUN)
+    if not parent:
+        return nullcontext(None)
+    return tracking.step_run(settings, parent, step.name, key=key, inputs=inputs)
+
+
+def _unexpected(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

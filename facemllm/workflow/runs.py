@@ -1,0 +1,306 @@
+"""A pipeline run as its user sees it: a live table of steps, then `runs/<name>/summary.json` and `report.html`.
+
+Steps report through an events file, from whichever process they run in; this module turns the events into the table
+and, with what the store remembers, into the summary.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from facemllm.core.cost import priced
+from facemllm.core.files import atomic_write
+from facemllm.core.store import Store
+from facemllm.errors import UserError
+from facemllm.report.figures import trust
+from facemllm.settings import Settings
+from facemllm.tables import open_table
+from facemllm.workflow.runner import recall_all
+from facemllm.workflow.steps import STEPS
+
+FACE = "face.jpg"
+_PIXELS = 256
+MARKS = {"waiting": "·", "running": "▸", "done": "✓", "cached": "=", "failed": "✗", "skipped": "–"}
+
+
+@dataclass
+class StepView:
+    """What is known of one step while a run goes on."""
+
+    state: str = "waiting"
+    seconds: float | None = None
+    digest: str | None = None
+    figure: str = ""
+    message: str = ""
+    began: float | None = None
+
+
+@dataclass
+class RunView:
+    """The steps of a run, as told by its events file; `refresh` reads what has been added since."""
+
+    events: Path
+    steps: dict[str, StepView] = field(default_factory=lambda: {name: StepView() for name in STEPS})
+    _read: int = 0
+
+    def refresh(self) -> dict[str, StepView]:
+        """Read new events; return the steps whose state changed, by name."""
+        changed: dict[str, StepView] = {}
+        if not self.events.is_file():
+            return changed
+        with self.events.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                event = json.loads(line)
+                step = self.steps.get(event["step"])
+                if step is not None and self._apply(step, event):
+                    changed[event["step"]] = step
+        return changed
+
+    def _apply(self, step: StepView, event: Mapping[str, Any]) -> bool:
+        if "progress" in event:
+            step.figure = event["note"]
+            return False
+        step.state = event["state"]
+        step.began = event["time"] if step.state == "running" else step.began
+        step.seconds = event.get("seconds")
+        step.digest = event.get("digest")
+        step.figure = event.get("figure", "")
+        step.message = event.get("message", "")
+        return True
+
+    def settle(self, recalled: Mapping[str, Mapping[str, Any]]) -> None:
+        """The run is over: steps that the pipeline engine answered from its cache take what the store remembers."""
+        for name, step in self.steps.items():
+            record = recalled.get(name)
+            if step.state == "waiting" and record is not None:
+                step.state, step.seconds = "cached", record["seconds"]
+                step.digest, step.figure = record["digest"], record["figure"]
+            elif step.state == "waiting":
+                step.state = "skipped"
+            elif step.state == "running":
+                step.state, step.message = "failed", "ended without a word; its last lines are in run.log"
+
+    def failure(self) -> tuple[str, str] | None:
+        """Name and message of the step that failed, if one did."""
+        return next(((name, s.message) for name, s in self.steps.items() if s.state == "failed"), None)
+
+
+@contextmanager
+def exclusive(settings: Settings) -> Iterator[None]:
+    """Let one run at a time use `storage.home`. Raises UserError while another does; a killed run leaves no lock."""
+    path = settings.home / "run.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; set storage.home to a folder you may write to"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another pipeline run uses {settings.home}; wait for it or give --set storage.home=DIR"
+            ) from None
+        yield
+
+
+def run_folder(settings: Settings, name: str) -> Path:
+    """The folder of a run, made if absent. Raises UserError for a name that is no plain one, or if not writable."""
+    if not name or name != Path(name).name or name.startswith("."):
+        raise UserError(f"--name {name!r}: give a plain name such as 'laptop' or 'ablation-2'")
+    folder = settings.runs / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "events.jsonl").write_bytes(b"")
+        for name in ("summary.json", "report.html", FACE):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror}; set storage.runs to a folder you may write to"
+        ) from None
+    return folder
+
+
+def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> dict[str, Any]:
+    """The run's `summary.json` (DESIGN: a run folder), from the steps as they ended and the results in the store."""
+    store = Store(settings.home)
+    recalled = recall_all(settings)
+    view.settle(recalled)
+    records = {name: _record(store, recalled.get(name), step) for name, step in view.steps.items()}
+    gate, registered = records["gate"], records["register"]
+    evaluation = records["evaluate"]
+    metrics: dict[str, Any] = {}
+    if evaluation:
+        metrics = json.loads((store.path(evaluation["digest"]) / "metrics.json").read_text("utf-8"))
+    model = records["specialize"]
+    release = view.steps["release"]
+    endpoint = release if release.state == "done" else view.steps["deploy"]
+    return {
+        "run": name,
+        "profile": settings.profile,
+        "seconds": round(seconds, 1),
+        "device": _device(settings),
+        "steps": [
+            {
+                "name": n,
+                "state": s.state,
+                "seconds": s.seconds,
+                "cached": s.state == "cached",
+                "digest": s.digest,
+                "figure": s.message or s.figure,
+            }
+            for n, s in view.steps.items()
+        ],
+        "tasks": metrics.get("tasks", {}),
+        "closed_mean": metrics.get("closed_mean"),
+        "trust": trust(metrics),
+        "gate": gate.get("gate") if gate else None,
+        "model": {
+            "digest": model.get("digest") if model else None,
+            "name": settings.promotion.model_name,
+            "version": registered.get("output") if registered else None,
+        },
+        "approval": view.steps["await_approval"].figure or None,
+        "endpoint": endpoint.figure if endpoint.state == "done" else None,
+        "cost": {
+            step: priced(record["cost"], settings.cost.price_per_hour)
+            for step, record in records.items()
+            if record.get("cost") and record["step"] == step  # what is deployed has the digest of what was trained
+        },
+    }
+
+
+def write_run(settings: Settings, folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write `summary.json`, `report.html` and one held-out face to ask about, each whole or not at all."""
+    from facemllm.report.write import write_report
+
+    atomic_write(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    digests = {step["name"]: step["digest"] for step in summary["steps"]}
+    evaluation = settings.home / "store" / digests["evaluate"] if digests["evaluate"] else None
+    if evaluation is not None:
+        atomic_write(folder / FACE, next(iter(sorted((evaluation / "samples").glob("*.jpg")))).read_bytes())
+    write_report(
+        folder / "report.html",
+        summary,
+        evaluation,
+        training(settings, summary),
+        source=_sources(settings, digests["ingest"]),
+    )
+
+
+def _sources(settings: Settings, faces: str | None) -> str:
+    """Sources of a run's faces, as their table says; as the settings say when there is none yet."""
+    if faces and (settings.home / "store" / faces).is_dir():
+        return ", ".join(open_table(settings.home / "store" / faces).sources)
+    return ", ".join(source.name for source in settings.data.sources)
+
+
+def training(settings: Settings, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report shows of the training: by stage the `curves` (one dictionary a logged step) and `samples` that its
+    MLflow run holds, the audit of `relations`, the sampled faces' `pictures` (JPEG, by image_id), and the settings of
+    the model's `branches`."""
+    from facemllm.report.figures import RELATIONS, SAMPLES
+    from facemllm.tracking import recorded
+
+    store = Store(settings.home)
+    found: dict[str, Any] = {"curves": {}, "samples": {}, "relations": [], "pictures": {}}
+    with suppress(UserError):  # a report without them is better than none
+        for stage, run_id in _stage_runs(store, settings, summary).items():
+            found["curves"][stage] = recorded.curve(settings, run_id)
+            found["samples"][stage] = recorded.table(settings, run_id, SAMPLES)
+            found["relations"] = found["relations"] or recorded.table(settings, run_id, RELATIONS)
+    conversations = next(step["digest"] for step in summary["steps"] if step["name"] == "reformat")
+    if any(found["samples"].values()) and conversations and (store.home / "store" / conversations).is_dir():
+        found["pictures"] = _pictures(store.path(conversations))
+    model = settings.model
+    branches = {"segmentation": model.segmentation.mode != "none", "knowledge": model.knowledge.enabled}
+    found["branches"] = {name: getattr(model, name).model_dump() for name, on in branches.items() if on}
+    return found
+
+
+def _stage_runs(store: Store, settings: Settings, summary: Mapping[str, Any]) -> dict[str, str]:
+    """The MLflow run of each stage that was trained."""
+    trained = {step["name"]: step["digest"] for step in summary["steps"] if step["name"] in settings.stages()}
+    records = {stage: _record_of_digest(store, digest) or {} for stage, digest in trained.items() if digest}
+    return {stage: str(record["run_id"]) for stage, record in records.items() if record.get("run_id")}
+
+
+def _pictures(conversations: Path) -> dict[str, bytes]:
+    from facemllm.core.images import encoded, opened
+    from facemllm.train.samples import fixed_faces
+
+    found = {}
+    for face in fixed_faces(open_table(conversations)):
+        image = opened(face.image)
+        image.thumbnail((_PIXELS, _PIXELS))
+        found[face.image_id] = encoded(image)
+    return found
+
+
+def _record(store: Store, recalled: Mapping[str, Any] | None, step: StepView) -> Mapping[str, Any]:
+    if recalled is not None:
+        return recalled
+    return (_record_of_digest(store, step.digest) if step.digest else None) or {}
+
+
+def _record_of_digest(store: Store, digest: str) -> dict[str, Any] | None:
+    for path in (store.home / "keys").glob("*.json"):
+        with suppress(ValueError):
+            record: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            if record["digest"] == digest:
+                return record
+    return None
+
+
+def _device(settings: Settings) -> str:
+    from facemllm.core.machine import cores
+
+    kind = "GPU" if settings.training.use_gpu else "CPU"
+    return f"{kind}, {cores()} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as people read them."""
+    if seconds is None:
+        return ""
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+def steps_table(view: RunView, started: float) -> Any:
+    """The live table: a row a step with its state, time and one telling figure (a rich Table)."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    styles = {
+        "running": "bold cyan",
+        "done": "green",
+        "cached": "blue",
+        "failed": "bold red",
+        "waiting": "dim",
+        "skipped": "dim",
+    }
+    table = Table(title=f"face-mllm · {clock(time.time() - started)}", title_justify="left", box=None, pad_edge=False)
+    for column in ("", "step", "state", "time", ""):
+        table.add_column(column, overflow="ellipsis", no_wrap=True)
+    last = max((i for i, s in enumerate(view.steps.values()) if s.state != "waiting"), default=-1)
+    for index, (name, step) in enumerate(view.steps.items()):
+        state = "cached" if step.state == "waiting" and index < last else step.state
+        seconds = time.time() - step.began if state == "running" and step.began else step.seconds
+        table.add_row(
+            MARKS[state], name, state, clock(seconds), escape(step.message or step.figure), style=styles[state]
+        )
+    return table

@@ -1,0 +1,1 @@
+"""Studies over the package: what each part brings."""

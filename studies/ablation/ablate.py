@@ -1,0 +1,165 @@
+"""`facemllm ablate`: train and measure every variant from every seed, and say what is shown.
+
+A variant from a seed is a cell, named by all that its figures follow from: a finished cell is not made again, a changed
+setting makes again only the cells that it touches, and cells that begin alike train what they share once.
+
+Budget: settings of the profile. On two cores, `--jobs 2` trains two models at a time, one thread each.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from facemllm.core import digests, parallel, progress
+from facemllm.core.files import atomic_write
+from facemllm.errors import UserError
+from facemllm.scoring.metrics import CLOSED_MEAN
+from facemllm.settings import Settings, Variant, load
+from facemllm.tables import CONVERSATIONS, open_table
+from facemllm.tracking.runs import commit
+from facemllm.version import ledger
+from studies.ablation import comparing, report, running
+from studies.ablation.running import HOW, Cell
+
+PICTURE = Path("images") / "ablation.png"
+
+
+def ablate(
+    profile: str,
+    overrides: Sequence[str],
+    conversations: Path,
+    out: Path,
+    *,
+    variants: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    jobs: int = 1,
+    page: Path | None = None,
+) -> dict[str, Any]:
+    """Make the cells that `out` does not hold yet, then compare all of them; returns what `out/results.json` holds.
+
+    `variants` and `seeds` choose among those of the settings, all if empty; the baseline is always among them. `page`
+    is a Markdown file to write, its plot in `images/` beside it. Killed, it goes on where it was when called again.
+    Raises UserError when a variant is unknown or its settings are refused.
+    """
+    settings = load(profile, overrides)
+    table = open_table(conversations, CONVERSATIONS)
+    for use in ("train", "evaluate"):
+        ledger.require(settings, table.sources, use)
+    chosen = settings.ablation
+    if unknown := [name for name in variants if name not in chosen.variants]:
+        raise UserError(f"--variants {','.join(unknown)}: choose among {', '.join(chosen.variants)}")
+    wanted = {n: v for n, v in chosen.variants.items() if not variants or n in variants or n == chosen.baseline}
+    code = digests.of_code("studies.ablation.running")
+    found = cells(profile, overrides, wanted, list(seeds) or list(range(chosen.seeds)), table.digest, code)
+    _make(found, conversations, out, jobs)
+    records = [_read(out, cell) | {"variant": cell.variant} for cell in found]
+    controls = {name: variant.control for name, variant in wanted.items() if variant.control in wanted}
+    results = {
+        "command": shlex.join(_command(profile, overrides, variants, seeds)),
+        "baseline": chosen.baseline,
+        "says": {name: variant.says for name, variant in wanted.items()},
+        "controls": controls,
+        "variants": comparing.together(records, chosen.baseline, controls),
+        "images": records[0]["images"],
+        "people": records[0]["people"],
+        "sources": table.sources,
+        "conversations": table.digest,
+        "machine": report.machine(),
+        "commit": commit(),
+        "cells": [cell.digest for cell in found],
+    }
+    atomic_write(out / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    if page is not None:
+        picture = page.parent / PICTURE
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        report.drawn(results["variants"], chosen.baseline).savefig(picture, dpi=110, metadata={"Software": None})
+        atomic_write(page, report.page(results, PICTURE.as_posix()).encode())
+    return results
+
+
+def _make(found: Sequence[Cell], conversations: Path, out: Path, jobs: int) -> None:
+    missing = [cell for cell in found if not running.record_path(out, cell).is_file()]
+    (out / "cells").mkdir(parents=True, exist_ok=True)
+    work = [running.Work(group, conversations.resolve(), out.resolve()) for group in groups(missing)]
+    done = len(found) - len(missing)
+    with progress.bar("training", len(found)) as bar:
+        bar.update(done, f"{done} models made before" if done else "")
+        for one, _ in zip(work, parallel.ordered(running.run, work, min(jobs, max(1, len(work)))), strict=True):
+            done += len(one.cells)
+            last = one.cells[-1]
+            value = _read(out, last)["figures"]
+            mean = value.get(running.WITH_MAP, value[running.WITHOUT_MAP]).get(CLOSED_MEAN)
+            bar.update(done, f"{last.variant}, seed {last.seed}" + ("" if mean is None else f": {mean:.3f}"))
+
+
+def _read(out: Path, cell: Cell) -> dict[str, Any]:
+    return dict(json.loads(running.record_path(out, cell).read_text("utf-8")))
+
+
+def _command(profile: str, overrides: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """What was asked for, without folders: those differ from machine to machine."""
+    words = ["facemllm", "ablate", "CONVERSATIONS", "OUT", "--profile", profile]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--variants", ",".join(variants)] if variants else []
+    return words + (["--seeds", ",".join(map(str, seeds))] if seeds else [])
+
+
+def numbers(text: str) -> list[int]:
+    """Seeds as they are written: `0-4` or `0,2,5`. Raises UserError for anything else."""
+    found: list[int] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise UserError(f"--seeds {text}: expected numbers, as in 0-4 or 0,2,5")
+        found += range(int(first), int(last if dash else first) + 1)
+    return list(dict.fromkeys(found))
+
+
+def cells(
+    profile: str, overrides: Sequence[str], variants: Mapping[str, Variant], seeds: Sequence[int], table: str, code: str
+) -> list[Cell]:
+    """The cells in the order in which they are made: seed by seed, so that a half-finished ablation compares.
+
+    `table` and `code` are digests of the conversations and of the code. Raises UserError naming a variant whose
+    settings are refused.
+    """
+    return [
+        _cell(name, variant, _load(name, variant, profile, overrides, seed), table, code)
+        for seed in seeds
+        for name, variant in variants.items()
+    ]
+
+
+def groups(found: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that share their first stage, together."""
+    alike: dict[str, list[Cell]] = {}
+    for cell in found:
+        alike.setdefault(cell.keys[0], []).append(cell)
+    return list(alike.values())
+
+
+def _load(name: str, variant: Variant, profile: str, overrides: Sequence[str], seed: int) -> Settings:
+    try:
+        return load(profile, [*overrides, *variant.set, f"seed={seed}"])
+    except UserError as error:
+        raise UserError(f"ablation.variants.{name}: {error}") from None
+
+
+def _cell(name: str, variant: Variant, settings: Settings, table: str, code: str) -> Cell:
+    begun = {
+        "conversations": table,
+        "code": code,
+        "model": settings.model.model_dump(),
+        "held_out": settings.qa.held_out,
+        "training": settings.training.model_dump(include=set(HOW)),
+        "seed": settings.seed,
+    }
+    key, keys = digests.of_json(begun), []
+    for stage in variant.stages:
+        key = digests.of_json([key, stage, settings.stages()[stage].model_dump()])
+        keys.append(key)
+    return Cell(name, settings, tuple(variant.stages), tuple(keys))
