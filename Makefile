@@ -5,7 +5,7 @@ FACES ?=
 PROFILE ?= $(if $(FACES),own,laptop)
 ARGS ?=
 comma := ,
-SOURCES = $(if $(FACES),--set 'data.sources=[{name: imagefolder$(comma) root: "$(shell realpath -- "$(FACES)")"}]')
+SOURCES = $(if $(FACES),--set 'ingest.sources=[{name: imagefolder$(comma) root: "$(shell realpath -- "$(FACES)")"}]')
 
 .PHONY: help run test test-unit bench ui down lint clean
 

@@ -35,7 +35,7 @@ app = typer.Typer(
 _build: Callable[..., Any]
 
 Profile = Annotated[str, typer.Option(help="Settings overlay in profiles/.")]
-Sets = Annotated[list[str], typer.Option("--set", help="Override one key: --set training.workers=2")]
+Sets = Annotated[list[str], typer.Option("--set", help="Override one key: --set train.workers=2")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 

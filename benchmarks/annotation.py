@@ -101,12 +101,12 @@ def configured(home: Path, base_url: str, parallel: int) -> Any:
         "laptop",
         [
             f"storage.home={home}",
-            "annotation.annotator=endpoint",
-            "annotation.vision_language.model=fake",
-            f"annotation.endpoint.base_url={base_url}",
-            f"annotation.endpoint.parallel={parallel // TASKS}",
-            f"annotation.concurrency={TASKS}",
-            "annotation.batch_size=500",
+            "annotate.annotator=endpoint",
+            "annotate.vision_language.model=fake",
+            f"annotate.endpoint.base_url={base_url}",
+            f"annotate.endpoint.parallel={parallel // TASKS}",
+            f"annotate.concurrency={TASKS}",
+            "annotate.batch_size=500",
         ],
     )
 

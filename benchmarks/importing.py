@@ -1,9 +1,9 @@
-"""`faces import` of a CelebA-like tree, against a bare loop that opens, re-encodes and writes the same pictures.
+"""`import` of a CelebA-like tree, against a bare loop that opens, re-encodes and writes the same pictures.
 
     .venv/bin/python benchmarks/importing.py --rows 100000
 
 Both read 178 x 218 JPEGs from disk and write JPEG bytes with 40 attributes into Parquet. The bare loop decodes and
-encodes on one thread and checks nothing; `faces import` checks every picture, turns it upright, hashes it twice, parses
+encodes on one thread and checks nothing; `import` checks every picture, turns it upright, hashes it twice, parses
 the native label files, looks for near-duplicates and leaked people, and keeps a quarantine. It is run with one thread
 (the ratio that says what all this costs) and with one a core. Ratios are time of ours / time of the bare loop. Memory
 is that of the process in MiB after a tenth, at the half and at its peak.
@@ -76,7 +76,7 @@ def ours(root: Path, out: Path, workers: int) -> None:
     from facemllm.ingest.run import import_source
     from facemllm.settings import Source, load
 
-    settings = load("laptop", [f"data.workers={workers}", f"storage.home={out.parent / 'home'}"])
+    settings = load("laptop", [f"ingest.workers={workers}", f"storage.home={out.parent / 'home'}"])
     import_source(settings, Source(name="celeba", root=str(root)), out)
 
 

@@ -83,9 +83,9 @@ def settings_for(captions: bool) -> Any:
     """The default settings, for these tasks, asked outright."""
     from facemllm.settings import load
 
-    limits = load("laptop", ["qa.held_out=[]", "qa.forms.statement=0", "qa.unseen_wordings=false"])
+    limits = load("laptop", ["reformat.held_out=[]", "reformat.forms.statement=0", "reformat.unseen_wordings=false"])
     asked = [*(["caption"] if captions else []), *LABELLED]
-    return limits.model_copy(update={"qa": limits.qa.model_copy(update={"tasks": asked})})
+    return limits.model_copy(update={"reformat": limits.reformat.model_copy(update={"tasks": asked})})
 
 
 def peer(faces: Path, out: Path, cache: Path, count: int) -> int:

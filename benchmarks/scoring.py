@@ -99,7 +99,7 @@ def main() -> None:
     from facemllm.tasks.answers import answer
 
     chosen = settings.load("laptop")
-    questions = [q for name in chosen.qa.tasks for q in tasks.get(name).questions() if q.options]
+    questions = [q for name in chosen.reformat.tasks for q in tasks.get(name).questions() if q.options]
     queries = [Query(q.templates[0], tuple(option.text for option in q.options)) for q in questions]
     texts = [text for query in queries for text in (query.question, *query.options)]
     if arguments.model is None:

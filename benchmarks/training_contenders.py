@@ -71,7 +71,7 @@ class Ours:
         job = Job(
             name="benchmark",
             stage=stage,
-            lora=settings.training.lora,
+            lora=settings.train.lora,
             seed=self.material.seed,
             key="benchmark",
             model=settings.model,
@@ -80,7 +80,7 @@ class Ours:
             log_every=every,
             table=self.digest,
             cache=self.material.folder / "cache",
-            **{"row_tokens": settings.training.row_tokens, **self.job},
+            **{"row_tokens": settings.train.row_tokens, **self.job},
         )
         started = time.perf_counter()
         outcome = run_stage(job, model, processor, self.corpus, self.faces, log=log)

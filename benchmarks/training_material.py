@@ -58,7 +58,7 @@ def stage_of(what: str, steps: int, **changes: Any) -> dict[str, Any]:
 
     settings = load("laptop")
     stage = settings.stages()[STAGES[what]].model_dump()
-    every = {name: 1.0 if name != "caption" else 0.15 for name in settings.qa.tasks}
+    every = {name: 1.0 if name != "caption" else 0.15 for name in settings.reformat.tasks}
     told = {"tasks": every, "objective": "answers", "augment": False, "warmup": 0.0, "decay": 0.0, "steps": steps}
     return stage | told | changes
 
@@ -119,7 +119,7 @@ def render_table(folder: Path, identities: int) -> Path:
     from facemllm.settings import load
     from facemllm.tables import FACES, TableWriter
 
-    settings = load("laptop", [f"data.identities={identities}"])
+    settings = load("laptop", [f"ingest.identities={identities}"])
     render_faces(settings, folder / "bare")
     with TableWriter(folder / "faces", FACES) as writer:
         for row in _rows(folder / "bare"):

@@ -134,7 +134,7 @@ def train(order: Mapping[str, Any]) -> dict[str, Any]:
     from facemllm.train.rank import Place, train_rank
 
     folder, steps = Path(order["folder"]), order["steps"]
-    changes = [f"training.stages.align.steps={steps}", f"training.checkpoint_every={max(1, steps // 10)}"]
+    changes = [f"train.stages.align.steps={steps}", f"train.checkpoint_every={max(1, steps // 10)}"]
     settings = load("laptop", changes)
     paths = (Path(order["table"]), None, folder / "model", folder / "work", folder.parent / "cache")
     on_log = AtHalf(folder / "half", steps // 2)

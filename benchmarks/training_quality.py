@@ -32,12 +32,12 @@ def compare(
     from facemllm.train.data import pixel_cache
     from facemllm.train.job import decide_precision
 
-    settings = load("laptop", ["evaluation.generated_faces=0", "evaluation.disturbed_faces=0"])
+    settings = load("laptop", ["evaluate.generated_faces=0", "evaluate.disturbed_faces=0"])
     table = open_table(conversations, CONVERSATIONS)
     _, processor = load_model(model)
     everything = pixel_cache(table, processor.image_processor, cache)
     places = {name: at for at, name in enumerate(row["image_id"] for row in table.iterate(["image_id"]))}
-    learnt, asked = read_sheet(table, "train"), read_sheet(table, settings.evaluation.split)
+    learnt, asked = read_sheet(table, "train"), read_sheet(table, settings.evaluate.split)
 
     def pixels(images: Sequence[str]) -> NDArray[np.uint8]:
         return np.asarray(everything[[places[name] for name in images]])
@@ -50,7 +50,7 @@ def compare(
         _evaluate(settings, model, conversations, evaluation)
     found = open_table(evaluation / "predictions", PREDICTIONS)
     ours = read_parsed(found, asked)
-    figures = paired(asked, ours, theirs, settings.evaluation.bootstrap, settings.seed)
+    figures = paired(asked, ours, theirs, settings.evaluate.bootstrap, settings.seed)
     size = sum(parameter.numel() for parameter in net.parameters())
     return {"figures": figures, "images_seen": seen, "parameters": size, "seconds": seconds}
 

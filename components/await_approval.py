@@ -7,7 +7,7 @@ from components import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def await_approval(profile: str, overrides: list, code: str, version: str) -> str:
-    """Wait `promotion.wait_minutes` for a named person's decision.
+    """Wait `promote.wait_minutes` for a named person's decision.
 
     Returns `approved`, `rejected` or `pending`. `code` only keys the cache.
     """

@@ -20,10 +20,10 @@ _FORKS.set_forkserver_preload(["facemllm.train.rank", "facemllm.train.alone", "p
 
 SMALL = (
     "model.image_size=32",
-    "training.threads=1",
-    "training.checkpoint_every=4",
-    *(f"training.stages.{stage}.steps=24" for stage in ("align", "instruct", "specialize")),
-    *(f"training.stages.{stage}.batch_images=6" for stage in ("align", "instruct", "specialize")),
+    "train.threads=1",
+    "train.checkpoint_every=4",
+    *(f"train.stages.{stage}.steps=24" for stage in ("align", "instruct", "specialize")),
+    *(f"train.stages.{stage}.batch_images=6" for stage in ("align", "instruct", "specialize")),
 )
 BRANCHES = ("model.segmentation.mode=append", "model.knowledge.enabled=true", "model.knowledge.tasks=[gender]")
 

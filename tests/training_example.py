@@ -153,7 +153,7 @@ class Toy:
 
     def run(self, plan: Stage, name: str = "toy", model: Any = None, **options: Any) -> Outcome:
         """`run_stage`; `options` are fields of the job or arguments of the run."""
-        job = {"checkpoint_every": 3, "log_every": 1, "precision": "fp32", "lora": self.settings.training.lora}
+        job = {"checkpoint_every": 3, "log_every": 1, "precision": "fp32", "lora": self.settings.train.lora}
         job |= {k: options.pop(k) for k in list(options) if k in Job.__dataclass_fields__}
         return run_stage(
             Job(name=name, stage=plan, seed=5, key="k", model=self.settings.model, **job),

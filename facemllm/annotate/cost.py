@@ -39,7 +39,7 @@ def estimate(settings: Settings, faces: Path) -> dict[str, Any]:
     Raises UserError as `annotate` would: no sound table, no source that may be sent, no key.
     """
     table = open_table(faces, FACES)
-    chosen = settings.annotation
+    chosen = settings.annotate
     found: dict[str, Any] = {"annotator": chosen.annotator, "rows": table.rows}
     if chosen.annotator != "endpoint":
         return {**found, "requests": 0, "price": 0.0}

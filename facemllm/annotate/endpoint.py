@@ -20,7 +20,7 @@ def endpoint(settings: Settings, sources: Iterable[str], backoff_s: float = 1.0)
 
     Raises UserError when its address or key cannot be used, or when no source may be sent to it.
     """
-    told, model = settings.annotation.endpoint, str(settings.annotation.vision_language.model)
+    told, model = settings.annotate.endpoint, str(settings.annotate.vision_language.model)
     shape = parameters(settings)
     return Describer(
         name="endpoint",

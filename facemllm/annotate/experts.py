@@ -1,7 +1,7 @@
 """Experts: small models that fill what a source lacks, five landmarks and head pose.
 
     python -m facemllm.annotate.experts FOLDER        # once: the weights, taken from the wheel `mediapipe` by pip
-    annotation.experts: {fields: [landmarks, head_pose], models: FOLDER}
+    annotate.experts: {fields: [landmarks, head_pose], models: FOLDER}
 
 A row that has the fields already is passed over, and one in which no face is found stays without them. On 80 drawn
 heads the mean error is 1.8 degrees of yaw, 4.0 of pitch and 1.5 of roll; on photographs it has not been measured. The
@@ -78,9 +78,9 @@ class Experts:
     @classmethod
     def of(cls, settings: Settings) -> Experts:
         """The experts of the settings. Raises UserError when LiteRT or the weights are missing, or they are others."""
-        chosen = settings.annotation.experts
+        chosen = settings.annotate.experts
         if not chosen.fields or chosen.models is None:
-            raise UserError("annotation.experts.fields is empty; name landmarks, head_pose or both")
+            raise UserError("annotate.experts.fields is empty; name landmarks, head_pose or both")
         if find_spec("ai_edge_litert") is None:
             raise UserError(NOT_INSTALLED)
         folder = (root() / chosen.models).resolve()
@@ -133,7 +133,7 @@ def verified(folder: Path) -> None:
     for name, (_, _, sha256) in WEIGHTS.items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"annotation.experts.models: {path} is missing; get it with: {FETCH} {folder}")
+            raise UserError(f"annotate.experts.models: {path} is missing; get it with: {FETCH} {folder}")
         if digests.of_file(path) != sha256:
             raise UserError(f"{path}: not the file of {RELEASE}; remove it and run: {FETCH} {folder}")
 

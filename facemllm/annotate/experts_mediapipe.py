@@ -24,7 +24,7 @@ from facemllm.errors import UserError, one_line
 
 DETECTOR = "face_detection_short_range.tflite"
 MESH = "face_landmark.tflite"
-NOT_INSTALLED = "annotation.experts needs LiteRT, which is not installed; get it with: pip install 'facemllm[experts]'"
+NOT_INSTALLED = "annotate.experts needs LiteRT, which is not installed; get it with: pip install 'facemllm[experts]'"
 
 Floats = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from facemllm.settings import Settings
 
 def local(settings: Settings) -> Describer:
     """The configured model. Raises UserError when it is not there or is none that may be loaded."""
-    looks = settings.annotation.vision_language
+    looks = settings.annotate.vision_language
     folder = folder_of(str(looks.model))
     digest = digest_of(folder)
     return Describer(

@@ -59,7 +59,7 @@ def annotate(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
     Raises UserError if `faces` is no sound table or holds rows that were forgotten, `out` exists, the ledger forbids
     it, or the annotator cannot go on.
     """
-    chosen = settings.annotation
+    chosen = settings.annotate
     table = open_table(faces, FACES)
     Tombstones.of(settings).refuse(table, str(faces))
     ledger.require(settings, table.sources)
@@ -76,7 +76,7 @@ def annotate(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
         out,
         batch_size=chosen.batch_size,
         concurrency=chosen.concurrency,
-        shard_mb=settings.data.shard_mb,
+        shard_mb=settings.ingest.shard_mb,
     )
     if not isinstance(main, Describer):
         return start()
@@ -89,7 +89,7 @@ def reads(settings: Settings) -> dict[str, Any]:
 
     Concurrency, time-outs, retries, budgets and the endpoint's address are not among it.
     """
-    chosen = settings.annotation
+    chosen = settings.annotate
     found: dict[str, Any] = {"annotator": chosen.annotator, "experts": sorted(set(chosen.experts.fields))}
     if chosen.annotator != "oracle":
         found["vision_language"] = chosen.vision_language.model_dump()

@@ -1,4 +1,4 @@
-"""The configured OpenAI-compatible endpoint (`annotation.endpoint`): its address and key checked, and who asks it.
+"""The configured OpenAI-compatible endpoint (`annotate.endpoint`): its address and key checked, and who asks it.
 
 Who may be shown to it is the ledger's decision when the endpoint is a third party's.
 """
@@ -46,7 +46,7 @@ class Carried:
 
 def parameters(settings: Settings) -> dict[str, Any]:
     """What shapes a model's replies beside the words: a part of their keys."""
-    looks = settings.annotation.vision_language
+    looks = settings.annotate.vision_language
     return {"max_tokens": looks.max_tokens, "temperature": looks.temperature, "image_side": looks.image_side}
 
 
@@ -57,7 +57,7 @@ def carried(
 
     Raises UserError when its address or key cannot be used.
     """
-    told, looks = settings.annotation.endpoint, settings.annotation.vision_language
+    told, looks = settings.annotate.endpoint, settings.annotate.vision_language
     model, base_url = looks.model, told.base_url
     assert model is not None
     assert base_url is not None
@@ -65,7 +65,7 @@ def carried(
     if not _has_key(told.key_variable) and not is_loopback(base_url):
         raise UserError(
             f"the environment variable {told.key_variable} holds no key for {base_url}; set it, or name another one "
-            "in annotation.endpoint.key_variable"
+            "in annotate.endpoint.key_variable"
         )
     return Carried(
         Spec(
@@ -98,7 +98,7 @@ def reach(base_url: str) -> None:
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
         raise JobStopped(
             f"nobody answers at {base_url} ({one_line(error, 200)}); start the endpoint, or mend its address "
-            "(--base-url, annotation.endpoint.base_url)"
+            "(--base-url, annotate.endpoint.base_url)"
         ) from None
     except httpx.HTTPError:
         pass  # somebody is there, whatever is said
@@ -122,7 +122,7 @@ def forbidden(settings: Settings, sources: Iterable[str]) -> dict[str, str]:
 
 
 def _check_address(base_url: str, third_party: bool) -> None:
-    where = "annotation.endpoint.base_url"
+    where = "annotate.endpoint.base_url"
     try:
         parts = urlsplit(base_url)
         host, user = parts.hostname, parts.username
@@ -135,7 +135,7 @@ def _check_address(base_url: str, third_party: bool) -> None:
         raise UserError(f"{where} holds a user or password; put the key into the environment variable of key_variable")
     if third_party and parts.scheme == "http" and not is_loopback(base_url):
         raise UserError(
-            f"{where}: pictures would go to {host} unencrypted; use https, or set annotation.endpoint.third_party: "
+            f"{where}: pictures would go to {host} unencrypted; use https, or set annotate.endpoint.third_party: "
             "false if the endpoint is in your own network"
         )
 

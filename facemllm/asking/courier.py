@@ -167,7 +167,7 @@ class Courier:
             if isinstance(hold, int):
                 break
             if not self._sent:
-                raise self._stopped(f"annotation.endpoint.{hold} is used up; raise it")
+                raise self._stopped(f"annotate.endpoint.{hold} is used up; raise it")
             await asyncio.sleep(_POLL_S)
         self._sent += 1
         if request.repair:

@@ -73,7 +73,7 @@ class Generated:
         return replies
 
 
-def folder_of(model: str, setting: str = "annotation.vision_language.model") -> Path:
+def folder_of(model: str, setting: str = "annotate.vision_language.model") -> Path:
     """The folder of a model: itself, relative to the project, or what the hub's cache holds under its id.
 
     Raises UserError when there is none, or when its weights are no safetensors; `setting` is where it was named.

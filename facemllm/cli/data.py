@@ -13,8 +13,7 @@ from facemllm.errors import UserError
 from facemllm.settings import Source, load
 from facemllm.tables import CONVERSATIONS, FACES, open_table
 
-faces = typer.Typer(no_args_is_help=True, help="Tables of faces: made, imported, forgotten.")
-data = typer.Typer(no_args_is_help=True, help="Versions of the data.")
+version = typer.Typer(no_args_is_help=True, help="Versions of the data.")
 
 Annotated_ = Annotated[Path, typer.Argument(help="An annotated faces table.")]
 Revision = Annotated[str, typer.Argument(help="A revision that `data record` gave, or its first digits.")]
@@ -22,8 +21,11 @@ Revision = Annotated[str, typer.Argument(help="A revision that `data record` gav
 
 def add_to(app: typer.Typer) -> None:
     """Give the commands of this module to the command line."""
-    app.add_typer(faces, name="faces")
-    app.add_typer(data, name="data")
+    app.add_typer(version, name="version")
+    app.command("ingest")(ingest_faces)
+    app.command("render")(render_faces)
+    app.command("import")(import_faces)
+    app.command("forget")(forget_faces)
     app.command("ledger")(show_ledger)
     app.command("annotate")(annotate_faces)
     app.command("reformat")(reformat_faces)
@@ -55,24 +57,21 @@ def show_ledger(
     say(as_json, {"sources": [row.model_dump() for row in rows]}, ledger.as_text(rows))
 
 
-@faces.command("ingest")
-def faces_ingest(out: Out, profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
-    """Read the sources of the settings (`data.sources`) into one faces table."""
+def ingest_faces(out: Out, profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
+    """Read the sources of the settings (`ingest.sources`) into one faces table."""
     from facemllm.ingest.run import ingest
 
     _table_said(as_json, ingest(load(profile, set_), out), out)
 
 
-@faces.command("render")
-def faces_render(out: Out, profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
+def render_faces(out: Out, profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
     """Draw synthetic heads with exact labels into a faces table."""
-    from facemllm.ingest.run import render_faces
+    from facemllm.ingest import run
 
-    _table_said(as_json, render_faces(load(profile, set_), out), out)
+    _table_said(as_json, run.render_faces(load(profile, set_), out), out)
 
 
-@faces.command("import")
-def faces_import(
+def import_faces(
     source: Annotated[str, typer.Argument(help="Key of the source in the ledger, as `facemllm ledger` lists them.")],
     root: Annotated[Path, typer.Argument(help="Folder that holds the dataset in its native layout.")],
     out: Out,
@@ -94,8 +93,7 @@ def faces_import(
     _table_said(as_json, manifest, out)
 
 
-@faces.command("forget")
-def faces_forget(
+def forget_faces(
     reason: Reason,
     image: Annotated[str | None, typer.Option(help="image_id of a picture, or its first digits.")] = None,
     subject: Annotated[str | None, typer.Option(help="subject_id, or SOURCE:NAME as the source names them.")] = None,
@@ -149,7 +147,7 @@ def reformat_faces(
     asked = manifest["about"]["held_out_questions"]
     if silent := [name for name, count in asked.items() if not count]:
         text = "no face of validation or test has a label for it, so it is held out and never asked"
-        typer.echo(f"warning: qa.held_out {', '.join(silent)}: {text}", err=True)
+        typer.echo(f"warning: reformat.held_out {', '.join(silent)}: {text}", err=True)
 
 
 def export_conversations(
@@ -192,8 +190,8 @@ def validate_tables(
     say(as_json, {"passed": verdict.passed, "report": str(report)}, f"{verdict.figure}: {report}")
 
 
-@data.command("record")
-def data_record(
+@version.command("record")
+def version_record(
     faces: Faces,
     conversations: Conversations,
     profile: Profile = "laptop",
@@ -212,8 +210,8 @@ def data_record(
     say(as_json, {"revision": revision, **tables}, revision)
 
 
-@data.command("restore")
-def data_restore(
+@version.command("restore")
+def version_restore(
     revision: Revision,
     out: Out = Path("data/restored"),
     profile: Profile = "laptop",
@@ -230,8 +228,8 @@ def data_restore(
     )
 
 
-@data.command("log")
-def data_log(profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
+@version.command("log")
+def version_log(profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
     """List the recorded revisions, newest first."""
     from facemllm.version import log, render_log
 
@@ -239,8 +237,8 @@ def data_log(profile: Profile = "laptop", set_: Sets = [], as_json: Json = False
     say(as_json, {"revisions": entries}, render_log(entries))
 
 
-@data.command("diff")
-def data_diff(
+@version.command("diff")
+def version_diff(
     old: Revision, new: Revision, profile: Profile = "laptop", set_: Sets = [], as_json: Json = False
 ) -> None:
     """Name the rows that two revisions do not share, and the columns that changed."""

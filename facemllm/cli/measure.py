@@ -39,7 +39,7 @@ def evaluate(
     conversations: Conversations,
     out: Out,
     endpoint: Annotated[
-        bool, typer.Option("--endpoint", help="Ask MODEL at the OpenAI-compatible endpoint of annotation.endpoint.")
+        bool, typer.Option("--endpoint", help="Ask MODEL at the OpenAI-compatible endpoint of annotate.endpoint.")
     ] = False,
     base_url: Annotated[str, typer.Option(help="Address of another endpoint, as in https://host/v1.")] = "",
     profile: Profile = "laptop",
@@ -53,8 +53,8 @@ def evaluate(
     from facemllm.evaluate.command import evaluate as run_evaluation
 
     if endpoint or base_url:
-        set_ = [*set_, f"annotation.vision_language.model={json.dumps(model)}"]
-        set_ += [f"annotation.endpoint.base_url={json.dumps(base_url)}"] if base_url else []
+        set_ = [*set_, f"annotate.vision_language.model={json.dumps(model)}"]
+        set_ += [f"annotate.endpoint.base_url={json.dumps(base_url)}"] if base_url else []
     settings = load(profile, set_)
     metrics = run_evaluation(settings, model, conversations, out, endpoint=bool(endpoint or base_url))
     say(as_json, metrics, f"{out / 'report.html'}: {_headline(metrics)}")

@@ -140,7 +140,7 @@ def inference_device(settings: Settings) -> str:
     """Where a step that only asks a model runs: on the GPU, if it is to be used and there is one."""
     import torch
 
-    return "cuda" if settings.training.use_gpu and torch.cuda.is_available() else "cpu"
+    return "cuda" if settings.train.use_gpu and torch.cuda.is_available() else "cpu"
 
 
 def device_name(device: str, workers: int = 1) -> str:

@@ -136,21 +136,21 @@ def ray(settings: Settings) -> Service:
 def model_server(settings: Settings, name: str, model: Path, digest: str, version: str) -> Service:
     """A KServe server of one model directory, as `staging` or `production`. Its digest stands in the command."""
     port = settings.services.staging_port if name == "staging" else settings.services.production_port
-    url, limits = f"http://{HOST}:{port}", settings.serving
+    url, limits = f"http://{HOST}:{port}", settings.serve
     flags = {
         "model": model.resolve(),
         "digest": digest,
         "version": version,
-        "name": settings.promotion.model_name,
+        "name": settings.promote.model_name,
         "host": HOST,
         "port": port,
-        "tasks": ",".join(settings.qa.tasks),
-        "max-new-tokens": settings.evaluation.max_new_tokens,  # so that captions end where evaluation ended them
+        "tasks": ",".join(settings.reformat.tasks),
+        "max-new-tokens": settings.evaluate.max_new_tokens,  # so that captions end where evaluation ended them
         **{key.replace("_", "-"): value for key, value in limits.model_dump().items()},
     }
     command = [sys.executable, "-m", "facemllm.serve.server"]
     command += [part for key, value in flags.items() for part in (f"--{key}", str(value))]
-    health = (f"{url}/v2/health/ready", f"{url}/v1/models/{settings.promotion.model_name}")
+    health = (f"{url}/v2/health/ready", f"{url}/v1/models/{settings.promote.model_name}")
     env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     return Service(name, tuple(command), port, url, health, env)
 

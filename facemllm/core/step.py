@@ -68,7 +68,7 @@ def step_key(step: Step, settings: Settings, inputs: Mapping[str, str]) -> str:
     """Name of this piece of work: step, code, the settings it depends on, inputs, and what it reads of the world."""
     values: dict[str, Any] = {"seed": settings.seed, "step": step.sections(settings)}
     if step.name in ("ingest", "annotate", "reformat"):
-        values["restore"] = settings.versioning.restore
+        values["restore"] = settings.version.restore
     return Store(settings.home).key(step.name, step.module, values, inputs)
 
 

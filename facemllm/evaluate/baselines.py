@@ -123,7 +123,7 @@ class _Space:
         """Fit on training faces; None when they are too few or too alike to tell anything apart."""
         from sklearn.decomposition import PCA
 
-        side = settings.evaluation.baseline_pixels
+        side = settings.evaluate.baseline_pixels
         # the smallest digests are a random draw that depends on no order
         chosen = set(heapq.nsmallest(TRAIN_FACES, train.images))
         train_at, raw = _small_images(conversations, "train", side, chosen, lambda pixels: pixels)

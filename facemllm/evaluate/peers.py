@@ -112,7 +112,7 @@ def _require_all(said: Sequence[Reply | Exception]) -> None:
         raise UserError(
             f"evaluation stopped: {unusable.total()} of {len(said)} replies cannot be used ({_commonest(unusable)}); "
             "they are kept and not asked for again. Mend the endpoint, and change "
-            "annotation.vision_language.max_tokens to ask anew"
+            "annotate.vision_language.max_tokens to ask anew"
         )
 
 
@@ -176,7 +176,7 @@ def words(put: Put) -> str:
 def evaluate_peer(
     settings: Settings, peer: Peer, conversations: Path, out: Path, finish: Finish | None = None
 ) -> Mapping[str, Any]:
-    """Evaluate a peer on `evaluation.split` into the folder `out`, as `evaluate` does a model of ours.
+    """Evaluate a peer on `evaluate.split` into the folder `out`, as `evaluate` does a model of ours.
 
     Raises UserError when `out` exists, the split holds no questions, or the model cannot go on; then `out` is not made,
     and what was answered is in the store.
@@ -186,13 +186,13 @@ def evaluate_peer(
 
 
 def at_endpoint(settings: Settings, conversations: Path, backoff_s: float = 1.0) -> Peer:
-    """The model of `annotation.vision_language` at the endpoint of `annotation.endpoint`, for these conversations.
+    """The model of `annotate.vision_language` at the endpoint of `annotate.endpoint`, for these conversations.
 
     Raises UserError when either is missing, address or key cannot be used, or the ledger keeps a picture from it.
     """
-    told, name = settings.annotation.endpoint, settings.annotation.vision_language.model
+    told, name = settings.annotate.endpoint, settings.annotate.vision_language.model
     if name is None or told.base_url is None:
-        raise UserError("no endpoint is named; give --base-url https://host/v1, or set annotation.endpoint.base_url")
+        raise UserError("no endpoint is named; give --base-url https://host/v1, or set annotate.endpoint.base_url")
     _require_name(name)
     if told.third_party:
         ledger.require(settings, open_table(conversations, CONVERSATIONS).sources, "third_party")

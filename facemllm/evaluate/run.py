@@ -52,7 +52,7 @@ def evaluate(
     predictor: Any = None,
     finish: Finish | None = None,
 ) -> Mapping[str, Any]:
-    """Evaluate a model of ours on `evaluation.split` into the folder `out`; returns what `metrics.json` holds.
+    """Evaluate a model of ours on `evaluate.split` into the folder `out`; returns what `metrics.json` holds.
 
     The model is loaded from `model_dir` unless a predictor is given; `finish` adds to the folder before it is `out`.
     Raises UserError when `out` exists or the split holds no questions; then nothing is left behind.
@@ -60,7 +60,7 @@ def evaluate(
 
     def answerers() -> tuple[Answerer, Answerer]:
         loaded = predictor or _load(settings, model_dir)
-        longest = settings.evaluation.max_new_tokens
+        longest = settings.evaluate.max_new_tokens
         return Likelihood(loaded, longest), Written(loaded, longest)
 
     return answered(settings, answerers, {"model_digest": model_digest}, conversations, out, finish)
@@ -76,9 +76,9 @@ def answered(
 ) -> Mapping[str, Any]:
     """`evaluate` with any model. `answerers` makes who answers and, if that is another, who writes `generated/`;
     `about` has the `model_digest` and what else the tables' manifests shall say of the model. Maps of face parts are
-    shown where `evaluation.maps` says so and who answers takes them."""
+    shown where `evaluate.maps` says so and who answers takes them."""
     table = open_table(conversations, CONVERSATIONS)
-    chosen = settings.evaluation
+    chosen = settings.evaluate
     split, digest = chosen.split, about["model_digest"]
     partial = partial_folder(out)
 
@@ -141,8 +141,8 @@ def _load(settings: Settings, model_dir: Path) -> Any:
 
     from facemllm.model.inference import Predictor
 
-    device = "cuda" if settings.training.use_gpu and torch.cuda.is_available() else "cpu"
-    return Predictor.load(model_dir, device=device, threads=settings.training.threads or None)
+    device = "cuda" if settings.train.use_gpu and torch.cuda.is_available() else "cpu"
+    return Predictor.load(model_dir, device=device, threads=settings.train.threads or None)
 
 
 def _write_samples(folder: Path, conversations: Table, split: str, predictions: Table) -> None:

@@ -38,7 +38,7 @@ def score(settings: Settings, conversations: Path, predictions: Path, out: Path 
 
 def measure(settings: Settings, conversations: Table, predictions: Table) -> dict[str, Any]:
     """Metrics of opened tables. The split is the one the predictions were made on."""
-    split = predictions.manifest["about"].get("split", settings.evaluation.split)
+    split = predictions.manifest["about"].get("split", settings.evaluate.split)
     sheet = read_sheet(conversations, split)
     answers = read_answers(predictions, sheet)
     rivals = baselines(settings, conversations, sheet)
@@ -56,8 +56,8 @@ def measure(settings: Settings, conversations: Table, predictions: Table) -> dic
         "n_subjects": sheet.people_count,
         "maps": _maps(conversations, split) if predictions.manifest["about"].get("maps") else None,
         "seed": settings.seed,
-        "resamples": settings.evaluation.bootstrap,
-        **summarise(sheet, answers, rivals, settings.evaluation.bootstrap, settings.seed),
+        "resamples": settings.evaluate.bootstrap,
+        **summarise(sheet, answers, rivals, settings.evaluate.bootstrap, settings.seed),
         "fairness": fairness.measure(settings, sheet, parsed),
         "consistency": consistency.measure(settings, sheet, parsed),
         "calibration": calibration.measure(settings, sheet, answers),

@@ -1,4 +1,4 @@
-"""`facemllm faces forget`: a picture or a person leaves every table, cache, report and recorded revision, for good.
+"""`facemllm forget`: a picture or a person leaves every table, cache, report and recorded revision, for good.
 
 `forget` signs a tombstone first, so that a call that is cut short leaves a list which everything obeys; called again it
 finishes the job. It ends by looking for the rows everywhere once more. Models are never deleted: those that have learnt

@@ -121,7 +121,7 @@ def _left(settings: Settings, marks: Marks) -> list[str]:
 def _left_to_you(settings: Settings, facts: Mapping[str, Any]) -> list[str]:
     """What this command may not or cannot delete, in words."""
     told = []
-    for source in settings.data.sources:
+    for source in settings.ingest.sources:
         if source.root is not None and source.name in facts["sources"]:
             told.append(f"the original files of '{source.name}' in {source.root} are as they were")
     if settings.tracking.uri is not None:

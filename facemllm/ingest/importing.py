@@ -27,7 +27,7 @@ from facemllm.core.parallel import ordered
 from facemllm.errors import UserError
 from facemllm.ingest.duplicates import look
 from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused
-from facemllm.settings import Data, Source
+from facemllm.settings import Ingest, Source
 from facemllm.tables import FACES, pairs, provenance, subject_id
 
 READERS: Mapping[str, str] = {
@@ -81,14 +81,14 @@ def options_of(source: Source) -> dict[str, str]:
 def folder_of(source: Source) -> Path:
     """The folder that a source lies in. Raises UserError when none is given, or it is not there."""
     if source.root is None:
-        raise UserError(f"data.sources: '{source.name}' needs root, the folder that holds the dataset")
+        raise UserError(f"ingest.sources: '{source.name}' needs root, the folder that holds the dataset")
     folder = Path(source.root).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder (root of source '{source.name}')")
     return folder
 
 
-def imported(source: Source, data: Data, workers: int = 0) -> Iterator[dict[str, Any] | Refused]:
+def imported(source: Source, data: Ingest, workers: int = 0) -> Iterator[dict[str, Any] | Refused]:
     """Rows of `faces` from a dataset on disk, in the reader's order, each with its perceptual hash under `LOOK`.
 
     Raises UserError when the folder or a label file is missing or has not the stated form.
@@ -103,7 +103,7 @@ def imported(source: Source, data: Data, workers: int = 0) -> Iterator[dict[str,
         yield from rows
 
 
-def _rows(items: Iterable[Face | Refused], source: str, root: Path, data: Data, official: Sequence[str]) -> list[Any]:
+def _rows(items: Iterable[Face | Refused], source: str, root: Path, data: Ingest, official: Sequence[str]) -> list[Any]:
     return [_row(item, source, root, data, official) for item in items]
 
 
@@ -132,7 +132,7 @@ def fingerprint(source: Source) -> str:
     return state.hexdigest()
 
 
-def _row(item: Face | Refused, source: str, root: Path, data: Data, official: Sequence[str]) -> Any:
+def _row(item: Face | Refused, source: str, root: Path, data: Ingest, official: Sequence[str]) -> Any:
     file = _printable(item.file)
     if isinstance(item, Refused):
         return Refused(file, item.row, _printable(item.reason))
@@ -183,7 +183,7 @@ def _unblocked(path: str, flags: int) -> int:
 
 
 def _made(
-    item: Face, labels: dict[str, Any], encoded: bytes, source: str, data: Data, official: Sequence[str]
+    item: Face, labels: dict[str, Any], encoded: bytes, source: str, data: Ingest, official: Sequence[str]
 ) -> dict[str, Any]:
     picture = images.opened(encoded)
     if min(picture.size) < _MIN_SIDE:
@@ -274,7 +274,7 @@ _LARGEST = 1e9  # far beyond any pixel, year or degree, and far within what the 
 _NUMBERS = ("age", "yaw", "pitch", "roll", "box", "landmarks", "skin_tone", "action_units")
 
 
-def _split(own: str | None, official: Sequence[str], person: str, data: Data) -> str:
+def _split(own: str | None, official: Sequence[str], person: str, data: Ingest) -> str:
     """The source's own split; where it has none, one drawn by person. Splits that its files never name are carved out
     of its training split."""
     drawn = split_of(person, data.validation_share, data.test_share)

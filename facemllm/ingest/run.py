@@ -25,7 +25,7 @@ from facemllm.errors import UserError
 from facemllm.ingest.duplicates import Census, look
 from facemllm.ingest.importing import LOOK, folder_of, imported, split_of
 from facemllm.ingest.reader import Refused
-from facemllm.settings import Data, Settings, Source
+from facemllm.settings import Ingest, Settings, Source
 from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table, pairs, provenance, subject_id
 from facemllm.version import ledger
 from facemllm.version.tombstones import FORGOTTEN, Tombstones
@@ -43,11 +43,11 @@ def ingest(settings: Settings, out: Path) -> Mapping[str, Any]:
 
     Raises UserError when a source is unknown, withdrawn or not where it is said to be, or when nothing could be read.
     """
-    return collect(settings, settings.data.sources, out)
+    return collect(settings, settings.ingest.sources, out)
 
 
 def render_faces(settings: Settings, out: Path) -> Mapping[str, Any]:
-    """Draw `data.identities` synthetic heads, `data.images_per_identity` pictures of each, as a `faces` table."""
+    """Draw `ingest.identities` synthetic heads, `ingest.images_per_identity` pictures of each, as a `faces` table."""
     return collect(settings, [RENDER], out)
 
 
@@ -56,13 +56,13 @@ def import_source(settings: Settings, source: Source, out: Path) -> Mapping[str,
     from facemllm.ingest import benchmarks
 
     if source.name == RENDER.name:
-        raise UserError("drawn heads lie in no folder; draw them with: facemllm faces render OUT")
+        raise UserError("drawn heads lie in no folder; draw them with: facemllm render OUT")
     if source.name not in benchmarks.KEYS:
         return collect(settings, [source], out)
     ledger.require(settings, [source.name], "evaluate")
     about = {"sources": [source.name], "uses": ledger.allowed(settings, [source.name])}
     with (
-        TableWriter(out, CONVERSATIONS, about=about, shard_mb=settings.data.shard_mb) as table,
+        TableWriter(out, CONVERSATIONS, about=about, shard_mb=settings.ingest.shard_mb) as table,
         progress.bar(f"reading {source.name}", 0) as bar,
     ):
         for done, row in enumerate(benchmarks.read(source.name, folder_of(source)), start=1):
@@ -80,13 +80,13 @@ def collect(settings: Settings, sources: Sequence[Source], out: Path) -> Mapping
     ledger.require(settings, names)
     about = {"sources": names, "uses": ledger.allowed(settings, names), "seed": settings.seed}
     forgotten = Tombstones.of(settings)
-    census = Census(settings.data.near_duplicate_bits)
+    census = Census(settings.ingest.near_duplicate_bits)
     first: Refused | None = None
     for barred in sorted(forgotten.marks.look):
         census.bar(bytes.fromhex(barred))
     with TemporaryDirectory(prefix=f".{out.name}.", dir=_made(out.parent)) as folder:
         whole = Path(folder) / "whole"
-        with TableWriter(whole, FACES, about=about, shard_mb=settings.data.shard_mb) as table:
+        with TableWriter(whole, FACES, about=about, shard_mb=settings.ingest.shard_mb) as table:
             for row in _rows(settings, sources):
                 if isinstance(row, Refused):
                     first = first or row
@@ -106,7 +106,7 @@ def collect(settings: Settings, sources: Sequence[Source], out: Path) -> Mapping
                 why = f"; {first.file}, row {first.row}: {first.reason}" if first else ""
                 raise UserError(f"nothing could be read from {', '.join(names)}{why}")
         if dropped:
-            return _without(open_table(whole, FACES), dropped, out, settings.data.shard_mb)
+            return _without(open_table(whole, FACES), dropped, out, settings.ingest.shard_mb)
         publish(whole, out)
         return table.manifest
 
@@ -138,7 +138,7 @@ def _groups(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _rows(settings: Settings, sources: Sequence[Source]) -> Iterator[dict[str, Any] | Refused]:
     """Rows of all sources one after the other, with progress."""
-    data = settings.data
+    data = settings.ingest
     for source in sources:
         drawn = source.name == "render"
         total = data.identities * data.images_per_identity if drawn else 0
@@ -154,20 +154,20 @@ def _rows(settings: Settings, sources: Sequence[Source]) -> Iterator[dict[str, A
 
 
 def _rendered(settings: Settings) -> Iterator[dict[str, Any]]:
-    data = settings.data
+    data = settings.ingest
     chunks = (range(start, min(start + _CHUNK, data.identities)) for start in range(0, data.identities, _CHUNK))
     for rows in ordered(partial(_render_chunk, settings.seed, data), chunks, data.workers or cores()):
         yield from rows
 
 
-def _render_chunk(seed: int, data: Data, identities: range) -> list[dict[str, Any]]:
+def _render_chunk(seed: int, data: Ingest, identities: range) -> list[dict[str, Any]]:
     from facemllm.heads.render import render_identity
 
     heads = (render_identity(seed, one, data.images_per_identity, data.image_size) for one in identities)
     return [face_row(head, data) for rows in heads for head in rows]
 
 
-def face_row(head: Mapping[str, Any], data: Data) -> dict[str, Any]:
+def face_row(head: Mapping[str, Any], data: Ingest) -> dict[str, Any]:
     """A rendered head as a row of `faces`: image named by its bytes, subject hashed, split drawn, provenance noted."""
     values = dict(head)
     subject = subject_id(values["source"], values.pop("subject"))

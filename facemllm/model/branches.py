@@ -120,7 +120,7 @@ def _in_words(
     if segmentation:
         own = (*_SHAPE, "tokens") if segmentation["mode"] == "append" else _SHAPE
         found |= {f"model.segmentation.{name}": segmentation[name] for name in own}
-        found["map classes withheld for qa.held_out"] = sorted(withheld_classes) or None
+        found["map classes withheld for reformat.held_out"] = sorted(withheld_classes) or None
     if knowledge:
         found["model.knowledge.gcn_layers"] = knowledge["layers"]
         found["model.knowledge.prompt_tokens"] = knowledge["prompt_tokens"]

@@ -1,8 +1,8 @@
 """Maps of face parts as the model reads them: the 19 classes of CelebAMask-HQ, cut and resized as the image is.
 
 A class may be withheld: its pixels take the class of the nearest other pixel, so that a map does not show what the
-questions leave out (`qa.held_out`). Shapes: S image side in pixels; a map is (S, S) uint8, `NO_MAP` everywhere if there
-is none.
+questions leave out (`reformat.held_out`). Shapes: S image side in pixels; a map is (S, S) uint8, `NO_MAP` everywhere if
+there is none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The gate: whether a model may be put before a person. It fails on everything it cannot see.
 
-Four kinds of checks. Thresholds: every figure named in `promotion.thresholds` reaches its bound. Majority: the 95 %
+Four kinds of checks. Thresholds: every figure named in `promote.thresholds` reaches its bound. Majority: the 95 %
 interval of every task lies wholly on the good side of what a constant answer scores. Fairness: no gap between two
-groups of people is shown to exceed `promotion.fairness_gap` of its task, corrected for all pairs of the task. Champion:
+groups of people is shown to exceed `promote.fairness_gap` of its task, corrected for all pairs of the task. Champion:
 both models have answered the same questions; a task fails where the whole 95 % interval of the paired difference is
 worse than the champion by more than `champion_margin` (a share of the champion's error for errors, points of the figure
 otherwise), uncorrected: here a false alarm costs less than a loss let through. A figure that is missing or undefined,
@@ -63,10 +63,10 @@ def decide(settings: Settings, conversations: Path, candidate: Path, champion: P
 
 def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, Difference] | None = None) -> Decision:
     """Judge figures alone: `metrics` as in metrics.json, `against` the champion by task."""
-    rules = settings.promotion
+    rules = settings.promote
     asked = {key: bound for key, bound in rules.thresholds.items() if bound is not None}
     checks = [_threshold(key, bound, _find(metrics, key)) for key, bound in asked.items()]
-    for name in settings.qa.tasks:
+    for name in settings.reformat.tasks:
         entry = metrics["tasks"].get(name)
         if entry is None and not rules.every_task:
             continue
@@ -78,7 +78,7 @@ def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, 
             checks.append(_no_worse(name, against.get(name), rules.champion_margin, entry))
     if unknown := sorted(set(rules.fairness_gap) - set(tasks.all_names())):
         known = ", ".join(tasks.all_names())
-        raise UserError(f"promotion.fairness_gap.{unknown[0]}: no task '{unknown[0]}'; choose from {known}")
+        raise UserError(f"promote.fairness_gap.{unknown[0]}: no task '{unknown[0]}'; choose from {known}")
     gaps = {name: gap for name, gap in rules.fairness_gap.items() if gap is not None}
     checks += [_fair(settings, name, gap, metrics) for name, gap in gaps.items()]
     failed = [check["reason"] for check in checks if not check["passed"]]
@@ -109,10 +109,10 @@ def _find(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
         found: Mapping[str, Any] | None = metrics.get(CLOSED_MEAN)
         return found
     if name not in tasks.all_names():
-        raise UserError(f"promotion.thresholds.{key}: no task '{name}'; choose from {', '.join(tasks.all_names())}")
+        raise UserError(f"promote.thresholds.{key}: no task '{name}'; choose from {', '.join(tasks.all_names())}")
     known = [question.item for question in tasks.get(name).questions()] + [BALANCED]
     if item and item not in known:
-        raise UserError(f"promotion.thresholds.{key}: {name} has no item '{item}'; choose from {', '.join(known)}")
+        raise UserError(f"promote.thresholds.{key}: {name} has no item '{item}'; choose from {', '.join(known)}")
     entry = metrics["tasks"].get(name)
     return entry["items"].get(item) if entry is not None and item else entry
 
@@ -121,7 +121,7 @@ def _threshold(key: str, bound: Threshold, entry: Mapping[str, Any] | None) -> d
     higher = _higher_is_better(key)
     if (bound.min is not None) != higher:
         word, side = ("more", "min") if higher else ("less", "max")
-        raise UserError(f"promotion.thresholds.{key}: {word} is better here, so give {side}")
+        raise UserError(f"promote.thresholds.{key}: {word} is better here, so give {side}")
     limit = bound.min if bound.min is not None else bound.max
     assert limit is not None
     value = _number(entry["value"]) if entry else None
@@ -163,7 +163,7 @@ def _no_worse(name: str, difference: Difference | None, margin: float, entry: Ma
 def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, Any]) -> dict[str, Any]:
     kinds = (metrics.get("fairness") or {}).get(name) or {}
     gaps = [{**gap, "kind": kind} for kind, entry in kinds.items() for gap in entry["gaps"] if gap["p"] is not None]
-    enough, mend = settings.evaluation.min_group, f"or set promotion.fairness_gap.{name} to null"
+    enough, mend = settings.evaluate.min_group, f"or set promote.fairness_gap.{name} to null"
     unseen = [
         f"by {kind} ({_people(entry['groups'])})"
         for kind, entry in kinds.items()
@@ -172,7 +172,7 @@ def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, A
     if unseen or not gaps:
         reason = (
             f"{name} cannot be compared {' and '.join(unseen) or 'between groups'}: no two groups have {enough} "
-            f"people; evaluate more people with known groups, lower evaluation.min_group {mend}"
+            f"people; evaluate more people with known groups, lower evaluate.min_group {mend}"
         )
         return _check("fairness", name, False, reason, bound=allowed)
     few = {
@@ -200,7 +200,7 @@ def _people(groups: Mapping[str, Mapping[str, Any]]) -> str:
 def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping[str, Difference] | None) -> str:
     kinds = [check["check"] for check in checks]
     parts = [f"{kinds.count('threshold')} thresholds are met"]
-    if settings.promotion.above_majority:
+    if settings.promote.above_majority:
         parts.append(f"all {kinds.count('majority')} tasks clear their majority baseline")
     if "fairness" in kinds:
         few = [text for check in checks if (text := check["reason"].partition("; too few people to judge: ")[2])]

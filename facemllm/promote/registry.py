@@ -119,7 +119,7 @@ def find_version(settings: Settings, version: int | str) -> Version:
     client = connect(settings)
     text = str(version).strip().removeprefix("@")
     number = text.removeprefix("v").removeprefix("V")
-    name = settings.promotion.model_name
+    name = settings.promote.model_name
     from mlflow.exceptions import MlflowException
 
     with guard(uri(settings)):
@@ -214,7 +214,7 @@ def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str,
             client.finalize_logged_model(left.model_id, "READY")
             return str(left.model_id)
         client.delete_logged_model(left.model_id)
-    name = settings.promotion.model_name
+    name = settings.promote.model_name
     made = client.create_logged_model(experiment, name, run_id, tags={DIGEST: digest}, model_type="face-mllm")
     client.log_model_artifacts(made.model_id, str(folder))
     client.finalize_logged_model(made.model_id, "READY")
@@ -232,7 +232,7 @@ def _create(
     """Make the version, with all its tags at once. Of two made for the same bytes at the same time the first stays."""
     from mlflow.exceptions import MlflowException
 
-    name = settings.promotion.model_name
+    name = settings.promote.model_name
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -273,7 +273,7 @@ def _of_digest(settings: Settings, client: MlflowClient, digest: str) -> Version
 
 
 def _all(settings: Settings, client: MlflowClient) -> Iterator[Version]:
-    name = settings.promotion.model_name
+    name = settings.promote.model_name
     models = client.search_registered_models(f"name = '{name}'")
     aliases: dict[int, list[str]] = {}
     for alias, number in (models[0].aliases if models else {}).items():

@@ -34,7 +34,7 @@ def chosen(table: Table, mixture: Mixture, forgotten: Taken) -> tuple[Taken, dic
         return lambda row: True, None
     if unknown := sorted(set(mixture.caps) - set(table.sources)):
         raise UserError(
-            f"qa.mixture.caps names {', '.join(unknown)}, which the faces do not come from; they come from "
+            f"reformat.mixture.caps names {', '.join(unknown)}, which the faces do not come from; they come from "
             f"{', '.join(table.sources)}"
         )
     buckets: dict[str, Counter[int]] = defaultdict(Counter)

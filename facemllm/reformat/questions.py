@@ -1,7 +1,7 @@
 """What is asked about a face, in which way: the plan that the settings make for training and for evaluation.
 
-Training asks every item in one way, drawn by the weights of `qa.forms`. Evaluation asks outright, then in every other
-way that has a weight, then what is held out. Each choice is drawn by a hash of image and item.
+Training asks every item in one way, drawn by the weights of `reformat.forms`. Evaluation asks outright, then in every
+other way that has a weight, then what is held out. Each choice is drawn by a hash of image and item.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import accumulate
 from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.reformat.rows import FaceRow
-from facemllm.settings import Qa
+from facemllm.settings import Reformat
 from facemllm.tasks import Asked, Task, asking, draw
 from facemllm.tasks.base import CLOSED, Item, Row
 from facemllm.tasks.held_out import ZERO_SHOT, HeldOut
@@ -38,11 +38,11 @@ class Plan:
     no task; a held-out name that does not fit.
     """
 
-    def __init__(self, qa: Qa) -> None:
+    def __init__(self, qa: Reformat) -> None:
         if ZERO_SHOT in qa.tasks:
             raise UserError(
-                f"qa.tasks: '{ZERO_SHOT}' is asked at evaluation alone, of what qa.held_out names; take it out of "
-                "qa.tasks and name the attributes there"
+                f"reformat.tasks: '{ZERO_SHOT}' is asked at evaluation alone, of what reformat.held_out names; take it "
+                "out of reformat.tasks and name the attributes there"
             )
         self.tasks = [tasks.get(name) for name in dict.fromkeys(qa.tasks)]
         _refuse_unknown_reasons(qa)
@@ -153,21 +153,21 @@ def _thinned(row: Row, item: Item, chances: Chances) -> bool:
     return draw(_FINE, str(row["image_id"]), item.name, "balance") >= kept * _FINE
 
 
-def _refuse_unknown_reasons(qa: Qa) -> None:
+def _refuse_unknown_reasons(qa: Reformat) -> None:
     known = tasks.all_names()
     for name in qa.reasons:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(close)}?" if close else f"known tasks: {', '.join(known)}"
-            raise UserError(f"qa.reasons.{name}: no task '{name}'; {hint}")
+            raise UserError(f"reformat.reasons.{name}: no task '{name}'; {hint}")
 
 
-def _reason(qa: Qa, task: str, sensitive: str) -> str:
+def _reason(qa: Reformat, task: str, sensitive: str) -> str:
     reason = (qa.reasons.get(sensitive) or "").strip()
     if not reason:
         does = "is sensitive" if task == sensitive else f"states what the sensitive task '{sensitive}' asks"
         raise UserError(
-            f"qa.reasons.{sensitive}: the task '{task}' {does} and is asked only for a reason; write one sentence "
-            f"there (--set qa.reasons.{sensitive}='...'), or take '{task}' out of qa.tasks"
+            f"reformat.reasons.{sensitive}: the task '{task}' {does} and is asked only for a reason; write one "
+            f"sentence there (--set reformat.reasons.{sensitive}='...'), or take '{task}' out of reformat.tasks"
         )
     return reason

@@ -16,13 +16,13 @@ from facemllm.core import progress
 from facemllm.reformat import mixture, rows
 from facemllm.reformat.questions import BrokenQuestion, Chances, Plan, Questions
 from facemllm.reformat.turns import Rows
-from facemllm.settings import Qa, Settings
+from facemllm.settings import Reformat, Settings
 from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table
 from facemllm.tasks.held_out import ZERO_SHOT
 from facemllm.version import ledger
 from facemllm.version.tombstones import FORGOTTEN, Tombstones
 
-LEFT_OUT = "left out by the mixture (qa.mixture)"
+LEFT_OUT = "left out by the mixture (reformat.mixture)"
 SILENT = "no known label answers a question"
 
 
@@ -34,22 +34,22 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
     forgotten, or when the mixture leaves it out. Raises UserError if a task is unknown, or sensitive and without a
     reason, a held-out name or a cap does not fit, `faces` is no sound table, or `out` exists.
     """
-    plan = Plan(settings.qa)
+    plan = Plan(settings.reformat)
     table = open_table(faces, FACES)
     ledger.require(settings, table.sources)
     forgotten = Tombstones.of(settings)
-    taken, counts = mixture.chosen(table, settings.qa.mixture, forgotten.covers)
+    taken, counts = mixture.chosen(table, settings.reformat.mixture, forgotten.covers)
     chances: Chances = {}
-    if settings.qa.balance:
+    if settings.reformat.balance:
         chances = mixture.chances(
-            table, plan, settings.qa.balance, lambda row: taken(row) and not forgotten.covers(row)
+            table, plan, settings.reformat.balance, lambda row: taken(row) and not forgotten.covers(row)
         )
     writer = TableWriter(
         out,
         CONVERSATIONS,
         parents=[table.digest],
-        about=_about(settings.qa, plan, table, counts),
-        shard_mb=settings.data.shard_mb,
+        about=_about(settings.reformat, plan, table, counts),
+        shard_mb=settings.ingest.shard_mb,
     )
     made, number, zero = Rows(), 0, Counter(dict.fromkeys(plan.held_out.names, 0))
     with writer, progress.bar("making questions", table.rows) as bar:
@@ -82,7 +82,7 @@ def _held_out(asked: Questions) -> list[str]:
     return [one.question.item for one, _ in asked if one.question.task == ZERO_SHOT]
 
 
-def _about(qa: Qa, plan: Plan, table: Table, counts: Mapping[str, Any] | None) -> dict[str, Any]:
+def _about(qa: Reformat, plan: Plan, table: Table, counts: Mapping[str, Any] | None) -> dict[str, Any]:
     about = {
         "tasks": [task.name for task in plan.tasks],
         "forms": {**qa.forms.model_dump(), "unseen": qa.unseen_wordings},

@@ -42,7 +42,7 @@ def card(
     tags = ["face-perception", "multimodal", *(["synthetic-data"] if _synthetic(sources) else [])]
     header = "\n".join(["---", "pipeline_tag: image-text-to-text", f"tags: [{', '.join(tags)}]", "---"])
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"{header}\n\n# {settings.promotion.model_name}\n\n{body}\n"
+    return f"{header}\n\n# {settings.promote.model_name}\n\n{body}\n"
 
 
 def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any], sources: Sequence[str]) -> str:
@@ -54,7 +54,7 @@ def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any], 
     )
     lines = [
         f"Data: {data}. Profile {settings.profile}. Model {model_digest[:12]}.",
-        f"Held-out people ({settings.evaluation.split}): {headline}.",
+        f"Held-out people ({settings.evaluate.split}): {headline}.",
         "Not for identifying people, nor for decisions about them.",
     ]
     return "\n".join(lines)[:SHORT]
@@ -68,8 +68,8 @@ def _what(settings: Settings) -> str:
     stages = " → ".join(settings.stages())
     return (
         "A multimodal language model that answers questions about one face in an image "
-        f"({', '.join(settings.qa.tasks)}). LLaVA layout, from {settings.model.origin}; trained in the stages {stages} "
-        f"(profile `{settings.profile}`, seed {settings.seed})."
+        f"({', '.join(settings.reformat.tasks)}). LLaVA layout, from {settings.model.origin}; trained in the stages "
+        f"{stages} (profile `{settings.profile}`, seed {settings.seed})."
     )
 
 
@@ -111,7 +111,7 @@ def _maps(sources: Sequence[str], evaluation: Mapping[str, Any]) -> str:
 
 
 def _split(settings: Settings) -> str:
-    return f"Split `{settings.evaluation.split}`: people absent from training. Intervals: bootstrap over people."
+    return f"Split `{settings.evaluate.split}`: people absent from training. Intervals: bootstrap over people."
 
 
 def _fairness(evaluation: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ def measure(settings: Settings, sheet: Sheet, answers: Answers) -> dict[str, Any
         bins = totals_K.reshape(BINS, 3)
         found[task] = {
             "ece": stats.plain(of_totals(ECE, totals_K[None])[0]),
-            "expected": stats.plain(_of_the_calibrated(bins, settings.evaluation.bootstrap, settings.seed)),
+            "expected": stats.plain(_of_the_calibrated(bins, settings.evaluate.bootstrap, settings.seed)),
             "n": len(rows),
             "bins": [
                 {"confidence": stats.plain(said / n), "accuracy": stats.plain(right / n), "n": int(n)}

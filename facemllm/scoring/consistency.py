@@ -60,7 +60,7 @@ def share(settings: Settings, sheet: Sheet, subjects: Rows, hits: Any, of: Any =
     hits_N = np.asarray(hits, dtype=float)
     columns_NK = np.stack([hits_N, np.ones_like(hits_N) if of is None else np.asarray(of, dtype=float)], axis=1)
     part = stats.Sums("accuracy", stats.by_subject(subjects, columns_NK, sheet.people_count))
-    drawn = stats.replicate({"share": part}, settings.evaluation.bootstrap, settings.seed)["share"]
+    drawn = stats.replicate({"share": part}, settings.evaluate.bootstrap, settings.seed)["share"]
     return stats.spread(drawn, len(np.unique(subjects)))
 
 

@@ -5,7 +5,7 @@ takes the questions apart by them. Intervals are of the bootstrap over people th
 between figures of the same resamples, and somebody who is in both groups counts once. Few people who are nearly all
 right resample to nearly no error, so the error of a gap between shares is at least that of `stats.share_variance`. The
 p values of all gaps of an evaluation, over tasks and kinds, are one family of Holm's. Groups of fewer people than
-`evaluation.min_group` get no figure and enter no gap.
+`evaluate.min_group` get no figure and enter no gap.
 A group's balanced accuracy is over the classes that occur in it, as everywhere here; a gap is over those that occur in
 both groups, else it would say that men have beards. Where groups are classes (gender by gender) they share none: then
 the gap is that of their own recalls.
@@ -134,7 +134,7 @@ def _drawn(
                 where[key] = name, (item, str(label)), len(np.unique(sheet.subjects[some]))
                 figures[key] = of_item(sheet, (task, item), some, parsed, "accuracy" if by_class else None)
     found: dict[str, dict[Part, Cell]] = {name: {} for name in groups}
-    for key, values in stats.replicate(figures, settings.evaluation.bootstrap, settings.seed).items():
+    for key, values in stats.replicate(figures, settings.evaluate.bootstrap, settings.seed).items():
         name, part, people = where[key]
         found[name][part] = Cell(values, people)
     return found
@@ -186,7 +186,7 @@ def _correct(gaps: Sequence[dict[str, Any]]) -> None:
 def _of_kind(
     settings: Settings, sheet: Sheet, parsed: Parsed, task: str, groups: Mapping[str, Group]
 ) -> dict[str, Any]:
-    enough = {name: group for name, group in groups.items() if group.people >= settings.evaluation.min_group}
+    enough = {name: group for name, group in groups.items() if group.people >= settings.evaluate.min_group}
     drawn = _drawn(settings, sheet, parsed, task, enough)
     nothing = {"value": None, "low": None, "high": None}
     entries = {

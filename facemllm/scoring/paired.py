@@ -39,7 +39,7 @@ def compare(settings: Settings, conversations: Path, first: Path, second: Path) 
     Each holds `metric`, `unit`, `higher_is_better`, `first`, `second`, `difference` (value, low, high), `p`, `p_holm`,
     `n` questions, `people`, `smallest_difference` (what would show at 80 % power). Holm's families are the tasks, the
     items, and all groups of people of all tasks; `closed_mean` stands alone. A group of fewer than
-    `evaluation.min_group` people has no figures, and a figure over fewer has no p. Where the bootstrap finds no error,
+    `evaluate.min_group` people has no figures, and a figure over fewer has no p. Where the bootstrap finds no error,
     everybody who changed at all having changed alike, p is of an exact sign test over those people. Raises UserError
     unless both answered the same questions.
     """
@@ -92,7 +92,7 @@ def replicates(settings: Settings, pair: Pair) -> tuple[dict[str, Array], dict[s
     `task.balanced_accuracy`."""
     found = []
     for parsed in pair.parsed:
-        figures = replicate(pair.sheet, parsed, settings.evaluation.bootstrap, settings.seed)
+        figures = replicate(pair.sheet, parsed, settings.evaluate.bootstrap, settings.seed)
         own = {name: next(iter(by_metric.values())) for name, by_metric in figures.items()}
         own |= {
             f"{name}.{BALANCED}": by_metric[BALANCED]
@@ -128,7 +128,7 @@ def _groups(settings: Settings, pair: Pair) -> dict[str, Any]:
     family: dict[tuple[str, str, str], dict[str, Any]] = {}
     for kind in sheet.kinds:
         for task, groups in fairness.disaggregate(sheet, pair.parsed[0], kind).items():
-            enough = {name: group for name, group in groups.items() if group.people >= settings.evaluation.min_group}
+            enough = {name: group for name, group in groups.items() if group.people >= settings.evaluate.min_group}
             first, second = (fairness.replicates(settings, sheet, said, task, enough) for said in pair.parsed)
             for name, group in enough.items():
                 entry = _difference(settings, pair, (task, ""), group.rows, first[name], second[name])
@@ -147,7 +147,7 @@ def _difference(
     value, error = float(gap[0]), stats.standard_error(gap)
     people = len(np.unique(pair.sheet.subjects[rows]))
     p = float("nan")
-    if people >= settings.evaluation.min_group:
+    if people >= settings.evaluate.min_group:
         p = stats.p_value(value, error, people) if error > 0 or value == 0 else _sign_test(pair, rows)
     known = None if task == CLOSED_MEAN else tasks.get(task)
     return {

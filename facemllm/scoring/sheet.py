@@ -126,7 +126,7 @@ def read_sheet(conversations: Table, split: str) -> Sheet:
     for batch in conversations.batches(["image_id", "subject_id", "groups", "turns"], split, _FACES):
         reading.add(batch)
     if not reading.answers:
-        raise UserError(f"{conversations.path} has no questions in split '{split}'; choose another evaluation.split")
+        raise UserError(f"{conversations.path} has no questions in split '{split}'; choose another evaluate.split")
     sheet = reading.sheet(split)
     if pc.count_distinct(sheet.sample_ids).as_py() < len(sheet.sample_ids):
         raise UserError(f"{conversations.path}: two questions of split '{split}' share a sample_id; reformat again")

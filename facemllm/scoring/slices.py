@@ -28,14 +28,14 @@ def measure(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
     """Figures of the faces of each slice by the labels asked about: `people`, `n` questions, `closed_mean`, `tasks`.
 
     Slices are `frontal`, `turned`, `profile` (where yaw is known), `occluded` and `unoccluded` (by hat or sunglasses).
-    One of fewer people than `evaluation.min_group` is `too_few` and has no figures; one without a face is left out.
+    One of fewer people than `evaluate.min_group` is `too_few` and has no figures; one without a face is left out.
     """
     found = {}
     for name, chosen in _slices(sheet).items():
         if not chosen.any():
             continue
         people = len(np.unique(sheet.people[chosen]))
-        enough = people >= settings.evaluation.min_group
+        enough = people >= settings.evaluate.min_group
         only = chosen[sheet.faces]
         drawn = _own(settings, sheet, parsed, only) if enough else {}
         nothing = {"value": None, "low": None, "high": None}
@@ -103,7 +103,7 @@ def generation(settings: Settings, sheet: Sheet, parsed: Parsed, table: Path) ->
 
 def _own(settings: Settings, sheet: Sheet, parsed: Parsed, only: Mask) -> dict[str, Array]:
     """Replicates of each figure's own metric, of some questions."""
-    figures = replicate(sheet, parsed, settings.evaluation.bootstrap, settings.seed, only)
+    figures = replicate(sheet, parsed, settings.evaluate.bootstrap, settings.seed, only)
     return {name: next(iter(by_metric.values())) for name, by_metric in figures.items()}
 
 

@@ -123,7 +123,7 @@ def curl_example(predict_url: str, question: str = "Is the person wearing a hat?
 def _serve(settings: Settings, stage: str, model_dir: Path, digest: str, version: str) -> Endpoint:
     service = servers.model_server(settings, stage, model_dir, digest, version)
     running = services.up(settings, stage, service)
-    name = settings.promotion.model_name
+    name = settings.promote.model_name
     return Endpoint(stage, running.url, name, digest, version, running.pid, running.adopted)
 
 

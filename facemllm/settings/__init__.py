@@ -1,6 +1,6 @@
 """One configuration: `params.yaml`, overlaid by a profile and by `--set a.b=c`, read once into frozen typed settings.
 
-`load("ci", ["training.workers=2"])` reads `params.yaml`, lays `profiles/ci.yaml` over it (mappings merge, anything else
+`load("ci", ["train.workers=2"])` reads `params.yaml`, lays `profiles/ci.yaml` over it (mappings merge, anything else
 replaces), then the overrides. An unknown key, a wrong type or an impossible value is refused with the key's path, the
 file or flag it came from, and what would be allowed. Nothing else in the project reads configuration.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -20,27 +21,27 @@ from pydantic import BaseModel, ValidationError, model_validator
 from facemllm.errors import UserError
 from facemllm.settings.base import Section
 from facemllm.settings.data import (
-    Annotation,
-    Data,
+    Annotate,
     Endpoint,
     Experts,
     Forms,
+    Ingest,
     Mixture,
-    Qa,
-    Quality,
+    Reformat,
     Source,
     Storage,
-    Versioning,
+    Validate,
+    Version,
     VisionLanguage,
 )
 from facemllm.settings.deciding import (
     RAY_PORTS,
     Cluster,
     Cost,
-    Evaluation,
-    Promotion,
+    Evaluate,
+    Promote,
+    Serve,
     Services,
-    Serving,
     Size,
     Threshold,
     Tracking,
@@ -53,8 +54,8 @@ from facemllm.settings.learning import (
     Segmentation,
     Stage,
     Stages,
+    Train,
     Trainable,
-    Training,
     Trains,
     Variant,
 )
@@ -68,25 +69,24 @@ __all__ = [
     "PROFILES",
     "RAY_PORTS",
     "Ablation",
-    "Annotation",
+    "Annotate",
     "Cluster",
     "Cost",
-    "Data",
     "Endpoint",
-    "Evaluation",
+    "Evaluate",
     "Experts",
     "Forms",
+    "Ingest",
     "Knowledge",
     "Lora",
     "Mixture",
     "Model",
-    "Promotion",
-    "Qa",
-    "Quality",
+    "Promote",
+    "Reformat",
     "Section",
     "Segmentation",
+    "Serve",
     "Services",
-    "Serving",
     "Settings",
     "Size",
     "Source",
@@ -95,16 +95,20 @@ __all__ = [
     "Storage",
     "Threshold",
     "Tracking",
+    "Train",
     "Trainable",
-    "Training",
     "Trains",
+    "Validate",
     "Variant",
-    "Versioning",
+    "Version",
     "VisionLanguage",
     "digest_text",
     "load",
     "root",
 ]
+
+
+warnings.filterwarnings("ignore", 'Field name "validate" in "Settings" shadows', UserWarning)
 
 
 class Settings(Section):
@@ -113,35 +117,35 @@ class Settings(Section):
     profile: str = "laptop"
     seed: int
     storage: Storage
-    data: Data
-    annotation: Annotation
-    qa: Qa
-    quality: Quality
-    versioning: Versioning
+    ingest: Ingest
+    annotate: Annotate
+    reformat: Reformat
+    validate: Validate  # type: ignore[assignment]  # hides a deprecated method of pydantic that nothing calls
+    version: Version
     model: Model
-    training: Training
+    train: Train
     ablation: Ablation
-    evaluation: Evaluation
-    promotion: Promotion
+    evaluate: Evaluate
+    promote: Promote
     tracking: Tracking
     services: Services
-    serving: Serving
+    serve: Serve
     cost: Cost
     cluster: Cluster
 
     @model_validator(mode="after")
     def _stages_train_on_known_tasks(self) -> Settings:
         for name, stage in self.stages().items():
-            if missing := set(stage.tasks) - set(self.qa.tasks):
-                raise ValueError(f"training.stages.{name}.tasks names {sorted(missing)}, absent from qa.tasks")
+            if missing := set(stage.tasks) - set(self.reformat.tasks):
+                raise ValueError(f"train.stages.{name}.tasks names {sorted(missing)}, absent from reformat.tasks")
         knowledge = self.model.knowledge
-        if knowledge.enabled and (missing := set(knowledge.tasks) - set(self.qa.tasks)):
-            raise ValueError(f"model.knowledge.tasks names {sorted(missing)}, absent from qa.tasks")
+        if knowledge.enabled and (missing := set(knowledge.tasks) - set(self.reformat.tasks)):
+            raise ValueError(f"model.knowledge.tasks names {sorted(missing)}, absent from reformat.tasks")
         return self
 
     def stages(self) -> dict[str, Stage]:
         """The training stages by name, in order."""
-        return {name: getattr(self.training.stages, name) for name in Stages.model_fields}
+        return {name: getattr(self.train.stages, name) for name in Stages.model_fields}
 
     @property
     def home(self) -> Path:
@@ -244,7 +248,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 def _parse_override(text: str) -> tuple[str, Any]:
     key, found, raw = text.partition("=")
     if not found or not all(key.strip().split(".")):
-        raise UserError(f"--set {text}: expected KEY=VALUE, as in --set training.workers=2")
+        raise UserError(f"--set {text}: expected KEY=VALUE, as in --set train.workers=2")
     try:
         return key.strip(), yaml.safe_load(raw)
     except yaml.YAMLError:

@@ -24,7 +24,7 @@ class Source(Section):
     options: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] = {}
 
 
-class Data(Section):
+class Ingest(Section):
     """Sources of faces, joined into one table, and the split by identity where a source has none of its own.
 
     `identities`, `images_per_identity` and `image_size` size the renderer; `max_side` bounds imported ones (pixels).
@@ -44,7 +44,7 @@ class Data(Section):
     shard_mb: Positive
 
     @model_validator(mode="after")
-    def _splits_leave_room(self) -> Data:
+    def _splits_leave_room(self) -> Ingest:
         if self.validation_share + self.test_share >= 1:
             raise ValueError("validation_share + test_share must leave a training split (sum below 1)")
         return self
@@ -88,7 +88,7 @@ class Experts(Section):
         return self
 
 
-class Annotation(Section):
+class Annotate(Section):
     """Who describes the faces, and how the Ray Data job is cut."""
 
     annotator: Literal["oracle", "endpoint", "local"]
@@ -99,7 +99,7 @@ class Annotation(Section):
     experts: Experts
 
     @model_validator(mode="after")
-    def _annotator_is_described(self) -> Annotation:
+    def _annotator_is_described(self) -> Annotate:
         if self.annotator != "oracle" and self.vision_language.model is None:
             raise ValueError(f"annotator: {self.annotator} needs vision_language.model")
         if self.annotator == "endpoint" and self.endpoint.base_url is None:
@@ -125,7 +125,7 @@ class Mixture(Section):
     temperature: Annotated[float, Field(ge=1)]
 
 
-class Qa(Section):
+class Reformat(Section):
     """Which tasks become questions, how they are asked, and of which faces.
 
     `reasons` says why a sensitive task is asked; without one it is refused. `held_out` names attributes that appear in
@@ -143,7 +143,7 @@ class Qa(Section):
     mixture: Mixture
 
 
-class Quality(Section):
+class Validate(Section):
     """Limits of the checks on the tables. The shares are of faces: with a caption, with attributes that exclude each
     other, with a caption that contradicts a label. A group that a filter thins by more than `group_loss` beyond the
     average is named."""
@@ -156,7 +156,7 @@ class Quality(Section):
     group_loss: Share
 
 
-class Versioning(Section):
+class Version(Section):
     """The data repository (git + DVC) and its remote. null: folders under `storage.home`."""
 
     repository: str | None

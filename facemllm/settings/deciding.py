@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from facemllm.settings.base import Port, Positive, Section
 
 
-class Evaluation(Section):
+class Evaluate(Section):
     """Predictions on held-out identities and their statistics.
 
     Of `generated_faces` faces the closed questions are also answered by free generation, to compare; `disturbed_faces`
@@ -42,13 +42,13 @@ class Threshold(Section):
         return self
 
 
-class Promotion(Section):
+class Promote(Section):
     """What the gate asks for, and how long a run waits for a person.
 
     A threshold of null is not asked for. `every_task` refuses a model when the data hold no label of a task in
-    `qa.tasks`; else such a task is left out. `fairness_gap` is the largest difference between two groups of people that
-    a task may be shown to have, in the task's own unit; null is not asked for. `champion_margin` is in the figure's own
-    unit for shares, and a share of the champion's error for errors.
+    `reformat.tasks`; else such a task is left out. `fairness_gap` is the largest difference between two groups of
+    people that a task may be shown to have, in the task's own unit; null is not asked for. `champion_margin` is in
+    the figure's own unit for shares, and a share of the champion's error for errors.
     """
 
     model_name: str
@@ -90,7 +90,7 @@ class Services(Section):
         return self
 
 
-class Serving(Section):
+class Serve(Section):
     """Limits of the model server. `max_pixels` is for all images of one request together."""
 
     max_body_mb: Annotated[float, Field(gt=0)]

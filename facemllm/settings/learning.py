@@ -168,7 +168,7 @@ class Stages(Section):
     specialize: Stage
 
 
-class Training(Section):
+class Train(Section):
     """How training is launched. `threads: 0` shares the cores among the workers.
 
     `storage` is where checkpoints are kept, a folder or s3://bucket/prefix; null is the step's own folder. With
@@ -209,7 +209,7 @@ class Training(Section):
         return storage
 
     @model_validator(mode="after")
-    def _fewest_are_no_more_than_most(self) -> Training:
+    def _fewest_are_no_more_than_most(self) -> Train:
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers: {self.min_workers} is more than workers: {self.workers}")
         return self

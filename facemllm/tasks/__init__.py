@@ -1,7 +1,7 @@
 """Face-perception tasks, one a module. Question making, training, evaluation and serving all go through them.
 
-A new task is a module in this folder that holds a `TASK` of its own name, and its name in `qa.tasks`. Modules are found
-by name, and the code of all of them counts in the keys of results. No task names, matches or searches people.
+A new task is a module in this folder that holds a `TASK` of its own name, and its name in `reformat.tasks`. Modules are
+found by name, and the code of all of them counts in the keys of results. No task names, matches or searches people.
 """
 
 from __future__ import annotations

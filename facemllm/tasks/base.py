@@ -111,8 +111,8 @@ class FollowUp:
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One face-perception task. Metrics are macro averages over its items. `use` says what its answers may be used
-    for; a `sensitive` task is asked only where the configuration gives a reason (`qa.reasons`), and so is one that
-    `reveals` the answers of sensitive tasks in passing."""
+    for; a `sensitive` task is asked only where the configuration gives a reason (`reformat.reasons`), and so is one
+    that `reveals` the answers of sensitive tasks in passing."""
 
     name: str
     metric: Metric

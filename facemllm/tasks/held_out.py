@@ -70,7 +70,7 @@ class HeldOut:
                 known = [item.name for item in every.items]
                 close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
                 hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
-                raise UserError(f"qa.held_out: no attribute '{name}'; {hint}")
+                raise UserError(f"reformat.held_out: no attribute '{name}'; {hint}")
         made = cls(distinct, [pattern for name in distinct for pattern in _patterns(every.item(name))])
         _refuse_options(asked, " or ".join(distinct), lambda option: made.named_in(option.text))
         return made
@@ -169,6 +169,6 @@ def _refuse_options(asked: Iterable[Task], what: str, names: Callable[[Option], 
         for item in task.items:
             if any(names(option) for option in item.options):
                 raise UserError(
-                    f"qa.held_out: {what} is an option of '{item.name}' in the task '{task.name}', so its words are in "
-                    "every such question; take the name out of qa.held_out, or the task out of qa.tasks"
+                    f"reformat.held_out: {what} is an option of '{item.name}' in the task '{task.name}', so its words "
+                    "are in every such question; take it out of reformat.held_out, or the task out of reformat.tasks"
                 )

@@ -41,7 +41,7 @@ def withheld_classes(held_out: Iterable[str]) -> list[int]:
     for name in held_out:
         if name in SHOWN_WITHOUT:
             raise UserError(
-                f"qa.held_out: {name} shows in a map of face parts, which has no {SHOWN_WITHOUT[name]} then; "
+                f"reformat.held_out: {name} shows in a map of face parts, which has no {SHOWN_WITHOUT[name]} then; "
                 "hold out another attribute or set model.segmentation.mode: none"
             )
     return sorted({CLASSES.index(part) for name in held_out for part in SHOWN_BY.get(name, ())})
@@ -49,7 +49,7 @@ def withheld_classes(held_out: Iterable[str]) -> list[int]:
 
 def withheld_of(settings: Settings) -> list[int]:
     """Classes that the model of these settings never sees in a map, see `withheld_classes`."""
-    return withheld_classes(settings.qa.held_out) if settings.model.segmentation.mode != "none" else []
+    return withheld_classes(settings.reformat.held_out) if settings.model.segmentation.mode != "none" else []
 
 
 MAX_PIXELS = 2048 * 2048

@@ -1,6 +1,6 @@
 """Zero-shot attribute analysis (Face-MLLM): yes/no questions about attributes that no training conversation mentions.
 
-Which are held out says `qa.held_out`; a held-out name is asked here, at evaluation alone.
+Which are held out says `reformat.held_out`; a held-out name is asked here, at evaluation alone.
 """
 
 from facemllm.tasks import attributes, presence

@@ -52,7 +52,7 @@ def train_alone(
         raise UserError(f"{out} exists already; choose another output folder or remove it")
     sources = open_table(conversations).sources
     ledger.require(settings, sources, "train")
-    if settings.training.use_gpu and torch.cuda.is_available():
+    if settings.train.use_gpu and torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     with ExitStack() as stack:
         if rank == 0:
@@ -60,7 +60,7 @@ def train_alone(
                 locked(work / ".lock", f"another training uses {work}; wait for it or give another --work")
             )
         if world > 1:
-            dist.init_process_group("nccl" if settings.training.use_gpu else "gloo")
+            dist.init_process_group("nccl" if settings.train.use_gpu else "gloo")
             stack.callback(_leave)
         made = work / "model"  # it appears as `out` with its lineage in it
 

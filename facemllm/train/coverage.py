@@ -30,7 +30,7 @@ def shortfalls(name: str, stage: Stage, faces: Faces, pixel_row: NDArray[np.inte
             raise UserError(
                 f"model.segmentation would learn nothing in stage {name}: no training face has a map of its parts "
                 f"(column segmentation); set model.segmentation.mode: none, take a source that has maps, or go on from "
-                f"a trained one with training.stages.{name}.trains.segmentation: frozen"
+                f"a trained one with train.stages.{name}.trains.segmentation: frozen"
             )
         if share < FEW:
             found["faces_with_map"] = share
@@ -40,7 +40,7 @@ def shortfalls(name: str, stage: Stage, faces: Faces, pixel_row: NDArray[np.inte
             raise UserError(
                 f"model.knowledge would learn nothing in stage {name}: the training split tells none of the model's "
                 f"{untold} characteristics; name the tasks it was first trained with in model.knowledge.tasks and "
-                f"qa.tasks, or set training.stages.{name}.trains.knowledge: frozen"
+                f"reformat.tasks, or set train.stages.{name}.trains.knowledge: frozen"
             )
         if untold:
             found["characteristics_untold"] = float(untold)

@@ -229,7 +229,9 @@ def read_turns(table: Table, split: str) -> _Turns:
             follows.append(pc.fill_null(flat.field("follows"), False).to_numpy(zero_copy_only=False))
         first += batch.num_rows
     if not rows:
-        raise UserError(f"{table.path}: no row of split '{split}'; check data.validation_share and the source's splits")
+        raise UserError(
+            f"{table.path}: no row of split '{split}'; check ingest.validation_share and the source's splits"
+        )
     return _Turns(
         image_id=pa.concat_arrays(images),
         pixel_row=np.concatenate(rows),

@@ -121,7 +121,7 @@ def _check_room(folder: Path, needed: int) -> None:
     if needed > free:
         raise UserError(
             f"tower features need {needed / 1e9:.1f} GB in {folder.parent}, where {free / 1e9:.1f} GB are free; "
-            "free some space, or set training.feature_cache=false"
+            "free some space, or set train.feature_cache=false"
         )
 
 
@@ -140,5 +140,5 @@ def _write(path: Path, block: NDArray[Any]) -> None:
     except OSError as error:
         raise UserError(
             f"cannot write tower features to {path.parent}: {error.strerror or error}; "
-            "free some space, or set training.feature_cache=false"
+            "free some space, or set train.feature_cache=false"
         ) from error

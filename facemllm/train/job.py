@@ -33,7 +33,7 @@ class Job:
     sharded: bool = False  # the model is dealt out among the ranks
     table: str = ""  # digest of the conversations
     cache: Path | None = None  # where tower features may be kept
-    row_tokens: int = 0  # this and the following: as in settings.Training
+    row_tokens: int = 0  # this and the following: as in settings.Train
     micro_images: int = 0
     feature_cache: bool = True
     recompute: bool = False
@@ -43,7 +43,7 @@ class Job:
     @classmethod
     def of(cls, settings: Settings, stage: str, key: str, device: str, **where: Any) -> Job:
         """The job of a stage by the settings; `where` are the other fields, of the rank and of its run."""
-        training = settings.training
+        training = settings.train
         return cls(
             name=stage,
             stage=settings.stages()[stage],

@@ -48,7 +48,7 @@ def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), place
     scheme, path = place.split("://", 1)
     if scheme != "s3" or not path.strip("/"):
-        raise UserError(f"training.storage: {place} is neither a folder nor s3://bucket/prefix")
+        raise UserError(f"train.storage: {place} is neither a folder nor s3://bucket/prefix")
     options = {}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         options = dict(zip(("scheme", "endpoint_override"), endpoint.rstrip("/").split("://", 1), strict=True))

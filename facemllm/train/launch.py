@@ -65,7 +65,7 @@ def train(
     """Train one stage and write its model directory to `out`, which must not exist.
 
     `base` is the previous stage's model directory, None for the first stage: the preset or the hub checkpoint of the
-    settings. `work` keeps checkpoints while the stage runs, unless `training.storage` names another place: call again
+    settings. `work` keeps checkpoints while the stage runs, unless `train.storage` names another place: call again
     with the same one to go on after a crash. `cache` keeps decoded pixels. `on_log(step, metrics)` is pickled and
     called by the first worker. Raises UserError with the cause in one line, also while another launch uses `work`.
     """
@@ -102,7 +102,7 @@ def _ray(settings: Settings) -> Iterator[None]:
         else:
             ray.init(
                 include_dashboard=False,
-                num_cpus=max(settings.training.workers, os.cpu_count() or 1),
+                num_cpus=max(settings.train.workers, os.cpu_count() or 1),
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **quiet,
             )
@@ -119,12 +119,12 @@ def _enough(settings: Settings) -> None:
     """Raise UserError when the cluster has no room for the workers: Ray itself would wait for it for ever."""
     import ray
 
-    training = settings.training
+    training = settings.train
     fewest = training.min_workers or training.workers
     has = ray.cluster_resources()
     for kind, each in _resources(settings).items():
         if has.get(kind, 0) < fewest * each:
-            hint = "training.workers, or set training.use_gpu=false" if kind == "GPU" else "training.workers"
+            hint = "train.workers, or set train.use_gpu=false" if kind == "GPU" else "train.workers"
             raise UserError(
                 f"{fewest} workers need {fewest * each:g} {kind}s, and Ray's cluster has {has.get(kind, 0):g}; "
                 f"lower {hint}"
@@ -135,7 +135,7 @@ def _fit(order: Order, on_log: OnLog | None) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    training = order.settings.training
+    training = order.settings.train
     given = {n: v for n, v in os.environ.items() if n.startswith(_PASSED_ON)}
     workers: Any = training.workers
     if training.min_workers is not None and training.min_workers < training.workers:
@@ -167,7 +167,7 @@ def _fit(order: Order, on_log: OnLog | None) -> None:
 
 def _storage(order: Order) -> dict[str, Any]:
     """Where Ray keeps its own account of the run: beside the checkpoints."""
-    place = order.settings.training.storage
+    place = order.settings.train.storage
     if place is None or "://" not in place:
         return {"storage_path": str(order.work)}
     system, path = filesystem(place)
@@ -175,7 +175,7 @@ def _storage(order: Order) -> dict[str, Any]:
 
 
 def _resources(settings: Settings) -> dict[str, float]:
-    return {"CPU": 1, "GPU": 1} if settings.training.use_gpu else {"CPU": 1}
+    return {"CPU": 1, "GPU": 1} if settings.train.use_gpu else {"CPU": 1}
 
 
 def _cause(order: Order, error: Exception | None) -> UserError:
@@ -193,12 +193,12 @@ def _in_words(failed: Any) -> str:
     said = f"{type(failed).__name__}: {failed}"
     if re.search(r"OutOfMemoryError|running low on memory|out of memory|OOM", said):
         return (
-            "a worker was ended because the machine's memory was full; lower training.workers or the stage's "
+            "a worker was ended because the machine's memory was full; lower train.workers or the stage's "
             "batch_images, or run it where there is more"
         )
     if re.search(r"ActorDied|WorkerCrashed|ActorUnavailable|worker died|connection error code", said, re.IGNORECASE):
         return (
-            "a worker was killed more often than training.max_failures allows (by hand, or by the system when memory "
+            "a worker was killed more often than train.max_failures allows (by hand, or by the system when memory "
             "was full); run again to go on from the last checkpoint"
         )
     return _one_line(failed)

@@ -73,9 +73,9 @@ def prepare(
         _check_branches(model, processor, settings, withheld, str(base or settings.model.base))
     else:
         model, processor = extend(model, processor, settings.model, _graph(known, settings), withheld, settings.seed)
-    readers = [lambda: pixel_cache(table, processor.image_processor, cache, settings.data.workers)]
+    readers = [lambda: pixel_cache(table, processor.image_processor, cache, settings.ingest.workers)]
     if getattr(model.config, "segmentation_config", None) is not None:
-        readers.append(lambda: map_cache(table, processor, cache, settings.data.workers))
+        readers.append(lambda: map_cache(table, processor, cache, settings.ingest.workers))
     pixels, *maps = (read() for read in readers)
     wait()
     labels: NDArray[np.int8] | None = None

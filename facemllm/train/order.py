@@ -61,7 +61,7 @@ class Order:
 
     def shelf(self) -> Shelf:
         """Where its checkpoints are."""
-        return Shelf(place_of(self.settings.training.storage, self.work, self.run), self.work)
+        return Shelf(place_of(self.settings.train.storage, self.work, self.run), self.work)
 
 
 def place_order(
@@ -77,16 +77,16 @@ def place_order(
         raise UserError(f"no training stage '{stage}'; choose one of {', '.join(settings.stages())}")
     if out.exists():
         raise UserError(f"{out} exists already; choose another output folder or remove it")
-    check_shares(stage, settings, settings.training.workers)
+    check_shares(stage, settings, settings.train.workers)
     check_order(stage, settings, base)
     withheld_of(settings)
     made_from = {
         "stage": stage,
         "plan": settings.stages()[stage].model_dump(),
         "model": settings.model.model_dump(),
-        "held_out": settings.qa.held_out,
-        "lora": settings.training.lora.model_dump(),
-        "precision": settings.training.precision,
+        "held_out": settings.reformat.held_out,
+        "lora": settings.train.lora.model_dump(),
+        "precision": settings.train.precision,
         "seed": settings.seed,
         "conversations": open_table(conversations, CONVERSATIONS).digest,
         "base": digests.of_tree(base) if base is not None else _start(settings.model),
@@ -118,7 +118,7 @@ def check_shares(stage: str, settings: Settings, workers: int) -> None:
     if workers > batch:
         raise UserError(
             f"{workers} workers share a batch of {batch} faces: some would train on nothing; "
-            f"lower training.workers or raise training.stages.{stage}.batch_images"
+            f"lower train.workers or raise train.stages.{stage}.batch_images"
         )
 
 
@@ -197,7 +197,7 @@ def _check_left_behind(order: Order, before: Mapping[str, Any]) -> None:
         )
     if not order.shelf().names():
         raise UserError(
-            f"the checkpoints of this run are at {before['place']}, but by training.storage they belong at "
+            f"the checkpoints of this run are at {before['place']}, but by train.storage they belong at "
             f"{order.shelf().place}, where there are none; set it back or copy them to go on, "
             f"or remove {order.note} to train from the start"
         )

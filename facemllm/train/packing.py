@@ -92,7 +92,7 @@ class Planner:
         if not self._weights.any():
             raise UserError(
                 f"stage {name}: no conversation has a question of {', '.join(stage.tasks)}; the table has "
-                f"{', '.join(sorted(corpus.tasks)) or 'none'}: name some of these in training.stages.{name}.tasks"
+                f"{', '.join(sorted(corpus.tasks)) or 'none'}: name some of these in train.stages.{name}.tasks"
             )
         rows = np.repeat(np.arange(len(corpus)), np.diff(corpus.turn_starts))
         tokens = prefix + corpus.chain_tokens(self._mixed)

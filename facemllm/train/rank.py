@@ -42,10 +42,10 @@ def train_rank(order: Order, place: Place, on_log: OnLog | None = None) -> Train
     With more than one rank, torch.distributed's group must stand. Raises UserError, and FloatingPointError when the
     loss is not finite.
     """
-    settings, training = order.settings, order.settings.training
+    settings, training = order.settings, order.settings.train
     check_shares(order.stage, settings, place.world)
     if training.use_gpu and not torch.cuda.is_available():
-        raise UserError("training.use_gpu is true, but PyTorch sees no GPU here; set it to false or mend the driver")
+        raise UserError("train.use_gpu is true, but PyTorch sees no GPU here; set it to false or mend the driver")
     device = "cuda" if training.use_gpu else "cpu"
     torch.set_num_threads(training.threads or max(1, cores() // place.local_world))
     first = place.rank == 0

@@ -57,9 +57,7 @@ def sample_answers(settings: Settings, model_dir: Path, conversations: Table) ->
 
     faces = fixed_faces(conversations)
     # so few answers: threads would wait for one another longer than they help
-    predictor = Predictor.load(
-        model_dir, device=cost.inference_device(settings), threads=settings.training.threads or 1
-    )
+    predictor = Predictor.load(model_dir, device=cost.inference_device(settings), threads=settings.train.threads or 1)
     asked = _questions(settings, faces)
     pixels = [predictor.pixels(face.image) for face in faces]
     maps = [face.map for face in faces]
@@ -108,7 +106,7 @@ def _face(row: Mapping[str, Any]) -> Fixed:
 def _questions(settings: Settings, faces: list[Fixed]) -> list[tasks.Question]:
     known = {key for face in faces for key in face.answers}
     found = []
-    for name in settings.qa.tasks:
+    for name in settings.reformat.tasks:
         asked = [question for question in tasks.get(name).questions() if (name, question.item) in known]
         found += asked[:QUESTIONS]
     return found

@@ -85,8 +85,8 @@ class Watch:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
                 f"stage {self.name}: the loss is {loss} and the gradient norm {norm} at step {step}"
-                f"{self._where(images())}; lower training.stages.{self.name}.learning_rate, or set "
-                "training.precision=fp32"
+                f"{self._where(images())}; lower train.stages.{self.name}.learning_rate, or set "
+                "train.precision=fp32"
             )
         self._recent.append(loss)
         if len(self._recent) < _WINDOW or not self.divergence:
@@ -96,7 +96,7 @@ class Watch:
         if level > self.divergence * self._best:
             raise FloatingPointError(
                 f"stage {self.name}: the loss has risen from {self._best:.3g} to {level:.3g} by step {step}"
-                f"{self._where(images())}; lower training.stages.{self.name}.learning_rate, or training.divergence=0 "
+                f"{self._where(images())}; lower train.stages.{self.name}.learning_rate, or train.divergence=0 "
                 "lets it go on"
             )
 
@@ -122,8 +122,7 @@ class Changed:
         if not self.trained:
             wanted = [module for module, mode in stage.trains.model_dump().items() if mode != "frozen"]
             raise UserError(
-                f"stage {name} trains nothing: this model has no {', '.join(wanted)}; change "
-                f"training.stages.{name}.trains"
+                f"stage {name} trains nothing: this model has no {', '.join(wanted)}; change train.stages.{name}.trains"
             )
         self._before = self._bits()
 
@@ -139,7 +138,7 @@ class Changed:
         if idle:
             raise UserError(
                 f"stage {self.name}: objective {self.stage.objective} does not reach the {', '.join(idle)}; set "
-                f"{', '.join(f'training.stages.{self.name}.trains.{m}=frozen' for m in idle)}"
+                f"{', '.join(f'train.stages.{self.name}.trains.{m}=frozen' for m in idle)}"
             )
 
     def check_changed(self) -> None:
@@ -147,7 +146,7 @@ class Changed:
         if not any(self._on_any([self._bits() != self._before])):
             raise UserError(
                 f"stage {self.name} changed no parameter: its steps are too small for the weights' precision; raise "
-                f"training.stages.{self.name}.learning_rate"
+                f"train.stages.{self.name}.learning_rate"
             )
 
     def _bits(self) -> list[int]:
@@ -179,6 +178,6 @@ def memory_explained(name: str) -> Iterator[None]:
         ):
             raise
         raise UserError(
-            f"stage {name} ran out of memory: set training.micro_images (faces at once, such as 1), "
-            f"training.recompute=true, or lower training.row_tokens or training.stages.{name}.turns_per_image"
+            f"stage {name} ran out of memory: set train.micro_images (faces at once, such as 1), "
+            f"train.recompute=true, or lower train.row_tokens or train.stages.{name}.turns_per_image"
         ) from error

@@ -1,7 +1,7 @@
 """Group balance: what every filter on the way from sources to conversations does to the groups in the data.
 
 A filter that drops rows drops some groups more than others, and says nothing. For every filter and group the rows
-before and after are counted. A group is named when it loses more than `quality.group_loss` beyond the filter's average
+before and after are counted. A group is named when it loses more than `validate.group_loss` beyond the filter's average
 loss, and chance alone would hardly do that: one-sided Fisher's exact test of the group against all others, corrected by
 Holm over all filters and groups together, at 5 %. (Pictures of one person are not independent, so a filter that drops
 whole people is named a little too easily: a name is a reason to look, and never stops the workflow.)

@@ -14,7 +14,7 @@ from sys import intern
 from typing import TYPE_CHECKING, Any
 
 from facemllm.core import progress
-from facemllm.settings import Quality
+from facemllm.settings import Validate
 from facemllm.tables import FACES, Table, mapping
 from facemllm.validate import pictures
 from facemllm.validate.memory import Labels, Originals
@@ -34,7 +34,7 @@ _UNUSED = ("provenance",)
 _USE = {"train": "train", "validation": "evaluate", "test": "evaluate"}
 
 
-def raw_frame(table: Table, quality: Quality, ledger: Mapping[str, Entry], originals: Originals) -> pd.DataFrame:
+def raw_frame(table: Table, quality: Validate, ledger: Mapping[str, Entry], originals: Originals) -> pd.DataFrame:
     """One light row a raw face; what each says is remembered in `originals`."""
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -47,7 +47,7 @@ def raw_frame(table: Table, quality: Quality, ledger: Mapping[str, Entry], origi
 
 def annotated_frame(
     table: Table,
-    quality: Quality,
+    quality: Validate,
     ledger: Mapping[str, Entry],
     originals: Originals | None,
     labels: Labels,
@@ -112,7 +112,7 @@ def _look(
     }
 
 
-def _face(row: Mapping[str, Any], quality: Quality) -> dict[str, Any]:
+def _face(row: Mapping[str, Any], quality: Validate) -> dict[str, Any]:
     width, height = row["width"] or 0, row["height"] or 0
     box, landmarks = row["box"], row["landmarks"]
     corners = [box[0:2], box[2:4]] if box and len(box) == 4 else None

@@ -69,7 +69,7 @@ def validate(settings: Settings, raw: Path | None, annotated: Path, conversation
             "schema": "validation/2",
             **asdict(verdict),
             "tables": {name: table.digest for name, table in tables.items()},
-            "limits": settings.quality.model_dump(),
+            "limits": settings.validate.model_dump(),
             "checks": [asdict(outcome) for outcome in findings.outcomes],
             "groups": [asdict(share) for share in findings.shares],
             "refused": {title: [asdict(reason) for reason in some] for title, some in findings.refused.items()},
@@ -90,7 +90,7 @@ def validate(settings: Settings, raw: Path | None, annotated: Path, conversation
 
 
 def _findings(settings: Settings, tables: Mapping[str, Table]) -> Findings:
-    quality, rows = settings.quality, ledger.entries(settings)
+    quality, rows = settings.validate, ledger.entries(settings)
     usable = sorted(key for key, entry in rows.items() if entry.status != "withdrawn")
     tallies, labels = Tallies(), Labels.asked_in(tables["conversations"].manifest["about"])
     originals, outcomes = None, []

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from facemllm.settings import Quality
+from facemllm.settings import Validate
 from facemllm.tables import SPLITS
 
 Severity = Literal["critical", "warning", "info"]
@@ -98,7 +98,7 @@ def _one_of(column: str, says: str, values: tuple[str, ...], severity: Severity 
     return Check(f"{column}_known", says, severity, "ExpectColumnValuesToBeInSet", arguments)
 
 
-def _common(quality: Quality) -> list[Check]:
+def _common(quality: Validate) -> list[Check]:
     rows, splits = {"min_value": quality.min_rows}, {"column": "split", "value_set": list(SPLITS)}
     return [
         Check(
@@ -115,7 +115,7 @@ def _common(quality: Quality) -> list[Check]:
     ]
 
 
-def raw_checks(quality: Quality, sources: Sequence[str]) -> list[Check]:
+def raw_checks(quality: Validate, sources: Sequence[str]) -> list[Check]:
     """The suite of every faces table. `sources` may be used: they stand in the ledger and are not withdrawn."""
     words = r"^[a-z][a-z0-9_]*$"
     return [
@@ -150,7 +150,7 @@ def raw_checks(quality: Quality, sources: Sequence[str]) -> list[Check]:
     ]
 
 
-def annotated_checks(quality: Quality, sources: Sequence[str], *, with_raw: bool) -> list[Check]:
+def annotated_checks(quality: Validate, sources: Sequence[str], *, with_raw: bool) -> list[Check]:
     """The suite of the annotated faces: that of every faces table, and what annotation must and must not do."""
     agreement = [
         _holds("in_raw", "the face is in the raw table", "critical"),
@@ -193,7 +193,7 @@ def annotated_checks(quality: Quality, sources: Sequence[str], *, with_raw: bool
     ]
 
 
-def conversations_checks(quality: Quality) -> list[Check]:
+def conversations_checks(quality: Validate) -> list[Check]:
     """The suite of the conversations table."""
     return [
         *_common(quality),

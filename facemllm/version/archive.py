@@ -129,7 +129,7 @@ def opened(repository: Repository, revision: str | None = None) -> Iterator[Any]
     DVC's errors become UserError.
     """
     if repository.remote.startswith("s3://") and find_spec("dvc_s3") is None:
-        raise UserError(f"versioning.remote: {repository.remote} needs a package that is not here: pip install dvc-s3")
+        raise UserError(f"version.remote: {repository.remote} needs a package that is not here: pip install dvc-s3")
     private = repository.path / ".dvc" / "tmp"
     private_settings = {
         "DVC_NO_ANALYTICS": "1",

@@ -1,4 +1,4 @@
-"""`data diff`: the rows that two revisions do not share, and the columns in which the others changed.
+"""`version diff`: the rows that two revisions do not share, and the columns in which the others changed.
 
 Rows are told by `image_id`, which names the picture's bytes, so pictures are not read, let alone brought back: the
 columns come out of the cache or the remote as they lie there. A conversation's own id follows from its content and is

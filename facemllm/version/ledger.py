@@ -1,7 +1,7 @@
 """The dataset ledger: what every source is, whose it is, and what may be done with it.
 
-`ledger.yaml` beside this file has one row a source; a file of your own (`data.ledger`) is laid over it, row by row and
-key by key, for what your signed agreements allow or forbid. A source that is not in it, is withdrawn, or is used
+`ledger.yaml` beside this file has one row a source; a file of your own (`ingest.ledger`) is laid over it, row by row
+and key by key, for what your signed agreements allow or forbid. A source that is not in it, is withdrawn, or is used
 against its terms is refused with the row that says so. The rows are our reading of the licences, not legal advice.
 """
 
@@ -49,8 +49,8 @@ class Entry(BaseModel):
 def entries(settings: Settings) -> dict[str, Entry]:
     """All rows by key, the user's laid over the project's. Raises UserError naming file, row and key that is wrong."""
     rows = _read(_OWN)
-    if settings.data.ledger is not None:
-        path = root() / settings.data.ledger
+    if settings.ingest.ledger is not None:
+        path = root() / settings.ingest.ledger
         for key, row in _read(path).items():
             rows[key] = {**rows.get(key, {}), **row}
         return _checked(path, rows)
@@ -67,8 +67,8 @@ def require(settings: Settings, sources: Iterable[str], *uses: Use) -> None:
         row = rows.get(key)
         if row is None:
             raise UserError(
-                f"source '{key}' is not in the dataset ledger; write a row for it into the file that data.ledger names "
-                f"(known: {', '.join(sorted(rows))})"
+                f"source '{key}' is not in the dataset ledger; write a row for it into the file that ingest.ledger "
+                f"names (known: {', '.join(sorted(rows))})"
             )
         if row.status == "withdrawn":
             raise UserError(f"source '{key}' is withdrawn; ledger row: {row.name}, {row.licence}; {row.terms}")
@@ -76,7 +76,7 @@ def require(settings: Settings, sources: Iterable[str], *uses: Use) -> None:
             raise UserError(
                 f"the terms of source '{key}' do not allow to {MEANING[missing[0]]}; ledger row: {row.name}, "
                 f"{row.licence}; {row.terms}; allowed: {', '.join(row.uses) or 'nothing'}. If an agreement of yours "
-                "allows it, say so in the file that data.ledger names"
+                "allows it, say so in the file that ingest.ledger names"
             )
 
 

@@ -36,7 +36,7 @@ _TITLE = "# Data repository of Face-MLLM Workflow"
 # part of every revision's name: a change here would give known bytes a new name
 _FIXED = {
     "README.md": f"{_TITLE}\n\nEvery commit is one version of the tables `faces` and `conversations`. Written by "
-    "`facemllm data record`; read with `facemllm data restore REVISION OUT`, or `dvc pull` for the newest.\n",
+    "`facemllm version record`; read with `facemllm version restore REVISION OUT`, or `dvc pull` for the newest.\n",
     ".gitignore": "/faces\n/conversations\n",
     ".dvcignore": "",
     ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
@@ -68,9 +68,9 @@ class Repository:
     @classmethod
     def of(cls, settings: Settings) -> Repository:
         """The repository that the settings name; it may not exist yet."""
-        named = settings.versioning.repository
+        named = settings.version.repository
         path = Path(root(), named).resolve() if named else settings.home / "data-repo"
-        remote = settings.versioning.remote or str(settings.home / "dvc-remote")
+        remote = settings.version.remote or str(settings.home / "dvc-remote")
         return cls(path, remote if "://" in remote else str(Path(root(), remote).resolve()))
 
     def exists(self) -> bool:
@@ -79,13 +79,13 @@ class Repository:
             return False
         readme = self.path / "README.md"
         if not (self.path / ".git").is_dir() or not readme.is_file() or not readme.read_text().startswith(_TITLE):
-            raise UserError(f"{self.path} is no data repository of ours; set versioning.repository to another folder")
+            raise UserError(f"{self.path} is no data repository of ours; set version.repository to another folder")
         return True
 
     def require(self) -> None:
         """Raise UserError unless the repository exists."""
         if not self.exists():
-            raise UserError(f"no data repository at {self.path}; run: facemllm data record FACES CONVERSATIONS")
+            raise UserError(f"no data repository at {self.path}; run: facemllm version record FACES CONVERSATIONS")
 
     def make(self) -> None:
         """Make the repository if it is absent, in one move, and bring its settings up to date."""
@@ -109,7 +109,7 @@ class Repository:
             place.parent.mkdir(parents=True, exist_ok=True)
             file = place.open("a+")
         except OSError as error:
-            raise UserError(f"cannot write {place}: {error.strerror}; choose another versioning.repository") from None
+            raise UserError(f"cannot write {place}: {error.strerror}; choose another version.repository") from None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,7 +163,7 @@ class Repository:
         known = [line for line in self._history("%H") if line.startswith(revision.lower())]
         if not re.fullmatch(r"[0-9a-fA-F]{4,64}", revision) or len(known) != 1:
             problem = "fits several revisions" if len(known) > 1 and revision else "is unknown"
-            raise UserError(f"revision '{revision}' {problem} in {self.path}; list them with: facemllm data log")
+            raise UserError(f"revision '{revision}' {problem} in {self.path}; list them with: facemllm version log")
         return known[0]
 
     def branches(self, name: str) -> list[str]:

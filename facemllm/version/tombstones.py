@@ -167,7 +167,7 @@ class Tombstones:
         if rows:
             raise UserError(
                 f"{name}: {rows} of {table.rows} rows were forgotten and must not come back; make the table again "
-                "(they are left out then), or run `facemllm faces forget` again to remove them where they are left"
+                "(they are left out then), or run `facemllm forget` again to remove them where they are left"
             )
 
     def add(self, kind: Kind, marks: Marks, *, reason: str, by: str, affected: Iterable[str] = ()) -> Tombstones:

@@ -105,7 +105,7 @@ def await_approval(c: Context) -> Outcome:
     """What a person has decided: `approved`, `rejected` or `pending`."""
     from facemllm.promote import approvals
 
-    state = approvals.await_decision(c.settings, c.inputs["version"], c.settings.promotion.wait_minutes)
+    state = approvals.await_decision(c.settings, c.inputs["version"], c.settings.promote.wait_minutes)
     return Outcome(digests.of_json({"version": c.inputs["version"], "state": state}), state, output=state)
 
 
@@ -152,7 +152,9 @@ def _probe(c: Context, version: Any) -> Any:
     samples = json.loads((evaluation / "samples" / "samples.json").read_text("utf-8"))
     asked = [(s["image_id"], q) for s in samples for q in s["questions"] if q["metric"] != "fact_f1"]
     if not asked:
-        raise UserError("evaluation asked no closed question that staging could be proved by; add a task to qa.tasks")
+        raise UserError(
+            "evaluation asked no closed question that staging could be proved by; add a task to reformat.tasks"
+        )
     image_id, question = max(asked, key=lambda pair: (pair[1]["parsed"] is not None, pair[1]["metric"] != "mae"))
     conversations = open_table(c.store.path(metrics["conversations_digest"]), CONVERSATIONS)
     faces = conversations.iterate(["image_id", "images", "segmentation"], metrics["split"])

@@ -23,11 +23,11 @@ def what_ingest_reads(settings: Settings) -> dict[str, Any]:
     from facemllm.version import ledger
     from facemllm.version.tombstones import Tombstones
 
-    sources = settings.data.sources
+    sources = settings.ingest.sources
     names = sorted({source.name for source in sources})
     ledger.require(settings, names)
     return {
-        "data": settings.data.model_dump(exclude={"workers", "ledger"}),
+        "ingest": settings.ingest.model_dump(exclude={"workers", "ledger"}),
         "files": [fingerprint(source) for source in sources],
         "uses": ledger.allowed(settings, names),
         "forgotten": Tombstones.of(settings).digest,
@@ -38,7 +38,7 @@ def what_annotate_reads(settings: Settings) -> dict[str, Any]:
     """What annotated faces depend on beside code and faces: the annotator and what shapes its answers."""
     from facemllm.annotate.run import reads
 
-    return {"annotation": reads(settings)}
+    return {"annotate": reads(settings)}
 
 
 def what_validate_reads(settings: Settings) -> dict[str, Any]:
@@ -46,14 +46,14 @@ def what_validate_reads(settings: Settings) -> dict[str, Any]:
     from facemllm.version import ledger
 
     rows = {key: row.model_dump() for key, row in ledger.entries(settings).items()}
-    return {"quality": settings.quality.model_dump(), "ledger": rows}
+    return {"validate": settings.validate.model_dump(), "ledger": rows}
 
 
 def ingest(c: Context) -> Outcome:
     """Faces of the configured sources, or those of a recorded revision."""
     from facemllm.ingest.run import ingest
 
-    if c.settings.versioning.restore:
+    if c.settings.version.restore:
         return _restored(c, "faces")
     return _table(ingest(c.settings, c.out), "faces")
 
@@ -62,7 +62,7 @@ def annotate(c: Context) -> Outcome:
     """Faces described by the configured annotator."""
     from facemllm.annotate import annotate
 
-    if c.settings.versioning.restore:
+    if c.settings.version.restore:
         return _restored(c, "faces")
     return _table(annotate(c.settings, c.path("faces"), c.out), "faces annotated")
 
@@ -71,7 +71,7 @@ def reformat(c: Context) -> Outcome:
     """Conversations about annotated faces."""
     from facemllm.reformat import reformat
 
-    if c.settings.versioning.restore:
+    if c.settings.version.restore:
         return _restored(c, "conversations")
     manifest = reformat(c.settings, c.path("annotated"), c.out)
     return _table(manifest, "conversations")
@@ -175,7 +175,7 @@ def _restored(c: Context, name: str) -> Outcome:
     """A table of the recorded revision that the settings ask for, in place of making it."""
     from facemllm.version import restore
 
-    revision = str(c.settings.versioning.restore)
+    revision = str(c.settings.version.restore)
     folder = c.work / "restored"
     if folder.exists():
         shutil.rmtree(folder)

@@ -171,7 +171,7 @@ def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> d
         "gate": gate.get("gate") if gate else None,
         "model": {
             "digest": model.get("digest") if model else None,
-            "name": settings.promotion.model_name,
+            "name": settings.promote.model_name,
             "version": registered.get("output") if registered else None,
         },
         "approval": view.steps["await_approval"].figure or None,
@@ -206,7 +206,7 @@ def _sources(settings: Settings, faces: str | None) -> str:
     """Sources of a run's faces, as their table says; as the settings say when there is none yet."""
     if faces and (settings.home / "store" / faces).is_dir():
         return ", ".join(open_table(settings.home / "store" / faces).sources)
-    return ", ".join(source.name for source in settings.data.sources)
+    return ", ".join(source.name for source in settings.ingest.sources)
 
 
 def training(settings: Settings, summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def _record_of_digest(store: Store, digest: str) -> dict[str, Any] | None:
 def _device(settings: Settings) -> str:
     from facemllm.core.machine import cores
 
-    kind = "GPU" if settings.training.use_gpu else "CPU"
+    kind = "GPU" if settings.train.use_gpu else "CPU"
     return f"{kind}, {cores()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 

@@ -16,10 +16,10 @@ _ECONOMY = {"feature_cache", "recompute", "micro_images", "row_tokens", "shardin
 
 def _stage_sections(stage: str) -> Callable[[Settings], Any]:
     def sections(s: Settings) -> Any:
-        training = s.training.model_dump(exclude={"stages"} | _LAUNCH | _ECONOMY)
+        training = s.train.model_dump(exclude={"stages"} | _LAUNCH | _ECONOMY)
         plan = s.stages()[stage].model_dump()
         # a map of face parts does not show what is held out
-        return {"training": training, "stage": plan, "model": s.model.model_dump(), "held_out": s.qa.held_out}
+        return {"train": training, "stage": plan, "model": s.model.model_dump(), "held_out": s.reformat.held_out}
 
     return sections
 
@@ -56,7 +56,7 @@ _ALL = (
     Step(
         name="reformat",
         module="facemllm.reformat",
-        sections=_dump("qa"),
+        sections=_dump("reformat"),
         inputs={"annotated": "annotate"},
         work=making.reformat,
     ),
@@ -70,7 +70,7 @@ _ALL = (
     Step(
         name="version",
         module="facemllm.version",
-        sections=_dump("versioning"),
+        sections=_dump("version"),
         inputs={"annotated": "annotate", "conversations": "reformat"},
         work=making.version,
         still=making.still_recorded,
@@ -81,14 +81,14 @@ _ALL = (
     Step(
         name="evaluate",
         module="facemllm.evaluate.run",
-        sections=_dump("evaluation"),
+        sections=_dump("evaluate"),
         inputs={"model": "specialize", "conversations": "reformat"},
         work=making.evaluate,
     ),
     Step(
         name="gate",
         module="facemllm.promote.gates",
-        sections=_dump("promotion", promotion={"wait_minutes"}),
+        sections=_dump("promote", promote={"wait_minutes"}),
         inputs={"evaluation": "evaluate"},
         work=deciding.gate,
         world={"champion": deciding.champion},
@@ -97,7 +97,7 @@ _ALL = (
     Step(
         name="register",
         module="facemllm.promote.registry",
-        sections=lambda s: {"model_name": s.promotion.model_name, "tracking": s.tracking.model_dump()},
+        sections=lambda s: {"model_name": s.promote.model_name, "tracking": s.tracking.model_dump()},
         inputs={"model": "specialize", "evaluation": "evaluate", "gate": "gate"},
         work=deciding.register,
         still=deciding.still_registered,
@@ -105,7 +105,7 @@ _ALL = (
     Step(
         name="deploy",
         module="facemllm.serve.deploy",
-        sections=_dump("serving"),
+        sections=_dump("serve"),
         inputs={"version": "register"},
         work=deciding.deploy,
         keeps=False,
@@ -113,7 +113,7 @@ _ALL = (
     Step(
         name="await_approval",
         module="facemllm.promote.approvals",
-        sections=_dump("promotion"),
+        sections=_dump("promote"),
         inputs={"version": "register"},
         work=deciding.await_approval,
         keeps=False,
@@ -121,7 +121,7 @@ _ALL = (
     Step(
         name="release",
         module="facemllm.serve.deploy",
-        sections=_dump("serving"),
+        sections=_dump("serve"),
         inputs={"version": "register"},
         work=deciding.release,
         keeps=False,

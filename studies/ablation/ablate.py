@@ -154,8 +154,8 @@ def _cell(name: str, variant: Variant, settings: Settings, table: str, code: str
         "conversations": table,
         "code": code,
         "model": settings.model.model_dump(),
-        "held_out": settings.qa.held_out,
-        "training": settings.training.model_dump(include=set(HOW)),
+        "held_out": settings.reformat.held_out,
+        "training": settings.train.model_dump(include=set(HOW)),
         "seed": settings.seed,
     }
     key, keys = digests.of_json(begun), []

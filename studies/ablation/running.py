@@ -27,7 +27,7 @@ WITH_MAP, WITHOUT_MAP = "with_map", "without_map"
 _FACES = 64  # answered at a time
 
 HOW = ("lora", "precision", "row_tokens", "micro_images", "recompute", "compile", "divergence")
-"""Of settings.Training, besides the stages, what training a cell goes by; a cell has one worker and one thread."""
+"""Of settings.Train, besides the stages, what training a cell goes by; a cell has one worker and one thread."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Cell:
     @property
     def digest(self) -> str:
         """Name of the cell's figures."""
-        return digests.of_json({"model": self.keys[-1], "split": self.settings.evaluation.split})
+        return digests.of_json({"model": self.keys[-1], "split": self.settings.evaluate.split})
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _measured(cell: Cell, table: Table, cache: Path, model: Any, processor: Any)
     from facemllm.scoring.sheet import read_sheet
     from facemllm.train.data import map_cache, pixel_cache
 
-    split = cell.settings.evaluation.split
+    split = cell.settings.evaluate.split
     sheet = read_sheet(table, split)
     predictor = Predictor(model, processor, device=cost.inference_device(cell.settings))
     pixels = pixel_cache(table, processor.image_processor, cache)

@@ -155,7 +155,7 @@ def components(project: Any) -> list[psutil.Process]:
     return [p for p in project.processes() if "kfp.dsl.executor_main" in p.cmdline()]
 
 
-LONGER = ("training.stages.specialize.steps=200", "training.checkpoint_every=20")
+LONGER = ("train.stages.specialize.steps=200", "train.checkpoint_every=20")
 
 
 def test_killed_driver_resumes_from_its_checkpoint(project: Any, first: dict[str, Any]) -> None:
@@ -188,8 +188,8 @@ def test_lineage_walks_back_to_the_source(project: Any, first: dict[str, Any]) -
 
 
 def test_restore_brings_the_bytes_back(project: Any, first: dict[str, Any], tmp_path: Path) -> None:
-    revision = json.loads(project.facemllm("data", "log", "--json").stdout)["revisions"][0]["sha"]
-    done = project.call("-m", "facemllm", "data", "restore", revision, str(tmp_path / "out"), "--json")
+    revision = json.loads(project.facemllm("version", "log", "--json").stdout)["revisions"][0]["sha"]
+    done = project.call("-m", "facemllm", "version", "restore", revision, str(tmp_path / "out"), "--json")
     assert done.returncode == 0, done.stderr
     restored = json.loads(done.stdout)
     assert restored["conversations"] == steps(first)["reformat"]["digest"]

@@ -21,7 +21,7 @@ LABELS = ("gender", "age", "expression", "yaw", "pitch", "roll")
 def folder(project: Any) -> Path:
     """120 people in 240 pictures, one damaged file, one without a row."""
     table, out = project.home / "heads", project.home / "pictures"
-    done = project.facemllm("faces", "render", str(table))
+    done = project.facemllm("render", str(table))
     assert done.returncode == 0, done.stderr
     rows = [row for part in sorted(table.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
     names = sorted({pair["name"] for row in rows for pair in row["attributes"]})
@@ -42,8 +42,8 @@ def folder(project: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def source(folder: Path) -> tuple[str, ...]:
-    few = [f"training.stages.{stage}.steps=6" for stage in ("align", "instruct", "specialize")]
-    return (f'data.sources=[{{name: imagefolder, root: "{folder}"}}]', *few, "evaluation.bootstrap=100")
+    few = [f"train.stages.{stage}.steps=6" for stage in ("align", "instruct", "specialize")]
+    return (f'ingest.sources=[{{name: imagefolder, root: "{folder}"}}]', *few, "evaluate.bootstrap=100")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_forgotten_person_is_nowhere_and_the_models_are_named(
     person = pq.read_table(next(stored(project, ran, "ingest").glob("part-*.parquet")), columns=["source_id", "image"])
     faces = [row["image"]["bytes"] for row in person.to_pylist() if row["source_id"] in ("000", "001")]
     assert len(faces) == 2
-    words = ["faces", "forget", "--subject", "imagefolder:person 0", "--reason", "asked for it", "--by", "Ada Lovelace"]
+    words = ["forget", "--subject", "imagefolder:person 0", "--reason", "asked for it", "--by", "Ada Lovelace"]
     done = project.call("-m", "facemllm", *words, "--json")
     assert done.returncode == 0, done.stderr
     told = done.stdout
@@ -85,14 +85,14 @@ def test_a_forgotten_person_is_nowhere_and_the_models_are_named(
         assert not any(face in data for face in faces), file
     columns = len((folder / "labels.csv").read_text().splitlines()[0].split(",")) - 2
     again = project.home / "again"
-    done = project.call("-m", "facemllm", "faces", "ingest", str(again), more=source)
+    done = project.call("-m", "facemllm", "ingest", str(again), more=source)
     assert done.returncode == 0, done.stderr
     refused = pq.read_table(again / "quarantine.parquet").to_pylist()
     assert sum(row["reason"] == "forgotten" for row in refused) == 2
     (folder / "renamed.jpg").write_bytes((folder / "000.jpg").read_bytes())
     with (folder / "labels.csv").open("a", newline="") as file:
         csv.writer(file).writerow(["renamed.jpg", "somebody else", *[""] * columns])
-    done = project.call("-m", "facemllm", "faces", "ingest", str(project.home / "third"), more=source)
+    done = project.call("-m", "facemllm", "ingest", str(project.home / "third"), more=source)
     assert done.returncode == 0, done.stderr
     refused = pq.read_table(project.home / "third" / "quarantine.parquet").to_pylist()
     assert sum(row["reason"] == "forgotten" for row in refused) == 3

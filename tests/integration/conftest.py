@@ -113,7 +113,7 @@ def settings(mlflow_server: MlflowServer, tmp_path: Path, request: pytest.Fixtur
         [
             f"tracking.uri={mlflow_server.uri}",
             f"tracking.experiment={name}",
-            f"promotion.model_name={name}",
+            f"promote.model_name={name}",
             f"storage.home={tmp_path / 'home'}",
             f"storage.runs={tmp_path / 'runs'}",
         ],

@@ -57,12 +57,12 @@ def faces(faces_table, face_rows):
 def overrides(fake, home, *more):
     return [
         f"storage.home={home}",
-        "annotation.annotator=endpoint",
-        "annotation.vision_language.model=m",
-        f"annotation.endpoint.base_url={fake.base_url}",
-        "annotation.endpoint.parallel=4",
-        "annotation.endpoint.timeout_s=10",
-        "annotation.batch_size=50",
+        "annotate.annotator=endpoint",
+        "annotate.vision_language.model=m",
+        f"annotate.endpoint.base_url={fake.base_url}",
+        "annotate.endpoint.parallel=4",
+        "annotate.endpoint.timeout_s=10",
+        "annotate.batch_size=50",
         *more,
     ]
 
@@ -140,8 +140,8 @@ def test_a_budget_stops_a_job_on_ray_in_one_line_and_leaves_nothing_running(ray_
     import ray
 
     with FakeEndpoint(latency_s=0.01) as fake:
-        limited = settings.load("laptop", overrides(fake, tmp_path / "home", "annotation.endpoint.max_requests=90"))
-        with pytest.raises(UserError, match=r"of 400 rows: annotation\.endpoint\.max_requests is used up") as stop:
+        limited = settings.load("laptop", overrides(fake, tmp_path / "home", "annotate.endpoint.max_requests=90"))
+        with pytest.raises(UserError, match=r"of 400 rows: annotate\.endpoint\.max_requests is used up") as stop:
             annotate(limited, faces, tmp_path / "out")
         assert "\n" not in str(stop.value)
         assert fake.received.total() == 90
@@ -152,7 +152,7 @@ def test_a_budget_stops_a_job_on_ray_in_one_line_and_leaves_nothing_running(ray_
         assert fake.completed.total() == ROWS
         assert open_table(tmp_path / "out").digest == manifest["digest"]
         fake.default = "401"
-        other = settings.load("laptop", overrides(fake, tmp_path / "home", "annotation.vision_language.model=other"))
+        other = settings.load("laptop", overrides(fake, tmp_path / "home", "annotate.vision_language.model=other"))
         with pytest.raises(UserError, match="after 0 of 400 rows: the endpoint refuses every request"):
             annotate(other, faces, tmp_path / "never")
         ray.shutdown()

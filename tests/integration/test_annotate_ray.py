@@ -17,7 +17,7 @@ SILENT = ("attributes", "expression", "age", "gender", "yaw", "pitch", "roll")
 
 def cut(batch_size, concurrency):
     return settings.load(
-        "laptop", [f"annotation.batch_size={batch_size}", f"annotation.concurrency={concurrency}", "data.shard_mb=1"]
+        "laptop", [f"annotate.batch_size={batch_size}", f"annotate.concurrency={concurrency}", "ingest.shard_mb=1"]
     )
 
 

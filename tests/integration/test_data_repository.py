@@ -33,7 +33,7 @@ def place(tmp_path, monkeypatch):
 
     def make(home="home", **versioning):
         versioning = {"remote": f"s3://{BUCKET}/data", **versioning}
-        given = [f"versioning.{key}={value}" for key, value in versioning.items()]
+        given = [f"version.{key}={value}" for key, value in versioning.items()]
         return settings.load("laptop", [f"storage.home={tmp_path / home}", "services.mlflow_port=1025", *given])
 
     return make

@@ -39,7 +39,7 @@ def says(body):
 
 
 def command(fake, home, table, out, *more):
-    told = [f"storage.home={home}", "annotation.endpoint.parallel=4", "evaluation.bootstrap=100"]
+    told = [f"storage.home={home}", "annotate.endpoint.parallel=4", "evaluate.bootstrap=100"]
     overrides = [part for one in told for part in ("--set", one)]
     doors = ["evaluate", "some-model", str(table), str(out), "--base-url", fake.base_url, *overrides, *more]
     return [sys.executable, "-m", "facemllm", *doors]
@@ -112,9 +112,7 @@ def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tm
 
 def test_a_spent_budget_and_a_failing_endpoint_are_one_line_and_leave_nothing(table, tmp_path):
     with FakeEndpoint(answer=says) as fake:
-        limited = command(
-            fake, tmp_path / "home", table, tmp_path / "out", "--set", "annotation.endpoint.max_requests=5"
-        )
+        limited = command(fake, tmp_path / "home", table, tmp_path / "out", "--set", "annotate.endpoint.max_requests=5")
         ended = subprocess.run(limited, capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stdout) == (1, "")
         assert "max_requests is used up; raise it. What was answered is kept; run again to go on" in ended.stderr
@@ -130,7 +128,7 @@ def test_a_spent_budget_and_a_failing_endpoint_are_one_line_and_leave_nothing(ta
 
 def test_missing_answers_are_no_wrong_ones(table, tmp_path):
     with FakeEndpoint(answer=says, script=["good"] * 3 + ["500"]) as fake:
-        told = command(fake, tmp_path / "home", table, tmp_path / "out", "--set", "annotation.endpoint.retries=0")
+        told = command(fake, tmp_path / "home", table, tmp_path / "out", "--set", "annotate.endpoint.retries=0")
         ended = subprocess.run(told, capture_output=True, text=True, check=False)
         assert ended.returncode == 1
         assert re.search(r"evaluation stopped: 1 of \d+ questions got no answer .*500", ended.stderr)
@@ -149,9 +147,9 @@ def test_a_model_of_transformers_is_asked_in_words(table, tmp_path, monkeypatch)
         "laptop",
         [
             f"storage.home={tmp_path / 'home'}",
-            "annotation.vision_language.max_tokens=5",
-            "evaluation.bootstrap=100",
-            "evaluation.disturbed_faces=2",
+            "annotate.vision_language.max_tokens=5",
+            "evaluate.bootstrap=100",
+            "evaluate.disturbed_faces=2",
         ],
     )
     words = ["What about gender? Answer with one of these and nothing else: a woman, a man. What about caption?"]

@@ -128,12 +128,12 @@ def test_a_pipeline_and_its_steps_are_runs(settings: Settings, tmp_path: Path, c
     expected = {"run": "nightly", "step": "ingest", "key": "k" * 64, "input.faces": "f" * 64, "output": "0" * 64}
     assert {name: step.data.tags[f"facemllm.{name}"] for name in expected} == expected
     assert (step.info.status, step.data.metrics) == ("FINISHED", {"seconds": 2.5, "cost/tokens": 4.0})
-    assert step.data.params == {"data.identities": "3"}
+    assert step.data.params == {"ingest.identities": "3"}
     assert run_of(settings, failing.run_id).info.status == "FAILED"
     assert run_of(settings, failing.run_id).data.tags["facemllm.error"] == "first line second line"
     assert run_of(settings, killed.run_id).info.status == "KILLED"
     assert top.info.status == "FINISHED"
-    assert top.data.params["training.stages.align.steps"] == str(settings.training.stages.align.steps)
+    assert top.data.params["train.stages.align.steps"] == str(settings.train.stages.align.steps)
     assert top.data.metrics["age/value"] == 6.5
     assert top.data.metrics["gate/passed"] == 1.0
     assert top.data.metrics["cost/align/tokens"] == 10.0

@@ -89,17 +89,17 @@ def project(tmp_path_factory):
 
 def test_a_task_of_ones_own_goes_all_the_way(project):
     overrides = [
-        "data.identities=60",
-        "data.image_size=64",
+        "ingest.identities=60",
+        "ingest.image_size=64",
         "model.image_size=32",
-        "training.threads=1",
-        "training.stages.align.steps=4",
-        "training.stages.align.objective=answers",
-        "training.stages.align.tasks={view: 1.0, expression: 1.0}",
-        "training.stages.align.trains.language=full",
-        "annotation.concurrency=1",
-        "evaluation.generated_faces=2",
-        "evaluation.disturbed_faces=0",
+        "train.threads=1",
+        "train.stages.align.steps=4",
+        "train.stages.align.objective=answers",
+        "train.stages.align.tasks={view: 1.0, expression: 1.0}",
+        "train.stages.align.trains.language=full",
+        "annotate.concurrency=1",
+        "evaluate.generated_faces=2",
+        "evaluate.disturbed_faces=0",
     ]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(project)

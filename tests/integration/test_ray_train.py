@@ -21,12 +21,12 @@ pytestmark = pytest.mark.integration
 
 OVERRIDES = (
     "model.image_size=32",
-    "training.threads=1",
-    "training.checkpoint_every=10",
-    "training.stages.align.steps=60",
-    "training.stages.align.batch_images=8",
-    "training.stages.instruct.steps=20",
-    "training.stages.instruct.batch_images=4",
+    "train.threads=1",
+    "train.checkpoint_every=10",
+    "train.stages.align.steps=60",
+    "train.stages.align.batch_images=8",
+    "train.stages.instruct.steps=20",
+    "train.stages.instruct.batch_images=4",
 )
 
 # The driver: one stage, its result as JSON. `hold` is the step at which the worker of the first attempt writes its
@@ -157,7 +157,7 @@ def test_killed_worker_and_killed_driver_end_with_the_bytes_of_a_run_without_ray
 def test_two_workers_train_and_the_next_stage_takes_over(conversations_table: Callable[..., Path], tmp_path: Path):
     table = conversations_table()
     for stage, base in (("align", ""), ("instruct", str(tmp_path / "align-model"))):
-        driver = drive(table, tmp_path, "training.workers=2", stage=stage, base=base)
+        driver = drive(table, tmp_path, "train.workers=2", stage=stage, base=base)
         try:
             result = result_of(driver, tmp_path)
         finally:
@@ -174,8 +174,8 @@ def test_an_elastic_run_with_checkpoints_on_s3_survives_a_kill(
     conversations_table: Callable[..., Path], tmp_path: Path, bucket
 ):
     table = conversations_table()
-    storage = "training.storage=s3://faces/runs"
-    driver = drive(table, tmp_path, "training.workers=2", "training.min_workers=1", storage, hold=40)
+    storage = "train.storage=s3://faces/runs"
+    driver = drive(table, tmp_path, "train.workers=2", "train.min_workers=1", storage, hold=40)
     try:
         os.kill(held_worker(tmp_path, driver), signal.SIGKILL)
         result = result_of(driver, tmp_path)
@@ -191,9 +191,9 @@ def test_more_gpus_than_there_are_is_refused_at_once(conversations_table: Callab
     driver = drive(
         conversations_table(),
         tmp_path,
-        "training.use_gpu=true",
-        "training.workers=64",
-        "training.stages.align.batch_images=64",
+        "train.use_gpu=true",
+        "train.workers=64",
+        "train.stages.align.batch_images=64",
     )
     try:
         driver.communicate(timeout=120)

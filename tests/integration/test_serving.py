@@ -75,7 +75,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     home = tmp_path_factory.mktemp("home")
     base = free_port(2)
     ports = [f"services.staging_port={base}", f"services.production_port={base + 1}"]
-    limits = ["serving.max_body_mb=1", "serving.max_pixels=4000000", "serving.max_instances=8"]
+    limits = ["serve.max_body_mb=1", "serve.max_pixels=4000000", "serve.max_instances=8"]
     loaded = load("laptop", [f"storage.home={home}", "services.start_timeout_s=90", *ports, *limits])
     yield loaded
     services.down(loaded)

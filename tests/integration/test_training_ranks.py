@@ -25,11 +25,11 @@ pytestmark = pytest.mark.integration
 
 STAGES = ("align", "instruct", "specialize")
 ANSWERS = (
-    "training.precision=fp32",
-    "training.stages.align.trains.tower=frozen",
-    "training.stages.align.objective=answers",
-    "training.stages.align.tasks={gender: 1, caption: 1}",
-    "training.stages.align.steps=6",
+    "train.precision=fp32",
+    "train.stages.align.trains.tower=frozen",
+    "train.stages.align.objective=answers",
+    "train.stages.align.tasks={gender: 1, caption: 1}",
+    "train.stages.align.steps=6",
     *ranks.BRANCHES,
 )
 
@@ -100,7 +100,7 @@ def test_a_killed_torchrun_goes_on_and_ends_as_any_two_ranks_do(table: Path, tmp
 
 
 def test_a_dealt_out_model_learns_what_copies_and_one_process_learn(table: Path, tmp_path: Path):
-    runs = {"one": (1, ()), "copies": (2, ()), "dealt": (2, ("training.sharding=full",))}
+    runs = {"one": (1, ()), "copies": (2, ()), "dealt": (2, ("train.sharding=full",))}
     models, losses = {}, {}
     for name, (world, overrides) in runs.items():
         given = ranks.order(table, tmp_path / name, *ANSWERS, *overrides)
@@ -117,9 +117,9 @@ def test_a_dealt_out_model_learns_what_copies_and_one_process_learn(table: Path,
 def test_another_number_of_workers_goes_on_from_the_checkpoint(
     table: Path, tmp_path: Path, worlds: tuple[int, int], sharding: str
 ):
-    whole = ranks.order(table, tmp_path / "whole", *ANSWERS, "training.checkpoint_every=3")
+    whole = ranks.order(table, tmp_path / "whole", *ANSWERS, "train.checkpoint_every=3")
     expected = ranks.train(whole)
-    given = ranks.order(table, tmp_path, *ANSWERS, "training.checkpoint_every=3", f"training.sharding={sharding}")
+    given = ranks.order(table, tmp_path, *ANSWERS, "train.checkpoint_every=3", f"train.sharding={sharding}")
     ranks.train(given, worlds[0])
     [name] = given.shelf().names()  # the run is over, its checkpoint of step 3 still there
     written = {path.name for path in (given.work / given.run / name).iterdir()}
@@ -131,7 +131,7 @@ def test_another_number_of_workers_goes_on_from_the_checkpoint(
 
 
 def test_what_an_interrupted_run_left_of_a_finished_stage_does_not_train_nothing(table: Path, tmp_path: Path):
-    given = ranks.order(table, tmp_path, *ANSWERS, "training.checkpoint_every=3")
+    given = ranks.order(table, tmp_path, *ANSWERS, "train.checkpoint_every=3")
     first = ranks.train(given)
     again = replace(given, out=tmp_path / "again")
     second = ranks.train(again)
@@ -141,7 +141,7 @@ def test_what_an_interrupted_run_left_of_a_finished_stage_does_not_train_nothing
 
 
 def test_checkpoints_on_s3(table: Path, tmp_path: Path, bucket):
-    overrides = (*ANSWERS, "training.checkpoint_every=2", "training.storage=s3://faces/runs")
+    overrides = (*ANSWERS, "train.checkpoint_every=2", "train.storage=s3://faces/runs")
     given = ranks.order(table, tmp_path, *overrides)
     first = ranks.train(given)
     names = given.shelf().names()

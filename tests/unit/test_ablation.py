@@ -20,8 +20,8 @@ from studies.ablation.comparing import BETTER, SAME, WORSE, together
 from studies.ablation.report import drawn, page, words
 
 PROJECT = Path(__file__).parents[2]
-TINY = ["model.image_size=32", "evaluation.split=test", "training.precision=fp32"] + [
-    f"training.stages.{stage}.{key}"
+TINY = ["model.image_size=32", "evaluate.split=test", "train.precision=fp32"] + [
+    f"train.stages.{stage}.{key}"
     for stage in ("align", "instruct", "specialize")
     for key in ("steps=2", "batch_images=4", "turns_per_image=2")
 ]
@@ -37,7 +37,7 @@ def planned(overrides=(), seeds=(0, 1), **variants):
     return cells("laptop", overrides, found, seeds, "table", "code")
 
 
-GENTLE = {"set": ["training.stages.specialize.rates={tower: 0.1}"]}
+GENTLE = {"set": ["train.stages.specialize.rates={tower: 0.1}"]}
 SCORED = {"set": ["model.knowledge.enabled=true"]}
 
 
@@ -65,9 +65,9 @@ def test_a_changed_setting_renames_only_what_it_touches():
         return {c.variant: c.digest for c in planned(overrides, base={"set": []}, scored=SCORED, seeds=[0])}
 
     before = names()
-    after = names("promotion.every_task=false", "training.workers=2", "evaluation.bootstrap=300")
+    after = names("promote.every_task=false", "train.workers=2", "evaluate.bootstrap=300")
     assert before == after
-    after = names("training.stages.specialize.steps=7")
+    after = names("train.stages.specialize.steps=7")
     assert not {*before.values()} & {*after.values()}
 
 
@@ -302,9 +302,9 @@ def test_a_failing_cell_is_named(conversations, tmp_path):
             "laptop",
             [
                 *TINY,
-                "training.stages.align.learning_rate=0.99",
-                "training.stages.align.steps=60",
-                "training.divergence=1.01",
+                "train.stages.align.learning_rate=0.99",
+                "train.stages.align.steps=60",
+                "train.divergence=1.01",
             ],
             conversations,
             tmp_path / "out",
@@ -314,6 +314,6 @@ def test_a_failing_cell_is_named(conversations, tmp_path):
 
 
 def test_an_empty_mapping_in_a_variant_is_refused():
-    variant = Variant(says="no tasks", set=["training.stages.align.tasks={}"])
+    variant = Variant(says="no tasks", set=["train.stages.align.tasks={}"])
     with pytest.raises(UserError, match=r"ablation\.variants\.bare: --set .*=\{\}: an empty mapping changes nothing"):
         cells("ablation", [], {"bare": variant}, [0], "table", "code")

@@ -71,14 +71,14 @@ def describer(tmp_path, monkeypatch):
 
     def make(fake, process=False, home="home", model="m", **options):
         told = {"retries": 2, "timeout_s": 0.3, "parallel": 4, **options}
-        overrides = [f"annotation.endpoint.{name}={value}" for name, value in told.items()]
+        overrides = [f"annotate.endpoint.{name}={value}" for name, value in told.items()]
         chosen = settings.load(
             "laptop",
             [
                 f"storage.home={tmp_path / home}",
-                "annotation.annotator=endpoint",
-                f"annotation.vision_language.model={model}",
-                f"annotation.endpoint.base_url={fake.base_url}",
+                "annotate.annotator=endpoint",
+                f"annotate.vision_language.model={model}",
+                f"annotate.endpoint.base_url={fake.base_url}",
                 *overrides,
             ],
         )
@@ -324,7 +324,7 @@ def test_a_budget_of_requests_stops_the_job_and_a_larger_one_goes_on(describer, 
     asked = rows(10)
     with FakeEndpoint(latency_s=0.01) as fake:
         one = describer(fake, max_requests=6)
-        with pytest.raises(JobStopped, match=r"annotation\.endpoint\.max_requests is used up"):
+        with pytest.raises(JobStopped, match=r"annotate\.endpoint\.max_requests is used up"):
             one.annotate(asked)
         assert fake.received.total() == figures(one).requests == 6
         with pytest.raises(JobStopped, match="max_requests is used up"):
@@ -436,8 +436,8 @@ def test_the_dialect_of_another_address_is_not_taken_over(describer):
 )
 def test_an_address_or_key_that_cannot_be_used_is_refused_before_anything_is_sent(monkeypatch, overrides, message):
     monkeypatch.delenv("FACEMLLM_API_KEY", raising=False)
-    given = [f"annotation.{override}" for override in overrides]
-    chosen = settings.load("laptop", ["annotation.annotator=endpoint", "annotation.vision_language.model=m", *given])
+    given = [f"annotate.{override}" for override in overrides]
+    chosen = settings.load("laptop", ["annotate.annotator=endpoint", "annotate.vision_language.model=m", *given])
     with pytest.raises(UserError, match=message) as error:
         endpoint(chosen, ["render"])
     assert "word" not in str(error.value).replace("password", "")

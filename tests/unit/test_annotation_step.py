@@ -43,16 +43,16 @@ def no_ray(monkeypatch):
 
 @pytest.fixture
 def configured(tmp_path):
-    """`configured(fake, "annotation.endpoint.x=y", home=...)`: settings with the endpoint annotator."""
+    """`configured(fake, "annotate.endpoint.x=y", home=...)`: settings with the endpoint annotator."""
 
     def make(fake, *overrides, home="home"):
         given = [
             f"storage.home={tmp_path / home}",
-            "annotation.annotator=endpoint",
-            "annotation.vision_language.model=m",
-            f"annotation.endpoint.base_url={fake.base_url}",
-            "annotation.endpoint.retries=1",
-            "annotation.endpoint.timeout_s=5",
+            "annotate.annotator=endpoint",
+            "annotate.vision_language.model=m",
+            f"annotate.endpoint.base_url={fake.base_url}",
+            "annotate.endpoint.retries=1",
+            "annotate.endpoint.timeout_s=5",
         ]
         return settings.load("laptop", [*given, *overrides])
 
@@ -70,7 +70,7 @@ def test_rows_are_described_and_every_field_says_by_whom(configured, faces_table
     faces = faces_table(rows)
     text = reply("A woman, about 30 years old.", "happiness", 30, None, Bald=False)
     with FakeEndpoint(default=f"text:{text}") as fake:
-        chosen = configured(fake, "annotation.endpoint.input_price=1", "annotation.endpoint.output_price=10")
+        chosen = configured(fake, "annotate.endpoint.input_price=1", "annotate.endpoint.output_price=10")
         manifest = annotation.annotate(chosen, faces, tmp_path / "out")
         model = endpoint(chosen, ["render"])
     about = manifest["about"]
@@ -96,14 +96,14 @@ def test_the_table_does_not_depend_on_how_the_job_went(configured, faces_table, 
     with FakeEndpoint() as fake:
         plain = annotation.annotate(configured(fake), faces, tmp_path / "plain")
         fake.script = ["500", "429:0.01", "reset"]
-        cut = ("annotation.batch_size=7", "annotation.endpoint.parallel=2", "annotation.endpoint.retries=9")
-        rough = configured(fake, *cut, "annotation.endpoint.max_requests=99", "annotation.endpoint.timeout_s=6")
+        cut = ("annotate.batch_size=7", "annotate.endpoint.parallel=2", "annotate.endpoint.retries=9")
+        rough = configured(fake, *cut, "annotate.endpoint.max_requests=99", "annotate.endpoint.timeout_s=6")
         disturbed = annotation.annotate(replace_home(rough, tmp_path / "rough"), faces, tmp_path / "disturbed")
         again = annotation.annotate(configured(fake), faces, tmp_path / "again")
         hotter = annotation.annotate(
-            configured(fake, "annotation.vision_language.temperature=0.5"), faces, tmp_path / "hotter"
+            configured(fake, "annotate.vision_language.temperature=0.5"), faces, tmp_path / "hotter"
         )
-        other = annotation.annotate(configured(fake, "annotation.vision_language.model=n"), faces, tmp_path / "other")
+        other = annotation.annotate(configured(fake, "annotate.vision_language.model=n"), faces, tmp_path / "other")
     assert plain["digest"] == disturbed["digest"] == again["digest"]
     assert len({plain["digest"], hotter["digest"], other["digest"]}) == 3
 
@@ -123,16 +123,16 @@ def test_what_the_table_depends_on_is_named(configured, tmp_path):
             "max_tokens=5",
             "base_url=http://[::1]/v1",
         ):
-            assert step.reads(configured(fake, f"annotation.endpoint.{same}")) == plain
-        assert step.reads(configured(fake, "annotation.batch_size=1", "annotation.concurrency=1")) == plain
+            assert step.reads(configured(fake, f"annotate.endpoint.{same}")) == plain
+        assert step.reads(configured(fake, "annotate.batch_size=1", "annotate.concurrency=1")) == plain
         for other in ("vision_language.model=n", "vision_language.max_tokens=9", "endpoint.input_price=1"):
-            assert step.reads(configured(fake, f"annotation.{other}")) != plain
+            assert step.reads(configured(fake, f"annotate.{other}")) != plain
         own = tmp_path / "own.yaml"
         own.write_text("celeba: {uses: [train, third_party]}\n")
-        assert step.reads(configured(fake, f"data.ledger={own}")) != plain
+        assert step.reads(configured(fake, f"ingest.ledger={own}")) != plain
         assert step.reads(
-            configured(fake, "annotation.endpoint.third_party=false", f"data.ledger={own}")
-        ) == step.reads(configured(fake, "annotation.endpoint.third_party=false"))
+            configured(fake, "annotate.endpoint.third_party=false", f"ingest.ledger={own}")
+        ) == step.reads(configured(fake, "annotate.endpoint.third_party=false"))
     assert step.reads(settings.load("laptop")) == {"annotator": "oracle", "experts": []}
 
 
@@ -172,7 +172,7 @@ def test_only_rows_that_the_ledger_allows_are_sent(configured, faces_table, face
         assert [row["row"] for row in refused] == [1, 4, 5]
         assert "source 'raf-db'" in refused[0]["reason"]
         assert "do not allow to send its pictures to a third party; ledger row:" in refused[0]["reason"]
-        own = annotation.annotate(configured(fake, "annotation.endpoint.third_party=false"), faces, tmp_path / "own")
+        own = annotation.annotate(configured(fake, "annotate.endpoint.third_party=false"), faces, tmp_path / "own")
         assert (own["rows"], own["about"]["ledger_refused"]) == (6, {})
 
 
@@ -190,12 +190,12 @@ def test_a_table_of_which_nothing_may_be_sent_is_refused_at_once(configured, fac
 
 def test_a_stop_is_one_line_and_the_next_run_goes_on(configured, faces_table, tmp_path):
     faces = faces_table()
-    cut = ("annotation.batch_size=5", "annotation.endpoint.parallel=2")
+    cut = ("annotate.batch_size=5", "annotate.endpoint.parallel=2")
     with FakeEndpoint() as fake:
         with pytest.raises(UserError) as stop:
-            annotation.annotate(configured(fake, "annotation.endpoint.max_requests=12", *cut), faces, tmp_path / "out")
+            annotation.annotate(configured(fake, "annotate.endpoint.max_requests=12", *cut), faces, tmp_path / "out")
         assert re.fullmatch(
-            r"annotation stopped after \d+ of 40 rows: annotation\.endpoint\.max_requests is used up; raise it\. What "
+            r"annotation stopped after \d+ of 40 rows: annotate\.endpoint\.max_requests is used up; raise it\. What "
             r"was answered is kept; run again to go on",
             str(stop.value),
         )
@@ -215,7 +215,7 @@ def test_a_stop_is_one_line_and_the_next_run_goes_on(configured, faces_table, tm
 def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_rows, tmp_path):
     rows = [*face_rows(9), face_rows(10)[9] | {"source": "celeba"}]
     faces = faces_table(rows)
-    prices = ("annotation.endpoint.input_price=2", "annotation.endpoint.output_price=8")
+    prices = ("annotate.endpoint.input_price=2", "annotate.endpoint.output_price=8")
     with FakeEndpoint() as fake:
         chosen = configured(fake, *prices)
         before = annotation.estimate(chosen, faces)
@@ -268,7 +268,7 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
 
 def test_a_bill_is_written_when_the_job_stops(configured, faces_table, tmp_path):
     with FakeEndpoint() as fake, pytest.raises(UserError):
-        annotation.annotate(configured(fake, "annotation.endpoint.max_requests=3"), faces_table(), tmp_path / "out")
+        annotation.annotate(configured(fake, "annotate.endpoint.max_requests=3"), faces_table(), tmp_path / "out")
     (path,) = (tmp_path / "home" / "annotations").glob("*/bill.json")
     assert json.loads(path.read_text())["this_run"]["answered"] == 3
 
@@ -349,7 +349,7 @@ def test_configured_experts_run_before_the_annotator(faces_table, tmp_path, monk
 
     said = Sayer("experts", Annotation(labels={"ethnicity": "seen"}))
     monkeypatch.setattr(experts.Experts, "of", classmethod(lambda cls, chosen: said))
-    chosen = settings.load("laptop", ["annotation.experts.fields=[head_pose]", f"annotation.experts.models={tmp_path}"])
+    chosen = settings.load("laptop", ["annotate.experts.fields=[head_pose]", f"annotate.experts.models={tmp_path}"])
     manifest = annotation.annotate(chosen, faces_table(), tmp_path / "out")
     assert manifest["about"]["annotator"] == "oracle+experts"
     assert {row["ethnicity"] for row in open_table(tmp_path / "out").iterate(["ethnicity"])} == {"seen"}
@@ -386,8 +386,8 @@ def checkpoint(tmp_path_factory):
 
 
 def locally(folder, home, *overrides):
-    given = ["annotation.annotator=local", f"annotation.vision_language.model={folder}", f"storage.home={home}"]
-    return settings.load("laptop", [*given, "annotation.vision_language.max_tokens=6", *overrides])
+    given = ["annotate.annotator=local", f"annotate.vision_language.model={folder}", f"storage.home={home}"]
+    return settings.load("laptop", [*given, "annotate.vision_language.max_tokens=6", *overrides])
 
 
 def test_a_local_model_of_random_weights_is_refused_row_by_row(checkpoint, faces_table, face_rows, tmp_path):

@@ -10,7 +10,7 @@ from tests.scored import sheet_of
 
 @pytest.fixture(scope="module")
 def settings():
-    return settings_module.load("laptop", ["evaluation.bootstrap=200"])
+    return settings_module.load("laptop", ["evaluate.bootstrap=200"])
 
 
 def measured(settings, confidence, right):

@@ -187,8 +187,8 @@ def test_places(tmp_path: Path):
 
 @pytest.mark.parametrize(("batch", "world"), [(12, 1), (12, 2), (7, 3), (64, 5), (3, 3)])
 def test_slices_of_a_batch_are_disjoint_and_cover_it(batch: int, world: int):
-    loaded = settings.load("laptop", [f"training.stages.align.batch_images={batch}"])
-    plan, lora = loaded.training.stages.align, loaded.training.lora
+    loaded = settings.load("laptop", [f"train.stages.align.batch_images={batch}"])
+    plan, lora = loaded.train.stages.align, loaded.train.lora
     parts = [
         Job("align", plan, lora, seed=0, key="k", model=loaded.model, rank=rank, world=world).part
         for rank in range(world)
@@ -244,19 +244,19 @@ def test_stages_out_of_order_are_refused(conversations_table, tmp_path: Path):
 
 def test_a_worker_without_a_face_is_refused(conversations_table, tmp_path: Path):
     with pytest.raises(UserError, match="4 workers share a batch of 3 faces: some would train on nothing"):
-        ask(tmp_path, conversations_table(), "training.workers=4", "training.stages.align.batch_images=3")
+        ask(tmp_path, conversations_table(), "train.workers=4", "train.stages.align.batch_images=3")
 
 
 def test_work_with_checkpoints_of_other_settings_is_refused(conversations_table, tmp_path: Path):
     table = conversations_table()
     first = ask(tmp_path, table)
-    assert ask(tmp_path, table, "training.stages.align.steps=9").run != first.run  # nothing was kept so far
+    assert ask(tmp_path, table, "train.stages.align.steps=9").run != first.run  # nothing was kept so far
     again = ask(tmp_path, table)
     written(Path(again.shelf().place), 2)
-    free = ("training.workers=2", "training.threads=3", "training.checkpoint_every=7", "training.max_failures=0")
+    free = ("train.workers=2", "train.threads=3", "train.checkpoint_every=7", "train.max_failures=0")
     assert ask(tmp_path, table, *free).key == first.key
     with pytest.raises(UserError) as refused:
-        ask(tmp_path, table, "training.stages.align.steps=9", "seed=4")
+        ask(tmp_path, table, "train.stages.align.steps=9", "seed=4")
     assert "plan.steps: 1300 -> 9, seed: 0 -> 4" in str(refused.value)
     assert str(again.note) in str(refused.value)
     again.note.unlink()
@@ -266,7 +266,7 @@ def test_work_with_checkpoints_of_other_settings_is_refused(conversations_table,
 def test_checkpoints_left_at_another_place_are_told(conversations_table, tmp_path: Path):
     table = conversations_table()
     first = ask(tmp_path, table)
-    there = f"training.storage={tmp_path / 'there'}"
+    there = f"train.storage={tmp_path / 'there'}"
     assert ask(tmp_path, table, there).shelf().place != first.shelf().place  # nothing was kept so far
     first = ask(tmp_path, table)
     written(Path(first.shelf().place), 2)
@@ -292,6 +292,6 @@ def test_a_place_that_cannot_be_read_is_forgotten_by_hand(conversations_table, t
 def test_how_workers_end_is_said_in_one_line():
     from ray.exceptions import ActorDiedError, OutOfMemoryError
 
-    assert "memory was full; lower training.workers" in _in_words(OutOfMemoryError("Task was killed"))
-    assert "more often than training.max_failures allows" in _in_words(ActorDiedError())
+    assert "memory was full; lower train.workers" in _in_words(OutOfMemoryError("Task was killed"))
+    assert "more often than train.max_failures allows" in _in_words(ActorDiedError())
     assert _in_words(ValueError("first\nthe last line")) == "the last line"

@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(place: Path) -> Settings:
     chosen = [f"storage.home={place / 'home'}", f"storage.runs={place / 'runs'}", "tracking.uri=http://127.0.0.1:9"]
-    return load("laptop", [*chosen, "evaluation.bootstrap=300"])
+    return load("laptop", [*chosen, "evaluate.bootstrap=300"])
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def test_the_page_is_one_escaped_file_with_everything(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_writes_and_refuses(settings: Settings, runs: dict[str, str], tmp_path: Path) -> None:
-    sets = [f"storage.home={settings.home}", f"storage.runs={settings.runs}", "evaluation.bootstrap=100"]
+    sets = [f"storage.home={settings.home}", f"storage.runs={settings.runs}", "evaluate.bootstrap=100"]
     options = [word for text in sets for word in ("--set", text)]
     run = CliRunner().invoke
     done = run(cli.app, ["compare", "good", "poor", "--html", str(tmp_path / "c.html"), "--json", *options])

@@ -10,7 +10,7 @@ from tests.scored import sheet_of
 
 @pytest.fixture(scope="module")
 def settings():
-    return settings_module.load("laptop", ["evaluation.bootstrap=100"])
+    return settings_module.load("laptop", ["evaluate.bootstrap=100"])
 
 
 FACES = [

@@ -39,11 +39,11 @@ def settings():
     return settings_module.load(
         "laptop",
         [
-            "evaluation.bootstrap=200",
-            "evaluation.batch_images=7",
-            "evaluation.baseline_pixels=8",
-            "evaluation.generated_faces=3",
-            "evaluation.disturbed_faces=5",
+            "evaluate.bootstrap=200",
+            "evaluate.batch_images=7",
+            "evaluate.baseline_pixels=8",
+            "evaluate.generated_faces=3",
+            "evaluate.disturbed_faces=5",
         ],
     )
 
@@ -338,7 +338,7 @@ def test_samples_are_of_questions_in_their_own_form(tmp_path):
     face = asked_in_every_way(image, row)
     with TableWriter(tmp_path / "conversations", CONVERSATIONS) as writer:
         writer.write([face])
-    settings = settings_module.load("laptop", ["evaluation.generated_faces=0", "evaluation.disturbed_faces=0"])
+    settings = settings_module.load("laptop", ["evaluate.generated_faces=0", "evaluate.disturbed_faces=0"])
     evaluate(settings, tmp_path, "m", tmp_path / "conversations", tmp_path / "a", predictor=reader_of(face)())
     (sample,) = json.loads((tmp_path / "a" / "samples" / "samples.json").read_text())
     assert [question["item"] for question in sample["questions"]] == ["gender", "Bangs", "age", "eyewear"]
@@ -379,7 +379,7 @@ def test_failure_leaves_nothing_behind(settings, table, tmp_path):
 
 
 def test_an_empty_split_and_odd_messages_are_refused(settings, table, tmp_path):
-    nothing = settings_module.load("laptop", ["evaluation.split=validation"])
+    nothing = settings_module.load("laptop", ["evaluate.split=validation"])
     with pytest.raises(UserError, match="no questions in split 'validation'"):
         evaluate(nothing, tmp_path, "m", table, tmp_path / "a", predictor=Fake())
     face = conversation("test", 0, (1, 2, 3))
@@ -446,7 +446,7 @@ import facemllm.evaluate.baselines as room
 
 spaces, fit = [], _Space.fit.__func__
 room._Space.fit = classmethod(lambda *args: spaces.append(fit(*args)) or spaces[0])
-chosen = settings.load("laptop", ["evaluation.baseline_pixels=32"])
+chosen = settings.load("laptop", ["evaluate.baseline_pixels=32"])
 table = open_table(Path(sys.argv[1]), CONVERSATIONS)
 found = baselines(chosen, table, read_sheet(table, "test"))
 said = json.dumps(found).encode() + spaces[0].train_ND.tobytes() + spaces[0].test_ND.tobytes()
@@ -520,7 +520,7 @@ def test_a_few_faces_are_asked_again_in_worse_pictures(settings, table, perfect,
         assert {row["image_id"] for row in rows} == set(names[:5])
     dark = {row["sample_id"]: row["parsed"] for row in open_table(folders[1]).iterate() if row["task"] == "gender"}
     assert set(dark.values()) == {"male"}  # nothing red is left in the dark
-    without = settings_module.load("laptop", ["evaluation.generated_faces=0", "evaluation.disturbed_faces=0"])
+    without = settings_module.load("laptop", ["evaluate.generated_faces=0", "evaluate.disturbed_faces=0"])
     evaluate(without, tmp_path, "m", table, tmp_path / "out", predictor=Fake())
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["metrics.json", "predictions", "samples"]
 

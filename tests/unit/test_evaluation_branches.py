@@ -79,7 +79,7 @@ def table(conversations_table, conversation_rows, face_rows):
 
 def chosen(*more):
     words = ["bootstrap=100", "baseline_pixels=8", "generated_faces=2", "disturbed_faces=8", "batch_images=3"]
-    return settings_module.load("laptop", [f"evaluation.{word}" for word in (*words, *more)])
+    return settings_module.load("laptop", [f"evaluate.{word}" for word in (*words, *more)])
 
 
 def test_what_a_map_is_worth_is_measured(table, tmp_path):

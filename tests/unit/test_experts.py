@@ -275,7 +275,7 @@ def _in_the_project():
 
 
 def configured(folder):
-    return settings.load("ci", [f"annotation.experts={{fields: [landmarks, head_pose], models: {folder}}}"])
+    return settings.load("ci", [f"annotate.experts={{fields: [landmarks, head_pose], models: {folder}}}"])
 
 
 def test_settings_without_the_weights_are_refused(tmp_path):

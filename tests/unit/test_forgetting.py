@@ -43,7 +43,7 @@ def place(tmp_path, monkeypatch):
         source = Path.cwd() / name
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, project / name)
     monkeypatch.chdir(project)
-    return settings.load("laptop", ["storage.home=home", "services.mlflow_port=1025", "data.ledger=null"])
+    return settings.load("laptop", ["storage.home=home", "services.mlflow_port=1025", "ingest.ledger=null"])
 
 
 def occurrences(folder: Path, needle: bytes) -> list[Path]:

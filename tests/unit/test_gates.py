@@ -19,24 +19,24 @@ PEOPLE = 150
 
 
 def load(*overrides):
-    rules = settings_module.load("laptop", ["evaluation.bootstrap=400", *overrides])
-    qa = rules.qa.model_copy(update={"tasks": TASKS})
+    rules = settings_module.load("laptop", ["evaluate.bootstrap=400", *overrides])
+    qa = rules.reformat.model_copy(update={"tasks": TASKS})
     thresholds = {
         "expression": settings_module.Threshold(min=0.55),
         "age": settings_module.Threshold(max=12.0),
         "closed_mean": settings_module.Threshold(min=0.6),
     }
-    promotion = rules.promotion.model_copy(update={"thresholds": thresholds, "fairness_gap": {"gender": None}})
-    return rules.model_copy(update={"qa": qa, "promotion": promotion})
+    promotion = rules.promote.model_copy(update={"thresholds": thresholds, "fairness_gap": {"gender": None}})
+    return rules.model_copy(update={"reformat": qa, "promote": promotion})
 
 
 def with_gaps(settings, **gaps):
-    return settings.model_copy(update={"promotion": settings.promotion.model_copy(update={"fairness_gap": gaps})})
+    return settings.model_copy(update={"promote": settings.promote.model_copy(update={"fairness_gap": gaps})})
 
 
 def with_thresholds(settings, **thresholds):
     bounds = {key.replace("__", "."): settings_module.Threshold(**bound) for key, bound in thresholds.items()}
-    return settings.model_copy(update={"promotion": settings.promotion.model_copy(update={"thresholds": bounds})})
+    return settings.model_copy(update={"promote": settings.promote.model_copy(update={"thresholds": bounds})})
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_above_majority_asks_for_the_whole_interval(settings, table, tmp_path):
     found = judge(settings, metrics)
     assert failed(found) == {("majority", "gender")}
     assert "does not clear the majority baseline" in found.reasons[0]
-    lenient = settings.model_copy(update={"promotion": settings.promotion.model_copy(update={"above_majority": False})})
+    lenient = settings.model_copy(update={"promote": settings.promote.model_copy(update={"above_majority": False})})
     assert judge(lenient, metrics).passed
 
 
@@ -234,8 +234,8 @@ def test_the_margin_is_a_share_of_the_champions_error(settings):
         rules = with_thresholds(settings)
         rules = rules.model_copy(
             update={
-                "qa": rules.qa.model_copy(update={"tasks": ["age"]}),
-                "promotion": rules.promotion.model_copy(update={"champion_margin": 0.1}),
+                "reformat": rules.reformat.model_copy(update={"tasks": ["age"]}),
+                "promote": rules.promote.model_copy(update={"champion_margin": 0.1}),
             }
         )
         gap = Difference(6.0, champion, stats.Interval(worse_by, worse_by - 0.1, worse_by + 0.1))
@@ -333,8 +333,8 @@ def test_a_fairness_rule_fails_on_what_it_cannot_see(settings, table, tmp_path):
     for blind in ({**metrics, "fairness": {}}, {k: v for k, v in metrics.items() if k != "fairness"}):
         found = judge(rules, blind)
         assert failed(found) == {("fairness", "gender")}
-        assert "set promotion.fairness_gap.gender to null" in found.reasons[0]
-    few = load("evaluation.min_group=100")
+        assert "set promote.fairness_gap.gender to null" in found.reasons[0]
+    few = load("evaluate.min_group=100")
     metrics["fairness"] = fairness.measure(few, read_sheet(open_table(table), "test"), ["male"] * 450)
     assert metrics["fairness"]["gender"]["age_band"]["groups"]["old"]["too_few"] is True
     assert failed(judge(with_gaps(few, gender=0.25), metrics)) == {("fairness", "gender")}
@@ -361,7 +361,7 @@ def test_a_kind_whose_groups_are_too_few_is_refused_however_well_another_compare
     assert (
         "cannot be compared by skin_tone (dark: 19 people, light: 181 people): no two groups have 20 people" in reason
     )
-    assert "lower evaluation.min_group or set promotion.fairness_gap.expression to null" in reason
+    assert "lower evaluate.min_group or set promote.fairness_gap.expression to null" in reason
     sheet, parsed = people(few=20)
     found = judge(rules, {"tasks": {}, "closed_mean": None, "fairness": fairness.measure(rules, sheet, parsed)})
     reason = next(check["reason"] for check in found.checks if check["check"] == "fairness")

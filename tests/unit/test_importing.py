@@ -46,7 +46,7 @@ def run(tmp_path, monkeypatch):
     def go(faces, *settings, official=(), workers=0):
         fake = SimpleNamespace(KEY="fake", OPTIONS={}, OFFICIAL=official, read=lambda root, options: iter(faces))
         monkeypatch.setattr(importing, "reader", lambda name: fake)
-        data = load("laptop", list(settings)).data
+        data = load("laptop", list(settings)).ingest
         return imported(Source(name="imagefolder", root=str(tmp_path)), data, workers)
 
     return go
@@ -94,7 +94,7 @@ def test_large_crops_are_reduced_and_everything_in_them_scaled(run):
     mask[50:100, 50:150] = 3
     labels = {"box": [100, 100, 300, 200], "landmarks": [[100, 100]], "segmentation": mask}
     face = Face(file="a", source_id="a", image=png(pixels), crop=(0, 100, 400, 300), labels=labels)
-    row = one(run, face, "data.max_side=100")
+    row = one(run, face, "ingest.max_side=100")
     assert (row["width"], row["height"]) == (100, 50)
     assert row["box"] == [25, 0, 75, 25]
     assert row["landmarks"] == [[25, 0]]
@@ -108,7 +108,7 @@ def test_large_crops_are_reduced_and_everything_in_them_scaled(run):
 
 
 def test_small_pictures_are_never_enlarged_nor_resampled(run):
-    row = one(run, Face(file="a", source_id="a", image=png(squares())), "data.max_side=512")
+    row = one(run, Face(file="a", source_id="a", image=png(squares())), "ingest.max_side=512")
     assert (row["width"], row["height"]) == (80, 60)
     edge = decoded(row["image"])[30, 18:22, 0]
     assert edge[0] < 40
@@ -187,7 +187,7 @@ def test_a_label_that_is_no_column_is_our_own_mistake(run):
 def test_splits_that_a_source_lacks_are_carved_out_of_train(run, official, own, splits):
     data = png(squares((8, 8)))
     faces = [Face(file=f"{n}", source_id=f"{n}", image=data, subject=f"{n // 2}", split=own) for n in range(60)]
-    rows = list(run(faces, "data.validation_share=0.3", "data.test_share=0.3", official=official))
+    rows = list(run(faces, "ingest.validation_share=0.3", "ingest.test_share=0.3", official=official))
     assert {row["split"] for row in rows} == splits
     assert all(rows[n]["split"] == rows[n + 1]["split"] for n in range(0, 60, 2))
 
@@ -236,7 +236,7 @@ def test_a_root_that_is_a_link_itself_is_read(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real/a.png").write_bytes(png(squares()))
     (tmp_path / "root").symlink_to("real")
-    data = load("laptop", []).data
+    data = load("laptop", []).ingest
     (row,) = imported(Source(name="imagefolder", root=str(tmp_path / "root")), data)
     assert row["source_id"] == "a"
 
@@ -263,7 +263,7 @@ def test_order_and_bytes_do_not_depend_on_the_number_of_workers(run):
             if n % 20 == 5:
                 yield Refused("list", n, "odd")
 
-    one_worker, many = (list(run(faces(), "data.max_side=32", workers=count)) for count in (1, 3))
+    one_worker, many = (list(run(faces(), "ingest.max_side=32", workers=count)) for count in (1, 3))
     assert one_worker == many
     named = [int(row.row if isinstance(row, Refused) else row["source_id"]) for row in many]
     assert named == sorted(named)
@@ -302,10 +302,10 @@ def test_closing_early_leaves_no_process(run):
 
 
 def test_mistakes_in_a_source_are_named(tmp_path):
-    data = load("laptop", []).data
+    data = load("laptop", []).ingest
     for source, said in (
         (Source(name="nosuch", root=str(tmp_path)), "no reader for source 'nosuch'; there are readers for 300w-lp, af"),
-        (Source(name="imagefolder"), r"data\.sources: 'imagefolder' needs root, the folder that holds the dataset"),
+        (Source(name="imagefolder"), r"ingest\.sources: 'imagefolder' needs root, the folder that holds the dataset"),
         (Source(name="imagefolder", root=str(tmp_path / "gone")), r"gone: no such folder \(root of source 'imagefold"),
     ):
         with pytest.raises(UserError, match=said):

@@ -400,9 +400,9 @@ def test_the_training_command_is_one_that_the_settings_accept(source: str, monke
     assert chosen.tracking.uri == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     group = one(source, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert chosen.training.use_gpu == ("nvidia.com/gpu" in limits)
+    assert chosen.train.use_gpu == ("nvidia.com/gpu" in limits)
     places = int(limits.get("nvidia.com/gpu", 1)) * group["replicas"]
-    assert (chosen.training.workers, group["minReplicas"], group["maxReplicas"]) == (places, *[group["replicas"]] * 2)
+    assert (chosen.train.workers, group["minReplicas"], group["maxReplicas"]) == (places, *[group["replicas"]] * 2)
 
 
 @everywhere

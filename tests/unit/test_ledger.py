@@ -29,7 +29,7 @@ def settings() -> Settings:
 def own(tmp_path: Path, rows: object) -> Settings:
     path = tmp_path / "ledger.yaml"
     path.write_text(yaml.safe_dump(rows))
-    return load("laptop", [f"data.ledger={path}"])
+    return load("laptop", [f"ingest.ledger={path}"])
 
 
 def test_every_source_that_can_be_read_has_a_row_and_no_row_is_idle(settings: Settings) -> None:
@@ -54,7 +54,7 @@ def test_benchmarks_are_never_trained_on(settings: Settings) -> None:
 
 
 def test_an_unknown_source_is_refused_with_a_way_out(settings: Settings) -> None:
-    with pytest.raises(UserError, match=r"'scraped' is not in the dataset ledger; .*data\.ledger"):
+    with pytest.raises(UserError, match=r"'scraped' is not in the dataset ledger; .*ingest\.ledger"):
         ledger.require(settings, ["render", "scraped"])
 
 
@@ -93,10 +93,10 @@ def test_a_wrong_row_is_named(rows: object, said: str, tmp_path: Path) -> None:
 
 def test_a_ledger_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
-        ledger.entries(load("laptop", [f"data.ledger={tmp_path / 'absent.yaml'}"]))
+        ledger.entries(load("laptop", [f"ingest.ledger={tmp_path / 'absent.yaml'}"]))
     (tmp_path / "ledger.yaml").write_text("{")
     with pytest.raises(UserError, match="cannot be read as a ledger"):
-        ledger.entries(load("laptop", [f"data.ledger={tmp_path / 'ledger.yaml'}"]))
+        ledger.entries(load("laptop", [f"ingest.ledger={tmp_path / 'ledger.yaml'}"]))
 
 
 def test_a_model_says_what_it_was_trained_on(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def trained(folder, overrides, trains):
     names = dict.fromkeys(stages.MODULES, "frozen") | {"language": "lora"} | trains
     torch.manual_seed(2)
     trainable = Trainable(**names)
-    wrapper = stages.prepare(model, trainable, chosen.training.lora)
+    wrapper = stages.prepare(model, trainable, chosen.train.lora)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

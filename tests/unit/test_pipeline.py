@@ -228,7 +228,7 @@ def test_make_run_takes_a_folder_of_pictures(tmp_path: Path) -> None:
     (line,) = (line for line in said.splitlines() if "pipeline.py run" in line)
     words = shlex.split(line)
     assert words[words.index("--profile") + 1] == "own"
-    (source,) = load("own", [words[words.index("--set") + 1]]).data.sources
+    (source,) = load("own", [words[words.index("--set") + 1]]).ingest.sources
     assert (source.name, source.root) == ("imagefolder", str(folder))
 
 

@@ -147,7 +147,7 @@ def test_a_request_without_an_answer_ends_the_evaluation_in_one_line(peer):
     large = reply(None, "the reply has more than 9 bytes")
     with pytest.raises(UserError, match=r"1 of 3 replies cannot be used \(the reply has more .*max_tokens to ask anew"):
         list(replace(peer, sender=Fails(large, reply("a woman"), reply(""))).answer(faces))
-    stop = JobStopped("annotation.endpoint.max_requests is used up; raise it")
+    stop = JobStopped("annotate.endpoint.max_requests is used up; raise it")
     with pytest.raises(UserError, match=r"evaluation stopped: .*used up; raise it\. What was answered is kept"):
         list(replace(peer, sender=Fails(stop)).answer(faces))
 
@@ -163,8 +163,8 @@ def test_what_is_declined_and_an_empty_answer_are_answers(peer):
 def endpoint(tmp_path, base_url="https://host.example/v1", *more):
     told = [
         f"storage.home={tmp_path}",
-        "annotation.vision_language.model=m",
-        f"annotation.endpoint.base_url={base_url}",
+        "annotate.vision_language.model=m",
+        f"annotate.endpoint.base_url={base_url}",
     ]
     return settings_module.load("laptop", [*told, *more])
 
@@ -179,11 +179,11 @@ def test_a_third_party_sees_only_what_the_ledger_allows(
     at_endpoint(endpoint(tmp_path), allowed)
     with pytest.raises(UserError, match="'celeba' do not allow to send its pictures to a third party"):
         at_endpoint(endpoint(tmp_path), kept)
-    at_endpoint(endpoint(tmp_path, "https://host.example/v1", "annotation.endpoint.third_party=false"), kept)
+    at_endpoint(endpoint(tmp_path, "https://host.example/v1", "annotate.endpoint.third_party=false"), kept)
     with pytest.raises(UserError, match="unencrypted"):
         at_endpoint(endpoint(tmp_path, "http://host.example/v1"), allowed)
     with pytest.raises(UserError, match="no endpoint is named; give --base-url"):
-        at_endpoint(settings_module.load("laptop", ["annotation.vision_language.model=m"]), allowed)
+        at_endpoint(settings_module.load("laptop", ["annotate.vision_language.model=m"]), allowed)
     monkeypatch.delenv("FACEMLLM_API_KEY")
     with pytest.raises(UserError, match="FACEMLLM_API_KEY holds no key"):
         at_endpoint(endpoint(tmp_path), allowed)
@@ -198,8 +198,8 @@ def test_a_peer_is_named_by_what_its_answers_hang_on(tmp_path, monkeypatch, conv
     others = [
         endpoint(tmp_path, "https://host.example/v2"),
         endpoint(tmp_path, "https://other.example/v1"),
-        endpoint(tmp_path, "https://host.example/v1", "annotation.vision_language.model=n"),
-        endpoint(tmp_path, "https://host.example/v1", "annotation.vision_language.max_tokens=7"),
+        endpoint(tmp_path, "https://host.example/v1", "annotate.vision_language.model=n"),
+        endpoint(tmp_path, "https://host.example/v1", "annotate.vision_language.max_tokens=7"),
     ]
     assert len({one.digest, *(at_endpoint(other, table).digest for other in others)}) == 5
     assert "secret" not in str(one)
@@ -257,7 +257,7 @@ def test_two_endpoints_with_the_same_model_share_no_reply(tmp_path, conversation
 
 def test_what_failed_is_asked_again_and_what_was_answered_is_not(tmp_path, conversations_table):
     faces = [shown(GENDER, number=number) for number in range(6)]
-    retries = "annotation.endpoint.retries=0"
+    retries = "annotate.endpoint.retries=0"
     with FakeEndpoint(answer=lambda body: "a woman", script=["good", "500"]) as fake:
         one = at_endpoint(endpoint(tmp_path, fake.base_url, retries), conversations_table(), backoff_s=0.01)
         with pytest.raises(UserError, match=r"1 of 6 questions got no answer .*500.* run again to go on"):
@@ -279,7 +279,7 @@ def test_a_filter_at_the_endpoint_declines_and_the_rest_is_answered(tmp_path, co
             return True
 
     with Filters(answer=lambda body: "a woman") as fake:
-        chosen = endpoint(tmp_path, fake.base_url, "annotation.endpoint.parallel=1")
+        chosen = endpoint(tmp_path, fake.base_url, "annotate.endpoint.parallel=1")
         one = at_endpoint(chosen, conversations_table(), backoff_s=0.01)
         rows = list(one.answer([shown(GENDER, number=number) for number in range(16)]))
     assert sorted((row["raw"], row["parsed"]) for row in rows) == [(DECLINED, None)] * 8 + [("a woman", "female")] * 8
@@ -288,7 +288,7 @@ def test_a_filter_at_the_endpoint_declines_and_the_rest_is_answered(tmp_path, co
 def test_nobody_at_the_address_shows_at_once(tmp_path, conversations_table):
     with FakeEndpoint() as fake:
         gone = fake.base_url
-    one = at_endpoint(endpoint(tmp_path, gone, "annotation.endpoint.retries=5"), conversations_table())
+    one = at_endpoint(endpoint(tmp_path, gone, "annotate.endpoint.retries=5"), conversations_table())
     started = time.monotonic()
     with pytest.raises(UserError, match=rf"nobody answers at {gone} .*start the endpoint"):
         list(one.answer([shown(GENDER)]))
@@ -301,6 +301,6 @@ def test_a_model_has_a_name(tmp_path, conversations_table, name):
         check_name(name)
     with pytest.raises(UserError, match="MODEL is empty"):
         at_endpoint(
-            endpoint(tmp_path, "http://127.0.0.1:9/v1", f'annotation.vision_language.model="{name}"'),
+            endpoint(tmp_path, "http://127.0.0.1:9/v1", f'annotate.vision_language.model="{name}"'),
             conversations_table(),
         )

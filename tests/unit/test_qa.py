@@ -20,7 +20,9 @@ ALL = [tasks.get(name) for name in ("caption", "attributes", "expression", "age"
 @pytest.fixture(scope="module")
 def laptop():
     """The default tasks, asked outright, nothing held out."""
-    return settings.load("laptop", ["qa.held_out=[]", "qa.forms.statement=0", "qa.unseen_wordings=false"])
+    return settings.load(
+        "laptop", ["reformat.held_out=[]", "reformat.forms.statement=0", "reformat.unseen_wordings=false"]
+    )
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def test_table_is_the_same_however_the_faces_are_cut(rows, faces_table, laptop, 
 
 def test_caption_is_first_whatever_the_settings_say_and_once(rows, faces_table, laptop, tmp_path):
     shuffled = laptop.model_copy(
-        update={"qa": laptop.qa.model_copy(update={"tasks": ["age", "caption", "age", "gender"]})}
+        update={"reformat": laptop.reformat.model_copy(update={"tasks": ["age", "caption", "age", "gender"]})}
     )
     manifest = reformat(shuffled, faces_table(rows(2)), tmp_path / "out")
     assert manifest["about"]["tasks"] == ["caption", "age", "gender"]
@@ -162,7 +164,7 @@ def test_a_row_without_questions_is_quarantined(rows, faces_table, laptop, tmp_p
 
 
 def test_unknown_task_or_wrong_table_is_refused(laptop, faces_table, conversations_table, tmp_path):
-    bad = laptop.model_copy(update={"qa": laptop.qa.model_copy(update={"tasks": ["who_is_it"]})})
+    bad = laptop.model_copy(update={"reformat": laptop.reformat.model_copy(update={"tasks": ["who_is_it"]})})
     with pytest.raises(UserError, match="no task 'who_is_it'"):
         reformat(bad, faces_table(), tmp_path / "out")
     with pytest.raises(UserError, match="'faces/1' is needed"):

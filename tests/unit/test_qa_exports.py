@@ -16,8 +16,8 @@ from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import with_attributes
 
-FORMS = "qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
-HELD = "qa.held_out=[Wearing_Earrings]"
+FORMS = "reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
+HELD = "reformat.held_out=[Wearing_Earrings]"
 
 
 @pytest.fixture(autouse=True)
@@ -223,7 +223,7 @@ def test_terms_are_asked_for_what_the_split_is_for(talks, limits, tmp_path):
         table.write(rows)
     mine = tmp_path / "ledger.yaml"
     mine.write_text("aflw2000: {uses: [evaluate]}\n")
-    bound = limits.model_copy(update={"data": limits.data.model_copy(update={"ledger": str(mine)})})
+    bound = limits.model_copy(update={"ingest": limits.ingest.model_copy(update={"ledger": str(mine)})})
     with pytest.raises(UserError, match="the terms of source 'aflw2000' do not allow to train a model on it"):
         export(bound, tmp_path / "bound", tmp_path / "out", "llava")
     export(bound, tmp_path / "bound", tmp_path / "test", "llava", "test")

@@ -29,7 +29,7 @@ from facemllm.version.tombstones import Marks, Tombstones
 
 DEFAULT = [tasks.get(name) for name in ("caption", "attributes", "expression", "age", "gender", "head_pose")]
 ATTRIBUTES = tasks.get("attributes")
-PLAIN = ("qa.held_out=[]", "qa.forms.statement=0", "qa.unseen_wordings=false")
+PLAIN = ("reformat.held_out=[]", "reformat.forms.statement=0", "reformat.unseen_wordings=false")
 
 
 def face(number, split="train", source="render"):
@@ -88,7 +88,7 @@ def told(row):
 def test_names_are_digests_of_canonical_json(talks):
     odd = face(1) | {"subject_id": None, "source_id": 'a "quoted" \\ näme\n'}
     masked = face(2, "test") | {"segmentation": {"bytes": b"mask", "path": None}}
-    rows, _ = talks([odd, masked], "qa.forms.lettered=1", "qa.forms.dialogue=1")
+    rows, _ = talks([odd, masked], "reformat.forms.lettered=1", "reformat.forms.dialogue=1")
     for row, source in zip(rows, (odd, masked), strict=True):
         names = ("image_id", "split", "source", "subject_id", "groups", "messages", "turns")
         mask = source["segmentation"]
@@ -102,9 +102,9 @@ def test_names_are_digests_of_canonical_json(talks):
 def test_training_asks_each_item_once_in_a_way_drawn_by_weight(talks):
     rows, manifest = talks(
         [face(n) for n in range(400)],
-        "qa.held_out=[]",
-        "qa.tasks=[attributes, caption, expression, age, gender, head_pose]",
-        "qa.forms={native: 2, statement: 1, lettered: 1, dialogue: 0}",
+        "reformat.held_out=[]",
+        "reformat.tasks=[attributes, caption, expression, age, gender, head_pose]",
+        "reformat.forms={native: 2, statement: 1, lettered: 1, dialogue: 0}",
     )
     items = [item for task in DEFAULT for item in task.items]
     counts = Counter()
@@ -121,8 +121,8 @@ def test_training_asks_each_item_once_in_a_way_drawn_by_weight(talks):
 
 
 def test_evaluation_asks_outright_first_and_then_in_every_way_with_a_weight(talks):
-    forms = "qa.forms={native: 1, statement: 0.1, lettered: 0.1, dialogue: 0}"
-    rows, _ = talks([face(n, "test") for n in range(20)], "qa.held_out=[]", forms)
+    forms = "reformat.forms={native: 1, statement: 0.1, lettered: 0.1, dialogue: 0}"
+    rows, _ = talks([face(n, "test") for n in range(20)], "reformat.held_out=[]", forms)
     plain, _ = talks([face(n, "test") for n in range(20)], *PLAIN)
     for row, native in zip(rows, plain, strict=True):
         ways = [way_of(turn) for turn in row["turns"]]
@@ -134,7 +134,7 @@ def test_evaluation_asks_outright_first_and_then_in_every_way_with_a_weight(talk
 
 
 def test_every_reply_reads_as_its_answer(talks):
-    forms = "qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
+    forms = "reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
     rows, _ = talks([face(n, split) for n in range(40) for split in ("train", "test")][::3], forms)
     seen = Counter()
     for row in rows:
@@ -148,18 +148,20 @@ def test_every_reply_reads_as_its_answer(talks):
 
 
 def test_training_never_uses_an_unseen_wording(talks):
-    forms = "qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
+    forms = "reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
     rows, _ = talks([face(n) for n in range(150)], forms)
     asked = {text for row in rows for _, text, _ in told(row)}
     unseen = {wording for name in tasks.all_names() for item in tasks.get(name).items for wording in item.unseen}
     assert unseen
     assert not any(wording in text for text in asked for wording in unseen)
-    shown, _ = talks([face(n, "validation") for n in range(30)], "qa.held_out=[]")
+    shown, _ = talks([face(n, "validation") for n in range(30)], "reformat.held_out=[]")
     assert unseen & {text for row in shown for _, text, _ in told(row)}
 
 
 def test_dialogues_stand_in_a_share_of_the_faces_and_follow_their_opener(talks):
-    rows, _ = talks([face(n) for n in range(300)], "qa.held_out=[]", "qa.forms.dialogue=1", "qa.forms.statement=0")
+    rows, _ = talks(
+        [face(n) for n in range(300)], "reformat.held_out=[]", "reformat.forms.dialogue=1", "reformat.forms.statement=0"
+    )
     with_talk = 0
     for row in rows:
         talk = [n for n, turn in enumerate(row["turns"]) if way_of(turn) == "dialogue"]
@@ -175,28 +177,28 @@ def test_dialogues_stand_in_a_share_of_the_faces_and_follow_their_opener(talks):
 
 
 def test_adding_a_source_a_row_or_a_task_moves_no_other_turn(talks):
-    forms = ("qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}", "qa.balance=0.7")
+    forms = ("reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}", "reformat.balance=0.7")
     ours = [face(n, split) for n in range(60) for split in ("train", "test")]
     alone, _ = talks(ours, *forms)
     others = [face(n, source="celeba") for n in range(35)]
     mixed, _ = talks([*others[:20], *ours, *others[20:]], *forms)
     assert [row for row in mixed if row["source"] == "render"] == alone
-    fewer = "qa.tasks=[caption, attributes, expression, age, gender, head_pose, age_range]"
+    fewer = "reformat.tasks=[caption, attributes, expression, age, gender, head_pose, age_range]"
     more, _ = talks(ours, *forms, fewer)
     for row, before in zip(more, alone, strict=True):
         assert [turn for turn in row["turns"] if turn["task"] != "age_range"] == before["turns"]
 
 
 def test_a_sensitive_task_is_asked_only_for_a_reason(talks):
-    with pytest.raises(UserError, match=r"qa\.reasons\.gender: the task 'gender' is sensitive"):
-        talks([face(1)], "qa.reasons.gender=null")
-    with pytest.raises(UserError, match=r"qa\.reasons\.gender"):
-        talks([face(1)], "qa.reasons.gender='  '")
+    with pytest.raises(UserError, match=r"reformat\.reasons\.gender: the task 'gender' is sensitive"):
+        talks([face(1)], "reformat.reasons.gender=null")
+    with pytest.raises(UserError, match=r"reformat\.reasons\.gender"):
+        talks([face(1)], "reformat.reasons.gender='  '")
     _, manifest = talks([face(1)])
-    assert manifest["about"]["reasons"] == {"gender": settings.load("laptop").qa.reasons["gender"]}
+    assert manifest["about"]["reasons"] == {"gender": settings.load("laptop").reformat.reasons["gender"]}
 
 
-HELD = "qa.held_out=[Wearing_Earrings, Bangs]"
+HELD = "reformat.held_out=[Wearing_Earrings, Bangs]"
 WORDS = (b"earring", b"bangs", b"fringe")
 
 
@@ -220,8 +222,8 @@ def texts_in_parquet(folder):
 
 @pytest.mark.parametrize("share", [0, 1])
 def test_held_out_attributes_are_in_no_byte_of_a_training_conversation(share, faces_table, tmp_path):
-    every = "qa.tasks=[caption, attributes, expression, age, gender, head_pose, presence, description, parsing]"
-    forms = f"qa.forms={{native: 1, statement: {share}, lettered: {share}, dialogue: {share}}}"
+    every = "reformat.tasks=[caption, attributes, expression, age, gender, head_pose, presence, description, parsing]"
+    forms = f"reformat.forms={{native: 1, statement: {share}, lettered: {share}, dialogue: {share}}}"
     mask = {"bytes": parsed(8), "path": None}  # of classes 0 to 18, an earring among them
     rows = [face(n, split) | {"segmentation": mask} for n in range(80) for split in ("train", "validation")]
     limits = settings.load("laptop", [every, forms, HELD])
@@ -229,7 +231,7 @@ def test_held_out_attributes_are_in_no_byte_of_a_training_conversation(share, fa
     held = texts_in_parquet(tmp_path / "talks")
     assert len(held) > 50_000
     assert not [word for word in WORDS if word in held]
-    reformat(settings.load("laptop", [every, forms, "qa.held_out=[]"]), tmp_path / "faces", tmp_path / "all")
+    reformat(settings.load("laptop", [every, forms, "reformat.held_out=[]"]), tmp_path / "faces", tmp_path / "all")
     shown = texts_in_parquet(tmp_path / "all")
     assert all(word in shown for word in WORDS[:2])
 
@@ -285,8 +287,10 @@ def test_captions_of_the_oracle_lose_no_other_fact():
 
 
 def test_zero_shot_is_no_task_to_train_on(talks, tmp_path):
-    with pytest.raises(UserError, match=r"qa\.tasks: 'zero_shot' is asked at evaluation alone, of what qa\.held_out"):
-        talks([face(1)], "qa.tasks=[caption, attributes, expression, age, gender, head_pose, zero_shot]")
+    with pytest.raises(
+        UserError, match=r"reformat\.tasks: 'zero_shot' is asked at evaluation alone, of what reformat\.held_out"
+    ):
+        talks([face(1)], "reformat.tasks=[caption, attributes, expression, age, gender, head_pose, zero_shot]")
     assert not (tmp_path / "talks0").exists()
 
 
@@ -301,20 +305,20 @@ def test_what_is_held_out_and_never_asked_is_said(faces_table, tmp_path):
     typed = ["reformat", str(tmp_path / "faces"), str(tmp_path / "talks"), "--set", HELD]
     result = CliRunner().invoke(app, typed)
     assert result.exit_code == 0, result.output
-    assert "warning: qa.held_out Bangs: no face of validation or test has a label for it" in result.stderr
+    assert "warning: reformat.held_out Bangs: no face of validation or test has a label for it" in result.stderr
     about = open_table(tmp_path / "talks").manifest["about"]
     assert about["held_out_questions"] == {"Wearing_Earrings": 2, "Bangs": 0}
 
 
 def test_what_states_a_sensitive_answer_in_passing_needs_its_reason_too():
-    unasked = settings.load("laptop").qa.model_copy(update={"tasks": ["caption"], "reasons": {}})
+    unasked = settings.load("laptop").reformat.model_copy(update={"tasks": ["caption"], "reasons": {}})
     with pytest.raises(UserError, match="the task 'caption' states what the sensitive task 'gender' asks"):
         Plan(unasked)
 
 
 def test_a_reason_for_no_task_is_refused(talks):
-    with pytest.raises(UserError, match=r"qa\.reasons\.gendre: no task 'gendre'; did you mean gender"):
-        talks([face(1)], "qa.reasons.gendre=to measure fairness")
+    with pytest.raises(UserError, match=r"reformat\.reasons\.gendre: no task 'gendre'; did you mean gender"):
+        talks([face(1)], "reformat.reasons.gendre=to measure fairness")
 
 
 def test_rare_columns_are_there_in_a_row_with_changes():
@@ -329,10 +333,12 @@ def test_rare_columns_are_there_in_a_row_with_changes():
 
 
 def test_held_out_names_have_to_fit(talks):
-    with pytest.raises(UserError, match=r"qa\.held_out: no attribute 'Wearing_Earings'; did you mean Wearing_Earrings"):
-        talks([face(1)], "qa.held_out=[Wearing_Earings]")
+    with pytest.raises(
+        UserError, match=r"reformat\.held_out: no attribute 'Wearing_Earings'; did you mean Wearing_Earrings"
+    ):
+        talks([face(1)], "reformat.held_out=[Wearing_Earings]")
     with pytest.raises(UserError, match=r"'Goatee' is an option of 'beard' in the task 'attributes'"):
-        talks([face(1)], "qa.held_out=[Goatee]")
+        talks([face(1)], "reformat.held_out=[Goatee]")
 
 
 def test_balance_evens_out_the_answers_of_every_source_in_training_alone(talks):
@@ -349,19 +355,19 @@ def test_balance_evens_out_the_answers_of_every_source_in_training_alone(talks):
         turns = (t for row in found if (row["source"], row["split"]) == (source, split) for t in row["turns"])
         return Counter(turn["answer"] for turn in turns if turn["template"].startswith("Wearing_Hat/"))
 
-    plain, even = talks(rows, *PLAIN)[0], talks(rows, *PLAIN, "qa.balance=1.0")[0]
+    plain, even = talks(rows, *PLAIN)[0], talks(rows, *PLAIN, "reformat.balance=1.0")[0]
     for source, rare in (("render", "yes"), ("celeba", "no")):
         before, after = hats(plain, source, "train"), hats(even, source, "train")
         assert after[rare] == before[rare]
         assert after.total() - after[rare] == pytest.approx(after[rare], rel=0.25)
     assert hats(even, "render", "test") == hats(plain, "render", "test")
-    half = hats(talks(rows, *PLAIN, "qa.balance=0.5")[0], "celeba", "train")
+    half = hats(talks(rows, *PLAIN, "reformat.balance=0.5")[0], "celeba", "train")
     assert hats(even, "celeba", "train")["yes"] < half["yes"] < hats(plain, "celeba", "train")["yes"]
 
 
 def test_balance_leaves_an_item_that_has_one_answer_alone(talks):
     rows = [face(n) | {"attributes": pairs({"Wearing_Hat": False, "Bangs": n % 4 == 0})} for n in range(200)]
-    found, _ = talks(rows, *PLAIN, "qa.balance=1.0")
+    found, _ = talks(rows, *PLAIN, "reformat.balance=1.0")
     asked = Counter(turn["template"].split("/")[0] for row in found for turn in row["turns"])
     assert asked["Wearing_Hat"] == 200
     assert asked["Bangs"] < 140
@@ -369,8 +375,10 @@ def test_balance_leaves_an_item_that_has_one_answer_alone(talks):
 
 def test_balance_thins_every_way_of_asking_alike(talks):
     rows = [face(n) | {"attributes": pairs({"Wearing_Hat": n % 5 == 0}), "caption": None} for n in range(1000)]
-    forms = ("qa.held_out=[]", "qa.tasks=[attributes, expression, age, gender, head_pose, caption]")
-    found, _ = talks(rows, *forms, "qa.balance=1.0", "qa.forms={native: 1, statement: 1, lettered: 0, dialogue: 0}")
+    forms = ("reformat.held_out=[]", "reformat.tasks=[attributes, expression, age, gender, head_pose, caption]")
+    found, _ = talks(
+        rows, *forms, "reformat.balance=1.0", "reformat.forms={native: 1, statement: 1, lettered: 0, dialogue: 0}"
+    )
     ways = Counter(way_of(turn) for row in found for turn in row["turns"] if turn["template"].startswith("Wearing_Hat"))
     assert ways.total() == pytest.approx(400, rel=0.15)
     assert ways["native"] == pytest.approx(ways["statement"], rel=0.3)
@@ -384,7 +392,7 @@ def test_balance_and_mixture_do_not_count_who_was_forgotten(talks, tmp_path):
         "subject", Marks(subject=gone), reason="asked for it", by="Ada Lovelace"
     )
     left = rows[:20] + rows[30:40]
-    for override in ("qa.balance=1.0", "qa.mixture.caps={render: 25}", "qa.mixture.temperature=2"):
+    for override in ("reformat.balance=1.0", "reformat.mixture.caps={render: 25}", "reformat.mixture.temperature=2"):
         found, manifest = talks(rows, *PLAIN, home, override)
         without, alone = talks(left, *PLAIN, override)
         assert found == without
@@ -394,7 +402,7 @@ def test_balance_and_mixture_do_not_count_who_was_forgotten(talks, tmp_path):
 def test_mixture_caps_a_source_and_says_what_it_took(talks):
     rows = [face(n, source=s) for s, many in (("celeba", 500), ("render", 90)) for n in range(many)]
     rows += [face(n, "test", "celeba") for n in range(500, 530)]
-    found, manifest = talks(rows, *PLAIN, "qa.mixture.caps={celeba: 120}")
+    found, manifest = talks(rows, *PLAIN, "reformat.mixture.caps={celeba: 120}")
     assert Counter((row["source"], row["split"]) for row in found) == {
         ("celeba", "train"): 120,
         ("celeba", "test"): 30,
@@ -403,21 +411,21 @@ def test_mixture_caps_a_source_and_says_what_it_took(talks):
     sources = manifest["about"]["mixture"]["sources"]
     assert sources == {"celeba": {"faces": 500, "taken": 120}, "render": {"faces": 90, "taken": 90}}
     assert manifest["quarantined"] == 380
-    alone, _ = talks([row for row in rows if row["source"] == "celeba"], *PLAIN, "qa.mixture.caps={celeba: 120}")
+    alone, _ = talks([row for row in rows if row["source"] == "celeba"], *PLAIN, "reformat.mixture.caps={celeba: 120}")
     assert alone == [row for row in found if row["source"] == "celeba"]
 
 
 def test_temperature_thins_large_sources_towards_equal_shares(talks):
     rows = [face(n, source=s) for s, many in (("celeba", 400), ("render", 100)) for n in range(many)]
-    found, _ = talks(rows, *PLAIN, "qa.mixture.temperature=2")
+    found, _ = talks(rows, *PLAIN, "reformat.mixture.temperature=2")
     assert Counter(row["source"] for row in found) == {"celeba": 200, "render": 100}
-    found, _ = talks(rows, *PLAIN, "qa.mixture.temperature=1.000001")
+    found, _ = talks(rows, *PLAIN, "reformat.mixture.temperature=1.000001")
     assert Counter(row["source"] for row in found) == {"celeba": 400, "render": 100}
 
 
 def test_a_cap_for_a_source_that_is_not_there_is_refused(talks):
-    with pytest.raises(UserError, match=r"qa\.mixture\.caps names raf-db, which the faces do not come from"):
-        talks([face(1)], "qa.mixture.caps={raf-db: 10}")
+    with pytest.raises(UserError, match=r"reformat\.mixture\.caps names raf-db, which the faces do not come from"):
+        talks([face(1)], "reformat.mixture.caps={raf-db: 10}")
 
 
 def test_a_row_that_cannot_be_answered_is_refused_with_task_item_and_reason(talks, monkeypatch, tmp_path):

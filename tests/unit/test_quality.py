@@ -26,10 +26,10 @@ from facemllm.version import ledger
 from tests.asked import conversation
 
 LIMITS = [
-    "quality.min_rows=20",
-    "quality.caption_share=1.0",
-    "quality.contradiction_share=0.0",
-    "quality.disagreement_share=0.0",
+    "validate.min_rows=20",
+    "validate.caption_share=1.0",
+    "validate.contradiction_share=0.0",
+    "validate.disagreement_share=0.0",
 ]
 ASKED = [tasks.get(name) for name in ("caption", "gender", "age", "head_pose")]
 
@@ -231,7 +231,7 @@ def usable(entries):
 @pytest.fixture(scope="module")
 def broken(sound_rows, entries, limits, tmp_path_factory):
     """Outcomes of the suites on tables with every fault, by (table, check)."""
-    folder, quality, names = tmp_path_factory.mktemp("broken"), limits.quality, usable(entries)
+    folder, quality, names = tmp_path_factory.mktemp("broken"), limits.validate, usable(entries)
     faces = write(folder / "faces", FACES, with_faults(sound_rows, FACE_FAULTS))
     frame = raw_frame(faces, quality, entries, Originals())
     outcomes = run_suite("faces", raw_checks(quality, names), frame)
@@ -313,7 +313,7 @@ ADDITIONS = {
 @pytest.fixture(scope="module")
 def held_together(sound_rows, entries, limits, tmp_path_factory):
     """The annotated frame of rows changed in every way, with how often a picture was decoded for either table."""
-    folder, quality = tmp_path_factory.mktemp("together"), limits.quality
+    folder, quality = tmp_path_factory.mktemp("together"), limits.validate
     rows = [row | (CHANGES[n][0](row) if n in CHANGES else {}) for n, row in enumerate(sound_rows)]
     rows = [row | (ADDITIONS[n](row) if n in ADDITIONS else {}) for n, row in enumerate(rows)]
     raw, annotated = write(folder / "raw", FACES, sound_rows), write(folder / "annotated", FACES, rows)
@@ -434,7 +434,7 @@ def test_an_answer_that_is_not_the_label_stops_the_workflow(tables, sound_rows, 
 
 def test_a_source_that_the_users_ledger_withdraws_stops_the_workflow(tables, tmp_path):
     (tmp_path / "ledger.yaml").write_text("render: {status: withdrawn}\n")
-    mine = settings.load("laptop", [*LIMITS, f"data.ledger={tmp_path / 'ledger.yaml'}"])
+    mine = settings.load("laptop", [*LIMITS, f"ingest.ledger={tmp_path / 'ledger.yaml'}"])
     with pytest.raises(UserError, match=r"faces: check 'source_known' failed \(the source stands in the ledger"):
         validate(mine, *tables(), tmp_path / "out")
 

@@ -158,7 +158,7 @@ def test_groups_of_a_row_leave_out_what_is_not_known():
 
 @pytest.fixture
 def limits():
-    return settings.load("laptop", ["quality.min_rows=20"])
+    return settings.load("laptop", ["validate.min_rows=20"])
 
 
 def written(folder, rows, schema, **options):

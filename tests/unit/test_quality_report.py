@@ -64,7 +64,7 @@ def report(face, tmp_path_factory):
     asked = [tasks.get(name) for name in ("caption", "gender", "age")]
     talks = [conversation(row, asked) for row in rows]
     written(tmp_path / "talks", talks, CONVERSATIONS, [(annotated, 5, "no known label")], parents=[annotated])
-    limits = settings.load("laptop", ["quality.min_rows=20"])
+    limits = settings.load("laptop", ["validate.min_rows=20"])
     validate(limits, tmp_path / "raw", tmp_path / "annotated", tmp_path / "talks", tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     return " ".join(re.sub(r"<[^>]*>", " ", page.partition("<body>")[2]).split()), page, tmp_path / "out"

@@ -12,8 +12,9 @@ from facemllm.validate.memory import Labels
 from facemllm.validate.tallies import Tallies
 from tests.asked import with_attributes
 
-TASKS = "qa.tasks=[caption, attributes, expression, age, gender, head_pose, presence, description, landmarks, parsing]"
-FORMS = "qa.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
+ASKED = "caption, attributes, expression, age, gender, head_pose, presence, description, landmarks, parsing"
+TASKS = f"reformat.tasks=[{ASKED}]"
+FORMS = "reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
 CHECKS = ("answers_match_labels", "answers_in_options", "questions_known", "replies_say_answers", "image_known")
 
 
@@ -21,7 +22,7 @@ CHECKS = ("answers_match_labels", "answers_in_options", "questions_known", "repl
 def tables(face_rows, faces_table, tmp_path):
     """A faces table with all labels, some of what is asked hidden, and the conversations about it."""
     rows = with_attributes(face_rows(), "This is a man with earrings. The person has brown hair.")
-    limits = settings.load("laptop", [TASKS, FORMS, "qa.held_out=[Wearing_Earrings]"])
+    limits = settings.load("laptop", [TASKS, FORMS, "reformat.held_out=[Wearing_Earrings]"])
     faces = faces_table(rows)
     reformat(limits, faces, tmp_path / "talks")
     return faces, tmp_path / "talks"

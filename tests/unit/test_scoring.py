@@ -58,7 +58,7 @@ def said(rows):
 
 @pytest.fixture(scope="module")
 def settings():
-    return settings_module.load("laptop", ["evaluation.bootstrap=200", "evaluation.min_group=2"])
+    return settings_module.load("laptop", ["evaluate.bootstrap=200", "evaluate.min_group=2"])
 
 
 @pytest.fixture(scope="module")

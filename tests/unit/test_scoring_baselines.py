@@ -22,7 +22,7 @@ TEST = [
 
 @pytest.fixture(scope="module")
 def settings():
-    return settings_module.load("laptop", ["evaluation.bootstrap=100", "evaluation.baseline_pixels=8"])
+    return settings_module.load("laptop", ["evaluate.bootstrap=100", "evaluate.baseline_pixels=8"])
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ PEOPLE = 90
 
 @pytest.fixture(scope="module")
 def settings():
-    return settings_module.load("laptop", ["evaluation.bootstrap=300"])
+    return settings_module.load("laptop", ["evaluate.bootstrap=300"])
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def test_a_recipe_says_of_every_line_where_it_comes_from(profile):
 
 def test_paper_steps_are_one_epoch():
     loaded = settings.load("paper-7b")
-    images = 150_000 * (1 - loaded.data.validation_share - loaded.data.test_share)
+    images = 150_000 * (1 - loaded.ingest.validation_share - loaded.ingest.test_share)
     for stage in loaded.stages().values():
         assert stage.steps == int(images // stage.batch_images)
 
@@ -54,14 +54,14 @@ def test_ci_and_laptop_can_stand_side_by_side():
         for loaded in (ci, laptop)
     ]
     assert not ports[0] & ports[1]
-    assert set(ci.promotion.thresholds) == set(laptop.promotion.thresholds), "a limit of params.yaml is not loosened"
+    assert set(ci.promote.thresholds) == set(laptop.promote.thresholds), "a limit of params.yaml is not loosened"
 
 
 def test_an_override_reaches_one_key_and_is_yaml():
-    base, changed = settings.load(), settings.load("laptop", ["training.workers=2", "versioning.remote=s3://b/p"])
-    assert changed.training.workers == 2
-    assert changed.versioning.remote == "s3://b/p"
-    assert changed.training.stages == base.training.stages
+    base, changed = settings.load(), settings.load("laptop", ["train.workers=2", "version.remote=s3://b/p"])
+    assert changed.train.workers == 2
+    assert changed.version.remote == "s3://b/p"
+    assert changed.train.stages == base.train.stages
 
 
 def test_settings_are_frozen():
@@ -77,11 +77,11 @@ def test_digest_text_does_not_depend_on_order():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("training.worker=2", ["--set training.worker=2", "training.worker", "did you mean 'workers'"]),
-        ("data.identities=many", ["data.identities", "many"]),
-        ("data.identities=0", ["data.identities", "greater than 0"]),
-        ("data.test_share=0.99", ["data", "leave a training split"]),
-        ("quality.caption_share=1.5", ["quality.caption_share"]),
+        ("train.worker=2", ["--set train.worker=2", "train.worker", "did you mean 'workers'"]),
+        ("ingest.identities=many", ["ingest.identities", "many"]),
+        ("ingest.identities=0", ["ingest.identities", "greater than 0"]),
+        ("ingest.test_share=0.99", ["ingest", "leave a training split"]),
+        ("validate.caption_share=1.5", ["validate.caption_share"]),
         ("services.mlflow_port=80", ["services.mlflow_port"]),
         ("services.mlflow_port=18080", ["services", "port of its own"]),
         ("model.segmentation.patch=7", ["model.segmentation", "side: 48 is no multiple of patch: 7"]),
@@ -90,21 +90,21 @@ def test_digest_text_does_not_depend_on_order():
         ("model.image_size=33", ["--set model.image_size=33: model:", "33 is no multiple of 16, as preset: tiny"]),
         ("model={segmentation: {patch: 7}}", ["--set model={segmentation: {patch: 7}}: model.segmentation: side"]),
         ("model.segmentation=append", ["model.segmentation: is a section; set one of its keys: mode, tokens, drop"]),
-        ("promotion.thresholds.age=3", ["promotion.thresholds.age: is a section; set one of its keys: ", "min"]),
-        ("training.stages.align.rates=2", ["training.stages.align.rates: is a section"]),
-        ("training.stages.align.tower_rate=2", ["unknown key; tower_rate is now rates: {tower: ...}"]),
-        ("training.stages.align.rates={eyes: 2}", ["training.stages.align.rates.eyes: Input should be 'tower'"]),
-        ("training.stages.align.tasks={}", ["tasks={}: an empty mapping changes nothing; set its keys one by one"]),
-        ("training.stages={align: {tasks: {}}}", ["an empty mapping changes nothing; set its keys one by one"]),
-        ("training.storage=s3://", ["training.storage: is neither a folder nor s3://bucket/prefix"]),
-        ("training.storage=s3:///runs", ["training.storage: is neither a folder nor s3://bucket/prefix"]),
-        ("training.storage=s3:/faces", ["training.storage: is neither a folder nor s3://bucket/prefix"]),
-        ("training.storage=gs://faces", ["training.storage: is neither a folder nor s3://bucket/prefix"]),
-        ("training.storage=''", ["training.storage: is neither a folder nor s3://bucket/prefix"]),
-        ("training.stages.align.trains.tower=lora", ["align.trains", "language model alone"]),
-        ("qa.tasks=[caption]", ["--set qa.tasks=[caption]: settings:", "absent from qa.tasks"]),
-        ("promotion.thresholds.age.min=3", ["promotion.thresholds.age", "exactly one"]),
-        ("training.workers", ["expected KEY=VALUE"]),
+        ("promote.thresholds.age=3", ["promote.thresholds.age: is a section; set one of its keys: ", "min"]),
+        ("train.stages.align.rates=2", ["train.stages.align.rates: is a section"]),
+        ("train.stages.align.tower_rate=2", ["unknown key; tower_rate is now rates: {tower: ...}"]),
+        ("train.stages.align.rates={eyes: 2}", ["train.stages.align.rates.eyes: Input should be 'tower'"]),
+        ("train.stages.align.tasks={}", ["tasks={}: an empty mapping changes nothing; set its keys one by one"]),
+        ("train.stages={align: {tasks: {}}}", ["an empty mapping changes nothing; set its keys one by one"]),
+        ("train.storage=s3://", ["train.storage: is neither a folder nor s3://bucket/prefix"]),
+        ("train.storage=s3:///runs", ["train.storage: is neither a folder nor s3://bucket/prefix"]),
+        ("train.storage=s3:/faces", ["train.storage: is neither a folder nor s3://bucket/prefix"]),
+        ("train.storage=gs://faces", ["train.storage: is neither a folder nor s3://bucket/prefix"]),
+        ("train.storage=''", ["train.storage: is neither a folder nor s3://bucket/prefix"]),
+        ("train.stages.align.trains.tower=lora", ["align.trains", "language model alone"]),
+        ("reformat.tasks=[caption]", ["--set reformat.tasks=[caption]: settings:", "absent from reformat.tasks"]),
+        ("promote.thresholds.age.min=3", ["promote.thresholds.age", "exactly one"]),
+        ("train.workers", ["expected KEY=VALUE"]),
         ("=3", ["expected KEY=VALUE"]),
         ("seed=[1", ["not valid YAML"]),
     ],
@@ -136,11 +136,13 @@ def test_the_last_override_within_a_section_is_named():
     "storage", ["null", "runs/kept", "/kept", "~/kept", "s3://faces", "s3://faces/", "s3://faces/a/b"]
 )
 def test_checkpoints_go_to_a_folder_or_a_bucket(storage):
-    kept = settings.load("laptop", [f"training.storage={storage}"]).training.storage
+    kept = settings.load("laptop", [f"train.storage={storage}"]).train.storage
     assert kept == yaml.safe_load(storage)
 
 
-@pytest.mark.parametrize("key", ["data.sources=[{name: utkface, root: faces, options: {}}]", "qa.mixture.caps={}"])
+@pytest.mark.parametrize(
+    "key", ["ingest.sources=[{name: utkface, root: faces, options: {}}]", "reformat.mixture.caps={}"]
+)
 def test_an_empty_mapping_where_there_was_nothing_is_fine(key):
     settings.load("laptop", [key])
 
@@ -192,9 +194,9 @@ def test_the_file_that_set_a_key_is_named(project):
 
 def test_a_missing_key_is_named(project):
     values = yaml.safe_load((project / "params.yaml").read_text())
-    del values["quality"]["min_rows"]
+    del values["validate"]["min_rows"]
     (project / "params.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(UserError, match=r"quality\.min_rows: is required and missing"):
+    with pytest.raises(UserError, match=r"validate\.min_rows: is required and missing"):
         settings.load()
 
 

@@ -171,7 +171,7 @@ def test_a_clone_obeys_the_list_and_goes_on_with_it(place, tmp_path, faces_table
     Tombstones.of(place).add("image", image("a"), **ADA)
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", Repository.of(place).path, clone], check=True)
-    away = settings.load("laptop", [f"storage.home={tmp_path / 'away'}", f"versioning.repository={clone}"])
+    away = settings.load("laptop", [f"storage.home={tmp_path / 'away'}", f"version.repository={clone}"])
     assert Tombstones.of(away).covers({"image_id": "a" * 64})
     Tombstones.of(away).add("image", image("b"), **ADA)
     Tombstones.of(place).add("image", image("c"), **ADA)

@@ -38,13 +38,11 @@ def test_it_ends_with_one_line(error, said, monkeypatch, capsys):
 
 
 def test_a_job_is_what_the_settings_say():
-    loaded = settings.load(
-        "laptop", ["training.precision=fp32", "training.row_tokens=99", "training.checkpoint_every=3"]
-    )
+    loaded = settings.load("laptop", ["train.precision=fp32", "train.row_tokens=99", "train.checkpoint_every=3"])
     job = Job.of(loaded, "instruct", "key", "cpu", rank=1, world=2, cache=Path("cache"))
     assert (job.name, job.key, job.stage, job.model) == ("instruct", "key", loaded.stages()["instruct"], loaded.model)
     assert (job.precision, job.row_tokens, job.checkpoint_every) == ("fp32", 99, 3)
-    assert (job.lora, job.seed, job.divergence) == (loaded.training.lora, loaded.seed, loaded.training.divergence)
+    assert (job.lora, job.seed, job.divergence) == (loaded.train.lora, loaded.seed, loaded.train.divergence)
     assert job == replace(Job.of(loaded, "instruct", "key", "cpu"), rank=1, world=2, cache=Path("cache"))
 
 
@@ -54,5 +52,5 @@ def test_adapters_are_made_without_a_word_of_the_libraries():
     trains = Trainable.model_validate(dict.fromkeys(stages.MODULES, "frozen") | {"language": "lora"})
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        stages.prepare(model, trains, loaded.training.lora)
+        stages.prepare(model, trains, loaded.train.lora)
     assert not [str(one.message) for one in said if issubclass(one.category, FutureWarning)]

@@ -54,7 +54,7 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(toy, name):
 
 def test_adapters_never_reach_the_tower(toy):
     model, _ = toy.fresh()
-    stages.prepare(model, Trainable.model_validate(MODES["adapters"][0]), toy.settings.training.lora)
+    stages.prepare(model, Trainable.model_validate(MODES["adapters"][0]), toy.settings.train.lora)
     adapted = {n.split(".lora_")[0] for n, _ in model.named_parameters() if ".lora_" in n}
     assert len(adapted) == 3 * 7  # layers x linear maps
     assert all("language_model" in n for n in adapted)
@@ -62,7 +62,7 @@ def test_adapters_never_reach_the_tower(toy):
 
 def test_a_bad_merge_is_noticed(toy):
     model, _ = toy.fresh()
-    wrapper = stages.prepare(model, Trainable.model_validate(MODES["adapters"][0]), toy.settings.training.lora)
+    wrapper = stages.prepare(model, Trainable.model_validate(MODES["adapters"][0]), toy.settings.train.lora)
 
     class Careless:
         def merge_and_unload(self):
@@ -140,7 +140,7 @@ def test_ranks_of_a_sharded_model_make_the_same_number_of_batches(toy):
             Job(
                 "toy",
                 plan,
-                toy.settings.training.lora,
+                toy.settings.train.lora,
                 5,
                 "k",
                 toy.settings.model,
@@ -374,7 +374,7 @@ def test_a_stage_that_changes_nothing_is_an_error(toy):
     ],
 )
 def test_a_lack_of_memory_is_one_line_with_what_to_lower(error):
-    said = r"stage toy ran out of memory: set training.micro_images .*recompute"
+    said = r"stage toy ran out of memory: set train.micro_images .*recompute"
     with pytest.raises(UserError, match=said), memory_explained("toy"):
         raise error
 
@@ -387,7 +387,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 def test_recomputed_activations_give_the_same_gradients(toy):
     plan = stage(trains=trains(projector="full", language="lora"))
     model, _ = toy.fresh()
-    stages.prepare(model, plan.trains, toy.settings.training.lora)
+    stages.prepare(model, plan.trains, toy.settings.train.lora)
     stages.set_modes(model, plan.trains)
     one, gradients = toy.gradients(model, plan, toy.batches(plan))
     with stages.economies(model, plan.trains, recompute=True, compiled=False):

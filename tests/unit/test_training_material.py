@@ -23,7 +23,7 @@ from facemllm.train.data import Texts, vocabulary_texts
 from facemllm.train.objectives import CaptionWords, word_statistics
 from tests.training_example import TASKS, Toy, stage, trains
 
-MAPS = ("model.image_size=32", "model.segmentation.mode=append", "qa.held_out=[]")
+MAPS = ("model.image_size=32", "model.segmentation.mode=append", "reformat.held_out=[]")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(toy, 
         (("model.segmentation.tokens=5",), r"model\.segmentation\.tokens: \d+ -> 5"),
         (("model.segmentation.layers=1", "model.segmentation.width=32"), r"segmentation\.layers: .* -> 1, .*width"),
         (("model.knowledge.enabled=true",), r"model\.knowledge\.enabled: False -> True"),
-        (("qa.held_out=[Eyeglasses]",), r"withheld for qa\.held_out: nothing -> \[3\]"),
+        (("reformat.held_out=[Eyeglasses]",), r"withheld for reformat\.held_out: nothing -> \[3\]"),
     ],
 )
 def test_branches_other_than_the_base_has_are_refused(toy, mapped, overrides, told, monkeypatch):
@@ -97,10 +97,10 @@ def test_what_a_map_cannot_keep_to_itself_is_not_held_out(conversations_table, t
     table = conversations_table()
 
     def ask(mode: str) -> order.Order:
-        loaded = settings.load("laptop", ["qa.held_out=[Bald]", f"model.segmentation.mode={mode}"])
+        loaded = settings.load("laptop", ["reformat.held_out=[Bald]", f"model.segmentation.mode={mode}"])
         return order.place_order("align", loaded, table, None, tmp_path / "out", tmp_path / "work", tmp_path / "cache")
 
-    with pytest.raises(UserError, match=r"qa\.held_out: Bald shows in a map .*no hair.*mode: none"):
+    with pytest.raises(UserError, match=r"reformat\.held_out: Bald shows in a map .*no hair.*mode: none"):
         ask("append")
     assert ask("none").stage == "align"
 

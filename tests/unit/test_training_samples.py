@@ -45,7 +45,7 @@ def test_the_faces_are_those_of_validation_with_the_smallest_digests(
 
 def test_the_answers_are_written_and_scored_and_come_again(table, tmp_path):
     torch.set_num_threads(1)
-    settings = settings_module.load("laptop", ["training.threads=1"])
+    settings = settings_module.load("laptop", ["train.threads=1"])
     words = ["Describe the face.", "A woman.", "Is this a woman or a man?"]
     save_model(*build_tiny(settings.model, words, ["a woman", "a man"], 0), tmp_path / "model")
     rows = sample_answers(settings, tmp_path / "model", table)
@@ -77,7 +77,7 @@ def test_relations_are_audited_on_the_training_labels(table):
 
 def test_a_tracked_stage_puts_both_on_its_run(table, tmp_path):
     torch.set_num_threads(1)
-    overrides = ["training.threads=1", "model.knowledge.enabled=true", "model.knowledge.tasks=[gender]"]
+    overrides = ["train.threads=1", "model.knowledge.enabled=true", "model.knowledge.tasks=[gender]"]
     store = Store(tmp_path / "home")
     (store.home / "store").mkdir(parents=True)
     (store.home / "store" / table.digest).symlink_to(table.path)

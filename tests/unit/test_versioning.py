@@ -24,7 +24,7 @@ def place(tmp_path):
     """Settings whose data repository and remote are this test's own."""
 
     def make(home="home", **versioning):
-        overrides = [f"versioning.{key}={value}" for key, value in versioning.items()]
+        overrides = [f"version.{key}={value}" for key, value in versioning.items()]
         return settings.load("laptop", [f"storage.home={tmp_path / home}", *overrides])
 
     return make
@@ -142,7 +142,7 @@ def test_unknown_revisions_and_outputs_in_the_way_are_refused(place, tables, tmp
     assert not has(place(), "abcdef")
     revision = record(place(), *tables)
     for unknown in ("abcdef0", "HEAD", "main", "--all", "", revision.sha[:3]):
-        with pytest.raises(UserError, match=r"is unknown in .*facemllm data log"):
+        with pytest.raises(UserError, match=r"is unknown in .*facemllm version log"):
             restore(place(), unknown, tmp_path / "back")
     with pytest.raises(UserError, match="exists already"):
         restore(place(), revision.sha, tmp_path)
@@ -205,7 +205,7 @@ def test_a_foreign_folder_is_left_alone(place, tables, tmp_path):
     foreign = tmp_path / "foreign"
     subprocess.run(["git", "init", "-q", foreign], check=True)
     (foreign / "work.txt").write_text("work")
-    with pytest.raises(UserError, match=r"is no data repository of ours; set versioning\.repository"):
+    with pytest.raises(UserError, match=r"is no data repository of ours; set version\.repository"):
         record(place(repository=foreign), *tables)
     assert sorted(path.name for path in foreign.iterdir()) == [".git", "work.txt"]
 
@@ -225,7 +225,7 @@ def test_nothing_is_written_outside_the_home_and_nothing_is_said(place, tables, 
         monkeypatch.setenv(variable, str(away))
     (away / ".gitconfig").write_text("[commit]\n gpgSign = true\n[core]\n hooksPath = /bin\n autocrlf = true\n")
     code = (
-        "import sys; from pathlib import Path; from facemllm import settings, versioning as v;"
+        "import sys; from pathlib import Path; from facemllm import settings, version as v;"
         "s = settings.load('laptop', ['storage.home=' + sys.argv[1]]);"
         "r = v.record(s, Path(sys.argv[2]), Path(sys.argv[3])); v.restore(s, r.sha, Path(sys.argv[4]))"
     )

@@ -1,4 +1,4 @@
-"""`data diff` names the rows that changed, and in what; `data log` tells which revision holds what."""
+"""`version diff` names the rows that changed, and in what; `version log` tells which revision holds what."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def work(context: Context) -> Outcome:
         calls.append("called")
         context.out.mkdir()
-        (context.out / "data.txt").write_text(f"identities {context.settings.data.identities}")
+        (context.out / "data.txt").write_text(f"identities {context.settings.ingest.identities}")
         return Outcome(digests.of_tree(context.out), "made")
 
     real = STEPS["ingest"]
@@ -46,10 +46,10 @@ def test_a_step_is_recalled_until_something_it_depends_on_changes(settings: Sett
     first = workflow.execute("ingest", settings)
     assert workflow.execute("ingest", settings) == first
     assert len(counted) == 1
-    other = settings.model_copy(update={"data": settings.data.model_copy(update={"identities": 7})})
+    other = settings.model_copy(update={"ingest": settings.ingest.model_copy(update={"identities": 7})})
     assert workflow.execute("ingest", other) != first
     assert len(counted) == 2
-    gate = settings.model_copy(update={"serving": settings.serving.model_copy(update={"threads": 2})})
+    gate = settings.model_copy(update={"serve": settings.serve.model_copy(update={"threads": 2})})
     workflow.execute("ingest", gate)
     assert len(counted) == 2
 
@@ -64,7 +64,7 @@ def test_a_lost_result_is_made_again(settings: Settings, counted: list[str]) -> 
 
 
 def test_worker_counts_do_not_enter_the_key(settings: Settings) -> None:
-    other = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": 5})})
+    other = settings.model_copy(update={"ingest": settings.ingest.model_copy(update={"workers": 5})})
     step = STEPS["ingest"]
     assert workflow.step_key(step, settings, {}) == workflow.step_key(step, other, {})
 
@@ -198,8 +198,8 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (("pipeline.py", "run", "--set", "training.worker=2"), 1, "did you mean 'workers'?"),
-        (("pipeline.py", "run", "--set", "training.workers=two"), 1, "training.workers"),
+        (("pipeline.py", "run", "--set", "train.worker=2"), 1, "did you mean 'workers'?"),
+        (("pipeline.py", "run", "--set", "train.workers=two"), 1, "train.workers"),
         (("pipeline.py", "run", "--profile", "nowhere"), 1, "no profile 'nowhere'"),
         (("pipeline.py", "run", "--profile", "../params"), 1, "plain name"),
         (("pipeline.py", "run", "--set", "storage.home=/proc/nowhere"), 1, "cannot write"),

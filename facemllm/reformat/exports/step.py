@@ -101,7 +101,7 @@ def _write_sources(settings: Settings, table: Table, folder: Path) -> None:
     told = {
         "conversations": table.digest,
         "note": "Copied from a conversations table. What may be done with it is what every source allows; third_party "
-        "is handing its pictures on. `facemllm faces forget` does not reach this copy: make it again afterwards.",
+        "is handing its pictures on. `facemllm forget` does not reach this copy: make it again afterwards.",
         "uses": ledger.allowed(settings, table.sources),
         "sources": [rows[key].model_dump() for key in table.sources],
     }

@@ -57,7 +57,7 @@ def take() -> Callable[..., Imported]:
     """`take(source, root, settings=[...overrides], **options)`: the rows that an import of a tree gives."""
 
     def run(source: str, root: Path, settings: list[str] | None = None, **options: str) -> Imported:
-        data = load("laptop", settings or []).data
+        data = load("laptop", settings or []).ingest
         found = list(imported(Source(name=source, root=str(root), options=options), data))
         rows = [row for row in found if not isinstance(row, Refused)]
         for row in rows:

@@ -63,7 +63,7 @@ def new(tmp_path, picture):
 
 
 def test_old_rows_are_cropped_to_their_face(old, take):
-    found = take("affectnet", old, ["data.validation_share=0.0"])
+    found = take("affectnet", old, ["ingest.validation_share=0.0"])
     assert [(row["source_id"], row["split"], row["expression"]) for row in found.rows] == [
         ("1/aa", "train", "neutral"),
         ("2/bb", "train", "contempt"),
@@ -110,7 +110,7 @@ def test_a_list_without_header_is_read_in_the_known_order(tmp_path, take, pictur
     lists.mkdir()
     rows = (line("1/a.jpg", 4), line("1/a.jpg", 4), "1/b.jpg,1,2")
     (lists / "automatically_annotated.csv").write_bytes("\r\n".join(rows).encode())
-    found = take("affectnet", tmp_path, ["data.validation_share=0.0"], annotated="automatic")
+    found = take("affectnet", tmp_path, ["ingest.validation_share=0.0"], annotated="automatic")
     assert [(row["source_id"], row["split"], row["expression"]) for row in found.rows] == [("1/a", "train", "fear")]
     listed = "Automatically_Annotated_file_lists/automatically_annotated.csv"
     assert found.refused == [
@@ -120,7 +120,7 @@ def test_a_list_without_header_is_read_in_the_known_order(tmp_path, take, pictur
 
 
 def test_the_new_layout_is_told_by_its_folders(new, take):
-    found = take("affectnet", new, ["data.validation_share=0.0"])
+    found = take("affectnet", new, ["ingest.validation_share=0.0"])
     assert [(row["source_id"], row["split"], row["expression"]) for row in found.rows] == [
         ("train_set/0", "train", "happiness"),
         ("train_set/2", "train", "contempt"),

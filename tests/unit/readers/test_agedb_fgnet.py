@@ -60,7 +60,7 @@ def test_a_name_that_is_not_utf8_is_refused_readably(tmp_path, take, picture):
 def test_agedb_splits_are_drawn_by_person(tmp_path, take, picture):
     for number in range(40):
         picture(tmp_path / f"{number}_Person{number % 8}_{20 + number}_f.jpg", number, (16, 16))
-    rows = take("agedb", tmp_path, ["data.test_share=0.3", "data.validation_share=0.3"]).rows
+    rows = take("agedb", tmp_path, ["ingest.test_share=0.3", "ingest.validation_share=0.3"]).rows
     assert [row["split"] for row in rows] == [split_of(row["subject_id"], 0.3, 0.3) for row in rows]
     by_person = {}
     for row in rows:

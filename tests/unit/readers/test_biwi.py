@@ -100,7 +100,7 @@ def test_people_who_were_recorded_twice_are_one(tree, take):
     subjects = take("biwi", tree).column("subject_id")
     assert subjects["02/frame_00003"] == subjects["21/frame_00010"] != subjects["01/frame_00003"]
     assert TWICE == {"15": "03", "18": "05", "21": "02", "22": "07"}
-    own = take("biwi", tree, ["data.test_share=0", "data.validation_share=0"], protocol="own").column("split")
+    own = take("biwi", tree, ["ingest.test_share=0", "ingest.validation_share=0"], protocol="own").column("split")
     assert set(own.values()) == {"train"}
 
 

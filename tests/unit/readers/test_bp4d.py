@@ -82,11 +82,11 @@ def test_all_units(tree, take):
 
 
 def test_folds_by_person(tree, take):
-    share = ["data.validation_share=0", "data.test_share=0.3"]
+    share = ["ingest.validation_share=0", "ingest.test_share=0.3"]
     splits = {fold: take("bp4d", tree, share, fold=fold).column("split") for fold in ("1", "2", "3")}
     assert {fold: split["F001/T1/0007"] for fold, split in splits.items()} == {"1": "train", "2": "train", "3": "test"}
     assert {fold: split["M003/T8/2440"] for fold, split in splits.items()} == {"1": "test", "2": "train", "3": "train"}
-    drawn = take("bp4d", tree, ["data.validation_share=0.01", "data.test_share=0.98"], fold="none")
+    drawn = take("bp4d", tree, ["ingest.validation_share=0.01", "ingest.test_share=0.98"], fold="none")
     assert set(drawn.column("split").values()) == {"test"}
     assert "F099/T1/1" in drawn.column("split")
     everybody = [person for people in HELD_OUT.values() for person in people.split()]

@@ -115,7 +115,7 @@ def test_csv_repack_with_nested_pictures_and_zeros(tmp_path, picture, take):
     write(tmp_path / "list_eval_partition.csv", "image_id,partition", "000001.jpg,0", "000002.jpg,1", "000003.jpg,2")
     points = ",".join(("image_id", *POINTS.split()))
     write(tmp_path / "list_landmarks_align_celeba.csv", points, "000002.jpg,1,2,3,4,5,6,7,8,9,10")
-    found = take("celeba", tmp_path, ["data.validation_share=0.0"])
+    found = take("celeba", tmp_path, ["ingest.validation_share=0.0"])
     assert found.column("split") == {"000001": "train", "000002": "validation", "000003": "test"}
     assert found.column("gender") == {"000001": "male", "000002": "female", "000003": "female"}
     assert found.column("attributes")["000003"] == dict.fromkeys(NAMES, False) | {"Young": True}

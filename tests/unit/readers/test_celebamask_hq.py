@@ -79,7 +79,7 @@ def test_classes_are_those_of_the_project():
 
 
 def test_splits_labels_poses_and_subjects(tree, take):
-    found = take("celebamask-hq", tree, ["data.validation_share=0.0", "data.test_share=0.0"])
+    found = take("celebamask-hq", tree, ["ingest.validation_share=0.0", "ingest.test_share=0.0"])
     # counted from 0, orig_idx 162770 and 182637 would put both pictures one split too early
     assert found.column("split") == {"0": "train", "1": "train", "2": "validation", "2000": "test"}
     assert found.column("subject_id") == {
@@ -170,7 +170,7 @@ def test_own_splits_need_neither_mapping_nor_partition(tree, take):
 
 
 def test_own_splits_keep_the_subjects(tree, take):
-    found = take("celebamask-hq", tree, ["data.validation_share=0.0", "data.test_share=0.0"], splits="own")
+    found = take("celebamask-hq", tree, ["ingest.validation_share=0.0", "ingest.test_share=0.0"], splits="own")
     assert found.column("subject_id")["2000"] == subject_id("celebamask-hq", "78")
     assert set(found.column("split").values()) == {"train"}
 

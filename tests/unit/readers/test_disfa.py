@@ -86,7 +86,7 @@ def test_labels_from_zero(tmp_path, picture, take):
 
 
 def test_folds_by_person(tree, take):
-    share = ["data.validation_share=0", "data.test_share=0.3"]
+    share = ["ingest.validation_share=0", "ingest.test_share=0.3"]
     for fold, expected in (("1", ("train", "test")), ("2", ("train", "train")), ("3", ("test", "train"))):
         split = take("disfa", tree, share, fold=fold).column("split")
         assert (split["left/SN001/0"], split["left/SN003/0000"]) == expected

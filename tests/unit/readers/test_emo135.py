@@ -33,10 +33,10 @@ def test_folders_are_emotions(tmp_path, take, picture):
 def test_folders_of_splits_above_are_kept_and_validation_is_carved(tmp_path, take, picture):
     for seed, name in enumerate(("Train/grief/1.jpg", "test/grief/1.jpg", "val/love/1.jpg", "val/x.jpg")):
         picture(tmp_path / name, seed)
-    found = take("emo135", tmp_path, ["data.validation_share=0.0"])
+    found = take("emo135", tmp_path, ["ingest.validation_share=0.0"])
     assert found.column("split") == {"Train/grief/1": "train", "test/grief/1": "test", "val/love/1": "validation"}
     assert found.refused == [Refused("val/x.jpg", 0, "not in the folder of an emotion")]
-    carved = take("emo135", tmp_path, ["data.validation_share=0.99", "data.test_share=0.0"])
+    carved = take("emo135", tmp_path, ["ingest.validation_share=0.99", "ingest.test_share=0.0"])
     assert carved.column("split")["Train/grief/1"] == "validation"
 
 

@@ -44,7 +44,7 @@ def tree(tmp_path, picture):
 
 
 def test_rows_and_splits(tree, take):
-    rows = take("fairface", tree, ["data.validation_share=0.0"]).rows
+    rows = take("fairface", tree, ["ingest.validation_share=0.0"]).rows
     assert [(row["source_id"], row["split"], facts(row)) for row in rows] == [
         ("train/1", "train", {"age_range": "0-2", "gender": "male", "ethnicity": "east_asian"}),
         ("train/2", "train", {"age_range": "70+", "gender": "female", "ethnicity": "latino_hispanic"}),

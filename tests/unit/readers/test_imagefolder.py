@@ -19,7 +19,7 @@ KNOWN = (
     *("ethnicity", "skin_tone", "yaw", "pitch", "roll", "action_units"),
 )
 NO_PICTURE = "not a picture by its name (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp)"
-TRAIN_ONLY = ["data.test_share=0.0", "data.validation_share=0.0"]
+TRAIN_ONLY = ["ingest.test_share=0.0", "ingest.validation_share=0.0"]
 
 
 def facts(row):
@@ -137,7 +137,7 @@ def test_splits_that_are_given_stand_and_others_are_drawn_by_person(folder, take
     people = ["", "", "", *[f"p{n % 3}" for n in range(6)], "", "", ""]
     lines = [",".join(cells) for cells in zip(names, people, given, strict=True)]
     root = folder("\n".join(("file,subject,split", *lines)), *names)
-    found = take("imagefolder", root, ["data.test_share=0.4", "data.validation_share=0.4"])
+    found = take("imagefolder", root, ["ingest.test_share=0.4", "ingest.validation_share=0.4"])
     splits = list(found.column("split").values())
     assert splits[:3] == ["train", "validation", "test"]
     drawn = [row["subject_id"] or f"imagefolder:{row['source_id']}" for row in found.rows[3:]]
@@ -299,7 +299,7 @@ def test_splits_that_the_table_never_names_are_carved_out_of_training(tmp_path, 
         picture(tmp_path / f"{number:02d}.png", number)
         rows.append(f"{number:02d}.png,p{number},{'test' if number % 6 == 0 else 'train'}")
     (tmp_path / "labels.csv").write_text("\n".join(rows))
-    found = take("imagefolder", tmp_path, ["data.validation_share=0.3", "data.test_share=0.3"]).column("split")
+    found = take("imagefolder", tmp_path, ["ingest.validation_share=0.3", "ingest.test_share=0.3"]).column("split")
     assert {name for name, split in found.items() if split == "test"} == {f"{n:02d}" for n in range(0, 60, 6)}
     assert 5 < list(found.values()).count("validation") < 30
 

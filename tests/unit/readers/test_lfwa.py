@@ -89,7 +89,7 @@ def tree(tmp_path, picture, values):
 
 
 def test_rows_splits_and_subjects(tree, take):
-    found = take("lfwa", tree, ["data.validation_share=0.0"])
+    found = take("lfwa", tree, ["ingest.validation_share=0.0"])
     assert found.column("split") == {
         "Aaron_Eckhart_0001": "train",
         "Aaron_Eckhart_0002": "train",

@@ -18,7 +18,7 @@ HEADER = (
 )
 NAMES = HEADER.split()
 FILE = "MAAD_Face.csv"
-KEEP = ["data.validation_share=0.0", "data.test_share=0.0"]
+KEEP = ["ingest.validation_share=0.0", "ingest.test_share=0.0"]
 
 
 def line(name, identity, **values):
@@ -104,7 +104,7 @@ def test_persons_right_in_the_root_are_split_by_person(tmp_path, picture, take):
     for seed, name in enumerate(names):
         picture(tmp_path / name, seed)
     write(tmp_path, *(line(name, int(name[1:7])) for name in names))
-    found = take("maad-face", tmp_path, ["data.validation_share=0.3", "data.test_share=0.3"])
+    found = take("maad-face", tmp_path, ["ingest.validation_share=0.3", "ingest.test_share=0.3"])
     splits = [row["split"] for row in found.rows]
     assert set(splits) == {"train", "validation", "test"}
     assert splits[::2] == splits[1::2]

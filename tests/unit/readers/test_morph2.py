@@ -73,7 +73,7 @@ def test_rows_are_taken_and_contradictory_people_refused(tree, take):
 
 
 def test_splits_are_drawn_by_person(tree, take):
-    found = take("morph2", tree, ["data.test_share=0.4", "data.validation_share=0.3"])
+    found = take("morph2", tree, ["ingest.test_share=0.4", "ingest.validation_share=0.3"])
     assert [row["split"] for row in found.rows] == [split_of(row["subject_id"], 0.3, 0.4) for row in found.rows]
     assert len({row["split"] for row in found.rows[:3]}) == 1
 
@@ -88,13 +88,15 @@ def one_person(tmp_path, picture):
 
 
 def test_the_random_protocol_leaks_people_and_says_nothing_of_them(one_person, take):
-    plain = ["data.test_share=0.0", "data.validation_share=0.0"]
+    plain = ["ingest.test_share=0.0", "ingest.validation_share=0.0"]
     found = take("morph2", one_person, plain, protocol="random_80_20")
     splits = [row["split"] for row in found.rows]
     assert {row["subject_id"] for row in found.rows} == {None}
     assert set(splits) == {"train", "test"}
     assert 5 <= splits.count("test") <= 20
-    again = take("morph2", one_person, ["data.test_share=0.5", "data.validation_share=0.4"], protocol="random_80_20")
+    again = take(
+        "morph2", one_person, ["ingest.test_share=0.5", "ingest.validation_share=0.4"], protocol="random_80_20"
+    )
     carved = [row["split"] for row in again.rows]
     assert [split == "test" for split in carved] == [split == "test" for split in splits]
     assert "validation" in carved

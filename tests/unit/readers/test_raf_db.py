@@ -40,7 +40,7 @@ def tree(tmp_path, picture):
 
 
 def test_aligned_pictures_get_their_labels_and_no_landmarks(tree, take):
-    found = take("raf-db", tree, ["data.validation_share=0.0"])
+    found = take("raf-db", tree, ["ingest.validation_share=0.0"])
     assert [(row["source_id"], row["split"], facts(row)) for row in found.rows] == [
         (
             "basic/train_00001",
@@ -71,7 +71,7 @@ def test_what_cannot_be_used_is_refused_with_its_line(tree, take):
 
 
 def test_validation_is_carved_out_of_train_alone(tree, take):
-    found = take("raf-db", tree, ["data.validation_share=0.99", "data.test_share=0.0"])
+    found = take("raf-db", tree, ["ingest.validation_share=0.99", "ingest.test_share=0.0"])
     assert found.column("split") == {
         "basic/train_00001": "validation",
         "basic/train_00002": "validation",

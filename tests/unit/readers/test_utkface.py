@@ -79,7 +79,7 @@ def test_wild_parts_share_names_and_splits_with_the_aligned_pictures(tree, take)
         Refused("part1/61_3_20170109150557335.jpg", 0, BROKEN),
         Refused("part3/25_1_3_20170104020210475.jpg", 0, "25_1_3_20170104020210475 stands there already"),
     ]
-    settings = ["data.test_share=0.5", "data.validation_share=0.2"]
+    settings = ["ingest.test_share=0.5", "ingest.validation_share=0.2"]
     aligned = take("utkface", tree, settings).column("split")
     for name, split in take("utkface", tree, settings, pictures="wild").column("split").items():
         assert aligned.get(name, split) == split

@@ -87,9 +87,11 @@ def test_the_frame_is_the_published_one(tree, take):
 
 
 def test_splits_follow_the_protocol(tree, take):
-    standard = take("300w-lp", tree, ["data.test_share=0.5", "data.validation_share=0.3"]).column("split")
+    standard = take("300w-lp", tree, ["ingest.test_share=0.5", "ingest.validation_share=0.3"]).column("split")
     assert set(standard.values()) <= {"train", "validation"}
-    own = take("300w-lp", tree, ["data.test_share=0.98", "data.validation_share=0.01"], protocol="own").column("split")
+    own = take("300w-lp", tree, ["ingest.test_share=0.98", "ingest.validation_share=0.01"], protocol="own").column(
+        "split"
+    )
     assert set(own.values()) == {"test"}
     assert not any("Flip" in name for name in take("300w-lp", tree, flipped="without").column("split"))
 
