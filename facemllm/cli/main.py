@@ -54,7 +54,7 @@ def main() -> None:
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="align, instruct or specialize.")],
+    stage: Annotated[str, typer.Argument(help="Name of a stage in train.stages.")],
     conversations: Annotated[
         str, typer.Option(help="Digest of a conversations table in the store; default: this profile's.")
     ] = "",
@@ -77,11 +77,11 @@ def train(
 def _inputs(settings: Settings, name: str, **given: str) -> dict[str, str]:
     """Inputs of a step: those given, the rest as remembered for these settings."""
     from facemllm.workflow import runner as workflow
-    from facemllm.workflow.steps import STEPS
+    from facemllm.workflow.steps import steps
 
     records = workflow.recall_all(settings)
     values = {}
-    for key, source in STEPS[name].inputs.items():
+    for key, source in steps(settings)[name].inputs.items():
         if not given.get(key) and source not in records:
             raise UserError(f"{name} needs the result of '{source}'; run that first, or give --{key} DIGEST")
         values[key] = given.get(key) or str(records[source]["output"])

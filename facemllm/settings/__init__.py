@@ -53,7 +53,6 @@ from facemllm.settings.learning import (
     Model,
     Segmentation,
     Stage,
-    Stages,
     Train,
     Trainable,
     Trains,
@@ -91,7 +90,6 @@ __all__ = [
     "Size",
     "Source",
     "Stage",
-    "Stages",
     "Storage",
     "Threshold",
     "Tracking",
@@ -145,7 +143,7 @@ class Settings(Section):
 
     def stages(self) -> dict[str, Stage]:
         """The training stages by name, in order."""
-        return {name: getattr(self.train.stages, name) for name in Stages.model_fields}
+        return dict(self.train.stages)
 
     @property
     def home(self) -> Path:

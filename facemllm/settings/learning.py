@@ -135,13 +135,21 @@ class Lora(Section):
     dropout: Share
 
 
+STEP_NAMES = {
+    *("ingest", "annotate", "reformat", "validate", "version", "evaluate"),
+    *("gate", "register", "deploy", "await_approval", "release"),
+}
+"""Of the other steps, which a stage cannot have."""
+
+
 class Stage(Section):
     """One training stage as data. Learning rates are per optimiser step; `steps` counts optimiser steps.
 
     `tasks` weighs each turn of a task in the draw of `turns_per_image` turns of a face; `batch_images` is over all
     workers. `objective: caption_words` predicts the caption's words from the mean image token through the tied word
     embeddings (no language-model pass); `answers` is the next-token loss on answer tokens. `rates` multiplies the
-    learning rate of single modules; those it does not name have the rate as it is.
+    learning rate of single modules; those it does not name have the rate as it is. `after` names the stage it goes on
+    from; null is the one before it in the list.
     """
 
     trains: Trainable
@@ -158,14 +166,7 @@ class Stage(Section):
     decay: Share
     clip: Annotated[float, Field(gt=0)]
     augment: bool
-
-
-class Stages(Section):
-    """The three stages of Face-MLLM, in order."""
-
-    align: Stage
-    instruct: Stage
-    specialize: Stage
+    after: Annotated[str | None, Field(exclude_if=lambda after: after is None)] = None
 
 
 class Train(Section):
@@ -197,7 +198,7 @@ class Train(Section):
     compile: bool
     divergence: Annotated[float, Field(ge=0)]
     lora: Lora
-    stages: Stages
+    stages: Annotated[dict[str, Stage], Field(min_length=1)]
 
     @field_validator("storage")
     @classmethod
@@ -208,6 +209,35 @@ class Train(Section):
             raise ValueError("is neither a folder nor s3://bucket/prefix; null keeps checkpoints in the step's folder")
         return storage
 
+    @field_validator("stages")
+    @classmethod
+    def _in_order(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+        """The stages as a chain, each after the one that it goes on from."""
+        listed = list(stages)
+        before = {name: stages[name].after or one for name, one in zip(listed, [None, *listed], strict=False)}
+        following: dict[str | None, str] = {}
+        for name, after in before.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in STEP_NAMES:
+                raise ValueError(f"{name}: a stage needs a name of its own in a-z, 0-9 and _, other than a step's")
+            if after is not None and after not in stages:
+                raise ValueError(f"{name}.after: {after!r} is none of the stages {', '.join(listed)}")
+            if after in following:
+                start = f"goes on from {after}" if after else "comes first"
+                raise ValueError(f"{name} {start}, as {following[after]} does; say with `after` which comes first")
+            following[after] = name
+        chain: list[str] = []
+        while (onward := following.get(chain[-1] if chain else None)) is not None:
+            chain.append(onward)
+        if len(chain) < len(listed):
+            raise ValueError(f"{', '.join(sorted(set(listed) - set(chain)))}: these go on from one another in a circle")
+        return {name: stages[name] for name in chain}
+
+    def before(self, stage: str) -> str | None:
+        """The stage that `stage` goes on from; None for the first."""
+        names = list(self.stages)
+        place = names.index(stage)
+        return names[place - 1] if place else None
+
     @model_validator(mode="after")
     def _fewest_are_no_more_than_most(self) -> Train:
         if self.min_workers is not None and self.min_workers > self.workers:
@@ -216,25 +246,15 @@ class Train(Section):
 
 
 class Variant(Section):
-    """A recipe that `facemllm ablate` compares: `set` are overrides as of --set, `stages` those it trains, in order.
+    """A recipe that `facemllm ablate` compares: `set` are overrides as of --set, `stages` those it trains (none: all).
 
     `says` is what it is, in a few words. `control` names a variant that it is held against beside the baseline.
     """
 
     says: Annotated[str, Field(min_length=1)]
     set: list[str]
-    stages: Annotated[list[Literal["align", "instruct", "specialize"]], Field(min_length=1)] = [
-        "align",
-        "instruct",
-        "specialize",
-    ]
+    stages: list[str] = []
     control: str = ""
-
-    @model_validator(mode="after")
-    def _trains_each_stage_once(self) -> Variant:
-        if self.stages != [name for name in Stages.model_fields if name in self.stages]:
-            raise ValueError(f"stages: {self.stages} is no selection of {list(Stages.model_fields)}, in that order")
-        return self
 
 
 class Ablation(Section):

@@ -159,7 +159,11 @@ def _cell(name: str, variant: Variant, settings: Settings, table: str, code: str
         "seed": settings.seed,
     }
     key, keys = digests.of_json(begun), []
-    for stage in variant.stages:
+    listed = list(settings.stages())
+    stages = variant.stages or listed
+    if stages != [stage for stage in listed if stage in stages]:
+        raise UserError(f"ablation.variants.{name}.stages: {stages} is no selection of {listed}, in that order")
+    for stage in stages:
         key = digests.of_json([key, stage, settings.stages()[stage].model_dump()])
         keys.append(key)
-    return Cell(name, settings, tuple(variant.stages), tuple(keys))
+    return Cell(name, settings, tuple(stages), tuple(keys))

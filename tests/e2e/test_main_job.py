@@ -19,10 +19,12 @@ from typing import Any
 import psutil
 import pytest
 
-from facemllm.workflow.steps import STEPS
+from facemllm.settings import load
+from facemllm.workflow.steps import steps as steps_of
 
 pytestmark = pytest.mark.e2e
 ACTS = {"deploy", "await_approval"}
+STEPS = list(steps_of(load("ci")))
 DATA = ("ingest", "annotate", "reformat", "validate", "version")
 
 

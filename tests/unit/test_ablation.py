@@ -75,8 +75,8 @@ def test_one_stage_is_a_selection_of_the_three():
     (cell,) = planned(one={"set": [], "stages": ["specialize"]}, seeds=[0])
     assert cell.stages == ("specialize",)
     assert len(cell.keys) == 1
-    with pytest.raises(ValueError, match="in that order"):
-        Variant(says="odd", set=[], stages=["instruct", "align"])
+    with pytest.raises(UserError, match="in that order"):
+        planned(odd={"set": [], "stages": ["instruct", "align"]})
 
 
 def test_a_variant_with_refused_settings_is_named():

@@ -1,4 +1,4 @@
-"""The steps that decide and serve, from the gate to production: each calls the plain functions of its room."""
+"""The steps `gate`, `register` and `await_approval`: may a model be served, by rules, then by people."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core import digests
-from facemllm.core.step import PARENT_RUN, Context, Outcome, write_json
+from facemllm.core.step import PARENT_RUN, Condition, Context, Outcome, Step, section, write_json
 from facemllm.errors import UserError
 from facemllm.settings import Settings
-from facemllm.tables import CONVERSATIONS, open_table
-from facemllm.version import ledger
 
 
-def gate(c: Context) -> Outcome:
+def _gate(c: Context) -> Outcome:
     """The verdict on an evaluation: `passed`, or `refused`, which also takes a registered model's standing away."""
     from facemllm.promote import gates, registry
 
@@ -33,7 +31,7 @@ def gate(c: Context) -> Outcome:
     return Outcome(digest, figure, output=verdict, facts={"gate": gate})
 
 
-def champion(settings: Settings) -> str:
+def _champion(settings: Settings) -> str:
     """Digest of the model in production; empty if there is none."""
     from facemllm.promote import registry
 
@@ -53,18 +51,19 @@ def _champion_evaluation(c: Context, metrics: Mapping[str, Any]) -> Path | None:
     return c.store.path(str(made["output"]))
 
 
-def register(c: Context) -> Outcome:
+def _register(c: Context) -> Outcome:
     """The model as a version in the registry."""
     from facemllm.promote import registry
 
     metrics = json.loads((c.path("evaluation") / "metrics.json").read_text("utf-8"))
+    gate: Mapping[str, Any] = c.nested("gate", evaluation=c.inputs["evaluation"], champion=_champion(c.settings))
     version = registry.register(
         c.settings,
         model_dir=c.path("model"),
         model_digest=c.inputs["model"],
         evaluation=metrics,
         evaluation_digest=c.inputs["evaluation"],
-        gate=_gate_of(c),
+        gate=gate["gate"],
         run_id=os.environ.get(PARENT_RUN),
     )
     facts = {"name": version.name, "version": version.version, "model_digest": c.inputs["model"]}
@@ -72,14 +71,7 @@ def register(c: Context) -> Outcome:
     return Outcome(digest, f"{version.name} version {version.version}", output=str(version.version), facts=facts)
 
 
-def _gate_of(c: Context) -> dict[str, Any]:
-    """The gate's verdict with its reasons, as the gate left it in the store."""
-    record = c.nested("gate", evaluation=c.inputs["evaluation"], champion=champion(c.settings))
-    gate: dict[str, Any] = record["gate"]
-    return gate
-
-
-def still_registered(settings: Settings, record: Mapping[str, Any]) -> bool:
+def _still_registered(settings: Settings, record: Mapping[str, Any]) -> bool:
     """Whether a remembered version is still registered with the same bytes, and in standing."""
     from facemllm.promote import registry
 
@@ -90,39 +82,12 @@ def still_registered(settings: Settings, record: Mapping[str, Any]) -> bool:
         return False
 
 
-def deploy(c: Context) -> Outcome:
-    """The version in staging, proved by one question."""
-    from facemllm.promote import registry
-    from facemllm.serve import deploy
-
-    version = registry.find_version(c.settings, c.inputs["version"])
-    folder = model_dir(c.settings, version)
-    endpoint = deploy.deploy(c.settings, folder, version.digest, str(version.version), _probe(c, version))
-    return Outcome(version.digest, endpoint.predict_url, output=endpoint.predict_url)
-
-
-def await_approval(c: Context) -> Outcome:
+def _await_approval(c: Context) -> Outcome:
     """What a person has decided: `approved`, `rejected` or `pending`."""
     from facemllm.promote import approvals
 
     state = approvals.await_decision(c.settings, c.inputs["version"], c.settings.promote.wait_minutes)
     return Outcome(digests.of_json({"version": c.inputs["version"], "state": state}), state, output=state)
-
-
-def release(c: Context) -> Outcome:
-    """An approved version in production. Raises UserError for any other, and where a source's terms forbid serving."""
-    from facemllm.promote import approvals, registry
-    from facemllm.serve import deploy
-
-    version = approvals.require_approved(c.settings, c.inputs["version"])
-    folder = model_dir(c.settings, version)
-    ledger.require(c.settings, ledger.sources_of_model(folder), "serve")
-    before = registry.champion(c.settings)
-    put_back = before is not None and approvals.state(c.settings, before.version) == "approved"
-    number = str(version.version)
-    endpoint = deploy.release(c.settings, folder, version.digest, number, _probe(c, version), put_back=put_back)
-    registry.set_alias(c.settings, version.version, "champion")
-    return Outcome(version.digest, endpoint.predict_url, output=endpoint.predict_url)
 
 
 def model_dir(settings: Settings, version: Any) -> Path:
@@ -143,21 +108,36 @@ def model_dir(settings: Settings, version: Any) -> Path:
     return path
 
 
-def _probe(c: Context, version: Any) -> Any:
-    """One closed question about one held-out face that evaluation answered, with the face's very bytes."""
-    from facemllm.serve.deploy import Probe
+GATE = Step(
+    name="gate",
+    module="facemllm.promote.gates",
+    sections=section("promote", promote={"wait_minutes"}),
+    inputs={"evaluation": "evaluate"},
+    work=_gate,
+    world={"champion": _champion},
+    still=lambda settings, record: record["output"] == "passed",  # the registry hears of a refusal every time
+)
 
-    evaluation = c.store.path(version.evaluation)
-    metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
-    samples = json.loads((evaluation / "samples" / "samples.json").read_text("utf-8"))
-    asked = [(s["image_id"], q) for s in samples for q in s["questions"] if q["metric"] != "fact_f1"]
-    if not asked:
-        raise UserError(
-            "evaluation asked no closed question that staging could be proved by; add a task to reformat.tasks"
-        )
-    image_id, question = max(asked, key=lambda pair: (pair[1]["parsed"] is not None, pair[1]["metric"] != "mae"))
-    conversations = open_table(c.store.path(metrics["conversations_digest"]), CONVERSATIONS)
-    faces = conversations.iterate(["image_id", "images", "segmentation"], metrics["split"])
-    face = next(face for face in faces if face["image_id"] == image_id)
-    shown = (face["segmentation"] or {}).get("bytes") if metrics.get("maps") else None
-    return Probe(face["images"][0]["bytes"], question["question"], question["raw"], question["parsed"], shown)
+
+def register_step(last_stage: str) -> Step:
+    """The step `register`, of the model that the last training stage gives."""
+    return Step(
+        name="register",
+        module="facemllm.promote.registry",
+        sections=lambda s: {"model_name": s.promote.model_name, "tracking": s.tracking.model_dump()},
+        inputs={"model": last_stage, "evaluation": "evaluate", "gate": "gate"},
+        work=_register,
+        when=Condition("gate-passed", "gate", "passed"),
+        still=_still_registered,
+    )
+
+
+AWAIT_APPROVAL = Step(
+    name="await_approval",
+    module="facemllm.promote.approvals",
+    sections=section("promote"),
+    inputs={"version": "register"},
+    work=_await_approval,
+    after=("deploy",),
+    keeps=False,
+)
