@@ -34,7 +34,7 @@ from facemllm.settings.data import (
     Version,
     VisionLanguage,
 )
-from facemllm.settings.deciding import (
+from facemllm.settings.promote import (
     RAY_PORTS,
     Cluster,
     Cost,
@@ -46,7 +46,7 @@ from facemllm.settings.deciding import (
     Threshold,
     Tracking,
 )
-from facemllm.settings.learning import (
+from facemllm.settings.train import (
     Ablation,
     Knowledge,
     Lora,
