@@ -34,7 +34,7 @@ from facemllm.settings.data import (
     Version,
     VisionLanguage,
 )
-from facemllm.settings.promote import (
+from facemllm.settings.operations import (
     RAY_PORTS,
     Cluster,
     Cost,
