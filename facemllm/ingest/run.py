@@ -19,8 +19,7 @@ from PIL import Image
 from facemllm import tasks
 from facemllm.core import digests, progress
 from facemllm.core.files import publish
-from facemllm.core.machine import cores
-from facemllm.core.parallel import ordered
+from facemllm.core.machine import cores, ordered
 from facemllm.errors import UserError
 from facemllm.ingest.duplicates import Census, look
 from facemllm.ingest.importing import LOOK, folder_of, imported, split_of
