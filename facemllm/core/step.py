@@ -69,7 +69,9 @@ def step_key(step: Step, settings: Settings, inputs: Mapping[str, str]) -> str:
     values: dict[str, Any] = {"seed": settings.seed, "step": step.sections(settings)}
     if step.name in ("ingest", "annotate", "reformat"):
         values["restore"] = settings.version.restore
-    return Store(settings.home).key(step.name, step.module, values, inputs)
+    asked = (*settings.reformat.tasks, *(["zero_shot"] if settings.reformat.held_out else []))
+    every = settings.version.restore is not None  # a restored revision may ask other tasks
+    return Store(settings.home).key(step.name, step.module, values, inputs, None if every else asked)
 
 
 def write_json(folder: Path, name: str, value: Any) -> str:
