@@ -20,14 +20,29 @@ import psutil
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 AHEAD = 2  # jobs a process beside the one it is at
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _TICK_S = 0.5
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent dies, even by SIGKILL (Linux; elsewhere a no-op)."""
+def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
+    """Ask the kernel to send this process a signal when its parent dies, even by SIGKILL (Linux; elsewhere a no-op).
+
+    `parent` says who that was: if it is gone already, this process ends at once.
+    """
+    prctl(_PR_SET_PDEATHSIG, number)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Make what this process's children leave behind its own children, so that it stays in its tree (Linux)."""
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def prctl(option: int, value: int) -> None:
+    """Linux's `prctl(2)`; elsewhere a no-op."""
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def die_with(pid: int) -> None:

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from facemllm.core import servers, services
-from facemllm.core.processes import Identity, Record, boot_id, end_tree, healthy
+from facemllm.core.processes import Identity, Record, Service, boot_id, end_tree, trouble
 from facemllm.errors import UserError
-from facemllm.settings import Settings, load
+from facemllm.settings import RAY_PORTS, Settings, load
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def record(**changes: object) -> Record:
-    me = Identity.of(os.getpid())
-    plain = Record("staging", me, None, "t" * 32, "d", 1, "u", 0.0, 0, boot_id(), ("http://127.0.0.1:1/",))
+    service = Service("staging", ("sleep", "1"), 1, "u", ("http://127.0.0.1:1/",), {"A": "1"})
+    plain = Record(service, "t" * 32, boot_id(), 0.0, 9.0, supervisor=Identity.of(os.getpid()))
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
 def test_mlflow_stays_on_loopback_without_job_runners(settings: Settings) -> None:
     service = servers.mlflow(settings)
-    assert service.command[service.command.index("--host") + 1] == "127.0.0.1"
+    assert "--host=127.0.0.1" in service.command
     assert service.env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert service.client_env["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{settings.services.mlflow_port}"
 
@@ -43,7 +43,7 @@ def test_ray_keeps_to_its_own_ports_and_a_short_path(settings: Settings) -> None
     ports = [int(flag.rpartition("=")[2]) for flag in service.command if "port=" in flag]
     ports += [int(value) for key, value in service.env.items() if key.endswith("METRIC_PORT")]
     assert len(set(ports)) == len(ports)
-    assert all(base <= port <= base + servers.RAY_PORTS for port in ports)
+    assert all(base <= port <= base + RAY_PORTS for port in ports)
     assert service.client_env["RAY_ADDRESS"] == f"127.0.0.1:{base}"
     assert len(str(service.folder)) + 65 < 107
     assert not service.restart
@@ -56,7 +56,7 @@ def test_no_other_port_may_lie_among_rays() -> None:
 
 def test_another_model_is_another_service(settings: Settings, tmp_path: Path) -> None:
     first, second = (servers.model_server(settings, "staging", tmp_path, digest, "1") for digest in ("a", "b"))
-    assert first.digest != second.digest
+    assert first != second
     assert first == servers.model_server(settings, "staging", tmp_path, "a", "1")
 
 
@@ -65,6 +65,8 @@ def test_what_is_not_there_is_said_plainly(settings: Settings) -> None:
         services.up(settings, "redis")
     with pytest.raises(UserError, match="no model was deployed to staging"):
         services.up(settings, "staging")
+    with pytest.raises(UserError, match="no service 'redis'"):
+        services.down(settings, ["redis"])
     assert services.down(settings) == []
     assert {row.state for row in services.status(settings)} == {"down"}
 
@@ -117,9 +119,9 @@ def test_ending_a_tree_ends_what_ignores_the_request() -> None:
     end_tree(process.pid)  # gone already: no error
 
 
-def test_nothing_answers_on_a_closed_port() -> None:
-    assert not healthy(("http://127.0.0.1:1/",), 0.5)
-    assert not healthy(("no url",), 0.5)
+def test_what_is_wrong_with_a_server_is_said() -> None:
+    assert trouble(("http://127.0.0.1:1/",), 0.5).startswith("http://127.0.0.1:1/: [Errno 111]")
+    assert trouble(("no url",), 0.5).startswith("no url: unknown url type")
 
 
 def test_supervisors_are_light() -> None:
