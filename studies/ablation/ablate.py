@@ -1,4 +1,4 @@
-"""`facemllm ablate`: train and measure every variant from every seed, and say what is shown.
+"""`python -m studies.ablation`: train and measure every variant from every seed, and say what is shown.
 
 A variant from a seed is a cell, named by all that its figures follow from: a finished cell is not made again, a changed
 setting makes again only the cells that it touches, and cells that begin alike train what they share once.
@@ -102,7 +102,7 @@ def _read(out: Path, cell: Cell) -> dict[str, Any]:
 
 def _command(profile: str, overrides: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
     """What was asked for, without folders: those differ from machine to machine."""
-    words = ["facemllm", "ablate", "CONVERSATIONS", "OUT", "--profile", profile]
+    words = ["python", "-m", "studies.ablation", "CONVERSATIONS", "OUT", "--profile", profile]
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--variants", ",".join(variants)] if variants else []
     return words + (["--seeds", ",".join(map(str, seeds))] if seeds else [])

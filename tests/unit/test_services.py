@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from facemllm.cli import main as cli
+from facemllm.cli import options
 from facemllm.core import servers, services
-from facemllm.core.processes import Identity, Record, Service, boot_id, end_tree, trouble
+from facemllm.core.processes import TOKEN, Identity, Record, Service, boot_id, end_tree, trouble
 from facemllm.errors import UserError
 from facemllm.settings import RAY_PORTS, Settings, load
 
@@ -76,6 +81,55 @@ def test_the_model_last_proved_is_remembered(settings: Settings, tmp_path: Path)
     assert servers.deployed(settings, "staging") is None
     servers.note_deployed(settings, "staging", servers.Deployed(tmp_path, "abc", "3"))
     assert servers.deployed(settings, "staging") == servers.Deployed(tmp_path, "abc", "3")
+
+
+@pytest.fixture
+def orphan(tmp_path: Path, settings: Settings, monkeypatch) -> Iterator[Callable[[str], int]]:
+    """`orphan(folder)`: what a killed supervisor left in a home beside the laptop's, which is `.facemllm`."""
+    home = settings.storage.model_copy(update={"home": str(tmp_path / ".facemllm")})
+    chosen = settings.model_copy(update={"storage": home})
+    monkeypatch.setattr(cli, "load", lambda *_: chosen)
+    monkeypatch.setattr(options, "load", lambda *_: chosen)
+    left = []
+
+    def leave(folder: str) -> int:
+        token = f"{folder:x<32}"
+        left.append(subprocess.Popen(["sleep", "60"], env={**os.environ, TOKEN: token}))
+        record(token=token, supervisor=None).write(tmp_path / folder / "services" / "staging.json")
+        return left[-1].pid
+
+    yield leave
+    for process in left:
+        process.kill()
+        process.wait()
+
+
+def ask(*words: str) -> str:
+    done = CliRunner().invoke(cli.app, ["services", *words])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_down_says_what_it_stops_in_every_home_or_in_that_of_a_profile(orphan, tmp_path: Path) -> None:
+    first, second = orphan(".facemllm"), orphan(".facemllm-ci")
+    assert ask("down", "--profile", "laptop") == f"stopped staging of {tmp_path}/.facemllm\n"
+    assert [psutil.pid_exists(pid) for pid in (first, second)] == [False, True]
+    assert ask("down", "ray") == "no local server runs\n"
+    assert ask("down") == f"stopped staging of {tmp_path}/.facemllm-ci\n"
+    assert not psutil.pid_exists(second)
+    assert ask("down") == "no local server runs\n"
+
+
+def test_status_gives_times_people_read_and_says_why(orphan, tmp_path: Path) -> None:
+    orphan(".facemllm")
+    assert "orphaned" in ask("status")
+    assert "its supervisor is gone" in ask("status")
+    since = time.mktime((2026, 5, 17, 9, 30, 0, 0, 0, -1))
+    record(since=since).write(tmp_path / ".facemllm" / "services" / "mlflow.json")
+    assert re.search(r"mlflow +unhealthy +- +2026-05-17 09:30:00 ", ask("status"))
+    assert "http://127.0.0.1:1/: [Errno 111] Connection refused" in ask("status")
+    rows = json.loads(ask("status", "--json"))["services"]
+    assert (rows[0]["since"], rows[0]["why"][:7], rows[3]["state"]) == (since, "http://", "down")
 
 
 def test_a_record_survives_its_file_and_a_damaged_one_is_none(tmp_path: Path) -> None:
