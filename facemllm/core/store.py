@@ -25,9 +25,11 @@ class Store:
 
     home: Path
 
-    def key(self, step: str, module: str, settings: Any, inputs: Mapping[str, Any]) -> str:
-        """Name of a piece of work: the step, the code behind it, its settings and its inputs."""
-        code = digests.of_code(module)
+    def key(
+        self, step: str, module: str, settings: Any, inputs: Mapping[str, Any], tasks: tuple[str, ...] | None = None
+    ) -> str:
+        """Name of a piece of work: step, code (with that of the `tasks` it asks; None: all), settings and inputs."""
+        code = digests.of_code(module, tasks)
         return digests.of_json({"step": step, "code": code, "settings": settings, "inputs": dict(inputs)})
 
     def path(self, digest: str) -> Path:

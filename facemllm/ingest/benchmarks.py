@@ -40,7 +40,7 @@ from facemllm.errors import UserError, one_line
 from facemllm.ingest import labels
 from facemllm.ingest.reader import Refuse, Refused
 from facemllm.ingest.readers.files import files, snake
-from facemllm.tasks import draw
+from facemllm.tasks.base import draw
 
 KEYS = ("facexbench", "face-human-bench")
 

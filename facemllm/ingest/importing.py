@@ -22,8 +22,7 @@ import numpy as np
 from PIL import Image
 
 from facemllm.core import digests, images
-from facemllm.core.machine import cores
-from facemllm.core.parallel import ordered
+from facemllm.core.machine import cores, ordered
 from facemllm.errors import UserError
 from facemllm.ingest.duplicates import look
 from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused

@@ -83,7 +83,7 @@ def register(
             withdraw(settings, model_digest, reasons)
             why = f": {'; '.join(reasons)}" if reasons else ""
             raise UserError(f"the gate refused model {model_digest[:12]}{why}; only a model that passes is registered")
-        if digests.of_tree(model_dir) != model_digest:
+        if digests.of_tree(model_dir, fresh=True) != model_digest:
             raise UserError(f"{model_dir}: bytes do not match the model's digest {model_digest[:12]}; make it again")
         lineage = behind(Store(settings.home), model_digest) if lineage is None else dict(lineage)
         sources = ledger.sources_of_model(model_dir)
@@ -162,13 +162,13 @@ def fetch(settings: Settings, version: int | str, out: Path) -> Path:
     Raises UserError, leaving nothing behind, if what the server holds is not what was registered.
     """
     found = find_version(settings, version)
-    if out.is_dir() and digests.of_tree(out) == found.digest:
+    if out.is_dir() and digests.of_tree(out, fresh=True) == found.digest:
         return out
     partial = partial_folder(out)
     try:
         with guard(uri(settings)):
             folder = _download(settings, connect(settings), _model_id(found), partial)
-        if digests.of_tree(folder) != found.digest:
+        if digests.of_tree(folder, fresh=True) != found.digest:
             raise UserError(
                 f"{found.name} version {found.version}: the bytes that MLflow holds are not those registered "
                 f"({found.digest[:12]}); do not use them: restore MLflow's artifacts, or delete that version there and "
@@ -207,7 +207,7 @@ def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str,
             client.log_model_artifacts(left.model_id, str(folder))
         partial = partial_folder(settings.home / "work" / f"check-{left.model_id}")
         try:
-            whole = digests.of_tree(_download(settings, client, left.model_id, partial)) == digest
+            whole = digests.of_tree(_download(settings, client, left.model_id, partial), fresh=True) == digest
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         if whole:

@@ -43,7 +43,7 @@ def check(model: Path, digest: str) -> None:
         raise UserError(f"{model} holds {unsafe[0]}, which can carry code; only safetensors are served")
     if not any(model.glob("*.safetensors")):
         raise UserError(f"{model} holds no *.safetensors")
-    if (found := digests.of_tree(model)) != digest:
+    if (found := digests.of_tree(model, fresh=True)) != digest:
         raise UserError(
             f"{model} has digest {found[:12]}, not {digest[:12]}: its bytes are not those that were approved"
         )

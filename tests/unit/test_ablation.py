@@ -221,7 +221,7 @@ def test_words_say_a_loss_as_plainly_as_a_gain():
 
 def test_the_page_holds_every_variant_and_what_it_was_made_with():
     results = {
-        "command": "facemllm ablate CONVERSATIONS OUT",
+        "command": "python -m studies.ablation CONVERSATIONS OUT",
         "baseline": "base",
         "controls": {},
         "says": {"base": "plain", "good": "better", "same": "alike"},

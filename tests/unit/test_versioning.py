@@ -190,7 +190,7 @@ def test_two_recordings_at_once_are_told_apart(place, tables, tmp_path):
         fcntl.flock(held, fcntl.LOCK_EX)
         held.write("pid 4711")
         held.flush()
-        with pytest.raises(UserError, match=r"another process \(pid 4711\) is recording"):
+        with pytest.raises(UserError, match=r"another process is recording.*\(lock .*data-repo.lock, pid 4711\)"):
             record(place(), *tables)
     assert record(place(), *tables).new, "a lock whose holder is gone holds nobody up"
 
