@@ -42,8 +42,8 @@ class Names:
         bucket.append(digest)
         return True
 
-    def __contains__(self, name: str) -> bool:
-        digest = _digest(name)
+    def __contains__(self, name: object) -> bool:
+        digest = _digest(str(name))
         return digest in self._buckets.get(digest % _BUCKETS, ())
 
 

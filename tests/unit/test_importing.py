@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -17,7 +16,7 @@ from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.ingest import importing
 from facemllm.ingest.importing import LOOK, fingerprint, imported, options_of, split_of
-from facemllm.ingest.reader import Face, Refuse, Refused
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused
 from facemllm.settings import Source, load
 from facemllm.tables import mapping, subject_id
 
@@ -44,7 +43,7 @@ def run(tmp_path, monkeypatch):
     """`run(faces, *settings, official=(), workers=0)`: what an import makes of a reader that gives these."""
 
     def go(faces, *settings, official=(), workers=0):
-        fake = SimpleNamespace(KEY="fake", OPTIONS={}, OFFICIAL=official, read=lambda root, options: iter(faces))
+        fake = Reader(lambda root, options: iter(faces), official=official)
         monkeypatch.setattr(importing, "reader", lambda name: fake)
         data = load("laptop", list(settings)).ingest
         return imported(Source(name="imagefolder", root=str(tmp_path)), data, workers)

@@ -35,12 +35,7 @@ from typing import Any
 
 from facemllm.errors import UserError
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-from facemllm.ingest.readers.files import files, small
-
-KEY = "affectnet"
-OPTIONS = {"classes": ("8", "7"), "annotated": ("manual", "automatic")}
-OFFICIAL = ("train", "test")
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, files, small
 
 CODES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 DROPPED = {8: "none", 9: "uncertain", 10: "non-face"}
@@ -76,6 +71,9 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         places = (f"{kind}_Annotated_file_lists", f"{kind}_Annotated/{kind}_Annotated_file_lists", f"{kind}_Annotated")
         path = labels.existing(root, *(f"{place}/{name}.csv" for place in places), f"{name}.csv")
         yield from _old(root, path, pictures, split, classes)
+
+
+READERS = {"affectnet": Reader(read, {"classes": ("8", "7"), "annotated": ("manual", "automatic")}, ("train", "test"))}
 
 
 def _old(root: Path, path: Path, pictures: Path, split: str, classes: int) -> Iterator[Face | Refused]:

@@ -39,14 +39,9 @@ from numpy.typing import NDArray
 
 from facemllm.core import images
 from facemllm.errors import UserError
-from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-from facemllm.ingest.readers import attributes, pictures
-from facemllm.ingest.readers.celeba_files import PARTITION, Beside, find, pairs, sheet, split, subjects
-
-KEY = "celebamask-hq"
-OPTIONS: Mapping[str, tuple[str, ...]] = {"splits": ("official", "own")}
-OFFICIAL = ("train", "validation", "test")
+from facemllm.ingest import attributes, labels
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, unlabelled_pictures
+from facemllm.ingest.readers.celeba import PARTITION, Beside, find, pairs, sheet, split, subjects
 
 PARTS = (
     *("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip"),
@@ -75,7 +70,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     poses = _poses(root)
     known: dict[str, tuple[str | None, str | None]] = {}
     yield from _originals(root, official, known)
-    coding, labelled = attributes.Coding(), pictures.Names()
+    coding, labelled = attributes.Coding(), labels.Names()
     for row in main.rows:
         if isinstance(row, Refused):
             yield row
@@ -109,7 +104,10 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             more=partial(_segmentation, root, int(path.stem)),
         )
     yield from (row for row in (poses.rest() if poses else ()) if isinstance(row, Refused))
-    yield from pictures.unlabelled(root, place, labelled)
+    yield from unlabelled_pictures(root, place, labelled)
+
+
+READERS = {"celebamask-hq": Reader(read, {"splits": ("official", "own")}, ("train", "validation", "test"))}
 
 
 def painted(masks: Path, root: Path, number: int) -> NDArray[np.uint8]:

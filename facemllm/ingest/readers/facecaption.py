@@ -31,13 +31,8 @@ from typing import Any
 
 from facemllm.errors import UserError, one_line
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Box, Face, Refuse, Refused
-from facemllm.ingest.readers.files import files, snake
-from facemllm.ingest.readers.shards import samples, tars, widened
-
-KEY = "facecaption"
-OPTIONS: dict[str, tuple[str, ...]] = {"box": ("corners", "sizes")}
-OFFICIAL: tuple[str, ...] = ()
+from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, files, snake
+from facemllm.ingest.shards import samples, tars, widened
 
 COLUMNS = {
     "image": ("image", "file", "file_name", "image_path", "path"),
@@ -68,6 +63,9 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         name = table.name
         for item in _parquet(table) if name.lower().endswith(".parquet") else _csv(table, root):
             yield item if isinstance(item, Refused) else _named(name, *item, root, sizes)
+
+
+READERS = {"facecaption": Reader(read, {"box": ("corners", "sizes")})}
 
 
 def _shard(shard: Path, root: Path, sizes: bool) -> Iterator[Face | Refused]:

@@ -23,12 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-from facemllm.ingest.readers.files import snake, unlabelled
-
-KEY = "fairface"
-OPTIONS = {"margin": ("025", "125"), "rows": ("all", "service_test")}
-OFFICIAL = ("train", "test")
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, snake, unlabelled
 
 AGES = {age: age for age in ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69")}
 AGES["more than 70"] = "70+"
@@ -74,6 +69,9 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
                 labels=facts,
             )
         yield from unlabelled(labels.existing(pictures, part), root, named, path.name)
+
+
+READERS = {"fairface": Reader(read, {"margin": ("025", "125"), "rows": ("all", "service_test")}, ("train", "test"))}
 
 
 def _facts(values: Mapping[str, str]) -> dict[str, str]:

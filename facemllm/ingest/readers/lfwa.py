@@ -29,14 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facemllm.errors import UserError, one_line
-from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-from facemllm.ingest.readers import attributes, pictures
-from facemllm.ingest.readers.files import folders
-
-KEY = "lfwa"
-OPTIONS: Mapping[str, tuple[str, ...]] = {"attributes": ("40", "73")}
-OFFICIAL = ("train", "test")
+from facemllm.ingest import attributes, labels
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, folder, folders, unlabelled_pictures
 
 _FOLDERS = ("lfw", "lfw-funneled", "lfw_funneled", "lfw-deepfunneled", "lfw_deepfunneled")
 _INDICES = "indices_train_test.mat"
@@ -49,11 +43,11 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
 
     Raises UserError when a file or the folder of pictures is missing or has not the stated form.
     """
-    place = pictures.folder(root, *_FOLDERS)
+    place = folder(root, *_FOLDERS)
     file = f"lfw_att_{options['attributes']}.mat"
     names, texts, values = _labels(labels.existing(root, file), int(options["attributes"]))
     splits = yield from _splits(labels.existing(root, _INDICES), len(texts))
-    coding, labelled = attributes.Coding(), pictures.Names()
+    coding, labelled = attributes.Coding(), labels.Names()
     for number, (text, row) in enumerate(zip(texts, values, strict=True), start=1):
         try:
             if text is None:
@@ -79,7 +73,10 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             labels=found,
         )
     for person in folders(place):
-        yield from pictures.unlabelled(root, place / person, labelled)
+        yield from unlabelled_pictures(root, place / person, labelled)
+
+
+READERS = {"lfwa": Reader(read, {"attributes": ("40", "73")}, ("train", "test"))}
 
 
 def _written(value: float) -> str:
@@ -108,7 +105,7 @@ def _splits(path: Path, count: int) -> Generator[Refused, None, list[list[str]]]
     """Returns the splits that name each place; yields the indices that are none of 1 to `count`."""
     splits: list[list[str]] = [[] for _ in range(count)]
     with _opened(path) as file:
-        for split in OFFICIAL:
+        for split in ("train", "test"):
             key = f"indices_img_{split}"
             for place, index in enumerate(_numbers(file, path, key).ravel(), start=1):
                 if index != index // 1 or not 1 <= index <= count:

@@ -28,14 +28,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from facemllm.errors import UserError
-from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-from facemllm.ingest.readers import attributes, pictures
-from facemllm.ingest.readers.files import folders
-
-KEY = "maad-face"
-OPTIONS: Mapping[str, tuple[str, ...]] = {}
-OFFICIAL = ("train", "test")
+from facemllm.ingest import attributes, labels
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, folders, unlabelled_pictures
 
 _PERSON = re.compile(r"n\d{6}", re.ASCII)
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test", "": None}
@@ -54,7 +48,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     line, first = next(numbered, (1, ""))
     header = [part.strip() for part in next(csv.reader([first]), [])]
     places, names = _columns(path, line, header)
-    seen, labelled = pictures.Names(), pictures.Names()
+    seen, labelled = labels.Names(), labels.Names()
     for line, text in numbered:
         try:
             values = _fields(text, len(header))
@@ -81,7 +75,10 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             labels=attributes.labels(found),
         )
     for folder, _ in people.values():
-        yield from pictures.unlabelled(root, folder, labelled)
+        yield from unlabelled_pictures(root, folder, labelled)
+
+
+READERS = {"maad-face": Reader(read, official=("train", "test"))}
 
 
 def _columns(path: Path, line: int, header: list[str]) -> tuple[dict[str, int], list[str]]:

@@ -27,11 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-
-KEY = "morph2"
-OPTIONS = {"protocol": ("subject_exclusive", "random_80_20")}
-OFFICIAL = ("train", "test")
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused
 
 GENDERS = {"M": "male", "F": "female"}
 RACES = {"W": "white", "B": "black", "A": "asian", "H": "hispanic", "O": "other"}
@@ -70,6 +66,9 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             split=_random_split(picture.stem) if by_picture else None,
             labels=facts,
         )
+
+
+READERS = {"morph2": Reader(read, {"protocol": ("subject_exclusive", "random_80_20")}, ("train", "test"))}
 
 
 def _person(values: dict[str, str]) -> str:
