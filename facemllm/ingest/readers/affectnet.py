@@ -35,7 +35,7 @@ from typing import Any
 
 from facemllm.errors import UserError
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Reader, Refuse, Refused, files, small
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, faces, files, small
 
 CODES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 DROPPED = {8: "none", 9: "uncertain", 10: "non-face"}
@@ -77,24 +77,15 @@ READERS = {"affectnet": Reader(read, {"classes": ("8", "7"), "annotated": ("manu
 
 
 def _old(root: Path, path: Path, pictures: Path, split: str, classes: int) -> Iterator[Face | Refused]:
-    name = path.relative_to(root).as_posix()
-    for row in _rows(path, root):
-        if isinstance(row, Refused):
-            yield row
-            continue
-        number, values = row
-        try:
-            expression = _expression(values["expression"], classes)
-            picture = labels.inside(pictures, values["subDirectory_filePath"])
-            left, top, width, height = (labels.number(values[column], column) for column in COLUMNS[1:5])
-            if width <= 0 or height <= 0:
-                raise Refuse(f"the face box is {width:g} x {height:g} pixels")
-            points = _points(values["facial_landmarks"].split(";"))
-        except Refuse as error:
-            yield Refused(name, number, str(error))
-            continue
+    def face(number: int, values: Mapping[str, str]) -> Face:
+        expression = _expression(values["expression"], classes)
+        picture = labels.inside(pictures, values["subDirectory_filePath"])
+        left, top, width, height = (labels.number(values[column], column) for column in COLUMNS[1:5])
+        if width <= 0 or height <= 0:
+            raise Refuse(f"the face box is {width:g} x {height:g} pixels")
+        points = _points(values["facial_landmarks"].split(";"))
         box = (left, top, left + width, top + height)
-        yield Face(
+        return Face(
             file=picture.relative_to(root).as_posix(),
             row=number,
             source_id=picture.relative_to(pictures).with_suffix("").as_posix(),
@@ -103,6 +94,8 @@ def _old(root: Path, path: Path, pictures: Path, split: str, classes: int) -> It
             crop=box,
             labels={"expression": expression, "box": list(box), "landmarks": points},
         )
+
+    yield from faces(_rows(path, root), path.relative_to(root).as_posix(), face)
 
 
 def _rows(path: Path, root: Path) -> Iterator[labels.Row | Refused]:

@@ -39,7 +39,7 @@ from typing import Any
 from facemllm.errors import UserError
 from facemllm.ingest import labels
 from facemllm.ingest.attributes import ATTRIBUTES
-from facemllm.ingest.reader import PICTURES, Box, Face, Reader, Refuse, Refused, listing, snake
+from facemllm.ingest.reader import PICTURES, Box, Face, Reader, Refuse, Refused, faces, listing, snake
 from facemllm.tables import SPLITS
 
 LABELS = "labels.csv"
@@ -82,23 +82,20 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     splits = _splits_named(path, root)
     named: set[str] = set()
     taken: set[str] = set()
-    count = 0
-    for row in labels.table(path, root, "file"):
-        count += 1
-        if isinstance(row, Refused):
-            yield row
-            continue
-        number, values = row
-        try:
-            picture = labels.inside(root, values["file"])
-            file = picture.relative_to(root).as_posix()
-            if file in named:
-                raise Refuse(f"{file} has a row already")
-            named.add(file)
-            yield replace(_face(file, picture, number, parsed(values), taken, options["crop"]), official=splits)
-        except Refuse as error:
-            yield Refused(LABELS, number, str(error))
-    if not count:
+
+    def face(number: int, values: Mapping[str, str]) -> Face:
+        picture = labels.inside(root, values["file"])
+        file = picture.relative_to(root).as_posix()
+        if file in named:
+            raise Refuse(f"{file} has a row already")
+        named.add(file)
+        return replace(_face(file, picture, number, parsed(values), taken, options["crop"]), official=splits)
+
+    empty = True
+    for made in faces(labels.table(path, root, "file"), LABELS, face):
+        empty = False
+        yield made
+    if empty:
         raise UserError(f"{path}: a header and no rows; write a row for every picture, or remove the file")
     for found in _tree(root):
         if isinstance(found, Refused):

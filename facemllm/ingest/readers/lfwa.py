@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from facemllm.errors import UserError, one_line
 from facemllm.ingest import attributes, labels
-from facemllm.ingest.reader import Face, Reader, Refuse, Refused, folder, folders, unlabelled_pictures
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, faces, folder, folders, unlabelled_pictures
 
 _FOLDERS = ("lfw", "lfw-funneled", "lfw_funneled", "lfw-deepfunneled", "lfw_deepfunneled")
 _INDICES = "indices_train_test.mat"
@@ -48,22 +48,20 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     names, texts, values = _labels(labels.existing(root, file), int(options["attributes"]))
     splits = yield from _splits(labels.existing(root, _INDICES), len(texts))
     coding, labelled = attributes.Coding(), labels.Names()
-    for number, (text, row) in enumerate(zip(texts, values, strict=True), start=1):
-        try:
-            if text is None:
-                raise Refuse("its name is no text")
-            path = labels.inside(place, text)
-            if not labelled.add(path.relative_to(root).as_posix()):
-                raise Refuse(f"{path.name} has a row already")
-            if path.parent.parent != place or not path.name.startswith(f"{path.parent.name}_"):
-                raise Refuse(f"{text} is no picture of a person, as Aaron_Eckhart\\Aaron_Eckhart_0001.jpg")
-            found = attributes.labels(coding.truths(names, [_written(value) for value in row]))
-            if len(splits[number - 1]) != 1:
-                raise Refuse(f"{path.name} is in {' and '.join(splits[number - 1]) or 'neither split'} of {_INDICES}")
-        except Refuse as error:
-            yield Refused(file, number, str(error))
-            continue
-        yield Face(
+
+    def face(number: int, labelled_as: tuple[str | None, NDArray[np.float64]]) -> Face:
+        text, row = labelled_as
+        if text is None:
+            raise Refuse("its name is no text")
+        path = labels.inside(place, text)
+        if not labelled.add(path.relative_to(root).as_posix()):
+            raise Refuse(f"{path.name} has a row already")
+        if path.parent.parent != place or not path.name.startswith(f"{path.parent.name}_"):
+            raise Refuse(f"{text} is no picture of a person, as Aaron_Eckhart\\Aaron_Eckhart_0001.jpg")
+        found = attributes.labels(coding.truths(names, [_written(value) for value in row]))
+        if len(splits[number - 1]) != 1:
+            raise Refuse(f"{path.name} is in {' and '.join(splits[number - 1]) or 'neither split'} of {_INDICES}")
+        return Face(
             file=path.relative_to(root).as_posix(),
             row=number,
             source_id=path.stem,
@@ -72,6 +70,8 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             split=splits[number - 1][0],
             labels=found,
         )
+
+    yield from faces(enumerate(zip(texts, values, strict=True), start=1), file, face)
     for person in folders(place):
         yield from unlabelled_pictures(root, place / person, labelled)
 

@@ -32,7 +32,7 @@ from typing import Any
 
 from facemllm.errors import UserError
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Reader, Refuse, Refused, code, small_rows, unlabelled
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, code, faces, small_rows, unlabelled
 
 BASIC = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 COMPOUND = (
@@ -54,28 +54,24 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     path = labels.existing(home, "EmoLabel/list_patition_label.txt", "EmoLabel/list_partition_label.txt")
     pictures = labels.existing(home, f"Image/{options['pictures']}")
     _check_columns(path)
-    name, named = path.relative_to(root).as_posix(), set()
-    for row in labels.words(path, root, 2):
-        if isinstance(row, Refused):
-            yield row
-            continue
-        try:
-            stem, split = _parsed(row[1][0])
-            picture = pictures / (f"{stem}.jpg" if original else f"{stem}_aligned.jpg")
-            named.add(picture.name)
-            expression = _expression(row[1][1], subset)
-        except Refuse as error:
-            yield Refused(name, row[0], str(error))
-            continue
-        yield Face(
+    named: set[str] = set()
+
+    def face(number: int, words: list[str]) -> Face:
+        stem, split = _parsed(words[0])
+        picture = pictures / (f"{stem}.jpg" if original else f"{stem}_aligned.jpg")
+        named.add(picture.name)
+        expression = _expression(words[1], subset)
+        return Face(
             file=picture.relative_to(root).as_posix(),
-            row=row[0],
+            row=number,
             source_id=f"{subset}/{stem}",
             image=picture,
             split=split,
             labels={"expression": expression},
             more=partial(_more, home, stem, original),
         )
+
+    yield from faces(labels.words(path, root, 2), path.relative_to(root).as_posix(), face)
     yield from unlabelled(pictures, root, named, path.name)
 
 
