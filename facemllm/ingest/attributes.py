@@ -8,7 +8,7 @@ from typing import Any
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refuse
-from facemllm.tables.vocabulary import CELEBA, LFWA_ONLY, MAAD_ONLY
+from facemllm.tables.schemas import CELEBA, LFWA_ONLY, MAAD_ONLY
 
 _CELEBA_ONLY = ("Blurry", "Mouth_Slightly_Open", "Narrow_Eyes", "Pale_Skin", "Straight_Hair", "Wearing_Necklace")
 MAAD = (*(name for name in CELEBA if name not in _CELEBA_ONLY), *MAAD_ONLY)

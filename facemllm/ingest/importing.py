@@ -27,7 +27,7 @@ from facemllm.errors import UserError
 from facemllm.ingest.duplicates import look
 from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, contents
 from facemllm.settings import Ingest, Source
-from facemllm.tables import FACES, pairs, provenance, subject_id
+from facemllm.tables import FACES, LABELS, PAIRED, pairs, provenance, subject_id
 
 READERS: Mapping[str, str] = {
     "celeba": "celeba",
@@ -177,7 +177,7 @@ def _made(
         picture = picture.resize(size, Image.Resampling.LANCZOS, box=frame, reducing_gap=3.0)
     stored = images.encoded(picture)
     subject = None if item.subject is None else subject_id(source, item.subject)
-    for name in ("attributes", "action_units"):
+    for name in PAIRED:
         if name in labels:
             labels[name] = pairs(labels[name])
     for name in ("box", "landmarks"):
@@ -240,18 +240,18 @@ def _check(labels: Mapping[str, Any]) -> None:
     for name, value in labels.items():
         if name not in FACES.names:
             raise ValueError(f"'{name}' is no column of the faces table")
-        if name == "action_units":
-            value = [pair["value"] for pair in value]
         if name in _NUMBERS and value is not None and not _finite(value):
             raise Refuse(f"{name} is not a finite number")
 
 
 def _finite(value: Any) -> bool:
-    return all(map(_finite, value)) if isinstance(value, list | tuple) else abs(value) <= _LARGEST
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    return _finite(value["value"]) if isinstance(value, dict) else abs(value) <= _LARGEST
 
 
 _LARGEST = 1e9  # far beyond any pixel, year or degree, and far within what the table's 32 bits hold
-_NUMBERS = ("age", "yaw", "pitch", "roll", "box", "landmarks", "skin_tone", "action_units")
+_NUMBERS = frozenset(label.name for label in LABELS if label.numeric)
 
 
 def _split(own: str | None, official: Sequence[str], person: str, data: Ingest) -> str:

@@ -26,16 +26,25 @@ from facemllm.ingest.duplicates import Census, look
 from facemllm.ingest.importing import LOOK, folder_of, imported, split_of
 from facemllm.ingest.reader import Refused
 from facemllm.settings import Ingest, Settings, Source
-from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table, pairs, provenance, subject_id
+from facemllm.tables import (
+    CONVERSATIONS,
+    FACES,
+    LABELS,
+    PAIRED,
+    Table,
+    TableWriter,
+    open_table,
+    pairs,
+    provenance,
+    subject_id,
+)
 from facemllm.version import ledger
 from facemllm.version.tombstones import FORGOTTEN, Tombstones
 
 RENDER = Source(name="render")
 _CHUNK = 10
-_LABELS = (
-    *("box", "landmarks", "attributes", "expression", "age", "gender", "skin_tone", "yaw", "pitch", "roll"),
-    *("segmentation", "action_units"),
-)
+# the order in which a drawn face's provenance has always stood: another one would change every digest
+_LABELS = sorted((label.name for label in LABELS), key=("segmentation", "action_units").__contains__)
 
 
 def ingest(settings: Settings, out: Path) -> Mapping[str, Any]:
@@ -173,7 +182,7 @@ def face_row(head: Mapping[str, Any], data: Ingest) -> dict[str, Any]:
     subject = subject_id(values["source"], values.pop("subject"))
     image: bytes = values.pop("image")
     name = digests.of_bytes(image)
-    maps = {column: pairs(values[column]) for column in ("attributes", "action_units") if column in values}
+    maps = {column: pairs(values[column]) for column in PAIRED if column in values}
     return (
         values
         | maps

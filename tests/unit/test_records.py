@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from facemllm import tables as records
+from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
 
@@ -69,7 +70,7 @@ def test_the_digest_depends_on_rows_parents_and_facts(faces_table, face_rows):
 
 
 def test_shards_are_cut_by_size_and_read_as_one(tmp_path, face_rows, monkeypatch):
-    monkeypatch.setattr("facemllm.tables.writing.ROW_GROUP", 8)
+    monkeypatch.setattr("facemllm.tables.storage.ROW_GROUP", 8)
     rows = face_rows(24)
     with TableWriter(tmp_path / "t", FACES, shard_mb=1) as table:
         table._shard_bytes = 1
@@ -225,7 +226,7 @@ def test_a_full_disk_at_the_end_is_one_clear_line_and_leaves_nothing(tmp_path, f
         table.write(face_rows(2))
     assert listing(tmp_path) == []
     with pytest.raises(UserError, match="no space left on the device"):
-        records.atomic_write(tmp_path / "file.json", b"{}")
+        atomic_write(tmp_path / "file.json", b"{}")
     assert listing(tmp_path) == []
 
 
@@ -243,8 +244,8 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, face_rows, 
 
 
 def test_atomic_write_replaces_whole_files(tmp_path):
-    records.atomic_write(tmp_path / "deep" / "file.json", b"one")
-    records.atomic_write(tmp_path / "deep" / "file.json", b"two")
+    atomic_write(tmp_path / "deep" / "file.json", b"one")
+    atomic_write(tmp_path / "deep" / "file.json", b"two")
     assert (tmp_path / "deep" / "file.json").read_bytes() == b"two"
     assert listing(tmp_path / "deep") == ["file.json"]
 

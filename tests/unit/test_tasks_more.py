@@ -7,7 +7,7 @@ import re
 import pytest
 
 from facemllm import tasks
-from facemllm.tables.vocabulary import CELEBA, LFWA_ONLY, MAAD_ONLY
+from facemllm.tables.schemas import CELEBA, LFWA_ONLY, MAAD_ONLY
 from facemllm.tasks import action_units, expression_135, presence, regions
 from facemllm.tasks.items import Several, Thing
 from tests.unit.test_tasks_asking import ROWS, segmentation

@@ -36,6 +36,9 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+
+from facemllm import tables
 from facemllm.errors import UserError
 from facemllm.ingest import labels
 from facemllm.ingest.attributes import ATTRIBUTES
@@ -43,9 +46,9 @@ from facemllm.ingest.reader import PICTURES, Box, Face, Reader, Refuse, Refused,
 from facemllm.tables import SPLITS
 
 LABELS = "labels.csv"
-NUMBERS = {"age": (0, 120), "skin_tone": (1, 10), "yaw": (-180, 180), "pitch": (-180, 180), "roll": (-180, 180)}
-TEXTS = ("alt_text", "caption")
-WORDS = ("expression", "ethnicity")
+NUMBERS = {label.name: label.limits for label in tables.LABELS if label.limits}
+TEXTS = tuple(label.name for label in tables.LABELS if label.cell == "text")
+WORDS = tuple(label.name for label in tables.LABELS if label.cell == "word")
 OTHERS = ("file", "subject", "split", "gender", "age_range", "box", "landmarks")
 COLUMNS = (*OTHERS, *TEXTS, *WORDS, *NUMBERS, *ATTRIBUTES)
 """Every column but the action units."""
@@ -242,10 +245,10 @@ def parsed(values: Mapping[str, str]) -> Row:
 def _value(name: str, cell: str) -> Any:
     if name in NUMBERS:
         number = labels.number(cell, f"column {name}", *NUMBERS[name])
-        if name != "skin_tone":
+        if not pa.types.is_integer(tables.FACES.field(name).type):
             return number
         if number != int(number):
-            raise Refuse(f"column skin_tone is {cell}, not a whole number")
+            raise Refuse(f"column {name} is {cell}, not a whole number")
         return int(number)
     if name in TEXTS:
         return cell

@@ -12,7 +12,7 @@ from facemllm.ingest.attributes import ATTRIBUTES
 from facemllm.ingest.importing import split_of
 from facemllm.ingest.reader import Refused
 from facemllm.tables import subject_id
-from facemllm.tables.vocabulary import CELEBA, MAAD_ONLY
+from facemllm.tables.schemas import CELEBA, MAAD_ONLY
 from facemllm.tasks import attributes
 
 KNOWN = (

@@ -10,7 +10,7 @@ from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
 from facemllm.ingest.readers.lfwa import _labels
 from facemllm.tables import subject_id
-from facemllm.tables.vocabulary import CELEBA as NAMES
+from facemllm.tables.schemas import CELEBA as NAMES
 
 PICTURES = (
     "Aaron_Eckhart\\Aaron_Eckhart_0001.jpg",
