@@ -17,7 +17,7 @@ from facemllm.core import progress
 from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.forgetting.copies import copies
-from facemllm.forgetting.finding import Found, groups, looks, meant, search
+from facemllm.forgetting.finding import Found, groups, meant, perceptual_hashes, search
 from facemllm.forgetting.models import affected, registered
 from facemllm.settings import Settings, root
 from facemllm.version.rewriting import purge, remaining, rewrite
@@ -41,7 +41,7 @@ def forget(
     forgotten = Tombstones.of(settings)
     entry = _signed(forgotten, kind, first, found.marks)
     if entry is None:
-        signed = found.marks | looks(settings, found.marks)
+        signed = found.marks | perceptual_hashes(settings, found.marks)
         forgotten = forgotten.add(kind, signed, reason=reason, by=by, affected=found.marks.image)
         entry = forgotten.entries[-1]
     marks = forgotten.marks

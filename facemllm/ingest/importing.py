@@ -24,7 +24,6 @@ from facemllm.core import digests, images
 from facemllm.core.machine import cores
 from facemllm.core.parallel import ordered
 from facemllm.errors import UserError
-from facemllm.ingest.duplicates import look
 from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, contents
 from facemllm.settings import Ingest, Source
 from facemllm.tables import FACES, LABELS, PAIRED, pairs, provenance, subject_id
@@ -53,7 +52,7 @@ READERS: Mapping[str, str] = {
 }
 """Module of `readers/` that holds the reader of each source."""
 
-LOOK = "look"  # transient key of an imported row: its perceptual hash
+HASH = "perceptual_hash"  # transient key of an imported row
 _HERE, _CHUNK = 64, 16
 _MIN_SIDE = 8
 
@@ -100,7 +99,7 @@ def folder_of(source: Source) -> Path:
 
 
 def imported(source: Source, data: Ingest, workers: int = 0) -> Iterator[dict[str, Any] | Refused]:
-    """Rows of `faces` from a dataset on disk, in the reader's order, each with its perceptual hash under `LOOK`.
+    """Rows of `faces` from a dataset on disk, in the reader's order, each with its perceptual hash under `HASH`.
 
     Raises UserError when the folder or a label file is missing or has not the stated form.
     """
@@ -198,7 +197,7 @@ def _made(
         "subject_id": subject,
         "split": _split(item.split, official if item.official is None else item.official, person, data),
         "provenance": [provenance(field, "source") for field in sorted(labels) if labels[field] not in (None, [])],
-        LOOK: look(picture),
+        HASH: images.perceptual_hash(picture),
     }
 
 

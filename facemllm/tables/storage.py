@@ -22,6 +22,7 @@ from facemllm.tables.schemas import MANIFEST, QUARANTINE, QUARANTINED, huggingfa
 
 ROW_GROUP = 128
 _QUARANTINE_GROUP = 10_000
+_ASIDE = "aside.parquet"
 
 
 class TableWriter:
@@ -61,6 +62,8 @@ class TableWriter:
         self._refused: list[dict[str, Any]] = []
         self._writer: pq.ParquetWriter | None = None
         self._quarantine: pq.ParquetWriter | None = None
+        self._aside: pq.ParquetWriter | None = None
+        self._rows_aside = 0
 
     def __enter__(self) -> TableWriter:
         self._partial = partial_folder(self.out)
@@ -86,6 +89,26 @@ class TableWriter:
                 raise UserError(f"{self.out}: column '{name}' must not be empty")
         self._hold(pa.Table.from_arrays(table.columns, schema=self.schema))
 
+    def defer(self, row: Mapping[str, Any]) -> None:
+        """Put a row aside, on disk, until it is known whether it stays; raises UserError as `write` does. The rows come
+        back from `deferred`."""
+        self._pending.append(row)
+        if len(self._pending) == ROW_GROUP:
+            self._put_aside()
+
+    def deferred(self) -> Iterator[pa.Table]:
+        """The rows that were put aside, in order, a few at a time, for `write_table`."""
+        self._put_aside()
+        if self._aside is None:
+            return
+        with writing(self.out):
+            self._aside.close()
+        self._aside, path = None, self._partial / _ASIDE
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(ROW_GROUP):
+                yield pa.Table.from_batches([batch])
+        path.unlink()
+
     def quarantine(self, file: str, row: int, reason: str) -> None:
         """Note a row that was refused: the file it came from, its number there, and why."""
         self._refused.append({"file": file, "row": row, "reason": reason})
@@ -103,17 +126,37 @@ class TableWriter:
                 self._finish()
                 publish(self._partial, self.out)
         finally:
-            for writer in (self._writer, self._quarantine):
+            for writer in (self._writer, self._quarantine, self._aside):
                 if writer is not None:
                     with suppress(OSError):
                         writer.close()
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def _hold_pending(self) -> None:
+        if self._pending:
+            self._hold(self._taken())
+
+    def _put_aside(self) -> None:
         if not self._pending:
             return
+        rows = self._taken()
+        with writing(self.out):
+            if self._aside is None:
+                # a Parquet file, so that `forget` finds the pictures in it when a process was killed here
+                self._aside = pq.ParquetWriter(
+                    self._partial / _ASIDE,
+                    self.schema,
+                    compression="none",
+                    use_dictionary=False,
+                    write_statistics=False,
+                )
+            self._aside.write_table(rows)
+        self._rows_aside += rows.num_rows
+
+    def _taken(self) -> pa.Table:
+        """The pending rows as columns. Raises UserError naming the row and column that do not fit."""
         names = set(self.schema.names)
-        first = self.manifest["rows"] + self._held_rows
+        first = self.manifest["rows"] + self._held_rows + self._rows_aside
         for number, row in enumerate(self._pending, start=first):
             if unknown := set(row) - names:
                 raise UserError(f"{self.out}: row {number} has unknown columns {sorted(unknown)}")
@@ -129,7 +172,7 @@ class TableWriter:
                 raise UserError(f"{self.out}: row {number}: column '{field.name}' must not be empty")
             columns.append(column)
         self._pending = []
-        self._hold(pa.Table.from_arrays(columns, schema=self.schema))
+        return pa.Table.from_arrays(columns, schema=self.schema)
 
     def _hold(self, table: pa.Table) -> None:
         self._held.append(table)

@@ -15,7 +15,7 @@ from PIL import Image
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.ingest import importing
-from facemllm.ingest.importing import LOOK, fingerprint, imported, options_of, split_of
+from facemllm.ingest.importing import HASH, fingerprint, imported, options_of, split_of
 from facemllm.ingest.reader import Face, Reader, Refuse, Refused
 from facemllm.settings import Source, load
 from facemllm.tables import mapping, subject_id
@@ -60,7 +60,7 @@ def test_a_row_holds_what_the_face_says(run):
     data = png(squares())
     labels = {"attributes": {"Young": True, "Bald": False}, "action_units": {"AU1": 2.0}, "age": 30.0}
     row = one(run, Face(file="a.png", source_id="a", image=data, subject="Anna", split="test", labels=labels))
-    assert len(row.pop(LOOK)) == 32
+    assert len(row.pop(HASH)) == 32
     assert (row["source"], row["source_id"], row["split"]) == ("imagefolder", "a", "test")
     assert row["subject_id"] == subject_id("imagefolder", "Anna")
     assert row["original_id"] == hashlib.sha256(data).hexdigest()
