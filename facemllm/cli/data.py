@@ -103,7 +103,7 @@ def forget_faces(
     as_json: Json = False,
 ) -> None:
     """Delete a picture or a person everywhere, for good, and say which models have learnt from them."""
-    from facemllm.forgetting import forget, render
+    from facemllm.forgetting.erasing import forget, render
     from facemllm.promote.approvals import person
     from facemllm.workflow.runs import exclusive
 
@@ -199,7 +199,7 @@ def version_record(
     as_json: Json = False,
 ) -> None:
     """Record both tables with DVC and print the revision."""
-    from facemllm.version import record
+    from facemllm.version.record import record
 
     settings = load(profile, set_)
     tables = {
@@ -219,7 +219,7 @@ def version_restore(
     as_json: Json = False,
 ) -> None:
     """Bring back the very bytes of a revision."""
-    from facemllm.version import restore
+    from facemllm.version.record import restore
 
     restore(load(profile, set_), revision, out)
     tables = {name: open_table(out / name).digest for name in ("faces", "conversations")}
@@ -231,7 +231,7 @@ def version_restore(
 @version.command("log")
 def version_log(profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
     """List the recorded revisions, newest first."""
-    from facemllm.version import log, render_log
+    from facemllm.version.record import log, render_log
 
     entries = log(load(profile, set_))
     say(as_json, {"revisions": entries}, render_log(entries))
@@ -242,7 +242,7 @@ def version_diff(
     old: Revision, new: Revision, profile: Profile = "laptop", set_: Sets = [], as_json: Json = False
 ) -> None:
     """Name the rows that two revisions do not share, and the columns that changed."""
-    from facemllm.version import diff, render
+    from facemllm.version.comparing import diff, render
 
     found = diff(load(profile, set_), old, new)
     say(as_json, found, render(found))

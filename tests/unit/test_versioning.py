@@ -15,7 +15,7 @@ from facemllm import settings
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.tables import open_table
-from facemllm.version import has, log, record, restore
+from facemllm.version.record import has, log, record, restore
 from facemllm.version.repository import Repository
 
 
