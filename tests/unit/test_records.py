@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -87,6 +88,37 @@ def test_batches_respect_split_columns_and_size(faces_table, face_rows):
     assert all(batch.schema.names == ["image_id", "split"] and 0 < batch.num_rows <= 3 for batch in batches)
     found = [name for batch in batches for name in batch.column("image_id").to_pylist()]
     assert found == [row["image_id"] for row in rows if row["split"] == "validation"]
+
+
+def test_rows_put_aside_make_the_bytes_that_written_ones_make(tmp_path, face_rows):
+    rows = face_rows(300)
+    rows[5] |= {"landmarks": None, "attributes": [], "caption": ""}
+    with TableWriter(tmp_path / "plain", FACES) as plain:
+        plain.write(rows[:100] + rows[170:])
+    with TableWriter(tmp_path / "t", FACES) as table:
+        for row in rows:
+            table.defer(row)
+        number = 0
+        for group in table.deferred():
+            stays = [not 100 <= number + place < 170 for place in range(group.num_rows)]
+            table.write_table(group.filter(pa.array(stays)))
+            number += group.num_rows
+    assert table.manifest == plain.manifest
+
+
+def test_a_bad_row_that_is_put_aside_is_named_and_leaves_nothing(tmp_path, face_rows):
+    rows = face_rows(300)
+    rows[299]["source"] = None
+
+    def write():
+        with TableWriter(tmp_path / "bad", FACES) as bad:
+            for row in rows:
+                bad.defer(row)
+            list(bad.deferred())
+
+    with pytest.raises(UserError, match="row 299: column 'source' must not be empty"):
+        write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_refused_rows_stand_in_the_quarantine(tmp_path, face_rows):
