@@ -105,7 +105,7 @@ def imported(source: Source, data: Ingest, workers: int = 0) -> Iterator[dict[st
     """
     root = folder_of(source)
     native, options = reader(source.name), options_of(source)
-    work = partial(_rows, source=source.name, root=root.resolve(), data=data, official=native.official)
+    work = partial(_rows, source=source.name, root=root, data=data, official=native.official)
     items = iter(native.read(root, options))
     yield from work(islice(items, _HERE))  # a small dataset is read before a process has started
     chunks = iter(lambda: list(islice(items, _CHUNK)), [])
@@ -143,11 +143,14 @@ def fingerprint(source: Source) -> str:
 
 
 def _row(item: Face | Refused, source: str, root: Path, data: Ingest, official: Sequence[str]) -> Any:
-    file = _printable(item.file)
+    named = item.file
+    if isinstance(item, Face) and isinstance(item.image, Path):
+        named = named or item.image.relative_to(root).as_posix()
+    file = _printable(named)
     if isinstance(item, Refused):
         return Refused(file, item.row, _printable(item.reason))
     try:
-        if file != item.file:
+        if file != named:
             raise Refuse("the file's name is not UTF-8; rename it")
         encoded = item.image if isinstance(item.image, bytes) else contents(item.image, root, images.MAX_BYTES)
         labels = dict(item.labels) | dict(item.more() if item.more else {})

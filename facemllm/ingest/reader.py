@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,17 +49,18 @@ class Refuse(Exception):
 class Face:
     """One face as its source gives it.
 
-    `file` names the picture relative to the root with `/` between parts (a member of an archive: `archive.tar/member`),
-    `row` its line in the label file (0 if it has none). `image` is the encoded picture: a path under the root, or the
-    bytes where it comes out of an archive. `subject` is the source's own name of the person, None if unknown.
-    `split` is the source's own, None if it names none. `crop` is in pixels of the upright picture and may reach beyond
-    it. `labels` are columns of `faces`: `attributes` and `action_units` as plain mappings, `box` and `landmarks` in
-    pixels of the upright, uncropped picture, `segmentation` as a uint8 array (height, width) of CelebAMask-HQ classes
-    that covers the whole picture at any scale. `more` gives further labels that cost reading another file (and may give
-    `crop`, too); it runs in a worker thread. `official`, if given, takes the place of the reader's own.
+    `image` is the encoded picture: a path under the root, or the bytes where it comes out of an archive. `file` names
+    it relative to the root with `/` between parts (a member of an archive: `archive.tar/member`), and may be left out
+    where `image` is a path; `row` is its line in the label file (0 if it has none). `subject` is the source's own name
+    of the person, None if unknown. `split` is the source's own, None if it names none. `crop` is in pixels of the
+    upright picture and may reach beyond it. `labels` are columns of `faces` (`tables.LABELS`): `attributes` and
+    `action_units` as plain mappings, `box` and `landmarks` in pixels of the upright, uncropped picture, `segmentation`
+    as a uint8 array (height, width) of CelebAMask-HQ classes that covers the whole picture at any scale. `more` gives
+    further labels that cost reading another file (and may give `crop`, too); it runs where the picture is opened.
+    `official`, if given, takes the place of the reader's own.
     """
 
-    file: str
+    file: str = ""
     row: int = 0
     source_id: str
     image: Path | bytes
@@ -97,7 +98,7 @@ def faces(
             yield Refused(file, row[0], str(error))
             continue
         if found is not None:
-            yield found
+            yield replace(found, row=row[0])
 
 
 def listing(folder: Path) -> list[str]:

@@ -39,7 +39,7 @@ from pathlib import Path
 
 from facemllm.errors import UserError
 from facemllm.ingest import labels
-from facemllm.ingest.reader import PICTURES, Face, Reader, Refuse, Refused, files, folders, whole
+from facemllm.ingest.reader import PICTURES, Face, Reader, Refuse, Refused, faces, files, folders, whole
 
 BP4D_UNITS = ("1", "2", "4", "6", "7", "10", "12", "14", "15", "17", "23", "24")
 DISFA_UNITS = {"benchmark": (1, 2, 4, 6, 9, 12, 25, 26), "all": (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26)}
@@ -100,38 +100,25 @@ def _subjects(root: Path) -> Path:
 
 def _task(path: Path, folder: Path, root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     subject, task = folder.parent.name, folder.name
-    name = path.relative_to(root).as_posix()
     pictures = numbered(folder)
     wanted = BP4D_UNITS if options["units"] == "benchmark" else ()
     seen: set[int] = set()
     step = whole(options, "every", 1)
-    for row in labels.table(path, root, _frame_column(path), wanted):
-        if isinstance(row, Refused):
-            yield row
-            continue
-        line, values = row
-        try:
-            frame = _frame(next(iter(values.values())))
-            if frame in seen:
-                raise Refuse(f"frame {frame} has a row already")
-            seen.add(frame)
-            split = fold_split(subject, options["fold"], BP4D_HELD_OUT)
-            units = _units({unit: values[unit] for unit in wanted or values if unit.isdecimal() and unit != "0"})
-            picture = folder / only(pictures.get(frame, [f"{frame}.jpg"]), frame)
-        except Refuse as error:
-            yield Refused(name, line, str(error))
-            continue
+
+    def face(line: int, values: Mapping[str, str]) -> Face | None:
+        frame = _frame(next(iter(values.values())))
+        if frame in seen:
+            raise Refuse(f"frame {frame} has a row already")
+        seen.add(frame)
+        split = fold_split(subject, options["fold"], BP4D_HELD_OUT)
+        units = _units({unit: values[unit] for unit in wanted or values if unit.isdecimal() and unit != "0"})
+        picture = folder / only(pictures.get(frame, [f"{frame}.jpg"]), frame)
         if (len(seen) - 1) % step:
-            continue
-        yield Face(
-            file=picture.relative_to(root).as_posix(),
-            row=line,
-            source_id=f"{subject}/{task}/{picture.stem}",
-            image=picture,
-            subject=subject,
-            split=split,
-            labels={"action_units": units, "gender": GENDERS[subject[0]]},
-        )
+            return None
+        own, facts = f"{subject}/{task}/{picture.stem}", {"action_units": units, "gender": GENDERS[subject[0]]}
+        return Face(source_id=own, image=picture, subject=subject, split=split, labels=facts)
+
+    yield from faces(labels.table(path, root, _frame_column(path), wanted), path.relative_to(root).as_posix(), face)
     for frame, found in pictures.items():
         if frame not in seen:
             for each in found:
@@ -208,15 +195,8 @@ def _person(
         except Refuse as error:
             yield Refused(first, line, str(error))
             continue
-        yield Face(
-            file=picture.relative_to(root).as_posix(),
-            row=line,
-            source_id="/".join(filter(None, (camera, person, picture.stem))),
-            image=picture,
-            subject=person,
-            split=split,
-            labels={"action_units": units},
-        )
+        own, facts = "/".join(filter(None, (camera, person, picture.stem))), {"action_units": units}
+        yield Face(row=line, source_id=own, image=picture, subject=person, split=split, labels=facts)
     for number, names in found.items():
         for name in names if number - offset not in frames else ():
             file = (folder / name).relative_to(root).as_posix()

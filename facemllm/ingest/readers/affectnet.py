@@ -26,7 +26,6 @@ public code reads them. Unverified: that a list without header keeps the order o
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -86,8 +85,6 @@ def _old(root: Path, path: Path, pictures: Path, split: str, classes: int) -> It
         points = _points(values["facial_landmarks"].split(";"))
         box = (left, top, left + width, top + height)
         return Face(
-            file=picture.relative_to(root).as_posix(),
-            row=number,
             source_id=picture.relative_to(pictures).with_suffix("").as_posix(),
             image=picture,
             split=split,
@@ -95,26 +92,8 @@ def _old(root: Path, path: Path, pictures: Path, split: str, classes: int) -> It
             labels={"expression": expression, "box": list(box), "landmarks": points},
         )
 
-    yield from faces(_rows(path, root), path.relative_to(root).as_posix(), face)
-
-
-def _rows(path: Path, root: Path) -> Iterator[labels.Row | Refused]:
-    """Rows of a list, by column; a first line that names no column but has the right number of fields is a row."""
-    _, first = next(labels.lines(path), (1, ""))
-    fields = [field.strip() for field in next(csv.reader([first]), [])]
-    if COLUMNS[0] in fields or len(fields) != len(COLUMNS):
-        yield from labels.table(path, root, COLUMNS[0], COLUMNS[1:7])
-        return
-    name, seen = path.relative_to(root).as_posix(), set()
-    for number, line in labels.lines(path):
-        values = [value.strip() for value in line.split(",")]
-        if len(values) != len(COLUMNS):
-            yield Refused(name, number, f"{len(values)} fields where the first line has {len(COLUMNS)}")
-        elif values[0] in seen:
-            yield Refused(name, number, f"{values[0]} has a row already")
-        else:
-            seen.add(values[0])
-            yield number, dict(zip(COLUMNS, values, strict=True))
+    rows = labels.table(path, root, COLUMNS[0], COLUMNS[1:7], without_header=COLUMNS)
+    yield from faces(rows, path.relative_to(root).as_posix(), face)
 
 
 def _new(root: Path, folder: Path, split: str, classes: int) -> Iterator[Face | Refused]:

@@ -93,7 +93,6 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             yield Refused(main.name, line, str(error))
             continue
         yield Face(
-            file=path.relative_to(root).as_posix(),
             row=line,
             source_id=path.stem,
             image=path,

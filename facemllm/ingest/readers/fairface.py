@@ -54,8 +54,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             facts = _facts(values)
             if options["rows"] == "service_test" and not _in_service_test(values["service_test"]):
                 return None
-            file, name = picture.relative_to(root).as_posix(), f"{folder.name}/{picture.stem}"
-            return Face(file=file, row=number, source_id=name, image=picture, split=split, labels=facts)
+            return Face(source_id=f"{folder.name}/{picture.stem}", image=picture, split=split, labels=facts)
 
         made = partial(face, folder=pictures / part, split=split, named=named)
         yield from faces(labels.table(path, root, "file", columns), path.name, made)

@@ -31,7 +31,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,7 +42,7 @@ from facemllm import tables
 from facemllm.errors import UserError
 from facemllm.ingest import labels
 from facemllm.ingest.attributes import ATTRIBUTES
-from facemllm.ingest.reader import PICTURES, Box, Face, Reader, Refuse, Refused, faces, listing, snake
+from facemllm.ingest.reader import PICTURES, Face, Reader, Refuse, Refused, faces, listing, snake
 from facemllm.tables import SPLITS
 
 LABELS = "labels.csv"
@@ -68,6 +68,7 @@ _MEANT = {
     "caption": ("description", "text"),
 }
 _UNIT = re.compile(r"AU([1-9]|[1-5]\d|6[0-4])")
+_NO_PICTURE = f"not a picture by its name ({', '.join(PICTURES)})"
 _NOTHING = ("nan", "na", "n/a", "null", "none", "unknown", "?", "-")
 
 
@@ -92,7 +93,12 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         if file in named:
             raise Refuse(f"{file} has a row already")
         named.add(file)
-        return replace(_face(file, picture, number, parsed(values), taken, options["crop"]), official=splits)
+        row = parsed(values)
+        crop = tuple(row.labels.get("box", ())) if options["crop"] == "box" else None
+        if crop == ():
+            raise Refuse("column box is empty, and the option crop: box needs it")
+        facts: dict[str, Any] = {"subject": row.subject, "split": row.split, "labels": row.labels, "crop": crop}
+        return Face(source_id=_name(file, taken), image=picture, official=splits, **facts)
 
     empty = True
     for made in faces(labels.table(path, root, "file"), LABELS, face):
@@ -110,33 +116,11 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
 READERS = {"imagefolder": Reader(read, {"crop": ("none", "box")}, SPLITS)}
 
 
-_NO_PICTURE = f"not a picture by its name ({', '.join(PICTURES)})"
-
-
 def _splits_named(path: Path, root: Path) -> tuple[str, ...]:
     """The splits that the table names anywhere; those that it never names are carved out of its training rows."""
     rows = (row for row in labels.table(path, root, "file") if not isinstance(row, Refused))
     found = {values.get("split", "").lower() for _, values in rows}
     return tuple(split for split in SPLITS if split in found)
-
-
-def _face(file: str, picture: Path, number: int, row: Row, taken: set[str], crop: str) -> Face:
-    frame: Box | None = None
-    if crop == "box":
-        if "box" not in row.labels:
-            raise Refuse("column box is empty, and the option crop: box needs it")
-        left, top, right, bottom = row.labels["box"]
-        frame = (left, top, right, bottom)
-    return Face(
-        file=file,
-        row=number,
-        source_id=_name(file, taken),
-        image=picture,
-        subject=row.subject,
-        split=row.split,
-        crop=frame,
-        labels=row.labels,
-    )
 
 
 def _unknown(root: Path) -> Iterator[Face | Refused]:
@@ -150,7 +134,7 @@ def _unknown(root: Path) -> Iterator[Face | Refused]:
             yield Refused(file, 0, _NO_PICTURE)
         else:
             found = True
-            yield Face(file=file, source_id=_name(file, taken), image=root / file)
+            yield Face(source_id=_name(file, taken), image=root / file)
     if not found:
         raise UserError(f"{root}: no picture in it ({', '.join(PICTURES)}); give the folder that holds them")
 

@@ -62,13 +62,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         if len(splits[number - 1]) != 1:
             raise Refuse(f"{path.name} is in {' and '.join(splits[number - 1]) or 'neither split'} of {_INDICES}")
         return Face(
-            file=path.relative_to(root).as_posix(),
-            row=number,
-            source_id=path.stem,
-            image=path,
-            subject=path.parent.name,
-            split=splits[number - 1][0],
-            labels=found,
+            source_id=path.stem, image=path, subject=path.parent.name, split=splits[number - 1][0], labels=found
         )
 
     yield from faces(enumerate(zip(texts, values, strict=True), start=1), file, face)

@@ -62,7 +62,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             raise Refuse(f"{person} lies in {' and '.join(twice[person])}; a person is in one split only")
         found = attributes.labels(attributes.known(names, [values[places[name]] for name in names]))
         own = f"{person}/{picture.stem}"
-        return Face(file=place, row=line, source_id=own, image=picture, subject=person, split=split, labels=found)
+        return Face(source_id=own, image=picture, subject=person, split=split, labels=found)
 
     yield from faces(numbered, path.relative_to(root).as_posix(), face)
     for folder, _ in people.values():

@@ -51,8 +51,6 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         facts = _facts(values)
         _agree(picture.stem, values)
         return Face(
-            file=picture.relative_to(root).as_posix(),
-            row=number,
             source_id=picture.stem,
             image=picture,
             subject=None if by_picture else _person(values),

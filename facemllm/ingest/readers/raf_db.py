@@ -62,8 +62,6 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         named.add(picture.name)
         expression = _expression(words[1], subset)
         return Face(
-            file=picture.relative_to(root).as_posix(),
-            row=number,
             source_id=f"{subset}/{stem}",
             image=picture,
             split=split,
