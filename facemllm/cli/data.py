@@ -71,13 +71,13 @@ def forget(
     by: By = None,
 ) -> Result:
     """Delete a picture or a person everywhere, for good, and say which models have learnt from them."""
-    from facemllm import forgetting
+    from facemllm.forgetting import erasing
     from facemllm.promote.approvals import person
     from facemllm.workflow.runs import exclusive
 
     with exclusive(settings):
-        report = forgetting.forget(settings, image=image, subject=subject, reason=reason, by=person(by))
-    return report, forgetting.render(report)
+        report = erasing.forget(settings, image=image, subject=subject, reason=reason, by=person(by))
+    return report, erasing.render(report)
 
 
 @command(app, "ledger")
@@ -164,7 +164,7 @@ def validate(
 @command(version, "record")
 def version_record(settings: Settings, faces: Faces, conversations: Conversations) -> Result:
     """Record both tables with DVC and print the revision."""
-    from facemllm.version import record
+    from facemllm.version.record import record
 
     tables = {
         "faces": open_table(faces, FACES).digest,
@@ -177,7 +177,7 @@ def version_record(settings: Settings, faces: Faces, conversations: Conversation
 @command(version, "restore")
 def version_restore(settings: Settings, revision: Revision, out: Out = Path("data/restored")) -> Result:
     """Bring back the very bytes of a revision."""
-    from facemllm.version import restore
+    from facemllm.version.record import restore
 
     restore(settings, revision, out)
     tables = {name: open_table(out / name).digest for name in ("faces", "conversations")}
@@ -188,7 +188,7 @@ def version_restore(settings: Settings, revision: Revision, out: Out = Path("dat
 @command(version, "log")
 def version_log(settings: Settings) -> Result:
     """List the recorded revisions, newest first."""
-    from facemllm.version import log, render_log
+    from facemllm.version.record import log, render_log
 
     entries = log(settings)
     return {"revisions": entries}, render_log(entries)
@@ -197,7 +197,7 @@ def version_log(settings: Settings) -> Result:
 @command(version, "diff")
 def version_diff(settings: Settings, old: Revision, new: Revision) -> Result:
     """Name the rows that two revisions do not share, and the columns that changed."""
-    from facemllm.version import diff, render
+    from facemllm.version.comparing import diff, render
 
     found = diff(settings, old, new)
     return found, render(found)

@@ -10,11 +10,12 @@ from facemllm.version import step as version
 
 
 def _reads(settings: Settings) -> dict[str, Any]:
-    """What the faces depend on beside code: the settings, the sources' files and ledger rows, and who was forgotten.
+    """What the faces depend on beside the step's own code: settings, the sources' files, readers and ledger rows, and
+    who was forgotten.
 
     Raises UserError when a source is not in the ledger or withdrawn: then what was made of it is not used again.
     """
-    from facemllm.ingest.importing import fingerprint
+    from facemllm.ingest.importing import code_of, fingerprint
     from facemllm.version import ledger
     from facemllm.version.tombstones import Tombstones
 
@@ -24,6 +25,7 @@ def _reads(settings: Settings) -> dict[str, Any]:
     return {
         "ingest": settings.ingest.model_dump(exclude={"workers", "ledger"}),
         "files": [fingerprint(source) for source in sources],
+        "readers": code_of(sources),
         "uses": ledger.allowed(settings, names),
         "forgotten": Tombstones.of(settings).digest,
         "restore": settings.version.restore,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from facemllm import tables
 from facemllm.tables import Table
 
 PICTURES = ("image", "segmentation")
@@ -14,7 +15,7 @@ LABELS = (
     *("image_id", "original_id", "source", "source_id", "subject_id", "split", "caption", "attributes"),
     *("expression", "age", "gender", "skin_tone", "yaw", "pitch", "roll"),
 )
-RARE = ("alt_text", "age_range", "ethnicity", "action_units", "landmarks", "box", "width", "height")
+RARE = (*(label.name for label in tables.LABELS if label.name not in (*LABELS, *PICTURES)), "width", "height")
 """Columns that few tasks look at: decoded when one does."""
 
 

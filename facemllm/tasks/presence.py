@@ -5,7 +5,7 @@ persons (Male, Asian, Black, Indian, White, Attractive, Attractive_Man, Attracti
 them. `CELEBA_40` says which task has which of CelebA's names, for the mean accuracy that the field reports.
 """
 
-from facemllm.tables.vocabulary import CELEBA
+from facemllm.tables.schemas import CELEBA
 from facemllm.tasks import things
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
 from facemllm.tasks.base import Task

@@ -22,7 +22,7 @@ def look(image_id: str | None, encoded: bytes, size: tuple[int | None, int | Non
         **found,
         "decodes": picture is not None,
         "size_matches": None if picture is None else picture.size == size,
-        "looks": None if picture is None else _gradients(picture),
+        "looks": None if picture is None else images.perceptual_hash(picture),
     }
 
 
@@ -54,11 +54,3 @@ def _decoded(encoded: bytes) -> Image | None:
     except Exception:  # broken data can raise almost anything from a decoder
         return None
     return picture
-
-
-def _gradients(image: Image) -> bytes:
-    """256 bits that tell whether grey rises to the right: equal for a face saved twice, not for two faces."""
-    import numpy as np
-
-    grey = np.asarray(image.convert("L").resize((17, 16), 3), dtype=np.int16)
-    return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes()

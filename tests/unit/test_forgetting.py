@@ -19,14 +19,16 @@ from facemllm.asking.store import Replies, Reply
 from facemllm.core import digests
 from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.forgetting import erasing, forget, render
+from facemllm.forgetting import erasing
 from facemllm.forgetting import models as models_room
 from facemllm.forgetting.copies import Copy
+from facemllm.forgetting.erasing import forget, render
 from facemllm.ingest.run import import_source
 from facemllm.promote import registry
 from facemllm.tables import FACES, PREDICTIONS, TableWriter, open_table, subject_id
-from facemllm.version import has, log, record, render_log, restore, rewriting
+from facemllm.version import rewriting
 from facemllm.version.archive import Archive, archive
+from facemllm.version.record import has, log, record, render_log, restore
 from facemllm.version.repository import Repository
 from facemllm.version.tombstones import Marks, Tombstones, name_id
 

@@ -19,8 +19,7 @@ from typing import Any
 
 from facemllm.core.images import MAX_BYTES
 from facemllm.errors import one_line
-from facemllm.ingest.reader import Box, Refused
-from facemllm.ingest.readers.files import files
+from facemllm.ingest.reader import Box, Refused, files
 
 MARGIN = 0.25
 """Part of a face box's width and height that is added to the crop on each side."""

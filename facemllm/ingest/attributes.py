@@ -8,11 +8,19 @@ from typing import Any
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refuse
-from facemllm.ingest.readers.vocabulary import CELEBA, MAAD_ONLY
+from facemllm.tables.schemas import CELEBA, LFWA_ONLY, MAAD_ONLY
 
 _CELEBA_ONLY = ("Blurry", "Mouth_Slightly_Open", "Narrow_Eyes", "Pale_Skin", "Straight_Hair", "Wearing_Necklace")
 MAAD = (*(name for name in CELEBA if name not in _CELEBA_ONLY), *MAAD_ONLY)
 """The 47 attributes of MAAD-Face."""
+
+_ASKED = (
+    *("Dark_Brown_Hair", "Red_Hair", "White_Hair", "Short_Hair", "Medium_Hair", "Long_Hair", "Buzz_Cut", "Hair_Bun"),
+    *("Dark_Eyes", "Hazel_Eyes", "Green_Eyes", "Blue_Eyes", "Gray_Eyes", "Full_Beard", "Sunglasses"),
+)
+
+ATTRIBUTES = tuple(dict.fromkeys((*CELEBA, *MAAD_ONLY, *LFWA_ONLY, *_ASKED)))
+"""Those that users may give labels for: of the three datasets, and those that questions are about."""
 
 
 def _plain(name: str) -> str:
