@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from facemllm.core import progress
 from facemllm.errors import UserError
-from facemllm.promote.registry import DECISION, Version, find_version, versions
+from facemllm.promote.registry import DECISION, LINEAGE, Version, find_version, versions
 from facemllm.settings import Settings, root
 from facemllm.tracking.client import connect, guard, uri
 
@@ -140,7 +140,7 @@ def show(settings: Settings, version: int | str) -> dict[str, Any]:
         "gate": {"verdict": found.gate, "reasons": _parsed(found.tags.get("facemllm.gate_reasons")) or []},
         "evaluation": found.evaluation,
         "tasks": _parsed(found.tags.get("facemllm.tasks")) or {},
-        "lineage": _parsed(found.tags.get("facemllm.promote.lineage")) or {},
+        "lineage": _parsed(found.tags.get(LINEAGE)) or {},
         "run_id": found.run_id,
         "state": decided.decision if decided else PENDING,
         "decision": asdict(decided) if decided else None,

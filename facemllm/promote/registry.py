@@ -1,8 +1,9 @@
 """Registered models: versions in MLflow's registry whose bytes are named by a SHA-256.
 
-A version's bytes (what `save_pretrained` wrote) lie in a LoggedModel of MLflow. The digest of the folder is the
-version's tag `facemllm.digest`: registering the same bytes again finds the same version, and `fetch` hands out no
-others. Only models that passed the gate are registered; when it later refuses the same bytes, the version is marked so.
+A version's bytes (what `save_pretrained` wrote) lie in a LoggedModel of MLflow, beside an `MLmodel` file, which tells
+MLflow what goes in and out, and is no part of them. The digest of the folder is the version's tag `facemllm.digest`:
+registering the same bytes again finds the same version, and `fetch` hands out no others. Only models that passed the
+gate are registered; when it later refuses the same bytes, the version is marked so.
 
 Version tags: `facemllm.digest`, `.gate` (passed | refused), `.gate_reasons`, `.evaluation` (digest of the evaluation in
 the store), `.tasks` (its headline figures), `.lineage` (digests behind the model), `.run` (the pipeline's MLflow run);
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +25,6 @@ from facemllm.core import digests
 from facemllm.core.files import partial_folder, publish
 from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.promote.lineage import behind, costs
 from facemllm.report import card as model_card
 from facemllm.report import figures
 from facemllm.settings import Settings
@@ -40,6 +41,8 @@ DECISION = "facemllm.decision"
 CHAMPION = "champion"
 DIGEST = "facemllm.digest"
 GATE = "facemllm.gate"
+LINEAGE = "facemllm.lineage"
+MLMODEL = "MLmodel"
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,12 @@ def register(
     evaluation_digest: str,
     gate: Mapping[str, Any],
     run_id: str | None = None,
-    lineage: Mapping[str, str] | None = None,
 ) -> Version:
     """Register a model that passed its gate, and point `candidate` to it. The same bytes give the same version.
 
-    `evaluation` is `metrics.json`, `gate` holds `passed` and perhaps `reasons`, `run_id` is the pipeline's MLflow run,
-    `lineage` names what the model was made from (default: as the store remembers). What a killed call left half done is
-    completed. Raises UserError if the gate refused, or the folder's bytes do not have `model_digest`.
+    `evaluation` is `metrics.json`, `gate` holds `passed` and perhaps `reasons`, `run_id` is the pipeline's MLflow run.
+    What a killed call left half done is completed. Raises UserError if the gate refused, or the folder's bytes do not
+    have `model_digest`.
     """
     client = connect(settings)
     with guard(uri(settings)):
@@ -85,7 +87,8 @@ def register(
             raise UserError(f"the gate refused model {model_digest[:12]}{why}; only a model that passes is registered")
         if digests.of_tree(model_dir) != model_digest:
             raise UserError(f"{model_dir}: bytes do not match the model's digest {model_digest[:12]}; make it again")
-        lineage = behind(Store(settings.home), model_digest) if lineage is None else dict(lineage)
+        made = Store(settings.home).behind(model_digest)
+        lineage = {step: str(record["digest"]) for step, record in made.items()}
         sources = ledger.sources_of_model(model_dir)
         tags = {
             DIGEST: model_digest,
@@ -93,7 +96,7 @@ def register(
             "facemllm.gate_reasons": json.dumps(list(gate.get("reasons") or ())),
             "facemllm.evaluation": evaluation_digest,
             "facemllm.tasks": json.dumps(_headline(evaluation)),
-            "facemllm.promote.lineage": json.dumps(lineage),
+            LINEAGE: json.dumps(lineage),
             "facemllm.sources": json.dumps(sources),
             "facemllm.run": run_id or "",
         }
@@ -106,7 +109,7 @@ def register(
                 client.set_model_version_tag(found.name, str(found.version), name, tags[name])
         client.set_registered_model_alias(found.name, CANDIDATE, str(found.version))
         if run_id is not None:
-            cost = costs(Store(settings.home), lineage)
+            cost = {step: record["cost"] for step, record in made.items() if record.get("cost")}
             text = model_card.card(settings, model_digest, evaluation, lineage, sources, cost)
             client.log_text(run_id, text, "model_card.md")
             points = points_of(figures.task_metrics(evaluation.get("tasks", {}), items=False), 0)
@@ -204,7 +207,7 @@ def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str,
         if f"models:/{left.model_id}" in used:
             continue
         if str(left.status) != "READY":
-            client.log_model_artifacts(left.model_id, str(folder))
+            _upload(client, left.model_id, folder)
         partial = partial_folder(settings.home / "work" / f"check-{left.model_id}")
         try:
             whole = digests.of_tree(_download(settings, client, left.model_id, partial)) == digest
@@ -216,9 +219,25 @@ def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str,
         client.delete_logged_model(left.model_id)
     name = settings.promote.model_name
     made = client.create_logged_model(experiment, name, run_id, tags={DIGEST: digest}, model_type="face-mllm")
-    client.log_model_artifacts(made.model_id, str(folder))
+    _upload(client, made.model_id, folder)
     client.finalize_logged_model(made.model_id, "READY")
     return str(made.model_id)
+
+
+def _upload(client: MlflowClient, model_id: str, folder: Path) -> None:
+    """Log a model's files, and the `MLmodel` file in which MLflow's pages look for a signature: no flavour, no code."""
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    columns = {"image": "binary", "question": "string"}
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(kind, name) for name, kind in columns.items()]),
+        outputs=Schema([ColSpec("string", "answer"), ColSpec("string", "value", required=False)]),
+    )
+    client.log_model_artifacts(model_id, str(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        Model(signature=signature, model_id=model_id).save(f"{scratch}/{MLMODEL}")
+        client.log_model_artifact(model_id, f"{scratch}/{MLMODEL}")
 
 
 def _create(
@@ -255,15 +274,16 @@ def _create(
 
 
 def _download(settings: Settings, client: MlflowClient, model_id: str, into: Path) -> Path:
-    """Download a LoggedModel's files and return the folder they are in."""
+    """Download a LoggedModel's files, without `MLmodel`, and return the folder they are in."""
     from mlflow.artifacts import download_artifacts
 
     # by its location: a `models:/` address would be looked up on mlflow's global server, not on this one
     location = client.get_logged_model(model_id).artifact_location
     folder = into / "model"
     folder.mkdir()
-    found = download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri(settings))
-    return Path(found)
+    found = Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri(settings)))
+    (found / MLMODEL).unlink(missing_ok=True)
+    return found
 
 
 def _of_digest(settings: Settings, client: MlflowClient, digest: str) -> Version | None:

@@ -1,12 +1,12 @@
-"""MLflow: one run per pipeline run, a nested run per step, with parameters, metrics, tables, figures and lineage tags.
+"""MLflow: one run per pipeline run, named by its name and start, and a nested run per step that was not recalled.
 
 The names of an evaluation's metrics are in `figures.py`, of its pictures in `plots.py`. Beside them: `seconds`,
 `gate/passed`, `step/<step>/seconds` and `cost/<step>/<figure>` on a pipeline's run, `seconds` and `cost/<figure>` on a
-step's (names in `cost.py`), and whatever the training loop hands to `CurveLogger`, by optimiser step. So two pipeline
-runs compare by these two runs alone.
+step's (names in `cost.py`), and whatever the training loop hands to `CurveLogger`, by optimiser step.
 
 Tags: `facemllm.run`, `.profile`, `.package`, `.commit`, `.process` on every run; `.step`, `.key`, `.input.<name>`,
-`.output`, `.error` on a step's; `.model`, `.version`, `.gate`, `.approval` on a pipeline's.
+`.output`, `.error` on a step's; `.model`, `.version`, `.gate`, `.approval` on a pipeline's. Parameters, datasets and
+the note are described in `recorded.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from facemllm.errors import UserError, one_line
 from facemllm.report import figures
 from facemllm.settings import Settings, root
 from facemllm.tables import PREDICTIONS, open_table
+from facemllm.tracking import recorded
 from facemllm.tracking.client import connect, guard, uri
 from facemllm.tracking.curves import CurveLogger, points_of, send
 
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
-__all__ = ["CurveLogger", "StepRun", "connect", "finish_pipeline", "reap", "start_pipeline", "step_run", "uri"]
+KIND = ("mlflow.experimentKind", "custom_model_development")
+"""Tag by which MLflow's pages know an experiment as model training."""
 
 
 @cache
@@ -61,27 +64,31 @@ def experiment_id(settings: Settings, client: MlflowClient) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, tags=dict([KIND])))
         except MlflowException:  # another process was quicker, or a real failure
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
         raise UserError(f"experiment '{name}' was deleted in MLflow; restore it there or choose tracking.experiment")
+    if KIND[0] not in found.tags:
+        client.set_experiment_tag(found.experiment_id, *KIND)
     return str(found.experiment_id)
 
 
-def start_pipeline(settings: Settings, run_name: str) -> str:
-    """Open the run of a pipeline run, with every setting as a parameter, and return its id.
+def start_pipeline(settings: Settings, run_name: str, source_type: str = "LOCAL") -> str:
+    """Open the run of a pipeline run, with its parameters and all settings as `settings.yaml`, and return its id.
 
     Runs of this name that a killed process left open are closed first.
     """
     client = connect(settings)
     reap(settings, run_name)
+    tags = _common_tags(settings, run_name) | {"mlflow.source.name": "pipeline.py", "mlflow.source.type": source_type}
+    name = f"{run_name} {datetime.now():%Y-%m-%d %H:%M:%S}"
     with guard(uri(settings)):
-        tags = _common_tags(settings, run_name)
-        run_id = str(client.create_run(experiment_id(settings, client), tags=tags, run_name=run_name).info.run_id)
-    StepRun(uri(settings), run_id, client).log_params(settings.model_dump())
+        run_id = str(client.create_run(experiment_id(settings, client), tags=tags, run_name=name).info.run_id)
+        client.log_dict(run_id, settings.model_dump(mode="json"), "settings.yaml")
+    StepRun(uri(settings), run_id, client).log_params(recorded.pipeline_params(settings))
     return run_id
 
 
@@ -92,21 +99,21 @@ def join_pipeline(settings: Settings, run_name: str) -> str:
     with guard(uri(settings)):
         found = client.search_runs([experiment_id(settings, client)], condition, order_by=["attributes.start_time ASC"])
     pipelines = [run.info.run_id for run in found if "facemllm.step" not in run.data.tags]
-    return str(pipelines[0]) if pipelines else start_pipeline(settings, run_name)
+    return str(pipelines[0]) if pipelines else start_pipeline(settings, run_name, "JOB")
 
 
 def finish_pipeline(
     settings: Settings, parent_run_id: str, summary: Mapping[str, Any], folder: Path | None = None
 ) -> None:
-    """Put a run's headline figures on the pipeline's run, with `summary.json` and `report.html`, and close it.
+    """Put a run's headline figures, datasets and note on the pipeline's run, with its files in `folder`, and close it.
 
     `summary` is that of the run folder, or the part of it that was reached. The run is FAILED if a step failed.
     """
     gate, model, steps = summary.get("gate") or {}, summary.get("model") or {}, summary.get("steps") or ()
     metrics = figures.task_metrics(summary.get("tasks") or {}, items=False)
+    metrics |= figures.task_metrics({"closed_mean": summary.get("closed_mean") or {}})
     metrics |= figures.numbers({"seconds": summary.get("seconds"), "gate": {"passed": gate.get("passed")}})
     metrics |= figures.numbers({"step": {step["name"]: {"seconds": step["seconds"]} for step in steps}})
-    metrics |= figures.task_metrics({"closed_mean": summary.get("closed_mean") or {}})
     metrics |= figures.numbers({"cost": summary.get("cost") or {}})
     metrics |= figures.trust_metrics(summary.get("trust") or {})
     verdict = None if gate.get("passed") is None else "passed" if gate["passed"] else "refused"
@@ -115,11 +122,20 @@ def finish_pipeline(
     run = StepRun(uri(settings), parent_run_id, connect(settings))
     run.log_metrics(metrics)
     run.set_tags({f"facemllm.{name}": str(value) for name, value in tags.items() if value is not None})
+    made = {step["name"]: step.get("digest") for step in steps}
+    tables = {
+        name: made.get(step) or "" for name, step in {"annotated": "annotate", "conversations": "reformat"}.items()
+    }
+    report = folder / "report.html" if folder is not None else None
     failed = any(step.get("state") == "failed" for step in steps)
     with guard(run.uri):
+        run.client.log_inputs(parent_run_id, datasets=recorded.datasets(settings, tables, "training"))
         run.client.log_dict(parent_run_id, dict(summary), "summary.json")
-        if folder is not None and (folder / "report.html").is_file():
-            run.client.log_artifact(parent_run_id, str(folder / "report.html"))
+        if report is not None and report.is_file():
+            run.client.log_artifact(parent_run_id, str(report))
+        experiment = experiment_id(settings, run.client)
+        text = recorded.note(settings, experiment, parent_run_id, summary, report is not None and report.is_file())
+        run.client.set_tag(parent_run_id, "mlflow.note.content", text[:8000])
         run.client.set_terminated(parent_run_id, "FAILED" if failed else "FINISHED")
 
 
@@ -148,11 +164,11 @@ class StepRun:
     run_id: str
     client: MlflowClient
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record parameters; nested mappings become dotted names, values are cut at MLflow's 6000 characters."""
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Record parameters; values are cut at MLflow's 6000 characters."""
         from mlflow.entities import Param
 
-        every = [Param(name, value[:6000]) for name, value in figures.flatten(params).items()]
+        every = [Param(name, value[:6000]) for name, value in params.items()]
         with guard(self.uri):
             for start in range(0, len(every), 100):
                 self.client.log_batch(self.run_id, params=every[start : start + 100])
@@ -180,11 +196,6 @@ class StepRun:
         """Record a matplotlib figure as `<name>.png`."""
         with guard(self.uri):
             self.client.log_figure(self.run_id, figure, f"{name}.png")
-
-    def log_text(self, name: str, text: str) -> None:
-        """Record a text as the file `name`."""
-        with guard(self.uri):
-            self.client.log_text(self.run_id, text, name)
 
     def log_artifacts(self, folder: Path, path: str | None = None) -> None:
         """Record all files of a folder, under `path`."""
@@ -226,20 +237,28 @@ def step_run(
     key: str | None = None,
     inputs: Mapping[str, str] | None = None,
 ) -> Iterator[StepRun]:
-    """A run for one step, nested in the pipeline's if there is one, tagged with its store key and inputs' digests.
+    """A run for one step, nested in the pipeline's if there is one, with the settings and tables the step depends on.
 
     It ends FINISHED, FAILED or KILLED as the block does. A failure of MLflow while closing never hides what the block
     raised. Raises UserError if MLflow cannot be reached or does not know the pipeline's run.
     """
     client, address = connect(settings), uri(settings)
     with guard(address):
-        parent = client.get_run(parent_run_id).data.tags if parent_run_id else {}
-        tags = _common_tags(settings, parent.get("facemllm.run", step)) | {"facemllm.step": step}
+        parent = client.get_run(parent_run_id) if parent_run_id else None
+        known = parent.data.tags if parent is not None else {}
+        tags = _common_tags(settings, known.get("facemllm.run", step)) | {"facemllm.step": step}
         tags |= {f"facemllm.input.{name}": digest for name, digest in (inputs or {}).items()}
+        tags |= {"mlflow.source.name": f"components/{step}.py"}
+        tags |= {"mlflow.source.type": known.get("mlflow.source.type", "LOCAL")}
         tags |= {"facemllm.key": key} if key else {}
         tags |= {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-        created = client.create_run(experiment_id(settings, client), tags=tags, run_name=step)
+        name = f"{step} {parent.info.run_name}" if parent is not None else step
+        created = client.create_run(experiment_id(settings, client), tags=tags, run_name=name)
+        context = "training" if step in settings.stages() else step
+        if tables := recorded.datasets(settings, inputs or {}, context):
+            client.log_inputs(created.info.run_id, datasets=tables)
     run = StepRun(address, str(created.info.run_id), client)
+    run.log_params(recorded.step_params(settings, step))
     try:
         yield run
     except BaseException as error:
@@ -261,7 +280,9 @@ def _common_tags(settings: Settings, run_name: str) -> dict[str, str]:
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
     if head := commit():
-        tags |= {"facemllm.commit": head, "mlflow.source.git.commit": head.removesuffix("+changes")}
+        plain = head.removesuffix("+changes")
+        tags |= {"facemllm.commit": head, "mlflow.source.git.commit": plain}
+        tags |= {"mlflow.source.git.dirty": str(plain != head).lower()}
     return tags
 
 
