@@ -24,7 +24,7 @@ from facemllm.core import progress
 from facemllm.errors import UserError
 from facemllm.promote.registry import DECISION, LINEAGE, Version, find_version, versions
 from facemllm.settings import Settings, root
-from facemllm.tracking.client import connect, guard, uri
+from facemllm.tracking.client import session
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +87,6 @@ def approve(settings: Settings, version: int | str, by: str | None, reason: str)
 def reject(settings: Settings, version: int | str, by: str | None, reason: str) -> Decision:
     """Reject a version, also one approved before: it cannot be released. Raises as `approve` does."""
     return _decide(settings, version, REJECTED, by, reason)
-
-
-def decision(settings: Settings, version: int | str) -> Decision | None:
-    """The decision in force. None, with a warning, when the one stored is unreadable or about other bytes."""
-    return _in_force(find_version(settings, version))
 
 
 def state(settings: Settings, version: int | str) -> State:
@@ -254,11 +249,10 @@ def _decidable(settings: Settings, version: int | str) -> Version:
 
 
 def _keep(settings: Settings, version: Version, tag: str, entry: Mapping[str, Any]) -> None:
-    client = connect(settings)
     text = json.dumps(entry, ensure_ascii=False)
     # the clock orders the entries, the random part keeps two of the same moment apart
     own = f"{HISTORY}{time.time_ns() // 1000:017d}-{secrets.token_hex(4)}"
-    with guard(uri(settings)):
+    with session(settings) as client:
         client.set_model_version_tag(version.name, str(version.version), own, text)
         client.set_model_version_tag(version.name, str(version.version), tag, text)
 

@@ -175,7 +175,7 @@ class _Walk:
         if self.away:
             return {}
         try:
-            self.client = self.client or connect(self.settings)
+            self.client = self.client or connect(self.settings)  # once: each asks the server whether it is there
             with guard(uri(self.settings)):
                 return dict(self.client.get_run(run_id).data.tags)
         except UserError:

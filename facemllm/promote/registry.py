@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from facemllm.report import card as model_card
 from facemllm.report import figures
 from facemllm.settings import Settings
 from facemllm.tracking import runs as tracking
-from facemllm.tracking.client import connect, guard, uri
+from facemllm.tracking.client import session, uri
 from facemllm.tracking.curves import points_of, send
 from facemllm.version import ledger
 
@@ -77,8 +78,7 @@ def register(
     What a killed call left half done is completed. Raises UserError if the gate refused, or the folder's bytes do not
     have `model_digest`.
     """
-    client = connect(settings)
-    with guard(uri(settings)):
+    with session(settings) as client:
         found = _of_digest(settings, client, model_digest)
         if not gate["passed"]:
             reasons = list(gate.get("reasons") or ())
@@ -119,13 +119,12 @@ def register(
 
 def find_version(settings: Settings, version: int | str) -> Version:
     """A version by number (`3`, `v3`) or alias (`candidate`). Raises UserError naming what there is."""
-    client = connect(settings)
     text = str(version).strip().removeprefix("@")
     number = text.removeprefix("v").removeprefix("V")
     name = settings.promote.model_name
     from mlflow.exceptions import MlflowException
 
-    with guard(uri(settings)):
+    with session(settings) as client:
         try:
             if number.isascii() and number.isdigit():
                 return _version(client.get_model_version(name, number))
@@ -141,8 +140,7 @@ def find_version(settings: Settings, version: int | str) -> Version:
 
 def versions(settings: Settings) -> list[Version]:
     """All versions of the model, newest first."""
-    client = connect(settings)
-    with guard(uri(settings)):
+    with session(settings) as client:
         return sorted(_all(settings, client), key=lambda v: -v.version)
 
 
@@ -154,8 +152,8 @@ def champion(settings: Settings) -> Version | None:
 def set_alias(settings: Settings, version: int | str, alias: str) -> Version:
     """Point an alias to a version, away from the one it pointed to. Returns the version as it is now."""
     found = find_version(settings, version)
-    with guard(uri(settings)):
-        connect(settings).set_registered_model_alias(found.name, alias, str(found.version))
+    with session(settings) as client:
+        client.set_registered_model_alias(found.name, alias, str(found.version))
     return find_version(settings, found.version)
 
 
@@ -169,8 +167,8 @@ def fetch(settings: Settings, version: int | str, out: Path) -> Path:
         return out
     partial = partial_folder(out)
     try:
-        with guard(uri(settings)):
-            folder = _download(settings, connect(settings), _model_id(found), partial)
+        with session(settings) as client:
+            folder = _download(settings, client, _model_id(found), partial)
         if digests.of_tree(folder) != found.digest:
             raise UserError(
                 f"{found.name} version {found.version}: the bytes that MLflow holds are not those registered "
@@ -185,8 +183,7 @@ def fetch(settings: Settings, version: int | str, out: Path) -> Path:
 
 def withdraw(settings: Settings, digest: str, reasons: Sequence[str]) -> None:
     """Take away a registered model's standing, because its gate refused it. Nothing happens if it is not registered."""
-    client = connect(settings)
-    with guard(uri(settings)):
+    with session(settings) as client:
         found = _of_digest(settings, client, digest)
         if found is None:
             return
@@ -293,20 +290,17 @@ def _of_digest(settings: Settings, client: MlflowClient, digest: str) -> Version
 
 
 def _all(settings: Settings, client: MlflowClient) -> Iterator[Version]:
+    from mlflow.utils import get_results_from_paginated_fn
+
     name = settings.promote.model_name
     models = client.search_registered_models(f"name = '{name}'")
     aliases: dict[int, list[str]] = {}
     for alias, number in (models[0].aliases if models else {}).items():
         aliases.setdefault(int(number), []).append(alias)
-    page = None
-    while True:
-        found = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=page)
-        for stored in found:
-            # a search leaves the aliases of its versions out
-            yield _version(stored, tuple(sorted(aliases.get(int(stored.version), ()))))
-        page = found.token
-        if not page:
-            return
+    search = partial(client.search_model_versions, f"name = '{name}'")
+    for stored in get_results_from_paginated_fn(lambda count, page: search(count, page_token=page), 1000):
+        # a search leaves the aliases of its versions out
+        yield _version(stored, tuple(sorted(aliases.get(int(stored.version), ()))))
 
 
 def _version(stored: Any, aliases: tuple[str, ...] | None = None) -> Version:

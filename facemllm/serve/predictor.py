@@ -211,19 +211,21 @@ class FaceModel(Model):
                 closed.setdefault(work.face, []).append(n)
             elif len(work.ask.chat) > 1:
                 turns = [{"role": role, "content": text} for role, text in work.ask.chat]
-                said = self._predictor.generate(face.pixels, turns, self._max_new_tokens, [face.map])
-                results[n] = self._free(work, said)
+                text = self._predictor.generate(face.pixels, turns, self._max_new_tokens, [face.map])
+                results[n] = self._free(work, text)
             else:
                 open_.append(n)
         if closed:
+            images, maps = _columns(faces, closed)
             queries = [[_query(works[n]) for n in group] for group in closed.values()]
-            scored = self._predictor.score(*_columns(faces, closed, queries))
+            scored = self._predictor.score(images, queries, maps)
             for group, answers in zip(closed.values(), scored, strict=True):
                 for n, one in zip(group, answers, strict=True):
                     results[n] = _closed(works[n], one)
         if open_:
-            images, questions, maps = _columns(faces, [works[n].face for n in open_], [works[n].text for n in open_])
-            texts = self._predictor.generate_batch(images, questions, self._max_new_tokens, maps)
+            images, maps = _columns(faces, [works[n].face for n in open_])
+            asked = [works[n].text for n in open_]
+            texts = self._predictor.generate_batch(images, asked, self._max_new_tokens, maps)
             for n, text in zip(open_, texts, strict=True):
                 results[n] = self._free(works[n], text)
         self._add_characteristics(works, faces, results)
@@ -245,7 +247,7 @@ class FaceModel(Model):
         )
         if not asked:
             return
-        images, _, maps = _columns(faces, asked, ())
+        images, maps = _columns(faces, asked)
         found = dict(zip(asked, self._predictor.characteristics(images, maps), strict=True))
         for work, result in zip(works, results, strict=True):
             if work.ask.characteristics and isinstance(result, dict):
@@ -277,11 +279,11 @@ def _asked_for(known: Iterable[tasks.Task]) -> set[str]:
 
 
 def _columns(
-    faces: Mapping[tuple[str, str], _Face | Refused], chosen: Iterable[tuple[str, str]], asked: Any
-) -> tuple[list[Any], Any, list[Any]]:
-    """Pixels, what is asked, and maps of some faces, none of which was refused."""
+    faces: Mapping[tuple[str, str], _Face | Refused], chosen: Iterable[tuple[str, str]]
+) -> tuple[list[Any], list[Any]]:
+    """Pixels and maps of some faces, none of which was refused."""
     whole = [face for key in chosen if isinstance(face := faces[key], _Face)]
-    return [face.pixels for face in whole], asked, [face.map for face in whole]
+    return [face.pixels for face in whole], [face.map for face in whole]
 
 
 def _plain(text: str) -> str:

@@ -60,20 +60,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="facemllm.serve.server", description="Serve one model directory.")
     parser.add_argument("--model", type=Path, required=True, help="what save_pretrained wrote")
     parser.add_argument("--digest", required=True, help="SHA-256 of the directory, as approved")
-    parser.add_argument("--version", default="", help="version in the registry, told by /info")
+    parser.add_argument("--version", default="", help="version in the registry, as /info gives it")
     parser.add_argument("--name", default="face-mllm", help="model name in the URLs")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
-    parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument(
-        "--tasks", default="", help="tasks whose questions are known, by commas; default: all but sensitive ones"
-    )
+    parser.add_argument("--tasks", default="", help="tasks whose questions are known; default: all but sensitive ones")
     parser.add_argument("--max-body-mb", type=float, default=8)
-    parser.add_argument("--max-pixels", type=int, default=16_000_000)
-    parser.add_argument("--max-question-chars", type=int, default=500)
-    parser.add_argument("--max-instances", type=int, default=32)
-    parser.add_argument("--max-new-tokens", type=int, default=96)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=1)
+    numbers = {"port": 8080, "max-pixels": 16_000_000, "max-question-chars": 500, "max-instances": 32}
+    for name, default in (numbers | {"max-new-tokens": 96, "batch-size": 16, "threads": 1}).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     return parser.parse_args(arguments)
 
 

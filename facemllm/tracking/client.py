@@ -49,6 +49,14 @@ def connect(settings: Settings) -> MlflowClient:
 
 
 @contextmanager
+def session(settings: Settings) -> Iterator[MlflowClient]:
+    """A client as of `connect`, whose failures inside the block become UserErrors as of `guard`."""
+    client = connect(settings)
+    with guard(uri(settings)):
+        yield client
+
+
+@contextmanager
 def guard(address: str) -> Iterator[None]:
     """Turn what MLflow or the network raises inside the block into a one-line UserError."""
     from mlflow.exceptions import MlflowException

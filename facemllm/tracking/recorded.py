@@ -13,7 +13,7 @@ from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.report.figures import flatten
 from facemllm.settings import Settings, load
-from facemllm.tracking.client import connect, guard, uri
+from facemllm.tracking.client import session
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -95,9 +95,8 @@ def curve(settings: Settings, run_id: str) -> list[dict[str, float]]:
     Metrics logged once only are no curves. Where a step was logged twice (training resumed), the later value counts.
     Raises UserError if MLflow cannot be reached.
     """
-    client = connect(settings)
     steps: dict[int, dict[str, float]] = {}
-    with guard(uri(settings)):
+    with session(settings) as client:
         for name in client.get_run(run_id).data.metrics:
             history = client.get_metric_history(run_id, name)
             if len(history) < 2:
@@ -109,8 +108,7 @@ def curve(settings: Settings, run_id: str) -> list[dict[str, float]]:
 
 def table(settings: Settings, run_id: str, name: str) -> list[dict[str, Any]]:
     """Rows of the table `name` of a run; none if it was not recorded. Raises UserError if MLflow cannot be reached."""
-    client = connect(settings)
-    with guard(uri(settings)), tempfile.TemporaryDirectory() as folder:
+    with session(settings) as client, tempfile.TemporaryDirectory() as folder:
         folders = client.list_artifacts(run_id, str(Path(name).parent))
         if not any(found.path == f"{name}.json" for found in folders):
             return []

@@ -20,21 +20,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facemllm.core import digests
+from facemllm.core.processes import Identity
 from facemllm.errors import UserError, one_line
 from facemllm.report import figures
 from facemllm.settings import Settings, root
 from facemllm.tables import PREDICTIONS, open_table
 from facemllm.tracking import recorded
-from facemllm.tracking.client import connect, guard, uri
+from facemllm.tracking.client import connect, guard, session, uri
 from facemllm.tracking.curves import CurveLogger, points_of, send
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
 KIND = ("mlflow.experimentKind", "custom_model_development")
@@ -44,16 +44,13 @@ KIND = ("mlflow.experimentKind", "custom_model_development")
 @cache
 def commit() -> str | None:
     """Git commit of the project folder, ending in `+changes` when tracked files differ; None outside a repository."""
+    git = partial(subprocess.run, capture_output=True, text=True, check=True, timeout=10, cwd=root())
     try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changes = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        return head + ("+changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root()), *words], capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
 
 
 def experiment_id(settings: Settings, client: MlflowClient) -> str:
@@ -81,11 +78,10 @@ def start_pipeline(settings: Settings, run_name: str, source_type: str = "LOCAL"
 
     Runs of this name that a killed process left open are closed first.
     """
-    client = connect(settings)
     reap(settings, run_name)
     tags = _common_tags(settings, run_name) | {"mlflow.source.name": "pipeline.py", "mlflow.source.type": source_type}
     name = f"{run_name} {datetime.now():%Y-%m-%d %H:%M:%S}"
-    with guard(uri(settings)):
+    with session(settings) as client:
         run_id = str(client.create_run(experiment_id(settings, client), tags=tags, run_name=name).info.run_id)
         client.log_dict(run_id, settings.model_dump(mode="json"), "settings.yaml")
     StepRun(uri(settings), run_id, client).log_params(recorded.pipeline_params(settings))
@@ -94,9 +90,8 @@ def start_pipeline(settings: Settings, run_name: str, source_type: str = "LOCAL"
 
 def join_pipeline(settings: Settings, run_name: str) -> str:
     """The open run of a pipeline run of this name, or a new one: for steps that no common process holds together."""
-    client = connect(settings)
     condition = f"attributes.status = 'RUNNING' and tags.`facemllm.run` = '{run_name}'"
-    with guard(uri(settings)):
+    with session(settings) as client:
         found = client.search_runs([experiment_id(settings, client)], condition, order_by=["attributes.start_time ASC"])
     pipelines = [run.info.run_id for run in found if "facemllm.step" not in run.data.tags]
     return str(pipelines[0]) if pipelines else start_pipeline(settings, run_name, "JOB")
@@ -112,9 +107,9 @@ def finish_pipeline(
     gate, model, steps = summary.get("gate") or {}, summary.get("model") or {}, summary.get("steps") or ()
     metrics = figures.task_metrics(summary.get("tasks") or {}, items=False)
     metrics |= figures.task_metrics({"closed_mean": summary.get("closed_mean") or {}})
-    metrics |= figures.numbers({"seconds": summary.get("seconds"), "gate": {"passed": gate.get("passed")}})
-    metrics |= figures.numbers({"step": {step["name"]: {"seconds": step["seconds"]} for step in steps}})
-    metrics |= figures.numbers({"cost": summary.get("cost") or {}})
+    times = {step["name"]: {"seconds": step["seconds"]} for step in steps}
+    metrics |= figures.numbers({"seconds": summary.get("seconds"), "step": times, "cost": summary.get("cost") or {}})
+    metrics |= figures.numbers({"gate": {"passed": gate.get("passed")}})
     metrics |= figures.trust_metrics(summary.get("trust") or {})
     verdict = None if gate.get("passed") is None else "passed" if gate["passed"] else "refused"
     tags = {"model": model.get("digest"), "version": model.get("version"), "gate": verdict}
@@ -122,19 +117,17 @@ def finish_pipeline(
     run = StepRun(uri(settings), parent_run_id, connect(settings))
     run.log_metrics(metrics)
     run.set_tags({f"facemllm.{name}": str(value) for name, value in tags.items() if value is not None})
-    made = {step["name"]: step.get("digest") for step in steps}
-    tables = {
-        name: made.get(step) or "" for name, step in {"annotated": "annotate", "conversations": "reformat"}.items()
-    }
-    report = folder / "report.html" if folder is not None else None
+    made = {step["name"]: step.get("digest") or "" for step in steps}
+    tables = {"annotated": made.get("annotate", ""), "conversations": made.get("reformat", "")}
+    report = folder / "report.html" if folder is not None and (folder / "report.html").is_file() else None
     failed = any(step.get("state") == "failed" for step in steps)
     with guard(run.uri):
         run.client.log_inputs(parent_run_id, datasets=recorded.datasets(settings, tables, "training"))
         run.client.log_dict(parent_run_id, dict(summary), "summary.json")
-        if report is not None and report.is_file():
+        if report is not None:
             run.client.log_artifact(parent_run_id, str(report))
         experiment = experiment_id(settings, run.client)
-        text = recorded.note(settings, experiment, parent_run_id, summary, report is not None and report.is_file())
+        text = recorded.note(settings, experiment, parent_run_id, summary, report is not None)
         run.client.set_tag(parent_run_id, "mlflow.note.content", text[:8000])
         run.client.set_terminated(parent_run_id, "FAILED" if failed else "FINISHED")
 
@@ -146,9 +139,8 @@ def reap(settings: Settings, run_name: str) -> list[str]:
     """
     if "'" in run_name:
         raise UserError(f"run name {run_name!r}: leave out the apostrophe")
-    client = connect(settings)
     condition = f"attributes.status = 'RUNNING' and tags.`facemllm.run` = '{run_name}'"
-    with guard(uri(settings)):
+    with session(settings) as client:
         runs = client.search_runs([experiment_id(settings, client)], condition, max_results=1000)
         stale = [run.info.run_id for run in runs if not _alive(run.data.tags.get("facemllm.process", ""))]
         for run_id in stale:
@@ -192,11 +184,6 @@ class StepRun:
         with guard(self.uri):
             self.client.log_table(self.run_id, {k: list(v) for k, v in columns.items()}, f"{name}.json")
 
-    def log_figure(self, name: str, figure: Figure) -> None:
-        """Record a matplotlib figure as `<name>.png`."""
-        with guard(self.uri):
-            self.client.log_figure(self.run_id, figure, f"{name}.png")
-
     def log_artifacts(self, folder: Path, path: str | None = None) -> None:
         """Record all files of a folder, under `path`."""
         with guard(self.uri):
@@ -213,9 +200,9 @@ class StepRun:
         answers = open_table(folder / "predictions", PREDICTIONS).iterate(figures.ANSWERS)
         for name, rows in figures.tables(metrics, answers).items():
             self.log_table(f"evaluation/{name}", figures.columns(rows))
-        for name, figure in plots.drawn(metrics).items():
-            self.log_figure(f"evaluation/{name}", figure)
         with guard(self.uri):
+            for name, figure in plots.drawn(metrics).items():
+                self.client.log_figure(self.run_id, figure, f"evaluation/{name}.png")
             self.client.log_dict(self.run_id, dict(metrics), "evaluation/metrics.json")
 
     def curve_logger(self) -> CurveLogger:
@@ -287,20 +274,15 @@ def _common_tags(settings: Settings, run_name: str) -> dict[str, str]:
 
 
 def _process() -> str:
-    """This process as `host/pid/start time`: a process id alone is given again to others."""
-    import psutil
-
-    return f"{socket.gethostname()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+    """This process as `host/pid/start`: a process id alone is given again to others."""
+    own = Identity.of(os.getpid())
+    return f"{socket.gethostname()}/{own.pid}/{own.started}"
 
 
 def _alive(process: str) -> bool:
-    import psutil
-
     host, _, rest = process.partition("/")
     pid, _, started = rest.partition("/")
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == started
-    except psutil.Error:
+        return host == socket.gethostname() and Identity(int(pid), float(started)).process() is not None
+    except ValueError:
         return False

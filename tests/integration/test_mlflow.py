@@ -436,7 +436,7 @@ def test_a_person_decides_and_nothing_is_lost(settings: Settings, model: Path) -
 
     decided = approvals.approve(settings, "candidate", ADA, "figures hold")
     assert (decided.by, decided.digest, decided.version) == (ADA, version.digest, 1)
-    assert approvals.decision(settings, 1) == decided
+    assert approvals.read_decision(registry.find_version(settings, 1)) == (decided, None)
     assert approvals.require_approved(settings, 1).digest == version.digest
     approvals.reject(settings, 1, "Grace Hopper", "too weak on age")
     assert approvals.state(settings, 1) == "rejected"
@@ -457,7 +457,7 @@ def test_a_decision_about_other_bytes_counts_as_none(settings: Settings, model: 
     client = tracking.connect(settings)
     client.set_model_version_tag(version.name, "1", registry.DIGEST, "b" * 64)
     assert approvals.state(settings, 1) == "pending"
-    assert approvals.decision(settings, 1) is None
+    assert approvals.list_versions(settings)[0]["by"] is None
     with pytest.raises(UserError, match="about other bytes"):
         approvals.require_approved(settings, 1)
     client.set_model_version_tag(version.name, "1", registry.DIGEST, version.digest)
