@@ -64,14 +64,8 @@ class Decision:
 def request(settings: Settings, version: int | str, by: str, note: str = "") -> Mapping[str, Any]:
     """Ask for a decision on a version; `by` may be a pipeline. Raises UserError unless the version passed its gate."""
     found = _decidable(settings, version)
-    asked = {
-        "event": "request",
-        "by": _plain(by) or "pipeline",
-        "note": _plain(note),
-        "digest": found.digest,
-        "version": found.version,
-        "at": _now(),
-    }
+    asked = {"event": "request", "by": _plain(by) or "pipeline", "note": _plain(note)}
+    asked |= {"digest": found.digest, "version": found.version, "at": _now()}
     _keep(settings, found, REQUEST, asked)
     return asked
 
@@ -105,19 +99,10 @@ def list_versions(settings: Settings) -> list[dict[str, Any]]:
     rows = []
     for version in versions(settings):
         decided = _in_force(version)
-        rows.append(
-            {
-                "version": version.version,
-                "digest": version.digest,
-                "gate": version.gate,
-                "state": _state(version),
-                "by": decided.by if decided else None,
-                "at": decided.at if decided else None,
-                "requested": REQUEST in version.tags,
-                "aliases": ", ".join(version.aliases),
-                "created": version.created,
-            }
-        )
+        row: dict[str, Any] = {"version": version.version, "digest": version.digest, "gate": version.gate}
+        row |= {"state": _state(version), "by": decided and decided.by, "at": decided and decided.at}
+        row |= {"requested": REQUEST in version.tags, "aliases": ", ".join(version.aliases), "created": version.created}
+        rows.append(row)
     return rows
 
 
@@ -125,18 +110,12 @@ def show(settings: Settings, version: int | str) -> dict[str, Any]:
     """All that a person needs to decide, ready for JSON: figures, gate, lineage, decision in force and history."""
     found = find_version(settings, version)
     decided, problem = read_decision(found)
+    named = ("name", "version", "digest", "created", "aliases", "description", "evaluation", "run_id")
     return {
-        "name": found.name,
-        "version": found.version,
-        "digest": found.digest,
-        "created": found.created,
-        "aliases": list(found.aliases),
-        "description": found.description,
+        **{name: getattr(found, name) for name in named},
         "gate": {"verdict": found.gate, "reasons": _parsed(found.tags.get("facemllm.gate_reasons")) or []},
-        "evaluation": found.evaluation,
         "tasks": _parsed(found.tags.get("facemllm.tasks")) or {},
         "lineage": _parsed(found.tags.get(LINEAGE)) or {},
-        "run_id": found.run_id,
         "state": decided.decision if decided else PENDING,
         "decision": asdict(decided) if decided else None,
         "problem": problem,

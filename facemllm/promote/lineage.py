@@ -191,12 +191,8 @@ class _Walk:
 
 
 def _standing(version: Version) -> dict[str, Any]:
-    return {
-        "digest": version.digest,
-        "gate": version.gate,
-        "aliases": ", ".join(version.aliases),
-        "created": version.created,
-    }
+    standing = {"digest": version.digest, "gate": version.gate, "aliases": ", ".join(version.aliases)}
+    return {**standing, "created": version.created}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
