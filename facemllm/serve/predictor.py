@@ -5,7 +5,7 @@ and item, is answered as evaluation answers it: a closed one by the likelihood o
 it and reading what it says. Any other question is answered in free text, without value or scores.
 
 An instance may bring a map of the face's parts, to a model with a segmentation branch, and ask for the scores of the
-face's characteristics, of one with a knowledge branch; only those that a task of this deployment asks for are told.
+face's characteristics, of one with a knowledge branch; only those that a task of this deployment asks for are given.
 """
 
 from __future__ import annotations

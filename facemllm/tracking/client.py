@@ -1,6 +1,6 @@
 """The way to the MLflow server: its address, a client once it is known to answer, and its errors as one line.
 
-`mlflow` is imported inside functions: it takes three seconds, and a refused port should be told before that.
+`mlflow` is imported inside functions: it takes three seconds, and a refused port should be reported before that.
 """
 
 from __future__ import annotations

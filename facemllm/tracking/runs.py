@@ -235,7 +235,7 @@ def step_run(
         known = parent.data.tags if parent is not None else {}
         tags = _common_tags(settings, known.get("facemllm.run", step)) | {"facemllm.step": step}
         tags |= {f"facemllm.input.{name}": digest for name, digest in (inputs or {}).items()}
-        tags |= {"mlflow.source.name": f"components/{step}.py"}
+        tags |= {"mlflow.source.name": f"components/{'train' if step in settings.stages() else step}.py"}
         tags |= {"mlflow.source.type": known.get("mlflow.source.type", "LOCAL")}
         tags |= {"facemllm.key": key} if key else {}
         tags |= {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}

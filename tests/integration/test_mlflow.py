@@ -183,7 +183,7 @@ def test_runs_say_where_they_come_from(settings: Settings) -> None:
         pass
     top, step = run_of(settings, parent).data.tags, run_of(settings, run.run_id).data.tags
     assert (top["mlflow.source.name"], top["mlflow.source.type"]) == ("pipeline.py", "LOCAL")
-    assert (step["mlflow.source.name"], step["mlflow.source.type"]) == ("components/align.py", "LOCAL")
+    assert (step["mlflow.source.name"], step["mlflow.source.type"]) == ("components/train.py", "LOCAL")
     if commit := tracking.commit():
         expected = (commit.removesuffix("+changes"), str(commit.endswith("+changes")).lower())
         assert (step["mlflow.source.git.commit"], step["mlflow.source.git.dirty"]) == expected
