@@ -70,14 +70,17 @@ def datasets(settings: Settings, inputs: Mapping[str, str], context: str) -> lis
     return found
 
 
-def page(experiment_id: str, run_id: str, rest: str = "") -> str:
-    """Address of a run's page below that of the server. MLflow 3 opens its GenAI view unless the address says else."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}{rest}?workflowType=machine_learning"
+def page(experiment_id: str, *run: str) -> str:
+    """Address of an experiment's runs, of one run or a part of it, below that of the server.
+
+    MLflow 3 opens its GenAI view, without metrics and datasets, unless the address says otherwise.
+    """
+    return f"#/{'/'.join(['experiments', experiment_id, 'runs', *run])}?workflowType=machine_learning"
 
 
 def note(settings: Settings, experiment_id: str, run_id: str, summary: Mapping[str, Any], report: bool) -> str:
     """The Markdown note on a pipeline's run: a link to the report, and a row a step, linked to the run that made it."""
-    head = [f"[Report]({page(experiment_id, run_id, '/artifacts/report.html')})", ""] if report else []
+    head = [f"[Report]({page(experiment_id, run_id, 'artifacts/report.html')})", ""] if report else []
     made = Store(settings.home).records()
     rows = []
     for step in summary.get("steps") or ():

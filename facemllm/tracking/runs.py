@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 KIND = ("mlflow.experimentKind", "custom_model_development")
-"""Tag by which MLflow's pages know an experiment as model training."""
+"""Tag by which MLflow knows an experiment as model training; its own pages (3.17) go by the address alone."""
 
 
 @cache
@@ -71,6 +71,13 @@ def experiment_id(settings: Settings, client: MlflowClient) -> str:
     if KIND[0] not in found.tags:
         client.set_experiment_tag(found.experiment_id, *KIND)
     return str(found.experiment_id)
+
+
+def experiment_url(settings: Settings) -> str:
+    """Address of the experiment's runs in MLflow's view of model training; that of the server if it does not answer."""
+    with contextlib.suppress(UserError), session(settings) as client:
+        return f"{uri(settings)}/{recorded.page(experiment_id(settings, client))}"
+    return uri(settings)
 
 
 def start_pipeline(settings: Settings, run_name: str, source_type: str = "LOCAL") -> str:

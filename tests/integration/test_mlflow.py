@@ -201,7 +201,10 @@ def test_the_experiment_is_model_training(settings: Settings) -> None:
     tracking.experiment_id(settings, client)
     assert client.get_experiment(old).tags[name] == "genai_development"  # whoever chose another keeps it
     other = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"experiment": f"{old}-new"})})
-    assert client.get_experiment(tracking.experiment_id(other, client)).tags[name] == kind
+    new = tracking.experiment_id(other, client)
+    assert client.get_experiment(new).tags[name] == kind
+    expected = f"{settings.tracking.uri}/#/experiments/{new}/runs?workflowType=machine_learning"
+    assert tracking.experiment_url(other) == expected
 
 
 def test_tables_are_datasets_of_the_runs_that_read_them(settings: Settings, tmp_path: Path) -> None:
