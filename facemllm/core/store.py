@@ -67,6 +67,29 @@ class Store:
         shutil.rmtree(self.home / "work" / key[:32], ignore_errors=True)
         return path
 
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What is remembered, by digest of the result; of several records of the same bytes, the newest."""
+        found = {}
+        for path in sorted((self.home / "keys").glob("*.json"), key=lambda p: p.stat().st_mtime):
+            try:
+                record = json.loads(path.read_text("utf-8"))
+                found[str(record["digest"])] = record
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return found
+
+    def behind(self, digest: str) -> dict[str, dict[str, Any]]:
+        """Records of all steps behind a result, by step, as far as they are remembered; the result's own included."""
+        records = self.records()
+        found: dict[str, dict[str, Any]] = {}
+        todo = [digest]
+        while todo:
+            record = records.get(todo.pop(), {})
+            if (step := record.get("step")) and step not in found:
+                found[step] = record
+                todo += [str(value) for value in record.get("inputs", {}).values()]
+        return found
+
     def find(self, prefix: str) -> Path:
         """The result whose digest begins with `prefix`. Raises UserError if none or several do."""
         found = sorted(p for p in (self.home / "store").glob(f"{prefix}*") if p.is_dir())

@@ -74,6 +74,8 @@ class Predictor:
         knows = getattr(model.config, "knowledge_config", None)
         self.characteristic_names: tuple[str, ...] = tuple(knows["names"]) if knows else ()
         self.frame = Frame.of(model, processor)
+        side = processor.image_processor.crop_size or processor.image_processor.size
+        self._prepared = (side.get("height"), side.get("width"), 3)
         self._layout = lru_cache(maxsize=4096)(self._make_layout)
 
     @classmethod
@@ -86,7 +88,9 @@ class Predictor:
         return cls(model, processor, device=device)
 
     def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
-        """The image as the model sees it, (S, S, 3) uint8; already prepared pixels pass through `score` unchanged."""
+        """The image as the model sees it, (S, S, 3) uint8. Pixels of that shape are prepared already, and stay."""
+        if isinstance(image, np.ndarray) and image.shape == self._prepared:
+            return image
         return face_pixels(image, self.processor.image_processor)
 
     def map(self, source: MapLike | None) -> NDArray[np.uint8]:

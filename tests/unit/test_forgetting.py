@@ -369,7 +369,7 @@ def test_decisions_come_from_the_registry(place, monkeypatch):
     decided |= {"evaluation": "e" * 64, "at": "2026-01-01T00:00:00+00:00"}
     common = {"name": "m", "gate": "passed", "evaluation": "e" * 64, "source": "", "run_id": "", "created": ""}
     tags = {"facemllm.decision": json.dumps(decided)}
-    lineage = {"facemllm.promote.lineage": json.dumps({"reformat": "c" * 64})}
+    lineage = {"facemllm.lineage": json.dumps({"reformat": "c" * 64})}
     versions = [
         registry.Version(version=3, digest="f" * 64, description="", tags=lineage, **common),
         registry.Version(version=2, digest="d" * 64, description="", tags=tags, aliases=("champion",), **common),

@@ -11,8 +11,10 @@ from PIL import Image
 
 from facemllm import settings
 from facemllm.errors import UserError
+from facemllm.model import inference
 from facemllm.model.branches import Graph, extend
 from facemllm.model.inference import Predictor, Query
+from facemllm.model.pixels import face_pixels
 from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP
 from facemllm.serve.policy import Limits
@@ -117,6 +119,34 @@ def test_a_plain_model_looks_at_no_map_and_has_no_scores(faces, maps):
     assert plain.score(faces, [QUERIES] * 6, maps) == plain.score(faces, [QUERIES] * 6)
     assert plain.generate_batch(faces, ["Describe this face."] * 6, 4, maps)
     assert plain.characteristics(faces, maps) == [{}] * 6
+
+
+def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predictor, monkeypatch):
+    limits = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=4)
+    model = FaceModel("m", predictor, names=["attributes"], limits=limits, batch_size=4, max_new_tokens=4)
+    instances, pictures = [], []
+    for size in ((112, 128), (128, 112)):
+        buffer = io.BytesIO()
+        Image.radial_gradient("L").resize(size).convert("RGB").save(buffer, "PNG")
+        pictures.append(Image.open(io.BytesIO(buffer.getvalue())))
+        image = {"b64": base64.b64encode(buffer.getvalue()).decode()}
+        for question in ("Is the person wearing a hat?", "What else is there?"):
+            instances.append({"image": image, "question": question, "characteristics": True})
+    query = Query("Is the person wearing a hat?", ("yes", "no"))
+    scored = predictor.score(pictures, [[query]] * 2)
+    texts = predictor.generate_batch(pictures, ["What else is there?"] * 2, 4)
+    scores = predictor.characteristics(pictures)
+
+    prepared = []
+    monkeypatch.setattr(
+        inference, "face_pixels", lambda image, processor: prepared.append(image) or face_pixels(image, processor)
+    )
+    found = asyncio.run(model.predict({"instances": instances}))["predictions"]
+    assert len(prepared) == 2
+    for closed, open_, (one,), text, row in zip(found[::2], found[1::2], scored, texts, scores, strict=True):
+        assert tuple(closed["scores"].values()) == one.probabilities
+        assert open_["answer"] == text
+        assert closed["characteristics"] == open_["characteristics"] == row
 
 
 def test_the_server_answers_of_a_map_as_the_predictor_does(predictor, maps):
