@@ -4,8 +4,7 @@ Who answers is an `Answerer`'s matter. `Likelihood` is how a model of ours is me
 generated, all of a batch of faces go into one scoring call, answered by the rule that serving uses (`tasks.answers`).
 Strict all the same: where free greedy decoding would not have given any option, the model has not understood the
 question, `parsed` stays empty and counts as wrong, and `raw` is what it writes instead. Open questions and sets are
-generated. `Written` generates all
-answers, to compare. Models of others are in `peers`.
+generated. `Written` generates all answers, to compare. Models of others are in `peers`.
 """
 
 from __future__ import annotations
@@ -70,10 +69,12 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A predictor of ours, measured: likelihoods for closed questions, greedy text for open ones."""
+    """A predictor of ours, measured: likelihoods for closed questions, greedy text for open ones. What the same pass
+    finds of a face's characteristics is given to `characteristics` by image_id, if there is somebody to take it."""
 
     predictor: Any
     max_new_tokens: int
+    characteristics: Callable[[str, Mapping[str, float]], None] | None = None
 
     @property
     def takes_maps(self) -> bool:
@@ -93,7 +94,12 @@ class Likelihood:
             ]
             for face in shown
         ]
-        scored = self.predictor.score([face.image for face in shown], closed, [face.map for face in shown])
+        images, maps = [face.image for face in shown], [face.map for face in shown]
+        found_of = self.predictor.score_faces(images, closed, maps)
+        if self.characteristics is not None:
+            for face, found in zip(shown, found_of, strict=True):
+                self.characteristics(face.face["image_id"], found.characteristics)
+        scored = [found.answers for found in found_of]
         opened = [(face, put) for face in shown for put in face.asked if not put.question.options]
         written = _written(self.predictor, opened, self.max_new_tokens)
         chosen = [(face, put, _chosen(put.question, said)) for face, put, said in _closed(shown, scored)]
@@ -160,6 +166,7 @@ def predict(
             answers = answerer.answer(shown)
             for one in shown:
                 writer.write([_row(one.face, put, next(answers), about) for put in one.asked])
+            assert next(answers, None) is None  # and faces that are asked nothing are looked at, too
             done += len(batch)
             bar.update(done, f"{done} of {total} faces answered")
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from facemllm import tasks
-from facemllm.scoring import stats
-from facemllm.scoring.metrics import BALANCED, Array, Parsed, mean, unread
+from facemllm.scoring import metrics, stats
+from facemllm.scoring.metrics import Array, Parsed, mean
 from facemllm.scoring.sheet import BETWEEN, Rows, Sheet
 from facemllm.scoring.summary import of_item
 from facemllm.settings import Settings
@@ -84,26 +84,26 @@ def disaggregate(sheet: Sheet, parsed: Parsed, kind: Sequence[str]) -> Groups:
         return {}
 
     def of_task(task: str) -> Callable[[Any, Any], Group]:
-        asked, metric = sheet.of_task(task), tasks.get(task).metric
+        asked, metric = sheet.of_task(task), metrics.of(tasks.get(task))
 
         def group(faces: Any, _: Any) -> Group:
             inside = np.zeros(len(sheet.images), dtype=bool)
             inside[faces] = True
             rows = asked[inside[sheet.faces[asked]]]
-            unparsed = sum(unread(parsed[row], metric) for row in rows) / max(1, len(rows))
+            unparsed = sum(metric.unread(parsed[row]) for row in rows) / max(1, len(rows))
             return Group(rows, len(np.unique(sheet.subjects[rows])), unparsed)
 
         return group
 
-    metrics = {task: of_task(task) for task in dict.fromkeys(task for task, _ in sheet.rows)}
-    frame = MetricFrame(metrics=metrics, y_true=faces, y_pred=faces, sensitive_features=names.iloc[faces])
+    by_task = {task: of_task(task) for task in dict.fromkeys(task for task, _ in sheet.rows)}
+    frame = MetricFrame(metrics=by_task, y_true=faces, y_pred=faces, sensitive_features=names.iloc[faces])
     return {
         task: {
             BETWEEN.join(name if isinstance(name, tuple) else (name,)): group
             for name, group in frame.by_group[task].items()
             if isinstance(group, Group) and group.people  # an intersection may be empty
         }
-        for task in metrics
+        for task in by_task
     }
 
 
@@ -119,7 +119,8 @@ def _drawn(
     settings: Settings, sheet: Sheet, parsed: Parsed, task: str, groups: Mapping[str, Group]
 ) -> dict[str, dict[Part, Cell]]:
     """Replicates of every group by item, and by class where the metric is a mean over classes."""
-    by_class = tasks.get(task).metric == BALANCED
+    metric = metrics.of(tasks.get(task))
+    by_class = metric.of_class is not None
     figures: dict[str, stats.Sums] = {}
     where: dict[str, tuple[str, Part, int]] = {}
     for name, group in groups.items():
@@ -132,7 +133,7 @@ def _drawn(
                 some = kept[answers == label] if by_class else kept
                 key = f"{name} {item} {label}"
                 where[key] = name, (item, str(label)), len(np.unique(sheet.subjects[some]))
-                figures[key] = of_item(sheet, (task, item), some, parsed, "accuracy" if by_class else None)
+                figures[key] = of_item(sheet, (task, item), some, parsed, metric.of_class or metric)
     found: dict[str, dict[Part, Cell]] = {name: {} for name in groups}
     for key, values in stats.replicate(figures, settings.evaluate.bootstrap, settings.seed).items():
         name, part, people = where[key]
@@ -188,10 +189,9 @@ def _of_kind(
 ) -> dict[str, Any]:
     enough = {name: group for name, group in groups.items() if group.people >= settings.evaluate.min_group}
     drawn = _drawn(settings, sheet, parsed, task, enough)
-    nothing = {"value": None, "low": None, "high": None}
     entries = {
         name: {
-            **(stats.spread(_macro(drawn[name], drawn[name]), group.people) if name in enough else nothing),
+            **(stats.spread(_macro(drawn[name], drawn[name]), group.people) if name in enough else stats.NOTHING),
             "n": len(group.rows),
             "people": group.people,
             "unparsed": stats.plain(group.unparsed),
@@ -199,7 +199,7 @@ def _of_kind(
         }
         for name, group in groups.items()
     }
-    shares = tasks.get(task).metric != "mae"
+    shares = not metrics.of(tasks.get(task)).in_unit
     found = [_gap(a, b, drawn, enough, shares=shares) for a, b in combinations(enough, 2)]
     return {"groups": entries, "gaps": [gap for gap in found if gap is not None]}
 

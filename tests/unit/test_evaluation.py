@@ -14,11 +14,9 @@ from facemllm import settings as settings_module
 from facemllm import tasks
 from facemllm.core.digests import of_tree
 from facemllm.errors import UserError
-from facemllm.evaluate.baselines import baselines, majority
+from facemllm.evaluate.baselines import baselines
 from facemllm.evaluate.predict import Likelihood, Written, _unread, predict, question_texts
-from facemllm.evaluate.run import evaluate
-from facemllm.evaluate.score import score
-from facemllm.scoring.metrics import facts
+from facemllm.evaluate.run import evaluate, score
 from facemllm.scoring.sheet import read_parsed, read_sheet
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
 from facemllm.tasks.language import refuses
@@ -142,9 +140,12 @@ class Fake:
     def __init__(self, wrong=(), silent=(), broken=False):
         self.wrong, self.silent, self.broken, self.calls = wrong, silent, broken, []
 
-    def score(self, images, questions, maps):
+    def score_faces(self, images, questions, maps):
         self.calls.append(len(images))
-        return [[self._answer(image, query) for query in asked] for image, asked in zip(images, questions, strict=True)]
+        return [
+            SimpleNamespace(answers=[self._answer(image, query) for query in asked], characteristics={})
+            for image, asked in zip(images, questions, strict=True)
+        ]
 
     def _answer(self, image, query):
         question = next(q for t in tasks.all_names() for q in tasks.get(t).questions() if query.question in q.templates)
@@ -470,28 +471,6 @@ def test_baselines_do_not_depend_on_the_number_of_threads(tmp_path):
     assert len(said) == 1
 
 
-def test_majority_answers():
-    assert majority("accuracy", ["b", "a", "b", "a", "c"]) == "a"  # ties fall to the first by name
-    assert float(majority("mae", ["1", "2", "50"])) == 2
-    assert majority("f1", ["no"] * 9 + ["yes"]) == "yes"  # F1 2/11; "no" has none
-    stated = ["gender=male;hat=yes", "gender=male", "gender=male", "gender=female", "gender=female;rare=yes"]
-    assert facts(majority("fact_f1", stated)) == {"gender=male"}
-    draw = np.random.default_rng(3)
-    stated = [
-        ";".join(f"k{k}={'x' if draw.random() < 0.7 else 'y'}" for k in range(6) if draw.random() < (k + 1) / 7)
-        for _ in range(200)
-    ]
-    # no other prefix, no single fact more or less, is a better constant
-
-    def f1(said):
-        shared = sum(len(facts(text) & said) for text in stated)
-        return 2 * shared / sum(len(facts(text)) + len(said) for text in stated)
-
-    best = facts(majority("fact_f1", stated))
-    everything = {fact for text in stated for fact in facts(text)}
-    assert all(f1(best ^ {fact}) <= f1(best) for fact in everything)
-
-
 def test_a_few_faces_are_answered_again_in_free_text(settings, table, perfect, tmp_path):
     again = open_table(perfect / "generated", PREDICTIONS)
     assert again.manifest["about"] == {"split": "test", "model_digest": "m" * 64}
@@ -554,8 +533,9 @@ def reader_of(face):
             replies = [m["content"][0]["text"] for m in face["messages"] if m["role"] == "assistant"]
             self.replies = dict(zip(question_texts(face), replies, strict=True))
 
-        def score(self, images, questions, maps):
-            return [[self._one(query) for query in asked] for asked in questions]
+        def score_faces(self, images, questions, maps):
+            answers = [[self._one(query) for query in asked] for asked in questions]
+            return [SimpleNamespace(answers=own, characteristics={}) for own in answers]
 
         def _one(self, query):
             best = query.options.index(self.replies[query.question])

@@ -25,7 +25,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from facemllm import settings as settings_module
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.evaluate.score import encode, score
+from facemllm.evaluate.run import encode, score
 from facemllm.scoring import consistency
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
@@ -314,7 +314,7 @@ def test_nothing_heavy_is_loaded_to_score(settings, table, predictions):
 
     code = (
         "import sys; from pathlib import Path; from facemllm import settings;"
-        "from facemllm.evaluate.score import score;"
+        "from facemllm.evaluate.run import score;"
         f"score(settings.load('laptop', []), Path({str(table)!r}), Path({str(predictions)!r}));"
         "assert not {'torch', 'transformers', 'ray', 'mlflow'} & set(sys.modules)"
     )
