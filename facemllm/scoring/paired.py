@@ -18,7 +18,7 @@ from facemllm.errors import UserError
 from facemllm.scoring import fairness, stats
 from facemllm.scoring.metrics import BALANCED, BALANCED_ACCURACY, CLOSED_MEAN, Array, also, of
 from facemllm.scoring.sheet import BETWEEN, Rows, Sheet, read_parsed, read_sheet
-from facemllm.scoring.summary import marks_of, replicate, rows_of
+from facemllm.scoring.summary import heads, marks_of, replicate, rows_of
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, Table, open_table
 from facemllm.tasks.held_out import ZERO_SHOT
@@ -99,8 +99,7 @@ def replicates(settings: Settings, pair: Pair) -> tuple[dict[str, Array], dict[s
     found = []
     for parsed in pair.parsed:
         figures = replicate(pair.sheet, parsed, settings.evaluate.bootstrap, settings.seed)
-        own = {name: next(iter(by_metric.values())) for name, by_metric in figures.items()}
-        own |= {
+        own = heads(figures) | {
             f"{name}.{BALANCED}": by_metric[BALANCED]
             for name, by_metric in figures.items()
             if name in tasks.all_names() and BALANCED in also(tasks.get(name))

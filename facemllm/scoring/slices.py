@@ -12,7 +12,7 @@ from facemllm.scoring import stats
 from facemllm.scoring.consistency import same, share
 from facemllm.scoring.metrics import CLOSED_MEAN, Array, Parsed, numbers
 from facemllm.scoring.sheet import Mask, Sheet, read_some
-from facemllm.scoring.summary import replicate
+from facemllm.scoring.summary import heads, replicate
 from facemllm.settings import Settings
 from facemllm.tables import PREDICTIONS, open_table
 
@@ -98,8 +98,7 @@ def generation(settings: Settings, sheet: Sheet, parsed: Parsed, table: Path) ->
 
 def _own(settings: Settings, sheet: Sheet, parsed: Parsed, only: Mask) -> dict[str, Array]:
     """Replicates of each figure's own metric, of some questions."""
-    figures = replicate(sheet, parsed, settings.evaluate.bootstrap, settings.seed, only)
-    return {name: next(iter(by_metric.values())) for name, by_metric in figures.items()}
+    return heads(replicate(sheet, parsed, settings.evaluate.bootstrap, settings.seed, only))
 
 
 def _change(before: Array, after: Array, people: int) -> dict[str, Any]:

@@ -15,13 +15,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from facemllm.scoring.metrics import Array, Metric
 
+Name = TypeVar("Name")
 SHOWN = 0.05
 """A difference counts as shown where its corrected p value is below this."""
 NOTHING: Mapping[str, float | None] = {"value": None, "low": None, "high": None}
@@ -50,7 +51,7 @@ class Sums:
     per_subject_SK: Array
 
 
-def replicate(figures: Mapping[str, Sums], resamples: int, seed: int) -> dict[str, Array]:
+def replicate(figures: Mapping[Name, Sums], resamples: int, seed: int) -> dict[Name, Array]:
     """Every figure on the sample (row 0) and on the same `resamples` draws of its subjects.
 
     The draws depend on the seed and the number of subjects alone, so two models on the same people are paired, and so

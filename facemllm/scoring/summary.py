@@ -20,22 +20,8 @@ from facemllm.tasks.presence import CELEBA_40
 
 BY_LIKELIHOOD = "by_likelihood"
 
-Sums = dict[tuple[Key, str], stats.Sums]
-"""By item and metric."""
 Figures = dict[str, dict[str, Array]]
 """Replicates by name and metric, a figure's own metric first."""
-
-
-def sums(sheet: Sheet, parsed: Parsed, only: Mask | None = None) -> Sums:
-    """What the figures are made of; of the questions where `only` is true if given."""
-    found: Sums = {}
-    for key, rows in sheet.rows.items():
-        kept = rows if only is None else rows[only[rows]]
-        if len(kept):
-            owner = tasks.get(key[0])
-            for name in (owner.metric, *metrics.also(owner)):
-                found[key, name] = of_item(sheet, key, kept, parsed, metrics.get(name))
-    return found
 
 
 def of_item(sheet: Sheet, key: Key, rows: Rows, parsed: Parsed, metric: Metric) -> stats.Sums:
@@ -58,18 +44,27 @@ def _judged(
     return [sheet.answers[row] for row in rows], [parsed[row] for row in rows], grid
 
 
-def figures(sheet: Sheet, found: Sums, resamples: int, seed: int) -> Figures:
-    """Every figure on the sample (first entry) and on resampled people; same seed and sheet, same people."""
-    items = stats.replicate(
-        {f"{'.'.join(key)} {metric}": part for (key, metric), part in found.items()}, resamples, seed
-    )
+def replicate(sheet: Sheet, parsed: Parsed, resamples: int, seed: int, only: Mask | None = None) -> Figures:
+    """Every figure on the sample (first entry) and on resampled people, of the questions where `only` is true if given;
+    same seed and sheet, same people."""
+    sums: dict[tuple[Key, str], stats.Sums] = {}
+    for key, rows in sheet.rows.items():
+        kept = rows if only is None else rows[only[rows]]
+        owner = tasks.get(key[0])
+        for name in (owner.metric, *metrics.also(owner)) if len(kept) else ():
+            sums[key, name] = of_item(sheet, key, kept, parsed, metrics.get(name))
+    drawn = stats.replicate(sums, resamples, seed)
     parts: dict[str, dict[str, list[Array]]] = {}
-    for key, metric in found:
-        values = items[f"{'.'.join(key)} {metric}"]
+    for (key, metric), values in drawn.items():
         closed = [CLOSED_MEAN] if metric == BALANCED and is_closed(sheet, key) else []
         for name in (".".join(key), key[0], *closed):
             parts.setdefault(name, {}).setdefault(metric, []).append(values)
     return {name: {metric: mean(each) for metric, each in own.items()} for name, own in parts.items()}
+
+
+def heads(figures: Figures) -> dict[str, Array]:
+    """Replicates of each figure's own metric."""
+    return {name: next(iter(by_metric.values())) for name, by_metric in figures.items()}
 
 
 def is_closed(sheet: Sheet, key: Key) -> bool:
@@ -83,11 +78,6 @@ def rows_of(sheet: Sheet, name: str) -> Rows:
         return np.concatenate([rows for key, rows in sheet.rows.items() if is_closed(sheet, key)])
     task, _, item = name.partition(".")
     return sheet.rows[task, item] if (task, item) in sheet.rows else sheet.of_task(task)
-
-
-def replicate(sheet: Sheet, parsed: Parsed, resamples: int, seed: int, only: Mask | None = None) -> Figures:
-    """`figures` of parsed answers, of the questions where `only` is true if given."""
-    return figures(sheet, sums(sheet, parsed, only), resamples, seed)
 
 
 def summarise(

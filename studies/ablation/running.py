@@ -194,7 +194,7 @@ def _figures(sheet: Any, parsed: Sequence[str | None], asked: Any) -> tuple[dict
     face can tell, that they break."""
     from facemllm.scoring import consistency, summary
 
-    found = summary.figures(sheet, summary.sums(sheet, parsed, asked), 0, 0)
+    found = summary.replicate(sheet, parsed, 0, 0, asked)
     heads = {name: next(iter(by_metric.items())) for name, by_metric in found.items()}
     figures = {name: float(values[0]) for name, (_, values) in heads.items()}
     metrics = {name: metric for name, (metric, _) in heads.items()}

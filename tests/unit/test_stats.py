@@ -140,7 +140,6 @@ def test_p_values_are_those_of_a_t_test_and_of_holm():
     assert stats.p_value(0.1, error, 60, beyond=0.2) == 1.0
     assert math.isnan(stats.p_value(0.1, 0.0, 60))  # people who do not differ say nothing about chance
     assert stats.p_value(0.0, 0.0, 60) == 1.0
-    assert stats.p_value(0.0, 0.0, 60) == 1.0
     assert np.isnan(stats.p_value(0.1, 0.1, 1))
     p_values = draw.random(9) ** 3
     assert stats.holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]), abs=1e-12)
