@@ -94,9 +94,9 @@ def score(
     out: Annotated[Path, typer.Argument(help="JSON file to write.")],
 ) -> Result:
     """Compute the metrics again from saved predictions; no model is loaded."""
-    from facemllm.evaluate import score as scoring
+    from facemllm.evaluate import run
 
-    metrics = scoring.score(settings, conversations, predictions, out)
+    metrics = run.score(settings, conversations, predictions, out)
     return metrics, f"{out}: {_headline(metrics)}"
 
 
@@ -118,8 +118,9 @@ def compare_runs(
 ) -> Result:
     """Compare two runs question by question: differences with intervals, by task, item and group of people."""
     from facemllm.evaluate.compare import compare
+    from facemllm.promote.registry import find_version
 
-    found = compare(settings, first, second, conversations)
+    found = compare(settings, first, second, lambda name: find_version(settings, name).evaluation, conversations)
     if html is not None:
         from facemllm.report.comparison import write_page
 

@@ -44,18 +44,20 @@ def _release(c: Context) -> Outcome:
 
 def _probe(c: Context, version: Any) -> Probe:
     """One closed question about one held-out face that evaluation answered, with the face's very bytes."""
+    from facemllm.scoring.metrics import get
     from facemllm.serve.deploy import Probe
     from facemllm.tables import CONVERSATIONS, open_table
 
     evaluation = c.store.path(version.evaluation)
     metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
     samples = json.loads((evaluation / "samples" / "samples.json").read_text("utf-8"))
-    asked = [(s["image_id"], q) for s in samples for q in s["questions"] if q["metric"] != "fact_f1"]
+    asked = [(s["image_id"], q, get(q["metric"]).answers) for s in samples for q in s["questions"]]
+    asked = [one for one in asked if one[2] != "facts"]
     if not asked:
         raise UserError(
             "evaluation asked no closed question that staging could be proved by; add a task to reformat.tasks"
         )
-    image_id, question = max(asked, key=lambda pair: (pair[1]["parsed"] is not None, pair[1]["metric"] != "mae"))
+    image_id, question, _ = max(asked, key=lambda one: (one[1]["parsed"] is not None, one[2] != "number"))
     conversations = open_table(c.store.path(metrics["conversations_digest"]), CONVERSATIONS)
     faces = conversations.iterate(["image_id", "images", "segmentation"], metrics["split"])
     face = next(face for face in faces if face["image_id"] == image_id)

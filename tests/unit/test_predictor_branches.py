@@ -11,14 +11,18 @@ from PIL import Image
 
 from facemllm import settings
 from facemllm.errors import UserError
+from facemllm.evaluate.predict import open_image
+from facemllm.evaluate.run import evaluate
 from facemllm.model import inference
 from facemllm.model.branches import Graph, extend
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.pixels import face_pixels
 from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP
+from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.serve.policy import Limits
 from facemllm.serve.predictor import FaceModel
+from facemllm.tables import CONVERSATIONS, mapping, open_table
 
 TEXTS = ["Is there a beard?", "What is the hair style?", "Describe this face.", "A woman with a hat."]
 ANSWERS = ["short hair", "brown hair", "yes", "no"]
@@ -110,6 +114,27 @@ def test_scores_are_the_sigmoid_of_what_the_branch_says(predictor, faces, maps):
         seen = look(predictor.model, features, torch.from_numpy(predictor.map(maps[0]))[None])
     expected = 1 / (1 + np.exp(-seen.scores_BA[0].double().numpy()))
     assert list(predictor.characteristics(faces[:1], maps[:1])[0].values()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_evaluation_takes_characteristics_from_the_pass_that_answers(predictor, conversations_table, tmp_path):
+    words = ["bootstrap=100", "baseline_pixels=8", "generated_faces=0", "disturbed_faces=0", "batch_images=6"]
+    chosen = settings.load(overrides=[f"evaluate.{word}" for word in [*words, "max_new_tokens=2"]])
+    passed = []
+    tower = predictor.model.model.vision_tower
+    counted = tower.register_forward_hook(lambda _, __, found: passed.append(len(found.last_hidden_state)))
+    table = conversations_table()
+    evaluate(chosen, tmp_path, "m" * 64, table, tmp_path / "out", predictor=predictor)
+    counted.remove()
+    faces = list(open_table(table, CONVERSATIONS).iterate(["image_id", "images"], "test"))
+    assert passed == [4, 2, 4, 2, 2, 2]  # one question of each face is closed, one is open, in parts of four
+    alone = predictor.characteristics([open_image(face) for face in faces])
+    kept = list(open_table(tmp_path / "out" / "characteristics", CHARACTERISTICS).iterate())
+    assert [row["image_id"] for row in kept] == [face["image_id"] for face in faces]
+    for row, expected in zip(kept, alone, strict=True):
+        assert mapping(row["scores"]) == pytest.approx(expected, abs=1e-6)
+    assert [one.characteristics for one in predictor.score_faces([open_image(faces[0])], [QUERIES])] == [
+        pytest.approx(alone[0], abs=1e-6)
+    ]
 
 
 def test_a_plain_model_looks_at_no_map_and_has_no_scores(faces, maps):
