@@ -113,9 +113,10 @@ def configured(home: Path, base_url: str, parallel: int) -> Any:
 
 def bare_loop(chosen: Any, faces: Path, parallel: int) -> int:
     """The same calls without the job; how many replies fit."""
-    from facemllm.annotate import prompt, replies
     from facemllm.annotate.endpoint import endpoint
     from facemllm.asking.wire import Answered, Wire
+
+    from facemllm.annotate import prompt, replies
     from facemllm.tables import open_table
 
     table = open_table(faces)

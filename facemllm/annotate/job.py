@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facemllm.annotate.annotator import Annotation, Annotator, checked
-from facemllm.asking.refusals import JobStopped, RowRefused
+from facemllm.asking.requests import JobStopped, RowRefused
 from facemllm.errors import UserError
 from facemllm.tables import Table
 

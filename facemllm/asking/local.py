@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,10 +19,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from facemllm.asking.link import Asked
-from facemllm.asking.refusals import JobStopped
+from facemllm.asking.requests import JobStopped, MakeRequest, Request
 from facemllm.asking.store import Replies, Reply
-from facemllm.asking.wire import Request
 from facemllm.core import digests
 from facemllm.core.hub import fetched
 from facemllm.errors import UserError, one_line
@@ -39,18 +38,18 @@ class Generated:
     max_tokens: int
     temperature: float
 
-    def send(self, asked: Sequence[Asked]) -> list[Reply | Exception]:
+    def send(self, requests: Sequence[MakeRequest]) -> list[Reply | Exception]:
         """A stored reply to each request, in order; RowRefused in the place of one whose picture cannot be used."""
         answers: list[Reply | Exception] = []
         size = 1 if self.temperature else BATCH
-        for start in range(0, len(asked), size):
-            made = [_made(one) for one in asked[start : start + size]]
-            requests = [request for request in made if isinstance(request, Request)]
-            replies = iter(self._replies(requests))
-            answers += [next(replies) if isinstance(one, Request) else one for one in made]
+        with closing(Replies(self.home)) as store:
+            for start in range(0, len(requests), size):
+                made = [_made(make) for make in requests[start : start + size]]
+                replies = iter(self._replies(store, [one for one in made if isinstance(one, Request)]))
+                answers += [next(replies) if isinstance(one, Request) else one for one in made]
         return answers
 
-    def _replies(self, requests: list[Request]) -> list[Reply]:
+    def _replies(self, store: Replies, requests: list[Request]) -> list[Reply]:
         if not requests:
             return []
         started = time.monotonic()
@@ -68,7 +67,7 @@ class Generated:
                 seconds=round((time.monotonic() - started) / len(requests), 3),
                 time=datetime.now(UTC).isoformat(timespec="seconds"),
             )
-            Replies(self.home).write(reply)
+            store.write(reply)
             replies.append(reply)
         return replies
 
@@ -102,9 +101,9 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _made(asked: Asked) -> Request | Exception:
+def _made(make: MakeRequest) -> Request | Exception:
     try:
-        return asked()
+        return make()
     except Exception as error:
         return error
 

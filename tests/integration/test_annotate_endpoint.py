@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from facemllm import settings
-from facemllm.annotate import annotate
-from facemllm.asking.account import Account
+from facemllm.annotate.run import annotate
+from facemllm.asking.budget import Account
 from facemllm.errors import UserError
 from facemllm.tables import open_table
 from tests.fake_endpoint import FakeEndpoint
@@ -28,7 +28,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from facemllm import settings
-from facemllm.annotate import annotate
+from facemllm.annotate.run import annotate
 from facemllm.errors import UserError
 if __name__ == "__main__":
     try:

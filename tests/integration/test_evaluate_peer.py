@@ -13,9 +13,9 @@ import sys
 import time
 
 import pytest
+from facemllm.asking.account import Account
 
 from facemllm import settings
-from facemllm.asking.account import Account
 from facemllm.evaluate.command import evaluate
 from facemllm.tables import PREDICTIONS, open_table
 from tests.fake_endpoint import FakeEndpoint

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from facemllm.annotate import prompt, replies
+from facemllm.annotate import prompt
 from facemllm.annotate.oracle import caption
 from facemllm.core import digests
 from facemllm.tables import pairs
@@ -17,7 +17,7 @@ jsonschema = pytest.importorskip("jsonschema")
 
 FULL = {
     "caption": "A man, about 35 years old, with black hair.",
-    "attributes": dict.fromkeys(replies.attribute_names()) | {"Black_Hair": True, "Wearing_Hat": False},
+    "attributes": dict.fromkeys(prompt.attribute_names()) | {"Black_Hair": True, "Wearing_Hat": False},
     "expression": "happiness",
     "age": 35,
     "gender": "male",
@@ -29,7 +29,7 @@ def changed(**values):
 
 
 def test_a_sound_reply_is_read_without_what_it_does_not_know():
-    assert replies.read(json.dumps(FULL)) == {
+    assert prompt.read(json.dumps(FULL)) == {
         "caption": "A man, about 35 years old, with black hair.",
         "attributes": {"Black_Hair": True, "Wearing_Hat": False},
         "expression": "happiness",
@@ -37,10 +37,10 @@ def test_a_sound_reply_is_read_without_what_it_does_not_know():
         "gender": "male",
     }
     silent = changed(attributes={}, expression=None, age=None, gender=None)
-    assert replies.read(silent) == {"caption": FULL["caption"]}
-    assert replies.read(f"```json\n{silent}\n```\n") == {"caption": FULL["caption"]}
-    assert replies.read(changed(caption=" A  face\nin front of\ta wall. "))["caption"] == "A face in front of a wall."
-    assert replies.read(changed(age=35.0))["age"] == 35.0
+    assert prompt.read(silent) == {"caption": FULL["caption"]}
+    assert prompt.read(f"```json\n{silent}\n```\n") == {"caption": FULL["caption"]}
+    assert prompt.read(changed(caption=" A  face\nin front of\ta wall. "))["caption"] == "A face in front of a wall."
+    assert prompt.read(changed(age=35.0))["age"] == 35.0
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_a_sound_reply_is_read_without_what_it_does_not_know():
     ],
 )
 def test_a_reply_that_does_not_fit_is_told_what_is_wrong(text, problem):
-    with pytest.raises(replies.Misfit) as misfit:
-        replies.read(text)
+    with pytest.raises(prompt.Misfit) as misfit:
+        prompt.read(text)
     assert problem in str(misfit.value)
     assert len(str(misfit.value)) < 300
 
 
 def test_the_schema_says_what_the_reader_asks_for():
-    checker = jsonschema.Draft202012Validator(replies.schema())
+    checker = jsonschema.Draft202012Validator(prompt.schema())
     assert checker.is_valid(FULL)
     for text in (changed(name="x"), changed(age="35"), changed(gender="woman"), changed(attributes={"Bald": True})):
         assert not checker.is_valid(json.loads(text))
@@ -99,8 +99,8 @@ def test_the_schema_says_what_the_reader_asks_for():
             for inner in part["properties"].values():
                 strict(inner)
 
-    strict(replies.schema())
-    assert {"Bald", "Black_Hair", "No_Beard", "Eyeglasses", "Wearing_Hat"} <= set(replies.attribute_names())
+    strict(prompt.schema())
+    assert {"Bald", "Black_Hair", "No_Beard", "Eyeglasses", "Wearing_Hat"} <= set(prompt.attribute_names())
 
 
 def test_the_prompt_holds_the_trusted_labels_and_nothing_else_of_the_row():
@@ -127,7 +127,7 @@ def test_the_prompt_holds_the_trusted_labels_and_nothing_else_of_the_row():
     assert not any(word in user["text"] for word in ("Jane", "ignore", "ffff"))
     bare = prompt.messages({"image_id": "f" * 64, "age": math.nan})
     assert "already says" not in bare[1]["text"]
-    assert all(name in bare[1]["text"] for name in replies.attribute_names())
+    assert all(name in bare[1]["text"] for name in prompt.attribute_names())
 
 
 def test_the_hash_of_a_prompt_changes_with_its_words():

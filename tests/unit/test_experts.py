@@ -27,7 +27,7 @@ from facemllm.annotate.experts_mediapipe import (
     landmarks,
     resting_face,
 )
-from facemllm.asking.refusals import JobStopped
+from facemllm.asking.requests import JobStopped
 from facemllm.core import digests
 from facemllm.core.images import BadPicture
 from facemllm.errors import UserError
