@@ -34,7 +34,8 @@ class Annotation:
 
 
 class Annotator(Protocol):
-    """Describes rows. It travels to Ray's workers by pickling: keep it small, and load models where they are used."""
+    """Describes rows. It travels to Ray's workers by pickling: keep it small, and load models where they are used. It
+    may have `gpus`, how many each task needs, and `one_machine`, whether all tasks have to be on the driver's."""
 
     @property
     def name(self) -> str:
@@ -101,6 +102,11 @@ class Chained:
     def gpus(self) -> float:
         """GPUs that a task needs."""
         return max(getattr(part, "gpus", 0.0) for part in (self.experts, self.main))
+
+    @property
+    def one_machine(self) -> bool:
+        """Whether all tasks have to be on one machine."""
+        return any(getattr(part, "one_machine", False) for part in (self.experts, self.main))
 
     def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation | Exception]:
         """What both say of each row; a row that the experts refuse is not shown to `main`."""

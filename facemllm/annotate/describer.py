@@ -45,6 +45,7 @@ class Describer:
     input_price: float | None = None
     output_price: float | None = None
     gpus: float = 0.0
+    one_machine: bool = True  # the store of replies is a database that machines must not share
     needs_image: bool = True
     columns: tuple[str, ...] = ("image_id", "source", *prompt.COLUMNS)
 

@@ -15,8 +15,8 @@ import random
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,7 +77,13 @@ class EndpointSender:
             _CLIENTS.pop(run).replies.close()
         if self.run not in _CLIENTS:
             _CLIENTS[self.run] = _Client(self)
-        return asyncio.run(_CLIENTS[self.run].answers(requests))
+        answers = _CLIENTS[self.run].answers(requests)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(answers)
+        with ThreadPoolExecutor(1) as thread:  # a notebook, whose own loop waits here
+            return thread.submit(asyncio.run, answers).result()
 
 
 def parameters(settings: Settings) -> dict[str, Any]:
@@ -256,28 +262,14 @@ class _Client:
             if self.completions.form is not None and self._known_form is None:
                 self._known_form = self.completions.form
                 self.account.remember_form(str(self.endpoint.base_url), self._known_form)
-            reply = self._reply(request, outcome, time.monotonic() - started)
+            prices = self.endpoint.input_price, self.endpoint.output_price
+            cost = price(outcome.prompt_tokens, outcome.completion_tokens, *prices)
+            model, seconds = str(self.sender.model.model), time.monotonic() - started
+            reply = Reply.now(request, model, seconds, cost=cost, **asdict(outcome))
             kept = self.account.answered(reserved, reply)
             return reply if kept else RowRefused("its picture was forgotten while it was asked about")
         finally:
             self._under_way -= 1
-
-    def _reply(self, request: Request, answered: Answered, seconds: float) -> Reply:
-        prices = self.endpoint.input_price, self.endpoint.output_price
-        return Reply(
-            key=request.key,
-            image_id=request.image_id,
-            model=str(self.sender.model.model),
-            prompt_hash=request.prompt_hash,
-            text=answered.text,
-            error=answered.error,
-            prompt_tokens=answered.prompt_tokens,
-            completion_tokens=answered.completion_tokens,
-            finish=answered.finish,
-            seconds=round(seconds, 3),
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-            cost=price(answered.prompt_tokens, answered.completion_tokens, *prices),
-        )
 
     def _count_failed_row(self, reason: str, limit: int) -> None:
         self._failed_rows += 1

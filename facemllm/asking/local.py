@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -55,18 +54,10 @@ class Generated:
         started = time.monotonic()
         replies = []
         for request, (text, prompt, completion) in zip(requests, generate(self, requests), strict=True):
-            reply = Reply(
-                key=request.key,
-                image_id=request.image_id,
-                model=self.digest,
-                prompt_hash=request.prompt_hash,
-                text=text,
-                prompt_tokens=prompt,
-                completion_tokens=completion,
-                finish="length" if completion >= self.max_tokens else "stop",
-                seconds=round((time.monotonic() - started) / len(requests), 3),
-                time=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
+            seconds = (time.monotonic() - started) / len(requests)
+            finish = "length" if completion >= self.max_tokens else "stop"
+            counts = {"prompt_tokens": prompt, "completion_tokens": completion}
+            reply = Reply.now(request, self.digest, seconds, text=text, finish=finish, **counts)
             store.write(reply)
             replies.append(reply)
         return replies

@@ -18,9 +18,11 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from facemllm.asking.requests import JobStopped, MakeRequest, RowRefused, Sender
+from facemllm.asking.requests import JobStopped, MakeRequest, Request, RowRefused, Sender
 
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _WAIT_S = 60.0  # for another process that writes, which takes milliseconds
@@ -54,6 +56,13 @@ class Reply:
     seconds: float = 0.0
     time: str = ""
     cost: float | None = None
+
+    @classmethod
+    def now(cls, request: Request, model: str, seconds: float, **said: Any) -> Reply:
+        """The reply to a request that has just come, after so many seconds."""
+        names: dict[str, Any] = {name: getattr(request, name) for name in ("key", "image_id", "prompt_hash")}
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(model=model, seconds=round(seconds, 3), time=time, **names, **said)
 
 
 class Replies:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -530,6 +531,14 @@ def test_a_store_that_cannot_be_written_stops_the_job(describer, rows):
         with pytest.raises(JobStopped, match=r"replies\.sqlite cannot be used \(file is not a database\)"):
             one.annotate(rows())
         assert fake.received.total() == 0
+
+
+def test_it_can_be_used_where_a_loop_runs_already_as_in_a_notebook(describer, rows):
+    async def cell():
+        return describer(fake).annotate(rows(2))
+
+    with FakeEndpoint() as fake:
+        assert all(isinstance(said, Annotation) for said in asyncio.run(cell()))
 
 
 def test_the_digest_of_the_annotator_is_that_of_what_decides(describer):

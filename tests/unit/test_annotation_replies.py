@@ -43,41 +43,41 @@ def test_a_sound_reply_is_read_without_what_it_does_not_know():
     assert prompt.read(changed(age=35.0))["age"] == 35.0
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("", "not a JSON object"),
-        ("Sure! Here it is: {}", "not a JSON object"),
-        ('{"caption": "A man', "not a JSON object"),
-        ("[1]", "not a JSON object but a list"),
-        ("[" * 100_000, "characters, more than"),
-        ("[" * 50_000, "not a JSON object"),
-        ('{"caption": "A", "caption": "B"}', "a key stands there twice"),
-        ('{"description": "a face"}', "caption, attributes, expression, age, gender is missing"),
-        (json.dumps({k: v for k, v in FULL.items() if k != "gender"}), "gender is missing"),
-        (changed(name="somebody"), 'unknown key "name"'),
-        (changed(caption=None), "caption is null"),
-        (changed(caption=["A face."]), "caption is a list"),
-        (changed(caption="Face."), "caption has 5 characters"),
-        (changed(caption="a" * 2001), "caption has 2,001 characters"),
-        (changed(caption="A face before a \x00 wall."), "cannot be printed"),
-        (changed(caption="A face before a \ud800 wall."), "cannot be printed"),
-        (changed(attributes=None), "attributes is null"),
-        (changed(attributes={"Handsome": True}), 'unknown name "Handsome"'),
-        (changed(attributes={"Bald": "no"}), "attributes.Bald is text"),
-        (changed(attributes={"Bald": 0}), "attributes.Bald is a number"),
-        (changed(expression="Happy"), 'expression is "Happy"; it is one of neutral'),
-        (changed(gender="woman"), "it is one of female, male"),
-        (changed(gender=["female"]), "it is one of female, male"),
-        (changed(age="35"), 'age is "35"'),
-        (changed(age=True), "age is true"),
-        (changed(age=35.5), "age is 35.5"),
-        (changed(age=-1), "age is -1"),
-        (changed(age=10**400), "age is"),
-        (changed(age=math.nan), "NaN is no JSON value"),
-        (changed(age=math.inf), "Infinity is no JSON value"),
-    ],
-)
+MISFITS = [
+    ("", "not a JSON object"),
+    ("Sure! Here it is: {}", "not a JSON object"),
+    ('{"caption": "A man', "not a JSON object"),
+    ("[1]", "not a JSON object but a list"),
+    ("[" * 100_000, "characters, more than"),
+    ("[" * 50_000, "not a JSON object"),
+    ('{"caption": "A", "caption": "B"}', "a key stands there twice"),
+    ('{"description": "a face"}', "caption, attributes, expression, age, gender is missing"),
+    (json.dumps({k: v for k, v in FULL.items() if k != "gender"}), "gender is missing"),
+    (changed(name="somebody"), 'unknown key "name"'),
+    (changed(caption=None), "caption is null"),
+    (changed(caption=["A face."]), "caption is a list"),
+    (changed(caption="Face."), "caption has 5 characters"),
+    (changed(caption="a" * 2001), "caption has 2,001 characters"),
+    (changed(caption="A face before a \x00 wall."), "cannot be printed"),
+    (changed(caption="A face before a \ud800 wall."), "cannot be printed"),
+    (changed(attributes=None), "attributes is null"),
+    (changed(attributes={"Handsome": True}), 'unknown name "Handsome"'),
+    (changed(attributes={"Bald": "no"}), "attributes.Bald is text"),
+    (changed(attributes={"Bald": 0}), "attributes.Bald is a number"),
+    (changed(expression="Happy"), 'expression is "Happy"; it is one of neutral'),
+    (changed(gender="woman"), "it is one of female, male"),
+    (changed(gender=["female"]), "it is one of female, male"),
+    (changed(age="35"), 'age is "35"'),
+    (changed(age=True), "age is true"),
+    (changed(age=35.5), "age is 35.5"),
+    (changed(age=-1), "age is -1"),
+    (changed(age=10**400), "age is"),
+    (changed(age=math.nan), "NaN is no JSON value"),
+    (changed(age=math.inf), "Infinity is no JSON value"),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), MISFITS)
 def test_a_reply_that_does_not_fit_is_told_what_is_wrong(text, problem):
     with pytest.raises(prompt.Misfit) as misfit:
         prompt.read(text)
@@ -189,3 +189,21 @@ def test_labels_are_compared_name_by_name_and_numbers_by_how_far_off():
     assert label_disagreements({"age": 46.0, "expression": "happiness"}, LABELLED) == {"age": ("46", "35")}
     assert label_disagreements({"age": 45.0}, {"age": None, "attributes": None}) == {}
     assert label_disagreements({}, LABELLED) == {}
+
+
+def test_the_number_of_how_replies_are_read_follows_what_is_made_of_them():
+    """Whoever changes what fits or what is made of it raises `READING`, and these values."""
+    fits = [
+        changed(),
+        f"```json\n{changed(age=35.0, expression=None)}\n```",
+        changed(caption=" A  face\nin front of a wall. "),
+    ]
+    found = [prompt.read(text) for text in fits]
+    for text, _ in MISFITS:
+        with pytest.raises(prompt.Misfit):
+            prompt.read(text)
+    assert (prompt.READING, len(MISFITS), digests.of_json(found)) == (
+        1,
+        30,
+        "0ce2416f044df9792897836589240436a4e2d170a0913bc4aa9711f3f8643fbc",
+    )
