@@ -91,10 +91,13 @@ class Account:
 
     def reserve(
         self, request: Request, most: tuple[int, int], max_requests: int | None, max_tokens: int | None
-    ) -> Reserved | Wait:
+    ) -> Reserved | Wait | Reply:
         """Set a request aside that may use so many tokens in its prompt and in its completion, if the budget allows it
-        and nobody has it under way."""
+        and nobody has it under way; or its reply, which another process may have stored by now."""
         with self.replies.transaction() as database:
+            # in the same transaction: what was under way a moment ago may be answered
+            if (stored := self.replies.read(request.image_id, request.key)) is not None:
+                return stored
             now = self._read(database)
             found = database.execute("SELECT pid, started FROM under_way WHERE key = ?", (request.key,)).fetchone()
             if found is not None and Identity(*found).process() is not None:

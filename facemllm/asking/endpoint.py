@@ -235,11 +235,8 @@ class _Client:
         limits = self.endpoint.max_requests, self.endpoint.max_tokens
         while True:
             await self._sleep(self._pause_until - time.monotonic())
-            stored = self.replies.read(request.image_id, request.key)
-            if stored is not None:
-                return stored
             found = self.account.reserve(request, (most, self.sender.model.max_tokens), *limits)
-            if isinstance(found, Reserved):
+            if isinstance(found, Reserved | Reply):
                 return found
             if found.limit and not self._under_way:
                 raise JobStopped(f"annotate.endpoint.{found.limit} is used up; raise it")

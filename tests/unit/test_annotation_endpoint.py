@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import pickle
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -430,37 +432,45 @@ def test_a_worker_without_the_key_stops_the_job(monkeypatch, describer):
         sender.send([])
 
 
-def wait_until(condition, seconds=20.0):
+def wait_until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
 
 
-def forked(describer, rows):
-    """A process that asks about rows, as a Ray worker does."""
-    if process := os.fork():
-        return process
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+WORKER = """
+import pickle, sys
+with open(sys.argv[1], "rb") as file:
+    describer, rows = pickle.load(file)
+describer.annotate(rows)
+"""
+
+
+@contextmanager
+def worker(describer, rows):
+    """A process that asks about rows, as a Ray worker does; it is gone when the block ends."""
+    path = describer.home.with_suffix(".pickle")
+    path.write_bytes(pickle.dumps((describer, rows)))
+    process = subprocess.Popen([sys.executable, "-c", WORKER, str(path)], stderr=subprocess.DEVNULL)
     try:
-        describer.annotate(rows)
+        yield process
     finally:
-        os._exit(0)
+        process.kill()
+        process.wait(10)
 
 
 def test_a_killed_worker_leaves_in_doubt_what_was_under_way_and_nothing_else(describer, rows):
     """Of twelve eight are answered when it dies; the four that it waits for are asked again, and it is said."""
     asked = rows(12)
     with FakeEndpoint(script=["good"] * 8 + ["hang"] * 4) as fake:
-        one = describer(fake, timeout_s=60)
-        worker = forked(one, asked)
-        wait_until(lambda: fake.completed.total() == 8 and fake.in_flight == 4)
-        wait_until(lambda: figures(one).answered == 8 and under_way(one) == 4)
-        os.kill(worker, signal.SIGKILL)
-        os.waitpid(worker, 0)
+        one = describer(fake, timeout_s=600)
+        with worker(one, asked):
+            wait_until(lambda: fake.completed.total() == 8 and fake.in_flight == 4)
+            wait_until(lambda: figures(one).answered == 8 and under_way(one) == 4)
         before = figures(one)
         assert (before.requests, before.answered, before.in_doubt) == (12, 8, 0)
-        again = describer(fake, timeout_s=60)
+        again = describer(fake, timeout_s=600)
         assert all(isinstance(said, Annotation) for said in again.annotate(asked))
         now = figures(again)
         twice = [key for key, count in fake.received.items() if count > 1]
@@ -473,24 +483,24 @@ def test_a_killed_worker_leaves_in_doubt_what_was_under_way_and_nothing_else(des
 def test_what_a_living_process_has_under_way_is_waited_for(describer, rows):
     asked = rows(4)
     with FakeEndpoint(default="hold") as fake, ThreadPoolExecutor(1) as thread:
-        one = describer(fake, timeout_s=60)
-        worker = forked(one, asked)
-        wait_until(lambda: fake.in_flight == 4)
-        said = thread.submit(describer(fake, timeout_s=60).annotate, asked)
-        fake.release()
-        assert all(isinstance(answer, Annotation) for answer in said.result(60))
-        os.waitpid(worker, 0)
+        one = describer(fake, timeout_s=600)
+        with worker(one, asked) as other:
+            wait_until(lambda: fake.in_flight == 4)
+            said = thread.submit(describer(fake, timeout_s=600).annotate, asked)
+            fake.release()
+            assert all(isinstance(answer, Annotation) for answer in said.result(60))
+            assert other.wait(60) == 0
         assert fake.received.total() == figures(one).requests == 4
 
 
 def test_ctrl_c_starts_nothing_new_and_keeps_what_is_under_way(describer, rows):
     with FakeEndpoint(default="hold") as fake:
-        one = describer(fake, timeout_s=60)
-        worker = forked(one, rows(40))
-        wait_until(lambda: fake.in_flight == 4)
-        os.kill(worker, signal.SIGINT)
-        fake.release()
-        os.waitpid(worker, 0)
+        one = describer(fake, timeout_s=600)
+        with worker(one, rows(40)) as other:
+            wait_until(lambda: fake.in_flight == 4)
+            other.send_signal(signal.SIGINT)
+            fake.release()
+            assert other.wait(60) != 0
         now = figures(one)
         assert 4 <= now.answered == now.requests == fake.received.total() < 40
         assert (now.in_doubt, under_way(one)) == (0, 0)
@@ -498,12 +508,12 @@ def test_ctrl_c_starts_nothing_new_and_keeps_what_is_under_way(describer, rows):
 
 def test_a_second_ctrl_c_does_not_wait_and_leaves_no_request_under_way(describer, rows):
     with FakeEndpoint(default="hang") as fake:
-        one = describer(fake, timeout_s=60)
-        worker = forked(one, rows(12))
-        wait_until(lambda: fake.in_flight == 4)
-        while os.waitpid(worker, os.WNOHANG) == (0, 0):
-            os.kill(worker, signal.SIGINT)
-            time.sleep(0.05)
+        one = describer(fake, timeout_s=600)
+        with worker(one, rows(12)) as other:
+            wait_until(lambda: fake.in_flight == 4)
+            while other.poll() is None:
+                other.send_signal(signal.SIGINT)
+                time.sleep(0.05)
         assert (figures(one).in_doubt, under_way(one)) == (4, 0)
 
 

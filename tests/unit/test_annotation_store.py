@@ -137,6 +137,14 @@ def test_a_request_under_way_keeps_others_out_until_its_process_dies(account, tm
     assert (now.requests, now.in_doubt, now.held) == (3, 1, 45), "what became of it nobody knows, so it stays charged"
 
 
+def test_what_was_answered_meanwhile_is_not_reserved_again(account, store):
+    reserved = account.reserve(request(), (10, 5), 1, None)
+    assert account.reserve(request(), (10, 5), 1, None) == Wait()
+    account.answered(reserved, reply())
+    assert account.reserve(request(), (10, 5), 1, None) == reply(), "looked up in the transaction that would reserve it"
+    assert account.read().requests == 1
+
+
 SPEND = """
 import sys
 from pathlib import Path
