@@ -9,8 +9,6 @@ on top what a loop lacks: it goes through Ray Data (two tasks, a piece of 500 ro
 stores every reply durably (one wait for the disk a reply), holds text against labels, and writes the annotated table.
 Ray runs before the clock starts, as on a cluster, and its workers have been used once. Ratio: time of the job / time of
 the loop.
-
-MEASURED
 """
 
 from __future__ import annotations
