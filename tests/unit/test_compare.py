@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from facemllm import tasks
 from facemllm.cli import main as cli
 from facemllm.errors import UserError
 from facemllm.evaluate import compare as room
@@ -22,9 +21,10 @@ from facemllm.report.comparison import write_page
 from facemllm.report.terminal import shown
 from facemllm.scoring.paired import BETTER, SAME, WORSE, by_task, by_verdict, judged
 from facemllm.settings import Settings, load
-from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, open_table, pairs
+from facemllm.tables import open_table
 from facemllm.tracking import client as mlflow_client
 from tests import evaluation_example as example
+from tests.scored import write_conversations, write_predictions
 
 HOSTILE = "<script>alert(1)</script>"
 RUN_ID = "0123456789abcdef0123456789abcdef"
@@ -64,58 +64,34 @@ def settings(place: Path) -> Settings:
     return load("laptop", [*chosen, "evaluate.bootstrap=300"])
 
 
+ASKED = [
+    (f"i{person}", person, task, task, str(person % 70) if task == "age" else ("fear", "anger")[person // 3 % 2])
+    for person in range(150)
+    for task in ("expression", "age")
+]
+
+
 @pytest.fixture(scope="module")
 def conversations(settings: Settings, place: Path) -> Path:
     """150 people asked for their expression and age, in the store."""
-    question = tasks.get("expression").questions()[0]
-    draw = np.random.default_rng(0)
-    with TableWriter(place / "conversations", CONVERSATIONS) as writer:
-        for person in range(150):
-            answers = {"expression": str(draw.choice([o.value for o in question.options])), "age": str(person % 70)}
-            turns = [
-                {"sample_id": f"{person}-{task}", "task": task, "template": template, "answer": answers[task]}
-                for task, template in (("expression", f"{question.item}/0"), ("age", "age/0"))
-            ]
-            row = {
-                "conversation_id": f"c{person}",
-                "image_id": f"i{person}",
-                "images": [{"bytes": b"", "path": None}],
-                "split": "test",
-                "source": "render",
-                "subject_id": f"p{person}",
-                "groups": pairs({"gender": "female" if person % 2 else "male"}),
-                "turns": [{**turn, "follows": False} for turn in turns],
-            }
-            writer.write([row])
-    digest = open_table(place / "conversations").digest
+    groups = {f"i{person}": {"gender": "female" if person % 2 else "male"} for person in range(150)}
+    made = write_conversations(place / "conversations", ASKED, groups)
     (settings.home / "store").mkdir(parents=True)
-    return (place / "conversations").rename(settings.home / "store" / digest)
+    return made.rename(settings.home / "store" / open_table(made).digest)
 
 
 def evaluation(folder: Path, conversations: Path, name: str, skill: float, error: float) -> Path:
     """An evaluation of a model that names the right expression with probability `skill`."""
     draw = np.random.default_rng(len(name))
-    table = open_table(conversations, CONVERSATIONS)
-    rows = []
-    for face in table.iterate(["image_id", "turns"]):
-        for turn in face["turns"]:
-            luck, right = draw.random(), turn["answer"]
-            said = str(float(right) + error) if turn["task"] == "age" else right if luck < skill else "none"
-            rows.append(
-                {
-                    "sample_id": turn["sample_id"],
-                    "image_id": face["image_id"],
-                    "task": turn["task"],
-                    "parsed": said,
-                    "model_digest": name * 64,
-                }
-            )
-    with TableWriter(folder / "predictions", PREDICTIONS, about={"split": "test"}) as writer:
-        writer.write(rows)
+    said = [
+        str(float(answer) + error) if task == "age" else answer if draw.random() < skill else "none"
+        for _, _, task, _, answer in ASKED
+    ]
+    predictions = open_table(write_predictions(folder / "predictions", said))
     metrics = {
         "model_digest": name * 64,
-        "conversations_digest": table.digest,
-        "predictions_digest": open_table(folder / "predictions").digest,
+        "conversations_digest": open_table(conversations).digest,
+        "predictions_digest": predictions.digest,
         "split": "test",
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))

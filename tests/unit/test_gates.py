@@ -12,8 +12,8 @@ from facemllm.promote.gates import Difference, decide, differences, judge
 from facemllm.scoring import fairness, stats
 from facemllm.scoring.sheet import read_answers, read_sheet
 from facemllm.scoring.summary import summarise
-from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, open_table, pairs
-from tests.scored import sheet_of
+from facemllm.tables import CONVERSATIONS, open_table
+from tests.scored import sheet_of, write_conversations, write_predictions
 
 TASKS = ["expression", "age", "gender"]
 PEOPLE = 150
@@ -45,71 +45,48 @@ def settings():
     return load()
 
 
+def asked():
+    """Questions and true answers of 150 people, as `tests.scored` takes them."""
+    draw = np.random.default_rng(0)
+    for person in range(PEOPLE):
+        for task in TASKS:
+            (question,) = tasks.get(task).questions()
+            options = [option.value for option in question.options]
+            answer = str(draw.integers(5, 80)) if task == "age" else str(draw.choice(options))
+            yield f"i{person}", person, task, question.item, answer
+
+
+ASKED = list(asked())
+GROUPS = {f"i{n}": {"age_band": "young" if n % 2 else "old", "skin_tone": "light"} for n in range(PEOPLE)}
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """Questions and true answers of 150 people; the gate never opens their images."""
-    out = tmp_path_factory.mktemp("data") / "conversations"
-    draw = np.random.default_rng(0)
-    with TableWriter(out, CONVERSATIONS) as writer:
-        for person in range(PEOPLE):
-            turns = []
-            for task in TASKS:
-                question = tasks.get(task).questions()[0]
-                options = [option.value for option in question.options]
-                answer = str(draw.integers(5, 80)) if task == "age" else str(draw.choice(options))
-                turns.append(
-                    {
-                        "sample_id": f"{person}-{task}",
-                        "task": task,
-                        "template": f"{question.item}/0",
-                        "answer": answer,
-                        "follows": False,
-                    }
-                )
-            writer.write(
-                [
-                    {
-                        "conversation_id": f"c{person}",
-                        "image_id": f"i{person}",
-                        "images": [{"bytes": b"", "path": None}],
-                        "split": "test",
-                        "source": "render",
-                        "subject_id": f"p{person}",
-                        "groups": pairs({"age_band": "young" if person % 2 else "old", "skin_tone": "light"}),
-                        "turns": turns,
-                    }
-                ]
-            )
-    return out
+    return write_conversations(tmp_path_factory.mktemp("data") / "conversations", ASKED, GROUPS)
 
 
 def evaluation(folder, table, digest, wrong=(), error=5.0, skill=0.9, seed=1, edit=None):
     """An evaluation folder of a model that is right with probability `skill` and never in tasks it has `wrong`."""
-    sheet = read_sheet(open_table(table, CONVERSATIONS), "test")
     draw = np.random.default_rng(seed)
-    rows = []
-    for sample, answer in zip(sheet.sample_ids.to_pylist(), sheet.answers, strict=True):
-        image = f"i{sample.partition('-')[0]}"
-        task = sample.partition("-")[2]
+    parsed = {}
+    for place, (_, _, task, _, answer) in enumerate(ASKED):
         luck = draw.random()
         if task == "age":
-            parsed = str(float(answer) + error * 2 * luck)
+            parsed[place] = str(float(answer) + error * 2 * luck)
         else:
-            parsed = answer if luck < (skill if task not in wrong else 0.5) else "other"
-        rows.append({"sample_id": sample, "image_id": image, "task": task, "parsed": parsed, "model_digest": digest})
+            parsed[place] = answer if luck < (skill if task not in wrong else 0.5) else "other"
     if edit:
-        rows = edit(rows)
-    with TableWriter(folder / "predictions", PREDICTIONS, about={"split": "test"}) as writer:
-        writer.write(rows)
-    predictions = open_table(folder / "predictions")
+        edit(parsed)
+    predictions = open_table(write_predictions(folder / "predictions", parsed))
     metrics = {
         "model_digest": digest,
         "conversations_digest": open_table(table).digest,
         "predictions_digest": predictions.digest,
         "split": "test",
     }
-    if len(rows) == len(sheet.sample_ids):
-        constant = ["40" if name.endswith("age") else "male" for name in sheet.sample_ids.to_pylist()]
+    if len(parsed) == len(ASKED):
+        sheet = read_sheet(open_table(table, CONVERSATIONS), "test")
+        constant = ["40" if task == "age" else "male" for _, _, task, _, _ in ASKED]
         answers = read_answers(predictions, sheet)
         metrics |= summarise(sheet, answers, {"majority": constant}, 400, 0)
         metrics["fairness"] = fairness.measure(load(), sheet, answers.parsed)
@@ -260,7 +237,7 @@ def test_the_champion_itself_is_not_compared_with_itself(settings, table, good):
 
 
 def test_both_must_answer_the_same_questions(settings, table, good, tmp_path):
-    few = evaluation(tmp_path / "few", table, "bb", edit=lambda rows: rows[:-1])
+    few = evaluation(tmp_path / "few", table, "bb", edit=lambda parsed: parsed.popitem())
     with pytest.raises(UserError, match="1 of 450 questions have no prediction"):
         decide(settings, table, good, few)
     other = evaluation(tmp_path / "other", table, "bb")
@@ -304,13 +281,11 @@ def test_differences_are_those_of_the_figures(settings, table, good, tmp_path):
     assert set(found) >= {"closed_mean", "expression.balanced_accuracy", *TASKS}
 
 
-def biased(rows):
+def biased(parsed):
     """Right expressions of the young (odd people), wrong ones of the old."""
-    for row in rows:
-        person, _, task = row["sample_id"].partition("-")
-        if task == "expression":
-            row["parsed"] = row["parsed"] if int(person) % 2 else "other"
-    return rows
+    for place, (_, person, task, _, _) in enumerate(ASKED):
+        if task == "expression" and person % 2 == 0:
+            parsed[place] = "other"
 
 
 def test_an_injected_bias_is_refused_and_an_equal_model_passes(settings, table, good, tmp_path):

@@ -16,15 +16,6 @@ def test_by_subject_sums_rows_into_their_people():
     assert found.tolist() == [[2, 20], [4, 40], [0, 0], [4, 40]]
 
 
-def test_figures_from_total_sums_by_hand():
-    assert metrics.get("accuracy").value(np.array([[3.0, 4.0]]))[0] == 0.75
-    assert metrics.get("mae").value(np.array([[9.0, 2.0]]))[0] == 4.5
-    # recalls 1/2 and 3/3, a class that does not occur is left out
-    assert metrics.get("balanced_accuracy").value(np.array([[1.0, 2.0, 3.0, 3.0, 0.0, 0.0]]))[0] == 0.75
-    assert metrics.get("fact_f1").value(np.array([[2.0, 1.0, 1.0]]))[0] == pytest.approx(2 / 3)
-    assert np.isnan(metrics.get("accuracy").value(np.array([[0.0, 0.0]]))[0])
-
-
 def test_mean_leaves_out_undefined_figures_per_resample():
     found = metrics.mean([np.array([1.0, np.nan, np.nan]), np.array([0.0, 0.5, np.nan])])
     assert found[0] == 0.5
