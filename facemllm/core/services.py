@@ -82,7 +82,8 @@ def up(settings: Settings, name: str, service: Service | None = None) -> Running
 def down(settings: Settings, names: Sequence[str] | None = None, home: Path | None = None) -> list[str]:
     """Stop the named servers (all, if none is named) with every process they started; the names of those stopped.
 
-    `home` is another one than that of the settings. Raises UserError for a name that no server has.
+    `home` is another one than that of the settings. Raises UserError for a name that no server has, and for a record
+    that cannot be read.
     """
     home, stopped = home or settings.home, []
     if unknown := [name for name in names or () if name not in NAMES]:
@@ -94,6 +95,9 @@ def down(settings: Settings, names: Sequence[str] | None = None, home: Path | No
             if record := Record.read(path):
                 _stop(record, path)
                 stopped.append(name)
+            elif path.exists():
+                what = f"stop {name} with the version that started it, or by hand, then remove the file"
+                raise UserError(f"{path} cannot be read; {what}")
             if name == "ray":
                 shutil.rmtree(ray_folder(home), ignore_errors=True)
     return stopped

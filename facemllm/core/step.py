@@ -38,7 +38,7 @@ class Context:
     def model(self) -> Path:
         """Folder of the input `model`. Raises UserError when its bytes are no longer those of its digest."""
         path = self.path("model")
-        if digests.of_tree(path) != self.inputs["model"]:
+        if digests.of_tree(path, fresh=True) != self.inputs["model"]:
             raise UserError(
                 f"{path}: the model's bytes have changed since it was made; remove that folder and run again"
             )

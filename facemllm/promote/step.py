@@ -100,7 +100,7 @@ def model_dir(settings: Settings, version: Any) -> Path:
         from facemllm.promote import registry
 
         return registry.fetch(settings, version.version, path)
-    if digests.of_tree(path) != version.digest:
+    if digests.of_tree(path, fresh=True) != version.digest:
         raise UserError(
             f"{path}: the model's bytes do not match the digest of version {version.version} "
             f"({version.digest[:12]}); remove that folder and run again to fetch the registered bytes"

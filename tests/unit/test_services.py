@@ -120,6 +120,13 @@ def test_down_says_what_it_stops_in_every_home_or_in_that_of_a_profile(orphan, t
     assert ask("down") == "no local server runs\n"
 
 
+def test_a_server_whose_record_cannot_be_read_is_not_passed_over(settings: Settings) -> None:
+    (settings.home / "services").mkdir(parents=True)
+    (settings.home / "services" / "staging.json").write_text('{"supervisor": {"pid": 1}}')
+    with pytest.raises(UserError, match=r"staging.json cannot be read"):
+        services.down(settings)
+
+
 def test_status_gives_times_people_read_and_says_why(orphan, tmp_path: Path) -> None:
     orphan(".facemllm")
     assert "orphaned" in ask("status")
