@@ -9,11 +9,16 @@ import torch
 from torch import nn
 
 from facemllm import settings
-from facemllm.core import hub
+from facemllm.core import digests, hub
+from facemllm.core.step import Context
+from facemllm.core.store import Store
 from facemllm.errors import UserError
+from facemllm.tables import open_table
 from facemllm.tasks.regions import CLASSES, withheld_classes
+from facemllm.train import launch
 from facemllm.train.checkpoint import Checkpoint
-from facemllm.train.stage import StageRun, prepare_run
+from facemllm.train.stage import StageRun, check_order, prepare_run
+from facemllm.train.step import stage_step
 from tests.training_example import stage, stage_run
 
 
@@ -50,6 +55,44 @@ def test_stages_out_of_order_are_refused(conversations_table, tmp_path: Path):
     assert ask(tmp_path, table, *published, stage="instruct").base is None
     with pytest.raises(UserError, match="no training stage 'polish'"):
         ask(tmp_path, table, stage="polish")
+
+
+def test_a_stage_goes_on_from_the_one_it_names(conversations_table, tmp_path: Path):
+    aligned = model_of(tmp_path / "aligned", "align")
+    loaded = settings.load("laptop")
+    stages = {name: loaded.stages()[name] for name in ("align", "specialize")}
+    shorter = loaded.model_copy(update={"train": loaded.train.model_copy(update={"stages": stages})})
+    check_order("specialize", shorter, aligned)
+    with pytest.raises(UserError, match="specialize goes on from the model of stage instruct"):
+        check_order("specialize", loaded, aligned)
+
+
+def test_the_step_of_a_stage_reads_a_base_for_its_digest_once(conversations_table, tmp_path: Path, monkeypatch):
+    base, table = model_of(tmp_path / "aligned", "align"), open_table(conversations_table())
+    by_hand = ask(tmp_path, table.path, stage="instruct", base=base)
+    store = Store(tmp_path / "home")
+    (store.home / "store").mkdir(parents=True)
+    inputs = {"conversations": table.digest, "model": digests.of_tree(base)}
+    for digest, folder in zip(inputs.values(), (table.path, base), strict=True):
+        (store.home / "store" / digest).symlink_to(folder)
+    read, runs = [], []
+    of_tree = digests.of_tree
+    monkeypatch.setattr(digests, "of_tree", lambda folder: read.append(folder) or of_tree(folder))
+
+    class Launched(Exception):
+        pass
+
+    def launched(run: StageRun, on_log: object) -> None:
+        runs.append(run)
+        raise Launched
+
+    monkeypatch.setattr(launch, "_train", launched)
+    loaded = settings.load("laptop")
+    context = Context(loaded, store, inputs, tmp_path / "step", tmp_path / "model", nested=pytest.fail)
+    with pytest.raises(Launched):
+        stage_step(loaded, "instruct").work(context)
+    assert [run.key for run in runs] == [by_hand.key]
+    assert len(read) == 1
 
 
 def test_a_worker_without_a_face_is_refused(conversations_table, tmp_path: Path):
