@@ -130,7 +130,7 @@ class Peer:
             "report_to": "none",
             "disable_tqdm": True,
         }
-        wrapper = train_optimizer.set_trainable(model, stage.trains, load("laptop").train.lora)
+        wrapper = train_optimizer.set_trainable(model, stage.trains, load("laptop").train.lora, self.material.seed)
         if stage.trains.tower == "frozen":
             tower = model.model.vision_tower.eval()
             tower.train = lambda mode=True: tower  # the trainers call it on everything

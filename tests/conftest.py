@@ -124,3 +124,19 @@ def conversations_table(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The training example; its model stays as it is."""
+    from tests.training_example import Toy
+
+    return Toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def full_toy(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The training example with both branches."""
+    from tests.training_example import BRANCHES, Toy
+
+    return Toy(tmp_path_factory.mktemp("full"), *BRANCHES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ class Toy:
         self.table = open_table(folder / "table", CONVERSATIONS)
         self.turns = read_turns(self.table, "train")
         self.cache = folder / "cache"
-        self.model, self.processor = self.fresh()
+        self.model, self.processor = self.build()
         self.frame = Frame.of(self.model, self.processor)
         self.corpus = tokenise(self.turns, self.frame)
         self.pixels = pixel_cache(self.table, self.processor.image_processor, self.cache)
@@ -157,10 +158,15 @@ class Toy:
             relation = Relation(kind="exactly_one", names=tuple(COLORS))
             self.dataset = FaceDataset(self.corpus, self.pixels, maps, labels, (relation,))
 
-    def fresh(self, seed: int = 1) -> tuple[Any, Any]:
-        model, processor = build_tiny(self.settings.model, *vocabulary_texts(self.turns), seed)
+    def build(self) -> tuple[Any, Any]:
+        """The model as it is built, and its processor."""
+        model, processor = build_tiny(self.settings.model, *vocabulary_texts(self.turns), 1)
         graph = Graph(KNOWN, KNOWN, np.full((len(KNOWN), len(KNOWN)), 1 / len(KNOWN))) if self.branches else None
-        return extend(model, processor, self.settings.model, graph, [], seed)
+        return extend(model, processor, self.settings.model, graph, [], 1)
+
+    def fresh(self) -> tuple[Any, Any]:
+        """Untrained weights and the processor."""
+        return copy.deepcopy(self.model), self.processor
 
     def stage_run(self, plan: Stage, name: str = "toy", **facts: Any) -> StageRun:
         return stage_run(plan, self.settings, name, **facts)

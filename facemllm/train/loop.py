@@ -77,7 +77,9 @@ class _Training:
     def __init__(self, run: StageRun, model: Any, processor: Any, dataset: FaceDataset, resume: Path | None) -> None:
         self.run, self.stage, self.device = run, run.stage, torch.device(run.device)
         self.model, self.processor = model if run.sharded else model.to(self.device), processor
-        self.wrapper = optimizer.set_trainable(self.model, self.stage.trains, run.settings.train.lora)
+        self.wrapper = optimizer.set_trainable(
+            self.model, self.stage.trains, run.settings.train.lora, run.settings.seed
+        )
         self.sharded: ShardedModel | None = None
         if run.sharded:
             self.sharded = ShardedModel(self.model, self.wrapper, self.device, bf16=run.precision == "bf16")

@@ -34,10 +34,11 @@ def module_of(name: str) -> str:
     return "language"
 
 
-def set_trainable(model: Any, trains: Trainable, lora: Lora) -> Any | None:
+def set_trainable(model: Any, trains: Trainable, lora: Lora, seed: int) -> Any | None:
     """Set which parameters require gradients; returns the peft wrapper when the language model trains by adapters.
 
-    Adapters go into the linear layers of the language model, by exact module name: never into the tower.
+    Adapters go into the linear layers of the language model, by exact module name: never into the tower. Their weights
+    are drawn from `seed`, the same on every rank.
     """
     wrapper = None
     if trains.language == "lora":
@@ -51,8 +52,12 @@ def set_trainable(model: Any, trains: Trainable, lora: Lora) -> Any | None:
         if not targets:
             raise UserError("language: lora needs linear layers in the language model; this one has none")
         adapters = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-        with warnings.catch_warnings():  # of transformers at peft, no concern of the user's
+        with (
+            torch.random.fork_rng(devices=[]),
+            warnings.catch_warnings(),
+        ):  # of transformers at peft, no concern of the user's
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing. is deprecated", FutureWarning)
+            torch.manual_seed(seed)  # torch's own differs between processes
             wrapper = get_peft_model(model, adapters)
     for name, parameter in model.named_parameters():
         adapter = ".lora_" in name

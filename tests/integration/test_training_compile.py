@@ -22,7 +22,7 @@ def test_compiled_steps_are_the_plain_ones(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
     toy, plan = Toy(tmp_path), stage(trains=trains(projector="full", language="full"), batch_images=4)
     model, _ = toy.fresh()
-    optimizer.set_trainable(model, plan.trains, toy.settings.train.lora)
+    optimizer.set_trainable(model, plan.trains, toy.settings.train.lora, 0)
     optimizer.set_modes(model, plan.trains)
     batches = toy.batches(plan, multiple=64)
     one, gradients = toy.gradients(model, plan, batches)

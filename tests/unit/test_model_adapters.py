@@ -54,7 +54,7 @@ def trained(folder, overrides, trains):
     names = dict.fromkeys(optimizer.MODULES, "frozen") | {"language": "lora"} | trains
     torch.manual_seed(2)
     trainable = Trainable(**names)
-    wrapper = optimizer.set_trainable(model, trainable, chosen.train.lora)
+    wrapper = optimizer.set_trainable(model, trainable, chosen.train.lora, 0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 
 from facemllm import settings
@@ -16,12 +16,7 @@ from facemllm.tasks.regions import CLASSES
 from facemllm.train import augment
 from facemllm.train.data import mirror_text, pixel_cache, read_turns, tokenise, vocabulary_texts
 from facemllm.train.packing import word_bags
-from tests.training_example import COLORS, SIDES, Toy, conversation
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return Toy(tmp_path_factory.mktemp("toy"))
+from tests.training_example import COLORS, SIDES, conversation
 
 
 def decoded(toy, text):
@@ -73,8 +68,10 @@ def test_pixels_are_decoded_once_and_in_row_order(toy):
 
 
 def test_turns_stay_with_their_pictures_in_a_table_of_many_batches(tmp_path):
+    one = conversation(0)
+
     def row(number):
-        made = conversation(0, "test" if number % 3 == 0 else "train")
+        made = copy.deepcopy(one) | {"split": "train" if number % 3 else "test"}
         made["conversation_id"], made["image_id"] = f"c{number}", f"i{number}"
         made["messages"][-1]["content"][0]["text"] = f"answer {number}"
         made["turns"] = made["turns"][: 4 - number % 2]  # three or four turns
@@ -83,9 +80,9 @@ def test_turns_stay_with_their_pictures_in_a_table_of_many_batches(tmp_path):
         return made
 
     with TableWriter(tmp_path / "many", CONVERSATIONS) as writer:
-        writer.write(row(number) for number in range(2200))
+        writer.write(row(number) for number in range(1100))
     turns = read_turns(open_table(tmp_path / "many", CONVERSATIONS), "train")
-    numbers = [number for number in range(2200) if number % 3]
+    numbers = [number for number in range(1100) if number % 3]
     assert turns.pixel_row.tolist() == numbers
     assert turns.count.tolist() == [4 - number % 2 for number in numbers]
     first = np.concatenate([[0], np.cumsum(turns.count)[:-1]])

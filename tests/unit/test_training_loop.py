@@ -19,27 +19,15 @@ from facemllm.train import distributed, monitor, optimizer
 from facemllm.train.dataloader import DataLoader, prefetch
 from facemllm.train.monitor import LossMonitor, ParameterMonitor, Throughput, out_of_memory_explained
 from tests.training_example import (
-    BRANCHES,
     COLORS,
     MODES,
     SIDES,
-    Toy,
     assert_same_gradients,
     face,
     stage,
     stage_run,
     trains,
 )
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return Toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def full_toy(tmp_path_factory):
-    return Toy(tmp_path_factory.mktemp("full"), *BRANCHES)
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -85,7 +73,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(toy, tmp_path, objective):
 
 def test_a_resumed_run_logs_and_stops_as_the_undisturbed_one(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(monitor, "_WINDOW", 5)
-    plan, logs, states = stage(steps=8), [{}, {}], []
+    plan, logs, states = stage(steps=8, batch_images=3), [{}, {}], []
     toy.run(
         plan,
         save=lambda step, checkpoint: step == 3 and checkpoint.write(tmp_path),
@@ -214,12 +202,12 @@ def test_it_learns_and_answers_new_faces(toy):
         objective="caption_words",
         trains=MODES["align"][0],
         tasks={"caption": 1.0},
-        steps=40,
-        batch_images=16,
+        steps=30,
+        batch_images=12,
         learning_rate=4e-3,
     )
     aligned = toy.run(words, "align", precision="bf16").model
-    plan = stage(steps=60, batch_images=8, learning_rate=2e-3)
+    plan = stage(steps=30, batch_images=8, learning_rate=3e-3)
     losses = []
     model = toy.run(plan, model=aligned, precision="bf16", log=lambda _, m: losses.append(m["loss"])).model
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
@@ -231,7 +219,7 @@ def test_it_learns_and_answers_new_faces(toy):
 def test_the_branches_learn_and_tell_every_term(full_toy):
     logs = []
     plan = stage(
-        steps=30,
+        steps=24,
         batch_images=8,
         rates={},
         learning_rate=2e-3,
@@ -239,7 +227,7 @@ def test_the_branches_learn_and_tell_every_term(full_toy):
     )
     model = full_toy.run(plan, log=lambda _, metrics: logs.append(metrics), row_tokens=200).model
     for name in ("loss", "loss/answers", "loss/characteristics"):
-        assert logs[-1][name] < 0.95 * logs[0][name], name
+        assert logs[-1][name] < 0.97 * logs[0][name], name
     parts = sum(logs[0][f"loss/{name}"] for name in ("answers", "characteristics", "logic"))
     assert logs[0]["loss"] == pytest.approx(parts, rel=1e-5)
     assert not torch.equal(model.model.segmentation.absent, full_toy.fresh()[0].model.segmentation.absent)
@@ -351,7 +339,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 def test_recomputed_activations_give_the_same_gradients(toy):
     plan = stage(trains=trains(projector="full", language="lora"))
     model, _ = toy.fresh()
-    optimizer.set_trainable(model, plan.trains, toy.settings.train.lora)
+    optimizer.set_trainable(model, plan.trains, toy.settings.train.lora, 0)
     optimizer.set_modes(model, plan.trains)
     one, gradients = toy.gradients(model, plan, toy.batches(plan))
     with optimizer.memory_savings(model, plan.trains, recompute=True, compiled=False):
@@ -360,11 +348,11 @@ def test_recomputed_activations_give_the_same_gradients(toy):
     assert not model.model.language_model.is_gradient_checkpointing
     assert torch.equal(one, other)
     assert_same_gradients(gradients, again, atol=1e-6)
-    toy.run(stage(steps=2), recompute=True)
+    toy.run(stage(steps=1), recompute=True)
 
 
 def test_micro_batches_give_the_same_model(full_toy):
-    plan = stage(trains=trains(projector="full", segmentation="full", knowledge="full"), steps=3)
+    plan = stage(trains=trains(projector="full", segmentation="full", knowledge="full"), steps=2)
     one, other = (full_toy.run(plan, micro_images=count).model for count in (0, 2))
     for name, tensor in one.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], tensor, atol=2e-5, rtol=1e-4, msg=name)

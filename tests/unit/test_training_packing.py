@@ -14,19 +14,9 @@ from facemllm.train import augment
 from facemllm.train import loss as loss_module
 from facemllm.train.loss import token_losses
 from facemllm.train.packing import PADDING, PREFIX, fitted, pack, row_mask, row_states, tightest
-from tests.training_example import BRANCHES, Toy, assert_same_gradients, stage, trains
+from tests.training_example import assert_same_gradients, stage, trains
 
 FROZEN = trains(projector="full", embeddings="full", language="full")
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return Toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def full_toy(tmp_path_factory):
-    return Toy(tmp_path_factory.mktemp("full"), *BRANCHES)
 
 
 def packed(toy, turns, mirrored=None, **options):
@@ -189,8 +179,7 @@ def loss_and_gradients(toy, model, turns, rows, **options):
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("row_tokens", [0, 120, 1000])
+@pytest.mark.parametrize(("attention", "row_tokens"), [("sdpa", 0), ("sdpa", 120), ("eager", 1000)])
 def test_packed_loss_and_gradients_are_the_sum_of_the_unpacked(toy, attention, row_tokens):
     model = toy.fresh()[0].eval()  # batch statistics would differ; everything else is as in training
     model.set_attn_implementation({"text_config": attention})

@@ -19,28 +19,24 @@ from facemllm.model.segmentation import NO_MAP, has_map
 from facemllm.train import monitor, worker
 from facemllm.train.data import Texts, vocabulary_texts
 from facemllm.train.loss import CaptionWords, word_statistics
-from tests.training_example import TASKS, Toy, stage, trains
+from tests.training_example import TASKS, stage, trains
 
 MAPS = ("model.image_size=32", "model.segmentation.mode=append", "reformat.held_out=[]")
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return Toy(tmp_path_factory.mktemp("toy"), "model.segmentation.mode=append", "model.knowledge.enabled=true")
-
-
-@pytest.fixture(scope="module")
-def plain(toy, tmp_path_factory):
+def plain(full_toy, tmp_path_factory):
     """A base without branches."""
     return saved(
-        tmp_path_factory.mktemp("bases") / "plain", *build_tiny(toy.settings.model, *vocabulary_texts(toy.turns), 1)
+        tmp_path_factory.mktemp("bases") / "plain",
+        *build_tiny(full_toy.settings.model, *vocabulary_texts(full_toy.turns), 1),
     )
 
 
 @pytest.fixture(scope="module")
-def mapped(toy, plain, tmp_path_factory):
+def mapped(full_toy, plain, tmp_path_factory):
     """A base with a branch of maps."""
-    model, processor, _ = load(toy, None, *MAPS, "model.preset=hub", f"model.base={plain}")
+    model, processor, _ = load(full_toy, None, *MAPS, "model.preset=hub", f"model.base={plain}")
     return saved(tmp_path_factory.mktemp("bases") / "mapped", model, processor)
 
 
@@ -50,15 +46,15 @@ def saved(folder: Path, model, processor) -> Path:
     return folder
 
 
-def load(toy, base: Path | None, *overrides: str) -> tuple:
-    return worker.load(settings.load("laptop", list(overrides)), toy.table, base, toy.cache)
+def load(full_toy, base: Path | None, *overrides: str) -> tuple:
+    return worker.load(settings.load("laptop", list(overrides)), full_toy.table, base, full_toy.cache)
 
 
-def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(toy, mapped):
-    model, processor, dataset = load(toy, mapped, *MAPS)
+def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(full_toy, mapped):
+    model, processor, dataset = load(full_toy, mapped, *MAPS)
     assert branches_of(model, processor)["model.segmentation.mode"] == "append"
     assert dataset.maps is not None
-    again, _, _ = load(toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}")
+    again, _, _ = load(full_toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}")
     assert type(again) is type(model), "a published one that has its branches is taken as it is"
 
 
@@ -73,72 +69,75 @@ def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(toy, 
         (("reformat.held_out=[Eyeglasses]",), r"withheld for reformat\.held_out: nothing -> \[3\]"),
     ],
 )
-def test_branches_other_than_the_base_has_are_refused(toy, mapped, overrides, told, monkeypatch):
-    monkeypatch.setattr(worker, "characteristics", lambda names, turns: None)  # the toy's turns have no real tasks
+def test_branches_other_than_the_base_has_are_refused(full_toy, mapped, overrides, told, monkeypatch):
+    monkeypatch.setattr(worker, "characteristics", lambda names, turns: None)  # the full_toy's turns have no real tasks
     with pytest.raises(UserError, match=rf"mapped has other branches than the settings ask for .*{told}"):
-        load(toy, mapped, *MAPS, *overrides)
-    with pytest.raises(UserError, match=told):
-        load(toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}", *overrides)
+        load(full_toy, mapped, *MAPS, *overrides)
 
 
-def test_branches_are_not_asked_of_an_earlier_stage_without_them(toy, plain):
-    assert load(toy, plain, "model.image_size=32")[2].maps is None
+def test_branches_other_than_a_published_checkpoint_has_are_refused(full_toy, mapped):
+    with pytest.raises(UserError, match=r"model\.segmentation\.mode: append -> add"):
+        load(full_toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}", "model.segmentation.mode=add")
+
+
+def test_branches_are_not_asked_of_an_earlier_stage_without_them(full_toy, plain):
+    assert load(full_toy, plain, "model.image_size=32")[2].maps is None
     with pytest.raises(UserError, match=r"plain has other .*mode: none -> append\); set them as the model has them"):
-        load(toy, plain, *MAPS)
+        load(full_toy, plain, *MAPS)
 
 
-def test_a_branch_that_would_learn_nothing_is_refused(toy):
+def test_a_branch_that_would_learn_nothing_is_refused(full_toy):
     plan = stage()
-    assert monitor.shortfalls("align", plan, toy.dataset) == {}
-    blind = replace(toy.dataset, maps=np.full_like(toy.dataset.maps, 255))
+    assert monitor.shortfalls("align", plan, full_toy.dataset) == {}
+    blind = replace(full_toy.dataset, maps=np.full_like(full_toy.dataset.maps, 255))
     with pytest.raises(UserError, match=r"model\.segmentation would learn nothing in stage align: no training face"):
         monitor.shortfalls("align", plan, blind)
-    mute = replace(toy.dataset, labels=np.full_like(toy.dataset.labels, -1))
+    mute = replace(full_toy.dataset, labels=np.full_like(full_toy.dataset.labels, -1))
     with pytest.raises(UserError, match=r"model\.knowledge would learn nothing .* none of the model's 4 characterist"):
         monitor.shortfalls("align", plan, mute)
     frozen = stage(trains=trains(language="full"))
     assert monitor.shortfalls("align", frozen, blind) == {"faces_with_map": 0}
 
 
-def test_a_branch_that_learns_little_is_told(toy):
+def test_a_branch_that_learns_little_is_told(full_toy):
     maps = np.full((400, 2, 2), 255, np.uint8)
     maps[7] = 1
-    labels = toy.dataset.labels.copy()
+    labels = full_toy.dataset.labels.copy()
     labels[:, 1:3] = -1
-    corpus = replace(toy.corpus, pixel_row=np.arange(400))
-    found = monitor.shortfalls("align", stage(), replace(toy.dataset, corpus=corpus, maps=maps, labels=labels))
+    corpus = replace(full_toy.corpus, pixel_row=np.arange(400))
+    found = monitor.shortfalls("align", stage(), replace(full_toy.dataset, corpus=corpus, maps=maps, labels=labels))
     assert found == {"faces_with_map": 1 / 400, "characteristics_untold": 2}
     assert monitor.in_words(found) == ", maps of 0.25% of the faces only, 2 characteristics untold"
     assert monitor.in_words({}) == ""
 
 
-def test_image_and_map_tell_the_words_apart_and_a_face_without_a_map_by_its_image(toy):
+def test_image_and_map_tell_the_words_apart_and_a_face_without_a_map_by_its_image(full_toy):
     only = {"tower": "full", "projector": "full", "segmentation": "full", "embeddings": "full"}
     plan = stage(objective="caption_words", batch_images=12, augment=False, trains=trains(**only))
-    model = toy.fresh()[0].eval()
-    [batch] = toy.batches(plan)
+    model = full_toy.fresh()[0].eval()
+    [batch] = full_toy.batches(plan)
     there = has_map(batch.maps_BSS)
     assert 0 < there.sum() < len(there)
-    words = CaptionWords(toy.corpus, TASKS, len(toy.processor.tokenizer), torch.device("cpu"))
+    words = CaptionWords(full_toy.corpus, TASKS, len(full_toy.processor.tokenizer), torch.device("cpu"))
     with torch.no_grad():
-        pixels = normalise(batch.pixels_BSSC.float(), toy.processor.image_processor)
+        pixels = normalise(batch.pixels_BSSC.float(), full_toy.processor.image_processor)
         image, shown = look(model, tower_features(model, pixels), batch.maps_BSS).views
         alone = words.loss(model, image, batch.words_BV) / 12
         both = alone + words.loss(model, shown[there], batch.words_BV[there]) / 12
-    report, gradients = toy.gradients(model, plan, [batch])
+    report, gradients = full_toy.gradients(model, plan, [batch])
     torch.testing.assert_close(report[1], both, rtol=1e-5, atol=0)
     assert gradients["model.segmentation.classes.weight"].any()
 
     none = replace(batch, maps_BSS=torch.full_like(batch.maps_BSS, NO_MAP))
-    report, gradients = toy.gradients(model, plan, [none])
+    report, gradients = full_toy.gradients(model, plan, [none])
     torch.testing.assert_close(report[1], alone, rtol=1e-5, atol=0)
     assert not gradients["model.segmentation.classes.weight"].any()
 
 
-def test_statistics_of_caption_words_are_those_counted_one_by_one(toy):
-    corpus, tasks = toy.corpus, {"caption": 1.0, "attributes": 0.5}
-    used, share, beside = word_statistics(corpus, tasks, len(toy.processor.tokenizer))
-    count, pairs = np.zeros(len(toy.processor.tokenizer)), np.zeros((len(toy.processor.tokenizer),) * 2)
+def test_statistics_of_caption_words_are_those_counted_one_by_one(full_toy):
+    corpus, tasks = full_toy.corpus, {"caption": 1.0, "attributes": 0.5}
+    used, share, beside = word_statistics(corpus, tasks, len(full_toy.processor.tokenizer))
+    count, pairs = np.zeros(len(full_toy.processor.tokenizer)), np.zeros((len(full_toy.processor.tokenizer),) * 2)
     for row in range(len(corpus)):
         for mirror in (0, 1):
             turns = range(*corpus.turn_starts[row : row + 2])
@@ -151,12 +150,12 @@ def test_statistics_of_caption_words_are_those_counted_one_by_one(toy):
     np.testing.assert_array_equal(beside, pairs[np.ix_(used, used)])
 
 
-def test_caption_words_of_a_large_vocabulary_take_the_memory_of_those_in_use(toy):
-    vocabulary, corpus = 2_000_000, toy.corpus  # all pairs of which would fill 16 terabytes
+def test_caption_words_of_a_large_vocabulary_take_the_memory_of_those_in_use(full_toy):
+    vocabulary, corpus = 2_000_000, full_toy.corpus  # all pairs of which would fill 16 terabytes
     far = replace(corpus, texts=Texts(corpus.texts.ids + np.int32(vocabulary - 1000), corpus.texts.starts))
     small, large = (
         CaptionWords(each, TASKS, size, torch.device("cpu"))
-        for each, size in ((corpus, len(toy.processor.tokenizer)), (far, vocabulary))
+        for each, size in ((corpus, len(full_toy.processor.tokenizer)), (far, vocabulary))
     )
     assert torch.equal(large.used_U, small.used_U + vocabulary - 1000)
     assert torch.equal(large.rivals_UU, small.rivals_UU)
