@@ -15,7 +15,8 @@ from facemllm.annotate import replies
 from facemllm.core import digests
 from facemllm.tables import mapping
 from facemllm.tasks import attributes, head_pose
-from facemllm.tasks.items import Choice, number_text
+from facemllm.tasks.items import Choice
+from facemllm.tasks.labels import number_text
 
 Messages = list[dict[str, str]]
 

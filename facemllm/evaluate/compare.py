@@ -11,7 +11,7 @@ from facemllm.scoring import paired
 from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN
 from facemllm.scoring.stats import SHOWN
 from facemllm.settings import Settings
-from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks import ZERO_SHOT
 
 BETTER, WORSE, SAME = "better", "worse", "no difference shown"
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from PIL import Image
 
-from facemllm import tasks
 from facemllm.core import digests, progress
 from facemllm.core.files import publish
 from facemllm.core.machine import cores
@@ -27,6 +26,7 @@ from facemllm.ingest.importing import LOOK, folder_of, imported, split_of
 from facemllm.ingest.reader import Refused
 from facemllm.settings import Ingest, Settings, Source
 from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table, pairs, provenance, subject_id
+from facemllm.tables.vocabulary import fairness_groups
 from facemllm.version import ledger
 from facemllm.version.tombstones import FORGOTTEN, Tombstones
 
@@ -131,7 +131,7 @@ def _without(whole: Table, dropped: Mapping[int, str], out: Path, shard_mb: int)
 
 
 def _groups(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    found = tasks.groups(row) | {"source": row["source"], "split": row["split"]}
+    found = fairness_groups(row) | {"source": row["source"], "split": row["split"]}
     found |= {name: row[name] for name in ("ethnicity", "expression") if row.get(name) is not None}
     return tuple(sorted(found.items()))
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from facemllm.core.draws import draw
 from facemllm.errors import UserError
 from facemllm.reformat.questions import Chances, Plan
 from facemllm.reformat.rows import batches
 from facemllm.settings import Mixture
 from facemllm.tables import Table
-from facemllm.tasks import draw
 
 _BITS = 16
 _HASH = 64

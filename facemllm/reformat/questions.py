@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 
 from facemllm import tasks
+from facemllm.core.draws import draw
 from facemllm.errors import UserError
 from facemllm.reformat.rows import FaceRow
 from facemllm.settings import Reformat
-from facemllm.tasks import Asked, Task, asking, draw
-from facemllm.tasks.base import CLOSED, Item, Row
-from facemllm.tasks.held_out import ZERO_SHOT, HeldOut
+from facemllm.tasks import ZERO_SHOT, asking
+from facemllm.tasks.asking import Asked
+from facemllm.tasks.base import CLOSED, Item, Row, Task
+from facemllm.tasks.held_out import HeldOut
 
 Chances = Mapping[tuple[str, str], tuple[str, float]]
 """(source, item) of a yes/no question -> its more frequent answer, and the share of those that training keeps."""

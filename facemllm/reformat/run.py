@@ -18,7 +18,7 @@ from facemllm.reformat.questions import BrokenQuestion, Chances, Plan, Questions
 from facemllm.reformat.turns import Rows
 from facemllm.settings import Reformat, Settings
 from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table
-from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks import ZERO_SHOT
 from facemllm.version import ledger
 from facemllm.version.tombstones import FORGOTTEN, Tombstones
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from facemllm import tasks
 from facemllm.core import digests
 from facemllm.reformat.questions import BrokenQuestion, Questions
 from facemllm.tables import CONVERSATIONS
-from facemllm.tasks import Asked
+from facemllm.tables.vocabulary import fairness_groups
+from facemllm.tasks.asking import Asked
 from facemllm.tasks.base import CLOSED, Form
 
 _MESSAGE = CONVERSATIONS.field("messages").type.value_type
@@ -122,7 +122,7 @@ class Rows:
                 for (one, follows), wording, sample in zip(asked, wordings, samples, strict=True)
             ]
         )
-        groups, mask = tasks.groups(row), row["segmentation"]
+        groups, mask = fairness_groups(row), row["segmentation"]
         picture = None if mask is None else digests.of_bytes(mask["bytes"] or b"")
         said = ",".join(f'{{"name":{quoted(name)},"value":{quoted(groups[name])}}}' for name in sorted(groups))
         content = (

@@ -10,7 +10,7 @@ from facemllm.report import html
 from facemllm.report.charts import interval_bar
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
 from facemllm.scoring.summary import BY_LIKELIHOOD
-from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks import ZERO_SHOT
 
 _METRICS = {
     "accuracy": "accuracy",

@@ -22,7 +22,7 @@ from facemllm.knowledge.relations import RELATIONS
 from facemllm.scoring.metrics import Parsed, facts, number
 from facemllm.scoring.sheet import NATIVE, Sheet, Way
 from facemllm.tasks import asking
-from facemllm.tasks.agreement import TOLERANCE
+from facemllm.tasks.answers import TOLERANCE
 
 Mask = npt.NDArray[np.bool_]
 Checked = dict[str, tuple[Mask, Mask]]

@@ -25,8 +25,8 @@ from facemllm.knowledge.assertions import characteristic
 from facemllm.model.inference import Query, Scored
 from facemllm.serve.batching import Batcher
 from facemllm.serve.policy import Ask, Limits, Refused, decode, decode_map, read_request
+from facemllm.tasks import ZERO_SHOT
 from facemllm.tasks.answers import answer
-from facemllm.tasks.held_out import ZERO_SHOT
 
 log = logging.getLogger("facemllm.serve")
 MAX_WAITING = 256

@@ -17,14 +17,14 @@ from functools import cache
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from facemllm.tasks import reading
-from facemllm.tasks.base import FollowUp, Item, Option, Question, Row, Task, draw, drawn
+from facemllm.core.draws import draw, drawn
+from facemllm.tasks.answers import NOT_VISIBLE, letter, truth
+from facemllm.tasks.base import FollowUp, Item, Option, Question, Row, Task
 
 NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE = "native", "unseen", "statement", "lettered", "dialogue"
 WAYS = (NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE)
 """All ways; `ask` knows all but dialogue, which is more than one question."""
 
-NOT_VISIBLE = reading.NOT_VISIBLE
 PRESENT = "present"
 SHOWN = 8
 """Most options behind letters: of a longer list, the true one and others are drawn."""
@@ -106,9 +106,9 @@ def read(task: Task, question: Question, text: str) -> str | None:
     """The canonical answer in a text, in the way the question was asked. None unless exactly one is plainly given."""
     item = task.item(question.item)
     if question.way == STATEMENT:
-        return reading.truth(item, str(question.claim), text)
+        return truth(item, str(question.claim), text)
     if question.way == LETTERED:
-        return reading.letter(item, question.options, text)
+        return letter(item, question.options, text)
     if question.way == DIALOGUE and question.claim is not None:
         follow = task.follow_up(question.item)
         return None if follow is None else follow.opener.parse(text)

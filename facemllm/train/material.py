@@ -30,7 +30,7 @@ from facemllm.model.preset import build_tiny, load_base, load_model
 from facemllm.model.prompts import Frame
 from facemllm.settings import Settings
 from facemllm.tables import Table
-from facemllm.tasks.regions import withheld_of
+from facemllm.tasks.held_out import withheld_of
 from facemllm.train.batches import Faces
 from facemllm.train.data import Corpus, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
 from facemllm.train.differences import differences

@@ -13,7 +13,7 @@ from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.settings import Model, Settings
 from facemllm.tables import CONVERSATIONS, open_table
-from facemllm.tasks.regions import withheld_of
+from facemllm.tasks.held_out import withheld_of
 from facemllm.train.differences import differences
 from facemllm.train.keeping import Shelf, place_of
 from facemllm.version import ledger

@@ -12,9 +12,8 @@ from facemllm import tasks
 from facemllm.core import digests, progress
 from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, Table, mapping
-from facemllm.tasks import Question, Task
 from facemllm.tasks.asking import DIALOGUE, NOT_VISIBLE, implied
-from facemllm.tasks.base import CLOSED
+from facemllm.tasks.base import CLOSED, Question, Task
 from facemllm.validate.faces import framed, in_one_split
 from facemllm.validate.memory import Face, Labels, mark
 from facemllm.validate.suites import CLOSED_FORMS

@@ -139,7 +139,7 @@ def _attributes(row: Mapping[str, Any], tallies: Tallies) -> dict[str, Any]:
 
 
 def _caption(number: int, row: Mapping[str, Any], tallies: Tallies) -> dict[str, Any]:
-    from facemllm.tasks.agreement import disagreements
+    from facemllm.tasks.caption import disagreements
 
     if not (row["caption"] or "").strip():
         return {"has_caption": False, "caption_agrees": None, "disagreements": ""}

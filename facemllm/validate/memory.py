@@ -16,9 +16,11 @@ from typing import Any
 
 from facemllm import tasks
 from facemllm.tables import mapping
+from facemllm.tables.vocabulary import fairness_groups
+from facemllm.tasks import ZERO_SHOT
 from facemllm.tasks.asking import NOT_VISIBLE
 from facemllm.tasks.base import Item
-from facemllm.tasks.held_out import ZERO_SHOT, HeldOut
+from facemllm.tasks.held_out import HeldOut
 
 Row = Mapping[str, Any]
 Groups = tuple[tuple[str, str], ...]
@@ -46,7 +48,7 @@ def mark(value: Any) -> bytes:
 def groups_of(row: Row) -> Groups:
     """The groups whose share is watched from filter to filter: those of fairness, and what the source says. Labels
     that are not known are left out."""
-    found = tasks.groups(row)
+    found = fairness_groups(row)
     found |= {n: str(row[n]) for n in ("ethnicity", "expression", "source", "split") if row.get(n) is not None}
     return tuple(sorted(found.items()))
 
@@ -166,7 +168,7 @@ class Labels:
         seen = {**whole, **self._held_out.changes(whole)} if self._held_out else whole
         answers = [mark(_answer(item, whole if task.name == ZERO_SHOT else seen)) for task, item in self._items]
         head = [mark(row[name]) for name in ("source", "split", "subject_id", "caption")]
-        fairness = mark(sorted(tasks.groups(row).items()))
+        fairness = mark(sorted(fairness_groups(row).items()))
         self.memory.add(row["image_id"], [*head, mark(mask), fairness, *answers], groups_of(row))
 
     def of(self, image_id: str | None) -> Face | None:

@@ -17,7 +17,8 @@ from facemllm.model.forward import look, tower_features
 from facemllm.model.pixels import normalise
 from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP, has_map
-from facemllm.tasks.regions import CLASSES, withheld_classes
+from facemllm.tables.vocabulary import SEGMENTATION
+from facemllm.tasks.held_out import withheld_classes
 from facemllm.train import coverage, material, order
 from facemllm.train.data import Texts, vocabulary_texts
 from facemllm.train.objectives import CaptionWords, word_statistics
@@ -91,8 +92,8 @@ def test_branches_are_not_asked_of_an_earlier_stage_without_them(toy, plain):
 
 def test_what_a_map_cannot_keep_to_itself_is_not_held_out(conversations_table, tmp_path: Path):
     assert withheld_classes(["Eyeglasses", "Wearing_Hat", "No_Eyewear"]) == [
-        CLASSES.index("eye_g"),
-        CLASSES.index("hat"),
+        SEGMENTATION.index("eye_g"),
+        SEGMENTATION.index("hat"),
     ]
     table = conversations_table()
 

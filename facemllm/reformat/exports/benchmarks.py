@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from facemllm import tasks
+from facemllm.core.draws import draw
 from facemllm.errors import UserError
 from facemllm.reformat.exports.writing import JsonList, Pictures, texts
-from facemllm.tasks import Question, draw
 from facemllm.tasks.asking import NATIVE
+from facemllm.tasks.base import Question
 
 _VIEWS = {"expression": "Psychology", "age": "Identity", "gender": "Identity", "ethnicity": "Identity"}
 _TYPES = {"boolean": "TFQ", "choice": "SCQ"}
