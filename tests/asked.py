@@ -9,9 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from facemllm import tasks
-from facemllm.reformat.questions import native
-from facemllm.reformat.rows import rows_of
-from facemllm.reformat.turns import Rows
+from facemllm.reformat.conversations import ConversationBatch
+from facemllm.reformat.questions import native, rows_of
 from facemllm.tables import FACES, pairs
 from facemllm.tasks.base import Item, Task
 
@@ -23,7 +22,7 @@ def conversation(row: Mapping[str, Any], asked: Sequence[Task]) -> dict[str, Any
     questions = native(asked, face)
     if not questions:
         return None
-    made = Rows()
+    made = ConversationBatch()
     made.add(0, face, questions)
     (found,) = made.batch(batch).to_pylist()
     return dict(found)

@@ -140,7 +140,7 @@ def reformat_faces(
     as_json: Json = False,
 ) -> None:
     """Turn labelled faces into conversations."""
-    from facemllm.reformat import reformat
+    from facemllm.reformat.run import reformat
 
     manifest = reformat(load(profile, set_), faces, out)
     _table_said(as_json, manifest, out)
@@ -166,7 +166,7 @@ def export_conversations(
     as_json: Json = False,
 ) -> None:
     """Write conversations in the format of another tool: its training data, or its benchmark."""
-    from facemllm.reformat.exports import export
+    from facemllm.reformat.export import export
 
     told = export(load(profile, set_), conversations, out, format_, split)
     text = f"{out}: {told['entries']:,} entries of {told['kept']:,} conversations ({told['quarantined']:,} left out)"
@@ -183,7 +183,7 @@ def validate_tables(
     as_json: Json = False,
 ) -> None:
     """Check the tables and what each filter left of every group; exit 1 on a critical failure."""
-    from facemllm.validate import validate
+    from facemllm.validate.run import validate
 
     verdict = validate(load(profile, set_), faces, annotated, conversations, out)
     report = out / "report.html"

@@ -69,7 +69,7 @@ def annotate(c: Context) -> Outcome:
 
 def reformat(c: Context) -> Outcome:
     """Conversations about annotated faces."""
-    from facemllm.reformat import reformat
+    from facemllm.reformat.run import reformat
 
     if c.settings.version.restore:
         return _restored(c, "conversations")
@@ -79,7 +79,7 @@ def reformat(c: Context) -> Outcome:
 
 def validate(c: Context) -> Outcome:
     """The report of the checks on all tables; a critical failure raises UserError."""
-    from facemllm.validate import validate
+    from facemllm.validate.run import validate
 
     verdict = validate(c.settings, c.path("faces"), c.path("annotated"), c.path("conversations"), c.out)
     if c.run is not None:

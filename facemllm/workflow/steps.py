@@ -55,14 +55,14 @@ _ALL = (
     ),
     Step(
         name="reformat",
-        module="facemllm.reformat",
+        module="facemllm.reformat.run",
         sections=_dump("reformat"),
         inputs={"annotated": "annotate"},
         work=making.reformat,
     ),
     Step(
         name="validate",
-        module="facemllm.validate",
+        module="facemllm.validate.run",
         sections=making.what_validate_reads,
         inputs={"faces": "ingest", "annotated": "annotate", "conversations": "reformat"},
         work=making.validate,

@@ -53,7 +53,7 @@ def main():
     from facemllm.annotate import annotate
     from facemllm.evaluate.run import evaluate
     from facemllm.report.write import write_report
-    from facemllm.reformat import reformat
+    from facemllm.reformat.run import reformat
     from facemllm.ingest.run import ingest
     from facemllm.train.launch import train
 
@@ -115,7 +115,7 @@ def test_a_task_of_ones_own_goes_all_the_way(project):
 
 
 def test_its_code_counts_in_the_keys_of_what_is_made_of_it(project):
-    digest = "from facemllm.core import digests; print(digests.of_code('facemllm.reformat'))"
+    digest = "from facemllm.core import digests; print(digests.of_code('facemllm.reformat.run'))"
 
     def key(folder):
         environment = {**os.environ, "PYTHONPATH": str(folder)}

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from facemllm import settings, tasks
 from facemllm.errors import UserError
-from facemllm.reformat import reformat
-from facemllm.reformat.exports import FORMATS, export
+from facemllm.reformat.export import FORMATS, export
+from facemllm.reformat.run import reformat
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import with_attributes

@@ -19,9 +19,8 @@ from facemllm import settings, tasks
 from facemllm.annotate.oracle import caption
 from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.reformat import reformat
-from facemllm.reformat.questions import Plan
-from facemllm.reformat.rows import rows_of
+from facemllm.reformat.questions import Plan, rows_of
+from facemllm.reformat.run import reformat
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table, pairs
 from facemllm.tasks import asking
 from facemllm.tasks.held_out import HeldOut

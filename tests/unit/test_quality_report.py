@@ -9,8 +9,9 @@ import pytest
 
 from facemllm import settings, tasks
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table, pairs
-from facemllm.validate import sections, validate
+from facemllm.validate import sections
 from facemllm.validate.refused import reasons
+from facemllm.validate.run import validate
 from facemllm.validate.suites import POLICY
 from facemllm.validate.tallies import Tallies
 from tests.asked import conversation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from facemllm import settings, tasks
-from facemllm.reformat import reformat
+from facemllm.reformat.run import reformat
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table
 from facemllm.validate.conversations import conversations_frame
 from facemllm.validate.memory import Labels
