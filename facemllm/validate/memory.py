@@ -2,7 +2,7 @@
 
 Of every value a mark of eight bytes stays, enough to tell whether it is still the same, too little to read it back.
 That makes about 180 bytes a face and eight a value: 370 of a raw face; 900 of an annotated one in the default
-configuration, where 83 answers are known, and more with more tasks.
+configuration, where 83 answers are known, and more with more tasks. `Tallies` are counts for the report.
 """
 
 from __future__ import annotations
@@ -61,6 +61,20 @@ class Count:
     after: Mapping[tuple[str, str], int]
     rows_before: int
     rows_after: int
+
+
+@dataclass
+class Tallies:
+    """`attributes` by (name, value); `exclusive` pairs of attributes found on one face; `disagreements` of captions
+    with labels by item, with the `first` of each as a sentence; `questions` by (task, split); `answers` to closed
+    questions by (task, item, answer)."""
+
+    attributes: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    exclusive: Counter[str] = field(default_factory=Counter)
+    disagreements: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    questions: Counter[tuple[str, str]] = field(default_factory=Counter)
+    answers: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
 
 @dataclass

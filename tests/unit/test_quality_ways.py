@@ -8,8 +8,7 @@ from facemllm import settings, tasks
 from facemllm.reformat.run import reformat
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table
 from facemllm.validate.conversations import conversations_frame
-from facemllm.validate.memory import Labels
-from facemllm.validate.tallies import Tallies
+from facemllm.validate.memory import Labels, Tallies
 from tests.asked import with_attributes
 
 ASKED = "caption, attributes, expression, age, gender, head_pose, presence, description, landmarks, parsing"
