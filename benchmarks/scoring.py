@@ -95,7 +95,7 @@ def main() -> None:
 
     from facemllm import settings, tasks
     from facemllm.model.inference import Predictor, Query
-    from facemllm.model.preset import build_tiny
+    from facemllm.model.tiny import build_tiny
     from facemllm.tasks.answers import answer
 
     chosen = settings.load("laptop")

@@ -13,8 +13,8 @@ from PIL import Image
 from facemllm import settings
 from facemllm.knowledge.relations import Relation
 from facemllm.model.branches import Graph, extend
-from facemllm.model.preset import build_tiny
 from facemllm.model.prompts import Frame
+from facemllm.model.tiny import build_tiny
 from facemllm.settings import Stage
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.train import stages

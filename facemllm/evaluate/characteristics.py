@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from facemllm import tasks
 from facemllm.core import progress
 from facemllm.evaluate.predict import faces_of, open_image
-from facemllm.knowledge.assertions import asserted
-from facemllm.knowledge.graph import UNKNOWN, Node, relations_of
+from facemllm.knowledge.graph import UNKNOWN, Node, asserted, relations_of
 from facemllm.scoring import stats
 from facemllm.scoring.consistency import share
 from facemllm.scoring.metrics import BALANCED, BINS, ECE, Parsed, calibration_columns, of_totals

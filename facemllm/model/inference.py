@@ -23,11 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facemllm.model.forward import hidden_states, image_tokens, look, prefix_embeddings, tower_features, word_logits
-from facemllm.model.layout import Layout, joined
-from facemllm.model.maps import MapLike, face_map
-from facemllm.model.masks import PADDING, TRUNK
-from facemllm.model.pixels import ImageLike, face_pixels, normalise
-from facemllm.model.preset import load_model
+from facemllm.model.loading import load_model
+from facemllm.model.masks import PADDING, TRUNK, Layout, joined
+from facemllm.model.pixels import ImageLike, MapLike, face_map, face_pixels, normalise
 from facemllm.model.prompts import Frame
 from facemllm.model.segmentation import NO_MAP
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from facemllm import tasks
-from facemllm.knowledge.assertions import asserted
+from facemllm.knowledge.graph import asserted
 from facemllm.knowledge.relations import RELATIONS
 from facemllm.scoring.metrics import Parsed, facts, number
 from facemllm.scoring.sheet import NATIVE, Sheet, Way

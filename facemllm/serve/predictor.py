@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from kserve import InferRequest, Model
 
 from facemllm import tasks
-from facemllm.knowledge.assertions import characteristic
+from facemllm.knowledge.graph import characteristic
 from facemllm.model.inference import Query, Scored
 from facemllm.serve.batching import Batcher
 from facemllm.serve.policy import Ask, Limits, Refused, decode, decode_map, read_request

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from facemllm.core import cost
-from facemllm.model.adapters import Adapter, adapter_of
+from facemllm.model.saving import Adapter, adapter_of
 from facemllm.train import checkpoint, stages
 from facemllm.train.batches import Batch, Faces, ahead
 from facemllm.train.checkpoint import local_part

@@ -14,10 +14,10 @@ from facemllm.model.branches import Graph, extend
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration
 from facemllm.model.forward import image_tokens, look, tower_features
 from facemllm.model.knowledge import NO_WORD, KnowledgeBranch
-from facemllm.model.maps import face_map, without
-from facemllm.model.preset import build_tiny
+from facemllm.model.pixels import face_map, without
 from facemllm.model.saving import save_model
 from facemllm.model.segmentation import NO_MAP, SegmentationBranch
+from facemllm.model.tiny import build_tiny
 
 TEXTS = ["Is there a beard?", "a woman with brown hair and glasses; head turned left.", "Describe this face."]
 NAMES, WORDS = ("hat", "glasses", "beard"), ("with a hat", "glasses", "a beard")

@@ -41,8 +41,7 @@ from facemllm.model.branches import Graph, extend
 from facemllm.model.forward import image_tokens, look, tower_features
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.loading import load_model
-from facemllm.model.parts import assemble
-from facemllm.model.preset import load_base
+from facemllm.model.parts import assemble, load_base
 from facemllm.model.saving import save_model
 
 TEXT = ["USER: is there a face? ASSISTANT: yes </s>", "a woman with brown hair and glasses", "no beard at all"]

@@ -13,8 +13,8 @@ from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.model.branches import Graph, extend
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP
+from facemllm.model.tiny import build_tiny
 from facemllm.serve.policy import Limits
 from facemllm.serve.predictor import FaceModel
 

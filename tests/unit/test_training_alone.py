@@ -10,7 +10,7 @@ import pytest
 
 from facemllm import settings
 from facemllm.errors import UserError
-from facemllm.model.preset import build_tiny
+from facemllm.model.tiny import build_tiny
 from facemllm.settings import Trainable
 from facemllm.train import alone, stages
 from facemllm.train.job import Job

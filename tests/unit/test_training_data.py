@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from facemllm import settings
-from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP
+from facemllm.model.tiny import build_tiny
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tables.vocabulary import SEGMENTATION
 from facemllm.train import augment

@@ -15,8 +15,8 @@ from facemllm.errors import UserError
 from facemllm.model.branches import branches_of
 from facemllm.model.forward import look, tower_features
 from facemllm.model.pixels import normalise
-from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP, has_map
+from facemllm.model.tiny import build_tiny
 from facemllm.tables.vocabulary import SEGMENTATION
 from facemllm.tasks.held_out import withheld_classes
 from facemllm.train import coverage, material, order
