@@ -7,10 +7,10 @@ ARGS ?=
 comma := ,
 SOURCES = $(if $(FACES),--set 'ingest.sources=[{name: imagefolder$(comma) root: "$(shell realpath -- "$(FACES)")"}]')
 
-.PHONY: help run test test-unit bench ui down lint clean
+.PHONY: help run test test-unit bench task reader ui down lint clean
 
 help: ## list what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 .venv/.ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed and none was found; install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -37,6 +37,9 @@ bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of 
 
 lint: .venv/.ready ## style and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+task reader: .venv/.ready ## start a task or a reader of your own (NAME=x): file, settings line or ledger row, and a test of what is left
+	@.venv/bin/python -m facemllm.cli.skeleton $@ "$(NAME)"
 
 ui: .venv/.ready ## open MLflow: start it if need be and print its address
 	@.venv/bin/facemllm services up mlflow --profile $(PROFILE)

@@ -90,7 +90,7 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> t
     if not set(cached) >= {"validate", "version", "evaluate"}:
         # the engine's cache may only answer when every result it stands for is still in the store
         shutil.rmtree(settings.home / "cache" / "kfp", ignore_errors=True)
-    view = runs.RunView(folder / "events.jsonl")
+    view = runs.RunView.of(settings, folder / "events.jsonl")
     console.print(f"[bold]face-mllm[/] run [bold]{name}[/], profile {settings.profile}, log {folder / 'run.log'}")
     child: subprocess.Popen[bytes] | None = None
     try:

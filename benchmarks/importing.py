@@ -30,7 +30,7 @@ def tree(root: Path, rows: int) -> None:
     pictures, labels = root / "Img" / "img_align_celeba", root / "Anno"
     for folder in (pictures, labels, root / "Eval"):
         folder.mkdir(parents=True)
-    from facemllm.ingest.readers.vocabulary import CELEBA
+    from facemllm.tables.schemas import CELEBA
 
     generator = np.random.default_rng(0)
     with (

@@ -40,7 +40,7 @@ def rows(count: int, *, captions: bool) -> Iterator[dict[str, Any]]:
     from facemllm import tasks
     from facemllm.annotate.oracle import caption
     from facemllm.tables import FACES, pairs, provenance
-    from facemllm.tables.vocabulary import CELEBA
+    from facemllm.tables.schemas import CELEBA
 
     generator = np.random.default_rng(0)
     said = [provenance(field, "source") for field in ("attributes", "age", "gender", "expression")]

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from facemllm import tasks
 from facemllm.model.pixels import normalise
 from facemllm.model.tiny import FaceTower, FaceTowerConfig
+from facemllm.scoring import metrics
 from facemllm.scoring.sheet import Key, Sheet
 from facemllm.train import augment
 from facemllm.train.data import mirror_text
@@ -61,12 +62,12 @@ def items_of(train: Sheet) -> list[Item]:
     """The items that have a head: asked in training, answered by a class or a number, with two answers at least."""
     found = []
     for key, rows in train.rows.items():
-        metric, question = tasks.get(key[0]).metric, train.questions[key]
+        metric, question = metrics.of(tasks.get(key[0])), train.questions[key]
         answers = [train.answers[row] for row in rows]
-        if metric == "fact_f1" or not question.options or len(set(answers)) < 2:
+        if metric.answers == "facts" or not question.options or len(set(answers)) < 2:
             continue
         texts = {option.value: option.text for option in question.options}
-        if metric == "mae":
+        if metric.answers == "number":
             numbers = np.array([float(answer) for answer in answers])
             sided = any(mirror_text(text) != text for text in texts.values())
             limits = {"low": float(numbers.min()), "high": float(numbers.max()), "sign": -1.0 if sided else 1.0}

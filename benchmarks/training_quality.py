@@ -66,7 +66,7 @@ def paired(
     sheet: Any, ours: Sequence[str | None], theirs: Sequence[str | None], resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Figures of both by name (task, task.item, closed_mean), their difference and who is ahead."""
-    from facemllm.scoring import stats
+    from facemllm.scoring import metrics, stats
     from facemllm.scoring.metrics import CLOSED_MEAN
     from facemllm.scoring.summary import replicate, rows_of
 
@@ -82,7 +82,7 @@ def paired(
         if alone or all(theirs[row] is None for row in rows_of(sheet, name)):
             continue
         metric = next(iter(both[0][name]))
-        up = metric != "mae"
+        up = metrics.get(metric).higher_is_better
         mine, other = (one[name][metric] for one in both)
         us, them, gap = stats.interval(mine), stats.interval(other), stats.interval(mine - other)
         ahead = "ours" if (gap.low > 0 if up else gap.high < 0) else "specialist"
@@ -101,6 +101,8 @@ def paired(
 
 def show(found: dict[str, Any]) -> None:
     """Print the table."""
+    from facemllm.scoring.metrics import label as words_of
+
     size = found["parameters"] / 1e6
     print(f"specialist: {size:.2f} M parameters, {found['seconds']:.0f} s, {found['images_seen']:,} images")
     print(f"{'':<40}{'ours':>24}{'specialist':>26}{'difference':>28}  ahead")
@@ -108,8 +110,7 @@ def show(found: dict[str, Any]) -> None:
         cells = [f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in (one["ours"], one["specialist"])]
         value, low, high = one["difference"]
         gap = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-        metric = "bal. acc." if one["metric"] == "balanced_accuracy" else one["metric"]
-        label = f"{name} ({metric})"
+        label = f"{name} ({words_of(one['metric'])})"
         print(f"{label:<40}{cells[0]:>24}{cells[1]:>26}{gap:>28}  {one['ahead']}{'' if one['within'] else ' *'}")
     print("* ours lies outside the specialist's interval, on the worse side")
 

@@ -1,3 +1,19 @@
-"""KFP components, one file a step: a docstring and one call into `facemllm`. Nothing here holds logic."""
+"""KFP components, one file a step (the training stages share `train`): a docstring and one call into `facemllm`."""
+
+from __future__ import annotations
+
+import copy
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 IMAGE = "face-mllm-python:0.1.0"
+
+
+def component_of(step: str) -> tuple[Any, dict[str, str]]:
+    """The component that runs a step, under the step's name, and the arguments that say which step it is."""
+    if (Path(__file__).parent / f"{step}.py").is_file():
+        return getattr(import_module(f"components.{step}"), step), {}
+    stage = copy.deepcopy(import_module("components.train").train)
+    stage.component_spec.name = stage.name = step.replace("_", "-")
+    return stage, {"stage": step}

@@ -8,13 +8,10 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from facemllm.tables import FACES, pairs
+from facemllm.tables import FACES, LABELS, PAIRED, pairs
 
-PAIRED = ("attributes", "action_units")
-LABELS = (
-    *("box", "landmarks", "segmentation", "alt_text", "attributes", "expression", "age", "age_range", "gender"),
-    *("ethnicity", "skin_tone", "yaw", "pitch", "roll", "action_units"),
-)
+FILLED = tuple(label.name for label in LABELS if label.name != "caption")
+"""The labels that an annotator may fill in; a caption is a thing of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +60,7 @@ def checked(annotation: Annotation) -> Annotation:
     if annotation.caption is not None and not (isinstance(annotation.caption, str) and annotation.caption.strip()):
         raise ValueError("the caption is empty or no text")
     for column, value in annotation.labels.items():
-        if column not in LABELS:
+        if column not in FILLED:
             raise ValueError(f"'{column}' is no label of the faces table")
         pa.array([pairs(value) if column in PAIRED else value], FACES.field(column).type)
     return annotation

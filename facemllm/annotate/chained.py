@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from facemllm.annotate.annotator import PAIRED, Annotation, Annotator
+from facemllm.annotate.annotator import Annotation, Annotator
 from facemllm.asking.refusals import JobStopped
 from facemllm.core import digests
+from facemllm.tables import PAIRED
 
 
 @dataclass(frozen=True)

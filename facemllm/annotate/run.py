@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.annotate import cost
-from facemllm.annotate.annotator import LABELS, PAIRED, Annotation, Annotator
+from facemllm.annotate.annotator import FILLED, Annotation, Annotator
 from facemllm.annotate.chained import Chained
 from facemllm.annotate.describer import Describer
 from facemllm.annotate.job import answers
@@ -28,7 +28,7 @@ from facemllm.asking.refusals import JobStopped
 from facemllm.core import progress
 from facemllm.errors import UserError
 from facemllm.settings import Settings
-from facemllm.tables import FACES, Table, TableWriter, mapping, open_table, pairs, provenance
+from facemllm.tables import FACES, PAIRED, Table, TableWriter, mapping, open_table, pairs, provenance
 from facemllm.tasks.caption import disagreements, label_disagreements
 from facemllm.version import ledger
 from facemllm.version.tombstones import Tombstones
@@ -197,7 +197,7 @@ def joined(row: Mapping[str, Any], annotation: Annotation, digest: str) -> dict[
     entries = [entry for entry in row["provenance"] or () if entry["field"] not in added - set(PAIRED)]
     known = {entry["field"] for entry in entries}
     origin = "renderer" if row["source"] == "render" else "source"
-    entries += [provenance(c, origin) for c in LABELS if row[c] not in (None, []) and c not in known]
+    entries += [provenance(c, origin) for c in FILLED if row[c] not in (None, []) and c not in known]
     # The cost of a reply is counted once, on the first field that it gave.
     for place, column in enumerate(sorted(added)):
         by = {"origin": "annotator", "model_digest": digest, **annotation.by.get(column, {})}

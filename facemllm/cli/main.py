@@ -9,29 +9,31 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from facemllm.cli import data as cli_data
-from facemllm.cli import measure as cli_measure
-from facemllm.cli.options import By, Json, Profile, Reason, Sets, Version, say
-from facemllm.core import digests
+from facemllm.cli import data
+from facemllm.cli.options import By, Conversations, Json, Out, Profile, Reason, Result, Sets, Version, app, command, say
 from facemllm.errors import TOLD, UserError, told
 from facemllm.settings import Settings, load
-from facemllm.workflow.runs import exclusive
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Face-MLLM Workflow, step by step."
-)
 promote = typer.Typer(no_args_is_help=True, help="Decisions of named persons about model versions.")
 services_app = typer.Typer(no_args_is_help=True, help="Local servers: MLflow, Ray, staging, production.")
-cli_data.add_to(app)
-cli_measure.add_to(app)
+app.add_typer(data.version, name="version")
 app.add_typer(promote, name="promote")
 app.add_typer(services_app, name="services")
+
+Run = Annotated[
+    str,
+    typer.Argument(
+        help="A run's name, a run or evaluation folder, a model version or alias, a digest, or an MLflow run id."
+    ),
+]
 
 
 def guarded(command: typer.Typer) -> None:
@@ -53,204 +55,265 @@ def main() -> None:
 
 
 @app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model directory; a model of transformers (folder or hub id); with --endpoint its name there."
+        ),
+    ],
+    conversations: Conversations,
+    out: Out,
+    endpoint: Annotated[
+        bool, typer.Option("--endpoint", help="Ask MODEL at the OpenAI-compatible endpoint of annotate.endpoint.")
+    ] = False,
+    base_url: Annotated[str, typer.Option(help="Address of another endpoint, as in https://host/v1.")] = "",
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Answer every question about held-out identities; write predictions, metrics and a report.
+
+    A model of another's is asked in words and read strictly. What it has answered is kept: run again to go on.
+    """
+    from facemllm.evaluate.command import evaluate as run_evaluation
+
+    if endpoint or base_url:
+        set_ = [*set_, f"annotate.vision_language.model={json.dumps(model)}"]
+        set_ += [f"annotate.endpoint.base_url={json.dumps(base_url)}"] if base_url else []
+    settings = load(profile, set_)
+    metrics = run_evaluation(settings, model, conversations, out, endpoint=bool(endpoint or base_url))
+    say(as_json, metrics, f"{out / 'report.html'}: {_headline(metrics)}")
+
+
+@command(app, "score")
+def score(
+    settings: Settings,
+    conversations: Conversations,
+    predictions: Annotated[Path, typer.Argument(help="A predictions table, or an evaluation folder.")],
+    out: Annotated[Path, typer.Argument(help="JSON file to write.")],
+) -> Result:
+    """Compute the metrics again from saved predictions; no model is loaded."""
+    from facemllm.evaluate import run
+
+    metrics = run.score(settings, conversations, predictions, out)
+    return metrics, f"{out}: {_headline(metrics)}"
+
+
+def _headline(metrics: Mapping[str, Any]) -> str:
+    """The one figure over all closed questions, where there are any."""
+    value = (metrics["closed_mean"] or {}).get("value")
+    return "no closed question was asked" if value is None else f"mean balanced accuracy {value:.3f}"
+
+
+@command(app, "compare")
+def compare_runs(
+    settings: Settings,
+    first: Run,
+    second: Run,
+    html: Annotated[Path | None, typer.Option(help="Page to write as well.")] = None,
+    conversations: Annotated[
+        Path | None, typer.Option(help="The conversations both answered, where the store does not hold them.")
+    ] = None,
+) -> Result:
+    """Compare two runs question by question: differences with intervals, by task, item and group of people."""
+    from facemllm.evaluate.compare import compare
+    from facemllm.promote.registry import find_version
+
+    found = compare(settings, first, second, lambda name: find_version(settings, name).evaluation, conversations)
+    if html is not None:
+        from facemllm.report.comparison import write_page
+
+        write_page(html, found)
+
+    def show() -> None:
+        from rich.console import Console
+
+        from facemllm.report.terminal import shown
+
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        for part in shown(found):
+            console.print(part)
+        if html is not None:
+            console.print(str(html), style="dim", markup=False)
+
+    return found, show
+
+
+@command(app, "train")
 def train(
-    stage: Annotated[str, typer.Argument(help="align, instruct or specialize.")],
+    settings: Settings,
+    stage: Annotated[str, typer.Argument(help="Name of a stage in train.stages.")],
     conversations: Annotated[
         str, typer.Option(help="Digest of a conversations table in the store; default: this profile's.")
     ] = "",
     model: Annotated[str, typer.Option(help="Digest of the model to start from; default: the previous stage's.")] = "",
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
+) -> Result:
     """Train one stage; what came before it is recalled from the store."""
-    from facemllm.workflow import runner as workflow
-
-    settings = load(profile, set_)
     if stage not in settings.stages():
         raise UserError(f"no stage '{stage}'; the stages are {', '.join(settings.stages())}")
+    digest = _executed(settings, stage, conversations=conversations, model=model)
+    return {"digest": digest, "path": str(settings.home / "store" / digest)}, digest
+
+
+def _executed(settings: Settings, name: str, **given: str) -> str:
+    """Output of a step under the inputs that are given; the rest are those remembered for these settings."""
+    from facemllm.workflow import runner
+    from facemllm.workflow.runs import exclusive
+    from facemllm.workflow.steps import steps
+
     with exclusive(settings):
-        digest = workflow.execute(stage, settings, **_inputs(settings, stage, conversations=conversations, model=model))
-    say(as_json, {"digest": digest, "path": str(settings.home / "store" / digest)}, digest)
+        sources = steps(settings)[name].inputs
+        values = {key: given.get(key, "") for key in sources}
+        records = runner.recall_all(settings) if not all(values.values()) else {}
+        for key, source in sources.items():
+            if not values[key] and source not in records:
+                raise UserError(f"{name} needs the result of '{source}'; run that first, or give --{key} DIGEST")
+            values[key] = values[key] or str(records[source]["output"])
+        return runner.execute(name, settings, **values)
 
 
-def _inputs(settings: Settings, name: str, **given: str) -> dict[str, str]:
-    """Inputs of a step: those given, the rest as remembered for these settings."""
-    from facemllm.workflow import runner as workflow
-    from facemllm.workflow.steps import STEPS
-
-    records = workflow.recall_all(settings)
-    values = {}
-    for key, source in STEPS[name].inputs.items():
-        if not given.get(key) and source not in records:
-            raise UserError(f"{name} needs the result of '{source}'; run that first, or give --{key} DIGEST")
-        values[key] = given.get(key) or str(records[source]["output"])
-    return values
-
-
-@promote.command("request")
+@command(promote, "request")
 def promote_request(
+    settings: Settings,
     version: Version,
     by: By = None,
     note: Annotated[str, typer.Option(help="What the deciding person should know.")] = "",
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
+) -> Result:
     """Ask for a decision about a version."""
     from facemllm.promote import approvals
 
-    facts = approvals.request(load(profile, set_), version, approvals.person(by), note)
-    say(as_json, dict(facts), f"decision requested for version {version}")
+    facts = approvals.request(settings, version, approvals.person(by), note)
+    return dict(facts), f"decision requested for version {version}"
 
 
-@promote.command("list")
-def promote_list(profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
+@command(promote, "list")
+def promote_list(settings: Settings) -> Result:
     """List registered versions with gate, decision and aliases."""
     from facemllm.promote import approvals
 
-    rows = approvals.list_versions(load(profile, set_))
+    rows = approvals.list_versions(settings)
     text = "\n".join(
         f"{r['version']:>4}  {r['digest'][:12]}  gate {r['gate']:<8} {r['state']:<9} {r['aliases']}" for r in rows
     )
-    say(as_json, {"versions": rows}, text or "no version is registered yet")
+    return {"versions": rows}, text or "no version is registered yet"
 
 
-@promote.command("show")
-def promote_show(version: Version, profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
+@command(promote, "show")
+def promote_show(settings: Settings, version: Version) -> Result:
     """Show one version: card, gate, decisions."""
     from facemllm.promote import approvals
 
-    facts = approvals.show(load(profile, set_), version)
-    say(as_json, facts, json.dumps(facts, indent=2))
+    facts = approvals.show(settings, version)
+    return facts, json.dumps(facts, indent=2)
 
 
-@promote.command("approve")
-def promote_approve(
-    version: Version,
-    reason: Reason,
-    by: By = None,
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
+@command(promote, "approve")
+def promote_approve(settings: Settings, version: Version, reason: Reason, by: By = None) -> Result:
     """Approve a version: your name, bound to the model's digest."""
     from facemllm.promote import approvals
 
-    decision = approvals.approve(load(profile, set_), version, by, reason)
-    _decided(as_json, decision)
+    return _decided(approvals.approve(settings, version, by, reason))
 
 
-@promote.command("reject")
-def promote_reject(
-    version: Version,
-    reason: Reason,
-    by: By = None,
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
+@command(promote, "reject")
+def promote_reject(settings: Settings, version: Version, reason: Reason, by: By = None) -> Result:
     """Reject a version: it cannot be released."""
     from facemllm.promote import approvals, registry
 
-    settings = load(profile, set_)
     decision = approvals.reject(settings, version, by, reason)
-    _decided(as_json, decision)
     champion = registry.champion(settings)
     if champion is not None and champion.version == decision.version:
         print("it still serves in production: release another, or `facemllm services down production`", file=sys.stderr)
+    return _decided(decision)
 
 
-def _decided(as_json: bool, decision: Any) -> None:
-    text = (
-        f"version {decision.version} ({decision.digest[:12]}) {decision.decision} by {decision.by}: {decision.reason}"
-    )
-    say(as_json, asdict(decision), text)
+def _decided(decision: Any) -> Result:
+    words = f"{decision.decision} by {decision.by}: {decision.reason}"
+    return asdict(decision), f"version {decision.version} ({decision.digest[:12]}) {words}"
 
 
-@app.command()
+@command(app, "serve", plain=True)
 def serve(
+    settings: Settings,
     model: Annotated[Path, typer.Argument(help="A model directory.")],
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 18082,
-    profile: Profile = "laptop",
-    set_: Sets = [],
-) -> None:
+) -> Result:
     """Serve a model directory with KServe in the foreground, on loopback."""
+    from facemllm.core import digests
     from facemllm.core.servers import model_server
     from facemllm.serve import server
 
     if not model.is_dir():
         raise UserError(f"{model} is not a model directory")
-    service = model_server(load(profile, set_), "staging", model, digests.of_tree(model), "")
+    service = model_server(settings, "staging", model, digests.of_tree(model), "")
     raise SystemExit(server.main([*service.command[3:], "--port", str(port)]))
 
 
-@app.command()
-def deploy(version: Version, profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
+@command(app, "deploy")
+def deploy(settings: Settings, version: Version) -> Result:
     """Put a registered version into staging. Production is `pipeline.py release VERSION`."""
-    from facemllm.workflow import runner as workflow
-
-    settings = load(profile, set_)
-    with exclusive(settings):
-        url = workflow.execute("deploy", settings, version=version)
-    say(as_json, {"version": version, "endpoint": url}, url)
+    url = _executed(settings, "deploy", version=version)
+    return {"version": version, "endpoint": url}, url
 
 
-@app.command()
+@command(app, "lineage")
 def lineage(
+    settings: Settings,
     identifier: Annotated[str, typer.Argument(help="Model version, alias, or any digest (its first digits).")],
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    as_json: Json = False,
-) -> None:
+) -> Result:
     """Walk the chain behind a served model, a checkpoint or a table."""
     from facemllm.promote import lineage as chain
 
-    links = chain.lineage(load(profile, set_), identifier)
-    if as_json:
-        print(json.dumps({"links": links}))
-    else:
-        chain.show(links)
+    links = chain.lineage(settings, identifier)
+    return {"links": links}, lambda: chain.show(links)
 
 
-@services_app.command("up")
+@command(services_app, "up", plain=True)
 def services_up(
+    settings: Settings,
     names: Annotated[list[str] | None, typer.Argument(help="mlflow or ray; default: mlflow.")] = None,
-    profile: Profile = "laptop",
-    set_: Sets = [],
-) -> None:
+) -> Result:
     """Start local servers, or adopt those that run."""
     from facemllm.core import services
 
-    settings = load(profile, set_)
-    for name in names or ["mlflow"]:
+    for name in names or []:
         if name not in ("mlflow", "ray"):
             raise UserError(
                 f"{name}: models are served by `facemllm deploy` and `pipeline.py release`, which check them"
             )
-        print(services.up(settings, name).url)
+    return {}, "\n".join(services.up(settings, name).url for name in names or ["mlflow"])
 
 
-@services_app.command("status")
-def services_status(profile: Profile = "laptop", set_: Sets = [], as_json: Json = False) -> None:
-    """Tell which local servers run."""
+@command(services_app, "status")
+def services_status(settings: Settings) -> Result:
+    """Tell which local servers run, and why one that should does not."""
     from facemllm.core import services
 
-    rows = [asdict(row) for row in services.status(load(profile, set_))]
-    text = "\n".join("  ".join(f"{value!s:<12}" for value in row.values()) for row in rows)
-    say(as_json, {"services": rows}, text)
+    rows = services.status(settings)
+    lines = [f"{'name':<12}{'state':<12}{'pid':<10}{'since':<21}{'restarts':<10}address"]
+    for row in rows:
+        since = time.strftime("%F %T", time.localtime(row.since)) if row.since else "-"
+        lines.append(f"{row.name:<12}{row.state:<12}{row.pid or '-':<10}{since:<21}{row.restarts:<10}{row.url or '-'}")
+        lines += [f"{'':<12}{row.why}"] if row.why else []
+    return {"services": [asdict(row) for row in rows]}, "\n".join(lines)
 
 
 @services_app.command("down")
 def services_down(
     names: Annotated[list[str] | None, typer.Argument(help="Default: all.")] = None,
-    profile: Profile = "laptop",
+    profile: Annotated[
+        str | None, typer.Option(help="Settings overlay in profiles/; default: the servers of every profile.")
+    ] = None,
     set_: Sets = [],
 ) -> None:
-    """Stop local servers; none of their processes is left."""
+    """Stop local servers and say which; none of their processes is left."""
     from facemllm.core import services
 
-    services.down(load(profile, set_), names)
+    settings = load(profile or "laptop", set_)
+    homes = [settings.home] if profile or set_ else services.homes(settings)
+    stopped = [f"stopped {name} of {home}" for home in homes for name in services.down(settings, names, home)]
+    print("\n".join(stopped) or "no local server runs")
 
 
 if __name__ == "__main__":

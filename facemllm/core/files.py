@@ -1,75 +1,139 @@
-"""Files and folders that appear whole or not at all, and trouble with the disk in words."""
+"""Files and folders that appear whole or not at all, locks between processes, and trouble with the disk in words.
+
+What is unfinished stands beside its goal as `.<name>.<random>.partial`: random, since machines that share a disk count
+their processes alike.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
+import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import filelock
 
 from facemllm.errors import UserError
 
+_STALE_SECONDS = 86_400
+
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name beside it, flush it to disk, and rename it into place."""
+    """Replace a file's content in one step, on disk before it is seen. Raises UserError when it cannot be written."""
+    with writing(path), atomic_file(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def atomic_file(path: Path, tidy: bool = False) -> Iterator[Path]:
+    """A name beside `path` to write to: when the block ends well, its bytes are flushed to disk and it becomes `path`.
+
+    With `tidy`, unfinished files that killed processes left in the folder are removed once they are a day old. Raises
+    OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if tidy:
+        _tidy(path.parent)
+    partial = _beside(path)
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        _flush(partial)
         partial.replace(path)
-    except OSError as error:
+        _flush(path.parent)
+    finally:
         partial.unlink(missing_ok=True)
-        raise storage_error(path, error) from error
-
-
-def publish(partial: Path, out: Path) -> None:
-    """Flush a finished folder to disk and rename it into place. Raises UserError if `out` exists or cannot be made."""
-    try:
-        for file in (p for p in partial.rglob("*") if p.is_file()):
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(out)
-    except OSError as error:
-        raise storage_error(out, error) from error
 
 
 def partial_folder(out: Path) -> Path:
     """An empty folder beside `out` to build it in. Raises UserError when `out` exists or cannot be written."""
     if out.exists():
         raise UserError(f"{out} exists already; choose another output folder or remove it")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial = _beside(out)
+    with writing(out):
         partial.mkdir(parents=True)
-    except OSError as error:
-        raise storage_error(out, error) from error
     return partial
+
+
+def publish(partial: Path, out: Path) -> None:
+    """Flush a finished folder to disk and rename it into place. Raises UserError if `out` exists or cannot be made."""
+    with writing(out):
+        for file in (p for p in partial.rglob("*") if p.is_file()):
+            _flush(file)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(out)
+        _flush(out.parent)
+
+
+@contextmanager
+def locked(path: Path, taken: str | None = None, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path`, whose folder is made if absent; afterwards the file is gone, and an empty folder.
+
+    While another process or thread holds it this one waits; where the words `taken` are given, for `wait_s` seconds,
+    then it raises UserError with these words and the holder. A lock ends with its holder, even killed.
+    """
+    lock = filelock.FileLock(path, timeout=-1 if taken is None else wait_s)
+    with writing(path):
+        while not lock.is_locked:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise UserError(f"{taken} (lock {path}, {_holder(path)})") from None
+            except FileNotFoundError:  # its last holder took the empty folder away
+                continue
+    with suppress(OSError):  # on a full disk the lock holds all the same
+        path.write_text(f"pid {os.getpid()}")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before it is released: filelock takes no file that has no name
+        lock.release()
+        with suppress(OSError):
+            path.parent.rmdir()
 
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Trouble with the disk, said as a person can act on it."""
+    """Trouble with the disk while `out` is written, as a UserError: its cause and how to mend it."""
     try:
         yield
     except OSError as error:
-        raise storage_error(out, error) from error
+        reasons = {
+            errno.ENOSPC: "no space left on the device; free some and run again",
+            errno.EROFS: "the file system is read-only; choose another folder (storage.home, storage.runs)",
+            errno.EACCES: "permission denied; choose a folder you may write to (storage.home, storage.runs)",
+            errno.EPERM: "not permitted; choose a folder you may write to (storage.home, storage.runs)",
+            errno.ENOTEMPTY: "exists already; another process may have written it",
+            errno.EEXIST: "exists already; another process may have written it",
+            errno.ENOTDIR: "a part of this path is a file, not a folder",
+        }
+        reason = reasons.get(error.errno or 0, error.strerror or str(error))
+        raise UserError(f"cannot write {out}: {reason}") from error
 
 
-def storage_error(path: Path, error: OSError) -> UserError:
-    """A failure to write `path`, with its cause and how to mend it."""
-    reasons = {
-        errno.ENOSPC: "no space left on the device; free some and run again",
-        errno.EROFS: "the file system is read-only; choose another folder (storage.home, storage.runs)",
-        errno.EACCES: "permission denied; choose a folder you may write to (storage.home, storage.runs)",
-        errno.EPERM: "not permitted; choose a folder you may write to (storage.home, storage.runs)",
-        errno.ENOTEMPTY: "exists already; another process may have written it",
-        errno.EEXIST: "exists already; another process may have written it",
-        errno.ENOTDIR: "a part of this path is a file, not a folder",
-    }
-    return UserError(f"cannot write {path}: {reasons.get(error.errno or 0, error.strerror or str(error))}")
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _tidy(folder: Path) -> None:
+    for left in folder.glob(".*.partial"):
+        with suppress(OSError):  # another process was faster, or it is another user's, or a folder
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                left.unlink()
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text("utf-8").strip() or "another process"
+    return "another process"

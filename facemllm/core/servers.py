@@ -1,6 +1,5 @@
 """The local servers as data: MLflow, a Ray head, and the model servers of staging and production.
 
-Each is a `Service`: what to run, where it answers, how to tell that it does, and what its clients need to know.
 Everything listens on 127.0.0.1, except Ray: see `ray`.
 """
 
@@ -10,41 +9,19 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facemllm.core.processes import write_text
+from facemllm.core.files import atomic_write
+from facemllm.core.processes import Service
 
 if TYPE_CHECKING:
     from facemllm.settings import Settings
 
 NAMES = ("mlflow", "ray", "staging", "production")
 HOST = "127.0.0.1"
-RAY_PORTS = 320
 _RAY_STORE_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class Service:
-    """One server as data: what to run, where it answers, how to tell that it does, and what its clients need."""
-
-    name: str
-    command: tuple[str, ...]
-    port: int
-    url: str
-    health: tuple[str, ...]
-    env: dict[str, str] = field(default_factory=dict)
-    client_env: dict[str, str] = field(default_factory=dict)
-    restart: bool = True
-    folder: Path | None = None
-    any_interface: bool = False
-
-    @property
-    def digest(self) -> str:
-        """Digest of what is run: a server with another one is not this service."""
-        text = json.dumps([self.command, self.port, self.env], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -60,25 +37,17 @@ def mlflow(settings: Settings) -> Service:
     """MLflow's tracking server and registry over SQLite, artifacts beside it."""
     folder, port = settings.home / "mlflow", settings.services.mlflow_port
     url = f"http://{HOST}:{port}"
-    flags = [
-        "--host",
-        HOST,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-        "--serve-artifacts",
-        "--uvicorn-opts=--log-level=warning",
-    ]
-    flags += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
+    flags = [f"--host={HOST}", f"--port={port}", "--workers=1", "--uvicorn-opts=--log-level=warning"]
+    flags += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db"]
+    flags += ["--serve-artifacts", f"--artifacts-destination={folder}/artifacts"]
+    client = {"MLFLOW_TRACKING_URI": url, "MLFLOW_DISABLE_TELEMETRY": "true"}
     env = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else seven idle worker processes, 600 MB
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
     }
     command = (sys.executable, "-m", "mlflow", "server", *flags)
-    client = {"MLFLOW_TRACKING_URI": url, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return Service("mlflow", command, port, url, (f"{url}/health",), env, client, folder=folder)
+    return Service("mlflow", command, port, url, (f"{url}/health",), env, client, folder=str(folder))
 
 
 def ray(settings: Settings) -> Service:
@@ -88,55 +57,46 @@ def ray(settings: Settings) -> Service:
     protects it is Ray's token authentication, with a token of our own that only this user can read. Where other
     machines reach this one and that is not enough, close the ports or run inside `unshare -n`.
     """
-    base = settings.services.ray_port
+    from facemllm.settings import RAY_PORTS
+
+    base, address = settings.services.ray_port, f"{HOST}:{settings.services.ray_port}"
+    folder = ray_folder(settings.home)
+    names = ["node-manager", "object-manager", "ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc"]
+    names += ["runtime-env-agent", "metrics-export", "dashboard"]
+    ports = {name: base + number for number, name in enumerate(names, start=1)}
+    flags = [f"--port={base}", *(f"--{name}-port={port}" for name, port in ports.items())]
+    flags += [f"--min-worker-port={base + 20}", f"--max-worker-port={base + RAY_PORTS}", "--include-dashboard=false"]
+    flags += [f"--num-cpus={os.cpu_count()}", f"--temp-dir={folder}", f"--object-store-memory={_RAY_STORE_BYTES}"]
+    flags += ["--disable-usage-stats", "--log-color=false"]
     token = settings.home / "services" / "ray.token"
-    # Unix sockets allow 107 characters, and Ray appends 65 of its own: so not under `home`, which may be long.
-    unique = hashlib.sha256(str(settings.home).encode()).hexdigest()[:8]
-    folder = Path("/tmp") / f"facemllm-{os.getuid()}" / unique
-    names = (
-        "node-manager",
-        "object-manager",
-        "ray-client-server",
-        "dashboard-agent-listen",
-        "dashboard-agent-grpc",
-        "runtime-env-agent",
-        "metrics-export",
-        "dashboard",
-    )
-    ports = {f"--{name}-port": base + 1 + n for n, name in enumerate(names)}
-    ports |= {"--port": base, "--min-worker-port": base + 20, "--max-worker-port": base + RAY_PORTS}
-    flags = [f"{name}={port}" for name, port in ports.items()]
-    flags += ["--include-dashboard=false", f"--num-cpus={os.cpu_count()}", f"--temp-dir={folder}"]
-    flags += [f"--object-store-memory={_RAY_STORE_BYTES}", "--disable-usage-stats", "--log-color=false"]
     client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    # workers do the run's main work: Ray's own niceness of 15 would starve them beside anything else
-    env = {
-        **client,
-        "RAY_worker_niceness": "0",
-        "AUTOSCALER_METRIC_PORT": str(base + 9),
-        "DASHBOARD_METRIC_PORT": str(base + 10),
-    }
-    address = f"{HOST}:{base}"
-    # The node's agent answers only once the raylet is ready; the head's own port opens long before.
-    health = f"http://{HOST}:{ports['--dashboard-agent-listen-port']}/api/local_raylet_healthz"
+    metrics = {"AUTOSCALER_METRIC_PORT": str(base + 9), "DASHBOARD_METRIC_PORT": str(base + 10)}
     return Service(
         "ray",
         (sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *flags),
         base,
         address,
-        (health,),
-        env,
+        # the node's agent answers only once the raylet is ready; the head's own port opens long before
+        (f"http://{HOST}:{ports['dashboard-agent-listen']}/api/local_raylet_healthz",),
+        # workers do the run's main work: Ray's own niceness of 15 would starve them beside anything else
+        {**client, **metrics, "RAY_worker_niceness": "0"},
         {**client, "RAY_ADDRESS": address},
         restart=False,
-        folder=folder,
+        folder=str(folder),
         any_interface=True,
     )
+
+
+def ray_folder(home: Path) -> Path:
+    """Where the Ray head of a home keeps its sockets: their paths may have 107 characters, and Ray appends 65 of its
+    own, so it is not under `home`, which may be long."""
+    return Path("/tmp") / f"facemllm-{os.getuid()}" / hashlib.sha256(str(home).encode()).hexdigest()[:8]
 
 
 def model_server(settings: Settings, name: str, model: Path, digest: str, version: str) -> Service:
     """A KServe server of one model directory, as `staging` or `production`. Its digest stands in the command."""
     port = settings.services.staging_port if name == "staging" else settings.services.production_port
-    url, limits = f"http://{HOST}:{port}", settings.serve
+    url = f"http://{HOST}:{port}"
     flags = {
         "model": model.resolve(),
         "digest": digest,
@@ -146,7 +106,7 @@ def model_server(settings: Settings, name: str, model: Path, digest: str, versio
         "port": port,
         "tasks": ",".join(settings.reformat.tasks),
         "max-new-tokens": settings.evaluate.max_new_tokens,  # so that captions end where evaluation ended them
-        **{key.replace("_", "-"): value for key, value in limits.model_dump().items()},
+        **{key.replace("_", "-"): value for key, value in settings.serve.model_dump().items()},
     }
     command = [sys.executable, "-m", "facemllm.serve.server"]
     command += [part for key, value in flags.items() for part in (f"--{key}", str(value))]
@@ -166,8 +126,7 @@ def deployed(settings: Settings, stage: str) -> Deployed | None:
 
 def note_deployed(settings: Settings, stage: str, model: Deployed) -> None:
     """Remember which model a stage serves, so that it can be started again, or put back."""
-    data = {"model": str(model.model), "digest": model.digest, "version": model.version}
-    write_text(_note(settings, stage), json.dumps(data, indent=2))
+    atomic_write(_note(settings, stage), json.dumps(asdict(model), indent=2, default=str).encode())
 
 
 def _note(settings: Settings, stage: str) -> Path:

@@ -25,9 +25,11 @@ class Store:
 
     home: Path
 
-    def key(self, step: str, module: str, settings: Any, inputs: Mapping[str, Any]) -> str:
-        """Name of a piece of work: the step, the code behind it, its settings and its inputs."""
-        code = digests.of_code(module)
+    def key(
+        self, step: str, module: str, settings: Any, inputs: Mapping[str, Any], tasks: tuple[str, ...] | None = None
+    ) -> str:
+        """Name of a piece of work: step, code (with that of the `tasks` it asks; None: all), settings and inputs."""
+        code = digests.of_code(module, tasks)
         return digests.of_json({"step": step, "code": code, "settings": settings, "inputs": dict(inputs)})
 
     def path(self, digest: str) -> Path:
@@ -64,6 +66,29 @@ class Store:
         atomic_write(self.home / "keys" / f"{key}.json", json.dumps(record, indent=2, sort_keys=True).encode())
         shutil.rmtree(self.home / "work" / key[:32], ignore_errors=True)
         return path
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What is remembered, by digest of the result; of several records of the same bytes, the newest."""
+        found = {}
+        for path in sorted((self.home / "keys").glob("*.json"), key=lambda p: p.stat().st_mtime):
+            try:
+                record = json.loads(path.read_text("utf-8"))
+                found[str(record["digest"])] = record
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return found
+
+    def behind(self, digest: str) -> dict[str, dict[str, Any]]:
+        """Records of all steps behind a result, by step, as far as they are remembered; the result's own included."""
+        records = self.records()
+        found: dict[str, dict[str, Any]] = {}
+        todo = [digest]
+        while todo:
+            record = records.get(todo.pop(), {})
+            if (step := record.get("step")) and step not in found:
+                found[step] = record
+                todo += [str(value) for value in record.get("inputs", {}).values()]
+        return found
 
     def find(self, prefix: str) -> Path:
         """The result whose digest begins with `prefix`. Raises UserError if none or several do."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 import heapq
 import io
 import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from facemllm import tasks
 from facemllm.core import progress
+from facemllm.scoring import metrics
 from facemllm.scoring.metrics import facts
 from facemllm.scoring.sheet import Key, Sheet, read_sheet
 from facemllm.settings import Settings
@@ -52,10 +52,11 @@ def baselines(settings: Settings, conversations: Table, sheet: Sheet) -> dict[st
 
 def _fitted(settings: Settings, conversations: Table, sheet: Sheet) -> dict[str, list[str | None]]:
     train = read_sheet(conversations, "train")
-    constants = {
-        key: majority(tasks.get(key[0]).metric, [train.answers[row] for row in rows])
-        for key, rows in train.rows.items()
-    }
+    constants: dict[Key, str] = {}
+    for key, rows in train.rows.items():
+        constant_of = metrics.of(tasks.get(key[0])).constant
+        assert constant_of is not None  # every metric that a task may name has one
+        constants[key] = constant_of([train.answers[row] for row in rows])
     with progress.bar("baselines", len(sheet.rows) + 1) as bar:
         space = _Space.fit(settings, conversations, train, sheet)
         bar.update(1, "small pixels read")
@@ -71,42 +72,11 @@ def _fitted(settings: Settings, conversations: Table, sheet: Sheet) -> dict[str,
     return {"majority": constant, "pixels": linear}
 
 
-def majority(metric: str, answers: Sequence[str]) -> str:
-    """The best constant answer to an item: most frequent class, median number, best set of facts; of `f1`, which counts
-    hits of `yes` alone, `yes`."""
-    if metric == "mae":
-        return f"{np.median([float(answer) for answer in answers]):.4f}"
-    if metric == "fact_f1":
-        return _constant_facts([facts(answer) for answer in answers])
-    if metric == "f1":
-        return "yes"
-    counts = Counter(answers)
-    return min(counts, key=lambda answer: (-counts[answer], answer))
-
-
 def _any_answer(question: Any) -> str | None:
     """A constant where training knows no answer: the first option, the middle of a grid, none to an open question."""
     if not question.options:
         return None
     return str(question.options[len(question.options) // 2 if question.form == "number" else 0].value)
-
-
-def _constant_facts(answers: Sequence[frozenset[str]]) -> str:
-    counts = Counter(fact for answer in answers for fact in answer)
-    best: dict[str, str] = {}
-    for fact in sorted(counts, key=lambda fact: (-counts[fact], fact)):
-        best.setdefault(fact.partition("=")[0], fact)
-    # taken in order of frequency, F1 rises to one peak and falls: stop there
-    chosen: list[str] = []
-    shared, score = 0, 0.0
-    for fact in best.values():
-        shared += counts[fact]
-        with_it = 2 * shared / (len(answers) * (len(chosen) + 1) + counts.total())
-        if with_it <= score:
-            break
-        chosen.append(fact)
-        score = with_it
-    return ";".join(sorted(chosen))
 
 
 @dataclass(frozen=True)
@@ -153,8 +123,8 @@ class _Space:
             return None
         x_ND = self.train_ND[[self.train_at[train.images[train.faces[row]]] for row in used]]
         test_ND = self.test_ND[[self.test_at[sheet.images[sheet.faces[row]]] for row in sheet.rows[key]]]
-        fits: dict[str, Callable[[Features, list[str], Features], list[str]]] = {"mae": _numbers, "fact_f1": _facts}
-        return fits.get(tasks.get(key[0]).metric, _classes)(x_ND, truth, test_ND)
+        fits = {"class": _classes, "number": _numbers, "facts": _facts}
+        return fits[metrics.of(tasks.get(key[0])).answers](x_ND, truth, test_ND)
 
 
 def _small_images(

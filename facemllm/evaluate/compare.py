@@ -1,73 +1,134 @@
-"""The comparison itself: two evaluations found, paired, and every figure judged."""
+"""Two runs compared: the evaluations that their names mean, found and paired.
+
+A name is that of a run folder, an evaluation folder, a model version, a digest, or an MLflow run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facemllm.evaluate.find import conversations_of, find
+from facemllm.core.store import Store
+from facemllm.errors import UserError
 from facemllm.scoring import paired
-from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN
-from facemllm.scoring.stats import SHOWN
-from facemllm.settings import Settings
-from facemllm.tasks import ZERO_SHOT
+from facemllm.settings import Settings, load
 
-BETTER, WORSE, SAME = "better", "worse", "no difference shown"
+NAMES = "a run's name, a run or evaluation folder, a model version or alias, an evaluation's digest, an MLflow run id"
+
+EvaluationOf = Callable[[str], str]
+"""Digest of the evaluation of a model version or alias; raises UserError if there is none. The registry knows."""
 
 
-def compare(settings: Settings, first: str, second: str, conversations: Path | None = None) -> dict[str, Any]:
-    """Two runs by name, paired (`scoring.paired.compare`), with `names` and a `verdict` on every figure and group.
+def compare(
+    settings: Settings, first: str, second: str, evaluation_of: EvaluationOf, conversations: Path | None = None
+) -> dict[str, Any]:
+    """Two runs by name, paired (`scoring.paired.compare`), with their `names`.
 
     `conversations` is needed where the store holds them no more. Raises UserError unless both runs answered the same
     questions.
     """
-    ours, theirs = find(settings, first), find(settings, second)
-    table = conversations_of(ours, theirs, conversations)
-    found = paired.compare(settings, table, ours.folder, theirs.folder)
-    figures = {name: judged(entry) for name, entry in found["figures"].items()}
-    groups = {
-        task: {kind: {name: judged(entry) for name, entry in parts.items()} for kind, parts in kinds.items()}
-        for task, kinds in found["groups"].items()
-    }
-    return {**found, "names": [first, second], "figures": figures, "groups": groups}
+    ours, theirs = (find(settings, name, evaluation_of) for name in (first, second))
+    table = _conversations_of(ours, theirs, conversations)
+    return {**paired.compare(settings, table, ours.folder, theirs.folder), "names": [first, second]}
 
 
-def judged(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A paired figure with its `verdict`, from the second run's point of view."""
-    p, change = entry["p_holm"], entry["difference"]["value"]
-    if p is None or p >= SHOWN or not change:
-        return {**entry, "verdict": SAME}
-    return {**entry, "verdict": BETTER if (change > 0) == entry["higher_is_better"] else WORSE}
+@dataclass(frozen=True)
+class Found:
+    """An evaluation by the name it was asked for: its folder, and the home whose store may hold its conversations."""
+
+    name: str
+    folder: Path
+    home: Path
+    conversations: str  # digest
 
 
-def by_task(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Figures as (task, item, figure) with items beneath their task; the mean of all closed questions first.
-
-    An item that is all of its task is left out, but for `zero_shot`, where it names the attribute.
-    """
-    heads = [name for name in figures if "." not in name]
-    for task in sorted(heads, key=lambda name: name != CLOSED_MEAN):
-        yield task, "", figures[task]
-        items = [name.removeprefix(f"{task}.") for name in figures if name.startswith(f"{task}.")]
-        alone = len([item for item in items if item != BALANCED]) == 1 and task != ZERO_SHOT
-        for item in items:
-            if item == BALANCED or not alone:
-                yield task, item, figures[f"{task}.{item}"]
-
-
-def by_group(groups: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
-    """Groups as (task, kind, group, figure)."""
-    for task, kinds in groups.items():
-        for kind, parts in kinds.items():
-            for name, entry in parts.items():
-                yield task, kind, name, entry
+def find(settings: Settings, name: str, evaluation_of: EvaluationOf) -> Found:
+    """The evaluation that `name` means. Raises UserError saying what was looked for and how to mend."""
+    for folder in (Path(name), settings.runs / name):
+        if (folder / "metrics.json").is_file():
+            return _found(name, folder, settings.home)
+        if (folder / "summary.json").is_file():
+            return _of_summary(settings, name, _read(folder / "summary.json"))
+    if re.fullmatch(r"[0-9a-f]{32}", name):
+        return _of_mlflow_run(settings, name)
+    if re.fullmatch(r"[0-9a-f]{6,64}", name) and not (name.isdigit() and len(name) < 12):
+        return _found(name, Store(settings.home).find(name), settings.home)
+    if "/" in name:
+        raise UserError(f"{name} holds neither metrics.json nor summary.json; give {NAMES}")
+    try:
+        digest = evaluation_of(name)
+    except UserError as error:
+        raise UserError(f"no run folder {settings.runs / name}, and {error}; give {NAMES}") from None
+    return _in_store(settings.home, name, digest)
 
 
-def summary(comparison: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of tasks by verdict: where the second run is better, where worse, where nothing is shown."""
-    found: dict[str, list[str]] = {BETTER: [], WORSE: [], SAME: []}
-    for task, item, entry in by_task(comparison["figures"]):
-        if not item and task != CLOSED_MEAN:
-            found[entry["verdict"]].append(task)
-    return found
+def _conversations_of(first: Found, second: Found, given: Path | None) -> Path:
+    """Folder of the conversations that both were asked. Raises UserError if they differ, or are not at hand."""
+    if first.conversations != second.conversations:
+        raise UserError(
+            f"'{first.name}' was evaluated on conversations {first.conversations[:12]}, '{second.name}' on "
+            f"{second.conversations[:12]}; only answers to the same questions compare: evaluate both models on one "
+            "table with `facemllm evaluate`"
+        )
+    if given is not None:
+        return given
+    for home in (first.home, second.home):
+        if (home / "store" / first.conversations).is_dir():
+            return home / "store" / first.conversations
+    raise UserError(
+        f"the conversations {first.conversations[:12]} are not in {first.home / 'store'}; "
+        "give their folder with --conversations"
+    )
+
+
+def _found(name: str, folder: Path, home: Path) -> Found:
+    metrics = _read(folder / "metrics.json")
+    if "conversations_digest" not in metrics:
+        raise UserError(f"{folder}: metrics.json is not that of an evaluation; give {NAMES}")
+    return Found(name, folder, home, str(metrics["conversations_digest"]))
+
+
+def _in_store(home: Path, name: str, digest: str) -> Found:
+    return _found(name, Store(home).path(digest), home)
+
+
+def _of_summary(settings: Settings, name: str, summary: Mapping[str, Any]) -> Found:
+    """The evaluation of a run, in the home of these settings or of the profile it ran under."""
+    steps = [step for step in summary.get("steps") or () if isinstance(step, Mapping)]
+    digest = next((step.get("digest") for step in steps if step.get("name") == "evaluate"), None)
+    if digest is None:
+        raise UserError(f"run '{name}' did not come to its evaluation; run it again to the end")
+    homes = [settings.home]
+    if not (settings.home / "store" / digest).is_dir() and summary.get("profile") not in (None, settings.profile):
+        homes.insert(0, load(str(summary["profile"])).home)
+    home = next((home for home in homes if (home / "store" / digest).is_dir()), homes[-1])
+    return _in_store(home, name, digest)
+
+
+def _of_mlflow_run(settings: Settings, run_id: str) -> Found:
+    """The evaluation of a pipeline's run in MLflow, or of the run of its step `evaluate`."""
+    from facemllm.tracking.client import connect, guard, uri  # MLflow takes a second to load
+
+    client = connect(settings)
+    with guard(uri(settings)):
+        tags = client.get_run(run_id).data.tags
+        if tags.get("facemllm.step") == "evaluate" and "facemllm.output" in tags:
+            return _in_store(settings.home, run_id, tags["facemllm.output"])
+        held = {file.path for file in client.list_artifacts(run_id)}
+        if "summary.json" not in held:
+            raise UserError(f"MLflow run {run_id} is neither a finished pipeline's nor an evaluation's; give {NAMES}")
+        return _of_summary(settings, run_id, _read(Path(client.download_artifacts(run_id, "summary.json"))))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run or evaluate again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; run or evaluate again")
+    return value

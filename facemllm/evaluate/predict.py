@@ -4,8 +4,7 @@ Who answers is an `Answerer`'s matter. `Likelihood` is how a model of ours is me
 generated, all of a batch of faces go into one scoring call, answered by the rule that serving uses (`tasks.answers`).
 Strict all the same: where free greedy decoding would not have given any option, the model has not understood the
 question, `parsed` stays empty and counts as wrong, and `raw` is what it writes instead. Open questions and sets are
-generated. `Written` generates all
-answers, to compare. Models of others are in `peers`.
+generated. `Written` generates all answers, to compare. Models of others are in `peers`.
 """
 
 from __future__ import annotations
@@ -69,51 +68,6 @@ class Answerer(Protocol):
 
 
 @dataclass(frozen=True)
-class Likelihood:
-    """A predictor of ours, measured: likelihoods for closed questions, greedy text for open ones."""
-
-    predictor: Any
-    max_new_tokens: int
-
-    @property
-    def takes_maps(self) -> bool:
-        """Whether the model has a segmentation branch."""
-        return bool(self.predictor.takes_maps)
-
-    def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
-        """Answers in order. The closed questions of all these faces go into one call. Where no option is what the model
-        would write, `raw` is what it writes, else the likeliest option in words that nobody reads as an answer."""
-        from facemllm.model.inference import Query
-
-        closed = [
-            [
-                Query(put.text, tuple(option.text for option in put.question.options))
-                for put in face.asked
-                if put.question.options
-            ]
-            for face in shown
-        ]
-        scored = self.predictor.score([face.image for face in shown], closed, [face.map for face in shown])
-        opened = [(face, put) for face in shown for put in face.asked if not put.question.options]
-        written = _written(self.predictor, opened, self.max_new_tokens)
-        chosen = [(face, put, _chosen(put.question, said)) for face, put, said in _closed(shown, scored)]
-        failed = [(face, put) for face, put, found in chosen if found["parsed"] is None and found["raw"]]
-        few = len(failed) <= REWRITTEN * len(chosen)
-        rewritten = _written(self.predictor, failed if few else [], self.max_new_tokens)
-        remaining = iter(chosen)
-        for face in shown:
-            for put in face.asked:
-                if not put.question.options:
-                    yield next(written)
-                    continue
-                _, _, found = next(remaining)
-                if found["parsed"] is None:
-                    text = next(rewritten)["raw"] if few and found["raw"] else ""
-                    found["raw"] = _unread(put.question, text, found["raw"])
-                yield found
-
-
-@dataclass(frozen=True)
 class Written:
     """A predictor of ours that writes every answer freely, in batches."""
 
@@ -127,7 +81,46 @@ class Written:
 
     def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
         """Answers in order, each read strictly from greedy text."""
-        yield from _written(self.predictor, [(face, put) for face in shown for put in face.asked], self.max_new_tokens)
+        yield from _written(self.predictor, _pairs(shown), self.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Likelihood(Written):
+    """A predictor of ours, measured: likelihoods for closed questions, greedy text for open ones. What the same pass
+    finds of a face's characteristics is given to `characteristics` by image_id, if there is somebody to take it."""
+
+    characteristics: Callable[[str, Mapping[str, float]], None] | None = None
+
+    def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
+        """Answers in order. The closed questions of all these faces go into one call. Where no option is what the model
+        would write, `raw` is what it writes, else the likeliest option in words that nobody reads as an answer."""
+        from facemllm.model.inference import Query
+
+        closed = [[put for put in face.asked if put.question.options] for face in shown]
+        queries = [[Query(put.text, tuple(o.text for o in put.question.options)) for put in own] for own in closed]
+        scores = self.predictor.score_faces([face.image for face in shown], queries, [face.map for face in shown])
+        if self.characteristics is not None:
+            for face, found in zip(shown, scores, strict=True):
+                self.characteristics(face.face["image_id"], found.characteristics)
+        chosen = [
+            (face, put, _chosen(put.question, said))
+            for face, own, found in zip(shown, closed, scores, strict=True)
+            for put, said in zip(own, found.answers, strict=True)
+        ]
+        written = _written(self.predictor, _pairs(shown, lambda put: not put.question.options), self.max_new_tokens)
+        failed = [(face, put) for face, put, found in chosen if found["parsed"] is None and found["raw"]]
+        few = len(failed) <= REWRITTEN * len(chosen)
+        rewritten = _written(self.predictor, failed if few else [], self.max_new_tokens)
+        remaining = iter(chosen)
+        for _, put in _pairs(shown):
+            if not put.question.options:
+                yield next(written)
+                continue
+            _, _, found = next(remaining)
+            if found["parsed"] is None:
+                text = next(rewritten)["raw"] if few and found["raw"] else ""
+                found["raw"] = _unread(put.question, text, found["raw"])
+            yield found
 
 
 def predict(
@@ -151,7 +144,7 @@ def predict(
     """
     kept = None if faces is None else pa.array(sorted(faces), pa.string())
     total = len(faces) if faces is not None else sum(b.num_rows for b in conversations.batches(["image_id"], split))
-    rows = faces_of(conversations, split, kept, maps=maps)
+    rows = _faces_of(conversations, split, kept, maps=maps)
     name = "evaluating" if change is None else f"evaluating: {change[0]}"
     done = 0
     with progress.bar(name, total) as bar:
@@ -160,6 +153,7 @@ def predict(
             answers = answerer.answer(shown)
             for one in shown:
                 writer.write([_row(one.face, put, next(answers), about) for put in one.asked])
+            next(answers, None)  # faces that are asked nothing have characteristics all the same
             done += len(batch)
             bar.update(done, f"{done} of {total} faces answered")
 
@@ -184,7 +178,7 @@ def question_texts(face: Mapping[str, Any]) -> list[str]:
     return asked
 
 
-def faces_of(
+def _faces_of(
     conversations: Table, split: str, kept: pa.Array | None = None, *, maps: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Rows of a split in table order, of the image_ids `kept` if given; `segmentation` is the map's PNG, None without
@@ -240,11 +234,9 @@ def _written(predictor: Any, asked: Sequence[tuple[Shown, Put]], max_new_tokens:
         yield {"raw": text, "parsed": tasks.read(put.question, text)}
 
 
-def _closed(shown: Sequence[Shown], scored: Sequence[Sequence[Any]]) -> Iterator[tuple[Shown, Put, Any]]:
-    """The closed questions of all faces, with what the predictor gave of their options."""
-    for face, answers in zip(shown, scored, strict=True):
-        closed = [put for put in face.asked if put.question.options]
-        yield from ((face, put, said) for put, said in zip(closed, answers, strict=True))
+def _pairs(shown: Sequence[Shown], which: Callable[[Put], bool] = lambda put: True) -> list[tuple[Shown, Put]]:
+    """The questions of all faces, in order, each with its face."""
+    return [(face, put) for face in shown for put in face.asked if which(put)]
 
 
 def _unread(question: tasks.Question, text: str, likeliest: str) -> str:

@@ -9,29 +9,35 @@ The folder holds
     metrics.json
     samples/          JPEG faces and `samples.json`: what was said of them, of items asked in their own form
 
-Its bytes follow from the model's and the table's bytes and the settings: no time and no path is in it.
+Its bytes follow from the model's and the table's bytes and the settings: no time and no path is in it. `score` makes
+the figures again from such a folder, or from a table of predictions alone; no model is loaded then.
 """
 
 from __future__ import annotations
 
 import heapq
 import io
+import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from facemllm import tasks
-from facemllm.core.files import partial_folder, publish
-from facemllm.evaluate.characteristics import CHARACTERISTICS, write_scores
+from facemllm.core.files import atomic_write, partial_folder, publish
+from facemllm.errors import UserError
+from facemllm.evaluate.baselines import baselines
 from facemllm.evaluate.disturb import KINDS, NO_MAP, unchanged
 from facemllm.evaluate.predict import Answerer, Likelihood, Written, open_image, predict
-from facemllm.evaluate.score import encode, measure
-from facemllm.scoring.metrics import columns, number
+from facemllm.scoring import calibration, consistency, fairness, metrics, slices
+from facemllm.scoring.sheet import read_answers, read_sheet
+from facemllm.scoring.summary import summarise
 from facemllm.settings import Settings
-from facemllm.tables import CONVERSATIONS, PREDICTIONS, Table, TableWriter, open_table
+from facemllm.tables import CONVERSATIONS, MANIFEST, PREDICTIONS, Table, TableWriter, open_table, pairs
 from facemllm.tasks.asking import NATIVE
 
 PREDICTED, GENERATED, DISTURBED, SCORED = "predictions", "generated", "disturbed", "characteristics"
@@ -94,30 +100,109 @@ def answered(
     try:
         main, writes = answerers()
         maps = chosen.maps and main.takes_maps
-        write(PREDICTED, main, maps)
+        if isinstance(main, Likelihood) and main.predictor.characteristic_names:
+            with written(SCORED, calibration.CHARACTERISTICS) as writer:
+
+                def keep(image_id: str, scores: Mapping[str, float]) -> None:
+                    writer.write([{"image_id": image_id, "scores": pairs(scores), "model_digest": digest}])
+
+                write(PREDICTED, replace(main, characteristics=keep), maps)
+        else:
+            write(PREDICTED, main, maps)
         if writes is not None and chosen.generated_faces:
-            write(
-                GENERATED, writes, maps, faces=drawn(table, split, chosen.generated_faces), which=_is_native_and_closed
-            )
+            faces = drawn(table, split, chosen.generated_faces)
+            write(GENERATED, writes, maps, faces=faces, which=_is_native_and_closed)
         if chosen.disturbed_faces:
             faces = drawn(table, split, chosen.disturbed_faces)
             for change in KINDS.items():
                 write(f"{DISTURBED}/{change[0]}", main, maps, faces=faces, which=_is_native, change=change)
             if maps:
                 write(f"{DISTURBED}/{NO_MAP}", main, False, faces=faces, which=_is_native, change=(NO_MAP, unchanged))
-        if isinstance(main, Likelihood) and main.predictor.characteristic_names:
-            with written(SCORED, CHARACTERISTICS) as writer:
-                write_scores(main.predictor, table, split, writer, digest, batch_images=chosen.batch_images, maps=maps)
         predictions = open_table(partial / PREDICTED, PREDICTIONS)
-        metrics = measure(settings, table, predictions)
-        (partial / "metrics.json").write_bytes(encode(metrics))
+        figures = _measure(settings, table, predictions)
+        (partial / "metrics.json").write_bytes(encode(figures))
         _write_samples(partial / "samples", table, split, predictions)
         if finish is not None:
-            finish(partial, metrics)
+            finish(partial, figures)
         publish(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return metrics
+    return figures
+
+
+def score(settings: Settings, conversations: Path, predictions: Path, out: Path | None = None) -> dict[str, Any]:
+    """Metrics of predictions on the conversations they answer, as written to `metrics.json`; to `out` if given.
+
+    `predictions` is a table or an evaluation folder, whose other tables are held against it where they are there.
+    Raises UserError unless every question of the split is answered exactly once and by one model, scores are
+    probabilities, and what is answered by a number has one for its truth.
+    """
+    inside = predictions / PREDICTED
+    found = open_table(inside if (inside / MANIFEST).is_file() else predictions, PREDICTIONS)
+    figures = _measure(settings, open_table(conversations, CONVERSATIONS), found)
+    if out is not None:
+        atomic_write(out, encode(figures))
+    return figures
+
+
+def _measure(settings: Settings, conversations: Table, predictions: Table) -> dict[str, Any]:
+    """Metrics of opened tables. The split is the one the predictions were made on."""
+    about = predictions.manifest["about"]
+    split = about.get("split", settings.evaluate.split)
+    sheet = read_sheet(conversations, split)
+    answers = read_answers(predictions, sheet)
+    rivals = baselines(settings, conversations, sheet)
+    model = _model(predictions)
+    # only the predictions of an evaluation have a folder of their own: beside another table lies anything
+    beside = predictions.path.parent if predictions.path.name == PREDICTED else predictions.path
+    parsed = answers.parsed
+    return {
+        "model_digest": model,
+        "model": about.get("model"),
+        "conversations_digest": conversations.digest,
+        "predictions_digest": predictions.digest,
+        "split": split,
+        "n_images": len(sheet.images),
+        "n_subjects": sheet.people_count,
+        "maps": _maps(conversations, split) if about.get("maps") else None,
+        "seed": settings.seed,
+        "resamples": settings.evaluate.bootstrap,
+        **summarise(sheet, answers, rivals, settings.evaluate.bootstrap, settings.seed),
+        "fairness": fairness.measure(settings, sheet, parsed),
+        "consistency": consistency.measure(settings, sheet, parsed),
+        "calibration": calibration.measure(settings, sheet, answers),
+        "confusion": calibration.confusion(sheet, answers),
+        "slices": slices.measure(settings, sheet, parsed),
+        "disturbed": slices.disturbed(settings, sheet, parsed, beside / DISTURBED),
+        "generation": slices.generation(settings, sheet, parsed, beside / GENERATED),
+        "characteristics": calibration.characteristics(settings, sheet, parsed, beside / SCORED),
+    }
+
+
+def _maps(conversations: Table, split: str) -> dict[str, int]:
+    """How many faces of a split bring a map of their parts."""
+    found = [(batch.num_rows, batch.column(0).null_count) for batch in conversations.batches(["segmentation"], split)]
+    return {"faces": sum(rows for rows, _ in found), "given": sum(rows - missing for rows, missing in found)}
+
+
+def _model(predictions: Table) -> str:
+    """Digest of the one model whose predictions these are. Raises UserError naming the first that is another's."""
+    model: str | None = None
+    for row in predictions.iterate(["sample_id", "model_digest"]):
+        model = model if model is not None else str(row["model_digest"])
+        if row["model_digest"] != model:
+            raise UserError(
+                f"{predictions.path}: question {row['sample_id']} was answered by model {row['model_digest'][:12]}, "
+                f"others by {model[:12]}; score the predictions of one model at a time"
+            )
+    if model is None:
+        raise UserError(f"{predictions.path} holds no predictions; predict again")
+    return model
+
+
+def encode(value: Any) -> bytes:
+    """JSON as this project writes it: sorted, indented, without NaN."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def drawn(conversations: Table, split: str, count: int) -> list[str]:
@@ -171,15 +256,10 @@ def _write_samples(folder: Path, conversations: Table, split: str, predictions: 
 
 def _marked(row: Mapping[str, Any]) -> dict[str, Any]:
     """A prediction with its mark: `score` is the error of a number, the F1 of facts, else 1 or 0."""
-    metric = tasks.get(row["task"]).metric
-    if metric not in ("mae", "fact_f1") or (metric == "mae" and number(row["answer"]) is None):
-        metric = "accuracy"  # a statement about a number is true or false
-    added = columns(metric, [row["answer"]], [row["parsed"]])[0]
-    if metric == "mae":
-        mark = None if number(row["parsed"]) is None else round(float(added[0]), 2)
-    elif metric == "fact_f1":
-        shared, stated, true = added
-        mark = round(float(2 * shared / max(1, 2 * shared + stated + true)), 4)
-    else:
-        mark = float(added[0])
-    return {**row, "metric": metric, "score": mark}
+    metric = metrics.of(tasks.get(row["task"]))
+    if metric.answers == "class" or (metric.answers == "number" and metrics.number(row["answer"]) is None):
+        metric = metrics.ACCURACY  # a statement about a number is true or false
+    numeric = metric.answers == "number"
+    value = float(metric.value(metric.columns([row["answer"]], [row["parsed"]], ()))[0])
+    mark = 0.0 if math.isnan(value) else round(value, 2 if numeric else 4)  # nothing to state, and nothing stated
+    return {**row, "metric": metric.name, "score": None if numeric and metric.unread(row["parsed"]) else mark}

@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from facemllm.scoring import metrics
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
 from facemllm.tasks import ZERO_SHOT
 
@@ -53,12 +54,12 @@ def _gaps(trust: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _add(table: Table, name: str, figure: Mapping[str, Any]) -> None:
-    digits = 3 if figure["higher_is_better"] else 2
+    digits = metrics.get(figure["metric"]).digits
 
     def show(value: float | None) -> str:
         return "–" if value is None else f"{value:.{digits}f}"
 
-    unit = figure.get("unit") if figure["metric"] == "mae" else None
+    unit = figure.get("unit") if metrics.get(figure["metric"]).in_unit else None
     table.add_row(
         escape(name),
         escape(f"{figure['metric']} ({unit})" if unit else figure["metric"]),

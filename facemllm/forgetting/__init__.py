@@ -5,8 +5,3 @@ finishes the job. It ends by looking for the rows everywhere once more. Models a
 from the rows are named, with the decisions about them. One call searches one `storage.home`, `storage.runs`, the data
 repository with its remote, and `data/` and DVC's cache under the project folder: repeat it for other profiles' homes.
 """
-
-from facemllm.forgetting.erasing import forget
-from facemllm.forgetting.report import render
-
-__all__ = ["forget", "render"]

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 from facemllm.core import images
 from facemllm.errors import UserError
-from facemllm.ingest.duplicates import look
 from facemllm.settings import Settings, root
 from facemllm.tables import MANIFEST, subject_id
 from facemllm.version import ledger
@@ -133,8 +132,8 @@ def search(settings: Settings, first: Marks) -> Found:
     return Found(sure)
 
 
-def looks(settings: Settings, marks: Marks) -> Marks:
-    """How the pictures of the rows look, as far as their bytes are on this machine. Reads only those rows' pictures."""
+def perceptual_hashes(settings: Settings, marks: Marks) -> Marks:
+    """Those of the rows' pictures, as far as their bytes are on this machine. Reads only those rows' pictures."""
     files = [file for table in tables_here(settings).values() for file in table]
     repository = Repository.of(settings)
     places = [repository.path / ".dvc", *([Path(repository.remote)] if "://" not in repository.remote else [])]
@@ -150,7 +149,7 @@ def looks(settings: Settings, marks: Marks) -> Marks:
             for batch in opened.iter_batches(batch_size=256, columns=columns):
                 for picture in batch.filter(marks.mask(batch)).column("image").to_pylist():
                     with suppress(images.BadPicture):
-                        found.add(look(images.opened(picture["bytes"] or b"")).hex())
+                        found.add(images.perceptual_hash(images.opened(picture["bytes"] or b"")).hex())
     return Marks(look=frozenset(found))
 
 

@@ -57,7 +57,7 @@ def registered(settings: Settings, models: list[dict[str, Any]], tables: Mapping
         return {"asked": False, "versions": _remembered(settings, saw)}
     found = []
     for version in reversed(known):
-        behind = set(json.loads(version.tags.get("facemllm.promote.lineage") or "{}").values())
+        behind = set(json.loads(version.tags.get("facemllm.lineage") or "{}").values())
         how = saw.get(version.digest) or ("training" if behind & taught else None)
         if how is None:
             continue

@@ -26,8 +26,6 @@ options are fewer than two or repeat, whose answer is no option or contradicts i
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +37,7 @@ from facemllm.core import digests, images
 from facemllm.core.draws import draw
 from facemllm.errors import UserError, one_line
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Refuse, Refused
-from facemllm.ingest.readers.files import files, snake
+from facemllm.ingest.reader import Refuse, Refused, contents, files, snake
 
 KEYS = ("facexbench", "face-human-bench")
 
@@ -201,20 +198,7 @@ def _row(source: str, question: _Question, pictures: Sequence[bytes]) -> dict[st
 
 def _picture(home: Path, name: str) -> bytes:
     """A picture under the benchmark's folder, reduced and encoded anew. Raises Refuse or BadPicture."""
-    path = labels.inside(home, name)
-    try:
-        real = path.resolve(strict=True)
-        if not real.is_relative_to(home.resolve()):
-            raise Refuse("a link leads out of the benchmark's folder")
-        with open(os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size > images.MAX_BYTES:
-                raise Refuse(f"the picture {name} is no regular file of at most {images.MAX_BYTES:,} bytes")
-            data = file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        raise Refuse(f"the picture {name} is missing") from None
-    except (OSError, RuntimeError) as error:
-        raise Refuse(f"the picture {name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    data = contents(labels.inside(home, name), home, images.MAX_BYTES, f"the picture {name}")
     picture = images.opened(data)
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return images.encoded(picture)

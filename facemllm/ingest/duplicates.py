@@ -1,9 +1,7 @@
 """Pictures that are the same to the eye, and people who stand in several splits: found, and one of each pair dropped.
 
-A picture's look is a perceptual hash of 256 bits (the 16 x 16 lowest frequencies of its 64 x 64 grey version, each
-against their median; Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"). It hardly
-changes with size, compression or brightness. Candidates share one of 16 slices of 16 bits, so pairs that differ in at
-most 15 bits are all found without comparing every two pictures.
+Pictures are compared by their perceptual hashes of 256 bits (`core.images`). Candidates share one of 16 slices of 16
+bits, so pairs that differ in at most 15 bits are all found without comparing every two pictures.
 
 Of a pair in two splits the copy farther from the test goes (train before validation before test). Of a pair in one
 split the later goes, unless both are known to be of one person: frames of a video are alike and stay. A person in
@@ -17,36 +15,18 @@ from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from facemllm.tables import SPLITS
 from facemllm.version.tombstones import FORGOTTEN
 
-_SIDE, _LOW, _SLICES = 64, 16, 16
+_SLICES = 16
 _CROWD = 2000  # of one slice's value: pictures beyond it are compared with their nearest neighbours in order only
 
 Groups = tuple[tuple[str, str], ...]
 """Name and value of every group that a row belongs to, as (("gender", "female"), ...)."""
-
-
-def look(image: Image.Image) -> bytes:
-    """The perceptual hash of a picture, 32 bytes."""
-    small = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR).tobytes()
-    grey = np.frombuffer(small, np.uint8).reshape(_SIDE, _SIDE).astype(np.float32)
-    cosines = _cosines()
-    low = (cosines @ grey @ cosines.T).ravel()
-    ranked = np.partition(low, (127, 128))
-    return np.packbits(low > (ranked[127] + ranked[128]) / 2).tobytes()
-
-
-@cache
-def _cosines() -> NDArray[np.float32]:
-    k, n = np.arange(_LOW)[:, None], np.arange(_SIDE)[None, :]
-    return np.cos(np.pi * k * (2 * n + 1) / (2 * _SIDE)).astype(np.float32)
 
 
 @dataclass
@@ -54,7 +34,7 @@ class Census:
     """What is remembered of every row while a table is written, to decide afterwards which rows have to go."""
 
     bits: int
-    looks: bytearray = field(default_factory=bytearray)
+    hashes: bytearray = field(default_factory=bytearray)
     first: array[int] = field(default_factory=lambda: array("q"))
     splits: bytearray = field(default_factory=bytearray)
     subjects: array[int] = field(default_factory=lambda: array("q"))
@@ -64,18 +44,18 @@ class Census:
     _numbers: dict[str, int] = field(default_factory=dict)
     _rows: dict[bytes, int] = field(default_factory=dict)
 
-    def add(self, image_id: str, look: bytes, split: str, subject_id: str | None, groups: Groups = ()) -> None:
-        """Note the next row: its image, look, split, subject (None if unknown), and the groups it belongs to."""
+    def add(self, image_id: str, image_hash: bytes, split: str, subject_id: str | None, groups: Groups = ()) -> None:
+        """Note the next row: image, perceptual hash, split, subject (None if unknown), the groups it belongs to."""
         row = len(self.splits)
         self.first.append(self._rows.setdefault(bytes.fromhex(image_id)[:16], row))
-        self.looks += look
+        self.hashes += image_hash
         self.kinds.append(self._kinds.setdefault(groups, len(self._kinds)))
         self.splits.append(SPLITS.index(split))
         self.subjects.append(-1 if subject_id is None else self._numbers.setdefault(subject_id, len(self._numbers)))
 
-    def bar(self, look: bytes) -> None:
-        """Note the look of a picture that was forgotten: what looks like it goes, too."""
-        self.barred += look
+    def bar(self, image_hash: bytes) -> None:
+        """Note the perceptual hash of a picture that was forgotten: what looks like it goes, too."""
+        self.barred += image_hash
 
     def dropped(self) -> dict[int, str]:
         """Rows to leave out, with the reason."""
@@ -126,7 +106,7 @@ class Census:
         count = len(self.splits) + len(self.barred) // 32
         if count < 2:
             return
-        codes = np.frombuffer(bytes(self.looks + self.barred), np.uint8).reshape(count, 32)
+        codes = np.frombuffer(bytes(self.hashes + self.barred), np.uint8).reshape(count, 32)
         # neighbouring frequencies go together, so bits are dealt out over the slices
         bits = np.unpackbits(codes, axis=1).reshape(count, _SLICES, 16).transpose(0, 2, 1).reshape(count, 256)
         keys = np.packbits(bits, axis=1).view(np.uint16)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from importlib import import_module
 from io import BytesIO
 from itertools import islice
@@ -22,13 +21,11 @@ import numpy as np
 from PIL import Image
 
 from facemllm.core import digests, images
-from facemllm.core.machine import cores
-from facemllm.core.parallel import ordered
+from facemllm.core.machine import cores, ordered
 from facemllm.errors import UserError
-from facemllm.ingest.duplicates import look
-from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused
+from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, contents
 from facemllm.settings import Ingest, Source
-from facemllm.tables import FACES, pairs, provenance, subject_id
+from facemllm.tables import FACES, LABELS, PAIRED, pairs, provenance, subject_id
 
 READERS: Mapping[str, str] = {
     "celeba": "celeba",
@@ -37,39 +34,51 @@ READERS: Mapping[str, str] = {
     "maad-face": "maad_face",
     "raf-db": "raf_db",
     "affectnet": "affectnet",
-    "utkface": "utkface",
+    "utkface": "ages",
     "fairface": "fairface",
     "morph2": "morph2",
-    "agedb": "agedb",
-    "fgnet": "fgnet",
-    "300w-lp": "w300_lp",
-    "aflw2000": "aflw2000",
+    "agedb": "ages",
+    "fgnet": "ages",
+    "300w-lp": "headpose",
+    "aflw2000": "headpose",
     "biwi": "biwi",
-    "bp4d": "bp4d",
-    "disfa": "disfa",
+    "bp4d": "action_units",
+    "disfa": "action_units",
     "laion-face": "laion_face",
     "facecaption": "facecaption",
     "emo135": "emo135",
     "imagefolder": "imagefolder",
 }
-"""Module of the reader behind each source key."""
+"""Module of `readers/` that holds the reader of each source."""
 
-LOOK = "look"  # transient key of an imported row: its perceptual hash
+HASH = "perceptual_hash"  # transient key of an imported row
 _HERE, _CHUNK = 64, 16
 _MIN_SIDE = 8
 
 
-def reader(name: str) -> Reader:
-    """The reader of a source. Raises UserError when there is none."""
+def module_of(name: str) -> str:
+    """The module that holds the reader of a source. Raises UserError when there is none."""
     if name not in READERS:
         raise UserError(f"no reader for source '{name}'; there are readers for {', '.join(sorted(READERS))}")
-    module: Any = import_module(f"facemllm.ingest.readers.{READERS[name]}")
-    return module
+    return f"facemllm.ingest.readers.{READERS[name]}"
+
+
+def reader(name: str) -> Reader:
+    """The reader of a source. Raises UserError when there is none."""
+    found: Reader = import_module(module_of(name)).READERS[name]
+    return found
+
+
+def code_of(sources: Iterable[Source]) -> dict[str, str]:
+    """Digest of the code behind each source's reader. Readers are imported by name, so the code of the step that calls
+    them does not tell of theirs; this belongs into its key, so that a mended reader reads its dataset again."""
+    names = sorted({source.name for source in sources} & set(READERS))
+    return {name: digests.of_code(module_of(name)) for name in names}
 
 
 def options_of(source: Source) -> dict[str, str]:
     """The reader's options, defaults filled in. Raises UserError for one that it does not know."""
-    known = reader(source.name).OPTIONS
+    known = reader(source.name).options
     for name, value in source.options.items():
         if name not in known:
             raise UserError(f"source '{source.name}' has no option '{name}'; it has {', '.join(known) or 'none'}")
@@ -89,14 +98,14 @@ def folder_of(source: Source) -> Path:
 
 
 def imported(source: Source, data: Ingest, workers: int = 0) -> Iterator[dict[str, Any] | Refused]:
-    """Rows of `faces` from a dataset on disk, in the reader's order, each with its perceptual hash under `LOOK`.
+    """Rows of `faces` from a dataset on disk, in the reader's order, each with its perceptual hash under `HASH`.
 
     Raises UserError when the folder or a label file is missing or has not the stated form.
     """
     root = folder_of(source)
-    module, options = reader(source.name), options_of(source)
-    work = partial(_rows, source=source.name, root=root.resolve(), data=data, official=module.OFFICIAL)
-    items = iter(module.read(root, options))
+    native, options = reader(source.name), options_of(source)
+    work = partial(_rows, source=source.name, root=root, data=data, official=native.official)
+    items = iter(native.read(root, options))
     yield from work(islice(items, _HERE))  # a small dataset is read before a process has started
     chunks = iter(lambda: list(islice(items, _CHUNK)), [])
     for rows in ordered(work, chunks, workers or cores()):
@@ -133,13 +142,16 @@ def fingerprint(source: Source) -> str:
 
 
 def _row(item: Face | Refused, source: str, root: Path, data: Ingest, official: Sequence[str]) -> Any:
-    file = _printable(item.file)
+    named = item.file
+    if isinstance(item, Face) and isinstance(item.image, Path):
+        named = named or item.image.relative_to(root).as_posix()
+    file = _printable(named)
     if isinstance(item, Refused):
         return Refused(file, item.row, _printable(item.reason))
     try:
-        if file != item.file:
+        if file != named:
             raise Refuse("the file's name is not UTF-8; rename it")
-        encoded = item.image if isinstance(item.image, bytes) else _read(item.image, root)
+        encoded = item.image if isinstance(item.image, bytes) else contents(item.image, root, images.MAX_BYTES)
         labels = dict(item.labels) | dict(item.more() if item.more else {})
         return _made(item, labels, encoded, source, data, official)
     except (Refuse, images.BadPicture) as error:
@@ -149,37 +161,6 @@ def _row(item: Face | Refused, source: str, root: Path, data: Ingest, official: 
 def _printable(text: str) -> str:
     """Text that a table can hold: bytes of file names that are not UTF-8 are written as \\udcXX."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _read(path: Path, root: Path) -> bytes:
-    """Bytes of a picture under the root. Raises Refuse when there is none, or a link leads out of the root."""
-    try:
-        name = os.path.join(_real_folder(str(path.parent)), path.name)
-        real = os.path.realpath(name, strict=True) if os.path.islink(name) else name
-        if not real.startswith(f"{root}{os.sep}"):
-            raise Refuse("a link leads out of the dataset's folder")
-        with open(real, "rb", opener=_unblocked) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise Refuse("not a regular file")
-            if status.st_size > images.MAX_BYTES:
-                raise Refuse(f"the file has {status.st_size:,} bytes, more than {images.MAX_BYTES:,}")
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        raise Refuse("the picture is missing") from None
-    except (OSError, RuntimeError) as error:
-        raise Refuse(f"the picture cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-@lru_cache(maxsize=4096)
-def _real_folder(folder: str) -> str:
-    """A folder without links on its way; few hold many pictures, so it is looked up once."""
-    return os.path.realpath(folder)
-
-
-def _unblocked(path: str, flags: int) -> int:
-    """Opens a file; a named pipe, too, without waiting for somebody who writes to it."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _made(
@@ -197,7 +178,7 @@ def _made(
         picture = picture.resize(size, Image.Resampling.LANCZOS, box=frame, reducing_gap=3.0)
     stored = images.encoded(picture)
     subject = None if item.subject is None else subject_id(source, item.subject)
-    for name in ("attributes", "action_units"):
+    for name in PAIRED:
         if name in labels:
             labels[name] = pairs(labels[name])
     for name in ("box", "landmarks"):
@@ -218,7 +199,7 @@ def _made(
         "subject_id": subject,
         "split": _split(item.split, official if item.official is None else item.official, person, data),
         "provenance": [provenance(field, "source") for field in sorted(labels) if labels[field] not in (None, [])],
-        LOOK: look(picture),
+        HASH: images.perceptual_hash(picture),
     }
 
 
@@ -260,18 +241,18 @@ def _check(labels: Mapping[str, Any]) -> None:
     for name, value in labels.items():
         if name not in FACES.names:
             raise ValueError(f"'{name}' is no column of the faces table")
-        if name == "action_units":
-            value = [pair["value"] for pair in value]
         if name in _NUMBERS and value is not None and not _finite(value):
             raise Refuse(f"{name} is not a finite number")
 
 
 def _finite(value: Any) -> bool:
-    return all(map(_finite, value)) if isinstance(value, list | tuple) else abs(value) <= _LARGEST
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    return _finite(value["value"]) if isinstance(value, dict) else abs(value) <= _LARGEST
 
 
 _LARGEST = 1e9  # far beyond any pixel, year or degree, and far within what the table's 32 bits hold
-_NUMBERS = ("age", "yaw", "pitch", "roll", "box", "landmarks", "skin_tone", "action_units")
+_NUMBERS = frozenset(label.name for label in LABELS if label.numeric)
 
 
 def _split(own: str | None, official: Sequence[str], person: str, data: Ingest) -> str:

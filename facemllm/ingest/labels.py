@@ -42,8 +42,8 @@ class Names:
         bucket.append(digest)
         return True
 
-    def __contains__(self, name: str) -> bool:
-        digest = _digest(name)
+    def __contains__(self, name: object) -> bool:
+        digest = _digest(str(name))
         return digest in self._buckets.get(digest % _BUCKETS, ())
 
 
@@ -76,9 +76,12 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def table(path: Path, root: Path, key: str, columns: Sequence[str] = ()) -> Iterator[Row | Refused]:
+def table(
+    path: Path, root: Path, key: str, columns: Sequence[str] = (), without_header: Sequence[str] = ()
+) -> Iterator[Row | Refused]:
     """Rows of a comma-separated file with a header: line number and values by column name, stripped of blanks.
 
+    `without_header` are the columns of a file that may lack it: a first line of so many fields and no `key` is a row.
     Raises UserError when `key` or one of `columns` is not in the header, or a name stands there twice. A row with too
     few or too many fields, or whose `key` is empty or has been seen, is refused.
     """
@@ -89,6 +92,8 @@ def table(path: Path, root: Path, key: str, columns: Sequence[str] = ()) -> Iter
     except StopIteration:
         raise UserError(f"{path}: empty; a header line was expected") from None
     header = split_header(path, 1, first)
+    if key not in header and len(header) == len(without_header):
+        header, numbered = list(without_header), lines(path)
     if missing := [column for column in (key, *columns) if column not in header]:
         raise UserError(f"{path}, line 1: column {', '.join(missing)} is missing; found {', '.join(header)}")
     if len(set(header)) < len(header):

@@ -2,7 +2,8 @@
 
 Every source has to stand in the ledger. Rows stream through in the order of the sources: drawn heads, or pictures read
 from disk; those that were forgotten are left out, those that cannot be used are quarantined with file and reason.
-While rows go by, their perceptual hashes are noted; copies and people in two splits are then dropped (`duplicates.py`).
+While rows go by, they are put aside on disk and their perceptual hashes noted; once all are there, copies and people in
+two splits are left out (`duplicates.py`), and the table is written, once.
 """
 
 from __future__ import annotations
@@ -11,31 +12,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image
 
-from facemllm.core import digests, progress
-from facemllm.core.files import publish
-from facemllm.core.machine import cores
-from facemllm.core.parallel import ordered
+from facemllm.core import digests, images, progress
+from facemllm.core.machine import cores, ordered
 from facemllm.errors import UserError
-from facemllm.ingest.duplicates import Census, look
-from facemllm.ingest.importing import LOOK, folder_of, imported, split_of
+from facemllm.ingest.duplicates import Census
+from facemllm.ingest.importing import HASH, folder_of, imported, split_of
 from facemllm.ingest.reader import Refused
 from facemllm.settings import Ingest, Settings, Source
-from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table, pairs, provenance, subject_id
-from facemllm.tables.vocabulary import fairness_groups
+from facemllm.tables import CONVERSATIONS, FACES, LABELS, PAIRED, TableWriter, pairs, provenance, subject_id
+from facemllm.tables.schemas import fairness_groups
 from facemllm.version import ledger
 from facemllm.version.tombstones import FORGOTTEN, Tombstones
 
 RENDER = Source(name="render")
 _CHUNK = 10
-_LABELS = (
-    *("box", "landmarks", "attributes", "expression", "age", "gender", "skin_tone", "yaw", "pitch", "roll"),
-    *("segmentation", "action_units"),
-)
+# the order in which a drawn face's provenance has always stood: another one would change every digest
+_LABELS = sorted((label.name for label in LABELS), key=("segmentation", "action_units").__contains__)
 
 
 def ingest(settings: Settings, out: Path) -> Mapping[str, Any]:
@@ -84,50 +81,41 @@ def collect(settings: Settings, sources: Sequence[Source], out: Path) -> Mapping
     first: Refused | None = None
     for barred in sorted(forgotten.marks.look):
         census.bar(bytes.fromhex(barred))
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=_made(out.parent)) as folder:
-        whole = Path(folder) / "whole"
-        with TableWriter(whole, FACES, about=about, shard_mb=settings.ingest.shard_mb) as table:
-            for row in _rows(settings, sources):
-                if isinstance(row, Refused):
-                    first = first or row
-                    table.quarantine(row.file, row.row, row.reason)
-                elif forgotten.covers(row):
-                    census.bar(row[LOOK])
-                    table.quarantine(row["source"], 0, FORGOTTEN)
-                else:
-                    census.add(row["image_id"], row.pop(LOOK), row["split"], row["subject_id"], _groups(row))
-                    table.write([row])
-            dropped = census.dropped()
-            table.manifest["about"] |= {
-                "duplicates": census.report(dropped),
-                "groups": {"read": census.counted({}), "kept": census.counted(dropped)},
-            }
-            if not census.splits:
-                why = f"; {first.file}, row {first.row}: {first.reason}" if first else ""
-                raise UserError(f"nothing could be read from {', '.join(names)}{why}")
-        if dropped:
-            return _without(open_table(whole, FACES), dropped, out, settings.ingest.shard_mb)
-        publish(whole, out)
-        return table.manifest
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _without(whole: Table, dropped: Mapping[int, str], out: Path, shard_mb: int) -> Mapping[str, Any]:
-    """The table once more without some of its rows, which join the quarantine."""
-    with TableWriter(out, FACES, about=whole.manifest["about"], shard_mb=shard_mb) as table:
-        for refused in whole.refused():
-            table.quarantine(**refused)
-        for number, row in enumerate(whole.iterate()):
-            if number in dropped:
-                name = row["source"] if dropped[number] == FORGOTTEN else f"{row['source']}/{row['source_id']}"
-                table.quarantine(name, number, dropped[number])
+    with TableWriter(out, FACES, about=about, shard_mb=settings.ingest.shard_mb) as table:
+        for row in _rows(settings, sources):
+            if isinstance(row, Refused):
+                first = first or row
+                table.quarantine(row.file, row.row, row.reason)
+            elif forgotten.covers(row):
+                census.bar(row[HASH])
+                table.quarantine(row["source"], 0, FORGOTTEN)
             else:
-                table.write([row])
+                census.add(row["image_id"], row.pop(HASH), row["split"], row["subject_id"], _groups(row))
+                table.defer(row)
+        if not census.splits:
+            why = f"; {first.file}, row {first.row}: {first.reason}" if first else ""
+            raise UserError(f"nothing could be read from {', '.join(names)}{why}")
+        dropped = census.dropped()
+        table.manifest["about"] |= {
+            "duplicates": census.report(dropped),
+            "groups": {"read": census.counted({}), "kept": census.counted(dropped)},
+        }
+        _settle(table, dropped)
     return table.manifest
+
+
+def _settle(table: TableWriter, dropped: Mapping[int, str]) -> None:
+    """Write the rows that were put aside, but for those that are dropped, which join the quarantine."""
+    number = 0
+    for group in table.deferred():
+        stays = []
+        for row in group.select(["source", "source_id"]).to_pylist():
+            if reason := dropped.get(number):
+                name = row["source"] if reason == FORGOTTEN else f"{row['source']}/{row['source_id']}"
+                table.quarantine(name, number, reason)
+            stays.append(not reason)
+            number += 1
+        table.write_table(group if all(stays) else group.filter(pa.array(stays)))
 
 
 def _groups(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -173,7 +161,7 @@ def face_row(head: Mapping[str, Any], data: Ingest) -> dict[str, Any]:
     subject = subject_id(values["source"], values.pop("subject"))
     image: bytes = values.pop("image")
     name = digests.of_bytes(image)
-    maps = {column: pairs(values[column]) for column in ("attributes", "action_units") if column in values}
+    maps = {column: pairs(values[column]) for column in PAIRED if column in values}
     return (
         values
         | maps
@@ -185,6 +173,7 @@ def face_row(head: Mapping[str, Any], data: Ingest) -> dict[str, Any]:
             "subject_id": subject,
             "split": split_of(subject, data.validation_share, data.test_share),
             "provenance": [provenance(column, "renderer") for column in _LABELS if values.get(column) is not None],
-            LOOK: look(Image.open(BytesIO(image))),
+            # of the stored bytes, as everywhere else: on the raw pixels up to 4 of its 256 bits differ
+            HASH: images.perceptual_hash(Image.open(BytesIO(image))),
         }
     )

@@ -16,7 +16,7 @@ from facemllm.model.face_mllm import FaceMllmConfig, FaceMllmForConditionalGener
 from facemllm.model.knowledge import NO_WORD, KnowledgeBranch
 from facemllm.model.segmentation import SegmentationBranch
 from facemllm.settings import Model
-from facemllm.settings.learning import is_grid
+from facemllm.settings.train import is_grid
 
 _SHAPE = ("side", "patch", "width", "layers", "heads")
 

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facemllm.model.forward import hidden_states, image_tokens, look, prefix_embeddings, tower_features, word_logits
+from facemllm.model.face_mllm import Seen
+from facemllm.model.forward import hidden_states, look, prefix_embeddings, tower_features, word_logits
 from facemllm.model.loading import load_model
 from facemllm.model.masks import PADDING, TRUNK, Layout, joined
 from facemllm.model.pixels import ImageLike, MapLike, face_map, face_pixels, normalise
@@ -60,6 +61,15 @@ class Scored:
         return int(np.argmax(self.probabilities))
 
 
+@dataclass(frozen=True)
+class FaceScores:
+    """What one pass finds of a face: the answer to each query, and the probability of each characteristic, by name, as
+    the knowledge branch scores it; of a model without that branch, none."""
+
+    answers: list[Scored]
+    characteristics: dict[str, float]
+
+
 class Predictor:
     """A model ready to answer; frozen, in evaluation mode, float32 on CPU and bfloat16 on GPU."""
 
@@ -72,6 +82,8 @@ class Predictor:
         knows = getattr(model.config, "knowledge_config", None)
         self.characteristic_names: tuple[str, ...] = tuple(knows["names"]) if knows else ()
         self.frame = Frame.of(model, processor)
+        side = processor.image_processor.crop_size or processor.image_processor.size
+        self._prepared = (side.get("height"), side.get("width"), 3)
         self._layout = lru_cache(maxsize=4096)(self._make_layout)
 
     @classmethod
@@ -84,7 +96,9 @@ class Predictor:
         return cls(model, processor, device=device)
 
     def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
-        """The image as the model sees it, (S, S, 3) uint8; already prepared pixels pass through `score` unchanged."""
+        """The image as the model sees it, (S, S, 3) uint8. Pixels of that shape are prepared already, and stay."""
+        if isinstance(image, np.ndarray) and image.shape == self._prepared:
+            return image
         return face_pixels(image, self.processor.image_processor)
 
     def map(self, source: MapLike | None) -> NDArray[np.uint8]:
@@ -108,44 +122,40 @@ class Predictor:
         return torch.from_numpy(np.stack([self.map(one) for one in maps])).to(self.device)
 
     @torch.inference_mode()
-    def encode(self, images: Sequence[ImageLike], maps: Maps = None) -> Tensor:
-        """All that the language model is given of the faces, (B, tokens, D)."""
-        return image_tokens(self.model, self._values(images), self._maps(maps))
+    def encode(self, images: Sequence[ImageLike], maps: Maps = None) -> Seen:
+        """The faces as the language model is given them, and the scores of their characteristics: one tower pass."""
+        return look(self.model, tower_features(self.model, self._values(images)), self._maps(maps))
 
-    @torch.inference_mode()
     def characteristics(self, images: Sequence[ImageLike], maps: Maps = None) -> list[dict[str, float]]:
-        """Probability of each characteristic of each face, by name, as the knowledge branch scores them: what stands
-        beside the text. Empty for a model without that branch."""
-        if not self.characteristic_names:
-            return [{} for _ in images]
-        found: list[dict[str, float]] = []
-        for part in self._parts(len(images)):
-            features_BNF = tower_features(self.model, self._values(images[part]))
-            scores_BA = look(self.model, features_BNF, self._maps(maps and maps[part])).scores_BA
-            assert scores_BA is not None
-            rows = scores_BA.double().sigmoid().tolist()
-            found += [dict(zip(self.characteristic_names, row, strict=True)) for row in rows]
-        return found
+        """`score_faces` without a question: the characteristics alone."""
+        return [one.characteristics for one in self.score_faces(images, [()] * len(images), maps)]
 
     def _parts(self, count: int) -> list[slice]:
         return [slice(start, start + self.batch_images) for start in range(0, count, self.batch_images)]
 
-    @torch.inference_mode()
     def score(
         self, images: Sequence[ImageLike], questions: Sequence[Sequence[Query]], maps: Maps = None
     ) -> list[list[Scored]]:
         """Score every option of every question of each image; `questions[i]` are asked about `images[i]`."""
-        answers: list[list[Scored]] = []
+        return [one.answers for one in self.score_faces(images, questions, maps)]
+
+    @torch.inference_mode()
+    def score_faces(
+        self, images: Sequence[ImageLike], questions: Sequence[Sequence[Query]], maps: Maps = None
+    ) -> list[FaceScores]:
+        """`score`, and the characteristics of each face out of the same pass of the tower."""
+        found: list[FaceScores] = []
         for part in self._parts(len(images)):
             passes = [self._passes(asked) for asked in questions[part]]
-            answers += self._score(images[part], passes, maps and maps[part])
-        return answers
+            found += self._score(images[part], passes, maps and maps[part])
+        return found
 
-    def _score(self, images: Sequence[ImageLike], passes: Sequence[Sequence[Layout]], maps: Maps) -> list[list[Scored]]:
+    def _score(self, images: Sequence[ImageLike], passes: Sequence[Sequence[Layout]], maps: Maps) -> list[FaceScores]:
+        if not any(passes) and not self.characteristic_names:
+            return [FaceScores([], {}) for _ in images]
+        seen = self.encode(images, maps)
         answers: list[list[Scored]] = [[] for _ in images]
-        if not any(passes):
-            return answers
-        prefix_BND = prefix_embeddings(self.model, self.encode(images, maps), self.frame.prefix_ids)
+        prefix_BND = prefix_embeddings(self.model, seen.tokens_BND, self.frame.prefix_ids)
         for number in range(max(map(len, passes))):
             rows = [row for row, own in enumerate(passes) if number < len(own)]
             layouts = [passes[row][number] for row in rows]
@@ -166,7 +176,11 @@ class Predictor:
             )
             for place, row in enumerate(rows):
                 answers[row] += self._read(states_BTD[place], layouts[place])
-        return answers
+        scores = [()] * len(images) if seen.scores_BA is None else seen.scores_BA.double().sigmoid().tolist()
+        return [
+            FaceScores(own, dict(zip(self.characteristic_names, row, strict=True)))
+            for own, row in zip(answers, scores, strict=True)
+        ]
 
     def _passes(self, asked: Sequence[Query]) -> list[Layout]:
         """The questions of a face, in order, as few passes of at most `PASS_TOKENS` tokens (one question: any)."""

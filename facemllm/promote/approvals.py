@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from facemllm.core import progress
 from facemllm.errors import UserError
-from facemllm.promote.registry import DECISION, Version, find_version, versions
+from facemllm.promote.registry import DECISION, LINEAGE, Version, find_version, versions
 from facemllm.settings import Settings, root
-from facemllm.tracking.client import connect, guard, uri
+from facemllm.tracking.client import session
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +64,8 @@ class Decision:
 def request(settings: Settings, version: int | str, by: str, note: str = "") -> Mapping[str, Any]:
     """Ask for a decision on a version; `by` may be a pipeline. Raises UserError unless the version passed its gate."""
     found = _decidable(settings, version)
-    asked = {
-        "event": "request",
-        "by": _plain(by) or "pipeline",
-        "note": _plain(note),
-        "digest": found.digest,
-        "version": found.version,
-        "at": _now(),
-    }
+    asked: dict[str, Any] = {"event": "request", "by": _plain(by) or "pipeline", "note": _plain(note)}
+    asked |= {"digest": found.digest, "version": found.version, "at": _now()}
     _keep(settings, found, REQUEST, asked)
     return asked
 
@@ -87,11 +81,6 @@ def approve(settings: Settings, version: int | str, by: str | None, reason: str)
 def reject(settings: Settings, version: int | str, by: str | None, reason: str) -> Decision:
     """Reject a version, also one approved before: it cannot be released. Raises as `approve` does."""
     return _decide(settings, version, REJECTED, by, reason)
-
-
-def decision(settings: Settings, version: int | str) -> Decision | None:
-    """The decision in force. None, with a warning, when the one stored is unreadable or about other bytes."""
-    return _in_force(find_version(settings, version))
 
 
 def state(settings: Settings, version: int | str) -> State:
@@ -110,19 +99,10 @@ def list_versions(settings: Settings) -> list[dict[str, Any]]:
     rows = []
     for version in versions(settings):
         decided = _in_force(version)
-        rows.append(
-            {
-                "version": version.version,
-                "digest": version.digest,
-                "gate": version.gate,
-                "state": _state(version),
-                "by": decided.by if decided else None,
-                "at": decided.at if decided else None,
-                "requested": REQUEST in version.tags,
-                "aliases": ", ".join(version.aliases),
-                "created": version.created,
-            }
-        )
+        row: dict[str, Any] = {"version": version.version, "digest": version.digest, "gate": version.gate}
+        row |= {"state": _state(version), "by": decided and decided.by, "at": decided and decided.at}
+        row |= {"requested": REQUEST in version.tags, "aliases": ", ".join(version.aliases), "created": version.created}
+        rows.append(row)
     return rows
 
 
@@ -130,18 +110,12 @@ def show(settings: Settings, version: int | str) -> dict[str, Any]:
     """All that a person needs to decide, ready for JSON: figures, gate, lineage, decision in force and history."""
     found = find_version(settings, version)
     decided, problem = read_decision(found)
+    named = ("name", "version", "digest", "created", "aliases", "description", "evaluation", "run_id")
     return {
-        "name": found.name,
-        "version": found.version,
-        "digest": found.digest,
-        "created": found.created,
-        "aliases": list(found.aliases),
-        "description": found.description,
+        **{name: getattr(found, name) for name in named},
         "gate": {"verdict": found.gate, "reasons": _parsed(found.tags.get("facemllm.gate_reasons")) or []},
-        "evaluation": found.evaluation,
         "tasks": _parsed(found.tags.get("facemllm.tasks")) or {},
-        "lineage": _parsed(found.tags.get("facemllm.promote.lineage")) or {},
-        "run_id": found.run_id,
+        "lineage": _parsed(found.tags.get(LINEAGE)) or {},
         "state": decided.decision if decided else PENDING,
         "decision": asdict(decided) if decided else None,
         "problem": problem,
@@ -254,11 +228,10 @@ def _decidable(settings: Settings, version: int | str) -> Version:
 
 
 def _keep(settings: Settings, version: Version, tag: str, entry: Mapping[str, Any]) -> None:
-    client = connect(settings)
     text = json.dumps(entry, ensure_ascii=False)
     # the clock orders the entries, the random part keeps two of the same moment apart
     own = f"{HISTORY}{time.time_ns() // 1000:017d}-{secrets.token_hex(4)}"
-    with guard(uri(settings)):
+    with session(settings) as client:
         client.set_model_version_tag(version.name, str(version.version), own, text)
         client.set_model_version_tag(version.name, str(version.version), tag, text)
 

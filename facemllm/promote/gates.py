@@ -12,7 +12,7 @@ and a kind of group that a fairness rule knows but that has no two groups of eno
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,19 @@ from typing import Any
 from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.scoring import fairness, paired, stats
-from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority
+from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority, of
 from facemllm.scoring.sheet import BETWEEN
 from facemllm.settings import Settings, Threshold
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The gate's answer: why it refuses (or what it found in order), and every check with its figures."""
+    """The gate's answer: why it refuses (or what it found in order), and every check.
+
+    A check has its kind (`check`), `key`, whether it `passed` and the `reason` in words, and of what these are made:
+    `value`, its `bound` and interval (`low`, `high`); of fairness the `groups` that the gap is between, and people by
+    kind and group that are `too_few` to be judged.
+    """
 
     passed: bool
     reasons: list[str]
@@ -99,7 +104,7 @@ def differences(settings: Settings, conversations: Path, candidate: Path, champi
 
 
 def _higher_is_better(key: str) -> bool:
-    return key == CLOSED_MEAN or tasks.get(key.partition(".")[0]).higher_is_better
+    return key == CLOSED_MEAN or of(tasks.get(key.partition(".")[0])).higher_is_better
 
 
 def _find(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
@@ -165,7 +170,7 @@ def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, A
     gaps = [{**gap, "kind": kind} for kind, entry in kinds.items() for gap in entry["gaps"] if gap["p"] is not None]
     enough, mend = settings.evaluate.min_group, f"or set promote.fairness_gap.{name} to null"
     unseen = [
-        f"by {kind} ({_people(entry['groups'])})"
+        f"by {kind} ({_people({group: body['people'] for group, body in entry['groups'].items()})})"
         for kind, entry in kinds.items()
         if BETWEEN not in kind and len(entry["groups"]) > 1 and not any(gap["kind"] == kind for gap in gaps)
     ]
@@ -176,11 +181,11 @@ def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, A
         )
         return _check("fairness", name, False, reason, bound=allowed)
     few = {
-        kind: {group: body for group, body in entry["groups"].items() if body["too_few"]}
+        kind: {group: body["people"] for group, body in entry["groups"].items() if body["too_few"]}
         for kind, entry in kinds.items()
         if BETWEEN not in kind
     }
-    left_out = "; ".join(f"{kind} {_people(groups)}" for kind, groups in few.items() if groups)
+    few = {kind: groups for kind, groups in few.items() if groups}
     shown = fairness.beyond(kinds, allowed)
     gap = shown[0] if shown else max(gaps, key=lambda gap: abs(gap["value"]))
     words = "is shown to exceed" if shown else "is not shown to exceed"
@@ -188,13 +193,19 @@ def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, A
         f"{name} differs by {abs(gap['value']):.3g} between {gap['a']} and {gap['b']} "
         f"(95 % [{gap['low']:.3g}, {gap['high']:.3g}]), which {words} {allowed:g}, corrected for {len(gaps)} pairs"
     )
-    reason += f"; too few people to judge: {left_out}" if left_out else ""
+    reason += f"; {_unjudged([few])}" if few else ""
     figures = {"value": gap["value"], "bound": allowed, "low": gap["low"], "high": gap["high"]}
-    return _check("fairness", name, not shown, reason, **figures)
+    return _check("fairness", name, not shown, reason, **figures, groups=[gap["a"], gap["b"]], too_few=few)
 
 
-def _people(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    return ", ".join(f"{name}: {body['people']} people" for name, body in groups.items())
+def _people(groups: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count} people" for name, count in groups.items())
+
+
+def _unjudged(few: Sequence[Mapping[str, Mapping[str, int]]]) -> str:
+    """Groups that are too few to be judged, of one check or several, in words."""
+    each = ["; ".join(f"{kind} {_people(groups)}" for kind, groups in kinds.items()) for kinds in few]
+    return f"too few people to judge: {'; '.join(dict.fromkeys(each))}"
 
 
 def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping[str, Difference] | None) -> str:
@@ -203,8 +214,8 @@ def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping
     if settings.promote.above_majority:
         parts.append(f"all {kinds.count('majority')} tasks clear their majority baseline")
     if "fairness" in kinds:
-        few = [text for check in checks if (text := check["reason"].partition("; too few people to judge: ")[2])]
-        unjudged = f" (too few people to judge: {'; '.join(dict.fromkeys(few))})" if few else ""
+        few = [check["too_few"] for check in checks if check.get("too_few")]
+        unjudged = f" ({_unjudged(few)})" if few else ""
         parts.append(f"no gap between groups is shown to exceed what is allowed{unjudged}")
     parts.append(
         "there is no other champion to compare with" if against is None else "no task is worse than the champion"
@@ -212,7 +223,7 @@ def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping
     return "; ".join(parts)
 
 
-def _check(kind: str, key: str, passed: bool, reason: str, **figures: float) -> dict[str, Any]:
+def _check(kind: str, key: str, passed: bool, reason: str, **figures: Any) -> dict[str, Any]:
     return {"check": kind, "key": key, "passed": passed, "reason": reason, **figures}
 
 

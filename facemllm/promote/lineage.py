@@ -2,7 +2,7 @@
 
 `lineage(settings, "3")` starts at a registered version, an alias, or a digest (its first digits). It follows what the
 store remembers of each step (inputs by digest) and what tables say of themselves; MLflow is asked for versions and
-commits only, so a digest is explained, with less, when MLflow is away. A result reached twice is told once.
+commits only, so a digest is explained, with less, when MLflow is away. A result reached twice is explained once.
 """
 
 from __future__ import annotations
@@ -11,25 +11,32 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
 
 from facemllm.core.store import Store
 from facemllm.errors import UserError
+from facemllm.promote.approvals import history, read_decision
+from facemllm.promote.registry import LINEAGE, Version, find_version, versions
 from facemllm.settings import Settings
 from facemllm.tables import Table
+from facemllm.tracking.client import connect, guard, uri
 from facemllm.version import ledger
-
-if TYPE_CHECKING:
-    from rich.tree import Tree
 
 Link = dict[str, Any]
 """One link: `depth`, `kind` (version, decision, a step's name, run, commit, source, ...), `id`, `facts`."""
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 PREFIX = re.compile(r"[0-9a-f]{6,64}")
-TOLD = ("figure", "seconds", "cost", "gate", "resumed_from", "output")
+FACTS = ("figure", "seconds", "cost", "gate", "resumed_from", "output")
+"""What a record of the store says of a result, and a link repeats."""
+PRINTED = {"figure": "", "gate": "gate ", "aliases": "", "by": "by ", "at": "", "reason": "", "problem": ""}
+PRINTED |= {"licence": "", "status": "", "revision": "revision ", "note": ""}
+"""Facts of a link that `show` prints, each after a word; the others are for `--json`."""
 AWAY = "MLflow is away; versions, decisions and commits are left out"
 
 
@@ -42,15 +49,13 @@ def lineage(settings: Settings, id: str) -> list[Link]:
     text = id.strip().lower()
     digest = walk.resolve(text) if PREFIX.fullmatch(text) else None
     if digest is None:
-        from facemllm.promote.registry import find_version
-
         try:
             version = find_version(settings, id)
         except UserError as error:
             if not PREFIX.fullmatch(text):
                 raise
             raise UserError(f"no result begins with {text} in {settings.home}, and {error}") from None
-        walk.version(version, 0)
+        walk.version(version)
     else:
         for version in walk.versions_of(digest):
             walk.add(0, "registered as", f"{version.name} version {version.version}", _standing(version))
@@ -61,61 +66,30 @@ def lineage(settings: Settings, id: str) -> list[Link]:
 
 
 def show(links: Sequence[Link]) -> None:
-    """Print the chain as a tree on standard output: folded to a terminal's width, whole lines elsewhere."""
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 400).print(tree(links))
-
-
-def tree(links: Sequence[Link]) -> Tree:
-    """The chain as a rich tree."""
-    from rich.text import Text
-    from rich.tree import Tree
-
+    """Print the chain as a tree on standard output, a line a result: cut at a terminal's width, whole elsewhere."""
     trunk = Tree(Text("lineage"), hide_root=True)
     open_at = [trunk]
     for link in links:
-        shown = link["id"][:12] if DIGEST.fullmatch(link["id"]) else link["id"]
-        text = Text.assemble((link["kind"], "bold"), " ", (shown, "cyan"))
-        facts = ", ".join(f"{name} {_short(value)}" for name, value in link["facts"].items())
-        if facts:
-            text.append(f"  {facts}", "dim")
+        if link["kind"] in ("run", "commit"):  # how the result above came about: at the end of its line
+            assert isinstance(open_at[-1].label, Text)
+            open_at[-1].label.append(f"  {link['kind']} {link['id'][:8]}", "dim")
+            continue
+        text = Text.assemble((link["kind"], "bold"), " ", (_short(link["id"]), "cyan"))
+        facts = {name: fact for name in PRINTED if isinstance(fact := link["facts"].get(name), str)}
+        text.append("".join(f"  {PRINTED[name]}{_short(fact)}" for name, fact in facts.items()))
         del open_at[link["depth"] + 1 :]
         open_at.append(open_at[-1].add(text))
-    return trunk
+    Console(width=None if sys.stdout.isatty() else 400).print(trunk, no_wrap=True, overflow="ellipsis")
 
 
-def behind(store: Store, digest: str) -> dict[str, str]:
-    """Digest of every step behind a result, by step, as the store remembers; the result's own step included."""
-    records = _records(store.home)
-    found: dict[str, str] = {}
-    todo = [digest]
-    while todo:
-        current = todo.pop()
-        record = records.get(current, {})
-        step = record.get("step")
-        if step and step not in found:
-            found[step] = current
-            todo += [value for value in record.get("inputs", {}).values() if DIGEST.fullmatch(str(value))]
-    return found
-
-
-def costs(store: Store, results: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """What steps cost, by step, from the digests of their results; steps that recorded none are left out."""
-    records = _records(store.home)
-    found = {step: records.get(digest, {}).get("cost") for step, digest in results.items()}
-    return {step: cost for step, cost in found.items() if cost}
-
-
-@dataclass
 class _Walk:
-    settings: Settings
-    links: list[Link] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
+    """The links found so far, what the store remembers, and whether MLflow turned out to be away."""
 
-    def __post_init__(self) -> None:
-        self.store = Store(self.settings.home)
-        self.records = _records(self.settings.home)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.links: list[Link] = []
+        self.visited: set[str] = set()
+        self.records = Store(settings.home).records()
         self.client: Any = None
         self.away = False
 
@@ -134,46 +108,43 @@ class _Walk:
             )
         return found[0] if found else None
 
-    def versions_of(self, digest: str) -> list[Any]:
+    def versions_of(self, digest: str) -> list[Version]:
         """Registered versions of a model digest; none when MLflow is away."""
-        from facemllm.promote.registry import versions
-
         try:
             return [version for version in versions(self.settings) if version.digest == digest]
         except UserError:
             self.away = True
             return []
 
-    def version(self, version: Any, depth: int) -> None:
+    def version(self, version: Version) -> None:
         """A registered version: its standing, the decision on it, its evaluation, and the model behind both."""
-        from facemllm.promote.approvals import history, read_decision
-
-        self.add(depth, "version", f"{version.name} version {version.version}", _standing(version))
+        self.add(0, "version", f"{version.name} version {version.version}", _standing(version))
         decided, problem = read_decision(version)
         if decided is None:
-            self.add(depth + 1, "decision", "pending", {"problem": problem})
+            self.add(1, "decision", "pending", {"problem": problem})
         else:
             earlier = sum(entry.get("event") == "decision" for entry in history(version)) - 1
-            facts = {"by": decided.by, "reason": decided.reason, "at": decided.at, "earlier decisions": earlier or None}
-            self.add(depth + 1, "decision", decided.decision, facts)
+            facts = {"by": decided.by, "at": decided.at, "reason": decided.reason, "earlier decisions": earlier or None}
+            self.add(1, "decision", decided.decision, facts)
         if version.evaluation:
-            self.result(version.evaluation, depth + 1, "evaluate")
-        self.result(version.digest, depth + 1, "model")
-        for name, digest in json.loads(version.tags.get("facemllm.promote.lineage") or "{}").items():
+            self.result(version.evaluation, 1, "evaluate")
+        self.result(version.digest, 1, "model")
+        for name, digest in json.loads(version.tags.get(LINEAGE) or "{}").items():
             # what was known at registration, for a home that no longer holds it, or never did
-            if DIGEST.fullmatch(digest) and digest not in self.seen:
-                self.result(digest, depth + 1, name)
+            if DIGEST.fullmatch(digest) and digest not in self.visited:
+                self.result(digest, 1, name)
 
     def result(self, digest: str, depth: int, kind: str = "result") -> None:
         """A result of a step: how it came about, then everything it was made from."""
         record = self.records.get(digest, {})
         kind = record.get("step") or kind
-        if digest in self.seen:
-            self.add(depth, kind, digest, {"told": "above"})
+        if digest in self.visited:
+            self.add(depth, kind, digest, {"note": "see above"})
             return
-        self.seen.add(digest)
-        manifest = _manifest(self.settings.home / "store" / digest)
-        facts = {name: record.get(name) for name in TOLD if record.get(name) != digest}
+        self.visited.add(digest)
+        folder = self.settings.home / "store" / digest
+        manifest = _manifest(folder)
+        facts = {name: record.get(name) for name in FACTS if record.get(name) != digest}
         facts |= {"rows": manifest.get("rows"), "about": manifest.get("about"), "revision": self._revision(digest)}
         if not record and not manifest:
             facts["note"] = "not remembered in this home"
@@ -187,8 +158,8 @@ class _Walk:
             elif value:
                 self.add(depth + 1, name, value)
         if not inputs and not parents:
-            for source, told in _sources(self.settings, self.settings.home / "store" / digest, manifest):
-                self.add(depth + 1, "source", source, told)
+            for source, terms in _sources(self.settings, folder, manifest):
+                self.add(depth + 1, "source", source, terms)
 
     def _origin(self, record: Mapping[str, Any], depth: int) -> None:
         """The MLflow run that made a result, and the commit of the code."""
@@ -203,10 +174,8 @@ class _Walk:
     def _run_tags(self, run_id: str) -> Mapping[str, str]:
         if self.away:
             return {}
-        from facemllm.tracking.client import connect, guard, uri
-
         try:
-            self.client = self.client or connect(self.settings)
+            self.client = self.client or connect(self.settings)  # once: each asks the server whether it is there
             with guard(uri(self.settings)):
                 return dict(self.client.get_run(run_id).data.tags)
         except UserError:
@@ -221,25 +190,9 @@ class _Walk:
         return None
 
 
-def _standing(version: Any) -> dict[str, Any]:
-    return {
-        "digest": version.digest,
-        "gate": version.gate,
-        "aliases": ", ".join(version.aliases),
-        "created": version.created,
-    }
-
-
-def _records(home: Path) -> dict[str, dict[str, Any]]:
-    """What the store remembers, by digest of the result; of several records of the same bytes, the newest."""
-    records = {}
-    for path in sorted((home / "keys").glob("*.json"), key=lambda p: p.stat().st_mtime):
-        try:
-            record = json.loads(path.read_text("utf-8"))
-            records[str(record["digest"])] = record
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return records
+def _standing(version: Version) -> dict[str, Any]:
+    standing = {"digest": version.digest, "gate": version.gate, "aliases": ", ".join(version.aliases)}
+    return {**standing, "created": version.created}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -258,15 +211,13 @@ def _sources(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> I
     rows = ledger.entries(settings)
     try:
         for key in Table(folder, manifest).sources:
-            row = rows.get(key)
-            told = {"licence": row.licence, "status": row.status, "allowed": ", ".join(row.uses)} if row else {}
-            yield key, told or {"note": "not in the dataset ledger"}
+            if row := rows.get(key):
+                yield key, {"licence": row.licence, "status": row.status, "allowed": ", ".join(row.uses)}
+            else:
+                yield key, {"note": "not in the dataset ledger"}
     except (OSError, KeyError):
         return
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(f"{name}={_short(part)}" for name, part in value.items())
-    text = str(value)
-    return text[:12] if DIGEST.fullmatch(text) else text
+def _short(text: str) -> str:
+    return text[:12] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text

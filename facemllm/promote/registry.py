@@ -1,8 +1,9 @@
 """Registered models: versions in MLflow's registry whose bytes are named by a SHA-256.
 
-A version's bytes (what `save_pretrained` wrote) lie in a LoggedModel of MLflow. The digest of the folder is the
-version's tag `facemllm.digest`: registering the same bytes again finds the same version, and `fetch` hands out no
-others. Only models that passed the gate are registered; when it later refuses the same bytes, the version is marked so.
+A version's bytes (what `save_pretrained` wrote) lie in a LoggedModel of MLflow, beside an `MLmodel` file, which tells
+MLflow what goes in and out, and is no part of them. The digest of the folder is the version's tag `facemllm.digest`:
+registering the same bytes again finds the same version, and `fetch` hands out no others. Only models that passed the
+gate are registered; when it later refuses the same bytes, the version is marked so.
 
 Version tags: `facemllm.digest`, `.gate` (passed | refused), `.gate_reasons`, `.evaluation` (digest of the evaluation in
 the store), `.tasks` (its headline figures), `.lineage` (digests behind the model), `.run` (the pipeline's MLflow run);
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +26,11 @@ from facemllm.core import digests
 from facemllm.core.files import partial_folder, publish
 from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.promote.lineage import behind, costs
 from facemllm.report import card as model_card
 from facemllm.report import figures
 from facemllm.settings import Settings
 from facemllm.tracking import runs as tracking
-from facemllm.tracking.client import connect, guard, uri
+from facemllm.tracking.client import session, uri
 from facemllm.tracking.curves import points_of, send
 from facemllm.version import ledger
 
@@ -40,6 +42,8 @@ DECISION = "facemllm.decision"
 CHAMPION = "champion"
 DIGEST = "facemllm.digest"
 GATE = "facemllm.gate"
+LINEAGE = "facemllm.lineage"
+MLMODEL = "MLmodel"
 
 
 @dataclass(frozen=True)
@@ -67,25 +71,24 @@ def register(
     evaluation_digest: str,
     gate: Mapping[str, Any],
     run_id: str | None = None,
-    lineage: Mapping[str, str] | None = None,
 ) -> Version:
     """Register a model that passed its gate, and point `candidate` to it. The same bytes give the same version.
 
-    `evaluation` is `metrics.json`, `gate` holds `passed` and perhaps `reasons`, `run_id` is the pipeline's MLflow run,
-    `lineage` names what the model was made from (default: as the store remembers). What a killed call left half done is
-    completed. Raises UserError if the gate refused, or the folder's bytes do not have `model_digest`.
+    `evaluation` is `metrics.json`, `gate` holds `passed` and perhaps `reasons`, `run_id` is the pipeline's MLflow run.
+    What a killed call left half done is completed. Raises UserError if the gate refused, or the folder's bytes do not
+    have `model_digest`.
     """
-    client = connect(settings)
-    with guard(uri(settings)):
+    with session(settings) as client:
         found = _of_digest(settings, client, model_digest)
         if not gate["passed"]:
             reasons = list(gate.get("reasons") or ())
             withdraw(settings, model_digest, reasons)
             why = f": {'; '.join(reasons)}" if reasons else ""
             raise UserError(f"the gate refused model {model_digest[:12]}{why}; only a model that passes is registered")
-        if digests.of_tree(model_dir) != model_digest:
+        if digests.of_tree(model_dir, fresh=True) != model_digest:
             raise UserError(f"{model_dir}: bytes do not match the model's digest {model_digest[:12]}; make it again")
-        lineage = behind(Store(settings.home), model_digest) if lineage is None else dict(lineage)
+        made = Store(settings.home).behind(model_digest)
+        lineage = {step: str(record["digest"]) for step, record in made.items()}
         sources = ledger.sources_of_model(model_dir)
         tags = {
             DIGEST: model_digest,
@@ -93,7 +96,7 @@ def register(
             "facemllm.gate_reasons": json.dumps(list(gate.get("reasons") or ())),
             "facemllm.evaluation": evaluation_digest,
             "facemllm.tasks": json.dumps(_headline(evaluation)),
-            "facemllm.promote.lineage": json.dumps(lineage),
+            LINEAGE: json.dumps(lineage),
             "facemllm.sources": json.dumps(sources),
             "facemllm.run": run_id or "",
         }
@@ -106,7 +109,7 @@ def register(
                 client.set_model_version_tag(found.name, str(found.version), name, tags[name])
         client.set_registered_model_alias(found.name, CANDIDATE, str(found.version))
         if run_id is not None:
-            cost = costs(Store(settings.home), lineage)
+            cost = {step: record["cost"] for step, record in made.items() if record.get("cost")}
             text = model_card.card(settings, model_digest, evaluation, lineage, sources, cost)
             client.log_text(run_id, text, "model_card.md")
             points = points_of(figures.task_metrics(evaluation.get("tasks", {}), items=False), 0)
@@ -116,13 +119,12 @@ def register(
 
 def find_version(settings: Settings, version: int | str) -> Version:
     """A version by number (`3`, `v3`) or alias (`candidate`). Raises UserError naming what there is."""
-    client = connect(settings)
     text = str(version).strip().removeprefix("@")
     number = text.removeprefix("v").removeprefix("V")
     name = settings.promote.model_name
     from mlflow.exceptions import MlflowException
 
-    with guard(uri(settings)):
+    with session(settings) as client:
         try:
             if number.isascii() and number.isdigit():
                 return _version(client.get_model_version(name, number))
@@ -138,8 +140,7 @@ def find_version(settings: Settings, version: int | str) -> Version:
 
 def versions(settings: Settings) -> list[Version]:
     """All versions of the model, newest first."""
-    client = connect(settings)
-    with guard(uri(settings)):
+    with session(settings) as client:
         return sorted(_all(settings, client), key=lambda v: -v.version)
 
 
@@ -151,8 +152,8 @@ def champion(settings: Settings) -> Version | None:
 def set_alias(settings: Settings, version: int | str, alias: str) -> Version:
     """Point an alias to a version, away from the one it pointed to. Returns the version as it is now."""
     found = find_version(settings, version)
-    with guard(uri(settings)):
-        connect(settings).set_registered_model_alias(found.name, alias, str(found.version))
+    with session(settings) as client:
+        client.set_registered_model_alias(found.name, alias, str(found.version))
     return find_version(settings, found.version)
 
 
@@ -162,13 +163,13 @@ def fetch(settings: Settings, version: int | str, out: Path) -> Path:
     Raises UserError, leaving nothing behind, if what the server holds is not what was registered.
     """
     found = find_version(settings, version)
-    if out.is_dir() and digests.of_tree(out) == found.digest:
+    if out.is_dir() and digests.of_tree(out, fresh=True) == found.digest:
         return out
     partial = partial_folder(out)
     try:
-        with guard(uri(settings)):
-            folder = _download(settings, connect(settings), _model_id(found), partial)
-        if digests.of_tree(folder) != found.digest:
+        with session(settings) as client:
+            folder = _download(settings, client, _model_id(found), partial)
+        if digests.of_tree(folder, fresh=True) != found.digest:
             raise UserError(
                 f"{found.name} version {found.version}: the bytes that MLflow holds are not those registered "
                 f"({found.digest[:12]}); do not use them: restore MLflow's artifacts, or delete that version there and "
@@ -182,8 +183,7 @@ def fetch(settings: Settings, version: int | str, out: Path) -> Path:
 
 def withdraw(settings: Settings, digest: str, reasons: Sequence[str]) -> None:
     """Take away a registered model's standing, because its gate refused it. Nothing happens if it is not registered."""
-    client = connect(settings)
-    with guard(uri(settings)):
+    with session(settings) as client:
         found = _of_digest(settings, client, digest)
         if found is None:
             return
@@ -204,10 +204,10 @@ def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str,
         if f"models:/{left.model_id}" in used:
             continue
         if str(left.status) != "READY":
-            client.log_model_artifacts(left.model_id, str(folder))
+            _upload(client, left.model_id, folder)
         partial = partial_folder(settings.home / "work" / f"check-{left.model_id}")
         try:
-            whole = digests.of_tree(_download(settings, client, left.model_id, partial)) == digest
+            whole = digests.of_tree(_download(settings, client, left.model_id, partial), fresh=True) == digest
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         if whole:
@@ -216,9 +216,25 @@ def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str,
         client.delete_logged_model(left.model_id)
     name = settings.promote.model_name
     made = client.create_logged_model(experiment, name, run_id, tags={DIGEST: digest}, model_type="face-mllm")
-    client.log_model_artifacts(made.model_id, str(folder))
+    _upload(client, made.model_id, folder)
     client.finalize_logged_model(made.model_id, "READY")
     return str(made.model_id)
+
+
+def _upload(client: MlflowClient, model_id: str, folder: Path) -> None:
+    """Log a model's files, and the `MLmodel` file in which MLflow's pages look for a signature: no flavour, no code."""
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    columns = {"image": "binary", "question": "string"}
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(kind, name) for name, kind in columns.items()]),
+        outputs=Schema([ColSpec("string", "answer"), ColSpec("string", "value", required=False)]),
+    )
+    client.log_model_artifacts(model_id, str(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        Model(signature=signature, model_id=model_id).save(f"{scratch}/{MLMODEL}")
+        client.log_model_artifact(model_id, f"{scratch}/{MLMODEL}")
 
 
 def _create(
@@ -255,15 +271,16 @@ def _create(
 
 
 def _download(settings: Settings, client: MlflowClient, model_id: str, into: Path) -> Path:
-    """Download a LoggedModel's files and return the folder they are in."""
+    """Download a LoggedModel's files, without `MLmodel`, and return the folder they are in."""
     from mlflow.artifacts import download_artifacts
 
     # by its location: a `models:/` address would be looked up on mlflow's global server, not on this one
     location = client.get_logged_model(model_id).artifact_location
     folder = into / "model"
     folder.mkdir()
-    found = download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri(settings))
-    return Path(found)
+    found = Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri(settings)))
+    (found / MLMODEL).unlink(missing_ok=True)
+    return found
 
 
 def _of_digest(settings: Settings, client: MlflowClient, digest: str) -> Version | None:
@@ -273,20 +290,17 @@ def _of_digest(settings: Settings, client: MlflowClient, digest: str) -> Version
 
 
 def _all(settings: Settings, client: MlflowClient) -> Iterator[Version]:
+    from mlflow.utils import get_results_from_paginated_fn
+
     name = settings.promote.model_name
     models = client.search_registered_models(f"name = '{name}'")
     aliases: dict[int, list[str]] = {}
     for alias, number in (models[0].aliases if models else {}).items():
         aliases.setdefault(int(number), []).append(alias)
-    page = None
-    while True:
-        found = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=page)
-        for stored in found:
-            # a search leaves the aliases of its versions out
-            yield _version(stored, tuple(sorted(aliases.get(int(stored.version), ()))))
-        page = found.token
-        if not page:
-            return
+    search = partial(client.search_model_versions, f"name = '{name}'")
+    for stored in get_results_from_paginated_fn(lambda count, page: search(count, page_token=page), 1000):
+        # a search leaves the aliases of its versions out
+        yield _version(stored, tuple(sorted(aliases.get(int(stored.version), ()))))
 
 
 def _version(stored: Any, aliases: tuple[str, ...] | None = None) -> Version:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from facemllm.core import digests
 from facemllm.reformat.questions import BrokenQuestion, Questions
 from facemllm.tables import CONVERSATIONS
-from facemllm.tables.vocabulary import fairness_groups
+from facemllm.tables.schemas import fairness_groups
 from facemllm.tasks.asking import Asked
 from facemllm.tasks.base import CLOSED, Form
 

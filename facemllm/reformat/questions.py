@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from facemllm import tasks
+from facemllm import tables, tasks
 from facemllm.core.draws import draw
 from facemllm.errors import UserError
 from facemllm.settings import Reformat
@@ -29,7 +29,7 @@ LABELS = (
     *("image_id", "original_id", "source", "source_id", "subject_id", "split", "caption", "attributes"),
     *("expression", "age", "gender", "skin_tone", "yaw", "pitch", "roll"),
 )
-RARE = ("alt_text", "age_range", "ethnicity", "action_units", "landmarks", "box", "width", "height")
+RARE = (*(label.name for label in tables.LABELS if label.name not in (*LABELS, *PICTURES)), "width", "height")
 """Columns that few tasks look at: decoded when one does."""
 
 Chances = Mapping[tuple[str, str], tuple[str, float]]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core.files import atomic_write
-from facemllm.evaluate.compare import BETTER, SAME, WORSE, by_group, by_task, summary
 from facemllm.report import html
 from facemllm.report.charts import change_bar
 from facemllm.report.results import words_of
+from facemllm.scoring.paired import BETTER, SAME, WORSE, by_group, by_task, by_verdict
 
 _HEAD = ("", "metric", "first", "second", "difference [95 %]", "lower ← 0 → higher", "p (Holm)", "would show", "")
 _NUMERIC = (2, 3, 6, 7)
@@ -47,7 +47,7 @@ def _header(comparison: Mapping[str, Any]) -> str:
 def _verdicts(comparison: Mapping[str, Any]) -> str:
     rows = [
         html.row([html.tag(verdict, _TAGS[verdict][1]), ", ".join(html.words(name) for name in names)])
-        for verdict, names in summary(comparison).items()
+        for verdict, names in by_verdict(comparison).items()
         if names
     ]
     return html.section("The second run, by task", html.table(("", "tasks"), rows) + html.quiet(_NOTE))

@@ -3,14 +3,14 @@
 Pure functions of `metrics.json` (or of the `tasks` of a summary) and of the predictions table. Metric names are stable,
 so that runs compare:
 
-    <task>/value  <task>/low  <task>/high           figure and its 95 % interval
+    <task>/<metric>  .../<metric>_low  _high        figure and its 95 % interval: age/mae, age/mae_low, age/mae_high
     <task>/n  <task>/unparsed  <task>/refused       questions asked, shares of answers not readable and refused
     <task>/smallest_difference                      what this test set would show between two models
     <task>/baseline_majority  <task>/baseline_...   what needs no model, or a small one
-    <task>/also/<metric>/value                      a further metric of the task: attributes/also/accuracy
-    <task>/<item>/value ...                         the same for an item of a task: head_pose/yaw, attributes/Smiling
+    <task>/also/<metric> ...                        a further metric of the task: attributes/also/accuracy
+    <task>/<item>/<metric> ...                      the same for an item of a task: head_pose/yaw/mae
     zero_shot/...                                   a task as any other: attributes that training never saw
-    closed_mean/value ...
+    closed_mean/balanced_accuracy ...
     fairness/<task>/<kind>/<group>                  figure of a group of people; kinds: gender, age_band, skin_tone
     fairness/<task>/<kind>/largest_gap/value ...    between two groups; kinds also by pairs: gender x age_band
     fairness/gaps/compared  fairness/gaps/shown     kinds of groups over all tasks, and those in which a gap is shown
@@ -23,7 +23,7 @@ so that runs compare:
     generation/agreement/value ...                  answers by free generation against those by likelihood
     characteristics/scores/value ...                share of the knowledge branch's scores that are right; also text
     characteristics/agreement/value ...             scores and text say the same; also ece, balanced, relations
-    zero_shot/also/by_likelihood/value ...          the likeliest option, whatever the model would write
+    zero_shot/also/by_likelihood ...                the likeliest option, whatever the model would write
 
 The figures are in `plots.py`.
 """
@@ -45,17 +45,30 @@ HEAD = ("task", "item", "metric", "unit")
 ANSWERS = ("task", "question", "answer", "parsed", "raw", "sample_id", "image_id")
 
 
-def task_metrics(tasks: Mapping[str, Any], prefix: str = "", *, items: bool = True) -> dict[str, float]:
-    """Figures of tasks under their stable metric names; `items=False` leaves out the items of tasks."""
+def task_metrics(
+    tasks: Mapping[str, Any], prefix: str = "", *, items: bool = True, metric: str = "value"
+) -> dict[str, float]:
+    """Figures of tasks under their stable metric names; `items=False` leaves out the items of tasks.
+
+    `metric` names the figures that do not name their own.
+    """
     flat: dict[str, float] = {}
     for name, figures in tasks.items():
         base = f"{prefix}{name}"
-        flat |= numbers({field: figures.get(field) for field in FIGURES}, f"{base}/")
+        own = figures.get("metric") or metric
+        flat |= numbers(_named(own, figures), f"{base}/")
+        flat |= numbers({field: figures.get(field) for field in FIGURES[3:]}, f"{base}/")
         flat |= numbers(baselines(figures), f"{base}/baseline_")
-        flat |= numbers(figures.get("also") or {}, f"{base}/also/")
+        for further, found in (figures.get("also") or {}).items():
+            flat |= numbers(_named(further, found), f"{base}/also/")
         if items:
-            flat |= task_metrics(figures.get("items") or {}, f"{base}/")
+            flat |= task_metrics(figures.get("items") or {}, f"{base}/", metric=own)
     return flat
+
+
+def _named(metric: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A figure and its interval under the name of its metric."""
+    return {metric: found.get("value"), f"{metric}_low": found.get("low"), f"{metric}_high": found.get("high")}
 
 
 def evaluation_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

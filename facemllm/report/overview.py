@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.report import html
+from facemllm.scoring import metrics
 
 _SYNTHETIC = (
     "The faces in this run are synthetic heads drawn by a renderer. These figures say that the workflow and the model "
@@ -72,9 +73,9 @@ def _answer(question: Mapping[str, Any]) -> str:
     score = question["score"]
     if parsed is None:
         said, kind = f"{_unread(question['raw'] or '')} ✗; truth {html.text(truth)}", "bad"
-    elif question["metric"] == "mae":
+    elif metrics.get(question["metric"]).answers == "number":
         said, kind = f"{html.text(parsed)} · truth {html.text(truth)} · off by {html.text(score)}", ""
-    elif question["metric"] == "fact_f1":
+    elif metrics.get(question["metric"]).answers == "facts":
         said, kind = f"{html.text(question['raw'])} <small>F1 {html.text(score)}</small>", ""
     elif score:
         said, kind = f"{html.text(parsed)} ✓ right", "good"

@@ -8,17 +8,10 @@ from typing import Any
 
 from facemllm.report import html
 from facemllm.report.charts import interval_bar
-from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
+from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority, get, label
 from facemllm.scoring.summary import BY_LIKELIHOOD
 from facemllm.tasks import ZERO_SHOT
 
-_METRICS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "mae": "mean error",
-    "fact_f1": "F1 of facts",
-    "f1": "F1",
-}
 _LEARNT = (("bad", "not learnt"), ("fair", "below pixels"), ("good", "learnt"))
 _ABOVE_CHANCE = (("quiet", "not shown"), ("good", "above chance"), ("good", "above chance"))
 _HEAD = ("", "metric", "value [95 %]", "against baselines", "majority", "pixels", "", "asked", "unread")
@@ -154,7 +147,7 @@ def _further(found: Mapping[str, Mapping[str, Any]], closed: Mapping[str, Any] |
 
 def words_of(metric: str) -> str:
     """A metric's name in words, escaped."""
-    return escape(_METRICS.get(metric, metric.replace("_", " ")))
+    return escape(label(metric))
 
 
 def _further_metric(metric: str, entry: Mapping[str, Any]) -> str:
@@ -164,7 +157,7 @@ def _further_metric(metric: str, entry: Mapping[str, Any]) -> str:
 
 
 def _metric(figure: Mapping[str, Any]) -> str:
-    unit = figure.get("unit") if figure["metric"] == "mae" else None
+    unit = figure.get("unit") if get(figure["metric"]).in_unit else None
     return words_of(figure["metric"]) + (f", {escape(unit)}" if unit else "")
 
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from facemllm.evaluate.compare import BETTER, SAME, WORSE, by_group, by_task
+from facemllm.scoring.paired import BETTER, SAME, WORSE, by_group, by_task
 
 _STYLES = {BETTER: "green", WORSE: "bold red", SAME: "dim"}
 _MARKS = {BETTER: "▲ better", WORSE: "▼ worse", SAME: "· not shown"}

@@ -1,24 +1,39 @@
-"""Consistency: whether the answers about one face can all be true, and whether wording changes them."""
+"""Consistency: whether the answers about one face can all be true, and whether wording changes them.
+
+Relations are those of `knowledge.relations`; apart from them, a caption states nothing that the answer to its question
+denies. Answers assert attributes: a chosen style denies the other styles, a statement called true affirms its claim, a
+caption affirms what it states and is silent about the rest. A relation is checked on a face where two questions or more
+speak of it, and the true answers are checked like a model's: labels, too, break some.
+Legend: N answers, F faces, A attributes, R relations.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from facemllm import tasks
+from facemllm.knowledge.graph import asserted
+from facemllm.knowledge.relations import RELATIONS
 from facemllm.scoring import stats
-from facemllm.scoring.contradictions import Checked, check, check_captions
-from facemllm.scoring.metrics import Parsed, number
-from facemllm.scoring.sheet import Rows, Sheet, Way
+from facemllm.scoring.metrics import ACCURACY, Parsed, facts, number
+from facemllm.scoring.sheet import Mask, Rows, Sheet, Way
 from facemllm.settings import Settings
 from facemllm.tasks import asking
+from facemllm.tasks.answers import TOLERANCE
 
+Checked = dict[str, tuple[Mask, Mask]]
+"""By relation, on which faces it is checked, and on which of them broken."""
 Marks = list[tuple[Rows, list[bool]]]
 """Questions, and whether the answer to each is what it should be."""
+
+_NAMES = tuple(dict.fromkeys(name for relation in RELATIONS for name in relation.attributes))
+_PLACE = {name: place for place, name in enumerate(_NAMES)}
 
 
 def measure(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
@@ -56,17 +71,83 @@ def same(question: Any, one: str | None, other: str | None) -> bool:
 def share(settings: Settings, sheet: Sheet, subjects: Rows, hits: Any, of: Any = None) -> dict[str, float | None]:
     """The share of hits among `of` (one each unless given), with its interval over the people in `subjects`."""
     if not len(subjects):
-        return {"value": None, "low": None, "high": None}
+        return dict(stats.NOTHING)
     hits_N = np.asarray(hits, dtype=float)
     columns_NK = np.stack([hits_N, np.ones_like(hits_N) if of is None else np.asarray(of, dtype=float)], axis=1)
-    part = stats.Sums("accuracy", stats.by_subject(subjects, columns_NK, sheet.people_count))
+    part = stats.Sums(ACCURACY, stats.by_subject(subjects, columns_NK, sheet.people_count))
     drawn = stats.replicate({"share": part}, settings.evaluate.bootstrap, settings.seed)["share"]
     return stats.spread(drawn, len(np.unique(subjects)))
 
 
+def check(sheet: Sheet, answers: Parsed) -> Checked:
+    """Check every logical relation on every face of the sheet, from a model's parsed answers or from the true ones."""
+    true_FA = np.zeros((len(sheet.images), len(_NAMES)), dtype=bool)
+    false_FA = true_FA.copy()
+    questions_FR = np.zeros((len(sheet.images), len(RELATIONS)), dtype=np.int16)
+    for faces, affirmed, denied in assertions(sheet, answers, sheet.asked.items()):
+        for labels_FA, names in ((true_FA, affirmed), (false_FA, denied)):
+            places = np.array([_PLACE[name] for name in names if name in _PLACE], dtype=np.intp)
+            labels_FA[np.ix_(faces, places)] = True
+        about = [r for r, relation in enumerate(RELATIONS) if not {*affirmed, *denied}.isdisjoint(relation.attributes)]
+        questions_FR[np.ix_(faces, np.array(about, dtype=np.intp))] += 1
+    found = {}
+    for place, relation in enumerate(RELATIONS):
+        known, broken = relation.check(_PLACE, true_FA, true_FA | false_FA)
+        known &= questions_FR[:, place] > 1
+        found[str(relation)] = known, known & broken
+    return found
+
+
+def assertions(
+    sheet: Sheet, answers: Parsed, asked: Iterable[tuple[Way, Rows]]
+) -> Iterator[tuple[npt.NDArray[Any], list[str], list[str]]]:
+    """For every question of `asked` and answer to it: the faces it was given about, the attributes it affirms and
+    denies. The question that opens a dialogue is about none."""
+    for how, rows in asked:
+        question = sheet.questions[how.task, how.item]
+        if (question.form not in ("choice", "boolean") and how.item != "caption") or how.claim == asking.PRESENT:
+            continue
+        said = np.asarray([answers[row] for row in rows], dtype=object)
+        for answer in {text for text in said if text is not None}:
+            affirmed, denied = _asserted(replace(question, way=how.way, claim=how.claim), answer)
+            yield np.unique(sheet.faces[rows[said == answer]]), affirmed, denied
+
+
+def _asserted(question: Any, answer: str) -> tuple[list[str], list[str]]:
+    """Attributes that an answer affirms and denies; a claim called false is denied, and affirms nothing."""
+    if question.item == "caption":
+        stated = (fact.partition("=") for fact in facts(answer))
+        return [item if value == "yes" else value for item, _, value in stated], []
+    affirmed, denied = asserted(tasks.get(question.task), question, answer)
+    return ([], denied) if question.claim is not None and answer != "true" else (affirmed, denied)
+
+
+def check_captions(sheet: Sheet, answers: Parsed) -> Checked:
+    """Check on every face, item by item, that the caption agrees with the answer to the item's question."""
+    found = {}
+    captions = sheet.said(("caption", "caption"), answers)
+    stated = [dict(fact.split("=", 1) for fact in facts(text) if "=" in fact) for text in captions]
+    for key in sheet.rows:
+        if sheet.questions[key].form not in ("choice", "boolean", "number"):
+            continue
+        pairs = list(zip((own.get(key[1]) for own in stated), sheet.said(key, answers), strict=True))
+        checked = np.array([bool(one and other) for one, other in pairs])
+        if checked.any():
+            broken = np.array([bool(one and other) and _differ(key[1], one, other) for one, other in pairs])
+            found[f"the caption agrees on {key[1]}"] = checked, broken
+    return found
+
+
+def _differ(item: str, one: str | None, other: str | None) -> bool:
+    first, second = number(one), number(other)
+    if item in TOLERANCE and first is not None and second is not None:
+        return abs(first - second) > TOLERANCE[item]
+    return one != other
+
+
 def _broken(settings: Settings, sheet: Sheet, found: Checked) -> dict[str, Any]:
     if not found:
-        return {**share(settings, sheet, np.empty(0, dtype=np.int64), []), "n": 0}
+        return {**stats.NOTHING, "n": 0}
     checks, broken = (np.sum([pair[part] for pair in found.values()], axis=0) for part in (0, 1))
     some = checks > 0
     return {**share(settings, sheet, sheet.people[some], broken[some], checks[some]), "n": int(checks.sum())}
@@ -99,7 +180,7 @@ def _ways(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
             agrees.setdefault(how.way, []).append((both, found))
     ways: dict[str, dict[str, Any]] = {
         way: {
-            "accuracy": _pooled(settings, sheet, marks),
+            ACCURACY.name: _pooled(settings, sheet, marks),
             "agreement": _pooled(settings, sheet, agrees.get(way, [])),
             "n": sum(len(rows) for rows, _ in marks),
         }

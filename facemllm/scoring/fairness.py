@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from facemllm import tasks
-from facemllm.scoring import stats
-from facemllm.scoring.metrics import BALANCED, Array, Parsed, mean, unread
+from facemllm.scoring import metrics, stats
+from facemllm.scoring.metrics import Array, Parsed, mean
 from facemllm.scoring.sheet import BETWEEN, Rows, Sheet
 from facemllm.scoring.summary import of_item
 from facemllm.settings import Settings
@@ -82,29 +82,20 @@ def disaggregate(sheet: Sheet, parsed: Parsed, kind: Sequence[str]) -> Groups:
     faces = np.flatnonzero(names.notna().all(axis=1))
     if not len(faces) or not sheet.rows:
         return {}
-
-    def of_task(task: str) -> Callable[[Any, Any], Group]:
-        asked, metric = sheet.of_task(task), tasks.get(task).metric
-
-        def group(faces: Any, _: Any) -> Group:
-            inside = np.zeros(len(sheet.images), dtype=bool)
-            inside[faces] = True
-            rows = asked[inside[sheet.faces[asked]]]
-            unparsed = sum(unread(parsed[row], metric) for row in rows) / max(1, len(rows))
-            return Group(rows, len(np.unique(sheet.subjects[rows])), unparsed)
-
-        return group
-
-    metrics = {task: of_task(task) for task in dict.fromkeys(task for task, _ in sheet.rows)}
-    frame = MetricFrame(metrics=metrics, y_true=faces, y_pred=faces, sensitive_features=names.iloc[faces])
-    return {
-        task: {
-            BETWEEN.join(name if isinstance(name, tuple) else (name,)): group
-            for name, group in frame.by_group[task].items()
-            if isinstance(group, Group) and group.people  # an intersection may be empty
-        }
-        for task in metrics
-    }
+    frame = MetricFrame(
+        metrics=lambda members, _: frozenset(members), y_true=faces, y_pred=faces, sensitive_features=names.iloc[faces]
+    )
+    found: Groups = {}
+    for task in dict.fromkeys(task for task, _ in sheet.rows):
+        asked, unread, groups = sheet.of_task(task), metrics.of(tasks.get(task)).unread, found.setdefault(task, {})
+        for name, members in frame.by_group.items():
+            inside = np.isin(sheet.faces[asked], list(members) if isinstance(members, frozenset) else [])
+            if inside.any():  # an intersection may be empty, or be asked nothing of this task
+                rows = asked[inside]
+                unparsed = sum(unread(parsed[row]) for row in rows) / len(rows)
+                own = Group(rows, len(np.unique(sheet.subjects[rows])), unparsed)
+                groups[BETWEEN.join(name if isinstance(name, tuple) else (name,))] = own
+    return found
 
 
 def replicates(
@@ -119,9 +110,10 @@ def _drawn(
     settings: Settings, sheet: Sheet, parsed: Parsed, task: str, groups: Mapping[str, Group]
 ) -> dict[str, dict[Part, Cell]]:
     """Replicates of every group by item, and by class where the metric is a mean over classes."""
-    by_class = tasks.get(task).metric == BALANCED
-    figures: dict[str, stats.Sums] = {}
-    where: dict[str, tuple[str, Part, int]] = {}
+    metric = metrics.of(tasks.get(task))
+    by_class = metric.of_class is not None
+    figures: dict[tuple[str, Part], stats.Sums] = {}
+    people: dict[tuple[str, Part], int] = {}
     for name, group in groups.items():
         only = np.zeros(len(sheet.answers), dtype=bool)
         only[group.rows] = True
@@ -130,13 +122,12 @@ def _drawn(
             answers = np.asarray([sheet.answers[row] for row in kept], dtype=object)
             for label in np.unique(answers) if by_class else [""] * bool(len(kept)):
                 some = kept[answers == label] if by_class else kept
-                key = f"{name} {item} {label}"
-                where[key] = name, (item, str(label)), len(np.unique(sheet.subjects[some]))
-                figures[key] = of_item(sheet, (task, item), some, parsed, "accuracy" if by_class else None)
+                part = name, (item, str(label))
+                people[part] = len(np.unique(sheet.subjects[some]))
+                figures[part] = of_item(sheet, (task, item), some, parsed, metric.of_class or metric)
     found: dict[str, dict[Part, Cell]] = {name: {} for name in groups}
-    for key, values in stats.replicate(figures, settings.evaluate.bootstrap, settings.seed).items():
-        name, part, people = where[key]
-        found[name][part] = Cell(values, people)
+    for (name, part), values in stats.replicate(figures, settings.evaluate.bootstrap, settings.seed).items():
+        found[name][part] = Cell(values, people[name, part])
     return found
 
 
@@ -188,10 +179,9 @@ def _of_kind(
 ) -> dict[str, Any]:
     enough = {name: group for name, group in groups.items() if group.people >= settings.evaluate.min_group}
     drawn = _drawn(settings, sheet, parsed, task, enough)
-    nothing = {"value": None, "low": None, "high": None}
     entries = {
         name: {
-            **(stats.spread(_macro(drawn[name], drawn[name]), group.people) if name in enough else nothing),
+            **(stats.spread(_macro(drawn[name], drawn[name]), group.people) if name in enough else stats.NOTHING),
             "n": len(group.rows),
             "people": group.people,
             "unparsed": stats.plain(group.unparsed),
@@ -199,7 +189,7 @@ def _of_kind(
         }
         for name, group in groups.items()
     }
-    shares = tasks.get(task).metric != "mae"
+    shares = not metrics.of(tasks.get(task)).in_unit
     found = [_gap(a, b, drawn, enough, shares=shares) for a, b in combinations(enough, 2)]
     return {"groups": entries, "gaps": [gap for gap in found if gap is not None]}
 

@@ -2,14 +2,16 @@
 
 An answer that cannot be read (`parsed` is null) is wrong: for a class it is none of them, for facts it states none, for
 a number it takes the worst error on the option grid, for a yes/no unit it is a miss or a false alarm. Two steps, so
-that sums can be added up by person and drawn again (`stats`).
+that sums can be added up by person and drawn again (`stats`). Legend: N answers, K sums of a figure, R resamples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,32 +20,76 @@ Array = npt.NDArray[np.float64]
 Parsed = Sequence[str | None]
 
 CLOSED_MEAN = "closed_mean"
-BALANCED = "balanced_accuracy"
-ECE = "ece"
-
-_ALSO: Mapping[str, tuple[str, ...]] = {
-    "balanced_accuracy": ("accuracy",),
-    "accuracy": ("balanced_accuracy",),
-    "f1": ("accuracy",),
-    "fact_f1": ("precision", "recall"),
-}
 WITHIN = 5.0
-BINS = 15  # of confidence, as Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2 (arXiv 1706.04599)
 _EXACT = 2.0**30  # sums of multiples of its inverse are exact in a double, so they do not depend on their order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """All that is known of a metric.
+
+    `answers` is what it judges. `columns(answers, parsed, grid)` are the sums (N, K) that each answer adds, with the
+    values of the option grid for numbers; `value` makes figures (R,) of total sums (R, K), NaN where nothing was asked.
+    `constant` is the answer that scores best if given to every question, of a metric that a task may name. The value is
+    in the unit of its task if `in_unit`, else a share; `also` names what is reported beside it, of tasks whose unit is
+    one of `units`, if there are any. Where it is the mean over true classes, `of_class` is its figure of one class.
+    """
+
+    name: str
+    label: str
+    answers: Literal["class", "number", "facts"] = "class"
+    columns: Callable[[Sequence[str], Parsed, Sequence[float]], Array]
+    value: Callable[[Array], Array]
+    constant: Callable[[Sequence[str]], str] | None = None
+    higher_is_better: bool = True
+    digits: int = 3
+    in_unit: bool = False
+    also: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    in_closed_mean: bool = False
+    of_class: Metric | None = None
+
+    def unread(self, text: str | None) -> bool:
+        """Whether an answer counts as unreadable: none at all, or no number where one is asked."""
+        return text is None or (self.answers == "number" and number(text) is None)
+
+    def marks(self, answers: Sequence[str], parsed: Parsed, grid: Sequence[float] = ()) -> Array:
+        """How good each answer is (N,), more is better: right (1) or not, the error below zero, facts shared less those
+        missed or made up."""
+        if self.answers == "number":
+            return -self.columns(answers, parsed, grid)[:, 0]
+        if self.answers == "facts":
+            return np.asarray(self.columns(answers, parsed, grid) @ np.array([1.0, -1.0, -1.0]))
+        return np.asarray(_right(answers, parsed).astype(float))
+
+
+def get(name: str) -> Metric:
+    """The metric of that name. Raises ValueError if there is none."""
+    if name not in METRICS:
+        raise ValueError(f"unknown metric '{name}'")
+    return METRICS[name]
+
+
+def of(task: Any) -> Metric:
+    """The metric that a task names."""
+    return get(task.metric)
+
+
+def label(name: str) -> str:
+    """A metric's name in words; that of another figure as it is."""
+    return METRICS[name].label if name in METRICS else name.replace("_", " ")
 
 
 def also(task: Any) -> tuple[str, ...]:
     """What is reported beside a task's own metric: mean accuracy (CelebA) beside balanced accuracy, the class mean
     (RAF-DB) beside overall accuracy, the share of errors of at most five years or degrees (cumulative score) beside
     their mean."""
-    if task.metric == "mae":
-        return ("within_5",) if task.unit in ("years", "degrees") else ()
-    return _ALSO[task.metric]
+    return tuple(name for name in of(task).also if not get(name).units or task.unit in get(name).units)
 
 
 def is_choice(task: Any, question: Any) -> bool:
     """Whether a question is answered by choosing a class, so that it counts in `closed_mean`."""
-    return bool(question.options) and task.metric in ("accuracy", BALANCED)
+    return bool(question.options) and of(task).in_closed_mean
 
 
 def clears_majority(figure: Mapping[str, Any]) -> bool:
@@ -68,11 +114,6 @@ def number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def unread(text: str | None, metric: str) -> bool:
-    """Whether an answer counts as unreadable under a metric: none at all, or no number where one is asked."""
-    return text is None or (metric == "mae" and number(text) is None)
-
-
 def numbers(texts: Parsed) -> Array:
     """Canonical numbers, NaN for what is none."""
     return np.array([math.nan if (value := number(text)) is None else value for text in texts])
@@ -83,59 +124,6 @@ def errors(answers: Sequence[str], parsed: Parsed, grid: Sequence[float]) -> Arr
     truth, stated = numbers(answers), numbers(parsed)
     low, high = (min(grid), max(grid)) if grid else (truth.min(), truth.max())
     return np.where(np.isnan(stated), np.maximum(abs(truth - low), abs(high - truth)), abs(stated - truth))
-
-
-def columns(metric: str, answers: Sequence[str], parsed: Parsed, grid: Sequence[float] = ()) -> Array:
-    """What each answer adds to the sums of a metric: (N, K), in the order `of_totals` reads. ValueError if unknown."""
-    if metric == "mae":
-        return _counted(exact(errors(answers, parsed, grid)))
-    if metric == "within_5":
-        return _counted(abs(numbers(parsed) - numbers(answers)) <= WITHIN + 1e-9)
-    if metric in ("fact_f1", "precision", "recall"):
-        pairs = [(facts(answer), facts(text)) for answer, text in zip(answers, parsed, strict=True)]
-        return np.array([[len(true & said), len(said - true), len(true - said)] for true, said in pairs], dtype=float)
-    truth, said = np.asarray(answers, dtype=object), np.asarray(parsed, dtype=object)
-    right = truth == said
-    if metric == "accuracy":
-        return _counted(right)
-    if metric == BALANCED:
-        classes, index = np.unique(truth, return_inverse=True)
-        asked = np.eye(len(classes))[index]
-        return np.stack([asked * right[:, None], asked], axis=2).reshape(len(right), -1)
-    if metric == "f1":
-        true = truth == "yes"
-        return np.stack([true & right, ~true & ~right, true & ~right], axis=1).astype(float)
-    raise ValueError(f"unknown metric '{metric}'")
-
-
-def calibration_columns(right: npt.NDArray[np.bool_], confidence: Array) -> Array:
-    """What each answer adds to the sums of its bin of confidence: (N, 3 * BINS), right, confidence, one, bin by bin."""
-    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    added = np.stack([right.astype(float), exact(confidence), np.ones(len(right))], axis=1)
-    return np.asarray(np.eye(BINS)[place][:, :, None] * added[:, None, :]).reshape(len(right), -1)
-
-
-def of_totals(metric: str, totals_RK: Array) -> Array:
-    """The figure of a metric from its total sums, one a row.
-
-    `accuracy`, `within_5`: right, asked. `mae`: error, asked. `balanced_accuracy`: right and asked of each class in
-    turn; recall averaged over the classes that occur. `fact_f1`, `precision`, `recall`: facts shared, only stated, only
-    true; `f1`: hits, false alarms, misses of `yes`. `ece`: right, confidence, asked of each bin in turn; the mean gap
-    between accuracy and confidence, bins weighted by size. NaN where nothing was asked.
-    """
-    if metric in ("accuracy", "mae", "within_5"):
-        return ratio(totals_RK[:, 0], totals_RK[:, 1])
-    if metric == BALANCED:
-        return mean(ratio(totals_RK[:, 0::2], totals_RK[:, 1::2]).T)
-    if metric == ECE:
-        right_RB, confidence_RB, asked_RB = (totals_RK[:, part::3] for part in range(3))
-        return ratio(abs(right_RB - confidence_RB).sum(1), asked_RB.sum(1))
-    if metric not in ("fact_f1", "f1", "precision", "recall"):
-        raise ValueError(f"unknown metric '{metric}'")
-    shared, stated, true = totals_RK.T
-    if metric in ("fact_f1", "f1"):
-        return ratio(2 * shared, 2 * shared + stated + true)
-    return ratio(shared, shared + (stated if metric == "precision" else true))
 
 
 def ratio(top: Array, bottom: Array) -> Array:
@@ -156,5 +144,151 @@ def exact(values: Array) -> Array:
     return rounded
 
 
+def _right(answers: Sequence[str], parsed: Parsed) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.asarray(answers, dtype=object) == np.asarray(parsed, dtype=object))
+
+
 def _counted(values: npt.NDArray[Any]) -> Array:
     return np.stack([values.astype(float), np.ones(len(values))], axis=1)
+
+
+def _right_by_class(answers: Sequence[str], parsed: Parsed, grid: Sequence[float]) -> Array:
+    """Right and asked of each true class in turn."""
+    classes, index = np.unique(np.asarray(answers, dtype=object), return_inverse=True)
+    asked = np.eye(len(classes))[index]
+    return np.stack([asked * _right(answers, parsed)[:, None], asked], axis=2).reshape(len(index), -1)
+
+
+def _found(answers: Sequence[str], parsed: Parsed, grid: Sequence[float]) -> Array:
+    """Hits, false alarms and misses of `yes`."""
+    right, true = _right(answers, parsed), np.asarray(answers, dtype=object) == "yes"
+    return np.stack([true & right, ~true & ~right, true & ~right], axis=1).astype(float)
+
+
+def _facts(answers: Sequence[str], parsed: Parsed, grid: Sequence[float]) -> Array:
+    """Facts shared, only stated, only true."""
+    pairs = [(facts(answer), facts(text)) for answer, text in zip(answers, parsed, strict=True)]
+    return np.array([[len(true & said), len(said - true), len(true - said)] for true, said in pairs], dtype=float)
+
+
+def _quotient(totals_RK: Array) -> Array:
+    return ratio(totals_RK[:, 0], totals_RK[:, 1])
+
+
+def _mean_recall(totals_RK: Array) -> Array:
+    """Recall averaged over the classes that occur."""
+    return mean(ratio(totals_RK[:, 0::2], totals_RK[:, 1::2]).T)
+
+
+def _f1(totals_RK: Array) -> Array:
+    shared, stated, true = totals_RK.T
+    return ratio(2 * shared, 2 * shared + stated + true)
+
+
+def _most_frequent(answers: Sequence[str]) -> str:
+    """Ties fall to the first by name."""
+    counts = Counter(answers)
+    return min(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def _median(answers: Sequence[str]) -> str:
+    return f"{np.median([float(answer) for answer in answers]):.4f}"
+
+
+def _most_frequent_facts(answers: Sequence[str]) -> str:
+    """The set of facts, one a key, of the highest F1."""
+    counts = Counter(fact for answer in answers for fact in facts(answer))
+    best: dict[str, str] = {}
+    for fact in sorted(counts, key=lambda fact: (-counts[fact], fact)):
+        best.setdefault(fact.partition("=")[0], fact)
+    # taken in order of frequency, F1 rises to one peak and falls: stop there
+    chosen: list[str] = []
+    shared, score = 0, 0.0
+    for fact in best.values():
+        shared += counts[fact]
+        with_it = 2 * shared / (len(answers) * (len(chosen) + 1) + counts.total())
+        if with_it <= score:
+            break
+        chosen.append(fact)
+        score = with_it
+    return ";".join(sorted(chosen))
+
+
+ACCURACY = Metric(
+    name="accuracy",
+    label="accuracy",
+    columns=lambda answers, parsed, grid: _counted(_right(answers, parsed)),
+    value=_quotient,
+    constant=_most_frequent,
+    also=("balanced_accuracy",),
+    in_closed_mean=True,
+)
+BALANCED_ACCURACY = Metric(
+    name="balanced_accuracy",
+    label="balanced accuracy",
+    columns=_right_by_class,
+    value=_mean_recall,
+    constant=_most_frequent,
+    also=("accuracy",),
+    in_closed_mean=True,
+    of_class=ACCURACY,
+)
+BALANCED = BALANCED_ACCURACY.name
+METRICS = {
+    metric.name: metric
+    for metric in (
+        ACCURACY,
+        BALANCED_ACCURACY,
+        Metric(
+            name="mae",
+            label="mean error",
+            answers="number",
+            columns=lambda answers, parsed, grid: _counted(exact(errors(answers, parsed, grid))),
+            value=_quotient,
+            constant=_median,
+            higher_is_better=False,
+            digits=2,
+            in_unit=True,
+            also=("within_5",),
+        ),
+        Metric(
+            name="within_5",
+            label="within 5",
+            answers="number",
+            columns=lambda answers, parsed, grid: _counted(abs(numbers(parsed) - numbers(answers)) <= WITHIN + 1e-9),
+            value=_quotient,
+            units=("years", "degrees"),
+        ),
+        Metric(
+            name="fact_f1",
+            label="F1 of facts",
+            answers="facts",
+            columns=_facts,
+            value=_f1,
+            constant=_most_frequent_facts,
+            also=("precision", "recall"),
+        ),
+        Metric(
+            name="precision",
+            label="precision",
+            answers="facts",
+            columns=_facts,
+            value=lambda totals_RK: ratio(totals_RK[:, 0], totals_RK[:, 0] + totals_RK[:, 1]),
+        ),
+        Metric(
+            name="recall",
+            label="recall",
+            answers="facts",
+            columns=_facts,
+            value=lambda totals_RK: ratio(totals_RK[:, 0], totals_RK[:, 0] + totals_RK[:, 2]),
+        ),
+        Metric(
+            name="f1",
+            label="F1",
+            columns=_found,
+            value=_f1,
+            constant=lambda answers: "yes",  # it counts hits of yes alone
+            also=("accuracy",),
+        ),
+    )
+}

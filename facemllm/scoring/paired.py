@@ -1,9 +1,12 @@
-"""Two models on the same questions: the same resampled people for both, so what they share cancels out."""
+"""Two models on the same questions: the same resampled people for both, so what they share cancels out.
+
+`compare` judges every figure, and `by_task`, `by_group` and `by_verdict` put what it found in order.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,14 @@ import numpy as np
 from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.scoring import fairness, stats
-from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, Array
+from facemllm.scoring.metrics import BALANCED, BALANCED_ACCURACY, CLOSED_MEAN, Array, also, of
 from facemllm.scoring.sheet import BETWEEN, Rows, Sheet, read_parsed, read_sheet
-from facemllm.scoring.summary import marks_of, replicate, rows_of
+from facemllm.scoring.summary import heads, marks_of, replicate, rows_of
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, Table, open_table
+from facemllm.tasks import ZERO_SHOT
 
+BETTER, WORSE, SAME = "better", "worse", "no difference shown"
 _NEEDED = ("model_digest", "conversations_digest", "predictions_digest", "split")
 
 
@@ -37,11 +42,12 @@ def compare(settings: Settings, conversations: Path, first: Path, second: Path) 
     Returns `first` and `second` (model digests), `conversations_digest`, `split`, `n_images`, `n_subjects`;
     `figures` by name as in `metrics.json` (`task`, `task.item`, `closed_mean`) and `groups` by task, kind and group.
     Each holds `metric`, `unit`, `higher_is_better`, `first`, `second`, `difference` (value, low, high), `p`, `p_holm`,
-    `n` questions, `people`, `smallest_difference` (what would show at 80 % power). Holm's families are the tasks, the
-    items, and all groups of people of all tasks; `closed_mean` stands alone. A group of fewer than
-    `evaluate.min_group` people has no figures, and a figure over fewer has no p. Where the bootstrap finds no error,
-    everybody who changed at all having changed alike, p is of an exact sign test over those people. Raises UserError
-    unless both answered the same questions.
+    `n` questions, `people`, `smallest_difference` (what would show at 80 % power) and the `verdict` on the second.
+    Holm's families are the tasks, the items, and all groups of people of all tasks; `closed_mean` stands alone. A group
+    of fewer than `evaluate.min_group` people has no figures, and a figure over fewer has no p. Where the bootstrap
+    finds no error, everybody who changed at all having changed alike, p is of an exact sign test over those people.
+
+    Raises UserError unless both answered the same questions.
     """
     pair = read_pair(conversations, first, second)
     ours, theirs = pair.metrics
@@ -93,11 +99,10 @@ def replicates(settings: Settings, pair: Pair) -> tuple[dict[str, Array], dict[s
     found = []
     for parsed in pair.parsed:
         figures = replicate(pair.sheet, parsed, settings.evaluate.bootstrap, settings.seed)
-        own = {name: next(iter(by_metric.values())) for name, by_metric in figures.items()}
-        own |= {
+        own = heads(figures) | {
             f"{name}.{BALANCED}": by_metric[BALANCED]
             for name, by_metric in figures.items()
-            if name in tasks.all_names() and next(iter(by_metric)) == "accuracy"
+            if name in tasks.all_names() and BALANCED in also(tasks.get(name))
         }
         found.append(own)
     return found[0], found[1]
@@ -150,10 +155,11 @@ def _difference(
     if people >= settings.evaluate.min_group:
         p = stats.p_value(value, error, people) if error > 0 or value == 0 else _sign_test(pair, rows)
     known = None if task == CLOSED_MEAN else tasks.get(task)
+    metric = BALANCED_ACCURACY if known is None or item == BALANCED else of(known)
     return {
-        "metric": BALANCED if known is None or item == BALANCED else known.metric,
+        "metric": metric.name,
         "unit": "" if known is None else known.unit,
-        "higher_is_better": known is None or known.higher_is_better,
+        "higher_is_better": metric.higher_is_better,
         "first": stats.plain(first[0]),
         "second": stats.plain(second[0]),
         "difference": stats.spread(gap, people),
@@ -183,5 +189,46 @@ def _sign_test(pair: Pair, rows: Rows) -> float:
 def _corrected(family: Mapping[Any, Mapping[str, Any]]) -> dict[Any, Any]:
     adjusted = stats.holm([float("nan") if entry["p"] is None else entry["p"] for entry in family.values()])
     return {
-        name: {**entry, "p_holm": stats.plain(p)} for (name, entry), p in zip(family.items(), adjusted, strict=True)
+        name: judged({**entry, "p_holm": stats.plain(p)})
+        for (name, entry), p in zip(family.items(), adjusted, strict=True)
     }
+
+
+def judged(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A paired figure with its `verdict`, from the second run's point of view."""
+    p, change = entry["p_holm"], entry["difference"]["value"]
+    if p is None or p >= stats.SHOWN or not change:
+        return {**entry, "verdict": SAME}
+    return {**entry, "verdict": BETTER if (change > 0) == entry["higher_is_better"] else WORSE}
+
+
+def by_task(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Figures as (task, item, figure) with items beneath their task; the mean of all closed questions first.
+
+    An item that is all of its task is left out, but for `zero_shot`, where it names the attribute.
+    """
+    heads = [name for name in figures if "." not in name]
+    for task in sorted(heads, key=lambda name: name != CLOSED_MEAN):
+        yield task, "", figures[task]
+        items = [name.removeprefix(f"{task}.") for name in figures if name.startswith(f"{task}.")]
+        alone = len([item for item in items if item != BALANCED]) == 1 and task != ZERO_SHOT
+        for item in items:
+            if item == BALANCED or not alone:
+                yield task, item, figures[f"{task}.{item}"]
+
+
+def by_group(groups: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    """Groups as (task, kind, group, figure)."""
+    for task, kinds in groups.items():
+        for kind, parts in kinds.items():
+            for name, entry in parts.items():
+                yield task, kind, name, entry
+
+
+def by_verdict(comparison: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of tasks by verdict: where the second run is better, where worse, where nothing is shown."""
+    found: dict[str, list[str]] = {BETTER: [], WORSE: [], SAME: []}
+    for task, item, entry in by_task(comparison["figures"]):
+        if not item and task != CLOSED_MEAN:
+            found[entry["verdict"]].append(task)
+    return found

@@ -21,15 +21,17 @@ import pyarrow.compute as pc
 
 from facemllm import tasks
 from facemllm.errors import UserError
+from facemllm.scoring import metrics
 from facemllm.scoring.metrics import Array, Parsed, number
 from facemllm.tables import Table, mapping
+from facemllm.tasks.asking import NATIVE
 from facemllm.tasks.language import refuses
 
 Key = tuple[str, str]
 """Task and item."""
 Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
-NATIVE = "native"
 KINDS = ("gender", "age_band", "skin_tone")
 BETWEEN = " x "
 _BATCH = 16384  # predictions at a time
@@ -83,6 +85,16 @@ class Sheet:
         found = [kind for kind in KINDS if any(self.groups.get(kind, ()))]
         return [(kind,) for kind in found] + list(combinations(found, 2))
 
+    @property
+    def outright(self) -> dict[Way, Rows]:
+        """Positions of each item's questions in its own form, as `ways` holds those of the other ways to ask it."""
+        return {Way(*key, NATIVE, None): rows for key, rows in self.rows.items()}
+
+    @property
+    def asked(self) -> dict[Way, Rows]:
+        """Positions of the questions of every item and way."""
+        return {**self.outright, **self.ways}
+
     def of_task(self, task: str) -> Rows:
         """Positions of a task's questions in their own form."""
         return np.sort(np.concatenate([rows for (owner, _), rows in self.rows.items() if owner == task]))
@@ -131,7 +143,8 @@ def read_sheet(conversations: Table, split: str) -> Sheet:
     if pc.count_distinct(sheet.sample_ids).as_py() < len(sheet.sample_ids):
         raise UserError(f"{conversations.path}: two questions of split '{split}' share a sample_id; reformat again")
     for (task, _), rows in sheet.rows.items():
-        if tasks.get(task).metric == "mae" and (odd := [row for row in rows if number(sheet.answers[row]) is None]):
+        numeric = metrics.of(tasks.get(task)).answers == "number"
+        if numeric and (odd := [row for row in rows if number(sheet.answers[row]) is None]):
             raise UserError(
                 f"{conversations.path}: the answer '{sheet.answers[odd[0]]}' to question "
                 f"{sheet.sample_ids[int(odd[0])].as_py()} of {task} is no number; mend the labels and reformat again"
@@ -224,20 +237,17 @@ def read_parsed(predictions: Table, sheet: Sheet) -> list[str | None]:
 
     Raises UserError unless every question of the sheet is answered exactly once and none besides.
     """
-    parsed: list[str | None] = [None] * len(sheet.answers)
-    for at, batch in _matched(predictions, sheet, ["parsed"]):
-        _fill(parsed, at, batch)
-    return parsed
+    return read_some(predictions, sheet, whole=True)[1]
 
 
-def read_some(predictions: Table, sheet: Sheet) -> tuple[Rows, list[str | None]]:
+def read_some(predictions: Table, sheet: Sheet, *, whole: bool = False) -> tuple[Rows, list[str | None]]:
     """Which questions of the sheet a table answers, and its parsed answers in the order of the sheet.
 
-    Raises UserError when it answers one twice, or one that the sheet does not have.
+    Raises UserError when it answers one twice, or one that the sheet does not have, or if `whole` when one is missing.
     """
     parsed: list[str | None] = [None] * len(sheet.answers)
     found = []
-    for at, batch in _matched(predictions, sheet, ["parsed"], whole=False):
+    for at, batch in _matched(predictions, sheet, ["parsed"], whole=whole):
         _fill(parsed, at, batch)
         found.append(at)
     return np.sort(np.concatenate(found)) if found else np.empty(0, dtype=np.int64), parsed

@@ -7,21 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from facemllm.scoring import stats
 from facemllm.scoring.consistency import same, share
 from facemllm.scoring.metrics import CLOSED_MEAN, Array, Parsed, numbers
-from facemllm.scoring.sheet import Sheet, read_some
-from facemllm.scoring.summary import replicate
+from facemllm.scoring.sheet import Mask, Sheet, read_some
+from facemllm.scoring.summary import heads, replicate
 from facemllm.settings import Settings
 from facemllm.tables import PREDICTIONS, open_table
 
 FRONTAL, PROFILE = 15.0, 45.0
 """Degrees of yaw to either side: up to which a face counts as frontal, and from which as a profile."""
 _OCCLUDING = {("Wearing_Hat", "yes"), ("eyewear", "Sunglasses"), ("Sunglasses", "yes")}
-
-Mask = npt.NDArray[np.bool_]
 
 
 def measure(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
@@ -38,12 +35,11 @@ def measure(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
         enough = people >= settings.evaluate.min_group
         only = chosen[sheet.faces]
         drawn = _own(settings, sheet, parsed, only) if enough else {}
-        nothing = {"value": None, "low": None, "high": None}
         found[name] = {
             "people": people,
             "n": int(sum(only[rows].sum() for rows in sheet.rows.values())),
             "too_few": not enough,
-            CLOSED_MEAN: stats.spread(drawn[CLOSED_MEAN], people) if CLOSED_MEAN in drawn else nothing,
+            CLOSED_MEAN: stats.spread(drawn[CLOSED_MEAN], people) if CLOSED_MEAN in drawn else stats.NOTHING,
             "tasks": {task: stats.spread(drawn[task], people) for task, _ in sheet.rows if task in drawn},
         }
     return found
@@ -60,10 +56,9 @@ def disturbed(settings: Settings, sheet: Sheet, parsed: Parsed, folder: Path) ->
         before, after = (_own(settings, sheet, answers, only) for answers in (parsed, said))
         people = len(np.unique(sheet.subjects[rows]))
         changes = {name: _change(before[name], after[name], people) for name in before if "." not in name}
-        nothing = {"value": None, "low": None, "high": None}
         found[kind] = {
             "faces": len(np.unique(sheet.faces[rows])),
-            **changes.pop(CLOSED_MEAN, {"before": nothing, "after": nothing, "change": nothing}),
+            **changes.pop(CLOSED_MEAN, dict.fromkeys(("before", "after", "change"), stats.NOTHING)),
             "tasks": changes,
         }
     return found
@@ -103,8 +98,7 @@ def generation(settings: Settings, sheet: Sheet, parsed: Parsed, table: Path) ->
 
 def _own(settings: Settings, sheet: Sheet, parsed: Parsed, only: Mask) -> dict[str, Array]:
     """Replicates of each figure's own metric, of some questions."""
-    figures = replicate(sheet, parsed, settings.evaluate.bootstrap, settings.seed, only)
-    return {name: next(iter(by_metric.values())) for name, by_metric in figures.items()}
+    return heads(replicate(sheet, parsed, settings.evaluate.bootstrap, settings.seed, only))
 
 
 def _change(before: Array, after: Array, people: int) -> dict[str, Any]:

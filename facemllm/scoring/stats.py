@@ -15,15 +15,18 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from facemllm.scoring.metrics import Array, of_totals
+from facemllm.scoring.metrics import Array, Metric
 
+Name = TypeVar("Name")
 SHOWN = 0.05
 """A difference counts as shown where its corrected p value is below this."""
+NOTHING: Mapping[str, float | None] = {"value": None, "low": None, "high": None}
+"""A figure that there is nothing to make of, as stored."""
 LEVEL = 1 - SHOWN
 POWER = 0.80
 _BLOCK = 2**23  # weights held at a time: 64 MB
@@ -42,13 +45,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a figure is made of: its metric's name and its sums per subject (S, K)."""
+    """What a figure is made of: its metric and its sums per subject (S, K)."""
 
-    metric: str
+    metric: Metric
     per_subject_SK: Array
 
 
-def replicate(figures: Mapping[str, Sums], resamples: int, seed: int) -> dict[str, Array]:
+def replicate(figures: Mapping[Name, Sums], resamples: int, seed: int) -> dict[Name, Array]:
     """Every figure on the sample (row 0) and on the same `resamples` draws of its subjects.
 
     The draws depend on the seed and the number of subjects alone, so two models on the same people are paired, and so
@@ -65,7 +68,7 @@ def replicate(figures: Mapping[str, Sums], resamples: int, seed: int) -> dict[st
         totals_RK[1:] = np.nan  # one person says nothing about how people differ
     widths = np.cumsum([figure.per_subject_SK.shape[1] for figure in figures.values()])[:-1]
     parts = np.split(totals_RK, widths, axis=1)
-    return {name: of_totals(figure.metric, part) for (name, figure), part in zip(figures.items(), parts, strict=True)}
+    return {name: figure.metric.value(part) for (name, figure), part in zip(figures.items(), parts, strict=True)}
 
 
 def _draws(subjects: int, resamples: int, seed: int) -> Iterable[npt.NDArray[np.uint16]]:

@@ -10,75 +10,68 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from facemllm import tasks
-from facemllm.scoring import stats
-from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, Array, Parsed, also, columns, is_choice, mean, unread
-from facemllm.scoring.sheet import Answers, Key, Rows, Sheet
-from facemllm.tables.vocabulary import CELEBA
+from facemllm.scoring import metrics, stats
+from facemllm.scoring.metrics import ACCURACY, BALANCED, CLOSED_MEAN, Array, Metric, Parsed, mean
+from facemllm.scoring.sheet import Answers, Key, Mask, Rows, Sheet
+from facemllm.tables.schemas import CELEBA
 from facemllm.tasks import ZERO_SHOT
 
 BY_LIKELIHOOD = "by_likelihood"
 CELEBA_TASKS = ("attributes", "presence", "presence_of_persons")
 """The tasks whose items CelebA's forty names are, each in one of them."""
 
-Mask = npt.NDArray[np.bool_]
-Sums = dict[tuple[Key, str], stats.Sums]
-"""By item and metric."""
 Figures = dict[str, dict[str, Array]]
 """Replicates by name and metric, a figure's own metric first."""
 
 
-def sums(sheet: Sheet, parsed: Parsed, only: Mask | None = None) -> Sums:
-    """What the figures are made of; of the questions where `only` is true if given."""
-    found: Sums = {}
-    for key, rows in sheet.rows.items():
-        kept = rows if only is None else rows[only[rows]]
-        if len(kept):
-            owner = tasks.get(key[0])
-            for name in (owner.metric, *also(owner)):
-                found[key, name] = of_item(sheet, key, kept, parsed, name)
-    return found
-
-
-def of_item(sheet: Sheet, key: Key, rows: Rows, parsed: Parsed, metric: str | None = None) -> stats.Sums:
-    """The sums of some of an item's questions, under its task's metric or the one given."""
-    metric, question = metric or tasks.get(key[0]).metric, sheet.questions[key]
-    grid = [float(option.value) for option in question.options] if metric == "mae" else []
-    added_NK = columns(metric, [sheet.answers[row] for row in rows], [parsed[row] for row in rows], grid)
+def of_item(sheet: Sheet, key: Key, rows: Rows, parsed: Parsed, metric: Metric) -> stats.Sums:
+    """The sums of some of an item's questions under a metric."""
+    added_NK = metric.columns(*_judged(sheet, key, rows, parsed, metric))
     return stats.Sums(metric, stats.by_subject(sheet.subjects[rows], added_NK, sheet.people_count))
 
 
 def marks_of(sheet: Sheet, key: Key, rows: Rows, parsed: Parsed) -> Array:
-    """How good each answer to some of an item's questions is, one a row, more is better: right (1) or not, the error
-    below zero, facts shared less those missed or made up."""
-    metric, question = tasks.get(key[0]).metric, sheet.questions[key]
-    truth, said = [sheet.answers[row] for row in rows], [parsed[row] for row in rows]
-    if metric == "mae":
-        return -columns(metric, truth, said, [float(option.value) for option in question.options])[:, 0]
-    if metric == "fact_f1":
-        return np.asarray(columns(metric, truth, said) @ np.array([1.0, -1.0, -1.0]))
-    return np.asarray(columns("accuracy", truth, said)[:, 0])
+    """How good each answer to some of an item's questions is by its task's metric (`Metric.marks`)."""
+    metric = metrics.of(tasks.get(key[0]))
+    return metric.marks(*_judged(sheet, key, rows, parsed, metric))
 
 
-def figures(sheet: Sheet, found: Sums, resamples: int, seed: int) -> Figures:
-    """Every figure on the sample (first entry) and on resampled people; same seed and sheet, same people."""
-    items = stats.replicate(
-        {f"{'.'.join(key)} {metric}": part for (key, metric), part in found.items()}, resamples, seed
-    )
+def _judged(
+    sheet: Sheet, key: Key, rows: Rows, parsed: Parsed, metric: Metric
+) -> tuple[list[str], list[str | None], list[float]]:
+    """What a metric judges by: the true answers, those given, and the grid of options of a number."""
+    grid = [float(option.value) for option in sheet.questions[key].options] if metric.answers == "number" else []
+    return [sheet.answers[row] for row in rows], [parsed[row] for row in rows], grid
+
+
+def replicate(sheet: Sheet, parsed: Parsed, resamples: int, seed: int, only: Mask | None = None) -> Figures:
+    """Every figure on the sample (first entry) and on resampled people, of the questions where `only` is true if given;
+    same seed and sheet, same people."""
+    sums: dict[tuple[Key, str], stats.Sums] = {}
+    for key, rows in sheet.rows.items():
+        kept = rows if only is None else rows[only[rows]]
+        owner = tasks.get(key[0])
+        for name in (owner.metric, *metrics.also(owner)) if len(kept) else ():
+            sums[key, name] = of_item(sheet, key, kept, parsed, metrics.get(name))
+    drawn = stats.replicate(sums, resamples, seed)
     parts: dict[str, dict[str, list[Array]]] = {}
-    for key, metric in found:
-        values = items[f"{'.'.join(key)} {metric}"]
+    for (key, metric), values in drawn.items():
         closed = [CLOSED_MEAN] if metric == BALANCED and is_closed(sheet, key) else []
         for name in (".".join(key), key[0], *closed):
             parts.setdefault(name, {}).setdefault(metric, []).append(values)
     return {name: {metric: mean(each) for metric, each in own.items()} for name, own in parts.items()}
 
 
+def heads(figures: Figures) -> dict[str, Array]:
+    """Replicates of each figure's own metric."""
+    return {name: next(iter(by_metric.values())) for name, by_metric in figures.items()}
+
+
 def is_closed(sheet: Sheet, key: Key) -> bool:
     """Whether an item counts in `closed_mean`."""
-    return key[0] != ZERO_SHOT and is_choice(tasks.get(key[0]), sheet.questions[key])
+    return key[0] != ZERO_SHOT and metrics.is_choice(tasks.get(key[0]), sheet.questions[key])
 
 
 def rows_of(sheet: Sheet, name: str) -> Rows:
@@ -87,11 +80,6 @@ def rows_of(sheet: Sheet, name: str) -> Rows:
         return np.concatenate([rows for key, rows in sheet.rows.items() if is_closed(sheet, key)])
     task, _, item = name.partition(".")
     return sheet.rows[task, item] if (task, item) in sheet.rows else sheet.of_task(task)
-
-
-def replicate(sheet: Sheet, parsed: Parsed, resamples: int, seed: int, only: Mask | None = None) -> Figures:
-    """`figures` of parsed answers, of the questions where `only` is true if given."""
-    return figures(sheet, sums(sheet, parsed, only), resamples, seed)
 
 
 def summarise(
@@ -113,20 +101,21 @@ def summarise(
     def figure(name: str, metric: str | None = None) -> dict[str, Any]:
         own, rows = replicates[name], rows_of(sheet, name)
         metric = metric or next(iter(own))
+        known = metrics.get(metric)
         people = len(np.unique(sheet.subjects[rows]))
         error = stats.standard_error(own[metric])
         return {
             "metric": metric,
             **stats.spread(own[metric], people),
             "n": len(rows),
-            "unparsed": _share(unread(answers.parsed[row], metric) for row in rows),
+            "unparsed": _share(known.unread(answers.parsed[row]) for row in rows),
             "refused": _share(answers.refused[rows]),
             "smallest_difference": stats.plain(stats.smallest_difference(error)) if people > 1 else None,
             "baselines": {
                 rival: stats.plain(found[name][metric][0]) if any(said[row] is not None for row in rows) else None
                 for rival, (said, found) in rivals.items()
             },
-            "higher_is_better": metric != "mae",
+            "higher_is_better": known.higher_is_better,
             "also": {other: stats.spread(values, people) for other, values in own.items() if other != metric},
         }
 
@@ -135,7 +124,7 @@ def summarise(
         task = tasks.get(name)
         own = [item for owner, item in sheet.rows if owner == name]
         items = {item: figure(f"{name}.{item}") for item in own if len(own) > 1 or name == ZERO_SHOT}
-        if task.metric == "accuracy":
+        if BALANCED in metrics.also(task):
             items[BALANCED] = {**figure(name, BALANCED), "also": {}}
         head = {**figure(name), "unit": task.unit}
         result[name] = {**head, "items": {item: {**body, "unit": task.unit} for item, body in items.items()}}
@@ -164,7 +153,8 @@ def _celeba(replicates: Figures, people: int) -> dict[str, Any] | None:
     known = [item for item in items if item is not None]
     if len(known) < len(items):
         return None
-    return {metric: stats.spread(mean(item[metric] for item in known), people) for metric in ("accuracy", BALANCED)}
+    both = (ACCURACY.name, BALANCED)
+    return {metric: stats.spread(mean(item[metric] for item in known), people) for metric in both}
 
 
 def _share(found: Any) -> float | None:

@@ -7,14 +7,13 @@ it. Only then is it noted in `<home>/services/<stage>.model`, from where `servic
 from __future__ import annotations
 
 import base64
-import http.client
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import httpx
 
 from facemllm.core import servers, services
 from facemllm.errors import UserError
@@ -96,17 +95,14 @@ def release(
 
 def ask(url: str, model: str, instance: Mapping[str, Any]) -> dict[str, Any]:
     """Ask a server one thing: an instance of its `:predict`. Raises UserError with the server's own line."""
-    body = json.dumps({"instances": [instance]}).encode()
     target = f"{url}/v1/models/{model}:predict"
-    request = urllib.request.Request(target, body, {"Content-Type": "application/json"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=_ANSWER_SECONDS) as answer:
-            found: dict[str, Any] = json.load(answer)["predictions"][0]
-            return found
-    except urllib.error.HTTPError as error:
-        raise UserError(f"{target} refused: {error.read(1000).decode(errors='replace')}") from None
-    except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError) as error:
+        answer = httpx.post(target, json={"instances": [instance]}, timeout=_ANSWER_SECONDS, trust_env=False)
+        if answer.is_error:
+            raise UserError(f"{target} refused: {answer.text[:1000]}")
+        found: dict[str, Any] = answer.json()["predictions"][0]
+        return found
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{target} did not answer: {error}") from None
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facemllm.core import digests, images
-from facemllm.tables.vocabulary import SEGMENTATION
+from facemllm.tables.schemas import SEGMENTATION
 
 MIN_SIDE = 8
 MAX_RATIO = 8
@@ -111,7 +111,11 @@ def read_image(text: Any, where: str, limits: Limits) -> Encoded:
         raise Refused(413, f"{where} is too large ({error}); this server takes {limits.max_pixels} pixels") from None
     except images.BadPicture as error:
         raise Refused(400, f"{where} cannot be read: {error}") from None
-    _check_size(size, where, limits)
+    short, long = sorted(size)
+    if short < MIN_SIDE or long > short * MAX_RATIO:
+        raise Refused(
+            400, f"{where} has {size[0]}x{size[1]} pixels; needed are {MIN_SIDE} or more a side, at most 1:{MAX_RATIO}"
+        )
     return Encoded(data, *size, digests.of_bytes(data))
 
 
@@ -242,18 +246,6 @@ def _parts(content: Any, where: str) -> list[Mapping[str, Any]]:
     return content
 
 
-def _check_size(size: tuple[int, int] | None, where: str, limits: Limits) -> None:
-    if size is None:
-        return
-    short, long = sorted(size)
-    if short * long > limits.max_pixels:
-        raise Refused(413, f"{where} has {size[0]}x{size[1]} pixels; this server takes {limits.max_pixels} a request")
-    if short < MIN_SIDE or long > short * MAX_RATIO:
-        raise Refused(
-            400, f"{where} has {size[0]}x{size[1]} pixels; needed are {MIN_SIDE} or more a side, at most 1:{MAX_RATIO}"
-        )
-
-
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -274,12 +266,12 @@ class BodyLimit:
         """Pass the request on, counting."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        seen, whole, deadline = 0, False, time.monotonic() + _BODY_SECONDS
+        size, whole, deadline = 0, False, time.monotonic() + _BODY_SECONDS
         declared = dict(scope["headers"]).get(b"content-length", b"")
         enormous = self.max_bytes + _DISCARD_BYTES
 
         async def counted() -> Message:
-            nonlocal seen, whole
+            nonlocal size, whole
             if declared.isdigit() and int(declared) > enormous:
                 raise self._refused()
             while not whole:
@@ -287,11 +279,11 @@ class BodyLimit:
                     message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
                 except TimeoutError:
                     raise Refused(408, f"the body did not arrive within {_BODY_SECONDS:.0f} s") from None
-                seen += len(message.get("body", b""))
+                size += len(message.get("body", b""))
                 whole = not message.get("more_body", False)
-                if seen <= self.max_bytes:
+                if size <= self.max_bytes:
                     return message
-                if whole or seen > enormous:
+                if whole or size > enormous:
                     raise self._refused()
             return await receive()
 

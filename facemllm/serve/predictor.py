@@ -1,11 +1,11 @@
-"""The KServe model: from a checked request to answers, by the same rules as evaluation.
+"""The KServe model: from a checked request to answers, by the same rules as evaluation, many requests in one batch.
 
 A question that is one of a task's own wordings (whatever its case, spaces and closing mark), or that is named by task
 and item, is answered as evaluation answers it: a closed one by the likelihood of its options, a caption by generating
 it and reading what it says. Any other question is answered in free text, without value or scores.
 
 An instance may bring a map of the face's parts, to a model with a segmentation branch, and ask for the scores of the
-face's characteristics, of one with a knowledge branch; only those that a task of this deployment asks for are told.
+face's characteristics, of one with a knowledge branch; only those that a task of this deployment asks for are given.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 from kserve import InferRequest, Model
 
 from facemllm import tasks
 from facemllm.knowledge.graph import characteristic
-from facemllm.model.inference import Query, Scored
-from facemllm.serve.batching import Batcher
+from facemllm.model.inference import Predictor, Query, Scored
 from facemllm.serve.policy import Ask, Limits, Refused, decode, decode_map, read_request
 from facemllm.tasks import ZERO_SHOT
 from facemllm.tasks.answers import answer
@@ -31,32 +32,66 @@ from facemllm.tasks.answers import answer
 log = logging.getLogger("facemllm.serve")
 MAX_WAITING = 256
 
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
-class Answering(Protocol):
-    """What is needed of a predictor; `facemllm.model.inference.Predictor` is one."""
 
-    takes_maps: bool
-    characteristic_names: tuple[str, ...]
+@dataclass(frozen=True)
+class _Waiting(Generic[Piece, Result]):
+    work: Piece
+    future: asyncio.Future[Result]
 
-    def pixels(self, image: Any) -> Any:
-        """The image as the model sees it."""
 
-    def map(self, source: Any) -> Any:
-        """A map of face parts as the model sees it."""
+class Batcher(Generic[Piece, Result]):
+    """Runs `answer` on batches of at most `size` in a thread of its own; the event loop stays free for health checks.
 
-    def score(self, images: Sequence[Any], questions: Sequence[Sequence[Query]], maps: Any) -> list[list[Scored]]:
-        """Probabilities of every option of every question of each image."""
+    Nothing waits for a batch to fill: the thread takes what has gathered, so a lone request is answered at once and a
+    crowd shares passes. `answer` returns, for each piece of work, a result or an exception. When more than
+    `max_waiting` pieces would wait, new ones are refused with 503.
+    """
 
-    def characteristics(self, images: Sequence[Any], maps: Any) -> list[dict[str, float]]:
-        """Probability of every characteristic of each image, by name."""
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Piece]], Sequence[Result | Exception]],
+        *,
+        size: int,
+        max_waiting: int,
+    ) -> None:
+        self._answer, self._size, self._max_waiting = answer, size, max_waiting
+        self._queue: deque[_Waiting[Piece, Result]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._task: asyncio.Task[None] | None = None
 
-    def generate(self, image: Any, question: str | Sequence[Mapping[str, Any]], max_new_tokens: int, maps: Any) -> str:
-        """Free answer to a question or a chat."""
+    async def submit(self, work: Sequence[Piece]) -> list[Result]:
+        """Results of all pieces, in order. Raises Refused when too many wait, or the first piece's own exception."""
+        if len(self._queue) + len(work) > self._max_waiting:
+            raise Refused(503, "the server is busy; try again in a moment")
+        loop = asyncio.get_running_loop()
+        waiting = [_Waiting[Piece, Result](piece, loop.create_future()) for piece in work]
+        self._queue.extend(waiting)
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._drain())
+        results = await asyncio.gather(*(one.future for one in waiting), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results  # type: ignore[return-value]
 
-    def generate_batch(
-        self, images: Sequence[Any], questions: Sequence[str], max_new_tokens: int, maps: Any
-    ) -> list[str]:
-        """Free answers, one question an image."""
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._queue:
+            batch = [self._queue.popleft() for _ in range(min(self._size, len(self._queue)))]
+            try:
+                results = await loop.run_in_executor(self._thread, self._answer, [one.work for one in batch])
+            except Exception as error:  # every waiting request must hear of it, whatever it is
+                results = [error] * len(batch)
+            for one, result in zip(batch, results, strict=True):
+                if one.future.done():
+                    continue
+                if isinstance(result, Exception):
+                    one.future.set_exception(result)
+                else:
+                    one.future.set_result(result)
 
 
 @dataclass(frozen=True)
@@ -87,7 +122,7 @@ class FaceModel(Model):
     def __init__(
         self,
         name: str,
-        predictor: Answering,
+        predictor: Predictor,
         *,
         names: Sequence[str],
         limits: Limits,
@@ -162,39 +197,41 @@ class FaceModel(Model):
         for work in works:
             if work.face not in faces:
                 try:
-                    faces[work.face] = self._seen(work.ask)
+                    faces[work.face] = self._prepared(work.ask)
                 except Refused as refusal:
                     faces[work.face] = refusal
         results: list[dict[str, Any] | Exception] = [{} for _ in works]
         closed: dict[tuple[str, str], list[int]] = {}
         open_: list[int] = []
         for n, work in enumerate(works):
-            seen = faces[work.face]
-            if isinstance(seen, Refused):
-                results[n] = seen
+            face = faces[work.face]
+            if isinstance(face, Refused):
+                results[n] = face
             elif work.known and work.known.options:
                 closed.setdefault(work.face, []).append(n)
             elif len(work.ask.chat) > 1:
                 turns = [{"role": role, "content": text} for role, text in work.ask.chat]
-                said = self._predictor.generate(seen.pixels, turns, self._max_new_tokens, [seen.map])
-                results[n] = self._free(work, said)
+                text = self._predictor.generate(face.pixels, turns, self._max_new_tokens, [face.map])
+                results[n] = self._free(work, text)
             else:
                 open_.append(n)
         if closed:
+            images, maps = _columns(faces, closed)
             queries = [[_query(works[n]) for n in group] for group in closed.values()]
-            scored = self._predictor.score(*_columns(faces, closed, queries))
+            scored = self._predictor.score(images, queries, maps)
             for group, answers in zip(closed.values(), scored, strict=True):
                 for n, one in zip(group, answers, strict=True):
                     results[n] = _closed(works[n], one)
         if open_:
-            images, questions, maps = _columns(faces, [works[n].face for n in open_], [works[n].text for n in open_])
-            texts = self._predictor.generate_batch(images, questions, self._max_new_tokens, maps)
+            images, maps = _columns(faces, [works[n].face for n in open_])
+            asked = [works[n].text for n in open_]
+            texts = self._predictor.generate_batch(images, asked, self._max_new_tokens, maps)
             for n, text in zip(open_, texts, strict=True):
                 results[n] = self._free(works[n], text)
         self._add_characteristics(works, faces, results)
         return results
 
-    def _seen(self, ask: Ask) -> _Face:
+    def _prepared(self, ask: Ask) -> _Face:
         image = decode(ask.image)
         classes_HW = decode_map(ask.map, image) if ask.map is not None else None
         return _Face(self._predictor.pixels(image), None if classes_HW is None else self._predictor.map(classes_HW))
@@ -210,7 +247,7 @@ class FaceModel(Model):
         )
         if not asked:
             return
-        images, _, maps = _columns(faces, asked, ())
+        images, maps = _columns(faces, asked)
         found = dict(zip(asked, self._predictor.characteristics(images, maps), strict=True))
         for work, result in zip(works, results, strict=True):
             if work.ask.characteristics and isinstance(result, dict):
@@ -218,10 +255,9 @@ class FaceModel(Model):
                 result["characteristics"] = {name: scores[name] for name in self.characteristic_names}
 
     def _free(self, work: Work, text: str) -> dict[str, Any]:
-        if work.known is None:
-            return {"answer": text, "value": None, "scores": None, "task": None, "item": None}
-        value = self._tasks[work.known.task].parse(work.known.item, text)
-        return {"answer": text, "value": value, "scores": None, "task": work.known.task, "item": work.known.item}
+        known = work.known
+        value = self._tasks[known.task].parse(known.item, text) if known else None
+        return _reply(known, text, value, None)
 
 
 def known_tasks(text: str) -> list[str]:
@@ -243,11 +279,11 @@ def _asked_for(known: Iterable[tasks.Task]) -> set[str]:
 
 
 def _columns(
-    faces: Mapping[tuple[str, str], _Face | Refused], chosen: Iterable[tuple[str, str]], asked: Any
-) -> tuple[list[Any], Any, list[Any]]:
-    """Pixels, what is asked, and maps of some faces, none of which was refused."""
-    seen = [face for key in chosen if isinstance(face := faces[key], _Face)]
-    return [face.pixels for face in seen], asked, [face.map for face in seen]
+    faces: Mapping[tuple[str, str], _Face | Refused], chosen: Iterable[tuple[str, str]]
+) -> tuple[list[Any], list[Any]]:
+    """Pixels and maps of some faces, none of which was refused."""
+    whole = [face for key in chosen if isinstance(face := faces[key], _Face)]
+    return [face.pixels for face in whole], [face.map for face in whole]
 
 
 def _plain(text: str) -> str:
@@ -261,11 +297,10 @@ def _query(work: Work) -> Query:
 
 def _closed(work: Work, scored: Scored) -> dict[str, Any]:
     assert work.known is not None
-    said = answer(work.known, scored.probabilities, scored.greedy)
-    return {
-        "answer": said.text,
-        "value": said.value,
-        "scores": said.scores,
-        "task": work.known.task,
-        "item": work.known.item,
-    }
+    found = answer(work.known, scored.probabilities, scored.greedy)
+    return _reply(work.known, found.text, found.value, found.scores)
+
+
+def _reply(known: tasks.Question | None, text: str, value: Any, scores: Any) -> dict[str, Any]:
+    about = {"task": known.task if known else None, "item": known.item if known else None}
+    return {"answer": text, "value": value, "scores": scores, **about}

@@ -34,7 +34,7 @@ from facemllm.settings.data import (
     Version,
     VisionLanguage,
 )
-from facemllm.settings.deciding import (
+from facemllm.settings.operations import (
     RAY_PORTS,
     Cluster,
     Cost,
@@ -46,14 +46,13 @@ from facemllm.settings.deciding import (
     Threshold,
     Tracking,
 )
-from facemllm.settings.learning import (
+from facemllm.settings.train import (
     Ablation,
     Knowledge,
     Lora,
     Model,
     Segmentation,
     Stage,
-    Stages,
     Train,
     Trainable,
     Trains,
@@ -91,7 +90,6 @@ __all__ = [
     "Size",
     "Source",
     "Stage",
-    "Stages",
     "Storage",
     "Threshold",
     "Tracking",
@@ -145,7 +143,7 @@ class Settings(Section):
 
     def stages(self) -> dict[str, Stage]:
         """The training stages by name, in order."""
-        return {name: getattr(self.train.stages, name) for name in Stages.model_fields}
+        return dict(self.train.stages)
 
     @property
     def home(self) -> Path:

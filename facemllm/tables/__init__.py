@@ -9,13 +9,13 @@ Maps (`attributes`, `action_units`, `groups`) are stored as lists of (name, valu
 
 from __future__ import annotations
 
-from facemllm.core.files import atomic_write, partial_folder, publish
-from facemllm.tables.reading import Table, open_table
 from facemllm.tables.schemas import (
     CONVERSATIONS,
     FACES,
     IMAGE,
+    LABELS,
     MANIFEST,
+    PAIRED,
     PREDICTIONS,
     QUARANTINE,
     QUARANTINED,
@@ -26,13 +26,15 @@ from facemllm.tables.schemas import (
     provenance,
     subject_id,
 )
-from facemllm.tables.writing import ROW_GROUP, TableWriter
+from facemllm.tables.storage import ROW_GROUP, Table, TableWriter, open_table
 
 __all__ = [
     "CONVERSATIONS",
     "FACES",
     "IMAGE",
+    "LABELS",
     "MANIFEST",
+    "PAIRED",
     "PREDICTIONS",
     "QUARANTINE",
     "QUARANTINED",
@@ -40,13 +42,10 @@ __all__ = [
     "SPLITS",
     "Table",
     "TableWriter",
-    "atomic_write",
     "huggingface_metadata",
     "mapping",
     "open_table",
     "pairs",
-    "partial_folder",
     "provenance",
-    "publish",
     "subject_id",
 ]

@@ -1,11 +1,12 @@
-"""The shapes of the tables as Arrow schemas, and the small values that stand in them."""
+"""The shapes of the tables as Arrow schemas, the columns that label a face, and the small values that stand in them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -19,6 +20,57 @@ def _pairs(value: pa.DataType) -> pa.DataType:
     return pa.list_(pa.struct([("name", pa.string()), ("value", value)]))
 
 
+@dataclass(frozen=True)
+class Label:
+    """A column of `faces` that says something of the face: a source may give it, an annotator fill it in.
+
+    In `labels.csv` beside pictures of one's own a cell of it is a number within `limits`, or a `cell` of free text or
+    of one word; a column with neither is read there in a form of its own, or not at all.
+    """
+
+    name: str
+    type: pa.DataType
+    limits: tuple[float, float] | None = None
+    cell: Literal["text", "word", ""] = ""
+
+    @property
+    def paired(self) -> bool:
+        """Whether readers and annotators give it as a mapping, which is stored as (name, value) pairs."""
+        return pa.types.is_list(self.type) and pa.types.is_struct(self.type.value_type)
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it holds numbers: one, points, or one by name."""
+        kind = self.type
+        while pa.types.is_list(kind):
+            kind = kind.value_type
+        kind = kind.field("value").type if self.paired else kind
+        return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+
+
+LABELS = (
+    Label("box", pa.list_(pa.float32())),
+    Label("landmarks", pa.list_(pa.list_(pa.float32()))),
+    Label("segmentation", IMAGE),
+    Label("alt_text", pa.string(), cell="text"),
+    Label("caption", pa.string(), cell="text"),
+    Label("attributes", _pairs(pa.bool_())),
+    Label("expression", pa.string(), cell="word"),
+    Label("age", pa.float32(), (0, 120)),
+    Label("age_range", pa.string()),
+    Label("gender", pa.string()),
+    Label("ethnicity", pa.string(), cell="word"),
+    Label("skin_tone", pa.int8(), (1, 10)),
+    Label("yaw", pa.float32(), (-180, 180)),
+    Label("pitch", pa.float32(), (-180, 180)),
+    Label("roll", pa.float32(), (-180, 180)),
+    Label("action_units", _pairs(pa.float32())),
+)
+"""The columns that label a face, in the table's order. A new one is an entry here: schema, importing, `labels.csv`,
+annotation, question making and validation take theirs from this list."""
+
+PAIRED = tuple(label.name for label in LABELS if label.paired)
+
 FACES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -30,22 +82,7 @@ FACES = pa.schema(
         ("source_id", pa.string()),
         ("subject_id", pa.string()),
         pa.field("split", pa.string(), nullable=False),
-        ("box", pa.list_(pa.float32())),
-        ("landmarks", pa.list_(pa.list_(pa.float32()))),
-        ("segmentation", IMAGE),
-        ("alt_text", pa.string()),
-        ("caption", pa.string()),
-        ("attributes", _pairs(pa.bool_())),
-        ("expression", pa.string()),
-        ("age", pa.float32()),
-        ("age_range", pa.string()),
-        ("gender", pa.string()),
-        ("ethnicity", pa.string()),
-        ("skin_tone", pa.int8()),
-        ("yaw", pa.float32()),
-        ("pitch", pa.float32()),
-        ("roll", pa.float32()),
-        ("action_units", _pairs(pa.float32())),
+        *((label.name, label.type) for label in LABELS),
         (
             "provenance",
             pa.list_(
@@ -126,6 +163,54 @@ PREDICTIONS = pa.schema(
 QUARANTINED = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
 
 SPLITS = ("train", "validation", "test")
+
+CELEBA = (
+    *("5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose"),
+    *("Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses"),
+    *("Goatee", "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache"),
+    *("Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks"),
+    *("Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick"),
+    *("Wearing_Necklace", "Wearing_Necktie", "Young"),
+)
+"""Names of facial attributes as the datasets that introduced them have them: here CelebA's forty."""
+
+MAAD_ONLY = (
+    *("Middle_Aged", "Senior", "Asian", "White", "Black", "Shiny_Skin", "Square_Face", "Round_Face"),
+    *("Obstructed_Forehead", "Fully_Visible_Forehead", "Brown_Eyes", "Mouth_Closed", "No_Eyewear"),
+)
+"""Those of MAAD-Face that CelebA has not."""
+
+LFWA_ONLY = (
+    *("Baby", "Child", "Youth", "Sunglasses", "Frowning", "Harsh_Lighting", "Flash", "Soft_Lighting", "Outdoor"),
+    *("Curly_Hair", "Partially_Visible_Forehead", "Eyes_Open", "Mouth_Wide_Open", "Teeth_Not_Visible", "Round_Jaw"),
+    *("Color_Photo", "Posed_Photo", "Attractive_Man", "Attractive_Woman", "Indian", "Strong_Nose_Mouth_Lines"),
+    "Flushed_Face",
+)
+"""Those of LFWA's seventy-three that neither has (Kumar and others, ICCV 2009), spelled in CelebA's manner."""
+
+SEGMENTATION = (
+    *("background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip"),
+    *("l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth"),
+)
+"""Classes of a segmentation by their number in it (github switchablenorms/CelebAMask-HQ)."""
+
+AGE_BANDS = ((18, "child"), (36, "young"), (60, "middle"))
+SKIN_TONES = ((4, "light"), (7, "medium"), (11, "dark"))
+
+
+def fairness_groups(row: Mapping[str, Any]) -> dict[str, str]:
+    """Fairness groups of a row of `faces`: `gender`, `age_band` (child 0-17, young 18-35, middle 36-59, old 60+) and
+    `skin_tone` (Monk scale: light 1-3, medium 4-6, dark 7-10). What is unknown is left out."""
+    found = {}
+    if row.get("gender") is not None:
+        found["gender"] = str(row["gender"])
+    age = row.get("age")
+    if age is not None and age >= 0:
+        found["age_band"] = next((band for below, band in AGE_BANDS if age < below), "old")
+    tone = row.get("skin_tone")
+    if tone is not None and 1 <= tone <= 10:
+        found["skin_tone"] = next(name for below, name in SKIN_TONES if tone < below)
+    return found
 
 
 def subject_id(source: str, subject: str, key: bytes = b"facemllm") -> str:

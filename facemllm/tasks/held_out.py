@@ -15,7 +15,7 @@ from typing import Any
 from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.settings import Settings
-from facemllm.tables.vocabulary import SEGMENTATION
+from facemllm.tables.schemas import SEGMENTATION
 from facemllm.tasks import ZERO_SHOT
 from facemllm.tasks.base import Item, Option, Row, Task
 from facemllm.tasks.language import normalise

@@ -1,6 +1,6 @@
 """Exact labels out of a row of `faces`: from its columns, its attributes, and the parts that its segmentation shows.
 
-A segmentation is the PNG of the 19 CelebAMask-HQ classes (`tables.vocabulary.SEGMENTATION`).
+A segmentation is the PNG of the 19 CelebAMask-HQ classes (`tables.schemas.SEGMENTATION`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from facemllm.tables import mapping
-from facemllm.tables.vocabulary import SEGMENTATION
+from facemllm.tables.schemas import SEGMENTATION
 from facemllm.tasks.base import Row
 
 

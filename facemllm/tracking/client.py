@@ -1,6 +1,6 @@
 """The way to the MLflow server: its address, a client once it is known to answer, and its errors as one line.
 
-`mlflow` is imported inside functions: it takes three seconds, and a refused port should be told before that.
+`mlflow` is imported inside functions: it takes three seconds, and a refused port should be reported before that.
 """
 
 from __future__ import annotations
@@ -46,6 +46,14 @@ def connect(settings: Settings) -> MlflowClient:
         if needs_login:
             client.search_experiments(max_results=1)
     return client
+
+
+@contextmanager
+def session(settings: Settings) -> Iterator[MlflowClient]:
+    """A client as of `connect`, whose failures inside the block become UserErrors as of `guard`."""
+    client = connect(settings)
+    with guard(uri(settings)):
+        yield client
 
 
 @contextmanager

@@ -21,8 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from facemllm.core.files import publish
-from facemllm.core.locks import locked
+from facemllm.core.files import locked, publish
 from facemllm.core.machine import die_with_parent
 from facemllm.errors import TOLD, UserError, told
 from facemllm.settings import Settings, load

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facemllm.tables.vocabulary import SEGMENTATION
+from facemllm.tables.schemas import SEGMENTATION
 
 SHIFT = 1 / 16  # of the side: 6 pixels at 96
 LIGHT = 0.15

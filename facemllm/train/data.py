@@ -22,8 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from facemllm.core import digests
-from facemllm.core.appearing import appearing
-from facemllm.core.locks import locked
+from facemllm.core.files import atomic_file, locked
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.model.pixels import face_map, face_pixels
@@ -88,7 +87,7 @@ def _build(
     blocks: np.memmap[Any, np.dtype[np.uint8]] | None = None
     done = 0
     try:
-        with appearing(path) as unfinished:
+        with atomic_file(path, tidy=True) as unfinished:
             for block in _decoded(batches, decode, workers if table.rows >= _POOL_ROWS else 1):
                 if blocks is None:
                     blocks = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (table.rows, *block.shape[1:]))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facemllm.core import digests, progress
-from facemllm.core.appearing import appearing
+from facemllm.core.files import atomic_file
 from facemllm.errors import UserError
 from facemllm.model.forward import tower_features
 from facemllm.model.pixels import normalise
@@ -135,7 +135,7 @@ def _whole(path: Path, faces: int) -> bool:
 
 def _write(path: Path, block: NDArray[Any]) -> None:
     try:
-        with appearing(path) as unfinished, unfinished.open("wb") as file:
+        with atomic_file(path, tidy=True) as unfinished, unfinished.open("wb") as file:
             np.save(file, block)
     except OSError as error:
         raise UserError(

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from facemllm.core.locks import locked
+from facemllm.core.files import locked
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.train.keeping import filesystem

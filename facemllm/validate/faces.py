@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from facemllm.core import digests, images, progress
 from facemllm.settings import Validate
 from facemllm.tables import FACES, Table, mapping
-from facemllm.tables.vocabulary import SEGMENTATION
+from facemllm.tables.schemas import SEGMENTATION
 from facemllm.validate.memory import Labels, Originals, Tallies
 from facemllm.validate.suites import CONTRADICTIONS
 from facemllm.version.ledger import Entry
@@ -116,7 +116,7 @@ def _of_picture(image_id: str | None, encoded: bytes, size: Size, *, known: bool
         "digest_matches": digests.of_bytes(encoded) == image_id,
         "decodes": None if known else picture is not None,
         "size_matches": None if picture is None else picture.size == size,
-        "looks": None if picture is None else _gradients(picture),
+        "looks": None if picture is None else images.perceptual_hash(picture),
     }
 
 
@@ -140,14 +140,6 @@ def _decoded(encoded: bytes) -> Image | None:
     except Exception:  # broken data can raise almost anything from a decoder
         return None
     return picture
-
-
-def _gradients(image: Image) -> bytes:
-    """256 bits that tell whether grey rises to the right: equal for a face saved twice, not for two faces."""
-    import numpy as np
-
-    grey = np.asarray(image.convert("L").resize((17, 16), 3), dtype=np.int16)
-    return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes()
 
 
 def _face(row: Mapping[str, Any], quality: Validate) -> dict[str, Any]:

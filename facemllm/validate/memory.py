@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facemllm import tasks
-from facemllm.tables import mapping
-from facemllm.tables.vocabulary import fairness_groups
+from facemllm.tables import LABELS, PAIRED, mapping
+from facemllm.tables.schemas import fairness_groups
 from facemllm.tasks import ZERO_SHOT
 from facemllm.tasks.asking import NOT_VISIBLE
 from facemllm.tasks.base import Item
@@ -30,11 +30,7 @@ MARK = 8
 _BLANK = bytes(MARK)
 
 _IDENTITY = ("original_id", "width", "height", "source", "source_id", "subject_id", "split")
-_LABELS = (
-    *("box", "landmarks", "alt_text", "expression", "age", "age_range", "gender", "ethnicity", "skin_tone"),
-    *("yaw", "pitch", "roll"),
-)
-_PAIRED = ("attributes", "action_units")
+_LABELS = tuple(label.name for label in LABELS if label.name not in ("segmentation", "caption", *PAIRED))
 
 
 def mark(value: Any) -> bytes:
@@ -129,7 +125,7 @@ class Originals:
     def add(self, row: Row, mask: bytes | None) -> None:
         """Remember a raw row and its segmentation."""
         marks = [mark(row[name]) for name in (*_IDENTITY, *_LABELS)] + [mark(mask)]
-        for column in _PAIRED:
+        for column in PAIRED:
             known = {name: value for name, value in mapping(row[column]).items() if value is not None}
             names = tuple(sorted(known))
             if names not in self._names:
@@ -149,7 +145,8 @@ class Originals:
         values = [*(row[name] for name in _LABELS), mask]
         names = (*_LABELS, "segmentation")
         labels = [n for n, v, old in zip(names, values, rest, strict=False) if old != _BLANK and mark(v) != old]
-        for column, (number, old) in zip(_PAIRED, (rest[-4:-2], rest[-2:]), strict=True):
+        paired = iter(rest[len(names) :])
+        for column, number, old in zip(PAIRED, paired, paired, strict=True):
             known = mapping(row[column])
             if mark([known.get(name) for name in self._by_number[int.from_bytes(number)]]) != old:
                 labels.append(column)

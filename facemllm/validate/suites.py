@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from facemllm.settings import Validate
 from facemllm.tables import SPLITS
-from facemllm.tables.vocabulary import SEGMENTATION
+from facemllm.tables.schemas import SEGMENTATION
 
 Severity = Literal["critical", "warning", "info"]
 POLICY: Mapping[Severity, str] = {

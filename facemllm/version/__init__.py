@@ -5,9 +5,3 @@ enter the code's repository. A revision is a git commit whose name depends on th
 before it; recording the same bytes again gives the same revision. About 2 s for 60 MB either way.
 The remote is a folder or an S3 bucket (`pip install dvc-s3`); AWS_ENDPOINT_URL leads to another S3 than Amazon's.
 """
-
-from facemllm.version.comparing import diff, render
-from facemllm.version.record import has, log, record, render_log, restore
-from facemllm.version.repository import Revision
-
-__all__ = ["Revision", "diff", "has", "log", "record", "render", "render_log", "restore"]

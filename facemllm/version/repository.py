@@ -12,19 +12,17 @@ or clock takes part.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facemllm.core.files import partial_folder, publish
+from facemllm.core.files import locked, partial_folder, publish
 from facemllm.errors import UserError
 from facemllm.settings import Settings, root
 
@@ -101,28 +99,10 @@ class Repository:
                 shutil.rmtree(partial, ignore_errors=True)
         _write(self.path, {**_FIXED, ".dvc/config.local": self._local_config()})
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Hold the repository for writing. Raises UserError when another process does; a dead one does not."""
-        place = self.path.with_name(f"{self.path.name}.lock")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file = place.open("a+")
-        except OSError as error:
-            raise UserError(f"cannot write {place}: {error.strerror}; choose another version.repository") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise UserError(
-                    f"{self.path}: another process ({holder}) is recording; run again when it is done"
-                ) from None
-            file.truncate(0)
-            file.write(f"pid {os.getpid()}")
-            file.flush()
-            yield
+        taken = f"{self.path}: another process is recording; run again when it is done"
+        return locked(self.path.with_name(f"{self.path.name}.lock"), taken)
 
     def clear_leftovers(self) -> None:
         """Leave only what is committed: what a recording, finished or interrupted, needed beside it is removed.

@@ -21,7 +21,7 @@ from facemllm.core.step import PARENT_RUN, Context, Step, step_key
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
-from facemllm.workflow.steps import STEPS
+from facemllm.workflow.steps import steps
 
 ENGINE = "FACEMLLM_ENGINE"  # process id of KFP's local runner, which starts each step through a shell
 CLUSTER_RUN = "FACEMLLM_RUN"  # name of the pipeline run on a cluster, where no process spans the steps
@@ -41,7 +41,7 @@ def run_step(name: str, profile: str, overrides: Sequence[str], **inputs: str) -
 
 def execute(name: str, settings: Settings, **inputs: str) -> str:
     """Run one step under settings that are already loaded. See `run_step`."""
-    step = STEPS[name]
+    step = steps(settings)[name]
     store = Store(settings.home)
     if set(inputs) != set(step.inputs):
         raise ValueError(f"step {name} takes inputs {sorted(step.inputs)}, got {sorted(inputs)}")
@@ -71,7 +71,7 @@ def recall_all(settings: Settings) -> dict[str, dict[str, Any]]:
     """What the store remembers of a run under these settings: records by step, up to the first that is missing."""
     store = Store(settings.home)
     records: dict[str, dict[str, Any]] = {}
-    for step in STEPS.values():
+    for step in steps(settings).values():
         if not step.keeps or step.world or not set(step.inputs.values()) <= set(records):
             continue
         inputs = {name: str(records[source]["output"]) for name, source in step.inputs.items()}
@@ -90,7 +90,7 @@ def _recall(step: Step, settings: Settings, store: Store, key: str) -> dict[str,
 
 def _nested(settings: Settings, name: str, **inputs: str) -> dict[str, Any]:
     """Record of another step, recalled or made now, with no place of its own in the live table or in MLflow."""
-    step, store = STEPS[name], Store(settings.home)
+    step, store = steps(settings)[name], Store(settings.home)
     key = step_key(step, settings, inputs)
     record = _recall(step, settings, store, key)
     return record or _perform(step, settings, store, key, inputs, time.monotonic(), tracked=False)

@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from facemllm.report.figures import trust
 from facemllm.settings import Settings
 from facemllm.tables import open_table
 from facemllm.workflow.runner import recall_all
-from facemllm.workflow.steps import STEPS
+from facemllm.workflow.steps import steps
 
 FACE = "face.jpg"
 _PIXELS = 256
@@ -45,11 +45,16 @@ class StepView:
 
 @dataclass
 class RunView:
-    """The steps of a run, as told by its events file; `refresh` reads what has been added since."""
+    """The steps of a run, as its events file says; `refresh` reads what has been added since."""
 
     events: Path
-    steps: dict[str, StepView] = field(default_factory=lambda: {name: StepView() for name in STEPS})
+    steps: dict[str, StepView]
     _read: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings, events: Path) -> RunView:
+        """All steps under these settings, waiting."""
+        return cls(events, {name: StepView() for name in steps(settings)})
 
     def refresh(self) -> dict[str, StepView]:
         """Read new events; return the steps whose state changed, by name."""
@@ -146,7 +151,7 @@ def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> d
     metrics: dict[str, Any] = {}
     if evaluation:
         metrics = json.loads((store.path(evaluation["digest"]) / "metrics.json").read_text("utf-8"))
-    model = records["specialize"]
+    model = records[list(settings.stages())[-1]]
     release = view.steps["release"]
     endpoint = release if release.state == "done" else view.steps["deploy"]
     return {

@@ -1,4 +1,4 @@
-"""`facemllm ablate`: train and measure every variant from every seed, and say what is shown.
+"""`python -m studies.ablation`: train and measure every variant from every seed, and say what is shown.
 
 A variant from a seed is a cell, named by all that its figures follow from: a finished cell is not made again, a changed
 setting makes again only the cells that it touches, and cells that begin alike train what they share once.
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facemllm.core import digests, parallel, progress
+from facemllm.core import digests, machine, progress
 from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.scoring.metrics import CLOSED_MEAN
@@ -88,7 +88,7 @@ def _make(found: Sequence[Cell], conversations: Path, out: Path, jobs: int) -> N
     done = len(found) - len(missing)
     with progress.bar("training", len(found)) as bar:
         bar.update(done, f"{done} models made before" if done else "")
-        for one, _ in zip(work, parallel.ordered(running.run, work, min(jobs, max(1, len(work)))), strict=True):
+        for one, _ in zip(work, machine.ordered(running.run, work, min(jobs, max(1, len(work)))), strict=True):
             done += len(one.cells)
             last = one.cells[-1]
             value = _read(out, last)["figures"]
@@ -102,7 +102,7 @@ def _read(out: Path, cell: Cell) -> dict[str, Any]:
 
 def _command(profile: str, overrides: Sequence[str], variants: Sequence[str], seeds: Sequence[int]) -> list[str]:
     """What was asked for, without folders: those differ from machine to machine."""
-    words = ["facemllm", "ablate", "CONVERSATIONS", "OUT", "--profile", profile]
+    words = ["python", "-m", "studies.ablation", "CONVERSATIONS", "OUT", "--profile", profile]
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--variants", ",".join(variants)] if variants else []
     return words + (["--seeds", ",".join(map(str, seeds))] if seeds else [])
@@ -159,7 +159,11 @@ def _cell(name: str, variant: Variant, settings: Settings, table: str, code: str
         "seed": settings.seed,
     }
     key, keys = digests.of_json(begun), []
-    for stage in variant.stages:
+    listed = list(settings.stages())
+    stages = variant.stages or listed
+    if stages != [stage for stage in listed if stage in stages]:
+        raise UserError(f"ablation.variants.{name}.stages: {stages} is no selection of {listed}, in that order")
+    for stage in stages:
         key = digests.of_json([key, stage, settings.stages()[stage].model_dump()])
         keys.append(key)
-    return Cell(name, settings, tuple(variant.stages), tuple(keys))
+    return Cell(name, settings, tuple(stages), tuple(keys))

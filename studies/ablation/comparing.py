@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from facemllm.scoring import stats
-from facemllm.scoring.metrics import CLOSED_MEAN
+from facemllm.scoring.metrics import CLOSED_MEAN, METRICS
 from studies.ablation.running import WITH_MAP, WITHOUT_MAP
 
-LOWER_IS_BETTER = ("mae", "broken")
+LOWER_IS_BETTER = ("broken", *(metric.name for metric in METRICS.values() if not metric.higher_is_better))
 BETTER, WORSE, SAME = "better", "worse", "no difference shown"
 HEADS = (
     CLOSED_MEAN,

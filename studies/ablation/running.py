@@ -192,13 +192,13 @@ def _answers(predictor: Any, table: Table, sheet: Any, pixels: Any, maps: Any) -
 def _figures(sheet: Any, parsed: Sequence[str | None], asked: Any) -> tuple[dict[str, float], dict[str, str]]:
     """Every figure by name, and its metric; `relations` is the share of relations, of those that the answers about a
     face can tell, that they break."""
-    from facemllm.scoring import contradictions, summary
+    from facemllm.scoring import consistency, summary
 
-    found = summary.figures(sheet, summary.sums(sheet, parsed, asked), 0, 0)
+    found = summary.replicate(sheet, parsed, 0, 0, asked)
     heads = {name: next(iter(by_metric.items())) for name, by_metric in found.items()}
     figures = {name: float(values[0]) for name, (_, values) in heads.items()}
     metrics = {name: metric for name, (metric, _) in heads.items()}
-    checked = contradictions.check(sheet, parsed).values()
+    checked = consistency.check(sheet, parsed).values()
     told = sum(int(known.sum()) for known, _ in checked)
     if told:
         figures["relations"] = sum(int(broken.sum()) for _, broken in checked) / told
@@ -211,7 +211,8 @@ def _scores(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """What the knowledge branch says beside the text: `scores`, right with a threshold of a half, yes and no alike, and
     `scores_relations`, the share of relations that these break."""
-    from facemllm.evaluate.characteristics import CHARACTERISTICS, measure
+    from facemllm.scoring.calibration import CHARACTERISTICS, characteristics
+    from facemllm.scoring.metrics import BALANCED
     from facemllm.tables import TableWriter, pairs
 
     rows = _rows(table, sheet.split)
@@ -222,10 +223,10 @@ def _scores(
                 said = predictor.characteristics(list(pixels[part]), None if maps is None else list(maps[part]))
                 images = sheet.images[first : first + _FACES]
                 writer.write({"image_id": i, "scores": pairs(one)} for i, one in zip(images, said, strict=True))
-        found = measure(settings, sheet, parsed, Path(folder) / "scores") or {}
+        found = characteristics(settings, sheet, parsed, Path(folder) / "scores") or {}
     told = {"scores": found["balanced"]["scores"], "scores_relations": found["relations"]["scores"]["value"]}
     known = {name: value for name, value in told.items() if value is not None}
-    return known, {name: "balanced_accuracy" if name == "scores" else "broken" for name in known}
+    return known, {name: BALANCED if name == "scores" else "broken" for name in known}
 
 
 def _rows(table: Table, split: str) -> Any:

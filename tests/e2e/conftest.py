@@ -14,6 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
+from facemllm.settings import load
+
+_STAGE = load("ci").stages()["specialize"].model_dump() | {"steps": 2}
+FOURTH_STAGE = f"train.stages.polish={json.dumps(_STAGE)}"
+"""What it takes to have one: an entry of `train.stages`."""
+LONGER = ("train.stages.specialize.steps=60", "train.checkpoint_every=10")  # so that it can be killed in the middle
+
 
 def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
@@ -37,11 +44,11 @@ def free_ray_port() -> int:
 class Project:
     """The checkout, with a home, runs and ports of its own."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *sets: str) -> None:
         self.home = home
         names = ("mlflow", "staging", "production")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.sets = [f"storage.home={home / 'home'}", f"storage.runs={home / 'runs'}"]
+        self.sets = [*sets, f"storage.home={home / 'home'}", f"storage.runs={home / 'runs'}"]
         self.sets += [f"services.{name}_port={port}" for name, port in ports.items()]
         self.sets += [f"services.ray_port={free_ray_port()}"]
 
@@ -80,7 +87,7 @@ class Project:
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """The project of the main job, whose finished run the notebooks are executed on."""
-    project = Project(tmp_path_factory.mktemp("e2e"))
+    project = Project(tmp_path_factory.mktemp("e2e"), FOURTH_STAGE, *LONGER)
     yield project
     project.facemllm("services", "down")
 

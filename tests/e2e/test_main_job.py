@@ -19,10 +19,13 @@ from typing import Any
 import psutil
 import pytest
 
-from facemllm.workflow.steps import STEPS
+from facemllm.settings import load
+from facemllm.workflow.steps import steps as steps_of
+from tests.e2e.conftest import FOURTH_STAGE
 
 pytestmark = pytest.mark.e2e
 ACTS = {"deploy", "await_approval"}
+STEPS = list(steps_of(load("ci", [FOURTH_STAGE])))
 DATA = ("ingest", "annotate", "reformat", "validate", "version")
 
 
@@ -31,8 +34,50 @@ def project(shared: Any) -> Any:
     return shared
 
 
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+
+
+def start_until(project: Any, name: str, more: tuple[str, ...], step: str) -> subprocess.Popen[bytes]:
+    """Start a run and wait until the named step has progressed past a checkpoint."""
+    events = project.home / "runs" / name / "events.jsonl"
+    command = project.command("pipeline.py", "run", "--name", name, more=more)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def reached() -> bool:
+        assert child.poll() is None, "the run ended before it could be stopped"
+        if not events.is_file():
+            return False
+        lines = [json.loads(line) for line in events.read_text("utf-8").splitlines()]
+        return any(
+            e["step"] == step and e.get("progress", 0) >= e.get("total", 1) // 2 for e in lines if "progress" in e
+        )
+
+    wait_for(reached, 240, f"{step} to be half-way")
+    return child
+
+
+def workers(project: Any) -> list[psutil.Process]:
+    """Processes of a run that must not outlive it: all but the servers that stay up, and their supervisors."""
+    stay = {"facemllm.core.processes", "mlflow", "facemllm.serve.server", "uvicorn"}
+    return [p for p in project.processes() if not stay & set(p.cmdline())]
+
+
+def components(project: Any) -> list[psutil.Process]:
+    return [p for p in project.processes() if "kfp.dsl.executor_main" in p.cmdline()]
+
+
 @pytest.fixture(scope="module")
 def first(project: Any) -> dict[str, Any]:
+    """The first run: its driver is killed in the middle of a stage, and the same command goes on."""
+    child = start_until(project, "ci", (), "specialize")
+    assert components(project)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    wait_for(lambda: not components(project), 10, "the step to end with its run")
     return project.run()
 
 
@@ -56,7 +101,9 @@ def test_first_run_reaches_the_approval(project: Any, first: dict[str, Any]) -> 
     assert [step["name"] for step in first["steps"]] == list(STEPS)
     states = {name: step["state"] for name, step in steps(first).items()}
     assert states.pop("release") == "skipped"
-    assert set(states.values()) == {"done"}
+    before = (*DATA, "align", "instruct")
+    assert states == {name: "cached" if name in before else "done" for name in states}
+    assert "resumed at step" in steps(first)["specialize"]["figure"]
     assert first["gate"]["passed"]
     assert first["approval"] == "pending"
     assert first["model"]["version"] == "1"
@@ -64,11 +111,12 @@ def test_first_run_reaches_the_approval(project: Any, first: dict[str, Any]) -> 
         assert task["low"] <= task["value"] <= task["high"]
         assert {"metric", "n", "unparsed", "baselines", "higher_is_better"} <= set(task)
         assert {"majority", "pixels"} <= set(task["baselines"])
-    assert set(first["cost"]) == {"align", "instruct", "specialize", "evaluate"}
+    assert set(first["cost"]) == {"align", "instruct", "specialize", "polish", "evaluate"}
     held_out = first["tasks"]["zero_shot"]
     assert set(held_out["items"]) == {"Wearing_Earrings"}
     report = (project.home / "runs" / "ci" / "report.html").read_text("utf-8")
     assert "zero_shot" in report or "zero shot" in report.lower()
+    assert "polish" in report
 
 
 def test_staging_answers_an_image(project: Any, first: dict[str, Any]) -> None:
@@ -119,59 +167,6 @@ def test_approved_version_goes_into_production(project: Any, first: dict[str, An
     assert summary["endpoint"] != first["endpoint"]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
-
-
-def start_until(project: Any, name: str, more: tuple[str, ...], step: str) -> subprocess.Popen[bytes]:
-    """Start a run and wait until the named step has progressed past a checkpoint."""
-    events = project.home / "runs" / name / "events.jsonl"
-    command = project.command("pipeline.py", "run", "--name", name, more=more)
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-
-    def reached() -> bool:
-        assert child.poll() is None, "the run ended before it could be stopped"
-        if not events.is_file():
-            return False
-        lines = [json.loads(line) for line in events.read_text("utf-8").splitlines()]
-        return any(
-            e["step"] == step and e.get("progress", 0) >= e.get("total", 1) // 2 for e in lines if "progress" in e
-        )
-
-    wait_for(reached, 240, f"{step} to be half-way")
-    return child
-
-
-def workers(project: Any) -> list[psutil.Process]:
-    """Processes of a run that must not outlive it: all but the servers that stay up, and their supervisors."""
-    stay = {"facemllm.core.processes", "mlflow", "facemllm.serve.server", "uvicorn"}
-    return [p for p in project.processes() if not stay & set(p.cmdline())]
-
-
-def components(project: Any) -> list[psutil.Process]:
-    return [p for p in project.processes() if "kfp.dsl.executor_main" in p.cmdline()]
-
-
-LONGER = ("train.stages.specialize.steps=200", "train.checkpoint_every=20")
-
-
-def test_killed_driver_resumes_from_its_checkpoint(project: Any, first: dict[str, Any]) -> None:
-    child = start_until(project, "second", LONGER, "specialize")
-    assert components(project)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    wait_for(lambda: not components(project), 10, "the step to end with its run")
-    summary = project.run("second", LONGER)
-    found = steps(summary)
-    assert all(found[name]["cached"] for name in (*DATA, "align", "instruct"))
-    assert {name: found[name]["digest"] for name in DATA} == {name: steps(first)[name]["digest"] for name in DATA}
-    assert "resumed at step" in found["specialize"]["figure"]
-    assert summary["model"]["version"] == "2"
-
-
 def test_interrupt_leaves_no_process_behind(project: Any, first: dict[str, Any]) -> None:
     child = start_until(project, "third", ("seed=1",), "ingest")
     child.send_signal(signal.SIGINT)
@@ -183,7 +178,7 @@ def test_lineage_walks_back_to_the_source(project: Any, first: dict[str, Any]) -
     done = project.facemllm("lineage", "1", "--json")
     assert done.returncode == 0, done.stderr
     text = done.stdout
-    for name in ("specialize", "instruct", "align", "reformat", "ingest"):
+    for name in ("polish", "specialize", "instruct", "align", "reformat", "ingest"):
         assert steps(first)[name]["digest"] in text, name
 
 

@@ -12,9 +12,10 @@ import pytest
 from facemllm import settings
 from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.forgetting import forget
+from facemllm.forgetting.erasing import forget
 from facemllm.tables import open_table
-from facemllm.version import diff, has, record, restore
+from facemllm.version.comparing import diff
+from facemllm.version.record import has, record, restore
 
 pytest.importorskip("boto3", reason="pip install dvc-s3")
 

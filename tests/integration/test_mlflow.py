@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import pickle
+import re
 import shutil
 import socket
 import threading
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+import yaml
 
 from facemllm.core import digests
 from facemllm.core.store import Store
@@ -22,7 +25,7 @@ from facemllm.errors import UserError
 from facemllm.promote import approvals, lineage, registry
 from facemllm.report import figures
 from facemllm.settings import Settings, load
-from facemllm.tables import PREDICTIONS, TableWriter
+from facemllm.tables import FACES, PREDICTIONS, TableWriter
 from facemllm.tracking import client as mlflow_client
 from facemllm.tracking import recorded
 from facemllm.tracking import runs as tracking
@@ -55,7 +58,7 @@ METRICS: dict[str, Any] = {
             "items": {"male": {"metric": "accuracy", "value": 0.9, "low": 0.87, "high": 0.93, "n": 140}},
         },
     },
-    "closed_mean": {"value": 0.9, "low": 0.88, "high": 0.92},
+    "closed_mean": {"metric": "balanced_accuracy", "value": 0.9, "low": 0.88, "high": 0.92},
 }
 EVALUATION = "e" * 64
 ADA = "Ada Lovelace"
@@ -113,8 +116,6 @@ def summary(**changed: Any) -> Mapping[str, Any]:
 def test_a_pipeline_and_its_steps_are_runs(settings: Settings, tmp_path: Path, capfd: Any) -> None:
     parent = tracking.start_pipeline(settings, "nightly")
     with tracking.step_run(settings, parent, "ingest", key="k" * 64, inputs={"faces": "f" * 64}) as run:
-        run.log_params({"data": {"identities": 3}})
-        run.log_text("note.txt", "hello")
         run.finish("0" * 64, {"figure": "6 faces", "seconds": 2.5, "cost": {"tokens": 4}})
     with pytest.raises(ZeroDivisionError), tracking.step_run(settings, parent, "align") as failing:
         raise ZeroDivisionError("first line\nsecond line")
@@ -128,24 +129,128 @@ def test_a_pipeline_and_its_steps_are_runs(settings: Settings, tmp_path: Path, c
     expected = {"run": "nightly", "step": "ingest", "key": "k" * 64, "input.faces": "f" * 64, "output": "0" * 64}
     assert {name: step.data.tags[f"facemllm.{name}"] for name in expected} == expected
     assert (step.info.status, step.data.metrics) == ("FINISHED", {"seconds": 2.5, "cost/tokens": 4.0})
-    assert step.data.params == {"ingest.identities": "3"}
     assert run_of(settings, failing.run_id).info.status == "FAILED"
     assert run_of(settings, failing.run_id).data.tags["facemllm.error"] == "first line second line"
     assert run_of(settings, killed.run_id).info.status == "KILLED"
     assert top.info.status == "FINISHED"
-    assert top.data.params["train.stages.align.steps"] == str(settings.train.stages.align.steps)
-    assert top.data.metrics["age/value"] == 6.5
+    assert (top.data.metrics["age/mae"], top.data.metrics["age/mae_low"]) == (6.5, 6.0)
+    assert top.data.metrics["closed_mean/balanced_accuracy"] == 0.9
     assert top.data.metrics["gate/passed"] == 1.0
     assert top.data.metrics["cost/align/tokens"] == 10.0
     assert "step/align/seconds" not in top.data.metrics
     assert top.data.tags["facemllm.approval"] == "pending"
     files = {file.path for file in tracking.connect(settings).list_artifacts(parent)}
-    assert {"summary.json", "report.html"} <= files
+    assert files == {"summary.json", "report.html", "settings.yaml"}
     assert capfd.readouterr().out == ""  # stdout belongs to --json
 
     failed = tracking.start_pipeline(settings, "nightly")
     tracking.finish_pipeline(settings, failed, summary(steps=[{"name": "align", "state": "failed", "seconds": 1.0}]))
     assert run_of(settings, failed).info.status == "FAILED"
+
+
+def test_names_and_parameters_tell_runs_apart(settings: Settings) -> None:
+    lines = ["seed=7", "train.stages.align.steps=11", "model.knowledge.enabled=true"]
+    kept = {name: getattr(settings, name) for name in ("storage", "tracking", "promote")}
+    chosen = load("laptop", lines).model_copy(update=kept)
+    parent = tracking.start_pipeline(chosen, "nightly")
+    runs = {}
+    for step in ("align", "evaluate", "gate"):
+        with tracking.step_run(chosen, parent, step) as run:
+            runs[step] = run_of(chosen, run.run_id)
+    top = run_of(chosen, parent)
+    assert re.fullmatch(r"nightly \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", top.info.run_name)
+    assert [run.info.run_name for run in runs.values()] == [f"{step} {top.info.run_name}" for step in runs]
+
+    said = {"profile", "seed", "model.preset", "train.stages.align.steps", "model.knowledge.enabled"}
+    where = {name for name in top.data.params if name.partition(".")[0] in ("storage", "tracking", "promote")}
+    assert set(top.data.params) - where == said
+    assert top.data.params["train.stages.align.steps"] == "11"
+    params = runs["align"].data.params
+    assert (params["steps"], params["seed"], params["trains.language"]) == ("11", "7", "frozen")
+    assert {"learning_rate", "batch_images", "train.precision", "model.knowledge.tau"} <= set(params)
+    heads = {name.partition(".")[0] for name in params if "." in name}
+    assert heads == {"trains", "tasks", "train", "model"}  # nothing that the stage does not depend on
+    assert not [name for name in params if name.startswith(("model.segmentation", "train.stages"))]
+    assert {name.partition(".")[0] for name in runs["evaluate"].data.params} == {"profile", "seed", "evaluate"}
+    assert "promote.champion_margin" in runs["gate"].data.params
+    whole = tracking.connect(chosen).download_artifacts(parent, "settings.yaml")
+    assert yaml.safe_load(Path(whole).read_text("utf-8")) == chosen.model_dump(mode="json")
+
+
+def test_runs_say_where_they_come_from(settings: Settings) -> None:
+    parent = tracking.start_pipeline(settings, "nightly")
+    with tracking.step_run(settings, parent, "align") as run:
+        pass
+    top, step = run_of(settings, parent).data.tags, run_of(settings, run.run_id).data.tags
+    assert (top["mlflow.source.name"], top["mlflow.source.type"]) == ("pipeline.py", "LOCAL")
+    assert (step["mlflow.source.name"], step["mlflow.source.type"]) == ("components/train.py", "LOCAL")
+    if commit := tracking.commit():
+        expected = (commit.removesuffix("+changes"), str(commit.endswith("+changes")).lower())
+        assert (step["mlflow.source.git.commit"], step["mlflow.source.git.dirty"]) == expected
+    on_cluster = tracking.join_pipeline(settings, "a run of a cluster")
+    assert run_of(settings, on_cluster).data.tags["mlflow.source.type"] == "JOB"
+
+
+def test_the_experiment_is_model_training(settings: Settings) -> None:
+    client = tracking.connect(settings)
+    name, kind = tracking.KIND
+    old = client.create_experiment(settings.tracking.experiment)  # as an earlier release left it
+    assert tracking.experiment_id(settings, client) == old
+    assert client.get_experiment(old).tags[name] == kind
+    client.set_experiment_tag(old, name, "genai_development")
+    tracking.experiment_id(settings, client)
+    assert client.get_experiment(old).tags[name] == "genai_development"  # whoever chose another keeps it
+    other = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"experiment": f"{old}-new"})})
+    new = tracking.experiment_id(other, client)
+    assert client.get_experiment(new).tags[name] == kind
+    expected = f"{settings.tracking.uri}/#/experiments/{new}/runs?workflowType=machine_learning"
+    assert tracking.experiment_url(other) == expected
+
+
+def test_tables_are_datasets_of_the_runs_that_read_them(settings: Settings, tmp_path: Path) -> None:
+    with TableWriter(tmp_path / "table", FACES) as writer:
+        writer.write([{"image_id": "1", "image": {"bytes": b"x", "path": None}, "source": "render", "split": "train"}])
+    digest = writer.manifest["digest"]
+    Store(settings.home).keep("k", tmp_path / "table", digest, {"step": "reformat"})
+    parent = tracking.start_pipeline(settings, "r")
+    read: dict[str, Any] = {}
+    for step, inputs in {"align": {"conversations": digest}, "gate": {"evaluation": digest}}.items():
+        with tracking.step_run(settings, parent, step, inputs=inputs) as run:
+            read[step] = run_of(settings, run.run_id).inputs.dataset_inputs
+    steps = [{"name": "reformat", "state": "cached", "seconds": None, "digest": digest}]
+    tracking.finish_pipeline(settings, parent, summary(steps=steps))
+    for found, context in ((read["align"], "training"), (run_of(settings, parent).inputs.dataset_inputs, "training")):
+        ((dataset, tags),) = ((one.dataset, one.tags) for one in found)
+        assert (dataset.name, dataset.digest, dataset.source_type) == ("conversations", digest[:12], "local")
+        assert json.loads(dataset.source) == {"uri": str(settings.home / "store" / digest)}
+        assert json.loads(dataset.profile) == {"num_rows": 1}
+        assert [(tag.key, tag.value) for tag in tags] == [("mlflow.data.context", context)]
+    assert read["gate"] == []
+
+
+def test_the_note_leads_to_the_report_and_to_runs_that_were_recalled(settings: Settings, tmp_path: Path) -> None:
+    with tracking.step_run(settings, tracking.start_pipeline(settings, "r"), "align") as trained:
+        pass
+    (tmp_path / "model").mkdir()
+    Store(settings.home).keep("k", tmp_path / "model", "a" * 64, {"step": "align", "run_id": trained.run_id})
+    steps = [
+        {"name": "align", "state": "cached", "seconds": 3.0, "digest": "a" * 64, "figure": "loss 1.5 | 10 steps"},
+        {"name": "deploy", "state": "done", "seconds": 1.0, "digest": "a" * 64, "figure": "http://host"},
+    ]
+    (tmp_path / "report.html").write_text("<p>report</p>")
+    again = tracking.start_pipeline(settings, "r")
+    tracking.finish_pipeline(settings, again, summary(steps=steps), tmp_path)
+    run = run_of(settings, again)
+    pages = f"#/experiments/{run.info.experiment_id}/runs"
+    view = "?workflowType=machine_learning"
+    assert run.data.tags["mlflow.note.content"].splitlines() == [
+        f"[Report]({pages}/{again}/artifacts/report.html{view})",
+        "",
+        "| step | state | |",
+        "|---|---|---|",
+        f"| [align]({pages}/{trained.run_id}{view}) | recalled | loss 1.5 / 10 steps |",
+        "| deploy | done | http://host |",
+    ]
 
 
 def test_runs_of_a_killed_process_are_reaped(settings: Settings) -> None:
@@ -196,9 +301,9 @@ def test_an_evaluation_is_logged(settings: Settings, tmp_path: Path) -> None:
         run.log_evaluation(METRICS, tmp_path / "evaluation")
     client = tracking.connect(settings)
     logged = client.get_run(run.run_id).data.metrics
-    assert logged["gender/male/low"] == 0.87
+    assert logged["gender/male/accuracy_low"] == 0.87
     assert logged["age/baseline_majority"] == 14.2
-    assert logged["closed_mean/value"] == 0.9
+    assert logged["closed_mean/balanced_accuracy"] == 0.9
     files = {Path(file.path).name for file in client.list_artifacts(run.run_id, "evaluation")}
     assert files == {"results.json", "answers.json", "intervals.png", "metrics.json"}
     assert len(table_rows(client, run.run_id, "evaluation/answers.json")) == 60
@@ -229,7 +334,7 @@ def test_the_same_bytes_are_one_version(settings: Settings, model: Path) -> None
     assert "model_card.md" in {file.path for file in client.list_artifacts(parent)}
     logged = client.get_logged_model(first.source.removeprefix("models:/"))
     assert (str(logged.status), logged.source_run_id) == ("READY", parent)
-    assert {"age/value", "gender/value"} <= {metric.key for metric in logged.metrics}
+    assert {"age/mae", "gender/accuracy"} <= {metric.key for metric in logged.metrics}
     assert register(settings, model, parent).version == 1
 
     (model / "config.json").write_text('{"other": 1}')
@@ -244,6 +349,19 @@ def test_the_same_bytes_are_one_version(settings: Settings, model: Path) -> None
     for unknown in ("7", "nobody", "", "../1"):
         with pytest.raises(UserError, match="there are 2, 1, candidate, champion"):
             registry.find_version(settings, unknown)
+
+
+def test_a_version_has_a_signature_and_no_code(settings: Settings, model: Path, mlflow_server: Any) -> None:
+    version = register(settings, model)
+    held = stored_files(settings, version, mlflow_server.artifacts)
+    assert {path.name for path in held.iterdir()} == {path.name for path in model.iterdir()} | {registry.MLMODEL}
+    address = f"{mlflow_server.uri}/model-versions/get-artifact"  # where the version's page reads its schema
+    asked = requests.get(address, {"path": "MLmodel", "name": version.name, "version": "1"}, timeout=30)
+    stored = yaml.safe_load(asked.text)
+    signature = {name: json.loads(stored["signature"][name]) for name in ("inputs", "outputs")}
+    assert [(one["name"], one["type"]) for one in signature["inputs"]] == [("image", "binary"), ("question", "string")]
+    assert [one["name"] for one in signature["outputs"]] == ["answer", "value"]
+    assert not stored.get("flavors")
 
 
 def test_a_refused_model_is_not_registered(settings: Settings, model: Path) -> None:
@@ -321,7 +439,7 @@ def test_a_person_decides_and_nothing_is_lost(settings: Settings, model: Path) -
 
     decided = approvals.approve(settings, "candidate", ADA, "figures hold")
     assert (decided.by, decided.digest, decided.version) == (ADA, version.digest, 1)
-    assert approvals.decision(settings, 1) == decided
+    assert approvals.read_decision(registry.find_version(settings, 1)) == (decided, None)
     assert approvals.require_approved(settings, 1).digest == version.digest
     approvals.reject(settings, 1, "Grace Hopper", "too weak on age")
     assert approvals.state(settings, 1) == "rejected"
@@ -342,7 +460,7 @@ def test_a_decision_about_other_bytes_counts_as_none(settings: Settings, model: 
     client = tracking.connect(settings)
     client.set_model_version_tag(version.name, "1", registry.DIGEST, "b" * 64)
     assert approvals.state(settings, 1) == "pending"
-    assert approvals.decision(settings, 1) is None
+    assert approvals.list_versions(settings)[0]["by"] is None
     with pytest.raises(UserError, match="about other bytes"):
         approvals.require_approved(settings, 1)
     client.set_model_version_tag(version.name, "1", registry.DIGEST, version.digest)

@@ -114,13 +114,13 @@ def test_a_task_of_ones_own_goes_all_the_way(project):
     assert ">view<" in (project / "work/report.html").read_text()
 
 
-def test_its_code_counts_in_the_keys_of_what_is_made_of_it(project):
-    digest = "from facemllm.core import digests; print(digests.of_code('facemllm.reformat.run'))"
-
-    def key(folder):
+def test_its_code_counts_where_it_is_asked_and_only_there(project):
+    def key(folder, asked):
+        digest = f"from facemllm.core import digests; print(digests.of_code('facemllm.reformat.run', {asked}))"
         environment = {**os.environ, "PYTHONPATH": str(folder)}
         return subprocess.run(
             [sys.executable, "-c", digest], cwd=folder, env=environment, capture_output=True, text=True, check=True
         ).stdout
 
-    assert key(project) != key(PROJECT)
+    assert key(project, ("age", "view")) != key(PROJECT, ("age", "view"))
+    assert key(project, ("age",)) == key(PROJECT, ("age",))

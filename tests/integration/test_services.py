@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -14,17 +13,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
 
 from facemllm.core import services
-from facemllm.core.processes import Record, Spec, healthy
-from facemllm.core.servers import RAY_PORTS, Service
+from facemllm.core.processes import Record, Service, boot_id, trouble
 from facemllm.errors import UserError
-from facemllm.settings import Settings, load
+from facemllm.settings import RAY_PORTS, Settings, load
 
 pytestmark = pytest.mark.integration
 
@@ -133,44 +130,31 @@ def test_a_killed_supervisor_leaves_nothing_that_is_not_found(settings: Settings
     service = fake(settings, "daemon", *(["stubborn"] if then == "down" else []))
     running = services.up(settings, "staging", service)
     before = record(settings)
-    os.kill(before.supervisor.pid, signal.SIGKILL)
-    eventually(lambda: before.supervisor.process() is None)
-    assert {p.name() for p in services.orphans(settings)} >= {"sleep"}  # the server itself is told by the kernel
+    supervisor = before.supervised()
+    assert supervisor
+    supervisor.kill()
+    eventually(lambda: before.supervised() is None)
+    assert {p.name() for p in before.members()} >= {"sleep"}  # the server itself is told by the kernel
     assert state(settings).state == "orphaned"
     if then == "up":
         assert services.up(settings, "staging", service).pid != running.pid
     else:
         services.down(settings)
     assert before.members() == []
-    assert services.orphans(settings) == []
 
 
 def test_a_server_that_hangs_is_replaced(settings: Settings, tmp_path: Path) -> None:
-    port, path = settings.services.staging_port, tmp_path / "hanging.json"
-    spec = Spec(
-        name="hanging",
-        command=(sys.executable, "-c", ANSWERING, str(port)),
-        health=(f"http://127.0.0.1:{port}",),
-        record=str(path),
-        token="t",
-        digest="",
-        port=port,
-        url="",
-        restart=True,
-        start_timeout_s=20,
-        check_every_s=0.3,
-        failures=2,
-        grace_s=0.5,
-    )
-    (tmp_path / "spec").write_text(json.dumps(asdict(spec)))
-    supervisor = subprocess.Popen([sys.executable, "-m", "facemllm.core.processes", str(tmp_path / "spec")])
+    service, path = fake(settings), tmp_path / "hanging.json"
+    quick = {"check_every_s": 0.3, "failures": 2, "grace_s": 0.5}
+    Record(service, "t", boot_id(), time.time(), 20, **quick).write(path)  # type: ignore[arg-type]
+    supervisor = subprocess.Popen([sys.executable, "-m", "facemllm.core.processes", str(path)])
     try:
         eventually(lambda: (found := Record.read(path)) and found.answered)
         first = Record.read(path)
         assert first
         assert first.child
         os.kill(first.child.pid, signal.SIGSTOP)
-        eventually(lambda: (found := Record.read(path)) and found.restarts == 1 and healthy(spec.health))
+        eventually(lambda: (found := Record.read(path)) and found.restarts == 1 and not trouble(service.health))
         assert first.child.process() is None
     finally:
         supervisor.terminate()
@@ -181,7 +165,7 @@ def test_a_port_of_someone_else_is_named_with_its_holder(settings: Settings) -> 
     port = settings.services.staging_port
     stranger = subprocess.Popen([sys.executable, "-c", ANSWERING, str(port)])
     try:
-        eventually(lambda: healthy((f"http://127.0.0.1:{port}",)))
+        eventually(lambda: not trouble((f"http://127.0.0.1:{port}",)))
         with pytest.raises(UserError, match=rf"port {port} .*process {stranger.pid} .*services.staging_port="):
             services.up(settings, "staging", fake(settings))
         assert stranger.poll() is None

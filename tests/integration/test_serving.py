@@ -255,7 +255,7 @@ def test_a_fault_of_ours_tells_the_client_nothing() -> None:
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
-    from facemllm.serve.rest import add_handlers
+    from facemllm.serve.server import add_handlers
 
     app = FastAPI()
     add_handlers(app)

@@ -75,8 +75,8 @@ def test_one_stage_is_a_selection_of_the_three():
     (cell,) = planned(one={"set": [], "stages": ["specialize"]}, seeds=[0])
     assert cell.stages == ("specialize",)
     assert len(cell.keys) == 1
-    with pytest.raises(ValueError, match="in that order"):
-        Variant(says="odd", set=[], stages=["instruct", "align"])
+    with pytest.raises(UserError, match="in that order"):
+        planned(odd={"set": [], "stages": ["instruct", "align"]})
 
 
 def test_a_variant_with_refused_settings_is_named():
@@ -221,7 +221,7 @@ def test_words_say_a_loss_as_plainly_as_a_gain():
 
 def test_the_page_holds_every_variant_and_what_it_was_made_with():
     results = {
-        "command": "facemllm ablate CONVERSATIONS OUT",
+        "command": "python -m studies.ablation CONVERSATIONS OUT",
         "baseline": "base",
         "controls": {},
         "says": {"base": "plain", "good": "better", "same": "alike"},

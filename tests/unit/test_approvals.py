@@ -156,11 +156,11 @@ def test_history_keeps_its_order_and_what_it_cannot_read() -> None:
 
 def test_metric_names_are_stable() -> None:
     flat = figures.task_metrics(TASKS)
-    assert flat["age/value"] == 6.5
+    assert (flat["age/mae"], flat["age/mae_low"], flat["gender/accuracy"]) == (6.5, 6.0, 0.9)
     assert flat["age/baseline_majority"] == 14.2
-    assert flat["head_pose/yaw/low"] == 3.1
+    assert flat["head_pose/yaw/mae_low"] == 3.1
     assert flat["head_pose/yaw/baseline_majority"] == 15.0
-    assert "gender/low" not in flat
+    assert "gender/accuracy_low" not in flat
     assert not [name for name in figures.task_metrics(TASKS, items=False) if "yaw" in name]
 
 
@@ -282,20 +282,36 @@ def test_lineage_walks_to_the_sources_while_mlflow_is_away(home: Settings) -> No
     assert kinds[0] == "evaluate"
     assert {"reformat", "ingest", "source", "specialize", "align", "run", "commit"} <= set(kinds)
     assert [link["id"] for link in links if link["kind"] == "source"] == ["render"]
-    assert [link["facts"].get("told") for link in links if link["kind"] == "reformat"] == [None, "above", "above"]
+    notes = [link["facts"].get("note") for link in links if link["kind"] == "reformat"]
+    assert notes == [None, "see above", "see above"]
     assert links[-1] == {"depth": 0, "kind": "note", "id": lineage.AWAY, "facts": {}}
     json.dumps(links)
 
 
-def test_lineage_prints_a_tree(home: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lineage_prints_a_line_a_result(home: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     lineage.show(lineage.lineage(home, DIGEST[:8]))
-    out = capsys.readouterr().out
-    assert "specialize aaaaaaaaaaaa" in out
-    assert "source render" in out
+    lines = [line.lstrip("│├└─ ") for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "specialize aaaaaaaaaaaa  run run-spec  commit 1234567"
+    faces = next(line for line in lines if line.startswith("ingest"))
+    assert re.fullmatch(r"ingest [0-9a-f]{12}  1 face", faces)  # no cost, no settings of the table
+    assert next(line for line in lines if line.startswith("source")).startswith("source render  CC0")
+    assert [line.split()[0] for line in lines] == [
+        *("specialize", "reformat", "ingest", "source", "align", "reformat", "note"),
+    ]
 
 
-def test_lineage_names_what_is_behind_a_model(home: Settings) -> None:
-    assert list(lineage.behind(Store(home.home), DIGEST)) == ["specialize", "align", "reformat", "ingest"]
+def test_the_store_names_what_is_behind_a_model(home: Settings) -> None:
+    behind = Store(home.home).behind(DIGEST)
+    assert set(behind) == {"specialize", "align", "reformat", "ingest"}
+    assert behind["align"]["digest"] == "d" * 64
+
+
+def test_promotion_has_no_circle_of_imports() -> None:
+    found = {}
+    for name in ("registry", "approvals", "lineage"):
+        text = Path(f"facemllm/promote/{name}.py").read_text("utf-8")
+        found[name] = set(re.findall(r"^ *from facemllm\.promote\.(\w+) import", text, re.MULTILINE))
+    assert found == {"registry": set(), "approvals": {"registry"}, "lineage": {"registry", "approvals"}}
 
 
 def test_lineage_of_nothing_is_refused(home: Settings) -> None:

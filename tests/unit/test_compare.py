@@ -17,11 +17,10 @@ from typer.testing import CliRunner
 from facemllm import tasks
 from facemllm.cli import main as cli
 from facemllm.errors import UserError
-from facemllm.evaluate.compare import BETTER, SAME, WORSE, by_task, compare, judged, summary
-from facemllm.evaluate.find import find
-from facemllm.promote import registry
+from facemllm.evaluate import compare as room
 from facemllm.report.comparison import write_page
 from facemllm.report.terminal import shown
+from facemllm.scoring.paired import BETTER, SAME, WORSE, by_task, by_verdict, judged
 from facemllm.settings import Settings, load
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, open_table, pairs
 from facemllm.tracking import client as mlflow_client
@@ -29,6 +28,19 @@ from tests import evaluation_example as example
 
 HOSTILE = "<script>alert(1)</script>"
 RUN_ID = "0123456789abcdef0123456789abcdef"
+
+
+def unregistered(name: str) -> str:
+    """A registry that knows no version."""
+    raise UserError(f"no version {name}")
+
+
+def compare(settings: Settings, first: str, second: str, conversations: Path | None = None) -> dict[str, Any]:
+    return room.compare(settings, first, second, unregistered, conversations)
+
+
+def find(settings: Settings, name: str) -> room.Found:
+    return room.find(settings, name, unregistered)
 
 
 def judged_example(names: tuple[str, str] = ("laptop", "ablation")) -> dict[str, Any]:
@@ -132,7 +144,7 @@ def test_a_worse_model_is_told_to_be_worse(settings: Settings, runs: dict[str, s
     assert found["figures"]["age"]["verdict"] == WORSE
     assert found["figures"]["age"]["difference"]["value"] == pytest.approx(7.0)
     assert found["groups"]["expression"]["gender"]["female"]["verdict"] == WORSE
-    assert summary(found)[WORSE] == ["age", "expression"]
+    assert by_verdict(found)[WORSE] == ["age", "expression"]
     json.dumps(found)
     turned = compare(settings, "poor", "good")
     assert {entry["verdict"] for entry in turned["figures"].values()} == {BETTER}
@@ -144,10 +156,9 @@ def test_every_way_to_name_an_evaluation(
     settings: Settings, runs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = settings.home / "store" / runs["good"]
-    version = SimpleNamespace(evaluation=runs["good"])
-    monkeypatch.setattr(registry, "find_version", lambda settings, name: {"3": version, "champion": version}[name])
-    ways = ["good", str(settings.runs / "good"), str(folder), runs["good"][:8], runs["good"], "3", "champion"]
-    assert {find(settings, way).folder for way in ways} == {folder}
+    versions = dict.fromkeys(("3", "champion"), runs["good"])
+    names = ["good", str(settings.runs / "good"), str(folder), runs["good"][:8], runs["good"], *versions]
+    assert {room.find(settings, name, versions.__getitem__).folder for name in names} == {folder}
 
     client = SimpleNamespace(
         get_run=lambda run_id: SimpleNamespace(data=SimpleNamespace(tags=tags)),
@@ -167,8 +178,6 @@ def test_every_way_to_name_an_evaluation(
 def test_a_run_of_another_profile_is_found_in_its_home(
     settings: Settings, runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from facemllm.evaluate import find as room
-
     other = load("ci", [f"storage.home={tmp_path / 'elsewhere'}", f"storage.runs={settings.runs}"])
     monkeypatch.setattr(room, "load", lambda profile: settings)
     assert find(other, "good").home == settings.home
@@ -177,7 +186,7 @@ def test_a_run_of_another_profile_is_found_in_its_home(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nothing", "no run folder .*nothing, and no MLflow server"),
+        ("nothing", "no run folder .*nothing, and no version nothing; give a run's name"),
         ("no/such/folder", "holds neither metrics.json nor summary.json"),
         ("ffffff", "0 results begin with 'ffffff'"),
         ("stopped", "'stopped' did not come to its evaluation"),

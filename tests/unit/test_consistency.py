@@ -3,7 +3,6 @@ import pytest
 from facemllm import settings as settings_module
 from facemllm.knowledge.relations import RELATIONS
 from facemllm.scoring import consistency
-from facemllm.scoring.contradictions import check
 from facemllm.tasks import all_names, get
 from tests.scored import sheet_of
 
@@ -62,7 +61,7 @@ def test_what_is_not_said_contradicts_nothing(settings):
     assert overall["model"] == {"value": None, "low": None, "high": None, "n": 0}
     assert all(entry["broken_by_model"] is None and entry["n"] == 0 for entry in found.values())
     half = ["No_Beard", None, None, "yes", None, "true", "Bald", None]
-    assert not any(broken.any() for _, broken in check(sheet_of(FACES), half).values())
+    assert not any(broken.any() for _, broken in consistency.check(sheet_of(FACES), half).values())
 
 
 def test_a_caption_is_held_against_the_answers(settings):

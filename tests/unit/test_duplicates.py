@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm.ingest.duplicates import Census, look
+from facemllm.core.images import perceptual_hash as hashed
+from facemllm.ingest.duplicates import Census
 
 BITS = 14
 
@@ -37,10 +38,10 @@ def census(*rows: tuple[int | str, bytes, str, str | None]) -> Census:
     return found
 
 
-def test_a_look_survives_saving_and_shrinking_and_tells_pictures_apart() -> None:
-    looks = [look(noise(seed)) for seed in range(20)]
-    assert max(distance(code, look(again(noise(seed)))) for seed, code in enumerate(looks)) <= BITS
-    assert min(distance(a, b) for a, b in itertools.combinations(looks, 2)) > 60
+def test_a_perceptual_hash_survives_saving_and_shrinking_and_tells_pictures_apart() -> None:
+    hashes = [hashed(noise(seed)) for seed in range(20)]
+    assert max(distance(code, hashed(again(noise(seed)))) for seed, code in enumerate(hashes)) <= BITS
+    assert min(distance(a, b) for a, b in itertools.combinations(hashes, 2)) > 60
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -48,30 +49,32 @@ def test_a_look_survives_saving_and_shrinking_and_tells_pictures_apart() -> None
 def test_of_a_pair_in_two_splits_the_one_farther_from_the_test_goes(
     near: str, far: str, order: tuple[int, int]
 ) -> None:
-    rows = [("a", look(noise(1)), near, None), ("b", look(again(noise(1))), far, None)]
+    rows = [("a", hashed(noise(1)), near, None), ("b", hashed(again(noise(1))), far, None)]
     dropped = census(*(rows[n] for n in order)).dropped()
     assert set(dropped) == {order.index(1)}
     assert f"of the {near} split" in next(iter(dropped.values()))
 
 
 def test_in_one_split_the_later_goes_unless_both_are_of_one_person() -> None:
-    code, copy = look(noise(1)), look(again(noise(1)))
+    code, copy = hashed(noise(1)), hashed(again(noise(1)))
     assert set(census(("a", code, "train", None), ("b", copy, "train", None)).dropped()) == {1}
     assert set(census(("a", code, "train", "x"), ("b", copy, "train", "y")).dropped()) == {1}
     assert not census(("a", code, "train", "x"), ("b", copy, "train", "x")).dropped()
 
 
 def test_the_very_same_bytes_stay_once_even_of_one_person() -> None:
-    code = look(noise(1))
+    code = hashed(noise(1))
     dropped = census(
-        ("a", code, "train", "x"), ("a", code, "train", "x"), ("c", look(noise(2)), "train", "x")
+        ("a", code, "train", "x"), ("a", code, "train", "x"), ("c", hashed(noise(2)), "train", "x")
     ).dropped()
     assert dropped == {1: "the same picture as row 0 of the train split"}
 
 
 def test_a_person_in_several_splits_keeps_the_one_nearest_the_test() -> None:
-    rows = [(n, look(noise(n)), split, "x") for n, split in enumerate(["train", "test", "validation", "train", "test"])]
-    dropped = census(*rows, (9, look(noise(9)), "train", "y"), (10, look(noise(10)), "train", None)).dropped()
+    rows = [
+        (n, hashed(noise(n)), split, "x") for n, split in enumerate(["train", "test", "validation", "train", "test"])
+    ]
+    dropped = census(*rows, (9, hashed(noise(9)), "train", "y"), (10, hashed(noise(10)), "train", None)).dropped()
     assert set(dropped) == {0, 2, 3}
     assert set(dropped.values()) == {"the same person stands in the test split"}
 
@@ -90,8 +93,8 @@ def test_every_pair_within_the_bits_is_found_and_none_beyond() -> None:
 
 
 def test_groups_are_counted_before_and_after() -> None:
-    code = look(noise(1))
-    found = census(("a", code, "train", None), ("b", code, "test", None), ("c", look(noise(3)), "train", None))
+    code = hashed(noise(1))
+    found = census(("a", code, "train", None), ("b", code, "test", None), ("c", hashed(noise(3)), "train", None))
     dropped = found.dropped()
     assert found.counted({}) == {"split": {"test": 1, "train": 2}}
     assert found.counted(dropped) == {"split": {"test": 1, "train": 1}}
@@ -99,14 +102,14 @@ def test_groups_are_counted_before_and_after() -> None:
 
 
 def test_what_looks_like_a_forgotten_picture_goes_whatever_its_split_or_person() -> None:
-    found = census(("a", look(again(noise(1))), "test", "x"), ("b", look(noise(2)), "test", "x"))
-    found.bar(look(noise(1)))
+    found = census(("a", hashed(again(noise(1))), "test", "x"), ("b", hashed(noise(2)), "test", "x"))
+    found.bar(hashed(noise(1)))
     assert found.dropped() == {0: "forgotten"}
     assert found.report({0: "forgotten"}) == {"forgotten, test": 1}
 
 
 def test_thousands_of_frames_of_one_person_cost_no_memory_for_their_pairs() -> None:
-    code = look(noise(1))
+    code = hashed(noise(1))
     found = census(*((n, code, "train", "x") for n in range(1500)))
     assert next(found._alike(), None) is None
     assert not found.dropped()

@@ -10,9 +10,8 @@ from PIL import Image
 
 from facemllm import settings as settings_module
 from facemllm.errors import UserError
-from facemllm.evaluate.characteristics import CHARACTERISTICS
-from facemllm.evaluate.run import evaluate
-from facemllm.evaluate.score import score
+from facemllm.evaluate.run import evaluate, score
+from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.tables import PREDICTIONS, mapping, open_table
 
 FEMALE = {8, 9, 10}
@@ -28,10 +27,14 @@ class SeesMaps:
     def __init__(self):
         self.shown = []
 
-    def score(self, images, questions, maps):
+    def score_faces(self, images, questions, maps):
         self.shown += maps
         return [
-            [self._one(query, read(shown)) for query in asked] for asked, shown in zip(questions, maps, strict=True)
+            SimpleNamespace(
+                answers=[self._one(query, read(shown)) for query in asked],
+                characteristics=dict(zip(self.characteristic_names, self._scores(read(shown)), strict=False)),
+            )
+            for asked, shown in zip(questions, maps, strict=True)
         ]
 
     def _one(self, query, parts):
@@ -41,9 +44,6 @@ class SeesMaps:
 
     def generate_batch(self, images, questions, max_new_tokens, maps):
         return ["A face."] * len(images)
-
-    def characteristics(self, images, maps):
-        return [dict(zip(self.characteristic_names, self._scores(read(shown)), strict=True)) for shown in maps]
 
     def _scores(self, parts):
         if parts == 18:
@@ -144,7 +144,7 @@ def test_a_model_without_the_branch_has_no_scores(table, tmp_path):
 
 def test_a_broken_map_ends_the_evaluation_and_leaves_nothing(table, tmp_path):
     class Strict(SeesMaps):
-        def score(self, images, questions, maps):
+        def score_faces(self, images, questions, maps):
             raise UserError("the segmentation map is no readable PNG")
 
     with pytest.raises(UserError, match="no readable PNG"):

@@ -97,7 +97,7 @@ def test_nothing_is_said_without_groups(settings):
 def test_equal_groups_raise_a_false_alarm_no_more_often_than_stated(settings):
     rows, groups = asked(images=2)
     sheet = sheet_of(rows, only(groups, "age_band"))
-    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"bootstrap": 200})})
+    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"bootstrap": 100})})
     seeds, found, beyond = 60, 0, 0
     for seed in range(seeds):
         draw = np.random.default_rng(seed)
@@ -121,7 +121,7 @@ def small_and_large(small, large, right):
 @pytest.mark.parametrize(("people", "skill"), [(20, 0.95), (20, 0.7), (40, 0.95), (40, 0.7)])
 def test_a_small_group_of_a_strong_model_raises_no_false_alarm(settings, people, skill):
     """Twenty people of whom nobody or one is wrong resample to hardly any error."""
-    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"bootstrap": 200})})
+    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"bootstrap": 100})})
     alarms = found = 0
     for seed in range(40):
         for less in (0.0, 0.4):
@@ -139,7 +139,7 @@ def test_a_small_group_of_a_strong_model_raises_no_false_alarm(settings, people,
 
 def test_rare_classes_raise_no_false_alarm(settings):
     """Of thirty people in each group one or two have an attribute; whether they are told makes half of its figure."""
-    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"bootstrap": 200})})
+    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"bootstrap": 100})})
     items = ("Bangs", "Wearing_Hat", "Wearing_Earrings", "Wearing_Lipstick")
     alarms = 0
     for seed in range(80):
@@ -204,7 +204,7 @@ def test_what_exceeds_a_limit_is_corrected_for_all_gaps_of_the_task(settings):
 def test_a_gap_at_the_very_limit_is_refused_at_most_one_time_in_twenty(settings):
     rows, groups = asked()
     sheet = sheet_of(rows, only(groups, "gender"))
-    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"bootstrap": 200})})
+    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"bootstrap": 100})})
     male = np.array([groups[row[0]]["gender"] == "male" for row in rows])
     refused = 0
     for seed in range(60):

@@ -19,14 +19,16 @@ from facemllm.asking.store import Replies, Reply
 from facemllm.core import digests
 from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.forgetting import erasing, forget, render
+from facemllm.forgetting import erasing
 from facemllm.forgetting import models as models_room
 from facemllm.forgetting.copies import Copy
+from facemllm.forgetting.erasing import forget, render
 from facemllm.ingest.run import import_source
 from facemllm.promote import registry
 from facemllm.tables import FACES, PREDICTIONS, TableWriter, open_table, subject_id
-from facemllm.version import has, log, record, render_log, restore, rewriting
+from facemllm.version import rewriting
 from facemllm.version.archive import Archive, archive
+from facemllm.version.record import has, log, record, render_log, restore
 from facemllm.version.repository import Repository
 from facemllm.version.tombstones import Marks, Tombstones, name_id
 
@@ -367,7 +369,7 @@ def test_decisions_come_from_the_registry(place, monkeypatch):
     decided |= {"evaluation": "e" * 64, "at": "2026-01-01T00:00:00+00:00"}
     common = {"name": "m", "gate": "passed", "evaluation": "e" * 64, "source": "", "run_id": "", "created": ""}
     tags = {"facemllm.decision": json.dumps(decided)}
-    lineage = {"facemllm.promote.lineage": json.dumps({"reformat": "c" * 64})}
+    lineage = {"facemllm.lineage": json.dumps({"reformat": "c" * 64})}
     versions = [
         registry.Version(version=3, digest="f" * 64, description="", tags=lineage, **common),
         registry.Version(version=2, digest="d" * 64, description="", tags=tags, aliases=("champion",), **common),

@@ -206,3 +206,10 @@ def test_a_header_is_looked_at_without_decoding():
         warnings.simplefilter("error")
         image = images.checked(stored(plain(), "JPEG")[:-10])
     assert (image.format, image.size) == ("JPEG", (16, 12))
+
+
+def test_the_perceptual_hash_is_the_one_that_tombstones_hold():
+    across, down = np.meshgrid(np.arange(96), np.arange(64))
+    drawn = np.stack([across * 2, down * 3, (across * down) % 256], axis=-1).astype(np.uint8)
+    stored = "8000006f05ff0ffe17f81fc03f013e077e1f3c3f783c78f870f070e371c36387"
+    assert images.perceptual_hash(Image.fromarray(drawn)).hex() == stored

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
+import subprocess
+import sys
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -16,10 +18,12 @@ from PIL import Image
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.ingest import importing
-from facemllm.ingest.importing import LOOK, fingerprint, imported, options_of, split_of
-from facemllm.ingest.reader import Face, Refuse, Refused
+from facemllm.ingest.importing import HASH, fingerprint, imported, options_of, split_of
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused
+from facemllm.ingest.run import import_source
+from facemllm.ingest.step import STEP
 from facemllm.settings import Source, load
-from facemllm.tables import mapping, subject_id
+from facemllm.tables import FACES, Table, TableWriter, mapping, open_table, subject_id
 
 
 def png(pixels):
@@ -44,7 +48,7 @@ def run(tmp_path, monkeypatch):
     """`run(faces, *settings, official=(), workers=0)`: what an import makes of a reader that gives these."""
 
     def go(faces, *settings, official=(), workers=0):
-        fake = SimpleNamespace(KEY="fake", OPTIONS={}, OFFICIAL=official, read=lambda root, options: iter(faces))
+        fake = Reader(lambda root, options: iter(faces), official=official)
         monkeypatch.setattr(importing, "reader", lambda name: fake)
         data = load("laptop", list(settings)).ingest
         return imported(Source(name="imagefolder", root=str(tmp_path)), data, workers)
@@ -61,7 +65,7 @@ def test_a_row_holds_what_the_face_says(run):
     data = png(squares())
     labels = {"attributes": {"Young": True, "Bald": False}, "action_units": {"AU1": 2.0}, "age": 30.0}
     row = one(run, Face(file="a.png", source_id="a", image=data, subject="Anna", split="test", labels=labels))
-    assert len(row.pop(LOOK)) == 32
+    assert len(row.pop(HASH)) == 32
     assert (row["source"], row["source_id"], row["split"]) == ("imagefolder", "a", "test")
     assert row["subject_id"] == subject_id("imagefolder", "Anna")
     assert row["original_id"] == hashlib.sha256(data).hexdigest()
@@ -341,3 +345,92 @@ def test_a_fingerprint_changes_with_the_files_and_only_with_them(tmp_path):
     (tmp_path / "3.jpg").unlink()
     assert fingerprint(source) == seen[0]
     assert fingerprint(Source(name="render")) == ""
+
+
+def test_a_mended_reader_and_no_other_changes_the_key_of_ingest(tmp_path, monkeypatch):
+    settings = load("laptop", [f"ingest.sources=[{{name: imagefolder, root: {tmp_path}}}]"])
+    mended, of_file = set(), digests.of_file
+    monkeypatch.setattr(digests, "of_file", lambda path: "mended" if path.name in mended else of_file(path))
+
+    def key(*names):
+        mended.clear()
+        mended.update(names)
+        digests.of_code.cache_clear()
+        return STEP.sections(settings), digests.of_code(STEP.module)
+
+    before = key()
+    assert key("imagefolder.py") != before
+    assert key("labels.py") != before
+    assert key("celeba.py") == before
+    digests.of_code.cache_clear()
+    assert set(importing.code_of([Source(name="render"), Source(name="fgnet")])) == {"fgnet"}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 300 pictures, number 3 of which is number 7 again."""
+    (tmp_path / "mine").mkdir()
+    for number in range(300):
+        noise = np.random.default_rng(7 if number == 3 else number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        image = Image.fromarray(noise).resize((32, 32), Image.Resampling.BICUBIC)
+        image.save(tmp_path / f"mine/{number:03d}.png")
+    (tmp_path / "mine/odd.txt").touch()
+    return Source(name="imagefolder", root=str(tmp_path / "mine"))
+
+
+def test_a_table_is_written_once_whatever_is_dropped_from_it(pictures, tmp_path, monkeypatch):
+    tables, enter = [], TableWriter.__enter__
+    monkeypatch.setattr(TableWriter, "__enter__", lambda table: tables.append(table.out) or enter(table))
+    monkeypatch.setattr(Table, "iterate", None)  # no row is read back as Python values
+    settings = load("laptop", [f"storage.home={tmp_path}/home"])
+    manifest = import_source(settings, pictures, tmp_path / "faces")
+    assert tables == [tmp_path / "faces"]
+    monkeypatch.undo()
+    assert (manifest["rows"], manifest["quarantined"]) == (299, 2)
+    table = open_table(tmp_path / "faces", FACES)
+    (_, dropped) = table.refused()
+    assert (dropped["file"], dropped["row"]) in (("imagefolder/003", 3), ("imagefolder/007", 7))
+    with TableWriter(tmp_path / "plain", FACES, about=manifest["about"]) as plain:
+        plain.write(table.iterate())
+        for refused in table.refused():
+            plain.quarantine(**refused)
+    assert plain.manifest["digest"] == manifest["digest"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "mine", "plain"]
+
+
+def test_a_new_label_is_one_entry_of_one_list(tmp_path):
+    """A copy of the package with one more `Label`: a reader's label of that name is in the table, and the annotators
+    and the checks know of it."""
+    shutil.copytree(digests.PACKAGE, tmp_path / "facemllm", ignore=shutil.ignore_patterns("__pycache__"))
+    schemas = tmp_path / "facemllm/tables/schemas.py"
+    entry = '    Label("age_range", pa.string()),\n'
+    text = schemas.read_text()
+    assert text.count(entry) == 1
+    schemas.write_text(text.replace(entry, entry + '    Label("squint", pa.float32(), (0, 1)),\n'))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.png").write_bytes(png(squares()))
+    (tmp_path / "mine/b.png").write_bytes(png(squares((90, 60))))
+    (tmp_path / "mine/labels.csv").write_text("file,squint\na.png,0.5\nb.png,7\n")
+    script = """
+import sys
+from pathlib import Path
+from facemllm.annotate.annotator import Annotation, checked
+from facemllm.ingest.run import import_source
+from facemllm.reformat.questions import RARE
+from facemllm.settings import Source, load
+from facemllm.tables import open_table
+from facemllm.validate.memory import Originals
+here = Path(sys.argv[1])
+settings = load("laptop", [f"storage.home={here}/home", "ingest.workers=1"])
+import_source(settings, Source(name="imagefolder", root=str(here / "mine")), here / "faces")
+table = open_table(here / "faces")
+(row,), (refused,) = table.iterate(), table.refused()
+originals = Originals()
+originals.add(row, None)
+changed = originals.changed({**row, "squint": 0.25}, None)[1]
+checked(Annotation(labels={"squint": 0.75}))
+print(row["squint"], row["provenance"][0]["field"], refused["reason"], changed, "squint" in RARE, sep="|")
+"""
+    command = [sys.executable, "-P", "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.stdout.strip() == "0.5|squint|column squint is 7, outside 0 to 1|['squint']|True", done.stderr

@@ -412,5 +412,5 @@ def test_the_audit_finds_planted_violations_and_unknown_labels_break_nothing():
 
 
 def test_relations_and_graph_need_no_torch():
-    code = "import sys, facemllm.knowledge.graph, facemllm.scoring.contradictions; sys.exit('torch' in sys.modules)"
+    code = "import sys, facemllm.knowledge.graph, facemllm.scoring.consistency; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,8 +17,7 @@ from facemllm.ingest.importing import READERS
 from facemllm.promote import approvals
 from facemllm.settings import Settings, load
 from facemllm.version import ledger
-from facemllm.workflow import deciding, making
-from facemllm.workflow.steps import STEPS
+from facemllm.workflow.steps import DATA, steps
 
 
 @pytest.fixture
@@ -111,19 +110,19 @@ def test_a_model_of_research_data_is_not_released(settings: Settings, tmp_path: 
     (tmp_path / "lineage.json").write_text(json.dumps({"sources": ["celeba", "render"]}))
     approved = SimpleNamespace(version=1, digest="0" * 64)
     monkeypatch.setattr(approvals, "require_approved", lambda settings, version: approved)
-    monkeypatch.setattr(deciding, "model_dir", lambda settings, version: tmp_path)
+    monkeypatch.setattr("facemllm.promote.step.model_dir", lambda settings, version: tmp_path)
     context = SimpleNamespace(settings=settings, inputs={"version": "1"})
     with pytest.raises(UserError, match="'celeba' do not allow to put a model trained on it into production"):
-        deciding.release(context)
+        steps(settings)["release"].work(context)
 
 
 def test_data_that_may_not_be_trained_on_stops_before_training(settings: Settings, faces_table: Any) -> None:
     path = faces_table(about={"sources": ["facexbench"]})
     context = SimpleNamespace(settings=settings, inputs={}, path=lambda name: path)
     with pytest.raises(UserError, match="'facexbench' do not allow to train a model on it"):
-        making.train("align")(context)
+        steps(settings)["align"].work(context)
     with pytest.raises(UserError, match="'gone' is not in the dataset ledger"):
-        making.evaluate(
+        steps(settings)["evaluate"].work(
             SimpleNamespace(
                 **vars(context) | {"path": lambda name: faces_table(name="two", about={"sources": ["gone"]})}
             )
@@ -131,9 +130,9 @@ def test_data_that_may_not_be_trained_on_stops_before_training(settings: Setting
 
 
 def test_a_withdrawn_source_stops_a_run_whose_faces_are_remembered(tmp_path: Path) -> None:
-    key = step.step_key(STEPS["ingest"], load("laptop"), {})
-    assert key == step.step_key(STEPS["ingest"], own(tmp_path, {}), {})
+    key = step.step_key(DATA[0], load("laptop"), {})
+    assert key == step.step_key(DATA[0], own(tmp_path, {}), {})
     with pytest.raises(UserError, match="source 'render' is withdrawn"):
-        step.step_key(STEPS["ingest"], own(tmp_path, {"render": {"status": "withdrawn"}}), {})
+        step.step_key(DATA[0], own(tmp_path, {"render": {"status": "withdrawn"}}), {})
     narrower = own(tmp_path, {"render": {"uses": ["evaluate"]}})
-    assert step.step_key(STEPS["ingest"], narrower, {}) != key
+    assert step.step_key(DATA[0], narrower, {}) != key

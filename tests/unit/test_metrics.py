@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 from sklearn.metrics import (
@@ -14,15 +16,16 @@ from facemllm import tasks
 from facemllm.scoring import metrics
 from facemllm.scoring.sheet import Answers
 from facemllm.scoring.summary import CELEBA_TASKS, summarise
-from facemllm.tables.vocabulary import CELEBA
+from facemllm.tables.schemas import CELEBA
+from facemllm.tasks.base import Metric
 from tests.scored import sheet_of
 
 DRAW = np.random.default_rng(0)
 
 
 def figure(metric, answers, parsed, grid=()):
-    totals = metrics.columns(metric, answers, parsed, grid).sum(0, keepdims=True)
-    return float(metrics.of_totals(metric, totals)[0])
+    known = metrics.get(metric)
+    return float(known.value(known.columns(answers, parsed, grid).sum(0, keepdims=True))[0])
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")
@@ -71,7 +74,47 @@ def test_an_unreadable_answer_is_wrong_and_a_number_takes_the_worst_error_on_the
     assert metrics.errors(["10", "70"], [None, None], [0, 45, 90]).tolist() == [80, 70]
     assert metrics.errors(["10", "10", "10"], ["nan", "inf", "old"], [0, 90]).tolist() == [80, 80, 80]
     with pytest.raises(ValueError, match="unknown metric"):
-        metrics.columns("auc", ["a"], ["a"])
+        metrics.get("auc")
+
+
+def test_every_metric_that_a_task_may_name_is_known_with_its_direction_and_its_baseline():
+    for name in get_args(Metric):
+        found = metrics.get(name)
+        assert found.name == name
+        assert found.constant is not None
+        assert all(
+            metrics.get(other).constant or other.startswith(("within", "precision", "recall")) for other in found.also
+        )
+    for task in map(tasks.get, tasks.all_names()):
+        assert task.higher_is_better == metrics.of(task).higher_is_better
+    assert metrics.also(tasks.get("age")) == ("within_5",)
+    assert metrics.also(tasks.get("action_unit_intensity")) == ()  # five grades are all there are
+    assert [metrics.label(name) for name in ("mae", "by_likelihood")] == ["mean error", "by likelihood"]
+
+
+def test_constant_answers_are_the_best_there_are():
+    def constant(metric, answers):
+        return metrics.get(metric).constant(answers)
+
+    assert constant("accuracy", ["b", "a", "b", "a", "c"]) == "a"  # ties fall to the first by name
+    assert float(constant("mae", ["1", "2", "50"])) == 2
+    assert constant("f1", ["no"] * 9 + ["yes"]) == "yes"  # F1 2/11; "no" has none
+    stated = ["gender=male;hat=yes", "gender=male", "gender=male", "gender=female", "gender=female;rare=yes"]
+    assert metrics.facts(constant("fact_f1", stated)) == {"gender=male"}
+    draw = np.random.default_rng(3)
+    stated = [
+        ";".join(f"k{k}={'x' if draw.random() < 0.7 else 'y'}" for k in range(6) if draw.random() < (k + 1) / 7)
+        for _ in range(200)
+    ]
+    # no other prefix, no single fact more or less, is a better constant
+
+    def f1(said):
+        shared = sum(len(metrics.facts(text) & said) for text in stated)
+        return 2 * shared / sum(len(metrics.facts(text)) + len(said) for text in stated)
+
+    best = metrics.facts(constant("fact_f1", stated))
+    everything = {fact for text in stated for fact in metrics.facts(text)}
+    assert all(f1(best ^ {fact}) <= f1(best) for fact in everything)
 
 
 def test_sums_are_exact_in_any_order():

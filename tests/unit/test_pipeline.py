@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,43 +19,19 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 import commands
 import pipeline
+from components import component_of
+from facemllm.core.step import Step
+from facemllm.errors import UserError
 from facemllm.settings import Settings, load
-from facemllm.workflow.steps import STEPS
+from facemllm.workflow import dvc
+from facemllm.workflow.steps import DATA, steps
 
 ORDER = [
-    "ingest",
-    "annotate",
-    "reformat",
-    "validate",
-    "version",
-    "align",
-    "instruct",
-    "specialize",
-    "evaluate",
-    "gate",
-    "register",
-    "deploy",
-    "await_approval",
-    "release",
+    *("ingest", "annotate", "reformat", "validate", "version", "align", "instruct", "specialize"),
+    *("evaluate", "gate", "register", "deploy", "await_approval", "release"),
 ]
-EDGES = {
-    "ingest": {},
-    "annotate": {"faces": "ingest"},
-    "reformat": {"annotated": "annotate"},
-    "validate": {"faces": "ingest", "annotated": "annotate", "conversations": "reformat"},
-    "version": {"annotated": "annotate", "conversations": "reformat"},
-    "align": {"conversations": "reformat"},
-    "instruct": {"conversations": "reformat", "model": "align"},
-    "specialize": {"conversations": "reformat", "model": "instruct"},
-    "evaluate": {"model": "specialize", "conversations": "reformat"},
-    "gate": {"evaluation": "evaluate"},
-    "register": {"model": "specialize", "evaluation": "evaluate", "gate": "gate"},
-    "deploy": {"version": "register"},
-    "await_approval": {"version": "register"},
-    "release": {"version": "register"},
-}
+"""The names that commands, runs and reports have promised."""
 COMMON = {"profile", "overrides", "code"}
-UNCACHED = {"ingest", "version", "gate", "register", "deploy", "await_approval", "release"}
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +39,14 @@ def settings() -> Settings:
     return load("laptop")
 
 
+def compiled(settings: Settings, folder: Path, *overrides: str) -> list[dict]:
+    commands.write_specification(pipeline.build, settings, list(overrides), folder / "spec.yaml")
+    return list(yaml.safe_load_all((folder / "spec.yaml").read_text()))
+
+
 @pytest.fixture(scope="module")
 def documents(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    out = tmp_path_factory.mktemp("spec") / "spec.yaml"
-    commands.write_specification(pipeline.build, settings, [], out)
-    return list(yaml.safe_load_all(out.read_text()))
+    return compiled(settings, tmp_path_factory.mktemp("spec"))
 
 
 def tasks(spec: dict) -> dict[str, dict]:
@@ -81,7 +63,7 @@ def tasks(spec: dict) -> dict[str, dict]:
     return found
 
 
-def outer_source(spec: dict, value: dict) -> str | None:
+def outer_source(value: dict) -> str | None:
     """The step a task's input comes from; pipeline parameters and constants have none."""
     producer = value.get("taskOutputParameter", {}).get("producerTask")
     if producer:
@@ -96,37 +78,83 @@ def conditional(tasks: dict[str, dict], name: str) -> dict:
     return next(task for task in tasks.values() if task["taskInfo"]["name"] == name)
 
 
-def check_graph(spec: dict) -> None:
+def check_graph(spec: dict, listed: dict[str, Step]) -> None:
     found = tasks(spec)
-    assert set(found) == set(ORDER)
+    assert set(found) == set(listed)
     for name, task in found.items():
         inputs = task["inputs"]["parameters"]
-        assert set(inputs) == COMMON | set(EDGES[name]), name
-        sources = {key: outer_source(spec, value) for key, value in inputs.items() if key not in COMMON}
-        assert sources == EDGES[name], name
-        assert bool(task.get("cachingOptions", {}).get("enableCache")) == (name not in UNCACHED), name
+        sources = {key: source for key, value in inputs.items() if (source := outer_source(value))}
+        assert sources.items() >= dict(listed[name].inputs).items(), name
+        assert set(inputs) - COMMON - {"stage"} <= set(listed[name].inputs) | set(sources), name
+        assert set(listed[name].after) <= {after.replace("-", "_") for after in task.get("dependentTasks", ())}, name
+        assert bool(task.get("cachingOptions", {}).get("enableCache")) == listed[name].engine_cache, name
 
 
-def test_steps_are_named_and_ordered_as_documented() -> None:
-    assert list(STEPS) == ORDER
-    assert {name: dict(step.inputs) for name, step in STEPS.items()} == EDGES
+def test_steps_are_named_and_ordered_as_promised(settings: Settings) -> None:
+    assert list(steps(settings)) == ORDER
 
 
-def test_compiled_graph_has_these_tasks_inputs_and_caching(documents: list[dict]) -> None:
-    check_graph(documents[0])
+def test_what_reads_the_world_is_never_answered_from_kubeflows_cache(settings: Settings) -> None:
+    uncached = {name for name, step in steps(settings).items() if not step.engine_cache}
+    assert uncached == {"ingest", "version", "gate", "register", "deploy", "await_approval", "release"}
 
 
-def test_a_renamed_step_is_noticed(documents: list[dict]) -> None:
-    changed = yaml.safe_load(yaml.safe_dump(documents[0]).replace("reformat", "rewrite"))
+def test_compiled_graph_is_that_of_the_list(documents: list[dict], settings: Settings) -> None:
+    check_graph(documents[0], steps(settings))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("reformat", "rewrite"),
+        lambda text: text.replace("producerTask: annotate", "producerTask: ingest"),
+        lambda text: text.replace("- version", "- validate"),
+        lambda text: text.replace("enableCache: true", "enableCache: false"),
+    ],
+    ids=["renamed", "fed by another", "out of order", "without the cache"],
+)
+def test_a_changed_graph_is_noticed(documents: list[dict], settings: Settings, damage: Any) -> None:
+    changed = yaml.safe_load(damage(yaml.safe_dump(documents[0])))
+    with pytest.raises((AssertionError, KeyError)):
+        check_graph(changed, steps(settings))
+
+
+def test_a_lost_step_is_noticed(documents: list[dict], settings: Settings) -> None:
+    changed = yaml.safe_load(yaml.safe_dump(documents[0]))
+    del changed["root"]["dag"]["tasks"]["validate"]
     with pytest.raises(AssertionError):
-        check_graph(changed)
+        check_graph(changed, steps(settings))
 
 
-def test_order_of_steps_without_shared_data(documents: list[dict]) -> None:
-    found = tasks(documents[0])
-    assert "validate" in found["version"]["dependentTasks"]
-    assert "version" in found["align"]["dependentTasks"]
-    assert "deploy" in found["await_approval"]["dependentTasks"]
+def test_a_fourth_stage_is_one_entry(settings: Settings, tmp_path: Path) -> None:
+    stage = settings.stages()["specialize"].model_dump()
+    overrides = [f"train.stages.polish={json.dumps(stage)}", "train.stages.polish.after=align"]
+    overrides += ["train.stages.instruct.after=polish"]
+    four = load("laptop", overrides)
+    listed = steps(four)
+    assert list(listed)[5:9] == ["align", "polish", "instruct", "specialize"]
+    assert (listed["polish"].inputs["model"], listed["instruct"].inputs["model"]) == ("align", "polish")
+    check_graph(compiled(four, tmp_path, *overrides)[0], listed)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["train.stages.instruct.after=nowhere"], "instruct.after: 'nowhere' is none of the stages"),
+        (["train.stages.specialize.after=align"], "specialize goes on from align, as instruct does"),
+        (["train.stages.align.after=specialize"], "go on from one another in a circle"),
+    ],
+)
+def test_stages_that_are_no_chain_are_refused(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        load("laptop", overrides)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "Polish", "two words"])
+def test_a_stage_has_a_name_of_its_own(settings: Settings, name: str) -> None:
+    stage = json.dumps(settings.stages()["specialize"].model_dump())
+    with pytest.raises(UserError, match="a stage needs a name of its own"):
+        load("laptop", [f"train.stages={{{json.dumps(name)}: {stage}}}"])
 
 
 def test_conditions_stand_before_registration_and_release(documents: list[dict]) -> None:
@@ -157,8 +185,7 @@ def test_resources_are_pinned(documents: list[dict], settings: Settings) -> None
 
 
 def test_gpu_profile_asks_for_accelerators(tmp_path: Path) -> None:
-    commands.write_specification(pipeline.build, load("laptop", ["cluster.training.gpus=8"]), [], tmp_path / "gpu.yaml")
-    executors = next(yaml.safe_load_all((tmp_path / "gpu.yaml").read_text()))["deploymentSpec"]["executors"]
+    executors = compiled(load("laptop", ["cluster.training.gpus=8"]), tmp_path)[0]["deploymentSpec"]["executors"]
     asking = {name for name, e in executors.items() if "accelerator" in e["container"]["resources"]}
     assert asking == {"exec-align", "exec-instruct", "exec-specialize"}
 
@@ -173,33 +200,32 @@ def test_specification_is_accepted_by_kfp(settings: Settings, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_a_component_is_one_docstring_and_one_call(name: str) -> None:
-    component = getattr(pipeline, name)
+def test_a_component_is_one_docstring_and_one_call(settings: Settings, name: str) -> None:
+    component, named = component_of(name)
     function = component.python_func
-    assert function.__name__ == name
+    assert (component.name.replace("-", "_"), function.__name__) == (name, "train" if named else name)
     assert function.__doc__
-    source = Path(inspect.getfile(function)).read_text()
-    body = source.split('"""')[-1].strip().splitlines()
-    assert [line.strip().split("(")[0] for line in body if line.strip()] == [
+    body = inspect.getsource(function).split('"""')[-1].strip().splitlines()
+    lines = [line.strip() for line in body if line.strip() and not line.strip().startswith("before =")]
+    assert [line.split("(")[0] for line in lines] == [
         "from facemllm.workflow.runner import run_step",
         "return run_step",
     ]
-    assert f'run_step("{name}", profile, overrides' in source
-    assert set(inspect.signature(function).parameters) == COMMON | set(EDGES[name])
+    assert f"run_step({'stage' if named else repr(name)}, profile, overrides".replace("'", '"') in lines[-1]
+    taken = set(inspect.signature(function).parameters) - COMMON
+    inputs = set(steps(settings)[name].inputs)
+    assert taken == ({"stage", "conversations", "model"} if named else inputs)
 
 
-def test_dvc_graph_equals_the_pipeline_graph(settings: Settings) -> None:
-    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
-    data_steps = ORDER[: ORDER.index("align")]
-    assert list(stages) == data_steps
+def test_dvc_yaml_is_made_of_the_list() -> None:
+    assert Path("dvc.yaml").read_text("utf-8") == dvc.dvc_yaml()
+    stages = yaml.safe_load(dvc.dvc_yaml())["stages"]
+    assert list(stages) == [step.name for step in DATA]
     producer = {out: name for name, stage in stages.items() for out in stage["outs"]}
-    for name in data_steps:
-        sources = {producer[dep] for dep in stages[name]["deps"] if dep in producer}
-        after = {"validate"} if name == "version" else set()
-        assert sources == set(EDGES[name].values()) | after, name
-        assert set(stages[name]["params"]) == {"seed", *STEPS[name].sections(settings)} & set(Settings.model_fields), (
-            name
-        )
+    for step in DATA:
+        sources = {producer[dep] for dep in stages[step.name]["deps"] if dep in producer}
+        assert sources == {*step.inputs.values(), *step.after}, step.name
+        assert step.name in stages[step.name]["params"], step.name
 
 
 def test_facemllm_never_imports_kfp() -> None:
@@ -209,13 +235,23 @@ def test_facemllm_never_imports_kfp() -> None:
         assert "from kfp" not in source, path
 
 
-@pytest.mark.parametrize("room", ["model", "training"])
-def test_model_and_loop_run_on_a_bare_machine(room: str) -> None:
-    for path in Path("facemllm", room).glob("*.py"):
-        if path.name == "launch.py":
-            continue
-        for foreign in ("import ray", "from ray", "import mlflow", "from mlflow"):
-            assert foreign not in path.read_text(), f"{path}: {foreign}"
+BARE = """
+import sys
+
+sys.modules.update(dict.fromkeys(("ray", "mlflow", "kfp", "kserve", "great_expectations", "dvc")))  # not installed
+import facemllm.model
+import facemllm.train.loop
+import facemllm.train.rank
+import facemllm.train.alone
+"""
+
+
+def test_model_and_loop_run_on_a_bare_machine() -> None:
+    """They need torch, transformers and peft, not what the workflow around them is made of."""
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", BARE + "import ray"], capture_output=True, text=True, check=False)
+    assert "import of ray halted" in done.stderr
 
 
 def test_make_run_takes_a_folder_of_pictures(tmp_path: Path) -> None:

@@ -11,12 +11,18 @@ from PIL import Image
 
 from facemllm import settings
 from facemllm.errors import UserError
+from facemllm.evaluate.predict import open_image
+from facemllm.evaluate.run import evaluate
+from facemllm.model import inference
 from facemllm.model.branches import Graph, extend
 from facemllm.model.inference import Predictor, Query
+from facemllm.model.pixels import face_pixels
 from facemllm.model.segmentation import NO_MAP
 from facemllm.model.tiny import build_tiny
+from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.serve.policy import Limits
 from facemllm.serve.predictor import FaceModel
+from facemllm.tables import CONVERSATIONS, mapping, open_table
 
 TEXTS = ["Is there a beard?", "What is the hair style?", "Describe this face.", "A woman with a hat."]
 ANSWERS = ["short hair", "brown hair", "yes", "no"]
@@ -110,6 +116,27 @@ def test_scores_are_the_sigmoid_of_what_the_branch_says(predictor, faces, maps):
     assert list(predictor.characteristics(faces[:1], maps[:1])[0].values()) == pytest.approx(expected, abs=1e-6)
 
 
+def test_an_evaluation_takes_characteristics_from_the_pass_that_answers(predictor, conversations_table, tmp_path):
+    words = ["bootstrap=100", "baseline_pixels=8", "generated_faces=0", "disturbed_faces=0", "batch_images=6"]
+    chosen = settings.load(overrides=[f"evaluate.{word}" for word in [*words, "max_new_tokens=2"]])
+    passed = []
+    tower = predictor.model.model.vision_tower
+    counted = tower.register_forward_hook(lambda _, __, found: passed.append(len(found.last_hidden_state)))
+    table = conversations_table()
+    evaluate(chosen, tmp_path, "m" * 64, table, tmp_path / "out", predictor=predictor)
+    counted.remove()
+    faces = list(open_table(table, CONVERSATIONS).iterate(["image_id", "images"], "test"))
+    assert passed == [4, 2, 4, 2, 2, 2]  # one question of each face is closed, one is open, in parts of four
+    alone = predictor.characteristics([open_image(face) for face in faces])
+    kept = list(open_table(tmp_path / "out" / "characteristics", CHARACTERISTICS).iterate())
+    assert [row["image_id"] for row in kept] == [face["image_id"] for face in faces]
+    for row, expected in zip(kept, alone, strict=True):
+        assert mapping(row["scores"]) == pytest.approx(expected, abs=1e-6)
+    assert [one.characteristics for one in predictor.score_faces([open_image(faces[0])], [QUERIES])] == [
+        pytest.approx(alone[0], abs=1e-6)
+    ]
+
+
 def test_a_plain_model_looks_at_no_map_and_has_no_scores(faces, maps):
     model, processor = build_tiny(settings.load(overrides=["model.segmentation.mode=none"]).model, TEXTS, ANSWERS, 3)
     plain = Predictor(model, processor)
@@ -117,6 +144,34 @@ def test_a_plain_model_looks_at_no_map_and_has_no_scores(faces, maps):
     assert plain.score(faces, [QUERIES] * 6, maps) == plain.score(faces, [QUERIES] * 6)
     assert plain.generate_batch(faces, ["Describe this face."] * 6, 4, maps)
     assert plain.characteristics(faces, maps) == [{}] * 6
+
+
+def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predictor, monkeypatch):
+    limits = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=4)
+    model = FaceModel("m", predictor, names=["attributes"], limits=limits, batch_size=4, max_new_tokens=4)
+    instances, pictures = [], []
+    for size in ((112, 128), (128, 112)):
+        buffer = io.BytesIO()
+        Image.radial_gradient("L").resize(size).convert("RGB").save(buffer, "PNG")
+        pictures.append(Image.open(io.BytesIO(buffer.getvalue())))
+        image = {"b64": base64.b64encode(buffer.getvalue()).decode()}
+        for question in ("Is the person wearing a hat?", "What else is there?"):
+            instances.append({"image": image, "question": question, "characteristics": True})
+    query = Query("Is the person wearing a hat?", ("yes", "no"))
+    scored = predictor.score(pictures, [[query]] * 2)
+    texts = predictor.generate_batch(pictures, ["What else is there?"] * 2, 4)
+    scores = predictor.characteristics(pictures)
+
+    prepared = []
+    monkeypatch.setattr(
+        inference, "face_pixels", lambda image, processor: prepared.append(image) or face_pixels(image, processor)
+    )
+    found = asyncio.run(model.predict({"instances": instances}))["predictions"]
+    assert len(prepared) == 2
+    for closed, open_, (one,), text, row in zip(found[::2], found[1::2], scored, texts, scores, strict=True):
+        assert tuple(closed["scores"].values()) == one.probabilities
+        assert open_["answer"] == text
+        assert closed["characteristics"] == open_["characteristics"] == row
 
 
 def test_the_server_answers_of_a_map_as_the_predictor_does(predictor, maps):

@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from facemllm import tables as records
+from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
 
@@ -69,7 +71,7 @@ def test_the_digest_depends_on_rows_parents_and_facts(faces_table, face_rows):
 
 
 def test_shards_are_cut_by_size_and_read_as_one(tmp_path, face_rows, monkeypatch):
-    monkeypatch.setattr("facemllm.tables.writing.ROW_GROUP", 8)
+    monkeypatch.setattr("facemllm.tables.storage.ROW_GROUP", 8)
     rows = face_rows(24)
     with TableWriter(tmp_path / "t", FACES, shard_mb=1) as table:
         table._shard_bytes = 1
@@ -86,6 +88,37 @@ def test_batches_respect_split_columns_and_size(faces_table, face_rows):
     assert all(batch.schema.names == ["image_id", "split"] and 0 < batch.num_rows <= 3 for batch in batches)
     found = [name for batch in batches for name in batch.column("image_id").to_pylist()]
     assert found == [row["image_id"] for row in rows if row["split"] == "validation"]
+
+
+def test_rows_put_aside_make_the_bytes_that_written_ones_make(tmp_path, face_rows):
+    rows = face_rows(300)
+    rows[5] |= {"landmarks": None, "attributes": [], "caption": ""}
+    with TableWriter(tmp_path / "plain", FACES) as plain:
+        plain.write(rows[:100] + rows[170:])
+    with TableWriter(tmp_path / "t", FACES) as table:
+        for row in rows:
+            table.defer(row)
+        number = 0
+        for group in table.deferred():
+            stays = [not 100 <= number + place < 170 for place in range(group.num_rows)]
+            table.write_table(group.filter(pa.array(stays)))
+            number += group.num_rows
+    assert table.manifest == plain.manifest
+
+
+def test_a_bad_row_that_is_put_aside_is_named_and_leaves_nothing(tmp_path, face_rows):
+    rows = face_rows(300)
+    rows[299]["source"] = None
+
+    def write():
+        with TableWriter(tmp_path / "bad", FACES) as bad:
+            for row in rows:
+                bad.defer(row)
+            list(bad.deferred())
+
+    with pytest.raises(UserError, match="row 299: column 'source' must not be empty"):
+        write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_refused_rows_stand_in_the_quarantine(tmp_path, face_rows):
@@ -225,7 +258,7 @@ def test_a_full_disk_at_the_end_is_one_clear_line_and_leaves_nothing(tmp_path, f
         table.write(face_rows(2))
     assert listing(tmp_path) == []
     with pytest.raises(UserError, match="no space left on the device"):
-        records.atomic_write(tmp_path / "file.json", b"{}")
+        atomic_write(tmp_path / "file.json", b"{}")
     assert listing(tmp_path) == []
 
 
@@ -243,8 +276,8 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, face_rows, 
 
 
 def test_atomic_write_replaces_whole_files(tmp_path):
-    records.atomic_write(tmp_path / "deep" / "file.json", b"one")
-    records.atomic_write(tmp_path / "deep" / "file.json", b"two")
+    atomic_write(tmp_path / "deep" / "file.json", b"one")
+    atomic_write(tmp_path / "deep" / "file.json", b"two")
     assert (tmp_path / "deep" / "file.json").read_bytes() == b"two"
     assert listing(tmp_path / "deep") == ["file.json"]
 

@@ -25,7 +25,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from facemllm import settings as settings_module
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.evaluate.score import encode, score
+from facemllm.evaluate.run import encode, score
 from facemllm.scoring import consistency
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
@@ -215,17 +215,19 @@ def test_the_same_answers_give_the_same_bytes_and_any_changed_one_others(setting
     sheet = read_sheet(open_table(table, CONVERSATIONS), "test")
     assert sheet.answers == [ROWS[int(sample)]["answer"] for sample in sheet.sample_ids.to_pylist()]
 
+    quick = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"bootstrap": 2})})
+
     def figures(parsed):
         ordered = [parsed[int(sample)] for sample in sheet.sample_ids.to_pylist()]
-        return encode([summarise(sheet, Answers.of(ordered), {}, 20, 0), consistency.measure(settings, sheet, ordered)])
+        return encode([summarise(sheet, Answers.of(ordered), {}, 2, 0), consistency.measure(quick, sheet, ordered)])
 
     before = figures(PARSED)
     for place, row in enumerate(ROWS):
         changed = list(PARSED)
         changed[place] = row["answer"] if row["parsed"] != row["answer"] else None
         assert figures(changed) != before, row
-        out = write_predictions(table.parent / f"changed-{place}", changed, [r["raw"] for r in ROWS])
-        assert open_table(out, PREDICTIONS).digest != digest
+    out = write_predictions(table.parent / "changed", changed, [r["raw"] for r in ROWS])
+    assert open_table(out, PREDICTIONS).digest != digest
 
 
 def test_the_order_of_a_table_plays_no_part(settings, table, predictions, metrics, tmp_path):
@@ -314,7 +316,7 @@ def test_nothing_heavy_is_loaded_to_score(settings, table, predictions):
 
     code = (
         "import sys; from pathlib import Path; from facemllm import settings;"
-        "from facemllm.evaluate.score import score;"
+        "from facemllm.evaluate.run import score;"
         f"score(settings.load('laptop', []), Path({str(table)!r}), Path({str(predictions)!r}));"
         "assert not {'torch', 'transformers', 'ray', 'mlflow'} & set(sys.modules)"
     )

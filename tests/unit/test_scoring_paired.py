@@ -5,7 +5,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from facemllm import settings as settings_module
-from facemllm.evaluate.score import score
+from facemllm.evaluate.run import score
 from facemllm.scoring import slices
 from facemllm.scoring.paired import compare
 from facemllm.tables import open_table

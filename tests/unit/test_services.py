@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from facemllm.cli import main as cli
+from facemllm.cli import options
 from facemllm.core import servers, services
-from facemllm.core.processes import Identity, Record, boot_id, end_tree, healthy
+from facemllm.core.processes import TOKEN, Identity, Record, Service, boot_id, end_tree, trouble
 from facemllm.errors import UserError
-from facemllm.settings import Settings, load
+from facemllm.settings import RAY_PORTS, Settings, load
 
 
 @pytest.fixture
@@ -25,14 +30,14 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def record(**changes: object) -> Record:
-    me = Identity.of(os.getpid())
-    plain = Record("staging", me, None, "t" * 32, "d", 1, "u", 0.0, 0, boot_id(), ("http://127.0.0.1:1/",))
+    service = Service("staging", ("sleep", "1"), 1, "u", ("http://127.0.0.1:1/",), {"A": "1"})
+    plain = Record(service, "t" * 32, boot_id(), 0.0, 9.0, supervisor=Identity.of(os.getpid()))
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
 def test_mlflow_stays_on_loopback_without_job_runners(settings: Settings) -> None:
     service = servers.mlflow(settings)
-    assert service.command[service.command.index("--host") + 1] == "127.0.0.1"
+    assert "--host=127.0.0.1" in service.command
     assert service.env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert service.client_env["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{settings.services.mlflow_port}"
 
@@ -43,7 +48,7 @@ def test_ray_keeps_to_its_own_ports_and_a_short_path(settings: Settings) -> None
     ports = [int(flag.rpartition("=")[2]) for flag in service.command if "port=" in flag]
     ports += [int(value) for key, value in service.env.items() if key.endswith("METRIC_PORT")]
     assert len(set(ports)) == len(ports)
-    assert all(base <= port <= base + servers.RAY_PORTS for port in ports)
+    assert all(base <= port <= base + RAY_PORTS for port in ports)
     assert service.client_env["RAY_ADDRESS"] == f"127.0.0.1:{base}"
     assert len(str(service.folder)) + 65 < 107
     assert not service.restart
@@ -56,7 +61,7 @@ def test_no_other_port_may_lie_among_rays() -> None:
 
 def test_another_model_is_another_service(settings: Settings, tmp_path: Path) -> None:
     first, second = (servers.model_server(settings, "staging", tmp_path, digest, "1") for digest in ("a", "b"))
-    assert first.digest != second.digest
+    assert first != second
     assert first == servers.model_server(settings, "staging", tmp_path, "a", "1")
 
 
@@ -65,6 +70,8 @@ def test_what_is_not_there_is_said_plainly(settings: Settings) -> None:
         services.up(settings, "redis")
     with pytest.raises(UserError, match="no model was deployed to staging"):
         services.up(settings, "staging")
+    with pytest.raises(UserError, match="no service 'redis'"):
+        services.down(settings, ["redis"])
     assert services.down(settings) == []
     assert {row.state for row in services.status(settings)} == {"down"}
 
@@ -74,6 +81,55 @@ def test_the_model_last_proved_is_remembered(settings: Settings, tmp_path: Path)
     assert servers.deployed(settings, "staging") is None
     servers.note_deployed(settings, "staging", servers.Deployed(tmp_path, "abc", "3"))
     assert servers.deployed(settings, "staging") == servers.Deployed(tmp_path, "abc", "3")
+
+
+@pytest.fixture
+def orphan(tmp_path: Path, settings: Settings, monkeypatch) -> Iterator[Callable[[str], int]]:
+    """`orphan(folder)`: what a killed supervisor left in a home beside the laptop's, which is `.facemllm`."""
+    home = settings.storage.model_copy(update={"home": str(tmp_path / ".facemllm")})
+    chosen = settings.model_copy(update={"storage": home})
+    monkeypatch.setattr(cli, "load", lambda *_: chosen)
+    monkeypatch.setattr(options, "load", lambda *_: chosen)
+    left = []
+
+    def leave(folder: str) -> int:
+        token = f"{folder:x<32}"
+        left.append(subprocess.Popen(["sleep", "60"], env={**os.environ, TOKEN: token}))
+        record(token=token, supervisor=None).write(tmp_path / folder / "services" / "staging.json")
+        return left[-1].pid
+
+    yield leave
+    for process in left:
+        process.kill()
+        process.wait()
+
+
+def ask(*words: str) -> str:
+    done = CliRunner().invoke(cli.app, ["services", *words])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_down_says_what_it_stops_in_every_home_or_in_that_of_a_profile(orphan, tmp_path: Path) -> None:
+    first, second = orphan(".facemllm"), orphan(".facemllm-ci")
+    assert ask("down", "--profile", "laptop") == f"stopped staging of {tmp_path}/.facemllm\n"
+    assert [psutil.pid_exists(pid) for pid in (first, second)] == [False, True]
+    assert ask("down", "ray") == "no local server runs\n"
+    assert ask("down") == f"stopped staging of {tmp_path}/.facemllm-ci\n"
+    assert not psutil.pid_exists(second)
+    assert ask("down") == "no local server runs\n"
+
+
+def test_status_gives_times_people_read_and_says_why(orphan, tmp_path: Path) -> None:
+    orphan(".facemllm")
+    assert "orphaned" in ask("status")
+    assert "its supervisor is gone" in ask("status")
+    since = time.mktime((2026, 5, 17, 9, 30, 0, 0, 0, -1))
+    record(since=since).write(tmp_path / ".facemllm" / "services" / "mlflow.json")
+    assert re.search(r"mlflow +unhealthy +- +2026-05-17 09:30:00 ", ask("status"))
+    assert "http://127.0.0.1:1/: [Errno 111] Connection refused" in ask("status")
+    rows = json.loads(ask("status", "--json"))["services"]
+    assert (rows[0]["since"], rows[0]["why"][:7], rows[3]["state"]) == (since, "http://", "down")
 
 
 def test_a_record_survives_its_file_and_a_damaged_one_is_none(tmp_path: Path) -> None:
@@ -117,9 +173,9 @@ def test_ending_a_tree_ends_what_ignores_the_request() -> None:
     end_tree(process.pid)  # gone already: no error
 
 
-def test_nothing_answers_on_a_closed_port() -> None:
-    assert not healthy(("http://127.0.0.1:1/",), 0.5)
-    assert not healthy(("no url",), 0.5)
+def test_what_is_wrong_with_a_server_is_said() -> None:
+    assert trouble(("http://127.0.0.1:1/",), 0.5).startswith("http://127.0.0.1:1/: [Errno 111]")
+    assert trouble(("no url",), 0.5).startswith("no url: unknown url type")
 
 
 def test_supervisors_are_light() -> None:

@@ -17,8 +17,8 @@ from PIL import Image
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.serve import server
-from facemllm.serve.batching import Batcher
 from facemllm.serve.policy import BodyLimit, Limits, Refused, decode, decode_map, read_image, read_map, read_request
+from facemllm.serve.predictor import Batcher
 from facemllm.tasks.answers import answer
 from facemllm.tasks.base import Option, Question
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from dataclasses import replace
+
 import pytest
 
 from facemllm.core import digests
+from facemllm.core.step import step_key
 from facemllm.core.store import Store
 from facemllm.errors import UserError
+from facemllm.settings import load
+from facemllm.workflow.steps import STEPS
 
 KEY = "k" * 64
 
@@ -88,47 +95,131 @@ def test_the_key_depends_on_step_settings_and_inputs(store):
     assert store.key(*base) == store.key(*base)
 
 
+FORGET = (digests.of_code, digests._parsed, digests._remembered)
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of three rooms: `a` imports `b.deep`, which imports `c` inside a function; `d` stands alone."""
+    """A package: `a` imports `b.deep`, which imports `c` inside a function, and asks tasks by name; `d` stands alone;
+    `e` uses one task, and imports a part of the tasks' package, not the package itself."""
     root = tmp_path / "facemllm"
     files = {
         "__init__.py": "",
-        "a/__init__.py": "from facemllm.b import deep\n",
+        "a/__init__.py": "from facemllm import tasks\nfrom ..b import deep\nfrom facemllm.core import progress\n",
         "a/words.json": "{}",
         "b/__init__.py": "",
         "b/deep.py": "def f():\n    from .. import c\n    return c\n",
-        "c.py": "VALUE = 1\n",
+        "c.py": '"""Words."""\nVALUE = 1\n"""More words."""\n',
         "d.py": "VALUE = 1\n",
+        "e.py": "from facemllm.tasks import base\nfrom facemllm.tasks.age import TASK\n",
+        "core/__init__.py": "",
+        "core/progress.py": "from facemllm import d\n",
+        "tasks/__init__.py": "from facemllm.tasks import base\n",
+        "tasks/base.py": "VALUE = 1\n",
+        "tasks/age.py": "from facemllm.tasks import years\nTASK = 1\n",
+        "tasks/years.py": "VALUE = 1\n",
+        "tasks/gender.py": "TASK = 1\n",
         "root.json": "{}",
     }
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     monkeypatch.setattr(digests, "PACKAGE", root)
-    digests.of_code.cache_clear()
+    for known in FORGET:
+        known.cache_clear()
     yield root
-    digests.of_code.cache_clear()
+    for known in FORGET:
+        known.cache_clear()
 
 
 @pytest.mark.parametrize(
-    ("edited", "matters"),
+    ("edited", "text", "module", "matters"),
     [
-        ("a/__init__.py", True),
-        ("a/words.json", True),
-        ("b/__init__.py", True),
-        ("b/deep.py", True),
-        ("c.py", True),
-        ("d.py", False),
-        ("root.json", False),
+        ("a/__init__.py", "VALUE = 2", "a", True),
+        ("a/words.json", " ", "a", True),
+        ("b/__init__.py", "VALUE = 2", "a", True),
+        ("b/deep.py", "VALUE = 2", "a", True),
+        ("c.py", "VALUE = 2", "a", True),
+        ("c.py", "# a comment", "a", False),
+        ("c.py", "'Words of a constant.'", "a", False),
+        ("d.py", "VALUE = 2", "a", False),
+        ("root.json", " ", "a", False),
+        ("core/progress.py", "VALUE = 2", "a", False),
+        ("tasks/age.py", "TASK = 2", "a", True),
+        ("tasks/years.py", "VALUE = 2", "a", True),
+        ("tasks/base.py", "VALUE = 2", "a", True),
+        ("tasks/gender.py", "TASK = 2", "a", False),
+        ("tasks/new.py", "TASK = 2", "a", False),
+        ("tasks/years.py", "VALUE = 2", "e", True),
+        ("tasks/__init__.py", "VALUE = 2", "e", True),
+        ("tasks/gender.py", "TASK = 2", "e", False),
     ],
 )
-def test_a_code_digest_follows_imports_and_data_files(package, edited, matters):
-    before = digests.of_code("facemllm.a")
+def test_a_code_digest_follows_imports_data_files_and_the_tasks_asked(package, edited, text, module, matters):
+    before = digests.of_code(f"facemllm.{module}", ("age",))
     with (package / edited).open("a") as file:
-        file.write("\n# edited\n" if edited.endswith(".py") else " ")
-    digests.of_code.cache_clear()
-    assert (digests.of_code("facemllm.a") != before) == matters
+        file.write(text)
+    for known in FORGET:
+        known.cache_clear()
+    assert (digests.of_code(f"facemllm.{module}", ("age",)) != before) == matters
+
+
+def test_where_no_tasks_are_named_all_of_them_count(package):
+    assert package / "tasks/gender.py" in digests.code_files("facemllm.a")
+
+
+@pytest.fixture
+def keys_after(tmp_path, monkeypatch):
+    """What the keys of all steps are in a copy of the package, after edits that stay."""
+    copy = tmp_path / "facemllm"
+    shutil.copytree(digests.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(digests, "PACKAGE", copy)
+    settings = load("ci")
+
+    def keys(**edits):
+        for name, text in edits.items():
+            with (copy / name.replace("__", "/")).with_suffix(".py").open("a") as file:
+                file.write(text)
+        for known in FORGET:
+            known.cache_clear()
+        steps = [replace(step, sections=str) for step in STEPS.values() if step.keeps]
+        return {step.name: step_key(step, settings, {}) for step in steps}
+
+    yield keys
+    for known in FORGET:
+        known.cache_clear()
+
+
+def test_what_decides_no_byte_runs_no_step_again(keys_after):
+    before = keys_after()
+    serving = "\nclass Serve(Section):\n    limit: int\n"
+    assert keys_after(settings__deciding=serving, core__progress="\nX = 1\n", errors="\nX = 1\n") == before
+    assert keys_after(tasks__age="\n# a comment\n", tasks__unused="\nTASK = None\n") == before
+    changed = {name for name, key in keys_after(train__loop="\nX = 1\n").items() if key != before[name]}
+    assert changed == {"align", "instruct", "specialize"}
+    changed |= {name for name, key in keys_after(tasks__age="\nX = 1\n").items() if key != before[name]}
+    assert set(before) - changed == {"ingest", "version"}
+
+
+def test_a_file_is_read_once_a_process_until_it_changes(tmp_path, monkeypatch):
+    reads = []
+    read = digests._read
+    monkeypatch.setattr(digests, "_read", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(digests, "_SETTLED_NS", 0)
+    path = tmp_path / "file"
+    path.write_text("one")
+    first = digests.of_file(path)
+    assert [digests.of_file(path), digests.of_tree(tmp_path) and len(reads)] == [first, 1]
+    assert digests.of_file(path, fresh=True) == first
+    assert len(reads) == 2
+    state = path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert digests.of_file(path) != first
+    assert len(reads) == 3
+    monkeypatch.setattr(digests, "_SETTLED_NS", 10**18)
+    digests.of_file(path), digests.of_file(path)
+    assert len(reads) == 5, "a file that has just been written may change again within a tick of the clock"
 
 
 def test_of_tree_sees_names_and_contents(tmp_path):

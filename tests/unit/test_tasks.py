@@ -12,7 +12,7 @@ from facemllm import tasks
 from facemllm.core.draws import draw
 from facemllm.errors import UserError
 from facemllm.tables import pairs
-from facemllm.tables.vocabulary import fairness_groups
+from facemllm.tables.schemas import fairness_groups
 from facemllm.tasks import caption
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
 from facemllm.tasks.language import MAX_TEXT

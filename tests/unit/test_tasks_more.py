@@ -8,7 +8,7 @@ import pytest
 
 from facemllm import tasks
 from facemllm.scoring.summary import CELEBA_TASKS
-from facemllm.tables.vocabulary import CELEBA, LFWA_ONLY, MAAD_ONLY, SEGMENTATION
+from facemllm.tables.schemas import CELEBA, LFWA_ONLY, MAAD_ONLY, SEGMENTATION
 from facemllm.tasks import action_units, expression_135, labels
 from facemllm.tasks.items import Several, Thing
 from tests.unit.test_tasks_asking import ROWS, segmentation
@@ -65,15 +65,16 @@ def test_ethnicity_is_asked_in_the_categories_of_its_source():
 
 
 def test_tasks_and_readers_share_their_vocabularies():
-    from facemllm.ingest.readers import bp4d, celebamask_hq, disfa, fairface, morph2, raf_db, utkface
+    from facemllm.ingest.readers import action_units as coded
+    from facemllm.ingest.readers import ages, celebamask_hq, fairface, morph2, raf_db
     from facemllm.tasks import ethnicity, expression_compound
 
     assert expression_compound.ELEVEN == raf_db.COMPOUND
     assert SEGMENTATION[1:] == celebamask_hq.PARTS
-    assert {str(n) for n in action_units.BP4D} == set(bp4d.UNITS)
-    assert disfa.UNITS["benchmark"] == action_units.DISFA
+    assert {str(n) for n in action_units.BP4D} == set(coded.BP4D_UNITS)
+    assert coded.DISFA_UNITS["benchmark"] == action_units.DISFA
     assert set(ethnicity.SCHEMES["fairface"][1]) == set(fairface.RACES.values())
-    assert ethnicity.SCHEMES["utkface"][1] == utkface.RACES
+    assert ethnicity.SCHEMES["utkface"][1] == ages.UTKFACE_RACES
     assert ethnicity.SCHEMES["raf-db"][1] == raf_db.RACES
     assert set(ethnicity.SCHEMES["morph2"][1]) == set(morph2.RACES.values())
 

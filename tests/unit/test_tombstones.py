@@ -12,7 +12,7 @@ import pytest
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.tables import open_table
-from facemllm.version import log, record, restore
+from facemllm.version.record import log, record, restore
 from facemllm.version.repository import Repository
 from facemllm.version.tombstones import Marks, Tombstones, covered_rows, name_id
 

@@ -12,7 +12,7 @@ from facemllm import settings
 from facemllm.model.segmentation import NO_MAP
 from facemllm.model.tiny import build_tiny
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
-from facemllm.tables.vocabulary import SEGMENTATION
+from facemllm.tables.schemas import SEGMENTATION
 from facemllm.train import augment
 from facemllm.train.data import mirror_text, pixel_cache, read_turns, tokenise, vocabulary_texts
 from facemllm.train.packing import word_bags

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from facemllm.core.appearing import appearing
 from facemllm.errors import UserError
 from facemllm.train import features
 from tests.training_example import Toy, stage, trains
@@ -138,27 +136,11 @@ def test_few_blocks_are_open_at_a_time(tmp_path, monkeypatch):
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4
 
 
-def test_writers_of_the_same_file_do_not_meet_and_old_leftovers_go(tmp_path):
-    path, old, new, other = (tmp_path / n for n in ("a.npy", ".b.npy.7.partial", ".c.npy.7.partial", ".d.partial"))
-    for left in (old, new, other):
-        left.touch()
-    for left in (old, other):
-        os.utime(left, (time.time() - 90_000,) * 2)
-    with appearing(path) as one, appearing(path) as two:
-        one.write_bytes(b"one")
-        two.write_bytes(b"two")
-        assert not path.exists()
-    assert path.read_bytes() == b"one"
-    with pytest.raises(FileNotFoundError), appearing(tmp_path / "e.npy"):
-        pass  # nothing was written
-    assert sorted(tmp_path.iterdir()) == [new, other, path]
-
-
 def test_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: done.append((tmp_path / "a.npy").exists()))
     features._write(tmp_path / "a.npy", np.zeros(3))
-    assert done == [False]
+    assert done == [False, True], "its bytes, then its name"
 
 
 def test_bfloat16_is_kept_bit_by_bit(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from datetime import timedelta
@@ -14,50 +13,13 @@ import numpy as np
 import pytest
 
 from facemllm import settings
-from facemllm.core.locks import locked
+from facemllm.core.files import locked
 from facemllm.errors import UserError
 from facemllm.train import data, launch
 from facemllm.train.alone import _placed, train_alone
 from facemllm.train.order import Order
 from facemllm.train.rank import _meeting
 from tests.training_example import Toy
-
-
-def test_a_lock_refuses_or_waits_and_leaves_nothing(tmp_path: Path):
-    lock = tmp_path / "work" / ".lock"
-    order: list[str] = []
-
-    def second() -> None:
-        with locked(lock):
-            order.append("second")
-
-    with locked(lock):
-        with pytest.raises(UserError, match=r"^taken$"), locked(lock, "taken"):
-            pass
-        waits = threading.Thread(target=second)
-        waits.start()
-        waits.join(0.1)
-        order.append("first")
-    waits.join(5)
-    assert order == ["first", "second"]
-    assert not lock.parent.exists()
-
-
-def hold(lock: Path, pipe) -> None:
-    with locked(lock):
-        pipe.send("held")
-        signal.pause()
-
-
-def test_a_killed_holder_leaves_the_lock_to_the_next(tmp_path: Path):
-    here, there = multiprocessing.get_context("fork").Pipe()
-    holder = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path / "lock", there))
-    holder.start()
-    assert here.recv() == "held"
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join()
-    with locked(tmp_path / "lock", "taken"):
-        pass
 
 
 def test_a_cache_is_built_once_by_whoever_comes_first(tmp_path: Path, monkeypatch):

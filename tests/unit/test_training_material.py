@@ -17,7 +17,7 @@ from facemllm.model.forward import look, tower_features
 from facemllm.model.pixels import normalise
 from facemllm.model.segmentation import NO_MAP, has_map
 from facemllm.model.tiny import build_tiny
-from facemllm.tables.vocabulary import SEGMENTATION
+from facemllm.tables.schemas import SEGMENTATION
 from facemllm.tasks.held_out import withheld_classes
 from facemllm.train import coverage, material, order
 from facemllm.train.data import Texts, vocabulary_texts

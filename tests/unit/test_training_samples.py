@@ -12,9 +12,9 @@ from facemllm.model.saving import save_model
 from facemllm.model.tiny import build_tiny
 from facemllm.report import figures
 from facemllm.tables import CONVERSATIONS, open_table
+from facemllm.train import step
 from facemllm.train.audited import audited_relations
 from facemllm.train.samples import FACES, fixed_faces, sample_answers
-from facemllm.workflow import making
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_tracked_stage_puts_both_on_its_run(table, tmp_path):
     logged = {}
     run = SimpleNamespace(log_table=logged.__setitem__)
     inputs = {"conversations": table.digest}
-    making._show(Context(settings, store, inputs, tmp_path, tmp_path / "model", making.train, run))
+    step._show(Context(settings, store, inputs, tmp_path, tmp_path / "model", pytest.fail, run))
     assert list(logged) == [figures.SAMPLES, figures.RELATIONS]
     assert len(logged[figures.SAMPLES]["written"]) == FACES * 2
     assert logged[figures.RELATIONS]["enforced"] == [True]

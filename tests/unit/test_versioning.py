@@ -15,7 +15,7 @@ from facemllm import settings
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.tables import open_table
-from facemllm.version import has, log, record, restore
+from facemllm.version.record import has, log, record, restore
 from facemllm.version.repository import Repository
 
 
@@ -190,7 +190,7 @@ def test_two_recordings_at_once_are_told_apart(place, tables, tmp_path):
         fcntl.flock(held, fcntl.LOCK_EX)
         held.write("pid 4711")
         held.flush()
-        with pytest.raises(UserError, match=r"another process \(pid 4711\) is recording"):
+        with pytest.raises(UserError, match=r"another process is recording.*\(lock .*data-repo.lock, pid 4711\)"):
             record(place(), *tables)
     assert record(place(), *tables).new, "a lock whose holder is gone holds nobody up"
 
@@ -225,7 +225,7 @@ def test_nothing_is_written_outside_the_home_and_nothing_is_said(place, tables, 
         monkeypatch.setenv(variable, str(away))
     (away / ".gitconfig").write_text("[commit]\n gpgSign = true\n[core]\n hooksPath = /bin\n autocrlf = true\n")
     code = (
-        "import sys; from pathlib import Path; from facemllm import settings, version as v;"
+        "import sys; from pathlib import Path; from facemllm import settings; from facemllm.version import record as v;"
         "s = settings.load('laptop', ['storage.home=' + sys.argv[1]]);"
         "r = v.record(s, Path(sys.argv[2]), Path(sys.argv[3])); v.restore(s, r.sha, Path(sys.argv[4]))"
     )

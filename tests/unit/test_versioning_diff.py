@@ -10,8 +10,8 @@ import pytest
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.tables import open_table
-from facemllm.version import diff, log, record, render, render_log
-from facemllm.version.comparing import LISTED
+from facemllm.version.comparing import LISTED, diff, render
+from facemllm.version.record import log, record, render_log
 
 
 @pytest.fixture

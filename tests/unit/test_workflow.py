@@ -14,10 +14,11 @@ import pytest
 from facemllm.core import digests, progress
 from facemllm.core.step import Context, Outcome, Step
 from facemllm.errors import UserError
+from facemllm.promote.step import model_dir
 from facemllm.settings import Settings, load
-from facemllm.workflow import deciding, runs
 from facemllm.workflow import runner as workflow
-from facemllm.workflow.steps import STEPS
+from facemllm.workflow import runs
+from facemllm.workflow.steps import steps
 
 
 @pytest.fixture
@@ -36,9 +37,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (context.out / "data.txt").write_text(f"identities {context.settings.ingest.identities}")
         return Outcome(digests.of_tree(context.out), "made")
 
-    real = STEPS["ingest"]
+    real = steps(load())["ingest"]
     step = Step(name="ingest", module=real.module, sections=real.sections, inputs={}, work=work)
-    monkeypatch.setitem(workflow.STEPS, "ingest", step)
+    monkeypatch.setattr(workflow, "steps", lambda settings: {**steps(settings), "ingest": step})
     return calls
 
 
@@ -65,7 +66,7 @@ def test_a_lost_result_is_made_again(settings: Settings, counted: list[str]) -> 
 
 def test_worker_counts_do_not_enter_the_key(settings: Settings) -> None:
     other = settings.model_copy(update={"ingest": settings.ingest.model_copy(update={"workers": 5})})
-    step = STEPS["ingest"]
+    step = steps(settings)["ingest"]
     assert workflow.step_key(step, settings, {}) == workflow.step_key(step, other, {})
 
 
@@ -75,12 +76,12 @@ def test_a_failing_step_tells_why_and_keeps_nothing(
     def work(context: Context) -> Outcome:
         raise UserError("the sky is green; paint it blue")
 
-    step = Step(name="ingest", module=STEPS["ingest"].module, sections=lambda s: {}, inputs={}, work=work)
-    monkeypatch.setitem(workflow.STEPS, "ingest", step)
+    step = Step(name="ingest", module="facemllm.ingest.run", sections=lambda s: {}, inputs={}, work=work)
+    monkeypatch.setattr(workflow, "steps", lambda settings: {**steps(settings), "ingest": step})
     monkeypatch.setenv(progress.EVENTS, str(tmp_path / "events.jsonl"))
     with pytest.raises(UserError, match="green"):
         workflow.execute("ingest", settings)
-    view = runs.RunView(tmp_path / "events.jsonl")
+    view = runs.RunView.of(settings, tmp_path / "events.jsonl")
     view.refresh()
     assert view.failure() == ("ingest", "the sky is green; paint it blue")
     assert not (settings.home / "keys").exists()
@@ -98,10 +99,10 @@ def test_a_model_whose_bytes_changed_is_refused(settings: Settings) -> None:
     digest = digests.of_tree(folder)
     folder.rename(folder.parent / digest)
     version = SimpleNamespace(digest=digest, version=3)
-    assert deciding.model_dir(settings, version) == settings.home / "store" / digest
+    assert model_dir(settings, version) == settings.home / "store" / digest
     (settings.home / "store" / digest / "model.safetensors").write_bytes(b"weightS")
     with pytest.raises(UserError, match="do not match the digest of version 3"):
-        deciding.model_dir(settings, version)
+        model_dir(settings, version)
 
 
 def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path) -
         {"time": 2.0, "step": "deploy", "state": "done", "seconds": 1.0, "digest": "d", "figure": "url"},
     ]
     events.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"half a li')
-    view = runs.RunView(events)
+    view = runs.RunView.of(load(), events)
     assert list(view.refresh()) == ["deploy"]
     view.settle({"ingest": {"seconds": 3.0, "digest": "i", "figure": "4 faces"}})
     assert view.steps["ingest"].state == "cached"
@@ -125,7 +126,7 @@ def test_the_live_table_shows_what_a_step_says_to_the_letter(tmp_path: Path) -> 
 
     events = tmp_path / "events.jsonl"
     events.write_text(json.dumps({"time": 1.0, "step": "gate", "state": "failed", "message": "see [/tmp/x]"}) + "\n")
-    view = runs.RunView(events)
+    view = runs.RunView.of(load(), events)
     view.refresh()
     out = io.StringIO()
     Console(width=100, file=out).print(runs.steps_table(view, 0.0))
@@ -175,11 +176,11 @@ def test_output_folder_that_cannot_be_made(settings: Settings) -> None:
     ],
 )
 def test_the_code_behind_a_step_enters_its_key(step: str, behind: str) -> None:
-    assert digests.PACKAGE / behind in digests.code_files(STEPS[step].module)
+    assert digests.PACKAGE / behind in digests.code_files(steps(load())[step].module)
 
 
 def test_code_of_other_rooms_does_not() -> None:
-    files = digests.code_files(STEPS["ingest"].module)
+    files = digests.code_files("facemllm.ingest.run")
     assert not any(p.is_relative_to(digests.PACKAGE / "serve") for p in files)
 
 

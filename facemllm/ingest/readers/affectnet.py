@@ -26,7 +26,6 @@ public code reads them. Unverified: that a list without header keeps the order o
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -35,12 +34,7 @@ from typing import Any
 
 from facemllm.errors import UserError
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-from facemllm.ingest.readers.files import files, small
-
-KEY = "affectnet"
-OPTIONS = {"classes": ("8", "7"), "annotated": ("manual", "automatic")}
-OFFICIAL = ("train", "test")
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, faces, files, small
 
 CODES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 DROPPED = {8: "none", 9: "uncertain", 10: "non-face"}
@@ -78,27 +72,19 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         yield from _old(root, path, pictures, split, classes)
 
 
+READERS = {"affectnet": Reader(read, {"classes": ("8", "7"), "annotated": ("manual", "automatic")}, ("train", "test"))}
+
+
 def _old(root: Path, path: Path, pictures: Path, split: str, classes: int) -> Iterator[Face | Refused]:
-    name = path.relative_to(root).as_posix()
-    for row in _rows(path, root):
-        if isinstance(row, Refused):
-            yield row
-            continue
-        number, values = row
-        try:
-            expression = _expression(values["expression"], classes)
-            picture = labels.inside(pictures, values["subDirectory_filePath"])
-            left, top, width, height = (labels.number(values[column], column) for column in COLUMNS[1:5])
-            if width <= 0 or height <= 0:
-                raise Refuse(f"the face box is {width:g} x {height:g} pixels")
-            points = _points(values["facial_landmarks"].split(";"))
-        except Refuse as error:
-            yield Refused(name, number, str(error))
-            continue
+    def face(number: int, values: Mapping[str, str]) -> Face:
+        expression = _expression(values["expression"], classes)
+        picture = labels.inside(pictures, values["subDirectory_filePath"])
+        left, top, width, height = (labels.number(values[column], column) for column in COLUMNS[1:5])
+        if width <= 0 or height <= 0:
+            raise Refuse(f"the face box is {width:g} x {height:g} pixels")
+        points = _points(values["facial_landmarks"].split(";"))
         box = (left, top, left + width, top + height)
-        yield Face(
-            file=picture.relative_to(root).as_posix(),
-            row=number,
+        return Face(
             source_id=picture.relative_to(pictures).with_suffix("").as_posix(),
             image=picture,
             split=split,
@@ -106,24 +92,8 @@ def _old(root: Path, path: Path, pictures: Path, split: str, classes: int) -> It
             labels={"expression": expression, "box": list(box), "landmarks": points},
         )
 
-
-def _rows(path: Path, root: Path) -> Iterator[labels.Row | Refused]:
-    """Rows of a list, by column; a first line that names no column but has the right number of fields is a row."""
-    _, first = next(labels.lines(path), (1, ""))
-    fields = [field.strip() for field in next(csv.reader([first]), [])]
-    if COLUMNS[0] in fields or len(fields) != len(COLUMNS):
-        yield from labels.table(path, root, COLUMNS[0], COLUMNS[1:7])
-        return
-    name, seen = path.relative_to(root).as_posix(), set()
-    for number, line in labels.lines(path):
-        values = [value.strip() for value in line.split(",")]
-        if len(values) != len(COLUMNS):
-            yield Refused(name, number, f"{len(values)} fields where the first line has {len(COLUMNS)}")
-        elif values[0] in seen:
-            yield Refused(name, number, f"{values[0]} has a row already")
-        else:
-            seen.add(values[0])
-            yield number, dict(zip(COLUMNS, values, strict=True))
+    rows = labels.table(path, root, COLUMNS[0], COLUMNS[1:7], without_header=COLUMNS)
+    yield from faces(rows, path.relative_to(root).as_posix(), face)
 
 
 def _new(root: Path, folder: Path, split: str, classes: int) -> Iterator[Face | Refused]:

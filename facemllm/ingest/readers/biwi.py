@@ -35,14 +35,8 @@ from numpy.typing import NDArray
 
 from facemllm.errors import UserError
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Box, Face, Refuse, Refused
-from facemllm.ingest.readers.choices import whole
-from facemllm.ingest.readers.files import files, folders, small_rows
+from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, files, folders, small_rows, whole
 from facemllm.ingest.readers.headpose import degrees
-
-KEY = "biwi"
-OPTIONS: dict[str, tuple[str, ...]] = {"protocol": ("test", "own"), "crop": ("head", "none"), "every": ()}
-OFFICIAL = ("test",)
 
 HEAD_MM = 320.0
 TWICE = {"15": "03", "18": "05", "21": "02", "22": "07"}
@@ -64,6 +58,9 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             yield Refused((home / name).relative_to(root).as_posix(), 0, "none of the sequences 01 to 24")
             continue
         yield from _sequence(home / name, root, options)
+
+
+READERS = {"biwi": Reader(read, {"protocol": ("test", "own"), "crop": ("head", "none"), "every": ()}, ("test",))}
 
 
 def rotation_degrees(rotation: Floats) -> dict[str, float]:

@@ -39,14 +39,9 @@ from numpy.typing import NDArray
 
 from facemllm.core import images
 from facemllm.errors import UserError
-from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-from facemllm.ingest.readers import attributes, pictures
-from facemllm.ingest.readers.celeba_files import PARTITION, Beside, find, pairs, sheet, split, subjects
-
-KEY = "celebamask-hq"
-OPTIONS: Mapping[str, tuple[str, ...]] = {"splits": ("official", "own")}
-OFFICIAL = ("train", "validation", "test")
+from facemllm.ingest import attributes, labels
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, contents, unlabelled_pictures
+from facemllm.ingest.readers.celeba import PARTITION, Beside, find, pairs, sheet, split, subjects
 
 PARTS = (
     *("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip"),
@@ -75,7 +70,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     poses = _poses(root)
     known: dict[str, tuple[str | None, str | None]] = {}
     yield from _originals(root, official, known)
-    coding, labelled = attributes.Coding(), pictures.Names()
+    coding, labelled = attributes.Coding(), labels.Names()
     for row in main.rows:
         if isinstance(row, Refused):
             yield row
@@ -99,7 +94,6 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             continue
         subject, own = known.get(path.stem, (None, None))
         yield Face(
-            file=path.relative_to(root).as_posix(),
             row=line,
             source_id=path.stem,
             image=path,
@@ -109,7 +103,10 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             more=partial(_segmentation, root, int(path.stem)),
         )
     yield from (row for row in (poses.rest() if poses else ()) if isinstance(row, Refused))
-    yield from pictures.unlabelled(root, place, labelled)
+    yield from unlabelled_pictures(root, place, labelled)
+
+
+READERS = {"celebamask-hq": Reader(read, {"splits": ("official", "own")}, ("train", "validation", "test"))}
 
 
 def painted(masks: Path, root: Path, number: int) -> NDArray[np.uint8]:
@@ -118,10 +115,9 @@ def painted(masks: Path, root: Path, number: int) -> NDArray[np.uint8]:
     Raises Refuse when it has none, when one cannot be read, or when they differ in size.
     """
     classes: NDArray[np.uint8] | None = None
-    real = root.resolve()
     for value, part in enumerate(PARTS, start=1):
         name = f"{number:05d}_{part}.png"
-        mask = _mask(masks / str(number // _FOLDER_OF) / name, real)
+        mask = _mask(masks / str(number // _FOLDER_OF) / name, root)
         if mask is None:
             continue
         if classes is None:
@@ -142,15 +138,12 @@ def _segmentation(root: Path, number: int) -> dict[str, Any]:
 
 def _mask(path: Path, root: Path) -> NDArray[np.bool_] | None:
     """Where a part is (height, width); None when the part has no file. Raises Refuse when it is no picture."""
-    try:
-        real = path.resolve(strict=True)
-        if not real.is_relative_to(root) or not real.is_file() or os.path.getsize(real) > images.MAX_BYTES:
-            raise Refuse(f"mask {path.name} is no plain file of the dataset, or too large")
-        pixels = np.asarray(images.opened(real.read_bytes(), _MASK_PIXELS))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, RuntimeError, images.BadPicture) as error:
-        raise Refuse(f"mask {path.name}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        pixels = np.asarray(images.opened(contents(path, root, images.MAX_BYTES, f"mask {path.name}"), _MASK_PIXELS))
+    except images.BadPicture as error:
+        raise Refuse(f"mask {path.name}: {error}") from None
     lit: NDArray[np.bool_] = (pixels[..., 0] | pixels[..., 1] | pixels[..., 2]) > 0
     return lit
 

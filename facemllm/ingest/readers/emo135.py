@@ -21,12 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from facemllm.errors import UserError
-from facemllm.ingest.reader import Face, Refused
-from facemllm.ingest.readers.files import PICTURES, folders, listing, snake
-
-KEY = "emo135"
-OPTIONS: dict[str, tuple[str, ...]] = {}
-OFFICIAL = ("train", "test")
+from facemllm.ingest.reader import PICTURES, Face, Reader, Refused, folders, listing, snake
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
@@ -45,6 +40,9 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         yield from _strays(root, root / top)
         for name in folders(root / top):
             yield from _emotion(root, root / top / name, SPLITS[top.lower()])
+
+
+READERS = {"emo135": Reader(read, official=("train", "test"))}
 
 
 def _strays(root: Path, folder: Path) -> Iterator[Refused]:

@@ -26,18 +26,14 @@ import csv
 import math
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from facemllm.errors import UserError, one_line
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Box, Face, Refuse, Refused
-from facemllm.ingest.readers.files import files, snake
-from facemllm.ingest.readers.shards import samples, tars, widened
-
-KEY = "facecaption"
-OPTIONS: dict[str, tuple[str, ...]] = {"box": ("corners", "sizes")}
-OFFICIAL: tuple[str, ...] = ()
+from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, faces, files, snake
+from facemllm.ingest.shards import samples, tars, widened
 
 COLUMNS = {
     "image": ("image", "file", "file_name", "image_path", "path"),
@@ -66,8 +62,11 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         raise UserError(f"{root}: neither shards (00000.tar) nor a table (*.parquet, *.csv)")
     for table in tables:
         name = table.name
-        for item in _parquet(table) if name.lower().endswith(".parquet") else _csv(table, root):
-            yield item if isinstance(item, Refused) else _named(name, *item, root, sizes)
+        rows = _parquet(table) if name.lower().endswith(".parquet") else _csv(table, root)
+        yield from faces(rows, name, partial(_named, table=name, root=root, sizes=sizes))
+
+
+READERS = {"facecaption": Reader(read, {"box": ("corners", "sizes")})}
 
 
 def _shard(shard: Path, root: Path, sizes: bool) -> Iterator[Face | Refused]:
@@ -97,31 +96,23 @@ def _shard(shard: Path, root: Path, sizes: bool) -> Iterator[Face | Refused]:
         )
 
 
-def _named(table: str, number: int, row: Row, root: Path, sizes: bool) -> Face | Refused:
-    """The face of a table's row."""
-    try:
-        facts, crop = _facts(row, sizes)
-        value = _value(row, "image")
-        image: Path | bytes
-        if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-            image, file = value["bytes"], f"{table}/{number}"
-        else:
-            file = str(value.get("path") if isinstance(value, dict) else value or "").strip()
-            if not file:
-                raise Refuse("the row names no picture")
-            image = labels.inside(root, file)
-            file = image.relative_to(root).as_posix()
-    except Refuse as error:
-        return Refused(table, number, str(error))
-    return Face(
-        file=file,
-        row=number,
-        source_id=f"{Path(file).with_suffix('').as_posix()}/{number}" if isinstance(image, Path) else file,
-        image=image,
-        subject=_text(row, "url") or file,
-        crop=crop,
-        labels=facts,
-    )
+def _named(number: int, row: Row, table: str, root: Path, sizes: bool) -> Face:
+    """The face of a table's row. Raises Refuse."""
+    facts, crop = _facts(row, sizes)
+    value = _value(row, "image")
+    image: Path | bytes
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        image, file = value["bytes"], f"{table}/{number}"
+        name = file
+    else:
+        file = str(value.get("path") if isinstance(value, dict) else value or "").strip()
+        if not file:
+            raise Refuse("the row names no picture")
+        image = labels.inside(root, file)
+        file = image.relative_to(root).as_posix()
+        name = f"{Path(file).with_suffix('').as_posix()}/{number}"
+    person = _text(row, "url") or file
+    return Face(file=file, source_id=name, image=image, subject=person, crop=crop, labels=facts)
 
 
 def _facts(row: Row, sizes: bool) -> tuple[dict[str, Any], Box]:

@@ -20,15 +20,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-from facemllm.ingest.readers.files import snake, unlabelled
-
-KEY = "fairface"
-OPTIONS = {"margin": ("025", "125"), "rows": ("all", "service_test")}
-OFFICIAL = ("train", "test")
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, faces, snake, unlabelled
 
 AGES = {age: age for age in ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69")}
 AGES["more than 70"] = "70+"
@@ -48,32 +44,24 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     columns = ("age", "gender", "race", *(("service_test",) if options["rows"] == "service_test" else ()))
     for part, split in (("train", "train"), ("val", "test")):
         path = labels.existing(root, f"fairface_label_{part}.csv")
-        named = set()
-        for row in labels.table(path, root, "file", columns):
-            if isinstance(row, Refused):
-                yield row
-                continue
-            number, values = row
-            try:
-                picture = labels.inside(pictures, values["file"])
-                if picture.parent != pictures / part:
-                    raise Refuse(f"file is {values['file']!r}, not {part}/<number>.jpg")
-                named.add(picture.name)
-                facts = _facts(values)
-                if options["rows"] == "service_test" and not _in_service_test(values["service_test"]):
-                    continue
-            except Refuse as error:
-                yield Refused(path.name, number, str(error))
-                continue
-            yield Face(
-                file=picture.relative_to(root).as_posix(),
-                row=number,
-                source_id=f"{part}/{picture.stem}",
-                image=picture,
-                split=split,
-                labels=facts,
-            )
+        named: set[str] = set()
+
+        def face(number: int, values: Mapping[str, str], folder: Path, split: str, named: set[str]) -> Face | None:
+            picture = labels.inside(pictures, values["file"])
+            if picture.parent != folder:
+                raise Refuse(f"file is {values['file']!r}, not {folder.name}/<number>.jpg")
+            named.add(picture.name)
+            facts = _facts(values)
+            if options["rows"] == "service_test" and not _in_service_test(values["service_test"]):
+                return None
+            return Face(source_id=f"{folder.name}/{picture.stem}", image=picture, split=split, labels=facts)
+
+        made = partial(face, folder=pictures / part, split=split, named=named)
+        yield from faces(labels.table(path, root, "file", columns), path.name, made)
         yield from unlabelled(labels.existing(pictures, part), root, named, path.name)
+
+
+READERS = {"fairface": Reader(read, {"margin": ("025", "125"), "rows": ("all", "service_test")}, ("train", "test"))}
 
 
 def _facts(values: Mapping[str, str]) -> dict[str, str]:

@@ -29,14 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facemllm.errors import UserError, one_line
-from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-from facemllm.ingest.readers import attributes, pictures
-from facemllm.ingest.readers.files import folders
-
-KEY = "lfwa"
-OPTIONS: Mapping[str, tuple[str, ...]] = {"attributes": ("40", "73")}
-OFFICIAL = ("train", "test")
+from facemllm.ingest import attributes, labels
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, faces, folder, folders, unlabelled_pictures
 
 _FOLDERS = ("lfw", "lfw-funneled", "lfw_funneled", "lfw-deepfunneled", "lfw_deepfunneled")
 _INDICES = "indices_train_test.mat"
@@ -49,37 +43,34 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
 
     Raises UserError when a file or the folder of pictures is missing or has not the stated form.
     """
-    place = pictures.folder(root, *_FOLDERS)
+    place = folder(root, *_FOLDERS)
     file = f"lfw_att_{options['attributes']}.mat"
     names, texts, values = _labels(labels.existing(root, file), int(options["attributes"]))
     splits = yield from _splits(labels.existing(root, _INDICES), len(texts))
-    coding, labelled = attributes.Coding(), pictures.Names()
-    for number, (text, row) in enumerate(zip(texts, values, strict=True), start=1):
-        try:
-            if text is None:
-                raise Refuse("its name is no text")
-            path = labels.inside(place, text)
-            if not labelled.add(path.relative_to(root).as_posix()):
-                raise Refuse(f"{path.name} has a row already")
-            if path.parent.parent != place or not path.name.startswith(f"{path.parent.name}_"):
-                raise Refuse(f"{text} is no picture of a person, as Aaron_Eckhart\\Aaron_Eckhart_0001.jpg")
-            found = attributes.labels(coding.truths(names, [_written(value) for value in row]))
-            if len(splits[number - 1]) != 1:
-                raise Refuse(f"{path.name} is in {' and '.join(splits[number - 1]) or 'neither split'} of {_INDICES}")
-        except Refuse as error:
-            yield Refused(file, number, str(error))
-            continue
-        yield Face(
-            file=path.relative_to(root).as_posix(),
-            row=number,
-            source_id=path.stem,
-            image=path,
-            subject=path.parent.name,
-            split=splits[number - 1][0],
-            labels=found,
+    coding, labelled = attributes.Coding(), labels.Names()
+
+    def face(number: int, labelled_as: tuple[str | None, NDArray[np.float64]]) -> Face:
+        text, row = labelled_as
+        if text is None:
+            raise Refuse("its name is no text")
+        path = labels.inside(place, text)
+        if not labelled.add(path.relative_to(root).as_posix()):
+            raise Refuse(f"{path.name} has a row already")
+        if path.parent.parent != place or not path.name.startswith(f"{path.parent.name}_"):
+            raise Refuse(f"{text} is no picture of a person, as Aaron_Eckhart\\Aaron_Eckhart_0001.jpg")
+        found = attributes.labels(coding.truths(names, [_written(value) for value in row]))
+        if len(splits[number - 1]) != 1:
+            raise Refuse(f"{path.name} is in {' and '.join(splits[number - 1]) or 'neither split'} of {_INDICES}")
+        return Face(
+            source_id=path.stem, image=path, subject=path.parent.name, split=splits[number - 1][0], labels=found
         )
+
+    yield from faces(enumerate(zip(texts, values, strict=True), start=1), file, face)
     for person in folders(place):
-        yield from pictures.unlabelled(root, place / person, labelled)
+        yield from unlabelled_pictures(root, place / person, labelled)
+
+
+READERS = {"lfwa": Reader(read, {"attributes": ("40", "73")}, ("train", "test"))}
 
 
 def _written(value: float) -> str:
@@ -108,7 +99,7 @@ def _splits(path: Path, count: int) -> Generator[Refused, None, list[list[str]]]
     """Returns the splits that name each place; yields the indices that are none of 1 to `count`."""
     splits: list[list[str]] = [[] for _ in range(count)]
     with _opened(path) as file:
-        for split in OFFICIAL:
+        for split in ("train", "test"):
             key = f"indices_img_{split}"
             for place, index in enumerate(_numbers(file, path, key).ravel(), start=1):
                 if index != index // 1 or not 1 <= index <= count:

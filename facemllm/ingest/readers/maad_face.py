@@ -28,14 +28,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from facemllm.errors import UserError
-from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-from facemllm.ingest.readers import attributes, pictures
-from facemllm.ingest.readers.files import folders
-
-KEY = "maad-face"
-OPTIONS: Mapping[str, tuple[str, ...]] = {}
-OFFICIAL = ("train", "test")
+from facemllm.ingest import attributes, labels
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, faces, folders, unlabelled_pictures
 
 _PERSON = re.compile(r"n\d{6}", re.ASCII)
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test", "": None}
@@ -48,40 +42,34 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     Raises UserError when the file or the persons' folders are missing, or a column is missing or unknown.
     """
     path = labels.existing(root, "MAAD_Face.csv", "maad/MAAD_Face.csv", "MAAD-Face/MAAD_Face.csv")
-    file = path.relative_to(root).as_posix()
     people, twice = _people(root)
     numbered = labels.lines(path)
     line, first = next(numbered, (1, ""))
     header = [part.strip() for part in next(csv.reader([first]), [])]
     places, names = _columns(path, line, header)
-    seen, labelled = pictures.Names(), pictures.Names()
-    for line, text in numbered:
-        try:
-            values = _fields(text, len(header))
-            name, person = _name(values[places["filename"]], values[places["identity"]])
-            if not seen.add(name):
-                raise Refuse(f"{name} has a row already")
-            folder, split = people.get(person, (root / person, None))
-            picture = labels.inside(folder, name.rpartition("/")[2])
-            place = picture.relative_to(root).as_posix()
-            labelled.add(place)
-            if person in twice:
-                raise Refuse(f"{person} lies in {' and '.join(twice[person])}; a person is in one split only")
-            found = attributes.known(names, [values[places[name]] for name in names])
-        except Refuse as error:
-            yield Refused(file, line, str(error))
-            continue
-        yield Face(
-            file=place,
-            row=line,
-            source_id=f"{person}/{picture.stem}",
-            image=picture,
-            subject=person,
-            split=split,
-            labels=attributes.labels(found),
-        )
+    seen, labelled = labels.Names(), labels.Names()
+
+    def face(line: int, text: str) -> Face:
+        values = _fields(text, len(header))
+        name, person = _name(values[places["filename"]], values[places["identity"]])
+        if not seen.add(name):
+            raise Refuse(f"{name} has a row already")
+        folder, split = people.get(person, (root / person, None))
+        picture = labels.inside(folder, name.rpartition("/")[2])
+        place = picture.relative_to(root).as_posix()
+        labelled.add(place)
+        if person in twice:
+            raise Refuse(f"{person} lies in {' and '.join(twice[person])}; a person is in one split only")
+        found = attributes.labels(attributes.known(names, [values[places[name]] for name in names]))
+        own = f"{person}/{picture.stem}"
+        return Face(source_id=own, image=picture, subject=person, split=split, labels=found)
+
+    yield from faces(numbered, path.relative_to(root).as_posix(), face)
     for folder, _ in people.values():
-        yield from pictures.unlabelled(root, folder, labelled)
+        yield from unlabelled_pictures(root, folder, labelled)
+
+
+READERS = {"maad-face": Reader(read, official=("train", "test"))}
 
 
 def _columns(path: Path, line: int, header: list[str]) -> tuple[dict[str, int], list[str]]:

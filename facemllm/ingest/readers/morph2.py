@@ -27,11 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-
-KEY = "morph2"
-OPTIONS = {"protocol": ("subject_exclusive", "random_80_20")}
-OFFICIAL = ("train", "test")
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, faces
 
 GENDERS = {"M": "male", "F": "female"}
 RACES = {"W": "white", "B": "black", "A": "asian", "H": "hispanic", "O": "other"}
@@ -46,24 +42,15 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     name = "morph_2008_nonCommercial.csv"
     path = labels.existing(root, name, f"MORPH_nonCommercial/{name}")
     contradictions = _contradictions(path, root)
-    for row in labels.table(path, root, "photo", COLUMNS):
-        if isinstance(row, Refused):
-            yield row
-            continue
-        number, values = row
-        try:
-            if reason := contradictions.get(_person(values)):
-                raise Refuse(reason)
-            picture = labels.inside(path.parent, values["photo"])
-            facts = _facts(values)
-            _agree(picture.stem, values)
-        except Refuse as error:
-            yield Refused(path.relative_to(root).as_posix(), number, str(error))
-            continue
-        by_picture = options["protocol"] == "random_80_20"
-        yield Face(
-            file=picture.relative_to(root).as_posix(),
-            row=number,
+    by_picture = options["protocol"] == "random_80_20"
+
+    def face(number: int, values: Mapping[str, str]) -> Face:
+        if reason := contradictions.get(_person(values)):
+            raise Refuse(reason)
+        picture = labels.inside(path.parent, values["photo"])
+        facts = _facts(values)
+        _agree(picture.stem, values)
+        return Face(
             source_id=picture.stem,
             image=picture,
             subject=None if by_picture else _person(values),
@@ -71,8 +58,13 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             labels=facts,
         )
 
+    yield from faces(labels.table(path, root, "photo", COLUMNS), path.relative_to(root).as_posix(), face)
 
-def _person(values: dict[str, str]) -> str:
+
+READERS = {"morph2": Reader(read, {"protocol": ("subject_exclusive", "random_80_20")}, ("train", "test"))}
+
+
+def _person(values: Mapping[str, str]) -> str:
     return values["id_num"].lstrip("0")
 
 
@@ -93,7 +85,7 @@ def _contradictions(path: Path, root: Path) -> dict[str, str]:
     return found
 
 
-def _facts(values: dict[str, str]) -> dict[str, float | str]:
+def _facts(values: Mapping[str, str]) -> dict[str, float | str]:
     if not _person(values):
         raise Refuse("id_num is empty")
     found: dict[str, float | str] = {"age": labels.number(values["age"], "age", 0, 120)}
@@ -106,7 +98,7 @@ def _facts(values: dict[str, str]) -> dict[str, float | str]:
     return found
 
 
-def _agree(stem: str, values: dict[str, str]) -> None:
+def _agree(stem: str, values: Mapping[str, str]) -> None:
     """Raises Refuse when the photo's name says another id, sex or age than its row."""
     named = _PHOTO.fullmatch(stem)
     if named is None:

@@ -32,12 +32,7 @@ from typing import Any
 
 from facemllm.errors import UserError
 from facemllm.ingest import labels
-from facemllm.ingest.reader import Face, Refuse, Refused
-from facemllm.ingest.readers.files import code, small_rows, unlabelled
-
-KEY = "raf-db"
-OPTIONS = {"subset": ("basic", "compound"), "pictures": ("aligned", "original")}
-OFFICIAL = ("train", "test")
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, code, faces, small_rows, unlabelled
 
 BASIC = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 COMPOUND = (
@@ -54,34 +49,33 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     """Faces of one subset, in its label file's order. Raises UserError when a file is missing or of another form."""
     subset, original = options["subset"], options["pictures"] == "original"
     home = labels.existing(root, f"{subset}/EmoLabel", "EmoLabel").parent
-    if home == root and (told := root.resolve().name) in OPTIONS["subset"] and told != subset:
+    if home == root and (told := root.resolve().name) in ("basic", "compound") and told != subset:
         raise UserError(f"{root}: this is the {told} subset; say so in the source's options: subset: {told}")
     path = labels.existing(home, "EmoLabel/list_patition_label.txt", "EmoLabel/list_partition_label.txt")
     pictures = labels.existing(home, f"Image/{options['pictures']}")
     _check_columns(path)
-    name, named = path.relative_to(root).as_posix(), set()
-    for row in labels.words(path, root, 2):
-        if isinstance(row, Refused):
-            yield row
-            continue
-        try:
-            stem, split = _parsed(row[1][0])
-            picture = pictures / (f"{stem}.jpg" if original else f"{stem}_aligned.jpg")
-            named.add(picture.name)
-            expression = _expression(row[1][1], subset)
-        except Refuse as error:
-            yield Refused(name, row[0], str(error))
-            continue
-        yield Face(
-            file=picture.relative_to(root).as_posix(),
-            row=row[0],
+    named: set[str] = set()
+
+    def face(number: int, words: list[str]) -> Face:
+        stem, split = _parsed(words[0])
+        picture = pictures / (f"{stem}.jpg" if original else f"{stem}_aligned.jpg")
+        named.add(picture.name)
+        expression = _expression(words[1], subset)
+        return Face(
             source_id=f"{subset}/{stem}",
             image=picture,
             split=split,
             labels={"expression": expression},
             more=partial(_more, home, stem, original),
         )
+
+    yield from faces(labels.words(path, root, 2), path.relative_to(root).as_posix(), face)
     yield from unlabelled(pictures, root, named, path.name)
+
+
+READERS = {
+    "raf-db": Reader(read, {"subset": ("basic", "compound"), "pictures": ("aligned", "original")}, ("train", "test"))
+}
 
 
 def _check_columns(path: Path) -> None:

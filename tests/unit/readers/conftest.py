@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm.ingest.importing import LOOK, imported
+from facemllm.ingest.importing import HASH, imported
 from facemllm.ingest.reader import Refused
 from facemllm.settings import Source, load
 from facemllm.tables import mapping
@@ -61,7 +61,7 @@ def take() -> Callable[..., Imported]:
         found = list(imported(Source(name=source, root=str(root), options=options), data))
         rows = [row for row in found if not isinstance(row, Refused)]
         for row in rows:
-            row.pop(LOOK)
+            row.pop(HASH)
             for name in ("attributes", "action_units"):
                 if row.get(name) is not None:
                     row[name] = mapping(row[name])

@@ -6,7 +6,7 @@ import pytest
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
-from facemllm.ingest.readers.bp4d import HELD_OUT
+from facemllm.ingest.readers.action_units import BP4D_HELD_OUT as HELD_OUT
 
 HEADER = "0,1,2,4,5,6,7,10,12,14,15,17,23,24"
 ZEROS = {f"AU{unit}": 0.0 for unit in (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24)}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
-from facemllm.ingest.readers.celeba_files import Beside, pairs, split
+from facemllm.ingest.readers.celeba import Beside, pairs, split
 from facemllm.tables import subject_id
 
 HEADER = (

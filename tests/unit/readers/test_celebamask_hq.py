@@ -12,8 +12,8 @@ from facemllm.errors import UserError
 from facemllm.heads.materials import SEGMENTATION_CLASSES
 from facemllm.ingest.reader import Refused
 from facemllm.ingest.readers import celebamask_hq
-from facemllm.ingest.readers.vocabulary import CELEBA as NAMES
 from facemllm.tables import subject_id
+from facemllm.tables.schemas import CELEBA as NAMES
 
 MASKS = "CelebAMask-HQ-mask-anno"
 ATTRIBUTES = "CelebAMask-HQ-attribute-anno.txt"

@@ -6,7 +6,8 @@ import pytest
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
-from facemllm.ingest.readers.disfa import HELD_OUT, UNITS
+from facemllm.ingest.readers.action_units import DISFA_HELD_OUT as HELD_OUT
+from facemllm.ingest.readers.action_units import DISFA_UNITS as UNITS
 
 
 def coded(root, person, frames=3, start=1, end="\n", **rows):

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from facemllm.errors import UserError
+from facemllm.ingest import shards
 from facemllm.ingest.reader import Refused
-from facemllm.ingest.readers import shards
-from facemllm.ingest.readers.detections import packed
+from facemllm.ingest.readers.laion_face import packed
 
 MARKS = [[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]
 

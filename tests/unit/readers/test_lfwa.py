@@ -9,8 +9,8 @@ import pytest
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
 from facemllm.ingest.readers.lfwa import _labels
-from facemllm.ingest.readers.vocabulary import CELEBA as NAMES
 from facemllm.tables import subject_id
+from facemllm.tables.schemas import CELEBA as NAMES
 
 PICTURES = (
     "Aaron_Eckhart\\Aaron_Eckhart_0001.jpg",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from facemllm.errors import UserError
+from facemllm.ingest.labels import Names
 from facemllm.ingest.reader import Refused
-from facemllm.ingest.readers.pictures import Names
 from facemllm.tables import subject_id
 
 HEADER = (

@@ -115,7 +115,7 @@ def test_damaged_manual_files_are_refused(tree, take):
         (b"1 2\n3 4\n0\n0\n0\n", "not five points and three codes"),
         (MANUAL.replace("50.5", "nan").format(0, 0, 0).encode(), "a landmark is nan, outside -inf to inf"),
         (b"\xff\xfe1 2", "not UTF-8 text"),
-        (b"1" * 70_000, "70,000 bytes, more than 65,536"),
+        (b"1" * 70_000, "the file has 70,000 bytes, more than 65,536"),
     ):
         (manual / "train_00001_manu_attri.txt").write_bytes(text)
         first = take("raf-db", tree).refused[0]

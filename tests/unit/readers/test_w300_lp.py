@@ -13,8 +13,8 @@ from scipy.io import savemat
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refuse, Refused
-from facemllm.ingest.readers import matfile
-from facemllm.ingest.readers.w300_lp import photograph
+from facemllm.ingest.readers import headpose
+from facemllm.ingest.readers.headpose import photograph
 
 POINTS = np.stack([np.linspace(20, 40, 68), np.linspace(30, 50, 68)])  # a box of 20x20 pixels
 
@@ -143,7 +143,7 @@ class TestMatFile:
     def test_numbers_come_back(self, dtype, compressed):
         values = np.arange(12).reshape(3, 4).astype(dtype)
         data = self.saved(other="text", cells=np.array([[1, "x"]], object), a=values, compressed=compressed)
-        found = matfile.arrays(data, ("a", "missing"))
+        found = headpose.arrays(data, ("a", "missing"))
         assert list(found) == ["a"]
         assert found["a"].tolist() == values.tolist()
 
@@ -152,11 +152,11 @@ class TestMatFile:
         part += struct.pack(">IIii", 5, 8, 1, 2) + struct.pack(">HH", 1, 1) + b"a\0\0\0"
         part += struct.pack(">II", 9, 16) + struct.pack(">dd", 1.5, -2)
         data = b"\0" * 124 + b"\x01\x00MI" + struct.pack(">II", 14, len(part)) + part
-        assert matfile.arrays(data, ("a",))["a"].tolist() == [[1.5, -2]]
+        assert headpose.arrays(data, ("a",))["a"].tolist() == [[1.5, -2]]
 
     def test_hostile_files_are_refused(self):
         data = self.saved(a=np.ones((2, 3)))
-        bomb = zlib.compress(b"\0" * (matfile.MAX_INFLATED + 1))
+        bomb = zlib.compress(b"\0" * (headpose.MAX_INFLATED + 1))
         for broken in (
             b"",
             b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM",
@@ -169,4 +169,4 @@ class TestMatFile:
             data.replace(struct.pack("<ii", 2, 3), struct.pack("<ii", -2, -3)),
         ):
             with pytest.raises(Refuse):
-                matfile.arrays(broken, ("a",))
+                headpose.arrays(broken, ("a",))

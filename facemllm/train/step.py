@@ -1,0 +1,74 @@
+"""The training stages as steps: one for each entry of `train.stages`, from the model before it to a model directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from facemllm.core import digests
+from facemllm.core.step import Context, Outcome, Step
+from facemllm.settings import Settings
+
+_LAUNCH = {"max_failures", "checkpoint_every", "storage", "min_workers", "divergence"}
+_ECONOMY = {"feature_cache", "recompute", "micro_images", "row_tokens", "sharding", "compile"}
+"""Of `train`, what decides nothing of what is learnt: whoever runs out of memory may change it and go on."""
+
+
+def stage_step(settings: Settings, stage: str) -> Step:
+    """The step of one stage: named as the stage is, going on from the stage before it."""
+    before = settings.train.before(stage)
+    return Step(
+        name=stage,
+        module="facemllm.train.launch",
+        sections=lambda s: _reads(s, stage),
+        inputs={"conversations": "reformat"} | ({"model": before} if before else {}),
+        work=lambda c: _work(c, stage),
+        after=() if before else ("version",),
+        engine_cache=True,
+    )
+
+
+def _reads(s: Settings, stage: str) -> dict[str, Any]:
+    train = s.train.model_dump(exclude={"stages"} | _LAUNCH | _ECONOMY)
+    # a map of face parts does not show what is held out
+    plan, held_out = s.stages()[stage].model_dump(), s.reformat.held_out
+    return {"train": train, "stage": plan, "model": s.model.model_dump(), "held_out": held_out}
+
+
+def _work(c: Context, stage: str) -> Outcome:
+    from facemllm.tables import open_table
+    from facemllm.train.launch import train
+    from facemllm.train.order import write_lineage
+    from facemllm.version import ledger
+
+    sources = open_table(c.path("conversations")).sources
+    ledger.require(c.settings, sources, "train")
+    base = c.model() if "model" in c.inputs else None
+    result = train(
+        stage,
+        c.settings,
+        conversations=c.path("conversations"),
+        base=base,
+        out=c.out,
+        work=c.work,
+        cache=c.settings.home / "cache",
+        on_log=c.run.curve_logger() if c.run is not None else None,
+    )
+    write_lineage(c.out, stage, c.settings, c.inputs, sources, base)
+    if c.run is not None:
+        _show(c)
+    resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
+    figure = f"loss {result.final_loss:.3f} after {result.steps:,} steps{resumed}"
+    return Outcome(digests.of_tree(c.out), figure, facts={"cost": result.cost, "resumed_from": result.resumed_from})
+
+
+def _show(c: Context) -> None:
+    """Put on the stage's run what the model says now of a few fixed faces, and which relations the labels break."""
+    from facemllm.report.figures import RELATIONS, SAMPLES, columns
+    from facemllm.tables import open_table
+    from facemllm.train.audited import audited_relations
+    from facemllm.train.samples import sample_answers
+
+    table = open_table(c.path("conversations"))
+    c.run.log_table(SAMPLES, columns(sample_answers(c.settings, c.out, table)))
+    if c.settings.model.knowledge.enabled:
+        c.run.log_table(RELATIONS, columns(audited_relations(c.settings, table)))
