@@ -4,17 +4,13 @@
     .venv/bin/python benchmarks/annotation.py --rows 100000       low latency, the job alone, memory over time
 
 The endpoint is the fake one of the tests, in a process of its own on loopback. Both sides read the same table, reduce
-the same pictures, send the same bodies through httpx with as many requests at once, one connection each, and check
-every reply. The job does on top what a loop lacks: it goes through Ray Data (two tasks, a piece of 500 rows each) and
-couriers, reserves from the budget, notes and stores every request durably, holds text against labels, and writes the
-annotated table. Ray runs before the clock starts, as on a cluster, and its workers have been used once; the couriers
-start inside it. Ratio: time of the job / time of the loop; the aim is at most 1.10.
+the same pictures, send the same bodies through httpx with as many requests at once, and check every reply. The job does
+on top what a loop lacks: it goes through Ray Data (two tasks, a piece of 500 rows each), reserves from the budget and
+stores every reply durably (one wait for the disk a reply), holds text against labels, and writes the annotated table.
+Ray runs before the clock starts, as on a cluster, and its workers have been used once. Ratio: time of the job / time of
+the loop.
 
-A request costs the job about 4 ms of a core and the loop 2, the fake endpoint 1, and a job half a second to start and
-0.2 to end: what the ratio says of a machine whose cores are busy with other work is how busy they are. On two cores of
-an AMD EPYC shared with other work (httpx 0.28, Ray 2.60, Python 3.11): 1.08 with 4 at once, 1.05 with 8. 100,000 rows
-at 224 a second: from the first tenth to the end the driver went from 622 to 390 MiB, the two workers together from 888
-to 918 (903 after a fifth), the couriers from 82 to 63.
+MEASURED
 """
 
 from __future__ import annotations
@@ -113,9 +109,9 @@ def configured(home: Path, base_url: str, parallel: int) -> Any:
 
 def bare_loop(chosen: Any, faces: Path, parallel: int) -> int:
     """The same calls without the job; how many replies fit."""
-    from facemllm.annotate import prompt, replies
-    from facemllm.annotate.endpoint import endpoint
-    from facemllm.asking.wire import Answered, Wire
+    from facemllm.annotate import prompt
+    from facemllm.annotate.describer import endpoint
+    from facemllm.asking.completions import Answered, Completions
     from facemllm.tables import open_table
 
     table = open_table(faces)
@@ -123,30 +119,31 @@ def bare_loop(chosen: Any, faces: Path, parallel: int) -> int:
     columns = [*describer.columns, "image"]
 
     async def go() -> int:
-        wire = Wire(describer.sender.spec)  # type: ignore[attr-defined]
+        options = chosen.annotate.endpoint.model_copy(update={"parallel": parallel})
+        completions = Completions(options, chosen.annotate.vision_language, prompt.schema(), None)
         rows = table.iterate(columns)
         fit = 0
 
         async def asker() -> None:
             nonlocal fit
             for row in rows:
-                outcome = await wire.attempt(describer.request(row, prompt.messages(row)))
+                outcome = await completions.attempt(describer.request(row, prompt.messages(row)))
                 assert isinstance(outcome, Answered)
-                replies.read(outcome.text or "")
+                prompt.read(outcome.text or "")
                 fit += 1
 
-        await asyncio.gather(*(asker() for _ in range(parallel)))
-        await wire.close()
+        async with completions.connected():
+            await asyncio.gather(*(asker() for _ in range(parallel)))
         return fit
 
     return asyncio.run(go())
 
 
 class Watch:
-    """Memory of the driver, of Ray's workers and of the couriers (MiB), sampled once a second while the block runs."""
+    """Memory of the driver and of Ray's workers (MiB), sampled once a second while the block runs."""
 
     def __init__(self) -> None:
-        self.samples: dict[str, list[float]] = {"driver": [], "workers": [], "couriers": []}
+        self.samples: dict[str, list[float]] = {"driver": [], "workers": []}
         self._stop = threading.Event()
 
     def __enter__(self) -> Watch:
@@ -166,7 +163,6 @@ class Watch:
                     words = " ".join(process.cmdline())
                     part = "driver" if process.pid == os.getpid() else ""
                     part = "workers" if words.startswith("ray::") else part
-                    part = "couriers" if "facemllm.asking.courier" in words else part
                     if part:
                         memory = process.memory_info()
                         found[part] += (memory.rss - memory.shared) / 2**20
@@ -185,7 +181,7 @@ class Watch:
 
 def overhead(folder: Path, rows: int, latency_s: float, parallels: list[int], rounds: int) -> None:
     """The job against the bare loop, in turns, for several numbers of requests at once."""
-    from facemllm.annotate import annotate
+    from facemllm.annotate.run import annotate
 
     faces = write_table(folder / "faces", rows)
     warm = write_table(folder / "warm", 300)
@@ -214,7 +210,7 @@ def overhead(folder: Path, rows: int, latency_s: float, parallels: list[int], ro
 
 def memory(folder: Path, rows: int, latency_s: float, parallel: int) -> None:
     """The job alone over many rows: whether memory stays flat."""
-    from facemllm.annotate import annotate
+    from facemllm.annotate.run import annotate
 
     faces = write_table(folder / "faces", rows)
     with fake_endpoint(latency_s) as base_url, Watch() as watch:
@@ -233,17 +229,17 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, nargs="+", default=[4, 8], help="requests at once, over both tasks")
     parser.add_argument("--latency", type=float, default=None, help="seconds; 0.05, or 0.002 for many rows")
     parser.add_argument("--rounds", type=int, default=3)
-    told = parser.parse_args()
+    given = parser.parse_args()
     import ray
 
     folder = Path(tempfile.mkdtemp(prefix="annotation-"))
     ray.init(num_cpus=TASKS, include_dashboard=False, object_store_memory=256 * 2**20, log_to_driver=False)
     try:
-        if told.rows > 10_000:
-            memory(folder, told.rows, 0.002 if told.latency is None else told.latency, told.parallel[-1])
+        if given.rows > 10_000:
+            memory(folder, given.rows, 0.002 if given.latency is None else given.latency, given.parallel[-1])
         else:
-            latency_s = 0.05 if told.latency is None else told.latency
-            overhead(folder, told.rows, latency_s, told.parallel, told.rounds)
+            latency_s = 0.05 if given.latency is None else given.latency
+            overhead(folder, given.rows, latency_s, given.parallel, given.rounds)
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)

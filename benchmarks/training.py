@@ -127,7 +127,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Parts 1 and 2 on the CPU."""
     import training_parts
 
-    from facemllm.train.job import decide_precision
+    from facemllm.train.stage import decide_precision
 
     precision = decide_precision("auto", "cpu")
     rounds = 2 if arguments.quick else max(2, arguments.rounds)

@@ -25,7 +25,7 @@ EVERY = 5  # steps between marks; those before the first are warm-up
 
 class Ours:
     """`run_stage` on a prepared folder, rows as the profile packs them. `single`: one question a row, all else equal;
-    `faces`: so many of the corpus; `job`: other fields of the `Job`."""
+    `faces`: so many of the corpus; `job`: other fields of `settings.train`."""
 
     def __init__(
         self, folder: Path, single: bool = False, faces: int | None = None, job: Mapping[str, Any] | None = None
@@ -34,28 +34,39 @@ class Ours:
 
         from facemllm.model.prompts import Frame
         from facemllm.tables import CONVERSATIONS, open_table
-        from facemllm.train.batches import Faces
-        from facemllm.train.data import pixel_cache, read_turns, tokenise
+        from facemllm.train.data import FaceDataset, pixel_cache, read_turns, tokenise
 
         self.material, self.single, self.job = Material.open(folder), single, dict(job or {})
         model, processor = self.material.model()
         table = open_table(self.material.table, CONVERSATIONS)
         self.digest = table.digest
-        self.corpus = tokenise(read_turns(table, "train"), Frame.of(model, processor))
+        corpus = tokenise(read_turns(table, "train"), Frame.of(model, processor))
         if faces is not None:
-            self.corpus = first_faces(self.corpus, faces)
+            corpus = first_faces(corpus, faces)
         if single:
-            self.corpus = one_turn_a_row(self.corpus)
+            corpus = one_turn_a_row(corpus)
         started = time.perf_counter()
-        self.faces = Faces(pixel_cache(table, processor.image_processor, folder / "cache"))
+        self.dataset = FaceDataset(corpus, pixel_cache(table, processor.image_processor, folder / "cache"))
         self.decoding = time.perf_counter() - started
 
     def run(self, steps: int, every: int, precision: str, device: str = "cpu") -> dict[str, Any]:
         """Train fresh weights for so many steps; `marks` are (step, seconds, mean loss since the last mark)."""
+        from training_material import stage_run
+
         from facemllm.settings import Stage, load
-        from facemllm.train.loop import Job, run_stage
+        from facemllm.train.loop import run_stage
 
         settings = load("laptop")
+        train = {
+            "precision": precision,
+            "micro_images": 0,
+            "feature_cache": True,
+            "recompute": False,
+            "compile": False,
+            "divergence": 0.0,
+        }
+        train = settings.train.model_copy(update=train | self.job)
+        settings = settings.model_copy(update={"seed": self.material.seed, "train": train})
         stage = Stage.model_validate({**self.material.stage, "steps": steps})
         if self.single:
             images = stage.batch_images * stage.turns_per_image
@@ -68,22 +79,18 @@ class Ours:
             padding.append(metrics["padding"])
 
         model, processor = self.material.model()
-        job = Job(
-            name="benchmark",
-            stage=stage,
-            lora=settings.train.lora,
-            seed=self.material.seed,
-            key="benchmark",
-            model=settings.model,
-            precision=precision,
+        run = stage_run(
+            stage,
+            settings,
+            self.material.folder,
+            self.material.table,
+            made_from={"conversations": self.digest},
+            cache=self.material.folder / "cache",
             device=device,
             log_every=every,
-            table=self.digest,
-            cache=self.material.folder / "cache",
-            **{"row_tokens": settings.train.row_tokens, **self.job},
         )
         started = time.perf_counter()
-        outcome = run_stage(job, model, processor, self.corpus, self.faces, log=log)
+        outcome = run_stage(run, model, processor, self.dataset, log=log)
         return {
             "marks": marks,
             "tokens_per_step": outcome.tokens / steps,

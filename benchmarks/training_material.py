@@ -1,7 +1,7 @@
 """What ours and its peers train on, laid out in a folder: one table, one set of weights, one order of questions.
 
 The folder holds `model/` (weights and processor), `images/` (a JPEG a face, as the peers read them), `rows.json` (what
-the stage's planner draws, step by step, in words) and `material.json`. Each contender is a process of its own that
+the stage's sampler draws, step by step, in words) and `material.json`. Each contender is a process of its own that
 reads the folder; only ours opens the table. The stage has no augmentation, so that all see the same pictures.
 """
 
@@ -36,7 +36,7 @@ class Material:
         return cls(folder, Path(found["table"]), found["stage"], found["seed"], found["shape"])
 
     def rows(self) -> list[dict[str, Any]]:
-        """Conversations in the planner's order: `step`, `image` (a path) and `turns` (question, answer)."""
+        """Conversations in the sampler's order: `step`, `image` (a path) and `turns` (question, answer)."""
         found: list[dict[str, Any]] = json.loads((self.folder / "rows.json").read_text("utf-8"))
         return found
 
@@ -63,6 +63,22 @@ def stage_of(what: str, steps: int, **changes: Any) -> dict[str, Any]:
     return stage | told | changes
 
 
+def stage_run(stage: Any, settings: Any, folder: Path, table: Path, **facts: Any) -> Any:
+    """A run of a stage that no settings name, which writes nothing."""
+    from facemllm.train.stage import StageRun
+
+    return StageRun(
+        "benchmark",
+        stage,
+        settings,
+        facts.pop("made_from", {}),
+        conversations=table,
+        out=folder / "out",
+        work=folder,
+        **facts,
+    )
+
+
 def prepare(
     folder: Path, table: Path, stage: Mapping[str, Any], steps: int, shape: Mapping[str, Any] | None = None
 ) -> Material:
@@ -73,7 +89,7 @@ def prepare(
     from facemllm.settings import Stage, load
     from facemllm.tables import CONVERSATIONS, open_table
     from facemllm.train.data import read_turns, tokenise, vocabulary_texts
-    from facemllm.train.packing import Planner
+    from facemllm.train.dataloader import BatchSampler
 
     settings = load("laptop")
     opened = open_table(table, CONVERSATIONS)
@@ -89,11 +105,12 @@ def prepare(
         model, processor = build_tiny(settings.model, *words, settings.seed)
         save_model(model, processor, folder / "model")
     corpus = tokenise(turns, Frame.of(model, processor))
-    planner = Planner(corpus, Stage.model_validate(stage), "benchmark", settings.seed, settings.model.image_size)
+    run = stage_run(Stage.model_validate(stage), settings, folder, table)
+    sampler = BatchSampler(run, corpus, settings.model.image_size)
     said = list(zip(turns.question.to_pylist(), turns.answer.to_pylist(), strict=True))
     rows = []
     for step in range(steps):
-        plan = planner.plan(step)
+        plan = sampler.plan(step)
         for row, drawn in zip(plan.rows, plan.turns, strict=True):
             image = str(folder / "images" / f"{corpus.pixel_row[row]}.jpg")
             rows.append({"step": step, "image": image, "turns": [said[turn] for turn in drawn]})

@@ -4,7 +4,7 @@
     buckets      passes of a few faces of like length, against all faces of a step padded to the longest
     shared rows  several faces in a row, as many as it holds, against a row a face
     cache        a frozen tower's features from disk, against computing them at every step; filling it is told apart
-    ray          `launch.train` against `train_rank`, the same stage without Ray, each a process from start to end
+    ray          `launch.train` against `train_worker`, the same stage without Ray, each a process from start to end
     resume       a launch killed (SIGKILL) after half of its steps and started again, against one left alone
 
 These differ in nothing else: same loop, weights and number of questions a step. Ray and resume run
@@ -130,8 +130,8 @@ def train(order: Mapping[str, Any]) -> dict[str, Any]:
     """Train the profile's first stage for so many steps, by Ray or without; runs in a process of its own."""
     from facemllm.settings import load
     from facemllm.train.launch import train as by_ray
-    from facemllm.train.order import place_order
-    from facemllm.train.rank import Place, train_rank
+    from facemllm.train.stage import prepare_run
+    from facemllm.train.worker import train_worker
 
     folder, steps = Path(order["folder"]), order["steps"]
     changes = [f"train.stages.align.steps={steps}", f"train.checkpoint_every={max(1, steps // 10)}"]
@@ -141,7 +141,7 @@ def train(order: Mapping[str, Any]) -> dict[str, Any]:
     if order["how"] == "ray":
         result = by_ray("align", settings, *paths, on_log=on_log)
     else:
-        done = train_rank(place_order("align", settings, *paths), Place(), on_log)
+        done = train_worker(prepare_run("align", settings, *paths), on_log)
         assert done is not None
         result = done
     return {"loop_seconds": result.cost["seconds"], "resumed_from": result.resumed_from}

@@ -109,7 +109,7 @@ class Peer:
         self, model: Any, processor: Any, stage: Any, data: Any, batch: int, steps: int, precision: str, device: str
     ) -> Any:
         from facemllm.settings import load
-        from facemllm.train import stages
+        from facemllm.train import optimizer as train_optimizer
 
         given: dict[str, Any] = {
             "output_dir": str(self.material.folder / f"out-{self.kind}"),
@@ -130,16 +130,16 @@ class Peer:
             "report_to": "none",
             "disable_tqdm": True,
         }
-        wrapper = stages.prepare(model, stage.trains, load("laptop").train.lora)
+        wrapper = train_optimizer.set_trainable(model, stage.trains, load("laptop").train.lora)
         if stage.trains.tower == "frozen":
             tower = model.model.vision_tower.eval()
             tower.train = lambda mode=True: tower  # the trainers call it on everything
         optimizer = torch.optim.AdamW(
-            stages.parameter_groups(model.to(device), stage), stage.learning_rate, (0.9, 0.98), fused=True
+            train_optimizer.parameter_groups(model.to(device), stage), stage.learning_rate, (0.9, 0.98), fused=True
         )
         for group in optimizer.param_groups:
             group["lr"] *= group["factor"]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(stages.rate, stage))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(train_optimizer.schedule, stage))
         common = {
             "model": wrapper or model,
             "train_dataset": data,

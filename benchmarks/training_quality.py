@@ -30,7 +30,7 @@ def compare(
     from facemllm.settings import load
     from facemllm.tables import CONVERSATIONS, PREDICTIONS, open_table
     from facemllm.train.data import pixel_cache
-    from facemllm.train.job import decide_precision
+    from facemllm.train.stage import decide_precision
 
     settings = load("laptop", ["evaluate.generated_faces=0", "evaluate.disturbed_faces=0"])
     table = open_table(conversations, CONVERSATIONS)

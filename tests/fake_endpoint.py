@@ -3,9 +3,10 @@
     with FakeEndpoint(script=["500", "429:0.2"]) as fake: ... fake.base_url ... fake.received ... fake.completed
     python tests/fake_endpoint.py --latency 0.05        (prints its address; ends when its standard input does)
 
-Behaviours: good · 400 401 403 404 413 429 500 503 (any status) · 429:SECONDS (with Retry-After) · hang · drip · broken
-(half of a JSON body) · compressed · huge · redirect · reset (before the answer) · cut (in the middle of it) · nousage ·
-text:CONTENT (an answer with that content) · wrong (a JSON object of another form) · length (cut off by max_tokens).
+Behaviours: good · 400 401 403 404 413 429 500 503 (any status) · 429:SECONDS (with Retry-After) · hang · hold (until
+`release`) · drip · broken (half of a JSON body) · compressed · huge · redirect · reset (before the answer) · cut (in
+the middle of it) · nousage · text:CONTENT (an answer with that content) · wrong (a JSON object of another form) ·
+length (cut off by max_tokens).
 Each request takes the next behaviour of its key's `plan`, else of the `script`, else `default`.
 """
 
@@ -60,6 +61,7 @@ class FakeEndpoint:
         self.authorizations: set[str] = set()
         self.in_flight = self.most_in_flight = 0
         self._loop = asyncio.new_event_loop()
+        self._released = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -77,6 +79,10 @@ class FakeEndpoint:
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+
+    def release(self) -> None:
+        """Answer what is on hold."""
+        self._loop.call_soon_threadsafe(self._released.set)
 
     async def _start(self) -> asyncio.Server:
         return await asyncio.start_server(self._connection, "127.0.0.1", 0, limit=2**20)
@@ -137,6 +143,8 @@ class FakeEndpoint:
             return True
         if kind == "hang":
             await asyncio.sleep(3600)
+        if kind == "hold":
+            await self._released.wait()
         if kind == "redirect":
             await _send(writer, 302, {}, {"Location": self.base_url + "/elsewhere"})
             return True

@@ -9,14 +9,15 @@ import signal
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from facemllm import settings
-from facemllm.train.order import Order, TrainResult, place_order
+from facemllm.train.stage import StageRun, TrainResult, prepare_run
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["facemllm.train.rank", "facemllm.train.alone", "peft"])
+_FORKS.set_forkserver_preload(["facemllm.train.worker", "facemllm.train.torchrun", "peft"])
 
 SMALL = (
     "model.image_size=32",
@@ -28,14 +29,14 @@ SMALL = (
 BRANCHES = ("model.segmentation.mode=append", "model.knowledge.enabled=true", "model.knowledge.tasks=[gender]")
 
 
-def order(table: Path, folder: Path, *overrides: str, stage: str = "align", base: Path | None = None) -> Order:
+def prepare(table: Path, folder: Path, *overrides: str, stage: str = "align", base: Path | None = None) -> StageRun:
     """A small stage to train, its model and its work under `folder`."""
     loaded = settings.load("laptop", [*SMALL, *overrides])
-    return place_order(stage, loaded, table, base, folder / f"{stage}-model", folder / "work", folder / "cache")
+    return prepare_run(stage, loaded, table, base, folder / f"{stage}-model", folder / "work", folder / "cache")
 
 
-def train(given: Order, world: int = 1) -> TrainResult:
-    """Train an order in `world` processes under a group that meets in a file; the result of the first."""
+def train(given: StageRun, world: int = 1) -> TrainResult:
+    """Train a run in `world` processes under a group that meets in a file; the result of the first."""
     meeting = given.work / f"meeting-{time.monotonic_ns()}"
     answers = _FORKS.SimpleQueue()
     given_here = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NO_PROXY"))}
@@ -57,16 +58,16 @@ def train(given: Order, world: int = 1) -> TrainResult:
         meeting.unlink(missing_ok=True)
 
 
-def _rank(given: Order, rank: int, world: int, meeting: str, environment: dict[str, str], answers: Any) -> None:
+def _rank(given: StageRun, rank: int, world: int, meeting: str, environment: dict[str, str], answers: Any) -> None:
     import torch.distributed as dist
 
-    from facemllm.train.rank import Place, train_rank
+    from facemllm.train.worker import train_worker
 
     os.environ.update(environment, GLOO_SOCKET_IFNAME="lo")
     try:
         if world > 1:
             dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-        result = train_rank(given, Place(rank, world, rank, world))
+        result = train_worker(replace(given, rank=rank, world_size=world, local_rank=rank, local_world_size=world))
         if result is not None:
             answers.put(result)
     except BaseException:
@@ -74,15 +75,15 @@ def _rank(given: Order, rank: int, world: int, meeting: str, environment: dict[s
         os._exit(1)  # the others may wait for this one
 
 
-def alone(arguments: Sequence[str]) -> Any:
-    """A process that runs `facemllm.train.alone` with these arguments, started."""
-    process = _FORKS.Process(target=_alone, args=(list(arguments),))
+def torchrun(arguments: Sequence[str]) -> Any:
+    """A process that runs `facemllm.train.torchrun` with these arguments, started."""
+    process = _FORKS.Process(target=_torchrun, args=(list(arguments),))
     process.start()
     return process
 
 
-def _alone(arguments: list[str]) -> None:
-    from facemllm.train.alone import main
+def _torchrun(arguments: list[str]) -> None:
+    from facemllm.train.torchrun import main
 
     raise SystemExit(main(arguments))
 

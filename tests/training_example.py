@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from facemllm import settings
+from facemllm import settings as settings_module
 from facemllm.knowledge.relations import Relation
 from facemllm.model.branches import Graph, extend
 from facemllm.model.prompts import Frame
 from facemllm.model.tiny import build_tiny
-from facemllm.settings import Stage
+from facemllm.settings import Settings, Stage, Train
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
-from facemllm.train import stages
-from facemllm.train.batches import Batch, Batcher, Faces
-from facemllm.train.data import map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
-from facemllm.train.loop import Job, Outcome, run_stage
+from facemllm.train.data import Corpus, FaceDataset, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.train.dataloader import Batch, BatchSampler, DataLoader
+from facemllm.train.loop import Outcome, run_stage
 from facemllm.train.loss import StepLoss
-from facemllm.train.packing import Planner
+from facemllm.train.optimizer import MODULES
+from facemllm.train.stage import StageRun
 
 COLORS = {"red hair": (200, 40, 40), "green hair": (40, 200, 40), "blue hair": (40, 40, 200)}
 SIDES = ("turned 25 degrees left", "turned 25 degrees right")
@@ -90,7 +90,7 @@ def conversation(number: int, split: str = "train") -> dict[str, Any]:
 def stage(**changes: Any) -> Stage:
     """A short stage that trains everything."""
     given = {
-        "trains": dict.fromkeys(stages.MODULES, "full"),
+        "trains": dict.fromkeys(MODULES, "full"),
         "tasks": TASKS,
         "objective": "answers",
         "steps": 8,
@@ -110,7 +110,7 @@ def stage(**changes: Any) -> Stage:
 
 def trains(**modes: str) -> dict[str, str]:
     """Which modules a stage trains; those not named are frozen."""
-    return dict.fromkeys(stages.MODULES, "frozen") | modes
+    return dict.fromkeys(MODULES, "frozen") | modes
 
 
 MODES = {
@@ -122,70 +122,66 @@ MODES = {
 }
 
 
+def stage_run(plan: Stage, settings: Settings, name: str = "toy", **facts: Any) -> StageRun:
+    """A run of a stage that no settings name; `facts` are fields of the run, or of `settings.train`."""
+    train = {"precision": "fp32", "row_tokens": 0, "micro_images": 0, "checkpoint_every": 3}
+    train |= {key: facts.pop(key) for key in list(facts) if key in Train.model_fields}
+    settings = settings.model_copy(update={"seed": 5, "train": settings.train.model_copy(update=train)})
+    nowhere = Path("nowhere")
+    facts = {"log_every": 1, "conversations": nowhere, "out": nowhere, "work": nowhere} | facts
+    return StageRun(name, plan, settings, facts.pop("made_from", {}), **facts)
+
+
 class Toy:
     """The table, its pixels and corpus, and fresh presets; with `overrides`, such as `BRANCHES`, of the profile."""
 
     def __init__(self, folder: Path, *overrides: str) -> None:
         torch.set_num_threads(1)
-        self.settings = settings.load("laptop", ["model.image_size=32", *overrides])
+        self.settings = settings_module.load("laptop", ["model.image_size=32", *overrides])
         self.branches = bool(overrides)
         with TableWriter(folder / "table", CONVERSATIONS) as writer:
             writer.write(conversation(n, "test" if n % 5 == 4 else "train") for n in range(40))
         self.table = open_table(folder / "table", CONVERSATIONS)
         self.turns = read_turns(self.table, "train")
         self.cache = folder / "cache"
-        model, self.processor = self.fresh()
-        self.frame = Frame.of(model, self.processor)
+        self.model, self.processor = self.fresh()
+        self.frame = Frame.of(self.model, self.processor)
         self.corpus = tokenise(self.turns, self.frame)
         self.pixels = pixel_cache(self.table, self.processor.image_processor, self.cache)
-        self.faces = Faces(self.pixels)
+        self.dataset = FaceDataset(self.corpus, self.pixels)
         if self.branches:
             shown = [face(number)[1:] for number in self.corpus.pixel_row]
             labels = np.array([[c == name for name in COLORS] + [s == SIDES[0]] for c, s in shown]).astype(np.int8)
             labels[::5, 3] = -1
             maps = map_cache(self.table, self.processor, self.cache)
-            self.faces = Faces(self.pixels, maps, labels, (Relation(kind="exactly_one", names=tuple(COLORS)),))
+            relation = Relation(kind="exactly_one", names=tuple(COLORS))
+            self.dataset = FaceDataset(self.corpus, self.pixels, maps, labels, (relation,))
 
     def fresh(self, seed: int = 1) -> tuple[Any, Any]:
         model, processor = build_tiny(self.settings.model, *vocabulary_texts(self.turns), seed)
         graph = Graph(KNOWN, KNOWN, np.full((len(KNOWN), len(KNOWN)), 1 / len(KNOWN))) if self.branches else None
         return extend(model, processor, self.settings.model, graph, [], seed)
 
-    def run(self, plan: Stage, name: str = "toy", model: Any = None, **options: Any) -> Outcome:
-        """`run_stage`; `options` are fields of the job or arguments of the run."""
-        job = {"checkpoint_every": 3, "log_every": 1, "precision": "fp32", "lora": self.settings.train.lora}
-        job |= {k: options.pop(k) for k in list(options) if k in Job.__dataclass_fields__}
-        return run_stage(
-            Job(name=name, stage=plan, seed=5, key="k", model=self.settings.model, **job),
-            model or self.fresh()[0],
-            self.processor,
-            options.pop("corpus", self.corpus),
-            options.pop("faces", self.faces),
-            **options,
-        )
+    def stage_run(self, plan: Stage, name: str = "toy", **facts: Any) -> StageRun:
+        return stage_run(plan, self.settings, name, **facts)
 
-    def planner(self, plan: Stage, **options: Any) -> Planner:
-        return Planner(self.corpus, plan, "toy", 5, 32, self.settings.model.segmentation.drop, **options)
+    def run(self, plan: Stage, name: str = "toy", model: Any = None, **options: Any) -> Outcome:
+        """`run_stage`; `options` are facts of the run or arguments of `run_stage`."""
+        given = {key: options.pop(key) for key in list(options) if key in ("resume", "save", "log")}
+        run = self.stage_run(plan, name, **options)
+        return run_stage(run, model or self.fresh()[0], self.processor, self.dataset, **given)
+
+    def sampler(self, plan: Stage, corpus: Corpus | None = None, name: str = "toy", **options: Any) -> BatchSampler:
+        return BatchSampler(self.stage_run(plan, name), corpus or self.corpus, 32, **options)
 
     def batches(self, plan: Stage, step: int = 0, **options: Any) -> list[Batch]:
-        """The batches of one step; `options` are those of `Batcher`."""
-        image = self.frame.image_token_id
-        vocabulary = len(self.processor.tokenizer) if plan.objective == "caption_words" else None
-        batcher = Batcher(self.corpus, self.faces, self.frame.prefix_ids, image, vocabulary, **options)
-        return batcher(self.planner(plan).plan(step), slice(0, plan.batch_images))
+        """The batches of one step; `options` are facts of the run."""
+        run = self.stage_run(plan, **options)
+        return DataLoader(run, self.model, self.processor, self.dataset).batches(step)
 
     def gradients(self, model: Any, plan: Stage, batches: list[Batch]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Summed report of some batches, and the gradients they leave."""
-        loss = StepLoss(
-            plan,
-            self.settings.model.knowledge,
-            model,
-            self.processor,
-            self.corpus,
-            self.faces,
-            device=torch.device("cpu"),
-            bf16=False,
-        )
+        loss = StepLoss(self.stage_run(plan), model, self.processor, self.dataset)
         model.zero_grad()
         reports = []
         for batch in batches:

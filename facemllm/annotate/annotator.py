@@ -1,4 +1,5 @@
-"""What an annotator is: something that describes rows of `faces`. A remote model, a local one, or the oracle."""
+"""What an annotator is: something that describes rows of `faces`. A remote model, a local one, the oracle, experts; or
+two of them, one after the other."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from facemllm.asking.requests import JobStopped
+from facemllm.core import digests
 from facemllm.tables import FACES, LABELS, PAIRED, pairs
 
 FILLED = tuple(label.name for label in LABELS if label.name != "caption")
@@ -31,7 +34,8 @@ class Annotation:
 
 
 class Annotator(Protocol):
-    """Describes rows. It travels to Ray's workers by pickling: keep it small, and load models where they are used."""
+    """Describes rows. It travels to Ray's workers by pickling: keep it small, and load models where they are used. It
+    may have `gpus`, how many each task needs, and `one_machine`, whether all tasks have to be on the driver's."""
 
     @property
     def name(self) -> str:
@@ -64,3 +68,86 @@ def checked(annotation: Annotation) -> Annotation:
             raise ValueError(f"'{column}' is no label of the faces table")
         pa.array([pairs(value) if column in PAIRED else value], FACES.field(column).type)
     return annotation
+
+
+@dataclass(frozen=True)
+class Chained:
+    """`experts`, then `main`, in one pass over a row, so that no model is paid for a row that the experts refuse. Of a
+    field that both give, what `main` says counts."""
+
+    experts: Annotator
+    main: Annotator
+
+    @property
+    def name(self) -> str:
+        """Both names."""
+        return f"{self.main.name}+{self.experts.name}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of both digests."""
+        return digests.of_json([self.experts.digest, self.main.digest])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What either reads."""
+        return tuple(dict.fromkeys((*self.experts.columns, *self.main.columns)))
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether either looks at the picture."""
+        return self.experts.needs_image or self.main.needs_image
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that a task needs."""
+        return max(getattr(part, "gpus", 0.0) for part in (self.experts, self.main))
+
+    @property
+    def one_machine(self) -> bool:
+        """Whether all tasks have to be on one machine."""
+        return any(getattr(part, "one_machine", False) for part in (self.experts, self.main))
+
+    def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation | Exception]:
+        """What both say of each row; a row that the experts refuse is not shown to `main`."""
+        merged = _answers(self.experts, list(rows))
+        places = [place for place, said in enumerate(merged) if isinstance(said, Annotation)]
+        for place, said in zip(places, _answers(self.main, [rows[place] for place in places]), strict=True):
+            found = merged[place]
+            assert isinstance(found, Annotation)
+            merged[place] = said if isinstance(said, Exception) else self._merged(found, said)
+        return merged
+
+    def _merged(self, found: Annotation, said: Annotation) -> Annotation:
+        labels = dict(found.labels)
+        for column, value in said.labels.items():
+            if column in PAIRED:
+                labels[column] = {**(labels.get(column) or {}), **value}
+            elif value is not None:
+                labels[column] = value
+        return Annotation(
+            caption=found.caption if said.caption is None else said.caption,
+            labels=labels,
+            cost=found.cost + said.cost,
+            by={
+                **_by(found, {"origin": "expert", "model_digest": self.experts.digest}),
+                **_by(said, {"origin": "annotator", "model_digest": self.main.digest}),
+            },
+        )
+
+
+def _by(said: Annotation, default: Mapping[str, str | None]) -> dict[str, dict[str, str | None]]:
+    fields = [column for column, value in said.labels.items() if value is not None]
+    fields += [] if said.caption is None else ["caption"]
+    return {field: {**default, **said.by.get(field, {})} for field in fields}
+
+
+def _answers(part: Annotator, rows: list[Mapping[str, Any]]) -> list[Annotation | Exception]:
+    if not rows:
+        return []
+    try:
+        return list(part.annotate(rows))
+    except JobStopped:
+        raise
+    except Exception as error:
+        return [error] if len(rows) == 1 else [_answers(part, [row])[0] for row in rows]

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from facemllm.annotate import prompt
-from facemllm.annotate.describer import Describer
-from facemllm.annotate.endpoint import endpoint
-from facemllm.asking.account import Account, Counters
-from facemllm.asking.carried import Carried
-from facemllm.asking.store import Replies, price
+from facemllm.annotate.describer import Describer, endpoint
+from facemllm.asking.budget import Account, Counters
+from facemllm.asking.endpoint import EndpointSender
+from facemllm.asking.store import Replies, folder, price
 from facemllm.core import progress
 from facemllm.core.files import atomic_write
 from facemllm.settings import Settings
@@ -45,22 +45,19 @@ def estimate(settings: Settings, faces: Path) -> dict[str, Any]:
         return {**found, "requests": 0, "price": 0.0}
     model = endpoint(settings, table.sources)
     stored = refused = requests = characters = 0
-    replies = Replies(model.home)
-    with progress.bar("estimating", table.rows) as bar:
+    with closing(Replies(model.home)) as replies, progress.bar("estimating", table.rows) as bar:
         for number, row in enumerate(table.iterate(list(model.columns)), start=1):
             messages = prompt.messages(row)
             if row["source"] in model.forbidden:
                 refused += 1
-            elif replies.has(row["image_id"], model.key(row["image_id"], messages)):
+            elif replies.read(row["image_id"], model.key(row["image_id"], messages)) is not None:
                 stored += 1
             else:
                 requests += 1
                 characters += sum(len(message["text"]) for message in messages)
             bar.update(number)
-    assert isinstance(model.sender, Carried)
-    book = Account(model.home, model.sender.spec.account)
-    before = book.read()
-    book.close()
+        assert isinstance(model.sender, EndpointSender)
+        before = Account(replies, model.sender.account).read()
     metered = before.answered - before.unmetered
     if metered > 0:
         prompts = round(requests * before.prompt_tokens / metered)
@@ -91,20 +88,20 @@ class Bill:
     def __init__(self, model: Describer, rows: int) -> None:
         self._model, self._rows = model, rows
         self._prices = model.input_price, model.output_price
-        self._book: Account | None = None
+        self._account: Account | None = None
         self._line, self._next = "", 0.0
 
     def __enter__(self) -> Bill:
-        if isinstance(self._model.sender, Carried):
-            self._book = Account(self._model.home, self._model.sender.spec.account)
-            self._before = self._book.read()
+        if isinstance(self._model.sender, EndpointSender):
+            self._account = Account(Replies(self._model.home), self._model.sender.account)
+            self._before = self._account.read()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._book is not None:
-            now = self._book.read()
+        if self._account is not None:
+            now = self._account.read()
             bill = {
                 "model": self._model.model,
                 "rows": self._rows,
@@ -112,20 +109,21 @@ class Bill:
                 "all_runs": self._figures(now),
                 "prices": {"input": self._model.input_price, "output": self._model.output_price},
             }
-            atomic_write(self._book.path.with_name("bill.json"), json.dumps(bill, indent=2).encode() + b"\n")
+            path = folder(self._model.home) / self._account.name / "bill.json"
+            atomic_write(path, json.dumps(bill, indent=2).encode() + b"\n")
             self._next = 0.0
             progress.event(note=self.line())
-            self._book.close()
+            self._account.replies.close()
 
     def line(self) -> str:
         """The bill of this run so far in a few words."""
-        if self._book is None or time.monotonic() < self._next:
+        if self._account is None or time.monotonic() < self._next:
             return self._line
-        run = self._book.read().less(self._before)
+        run = self._account.read().less(self._before)
         cost = price(run.prompt_tokens, run.completion_tokens, *self._prices)
         parts = [f"{run.requests:,} requests", f"{run.prompt_tokens + run.completion_tokens:,} tokens"]
         parts += [] if cost is None else [f"cost {cost:.2f}"]
-        parts += [f"{run.in_doubt} in doubt"] if run.in_doubt else []
+        parts += [f"{run.in_doubt} asked without an answer, perhaps paid"] if run.in_doubt else []
         self._line, self._next = ", ".join(parts), time.monotonic() + _EVERY_S
         return self._line
 

@@ -1,26 +1,30 @@
 """An annotator that is a model: asks it about each row, checks its reply, has it mended once, and refuses what is left.
 
-Who answers is a `Sender`'s matter (an endpoint behind a courier, a model on this machine); what is asked, how replies
-are named, kept, read and turned into annotations is the same for all. Replies come from the store first. A row is
-described by its own reply alone, so neither batches, nor tasks, nor how often the job was killed shows in the result.
+Who answers is a `Sender`'s matter: an OpenAI-compatible endpoint (`annotator: endpoint`), or a model on this machine
+(`local`). What is asked, how replies are named, kept, read and turned into annotations is the same for both. Replies
+come from the store first. A row is described by its own reply alone, so neither batches, nor tasks, nor how often the
+job was killed shows in the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from facemllm.annotate import prompt, replies
+from facemllm.annotate import prompt
 from facemllm.annotate.annotator import Annotation
-from facemllm.asking import asking
-from facemllm.asking.asking import Sender, Wanted
-from facemllm.asking.refusals import RowRefused
-from facemllm.asking.store import Reply, price
-from facemllm.asking.wire import Request
+from facemllm.annotate.prompt import Misfit
+from facemllm.asking import local as local_model
+from facemllm.asking.endpoint import parameters, sender
+from facemllm.asking.requests import Request, RowRefused, Sender, content_key, reduced
+from facemllm.asking.store import Reply, price, replies
 from facemllm.core import digests
+from facemllm.errors import UserError
+from facemllm.settings import Settings
+from facemllm.version import ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +45,14 @@ class Describer:
     input_price: float | None = None
     output_price: float | None = None
     gpus: float = 0.0
+    one_machine: bool = True  # the store of replies is a database that machines must not share
     needs_image: bool = True
     columns: tuple[str, ...] = ("image_id", "source", *prompt.COLUMNS)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what decides the answers: model, parameters, words, and the code that reads replies."""
-        code = [digests.of_file(Path(module.__file__ or "")) for module in (prompt, replies)]
-        return digests.of_json([self.model_digest, self.parameters, prompt.template_digest(), code])
+        """SHA-256 of what decides the answers: model, parameters, words, and how replies are read."""
+        return digests.of_json([self.model_digest, self.parameters, prompt.template_digest(), prompt.READING])
 
     def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation | Exception]:
         """What the model says of each row; RowRefused where it may not look, gives no answer, or none that fits."""
@@ -59,13 +63,13 @@ class Describer:
         for place, reply in first.items():
             try:
                 done[place] = self._annotation(asked[place], [reply])
-            except replies.Misfit as misfit:
+            except Misfit as misfit:
                 assert isinstance(reply, Reply)
                 mending[place] = prompt.repair(asked[place], reply.text or "", str(misfit))
         for place, reply in self._replies(rows, mending, repair=True).items():
             try:
                 done[place] = self._annotation(asked[place], [first[place], reply])
-            except replies.Misfit as misfit:
+            except Misfit as misfit:
                 done[place] = RowRefused(f"the model's reply does not fit, nor does the mended one: {misfit}")
         assert None not in done
         return [answer for answer in done if answer is not None]
@@ -77,13 +81,13 @@ class Describer:
             key=self.key(row["image_id"], messages),
             prompt_hash=prompt.digest(messages),
             messages=messages,
-            picture=asking.reduced(row["image"]["bytes"], self.parameters["image_side"]),
+            picture=reduced(row["image"]["bytes"], self.parameters["image_side"]),
             repair=repair,
         )
 
     def key(self, image_id: str, messages: prompt.Messages) -> str:
         """The content key of a reply: picture, words, model, parameters."""
-        return asking.content_key(image_id, prompt.digest(messages), self.model, self.parameters)
+        return content_key(image_id, prompt.digest(messages), self.model, self.parameters)
 
     def _refusal(self, row: Mapping[str, Any]) -> Exception | None:
         reason = self.forbidden.get(row["source"])
@@ -94,14 +98,14 @@ class Describer:
     ) -> dict[int, Reply | Exception]:
         """A reply, or why there is none, for every place that asks."""
         wanted = [
-            Wanted(
+            (
                 rows[place]["image_id"],
                 self.key(rows[place]["image_id"], messages),
                 partial(self.request, rows[place], messages, repair),
             )
             for place, messages in asked.items()
         ]
-        return dict(zip(asked, asking.replies(self.home, self.sender, wanted), strict=True))
+        return dict(zip(asked, replies(self.home, self.sender, wanted), strict=True))
 
     def _annotation(self, asked: prompt.Messages, given: Sequence[Reply | Exception]) -> Annotation | Exception:
         """The annotation that the last reply gives, at the price of all. Raises Misfit when it does not fit."""
@@ -112,11 +116,11 @@ class Describer:
         if paid[-1].text is None:
             return RowRefused(f"the model's reply cannot be used: {paid[-1].error}")
         try:
-            said = replies.read(paid[-1].text)
-        except replies.Misfit:
+            said = prompt.read(paid[-1].text)
+        except Misfit:
             if paid[-1].finish == "length":
                 limit = self.parameters["max_tokens"]
-                raise replies.Misfit(f"it was cut off after {limit} tokens; be shorter") from None
+                raise Misfit(f"it was cut off after {limit} tokens; be shorter") from None
             raise
         by = {"origin": "annotator", "model_digest": self.model_digest, "prompt_hash": prompt.digest(asked)}
         return Annotation(
@@ -128,3 +132,59 @@ class Describer:
 
     def _price(self, reply: Reply) -> float:
         return price(reply.prompt_tokens, reply.completion_tokens, self.input_price, self.output_price) or 0.0
+
+
+def endpoint(settings: Settings, sources: Iterable[str], backoff_s: float = 1.0) -> Describer:
+    """The configured endpoint, for a table of these sources. Rows of a source that the ledger keeps from third parties
+    are refused with its reason and never leave the machine.
+
+    Raises UserError when its address or key cannot be used, or when no source may be sent to it.
+    """
+    chosen, shape = settings.annotate.endpoint, parameters(settings)
+    model = str(settings.annotate.vision_language.model)
+    account = digests.of_json([model, prompt.template_digest(), shape])[:16]
+    return Describer(
+        name="endpoint",
+        model=model,
+        model_digest=digests.of_json(["endpoint", model, shape]),
+        parameters=shape,
+        sender=sender(settings, account, prompt.schema(), backoff_s),
+        home=settings.home,
+        forbidden=_forbidden(settings, sources) if chosen.third_party else {},
+        input_price=chosen.input_price,
+        output_price=chosen.output_price,
+    )
+
+
+def local(settings: Settings) -> Describer:
+    """The configured model on this machine. Nothing leaves it, so the ledger has no say. Each Ray task takes a GPU
+    where there is one. Raises UserError when the model is not there or is none that may be loaded."""
+    chosen = settings.annotate.vision_language
+    folder = local_model.folder_of(str(chosen.model))
+    digest = local_model.digest_of(folder)
+    return Describer(
+        name="local",
+        model=digest,
+        model_digest=digest,
+        parameters=parameters(settings),
+        sender=local_model.Generated(folder, settings.home, digest, chosen.max_tokens, chosen.temperature),
+        home=settings.home,
+        gpus=1.0 if local_model.has_gpu() else 0.0,
+    )
+
+
+def _forbidden(settings: Settings, sources: Iterable[str]) -> dict[str, str]:
+    """The sources whose pictures must not be sent to a third party, with the ledger's reason.
+
+    Raises UserError when that is all of them.
+    """
+    reasons: dict[str, str] = {}
+    named = sorted(set(sources))
+    for source in named:
+        try:
+            ledger.require(settings, [source], "third_party")
+        except UserError as error:
+            reasons[source] = str(error)
+    if named and len(reasons) == len(named):
+        ledger.require(settings, named, "third_party")
+    return reasons

@@ -3,7 +3,8 @@
 A piece is a run of row groups. The task reads from the shard what the annotator wants to see and nothing else, so no
 image travels through Ray, and one large shard spreads over many tasks as well as many small ones do.
 On a running head (`RAY_ADDRESS`) it connects and leaves the head alone; else it starts Ray for itself and stops it.
-Tasks, not actors: a tiny pool of actors takes longer to start than the oracle needs for thousands of rows.
+Tasks, not actors: a tiny pool of actors takes longer to start than the oracle needs for thousands of rows. Tasks of an
+annotator that keeps replies stay on the driver's machine, since machines must not share its SQLite database.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facemllm.annotate.annotator import Annotation, Annotator, checked
-from facemllm.asking.refusals import JobStopped, RowRefused
+from facemllm.asking.requests import JobStopped, RowRefused
 from facemllm.errors import UserError
 from facemllm.tables import Table
 
@@ -45,13 +46,19 @@ def answers(annotator: Annotator, faces: Table, batch_size: int, concurrency: in
     pieces = _pieces(faces, batch_size)
     with _ray(concurrency):
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        where: dict[str, Any] = {}
+        if getattr(annotator, "one_machine", False):
+            node = ray.get_runtime_context().get_node_id()
+            where["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         data = ray.data.range(len(pieces), override_num_blocks=min(len(pieces), _MAX_BLOCKS)).map_batches(
             lambda numbers: _annotate(annotator, pieces[int(numbers["id"][0])], batch_size),
             batch_size=1,
             num_cpus=_TASK_CPUS,
             num_gpus=getattr(annotator, "gpus", 0.0) or None,
             concurrency=concurrency,
+            **where,
         )
         batches = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
         with closing(cast(Generator[pa.Table, None, None], batches)):

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.annotate import cost
-from facemllm.annotate.annotator import FILLED, Annotation, Annotator
-from facemllm.annotate.chained import Chained
-from facemllm.annotate.describer import Describer
+from facemllm.annotate.annotator import FILLED, Annotation, Annotator, Chained
+from facemllm.annotate.describer import Describer, endpoint, local
+from facemllm.annotate.experts import Experts
 from facemllm.annotate.job import answers
 from facemllm.annotate.oracle import Oracle
-from facemllm.asking.refusals import JobStopped
+from facemllm.asking.local import digest_of, folder_of
+from facemllm.asking.requests import JobStopped
 from facemllm.core import progress
 from facemllm.errors import UserError
 from facemllm.settings import Settings
@@ -33,23 +34,10 @@ from facemllm.tasks.caption import disagreements, label_disagreements
 from facemllm.version import ledger
 from facemllm.version.tombstones import Tombstones
 
-
-def _endpoint(settings: Settings, faces: Table) -> Annotator:
-    from facemllm.annotate.endpoint import endpoint
-
-    return endpoint(settings, faces.sources)
-
-
-def _local(settings: Settings, faces: Table) -> Annotator:
-    from facemllm.annotate.local import local
-
-    return local(settings)
-
-
 _ANNOTATORS: dict[str, Callable[[Settings, Table], Annotator]] = {
     "oracle": lambda settings, faces: Oracle(),
-    "endpoint": _endpoint,
-    "local": _local,
+    "endpoint": lambda settings, faces: endpoint(settings, faces.sources),
+    "local": lambda settings, faces: local(settings),
 }
 
 
@@ -66,8 +54,6 @@ def annotate(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
     main = _ANNOTATORS[chosen.annotator](settings, table)
     annotator = main
     if chosen.experts.fields:
-        from facemllm.annotate.experts import Experts
-
         annotator = Chained(Experts.of(settings), main)
     start = partial(
         run,
@@ -99,8 +85,6 @@ def reads(settings: Settings) -> dict[str, Any]:
             rows = ledger.entries(settings).values()
             found["allowed"] = [row.key for row in rows if "third_party" in row.uses and row.status != "withdrawn"]
     if chosen.annotator == "local":
-        from facemllm.annotate.local import digest_of, folder_of
-
         found["weights"] = digest_of(folder_of(str(chosen.vision_language.model)))
     return found
 

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from facemllm.asking.link import Asked
-from facemllm.asking.refusals import JobStopped
+from facemllm.asking.requests import JobStopped, MakeRequest, Request
 from facemllm.asking.store import Replies, Reply
-from facemllm.asking.wire import Request
 from facemllm.core import digests
 from facemllm.core.hub import fetched
 from facemllm.errors import UserError, one_line
@@ -39,36 +37,28 @@ class Generated:
     max_tokens: int
     temperature: float
 
-    def send(self, asked: Sequence[Asked]) -> list[Reply | Exception]:
+    def send(self, requests: Sequence[MakeRequest]) -> list[Reply | Exception]:
         """A stored reply to each request, in order; RowRefused in the place of one whose picture cannot be used."""
         answers: list[Reply | Exception] = []
         size = 1 if self.temperature else BATCH
-        for start in range(0, len(asked), size):
-            made = [_made(one) for one in asked[start : start + size]]
-            requests = [request for request in made if isinstance(request, Request)]
-            replies = iter(self._replies(requests))
-            answers += [next(replies) if isinstance(one, Request) else one for one in made]
+        with closing(Replies(self.home)) as store:
+            for start in range(0, len(requests), size):
+                made = [_made(make) for make in requests[start : start + size]]
+                replies = iter(self._replies(store, [one for one in made if isinstance(one, Request)]))
+                answers += [next(replies) if isinstance(one, Request) else one for one in made]
         return answers
 
-    def _replies(self, requests: list[Request]) -> list[Reply]:
+    def _replies(self, store: Replies, requests: list[Request]) -> list[Reply]:
         if not requests:
             return []
         started = time.monotonic()
         replies = []
         for request, (text, prompt, completion) in zip(requests, generate(self, requests), strict=True):
-            reply = Reply(
-                key=request.key,
-                image_id=request.image_id,
-                model=self.digest,
-                prompt_hash=request.prompt_hash,
-                text=text,
-                prompt_tokens=prompt,
-                completion_tokens=completion,
-                finish="length" if completion >= self.max_tokens else "stop",
-                seconds=round((time.monotonic() - started) / len(requests), 3),
-                time=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
-            Replies(self.home).write(reply)
+            seconds = (time.monotonic() - started) / len(requests)
+            finish = "length" if completion >= self.max_tokens else "stop"
+            counts = {"prompt_tokens": prompt, "completion_tokens": completion}
+            reply = Reply.now(request, self.digest, seconds, text=text, finish=finish, **counts)
+            store.write(reply)
             replies.append(reply)
         return replies
 
@@ -102,9 +92,9 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _made(asked: Asked) -> Request | Exception:
+def _made(make: MakeRequest) -> Request | Exception:
     try:
-        return asked()
+        return make()
     except Exception as error:
         return error
 

@@ -1,36 +1,42 @@
-"""Replies of models, kept for good: one small JSON file a reply, under `storage.home/annotations/replies`.
+"""Replies of models, kept for good: one row a reply, in the SQLite database `storage.home/annotations/replies.sqlite`.
 
 A reply is named by its content key: the digest of the picture's `image_id`, the words asked, the model and its
 parameters. What was asked once is read from here ever after, whichever table, run or process asks. A reply is kept as
 it came, fit or not, so a row whose reply and repair do not fit is refused again without being paid for again. When a
 reply came and what it cost then stand here and not in the table: a job that was killed and one that was not have to
-give the same table. File names begin with the `image_id`, so that everything said about a picture can be purged.
+give the same table.
 
-A claim (a byte of the file `claims`, locked by the process that asks) keeps two processes from asking the same thing;
-the kernel drops it when its holder dies. A note beside the reply's place says that a request is under way: a note that
-nobody claims is of a process that died before it could store the reply, and so of a request in doubt. Where Ray's
-workers are on several machines, `storage.home` has to be one folder of all of them, on a file system with locks.
-
-Imports nothing beyond the standard library: the courier has to start fast.
+The same database holds the accounts of `budget.py` and which requests are under way. Processes of one machine share it
+(write-ahead log); those of several must not. What is committed outlives a killed process; a reply, a power cut, too.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
-import os
 import re
-import threading
-import time
-from collections.abc import Iterable, Iterator
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from facemllm.asking.requests import JobStopped, MakeRequest, Request, RowRefused, Sender
 
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
-_NOTE, _REPLY = ".sending", ".json"
-_POLL_S = 0.05
+_WAIT_S = 60.0  # for another process that writes, which takes milliseconds
+_VERSION = 1
+_TABLES = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS replies (image_id TEXT, key TEXT, reply TEXT NOT NULL, PRIMARY KEY (image_id, key))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS under_way (key TEXT PRIMARY KEY, image_id TEXT NOT NULL, pid INTEGER NOT NULL,
+    started REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS accounts (name TEXT PRIMARY KEY, counters TEXT NOT NULL, form TEXT) WITHOUT ROWID;
+PRAGMA user_version={_VERSION};
+COMMIT;
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,89 +57,121 @@ class Reply:
     time: str = ""
     cost: float | None = None
 
+    @classmethod
+    def now(cls, request: Request, model: str, seconds: float, **said: Any) -> Reply:
+        """The reply to a request that has just come, after so many seconds."""
+        names: dict[str, Any] = {name: getattr(request, name) for name in ("key", "image_id", "prompt_hash")}
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(model=model, seconds=round(seconds, 3), time=time, **names, **said)
 
-@dataclass(frozen=True)
+
 class Replies:
-    """The replies under one `storage.home`."""
-
-    home: Path
-
-    @property
-    def folder(self) -> Path:
-        """Where they lie."""
-        return folder(self.home) / "replies"
-
-    def read(self, image_id: str, key: str) -> Reply | None:
-        """The reply of that key, or None. Raises ValueError when the image_id is none."""
-        path = self._path(image_id, key, _REPLY)
-        try:
-            return Reply(**json.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-
-    def has(self, image_id: str, key: str) -> bool:
-        """Whether the reply of that key is there."""
-        return bool(_IMAGE_ID.fullmatch(image_id)) and self._path(image_id, key, _REPLY).is_file()
-
-    def write(self, reply: Reply) -> None:
-        """Keep a reply: on disk for good, whole or not at all."""
-        path = self._path(reply.image_id, reply.key, _REPLY)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        durable_write(path, json.dumps(asdict(reply), indent=1).encode())
-
-    def note(self, image_id: str, key: str) -> None:
-        """Write down that a request is going out, before it does, on disk for good."""
-        path = self._path(image_id, key, _NOTE)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644))
-        _sync_folder(path.parent)
-
-    def noted(self, image_id: str, key: str) -> bool:
-        """Whether a request was written down and its outcome was not: to who holds the claim, it is in doubt."""
-        return self._path(image_id, key, _NOTE).exists()
-
-    def unnote(self, image_id: str, key: str) -> None:
-        """Take the note away: the reply is kept, or it is certain that there is none."""
-        self._path(image_id, key, _NOTE).unlink(missing_ok=True)
-
-    def of_image(self, image_id: str) -> Iterator[Path]:
-        """Every file about a picture."""
-        parent = self._path(image_id, "", _REPLY).parent
-        with contextlib.suppress(FileNotFoundError), os.scandir(parent) as files:
-            yield from (Path(file.path) for file in files if file.name.lstrip(".").startswith(f"{image_id}."))
-
-    def _path(self, image_id: str, key: str, suffix: str) -> Path:
-        if not _IMAGE_ID.fullmatch(image_id):
-            raise ValueError(f"image_id {image_id[:80]!r} is no SHA-256")
-        return self.folder / image_id[:3] / f"{image_id}.{key}{suffix}"
-
-
-class Claims:
-    """The right to ask for a key, held by this process until it gives it back or dies."""
+    """The database under one `storage.home`; used by one thread at a time. Its methods raise JobStopped when the
+    file cannot be read or written."""
 
     def __init__(self, home: Path) -> None:
-        path = folder(home) / "claims"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # one descriptor for good: closing any of a file drops all locks that the process has on it
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-
-    def take(self, key: str) -> bool:
-        """Claim a key; False while another process has it."""
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(key))
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                return False
-            raise
-        return True
-
-    def give(self, key: str) -> None:
-        """Give a key back."""
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _place(key))
+        self.path = folder(home) / "replies.sqlite"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._in_one_line():
+            self._database = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
+            self._database.execute("PRAGMA secure_delete=ON")  # what is forgotten is overwritten
+            if self._database.execute("PRAGMA user_version").fetchone() != (_VERSION,):
+                self._database.execute("PRAGMA journal_mode=WAL")
+                self._database.executescript(_TABLES)
 
     def close(self) -> None:
-        """Give everything back."""
-        os.close(self._file)
+        """Let go of the file."""
+        self._database.close()
+
+    def read(self, image_id: str, key: str) -> Reply | None:
+        """The reply of that key, or None."""
+        with self._in_one_line():
+            chosen = "SELECT reply FROM replies WHERE image_id = ? AND key = ?"
+            found = self._database.execute(chosen, (image_id, key)).fetchone()
+        return None if found is None else Reply(**json.loads(found[0]))
+
+    def write(self, reply: Reply) -> None:
+        """Keep a reply: on disk for good, whole or not at all. Raises ValueError when its image_id is none."""
+        require_image_id(reply.image_id)
+        with self.transaction(durable=True) as database:
+            # as ASCII: half a surrogate pair, which a reply can hold, is no UTF-8
+            values = (reply.image_id, reply.key, json.dumps(asdict(reply)))
+            database.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?)", values)
+
+    @contextmanager
+    def transaction(self, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """All that the block writes, or nothing; no other process writes meanwhile. `durable`: it waits for the disk.
+        One inside another is a part of it."""
+        with self._in_one_line():
+            if self._database.in_transaction:
+                yield self._database
+                return
+            self._database.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            finally:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+
+    def forget(self, image_ids: Iterable[str]) -> int:
+        """Remove every reply about these pictures; how many there were."""
+        with self.transaction(durable=True) as database:
+            removed = 0
+            for image_id in image_ids:
+                removed += database.execute("DELETE FROM replies WHERE image_id = ?", (image_id,)).rowcount
+                database.execute("DELETE FROM under_way WHERE image_id = ?", (image_id,))
+        with self._in_one_line():
+            busy, *_ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise TimeoutError(f"{self.path.name} is being read, so that what was removed is still in its log")
+        return removed
+
+    @contextmanager
+    def _in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise JobStopped(
+                f"the store of replies {self.path} cannot be used ({error}); see to its disk, or move it away"
+            ) from None
+
+
+def replies(home: Path, sender: Sender, wanted: Sequence[tuple[str, str, MakeRequest]]) -> list[Reply | Exception]:
+    """A reply, or why there is none, for each that is wanted: an image_id, a key, and how the request is made if it is
+    needed. What was answered before comes from the store under `home`; the same question is put once.
+
+    Raises JobStopped when no request can be answered now.
+    """
+    found: dict[str, Reply | Exception] = {}
+    missing: dict[str, MakeRequest] = {}
+    with closing(Replies(home)) as store:
+        for image_id, key, make in wanted:
+            if key in found or key in missing:
+                continue
+            try:
+                require_image_id(image_id)
+            except ValueError as error:
+                found[key] = RowRefused(str(error))
+                continue
+            stored = store.read(image_id, key)
+            if stored is None:
+                missing[key] = make
+            else:
+                found[key] = stored
+    if missing:
+        found |= zip(missing, sender.send(list(missing.values())), strict=True)
+    return [found[key] for _, key, _ in wanted]
+
+
+def purge(home: Path, image_ids: Iterable[str]) -> int:
+    """Remove every reply about these pictures for good; how many there were. A reply that is under way is not stored
+    when it comes. Raises TimeoutError while another process keeps the removed bytes in the database's log."""
+    if not (folder(home) / "replies.sqlite").exists():
+        return 0
+    with closing(Replies(home)) as store:
+        return store.forget(image_ids)
 
 
 def price(
@@ -145,61 +183,12 @@ def price(
     return ((prompt_tokens or 0) * input_price + (completion_tokens or 0) * output_price) / 1e6
 
 
+def require_image_id(image_id: str) -> None:
+    """Raises ValueError when that is no image_id."""
+    if not _IMAGE_ID.fullmatch(image_id):
+        raise ValueError(f"image_id {image_id[:80]!r} is no SHA-256")
+
+
 def folder(home: Path) -> Path:
     """The folder of this room under `storage.home`."""
     return home / "annotations"
-
-
-def purge(home: Path, image_ids: Iterable[str], wait_s: float = 120.0) -> int:
-    """Remove every reply about these pictures; how many there were.
-
-    A request about one of them that is under way is waited for, so that its reply does not come after. Raises
-    TimeoutError when one is still under way after `wait_s` seconds: stop the job that asks, and purge again.
-    """
-    replies, removed = Replies(home), 0
-    claims: Claims | None = None
-    deadline = time.monotonic() + wait_s
-    try:
-        for image_id in image_ids:
-            for note in [path for path in replies.of_image(image_id) if path.suffix == _NOTE]:
-                claims = claims or Claims(home)
-                key = note.name.removesuffix(_NOTE).partition(".")[2]
-                while not claims.take(key):
-                    if time.monotonic() > deadline:
-                        raise TimeoutError(f"a request about image {image_id[:12]} is still under way")
-                    time.sleep(_POLL_S)
-                claims.give(key)
-            for path in list(replies.of_image(image_id)):
-                path.unlink(missing_ok=True)
-                removed += path.suffix == _REPLY
-    finally:
-        if claims is not None:
-            claims.close()
-    return removed
-
-
-def durable_write(path: Path, data: bytes) -> None:
-    """Write a file under another name beside it, flush it to disk, and rename it into place."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _place(key: str) -> int:
-    return int(key[:15], 16)

@@ -101,12 +101,12 @@ def annotate(
     estimate: Annotated[bool, typer.Option(help="Only say what it would ask for and cost.")] = False,
 ) -> Result:
     """Describe every face: captions and labels by the configured annotator."""
-    from facemllm import annotate as annotation
+    from facemllm.annotate import cost, run
 
     if estimate:
-        facts = annotation.estimate(settings, faces)
+        facts = cost.estimate(settings, faces)
         return facts, "\n".join(f"{name:<24}{value}" for name, value in facts.items())
-    return _table(annotation.annotate(settings, faces, out), out)
+    return _table(run.annotate(settings, faces, out), out)
 
 
 @command(app, "reformat")

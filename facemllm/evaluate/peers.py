@@ -1,6 +1,6 @@
-"""Models of others, evaluated through the same door: at an OpenAI-compatible endpoint, or any of transformers'.
+"""Models of others, evaluated by the same questions: at an OpenAI-compatible endpoint, or any of transformers'.
 
-A peer is asked one question at a time about one picture, in the words of the conversations, and told in words how to
+A peer is asked one question at a time about one picture, in the words of the conversations, which also say how to
 answer. It is never scored by likelihood: its text is read as strictly as everyone's (`tasks.read`), and what cannot be
 read counts as wrong and is never guessed; so does what the model, or a filter before it, declines. A request that gets
 no answer is no answer of the model's: it ends the evaluation. Every reply is kept in the store that annotation uses,
@@ -21,12 +21,9 @@ from urllib.parse import urlsplit
 
 from facemllm import tasks
 from facemllm.asking import local
-from facemllm.asking.asking import Sender, Wanted, content_key, encoded, replies
-from facemllm.asking.carried import Carried, carried, parameters, reach
-from facemllm.asking.link import Asked
-from facemllm.asking.refusals import Filtered, JobStopped
-from facemllm.asking.store import Reply
-from facemllm.asking.wire import Request
+from facemllm.asking.endpoint import EndpointSender, parameters, reach, sender
+from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Request, Sender, content_key, encoded
+from facemllm.asking.store import Reply, replies
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.evaluate.predict import Put, Shown
@@ -85,12 +82,12 @@ class Peer:
             else:
                 yield {"raw": DECLINED, "parsed": None, "question": text}
 
-    def _wanted(self, face: _Picture, text: str) -> Wanted:
+    def _wanted(self, face: _Picture, text: str) -> tuple[str, str, MakeRequest]:
         messages = [{"role": "user", "text": text}]
         image_id, change, prompt = face.shown.face["image_id"], face.shown.change, digests.of_json(messages)
         # what was done to the picture is part of what is seen
         key = content_key(f"{image_id} {change}".strip(), prompt, self.digest, None)
-        return Wanted(image_id, key, partial(self._request, face, key, prompt, messages))
+        return image_id, key, partial(self._request, face, key, prompt, messages)
 
     def _request(self, face: _Picture, key: str, prompt: str, messages: list[dict[str, str]]) -> Request:
         picture = face.sent(self.image_side)
@@ -125,15 +122,15 @@ def _commonest(reasons: Counter[str]) -> str:
 class _Reached:
     """A sender that first sees whether anybody is there: somebody waits, and to ask again and again takes minutes."""
 
-    sender: Carried
-    seen: bool = False
+    sender: EndpointSender
+    reached: bool = False
 
-    def send(self, asked: Sequence[Asked]) -> Sequence[Reply | Exception]:
+    def send(self, requests: Sequence[MakeRequest]) -> Sequence[Reply | Exception]:
         """As the sender; raises JobStopped at once when nobody is at the address."""
-        if not self.seen:
-            reach(self.sender.spec.base_url)
-            self.seen = True
-        return self.sender.send(asked)
+        if not self.reached:
+            reach(str(self.sender.endpoint.base_url))
+            self.reached = True
+        return self.sender.send(requests)
 
 
 class _Picture:
@@ -190,20 +187,20 @@ def at_endpoint(settings: Settings, conversations: Path, backoff_s: float = 1.0)
 
     Raises UserError when either is missing, address or key cannot be used, or the ledger keeps a picture from it.
     """
-    told, name = settings.annotate.endpoint, settings.annotate.vision_language.model
-    if name is None or told.base_url is None:
+    chosen, name = settings.annotate.endpoint, settings.annotate.vision_language.model
+    if name is None or chosen.base_url is None:
         raise UserError("no endpoint is named; give --base-url https://host/v1, or set annotate.endpoint.base_url")
     _require_name(name)
-    if told.third_party:
+    if chosen.third_party:
         ledger.require(settings, open_table(conversations, CONVERSATIONS).sources, "third_party")
     shape = parameters(settings)
-    parts = urlsplit(told.base_url)
-    # without user and password, which `carried` refuses, too
+    parts = urlsplit(chosen.base_url)
+    # without user and password, which `sender` refuses, too
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}{parts.path.rstrip('/')}"
     identity = {"kind": "endpoint", "name": name, "address": address, "parameters": shape}
     account = digests.of_json([identity, "evaluation"])[:16]
-    sender = _Reached(carried(settings, account, backoff_s=backoff_s))
-    return Peer(name=name, identity=identity, image_side=shape["image_side"], sender=sender, home=settings.home)
+    asks = _Reached(sender(settings, account, backoff_s=backoff_s))
+    return Peer(name=name, identity=identity, image_side=shape["image_side"], sender=asks, home=settings.home)
 
 
 def on_this_machine(settings: Settings, model: str) -> Peer:
@@ -214,10 +211,10 @@ def on_this_machine(settings: Settings, model: str) -> Peer:
     check_name(model)
     folder = local.folder_of(str(Path(model).resolve()) if Path(model).is_dir() else model, "MODEL")
     weights, shape = local.digest_of(folder), parameters(settings)
-    sender = local.Generated(folder, settings.home, weights, shape["max_tokens"], shape["temperature"])
+    asks = local.Generated(folder, settings.home, weights, shape["max_tokens"], shape["temperature"])
     name = model if not Path(model).is_dir() else folder.name
     identity = {"kind": "transformers", "weights": weights, "parameters": shape}
-    return Peer(name=name, identity=identity, image_side=shape["image_side"], sender=sender, home=settings.home)
+    return Peer(name=name, identity=identity, image_side=shape["image_side"], sender=asks, home=settings.home)
 
 
 def check_name(model: str) -> None:

@@ -27,29 +27,15 @@ from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, contents
 from facemllm.settings import Ingest, Source
 from facemllm.tables import FACES, LABELS, PAIRED, pairs, provenance, subject_id
 
-READERS: Mapping[str, str] = {
-    "celeba": "celeba",
-    "celebamask-hq": "celebamask_hq",
-    "lfwa": "lfwa",
-    "maad-face": "maad_face",
-    "raf-db": "raf_db",
-    "affectnet": "affectnet",
-    "utkface": "ages",
-    "fairface": "fairface",
-    "morph2": "morph2",
-    "agedb": "ages",
-    "fgnet": "ages",
-    "300w-lp": "headpose",
-    "aflw2000": "headpose",
-    "biwi": "biwi",
-    "bp4d": "action_units",
-    "disfa": "action_units",
-    "laion-face": "laion_face",
-    "facecaption": "facecaption",
-    "emo135": "emo135",
-    "imagefolder": "imagefolder",
+_FAMILIES = {
+    **dict.fromkeys(("agedb", "fgnet", "utkface"), "ages"),
+    **dict.fromkeys(("300w-lp", "aflw2000"), "headpose"),
+    **dict.fromkeys(("bp4d", "disfa"), "action_units"),
 }
-"""Module of `readers/` that holds the reader of each source."""
+_FOLDER = Path(__file__).with_name("readers")
+_ALONE = {file.stem for file in _FOLDER.glob("[a-z]*.py")} - set(_FAMILIES.values())
+READERS: Mapping[str, str] = {stem.replace("_", "-"): stem for stem in sorted(_ALONE)} | _FAMILIES
+"""Module of `readers/` by source: of its own name, unless it is one of a family's."""
 
 HASH = "perceptual_hash"  # transient key of an imported row
 _HERE, _CHUNK = 64, 16

@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +102,7 @@ def register(
         if found is None:
             description = model_card.short(settings, model_digest, evaluation, sources)
             model_id = _stored(settings, client, model_dir, model_digest, run_id)
-            found = _create(settings, client, model_id, tags, description, run_id)
+            found = _create(settings, client, model_id, tags, description)
         else:
             for name in (n for n, value in tags.items() if found.tags.get(n) != value and n != "facemllm.run"):
                 client.set_model_version_tag(found.name, str(found.version), name, tags[name])
@@ -237,14 +236,7 @@ def _upload(client: MlflowClient, model_id: str, folder: Path) -> None:
         client.log_model_artifact(model_id, f"{scratch}/{MLMODEL}")
 
 
-def _create(
-    settings: Settings,
-    client: MlflowClient,
-    model_id: str,
-    tags: Mapping[str, str],
-    description: str,
-    run_id: str | None,
-) -> Version:
+def _create(settings: Settings, client: MlflowClient, model_id: str, tags: Mapping[str, str], about: str) -> Version:
     """Make the version, with all its tags at once. Of two made for the same bytes at the same time the first stays."""
     from mlflow.exceptions import MlflowException
 
@@ -254,14 +246,9 @@ def _create(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    run_id, source = tags["facemllm.run"] or None, f"models:/{model_id}"
     made = client.create_model_version(
-        name,
-        source=f"models:/{model_id}",
-        run_id=run_id,
-        tags=dict(tags),
-        description=description,
-        model_id=model_id,
-        await_creation_for=0,
+        name, source, run_id, dict(tags), description=about, model_id=model_id, await_creation_for=0
     )
     first = _of_digest(settings, client, tags[DIGEST])
     if first is not None and first.version < int(made.version):
@@ -297,8 +284,11 @@ def _all(settings: Settings, client: MlflowClient) -> Iterator[Version]:
     aliases: dict[int, list[str]] = {}
     for alias, number in (models[0].aliases if models else {}).items():
         aliases.setdefault(int(number), []).append(alias)
-    search = partial(client.search_model_versions, f"name = '{name}'")
-    for stored in get_results_from_paginated_fn(lambda count, page: search(count, page_token=page), 1000):
+
+    def search(count: int, page: str | None) -> Any:
+        return client.search_model_versions(f"name = '{name}'", count, page_token=page)
+
+    for stored in get_results_from_paginated_fn(search, 1000):
         # a search leaves the aliases of its versions out
         yield _version(stored, tuple(sorted(aliases.get(int(stored.version), ()))))
 

@@ -122,9 +122,9 @@ def _drawn(
             answers = np.asarray([sheet.answers[row] for row in kept], dtype=object)
             for label in np.unique(answers) if by_class else [""] * bool(len(kept)):
                 some = kept[answers == label] if by_class else kept
-                part = name, (item, str(label))
-                people[part] = len(np.unique(sheet.subjects[some]))
-                figures[part] = of_item(sheet, (task, item), some, parsed, metric.of_class or metric)
+                key = name, (item, str(label))
+                people[key] = len(np.unique(sheet.subjects[some]))
+                figures[key] = of_item(sheet, (task, item), some, parsed, metric.of_class or metric)
     found: dict[str, dict[Part, Cell]] = {name: {} for name in groups}
     for (name, part), values in stats.replicate(figures, settings.evaluate.bootstrap, settings.seed).items():
         found[name][part] = Cell(values, people[name, part])

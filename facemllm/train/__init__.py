@@ -1,4 +1,5 @@
-"""Training: a stage is ordered (`order`), launched by Ray (`launch`) or by torchrun (`alone`), and run rank by rank.
+"""Training: a stage run is prepared (`stage`), launched by Ray (`launch`) or `torchrun`, and trained by each `worker`.
 
-`batching` is what a step shows the model, `optimisation` the loop in plain torch, `checkpoints` what it goes on from.
+`data` and `dataloader` are what a step shows the model, `loop` trains it in plain torch, `checkpoint` is what it
+resumes from.
 """

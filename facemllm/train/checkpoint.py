@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from facemllm.errors import UserError
-from facemllm.train.differences import differences
 
 STATE = "training.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -33,26 +32,49 @@ _STEP = "step"
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A checkpoint about to be written: live tensors by name, and the first row of those that are a part of a whole.
-
-    `draft(folder)` writes this rank's files, and `draft.copied()` is one that training no longer changes.
-    """
+class Checkpoint:
+    """A rank's part of a checkpoint about to be written: live tensors by name, and the first row of those that are a
+    part of a whole. `world_size` is how many ranks write; 1 unless the model is sharded."""
 
     tensors: Mapping[str, Tensor]
     starts: Mapping[str, int]
     state: Mapping[str, Any]
     rank: int = 0
-    world: int = 1  # how many ranks write; 1 unless the model is sharded
+    world_size: int = 1
 
-    def copied(self, room: Mapping[str, Tensor] | None = None) -> Draft:
-        """The same with tensors of its own, in the machine's memory; in `room`, those of an earlier copy, if they fit.
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: Mapping[str, Any],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Checkpoint:
+        """Of a model in training. `state` must hold `step` and `key`."""
+        tensors: dict[str, Tensor] = {}
+        starts: dict[str, int] = {}
+        for name, parameter in _trained(model):
+            parts = {f"model.{name}": parameter.detach()}
+            held = optimizer.state.get(parameter, {})
+            parts |= {f"{moment}.{name}": held[moment] for moment in MOMENTS if moment in held}
+            for key, tensor in parts.items():
+                tensors[key] = local_part(tensor)
+                if tensor is not tensors[key]:
+                    starts[key] = _rows(parameter)[0]
+            if _STEP in held:  # a parameter that had no gradient in some step has made fewer
+                tensors[f"{_STEP}.{name}"] = local_part(torch.as_tensor(held[_STEP]))
+        if rank == 0:
+            tensors |= {f"model.{name}": buffer for name, buffer in _kept_buffers(model)}
+        return cls(tensors, starts, state, rank, world_size)
 
-        Memory that is new to a process costs more time than the copy itself.
-        """
+    def clone(self, buffers: Mapping[str, Tensor] | None = None) -> Checkpoint:
+        """The same in the machine's memory, where training no longer changes it; in `buffers`, the tensors of an
+        earlier clone, if they fit: memory that is new to a process costs more time than the copy itself."""
         copies = {}
         for name, tensor in self.tensors.items():
-            copy = (room or {}).get(name)
+            copy = (buffers or {}).get(name)
             if copy is None or (copy.shape, copy.dtype) != (tensor.shape, tensor.dtype):
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             copies[name] = copy.copy_(tensor, non_blocking=True)
@@ -60,15 +82,15 @@ class Draft:
             torch.cuda.synchronize()
         return replace(self, tensors=copies)
 
-    def __call__(self, folder: Path) -> list[Path]:
-        """Write into an existing folder; the files, in the order in which they must arrive."""
-        tensors = folder / _file(self.rank, self.world)
+    def write(self, folder: Path) -> list[Path]:
+        """Write this rank's files into an existing folder; returns them in the order in which they must arrive."""
+        tensors = folder / _file(self.rank, self.world_size)
         about = {"starts": json.dumps(dict(self.starts), sort_keys=True)}
         save_file({name: t.contiguous().cpu() for name, t in self.tensors.items()}, tensors, metadata=about)
         _sync(tensors)
         if self.rank:
             return [tensors]
-        files = [_file(rank, self.world) for rank in range(self.world)]
+        files = [_file(rank, self.world_size) for rank in range(self.world_size)]
         partial = folder / f".{STATE}.partial"
         partial.write_text(json.dumps({**self.state, "files": files}, sort_keys=True) + "\n", "utf-8")
         _sync(partial)
@@ -76,28 +98,7 @@ class Draft:
         return [tensors, folder / STATE]
 
 
-def draft(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], *, rank: int = 0, world: int = 1
-) -> Draft:
-    """This rank's part of a checkpoint. `state` must hold `step` and `key`; rank and world are those that write."""
-    tensors: dict[str, Tensor] = {}
-    starts: dict[str, int] = {}
-    for name, parameter in _trained(model):
-        parts = {f"model.{name}": parameter.detach()}
-        held = optimizer.state.get(parameter, {})
-        parts |= {f"{moment}.{name}": held[moment] for moment in MOMENTS if moment in held}
-        for key, tensor in parts.items():
-            tensors[key] = local_part(tensor)
-            if tensor is not tensors[key]:
-                starts[key] = _rows(parameter)[0]
-        if _STEP in held:  # a parameter that had no gradient in some step has made fewer
-            tensors[f"{_STEP}.{name}"] = local_part(torch.as_tensor(held[_STEP]))
-    if rank == 0:
-        tensors |= {f"model.{name}": buffer for name, buffer in _kept_buffers(model)}
-    return Draft(tensors, starts, state, rank, world)
-
-
-def whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
     """Whether a folder holds all of a checkpoint: one that was cut short lacks a file, or the end of one."""
     try:
         for name in json.loads((folder / STATE).read_text("utf-8"))["files"]:
@@ -108,12 +109,8 @@ def whole(folder: Path) -> bool:
     return True
 
 
-def read(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    key: str,
-    made_from: Mapping[str, Any] | None = None,
+def load(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, key: str, made_from: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Restore a checkpoint in place and return its state.
 
@@ -124,7 +121,7 @@ def read(
         with ExitStack() as files:
             parts = _Parts(files.enter_context(safe_open(folder / name, "pt")) for name in state["files"])
             if state.get("key") != key:
-                changed = differences(state.get("made_from") or {}, made_from or {})
+                changed = differences(state.get("made_from") or {}, made_from)
                 raise UserError(
                     f"the checkpoint {folder} is of other settings or data ({changed}); "
                     f"take those, or remove it to train from the start"
@@ -188,7 +185,7 @@ def _fill(tensor: Tensor, parts: _Parts, name: str) -> None:
 
 
 def _rows(tensor: Tensor) -> tuple[int, int]:
-    """First row and end of what this rank holds of a tensor, as `fully_shard` deals rows out."""
+    """First row and end of what this rank holds of a tensor, as `fully_shard` gives rows out."""
     count = tensor.shape[0] if tensor.ndim else 0
     if not hasattr(tensor, "device_mesh"):
         return 0, count
@@ -208,8 +205,8 @@ def _kept_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, tensor) for name, tensor in model.named_buffers() if name in kept]
 
 
-def _file(rank: int, world: int) -> str:
-    return f"rank-{rank}-of-{world}.safetensors"
+def _file(rank: int, world_size: int) -> str:
+    return f"rank-{rank}-of-{world_size}.safetensors"
 
 
 def _sync(path: Path) -> None:
@@ -222,3 +219,29 @@ def local_part(tensor: Any) -> Tensor:
     """This rank's rows of a sharded tensor; any other tensor as it is."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 5) -> str:
+    """What differs between two nested mappings in words: `plan.steps: 60 -> 80, seed: 0 -> 1`."""
+    before, after = _flat(old), _flat(new)
+    found = [
+        f"{name}: {_short(before.get(name))} -> {_short(after.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    rest = [f"and {len(found) - limit} more"] if len(found) > limit else []
+    return ", ".join(found[:limit] + rest) or "what differs was not kept"
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{name}.{key}" if name else str(key))
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

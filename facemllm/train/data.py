@@ -1,6 +1,6 @@
-"""What training reads: decoded pixels in a memory map, turns as flat integer arrays.
+"""The dataset of a split: decoded pixels in a memory map, turns as flat integer arrays.
 
-Pixels are decoded once per table and image processor and shared by the three stages; the file is named by digest and
+Pixels are decoded once per table and image processor and shared by the stages; the file is named by digest and
 built under a temporary name. Turns hold token ids of each distinct text once; mirrored texts (left <-> right) are
 tokenised beside them, so that a mirrored face is asked and answered correctly.
 """
@@ -25,6 +25,7 @@ from facemllm.core import digests
 from facemllm.core.files import atomic_file, locked
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
+from facemllm.knowledge.relations import Relation
 from facemllm.model.pixels import face_map, face_pixels
 from facemllm.model.prompts import Frame
 from facemllm.tables import Table
@@ -186,7 +187,21 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class _Turns:
+class FaceDataset:
+    """What a stage learns from: the conversations of a split, the pixels (rows, S, S, 3) of all rows of the table, the
+    maps of face parts (rows, S, S) if the model takes them, and the labels of its characteristics (corpus rows, A), 1,
+    0 or -1 for unknown, if it scores them. `features` of a frozen tower, by corpus row, stand in for the pixels."""
+
+    corpus: Corpus
+    pixels: NDArray[np.uint8]
+    maps: NDArray[np.uint8] | None = None
+    labels: NDArray[np.int8] | None = None
+    relations: tuple[Relation, ...] = ()
+    features: Any | None = None
+
+
+@dataclass(frozen=True)
+class Turns:
     """Columns of the turns of a split, as text; `canonical` is what `answer` says, machine-readable."""
 
     image_id: pa.Array
@@ -201,10 +216,10 @@ class _Turns:
     follows: NDArray[np.bool_]
 
 
-def read_turns(table: Table, split: str) -> _Turns:
+def read_turns(table: Table, split: str) -> Turns:
     """The turns of one split, by column. Raises UserError when the split is empty or messages and turns differ."""
     images, rows, counts, questions, answers, follows = [], [], [], [], [], []
-    told: dict[str, list[pa.Array]] = {name: [] for name in ("task", "form", "template", "answer")}
+    labels: dict[str, list[pa.Array]] = {name: [] for name in ("task", "form", "template", "answer")}
     first = 0
     for batch in table.batches(columns=["image_id", "split", "messages", "turns"], batch_rows=1024):
         keep = pc.equal(batch.column("split"), split)
@@ -222,7 +237,7 @@ def read_turns(table: Table, split: str) -> _Turns:
             counts.append(pc.list_value_length(turns).to_numpy(zero_copy_only=False).astype(np.int64))
             questions.append(text.take(pa.array(np.arange(0, len(text), 2))))
             answers.append(text.take(pa.array(np.arange(1, len(text), 2))))
-            for name, arrays in told.items():
+            for name, arrays in labels.items():
                 arrays.append(flat.field(name))
             follows.append(pc.fill_null(flat.field("follows"), False).to_numpy(zero_copy_only=False))
         first += batch.num_rows
@@ -230,21 +245,21 @@ def read_turns(table: Table, split: str) -> _Turns:
         raise UserError(
             f"{table.path}: no row of split '{split}'; check ingest.validation_share and the source's splits"
         )
-    return _Turns(
+    return Turns(
         image_id=pa.concat_arrays(images),
         pixel_row=np.concatenate(rows),
         count=np.concatenate(counts),
         question=pa.concat_arrays(questions),
         answer=pa.concat_arrays(answers),
-        task=pa.concat_arrays(told["task"]),
-        form=pa.concat_arrays(told["form"]),
-        template=pa.concat_arrays(told["template"]),
-        canonical=pa.concat_arrays(told["answer"]),
+        task=pa.concat_arrays(labels["task"]),
+        form=pa.concat_arrays(labels["form"]),
+        template=pa.concat_arrays(labels["template"]),
+        canonical=pa.concat_arrays(labels["answer"]),
         follows=np.concatenate(follows).astype(bool),
     )
 
 
-def vocabulary_texts(turns: _Turns) -> tuple[list[str], list[str]]:
+def vocabulary_texts(turns: Turns) -> tuple[list[str], list[str]]:
     """Distinct texts of a split and its distinct closed answers, mirrored ones too: a tiny tokenizer's material."""
     closed = pc.is_in(turns.form, value_set=pa.array(CLOSED))
     answers = pc.unique(turns.answer.filter(closed)).to_pylist()
@@ -256,7 +271,7 @@ def _with_mirrors(texts: Sequence[str]) -> list[str]:
     return sorted({*texts, *(mirror_text(text) for text in texts)})
 
 
-def tokenise(turns: _Turns, frame: Frame) -> Corpus:
+def tokenise(turns: Turns, frame: Frame) -> Corpus:
     """Turns as token ids, each distinct text tokenised once, plain and mirrored."""
     ids: list[list[int]] = []
     known: dict[tuple[str, bool | None], int] = {}

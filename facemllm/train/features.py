@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,7 +27,8 @@ from facemllm.core.files import atomic_file
 from facemllm.errors import UserError
 from facemllm.model.forward import tower_features
 from facemllm.model.pixels import normalise
-from facemllm.train.data import pixel_kind
+from facemllm.train.data import FaceDataset, pixel_kind
+from facemllm.train.stage import StageRun
 
 _BLOCK, _BATCH = 256, 32
 _OPEN = 128  # each open block holds a descriptor, of which a process may have some 1000
@@ -46,8 +49,23 @@ class Features:
         return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
-def name_of(model: Any, image_processor: Any, table: str, pixel_row: NDArray[np.int64], precision: str) -> str:
-    """Name of the features' folder: a digest of all that decides them. `table` is a digest too."""
+def with_features(run: StageRun, model: Any, image_processor: Any, dataset: FaceDataset) -> FaceDataset:
+    """The dataset with the features of a frozen tower, where the stage shows each face at least once, as it is.
+
+    Raises UserError when the disk is full.
+    """
+    stage, faces = run.stage, len(dataset.corpus)
+    if not run.settings.train.feature_cache or run.cache is None or stage.trains.tower != "frozen" or stage.augment:
+        return dataset
+    if stage.steps * stage.batch_images < faces:
+        return dataset
+    folder = run.cache / name_of(run, model, image_processor, dataset.corpus.pixel_row)
+    wait = dist.barrier if run.world_size > 1 else lambda: None
+    return replace(dataset, features=cached(folder, run, model, image_processor, dataset, wait))
+
+
+def name_of(run: StageRun, model: Any, image_processor: Any, pixel_row: NDArray[np.int64]) -> str:
+    """Name of the features' folder: a digest of all that decides them."""
     chosen = (model.config.vision_feature_layer, model.config.vision_feature_select_strategy)
     vision = model.model.vision_tower.config
     # what the weights do not show, such as strides and activations; where it was loaded from changes nothing
@@ -59,34 +77,27 @@ def name_of(model: Any, image_processor: Any, table: str, pixel_row: NDArray[np.
     scale = (image_processor.rescale_factor, image_processor.image_mean, image_processor.image_std)
     rows = digests.of_bytes(pixel_row.tobytes())
     kind = pixel_kind(image_processor, *scale)
-    parts = [state.hexdigest(), tower, vision._attn_implementation, chosen, kind, table, rows, precision]
+    table, attention = run.table_digest, vision._attn_implementation
+    parts = [state.hexdigest(), tower, attention, chosen, kind, table, rows, run.precision]
     return f"features-{digests.of_json(parts)[:24]}"
 
 
 def cached(
-    folder: Path,
-    model: Any,
-    image_processor: Any,
-    pixels: NDArray[np.uint8],
-    pixel_row: NDArray[np.int64],
-    *,
-    device: torch.device,
-    bf16: bool,
-    rank: int = 0,
-    world: int = 1,
-    wait: Callable[[], None] = lambda: None,
+    folder: Path, run: StageRun, model: Any, image_processor: Any, dataset: FaceDataset, wait: Callable[[], None]
 ) -> Features:
-    """The features of the pictures `pixel_row`, from `folder` as far as they are there, computed where not.
+    """The features of a dataset's faces, from `folder` as far as they are there, computed where not.
 
-    Each of `world` ranks computes its own blocks, then they `wait` for one another; a block that does not load is
-    computed again. Raises UserError when the disk is full.
+    Each rank computes its own blocks, then they `wait` for one another; a block that does not load is computed again.
     """
+    pixel_row = dataset.corpus.pixel_row
     paths = [folder / f"{number:06d}.npy" for number in range(-(-len(pixel_row) // _BLOCK))]
+    device, bf16 = torch.device(run.device), run.precision == "bf16"
     model.model.vision_tower.eval()
 
     def build(numbers: list[int]) -> None:
         with progress.bar("tower features", len(numbers)) as bar:
             for done, number in enumerate(numbers):
+                pixels = dataset.pixels
                 rows = pixel_row[number * _BLOCK : (number + 1) * _BLOCK]
                 parts = range(0, len(rows), _BATCH)
                 found = [_computed(model, image_processor, pixels[rows[p : p + _BATCH]], device, bf16) for p in parts]
@@ -99,7 +110,7 @@ def cached(
     def missing(numbers: range) -> list[int]:
         return [n for n in numbers if not _whole(paths[n], min(_BLOCK, len(pixel_row) - n * _BLOCK))]
 
-    build(missing(range(rank, len(paths), world)))
+    build(missing(range(run.rank, len(paths), run.world_size)))
     wait()
     build(missing(range(len(paths))))  # of ranks that share no disk with ours
     return Features(paths)

@@ -3,7 +3,8 @@
 The only module that imports Ray, inside its functions. `train` is called by the steps align, instruct and specialize.
 A worker that dies is restarted by Ray and goes on from the last checkpoint; a launch that dies goes on from it when
 called again with the same `work` folder. Ray joins the head named by RAY_ADDRESS, else starts one for the time of the
-call. Checkpoints do not pass through Ray: `keeping` writes them, as it does without Ray (`alone`).
+call. Checkpoints do not pass through Ray: `checkpoint_store` writes them, as it does
+under `torchrun`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from facemllm.core.files import locked
 from facemllm.errors import UserError
 from facemllm.settings import Settings
-from facemllm.train.keeping import filesystem
-from facemllm.train.order import Order, TrainResult, finish, place_order
+from facemllm.train.checkpoint_store import filesystem
+from facemllm.train.stage import StageRun, TrainResult, clean_up, prepare_run
 
 _RESULT, _FAILURE = "result.json", "failure.json"
 _OBJECT_STORE_BYTES = 128 * 2**20
@@ -61,28 +62,31 @@ def train(
     work: Path,
     cache: Path,
     on_log: OnLog | None = None,
+    base_digest: str | None = None,
 ) -> TrainResult:
     """Train one stage and write its model directory to `out`, which must not exist.
 
     `base` is the previous stage's model directory, None for the first stage: the preset or the hub checkpoint of the
     settings. `work` keeps checkpoints while the stage runs, unless `train.storage` names another place: call again
     with the same one to go on after a crash. `cache` keeps decoded pixels. `on_log(step, metrics)` is pickled and
-    called by the first worker. Raises UserError with the cause in one line, also while another launch uses `work`.
+    called by the first worker. `base_digest` is the digest of the base's folder where the caller knows it: many
+    gigabytes are then not read once more. Raises UserError with the cause in one line, also while another launch uses
+    `work`.
     """
     with locked(work / ".lock", f"another training uses {work}; wait for it or give another folder"):
-        return _train(place_order(stage, settings, conversations, base, out, work, cache), on_log)
+        return _train(prepare_run(stage, settings, conversations, base, out, work, cache, base_digest), on_log)
 
 
-def _train(order: Order, on_log: OnLog | None) -> TrainResult:
+def _train(run: StageRun, on_log: OnLog | None) -> TrainResult:
     for name in (_RESULT, _FAILURE):
-        (order.work / name).unlink(missing_ok=True)
+        (run.work / name).unlink(missing_ok=True)
     os.environ.update({name: os.environ.get(name, value) for name, value in _RAY_SWITCHES.items()})
-    with _ray(order.settings):
-        _enough(order.settings)
-        _fit(order, on_log)
-    result = json.loads((order.work / _RESULT).read_text("utf-8"))
-    finish(order)
-    shutil.rmtree(order.work / order.run, ignore_errors=True)  # what Ray keeps of a run
+    with _ray(run.settings):
+        _enough(run.settings)
+        _fit(run, on_log)
+    result = json.loads((run.work / _RESULT).read_text("utf-8"))
+    clean_up(run)
+    shutil.rmtree(run.work / run.run_name, ignore_errors=True)  # what Ray keeps of a run
     return TrainResult(**result)
 
 
@@ -131,45 +135,45 @@ def _enough(settings: Settings) -> None:
             )
 
 
-def _fit(order: Order, on_log: OnLog | None) -> None:
+def _fit(run: StageRun, on_log: OnLog | None) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    training = order.settings.train
+    training = run.settings.train
     given = {n: v for n, v in os.environ.items() if n.startswith(_PASSED_ON)}
     workers: Any = training.workers
     if training.min_workers is not None and training.min_workers < training.workers:
         workers = (training.min_workers, training.workers)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"order": order, "on_log": on_log, "environment": given},
+        train_loop_config={"run": run, "on_log": on_log, "environment": given},
         torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=training.use_gpu,
-            resources_per_worker=_resources(order.settings),
+            resources_per_worker=_resources(run.settings),
         ),
         run_config=RunConfig(
-            name=order.run,
-            **_storage(order),
+            name=run.run_name,
+            **_storage(run),
             failure_config=FailureConfig(max_failures=training.max_failures),
         ),
     )
     try:
         trainer.fit()
     except Exception as error:
-        raise _cause(order, error) from error
-    if (order.work / _FAILURE).exists():
-        raise _cause(order, None)
-    if not (order.work / _RESULT).exists():
-        raise UserError(f"training of stage {order.stage} ended without a result; look into {order.work} and run again")
+        raise _cause(run, error) from error
+    if (run.work / _FAILURE).exists():
+        raise _cause(run, None)
+    if not (run.work / _RESULT).exists():
+        raise UserError(f"training of stage {run.name} ended without a result; look into {run.work} and run again")
 
 
-def _storage(order: Order) -> dict[str, Any]:
+def _storage(run: StageRun) -> dict[str, Any]:
     """Where Ray keeps its own account of the run: beside the checkpoints."""
-    place = order.settings.train.storage
+    place = run.settings.train.storage
     if place is None or "://" not in place:
-        return {"storage_path": str(order.work)}
+        return {"storage_path": str(run.work)}
     system, path = filesystem(place)
     return {"storage_path": path, "storage_filesystem": system}
 
@@ -178,14 +182,14 @@ def _resources(settings: Settings) -> dict[str, float]:
     return {"CPU": 1, "GPU": 1} if settings.train.use_gpu else {"CPU": 1}
 
 
-def _cause(order: Order, error: Exception | None) -> UserError:
+def _cause(run: StageRun, error: Exception | None) -> UserError:
     """The one line a user needs: what a worker said, or what Ray says of the workers."""
-    note = order.work / _FAILURE
+    note = run.work / _FAILURE
     if note.exists():
         return UserError(json.loads(note.read_text("utf-8"))["message"])
     failures = getattr(error, "worker_failures", None) or {}
     failed = next(iter(failures.values()), error)
-    return UserError(f"training of stage {order.stage} failed: {_in_words(failed)}")
+    return UserError(f"training of stage {run.name} failed: {_in_words(failed)}")
 
 
 def _in_words(failed: Any) -> str:
@@ -214,22 +218,26 @@ def _worker(config: dict[str, Any]) -> None:
     os.environ.update(config["environment"])
     import ray.train
 
-    from facemllm.train.rank import Place, train_rank
+    from facemllm.train.worker import train_worker
 
-    order: Order = config["order"]
-    if (order.work / _FAILURE).exists():
-        return  # Ray has started the workers again, for what no restart mends
     context = ray.train.get_context()
-    place = Place(
-        context.get_world_rank(), context.get_world_size(), context.get_local_rank(), context.get_local_world_size()
+    run: StageRun = replace(
+        config["run"],
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_world_size=context.get_local_world_size(),
     )
+    failure = run.work / _FAILURE
+    if failure.exists():
+        return  # Ray has started the workers again, for what no restart mends
     try:
-        result = train_rank(order, place, config["on_log"])
+        result = train_worker(run, config["on_log"])
     except (UserError, FloatingPointError) as error:
-        if place.rank == 0 or not (order.work / _FAILURE).exists():
-            (order.work / _FAILURE).write_text(json.dumps({"message": str(error)}), "utf-8")
-        if place.world > 1:
+        if run.rank == 0 or not failure.exists():
+            failure.write_text(json.dumps({"message": str(error)}), "utf-8")
+        if run.world_size > 1:
             raise  # the other ranks may be waiting for this one
         return
     if result is not None:
-        (order.work / _RESULT).write_text(json.dumps(asdict(result)), "utf-8")
+        (run.work / _RESULT).write_text(json.dumps(asdict(result)), "utf-8")

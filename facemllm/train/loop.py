@@ -1,4 +1,4 @@
-"""The training loop, in plain torch: no Ray, no MLflow, no trainer class.
+"""The training loop, in plain torch: no Ray, no MLflow, no trainer framework.
 
 `run_stage` runs on one process or as one of N under an initialised torch.distributed group. `batch_images` is the
 global batch: each rank takes its slice of the same plan and the summed gradients are shared, so the worker count does
@@ -9,31 +9,28 @@ resumed from a checkpoint, a run on the same number of CPU threads ends with the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 
 from facemllm.core import cost
 from facemllm.model.saving import Adapter, adapter_of
-from facemllm.train import checkpoint, stages
-from facemllm.train.batches import Batch, Faces, ahead
-from facemllm.train.checkpoint import local_part
-from facemllm.train.data import Corpus
-from facemllm.train.fsdp import Dealt, clip
-from facemllm.train.job import Job
-from facemllm.train.loss import StepLoss, Value
-from facemllm.train.source import Source
-from facemllm.train.watch import Changed, Pace, Watch, memory_explained
+from facemllm.train import checkpoint, optimizer
+from facemllm.train.checkpoint import Checkpoint
+from facemllm.train.data import FaceDataset
+from facemllm.train.dataloader import Batch, DataLoader, prefetch
+from facemllm.train.distributed import ShardedModel, average_buffers, clip, reduce_energy, reduce_gradients
+from facemllm.train.loss import StepLoss
+from facemllm.train.monitor import LossMonitor, ParameterMonitor, Throughput, out_of_memory_explained
+from facemllm.train.stage import StageRun
 
 Log = Callable[[int, dict[str, float]], None]
-Keep = Callable[[int, checkpoint.Draft], None]
+Save = Callable[[int, Checkpoint], None]
 
 
 @dataclass(frozen=True)
@@ -52,215 +49,173 @@ class Outcome:
 
 
 def run_stage(
-    job: Job,
+    run: StageRun,
     model: Any,
     processor: Any,
-    corpus: Corpus,
-    faces: Faces,
+    dataset: FaceDataset,
     *,
     resume: Path | None = None,
-    keep: Keep | None = None,
+    save: Save | None = None,
     log: Log | None = None,
 ) -> Outcome:
     """Train `model` through one stage and return it, adapters merged.
 
-    `keep(step, draft)` is called every `checkpoint_every` steps, on rank 0, and on all ranks of a sharded model;
-    `draft(folder)` writes the checkpoint now, `draft.copied()` may be written while training goes on.
+    `save(step, checkpoint)` is called every `checkpoint_every` steps, on rank 0, and on all ranks of a sharded model;
+    `checkpoint.write(folder)` writes it now, `checkpoint.clone()` may be written while training goes on.
     `log(step, metrics)` is called on rank 0. Raises FloatingPointError when the loss is not finite or has diverged, and
     UserError when there is nothing to learn, nothing changes, or memory is too small.
     """
-    with memory_explained(job.name):
-        return _run(job, model, processor, corpus, faces, resume, keep, log)
+    with out_of_memory_explained(run.name):
+        training = _Training(run, model, processor, dataset, resume)
+        training.loop(save, log if run.rank == 0 else None)
+        return training.finish()
 
 
-def _run(
-    job: Job,
-    model: Any,
-    processor: Any,
-    corpus: Corpus,
-    faces: Faces,
-    resume: Path | None,
-    keep: Keep | None,
-    log: Log | None,
-) -> Outcome:
-    stage, device, bf16 = job.stage, torch.device(job.device), job.precision == "bf16"
-    if not job.sharded:
-        model = model.to(device)
-    wrapper = stages.prepare(model, stage.trains, job.lora)
-    dealt = Dealt(model, wrapper, device, bf16=bf16) if job.sharded else None
-    changed = Changed(model, job.name, stage, job.world)
-    optimizer = torch.optim.AdamW(stages.parameter_groups(model, stage), stage.learning_rate, (0.9, 0.98), fused=True)
-    watch = Watch(job.name, job.divergence, 0)
-    recent: list[Tensor] = []
-    tokens = resumed_from = first = 0
-    before: cost.Spent = {"seconds": 0.0, cost.CPU: 0.0, cost.GPU: 0.0}
-    if resume is not None:
-        state = checkpoint.read(resume, model, optimizer, job.key, job.made_from)
-        first = resumed_from = int(state["step"])
-        tokens = int(state["tokens"])
-        before = state["spent"]
-        watch.checkpoint = first
-        watch.restore(state.get("watch", {}))
-        recent = [torch.tensor(report, device=device) for report in state.get("recent", ())]
-    stages.set_modes(model, stage.trains)
-    source = Source(job, model, processor, corpus, faces)
-    step_loss = StepLoss(stage, job.model.knowledge, model, processor, corpus, faces, device=device, bf16=bf16)
-    value_of = dealt.around(step_loss) if dealt is not None else step_loss
-    flops_per_token = _flops_per_token(model, step_loss, value_of, source.sample(first))
-    stages.set_modes(model, stage.trains)
-    trained = list(changed.trained.values())
-    loss = math.nan
-    meter = cost.Meter(job.device, machine=job.local_rank == 0)
-    pace = Pace(stage.steps, first, job.device, job.precision, job.world, flops_per_token)
-    with stages.economies(model, stage.trains, recompute=job.recompute, compiled=job.compile):
-        for step, batches in enumerate(ahead(source.batches, first, stage.steps), first):
-            # dropout of adapters; everything else is in the plan
-            torch.manual_seed(job.seed * 1_000_003 + step * 1_009 + job.rank)
-            share = stages.rate(stage, step)
-            for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * share * group["factor"]
-            reports = []
-            for batch in batches:
-                value = value_of(batch)
-                value.loss.backward()
-                reports.append(value.report)
-            report = _share_gradients(() if job.sharded else trained, torch.stack(reports).sum(0), job.world)
-            _spare_unreached(optimizer, trained, job.world)
-            if step == first:
-                changed.check_gradients()
-            done = step + 1
-            shows = done % job.log_every == 0 or done == stage.steps
-            logs = log is not None and job.rank == 0 and shows
-            norms = changed.norms() if logs or (job.sharded and shows) else {}
-            loss = float(report[0])
-            norm = clip(trained, stage.clip)
-            watch.check(done, loss, norm, partial(source.images, step))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            recent.append(report)
-            tokens += step_loss.counts(report)["tokens"]
-            if log is not None and logs:
-                total = torch.stack(recent).sum(0)
-                new = recent[pace.done - done :]  # a resumed stage's clock runs from where it went on
-                counts = step_loss.counts(torch.stack(new).sum(0))
-                shown = {"images": len(new) * stage.batch_images, **{n: counts[n] for n in ("questions", "tokens")}}
-                metrics = {
-                    **step_loss.readable(total, len(recent)),
-                    "learning_rate": stage.learning_rate * share,
-                    **{f"learning_rate/{m}": stage.learning_rate * share * f for m, f in stage.rates.items()},
-                    "grad_norm": norm,
-                    **norms,
-                    **pace.measure(done, shown),
-                }
-                if source.left_out:
-                    metrics["questions_too_long"] = float(len(source.left_out))
-                log(done, metrics)
-            if done % job.log_every == 0:
-                recent.clear()
-                meter.sample()
-            if keep is not None and done % job.checkpoint_every == 0 and done < stage.steps:
-                _share_buffers(model, job.world)
-                spent = cost.add(before, _share_energy(meter.spent(), job.world, device))
-                state = {
-                    "step": done,
-                    "tokens": tokens,
-                    "key": job.key,
-                    "stage": job.name,
-                    "spent": spent,
-                    "watch": watch.state(),
-                    "recent": [report.tolist() for report in recent],
-                }
-                if job.rank == 0 or job.sharded:
-                    keep(done, _draft(job, model, optimizer, state))
-                watch.checkpoint = done
-    if first < stage.steps:
-        changed.check_changed()
-    _share_buffers(model, job.world)
-    spent = cost.add(before, _share_energy(meter.spent(), job.world, device))
-    if dealt is not None:
-        (model, wrapper), device = dealt.whole(), torch.device("cpu")
-    adapter = None
-    if wrapper is not None and (job.rank == 0 or not job.sharded):
-        adapter = adapter_of(wrapper, stage.trains)
-        model = stages.merge(model, wrapper, _probe_of(processor, device))
-    samples = stage.steps * stage.batch_images
-    return Outcome(
-        model.eval(), stage.steps, samples, tokens, round(flops_per_token * tokens), resumed_from, loss, spent, adapter
-    )
+class _Training:
+    """A stage in training: model, optimiser, batches, and what a checkpoint holds beside weights and moments."""
 
+    def __init__(self, run: StageRun, model: Any, processor: Any, dataset: FaceDataset, resume: Path | None) -> None:
+        self.run, self.stage, self.device = run, run.stage, torch.device(run.device)
+        self.model, self.processor = model if run.sharded else model.to(self.device), processor
+        self.wrapper = optimizer.set_trainable(self.model, self.stage.trains, run.settings.train.lora)
+        self.sharded: ShardedModel | None = None
+        if run.sharded:
+            self.sharded = ShardedModel(self.model, self.wrapper, self.device, bf16=run.precision == "bf16")
+        self.parameters = ParameterMonitor(run, self.model)
+        self.optimizer = optimizer.build_optimizer(self.model, self.stage)
+        self.losses = LossMonitor(run.name, run.settings.train.divergence)
+        self.reports: list[Tensor] = []  # of the steps since `log_every` last divided their number
+        self.tokens = self.first = 0
+        self.loss = math.nan
+        self.spent_before: cost.Spent = {"seconds": 0.0, cost.CPU: 0.0, cost.GPU: 0.0}
+        if resume is not None:
+            self._resume(resume)
+        optimizer.set_modes(self.model, self.stage.trains)
+        self.loader = DataLoader(run, self.model, processor, dataset)
+        self.step_loss = StepLoss(run, self.model, processor, dataset)
+        self.loss_of = self.sharded.wrap_loss(self.step_loss) if self.sharded is not None else self.step_loss
+        self.flops_per_token = self._flops_per_token(self.loader.sample(self.first))
+        optimizer.set_modes(self.model, self.stage.trains)
+        self.meter = cost.Meter(run.device, machine=run.local_rank == 0)
+        self.throughput = Throughput(run, self.first, self.flops_per_token)
 
-def _draft(job: Job, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> checkpoint.Draft:
-    rank, world = (job.rank, job.world) if job.sharded else (0, 1)
-    return checkpoint.draft(model, optimizer, {**state, "made_from": dict(job.made_from)}, rank=rank, world=world)
+    def _resume(self, folder: Path) -> None:
+        state = checkpoint.load(folder, self.model, self.optimizer, self.run.key, self.run.made_from)
+        self.first = self.losses.checkpoint = int(state["step"])
+        self.tokens = int(state["tokens"])
+        self.spent_before = state["spent"]
+        self.losses.load_state_dict(state.get("watch", {}))
+        self.reports = [torch.tensor(report, device=self.device) for report in state.get("recent", ())]
 
+    def _flops_per_token(self, batch: Batch) -> float:
+        """Operations of a batch that is thrown away: counting takes other kernels, which differ in the last bits."""
+        self.model.eval()  # normalisation statistics stay as they are
+        with cost.operations() as counter:
+            value = self.loss_of(batch)
+            value.loss.backward()
+        self.model.zero_grad(set_to_none=True)
+        return float(counter.get_total_flops()) / max(self.step_loss.counts(value.report)["tokens"], 1)
 
-def _flops_per_token(model: Any, step_loss: StepLoss, value_of: Callable[[Batch], Value], batch: Batch) -> float:
-    """Operations of a batch that is thrown away: counting takes other kernels, which differ in the last bits."""
-    model.eval()  # normalisation statistics stay as they are
-    with cost.operations() as counter:
-        value = value_of(batch)
-        value.loss.backward()
-    model.zero_grad(set_to_none=True)
-    return float(counter.get_total_flops()) / max(step_loss.counts(value.report)["tokens"], 1)
+    def loop(self, save: Save | None, log: Log | None) -> None:
+        """All steps that are left."""
+        train, first, last = self.run.settings.train, self.first, self.stage.steps
+        savings = {"recompute": train.recompute, "compiled": train.compile}
+        with optimizer.memory_savings(self.model, self.stage.trains, **savings):
+            for step, batches in enumerate(prefetch(self.loader.batches, first, last), first):
+                done = step + 1
+                shows = done % self.run.log_every == 0 or done == last
+                metrics = self._step(step, batches, norms=shows and (log is not None or self.run.sharded))
+                if log is not None and shows:
+                    log(done, self._metrics(done, metrics))
+                if done % self.run.log_every == 0:
+                    self.reports.clear()
+                    self.meter.sample()
+                if save is not None and done % train.checkpoint_every == 0 and done < last:
+                    self._save(done, save)
+        if first < last:
+            self.parameters.check_changed()
 
+    def _step(self, step: int, batches: list[Batch], *, norms: bool) -> dict[str, float]:
+        """One step of the optimiser; its rates and gradient norms, those of single modules if asked."""
+        run, trained = self.run, list(self.parameters.trained.values())
+        # dropout of adapters; everything else is in the plan
+        torch.manual_seed(run.settings.seed * 1_000_003 + step * 1_009 + run.rank)
+        rate = self.stage.learning_rate * optimizer.schedule(self.stage, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        reports = []
+        for batch in batches:
+            value = self.loss_of(batch)
+            value.loss.backward()
+            reports.append(value.report)
+        report = reduce_gradients(() if run.sharded else trained, torch.stack(reports).sum(0), run.world_size)
+        optimizer.skip_unreached(self.optimizer, trained, run.world_size)
+        if step == self.first:
+            self.parameters.check_gradients()
+        module_norms = self.parameters.norms() if norms else {}
+        self.loss, norm = float(report[0]), clip(trained, self.stage.clip)
+        self.losses.check(step + 1, self.loss, norm, partial(self.loader.image_ids, step))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.reports.append(report)
+        self.tokens += self.step_loss.counts(report)["tokens"]
+        rates = {f"learning_rate/{module}": rate * factor for module, factor in self.stage.rates.items()}
+        return {"learning_rate": rate, **rates, "grad_norm": norm, **module_norms}
 
-def _share_gradients(parameters: Sequence[Tensor], report: Tensor, world: int) -> Tensor:
-    """Sum gradients and reports over the ranks, in one message; returns the global report."""
-    if world == 1:
-        return report
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([report, *(gradient.flatten().float() for gradient in gradients)])
-    dist.all_reduce(flat)
-    offset = len(report)
-    for parameter in parameters:
-        piece = flat[offset : offset + parameter.numel()].view_as(parameter)
-        parameter.grad = piece.to(parameter.dtype)
-        offset += parameter.numel()
-    return flat[: len(report)]
+    def _metrics(self, done: int, metrics: dict[str, float]) -> dict[str, float]:
+        new = self.reports[self.throughput.done - done :]  # a resumed stage's clock runs from where it went on
+        counts = self.step_loss.counts(torch.stack(new).sum(0))
+        shown = {"images": len(new) * self.stage.batch_images, **{n: counts[n] for n in ("questions", "tokens")}}
+        losses = self.step_loss.readable(torch.stack(self.reports).sum(0), len(self.reports))
+        metrics = {**losses, **metrics, **self.throughput.measure(done, shown)}
+        if left_out := self.loader.sampler.left_out:
+            metrics["questions_too_long"] = float(len(left_out))
+        return metrics
 
+    def _save(self, done: int, save: Save) -> None:
+        run = self.run
+        average_buffers(self.model, run.world_size)
+        state = {
+            "step": done,
+            "tokens": self.tokens,
+            "key": run.key,
+            "stage": run.name,
+            "spent": self._spent(),
+            "watch": self.losses.state_dict(),
+            "recent": [report.tolist() for report in self.reports],
+            "made_from": dict(run.made_from),
+        }
+        if run.sharded:
+            state_of = Checkpoint.of(self.model, self.optimizer, state, rank=run.rank, world_size=run.world_size)
+            save(done, state_of)
+        elif run.rank == 0:
+            save(done, Checkpoint.of(self.model, self.optimizer, state))
+        self.losses.checkpoint = done
 
-def _spare_unreached(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], world: int) -> None:
-    """Keep what the loss has not reached so far as it is, decay included, however many ranks there are.
+    def _spent(self) -> cost.Spent:
+        return cost.add(self.spent_before, reduce_energy(self.meter.spent(), self.run.world_size, self.device))
 
-    One process leaves such a parameter without a gradient; ranks that share theirs give it zeros.
-    """
-    waiting = [parameter for parameter in parameters if parameter not in optimizer.state]
-    if not waiting:
-        return
-    none = torch.zeros((), dtype=torch.bool, device=waiting[0].device)
-    reached = torch.stack([none if p.grad is None else local_part(p.grad).any() for p in waiting]).float()
-    if world > 1:
-        dist.all_reduce(reached)
-    for parameter, there in zip(waiting, reached.tolist(), strict=True):
-        if not there:
-            parameter.grad = None
-
-
-def _share_energy(spent: cost.Spent, world: int, device: torch.device) -> cost.Spent:
-    """Energy of all ranks together, unknown if one rank's is; each keeps its own seconds."""
-    if world == 1:
-        return spent
-    joules = torch.tensor([math.nan if spent[n] is None else spent[n] for n in (cost.CPU, cost.GPU)], device=device)
-    dist.all_reduce(joules)
-    cpu, gpu = (None if math.isnan(value) else value for value in joules.tolist())
-    return {**spent, cost.CPU: cpu, cost.GPU: gpu}
-
-
-def _share_buffers(model: Any, world: int) -> None:
-    """Average the normalisation statistics that training moves over the ranks, where they are about to be written.
-
-    A sum divided by the ranks is not what all of them had: nothing else is touched.
-    """
-    if world == 1:
-        return
-    for module in model.modules():
-        if isinstance(module, _NormBase) and module.training:
-            for statistic in (module.running_mean, module.running_var):
-                if statistic is not None:
-                    dist.all_reduce(statistic)
-                    statistic /= world
-
-
-def _probe_of(processor: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    encoded = processor.tokenizer("is there a face?", return_tensors="pt")
-    return encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
+    def finish(self) -> Outcome:
+        """The trained model, gathered and merged."""
+        run, stage, model, wrapper, device = self.run, self.stage, self.model, self.wrapper, self.device
+        average_buffers(model, run.world_size)
+        spent = self._spent()
+        if self.sharded is not None:
+            (model, wrapper), device = self.sharded.gather(), torch.device("cpu")
+        adapter = None
+        if wrapper is not None and (run.rank == 0 or not run.sharded):
+            adapter = adapter_of(wrapper, stage.trains)
+            encoded = self.processor.tokenizer("is there a face?", return_tensors="pt")
+            probe = (encoded["input_ids"].to(device), encoded["attention_mask"].to(device))
+            model = optimizer.merge(model, wrapper, probe)
+        return Outcome(
+            model.eval(),
+            stage.steps,
+            samples=stage.steps * stage.batch_images,
+            tokens=self.tokens,
+            flops=round(self.flops_per_token * self.tokens),
+            resumed_from=self.first,
+            final_loss=self.loss,
+            spent=spent,
+            adapter=adapter,
+        )

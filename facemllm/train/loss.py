@@ -4,33 +4,47 @@ L = objective + bce_weight * L_bce + logic_weight * L_c (FaceInsight, arXiv 2504
 of an answer token, `caption_words` of a face's caption words, which image and map, if there is one, must each tell
 alone; L_bce is the binary cross-entropy of a known characteristic, L_c the penalty that a face's scores pay for broken
 relations. Each is a mean over the global batch, so that parts of it, on other workers or one after another, add up.
+
+Shapes: B faces, K answer tokens, N image tokens, D width, V vocabulary, U words in use.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from facemllm.knowledge.penalties import Penalties, bce
-from facemllm.model.forward import look, tower_features
+from facemllm.model.forward import look, tower_features, word_logits
 from facemllm.model.pixels import normalise
 from facemllm.model.segmentation import has_map
-from facemllm.settings import Knowledge, Stage
 from facemllm.train import augment
-from facemllm.train.batches import Batch, Faces, on
-from facemllm.train.data import Corpus
-from facemllm.train.objectives import CaptionWords, token_losses
-from facemllm.train.rows import row_states
+from facemllm.train.data import Corpus, FaceDataset, Texts
+from facemllm.train.dataloader import Batch
+from facemllm.train.packing import row_states, word_bags
+from facemllm.train.stage import StageRun
 
+LOGITS_BYTES = 64 * 2**20
+
+# Logits are this times the dot product, so that words tell apart before the mean token has had to grow. Measured after
+# 450 steps, expression accuracy and yaw error on validation: 2.7 -> .17, 5.9; 10 -> .24, 2.9; 30 -> .29, 2.6.
+_SCALE = 30.0
+_RAREST = 2.5e-3  # shares are held this far from 0 and 1, which bounds the weight of a rare word
+_MEETINGS = 5.0  # words expected to meet this often that never do exclude each other (chance: e^-5)
+_BLOCK = 1024
 _COUNTS = ("tokens", "cells", "questions")
 
 
 @dataclass(frozen=True)
 class Value:
-    """A batch's share of the step's loss, and what is told of it: the terms, then the summed loss and the number of
+    """A batch's share of the step's loss, and what is reported of it: the terms, then the summed loss and the number of
     answer tokens of each task, then counts, in the order of `StepLoss.names`, the tasks and `_COUNTS`."""
 
     loss: Tensor
@@ -40,39 +54,30 @@ class Value:
 class StepLoss:
     """Computes the loss of batches of a plan. `names` are the terms: `loss`, then its parts."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        knowledge: Knowledge,
-        model: Any,
-        processor: Any,
-        corpus: Corpus,
-        faces: Faces,
-        *,
-        device: torch.device,
-        bf16: bool,
-    ) -> None:
-        self.stage, self.knowledge, self.model, self.corpus = stage, knowledge, model, corpus
-        self.device, self.bf16 = device, bf16
+    def __init__(self, run: StageRun, model: Any, processor: Any, dataset: FaceDataset) -> None:
+        self.knowledge, self.model, self.corpus = run.settings.model.knowledge, model, dataset.corpus
+        self.device, self.bf16 = torch.device(run.device), run.precision == "bf16"
         self.image_processor = processor.image_processor
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        words = stage.objective == "caption_words"
-        self.words = CaptionWords(corpus, stage.tasks, vocabulary, device) if words else None
-        self.scores = faces.labels is not None
-        self.penalties = Penalties(faces.relations, model.model.knowledge.names).to(device) if self.scores else None
-        extra = ("loss/characteristics", "loss/logic") if self.scores else ()
-        self.names = ("loss", f"loss/{stage.objective}", *extra)
+        words = run.stage.objective == "caption_words"
+        self.words = CaptionWords(self.corpus, run.stage.tasks, vocabulary, self.device) if words else None
+        self.penalties: Penalties | None = None
+        extra: tuple[str, ...] = ()
+        if dataset.labels is not None:
+            self.penalties = Penalties(dataset.relations, model.model.knowledge.names).to(self.device)
+            extra = ("loss/characteristics", "loss/logic")
+        self.names = ("loss", f"loss/{run.stage.objective}", *extra)
 
     def __call__(self, batch: Batch) -> Value:
         """The share of a batch in the step's loss."""
-        batch = on(batch, self.device)
+        batch = batch.to(self.device)
         tokens, cells = batch.tokens, batch.cells
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             maps_BSS = self._maps(batch)
             seen = look(self.model, self._features(batch), maps_BSS)
             tasks = torch.zeros(2, len(self.corpus.tasks), device=self.device)
             if self.words is not None and batch.words_BV is not None:
-                objective = self._told(self.words, seen.views, maps_BSS, batch.words_BV) / batch.images
+                objective = self._caption_words(self.words, seen.views, maps_BSS, batch.words_BV) / batch.images
                 tokens = cells = sum(view_BND.shape[0] * view_BND.shape[1] for view_BND in seen.views)
             else:
                 packed = dict(batch.packed or {})
@@ -88,9 +93,9 @@ class StepLoss:
         loss = terms[0]
         for term in terms[1:]:
             loss = loss + term
-        told = torch.stack([loss, *terms]).detach().float()
+        values = torch.stack([loss, *terms]).detach().float()
         counts = torch.tensor([tokens, cells, batch.questions], dtype=torch.float32, device=self.device)
-        return Value(loss, torch.cat([told, tasks.flatten(), counts]))
+        return Value(loss, torch.cat([values, tasks.flatten(), counts]))
 
     def counts(self, report: Tensor) -> dict[str, int]:
         """`tokens` the language model was given, `cells` with padding, `questions`: of the summed report of a step."""
@@ -104,8 +109,8 @@ class StepLoss:
         sums, counts = values[known : known + len(self.corpus.tasks)], values[known + len(self.corpus.tasks) :]
         by_task = zip(self.corpus.tasks, sums, counts, strict=False)
         metrics |= {f"loss/task/{task}": value / count for task, value, count in by_task if count}
-        seen = self.counts(total)
-        return metrics | {"padding": 1 - seen["tokens"] / max(seen["cells"], 1)}
+        done = self.counts(total)
+        return metrics | {"padding": 1 - done["tokens"] / max(done["cells"], 1)}
 
     def _features(self, batch: Batch) -> Tensor:
         if batch.features_BNF is not None:
@@ -121,7 +126,7 @@ class StepLoss:
             return batch.maps_BSS
         return augment.apply_to_maps(batch.maps_BSS, batch.changes)
 
-    def _told(
+    def _caption_words(
         self, words: CaptionWords, views: tuple[Tensor, ...], maps_BSS: Tensor | None, words_BV: Tensor
     ) -> Tensor:
         """What image and map miss of the caption's words, each alone; a face without a map has only its image."""
@@ -140,3 +145,87 @@ class StepLoss:
             self.knowledge.bce_weight * missed / batch.known_labels,
             self.knowledge.logic_weight * broken,
         ]
+
+
+def token_losses(model: Any, states_KD: Tensor, target_K: Tensor) -> Tensor:
+    """Cross-entropy of every wanted token (K,), float32, from the states that predict them.
+
+    Logits of more than `LOGITS_BYTES` are made in parts, in the backward pass once more: never all at once.
+    """
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    part = max(1, LOGITS_BYTES // (4 * vocabulary))
+    if len(states_KD) <= part:
+        return _token_losses(model, states_KD, target_K)
+    parts = zip(states_KD.split(part), target_K.split(part), strict=True)
+    return torch.cat([checkpoint(_token_losses, model, *pair, use_reentrant=False) for pair in parts])
+
+
+def _token_losses(model: Any, states_KD: Tensor, target_K: Tensor) -> Tensor:
+    return F.cross_entropy(word_logits(model, states_KD), target_K, reduction="none")
+
+
+class CaptionWords:
+    """The mean token of a view (image or map), times the tied word embeddings, tells which words the caption holds.
+
+    Needs the caption's text alone. It teaches the tower and puts images into the word space without a pass of the
+    language model, several times faster than answers do. Two terms, over words w with logits l_w:
+
+    - each word present or absent: binary cross-entropy, rare words weighing more, by 1 / sd of their occurrence;
+    - each present word against its rivals, the words that no caption of the training split ever puts beside it
+      ("sad" beside "happy", "turned 20 degrees left" beside "... 25 ..."): softmax cross-entropy. The captions alone
+      say which words exclude each other; pairs too rare to have met by chance are left out.
+
+    Measured on validation (docs/training.md): without the second term and the weights, expressions are learnt late.
+    """
+
+    def __init__(self, corpus: Corpus, tasks: Mapping[str, float], vocabulary: int, device: torch.device) -> None:
+        used_U, share_U, beside_UU = word_statistics(corpus, tasks, vocabulary)
+        share_U = np.clip(share_U, _RAREST, 1 - _RAREST)
+        deviation_U = np.sqrt(share_U * (1 - share_U))
+        expected_UU = np.outer(share_U, share_U) * len(corpus)
+        rivals_UU = (beside_UU == 0) & (expected_UU >= _MEETINGS)
+        self.used_U = torch.from_numpy(used_U).to(device)
+        self.prior_U = torch.from_numpy(np.log(share_U / (1 - share_U))).float().to(device)
+        self.weight_U = torch.from_numpy(0.25 / deviation_U).float().to(device)
+        self.rivals_UU = torch.from_numpy(rivals_UU).float().to(device)
+
+    def logits(self, model: Any, view_BND: Tensor) -> Tensor:
+        """Log-odds of each used word (B, U)."""
+        words_UD = model.get_input_embeddings().weight[self.used_U].float()
+        return view_BND.float().mean(1) @ words_UD.T * _SCALE + self.prior_U
+
+    def loss(self, model: Any, view_BND: Tensor, bag_BV: Tensor) -> Tensor:
+        """Sum over the faces, float32; `bag_BV` is 1 where the face's caption holds the word."""
+        with torch.autocast(view_BND.device.type, enabled=False):
+            bag_BU = bag_BV[:, self.used_U]
+            logit_BU = self.logits(model, view_BND)
+            present = F.binary_cross_entropy_with_logits(logit_BU, bag_BU, self.weight_U, reduction="sum")
+            shifted_BU = logit_BU - logit_BU.detach().amax(1, keepdim=True)
+            odds_BU = shifted_BU.exp()
+            among_rivals_BU = (odds_BU + odds_BU @ self.rivals_UU.T).clamp(min=1e-30).log() - shifted_BU
+            return present + (among_rivals_BU * bag_BU).sum()
+
+
+def word_statistics(
+    corpus: Corpus, tasks: Mapping[str, float], vocabulary: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
+    """The words that answers to `tasks` hold (U,), the share of faces whose answers hold each (U,), and how many hold
+    each pair of them (U, U): a vocabulary may have hundreds of thousands of words, captions use a few hundred.
+
+    Plain and mirrored answers count half each.
+    """
+    chosen = corpus.weights(tasks) > 0
+    answers = [corpus.texts[text] for text in np.unique(corpus.answer[chosen])]
+    used_U = np.unique(np.concatenate([np.empty(0, np.int32), *answers])).astype(np.int64)
+    place_V = np.full(vocabulary, -1, np.int32)
+    place_V[used_U] = np.arange(len(used_U))
+    placed = replace(corpus, texts=Texts(place_V[corpus.texts.ids], corpus.texts.starts))
+    count_U, beside_UU = np.zeros(len(used_U)), np.zeros((len(used_U), len(used_U)), np.float32)
+    for start in range(0, len(corpus), _BLOCK):
+        rows = range(start, min(start + _BLOCK, len(corpus)))
+        turns = [t[chosen[t]] for t in (np.arange(*corpus.turn_starts[row : row + 2]) for row in rows)]
+        for mirror in (False, True):
+            bags_BU = word_bags(placed, turns, np.full(len(turns), mirror), len(used_U))
+            count_U += bags_BU.sum(0) / 2
+            beside_UU += bags_BU.T @ bags_BU / 2
+    return used_U, count_U / len(corpus), beside_UU

@@ -1,26 +1,34 @@
-"""Which faces and turns a step sees, and the packed rows they become.
+"""Packed rows: how faces with their questions share a row of the language model, and the attention mask of one.
 
-Everything about step `t` is a function of (seed, stage, t): the faces (a fresh order every epoch), the turns drawn for
-each, the augmentation. So a resumed run needs no random state, and each of N workers takes its slice of the same plan.
+A row holds one face or several: each its prefix p, image tokens included, then its questions q as blocks that do not
+see one another. Positions restart for every face, and for every block after the prefix. A row of two faces:
 
-A row holds one face or several: each its prefix, image tokens included, then its questions as blocks that do not see
-one another (`facemllm.train.rows` makes the mask). Positions restart for every face and block.
-Shapes: B faces, R rows, L tokens of a row, K answer tokens, I image tokens of all faces together.
+             face 1         face 2                  x = sees, . = masked
+             p p  q  q'     p p  q
+    p        x .  .  .      . .  .                  positions 0 1 2 2 | 0 1 2
+    p        x x  .  .      . .  .
+    q        x x  x  .      . .  .
+    q'       x x  .  x      . .  .                  a block sees its face's prefix and itself
+    p        . .  .  .      x .  .
+    p        . .  .  .      x x  .
+    q        . .  .  .      x x  x
+
+So every question is computed as if it stood alone. Shapes: B faces, R rows, L tokens of a row, K answer tokens, I image
+tokens of all faces together, N of one face, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from facemllm.errors import UserError
-from facemllm.settings import Stage
-from facemllm.train import augment
+from facemllm.model.masks import as_taken
 from facemllm.train.data import Corpus
 
 PADDING = -1
@@ -28,17 +36,6 @@ PADDING = -1
 PREFIX = -1
 """Block of the tokens that every block of their face sees."""
 _WIDTHS = 16
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one step sees, for the global batch."""
-
-    rows: NDArray[np.int64]  # (B,) rows of the corpus
-    changes: augment.Changes | None
-    turns: list[NDArray[np.int64]]  # per face: its drawn turns, a turn that follows right after its predecessor
-    labels: int  # answer tokens in the whole batch
-    withheld: NDArray[np.bool_]  # (B,) faces shown without their map
 
 
 @dataclass(frozen=True)
@@ -60,84 +57,6 @@ class Packed:
     def tokens(self) -> int:
         """Tokens that are no padding."""
         return int((self.face != PADDING).sum())
-
-
-class Planner:
-    """Plans the steps of one stage over one corpus.
-
-    A turn that follows is drawn with its predecessor, unless its task or that of a turn between is not of the stage.
-    `withheld` is the share of faces shown without their map. A question that would need more than `limit` tokens,
-    with the `prefix` tokens before it and whatever follows it, is never drawn: `left_out` lists such conversations as
-    (image_id, tokens). Raises UserError when nothing is left to draw.
-    """
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        stage: Stage,
-        name: str,
-        seed: int,
-        side: int,
-        withheld: float = 0.0,
-        *,
-        prefix: int = 0,
-        limit: int | None = None,
-    ) -> None:
-        self.corpus, self.stage, self.side, self._withheld = corpus, stage, side, withheld
-        self._key = (seed, zlib.crc32(name.encode()))
-        weights = corpus.weights(stage.tasks)
-        self._mixed = weights > 0
-        # a turn that follows is drawn with the turn it depends on, never alone
-        self._weights = np.where(corpus.follows, 0.0, weights)
-        if not self._weights.any():
-            raise UserError(
-                f"stage {name}: no conversation has a question of {', '.join(stage.tasks)}; the table has "
-                f"{', '.join(sorted(corpus.tasks)) or 'none'}: name some of these in train.stages.{name}.tasks"
-            )
-        rows = np.repeat(np.arange(len(corpus)), np.diff(corpus.turn_starts))
-        tokens = prefix + corpus.chain_tokens(self._mixed)
-        long = (self._weights > 0) & (tokens > (limit or np.inf))
-        self._weights[long] = 0.0
-        self.left_out = [(corpus.image_id[int(rows[t])].as_py(), int(tokens[t])) for t in np.flatnonzero(long)]
-        has_turns = np.bincount(rows, self._weights > 0, minlength=len(corpus)) > 0
-        self._usable = np.flatnonzero(has_turns)
-        if not len(self._usable):
-            raise UserError(
-                f"stage {name}: every question is longer than the {limit} tokens the language model can read "
-                f"({self.left_out[0][1]} for image {self.left_out[0][0]}); shorten the texts or take another model.base"
-            )
-        self._order = lru_cache(maxsize=2)(self._shuffled)
-
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([*self._key, 1, epoch]).permutation(self._usable)
-
-    def plan(self, step: int) -> Plan:
-        """The plan of step `step`, counted from 0."""
-        images, faces = self.stage.batch_images, len(self._usable)
-        numbers = np.arange(step * images, (step + 1) * images)
-        rows = np.array([self._order(int(n) // faces)[int(n) % faces] for n in numbers])
-        generator = np.random.default_rng([*self._key, 2, step])
-        changes = augment.draw(generator, images, self.side) if self.stage.augment else None
-        turns = [self._draw(int(row), generator) for row in rows]
-        mirrored = changes.mirror.astype(int) if changes else np.zeros(images, int)
-        answers = [self.corpus.answer[drawn, side] for drawn, side in zip(turns, mirrored, strict=True)]
-        labels = int(self.corpus.texts.lengths[np.concatenate(answers)].sum())
-        withheld = generator.random(images) < self._withheld
-        return Plan(rows, changes, turns, labels, withheld)
-
-    def _draw(self, row: int, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Weighted draw without replacement (Efraimidis and Spirakis 2006) of a face's turns."""
-        first, end = self.corpus.turn_starts[row : row + 2]
-        weights = self._weights[first:end]
-        keys = generator.exponential(size=end - first) / np.maximum(weights, 1e-12)
-        ranked = np.argsort(keys)[: min(self.stage.turns_per_image, int((weights > 0).sum()))] + first
-        chains = []
-        for turn in ranked:
-            stop = turn + 1
-            while stop < end and self.corpus.follows[stop] and self._mixed[stop]:
-                stop += 1
-            chains.append(np.arange(turn, stop))
-        return np.concatenate(chains)
 
 
 def face_lengths(corpus: Corpus, turns: Sequence[NDArray[np.int64]], mirrored: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -271,3 +190,36 @@ def word_bags(
         for turn in chosen:
             bags[index, corpus.texts[corpus.answer[turn, int(mirror)]]] = 1.0
     return bags
+
+
+def row_mask(face_RL: Tensor, block_RL: Tensor) -> Tensor:
+    """Boolean mask (R, 1, L, L), true where the row's token may see the column's; padding sees itself alone."""
+    length = face_RL.shape[1]
+    causal_LL = torch.ones(length, length, dtype=torch.bool, device=face_RL.device).tril()
+    mask_RLL = (face_RL[:, :, None] == face_RL[:, None, :]) & causal_LL
+    mask_RLL &= (block_RL[:, None, :] == PREFIX) | (block_RL[:, :, None] == block_RL[:, None, :])
+    mask_RLL &= (face_RL != PADDING)[:, None, :]
+    diagonal = torch.arange(length, device=face_RL.device)
+    mask_RLL[:, diagonal, diagonal] = True
+    return mask_RLL[:, None]
+
+
+def row_states(
+    model: Any,
+    tokens_BND: Tensor,
+    ids_RL: Tensor,
+    face_RL: Tensor,
+    block_RL: Tensor,
+    position_RL: Tensor,
+    image_I: Tensor,
+) -> Tensor:
+    """Last hidden states of packed rows, flattened (R * L, D); `image_I` are the flat places of the image tokens."""
+    embedded_RLD = model.get_input_embeddings()(ids_RL).to(tokens_BND.dtype)
+    flat_ID = embedded_RLD.flatten(0, 1).index_copy(0, image_I, tokens_BND.flatten(0, 1))
+    states_RLD = model.model.language_model(
+        inputs_embeds=flat_ID.view_as(embedded_RLD),
+        attention_mask=as_taken(model, row_mask(face_RL, block_RL), flat_ID.dtype),
+        position_ids=position_RL,
+        use_cache=False,
+    ).last_hidden_state
+    return states_RLD.flatten(0, 1)

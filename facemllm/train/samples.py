@@ -1,4 +1,4 @@
-"""What a model says after a stage: the same few faces and questions every time, so that one sees it learn.
+"""What is shown of a stage: answers to the same few questions every time, and the audited logical relations.
 
 Each question is answered twice: freely, as the model writes, and by the likelihood of its options. On the laptop
 profile that takes one to two seconds, half of which goes into finding the faces in the table.
@@ -13,9 +13,12 @@ from typing import Any
 
 from facemllm import tasks
 from facemllm.core import cost
+from facemllm.knowledge.graph import characteristics, relations_of
+from facemllm.knowledge.penalties import audit, enforced
 from facemllm.settings import Settings
 from facemllm.tables import Table
 from facemllm.tasks.asking import NATIVE
+from facemllm.train.data import read_turns
 
 FACES = 4
 QUESTIONS = 2
@@ -110,3 +113,22 @@ def _questions(settings: Settings, faces: list[Fixed]) -> list[tasks.Question]:
         asked = [question for question in tasks.get(name).questions() if (name, question.item) in known]
         found += asked[:QUESTIONS]
     return found
+
+
+def audited_relations(settings: Settings, conversations: Table) -> list[dict[str, Any]]:
+    """A row a relation: `relation`, on how many training faces it can be `checked`, how many `broken`, the share
+    as `rate` (None where none can be checked), and whether it is `enforced`. Raises UserError as training does."""
+    knows = settings.model.knowledge
+    known = characteristics(knows.tasks, read_turns(conversations, "train"))
+    found = audit(relations_of(knows.tasks, known.nodes), known)
+    kept = {str(relation) for relation in enforced(found, knows.audit)}
+    return [
+        {
+            "relation": str(one.relation),
+            "checked": one.spoken,
+            "broken": one.broken,
+            "rate": None if one.rate is None else round(one.rate, 6),
+            "enforced": str(one.relation) in kept,
+        }
+        for one in found
+    ]

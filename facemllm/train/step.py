@@ -37,7 +37,7 @@ def _reads(s: Settings, stage: str) -> dict[str, Any]:
 def _work(c: Context, stage: str) -> Outcome:
     from facemllm.tables import open_table
     from facemllm.train.launch import train
-    from facemllm.train.order import write_lineage
+    from facemllm.train.stage import write_lineage
     from facemllm.version import ledger
 
     sources = open_table(c.path("conversations")).sources
@@ -52,6 +52,7 @@ def _work(c: Context, stage: str) -> Outcome:
         work=c.work,
         cache=c.settings.home / "cache",
         on_log=c.run.curve_logger() if c.run is not None else None,
+        base_digest=c.inputs.get("model"),
     )
     write_lineage(c.out, stage, c.settings, c.inputs, sources, base)
     if c.run is not None:
@@ -65,8 +66,7 @@ def _show(c: Context) -> None:
     """Put on the stage's run what the model says now of a few fixed faces, and which relations the labels break."""
     from facemllm.report.figures import RELATIONS, SAMPLES, columns
     from facemllm.tables import open_table
-    from facemllm.train.audited import audited_relations
-    from facemllm.train.samples import sample_answers
+    from facemllm.train.samples import audited_relations, sample_answers
 
     table = open_table(c.path("conversations"))
     c.run.log_table(SAMPLES, columns(sample_answers(c.settings, c.out, table)))

@@ -73,26 +73,26 @@ def run(work: Work) -> list[str]:
     """
     import torch
 
-    from facemllm.train import material
+    from facemllm.train.worker import load
 
     torch.set_num_threads(1)
     table = open_table(work.conversations, CONVERSATIONS)
-    ready = material.prepare(work.cells[0].settings, table, None, work.home / "cache")
-    for cell, model, stages in _grown(work.cells, 0, ready, ready.model, {}):
+    model, processor, dataset = load(work.cells[0].settings, table, None, work.home / "cache")
+    for cell, trained, stages in _grown(work, work.cells, 0, (processor, dataset), model, {}):
         record = {
             "variant": cell.variant,
             "seed": cell.seed,
             "stages": stages,
             "seconds": sum(stage["seconds"] for stage in stages.values()),
             "processor_seconds": sum(stage["processor_seconds"] for stage in stages.values()),
-            **_measured(cell, table, work.home / "cache", model, ready.processor),
+            **_measured(cell, table, work.home / "cache", trained, processor),
         }
         atomic_write(record_path(work.home, cell), (json.dumps(record, indent=2) + "\n").encode())
     return [cell.digest for cell in work.cells]
 
 
 def _grown(
-    cells: Sequence[Cell], depth: int, ready: Any, model: Any, stages: dict[str, Any]
+    work: Work, cells: Sequence[Cell], depth: int, data: tuple[Any, Any], model: Any, stages: dict[str, Any]
 ) -> Iterator[tuple[Cell, Any, dict[str, Any]]]:
     """Every cell with its trained model and what its stages cost; all of `cells` are alike up to stage `depth`."""
     branches: dict[str, list[Cell]] = {}
@@ -103,22 +103,30 @@ def _grown(
             branches.setdefault(cell.keys[depth], []).append(cell)
     for number, branch in enumerate(branches.values()):
         own = model if number + 1 == len(branches) else copy.deepcopy(model)
-        trained, spent = _trained(branch[0], depth, ready, own)
-        yield from _grown(branch, depth + 1, ready, trained, stages | {branch[0].stages[depth]: spent})
+        trained, spent = _trained(work, branch[0], depth, data, own)
+        yield from _grown(work, branch, depth + 1, data, trained, stages | {branch[0].stages[depth]: spent})
 
 
-def _trained(cell: Cell, depth: int, ready: Any, model: Any) -> tuple[Any, dict[str, Any]]:
-    from facemllm.train.job import Job
+def _trained(work: Work, cell: Cell, depth: int, data: tuple[Any, Any], model: Any) -> tuple[Any, dict[str, Any]]:
+    """The model after a stage, and what that cost; `data` are the processor and the dataset."""
     from facemllm.train.loop import run_stage
+    from facemllm.train.stage import StageRun
 
     settings, name = cell.settings, cell.stages[depth]
-    job = Job.of(settings, name, cell.keys[depth], cost.inference_device(settings))
+    run = StageRun(
+        name,
+        settings.stages()[name],
+        settings,
+        {"cell": cell.keys[depth]},
+        conversations=work.conversations,
+        out=work.home / "model",  # nothing is written
+        work=work.home,
+        device=cost.inference_device(settings),
+    )
     last: dict[str, float] = {}
     began = time.perf_counter(), _processor_seconds()
     try:
-        outcome = run_stage(
-            job, model, ready.processor, ready.corpus, ready.faces, log=lambda _, metrics: last.update(metrics)
-        )
+        outcome = run_stage(run, model, *data, log=lambda _, metrics: last.update(metrics))
     except (UserError, FloatingPointError) as error:
         raise UserError(f"ablation.variants.{cell.variant}, seed {cell.seed}: {error}") from error
     return outcome.model, {

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from facemllm import settings
-from facemllm.annotate import annotate
+from facemllm.annotate.run import annotate
 from facemllm.tables import FACES, open_table, pairs
 from facemllm.tasks import caption
 

@@ -92,12 +92,6 @@ def run_of(settings: Settings, run_id: str) -> Any:
     return tracking.connect(settings).get_run(run_id)
 
 
-def table_rows(client: Any, run_id: str, name: str) -> list[dict[str, Any]]:
-    """Rows of a logged table."""
-    table = json.loads(Path(client.download_artifacts(run_id, name)).read_text("utf-8"))
-    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-
-
 def stored_files(settings: Settings, version: registry.Version, artifacts: Path) -> Path:
     """Folder on the server's disk with the bytes of a version."""
     model_id = version.source.removeprefix("models:/")
@@ -306,8 +300,8 @@ def test_an_evaluation_is_logged(settings: Settings, tmp_path: Path) -> None:
     assert logged["closed_mean/balanced_accuracy"] == 0.9
     files = {Path(file.path).name for file in client.list_artifacts(run.run_id, "evaluation")}
     assert files == {"results.json", "answers.json", "intervals.png", "metrics.json"}
-    assert len(table_rows(client, run.run_id, "evaluation/answers.json")) == 60
-    assert [row["item"] for row in table_rows(client, run.run_id, "evaluation/results.json")] == ["", "", "male"]
+    assert len(recorded.table(settings, run.run_id, "evaluation/answers")) == 60
+    assert [row["item"] for row in recorded.table(settings, run.run_id, "evaluation/results")] == ["", "", "male"]
 
 
 def test_every_part_of_an_evaluation_is_kept(settings: Settings, tmp_path: Path) -> None:
@@ -319,7 +313,7 @@ def test_every_part_of_an_evaluation_is_kept(settings: Settings, tmp_path: Path)
     assert client.get_run(run.run_id).data.metrics == figures.evaluation_metrics(evaluation_example.METRICS)
     kept = {Path(file.path).name for file in client.list_artifacts(run.run_id, "evaluation")}
     assert kept >= {"fairness.json", "fairness_gaps.json", "fairness.png", "reliability.png", "confusion"}
-    assert len(table_rows(client, run.run_id, "evaluation/fairness.json")) == 9
+    assert len(recorded.table(settings, run.run_id, "evaluation/fairness")) == 9
 
 
 def test_the_same_bytes_are_one_version(settings: Settings, model: Path) -> None:

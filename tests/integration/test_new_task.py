@@ -50,7 +50,7 @@ from pathlib import Path
 def main():
     from facemllm import settings
     from facemllm.core import digests
-    from facemllm.annotate import annotate
+    from facemllm.annotate.run import annotate
     from facemllm.evaluate.run import evaluate
     from facemllm.report.write import write_report
     from facemllm.reformat.run import reformat

@@ -122,7 +122,7 @@ def digest_of(model: Path) -> str:
 
 def without_ray(table: Path, folder: Path, *overrides: str, world: int = 1) -> str:
     """Digest of what `align` gives undisturbed and without Ray."""
-    given = ranks.order(table, folder, *OVERRIDES, *overrides)
+    given = ranks.prepare(table, folder, *OVERRIDES, *overrides)
     ranks.train(given, world)
     return digest_of(given.out)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from facemllm.train import stages
+from facemllm.train import optimizer
 from tests.training_example import Toy, assert_same_gradients, stage, trains
 
 pytestmark = [
@@ -22,11 +22,11 @@ def test_compiled_steps_are_the_plain_ones(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
     toy, plan = Toy(tmp_path), stage(trains=trains(projector="full", language="full"), batch_images=4)
     model, _ = toy.fresh()
-    stages.prepare(model, plan.trains, toy.settings.train.lora)
-    stages.set_modes(model, plan.trains)
+    optimizer.set_trainable(model, plan.trains, toy.settings.train.lora)
+    optimizer.set_modes(model, plan.trains)
     batches = toy.batches(plan, multiple=64)
     one, gradients = toy.gradients(model, plan, batches)
-    with stages.economies(model, plan.trains, recompute=False, compiled=True):
+    with optimizer.memory_savings(model, plan.trains, recompute=False, compiled=True):
         other, again = toy.gradients(model, plan, batches)
     torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
     assert_same_gradients(gradients, again, atol=1e-4)

@@ -57,16 +57,16 @@ def test_killed_anywhere_three_times_a_stage_ends_with_the_same_bytes(
     base, kills = None, 0
     for stage in STAGES:
         quiet, disturbed = tmp_path / f"{stage}-quiet", tmp_path / f"{stage}-disturbed"
-        process = ranks.alone(arguments(table, quiet, stage, base, overrides))
+        process = ranks.torchrun(arguments(table, quiet, stage, base, overrides))
         process.join(120)
         assert process.exitcode == 0
         work = disturbed.with_name(f"{disturbed.name}.work")
         for most in (0, 2, 2):
-            process = ranks.alone(arguments(table, disturbed, stage, base, overrides))
+            process = ranks.torchrun(arguments(table, disturbed, stage, base, overrides))
             kills += ranks.kill_somewhere(process.pid, work, draw, most, process.is_alive)
             process.join(120)
         if not disturbed.exists():
-            process = ranks.alone(arguments(table, disturbed, stage, base, overrides))
+            process = ranks.torchrun(arguments(table, disturbed, stage, base, overrides))
             process.join(120)
         assert digests.of_tree(quiet) == digests.of_tree(disturbed), stage
         assert not list(work.glob("*/")) or [path.name for path in work.glob("*/")] == ["cache"]
@@ -75,11 +75,11 @@ def test_killed_anywhere_three_times_a_stage_ends_with_the_same_bytes(
 
 
 def test_a_killed_torchrun_goes_on_and_ends_as_any_two_ranks_do(table: Path, tmp_path: Path):
-    given = ranks.order(table, tmp_path, *ranks.BRANCHES)
+    given = ranks.prepare(table, tmp_path, *ranks.BRANCHES)
     ranks.train(given, 2)
     out = tmp_path / "by-torchrun"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    command += ["--master-port", str(free_port()), "-m", "facemllm.train.alone"]
+    command += ["--master-port", str(free_port()), "-m", "facemllm.train.torchrun"]
     command += arguments(table, out, "align", None, ranks.BRANCHES)
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -103,7 +103,7 @@ def test_a_dealt_out_model_learns_what_copies_and_one_process_learn(table: Path,
     runs = {"one": (1, ()), "copies": (2, ()), "dealt": (2, ("train.sharding=full",))}
     models, losses = {}, {}
     for name, (world, overrides) in runs.items():
-        given = ranks.order(table, tmp_path / name, *ANSWERS, *overrides)
+        given = ranks.prepare(table, tmp_path / name, *ANSWERS, *overrides)
         losses[name] = ranks.train(given, world).final_loss
         models[name] = load_file(given.out / "model.safetensors")
     assert losses["copies"] == pytest.approx(losses["one"], abs=1e-5)
@@ -117,12 +117,12 @@ def test_a_dealt_out_model_learns_what_copies_and_one_process_learn(table: Path,
 def test_another_number_of_workers_goes_on_from_the_checkpoint(
     table: Path, tmp_path: Path, worlds: tuple[int, int], sharding: str
 ):
-    whole = ranks.order(table, tmp_path / "whole", *ANSWERS, "train.checkpoint_every=3")
+    whole = ranks.prepare(table, tmp_path / "whole", *ANSWERS, "train.checkpoint_every=3")
     expected = ranks.train(whole)
-    given = ranks.order(table, tmp_path, *ANSWERS, "train.checkpoint_every=3", f"train.sharding={sharding}")
+    given = ranks.prepare(table, tmp_path, *ANSWERS, "train.checkpoint_every=3", f"train.sharding={sharding}")
     ranks.train(given, worlds[0])
-    [name] = given.shelf().names()  # the run is over, its checkpoint of step 3 still there
-    written = {path.name for path in (given.work / given.run / name).iterdir()}
+    [name] = given.store().names()  # the run is over, its checkpoint of step 3 still there
+    written = {path.name for path in (given.work / given.run_name / name).iterdir()}
     assert len(written) == 1 + (worlds[0] if sharding == "full" else 1)
     resumed = ranks.train(replace(given, out=tmp_path / "resumed"), worlds[1])
     assert resumed.resumed_from == 3
@@ -131,7 +131,7 @@ def test_another_number_of_workers_goes_on_from_the_checkpoint(
 
 
 def test_what_an_interrupted_run_left_of_a_finished_stage_does_not_train_nothing(table: Path, tmp_path: Path):
-    given = ranks.order(table, tmp_path, *ANSWERS, "train.checkpoint_every=3")
+    given = ranks.prepare(table, tmp_path, *ANSWERS, "train.checkpoint_every=3")
     first = ranks.train(given)
     again = replace(given, out=tmp_path / "again")
     second = ranks.train(again)
@@ -142,19 +142,19 @@ def test_what_an_interrupted_run_left_of_a_finished_stage_does_not_train_nothing
 
 def test_checkpoints_on_s3(table: Path, tmp_path: Path, bucket):
     overrides = (*ANSWERS, "train.checkpoint_every=2", "train.storage=s3://faces/runs")
-    given = ranks.order(table, tmp_path, *overrides)
+    given = ranks.prepare(table, tmp_path, *overrides)
     first = ranks.train(given)
-    names = given.shelf().names()
+    names = given.store().names()
     assert [name[:19] for name in names] == ["checkpoint-00000004", "checkpoint-00000002"]
     assert not list(given.work.glob("*/checkpoint-*"))
-    key = f"runs/{given.run}/{names[0]}/rank-0-of-1.safetensors"
+    key = f"runs/{given.run_name}/{names[0]}/rank-0-of-1.safetensors"
     body = bucket.get_object(Bucket="faces", Key=key)["Body"].read()
     bucket.put_object(Bucket="faces", Key=key, Body=body[: len(body) // 2])
     second = ranks.train(replace(given, out=tmp_path / "again"))
     assert second.resumed_from == 2, "the newest is cut short: the one before it is taken"
     assert digests.of_tree(tmp_path / "again") == digests.of_tree(given.out)
     assert second.final_loss == first.final_loss
-    given.shelf().clear()
-    assert not given.shelf().names()
+    given.store().clear()
+    assert not given.store().names()
     left = bucket.list_objects_v2(Bucket="faces").get("Contents", [])
     assert not [entry["Key"] for entry in left if not entry["Key"].endswith("/")]

@@ -261,11 +261,11 @@ def test_a_killed_ablation_goes_on_and_shares_what_is_alike(conversations, tmp_p
     trained = []
     train = running._trained
 
-    def counted(cell, depth, ready, model):
+    def counted(work, cell, depth, *more):
         trained.append((cell.variant, cell.stages[depth]))
         if len(trained) == 5:
             raise KeyboardInterrupt
-        return train(cell, depth, ready, model)
+        return train(work, cell, depth, *more)
 
     monkeypatch.setattr(running, "_trained", counted)
     asked = {"variants": ["gentle", "everything"], "seeds": [3], "page": tmp_path / "page.md"}

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 from facemllm import tasks
-from facemllm.annotate import annotate, job
+from facemllm.annotate import job
 from facemllm.annotate.annotator import Annotation, checked
 from facemllm.annotate.oracle import WORDING, Oracle, caption
-from facemllm.annotate.run import joined
+from facemllm.annotate.run import annotate, joined
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.settings import load
@@ -182,15 +182,12 @@ def test_provenance_of_rendered_labels_names_the_renderer(face_rows):
 
 
 def test_annotate_refuses_an_existing_output_before_it_starts_ray(faces_table, tmp_path, monkeypatch):
-    from facemllm import settings
-    from facemllm.annotate import annotate
-
     monkeypatch.setattr(job, "_ray", lambda concurrency: pytest.fail("Ray was started"))
     faces = faces_table()
     with pytest.raises(UserError, match="exists already"):
-        annotate(settings.load("laptop"), faces, faces)
+        annotate(load("laptop"), faces, faces)
     with pytest.raises(UserError, match="is not a table"):
-        annotate(settings.load("laptop"), tmp_path / "none", tmp_path / "out")
+        annotate(load("laptop"), tmp_path / "none", tmp_path / "out")
 
 
 def test_a_caption_of_the_sources_own_stays(face_rows):

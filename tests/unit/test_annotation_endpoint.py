@@ -3,57 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
-import sys
-import threading
 import time
-from dataclasses import dataclass, replace
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 
-import psutil
 import pytest
 
 from facemllm import settings
 from facemllm.annotate import prompt
 from facemllm.annotate.annotator import Annotation
-from facemllm.annotate.endpoint import endpoint
-from facemllm.asking import courier, link
-from facemllm.asking.account import Account
-from facemllm.asking.carried import Carried
-from facemllm.asking.refusals import JobStopped, RowRefused
-from facemllm.asking.store import Replies
-from facemllm.asking.wire import Spec, Wire, is_loopback
+from facemllm.annotate.describer import endpoint
+from facemllm.asking.budget import Account
+from facemllm.asking.completions import is_loopback
+from facemllm.asking.requests import JobStopped, RowRefused, reduced
+from facemllm.asking.store import Replies, purge
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.tables import FACES
+from tests import fake_endpoint
 from tests.fake_endpoint import COMPLETION_TOKENS, PROMPT_TOKENS, FakeEndpoint, completion, reply
 
 KEY = "sk-secret-0123456789"
-
-
-@dataclass(frozen=True)
-class InProcess:
-    """A sender with the courier in this process: as fast as a test should be."""
-
-    spec: Spec
-
-    def send(self, asked):
-        async def go():
-            one = courier.Courier(self.spec)
-            made = [make() for make in asked]
-            try:
-                return await asyncio.gather(*(one.ask(request) for request in made), return_exceptions=True)
-            finally:
-                await one.close()
-
-        answers = [RowRefused(str(a)) if isinstance(a, courier.Refuse) else a for a in asyncio.run(go())]
-        for answer in answers:
-            if isinstance(answer, courier.Stop):
-                raise JobStopped(str(answer))
-        return answers
 
 
 @pytest.fixture
@@ -66,12 +40,11 @@ def rows(face_rows):
 
 @pytest.fixture
 def describer(tmp_path, monkeypatch):
-    """`describer(fake, parallel=4, courier=False, ...)`: an endpoint annotator of its own store, quick to give up."""
+    """`describer(fake, parallel=4, ...)`: an endpoint annotator of its own store, quick to give up."""
     monkeypatch.setenv("FACEMLLM_API_KEY", KEY)
 
-    def make(fake, process=False, home="home", model="m", **options):
-        told = {"retries": 2, "timeout_s": 0.3, "parallel": 4, **options}
-        overrides = [f"annotate.endpoint.{name}={value}" for name, value in told.items()]
+    def make(fake, home="home", model="m", **options):
+        given = {"retries": 2, "timeout_s": 0.3, "parallel": 4, **options}
         chosen = settings.load(
             "laptop",
             [
@@ -79,17 +52,23 @@ def describer(tmp_path, monkeypatch):
                 "annotate.annotator=endpoint",
                 f"annotate.vision_language.model={model}",
                 f"annotate.endpoint.base_url={fake.base_url}",
-                *overrides,
+                *(f"annotate.endpoint.{name}={value}" for name, value in given.items()),
             ],
         )
-        made = endpoint(chosen, ["render"], backoff_s=0.01)
-        return made if process else replace(made, sender=InProcess(made.sender.spec))
+        return endpoint(chosen, ["render"], backoff_s=0.01)
 
     return make
 
 
 def figures(describer):
-    return Account(describer.home, describer.sender.spec.account).read()
+    with closing(Replies(describer.home)) as replies:
+        return Account(replies, describer.sender.account).read()
+
+
+def under_way(describer):
+    """Requests that are noted as under way."""
+    with closing(Replies(describer.home)) as replies, replies.transaction() as database:
+        return database.execute("SELECT count(*) FROM under_way").fetchone()[0]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +115,7 @@ def test_what_becomes_of_a_row(describer, rows, script, refused, requests):
             assert isinstance(said, RowRefused), said
             assert refused in str(said)
         assert figures(one).held >= 0
-        assert not [path for path in Replies(one.home).folder.rglob("*") if path.suffix == ".sending"]
+        assert under_way(one) == 0
 
 
 def test_nothing_that_was_answered_is_asked_again(describer, rows):
@@ -181,7 +160,7 @@ def test_the_key_of_a_reply_is_picture_words_model_and_parameters(describer, row
         asked = prompt.messages(row)
         key = one.key(row["image_id"], asked)
         assert key == same.key(row["image_id"], asked)
-        assert (one.digest, one.sender.spec.account) == (same.digest, same.sender.spec.account)
+        assert (one.digest, one.sender.account) == (same.digest, same.sender.account)
         hotter = replace(one, parameters={**one.parameters, "temperature": 0.5})
         keys = {
             key,
@@ -192,12 +171,10 @@ def test_the_key_of_a_reply_is_picture_words_model_and_parameters(describer, row
         }
         assert len(keys) == 5
         assert len({one.digest, other.digest, hotter.digest}) == 3
-        assert other.sender.spec.account != one.sender.spec.account
+        assert other.sender.account != one.sender.account
 
 
 def test_what_is_sent_is_the_reduced_picture_the_words_and_the_schema(describer, rows):
-    from facemllm.asking.asking import reduced
-
     (row,) = rows()
     with FakeEndpoint(keep=True) as fake:
         one = describer(fake)
@@ -222,7 +199,7 @@ def test_a_picture_that_cannot_be_read_refuses_its_row_alone(describer, rows):
     asked[1]["image"] = {"bytes": b"no picture", "path": None}
     asked[2]["image_id"] = "../../secret"
     with FakeEndpoint() as fake:
-        said = describer(fake, process=True).annotate(asked)
+        said = describer(fake).annotate(asked)
         assert isinstance(said[0], Annotation)
         assert "the picture cannot be used" in str(said[1])
         assert "is no SHA-256" in str(said[2])
@@ -244,7 +221,7 @@ def test_what_an_endpoint_understands_is_found_out_once_a_job(describer, rows, k
         assert all(isinstance(one, Annotation) for one in said)
         assert fake.received.total() == len(asked) - 1 + requests
         count = fake.received.total()
-        describer(fake, home="home").annotate(rows(13)[12:])
+        describer(fake).annotate(rows(13)[12:])
         assert fake.received.total() == count + 1, "the next run knows it"
 
 
@@ -394,7 +371,7 @@ def test_no_message_holds_the_key_or_a_picture(describer, rows):
         assert len(str(said)) < 300
         assert "\n" not in str(said)
         text = "".join(path.read_text(errors="replace") for path in one.home.rglob("*") if path.is_file())
-        assert KEY not in text + repr(one) + repr(one.sender.spec)
+        assert KEY not in text + repr(one) + repr(one.sender)
 
 
 @pytest.mark.parametrize(
@@ -402,25 +379,18 @@ def test_no_message_holds_the_key_or_a_picture(describer, rows):
     [([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"), (None, ""), ("x", "x")],
 )
 def test_content_may_come_in_parts_or_not_at_all(content, text):
-    from facemllm.asking.wire import _read_reply
+    from facemllm.asking.completions import _read_reply
 
     assert _read_reply(json.dumps(completion(content)).encode()).text == text
 
 
-def test_the_dialect_of_another_address_is_not_taken_over(describer):
-    with FakeEndpoint() as fake:
-        spec = describer(fake).sender.spec
-
-        async def decided(spec):
-            wire = Wire(spec)
-            before = wire._dialect, wire._sure
-            wire._decide(1)
-            await wire.close()
-            return before
-
-        assert asyncio.run(decided(spec)) == (0, False)
-        assert asyncio.run(decided(spec)) == (1, True)
-        assert asyncio.run(decided(replace(spec, base_url="http://127.0.0.1:1/v1"))) == (0, False)
+def test_the_form_that_another_address_understands_is_not_taken_over(describer, rows):
+    asked = rows(2)
+    with FakeEndpoint(knows_schema=False) as fake:
+        assert isinstance(describer(fake).annotate(asked[:1])[0], Annotation)
+    with FakeEndpoint(keep=True) as fake:
+        assert isinstance(describer(fake).annotate(asked[1:])[0], Annotation)
+        assert all("response_format" in body for body in fake.bodies.values())
 
 
 @pytest.mark.parametrize(
@@ -453,101 +423,129 @@ def test_loopback_is_told_apart():
 
 def test_a_worker_without_the_key_stops_the_job(monkeypatch, describer):
     with FakeEndpoint() as fake:
-        spec = replace(describer(fake).sender.spec, base_url="https://host.example/v1")
+        sender = describer(fake).sender
+    sender = replace(sender, endpoint=sender.endpoint.model_copy(update={"base_url": "https://host.example/v1"}))
     monkeypatch.delenv("FACEMLLM_API_KEY")
     with pytest.raises(JobStopped, match="not set where Ray's workers run"):
-        Carried(spec).send([])
+        sender.send([])
 
 
-def couriers(home):
-    """Processes that are couriers of a store: they hold its file of claims open."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if "facemllm.asking.courier" in process.cmdline():
-                found += [process for file in process.open_files() if file.path == str(home / "annotations" / "claims")]
-    return found
-
-
-def wait_until(condition, seconds=10.0):
+def wait_until(condition, seconds=20.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
-def test_the_courier_answers_when_its_worker_is_killed(describer, rows):
-    """What is on its way is waited for and stored; what only waits in the pipe is not sent."""
+def forked(describer, rows):
+    """A process that asks about rows, as a Ray worker does."""
+    if process := os.fork():
+        return process
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        describer.annotate(rows)
+    finally:
+        os._exit(0)
+
+
+def test_a_killed_worker_leaves_in_doubt_what_was_under_way_and_nothing_else(describer, rows):
+    """Of twelve eight are answered when it dies; the four that it waits for are asked again, and it is said."""
     asked = rows(12)
-    with FakeEndpoint(latency_s=0.4) as fake:
-        one = describer(fake, process=True, parallel=4, timeout_s=5)
-        if not (worker := os.fork()):
-            link.Link(one.sender.spec).ask([partial(one.request, row, prompt.messages(row)) for row in asked])
-            os._exit(0)
-        wait_until(lambda: fake.in_flight == 4)
-        (process,) = couriers(one.home)
-        assert process.ppid() != worker, "what ends a worker's children would end it"
-        assert os.getsid(process.pid) == process.pid
+    with FakeEndpoint(script=["good"] * 8 + ["hang"] * 4) as fake:
+        one = describer(fake, timeout_s=60)
+        worker = forked(one, asked)
+        wait_until(lambda: fake.completed.total() == 8 and fake.in_flight == 4)
+        wait_until(lambda: figures(one).answered == 8 and under_way(one) == 4)
         os.kill(worker, signal.SIGKILL)
         os.waitpid(worker, 0)
-        process.wait(10)
-        assert fake.received.total() == 4
-        assert sum(bool(list(Replies(one.home).of_image(row["image_id"]))) for row in asked) == 4
-        assert figures(one).in_doubt == 0
-        again = describer(fake, process=True, parallel=4, timeout_s=5).annotate(asked)
-        assert all(isinstance(said, Annotation) for said in again)
-        assert max(fake.received.values()) == 1
-
-
-def test_a_new_job_waits_for_what_an_older_courier_has_on_its_way(describer, rows):
-    asked = rows(4)
-    with FakeEndpoint(latency_s=0.6) as fake:
-        old = describer(fake, process=True, timeout_s=5)
-        line = link.Link(old.sender.spec)
-        made = [partial(old.request, row, prompt.messages(row)) for row in asked]
-        threading.Thread(target=line.ask, args=(made,), daemon=True).start()
-        wait_until(lambda: fake.in_flight == 4)
-        said = describer(fake, timeout_s=5).annotate(asked)
-        assert all(isinstance(one, Annotation) for one in said)
-        assert fake.received.total() == 4
-        line.close()
-
-
-def test_a_killed_courier_is_replaced_and_its_requests_are_in_doubt(describer, rows):
-    asked = rows(10)
-    with FakeEndpoint(latency_s=0.3) as fake:
-        one = describer(fake, process=True, parallel=4, timeout_s=5)
-        said = []
-        thread = threading.Thread(target=lambda: said.extend(one.annotate(asked)))
-        thread.start()
-        wait_until(lambda: fake.in_flight == 4)
-        (process,) = couriers(one.home)
-        os.kill(process.pid, signal.SIGKILL)
-        thread.join(20)
-        assert all(isinstance(answer, Annotation) for answer in said)
-        assert len(said) == 10
-        now = figures(one)
+        before = figures(one)
+        assert (before.requests, before.answered, before.in_doubt) == (12, 8, 0)
+        again = describer(fake, timeout_s=60)
+        assert all(isinstance(said, Annotation) for said in again.annotate(asked))
+        now = figures(again)
         twice = [key for key, count in fake.received.items() if count > 1]
-        assert now.in_doubt == len(twice) == 4, "what was on its way is sent again, under the same Idempotency-Key"
-        assert now.requests == fake.received.total() == 14
+        assert now.in_doubt == len(twice) == 4, "under the same Idempotency-Key"
+        assert now.requests == fake.received.total() == 16
+        assert now.held > 0, "what the lost answers used is not known"
+        assert under_way(again) == 0
 
 
-def test_a_courier_that_cannot_start_stops_the_job(describer, rows, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with FakeEndpoint() as fake, pytest.raises(JobStopped, match="ends again and again"):
-        describer(fake, process=True).annotate(rows())
+def test_what_a_living_process_has_under_way_is_waited_for(describer, rows):
+    asked = rows(4)
+    with FakeEndpoint(default="hold") as fake, ThreadPoolExecutor(1) as thread:
+        one = describer(fake, timeout_s=60)
+        worker = forked(one, asked)
+        wait_until(lambda: fake.in_flight == 4)
+        said = thread.submit(describer(fake, timeout_s=60).annotate, asked)
+        fake.release()
+        assert all(isinstance(answer, Annotation) for answer in said.result(60))
+        os.waitpid(worker, 0)
+        assert fake.received.total() == figures(one).requests == 4
 
 
-def test_the_courier_weighs_little():
-    """It has to start fast beside every worker: nothing of the project's heavy half may come with it."""
-    import subprocess
+def test_ctrl_c_starts_nothing_new_and_keeps_what_is_under_way(describer, rows):
+    with FakeEndpoint(default="hold") as fake:
+        one = describer(fake, timeout_s=60)
+        worker = forked(one, rows(40))
+        wait_until(lambda: fake.in_flight == 4)
+        os.kill(worker, signal.SIGINT)
+        fake.release()
+        os.waitpid(worker, 0)
+        now = figures(one)
+        assert 4 <= now.answered == now.requests == fake.received.total() < 40
+        assert (now.in_doubt, under_way(one)) == (0, 0)
 
-    code = "import facemllm.asking.courier, sys; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"pyarrow", "numpy", "pydantic", "ray", "torch", "PIL"} & set(loaded)
+
+def test_a_second_ctrl_c_does_not_wait_and_leaves_no_request_under_way(describer, rows):
+    with FakeEndpoint(default="hang") as fake:
+        one = describer(fake, timeout_s=60)
+        worker = forked(one, rows(12))
+        wait_until(lambda: fake.in_flight == 4)
+        while os.waitpid(worker, os.WNOHANG) == (0, 0):
+            os.kill(worker, signal.SIGINT)
+            time.sleep(0.05)
+        assert (figures(one).in_doubt, under_way(one)) == (4, 0)
+
+
+def test_a_reply_about_a_picture_that_was_forgotten_meanwhile_is_not_kept(describer, rows):
+    (row,) = rows()
+    with FakeEndpoint() as fake:
+        one = describer(fake)
+
+        def forget(body):
+            purge(one.home, [row["image_id"]])
+            return fake_endpoint.usual_answer(body)
+
+        fake.answer = forget
+        (said,) = one.annotate([row])
+    assert "was forgotten while it was asked about" in str(said)
+    with closing(Replies(one.home)) as replies:
+        assert replies.read(row["image_id"], one.key(row["image_id"], prompt.messages(row))) is None
+    assert (figures(one).answered, under_way(one)) == (1, 0)
+
+
+def test_a_store_that_cannot_be_written_stops_the_job(describer, rows):
+    with FakeEndpoint() as fake:
+        one = describer(fake)
+        path = one.home / "annotations" / "replies.sqlite"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"no database at all" * 99)
+        with pytest.raises(JobStopped, match=r"replies\.sqlite cannot be used \(file is not a database\)"):
+            one.annotate(rows())
+        assert fake.received.total() == 0
+
+
+def test_it_can_be_used_where_a_loop_runs_already_as_in_a_notebook(describer, rows):
+    async def cell():
+        return describer(fake).annotate(rows(2))
+
+    with FakeEndpoint() as fake:
+        assert all(isinstance(said, Annotation) for said in asyncio.run(cell()))
 
 
 def test_the_digest_of_the_annotator_is_that_of_what_decides(describer):
     with FakeEndpoint() as fake:
         one = describer(fake)
     assert one.model_digest == digests.of_json(["endpoint", "m", dict(one.parameters)])
+    decides = [one.model_digest, one.parameters, prompt.template_digest(), prompt.READING]
+    assert one.digest == digests.of_json(decides), "moving a line of code changes no table"

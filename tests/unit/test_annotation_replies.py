@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from facemllm.annotate import prompt, replies
+from facemllm.annotate import prompt
 from facemllm.annotate.oracle import caption
 from facemllm.core import digests
 from facemllm.tables import pairs
@@ -17,7 +17,7 @@ jsonschema = pytest.importorskip("jsonschema")
 
 FULL = {
     "caption": "A man, about 35 years old, with black hair.",
-    "attributes": dict.fromkeys(replies.attribute_names()) | {"Black_Hair": True, "Wearing_Hat": False},
+    "attributes": dict.fromkeys(prompt.attribute_names()) | {"Black_Hair": True, "Wearing_Hat": False},
     "expression": "happiness",
     "age": 35,
     "gender": "male",
@@ -29,7 +29,7 @@ def changed(**values):
 
 
 def test_a_sound_reply_is_read_without_what_it_does_not_know():
-    assert replies.read(json.dumps(FULL)) == {
+    assert prompt.read(json.dumps(FULL)) == {
         "caption": "A man, about 35 years old, with black hair.",
         "attributes": {"Black_Hair": True, "Wearing_Hat": False},
         "expression": "happiness",
@@ -37,56 +37,56 @@ def test_a_sound_reply_is_read_without_what_it_does_not_know():
         "gender": "male",
     }
     silent = changed(attributes={}, expression=None, age=None, gender=None)
-    assert replies.read(silent) == {"caption": FULL["caption"]}
-    assert replies.read(f"```json\n{silent}\n```\n") == {"caption": FULL["caption"]}
-    assert replies.read(changed(caption=" A  face\nin front of\ta wall. "))["caption"] == "A face in front of a wall."
-    assert replies.read(changed(age=35.0))["age"] == 35.0
+    assert prompt.read(silent) == {"caption": FULL["caption"]}
+    assert prompt.read(f"```json\n{silent}\n```\n") == {"caption": FULL["caption"]}
+    assert prompt.read(changed(caption=" A  face\nin front of\ta wall. "))["caption"] == "A face in front of a wall."
+    assert prompt.read(changed(age=35.0))["age"] == 35.0
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("", "not a JSON object"),
-        ("Sure! Here it is: {}", "not a JSON object"),
-        ('{"caption": "A man', "not a JSON object"),
-        ("[1]", "not a JSON object but a list"),
-        ("[" * 100_000, "characters, more than"),
-        ("[" * 50_000, "not a JSON object"),
-        ('{"caption": "A", "caption": "B"}', "a key stands there twice"),
-        ('{"description": "a face"}', "caption, attributes, expression, age, gender is missing"),
-        (json.dumps({k: v for k, v in FULL.items() if k != "gender"}), "gender is missing"),
-        (changed(name="somebody"), 'unknown key "name"'),
-        (changed(caption=None), "caption is null"),
-        (changed(caption=["A face."]), "caption is a list"),
-        (changed(caption="Face."), "caption has 5 characters"),
-        (changed(caption="a" * 2001), "caption has 2,001 characters"),
-        (changed(caption="A face before a \x00 wall."), "cannot be printed"),
-        (changed(caption="A face before a \ud800 wall."), "cannot be printed"),
-        (changed(attributes=None), "attributes is null"),
-        (changed(attributes={"Handsome": True}), 'unknown name "Handsome"'),
-        (changed(attributes={"Bald": "no"}), "attributes.Bald is text"),
-        (changed(attributes={"Bald": 0}), "attributes.Bald is a number"),
-        (changed(expression="Happy"), 'expression is "Happy"; it is one of neutral'),
-        (changed(gender="woman"), "it is one of female, male"),
-        (changed(gender=["female"]), "it is one of female, male"),
-        (changed(age="35"), 'age is "35"'),
-        (changed(age=True), "age is true"),
-        (changed(age=35.5), "age is 35.5"),
-        (changed(age=-1), "age is -1"),
-        (changed(age=10**400), "age is"),
-        (changed(age=math.nan), "NaN is no JSON value"),
-        (changed(age=math.inf), "Infinity is no JSON value"),
-    ],
-)
+MISFITS = [
+    ("", "not a JSON object"),
+    ("Sure! Here it is: {}", "not a JSON object"),
+    ('{"caption": "A man', "not a JSON object"),
+    ("[1]", "not a JSON object but a list"),
+    ("[" * 100_000, "characters, more than"),
+    ("[" * 50_000, "not a JSON object"),
+    ('{"caption": "A", "caption": "B"}', "a key stands there twice"),
+    ('{"description": "a face"}', "caption, attributes, expression, age, gender is missing"),
+    (json.dumps({k: v for k, v in FULL.items() if k != "gender"}), "gender is missing"),
+    (changed(name="somebody"), 'unknown key "name"'),
+    (changed(caption=None), "caption is null"),
+    (changed(caption=["A face."]), "caption is a list"),
+    (changed(caption="Face."), "caption has 5 characters"),
+    (changed(caption="a" * 2001), "caption has 2,001 characters"),
+    (changed(caption="A face before a \x00 wall."), "cannot be printed"),
+    (changed(caption="A face before a \ud800 wall."), "cannot be printed"),
+    (changed(attributes=None), "attributes is null"),
+    (changed(attributes={"Handsome": True}), 'unknown name "Handsome"'),
+    (changed(attributes={"Bald": "no"}), "attributes.Bald is text"),
+    (changed(attributes={"Bald": 0}), "attributes.Bald is a number"),
+    (changed(expression="Happy"), 'expression is "Happy"; it is one of neutral'),
+    (changed(gender="woman"), "it is one of female, male"),
+    (changed(gender=["female"]), "it is one of female, male"),
+    (changed(age="35"), 'age is "35"'),
+    (changed(age=True), "age is true"),
+    (changed(age=35.5), "age is 35.5"),
+    (changed(age=-1), "age is -1"),
+    (changed(age=10**400), "age is"),
+    (changed(age=math.nan), "NaN is no JSON value"),
+    (changed(age=math.inf), "Infinity is no JSON value"),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), MISFITS)
 def test_a_reply_that_does_not_fit_is_told_what_is_wrong(text, problem):
-    with pytest.raises(replies.Misfit) as misfit:
-        replies.read(text)
+    with pytest.raises(prompt.Misfit) as misfit:
+        prompt.read(text)
     assert problem in str(misfit.value)
     assert len(str(misfit.value)) < 300
 
 
 def test_the_schema_says_what_the_reader_asks_for():
-    checker = jsonschema.Draft202012Validator(replies.schema())
+    checker = jsonschema.Draft202012Validator(prompt.schema())
     assert checker.is_valid(FULL)
     for text in (changed(name="x"), changed(age="35"), changed(gender="woman"), changed(attributes={"Bald": True})):
         assert not checker.is_valid(json.loads(text))
@@ -99,8 +99,8 @@ def test_the_schema_says_what_the_reader_asks_for():
             for inner in part["properties"].values():
                 strict(inner)
 
-    strict(replies.schema())
-    assert {"Bald", "Black_Hair", "No_Beard", "Eyeglasses", "Wearing_Hat"} <= set(replies.attribute_names())
+    strict(prompt.schema())
+    assert {"Bald", "Black_Hair", "No_Beard", "Eyeglasses", "Wearing_Hat"} <= set(prompt.attribute_names())
 
 
 def test_the_prompt_holds_the_trusted_labels_and_nothing_else_of_the_row():
@@ -127,7 +127,7 @@ def test_the_prompt_holds_the_trusted_labels_and_nothing_else_of_the_row():
     assert not any(word in user["text"] for word in ("Jane", "ignore", "ffff"))
     bare = prompt.messages({"image_id": "f" * 64, "age": math.nan})
     assert "already says" not in bare[1]["text"]
-    assert all(name in bare[1]["text"] for name in replies.attribute_names())
+    assert all(name in bare[1]["text"] for name in prompt.attribute_names())
 
 
 def test_the_hash_of_a_prompt_changes_with_its_words():
@@ -189,3 +189,18 @@ def test_labels_are_compared_name_by_name_and_numbers_by_how_far_off():
     assert label_disagreements({"age": 46.0, "expression": "happiness"}, LABELLED) == {"age": ("46", "35")}
     assert label_disagreements({"age": 45.0}, {"age": None, "attributes": None}) == {}
     assert label_disagreements({}, LABELLED) == {}
+
+
+def test_the_number_of_how_replies_are_read_follows_what_is_made_of_them():
+    """Whoever changes what fits or what is made of it raises `READING`, and these values."""
+    fits = [
+        changed(),
+        f"```json\n{changed(age=35.0, expression=None)}\n```",
+        changed(caption=" A  face\nin front of a wall. "),
+    ]
+    found = [prompt.read(text) for text in fits]
+    for text, _ in MISFITS:
+        with pytest.raises(prompt.Misfit):
+            prompt.read(text)
+    pinned = "0ce2416f044df9792897836589240436a4e2d170a0913bc4aa9711f3f8643fbc"
+    assert (prompt.READING, len(MISFITS), digests.of_json(found)) == (1, 30, pinned)

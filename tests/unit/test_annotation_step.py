@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import pytest
 
-from facemllm import annotate as annotation
 from facemllm import settings
-from facemllm.annotate import job, prompt
+from facemllm.annotate import cost, job, prompt
 from facemllm.annotate import run as step
-from facemllm.annotate.annotator import Annotation
-from facemllm.annotate.chained import Chained
-from facemllm.annotate.endpoint import endpoint
-from facemllm.annotate.local import local
+from facemllm.annotate.annotator import Annotation, Chained
+from facemllm.annotate.describer import endpoint, local
 from facemllm.asking import local as local_model
-from facemllm.asking.refusals import JobStopped, RowRefused
+from facemllm.asking.requests import JobStopped, RowRefused
 from facemllm.asking.store import purge
 from facemllm.core import digests
 from facemllm.errors import UserError
@@ -59,6 +58,12 @@ def configured(tmp_path):
     return make
 
 
+def kept(home):
+    """How many replies are in the store."""
+    with closing(sqlite3.connect(home / "annotations" / "replies.sqlite")) as database:
+        return database.execute("SELECT count(*) FROM replies").fetchone()[0]
+
+
 def keys(chosen, table):
     """The key of the first request about each row of a table."""
     describer = endpoint(chosen, ["render"])
@@ -71,7 +76,7 @@ def test_rows_are_described_and_every_field_says_by_whom(configured, faces_table
     text = reply("A woman, about 30 years old.", "happiness", 30, None, Bald=False)
     with FakeEndpoint(default=f"text:{text}") as fake:
         chosen = configured(fake, "annotate.endpoint.input_price=1", "annotate.endpoint.output_price=10")
-        manifest = annotation.annotate(chosen, faces, tmp_path / "out")
+        manifest = step.annotate(chosen, faces, tmp_path / "out")
         model = endpoint(chosen, ["render"])
     about = manifest["about"]
     assert (manifest["rows"], manifest["quarantined"], manifest["parents"]) == (3, 0, [open_table(faces).digest])
@@ -94,16 +99,14 @@ def test_rows_are_described_and_every_field_says_by_whom(configured, faces_table
 def test_the_table_does_not_depend_on_how_the_job_went(configured, faces_table, tmp_path):
     faces = faces_table()
     with FakeEndpoint() as fake:
-        plain = annotation.annotate(configured(fake), faces, tmp_path / "plain")
+        plain = step.annotate(configured(fake), faces, tmp_path / "plain")
         fake.script = ["500", "429:0.01", "reset"]
         cut = ("annotate.batch_size=7", "annotate.endpoint.parallel=2", "annotate.endpoint.retries=9")
         rough = configured(fake, *cut, "annotate.endpoint.max_requests=99", "annotate.endpoint.timeout_s=6")
-        disturbed = annotation.annotate(replace_home(rough, tmp_path / "rough"), faces, tmp_path / "disturbed")
-        again = annotation.annotate(configured(fake), faces, tmp_path / "again")
-        hotter = annotation.annotate(
-            configured(fake, "annotate.vision_language.temperature=0.5"), faces, tmp_path / "hotter"
-        )
-        other = annotation.annotate(configured(fake, "annotate.vision_language.model=n"), faces, tmp_path / "other")
+        disturbed = step.annotate(replace_home(rough, tmp_path / "rough"), faces, tmp_path / "disturbed")
+        again = step.annotate(configured(fake), faces, tmp_path / "again")
+        hotter = step.annotate(configured(fake, "annotate.vision_language.temperature=0.5"), faces, tmp_path / "hotter")
+        other = step.annotate(configured(fake, "annotate.vision_language.model=n"), faces, tmp_path / "other")
     assert plain["digest"] == disturbed["digest"] == again["digest"]
     assert len({plain["digest"], hotter["digest"], other["digest"]}) == 3
 
@@ -149,7 +152,7 @@ def test_contradictions_of_text_and_labels_are_counted(configured, faces_table, 
         ]
         order = keys(chosen, open_table(faces))
         fake.plan = {key: [f"text:{text}"] for key, text in zip(order, said, strict=True)}
-        about = annotation.annotate(chosen, faces, tmp_path / "out")["about"]
+        about = step.annotate(chosen, faces, tmp_path / "out")["about"]
     assert about["contradictions"] == {"age": 1, "expression": 1, "gender": 1}
     assert about["label_contradictions"] == {"Bald": 1, "age": 1, "gender": 1}
     assert about["ledger_refused"] == {}
@@ -164,7 +167,7 @@ def test_only_rows_that_the_ledger_allows_are_sent(configured, faces_table, face
     rows[5]["source"] = "celeba"
     faces = faces_table(rows)
     with FakeEndpoint() as fake:
-        manifest = annotation.annotate(configured(fake), faces, tmp_path / "out")
+        manifest = step.annotate(configured(fake), faces, tmp_path / "out")
         assert fake.received.total() == 3
         assert (manifest["rows"], manifest["quarantined"]) == (3, 3)
         assert manifest["about"]["ledger_refused"] == {"celeba": 1, "raf-db": 2}
@@ -172,7 +175,7 @@ def test_only_rows_that_the_ledger_allows_are_sent(configured, faces_table, face
         assert [row["row"] for row in refused] == [1, 4, 5]
         assert "source 'raf-db'" in refused[0]["reason"]
         assert "do not allow to send its pictures to a third party; ledger row:" in refused[0]["reason"]
-        own = annotation.annotate(configured(fake, "annotate.endpoint.third_party=false"), faces, tmp_path / "own")
+        own = step.annotate(configured(fake, "annotate.endpoint.third_party=false"), faces, tmp_path / "own")
         assert (own["rows"], own["about"]["ledger_refused"]) == (6, {})
 
 
@@ -181,9 +184,9 @@ def test_a_table_of_which_nothing_may_be_sent_is_refused_at_once(configured, fac
     unknown = faces_table([row | {"source": "somewhere"} for row in face_rows(3)], name="unknown")
     with FakeEndpoint() as fake:
         with pytest.raises(UserError, match=r"source 'raf-db' do not allow to send its pictures to a third party"):
-            annotation.annotate(configured(fake), faces, tmp_path / "out")
+            step.annotate(configured(fake), faces, tmp_path / "out")
         with pytest.raises(UserError, match="source 'somewhere' is not in the dataset ledger"):
-            annotation.annotate(configured(fake), unknown, tmp_path / "out")
+            step.annotate(configured(fake), unknown, tmp_path / "out")
         assert fake.received.total() == 0
     assert not (tmp_path / "out").exists()
 
@@ -193,7 +196,7 @@ def test_a_stop_is_one_line_and_the_next_run_goes_on(configured, faces_table, tm
     cut = ("annotate.batch_size=5", "annotate.endpoint.parallel=2")
     with FakeEndpoint() as fake:
         with pytest.raises(UserError) as stop:
-            annotation.annotate(configured(fake, "annotate.endpoint.max_requests=12", *cut), faces, tmp_path / "out")
+            step.annotate(configured(fake, "annotate.endpoint.max_requests=12", *cut), faces, tmp_path / "out")
         assert re.fullmatch(
             r"annotation stopped after \d+ of 40 rows: annotate\.endpoint\.max_requests is used up; raise it\. What "
             r"was answered is kept; run again to go on",
@@ -203,10 +206,10 @@ def test_a_stop_is_one_line_and_the_next_run_goes_on(configured, faces_table, tm
         assert fake.received.total() == 12
         fake.default = "401"
         with pytest.raises(UserError, match=r"refuses every request \(401: told to say 401\); mend its key or address"):
-            annotation.annotate(configured(fake, *cut), faces, tmp_path / "out")
+            step.annotate(configured(fake, *cut), faces, tmp_path / "out")
         assert not list(tmp_path.glob(".out*"))
         fake.default = "good"
-        manifest = annotation.annotate(configured(fake), faces, tmp_path / "out")
+        manifest = step.annotate(configured(fake), faces, tmp_path / "out")
         assert manifest["rows"] == 40
         assert fake.completed.total() == 40
         assert max(fake.completed.values()) == 1
@@ -218,7 +221,7 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
     prices = ("annotate.endpoint.input_price=2", "annotate.endpoint.output_price=8")
     with FakeEndpoint() as fake:
         chosen = configured(fake, *prices)
-        before = annotation.estimate(chosen, faces)
+        before = cost.estimate(chosen, faces)
         counts = {
             name: before[name] for name in ("annotator", "rows", "stored", "ledger_refused", "requests", "measured")
         }
@@ -233,11 +236,11 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
         assert before["completion_tokens"] == 9 * 400
         assert 9 * 500 < before["prompt_tokens"] < 9 * 2000
         assert before["price"] == pytest.approx((before["prompt_tokens"] * 2 + 3600 * 8) / 1e6)
-        assert annotation.estimate(configured(fake), faces)["price"] is None
+        assert cost.estimate(configured(fake), faces)["price"] is None
         assert fake.received.total() == 0
 
         fake.script = ["500", "wrong"]
-        manifest = annotation.annotate(chosen, faces, tmp_path / "out")
+        manifest = step.annotate(chosen, faces, tmp_path / "out")
         assert manifest["quarantined"] == 1
         (path,) = (tmp_path / "home" / "annotations").glob("*/bill.json")
         bill = json.loads(path.read_text())
@@ -248,17 +251,17 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
         assert run["price"] == pytest.approx(10 * (PROMPT_TOKENS * 2 + COMPLETION_TOKENS * 8) / 1e6)
         assert bill["all_runs"] == run
 
-        after = annotation.estimate(chosen, faces)
+        after = cost.estimate(chosen, faces)
         assert (after["stored"], after["requests"], after["price"]) == (9, 0, 0.0)
-        more = annotation.estimate(chosen, faces_table(face_rows(12), name="more"))
+        more = cost.estimate(chosen, faces_table(face_rows(12), name="more"))
         assert (more["stored"], more["requests"], more["measured"]) == (9, 3, True)
         assert (more["prompt_tokens"], more["completion_tokens"]) == (3 * PROMPT_TOKENS, 3 * COMPLETION_TOKENS)
 
-        annotation.annotate(chosen, faces, tmp_path / "again")
+        step.annotate(chosen, faces, tmp_path / "again")
         bill = json.loads(path.read_text())
         assert bill["this_run"]["requests"] == 0
         assert bill["all_runs"]["requests"] == 10
-    assert annotation.estimate(settings.load("laptop"), faces) == {
+    assert cost.estimate(settings.load("laptop"), faces) == {
         "annotator": "oracle",
         "rows": 10,
         "requests": 0,
@@ -268,7 +271,7 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
 
 def test_a_bill_is_written_when_the_job_stops(configured, faces_table, tmp_path):
     with FakeEndpoint() as fake, pytest.raises(UserError):
-        annotation.annotate(configured(fake, "annotate.endpoint.max_requests=3"), faces_table(), tmp_path / "out")
+        step.annotate(configured(fake, "annotate.endpoint.max_requests=3"), faces_table(), tmp_path / "out")
     (path,) = (tmp_path / "home" / "annotations").glob("*/bill.json")
     assert json.loads(path.read_text())["this_run"]["answered"] == 3
 
@@ -276,12 +279,13 @@ def test_a_bill_is_written_when_the_job_stops(configured, faces_table, tmp_path)
 def test_a_purged_picture_is_asked_about_again_and_no_other(configured, faces_table, tmp_path):
     faces = faces_table()
     with FakeEndpoint() as fake:
-        annotation.annotate(configured(fake), faces, tmp_path / "one")
+        step.annotate(configured(fake), faces, tmp_path / "one")
         image_id = next(open_table(faces).iterate(["image_id"]))["image_id"]
         assert purge(tmp_path / "home", [image_id]) == 1
-        text = "".join(str(path) for path in (tmp_path / "home").rglob("*"))
-        assert image_id not in text
-        annotation.annotate(configured(fake), faces, tmp_path / "two")
+        files = [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
+        assert files
+        assert not any(image_id.encode() in data for data in files)
+        step.annotate(configured(fake), faces, tmp_path / "two")
         assert fake.received.total() == 41
 
 
@@ -350,7 +354,7 @@ def test_configured_experts_run_before_the_annotator(faces_table, tmp_path, monk
     said = Sayer("experts", Annotation(labels={"ethnicity": "seen"}))
     monkeypatch.setattr(experts.Experts, "of", classmethod(lambda cls, chosen: said))
     chosen = settings.load("laptop", ["annotate.experts.fields=[head_pose]", f"annotate.experts.models={tmp_path}"])
-    manifest = annotation.annotate(chosen, faces_table(), tmp_path / "out")
+    manifest = step.annotate(chosen, faces_table(), tmp_path / "out")
     assert manifest["about"]["annotator"] == "oracle+experts"
     assert {row["ethnicity"] for row in open_table(tmp_path / "out").iterate(["ethnicity"])} == {"seen"}
 
@@ -393,12 +397,12 @@ def locally(folder, home, *overrides):
 def test_a_local_model_of_random_weights_is_refused_row_by_row(checkpoint, faces_table, face_rows, tmp_path):
     faces = faces_table([*face_rows(3), face_rows(4)[3] | {"source": "celeba"}])
     chosen = locally(checkpoint, tmp_path / "home")
-    manifest = annotation.annotate(chosen, faces, tmp_path / "out")
+    manifest = step.annotate(chosen, faces, tmp_path / "out")
     assert (manifest["rows"], manifest["quarantined"]) == (0, 4)
     assert {row["reason"] for row in open_table(tmp_path / "out").refused()} == {
         "the model's reply does not fit, nor does the mended one: it was cut off after 6 tokens; be shorter"
     }
-    assert len(list((tmp_path / "home" / "annotations" / "replies").rglob("*.json"))) == 8
+    assert kept(tmp_path / "home") == 8
     assert manifest["about"]["ledger_refused"] == {}, "nothing leaves the machine"
     assert step.reads(chosen)["weights"] == digests.of_tree(checkpoint)
 
@@ -413,7 +417,7 @@ def test_a_local_model_that_answers_well_describes_rows(checkpoint, faces_table,
     monkeypatch.setattr(local_model, "generate", generate)
     faces = faces_table([row | {"expression": None} for row in face_rows(11)])
     chosen = locally(checkpoint, tmp_path / "home")
-    manifest = annotation.annotate(chosen, faces, tmp_path / "out")
+    manifest = step.annotate(chosen, faces, tmp_path / "out")
     assert manifest["rows"] == 11
     assert len(asked) == 11
     for row in open_table(tmp_path / "out").iterate():
@@ -421,7 +425,7 @@ def test_a_local_model_that_answers_well_describes_rows(checkpoint, faces_table,
         assert row["expression"] == "fear"
         by = {entry["field"]: entry for entry in row["provenance"]}["caption"]
         assert (by["model_digest"], by["cost"]) == (digests.of_tree(checkpoint), 0.0)
-    again = annotation.annotate(chosen, faces, tmp_path / "again")
+    again = step.annotate(chosen, faces, tmp_path / "again")
     assert len(asked) == 11
     assert again["digest"] == manifest["digest"]
 

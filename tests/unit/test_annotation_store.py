@@ -1,16 +1,17 @@
-"""Where replies are kept, who may ask, what is counted and what is spent; each across processes."""
+"""Where replies are kept, what is under way, what is counted and what is spent; each across processes."""
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
-import threading
-import time
+from contextlib import closing
 
 import pytest
 
-from facemllm.asking.account import Account, Counters, most_tokens
-from facemllm.asking.store import Claims, Replies, Reply, price, purge
+from facemllm.asking.budget import Account, Counters, Reserved, Wait, most_tokens
+from facemllm.asking.requests import Request
+from facemllm.asking.store import Replies, Reply, price, purge
 
 ANNA, BERT = "a" * 64, "b" * 64
 KEY, OTHER = "1" * 64, "2" * 64
@@ -18,6 +19,21 @@ KEY, OTHER = "1" * 64, "2" * 64
 
 def reply(image_id=ANNA, key=KEY, **values):
     return Reply(image_id=image_id, key=key, model="m", prompt_hash="p", **{"text": "said", **values})
+
+
+def request(image_id=ANNA, key=KEY, repair=False):
+    return Request(image_id=image_id, key=key, prompt_hash="p", messages=[], picture=b"", repair=repair)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with closing(Replies(tmp_path)) as replies:
+        yield replies
+
+
+@pytest.fixture
+def account(store):
+    return Account(store, "job")
 
 
 def elsewhere(code, *arguments):
@@ -28,124 +44,65 @@ def elsewhere(code, *arguments):
     return process
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from facemllm.asking.store import Claims, Replies
-home, image_id, key = Path(sys.argv[1]), *sys.argv[2:4]
-claims = Claims(home)
-assert claims.take(key)
-Replies(home).note(image_id, key)
-"""
-
-
-def test_a_reply_is_read_as_it_was_written_and_lies_under_its_picture(tmp_path):
-    store = Replies(tmp_path)
+def test_a_reply_is_read_as_it_was_written_and_never_replaced(store, tmp_path):
     assert store.read(ANNA, KEY) is None
-    assert not store.has(ANNA, KEY)
     kept = reply(prompt_tokens=7, completion_tokens=2, finish="stop", seconds=0.5, time="2026-01-01", cost=0.25)
     store.write(kept)
     store.write(reply(key=OTHER, text=None, error="too long"))
-    assert store.read(ANNA, KEY) == kept
-    assert store.has(ANNA, KEY)
-    assert store.read(ANNA, OTHER).text is None
-    assert {path.name.partition(".")[0] for path in store.of_image(ANNA)} == {ANNA}
-    assert len(list(store.of_image(ANNA))) == 2
-    assert not list(store.of_image(BERT))
-
-
-def test_a_damaged_reply_counts_as_none_and_no_name_leads_out(tmp_path):
-    store = Replies(tmp_path)
-    store.write(reply())
-    (path,) = store.of_image(ANNA)
-    path.write_text("{")
-    assert store.read(ANNA, KEY) is None
+    store.write(reply(BERT, text="half a pair \ud83d, \x00"))
+    store.write(reply(text="another answer to the same"))
+    with closing(Replies(tmp_path)) as other:
+        assert other.read(ANNA, KEY) == kept
+        assert other.read(ANNA, OTHER).text is None
+        assert other.read(BERT, KEY).text == "half a pair \ud83d, \x00"
+        assert other.read(BERT, OTHER) is None
     for name in ("../../etc/passwd", "A" * 64, "a" * 63, ""):
         with pytest.raises(ValueError, match="is no SHA-256"):
-            store.read(name, KEY)
-        assert not store.has(name, KEY)
+            store.write(reply(name))
 
 
-def test_a_full_disk_leaves_no_half_reply(tmp_path, monkeypatch):
-    store = Replies(tmp_path)
-    store.write(reply(key=OTHER))
+def test_a_transaction_that_fails_leaves_nothing(store, account):
+    def fail():
+        with store.transaction():
+            account.reserve(request(), (10, 5), None, None)
+            store.write(reply())
+            raise OSError(28, "No space left on device")
 
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        store.write(reply())
-    monkeypatch.undo()
+        fail()
     assert store.read(ANNA, KEY) is None
-    assert len(list(store.of_image(ANNA))) == 1
+    assert account.read() == Counters()
+    assert isinstance(account.reserve(request(), (10, 5), None, None), Reserved)
 
 
-def test_a_note_stays_until_the_outcome_is_known(tmp_path):
-    store = Replies(tmp_path)
-    assert not store.noted(ANNA, KEY)
-    store.note(ANNA, KEY)
-    store.note(ANNA, KEY)
-    assert store.noted(ANNA, KEY)
-    assert not store.noted(ANNA, OTHER)
-    store.unnote(ANNA, KEY)
-    store.unnote(ANNA, KEY)
-    assert not store.noted(ANNA, KEY)
-
-
-def test_a_claim_keeps_other_processes_out_until_its_holder_dies(tmp_path):
-    claims = Claims(tmp_path)
-    holder = elsewhere(HOLD, tmp_path, ANNA, KEY)
-    try:
-        assert not claims.take(KEY)
-        assert claims.take(OTHER)
-        holder.kill()
-        holder.wait(10)
-        assert claims.take(KEY)
-        claims.give(KEY)
-    finally:
-        holder.kill()
-        claims.close()
-
-
-def test_a_purge_takes_every_reply_of_the_pictures_and_nothing_else(tmp_path):
-    store = Replies(tmp_path)
-    twin = ANNA[:3] + "0" * 61  # in the same folder
-    for image_id in (ANNA, BERT, twin):
+def test_a_purge_takes_every_reply_of_the_pictures_and_leaves_no_byte(store, account, tmp_path):
+    for image_id in (ANNA, BERT):
         store.write(reply(image_id))
-        store.write(reply(image_id, OTHER))
-    store.note(ANNA, "3" * 64)
-    partial = next(iter(store.of_image(ANNA))).with_name(f".{ANNA}.{KEY}.json.99.1")
-    partial.write_text("half a reply of a process that was killed")
+        store.write(reply(image_id, OTHER, text="words of " + image_id[:1] * 3))
+    reserved = account.reserve(request(key="3" * 64), (10, 5), None, None)
     assert purge(tmp_path, [ANNA, "c" * 64]) == 2
-    assert not list(store.of_image(ANNA))
-    assert not partial.exists()
-    assert len(list(store.of_image(BERT))) == len(list(store.of_image(twin))) == 2
+    data = b"".join(path.read_bytes() for path in store.path.parent.iterdir())
+    assert ANNA.encode() not in data
+    assert b"words of aaa" not in data
+    assert b"words of bbb" in data
+    assert not account.answered(reserved, reply(key="3" * 64)), "it came after its picture was forgotten"
+    assert store.read(ANNA, "3" * 64) is None
+    assert store.read(BERT, KEY) == reply(BERT)
     assert purge(tmp_path, [ANNA]) == 0
     assert purge(tmp_path / "none", [ANNA]) == 0
+    assert not (tmp_path / "none").exists()
 
 
-def test_a_purge_waits_for_the_request_that_is_under_way(tmp_path):
-    store = Replies(tmp_path)
-    store.write(reply(key=OTHER))
-    holder = elsewhere(HOLD, tmp_path, ANNA, KEY)
-    try:
-        with pytest.raises(TimeoutError, match="still under way"):
-            purge(tmp_path, [ANNA], wait_s=0.1)
-
-        def answered():
-            time.sleep(0.2)
-            store.write(reply())
-            holder.kill()
-
-        thread = threading.Thread(target=answered)
-        thread.start()
-        assert purge(tmp_path, [ANNA], wait_s=10) == 2
-        thread.join()
-    finally:
-        holder.kill()
-        holder.wait(10)
-    assert not list(store.of_image(ANNA))
+def test_a_purge_says_when_its_bytes_are_still_in_the_log(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("facemllm.asking.store._WAIT_S", 0.05)
+    store.write(reply())
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM replies").fetchall()
+        with pytest.raises(TimeoutError, match="is being read"):
+            purge(tmp_path, [ANNA])
+    assert purge(tmp_path, [ANNA]) == 0
+    assert ANNA.encode() not in b"".join(path.read_bytes() for path in store.path.parent.iterdir())
 
 
 def test_what_tokens_cost():
@@ -154,46 +111,83 @@ def test_what_tokens_cost():
     assert price(5, 5, None, 6.0) is None
 
 
-SPEND = """
+HOLD = """
 import sys
 from pathlib import Path
-from facemllm.asking.account import Account
-account = Account(Path(sys.argv[1]), "job")
-for _ in range(400):
-    hold = account.reserve(10, 5, 500, None)
-    if isinstance(hold, int):
-        account.settle(hold, 8, 2)
+from facemllm.asking.budget import Account
+from facemllm.asking.requests import Request
+from facemllm.asking.store import Replies
+asked = Request(image_id=sys.argv[2], key=sys.argv[3], prompt_hash="p", messages=[], picture=b"")
+Account(Replies(Path(sys.argv[1])), "job").reserve(asked, (10, 5), None, None)
 """
 
 
-def test_a_budget_of_requests_is_strict_over_processes_and_restarts(tmp_path):
-    spenders = [elsewhere(SPEND, tmp_path) for _ in range(2)]
+def test_a_request_under_way_keeps_others_out_until_its_process_dies(account, tmp_path):
+    holder = elsewhere(HOLD, tmp_path, ANNA, KEY)
+    try:
+        assert account.reserve(request(), (10, 5), None, None) == Wait()
+        assert isinstance(account.reserve(request(key=OTHER), (10, 5), None, None), Reserved)
+        assert account.reserve(request(key=OTHER), (10, 5), None, None) == Wait(), "nor does it ask the same itself"
+        assert account.read().in_doubt == 0
+    finally:
+        holder.kill()
+        holder.wait(10)
+    assert isinstance(account.reserve(request(), (10, 5), None, None), Reserved)
+    now = account.read()
+    assert (now.requests, now.in_doubt, now.held) == (3, 1, 45), "what became of it nobody knows, so it stays charged"
+
+
+SPEND = """
+import sys
+from pathlib import Path
+from facemllm.asking.budget import Account, Reserved
+from facemllm.asking.requests import Request
+from facemllm.asking.store import Replies, Reply
+account = Account(Replies(Path(sys.argv[1])), "job")
+for number in range(200):
+    names = {"image_id": sys.argv[2] * 64, "key": str(number), "prompt_hash": "p"}
+    reserved = account.reserve(Request(messages=[], picture=b"", **names), (10, 5), 250, None)
+    if isinstance(reserved, Reserved):
+        account.answered(reserved, Reply(model="m", text="", prompt_tokens=8, completion_tokens=2, **names))
+"""
+
+
+def test_a_budget_of_requests_is_strict_over_processes_and_restarts(account, store, tmp_path):
+    spenders = [elsewhere(SPEND, tmp_path, name) for name in "ab"]
     for spender in spenders:
-        spender.communicate("", timeout=20)
-    account = Account(tmp_path, "job")
-    assert account.read() == Counters(requests=500, answered=500, prompt_tokens=4000, completion_tokens=1000, largest=8)
-    assert account.reserve(10, 5, 500, None) == "max_requests"
-    assert isinstance(account.reserve(10, 5, 501, None), int)
-    assert Account(tmp_path, "another").read() == Counters()
+        spender.communicate("", timeout=60)
+    assert account.read() == Counters(requests=250, answered=250, prompt_tokens=2000, completion_tokens=500, largest=8)
+    assert account.reserve(request(), (10, 5), 250, None) == Wait("max_requests")
+    assert isinstance(account.reserve(request(), (10, 5), 251, None), Reserved)
+    assert Account(store, "another").read() == Counters()
 
 
-def test_tokens_are_set_aside_before_and_settled_after(tmp_path):
-    account = Account(tmp_path, "job")
-    first = account.reserve(100, 50, None, 300)
-    assert first == 150
-    assert account.reserve(100, 60, None, 300) == "max_tokens"
-    account.settle(first, 120, 10)
+def test_tokens_are_set_aside_before_and_settled_after(account):
+    first = account.reserve(request(), (100, 50), None, 300)
+    assert first.tokens == 150
+    assert account.reserve(request(key=OTHER), (100, 60), None, 300) == Wait("max_tokens")
+    assert account.answered(first, reply(prompt_tokens=120, completion_tokens=10))
     assert account.read().tokens == 130
-    assert account.reserve(100, 50, None, 300) == 170, "the largest prompt seen is what the next one may use"
-    account.give_back(170)
-    unmetered = account.reserve(100, 50, None, 300)
-    account.settle(unmetered, None, None)
+    second = account.reserve(request(key=OTHER, repair=True), (100, 50), None, 300)
+    assert second.tokens == 170, "the largest prompt seen is what the next one may use"
+    account.unanswered(second, in_doubt=False)
+    assert account.answered(account.reserve(request(key=OTHER), (100, 50), None, 300), reply(key=OTHER))
     now = account.read()
     assert (now.requests, now.answered, now.refused, now.unmetered, now.held) == (2, 2, 1, 1, 170)
-    assert now.tokens == 300
-    before = now
-    account.add(in_doubt=1, retries=2)
-    assert account.read().less(before) == Counters(in_doubt=1, retries=2)
+    assert (now.tokens, now.repairs) == (300, 1)
+    lost = account.reserve(request(key="3" * 64), (100, 50), None, None)
+    account.unanswered(lost, in_doubt=True)
+    account.retried()
+    assert account.read().less(now) == Counters(requests=1, in_doubt=1, retries=1, held=170)
+
+
+def test_the_form_that_an_endpoint_understands_is_known_by_its_address(account, store):
+    assert account.form("http://a/v1") is None
+    account.remember_form("http://a/v1", 1)
+    account.retried()
+    assert Account(store, "job").form("http://a/v1") == 1
+    assert account.form("http://b/v1") is None
+    assert Account(store, "another").form("http://a/v1") is None
 
 
 def test_the_bound_of_a_prompt_is_above_what_models_use():

@@ -27,7 +27,7 @@ from facemllm.annotate.experts_mediapipe import (
     landmarks,
     resting_face,
 )
-from facemllm.asking.refusals import JobStopped
+from facemllm.asking.requests import JobStopped
 from facemllm.core import digests
 from facemllm.core.images import BadPicture
 from facemllm.errors import UserError
@@ -259,8 +259,24 @@ def test_without_litert_the_settings_are_refused(tmp_path, monkeypatch):
         Experts.of(configured(tmp_path))
 
 
-def test_digest_names_code_weights_and_fields_but_no_folder():
+def test_the_number_of_the_method_follows_what_it_says(fakes):
+    """Whoever changes what the experts make of the networks' answers raises `METHOD`, and these values."""
+    mesh = mesh_of((21.0, -9.0, 6.0), scale=31.0)
+    said = [*head_pose(mesh), *(number for point in landmarks(mesh) for number in point)]
+    said += (
+        Experts(("landmarks",), Path("unused"))
+        .annotate([asked(encoded(grey()), [20, 10, 70, 60])])[0]
+        .labels["landmarks"][2]
+    )
+    expected = [21, -9, 6, 53.44, 44.08, 65.66, 46.17, 60, 50, 60, 50, 60, 50, 48, 32.22]
+    assert (experts.METHOD, said) == (1, pytest.approx(expected, abs=0.02))
+
+
+def test_digest_names_method_weights_and_fields_but_no_folder():
     one = Experts(("landmarks",), Path("/a"))
+    assert one.digest == digests.of_json(
+        ["experts", experts.METHOD, [sha256 for *_, sha256 in experts.WEIGHTS.values()], ("landmarks",)]
+    ), "moving a line of code changes no table"
     assert one.digest == Experts(("landmarks",), Path("/b")).digest
     assert one.digest != Experts(("head_pose",), Path("/a")).digest
     travelled = pickle.dumps(one)

@@ -21,7 +21,7 @@ from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.forgetting import erasing
 from facemllm.forgetting import models as models_room
-from facemllm.forgetting.copies import Copy
+from facemllm.forgetting.copies import Copy, copies
 from facemllm.forgetting.erasing import forget, render
 from facemllm.ingest.run import import_source
 from facemllm.promote import registry
@@ -511,6 +511,19 @@ def test_quarantine_notes_about_the_picture_go_with_it(place, conversations_tabl
     table = open_table(tmp_path / "back" / "faces")
     assert table.manifest["quarantined"] == 1
     assert pq.read_table(table.path / "quarantine.parquet").to_pylist()[0]["reason"] == "damaged"
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_rows_that_a_killed_import_put_aside_go(place, face_rows, ended):
+    rows, out = face_rows(130), place.home.parent / "data" / "faces"
+    table = TableWriter(out, FACES).__enter__()  # never left: what a killed process does
+    for row in rows:
+        table.defer(row)
+    if ended:
+        next(table.deferred())
+    found = copies(place, Marks(image=frozenset({rows[0]["image_id"]})))
+    assert [copy.path for copy in found] == list(out.parent.iterdir())
+    assert (found[0].path / "aside.parquet").is_file()
 
 
 def test_a_smaller_copy_does_not_come_back_when_the_original_is_gone(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from facemllm.model.loading import load_model
 from facemllm.model.saving import adapter_of, save_model
 from facemllm.model.tiny import build_tiny
 from facemllm.settings import Trainable
-from facemllm.train import stages
+from facemllm.train import optimizer
 
 README = Path(__file__).parents[2] / "README.md"
 TEXTS = ["Is there a beard?", "a woman with brown hair"]
@@ -51,10 +51,10 @@ def trained(folder, overrides, trains):
     model, processor = extend(model, processor, chosen.model, graph, (), seed=1)
     save_model(model, processor, folder / "base")
     model, processor = load_model(folder / "base")
-    names = dict.fromkeys(stages.MODULES, "frozen") | {"language": "lora"} | trains
+    names = dict.fromkeys(optimizer.MODULES, "frozen") | {"language": "lora"} | trains
     torch.manual_seed(2)
     trainable = Trainable(**names)
-    wrapper = stages.prepare(model, trainable, chosen.train.lora)
+    wrapper = optimizer.set_trainable(model, trainable, chosen.train.lora)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -65,7 +65,7 @@ def trained(folder, overrides, trains):
                     buffer.mul_(1.5)
     ids = torch.tensor([processor.tokenizer("Is there a beard?")["input_ids"]])
     adapter = adapter_of(wrapper, trainable)
-    merged = stages.merge(model, wrapper, (ids, torch.ones_like(ids)))
+    merged = optimizer.merge(model, wrapper, (ids, torch.ones_like(ids)))
     save_model(merged, processor, folder / "stage", adapter)
     return folder
 

@@ -241,8 +241,8 @@ import sys
 sys.modules.update(dict.fromkeys(("ray", "mlflow", "kfp", "kserve", "great_expectations", "dvc")))  # not installed
 import facemllm.model
 import facemllm.train.loop
-import facemllm.train.rank
-import facemllm.train.alone
+import facemllm.train.worker
+import facemllm.train.torchrun
 """
 
 

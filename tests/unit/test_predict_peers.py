@@ -11,7 +11,7 @@ from PIL import Image
 
 from facemllm import settings as settings_module
 from facemllm import tasks
-from facemllm.asking.refusals import Filtered, JobStopped, RowRefused
+from facemllm.asking.requests import Filtered, JobStopped, RowRefused
 from facemllm.asking.store import Replies, Reply
 from facemllm.errors import UserError
 from facemllm.evaluate.peers import DECLINED, Peer, at_endpoint, check_name, is_ours, on_this_machine, words

@@ -1,4 +1,4 @@
-"""What the served model is shown and what it tells: maps of face parts, and scores of tasks that are answered."""
+"""What the served model is shown and answers (maps of face parts, scores), and how a deployment is proved."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from facemllm.serve import deploy
+from facemllm.serve.deploy import Probe, same_answer
 from facemllm.serve.policy import Limits, Refused
 from facemllm.serve.predictor import FaceModel
 
@@ -94,3 +96,34 @@ def test_what_the_model_cannot_use_is_refused_not_ignored() -> None:
     with pytest.raises(Refused, match="gives no scores"):
         ask(Fake(names=("expression=fear",)), face(10, characteristics=True))
     assert ask(Fake(names=()), face(10, characteristics=False))[0]["answer"] == "10 None"
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "value", "served", "same"),
+    [
+        ("short hair", "Short_Hair", {"answer": "short hair", "value": "Short_Hair"}, True),
+        ("short hair", "Short_Hair", {"answer": "long hair", "value": "Long_Hair"}, False),
+        ("short hair", "Short_Hair", {"answer": "short hair", "value": None}, False),
+        ("12.30", "12.30", {"answer": "12.31", "value": "12.31"}, True),
+        ("12.30", "12.30", {"answer": "12.90", "value": "12.90"}, False),
+        ("(none of the options; likeliest perhaps short hair)", None, {"answer": "short hair", "value": None}, True),
+        ("(none of the options; likeliest perhaps short hair)", None, {"answer": "long hair", "value": None}, False),
+        ("(none of the options; likeliest perhaps 12.30)", None, {"answer": "12.31", "value": None}, True),
+        ("upright and so on", None, {"answer": "short hair", "value": None}, True),
+        ("upright and so on", None, {"answer": "short hair", "value": "Short_Hair"}, False),
+    ],
+)
+def test_a_server_answers_as_evaluation_did(evaluated: str, value: Any, served: dict[str, Any], same: bool) -> None:
+    assert same_answer(Probe(b"", "Which hair style?", evaluated, value), served) is same
+
+
+@pytest.mark.parametrize("segmentation", [None, b"a map"])
+def test_a_probe_shows_what_evaluation_showed(monkeypatch: pytest.MonkeyPatch, segmentation: bytes | None) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        deploy, "ask", lambda url, model, instance: asked.append(instance) or {"answer": "a", "value": "a"}
+    )
+    endpoint = deploy.Endpoint("staging", "http://127.0.0.1:1", "m", "d", "1", 1, False)
+    deploy._prove(None, endpoint, Probe(b"face", "What?", "a", "a", segmentation))
+    expected = {} if segmentation is None else {"segmentation": {"b64": "YSBtYXA="}}
+    assert asked == [{"image": {"b64": "ZmFjZQ=="}, "question": "What?", **expected}]

@@ -29,12 +29,9 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(features, "_BATCH", 4)
 
 
-def kept(toy, folder, bf16=False, **options):
-    model, processor = toy.fresh()
-    rows = toy.corpus.pixel_row
-    return features.cached(
-        folder, model, processor.image_processor, toy.pixels, rows, device=torch.device("cpu"), bf16=bf16, **options
-    )
+def kept(toy, folder, wait=lambda: None, **options):
+    run = toy.stage_run(PLAN, **options)
+    return features.cached(folder, run, toy.model, toy.processor.image_processor, toy.dataset, wait)
 
 
 def test_training_on_kept_features_is_training_on_pictures(toy, tmp_path):
@@ -69,7 +66,8 @@ def test_another_tower_transform_or_table_has_another_name(toy):
     image = processor.image_processor
 
     def name(m=model, i=image, table="t", rows=toy.corpus.pixel_row, precision="fp32"):
-        return features.name_of(m, i, table, rows, precision)
+        run = toy.stage_run(PLAN, made_from={"conversations": table}, precision=precision)
+        return features.name_of(run, m, i, rows)
 
     changed = copy.deepcopy(model)
     with torch.no_grad():
@@ -90,7 +88,8 @@ def test_a_saved_and_loaded_tower_has_the_same_name(toy, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
     rows = toy.corpus.pixel_row
-    one, other = (features.name_of(m, processor.image_processor, "t", rows, "fp32") for m in (model, loaded))
+    run = toy.stage_run(PLAN)
+    one, other = (features.name_of(run, m, processor.image_processor, rows) for m in (model, loaded))
     assert one == other
 
 
@@ -102,7 +101,7 @@ def test_a_killed_build_goes_on_and_ranks_share_the_work(toy, tmp_path):
     (partly / blocks[1].name).write_bytes(blocks[1].read_bytes())
     built = {path.name: path.stat().st_mtime_ns for path in partly.iterdir()}
     waited = []
-    kept(toy, partly, rank=1, world=2, wait=lambda: waited.append(sorted(p.name for p in partly.iterdir())))
+    kept(toy, partly, rank=1, world_size=2, wait=lambda: waited.append(sorted(p.name for p in partly.iterdir())))
     assert waited == [[blocks[1].name, blocks[3].name]]  # its own; the others were nobody's here, so it made them too
     assert (partly / blocks[1].name).stat().st_mtime_ns == built[blocks[1].name]
     assert [p.read_bytes() for p in sorted(partly.iterdir())] == [p.read_bytes() for p in blocks]

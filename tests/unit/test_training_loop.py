@@ -11,17 +11,25 @@ import pytest
 import torch
 from torch import nn
 
+from facemllm import settings
 from facemllm.core import cost
 from facemllm.errors import UserError
 from facemllm.model.inference import Predictor, Query
-from facemllm.settings import Trainable
-from facemllm.train import loop, stages, watch
-from facemllm.train.batches import ahead
-from facemllm.train.fsdp import Dealt
-from facemllm.train.job import Job
-from facemllm.train.source import Source
-from facemllm.train.watch import Pace, Watch, memory_explained
-from tests.training_example import BRANCHES, COLORS, MODES, SIDES, Toy, assert_same_gradients, face, stage, trains
+from facemllm.train import distributed, monitor, optimizer
+from facemllm.train.dataloader import DataLoader, prefetch
+from facemllm.train.monitor import LossMonitor, ParameterMonitor, Throughput, out_of_memory_explained
+from tests.training_example import (
+    BRANCHES,
+    COLORS,
+    MODES,
+    SIDES,
+    Toy,
+    assert_same_gradients,
+    face,
+    stage,
+    stage_run,
+    trains,
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,32 +55,9 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(toy, name):
         if "num_batches" in tensor:
             assert (after[tensor] > 0) == (trains["tower"] != "frozen")
             continue
-        mode = trains[stages.module_of(tensor)]
+        mode = trains[optimizer.module_of(tensor)]
         adapted = mode == "lora" and "_proj.weight" in tensor
         assert (tensor not in untouched) == (mode == "full" or adapted), tensor
-
-
-def test_adapters_never_reach_the_tower(toy):
-    model, _ = toy.fresh()
-    stages.prepare(model, Trainable.model_validate(MODES["adapters"][0]), toy.settings.train.lora)
-    adapted = {n.split(".lora_")[0] for n, _ in model.named_parameters() if ".lora_" in n}
-    assert len(adapted) == 3 * 7  # layers x linear maps
-    assert all("language_model" in n for n in adapted)
-
-
-def test_a_bad_merge_is_noticed(toy):
-    model, _ = toy.fresh()
-    wrapper = stages.prepare(model, Trainable.model_validate(MODES["adapters"][0]), toy.settings.train.lora)
-
-    class Careless:
-        def merge_and_unload(self):
-            merged = wrapper.merge_and_unload()
-            merged.get_input_embeddings().weight.data += 0.1
-            return merged
-
-    ids = torch.tensor([[7, 8, 9]])
-    with pytest.raises(RuntimeError, match="merging the adapters changed"):
-        stages.merge(model, Careless(), (ids, torch.ones_like(ids)))
 
 
 @pytest.mark.parametrize("objective", ["caption_words", "answers"])
@@ -80,13 +65,13 @@ def test_a_resumed_run_ends_with_the_same_bytes(toy, tmp_path, objective):
     plan = stage(objective=objective, trains=MODES["align" if objective == "caption_words" else "specialize"][0])
     folders = []
 
-    def keep(step, write):
+    def save(step, checkpoint):
         folders.append(tmp_path / f"{step}")
         folders[-1].mkdir()
-        write(folders[-1])
+        checkpoint.write(folders[-1])
 
     logged = []
-    whole = toy.run(plan, keep=keep, log=lambda step, metrics: logged.append((step, metrics)))
+    whole = toy.run(plan, save=save, log=lambda step, metrics: logged.append((step, metrics)))
     assert [f.name for f in folders] == ["3", "6"]
     assert {p.suffix for p in folders[0].iterdir()} == {".safetensors", ".json"}
     seen = []
@@ -99,11 +84,20 @@ def test_a_resumed_run_ends_with_the_same_bytes(toy, tmp_path, objective):
 
 
 def test_a_resumed_run_logs_and_stops_as_the_undisturbed_one(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "_WINDOW", 5)
+    monkeypatch.setattr(monitor, "_WINDOW", 5)
     plan, logs, states = stage(steps=8), [{}, {}], []
-    toy.run(plan, keep=lambda step, draft: step == 3 and draft(tmp_path), log=logs[0].__setitem__, log_every=4)
     toy.run(
-        plan, resume=tmp_path, log_every=4, log=logs[1].__setitem__, keep=lambda _, draft: states.append(draft.state)
+        plan,
+        save=lambda step, checkpoint: step == 3 and checkpoint.write(tmp_path),
+        log=logs[0].__setitem__,
+        log_every=4,
+    )
+    toy.run(
+        plan,
+        resume=tmp_path,
+        log_every=4,
+        log=logs[1].__setitem__,
+        save=lambda _, checkpoint: states.append(checkpoint.state),
     )
     assert list(logs[0]) == list(logs[1]) == [4, 8]
     for step, metrics in logs[0].items():
@@ -118,41 +112,29 @@ def test_a_resumed_run_logs_and_stops_as_the_undisturbed_one(toy, tmp_path, monk
 
 
 def test_a_resumed_watch_stops_where_the_first_would():
-    first, resumed = (Watch("toy", 20.0, 0) for _ in range(2))
+    first, resumed = (LossMonitor("toy", 20.0) for _ in range(2))
     for step in range(60):
         first.check(step, 1.0, 1.0, list)
-    resumed.restore(json.loads(json.dumps(first.state())))
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
     stops = []
     for one in (first, resumed):
         with pytest.raises(FloatingPointError) as error:
             [one.check(step, 30.0, 1.0, list) for step in range(60, 120)]
         stops.append(str(error.value))
     assert stops[0] == stops[1]
-    fresh = Watch("toy", 20.0, 0)
-    fresh.restore(json.loads(json.dumps(Watch("toy", 20.0, 0).state())))
+    fresh = LossMonitor("toy", 20.0)
+    fresh.load_state_dict(json.loads(json.dumps(LossMonitor("toy", 20.0).state_dict())))
     fresh.check(1, 5.0, 1.0, list)
 
 
 def test_ranks_of_a_sharded_model_make_the_same_number_of_batches(toy):
     def counts(batch, world, micro, sharded=True):
         plan = stage(batch_images=batch)
-        jobs = [
-            Job(
-                "toy",
-                plan,
-                toy.settings.train.lora,
-                5,
-                "k",
-                toy.settings.model,
-                micro_images=micro,
-                rank=rank,
-                world=world,
-                sharded=sharded,
-                feature_cache=False,
-            )
-            for rank in range(world)
-        ]
-        made = [Source(j, toy.fresh()[0], toy.processor, toy.corpus, toy.faces).batches(0) for j in jobs]
+        made = []
+        for rank in range(world):
+            facts = {"rank": rank, "world_size": world, "micro_images": micro}
+            run = toy.stage_run(plan, sharding="full" if sharded else "replicate", **facts)
+            made.append(DataLoader(run, toy.model, toy.processor, toy.dataset).batches(0))
         assert sum(b.faces for batches in made for b in batches) == batch
         return [len(batches) for batches in made]
 
@@ -169,10 +151,13 @@ def test_every_rank_gathers_a_tied_weight_once(monkeypatch, rank):
     net["head"].weight = net["embed"].weight
     wanted, gathered = net["head"].weight.detach().clone(), []
     net["head"].weight.full_tensor = lambda: gathered.append(rank) or wanted
-    dealt = object.__new__(Dealt)
-    dealt._model, dealt._empty = net, (nn.ModuleDict({"embed": nn.Embedding(5, 4), "head": nn.Linear(4, 5, False)}), 0)
+    sharded = object.__new__(distributed.ShardedModel)
+    sharded._model, sharded._empty = (
+        net,
+        (nn.ModuleDict({"embed": nn.Embedding(5, 4), "head": nn.Linear(4, 5, False)}), 0),
+    )
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
-    whole, _ = dealt.whole()
+    whole, _ = sharded.gather()
     assert gathered == [rank]
     if rank == 0:
         assert whole["embed"].weight is whole["head"].weight
@@ -186,7 +171,7 @@ def test_only_statistics_that_training_moves_are_shared(monkeypatch):
     net["other"].register_buffer("rotary", torch.rand(7))
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(3).add_(0.3))
-    loop._share_buffers(net, 3)
+    distributed.average_buffers(net, 3)
     changed = {name for name, buffer in net.named_buffers() if not torch.equal(buffer, before[name])}
     assert changed == {"moved.running_mean", "moved.running_var"}
     torch.testing.assert_close(net["moved"].running_mean, before["moved.running_mean"] + 0.1)
@@ -202,7 +187,7 @@ def test_what_one_rank_sees_change_has_changed_for_all(monkeypatch):
     """Of a rank that holds no row of the only parameter."""
     net = nn.Module()
     net.language = nn.Parameter(torch.empty(0, 4))
-    changed = watch.Changed(net, "toy", stage(), world=2)
+    changed = ParameterMonitor(stage_run(stage(), settings.load(), world_size=2), net)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(1))
     changed.check_gradients()
     changed.check_changed()
@@ -215,37 +200,11 @@ def test_what_one_rank_sees_change_has_changed_for_all(monkeypatch):
 
 def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path):
     plan = stage(steps=4)
-    toy.run(plan, keep=lambda step, write: write(tmp_path))
+    toy.run(plan, save=lambda step, checkpoint: checkpoint.write(tmp_path))
     state = json.loads((tmp_path / "training.json").read_text())
     (tmp_path / "training.json").write_text(json.dumps(state | {"key": "other"}))
     with pytest.raises(Exception, match="other settings or data"):
         toy.run(plan, resume=tmp_path)
-
-
-def test_schedules():
-    cosine = stage(schedule="cosine", steps=100, warmup=0.1, decay=0.9)
-    rates = [stages.rate(cosine, step) for step in range(101)]
-    assert rates[0] == pytest.approx(1 / 11)
-    assert rates[10] == 1.0
-    assert rates[55] == pytest.approx(stages.FLOOR + (1 - stages.FLOOR) / 2)
-    assert rates[100] == pytest.approx(stages.FLOOR)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    stable = stage(schedule="warmup_stable_decay", steps=100, warmup=0.0, decay=0.4)
-    rates = [stages.rate(stable, step) for step in range(101)]
-    assert rates[:61] == [1.0] * 61
-    assert rates[80] == pytest.approx(stages.FLOOR + (1 - stages.FLOOR) / 2)
-    assert stages.rate(stage(warmup=0.0, decay=0.0), 7) == 1.0
-
-
-def test_the_tower_has_a_rate_of_its_own_and_norms_no_decay(toy):
-    model, _ = toy.fresh()
-    groups = stages.parameter_groups(model, stage(rates={"tower": 0.2}))
-    names = {id(p): n for n, p in model.named_parameters()}
-    held = {(g["factor"], g["weight_decay"]): {names[id(p)] for p in g["params"]} for g in groups}
-    assert sum(map(len, held.values())) == len(names)
-    assert all("vision_tower" in n for key, group in held.items() if key[0] == 0.2 for n in group)
-    undecayed = {n for key, group in held.items() if key[1] == 0 for n in group}
-    assert undecayed == {n for n, p in model.named_parameters() if p.ndim < 2 or "embed_tokens" in n}
 
 
 def test_it_learns_and_answers_new_faces(toy):
@@ -272,7 +231,11 @@ def test_it_learns_and_answers_new_faces(toy):
 def test_the_branches_learn_and_tell_every_term(full_toy):
     logs = []
     plan = stage(
-        steps=30, batch_images=8, rates={}, learning_rate=2e-3, trains=trains(**dict.fromkeys(stages.MODULES, "full"))
+        steps=30,
+        batch_images=8,
+        rates={},
+        learning_rate=2e-3,
+        trains=trains(**dict.fromkeys(optimizer.MODULES, "full")),
     )
     model = full_toy.run(plan, log=lambda _, metrics: logs.append(metrics), row_tokens=200).model
     for name in ("loss", "loss/answers", "loss/characteristics"):
@@ -302,11 +265,12 @@ def test_logs_tell_losses_by_task_speeds_and_what_is_left(toy):
 def test_speeds_are_smoothed_and_a_known_peak_gives_the_share_used(monkeypatch):
     monkeypatch.setattr(cost, "peak_flops", lambda device, precision: 1e6)
     clock = iter([0.0, 1.0, 2.0])
-    monkeypatch.setattr("facemllm.train.watch.time.perf_counter", lambda: next(clock))
-    pace = Pace(100, 0, "cpu", "bf16", world=2, flops_per_token=500.0)
-    first = pace.measure(10, {"tokens": 1000})
+    monkeypatch.setattr("facemllm.train.monitor.time.perf_counter", lambda: next(clock))
+    run = stage_run(stage(steps=100), settings.load(), world_size=2, precision="bf16")
+    throughput = Throughput(run, 0, flops_per_token=500.0)
+    first = throughput.measure(10, {"tokens": 1000})
     assert (first["tokens_per_second"], first["mfu"], first["seconds_left"]) == (1000, 0.25, 9)
-    second = pace.measure(30, {"tokens": 2000})
+    second = throughput.measure(30, {"tokens": 2000})
     assert second["tokens_per_second"] == pytest.approx(1300)
     assert second["seconds_left"] == pytest.approx(70 / 13)
 
@@ -338,14 +302,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint(toy):
 
 
 def test_a_loss_that_rises_and_stays_stops_the_stage():
-    watch = Watch("toy", 20.0, 0)
+    watch = LossMonitor("toy", 20.0)
     for step in range(100):
         watch.check(step, 1.0 if step % 10 else 900.0, 1.0, list)  # single peaks are nothing
     watch.checkpoint = 80
     stop = r"risen from 1 to 30 by step \d+ \(images a; last checkpoint: step 80\)"
     with pytest.raises(FloatingPointError, match=stop):
         [watch.check(step, 30.0, 1.0, lambda: ["a"]) for step in range(100, 150)]
-    patient = Watch("toy", 0.0, 0)
+    patient = LossMonitor("toy", 0.0)
     for step in range(200):
         patient.check(step, 1.0 + step**3, 1.0, list)
 
@@ -375,22 +339,22 @@ def test_a_stage_that_changes_nothing_is_an_error(toy):
 )
 def test_a_lack_of_memory_is_one_line_with_what_to_lower(error):
     said = r"stage toy ran out of memory: set train.micro_images .*recompute"
-    with pytest.raises(UserError, match=said), memory_explained("toy"):
+    with pytest.raises(UserError, match=said), out_of_memory_explained("toy"):
         raise error
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
-    with pytest.raises(RuntimeError, match="shapes differ"), memory_explained("toy"):
+    with pytest.raises(RuntimeError, match="shapes differ"), out_of_memory_explained("toy"):
         raise RuntimeError("shapes differ")
 
 
 def test_recomputed_activations_give_the_same_gradients(toy):
     plan = stage(trains=trains(projector="full", language="lora"))
     model, _ = toy.fresh()
-    stages.prepare(model, plan.trains, toy.settings.train.lora)
-    stages.set_modes(model, plan.trains)
+    optimizer.set_trainable(model, plan.trains, toy.settings.train.lora)
+    optimizer.set_modes(model, plan.trains)
     one, gradients = toy.gradients(model, plan, toy.batches(plan))
-    with stages.economies(model, plan.trains, recompute=True, compiled=False):
+    with optimizer.memory_savings(model, plan.trains, recompute=True, compiled=False):
         assert model.model.language_model.is_gradient_checkpointing
         other, again = toy.gradients(model, plan, toy.batches(plan))
     assert not model.model.language_model.is_gradient_checkpointing
@@ -415,9 +379,9 @@ def test_batches_are_made_ahead_in_order_and_errors_arrive():
             raise ValueError("step 4")
         return [step]
 
-    steps = ahead(make, 2, 9)
+    steps = prefetch(make, 2, 9)
     assert [next(steps), next(steps)] == [[2], [3]]
     with pytest.raises(ValueError, match="step 4"):
         next(steps)
     assert made == {2: 1, 3: 1, 4: 1}
-    assert list(ahead(make, 5, 5)) == []
+    assert list(prefetch(make, 5, 5)) == []

@@ -10,10 +10,10 @@ from facemllm.errors import UserError
 from facemllm.model.forward import image_tokens
 from facemllm.model.pixels import normalise
 from facemllm.model.segmentation import NO_MAP
-from facemllm.train import augment, objectives
-from facemllm.train.objectives import token_losses
-from facemllm.train.packing import PADDING, PREFIX, Planner, fitted, pack, tightest
-from facemllm.train.rows import row_mask, row_states
+from facemllm.train import augment
+from facemllm.train import loss as loss_module
+from facemllm.train.loss import token_losses
+from facemllm.train.packing import PADDING, PREFIX, fitted, pack, row_mask, row_states, tightest
 from tests.training_example import BRANCHES, Toy, assert_same_gradients, stage, trains
 
 FROZEN = trains(projector="full", embeddings="full", language="full")
@@ -35,26 +35,26 @@ def packed(toy, turns, mirrored=None, **options):
 
 
 def test_a_plan_depends_on_the_step_alone(toy):
-    plans = [toy.planner(stage()) for _ in range(2)]
+    samplers = [toy.sampler(stage()) for _ in range(2)]
     for step in (7, 0, 3):
-        one, other = plans[0].plan(step), plans[1].plan(step)
+        one, other = samplers[0].plan(step), samplers[1].plan(step)
         assert one.rows.tolist() == other.rows.tolist()
         assert [t.tolist() for t in one.turns] == [t.tolist() for t in other.turns]
         assert (one.changes.mirror == other.changes.mirror).all()
         assert (one.withheld == other.withheld).all()
-    epoch = [row for step in range(16) for row in plans[0].plan(step).rows.tolist()]
+    epoch = [row for step in range(16) for row in samplers[0].plan(step).rows.tolist()]
     assert sorted(epoch[:32]) == list(range(32))
     assert epoch[:32] != epoch[32:64]
-    assert plans[0].plan(0).rows.tolist() != Planner(toy.corpus, stage(), "other", 5, 32).plan(0).rows.tolist()
+    assert samplers[0].plan(0).rows.tolist() != toy.sampler(stage(), name="other").plan(0).rows.tolist()
 
 
 def test_turns_are_drawn_by_weight_without_repeats(toy):
-    planner = toy.planner(stage(tasks={"attributes": 4.0, "head_pose": 1.0}, turns_per_image=1))
-    drawn = np.concatenate([t for step in range(200) for t in planner.plan(step).turns])
+    sampler = toy.sampler(stage(tasks={"attributes": 4.0, "head_pose": 1.0}, turns_per_image=1))
+    drawn = np.concatenate([t for step in range(200) for t in sampler.plan(step).turns])
     names = np.array(toy.corpus.tasks)[toy.corpus.task[drawn]]
     assert set(names) == {"attributes", "head_pose"}
     assert abs((names == "attributes").mean() - 8 / 9) < 0.03  # two attribute turns of weight 4 against one of 1
-    full = toy.planner(stage(turns_per_image=9)).plan(0)
+    full = toy.sampler(stage(turns_per_image=9)).plan(0)
     assert all(sorted(t.tolist()) == list(range(t.min(), t.min() + 4)) for t in full.turns)
 
 
@@ -67,7 +67,7 @@ def followed(toy):
 
 def test_a_turn_that_follows_stays_with_the_turn_before(toy):
     corpus = followed(toy)
-    plan = Planner(corpus, stage(tasks={"attributes": 1.0}, turns_per_image=1), "toy", 5, 32).plan(0)
+    plan = toy.sampler(stage(tasks={"attributes": 1.0}, turns_per_image=1), corpus).plan(0)
     assert all(len(t) == 2 and t[1] == t[0] + 1 for t in plan.turns)
     rows = pack(corpus, plan.turns, np.zeros(6, bool), toy.frame.prefix_ids, toy.frame.image_token_id)
     own = rows.face[0] != PADDING
@@ -81,8 +81,8 @@ def test_what_follows_is_left_out_from_the_first_turn_of_another_task_on(toy):
     corpus = type(toy.corpus)(**{**vars(toy.corpus), "follows": follows})
     drawn = {}
     for tasks in (("caption", "attributes"), ("caption", "head_pose"), tuple(toy.corpus.tasks)):
-        planner = Planner(corpus, stage(tasks=dict.fromkeys(tasks, 1.0)), "toy", 5, 32)
-        turns = planner.plan(0).turns
+        sampler = toy.sampler(stage(tasks=dict.fromkeys(tasks, 1.0)), corpus)
+        turns = sampler.plan(0).turns
         drawn[tasks] = {len(t) for t in turns}
         asked = np.isin(np.array(corpus.tasks)[corpus.task], tasks)
         needed = corpus.chain_tokens(asked)
@@ -96,7 +96,7 @@ def test_answer_tokens_are_counted_of_what_a_mirrored_face_is_asked(toy):
     answer[:, 1] = int(lengths.argmax())
     assert lengths[answer[:, 1]].sum() > lengths[answer[:, 0]].sum()
     corpus = type(toy.corpus)(**{**vars(toy.corpus), "answer": answer})
-    plan = Planner(corpus, stage(), "toy", 5, 32).plan(0)
+    plan = toy.sampler(stage(), corpus).plan(0)
     assert plan.changes.mirror.any()
     rows = pack(corpus, plan.turns, plan.changes.mirror, toy.frame.prefix_ids, toy.frame.image_token_id)
     assert plan.labels == len(rows.target)
@@ -104,7 +104,7 @@ def test_answer_tokens_are_counted_of_what_a_mirrored_face_is_asked(toy):
 
 def test_a_task_that_the_table_lacks_is_named_with_those_it_has(toy):
     with pytest.raises(UserError, match=r"no conversation has a question of smell; the table has attributes, caption"):
-        toy.planner(stage(tasks={"smell": 1.0}))
+        toy.sampler(stage(tasks={"smell": 1.0}))
 
 
 def test_a_question_too_long_for_the_model_is_left_out_and_told(toy):
@@ -113,12 +113,12 @@ def test_a_question_too_long_for_the_model_is_left_out_and_told(toy):
     captions = np.array(toy.corpus.tasks)[toy.corpus.task] == "caption"
     limit = int(tokens[captions].min()) - 1
     assert tokens[~captions].max() <= limit
-    planner = toy.planner(stage(turns_per_image=9), prefix=prefix, limit=limit)
-    assert len(planner.left_out) == len(toy.corpus)
-    assert planner.left_out[0] == ("i0", int(tokens[0]))
-    assert not any(captions[t].any() for step in range(8) for t in planner.plan(step).turns)
+    sampler = toy.sampler(stage(turns_per_image=9), prefix=prefix, limit=limit)
+    assert len(sampler.left_out) == len(toy.corpus)
+    assert sampler.left_out[0] == ("i0", int(tokens[0]))
+    assert not any(captions[t].any() for step in range(8) for t in sampler.plan(step).turns)
     with pytest.raises(UserError, match=rf"every question is longer than the {prefix} tokens .* for image i0"):
-        toy.planner(stage(), prefix=prefix, limit=prefix)
+        toy.sampler(stage(), prefix=prefix, limit=prefix)
 
 
 def test_what_follows_counts_towards_the_length(toy):
@@ -237,7 +237,7 @@ def test_micro_batches_of_like_length_need_less_padding(toy):
 def test_cross_entropy_in_parts_is_that_of_the_whole(toy, monkeypatch):
     model, plan = toy.fresh()[0].eval(), stage()
     one, gradients = toy.gradients(model, plan, toy.batches(plan))
-    monkeypatch.setattr(objectives, "LOGITS_BYTES", 4 * 5 * model.get_output_embeddings().weight.shape[0])
+    monkeypatch.setattr(loss_module, "LOGITS_BYTES", 4 * 5 * model.get_output_embeddings().weight.shape[0])
     other, parts = toy.gradients(model, plan, toy.batches(plan))
     torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-6)
     assert_same_gradients(gradients, parts)
@@ -256,10 +256,10 @@ def test_maps_move_with_the_face(full_toy):
 
 def test_withheld_maps_are_none(full_toy):
     plan = stage(batch_images=24)
-    chosen = full_toy.planner(plan).plan(0)
+    chosen = full_toy.sampler(plan).plan(0)
     [batch] = full_toy.batches(plan)
     none = (batch.maps_BSS == NO_MAP).flatten(1).all(1).numpy()
-    absent = (full_toy.faces.maps[full_toy.corpus.pixel_row[chosen.rows]] == NO_MAP).all((1, 2))
+    absent = (full_toy.dataset.maps[full_toy.corpus.pixel_row[chosen.rows]] == NO_MAP).all((1, 2))
     assert (none == (chosen.withheld | absent)).all()
     assert chosen.withheld.any()
     assert not chosen.withheld.all()

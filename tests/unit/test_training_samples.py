@@ -13,8 +13,7 @@ from facemllm.model.tiny import build_tiny
 from facemllm.report import figures
 from facemllm.tables import CONVERSATIONS, open_table
 from facemllm.train import step
-from facemllm.train.audited import audited_relations
-from facemllm.train.samples import FACES, fixed_faces, sample_answers
+from facemllm.train.samples import FACES, audited_relations, fixed_faces, sample_answers
 
 
 @pytest.fixture

@@ -75,6 +75,7 @@ def rotation_degrees(rotation: Floats) -> dict[str, float]:
 
 def _sequence(folder: Path, root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     camera = _camera(folder / "rgb.cal") if options["crop"] == "head" else None
+    person, split = TWICE.get(folder.name, folder.name), "test" if options["protocol"] == "test" else None
     pictures: dict[str, str] = {}
     poses: dict[str, str] = {}
     for name in files(folder):
@@ -86,14 +87,8 @@ def _sequence(folder: Path, root: Path, options: Mapping[str, str]) -> Iterator[
         if stem not in poses:
             yield Refused(file, 0, f"no label row ({stem}_pose.txt)")
             continue
-        yield Face(
-            file=file,
-            source_id=f"{folder.name}/{stem}",
-            image=picture,
-            subject=TWICE.get(folder.name, folder.name),
-            split="test" if options["protocol"] == "test" else None,
-            more=partial(_pose, folder / poses[stem], root, camera),
-        )
+        more = partial(_pose, folder / poses[stem], root, camera)
+        yield Face(source_id=f"{folder.name}/{stem}", image=picture, subject=person, split=split, more=more)
 
 
 def _pose(path: Path, root: Path, camera: tuple[Floats, Floats, Floats] | None) -> dict[str, Any]:

@@ -92,15 +92,9 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         except Refuse as error:
             yield Refused(main.name, line, str(error))
             continue
-        yield Face(
-            row=line,
-            source_id=path.stem,
-            image=path,
-            subject=given.get("subject"),
-            split=given["split"],
-            crop=given.get("box"),
-            labels=columns | {key: given[key] for key in ("landmarks", "box") if key in given},
-        )
+        columns |= {key: given[key] for key in ("landmarks", "box") if key in given}
+        known = {"subject": given.get("subject"), "split": given["split"], "crop": given.get("box")}
+        yield Face(row=line, source_id=path.stem, image=path, labels=columns, **known)
     for key, other in others.items():
         for left in other.rest():
             if isinstance(left, Refused):

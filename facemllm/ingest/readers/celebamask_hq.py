@@ -93,15 +93,8 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             yield Refused(main.name, line, str(error))
             continue
         subject, own = known.get(path.stem, (None, None))
-        yield Face(
-            row=line,
-            source_id=path.stem,
-            image=path,
-            subject=subject,
-            split=own,
-            labels=found,
-            more=partial(_segmentation, root, int(path.stem)),
-        )
+        more = partial(_segmentation, root, int(path.stem))
+        yield Face(row=line, source_id=path.stem, image=path, subject=subject, split=own, labels=found, more=more)
     yield from (row for row in (poses.rest() if poses else ()) if isinstance(row, Refused))
     yield from unlabelled_pictures(root, place, labelled)
 

@@ -45,23 +45,24 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     for part, split in (("train", "train"), ("val", "test")):
         path = labels.existing(root, f"fairface_label_{part}.csv")
         named: set[str] = set()
-
-        def face(number: int, values: Mapping[str, str], folder: Path, split: str, named: set[str]) -> Face | None:
-            picture = labels.inside(pictures, values["file"])
-            if picture.parent != folder:
-                raise Refuse(f"file is {values['file']!r}, not {folder.name}/<number>.jpg")
-            named.add(picture.name)
-            facts = _facts(values)
-            if options["rows"] == "service_test" and not _in_service_test(values["service_test"]):
-                return None
-            return Face(source_id=f"{folder.name}/{picture.stem}", image=picture, split=split, labels=facts)
-
-        made = partial(face, folder=pictures / part, split=split, named=named)
-        yield from faces(labels.table(path, root, "file", columns), path.name, made)
+        face = partial(_face, folder=pictures / part, split=split, rows=options["rows"], named=named)
+        yield from faces(labels.table(path, root, "file", columns), path.name, face)
         yield from unlabelled(labels.existing(pictures, part), root, named, path.name)
 
 
 READERS = {"fairface": Reader(read, {"margin": ("025", "125"), "rows": ("all", "service_test")}, ("train", "test"))}
+
+
+def _face(number: int, values: Mapping[str, str], folder: Path, split: str, rows: str, named: set[str]) -> Face | None:
+    """The face of a row, whose picture joins those that are `named`; None outside the chosen rows. Raises Refuse."""
+    picture = labels.inside(folder.parent, values["file"])
+    if picture.parent != folder:
+        raise Refuse(f"file is {values['file']!r}, not {folder.name}/<number>.jpg")
+    named.add(picture.name)
+    facts = _facts(values)
+    if rows == "service_test" and not _in_service_test(values["service_test"]):
+        return None
+    return Face(source_id=f"{folder.name}/{picture.stem}", image=picture, split=split, labels=facts)
 
 
 def _facts(values: Mapping[str, str]) -> dict[str, str]:

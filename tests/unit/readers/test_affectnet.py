@@ -115,7 +115,7 @@ def test_a_list_without_header_is_read_in_the_known_order(tmp_path, take, pictur
     listed = "Automatically_Annotated_file_lists/automatically_annotated.csv"
     assert found.refused == [
         Refused(listed, 2, "1/a.jpg has a row already"),
-        Refused(listed, 3, "3 fields where the first line has 9"),
+        Refused(listed, 3, "3 fields where the header has 9"),
     ]
 
 

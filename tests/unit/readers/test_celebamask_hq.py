@@ -133,8 +133,8 @@ def test_masks_are_painted_in_the_published_order(tree, take):
         ("size", "mask 02000_hat.png is 16x32, others 32x32"),
         ("text", "mask 02000_skin.png: not a JPEG, PNG, WEBP, BMP picture, whatever its name says"),
         ("cut", "mask 02000_skin.png: damaged: image file is truncated"),
-        ("link", "mask 02000_skin.png is no plain file of the dataset, or too large"),
-        ("folder", "mask 02000_skin.png is no plain file of the dataset, or too large"),
+        ("link", "mask 02000_skin.png: a link leads out of the dataset's folder"),
+        ("folder", "mask 02000_skin.png cannot be read: "),
     ],
 )
 def test_a_picture_without_sound_masks_is_refused(tree, take, damage, reason):

@@ -1,25 +1,31 @@
-"""A model dealt out among the ranks (FSDP2): each has a share of the rows of every parameter, gradient and moment.
+"""Several ranks: a model sharded among them (FSDP2), and what they tell one another over torch.distributed.
 
-Blocks of the language model and of the tower are gathered one by one as the pass reaches them; what is left (word
-embeddings, projector, branches) for the whole step. A frozen tower has neither gradients nor moments and stays whole.
+Of a sharded model each rank has a share of the rows of every parameter, gradient and moment. Blocks of the language
+model and of the tower are gathered one by one as the pass reaches them; what is left (word embeddings, projector,
+branches) for the whole step. A frozen tower has neither gradients nor moments and stays whole.
 Under bf16 the language model's blocks travel as bf16 and gradients are summed in fp32.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from facemllm.core import cost
 from facemllm.train.loss import Value
 
 
-class Dealt:
-    """A model that is dealt out in place, with the peft wrapper around it if there is one.
+class ShardedModel:
+    """A model that is sharded in place, with the peft wrapper around it if there is one.
 
     Make it before the optimiser and before anything holds parameters: those are replaced.
     """
@@ -55,7 +61,7 @@ class Dealt:
                 module.set_force_sum_reduction_for_comms(True)
                 module.set_reduce_scatter_unused_params(True, recurse=False)
 
-    def around(self, loss: Callable[[Any], Value]) -> Callable[[Any], Value]:
+    def wrap_loss(self, loss: Callable[[Any], Value]) -> Callable[[Any], Value]:
         """The loss of a batch, with the parameters it needs gathered while it is computed."""
         self._root.loss = loss
 
@@ -65,7 +71,7 @@ class Dealt:
         return value
 
     @torch.no_grad()
-    def whole(self) -> tuple[Any, Any | None]:
+    def gather(self) -> tuple[Any, Any | None]:
         """Model and wrapper with all weights, in the memory of rank 0; on the others they stay without.
 
         All ranks must call it.
@@ -133,3 +139,72 @@ def _without_weights(model: nn.Module, wrapper: Any | None) -> tuple[Any, Any | 
 
 def _number(norm: Any) -> float:
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def broadcast(value: Any, world_size: int) -> Any:
+    """What rank 0 has, on every rank."""
+    box = [value]
+    if world_size > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextmanager
+def patient_barrier(world_size: int) -> Iterator[Callable[[], None]]:
+    """A way to wait for all ranks, for days if it must be: decoding takes one machine longer than another, and a
+    collective of training gives up after minutes. A rank that dies ends the wait."""
+    if world_size == 1:
+        yield lambda: None
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+    yield lambda: dist.barrier(group)
+    dist.destroy_process_group(group)
+
+
+def any_rank(flags: list[bool], world_size: int, device: torch.device) -> list[bool]:
+    """Which of these hold on at least one rank."""
+    if world_size == 1:
+        return flags
+    counts = torch.tensor(flags, dtype=torch.float32, device=device)
+    dist.all_reduce(counts)
+    return [count > 0 for count in counts.tolist()]
+
+
+def reduce_gradients(parameters: Sequence[Tensor], report: Tensor, world_size: int) -> Tensor:
+    """Sum gradients and reports over the ranks, in one message; returns the global report."""
+    if world_size == 1:
+        return report
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([report, *(gradient.flatten().float() for gradient in gradients)])
+    dist.all_reduce(flat)
+    offset = len(report)
+    for parameter in parameters:
+        piece = flat[offset : offset + parameter.numel()].view_as(parameter)
+        parameter.grad = piece.to(parameter.dtype)
+        offset += parameter.numel()
+    return flat[: len(report)]
+
+
+def reduce_energy(spent: cost.Spent, world_size: int, device: torch.device) -> cost.Spent:
+    """Energy of all ranks together, unknown if one rank's is; each keeps its own seconds."""
+    if world_size == 1:
+        return spent
+    joules = torch.tensor([math.nan if spent[n] is None else spent[n] for n in (cost.CPU, cost.GPU)], device=device)
+    dist.all_reduce(joules)
+    cpu, gpu = (None if math.isnan(value) else value for value in joules.tolist())
+    return {**spent, cost.CPU: cpu, cost.GPU: gpu}
+
+
+def average_buffers(model: Any, world_size: int) -> None:
+    """Average the normalisation statistics that training moves over the ranks, where they are about to be written.
+
+    A sum divided by the ranks is not what all of them had: nothing else is touched.
+    """
+    if world_size == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, _NormBase) and module.training:
+            for statistic in (module.running_mean, module.running_var):
+                if statistic is not None:
+                    dist.all_reduce(statistic)
+                    statistic /= world_size

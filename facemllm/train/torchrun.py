@@ -1,7 +1,7 @@
 """Training of one stage without Ray: in this process, or by torchrun in several.
 
-    python -m facemllm.train.alone align TABLE OUT
-    torchrun --nproc-per-node 2 -m facemllm.train.alone instruct TABLE OUT --base ALIGNED --profile paper-7b
+    python -m facemllm.train.torchrun align TABLE OUT
+    torchrun --nproc-per-node 2 -m facemllm.train.torchrun instruct TABLE OUT --base ALIGNED --profile paper-7b
 
 TABLE, OUT and ALIGNED are folders: a conversations table, the model to write, and the model of the stage before. Killed
 at any moment, the same command goes on from the last checkpoint in --work. The model is that of Ray with as many
@@ -17,20 +17,19 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from facemllm.core.files import locked, publish
 from facemllm.core.machine import die_with_parent
 from facemllm.errors import TOLD, UserError, told
 from facemllm.settings import Settings, load
 from facemllm.tables import open_table
-from facemllm.train.order import Order, TrainResult, finish, place_order, write_lineage
+from facemllm.train.stage import StageRun, TrainResult, clean_up, prepare_run, write_lineage
 from facemllm.version import ledger
 
 
-def train_alone(
+def train(
     stage: str, settings: Settings, conversations: Path, base: Path | None, out: Path, work: Path
 ) -> TrainResult | None:
     """Train this process's part of a stage, as torchrun's environment names it; rank 0's result, None on the others.
@@ -41,9 +40,9 @@ def train_alone(
     import torch
     import torch.distributed as dist
 
-    from facemllm.train.rank import Place, train_rank
+    from facemllm.train.worker import train_worker
 
-    rank, world, local_rank, local_world = (
+    rank, world_size, local_rank, local_world_size = (
         int(os.environ.get(name, default))
         for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
     )
@@ -58,41 +57,48 @@ def train_alone(
             stack.enter_context(
                 locked(work / ".lock", f"another training uses {work}; wait for it or give another --work")
             )
-        if world > 1:
+        if world_size > 1:
             dist.init_process_group("nccl" if settings.train.use_gpu else "gloo")
             stack.callback(_leave)
         made = work / "model"  # it appears as `out` with its lineage in it
 
-        def place() -> Order:
+        def prepare() -> StageRun:
             shutil.rmtree(made, ignore_errors=True)
-            return place_order(stage, settings, conversations, base, made, work, work / "cache")
+            return prepare_run(stage, settings, conversations, base, made, work, work / "cache")
 
-        order = _placed(place, rank) if world > 1 else place()
-        result = train_rank(order, Place(rank, world, local_rank, local_world))
+        run = replace(
+            prepare_on_first(prepare, rank, world_size),
+            rank=rank,
+            world_size=world_size,
+            local_rank=local_rank,
+            local_world_size=local_world_size,
+        )
+        result = train_worker(run)
         if result is not None:
-            inputs = {"conversations": order.made_from["conversations"]}
-            inputs |= {"model": order.made_from["base"]} if base is not None else {}
+            inputs = {"conversations": run.made_from["conversations"]}
+            inputs |= {"model": run.made_from["base"]} if base is not None else {}
             write_lineage(made, stage, settings, inputs, sources, base)
             publish(made, out)
-            finish(order)
+            clean_up(run)
         return result
 
 
-def _placed(place: Callable[[], Order], rank: int) -> Order:
-    """The order as rank 0 places it, on every rank: a base of many gigabytes is read once. Raises what `place` does."""
-    import torch.distributed as dist
+def prepare_on_first(prepare: Callable[[], StageRun], rank: int, world_size: int) -> StageRun:
+    """The run as rank 0 prepares it, on every rank: a base of many gigabytes is read once. Raises what `prepare` does,
+    on every rank."""
+    from facemllm.train.distributed import broadcast
 
-    box: list[Any] = [None]
+    found: StageRun | UserError | None = None
     if rank == 0:
         try:
-            box[0] = place()
+            found = prepare()
         except UserError as error:
-            box[0] = error
-    dist.broadcast_object_list(box, src=0)
-    if isinstance(box[0], UserError):
-        raise box[0]
-    order: Order = box[0]
-    return order
+            found = error
+    found = broadcast(found, world_size)
+    if isinstance(found, StageRun):
+        return found
+    assert found is not None
+    raise found
 
 
 def _leave() -> None:
@@ -103,9 +109,9 @@ def _leave() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `python -m facemllm.train.alone`; the result as JSON on standard output."""
-    parser = argparse.ArgumentParser(prog="facemllm.train.alone", description="Train one stage without Ray.")
-    parser.add_argument("stage", help="align, instruct or specialize")
+    """Entry point of `python -m facemllm.train.torchrun`; the result as JSON on standard output."""
+    parser = argparse.ArgumentParser(prog="facemllm.train.torchrun", description="Train one stage without Ray.")
+    parser.add_argument("stage", help="name of a stage of train.stages, such as align")
     parser.add_argument("conversations", type=Path, help="folder of a conversations table")
     parser.add_argument("out", type=Path, help="folder of the model, which must not exist")
     parser.add_argument("--base", type=Path, help="folder of the model of the stage before")
@@ -118,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         die_with_parent()
     try:
         settings = load(given.profile, given.overrides)
-        result = train_alone(given.stage, settings, given.conversations, given.base, given.out, work)
+        result = train(given.stage, settings, given.conversations, given.base, given.out, work)
     except (*TOLD, FloatingPointError) as error:
         print(f"error: {told(error)}", file=sys.stderr)
         return 1

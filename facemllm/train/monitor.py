@@ -1,7 +1,8 @@
 """What a user is told of a running stage, and when it must stop.
 
 Speeds are smoothed over logs (exponential moving average), so that a remaining time does not jump. A stage stops when
-its loss is not finite, when it has diverged, when a module it declares gets no gradient, or when nothing has changed.
+its loss is not finite, when it has diverged, when a branch finds nothing to learn from, when a module it declares gets
+no gradient, or when nothing has changed.
 """
 
 from __future__ import annotations
@@ -16,28 +17,33 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemllm.core import cost
 from facemllm.errors import UserError
+from facemllm.knowledge.graph import UNKNOWN
+from facemllm.model.segmentation import NO_MAP
 from facemllm.settings import Stage
 from facemllm.train.checkpoint import local_part
-from facemllm.train.fsdp import total_norm
-from facemllm.train.stages import module_of
+from facemllm.train.data import FaceDataset
+from facemllm.train.distributed import any_rank, total_norm
+from facemllm.train.optimizer import module_of
+from facemllm.train.stage import StageRun
 
 _SMOOTHING = 0.3
 _WINDOW = 50
 _NAMED = 3
+FEW = 0.01
+"""A smaller share of faces with a map is reported."""
 
 
-class Pace:
-    """Smoothed speeds of a stage of `steps` steps, from counts of what has been done."""
+class Throughput:
+    """Smoothed speeds of a stage that goes on from step `done`, from counts of what has been done."""
 
-    def __init__(self, steps: int, done: int, device: str, precision: str, world: int, flops_per_token: float) -> None:
-        self.steps, self.device, self.flops_per_token = steps, device, flops_per_token
-        peak = cost.peak_flops(device, precision)
-        self.peak = None if peak is None else peak * world
+    def __init__(self, run: StageRun, done: int, flops_per_token: float) -> None:
+        self.steps, self.device, self.flops_per_token = run.stage.steps, run.device, flops_per_token
+        peak = cost.peak_flops(run.device, run.precision)
+        self.peak = None if peak is None else peak * run.world_size
         self._mark, self.done = time.perf_counter(), done
         self._speeds: dict[str, float] = {}
 
@@ -58,24 +64,24 @@ class Pace:
         return metrics
 
 
-class Watch:
+class LossMonitor:
     """Stops a stage whose loss is not finite, or has been `divergence` times its best level for some 50 steps.
 
     A level is the median of 50 losses; `divergence` 0 lets a stage diverge. Errors name the step, some of the images of
     its batch and the last checkpoint.
     """
 
-    def __init__(self, name: str, divergence: float, checkpoint: int) -> None:
-        self.name, self.divergence, self.checkpoint = name, divergence, checkpoint
+    def __init__(self, name: str, divergence: float) -> None:
+        self.name, self.divergence, self.checkpoint = name, divergence, 0
         self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._best = math.inf
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold for a resumed stage to stop where this one would: plain JSON."""
         return {"recent": list(self._recent), "best": self._best if math.isfinite(self._best) else None}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from another's `state()`, or from nothing."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from another's `state_dict()`, or from nothing."""
         self._recent.extend(state.get("recent", ()))
         best = state.get("best")
         self._best = math.inf if best is None else best
@@ -106,23 +112,24 @@ class Watch:
         return f" (images {', '.join(images[:_NAMED])}{more}; {last})"
 
 
-class Changed:
-    """Tells whether training changes what it should: bits of the trained parameters, before and after.
+class ParameterMonitor:
+    """Sees to it that training changes what it should: bits of the trained parameters, before and after.
 
-    All of `world` ranks must check: where the model is sharded, each sees its own rows, and all come to one answer.
+    All ranks must check: where the model is sharded, each sees its own rows, and all come to one answer.
     """
 
-    def __init__(self, model: nn.Module, name: str, stage: Stage, world: int = 1) -> None:
-        """Raises UserError when the model has no parameter that `stage` trains."""
-        self.name, self.stage, self.world = name, stage, world
+    def __init__(self, run: StageRun, model: nn.Module) -> None:
+        """Raises UserError when the model has no parameter that the stage trains."""
+        self.name, self.objective, self.world_size = run.name, run.stage.objective, run.world_size
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.modules: dict[str, list[nn.Parameter]] = {}
         for key, parameter in self.trained.items():
             self.modules.setdefault(module_of(key), []).append(parameter)
         if not self.trained:
-            wanted = [module for module, mode in stage.trains.model_dump().items() if mode != "frozen"]
+            wanted = [module for module, mode in run.stage.trains.model_dump().items() if mode != "frozen"]
             raise UserError(
-                f"stage {name} trains nothing: this model has no {', '.join(wanted)}; change train.stages.{name}.trains"
+                f"stage {self.name} trains nothing: this model has no {', '.join(wanted)}; "
+                f"change train.stages.{self.name}.trains"
             )
         self._before = self._bits()
 
@@ -133,17 +140,17 @@ class Changed:
 
     def check_gradients(self) -> None:
         """Raise UserError if the loss does not reach a module that the stage declares: it would stay as it is."""
-        reached = self._on_any([any(p.grad is not None for p in parameters) for parameters in self.modules.values()])
+        reached = self._any_rank([any(p.grad is not None for p in parameters) for parameters in self.modules.values()])
         idle = [module for module, there in zip(self.modules, reached, strict=True) if not there]
         if idle:
             raise UserError(
-                f"stage {self.name}: objective {self.stage.objective} does not reach the {', '.join(idle)}; set "
+                f"stage {self.name}: objective {self.objective} does not reach the {', '.join(idle)}; set "
                 f"{', '.join(f'train.stages.{self.name}.trains.{m}=frozen' for m in idle)}"
             )
 
     def check_changed(self) -> None:
         """Raise UserError if not a bit of the trained parameters has changed."""
-        if not any(self._on_any([self._bits() != self._before])):
+        if not any(self._any_rank([self._bits() != self._before])):
             raise UserError(
                 f"stage {self.name} changed no parameter: its steps are too small for the weights' precision; raise "
                 f"train.stages.{self.name}.learning_rate"
@@ -152,13 +159,9 @@ class Changed:
     def _bits(self) -> list[int]:
         return [_hash(local_part(parameter.detach())) for parameter in self.trained.values()]
 
-    def _on_any(self, here: list[bool]) -> list[bool]:
-        """Which of these hold on at least one rank."""
-        if self.world == 1:
-            return here
-        counts = torch.tensor(here, dtype=torch.float32, device=local_part(next(iter(self.trained.values()))).device)
-        dist.all_reduce(counts)
-        return [count > 0 for count in counts.tolist()]
+    def _any_rank(self, flags: list[bool]) -> list[bool]:
+        device = local_part(next(iter(self.trained.values()))).device
+        return any_rank(flags, self.world_size, device)
 
 
 def _hash(tensor: Tensor) -> int:
@@ -167,7 +170,7 @@ def _hash(tensor: Tensor) -> int:
 
 
 @contextmanager
-def memory_explained(name: str) -> Iterator[None]:
+def out_of_memory_explained(name: str) -> Iterator[None]:
     """Turn every way of running out of memory into one UserError that says what to lower."""
     try:
         yield
@@ -181,3 +184,43 @@ def memory_explained(name: str) -> Iterator[None]:
             f"stage {name} ran out of memory: set train.micro_images (faces at once, such as 1), "
             f"train.recompute=true, or lower train.row_tokens or train.stages.{name}.turns_per_image"
         ) from error
+
+
+def shortfalls(name: str, stage: Stage, dataset: FaceDataset) -> dict[str, float]:
+    """What there is too little of in the training faces; empty if nothing is.
+
+    `faces_with_map`: their share, below `FEW`; `characteristics_untold`: how many characteristics of the model no face
+    is known to have or to lack. Raises UserError when a branch that the stage `name` trains would learn nothing.
+    """
+    found: dict[str, float] = {}
+    if dataset.maps is not None:
+        share = float((dataset.maps[dataset.corpus.pixel_row, 0, 0] != NO_MAP).mean())
+        if share == 0 and stage.trains.segmentation == "full":
+            raise UserError(
+                f"model.segmentation would learn nothing in stage {name}: no training face has a map of its parts "
+                f"(column segmentation); set model.segmentation.mode: none, take a source that has maps, or go on from "
+                f"a trained one with train.stages.{name}.trains.segmentation: frozen"
+            )
+        if share < FEW:
+            found["faces_with_map"] = share
+    if dataset.labels is not None:
+        untold = int((dataset.labels == UNKNOWN).all(0).sum())
+        if untold == dataset.labels.shape[1] and stage.trains.knowledge == "full":
+            raise UserError(
+                f"model.knowledge would learn nothing in stage {name}: the training split tells none of the model's "
+                f"{untold} characteristics; name the tasks it was first trained with in model.knowledge.tasks and "
+                f"reformat.tasks, or set train.stages.{name}.trains.knowledge: frozen"
+            )
+        if untold:
+            found["characteristics_untold"] = float(untold)
+    return found
+
+
+def in_words(found: dict[str, float]) -> str:
+    """The shortfalls as a note behind the loss; nothing if there is none."""
+    words = ""
+    if "faces_with_map" in found:
+        words += f", maps of {found['faces_with_map']:.2%} of the faces only"
+    if "characteristics_untold" in found:
+        words += f", {found['characteristics_untold']:.0f} characteristics untold"
+    return words

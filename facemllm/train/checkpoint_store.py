@@ -28,11 +28,9 @@ from facemllm.train import checkpoint
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d{8})-(\d{4})")
 _SCRATCH = ".writing-"
-Agree = Callable[[Any], Any]
-"""Gives every rank what rank 0 was given."""
 
 
-def place_of(storage: str | None, work: Path, run: str) -> str:
+def location(storage: str | None, work: Path, run: str) -> str:
     """Where the checkpoints of a run are: under `storage`, a folder or s3://bucket/prefix, else in its work folder."""
     if storage is None:
         return str(work / run)
@@ -57,7 +55,7 @@ def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     return pafs.S3FileSystem(**options), path
 
 
-class Shelf:
+class CheckpointStore:
     """The checkpoints of one run at `place`; `work` is a folder of this machine for what is on its way."""
 
     def __init__(self, place: str, work: Path) -> None:
@@ -73,10 +71,12 @@ class Shelf:
         return sorted((entry.base_name for entry in found if _NAME.fullmatch(entry.base_name)), reverse=True)
 
     @contextmanager
-    def newest(self, first: bool = True, agree: Agree = lambda value: value) -> Iterator[tuple[Path | None, int]]:
+    def newest(
+        self, first: bool = True, broadcast: Callable[[Any], Any] = lambda value: value
+    ) -> Iterator[tuple[Path | None, int]]:
         """Folder of the newest whole checkpoint, None without one, and the number of this attempt.
 
-        The `first` rank looks; the others are told by `agree`, so that all go on from the same one.
+        The `first` rank finds it; `broadcast` gives the others what that one has, so that all go on from the same.
         """
         chosen, attempt = None, 1
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as fetched:
@@ -84,8 +84,8 @@ class Shelf:
                 self._tidy()
                 names = self.names()
                 attempt = 1 + max((int(_NAME.fullmatch(name)[2]) for name in names), default=0)  # type: ignore[index]
-                chosen = next((name for name in names if checkpoint.whole(self._fetch(name, fetched))), None)
-            chosen, attempt = agree((chosen, attempt))
+                chosen = next((name for name in names if checkpoint.is_whole(self._fetch(name, fetched))), None)
+            chosen, attempt = broadcast((chosen, attempt))
             yield (self._fetch(chosen, fetched) if chosen is not None else None), attempt
 
     def put(self, step: int, attempt: int, write: Callable[[Path], list[Path]]) -> None:
@@ -161,36 +161,36 @@ class Shelf:
             ) from error
 
 
-class Keeper:
-    """Keeps checkpoints while training goes on: `keeper(step, draft)` copies the tensors and returns.
+class AsyncSaver:
+    """Saves checkpoints while training goes on: `save(step, checkpoint)` copies the tensors and returns.
 
     One is on its way at a time; the next waits for it. Leaving the block waits for the last. Raises what went wrong.
     """
 
-    def __init__(self, shelf: Shelf, attempt: int, *, prunes: bool = True) -> None:
-        self._shelf, self._attempt, self._prunes = shelf, attempt, prunes
+    def __init__(self, store: CheckpointStore, attempt: int, *, prunes: bool = True) -> None:
+        self._store, self._attempt, self._prunes = store, attempt, prunes
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._room: Mapping[str, Tensor] | None = None
+        self._buffers: Mapping[str, Tensor] | None = None
 
-    def __call__(self, step: int, draft: checkpoint.Draft) -> None:
-        """Keep a checkpoint of a step."""
+    def __call__(self, step: int, live: checkpoint.Checkpoint) -> None:
+        """Save the checkpoint of a step."""
         self._wait()
-        copy = draft.copied(self._room)
-        self._room = copy.tensors
-        self._pending = self._pool.submit(self._keep, step, copy)
+        clone = live.clone(self._buffers)
+        self._buffers = clone.tensors
+        self._pending = self._pool.submit(self._save, step, clone)
 
-    def _keep(self, step: int, copy: checkpoint.Draft) -> None:
-        self._shelf.put(step, self._attempt, copy)
+    def _save(self, step: int, clone: checkpoint.Checkpoint) -> None:
+        self._store.put(step, self._attempt, clone.write)
         if self._prunes:
-            self._shelf.prune(KEPT)
+            self._store.prune(KEPT)
 
     def _wait(self) -> None:
         if self._pending is not None:
             self._pending.result()
             self._pending = None
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> AsyncSaver:
         return self
 
     def __exit__(

@@ -1,18 +1,20 @@
-"""A stage as data: which modules train, at which rate, under which schedule; low-rank adapters where it says so."""
+"""What a stage trains, and how fast: frozen and full modules, LoRA, parameter groups, the learning-rate scheduler."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemllm.errors import UserError
 from facemllm.settings import Lora, Stage, Trainable
+from facemllm.train.checkpoint import local_part
 
 MODULES = ("tower", "projector", "segmentation", "knowledge", "embeddings", "language")
 FLOOR = 0.02  # share of the learning rate left at the end of a decay
@@ -32,7 +34,7 @@ def module_of(name: str) -> str:
     return "language"
 
 
-def prepare(model: Any, trains: Trainable, lora: Lora) -> Any | None:
+def set_trainable(model: Any, trains: Trainable, lora: Lora) -> Any | None:
     """Set which parameters require gradients; returns the peft wrapper when the language model trains by adapters.
 
     Adapters go into the linear layers of the language model, by exact module name: never into the tower.
@@ -67,7 +69,7 @@ def set_modes(model: Any, trains: Trainable) -> None:
 
 
 @contextmanager
-def economies(model: Any, trains: Trainable, *, recompute: bool, compiled: bool) -> Iterator[None]:
+def memory_savings(model: Any, trains: Trainable, *, recompute: bool, compiled: bool) -> Iterator[None]:
     """For the time of the block: compute activations again in the backward pass, and compile what is run.
 
     Both concern the language model, and the tower where it can and is trained (compiled, where it is run at all).
@@ -130,7 +132,7 @@ def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
     ]
 
 
-def rate(stage: Stage, step: int) -> float:
+def schedule(stage: Stage, step: int) -> float:
     """Share of the learning rate at a step: linear warm-up, constant, then a fall to `FLOOR` over the last `decay`.
 
     `cosine` falls along half a cosine, `warmup_stable_decay` (Hu et al. 2024) in a straight line.
@@ -145,3 +147,25 @@ def rate(stage: Stage, step: int) -> float:
     share = min(1.0, into / fall)
     shape = 0.5 + 0.5 * math.cos(math.pi * share) if stage.schedule == "cosine" else 1.0 - share
     return FLOOR + (1.0 - FLOOR) * shape
+
+
+def build_optimizer(model: Any, stage: Stage) -> torch.optim.AdamW:
+    """AdamW over the model's trained parameters."""
+    return torch.optim.AdamW(parameter_groups(model, stage), stage.learning_rate, (0.9, 0.98), fused=True)
+
+
+def skip_unreached(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], world_size: int) -> None:
+    """Keep what the loss has not reached so far as it is, decay included, however many ranks there are.
+
+    One process leaves such a parameter without a gradient; ranks that share theirs give it zeros.
+    """
+    waiting = [parameter for parameter in parameters if parameter not in optimizer.state]
+    if not waiting:
+        return
+    none = torch.zeros((), dtype=torch.bool, device=waiting[0].device)
+    reached = torch.stack([none if p.grad is None else local_part(p.grad).any() for p in waiting]).float()
+    if world_size > 1:
+        dist.all_reduce(reached)
+    for parameter, there in zip(waiting, reached.tolist(), strict=True):
+        if not there:
+            parameter.grad = None

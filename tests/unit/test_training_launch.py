@@ -1,4 +1,4 @@
-"""Two trainings do not meet in one folder, and a cache is built once."""
+"""Launches: two do not meet in one folder, ranks wait for one another, and their end is said in one line."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ import pytest
 from facemllm import settings
 from facemllm.core.files import locked
 from facemllm.errors import UserError
-from facemllm.train import data, launch
-from facemllm.train.alone import _placed, train_alone
-from facemllm.train.order import Order
-from facemllm.train.rank import _meeting
+from facemllm.train import data, launch, torchrun
+from facemllm.train.distributed import patient_barrier
+from facemllm.train.stage import StageRun
 from tests.training_example import Toy
 
 
@@ -52,7 +51,7 @@ def test_a_second_training_in_the_same_folder_is_refused(conversations_table, tm
     loaded = settings.load("laptop")
     with locked(work / ".lock"):
         with pytest.raises(UserError, match=r"another training uses .*work; wait for it or give another --work"):
-            train_alone("align", loaded, table, None, tmp_path / "out", work)
+            torchrun.train("align", loaded, table, None, tmp_path / "out", work)
         with pytest.raises(UserError, match=r"another training uses .*work; wait for it"):
             launch.train("align", loaded, table, None, tmp_path / "out", work, tmp_path / "cache")
         assert [file.name for file in work.iterdir()] == [".lock"]
@@ -65,14 +64,14 @@ def meet(rank: int, folder: Path, answers) -> None:
     where = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=timedelta(seconds=1))
 
-    def refuse() -> Order:
+    def refuse() -> StageRun:
         raise UserError("no such base")
 
     try:
-        with _meeting(2) as wait:
+        with patient_barrier(2) as wait:
             time.sleep(1.6 * rank)
             wait()
-        _placed(refuse, rank)
+        torchrun.prepare_on_first(refuse, rank, 2)
     except BaseException as error:
         answers.put((rank, type(error).__name__, str(error)))
 
@@ -87,3 +86,11 @@ def test_ranks_wait_for_a_slow_one_and_are_told_why_the_first_refuses(tmp_path: 
         process.join(30)
         process.kill()
     assert sorted(answers.get() for _ in both) == [(rank, "UserError", "no such base") for rank in (0, 1)]
+
+
+def test_how_workers_end_is_said_in_one_line():
+    from ray.exceptions import ActorDiedError, OutOfMemoryError
+
+    assert "memory was full; lower train.workers" in launch._in_words(OutOfMemoryError("Task was killed"))
+    assert "more often than train.max_failures allows" in launch._in_words(ActorDiedError())
+    assert launch._in_words(ValueError("first\nthe last line")) == "the last line"

@@ -1,4 +1,4 @@
-"""What a stage starts from: branches as the settings ask for, and data that they can learn from."""
+"""What a worker loads: branches as the settings ask for, and data that they can learn from."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ import pytest
 import torch
 
 from facemllm import settings
-from facemllm.core import hub
 from facemllm.errors import UserError
 from facemllm.model.branches import branches_of
 from facemllm.model.forward import look, tower_features
 from facemllm.model.pixels import normalise
 from facemllm.model.segmentation import NO_MAP, has_map
 from facemllm.model.tiny import build_tiny
-from facemllm.tables.schemas import SEGMENTATION
-from facemllm.tasks.held_out import withheld_classes
-from facemllm.train import coverage, material, order
+from facemllm.train import monitor, worker
 from facemllm.train.data import Texts, vocabulary_texts
-from facemllm.train.objectives import CaptionWords, word_statistics
+from facemllm.train.loss import CaptionWords, word_statistics
 from tests.training_example import TASKS, Toy, stage, trains
 
 MAPS = ("model.image_size=32", "model.segmentation.mode=append", "reformat.held_out=[]")
@@ -43,8 +40,8 @@ def plain(toy, tmp_path_factory):
 @pytest.fixture(scope="module")
 def mapped(toy, plain, tmp_path_factory):
     """A base with a branch of maps."""
-    ready = prepare(toy, None, *MAPS, "model.preset=hub", f"model.base={plain}")
-    return saved(tmp_path_factory.mktemp("bases") / "mapped", ready.model, ready.processor)
+    model, processor, _ = load(toy, None, *MAPS, "model.preset=hub", f"model.base={plain}")
+    return saved(tmp_path_factory.mktemp("bases") / "mapped", model, processor)
 
 
 def saved(folder: Path, model, processor) -> Path:
@@ -53,16 +50,16 @@ def saved(folder: Path, model, processor) -> Path:
     return folder
 
 
-def prepare(toy, base: Path | None, *overrides: str) -> material.Material:
-    return material.prepare(settings.load("laptop", list(overrides)), toy.table, base, toy.cache)
+def load(toy, base: Path | None, *overrides: str) -> tuple:
+    return worker.load(settings.load("laptop", list(overrides)), toy.table, base, toy.cache)
 
 
 def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(toy, mapped):
-    ready = prepare(toy, mapped, *MAPS)
-    assert branches_of(ready.model, ready.processor)["model.segmentation.mode"] == "append"
-    assert ready.faces.maps is not None
-    again = prepare(toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}")
-    assert type(again.model) is type(ready.model), "a published one that has its branches is taken as it is"
+    model, processor, dataset = load(toy, mapped, *MAPS)
+    assert branches_of(model, processor)["model.segmentation.mode"] == "append"
+    assert dataset.maps is not None
+    again, _, _ = load(toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}")
+    assert type(again) is type(model), "a published one that has its branches is taken as it is"
 
 
 @pytest.mark.parametrize(
@@ -77,81 +74,42 @@ def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(toy, 
     ],
 )
 def test_branches_other_than_the_base_has_are_refused(toy, mapped, overrides, told, monkeypatch):
-    monkeypatch.setattr(material, "characteristics", lambda names, turns: None)  # the toy's turns have no real tasks
+    monkeypatch.setattr(worker, "characteristics", lambda names, turns: None)  # the toy's turns have no real tasks
     with pytest.raises(UserError, match=rf"mapped has other branches than the settings ask for .*{told}"):
-        prepare(toy, mapped, *MAPS, *overrides)
+        load(toy, mapped, *MAPS, *overrides)
     with pytest.raises(UserError, match=told):
-        prepare(toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}", *overrides)
+        load(toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}", *overrides)
 
 
 def test_branches_are_not_asked_of_an_earlier_stage_without_them(toy, plain):
-    assert prepare(toy, plain, "model.image_size=32").faces.maps is None
+    assert load(toy, plain, "model.image_size=32")[2].maps is None
     with pytest.raises(UserError, match=r"plain has other .*mode: none -> append\); set them as the model has them"):
-        prepare(toy, plain, *MAPS)
-
-
-def test_what_a_map_cannot_keep_to_itself_is_not_held_out(conversations_table, tmp_path: Path):
-    assert withheld_classes(["Eyeglasses", "Wearing_Hat", "No_Eyewear"]) == [
-        SEGMENTATION.index("eye_g"),
-        SEGMENTATION.index("hat"),
-    ]
-    table = conversations_table()
-
-    def ask(mode: str) -> order.Order:
-        loaded = settings.load("laptop", ["reformat.held_out=[Bald]", f"model.segmentation.mode={mode}"])
-        return order.place_order("align", loaded, table, None, tmp_path / "out", tmp_path / "work", tmp_path / "cache")
-
-    with pytest.raises(UserError, match=r"reformat\.held_out: Bald shows in a map .*no hair.*mode: none"):
-        ask("append")
-    assert ask("none").stage == "align"
-
-
-@pytest.mark.parametrize("preset", ["hub", "parts"])
-def test_a_run_is_named_by_the_content_of_what_it_starts_from(conversations_table, tmp_path: Path, preset):
-    table, base = conversations_table(), tmp_path / "base"
-    base.mkdir()
-    names = ("base",) if preset == "hub" else ("tower", "language")
-    loaded = settings.load("laptop", [f"model.preset={preset}", *(f"model.{name}={base}" for name in names)])
-    keys = []
-    for content in ("one", "two", "one"):
-        (base / "model.safetensors").write_text(content)
-        (base / ".git").mkdir(exist_ok=True)
-        (base / ".git" / "head").write_text(str(len(keys)))
-        folders = (tmp_path / name for name in ("out", "work", "cache"))
-        keys.append(order.place_order("align", loaded, table, None, *folders).key)
-    assert keys[0] == keys[2] != keys[1]
-
-
-def test_what_the_hub_holds_is_named_by_its_commit(tmp_path: Path):
-    commit = tmp_path / "models--some--model" / "snapshots" / "0a1b2c"
-    for folder in (commit, tmp_path / "snapshots" / "latest"):
-        folder.mkdir(parents=True)
-    assert hub.content_of(str(commit), "model.base") == "0a1b2c"
-    assert hub.content_of(str(tmp_path / "snapshots" / "latest"), "model.base") != "latest"
+        load(toy, plain, *MAPS)
 
 
 def test_a_branch_that_would_learn_nothing_is_refused(toy):
-    plan, rows = stage(), toy.corpus.pixel_row
-    assert coverage.shortfalls("align", plan, toy.faces, rows) == {}
-    blind = replace(toy.faces, maps=np.full_like(toy.faces.maps, 255))
+    plan = stage()
+    assert monitor.shortfalls("align", plan, toy.dataset) == {}
+    blind = replace(toy.dataset, maps=np.full_like(toy.dataset.maps, 255))
     with pytest.raises(UserError, match=r"model\.segmentation would learn nothing in stage align: no training face"):
-        coverage.shortfalls("align", plan, blind, rows)
-    mute = replace(toy.faces, labels=np.full_like(toy.faces.labels, -1))
+        monitor.shortfalls("align", plan, blind)
+    mute = replace(toy.dataset, labels=np.full_like(toy.dataset.labels, -1))
     with pytest.raises(UserError, match=r"model\.knowledge would learn nothing .* none of the model's 4 characterist"):
-        coverage.shortfalls("align", plan, mute, rows)
+        monitor.shortfalls("align", plan, mute)
     frozen = stage(trains=trains(language="full"))
-    assert coverage.shortfalls("align", frozen, blind, rows) == {"faces_with_map": 0}
+    assert monitor.shortfalls("align", frozen, blind) == {"faces_with_map": 0}
 
 
 def test_a_branch_that_learns_little_is_told(toy):
     maps = np.full((400, 2, 2), 255, np.uint8)
     maps[7] = 1
-    labels = toy.faces.labels.copy()
+    labels = toy.dataset.labels.copy()
     labels[:, 1:3] = -1
-    found = coverage.shortfalls("align", stage(), replace(toy.faces, maps=maps, labels=labels), np.arange(400))
+    corpus = replace(toy.corpus, pixel_row=np.arange(400))
+    found = monitor.shortfalls("align", stage(), replace(toy.dataset, corpus=corpus, maps=maps, labels=labels))
     assert found == {"faces_with_map": 1 / 400, "characteristics_untold": 2}
-    assert coverage.in_words(found) == ", maps of 0.25% of the faces only, 2 characteristics untold"
-    assert coverage.in_words({}) == ""
+    assert monitor.in_words(found) == ", maps of 0.25% of the faces only, 2 characteristics untold"
+    assert monitor.in_words({}) == ""
 
 
 def test_image_and_map_tell_the_words_apart_and_a_face_without_a_map_by_its_image(toy):

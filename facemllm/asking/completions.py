@@ -3,9 +3,9 @@
 An endpoint is not trusted: an attempt ends after `timeout_s` seconds in all, however slowly bytes drip; a reply has a
 size limit; no redirect is followed; compressed answers are refused. Servers differ in what they understand: the request
 is first made with a JSON schema, if there is one, then plainly, then with the newer names of parameters. The first
-dialect that is answered is kept, beside the account, for all requests of the job.
+form that is answered is kept, beside the account, for all requests of the job.
 
-Reads the key from the environment, sends it, and keeps it out of every message. Imports httpx and the standard library.
+Reads the key from the environment, sends it, and keeps it out of every message.
 """
 
 from __future__ import annotations
@@ -16,61 +16,28 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
-from facemllm.asking.store import durable_write, folder
+from facemllm.asking.requests import Request
+from facemllm.settings.data import Endpoint, VisionLanguage
 
 MAX_REPLY = 2**20
 _MAX_ERROR = 64 * 1024
 _MAX_WAIT_S = 120.0
 _CONNECT_S = 10.0
-_DIALECTS = tuple((with_schema, newer) for newer in (False, True) for with_schema in (True, False))
+_FORMS = tuple((with_schema, newer) for newer in (False, True) for with_schema in (True, False))
 _FILTER = re.compile(r"content[_ ](?:filter|policy|management)|responsible ?ai|data_inspection_failed", re.IGNORECASE)
 _LONG = re.compile(r"[\w+/=-]{60,}")  # a picture, or a key
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """All that a courier needs to know; no secret is in it. `backoff_s` is the first pause after a failure."""
-
-    home: str
-    account: str
-    run: str
-    base_url: str
-    key_variable: str
-    model: str
-    schema: Mapping[str, Any] | None = field(repr=False)
-    max_tokens: int
-    temperature: float
-    image_side: int
-    parallel: int
-    timeout_s: float
-    retries: int
-    max_requests: int | None
-    token_budget: int | None
-    input_price: float | None
-    output_price: float | None
-    backoff_s: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is asked: the words, the picture as JPEG, and the names under which the reply is kept."""
-
-    image_id: str
-    key: str
-    prompt_hash: str
-    messages: list[dict[str, str]]
-    picture: bytes = field(repr=False)
-    repair: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,8 +53,8 @@ class Answered:
 
 @dataclass(frozen=True)
 class Declined:
-    """The endpoint will not answer this request. `form` tells that it did not like the form of it, `filtered` that its
-    content filter did not like what is asked."""
+    """The endpoint will not answer this request. `form`: it did not like the form of it; `filtered`: its content filter
+    did not like what is asked."""
 
     reason: str
     form: bool = False
@@ -122,81 +89,70 @@ class _TooLarge(Exception):
     """An answer over the size limit."""
 
 
-class Wire:
-    """Requests to one endpoint."""
+class Completions:
+    """Requests to one endpoint, made while it is `connected`. `form` is the one that it is known to understand."""
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
-        self._key = os.environ.get(spec.key_variable, "").strip()
-        self._url = spec.base_url.rstrip("/") + "/chat/completions"
-        # proxies lead out, never back to this machine
-        self._trust_env = not is_loopback(spec.base_url)
-        self._certificates = httpx.create_ssl_context(trust_env=self._trust_env)
-        self._clients: list[httpx.AsyncClient] = []
-        self._idle: list[httpx.AsyncClient] = []
-        self._dialect_file = folder(Path(spec.home)) / spec.account / "dialect.json"
-        self._dialects = [n for n, (form, _) in enumerate(_DIALECTS) if not form or spec.schema is not None]
-        self._dialect, self._sure = self._remembered()
+    def __init__(
+        self, endpoint: Endpoint, model: VisionLanguage, schema: Mapping[str, Any] | None, form: int | None
+    ) -> None:
+        self.endpoint, self.model, self.schema = endpoint, model, schema
+        self._url = str(endpoint.base_url).rstrip("/") + "/chat/completions"
+        self._key = key_of(endpoint)
+        self._forms = [n for n, (with_schema, _) in enumerate(_FORMS) if not with_schema or schema is not None]
+        self.form = form if form in self._forms else None
+        self._http: httpx.AsyncClient
 
-    async def close(self) -> None:
-        """Close the connections."""
-        for client in self._clients:
-            await client.aclose()
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Connections that are used again and again within the block, and closed after it."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        parallel, trust_env = self.endpoint.parallel, not is_loopback(self._url)  # proxies never lead back here
+        async with httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=min(_CONNECT_S, self.endpoint.timeout_s)),
+            limits=httpx.Limits(max_connections=parallel, max_keepalive_connections=parallel),
+            follow_redirects=False,
+            trust_env=trust_env,
+            verify=_certificates(trust_env),
+        ) as self._http:
+            yield
 
     async def attempt(self, request: Request) -> Outcome:
-        """One request; more only while it is open which dialect the endpoint understands."""
-        tried = self._dialect
-        outcome = await self._post(request, tried)
-        if isinstance(outcome, Answered):
-            self._decide(tried)
-        elif isinstance(outcome, Declined) and outcome.form and not (self._sure and tried == self._dialect):
-            others = [self._dialect] if self._sure else [n for n in self._dialects if n != tried]
+        """One request; more only while it is open which form the endpoint understands."""
+        first = self._forms[0] if self.form is None else self.form
+        outcome = await self._post(request, first)
+        if isinstance(outcome, Declined) and outcome.form and first != self.form:
+            others = [n for n in self._forms if n != first] if self.form is None else [self.form]
             for other in others:
                 second = await self._post(request, other)
-                if isinstance(second, Answered):
-                    self._decide(other)
                 if not (isinstance(second, Declined) and second.form):
                     return second
         return outcome
 
-    async def _post(self, request: Request, dialect: int) -> Outcome:
+    async def _post(self, request: Request, form: int) -> Outcome:
+        content = json.dumps(self._body(request, *_FORMS[form])).encode()
         headers = {"Idempotency-Key": request.key}
-        content = json.dumps(self._body(request, *_DIALECTS[dialect])).encode()
-        client = self._idle.pop() if self._idle else self._client()
         try:
-            async with asyncio.timeout(self.spec.timeout_s):
-                async with client.stream("POST", self._url, content=content, headers=headers) as response:
-                    if response.status_code == 200:
-                        return _read_reply(await _body_of(response, MAX_REPLY))
-                    return await self._failure(response)
+            async with asyncio.timeout(self.endpoint.timeout_s):
+                async with self._http.stream("POST", self._url, content=content, headers=headers) as response:
+                    if response.status_code != 200:
+                        return await self._failure(response)
+                    answered = _read_reply(await _body_of(response, MAX_REPLY))
         except _TooLarge:
-            return Answered(None, f"the reply has more than {MAX_REPLY:,} bytes")
+            answered = Answered(None, f"the reply has more than {MAX_REPLY:,} bytes")
         except _Unreadable as error:
             return Again(f"its answer is no chat completion ({error})", doubt=True)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             return Again(f"no connection ({self._clean(str(error))})", everyone=True)
         except TimeoutError:
-            return Again(f"no whole answer within {self.spec.timeout_s:g} s", doubt=True)
+            return Again(f"no whole answer within {self.endpoint.timeout_s:g} s", doubt=True)
         except (httpx.HTTPError, httpx.StreamError) as error:
             return Again(f"the connection broke ({type(error).__name__})", doubt=True)
-        finally:
-            self._idle.append(client)
-
-    def _client(self) -> httpx.AsyncClient:
-        """A client of one connection: a pool of httpx looks at all its connections whenever one of them is used."""
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        client = httpx.AsyncClient(
-            headers=headers,
-            timeout=httpx.Timeout(None, connect=min(_CONNECT_S, self.spec.timeout_s)),
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
-            follow_redirects=False,
-            trust_env=self._trust_env,
-            verify=self._certificates,
-        )
-        self._clients.append(client)
-        return client
+        if self.form is None:
+            self.form = form
+        return answered
 
     def _body(self, request: Request, with_schema: bool, newer: bool) -> dict[str, Any]:
         url = "data:image/jpeg;base64," + base64.b64encode(request.picture).decode("ascii")
@@ -204,14 +160,14 @@ class Wire:
         first = next(message for message in messages if message["role"] == "user")
         picture = {"type": "image_url", "image_url": {"url": url}}
         first["content"] = [picture, {"type": "text", "text": first["content"]}]
-        body: dict[str, Any] = {"model": self.spec.model, "messages": messages}
+        body: dict[str, Any] = {"model": self.model.model, "messages": messages}
         if newer:  # models that reason: no temperature, and the tokens of an answer go by another name
-            body["max_completion_tokens"] = self.spec.max_tokens
+            body["max_completion_tokens"] = self.model.max_tokens
         else:
-            body |= {"max_tokens": self.spec.max_tokens, "temperature": self.spec.temperature}
+            body |= {"max_tokens": self.model.max_tokens, "temperature": self.model.temperature}
         if with_schema:
-            form = {"name": "face", "strict": True, "schema": self.spec.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
+            schema = {"name": "face", "strict": True, "schema": self.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
     async def _failure(self, response: httpx.Response) -> Outcome:
@@ -240,21 +196,10 @@ class Wire:
         text = _LONG.sub("...", "".join(c if c.isprintable() else " " for c in text))
         return " ".join(text.split())[:200]
 
-    def _remembered(self) -> tuple[int, bool]:
-        try:
-            stored = json.loads(self._dialect_file.read_bytes())
-            if stored["base_url"] == self.spec.base_url and stored["dialect"] in self._dialects:
-                return stored["dialect"], True
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        return self._dialects[0], False
 
-    def _decide(self, dialect: int) -> None:
-        if not self._sure:
-            self._dialect, self._sure = dialect, True
-            stored = {"base_url": self.spec.base_url, "dialect": dialect}
-            self._dialect_file.parent.mkdir(parents=True, exist_ok=True)
-            durable_write(self._dialect_file, json.dumps(stored).encode())
+def key_of(endpoint: Endpoint) -> str:
+    """The key of the endpoint in this process's environment; empty without one."""
+    return os.environ.get(endpoint.key_variable, "").strip()
 
 
 def is_loopback(url: str) -> bool:
@@ -264,6 +209,11 @@ def is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@cache
+def _certificates(trust_env: bool) -> ssl.SSLContext:
+    return httpx.create_ssl_context(trust_env=trust_env)
 
 
 async def _body_of(response: httpx.Response, limit: int) -> bytes:
