@@ -42,7 +42,7 @@ class FaceMllmConfig(LlavaConfig):
 
 
 @dataclass(frozen=True)
-class Seen:
+class VisualTokens:
     """A face as the language model will see it: all its tokens (B, N, D), those of each view of it (image and map, one
     where they are added), and the scores of its characteristics (B, A), log-odds, None without the knowledge branch."""
 
@@ -73,7 +73,7 @@ class FaceMllmModel(LlavaModel):
         appended = segmentation["tokens"] if segmentation.get("mode") == "append" else 0
         return int(appended + knowledge.get("prompt_tokens", 0))
 
-    def join(self, image_BND: Tensor, segmentation: Tensor | None) -> Seen:
+    def join(self, image_BND: Tensor, segmentation: Tensor | None) -> VisualTokens:
         """Projected image tokens and maps (B, S, S) uint8, None if no face has one, as the language model sees them."""
         views: tuple[Tensor, ...] = (image_BND,)
         if self.config.segmentation_config is not None:
@@ -83,9 +83,9 @@ class FaceMllmModel(LlavaModel):
             views = (image_BND, map_BND) if self.mode == "append" else (image_BND + map_BND,)
         visual_BND = torch.cat(views, 1)
         if self.config.knowledge_config is None:
-            return Seen(visual_BND, views, None)
+            return VisualTokens(visual_BND, views, None)
         scores_BA, prompt_BPD = self.knowledge(visual_BND, self.get_input_embeddings().weight)
-        return Seen(torch.cat([visual_BND, prompt_BPD.to(visual_BND.dtype)], 1), views, scores_BA)
+        return VisualTokens(torch.cat([visual_BND, prompt_BPD.to(visual_BND.dtype)], 1), views, scores_BA)
 
     def get_image_features(
         self, pixel_values: Tensor, segmentation: Tensor | None = None, **kwargs: Any

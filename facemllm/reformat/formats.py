@@ -268,7 +268,7 @@ def _turns(row: Mapping[str, Any]) -> Iterator[Turn]:
             question = tasks.question_of(turn)
         except UserError:
             continue
-        if question.way == NATIVE and not turn["follows"]:
+        if question.variant == NATIVE and not turn["follows"]:
             yield turn, question, asked, reply
 
 

@@ -36,7 +36,7 @@ class Option:
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """What is asked about one item, in several wordings. `options` is empty for an open question and for a set; for a
-    number it is the grid, each value being the number as text. `way` and `claim` tell how it is asked (`asking`):
+    number it is the grid, each value being the number as text. `variant` and `claim` tell how it is asked (`asking`):
     `claim` is the value that a statement is about."""
 
     task: str
@@ -44,7 +44,7 @@ class Question:
     form: Form
     templates: tuple[str, ...]
     options: tuple[Option, ...]
-    way: str = "native"
+    variant: str = "native"
     claim: str | None = None
 
 
@@ -157,7 +157,7 @@ class Task:
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """What the ways of asking have made of the task's questions, so that it is made once."""
+        """What `asking` has made of the task's questions, so that it is made once."""
         return {}
 
     @cached_property

@@ -112,10 +112,10 @@ def _true(turn: Row, face: Face) -> bool:
     question, labelled = _question(turn), face.answers.get((turn["task"], _item(turn)))
     if labelled is None:
         return True  # what other checks say
-    if question is None or question.way in ("native", "unseen") or question.form in ("number", "open", "several"):
+    if question is None or question.variant in ("native", "unseen") or question.form in ("number", "open", "several"):
         return labelled == mark(turn["answer"])
     label = _values(question.task, question.item).get(labelled)
-    if label == NOT_VISIBLE and question.way == DIALOGUE:
+    if label == NOT_VISIBLE and question.variant == DIALOGUE:
         return turn["answer"] == "no"  # what cannot be seen is said not to be there, and nothing is asked of it
     return label is not None and implied(tasks.get(question.task), question, label) == turn["answer"]
 

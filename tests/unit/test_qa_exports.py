@@ -118,7 +118,9 @@ def outright(row):
     """The turns that stand alone in their item's own form, with their words."""
     said = words(row)
     found = zip(row["turns"], said[::2], said[1::2], strict=True)
-    return [(turn, *texts) for turn, *texts in found if tasks.question_of(turn).way == "native" and not turn["follows"]]
+    return [
+        (turn, *texts) for turn, *texts in found if tasks.question_of(turn).variant == "native" and not turn["follows"]
+    ]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

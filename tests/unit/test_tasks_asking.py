@@ -95,7 +95,7 @@ def test_every_way_leads_from_the_row_to_the_question_and_back_to_the_answer(nam
             if (asked := asking.ask(task, item, way, row)) is not None:
                 assert asked.question.task == name
                 assert asked.question.item == item.name
-                assert asked.question.way == way
+                assert asked.question.variant == way
                 check(task, asked)
                 count += 1
     askable = {asking.UNSEEN: "unseen", asking.STATEMENT: "claims"}.get(way)

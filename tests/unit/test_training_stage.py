@@ -14,6 +14,7 @@ from facemllm.core.step import Context
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.tables import open_table
+from facemllm.tables.schemas import SEGMENTATION
 from facemllm.tasks.held_out import withheld_classes
 from facemllm.train import launch
 from facemllm.train.checkpoint import Checkpoint
