@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--peer", type=float, default=0.1, help="share of the faces that the peer does; 0: none")
     parser.add_argument("--captions", action="store_true", help="every face has a caption, too (the peer has no match)")
     arguments = parser.parse_args()
-    from facemllm.reformat import reformat
+    from facemllm.reformat.run import reformat
     from facemllm.tables import FACES, TableWriter
 
     limits = settings_for(arguments.captions)

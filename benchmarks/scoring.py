@@ -95,7 +95,7 @@ def main() -> None:
 
     from facemllm import settings, tasks
     from facemllm.model.inference import Predictor, Query
-    from facemllm.model.preset import build_tiny
+    from facemllm.model.tiny import build_tiny
     from facemllm.tasks.answers import answer
 
     chosen = settings.load("laptop")
@@ -103,7 +103,7 @@ def main() -> None:
     queries = [Query(q.templates[0], tuple(option.text for option in q.options)) for q in questions]
     texts = [text for query in queries for text in (query.question, *query.options)]
     if arguments.model is None:
-        model = build_tiny(chosen.model, texts, tasks.phrases(), seed=0)
+        model = build_tiny(chosen.model, texts, texts, seed=0)
         predictor = Predictor(*model, device=arguments.device)
     else:
         predictor = Predictor.load(arguments.model, device=arguments.device)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from facemllm import tasks
 from facemllm.model.pixels import normalise
-from facemllm.model.tower import FaceTower, FaceTowerConfig
+from facemllm.model.tiny import FaceTower, FaceTowerConfig
 from facemllm.scoring import metrics
 from facemllm.scoring.sheet import Key, Sheet
 from facemllm.train import augment

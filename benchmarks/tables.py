@@ -58,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import datasets
 
-    from facemllm.reformat.rows import LABELS, RARE
+    from facemllm.reformat.questions import LABELS, RARE
     from facemllm.tables import FACES, TableWriter, open_table
 
     datasets.disable_progress_bars()

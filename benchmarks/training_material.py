@@ -42,7 +42,7 @@ class Material:
 
     def model(self) -> tuple[Any, Any]:
         """Fresh weights, float32, and the processor."""
-        from facemllm.model.preset import load_model
+        from facemllm.model.loading import load_model
 
         if not self.shape:
             return load_model(self.folder / "model")
@@ -83,9 +83,9 @@ def prepare(
     folder: Path, table: Path, stage: Mapping[str, Any], steps: int, shape: Mapping[str, Any] | None = None
 ) -> Material:
     """Lay out a folder for a stage, of which the peers do so many steps. `shape`: see `training_shapes`; None: tiny."""
-    from facemllm.model.preset import build_tiny
     from facemllm.model.prompts import Frame
     from facemllm.model.saving import save_model
+    from facemllm.model.tiny import build_tiny
     from facemllm.settings import Stage, load
     from facemllm.tables import CONVERSATIONS, open_table
     from facemllm.train.data import read_turns, tokenise, vocabulary_texts
@@ -132,7 +132,7 @@ def render_table(folder: Path, identities: int) -> Path:
     """A conversations table of rendered faces with all questions of the laptop profile, two faces a person."""
     from facemllm.annotate.oracle import caption
     from facemllm.ingest.run import render_faces
-    from facemllm.reformat import reformat
+    from facemllm.reformat.run import reformat
     from facemllm.settings import load
     from facemllm.tables import FACES, TableWriter
 

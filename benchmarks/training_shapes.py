@@ -60,7 +60,7 @@ def write_processor(shape: Mapping[str, Any], words: tuple[Iterable[str], Iterab
     """Write a LLaVA processor of that shape for the words of a table (texts, closed answers)."""
     from transformers import CLIPImageProcessorPil, LlavaProcessor
 
-    from facemllm.model.tokenizer import CHAT_TEMPLATE, IMAGE, build_tokenizer
+    from facemllm.model.tiny import CHAT_TEMPLATE, IMAGE, build_tokenizer
 
     side = shape["vision"]["image_size"]
     images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
@@ -86,7 +86,7 @@ def build(shape: Mapping[str, Any], processor: Any, seed: int) -> Any:
     """A LLaVA model of that shape with random weights, float32; on the GPU where there is one, which is faster."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    from facemllm.model.tokenizer import EOS, IMAGE, PAD
+    from facemllm.model.tiny import EOS, IMAGE, PAD
 
     vocabulary = processor.tokenizer.get_vocab()
     text = {**shape["text"], "vocab_size": max(shape["text"]["vocab_size"], len(processor.tokenizer))}

@@ -9,11 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from facemllm import tasks
-from facemllm.reformat.questions import native
-from facemllm.reformat.rows import rows_of
-from facemllm.reformat.turns import Rows
+from facemllm.reformat.conversations import ConversationBatch
+from facemllm.reformat.questions import native, rows_of
 from facemllm.tables import FACES, pairs
-from facemllm.tasks import Task
+from facemllm.tasks.base import Item, Task
 
 
 def conversation(row: Mapping[str, Any], asked: Sequence[Task]) -> dict[str, Any] | None:
@@ -23,7 +22,7 @@ def conversation(row: Mapping[str, Any], asked: Sequence[Task]) -> dict[str, Any
     questions = native(asked, face)
     if not questions:
         return None
-    made = Rows()
+    made = ConversationBatch()
     made.add(0, face, questions)
     (found,) = made.batch(batch).to_pylist()
     return dict(found)
@@ -40,3 +39,15 @@ def with_attributes(rows: Iterable[Mapping[str, Any]], caption: str) -> list[dic
             known |= {o.value: o.value == one for o in item.options} if group else {item.name: one == "yes"}
         made.append(dict.fromkeys(FACES.names) | dict(row) | {"attributes": pairs(known), "caption": caption})
     return made
+
+
+def phrases_of(item: Item) -> list[str]:
+    """Every phrase with which an item is answered or mentioned in a caption, each once."""
+    mentioned = [text for option in item.options if (text := item.mention(option.value)) is not None]
+    return list(dict.fromkeys([option.text for option in item.options] + mentioned))
+
+
+def phrases() -> list[str]:
+    """The phrases of all items, each once ("yes" and "no" too)."""
+    items = [item for name in tasks.all_names() for item in tasks.get(name).items]
+    return list(dict.fromkeys(text for item in items for text in phrases_of(item)))

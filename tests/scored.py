@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from facemllm import tasks
-from facemllm.scoring.sheet import KINDS, Sheet, Way
+from facemllm.scoring.sheet import KINDS, Sheet, Variant
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, pairs
 
 
@@ -26,10 +26,10 @@ def sheet_of(
     images = list(dict.fromkeys(row[0] for row in rows))
     people = {row[0]: row[1] for row in rows}
     own: dict[tuple[str, str], list[int]] = {}
-    ways: dict[Way, list[int]] = {}
+    variants: dict[Variant, list[int]] = {}
     for place, (_, _, task, item, _, *how) in enumerate(rows):
         if how and how[0] != "native":
-            ways.setdefault(Way(task, item, how[0], how[1] if len(how) > 1 else None), []).append(place)
+            variants.setdefault(Variant(task, item, how[0], how[1] if len(how) > 1 else None), []).append(place)
         else:
             own.setdefault((task, item), []).append(place)
     return Sheet(
@@ -40,7 +40,7 @@ def sheet_of(
         people=np.array([people[image] for image in images]),
         answers=[row[4] for row in rows],
         rows={key: np.array(own[key]) for key in sorted(own)},
-        ways={how: np.array(where) for how, where in ways.items()},
+        variants={how: np.array(where) for how, where in variants.items()},
         questions={(row[2], row[3]): tasks.get(row[2]).question(row[3]) for row in rows},
         groups={kind: [((groups or {}).get(image) or {}).get(kind) for image in images] for kind in KINDS},
     )

@@ -14,8 +14,8 @@ from PIL import Image
 from facemllm import settings as settings_module
 from facemllm.knowledge.relations import Relation
 from facemllm.model.branches import Graph, extend
-from facemllm.model.preset import build_tiny
 from facemllm.model.prompts import Frame
+from facemllm.model.tiny import build_tiny
 from facemllm.settings import Settings, Stage, Train
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.train.data import Corpus, FaceDataset, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts

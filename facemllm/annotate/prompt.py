@@ -20,7 +20,8 @@ from typing import Any
 from facemllm.core import digests
 from facemllm.tables import mapping
 from facemllm.tasks import attributes, expression, gender, head_pose
-from facemllm.tasks.items import Choice, number_text
+from facemllm.tasks.items import Choice
+from facemllm.tasks.labels import number_text
 from facemllm.tasks.language import MAX_TEXT
 
 READING = 1

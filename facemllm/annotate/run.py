@@ -30,7 +30,7 @@ from facemllm.core import progress
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.tables import FACES, PAIRED, Table, TableWriter, mapping, open_table, pairs, provenance
-from facemllm.tasks.agreement import disagreements, label_disagreements
+from facemllm.tasks.caption import disagreements, label_disagreements
 from facemllm.version import ledger
 from facemllm.version.tombstones import Tombstones
 

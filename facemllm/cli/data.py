@@ -112,7 +112,7 @@ def annotate(
 @command(app, "reformat")
 def reformat(settings: Settings, faces: Faces, out: Out) -> Result:
     """Turn labelled faces into conversations."""
-    from facemllm import reformat as reformatting
+    from facemllm.reformat import run as reformatting
 
     manifest = reformatting.reformat(settings, faces, out)
     facts, words = _table(manifest, out)
@@ -138,7 +138,7 @@ def export(
     ] = None,
 ) -> Result:
     """Write conversations in the format of another tool: its training data, or its benchmark."""
-    from facemllm.reformat import exports
+    from facemllm.reformat import export as exports
 
     told = exports.export(settings, conversations, out, format_, split)
     text = f"{out}: {told['entries']:,} entries of {told['kept']:,} conversations ({told['quarantined']:,} left out)"
@@ -154,7 +154,7 @@ def validate(
     faces: Annotated[Path | None, typer.Option(help="The faces table before annotation.")] = None,
 ) -> Result:
     """Check the tables and what each filter left of every group; exit 1 on a critical failure."""
-    from facemllm import validate as validation
+    from facemllm.validate import run as validation
 
     verdict = validation.validate(settings, faces, annotated, conversations, out)
     report = out / "report.html"

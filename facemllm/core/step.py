@@ -102,7 +102,8 @@ def section(*names: str, **excluded: set[str]) -> Callable[[Settings], Any]:
 def step_key(step: Step, settings: Settings, inputs: Mapping[str, str]) -> str:
     """Name of this piece of work: step, code, the settings it depends on, inputs, and what it reads of the world."""
     values = {"seed": settings.seed, "step": step.sections(settings)}
-    asked = (*settings.reformat.tasks, *(["zero_shot"] if settings.reformat.held_out else []))
+    # what is held out is asked by the task of its own, and cut out of captions as that task reads them
+    asked = (*settings.reformat.tasks, *(["zero_shot", "caption"] if settings.reformat.held_out else []))
     every = settings.version.restore is not None  # a restored revision may ask other tasks
     return Store(settings.home).key(step.name, step.module, values, inputs, None if every else asked)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from PIL import Image, ImageFilter
 
-from facemllm.tasks import draw
+from facemllm.core.draws import draw
 
 BLUR = 0.02  # standard deviation, of the shorter side
 DARK = 0.3  # of the brightness

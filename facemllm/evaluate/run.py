@@ -214,7 +214,7 @@ def drawn(conversations: Table, split: str, count: int) -> list[str]:
 
 
 def _is_native(question: tasks.Question) -> bool:
-    return question.way == NATIVE
+    return question.variant == NATIVE
 
 
 def _is_native_and_closed(question: tasks.Question) -> bool:

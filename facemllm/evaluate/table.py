@@ -10,7 +10,7 @@ from rich.table import Table
 
 from facemllm.scoring import metrics
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
-from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks import ZERO_SHOT
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:

@@ -25,7 +25,7 @@ from facemllm.ingest.importing import HASH, folder_of, imported, split_of
 from facemllm.ingest.reader import Refused
 from facemllm.settings import Ingest, Settings, Source
 from facemllm.tables import CONVERSATIONS, FACES, LABELS, PAIRED, TableWriter, pairs, provenance, subject_id
-from facemllm.tasks.base import groups
+from facemllm.tables.schemas import fairness_groups
 from facemllm.version import ledger
 from facemllm.version.tombstones import FORGOTTEN, Tombstones
 
@@ -119,7 +119,7 @@ def _settle(table: TableWriter, dropped: Mapping[int, str]) -> None:
 
 
 def _groups(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    found = groups(row) | {"source": row["source"], "split": row["split"]}
+    found = fairness_groups(row) | {"source": row["source"], "split": row["split"]}
     found |= {name: row[name] for name in ("ethnicity", "expression") if row.get(name) is not None}
     return tuple(sorted(found.items()))
 

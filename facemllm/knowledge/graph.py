@@ -1,4 +1,8 @@
-"""The characteristics that training labels tell, how often they occur together, and the graph that follows.
+"""Characteristics: what an answer says of a face, how often they occur together, and the graph that follows.
+
+A characteristic is a thing that a yes/no item asks for, named by the item, or a value of a choice. Canonical values
+are lower case and attribute names are not, so an attribute is the same characteristic whichever question asks for it;
+any other value is `item=value`.
 
 Nodes and labels come from the turns of the training split alone. The matrix is FaceInsight's (arXiv 2504.15624), which
 prints no equations; its construction is that of ML-GCN (Chen and others, CVPR 2019, arXiv 1904.03582).
@@ -20,13 +24,33 @@ from numpy.typing import NDArray
 
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.knowledge.assertions import asserted, characteristic
 from facemllm.knowledge.relations import RELATIONS, Relation
-from facemllm.tasks.base import Item
+from facemllm.tasks import asking
+from facemllm.tasks.base import Item, Question, Task
 
 UNKNOWN = -1
 _SIDED = re.compile(r"\b(left|right)\b")
 _ROWS = 32_768  # at a time, so that memory beyond the labels stays flat
+
+
+def characteristic(item: Item, value: str) -> str:
+    """The characteristic that a value of a yes/no item or of a choice is about."""
+    if item.form == "boolean":
+        return item.name
+    return value if value != value.lower() else f"{item.name}={value}"
+
+
+def asserted(task: Task, question: Question, answer: str) -> tuple[list[str], list[str]]:
+    """Names that a canonical answer affirms and denies, to a question about a choice or a yes/no item as it was asked:
+    a chosen value denies the others, a refuted claim denies its own. Nothing when it is no answer to the question."""
+    item = task.item(question.item)
+    values = [option.value for option in item.options]
+    left = [value for value in values if asking.implied(task, question, value) == answer]
+    if item.form == "boolean":
+        return ([item.name] if left == ["yes"] else []), ([item.name] if left == ["no"] else [])
+    names = [characteristic(item, value) for value in left]
+    denied = [characteristic(item, value) for value in values if left and value not in left]
+    return (names if len(names) == 1 else []), denied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +116,7 @@ def characteristics(names: Sequence[str], turns: Turns) -> Characteristics:
 
 def _labels(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> NDArray[np.int8]:
     """Labels (rows, nodes) as the turns of these tasks tell them; what one affirms outweighs what another denies."""
-    table_TN, kinds = _told(nodes, names, turns)
+    table_TN, kinds = _said(nodes, names, turns)
     ends = np.cumsum(turns.count)
     starts = ends - turns.count
     labels_RN = np.full((len(turns.count), len(nodes)), UNKNOWN, dtype=np.int8)
@@ -105,7 +129,7 @@ def _labels(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> NDArra
     return labels_RN
 
 
-def _told(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> tuple[NDArray[np.int8], NDArray[np.intp]]:
+def _said(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> tuple[NDArray[np.int8], NDArray[np.intp]]:
     """What turns of each kind (a wording and its answer) tell of the nodes, and the kind of every turn; the last row
     of the table, for turns that tell nothing, is unknown throughout."""
     wanted = pa.array([name for name in names if any(_members(name))], pa.string())
@@ -120,7 +144,7 @@ def _told(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> tuple[ND
     table_TN = np.full((len(distinct) + 1, len(nodes)), UNKNOWN, dtype=np.int8)
     for row, code in enumerate(distinct):
         told = (words[index] for words, index in zip(texts, np.unravel_index(code, sizes), strict=True))
-        affirmed, denied = _said(*told)
+        affirmed, denied = _of_answer(*told)
         table_TN[row, [places[name] for name in denied if name in places]] = 0
         table_TN[row, [places[name] for name in affirmed if name in places]] = 1
     kinds = np.full(len(chosen), len(distinct), dtype=np.intp)
@@ -128,7 +152,7 @@ def _told(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> tuple[ND
     return table_TN, kinds
 
 
-def _said(task: str, template: str, answer: str) -> tuple[list[str], list[str]]:
+def _of_answer(task: str, template: str, answer: str) -> tuple[list[str], list[str]]:
     # of a lettered question only the option chosen has to be known here, not what else was shown
     question = tasks.question_of({"task": task, "template": template, "options": [answer]})
     found = tasks.get(task)

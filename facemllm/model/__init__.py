@@ -7,9 +7,13 @@ that `AutoModelForImageTextToText` and `AutoProcessor` load what `save_model` wr
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from facemllm.model.face_mllm import FaceMllmConfig, FaceMllmForConditionalGeneration, FaceMllmModel
-from facemllm.model.processor import FaceMllmProcessor
-from facemllm.model.tower import FaceTower, FaceTowerConfig
+from facemllm.model.face_mllm import (
+    FaceMllmConfig,
+    FaceMllmForConditionalGeneration,
+    FaceMllmModel,
+    FaceMllmProcessor,
+)
+from facemllm.model.tiny import FaceTower, FaceTowerConfig
 
 logging.disable_progress_bar()  # loading and saving have bars of their own, several a stage
 
@@ -19,11 +23,3 @@ AutoConfig.register(FaceMllmConfig.model_type, FaceMllmConfig, exist_ok=True)
 AutoModel.register(FaceMllmConfig, FaceMllmModel, exist_ok=True)
 AutoModelForImageTextToText.register(FaceMllmConfig, FaceMllmForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(FaceMllmConfig, FaceMllmProcessor, exist_ok=True)
-
-__all__ = [
-    "FaceMllmConfig",
-    "FaceMllmForConditionalGeneration",
-    "FaceMllmProcessor",
-    "FaceTower",
-    "FaceTowerConfig",
-]

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from transformers import LlavaForConditionalGeneration
 
 from facemllm.errors import UserError
-from facemllm.model.face_mllm import FaceMllmConfig, FaceMllmForConditionalGeneration
+from facemllm.model.face_mllm import FaceMllmConfig, FaceMllmForConditionalGeneration, FaceMllmProcessor
 from facemllm.model.knowledge import NO_WORD, KnowledgeBranch
-from facemllm.model.processor import FaceMllmProcessor
 from facemllm.model.segmentation import SegmentationBranch
 from facemllm.settings import Model
 from facemllm.settings.train import is_grid

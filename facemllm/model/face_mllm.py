@@ -1,4 +1,4 @@
-"""LLaVA with FaceInsight's two branches: `FaceMllmForConditionalGeneration`, registered with transformers.
+"""LLaVA with FaceInsight's two branches, registered with transformers: configuration, model, and processor.
 
 Everything the language model sees of a face comes out of `get_image_features`, in this order: the image's tokens (with
 the map's added to them, or behind them), then the soft prompt. So the image placeholder merely stands for more tokens,
@@ -9,17 +9,21 @@ Shapes: B faces, S image side, N tokens, A characteristics, D width of the langu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import BatchFeature, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel
 
+from facemllm.errors import UserError
 from facemllm.model.knowledge import KnowledgeBranch
+from facemllm.model.pixels import MapLike, face_map
 from facemllm.model.segmentation import NO_MAP, SegmentationBranch
 
 
@@ -38,7 +42,7 @@ class FaceMllmConfig(LlavaConfig):
 
 
 @dataclass(frozen=True)
-class Seen:
+class VisualTokens:
     """A face as the language model will see it: all its tokens (B, N, D), those of each view of it (image and map, one
     where they are added), and the scores of its characteristics (B, A), log-odds, None without the knowledge branch."""
 
@@ -69,7 +73,7 @@ class FaceMllmModel(LlavaModel):
         appended = segmentation["tokens"] if segmentation.get("mode") == "append" else 0
         return int(appended + knowledge.get("prompt_tokens", 0))
 
-    def join(self, image_BND: Tensor, segmentation: Tensor | None) -> Seen:
+    def join(self, image_BND: Tensor, segmentation: Tensor | None) -> VisualTokens:
         """Projected image tokens and maps (B, S, S) uint8, None if no face has one, as the language model sees them."""
         views: tuple[Tensor, ...] = (image_BND,)
         if self.config.segmentation_config is not None:
@@ -79,9 +83,9 @@ class FaceMllmModel(LlavaModel):
             views = (image_BND, map_BND) if self.mode == "append" else (image_BND + map_BND,)
         visual_BND = torch.cat(views, 1)
         if self.config.knowledge_config is None:
-            return Seen(visual_BND, views, None)
+            return VisualTokens(visual_BND, views, None)
         scores_BA, prompt_BPD = self.knowledge(visual_BND, self.get_input_embeddings().weight)
-        return Seen(torch.cat([visual_BND, prompt_BPD.to(visual_BND.dtype)], 1), views, scores_BA)
+        return VisualTokens(torch.cat([visual_BND, prompt_BPD.to(visual_BND.dtype)], 1), views, scores_BA)
 
     def get_image_features(
         self, pixel_values: Tensor, segmentation: Tensor | None = None, **kwargs: Any
@@ -136,3 +140,46 @@ class FaceMllmForConditionalGeneration(LlavaForConditionalGeneration):
     ) -> Any:
         """As LLaVA's; `segmentation` (B, S, S) uint8 are the maps of the images in `pixel_values`."""
         return super().forward(input_ids=input_ids, pixel_values=pixel_values, segmentation=segmentation, **kwargs)
+
+
+class FaceMllmProcessor(LlavaProcessor):
+    """`processor(images=..., segmentation=..., text=...)`: one map an image, PNG bytes or class numbers, None for none.
+
+    `withheld_classes` are never shown to the model (see `facemllm.model.pixels`).
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        patch_size: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        num_additional_image_tokens: int = 0,
+        withheld_classes: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> None:
+        # spelled out: transformers reads from this signature which parts to load
+        self.withheld_classes = list(withheld_classes)
+        super().__init__(
+            image_processor=image_processor,
+            tokenizer=tokenizer,
+            patch_size=patch_size,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            chat_template=chat_template,
+            image_token=image_token,
+            num_additional_image_tokens=num_additional_image_tokens,
+            **kwargs,
+        )
+
+    def __call__(self, images: Any = None, text: Any = None, segmentation: Any = None, **kwargs: Any) -> BatchFeature:
+        """As LLaVA's; with `segmentation`, the result holds `segmentation` (images, S, S) uint8. Raises UserError."""
+        features = super().__call__(images=images, text=text, **kwargs)
+        if segmentation is not None:
+            maps: Sequence[MapLike | None] = segmentation if isinstance(segmentation, list | tuple) else [segmentation]
+            read = [face_map(one, self.image_processor, self.withheld_classes) for one in maps]
+            if len(read) != (count := len(features.get("pixel_values", ()))):
+                raise UserError(f"{len(read)} segmentation maps for {count} images; give one an image, None for none")
+            features["segmentation"] = torch.from_numpy(np.stack(read))
+        return features

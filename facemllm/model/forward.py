@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facemllm.model.face_mllm import FaceMllmModel, Seen
+from facemllm.model.face_mllm import FaceMllmModel, VisualTokens
 from facemllm.model.masks import as_taken, tree_mask, with_prefix
 
 
@@ -26,12 +26,12 @@ def tower_features(model: Any, pixel_values: Tensor) -> Tensor:
     return torch.cat(layers, dim=-1)
 
 
-def look(model: Any, features_BNF: Tensor, segmentation_BSS: Tensor | None = None) -> Seen:
+def visual_tokens(model: Any, features_BNF: Tensor, segmentation_BSS: Tensor | None = None) -> VisualTokens:
     """From tower features, and maps of face parts where the model takes them, to what the language model sees."""
     image_BND = model.model.multi_modal_projector(features_BNF)
     if isinstance(model.model, FaceMllmModel):
         return model.model.join(image_BND, segmentation_BSS)
-    return Seen(image_BND, (image_BND,), None)
+    return VisualTokens(image_BND, (image_BND,), None)
 
 
 def image_tokens(model: Any, pixel_values: Tensor, segmentation: Tensor | None = None) -> Tensor:

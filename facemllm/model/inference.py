@@ -22,13 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facemllm.model.face_mllm import Seen
-from facemllm.model.forward import hidden_states, look, prefix_embeddings, tower_features, word_logits
-from facemllm.model.layout import Layout, joined
-from facemllm.model.maps import MapLike, face_map
-from facemllm.model.masks import PADDING, TRUNK
-from facemllm.model.pixels import ImageLike, face_pixels, normalise
-from facemllm.model.preset import load_model
+from facemllm.model.face_mllm import VisualTokens
+from facemllm.model.forward import hidden_states, prefix_embeddings, tower_features, visual_tokens, word_logits
+from facemllm.model.loading import load_model
+from facemllm.model.masks import PADDING, TRUNK, Layout, joined
+from facemllm.model.pixels import ImageLike, MapLike, face_map, face_pixels, normalise
 from facemllm.model.prompts import Frame
 from facemllm.model.segmentation import NO_MAP
 
@@ -124,9 +122,9 @@ class Predictor:
         return torch.from_numpy(np.stack([self.map(one) for one in maps])).to(self.device)
 
     @torch.inference_mode()
-    def encode(self, images: Sequence[ImageLike], maps: Maps = None) -> Seen:
+    def encode(self, images: Sequence[ImageLike], maps: Maps = None) -> VisualTokens:
         """The faces as the language model is given them, and the scores of their characteristics: one tower pass."""
-        return look(self.model, tower_features(self.model, self._values(images)), self._maps(maps))
+        return visual_tokens(self.model, tower_features(self.model, self._values(images)), self._maps(maps))
 
     def characteristics(self, images: Sequence[ImageLike], maps: Maps = None) -> list[dict[str, float]]:
         """`score_faces` without a question: the characteristics alone."""

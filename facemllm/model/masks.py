@@ -1,4 +1,4 @@
-"""Attention masks and positions of packed turns: one image, many questions, nothing read across them.
+"""Packed turns as trees of tokens, their attention masks and positions: one image, many questions, nothing read across.
 
 Training packs several turns of one face into a row (block mask). Inference adds the options of each question as
 branches of its block (tree mask). A row is: prefix (whatever precedes the first question, image tokens included), then
@@ -18,14 +18,18 @@ prefix, so that every turn is computed exactly as if it stood alone:
     q 2      x x x   . .  .  .        x x  .
     a 2      x x x   . .  .  .        x x  x
 
-Shapes: B rows, T tokens after the prefix, N tokens of the prefix.
+Shapes: B rows, T tokens after the prefix, N tokens of the prefix, K scored positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 PADDING = -1  # block of a padding token; it sees itself alone
@@ -63,3 +67,40 @@ def as_taken(model: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
     if model.config.text_config._attn_implementation == "sdpa":
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The token tree of some queries, a block each, and where each option's tokens are predicted."""
+
+    ids: NDArray[np.int64]
+    block: NDArray[np.int64]
+    branch: NDArray[np.int64]
+    position: NDArray[np.int64]
+    at: NDArray[np.int64]  # (K,) token that predicts
+    token: NDArray[np.int64]  # (K,) token predicted
+    option: NDArray[np.int64]  # (K,) option it belongs to, counted over all queries
+    ends: NDArray[np.int64]  # options before the end of each query
+
+
+def joined(layouts: Sequence[Layout]) -> Layout:
+    """Layouts of single queries as one of all."""
+
+    def counted(name: str, sizes: Sequence[int]) -> NDArray[np.int64]:
+        before = np.cumsum([0, *sizes[:-1]])
+        return np.concatenate([getattr(one, name) + start for one, start in zip(layouts, before, strict=True)])
+
+    def plain(name: str) -> NDArray[np.int64]:
+        return np.concatenate([getattr(one, name) for one in layouts])
+
+    tokens, options = [len(one.ids) for one in layouts], [int(one.ends[-1]) for one in layouts]
+    return Layout(
+        ids=plain("ids"),
+        block=counted("block", [1] * len(layouts)),
+        branch=plain("branch"),
+        position=plain("position"),
+        at=counted("at", tokens),
+        token=plain("token"),
+        option=counted("option", options),
+        ends=counted("ends", options),
+    )

@@ -1,6 +1,7 @@
-"""A LLaVA-layout model of published parts: any vision tower and any Llama-shaped language model of transformers.
+"""Models to start from: a LLaVA-family checkpoint, or a model of published parts: any vision tower and any
+Llama-shaped language model of transformers.
 
-The projector is new. The language model's tokenizer gains what it lacks: the image token, a padding and an end token,
+The projector of such a model is new. Its tokenizer gains what it lacks: the image token, a padding and an end token,
 and a chat template that puts the image before the text.
 """
 
@@ -24,7 +25,8 @@ from transformers import (
 
 from facemllm.core.hub import fetched
 from facemllm.errors import UserError, one_line
-from facemllm.model.loading import load_part, read_config
+from facemllm.model.loading import load_model, load_part, read_config
+from facemllm.settings import Model
 
 IMAGE, PAD, EOS = "<image>", "<pad>", "</s>"
 
@@ -44,6 +46,16 @@ _PLAIN = (  # Vicuna's, as LLaVA-1.5 has it
     "{% else %}ASSISTANT: {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+
+
+def load_base(settings: Model, seed: int = 0, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """The model and processor that presets `hub` and `parts` start from: hub ids or folders, which `HF_HUB_OFFLINE`
+    takes from the cache alone. `seed` draws what `parts` lacks. Raises UserError."""
+    if settings.preset == "parts":
+        return assemble(str(settings.tower), str(settings.language), seed, dtype=dtype)
+    if settings.base is None:
+        raise UserError("model.base is empty; preset: hub needs the hub id or folder of a LLaVA-family checkpoint")
+    return load_model(fetched(settings.base, "model.base"), dtype=dtype)
 
 
 def assemble(tower: str, language: str, seed: int, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:

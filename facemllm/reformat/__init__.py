@@ -1,8 +1,1 @@
-"""Faces to conversations: `reformat(settings, faces, out)`, one row of questions and answers an image.
-
-facemllm reformat FACES OUT
-"""
-
-from facemllm.reformat.run import reformat
-
-__all__ = ["reformat"]
+"""Faces to conversations, one row of questions and answers an image; and conversations to others' formats."""

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from facemllm.core.draws import draw
 from facemllm.errors import UserError
-from facemllm.reformat.questions import Chances, Plan
-from facemllm.reformat.rows import batches
+from facemllm.reformat.questions import Chances, Plan, batches
 from facemllm.settings import Mixture
 from facemllm.tables import Table
-from facemllm.tasks import draw
 
 _BITS = 16
 _HASH = 64
@@ -66,10 +65,10 @@ def chances(table: Table, plan: Plan, strength: float, taken: Taken) -> Chances:
     for _, rows in batches(table, pictures=False):
         for row in rows:
             if row["split"] == "train" and taken(row):
-                seen = plan.seen(row)
+                shown = plan.without_held_out(row)
                 for item in items:
                     with suppress(Exception):  # the row is refused when it is asked
-                        counts[(row["source"], item.name)][item.label(seen) or ""] += 1
+                        counts[(row["source"], item.name)][item.label(shown) or ""] += 1
     found = {}
     for key, answers in counts.items():
         answers.pop("", None)

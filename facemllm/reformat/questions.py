@@ -1,22 +1,36 @@
-"""What is asked about a face, in which way: the plan that the settings make for training and for evaluation.
+"""What is asked about a face: the plan that the settings make for training and for evaluation, and rows of `faces` as
+the tasks read them, decoded by column; pictures, and what no task asks for, are left alone.
 
-Training asks every item in one way, drawn by the weights of `reformat.forms`. Evaluation asks outright, then in every
-other way that has a weight, then what is held out. Each choice is drawn by a hash of image and item.
+Training asks every item in one variant, drawn by the weights of `reformat.forms`. Evaluation asks outright, then in
+every other variant that has a weight, then what is held out. Each choice is drawn by a hash of image and item.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
-from facemllm import tasks
+import pyarrow as pa
+
+from facemllm import tables, tasks
+from facemllm.core.draws import draw
 from facemllm.errors import UserError
-from facemllm.reformat.rows import FaceRow
 from facemllm.settings import Reformat
-from facemllm.tasks import Asked, Task, asking, draw
-from facemllm.tasks.base import CLOSED, Item, Row
-from facemllm.tasks.held_out import ZERO_SHOT, HeldOut
+from facemllm.tables import Table
+from facemllm.tasks import ZERO_SHOT, asking
+from facemllm.tasks.asking import Asked
+from facemllm.tasks.base import CLOSED, Item, Row, Task
+from facemllm.tasks.held_out import HeldOut
+
+PICTURES = ("image", "segmentation")
+LABELS = (
+    *("image_id", "original_id", "source", "source_id", "subject_id", "split", "caption", "attributes"),
+    *("expression", "age", "gender", "skin_tone", "yaw", "pitch", "roll"),
+)
+RARE = (*(label.name for label in tables.LABELS if label.name not in (*LABELS, *PICTURES)), "width", "height")
+"""Columns that few tasks look at: decoded when one does."""
 
 Chances = Mapping[tuple[str, str], tuple[str, float]]
 """(source, item) of a yes/no question -> its more frequent answer, and the share of those that training keeps."""
@@ -25,6 +39,62 @@ Questions = list[tuple[Asked, bool]]
 """What is asked, in order, and whether it follows the one before."""
 
 _FINE = 2**32
+
+
+class FaceRow(dict[str, Any]):
+    """A row of `faces` whose rare columns, and segmentation, are decoded once they are asked for."""
+
+    def __init__(self, values: Mapping[str, Any], number: int, columns: dict[str, list[Any]], batch: pa.RecordBatch):
+        super().__init__(values)
+        self._number, self._columns, self._batch = number, columns, batch
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self._columns:
+            if name not in self._batch.schema.names:
+                raise KeyError(name)
+            self._columns[name] = self._batch.column(name).to_pylist()
+        value = self[name] = self._columns[name][self._number]
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of any mapping; a rare column is decoded."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    def but(self, **changed: Any) -> FaceRow:
+        """The same row with other values in some columns."""
+        return FaceRow({**self, **changed}, self._number, self._columns, self._batch)
+
+
+def batches(table: Table, *, pictures: bool) -> Iterator[tuple[pa.RecordBatch, list[FaceRow]]]:
+    """Stream batches of a faces table with their rows, `attributes` as mappings. It is light without `pictures`."""
+    found = table.batches([*LABELS, *RARE, *(PICTURES if pictures else ("segmentation",))])
+    return ((batch, rows_of(batch)) for batch in found)
+
+
+def rows_of(batch: pa.RecordBatch) -> list[FaceRow]:
+    """The rows of a batch."""
+    plain = [name for name in LABELS if name != "attributes"]
+    values = [batch.column(name).to_pylist() for name in plain]
+    decoded: dict[str, list[Any]] = {}
+    return [
+        FaceRow({**dict(zip(plain, row, strict=True)), "attributes": known}, number, decoded, batch)
+        for number, (known, *row) in enumerate(zip(_mappings(batch.column("attributes")), *values, strict=True))
+    ]
+
+
+def _mappings(column: pa.ListArray) -> Sequence[Mapping[str, Any]]:
+    """Stored lists of (name, value) pairs as mappings; null is empty."""
+    pairs = column.flatten()
+    names, values = pairs.field("name").to_pylist(), pairs.field("value").to_pylist()
+    found, start = [], 0
+    for length in column.value_lengths().to_pylist():
+        end = start + (length or 0)
+        found.append(dict(zip(names[start:end], values[start:end], strict=True)))
+        start = end
+    return found
 
 
 class BrokenQuestion(ValueError):
@@ -52,20 +122,20 @@ class Plan:
         self.held_out = HeldOut.of(qa.held_out, self.tasks)
         forms = qa.forms
         weights = {asking.NATIVE: forms.native, asking.STATEMENT: forms.statement, asking.LETTERED: forms.lettered}
-        drawn = {way: weight for way, weight in weights.items() if weight > 0}
+        drawn = {variant: weight for variant, weight in weights.items() if weight > 0}
         total = sum(drawn.values())
-        self._upto = [(way, upto / total) for way, upto in zip(drawn, accumulate(drawn.values()), strict=True)]
-        self._talks = forms.dialogue / (total + forms.dialogue)
-        others = [way for way in drawn if way != asking.NATIVE]
+        self._upto = [(variant, upto / total) for variant, upto in zip(drawn, accumulate(drawn.values()), strict=True)]
+        self._dialogues = forms.dialogue / (total + forms.dialogue)
+        others = [variant for variant in drawn if variant != asking.NATIVE]
         self._evaluated = [asking.UNSEEN, *others] if qa.unseen_wordings else others
 
     def questions(self, row: Row, chances: Chances | None = None) -> Questions:
         """All that is asked about a row of `faces` (`attributes` a mapping). Raises BrokenQuestion."""
-        seen = self.seen(row)
-        return self._training(seen, chances or {}) if row["split"] == "train" else self._evaluation(seen, row)
+        shown = self.without_held_out(row)
+        return self._training(shown, chances or {}) if row["split"] == "train" else self._evaluation(shown, row)
 
-    def seen(self, row: Row) -> Row:
-        """A row as the tasks may see it: without what is held out."""
+    def without_held_out(self, row: Row) -> Row:
+        """A row as the tasks may see it."""
         if not self.held_out:
             return row
         changes = self.held_out.changes(row)
@@ -74,43 +144,41 @@ class Plan:
     def _training(self, row: Row, chances: Chances) -> Questions:
         found: Questions = []
         for task in self.tasks:
-            talk = self._talk(task, row) if self._talks else []
-            told = {asked.question.item for asked, _ in talk}
+            dialogue = self._dialogue(task, row) if self._dialogues else []
+            in_dialogue = {asked.question.item for asked, _ in dialogue}
             for item in task.items:
-                if item.name in told:
+                if item.name in in_dialogue:
                     continue
-                way = self._way(str(row["image_id"]), item.name)
-                asked = _ask(task, item, way, row)
-                if asked is None and way != asking.NATIVE:
+                variant = self._variant(str(row["image_id"]), item.name)
+                asked = _ask(task, item, variant, row)
+                if asked is None and variant != asking.NATIVE:
                     asked = _ask(task, item, asking.NATIVE, row)
                 if asked is not None and not _thinned(row, item, chances):
                     found.append((asked, False))
-            found += talk
+            found += dialogue
         return [pair for pair in found if not self._names_held_out(pair[0])] if self.held_out else found
 
     def _evaluation(self, row: Row, whole: Row) -> Questions:
         found = native(self.tasks, row)
-        asked = [_ask(task, item, way, row) for way in self._evaluated for task in self.tasks for item in task.items]
-        found += [(one, False) for one in asked if one is not None]
-        if self._talks:
+        found += _alone(_ask(t, item, v, row) for v in self._evaluated for t in self.tasks for item in t.items)
+        if self._dialogues:
             found += [pair for task in self.tasks for pair in _dialogue(task, row)]
         if self.held_out:
             every = tasks.get(ZERO_SHOT)
-            zero = [_ask(every, every.item(name), asking.NATIVE, whole) for name in self.held_out.names]
-            found += [(one, False) for one in zero if one is not None]
+            found += _alone(_ask(every, every.item(name), asking.NATIVE, whole) for name in self.held_out.names)
         return found
 
-    def _way(self, image_id: str, item: str) -> str:
+    def _variant(self, image_id: str, item: str) -> str:
         if len(self._upto) == 1:
             return self._upto[0][0]
         drawn = draw(_FINE, image_id, item, "way") / _FINE
-        return next((way for way, upto in self._upto if drawn < upto), self._upto[-1][0])
+        return next((variant for variant, upto in self._upto if drawn < upto), self._upto[-1][0])
 
-    def _talk(self, task: Task, row: Row) -> Questions:
-        drawn = draw(_FINE, str(row["image_id"]), task.name, "dialogue") < self._talks * _FINE
-        talk = list(_dialogue(task, row)) if drawn else []
-        named = bool(self.held_out) and any(self._names_held_out(asked) for asked, _ in talk)
-        return [] if named else talk  # a talk hangs together: it goes as a whole, and its items are asked one by one
+    def _dialogue(self, task: Task, row: Row) -> Questions:
+        drawn = draw(_FINE, str(row["image_id"]), task.name, "dialogue") < self._dialogues * _FINE
+        found = list(_dialogue(task, row)) if drawn else []
+        named = bool(self.held_out) and any(self._names_held_out(asked) for asked, _ in found)
+        return [] if named else found  # it goes as a whole, and its items are asked one by one
 
     def _names_held_out(self, asked: Asked) -> bool:
         texts = [asked.text, asked.reply, asked.template]
@@ -121,13 +189,16 @@ class Plan:
 
 def native(asked: Iterable[Task], row: Row) -> Questions:
     """Everything that these tasks can ask outright about a row of `faces`."""
-    found = [_ask(task, item, asking.NATIVE, row) for task in asked for item in task.items]
+    return _alone(_ask(task, item, asking.NATIVE, row) for task in asked for item in task.items)
+
+
+def _alone(found: Iterable[Asked | None]) -> Questions:
     return [(one, False) for one in found if one is not None]
 
 
-def _ask(task: Task, item: Item, way: str, row: Row) -> Asked | None:
+def _ask(task: Task, item: Item, variant: str, row: Row) -> Asked | None:
     try:
-        return asking.ask(task, item, way, row)
+        return asking.ask(task, item, variant, row)
     except UserError:
         raise
     except Exception as error:  # a task is code of anybody's: its row is refused, the others go on
@@ -137,13 +208,13 @@ def _ask(task: Task, item: Item, way: str, row: Row) -> Asked | None:
 
 def _dialogue(task: Task, row: Row) -> Iterator[tuple[Asked, bool]]:
     try:
-        talk = asking.dialogue(task, row)
+        found = asking.dialogue(task, row)
     except UserError:
         raise
     except Exception as error:  # as above
         what = f"{type(error).__name__}: {error}"
         raise BrokenQuestion(f"task '{task.name}': its dialogue cannot be answered ({what})") from error
-    yield from ((asked, number > 0) for number, asked in enumerate(talk))
+    yield from ((asked, number > 0) for number, asked in enumerate(found))
 
 
 def _thinned(row: Row, item: Item, chances: Chances) -> bool:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core import progress
-from facemllm.reformat import mixture, rows
-from facemllm.reformat.questions import BrokenQuestion, Chances, Plan, Questions
-from facemllm.reformat.turns import Rows
+from facemllm.reformat import mixture
+from facemllm.reformat.conversations import ConversationBatch
+from facemllm.reformat.questions import BrokenQuestion, Chances, Plan, batches
 from facemllm.settings import Reformat, Settings
 from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table
-from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks import ZERO_SHOT
 from facemllm.version import ledger
 from facemllm.version.tombstones import FORGOTTEN, Tombstones
 
@@ -51,35 +51,28 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
         about=_about(settings.reformat, plan, table, counts),
         shard_mb=settings.ingest.shard_mb,
     )
-    made, number, zero = Rows(), 0, Counter(dict.fromkeys(plan.held_out.names, 0))
+    made, number, zero = ConversationBatch(), 0, Counter(dict.fromkeys(plan.held_out.names, 0))
     with writer, progress.bar("making questions", table.rows) as bar:
-        for batch, found in rows.batches(table, pictures=True):
+        for batch, found in batches(table, pictures=True):
             for place, row in enumerate(found):
-                if forgotten.covers(row):
-                    writer.quarantine(table.digest, number + place, FORGOTTEN)
-                    continue
-                if not taken(row):
-                    writer.quarantine(table.digest, number + place, LEFT_OUT)
-                    continue
+                refusal = FORGOTTEN if forgotten.covers(row) else None if taken(row) else LEFT_OUT
                 try:
-                    asked = plan.questions(row, chances)
+                    asked = plan.questions(row, chances) if refusal is None else []
                     if asked:
                         made.add(place, row, asked)
-                        zero.update(_held_out(asked) if zero else ())
+                        zero.update(one.question.item for one, _ in asked if one.question.task == ZERO_SHOT)
                     else:
-                        writer.quarantine(table.digest, number + place, SILENT)
+                        refusal = refusal or SILENT
                 except BrokenQuestion as error:
-                    writer.quarantine(table.digest, number + place, str(error))
+                    refusal = str(error)
+                if refusal:
+                    writer.quarantine(table.digest, number + place, refusal)
             if len(made):
                 writer.write_table(made.batch(batch))
             number += len(found)
             bar.update(number)
         writer.manifest["about"]["held_out_questions"] = dict(zero)
     return writer.manifest
-
-
-def _held_out(asked: Questions) -> list[str]:
-    return [one.question.item for one, _ in asked if one.question.task == ZERO_SHOT]
 
 
 def _about(qa: Reformat, plan: Plan, table: Table, counts: Mapping[str, Any] | None) -> dict[str, Any]:

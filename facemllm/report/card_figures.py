@@ -9,7 +9,7 @@ from typing import Any
 from facemllm.report import figures
 from facemllm.scoring.metrics import clears_majority
 from facemllm.scoring.summary import BY_LIKELIHOOD
-from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks import ZERO_SHOT
 
 _FIXED = {*figures.HEAD, *figures.FIGURES}
 _COST = (

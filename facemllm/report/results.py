@@ -10,7 +10,7 @@ from facemllm.report import html
 from facemllm.report.charts import interval_bar
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority, get, label
 from facemllm.scoring.summary import BY_LIKELIHOOD
-from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks import ZERO_SHOT
 
 _LEARNT = (("bad", "not learnt"), ("fair", "below pixels"), ("good", "learnt"))
 _ABOVE_CHANCE = (("quiet", "not shown"), ("good", "above chance"), ("good", "above chance"))

@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from facemllm import tasks
-from facemllm.knowledge.assertions import asserted
+from facemllm.knowledge.graph import asserted
 from facemllm.knowledge.relations import RELATIONS
 from facemllm.scoring import stats
 from facemllm.scoring.metrics import ACCURACY, Parsed, facts, number
-from facemllm.scoring.sheet import Mask, Rows, Sheet, Way
+from facemllm.scoring.sheet import Mask, Rows, Sheet, Variant
 from facemllm.settings import Settings
 from facemllm.tasks import asking
-from facemllm.tasks.agreement import TOLERANCE
+from facemllm.tasks.answers import TOLERANCE
 
 Checked = dict[str, tuple[Mask, Mask]]
 """By relation, on which faces it is checked, and on which of them broken."""
@@ -99,7 +99,7 @@ def check(sheet: Sheet, answers: Parsed) -> Checked:
 
 
 def assertions(
-    sheet: Sheet, answers: Parsed, asked: Iterable[tuple[Way, Rows]]
+    sheet: Sheet, answers: Parsed, asked: Iterable[tuple[Variant, Rows]]
 ) -> Iterator[tuple[npt.NDArray[Any], list[str], list[str]]]:
     """For every question of `asked` and answer to it: the faces it was given about, the attributes it affirms and
     denies. The question that opens a dialogue is about none."""
@@ -109,7 +109,7 @@ def assertions(
             continue
         said = np.asarray([answers[row] for row in rows], dtype=object)
         for answer in {text for text in said if text is not None}:
-            affirmed, denied = _asserted(replace(question, way=how.way, claim=how.claim), answer)
+            affirmed, denied = _asserted(replace(question, variant=how.variant, claim=how.claim), answer)
             yield np.unique(sheet.faces[rows[said == answer]]), affirmed, denied
 
 
@@ -166,18 +166,20 @@ def _one(name: str, model: Checked, truth: Checked) -> dict[str, Any] | None:
 def _ways(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
     right: dict[str, Marks] = {}
     agrees: dict[str, Marks] = {}
-    for how, rows in sheet.ways.items():
+    for how, rows in sheet.variants.items():
         key = how.task, how.item
         question = sheet.questions[key]
         if question.form not in ("choice", "boolean", "number"):
             continue
-        right.setdefault(how.way, []).append((rows, [_right(question, how, parsed[r], sheet.answers[r]) for r in rows]))
+        right.setdefault(how.variant, []).append(
+            (rows, [_right(question, how, parsed[r], sheet.answers[r]) for r in rows])
+        )
         if key in sheet.rows:
             both = rows[np.isin(sheet.faces[rows], sheet.faces[sheet.rows[key]])]
             outright = sheet.said(key, parsed)
-            asked = replace(question, way=how.way, claim=how.claim)
+            asked = replace(question, variant=how.variant, claim=how.claim)
             found = [_agree(asked, parsed[row], outright[sheet.faces[row]]) for row in both]
-            agrees.setdefault(how.way, []).append((both, found))
+            agrees.setdefault(how.variant, []).append((both, found))
     ways: dict[str, dict[str, Any]] = {
         way: {
             ACCURACY.name: _pooled(settings, sheet, marks),
@@ -198,7 +200,7 @@ def _blind(sheet: Sheet, marks: Marks) -> float | None:
     return stats.plain(sum(most) / sum(len(rows) for rows, _ in marks))
 
 
-def _right(question: Any, how: Way, said: str | None, answer: str) -> bool:
+def _right(question: Any, how: Variant, said: str | None, answer: str) -> bool:
     return said == answer if how.claim is not None else same(question, said, answer)
 
 

@@ -21,7 +21,7 @@ from facemllm.scoring.sheet import BETWEEN, Rows, Sheet, read_parsed, read_sheet
 from facemllm.scoring.summary import heads, marks_of, replicate, rows_of
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, Table, open_table
-from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks import ZERO_SHOT
 
 BETTER, WORSE, SAME = "better", "worse", "no difference shown"
 _NEEDED = ("model_digest", "conversations_digest", "predictions_digest", "split")

@@ -39,12 +39,12 @@ _FACES = 2048  # conversations at a time
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way in which an item is asked beside its own form; `claim` is what a statement claims."""
+class Variant:
+    """How an item is asked beside its own form; `claim` is what a statement claims."""
 
     task: str
     item: str
-    way: str
+    variant: str
     claim: str | None
 
 
@@ -54,8 +54,8 @@ class Sheet:
 
     `faces` holds positions in `images`, `people` the subject of each image as a number from 0; an image without a
     subject is a person of its own. `rows` holds the positions of each item's questions in its own form, from which its
-    figure is made, `ways` those of the same items asked otherwise, `questions` how each is asked. `groups` is, by kind
-    (`gender`), the group of each image, None where it is unknown.
+    figure is made, `variants` those of the same items asked otherwise, `questions` how each is asked. `groups` is, by
+    kind (`gender`), the group of each image, None where it is unknown.
     """
 
     split: str
@@ -65,7 +65,7 @@ class Sheet:
     people: Rows
     answers: Sequence[str]
     rows: Mapping[Key, Rows]
-    ways: Mapping[Way, Rows]
+    variants: Mapping[Variant, Rows]
     questions: Mapping[Key, Any]
     groups: Mapping[str, Sequence[str | None]]
 
@@ -86,14 +86,14 @@ class Sheet:
         return [(kind,) for kind in found] + list(combinations(found, 2))
 
     @property
-    def outright(self) -> dict[Way, Rows]:
-        """Positions of each item's questions in its own form, as `ways` holds those of the other ways to ask it."""
-        return {Way(*key, NATIVE, None): rows for key, rows in self.rows.items()}
+    def outright(self) -> dict[Variant, Rows]:
+        """Positions of each item's questions in its own form, as `variants` holds those of the others."""
+        return {Variant(*key, NATIVE, None): rows for key, rows in self.rows.items()}
 
     @property
-    def asked(self) -> dict[Way, Rows]:
+    def asked(self) -> dict[Variant, Rows]:
         """Positions of the questions of every item and way."""
-        return {**self.outright, **self.ways}
+        return {**self.outright, **self.variants}
 
     def of_task(self, task: str) -> Rows:
         """Positions of a task's questions in their own form."""
@@ -165,7 +165,7 @@ class _Reading:
         self._owners: list[int] = []
         self._groups: dict[str, list[str | None]] = {kind: [] for kind in KINDS}
         self._numbers: dict[str, int] = {}  # task and template -> place in `asked`
-        self._asked: list[Way] = []
+        self._asked: list[Variant] = []
         self._which: list[npt.NDArray[np.int32]] = []
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -202,13 +202,13 @@ class _Reading:
             if name not in self._numbers:
                 self._numbers[name] = len(self._asked)
                 found = tasks.question_of(turns[int(np.argmax(indices == index))].as_py())
-                self._asked.append(Way(found.task, found.item, found.way, found.claim))
+                self._asked.append(Variant(found.task, found.item, found.variant, found.claim))
             here[index] = self._numbers[name]
         return here[indices]
 
     def sheet(self, split: str) -> Sheet:
         """What was read."""
-        places: dict[Way, list[Rows]] = {}
+        places: dict[Variant, list[Rows]] = {}
         which = np.concatenate(self._which)
         for place, how in enumerate(self._asked):
             places.setdefault(how, []).append(np.flatnonzero(which == place))
@@ -220,16 +220,16 @@ class _Reading:
             faces=np.concatenate(self._faces),
             people=np.asarray(self._owners, dtype=np.int64),
             answers=self.answers,
-            rows={(how.task, how.item): at for how, at in rows.items() if how.way == NATIVE},
-            ways={how: at for how, at in rows.items() if how.way != NATIVE},
+            rows={(how.task, how.item): at for how, at in rows.items() if how.variant == NATIVE},
+            variants={how: at for how, at in rows.items() if how.variant != NATIVE},
             questions={(how.task, how.item): tasks.get(how.task).question(how.item) for how in rows},
             groups=self._groups,
         )
 
 
-def _in_order(entry: tuple[Way, Any]) -> tuple[str, ...]:
+def _in_order(entry: tuple[Variant, Any]) -> tuple[str, ...]:
     how = entry[0]
-    return how.task, how.item, how.way, how.claim or ""
+    return how.task, how.item, how.variant, how.claim or ""
 
 
 def read_parsed(predictions: Table, sheet: Sheet) -> list[str | None]:

@@ -15,10 +15,12 @@ from facemllm import tasks
 from facemllm.scoring import metrics, stats
 from facemllm.scoring.metrics import ACCURACY, BALANCED, CLOSED_MEAN, Array, Metric, Parsed, mean
 from facemllm.scoring.sheet import Answers, Key, Mask, Rows, Sheet
-from facemllm.tasks.held_out import ZERO_SHOT
-from facemllm.tasks.presence import CELEBA_40
+from facemllm.tables.schemas import CELEBA
+from facemllm.tasks import ZERO_SHOT
 
 BY_LIKELIHOOD = "by_likelihood"
+CELEBA_TASKS = ("attributes", "presence", "presence_of_persons")
+"""The tasks whose items CelebA's forty names are, each in one of them."""
 
 Figures = dict[str, dict[str, Array]]
 """Replicates by name and metric, a figure's own metric first."""
@@ -147,7 +149,7 @@ def _by_likelihood(sheet: Sheet, answers: Answers, resamples: int, seed: int) ->
 def _celeba(replicates: Figures, people: int) -> dict[str, Any] | None:
     """Mean accuracy over CelebA's forty attributes, as the field reports it, and their mean balanced accuracy; None
     unless all forty are asked."""
-    items = [replicates.get(f"{task}.{name}") for name, task in CELEBA_40.items()]
+    items = [next(filter(None, (replicates.get(f"{t}.{name}") for t in CELEBA_TASKS)), None) for name in CELEBA]
     known = [item for item in items if item is not None]
     if len(known) < len(items):
         return None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facemllm.core import digests, images
-from facemllm.tasks.regions import CLASSES
+from facemllm.tables.schemas import SEGMENTATION
 
 MIN_SIDE = 8
 MAX_RATIO = 8
@@ -142,8 +142,8 @@ def decode_map(found: Encoded, image: Image.Image) -> NDArray[np.uint8]:
             classes_HW = np.asarray(picture)
     except Exception:  # damaged data can raise almost anything from a decoder
         raise Refused(422, "segmentation cannot be read: its data are damaged") from None
-    if (most := int(classes_HW.max(initial=0))) >= len(CLASSES):
-        raise Refused(422, f"segmentation holds the class {most}; there are {len(CLASSES)}, from 0 to 18")
+    if (most := int(classes_HW.max(initial=0))) >= len(SEGMENTATION):
+        raise Refused(422, f"segmentation holds the class {most}; there are {len(SEGMENTATION)}, from 0 to 18")
     return classes_HW
 
 

@@ -188,6 +188,30 @@ LFWA_ONLY = (
 )
 """Those of LFWA's seventy-three that neither has (Kumar and others, ICCV 2009), spelled in CelebA's manner."""
 
+SEGMENTATION = (
+    *("background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip"),
+    *("l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth"),
+)
+"""Classes of a segmentation by their number in it (github switchablenorms/CelebAMask-HQ)."""
+
+AGE_BANDS = ((18, "child"), (36, "young"), (60, "middle"))
+SKIN_TONES = ((4, "light"), (7, "medium"), (11, "dark"))
+
+
+def fairness_groups(row: Mapping[str, Any]) -> dict[str, str]:
+    """Fairness groups of a row of `faces`: `gender`, `age_band` (child 0-17, young 18-35, middle 36-59, old 60+) and
+    `skin_tone` (Monk scale: light 1-3, medium 4-6, dark 7-10). What is unknown is left out."""
+    found = {}
+    if row.get("gender") is not None:
+        found["gender"] = str(row["gender"])
+    age = row.get("age")
+    if age is not None and age >= 0:
+        found["age_band"] = next((band for below, band in AGE_BANDS if age < below), "old")
+    tone = row.get("skin_tone")
+    if tone is not None and 1 <= tone <= 10:
+        found["skin_tone"] = next(name for below, name in SKIN_TONES if tone < below)
+    return found
+
 
 def subject_id(source: str, subject: str, key: bytes = b"facemllm") -> str:
     """Keyed hash of a source's subject: tells rows of one person apart from others', and gives no name away."""

@@ -14,23 +14,10 @@ from typing import Any
 
 from facemllm.errors import UserError
 from facemllm.tasks import asking
-from facemllm.tasks.asking import Asked
-from facemllm.tasks.base import Option, Question, Task, draw, fault_of, groups, phrases_of
+from facemllm.tasks.base import Question, Task, fault_of
 
-__all__ = [
-    "Asked",
-    "Option",
-    "Question",
-    "Task",
-    "all_names",
-    "draw",
-    "get",
-    "groups",
-    "phrases",
-    "question_of",
-    "question_text",
-    "read",
-]
+ZERO_SHOT = "zero_shot"
+"""The task that knows every attribute that can be held out of training, and asks at evaluation for those that are."""
 
 
 @cache
@@ -68,11 +55,6 @@ def _task(name: str) -> Task | None:
     if fault := (f"its task calls itself '{task.name}'" if task.name != name else fault_of(task)):
         raise UserError(f"{file}: {fault}")
     return task
-
-
-def phrases() -> tuple[str, ...]:
-    """Every phrase that answers a closed question or mentions a fact in a caption, each once ("yes" and "no" too)."""
-    return tuple(dict.fromkeys(text for name in all_names() for item in get(name).items for text in phrases_of(item)))
 
 
 def question_of(turn: Mapping[str, Any]) -> Question:

@@ -7,9 +7,9 @@ and others, "Deep region and multi-label learning for facial action unit detecti
 from collections.abc import Mapping
 from functools import partial
 
-from facemllm.tables import mapping
 from facemllm.tasks.base import Row, Task
 from facemllm.tasks.items import Boolean
+from facemllm.tasks.labels import known
 
 BP4D = (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24)
 DISFA = (1, 2, 4, 6, 9, 12, 25, 26)
@@ -42,8 +42,7 @@ NAMES: Mapping[int, tuple[str, str]] = {
 
 def coded(row: Row) -> Mapping[str, float]:
     """The action units of a row by name: intensities 0 to 5, or 0 and 1."""
-    stored = row.get("action_units")
-    return stored if isinstance(stored, Mapping) else mapping(stored)
+    return known(row, "action_units")
 
 
 def has_intensities(row: Row) -> bool:

@@ -1,7 +1,8 @@
 """Apparent age in years, answered in steps of five."""
 
 from facemllm.tasks.base import Option, Task
-from facemllm.tasks.items import Number, column
+from facemllm.tasks.items import Number
+from facemllm.tasks.labels import column
 
 _YEARS = r"(?:years? old|years? of age|years?(?= [.,]|$)|yrs?(?: old)?(?= [.,]|$)|yo|y o)"
 

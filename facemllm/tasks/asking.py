@@ -1,11 +1,11 @@
-"""Ways to ask an item, and reading the answers: the one place where a stored turn and a question meet.
+"""Variants of a question, and reading the answers: the one place where a stored turn and a question meet.
 
 `native` is the item's own form. `unseen` is that form in wordings that no training turn uses. `statement` makes a claim
 that is true or false (half of them each, drawn). `lettered` shows the options behind letters, in a drawn order, with
 "not visible" among them where the item can be hidden. `dialogue` asks whether a thing is there and, after a yes, on.
-A turn names its wording `item/index` (native), `item:way/index` or `item:way=claim/index`, the claim being the value
-that a statement is about, or `present` in the question that opens a dialogue. Every choice is drawn by a hash of image
-and item, so that no other row can move it.
+A turn names its wording `item/index` (native), `item:variant/index` or `item:variant=claim/index`, the claim being the
+value that a statement is about, or `present` in the question that opens a dialogue. Every choice is drawn by a hash of
+image and item, so that no other row can move it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from functools import cache
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from facemllm.tasks import reading
-from facemllm.tasks.base import FollowUp, Item, Option, Question, Row, Task, draw, drawn
+from facemllm.core.draws import draw, drawn
+from facemllm.tasks.answers import NOT_VISIBLE, letter, truth
+from facemllm.tasks.base import FollowUp, Item, Option, Question, Row, Task
 
 NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE = "native", "unseen", "statement", "lettered", "dialogue"
-WAYS = (NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE)
-"""All ways; `ask` knows all but dialogue, which is more than one question."""
+VARIANTS = (NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE)
+"""All variants; `ask` knows all but dialogue, which is more than one question."""
 
-NOT_VISIBLE = reading.NOT_VISIBLE
 PRESENT = "present"
 SHOWN = 8
 """Most options behind letters: of a longer list, the true one and others are drawn."""
@@ -54,17 +54,17 @@ class _Worded:
     templates: tuple[str, ...]
 
 
-def ask(task: Task, item: Item, way: str, row: Row) -> Asked | None:
-    """Ask an item of a row of `faces` in one way; None when the row does not know, or the item is not asked so."""
+def ask(task: Task, item: Item, variant: str, row: Row) -> Asked | None:
+    """Ask an item of a row of `faces` in one variant; None when the row does not know, or the item is not asked so."""
     label = item.label(row)
-    if way == LETTERED:
+    if variant == LETTERED:
         return _lettered(task, item, row, label)
     if label is None:
         return None
     image_id = row["image_id"]
-    if way == STATEMENT:
+    if variant == STATEMENT:
         return _statement(task, item, image_id, label)
-    worded = _worded(task, item, way)
+    worded = _worded(task, item, variant)
     if not worded.templates:
         return None
     index = draw(len(worded.templates), image_id, item.name)
@@ -103,13 +103,13 @@ def question_of(task: Task, turn: Mapping[str, Any]) -> tuple[Question, str] | N
 
 
 def read(task: Task, question: Question, text: str) -> str | None:
-    """The canonical answer in a text, in the way the question was asked. None unless exactly one is plainly given."""
+    """The canonical answer in a text, as the question was asked. None unless exactly one is plainly given."""
     item = task.item(question.item)
-    if question.way == STATEMENT:
-        return reading.truth(item, str(question.claim), text)
-    if question.way == LETTERED:
-        return reading.letter(item, question.options, text)
-    if question.way == DIALOGUE and question.claim is not None:
+    if question.variant == STATEMENT:
+        return truth(item, str(question.claim), text)
+    if question.variant == LETTERED:
+        return letter(item, question.options, text)
+    if question.variant == DIALOGUE and question.claim is not None:
         follow = task.follow_up(question.item)
         return None if follow is None else follow.opener.parse(text)
     return item.parse(text)
@@ -120,39 +120,39 @@ def implied(task: Task, question: Question, answer: str) -> str | None:
 
     None when that does not follow: a letter is not among those shown, or the answer is none of the item's options.
     """
-    if question.way == STATEMENT:
+    if question.variant == STATEMENT:
         return None if answer not in task.item(question.item).claims else str(answer == question.claim).lower()
-    if question.way == LETTERED:
+    if question.variant == LETTERED:
         return answer if any(option.value == answer for option in question.options) else None
-    if question.way == DIALOGUE and question.claim is not None:
+    if question.variant == DIALOGUE and question.claim is not None:
         follow = task.follow_up(question.item)
         return None if follow is None else "no" if answer == follow.absent else "yes"
     return answer
 
 
-def _question(task: Task, item: Item, way: str, claim: str | None, turn: Mapping[str, Any]) -> Question | None:
-    if way == STATEMENT:
+def _question(task: Task, item: Item, variant: str, claim: str | None, turn: Mapping[str, Any]) -> Question | None:
+    if variant == STATEMENT:
         return _stated(task, item, claim).question if claim in item.claims else None
-    if way == DIALOGUE:
+    if variant == DIALOGUE:
         follow = task.follow_up(item.name)
         if follow is None or claim not in (None, PRESENT):
             return None
         return (_followed if claim is None else _opening)(task, follow).question
     if claim is not None:
         return None
-    if way == LETTERED:
+    if variant == LETTERED:
         values = tuple(turn["options"] or ())
         return _with_letters(task, item, values).question if values and _known(item, values) else None
-    return _worded(task, item, way).question if way in (NATIVE, UNSEEN) else None
+    return _worded(task, item, variant).question if variant in (NATIVE, UNSEEN) else None
 
 
-def _worded(task: Task, item: Item, way: str) -> _Worded:
-    found: _Worded | None = task.memo.get((item.name, way))
+def _worded(task: Task, item: Item, variant: str) -> _Worded:
+    found: _Worded | None = task.memo.get((item.name, variant))
     if found is None:
-        assert way in (NATIVE, UNSEEN), way
+        assert variant in (NATIVE, UNSEEN), variant
         question = task.question(item.name)
-        question = question if way == NATIVE else replace(question, templates=item.unseen, way=UNSEEN)
-        found = task.memo[item.name, way] = _named(question)
+        question = question if variant == NATIVE else replace(question, templates=item.unseen, variant=UNSEEN)
+        found = task.memo[item.name, variant] = _named(question)
     return found
 
 
@@ -164,15 +164,15 @@ def _once(task: Task, key: tuple[Any, ...], make: Callable[[], _Worded]) -> _Wor
 
 
 def _named(question: Question) -> _Worded:
-    way = "" if question.way == NATIVE else f":{question.way}"
+    variant = "" if question.variant == NATIVE else f":{question.variant}"
     claim = "" if question.claim is None else f"={question.claim}"
-    return _Worded(question, tuple(f"{question.item}{way}{claim}/{n}" for n in range(len(question.templates))))
+    return _Worded(question, tuple(f"{question.item}{variant}{claim}/{n}" for n in range(len(question.templates))))
 
 
 def _put(worded: _Worded, image_id: str, reply: str, answer: str) -> Asked:
-    """A question in a wording that is drawn for the way and the claim, too."""
+    """A question in a wording that is drawn for the variant and the claim, too."""
     question = worded.question
-    index = draw(len(worded.templates), image_id, question.item, question.way, question.claim or "")
+    index = draw(len(worded.templates), image_id, question.item, question.variant, question.claim or "")
     return Asked(question, worded.templates[index], question.templates[index], reply, answer)
 
 
@@ -192,7 +192,7 @@ def _stated(task: Task, item: Item, claim: str | None) -> _Worded:
         wordings = tuple(text.format(item.claims[str(claim)]) for text in _STATEMENTS)
         question = task.question(item.name)
         return _named(
-            replace(question, form="statement", templates=wordings, options=_TRUTH, way=STATEMENT, claim=claim)
+            replace(question, form="statement", templates=wordings, options=_TRUTH, variant=STATEMENT, claim=claim)
         )
 
     return _once(task, (item.name, STATEMENT, claim), make)
@@ -210,14 +210,14 @@ def _opening(task: Task, follow: FollowUp) -> _Worded:
     def make() -> _Worded:
         asked = follow.opener
         question = replace(task.question(follow.item), form=asked.form, templates=asked.templates)
-        return _named(replace(question, options=asked.options, way=DIALOGUE, claim=PRESENT))
+        return _named(replace(question, options=asked.options, variant=DIALOGUE, claim=PRESENT))
 
     return _once(task, (follow.item, DIALOGUE, PRESENT), make)
 
 
 def _followed(task: Task, follow: FollowUp) -> _Worded:
     def make() -> _Worded:
-        return _named(replace(task.question(follow.item), templates=follow.templates, way=DIALOGUE))
+        return _named(replace(task.question(follow.item), templates=follow.templates, variant=DIALOGUE))
 
     return _once(task, (follow.item, DIALOGUE), make)
 
@@ -269,7 +269,7 @@ def _with_letters(task: Task, item: Item, values: tuple[str, ...]) -> _Worded:
                 form="lettered",
                 templates=tuple(f"{text} {listed}. Answer with the letter." for text in question.templates),
                 options=tuple(map(_letter_of, values, ascii_uppercase)),
-                way=LETTERED,
+                variant=LETTERED,
             )
         )
 

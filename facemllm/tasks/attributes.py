@@ -6,8 +6,8 @@ Names are those of CelebA and MAAD. A group gives a question only where exactly 
 from collections.abc import Callable, Mapping
 
 from facemllm.tasks.base import FollowUp, Option, Row, Task
-from facemllm.tasks.items import Boolean, Choice, attribute, exactly_one
-from facemllm.tasks.regions import hidden_from
+from facemllm.tasks.items import Boolean, Choice
+from facemllm.tasks.labels import attribute, exactly_one, hidden_from
 
 _COLORS = {
     "Black_Hair": ("black",),

@@ -1,20 +1,19 @@
 """What a face-perception task is: questions, exact labels, the options that say them, and a strict reader of answers.
 
-A task is data: a name, a metric and its items. An item is one thing to ask about (`hair_color`, `yaw`); the forms it
-can take are in `items`, the ways to ask it (outright, as a statement, with lettered options) in `asking`.
+A task is data: a name, a metric and its items. An item is one thing to ask about (`hair_color`, `yaw`); the kinds of
+items are in `items`, the variants of a question (outright, as a statement, with lettered options) in `asking`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 Form = Literal["choice", "boolean", "number", "open", "several", "statement", "lettered"]
-"""`several` is a set of things, answered in free order. `statement` and `lettered` are ways to ask a choice or a yes/no
+"""`several` is a set of things, answered in free order. `statement` and `lettered` are variants of a choice or a yes/no
 question, not forms of items: a claim that is true or false, and options behind letters."""
 
 CLOSED: tuple[Form, ...] = ("choice", "boolean", "number", "statement", "lettered")
@@ -37,7 +36,7 @@ class Option:
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """What is asked about one item, in several wordings. `options` is empty for an open question and for a set; for a
-    number it is the grid, each value being the number as text. `way` and `claim` tell how it is asked (`asking`):
+    number it is the grid, each value being the number as text. `variant` and `claim` tell how it is asked (`asking`):
     `claim` is the value that a statement is about."""
 
     task: str
@@ -45,55 +44,50 @@ class Question:
     form: Form
     templates: tuple[str, ...]
     options: tuple[Option, ...]
-    way: str = "native"
+    variant: str = "native"
     claim: str | None = None
 
 
-class Item(Protocol):
-    """One thing a task asks about."""
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One thing a task asks about; what is here holds for items without options that a caption does not mention.
 
-    @property
-    def name(self) -> str:
-        """Key of the item, unique among all tasks."""
+    `name` is unique among all tasks. `templates` word the question; append only, since their order is part of stored
+    turns; `unseen` are wordings kept for evaluation, which no training turn uses. `hidden` tells from a row's labels
+    that what is asked cannot be seen on this face; None: it always can.
+    """
 
-    @property
-    def form(self) -> Form:
-        """Shape of the answer."""
-
-    @property
-    def templates(self) -> tuple[str, ...]:
-        """Wordings of the question. Append only: their order is part of stored turns."""
-
-    @property
-    def unseen(self) -> tuple[str, ...]:
-        """Wordings kept for evaluation: no training turn uses one. Append only."""
-
-    @property
-    def options(self) -> tuple[Option, ...]:
-        """Possible answers, empty for an open question."""
+    name: str
+    templates: tuple[str, ...]
+    options: tuple[Option, ...] = ()
+    form: Form
+    unseen: tuple[str, ...] = ()
+    hidden: Callable[[Row], bool] | None = None
 
     def label(self, row: Row) -> str | None:
         """Canonical exact answer from a row of `faces`; None when the row does not say."""
-
-    def option_for(self, label: str) -> Option:
-        """The option that says a label."""
+        raise NotImplementedError
 
     def parse(self, text: str) -> str | None:
         """Canonical answer from free text; None when it is not plainly there."""
-
-    def mention(self, label: str) -> str | None:
-        """Words for a caption; None where a caption would keep silent, as about a hat that is not there."""
+        raise NotImplementedError
 
     def reply(self, row: Row, label: str) -> str:
         """The words of the true answer: those of the option, for an open question those of the row."""
+        return self.option_for(label).text
+
+    def option_for(self, label: str) -> Option:
+        """The option that says a label, for a number the nearest. Raises ValueError where there are no options."""
+        raise ValueError(f"{self.name} is an open question or a set: it has no options")
+
+    def mention(self, label: str) -> str | None:
+        """Words for a caption; None where a caption would keep silent, as about a hat that is not there."""
+        return None
 
     @property
     def claims(self) -> Mapping[str, str]:
         """Claims that are true or false of a face ("brown hair can be seen"), by the label that makes them true."""
-
-    @property
-    def hidden(self) -> Callable[[Row], bool] | None:
-        """Tells from a row's labels that what is asked cannot be seen on this face; None: it always can."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +157,7 @@ class Task:
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """What the ways of asking have made of the task's questions, so that it is made once."""
+        """What `asking` has made of the task's questions, so that it is made once."""
         return {}
 
     @cached_property
@@ -201,44 +195,3 @@ def fault_of(task: Task) -> str | None:
         if item.form in CLOSED and len(values) < 2:
             return f"{where}: a question of form '{item.form}' needs options"
     return None
-
-
-def phrases_of(item: Item) -> Iterator[str]:
-    """Every phrase with which an item is answered or mentioned in a caption, each once."""
-    texts = [option.text for option in item.options]
-    texts += [text for option in item.options if (text := item.mention(option.value)) is not None]
-    yield from dict.fromkeys(texts)
-
-
-def draw(count: int, *parts: str) -> int:
-    """A number below `count` that depends on `parts` alone: a choice that no other row, source or order can move."""
-    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big") % count
-
-
-def drawn(counts: Iterable[int], *parts: str) -> list[int]:
-    """A number below each of `counts`, all from one hash of `parts`; the product of the counts stays below 2**240."""
-    rest = int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=32).digest(), "big")
-    numbers = []
-    for count in counts:
-        rest, number = divmod(rest, count)
-        numbers.append(number)
-    return numbers
-
-
-AGE_BANDS = ((18, "child"), (36, "young"), (60, "middle"))
-SKIN_TONES = ((4, "light"), (7, "medium"), (11, "dark"))
-
-
-def groups(row: Row) -> dict[str, str]:
-    """Fairness groups of a row: `gender`, `age_band` (child 0-17, young 18-35, middle 36-59, old 60+) and `skin_tone`
-    (Monk scale: light 1-3, medium 4-6, dark 7-10). What is unknown is left out."""
-    found = {}
-    if row.get("gender") is not None:
-        found["gender"] = str(row["gender"])
-    age = row.get("age")
-    if age is not None and age >= 0:
-        found["age_band"] = next((band for below, band in AGE_BANDS if age < below), "old")
-    tone = row.get("skin_tone")
-    if tone is not None and 1 <= tone <= 10:
-        found["skin_tone"] = next(name for below, name in SKIN_TONES if tone < below)
-    return found

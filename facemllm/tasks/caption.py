@@ -1,19 +1,28 @@
 """A caption, judged by its facts: which of the other tasks' answers it states, as `age=35;gender=female`.
 
 Things that are absent are no facts here: a caption that is silent about a hat says the same as one that denies it.
+Where captions, or an annotator's labels, contradict the labels of a face is told here, too. Strict in both directions:
+silence, hedging and unknown labels contradict nothing, and a number only when it is off by more than `TOLERANCE`.
 """
 
 from collections.abc import Mapping
 from functools import lru_cache
 
 from facemllm.tasks import age, attributes, expression, gender, head_pose
+from facemllm.tasks.answers import TOLERANCE
 from facemllm.tasks.base import Item, Row, Task
 from facemllm.tasks.items import Open
+from facemllm.tasks.labels import known
 from facemllm.tasks.language import assertions
 
 FACTS: tuple[Item, ...] = tuple(
     item for task in (gender.TASK, age.TASK, expression.TASK, attributes.TASK, head_pose.TASK) for item in task.items
 )
+
+
+Differences = dict[str, tuple[str, str]]
+"""Item name -> (what is stated, what is labelled), both canonical."""
+_YES_NO = {True: "yes", False: "no"}
 
 
 @lru_cache(maxsize=64)  # a caption is read for its answer and for its agreement with the labels
@@ -52,6 +61,44 @@ def facts(row: Row) -> dict[str, str]:
         if label is not None and item.mention(label) is not None:
             stated[item.name] = item.option_for(label).value
     return stated
+
+
+def disagreements(row: Row) -> Differences:
+    """Facts that the caption of a row of `faces` states otherwise than the labels of the row do."""
+    plain = assertions(row.get("caption") or "")
+    if not plain:
+        return {}
+    found = {}
+    for item in FACTS:
+        labelled = item.label(row)
+        stated = None if labelled is None else stated_facts(plain).get(item.name)
+        if labelled is not None and stated is not None and _differ(item, stated, labelled):
+            found[item.name] = stated, labelled
+    return found
+
+
+def label_disagreements(stated: Row, row: Row) -> Differences:
+    """Labels given for a row that differ from its own; attributes are compared name by name (`yes` or `no`)."""
+    found = {}
+    given, own = known(stated, "attributes"), known(row, "attributes")
+    for name in sorted(given.keys() & own.keys()):
+        if None not in (given[name], own[name]) and given[name] != own[name]:
+            found[name] = _YES_NO[given[name]], _YES_NO[own[name]]
+    for item in FACTS:
+        if item in attributes.TASK.items:
+            continue
+        says, labelled = item.label(stated), item.label(row)
+        if says is not None and labelled is not None and _differ(item, says, labelled):
+            found[item.name] = says, labelled
+    return found
+
+
+def _differ(item: Item, stated: str, labelled: str) -> bool:
+    if item.form != "number":
+        return stated != labelled
+    if item.option_for(stated) == item.option_for(labelled):
+        return False  # beyond the grid's end, both are said the same way
+    return abs(float(stated) - float(labelled)) > TOLERANCE[item.name]
 
 
 TASK = Task(

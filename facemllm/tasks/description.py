@@ -8,11 +8,11 @@ judged by its facts, as a caption is, but "no beard" and "no eyewear" are facts 
 from collections.abc import Mapping
 from functools import cache
 
-from facemllm.tables import mapping
 from facemllm.tasks import age_range, attributes, expression, gender, presence
 from facemllm.tasks.base import Item, Row, Task
 from facemllm.tasks.caption import facts_text
 from facemllm.tasks.items import Open
+from facemllm.tasks.labels import known
 from facemllm.tasks.language import assertions
 
 FEWEST = 3
@@ -57,11 +57,11 @@ def _members(name: str) -> tuple[str, ...]:
     return tuple(option.value for option in item.options) if item is not None and item.form == "choice" else ()
 
 
-def _fact(item: Item, row: Row, known: Mapping[str, bool | None]) -> str | None:
+def _fact(item: Item, row: Row, given: Mapping[str, bool | None]) -> str | None:
     """What the row says of an item, where that is worth a word. Of a group one true member is enough: sources that
     have no name for the others (CelebA has no red hair) describe hair, too."""
     if members := _members(item.name):
-        true = [name for name in members if known.get(name)]
+        true = [name for name in members if given.get(name)]
         return true[0] if len(true) == 1 else None
     label = item.label(row)
     return None if label == "no" else label
@@ -69,10 +69,10 @@ def _fact(item: Item, row: Row, known: Mapping[str, bool | None]) -> str | None:
 
 def facts(row: Row) -> dict[str, str]:
     """What a description of a row of `faces` states: item name -> canonical value."""
-    stored = row.get("attributes")
-    known = stored if isinstance(stored, Mapping) else mapping(stored)
-    plain = row if known is stored else {**row, "attributes": known}  # copying would lose columns not yet decoded
-    return {item.name: value for item in _FACTS if (value := _fact(item, plain, known)) is not None}
+    given = known(row, "attributes")
+    # copying would lose columns not yet decoded
+    plain = row if given is row.get("attributes") else {**row, "attributes": given}
+    return {item.name: value for item in _FACTS if (value := _fact(item, plain, given)) is not None}
 
 
 def paragraph(stated: Mapping[str, str]) -> str:

@@ -1,7 +1,8 @@
 """Facial expression: the seven that most datasets share. A contempt label gives no question, yet is understood."""
 
 from facemllm.tasks.base import Option, Task
-from facemllm.tasks.items import Choice, column
+from facemllm.tasks.items import Choice
+from facemllm.tasks.labels import column
 
 WORDS = {
     "neutral": ("neutral", "neutrality", "expressionless"),

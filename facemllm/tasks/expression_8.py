@@ -2,7 +2,8 @@
 
 from facemllm.tasks.base import Option, Task
 from facemllm.tasks.expression import CONTEMPT, WORDS
-from facemllm.tasks.items import Choice, column
+from facemllm.tasks.items import Choice
+from facemllm.tasks.labels import column
 
 _EIGHT = {**WORDS, **CONTEMPT}
 

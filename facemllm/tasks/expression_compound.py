@@ -1,7 +1,8 @@
 """Compound expressions: the eleven of RAF-DB, two basic ones at a time (Li, Deng, Du, CVPR 2017)."""
 
 from facemllm.tasks.base import Option, Task
-from facemllm.tasks.items import Choice, column
+from facemllm.tasks.items import Choice
+from facemllm.tasks.labels import column
 
 ELEVEN = (
     *("happily_surprised", "happily_disgusted", "sadly_fearful", "sadly_angry", "sadly_surprised", "sadly_disgusted"),

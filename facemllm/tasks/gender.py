@@ -1,7 +1,8 @@
 """Gender as the source annotates it."""
 
 from facemllm.tasks.base import Option, Task
-from facemllm.tasks.items import Choice, column
+from facemllm.tasks.items import Choice
+from facemllm.tasks.labels import column
 
 TASK = Task(
     name="gender",

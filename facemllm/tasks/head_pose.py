@@ -7,7 +7,8 @@ which side its sign means.
 """
 
 from facemllm.tasks.base import Option, Task
-from facemllm.tasks.items import Number, column
+from facemllm.tasks.items import Number
+from facemllm.tasks.labels import column
 
 _TO = r"(?:(?:to|towards?) )?(?:the )?"
 _DEGREES = r"N(?: degrees?)?"

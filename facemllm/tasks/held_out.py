@@ -14,12 +14,26 @@ from typing import Any
 
 from facemllm import tasks
 from facemllm.errors import UserError
+from facemllm.settings import Settings
+from facemllm.tables.schemas import SEGMENTATION
+from facemllm.tasks import ZERO_SHOT
 from facemllm.tasks.base import Item, Option, Row, Task
-from facemllm.tasks.caption import TASK as CAPTION
 from facemllm.tasks.language import normalise
 
-ZERO_SHOT = "zero_shot"
-"""The task that knows every attribute that can be held out, and asks for those that are."""
+SHOWN_BY: Mapping[str, tuple[str, ...]] = {
+    "Eyeglasses": ("eye_g",),
+    "Sunglasses": ("eye_g",),
+    "No_Eyewear": ("eye_g",),
+    "Wearing_Hat": ("hat",),
+    "Wearing_Earrings": ("ear_r",),
+    "Wearing_Necklace": ("neck_l",),
+    "Wearing_Necktie": ("neck_l",),
+    **dict.fromkeys(("Mouth_Closed", "Mouth_Slightly_Open", "Mouth_Wide_Open"), ("mouth",)),
+}
+"""Attributes that the very presence of a class in the map gives away, and the classes."""
+
+SHOWN_WITHOUT: Mapping[str, str] = {"Bald": "hair"}
+"""Attributes that the absence of a class gives away which cannot be withheld: too much of the map would go with it."""
 
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+")
 _SEPARATOR = re.compile(r"(,? and |, | with | who has | wearing )")
@@ -104,7 +118,7 @@ class HeldOut:
         return {"attributes": self.attributes(row["attributes"] or {}), "caption": self.caption(row["caption"])}
 
     def _facts(self, text: str) -> set[str]:
-        stated = CAPTION.parse("caption", text)
+        stated = tasks.get("caption").parse("caption", text)
         facts = set() if stated is None else set(stated.split(";"))
         return {fact for fact in facts if fact.partition("=")[0] not in self.names}
 
@@ -172,3 +186,23 @@ def _refuse_options(asked: Iterable[Task], what: str, names: Callable[[Option], 
                     f"reformat.held_out: {what} is an option of '{item.name}' in the task '{task.name}', so its words "
                     "are in every such question; take it out of reformat.held_out, or the task out of reformat.tasks"
                 )
+
+
+def withheld_classes(held_out: Iterable[str]) -> list[int]:
+    """Numbers of the classes that a model may not see in maps, if it is not to learn these attributes from them.
+
+    Raises UserError for an attribute that no map can keep to itself.
+    """
+    held_out = list(held_out)
+    for name in held_out:
+        if name in SHOWN_WITHOUT:
+            raise UserError(
+                f"reformat.held_out: {name} shows in a map of face parts, which has no {SHOWN_WITHOUT[name]} then; "
+                "hold out another attribute or set model.segmentation.mode: none"
+            )
+    return sorted({SEGMENTATION.index(part) for name in held_out for part in SHOWN_BY.get(name, ())})
+
+
+def withheld_of(settings: Settings) -> list[int]:
+    """Classes that the model of these settings never sees in a map, see `withheld_classes`."""
+    return withheld_classes(settings.reformat.held_out) if settings.model.segmentation.mode != "none" else []

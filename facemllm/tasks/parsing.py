@@ -6,9 +6,9 @@ nothing is asked about it. The two sides of a part count as one: whose left the 
 
 from collections.abc import Callable
 
-from facemllm.tasks import regions
 from facemllm.tasks.base import Row, Task
 from facemllm.tasks.items import Boolean, Several, Thing
+from facemllm.tasks.labels import shown, sizes
 
 PARTS: dict[str, tuple[str, ...]] = {
     "hair": ("hair",),
@@ -45,10 +45,10 @@ _PATTERNS = {
 
 def _which(parts: dict[str, tuple[str, ...]], wanted: bool) -> Callable[[Row], list[str] | None]:
     def source(row: Row) -> list[str] | None:
-        found = regions.sizes(row)
+        found = sizes(row)
         if found is None:
             return None
-        states = {name: regions.seen(found, classes) for name, classes in parts.items()}
+        states = {name: shown(found, classes) for name, classes in parts.items()}
         return None if None in states.values() else [name for name, state in states.items() if state is wanted]
 
     return source
@@ -56,18 +56,18 @@ def _which(parts: dict[str, tuple[str, ...]], wanted: bool) -> Callable[[Row], l
 
 def _there(*classes: str) -> Callable[[Row], bool | None]:
     def source(row: Row) -> bool | None:
-        found = regions.sizes(row)
-        return None if found is None else regions.seen(found, classes)
+        found = sizes(row)
+        return None if found is None else shown(found, classes)
 
     return source
 
 
 def _one_hidden(*classes: str) -> Callable[[Row], bool | None]:
     def source(row: Row) -> bool | None:
-        found = regions.sizes(row)
+        found = sizes(row)
         if found is None:
             return None
-        states = [regions.seen(found, (name,)) for name in classes]
+        states = [shown(found, (name,)) for name in classes]
         return True if False in states else None if None in states else False
 
     return source

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facemllm.tasks.regions import CLASSES
+from facemllm.tables.schemas import SEGMENTATION
 
 SHIFT = 1 / 16  # of the side: 6 pixels at 96
 LIGHT = 0.15
@@ -81,9 +81,9 @@ def _moved(images: Tensor, changes: Changes) -> Tensor:
 def _swapped() -> Tensor:
     """Class of every map value in a mirrored face; values that are no class stay."""
     table = torch.arange(256, dtype=torch.uint8)
-    for number, name in enumerate(CLASSES):
+    for number, name in enumerate(SEGMENTATION):
         if name.startswith(("l_", "r_")) and name != "l_lip":
-            table[number] = CLASSES.index(("r_" if name.startswith("l_") else "l_") + name[2:])
+            table[number] = SEGMENTATION.index(("r_" if name.startswith("l_") else "l_") + name[2:])
     return table
 
 

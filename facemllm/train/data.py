@@ -26,8 +26,7 @@ from facemllm.core.files import atomic_file, locked
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.knowledge.relations import Relation
-from facemllm.model.maps import face_map
-from facemllm.model.pixels import face_pixels
+from facemllm.model.pixels import face_map, face_pixels
 from facemllm.model.prompts import Frame
 from facemllm.tables import Table
 from facemllm.tasks.base import CLOSED

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from facemllm.knowledge.penalties import Penalties, bce
-from facemllm.model.forward import look, tower_features, word_logits
+from facemllm.model.forward import tower_features, visual_tokens, word_logits
 from facemllm.model.pixels import normalise
 from facemllm.model.segmentation import has_map
 from facemllm.train import augment
@@ -74,7 +74,7 @@ class StepLoss:
         tokens, cells = batch.tokens, batch.cells
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             maps_BSS = self._maps(batch)
-            seen = look(self.model, self._features(batch), maps_BSS)
+            seen = visual_tokens(self.model, self._features(batch), maps_BSS)
             tasks = torch.zeros(2, len(self.corpus.tasks), device=self.device)
             if self.words is not None and batch.words_BV is not None:
                 objective = self._caption_words(self.words, seen.views, maps_BSS, batch.words_BV) / batch.images

@@ -101,7 +101,7 @@ def _face(row: Mapping[str, Any]) -> Fixed:
     answers = {}
     for turn in row["turns"]:
         question = tasks.question_of(turn)
-        if question.way == NATIVE:
+        if question.variant == NATIVE:
             answers[question.task, question.item] = turn["answer"]
     return Fixed(row["image_id"], row["images"][0]["bytes"], (row["segmentation"] or {}).get("bytes"), answers)
 

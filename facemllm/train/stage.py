@@ -15,7 +15,7 @@ from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.settings import Model, Settings, Stage
 from facemllm.tables import CONVERSATIONS, open_table
-from facemllm.tasks.regions import withheld_of
+from facemllm.tasks.held_out import withheld_of
 from facemllm.train.checkpoint import differences
 from facemllm.train.checkpoint_store import CheckpointStore, location
 from facemllm.version import ledger

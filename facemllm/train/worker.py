@@ -26,12 +26,14 @@ from facemllm.knowledge.penalties import audit, enforced
 from facemllm.knowledge.relations import Relation
 from facemllm.model.branches import Graph, asked, branches_of, extend
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration
-from facemllm.model.preset import build_tiny, load_base, load_model
+from facemllm.model.loading import load_model
+from facemllm.model.parts import load_base
 from facemllm.model.prompts import Frame
 from facemllm.model.saving import save_model
+from facemllm.model.tiny import build_tiny
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, Table, open_table
-from facemllm.tasks.regions import withheld_of
+from facemllm.tasks.held_out import withheld_of
 from facemllm.train import monitor
 from facemllm.train.checkpoint import differences
 from facemllm.train.checkpoint_store import AsyncSaver

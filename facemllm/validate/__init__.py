@@ -8,7 +8,3 @@ decoded once and never reach a data frame. A critical failure stops the workflow
 captions. Memory is 350 MB and 2.2 KB a face over all tables, beside what Arrow reads ahead of a shard: some hundred
 thousand faces are fine (300,000: 1 GB).
 """
-
-from facemllm.validate.run import Verdict, validate
-
-__all__ = ["Verdict", "validate"]

@@ -4,15 +4,18 @@ A filter that drops rows drops some groups more than others, and says nothing. F
 before and after are counted. A group is named when it loses more than `validate.group_loss` beyond the filter's average
 loss, and chance alone would hardly do that: one-sided Fisher's exact test of the group against all others, corrected by
 Holm over all filters and groups together, at 5 %. (Pictures of one person are not independent, so a filter that drops
-whole people is named a little too easily: a name is a reason to look, and never stops the workflow.)
+whole people is named a little too easily: a name is a reason to look, and never stops the workflow.) Rows that a step
+refused are read back from the quarantine of its table and counted by reason, with the first of them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from facemllm.tables import Table
 from facemllm.validate.memory import Count
 from facemllm.validate.suites import FILTERS
 
@@ -20,6 +23,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEVEL = 0.05
+
+_FILES = 3
+_MOST = 200
+_LONGEST = 300
+_REST = "other reasons"
+_VARIES = re.compile(r"\b[0-9a-f]{12,}\b|(?<![A-Za-z0-9_])[+-]?\d+(?:[.,]\d+)*")
 
 
 @dataclass(frozen=True)
@@ -117,3 +126,36 @@ def _holm(chances: Sequence[float]) -> list[float]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+@dataclass
+class Reason:
+    """One reason: how many rows, its first wording (numbers may differ between rows), and the first rows."""
+
+    wording: str
+    rows: int = 0
+    varies: bool = False
+    files: list[str] = field(default_factory=list)
+
+
+def reasons(table: Table, parents: Mapping[str, str]) -> list[Reason]:
+    """The reasons for which rows were refused, the most frequent first. Reasons that differ only by numbers or digests
+    are one; beyond 200 kinds the rest are gathered, so memory stays flat. `parents` names tables by digest."""
+    found: dict[str, Reason] = {}
+    for refused in table.refused():
+        wording = " ".join((refused["reason"] or "no reason given").split())[:_LONGEST]
+        key = _VARIES.sub("#", wording)
+        if key not in found and len(found) >= _MOST:
+            key = wording = _REST
+        reason = found.setdefault(key, Reason(wording))
+        reason.rows += 1
+        reason.varies |= wording != reason.wording
+        if len(reason.files) < _FILES:
+            reason.files.append(_place(refused["file"] or "", refused["row"], parents))
+    return sorted(found.values(), key=lambda reason: (-reason.rows, reason.wording))
+
+
+def _place(file: str, row: int | None, parents: Mapping[str, str]) -> str:
+    if file in parents:
+        return f"row {row} of the {parents[file]}"
+    return f"{file}, row {row}" if row else file

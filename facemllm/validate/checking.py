@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from facemllm.validate.suites import Check
+from facemllm.validate.suites import ROW_COUNT, Check
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EXAMPLES = 5
 BALANCE = "balance"
-_ROW_COUNT = "ExpectTableRowCountToBeBetween"
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def run_suite(table: str, checks: Sequence[Check], frame: pd.DataFrame, examples
 
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     if frame.empty:
-        checks = [check for check in checks if check.kind == _ROW_COUNT]
+        checks = [check for check in checks if check.kind == ROW_COUNT]
     if not checks:
         return []
     context = gx.get_context(mode="ephemeral")
@@ -114,7 +113,7 @@ def _outcome(table: str, check: Check, raw: Mapping[str, Any]) -> Outcome:
         for e in result.get("partial_unexpected_index_list") or ()
     )
     observed = ""
-    if check.kind == _ROW_COUNT:
+    if check.kind == ROW_COUNT:
         observed = f"found {result.get('observed_value', 0)} rows"
     elif missing := result.get("partial_missing_list"):
         observed = f"missing: {', '.join(map(str, missing))}"

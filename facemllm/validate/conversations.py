@@ -12,13 +12,11 @@ from facemllm import tasks
 from facemllm.core import digests, progress
 from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, Table, mapping
-from facemllm.tasks import Question, Task
 from facemllm.tasks.asking import DIALOGUE, NOT_VISIBLE, implied
-from facemllm.tasks.base import CLOSED
+from facemllm.tasks.base import CLOSED, Question, Task
 from facemllm.validate.faces import framed, in_one_split
-from facemllm.validate.memory import Face, Labels, mark
+from facemllm.validate.memory import Face, Labels, Tallies, mark
 from facemllm.validate.suites import CLOSED_FORMS
-from facemllm.validate.tallies import Tallies
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,13 +109,13 @@ def _like_the_face(row: Row, turns: Sequence[Row], face: Face | None) -> dict[st
 
 def _true(turn: Row, face: Face) -> bool:
     """Whether a turn answers what the label of the face says, or what follows from that in the way it was asked."""
-    question, told = _question(turn), face.answers.get((turn["task"], _item(turn)))
-    if told is None:
+    question, labelled = _question(turn), face.answers.get((turn["task"], _item(turn)))
+    if labelled is None:
         return True  # what other checks say
-    if question is None or question.way in ("native", "unseen") or question.form in ("number", "open", "several"):
-        return told == mark(turn["answer"])
-    label = _values(question.task, question.item).get(told)
-    if label == NOT_VISIBLE and question.way == DIALOGUE:
+    if question is None or question.variant in ("native", "unseen") or question.form in ("number", "open", "several"):
+        return labelled == mark(turn["answer"])
+    label = _values(question.task, question.item).get(labelled)
+    if label == NOT_VISIBLE and question.variant == DIALOGUE:
         return turn["answer"] == "no"  # what cannot be seen is said not to be there, and nothing is asked of it
     return label is not None and implied(tasks.get(question.task), question, label) == turn["answer"]
 

@@ -13,18 +13,21 @@ from concurrent.futures import ThreadPoolExecutor
 from sys import intern
 from typing import TYPE_CHECKING, Any
 
-from facemllm.core import progress
+from facemllm.core import digests, images, progress
 from facemllm.settings import Validate
 from facemllm.tables import FACES, Table, mapping
-from facemllm.validate import pictures
-from facemllm.validate.memory import Labels, Originals
+from facemllm.tables.schemas import SEGMENTATION
+from facemllm.validate.memory import Labels, Originals, Tallies
 from facemllm.validate.suites import CONTRADICTIONS
-from facemllm.validate.tallies import Tallies
 from facemllm.version.ledger import Entry
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    from PIL.Image import Image
+
+Size = tuple[int | None, int | None]
+"""Stated width and height."""
 
 _THREADS = 2
 _KEPT = ("image_id", "source", "subject_id", "split", "expression", "age", "gender", "ethnicity", "skin_tone")
@@ -38,9 +41,9 @@ def raw_frame(table: Table, quality: Validate, ledger: Mapping[str, Entry], orig
     """One light row a raw face; what each says is remembered in `originals`."""
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row, seen, mask in _looked_at(table, "checking raw faces", None):
+        for row, pixels, mask in _with_pixels(table, "checking raw faces", None):
             originals.add(row, mask)
-            yield _face(row, quality) | seen
+            yield _face(row, quality) | pixels
 
     return _framed(rows(), ledger)
 
@@ -57,14 +60,14 @@ def annotated_frame(
     `labels`."""
 
     def rows() -> Iterator[dict[str, Any]]:
-        for number, (row, seen, mask) in enumerate(_looked_at(table, "checking annotated faces", originals)):
+        for number, (row, pixels, mask) in enumerate(_with_pixels(table, "checking annotated faces", originals)):
             labels.add(row, mask)
-            yield _face(row, quality) | seen | _attributes(row, tallies) | _caption(number, row, tallies)
+            yield _face(row, quality) | pixels | _attributes(row, tallies) | _caption(number, row, tallies)
 
     return _framed(rows(), ledger)
 
 
-def _looked_at(
+def _with_pixels(
     table: Table, what: str, originals: Originals | None
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], bytes | None]]:
     """Rows without their images, what the pixels tell and how they agree with the raw row, and the segmentation."""
@@ -75,8 +78,8 @@ def _looked_at(
             encoded, masks = _encoded(batch, "image"), _encoded(batch, "segmentation")
             rows = batch.drop_columns(["image", "segmentation"]).to_pylist()
             agree = [_agreement(originals, row, mask) for row, mask in zip(rows, masks, strict=True)]
-            seen = pool.map(_look, rows, encoded, masks, agree)
-            yield from zip(rows, seen, masks, strict=True)
+            pixels = pool.map(_derived, rows, encoded, masks, agree)
+            yield from zip(rows, pixels, masks, strict=True)
             done += len(rows)
             bar.update(done)
 
@@ -92,24 +95,51 @@ def _agreement(originals: Originals | None, row: Mapping[str, Any], mask: bytes 
     if changed is None:
         return {"in_raw": False, "identity_kept": None, "labels_kept": None, "changed": ""}
     identity, labels = changed
-    return {
-        "in_raw": True,
-        "identity_kept": not identity,
-        "labels_kept": not labels,
-        "changed": ", ".join([*identity, *labels]),
-    }
+    what = ", ".join([*identity, *labels])
+    return {"in_raw": True, "identity_kept": not identity, "labels_kept": not labels, "changed": what}
 
 
-def _look(
+def _derived(
     row: Mapping[str, Any], encoded: bytes | None, mask: bytes | None, agree: Mapping[str, Any]
 ) -> dict[str, Any]:
     size, known = (row["width"], row["height"]), bool(agree.get("in_raw"))
+    picture = _of_picture(row["image_id"], encoded or b"", size, known=known)
     same_mask = known and "segmentation" not in agree["changed"]
+    return picture | _of_segmentation(mask, size, known=same_mask) | dict(agree)
+
+
+def _of_picture(image_id: str | None, encoded: bytes, size: Size, *, known: bool) -> dict[str, Any]:
+    """Derived columns of a face's picture. `known` pictures were decoded when an earlier table was checked: of these
+    only the bytes are compared with their name. Runs in a thread: hashing and decoding let the others work."""
+    picture = None if known else _decoded(encoded)
     return {
-        **pictures.look(row["image_id"], encoded or b"", size, known=known),
-        **pictures.look_at_mask(mask, size, known=same_mask),
-        **agree,
+        "digest_matches": digests.of_bytes(encoded) == image_id,
+        "decodes": None if known else picture is not None,
+        "size_matches": None if picture is None else picture.size == size,
+        "looks": None if picture is None else images.perceptual_hash(picture),
     }
+
+
+def _of_segmentation(encoded: bytes | None, size: Size, *, known: bool) -> dict[str, Any]:
+    """Derived columns of a segmentation; nulls where there is none, or where an earlier table had the very same."""
+    drawn = None if encoded is None or known else _decoded(encoded)
+    highest: Any = None if drawn is None else drawn.getextrema()[1]
+    fits = drawn is not None and drawn.mode in ("L", "P") and isinstance(highest, int | float)
+    return {
+        "segmentation_decodes": None if encoded is None or known else drawn is not None,
+        "segmentation_matches_size": None if drawn is None else drawn.size == size,
+        "segmentation_classes_ok": None if drawn is None else fits and highest < len(SEGMENTATION),
+    }
+
+
+def _decoded(encoded: bytes) -> Image | None:
+    """The picture as it is stored, neither turned nor converted; None if it may not or cannot be opened."""
+    try:
+        picture = images.checked(encoded)
+        picture.load()
+    except Exception:  # broken data can raise almost anything from a decoder
+        return None
+    return picture
 
 
 def _face(row: Mapping[str, Any], quality: Validate) -> dict[str, Any]:
@@ -139,7 +169,7 @@ def _attributes(row: Mapping[str, Any], tallies: Tallies) -> dict[str, Any]:
 
 
 def _caption(number: int, row: Mapping[str, Any], tallies: Tallies) -> dict[str, Any]:
-    from facemllm.tasks.agreement import disagreements
+    from facemllm.tasks.caption import disagreements
 
     if not (row["caption"] or "").strip():
         return {"has_caption": False, "caption_agrees": None, "disagreements": ""}

@@ -2,7 +2,7 @@
 
 Of every value a mark of eight bytes stays, enough to tell whether it is still the same, too little to read it back.
 That makes about 180 bytes a face and eight a value: 370 of a raw face; 900 of an annotated one in the default
-configuration, where 83 answers are known, and more with more tasks.
+configuration, where 83 answers are known, and more with more tasks. `Tallies` are counts for the report.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 
 from facemllm import tasks
 from facemllm.tables import LABELS, PAIRED, mapping
+from facemllm.tables.schemas import fairness_groups
+from facemllm.tasks import ZERO_SHOT
 from facemllm.tasks.asking import NOT_VISIBLE
 from facemllm.tasks.base import Item
-from facemllm.tasks.held_out import ZERO_SHOT, HeldOut
+from facemllm.tasks.held_out import HeldOut
 
 Row = Mapping[str, Any]
 Groups = tuple[tuple[str, str], ...]
@@ -42,7 +44,7 @@ def mark(value: Any) -> bytes:
 def groups_of(row: Row) -> Groups:
     """The groups whose share is watched from filter to filter: those of fairness, and what the source says. Labels
     that are not known are left out."""
-    found = tasks.groups(row)
+    found = fairness_groups(row)
     found |= {n: str(row[n]) for n in ("ethnicity", "expression", "source", "split") if row.get(n) is not None}
     return tuple(sorted(found.items()))
 
@@ -55,6 +57,20 @@ class Count:
     after: Mapping[tuple[str, str], int]
     rows_before: int
     rows_after: int
+
+
+@dataclass
+class Tallies:
+    """`attributes` by (name, value); `exclusive` pairs of attributes found on one face; `disagreements` of captions
+    with labels by item, with the `first` of each as a sentence; `questions` by (task, split); `answers` to closed
+    questions by (task, item, answer)."""
+
+    attributes: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    exclusive: Counter[str] = field(default_factory=Counter)
+    disagreements: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    questions: Counter[tuple[str, str]] = field(default_factory=Counter)
+    answers: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
 
 @dataclass
@@ -163,7 +179,7 @@ class Labels:
         seen = {**whole, **self._held_out.changes(whole)} if self._held_out else whole
         answers = [mark(_answer(item, whole if task.name == ZERO_SHOT else seen)) for task, item in self._items]
         head = [mark(row[name]) for name in ("source", "split", "subject_id", "caption")]
-        fairness = mark(sorted(tasks.groups(row).items()))
+        fairness = mark(sorted(fairness_groups(row).items()))
         self.memory.add(row["image_id"], [*head, mark(mask), fairness, *answers], groups_of(row))
 
     def of(self, image_id: str | None) -> Face | None:

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from facemllm.tables import SPLITS
 from facemllm.validate import html, sections
-from facemllm.validate.balance import Share
+from facemllm.validate.balance import Reason, Share
 from facemllm.validate.checking import Outcome
-from facemllm.validate.memory import Count
-from facemllm.validate.refused import Reason
+from facemllm.validate.memory import Count, Tallies
 from facemllm.validate.suites import POLICY
-from facemllm.validate.tallies import Tallies
 from facemllm.version.ledger import Entry
 
 if TYPE_CHECKING:

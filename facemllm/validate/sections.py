@@ -8,11 +8,9 @@ from itertools import groupby
 from typing import Any
 
 from facemllm.validate import html
-from facemllm.validate.balance import Share, sentence
-from facemllm.validate.memory import Count
-from facemllm.validate.refused import Reason
+from facemllm.validate.balance import Reason, Share, sentence
+from facemllm.validate.memory import Count, Tallies
 from facemllm.validate.suites import FILTERS
-from facemllm.validate.tallies import Tallies
 from facemllm.version.ledger import MEANING, USES, Entry
 
 _TITLES = {

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from facemllm.settings import Validate
 from facemllm.tables import SPLITS
+from facemllm.tables.schemas import SEGMENTATION
 
 Severity = Literal["critical", "warning", "info"]
 POLICY: Mapping[Severity, str] = {
@@ -31,8 +32,8 @@ FILTERS: Mapping[str, str] = {
 
 EXPRESSIONS = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 GENDERS = ("female", "male")
-SEGMENTATION_CLASSES = 19
 CLOSED_FORMS = ("boolean", "choice")
+ROW_COUNT = "ExpectTableRowCountToBeBetween"
 
 # Attributes that cannot hold together. Sources break some of them (CelebA does), so their share is reported.
 CONTRADICTIONS = (
@@ -101,13 +102,7 @@ def _one_of(column: str, says: str, values: tuple[str, ...], severity: Severity 
 def _common(quality: Validate) -> list[Check]:
     rows, splits = {"min_value": quality.min_rows}, {"column": "split", "value_set": list(SPLITS)}
     return [
-        Check(
-            "min_rows",
-            f"there are at least {quality.min_rows} rows",
-            "critical",
-            "ExpectTableRowCountToBeBetween",
-            rows,
-        ),
+        Check("min_rows", f"there are at least {quality.min_rows} rows", "critical", ROW_COUNT, rows),
         Check("splits_present", "every split has rows", "critical", "ExpectColumnDistinctValuesToContainSet", splits),
         _one_of("split", "the split is train, validation or test", SPLITS),
         _filled("source", "the source is named"),
@@ -134,7 +129,7 @@ def raw_checks(quality: Validate, sources: Sequence[str]) -> list[Check]:
         _holds("landmarks_inside", "the landmarks lie inside the image", "warning"),
         _holds("segmentation_decodes", "the segmentation can be decoded", "critical"),
         _holds("segmentation_matches_size", "the segmentation is as large as the image", "warning"),
-        _holds("segmentation_classes_ok", f"segmentation classes are 0 to {SEGMENTATION_CLASSES - 1}", "critical"),
+        _holds("segmentation_classes_ok", f"segmentation classes are 0 to {len(SEGMENTATION) - 1}", "critical"),
         _matches("expression", "the expression is written in lower_snake_case", words),
         _one_of("expression", "the expression is one of the eight common ones", EXPRESSIONS, "info"),
         _one_of("gender", "the gender label is female or male", GENDERS),
@@ -160,22 +155,13 @@ def annotated_checks(quality: Validate, sources: Sequence[str], *, with_raw: boo
             "critical",
             shows="changed",
         ),
-        _holds(
-            "labels_kept",
-            "no label that the source gave was changed",
-            "critical",
-            shows="changed",
-        ),
+        _holds("labels_kept", "no label that the source gave was changed", "critical", shows="changed"),
     ]
+    share = quality.caption_share
     return [
         *raw_checks(quality, sources),
         *(agreement if with_raw else ()),
-        _holds(
-            "has_caption",
-            f"at least {quality.caption_share:.0%} of the faces have a caption",
-            "warning",
-            quality.caption_share,
-        ),
+        _holds("has_caption", f"at least {share:.0%} of the faces have a caption", "warning", share),
         _holds(
             "caption_agrees",
             f"at most {quality.disagreement_share:.0%} of the captions contradict a label",

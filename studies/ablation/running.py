@@ -182,7 +182,7 @@ def _answers(predictor: Any, table: Table, sheet: Any, pixels: Any, maps: Any) -
             for turn, text in zip(face["turns"], question_texts(face), strict=True):
                 if is_asked(turn):
                     question = tasks.question_of(turn)
-                    if question.options and question.way == NATIVE:
+                    if question.options and question.variant == NATIVE:
                         questions.append((place, question, text))
                     place += 1
             put.append(questions)

@@ -53,7 +53,7 @@ def main():
     from facemllm.annotate.run import annotate
     from facemllm.evaluate.run import evaluate
     from facemllm.report.write import write_report
-    from facemllm.reformat import reformat
+    from facemllm.reformat.run import reformat
     from facemllm.ingest.run import ingest
     from facemllm.train.launch import train
 
@@ -116,7 +116,7 @@ def test_a_task_of_ones_own_goes_all_the_way(project):
 
 def test_its_code_counts_where_it_is_asked_and_only_there(project):
     def key(folder, asked):
-        digest = f"from facemllm.core import digests; print(digests.of_code('facemllm.reformat', {asked}))"
+        digest = f"from facemllm.core import digests; print(digests.of_code('facemllm.reformat.run', {asked}))"
         environment = {**os.environ, "PYTHONPATH": str(folder)}
         return subprocess.run(
             [sys.executable, "-c", digest], cwd=folder, env=environment, capture_output=True, text=True, check=True

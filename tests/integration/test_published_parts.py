@@ -10,8 +10,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from facemllm.model.forward import image_tokens
 from facemllm.model.inference import Predictor, Query
+from facemllm.model.loading import load_model
 from facemllm.model.parts import assemble
-from facemllm.model.preset import load_model
 from facemllm.model.saving import save_model
 
 pytestmark = pytest.mark.integration

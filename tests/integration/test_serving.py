@@ -28,12 +28,13 @@ from facemllm import tasks
 from facemllm.core import digests, servers, services
 from facemllm.errors import UserError
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.preset import build_tiny
 from facemllm.model.saving import save_model
+from facemllm.model.tiny import build_tiny
 from facemllm.serve import deploy
 from facemllm.serve.deploy import Probe
 from facemllm.settings import Settings, load
 from facemllm.tasks.answers import answer
+from tests.asked import phrases
 
 pytestmark = pytest.mark.integration
 HAT = "Is the person wearing a hat?"
@@ -64,9 +65,9 @@ def b64(data: bytes) -> str:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [t for name in tasks.all_names() for q in tasks.get(name).questions() for t in q.templates]
-    phrases = list(tasks.phrases())
+    answers = phrases()
     out = tmp_path_factory.mktemp("model") / "tiny"
-    save_model(*build_tiny(load("laptop").model, words + phrases, phrases, 0), out)
+    save_model(*build_tiny(load("laptop").model, words + answers, answers, 0), out)
     return out
 
 

@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 
 from facemllm import settings
 from facemllm.errors import UserError
-from facemllm.reformat import reformat
+from facemllm.reformat.run import reformat
 from facemllm.settings import Variant
 from facemllm.tables import pairs
 from studies.ablation import ablate as ablating

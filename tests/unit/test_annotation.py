@@ -18,9 +18,9 @@ from facemllm.errors import UserError
 from facemllm.settings import load
 from facemllm.tables import FACES, mapping, open_table, pairs, provenance
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
-from facemllm.tasks.base import phrases_of
 from facemllm.tasks.caption import FACTS, facts, facts_text
 from facemllm.version.tombstones import Marks, Tombstones
+from tests.asked import phrases_of
 
 
 def labelled(number):

@@ -11,7 +11,7 @@ from facemllm.annotate import prompt
 from facemllm.annotate.oracle import caption
 from facemllm.core import digests
 from facemllm.tables import pairs
-from facemllm.tasks.agreement import disagreements, label_disagreements
+from facemllm.tasks.caption import disagreements, label_disagreements
 
 jsonschema = pytest.importorskip("jsonschema")
 

@@ -378,7 +378,7 @@ def test_what_a_job_refuses_and_where_it_stops_travels_as_values(faces_table):
 def checkpoint(tmp_path_factory):
     """A model of random weights that knows the words of the prompt."""
     pytest.importorskip("transformers")
-    from facemllm.model.preset import build_tiny
+    from facemllm.model.tiny import build_tiny
 
     chosen = settings.load("laptop", ["model.image_size=32"])
     texts = [message["text"] for message in prompt.messages({})]

@@ -416,7 +416,7 @@ import sys
 from pathlib import Path
 from facemllm.annotate.annotator import Annotation, checked
 from facemllm.ingest.run import import_source
-from facemllm.reformat.rows import RARE
+from facemllm.reformat.questions import RARE
 from facemllm.settings import Source, load
 from facemllm.tables import open_table
 from facemllm.validate.memory import Originals

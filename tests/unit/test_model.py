@@ -15,11 +15,12 @@ from facemllm.errors import UserError
 from facemllm.model import inference
 from facemllm.model.forward import hidden_states, image_tokens, prefix_embeddings, word_logits
 from facemllm.model.inference import Predictor, Query
+from facemllm.model.loading import load_model
 from facemllm.model.masks import PADDING, tree_mask
+from facemllm.model.parts import load_base
 from facemllm.model.pixels import face_pixels, normalise
-from facemllm.model.preset import build_tiny, load_base, load_model
 from facemllm.model.saving import save_model
-from facemllm.model.tokenizer import build_tokenizer
+from facemllm.model.tiny import build_tiny, build_tokenizer
 
 ANSWERS = ["short hair", "brown hair", "turned 25 degrees left", "about 35 years old", "yes", "no", "clean-shaven"]
 TEXTS = [

@@ -11,10 +11,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from facemllm import settings
-from facemllm.model.adapters import adapter_of
 from facemllm.model.branches import Graph, extend
-from facemllm.model.preset import build_tiny, load_model
-from facemllm.model.saving import save_model
+from facemllm.model.loading import load_model
+from facemllm.model.saving import adapter_of, save_model
+from facemllm.model.tiny import build_tiny
 from facemllm.settings import Trainable
 from facemllm.train import optimizer
 

@@ -12,12 +12,12 @@ from facemllm.errors import UserError
 from facemllm.knowledge.graph import correlation_matrix
 from facemllm.model.branches import Graph, extend
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration
-from facemllm.model.forward import image_tokens, look, tower_features
+from facemllm.model.forward import image_tokens, tower_features, visual_tokens
 from facemllm.model.knowledge import NO_WORD, KnowledgeBranch
-from facemllm.model.maps import face_map, without
-from facemllm.model.preset import build_tiny
+from facemllm.model.pixels import face_map, without
 from facemllm.model.saving import save_model
 from facemllm.model.segmentation import NO_MAP, SegmentationBranch
+from facemllm.model.tiny import build_tiny
 
 TEXTS = ["Is there a beard?", "a woman with brown hair and glasses; head turned left.", "Describe this face."]
 NAMES, WORDS = ("hat", "glasses", "beard"), ("with a hat", "glasses", "a beard")
@@ -199,7 +199,7 @@ def test_what_the_language_model_sees_stands_in_order():
             features = tower_features(model, pixels)
             plain = model.model.multi_modal_projector(features)
             drawn = model.model.segmentation(maps)
-            seen[mode] = look(model, features, maps)
+            seen[mode] = visual_tokens(model, features, maps)
             torch.testing.assert_close(image_tokens(model, pixels, maps), seen[mode].tokens_BND)
         visual = torch.cat([plain, drawn], 1) if mode == "append" else plain + drawn
         torch.testing.assert_close(torch.cat(seen[mode].views, 1), visual)
@@ -216,11 +216,11 @@ def test_bfloat16_is_near_float32():
     inputs = inputs_of(processor, pictures, [maps[0], None])
     with torch.no_grad():
         pixels, drawn = inputs["pixel_values"], inputs["segmentation"]
-        exact = look(model, tower_features(model, pixels), drawn)
+        exact = visual_tokens(model, tower_features(model, pixels), drawn)
         with torch.autocast("cpu", torch.bfloat16):
-            mixed = look(model, tower_features(model, pixels), drawn)
+            mixed = visual_tokens(model, tower_features(model, pixels), drawn)
         rounded_model = model.to(torch.bfloat16)
-        rounded = look(rounded_model, tower_features(rounded_model, pixels.bfloat16()), drawn)
+        rounded = visual_tokens(rounded_model, tower_features(rounded_model, pixels.bfloat16()), drawn)
         written(rounded_model, {**inputs, "pixel_values": pixels.bfloat16()})
     for other in (mixed, rounded):
         assert (other.scores_BA - exact.scores_BA).abs().max() < 0.15

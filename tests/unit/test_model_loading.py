@@ -38,11 +38,10 @@ from transformers import (
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.model.branches import Graph, extend
-from facemllm.model.forward import image_tokens, look, tower_features
+from facemllm.model.forward import image_tokens, tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.loading import load_model
-from facemllm.model.parts import assemble
-from facemllm.model.preset import load_base
+from facemllm.model.parts import assemble, load_base
 from facemllm.model.saving import save_model
 
 TEXT = ["USER: is there a face? ASSISTANT: yes </s>", "a woman with brown hair and glasses", "no beard at all"]
@@ -176,7 +175,9 @@ def test_parts_become_a_model(tower, language, tmp_path):
     assert tied == (language != "llama")
     pixels = torch.randn(2, 3, 32, 32)
     assert image_tokens(model, pixels).shape == (2, 16, 48)
-    torch.testing.assert_close(look(model, tower_features(model, pixels)).tokens_BND, image_tokens(model, pixels))
+    torch.testing.assert_close(
+        visual_tokens(model, tower_features(model, pixels)).tokens_BND, image_tokens(model, pixels)
+    )
 
     tokenizer = processor.tokenizer
     assert {tokenizer.pad_token, tokenizer.eos_token} == (

@@ -17,8 +17,8 @@ from facemllm.model import inference
 from facemllm.model.branches import Graph, extend
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.pixels import face_pixels
-from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP
+from facemllm.model.tiny import build_tiny
 from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.serve.policy import Limits
 from facemllm.serve.predictor import FaceModel
@@ -104,14 +104,14 @@ def test_prepared_maps_stay_as_they_are_and_withheld_classes_are_not_seen(predic
 
 
 def test_scores_are_the_sigmoid_of_what_the_branch_says(predictor, faces, maps):
-    from facemllm.model.forward import look, tower_features
+    from facemllm.model.forward import tower_features, visual_tokens
     from facemllm.model.pixels import normalise
 
     pixels = torch.from_numpy(predictor.pixels(faces[0]))[None]
     values = normalise(pixels, predictor.processor.image_processor)
     with torch.no_grad():
         features = tower_features(predictor.model, values)
-        seen = look(predictor.model, features, torch.from_numpy(predictor.map(maps[0]))[None])
+        seen = visual_tokens(predictor.model, features, torch.from_numpy(predictor.map(maps[0]))[None])
     expected = 1 / (1 + np.exp(-seen.scores_BA[0].double().numpy()))
     assert list(predictor.characteristics(faces[:1], maps[:1])[0].values()) == pytest.approx(expected, abs=1e-6)
 

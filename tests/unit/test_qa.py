@@ -8,7 +8,7 @@ import pytest
 
 from facemllm import settings, tasks
 from facemllm.errors import UserError
-from facemllm.reformat import reformat
+from facemllm.reformat.run import reformat
 from facemllm.tables import CONVERSATIONS, FACES, mapping, open_table, pairs
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
 from facemllm.version.tombstones import Marks, Tombstones

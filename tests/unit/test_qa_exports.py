@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from facemllm import settings, tasks
 from facemllm.errors import UserError
-from facemllm.reformat import reformat
-from facemllm.reformat.exports import FORMATS, export
+from facemllm.reformat.export import FORMATS, export
+from facemllm.reformat.run import reformat
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import with_attributes
@@ -118,7 +118,9 @@ def outright(row):
     """The turns that stand alone in their item's own form, with their words."""
     said = words(row)
     found = zip(row["turns"], said[::2], said[1::2], strict=True)
-    return [(turn, *texts) for turn, *texts in found if tasks.question_of(turn).way == "native" and not turn["follows"]]
+    return [
+        (turn, *texts) for turn, *texts in found if tasks.question_of(turn).variant == "native" and not turn["follows"]
+    ]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

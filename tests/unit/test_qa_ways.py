@@ -19,9 +19,8 @@ from facemllm import settings, tasks
 from facemllm.annotate.oracle import caption
 from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.reformat import reformat
-from facemllm.reformat.questions import Plan
-from facemllm.reformat.rows import rows_of
+from facemllm.reformat.questions import Plan, rows_of
+from facemllm.reformat.run import reformat
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table, pairs
 from facemllm.tasks import asking
 from facemllm.tasks.held_out import HeldOut
@@ -74,7 +73,7 @@ def talks(faces_table, tmp_path):
 
 
 def way_of(turn):
-    return tasks.question_of(turn).way
+    return tasks.question_of(turn).variant
 
 
 def text_of(message):
@@ -141,10 +140,10 @@ def test_every_reply_reads_as_its_answer(talks):
         for turn, asked, reply in told(row):
             question = tasks.question_of(turn)
             assert asked == tasks.question_text(turn)
-            seen[question.way] += 1
+            seen[question.variant] += 1
             if question.form != "number":
                 assert tasks.read(question, reply) == turn["answer"]
-    assert all(seen[way] for way in asking.WAYS)
+    assert all(seen[way] for way in asking.VARIANTS)
 
 
 def test_training_never_uses_an_unseen_wording(talks):
@@ -243,7 +242,7 @@ def test_evaluation_asks_what_is_held_out_as_zero_shot_alone(talks):
         asked = [tasks.question_of(turn) for turn in row["turns"]]
         zero = [question for question in asked if question.task == "zero_shot"]
         assert [question.item for question in zero] == ["Wearing_Earrings", "Bangs"]
-        assert {question.way for question in zero} == {"native"}
+        assert {question.variant for question in zero} == {"native"}
         assert not {"Wearing_Earrings", "Bangs"} & {q.item for q in asked if q.task != "zero_shot"}
         known = {pair["name"]: pair["value"] for pair in face(number)["attributes"]}
         answers = [turn["answer"] for turn in row["turns"] if turn["task"] == "zero_shot"]

@@ -15,13 +15,12 @@ from facemllm import settings, tasks
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
-from facemllm.validate import pictures, validate
 from facemllm.validate.checking import run_suite
 from facemllm.validate.conversations import conversations_frame
-from facemllm.validate.faces import annotated_frame, raw_frame
-from facemllm.validate.memory import Labels, Originals
+from facemllm.validate.faces import _decoded, annotated_frame, raw_frame
+from facemllm.validate.memory import Labels, Originals, Tallies
+from facemllm.validate.run import validate
 from facemllm.validate.suites import Check, annotated_checks, conversations_checks, raw_checks
-from facemllm.validate.tallies import Tallies
 from facemllm.version import ledger
 from tests.asked import conversation
 
@@ -317,14 +316,14 @@ def held_together(sound_rows, entries, limits, tmp_path_factory):
     rows = [row | (CHANGES[n][0](row) if n in CHANGES else {}) for n, row in enumerate(sound_rows)]
     rows = [row | (ADDITIONS[n](row) if n in ADDITIONS else {}) for n, row in enumerate(rows)]
     raw, annotated = write(folder / "raw", FACES, sound_rows), write(folder / "annotated", FACES, rows)
-    decoded, counts = pictures._decoded, []
+    decoded, counts = _decoded, []
 
     def counting(encoded):
         counts[-1] += 1
         return decoded(encoded)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "_decoded", counting)
+        patch.setattr("facemllm.validate.faces._decoded", counting)
         originals = Originals()
         counts.append(0)
         raw_frame(raw, quality, entries, originals)

@@ -9,10 +9,11 @@ import pytest
 
 from facemllm import settings, tasks
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table, pairs
-from facemllm.validate import sections, validate
-from facemllm.validate.refused import reasons
+from facemllm.validate import sections
+from facemllm.validate.balance import reasons
+from facemllm.validate.memory import Tallies
+from facemllm.validate.run import validate
 from facemllm.validate.suites import POLICY
-from facemllm.validate.tallies import Tallies
 from tests.asked import conversation
 
 WORDS = {"female": "woman", "male": "man"}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from facemllm import settings, tasks
-from facemllm.reformat import reformat
+from facemllm.reformat.run import reformat
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table
 from facemllm.validate.conversations import conversations_frame
-from facemllm.validate.memory import Labels
-from facemllm.validate.tallies import Tallies
+from facemllm.validate.memory import Labels, Tallies
 from tests.asked import with_attributes
 
 ASKED = "caption, attributes, expression, age, gender, head_pose, presence, description, landmarks, parsing"
@@ -40,7 +39,13 @@ def checked(faces, talks):
 def test_sound_conversations_pass_in_every_way(tables):
     frame = checked(*tables)
     asked = [turn for row in open_table(tables[1]).iterate() for turn in row["turns"]]
-    assert {tasks.question_of(turn).way for turn in asked} == {"native", "unseen", "statement", "lettered", "dialogue"}
+    assert {tasks.question_of(turn).variant for turn in asked} == {
+        "native",
+        "unseen",
+        "statement",
+        "lettered",
+        "dialogue",
+    }
     for check in CHECKS:
         assert frame[check].all(), frame[~frame[check]].iloc[0].to_dict()
 
@@ -52,7 +57,7 @@ def test_a_wrong_answer_is_found_in_every_way(way, tables, tmp_path):
     for number, row in enumerate(table.iterate()):
         for place, turn in enumerate(row["turns"]):
             others = [value for value in turn["options"] if value != turn["answer"]]
-            if others and tasks.question_of(turn).way == way and turn["form"] != "number":
+            if others and tasks.question_of(turn).variant == way and turn["form"] != "number":
                 question = tasks.question_of(turn)
                 turn["answer"] = others[0]
                 reply = next(option.text for option in question.options if option.value == others[0])

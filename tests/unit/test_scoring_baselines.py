@@ -68,7 +68,7 @@ def test_what_training_never_asks_is_answered_by_chance_and_other_ways_not_at_al
         assert said == {expected}, (task, item)
         if task != "gender":
             assert {linear[row] for row in rows} == {None}
-    (other,) = sheet.ways.values()
+    (other,) = sheet.variants.values()
     assert {constant[row] for row in other} == {linear[row] for row in other} == {None}
 
     figures = summarise(sheet, Answers.of(sheet.answers), found, 100, 0)["tasks"]

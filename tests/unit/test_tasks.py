@@ -9,11 +9,14 @@ import sys
 import pytest
 
 from facemllm import tasks
+from facemllm.core.draws import draw
 from facemllm.errors import UserError
 from facemllm.tables import pairs
+from facemllm.tables.schemas import fairness_groups
 from facemllm.tasks import caption
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
 from facemllm.tasks.language import MAX_TEXT
+from tests.asked import phrases
 
 BASE = ("caption", "age", "attributes", "expression", "gender", "head_pose")
 QUESTIONS = [question for name in BASE for question in tasks.get(name).questions()]
@@ -307,7 +310,7 @@ def test_phrases_are_unique_and_none_begins_another():
         if item.form == "boolean":
             owners.setdefault(item.mention("yes"), set()).add((item.name, "yes"))
     assert all(len(owner) == 1 for owner in owners.values())
-    assert set(owners) | {"yes", "no"} <= set(tasks.phrases())
+    assert set(owners) | {"yes", "no"} <= set(phrases())
     words = {phrase: phrase.split() for phrase in owners}
     for short in words.values():
         for long in words.values():
@@ -315,7 +318,7 @@ def test_phrases_are_unique_and_none_begins_another():
 
 
 def test_phrases_are_plain_lower_case_words_and_sides_stand_alone():
-    for phrase in tasks.phrases():
+    for phrase in phrases():
         assert re.fullmatch(r"[a-z0-9]+( [a-z0-9]+)*", phrase)
         assert not re.search(r"\w(left|right)|(left|right)\w", re.sub("upright|fright", "", phrase))
 
@@ -442,7 +445,7 @@ def test_caption_facts_are_sorted_and_leave_out_what_is_absent():
     ],
 )
 def test_fairness_groups(row, found):
-    assert tasks.groups(row) == found
+    assert fairness_groups(row) == found
 
 
 def test_turns_name_their_question_and_wording():
@@ -460,10 +463,10 @@ def test_unknown_task_is_refused_with_the_known_ones():
 
 
 def test_draw_is_pinned():
-    assert [tasks.draw(3, "image", item) for item in ("age", "gender", "yaw", "Bangs")] == [2, 0, 0, 0]
+    assert [draw(3, "image", item) for item in ("age", "gender", "yaw", "Bangs")] == [2, 0, 0, 0]
     counts = [0, 0, 0]
     for number in range(3000):
-        counts[tasks.draw(3, str(number), "age")] += 1
+        counts[draw(3, str(number), "age")] += 1
     assert min(counts) > 900
 
 

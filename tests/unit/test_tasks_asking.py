@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from facemllm import tasks
-from facemllm.tasks import age_range, asking, ethnicity, expression_135, expression_compound, regions
-from facemllm.tasks.base import Option, Task, drawn
+from facemllm.core.draws import drawn
+from facemllm.tables.schemas import SEGMENTATION
+from facemllm.tasks import age_range, asking, ethnicity, expression_135, expression_compound
+from facemllm.tasks.base import Option, Task
 
 NAMES = tasks.all_names()
 CLOSED_WAYS = (asking.NATIVE, asking.UNSEEN, asking.STATEMENT, asking.LETTERED)
@@ -43,7 +45,7 @@ def random_row(seed):
     category = chance.choice(ethnicity.SCHEMES[source][1]) if source in ethnicity.SCHEMES else None
     points = [[chance.uniform(0, 128), chance.uniform(0, 128)] for _ in range(chance.choice([5, 68]))]
     units = {f"AU{n}": float(chance.choice([0, 1] if source == "bp4d" else range(6))) for n in range(1, 27)}
-    seen = [n for n in range(1, len(regions.CLASSES)) if chance.random() < 0.7]
+    seen = [n for n in range(1, len(SEGMENTATION)) if chance.random() < 0.7]
     return {
         "image_id": sha256(str(seed).encode()).hexdigest(),
         "source": source,
@@ -93,7 +95,7 @@ def test_every_way_leads_from_the_row_to_the_question_and_back_to_the_answer(nam
             if (asked := asking.ask(task, item, way, row)) is not None:
                 assert asked.question.task == name
                 assert asked.question.item == item.name
-                assert asked.question.way == way
+                assert asked.question.variant == way
                 check(task, asked)
                 count += 1
     askable = {asking.UNSEEN: "unseen", asking.STATEMENT: "claims"}.get(way)

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from facemllm import tasks
-from facemllm.tables.schemas import CELEBA, LFWA_ONLY, MAAD_ONLY
-from facemllm.tasks import action_units, expression_135, presence, regions
+from facemllm.scoring.summary import CELEBA_TASKS
+from facemllm.tables.schemas import CELEBA, LFWA_ONLY, MAAD_ONLY, SEGMENTATION
+from facemllm.tasks import action_units, expression_135, labels
 from facemllm.tasks.items import Several, Thing
 from tests.unit.test_tasks_asking import ROWS, segmentation
 
@@ -18,16 +19,10 @@ def label(task, item, **row):
 
 
 def test_the_lists_of_attributes_are_asked_whole():
-    have = {i.name for n in ("attributes", "presence", "presence_of_persons") for i in tasks.get(n).items}
+    owners = {i.name: n for n in CELEBA_TASKS for i in tasks.get(n).items if i.form == "boolean"}
     assert (len(CELEBA), len(MAAD_ONLY), len(LFWA_ONLY)) == (40, 13, 22)
-    assert {*CELEBA, *MAAD_ONLY, *LFWA_ONLY} <= have
-    assert set(presence.CELEBA_40) == set(CELEBA)
-    for name, task in presence.CELEBA_40.items():
-        assert tasks.get(task).item(name).form == "boolean"
-    assert {name for name, task in presence.CELEBA_40.items() if task == "presence_of_persons"} == {
-        "Male",
-        "Attractive",
-    }
+    assert {*CELEBA, *MAAD_ONLY, *LFWA_ONLY} <= owners.keys()
+    assert {name for name in CELEBA if owners[name] == "presence_of_persons"} == {"Male", "Attractive"}
 
 
 def test_zero_shot_knows_each_attribute_once_and_nothing_of_persons():
@@ -75,7 +70,7 @@ def test_tasks_and_readers_share_their_vocabularies():
     from facemllm.tasks import ethnicity, expression_compound
 
     assert expression_compound.ELEVEN == raf_db.COMPOUND
-    assert regions.CLASSES[1:] == celebamask_hq.PARTS
+    assert SEGMENTATION[1:] == celebamask_hq.PARTS
     assert {str(n) for n in action_units.BP4D} == set(coded.BP4D_UNITS)
     assert coded.DISFA_UNITS["benchmark"] == action_units.DISFA
     assert set(ethnicity.SCHEMES["fairface"][1]) == set(fairface.RACES.values())
@@ -179,7 +174,7 @@ def test_regions_of_68_landmarks_and_points_outside():
 
 
 def test_parsing_tells_seen_from_hidden():
-    number = {name: place for place, name in enumerate(regions.CLASSES)}
+    number = {name: place for place, name in enumerate(SEGMENTATION)}
     shown = [number[name] for name in ("skin", "nose", "l_eye", "u_lip", "l_lip", "hair", "l_ear", "eye_g", "cloth")]
     row = {"segmentation": segmentation(shown)}
     found = {item.name: item.label(row) for item in tasks.get("parsing").items}
@@ -200,13 +195,13 @@ def test_parsing_tells_seen_from_hidden():
 @pytest.mark.parametrize("mask", [None, {"bytes": None}, {"bytes": b"no picture"}, segmentation([40])])
 def test_a_segmentation_that_is_none_says_nothing(mask):
     assert all(item.label({"segmentation": mask}) is None for item in tasks.get("parsing").items)
-    assert not regions.hidden_from({"segmentation": mask}, "hair")
+    assert not labels.hidden_from({"segmentation": mask}, "hair")
 
 
 def test_a_part_of_a_few_pixels_is_neither_seen_nor_hidden():
-    assert regions.seen({"hair": 0.0}, ("hair",)) is False
-    assert regions.seen({"hair": 1 / 10_000}, ("hair",)) is None
-    assert regions.seen({"hair": 1 / 1000}, ("hair",)) is True
+    assert labels.shown({"hair": 0.0}, ("hair",)) is False
+    assert labels.shown({"hair": 1 / 10_000}, ("hair",)) is None
+    assert labels.shown({"hair": 1 / 1000}, ("hair",)) is True
 
 
 SET = Several(

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from facemllm import settings
-from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP
+from facemllm.model.tiny import build_tiny
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
-from facemllm.tasks.regions import CLASSES
+from facemllm.tables.schemas import SEGMENTATION
 from facemllm.train import augment
 from facemllm.train.data import mirror_text, pixel_cache, read_turns, tokenise, vocabulary_texts
 from facemllm.train.packing import word_bags
@@ -126,7 +126,7 @@ def test_two_sizes_of_picture_share_a_cache_and_nothing_else(toy, tmp_path):
 
 
 def test_a_mirrored_map_is_the_mirrored_map_with_sides_renamed():
-    left, right, lip = (CLASSES.index(name) for name in ("l_eye", "r_eye", "l_lip"))
+    left, right, lip = (SEGMENTATION.index(name) for name in ("l_eye", "r_eye", "l_lip"))
     maps = np.zeros((2, 8, 8), np.uint8)
     maps[:, 1, 2], maps[:, 1, 6], maps[:, 5, 3], maps[:, 7, 7] = left, right, lip, NO_MAP
     changes = augment.Changes(

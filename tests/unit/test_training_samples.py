@@ -8,8 +8,8 @@ import torch
 from facemllm import settings as settings_module
 from facemllm.core.step import Context
 from facemllm.core.store import Store
-from facemllm.model.preset import build_tiny
 from facemllm.model.saving import save_model
+from facemllm.model.tiny import build_tiny
 from facemllm.report import figures
 from facemllm.tables import CONVERSATIONS, open_table
 from facemllm.train import step

@@ -14,7 +14,8 @@ from facemllm.core.step import Context
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.tables import open_table
-from facemllm.tasks.regions import CLASSES, withheld_classes
+from facemllm.tables.schemas import SEGMENTATION
+from facemllm.tasks.held_out import withheld_classes
 from facemllm.train import launch
 from facemllm.train.checkpoint import Checkpoint
 from facemllm.train.stage import StageRun, check_order, prepare_run
@@ -144,8 +145,8 @@ def test_a_place_that_cannot_be_read_is_forgotten_by_hand(conversations_table, t
 
 def test_what_a_map_cannot_keep_to_itself_is_not_held_out(conversations_table, tmp_path: Path):
     assert withheld_classes(["Eyeglasses", "Wearing_Hat", "No_Eyewear"]) == [
-        CLASSES.index("eye_g"),
-        CLASSES.index("hat"),
+        SEGMENTATION.index("eye_g"),
+        SEGMENTATION.index("hat"),
     ]
     table = conversations_table()
 

@@ -12,10 +12,10 @@ import torch
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.model.branches import branches_of
-from facemllm.model.forward import look, tower_features
+from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.pixels import normalise
-from facemllm.model.preset import build_tiny
 from facemllm.model.segmentation import NO_MAP, has_map
+from facemllm.model.tiny import build_tiny
 from facemllm.train import monitor, worker
 from facemllm.train.data import Texts, vocabulary_texts
 from facemllm.train.loss import CaptionWords, word_statistics
@@ -121,7 +121,7 @@ def test_image_and_map_tell_the_words_apart_and_a_face_without_a_map_by_its_imag
     words = CaptionWords(full_toy.corpus, TASKS, len(full_toy.processor.tokenizer), torch.device("cpu"))
     with torch.no_grad():
         pixels = normalise(batch.pixels_BSSC.float(), full_toy.processor.image_processor)
-        image, shown = look(model, tower_features(model, pixels), batch.maps_BSS).views
+        image, shown = visual_tokens(model, tower_features(model, pixels), batch.maps_BSS).views
         alone = words.loss(model, image, batch.words_BV) / 12
         both = alone + words.loss(model, shown[there], batch.words_BV[there]) / 12
     report, gradients = full_toy.gradients(model, plan, [batch])

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from facemllm import tasks
 from facemllm.core import digests
 from facemllm.reformat.questions import BrokenQuestion, Questions
 from facemllm.tables import CONVERSATIONS
-from facemllm.tasks import Asked
+from facemllm.tables.schemas import fairness_groups
+from facemllm.tasks.asking import Asked
 from facemllm.tasks.base import CLOSED, Form
 
 _MESSAGE = CONVERSATIONS.field("messages").type.value_type
@@ -48,7 +48,7 @@ class Wording:
     after: str
 
 
-class Rows:
+class ConversationBatch:
     """Collects conversations of one batch of faces; `batch` gives them as Arrow columns."""
 
     def __init__(self) -> None:
@@ -65,10 +65,7 @@ class Rows:
         self._groups: list[Mapping[str, str]] = []
         self._counts: list[int] = []
         self._texts: list[str | None] = []
-        self._wordings_used: list[Wording] = []
-        self._samples: list[str] = []
-        self._answers: list[str] = []
-        self._follows: list[bool] = []
+        self._turns: list[tuple[Wording, str, str, bool]] = []
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -113,22 +110,20 @@ class Rows:
         """
         wordings = [self.wording(one) for one, _ in asked]
         face = "[" + quoted(row["image_id"])
-        samples = [sha256((face + wording.named).encode()).hexdigest() for wording in wordings]
         messages = ",".join([wording.exchange for wording in wordings])
-        turns = ",".join(
-            [
-                f'{{"answer":{quoted(one.answer)},"follows":{"true" if follows else "false"}{wording.between}{sample}'
-                + wording.after
-                for (one, follows), wording, sample in zip(asked, wordings, samples, strict=True)
-            ]
-        )
-        groups, mask = tasks.groups(row), row["segmentation"]
+        turns, written = [], []
+        for (one, follows), wording in zip(asked, wordings, strict=True):
+            sample = sha256((face + wording.named).encode()).hexdigest()
+            said = f'{{"answer":{quoted(one.answer)},"follows":{"true" if follows else "false"}'
+            written.append(f"{said}{wording.between}{sample}{wording.after}")
+            turns.append((wording, sample, one.answer, follows))
+        groups, mask = fairness_groups(row), row["segmentation"]
         picture = None if mask is None else digests.of_bytes(mask["bytes"] or b"")
         said = ",".join(f'{{"name":{quoted(name)},"value":{quoted(groups[name])}}}' for name in sorted(groups))
         content = (
             f'{{"groups":[{said}],"image_id":{quoted(row["image_id"])},"messages":[{_PICTURE}{messages[_OPENED:]}],'
             f'"segmentation":{_text(picture)},"source":{_text(row["source"])},"split":{_text(row["split"])},'
-            f'"subject_id":{_text(row["subject_id"])},"turns":[{turns}]}}'
+            f'"subject_id":{_text(row["subject_id"])},"turns":[{",".join(written)}]}}'
         )
         self._kept.append(number)
         self._ids.append(sha256(content.encode()).hexdigest())
@@ -137,10 +132,7 @@ class Rows:
         self._texts.append(None)
         for wording in wordings:
             self._texts += (wording.question, wording.reply)
-        self._wordings_used += wordings
-        self._samples += samples
-        self._answers += [one.answer for one, _ in asked]
-        self._follows += [follows for _, follows in asked]
+        self._turns += turns
 
     def batch(self, faces: pa.RecordBatch) -> pa.Table:
         """All that was added, as a table of `conversations`; `faces` is the batch of rows it was added for."""
@@ -184,17 +176,17 @@ class Rows:
         return pa.ListArray.from_arrays(_offsets(2 * turns), messages)
 
     def _turn_column(self) -> pa.Array:
-        used = self._wordings_used
+        used, samples, answers, follows = zip(*self._turns, strict=True)
         numbers, place = np.unique(np.array([wording.options for wording in used], np.int64), return_inverse=True)
         lists = pa.array([self._listed[number] for number in numbers], pa.list_(pa.string()))
         columns = {
-            "sample_id": pa.array(self._samples, pa.string()),
+            "sample_id": pa.array(samples, pa.string()),
             "task": pa.array([wording.task for wording in used], pa.string()),
             "form": pa.array([wording.form for wording in used], pa.string()),
             "template": pa.array([wording.template for wording in used], pa.string()),
             "options": lists.take(pa.array(place)),
-            "answer": pa.array(self._answers, pa.string()),
-            "follows": pa.array(self._follows, pa.bool_()),
+            "answer": pa.array(answers, pa.string()),
+            "follows": pa.array(follows, pa.bool_()),
         }
         turns = pa.StructArray.from_arrays([columns[field.name] for field in _TURN], fields=list(_TURN))
         return pa.ListArray.from_arrays(_offsets(self._counts), turns)

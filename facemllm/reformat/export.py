@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from facemllm.core import digests, progress
 from facemllm.core.files import partial_folder, publish
 from facemllm.errors import UserError
-from facemllm.reformat.exports.benchmarks import FaceBench, FaceXBench
-from facemllm.reformat.exports.chats import Llava, ShareGpt, Trl
+from facemllm.reformat.formats import FaceBench, FaceXBench, Format, Llava, ShareGpt, Trl
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, SPLITS, Table, open_table
 from facemllm.version import ledger
@@ -31,26 +30,10 @@ from facemllm.version.tombstones import Tombstones
 SOURCES = "SOURCES.json"
 
 
-class Format(Protocol):
-    """Writes rows of `conversations` in one format."""
-
-    def add(self, row: Mapping[str, Any]) -> int:
-        """Write a row; how many entries it became, 0 when the format has no way to say it."""
-
-    def close(self) -> None:
-        """Finish the files."""
-
-
-FORMATS: Mapping[str, Callable[[Path, str], Format]] = {
-    "llava": Llava,
-    "sharegpt": ShareGpt,
-    "trl": Trl,
-    "facebench": FaceBench,
-    "facexbench": FaceXBench,
-}
-"""Formats by name; each is made with the folder to write to and the split."""
-BENCHMARKS = ("facebench", "facexbench")
+TRAINERS: Mapping[str, type[Format]] = {"llava": Llava, "sharegpt": ShareGpt, "trl": Trl}
+BENCHMARKS: Mapping[str, type[Format]] = {"facebench": FaceBench, "facexbench": FaceXBench}
 """Formats to evaluate with: of the test split, unless another is asked for."""
+FORMATS = {**TRAINERS, **BENCHMARKS}
 
 
 def export(settings: Settings, conversations: Path, out: Path, name: str, split: str | None = None) -> dict[str, Any]:
@@ -98,12 +81,11 @@ def export(settings: Settings, conversations: Path, out: Path, name: str, split:
 
 def _write_sources(settings: Settings, table: Table, folder: Path) -> None:
     rows = ledger.entries(settings)
-    told = {
+    content = {
         "conversations": table.digest,
         "note": "Copied from a conversations table. What may be done with it is what every source allows; third_party "
         "is handing its pictures on. `facemllm forget` does not reach this copy: make it again afterwards.",
         "uses": ledger.allowed(settings, table.sources),
         "sources": [rows[key].model_dump() for key in table.sources],
     }
-    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-    (folder / SOURCES).write_text(text, "utf-8")
+    (folder / SOURCES).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
