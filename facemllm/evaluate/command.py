@@ -13,7 +13,7 @@ from typing import Any
 from facemllm.core import digests
 from facemllm.evaluate import peers
 from facemllm.evaluate.run import evaluate as evaluate_ours
-from facemllm.report.write import write_report
+from facemllm.report.run import write_report
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, open_table
 from facemllm.version import ledger

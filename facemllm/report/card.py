@@ -1,16 +1,41 @@
-"""The model card: what a version is, what it was made from, how well it does, and what it must not be used for."""
+"""The model card: what a version is, what it was made from, how well it does, and what it must not be used for.
+
+Markdown with the metadata header that model hubs read, figures included (`model-index`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from facemllm.core import cost
-from facemllm.report import card_figures as measured
+from facemllm.report import figures
+from facemllm.report.figures import measure
+from facemllm.report.kit import brief, code, p_value, plain_markdown, render
+from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
 from facemllm.settings import Settings
+from facemllm.tasks.held_out import ZERO_SHOT
 from facemllm.version import ledger
 
 SHORT = 1000  # characters; MLflow shows the description in full beside a version
+PIPELINE = "image-text-to-text"
+
+_FIXED = {*figures.HEAD, *figures.FIGURES}
+_COST = (
+    "device",
+    "seconds",
+    "samples",
+    "tokens",
+    "flops",
+    "peak_memory_bytes",
+    "energy_cpu_joules",
+    "energy_gpu_joules",
+)
+_UNREAD = 0.01  # share of answers that cannot be read, from which on the limits name a task
+
+Row = Sequence[Any]
 
 
 def card(
@@ -26,30 +51,36 @@ def card(
     `evaluation` is `metrics.json`; `lineage` names digests of what the model was made from, `sources` whose pictures,
     `costs` what each step cost. What was not measured is left out.
     """
-    made = "\n".join(f"| {name} | `{digest}` |" for name, digest in lineage.items())
-    sections = {
-        "What it is": _what(settings),
-        "Data": _data(settings, sources) + _maps(sources, evaluation),
-        "Results": f"{_split(settings)}\n\n{measured.results(evaluation)}",
-        "Zero-shot": measured.zero_shot(evaluation),
-        "Groups of people": _fairness(evaluation),
-        "What can be relied on": measured.reliance(evaluation),
-        "Intended use": _use(),
-        "Limits": _limits(sources, evaluation),
-        "Cost": _cost(settings, costs or {}),
-        "Made from": f"| | SHA-256 |\n|---|---|\n| model | `{model_digest}` |\n{made}".rstrip(),
-    }
-    tags = ["face-perception", "multimodal", *(["synthetic-data"] if _synthetic(sources) else [])]
-    header = "\n".join(["---", "pipeline_tag: image-text-to-text", f"tags: [{', '.join(tags)}]", "---"])
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"{header}\n\n# {settings.promote.model_name}\n\n{body}\n"
+    rows = ledger.entries(settings)
+    priced = {step: cost.priced(body, settings.cost.price_per_hour) for step, body in (costs or {}).items()}
+    body = render(
+        "card.md.jinja",
+        settings=settings,
+        stages=list(settings.stages()),
+        evaluation=evaluation,
+        synthetic=_synthetic(sources),
+        sources=[rows[key] for key in sources],
+        allowed=[ledger.MEANING[use] for use in ledger.allowed(settings, sources)],
+        results=_results(evaluation),
+        zero_shot=_tasks(evaluation, zero_shot=True).get(ZERO_SHOT),
+        groups=_groups(evaluation),
+        gaps=_gaps(evaluation),
+        compared=figures.trust(evaluation)["gaps"]["compared"],
+        miscalibrated={t: b for t, b in (evaluation.get("calibration") or {}).items() if b.get("ece")},
+        unlearnt=_unlearnt(evaluation),
+        surest=figures.trust(evaluation)["gaps"]["surest"],
+        unread={n: p["unparsed"] for n, p in _tasks(evaluation).items() if (p.get("unparsed") or 0) >= _UNREAD},
+        costs=_costs(priced),
+        made=[("", "SHA-256"), *((name, code(digest)) for name, digest in {"model": model_digest, **lineage}.items())],
+    )
+    return f"---\n{_header(settings, evaluation, sources)}\n---\n\n{body}"
 
 
 def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any], sources: Sequence[str]) -> str:
     """The card in a few lines, for the description of a registered version."""
     data = "synthetic heads; says nothing about real photographs" if _synthetic(sources) else ", ".join(sources)
     headline = ", ".join(
-        f"{task} {measured.estimate(part)} {part.get('metric') or ''} {part.get('unit') or ''}".rstrip()
+        f"{task} {brief(part)} {part.get('metric') or ''} {part.get('unit') or ''}".rstrip()
         for task, part in evaluation.get("tasks", {}).items()
     )
     lines = [
@@ -60,93 +91,107 @@ def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any], 
     return "\n".join(lines)[:SHORT]
 
 
+def _header(settings: Settings, evaluation: Mapping[str, Any], sources: Sequence[str]) -> str:
+    """The metadata as YAML: tags, and the figure of every task as hubs read them."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    found = dict(evaluation.get("tasks") or {})
+    if evaluation.get(CLOSED_MEAN):
+        found[CLOSED_MEAN] = evaluation[CLOSED_MEAN]
+    results = [
+        EvalResult(
+            task_type=PIPELINE,
+            task_name=task.replace("_", " "),
+            dataset_type="-".join(sources) or "unknown",
+            dataset_name=", ".join(sources) or "unknown",
+            dataset_config=task,
+            dataset_split=settings.evaluate.split,
+            dataset_revision=evaluation.get("conversations_digest"),
+            metric_type=metric,
+            metric_name=measure(part, metric).long,
+            metric_value=figure["value"],
+        )
+        for task, part in found.items()
+        for metric, figure in {part.get("metric"): part, **(part.get("also") or {})}.items()
+        if metric and figure.get("value") is not None
+    ]
+    data = ModelCardData(
+        pipeline_tag=PIPELINE,
+        tags=["face-perception", "multimodal", *(["synthetic-data"] if _synthetic(sources) else [])],
+        model_name=settings.promote.model_name,
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
 def _synthetic(sources: Sequence[str]) -> bool:
     return list(sources) == ["render"]
 
 
-def _what(settings: Settings) -> str:
-    stages = " → ".join(settings.stages())
-    return (
-        "A multimodal language model that answers questions about one face in an image "
-        f"({', '.join(settings.reformat.tasks)}). LLaVA layout, from {settings.model.origin}; trained in the stages "
-        f"{stages} (profile `{settings.profile}`, seed {settings.seed})."
-    )
+def _tasks(evaluation: Mapping[str, Any], *, zero_shot: bool = False) -> dict[str, Any]:
+    return {n: part for n, part in (evaluation.get("tasks") or {}).items() if (n == ZERO_SHOT) == zero_shot}
 
 
-def _data(settings: Settings, sources: Sequence[str]) -> str:
-    if _synthetic(sources):
-        about = (
-            "Drawn parametric heads (MakeHuman morphs, CC0); no person is depicted, and the labels are exact because "
-            "the renderer made them. **What the model learns from them says nothing about real photographs.**"
-        )
-    else:
-        about = (
-            "Pictures and labels of the sources below, under their licences. Labels are the sources' annotations, with "
-            "their errors; splits never share a subject that a source names."
-        )
-    rows = ledger.entries(settings)
-    lines = ["| source | licence | status | allowed |", "|---|---|---|---|"]
-    for key in sources:
-        row = rows[key]
-        lines.append(f"| {row.name} | {row.licence} | {row.status} | {', '.join(row.uses)} |")
-    uses = ledger.allowed(settings, sources)
-    may = "; ".join(ledger.MEANING[use] for use in uses) or "nothing"
-    return f"{about}\n\n" + "\n".join(lines) + f"\n\nWhat all of these allow: {may}."
+def _results(evaluation: Mapping[str, Any]) -> list[Row]:
+    """Every task and item with its interval beside its baselines."""
+    rows = figures.results(_tasks(evaluation))
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in _FIXED))
+    lines: list[Row] = [("task", "metric", "value", "95 % interval", "n", "unparsed", *names)]
+    for row in rows:
+        name = f"{row['task']} · {row['item']}" if row["item"] else Markup(f"**{plain_markdown(row['task'])}**")
+        between = "" if row["low"] is None else f"{brief(row['low'])} – {brief(row['high'])}"
+        counts = ("" if row["n"] is None else str(row["n"]), brief(row["unparsed"]))
+        metric = f"{row['metric']} {row['unit']}".strip()
+        lines.append((name, metric, brief(row["value"]), between, *counts, *(brief(row.get(n)) for n in names)))
+    return lines
 
 
-def _maps(sources: Sequence[str], evaluation: Mapping[str, Any]) -> str:
-    """Where the maps of face parts came from that the model was evaluated with."""
-    found = evaluation.get("maps")
-    if not found:
-        return ""
-    origin = (
-        "exact, since the renderer drew them with the faces: a map of a real face, made by a person or a model, is not"
-        if _synthetic(sources)
-        else "those of the sources, or of the model that the faces table names in `provenance`"
-    )
-    return (
-        f"\n\nThe model also looks at a map of face parts; evaluation showed it one beside {found['given']} of "
-        f"{found['faces']} faces: {origin}."
-    )
-
-
-def _split(settings: Settings) -> str:
-    return f"Split `{settings.evaluate.split}`: people absent from training. Intervals: bootstrap over people."
-
-
-def _fairness(evaluation: Mapping[str, Any]) -> str:
-    found = measured.fairness(evaluation)
-    about = (
-        "Groups as the sources label them. p is corrected for all pairs of groups of all tasks together (Holm); that "
-        "no gap is shown does not mean that there is none."
-    )
-    return f"{about}\n\n{found}" if found else ""
-
-
-def _cost(settings: Settings, found: Mapping[str, Mapping[str, Any]]) -> str:
-    priced = {step: cost.priced(body, settings.cost.price_per_hour) for step, body in found.items()}
-    return measured.cost(priced)
-
-
-def _use() -> str:
-    return (
-        "Research and engineering on face perception: descriptions and visible attributes of a face, to be checked by "
-        "a person. **Not for identifying or tracking anyone**, nor for decisions about people (hiring, credit, "
-        "policing, access, medicine). Expression is what a face shows, not what a person feels; gender and ethnicity "
-        "are labels given by annotators, not facts about a person."
-    )
-
-
-def _limits(sources: Sequence[str], evaluation: Mapping[str, Any]) -> str:
-    real = (
-        "Nothing here was measured on photographs: figures describe drawn heads alone."
-        if _synthetic(sources)
-        else "Figures hold for this source's people and cameras; other groups and conditions may do worse."
-    )
-    lines = [
-        real,
-        "One face an image; small, turned, covered or badly lit faces do worse.",
-        "Answers can be wrong and sound sure; compare every figure with its baselines.",
-        *measured.weaknesses(evaluation),
+def _groups(evaluation: Mapping[str, Any]) -> list[Row]:
+    """Figures by groups of people, crossings of two left out; empty if no group is known."""
+    rows = [
+        (row["task"], row["kind"], row["group"], row.get("people", ""), _group(row))
+        for row in figures.fairness_rows(evaluation)
+        if " x " not in row["kind"]
     ]
-    return "\n".join(f"- {line}" for line in lines)
+    return [("task", "by", "group", "people", "figure"), *rows] if rows else []
+
+
+def _group(row: Mapping[str, Any]) -> str:
+    return "too few people" if row.get("too_few") or row.get("value") is None else brief(row)
+
+
+def _gaps(evaluation: Mapping[str, Any]) -> list[Row]:
+    return [
+        (gap["task"], gap["kind"], f"{gap['a']} – {gap['b']}", brief(gap), Markup(p_value(gap["p_holm"])))
+        for gap in figures.shown_gaps(evaluation)
+    ]
+
+
+def _unlearnt(evaluation: Mapping[str, Any]) -> list[str]:
+    """Tasks and items whose interval does not clear the constant answer. Those without that baseline say nothing."""
+    found = []
+    for task, head in _tasks(evaluation).items():
+        for item, part in {"": head, **(head.get("items") or {})}.items():
+            rival = figures.baselines(part).get("majority")
+            judged = {
+                **part,
+                "baselines": {"majority": rival},
+                "higher_is_better": measure({**head, **part}).higher_is_better,
+            }
+            if rival is not None and part.get("low") is not None and not clears_majority(judged):
+                found.append(f"{task} {item}".strip())
+    return found
+
+
+def _costs(found: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """What each step behind the model cost; empty if nothing was recorded."""
+    known = {name for body in found.values() for name, value in body.items() if value is not None}
+    names = [name for name in (*_COST, "price") if name in known]
+    head = ("step", *(name.replace("_", " ") for name in names))
+    return [head, *((step, *(_amount(body.get(n)) for n in names)) for step, body in found.items())] if names else []
+
+
+def _amount(value: Any) -> str:
+    if isinstance(value, int) and value < 10**10:
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value or "")

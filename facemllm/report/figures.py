@@ -34,8 +34,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from facemllm.scoring.metrics import METRICS, label
 from facemllm.scoring.stats import SHOWN
 
 SAMPLES, RELATIONS = "training/samples", "training/relations"
@@ -43,6 +45,45 @@ SAMPLES, RELATIONS = "training/samples", "training/relations"
 FIGURES = ("value", "low", "high", "n", "unparsed", "refused", "smallest_difference")
 HEAD = ("task", "item", "metric", "unit")
 ANSWERS = ("task", "question", "answer", "parsed", "raw", "sample_id", "image_id")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How figures of a metric are written. `answers` is what it judges: a class, a number or facts."""
+
+    name: str
+    label: str
+    unit: str
+    higher_is_better: bool
+    digits: int
+    answers: str
+
+    @property
+    def arrow(self) -> str:
+        """Which way is better."""
+        return "↑" if self.higher_is_better else "↓"
+
+    @property
+    def long(self) -> str:
+        """The metric in words, with its unit."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    @property
+    def short(self) -> str:
+        """The metric's own name, with its unit."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
+def measure(figure: Mapping[str, Any], metric: str | None = None) -> Measure:
+    """How a figure is written, or another metric's figure of the same task."""
+    name, unit = metric or str(figure.get("metric") or ""), str(figure.get("unit") or "")
+    known = METRICS.get(name)
+    if known is None:
+        return Measure(name, label(name), "", True, 3, "class")
+    # a share of answers within so many units has the unit in its words
+    words = f"{known.label} {unit}".rstrip() if known.units else known.label
+    in_unit = unit if known.in_unit else ""
+    return Measure(name, words, in_unit, known.higher_is_better, known.digits, known.answers)
 
 
 def task_metrics(

@@ -1,4 +1,5 @@
-"""The figures of an evaluation, as matplotlib draws them: MLflow keeps them beside the numbers.
+"""The figures of an evaluation and of training, as matplotlib draws them: MLflow keeps them beside the numbers, pages
+show them as SVG.
 
 evaluation/intervals          every task and item with its 95 % interval beside its baselines
 evaluation/fairness           groups of people with their intervals, one panel a task
@@ -8,7 +9,10 @@ evaluation/confusion/<item>   what was answered (columns) against the truth (row
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from facemllm.report import figures
@@ -16,7 +20,13 @@ from facemllm.report import figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Points = Sequence[Mapping[str, Any]]
+"""What a training stage logged: a dictionary a logged step."""
+
 _PLAIN = {*figures.HEAD, *figures.FIGURES}
+_INK = "#808890"  # grey that can be read on white and on black
+_LINE = "#3d8bc9"
+_POINTS = 240  # more than this no eye tells apart at this width
 
 
 def drawn(metrics: Mapping[str, Any]) -> dict[str, Figure]:
@@ -53,7 +63,7 @@ def intervals(tasks: Mapping[str, Any]) -> Figure:
             axis.scatter(
                 *zip(*points, strict=True) if points else ([], []), marker="|", s=90, c=f"C{index + 1}", label=name
             )
-        labels = [f"{row['task']}  {row['item']}" if row["item"] else row["task"] for row in rows]
+        labels = [_plain(f"{row['task']}  {row['item']}" if row["item"] else row["task"]) for row in rows]
         axis.set_yticks(range(len(rows)), labels)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel(metric)
@@ -81,9 +91,10 @@ def fairness(metrics: Mapping[str, Any]) -> Figure:
             if row.get("low") is not None and row.get("high") is not None:
                 axis.plot([row["low"], row["high"]], [y, y], color=color, linewidth=2)
             axis.scatter([row["value"]], [y], color=color, zorder=3)
-        axis.set_yticks(range(len(rows)), [f"{row['kind']}  {row['group']}  ({row.get('people')})" for row in rows])
+        labels = [_plain(f"{row['kind']}  {row['group']}  ({row.get('people')})") for row in rows]
+        axis.set_yticks(range(len(rows)), labels)
         axis.set_ylim(len(rows) - 0.5, -0.5)
-        axis.set_title(task, fontsize="medium", loc="left")
+        axis.set_title(_plain(task), fontsize="medium", loc="left")
         axis.grid(axis="x", alpha=0.3)
     return figure
 
@@ -93,20 +104,31 @@ def _group_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def reliability(calibration: Mapping[str, Any]) -> Figure:
-    """Share of right answers against stated confidence, one line a task; the diagonal is a model that knows itself."""
+    """Share of right answers against stated confidence, a panel a task, larger points for more answers; the diagonal is
+    a model that knows itself."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5, 5), layout="constrained")
-    axis = figure.subplots()
-    axis.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1)
-    for task, body in calibration.items():
-        bins = [b for b in body.get("bins") or () if b.get("n")]
+    shown = {task: body for task, body in calibration.items() if any(b.get("n") for b in body.get("bins") or ())}
+    columns = min(max(len(shown), 1), 3)
+    rows = -(-max(len(shown), 1) // columns)
+    figure = Figure(figsize=(2.8 * columns, 2.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, (task, body) in zip(axes, shown.items(), strict=False):
+        bins = [b for b in body["bins"] if b.get("n")]
+        most = max(b["n"] for b in bins)
+        axis.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
+        axis.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], color=_LINE, linewidth=1, alpha=0.6)
+        sizes = [4 + 60 * b["n"] / most for b in bins]
+        axis.scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins], s=sizes, color=_LINE, zorder=3)
         ece = "" if body.get("ece") is None else f", ECE {body['ece']:.3f}"
-        axis.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o", label=f"{task}{ece}")
-    axis.set(xlabel="confidence", ylabel="share right", xlim=(0, 1), ylim=(0, 1))
-    axis.grid(alpha=0.3)
-    if calibration:
-        axis.legend(fontsize="small", frameon=False)
+        axis.set_title(f"{_plain(task.replace('_', ' '))}{ece}", fontsize="small")
+        axis.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        axis.tick_params(labelsize="small")
+        axis.grid(alpha=0.3)
+    for axis in list(axes):
+        axis.set_axis_off()
+    figure.supxlabel("confidence", fontsize="small")
+    figure.supylabel("share right", fontsize="small")
     return figure
 
 
@@ -114,7 +136,7 @@ def confusion(name: str, body: Mapping[str, Any]) -> Figure:
     """Counts of answers by truth (rows) and answer (columns, the last one: not readable), shaded by share of a row."""
     from matplotlib.figure import Figure
 
-    labels, unread = list(body["labels"]), body.get("unparsed") or [0] * len(body["labels"])
+    labels, unread = [_plain(str(label)) for label in body["labels"]], body.get("unparsed") or [0] * len(body["labels"])
     counts = [[*row, lost] for row, lost in zip(body["counts"], unread, strict=True)]
     side = 1.8 + 0.55 * len(labels)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -126,5 +148,88 @@ def confusion(name: str, body: Mapping[str, Any]) -> Figure:
             axis.text(x, y, str(n), ha="center", va="center", fontsize="small", color=ink)
     axis.set_xticks(range(len(labels) + 1), [*labels, "not readable"], rotation=60, ha="right")
     axis.set_yticks(range(len(labels)), labels)
-    axis.set(xlabel="answered", ylabel="truth", title=name)
+    axis.set(xlabel="answered", ylabel="truth", title=_plain(name))
     return figure
+
+
+def curve(points: Points, names: Mapping[str, str]) -> Figure | None:
+    """Training metrics over steps, a panel a metric (`names` says what they are called): every logged value faint, a
+    running mean over it. One wild value does not flatten the rest: a scale ends at the 99th percentile. None if no
+    metric has two values."""
+    from matplotlib.figure import Figure
+
+    found = {name: _series(points, name) for name in names}
+    shown = {name: series for name, series in found.items() if len(series) > 1}
+    if not shown:
+        return None
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.0 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, (name, series) in zip(axes, shown.items(), strict=False):
+        thin = [*range(0, len(series) - 1, max(1, len(series) // _POINTS)), len(series) - 1]
+        steps, values = [step for step, _ in series], [value for _, value in series]
+        smooth = _smooth(values)
+        axis.plot([steps[i] for i in thin], [values[i] for i in thin], color=_LINE, linewidth=0.8, alpha=0.35)
+        axis.plot([steps[i] for i in thin], [smooth[i] for i in thin], color=_LINE, linewidth=1.6)
+        low, high = min(values), sorted(values)[math.ceil(0.99 * len(values)) - 1]
+        reach = 0.05 * ((high - low) or 1)
+        axis.set_ylim(low - reach, max(high, low) + reach)
+        axis.grid(alpha=0.3)
+        axis.tick_params(labelsize="small")
+        if names[name]:
+            axis.set_title(_plain(names[name]), fontsize="small")
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def curve_in_words(points: Points, name: str = "loss") -> str:
+    """A training curve for who cannot see it."""
+    series = _series(points, name)
+    if not series:
+        return f"{name}: no points"
+    return f"{name} from {series[0][1]:.3g} to {series[-1][1]:.3g} over {len(series)} points"
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure for a page, the same bytes for the same figure: no ground of its own, and ink that can be read on light
+    and on dark."""
+    import matplotlib
+
+    for axis in figure.axes:
+        axis.set_facecolor("none")
+        axis.tick_params(colors=_INK)
+        for part in (axis.title, axis.xaxis.label, axis.yaxis.label, *axis.texts):
+            part.set_color(_INK)
+        for name, spine in axis.spines.items():
+            spine.set_color(_INK)
+            spine.set_visible(name in ("left", "bottom"))
+    for part in figure.texts:
+        part.set_color(_INK)
+    made = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "facemllm"}):
+        figure.savefig(made, format="svg", transparent=True, metadata={"Date": None})
+    return made.getvalue()
+
+
+def _plain(name: str) -> str:
+    """A name that matplotlib draws as it is: what stands between two dollars would be read as mathematics."""
+    return name.replace("$", r"\$")
+
+
+def _series(points: Points, name: str) -> list[tuple[float, float]]:
+    pairs = [(point.get("step"), point.get(name)) for point in points]
+    return [
+        (float(step), float(value))
+        for step, value in pairs
+        if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value)
+    ]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Running means over a twelfth of the values, fewer at the ends."""
+    window = max(1, len(values) // 25)
+    sums = [0.0, *itertools.accumulate(values)]
+    ends = [(max(0, i - window), min(len(values), i + window + 1)) for i in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in ends]

@@ -1,4 +1,4 @@
-"""A comparison for the terminal."""
+"""Results and comparisons for the terminal."""
 
 from __future__ import annotations
 
@@ -9,63 +9,116 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from facemllm.report.comparison import head
+from facemllm.report.figures import measure
+from facemllm.report.kit import number, p_value
+from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
 from facemllm.scoring.paired import BETTER, SAME, WORSE, by_group, by_task
+from facemllm.tasks.held_out import ZERO_SHOT
 
-_STYLES = {BETTER: "green", WORSE: "bold red", SAME: "dim"}
-_MARKS = {BETTER: "▲ better", WORSE: "▼ worse", SAME: "· not shown"}
+_MARKS = {BETTER: ("▲ better", "green"), WORSE: ("▼ worse", "bold red"), SAME: ("· not shown", "dim")}
+
+
+def results_table(summary: Mapping[str, Any]) -> Table:
+    """Tasks with their items beneath, from `summary.json` or `metrics.json`; dim where the majority is not cleared."""
+    table = _table("held-out results", "task", ("value", "95 %", "majority", "pixels", "unparsed", "n"))
+    if closed := summary.get(CLOSED_MEAN):
+        _add_figure(table, head(CLOSED_MEAN), closed)
+    for name, entry in (summary.get("tasks") or {}).items():
+        _add_figure(table, f"{name} (held out of training)" if name == ZERO_SHOT else name, entry)
+        for item, figure in (entry.get("items") or {}).items():
+            _add_figure(table, f"  {item}", figure)
+    if said := [*_consistency(summary.get("trust") or {}), *_gaps(summary.get("trust") or {})]:
+        table.caption = "\n".join(said)
+        table.caption_justify = "left"
+    return table
 
 
 def shown(comparison: Mapping[str, Any]) -> Iterator[Table | Text]:
-    """What to print, in order: tasks and items, then the groups of people in which a difference is shown."""
+    """What to print of a comparison: tasks and items, then the groups of people in which a difference is shown."""
     first, second = (escape(name) for name in comparison["names"])
-    table = _table(f"{second} (second) against {first} (first)")
+    columns = ("first", "second", "difference", "95 %", "p (Holm)", "smallest difference\nit could show")
+    table = _table(f"{second} (second) against {first} (first)", "", columns, verdicts=True)
     for task, item, entry in by_task(comparison["figures"]):
-        head = "all closed questions" if task == "closed_mean" else task
-        _add(table, f"  {item}" if item else head, entry)
+        _add_difference(table, f"  {item}" if item else head(task), entry)
     yield table
     groups = list(by_group(comparison["groups"]))
     told = [row for row in groups if row[3]["verdict"] != SAME]
     if told:
-        table = _table("groups of people in which a difference is shown")
+        table = _table("groups of people in which a difference is shown", "", columns, verdicts=True)
         for task, kind, name, entry in told:
-            _add(table, f"{task}  {kind}: {name}", entry)
+            _add_difference(table, f"{task}  {kind}: {name}", entry)
         yield table
     facts = (
         f"{comparison['n_images']:,} images of {comparison['n_subjects']:,} people, split {comparison['split']}. A "
         "difference is shown where p, corrected (Holm) for all tasks, or all items, or all groups of people, is below "
-        "0.05. “Would show”: the smallest difference that is seen four times in five on these people."
+        "0.05. The smallest difference it could show is one that is seen four times in five on these people."
     )
     if groups:
         facts += f" {len(groups) - len(told)} of {len(groups)} groups show none; all are in --html and --json."
     yield Text(facts, style="dim")
 
 
-def _table(title: str) -> Table:
+def _table(title: str, first: str, numeric: tuple[str, ...], *, verdicts: bool = False) -> Table:
     table = Table(title=title, title_justify="left", pad_edge=False, box=None)
-    table.add_column("")
+    table.add_column(first)
     table.add_column("metric", style="cyan")
-    for name in ("first", "second", "difference", "95 %", "p (Holm)", "would show"):
+    for name in numeric:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    if verdicts:
+        table.add_column("", no_wrap=True)
     return table
 
 
-def _add(table: Table, name: str, entry: Mapping[str, Any]) -> None:
-    digits = 3 if entry["higher_is_better"] else 2
-    change = entry["difference"]
-
-    def show(value: float | None, sign: str = "") -> str:
-        return "–" if value is None else f"{value:{sign}.{digits}f}"
-
-    verdict = entry["verdict"]
+def _add_figure(table: Table, name: str, figure: Mapping[str, Any]) -> None:
+    how = measure(figure)
+    rivals = (figure["baselines"].get(rival) for rival in ("majority", "pixels"))
     table.add_row(
         escape(name),
-        escape(f"{entry['metric']} ({entry['unit']})" if entry["unit"] else entry["metric"]),
-        show(entry["first"]),
-        show(entry["second"]),
-        show(change["value"], "+"),
-        f"{show(change['low'], '+')} {show(change['high'], '+')}",
-        "–" if entry["p_holm"] is None else f"{entry['p_holm']:.3f}",
-        show(entry["smallest_difference"]),
-        Text(_MARKS[verdict], style=_STYLES[verdict]),
+        escape(how.short),
+        number(figure["value"], how.digits),
+        f"{number(figure['low'], how.digits)} {number(figure['high'], how.digits)}",
+        *(number(rival, how.digits) for rival in rivals),
+        f"{figure.get('unparsed') or 0:.1%}",
+        str(figure.get("n", "")),
+        style=None if clears_majority(figure) else "dim",
     )
+
+
+def _add_difference(table: Table, name: str, entry: Mapping[str, Any]) -> None:
+    how, change = measure(entry), entry["difference"]
+    value, low, high = (
+        "–" if change[end] is None else f"{change[end]:+.{how.digits}f}" for end in ("value", "low", "high")
+    )
+    table.add_row(
+        escape(name),
+        escape(how.short),
+        number(entry["first"], how.digits),
+        number(entry["second"], how.digits),
+        value,
+        f"{low} {high}",
+        p_value(entry["p_holm"]),
+        number(entry["smallest_difference"], how.digits),
+        Text(*_MARKS[entry["verdict"]]),
+    )
+
+
+def _consistency(trust: Mapping[str, Any]) -> Iterator[str]:
+    shares = trust.get("consistency") or {}
+    if (shares.get("model") or {}).get("value") is not None:
+        labels = (shares.get("truth") or {}).get("value")
+        labels = "" if labels is None else f" (the labels {labels:.1%})"
+        yield f"broken logical relations: {shares['model']['value']:.1%}{labels}"
+    captions = shares.get("captions") or {}
+    if (captions.get("model") or {}).get("value") is not None:
+        yield f"captions that contradict an answer: {captions['model']['value']:.1%}"
+
+
+def _gaps(trust: Mapping[str, Any]) -> Iterator[str]:
+    gaps = trust.get("gaps") or {}
+    if gap := gaps.get("surest"):
+        between = f"{gap['a']} – {gap['b']} {gap['value']:+.3f}"
+        told = escape(f"{gap['task']} by {gap['kind']}, {between} [{gap['low']:+.3f}, {gap['high']:+.3f}]")
+        yield f"gaps between groups of people: shown in {gaps['shown']} of {gaps['compared']}; the surest: {told}"
+    elif gaps.get("compared"):
+        yield f"gaps between groups of people: none shown in {gaps['compared']} comparisons"

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from facemllm.report.kit import render
 from facemllm.tables import SPLITS
-from facemllm.validate import html, sections
-from facemllm.validate.balance import Reason, Share
+from facemllm.validate.balance import Reason, Share, sentence
 from facemllm.validate.checking import Outcome
 from facemllm.validate.memory import Count, Tallies
-from facemllm.validate.suites import POLICY
-from facemllm.version.ledger import Entry
+from facemllm.validate.suites import FILTERS, POLICY
+from facemllm.version.ledger import MEANING, USES, Entry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,15 +32,11 @@ _TABLES = {
     "conversations": "Conversations",
     "balance": "Group balance",
 }
-_CONTENTS = (
-    ("checks", "Checks"),
-    ("sources", "Sources and their terms"),
-    ("contradictions", "Contradictions"),
-    ("groups", "Group balance"),
-    ("refused", "Rows refused"),
-    ("people", "Who is in the data"),
-    ("labels", "Labels and questions"),
-)
+_FILTERS = {
+    "duplicates": "Search for duplicates and leaks, at the import",
+    "annotation": "Annotation: raw faces to annotated faces",
+    "reformat": "Question making: annotated faces to conversations",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,167 +57,128 @@ class Findings:
 
 
 def page(result: Mapping[str, Any], found: Findings) -> str:
-    """The report as one HTML text."""
-    style = (Path(__file__).parent / "report.css").read_text("utf-8")
+    """The report as one HTML text; `result` is `result.json`."""
     rows = Counter(found.faces["source"])
-    body = [
-        *_head(result),
-        "<h2 id=checks>Checks</h2>",
-        *_policy(),
-        *(part for name in _TABLES for part in _checks(name, found.outcomes)),
-        *_examples(found.outcomes),
-        *sections.sources(found.sources, found.ledger, rows, found.about.get("ledger_refused")),
-        *sections.contradictions(found.tallies, found.about),
-        *sections.balance(found.shares, found.filtered, found.imported, result["limits"]["group_loss"]),
-        *sections.refused(found.refused),
-        "<h2 id=people>Who is in the data</h2>",
-        html.quiet(
-            "Annotated faces per split and share of all labelled rows. A group that is rare here will be measured "
-            "with wide intervals, and learned from little."
-        ),
-        *_people(found.faces),
-        "<h2 id=labels>Labels and questions</h2>",
-        *_attributes(found.tallies),
-        *_questions(found.tallies),
-    ]
-    return (
-        "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n"
-        '<meta name=viewport content="width=device-width, initial-scale=1">\n'
-        f"<title>Data checks: {'passed' if result['passed'] else 'failed'}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n{chr(10).join(body)}\n</body>\n</html>\n"
+    return render(
+        "validation.html.jinja",
+        result=result,
+        titles=_TABLES,
+        policy=POLICY,
+        checks=[(title, some) for name, title in _TABLES.items() if (some := _of_table(found.outcomes, name))],
+        failing=[o for o in found.outcomes if not o.passed and o.unit == "rows" and o.examples],
+        meaning=MEANING,
+        splits=SPLITS,
+        imported=found.imported,
+        refused=found.refused,
+        **sources(found.sources, found.ledger, rows, found.about.get("ledger_refused")),
+        **contradictions(found.tallies, found.about),
+        named=[sentence(share, found.filtered[share.filter]) for share in found.shares if share.thinned],
+        filters=[_filter(name, found) for name in FILTERS],
+        parts=_splits(found.faces),
+        labels=list(_labels(found.faces)),
+        attributes=_attributes(found.tallies),
+        questions=_questions(found.tallies),
     )
 
 
-def _head(result: Mapping[str, Any]) -> list[str]:
-    counts, tables = result["counts"], result["tables"]
-    if not result["passed"]:
-        verdict = (
-            f"{html.mark('Failed', 'bad')}: {len(result['critical'])} critical. Nothing may be trained on this data."
-        )
-    elif result["warnings"]:
-        warned = len(result["warnings"])
-        verdict = f"{html.mark(f'Passed with {warned} warning' + 's' * (warned > 1), 'warn')}, listed below."
-    else:
-        verdict = f"{html.mark('Passed', 'good')}, without warnings."
-    lines = [*(("stop", line) for line in result["critical"]), *(("look", line) for line in result["warnings"])]
-    said = "".join(f"<li class={kind}>{escape(line)}</li>" for kind, line in lines)
-    raw = f"{counts['faces']:,} raw faces, " if "faces" in counts else ""
-    return [
-        "<h1>Data checks</h1>",
-        f"<p>{verdict}</p>",
-        *([f"<ul class=lines>{said}</ul>"] if lines else []),
-        f"<p>{raw}{counts['annotated']:,} annotated faces, {counts['conversations']:,} conversations, "
-        f"{counts['questions']:,} questions; {counts['checks']} checks, {counts['failed']} failed.</p>",
-        html.quiet("<br>".join(f"{_TABLES[name]} {html.code(digest)}" for name, digest in tables.items())),
-        f"<nav>{' '.join(f'<a href=#{anchor}>{title}</a>' for anchor, title in _CONTENTS)}</nav>",
-    ]
+def _of_table(outcomes: Sequence[Outcome], table: str) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.table == table]
 
 
-def _policy() -> list[str]:
-    return html.folded(
-        "What critical, warning and info mean",
-        [html.table(("Severity", "What follows"), [[name, escape(says)] for name, says in POLICY.items()])],
-    )
+def sources(names: Sequence[str], ledger: Mapping[str, Entry], rows: Mapping[str, int], refused: Any) -> dict[str, Any]:
+    """The ledger's rows of the sources, what all of them allow, and how many pictures terms kept from an annotator.
+
+    `rows` are annotated faces by source; `refused` is the annotation's own count by source.
+    """
+    known = [ledger[name] for name in sorted(names) if name in ledger]
+    unknown = [name for name in sorted(names) if name not in ledger]
+    shared = [use for use in USES if not unknown and all(use in entry.uses for entry in known)]
+    return {
+        "sources": [(entry, rows.get(entry.key, 0)) for entry in known],
+        "unknown": [(name, rows.get(name, 0)) for name in unknown],
+        "shared": shared,
+        "held_back": [(name, count, ledger.get(name)) for name, count in sorted(_counts(refused).items())],
+    }
 
 
-def _checks(table: str, outcomes: Sequence[Outcome]) -> list[str]:
-    some = [o for o in outcomes if o.table == table]
-    if not some:
-        return []
-    failed = [o for o in some if not o.passed]
-    result = html.mark(f"{len(failed)} of {len(some)} failed", "warn") if failed else html.mark("all passed", "good")
-    parts = [f"<h3>{_TABLES[table]}: {result}</h3>"]
-    if failed:
-        parts.append(_outcomes(failed))
-    return parts + html.folded(f"All {len(some)} checks", [_outcomes(some)])
+def contradictions(tallies: Tallies, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Text against label, as annotation found it and as it stands in the table now, and attributes against each other.
+
+    `about` holds the annotation's own counts by item: `contradictions` of texts, `label_contradictions` of labels.
+    """
+    texts, labels = (_counts(about.get(name)) for name in ("contradictions", "label_contradictions"))
+    items = sorted({*texts, *labels, *tallies.disagreements})
+    return {
+        "contradictions": [
+            (item, texts.get(item, 0), labels.get(item, 0), tallies.disagreements[item], tallies.first.get(item, ""))
+            for item in items
+        ],
+        "exclusive": sorted(tallies.exclusive.items()),
+    }
 
 
-def _outcomes(outcomes: Sequence[Outcome]) -> str:
-    rows = []
-    for o in outcomes:
-        if o.passed:
-            result = html.mark("passed", "good")
-        else:
-            result = html.mark("failed", "bad" if o.severity == "critical" else "warn")
-        found = o.error or o.observed or (f"{o.failed:,} of {o.checked:,} {o.unit}" if o.failed else "")
-        rows.append([result, f"{escape(o.says)}<br>{html.code(o.name)}", o.severity, escape(found)])
-    return html.table(("Result", "What was checked", "Severity", "Found"), rows)
+def _counts(stated: Any) -> Mapping[str, int]:
+    """Counts out of a manifest, which another program may have written."""
+    return stated if isinstance(stated, Mapping) and all(isinstance(n, int) for n in stated.values()) else {}
 
 
-def _examples(outcomes: Sequence[Outcome]) -> list[str]:
-    rows = [
-        [
-            f"{o.table}, row {e['row']}<br>{html.code(o.name)}",
-            escape(e["value"]) + f"<br>{html.code(str(e['image_id']))}",
-        ]
-        for o in outcomes
-        if not o.passed and o.unit == "rows"
-        for e in o.examples
-    ]
-    if not rows:
-        return []
-    return ["<h3>Examples of failing rows</h3>", html.table(("Where", "Found, and in which picture"), rows)]
+def _filter(name: str, found: Findings) -> dict[str, Any]:
+    """What a filter did to all rows and to every group; `count` is None where the tables do not tell."""
+    count = found.filtered.get(name)
+    return {
+        "title": _FILTERS[name],
+        "count": count,
+        "dropped": count.rows_before - count.rows_after if count else 0,
+        "groups": [share for share in found.shares if share.filter == name],
+    }
 
 
-def _people(faces: pd.DataFrame) -> list[str]:
+def _splits(faces: pd.DataFrame) -> list[tuple[str, int, int, float]]:
+    """Faces, subjects and share of the faces of every split."""
     if faces.empty:
         return []
-    parts = []
-    people = faces.groupby("split")["subject_id"].nunique()
-    totals = Counter(faces["split"])
-    rows = [
-        [escape(split), f"{totals[split]:,}", f"{int(people.get(split, 0)):,}", html.bar(totals[split] / len(faces))]
-        for split in SPLITS
-    ]
-    parts += ["<h3>Splits</h3>", html.table(("Split", "Faces", "Subjects", "Share of faces"), rows)]
-    for column, title in _LABELS:
+    people, totals = faces.groupby("split")["subject_id"].nunique(), Counter(faces["split"])
+    return [(split, totals[split], int(people.get(split, 0)), totals[split] / len(faces)) for split in SPLITS]
+
+
+def _labels(faces: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """By label: faces without it, and of every value the faces by split and the share of all labelled rows."""
+    for column, title in _LABELS if len(faces) else ():
         values = faces[column]
         if column == "age":
             values = values.map(lambda age: None if age is None or age != age else int(age // 10) * 10)
         known = [(_plain(value), split) for value, split in zip(values, faces["split"], strict=True) if value == value]
         counted = Counter((value, split) for value, split in known if value)
-        if not counted:
-            continue
         whole = Counter(value for value, _ in counted.elements())
         rows = [
-            [f"{value} to {int(value) + 9}" if column == "age" else escape(value)]
-            + [f"{counted[(value, split)]:,}" for split in SPLITS]
-            + [html.bar(count / whole.total())]
+            (
+                f"{value} to {int(value) + 9}" if column == "age" else value,
+                [counted[(value, split)] for split in SPLITS],
+                count / whole.total(),
+            )
             for value, count in sorted(whole.items(), key=_natural)
         ]
-        unknown = len(faces) - whole.total()
-        note = f" <span class=quiet>({unknown:,} faces without)</span>" if unknown else ""
-        parts += [f"<h3>{title}{note}</h3>", html.table(("Value", *(s.capitalize() for s in SPLITS), "Share"), rows)]
-    return parts
+        if rows:
+            yield {"title": title, "unknown": len(faces) - whole.total(), "rows": rows}
 
 
-def _attributes(tallies: Tallies) -> list[str]:
+def _attributes(tallies: Tallies) -> list[tuple[str, int, int]]:
+    """Faces with and without every attribute."""
     names = sorted({name for name, _ in tallies.attributes})
-    rows = []
-    for name in names:
-        yes, no = tallies.attributes[(name, True)], tallies.attributes[(name, False)]
-        rows.append([escape(name), f"{yes:,}", f"{no:,}", html.bar(yes / (yes + no))])
-    return ["<h3>Attributes</h3>", html.table(("Attribute", "Yes", "No", "Share of yes"), rows)] if rows else []
+    return [(name, tallies.attributes[(name, True)], tallies.attributes[(name, False)]) for name in names]
 
 
-def _questions(tallies: Tallies) -> list[str]:
-    tasks = sorted({task for task, _ in tallies.questions})
-    rows = [[escape(task), *(f"{tallies.questions[(task, split)]:,}" for split in SPLITS)] for task in tasks]
-    parts = ["<h3>Questions by task</h3>", html.table(("Task", *(s.capitalize() for s in SPLITS)), rows)]
-    for task in tasks:
+def _questions(tallies: Tallies) -> list[dict[str, Any]]:
+    """By task: questions by split, and of closed ones every item's answers with their number and share."""
+    found = []
+    for task in sorted({task for task, _ in tallies.questions}):
         answers = {(item, answer): count for (of, item, answer), count in tallies.answers.items() if of == task}
-        if not answers:
-            continue
         asked: Counter[str] = Counter()
         for (item, _), count in answers.items():
             asked[item] += count
-        rows = [
-            [escape(item), escape(answer), f"{count:,}", html.bar(count / asked[item])]
-            for (item, answer), count in sorted(answers.items())
-        ]
-        title = f"<h3>Answers to closed questions: {escape(task)}</h3>"
-        parts += [title, html.table(("Item", "Answer", "Questions", "Share of the item"), rows)]
-    return parts
+        rows = [(item, answer, count, count / asked[item]) for (item, answer), count in sorted(answers.items())]
+        found.append({"task": task, "asked": [tallies.questions[(task, split)] for split in SPLITS], "answers": rows})
+    return found
 
 
 def _plain(value: Any) -> str:

@@ -39,7 +39,7 @@ def follow(console: Console, view: runs.RunView, child: subprocess.Popen[bytes],
 
 def results(console: Console, settings: Settings, summary: Mapping[str, Any], folder: Path) -> None:
     """Print the results table, where everything is, and what a person can do next."""
-    from facemllm.evaluate.table import results_table
+    from facemllm.report.terminal import results_table
     from facemllm.serve.deploy import curl_example
     from facemllm.tracking.runs import uri
 

@@ -191,7 +191,7 @@ def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> d
 
 def write_run(settings: Settings, folder: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`, `report.html` and one held-out face to ask about, each whole or not at all."""
-    from facemllm.report.write import write_report
+    from facemllm.report.run import write_report
 
     atomic_write(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     digests = {step["name"]: step["digest"] for step in summary["steps"]}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
+from facemllm.report.kit import code, render
 from facemllm.scoring.metrics import CLOSED_MEAN
 from studies.ablation.comparing import BETTER, HEADS, LOWER_IS_BETTER, SAME, WORSE
 
@@ -41,69 +44,22 @@ def machine() -> dict[str, Any]:
 def page(results: Mapping[str, Any], picture: str | None) -> str:
     """The Markdown of an ablation as `ablate` returns it; `picture` is the plot's address, seen from the page."""
     variants, baseline = results["variants"], results["baseline"]
-    seeds = sorted({seed for one in variants.values() for seed in one["seeds"]})
     budget = variants[baseline] if baseline in variants else next(iter(variants.values()))
-    stages = ", ".join(
-        f"{name} {one['steps']:.0f} steps of {one['faces'] / one['steps']:.0f} faces"
-        for name, one in budget["stages"].items()
-    )
-    source = ", ".join(results["sources"])
-    parts = [
-        "# What each part of the recipe is worth",
-        f"Written by `{results['command']}`. {len(seeds)} seeds ({_spelt(seeds)}), {len(variants)} variants, "
-        f"trained on {source} and asked about {results['images']} test faces of {results['people']} people. "
-        f"The budget is small: {stages}, about {budget['processor_seconds']:.0f} processor seconds a model on one "
-        "thread, so figures are lower than those of the default run.",
-        "Every model of one seed sees the faces in the same order; a difference is to the baseline "
-        f"`{baseline}` of the same seed. Brackets are 95 % t intervals over seeds: of what another seed would give on "
-        "these same test faces. **Bold** differences leave out zero; a star stands where they also stand Holm's "
-        "correction for the number of variants. Of all others *no difference is shown*: neither a gain nor a loss, nor "
-        "that there is none.",
-        "## Variants",
-        _lines(
-            ["variant", "is", "processor s", "wall s"],
-            [
-                [f"`{name}`", results["says"][name], f"{one['processor_seconds']:.0f}", f"{one['seconds']:.0f}"]
-                for name, one in variants.items()
-            ],
-        ),
-        "Wall seconds hold whatever else the machine did; processor seconds do not.",
-        "## Figures",
-        _table(variants, "figures"),
-        "## Differences to the baseline",
-        *([f"![Differences to the baseline]({picture})"] if picture else []),
-        _gaps(variants, "figures", baseline),
-    ]
-    if any(one["without_map"] for one in variants.values()):
-        alone = {name: one for name, one in variants.items() if one["without_map"]}
-        parts += [
-            "## Models that take maps, asked without one",
-            "In the tables above they are given the map of every test face, as exact as its source has it; that of an "
-            "expert is less exact than a renderer's. Without a map:",
-            _table(alone, "without_map"),
-            _gaps(alone, "without_map", baseline),
-        ]
+    alone = {name: one for name, one in variants.items() if one["without_map"]}
     held = {name: one for name, one in variants.items() if one["to_control"]}
-    if held:
-        named = ", ".join(f"`{name}` to `{results['controls'][name]}`" for name in held)
-        parts += [
-            "## Differences to a control",
-            "The knowledge branch brings a label of every characteristic into the loss. What its graph and its "
-            f"relations add beyond that is the difference of {named}.",
-            _gaps(held, "to_control", ""),
-        ]
-    parts += [
-        "## In words",
-        "\n".join(f"- {line}" for line in words(variants, baseline, results["controls"])),
-        "## Made with",
-    ]
-    made = results["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
-    parts.append(
-        f"{made['processor']}, {made['cores']} cores, one thread a model; {versions}; commit {results['commit']}; "
-        f"conversations {results['conversations'][:16]}."
+    return render(
+        "ablation.md.jinja",
+        results=results,
+        picture=picture,
+        seeds=sorted({seed for one in variants.values() for seed in one["seeds"]}),
+        budget=budget,
+        figures=_table(variants, "figures"),
+        gaps=_gaps(variants, "figures", baseline),
+        without_map=(_table(alone, "without_map"), _gaps(alone, "without_map", baseline)) if alone else None,
+        held={name: results["controls"][name] for name in held},
+        to_control=_gaps(held, "to_control", ""),
+        words=[Markup(line) for line in words(variants, baseline, results["controls"])],
     )
-    return "\n\n".join(parts) + "\n"
 
 
 def words(variants: Mapping[str, Any], baseline: str, controls: Mapping[str, str]) -> list[str]:
@@ -169,62 +125,43 @@ def _title(head: str) -> str:
     return f"{_NAMES.get(head, head)}, {_UNITS.get(head, 'points')}"
 
 
-def _table(variants: Mapping[str, Any], kind: str) -> str:
-    heads = _heads(variants, kind)
+def _table(variants: Mapping[str, Any], kind: str) -> list[list[Any]]:
+    heads = [head for head in HEADS if any(head in one[kind] for one in variants.values())]
+    titles = []
+    for head in heads:
+        less = any(one[kind].get(head, {}).get("metric") in LOWER_IS_BETTER for one in variants.values())
+        unit = _UNITS.get(head, "%") + (", less is better" if less else "")
+        titles.append(f"{_NAMES.get(head, head)} ({unit})")
     rows = [
-        [f"`{name}`", str(len(one["seeds"])), *(_value(one[kind].get(head), head) for head in heads)]
+        [code(name), len(one["seeds"]), *(_number(one[kind].get(head), head, "") for head in heads)]
         for name, one in variants.items()
     ]
-    labels = [
-        f"{_NAMES.get(head, head)} ({_UNITS.get(head, '%')}{', less is better' if _less(variants, kind, head) else ''})"
-        for head in heads
-    ]
-    return _lines(["variant", "seeds", *labels], rows)
+    return [["variant", "seeds", *titles], *rows]
 
 
-def _gaps(variants: Mapping[str, Any], kind: str, baseline: str) -> str:
+def _gaps(variants: Mapping[str, Any], kind: str, baseline: str) -> list[list[Any]]:
     heads = [head for head in HEADS if any("difference" in one[kind].get(head, {}) for one in variants.values())]
     rows = [
-        [f"`{name}`", *(_gap(one[kind].get(head, {}).get("difference"), head) for head in heads)]
+        [code(name), *(_gap(one[kind].get(head, {}).get("difference"), head) for head in heads)]
         for name, one in variants.items()
         if name != baseline
     ]
-    return _lines(["variant", *(_title(head) for head in heads)], rows)
+    return [["variant", *(_title(head) for head in heads)], *rows]
 
 
-def _heads(variants: Mapping[str, Any], kind: str) -> list[str]:
-    return [head for head in HEADS if any(head in one[kind] for one in variants.values())]
+def _gap(gap: Mapping[str, Any] | None, head: str) -> Markup:
+    """A difference, bold where it leaves out zero, with a star where it also stands the correction."""
+    number = _number(gap, head, "+")
+    if gap is None or gap["verdict"] == SAME:
+        return number
+    return Markup(f"**{number}**" + (r"\*" if gap["held"] else ""))
 
 
-def _less(variants: Mapping[str, Any], kind: str, head: str) -> bool:
-    return any(one[kind].get(head, {}).get("metric") in LOWER_IS_BETTER for one in variants.values())
-
-
-def _value(figure: Mapping[str, Any] | None, head: str) -> str:
-    return "" if figure is None else _number(figure, head, "")
-
-
-def _gap(gap: Mapping[str, Any] | None, head: str) -> str:
-    if gap is None:
-        return ""
-    text = _number(gap, head, "+")
-    return text if gap["verdict"] == SAME else f"**{text}**" + (r"\*" if gap["held"] else "")
-
-
-def _number(found: Mapping[str, Any], head: str, sign: str) -> str:
-    scale = _scale(head)
-    digits = 2 if "relations" in head else 1
+def _number(found: Mapping[str, Any] | None, head: str, sign: str) -> Markup:
+    if found is None:
+        return Markup("")
+    scale, digits = _scale(head), 2 if "relations" in head else 1
     value, low, high = (
         None if found[k] is None else format(found[k] * scale, f"{sign}.{digits}f") for k in ("value", "low", "high")
     )
-    return f"{value}" if low is None else f"{value} [{low}, {high}]"
-
-
-def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-
-
-def _spelt(seeds: Sequence[int]) -> str:
-    whole = len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
-    return f"{seeds[0]} to {seeds[-1]}" if whole else ", ".join(map(str, seeds))
+    return Markup(f"{value}" if low is None else f"{value} [{low}, {high}]")

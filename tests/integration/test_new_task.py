@@ -52,7 +52,7 @@ def main():
     from facemllm.core import digests
     from facemllm.annotate.run import annotate
     from facemllm.evaluate.run import evaluate
-    from facemllm.report.write import write_report
+    from facemllm.report.run import write_report
     from facemllm.reformat.run import reformat
     from facemllm.ingest.run import ingest
     from facemllm.train.launch import train

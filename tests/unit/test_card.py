@@ -1,5 +1,7 @@
 """The measured half of a model card."""
 
+from huggingface_hub import ModelCard
+
 from facemllm.report import card
 from facemllm.settings import load
 from tests import evaluation_example as example
@@ -21,7 +23,7 @@ def test_the_card_says_what_was_measured():
     assert "| attributes | gender | female | 140 | 0.86 (0.83–0.89) |" in said
     assert "| attributes | skin_tone | 8-10 | 12 | too few people |" in said
     assert "A gap is shown in 1 of 2 comparisons" in said
-    assert "| attributes | gender | female – male | 0.14 (0.09–0.19) | 0.0004 |" in said
+    assert "| attributes | gender | female – male | 0.14 (0.09–0.19) | < .001 |" in said
     assert "Logical relations broken by the answers: 0.031 (0.011–0.051); by the labels: 0 (" in said
     assert "(in brackets what chance gives a calibrated model): attributes 0.061 (0.012)." in said
     assert "Captions that contradict an answer: 0.12 (0.1–0.14); by the labels: 0.01 (" in said
@@ -31,6 +33,29 @@ def test_the_card_says_what_was_measured():
     assert "beside 550 of 560 faces: exact, since the renderer drew them" in said
     assert "Scores of characteristics, read beside the text: 0.9 (0.88–0.92) right, the text 0.86 (0.84–0.88)" in said
     assert "| align | CPU, 2 threads, bf16 | 160.2 | 76,800 | 2,764,800 | 3.4e+12 | 1,300,000,000 | 0.1602 |" in said
+
+
+def test_hubs_read_the_metrics_of_the_card():
+    read = ModelCard(text(example.METRICS, example.COST))
+    assert read.data.pipeline_tag == "image-text-to-text"
+    assert "synthetic-data" in read.data.tags
+    assert read.data.model_name == "face-mllm"
+    found = {(one.dataset_config, one.metric_type): one for one in read.data.eval_results}
+    assert found["attributes", "balanced_accuracy"].metric_value == 0.81
+    assert found["attributes", "accuracy"].metric_value == 0.88
+    assert found["age", "mae"].metric_name == "mean error, years"
+    assert found["closed_mean", "balanced_accuracy"].metric_value == 0.8
+    assert {(one.dataset_name, one.dataset_split, one.dataset_revision) for one in found.values()} == {
+        ("render", "test", "cd" * 32)
+    }
+    assert read.text.lstrip().startswith("# face-mllm")
+
+
+def test_a_card_without_metrics_has_a_sound_header():
+    nameless = {"value": 0.5, "low": None, "high": None, "n": 1}
+    read = ModelCard(text({"tasks": {"age": example.figure(None, None, None, metric="mae"), "gender": nameless}}))
+    assert not read.data.eval_results
+    assert read.data.model_name == "face-mllm"
 
 
 def test_the_limits_are_those_the_figures_show():

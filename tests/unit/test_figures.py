@@ -94,3 +94,14 @@ def test_figures_are_drawn_of_whatever_there_is(tmp_path):
     cells = [text.get_text() for text in drawn["confusion/expression.expression"].axes[0].texts]
     assert cells == ["30", "9", "1", "4", "60", "0"]
     assert set(plots.drawn({"tasks": {}})) == {"intervals"}
+
+
+def test_names_with_dollars_are_no_mathematics(tmp_path):
+    body = {"labels": ["$a_$", "b"], "counts": [[1, 2], [3, 4]]}
+    groups = {"$x_$": example.kind({"$<_$": example.group(0.5, 90)})}
+    metrics = {"tasks": {"$t_$": example.figure(0.5, 0.4, 0.6)}, "fairness": {"$t_$": groups}}
+    metrics |= {"calibration": {"$t_$": {"bins": [{"n": 1, "confidence": 0.5, "accuracy": 0.5}]}}}
+    for figure in plots.drawn({**metrics, "confusion": {"$c_$": body}}).values():
+        figure.savefig(tmp_path / "figure.png")
+    curve = plots.curve([{"step": n, "loss": 1.0} for n in range(3)], {"loss": "$l_$"})
+    assert b"$l_$" in plots.svg(curve)

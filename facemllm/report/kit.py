@@ -1,0 +1,151 @@
+"""The kit that every page is made with: Jinja2 templates that escape all data, and how figures are written.
+
+Templates lie in `templates/`. In pages (`*.html.jinja`) whatever is put in is escaped as HTML; in Markdown
+(`*.md.jinja`) as Markdown: plain words of one line that form no mark-up and no cell of a table.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+Figure = Mapping[str, Any]
+"""A figure with its interval: `value`, `low` and `high`, as metrics.json has them."""
+
+
+def render(template: str, **data: Any) -> str:
+    """A page of plain data: `template` is a file of `templates/`, `data` what it names."""
+    return _environment(template.endswith(".md.jinja")).get_template(template).render(data)
+
+
+@lru_cache(maxsize=2)
+def _environment(markdown: bool) -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        finalize=plain_markdown if markdown else None,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    shown = (text, words, seconds, number, percent, estimate, share, brief, p_value, at, table, code, largest_first)
+    made.filters |= {one.__name__: one for one in shown}
+    made.globals["top_of"] = top_of
+    return made
+
+
+def plain_markdown(value: Any) -> Any:
+    """A value from outside as plain words of one line of Markdown; what is Markdown already stays."""
+    if isinstance(value, Markup):
+        return value
+    return Markup(re.sub(r"([\\`*\[\]<>#|])", r"\\\1", re.sub(r"\s+", " ", str(value))))
+
+
+def code(value: Any) -> Markup:
+    """A name in Markdown's type of code, which has no escapes but for the bars of tables."""
+    return Markup("`" + " ".join(str(value).split()).replace("`", "'").replace("|", r"\|") + "`")
+
+
+def table(rows: Iterable[Sequence[Any]]) -> Markup:
+    """A table of Markdown, its first row the head."""
+    head, *body = ([plain_markdown(cell) for cell in row] for row in rows)
+    return Markup("\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)))
+
+
+def text(value: Any) -> str:
+    """Any value; a float with four digits, nothing as a dash."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def words(name: Any) -> str:
+    """A name as people read it."""
+    return text(name).replace("_", " ")
+
+
+def seconds(value: Any) -> str:
+    """A time as people read it."""
+    if not isinstance(value, int | float):
+        return "–"
+    return f"{value:.1f} s" if value < 90 else f"{int(value // 60)} min {int(value % 60):02d} s"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure with a fixed number of digits."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent."""
+    return "–" if value is None else f"{value:.1%}"
+
+
+def estimate(figure: Figure | float | None, digits: int = 3) -> Markup:
+    """A figure with its 95 % interval, where it has one: `0.810 [0.790, 0.830]`."""
+    if not isinstance(figure, Mapping):
+        return Markup(number(figure, digits))
+    if figure.get("low") is None or figure.get("high") is None:
+        return Markup(number(figure.get("value"), digits))
+    between = f"[{number(figure['low'], digits)}, {number(figure['high'], digits)}]"
+    return Markup(f'{number(figure["value"], digits)} <small class="ci">{between}</small>')
+
+
+def share(figure: Figure | float | None) -> Markup:
+    """The same for a share, in per cent: `81.0 % [79.0, 83.0]`."""
+    if not isinstance(figure, Mapping):
+        return Markup(percent(figure))
+    if figure.get("low") is None or figure.get("high") is None:
+        return Markup(percent(figure.get("value")))
+    between = f"[{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+    return Markup(f'{percent(figure.get("value"))} <small class="ci">{between}</small>')
+
+
+def brief(figure: Figure | float | None) -> str:
+    """A figure in three digits, with its interval where it has one: `0.14 (0.09–0.19)`; nothing for None."""
+    if not isinstance(figure, Mapping):
+        return f"{figure:.3g}" if isinstance(figure, int | float) else ""
+    value = brief(figure.get("value"))
+    return value if figure.get("low") is None else f"{value} ({figure['low']:.3g}–{figure['high']:.3g})"
+
+
+def p_value(value: float | None) -> str:
+    """A probability, never as a bare zero: `< .001`."""
+    return "–" if value is None else "< .001" if value < 0.001 else f"{value:.3f}"
+
+
+def at(value: float, top: float) -> float:
+    """Where a value lies between zero and `top`, in per cent, kept within."""
+    return round(100 * min(max(value / top, 0.0), 1.0), 2) if top > 0 else 0.0
+
+
+def top_of(figures: Iterable[Figure], higher_is_better: bool) -> float:
+    """Where a scale ends: one for shares, a little beyond the worst of the figures for errors."""
+    ends = [figure[end] for figure in figures for end in ("value", "high") if figure.get(end) is not None]
+    return 1.0 if higher_is_better else max(ends, default=1.0) * 1.06 or 1.0
+
+
+def largest_first(gaps: Iterable[Figure]) -> list[Figure]:
+    """Differences by their size, whatever their sign."""
+    return sorted(gaps, key=lambda gap: -abs(gap.get("value") or 0.0))
+
+
+def embedded(data: bytes, kind: str) -> str:
+    """A picture as an address that holds it; `kind` is its type, as `image/jpeg`."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
