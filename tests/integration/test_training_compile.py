@@ -24,7 +24,7 @@ def test_compiled_steps_are_the_plain_ones(tmp_path: Path, monkeypatch: pytest.M
     model, _ = toy.fresh()
     optimizer.set_trainable(model, plan.trains, toy.settings.train.lora, 0)
     optimizer.set_modes(model, plan.trains)
-    batches = toy.batches(plan, multiple=64)
+    batches = toy.batches(plan, compile=True)
     one, gradients = toy.gradients(model, plan, batches)
     with optimizer.memory_savings(model, plan.trains, recompute=False, compiled=True):
         other, again = toy.gradients(model, plan, batches)

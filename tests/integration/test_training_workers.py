@@ -24,7 +24,7 @@ def worker(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     toy = Toy(folder / f"rank{rank}", *BRANCHES)
     logs: list[dict[str, float]] = []
-    outcome = toy.run(PLAN, rank=rank, world=2, log=lambda _, metrics: logs.append(metrics), **OPTIONS)
+    outcome = toy.run(PLAN, rank=rank, world_size=2, log=lambda _, metrics: logs.append(metrics), **OPTIONS)
     torch.save((outcome.model.state_dict(), outcome.tokens, logs), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
