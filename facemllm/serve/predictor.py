@@ -201,58 +201,48 @@ class FaceModel(Model):
                 except Refused as refusal:
                     faces[work.face] = refusal
         results: list[dict[str, Any] | Exception] = [{} for _ in works]
-        closed: dict[tuple[str, str], list[int]] = {}
+        scored: dict[
+            tuple[str, str], list[int]
+        ] = {}  # closed questions, none where scores alone are asked
         open_: list[int] = []
         for n, work in enumerate(works):
             face = faces[work.face]
             if isinstance(face, Refused):
                 results[n] = face
-            elif work.known and work.known.options:
-                closed.setdefault(work.face, []).append(n)
+                continue
+            if work.ask.characteristics:
+                scored.setdefault(work.face, [])
+            if work.known and work.known.options:
+                scored.setdefault(work.face, []).append(n)
             elif len(work.ask.chat) > 1:
                 turns = [{"role": role, "content": text} for role, text in work.ask.chat]
                 text = self._predictor.generate(face.pixels, turns, self._max_new_tokens, [face.map])
                 results[n] = self._free(work, text)
             else:
                 open_.append(n)
-        if closed:
-            images, maps = _columns(faces, closed)
-            queries = [[_query(works[n]) for n in group] for group in closed.values()]
-            scored = self._predictor.score(images, queries, maps)
-            for group, answers in zip(closed.values(), scored, strict=True):
-                for n, one in zip(group, answers, strict=True):
-                    results[n] = _closed(works[n], one)
         if open_:
             images, maps = _columns(faces, [works[n].face for n in open_])
             asked = [works[n].text for n in open_]
             texts = self._predictor.generate_batch(images, asked, self._max_new_tokens, maps)
             for n, text in zip(open_, texts, strict=True):
                 results[n] = self._free(works[n], text)
-        self._add_characteristics(works, faces, results)
+        if scored:
+            images, maps = _columns(faces, scored)
+            queries = [[_query(works[n]) for n in group] for group in scored.values()]
+            found = dict(zip(scored, self._predictor.score_faces(images, queries, maps), strict=True))
+            for key, group in scored.items():
+                for n, one in zip(group, found[key].answers, strict=True):
+                    results[n] = _closed(works[n], one)
+            for work, result in zip(works, results, strict=True):
+                if work.ask.characteristics and isinstance(result, dict):
+                    known = found[work.face].characteristics
+                    result["characteristics"] = {name: known[name] for name in self.characteristic_names}
         return results
 
     def _prepared(self, ask: Ask) -> _Face:
         image = decode(ask.image)
         classes_HW = decode_map(ask.map, image) if ask.map is not None else None
         return _Face(self._predictor.pixels(image), None if classes_HW is None else self._predictor.map(classes_HW))
-
-    def _add_characteristics(
-        self, works: Sequence[Work], faces: Mapping[tuple[str, str], _Face | Refused], results: Sequence[Any]
-    ) -> None:
-        """Put the scores that this deployment may tell beside the answers that were asked for them."""
-        asked = dict.fromkeys(
-            work.face
-            for work, result in zip(works, results, strict=True)
-            if work.ask.characteristics and isinstance(result, dict)
-        )
-        if not asked:
-            return
-        images, maps = _columns(faces, asked)
-        found = dict(zip(asked, self._predictor.characteristics(images, maps), strict=True))
-        for work, result in zip(works, results, strict=True):
-            if work.ask.characteristics and isinstance(result, dict):
-                scores = found[work.face]
-                result["characteristics"] = {name: scores[name] for name in self.characteristic_names}
 
     def _free(self, work: Work, text: str) -> dict[str, Any]:
         known = work.known

@@ -15,6 +15,7 @@ from facemllm.evaluate.predict import open_image
 from facemllm.evaluate.run import evaluate
 from facemllm.model import inference
 from facemllm.model.branches import Graph, extend
+from facemllm.model.forward import tower_features
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.pixels import face_pixels
 from facemllm.model.segmentation import NO_MAP
@@ -166,8 +167,10 @@ def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predict
     monkeypatch.setattr(
         inference, "face_pixels", lambda image, processor: prepared.append(image) or face_pixels(image, processor)
     )
+    tower = []
+    monkeypatch.setattr(inference, "tower_features", lambda *given: tower.append(given) or tower_features(*given))
     found = asyncio.run(model.predict({"instances": instances}))["predictions"]
-    assert len(prepared) == 2
+    assert (len(prepared), len(tower)) == (2, 1)  # answers and characteristics come from one pass; texts go by generate
     for closed, open_, (one,), text, row in zip(found[::2], found[1::2], scored, texts, scores, strict=True):
         assert tuple(closed["scores"].values()) == one.probabilities
         assert open_["answer"] == text

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from facemllm.model.inference import FaceScores
 from facemllm.serve import deploy
 from facemllm.serve.deploy import Probe, same_answer
 from facemllm.serve.policy import Limits, Refused
@@ -32,12 +33,10 @@ class Fake:
     def map(self, classes: Any) -> int:
         return int(classes[0, 0])
 
-    def score(self, images: Any, questions: Any, maps: Any) -> Any:
-        raise NotImplementedError
-
-    def characteristics(self, images: Any, maps: Any) -> list[dict[str, float]]:
+    def score_faces(self, images: Any, questions: Any, maps: Any) -> list[FaceScores]:
+        assert not any(questions)
         self.scored.append((images, maps))
-        return [dict.fromkeys(self.characteristic_names, image / 255) for image in images]
+        return [FaceScores([], dict.fromkeys(self.characteristic_names, image / 255)) for image in images]
 
     def generate(self, image: Any, question: Any, max_new_tokens: int, maps: Any) -> str:
         return f"chat of {image} {maps}"
