@@ -80,7 +80,7 @@ def text_of(message):
     return message["content"][-1]["text"]
 
 
-def told(row):
+def exchanges(row):
     return list(zip(row["turns"], map(text_of, row["messages"][::2]), map(text_of, row["messages"][1::2]), strict=True))
 
 
@@ -100,7 +100,7 @@ def test_names_are_digests_of_canonical_json(talks):
 
 def test_training_asks_each_item_once_in_a_way_drawn_by_weight(talks):
     rows, manifest = talks(
-        [face(n) for n in range(400)],
+        [face(n) for n in range(200)],
         "reformat.held_out=[]",
         "reformat.tasks=[attributes, caption, expression, age, gender, head_pose]",
         "reformat.forms={native: 2, statement: 1, lettered: 1, dialogue: 0}",
@@ -137,7 +137,7 @@ def test_every_reply_reads_as_its_answer(talks):
     rows, _ = talks([face(n, split) for n in range(40) for split in ("train", "test")][::3], forms)
     seen = Counter()
     for row in rows:
-        for turn, asked, reply in told(row):
+        for turn, asked, reply in exchanges(row):
             question = tasks.question_of(turn)
             assert asked == tasks.question_text(turn)
             seen[question.variant] += 1
@@ -148,18 +148,18 @@ def test_every_reply_reads_as_its_answer(talks):
 
 def test_training_never_uses_an_unseen_wording(talks):
     forms = "reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
-    rows, _ = talks([face(n) for n in range(150)], forms)
-    asked = {text for row in rows for _, text, _ in told(row)}
+    rows, _ = talks([face(n) for n in range(60)], forms)
+    asked = {text for row in rows for _, text, _ in exchanges(row)}
     unseen = {wording for name in tasks.all_names() for item in tasks.get(name).items for wording in item.unseen}
     assert unseen
     assert not any(wording in text for text in asked for wording in unseen)
     shown, _ = talks([face(n, "validation") for n in range(30)], "reformat.held_out=[]")
-    assert unseen & {text for row in shown for _, text, _ in told(row)}
+    assert unseen & {text for row in shown for _, text, _ in exchanges(row)}
 
 
 def test_dialogues_stand_in_a_share_of_the_faces_and_follow_their_opener(talks):
     rows, _ = talks(
-        [face(n) for n in range(300)], "reformat.held_out=[]", "reformat.forms.dialogue=1", "reformat.forms.statement=0"
+        [face(n) for n in range(120)], "reformat.held_out=[]", "reformat.forms.dialogue=1", "reformat.forms.statement=0"
     )
     with_talk = 0
     for row in rows:
@@ -177,10 +177,10 @@ def test_dialogues_stand_in_a_share_of_the_faces_and_follow_their_opener(talks):
 
 def test_adding_a_source_a_row_or_a_task_moves_no_other_turn(talks):
     forms = ("reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}", "reformat.balance=0.7")
-    ours = [face(n, split) for n in range(60) for split in ("train", "test")]
+    ours = [face(n, split) for n in range(30) for split in ("train", "test")]
     alone, _ = talks(ours, *forms)
-    others = [face(n, source="celeba") for n in range(35)]
-    mixed, _ = talks([*others[:20], *ours, *others[20:]], *forms)
+    others = [face(n, source="celeba") for n in range(20)]
+    mixed, _ = talks([*others[:10], *ours, *others[10:]], *forms)
     assert [row for row in mixed if row["source"] == "render"] == alone
     fewer = "reformat.tasks=[caption, attributes, expression, age, gender, head_pose, age_range]"
     more, _ = talks(ours, *forms, fewer)
@@ -188,11 +188,31 @@ def test_adding_a_source_a_row_or_a_task_moves_no_other_turn(talks):
         assert [turn for turn in row["turns"] if turn["task"] != "age_range"] == before["turns"]
 
 
+DEFAULT_NAMES = "caption, attributes, expression, age, gender, head_pose"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reformat.reasons.gender=null", r"reformat\.reasons\.gender: the task 'gender' is sensitive"),
+        ("reformat.reasons.gender='  '", r"reformat\.reasons\.gender"),
+        ("reformat.reasons.gendre=why", r"reformat\.reasons\.gendre: no task 'gendre'; did you mean gender"),
+        (f"reformat.tasks=[{DEFAULT_NAMES}, zero_shot]", r"reformat\.tasks: 'zero_shot' is asked at evaluation alone"),
+        ("reformat.held_out=[Wearing_Earings]", r"reformat\.held_out: no attribute .* did you mean Wearing_Earrings"),
+        ("reformat.held_out=[Goatee]", r"'Goatee' is an option of 'beard' in the task 'attributes'"),
+        (
+            "reformat.mixture.caps={raf-db: 10}",
+            r"reformat\.mixture\.caps names raf-db, which the faces",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(talks, tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        talks([face(1)], override)
+    assert not (tmp_path / "talks0").exists()
+
+
 def test_a_sensitive_task_is_asked_only_for_a_reason(talks):
-    with pytest.raises(UserError, match=r"reformat\.reasons\.gender: the task 'gender' is sensitive"):
-        talks([face(1)], "reformat.reasons.gender=null")
-    with pytest.raises(UserError, match=r"reformat\.reasons\.gender"):
-        talks([face(1)], "reformat.reasons.gender='  '")
     _, manifest = talks([face(1)])
     assert manifest["about"]["reasons"] == {"gender": settings.load("laptop").reformat.reasons["gender"]}
 
@@ -224,11 +244,11 @@ def test_held_out_attributes_are_in_no_byte_of_a_training_conversation(share, fa
     every = "reformat.tasks=[caption, attributes, expression, age, gender, head_pose, presence, description, parsing]"
     forms = f"reformat.forms={{native: 1, statement: {share}, lettered: {share}, dialogue: {share}}}"
     mask = {"bytes": parsed(8), "path": None}  # of classes 0 to 18, an earring among them
-    rows = [face(n, split) | {"segmentation": mask} for n in range(80) for split in ("train", "validation")]
+    rows = [face(n, split) | {"segmentation": mask} for n in range(40) for split in ("train", "validation")]
     limits = settings.load("laptop", [every, forms, HELD])
     reformat(limits, faces_table(rows), tmp_path / "talks")
     held = texts_in_parquet(tmp_path / "talks")
-    assert len(held) > 50_000
+    assert len(held) > 25_000
     assert not [word for word in WORDS if word in held]
     reformat(settings.load("laptop", [every, forms, "reformat.held_out=[]"]), tmp_path / "faces", tmp_path / "all")
     shown = texts_in_parquet(tmp_path / "all")
@@ -275,7 +295,7 @@ def test_a_caption_loses_the_words_for_what_is_held_out_and_nothing_else(text, l
 def test_captions_of_the_oracle_lose_no_other_fact():
     held = HeldOut.of(["Wearing_Earrings"], DEFAULT)
     task, lost = tasks.get("caption"), 0
-    for number in range(600):
+    for number in range(200):
         row = face(number)
         facts = set(task.parse("caption", row["caption"]).split(";")) - {"Wearing_Earrings=yes"}
         left = held.caption(row["caption"])
@@ -283,14 +303,6 @@ def test_captions_of_the_oracle_lose_no_other_fact():
         assert left is None or "earring" not in left.lower()
         assert left is None or not (" ," in left or "  " in left or left.endswith((" with.", " has.", "and.")))
     assert lost == 0
-
-
-def test_zero_shot_is_no_task_to_train_on(talks, tmp_path):
-    with pytest.raises(
-        UserError, match=r"reformat\.tasks: 'zero_shot' is asked at evaluation alone, of what reformat\.held_out"
-    ):
-        talks([face(1)], "reformat.tasks=[caption, attributes, expression, age, gender, head_pose, zero_shot]")
-    assert not (tmp_path / "talks0").exists()
 
 
 def test_what_is_held_out_and_never_asked_is_said(faces_table, tmp_path):
@@ -315,11 +327,6 @@ def test_what_states_a_sensitive_answer_in_passing_needs_its_reason_too():
         Plan(unasked)
 
 
-def test_a_reason_for_no_task_is_refused(talks):
-    with pytest.raises(UserError, match=r"reformat\.reasons\.gendre: no task 'gendre'; did you mean gender"):
-        talks([face(1)], "reformat.reasons.gendre=to measure fairness")
-
-
 def test_rare_columns_are_there_in_a_row_with_changes():
     import pyarrow as pa
 
@@ -331,15 +338,6 @@ def test_rare_columns_are_there_in_a_row_with_changes():
     assert changed.get("no such column", 7) == 7
 
 
-def test_held_out_names_have_to_fit(talks):
-    with pytest.raises(
-        UserError, match=r"reformat\.held_out: no attribute 'Wearing_Earings'; did you mean Wearing_Earrings"
-    ):
-        talks([face(1)], "reformat.held_out=[Wearing_Earings]")
-    with pytest.raises(UserError, match=r"'Goatee' is an option of 'beard' in the task 'attributes'"):
-        talks([face(1)], "reformat.held_out=[Goatee]")
-
-
 def test_balance_evens_out_the_answers_of_every_source_in_training_alone(talks):
     def made(number, source, share, split="train"):
         row = face(number, split, source)
@@ -347,8 +345,8 @@ def test_balance_evens_out_the_answers_of_every_source_in_training_alone(talks):
         hat = {"Wearing_Hat": random.Random(number).random() < share}
         return row | {"attributes": pairs(known | hat), "caption": None}
 
-    rows = [made(n, "render", 0.1) for n in range(900)] + [made(n, "celeba", 0.8) for n in range(900)]
-    rows += [made(n, "render", 0.1, "test") for n in range(900, 1000)]
+    rows = [made(n, "render", 0.1) for n in range(300)] + [made(n, "celeba", 0.8) for n in range(300)]
+    rows += [made(n, "render", 0.1, "test") for n in range(300, 350)]
 
     def hats(found, source, split):
         turns = (t for row in found if (row["source"], row["split"]) == (source, split) for t in row["turns"])
@@ -365,21 +363,21 @@ def test_balance_evens_out_the_answers_of_every_source_in_training_alone(talks):
 
 
 def test_balance_leaves_an_item_that_has_one_answer_alone(talks):
-    rows = [face(n) | {"attributes": pairs({"Wearing_Hat": False, "Bangs": n % 4 == 0})} for n in range(200)]
+    rows = [face(n) | {"attributes": pairs({"Wearing_Hat": False, "Bangs": n % 4 == 0})} for n in range(100)]
     found, _ = talks(rows, *PLAIN, "reformat.balance=1.0")
     asked = Counter(turn["template"].split("/")[0] for row in found for turn in row["turns"])
-    assert asked["Wearing_Hat"] == 200
-    assert asked["Bangs"] < 140
+    assert asked["Wearing_Hat"] == 100
+    assert asked["Bangs"] < 70
 
 
 def test_balance_thins_every_way_of_asking_alike(talks):
-    rows = [face(n) | {"attributes": pairs({"Wearing_Hat": n % 5 == 0}), "caption": None} for n in range(1000)]
+    rows = [face(n) | {"attributes": pairs({"Wearing_Hat": n % 5 == 0}), "caption": None} for n in range(500)]
     forms = ("reformat.held_out=[]", "reformat.tasks=[attributes, expression, age, gender, head_pose, caption]")
     found, _ = talks(
         rows, *forms, "reformat.balance=1.0", "reformat.forms={native: 1, statement: 1, lettered: 0, dialogue: 0}"
     )
     ways = Counter(way_of(turn) for row in found for turn in row["turns"] if turn["template"].startswith("Wearing_Hat"))
-    assert ways.total() == pytest.approx(400, rel=0.15)
+    assert ways.total() == pytest.approx(200, rel=0.15)
     assert ways["native"] == pytest.approx(ways["statement"], rel=0.3)
 
 
@@ -399,32 +397,27 @@ def test_balance_and_mixture_do_not_count_who_was_forgotten(talks, tmp_path):
 
 
 def test_mixture_caps_a_source_and_says_what_it_took(talks):
-    rows = [face(n, source=s) for s, many in (("celeba", 500), ("render", 90)) for n in range(many)]
-    rows += [face(n, "test", "celeba") for n in range(500, 530)]
-    found, manifest = talks(rows, *PLAIN, "reformat.mixture.caps={celeba: 120}")
+    rows = [face(n, source=s) for s, many in (("celeba", 100), ("render", 18)) for n in range(many)]
+    rows += [face(n, "test", "celeba") for n in range(100, 106)]
+    found, manifest = talks(rows, *PLAIN, "reformat.mixture.caps={celeba: 24}")
     assert Counter((row["source"], row["split"]) for row in found) == {
-        ("celeba", "train"): 120,
-        ("celeba", "test"): 30,
-        ("render", "train"): 90,
+        ("celeba", "train"): 24,
+        ("celeba", "test"): 6,
+        ("render", "train"): 18,
     }
     sources = manifest["about"]["mixture"]["sources"]
-    assert sources == {"celeba": {"faces": 500, "taken": 120}, "render": {"faces": 90, "taken": 90}}
-    assert manifest["quarantined"] == 380
-    alone, _ = talks([row for row in rows if row["source"] == "celeba"], *PLAIN, "reformat.mixture.caps={celeba: 120}")
+    assert sources == {"celeba": {"faces": 100, "taken": 24}, "render": {"faces": 18, "taken": 18}}
+    assert manifest["quarantined"] == 76
+    alone, _ = talks([row for row in rows if row["source"] == "celeba"], *PLAIN, "reformat.mixture.caps={celeba: 24}")
     assert alone == [row for row in found if row["source"] == "celeba"]
 
 
 def test_temperature_thins_large_sources_towards_equal_shares(talks):
-    rows = [face(n, source=s) for s, many in (("celeba", 400), ("render", 100)) for n in range(many)]
+    rows = [face(n, source=s) for s, many in (("celeba", 80), ("render", 20)) for n in range(many)]
     found, _ = talks(rows, *PLAIN, "reformat.mixture.temperature=2")
-    assert Counter(row["source"] for row in found) == {"celeba": 200, "render": 100}
+    assert Counter(row["source"] for row in found) == {"celeba": 40, "render": 20}
     found, _ = talks(rows, *PLAIN, "reformat.mixture.temperature=1.000001")
-    assert Counter(row["source"] for row in found) == {"celeba": 400, "render": 100}
-
-
-def test_a_cap_for_a_source_that_is_not_there_is_refused(talks):
-    with pytest.raises(UserError, match=r"reformat\.mixture\.caps names raf-db, which the faces do not come from"):
-        talks([face(1)], "reformat.mixture.caps={raf-db: 10}")
+    assert Counter(row["source"] for row in found) == {"celeba": 80, "render": 20}
 
 
 def test_a_row_that_cannot_be_answered_is_refused_with_task_item_and_reason(talks, monkeypatch, tmp_path):

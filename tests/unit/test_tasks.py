@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from facemllm import tasks
+from facemllm.core import digests
 from facemllm.core.draws import draw
 from facemllm.errors import UserError
 from facemllm.tables import pairs
@@ -471,7 +472,15 @@ def test_draw_is_pinned():
 
 
 def test_tasks_do_not_import_torch_or_ray():
-    modules = "facemllm.tasks, facemllm.reformat, facemllm.annotate.run"
+    modules = "facemllm.tasks, facemllm.reformat.run, facemllm.validate.run, facemllm.annotate.run"
     code = f"import sys, {modules}; print({{'torch', 'ray'}} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("room", ["ingest.run", "reformat.run", "train.launch", "evaluate.run"])
+def test_a_tasks_code_counts_where_it_is_asked_and_only_there(room):
+    folder = digests.PACKAGE / "tasks"
+    counted = {path.stem for path in digests.code_files(f"facemllm.{room}", ("age",)) if path.parent == folder}
+    asked = {name for name in tasks.all_names() if name in counted}
+    assert asked == (set() if room == "ingest.run" else {"age"})
