@@ -169,6 +169,7 @@ class _Training:
         counts = self.step_loss.counts(torch.stack(new).sum(0))
         shown = {"images": len(new) * self.stage.batch_images, **{n: counts[n] for n in ("questions", "tokens")}}
         losses = self.step_loss.readable(torch.stack(self.reports).sum(0), len(self.reports))
+        self.loss = losses["loss"]  # what a stage ends with is what was logged last, the mean since the log before
         metrics = {**losses, **metrics, **self.throughput.measure(done, shown)}
         if left_out := self.loader.sampler.left_out:
             metrics["questions_too_long"] = float(len(left_out))

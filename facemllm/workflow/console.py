@@ -41,7 +41,7 @@ def results(console: Console, settings: Settings, summary: Mapping[str, Any], fo
     """Print the results table, where everything is, and what a person can do next."""
     from facemllm.report.terminal import results_table
     from facemllm.serve.deploy import curl_example
-    from facemllm.tracking.runs import uri
+    from facemllm.tracking.runs import experiment_url
 
     if summary["tasks"]:
         console.print()
@@ -49,7 +49,7 @@ def results(console: Console, settings: Settings, summary: Mapping[str, Any], fo
     steps = summary["steps"]
     cached = sum(step["cached"] for step in steps)
     console.print(f"\n{runs.clock(summary['seconds'])}, {cached} of {len(steps)} steps cached")
-    lines = [("report", str(folder / "report.html")), ("MLflow", uri(settings))]
+    lines = [("report", str(folder / "report.html")), ("MLflow", experiment_url(settings))]
     if summary["gate"]:
         reasons = "; ".join(summary["gate"]["reasons"])
         lines.append(("gate", "passed" if summary["gate"]["passed"] else f"refused: {reasons}"))

@@ -111,7 +111,8 @@ def _perform(
         shutil.rmtree(out)
     from facemllm.tracking.runs import commit
 
-    with _tracked(step, settings, key, inputs) if tracked else nullcontext(None) as run:
+    # a step that acts on the world leaves no result to track: a recalled run has no nested runs
+    with _tracked(step, settings, key, inputs) if tracked and step.keeps else nullcontext(None) as run:
         context = Context(settings, store, inputs, work, out, partial(_nested, settings), run)
         outcome = step.work(context)
         facts = {

@@ -20,6 +20,7 @@ import requests
 import yaml
 
 from facemllm.core import digests
+from facemllm.core.step import PARENT_RUN
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.promote import approvals, lineage, registry
@@ -29,6 +30,7 @@ from facemllm.tables import FACES, PREDICTIONS, TableWriter
 from facemllm.tracking import client as mlflow_client
 from facemllm.tracking import recorded
 from facemllm.tracking import runs as tracking
+from facemllm.workflow.runner import execute
 from tests import evaluation_example
 
 pytestmark = pytest.mark.integration
@@ -245,6 +247,16 @@ def test_the_note_leads_to_the_report_and_to_runs_that_were_recalled(settings: S
         f"| [align]({pages}/{trained.run_id}{view}) | recalled | loss 1.5 / 10 steps |",
         "| deploy | done | http://host |",
     ]
+
+
+def test_a_step_that_only_acts_is_no_run(settings: Settings, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(settings, model)
+    parent = tracking.start_pipeline(settings, "r")
+    monkeypatch.setenv(PARENT_RUN, parent)
+    assert execute("await_approval", settings, version="1") == "pending"
+    experiments = [run_of(settings, parent).info.experiment_id]
+    nested = tracking.connect(settings).search_runs(experiments, f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert list(nested) == []
 
 
 def test_runs_of_a_killed_process_are_reaped(settings: Settings) -> None:

@@ -236,7 +236,8 @@ def test_the_branches_learn_and_tell_every_term(full_toy):
 def test_logs_tell_losses_by_task_speeds_and_what_is_left(toy):
     logs = {}
     plan = stage(steps=6, rates={"tower": 0.5})
-    toy.run(plan, log=logs.__setitem__)
+    outcome = toy.run(plan, log=logs.__setitem__)
+    assert outcome.final_loss == logs[max(logs)]["loss"], "the terminal, lineage and MLflow say one loss"
     assert list(logs) == [1, 2, 3, 4, 5, 6]
     speeds = {f"{name}_per_second" for name in ("steps", "images", "questions", "tokens")}
     rates = {"learning_rate", "learning_rate/tower"}
