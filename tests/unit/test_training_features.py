@@ -15,7 +15,7 @@ from facemllm.errors import UserError
 from facemllm.train import features
 from tests.training_example import stage, trains
 
-PLAN = stage(trains=trains(projector="full", language="full"), augment=False)
+PLAN = stage(trains=trains(projector="full", language="full"), augment=False, steps=6)  # as many as show each face
 
 
 @pytest.fixture(autouse=True)

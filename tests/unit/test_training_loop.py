@@ -50,7 +50,12 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(toy, name):
 
 @pytest.mark.parametrize("objective", ["caption_words", "answers"])
 def test_a_resumed_run_ends_with_the_same_bytes(toy, tmp_path, objective):
-    plan = stage(objective=objective, trains=MODES["align" if objective == "caption_words" else "specialize"][0])
+    plan = stage(
+        objective=objective,
+        trains=MODES["align" if objective == "caption_words" else "specialize"][0],
+        steps=5,
+        batch_images=4,
+    )
     folders = []
 
     def save(step, checkpoint):
@@ -59,14 +64,14 @@ def test_a_resumed_run_ends_with_the_same_bytes(toy, tmp_path, objective):
         checkpoint.write(folders[-1])
 
     logged = []
-    whole = toy.run(plan, save=save, log=lambda step, metrics: logged.append((step, metrics)))
-    assert [f.name for f in folders] == ["3", "6"]
+    whole = toy.run(plan, save=save, checkpoint_every=2, log=lambda step, metrics: logged.append((step, metrics)))
+    assert [f.name for f in folders] == ["2", "4"]
     assert {p.suffix for p in folders[0].iterdir()} == {".safetensors", ".json"}
     seen = []
     resumed = toy.run(plan, resume=folders[0], log=lambda step, metrics: seen.append((step, metrics)))
-    assert (whole.resumed_from, resumed.resumed_from) == (0, 3)
+    assert (whole.resumed_from, resumed.resumed_from) == (0, 2)
     assert (resumed.tokens, resumed.final_loss) == (whole.tokens, whole.final_loss)
-    assert [(s, m["grad_norm"]) for s, m in seen] == [(s, m["grad_norm"]) for s, m in logged[3:]]
+    assert [(s, m["grad_norm"]) for s, m in seen] == [(s, m["grad_norm"]) for s, m in logged[2:]]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
@@ -219,7 +224,7 @@ def test_it_learns_and_answers_new_faces(toy):
 def test_the_branches_learn_and_tell_every_term(full_toy):
     logs = []
     plan = stage(
-        steps=24,
+        steps=14,
         batch_images=8,
         rates={},
         learning_rate=2e-3,
@@ -227,7 +232,7 @@ def test_the_branches_learn_and_tell_every_term(full_toy):
     )
     model = full_toy.run(plan, log=lambda _, metrics: logs.append(metrics), row_tokens=200).model
     for name in ("loss", "loss/answers", "loss/characteristics"):
-        assert logs[-1][name] < 0.97 * logs[0][name], name
+        assert np.mean([log[name] for log in logs[-4:]]) < 0.98 * np.mean([log[name] for log in logs[:4]]), name
     parts = sum(logs[0][f"loss/{name}"] for name in ("answers", "characteristics", "logic"))
     assert logs[0]["loss"] == pytest.approx(parts, rel=1e-5)
     assert not torch.equal(model.model.segmentation.absent, full_toy.fresh()[0].model.segmentation.absent)
@@ -235,10 +240,10 @@ def test_the_branches_learn_and_tell_every_term(full_toy):
 
 def test_logs_tell_losses_by_task_speeds_and_what_is_left(toy):
     logs = {}
-    plan = stage(steps=6, rates={"tower": 0.5})
+    plan = stage(steps=4, rates={"tower": 0.5})
     outcome = toy.run(plan, log=logs.__setitem__)
     assert outcome.final_loss == logs[max(logs)]["loss"], "the terminal, lineage and MLflow say one loss"
-    assert list(logs) == [1, 2, 3, 4, 5, 6]
+    assert list(logs) == [1, 2, 3, 4]
     speeds = {f"{name}_per_second" for name in ("steps", "images", "questions", "tokens")}
     rates = {"learning_rate", "learning_rate/tower"}
     norms = {"grad_norm", *(f"grad_norm/{m}" for m in ("tower", "projector", "embeddings", "language"))}
@@ -247,7 +252,7 @@ def test_logs_tell_losses_by_task_speeds_and_what_is_left(toy):
     assert logs[3]["learning_rate/tower"] == 0.5 * logs[3]["learning_rate"]
     squares = sum(logs[3][name] ** 2 for name in norms - {"grad_norm"})
     assert squares == pytest.approx(logs[3]["grad_norm"] ** 2, rel=1e-4)
-    assert logs[6]["seconds_left"] == 0 < logs[1]["seconds_left"]
+    assert logs[4]["seconds_left"] == 0 < logs[1]["seconds_left"]
     assert {f"loss/task/{task}" for task in ("attributes", "head_pose")} <= set().union(*logs.values())
 
 

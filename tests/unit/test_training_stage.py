@@ -78,7 +78,7 @@ def test_the_step_of_a_stage_reads_a_base_for_its_digest_once(conversations_tabl
         (store.home / "store" / digest).symlink_to(folder)
     read, runs = [], []
     of_tree = digests.of_tree
-    monkeypatch.setattr(digests, "of_tree", lambda folder: read.append(folder) or of_tree(folder))
+    monkeypatch.setattr(digests, "of_tree", lambda folder, **how: read.append(folder) or of_tree(folder, **how))
 
     class Launched(Exception):
         pass
