@@ -37,7 +37,6 @@ def _item(number: int) -> Number:
 TASK = Task(
     name="action_unit_intensity",
     metric="mae",
-    higher_is_better=False,
     unit="grades",
     items=tuple(_item(number) for number in UNITS),
     use="movements of the face that can be seen; they tell no feeling, mood or intent",

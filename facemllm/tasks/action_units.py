@@ -75,7 +75,6 @@ def _item(number: int) -> Boolean:
 TASK = Task(
     name="action_units",
     metric="f1",
-    higher_is_better=True,
     unit="",
     items=tuple(_item(number) for number in sorted({*BP4D, *DISFA})),
     use="movements of the face that can be seen; they tell no feeling, mood or intent",

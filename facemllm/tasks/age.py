@@ -9,7 +9,6 @@ _YEARS = r"(?:years? old|years? of age|years?(?= [.,]|$)|yrs?(?: old)?(?= [.,]|$
 TASK = Task(
     name="age",
     metric="mae",
-    higher_is_better=False,
     unit="years",
     items=(
         Number(

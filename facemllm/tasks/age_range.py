@@ -29,7 +29,6 @@ def _patterns(low: str, high: str) -> tuple[str, ...]:
 TASK = Task(
     name="age_range",
     metric="accuracy",
-    higher_is_better=True,
     unit="",
     items=(
         Choice(

@@ -210,7 +210,6 @@ _FOLLOW_UPS = (
 TASK = Task(
     name="attributes",
     metric="balanced_accuracy",
-    higher_is_better=True,
     unit="",
     items=(
         _HAIR_STYLE,

@@ -110,7 +110,6 @@ class Task:
 
     name: str
     metric: Metric
-    higher_is_better: bool
     unit: str
     items: tuple[Item, ...]
     use: str

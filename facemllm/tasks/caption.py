@@ -104,7 +104,6 @@ def _differ(item: Item, stated: str, labelled: str) -> bool:
 TASK = Task(
     name="caption",
     metric="fact_f1",
-    higher_is_better=True,
     unit="",
     items=(
         Open(

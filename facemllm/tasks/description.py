@@ -107,7 +107,6 @@ def _label(row: Row) -> str | None:
 TASK = Task(
     name="description",
     metric="fact_f1",
-    higher_is_better=True,
     unit="",
     items=(
         Open(

@@ -18,7 +18,6 @@ CONTEMPT = {"contempt": ("contemptuous", "contempt")}
 TASK = Task(
     name="expression",
     metric="accuracy",
-    higher_is_better=True,
     unit="",
     items=(
         Choice(

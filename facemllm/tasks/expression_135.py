@@ -43,7 +43,6 @@ def _emo135(row: Row) -> str | None:
 TASK = Task(
     name="expression_135",
     metric="accuracy",
-    higher_is_better=True,
     unit="",
     items=(
         Choice(

@@ -10,7 +10,6 @@ _EIGHT = {**WORDS, **CONTEMPT}
 TASK = Task(
     name="expression_8",
     metric="accuracy",
-    higher_is_better=True,
     unit="",
     items=(
         Choice(

@@ -12,7 +12,6 @@ ELEVEN = (
 TASK = Task(
     name="expression_compound",
     metric="accuracy",
-    higher_is_better=True,
     unit="",
     items=(
         Choice(

@@ -7,7 +7,6 @@ from facemllm.tasks.labels import column
 TASK = Task(
     name="gender",
     metric="balanced_accuracy",
-    higher_is_better=True,
     unit="",
     items=(
         Choice(

@@ -48,7 +48,6 @@ _CLOCKWISE, _COUNTER = "right|clockwise", "left|counter ?clockwise|anti ?clockwi
 TASK = Task(
     name="head_pose",
     metric="mae",
-    higher_is_better=False,
     unit="degrees",
     items=(
         Number(

@@ -66,7 +66,6 @@ def _axis(name: str, questions: tuple[str, str], unseen: str, above: str, below:
 TASK = Task(
     name="head_pose_bins",
     metric="accuracy",
-    higher_is_better=True,
     unit="",
     items=(
         _axis(

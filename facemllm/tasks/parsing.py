@@ -80,7 +80,6 @@ def _things(*parts: str) -> tuple[Thing, ...]:
 TASK = Task(
     name="parsing",
     metric="fact_f1",
-    higher_is_better=True,
     unit="",
     items=(
         Several(

@@ -124,7 +124,6 @@ def attribute_item(name: str, words: Words) -> Boolean:
 TASK = Task(
     name="presence",
     metric="balanced_accuracy",
-    higher_is_better=True,
     unit="",
     items=tuple(attribute_item(name, words) for name, words in _WORDS.items()),
     use="what is to be seen of a face, and of the picture",

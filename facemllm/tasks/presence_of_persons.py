@@ -20,7 +20,6 @@ _WORDS: Mapping[str, Words] = {
 TASK = Task(
     name="presence_of_persons",
     metric="balanced_accuracy",
-    higher_is_better=True,
     unit="",
     items=tuple(attribute_item(name, words) for name, words in _WORDS.items()),
     use="comparison with published figures, and fairness; not for decisions about people",

@@ -27,7 +27,6 @@ def _view(row: Row) -> str | None:
 TASK = Task(
     name="view",
     metric="balanced_accuracy",
-    higher_is_better=True,
     unit="",
     use="choosing pictures",
     items=(

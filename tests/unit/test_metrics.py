@@ -85,8 +85,6 @@ def test_every_metric_that_a_task_may_name_is_known_with_its_direction_and_its_b
         assert all(
             metrics.get(other).constant or other.startswith(("within", "precision", "recall")) for other in found.also
         )
-    for task in map(tasks.get, tasks.all_names()):
-        assert task.higher_is_better == metrics.of(task).higher_is_better
     assert metrics.also(tasks.get("age")) == ("within_5",)
     assert metrics.also(tasks.get("action_unit_intensity")) == ()  # five grades are all there are
     assert [metrics.label(name) for name in ("mae", "by_likelihood")] == ["mean error", "by likelihood"]

@@ -271,7 +271,6 @@ def test_a_new_task_is_a_task_like_any_other():
     made = Task(
         name="made",
         metric="accuracy",
-        higher_is_better=True,
         unit="",
         items=(tasks.get("gender").items[0],),
         use="a test",
