@@ -9,17 +9,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from facemllm.validate.refused import Reason
-from facemllm.validate.tallies import Tallies
 from jinja2 import UndefinedError
 
 from facemllm.report import card, comparison, run
 from facemllm.report.kit import plain_markdown, render, table
 from facemllm.scoring.paired import WORSE
 from facemllm.settings import load
-from facemllm.validate.balance import Share
+from facemllm.validate.balance import Reason, Share
 from facemllm.validate.checking import Outcome
-from facemllm.validate.memory import Count
+from facemllm.validate.memory import Count, Tallies
 from facemllm.validate.report import Findings
 from facemllm.validate.report import page as validation_page
 from facemllm.version.ledger import Entry
