@@ -167,7 +167,7 @@ def test_output_folder_that_cannot_be_made(settings: Settings) -> None:
         ("validate", "validate/suites.py"),
         ("version", "version/repository.py"),
         ("align", "train/loop.py"),
-        ("align", "model/tower.py"),
+        ("align", "model/tiny.py"),
         ("evaluate", "evaluate/predict.py"),
         ("evaluate", "model/inference.py"),
         ("evaluate", "scoring/metrics.py"),
