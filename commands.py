@@ -122,7 +122,7 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> t
             services.down(settings, ["ray"])
     if child.returncode and view.failure() is None:
         console.print((folder / "run.log").read_text("utf-8", "replace")[-2000:], markup=False)
-    summary = runs.summarise(settings, name, view, time.time() - started)
+    summary = runs.summarise(settings, name, view, time.time() - started, overrides)
     runs.write_run(settings, folder, summary)
     screen.results(console, settings, summary, folder)
     with suppress(UserError):  # an MLflow server that went away must not hide what the run says

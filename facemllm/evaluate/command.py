@@ -29,7 +29,7 @@ def evaluate(settings: Settings, model: str, conversations: Path, out: Path, *, 
         peers.check_name(model)
     sources = open_table(conversations, CONVERSATIONS).sources
     ledger.require(settings, sources, "evaluate")
-    started = time.monotonic()
+    started, rows = time.monotonic(), ledger.entries(settings)
 
     def report(folder: Path, metrics: Mapping[str, Any]) -> None:
         summary = {
@@ -38,6 +38,7 @@ def evaluate(settings: Settings, model: str, conversations: Path, out: Path, *, 
             "seconds": time.monotonic() - started,
             "tasks": metrics["tasks"],
             "closed_mean": metrics["closed_mean"],
+            "sources": [rows[name].model_dump(mode="json") for name in sources],
             "model": {"digest": metrics["model_digest"], "name": model if endpoint else Path(model).name},
         }
         write_report(folder / "report.html", summary, folder, source=", ".join(sources))

@@ -6,23 +6,23 @@ and, with what the store remembers, into the summary.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from facemllm.core.cost import priced
-from facemllm.core.files import atomic_write
+from facemllm.core.files import atomic_write, locked
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.report.figures import trust
 from facemllm.settings import Settings
 from facemllm.tables import open_table
+from facemllm.version import ledger
 from facemllm.workflow.runner import recall_all
 from facemllm.workflow.steps import steps
 
@@ -105,21 +105,8 @@ class RunView:
 @contextmanager
 def exclusive(settings: Settings) -> Iterator[None]:
     """Let one run at a time use `storage.home`. Raises UserError while another does; a killed run leaves no lock."""
-    path = settings.home / "run.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; set storage.home to a folder you may write to"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another pipeline run uses {settings.home}; wait for it or give --set storage.home=DIR"
-            ) from None
+    taken = f"another pipeline run uses {settings.home}; wait for it or give --set storage.home=DIR"
+    with locked(settings.home / "run.lock", taken):
         yield
 
 
@@ -140,8 +127,12 @@ def run_folder(settings: Settings, name: str) -> Path:
     return folder
 
 
-def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> dict[str, Any]:
+def summarise(
+    settings: Settings, name: str, view: RunView, seconds: float, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """The run's `summary.json` (DESIGN: a run folder), from the steps as they ended and the results in the store."""
+    from facemllm.tracking.runs import commit
+
     store = Store(settings.home)
     recalled = recall_all(settings)
     view.settle(recalled)
@@ -157,6 +148,9 @@ def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> d
     return {
         "run": name,
         "profile": settings.profile,
+        "commit": commit(),
+        "overrides": list(overrides),
+        "sources": _licences(settings, view.steps["ingest"].digest),
         "seconds": round(seconds, 1),
         "device": _device(settings),
         "steps": [
@@ -173,7 +167,7 @@ def summarise(settings: Settings, name: str, view: RunView, seconds: float) -> d
         "tasks": metrics.get("tasks", {}),
         "closed_mean": metrics.get("closed_mean"),
         "trust": trust(metrics),
-        "gate": gate.get("gate") if gate else None,
+        "gate": _gate(store, gate),
         "model": {
             "digest": model.get("digest") if model else None,
             "name": settings.promote.model_name,
@@ -205,6 +199,21 @@ def write_run(settings: Settings, folder: Path, summary: Mapping[str, Any]) -> N
         training(settings, summary),
         source=_sources(settings, digests["ingest"]),
     )
+
+
+def _gate(store: Store, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The gate's verdict with its reasons and checks, as the gate left it in the store."""
+    if not record:
+        return None
+    found = json.loads((store.path(record["digest"]) / "gate.json").read_text("utf-8"))
+    return {name: found[name] for name in ("passed", "reasons", "checks")}
+
+
+def _licences(settings: Settings, faces: str | None) -> list[dict[str, Any]]:
+    """The ledger's rows of the sources of a run's faces."""
+    rows, shown = ledger.entries(settings), {"key", "name", "licence", "status", "uses"}
+    names = _sources(settings, faces).split(", ")
+    return [rows[name].model_dump(mode="json", include=shown) for name in names if name in rows]
 
 
 def _sources(settings: Settings, faces: str | None) -> str:
