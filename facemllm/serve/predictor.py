@@ -201,9 +201,7 @@ class FaceModel(Model):
                 except Refused as refusal:
                     faces[work.face] = refusal
         results: list[dict[str, Any] | Exception] = [{} for _ in works]
-        scored: dict[
-            tuple[str, str], list[int]
-        ] = {}  # closed questions, none where scores alone are asked
+        scored: dict[tuple[str, str], list[int]] = {}  # closed questions, none where scores alone are asked
         open_: list[int] = []
         for n, work in enumerate(works):
             face = faces[work.face]
