@@ -16,7 +16,7 @@ from facemllm.model.face_mllm import FaceMllmConfig, FaceMllmForConditionalGener
 from facemllm.model.knowledge import NO_WORD, KnowledgeBranch
 from facemllm.model.segmentation import SegmentationBranch
 from facemllm.settings import Model
-from facemllm.settings.train import is_grid
+from facemllm.settings.train import Segmentation, is_grid
 
 _SHAPE = ("side", "patch", "width", "layers", "heads")
 
@@ -46,34 +46,12 @@ def extend(
             f"model.segmentation and model.knowledge extend LLaVA models (LlavaForConditionalGeneration); "
             f"{settings.base or 'this base'} is a {type(model).__name__}: set mode: none and enabled: false"
         )
-    language: Any = model.config.text_config
-    width, more = language.hidden_size, 0
-    segmentation = knowledge = None
-    if chosen.mode != "none":
-        tokens = chosen.tokens if chosen.mode == "append" else _image_tokens(processor)
-        if not is_grid(tokens):
-            raise UserError(
-                f"model.segmentation.mode: add needs a token of the image for each of the map's; the {tokens} tokens "
-                "of this tower are neither a square nor a square and one: set mode: append"
-            )
-        more += chosen.tokens if chosen.mode == "append" else 0
-        shape = chosen.model_dump(include=set(_SHAPE))
-        segmentation = {"mode": chosen.mode, **shape, "tokens": tokens, "output": width}
-    if knows.enabled:
-        if graph is None or not graph.names:
-            raise UserError(
-                f"model.knowledge: the training data answer no closed question of {', '.join(knows.tasks)} in more "
-                "than one way; name other tasks in model.knowledge.tasks or set enabled: false"
-            )
-        ids = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in graph.words]
-        knowledge = {
-            "names": list(graph.names),
-            "words": max(map(len, ids)),
-            "width": width,
-            "layers": knows.gcn_layers,
-            "prompt_tokens": knows.prompt_tokens,
-        }
-        more += knows.prompt_tokens
+    text: Any = model.config.text_config
+    width = text.hidden_size
+    segmentation = _segmentation_config(chosen, processor, width)
+    knowledge, ids = _knowledge_config(settings, processor, graph, width)
+    more = chosen.tokens if chosen.mode == "append" else 0
+    more += knows.prompt_tokens if knows.enabled else 0
     plain = {name: value for name, value in model.config.to_dict().items() if name != "model_type"}
     config = FaceMllmConfig(**plain, segmentation_config=segmentation, knowledge_config=knowledge)
     with torch.device("meta"):
@@ -93,6 +71,35 @@ def extend(
             padded = [row + [NO_WORD] * (knowledge["words"] - len(row)) for row in ids]
             extended.model.knowledge.words.copy_(torch.tensor(padded))
     return extended, _processor(processor, more, withheld_classes)
+
+
+def _segmentation_config(chosen: Segmentation, processor: Any, width: int) -> dict[str, Any] | None:
+    if chosen.mode == "none":
+        return None
+    tokens = chosen.tokens if chosen.mode == "append" else _image_tokens(processor)
+    if not is_grid(tokens):
+        raise UserError(
+            f"model.segmentation.mode: add needs a token of the image for each of the map's; the {tokens} tokens "
+            "of this tower are neither a square nor a square and one: set mode: append"
+        )
+    return {"mode": chosen.mode, **chosen.model_dump(include=set(_SHAPE)), "tokens": tokens, "output": width}
+
+
+def _knowledge_config(
+    settings: Model, processor: Any, graph: Graph | None, width: int
+) -> tuple[dict[str, Any] | None, list[list[int]]]:
+    """The knowledge branch's configuration, and the word ids of each characteristic."""
+    knows = settings.knowledge
+    if not knows.enabled:
+        return None, []
+    if graph is None or not graph.names:
+        raise UserError(
+            f"model.knowledge: the training data answer no closed question of {', '.join(knows.tasks)} in more "
+            "than one way; name other tasks in model.knowledge.tasks or set enabled: false"
+        )
+    ids = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in graph.words]
+    shape = {"layers": knows.gcn_layers, "prompt_tokens": knows.prompt_tokens}
+    return {"names": list(graph.names), "words": max(map(len, ids)), "width": width, **shape}, ids
 
 
 def asked(settings: Model, withheld_classes: Sequence[int]) -> dict[str, Any]:
