@@ -47,7 +47,6 @@ from facemllm.settings.operations import (
     Tracking,
 )
 from facemllm.settings.train import (
-    Ablation,
     Knowledge,
     Lora,
     Model,
@@ -56,7 +55,6 @@ from facemllm.settings.train import (
     Train,
     Trainable,
     Trains,
-    Variant,
 )
 
 PARAMS = "params.yaml"
@@ -67,7 +65,6 @@ __all__ = [
     "PARAMS",
     "PROFILES",
     "RAY_PORTS",
-    "Ablation",
     "Annotate",
     "Cluster",
     "Cost",
@@ -97,7 +94,6 @@ __all__ = [
     "Trainable",
     "Trains",
     "Validate",
-    "Variant",
     "Version",
     "VisionLanguage",
     "digest_text",
@@ -122,7 +118,6 @@ class Settings(Section):
     version: Version
     model: Model
     train: Train
-    ablation: Ablation
     evaluate: Evaluate
     promote: Promote
     tracking: Tracking

@@ -243,32 +243,3 @@ class Train(Section):
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers: {self.min_workers} is more than workers: {self.workers}")
         return self
-
-
-class Variant(Section):
-    """A recipe that `facemllm ablate` compares: `set` are overrides as of --set, `stages` those it trains (none: all).
-
-    `says` is what it is, in a few words. `control` names a variant that it is held against beside the baseline.
-    """
-
-    says: Annotated[str, Field(min_length=1)]
-    set: list[str]
-    stages: list[str] = []
-    control: str = ""
-
-
-class Ablation(Section):
-    """Which recipes `facemllm ablate` compares, from how many seeds each, and which one the others are held against."""
-
-    seeds: Positive
-    baseline: str
-    variants: Annotated[dict[str, Variant], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _knows_its_baseline(self) -> Ablation:
-        if self.baseline not in self.variants:
-            raise ValueError(f"baseline: {self.baseline!r} is none of the variants {', '.join(self.variants)}")
-        for name, variant in self.variants.items():
-            if variant.control and variant.control not in self.variants:
-                raise ValueError(f"variants.{name}.control: {variant.control!r} is none of the variants")
-        return self

@@ -113,7 +113,7 @@ def exclusive(settings: Settings) -> Iterator[None]:
 def run_folder(settings: Settings, name: str) -> Path:
     """The folder of a run, made if absent. Raises UserError for a name that is no plain one, or if not writable."""
     if not name or name != Path(name).name or name.startswith("."):
-        raise UserError(f"--name {name!r}: give a plain name such as 'laptop' or 'ablation-2'")
+        raise UserError(f"--name {name!r}: give a plain name such as 'laptop' or 'gentle-2'")
     folder = settings.runs / name
     try:
         folder.mkdir(parents=True, exist_ok=True)

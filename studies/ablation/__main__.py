@@ -19,8 +19,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     conversations: Conversations,
     out: Annotated[Path, typer.Argument(help="Folder of finished models' figures; what it holds is not made again.")],
-    variants: Annotated[str, typer.Option(help="Names of ablation.variants, as in base,logic; all if empty.")] = "",
-    seeds: Annotated[str, typer.Option(help="As in 0-4 or 0,2; 0 to ablation.seeds if empty.")] = "",
+    variants: Annotated[str, typer.Option(help="Names in variants.yaml, as in base,logic; all if empty.")] = "",
+    seeds: Annotated[str, typer.Option(help="As in 0-4 or 0,2; all of variants.yaml if empty.")] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Models trained at a time, one thread each.")] = 1,
     report: Annotated[Path | None, typer.Option(help="Markdown page to write as well, its plot beside it.")] = None,
     profile: Profile = "ablation",

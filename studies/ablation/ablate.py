@@ -18,11 +18,12 @@ from facemllm.core import digests, machine, progress
 from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.scoring.metrics import CLOSED_MEAN
-from facemllm.settings import Settings, Variant, load
+from facemllm.settings import Settings, load
 from facemllm.tables import CONVERSATIONS, open_table
 from facemllm.tracking.runs import commit
 from facemllm.version import ledger
-from studies.ablation import comparing, report, running
+from studies.ablation import comparing, plan, report, running
+from studies.ablation.plan import Variant
 from studies.ablation.running import HOW, Cell
 
 PICTURE = Path("images") / "ablation.png"
@@ -41,7 +42,7 @@ def ablate(
 ) -> dict[str, Any]:
     """Make the cells that `out` does not hold yet, then compare all of them; returns what `out/results.json` holds.
 
-    `variants` and `seeds` choose among those of the settings, all if empty; the baseline is always among them. `page`
+    `variants` and `seeds` choose among those of `variants.yaml`, all if empty; the baseline is always one. `page`
     is a Markdown file to write, its plot in `images/` beside it. Killed, it goes on where it was when called again.
     Raises UserError when a variant is unknown or its settings are refused.
     """
@@ -49,7 +50,7 @@ def ablate(
     table = open_table(conversations, CONVERSATIONS)
     for use in ("train", "evaluate"):
         ledger.require(settings, table.sources, use)
-    chosen = settings.ablation
+    chosen = plan.ablation()
     if unknown := [name for name in variants if name not in chosen.variants]:
         raise UserError(f"--variants {','.join(unknown)}: choose among {', '.join(chosen.variants)}")
     wanted = {n: v for n, v in chosen.variants.items() if not variants or n in variants or n == chosen.baseline}
@@ -146,7 +147,7 @@ def _load(name: str, variant: Variant, profile: str, overrides: Sequence[str], s
     try:
         return load(profile, [*overrides, *variant.set, f"seed={seed}"])
     except UserError as error:
-        raise UserError(f"ablation.variants.{name}: {error}") from None
+        raise UserError(f"variant {name}: {error}") from None
 
 
 def _cell(name: str, variant: Variant, settings: Settings, table: str, code: str) -> Cell:
@@ -162,7 +163,7 @@ def _cell(name: str, variant: Variant, settings: Settings, table: str, code: str
     listed = list(settings.stages())
     stages = variant.stages or listed
     if stages != [stage for stage in listed if stage in stages]:
-        raise UserError(f"ablation.variants.{name}.stages: {stages} is no selection of {listed}, in that order")
+        raise UserError(f"variant {name}.stages: {stages} is no selection of {listed}, in that order")
     for stage in stages:
         key = digests.of_json([key, stage, settings.stages()[stage].model_dump()])
         keys.append(key)

@@ -128,7 +128,7 @@ def _trained(work: Work, cell: Cell, depth: int, data: tuple[Any, Any], model: A
     try:
         outcome = run_stage(run, model, *data, log=lambda _, metrics: last.update(metrics))
     except (UserError, FloatingPointError) as error:
-        raise UserError(f"ablation.variants.{cell.variant}, seed {cell.seed}: {error}") from error
+        raise UserError(f"variant {cell.variant}, seed {cell.seed}: {error}") from error
     return outcome.model, {
         "steps": outcome.steps,
         "faces": outcome.samples,

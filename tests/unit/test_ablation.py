@@ -11,12 +11,11 @@ from scipy import stats as scipy_stats
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.reformat.run import reformat
-from facemllm.settings import Variant
 from facemllm.tables import pairs
-from studies.ablation import ablate as ablating
-from studies.ablation import running
+from studies.ablation import plan, running
 from studies.ablation.ablate import ablate, cells, groups, numbers
 from studies.ablation.comparing import BETTER, SAME, WORSE, together
+from studies.ablation.plan import Ablation, Variant, ablation, shipped
 from studies.ablation.report import drawn, page, words
 
 PROJECT = Path(__file__).parents[2]
@@ -80,22 +79,21 @@ def test_one_stage_is_a_selection_of_the_three():
 
 
 def test_a_variant_with_refused_settings_is_named():
-    with pytest.raises(UserError, match=r"ablation\.variants\.odd: --set model\.knowledg=1.*did you mean"):
+    with pytest.raises(UserError, match=r"variant odd: --set model\.knowledg=1.*did you mean"):
         planned(odd={"set": ["model.knowledg=1"]})
 
 
 def test_a_baseline_that_is_no_variant_is_refused():
-    for override in ("ablation.baseline=nobody", "ablation.variants.logic.control=nobody"):
-        with pytest.raises(UserError, match="none of the variants"):
-            settings.load("laptop", [override])
+    for wrong in ({"baseline": "nobody"}, {"variants": {"base": {"says": "x", "set": [], "control": "nobody"}}}):
+        with pytest.raises(ValueError, match="none of the variants"):
+            Ablation.model_validate(shipped() | wrong)
 
 
 def test_every_shipped_variant_loads_and_says_whether_its_branches_are_on():
-    loaded = settings.load("ablation", ["model.segmentation.mode=append", "model.knowledge.enabled=true"])
-    assert len(loaded.ablation.variants) == 9
+    assert len(ablation().variants) == 9
     by_name = {
         cell.variant: cell.settings.model
-        for cell in cells("ablation", ["model.knowledge.enabled=true"], loaded.ablation.variants, [0], "t", "c")
+        for cell in cells("ablation", ["model.knowledge.enabled=true"], ablation().variants, [0], "t", "c")
     }
     assert by_name["base"].segmentation.mode == "none"
     assert not by_name["base"].knowledge.enabled
@@ -254,10 +252,9 @@ def conversations(tmp_path, face_rows, faces_table):
 
 def test_a_killed_ablation_goes_on_and_shares_what_is_alike(conversations, tmp_path, monkeypatch):
     loaded = settings.load("laptop")
-    gentle = Variant(says="gentle", set=[*loaded.ablation.variants["base"].set, *GENTLE["set"]])
-    chosen = {**loaded.ablation.variants, "gentle": gentle}
-    ablation = loaded.ablation.model_copy(update={"variants": chosen})
-    monkeypatch.setattr(ablating, "load", lambda *a: settings.load(*a).model_copy(update={"ablation": ablation}))
+    gentle = Variant(says="gentle", set=[*ablation().variants["base"].set, *GENTLE["set"]])
+    chosen = ablation().model_copy(update={"variants": {**ablation().variants, "gentle": gentle}})
+    monkeypatch.setattr(plan, "ablation", lambda: chosen)
     trained = []
     train = running._trained
 
@@ -297,7 +294,7 @@ def test_an_unknown_variant_is_refused(conversations, tmp_path):
 
 
 def test_a_failing_cell_is_named(conversations, tmp_path):
-    with pytest.raises(UserError, match=r"ablation\.variants\.base, seed 0: .*loss"):
+    with pytest.raises(UserError, match=r"variant base, seed 0: .*loss"):
         ablate(
             "laptop",
             [
@@ -315,5 +312,5 @@ def test_a_failing_cell_is_named(conversations, tmp_path):
 
 def test_an_empty_mapping_in_a_variant_is_refused():
     variant = Variant(says="no tasks", set=["train.stages.align.tasks={}"])
-    with pytest.raises(UserError, match=r"ablation\.variants\.bare: --set .*=\{\}: an empty mapping changes nothing"):
+    with pytest.raises(UserError, match=r"variant bare: --set .*=\{\}: an empty mapping changes nothing"):
         cells("ablation", [], {"bare": variant}, [0], "table", "code")
