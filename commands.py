@@ -43,7 +43,7 @@ def main(build: Callable[..., Any]) -> None:
     """Run the command line over the pipeline that `build(settings, finish)` gives."""
     global _build
     _build = build
-    from facemllm.cli.main import guarded
+    from facemllm.errors import guarded
 
     guarded(app)
 

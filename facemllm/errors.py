@@ -1,5 +1,11 @@
 """The one exception a user is meant to read: what is wrong, where, and how to mend it, in one line."""
 
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
 
 class UserError(Exception):
     """Something a user can put right. The command line prints its message as one line and exits with 1."""
@@ -23,3 +29,16 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception's message as one line of at most `limit` characters; its type when it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def guarded(command: Callable[[], object]) -> None:
+    """Run a command line: what a user can mend becomes one line on standard error and exit code 1."""
+    for variable in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "DVC_NO_ANALYTICS", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(variable, "true")
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        command()
+    except TOLD as error:
+        print(f"error: {told(error)}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -19,8 +19,8 @@ from facemllm.annotate.annotator import Annotation
 from facemllm.annotate.prompt import Misfit
 from facemllm.asking import local as local_model
 from facemllm.asking.endpoint import parameters, sender
-from facemllm.asking.requests import Request, RowRefused, Sender, content_key, reduced
-from facemllm.asking.store import Reply, price, replies
+from facemllm.asking.requests import Reply, Request, RowRefused, Sender, content_key, reduced
+from facemllm.asking.store import price, replies
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.settings import Settings

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 
-from facemllm.asking.requests import Request
-from facemllm.asking.store import Replies, Reply
+from facemllm.asking.requests import Reply, Request
+from facemllm.asking.store import Replies
 from facemllm.core.processes import Identity
 
 

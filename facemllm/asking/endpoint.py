@@ -33,8 +33,8 @@ from facemllm.asking.completions import (
     is_loopback,
     key_of,
 )
-from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Request, RowRefused
-from facemllm.asking.store import Replies, Reply, price
+from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Reply, Request, RowRefused
+from facemllm.asking.store import Replies, price
 from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings
 from facemllm.settings.data import Endpoint, VisionLanguage

@@ -18,8 +18,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from facemllm.asking.requests import JobStopped, MakeRequest, Request
-from facemllm.asking.store import Replies, Reply
+from facemllm.asking.requests import JobStopped, MakeRequest, Reply, Request
+from facemllm.asking.store import Replies
 from facemllm.core import digests
 from facemllm.core.hub import fetched
 from facemllm.errors import UserError, one_line

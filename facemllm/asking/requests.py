@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from facemllm.core import digests, images
 from facemllm.errors import UserError
-
-if TYPE_CHECKING:
-    from facemllm.asking.store import Reply
 
 _QUALITY = 90  # of the JPEG that the model sees
 
@@ -43,6 +41,32 @@ class Request:
 
 MakeRequest = Callable[[], Request]
 """Makes a request when it is its turn, so that pictures do not wait in memory. It may raise RowRefused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A reply as it came. `text` is None when it could not be kept, and `error` says why. Tokens are None when the
+    answer did not count them. `time` is UTC; `cost` is at the prices of that time."""
+
+    key: str
+    image_id: str
+    model: str
+    prompt_hash: str
+    text: str | None
+    error: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    finish: str = ""
+    seconds: float = 0.0
+    time: str = ""
+    cost: float | None = None
+
+    @classmethod
+    def now(cls, request: Request, model: str, seconds: float, **said: Any) -> Reply:
+        """The reply to a request that has just come, after so many seconds."""
+        names: dict[str, Any] = {name: getattr(request, name) for name in ("key", "image_id", "prompt_hash")}
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(model=model, seconds=round(seconds, 3), time=time, **names, **said)
 
 
 class Sender(Protocol):

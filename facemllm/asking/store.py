@@ -17,12 +17,10 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from facemllm.asking.requests import JobStopped, MakeRequest, Request, RowRefused, Sender
+from facemllm.asking.requests import JobStopped, MakeRequest, Reply, RowRefused, Sender
 
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _WAIT_S = 60.0  # for another process that writes, which takes milliseconds
@@ -37,32 +35,6 @@ CREATE TABLE IF NOT EXISTS accounts (name TEXT PRIMARY KEY, counters TEXT NOT NU
 PRAGMA user_version={_VERSION};
 COMMIT;
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """A reply as it came. `text` is None when it could not be kept, and `error` says why. Tokens are None when the
-    answer did not count them. `time` is UTC; `cost` is at the prices of that time."""
-
-    key: str
-    image_id: str
-    model: str
-    prompt_hash: str
-    text: str | None
-    error: str = ""
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    finish: str = ""
-    seconds: float = 0.0
-    time: str = ""
-    cost: float | None = None
-
-    @classmethod
-    def now(cls, request: Request, model: str, seconds: float, **said: Any) -> Reply:
-        """The reply to a request that has just come, after so many seconds."""
-        names: dict[str, Any] = {name: getattr(request, name) for name in ("key", "image_id", "prompt_hash")}
-        time = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(model=model, seconds=round(seconds, 3), time=time, **names, **said)
 
 
 class Replies:

@@ -7,7 +7,6 @@ object on standard output. Heavy libraries are imported by the command that need
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import typer
 
 from facemllm.cli import data
 from facemllm.cli.options import By, Conversations, Json, Out, Profile, Reason, Result, Sets, Version, app, command, say
-from facemllm.errors import TOLD, UserError, told
+from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
 
 promote = typer.Typer(no_args_is_help=True, help="Decisions of named persons about model versions.")
@@ -34,19 +33,6 @@ Run = Annotated[
         help="A run's name, a run or evaluation folder, a model version or alias, a digest, or an MLflow run id."
     ),
 ]
-
-
-def guarded(command: typer.Typer) -> None:
-    """Run a command line: what a user can mend becomes one line on standard error and exit code 1."""
-    for variable in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK", "DVC_NO_ANALYTICS", "HF_HUB_DISABLE_TELEMETRY"):
-        os.environ.setdefault(variable, "true")
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        command()
-    except TOLD as error:
-        print(f"error: {told(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 def main() -> None:

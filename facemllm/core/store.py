@@ -18,6 +18,8 @@ from facemllm.core import digests
 from facemllm.core.files import atomic_write, publish
 from facemllm.errors import UserError
 
+FACE = "face.jpg"  # in a run's folder: one held-out face to ask about
+
 
 @dataclass(frozen=True)
 class Store:

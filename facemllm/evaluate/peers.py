@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from facemllm import tasks
 from facemllm.asking import local
 from facemllm.asking.endpoint import EndpointSender, parameters, reach, sender
-from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Request, Sender, content_key, encoded
-from facemllm.asking.store import Reply, replies
+from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Reply, Request, Sender, content_key, encoded
+from facemllm.asking.store import replies
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.evaluate.predict import Put, Shown

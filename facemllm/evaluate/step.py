@@ -30,6 +30,8 @@ def _work(c: Context) -> Outcome:
     spent = {"device": cost.device_name(device), "samples": metrics["n_images"], **meter.spent()}
     spent["peak_memory_bytes"] = cost.peak_memory_bytes(device)
     if c.run is not None:
-        c.run.log_evaluation(metrics, c.out)
+        from facemllm.report import plots
+
+        c.run.log_evaluation(metrics, c.out, plots.drawn(metrics))
     figure = f"mean balanced accuracy {metrics['closed_mean']['value']:.3f}"
     return Outcome(digests.of_tree(c.out), figure, facts={"cost": cost.tidy(spent)})

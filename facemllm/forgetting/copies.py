@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from facemllm.core.store import FACE
 from facemllm.forgetting.finding import files_under, is_parquet, rows_of
 from facemllm.settings import Settings, root
 from facemllm.tables import MANIFEST
 from facemllm.version.tombstones import Marks
-from facemllm.workflow import runs
 
 REPORT = "report.html"
 _TEXTS = (".json", ".jsonl", ".html", ".md", ".csv", ".txt")
@@ -109,7 +109,7 @@ def _holds(seek: Seeker, folder: Path) -> bool:
 def _runs(settings: Settings, seek: Seeker) -> Iterator[Copy]:
     """Reports that show a picture, with the face on top of them, which is the first that they show."""
     for folder in _folders(settings.runs):
-        report, face = folder / REPORT, folder / runs.FACE
+        report, face = folder / REPORT, folder / FACE
         if face.is_file() and (not report.is_file() or seek.in_text(report)):
             yield Copy("run", face)
         if report.is_file() and seek.in_text(report):

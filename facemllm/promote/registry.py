@@ -26,7 +26,7 @@ from facemllm.core.files import partial_folder, publish
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.report import card as model_card
-from facemllm.report import figures
+from facemllm.scoring import figures
 from facemllm.settings import Settings
 from facemllm.tracking import runs as tracking
 from facemllm.tracking.client import session, uri

@@ -11,9 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from facemllm.core import cost
-from facemllm.report import figures
-from facemllm.report.figures import measure
 from facemllm.report.kit import brief, code, p_value, plain_markdown, render
+from facemllm.scoring import figures
+from facemllm.scoring.figures import measure
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
 from facemllm.settings import Settings
 from facemllm.tasks.held_out import ZERO_SHOT

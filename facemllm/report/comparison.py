@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core.files import atomic_write
-from facemllm.report.figures import measure
 from facemllm.report.kit import render
+from facemllm.scoring.figures import measure
 from facemllm.scoring.metrics import CLOSED_MEAN
 from facemllm.scoring.paired import SAME, by_group, by_task, by_verdict
 

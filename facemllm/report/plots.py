@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from facemllm.report import figures
+from facemllm.scoring import figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core.files import atomic_write
-from facemllm.report import figures, plots
-from facemllm.report.figures import measure
+from facemllm.report import plots
 from facemllm.report.kit import Figure, embedded, render, seconds, text, top_of
+from facemllm.scoring import figures
+from facemllm.scoring.figures import measure
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
 from facemllm.tasks.held_out import ZERO_SHOT
 

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from facemllm.report.comparison import head
-from facemllm.report.figures import measure
 from facemllm.report.kit import number, p_value
+from facemllm.scoring.figures import measure
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
 from facemllm.scoring.paired import BETTER, SAME, WORSE, by_group, by_task
 from facemllm.tasks.held_out import ZERO_SHOT

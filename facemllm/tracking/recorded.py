@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.report.figures import flatten
+from facemllm.scoring.figures import flatten
 from facemllm.settings import Settings, load
 from facemllm.tracking.client import session
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from facemllm.core import digests
 from facemllm.core.processes import Identity
 from facemllm.errors import UserError, one_line
-from facemllm.report import figures
+from facemllm.scoring import figures
 from facemllm.settings import Settings, root
 from facemllm.tables import PREDICTIONS, open_table
 from facemllm.tracking import recorded
@@ -196,19 +196,18 @@ class StepRun:
         with guard(self.uri):
             self.client.log_artifacts(self.run_id, str(folder), path)
 
-    def log_evaluation(self, metrics: Mapping[str, Any], folder: Path) -> None:
+    def log_evaluation(self, metrics: Mapping[str, Any], folder: Path, pictures: Mapping[str, Any]) -> None:
         """Record an evaluation: its metrics, tables of results, of groups and of some answers, and its figures.
 
-        `metrics` is `metrics.json`; `folder` holds the predictions table in `predictions/`. No image is recorded.
+        `metrics` is `metrics.json`; `folder` holds the predictions table in `predictions/`; `pictures` are matplotlib
+        figures by name. No image of a face is recorded.
         """
-        from facemllm.report import plots
-
         self.log_metrics(figures.evaluation_metrics(metrics))
         answers = open_table(folder / "predictions", PREDICTIONS).iterate(figures.ANSWERS)
         for name, rows in figures.tables(metrics, answers).items():
             self.log_table(f"evaluation/{name}", figures.columns(rows))
         with guard(self.uri):
-            for name, figure in plots.drawn(metrics).items():
+            for name, figure in pictures.items():
                 self.client.log_figure(self.run_id, figure, f"evaluation/{name}.png")
             self.client.log_dict(self.run_id, dict(metrics), "evaluation/metrics.json")
 

@@ -64,7 +64,7 @@ def _work(c: Context, stage: str) -> Outcome:
 
 def _show(c: Context) -> None:
     """Put on the stage's run what the model says now of a few fixed faces, and which relations the labels break."""
-    from facemllm.report.figures import RELATIONS, SAMPLES, columns
+    from facemllm.scoring.figures import RELATIONS, SAMPLES, columns
     from facemllm.tables import open_table
     from facemllm.train.samples import audited_relations, sample_answers
 

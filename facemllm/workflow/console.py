@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from facemllm.core.store import FACE
 from facemllm.settings import Settings
 from facemllm.workflow import runs
 
@@ -63,7 +64,7 @@ def results(console: Console, settings: Settings, summary: Mapping[str, Any], fo
     if summary["endpoint"]:
         console.print("[bold]ask it    [/]")
         console.print(
-            curl_example(summary["endpoint"], picture=shlex.quote(str(folder / runs.FACE))),
+            curl_example(summary["endpoint"], picture=shlex.quote(str(folder / FACE))),
             markup=False,
             soft_wrap=True,
         )

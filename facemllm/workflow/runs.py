@@ -17,16 +17,15 @@ from typing import Any
 
 from facemllm.core.cost import priced
 from facemllm.core.files import atomic_write, locked
-from facemllm.core.store import Store
+from facemllm.core.store import FACE, Store
 from facemllm.errors import UserError
-from facemllm.report.figures import trust
+from facemllm.scoring.figures import trust
 from facemllm.settings import Settings
 from facemllm.tables import open_table
 from facemllm.version import ledger
 from facemllm.workflow.runner import recall_all
 from facemllm.workflow.steps import steps
 
-FACE = "face.jpg"
 _PIXELS = 256
 MARKS = {"waiting": "·", "running": "▸", "done": "✓", "cached": "=", "failed": "✗", "skipped": "–"}
 
@@ -227,7 +226,7 @@ def training(settings: Settings, summary: Mapping[str, Any]) -> dict[str, Any]:
     """What a report shows of the training: by stage the `curves` (one dictionary a logged step) and `samples` that its
     MLflow run holds, the audit of `relations`, the sampled faces' `pictures` (JPEG, by image_id), and the settings of
     the model's `branches`."""
-    from facemllm.report.figures import RELATIONS, SAMPLES
+    from facemllm.scoring.figures import RELATIONS, SAMPLES
     from facemllm.tracking import recorded
 
     store = Store(settings.home)

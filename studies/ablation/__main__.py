@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from facemllm.cli.main import guarded
 from facemllm.cli.options import Conversations, Json, Profile, Sets, say
+from facemllm.errors import guarded
 from studies.ablation.ablate import ablate, numbers
 from studies.ablation.report import words
 

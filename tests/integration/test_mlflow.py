@@ -24,7 +24,8 @@ from facemllm.core.step import PARENT_RUN
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.promote import approvals, lineage, registry
-from facemllm.report import figures
+from facemllm.report import plots
+from facemllm.scoring import figures
 from facemllm.settings import Settings, load
 from facemllm.tables import FACES, PREDICTIONS, TableWriter
 from facemllm.tracking import client as mlflow_client
@@ -304,7 +305,7 @@ def test_an_evaluation_is_logged(settings: Settings, tmp_path: Path) -> None:
             for n in range(90)
         )
     with tracking.step_run(settings, None, "evaluate") as run:
-        run.log_evaluation(METRICS, tmp_path / "evaluation")
+        run.log_evaluation(METRICS, tmp_path / "evaluation", plots.drawn(METRICS))
     client = tracking.connect(settings)
     logged = client.get_run(run.run_id).data.metrics
     assert logged["gender/male/accuracy_low"] == 0.87
@@ -320,7 +321,7 @@ def test_every_part_of_an_evaluation_is_kept(settings: Settings, tmp_path: Path)
     with TableWriter(tmp_path / "predictions", PREDICTIONS) as table:
         table.write([{"sample_id": "1", "image_id": "i", "task": "age", "answer": "30", "parsed": "31"}])
     with tracking.step_run(settings, None, "evaluate") as run:
-        run.log_evaluation(evaluation_example.METRICS, tmp_path)
+        run.log_evaluation(evaluation_example.METRICS, tmp_path, plots.drawn(evaluation_example.METRICS))
     client = tracking.connect(settings)
     assert client.get_run(run.run_id).data.metrics == figures.evaluation_metrics(evaluation_example.METRICS)
     kept = {Path(file.path).name for file in client.list_artifacts(run.run_id, "evaluation")}

@@ -10,8 +10,8 @@ from contextlib import closing
 import pytest
 
 from facemllm.asking.budget import Account, Counters, Reserved, Wait, most_tokens
-from facemllm.asking.requests import Request
-from facemllm.asking.store import Replies, Reply, price, purge
+from facemllm.asking.requests import Reply, Request
+from facemllm.asking.store import Replies, price, purge
 
 ANNA, BERT = "a" * 64, "b" * 64
 KEY, OTHER = "1" * 64, "2" * 64
@@ -150,7 +150,8 @@ import sys
 from pathlib import Path
 from facemllm.asking.budget import Account, Reserved
 from facemllm.asking.requests import Request
-from facemllm.asking.store import Replies, Reply
+from facemllm.asking.requests import Reply
+from facemllm.asking.store import Replies
 account = Account(Replies(Path(sys.argv[1])), "job")
 for number in range(200):
     names = {"image_id": sys.argv[2] * 64, "key": str(number), "prompt_hash": "p"}

@@ -16,7 +16,8 @@ from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.promote import approvals, lineage
 from facemllm.promote.registry import Version
-from facemllm.report import card, figures, plots
+from facemllm.report import card, plots
+from facemllm.scoring import figures
 from facemllm.settings import Settings, load
 from facemllm.tables import FACES, TableWriter
 from facemllm.tracking import curves

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from facemllm.report import figures, plots
+from facemllm.report import plots
+from facemllm.scoring import figures
 from tests import evaluation_example as example
 
 

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from facemllm import settings
-from facemllm.asking.store import Replies, Reply
+from facemllm.asking.requests import Reply
+from facemllm.asking.store import Replies
 from facemllm.core import digests
 from facemllm.core.store import Store
 from facemllm.errors import UserError

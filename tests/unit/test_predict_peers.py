@@ -11,8 +11,8 @@ from PIL import Image
 
 from facemllm import settings as settings_module
 from facemllm import tasks
-from facemllm.asking.requests import Filtered, JobStopped, RowRefused
-from facemllm.asking.store import Replies, Reply
+from facemllm.asking.requests import Filtered, JobStopped, Reply, RowRefused
+from facemllm.asking.store import Replies
 from facemllm.errors import UserError
 from facemllm.evaluate.peers import DECLINED, Peer, at_endpoint, check_name, is_ours, on_this_machine, words
 from facemllm.evaluate.predict import Put, Shown

@@ -6,9 +6,9 @@ from PIL import Image
 from rich.console import Console
 
 from facemllm.report import plots, run
-from facemllm.report.figures import measure, trust
 from facemllm.report.kit import p_value
 from facemllm.report.terminal import results_table
+from facemllm.scoring.figures import measure, trust
 from tests import evaluation_example as example
 from tests.pages import HOSTILE, Page
 

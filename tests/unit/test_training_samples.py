@@ -10,7 +10,7 @@ from facemllm.core.step import Context
 from facemllm.core.store import Store
 from facemllm.model.saving import save_model
 from facemllm.model.tiny import build_tiny
-from facemllm.report import figures
+from facemllm.scoring import figures
 from facemllm.tables import CONVERSATIONS, open_table
 from facemllm.train import step
 from facemllm.train.samples import FACES, audited_relations, fixed_faces, sample_answers
