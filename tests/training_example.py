@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from facemllm import settings as settings_module
-from facemllm.knowledge.relations import Relation
 from facemllm.model.branches import Graph, extend
 from facemllm.model.prompts import Frame
 from facemllm.model.tiny import build_tiny
 from facemllm.settings import Settings, Stage, Train
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
+from facemllm.tasks.relations import Relation
 from facemllm.train.data import Corpus, FaceDataset, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
 from facemllm.train.dataloader import Batch, BatchSampler, DataLoader
 from facemllm.train.loop import Outcome, run_stage

@@ -1,7 +1,7 @@
 """The correlation module: characteristics refine one another along their co-occurrence graph (FaceInsight, 2504.15624).
 
 T^0 is each characteristic's text embedding, from the language model's own words; T^l = rho(C T^(l-1) W^(l-1)) with the
-fixed matrix C of `facemllm.knowledge.graph`; rho is LeakyReLU 0.2 between layers and nothing after the last (ML-GCN,
+fixed matrix C of `tasks/characteristics.py`; rho is LeakyReLU 0.2 between layers and nothing after the last (ML-GCN,
 Chen et al. 2019). What comes out serves twice: against the pooled visual tokens it scores every characteristic of the
 face, and, weighted by those scores, it becomes soft prompt tokens for the language model. In the prompt the scores are
 mere weights: the language model's loss trains the graph's layers, but not what it sees in a face, so that the scores

@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from facemllm.knowledge.graph import UNKNOWN, Node, relations_of
 from facemllm.scoring import stats
 from facemllm.scoring.consistency import assertions, share
 from facemllm.scoring.metrics import ACCURACY, BALANCED, Array, Parsed, exact
 from facemllm.scoring.sheet import Answers, Mask, Sheet
 from facemllm.settings import Settings
 from facemllm.tables import PREDICTIONS, Table, mapping, open_table
+from facemllm.tasks.characteristics import UNKNOWN, Node, relations_of
 
 BINS = 15  # of confidence, as Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2 (arXiv 1706.04599)
 CHARACTERISTICS = pa.schema(

@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from facemllm import tasks
-from facemllm.knowledge.graph import asserted
-from facemllm.knowledge.relations import RELATIONS
 from facemllm.scoring import stats
 from facemllm.scoring.metrics import ACCURACY, Parsed, facts, number
 from facemllm.scoring.sheet import Mask, Rows, Sheet, Variant
 from facemllm.settings import Settings
 from facemllm.tasks import asking
 from facemllm.tasks.answers import TOLERANCE
+from facemllm.tasks.characteristics import asserted
+from facemllm.tasks.relations import RELATIONS
 
 Checked = dict[str, tuple[Mask, Mask]]
 """By relation, on which faces it is checked, and on which of them broken."""

@@ -23,11 +23,11 @@ from typing import Any, Generic, TypeVar
 from kserve import InferRequest, Model
 
 from facemllm import tasks
-from facemllm.knowledge.graph import characteristic
 from facemllm.model.inference import Predictor, Query, Scored
 from facemllm.serve.policy import Ask, Limits, Refused, decode, decode_map, read_request
 from facemllm.tasks import ZERO_SHOT
 from facemllm.tasks.answers import answer
+from facemllm.tasks.characteristics import characteristic
 
 log = logging.getLogger("facemllm.serve")
 MAX_WAITING = 256

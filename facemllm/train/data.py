@@ -25,11 +25,11 @@ from facemllm.core import digests
 from facemllm.core.files import atomic_file, locked
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
-from facemllm.knowledge.relations import Relation
 from facemllm.model.pixels import face_map, face_pixels
 from facemllm.model.prompts import Frame
 from facemllm.tables import Table
 from facemllm.tasks.base import CLOSED
+from facemllm.tasks.relations import Relation
 
 _POOL_ROWS = 20_000  # below this, starting decoder processes (each imports torch) costs more than it saves
 _MIRROR = {"left": "right", "right": "left"}

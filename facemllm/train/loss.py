@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from facemllm.knowledge.penalties import Penalties, bce
 from facemllm.model.forward import tower_features, visual_tokens, word_logits
 from facemllm.model.pixels import normalise
 from facemllm.model.segmentation import has_map
@@ -29,6 +28,7 @@ from facemllm.train import augment
 from facemllm.train.data import Corpus, FaceDataset, Texts
 from facemllm.train.dataloader import Batch
 from facemllm.train.packing import row_states, word_bags
+from facemllm.train.penalties import Penalties, bce
 from facemllm.train.stage import StageRun
 
 LOGITS_BYTES = 64 * 2**20

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from facemllm.core import cost
 from facemllm.errors import UserError
-from facemllm.knowledge.graph import UNKNOWN
 from facemllm.model.segmentation import NO_MAP
 from facemllm.settings import Stage
+from facemllm.tasks.characteristics import UNKNOWN
 from facemllm.train.checkpoint import local_part
 from facemllm.train.data import FaceDataset
 from facemllm.train.distributed import any_rank, total_norm

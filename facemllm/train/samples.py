@@ -13,12 +13,12 @@ from typing import Any
 
 from facemllm import tasks
 from facemllm.core import cost
-from facemllm.knowledge.graph import characteristics, relations_of
-from facemllm.knowledge.penalties import audit, enforced
 from facemllm.settings import Settings
 from facemllm.tables import Table
 from facemllm.tasks.asking import NATIVE
+from facemllm.tasks.characteristics import characteristics, relations_of
 from facemllm.train.data import read_turns
+from facemllm.train.penalties import audit, enforced
 
 FACES = 4
 QUESTIONS = 2

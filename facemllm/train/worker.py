@@ -14,16 +14,6 @@ from numpy.typing import NDArray
 from facemllm.core import cost, progress
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
-from facemllm.knowledge.graph import (
-    UNKNOWN,
-    Characteristics,
-    characteristics,
-    cooccurrence,
-    correlation_matrix,
-    relations_of,
-)
-from facemllm.knowledge.penalties import audit, enforced
-from facemllm.knowledge.relations import Relation
 from facemllm.model.branches import Graph, asked, branches_of, extend
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration
 from facemllm.model.loading import load_model
@@ -33,13 +23,23 @@ from facemllm.model.saving import save_model
 from facemllm.model.tiny import build_tiny
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, Table, open_table
+from facemllm.tasks.characteristics import (
+    UNKNOWN,
+    Characteristics,
+    characteristics,
+    cooccurrence,
+    correlation_matrix,
+    relations_of,
+)
 from facemllm.tasks.held_out import withheld_of
+from facemllm.tasks.relations import Relation
 from facemllm.train import monitor
 from facemllm.train.checkpoint import differences
 from facemllm.train.checkpoint_store import AsyncSaver
 from facemllm.train.data import FaceDataset, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
 from facemllm.train.distributed import broadcast, patient_barrier
 from facemllm.train.loop import run_stage
+from facemllm.train.penalties import audit, enforced
 from facemllm.train.stage import StageRun, TrainResult, check_batch
 
 OnLog = Callable[[int, dict[str, float]], None]

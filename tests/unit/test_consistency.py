@@ -1,9 +1,9 @@
 import pytest
 
 from facemllm import settings as settings_module
-from facemllm.knowledge.relations import RELATIONS
 from facemllm.scoring import consistency
 from facemllm.tasks import all_names, get
+from facemllm.tasks.relations import RELATIONS
 from tests.scored import sheet_of
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from facemllm.errors import UserError
-from facemllm.knowledge import graph
-from facemllm.knowledge.graph import (
+from facemllm.tables import CONVERSATIONS, TableWriter, open_table
+from facemllm.tasks import characteristics as graph
+from facemllm.tasks.characteristics import (
     Characteristics,
     Node,
     characteristics,
@@ -20,10 +21,9 @@ from facemllm.knowledge.graph import (
     correlation_matrix,
     relations_of,
 )
-from facemllm.knowledge.penalties import Penalties, audit, bce, enforced
-from facemllm.knowledge.relations import RELATIONS, Relation, load
-from facemllm.tables import CONVERSATIONS, TableWriter, open_table
+from facemllm.tasks.relations import RELATIONS, Relation, load
 from facemllm.train.data import read_turns
+from facemllm.train.penalties import Penalties, audit, bce, enforced
 
 EYEWEAR = ("No_Eyewear", "Eyeglasses", "Sunglasses")
 SIX = [
@@ -412,5 +412,5 @@ def test_the_audit_finds_planted_violations_and_unknown_labels_break_nothing():
 
 
 def test_relations_and_graph_need_no_torch():
-    code = "import sys, facemllm.knowledge.graph, facemllm.scoring.consistency; sys.exit('torch' in sys.modules)"
+    code = "import sys, facemllm.tasks.characteristics, facemllm.scoring.consistency; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 from facemllm import settings
 from facemllm.core import cost
 from facemllm.errors import UserError
-from facemllm.knowledge.graph import correlation_matrix
 from facemllm.model.branches import Graph, extend
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration
 from facemllm.model.forward import image_tokens, tower_features, visual_tokens
@@ -18,6 +17,7 @@ from facemllm.model.pixels import face_map, without
 from facemllm.model.saving import save_model
 from facemllm.model.segmentation import NO_MAP, SegmentationBranch
 from facemllm.model.tiny import build_tiny
+from facemllm.tasks.characteristics import correlation_matrix
 
 TEXTS = ["Is there a beard?", "a woman with brown hair and glasses; head turned left.", "Describe this face."]
 NAMES, WORDS = ("hat", "glasses", "beard"), ("with a hat", "glasses", "a beard")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facemllm.knowledge.graph import UNKNOWN, Characteristics
-from facemllm.knowledge.relations import Kind, Relation
+from facemllm.tasks.characteristics import UNKNOWN, Characteristics
+from facemllm.tasks.relations import Kind, Relation
 
 _BROKEN: Mapping[Kind, tuple[float, float, float]] = {
     "exclusive": (1.0, -1.0, -1.0),

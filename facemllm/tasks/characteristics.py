@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.knowledge.relations import RELATIONS, Relation
 from facemllm.tasks import asking
 from facemllm.tasks.base import Item, Question, Task
+from facemllm.tasks.relations import RELATIONS, Relation
 
 UNKNOWN = -1
 _SIDED = re.compile(r"\b(left|right)\b")
