@@ -16,7 +16,7 @@ from facemllm.scoring import figures
 from facemllm.scoring.figures import measure
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
 from facemllm.settings import Settings
-from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks import ZERO_SHOT
 from facemllm.version import ledger
 
 SHORT = 1000  # characters; MLflow shows the description in full beside a version

@@ -17,7 +17,7 @@ from facemllm.report.kit import Figure, embedded, render, seconds, text, top_of
 from facemllm.scoring import figures
 from facemllm.scoring.figures import measure
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
-from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks import ZERO_SHOT
 
 Verdict = tuple[str, str] | None
 """A word on a figure and how it is coloured."""

@@ -14,7 +14,7 @@ from facemllm.report.kit import number, p_value
 from facemllm.scoring.figures import measure
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
 from facemllm.scoring.paired import BETTER, SAME, WORSE, by_group, by_task
-from facemllm.tasks.held_out import ZERO_SHOT
+from facemllm.tasks import ZERO_SHOT
 
 _MARKS = {BETTER: ("▲ better", "green"), WORSE: ("▼ worse", "bold red"), SAME: ("· not shown", "dim")}
 
