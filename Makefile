@@ -44,8 +44,8 @@ task reader: .venv/.ready ## start a task or a reader of your own (NAME=x): file
 ui: .venv/.ready ## open MLflow: start it if need be and print its address
 	@.venv/bin/facemllm services up mlflow --profile $(PROFILE)
 
-down: ## stop every local server
-	@test ! -x .venv/bin/facemllm || .venv/bin/facemllm services down --profile $(PROFILE)
+down: ## stop every local server, of all profiles
+	@test ! -x .venv/bin/facemllm || .venv/bin/facemllm services down
 
 clean: down ## forget all results, caches and runs
 	@rm -rf .facemllm .facemllm-* data runs
