@@ -46,19 +46,15 @@ def answers(annotator: Annotator, faces: Table, batch_size: int, concurrency: in
     pieces = _pieces(faces, batch_size)
     with _ray(concurrency):
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        where: dict[str, Any] = {}
-        if getattr(annotator, "one_machine", False):
-            node = ray.get_runtime_context().get_node_id()
-            where["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         data = ray.data.range(len(pieces), override_num_blocks=min(len(pieces), _MAX_BLOCKS)).map_batches(
             lambda numbers: _annotate(annotator, pieces[int(numbers["id"][0])], batch_size),
             batch_size=1,
             num_cpus=_TASK_CPUS,
             num_gpus=getattr(annotator, "gpus", 0.0) or None,
             concurrency=concurrency,
-            **where,
+            label_selector=here if getattr(annotator, "one_machine", False) else None,
         )
         batches = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
         with closing(cast(Generator[pa.Table, None, None], batches)):
