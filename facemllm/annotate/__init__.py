@@ -2,6 +2,6 @@
 
     facemllm annotate FACES OUT [--estimate]
 
-On a running Ray head 4,000 faces take the oracle a few seconds of one core; starting Ray for itself adds about ten. What
-the job adds to a model's own time: `benchmarks/annotation.py`.
+On a running Ray head 4,000 faces take the oracle a few seconds of one core; starting Ray for itself adds about ten.
+What the job adds to a model's own time: `benchmarks/annotation.py`.
 """

@@ -36,7 +36,7 @@ def task(name: str) -> list[Path]:
 
 def reader(name: str) -> list[Path]:
     """Write the reader of the source `name`, its ledger row, and its test. Returns the files that were touched."""
-    stem = name.replace("-", "_")
+    stem, name = name.replace("-", "_"), name.replace("_", "-")  # sources are named with hyphens, modules cannot be
     _plain(stem)
     module, test = Path(f"facemllm/ingest/readers/{stem}.py"), Path(f"tests/unit/readers/test_{stem}.py")
     ledger = root() / _LEDGER
@@ -50,7 +50,7 @@ def reader(name: str) -> list[Path]:
 
 def _plain(name: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"NAME={name!r}: give a name in a-z, 0-9 and _, such as NAME=glasses")
+        raise UserError(f"NAME={name!r}: give a name in a-z, 0-9 and _ (or - for a reader), such as NAME=glasses")
 
 
 def _write(files: dict[Path, str], name: str) -> None:
@@ -80,6 +80,8 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(str(path) for path in touched))
+    if kind == "task":
+        print(f"asked by reformat.tasks; to train on it, add `{name}: 1.0` to a stage's tasks in {PARAMS}")
     print(f"what is left to do: .venv/bin/python -m pytest -q {touched[-1]}")
     return 0
 

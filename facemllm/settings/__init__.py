@@ -59,7 +59,10 @@ from facemllm.settings.train import (
 
 PARAMS = "params.yaml"
 PROFILES = "profiles"
-_FORMER = {"tower_rate": "rates: {tower: ...}"}
+_FORMER = {
+    **{"data": "ingest", "annotation": "annotate", "qa": "reformat", "quality": "validate", "versioning": "version"},
+    **{"training": "train", "evaluation": "evaluate", "promotion": "promote", "serving": "serve"},
+}
 
 __all__ = [
     "PARAMS",
@@ -249,7 +252,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
-    first = error.errors()[0]
+    first, spoken_of = error.errors()[0], 1
     location = [part for part in first["loc"] if part != "[key]"]
     key = ".".join(str(part) for part in location)
     message = first["msg"].removeprefix("Value error, ")
@@ -263,9 +266,13 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
         message = f"is a section; set one of its keys{': ' if keys else ''}{keys} (found {first['input']!r})"
     elif first["type"] == "missing":
         message = "is required and missing"
+        lacks = [e["loc"] for e in error.errors() if e["type"] == "missing" and e["loc"][:-1] == first["loc"][:-1]]
+        if len(lacks) > 1:
+            message = f"required and missing: {', '.join(str(one[-1]) for one in lacks)}"
+            key, spoken_of = key.rpartition(".")[0], len(lacks)
     elif "input" in first and not isinstance(first["input"], Mapping | BaseModel):
         message += f" (found {first['input']!r})"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {error.error_count() - spoken_of} more)" if error.error_count() > spoken_of else ""
     return f"{_where(key, message, origins)}: {key or 'settings'}: {message}{more}"
 
 

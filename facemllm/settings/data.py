@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from facemllm.settings.base import Positive, Section, Share, Weight
 
@@ -141,6 +141,13 @@ class Reformat(Section):
     held_out: list[str]
     balance: Share
     mixture: Mixture
+
+    @field_validator("tasks")
+    @classmethod
+    def _names_each_once(cls, tasks: list[str]) -> list[str]:
+        if twice := sorted({name for name in tasks if tasks.count(name) > 1}):
+            raise ValueError(f"names {', '.join(twice)} twice")
+        return tasks
 
 
 class Validate(Section):

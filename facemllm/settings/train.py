@@ -220,7 +220,8 @@ class Train(Section):
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in STEP_NAMES:
                 raise ValueError(f"{name}: a stage needs a name of its own in a-z, 0-9 and _, other than a step's")
             if after is not None and after not in stages:
-                raise ValueError(f"{name}.after: {after!r} is none of the stages {', '.join(listed)}")
+                others = ", ".join(one for one in listed if one != name)
+                raise ValueError(f"{name}.after: {after!r} is none of the stages {others}")
             if after in following:
                 start = f"goes on from {after}" if after else "comes first"
                 raise ValueError(f"{name} {start}, as {following[after]} does; say with `after` which comes first")

@@ -32,10 +32,11 @@ TASK = Task(
     items=(
         Choice(
             name="view",
-            templates=("From where is the face seen?",),
+            templates=("From where is the face seen?", "From which angle is this face seen?"),
             unseen=("From which side is the face seen?",),
             options=(Option(value="frontal", text="from the front"), Option(value="turned", text="from the side")),
             source=_view,
+            claim="the face is seen {}",
             patterns={"frontal": ("from the front", "frontal"), "turned": ("from the side",)},
         ),
     ),

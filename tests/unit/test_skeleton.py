@@ -44,7 +44,7 @@ def test_a_task_is_a_file_a_line_and_a_test_of_what_is_left():
 
 
 def test_a_reader_is_a_file_a_row_and_a_test_of_what_is_left():
-    module, ledger, test = skeleton.reader("my-faces")
+    module, ledger, test = skeleton.reader("my_faces")  # a source's name has hyphens
     assert module.name == "my_faces.py"
     assert list(loaded(module).READERS) == ["my-faces"]
     rows = yaml.safe_load(ledger.read_text())
