@@ -56,7 +56,7 @@ def start_until(project: Any, name: str, more: tuple[str, ...], step: str) -> su
             e["step"] == step and e.get("progress", 0) >= e.get("total", 1) // 2 for e in lines if "progress" in e
         )
 
-    wait_for(reached, 240, f"{step} to be half-way")
+    wait_for(reached, 900, f"{step} to be half-way")
     return child
 
 
@@ -77,7 +77,7 @@ def first(project: Any) -> dict[str, Any]:
     assert components(project)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    wait_for(lambda: not components(project), 10, "the step to end with its run")
+    wait_for(lambda: not components(project), 60, "the step to end with its run")
     return project.run()
 
 
