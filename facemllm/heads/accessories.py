@@ -185,10 +185,7 @@ def falling_hair(vertices: Floats, look: Appearance) -> Piece:
     y[-1] += 0.12 * raster.noise(np.stack([angles * 9, zero[0], zero[0]], axis=1), 1.0, 3)
     sheet = np.stack([x, y, z], axis=-1).reshape(-1, 3).astype(np.float32)
     return Piece(
-        Part.HAIR,
-        sheet,
-        _grid_triangles(len(heights), len(angles)),
-        bend=smoothstep(height.ravel(), 4.6, 6.3),
+        Part.HAIR, sheet, _grid_triangles(len(heights), len(angles)), bend=smoothstep(height.ravel(), 4.6, 6.3)
     )
 
 

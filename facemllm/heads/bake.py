@@ -80,11 +80,7 @@ def read_obj(text: str) -> BaseMesh:
             texture_faces.append([int(corner[1]) - 1 for corner in corners])
             groups.append(group)
     return BaseMesh(
-        vertices=np.array(vertices),
-        texture=np.array(texture),
-        faces=faces,
-        texture_faces=texture_faces,
-        groups=groups,
+        vertices=np.array(vertices), texture=np.array(texture), faces=faces, texture_faces=texture_faces, groups=groups
     )
 
 

@@ -92,10 +92,7 @@ class HeadModel:
     @cached_property
     def eyes(self) -> tuple[Indices, Indices]:
         """Vertex numbers of the subject's left and right eyeball."""
-        return (
-            np.flatnonzero(self._used_by(Part.LEFT_EYE)),
-            np.flatnonzero(self._used_by(Part.RIGHT_EYE)),
-        )
+        return (np.flatnonzero(self._used_by(Part.LEFT_EYE)), np.flatnonzero(self._used_by(Part.RIGHT_EYE)))
 
     @cached_property
     def eye_fronts(self) -> tuple[int, int]:

@@ -128,12 +128,7 @@ def transform(points: Floats, matrix: Floats, pivot: Floats) -> Floats:
 
 @njit(cache=True, error_model="numpy")
 def add_targets(
-    vertices: Floats,
-    targets: Ints,
-    weights: Floats,
-    start: Ints,
-    moved: NDArray[np.uint16],
-    delta: Floats,
+    vertices: Floats, targets: Ints, weights: Floats, start: Ints, moved: NDArray[np.uint16], delta: Floats
 ) -> None:
     """Add weighted morph targets to `vertices` (N, 3) in place.
 

@@ -48,33 +48,10 @@ EARRING_PIXELS = 2
 LID_ACTIONS = ("AU5", "AU7", "AU43")
 """Action units that dark glasses hide."""
 
-FACE_CLASSES = (
-    "skin",
-    "nose",
-    "l_eye",
-    "r_eye",
-    "l_brow",
-    "r_brow",
-    "l_ear",
-    "r_ear",
-    "mouth",
-    "u_lip",
-    "l_lip",
-)
+FACE_CLASSES = ("skin", "nose", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip")
 
 # The ten swatches of the Monk Skin Tone scale (skintone.google), sRGB.
-MONK_SWATCHES = (
-    "f6ede4",
-    "f3e7db",
-    "f7ead0",
-    "eadaba",
-    "d7bd96",
-    "a07e56",
-    "825c43",
-    "604134",
-    "3a312a",
-    "292420",
-)
+MONK_SWATCHES = ("f6ede4", "f3e7db", "f7ead0", "eadaba", "d7bd96", "a07e56", "825c43", "604134", "3a312a", "292420")
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,7 @@ def test_rows_are_as_written_down(tree, take):
     found = take("aflw2000", tree)
     rows = {row["source_id"]: row for row in found.rows}
     angles = {name: pytest.approx([row["yaw"], row["pitch"], row["roll"]]) for name, row in rows.items()}
-    assert angles == {
-        "image00002": [-45, 3, 10],
-        "image00004": [15, -30, -2],
-        "image00008": [99, 0, 0],
-    }
+    assert angles == {"image00002": [-45, 3, 10], "image00004": [15, -30, -2], "image00008": [99, 0, 0]}
     assert {(row["split"], row["subject_id"]) for row in found.rows} == {("test", None)}
     assert found.refused == [
         Refused("AFLW2000/image00006.jpg", 0, "roll is 150.0 degrees, beyond 99"),

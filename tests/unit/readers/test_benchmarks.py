@@ -175,11 +175,7 @@ def test_face_human_bench(face_human_bench):
         (f"{folder}/face_age_basic_10.json", 4, "answer is missing or no int"),
         (f"{folder}/face_age_basic_10.json", 5, "the picture eval_data/gone.jpg is missing"),
         (f"{folder}/face_age_basic_10.json", 6, "it names no picture"),
-        (
-            f"{folder}/face_recognition_mask.json",
-            1,
-            "it asks to name or match people, which this project does not do",
-        ),
+        (f"{folder}/face_recognition_mask.json", 1, "it asks to name or match people, which this project does not do"),
         (f"{folder}/human_reid_basic.json", 1, "it asks to name or match people, which this project does not do"),
     ]
 

@@ -96,11 +96,7 @@ def test_every_column_is_read(folder, take):
     table = "\r\n".join((",".join(columns), ",".join(columns.values()), ""))
     root = folder(table.encode("utf-8-sig"), "anna/a.jpg")
     (row,) = take("imagefolder", root).rows
-    assert (row["source_id"], row["split"], row["subject_id"]) == (
-        "anna/a",
-        "test",
-        subject_id("imagefolder", "Anna"),
-    )
+    assert (row["source_id"], row["split"], row["subject_id"]) == ("anna/a", "test", subject_id("imagefolder", "Anna"))
     assert facts(row) == {
         "age": 31.5,
         "gender": "female",
