@@ -28,7 +28,8 @@ from facemllm.settings import Ingest, Source
 from facemllm.tables import FACES, LABELS, PAIRED, pairs, provenance, subject_id
 
 _FAMILIES = {
-    **dict.fromkeys(("agedb", "fgnet", "utkface"), "ages"),
+    **dict.fromkeys(("agedb", "fgnet", "utkface", "morph2", "fairface"), "ages"),
+    **dict.fromkeys(("raf-db", "affectnet", "emo135"), "expressions"),
     **dict.fromkeys(("300w-lp", "aflw2000"), "headpose"),
     **dict.fromkeys(("bp4d", "disfa"), "action_units"),
 }
