@@ -131,13 +131,13 @@ def prepare(
 def render_table(folder: Path, identities: int) -> Path:
     """A conversations table of rendered faces with all questions of the laptop profile, two faces a person."""
     from facemllm.annotate.oracle import caption
-    from facemllm.ingest.run import render_faces
+    from facemllm.ingest.run import RENDER, ingest
     from facemllm.reformat.run import reformat
     from facemllm.settings import load
     from facemllm.tables import FACES, TableWriter
 
     settings = load("laptop", [f"ingest.identities={identities}"])
-    render_faces(settings, folder / "bare")
+    ingest(settings, folder / "bare", [RENDER])
     with TableWriter(folder / "faces", FACES) as writer:
         for row in _rows(folder / "bare"):
             writer.write([row | {"caption": caption(row)}])

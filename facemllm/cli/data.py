@@ -39,7 +39,7 @@ def render(settings: Settings, out: Out) -> Result:
     """Draw synthetic heads with exact labels into a faces table."""
     from facemllm.ingest import run
 
-    return _table(run.render_faces(settings, out), out)
+    return _table(run.ingest(settings, out, [run.RENDER]), out)
 
 
 @command(app, "import")

@@ -35,19 +35,6 @@ _CHUNK = 10
 _LABELS = sorted((label.name for label in LABELS), key=("segmentation", "action_units").__contains__)
 
 
-def ingest(settings: Settings, out: Path) -> Mapping[str, Any]:
-    """Write the `faces` table of the configured sources to `out` and return its manifest.
-
-    Raises UserError when a source is unknown, withdrawn or not where it is said to be, or when nothing could be read.
-    """
-    return collect(settings, settings.ingest.sources, out)
-
-
-def render_faces(settings: Settings, out: Path) -> Mapping[str, Any]:
-    """Draw `ingest.identities` synthetic heads, `ingest.images_per_identity` pictures of each, as a `faces` table."""
-    return collect(settings, [RENDER], out)
-
-
 def import_source(settings: Settings, source: Source, out: Path) -> Mapping[str, Any]:
     """One dataset on disk as a table: `faces`, or `conversations` where it is a benchmark that is only measured on."""
     from facemllm.ingest import benchmarks
@@ -55,7 +42,7 @@ def import_source(settings: Settings, source: Source, out: Path) -> Mapping[str,
     if source.name == RENDER.name:
         raise UserError("drawn heads lie in no folder; draw them with: facemllm render OUT")
     if source.name not in benchmarks.KEYS:
-        return collect(settings, [source], out)
+        return ingest(settings, out, [source])
     ledger.require(settings, [source.name], "evaluate")
     about = {"sources": [source.name], "uses": ledger.allowed(settings, [source.name])}
     with (
@@ -71,8 +58,13 @@ def import_source(settings: Settings, source: Source, out: Path) -> Mapping[str,
     return table.manifest
 
 
-def collect(settings: Settings, sources: Sequence[Source], out: Path) -> Mapping[str, Any]:
-    """`ingest` of given sources."""
+def ingest(settings: Settings, out: Path, sources: Sequence[Source] | None = None) -> Mapping[str, Any]:
+    """Write the `faces` table of the configured sources, or of these, to `out` and return its manifest.
+
+    `[RENDER]` draws `ingest.identities` synthetic heads, `ingest.images_per_identity` pictures of each. Raises
+    UserError when a source is unknown, withdrawn or not where it is said to be, or when nothing could be read.
+    """
+    sources = settings.ingest.sources if sources is None else sources
     names = sorted({source.name for source in sources})
     ledger.require(settings, names)
     about = {"sources": names, "uses": ledger.allowed(settings, names), "seed": settings.seed}

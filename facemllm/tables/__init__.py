@@ -7,6 +7,7 @@ Maps (`attributes`, `action_units`, `groups`) are stored as lists of (name, valu
 `image_id` names the picture as it is stored, `original_id` the file that it was made from (both SHA-256).
 """
 
+# ruff: noqa: F401 - the names by which other rooms know the tables
 from __future__ import annotations
 
 from facemllm.tables.schemas import (
@@ -27,25 +28,3 @@ from facemllm.tables.schemas import (
     subject_id,
 )
 from facemllm.tables.storage import ROW_GROUP, Table, TableWriter, open_table
-
-__all__ = [
-    "CONVERSATIONS",
-    "FACES",
-    "IMAGE",
-    "LABELS",
-    "MANIFEST",
-    "PAIRED",
-    "PREDICTIONS",
-    "QUARANTINE",
-    "QUARANTINED",
-    "ROW_GROUP",
-    "SPLITS",
-    "Table",
-    "TableWriter",
-    "huggingface_metadata",
-    "mapping",
-    "open_table",
-    "pairs",
-    "provenance",
-    "subject_id",
-]

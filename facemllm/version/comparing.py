@@ -73,12 +73,11 @@ def render(found: Mapping[str, Any]) -> str:
 
 
 def _table_diff(objects: Archive, table: str, first: str, second: str, listed: int) -> dict[str, Any]:
-    digests_of = [_manifest(objects, revision, table)["digest"] for revision in (first, second)]
-    result: dict[str, Any] = {"a": digests_of[0], "b": digests_of[1]}
-    shared = _shards(objects, first, table) & _shards(objects, second, table)
+    old_side, new_side = (_manifest(objects, revision, table) for revision in (first, second))
+    shared = {shard["sha256"] for shard in old_side["shards"]} & {shard["sha256"] for shard in new_side["shards"]}
     old = _digests(objects, first, table, shared)
     new = _digests(objects, second, table, shared)
-    same = sum(_rows(objects, first, table, shared))
+    same = sum(shard["rows"] for shard in old_side["shards"] if shard["sha256"] in shared)
     added = [key for key in new if key not in old]
     removed = [key for key in old if key not in new]
     changed = [key for key in new if key in old and new[key] != old[key]]
@@ -91,6 +90,7 @@ def _table_diff(objects: Archive, table: str, first: str, second: str, listed: i
         "removed": [{KEY: _text(key)} for key in removed[:listed]],
         "changed": [{KEY: _text(key), "columns": columns[key]} for key in changed[:listed]],
     }
+    result = {"a": old_side["digest"], "b": new_side["digest"]}
     result |= {"added": len(added), "removed": len(removed), "changed": len(changed), "same": same}
     return result | {"columns": dict(sorted(counts.items())), "rows": rows}
 
@@ -100,15 +100,7 @@ def _manifest(objects: Archive, revision: str, table: str) -> dict[str, Any]:
     return manifest
 
 
-def _shards(objects: Archive, revision: str, table: str) -> set[str]:
-    return {shard["sha256"] for shard in _manifest(objects, revision, table)["shards"]}
-
-
-def _rows(objects: Archive, revision: str, table: str, only: set[str]) -> list[int]:
-    return [shard["rows"] for shard in _manifest(objects, revision, table)["shards"] if shard["sha256"] in only]
-
-
-def _batches(objects: Archive, revision: str, table: str, shared: set[str]) -> Iterator[list[dict[str, Any]]]:
+def _rows(objects: Archive, revision: str, table: str, shared: set[str]) -> Iterator[dict[str, Any]]:
     """Rows without their pictures, of all shards but those that both revisions have."""
     files = objects.files(revision, table)
     for shard in _manifest(objects, revision, table)["shards"]:
@@ -119,16 +111,15 @@ def _batches(objects: Archive, revision: str, table: str, shared: set[str]) -> I
                 raise UserError(f"revision {revision[:12]}, {table}: {shard['name']} is not a Parquet file")
             columns = [name for name in file.schema_arrow.names if name not in _UNREAD]
             for batch in file.iter_batches(batch_size=256, columns=columns):
-                yield batch.to_pylist()
+                yield from batch.to_pylist()
 
 
 def _digests(objects: Archive, revision: str, table: str, shared: set[str]) -> dict[bytes, bytes]:
     """Digest of every row by its key; of rows with one key (several conversations about a picture) of all together."""
     found: dict[bytes, bytes] = {}
-    for rows in _batches(objects, revision, table, shared):
-        for row in rows:
-            key = _key(row.pop(KEY))
-            found[key] = hashlib.blake2b(found.get(key, b"") + _bytes(row), digest_size=16).digest()
+    for row in _rows(objects, revision, table, shared):
+        key = _key(row.pop(KEY))
+        found[key] = hashlib.blake2b(found.get(key, b"") + _bytes(row), digest_size=16).digest()
     return found
 
 
@@ -141,14 +132,13 @@ def _changed_columns(
     names = [name for name in SCHEMAS[table].names if name not in {KEY, *_UNREAD}]
     old, new = (dict.fromkeys(keys, b"") for _ in range(2))
     for revision, packed in ((first, old), (second, new)):
-        for rows in _batches(objects, revision, table, shared):
-            for row in rows:
-                if (key := _key(row[KEY])) in packed:
-                    before = _split(packed[key]) or [b""] * len(names)
-                    packed[key] = b"".join(
-                        hashlib.blake2b(state + _bytes(row.get(name)), digest_size=_BYTES).digest()
-                        for state, name in zip(before, names, strict=True)
-                    )
+        for row in _rows(objects, revision, table, shared):
+            if (key := _key(row[KEY])) in packed:
+                before = _split(packed[key]) or [b""] * len(names)
+                packed[key] = b"".join(
+                    hashlib.blake2b(state + _bytes(row.get(name)), digest_size=_BYTES).digest()
+                    for state, name in zip(before, names, strict=True)
+                )
     return {
         key: [n for n, a, b in zip(names, _split(old[key]), _split(new[key]), strict=True) if a != b] for key in keys
     }
