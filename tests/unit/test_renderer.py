@@ -7,12 +7,10 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from facemllm.heads.materials import CLASS, SEGMENTATION_CLASSES
@@ -49,12 +47,6 @@ IDENTITIES = 90
 
 def classes(row):
     return np.asarray(Image.open(io.BytesIO(row["segmentation"])))
-
-
-def share_near(segmentation, name, point, reach):
-    """Whether a pixel of the class lies within `reach` pixels of a point."""
-    y, x = np.nonzero(segmentation == CLASS[name])
-    return bool(len(x)) and bool(np.hypot(x + 0.5 - point[0], y + 0.5 - point[1]).min() <= reach)
 
 
 def drawn_again(row):
@@ -206,8 +198,7 @@ def test_hidden_evidence_leaves_the_name_out(head):
     assert not {"Wearing_Earrings", "Wearing_Hat", *HAIR_COLORS, *EYE_COLORS} & set(attributes)
 
 
-def test_mask_and_landmarks_agree(rows):
-    near = 0
+def test_mask_landmarks_and_box_lie_in_the_picture(rows):
     for row in rows:
         segmentation, landmarks, box = classes(row), np.array(row["landmarks"]), row["box"]
         assert segmentation.shape == (SIZE, SIZE)
@@ -219,16 +210,6 @@ def test_mask_and_landmarks_agree(rows):
         assert (landmarks <= np.array(box[2:]) + 3).all()
         assert landmarks[0][0] < landmarks[1][0]
         assert landmarks[3][0] < landmarks[4][0]
-        if abs(row["yaw"]) > 35:
-            continue
-        near += 1
-        assert share_near(segmentation, "nose", landmarks[2], 4)
-        for corner in landmarks[3:]:
-            assert any(share_near(segmentation, name, corner, 5) for name in ("u_lip", "l_lip", "mouth"))
-        for name, eye in (("r_eye", landmarks[0]), ("l_eye", landmarks[1])):
-            if (segmentation == CLASS[name]).sum() >= 4:
-                assert share_near(segmentation, name, eye, 5)
-    assert near > IDENTITIES
 
 
 def test_left_is_the_subjects_left(rows):
@@ -329,29 +310,9 @@ def test_pose_label_is_the_turn_of_the_skull(rows):
         _, look, shape = drawn_again(row)
         upright = stage(shape, replace(look, yaw=0.0, pitch=0.0, roll=0.0)).positions[rigid].astype(float)
         drawn = stage(shape, look).positions[rigid].astype(float)
-        found, _ = Rotation.align_vectors(drawn - drawn.mean(axis=0), upright - upright.mean(axis=0))
+        found, missed = Rotation.align_vectors(drawn - drawn.mean(axis=0), upright - upright.mean(axis=0))
+        assert missed / len(rigid) ** 0.5 < 1e-3  # dm: nothing but turned
         assert angles_of(found.as_matrix()) == pytest.approx((row["yaw"], row["pitch"], row["roll"]), abs=0.1)
-
-
-def test_pose_label_follows_from_the_landmarks_in_the_picture(rows):
-    """Rotation, place and focal length are fitted until a camera shows the upright head's points at the landmarks."""
-    for row in rows[:40]:
-        _, look, shape = drawn_again(row)
-        upright = stage(shape, replace(look, yaw=0.0, pitch=0.0, roll=0.0)).landmarks.astype(float)
-        upright -= upright.mean(axis=0)
-        seen = np.array(row["landmarks"]) - SIZE / 2
-
-        def missed(guess, upright=upright, seen=seen):
-            turned = Rotation.from_rotvec(guess[:3]).apply(upright)
-            scale = guess[3] / (1 - (turned[:, 2] + guess[6]) / CAMERA_DISTANCE)
-            return np.concatenate(
-                [seen[:, 0] - (turned[:, 0] + guess[4]) * scale, seen[:, 1] + (turned[:, 1] + guess[5]) * scale]
-            )
-
-        fit = least_squares(missed, [0, 0, 0, 40, 0, 0, 0], xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=2000)
-        assert np.abs(fit.fun).max() < 0.01
-        found = Rotation.from_rotvec(fit.x[:3]).as_matrix()
-        assert angles_of(found) == pytest.approx((row["yaw"], row["pitch"], row["roll"]), abs=0.1)
 
 
 def test_pose_signs(head):
@@ -367,21 +328,6 @@ def test_pose_signs(head):
     right_eye, left_eye = rolled.landmarks[:2]
     angle = np.degrees(np.arctan2(left_eye[1] - right_eye[1], left_eye[0] - right_eye[0]))
     assert angle == pytest.approx(15, abs=3)  # roll > 0: clockwise, the eye at image right is the lower one
-
-
-@pytest.mark.parametrize("pose", [(37.0, -12.0, 9.0), (-55.0, 21.0, -18.0), (3.0, 24.0, 19.0)])
-def test_rotation_is_recovered_from_the_vertices(head, pose):
-    """The best rotation (Kabsch) from the frontal to the turned skull has exactly the labelled angles."""
-    _, look, shape = head
-    model = load_head_model()
-    rigid = model.head[model.bend[model.head] >= 1]
-    frontal = stage(shape, look).positions[rigid].astype(float)
-    turned = stage(shape, replace(look, yaw=pose[0], pitch=pose[1], roll=pose[2])).positions[rigid].astype(float)
-    frontal, turned = frontal - frontal.mean(axis=0), turned - turned.mean(axis=0)
-    u, _, vt = np.linalg.svd(turned.T @ frontal)
-    assert np.linalg.det(u @ vt) > 0
-    assert head_angles(u @ vt) == pytest.approx(pose, abs=0.1)
-    assert np.abs(frontal @ (u @ vt).T - turned).max() < 1e-3
 
 
 def test_rotation_is_that_of_300w_lp():
@@ -427,21 +373,6 @@ def test_larger_pictures_show_the_same_head(rows):
 @pytest.mark.parametrize(("colour", "tone"), [("f6ede4", 1), ("d7bd96", 5), ("a07e56", 6), ("292420", 10)])
 def test_monk_swatches_are_their_own_tone(colour, tone):
     assert monk_tone(np.array(list(bytes.fromhex(colour)), np.float32) / 255) == tone
-
-
-def test_skin_tone_follows_the_skin_in_the_picture(head):
-    """In the same light, darker skin is darker in the picture, and its tone is never the lower one."""
-    identity, look, shape = head
-    light, tones = [], []
-    for melanin in (0.0, 0.25, 0.5, 0.75, 1.0):
-        person = replace(identity, melanin=melanin)
-        picture = draw(stage(shape, look), person, look, SIZE, np.random.default_rng(0))
-        skin = picture.image[picture.segmentation == CLASS["skin"]].astype(float)
-        light.append(skin @ (0.2126, 0.7152, 0.0722))
-        tones.append(monk_tone(np.median(skin, axis=0).astype(np.float32) / 255))
-    assert all(darker.mean() < lighter.mean() - 5 for lighter, darker in pairwise(light))
-    assert tones == sorted(tones)
-    assert len(set(tones)) >= 3
 
 
 def test_skin_tone_labels_are_ordered_like_the_pictures(rows):

@@ -90,13 +90,6 @@ def test_a_first_revision_depends_on_the_bytes_alone(place, tables, tmp_path, mo
     assert os.environ["GIT_DIR"] == "/nowhere"
 
 
-def test_a_lost_cache_is_filled_from_the_remote(place, tables, tmp_path):
-    revision = record(place(), *tables)
-    shutil.rmtree(tmp_path / "home" / "data-repo" / ".dvc" / "cache")
-    restore(place(), revision.sha, tmp_path / "back")
-    assert same(tmp_path / "back", tables)
-
-
 def test_bytes_that_are_nowhere_are_missed_and_recorded_anew(place, tables, tmp_path):
     revision = record(place(), *tables)
     assert has(place(), revision.sha)

@@ -15,7 +15,7 @@ from PIL import Image
 from facemllm.ingest.importing import HASH, imported
 from facemllm.ingest.reader import Refused
 from facemllm.settings import Source, load
-from facemllm.tables import mapping
+from facemllm.tables import LABELS, mapping
 
 Size = tuple[int, int]
 
@@ -30,7 +30,8 @@ def encoded(seed: int, size: Size = (64, 64), form: str = "JPEG") -> bytes:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import gave: rows as plain values (maps as mappings, without bytes and hashes), and refused rows."""
+    """What an import gave: rows as plain values (maps as mappings, without hashes), and refused rows. `facts` of a row
+    are the labels that are known."""
 
     rows: list[dict[str, Any]]
     refused: list[Refused]
@@ -65,6 +66,7 @@ def take() -> Callable[..., Imported]:
             for name in ("attributes", "action_units"):
                 if row.get(name) is not None:
                     row[name] = mapping(row[name])
+            row["facts"] = {label.name: row[label.name] for label in LABELS if row.get(label.name) is not None}
         return Imported(rows, [row for row in found if isinstance(row, Refused)])
 
     return run
