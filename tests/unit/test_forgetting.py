@@ -527,23 +527,22 @@ def test_rows_that_a_killed_import_put_aside_go(place, face_rows, ended):
     assert (found[0].path / "aside.parquet").is_file()
 
 
-def test_a_smaller_copy_does_not_come_back_when_the_original_is_gone(tmp_path: Path) -> None:
-    home = settings.load("laptop", [f"storage.home={tmp_path / 'home'}", f"storage.runs={tmp_path / 'runs'}"])
+def test_a_smaller_copy_does_not_come_back_when_the_original_is_gone(place, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for name, seed in (("one", 1), ("two", 2), ("three", 3)):
         noise = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((120, 120), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
     source = settings.Source(name="imagefolder", root=str(folder))
-    kept = home.home / "store" / "faces"
-    manifest = import_source(home, source, kept)
-    kept.rename(home.home / "store" / manifest["digest"])
-    row = next(r for r in open_table(home.home / "store" / manifest["digest"]).iterate() if r["source_id"] == "one")
-    forget(home, image=row["image_id"], reason="asked for it", by="Ada Lovelace")
+    kept = place.home / "store" / "faces"
+    manifest = import_source(place, source, kept)
+    kept.rename(place.home / "store" / manifest["digest"])
+    row = next(r for r in open_table(place.home / "store" / manifest["digest"]).iterate() if r["source_id"] == "one")
+    forget(place, image=row["image_id"], **ADA)
     Image.open(folder / "one.png").resize((90, 90)).save(folder / "copy.jpg", quality=80)
     (folder / "one.png").unlink()
-    again = import_source(home, source, tmp_path / "again")
+    again = import_source(place, source, tmp_path / "again")
     assert (again["rows"], again["quarantined"]) == (2, 1)
     assert [refused["reason"] for refused in open_table(tmp_path / "again").refused()] == ["forgotten"]
     Image.fromarray(np.full((60, 60, 3), 9, np.uint8)).save(folder / "one.png")  # another picture under its old name
-    assert import_source(home, source, tmp_path / "third")["rows"] == 3
+    assert import_source(place, source, tmp_path / "third")["rows"] == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 
@@ -174,6 +175,8 @@ def keys_after(tmp_path, monkeypatch):
     copy = tmp_path / "facemllm"
     shutil.copytree(digests.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(digests, "PACKAGE", copy)
+    parse = lru_cache(None)(lambda path, text, parsed=digests._parsed.__wrapped__: parsed(path))
+    monkeypatch.setattr(digests, "_parsed", lambda path: parse(path, path.read_bytes()))  # most files never change
     settings = load("ci")
 
     def keys(**edits):

@@ -9,7 +9,6 @@ import unicodedata
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.ingest.importing import split_of
 from facemllm.ingest.reader import Refused
 from facemllm.tables import subject_id
 
@@ -55,19 +54,6 @@ def test_a_name_that_is_not_utf8_is_refused_readably(tmp_path, take, picture):
         Refused(r"2_Ren\udce9_30_m.jpg", 0, "the file's name is not UTF-8; rename it"),
         Refused(r"3_Ren\udce9.jpg", 0, "the name is not [number]_[name]_[age]_[f or m].jpg"),
     ]
-
-
-def test_agedb_splits_are_drawn_by_person(tmp_path, take, picture):
-    for number in range(40):
-        picture(tmp_path / f"{number}_Person{number % 8}_{20 + number}_f.jpg", number, (16, 16))
-    rows = take("agedb", tmp_path, ["ingest.test_share=0.3", "ingest.validation_share=0.3"]).rows
-    assert [row["split"] for row in rows] == [split_of(row["subject_id"], 0.3, 0.3) for row in rows]
-    by_person = {}
-    for row in rows:
-        by_person.setdefault(row["subject_id"], set()).add(row["split"])
-    assert len(by_person) == 8
-    assert all(len(splits) == 1 for splits in by_person.values())
-    assert len(set.union(*by_person.values())) > 1
 
 
 POINTS = [[n + 0.25, 2 * n] for n in range(68)]

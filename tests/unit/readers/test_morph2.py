@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.ingest.importing import split_of
 from facemllm.ingest.reader import Refused
 from facemllm.tables import subject_id
 
@@ -70,12 +69,6 @@ def test_rows_are_taken_and_contradictory_people_refused(tree, take):
         Refused(listed, 20, "the path '/Album2/000011_0M30.JPG' leads out of the dataset's folder"),
         Refused("Album2/000013_0M30.JPG", 22, "the picture is missing"),
     ]
-
-
-def test_splits_are_drawn_by_person(tree, take):
-    found = take("morph2", tree, ["ingest.test_share=0.4", "ingest.validation_share=0.3"])
-    assert [row["split"] for row in found.rows] == [split_of(row["subject_id"], 0.3, 0.4) for row in found.rows]
-    assert len({row["split"] for row in found.rows[:3]}) == 1
 
 
 @pytest.fixture

@@ -65,15 +65,6 @@ def test_what_cannot_be_used_is_refused_with_its_line(tree, take):
     ]
 
 
-def test_validation_is_carved_out_of_train_alone(tree, take):
-    found = take("raf-db", tree, ["ingest.validation_share=0.99", "ingest.test_share=0.0"])
-    assert found.column("split") == {
-        "basic/train_00001": "validation",
-        "basic/train_00002": "validation",
-        "basic/test_0001": "test",
-    }
-
-
 def test_original_pictures_without_boxes_are_whole_and_have_landmarks(tree, take):
     row = take("raf-db", tree, pictures="original").rows[0]
     assert (row["width"], row["height"]) == (120, 100)
