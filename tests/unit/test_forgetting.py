@@ -386,32 +386,26 @@ def test_decisions_come_from_the_registry(place, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("stop", ["after signing", "first copy", "before noting", "half of the objects", "replies"])
-def test_a_call_cut_short_is_finished_by_the_next(place, version, face_rows, monkeypatch, stop):
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        *((erasing, "rewrite"), (Copy, "remove"), (Tombstones, "replace"), (Archive, "delete")),
+        (erasing, "_purge_replies"),
+    ],
+    ids=["after signing", "first copy", "before noting", "half of the objects", "replies"],
+)
+def test_a_call_cut_short_is_finished_by_the_next(place, version, face_rows, monkeypatch, where, name):
     stored_workflow(place, version, face_rows)
-    target = face_rows()[10]
+    target, original, calls = face_rows()[10], getattr(where, name), []
 
     def die(*args, **kwargs):
+        calls.append(name)
+        if where is Archive and len(calls) < 3:
+            return original(*args, **kwargs)
         raise KeyboardInterrupt
 
-    deleted = []
-
-    def die_half_way(self, oid):
-        deleted.append(oid)
-        return original(self, oid) if len(deleted) < 3 else die()
-
-    original = Archive.delete
     with monkeypatch.context() as patch:
-        if stop == "after signing":
-            patch.setattr(erasing, "rewrite", die)
-        elif stop == "first copy":
-            patch.setattr(Copy, "remove", die)
-        elif stop == "before noting":
-            patch.setattr(Tombstones, "replace", die)
-        elif stop == "replies":
-            patch.setattr("facemllm.asking.store.purge", die)
-        else:
-            patch.setattr(Archive, "delete", die_half_way)
+        patch.setattr(where, name, die)
         with pytest.raises(KeyboardInterrupt):
             forget(place, image=target["image_id"], **ADA)
     left = json.loads(next((place.home / "forgotten").glob("*.json")).read_text())

@@ -42,7 +42,7 @@ from facemllm.heads.sampling import (
 )
 
 SIZE = 128
-IDENTITIES = 90
+IDENTITIES = 45
 
 
 def classes(row):

@@ -180,13 +180,6 @@ def test_a_clone_obeys_the_list_and_goes_on_with_it(place, tmp_path, faces_table
     assert [entry["keys"]["image"][0][0] for entry in stored(away)] == ["a", "b"]
 
 
-def test_a_folder_that_is_no_data_repository_is_left_alone(place):
-    Path(place.home, "data-repo").mkdir(parents=True)
-    Path(place.home, "data-repo", "work.txt").write_text("work")
-    with pytest.raises(UserError, match="no data repository of ours"):
-        Tombstones.of(place).add("image", image("a"), **ADA)
-
-
 def test_a_longer_list_from_elsewhere_takes_nothing_away(tmp_path: Path) -> None:
     def known(name: str) -> Tombstones:
         return Tombstones.of(settings.load("laptop", [f"storage.home={tmp_path / name}"]))

@@ -49,9 +49,10 @@ def same(restored, tables):
 
 
 def test_what_was_recorded_comes_back_bit_for_bit(place, tables, tmp_path):
-    before = [
-        (digests.of_tree(table), [(p.stat().st_mode, p.stat().st_nlink) for p in table.iterdir()]) for table in tables
-    ]
+    def state():
+        return [(digests.of_tree(t), [(p.stat().st_mode, p.stat().st_nlink) for p in t.iterdir()]) for t in tables]
+
+    before = state()
     revision = record(place(), *tables)
     assert revision.new
     assert revision.faces == open_table(tables[0]).digest
@@ -59,10 +60,7 @@ def test_what_was_recorded_comes_back_bit_for_bit(place, tables, tmp_path):
     found = restore(place(), revision.sha[:7], tmp_path / "back")
     assert (found.sha, found.faces) == (revision.sha, revision.faces)
     assert same(tmp_path / "back", tables)
-    after = [
-        (digests.of_tree(table), [(p.stat().st_mode, p.stat().st_nlink) for p in table.iterdir()]) for table in tables
-    ]
-    assert after == before, "recording must leave the originals as they are"
+    assert state() == before, "recording must leave the originals as they are"
 
 
 def test_the_same_bytes_are_one_revision_and_versions_are_kept_apart(place, tables, other_tables, tmp_path):

@@ -12,22 +12,21 @@ import pytest
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
+from tests.unit.readers.conftest import encoded
 
 
-def shard(path, rows, picture):
+def shard(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.parent / "scratch.jpg"
     with tarfile.open(path, "w") as archive:
         for number, (text, facts) in enumerate(rows):
-            data = picture(scratch, seed=number, size=(120, 120)).read_bytes()
+            data = encoded(number, (120, 120))
             for kind, content in (("jpg", data), ("txt", text.encode()), ("json", json.dumps(facts).encode())):
                 info = tarfile.TarInfo(f"{number:09d}.{kind}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
-    scratch.unlink()
 
 
-def test_shards(tmp_path, picture, take):
+def test_shards(tmp_path, take):
     url = "http://a/1.jpg"
     rows = [
         ("Alt one", {"url": url, "face_box": [20, 20, 60, 100], "face_caption": " She smiles. ", "laion_caption": "L"}),
@@ -37,7 +36,7 @@ def test_shards(tmp_path, picture, take):
         ("", {"url": "http://a/4.jpg", "face_box": [0, 0, 50, 50], "face_caption": None}),
         ("", {"url": "http://a/5.jpg", "face_caption": "x"}),
     ]
-    shard(tmp_path / "images/00000.tar", rows, picture)
+    shard(tmp_path / "images/00000.tar", rows)
     found = take("facecaption", tmp_path)
     first, second = found.rows
     assert first["source_id"] == "images/00000/000000000"
@@ -57,8 +56,8 @@ def test_shards(tmp_path, picture, take):
     ]
 
 
-def test_shards_without_the_columns(tmp_path, picture, take):
-    shard(tmp_path / "00000.tar", [("Alt", {"url": "u", "caption": "Alt"})], picture)
+def test_shards_without_the_columns(tmp_path, take):
+    shard(tmp_path / "00000.tar", [("Alt", {"url": "u", "caption": "Alt"})])
     with pytest.raises(UserError, match=r"00000\.tar/000000000\.jpg: its \.json has no face_caption.*save_additional"):
         take("facecaption", tmp_path)
 
@@ -91,8 +90,8 @@ def test_csv(tmp_path, picture, take, start, end):
     ]
 
 
-def test_parquet_with_pictures_inside_and_boxes_as_sizes(tmp_path, picture, take):
-    data = picture(tmp_path / "x.jpg", seed=1).read_bytes()
+def test_parquet_with_pictures_inside_and_boxes_as_sizes(tmp_path, take):
+    data = encoded(1)
     table = {
         "image": [{"bytes": data, "path": None}, {"bytes": b"no picture", "path": None}],
         "URL": ["u1", "u2"],
@@ -101,7 +100,6 @@ def test_parquet_with_pictures_inside_and_boxes_as_sizes(tmp_path, picture, take
         "face_caption": ["Smiling.", "x"],
         "other": [1, 2],
     }
-    (tmp_path / "x.jpg").unlink()
     pq.write_table(pa.table(table), tmp_path / "FaceCaption-v1.parquet")
     found = take("facecaption", tmp_path, box="sizes")
     assert found.column("caption") == {"FaceCaption-v1.parquet/1": "Smiling."}

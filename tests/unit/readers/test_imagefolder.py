@@ -60,49 +60,21 @@ def test_without_a_table_every_picture_is_read_and_nothing_is_known(folder, take
 
 
 def test_every_column_is_read(folder, take):
-    columns = {
-        "file": "anna/a.jpg",
-        "subject": "Anna",
-        "split": "Test",
-        "age": "31.5",
-        "gender": "Female",
-        "age_range": "20 - 29",
-        "expression": "Happiness",
-        "ethnicity": "East Asian",
-        "skin_tone": "4",
-        "yaw": "-12.5",
-        "pitch": "0",
-        "roll": "1e1",
-        "alt_text": "none",
-        "caption": '"A woman, smiling."',
-        "box": "10 20 60 70",
-        "landmarks": '"[[20, 30], [40, 30]]"',
-        "AU1": "0.5",
-        "AU12": "5",
-        "Smiling": "1",
-        "Wearing_Hat": "no",
-        "Sunglasses": "0.0",
-        "Young": "TRUE",
-        "Bald": "",
-    }
+    said = (
+        *(("age", "31.5", 31.5), ("gender", "Female", "female"), ("age_range", "20 - 29", "20-29")),
+        *(("expression", "Happiness", "happiness"), ("ethnicity", "East Asian", "east_asian"), ("skin_tone", "4", 4)),
+        *(("yaw", "-12.5", -12.5), ("pitch", "0", 0), ("roll", "1e1", 10), ("alt_text", "none", "none")),
+        *(("caption", '"A woman, smiling."', "A woman, smiling."), ("box", "10 20 60 70", [10, 20, 60, 70])),
+        ("landmarks", '"[[20, 30], [40, 30]]"', [[20, 30], [40, 30]]),
+    )
+    attributes = {"Smiling": "1", "Wearing_Hat": "no", "Sunglasses": "0.0", "Young": "TRUE", "Bald": ""}
+    columns = {"file": "anna/a.jpg", "subject": "Anna", "split": "Test", **{name: cell for name, cell, _ in said}}
+    columns |= {"AU1": "0.5", "AU12": "5"} | attributes
     table = "\r\n".join((",".join(columns), ",".join(columns.values()), ""))
-    root = folder(table.encode("utf-8-sig"), "anna/a.jpg")
-    (row,) = take("imagefolder", root).rows
-    assert (row["source_id"], row["split"], row["subject_id"]) == ("anna/a", "test", subject_id("imagefolder", "Anna"))
-    assert row["facts"] == {
-        "age": 31.5,
-        "gender": "female",
-        "age_range": "20-29",
-        "expression": "happiness",
-        "ethnicity": "east_asian",
-        "skin_tone": 4,
-        "yaw": -12.5,
-        "pitch": 0,
-        "roll": 10,
-        "alt_text": "none",
-        "caption": "A woman, smiling.",
-        "box": [10, 20, 60, 70],
-        "landmarks": [[20, 30], [40, 30]],
+    (row,) = take("imagefolder", folder(table.encode("utf-8-sig"), "anna/a.jpg")).rows
+    person = subject_id("imagefolder", "Anna")
+    assert (row["source_id"], row["split"], row["subject_id"]) == ("anna/a", "test", person)
+    assert row["facts"] == {name: value for name, _, value in said} | {
         "action_units": {"AU1": 0.5, "AU12": 5},
         "attributes": {"Smiling": True, "Wearing_Hat": False, "Sunglasses": False, "Young": True},
     }
@@ -139,6 +111,7 @@ def test_rows_that_cannot_be_used_are_refused_with_their_line(folder, take, tmp_
     rows = (
         *("file,age", "a.jpg,30", "a.jpg,31", "./a.jpg,32", "gone.jpg,5", "/etc/hosts,5", "../a.jpg,5", "C:\\a.jpg,5"),
         *("sub\\b.jpg,7", "c.jpg", "d.jpg,1,2", ",5", 'e.jpg,"5', "f.jpg,nan", "link.jpg,1", "zip.jpg,2", "sub,3"),
+        *(".,1", "./,1", "./.,1"),
     )
     root = folder("\n".join(rows), "in/a.jpg", "in/sub/b.jpg", "in/extra.png", "outside.jpg")
     (root / "labels.csv").rename(root / "in/labels.csv")
@@ -166,6 +139,7 @@ def test_rows_that_cannot_be_used_are_refused_with_their_line(folder, take, tmp_
         Refused("link.jpg", 15, "a link leads out of the dataset's folder"),
         Refused("zip.jpg", 16, archive),
         Refused("sub", 17, "the picture cannot be read: Is a directory"),
+        *(Refused("labels.csv", 18 + n, outside.format(name)) for n, name in enumerate((".", "./", "./."))),
         Refused("there", 0, "a link to a folder; put the folder itself here"),
         Refused("extra.png", 0, "no row in labels.csv"),
     ]
@@ -177,6 +151,8 @@ def test_rows_that_cannot_be_used_are_refused_with_their_line(folder, take, tmp_
         ("age", "young", "column age is 'young', not a number"),
         ("age", "121", "column age is 121, outside 0 to 120"),
         ("age", "inf", "column age is inf, outside 0 to 120"),
+        ("age", "1_0", "column age is '1_0', not a number"),
+        ("age", "٣٤", "column age is '٣٤', not a number"),
         ("yaw", "200", "column yaw is 200, outside -180 to 180"),
         ("skin_tone", "11", "column skin_tone is 11, outside 1 to 10"),
         ("skin_tone", "2.5", "column skin_tone is 2.5, not a whole number"),
@@ -293,14 +269,6 @@ def test_splits_that_the_table_never_names_are_carved_out_of_training(tmp_path, 
     assert 5 < list(found.values()).count("validation") < 30
 
 
-@pytest.mark.parametrize("name", [".", "./", "./."])
-def test_a_row_that_names_the_folder_itself_is_refused(name, tmp_path, picture, take):
-    picture(tmp_path / "a.png", 1)
-    (tmp_path / "labels.csv").write_text(f"file\na.png\n{name}\n")
-    (refused,) = take("imagefolder", tmp_path).refused
-    assert "leads out of the dataset's folder" in refused.reason
-
-
 def test_a_table_that_is_a_link_to_elsewhere_is_not_read(tmp_path, picture, take):
     picture(tmp_path / "root" / "a.png", 1)
     (tmp_path / "secret.csv").write_text("file,age\na.png,44\n")
@@ -315,11 +283,3 @@ def test_an_endless_line_is_refused_before_it_is_held(tmp_path, picture, take):
         file.truncate(2**30)
     with pytest.raises(UserError, match="longer than 100000 characters"):
         take("imagefolder", tmp_path)
-
-
-@pytest.mark.parametrize(("column", "cell"), [("age", "1_0"), ("age", "٣٤"), ("landmarks", "1e39 5")])
-def test_numbers_are_not_guessed(column, cell, tmp_path, picture, take):
-    picture(tmp_path / "a.png", 1)
-    (tmp_path / "labels.csv").write_text(f"file,{column}\na.png,{cell}\n", "utf-8")
-    (refused,) = take("imagefolder", tmp_path).refused
-    assert column in refused.reason

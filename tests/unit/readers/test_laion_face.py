@@ -10,21 +10,14 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from facemllm.errors import UserError
 from facemllm.ingest import shards
 from facemllm.ingest.reader import Refused
 from facemllm.ingest.readers.laion_face import packed
+from tests.unit.readers.conftest import encoded
 
 MARKS = [[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]
-
-
-def encoded(seed, size=(64, 64)):
-    buffer = io.BytesIO()
-    noise = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize(size, Image.Resampling.NEAREST).save(buffer, format="JPEG")
-    return buffer.getvalue()
 
 
 def member(archive, name, data, **more):
