@@ -30,6 +30,7 @@ from facemllm.tables import FACES, LABELS, PAIRED, pairs, provenance, subject_id
 _FAMILIES = {
     **dict.fromkeys(("agedb", "fgnet", "utkface", "morph2", "fairface"), "ages"),
     **dict.fromkeys(("raf-db", "affectnet", "emo135"), "expressions"),
+    **dict.fromkeys(("lfwa", "maad-face"), "attribute_tables"),
     **dict.fromkeys(("300w-lp", "aflw2000"), "headpose"),
     **dict.fromkeys(("bp4d", "disfa"), "action_units"),
 }

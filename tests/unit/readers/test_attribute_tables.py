@@ -1,4 +1,4 @@
-"""LFWA from MATLAB v7.3 files as MATLAB writes them: cell arrays of references, transposed matrices, places from 1."""
+"""The readers of LFWA (MATLAB v7.3 as MATLAB writes it) and MAAD-Face: names, codes, splits, contradictions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from facemllm.errors import UserError
+from facemllm.ingest.labels import Names
 from facemllm.ingest.reader import Refused
-from facemllm.ingest.readers.lfwa import _labels
+from facemllm.ingest.readers.attribute_tables import lfwa_labels
 from facemllm.tables import subject_id
 from facemllm.tables.schemas import CELEBA as NAMES
 
@@ -140,14 +141,9 @@ def test_seventy_three_attributes_are_spelled_as_in_celeba_where_it_has_them(tre
     attribute_file(tree / "lfw_att_73.mat", names, PICTURES[:1], values)
     index_file(tree / "indices_train_test.mat", (1,), ())
     (row,) = take("lfwa", tree, attributes="73").rows
-    assert {name: row["attributes"][name] for name in list(row["attributes"]) if not name.startswith("Other")} == {
-        "Male": False,
-        "Wearing_Hat": True,
-        "5_o_Clock_Shadow": False,
-        "Strong_Nose_Mouth_Lines": True,
-        "Teeth_Not_Visible": False,
-        "Middle_Aged": False,
-    }
+    spelled = {name: value for name, value in row["attributes"].items() if not name.startswith("Other")}
+    truths = {"Male": False, "Wearing_Hat": True, "5_o_Clock_Shadow": False, "Strong_Nose_Mouth_Lines": True}
+    assert spelled == truths | {"Teeth_Not_Visible": False, "Middle_Aged": False}
     attribute_file(tree / "lfw_att_73.mat", names[:-1], PICTURES[:1], values[:, :-1])
     with pytest.raises(UserError, match="AttrName has 72 different names; 73 were expected"):
         take("lfwa", tree, attributes="73")
@@ -185,23 +181,32 @@ def change(path, edit):
         edit(file)
 
 
+def replaced(name, *shape, **options):
+    """An edit that puts another data set in the place of a variable."""
+
+    def edit(file):
+        del file[name]
+        file.create_dataset(name, *shape, **options)
+
+    return edit
+
+
+def linked(file):
+    del file["label"]
+    file["label"] = h5py.ExternalLink("x", "y")
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (lambda f: f.__delitem__("name"), "variable name is missing; found AttrName, label"),
         (lambda f: f.move("AttrName", "Names"), "variable AttrName is missing"),
-        (lambda f: (f.__delitem__("label"), f.create_dataset("label", data=np.zeros((12, 40)))), "label is 12 x 40 on"),
+        (replaced("label", data=np.zeros((12, 40))), "label is 12 x 40 on"),
+        (replaced("name", data=np.zeros(12)), "name .float64, 12 entries. is"),
+        (linked, "label is missing"),
+        (replaced("label", (40, 10**9), "u1", chunks=True), "label .uint8"),
         (
-            lambda f: (f.__delitem__("name"), f.create_dataset("name", data=np.zeros(12))),
-            "name .float64, 12 entries. is",
-        ),
-        (lambda f: (f.__delitem__("label"), f.__setitem__("label", h5py.ExternalLink("x", "y"))), "label is missing"),
-        (lambda f: (f.__delitem__("label"), f.create_dataset("label", (40, 10**9), "u1", chunks=True)), "label .uint8"),
-        (
-            lambda f: (
-                f.__delitem__("label"),
-                f.create_dataset("label", (40, 12), "u1", external=[("elsewhere.bin", 0, 480)]),
-            ),
+            replaced("label", (40, 12), "u1", external=[("elsewhere.bin", 0, 480)]),
             "label .uint8, 480 entries. is not what LFWA has there",
         ),
     ],
@@ -218,7 +223,7 @@ def test_a_dangling_reference_is_no_text(tree):
         file["name"][0, 1] = file["#refs#"].ref
 
     change(tree / "lfw_att_40.mat", edit)
-    texts = _labels(tree / "lfw_att_40.mat", 40)[1]
+    texts = lfwa_labels(tree / "lfw_att_40.mat", 40)[1]
     assert texts[:3] == [None, None, PICTURES[2]]
 
 
@@ -226,3 +231,143 @@ def test_an_unknown_attribute_is_named(tree, take, values):
     attribute_file(tree / "lfw_att_40.mat", [*NAMES[:-1], "Tall"], PICTURES, values)
     with pytest.raises(UserError, match=r"lfw_att_40\.mat: column Tall is unknown"):
         take("lfwa", tree)
+
+
+HEADER = (
+    "Male Young Middle_Aged Senior Asian White Black Rosy_Cheeks Shiny_Skin Bald Wavy_Hair Receding_Hairline Bangs "
+    "Sideburns Black_Hair Blond_Hair Brown_Hair Gray_Hair No_Beard Mustache 5_o_Clock_Shadow Goatee Oval_Face "
+    "Square_Face Round_Face Double_Chin High_Cheekbones Chubby Obstructed_Forehead Fully_Visible_Forehead Brown_Eyes "
+    "Bags_Under_Eyes Bushy_Eyebrows Arched_Eyebrows Mouth_Closed Smiling Big_Lips Big_Nose Pointy_Nose Heavy_Makeup "
+    "Wearing_Hat Wearing_Earrings Wearing_Necktie Wearing_Lipstick No_Eyewear Eyeglasses Attractive"
+)
+NAMES_MAAD_FACE = HEADER.split()
+FILE = "MAAD_Face.csv"
+KEEP = ["ingest.validation_share=0.0", "ingest.test_share=0.0"]
+
+
+def line(name, identity, **values):
+    return ",".join((name, str(identity), *(str(values.get(attribute, 0)) for attribute in NAMES_MAAD_FACE)))
+
+
+def write(root, *rows, header=("Filename", "Identity", *NAMES_MAAD_FACE), end="\r\n", mark=b"\xef\xbb\xbf"):
+    text = end.join((",".join(header), *rows, ""))
+    (root / FILE).write_bytes(mark + text.encode())
+
+
+@pytest.fixture
+def maad_face(tmp_path, picture):
+    for seed, name in enumerate(("train/n000002/0001_01", "train/n000002/0002_01", "test/n000001/0001_01")):
+        picture(tmp_path / f"{name}.jpg", seed)
+    for seed, name in enumerate(("train/n000713/0437_101", "test/n000005/0001_01", "train/n000005/0002_02"), start=10):
+        picture(tmp_path / f"{name}.jpg", seed)
+    picture(tmp_path / "train/n000002/0009_01.jpg", 20)
+    write(
+        tmp_path,
+        line("n000002/0001_01.jpg", 2, Male=1, Smiling=-1, Bald=-1),
+        line("n000002/0002_01.jpg", "n000002", Male=-1, Attractive=1),
+        line("n000001/0001_01.jpg", 1, Young=1, White=1, Asian=-1),
+        line("n000713/0437_101.jpg", "713\\"),
+        line("n000002/0001_01.jpg", 2, Male=1),
+        line("n000002/0003_01.jpg", 2, Male=1),
+        line("n000002/0004_01.jpg", 2, Male=2),
+        line("n000002/0005_01.jpg", 2) + ",1",
+        line("n000002/0006_01.jpg", 3),
+        line("n000005/0001_01.jpg", 5),
+        line("../n000002/0001_01.jpg", 2),
+        line("train/n000002/0001_01.jpg", 2),
+        line("n000009/0001_01.jpg", 9, Male=1),
+    )
+    return tmp_path
+
+
+def test_undefined_is_left_out_and_splits_are_the_folders(maad_face, take):
+    found = take("maad-face", maad_face, KEEP)
+    assert found.column("attributes") == {
+        "n000002/0001_01": {"Male": True, "Smiling": False, "Bald": False},
+        "n000002/0002_01": {"Male": False, "Attractive": True},
+        "n000001/0001_01": {"Young": True, "White": True, "Asian": False},
+    }
+    assert found.column("gender") == {"n000002/0001_01": "male", "n000002/0002_01": "female", "n000001/0001_01": None}
+    assert list(found.column("split").values()) == ["train", "train", "test"]
+    persons = [subject_id("maad-face", person) for person in ("n000002", "n000002", "n000001")]
+    assert list(found.column("subject_id").values()) == persons
+
+
+def test_refused_rows(maad_face, take):
+    assert take("maad-face", maad_face).refused == [
+        Refused(FILE, 5, "Identity '713\\\\' contradicts the n000713 of Filename"),
+        Refused(FILE, 6, "n000002/0001_01.jpg has a row already"),
+        Refused("train/n000002/0003_01.jpg", 7, "the picture is missing"),
+        Refused(FILE, 8, "Male is '2'; 1, -1 or 0 was expected"),
+        Refused(FILE, 9, "50 fields where the header has 49"),
+        Refused(FILE, 10, "Identity '3' contradicts the n000002 of Filename"),
+        Refused(FILE, 11, "n000005 lies in train and test; a person is in one split only"),
+        Refused(FILE, 12, "the path '../n000002/0001_01.jpg' leads out of the dataset's folder"),
+        Refused(FILE, 13, "Filename 'train/n000002/0001_01.jpg' is no person's picture, as n000002/0001_01.jpg"),
+        Refused("n000009/0001_01.jpg", 14, "the picture is missing"),
+        Refused("train/n000002/0009_01.jpg", 0, "no label row"),
+        Refused("train/n000005/0002_02.jpg", 0, "no label row"),
+        Refused("train/n000713/0437_101.jpg", 0, "no label row"),
+    ]
+
+
+def test_another_spelling_of_the_header_and_a_saved_index(tmp_path, picture, take):
+    for seed, name in enumerate(("val/n000003/0001_01", "train/n000004/0001_01")):
+        picture(tmp_path / f"data/{name}.jpg", seed)
+    header = ("", "filename", "IDENTITY", *(name.replace("_", " ").lower() for name in NAMES_MAAD_FACE))
+    rows = ("0," + line("n000003\\0001_01.jpg", 3, Wearing_Hat=1), "1," + line("n000004/0001_01.jpg", 4))
+    write(tmp_path, *rows, header=header, end="\n", mark=b"")
+    found = take("maad-face", tmp_path, KEEP)
+    assert found.column("attributes") == {"n000003/0001_01": {"Wearing_Hat": True}, "n000004/0001_01": {}}
+    assert found.column("split") == {"n000003/0001_01": "validation", "n000004/0001_01": "train"}
+    assert found.refused == []
+
+
+def test_persons_right_in_the_root_are_split_by_person(tmp_path, picture, take):
+    names = [f"n{person:06d}/{number:04d}_01.jpg" for person in range(12) for number in (1, 2)]
+    for seed, name in enumerate(names):
+        picture(tmp_path / name, seed)
+    write(tmp_path, *(line(name, int(name[1:7])) for name in names))
+    found = take("maad-face", tmp_path, ["ingest.validation_share=0.3", "ingest.test_share=0.3"])
+    splits = [row["split"] for row in found.rows]
+    assert set(splits) == {"train", "validation", "test"}
+    assert splits[::2] == splits[1::2]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (("Identity", *NAMES_MAAD_FACE), "line 1: column Filename is missing or there twice"),
+        (("Filename", *NAMES_MAAD_FACE), "line 1: column Identity is missing or there twice"),
+        (("Filename", "Identity", *NAMES_MAAD_FACE[1:]), "line 1: column Male is missing; these were expected: "),
+        (("Filename", "Identity", "Tall", *NAMES_MAAD_FACE), "line 1: column Tall is unknown"),
+        (("Filename", "Identity", "male", *NAMES_MAAD_FACE), "line 1: column Male is there twice"),
+    ],
+)
+def test_a_wrong_header_is_named(maad_face, take, header, message):
+    write(maad_face, header=header)
+    with pytest.raises(UserError, match=message):
+        take("maad-face", maad_face)
+
+
+def test_missing_or_empty_files_are_named(maad_face, take):
+    (maad_face / FILE).write_bytes(b"")
+    with pytest.raises(UserError, match="column Filename, Identity is missing"):
+        take("maad-face", maad_face)
+    (maad_face / FILE).unlink()
+    with pytest.raises(UserError, match=r"MAAD_Face\.csv or .* is missing"):
+        take("maad-face", maad_face)
+
+
+def test_missing_persons_are_named(tmp_path, take):
+    write(tmp_path, line("n000002/0001_01.jpg", 2))
+    with pytest.raises(UserError, match=r"no person's folder .as n000002. here, in train/ or in test/"):
+        take("maad-face", tmp_path)
+
+
+def test_a_set_of_names_is_exact_and_small():
+    names = Names()
+    assert all(names.add(f"n{number // 360:06d}/{number:04d}_01.jpg") for number in range(20_000))
+    assert not any(names.add(f"n{number // 360:06d}/{number:04d}_01.jpg") for number in range(0, 20_000, 7))
+    assert "n000000/0000_01.jpg" in names
+    assert "n000000/0000_02.jpg" not in names
