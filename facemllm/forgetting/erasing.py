@@ -213,7 +213,10 @@ def render(report: Mapping[str, Any]) -> str:
     if not report["tables"]:
         lines.append("nothing of it was found here; it is kept out of every table from now on")
     for revision in report["revisions"]:
-        parts = [f"{name}: {rows:,} rows removed, {_shards(revision, name)}" for name, rows in revision["rows"].items()]
+        parts = []
+        for name, rows in revision["rows"].items():
+            shards = revision["shards"][name]
+            parts.append(f"{name}: {rows:,} rows removed, {shards:,} shard{'s' * (shards != 1)} rewritten")
         successor = revision["successor"][:12] or "nothing: some of its bytes were lost before"
         lines.append(f"  revision {revision['revision'][:12]} -> {successor}  {'; '.join(parts)}")
     files, held = report["objects"]["objects"], report["objects"]["copies"]
@@ -225,12 +228,6 @@ def render(report: Mapping[str, Any]) -> str:
     lines += [f"left to you: {told}" for told in report["left_to_you"]]
     lines.append(f"searched everything again: found {report['found']}")
     return "\n".join(lines)
-
-
-def _shards(revision: Mapping[str, Any], table: str) -> str:
-    """How many shards of a table were rewritten, in words."""
-    number = revision["shards"][table]
-    return f"{number:,} shard{'s' * (number != 1)} rewritten"
 
 
 def _models(report: Mapping[str, Any]) -> list[str]:

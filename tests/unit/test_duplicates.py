@@ -64,10 +64,8 @@ def test_in_one_split_the_later_goes_unless_both_are_of_one_person() -> None:
 
 def test_the_very_same_bytes_stay_once_even_of_one_person() -> None:
     code = hashed(noise(1))
-    dropped = census(
-        ("a", code, "train", "x"), ("a", code, "train", "x"), ("c", hashed(noise(2)), "train", "x")
-    ).dropped()
-    assert dropped == {1: "the same picture as row 0 of the train split"}
+    rows = [("a", code, "train", "x"), ("a", code, "train", "x"), ("c", hashed(noise(2)), "train", "x")]
+    assert census(*rows).dropped() == {1: "the same picture as row 0 of the train split"}
 
 
 def test_a_person_in_several_splits_keeps_the_one_nearest_the_test() -> None:

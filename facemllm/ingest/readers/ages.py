@@ -295,18 +295,14 @@ def _fairface(
     if picture.parent != folder:
         raise Refuse(f"file is {values['file']!r}, not {folder.name}/<number>.jpg")
     named.add(picture.name)
-    facts = _fairface_labels(values)
-    if rows == "service_test" and not _in_service_test(values["service_test"]):
-        return None
-    return Face(source_id=f"{folder.name}/{picture.stem}", image=picture, split=split, labels=facts)
-
-
-def _fairface_labels(values: Mapping[str, str]) -> dict[str, str]:
-    return {
+    facts = {
         "age_range": _one_of(FAIRFACE_AGES, values["age"], "age"),
         "gender": _one_of(FAIRFACE_GENDERS, values["gender"], "gender"),
         "ethnicity": _one_of(FAIRFACE_RACES, values["race"], "race"),
     }
+    if rows == "service_test" and not _in_service_test(values["service_test"]):
+        return None
+    return Face(source_id=f"{folder.name}/{picture.stem}", image=picture, split=split, labels=facts)
 
 
 def _one_of(known: dict[str, str], value: str, what: str) -> str:

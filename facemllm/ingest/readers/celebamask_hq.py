@@ -102,7 +102,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
 READERS = {"celebamask-hq": Reader(read, {"splits": ("official", "own")}, ("train", "validation", "test"))}
 
 
-def painted(masks: Path, root: Path, number: int) -> NDArray[np.uint8]:
+def _segmentation(root: Path, number: int) -> dict[str, Any]:
     """The classes (height, width) of a picture: its part masks painted one over the other.
 
     Raises Refuse when it has none, when one cannot be read, or when they differ in size.
@@ -110,7 +110,7 @@ def painted(masks: Path, root: Path, number: int) -> NDArray[np.uint8]:
     classes: NDArray[np.uint8] | None = None
     for value, part in enumerate(PARTS, start=1):
         name = f"{number:05d}_{part}.png"
-        mask = _mask(masks / str(number // _FOLDER_OF) / name, root)
+        mask = _mask(root / _MASKS / str(number // _FOLDER_OF) / name, root)
         if mask is None:
             continue
         if classes is None:
@@ -122,11 +122,7 @@ def painted(masks: Path, root: Path, number: int) -> NDArray[np.uint8]:
         classes[mask] = value
     if classes is None:
         raise Refuse(f"none of its masks is in {_MASKS}/{number // _FOLDER_OF}")
-    return classes
-
-
-def _segmentation(root: Path, number: int) -> dict[str, Any]:
-    return {"segmentation": painted(root / _MASKS, root, number)}
+    return {"segmentation": classes}
 
 
 def _mask(path: Path, root: Path) -> NDArray[np.bool_] | None:

@@ -26,6 +26,7 @@ POINTS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x le
 ALIGNED = "Img/img_align_celeba"
 ATTRIBUTES = "Anno/list_attr_celeba.txt"
 PARTITION = "Eval/list_eval_partition.txt"
+LANDMARKS = "Anno/list_landmarks_align_celeba.txt"
 
 
 def values(true, no="-1", **others):
@@ -79,10 +80,8 @@ def test_release_gives_labels_splits_subjects_and_landmarks(release, take):
         "000001": dict.fromkeys(NAMES, False) | {"Smiling": True, "No_Beard": True},
         "000002": dict.fromkeys(NAMES, False) | {"Male": True, "Young": True},
     }
-    assert found.column("landmarks") == {
-        "000001": [[69, 109], [106, 113], [77, 142], [73, 152], [108, 154]],
-        "000002": None,
-    }
+    points = [[69, 109], [106, 113], [77, 142], [73, 152], [108, 154]]
+    assert found.column("landmarks") == {"000001": points, "000002": None}
     assert all((row["width"], row["height"]) == (178, 218) for row in found.rows)
     assert all(row.get("box") is None for row in found.rows)
 
@@ -178,11 +177,7 @@ def test_wild_pictures_are_cut_to_their_boxes(wild, take):
         (ATTRIBUTES, b"1\n" + " ".join((*NAMES, "Bald")).encode(), "line 2: column Bald is there twice"),
         (ATTRIBUTES, "1\nCafé".encode("latin-1"), "not UTF-8 text"),
         (PARTITION, b"000001.jpg \xff", "not UTF-8 text"),
-        (
-            "Anno/list_landmarks_align_celeba.txt",
-            b"1\nlefteye_x lefteye_y\n",
-            "line 2: columns lefteye_x lefteye_y; exp",
-        ),
+        (LANDMARKS, b"1\nlefteye_x lefteye_y\n", "line 2: columns lefteye_x lefteye_y; exp"),
     ],
 )
 def test_a_wrong_label_file_is_named(release, take, name, content, message):

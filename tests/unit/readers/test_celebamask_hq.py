@@ -82,12 +82,8 @@ def test_splits_labels_poses_and_subjects(tree, take):
     found = take("celebamask-hq", tree, ["ingest.validation_share=0.0", "ingest.test_share=0.0"])
     # counted from 0, orig_idx 162770 and 182637 would put both pictures one split too early
     assert found.column("split") == {"0": "train", "1": "train", "2": "validation", "2000": "test"}
-    assert found.column("subject_id") == {
-        "0": subject_id("celebamask-hq", "77"),
-        "1": None,
-        "2": None,
-        "2000": subject_id("celebamask-hq", "78"),
-    }
+    first, last = (subject_id("celebamask-hq", person) for person in ("77", "78"))
+    assert found.column("subject_id") == {"0": first, "1": None, "2": None, "2000": last}
     angles = [[row.get(name) for name in ("yaw", "pitch", "roll")] for row in found.rows]
     assert angles == [[1.5, -2.5, 3.5], [None] * 3, [None] * 3, [4, 5, 6]]
     assert all(row["attributes"] == dict.fromkeys(NAMES, False) | {"Male": True} for row in found.rows)
