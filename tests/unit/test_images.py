@@ -154,17 +154,14 @@ def test_what_is_no_picture_is_refused_by_its_content(data, reason):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_truncated_pictures_are_refused(form):
-    data = stored(Image.fromarray(noise()), form)
+def test_truncated_and_damaged_pictures_are_refused(form):
+    data = bytearray(stored(Image.fromarray(noise()), form))
     with pytest.raises(BadPicture, match=r"^damaged: \S"):
-        images.opened(data[: len(data) // 2])
-
-
-def test_a_damaged_stream_is_refused():
-    data = bytearray(stored(Image.fromarray(noise()), "PNG"))
+        images.opened(bytes(data[: len(data) // 2]))
     data[len(data) // 2] ^= 0xFF
-    with pytest.raises(BadPicture, match=r"^damaged: \S"):
-        images.opened(bytes(data))
+    if form == "PNG":  # the others have no checksum
+        with pytest.raises(BadPicture, match=r"^damaged: \S"):
+            images.opened(bytes(data))
 
 
 @pytest.mark.parametrize(

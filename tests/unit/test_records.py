@@ -258,13 +258,6 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, face_rows, 
         pass
 
 
-def test_atomic_write_replaces_whole_files(tmp_path):
-    atomic_write(tmp_path / "deep" / "file.json", b"one")
-    atomic_write(tmp_path / "deep" / "file.json", b"two")
-    assert (tmp_path / "deep" / "file.json").read_bytes() == b"two"
-    assert listing(tmp_path / "deep") == ["file.json"]
-
-
 def test_subject_ids_tell_people_and_sources_apart_and_give_no_name_away():
     names = [records.subject_id(*person) for person in (("celeba", "17"), ("utkface", "17"), ("celeba", "18"))]
     assert len(set(names)) == 3
