@@ -154,18 +154,16 @@ def face_row(head: Mapping[str, Any], data: Ingest) -> dict[str, Any]:
     image: bytes = values.pop("image")
     name = digests.of_bytes(image)
     maps = {column: pairs(values[column]) for column in PAIRED if column in values}
-    return (
-        values
-        | maps
-        | {
-            "image_id": name,
-            "original_id": name,
-            "image": {"bytes": image, "path": None},
-            "segmentation": {"bytes": values["segmentation"], "path": None},
-            "subject_id": subject,
-            "split": split_of(subject, data.validation_share, data.test_share),
-            "provenance": [provenance(column, "renderer") for column in _LABELS if values.get(column) is not None],
-            # of the stored bytes, as everywhere else: on the raw pixels up to 4 of its 256 bits differ
-            HASH: images.perceptual_hash(Image.open(BytesIO(image))),
-        }
-    )
+    return {
+        **values,
+        **maps,
+        "image_id": name,
+        "original_id": name,
+        "image": {"bytes": image, "path": None},
+        "segmentation": {"bytes": values["segmentation"], "path": None},
+        "subject_id": subject,
+        "split": split_of(subject, data.validation_share, data.test_share),
+        "provenance": [provenance(column, "renderer") for column in _LABELS if values.get(column) is not None],
+        # of the stored bytes, as everywhere else: on the raw pixels up to 4 of its 256 bits differ
+        HASH: images.perceptual_hash(Image.open(BytesIO(image))),
+    }

@@ -16,8 +16,12 @@ QUARANTINE = "quarantine.parquet"
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
+def _structs(**fields: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.struct(list(fields.items())))
+
+
 def _pairs(value: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.struct([("name", pa.string()), ("value", value)]))
+    return _structs(name=pa.string(), value=value)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ annotation, question making and validation take theirs from this list."""
 
 PAIRED = tuple(label.name for label in LABELS if label.paired)
 
+_ORIGIN = ("field", "origin", "model_digest", "prompt_hash", "time")
+
 FACES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -83,21 +89,7 @@ FACES = pa.schema(
         ("subject_id", pa.string()),
         pa.field("split", pa.string(), nullable=False),
         *((label.name, label.type) for label in LABELS),
-        (
-            "provenance",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("field", pa.string()),
-                        ("origin", pa.string()),
-                        ("model_digest", pa.string()),
-                        ("prompt_hash", pa.string()),
-                        ("time", pa.string()),
-                        ("cost", pa.float64()),
-                    ]
-                )
-            ),
-        ),
+        ("provenance", _structs(**dict.fromkeys(_ORIGIN, pa.string()), cost=pa.float64())),
     ],
     metadata={"schema": "faces/1"},
 )
@@ -112,31 +104,14 @@ CONVERSATIONS = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         ("subject_id", pa.string()),
         ("groups", _pairs(pa.string())),
-        (
-            "messages",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("role", pa.string()),
-                        ("content", pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())]))),
-                    ]
-                )
-            ),
-        ),
+        ("messages", _structs(role=pa.string(), content=_structs(type=pa.string(), text=pa.string()))),
         (
             "turns",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("sample_id", pa.string()),
-                        ("task", pa.string()),
-                        ("form", pa.string()),
-                        ("template", pa.string()),
-                        ("options", pa.list_(pa.string())),
-                        ("answer", pa.string()),
-                        ("follows", pa.bool_()),
-                    ]
-                )
+            _structs(
+                **dict.fromkeys(("sample_id", "task", "form", "template"), pa.string()),
+                options=pa.list_(pa.string()),
+                answer=pa.string(),
+                follows=pa.bool_(),
             ),
         ),
     ],

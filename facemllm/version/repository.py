@@ -172,14 +172,8 @@ class Repository:
     def revision(self, sha: str, new: bool = False) -> Revision:
         """What a commit holds, read from its manifests."""
         faces, conversations = (json.loads(self.show(sha, f"manifests/{table}.json")) for table in TABLES)
-        return Revision(
-            sha=sha,
-            faces=faces["digest"],
-            conversations=conversations["digest"],
-            faces_rows=faces["rows"],
-            conversations_rows=conversations["rows"],
-            new=new,
-        )
+        named, rows = (faces["digest"], conversations["digest"]), (faces["rows"], conversations["rows"])
+        return Revision(sha, *named, *rows, new)
 
     def revisions(self) -> list[str]:
         """All commits, newest first."""

@@ -54,10 +54,7 @@ DISFA_HELD_OUT = {
     "2": "SN006 SN011 SN012 SN013 SN018 SN021 SN024 SN028 SN031",
     "3": "SN001 SN002 SN009 SN010 SN016 SN026 SN027 SN030 SN032",
 }
-_CAMERAS = {
-    "left": ("Videos_LeftCamera", "LeftCamera", "left"),
-    "right": ("Videos_RightCamera", "RightCamera", "right"),
-}
+_CAMERAS = {side.lower(): (f"Videos_{side}Camera", f"{side}Camera", side.lower()) for side in ("Left", "Right")}
 _PERSON = re.compile(r"SN\d{3}")
 _ROW = re.compile(r"\s*(\d{1,9})\s*,\s*([0-5])(?:\.0*)?\s*", re.ASCII)
 
@@ -266,21 +263,9 @@ def only(names: list[str], frame: int) -> str:
     return names[0]
 
 
+_OPTIONS: dict[str, tuple[str, ...]] = {"fold": ("1", "2", "3", "none"), "units": ("benchmark", "all")}
+_DISFA = {"camera": ("left", "right"), "frame_offset": ("-1", "0")}
 READERS = {
-    "bp4d": Reader(
-        read_bp4d,
-        {"fold": ("1", "2", "3", "none"), "units": ("benchmark", "all"), "every": ()},
-        official=("train", "test"),
-    ),
-    "disfa": Reader(
-        read_disfa,
-        {
-            "fold": ("1", "2", "3", "none"),
-            "units": ("benchmark", "all"),
-            "camera": ("left", "right"),
-            "frame_offset": ("-1", "0"),
-            "every": (),
-        },
-        official=("train", "test"),
-    ),
+    "bp4d": Reader(read_bp4d, {**_OPTIONS, "every": ()}, ("train", "test")),
+    "disfa": Reader(read_disfa, {**_OPTIONS, **_DISFA, "every": ()}, ("train", "test")),
 }
