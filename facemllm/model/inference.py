@@ -22,13 +22,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facemllm.model.branches import NO_MAP
 from facemllm.model.face_mllm import VisualTokens
-from facemllm.model.forward import hidden_states, prefix_embeddings, tower_features, visual_tokens, word_logits
+from facemllm.model.forward import (
+    PADDING,
+    TRUNK,
+    Layout,
+    hidden_states,
+    joined,
+    prefix_embeddings,
+    tower_features,
+    visual_tokens,
+    word_logits,
+)
 from facemllm.model.loading import load_model
-from facemllm.model.masks import PADDING, TRUNK, Layout, joined
 from facemllm.model.pixels import ImageLike, MapLike, face_map, face_pixels, normalise
 from facemllm.model.prompts import Frame
-from facemllm.model.segmentation import NO_MAP
 
 Maps = Sequence[MapLike | None] | None
 

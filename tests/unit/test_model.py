@@ -13,10 +13,9 @@ from PIL import Image
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.model import inference
-from facemllm.model.forward import hidden_states, image_tokens, prefix_embeddings, word_logits
+from facemllm.model.forward import PADDING, hidden_states, image_tokens, prefix_embeddings, tree_mask, word_logits
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.loading import load_model
-from facemllm.model.masks import PADDING, tree_mask
 from facemllm.model.parts import load_base
 from facemllm.model.pixels import face_pixels, normalise
 from facemllm.model.saving import save_model

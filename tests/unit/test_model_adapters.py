@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from facemllm import settings
-from facemllm.model.branches import Graph, extend
+from facemllm.model.face_mllm import Graph, extend
 from facemllm.model.loading import load_model
 from facemllm.model.saving import adapter_of, save_model
 from facemllm.model.tiny import build_tiny

@@ -9,13 +9,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 from facemllm import settings
 from facemllm.core import cost
 from facemllm.errors import UserError
-from facemllm.model.branches import Graph, extend
-from facemllm.model.face_mllm import FaceMllmForConditionalGeneration
+from facemllm.model.branches import NO_MAP, NO_WORD, KnowledgeBranch, SegmentationBranch
+from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, extend
 from facemllm.model.forward import image_tokens, tower_features, visual_tokens
-from facemllm.model.knowledge import NO_WORD, KnowledgeBranch
 from facemllm.model.pixels import face_map, without
 from facemllm.model.saving import save_model
-from facemllm.model.segmentation import NO_MAP, SegmentationBranch
 from facemllm.model.tiny import build_tiny
 from facemllm.tasks.characteristics import correlation_matrix
 

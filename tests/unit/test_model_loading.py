@@ -37,7 +37,7 @@ from transformers import (
 
 from facemllm import settings
 from facemllm.errors import UserError
-from facemllm.model.branches import Graph, extend
+from facemllm.model.face_mllm import Graph, extend
 from facemllm.model.forward import image_tokens, tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.loading import load_model

@@ -18,12 +18,11 @@ from facemllm import settings, tasks
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
-from facemllm.validate.checking import run_suite
 from facemllm.validate.conversations import conversations_frame
 from facemllm.validate.faces import _decoded, annotated_frame, raw_frame
 from facemllm.validate.memory import Labels, Originals, Tallies
 from facemllm.validate.run import validate
-from facemllm.validate.suites import Check, annotated_checks, conversations_checks, raw_checks
+from facemllm.validate.suites import Check, annotated_checks, conversations_checks, raw_checks, run_suite
 from facemllm.version import ledger
 from tests.asked import conversation
 from tests.conftest import encode, face

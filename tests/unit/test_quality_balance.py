@@ -10,10 +10,9 @@ import pytest
 from facemllm import settings, tasks
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter
 from facemllm.validate.balance import _chance, _holm, balance_frame, of_manifest, sentence, shares
-from facemllm.validate.checking import run_suite
 from facemllm.validate.memory import Count, Memory, groups_of, mark
 from facemllm.validate.run import validate
-from facemllm.validate.suites import balance_checks
+from facemllm.validate.suites import balance_checks, run_suite
 from tests.asked import conversation
 
 LOSS = 0.05
