@@ -58,14 +58,13 @@ class Findings:
 def page(result: Mapping[str, Any], found: Findings) -> str:
     """The report as one HTML text; `result` is `result.json`."""
     rows = Counter(found.faces["source"])
+    by_table = {name: [o for o in found.outcomes if o.table == name] for name in _TABLES}
     return render(
         "validation.html.jinja",
         result=result,
         titles=_TABLES,
         policy=POLICY,
-        checks=[
-            (title, some) for name, title in _TABLES.items() if (some := [o for o in found.outcomes if o.table == name])
-        ],
+        checks=[(title, some) for name, title in _TABLES.items() if (some := by_table[name])],
         failing=[o for o in found.outcomes if not o.passed and o.unit == "rows" and o.examples],
         meaning=MEANING,
         splits=SPLITS,
