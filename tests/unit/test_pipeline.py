@@ -89,9 +89,7 @@ def check_graph(spec: dict, listed: dict[str, Step]) -> None:
 
 def test_steps_are_named_and_ordered_as_promised(settings: Settings) -> None:
     assert list(steps(settings)) == ORDER
-
-
-def test_what_reads_the_world_is_never_answered_from_kubeflows_cache(settings: Settings) -> None:
+    # what reads the world is never answered from Kubeflow's cache
     uncached = {name for name, step in steps(settings).items() if not step.engine_cache}
     assert uncached == {"ingest", "version", "gate", "register", "deploy", "await_approval", "release"}
 

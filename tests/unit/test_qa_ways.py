@@ -243,27 +243,6 @@ def test_evaluation_asks_what_is_held_out_as_zero_shot_alone(talks):
     assert not [turn for row in trained for turn in row["turns"] if turn["task"] == "zero_shot"]
 
 
-@pytest.mark.parametrize(
-    ("text", "left"),
-    [
-        ("The person has earrings.", None),
-        ("This is a woman. The person has earrings.", "This is a woman."),
-        ("The person has brown hair, earrings, and a hat.", "The person has brown hair, and a hat."),
-        ("The person has brown hair, a hat and earrings.", "The person has brown hair and a hat."),
-        ("The person has earrings and brown hair.", "The person has brown hair."),
-        ("This is a woman, about 35 years old with earrings.", "This is a woman, about 35 years old."),
-        ("This is a woman with earrings, a hat, and bangs.", "This is a woman with a hat, and bangs."),
-        ("A man who has earrings and a goatee. The head is upright.", "A man who has a goatee. The head is upright."),
-        ("This is a man. He is not wearing any earrings. He has brown hair.", "This is a man. He has brown hair."),
-        ("A woman wearing large golden earrings that glitter, with brown hair.", None),
-        ("This is a woman with brown hair.", "This is a woman with brown hair."),
-        (None, None),
-    ],
-)
-def test_a_caption_loses_the_words_for_what_is_held_out_and_nothing_else(text, left):
-    assert HeldOut.of(["Wearing_Earrings"], DEFAULT).caption(text) == left
-
-
 def test_captions_of_the_oracle_lose_no_other_fact():
     held = HeldOut.of(["Wearing_Earrings"], DEFAULT)
     task, lost = tasks.get("caption"), 0
