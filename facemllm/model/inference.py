@@ -245,11 +245,7 @@ class Predictor:
         return Layout(*(np.array(column, np.int64) for column in columns))
 
     def generate(
-        self,
-        image: ImageLike,
-        question: str | Sequence[Mapping[str, Any]],
-        max_new_tokens: int = 96,
-        maps: Maps = None,
+        self, image: ImageLike, question: str | Sequence[Mapping[str, Any]], max_new_tokens: int = 96, maps: Maps = None
     ) -> str:
         """Greedy answer to a question, or to the last user message of a chat about one image; `maps` holds its map."""
         turns = [("user", question)] if isinstance(question, str) else [(m["role"], _text(m)) for m in question]

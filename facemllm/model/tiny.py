@@ -127,11 +127,7 @@ class FaceTower(PreTrainedModel):
             super()._init_weights(module)
 
     def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **_: Any,
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None, **_: Any
     ) -> BaseModelOutputWithPooling:
         """Encode normalised pixels; `hidden_states` holds the one layer that LLaVA selects."""
         x_BCSS = pixel_values.contiguous(memory_format=torch.channels_last)
