@@ -28,9 +28,9 @@ def conversation(row: Mapping[str, Any], asked: Sequence[Task]) -> dict[str, Any
     return dict(found)
 
 
-def with_attributes(rows: Iterable[Mapping[str, Any]], caption: str) -> list[dict[str, Any]]:
+def with_attributes(rows: Iterable[Mapping[str, Any]], caption: str, seed: int = 0) -> list[dict[str, Any]]:
     """Rows of `faces` with drawn answers to all items of `attributes`, and this caption."""
-    rng, made = random.Random(0), []
+    rng, made = random.Random(seed), []
     for row in rows:
         known: dict[str, bool] = {}
         for item in tasks.get("attributes").items:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from facemllm import settings as settings_module
-from facemllm.model.branches import Graph, extend
+from facemllm.model.face_mllm import Graph, extend
 from facemllm.model.prompts import Frame
 from facemllm.model.tiny import build_tiny
 from facemllm.settings import Settings, Stage, Train

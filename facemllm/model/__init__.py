@@ -7,12 +7,7 @@ that `AutoModelForImageTextToText` and `AutoProcessor` load what `save_model` wr
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from facemllm.model.face_mllm import (
-    FaceMllmConfig,
-    FaceMllmForConditionalGeneration,
-    FaceMllmModel,
-    FaceMllmProcessor,
-)
+from facemllm.model.face_mllm import FaceMllmConfig, FaceMllmForConditionalGeneration, FaceMllmModel, FaceMllmProcessor
 from facemllm.model.tiny import FaceTower, FaceTowerConfig
 
 logging.disable_progress_bar()  # loading and saving have bars of their own, several a stage

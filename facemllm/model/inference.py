@@ -22,13 +22,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facemllm.model.branches import NO_MAP
 from facemllm.model.face_mllm import VisualTokens
-from facemllm.model.forward import hidden_states, prefix_embeddings, tower_features, visual_tokens, word_logits
+from facemllm.model.forward import (
+    PADDING,
+    TRUNK,
+    Layout,
+    hidden_states,
+    joined,
+    prefix_embeddings,
+    tower_features,
+    visual_tokens,
+    word_logits,
+)
 from facemllm.model.loading import load_model
-from facemllm.model.masks import PADDING, TRUNK, Layout, joined
 from facemllm.model.pixels import ImageLike, MapLike, face_map, face_pixels, normalise
 from facemllm.model.prompts import Frame
-from facemllm.model.segmentation import NO_MAP
 
 Maps = Sequence[MapLike | None] | None
 
@@ -236,11 +245,7 @@ class Predictor:
         return Layout(*(np.array(column, np.int64) for column in columns))
 
     def generate(
-        self,
-        image: ImageLike,
-        question: str | Sequence[Mapping[str, Any]],
-        max_new_tokens: int = 96,
-        maps: Maps = None,
+        self, image: ImageLike, question: str | Sequence[Mapping[str, Any]], max_new_tokens: int = 96, maps: Maps = None
     ) -> str:
         """Greedy answer to a question, or to the last user message of a chat about one image; `maps` holds its map."""
         turns = [("user", question)] if isinstance(question, str) else [(m["role"], _text(m)) for m in question]

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from facemllm.errors import UserError
-from facemllm.model.segmentation import CLASSES, NO_MAP
+from facemllm.model.branches import CLASSES, NO_MAP
 
 MAX_PIXELS = 4096 * 4096
 

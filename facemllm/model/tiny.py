@@ -35,6 +35,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from facemllm.model.branches import pooled
 from facemllm.settings import Model
 
 GRID = 3
@@ -126,18 +127,11 @@ class FaceTower(PreTrainedModel):
             super()._init_weights(module)
 
     def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **_: Any,
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None, **_: Any
     ) -> BaseModelOutputWithPooling:
         """Encode normalised pixels; `hidden_states` holds the one layer that LLaVA selects."""
         x_BCSS = pixel_values.contiguous(memory_format=torch.channels_last)
-        grid_BDGG = self.stages(F.relu(self.stem(x_BCSS)))
-        parts_BDP = F.adaptive_avg_pool2d(grid_BDGG, GRID).flatten(2)
-        tokens_BDN = torch.cat([grid_BDGG.mean((2, 3)).unsqueeze(2), parts_BDP], dim=2)
-        tokens_BND = self.norm(tokens_BDN.transpose(1, 2))
+        tokens_BND = self.norm(pooled(self.stages(F.relu(self.stem(x_BCSS))), TOKENS))
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens_BND, pooler_output=tokens_BND[:, 0], hidden_states=(tokens_BND,)
         )
@@ -220,7 +214,7 @@ def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], se
         chat_template=CHAT_TEMPLATE,
     )
     vocabulary = tokenizer.get_vocab()
-    ids = {"pad": vocabulary[PAD], "bos": vocabulary[BOS], "eos": vocabulary[EOS]}
+    ids = {"pad_token_id": vocabulary[PAD], "bos_token_id": vocabulary[BOS], "eos_token_id": vocabulary[EOS]}
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -230,9 +224,7 @@ def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], se
         num_key_value_heads=HEADS,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        pad_token_id=ids["pad"],
-        bos_token_id=ids["bos"],
-        eos_token_id=ids["eos"],
+        **ids,
     )
     config = LlavaConfig(
         vision_config=FaceTowerConfig(image_size=side),
@@ -248,7 +240,5 @@ def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], se
         # fan-in sized weights, not transformers' normal(0, 0.02): the tower behind is untrained and needs its gradient
         for linear in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
             linear.reset_parameters()
-    for name in ("pad", "bos", "eos"):
-        setattr(model.generation_config, f"{name}_token_id", ids[name])
-    model.generation_config.do_sample = False
+    model.generation_config.update(**ids, do_sample=False)
     return model, processor

@@ -53,6 +53,10 @@ class _Worded:
     question: Question
     templates: tuple[str, ...]
 
+    def asked(self, index: int, reply: str, answer: str) -> Asked:
+        """The question in one of its wordings, and its true answer."""
+        return Asked(self.question, self.templates[index], self.question.templates[index], reply, answer)
+
 
 def ask(task: Task, item: Item, variant: str, row: Row) -> Asked | None:
     """Ask an item of a row of `faces` in one variant; None when the row does not know, or the item is not asked so."""
@@ -67,10 +71,7 @@ def ask(task: Task, item: Item, variant: str, row: Row) -> Asked | None:
     worded = _worded(task, item, variant)
     if not worded.templates:
         return None
-    index = draw(len(worded.templates), image_id, item.name)
-    return Asked(
-        worded.question, worded.templates[index], worded.question.templates[index], item.reply(row, label), label
-    )
+    return worded.asked(draw(len(worded.templates), image_id, item.name), item.reply(row, label), label)
 
 
 def dialogue(task: Task, row: Row) -> list[Asked]:
@@ -147,13 +148,13 @@ def _question(task: Task, item: Item, variant: str, claim: str | None, turn: Map
 
 
 def _worded(task: Task, item: Item, variant: str) -> _Worded:
-    found: _Worded | None = task.memo.get((item.name, variant))
-    if found is None:
-        assert variant in (NATIVE, UNSEEN), variant
+    assert variant in (NATIVE, UNSEEN), variant
+
+    def make() -> _Worded:
         question = task.question(item.name)
-        question = question if variant == NATIVE else replace(question, templates=item.unseen, variant=UNSEEN)
-        found = task.memo[item.name, variant] = _named(question)
-    return found
+        return _named(question if variant == NATIVE else replace(question, templates=item.unseen, variant=UNSEEN))
+
+    return _once(task, (item.name, variant), make)
 
 
 def _once(task: Task, key: tuple[Any, ...], make: Callable[[], _Worded]) -> _Worded:
@@ -173,7 +174,7 @@ def _put(worded: _Worded, image_id: str, reply: str, answer: str) -> Asked:
     """A question in a wording that is drawn for the variant and the claim, too."""
     question = worded.question
     index = draw(len(worded.templates), image_id, question.item, question.variant, question.claim or "")
-    return Asked(question, worded.templates[index], question.templates[index], reply, answer)
+    return worded.asked(index, reply, answer)
 
 
 def _statement(task: Task, item: Item, image_id: str, label: str) -> Asked | None:
@@ -182,9 +183,8 @@ def _statement(task: Task, item: Item, image_id: str, label: str) -> Asked | Non
     if not others:
         return None
     false, other, index = drawn((2, len(others), len(_STATEMENTS)), image_id, item.name, STATEMENT)
-    worded = _stated(task, item, others[other] if false else label)
     said = "false" if false else "true"
-    return Asked(worded.question, worded.templates[index], worded.question.templates[index], said, said)
+    return _stated(task, item, others[other] if false else label).asked(index, said, said)
 
 
 def _stated(task: Task, item: Item, claim: str | None) -> _Worded:
@@ -240,8 +240,7 @@ def _lettered(task: Task, item: Item, row: Row, label: str | None) -> Asked | No
     values = (*shown, *(() if item.hidden is None else (NOT_VISIBLE,)))
     worded = _with_letters(task, item, values)
     index = draw(len(worded.templates), image_id, item.name)
-    reply = ascii_uppercase[values.index(label)]
-    return Asked(worded.question, worded.templates[index], worded.question.templates[index], reply, label)
+    return worded.asked(index, ascii_uppercase[values.index(label)], label)
 
 
 def _drawn_of(things: Sequence[Any], count: int, *parts: str) -> list[Any]:

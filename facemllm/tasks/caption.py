@@ -108,11 +108,7 @@ TASK = Task(
     items=(
         Open(
             name="caption",
-            templates=(
-                "Describe the face.",
-                "What does this person look like?",
-                "Describe the person in the picture.",
-            ),
+            templates=("Describe the face.", "What does this person look like?", "Describe the person in the picture."),
             labels=_label,
             says=lambda row: str(row["caption"]),
             reads=read,

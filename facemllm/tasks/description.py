@@ -13,7 +13,7 @@ from facemllm.tasks.base import Item, Row, Task
 from facemllm.tasks.caption import facts_text
 from facemllm.tasks.items import Open
 from facemllm.tasks.labels import known
-from facemllm.tasks.language import assertions
+from facemllm.tasks.language import assertions, listed
 
 FEWEST = 3
 """A row with fewer facts is not described."""
@@ -81,7 +81,7 @@ def paragraph(stated: Mapping[str, str]) -> str:
     for sentence, names in _SLOTS:
         words = [_words(_ITEMS[name], stated[name]) for name in names if name in stated]
         if words:
-            sentences.append(sentence.format(" and ".join(filter(None, (", ".join(words[:-1]), words[-1])))))
+            sentences.append(sentence.format(listed(words)))
     return " ".join(sentences)
 
 
@@ -111,10 +111,7 @@ TASK = Task(
     items=(
         Open(
             name="description",
-            templates=(
-                "Describe this face part by part.",
-                "Describe the face in detail, from shape to accessories.",
-            ),
+            templates=("Describe this face part by part.", "Describe the face in detail, from shape to accessories."),
             labels=_label,
             says=lambda row: paragraph(facts(row)),
             reads=read,

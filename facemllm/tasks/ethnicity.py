@@ -18,11 +18,7 @@ SCHEMES: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
         },
     ),
     "utkface": ("UTKFace's five", ("white", "black", "asian", "indian", "others"), {"others": "others|other"}),
-    "raf-db": (
-        "RAF-DB's three",
-        ("caucasian", "african_american", "asian"),
-        {},
-    ),
+    "raf-db": ("RAF-DB's three", ("caucasian", "african_american", "asian"), {}),
     "morph2": ("MORPH's five", ("white", "black", "asian", "hispanic", "other"), {"other": "others|other"}),
 }
 """Source -> how its categories are called, the categories, and patterns where they are more than the name."""

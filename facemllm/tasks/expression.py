@@ -1,6 +1,8 @@
 """Facial expression: the seven that most datasets share. A contempt label gives no question, yet is understood."""
 
-from facemllm.tasks.base import Option, Task
+from collections.abc import Callable, Mapping
+
+from facemllm.tasks.base import Option, Row, Task
 from facemllm.tasks.items import Choice
 from facemllm.tasks.labels import column
 
@@ -15,24 +17,38 @@ WORDS = {
 }
 CONTEMPT = {"contempt": ("contemptuous", "contempt")}
 
-TASK = Task(
-    name="expression",
-    metric="accuracy",
-    unit="",
-    items=(
-        Choice(
-            name="expression",
-            templates=(
-                "What expression does the face show?",
-                "Which emotion is shown?",
-                "How does the person feel?",
-            ),
-            unseen=("Which expression is shown?", "What emotion does the face show?"),
-            options=tuple(Option(value=value, text=words[0]) for value, words in WORDS.items()),
-            source=column("expression"),
-            patterns={**WORDS, **CONTEMPT},
-            claim="the face looks {}",
-        ),
-    ),
-    use="the expression shown; it tells no feeling, mood or intent",
+
+def expression_task(
+    name: str,
+    words: Mapping[str, tuple[str, ...]],
+    templates: tuple[str, ...],
+    unseen: tuple[str, ...],
+    *,
+    understood: Mapping[str, tuple[str, ...]] | None = None,
+    source: Callable[[Row], str | None] | None = None,
+    claim: str = "the face looks {}",
+) -> Task:
+    """A task of one choice: by value the `words` that name it, the first being its text; others are `understood`.
+
+    Unless a `source` says otherwise, the label is the row's expression.
+    """
+    item = Choice(
+        name=name,
+        templates=templates,
+        unseen=unseen,
+        options=tuple(Option(value=value, text=named[0]) for value, named in words.items()),
+        source=source or column("expression"),
+        patterns={**words, **(understood or {})},
+        claim=claim,
+    )
+    use = "the expression shown; it tells no feeling, mood or intent"
+    return Task(name=name, metric="accuracy", unit="", items=(item,), use=use)
+
+
+TASK = expression_task(
+    "expression",
+    WORDS,
+    ("What expression does the face show?", "Which emotion is shown?", "How does the person feel?"),
+    ("Which expression is shown?", "What emotion does the face show?"),
+    understood=CONTEMPT,
 )

@@ -5,8 +5,8 @@ Schwartz, Kirson and O'Connor, "Emotion knowledge", Journal of Personality and S
 spells them is unverified: a label that is none of these names gives no question.
 """
 
-from facemllm.tasks.base import Option, Row, Task
-from facemllm.tasks.items import Choice
+from facemllm.tasks.base import Row
+from facemllm.tasks.expression import expression_task
 
 _LOVE = (
     "adoration affection love fondness liking attraction caring tenderness compassion sentimentality arousal desire "
@@ -40,20 +40,11 @@ def _emo135(row: Row) -> str | None:
     return row.get("expression") if row.get("source") == "emo135" else None
 
 
-TASK = Task(
-    name="expression_135",
-    metric="accuracy",
-    unit="",
-    items=(
-        Choice(
-            name="expression_135",
-            templates=("Which emotion does the face show, in one noun?", "Name the emotion on the face in one word."),
-            unseen=("In one noun, what emotion is it?",),
-            options=tuple(Option(value=name, text=name) for name in NAMES),
-            source=_emo135,
-            patterns={name: (name,) for name in NAMES},
-            claim="the face shows {}",
-        ),
-    ),
-    use="the expression shown; it tells no feeling, mood or intent",
+TASK = expression_task(
+    "expression_135",
+    {name: (name,) for name in NAMES},
+    ("Which emotion does the face show, in one noun?", "Name the emotion on the face in one word."),
+    ("In one noun, what emotion is it?",),
+    source=_emo135,
+    claim="the face shows {}",
 )

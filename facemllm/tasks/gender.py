@@ -11,11 +11,7 @@ TASK = Task(
     items=(
         Choice(
             name="gender",
-            templates=(
-                "Is this a woman or a man?",
-                "Which gender does the face show?",
-                "What is the person's gender?",
-            ),
+            templates=("Is this a woman or a man?", "Which gender does the face show?", "What is the person's gender?"),
             unseen=("Does the face show a woman or a man?", "Which gender is the person?"),
             options=(Option(value="female", text="a woman"), Option(value="male", text="a man")),
             source=column("gender"),

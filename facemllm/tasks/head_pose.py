@@ -23,15 +23,13 @@ def _grid(above: str, below: str, zero: str, limit: int) -> tuple[Option, ...]:
     )
 
 
-def _side(verbs: str, words: str) -> tuple[str, str]:
-    """Patterns "turned 25 degrees to the left" and "turned to the left by 25 degrees"."""
-    return rf"(?:{verbs}) {_DEGREES} {_TO}(?:{words}){_END}", rf"(?:{verbs}) {_TO}(?:{words}) {_DEGREES}"
-
-
 def _sides(verbs: str, above: str, below: str, zero: str) -> tuple[tuple[int, str], ...]:
-    positive = [(1, pattern) for pattern in _side(verbs, above)]
-    negative = [(-1, pattern) for pattern in _side(verbs, below)]
-    return (*positive, *negative, (1, zero))
+    """Patterns "turned 25 degrees to the left" and "turned to the left by 25 degrees", of either side, and of zero."""
+    found = []
+    for sign, words in ((1, above), (-1, below)):
+        found.append((sign, rf"(?:{verbs}) {_DEGREES} {_TO}(?:{words}){_END}"))
+        found.append((sign, rf"(?:{verbs}) {_TO}(?:{words}) {_DEGREES}"))
+    return (*found, (1, zero))
 
 
 def _short(above: str, below: str) -> tuple[tuple[int, str], ...]:

@@ -53,10 +53,7 @@ def _axis(name: str, questions: tuple[str, str], unseen: str, above: str, below:
         options=tuple(Option(value=_value(low), text=text) for low, text in texts.items()),
         source=_bin(name),
         patterns={
-            _value(low): (
-                text,
-                *_patterns(low, *((verb_above, side_above) if low >= 0 else (verb_below, side_below))),
-            )
+            _value(low): (text, *_patterns(low, *((verb_above, side_above) if low >= 0 else (verb_below, side_below))))
             for low, text in texts.items()
         },
         claim="the head is {}",

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from facemllm.tasks.base import Form, Item, Option, Row
 from facemllm.tasks.labels import attribute, number_text
-from facemllm.tasks.language import Mention, bounded, doubtful, mentions, normalise, only
+from facemllm.tasks.language import Mention, bounded, doubtful, listed, mentions, normalise, only
 
 _NOTHING = ""  # key of mentions that name no option, as "beard" alone
 _OTHER = "other"  # key of mentions of something else
@@ -261,7 +261,7 @@ class Several(Item):
     def reply(self, row: Row, label: str) -> str:
         """The things in words: "hair, nose and mouth"."""
         texts = [thing.text for thing in self.things if thing.value in label.split(";")]
-        return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1]))) if texts else NONE
+        return listed(texts) if texts else NONE
 
     def label(self, row: Row) -> str | None:
         """The row's set."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal
@@ -160,6 +160,11 @@ def stance(text: str, start: int, end: int) -> Stance:
     if _DENIED_BEFORE.search(before) or _DENIED_AFTER.search(text[end:]):
         return "denied"
     return "unclear" if _NEGATION_OPEN.search(before) or _OPEN_AFTER.search(text[end:]) else "affirmed"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a list: "hair, nose and mouth"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def only(values: Iterable[str]) -> str | None:

@@ -77,6 +77,20 @@ def _things(*parts: str) -> tuple[Thing, ...]:
     return tuple(Thing(value=part, text=part, patterns=_PATTERNS[part]) for part in parts)
 
 
+def _hidden(part: str, *classes: str) -> Boolean:
+    """Whether one of two sides cannot be seen."""
+    return Boolean(
+        name=f"{part}_hidden",
+        templates=(f"Is an {part} hidden?", f"Can one of the {part}s not be seen?"),
+        unseen=(f"Is one of the {part}s hidden?",),
+        text=f"a hidden {part}",
+        nouns=(f"(?:a |one )?hidden {part}", f"(?:an |one )?{part} is (?:hidden|covered)"),
+        claim="{} is in the picture",
+        denial="{} is not in the picture",
+        source=_one_hidden(*classes),
+    )
+
+
 TASK = Task(
     name="parsing",
     metric="fact_f1",
@@ -106,26 +120,8 @@ TASK = Task(
             source=_which(WORN, True),
             around="wears?|wearing|worn|he|she|they|person|man|woman|visible|seen",
         ),
-        Boolean(
-            name="ear_hidden",
-            templates=("Is an ear hidden?", "Can one of the ears not be seen?"),
-            unseen=("Is one of the ears hidden?",),
-            text="a hidden ear",
-            nouns=("(?:a |one )?hidden ear", "(?:an |one )?ear is (?:hidden|covered)"),
-            claim="{} is in the picture",
-            denial="{} is not in the picture",
-            source=_one_hidden("l_ear", "r_ear"),
-        ),
-        Boolean(
-            name="eyebrow_hidden",
-            templates=("Is an eyebrow hidden?", "Can one of the eyebrows not be seen?"),
-            unseen=("Is one of the eyebrows hidden?",),
-            text="a hidden eyebrow",
-            nouns=("(?:a |one )?hidden eyebrow", "(?:an |one )?eyebrow is (?:hidden|covered)"),
-            claim="{} is in the picture",
-            denial="{} is not in the picture",
-            source=_one_hidden("l_brow", "r_brow"),
-        ),
+        _hidden("ear", "l_ear", "r_ear"),
+        _hidden("eyebrow", "l_brow", "r_brow"),
         Boolean(
             name="neck_visible",
             templates=("Is the neck visible?", "Can the neck be seen?"),

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from facemllm.core import progress
 from facemllm.errors import UserError
+from facemllm.model.branches import NO_MAP
 from facemllm.model.prompts import Frame
-from facemllm.model.segmentation import NO_MAP
 from facemllm.train import augment
 from facemllm.train.data import Corpus, FaceDataset
 from facemllm.train.features import with_features

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from facemllm.model.branches import has_map
 from facemllm.model.forward import tower_features, visual_tokens, word_logits
 from facemllm.model.pixels import normalise
-from facemllm.model.segmentation import has_map
 from facemllm.train import augment
 from facemllm.train.data import Corpus, FaceDataset, Texts
 from facemllm.train.dataloader import Batch

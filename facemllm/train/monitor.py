@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from facemllm.core import cost
 from facemllm.errors import UserError
-from facemllm.model.segmentation import NO_MAP
+from facemllm.model.branches import NO_MAP
 from facemllm.settings import Stage
 from facemllm.tasks.characteristics import UNKNOWN
 from facemllm.train.checkpoint import local_part

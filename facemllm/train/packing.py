@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facemllm.model.masks import as_taken
+from facemllm.model.forward import as_taken
 from facemllm.train.data import Corpus
 
 PADDING = -1

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from facemllm.core import cost, progress
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
-from facemllm.model.branches import Graph, asked, branches_of, extend
-from facemllm.model.face_mllm import FaceMllmForConditionalGeneration
+from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, asked, branches_of, extend
 from facemllm.model.loading import load_model
 from facemllm.model.parts import load_base
 from facemllm.model.prompts import Frame

@@ -84,7 +84,7 @@ def sentence(share: Share, count: Count) -> str:
         "age_band": f"of the faces of age band '{share.value}'",
     }.get(share.group, f"of the faces labelled '{share.value}' ({share.group.replace('_', ' ')})")
     average = 1 - count.rows_after / count.rows_before
-    return f"{FILTERS[share.filter]} dropped {_percent(share.lost)} {named}, {_percent(average)} of all"
+    return f"{FILTERS[share.filter]} dropped {100 * share.lost:.1f} % {named}, {100 * average:.1f} % of all"
 
 
 def balance_frame(found: Sequence[Share], counts: Mapping[str, Count]) -> pd.DataFrame:
@@ -122,10 +122,6 @@ def _holm(chances: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, chances[place] * (len(chances) - rank)))
         corrected[place] = highest
     return corrected
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 @dataclass

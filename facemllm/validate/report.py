@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from facemllm.report.kit import render
 from facemllm.tables import SPLITS
 from facemllm.validate.balance import Reason, Share, sentence
-from facemllm.validate.checking import Outcome
 from facemllm.validate.memory import Count, Tallies
-from facemllm.validate.suites import FILTERS, POLICY
+from facemllm.validate.suites import FILTERS, POLICY, Outcome
 from facemllm.version.ledger import MEANING, USES, Entry
 
 if TYPE_CHECKING:
@@ -59,12 +58,13 @@ class Findings:
 def page(result: Mapping[str, Any], found: Findings) -> str:
     """The report as one HTML text; `result` is `result.json`."""
     rows = Counter(found.faces["source"])
+    by_table = {name: [o for o in found.outcomes if o.table == name] for name in _TABLES}
     return render(
         "validation.html.jinja",
         result=result,
         titles=_TABLES,
         policy=POLICY,
-        checks=[(title, some) for name, title in _TABLES.items() if (some := _of_table(found.outcomes, name))],
+        checks=[(title, some) for name, title in _TABLES.items() if (some := by_table[name])],
         failing=[o for o in found.outcomes if not o.passed and o.unit == "rows" and o.examples],
         meaning=MEANING,
         splits=SPLITS,
@@ -79,10 +79,6 @@ def page(result: Mapping[str, Any], found: Findings) -> str:
         attributes=_attributes(found.tallies),
         questions=_questions(found.tallies),
     )
-
-
-def _of_table(outcomes: Sequence[Outcome], table: str) -> list[Outcome]:
-    return [outcome for outcome in outcomes if outcome.table == table]
 
 
 def sources(names: Sequence[str], ledger: Mapping[str, Entry], rows: Mapping[str, int], refused: Any) -> dict[str, Any]:

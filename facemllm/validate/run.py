@@ -14,12 +14,19 @@ from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, FACES, Table, open_table
 from facemllm.validate.balance import Reason, balance_frame, of_manifest, reasons, shares
-from facemllm.validate.checking import BALANCE, Outcome, run_suite
 from facemllm.validate.conversations import conversations_frame
 from facemllm.validate.faces import annotated_frame, raw_frame
 from facemllm.validate.memory import Count, Labels, Originals, Tallies
 from facemllm.validate.report import Findings, page
-from facemllm.validate.suites import annotated_checks, balance_checks, conversations_checks, raw_checks
+from facemllm.validate.suites import (
+    BALANCE,
+    Outcome,
+    annotated_checks,
+    balance_checks,
+    conversations_checks,
+    raw_checks,
+    run_suite,
+)
 from facemllm.version import ledger
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
 """Relations as data, the graph of characteristics by hand, and losses that are zero exactly when they should be."""
 
-import subprocess
-import sys
 from itertools import product
 from types import SimpleNamespace
 
@@ -26,14 +24,7 @@ from facemllm.train.data import read_turns
 from facemllm.train.penalties import Penalties, audit, bce, enforced
 
 EYEWEAR = ("No_Eyewear", "Eyeglasses", "Sunglasses")
-SIX = [
-    [1, 1, 0, 0],
-    [1, 1, 1, 0],
-    [1, 0, 0, -1],
-    [0, 1, 0, 0],
-    [0, 1, -1, 1],
-    [0, 0, 0, 0],
-]
+SIX = [[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, -1], [0, 1, 0, 0], [0, 1, -1, 1], [0, 0, 0, 0]]
 """Labels of the nodes a, b, c, d on six rows."""
 
 
@@ -100,9 +91,6 @@ def test_a_broken_entry_is_refused_by_file_entry_and_key(tmp_path, text, says):
     assert str(refused.value).startswith(f"{path}: ")
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-def test_a_missing_file_of_relations_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read as relations"):
         load(tmp_path / "none.yaml")
 
@@ -161,16 +149,21 @@ def test_an_attribute_is_one_node_whichever_question_asks_for_it():
     assert rows == [{"Eyeglasses": False}, {"Eyeglasses": True}]
 
 
-def test_what_always_or_never_occurs_gives_no_node_and_none_at_all_is_refused():
-    with pytest.raises(UserError, match=r"^model\.knowledge\.tasks: .* no characteristic of attributes"):
-        told(["attributes"], [("attributes", "Bangs", "yes")], [("attributes", "Bangs", "yes")])
-    with pytest.raises(UserError, match="no characteristic of age, caption"):
-        told(["age", "caption"], [("age", "age", "30")])
-
-
-def test_a_turn_that_the_task_does_not_know_is_refused():
-    with pytest.raises(UserError, match="has no template 'shoes/0'"):
-        told(["attributes"], [("attributes", "shoes", "yes")])
+@pytest.mark.parametrize(
+    ("names", "rows", "complaint"),
+    [
+        (
+            ["attributes"],
+            [[("attributes", "Bangs", "yes")]] * 2,
+            r"^model\.knowledge\.tasks: .* no characteristic of att",
+        ),
+        (["age", "caption"], [[("age", "age", "30")]], "no characteristic of age, caption"),
+        (["attributes"], [[("attributes", "shoes", "yes")]], "has no template 'shoes/0'"),
+    ],
+)
+def test_turns_that_give_no_node_or_that_the_task_does_not_know_are_refused(names, rows, complaint):
+    with pytest.raises(UserError, match=complaint):
+        told(names, *rows)
 
 
 def test_what_a_mirror_changes_gives_no_node():
@@ -409,8 +402,3 @@ def test_the_audit_finds_planted_violations_and_unknown_labels_break_nothing():
     assert enforced(found, 0.4) == relations[:2]
     assert enforced(found, 0.3) == []
     assert enforced(found, 1.0) == relations[:3]  # what was never measured is not enforced
-
-
-def test_relations_and_graph_need_no_torch():
-    code = "import sys, facemllm.tasks.characteristics, facemllm.scoring.consistency; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

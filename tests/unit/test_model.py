@@ -13,10 +13,9 @@ from PIL import Image
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.model import inference
-from facemllm.model.forward import hidden_states, image_tokens, prefix_embeddings, word_logits
+from facemllm.model.forward import PADDING, hidden_states, image_tokens, prefix_embeddings, tree_mask, word_logits
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.loading import load_model
-from facemllm.model.masks import PADDING, tree_mask
 from facemllm.model.parts import load_base
 from facemllm.model.pixels import face_pixels, normalise
 from facemllm.model.saving import save_model
@@ -70,14 +69,7 @@ def test_every_closed_answer_is_one_token():
     assert len(ids_of(tokenizer, "short hairs")) > 1
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a woman, about 35 years old, with short hair and glasses; head turned 25 degrees left.",
-        "is there a zebra-crossing behind her?",
-        "he isn't clean-shaven.",
-    ],
-)
+@pytest.mark.parametrize("text", [TEXTS[0].lower(), "is there a zebra-crossing behind her?", "he isn't clean-shaven."])
 def test_text_reads_back(text):
     tokenizer = build_tokenizer(TEXTS, ANSWERS)
     assert tokenizer.decode(ids_of(tokenizer, text)) == text
@@ -151,25 +143,26 @@ def test_scores_equal_a_plain_forward_pass_per_option(preset, faces):
             assert result.best == int(expected.argmax())
 
 
+def check_same(found, expected, atol=1e-5, *, answers=True):
+    """Scores of faces, each a list by question."""
+    for one, other in zip(chain(*found), chain(*expected), strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=atol)
+        assert not answers or (one.best, one.greedy) == (other.best, other.greedy)
+
+
 def test_a_face_scores_the_same_alone_and_in_a_batch(preset, faces):
     predictor = Predictor(*preset)
     asked = [QUERIES, QUERIES[:1], QUERIES[1:], [*reversed(QUERIES)], []]
-    together = predictor.score(faces, asked)
-    for face, questions, batched in zip(faces, asked, together, strict=True):
-        alone = predictor.score([face], [questions])[0]
-        assert [len(s.probabilities) for s in alone] == [len(q.options) for q in questions]
-        for one, other in zip(alone, batched, strict=True):
-            np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
-            assert (one.best, one.greedy) == (other.best, other.greedy)
+    alone = [predictor.score([face], [questions])[0] for face, questions in zip(faces, asked, strict=True)]
+    assert [[len(s.probabilities) for s in one] for one in alone] == [[len(q.options) for q in some] for some in asked]
+    check_same(predictor.score(faces, asked), alone)
 
 
 def test_a_face_scores_the_same_under_eager_attention(preset, faces):
     before = Predictor(*preset).score(faces, [QUERIES] * len(faces))
     model = deepcopy(preset[0])
     model.set_attn_implementation("eager")
-    after = Predictor(model, preset[1]).score(faces, [QUERIES] * len(faces))
-    for one, other in zip(chain(*before), chain(*after), strict=True):
-        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=2e-5)
+    check_same(Predictor(model, preset[1]).score(faces, [QUERIES] * len(faces)), before, 2e-5, answers=False)
 
 
 @pytest.mark.parametrize("tokens", [1, 20, 10_000])
@@ -178,11 +171,9 @@ def test_a_face_scores_the_same_in_one_pass_or_many(preset, faces, monkeypatch, 
     asked = [QUERIES * 2, QUERIES[:1], [], [*reversed(QUERIES)], QUERIES]
     expected = predictor.score(faces, asked)
     monkeypatch.setattr(inference, "PASS_TOKENS", tokens)
-    for found, scored in zip(predictor.score(faces, asked), expected, strict=True):
-        assert len(found) == len(scored)
-        for one, other in zip(found, scored, strict=True):
-            np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
-            assert (one.best, one.greedy) == (other.best, other.greedy)
+    found = predictor.score(faces, asked)
+    assert [len(one) for one in found] == [len(some) for some in asked]
+    check_same(found, expected)
 
 
 def test_greedy_says_what_generation_writes(preset, faces):
@@ -260,6 +251,10 @@ def test_saved_and_loaded_again_it_computes_the_same(preset, faces, tmp_path):
     names = {p.name for p in (tmp_path / "model").iterdir()}
     assert "model.safetensors" in names
     assert not [n for n in names if n.endswith((".bin", ".pt", ".pkl"))]
+    base = ["model.preset=hub", f"model.base={json.dumps(str(tmp_path / 'model'))}"]  # it serves as one, too
+    again, its_processor = load_base(settings.load("laptop", base).model)
+    assert type(again) is type(model)
+    assert its_processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     before = Predictor(model, processor).score(faces, [QUERIES] * 5)
     assert Predictor.load(tmp_path / "model").score(faces, [QUERIES] * 5) == before
     with pytest.raises(UserError, match="exists already"):
@@ -283,15 +278,6 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(preset, tmp_path):
     preset[0].model.language_model.save_pretrained(text)
     with pytest.raises(UserError, match=r"cannot (load|use)"):
         load_base(settings.load("laptop", ["model.preset=hub", f"model.base={json.dumps(str(text))}"]).model)
-
-
-def test_a_folder_serves_as_hub_base(preset, tmp_path):
-    save_model(*preset, tmp_path / "base")
-    model, processor = load_base(
-        settings.load("laptop", ["model.preset=hub", f"model.base={json.dumps(str(tmp_path / 'base'))}"]).model
-    )
-    assert type(model) is type(preset[0])
-    assert processor.tokenizer.get_vocab() == preset[1].tokenizer.get_vocab()
 
 
 def test_packed_turns_equal_single_turns(preset, faces):

@@ -2,6 +2,7 @@
 
 import filecmp
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from facemllm import settings
-from facemllm.model.branches import Graph, extend
+from facemllm.model.face_mllm import Graph, extend
 from facemllm.model.loading import load_model
 from facemllm.model.saving import adapter_of, save_model
 from facemllm.model.tiny import build_tiny
@@ -43,8 +44,14 @@ def inputs_of(processor, *, maps):
     return processor(images=face, text=text, return_tensors="pt", **more)
 
 
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """`stage(case)`: base and outcome of a stage, as training leaves them; each case is trained once."""
+    return cache(lambda case: trained(tmp_path_factory.mktemp(case), *CASES[case]))
+
+
 def trained(folder, overrides, trains):
-    """Base and outcome of a stage, as training leaves them, with every declared weight moved."""
+    """Base and outcome of a stage, with every declared weight moved."""
     chosen = settings.load("laptop", overrides)
     model, processor = build_tiny(chosen.model, TEXTS, ["yes", "no"], seed=1)
     graph = Graph(("beard", "hair"), ("with a beard", "brown hair"), np.array([[0.8, 0.2], [0.3, 0.7]]))
@@ -71,41 +78,34 @@ def trained(folder, overrides, trains):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_merged_and_as_adapter_it_computes_the_same(case, tmp_path):
+def test_merged_and_as_adapter_it_computes_the_same(case, stage):
     from peft import PeftModel
 
-    overrides, trains = CASES[case]
-    trained(tmp_path, overrides, trains)
-    processor = AutoProcessor.from_pretrained(tmp_path / "stage")
-    inputs = inputs_of(processor, maps=bool(overrides))
-    base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base").eval()
+    folder = stage(case)
+    inputs = inputs_of(AutoProcessor.from_pretrained(folder / "stage"), maps=bool(CASES[case][0]))
+    base = AutoModelForImageTextToText.from_pretrained(folder / "base").eval()
     with torch.no_grad():
         before = base(**inputs).logits
-        merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "stage").eval()(**inputs).logits
-        adapted = PeftModel.from_pretrained(base, tmp_path / "stage" / "adapter").eval()(**inputs).logits
+        merged = AutoModelForImageTextToText.from_pretrained(folder / "stage").eval()(**inputs).logits
+        adapted = PeftModel.from_pretrained(base, folder / "stage" / "adapter").eval()(**inputs).logits
     assert (merged - before).abs().max() > 0.01
     torch.testing.assert_close(adapted, merged, atol=2e-5, rtol=1e-4)
-    names = {p.name for p in (tmp_path / "stage" / "adapter").iterdir()}
+    names = {p.name for p in (folder / "stage" / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= names
     assert not any(name.endswith((".bin", ".pt")) for name in names)
 
 
-def test_equal_adapters_give_equal_bytes(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        trained(tmp_path / name, *CASES["projector"])
-    one, two = (tmp_path / name / "stage" / "adapter" for name in ("one", "two"))
+def test_equal_adapters_give_equal_bytes(stage, tmp_path):
+    one, two = (folder / "stage" / "adapter" for folder in (stage("projector"), trained(tmp_path, *CASES["projector"])))
     same, differing, errors = filecmp.cmpfiles(one, two, [p.name for p in one.iterdir()], shallow=False)
     assert (differing, errors) == ([], [])
     assert len(same) >= 2
 
 
-def test_the_readme_opens_it_merged_and_as_adapter(tmp_path, monkeypatch, capsys):
-    trained(tmp_path, *CASES["branches"])
-    processor = AutoProcessor.from_pretrained(tmp_path / "stage")
-    inputs = inputs_of(processor, maps=False)
-    Image.new("RGB", (60, 60), "gray").save(tmp_path / "face.jpg")
-    monkeypatch.chdir(tmp_path)
+def test_the_readme_opens_it_merged_and_as_adapter(stage, monkeypatch, capsys):
+    monkeypatch.chdir(stage("branches"))
+    inputs = inputs_of(AutoProcessor.from_pretrained("stage"), maps=False)
+    Image.new("RGB", (60, 60), "gray").save("face.jpg")
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)
     merged_code, adapter_code = (block for block in blocks if "from_pretrained(" in block)
     names = {".facemllm/store/DIGEST": "stage", ".facemllm/store/BEFORE": "base"}

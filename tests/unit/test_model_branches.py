@@ -9,13 +9,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 from facemllm import settings
 from facemllm.core import cost
 from facemllm.errors import UserError
-from facemllm.model.branches import Graph, extend
-from facemllm.model.face_mllm import FaceMllmForConditionalGeneration
+from facemllm.model.branches import NO_MAP, NO_WORD, KnowledgeBranch, SegmentationBranch
+from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, extend
 from facemllm.model.forward import image_tokens, tower_features, visual_tokens
-from facemllm.model.knowledge import NO_WORD, KnowledgeBranch
 from facemllm.model.pixels import face_map, without
 from facemllm.model.saving import save_model
-from facemllm.model.segmentation import NO_MAP, SegmentationBranch
 from facemllm.model.tiny import build_tiny
 from facemllm.tasks.characteristics import correlation_matrix
 
@@ -248,27 +246,21 @@ def test_withheld_classes_never_reach_the_branch():
 
 
 @pytest.mark.parametrize(
-    ("drawn", "words"),
+    ("maps", "words"),
     [
-        (np.full((8, 8), 19, np.uint8), "below 19"),
-        (np.zeros((8, 8, 3), np.uint8), "one a pixel"),
-        (np.zeros((8, 8), np.int64), "one a pixel"),
-        (b"no picture", "no readable PNG"),
-        (Image.new("RGB", (8, 8)), "class numbers"),
+        ([np.full((8, 8), 19, np.uint8)], "below 19"),
+        ([np.zeros((8, 8, 3), np.uint8)], "one a pixel"),
+        ([np.zeros((8, 8), np.int64)], "one a pixel"),
+        ([b"no picture"], "no readable PNG"),
+        ([Image.new("RGB", (8, 8))], "class numbers"),
+        ([np.zeros((8, 8), np.uint8)] * 2, "2 segmentation maps for 1 images"),
     ],
 )
-def test_what_is_no_map_is_refused(appended, drawn, words):
+def test_what_is_no_map_or_one_too_many_is_refused(appended, maps, words):
     _, processor = appended
     pictures, _ = faces(1)
     with pytest.raises(UserError, match=words):
-        processor(images=pictures, text=processor.image_token, segmentation=[drawn], return_tensors="pt")
-
-
-def test_a_map_too_many_is_refused(appended):
-    _, processor = appended
-    pictures, maps = faces(2)
-    with pytest.raises(UserError, match="2 segmentation maps for 1 images"):
-        processor(images=pictures[:1], text=processor.image_token, segmentation=maps, return_tensors="pt")
+        processor(images=pictures, text=processor.image_token, segmentation=maps, return_tensors="pt")
 
 
 def small_graph(kind=torch.float64):

@@ -16,10 +16,10 @@ from facemllm.report.kit import plain_markdown, render, table
 from facemllm.scoring.paired import WORSE
 from facemllm.settings import load
 from facemllm.validate.balance import Reason, Share
-from facemllm.validate.checking import Outcome
 from facemllm.validate.memory import Count, Tallies
 from facemllm.validate.report import Findings
 from facemllm.validate.report import page as validation_page
+from facemllm.validate.suites import Outcome
 from facemllm.version.ledger import Entry
 from studies.ablation.report import page as ablation_page
 from tests import evaluation_example as example

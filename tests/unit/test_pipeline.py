@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,6 @@ def outer_source(value: dict) -> str | None:
     return None
 
 
-def conditional(tasks: dict[str, dict], name: str) -> dict:
-    return next(task for task in tasks.values() if task["taskInfo"]["name"] == name)
-
-
 def check_graph(spec: dict, listed: dict[str, Step]) -> None:
     found = tasks(spec)
     assert set(found) == set(listed)
@@ -92,38 +89,37 @@ def check_graph(spec: dict, listed: dict[str, Step]) -> None:
 
 def test_steps_are_named_and_ordered_as_promised(settings: Settings) -> None:
     assert list(steps(settings)) == ORDER
-
-
-def test_what_reads_the_world_is_never_answered_from_kubeflows_cache(settings: Settings) -> None:
+    # what reads the world is never answered from Kubeflow's cache
     uncached = {name for name, step in steps(settings).items() if not step.engine_cache}
     assert uncached == {"ingest", "version", "gate", "register", "deploy", "await_approval", "release"}
 
 
-def test_compiled_graph_is_that_of_the_list(documents: list[dict], settings: Settings) -> None:
+def test_compiled_graph_is_that_of_the_list_with_a_handful_of_parameters(
+    documents: list[dict], settings: Settings
+) -> None:
     check_graph(documents[0], steps(settings))
+    assert set(documents[0]["root"]["inputDefinitions"]["parameters"]) == COMMON
+
+
+def lose_a_step(spec: dict) -> dict:
+    del spec["root"]["dag"]["tasks"]["validate"]
+    return spec
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda text: text.replace("reformat", "rewrite"),
-        lambda text: text.replace("producerTask: annotate", "producerTask: ingest"),
-        lambda text: text.replace("- version", "- validate"),
-        lambda text: text.replace("enableCache: true", "enableCache: false"),
+        lambda spec: yaml.safe_load(yaml.safe_dump(spec).replace("reformat", "rewrite")),
+        lambda spec: yaml.safe_load(yaml.safe_dump(spec).replace("producerTask: annotate", "producerTask: ingest")),
+        lambda spec: yaml.safe_load(yaml.safe_dump(spec).replace("- version", "- validate")),
+        lambda spec: yaml.safe_load(yaml.safe_dump(spec).replace("enableCache: true", "enableCache: false")),
+        lose_a_step,
     ],
-    ids=["renamed", "fed by another", "out of order", "without the cache"],
+    ids=["renamed", "fed by another", "out of order", "without the cache", "lost"],
 )
 def test_a_changed_graph_is_noticed(documents: list[dict], settings: Settings, damage: Any) -> None:
-    changed = yaml.safe_load(damage(yaml.safe_dump(documents[0])))
     with pytest.raises((AssertionError, KeyError)):
-        check_graph(changed, steps(settings))
-
-
-def test_a_lost_step_is_noticed(documents: list[dict], settings: Settings) -> None:
-    changed = yaml.safe_load(yaml.safe_dump(documents[0]))
-    del changed["root"]["dag"]["tasks"]["validate"]
-    with pytest.raises(AssertionError):
-        check_graph(changed, steps(settings))
+        check_graph(damage(deepcopy(documents[0])), steps(settings))
 
 
 def test_a_fourth_stage_is_one_entry(settings: Settings, tmp_path: Path) -> None:
@@ -138,27 +134,28 @@ def test_a_fourth_stage_is_one_entry(settings: Settings, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("overrides", "complaint"),
+    ("override", "complaint"),
     [
-        (["train.stages.instruct.after=nowhere"], "instruct.after: 'nowhere' is none of the stages"),
-        (["train.stages.specialize.after=align"], "specialize goes on from align, as instruct does"),
-        (["train.stages.align.after=specialize"], "go on from one another in a circle"),
+        ("train.stages.instruct.after=nowhere", "instruct.after: 'nowhere' is none of the stages"),
+        ("train.stages.specialize.after=align", "specialize goes on from align, as instruct does"),
+        ("train.stages.align.after=specialize", "go on from one another in a circle"),
+        *((f'train.stages={{"{name}": STAGE}}', "needs a name of its own") for name in ("evaluate", "Polish", "a b")),
     ],
 )
-def test_stages_that_are_no_chain_are_refused(overrides: list[str], complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
-        load("laptop", overrides)
-
-
-@pytest.mark.parametrize("name", ["evaluate", "Polish", "two words"])
-def test_a_stage_has_a_name_of_its_own(settings: Settings, name: str) -> None:
+def test_stages_that_are_no_chain_or_have_no_name_of_their_own_are_refused(
+    settings: Settings, override: str, complaint: str
+) -> None:
     stage = json.dumps(settings.stages()["specialize"].model_dump())
-    with pytest.raises(UserError, match="a stage needs a name of its own"):
-        load("laptop", [f"train.stages={{{json.dumps(name)}: {stage}}}"])
+    with pytest.raises(UserError, match=complaint):
+        load("laptop", [override.replace("STAGE", stage)])
 
 
 def test_conditions_stand_before_registration_and_release(documents: list[dict]) -> None:
     spec = documents[0]
+
+    def conditional(tasks: dict[str, dict], name: str) -> dict:
+        return next(task for task in tasks.values() if task["taskInfo"]["name"] == name)
+
     gated = conditional(spec["root"]["dag"]["tasks"], "gate-passed")
     assert "== 'passed'" in gated["triggerPolicy"]["condition"]
     inner = spec["components"][gated["componentRef"]["name"]]["dag"]["tasks"]
@@ -166,10 +163,6 @@ def test_conditions_stand_before_registration_and_release(documents: list[dict])
     approved = conditional(inner, "approved")
     assert "== 'approved'" in approved["triggerPolicy"]["condition"]
     assert set(spec["components"][approved["componentRef"]["name"]]["dag"]["tasks"]) == {"release"}
-
-
-def test_a_handful_of_pipeline_parameters(documents: list[dict]) -> None:
-    assert set(documents[0]["root"]["inputDefinitions"]["parameters"]) == COMMON
 
 
 def test_resources_are_pinned(documents: list[dict], settings: Settings) -> None:
@@ -194,8 +187,7 @@ def test_specification_is_accepted_by_kfp(settings: Settings, tmp_path: Path) ->
     path = tmp_path / "local.yaml"
     compiler.Compiler().compile(pipeline.build(settings), str(path))
     assert components.load_component_from_file(str(path)).name == "face-mllm"
-    spec = next(yaml.safe_load_all(path.read_text()))
-    parsed = json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+    parsed = json_format.ParseDict(next(yaml.safe_load_all(path.read_text())), pipeline_spec_pb2.PipelineSpec())
     assert parsed.pipeline_info.name == "face-mllm"
 
 
@@ -226,6 +218,9 @@ def test_dvc_yaml_is_made_of_the_list() -> None:
         sources = {producer[dep] for dep in stages[step.name]["deps"] if dep in producer}
         assert sources == {*step.inputs.values(), *step.after}, step.name
         assert step.name in stages[step.name]["params"], step.name
+    needed = [dep for stage in stages.values() for dep in stage["deps"] if not dep.startswith("data/")]
+    assert needed
+    assert [dep for dep in needed if not Path(dep).exists()] == []
 
 
 def test_facemllm_never_imports_kfp() -> None:
@@ -239,19 +234,19 @@ BARE = """
 import sys
 
 sys.modules.update(dict.fromkeys(("ray", "mlflow", "kfp", "kserve", "great_expectations", "dvc")))  # not installed
-import facemllm.model
-import facemllm.train.loop
-import facemllm.train.worker
-import facemllm.train.torchrun
+try:
+    import ray
+except ImportError:
+    import facemllm.model, facemllm.train.loop, facemllm.train.worker, facemllm.train.torchrun
+
+    print("bare")
 """
 
 
 def test_model_and_loop_run_on_a_bare_machine() -> None:
     """They need torch, transformers and peft, not what the workflow around them is made of."""
     done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    done = subprocess.run([sys.executable, "-c", BARE + "import ray"], capture_output=True, text=True, check=False)
-    assert "import of ray halted" in done.stderr
+    assert done.stdout == "bare\n", done.stderr
 
 
 def test_make_run_takes_a_folder_of_pictures(tmp_path: Path) -> None:
@@ -266,10 +261,3 @@ def test_make_run_takes_a_folder_of_pictures(tmp_path: Path) -> None:
     assert words[words.index("--profile") + 1] == "own"
     (source,) = load("own", [words[words.index("--set") + 1]]).ingest.sources
     assert (source.name, source.root) == ("imagefolder", str(folder))
-
-
-def test_what_the_dvc_graph_depends_on_is_there() -> None:
-    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
-    needed = [dep for stage in stages.values() for dep in stage["deps"] if not dep.startswith("data/")]
-    assert needed
-    assert [dep for dep in needed if not Path(dep).exists()] == []

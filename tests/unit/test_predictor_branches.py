@@ -14,11 +14,11 @@ from facemllm.errors import UserError
 from facemllm.evaluate.predict import open_image
 from facemllm.evaluate.run import evaluate
 from facemllm.model import inference
-from facemllm.model.branches import Graph, extend
+from facemllm.model.branches import NO_MAP
+from facemllm.model.face_mllm import Graph, extend
 from facemllm.model.forward import tower_features
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.pixels import face_pixels
-from facemllm.model.segmentation import NO_MAP
 from facemllm.model.tiny import build_tiny
 from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.serve.policy import Limits

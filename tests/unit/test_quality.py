@@ -5,7 +5,6 @@ All broken rows of a table stand together, one row a fault, so that its suite ru
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -19,14 +18,14 @@ from facemllm import settings, tasks
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
-from facemllm.validate.checking import run_suite
 from facemllm.validate.conversations import conversations_frame
 from facemllm.validate.faces import _decoded, annotated_frame, raw_frame
 from facemllm.validate.memory import Labels, Originals, Tallies
 from facemllm.validate.run import validate
-from facemllm.validate.suites import Check, annotated_checks, conversations_checks, raw_checks
+from facemllm.validate.suites import Check, annotated_checks, conversations_checks, raw_checks, run_suite
 from facemllm.version import ledger
 from tests.asked import conversation
+from tests.conftest import encode, face
 
 LIMITS = [
     "validate.min_rows=20",
@@ -44,20 +43,16 @@ def limits():
 
 def sealed(row, data):
     """The row with other image bytes and the id that belongs to them."""
-    return row | {"image": {"bytes": data, "path": None}, "image_id": hashlib.sha256(data).hexdigest()}
+    return row | {"image": {"bytes": data, "path": None}, "image_id": digests.of_bytes(data)}
 
 
 def png(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(pixels, np.uint8)).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": encode(np.asarray(pixels, np.uint8), format="PNG"), "path": None}
 
 
 def recoded(row):
     """The row's picture saved again: other bytes, the same look."""
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(row["image"]["bytes"])).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(Image.open(io.BytesIO(row["image"]["bytes"])))["bytes"]
 
 
 def other_split(row):
@@ -125,15 +120,14 @@ def reply(row, number, text):
     return messages(row, lambda m: m[2 * number + 1]["content"][0].update(text=text))
 
 
+IMAGE = {"type": "image", "text": None}
+YES_NO = {"form": "boolean", "options": ["yes", "no"]}
 MISMATCH = {"answers_match_labels", "replies_say_answers"}
 TALK_FAULTS = {
     0: (lambda r, rows: {"conversation_id": rows[1]["conversation_id"]}, {"conversation_id_unique"}),
     1: (lambda r, rows: {}, {"conversation_id_unique"}),
     2: (
-        lambda r, rows: {
-            "image_id": hashlib.sha256(b"x").hexdigest(),
-            "images": [{"bytes": b"x", "path": None}],
-        },
+        lambda r, rows: {"image_id": digests.of_bytes(b"x"), "images": [{"bytes": b"x", "path": None}]},
         {"image_known"},
     ),
     3: (lambda r, rows: {"split": "dev", "subject_id": None}, {"split_known", "split_matches", "subject_matches"}),
@@ -144,20 +138,14 @@ TALK_FAULTS = {
     8: (lambda r, rows: {"turns": [], "messages": []}, {"turns_match", "image_first"}),
     9: (lambda r, rows: messages(r, swap_roles), {"roles_alternate"}),
     10: (lambda r, rows: messages(r, lambda m: m[0]["content"].pop(0)), {"image_first"}),
-    11: (
-        lambda r, rows: messages(r, lambda m: m[2]["content"].append({"type": "image", "text": None})),
-        {"image_first"},
-    ),
+    11: (lambda r, rows: messages(r, lambda m: m[2]["content"].append(IMAGE)), {"image_first"}),
     12: (lambda r, rows: messages(r, lambda m: m[3]["content"][0].update(text="  ")), {"texts_filled"}),
     13: (lambda r, rows: turn(r, 0, answer=""), {"texts_filled", "answers_match_labels"}),
     14: (lambda r, rows: turn(r, 0, sample_id=rows[15]["turns"][0]["sample_id"]), {"samples_unique"}),
     15: (lambda r, rows: {}, {"samples_unique"}),
     16: (lambda r, rows: turn(r, 1, answer="other"), {"answers_in_options", *MISMATCH}),
     17: (lambda r, rows: turn(r, 1, options=None), {"answers_in_options"}),
-    18: (
-        lambda r, rows: turn(r, 1, form="boolean", options=["yes", "no"], answer="maybe"),
-        {"answers_in_options", *MISMATCH},
-    ),
+    18: (lambda r, rows: turn(r, 1, **YES_NO, answer="maybe"), {"answers_in_options", *MISMATCH}),
     19: (lambda r, rows: {"source": None}, {"source_present", "source_matches"}),
     20: (lambda r, rows: {"split": "test"}, {"split_matches", "subject_in_one_split"}),
     21: (lambda r, rows: {}, {"subject_in_one_split"}),
@@ -191,25 +179,13 @@ def with_faults(rows, faults):
 
 @pytest.fixture(scope="module")
 def sound_rows():
-    """Forty faces whose captions say what their labels say, for fixtures that live longer than a test."""
-    import importlib.util
-    from pathlib import Path
-
-    spec = importlib.util.spec_from_file_location("sound_rows", Path(__file__).parents[1] / "conftest.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return [described(module.face(number)) for number in range(40)]
+    """Forty faces whose captions say what their labels say."""
+    return [described(face(number)) for number in range(40)]
 
 
 def described(row):
     who = {"female": "woman", "male": "man"}[row["gender"]]
     return row | {"caption": f"This is a {who}, {row['age']:.0f} years old."}
-
-
-def talk(row):
-    found = conversation(row, ASKED)
-    assert found is not None
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +209,9 @@ def broken(sound_rows, entries, limits, tmp_path_factory):
     outcomes += run_suite("annotated", annotated_checks(quality, names, with_raw=False), frame)
     labels = Labels()
     annotated_frame(write(folder / "sound", FACES, sound_rows), quality, entries, None, labels, Tallies())
-    talks = write(folder / "talks", CONVERSATIONS, with_faults([talk(row) for row in sound_rows], TALK_FAULTS))
+    talks = write(
+        folder / "talks", CONVERSATIONS, with_faults([conversation(row, ASKED) for row in sound_rows], TALK_FAULTS)
+    )
     frame = conversations_frame(talks, labels, Tallies())
     outcomes += run_suite("conversations", conversations_checks(quality), frame)
     return {(outcome.table, outcome.name): outcome for outcome in outcomes}
@@ -268,15 +246,21 @@ def test_every_check_was_shown_to_fail(broken):
     counted = {"min_rows", "splits_present"}  # about the whole table: the tests below
     assert {key for key in broken if key[1] not in counted} == {(table, check) for table, check, _ in SHOWN}
     assert all(broken[key].passed for key in broken if key[1] in counted)
-
-
-def test_a_failing_row_is_told_in_words(broken):
-    assert "(gender: the caption says female, the label male)" in broken[("annotated", "caption_agrees")].line()
-    assert "(facexbench)" in broken[("annotated", "terms_allow_use")].line()
-    assert "(Bald and Bangs)" in broken[("annotated", "attributes_agree")].line()
-    assert "(caption: )" in broken[("conversations", "answers_match_labels")].line()
     assert broken[("conversations", "answers_match_labels")].severity == "critical"
-    assert "(age age/99)" in broken[("conversations", "questions_known")].line()
+
+
+@pytest.mark.parametrize(
+    ("table", "check", "told"),
+    [
+        ("annotated", "caption_agrees", "(gender: the caption says female, the label male)"),
+        ("annotated", "terms_allow_use", "(facexbench)"),
+        ("annotated", "attributes_agree", "(Bald and Bangs)"),
+        ("conversations", "answers_match_labels", "(caption: )"),
+        ("conversations", "questions_known", "(age age/99)"),
+    ],
+)
+def test_a_failing_row_is_told_in_words(broken, table, check, told):
+    assert told in broken[(table, check)].line()
 
 
 # what annotation does to a sound row, and what must then be found: the failing check and the column it tells
@@ -366,7 +350,7 @@ def tables(sound_rows, tmp_path):
     def make(raw=None, annotated=None, conversations=None):
         raw = [row | {"caption": None} for row in sound_rows] if raw is None else raw
         annotated = sound_rows if annotated is None else annotated
-        conversations = [talk(row) for row in annotated] if conversations is None else conversations
+        conversations = [conversation(row, ASKED) for row in annotated] if conversations is None else conversations
         given = {"faces": (raw, FACES), "annotated": (annotated, FACES), "talks": (conversations, CONVERSATIONS)}
         for name, (rows, schema) in given.items():
             with TableWriter(tmp_path / name, schema) as table:
@@ -415,20 +399,15 @@ def test_a_critical_failure_names_check_table_row_and_report_which_is_kept(table
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotated", "faces", "out", "talks"]
 
 
-def test_a_source_that_the_users_ledger_withdraws_stops_the_workflow(tables, tmp_path):
-    (tmp_path / "ledger.yaml").write_text("render: {status: withdrawn}\n")
+def test_a_small_table_without_a_split_or_of_a_withdrawn_source_is_refused(tables, sound_rows, tmp_path):
+    (tmp_path / "ledger.yaml").write_text("render: {status: withdrawn}\n")  # the user's own
     mine = settings.load("laptop", [*LIMITS, f"ingest.ledger={tmp_path / 'ledger.yaml'}"])
-    with pytest.raises(UserError, match=r"faces: check 'source_known' failed \(the source stands in the ledger"):
-        validate(mine, *tables(), tmp_path / "out")
-
-
-def test_a_small_table_without_a_split_is_refused(tables, sound_rows, limits, tmp_path):
     rows = [row for row in sound_rows if row["split"] != "test"][:12]
-    paths = tables(annotated=rows)
     with pytest.raises(UserError, match=r"annotated: check 'min_rows' failed .*found 12 rows \(and \d+ more\)"):
-        validate(limits, *paths, tmp_path / "out")
+        validate(mine, None, *tables(annotated=rows)[1:], tmp_path / "out")
     critical = json.loads((tmp_path / "out" / "result.json").read_text())["critical"]
     assert "'splits_present' failed (every split has rows); missing: test" in critical[1]
+    assert "check 'source_known' failed (the source stands in the ledger" in critical[2]
 
 
 def test_empty_tables_are_refused_not_crashed_on(tables, limits, tmp_path):

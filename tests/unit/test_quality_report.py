@@ -16,6 +16,7 @@ from facemllm.validate.report import contradictions, sources
 from facemllm.validate.run import validate
 from facemllm.validate.suites import POLICY
 from tests.asked import conversation
+from tests.conftest import face
 from tests.pages import Page
 
 WORDS = {"female": "woman", "male": "man"}
@@ -30,19 +31,7 @@ def written(folder, rows, schema, refused=(), **options):
 
 
 @pytest.fixture(scope="module")
-def face():
-    """The builder of sound rows, for a fixture that lives longer than a test."""
-    import importlib.util
-    from pathlib import Path
-
-    spec = importlib.util.spec_from_file_location("sound_rows", Path(__file__).parents[1] / "conftest.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.face
-
-
-@pytest.fixture(scope="module")
-def report(face, tmp_path_factory):
+def report(tmp_path_factory):
     """The text of a page about tables in which something of everything went wrong, without its marks of style, and the
     page itself."""
     tmp_path, rows = tmp_path_factory.mktemp("report"), []

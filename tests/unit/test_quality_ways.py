@@ -7,9 +7,11 @@ import pytest
 from facemllm import settings, tasks
 from facemllm.reformat.run import reformat
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table
+from facemllm.tasks.asking import VARIANTS
 from facemllm.validate.conversations import conversations_frame
 from facemllm.validate.memory import Labels, Tallies
 from tests.asked import with_attributes
+from tests.conftest import face
 
 ASKED = "caption, attributes, expression, age, gender, head_pose, presence, description, landmarks, parsing"
 TASKS = f"reformat.tasks=[{ASKED}]"
@@ -17,14 +19,16 @@ FORMS = "reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
 CHECKS = ("answers_match_labels", "answers_in_options", "questions_known", "replies_say_answers", "image_known")
 
 
-@pytest.fixture
-def tables(face_rows, faces_table, tmp_path):
-    """A faces table with all labels, some of what is asked hidden, and the conversations about it."""
-    rows = with_attributes(face_rows(), "This is a man with earrings. The person has brown hair.")
+@pytest.fixture(scope="module")
+def in_every_way(tmp_path_factory):
+    """A faces table with all labels, some of what is asked hidden, and the conversations about it in every way."""
+    folder = tmp_path_factory.mktemp("ways")
+    rows = with_attributes(map(face, range(40)), "This is a man with earrings. The person has brown hair.")
+    with TableWriter(folder / "faces", FACES) as table:
+        table.write(rows)
     limits = settings.load("laptop", [TASKS, FORMS, "reformat.held_out=[Wearing_Earrings]"])
-    faces = faces_table(rows)
-    reformat(limits, faces, tmp_path / "talks")
-    return faces, tmp_path / "talks"
+    reformat(limits, folder / "faces", folder / "talks")
+    return folder / "faces", folder / "talks"
 
 
 def checked(faces, talks):
@@ -36,23 +40,17 @@ def checked(faces, talks):
     return conversations_frame(table, labels, Tallies())
 
 
-def test_sound_conversations_pass_in_every_way(tables):
-    frame = checked(*tables)
-    asked = [turn for row in open_table(tables[1]).iterate() for turn in row["turns"]]
-    assert {tasks.question_of(turn).variant for turn in asked} == {
-        "native",
-        "unseen",
-        "statement",
-        "lettered",
-        "dialogue",
-    }
+def test_sound_conversations_pass_in_every_way(in_every_way):
+    frame = checked(*in_every_way)
+    asked = [turn for row in open_table(in_every_way[1]).iterate() for turn in row["turns"]]
+    assert {tasks.question_of(turn).variant for turn in asked} == set(VARIANTS)
     for check in CHECKS:
         assert frame[check].all(), frame[~frame[check]].iloc[0].to_dict()
 
 
-@pytest.mark.parametrize("way", ["native", "unseen", "statement", "lettered", "dialogue"])
-def test_a_wrong_answer_is_found_in_every_way(way, tables, tmp_path):
-    faces, talks = tables
+@pytest.mark.parametrize("way", VARIANTS)
+def test_a_wrong_answer_is_found_in_every_way(way, in_every_way, tmp_path):
+    faces, talks = in_every_way
     table, rows, wrong = open_table(talks, CONVERSATIONS), [], []
     for number, row in enumerate(table.iterate()):
         for place, turn in enumerate(row["turns"]):

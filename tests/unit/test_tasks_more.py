@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from facemllm import tasks
 from facemllm.scoring.summary import CELEBA_TASKS
 from facemllm.tables.schemas import CELEBA, LFWA_ONLY, MAAD_ONLY, SEGMENTATION
 from facemllm.tasks import action_units, expression_135, labels
+from facemllm.tasks.base import fault_of
 from facemllm.tasks.items import Several, Thing
 from tests.unit.test_tasks_asking import ROWS, segmentation
 
@@ -25,36 +27,13 @@ def test_the_lists_of_attributes_are_asked_whole():
     assert {name for name in CELEBA if owners[name] == "presence_of_persons"} == {"Male", "Attractive"}
 
 
-def test_zero_shot_knows_each_attribute_once_and_nothing_of_persons():
+def test_zero_shot_knows_each_attribute_once_and_nothing_of_persons_which_is_sensitive():
     items = tasks.get("zero_shot").items
     assert [item.name for item in items[:4]] == ["Bangs", "Wearing_Hat", "Wearing_Earrings", "Wearing_Lipstick"]
     assert len({item.name for item in items}) == len(items) == 67
     assert not {item.name for item in tasks.get("presence_of_persons").items} & {item.name for item in items}
-
-
-def test_sensitive_tasks_are_marked():
     sensitive = {name for name in tasks.all_names() if tasks.get(name).sensitive}
     assert sensitive == {"gender", "ethnicity", "presence_of_persons"}
-
-
-@pytest.mark.parametrize(
-    ("row", "found"),
-    [
-        ({"age_range": "20-29"}, "20-29"),
-        ({"age_range": "20-29", "age": 70.0}, "20-29"),
-        ({"age_range": "4-19", "age": 12.0}, "10-19"),
-        ({"age_range": "4-19"}, None),
-        ({"age": 2.9}, "0-2"),
-        ({"age": 3.0}, "3-9"),
-        ({"age": 69.99}, "60-69"),
-        ({"age": 70.0}, "70+"),
-        ({"age": -1.0}, None),
-        ({"age": float("nan")}, None),
-        ({}, None),
-    ],
-)
-def test_age_ranges(row, found):
-    assert label("age_range", "age_range", **row) == found
 
 
 def test_ethnicity_is_asked_in_the_categories_of_its_source():
@@ -73,20 +52,39 @@ def test_tasks_and_readers_share_their_vocabularies():
     assert SEGMENTATION[1:] == celebamask_hq.PARTS
     assert {str(n) for n in action_units.BP4D} == set(coded.BP4D_UNITS)
     assert coded.DISFA_UNITS["benchmark"] == action_units.DISFA
+    units = (1, 2, 4, 6, 7, 9, 10, 12, 14, 15, 17, 23, 24, 25, 26)
+    assert [item.name for item in tasks.get("action_units").items] == [f"AU{n}" for n in units]
     assert set(ethnicity.SCHEMES["fairface"][1]) == set(fairface.RACES.values())
     assert ethnicity.SCHEMES["utkface"][1] == ages.UTKFACE_RACES
     assert ethnicity.SCHEMES["raf-db"][1] == raf_db.RACES
     assert set(ethnicity.SCHEMES["morph2"][1]) == set(morph2.RACES.values())
-
-
-def test_expressions_of_the_larger_lists():
-    assert label("expression_8", "expression_8", expression="contempt") == "contempt"
-    assert label("expression_compound", "expression_compound", expression="sadly_angry") == "sadly_angry"
-    assert label("expression_compound", "expression_compound", expression="happiness") is None
     assert len(set(expression_135.NAMES)) == len(expression_135.NAMES) == 135
-    assert label("expression_135", "expression_135", source="emo135", expression="grief") == "grief"
-    assert label("expression_135", "expression_135", source="emo135", expression="moon") is None
-    assert label("expression_135", "expression_135", source="raf-db", expression="fear") is None
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "found"),
+    [
+        ("expression_8", {"expression": "contempt"}, "contempt"),
+        ("expression_compound", {"expression": "sadly_angry"}, "sadly_angry"),
+        ("expression_compound", {"expression": "happiness"}, None),
+        ("expression_135", {"source": "emo135", "expression": "grief"}, "grief"),
+        ("expression_135", {"source": "emo135", "expression": "moon"}, None),
+        ("expression_135", {"source": "raf-db", "expression": "fear"}, None),
+        ("age_range", {"age_range": "20-29"}, "20-29"),
+        ("age_range", {"age_range": "20-29", "age": 70.0}, "20-29"),
+        ("age_range", {"age_range": "4-19", "age": 12.0}, "10-19"),
+        ("age_range", {"age_range": "4-19"}, None),
+        ("age_range", {"age": 2.9}, "0-2"),
+        ("age_range", {"age": 3.0}, "3-9"),
+        ("age_range", {"age": 69.99}, "60-69"),
+        ("age_range", {"age": 70.0}, "70+"),
+        ("age_range", {"age": -1.0}, None),
+        ("age_range", {"age": float("nan")}, None),
+        ("age_range", {}, None),
+    ],
+)
+def test_labels_of_expressions_and_age_ranges(task, row, found):
+    assert label(task, task, **row) == found
 
 
 @pytest.mark.parametrize(
@@ -106,12 +104,6 @@ def test_expressions_of_the_larger_lists():
 def test_action_units_are_there_from_intensity_two(row, present, intensity):
     assert label("action_units", "AU12", **row) == present
     assert label("action_unit_intensity", "AU12_intensity", **row) == intensity
-
-
-def test_action_units_are_those_of_bp4d_and_disfa():
-    assert [item.name for item in tasks.get("action_units").items] == [
-        f"AU{n}" for n in (1, 2, 4, 6, 7, 9, 10, 12, 14, 15, 17, 23, 24, 25, 26)
-    ]
 
 
 @pytest.mark.parametrize(
@@ -199,9 +191,8 @@ def test_a_segmentation_that_is_none_says_nothing(mask):
 
 
 def test_a_part_of_a_few_pixels_is_neither_seen_nor_hidden():
-    assert labels.shown({"hair": 0.0}, ("hair",)) is False
-    assert labels.shown({"hair": 1 / 10_000}, ("hair",)) is None
-    assert labels.shown({"hair": 1 / 1000}, ("hair",)) is True
+    found = [labels.shown({"hair": share}, ("hair",)) for share in (0.0, 1 / 10_000, 1 / 1000)]
+    assert found == [False, None, True]
 
 
 SET = Several(
@@ -238,11 +229,8 @@ def test_sets_are_said_in_words_that_are_read_back():
     assert SET.label({"fruit": ["pear", "apple"]}) == "apple;pear"
     assert SET.label({"fruit": []}) == "none"
     assert SET.label({}) is None
-    assert [SET.reply({}, value) for value in ("apple;pear", "pear", "none")] == [
-        "an apple and a pear",
-        "a pear",
-        "none",
-    ]
+    said = [SET.reply({}, value) for value in ("apple;pear", "pear", "none")]
+    assert said == ["an apple and a pear", "a pear", "none"]
     with pytest.raises(ValueError, match="no options"):
         SET.option_for("apple")
 
@@ -290,30 +278,21 @@ def test_a_mirrored_picture_swaps_the_words_for_its_sides_and_no_others():
             assert mirrored(said) == swapped
 
 
-def _faulty(**changes):
-    from dataclasses import replace
-
-    from facemllm.tasks.base import fault_of
-
-    return fault_of(replace(tasks.get("gender"), **changes))
+GENDER = tasks.get("gender").items[0]
 
 
-def test_a_task_that_cannot_work_is_told_what_is_wrong():
-    from dataclasses import replace
-
-    (item,) = tasks.get("gender").items
-    assert _faulty() is None
-    assert "unknown metric 'acuracy'" in _faulty(metric="acuracy")
-    assert "names that differ" in _faulty(items=(item, item))
-    assert "letters, digits" in _faulty(items=(replace(item, name="a/b:c"),))
-    assert "needs wordings" in _faulty(items=(replace(item, templates=()),))
-    assert "unseen ones that are not among them" in _faulty(items=(replace(item, unseen=item.templates[:1]),))
-    assert "the same value" in _faulty(items=(replace(item, options=item.options * 2),))
-    assert "needs options" in _faulty(items=(replace(item, options=item.options[:1]),))
-
-
-def test_impossible_numbers_are_no_labels():
-    assert tasks.get("age").label({"age": 999.0}, "age") is None
-    assert tasks.get("age").label({"age": -1.0}, "age") is None
-    assert tasks.get("head_pose").label({"yaw": 120.0}, "yaw") is None
-    assert tasks.get("head_pose").label({"yaw": 80.0}, "yaw") == "80"
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"metric": "acuracy"}, "unknown metric 'acuracy'"),
+        ({"items": (GENDER, GENDER)}, "names that differ"),
+        ({"items": (replace(GENDER, name="a/b:c"),)}, "letters, digits"),
+        ({"items": (replace(GENDER, templates=()),)}, "needs wordings"),
+        ({"items": (replace(GENDER, unseen=GENDER.templates[:1]),)}, "unseen ones that are not among them"),
+        ({"items": (replace(GENDER, options=GENDER.options * 2),)}, "the same value"),
+        ({"items": (replace(GENDER, options=GENDER.options[:1]),)}, "needs options"),
+    ],
+)
+def test_a_task_that_cannot_work_is_told_what_is_wrong(changes, fault):
+    assert fault_of(tasks.get("gender")) is None
+    assert fault in fault_of(replace(tasks.get("gender"), **changes))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from facemllm import settings
-from facemllm.model.segmentation import NO_MAP
+from facemllm.model.branches import NO_MAP
 from facemllm.model.tiny import build_tiny
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tables.schemas import SEGMENTATION

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from facemllm.errors import UserError
+from facemllm.model.branches import NO_MAP
 from facemllm.model.forward import image_tokens
 from facemllm.model.pixels import normalise
-from facemllm.model.segmentation import NO_MAP
 from facemllm.train import augment
 from facemllm.train import loss as loss_module
 from facemllm.train.loss import token_losses

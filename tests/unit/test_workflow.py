@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
 
+import commands
+import pipeline
+from facemllm.cli import main as cli
 from facemllm.core import digests, progress
 from facemllm.core.step import Context, Outcome, Step
 from facemllm.errors import UserError
@@ -55,11 +63,14 @@ def test_a_step_is_recalled_until_something_it_depends_on_changes(settings: Sett
     assert len(counted) == 2
 
 
-def test_a_lost_result_is_made_again(settings: Settings, counted: list[str]) -> None:
+@pytest.mark.parametrize("lost", ["result", "half of the record"])
+def test_what_is_lost_is_made_again(settings: Settings, counted: list[str], lost: str) -> None:
     digest = workflow.execute("ingest", settings)
-    path = settings.home / "store" / digest
-    (path / "data.txt").unlink()
-    path.rmdir()
+    if lost == "result":
+        shutil.rmtree(settings.home / "store" / digest)
+    else:
+        record = next((settings.home / "keys").glob("*.json"))
+        record.write_text(record.read_text()[:20])
     assert workflow.execute("ingest", settings) == digest
     assert len(counted) == 2
 
@@ -105,16 +116,22 @@ def test_a_model_whose_bytes_changed_is_refused(settings: Settings) -> None:
         model_dir(settings, version)
 
 
+def view_of(path: Path, *lines: dict[str, Any], rest: str = "") -> runs.RunView:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + rest)
+    view = runs.RunView.of(load(), path)
+    view.refresh()
+    return view
+
+
 def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path) -> None:
-    events = tmp_path / "events.jsonl"
-    lines = [
+    view = view_of(
+        tmp_path / "events.jsonl",
         {"time": 1.0, "step": "deploy", "state": "running"},
         {"time": 1.5, "step": "deploy", "progress": 1, "total": 2, "note": "half"},
         {"time": 2.0, "step": "deploy", "state": "done", "seconds": 1.0, "digest": "d", "figure": "url"},
-    ]
-    events.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"half a li')
-    view = runs.RunView.of(load(), events)
-    assert list(view.refresh()) == ["deploy"]
+        rest='{"half a li',
+    )
+    assert [name for name, step in view.steps.items() if step.state == "done"] == ["deploy"]
     view.settle({"ingest": {"seconds": 3.0, "digest": "i", "figure": "4 faces"}})
     assert view.steps["ingest"].state == "cached"
     assert view.steps["release"].state == "skipped"
@@ -124,12 +141,9 @@ def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path) -
 def test_the_live_table_shows_what_a_step_says_to_the_letter(tmp_path: Path) -> None:
     from rich.console import Console
 
-    events = tmp_path / "events.jsonl"
-    events.write_text(json.dumps({"time": 1.0, "step": "gate", "state": "failed", "message": "see [/tmp/x]"}) + "\n")
-    view = runs.RunView.of(load(), events)
-    view.refresh()
+    failed = {"time": 1.0, "step": "gate", "state": "failed", "message": "see [/tmp/x]"}
     out = io.StringIO()
-    Console(width=100, file=out).print(runs.steps_table(view, 0.0))
+    Console(width=100, file=out).print(runs.steps_table(view_of(tmp_path / "events.jsonl", failed), 0.0))
     assert "see [/tmp/x]" in out.getvalue()
 
 
@@ -144,13 +158,10 @@ def test_one_run_at_a_time(settings: Settings) -> None:
         pass
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden"])
-def test_run_names_stay_inside_the_folder(settings: Settings, name: str) -> None:
-    with pytest.raises(UserError, match="plain name"):
-        runs.run_folder(settings, name)
-
-
-def test_output_folder_that_cannot_be_made(settings: Settings) -> None:
+def test_a_run_folder_stands_inside_of_one_that_can_be_made(settings: Settings) -> None:
+    for name in ("", "../x", "a/b", ".hidden"):
+        with pytest.raises(UserError, match="plain name"):
+            runs.run_folder(settings, name)
     settings.runs.parent.mkdir(parents=True, exist_ok=True)
     settings.runs.write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"storage\.runs"):
@@ -184,40 +195,44 @@ def test_code_of_other_rooms_does_not() -> None:
     assert not any(p.is_relative_to(digests.PACKAGE / "serve") for p in files)
 
 
-def test_a_record_cut_short_is_made_again(settings: Settings, counted: list[str]) -> None:
-    workflow.execute("ingest", settings)
-    record = next((settings.home / "keys").glob("*.json"))
-    record.write_text(record.read_text()[:20])
-    workflow.execute("ingest", settings)
-    assert len(counted) == 2
+WRONG = [
+    ("pipeline.py run --set train.worker=2", 1, "did you mean 'workers'?"),
+    ("-m facemllm services up production", 1, "pipeline.py release"),
+    ("pipeline.py run --set train.workers=two", 1, "train.workers"),
+    ("pipeline.py run --profile nowhere", 1, "no profile 'nowhere'"),
+    ("pipeline.py run --profile ../params", 1, "plain name"),
+    ("pipeline.py run --set storage.home=/proc/nowhere", 1, "cannot write"),
+    ("pipeline.py compile /nowhere/at/all.yaml", 1, "cannot write"),
+    ("pipeline.py compile spec.txt", 1, ".yaml"),
+    ("pipeline.py fly", 2, "No such command"),
+    ("pipeline.py submit --endpoint http://127.0.0.1:9", 1, "no Kubeflow Pipelines API answers"),
+    ("-m facemllm train polish", 1, "no stage 'polish'"),
+    ("-m facemllm reformat /nowhere /tmp/never-made", 1, "is not a table"),
+    ("-m facemllm evaluate /nowhere /nowhere /tmp/never-made", 1, "is not a model directory"),
+]
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60, check=False)
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "told"),
-    [
-        (("pipeline.py", "run", "--set", "train.worker=2"), 1, "did you mean 'workers'?"),
-        (("pipeline.py", "run", "--set", "train.workers=two"), 1, "train.workers"),
-        (("pipeline.py", "run", "--profile", "nowhere"), 1, "no profile 'nowhere'"),
-        (("pipeline.py", "run", "--profile", "../params"), 1, "plain name"),
-        (("pipeline.py", "run", "--set", "storage.home=/proc/nowhere"), 1, "cannot write"),
-        (("-m", "facemllm", "services", "up", "production"), 1, "pipeline.py release"),
-        (("pipeline.py", "compile", "/nowhere/at/all.yaml"), 1, "cannot write"),
-        (("pipeline.py", "compile", "spec.txt"), 1, ".yaml"),
-        (("pipeline.py", "fly"), 2, "No such command"),
-        (("pipeline.py", "submit", "--endpoint", "http://127.0.0.1:9"), 1, "no Kubeflow Pipelines API answers"),
-        (("-m", "facemllm", "train", "polish"), 1, "no stage 'polish'"),
-        (("-m", "facemllm", "reformat", "/nowhere", "/tmp/never-made"), 1, "is not a table"),
-        (("-m", "facemllm", "evaluate", "/nowhere", "/nowhere", "/tmp/never-made"), 1, "is not a model directory"),
-    ],
-)
-def test_command_lines_end_with_one_clear_line(words: tuple[str, ...], code: int, told: str) -> None:
-    done = command(*words)
-    assert done.returncode == code, done.stderr
-    assert told in done.stderr
-    assert "Traceback" not in done.stderr
+def check_end(code: int, stderr: str, expected: int, says: str) -> None:
+    assert code == expected, stderr
+    assert says in stderr
+    assert "Traceback" not in stderr
     if code == 1:
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert len(stderr.strip().splitlines()) == 1, stderr
+
+
+@pytest.mark.parametrize(("words", "code", "says"), WRONG[:2])
+def test_a_process_ends_with_one_clear_line(words: str, code: int, says: str) -> None:
+    done = subprocess.run([sys.executable, *words.split()], capture_output=True, text=True, timeout=60, check=False)
+    check_end(done.returncode, done.stderr, code, says)
+
+
+@pytest.mark.parametrize(("words", "code", "says"), WRONG[2:])
+def test_command_lines_end_with_one_clear_line(
+    words: str, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, *arguments = words.removeprefix("-m ").split()
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # a run takes over the signals of its process
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
+        commands.main(pipeline.build) if program == "pipeline.py" else cli.main()
+    check_end(int(str(ended.value.code)), capsys.readouterr().err, code, says)
