@@ -12,11 +12,10 @@ from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.reformat.run import reformat
 from facemllm.tables import pairs
-from studies.ablation import plan, running
-from studies.ablation.ablate import ablate, cells, groups, numbers
-from studies.ablation.comparing import BETTER, SAME, WORSE, together
-from studies.ablation.plan import Ablation, Variant, ablation, shipped
-from studies.ablation.report import drawn, page, words
+from studies.ablation import ablate as ablating
+from studies.ablation import running
+from studies.ablation.ablate import Ablation, Variant, ablate, ablation, cells, groups, numbers, shipped
+from studies.ablation.report import BETTER, SAME, WORSE, drawn, page, together, words
 
 PROJECT = Path(__file__).parents[2]
 TINY = ["model.image_size=32", "evaluate.split=test", "train.precision=fp32"] + [
@@ -254,7 +253,7 @@ def test_a_killed_ablation_goes_on_and_shares_what_is_alike(conversations, tmp_p
     loaded = settings.load("laptop")
     gentle = Variant(says="gentle", set=[*ablation().variants["base"].set, *GENTLE["set"]])
     chosen = ablation().model_copy(update={"variants": {**ablation().variants, "gentle": gentle}})
-    monkeypatch.setattr(plan, "ablation", lambda: chosen)
+    monkeypatch.setattr(ablating, "ablation", lambda: chosen)
     trained = []
     train = running._trained
 

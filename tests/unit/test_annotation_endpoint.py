@@ -19,10 +19,9 @@ from facemllm import settings
 from facemllm.annotate import prompt
 from facemllm.annotate.annotator import Annotation
 from facemllm.annotate.describer import endpoint
-from facemllm.asking.budget import Account
 from facemllm.asking.completions import is_loopback
 from facemllm.asking.requests import JobStopped, RowRefused, reduced
-from facemllm.asking.store import Replies, purge
+from facemllm.asking.store import Account, Replies, purge
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.tables import FACES

@@ -9,9 +9,8 @@ from contextlib import closing
 
 import pytest
 
-from facemllm.asking.budget import Account, Counters, Reserved, Wait, most_tokens
 from facemllm.asking.requests import Reply, Request
-from facemllm.asking.store import Replies, price, purge
+from facemllm.asking.store import Account, Counters, Replies, Reserved, Wait, most_tokens, price, purge
 
 ANNA, BERT = "a" * 64, "b" * 64
 KEY, OTHER = "1" * 64, "2" * 64
@@ -114,7 +113,7 @@ def test_what_tokens_cost():
 HOLD = """
 import sys
 from pathlib import Path
-from facemllm.asking.budget import Account
+from facemllm.asking.store import Account
 from facemllm.asking.requests import Request
 from facemllm.asking.store import Replies
 asked = Request(image_id=sys.argv[2], key=sys.argv[3], prompt_hash="p", messages=[], picture=b"")
@@ -148,7 +147,7 @@ def test_what_was_answered_meanwhile_is_not_reserved_again(account, store):
 SPEND = """
 import sys
 from pathlib import Path
-from facemllm.asking.budget import Account, Reserved
+from facemllm.asking.store import Account, Reserved
 from facemllm.asking.requests import Request
 from facemllm.asking.requests import Reply
 from facemllm.asking.store import Replies
