@@ -94,10 +94,6 @@ def test_captions_vary_in_order_and_wording():
 def test_captions_depend_on_the_row_alone():
     row = LABELLED[0]
     assert caption(row) == caption(dict(row)) == Oracle().annotate([LABELLED[1], row])[1].caption
-    assert caption(row) == (
-        "The person has white hair, a goatee, hazel eyes, and medium hair. The person looks surprised."
-        " The person is about 50 years old and a woman. The head is upright, turned 20 degrees right, and level."
-    )
     assert len({caption(row | {"image_id": str(n)}) for n in range(20)}) > 10
 
 
@@ -121,36 +117,24 @@ def test_pieces_cover_every_row_group_once_and_in_order(faces_table, face_rows):
     assert job._pieces(whole, 1) == [(path, (n,)) for n in range(5)]
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_a_row_that_fails_is_told_apart_from_its_batch(faces_table, batch_size):
+def test_a_row_that_fails_is_told_apart_from_its_batch_and_only_what_is_read_is_loaded(faces_table):
     table = open_table(faces_table(), FACES)
     (piece,) = job._pieces(table, 1000)
-    replies = job._annotate(Fake(), piece, batch_size).to_pylist()
-    assert [r["image_id"] for r in replies] == [row["image_id"] for row in table.iterate(["image_id"])]
-    refused = {number: r["reason"] for number, r in enumerate(replies) if r["reply"] is None}
-    assert refused == {5: "RuntimeError: no reply"}
-
-
-def test_only_what_the_annotator_reads_is_loaded(faces_table):
-    (piece,) = job._pieces(open_table(faces_table(), FACES), 1000)
-    reply = job._annotate(Fake(), piece, 10).to_pylist()[0]["reply"]
-    assert "['age', 'image_id']" in reply
+    for batch_size in (1, 7, 1000):
+        replies = job._annotate(Fake(), piece, batch_size).to_pylist()
+        assert [r["image_id"] for r in replies] == [row["image_id"] for row in table.iterate(["image_id"])]
+        refused = {number: r["reason"] for number, r in enumerate(replies) if r["reply"] is None}
+        assert refused == {5: "RuntimeError: no reply"}
+        assert "['age', 'image_id']" in replies[0]["reply"]
     reply = job._annotate(Fake(needs_image=True), piece, 10).to_pylist()[0]["reply"]
     assert "['age', 'image', 'image_id']" in reply
 
 
-@pytest.mark.parametrize(
-    "annotation",
-    [
-        Annotation(caption=" "),
-        Annotation(labels={"name": "who"}),
-        Annotation(labels={"age": "old"}),
-        Annotation(labels={"attributes": {"Bald": "yes"}}),
-    ],
-)
-def test_annotations_that_do_not_fit_the_table_are_refused(annotation):
-    with pytest.raises((ValueError, TypeError)):
-        checked(annotation)
+def test_annotations_that_do_not_fit_the_table_are_refused():
+    labels = ({"name": "who"}, {"age": "old"}, {"attributes": {"Bald": "yes"}})
+    for annotation in (Annotation(caption=" "), *(Annotation(labels=one) for one in labels)):
+        with pytest.raises((ValueError, TypeError)):
+            checked(annotation)
 
 
 def test_an_annotator_fills_gaps_and_never_overwrites_a_source(face_rows):

@@ -92,3 +92,24 @@ def test_how_workers_end_is_said_in_one_line():
     assert "memory was full; lower train.workers" in launch._in_words(OutOfMemoryError("Task was killed"))
     assert "more often than train.max_failures allows" in launch._in_words(ActorDiedError())
     assert launch._in_words(ValueError("first\nthe last line")) == "the last line"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("no training stage 'polish'"), "error: no training stage 'polish'"),
+        (FloatingPointError("the loss is nan"), "error: the loss is nan"),
+        (PermissionError(13, "Permission denied", "/kept"), "error: Permission denied /kept; check the place and your"),
+        (KeyboardInterrupt(), "error: interrupted; run the same command again to go on"),
+    ],
+)
+def test_training_without_ray_ends_with_one_line(error, said, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(torchrun, "train", fail)
+    assert torchrun.main(["align", "table", "out"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(said)
+    assert captured.err.count("\n") == 1
