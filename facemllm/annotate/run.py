@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.annotate import cost
-from facemllm.annotate.annotator import FILLED, Annotation, Annotator, Chained
+from facemllm.annotate.annotator import FILLED, Annotation, Annotator, Chained, Oracle
 from facemllm.annotate.describer import Describer, endpoint, local
 from facemllm.annotate.experts import Experts
 from facemllm.annotate.job import answers
-from facemllm.annotate.oracle import Oracle
 from facemllm.asking.local import digest_of, folder_of
 from facemllm.asking.requests import JobStopped
 from facemllm.core import progress

@@ -10,8 +10,7 @@ import pytest
 
 from facemllm import tasks
 from facemllm.annotate import job
-from facemllm.annotate.annotator import Annotation, checked
-from facemllm.annotate.oracle import WORDING, Oracle, caption
+from facemllm.annotate.annotator import WORDING, Annotation, Oracle, caption, checked
 from facemllm.annotate.run import annotate, joined
 from facemllm.core import digests
 from facemllm.errors import UserError

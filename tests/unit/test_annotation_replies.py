@@ -8,7 +8,7 @@ import math
 import pytest
 
 from facemllm.annotate import prompt
-from facemllm.annotate.oracle import caption
+from facemllm.annotate.annotator import caption
 from facemllm.core import digests
 from facemllm.tables import pairs
 from facemllm.tasks.caption import disagreements, label_disagreements

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from facemllm import settings, tasks
-from facemllm.annotate.oracle import caption
+from facemllm.annotate.annotator import caption
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.reformat.questions import Plan, rows_of

@@ -10,8 +10,8 @@ from facemllm.errors import UserError
 from facemllm.model.forward import image_tokens
 from facemllm.model.pixels import normalise
 from facemllm.model.segmentation import NO_MAP
-from facemllm.train import augment
 from facemllm.train import loss as loss_module
+from facemllm.train.dataloader import apply_to_maps
 from facemllm.train.loss import token_losses
 from facemllm.train.packing import PADDING, PREFIX, fitted, pack, row_mask, row_states, tightest
 from tests.training_example import assert_same_gradients, stage, trains
@@ -239,7 +239,7 @@ def test_maps_move_with_the_face(full_toy):
     seen = []
     model.model.segmentation.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     full_toy.gradients(model, plan, [batch])
-    assert torch.equal(seen[0], augment.apply_to_maps(batch.maps_BSS, batch.changes))
+    assert torch.equal(seen[0], apply_to_maps(batch.maps_BSS, batch.changes))
     assert not torch.equal(seen[0], batch.maps_BSS)
 
 

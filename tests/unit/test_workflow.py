@@ -162,7 +162,7 @@ def test_output_folder_that_cannot_be_made(settings: Settings) -> None:
     [
         ("ingest", "heads/raster.py"),
         ("ingest", "heads/assets/head.npz"),
-        ("annotate", "annotate/oracle.py"),
+        ("annotate", "annotate/annotator.py"),
         ("reformat", "reformat/run.py"),
         ("validate", "validate/suites.py"),
         ("version", "version/repository.py"),
