@@ -146,11 +146,7 @@ class _Tally:
 
     def as_json(self) -> dict[str, dict[str, int]]:
         """The counts by item and by source, in name order, zeros left out."""
-        counts = {
-            "contradictions": self.texts,
-            "label_contradictions": self.labels,
-            "ledger_refused": self.refused,
-        }
+        counts = {"contradictions": self.texts, "label_contradictions": self.labels, "ledger_refused": self.refused}
         return {name: {key: count[key] for key in sorted(count) if count[key]} for name, count in counts.items()}
 
 

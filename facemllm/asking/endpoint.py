@@ -23,15 +23,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from facemllm.asking.completions import (
-    Again,
-    Answered,
-    Broken,
-    Completions,
-    Declined,
-    is_loopback,
-    key_of,
-)
+from facemllm.asking.completions import Again, Answered, Broken, Completions, Declined, is_loopback, key_of
 from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Reply, Request, RowRefused
 from facemllm.asking.store import Account, Replies, Reserved, most_tokens, price
 from facemllm.errors import UserError, one_line

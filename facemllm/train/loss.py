@@ -140,10 +140,7 @@ class StepLoss:
             return []
         missed, _ = bce(scores_BA, batch.labels_BA)
         broken = self.penalties(scores_BA.sigmoid()).sum() / batch.images
-        return [
-            self.knowledge.bce_weight * missed / batch.known_labels,
-            self.knowledge.logic_weight * broken,
-        ]
+        return [self.knowledge.bce_weight * missed / batch.known_labels, self.knowledge.logic_weight * broken]
 
 
 def token_losses(model: Any, states_KD: Tensor, target_K: Tensor) -> Tensor:

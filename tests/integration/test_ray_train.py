@@ -189,11 +189,7 @@ def test_an_elastic_run_with_checkpoints_on_s3_survives_a_kill(
 
 def test_more_gpus_than_there_are_is_refused_at_once(conversations_table: Callable[..., Path], tmp_path: Path):
     driver = drive(
-        conversations_table(),
-        tmp_path,
-        "train.use_gpu=true",
-        "train.workers=64",
-        "train.stages.align.batch_images=64",
+        conversations_table(), tmp_path, "train.use_gpu=true", "train.workers=64", "train.stages.align.batch_images=64"
     )
     try:
         driver.communicate(timeout=120)

@@ -73,7 +73,7 @@ def test_rows_are_described_and_every_field_says_by_whom(configured, faces_table
         assert (row["caption"], row["age"], row["expression"]) == ("A woman, about 30 years old.", 30.0, "happiness")
         entries = {entry["field"]: entry for entry in row["provenance"]}
         assert {name for name, entry in entries.items() if entry["origin"] == "annotator"} == {
-            *("age", "attributes", "caption", "expression"),
+            *("age", "attributes", "caption", "expression")
         }
         assert entries["gender"]["origin"] == "renderer"
         assert {entries[name]["model_digest"] for name in ("age", "caption")} == {model.model_digest}
