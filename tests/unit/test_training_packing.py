@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,9 +52,7 @@ def test_turns_are_drawn_by_weight_without_repeats(toy):
 
 def followed(toy):
     """The corpus with the third turn of every face depending on the second."""
-    follows = toy.corpus.follows.copy()
-    follows[2::4] = True
-    return type(toy.corpus)(**{**vars(toy.corpus), "follows": follows})
+    return replace(toy.corpus, follows=np.arange(len(toy.corpus.follows)) % 4 == 2)
 
 
 def test_a_turn_that_follows_stays_with_the_turn_before(toy):
@@ -66,9 +66,8 @@ def test_a_turn_that_follows_stays_with_the_turn_before(toy):
 
 
 def test_what_follows_is_left_out_from_the_first_turn_of_another_task_on(toy):
-    follows = toy.corpus.follows.copy()
-    follows[1::4] = follows[2::4] = follows[3::4] = True  # caption, attributes, attributes, head pose
-    corpus = type(toy.corpus)(**{**vars(toy.corpus), "follows": follows})
+    # caption, attributes, attributes, head pose
+    corpus = replace(toy.corpus, follows=np.arange(len(toy.corpus.follows)) % 4 > 0)
     drawn = {}
     for tasks in (("caption", "attributes"), ("caption", "head_pose"), tuple(toy.corpus.tasks)):
         sampler = toy.sampler(stage(tasks=dict.fromkeys(tasks, 1.0)), corpus)
@@ -85,7 +84,7 @@ def test_answer_tokens_are_counted_of_what_a_mirrored_face_is_asked(toy):
     answer, lengths = toy.corpus.answer.copy(), toy.corpus.texts.lengths
     answer[:, 1] = int(lengths.argmax())
     assert lengths[answer[:, 1]].sum() > lengths[answer[:, 0]].sum()
-    corpus = type(toy.corpus)(**{**vars(toy.corpus), "answer": answer})
+    corpus = replace(toy.corpus, answer=answer)
     plan = toy.sampler(stage(), corpus).plan(0)
     assert plan.changes.mirror.any()
     rows = pack(corpus, plan.turns, plan.changes.mirror, toy.frame.prefix_ids, toy.frame.image_token_id)
