@@ -132,9 +132,10 @@ class Chained:
 
     def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation | Exception]:
         """What both say of each row; a row that the experts refuse is not shown to `main`."""
-        merged = _answers(self.experts, list(rows))
+        merged = answers_one_by_one(self.experts, rows)
         places = [place for place, said in enumerate(merged) if isinstance(said, Annotation)]
-        for place, said in zip(places, _answers(self.main, [rows[place] for place in places]), strict=True):
+        shown = [rows[place] for place in places]
+        for place, said in zip(places, answers_one_by_one(self.main, shown), strict=True):
             found = merged[place]
             assert isinstance(found, Annotation)
             merged[place] = said if isinstance(said, Exception) else self._merged(found, said)
@@ -164,15 +165,19 @@ def _by(said: Annotation, default: Mapping[str, str | None]) -> dict[str, dict[s
     return {field: {**default, **said.by.get(field, {})} for field in fields}
 
 
-def _answers(part: Annotator, rows: list[Mapping[str, Any]]) -> list[Annotation | Exception]:
+def answers_one_by_one(annotator: Annotator, rows: Sequence[Mapping[str, Any]]) -> list[Annotation | Exception]:
+    """What an annotator says of some rows; where that fails, of each row alone. Raises JobStopped as it does."""
     if not rows:
         return []
     try:
-        return list(part.annotate(rows))
+        said = list(annotator.annotate(rows))
+        if len(said) != len(rows):
+            raise ValueError(f"{annotator.name} gave {len(said)} replies for {len(rows)} rows")
     except JobStopped:
         raise
     except Exception as error:
-        return [error] if len(rows) == 1 else [_answers(part, [row])[0] for row in rows]
+        return [error] if len(rows) == 1 else [answers_one_by_one(annotator, [row])[0] for row in rows]
+    return said
 
 
 @dataclass(frozen=True)
