@@ -25,7 +25,7 @@ from tests.training_example import COLORS, MODES, SIDES, assert_same_gradients, 
 def test_a_stage_changes_what_it_declares_and_nothing_else(toy, name):
     trains, objective = MODES[name]
     before = {n: t.clone() for n, t in toy.fresh()[0].state_dict().items()}
-    plan = stage(trains=trains, objective=objective, steps=3, tasks={"caption": 1.0, "attributes": 1.0})
+    plan = stage(trains=trains, objective=objective, steps=2, tasks={"caption": 1.0, "attributes": 1.0})
     model = toy.run(plan, name).model
     after = model.state_dict()
     assert set(after) == set(before)
