@@ -192,7 +192,7 @@ def test_it_learns_and_answers_new_faces(toy):
 
 def test_the_branches_learn_and_tell_every_term(full_toy):
     logs = []
-    plan = stage(steps=10, batch_images=6, rates={}, learning_rate=3e-3)
+    plan = stage(steps=14, batch_images=8, rates={}, learning_rate=2e-3)
     model = full_toy.run(plan, log=lambda _, metrics: logs.append(metrics), row_tokens=200).model
     for name in ("loss", "loss/answers", "loss/characteristics"):
         assert np.mean([log[name] for log in logs[-4:]]) < 0.98 * np.mean([log[name] for log in logs[:4]]), name
