@@ -38,7 +38,7 @@ LABELLED = ("presence", "expression", "age", "gender", "head_pose")
 def rows(count: int, *, captions: bool) -> Iterator[dict[str, Any]]:
     """Labelled faces as a reader of CelebA gives them, with what a pose and an age estimator add."""
     from facemllm import tasks
-    from facemllm.annotate.oracle import caption
+    from facemllm.annotate.annotator import caption
     from facemllm.tables import FACES, pairs, provenance
     from facemllm.tables.schemas import CELEBA
 

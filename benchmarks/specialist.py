@@ -27,8 +27,8 @@ from facemllm.model.pixels import normalise
 from facemllm.model.tiny import FaceTower, FaceTowerConfig
 from facemllm.scoring import metrics
 from facemllm.scoring.sheet import Key, Sheet
-from facemllm.train import augment
 from facemllm.train.data import mirror_text
+from facemllm.train.dataloader import apply_changes, draw_changes
 
 BATCH, RATE, DECAY, WARM_UP = 64, 2e-3, 0.05, 0.05
 HEAVIEST = 3.0
@@ -156,8 +156,8 @@ def train(
         if len(order) < BATCH:
             order = np.concatenate([order, generator.permutation(len(pixels))])
         rows, order = np.sort(order[:BATCH]), order[BATCH:]
-        changes = augment.draw(generator, len(rows), pixels.shape[1])
-        shown_BSSC = augment.apply(torch.from_numpy(pixels[rows]), changes)
+        changes = draw_changes(generator, len(rows), pixels.shape[1])
+        shown_BSSC = apply_changes(torch.from_numpy(pixels[rows]), changes)
         warm = min(1.0, share / WARM_UP)
         for group in optimizer.param_groups:
             group["lr"] = RATE * warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * share)))

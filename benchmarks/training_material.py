@@ -130,7 +130,7 @@ def prepare(
 
 def render_table(folder: Path, identities: int) -> Path:
     """A conversations table of rendered faces with all questions of the laptop profile, two faces a person."""
-    from facemllm.annotate.oracle import caption
+    from facemllm.annotate.annotator import caption
     from facemllm.ingest.run import RENDER, ingest
     from facemllm.reformat.run import reformat
     from facemllm.settings import load

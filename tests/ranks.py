@@ -16,8 +16,8 @@ from typing import Any
 from facemllm import settings
 from facemllm.train.stage import StageRun, TrainResult, prepare_run
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["facemllm.train.worker", "facemllm.train.torchrun", "peft"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["facemllm.train.worker", "facemllm.train.torchrun", "peft"])
 
 SMALL = (
     "model.image_size=32",
@@ -38,10 +38,10 @@ def prepare(table: Path, folder: Path, *overrides: str, stage: str = "align", ba
 def train(given: StageRun, world: int = 1) -> TrainResult:
     """Train a run in `world` processes under a group that meets in a file; the result of the first."""
     meeting = given.work / f"meeting-{time.monotonic_ns()}"
-    answers = _FORKS.SimpleQueue()
+    answers = FORKS.SimpleQueue()
     given_here = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NO_PROXY"))}
     ranks = [
-        _FORKS.Process(target=_rank, args=(given, n, world, str(meeting), given_here, answers)) for n in range(world)
+        FORKS.Process(target=_rank, args=(given, n, world, str(meeting), given_here, answers)) for n in range(world)
     ]
     for rank in ranks:
         rank.start()
@@ -77,7 +77,7 @@ def _rank(given: StageRun, rank: int, world: int, meeting: str, environment: dic
 
 def torchrun(arguments: Sequence[str]) -> Any:
     """A process that runs `facemllm.train.torchrun` with these arguments, started."""
-    process = _FORKS.Process(target=_torchrun, args=(list(arguments),))
+    process = FORKS.Process(target=_torchrun, args=(list(arguments),))
     process.start()
     return process
 

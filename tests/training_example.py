@@ -57,13 +57,14 @@ def conversation(number: int, split: str = "train") -> dict[str, Any]:
         ("attributes", "boolean", "Is the hair red?", ["yes", "no"], "yes" if color == "red hair" else "no"),
         ("head_pose", "number", "How is the head turned?", list(SIDES), side),
     ]
-    messages = []
-    for place, (_, _, question, _, answer) in enumerate(asked):
+    messages, turns = [], []
+    for place, (task, form, question, options, answer) in enumerate(asked):
         image = [{"type": "image", "text": None}] if place == 0 else []
         messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        turn = {"sample_id": f"{number}-{place}", "task": task, "form": form, "template": f"{task}.{form}"}
+        turns.append({**turn, "options": options, "answer": answer, "follows": False})
     parts = np.random.default_rng(number).integers(0, 19, (64, 64), dtype=np.uint8)
-    turn = {"template": "t", "follows": False}
     return {
         "conversation_id": f"c{number}",
         "image_id": f"i{number}",
@@ -73,18 +74,7 @@ def conversation(number: int, split: str = "train") -> dict[str, Any]:
         "source": "toy",
         "subject_id": f"s{number}",
         "messages": messages,
-        "turns": [
-            {
-                **turn,
-                "template": f"{t}.{f}",
-                "sample_id": f"{number}-{k}",
-                "task": t,
-                "form": f,
-                "options": o,
-                "answer": a,
-            }
-            for k, (t, f, _, o, a) in enumerate(asked)
-        ],
+        "turns": turns,
     }
 
 

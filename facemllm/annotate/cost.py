@@ -18,9 +18,8 @@ from typing import Any
 
 from facemllm.annotate import prompt
 from facemllm.annotate.describer import Describer, endpoint
-from facemllm.asking.budget import Account, Counters
 from facemllm.asking.endpoint import EndpointSender
-from facemllm.asking.store import Replies, folder, price
+from facemllm.asking.store import Account, Counters, Replies, folder, price
 from facemllm.core import progress
 from facemllm.core.files import atomic_write
 from facemllm.settings import Settings

@@ -19,7 +19,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from facemllm.annotate.annotator import Annotation, Annotator, checked
+from facemllm.annotate.annotator import Annotation, Annotator, answers_one_by_one, checked
 from facemllm.asking.requests import JobStopped, RowRefused
 from facemllm.errors import UserError
 from facemllm.tables import Table
@@ -93,7 +93,7 @@ def _annotate(annotator: Annotator, piece: Piece, batch_size: int) -> pa.Table:
         for batch in file.iter_batches(batch_size=batch_size, row_groups=list(groups), columns=sorted(columns)):
             rows = batch.to_pylist()
             try:
-                said = _replies(annotator, rows)
+                said = [_written(one) for one in answers_one_by_one(annotator, rows)]
             except JobStopped as stop:
                 return _table([*names, rows[0]["image_id"]], replies, str(stop))
             names += [row["image_id"] for row in rows]
@@ -117,21 +117,11 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, RowRefused) else f"{type(error).__name__}: {error}"
 
 
-def _replies(annotator: Annotator, rows: list[dict[str, Any]]) -> list[str | Exception]:
+def _written(said: Annotation | Exception) -> str | Exception:
+    if isinstance(said, Exception):
+        return said
     try:
-        said = annotator.annotate(rows)
-        if len(said) != len(rows):
-            raise ValueError(f"{annotator.name} gave {len(said)} replies for {len(rows)} rows")
-    except JobStopped:
-        raise
-    except Exception as error:
-        return [error] if len(rows) == 1 else [_replies(annotator, [row])[0] for row in rows]
-    return [reply if isinstance(reply, Exception) else _written(reply) for reply in said]
-
-
-def _written(annotation: Annotation) -> str | Exception:
-    try:
-        return json.dumps(vars(checked(annotation)))
+        return json.dumps(vars(checked(said)))
     except (ValueError, TypeError) as error:
         return error
 

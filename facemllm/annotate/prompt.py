@@ -107,9 +107,7 @@ def _instructions() -> str:
         else:
             lines.append(f"{item.name} ({item.mention('yes')})")
     return _TASK.format(
-        expressions=", ".join(expressions()),
-        genders=" or ".join(genders()),
-        attributes=", ".join(lines),
+        expressions=", ".join(expressions()), genders=" or ".join(genders()), attributes=", ".join(lines)
     )
 
 

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.annotate import cost
-from facemllm.annotate.annotator import FILLED, Annotation, Annotator, Chained
+from facemllm.annotate.annotator import FILLED, Annotation, Annotator, Chained, Oracle
 from facemllm.annotate.describer import Describer, endpoint, local
 from facemllm.annotate.experts import Experts
 from facemllm.annotate.job import answers
-from facemllm.annotate.oracle import Oracle
 from facemllm.asking.local import digest_of, folder_of
 from facemllm.asking.requests import JobStopped
 from facemllm.core import progress
@@ -147,11 +146,7 @@ class _Tally:
 
     def as_json(self) -> dict[str, dict[str, int]]:
         """The counts by item and by source, in name order, zeros left out."""
-        counts = {
-            "contradictions": self.texts,
-            "label_contradictions": self.labels,
-            "ledger_refused": self.refused,
-        }
+        counts = {"contradictions": self.texts, "label_contradictions": self.labels, "ledger_refused": self.refused}
         return {name: {key: count[key] for key in sorted(count) if count[key]} for name, count in counts.items()}
 
 

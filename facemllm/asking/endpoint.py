@@ -23,18 +23,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from facemllm.asking.budget import Account, Reserved, most_tokens
-from facemllm.asking.completions import (
-    Again,
-    Answered,
-    Broken,
-    Completions,
-    Declined,
-    is_loopback,
-    key_of,
-)
+from facemllm.asking.completions import Again, Answered, Broken, Completions, Declined, is_loopback, key_of
 from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Reply, Request, RowRefused
-from facemllm.asking.store import Replies, price
+from facemllm.asking.store import Account, Replies, Reserved, most_tokens, price
 from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings
 from facemllm.settings.data import Endpoint, VisionLanguage

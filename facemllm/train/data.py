@@ -219,7 +219,7 @@ class Turns:
 def read_turns(table: Table, split: str) -> Turns:
     """The turns of one split, by column. Raises UserError when the split is empty or messages and turns differ."""
     images, rows, counts, questions, answers, follows = [], [], [], [], [], []
-    labels: dict[str, list[pa.Array]] = {name: [] for name in ("task", "form", "template", "answer")}
+    labels: dict[str, list[pa.Array]] = {name: [] for name in ("task", "form", "template", "canonical")}
     first = 0
     for batch in table.batches(columns=["image_id", "split", "messages", "turns"], batch_rows=1024):
         keep = pc.equal(batch.column("split"), split)
@@ -238,7 +238,7 @@ def read_turns(table: Table, split: str) -> Turns:
             questions.append(text.take(pa.array(np.arange(0, len(text), 2))))
             answers.append(text.take(pa.array(np.arange(1, len(text), 2))))
             for name, arrays in labels.items():
-                arrays.append(flat.field(name))
+                arrays.append(flat.field("answer" if name == "canonical" else name))
             follows.append(pc.fill_null(flat.field("follows"), False).to_numpy(zero_copy_only=False))
         first += batch.num_rows
     if not rows:
@@ -251,11 +251,8 @@ def read_turns(table: Table, split: str) -> Turns:
         count=np.concatenate(counts),
         question=pa.concat_arrays(questions),
         answer=pa.concat_arrays(answers),
-        task=pa.concat_arrays(labels["task"]),
-        form=pa.concat_arrays(labels["form"]),
-        template=pa.concat_arrays(labels["template"]),
-        canonical=pa.concat_arrays(labels["answer"]),
         follows=np.concatenate(follows).astype(bool),
+        **{name: pa.concat_arrays(arrays) for name, arrays in labels.items()},
     )
 
 

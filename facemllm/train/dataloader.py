@@ -1,4 +1,5 @@
-"""Batches of a stage: which faces and turns a step shows, and their tensors, collated while the step before computes.
+"""Batches of a stage: which faces and turns a step shows, how they are augmented (mirror, shift, brightness, contrast,
+colour gain), and their tensors, collated while the step before computes.
 
 Everything about step `t` is a function of (seed, stage, t): the faces (a fresh order every epoch), the turns drawn for
 each, the augmentation. So a resumed run needs no random state, and each of N workers takes its slice of the same plan.
@@ -24,11 +25,29 @@ from facemllm.core import progress
 from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
 from facemllm.model.prompts import Frame
-from facemllm.train import augment
+from facemllm.tables.schemas import SEGMENTATION
 from facemllm.train.data import Corpus, FaceDataset
 from facemllm.train.features import with_features
 from facemllm.train.packing import Packed, face_lengths, pack, word_bags
 from facemllm.train.stage import StageRun
+
+SHIFT = 1 / 16  # of the side: 6 pixels at 96
+LIGHT = 0.15
+GAIN = 0.04
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What happens to each image of a batch."""
+
+    mirror: NDArray[np.bool_]  # (B,)
+    shift: NDArray[np.int64]  # (B, 2) rows and columns, pixels
+    contrast: NDArray[np.float32]  # (B, 1, 1, 1) factor
+    offset: NDArray[np.float32]  # (B, 1, 1, 3) in half-ranges: brightness and colour gain
+
+    def part(self, rows: slice | NDArray[np.int64]) -> Changes:
+        """The changes of some images of the batch."""
+        return Changes(self.mirror[rows], self.shift[rows], self.contrast[rows], self.offset[rows])
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,7 @@ class Plan:
     """What one step shows, for the global batch."""
 
     rows: NDArray[np.int64]  # (B,) rows of the corpus
-    changes: augment.Changes | None
+    changes: Changes | None
     turns: list[NDArray[np.int64]]  # per face: its drawn turns, a turn that follows right after its predecessor
     labels: int  # answer tokens in the whole batch
     withheld: NDArray[np.bool_]  # (B,) faces shown without their map
@@ -86,7 +105,7 @@ class BatchSampler:
         numbers = np.arange(step * images, (step + 1) * images)
         rows = np.array([self._order(int(n) // faces)[int(n) % faces] for n in numbers])
         generator = np.random.default_rng([*self._key, 2, step])
-        changes = augment.draw(generator, images, self.side) if self.stage.augment else None
+        changes = draw_changes(generator, images, self.side) if self.stage.augment else None
         turns = [self._draw(int(row), generator) for row in rows]
         mirrored = changes.mirror.astype(int) if changes else np.zeros(images, int)
         answers = [self.corpus.answer[drawn, side] for drawn, side in zip(turns, mirrored, strict=True)]
@@ -119,7 +138,7 @@ class Batch:
     labels_BA: Tensor | None
     words_BV: Tensor | None  # caption words, if the stage is about these
     packed: dict[str, Tensor] | None  # fields of `Packed`, if the stage is about answers
-    changes: augment.Changes | None
+    changes: Changes | None
     faces: int
     tokens: int  # that the language model is given, padding not counted; 0 if it is not run
     cells: int  # the same with padding
@@ -246,6 +265,61 @@ class DataLoader:
             return None
         tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
         return tensor.pin_memory() if self.run.device.startswith("cuda") else tensor
+
+
+def draw_changes(generator: np.random.Generator, images: int, side: int) -> Changes:
+    """Draw changes for `images` images of `side` pixels."""
+    reach = max(1, round(side * SHIFT))
+
+    def spread(size: float, *shape: int) -> NDArray[np.float32]:
+        return generator.uniform(-size, size, (images, *shape)).astype(np.float32)
+
+    return Changes(
+        mirror=generator.random(images) < 0.5,
+        shift=generator.integers(-reach, reach + 1, (images, 2)),
+        contrast=1 + spread(LIGHT, 1, 1, 1),
+        offset=spread(LIGHT, 1, 1, 1) + spread(GAIN, 1, 1, 3),
+    )
+
+
+def apply_changes(pixels_BSSC: Tensor, changes: Changes) -> Tensor:
+    """Changed pixels (B, S, S, 3), float32, on the scale 0..255; shifted-in pixels repeat the border."""
+    contrast = torch.from_numpy(changes.contrast).to(pixels_BSSC.device)
+    offset = torch.from_numpy(changes.offset).to(pixels_BSSC.device) * 127.5
+    return (_moved(pixels_BSSC, changes).float() - 127.5) * contrast + offset + 127.5
+
+
+def apply_to_maps(maps_BSS: Tensor, changes: Changes) -> Tensor:
+    """Maps of face parts, moved as the pictures are; in a mirrored one left and right parts change names."""
+    moved_BSS = _moved(maps_BSS, changes)
+    swapped_BSS = _SWAPPED.to(maps_BSS.device)[moved_BSS.long()]
+    mirrored_B11 = torch.from_numpy(changes.mirror).to(maps_BSS.device)[:, None, None]
+    return torch.where(mirrored_B11, swapped_BSS, moved_BSS)
+
+
+def _moved(images: Tensor, changes: Changes) -> Tensor:
+    count, side = images.shape[:2]
+    device = images.device
+    place_S = np.arange(side)
+    rows_BS = np.clip(place_S + changes.shift[:, :1], 0, side - 1)
+    columns_BS = np.clip(np.where(changes.mirror[:, None], place_S[::-1], place_S) + changes.shift[:, 1:], 0, side - 1)
+    return images[
+        torch.arange(count, device=device)[:, None, None],
+        torch.from_numpy(rows_BS).to(device)[:, :, None],
+        torch.from_numpy(columns_BS).to(device)[:, None, :],
+    ]
+
+
+def _swapped() -> Tensor:
+    """Class of every map value in a mirrored face; values that are no class stay."""
+    table = torch.arange(256, dtype=torch.uint8)
+    for number, name in enumerate(SEGMENTATION):
+        if name.startswith(("l_", "r_")) and name != "l_lip":
+            table[number] = SEGMENTATION.index(("r_" if name.startswith("l_") else "l_") + name[2:])
+    return table
+
+
+_SWAPPED = _swapped()
 
 
 def prefetch(make: Callable[[int], list[Batch]], first: int, end: int) -> Iterator[list[Batch]]:

@@ -149,14 +149,10 @@ def _fit(run: StageRun, on_log: OnLog | None) -> None:
         train_loop_config={"run": run, "on_log": on_log, "environment": given},
         torch_config=TorchConfig(backend="nccl" if training.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=training.use_gpu,
-            resources_per_worker=_resources(run.settings),
+            num_workers=workers, use_gpu=training.use_gpu, resources_per_worker=_resources(run.settings)
         ),
         run_config=RunConfig(
-            name=run.run_name,
-            **_storage(run),
-            failure_config=FailureConfig(max_failures=training.max_failures),
+            name=run.run_name, **_storage(run), failure_config=FailureConfig(max_failures=training.max_failures)
         ),
     )
     try:

@@ -24,9 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from facemllm.model.branches import has_map
 from facemllm.model.forward import tower_features, visual_tokens, word_logits
 from facemllm.model.pixels import normalise
-from facemllm.train import augment
 from facemllm.train.data import Corpus, FaceDataset, Texts
-from facemllm.train.dataloader import Batch
+from facemllm.train.dataloader import Batch, apply_changes, apply_to_maps
 from facemllm.train.packing import row_states, word_bags
 from facemllm.train.penalties import Penalties, bce
 from facemllm.train.stage import StageRun
@@ -118,13 +117,13 @@ class StepLoss:
         pixels_BSSC = batch.pixels_BSSC
         assert pixels_BSSC is not None
         if batch.changes is not None:
-            pixels_BSSC = augment.apply(pixels_BSSC, batch.changes)
+            pixels_BSSC = apply_changes(pixels_BSSC, batch.changes)
         return tower_features(self.model, normalise(pixels_BSSC, self.image_processor))
 
     def _maps(self, batch: Batch) -> Tensor | None:
         if batch.maps_BSS is None or batch.changes is None:
             return batch.maps_BSS
-        return augment.apply_to_maps(batch.maps_BSS, batch.changes)
+        return apply_to_maps(batch.maps_BSS, batch.changes)
 
     def _caption_words(
         self, words: CaptionWords, views: tuple[Tensor, ...], maps_BSS: Tensor | None, words_BV: Tensor
@@ -141,10 +140,7 @@ class StepLoss:
             return []
         missed, _ = bce(scores_BA, batch.labels_BA)
         broken = self.penalties(scores_BA.sigmoid()).sum() / batch.images
-        return [
-            self.knowledge.bce_weight * missed / batch.known_labels,
-            self.knowledge.logic_weight * broken,
-        ]
+        return [self.knowledge.bce_weight * missed / batch.known_labels, self.knowledge.logic_weight * broken]
 
 
 def token_losses(model: Any, states_KD: Tensor, target_K: Tensor) -> Tensor:

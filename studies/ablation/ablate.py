@@ -12,21 +12,63 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, model_validator
 
 from facemllm.core import digests, machine, progress
 from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.scoring.metrics import CLOSED_MEAN
 from facemllm.settings import Settings, load
+from facemllm.settings.base import Positive, Section
 from facemllm.tables import CONVERSATIONS, open_table
 from facemllm.tracking.runs import commit
 from facemllm.version import ledger
-from studies.ablation import comparing, plan, report, running
-from studies.ablation.plan import Variant
+from studies.ablation import report, running
 from studies.ablation.running import HOW, Cell
 
 PICTURE = Path("images") / "ablation.png"
+FILE = Path(__file__).with_name("variants.yaml")
+
+
+class Variant(Section):
+    """A recipe: `set` are overrides as of --set, `stages` those it trains, in order (none: all).
+
+    `says` is what it is, in a few words. `control` names a variant that it is held against beside the baseline.
+    """
+
+    says: Annotated[str, Field(min_length=1)]
+    set: list[str]
+    stages: list[str] = []
+    control: str = ""
+
+
+class Ablation(Section):
+    """The variants, from how many seeds each, and which one the others are held against."""
+
+    seeds: Positive
+    baseline: str
+    variants: Annotated[dict[str, Variant], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _knows_its_baseline(self) -> Ablation:
+        for name in (self.baseline, *(variant.control for variant in self.variants.values() if variant.control)):
+            if name not in self.variants:
+                raise ValueError(f"{name!r} is none of the variants {', '.join(self.variants)}")
+        return self
+
+
+def shipped() -> dict[str, Any]:
+    """What `variants.yaml` holds."""
+    plan: dict[str, Any] = yaml.safe_load(FILE.read_text("utf-8"))
+    return plan
+
+
+def ablation() -> Ablation:
+    """The plan of `variants.yaml`. Raises ValueError when it is none."""
+    return Ablation.model_validate(shipped())
 
 
 def ablate(
@@ -50,7 +92,7 @@ def ablate(
     table = open_table(conversations, CONVERSATIONS)
     for use in ("train", "evaluate"):
         ledger.require(settings, table.sources, use)
-    chosen = plan.ablation()
+    chosen = ablation()
     if unknown := [name for name in variants if name not in chosen.variants]:
         raise UserError(f"--variants {','.join(unknown)}: choose among {', '.join(chosen.variants)}")
     wanted = {n: v for n, v in chosen.variants.items() if not variants or n in variants or n == chosen.baseline}
@@ -64,7 +106,7 @@ def ablate(
         "baseline": chosen.baseline,
         "says": {name: variant.says for name, variant in wanted.items()},
         "controls": controls,
-        "variants": comparing.together(records, chosen.baseline, controls),
+        "variants": report.together(records, chosen.baseline, controls),
         "images": records[0]["images"],
         "people": records[0]["people"],
         "sources": table.sources,

@@ -16,8 +16,7 @@ import pytest
 
 from facemllm import settings
 from facemllm.annotate.run import annotate
-from facemllm.asking.budget import Account
-from facemllm.asking.store import Replies
+from facemllm.asking.store import Account, Replies
 from facemllm.errors import UserError
 from facemllm.tables import open_table
 from tests.fake_endpoint import FakeEndpoint

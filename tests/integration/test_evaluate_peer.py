@@ -16,8 +16,7 @@ from contextlib import closing
 import pytest
 
 from facemllm import settings
-from facemllm.asking.budget import Account
-from facemllm.asking.store import Replies
+from facemllm.asking.store import Account, Replies
 from facemllm.evaluate.command import evaluate
 from facemllm.tables import PREDICTIONS, open_table
 from tests.fake_endpoint import FakeEndpoint

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from facemllm.core import digests
-from facemllm.errors import UserError
 from facemllm.model.inference import Predictor, Query
 from tests import ranks
 
@@ -62,14 +63,19 @@ if __name__ == "__main__":
 """
 
 
-def drive(table: Path, folder: Path, *overrides: str, hold: int = 0, stage: str = "align", base: str = ""):
-    """Start a driver in a session of its own, with a Ray of its own."""
+@contextmanager
+def driving(table: Path, folder: Path, *overrides: str, hold: int = 0, stage: str = "align", base: str = ""):
+    """A driver in a session of its own, with a Ray of its own; both are gone when the block ends."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     command = [sys.executable, "-c", DRIVER, str(table), str(folder), str(hold), stage, base, *OVERRIDES, *overrides]
     with (folder / "driver.log").open("ab") as log:
-        return subprocess.Popen(
+        driver = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, start_new_session=True
         )
+    try:
+        yield driver
+    finally:
+        kill_tree(driver.pid)
 
 
 def held_worker(folder: Path, driver: subprocess.Popen[str]) -> int:
@@ -107,67 +113,47 @@ def kill_tree(pid: int) -> None:
     psutil.wait_procs(tree, timeout=10)
 
 
-def answers(model: Path):
-    """What a trained model says, as a fingerprint of its weights."""
-    import numpy as np
-
-    face = np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8)
-    query = Query("What about gender?", ("female", "male"))
-    return Predictor.load(model, threads=1).score([face], [[query]])[0][0].probabilities
-
-
-def digest_of(model: Path) -> str:
-    return digests.of_tree(model)
-
-
 def without_ray(table: Path, folder: Path, *overrides: str, world: int = 1) -> str:
     """Digest of what `align` gives undisturbed and without Ray."""
     given = ranks.prepare(table, folder, *OVERRIDES, *overrides)
     ranks.train(given, world)
-    return digest_of(given.out)
+    return digests.of_tree(given.out)
 
 
 def test_killed_worker_and_killed_driver_end_with_the_bytes_of_a_run_without_ray(
     conversations_table: Callable[..., Path], tmp_path: Path
 ):
     table = conversations_table()
-    driver = drive(table, tmp_path, hold=20)
-    try:
+    with driving(table, tmp_path, hold=20) as driver:
         held_worker(tmp_path, driver)
-    finally:
-        kill_tree(driver.pid)
     assert not (tmp_path / "align-model").exists()
     (tmp_path / "held").unlink()
-    driver = drive(table, tmp_path, hold=40)
-    try:
+    with driving(table, tmp_path, hold=40) as driver:
         worker = held_worker(tmp_path, driver)
         os.kill(worker, signal.SIGKILL)
         result = result_of(driver, tmp_path)
-    finally:
-        kill_tree(driver.pid)
     assert result["steps"] == 60
     assert 20 < result["resumed_from"] <= 40
     assert result["cost"]["samples"] == 480
     assert logged(tmp_path)[-1]["pid"] != worker
     assert logged(tmp_path)[-1]["step"] == 60
-    assert digest_of(tmp_path / "align-model") == without_ray(table, tmp_path / "quiet")
+    assert digests.of_tree(tmp_path / "align-model") == without_ray(table, tmp_path / "quiet")
     assert not [p for p in (tmp_path / "work").iterdir() if p.is_dir()]  # no checkpoint is left behind
 
 
 def test_two_workers_train_and_the_next_stage_takes_over(conversations_table: Callable[..., Path], tmp_path: Path):
     table = conversations_table()
     for stage, base in (("align", ""), ("instruct", str(tmp_path / "align-model"))):
-        driver = drive(table, tmp_path, "train.workers=2", stage=stage, base=base)
-        try:
+        with driving(table, tmp_path, "train.workers=2", stage=stage, base=base) as driver:
             result = result_of(driver, tmp_path)
-        finally:
-            kill_tree(driver.pid)
         assert result["steps"] == {"align": 60, "instruct": 20}[stage]
         assert result["cost"]["peak_memory_bytes"] > 2**20
         assert result["cost"]["flops"] > 2 * result["cost"]["tokens"]
         assert result["cost"]["seconds"] > 0
-    assert digest_of(tmp_path / "align-model") == without_ray(table, tmp_path / "quiet", world=2)
-    assert sum(answers(tmp_path / "instruct-model")) == pytest.approx(1)
+    assert digests.of_tree(tmp_path / "align-model") == without_ray(table, tmp_path / "quiet", world=2)
+    predictor, query = Predictor.load(tmp_path / "instruct-model", threads=1), Query("What about gender?", ("a", "b"))
+    ((answer,),) = predictor.score([np.zeros((48, 48, 3), np.uint8)], [[query]])
+    assert sum(answer.probabilities) == pytest.approx(1)
 
 
 def test_an_elastic_run_with_checkpoints_on_s3_survives_a_kill(
@@ -175,12 +161,9 @@ def test_an_elastic_run_with_checkpoints_on_s3_survives_a_kill(
 ):
     table = conversations_table()
     storage = "train.storage=s3://faces/runs"
-    driver = drive(table, tmp_path, "train.workers=2", "train.min_workers=1", storage, hold=40)
-    try:
+    with driving(table, tmp_path, "train.workers=2", "train.min_workers=1", storage, hold=40) as driver:
         os.kill(held_worker(tmp_path, driver), signal.SIGKILL)
         result = result_of(driver, tmp_path)
-    finally:
-        kill_tree(driver.pid)
     assert 0 < result["resumed_from"] <= 40
     assert result["cost"]["samples"] == 480
     left = bucket.list_objects_v2(Bucket="faces").get("Contents", [])
@@ -188,38 +171,18 @@ def test_an_elastic_run_with_checkpoints_on_s3_survives_a_kill(
 
 
 def test_more_gpus_than_there_are_is_refused_at_once(conversations_table: Callable[..., Path], tmp_path: Path):
-    driver = drive(
-        conversations_table(),
-        tmp_path,
-        "train.use_gpu=true",
-        "train.workers=64",
-        "train.stages.align.batch_images=64",
-    )
-    try:
+    many = ("train.use_gpu=true", "train.workers=64", "train.stages.align.batch_images=64")
+    with driving(conversations_table(), tmp_path, *many) as driver:
         driver.communicate(timeout=120)
-    finally:
-        kill_tree(driver.pid)
     last = (tmp_path / "driver.log").read_text().strip().splitlines()[-1]
     assert last.startswith("refused: 64 workers need 64 GPUs, and Ray's cluster has ")
 
 
 def test_what_a_user_can_mend_is_said_in_one_line(conversations_table: Callable[..., Path], tmp_path: Path):
     table = conversations_table()
-    driver = drive(table, tmp_path, stage="instruct", base=str(tmp_path / "nowhere"))
-    try:
-        _, _ = driver.communicate(timeout=300)
-    finally:
-        kill_tree(driver.pid)
+    with driving(table, tmp_path, stage="instruct", base=str(tmp_path / "nowhere")) as driver:
+        driver.communicate(timeout=300)
     assert driver.returncode == 1
     last = (tmp_path / "driver.log").read_text().strip().splitlines()[-1]
     assert last.startswith("refused: cannot load the model")
     assert "nowhere" in last
-
-
-def test_an_existing_output_is_not_touched(conversations_table: Callable[..., Path], tmp_path: Path):
-    from facemllm import settings
-    from facemllm.train.launch import train
-
-    (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="exists already"):
-        train("align", settings.load(), conversations_table(), None, tmp_path / "out", tmp_path / "w", tmp_path / "c")

@@ -9,27 +9,31 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from facemllm.core import digests
 from facemllm.tables import CONVERSATIONS, TableWriter
+from facemllm.train.stage import StageRun, TrainResult
 from tests import ranks
 from tests.conftest import conversation, face
 from tests.integration.conftest import free_port
+from tests.training_example import BRANCHES, Toy, stage, trains
 
 pytestmark = pytest.mark.integration
 
-STAGES = ("align", "instruct", "specialize")
 ANSWERS = (
     "train.precision=fp32",
     "train.stages.align.trains.tower=frozen",
     "train.stages.align.objective=answers",
     "train.stages.align.tasks={gender: 1, caption: 1}",
     "train.stages.align.steps=6",
+    "train.checkpoint_every=3",
     *ranks.BRANCHES,
 )
 
@@ -44,34 +48,45 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def alone(table: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageRun, TrainResult]:
+    """A finished run of one process, its checkpoint of step 3 still there, and its result."""
+    given = ranks.prepare(table, tmp_path_factory.mktemp("alone"), *ANSWERS)
+    return given, ranks.train(given)
+
+
 def arguments(table: Path, out: Path, stage: str, base: Path | None, overrides: tuple[str, ...]) -> list[str]:
     sets = [word for override in (*ranks.SMALL, *overrides) for word in ("--set", override)]
     return [stage, str(table), str(out), *(["--base", str(base)] if base else []), *sets]
 
 
-@pytest.mark.parametrize("overrides", [(), ranks.BRANCHES], ids=["plain", "branches"])
-def test_killed_anywhere_three_times_a_stage_ends_with_the_same_bytes(
-    table: Path, tmp_path: Path, overrides: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("overrides", "stages"),
+    [((), ["align"]), (ranks.BRANCHES, ["align", "instruct", "specialize"])],
+    ids=["plain", "branches"],
+)
+def test_killed_anywhere_twice_a_stage_ends_with_the_same_bytes(
+    table: Path, tmp_path: Path, overrides: tuple[str, ...], stages: list[str]
 ):
     draw = random.Random(str(overrides))
     base, kills = None, 0
-    for stage in STAGES:
-        quiet, disturbed = tmp_path / f"{stage}-quiet", tmp_path / f"{stage}-disturbed"
-        process = ranks.torchrun(arguments(table, quiet, stage, base, overrides))
+    for name in stages:
+        quiet, disturbed = tmp_path / f"{name}-quiet", tmp_path / f"{name}-disturbed"
+        process = ranks.torchrun(arguments(table, quiet, name, base, overrides))
         process.join(120)
         assert process.exitcode == 0
         work = disturbed.with_name(f"{disturbed.name}.work")
-        for most in (0, 2, 2):
-            process = ranks.torchrun(arguments(table, disturbed, stage, base, overrides))
+        for most in (0, 2):
+            process = ranks.torchrun(arguments(table, disturbed, name, base, overrides))
             kills += ranks.kill_somewhere(process.pid, work, draw, most, process.is_alive)
             process.join(120)
         if not disturbed.exists():
-            process = ranks.torchrun(arguments(table, disturbed, stage, base, overrides))
+            process = ranks.torchrun(arguments(table, disturbed, name, base, overrides))
             process.join(120)
-        assert digests.of_tree(quiet) == digests.of_tree(disturbed), stage
+        assert digests.of_tree(quiet) == digests.of_tree(disturbed), name
         assert not list(work.glob("*/")) or [path.name for path in work.glob("*/")] == ["cache"]
         base = quiet
-    assert kills >= 6
+    assert kills >= len(stages)
 
 
 def test_a_killed_torchrun_goes_on_and_ends_as_any_two_ranks_do(table: Path, tmp_path: Path):
@@ -99,27 +114,65 @@ def test_a_killed_torchrun_goes_on_and_ends_as_any_two_ranks_do(table: Path, tmp
     assert digests.of_file(out / "model.safetensors") == digests.of_file(given.out / "model.safetensors")
 
 
-def test_a_dealt_out_model_learns_what_copies_and_one_process_learn(table: Path, tmp_path: Path):
-    runs = {"one": (1, ()), "copies": (2, ()), "dealt": (2, ("train.sharding=full",))}
-    models, losses = {}, {}
-    for name, (world, overrides) in runs.items():
+def test_a_dealt_out_model_learns_what_copies_and_one_process_learn(table: Path, tmp_path: Path, alone):
+    models = {"one": load_file(alone[0].out / "model.safetensors")}
+    for name, overrides in {"copies": (), "dealt": ("train.sharding=full",)}.items():
         given = ranks.prepare(table, tmp_path / name, *ANSWERS, *overrides)
-        losses[name] = ranks.train(given, world).final_loss
+        assert ranks.train(given, 2).final_loss == pytest.approx(alone[1].final_loss, abs=1e-5)
         models[name] = load_file(given.out / "model.safetensors")
-    assert losses["copies"] == pytest.approx(losses["one"], abs=1e-5)
-    assert losses["dealt"] == pytest.approx(losses["one"], abs=1e-5)
     assert models["dealt"].keys() == models["one"].keys()
     for name, tensor in models["dealt"].items():
         torch.testing.assert_close(tensor, models["copies"][name], atol=3e-5, rtol=1e-4, msg=name)
 
 
+PLAN = stage(
+    trains=trains(projector="full", segmentation="full", knowledge="full", embeddings="full", language="full"), steps=2
+)
+
+
+def one_of_two(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    toy = Toy(folder / f"rank{rank}", *BRANCHES)
+    logs: list[dict[str, float]] = []
+    facts: dict[str, Any] = {"rank": rank, "world_size": 2, "row_tokens": 200, "micro_images": 2}
+    outcome = toy.run(PLAN, log=lambda _, metrics: logs.append(metrics), **facts)
+    torch.save((outcome.model.state_dict(), outcome.tokens, logs), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_learn_what_one_does_with_packed_rows_and_micro_batches(tmp_path: Path, full_toy: Toy) -> None:
+    both = [ranks.FORKS.Process(target=one_of_two, args=(rank, tmp_path)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    logs: list[dict[str, float]] = []
+    single = full_toy.run(PLAN, log=lambda _, metrics: logs.append(metrics))
+    for process in both:
+        process.join(timeout=120)
+    assert [process.exitcode for process in both] == [0, 0]
+    (first, tokens, told), (second, again, silent) = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
+    assert tokens == again == single.tokens
+    assert silent == []
+    for one, two in zip(logs, told, strict=True):
+        for term in ("loss", "loss/answers", "loss/characteristics", "loss/logic"):
+            assert two[term] == pytest.approx(one[term], rel=2e-4, abs=1e-6), term
+    start = full_toy.fresh()[0].state_dict()
+    moved = 0.0
+    for name, tensor in single.model.state_dict().items():
+        assert torch.equal(first[name], second[name]), name
+        if tensor.is_floating_point():
+            torch.testing.assert_close(first[name], tensor, atol=4e-4, rtol=1e-3, msg=name)
+            moved = max(moved, float((tensor - start[name]).abs().max()))
+    assert moved > 1e-3  # the tolerance is far below what was learnt
+
+
 @pytest.mark.parametrize(("worlds", "sharding"), [((2, 1), "full"), ((2, 1), "replicate"), ((1, 2), "full")])
 def test_another_number_of_workers_goes_on_from_the_checkpoint(
-    table: Path, tmp_path: Path, worlds: tuple[int, int], sharding: str
+    table: Path, tmp_path: Path, alone, worlds: tuple[int, int], sharding: str
 ):
-    whole = ranks.prepare(table, tmp_path / "whole", *ANSWERS, "train.checkpoint_every=3")
-    expected = ranks.train(whole)
-    given = ranks.prepare(table, tmp_path, *ANSWERS, "train.checkpoint_every=3", f"train.sharding={sharding}")
+    expected = alone[1]
+    given = ranks.prepare(table, tmp_path, *ANSWERS, f"train.sharding={sharding}")
     ranks.train(given, worlds[0])
     [name] = given.store().names()  # the run is over, its checkpoint of step 3 still there
     written = {path.name for path in (given.work / given.run_name / name).iterdir()}
@@ -130,9 +183,8 @@ def test_another_number_of_workers_goes_on_from_the_checkpoint(
     assert resumed.cost["tokens"] == expected.cost["tokens"]
 
 
-def test_what_an_interrupted_run_left_of_a_finished_stage_does_not_train_nothing(table: Path, tmp_path: Path):
-    given = ranks.prepare(table, tmp_path, *ANSWERS, "train.checkpoint_every=3")
-    first = ranks.train(given)
+def test_what_an_interrupted_run_left_of_a_finished_stage_does_not_train_nothing(tmp_path: Path, alone):
+    given, first = alone
     again = replace(given, out=tmp_path / "again")
     second = ranks.train(again)
     assert (second.resumed_from, second.steps) == (3, 6)

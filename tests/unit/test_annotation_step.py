@@ -58,18 +58,6 @@ def configured(tmp_path):
     return make
 
 
-def kept(home):
-    """How many replies are in the store."""
-    with closing(sqlite3.connect(home / "annotations" / "replies.sqlite")) as database:
-        return database.execute("SELECT count(*) FROM replies").fetchone()[0]
-
-
-def keys(chosen, table):
-    """The key of the first request about each row of a table."""
-    describer = endpoint(chosen, ["render"])
-    return [describer.key(row["image_id"], prompt.messages(row)) for row in table.iterate()]
-
-
 def test_rows_are_described_and_every_field_says_by_whom(configured, faces_table, face_rows, tmp_path):
     rows = [row | {"age": None, "expression": None, "attributes": []} for row in face_rows(3)]
     faces = faces_table(rows)
@@ -85,7 +73,7 @@ def test_rows_are_described_and_every_field_says_by_whom(configured, faces_table
         assert (row["caption"], row["age"], row["expression"]) == ("A woman, about 30 years old.", 30.0, "happiness")
         entries = {entry["field"]: entry for entry in row["provenance"]}
         assert {name for name, entry in entries.items() if entry["origin"] == "annotator"} == {
-            *("age", "attributes", "caption", "expression"),
+            *("age", "attributes", "caption", "expression")
         }
         assert entries["gender"]["origin"] == "renderer"
         assert {entries[name]["model_digest"] for name in ("age", "caption")} == {model.model_digest}
@@ -96,14 +84,14 @@ def test_rows_are_described_and_every_field_says_by_whom(configured, faces_table
         assert sum(entry["cost"] for entry in row["provenance"]) == pytest.approx(cost)
 
 
-def test_the_table_does_not_depend_on_how_the_job_went(configured, faces_table, tmp_path):
-    faces = faces_table()
+def test_the_table_does_not_depend_on_how_the_job_went(configured, faces_table, face_rows, tmp_path):
+    faces = faces_table(face_rows(12))
     with FakeEndpoint() as fake:
         plain = step.annotate(configured(fake), faces, tmp_path / "plain")
         fake.script = ["500", "429:0.01", "reset"]
         cut = ("annotate.batch_size=7", "annotate.endpoint.parallel=2", "annotate.endpoint.retries=9")
-        rough = configured(fake, *cut, "annotate.endpoint.max_requests=99", "annotate.endpoint.timeout_s=6")
-        disturbed = step.annotate(replace_home(rough, tmp_path / "rough"), faces, tmp_path / "disturbed")
+        limits = ("annotate.endpoint.max_requests=99", "annotate.endpoint.timeout_s=6")
+        disturbed = step.annotate(configured(fake, *cut, *limits, home="rough"), faces, tmp_path / "disturbed")
         again = step.annotate(configured(fake), faces, tmp_path / "again")
         hotter = step.annotate(configured(fake, "annotate.vision_language.temperature=0.5"), faces, tmp_path / "hotter")
         other = step.annotate(configured(fake, "annotate.vision_language.model=n"), faces, tmp_path / "other")
@@ -111,31 +99,20 @@ def test_the_table_does_not_depend_on_how_the_job_went(configured, faces_table, 
     assert len({plain["digest"], hotter["digest"], other["digest"]}) == 3
 
 
-def replace_home(chosen, home):
-    return chosen.model_copy(update={"storage": chosen.storage.model_copy(update={"home": str(home)})})
-
-
 def test_what_the_table_depends_on_is_named(configured, tmp_path):
     with FakeEndpoint() as fake:
         plain = step.reads(configured(fake))
-        for same in (
-            "parallel=3",
-            "timeout_s=9",
-            "retries=0",
-            "max_requests=5",
-            "max_tokens=5",
-            "base_url=http://[::1]/v1",
-        ):
-            assert step.reads(configured(fake, f"annotate.endpoint.{same}")) == plain
+        same = ("parallel=3", "timeout_s=9", "retries=0", "max_requests=5", "max_tokens=5", "base_url=http://[::1]/v1")
+        for one in same:
+            assert step.reads(configured(fake, f"annotate.endpoint.{one}")) == plain
         assert step.reads(configured(fake, "annotate.batch_size=1", "annotate.concurrency=1")) == plain
         for other in ("vision_language.model=n", "vision_language.max_tokens=9", "endpoint.input_price=1"):
             assert step.reads(configured(fake, f"annotate.{other}")) != plain
         own = tmp_path / "own.yaml"
         own.write_text("celeba: {uses: [train, third_party]}\n")
         assert step.reads(configured(fake, f"ingest.ledger={own}")) != plain
-        assert step.reads(
-            configured(fake, "annotate.endpoint.third_party=false", f"ingest.ledger={own}")
-        ) == step.reads(configured(fake, "annotate.endpoint.third_party=false"))
+        mine = "annotate.endpoint.third_party=false"
+        assert step.reads(configured(fake, mine, f"ingest.ledger={own}")) == step.reads(configured(fake, mine))
     assert step.reads(settings.load("laptop")) == {"annotator": "oracle", "experts": []}
 
 
@@ -150,8 +127,9 @@ def test_contradictions_of_text_and_labels_are_counted(configured, faces_table, 
             reply("Perhaps a woman or a man before a wall.", None, None, None),
             reply("A man who looks sad, about 25 years old.", "happiness", 23, "female"),
         ]
-        order = keys(chosen, open_table(faces))
-        fake.plan = {key: [f"text:{text}"] for key, text in zip(order, said, strict=True)}
+        describer, order = endpoint(chosen, ["render"]), open_table(faces).iterate()
+        keys = [describer.key(row["image_id"], prompt.messages(row)) for row in order]
+        fake.plan = {key: [f"text:{text}"] for key, text in zip(keys, said, strict=True)}
         about = step.annotate(chosen, faces, tmp_path / "out")["about"]
     assert about["contradictions"] == {"age": 1, "expression": 1, "gender": 1}
     assert about["label_contradictions"] == {"Bald": 1, "age": 1, "gender": 1}
@@ -204,6 +182,8 @@ def test_a_stop_is_one_line_and_the_next_run_goes_on(configured, faces_table, tm
         )
         assert not (tmp_path / "out").exists()
         assert fake.received.total() == 12
+        (path,) = (tmp_path / "home" / "annotations").glob("*/bill.json")
+        assert json.loads(path.read_text())["this_run"]["answered"] == 12
         fake.default = "401"
         with pytest.raises(UserError, match=r"refuses every request \(401: told to say 401\); mend its key or address"):
             step.annotate(configured(fake, *cut), faces, tmp_path / "out")
@@ -222,17 +202,9 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
     with FakeEndpoint() as fake:
         chosen = configured(fake, *prices)
         before = cost.estimate(chosen, faces)
-        counts = {
-            name: before[name] for name in ("annotator", "rows", "stored", "ledger_refused", "requests", "measured")
-        }
-        assert counts == {
-            "annotator": "endpoint",
-            "rows": 10,
-            "stored": 0,
-            "ledger_refused": 1,
-            "requests": 9,
-            "measured": False,
-        }
+        counts = {"annotator": "endpoint", "rows": 10, "stored": 0, "ledger_refused": 1, "requests": 9}
+        assert counts.items() <= before.items()
+        assert before["measured"] is False
         assert before["completion_tokens"] == 9 * 400
         assert 9 * 500 < before["prompt_tokens"] < 9 * 2000
         assert before["price"] == pytest.approx((before["prompt_tokens"] * 2 + 3600 * 8) / 1e6)
@@ -261,23 +233,12 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
         bill = json.loads(path.read_text())
         assert bill["this_run"]["requests"] == 0
         assert bill["all_runs"]["requests"] == 10
-    assert cost.estimate(settings.load("laptop"), faces) == {
-        "annotator": "oracle",
-        "rows": 10,
-        "requests": 0,
-        "price": 0.0,
-    }
+    free = {"annotator": "oracle", "rows": 10, "requests": 0, "price": 0.0}
+    assert cost.estimate(settings.load("laptop"), faces) == free
 
 
-def test_a_bill_is_written_when_the_job_stops(configured, faces_table, tmp_path):
-    with FakeEndpoint() as fake, pytest.raises(UserError):
-        step.annotate(configured(fake, "annotate.endpoint.max_requests=3"), faces_table(), tmp_path / "out")
-    (path,) = (tmp_path / "home" / "annotations").glob("*/bill.json")
-    assert json.loads(path.read_text())["this_run"]["answered"] == 3
-
-
-def test_a_purged_picture_is_asked_about_again_and_no_other(configured, faces_table, tmp_path):
-    faces = faces_table()
+def test_a_purged_picture_is_asked_about_again_and_no_other(configured, faces_table, face_rows, tmp_path):
+    faces = faces_table(face_rows(8))
     with FakeEndpoint() as fake:
         step.annotate(configured(fake), faces, tmp_path / "one")
         image_id = next(open_table(faces).iterate(["image_id"]))["image_id"]
@@ -286,7 +247,7 @@ def test_a_purged_picture_is_asked_about_again_and_no_other(configured, faces_ta
         assert files
         assert not any(image_id.encode() in data for data in files)
         step.annotate(configured(fake), faces, tmp_path / "two")
-        assert fake.received.total() == 41
+        assert fake.received.total() == 9
 
 
 @dataclass(frozen=True)
@@ -395,14 +356,15 @@ def locally(folder, home, *overrides):
 
 
 def test_a_local_model_of_random_weights_is_refused_row_by_row(checkpoint, faces_table, face_rows, tmp_path):
-    faces = faces_table([*face_rows(3), face_rows(4)[3] | {"source": "celeba"}])
+    faces = faces_table([*face_rows(1), face_rows(2)[1] | {"source": "celeba"}])
     chosen = locally(checkpoint, tmp_path / "home")
     manifest = step.annotate(chosen, faces, tmp_path / "out")
-    assert (manifest["rows"], manifest["quarantined"]) == (0, 4)
+    assert (manifest["rows"], manifest["quarantined"]) == (0, 2)
     assert {row["reason"] for row in open_table(tmp_path / "out").refused()} == {
         "the model's reply does not fit, nor does the mended one: it was cut off after 6 tokens; be shorter"
     }
-    assert kept(tmp_path / "home") == 8
+    with closing(sqlite3.connect(tmp_path / "home" / "annotations" / "replies.sqlite")) as database:
+        assert database.execute("SELECT count(*) FROM replies").fetchone() == (4,)
     assert manifest["about"]["ledger_refused"] == {}, "nothing leaves the machine"
     assert step.reads(chosen)["weights"] == digests.of_tree(checkpoint)
 
@@ -445,20 +407,12 @@ def test_a_local_model_sees_picture_and_words_and_answers_alike(checkpoint, face
 
 
 def test_only_safetensors_are_loaded(tmp_path, checkpoint):
-    empty = tmp_path / "pickled"
-    empty.mkdir()
-    (empty / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(UserError, match=r"holds no \*\.safetensors; nothing else is loaded"):
-        local(locally(empty, tmp_path))
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "model.safetensors").write_bytes(b"none")
-    made = local(locally(broken, tmp_path))
+        local(locally(folder, tmp_path))
+    (folder / "model.safetensors").write_bytes(b"none")
+    made = local(locally(folder, tmp_path))
     with pytest.raises(JobStopped, match="cannot be loaded"):
         local_model.generate(made.sender, [])
-
-
-def test_a_model_that_is_nowhere_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="none/such is no folder, nor a model of the hub"):
-        local(locally("none/such", tmp_path))

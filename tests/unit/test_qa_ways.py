@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from facemllm import settings, tasks
-from facemllm.annotate.oracle import caption
+from facemllm.annotate.annotator import caption
 from facemllm.cli.main import app
 from facemllm.core import digests
 from facemllm.errors import UserError

@@ -13,14 +13,20 @@ from facemllm.model.branches import NO_MAP
 from facemllm.model.tiny import build_tiny
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tables.schemas import SEGMENTATION
-from facemllm.train import augment
 from facemllm.train.data import mirror_text, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.train.dataloader import Changes, apply_changes, apply_to_maps
 from facemllm.train.packing import word_bags
 from tests.training_example import COLORS, SIDES, conversation
 
 
 def decoded(toy, text):
     return toy.processor.tokenizer.decode(toy.corpus.texts[text])
+
+
+def second_mirrored(shift):
+    """Changes of two pictures: the second is mirrored."""
+    plain = np.ones((2, 1, 1, 1), np.float32), np.zeros((2, 1, 1, 3), np.float32)
+    return Changes(np.array([False, True]), np.array(shift), *plain)
 
 
 def test_mirroring_swaps_left_and_right_as_words():
@@ -44,13 +50,7 @@ def test_mirrored_faces_are_asked_and_answered_mirrored(toy):
 
 def test_a_mirrored_picture_is_the_mirrored_picture(toy):
     pixels = torch.from_numpy(np.array(toy.pixels[:2]))
-    still = augment.Changes(
-        np.array([False, True]),
-        np.zeros((2, 2), int),
-        np.ones((2, 1, 1, 1), np.float32),
-        np.zeros((2, 1, 1, 3), np.float32),
-    )
-    changed = augment.apply(pixels, still)
+    changed = apply_changes(pixels, second_mirrored([[0, 0], [0, 0]]))
     torch.testing.assert_close(changed[0], pixels[0].float())
     torch.testing.assert_close(changed[1], pixels[1].flip(1).float())
 
@@ -129,17 +129,12 @@ def test_a_mirrored_map_is_the_mirrored_map_with_sides_renamed():
     left, right, lip = (SEGMENTATION.index(name) for name in ("l_eye", "r_eye", "l_lip"))
     maps = np.zeros((2, 8, 8), np.uint8)
     maps[:, 1, 2], maps[:, 1, 6], maps[:, 5, 3], maps[:, 7, 7] = left, right, lip, NO_MAP
-    changes = augment.Changes(
-        np.array([False, True]),
-        np.array([[0, 0], [1, 0]]),
-        np.ones((2, 1, 1, 1), np.float32),
-        np.zeros((2, 1, 1, 3), np.float32),
-    )
-    plain, mirrored = augment.apply_to_maps(torch.from_numpy(maps), changes)
+    changes = second_mirrored([[0, 0], [1, 0]])
+    plain, mirrored = apply_to_maps(torch.from_numpy(maps), changes)
     assert (plain.numpy() == maps[0]).all()
     assert mirrored[0, 1] == left  # what stood right of the middle as r_eye, one row up
     assert mirrored[0, 5] == right
     assert mirrored[4, 4] == lip  # the lower lip has no side
     assert mirrored[6, 0] == NO_MAP
-    twice = augment.apply_to_maps(mirrored[None], changes.part(slice(1, 2)))[0]
+    twice = apply_to_maps(mirrored[None], changes.part(slice(1, 2)))[0]
     assert (twice[:4].numpy() == maps[1][2:6]).all()

@@ -146,14 +146,12 @@ def test_bfloat16_is_kept_bit_by_bit(tmp_path):
     assert torch.equal(read, values[[2, 0]])
 
 
-def test_too_little_room_is_told_before_the_work(toy, tmp_path, monkeypatch):
+def test_too_little_room_is_told_before_the_work_and_a_full_disk_is_one_line(toy, tmp_path, monkeypatch):
+    file = tmp_path.with_suffix(".file")
+    file.write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write tower features .* train.feature_cache=false"):
+        kept(toy, file / "features")
     monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=r"tower features need 0.0 GB .* train.feature_cache=false"):
         kept(toy, tmp_path / "features")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_is_one_line(toy, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot write tower features .* train.feature_cache=false"):
-        kept(toy, tmp_path / "file" / "features")

@@ -47,6 +47,8 @@ def test_a_cache_is_built_once_by_whoever_comes_first(toy, tmp_path: Path, monke
 def test_a_second_training_in_the_same_folder_is_refused(conversations_table, tmp_path: Path):
     table, work = conversations_table(), tmp_path / "work"
     loaded = settings.load("laptop")
+    with pytest.raises(UserError, match="exists already"):
+        launch.train("align", loaded, table, None, tmp_path, work, tmp_path / "cache")
     with locked(work / ".lock"):
         with pytest.raises(UserError, match=r"another training uses .*work; wait for it or give another --work"):
             torchrun.train("align", loaded, table, None, tmp_path / "out", work)
@@ -92,3 +94,24 @@ def test_how_workers_end_is_said_in_one_line():
     assert "memory was full; lower train.workers" in launch._in_words(OutOfMemoryError("Task was killed"))
     assert "more often than train.max_failures allows" in launch._in_words(ActorDiedError())
     assert launch._in_words(ValueError("first\nthe last line")) == "the last line"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("no training stage 'polish'"), "error: no training stage 'polish'"),
+        (FloatingPointError("the loss is nan"), "error: the loss is nan"),
+        (PermissionError(13, "Permission denied", "/kept"), "error: Permission denied /kept; check the place and your"),
+        (KeyboardInterrupt(), "error: interrupted; run the same command again to go on"),
+    ],
+)
+def test_training_without_ray_ends_with_one_line(error, said, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(torchrun, "train", fail)
+    assert torchrun.main(["align", "table", "out"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(said)
+    assert captured.err.count("\n") == 1

@@ -15,29 +15,20 @@ from tests.training_example import MODES, stage
 ADAPTERS = Trainable.model_validate(MODES["adapters"][0])
 
 
-def test_adapters_are_made_without_a_word_of_the_libraries(toy):
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        optimizer.set_trainable(toy.fresh()[0], ADAPTERS, toy.settings.train.lora, 0)
-    assert not [str(one.message) for one in said if issubclass(one.category, FutureWarning)]
-
-
-def test_adapters_never_reach_the_tower(toy):
-    model, _ = toy.fresh()
-    optimizer.set_trainable(model, ADAPTERS, toy.settings.train.lora, 0)
-    adapted = {n.split(".lora_")[0] for n, _ in model.named_parameters() if ".lora_" in n}
-    assert len(adapted) == 3 * 7  # layers x linear maps
-    assert all("language_model" in n for n in adapted)
-
-
-def test_adapters_start_from_the_seed_alone(toy):
+def test_adapters_never_reach_the_tower_and_start_from_the_seed_alone(toy):
     """Not from torch's own, which differs between processes: a killed run or a second worker would start elsewhere."""
     starts = []
     for seed, state in ((3, 1), (3, 2), (4, 2)):
         torch.manual_seed(state)
         model, _ = toy.fresh()
-        optimizer.set_trainable(model, ADAPTERS, toy.settings.train.lora, seed)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            optimizer.set_trainable(model, ADAPTERS, toy.settings.train.lora, seed)
+        assert not [str(one.message) for one in said if issubclass(one.category, FutureWarning)]
         assert torch.initial_seed() == state
+        adapted = {n.split(".lora_")[0] for n, _ in model.named_parameters() if ".lora_" in n}
+        assert len(adapted) == 3 * 7  # layers x linear maps
+        assert all("language_model" in n for n in adapted)
         starts.append(torch.cat([p.detach().flatten() for n, p in model.named_parameters() if ".lora_A" in n]))
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[1], starts[2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
 from facemllm.model.forward import image_tokens
 from facemllm.model.pixels import normalise
-from facemllm.train import augment
 from facemllm.train import loss as loss_module
+from facemllm.train.dataloader import apply_to_maps
 from facemllm.train.loss import token_losses
 from facemllm.train.packing import PADDING, PREFIX, fitted, pack, row_mask, row_states, tightest
 from tests.training_example import assert_same_gradients, stage, trains
@@ -48,15 +50,12 @@ def test_turns_are_drawn_by_weight_without_repeats(toy):
     assert all(sorted(t.tolist()) == list(range(t.min(), t.min() + 4)) for t in full.turns)
 
 
-def followed(toy):
-    """The corpus with the third turn of every face depending on the second."""
-    follows = toy.corpus.follows.copy()
-    follows[2::4] = True
-    return type(toy.corpus)(**{**vars(toy.corpus), "follows": follows})
-
-
 def test_a_turn_that_follows_stays_with_the_turn_before(toy):
-    corpus = followed(toy)
+    # the third turn of every face depends on the second
+    corpus = replace(toy.corpus, follows=np.arange(len(toy.corpus.follows)) % 4 == 2)
+    apart, together = toy.corpus.chain_tokens(), corpus.chain_tokens()
+    assert together[1] == together[2] == apart[1] + apart[2]
+    assert (together[0], together[3]) == (apart[0], apart[3])
     plan = toy.sampler(stage(tasks={"attributes": 1.0}, turns_per_image=1), corpus).plan(0)
     assert all(len(t) == 2 and t[1] == t[0] + 1 for t in plan.turns)
     rows = pack(corpus, plan.turns, np.zeros(6, bool), toy.frame.prefix_ids, toy.frame.image_token_id)
@@ -66,9 +65,8 @@ def test_a_turn_that_follows_stays_with_the_turn_before(toy):
 
 
 def test_what_follows_is_left_out_from_the_first_turn_of_another_task_on(toy):
-    follows = toy.corpus.follows.copy()
-    follows[1::4] = follows[2::4] = follows[3::4] = True  # caption, attributes, attributes, head pose
-    corpus = type(toy.corpus)(**{**vars(toy.corpus), "follows": follows})
+    # caption, attributes, attributes, head pose
+    corpus = replace(toy.corpus, follows=np.arange(len(toy.corpus.follows)) % 4 > 0)
     drawn = {}
     for tasks in (("caption", "attributes"), ("caption", "head_pose"), tuple(toy.corpus.tasks)):
         sampler = toy.sampler(stage(tasks=dict.fromkeys(tasks, 1.0)), corpus)
@@ -85,7 +83,7 @@ def test_answer_tokens_are_counted_of_what_a_mirrored_face_is_asked(toy):
     answer, lengths = toy.corpus.answer.copy(), toy.corpus.texts.lengths
     answer[:, 1] = int(lengths.argmax())
     assert lengths[answer[:, 1]].sum() > lengths[answer[:, 0]].sum()
-    corpus = type(toy.corpus)(**{**vars(toy.corpus), "answer": answer})
+    corpus = replace(toy.corpus, answer=answer)
     plan = toy.sampler(stage(), corpus).plan(0)
     assert plan.changes.mirror.any()
     rows = pack(corpus, plan.turns, plan.changes.mirror, toy.frame.prefix_ids, toy.frame.image_token_id)
@@ -111,29 +109,19 @@ def test_a_question_too_long_for_the_model_is_left_out_and_told(toy):
         toy.sampler(stage(), prefix=prefix, limit=prefix)
 
 
-def test_what_follows_counts_towards_the_length(toy):
-    corpus = followed(toy)
-    apart, together = toy.corpus.chain_tokens(), corpus.chain_tokens()
-    assert together[1] == together[2] == apart[1] + apart[2]
-    assert (together[0], together[3]) == (apart[0], apart[3])
-
-
 def test_rows_are_filled_first_fit_longest_first():
     lengths = np.array([3, 7, 12, 5, 2])
     assert fitted(lengths, 10) == [[2], [1, 0], [3, 4]]
     assert fitted(lengths, 0) == [[0], [1], [2], [3], [4]]
 
 
-def test_the_width_of_rows_is_the_one_with_least_padding():
+def test_the_width_of_rows_is_the_one_with_least_padding_and_no_face_is_lost():
     lengths = np.array([140] * 6)
     assert tightest(lengths, 256, 4) == ([[n] for n in range(6)], 140)  # 256 would leave 116 of each row empty
     assert tightest(np.array([100, 40, 60, 100]), 256, 4) == ([[0], [3], [2, 1]], 100)
     assert tightest(np.array([100, 40, 60]), 256, 4) == ([[0], [2, 1]], 100)
     assert tightest(lengths, 100, 8) == ([[n] for n in range(6)], 144)
     assert tightest(lengths, 0, 8)[1] == 144
-
-
-def test_no_face_is_lost_and_no_other_width_is_better():
     generator = np.random.default_rng(0)
     for _ in range(50):
         lengths = generator.integers(20, 200, generator.integers(1, 40))
@@ -239,7 +227,7 @@ def test_maps_move_with_the_face(full_toy):
     seen = []
     model.model.segmentation.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     full_toy.gradients(model, plan, [batch])
-    assert torch.equal(seen[0], augment.apply_to_maps(batch.maps_BSS, batch.changes))
+    assert torch.equal(seen[0], apply_to_maps(batch.maps_BSS, batch.changes))
     assert not torch.equal(seen[0], batch.maps_BSS)
 
 

@@ -144,19 +144,12 @@ def test_a_place_that_cannot_be_read_is_forgotten_by_hand(conversations_table, t
 
 
 def test_what_a_map_cannot_keep_to_itself_is_not_held_out(conversations_table, tmp_path: Path):
-    assert withheld_classes(["Eyeglasses", "Wearing_Hat", "No_Eyewear"]) == [
-        SEGMENTATION.index("eye_g"),
-        SEGMENTATION.index("hat"),
-    ]
-    table = conversations_table()
-
-    def ask(mode: str) -> StageRun:
-        loaded = settings.load("laptop", ["reformat.held_out=[Bald]", f"model.segmentation.mode={mode}"])
-        return prepare_run("align", loaded, table, None, tmp_path / "out", tmp_path / "work", tmp_path / "cache")
-
+    shown = [SEGMENTATION.index(name) for name in ("eye_g", "hat")]
+    assert withheld_classes(["Eyeglasses", "Wearing_Hat", "No_Eyewear"]) == shown
+    table, bald = conversations_table(), "reformat.held_out=[Bald]"
     with pytest.raises(UserError, match=r"reformat\.held_out: Bald shows in a map .*no hair.*mode: none"):
-        ask("append")
-    assert ask("none").name == "align"
+        ask(tmp_path, table, bald, "model.segmentation.mode=append")
+    assert ask(tmp_path, table, bald, "model.segmentation.mode=none").name == "align"
 
 
 @pytest.mark.parametrize("preset", ["hub", "parts"])
@@ -164,14 +157,13 @@ def test_a_run_is_named_by_the_content_of_what_it_starts_from(conversations_tabl
     table, base = conversations_table(), tmp_path / "base"
     base.mkdir()
     names = ("base",) if preset == "hub" else ("tower", "language")
-    loaded = settings.load("laptop", [f"model.preset={preset}", *(f"model.{name}={base}" for name in names)])
+    chosen = [f"model.preset={preset}", *(f"model.{name}={base}" for name in names)]
     keys = []
     for content in ("one", "two", "one"):
         (base / "model.safetensors").write_text(content)
         (base / ".git").mkdir(exist_ok=True)
         (base / ".git" / "head").write_text(str(len(keys)))
-        folders = (tmp_path / name for name in ("out", "work", "cache"))
-        keys.append(prepare_run("align", loaded, table, None, *folders).key)
+        keys.append(ask(tmp_path, table, *chosen).key)
     assert keys[0] == keys[2] != keys[1]
 
 

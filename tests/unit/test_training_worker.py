@@ -27,10 +27,8 @@ MAPS = ("model.image_size=32", "model.segmentation.mode=append", "reformat.held_
 @pytest.fixture(scope="module")
 def plain(full_toy, tmp_path_factory):
     """A base without branches."""
-    return saved(
-        tmp_path_factory.mktemp("bases") / "plain",
-        *build_tiny(full_toy.settings.model, *vocabulary_texts(full_toy.turns), 1),
-    )
+    made = build_tiny(full_toy.settings.model, *vocabulary_texts(full_toy.turns), 1)
+    return saved(tmp_path_factory.mktemp("bases") / "plain", *made)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +52,11 @@ def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(full_
     model, processor, dataset = load(full_toy, mapped, *MAPS)
     assert branches_of(model, processor)["model.segmentation.mode"] == "append"
     assert dataset.maps is not None
-    again, _, _ = load(full_toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}")
+    published = ("model.preset=hub", f"model.base={mapped}")
+    again, _, _ = load(full_toy, None, *MAPS, *published)
     assert type(again) is type(model), "a published one that has its branches is taken as it is"
+    with pytest.raises(UserError, match=r"model\.segmentation\.mode: append -> add"):
+        load(full_toy, None, *MAPS, *published, "model.segmentation.mode=add")
 
 
 @pytest.mark.parametrize(
@@ -73,11 +74,6 @@ def test_branches_other_than_the_base_has_are_refused(full_toy, mapped, override
     monkeypatch.setattr(worker, "characteristics", lambda names, turns: None)  # the full_toy's turns have no real tasks
     with pytest.raises(UserError, match=rf"mapped has other branches than the settings ask for .*{told}"):
         load(full_toy, mapped, *MAPS, *overrides)
-
-
-def test_branches_other_than_a_published_checkpoint_has_are_refused(full_toy, mapped):
-    with pytest.raises(UserError, match=r"model\.segmentation\.mode: append -> add"):
-        load(full_toy, None, *MAPS, "model.preset=hub", f"model.base={mapped}", "model.segmentation.mode=add")
 
 
 def test_branches_are_not_asked_of_an_earlier_stage_without_them(full_toy, plain):

@@ -173,7 +173,7 @@ def test_a_run_folder_stands_inside_of_one_that_can_be_made(settings: Settings) 
     [
         ("ingest", "heads/raster.py"),
         ("ingest", "heads/assets/head.npz"),
-        ("annotate", "annotate/oracle.py"),
+        ("annotate", "annotate/annotator.py"),
         ("reformat", "reformat/run.py"),
         ("validate", "validate/suites.py"),
         ("version", "version/repository.py"),
