@@ -214,7 +214,11 @@ def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], se
         chat_template=CHAT_TEMPLATE,
     )
     vocabulary = tokenizer.get_vocab()
-    ids = {"pad_token_id": vocabulary[PAD], "bos_token_id": vocabulary[BOS], "eos_token_id": vocabulary[EOS]}
+    ids: dict[str, Any] = {
+        "pad_token_id": vocabulary[PAD],
+        "bos_token_id": vocabulary[BOS],
+        "eos_token_id": vocabulary[EOS],
+    }
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
