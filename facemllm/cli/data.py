@@ -197,7 +197,7 @@ def version_log(settings: Settings) -> Result:
 @command(version, "diff")
 def version_diff(settings: Settings, old: Revision, new: Revision) -> Result:
     """Name the rows that two revisions do not share, and the columns that changed."""
-    from facemllm.version.comparing import diff, render
+    from facemllm.version.record import diff, render_diff
 
     found = diff(settings, old, new)
-    return found, render(found)
+    return found, render_diff(found)

@@ -14,8 +14,7 @@ from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.forgetting.erasing import forget
 from facemllm.tables import open_table
-from facemllm.version.comparing import diff
-from facemllm.version.record import has, record, restore
+from facemllm.version.record import diff, has, record, restore
 
 pytest.importorskip("boto3", reason="pip install dvc-s3")
 

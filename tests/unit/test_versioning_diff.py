@@ -10,8 +10,7 @@ import pytest
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.tables import open_table
-from facemllm.version.comparing import LISTED, diff, render
-from facemllm.version.record import log, record, render_log
+from facemllm.version.record import LISTED, diff, log, record, render_diff, render_log
 
 
 @pytest.fixture
@@ -124,7 +123,7 @@ def test_the_text_says_what_changed_and_how_much_is_not_listed(place, version):
         return rows
 
     one, two = version()[0], version(change)[0]
-    text = render(diff(place, one.sha, two.sha))
+    text = render_diff(diff(place, one.sha, two.sha))
     lines = text.splitlines()
     assert lines[0] == f"{one.sha[:12]} -> {two.sha[:12]}"
     assert [line.split() for line in lines[1:4]] == [
