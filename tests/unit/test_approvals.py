@@ -297,7 +297,7 @@ def test_lineage_prints_a_line_a_result(home: Settings, capsys: pytest.CaptureFi
     assert re.fullmatch(r"ingest [0-9a-f]{12}  1 face", faces)  # no cost, no settings of the table
     assert next(line for line in lines if line.startswith("source")).startswith("source render  CC0")
     assert [line.split()[0] for line in lines] == [
-        *("specialize", "reformat", "ingest", "source", "align", "reformat", "note"),
+        *("specialize", "reformat", "ingest", "source", "align", "reformat", "note")
     ]
 
 
