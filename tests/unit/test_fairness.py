@@ -118,18 +118,17 @@ def small_and_large(small, large, right):
     return rows, groups, np.where(np.arange(small + large) < small, *right)
 
 
-@pytest.mark.parametrize(("people", "skill"), [(20, 0.95), (20, 0.7), (40, 0.95), (40, 0.7)])
-def test_a_small_group_of_a_strong_model_raises_no_false_alarm(settings, people, skill):
+@pytest.mark.parametrize("skill", [0.95, 0.7])
+def test_a_small_group_of_a_strong_model_raises_no_false_alarm(settings, skill):
     """Twenty people of whom nobody or one is wrong resample to hardly any error."""
     settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"bootstrap": 100})})
     alarms = found = 0
     for seed in range(40):
         for less in (0.0, 0.4):
-            rows, groups, odds = small_and_large(people, 100, (skill - less, skill))
+            rows, groups, odds = small_and_large(20, 100, (skill - less, skill))
             right = np.random.default_rng(seed).random(len(rows)) < odds
-            gap = fairness.measure(settings, sheet_of(rows, groups), answers(rows, right))["gender"]["skin_tone"][
-                "gaps"
-            ][0]
+            kinds = fairness.measure(settings, sheet_of(rows, groups), answers(rows, right))["gender"]
+            (gap,) = kinds["skin_tone"]["gaps"]
             shown = gap["p_holm"] < 0.05
             assert shown == (not gap["low"] <= 0 <= gap["high"])  # one pair: the interval is that of its test
             alarms, found = alarms + (shown and not less), found + (shown and bool(less))
