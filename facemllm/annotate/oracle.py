@@ -12,7 +12,7 @@ from typing import Any
 
 from facemllm.annotate.annotator import Annotation
 from facemllm.core import digests
-from facemllm.core.draws import draw
+from facemllm.core.digests import draw
 from facemllm.tasks.caption import FACTS
 
 WORDING = 1

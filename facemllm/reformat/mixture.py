@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from facemllm.core.draws import draw
+from facemllm.core.digests import draw
 from facemllm.errors import UserError
 from facemllm.reformat.questions import Chances, Plan, batches
 from facemllm.settings import Mixture

@@ -18,7 +18,7 @@ import pytest
 from facemllm import settings
 from facemllm.asking.budget import Account
 from facemllm.asking.store import Replies
-from facemllm.evaluate.command import evaluate
+from facemllm.evaluate.peers import evaluate
 from facemllm.tables import PREDICTIONS, open_table
 from tests.fake_endpoint import FakeEndpoint
 

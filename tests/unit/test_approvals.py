@@ -18,7 +18,7 @@ from facemllm.promote import approvals, lineage
 from facemllm.promote.registry import Version
 from facemllm.settings import Settings, load
 from facemllm.tables import FACES, TableWriter
-from facemllm.tracking import curves
+from facemllm.tracking import client as curves
 from facemllm.tracking import runs as tracking
 
 DIGEST = "a" * 64

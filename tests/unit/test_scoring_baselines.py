@@ -11,13 +11,8 @@ from facemllm.scoring.summary import summarise
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 
 TRAIN = [("gender", "gender/0")]
-TEST = [
-    *TRAIN,
-    ("gender", "gender:unseen/0"),
-    ("zero_shot", "Wearing_Earrings/0"),
-    ("age", "age/0"),
-    ("caption", "caption/0"),
-]
+TEST = [*TRAIN, ("gender", "gender:unseen/0"), ("zero_shot", "Wearing_Earrings/0"), ("age", "age/0")]
+TEST += [("caption", "caption/0")]
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +31,10 @@ def table(tmp_path_factory):
             buffer = io.BytesIO()
             shade = draw.integers(0, 100, (16, 16, 3)) + (155 if number % 2 else 0)
             Image.fromarray(shade.astype(np.uint8)).save(buffer, "PNG")
-            answers = {
-                "gender": "female" if number % 2 else "male",
-                "zero_shot": ("yes", "no")[number // 2 % 2],
-                "age": "30",
-                "caption": "age=30",
-            }
-            turns = [
-                {
-                    "sample_id": f"{number} {name}",
-                    "task": task,
-                    "template": name,
-                    "options": [],
-                    "answer": answers[task],
-                }
-                for task, name in asked
-            ]
+            answers = {"gender": ("male", "female")[number % 2], "zero_shot": ("yes", "no")[number // 2 % 2]}
+            answers |= {"age": "30", "caption": "age=30"}
+            turns = [{"sample_id": f"{number} {name}", "task": task, "template": name} for task, name in asked]
+            turns = [{**turn, "options": [], "answer": answers[turn["task"]]} for turn in turns]
             face = {"image_id": f"i{number}", "subject_id": f"p{number}", "split": split, "source": "render"}
             images = [{"bytes": buffer.getvalue(), "path": None}]
             writer.write([{"conversation_id": f"c{number}", **face, "images": images, "turns": turns}])

@@ -10,7 +10,7 @@ import pytest
 
 from facemllm import tasks
 from facemllm.core import digests
-from facemllm.core.draws import draw
+from facemllm.core.digests import draw
 from facemllm.errors import UserError
 from facemllm.tables import pairs
 from facemllm.tables.schemas import fairness_groups

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from facemllm import tasks
-from facemllm.core.draws import drawn
+from facemllm.core.digests import drawn
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.tasks import age_range, asking, ethnicity, expression_135, expression_compound
 from facemllm.tasks.base import Option, Task
