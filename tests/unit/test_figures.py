@@ -100,8 +100,7 @@ def test_flatten_gives_text_by_dotted_name():
 
 def test_the_summary_tells_the_surest_gap():
     told = figures.trust(example.METRICS)
-    assert told["gaps"]["surest"]["task"] == "attributes"
-    assert told["gaps"]["surest"]["value"] == 0.14
+    assert (told["gaps"]["surest"]["task"], told["gaps"]["surest"]["value"]) == ("attributes", 0.14)
     assert figures.trust({})["gaps"] == {"compared": 0, "shown": 0, "surest": None}
     json.dumps(told)
     assert figures.trust_metrics(told)["fairness/gaps/shown"] == 1.0

@@ -411,8 +411,7 @@ def test_the_gpu_overlay_asks_for_gpus_where_they_are_used() -> None:
     assert "nvidia.com/gpu" not in str(ray["head"])
     assert "--profile paper-7b" in one("gpu", "RayJob")["spec"]["entrypoint"]
     predictor = one("gpu", "InferenceService")["spec"]["predictor"]
-    assert predictor["canaryTrafficPercent"] == 10
-    assert predictor["minReplicas"] == 2
+    assert (predictor["canaryTrafficPercent"], predictor["minReplicas"]) == (10, 2)
     # A canary is a matter of Knative's revisions; in any other mode KServe ignores the field.
     annotations = one("gpu", "InferenceService")["metadata"]["annotations"]
     assert annotations["serving.kserve.io/deploymentMode"] == "Knative"

@@ -24,6 +24,7 @@ from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.serve.policy import Limits
 from facemllm.serve.predictor import FaceModel
 from facemllm.tables import CONVERSATIONS, mapping, open_table
+from tests.conftest import encode
 
 TEXTS = ["Is there a beard?", "What is the hair style?", "Describe this face.", "A woman with a hat."]
 ANSWERS = ["short hair", "brown hair", "yes", "no"]
@@ -56,9 +57,7 @@ def faces():
 def maps():
     def drawn(number):
         coarse = np.random.default_rng(number).integers(0, 14, (8, 7), dtype=np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(coarse.repeat(16, 0).repeat(16, 1), "L").save(buffer, "PNG")
-        return buffer.getvalue()
+        return encode(coarse.repeat(16, 0).repeat(16, 1), format="PNG")
 
     return [drawn(0), None, drawn(2), drawn(3), None, drawn(5)]
 

@@ -243,22 +243,16 @@ def question(form: Any, *values: str) -> Question:
     return Question(task="t", item="i", form=form, templates=("?",), options=options)
 
 
-def test_a_choice_is_its_likeliest_option() -> None:
+def test_a_choice_is_its_likeliest_option_a_number_an_expectation_and_a_broken_model_says_nothing() -> None:
     found = answer(question("choice", "black", "blond"), [0.3, 0.7], 1)
     assert (found.value, found.text, found.scores) == ("blond", "blond words", {"black": 0.3, "blond": 0.7})
-    assert answer(question("boolean", "yes", "no"), [0.5, 0.5], None).value is None
-    assert answer(question("boolean", "yes", "no"), [0.5, 0.5], None).text == "yes words"
-
-
-def test_a_number_is_an_expectation() -> None:
+    unread = answer(question("boolean", "yes", "no"), [0.5, 0.5], None)
+    assert (unread.value, unread.text) == (None, "yes words")
     assert answer(question("number", "-5", "0", "5"), [0.25, 0.25, 0.5], 2).value == "1.25"
     assert answer(question("number", "-0.001", "0"), [1.0, 0.0], 0).value == "0.00"
     assert answer(question("number", "1", "2"), [0.5, 0.5], None).value is None
-
-
-@pytest.mark.parametrize("form", ["choice", "number"])
-def test_a_broken_model_answers_nothing(form: Any) -> None:
-    assert answer(question(form, "1", "2"), [float("nan"), float("nan")], 0).value is None
+    for form in ("choice", "number"):
+        assert answer(question(form, "1", "2"), [float("nan"), float("nan")], 0).value is None
 
 
 def test_only_the_approved_bytes_without_code_are_served(tmp_path: Path) -> None:
