@@ -187,13 +187,8 @@ def write_run(settings: Settings, folder: Path, summary: Mapping[str, Any]) -> N
     evaluation = settings.home / "store" / digests["evaluate"] if digests["evaluate"] else None
     if evaluation is not None:
         atomic_write(folder / FACE, next(iter(sorted((evaluation / "samples").glob("*.jpg")))).read_bytes())
-    write_report(
-        folder / "report.html",
-        summary,
-        evaluation,
-        training(settings, summary),
-        source=_sources(settings, digests["ingest"]),
-    )
+    shown, source = training(settings, summary), _sources(settings, digests["ingest"])
+    write_report(folder / "report.html", summary, evaluation, shown, source=source)
 
 
 def _gate(store: Store, record: Mapping[str, Any]) -> dict[str, Any] | None:
