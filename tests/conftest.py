@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,15 @@ def conversations_table(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="module")
+def no_torch() -> Iterator[None]:
+    """For tests with a fake predictor: its module need not be loaded, which takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        light = SimpleNamespace(Query=lambda question, options: SimpleNamespace(question=question, options=options))
+        patch.setitem(sys.modules, "facemllm.model.inference", light)
+        yield
 
 
 @pytest.fixture(scope="session")

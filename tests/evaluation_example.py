@@ -111,12 +111,7 @@ METRICS: dict[str, Any] = {
             "model": estimate(0.12, n=900),
             "truth": estimate(0.01, n=900),
             "by_relation": [
-                {
-                    "relation": "the caption agrees on age",
-                    "broken_by_model": 0.12,
-                    "broken_by_truth": 0.01,
-                    "n": 900,
-                }
+                {"relation": "the caption agrees on age", "broken_by_model": 0.12, "broken_by_truth": 0.01, "n": 900}
             ],
         },
         "ways": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from facemllm import tasks
 from facemllm.scoring.sheet import KINDS, Sheet, Variant
-from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, pairs
+from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, open_table, pairs
 
 
 def template(item: str, way: str = "native", claim: str | None = None) -> str:
@@ -56,30 +57,12 @@ def write_conversations(
     faces: dict[Any, dict[str, Any]] = {}
     for place, (image, person, task, item, answer, *how) in enumerate(rows):
         way, claim = (*how, None, None)[:2]
-        options = tasks.get(task).question(item).options
-        face = faces.setdefault(
-            image,
-            {
-                "conversation_id": f"c{image}",
-                "image_id": str(image),
-                "images": [{"bytes": b"", "path": None}],
-                "split": split,
-                "source": "render",
-                "subject_id": f"p{person}",
-                "groups": pairs((groups or {}).get(image) or {}),
-                "turns": [],
-            },
-        )
-        face["turns"].append(
-            {
-                "sample_id": str(place),
-                "task": task,
-                "template": template(item, way or "native", claim),
-                "options": [option.value for option in options],
-                "answer": answer,
-                "follows": False,
-            }
-        )
+        names = {"conversation_id": f"c{image}", "image_id": str(image), "subject_id": f"p{person}", "split": split}
+        own = {"groups": pairs((groups or {}).get(image) or {}), "images": [{"bytes": b"", "path": None}]}
+        face = faces.setdefault(image, {**names, **own, "source": "render", "turns": []})
+        turn = {"sample_id": str(place), "task": task, "template": template(item, way or "native", claim)}
+        options = [option.value for option in tasks.get(task).question(item).options]
+        face["turns"].append({**turn, "options": options, "answer": answer, "follows": False})
     with TableWriter(out, CONVERSATIONS) as writer:
         writer.write(faces.values())
     return out
@@ -94,19 +77,18 @@ def write_predictions(
 ) -> Path:
     """A predictions table that answers the questions of these numbers."""
     said = parsed if isinstance(parsed, Mapping) else dict(enumerate(parsed))
+    plain = {"image_id": "", "task": "", "model_digest": "m" * 64}
     with TableWriter(out, PREDICTIONS, about={"split": "test", **about}) as writer:
         for place, text in said.items():
-            writer.write(
-                [
-                    {
-                        "sample_id": str(place),
-                        "image_id": "",
-                        "task": "",
-                        "raw": raw[place] if raw else text,
-                        "parsed": text,
-                        "scores": pairs(scores[place]) if scores and scores[place] else None,
-                        "model_digest": "m" * 64,
-                    }
-                ]
-            )
+            given = pairs(scores[place]) if scores and scores[place] else None
+            row = {"sample_id": str(place), "raw": raw[place] if raw else text, "parsed": text, "scores": given}
+            writer.write([plain | row])
     return out
+
+
+def write_evaluation(folder: Path, table: Path, parsed: Any, model: str, **figures: Any) -> Path:
+    """The folder of an evaluation: predictions, and a `metrics.json` that says whose they are, with these figures."""
+    about = {"conversations_digest": open_table(table).digest, "split": "test", "model_digest": model}
+    about["predictions_digest"] = open_table(write_predictions(folder / "predictions", parsed)).digest
+    (folder / "metrics.json").write_text(json.dumps(about | figures))
+    return folder

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from facemllm.asking.requests import JobStopped
 from facemllm.core import digests
-from facemllm.core.draws import draw
+from facemllm.core.digests import draw
 from facemllm.tables import FACES, LABELS, PAIRED, pairs
 from facemllm.tasks.caption import FACTS
 

@@ -62,7 +62,7 @@ def evaluate(
 
     A model of another's is asked in words and read strictly. What it has answered is kept: run again to go on.
     """
-    from facemllm.evaluate.command import evaluate as run_evaluation
+    from facemllm.evaluate.peers import evaluate as run_evaluation
 
     if endpoint or base_url:
         set_ = [*set_, f"annotate.vision_language.model={json.dumps(model)}"]

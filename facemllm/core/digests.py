@@ -1,4 +1,7 @@
-"""SHA-256 of files, folders, settings and code: the names that caching, resuming, lineage and approval compare."""
+"""SHA-256 of files, folders, settings and code: the names that caching, resuming, lineage and approval compare.
+
+And choices drawn by a hash of what they are about: no other row, source or order of rows can move them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import time
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +72,21 @@ def of_tree(folder: Path, fresh: bool = False) -> str:
     """Hex SHA-256 of a folder: relative names and contents of all its files, in name order. `fresh` as of `of_file`."""
     files = sorted((p.relative_to(folder).as_posix(), p) for p in folder.rglob("*") if p.is_file())
     return of_json([[name, of_file(path, fresh)] for name, path in files])
+
+
+def draw(count: int, *parts: str) -> int:
+    """A number below `count` that depends on `parts` alone."""
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big") % count
+
+
+def drawn(counts: Iterable[int], *parts: str) -> list[int]:
+    """A number below each of `counts`, all from one hash of `parts`; the product of the counts stays below 2**240."""
+    rest = int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=32).digest(), "big")
+    numbers = []
+    for count in counts:
+        rest, number = divmod(rest, count)
+        numbers.append(number)
+    return numbers
 
 
 @cache

@@ -1,16 +1,18 @@
-"""Models of others, evaluated by the same questions: at an OpenAI-compatible endpoint, or any of transformers'.
+"""`facemllm evaluate`: any model on any conversations, and a report of it; ours, or by the same questions another's.
 
-A peer is asked one question at a time about one picture, in the words of the conversations, which also say how to
-answer. It is never scored by likelihood: its text is read as strictly as everyone's (`tasks.read`), and what cannot be
-read counts as wrong and is never guessed; so does what the model, or a filter before it, declines. A request that gets
-no answer is no answer of the model's: it ends the evaluation. Every reply is kept in the store that annotation uses,
-so a run that was killed, lacks answers or has spent its budget goes on where it was. Settings are those of
-`annotation`: `vision_language` and `endpoint`. A third party is shown only what the ledger allows.
+A peer, at an OpenAI-compatible endpoint or any of transformers', is asked one question at a time about one picture, in
+the words of the conversations, which also say how to answer. It is never scored by likelihood: its text is read as
+strictly as everyone's (`tasks.read`), and what cannot be read counts as wrong and is never guessed; so does what the
+model, or a filter before it, declines. A request that gets no answer is no answer of the model's: it ends the
+evaluation. Every reply is kept in the store that annotation uses, so a run that was killed, lacks answers or has spent
+its budget goes on where it was. Settings are those of `annotation`: `vision_language` and `endpoint`. A third party is
+shown only what the ledger allows.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +28,9 @@ from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Reply, R
 from facemllm.asking.store import replies
 from facemllm.core import digests
 from facemllm.errors import UserError
+from facemllm.evaluate import run
 from facemllm.evaluate.predict import Put, Shown
-from facemllm.evaluate.run import Finish, answered
+from facemllm.report.run import write_report
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, open_table
 from facemllm.tasks.items import Several
@@ -170,16 +173,37 @@ def words(put: Put) -> str:
     return f"{put.text} {form}".strip()
 
 
-def evaluate_peer(
-    settings: Settings, peer: Peer, conversations: Path, out: Path, finish: Finish | None = None
-) -> Mapping[str, Any]:
-    """Evaluate a peer on `evaluate.split` into the folder `out`, as `evaluate` does a model of ours.
+def evaluate(settings: Settings, model: str, conversations: Path, out: Path, *, endpoint: bool) -> Mapping[str, Any]:
+    """Evaluate into the folder `out`, `report.html` included; returns the metrics.
 
-    Raises UserError when `out` exists, the split holds no questions, or the model cannot go on; then `out` is not made,
-    and what was answered is in the store.
+    `model` is a directory of ours, else one of transformers; at an endpoint, the settings name it. Raises UserError
+    when it cannot be found, asked or go on, the ledger forbids it, `out` exists, or the split holds no questions; then
+    `out` is not made, and what a peer answered is in the store.
     """
+    if not endpoint:
+        check_name(model)
+    sources = open_table(conversations, CONVERSATIONS).sources
+    ledger.require(settings, sources, "evaluate")
+    started, rows = time.monotonic(), ledger.entries(settings)
+
+    def report(folder: Path, metrics: Mapping[str, Any]) -> None:
+        summary = {
+            "run": out.name,
+            "profile": settings.profile,
+            "seconds": time.monotonic() - started,
+            "tasks": metrics["tasks"],
+            "closed_mean": metrics["closed_mean"],
+            "sources": [rows[name].model_dump(mode="json") for name in sources],
+            "model": {"digest": metrics["model_digest"], "name": model if endpoint else Path(model).name},
+        }
+        write_report(folder / "report.html", summary, folder, source=", ".join(sources))
+
+    if not endpoint and is_ours(model):
+        digest = digests.of_tree(Path(model))
+        return run.evaluate(settings, Path(model), digest, conversations, out, finish=report)
+    peer = at_endpoint(settings, conversations) if endpoint else on_this_machine(settings, model)
     about = {"model_digest": peer.digest, "model": {**peer.identity, "name": peer.name}}
-    return answered(settings, lambda: (peer, None), about, conversations, out, finish)
+    return run.answered(settings, lambda: (peer, None), about, conversations, out, report)
 
 
 def at_endpoint(settings: Settings, conversations: Path, backoff_s: float = 1.0) -> Peer:

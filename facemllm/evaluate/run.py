@@ -4,7 +4,7 @@ The folder holds
 
     predictions/      every question of the split, as it was asked, and the model's answer
     generated/        a few faces' closed questions again, answered by free generation (models of ours)
-    disturbed/KIND/   a few faces' questions again, of a picture made worse (`disturb`), or without its map
+    disturbed/KIND/   a few faces' questions again, of a picture made worse (`predict.KINDS`), or without its map
     characteristics/  scores of every face's characteristics (models with the knowledge branch)
     metrics.json
     samples/          JPEG faces and `samples.json`: what was said of them, of items asked in their own form
@@ -31,8 +31,7 @@ from facemllm import tasks
 from facemllm.core.files import atomic_write, partial_folder, publish
 from facemllm.errors import UserError
 from facemllm.evaluate.baselines import baselines
-from facemllm.evaluate.disturb import KINDS, NO_MAP, unchanged
-from facemllm.evaluate.predict import Answerer, Likelihood, Written, open_image, predict
+from facemllm.evaluate.predict import KINDS, NO_MAP, Answerer, Likelihood, Written, open_image, predict, unchanged
 from facemllm.scoring import calibration, consistency, fairness, metrics, slices
 from facemllm.scoring.sheet import read_answers, read_sheet
 from facemllm.scoring.summary import summarise

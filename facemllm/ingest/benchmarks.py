@@ -34,7 +34,7 @@ from typing import Any
 from PIL import Image
 
 from facemllm.core import digests, images
-from facemllm.core.draws import draw
+from facemllm.core.digests import draw
 from facemllm.errors import UserError, one_line
 from facemllm.ingest import labels
 from facemllm.ingest.reader import Refuse, Refused, contents, files, snake

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,6 @@ class Decision:
     passed: bool
     reasons: list[str]
     checks: list[dict[str, Any]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As stored in a run's summary."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -180,12 +176,10 @@ def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, A
             f"people; evaluate more people with known groups, lower evaluate.min_group {mend}"
         )
         return _check("fairness", name, False, reason, bound=allowed)
-    few = {
-        kind: {group: body["people"] for group, body in entry["groups"].items() if body["too_few"]}
-        for kind, entry in kinds.items()
-        if BETWEEN not in kind
-    }
-    few = {kind: groups for kind, groups in few.items() if groups}
+    few = {}
+    for kind in (kind for kind in kinds if BETWEEN not in kind):
+        if rare := {name: body["people"] for name, body in kinds[kind]["groups"].items() if body["too_few"]}:
+            few[kind] = rare
     shown = fairness.beyond(kinds, allowed)
     gap = shown[0] if shown else max(gaps, key=lambda gap: abs(gap["value"]))
     words = "is shown to exceed" if shown else "is not shown to exceed"

@@ -29,8 +29,7 @@ from facemllm.report import card as model_card
 from facemllm.scoring import figures
 from facemllm.settings import Settings
 from facemllm.tracking import runs as tracking
-from facemllm.tracking.client import session, uri
-from facemllm.tracking.curves import points_of, send
+from facemllm.tracking.client import points_of, send, session, uri
 from facemllm.version import ledger
 
 if TYPE_CHECKING:

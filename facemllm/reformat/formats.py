@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from facemllm import tasks
 from facemllm.core import digests
-from facemllm.core.draws import draw
+from facemllm.core.digests import draw
 from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, ROW_GROUP, huggingface_metadata
 from facemllm.tasks.asking import NATIVE

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from facemllm import tables, tasks
-from facemllm.core.draws import draw
+from facemllm.core.digests import draw
 from facemllm.errors import UserError
 from facemllm.settings import Reformat
 from facemllm.tables import Table

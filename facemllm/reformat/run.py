@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core import progress
-from facemllm.core.draws import draw
+from facemllm.core.digests import draw
 from facemllm.errors import UserError
 from facemllm.reformat.conversations import ConversationBatch
 from facemllm.reformat.questions import BrokenQuestion, Chances, Plan, batches

@@ -23,16 +23,7 @@ SHORT = 1000  # characters; MLflow shows the description in full beside a versio
 PIPELINE = "image-text-to-text"
 
 _FIXED = {*figures.HEAD, *figures.FIGURES}
-_COST = (
-    "device",
-    "seconds",
-    "samples",
-    "tokens",
-    "flops",
-    "peak_memory_bytes",
-    "energy_cpu_joules",
-    "energy_gpu_joules",
-)
+_COST = ("device", "seconds", "samples", "tokens", "flops", "peak_memory_bytes", cost.CPU, cost.GPU)
 _UNREAD = 0.01  # share of answers that cannot be read, from which on the limits name a task
 
 Row = Sequence[Any]
@@ -173,11 +164,8 @@ def _unlearnt(evaluation: Mapping[str, Any]) -> list[str]:
     for task, head in _tasks(evaluation).items():
         for item, part in {"": head, **(head.get("items") or {})}.items():
             rival = figures.baselines(part).get("majority")
-            judged = {
-                **part,
-                "baselines": {"majority": rival},
-                "higher_is_better": measure({**head, **part}).higher_is_better,
-            }
+            better = measure({**head, **part}).higher_is_better
+            judged = {**part, "baselines": {"majority": rival}, "higher_is_better": better}
             if rival is not None and part.get("low") is not None and not clears_majority(judged):
                 found.append(f"{task} {item}".strip())
     return found

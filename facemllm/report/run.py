@@ -70,7 +70,8 @@ def page(
     """The page as HTML: `metrics` is `metrics.json`; every sample has its `picture` as an address."""
     tasks = _tasks(summary, metrics)
     zero_shot = tasks.pop(ZERO_SHOT, None)
-    limits = {check["key"]: check for check in _checks(summary) if check["check"] == "threshold" and "bound" in check}
+    checks = (summary.get("gate") or {}).get("checks") or ()
+    limits = {check["key"]: check for check in checks if check["check"] == "threshold" and "bound" in check}
     closed = metrics.get(CLOSED_MEAN) or summary.get(CLOSED_MEAN)
     rows = _results(tasks, closed, limits) if tasks else []
     return render(
@@ -99,10 +100,6 @@ def page(
 
 def _json(path: Path, absent: Any) -> Any:
     return json.loads(path.read_text("utf-8")) if path.is_file() else absent
-
-
-def _checks(summary: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return (summary.get("gate") or {}).get("checks") or ()
 
 
 def _tasks(summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -102,11 +102,7 @@ def confusion(sheet: Sheet, answers: Answers) -> dict[str, Any]:
         counts = np.zeros((len(labels), len(labels) + 1), dtype=int)  # the last column holds what was not read
         for true, said in pairs:
             counts[place[true], -1 if said is None else place[said]] += 1
-        found[".".join(key)] = {
-            "labels": labels,
-            "counts": counts[:, :-1].tolist(),
-            "unparsed": counts[:, -1].tolist(),
-        }
+        found[".".join(key)] = {"labels": labels, "counts": counts[:, :-1].tolist(), "unparsed": counts[:, -1].tolist()}
     return found
 
 

@@ -51,11 +51,7 @@ class Batcher(Generic[Piece, Result]):
     """
 
     def __init__(
-        self,
-        answer: Callable[[Sequence[Piece]], Sequence[Result | Exception]],
-        *,
-        size: int,
-        max_waiting: int,
+        self, answer: Callable[[Sequence[Piece]], Sequence[Result | Exception]], *, size: int, max_waiting: int
     ) -> None:
         self._answer, self._size, self._max_waiting = answer, size, max_waiting
         self._queue: deque[_Waiting[Piece, Result]] = deque()

@@ -17,7 +17,7 @@ from functools import cache
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from facemllm.core.draws import draw, drawn
+from facemllm.core.digests import draw, drawn
 from facemllm.tasks.answers import NOT_VISIBLE, letter, truth
 from facemllm.tasks.base import FollowUp, Item, Option, Question, Row, Task
 

@@ -20,13 +20,8 @@ if TYPE_CHECKING:
 
 TABLES = ("faces", "annotated", "conversations")
 """Inputs of steps that are tables."""
-SECTIONS = {
-    "gate": "promote",
-    "register": "promote",
-    "await_approval": "promote",
-    "deploy": "serve",
-    "release": "serve",
-}
+SECTIONS = dict.fromkeys(("gate", "register", "await_approval"), "promote")
+SECTIONS |= dict.fromkeys(("deploy", "release"), "serve")
 """Sections of the settings whose name is not that of their step."""
 
 

@@ -31,8 +31,7 @@ from facemllm.scoring import figures
 from facemllm.settings import Settings, root
 from facemllm.tables import PREDICTIONS, open_table
 from facemllm.tracking import recorded
-from facemllm.tracking.client import connect, guard, session, uri
-from facemllm.tracking.curves import CurveLogger, points_of, send
+from facemllm.tracking.client import CurveLogger, connect, guard, points_of, send, session, uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

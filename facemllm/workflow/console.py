@@ -64,9 +64,7 @@ def results(console: Console, settings: Settings, summary: Mapping[str, Any], fo
     if summary["endpoint"]:
         console.print("[bold]ask it    [/]")
         console.print(
-            curl_example(summary["endpoint"], picture=shlex.quote(str(folder / FACE))),
-            markup=False,
-            soft_wrap=True,
+            curl_example(summary["endpoint"], picture=shlex.quote(str(folder / FACE))), markup=False, soft_wrap=True
         )
     if summary["approval"] == "pending":
         version = summary["model"]["version"]

@@ -41,6 +41,11 @@ class StepView:
     message: str = ""
     began: float | None = None
 
+    def told(self, name: str) -> dict[str, Any]:
+        """The step's entry in `summary.json`."""
+        facts = {"name": name, "state": self.state, "seconds": self.seconds, "cached": self.state == "cached"}
+        return {**facts, "digest": self.digest, "figure": self.message or self.figure}
+
 
 @dataclass
 class RunView:
@@ -135,7 +140,8 @@ def summarise(
     store = Store(settings.home)
     recalled = recall_all(settings)
     view.settle(recalled)
-    records = {name: _record(store, recalled.get(name), step) for name, step in view.steps.items()}
+    made = store.records()
+    records = {name: recalled.get(name) or made.get(step.digest or "", {}) for name, step in view.steps.items()}
     gate, registered = records["gate"], records["register"]
     evaluation = records["evaluate"]
     metrics: dict[str, Any] = {}
@@ -152,17 +158,7 @@ def summarise(
         "sources": _licences(settings, view.steps["ingest"].digest),
         "seconds": round(seconds, 1),
         "device": _device(settings),
-        "steps": [
-            {
-                "name": n,
-                "state": s.state,
-                "seconds": s.seconds,
-                "cached": s.state == "cached",
-                "digest": s.digest,
-                "figure": s.message or s.figure,
-            }
-            for n, s in view.steps.items()
-        ],
+        "steps": [step.told(name) for name, step in view.steps.items()],
         "tasks": metrics.get("tasks", {}),
         "closed_mean": metrics.get("closed_mean"),
         "trust": trust(metrics),
@@ -191,13 +187,8 @@ def write_run(settings: Settings, folder: Path, summary: Mapping[str, Any]) -> N
     evaluation = settings.home / "store" / digests["evaluate"] if digests["evaluate"] else None
     if evaluation is not None:
         atomic_write(folder / FACE, next(iter(sorted((evaluation / "samples").glob("*.jpg")))).read_bytes())
-    write_report(
-        folder / "report.html",
-        summary,
-        evaluation,
-        training(settings, summary),
-        source=_sources(settings, digests["ingest"]),
-    )
+    shown, source = training(settings, summary), _sources(settings, digests["ingest"])
+    write_report(folder / "report.html", summary, evaluation, shown, source=source)
 
 
 def _gate(store: Store, record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -231,25 +222,22 @@ def training(settings: Settings, summary: Mapping[str, Any]) -> dict[str, Any]:
 
     store = Store(settings.home)
     found: dict[str, Any] = {"curves": {}, "samples": {}, "relations": [], "pictures": {}}
+    made, digests = store.records(), {step["name"]: step["digest"] for step in summary["steps"]}
+    trained = {stage: made.get(digests.get(stage) or "", {}).get("run_id") for stage in settings.stages()}
     with suppress(UserError):  # a report without them is better than none
-        for stage, run_id in _stage_runs(store, settings, summary).items():
+        for stage, run_id in trained.items():
+            if not run_id:
+                continue
             found["curves"][stage] = recorded.curve(settings, run_id)
             found["samples"][stage] = recorded.table(settings, run_id, SAMPLES)
             found["relations"] = found["relations"] or recorded.table(settings, run_id, RELATIONS)
-    conversations = next(step["digest"] for step in summary["steps"] if step["name"] == "reformat")
+    conversations = digests["reformat"]
     if any(found["samples"].values()) and conversations and (store.home / "store" / conversations).is_dir():
         found["pictures"] = _pictures(store.path(conversations))
     model = settings.model
     branches = {"segmentation": model.segmentation.mode != "none", "knowledge": model.knowledge.enabled}
     found["branches"] = {name: getattr(model, name).model_dump() for name, on in branches.items() if on}
     return found
-
-
-def _stage_runs(store: Store, settings: Settings, summary: Mapping[str, Any]) -> dict[str, str]:
-    """The MLflow run of each stage that was trained."""
-    trained = {step["name"]: step["digest"] for step in summary["steps"] if step["name"] in settings.stages()}
-    records = {stage: _record_of_digest(store, digest) or {} for stage, digest in trained.items() if digest}
-    return {stage: str(record["run_id"]) for stage, record in records.items() if record.get("run_id")}
 
 
 def _pictures(conversations: Path) -> dict[str, bytes]:
@@ -262,21 +250,6 @@ def _pictures(conversations: Path) -> dict[str, bytes]:
         image.thumbnail((_PIXELS, _PIXELS))
         found[face.image_id] = encoded(image)
     return found
-
-
-def _record(store: Store, recalled: Mapping[str, Any] | None, step: StepView) -> Mapping[str, Any]:
-    if recalled is not None:
-        return recalled
-    return (_record_of_digest(store, step.digest) if step.digest else None) or {}
-
-
-def _record_of_digest(store: Store, digest: str) -> dict[str, Any] | None:
-    for path in (store.home / "keys").glob("*.json"):
-        with suppress(ValueError):
-            record: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            if record["digest"] == digest:
-                return record
-    return None
 
 
 def _device(settings: Settings) -> str:
@@ -298,14 +271,7 @@ def steps_table(view: RunView, started: float) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    styles = {
-        "running": "bold cyan",
-        "done": "green",
-        "cached": "blue",
-        "failed": "bold red",
-        "waiting": "dim",
-        "skipped": "dim",
-    }
+    styles = {"running": "bold cyan", "done": "green", "cached": "blue", "failed": "bold red"}
     table = Table(title=f"face-mllm · {clock(time.time() - started)}", title_justify="left", box=None, pad_edge=False)
     for column in ("", "step", "state", "time", ""):
         table.add_column(column, overflow="ellipsis", no_wrap=True)
@@ -313,7 +279,6 @@ def steps_table(view: RunView, started: float) -> Any:
     for index, (name, step) in enumerate(view.steps.items()):
         state = "cached" if step.state == "waiting" and index < last else step.state
         seconds = time.time() - step.began if state == "running" and step.began else step.seconds
-        table.add_row(
-            MARKS[state], name, state, clock(seconds), escape(step.message or step.figure), style=styles[state]
-        )
+        told = escape(step.message or step.figure)
+        table.add_row(MARKS[state], name, state, clock(seconds), told, style=styles.get(state, "dim"))
     return table

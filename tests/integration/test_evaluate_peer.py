@@ -17,7 +17,7 @@ import pytest
 
 from facemllm import settings
 from facemllm.asking.store import Account, Replies
-from facemllm.evaluate.command import evaluate
+from facemllm.evaluate.peers import evaluate
 from facemllm.tables import PREDICTIONS, open_table
 from tests.fake_endpoint import FakeEndpoint
 

@@ -36,33 +36,7 @@ from tests import evaluation_example
 
 pytestmark = pytest.mark.integration
 
-METRICS: dict[str, Any] = {
-    "tasks": {
-        "age": {
-            "metric": "mae",
-            "value": 6.5,
-            "low": 6.0,
-            "high": 7.1,
-            "n": 280,
-            "unparsed": 0.0,
-            "baselines": {"majority": 14.2},
-            "higher_is_better": False,
-            "items": {},
-        },
-        "gender": {
-            "metric": "accuracy",
-            "value": 0.9,
-            "low": 0.88,
-            "high": 0.92,
-            "n": 280,
-            "unparsed": 0.0,
-            "baselines": {"majority": 0.5},
-            "higher_is_better": True,
-            "items": {"male": {"metric": "accuracy", "value": 0.9, "low": 0.87, "high": 0.93, "n": 140}},
-        },
-    },
-    "closed_mean": {"metric": "balanced_accuracy", "value": 0.9, "low": 0.88, "high": 0.92},
-}
+METRICS = evaluation_example.METRICS
 EVALUATION = "e" * 64
 ADA = "Ada Lovelace"
 
@@ -130,9 +104,8 @@ def test_a_pipeline_and_its_steps_are_runs(settings: Settings, tmp_path: Path, c
     assert run_of(settings, failing.run_id).data.tags["facemllm.error"] == "first line second line"
     assert run_of(settings, killed.run_id).info.status == "KILLED"
     assert top.info.status == "FINISHED"
-    assert (top.data.metrics["age/mae"], top.data.metrics["age/mae_low"]) == (6.5, 6.0)
-    assert top.data.metrics["closed_mean/balanced_accuracy"] == 0.9
-    assert top.data.metrics["gate/passed"] == 1.0
+    assert (top.data.metrics["age/mae"], top.data.metrics["age/mae_low"]) == (9.5, 8.8)
+    assert (top.data.metrics["closed_mean/balanced_accuracy"], top.data.metrics["gate/passed"]) == (0.8, 1.0)
     assert top.data.metrics["cost/align/tokens"] == 10.0
     assert "step/align/seconds" not in top.data.metrics
     assert top.data.tags["facemllm.approval"] == "pending"
@@ -145,7 +118,7 @@ def test_a_pipeline_and_its_steps_are_runs(settings: Settings, tmp_path: Path, c
     assert run_of(settings, failed).info.status == "FAILED"
 
 
-def test_names_and_parameters_tell_runs_apart(settings: Settings) -> None:
+def test_runs_say_what_they_are_and_where_they_come_from(settings: Settings) -> None:
     lines = ["seed=7", "train.stages.align.steps=11", "model.knowledge.enabled=true"]
     kept = {name: getattr(settings, name) for name in ("storage", "tracking", "promote")}
     chosen = load("laptop", lines).model_copy(update=kept)
@@ -173,17 +146,12 @@ def test_names_and_parameters_tell_runs_apart(settings: Settings) -> None:
     whole = tracking.connect(chosen).download_artifacts(parent, "settings.yaml")
     assert yaml.safe_load(Path(whole).read_text("utf-8")) == chosen.model_dump(mode="json")
 
-
-def test_runs_say_where_they_come_from(settings: Settings) -> None:
-    parent = tracking.start_pipeline(settings, "nightly")
-    with tracking.step_run(settings, parent, "align") as run:
-        pass
-    top, step = run_of(settings, parent).data.tags, run_of(settings, run.run_id).data.tags
-    assert (top["mlflow.source.name"], top["mlflow.source.type"]) == ("pipeline.py", "LOCAL")
-    assert (step["mlflow.source.name"], step["mlflow.source.type"]) == ("components/train.py", "LOCAL")
+    tags, own = top.data.tags, runs["align"].data.tags
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("pipeline.py", "LOCAL")
+    assert (own["mlflow.source.name"], own["mlflow.source.type"]) == ("components/train.py", "LOCAL")
     if commit := tracking.commit():
         expected = (commit.removesuffix("+changes"), str(commit.endswith("+changes")).lower())
-        assert (step["mlflow.source.git.commit"], step["mlflow.source.git.dirty"]) == expected
+        assert (own["mlflow.source.git.commit"], own["mlflow.source.git.dirty"]) == expected
     on_cluster = tracking.join_pipeline(settings, "a run of a cluster")
     assert run_of(settings, on_cluster).data.tags["mlflow.source.type"] == "JOB"
 
@@ -272,7 +240,7 @@ def test_runs_of_a_killed_process_are_reaped(settings: Settings) -> None:
     assert statuses == ["RUNNING", "KILLED", "RUNNING"]
 
 
-def test_training_curves_come_back(settings: Settings) -> None:
+def test_training_curves_and_tables_come_back(settings: Settings) -> None:
     with tracking.step_run(settings, None, "align") as run:
         curve = pickle.loads(pickle.dumps(run.curve_logger()))
         for step in range(1, 1201):
@@ -280,53 +248,32 @@ def test_training_curves_come_back(settings: Settings) -> None:
         assert curve.flush()
         curve(1200, {"train/loss": 7.0})
         assert curve.flush()
+        run.log_table(figures.SAMPLES, {"image_id": ["a", "b"], "probability": [0.5, None]})
         run.finish("0" * 64, {"seconds": 1.0})
+    rows = [{"image_id": "a", "probability": 0.5}, {"image_id": "b", "probability": None}]
+    assert recorded.table(settings, run.run_id, figures.SAMPLES) == rows
+    assert recorded.table(settings, run.run_id, figures.RELATIONS) == []
     points = recorded.curve(settings, run.run_id)
     assert len(points) == 1200
     assert points[0] == {"step": 1, "train/loss": 1.0, "train/rate": 0.1}
     assert points[-1]["train/loss"] == 7.0  # logged again after a restart: the later one counts
 
 
-def test_tables_come_back(settings: Settings) -> None:
-    columns = {"image_id": ["a", "b"], "probability": [0.5, None]}
-    with tracking.step_run(settings, None, "align") as run:
-        run.log_table(figures.SAMPLES, columns)
-    assert recorded.table(settings, run.run_id, figures.SAMPLES) == [
-        {"image_id": "a", "probability": 0.5},
-        {"image_id": "b", "probability": None},
-    ]
-    assert recorded.table(settings, run.run_id, figures.RELATIONS) == []
-
-
-def test_an_evaluation_is_logged(settings: Settings, tmp_path: Path) -> None:
-    with TableWriter(tmp_path / "evaluation" / "predictions", PREDICTIONS) as table:
-        table.write(
-            {"sample_id": f"{n:064x}", "image_id": "i", "task": "age", "answer": "30", "parsed": "31"}
-            for n in range(90)
-        )
-    with tracking.step_run(settings, None, "evaluate") as run:
-        run.log_evaluation(METRICS, tmp_path / "evaluation", plots.drawn(METRICS))
-    client = tracking.connect(settings)
-    logged = client.get_run(run.run_id).data.metrics
-    assert logged["gender/male/accuracy_low"] == 0.87
-    assert logged["age/baseline_majority"] == 14.2
-    assert logged["closed_mean/balanced_accuracy"] == 0.9
-    files = {Path(file.path).name for file in client.list_artifacts(run.run_id, "evaluation")}
-    assert files == {"results.json", "answers.json", "intervals.png", "metrics.json"}
-    assert len(recorded.table(settings, run.run_id, "evaluation/answers")) == 60
-    assert [row["item"] for row in recorded.table(settings, run.run_id, "evaluation/results")] == ["", "", "male"]
-
-
 def test_every_part_of_an_evaluation_is_kept(settings: Settings, tmp_path: Path) -> None:
+    answer = {"image_id": "i", "task": "age", "answer": "30", "parsed": "31"}
     with TableWriter(tmp_path / "predictions", PREDICTIONS) as table:
-        table.write([{"sample_id": "1", "image_id": "i", "task": "age", "answer": "30", "parsed": "31"}])
+        table.write({"sample_id": f"{n:064x}", **answer} for n in range(90))
     with tracking.step_run(settings, None, "evaluate") as run:
-        run.log_evaluation(evaluation_example.METRICS, tmp_path, plots.drawn(evaluation_example.METRICS))
+        run.log_evaluation(METRICS, tmp_path, plots.drawn(METRICS))
     client = tracking.connect(settings)
-    assert client.get_run(run.run_id).data.metrics == figures.evaluation_metrics(evaluation_example.METRICS)
+    assert client.get_run(run.run_id).data.metrics == figures.evaluation_metrics(METRICS)
     kept = {Path(file.path).name for file in client.list_artifacts(run.run_id, "evaluation")}
     assert kept >= {"fairness.json", "fairness_gaps.json", "fairness.png", "reliability.png", "confusion"}
+    assert kept >= {"results.json", "answers.json", "intervals.png", "metrics.json"}
     assert len(recorded.table(settings, run.run_id, "evaluation/fairness")) == 9
+    assert len(recorded.table(settings, run.run_id, "evaluation/answers")) == 60
+    results = recorded.table(settings, run.run_id, "evaluation/results")
+    assert [row["item"] for row in results if row["task"] == "zero_shot"][-1] == "Wearing_Earrings"
 
 
 def test_the_same_bytes_are_one_version(settings: Settings, model: Path) -> None:
@@ -341,7 +288,7 @@ def test_the_same_bytes_are_one_version(settings: Settings, model: Path) -> None
     assert "model_card.md" in {file.path for file in client.list_artifacts(parent)}
     logged = client.get_logged_model(first.source.removeprefix("models:/"))
     assert (str(logged.status), logged.source_run_id) == ("READY", parent)
-    assert {"age/mae", "gender/accuracy"} <= {metric.key for metric in logged.metrics}
+    assert {"age/mae", "attributes/balanced_accuracy"} <= {metric.key for metric in logged.metrics}
     assert register(settings, model, parent).version == 1
 
     (model / "config.json").write_text('{"other": 1}')
@@ -371,7 +318,9 @@ def test_a_version_has_a_signature_and_no_code(settings: Settings, model: Path, 
     assert not stored.get("flavors")
 
 
-def test_a_refused_model_is_not_registered(settings: Settings, model: Path) -> None:
+def test_a_refused_model_and_other_bytes_are_not_registered(settings: Settings, model: Path) -> None:
+    with pytest.raises(UserError, match="bytes do not match"):
+        registry.register(settings, model, "0" * 64, METRICS, EVALUATION, {"passed": True})
     with pytest.raises(UserError, match=r"the gate refused model .*: age too high"):
         register(settings, model, passed=False, reasons=["age too high"])
     with pytest.raises(UserError, match="none is registered yet"):
@@ -384,12 +333,6 @@ def test_a_refused_model_is_not_registered(settings: Settings, model: Path) -> N
     with pytest.raises(UserError, match="did not pass its gate: age too high"):
         approvals.approve(settings, 1, ADA, "looks fine")
     assert register(settings, model).gate == "passed"
-
-
-def test_other_bytes_than_stated_are_not_registered(settings: Settings, model: Path) -> None:
-    with pytest.raises(UserError, match="bytes do not match"):
-        registry.register(settings, model, "0" * 64, METRICS, EVALUATION, {"passed": True})
-    assert registry.versions(settings) == []
 
 
 @pytest.mark.parametrize("left", ["part uploaded", "whole", "damaged"])
@@ -456,7 +399,7 @@ def test_a_person_decides_and_nothing_is_lost(settings: Settings, model: Path) -
     shown = approvals.show(settings, 1)
     told = [(entry["event"], entry["by"]) for entry in shown["history"]]
     assert told == [("request", "pipeline"), ("decision", ADA), ("decision", "Grace Hopper"), ("decision", ADA)]
-    assert json.loads(json.dumps(shown))["tasks"]["age"]["value"] == 6.5
+    assert json.loads(json.dumps(shown))["tasks"]["age"]["value"] == 9.5
     row = approvals.list_versions(settings)[0]
     assert (row["state"], row["by"], row["gate"], row["aliases"]) == ("approved", ADA, "passed", "candidate")
 

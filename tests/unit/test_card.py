@@ -35,6 +35,21 @@ def test_the_card_says_what_was_measured():
     assert "| align | CPU, 2 threads, bf16 | 160.2 | 76,800 | 2,764,800 | 3.4e+12 | 1,300,000,000 | 0.1602 |" in said
 
 
+def test_the_card_says_what_the_figures_are_about():
+    settings = load("laptop")
+    said = card.card(settings, "a" * 64, example.METRICS, {"specialize": "b" * 64}, ["render"])
+    assert "says nothing about real photographs" in said
+    assert "Not for identifying" in said
+    assert "| attributes · eye_color | balanced_accuracy | 0.18 | 0.15 – 0.21 | 560 |" in said
+    assert f"| specialize | `{'b' * 64}` |" in said
+    assert "What all of these allow: train a model on it; measure a model on it; put a model trained on it" in said
+    other = card.card(settings, "a" * 64, example.METRICS, {}, ["celeba", "fairface"])
+    assert "| CelebA (CelebFaces Attributes) | celeba-dataset-release-agreement" in other
+    assert "What all of these allow: train a model on it; measure a model on it." in other
+    assert "renderer" not in other
+    assert len(card.short(settings, "a" * 64, example.METRICS, ["render"])) <= card.SHORT
+
+
 def test_hubs_read_the_metrics_of_the_card():
     read = ModelCard(text(example.METRICS, example.COST))
     assert read.data.pipeline_tag == "image-text-to-text"

@@ -24,7 +24,7 @@ from facemllm.tables import open_table
 from facemllm.tracking import client as mlflow_client
 from tests import evaluation_example as example
 from tests.pages import HOSTILE, Page
-from tests.scored import write_conversations, write_predictions
+from tests.scored import write_conversations, write_evaluation
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
 
@@ -42,7 +42,7 @@ def find(settings: Settings, name: str) -> room.Found:
     return room.find(settings, name, unregistered)
 
 
-def judged_example(names: tuple[str, str] = ("laptop", "ablation")) -> dict[str, Any]:
+def judged_example(names: tuple[str, ...] = ("laptop", "ablation")) -> dict[str, Any]:
     """The hand-made comparison as `compare` would give it."""
     groups = {
         task: {kind: {name: judged(part) for name, part in parts.items()} for kind, parts in kinds.items()}
@@ -86,15 +86,7 @@ def evaluation(folder: Path, conversations: Path, name: str, skill: float, error
         str(float(answer) + error) if task == "age" else answer if draw.random() < skill else "none"
         for _, _, task, _, answer in ASKED
     ]
-    predictions = open_table(write_predictions(folder / "predictions", said))
-    metrics = {
-        "model_digest": name * 64,
-        "conversations_digest": open_table(conversations).digest,
-        "predictions_digest": predictions.digest,
-        "split": "test",
-    }
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    return folder
+    return write_evaluation(folder, conversations, said, name * 64)
 
 
 @pytest.fixture(scope="module")
@@ -203,40 +195,34 @@ def test_conversations_that_left_the_store_are_asked_for(
 
 def test_items_stand_beneath_their_tasks_and_verdicts_turn_with_the_metric() -> None:
     found = judged_example()
-    order = [(task, item) for task, item, _ in by_task(found["figures"])]
-    assert order == [
-        ("closed_mean", ""),
-        ("attributes", ""),
-        ("attributes", "Wearing_Hat"),
-        ("attributes", "eye_color"),
-        ("age", ""),
-        ("expression", ""),
-    ]
+    order = [f"{task} {item}".strip() for task, item, _ in by_task(found["figures"])]
+    beneath = ["attributes", "attributes Wearing_Hat", "attributes eye_color"]
+    assert order == ["closed_mean", *beneath, "age", "expression"]
     verdicts = {name: entry["verdict"] for name, entry in found["figures"].items()}
     assert verdicts["attributes"] == BETTER
     assert verdicts["age"] == WORSE  # years of error: more is worse
     assert verdicts["expression"] == verdicts["attributes.eye_color"] == SAME
 
 
-def test_the_terminal_says_it_in_words() -> None:
+def printed(*names: str) -> list[str]:
     console = Console(width=160, file=io.StringIO(), record=True)
-    for part in shown(judged_example(("a", "[red]b"))):
+    for part in shown(judged_example(names)):
         console.print(part)
-    text = console.export_text()
-    lines = [" ".join(line.split()) for line in text.splitlines()]
+    return [" ".join(line.split()) for line in console.export_text().splitlines()]
+
+
+def test_the_terminal_says_it_in_words() -> None:
+    lines = printed("a", "[red]b")
     assert "[red]b (second) against a (first)" in lines[0]
     assert "Wearing_Hat balanced_accuracy 0.980 0.900 -0.080 -0.100 -0.060 0.010 0.031 ▼ worse" in lines
     assert "age mae (years) 9.50 11.00 +1.50 +1.48 +1.52 0.001 0.03 ▼ worse" in lines
     assert "attributes gender: female balanced_accuracy 0.860 0.800 -0.060 -0.080 -0.040 0.020 0.031 ▼ worse" in lines
-    assert "gender: male" not in text
+    assert "gender: male" not in " ".join(lines)
     assert "1 of 2 groups show none" in " ".join(lines)
 
 
 def test_long_names_stand_in_the_title_alone() -> None:
-    console = Console(width=160, file=io.StringIO(), record=True)
-    for part in shown(judged_example(("/a/very/long/folder/of/evaluations/" * 3, "b" * 64))):
-        console.print(part)
-    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    lines = printed("/a/very/long/folder/of/evaluations/" * 3, "b" * 64)
     assert "metric first second difference 95 % p (Holm) it could show" in lines
     assert "age mae (years) 9.50 11.00 +1.50 +1.48 +1.52 0.001 0.03 ▼ worse" in lines
 

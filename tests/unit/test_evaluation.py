@@ -1,9 +1,5 @@
 import hashlib
-import io
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,12 +12,14 @@ from facemllm import tasks
 from facemllm.core.digests import of_tree
 from facemllm.errors import UserError
 from facemllm.evaluate import baselines as room
-from facemllm.evaluate.baselines import baselines
 from facemllm.evaluate.predict import Likelihood, Written, _unread, predict, question_texts
 from facemllm.evaluate.run import evaluate, score
 from facemllm.scoring.sheet import read_parsed, read_sheet
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
 from facemllm.tasks.language import refuses
+from tests.conftest import encode
+
+pytestmark = pytest.mark.usefixtures("no_torch")
 
 ASKED = [
     ("caption", "caption"),
@@ -32,8 +30,6 @@ ASKED = [
     ("head_pose", "yaw"),
 ]
 FEELINGS = ["fear", "anger", "neutral"]
-
-
 WHOLE = ["bootstrap=100", "batch_images=7", "baseline_pixels=8", "generated_faces=3", "disturbed_faces=5"]
 
 
@@ -63,8 +59,6 @@ def truth_of(pixel):
 
 
 def conversation(split, person, pixel, answers=None, follows=False):
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), tuple(int(v) for v in pixel)).save(buffer, "PNG")
     image_id = hashlib.sha256(f"{split}{person}{pixel}".encode()).hexdigest()
     turns, messages = [], []
     for task, item in ASKED:
@@ -86,7 +80,7 @@ def conversation(split, person, pixel, answers=None, follows=False):
     return {
         "conversation_id": image_id,
         "image_id": image_id,
-        "images": [{"bytes": buffer.getvalue(), "path": None}],
+        "images": [{"bytes": encode(np.full((32, 32, 3), pixel, np.uint8), format="PNG"), "path": None}],
         "split": split,
         "source": "render",
         "subject_id": f"{split}{person}",
@@ -120,15 +114,6 @@ def few(tmp_path_factory):
     return make_table(tmp_path_factory.mktemp("few") / "conversations", train=8, test=4, follows=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_torch():
-    """The predictor is a fake, so its module need not be loaded: that takes longer than all tests here together."""
-    with pytest.MonkeyPatch.context() as patch:
-        light = SimpleNamespace(Query=lambda question, options: SimpleNamespace(question=question, options=options))
-        patch.setitem(sys.modules, "facemllm.model.inference", light)
-        yield
-
-
 @pytest.fixture(scope="module")
 def perfect(settings, table, tmp_path_factory):
     """The evaluation of a reader that is always right."""
@@ -147,6 +132,12 @@ def poor(settings, table, tmp_path_factory):
     fake = Fake(silent=("gender", "yaw"), wrong=("Bangs",))
     evaluate(settings, folder, "m" * 64, table, folder, predictor=fake)
     return folder
+
+
+def written(folder, rows, schema=CONVERSATIONS, **parts):
+    with TableWriter(folder, schema, **parts) as writer:
+        writer.write(rows)
+    return open_table(folder, schema)
 
 
 def predicted(table, folder, fake):
@@ -212,8 +203,7 @@ class Fake:
 
 def test_a_perfect_reader_scores_perfectly_and_everything_is_kept(settings, table, perfect, tmp_path):
     metrics = json.loads((perfect / "metrics.json").read_text())
-    assert metrics["n_images"] == 40
-    assert metrics["n_subjects"] == 20
+    assert (metrics["n_images"], metrics["n_subjects"]) == (40, 20)
     assert metrics["closed_mean"]["value"] == 1.0
     for name in ("gender", "expression", "attributes", "caption"):
         assert metrics["tasks"][name]["value"] == 1.0, name
@@ -298,11 +288,8 @@ def test_the_same_model_gives_the_same_bytes_and_one_changed_answer_others(setti
     first = open_table(perfect / "predictions", PREDICTIONS)
     rows = list(first.iterate())
     rows[11]["parsed"] = "something else"
-    with TableWriter(
-        tmp_path / "d", PREDICTIONS, parents=first.manifest["parents"], about=first.manifest["about"]
-    ) as writer:
-        writer.write(rows)
-    assert open_table(tmp_path / "d").digest != first.digest
+    parts = {name: first.manifest[name] for name in ("parents", "about")}
+    assert written(tmp_path / "d", rows, PREDICTIONS, **parts).digest != first.digest
     changed = score(settings, table, tmp_path / "d")
     assert changed["tasks"]["gender"] == json.loads((perfect / "metrics.json").read_text())["tasks"]["gender"]
     assert sum(changed["tasks"][name]["value"] < 1 for name in ("gender", "expression", "attributes", "caption")) == 0
@@ -313,21 +300,18 @@ def test_predictions_must_answer_every_question_once(table, perfect, tmp_path):
     rows = list(open_table(perfect / "predictions").iterate())
     sheet = read_sheet(open_table(table, CONVERSATIONS), "test")
 
-    def refused(name, some, match):
-        with TableWriter(tmp_path / name, PREDICTIONS, about={"split": "test"}) as writer:
-            writer.write(some)
+    for some, match in (
+        (rows[:-3], "3 of 240 questions have no prediction"),
+        (rows + rows[:1], "occurs twice"),
+        ([*rows, {**rows[0], "sample_id": "unasked"}], "1 predictions answer no question"),
+    ):
         with pytest.raises(UserError, match=match):
-            read_parsed(open_table(tmp_path / name), sheet)
-
-    refused("few", rows[:-3], "3 of 240 questions have no prediction")
-    refused("twice", rows + rows[:1], "occurs twice")
-    refused("more", [*rows, {**rows[0], "sample_id": "unasked"}], "1 predictions answer no question")
+            read_parsed(written(tmp_path / match, some, PREDICTIONS, about={"split": "test"}), sheet)
 
 
 def test_truth_comes_from_the_conversations_not_from_the_predictions(plain, table, poor, tmp_path):
     rows = [{**row, "answer": row["parsed"]} for row in open_table(poor / "predictions").iterate()]
-    with TableWriter(tmp_path / "liar", PREDICTIONS, about={"split": "test"}) as writer:
-        writer.write(rows)
+    written(tmp_path / "liar", rows, PREDICTIONS, about={"split": "test"})
     assert score(plain, table, tmp_path / "liar")["tasks"]["attributes"]["value"] == 0.0
 
 
@@ -371,12 +355,7 @@ def test_an_evaluation_is_finished_before_it_is_in_its_place(plain, few, tmp_pat
 
     evaluate(plain, tmp_path, "m", few, tmp_path / "a", predictor=Fake(), finish=finish)
     assert seen == [(True, False, 8)]
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
-        "metrics.json",
-        "predictions",
-        "report.html",
-        "samples",
-    ]
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"metrics.json", "predictions", "report.html", "samples"}
     assert (tmp_path / "a" / "report.html").read_text() == "whole"
     fake = Fake()
     fake.generate_batch = dies
@@ -425,59 +404,34 @@ def test_baselines_read_nothing_from_random_labels(plain, tmp_path):
 
 
 def test_baselines_of_tiny_and_one_sided_data(settings, tmp_path):
-    with TableWriter(tmp_path / "one", CONVERSATIONS) as writer:
-        writer.write([conversation("train", 0, (200, 90, 3)), conversation("test", 1, (20, 30, 200))])
-    table = open_table(tmp_path / "one", CONVERSATIONS)
-    sheet = read_sheet(table, "test")
-    found = baselines(settings, table, sheet)
+    def read(name, *faces):
+        table = written(tmp_path / name, [conversation(*face) for face in faces])
+        return room.baselines(settings, table, read_sheet(table, "test"))
+
+    found = read("one", ("train", 0, (200, 90, 3)), ("test", 1, (20, 30, 200)))
     assert found["pixels"] == found["majority"]
     assert dict(zip([item for _, item in ASKED], found["majority"], strict=True))["gender"] == "female"
-    with TableWriter(tmp_path / "alike", CONVERSATIONS) as writer:
-        writer.write([conversation("train", n, (9, 9, 9)) for n in range(5)])
-        writer.write([conversation("test", 9, (9, 9, 9))])
-    table = open_table(tmp_path / "alike", CONVERSATIONS)
-    assert baselines(settings, table, read_sheet(table, "test"))["pixels"][4] == "male"
-    with TableWriter(tmp_path / "untrained", CONVERSATIONS) as writer:
-        writer.write([conversation("test", n, (n, 9, 9)) for n in range(3)])
-    table = open_table(tmp_path / "untrained", CONVERSATIONS)
-    assert baselines(settings, table, read_sheet(table, "test")) == {}
+    alike = read("alike", *[("train", n, (9, 9, 9)) for n in range(5)], ("test", 9, (9, 9, 9)))
+    assert alike["pixels"][4] == "male"
+    assert read("untrained", *[("test", n, (n, 9, 9)) for n in range(3)]) == {}
 
 
-THREADS = """
-import hashlib, json, sys
-from pathlib import Path
-from facemllm import settings
-from facemllm.evaluate import baselines as room
-from facemllm.tables import CONVERSATIONS, open_table
-from facemllm.scoring.sheet import read_sheet
-
-spaces, fit = [], room._Space.fit
-room._Space.fit = lambda *args: spaces.append(fit(*args)) or spaces[0]
-chosen = settings.load("laptop", ["evaluate.baseline_pixels=32"])
-table = open_table(Path(sys.argv[1]), CONVERSATIONS)
-found = room.baselines(chosen, table, read_sheet(table, "test"))
-said = json.dumps(found).encode() + spaces[0].train_ND.tobytes() + spaces[0].test_ND.tobytes()
-print(hashlib.sha256(said).hexdigest())
-"""
-
-
-def test_baselines_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch, capsys):
+def test_baselines_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch):
     draw = np.random.default_rng(1)
     with TableWriter(tmp_path / "noise", CONVERSATIONS) as writer:
         for number in range(360):
             face = conversation("train" if number < 320 else "test", number, draw.integers(0, 256, 3).tolist())
-            buffer = io.BytesIO()
-            Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
-            writer.write([{**face, "images": [{"bytes": buffer.getvalue(), "path": None}]}])
-    told = ["-c", str(tmp_path / "noise")]
-    threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-    two = subprocess.check_output([sys.executable, "-c", THREADS, *told[1:]], env=os.environ | threads, text=True)
-    monkeypatch.setattr(sys, "argv", told)
-    monkeypatch.setattr(room._Space, "fit", room._Space.fit)  # put back afterwards
-    with threadpool_limits(1):
-        exec(THREADS, {})
-    assert capsys.readouterr().out == two
-    assert len(two) == 65
+            noise = encode(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8), format="PNG")
+            writer.write([{**face, "images": [{"bytes": noise, "path": None}]}])
+    table = open_table(tmp_path / "noise", CONVERSATIONS)
+    spaces, fit = [], room._Space.fit
+    monkeypatch.setattr(room._Space, "fit", lambda *given: spaces.append(fit(*given)) or spaces[-1])
+    said = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found = room.baselines(settings_module.load("laptop"), table, read_sheet(table, "test"))
+        said.append((found, spaces[-1].train_ND.tobytes(), spaces[-1].test_ND.tobytes()))
+    assert said[0] == said[1]
 
 
 def test_a_few_faces_are_answered_again_in_free_text(perfect, poor):
@@ -528,8 +482,7 @@ def asked_otherwise(tmp_path_factory):
             messages.append({"role": "assistant", "content": [{"type": "text", "text": found.reply}]})
     face = conversation("test", 0, (200, 60, 200)) | {"image_id": "a" * 64, "turns": turns, "messages": messages}
     out = tmp_path_factory.mktemp("otherwise") / "conversations"
-    with TableWriter(out, CONVERSATIONS) as writer:
-        writer.write([face])
+    written(out, [face])
     return out, face
 
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +12,8 @@ from facemllm.errors import UserError
 from facemllm.evaluate.run import evaluate, score
 from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.tables import PREDICTIONS, mapping, open_table
+
+pytestmark = pytest.mark.usefixtures("no_torch")
 
 FEMALE = {8, 9, 10}
 """Classes that fill the maps of the test split's women; its men have others."""
@@ -59,14 +60,6 @@ def read(png):
         return image.getpixel((0, 0))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_torch():
-    with pytest.MonkeyPatch.context() as patch:
-        light = SimpleNamespace(Query=lambda question, options: SimpleNamespace(question=question, options=options))
-        patch.setitem(sys.modules, "facemllm.model.inference", light)
-        yield
-
-
 @pytest.fixture
 def table(conversations_table, conversation_rows, face_rows):
     """Conversations with maps, all but those of one man of the test split."""
@@ -82,7 +75,7 @@ def chosen(*more):
     return settings_module.load("laptop", [f"evaluate.{word}" for word in (*words, *more)])
 
 
-def test_what_a_map_is_worth_is_measured(table, tmp_path):
+def test_maps_and_scores_are_measured(table, tmp_path):
     fake = SeesMaps()
     metrics = evaluate(chosen(), tmp_path, "m" * 64, table, tmp_path / "out", predictor=fake)
     assert metrics["maps"] == {"faces": 8, "given": 7}
@@ -95,17 +88,6 @@ def test_what_a_map_is_worth_is_measured(table, tmp_path):
     assert open_table(tmp_path / "out" / "predictions", PREDICTIONS).manifest["about"]["maps"] is True
     assert "maps" not in open_table(tmp_path / "out" / "disturbed" / "no_map").manifest["about"]
 
-
-def test_maps_can_be_left_out(table, tmp_path):
-    fake = SeesMaps()
-    metrics = evaluate(chosen("maps=false"), tmp_path, "m" * 64, table, tmp_path / "out", predictor=fake)
-    assert metrics["maps"] is None
-    assert "no_map" not in metrics["disturbed"]
-    assert set(fake.shown) == {None}
-
-
-def test_scores_are_kept_and_held_against_the_text(table, tmp_path):
-    metrics = evaluate(chosen(), tmp_path, "m" * 64, table, tmp_path / "out", predictor=SeesMaps())
     rows = list(open_table(tmp_path / "out" / "characteristics", CHARACTERISTICS).iterate())
     assert len(rows) == 8
     assert all(set(mapping(row["scores"])) == set(SeesMaps.characteristic_names) for row in rows)
@@ -130,16 +112,18 @@ def test_scores_are_kept_and_held_against_the_text(table, tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["characteristics"] == again["characteristics"]
 
 
-def test_a_model_without_the_branch_has_no_scores(table, tmp_path):
+def test_maps_can_be_left_out_and_a_plain_model_has_no_scores(table, tmp_path):
     class Plain(SeesMaps):
         takes_maps = False
         characteristic_names = ()
 
-    fake = Plain()
-    metrics = evaluate(chosen(), tmp_path, "m" * 64, table, tmp_path / "out", predictor=fake)
+    for fake, words in ((SeesMaps(), ("maps=false",)), (Plain(), ())):
+        out = tmp_path / type(fake).__name__
+        metrics = evaluate(chosen(*words), tmp_path, "m" * 64, table, out, predictor=fake)
+        assert set(fake.shown) == {metrics["maps"]} == {None}
+        assert "no_map" not in metrics["disturbed"]
     assert metrics["characteristics"] is None
-    assert set(fake.shown) == {None}
-    assert not (tmp_path / "out" / "characteristics").exists()
+    assert not (out / "characteristics").exists()
 
 
 def test_a_broken_map_ends_the_evaluation_and_leaves_nothing(table, tmp_path):

@@ -23,6 +23,7 @@ def flat():
         ("attributes/also/accuracy", 0.88),
         ("attributes/Wearing_Hat/balanced_accuracy_low", 0.96),
         ("attributes/baseline_majority", 0.5),
+        ("attributes/eye_color/baseline_majority", 0.17),
         ("zero_shot/Wearing_Earrings/balanced_accuracy", 0.62),
         ("closed_mean/balanced_accuracy", 0.8),
         ("fairness/attributes/gender/female", 0.86),
@@ -54,6 +55,8 @@ def test_what_is_unknown_or_too_much_is_no_metric(flat):
     assert not [name for name in flat if "8-10" in name]  # too few people
     assert not [name for name in flat if "female x 1-3" in name]  # groups of two kinds at once stand in the table
     assert all(isinstance(value, float) for value in flat.values())
+    assert not [name for name in figures.task_metrics(example.TASKS, items=False) if "Wearing" in name]
+    assert "t/balanced_accuracy_low" not in figures.task_metrics({"t": example.figure(0.9, None, None)})
     assert figures.evaluation_metrics({"tasks": {}}) == {"fairness/gaps/compared": 0.0, "fairness/gaps/shown": 0.0}
     assert figures.numbers({"a": float("nan"), "b": None, "c": "x"}) == {}
     odd = {"tasks": {}, "fairness": {"age": {"age_band": example.kind({"<18 & co": example.group(0.5, 90)})}}}
@@ -74,12 +77,30 @@ def test_tables_have_a_row_a_figure_a_group_and_a_gap():
     assert set(figures.tables({"tasks": {}}, [])) == set()
     columns = figures.columns(tables["results"])
     assert len({len(column) for column in columns.values()}) == 1
+    uneven = {"a": example.figure(0.5, 0.4, 0.6), "b": {"metric": "mae", "value": 1.0, "baselines": {"majority": 2.0}}}
+    assert figures.columns(figures.results(uneven))["pixels"] == [0.4, None]
+
+
+def test_sampled_answers_do_not_depend_on_order():
+    rows = [
+        dict.fromkeys(figures.ANSWERS, "") | {"task": f"t{n % 2}", "sample_id": f"{n * 37 % 1009:04d}"}
+        for n in range(1000)
+    ]
+    sample = figures.sample_answers(rows, per_task=5)
+    assert sample == figures.sample_answers(reversed(rows), per_task=5)
+    assert [row["task"] for row in sample] == ["t0"] * 5 + ["t1"] * 5
+    least = sorted(row["sample_id"] for row in rows if row["task"] == "t0")[:5]
+    assert [row["sample_id"] for row in sample[:5]] == least
+
+
+def test_flatten_gives_text_by_dotted_name():
+    values = {"a": {"b": 1, "c": None, "d": {}}, "e": "text", "f": [1, 2]}
+    assert figures.flatten(values) == {"a.b": "1", "a.c": "null", "a.d": "{}", "e": "text", "f": "[1, 2]"}
 
 
 def test_the_summary_tells_the_surest_gap():
     told = figures.trust(example.METRICS)
-    assert told["gaps"]["surest"]["task"] == "attributes"
-    assert told["gaps"]["surest"]["value"] == 0.14
+    assert (told["gaps"]["surest"]["task"], told["gaps"]["surest"]["value"]) == ("attributes", 0.14)
     assert figures.trust({})["gaps"] == {"compared": 0, "shown": 0, "surest": None}
     json.dumps(told)
     assert figures.trust_metrics(told)["fairness/gaps/shown"] == 1.0
@@ -90,11 +111,16 @@ def test_figures_are_drawn_of_whatever_there_is(tmp_path):
     assert set(drawn) == {"intervals", "fairness", "reliability", "confusion/expression.expression"}
     for name, figure in drawn.items():
         figure.savefig(tmp_path / f"{name.replace('/', '-')}.png")
+    panels = [axis.get_xlabel() for axis in drawn["intervals"].axes]
+    assert len(set(panels)) == len(panels)  # one a metric
+    assert {"balanced_accuracy", "mae years"} < set(panels)
     fairness = [label.get_text() for label in drawn["fairness"].axes[0].get_yticklabels()]
     assert fairness == ["gender  female  (140)", "gender  male  (140)", "skin_tone  1-3  (90)", "skin_tone  4-7  (150)"]
     cells = [text.get_text() for text in drawn["confusion/expression.expression"].axes[0].texts]
     assert cells == ["30", "9", "1", "4", "60", "0"]
-    assert set(plots.drawn({"tasks": {}})) == {"intervals"}
+    nothing = plots.drawn({"tasks": {}})
+    assert set(nothing) == {"intervals"}
+    nothing["intervals"].savefig(tmp_path / "nothing.png")
 
 
 def test_names_with_dollars_are_no_mathematics(tmp_path):

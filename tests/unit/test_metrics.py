@@ -140,9 +140,7 @@ def test_a_table_worked_out_by_hand():
     attributes, expression, pose = (found["tasks"][name] for name in ("attributes", "expression", "head_pose"))
     assert attributes["items"]["Bangs"]["value"] == 0.75  # recalls 1 and 1/2
     assert attributes["items"]["Wearing_Hat"]["value"] == 0.5
-    assert attributes["value"] == 0.625
-    assert attributes["unparsed"] == 0.2
-    assert attributes["n"] == 5
+    assert (attributes["value"], attributes["unparsed"], attributes["n"]) == (0.625, 0.2, 5)
     assert attributes["refused"] == 0.0
     assert attributes["baselines"] == {"majority": 0.5}
     assert attributes["also"]["accuracy"]["value"] == pytest.approx((2 / 3 + 1 / 2) / 2, abs=1e-12)  # mean of items

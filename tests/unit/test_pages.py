@@ -37,27 +37,31 @@ def hostile(value: Any) -> Any:
     return json.loads(text)
 
 
+def words(*names: str) -> dict[str, Any]:
+    """A script under each of these names."""
+    return dict.fromkeys(names, HOSTILE)
+
+
 def test_the_run_page_escapes_everything() -> None:
-    gate = {"passed": False, "reasons": [HOSTILE], "checks": [{"check": HOSTILE, "key": HOSTILE, "passed": False}]}
-    gate["checks"][0]["reason"] = HOSTILE
-    rows = {"key": HOSTILE, "name": HOSTILE, "licence": HOSTILE, "status": HOSTILE, "uses": [HOSTILE]}
-    step = {"name": HOSTILE, "digest": HOSTILE, "figure": HOSTILE}
-    facts = {"commit": HOSTILE, "overrides": [HOSTILE], "sources": [rows], "device": HOSTILE, "profile": HOSTILE}
-    told = {"cost": {HOSTILE: {HOSTILE: HOSTILE}}, "model": {HOSTILE: HOSTILE}, "approval": HOSTILE}
-    question = {"question": HOSTILE, "metric": HOSTILE, "answer": HOSTILE, "raw": HOSTILE, "score": 0.0}
+    check = words("check", "key", "reason") | {"passed": False}
+    gate = {"passed": False, "reasons": [HOSTILE], "checks": [check]}
+    rows = words("key", "name", "licence", "status") | {"uses": [HOSTILE]}
+    facts = words("run", "commit", "device", "profile", "approval") | {"overrides": [HOSTILE], "sources": [rows]}
+    told = {"cost": {HOSTILE: {HOSTILE: HOSTILE}}, "model": {HOSTILE: HOSTILE}}
+    question = words("question", "metric", "answer", "raw") | {"score": 0.0}
     samples = [
         {"image_id": HOSTILE, "picture": "data:image/jpeg;base64,", "questions": [{**question, "parsed": parsed}]}
         for parsed in (None, HOSTILE)
     ]
-    said = {"image_id": HOSTILE, "task": "t", "item": "i", "question": HOSTILE, "truth": HOSTILE, "written": HOSTILE}
+    said = words("image_id", "question", "truth", "written", "likeliest") | {"task": "t", "item": "i"}
     audited = {"relation": HOSTILE, "checked": 1, "broken": 0, "rate": 0.0, "enforced": True}
     training = {
         "curves": {HOSTILE: [{"step": n, "loss": 1.0, f"loss/task/{HOSTILE}": 1.0} for n in range(3)]},
-        "samples": {HOSTILE: [{**said, "likeliest": HOSTILE, "probability": 1.0}]},
+        "samples": {HOSTILE: [{**said, "probability": 1.0}]},
         "relations": [audited],
         "branches": {HOSTILE: {HOSTILE: HOSTILE}},
     }
-    summary = {"run": HOSTILE, "gate": gate, "steps": [step], **facts, **told}
+    summary = {"gate": gate, "steps": [words("name", "digest", "figure")], **facts, **told}
     html = run.page(summary, hostile(example.METRICS), samples, training, HOSTILE)
     assert Page(html).text.count(HOSTILE) > 60
     assert not RAW.search(html)
@@ -80,7 +84,7 @@ def test_the_validation_page_escapes_everything() -> None:
         examples=({"row": 1, "image_id": HOSTILE, "value": HOSTILE},),
         error=HOSTILE,
     )
-    texts = dict.fromkeys(("name", "homepage", "licence", "terms", "consent", "citation"), HOSTILE)
+    texts = words("name", "homepage", "licence", "terms", "consent", "citation")
     faces = {name: [HOSTILE] for name in ("source", "gender", "ethnicity", "skin_tone", "expression", "subject_id")}
     count = Count({("gender", HOSTILE): 9}, {("gender", HOSTILE): 1}, 90, 80)
     tallies = Tallies(
@@ -123,19 +127,10 @@ def test_the_ablation_page_escapes_everything() -> None:
     figure = {"metric": "mae", "value": 1.0, "low": None, "high": None}
     one = {"seeds": [0], "seconds": 1.0, "processor_seconds": 1.0, "without_map": None, "to_control": None}
     stages = {HOSTILE: {"steps": 3.0, "faces": 12.0}}
-    results = {
-        "command": "facemllm ablate",
-        "baseline": "base",
-        "controls": {},
-        "says": {"base": HOSTILE},
-        "variants": {"base": {**one, "stages": stages, "figures": {"age": figure}}},
-        "images": 1,
-        "people": 1,
-        "sources": [HOSTILE],
-        "conversations": "c" * 64,
-        "machine": {"processor": HOSTILE, "cores": 2, "versions": {HOSTILE: HOSTILE}},
-        "commit": HOSTILE,
-    }
+    results = {"command": "facemllm ablate", "baseline": "base", "controls": {}, "says": {"base": HOSTILE}}
+    results |= {"variants": {"base": {**one, "stages": stages, "figures": {"age": figure}}}, "sources": [HOSTILE]}
+    results |= {"images": 1, "people": 1, "conversations": "c" * 64, "commit": HOSTILE}
+    results["machine"] = {"processor": HOSTILE, "cores": 2, "versions": {HOSTILE: HOSTILE}}
     text = ablation_page(results, None)
     assert text.count(r"\<script\>") == 7
     assert not RAW.search(text)

@@ -24,8 +24,7 @@ from components import component_of
 from facemllm.core.step import Step
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
-from facemllm.workflow import dvc
-from facemllm.workflow.steps import DATA, steps
+from facemllm.workflow.steps import DATA, dvc_yaml, steps
 
 ORDER = [
     *("ingest", "annotate", "reformat", "validate", "version", "align", "instruct", "specialize"),
@@ -210,8 +209,8 @@ def test_a_component_is_one_docstring_and_one_call(settings: Settings, name: str
 
 
 def test_dvc_yaml_is_made_of_the_list() -> None:
-    assert Path("dvc.yaml").read_text("utf-8") == dvc.dvc_yaml()
-    stages = yaml.safe_load(dvc.dvc_yaml())["stages"]
+    assert Path("dvc.yaml").read_text("utf-8") == dvc_yaml()
+    stages = yaml.safe_load(dvc_yaml())["stages"]
     assert list(stages) == [step.name for step in DATA]
     producer = {out: name for name, stage in stages.items() for out in stage["outs"]}
     for step in DATA:

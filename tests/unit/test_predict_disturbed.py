@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm.evaluate.disturb import GREY, KINDS
+from facemllm.evaluate.predict import GREY, KINDS
 
 
 def noise(side=120):

@@ -16,14 +16,15 @@ from facemllm.evaluate.run import evaluate
 from facemllm.model import inference
 from facemllm.model.branches import NO_MAP
 from facemllm.model.face_mllm import Graph, extend
-from facemllm.model.forward import tower_features
+from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.pixels import face_pixels
+from facemllm.model.pixels import face_pixels, normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.serve.policy import Limits
 from facemllm.serve.predictor import FaceModel
 from facemllm.tables import CONVERSATIONS, mapping, open_table
+from tests.conftest import encode
 
 TEXTS = ["Is there a beard?", "What is the hair style?", "Describe this face.", "A woman with a hat."]
 ANSWERS = ["short hair", "brown hair", "yes", "no"]
@@ -56,11 +57,24 @@ def faces():
 def maps():
     def drawn(number):
         coarse = np.random.default_rng(number).integers(0, 14, (8, 7), dtype=np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(coarse.repeat(16, 0).repeat(16, 1), "L").save(buffer, "PNG")
-        return buffer.getvalue()
+        return encode(coarse.repeat(16, 0).repeat(16, 1), format="PNG")
 
     return [drawn(0), None, drawn(2), drawn(3), None, drawn(5)]
+
+
+@pytest.fixture
+def served(predictor):
+    """`served(instances)`: what a server with this predictor answers."""
+    limits = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=4)
+    model = FaceModel("m", predictor, names=["attributes"], limits=limits, batch_size=4, max_new_tokens=4)
+    return lambda instances: asyncio.run(model.predict({"instances": instances}))["predictions"]
+
+
+def picture(size):
+    """A picture, and the same as a request holds it."""
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").resize(size).convert("RGB").save(buffer, "PNG")
+    return Image.open(buffer), {"b64": base64.b64encode(buffer.getvalue()).decode()}
 
 
 def flat(scored):
@@ -105,9 +119,6 @@ def test_prepared_maps_stay_as_they_are_and_withheld_classes_are_not_seen(predic
 
 
 def test_scores_are_the_sigmoid_of_what_the_branch_says(predictor, faces, maps):
-    from facemllm.model.forward import tower_features, visual_tokens
-    from facemllm.model.pixels import normalise
-
     pixels = torch.from_numpy(predictor.pixels(faces[0]))[None]
     values = normalise(pixels, predictor.processor.image_processor)
     with torch.no_grad():
@@ -147,18 +158,11 @@ def test_a_plain_model_looks_at_no_map_and_has_no_scores(faces, maps):
     assert plain.characteristics(faces, maps) == [{}] * 6
 
 
-def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predictor, monkeypatch):
-    limits = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=4)
-    model = FaceModel("m", predictor, names=["attributes"], limits=limits, batch_size=4, max_new_tokens=4)
-    instances, pictures = [], []
-    for size in ((112, 128), (128, 112)):
-        buffer = io.BytesIO()
-        Image.radial_gradient("L").resize(size).convert("RGB").save(buffer, "PNG")
-        pictures.append(Image.open(io.BytesIO(buffer.getvalue())))
-        image = {"b64": base64.b64encode(buffer.getvalue()).decode()}
-        for question in ("Is the person wearing a hat?", "What else is there?"):
-            instances.append({"image": image, "question": question, "characteristics": True})
-    query = Query("Is the person wearing a hat?", ("yes", "no"))
+def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predictor, served, monkeypatch):
+    pictures, sent = zip(*(picture(size) for size in ((112, 128), (128, 112))), strict=True)
+    asked = ("Is the person wearing a hat?", "What else is there?")
+    instances = [{"image": image, "question": text, "characteristics": True} for image in sent for text in asked]
+    query = Query(asked[0], ("yes", "no"))
     scored = predictor.score(pictures, [[query]] * 2)
     texts = predictor.generate_batch(pictures, ["What else is there?"] * 2, 4)
     scores = predictor.characteristics(pictures)
@@ -169,7 +173,7 @@ def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predict
     )
     tower = []
     monkeypatch.setattr(inference, "tower_features", lambda *given: tower.append(given) or tower_features(*given))
-    found = asyncio.run(model.predict({"instances": instances}))["predictions"]
+    found = served(instances)
     assert (len(prepared), len(tower)) == (2, 1)  # answers and characteristics come from one pass; texts go by generate
     for closed, open_, (one,), text, row in zip(found[::2], found[1::2], scored, texts, scores, strict=True):
         assert tuple(closed["scores"].values()) == one.probabilities
@@ -177,17 +181,13 @@ def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predict
         assert closed["characteristics"] == open_["characteristics"] == row
 
 
-def test_the_server_answers_of_a_map_as_the_predictor_does(predictor, maps):
-    limits = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=4)
-    model = FaceModel("m", predictor, names=["attributes"], limits=limits, batch_size=4, max_new_tokens=4)
-    buffer = io.BytesIO()
-    Image.radial_gradient("L").resize((112, 128)).convert("RGB").save(buffer, "PNG")
-    image = {"b64": base64.b64encode(buffer.getvalue()).decode()}
+def test_the_server_answers_of_a_map_as_the_predictor_does(predictor, served, maps):
+    face, image = picture((112, 128))
     shown = {"segmentation": {"b64": base64.b64encode(maps[0]).decode()}}
     hat = {"image": image, "question": "Is the person wearing a hat?", "characteristics": True}
-    found = asyncio.run(model.predict({"instances": [hat, {**hat, **shown}]}))["predictions"]
+    found = served([hat, {**hat, **shown}])
     query = Query(hat["question"], ("yes", "no"))
-    pictures = [Image.open(io.BytesIO(buffer.getvalue()))] * 2
+    pictures = [face, face]
     expected = predictor.score(pictures, [[query]] * 2, [None, maps[0]])
     for one, (scored,) in zip(found, expected, strict=True):
         assert one["scores"] == pytest.approx(dict(zip(query.options, scored.probabilities, strict=True)), abs=1e-4)

@@ -1,7 +1,9 @@
 """Figures of hand-written answers, held against scikit-learn, fairlearn and a table worked out by hand."""
 
 import csv
+import importlib
 import json
+import sys
 from collections import defaultdict
 from fractions import Fraction
 from itertools import combinations
@@ -11,16 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fairlearn.metrics import MetricFrame
-from sklearn.metrics import (
-    accuracy_score,
-    balanced_accuracy_score,
-    confusion_matrix,
-    f1_score,
-    mean_absolute_error,
-    precision_score,
-    recall_score,
-)
-from sklearn.preprocessing import MultiLabelBinarizer
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 
 from facemllm import settings as settings_module
 from facemllm import tasks
@@ -44,8 +37,8 @@ def asked(row):
     return row["image"], row["person"], row["task"], row["item"], row["answer"], row["way"], row["claim"] or None
 
 
-def native(task, item=None):
-    return [r for r in ROWS if r["way"] == "native" and r["task"] == task and item in (None, r["item"])]
+def native(task):
+    return [row for row in ROWS if row["way"] == "native" and row["task"] == task]
 
 
 def truth(rows):
@@ -88,52 +81,6 @@ def test_the_answers_are_read_as_a_person_reads_them(row):
     assert (not row["parsed"] and refuses(row["raw"])) == bool(row["refused"])
 
 
-def test_figures_equal_those_of_scikit_learn(metrics):
-    found = metrics["tasks"]
-
-    def figure(task, value, **also):
-        assert found[task]["value"] == pytest.approx(value, abs=1e-9), task
-        for name, other in also.items():
-            assert found[task]["also"][name]["value"] == pytest.approx(other, abs=1e-9), name
-
-    rows = native("gender")
-    figure("gender", balanced_accuracy_score(truth(rows), said(rows)), accuracy=accuracy_score(truth(rows), said(rows)))
-    rows = native("expression")
-    balanced = balanced_accuracy_score(truth(rows), said(rows))
-    figure("expression", accuracy_score(truth(rows), said(rows)), balanced_accuracy=balanced)
-    assert found["expression"]["items"]["balanced_accuracy"]["value"] == pytest.approx(balanced, abs=1e-9)
-    items = [native("attributes", item) for item in ("Bangs", "Wearing_Hat", "eyewear")]
-    attributes = [balanced_accuracy_score(truth(rows), said(rows)) for rows in items]
-    figure("attributes", np.mean(attributes), accuracy=np.mean([accuracy_score(truth(r), said(r)) for r in items]))
-    mean = np.mean([*attributes, balanced, found["gender"]["value"]])
-    assert metrics["closed_mean"]["value"] == pytest.approx(mean, abs=1e-9)
-
-    rows = native("age")
-    worst = [max(abs(float(t) - 5), abs(float(t) - 85)) + float(t) for t in truth(rows)]  # on the grid 5 to 85
-    stated = [float(row["parsed"]) if row["parsed"] else far for row, far in zip(rows, worst, strict=True)]
-    numbers = [float(t) for t in truth(rows)]
-    close = np.mean([abs(a - b) <= 5 for a, b in zip(numbers, stated, strict=True)])
-    figure("age", mean_absolute_error(numbers, stated), within_5=close)
-
-    units = []
-    for item in ("AU12", "AU4"):
-        rows = native("action_units", item)
-        against = [row["parsed"] or ("no" if row["answer"] == "yes" else "yes") for row in rows]
-        units.append(f1_score(truth(rows), against, pos_label="yes"))
-    figure("action_units", np.mean(units))
-
-    rows = native("caption")
-    sets = [[set(filter(None, row[side].split(";"))) for row in rows] for side in ("answer", "parsed")]
-    coder = MultiLabelBinarizer().fit(sets[0] + sets[1])
-    coded = [coder.transform(side) for side in sets]
-    figure(
-        "caption",
-        f1_score(*coded, average="micro"),
-        precision=precision_score(*coded, average="micro"),
-        recall=recall_score(*coded, average="micro"),
-    )
-
-
 def test_figures_equal_a_table_worked_out_by_hand(metrics):
     table = {
         "gender": (Fraction(1, 2), Fraction(4, 12), Fraction(1, 12)),  # women 3 of 6, men 3 of 6
@@ -154,6 +101,9 @@ def test_figures_equal_a_table_worked_out_by_hand(metrics):
         assert entry["unparsed"] == pytest.approx(float(unparsed), abs=1e-9), task
         assert entry["refused"] == pytest.approx(float(refused), abs=1e-9), task
         assert entry["low"] <= entry["value"] <= entry["high"]
+    caption = metrics["tasks"]["caption"]["also"]
+    assert caption["precision"]["value"] == pytest.approx(5 / 6, abs=1e-9)
+    assert caption["recall"]["value"] == pytest.approx(5 / 8, abs=1e-9)
     ways = metrics["consistency"]["ways"]
     # lettered: right A, "A woman, so B", B. a man; the same as outright in i00, i01
     assert ways["lettered"]["accuracy"]["value"] == pytest.approx(3 / 8, abs=1e-9)
@@ -256,8 +206,7 @@ def test_an_evaluation_folder_brings_its_other_tables_along(settings, table, pre
     assert found["disturbed"]["dark"]["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     # of the six, happiness was the likeliest in i00, i03 and i05
     assert found["generation"]["agreement"]["value"] == found["generation"]["by_task"]["expression"]["value"] == 0.5
-    assert found["generation"]["n"] == 6
-    assert found["generation"]["unreadable"] == 0.0
+    assert (found["generation"]["n"], found["generation"]["unreadable"]) == (6, 0.0)
     assert found["generation"]["both_unreadable"] == 0.0
     write_predictions(folder / "disturbed" / "jpeg", {len(ROWS): None}, [*raw, ""], kind="jpeg")
     with pytest.raises(UserError, match="1 predictions answer no question"):
@@ -286,8 +235,7 @@ def test_two_answers_that_cannot_be_read_do_not_agree(settings, tmp_path):
     write_predictions(tmp_path / "e" / "generated", ["yes"] * 5 + [None] * 10 + ["no"] * 5)
     found = score(settings, table, tmp_path / "e")["generation"]
     assert found["agreement"]["value"] == 0.25
-    assert found["both_unreadable"] == 0.25
-    assert found["unreadable"] == 0.5
+    assert (found["both_unreadable"], found["unreadable"]) == (0.25, 0.5)
 
 
 def test_predictions_and_labels_that_mean_nothing_are_refused(settings, tmp_path):
@@ -310,14 +258,18 @@ def test_predictions_and_labels_that_mean_nothing_are_refused(settings, tmp_path
         score(settings, ages, tmp_path / "c")
 
 
-def test_nothing_heavy_is_loaded_to_score(settings, table, predictions):
-    import subprocess
-    import sys
+def test_nothing_heavy_is_loaded_to_score(settings, table, predictions, monkeypatch):
+    def ours():
+        return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "facemllm"}
 
-    code = (
-        "import sys; from pathlib import Path; from facemllm import settings;"
-        "from facemllm.evaluate.run import score;"
-        f"score(settings.load('laptop', []), Path({str(table)!r}), Path({str(predictions)!r}));"
-        "assert not {'torch', 'transformers', 'ray', 'mlflow'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    for name in ("torch", "transformers", "ray", "mlflow"):
+        monkeypatch.setitem(sys.modules, name, None)  # whoever imports it fails
+    before = ours()
+    for name in before:
+        del sys.modules[name]
+    try:
+        importlib.import_module("facemllm.evaluate.run").score(settings, table, predictions)
+    finally:
+        for name in ours():
+            del sys.modules[name]
+        sys.modules.update(before)

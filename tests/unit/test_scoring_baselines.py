@@ -1,23 +1,16 @@
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from facemllm import settings as settings_module
 from facemllm.evaluate.baselines import baselines
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
+from tests.conftest import encode
 
 TRAIN = [("gender", "gender/0")]
-TEST = [
-    *TRAIN,
-    ("gender", "gender:unseen/0"),
-    ("zero_shot", "Wearing_Earrings/0"),
-    ("age", "age/0"),
-    ("caption", "caption/0"),
-]
+TEST = [*TRAIN, ("gender", "gender:unseen/0"), ("zero_shot", "Wearing_Earrings/0"), ("age", "age/0")]
+TEST += [("caption", "caption/0")]
 
 
 @pytest.fixture(scope="module")
@@ -33,27 +26,13 @@ def table(tmp_path_factory):
     with TableWriter(out, CONVERSATIONS) as writer:
         for number in range(60):
             split, asked = ("train", TRAIN) if number < 40 else ("test", TEST)
-            buffer = io.BytesIO()
             shade = draw.integers(0, 100, (16, 16, 3)) + (155 if number % 2 else 0)
-            Image.fromarray(shade.astype(np.uint8)).save(buffer, "PNG")
-            answers = {
-                "gender": "female" if number % 2 else "male",
-                "zero_shot": ("yes", "no")[number // 2 % 2],
-                "age": "30",
-                "caption": "age=30",
-            }
-            turns = [
-                {
-                    "sample_id": f"{number} {name}",
-                    "task": task,
-                    "template": name,
-                    "options": [],
-                    "answer": answers[task],
-                }
-                for task, name in asked
-            ]
+            answers = {"gender": ("male", "female")[number % 2], "zero_shot": ("yes", "no")[number // 2 % 2]}
+            answers |= {"age": "30", "caption": "age=30"}
+            turns = [{"sample_id": f"{number} {name}", "task": task, "template": name} for task, name in asked]
+            turns = [{**turn, "options": [], "answer": answers[turn["task"]]} for turn in turns]
             face = {"image_id": f"i{number}", "subject_id": f"p{number}", "split": split, "source": "render"}
-            images = [{"bytes": buffer.getvalue(), "path": None}]
+            images = [{"bytes": encode(shade.astype(np.uint8), format="PNG"), "path": None}]
             writer.write([{"conversation_id": f"c{number}", **face, "images": images, "turns": turns}])
     return open_table(out, CONVERSATIONS)
 

@@ -33,11 +33,18 @@ def asked():
     return rows, groups
 
 
+def both(settings, home, rows, groups, *said):
+    """A table, and the evaluations of two models that said this of it."""
+    folders = [write_conversations(home / "conversations", rows, groups), home / "first", home / "second"]
+    for folder, parsed in zip(folders[1:], said, strict=True):
+        write_predictions(folder / "predictions", parsed)
+        score(settings, folders[0], folder, folder / "metrics.json")
+    return folders
+
+
 @pytest.fixture(scope="module")
 def folders(settings, asked, tmp_path_factory):
     """A model, and one that is worse at expressions, of men most of all."""
-    home = tmp_path_factory.mktemp("pair")
-    table = write_conversations(home / "conversations", *asked)
     rows, groups = asked
     draw = np.random.default_rng(1)
     first, second = [], []
@@ -46,10 +53,7 @@ def folders(settings, asked, tmp_path_factory):
         first.append(right if row[2] != "age" else str(float(row[4]) + 4))
         worse = row[2] == "expression" and draw.random() < (0.6 if groups[row[0]]["gender"] == "male" else 0.1)
         second.append("other" if worse else first[-1])
-    for name, parsed in (("first", first), ("second", second)):
-        write_predictions(home / name / "predictions", parsed)
-        score(settings, table, home / name, home / name / "metrics.json")
-    return table, home / "first", home / "second"
+    return both(settings, tmp_path_factory.mktemp("pair"), rows, groups, first, second)
 
 
 def test_differences_are_paired_corrected_and_plain(settings, folders):
@@ -84,28 +88,11 @@ def test_differences_are_paired_corrected_and_plain(settings, folders):
     assert men["difference"]["value"] < women["difference"]["value"] <= 0
     assert men["people"] == PEOPLE // 2
     assert open_table(folders[0]).digest == found["conversations_digest"]
-
-
-def test_a_model_does_not_differ_from_itself(settings, folders):
-    found = compare(settings, folders[0], folders[1], folders[1])
-    assert {entry["p_holm"] for entry in found["figures"].values()} == {1.0}
-    assert {entry["difference"]["value"] for entry in found["figures"].values()} == {0.0}
-
-
-def both(settings, rows, groups, first, second, home):
-    table = write_conversations(home / "conversations", rows, groups)
-    for name, parsed in (("first", first), ("second", second)):
-        write_predictions(home / name / "predictions", parsed)
-        score(settings, table, home / name, home / name / "metrics.json")
-    return compare(settings, table, home / "first", home / "second")
-
-
-def test_all_groups_of_all_tasks_are_one_family(settings, folders):
-    found = compare(settings, *folders)["groups"]
-    groups = [entry for kinds in found.values() for names in kinds.values() for entry in names.values()]
+    # all groups of all tasks are one family
+    groups = [entry for kinds in found["groups"].values() for names in kinds.values() for entry in names.values()]
     assert len(groups) > 12
-    p_values = [entry["p"] for entry in groups]
-    assert [entry["p_holm"] for entry in groups] == pytest.approx(multipletests(p_values, method="holm")[1], abs=1e-9)
+    expected = multipletests([entry["p"] for entry in groups], method="holm")[1]
+    assert [entry["p_holm"] for entry in groups] == pytest.approx(expected, abs=1e-9)
 
 
 def test_few_people_show_nothing_and_people_who_change_alike_are_counted(settings, tmp_path):
@@ -114,7 +101,7 @@ def test_few_people_show_nothing_and_people_who_change_alike_are_counted(setting
     rows += [(p, p, "gender", "gender", "male") for p in range(30)]
     first = ["32"] * 30 + ["no"] * 10 + ["male"] * 30
     second = ["39"] * 30 + ["yes"] * 10 + ["male"] * 30
-    figures = both(settings, rows, None, first, second, tmp_path)["figures"]
+    figures = compare(settings, *both(settings, tmp_path, rows, None, first, second))["figures"]
     assert figures["age"]["difference"] == {"value": 7.0, "low": 7.0, "high": 7.0}
     assert figures["age"]["p"] == pytest.approx(2 * 0.5**30)  # thirty of thirty worse, by a sign test
     assert figures["gender"]["p"] == 1.0
@@ -124,7 +111,8 @@ def test_few_people_show_nothing_and_people_who_change_alike_are_counted(setting
 
 def test_captions_that_all_change_alike_are_counted_too(settings, tmp_path):
     rows = [(p, p, "caption", "caption", "gender=male;age=30") for p in range(25)]
-    found = both(settings, rows, None, ["gender=male"] * 25, ["gender=male;age=30"] * 25, tmp_path)
+    folders = both(settings, tmp_path, rows, None, ["gender=male"] * 25, ["gender=male;age=30"] * 25)
+    found = compare(settings, *folders)
     assert found["figures"]["caption"]["p"] == pytest.approx(2 * 0.5**25)
 
 
@@ -140,23 +128,13 @@ def test_slices_follow_the_labels_asked_about(settings):
         ]
         parsed += [str(yaw), hat, rows[-1][4] if abs(yaw) < 45 else None]
     found = slices.measure(settings, sheet_of(rows), parsed)
-    assert {name: entry["people"] for name, entry in found.items()} == {
-        "frontal": 50,
-        "turned": 25,
-        "profile": 25,
-        "occluded": 50,
-        "unoccluded": 50,
-    }
+    people = {"frontal": 50, "turned": 25, "profile": 25, "occluded": 50, "unoccluded": 50}
+    assert {name: entry["people"] for name, entry in found.items()} == people
     assert found["profile"]["tasks"]["gender"]["value"] == 0.0
     assert found["profile"]["closed_mean"]["value"] == 0.5
     assert found["frontal"]["closed_mean"]["value"] == 1.0
     assert found["frontal"]["n"] == 150
-    few = slices.measure(settings, sheet_of(rows[:60]), parsed[:60])
-    assert few["profile"] == {
-        "people": 5,
-        "n": 15,
-        "too_few": True,
-        "closed_mean": {"value": None, "low": None, "high": None},
-        "tasks": {},
-    }
+    few = slices.measure(settings, sheet_of(rows[:60]), parsed[:60])["profile"]
+    nothing = {"value": None, "low": None, "high": None}
+    assert few == {"people": 5, "n": 15, "too_few": True, "closed_mean": nothing, "tasks": {}}
     assert slices.measure(settings, sheet_of([rows[2]]), ["male"]) == {}

@@ -2,6 +2,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
+from statsmodels.stats.multitest import multipletests
 
 from facemllm.scoring import metrics, stats
 
@@ -18,8 +20,7 @@ def test_by_subject_sums_rows_into_their_people():
 
 def test_mean_leaves_out_undefined_figures_per_resample():
     found = metrics.mean([np.array([1.0, np.nan, np.nan]), np.array([0.0, 0.5, np.nan])])
-    assert found[0] == 0.5
-    assert found[1] == 0.5
+    assert (found[0], found[1]) == (0.5, 0.5)
     assert np.isnan(found[2])
 
 
@@ -98,14 +99,11 @@ def test_paired_difference_is_narrower_than_unpaired():
     assert np.all(stats.replicate({"a": sums_of(first, people)}, 100, 0)["a"] - a[:101] == 0)
 
 
-def test_one_person_gives_no_interval():
+def test_one_person_gives_no_interval_and_nothing_gives_nothing():
     found = stats.interval(stats.replicate({"a": sums_of(np.array([1.0, 0.0]), np.array([0, 0]))}, 100, 0)["a"])
     assert found.value == 0.5
     assert np.isnan(found.low)
     assert np.isnan(found.high)
-
-
-def test_nothing_to_replicate():
     assert stats.replicate({}, 100, 0) == {}
 
 
@@ -117,9 +115,6 @@ def test_a_share_has_an_error_even_where_nobody_is_wrong():
 
 
 def test_p_values_are_those_of_a_t_test_and_of_holm():
-    from scipy.stats import ttest_1samp
-    from statsmodels.stats.multitest import multipletests
-
     draw = np.random.default_rng(0)
     gaps = draw.normal(0.05, 0.3, 60)
     expected = ttest_1samp(gaps, 0.0).pvalue

@@ -12,7 +12,7 @@ import pytest
 
 from facemllm import tasks
 from facemllm.core import digests
-from facemllm.core.draws import draw, drawn
+from facemllm.core.digests import draw, drawn
 from facemllm.errors import UserError
 from facemllm.heads import sampling as s
 from facemllm.tables import pairs
