@@ -4,8 +4,8 @@ A reader only reads label files and says where each picture lies and what is kno
 a `Refused` row with its reason. It is a generator and keeps no more in memory than its label table needs. `importing`
 opens the pictures (hostile until checked), turns them upright, crops, reduces, encodes them and writes the table.
 
-Label files are read with `labels.py` (`table`, `words`, `inside`, `number`); `readers/fairface.py` is a good one to
-copy. A module of `readers/` holds `READERS`: a `Reader` by its key in the ledger.
+Label files are read with `labels.py` (`table`, `words`, `inside`, `number`); `ages.read_fairface` is good to copy.
+A module of `readers/` holds `READERS`: a `Reader` by its key in the ledger.
 """
 
 from __future__ import annotations
