@@ -85,9 +85,5 @@ def test_a_price_needs_a_rate_and_seconds():
     assert cost.priced({"seconds": 1800.0}, 2.0) == {"seconds": 1800.0, "price": 1.0}
     assert cost.priced({"seconds": 1800.0}, None) == {"seconds": 1800.0}
     assert cost.priced({"seconds": None}, 2.0) == {"seconds": None}
-    assert cost.tidy({"seconds": 1.26, "device": "CPU", "flops": 3, "j": None}) == {
-        "seconds": 1.3,
-        "device": "CPU",
-        "flops": 3,
-        "j": None,
-    }
+    tidied = {"seconds": 1.3, "device": "CPU", "flops": 3, "j": None}
+    assert cost.tidy({"seconds": 1.26, "device": "CPU", "flops": 3, "j": None}) == tidied

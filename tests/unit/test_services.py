@@ -52,9 +52,6 @@ def test_ray_keeps_to_its_own_ports_and_a_short_path(settings: Settings) -> None
     assert service.client_env["RAY_ADDRESS"] == f"127.0.0.1:{base}"
     assert len(str(service.folder)) + 65 < 107
     assert not service.restart
-
-
-def test_no_other_port_may_lie_among_rays() -> None:
     with pytest.raises(UserError, match="Ray takes ports 16379 to 16699"):
         load("laptop", ["services.staging_port=16400"])
 
@@ -163,9 +160,8 @@ def test_members_of_before_the_last_restart_of_the_machine_are_not_ours() -> Non
 
 
 def test_ending_a_tree_ends_what_ignores_the_request() -> None:
-    inner = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
-    )
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    inner = f"import signal, time; {deaf}; print('on', flush=True); time.sleep(60)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     process = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
     assert process.stdout

@@ -72,9 +72,8 @@ def test_each_question_is_put_about_its_own_image_and_map() -> None:
 def test_scores_are_told_where_asked_and_only_of_tasks_that_are_answered() -> None:
     fake = Fake()
     found = ask(fake, face(51, 3, characteristics=True), face(51, 3), face(51, 3, characteristics=True))
-    assert [one.get("characteristics") for one in found] == [{"Wearing_Hat": 0.2, "Bald": 0.2}, None] + [
-        {"Wearing_Hat": 0.2, "Bald": 0.2}
-    ]
+    scores = {"Wearing_Hat": 0.2, "Bald": 0.2}
+    assert [one.get("characteristics") for one in found] == [scores, None, scores]
     assert fake.scored == [([51], [3])]  # one face, looked at once
     opted_in = ask(Fake(), face(51, characteristics=True), names=("attributes", "expression"))
     assert set(opted_in[0]["characteristics"]) == {"Wearing_Hat", "Bald", "expression=fear"}

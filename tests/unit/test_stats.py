@@ -56,9 +56,8 @@ def test_interval_of_alike_images_is_that_of_people_not_of_images():
     draw = np.random.default_rng(0)
     per_person = draw.integers(0, 2, 60).astype(float)
     once = stats.interval(stats.replicate({"a": sums_of(per_person, np.arange(60))}, 2000, 0)["a"])
-    copied = stats.interval(
-        stats.replicate({"a": sums_of(np.repeat(per_person, 10), np.repeat(np.arange(60), 10))}, 2000, 0)["a"]
-    )
+    tenfold = sums_of(np.repeat(per_person, 10), np.repeat(np.arange(60), 10))
+    copied = stats.interval(stats.replicate({"a": tenfold}, 2000, 0)["a"])
     assert copied == once  # ten copies of each image bring no certainty
 
 
@@ -68,9 +67,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     for trial in range(300):
         ability = draw.beta(4, 2, 80)  # mean 2/3
         right = (draw.random((80, 3)) < ability[:, None]).astype(float).reshape(-1)
-        found = stats.interval(
-            stats.replicate({"a": sums_of(right, np.repeat(np.arange(80), 3))}, 300, seed=trial)["a"]
-        )
+        sums = {"a": sums_of(right, np.repeat(np.arange(80), 3))}
+        found = stats.interval(stats.replicate(sums, 300, seed=trial)["a"])
         covered += found.low <= 2 / 3 <= found.high
     assert 0.90 <= covered / 300 <= 0.98
 
