@@ -45,19 +45,19 @@ def test_ethnicity_is_asked_in_the_categories_of_its_source():
 
 def test_tasks_and_readers_share_their_vocabularies():
     from facemllm.ingest.readers import action_units as coded
-    from facemllm.ingest.readers import ages, celebamask_hq, fairface, morph2, raf_db
+    from facemllm.ingest.readers import ages, celebamask_hq, expressions
     from facemllm.tasks import ethnicity, expression_compound
 
-    assert expression_compound.ELEVEN == raf_db.COMPOUND
+    assert expression_compound.ELEVEN == expressions.RAF_DB_COMPOUND
     assert SEGMENTATION[1:] == celebamask_hq.PARTS
     assert {str(n) for n in action_units.BP4D} == set(coded.BP4D_UNITS)
     assert coded.DISFA_UNITS["benchmark"] == action_units.DISFA
     units = (1, 2, 4, 6, 7, 9, 10, 12, 14, 15, 17, 23, 24, 25, 26)
     assert [item.name for item in tasks.get("action_units").items] == [f"AU{n}" for n in units]
-    assert set(ethnicity.SCHEMES["fairface"][1]) == set(fairface.RACES.values())
+    assert set(ethnicity.SCHEMES["fairface"][1]) == set(ages.FAIRFACE_RACES.values())
     assert ethnicity.SCHEMES["utkface"][1] == ages.UTKFACE_RACES
-    assert ethnicity.SCHEMES["raf-db"][1] == raf_db.RACES
-    assert set(ethnicity.SCHEMES["morph2"][1]) == set(morph2.RACES.values())
+    assert ethnicity.SCHEMES["raf-db"][1] == expressions.RAF_DB_RACES
+    assert set(ethnicity.SCHEMES["morph2"][1]) == set(ages.MORPH2_RACES.values())
     assert len(set(expression_135.NAMES)) == len(expression_135.NAMES) == 135
 
 
