@@ -153,6 +153,7 @@ def full_toy(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return Toy(tmp_path_factory.mktemp("full"), *BRANCHES)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What starts servers stays together: a file's tests in one process of xdist, all end-to-end tests in one."""
     for item in items:
