@@ -26,7 +26,7 @@ run: .venv/.ready ## set up and run the main job (FACES=folder of your own pictu
 
 test: lint ## set up and pass the tests: style, unit, integration, end to end
 	@.venv/bin/python -m pytest -q -n auto --dist worksteal --durations=8 tests/unit
-	@.venv/bin/python -m pytest -q -n auto --dist loadgroup --durations=8 tests/integration tests/e2e
+	@.venv/bin/python -m pytest -q --durations=8 tests/integration tests/e2e
 
 test-unit: .venv/.ready ## the unit tests alone
 	@.venv/bin/python -m pytest -q -n auto tests/unit

@@ -151,13 +151,3 @@ def full_toy(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from tests.training_example import BRANCHES, Toy
 
     return Toy(tmp_path_factory.mktemp("full"), *BRANCHES)
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts servers stays together: a file's tests in one process of xdist, all end-to-end tests in one."""
-    for item in items:
-        for name in ("e2e", "integration"):
-            if name in item.keywords:
-                item.add_marker(pytest.mark.xdist_group(name if name == "e2e" else item.path.name))
-                break

@@ -45,10 +45,12 @@ def start_until(project: Any, name: str, more: tuple[str, ...], step: str) -> su
     """Start a run and wait until the named step has progressed past a checkpoint."""
     events = project.home / "runs" / name / "events.jsonl"
     command = project.command("pipeline.py", "run", "--name", name, more=more)
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    said = project.home / f"{name}.stderr"
+    with said.open("wb") as stderr:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
 
     def reached() -> bool:
-        assert child.poll() is None, "the run ended before it could be stopped"
+        assert child.poll() is None, f"the run ended before it could be stopped: {said.read_text()[-2000:]}"
         if not events.is_file():
             return False
         lines = [json.loads(line) for line in events.read_text("utf-8").splitlines()]
