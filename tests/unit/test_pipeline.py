@@ -24,6 +24,7 @@ from components import component_of
 from facemllm.core.step import Step
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
+from facemllm.settings.train import STEP_NAMES
 from facemllm.workflow.steps import DATA, dvc_yaml, steps
 
 ORDER = [
@@ -88,6 +89,7 @@ def check_graph(spec: dict, listed: dict[str, Step]) -> None:
 
 def test_steps_are_named_and_ordered_as_promised(settings: Settings) -> None:
     assert list(steps(settings)) == ORDER
+    assert set(ORDER) - set(settings.stages()) == STEP_NAMES, "settings lie below the steps, so they name them again"
     # what reads the world is never answered from Kubeflow's cache
     uncached = {name for name, step in steps(settings).items() if not step.engine_cache}
     assert uncached == {"ingest", "version", "gate", "register", "deploy", "await_approval", "release"}
