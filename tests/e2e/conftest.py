@@ -73,12 +73,11 @@ class Project:
         return self.call("-m", "facemllm", *words)
 
     def processes(self) -> list[psutil.Process]:
+        """Whoever names this home in its words or surroundings; `info["cmdline"]` stays readable when it ends."""
         found = []
-        for process in psutil.process_iter():
-            try:
-                text = " ".join([*process.cmdline(), *process.environ().values()])
-            except psutil.Error:
-                continue
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            words, surroundings = process.info["cmdline"], process.info["environ"]
+            text = " ".join([*(words or ()), *(surroundings or {}).values()])
             if str(self.home) in text and process.pid != os.getpid():
                 found.append(process)
         return found

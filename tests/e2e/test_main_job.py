@@ -6,6 +6,7 @@ The tests share one home and are in the order a user would do things; each says 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -65,11 +66,11 @@ def start_until(project: Any, name: str, more: tuple[str, ...], step: str) -> su
 def workers(project: Any) -> list[psutil.Process]:
     """Processes of a run that must not outlive it: all but the servers that stay up, and their supervisors."""
     stay = {"facemllm.core.processes", "mlflow", "facemllm.serve.server", "uvicorn"}
-    return [p for p in project.processes() if not stay & set(p.cmdline())]
+    return [p for p in project.processes() if not stay & set(p.info["cmdline"])]
 
 
 def components(project: Any) -> list[psutil.Process]:
-    return [p for p in project.processes() if "kfp.dsl.executor_main" in p.cmdline()]
+    return [p for p in project.processes() if "kfp.dsl.executor_main" in p.info["cmdline"]]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,10 @@ def test_staging_answers_an_image(project: Any, first: dict[str, Any]) -> None:
 
 
 def test_everything_listens_on_loopback(project: Any, first: dict[str, Any]) -> None:
-    listening = [c for p in project.processes() for c in p.connections("inet") if c.status == psutil.CONN_LISTEN]
+    listening = []
+    for process in project.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            listening += [c for c in process.connections("inet") if c.status == psutil.CONN_LISTEN]
     assert listening
     assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
 

@@ -104,7 +104,7 @@ def test_05_asks_a_server_and_stops_what_it_started(shown: Any, finished: Any) -
     assert all(f"{status}: " in text for status in (400, 413, 422))
     assert "stopped, exit code" in text
     assert figures == 1
-    assert not [p for p in finished.processes() if "serve" in p.cmdline()]
+    assert not [p for p in finished.processes() if "serve" in p.info["cmdline"]]
 
 
 def test_stored_notebooks_hold_no_output_and_no_path_of_a_machine() -> None:
