@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from facemllm.settings import Settings, load
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, pairs, subject_id
 
 SIDE = 48
@@ -60,36 +61,29 @@ def face(number: int) -> dict[str, Any]:
     }
 
 
+def messages_of(told: Iterable[tuple[str, str]]) -> Rows:
+    """A dialogue about a face: questions, the first with the image, and what is answered."""
+    messages: Rows = []
+    for question, answer in told:
+        image = [] if messages else [{"type": "image", "text": None}]
+        messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
 def conversation(row: dict[str, Any]) -> dict[str, Any]:
     """What `reformat` would make of a face, cut down to two questions."""
-    messages, turns = [], []
+    turns = []
     asked = (("caption", "open", [], "A face."), ("gender", "choice", ["female", "male"], row["gender"]))
     for task, form, options, answer in asked:
-        image = [] if messages else [{"type": "image", "text": None}]
-        messages.append({"role": "user", "content": [*image, {"type": "text", "text": f"What about {task}?"}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        turns.append(
-            {
-                "sample_id": hashlib.sha256(f"{row['image_id']} {task}".encode()).hexdigest(),
-                "task": task,
-                "form": form,
-                "template": f"{task}/0",
-                "options": options,
-                "answer": answer,
-                "follows": False,
-            }
-        )
-    return {
-        "conversation_id": hashlib.sha256(f"conversation {row['image_id']}".encode()).hexdigest(),
-        "image_id": row["image_id"],
-        "images": [row["image"]],
-        "split": row["split"],
-        "source": row["source"],
-        "subject_id": row["subject_id"],
-        "groups": pairs({"gender": row["gender"]}),
-        "messages": messages,
-        "turns": turns,
-    }
+        name = {"sample_id": hashlib.sha256(f"{row['image_id']} {task}".encode()).hexdigest(), "task": task}
+        turn = {"form": form, "template": f"{task}/0", "options": options, "answer": answer, "follows": False}
+        turns.append(name | turn)
+    about = {name: row[name] for name in ("image_id", "split", "source", "subject_id")}
+    about |= {"conversation_id": hashlib.sha256(f"conversation {row['image_id']}".encode()).hexdigest()}
+    about |= {"images": [row["image"]], "groups": pairs({"gender": row["gender"]})}
+    messages = messages_of((f"What about {task}?", answer) for task, *_, answer in asked)
+    return about | {"messages": messages, "turns": turns}
 
 
 @pytest.fixture
@@ -104,28 +98,33 @@ def conversation_rows() -> Callable[[Rows], Rows]:
     return lambda faces: [conversation(row) for row in faces]
 
 
-@pytest.fixture
-def faces_table(tmp_path: Path) -> Callable[..., Path]:
-    """`faces_table(rows=..., name=...)`: writes a faces table, sound unless told otherwise, and gives its folder."""
+def tables(folder: Path, name: str, schema: Any, sound: Callable[[int], dict[str, Any]]) -> Callable[..., Path]:
+    """A function that writes a table of that schema, sound unless told otherwise, and gives its folder."""
 
-    def make(rows: Iterable[dict[str, Any]] | None = None, name: str = "faces", **options: Any) -> Path:
-        with TableWriter(tmp_path / name, FACES, **options) as table:
-            table.write([face(n) for n in range(40)] if rows is None else rows)
-        return tmp_path / name
+    def make(rows: Iterable[dict[str, Any]] | None = None, name: str = name, **options: Any) -> Path:
+        with TableWriter(folder / name, schema, **options) as table:
+            table.write(map(sound, range(40)) if rows is None else rows)
+        return folder / name
 
     return make
+
+
+@pytest.fixture
+def faces_table(tmp_path: Path) -> Callable[..., Path]:
+    """`faces_table(rows=..., name=...)`: writes a faces table."""
+    return tables(tmp_path, "faces", FACES, face)
 
 
 @pytest.fixture
 def conversations_table(tmp_path: Path) -> Callable[..., Path]:
-    """`conversations_table(rows=..., name=...)`: writes a conversations table and gives its folder."""
+    """`conversations_table(rows=..., name=...)`: writes a conversations table."""
+    return tables(tmp_path, "conversations", CONVERSATIONS, lambda number: conversation(face(number)))
 
-    def make(rows: Iterable[dict[str, Any]] | None = None, name: str = "conversations", **options: Any) -> Path:
-        with TableWriter(tmp_path / name, CONVERSATIONS, **options) as table:
-            table.write([conversation(face(n)) for n in range(40)] if rows is None else rows)
-        return tmp_path / name
 
-    return make
+@pytest.fixture(scope="module")
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """The laptop's settings with the `OVERRIDES` of the module that asks."""
+    return load("laptop", getattr(request.module, "OVERRIDES", ()))
 
 
 @pytest.fixture(scope="module")

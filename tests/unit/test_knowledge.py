@@ -141,9 +141,7 @@ def test_answers_in_every_way_tell_what_they_settle():
 
 def test_an_attribute_is_one_node_whichever_question_asks_for_it():
     found, rows = told(
-        ["attributes", "presence"],
-        [("attributes", "eyewear", "Sunglasses")],
-        [("presence", "Eyeglasses", "yes")],
+        ["attributes", "presence"], [("attributes", "eyewear", "Sunglasses")], [("presence", "Eyeglasses", "yes")]
     )
     assert found.names == ("Eyeglasses",)  # of the others no row tells both yes and no
     assert rows == [{"Eyeglasses": False}, {"Eyeglasses": True}]

@@ -148,11 +148,7 @@ def test_the_live_table_shows_what_a_step_says_to_the_letter(tmp_path: Path) -> 
 
 
 def test_one_run_at_a_time(settings: Settings) -> None:
-    with (
-        runs.exclusive(settings),
-        pytest.raises(UserError, match="another pipeline run"),
-        runs.exclusive(settings),
-    ):
+    with runs.exclusive(settings), pytest.raises(UserError, match="another pipeline run"), runs.exclusive(settings):
         pass
     with runs.exclusive(settings):
         pass
