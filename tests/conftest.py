@@ -136,6 +136,14 @@ def no_torch() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_kfp() -> Iterator[None]:
+    """KFP asks `inspect.stack` for the name of its caller 70 times a pipeline; under pytest this takes many seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kfp.dsl.pipeline_task.inspect", SimpleNamespace(stack=lambda: [("a task",) * 4] * 2))
+        yield
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The training example; its model stays as it is."""

@@ -79,6 +79,28 @@ def stage(**changes: Any) -> Stage:
     return Stage.model_validate(given | changes)
 
 
+def spread(model: Any) -> Any:
+    """Weights and statistics such that what an untrained model gets wrong (a mask, a map) shows in its logits."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "language_model.layers" in name and parameter.ndim == 2:
+                parameter.mul_(6)
+            if name.endswith("segmentation.absent") or "segmentation.projector" in name:
+                parameter.mul_(5)
+        model.get_input_embeddings().weight.mul_(8)
+        for name, buffer in model.named_buffers():  # as training leaves them: loading must keep them
+            if "running" in name:
+                buffer.add_(torch.rand(buffer.shape, generator=generator))
+    return model.eval()
+
+
+def prompt(processor: Any, question: str) -> str:
+    """What a model is given to answer a question about an image."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    return str(processor.apply_chat_template(chat, add_generation_prompt=True))
+
+
 def trains(**modes: str) -> dict[str, str]:
     """Which modules a stage trains; those not named are frozen."""
     return dict.fromkeys(MODULES, "frozen") | modes
