@@ -21,9 +21,9 @@ from tests.training_example import assert_same_gradients, stage, trains
 FROZEN = trains(projector="full", embeddings="full", language="full")
 
 
-def packed(toy, turns, mirrored=None, **options):
+def packed(toy, turns, mirrored=None, corpus=None, **options):
     mirrored = np.zeros(len(turns), bool) if mirrored is None else mirrored
-    return pack(toy.corpus, turns, mirrored, toy.frame.prefix_ids, toy.frame.image_token_id, **options)
+    return pack(corpus or toy.corpus, turns, mirrored, toy.frame.prefix_ids, toy.frame.image_token_id, **options)
 
 
 def test_a_plan_depends_on_the_step_alone(toy):
@@ -58,7 +58,7 @@ def test_a_turn_that_follows_stays_with_the_turn_before(toy):
     assert (together[0], together[3]) == (apart[0], apart[3])
     plan = toy.sampler(stage(tasks={"attributes": 1.0}, turns_per_image=1), corpus).plan(0)
     assert all(len(t) == 2 and t[1] == t[0] + 1 for t in plan.turns)
-    rows = pack(corpus, plan.turns, np.zeros(6, bool), toy.frame.prefix_ids, toy.frame.image_token_id)
+    rows = packed(toy, plan.turns, corpus=corpus)
     own = rows.face[0] != PADDING
     assert set(rows.block[0][own]) == {PREFIX, 0}
     assert rows.position[0][own].tolist() == list(range(own.sum()))
@@ -86,7 +86,7 @@ def test_answer_tokens_are_counted_of_what_a_mirrored_face_is_asked(toy):
     corpus = replace(toy.corpus, answer=answer)
     plan = toy.sampler(stage(), corpus).plan(0)
     assert plan.changes.mirror.any()
-    rows = pack(corpus, plan.turns, plan.changes.mirror, toy.frame.prefix_ids, toy.frame.image_token_id)
+    rows = packed(toy, plan.turns, plan.changes.mirror, corpus)
     assert plan.labels == len(rows.target)
 
 
