@@ -99,9 +99,7 @@ def test_one_person_gives_no_interval_and_nothing_gives_nothing():
     assert found.value == 0.5
     assert np.isnan([found.low, found.high]).all()
     assert stats.replicate({}, 100, 0) == {}
-
-
-def test_a_share_has_an_error_even_where_nobody_is_wrong():
+    # a share has an error even where nobody is wrong
     assert stats.share_variance(1.0, 20) == pytest.approx((22 / 24) * (2 / 24) / 20)
     assert stats.share_variance(0.0, 20) == pytest.approx(stats.share_variance(1.0, 20))
     assert stats.share_variance(0.5, 20) == pytest.approx(0.25 / 20)

@@ -109,13 +109,10 @@ def test_a_question_too_long_for_the_model_is_left_out_and_told(toy):
         toy.sampler(stage(), prefix=prefix, limit=prefix)
 
 
-def test_rows_are_filled_first_fit_longest_first():
+def test_rows_are_filled_first_fit_longest_first_to_the_width_with_least_padding():
     lengths = np.array([3, 7, 12, 5, 2])
     assert fitted(lengths, 10) == [[2], [1, 0], [3, 4]]
     assert fitted(lengths, 0) == [[0], [1], [2], [3], [4]]
-
-
-def test_the_width_of_rows_is_the_one_with_least_padding_and_no_face_is_lost():
     lengths = np.array([140] * 6)
     assert tightest(lengths, 256, 4) == ([[n] for n in range(6)], 140)  # 256 would leave 116 of each row empty
     assert tightest(np.array([100, 40, 60, 100]), 256, 4) == ([[0], [3], [2, 1]], 100)
