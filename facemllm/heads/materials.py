@@ -1,7 +1,7 @@
 """What every visible point is made of: colour, gloss and segmentation class, painted in rest coordinates.
 
 Skin detail (brows, lips, beard, blush, wrinkles, scalp, clothes) is a function of where a point lies on the rest head,
-so it follows every morph. K points; colours (K, 3) are albedo in 0..1; rest coordinates as in `head_model`.
+so it follows every morph. K points; colours (K, 3) are albedo in 0..1; rest coordinates as in `model`.
 """
 
 from dataclasses import dataclass
@@ -11,33 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facemllm.heads.accessories import BANGS_DROP
-from facemllm.heads.model import Floats, HeadModel, Indices, Part, bell, load_head_model, smoothstep
+from facemllm.heads.model import Floats, Indices, Part, bell, load_head_model, smoothstep
 from facemllm.heads.raster import noise
 from facemllm.heads.sampling import Appearance, Identity
+from facemllm.tables.schemas import SEGMENTATION
 
-# The classes of CelebAMask-HQ in its official order; `l_` is the subject's left: image right on a frontal face.
-SEGMENTATION_CLASSES = (
-    "background",
-    "skin",
-    "nose",
-    "eye_g",
-    "l_eye",
-    "r_eye",
-    "l_brow",
-    "r_brow",
-    "l_ear",
-    "r_ear",
-    "mouth",
-    "u_lip",
-    "l_lip",
-    "hair",
-    "hat",
-    "ear_r",
-    "neck_l",
-    "neck",
-    "cloth",
-)
-CLASS = {name: number for number, name in enumerate(SEGMENTATION_CLASSES)}
+CLASS = {name: number for number, name in enumerate(SEGMENTATION)}
+"""Class numbers of CelebAMask-HQ; `l_` is the subject's left: image right on a frontal face."""
 
 SKIN_RAMP = np.array(
     [(0.93, 0.78, 0.70), (0.86, 0.67, 0.55), (0.74, 0.53, 0.39), (0.56, 0.37, 0.25), (0.36, 0.22, 0.15)], np.float32
@@ -280,7 +260,7 @@ def _eye_albedo(offset: Floats, colour: str) -> NDArray[Any]:
 
 def paint(points: Points, identity: Identity, look: Appearance) -> Surface:
     """Colour, gloss and class of every visible point."""
-    model: HeadModel = load_head_model()
+    model = load_head_model()
     count = len(points.part)
     surface = Surface(
         albedo=np.zeros((count, 3), np.float32),

@@ -89,10 +89,7 @@ def restore(settings: Settings, revision: str, out: Path) -> Revision:
     repository = Repository.of(settings)
     found = repository.revision(repository.resolve(revision))
     forgotten = Tombstones.of(settings)
-    if found.sha in forgotten.replaced:
-        newest = forgotten.newest(found.sha)
-        instead = f"restore {newest[:12]}, which replaces it" if newest else "nothing replaces it"
-        raise UserError(f"revision {found.sha[:12]} held rows that were forgotten and is gone; {instead}")
+    _require_standing(forgotten, found.sha, "restore")
     partial = partial_folder(out)
     try:
         fetch(repository, found, partial)
@@ -102,6 +99,13 @@ def restore(settings: Settings, revision: str, out: Path) -> Revision:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
+
+
+def _require_standing(forgotten: Tombstones, sha: str, verb: str) -> None:
+    if sha in forgotten.replaced:
+        newest = forgotten.newest(sha)
+        instead = f"{verb} {newest[:12]}, which replaces it" if newest else "nothing replaces it"
+        raise UserError(f"revision {sha[:12]} held rows that were forgotten and is gone; {instead}")
 
 
 def log(settings: Settings) -> list[dict[str, Any]]:
@@ -200,12 +204,7 @@ def diff(settings: Settings, a: str, b: str, listed: int = LISTED) -> dict[str, 
     first, second = repository.resolve(a), repository.resolve(b)
     forgotten = Tombstones.of(settings)
     for revision in (first, second):
-        if revision in forgotten.replaced:
-            newest = forgotten.newest(revision)[:12]
-            raise UserError(
-                f"revision {revision[:12]} held rows that were forgotten and is gone"
-                + (f"; compare {newest}, which replaces it" if newest else "")
-            )
+        _require_standing(forgotten, revision, "compare")
     with archive(repository) as objects, progress.bar("comparing", len(TABLES)) as bar:
         tables = {}
         for done, table in enumerate(TABLES, start=1):

@@ -32,7 +32,6 @@ is joined to the first without being held. CelebAMask-HQ shares them.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -40,8 +39,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from facemllm.errors import UserError
-from facemllm.ingest import attributes, labels
+from facemllm.ingest import labels
 from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, folder, unlabelled_pictures
+from facemllm.tables.schemas import CELEBA
 
 Value = TypeVar("Value")
 Entry = tuple[int, str, list[str]]
@@ -66,10 +66,10 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     place = folder(root, f"Img/{base}", base)
     inside = place.relative_to(root).as_posix()
     main = sheet(needed(root, "list_attr_celeba"), root)
-    names = attributes.named(main.path, main.line, main.columns, attributes.CELEBA)
+    names = labels.attribute_names(main.path, main.line, main.columns, CELEBA)
     others = _others(root, wild)
     required = ("split", "box") if wild else ("split",)
-    coding, labelled = attributes.Coding(), labels.Names()
+    coding, labelled = labels.Coding(), labels.Names()
     for row in main.rows:
         if isinstance(row, Refused):
             yield row
@@ -86,7 +86,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         given: dict[str, Any] = {key: value for key, value in found.items() if value is not None and key not in damaged}
         try:
             path = labels.inside(place, name)
-            columns = attributes.labels(coding.truths(names, values))
+            columns = labels.attribute_columns(coding.truths(names, values))
             if missing := [others[key].name for key in required if key not in given]:
                 raise Refuse(f"{name} has no row in {' and '.join(missing)}")
         except Refuse as error:
@@ -175,7 +175,7 @@ def _opened(path: Path, root: Path) -> Sheet:
     name = path.relative_to(root).as_posix()
     top = list(islice(labels.lines(path), 2))
     if path.suffix == ".csv":
-        header = [part.strip() for part in next(csv.reader([top[0][1]]), [])] if top else []
+        header = labels.split_header(path, 1, top[0][1]) if top else []
         columns = tuple(column for column in header if column != _KEY)
         return Sheet(path, name, columns, 1, _comma_separated(path, root, columns))
     if len(top) < 2 or not top[0][1].strip().isdecimal():

@@ -71,19 +71,7 @@ from typing import Any
 
 from facemllm.errors import UserError
 from facemllm.ingest import labels, reader
-from facemllm.ingest.reader import (
-    Face,
-    Reader,
-    Refuse,
-    Refused,
-    code,
-    faces,
-    files,
-    folders,
-    listing,
-    small_rows,
-    snake,
-)
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, code, faces, files, folders, small_rows, snake
 
 OFFICIAL = ("train", "test")
 
@@ -317,14 +305,13 @@ def read_emo135(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refus
 
 
 def _strays(root: Path, folder: Path) -> Iterator[Refused]:
-    for name in listing(folder):
-        if not (folder / name).is_dir():
-            yield Refused((folder / name).relative_to(root).as_posix(), 0, "not in the folder of an emotion")
+    for name in files(folder):
+        yield Refused((folder / name).relative_to(root).as_posix(), 0, "not in the folder of an emotion")
 
 
 def _emotion(root: Path, folder: Path, split: str | None) -> Iterator[Face | Refused]:
     expression = snake(re.sub(r"^\d+(?=\D)", "", folder.name))
-    for name in listing(folder):
+    for name in reader.listing(folder):
         picture = folder / name
         file = picture.relative_to(root).as_posix()
         if picture.is_dir():

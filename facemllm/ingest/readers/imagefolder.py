@@ -41,7 +41,7 @@ import pyarrow as pa
 from facemllm import tables
 from facemllm.errors import UserError
 from facemllm.ingest import labels
-from facemllm.ingest.attributes import ATTRIBUTES
+from facemllm.ingest.labels import ATTRIBUTES
 from facemllm.ingest.reader import PICTURES, Face, Reader, Refuse, Refused, faces, listing, snake
 from facemllm.tables import SPLITS
 
