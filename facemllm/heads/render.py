@@ -24,6 +24,7 @@ from facemllm.heads.sampling import BEARDS, EYE_COLORS, EYEWEAR, HAIR_COLORS, HA
 
 CAMERA_DISTANCE = 13.0  # dm from the head
 JPEG_QUALITY = 92
+PAINTED = ("lips", "ears", "mouth_interior", "above_hairline", "frontness")  # of the model's vertices, as of `Points`
 GRAIN = 0.028  # range of the uniform noise on colours in 0..1
 SHOULDER_TURN = 0.25  # share of the head's yaw that the shoulders follow
 NECK = np.array((0, 6.75, 0.25), np.float32)  # where the head turns on the neck, at rest (dm)
@@ -184,8 +185,8 @@ def draw(
     values[:, 0:3] = positions
     values[:, 3:6] = raster.vertex_normals(positions, mesh.triangles)
     values[:, 6:9] = mesh.rest
-    painted = (model.lips, model.ears, model.mouth_interior, model.above_hairline, model.frontness)
-    for column, value in enumerate(painted, 9):
+    for column, name in enumerate(PAINTED, 9):
+        value = getattr(model, name)
         values[: len(value), column] = value
     values = raster.interpolate(screen, solid, covering, pixels, values)
     position, normal = values[:, 0:3], unit(values[:, 3:6])
@@ -196,11 +197,7 @@ def draw(
         part=mesh.part[covering.ravel()[pixels]],
         rest=values[:, 6:9],
         normal=normal,
-        lips=values[:, 9],
-        ears=values[:, 10],
-        mouth_interior=values[:, 11],
-        above_hairline=values[:, 12],
-        frontness=values[:, 13],
+        **{name: values[:, column] for column, name in enumerate(PAINTED, 9)},
     )
     lit = raster.lit_shares(positions, solid, closed, position, normal, light_direction(look))
     surface = paint(points, identity, look)

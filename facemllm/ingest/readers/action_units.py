@@ -82,9 +82,8 @@ def read_bp4d(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused
     for subject in (name for name in folders(pictures) if _SUBJECT.fullmatch(name)):
         for task in folders(pictures / subject):
             if task not in coded.get(subject, ()):
-                yield Refused(
-                    (pictures / subject / task).relative_to(root).as_posix(), 0, "no label file for this task"
-                )
+                file = (pictures / subject / task).relative_to(root).as_posix()
+                yield Refused(file, 0, "no label file for this task")
 
 
 def _subjects(root: Path) -> Path:

@@ -201,13 +201,8 @@ def read_morph2(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refus
         picture = labels.inside(path.parent, values["photo"])
         facts = _morph2_labels(values)
         _agree(picture.stem, values)
-        return Face(
-            source_id=picture.stem,
-            image=picture,
-            subject=None if by_picture else _person(values),
-            split=_random_split(picture.stem) if by_picture else None,
-            labels=facts,
-        )
+        subject, split = (None, _random_split(picture.stem)) if by_picture else (_person(values), None)
+        return Face(source_id=picture.stem, image=picture, subject=subject, split=split, labels=facts)
 
     yield from faces(labels.table(path, root, "photo", _MORPH2_COLUMNS), path.relative_to(root).as_posix(), face)
 
@@ -300,8 +295,11 @@ def _fairface(
         "gender": _one_of(FAIRFACE_GENDERS, values["gender"], "gender"),
         "ethnicity": _one_of(FAIRFACE_RACES, values["race"], "race"),
     }
-    if rows == "service_test" and not _in_service_test(values["service_test"]):
-        return None
+    if rows == "service_test":
+        if values["service_test"] not in ("True", "False"):
+            raise Refuse(f"service_test is {values['service_test']!r}, not True or False")
+        if values["service_test"] == "False":
+            return None
     return Face(source_id=f"{folder.name}/{picture.stem}", image=picture, split=split, labels=facts)
 
 
@@ -313,12 +311,6 @@ def _one_of(known: dict[str, str], value: str, what: str) -> str:
             f"age is {value!r}: a spreadsheet turned the bin into a date; use the label file as it was downloaded"
         )
     raise Refuse(f"{what} is {value!r}, not one of {', '.join(known)}")
-
-
-def _in_service_test(value: str) -> bool:
-    if value not in ("True", "False"):
-        raise Refuse(f"service_test is {value!r}, not True or False")
-    return value == "True"
 
 
 READERS = {
