@@ -49,14 +49,10 @@ class Names:
     def add(self, name: str) -> bool:
         """Put a name in; whether it was new."""
         digest = _digest(name)
-        bucket = self._buckets.get(digest % _BUCKETS)
-        if bucket is None:
-            self._buckets[digest % _BUCKETS] = array("Q", [digest])
-            return True
-        if digest in bucket:
-            return False
-        bucket.append(digest)
-        return True
+        bucket = self._buckets.setdefault(digest % _BUCKETS, array("Q"))
+        if new := digest not in bucket:
+            bucket.append(digest)
+        return new
 
     def __contains__(self, name: object) -> bool:
         digest = _digest(str(name))

@@ -156,20 +156,17 @@ def read_utkface(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refu
     else:
         homes = [root / part for part in ("part1", "part2", "part3") if (root / part).is_dir()]
         hint = "in-the-wild pictures lie in part1, part2, part3"
-    seen: set[str] = set()
-    empty = True
-    for home in homes:
-        for name in files(home):
-            empty = False
-            yield _utkface(root, home, name, seen)
-    if empty:
+    pictures = [home / name for home in homes for name in files(home)]
+    if not pictures:
         raise UserError(f"{root}: no {options['pictures']} picture of UTKFace in it; {hint}")
+    seen: set[str] = set()
+    yield from (_utkface(root, picture, seen) for picture in pictures)
 
 
-def _utkface(root: Path, home: Path, name: str, seen: set[str]) -> Face | Refused:
-    file = (home / name).relative_to(root).as_posix()
-    found = _UTKFACE.match(name)
-    if found is None or not _ENDING.fullmatch(name, found.end()):
+def _utkface(root: Path, picture: Path, seen: set[str]) -> Face | Refused:
+    file = picture.relative_to(root).as_posix()
+    found = _UTKFACE.match(picture.name)
+    if found is None or not _ENDING.fullmatch(picture.name, found.end()):
         return Refused(file, 0, "the name is not [age]_[sex]_[race]_[date].jpg; what is missing there is not guessed")
     if int(found[1]) > _OLDEST["utkface"]:
         return Refused(file, 0, f"the age is {int(found[1])}, outside 0 to {_OLDEST['utkface']}")
@@ -177,7 +174,7 @@ def _utkface(root: Path, home: Path, name: str, seen: set[str]) -> Face | Refuse
         return Refused(file, 0, f"{found[0]} stands there already")
     seen.add(found[0])
     facts = {"age": float(found[1]), "gender": GENDERS[int(found[2])], "ethnicity": UTKFACE_RACES[int(found[3])]}
-    return Face(file=file, source_id=found[0], image=home / name, labels=facts)
+    return Face(file=file, source_id=found[0], image=picture, labels=facts)
 
 
 MORPH2_GENDERS = {"M": "male", "F": "female"}

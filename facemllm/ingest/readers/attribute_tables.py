@@ -132,10 +132,8 @@ def _lfwa_splits(path: Path, count: int) -> Generator[Refused, None, list[list[s
 
 
 def _opened(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise UserError("reading LFWA needs h5py, which is not installed; run: pip install h5py") from None
+    import h5py
+
     try:
         return h5py.File(path, "r")
     except OSError:

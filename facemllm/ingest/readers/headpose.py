@@ -111,12 +111,10 @@ def read_300w_lp(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refu
 def read_aflw2000(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     """Faces in the order of their names. Raises UserError when there is neither picture nor .mat file."""
     home = labels.existing(root, "AFLW2000-3D/AFLW2000", "AFLW2000", ".")
-    empty = True
-    for found in _annotated(home, root, "test"):
-        empty = False
-        yield found
-    if empty:
+    found = list(_annotated(home, root, "test"))
+    if not found:
         raise UserError(f"{home}: neither .jpg nor .mat files; give the folder that holds AFLW2000")
+    yield from found
 
 
 def photograph(stem: str) -> str:
