@@ -25,7 +25,7 @@ from transformers import (
 
 from facemllm.core.hub import fetched
 from facemllm.errors import UserError, one_line
-from facemllm.model.loading import load_model, load_part, read_config
+from facemllm.model.pretrained import load_model, load_part, read_config
 from facemllm.settings import Model
 
 IMAGE, PAD, EOS = "<image>", "<pad>", "</s>"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from facemllm.core import cost
-from facemllm.model.saving import Adapter, adapter_of
+from facemllm.model.pretrained import Adapter, adapter_of
 from facemllm.train import checkpoint, optimizer
 from facemllm.train.checkpoint import Checkpoint
 from facemllm.train.data import FaceDataset

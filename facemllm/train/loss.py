@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from facemllm.model.branches import has_map
-from facemllm.model.forward import tower_features, visual_tokens, word_logits
+from facemllm.model.forward import row_states, tower_features, visual_tokens, word_logits
 from facemllm.model.pixels import normalise
 from facemllm.train.data import Corpus, FaceDataset, Texts
 from facemllm.train.dataloader import Batch, apply_changes, apply_to_maps
-from facemllm.train.packing import row_states, word_bags
+from facemllm.train.packing import word_bags
 from facemllm.train.penalties import Penalties, bce
 from facemllm.train.stage import StageRun
 

@@ -1,40 +1,19 @@
-"""Packed rows: how faces with their questions share a row of the language model, and the attention mask of one.
+"""Packed rows: which faces with their questions share a row of the language model (`model.forward` has the picture).
 
-A row holds one face or several: each its prefix p, image tokens included, then its questions q as blocks that do not
-see one another. Positions restart for every face, and for every block after the prefix. A row of two faces:
-
-             face 1         face 2                  x = sees, . = masked
-             p p  q  q'     p p  q
-    p        x .  .  .      . .  .                  positions 0 1 2 2 | 0 1 2
-    p        x x  .  .      . .  .
-    q        x x  x  .      . .  .
-    q'       x x  .  x      . .  .                  a block sees its face's prefix and itself
-    p        . .  .  .      x .  .
-    p        . .  .  .      x x  .
-    q        . .  .  .      x x  x
-
-So every question is computed as if it stood alone. Shapes: B faces, R rows, L tokens of a row, K answer tokens, I image
-tokens of all faces together, N of one face, D width, V vocabulary.
+Shapes: B faces, R rows, L tokens of a row, K answer tokens, I image tokens of all faces together, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from facemllm.model.forward import as_taken
+from facemllm.model.forward import PADDING, PREFIX
 from facemllm.train.data import Corpus
 
-PADDING = -1
-"""Face of a token that fills a row up."""
-PREFIX = -1
-"""Block of the tokens that every block of their face sees."""
 _WIDTHS = 16
 
 
@@ -190,36 +169,3 @@ def word_bags(
         for turn in chosen:
             bags[index, corpus.texts[corpus.answer[turn, int(mirror)]]] = 1.0
     return bags
-
-
-def row_mask(face_RL: Tensor, block_RL: Tensor) -> Tensor:
-    """Boolean mask (R, 1, L, L), true where the row's token may see the column's; padding sees itself alone."""
-    length = face_RL.shape[1]
-    causal_LL = torch.ones(length, length, dtype=torch.bool, device=face_RL.device).tril()
-    mask_RLL = (face_RL[:, :, None] == face_RL[:, None, :]) & causal_LL
-    mask_RLL &= (block_RL[:, None, :] == PREFIX) | (block_RL[:, :, None] == block_RL[:, None, :])
-    mask_RLL &= (face_RL != PADDING)[:, None, :]
-    diagonal = torch.arange(length, device=face_RL.device)
-    mask_RLL[:, diagonal, diagonal] = True
-    return mask_RLL[:, None]
-
-
-def row_states(
-    model: Any,
-    tokens_BND: Tensor,
-    ids_RL: Tensor,
-    face_RL: Tensor,
-    block_RL: Tensor,
-    position_RL: Tensor,
-    image_I: Tensor,
-) -> Tensor:
-    """Last hidden states of packed rows, flattened (R * L, D); `image_I` are the flat places of the image tokens."""
-    embedded_RLD = model.get_input_embeddings()(ids_RL).to(tokens_BND.dtype)
-    flat_ID = embedded_RLD.flatten(0, 1).index_copy(0, image_I, tokens_BND.flatten(0, 1))
-    states_RLD = model.model.language_model(
-        inputs_embeds=flat_ID.view_as(embedded_RLD),
-        attention_mask=as_taken(model, row_mask(face_RL, block_RL), flat_ID.dtype),
-        position_ids=position_RL,
-        use_cache=False,
-    ).last_hidden_state
-    return states_RLD.flatten(0, 1)
