@@ -32,9 +32,8 @@ from facemllm.core.files import atomic_write, partial_folder, publish
 from facemllm.errors import UserError
 from facemllm.evaluate.baselines import baselines
 from facemllm.evaluate.predict import KINDS, NO_MAP, Answerer, Likelihood, Written, open_image, predict, unchanged
-from facemllm.scoring import calibration, consistency, fairness, metrics, slices
+from facemllm.scoring import calibration, consistency, fairness, metrics, summary
 from facemllm.scoring.sheet import read_answers, read_sheet
-from facemllm.scoring.summary import summarise
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, MANIFEST, PREDICTIONS, Table, TableWriter, open_table, pairs
 from facemllm.tasks.asking import NATIVE
@@ -166,14 +165,14 @@ def _measure(settings: Settings, conversations: Table, predictions: Table) -> di
         "maps": _maps(conversations, split) if about.get("maps") else None,
         "seed": settings.seed,
         "resamples": settings.evaluate.bootstrap,
-        **summarise(sheet, answers, rivals, settings.evaluate.bootstrap, settings.seed),
+        **summary.summarise(sheet, answers, rivals, settings.evaluate.bootstrap, settings.seed),
         "fairness": fairness.measure(settings, sheet, parsed),
         "consistency": consistency.measure(settings, sheet, parsed),
         "calibration": calibration.measure(settings, sheet, answers),
         "confusion": calibration.confusion(sheet, answers),
-        "slices": slices.measure(settings, sheet, parsed),
-        "disturbed": slices.disturbed(settings, sheet, parsed, beside / DISTURBED),
-        "generation": slices.generation(settings, sheet, parsed, beside / GENERATED),
+        "slices": summary.slices(settings, sheet, parsed),
+        "disturbed": summary.disturbed(settings, sheet, parsed, beside / DISTURBED),
+        "generation": consistency.generation(settings, sheet, parsed, beside / GENERATED),
         "characteristics": calibration.characteristics(settings, sheet, parsed, beside / SCORED),
     }
 
