@@ -83,8 +83,8 @@ def prepare(
     folder: Path, table: Path, stage: Mapping[str, Any], steps: int, shape: Mapping[str, Any] | None = None
 ) -> Material:
     """Lay out a folder for a stage, of which the peers do so many steps. `shape`: see `training_shapes`; None: tiny."""
+    from facemllm.model.inputs import Frame
     from facemllm.model.pretrained import save_model
-    from facemllm.model.prompts import Frame
     from facemllm.model.tiny import build_tiny
     from facemllm.settings import Stage, load
     from facemllm.tables import CONVERSATIONS, open_table

@@ -35,9 +35,8 @@ from facemllm.model.forward import (
     visual_tokens,
     word_logits,
 )
-from facemllm.model.pixels import ImageLike, MapLike, face_map, face_pixels, normalise
+from facemllm.model.inputs import Frame, ImageLike, MapLike, face_map, face_pixels, normalise
 from facemllm.model.pretrained import load_model
-from facemllm.model.prompts import Frame
 
 Maps = Sequence[MapLike | None] | None
 

@@ -65,7 +65,8 @@ def assemble(tower: str, language: str, seed: int, *, dtype: torch.dtype = torch
     patch; a class token is dropped, and the layer before the last read, as LLaVA-1.5 does. Raises UserError.
     """
     tower_folder, language_folder = fetched(tower, "model.tower"), fetched(language, "model.language")
-    eyes, images = _tower(tower_folder, dtype), _images(tower_folder)
+    eyes = _tower(tower_folder, dtype)
+    images = _opened(AutoImageProcessor, tower_folder, "processor of images (preprocessor_config.json)")
     tokenizer = _tokenizer(language_folder)
     speaker = load_part(AutoModelForCausalLM, language_folder, read_config(language_folder), dtype)
     if not hasattr(speaker.base_model, "embed_tokens"):
@@ -138,18 +139,15 @@ def _tower(folder: Path, dtype: torch.dtype) -> Any:
     return tower
 
 
-def _images(folder: Path) -> Any:
+def _opened(kind: Any, folder: Path, what: str) -> Any:
     try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"cannot use {folder}: it has no processor of images (preprocessor_config.json)") from error
+        raise UserError(f"cannot use {folder}: it has no {what}") from error
 
 
 def _tokenizer(folder: Path) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"cannot use {folder}: it has no tokenizer that can be read") from error
+    tokenizer = _opened(AutoTokenizer, folder, "tokenizer that can be read")
     lacking = {"pad_token": PAD, "eos_token": EOS}
     tokenizer.add_special_tokens({name: token for name, token in lacking.items() if getattr(tokenizer, name) is None})
     tokenizer.add_tokens([IMAGE], special_tokens=True)

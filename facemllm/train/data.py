@@ -25,8 +25,7 @@ from facemllm.core import digests
 from facemllm.core.files import atomic_file, locked
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
-from facemllm.model.pixels import face_map, face_pixels
-from facemllm.model.prompts import Frame
+from facemllm.model.inputs import Frame, face_map, face_pixels
 from facemllm.tables import Table
 from facemllm.tasks.base import CLOSED
 from facemllm.tasks.relations import Relation

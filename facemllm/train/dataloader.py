@@ -24,7 +24,7 @@ from torch import Tensor
 from facemllm.core import progress
 from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
-from facemllm.model.prompts import Frame
+from facemllm.model.inputs import Frame
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.train.data import Corpus, FaceDataset
 from facemllm.train.features import with_features

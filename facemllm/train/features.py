@@ -26,7 +26,7 @@ from facemllm.core import digests, progress
 from facemllm.core.files import atomic_file
 from facemllm.errors import UserError
 from facemllm.model.forward import tower_features
-from facemllm.model.pixels import normalise
+from facemllm.model.inputs import normalise
 from facemllm.train.data import FaceDataset, pixel_kind
 from facemllm.train.stage import StageRun
 

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from facemllm.model.branches import has_map
 from facemllm.model.forward import row_states, tower_features, visual_tokens, word_logits
-from facemllm.model.pixels import normalise
+from facemllm.model.inputs import normalise
 from facemllm.train.data import Corpus, FaceDataset, Texts
 from facemllm.train.dataloader import Batch, apply_changes, apply_to_maps
 from facemllm.train.packing import word_bags

@@ -15,9 +15,9 @@ from facemllm.core import cost, progress
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, asked, branches_of, extend
+from facemllm.model.inputs import Frame
 from facemllm.model.parts import load_base
 from facemllm.model.pretrained import load_model, save_model
-from facemllm.model.prompts import Frame
 from facemllm.model.tiny import build_tiny
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, Table, open_table

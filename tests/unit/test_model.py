@@ -23,8 +23,8 @@ from facemllm.model.forward import (
     word_logits,
 )
 from facemllm.model.inference import Predictor, Query
+from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.parts import load_base
-from facemllm.model.pixels import face_pixels, normalise
 from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.tiny import build_tiny, build_tokenizer
 

@@ -12,7 +12,7 @@ from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP, NO_WORD, KnowledgeBranch, SegmentationBranch
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, extend
 from facemllm.model.forward import tower_features, visual_tokens
-from facemllm.model.pixels import face_map, without
+from facemllm.model.inputs import face_map, without
 from facemllm.model.pretrained import save_model
 from facemllm.model.tiny import build_tiny
 from facemllm.tasks.characteristics import correlation_matrix

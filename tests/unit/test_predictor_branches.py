@@ -18,7 +18,7 @@ from facemllm.model.branches import NO_MAP
 from facemllm.model.face_mllm import Graph, extend
 from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.pixels import face_pixels, normalise
+from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.serve.policy import Limits

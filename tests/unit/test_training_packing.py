@@ -11,7 +11,7 @@ import torch
 from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
 from facemllm.model.forward import PADDING, PREFIX, row_states, tower_features, visual_tokens
-from facemllm.model.pixels import normalise
+from facemllm.model.inputs import normalise
 from facemllm.train import loss as loss_module
 from facemllm.train.dataloader import apply_to_maps
 from facemllm.train.loss import token_losses

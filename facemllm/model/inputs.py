@@ -1,8 +1,15 @@
-"""Images and maps of face parts as every part of the project sees them: one decoder, one resize, one normalisation.
+"""What a model is given, prepared in one way, so that training, evaluation and serving answer alike: images and maps of
+face parts by one decoder, one resize, one normalisation, and chat messages as token ids.
 
-Training, evaluation and serving prepare an image here, with the model's own image processor, so that they answer alike.
-A map (the 19 classes of CelebAMask-HQ) is cut and resized as its image is. A class may be withheld: its pixels take the
-class of the nearest other pixel, so that a map does not show what the questions leave out (`reformat.held_out`).
+Images go through the model's own image processor. A map (the 19 classes of CelebAMask-HQ) is cut and resized as its
+image is. A class may be withheld: its pixels take the class of the nearest other pixel, so that a map does not show
+what the questions leave out (`reformat.held_out`).
+
+Messages go through the model's own chat template. It is rendered once with placeholders and split at them, so any
+template whose image stands before the first question can be packed: `prefix` (up to and with the image tokens), then
+per turn `before` + question + `between` + answer + `after`. Text from outside is stripped of special tokens first, so
+it cannot forge a turn or an image.
+
 Shapes: B batch, S image side in pixels; uint8 pixels are (B, S, S, 3), normalised ones (B, 3, S, S), a map (S, S)
 uint8, `NO_MAP` everywhere if there is none.
 """
@@ -10,7 +17,9 @@ uint8, `NO_MAP` everywhere if there is none.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +32,7 @@ from facemllm.errors import UserError
 from facemllm.model.branches import CLASSES, NO_MAP
 
 MAX_PIXELS = 4096 * 4096
+_MARKS = ("qplaceholder1q", "aplaceholder1a", "qplaceholder2q", "aplaceholder2a")
 
 ImageLike = Image.Image | bytes | NDArray[np.uint8]
 MapLike = Image.Image | bytes | NDArray[np.uint8]
@@ -98,3 +108,71 @@ def _classes(source: MapLike) -> NDArray[np.uint8]:
     if source.ndim != 2 or source.dtype != np.uint8 or source.max(initial=0) >= CLASSES:
         raise UserError(f"the segmentation map has to hold class numbers below {CLASSES}, one a pixel")
     return source
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A chat template cut into pieces, and the tokenizer that reads them."""
+
+    tokenizer: Any
+    prefix_ids: tuple[int, ...]
+    image_token_id: int
+    first: tuple[str, str]  # before and after the first question
+    later: tuple[str, str]  # before and after every further question
+    after: str  # closes an answer, ends with the end token
+    special: re.Pattern[str]
+
+    @classmethod
+    def of(cls, model: Any, processor: Any) -> Frame:
+        """Cut the processor's chat template. Raises UserError when its image does not precede the first question."""
+        tokenizer = processor.tokenizer
+        turns = zip(("user", "assistant") * 2, _MARKS, strict=True)
+        chat: Any = [{"role": role, "content": [{"type": "text", "text": mark}]} for role, mark in turns]
+        chat[0]["content"].insert(0, {"type": "image"})
+        try:
+            text = processor.apply_chat_template(chat, tokenize=False)
+            head, between, middle, later, after = re.split("|".join(_MARKS), text)
+        except Exception as error:
+            raise UserError(f"the model's chat template cannot render a conversation: {error}") from error
+        token = processor.image_token
+        prefix, found, before = head.rpartition(token)
+        if not found:
+            raise UserError("the model's chat template puts the image after the question; it cannot be packed")
+        end = tokenizer.eos_token
+        after = after.split(end)[0] + end
+        if middle.startswith(after):
+            middle = middle[len(after) :]
+        blank = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+        ids = processor(images=blank, text=prefix + token, return_tensors="np")["input_ids"][0]
+        return cls(
+            tokenizer=tokenizer,
+            prefix_ids=tuple(int(i) for i in ids),
+            image_token_id=int(model.config.image_token_id),
+            first=(before, between),
+            later=(middle, later),
+            after=after,
+            special=re.compile("|".join(re.escape(t) for t in sorted(tokenizer.all_special_tokens, key=len)[::-1])),
+        )
+
+    def prompt(self, question: str, *, follows: bool = False) -> list[int]:
+        """Token ids from the end of the prefix (or of the previous answer) to where the answer begins."""
+        before, between = self.later if follows else self.first
+        return self._ids(before + self.clean(question) + between)
+
+    def answer(self, text: str) -> list[int]:
+        """Token ids of an answer and the end token, as they follow a prompt."""
+        opening = self.first[1]
+        alone = self._ids(opening)
+        whole = self._ids(opening + self.clean(text) + self.after)
+        if whole[: len(alone)] == alone:
+            return whole[len(alone) :]
+        return self._ids(self.clean(text) + self.after)
+
+    def clean(self, text: str) -> str:
+        """Text without special tokens; a space stands where one was."""
+        while self.special.search(text):
+            text = self.special.sub(" ", text)
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
