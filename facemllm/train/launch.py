@@ -1,10 +1,8 @@
 """Launch of one training stage by Ray Train: 1..N workers, restarts from checkpoints, one clear error.
 
-The only module that imports Ray, inside its functions. `train` is called by the steps align, instruct and specialize.
-A worker that dies is restarted by Ray and goes on from the last checkpoint; a launch that dies goes on from it when
-called again with the same `work` folder. Ray joins the head named by RAY_ADDRESS, else starts one for the time of the
-call. Checkpoints do not pass through Ray: `checkpoint_store` writes them, as it does
-under `torchrun`.
+The only module of training that imports Ray, inside its functions. A worker that dies is restarted by Ray and goes on
+from the last checkpoint; a launch that dies goes on from it when called again with the same `work` folder. Ray joins
+the head named by RAY_ADDRESS, else starts one for the time of the call. Checkpoints do not pass through Ray.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,19 +21,12 @@ from facemllm.core.files import locked
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.train.checkpoint_store import filesystem
-from facemllm.train.stage import StageRun, TrainResult, clean_up, prepare_run
+from facemllm.train.stage import Log, StageRun, TrainResult, clean_up, prepare_run
 
 _RESULT, _FAILURE = "result.json", "failure.json"
 _OBJECT_STORE_BYTES = 128 * 2**20
-_PASSED_ON = (
-    "FACEMLLM_",
-    "MLFLOW_",
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "HF_HUB_OFFLINE",
-    "TRANSFORMERS_OFFLINE",
-)
+_PASSED_ON = ("FACEMLLM_", "MLFLOW_", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 # Ray Train polls its workers every 2 s and starts watchers that one machine does not need
 _RAY_SWITCHES = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -50,8 +41,6 @@ _RAY_SWITCHES = {
     "RAY_worker_niceness": "0",  # Ray's own default of 15 lets any other process starve the training
 }
 
-OnLog = Callable[[int, dict[str, float]], None]
-
 
 def train(
     stage: str,
@@ -61,33 +50,29 @@ def train(
     out: Path,
     work: Path,
     cache: Path,
-    on_log: OnLog | None = None,
+    on_log: Log | None = None,
     base_digest: str | None = None,
 ) -> TrainResult:
     """Train one stage and write its model directory to `out`, which must not exist.
 
     `base` is the previous stage's model directory, None for the first stage: the preset or the hub checkpoint of the
-    settings. `work` keeps checkpoints while the stage runs, unless `train.storage` names another place: call again
-    with the same one to go on after a crash. `cache` keeps decoded pixels. `on_log(step, metrics)` is pickled and
-    called by the first worker. `base_digest` is the digest of the base's folder where the caller knows it: many
-    gigabytes are then not read once more. Raises UserError with the cause in one line, also while another launch uses
-    `work`.
+    settings; `base_digest` is its digest, where the caller knows it. `work` keeps checkpoints while the stage runs,
+    unless `train.storage` names another place: call again with the same one to go on after a crash. `cache` keeps
+    decoded pixels. `on_log` is pickled and called by the first worker. Raises UserError with the cause in one line,
+    also while another launch uses `work`.
     """
     with locked(work / ".lock", f"another training uses {work}; wait for it or give another folder"):
-        return _train(prepare_run(stage, settings, conversations, base, out, work, cache, base_digest), on_log)
-
-
-def _train(run: StageRun, on_log: OnLog | None) -> TrainResult:
-    for name in (_RESULT, _FAILURE):
-        (run.work / name).unlink(missing_ok=True)
-    os.environ.update({name: os.environ.get(name, value) for name, value in _RAY_SWITCHES.items()})
-    with _ray(run.settings):
-        _enough(run.settings)
-        _fit(run, on_log)
-    result = json.loads((run.work / _RESULT).read_text("utf-8"))
-    clean_up(run)
-    shutil.rmtree(run.work / run.run_name, ignore_errors=True)  # what Ray keeps of a run
-    return TrainResult(**result)
+        run = prepare_run(stage, settings, conversations, base, out, work, cache, base_digest)
+        for name in (_RESULT, _FAILURE):
+            (run.work / name).unlink(missing_ok=True)
+        os.environ.update({name: os.environ.get(name, value) for name, value in _RAY_SWITCHES.items()})
+        with _ray(settings):
+            _enough(settings)
+            _fit(run, on_log)
+        result = json.loads((run.work / _RESULT).read_text("utf-8"))
+        clean_up(run)
+        shutil.rmtree(run.work / run.run_name, ignore_errors=True)  # what Ray keeps of a run
+        return TrainResult(**result)
 
 
 @contextmanager
@@ -98,18 +83,14 @@ def _ray(settings: Settings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
+    own: dict[str, Any] = {
+        "include_dashboard": False,
+        "num_cpus": max(settings.train.workers, os.cpu_count() or 1),
+        "object_store_memory": _OBJECT_STORE_BYTES,
+    }
     try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(
-                include_dashboard=False,
-                num_cpus=max(settings.train.workers, os.cpu_count() or 1),
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **quiet,
-            )
+        ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level="ERROR")
     except Exception as error:
         hint = f"is the Ray head at {address} running?" if address else "is there memory left?"
         raise UserError(f"cannot start Ray: {_one_line(error)}; {hint}") from error
@@ -135,12 +116,12 @@ def _enough(settings: Settings) -> None:
             )
 
 
-def _fit(run: StageRun, on_log: OnLog | None) -> None:
+def _fit(run: StageRun, on_log: Log | None) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     training = run.settings.train
-    given = {n: v for n, v in os.environ.items() if n.startswith(_PASSED_ON)}
+    given = {n: v for n, v in os.environ.items() if n.startswith(_PASSED_ON + _OFFLINE)}
     workers: Any = training.workers
     if training.min_workers is not None and training.min_workers < training.workers:
         workers = (training.min_workers, training.workers)

@@ -27,9 +27,8 @@ from facemllm.train.dataloader import Batch, DataLoader, prefetch
 from facemllm.train.distributed import ShardedModel, average_buffers, clip, reduce_energy, reduce_gradients
 from facemllm.train.loss import StepLoss
 from facemllm.train.monitor import LossMonitor, ParameterMonitor, Throughput, out_of_memory_explained
-from facemllm.train.stage import StageRun
+from facemllm.train.stage import Log, StageRun
 
-Log = Callable[[int, dict[str, float]], None]
 Save = Callable[[int, Checkpoint], None]
 
 
@@ -188,11 +187,9 @@ class _Training:
             "recent": [report.tolist() for report in self.reports],
             "made_from": dict(run.made_from),
         }
-        if run.sharded:
-            state_of = Checkpoint.of(self.model, self.optimizer, state, rank=run.rank, world_size=run.world_size)
-            save(done, state_of)
-        elif run.rank == 0:
-            save(done, Checkpoint.of(self.model, self.optimizer, state))
+        if run.sharded or run.rank == 0:
+            parts = {"rank": run.rank, "world_size": run.world_size} if run.sharded else {}
+            save(done, Checkpoint.of(self.model, self.optimizer, state, **parts))
         self.losses.checkpoint = done
 
     def _spent(self) -> cost.Spent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from facemllm.train.checkpoint_store import CheckpointStore, location
 from facemllm.version import ledger
 
 LINEAGE = "lineage.json"
+
+Log = Callable[[int, dict[str, float]], None]
+"""Takes the metrics of a step."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from facemllm.tasks.characteristics import (
     relations_of,
 )
 from facemllm.tasks.held_out import withheld_of
-from facemllm.tasks.relations import Relation
 from facemllm.train import monitor
 from facemllm.train.checkpoint import differences
 from facemllm.train.checkpoint_store import AsyncSaver
@@ -38,12 +38,10 @@ from facemllm.train.data import FaceDataset, map_cache, pixel_cache, read_turns,
 from facemllm.train.distributed import broadcast, patient_barrier
 from facemllm.train.loop import run_stage
 from facemllm.train.penalties import audit, enforced
-from facemllm.train.stage import StageRun, TrainResult, check_batch
-
-OnLog = Callable[[int, dict[str, float]], None]
+from facemllm.train.stage import Log, StageRun, TrainResult, check_batch
 
 
-def train_worker(run: StageRun, on_log: OnLog | None = None) -> TrainResult | None:
+def train_worker(run: StageRun, on_log: Log | None = None) -> TrainResult | None:
     """Train one rank's part and write the model to `run.out`; rank 0's result, None on the others.
 
     With more than one rank, torch.distributed's group must stand. Raises UserError, and FloatingPointError when the
@@ -113,18 +111,20 @@ def load(
     if base is not None or isinstance(model, FaceMllmForConditionalGeneration):
         _check_branches(model, processor, settings, withheld, str(base or settings.model.base))
     else:
-        model, processor = extend(model, processor, settings.model, _graph(known, settings), withheld, settings.seed)
+        graph = None
+        if known is not None:
+            matrix_AA = correlation_matrix(*cooccurrence(known.labels_RN), knows.tau, knows.omega)
+            graph = Graph(known.names, tuple(node.words for node in known.nodes), matrix_AA)
+        model, processor = extend(model, processor, settings.model, graph, withheld, settings.seed)
     pixels, maps = pixel_cache(table, processor.image_processor, cache, settings.ingest.workers), None
     if getattr(model.config, "segmentation_config", None) is not None:
         maps = map_cache(table, processor, cache, settings.ingest.workers)
     wait()
-    labels: NDArray[np.int8] | None = None
-    relations: tuple[Relation, ...] = ()
+    dataset = FaceDataset(tokenise(turns, Frame.of(model, processor)), pixels, maps)
     if known is not None and getattr(model.config, "knowledge_config", None) is not None:
-        labels = _in_order(known, model.model.knowledge.names)
         relations = tuple(enforced(audit(relations_of(knows.tasks, known.nodes), known), knows.audit))
-    corpus = tokenise(turns, Frame.of(model, processor))
-    return model, processor, FaceDataset(corpus, pixels, maps, labels, relations)
+        dataset = replace(dataset, labels=_in_order(known, model.model.knowledge.names), relations=relations)
+    return model, processor, dataset
 
 
 def _check_branches(model: Any, processor: Any, settings: Settings, withheld: Sequence[int], name: str) -> None:
@@ -137,14 +137,6 @@ def _check_branches(model: Any, processor: Any, settings: Settings, withheld: Se
             f"the model {name} has other branches than the settings ask for ({others}); set them as the model has "
             "them, or train from the first stage with these (a checkpoint without branches gets them as model.base)"
         )
-
-
-def _graph(known: Characteristics | None, settings: Settings) -> Graph | None:
-    if known is None:
-        return None
-    knows = settings.model.knowledge
-    matrix_AA = correlation_matrix(*cooccurrence(known.labels_RN), knows.tau, knows.omega)
-    return Graph(known.names, tuple(node.words for node in known.nodes), matrix_AA)
 
 
 def _in_order(known: Characteristics, names: Sequence[str]) -> NDArray[np.int8]:
