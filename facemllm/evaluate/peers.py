@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,32 +71,35 @@ class Peer:
     def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
         """Answers in order. Raises UserError when the model can answer nothing more now, or when one of these questions
         got no usable answer; what was answered is in the store then."""
-        asked = [(face, put, words(put)) for face in map(_Picture, shown) for put in face.shown.asked]
-        wanted = [self._wanted(face, text) for face, _, text in asked]
+        asked: list[tuple[Put, str]] = []
+        wanted = []
+        for face in shown:
+            picture = cache(partial(encoded, face.image, self.image_side))  # once for all questions, if one is asked
+            for put in face.asked:
+                asked.append((put, words(put)))
+                wanted.append(self._wanted(face, picture, asked[-1][1]))
         try:
             said = replies(self.home, self.sender, wanted)
         except JobStopped as stop:
             raise UserError(f"evaluation stopped: {stop}. What was answered is kept; run again to go on") from None
         _require_all(said)
-        for (_, put, text), reply in zip(asked, said, strict=True):
+        for (put, text), reply in zip(asked, said, strict=True):
             if isinstance(reply, Reply):
                 raw = (reply.text or "").encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
                 yield {"raw": raw[:LONGEST], "parsed": tasks.read(put.question, raw), "question": text}
             else:
                 yield {"raw": DECLINED, "parsed": None, "question": text}
 
-    def _wanted(self, face: _Picture, text: str) -> tuple[str, str, MakeRequest]:
+    def _wanted(self, face: Shown, picture: Callable[[], bytes], text: str) -> tuple[str, str, MakeRequest]:
         messages = [{"role": "user", "text": text}]
-        image_id, change, prompt = face.shown.face["image_id"], face.shown.change, digests.of_json(messages)
+        image_id, prompt = face.face["image_id"], digests.of_json(messages)
         # what was done to the picture is part of what is seen
-        key = content_key(f"{image_id} {change}".strip(), prompt, self.digest, None)
-        return image_id, key, partial(self._request, face, key, prompt, messages)
+        key = content_key(f"{image_id} {face.change}".strip(), prompt, self.digest, None)
 
-    def _request(self, face: _Picture, key: str, prompt: str, messages: list[dict[str, str]]) -> Request:
-        picture = face.sent(self.image_side)
-        return Request(
-            image_id=face.shown.face["image_id"], key=key, prompt_hash=prompt, messages=messages, picture=picture
-        )
+        def request() -> Request:
+            return Request(image_id=image_id, key=key, prompt_hash=prompt, messages=messages, picture=picture())
+
+        return image_id, key, request
 
 
 def _require_all(said: Sequence[Reply | Exception]) -> None:
@@ -134,19 +137,6 @@ class _Reached:
             reach(str(self.sender.endpoint.base_url))
             self.reached = True
         return self.sender.send(requests)
-
-
-class _Picture:
-    """A face as it is sent, encoded once for all its questions and only if one is asked."""
-
-    def __init__(self, shown: Shown) -> None:
-        self.shown = shown
-        self._sent: bytes | None = None
-
-    def sent(self, side: int) -> bytes:
-        if self._sent is None:
-            self._sent = encoded(self.shown.image, side)
-        return self._sent
 
 
 def words(put: Put) -> str:

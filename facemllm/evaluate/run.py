@@ -28,10 +28,11 @@ from typing import Any
 from PIL import Image
 
 from facemllm import tasks
+from facemllm.core import cost
 from facemllm.core.files import atomic_write, partial_folder, publish
 from facemllm.errors import UserError
 from facemllm.evaluate.baselines import baselines
-from facemllm.evaluate.predict import KINDS, NO_MAP, Answerer, Likelihood, Written, open_image, predict, unchanged
+from facemllm.evaluate.predict import KINDS, NO_MAP, Answerer, Likelihood, Written, open_image, predict
 from facemllm.scoring import calibration, consistency, fairness, metrics, summary
 from facemllm.scoring.sheet import read_answers, read_sheet
 from facemllm.settings import Settings
@@ -109,13 +110,20 @@ def answered(
             write(PREDICTED, main, maps)
         if writes is not None and chosen.generated_faces:
             faces = drawn(table, split, chosen.generated_faces)
-            write(GENERATED, writes, maps, faces=faces, which=_is_native_and_closed)
+            write(
+                GENERATED,
+                writes,
+                maps,
+                faces=faces,
+                which=lambda question: _is_native(question) and bool(question.options),
+            )
         if chosen.disturbed_faces:
             faces = drawn(table, split, chosen.disturbed_faces)
             for change in KINDS.items():
                 write(f"{DISTURBED}/{change[0]}", main, maps, faces=faces, which=_is_native, change=change)
             if maps:
-                write(f"{DISTURBED}/{NO_MAP}", main, False, faces=faces, which=_is_native, change=(NO_MAP, unchanged))
+                change = NO_MAP, lambda image, _: image
+                write(f"{DISTURBED}/{NO_MAP}", main, False, faces=faces, which=_is_native, change=change)
         predictions = open_table(partial / PREDICTED, PREDICTIONS)
         figures = _measure(settings, table, predictions)
         (partial / "metrics.json").write_bytes(encode(figures))
@@ -215,16 +223,10 @@ def _is_native(question: tasks.Question) -> bool:
     return question.variant == NATIVE
 
 
-def _is_native_and_closed(question: tasks.Question) -> bool:
-    return _is_native(question) and bool(question.options)
-
-
 def _load(settings: Settings, model_dir: Path) -> Any:
-    import torch
-
     from facemllm.model.inference import Predictor
 
-    device = "cuda" if settings.train.use_gpu and torch.cuda.is_available() else "cpu"
+    device = cost.inference_device(settings)
     return Predictor.load(model_dir, device=device, threads=settings.train.threads or None)
 
 

@@ -64,11 +64,7 @@ class ShardedModel:
     def wrap_loss(self, loss: Callable[[Any], Value]) -> Callable[[Any], Value]:
         """The loss of a batch, with the parameters it needs gathered while it is computed."""
         self._root.loss = loss
-
-        def value(batch: Any) -> Value:
-            return Value(*self._root(batch))
-
-        return value
+        return lambda batch: Value(*self._root(batch))
 
     @torch.no_grad()
     def gather(self) -> tuple[Any, Any | None]:

@@ -80,32 +80,28 @@ def memory_savings(model: Any, trains: Trainable, *, recompute: bool, compiled: 
     Both concern the language model, and the tower where it can and is trained (compiled, where it is run at all).
     """
     language, tower = model.model.language_model, model.model.vision_tower
-    saving = [language] + ([tower] if trains.tower == "full" and tower.supports_gradient_checkpointing else [])
-    faster = [language, tower]
-    if recompute:
-        for module in saving:
-            module.gradient_checkpointing_enable({"use_reentrant": False})
-    if compiled:
-        for module in faster:
-            module.compile()
+    saving = [language] if recompute else []
+    if recompute and trains.tower == "full" and tower.supports_gradient_checkpointing:
+        saving.append(tower)
+    faster = [language, tower] if compiled else []
+    for module in saving:
+        module.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in faster:
+        module.compile()
     try:
         yield
     finally:
-        if recompute:
-            for module in saving:
-                module.gradient_checkpointing_disable()
-        if compiled:
-            for module in faster:
-                module._compiled_call_impl = None
+        for module in saving:
+            module.gradient_checkpointing_disable()
+        for module in faster:
+            module._compiled_call_impl = None
 
 
-def merge(model: Any, wrapper: Any | None, probe: tuple[Tensor, ...]) -> Any:
+def merge(model: Any, wrapper: Any, probe: tuple[Tensor, ...]) -> Any:
     """The model with its adapters merged into the weights; raises if that changed what it computes.
 
     `probe` is (input_ids, attention_mask) of some text, run through the language model before and after.
     """
-    if wrapper is None:
-        return model
     model.eval()
     before = _probe(model, probe)
     merged = wrapper.merge_and_unload()

@@ -98,47 +98,42 @@ def pack(
     multiple: int = 8,
 ) -> Packed:
     """Faces and their turns as rows of up to `row_tokens` (see `tightest`), of one width, a multiple of `multiple`."""
-    faces = [_face(corpus, prefix_ids, chosen, int(mirror)) for chosen, mirror in zip(turns, mirrored, strict=True)]
+    faces = [
+        _alone(corpus, np.asarray(prefix_ids), image_token_id, chosen, int(mirror))
+        for chosen, mirror in zip(turns, mirrored, strict=True)
+    ]
     lengths = np.array([len(face.ids) for face in faces])
     rows, width = tightest(lengths, row_tokens, multiple)
     shape = (len(rows), width)
     ids, position = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     member, block = np.full(shape, PADDING, np.int64), np.full(shape, PREFIX, np.int64)
-    start = np.zeros(len(faces), np.int64)
+    starts = np.zeros(len(faces), np.int64)
     for number, row in enumerate(rows):
         offset = 0
         for index in row:
             face, stop = faces[index], offset + int(lengths[index])
             ids[number, offset:stop], position[number, offset:stop] = face.ids, face.position
             member[number, offset:stop], block[number, offset:stop] = index, face.block
-            start[index] = number * width + offset
+            starts[index] = number * width + offset
             offset = stop
-    inside = np.flatnonzero(np.asarray(prefix_ids) == image_token_id)
     return Packed(
         ids=ids,
         face=member,
         block=block,
         position=position,
-        image=(start[:, None] + inside).reshape(-1),
-        at=np.concatenate([face.at + begin for face, begin in zip(faces, start, strict=True)]),
+        image=np.concatenate([face.image + start for face, start in zip(faces, starts, strict=True)]),
+        at=np.concatenate([face.at + start for face, start in zip(faces, starts, strict=True)]),
         target=np.concatenate([face.target for face in faces]),
         task=np.concatenate([face.task for face in faces]),
     )
 
 
-@dataclass(frozen=True)
-class _Face:
-    ids: NDArray[np.int64]
-    block: NDArray[np.int64]
-    position: NDArray[np.int64]
-    at: NDArray[np.int64]
-    target: NDArray[np.int64]
-    task: NDArray[np.int64]
-
-
-def _face(corpus: Corpus, prefix_ids: Sequence[int], turns: NDArray[np.int64], mirror: int) -> _Face:
-    prefix = len(prefix_ids)
-    ids, blocks, positions = [np.asarray(prefix_ids)], [np.full(prefix, PREFIX)], [np.arange(prefix)]
+def _alone(
+    corpus: Corpus, prefix_N: NDArray[np.int64], image_token_id: int, turns: NDArray[np.int64], mirror: int
+) -> Packed:
+    """One face without padding."""
+    prefix = len(prefix_N)
+    ids, blocks, positions = [prefix_N], [np.full(prefix, PREFIX)], [np.arange(prefix)]
     at, targets, tasks = [], [], []
     block, offset, length = -1, prefix, prefix
     for turn in turns:
@@ -157,7 +152,9 @@ def _face(corpus: Corpus, prefix_ids: Sequence[int], turns: NDArray[np.int64], m
         tasks.append(np.full(len(answer), corpus.task[turn]))
         offset += count
         length += count
-    return _Face(*(np.concatenate(column).astype(np.int64) for column in (ids, blocks, positions, at, targets, tasks)))
+    members, images = [np.zeros(length)], [np.flatnonzero(prefix_N == image_token_id)]
+    columns = (ids, members, blocks, positions, images, at, targets, tasks)
+    return Packed(*(np.concatenate(column).astype(np.int64) for column in columns))
 
 
 def word_bags(

@@ -66,7 +66,10 @@ def sample_answers(settings: Settings, model_dir: Path, conversations: Table) ->
     maps = [face.map for face in faces]
     queries = [Query(one.templates[0], tuple(option.text for option in one.options)) for one in asked if one.options]
     scored = predictor.score(pixels, [queries] * len(faces), maps)
-    texts = iter(_written(predictor, pixels, maps, [question.templates[0] for question in asked]))
+    # all questions of the first face, then of the next, in as few batches as may be
+    images, beside = ([one for one in ones for _ in asked] for ones in (pixels, maps))
+    words = [question.templates[0] for question in asked] * len(faces)
+    texts = iter(predictor.generate_batch(images, words, _TOKENS, beside))
     rows = []
     for place, face in enumerate(faces):
         likely = iter(scored[place])
@@ -87,14 +90,6 @@ def sample_answers(settings: Settings, model_dir: Path, conversations: Table) ->
                 row |= {"likeliest": question.options[best.best].value, "probability": chance}
             rows.append(row)
     return rows
-
-
-def _written(predictor: Any, pixels: list[Any], maps: list[Any], questions: list[str]) -> list[str]:
-    """Free answers, all questions of the first face, then of the next, in as few batches as may be."""
-    images = [image for image in pixels for _ in questions]
-    beside = [one for one in maps for _ in questions]
-    written: list[str] = predictor.generate_batch(images, questions * len(pixels), _TOKENS, beside)
-    return written
 
 
 def _face(row: Mapping[str, Any]) -> Fixed:
