@@ -41,6 +41,7 @@ DARK = 0.3  # of the brightness
 JPEG_QUALITY = 10
 GREY = (128, 128, 128)
 
+Which = Callable[[tasks.Question], bool]
 Change = Callable[[Image.Image, str], Image.Image]
 """Of an image and its image_id."""
 
@@ -146,7 +147,7 @@ def predict(
     *,
     batch_images: int,
     faces: Collection[str] | None = None,
-    which: Callable[[tasks.Question], bool] = lambda question: True,
+    which: Which = lambda question: True,
     change: tuple[str, Change] | None = None,
     maps: bool = False,
 ) -> None:
@@ -201,9 +202,7 @@ def _faces_of(conversations: Table, split: str, faces: Collection[str] | None, m
             yield {**row, MAP: (row.get(MAP) or {}).get("bytes")}
 
 
-def _shown(
-    face: Mapping[str, Any], which: Callable[[tasks.Question], bool], change: tuple[str, Change] | None
-) -> Shown:
+def _shown(face: Mapping[str, Any], which: Which, change: tuple[str, Change] | None) -> Shown:
     turns = zip(face["turns"], question_texts(face), strict=True)
     put = (Put(turn, text, tasks.question_of(turn)) for turn, text in turns if is_asked(turn))
     name, made = change or ("", lambda image, _: image)

@@ -110,13 +110,7 @@ def answered(
             write(PREDICTED, main, maps)
         if writes is not None and chosen.generated_faces:
             faces = drawn(table, split, chosen.generated_faces)
-            write(
-                GENERATED,
-                writes,
-                maps,
-                faces=faces,
-                which=lambda question: _is_native(question) and bool(question.options),
-            )
+            write(GENERATED, writes, maps, faces=faces, which=_is_native_and_closed)
         if chosen.disturbed_faces:
             faces = drawn(table, split, chosen.disturbed_faces)
             for change in KINDS.items():
@@ -221,6 +215,10 @@ def drawn(conversations: Table, split: str, count: int) -> list[str]:
 
 def _is_native(question: tasks.Question) -> bool:
     return question.variant == NATIVE
+
+
+def _is_native_and_closed(question: tasks.Question) -> bool:
+    return _is_native(question) and bool(question.options)
 
 
 def _load(settings: Settings, model_dir: Path) -> Any:

@@ -84,13 +84,12 @@ def _ray(settings: Settings) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    own: dict[str, Any] = {
-        "include_dashboard": False,
-        "num_cpus": max(settings.train.workers, os.cpu_count() or 1),
-        "object_store_memory": _OBJECT_STORE_BYTES,
-    }
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "address": address or None}
+    if not address:
+        options |= {"include_dashboard": False, "num_cpus": max(settings.train.workers, os.cpu_count() or 1)}
+        options["object_store_memory"] = _OBJECT_STORE_BYTES
     try:
-        ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level="ERROR")
+        ray.init(**options)
     except Exception as error:
         hint = f"is the Ray head at {address} running?" if address else "is there memory left?"
         raise UserError(f"cannot start Ray: {_one_line(error)}; {hint}") from error

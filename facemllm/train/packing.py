@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,7 +134,8 @@ def _alone(
 ) -> Packed:
     """One face without padding."""
     prefix = len(prefix_N)
-    ids, blocks, positions = [prefix_N], [np.full(prefix, PREFIX)], [np.arange(prefix)]
+    ids: list[NDArray[Any]] = [prefix_N]
+    blocks, positions = [np.full(prefix, PREFIX)], [np.arange(prefix)]
     at, targets, tasks = [], [], []
     block, offset, length = -1, prefix, prefix
     for turn in turns:
@@ -152,8 +154,8 @@ def _alone(
         tasks.append(np.full(len(answer), corpus.task[turn]))
         offset += count
         length += count
-    members, images = [np.zeros(length)], [np.flatnonzero(prefix_N == image_token_id)]
-    columns = (ids, members, blocks, positions, images, at, targets, tasks)
+    face, image = [np.zeros(length)], [np.flatnonzero(prefix_N == image_token_id)]
+    columns = (ids, face, blocks, positions, image, at, targets, tasks)
     return Packed(*(np.concatenate(column).astype(np.int64) for column in columns))
 
 

@@ -67,7 +67,7 @@ def sample_answers(settings: Settings, model_dir: Path, conversations: Table) ->
     queries = [Query(one.templates[0], tuple(option.text for option in one.options)) for one in asked if one.options]
     scored = predictor.score(pixels, [queries] * len(faces), maps)
     # all questions of the first face, then of the next, in as few batches as may be
-    images, beside = ([one for one in ones for _ in asked] for ones in (pixels, maps))
+    images, beside = [image for image in pixels for _ in asked], [one for one in maps for _ in asked]
     words = [question.templates[0] for question in asked] * len(faces)
     texts = iter(predictor.generate_batch(images, words, _TOKENS, beside))
     rows = []
