@@ -1,10 +1,9 @@
 """Answers of a model to the questions of a split, as a predictions table: one row a question, as it was asked.
 
-Who answers is an `Answerer`'s matter. `Likelihood` is how a model of ours is measured: closed questions are never
-generated, all of a batch of faces go into one scoring call, answered by the rule that serving uses (`tasks.answers`).
-Strict all the same: where free greedy decoding would not have given any option, the model has not understood the
-question, `parsed` stays empty and counts as wrong, and `raw` is what it writes instead. Open questions and sets are
-generated. `Written` generates all answers, to compare. Models of others are in `peers`.
+`Likelihood` is how a model of ours is measured: closed questions are scored, by the rule that serving uses
+(`tasks.answers`). Strict all the same: where free greedy decoding would not have given any option, the model has not
+understood the question, `parsed` stays empty and counts as wrong, and `raw` is what it writes instead. Open questions
+and sets are generated. `Written` generates all answers, to compare. Models of others are in `peers`.
 
 `KINDS` are pictures made worse on purpose, to see whether answers hold: out of focus, dark, badly compressed, partly
 covered. Each is a function of the picture and its image_id alone, and scales with the picture. Strengths are such that

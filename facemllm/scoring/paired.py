@@ -39,11 +39,9 @@ class Pair:
 def compare(settings: Settings, conversations: Path, first: Path, second: Path) -> dict[str, Any]:
     """Every figure of two evaluation folders, paired; a difference is the second's minus the first's.
 
-    Returns `first` and `second` (model digests), `conversations_digest`, `split`, `n_images`, `n_subjects`;
-    `figures` by name as in `metrics.json` (`task`, `task.item`, `closed_mean`) and `groups` by task, kind and group.
-    Each holds `metric`, `unit`, `higher_is_better`, `first`, `second`, `difference` (value, low, high), `p`, `p_holm`,
-    `n` questions, `people`, `smallest_difference` (what would show at 80 % power) and the `verdict` on the second.
-    Holm's families are the tasks, the items, and all groups of people of all tasks; `closed_mean` stands alone. A group
+    Returns, beside what identifies both, `figures` by name as in `metrics.json` (`task`, `task.item`, `closed_mean`)
+    and `groups` by task, kind and group, each with its `difference`, p values and the `verdict` on the second. Holm's
+    families are the tasks, the items, and all groups of people of all tasks; `closed_mean` stands alone. A group
     of fewer than `evaluate.min_group` people has no figures, and a figure over fewer has no p. Where the bootstrap
     finds no error, everybody who changed at all having changed alike, p is of an exact sign test over those people.
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -161,41 +160,30 @@ class CheckpointStore:
             ) from error
 
 
-class AsyncSaver:
+@contextmanager
+def saving(
+    store: CheckpointStore, attempt: int, *, prunes: bool = True
+) -> Iterator[Callable[[int, checkpoint.Checkpoint], None]]:
     """Saves checkpoints while training goes on: `save(step, checkpoint)` copies the tensors and returns.
 
     One is on its way at a time; the next waits for it. Leaving the block waits for the last. Raises what went wrong.
     """
+    pending: Future[None] | None = None
+    buffers: Mapping[str, Tensor] | None = None
 
-    def __init__(self, store: CheckpointStore, attempt: int, *, prunes: bool = True) -> None:
-        self._store, self._attempt, self._prunes = store, attempt, prunes
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
-        self._buffers: Mapping[str, Tensor] | None = None
+    def write(step: int, clone: checkpoint.Checkpoint) -> None:
+        store.put(step, attempt, clone.write)
+        if prunes:
+            store.prune(KEPT)
 
-    def __call__(self, step: int, live: checkpoint.Checkpoint) -> None:
-        """Save the checkpoint of a step."""
-        self._wait()
-        clone = live.clone(self._buffers)
-        self._buffers = clone.tensors
-        self._pending = self._pool.submit(self._save, step, clone)
+    def save(step: int, live: checkpoint.Checkpoint) -> None:
+        nonlocal pending, buffers
+        if pending is not None:
+            pending.result()
+        clone = live.clone(buffers)
+        buffers, pending = clone.tensors, pool.submit(write, step, clone)
 
-    def _save(self, step: int, clone: checkpoint.Checkpoint) -> None:
-        self._store.put(step, self._attempt, clone.write)
-        if self._prunes:
-            self._store.prune(KEPT)
-
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-
-    def __enter__(self) -> AsyncSaver:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(wait=True)
-        if error is None:
-            self._wait()
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as pool:
+        yield save
+    if pending is not None:
+        pending.result()

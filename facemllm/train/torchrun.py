@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from facemllm.core.files import locked, publish
 from facemllm.core.machine import die_with_parent
@@ -88,17 +89,16 @@ def prepare_on_first(prepare: Callable[[], StageRun], rank: int, world_size: int
     on every rank."""
     from facemllm.train.distributed import broadcast
 
-    found: StageRun | UserError | None = None
+    found: Any = None
     if rank == 0:
         try:
             found = prepare()
         except UserError as error:
             found = error
     found = broadcast(found, world_size)
-    if isinstance(found, StageRun):
-        return found
-    assert found is not None
-    raise found
+    if not isinstance(found, StageRun):
+        raise found
+    return found
 
 
 def _leave() -> None:

@@ -33,7 +33,7 @@ from facemllm.tasks.characteristics import (
 from facemllm.tasks.held_out import withheld_of
 from facemllm.train import monitor
 from facemllm.train.checkpoint import differences
-from facemllm.train.checkpoint_store import AsyncSaver
+from facemllm.train.checkpoint_store import saving
 from facemllm.train.data import FaceDataset, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
 from facemllm.train.distributed import broadcast, patient_barrier
 from facemllm.train.loop import run_stage
@@ -67,7 +67,7 @@ def train_worker(run: StageRun, on_log: Log | None = None) -> TrainResult | None
 
         with (
             store.newest(first, lambda value: broadcast(value, run.world_size)) as (resume, attempt),
-            AsyncSaver(store, attempt, prunes=first) as save,
+            saving(store, attempt, prunes=first) as save,
         ):
             outcome = run_stage(run, model, processor, dataset, resume=resume, save=save, log=log)
     if not first:
