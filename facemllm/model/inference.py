@@ -141,10 +141,6 @@ class Predictor:
         """The faces as the language model is given them, and the scores of their characteristics: one tower pass."""
         return visual_tokens(self.model, tower_features(self.model, self._values(images)), self._maps(maps))
 
-    def characteristics(self, images: Sequence[ImageLike], maps: Maps = None) -> list[dict[str, float]]:
-        """`score_faces` without a question: the characteristics alone."""
-        return [one.characteristics for one in self.score_faces(images, [()] * len(images), maps)]
-
     def _parts(self, count: int) -> list[slice]:
         return [slice(start, start + self.batch_images) for start in range(0, count, self.batch_images)]
 

@@ -34,8 +34,6 @@ FAMILIES = ("llava", "face_mllm")
 
 _FLOATS = {"F32", "F16", "BF16"}
 _WHOLE = {"I64", "I32", "BOOL"}  # tables and masks that some models keep beside their weights
-FOLDER = "adapter"
-
 _PREFIX, _LOW_RANK = "base_model.model.", ".lora_A.weight"
 _MODULES = {
     "tower": ("model.vision_tower",),
@@ -69,7 +67,7 @@ def load_model(folder: Path | str, *, device: str = "cpu", dtype: torch.dtype = 
     return model.to(device), processor
 
 
-def load_part(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
+def load_part(kind: Any, folder: Path, config: Any, dtype: torch.dtype = torch.float32) -> Any:
     """The model of an auto class `kind`, every weight from the folder. Raises UserError if one is missing or odd."""
     try:
         model, report = kind.from_pretrained(
@@ -85,9 +83,10 @@ def load_part(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> Any:
     except Exception as error:  # transformers raises a dozen kinds, from OSError to safetensors' own
         raise _refusal(folder, error) from error
     if report["mismatched_keys"]:
-        name, found, wanted = sorted(report["mismatched_keys"])[0]
+        name, *shapes = sorted(report["mismatched_keys"])[0]
+        found, wanted = (" x ".join(map(str, shape)) for shape in shapes)
         raise UserError(
-            f"cannot load the model {folder}: {name} is {_by(found)} in its weights and {_by(wanted)} by its "
+            f"cannot load the model {folder}: {name} is {found} in its weights and {wanted} by its "
             f"config.json ({len(report['mismatched_keys'])} such); tower, projector and language model have to match"
         )
     if report["missing_keys"]:
@@ -177,10 +176,6 @@ def _refusal(folder: Path, error: Exception) -> UserError:
     return UserError(f"cannot load the model {folder}: {one_line(error)}")
 
 
-def _by(shape: Any) -> str:
-    return " x ".join(map(str, shape))
-
-
 @dataclass(frozen=True)
 class Adapter:
     """peft's configuration and tensors, apart from the model they were taken from."""
@@ -219,8 +214,8 @@ def adapter_of(wrapper: Any, trains: Trainable) -> Adapter:
     )
 
 
-def write_adapter(adapter: Adapter, folder: Path) -> None:
-    """Write peft's two files into a new folder; equal adapters give equal bytes."""
+def _write_adapter(adapter: Adapter, folder: Path) -> None:
+    """peft's two files in a new folder; equal adapters give equal bytes."""
     folder.mkdir()
     adapter.config.save_pretrained(folder)
     file = folder / "adapter_config.json"
@@ -243,7 +238,7 @@ def save_model(model: Any, processor: Any, out_dir: Path, adapter: Adapter | Non
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         if adapter is not None:
-            write_adapter(adapter, partial / FOLDER)
+            _write_adapter(adapter, partial / "adapter")
         publish(partial, out_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -52,10 +52,9 @@ class Variant:
 class Sheet:
     """The questions of a split, in table order; `sample_ids`, `faces` and `answers` have one entry a question.
 
-    `faces` holds positions in `images`, `people` the subject of each image as a number from 0; an image without a
-    subject is a person of its own. `rows` holds the positions of each item's questions in its own form, from which its
-    figure is made, `variants` those of the same items asked otherwise, `questions` how each is asked. `groups` is, by
-    kind (`gender`), the group of each image, None where it is unknown.
+    `faces` holds positions in `images`, `people` the subject of each image as a number from 0 (without one: a person of
+    its own), `rows` the positions of each item's questions in its own form, `variants` those of the same items asked
+    otherwise, `questions` how each is asked, `groups` by kind the group of each image, None where it is unknown.
     """
 
     split: str

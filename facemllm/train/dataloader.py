@@ -1,9 +1,9 @@
 """Batches of a stage: which faces and turns a step shows, how they are augmented (mirror, shift, brightness, contrast,
 colour gain), and their tensors, collated while the step before computes.
 
-Everything about step `t` is a function of (seed, stage, t): the faces (a fresh order every epoch), the turns drawn for
-each, the augmentation. So a resumed run needs no random state, and each of N workers takes its slice of the same plan.
-Batches are collated in numpy: torch's operators would bring a second pool of threads, and both would wait for cores.
+All of step `t` is a function of (seed, stage, t): a resumed run needs no random state, and each of N workers takes its
+slice of the same plan. Batches are collated in numpy: torch's operators would bring a second pool of threads, and both
+would wait for cores.
 Shapes: B faces of a batch, S image side, A characteristics, V vocabulary, N image tokens, F width of the tower.
 """
 
@@ -223,11 +223,7 @@ class DataLoader:
         data, train = self.dataset, self.run.settings.train
         rows, turns = plan.rows[index], [plan.turns[i] for i in index]
         pixel_rows = data.corpus.pixel_row[rows]
-        pixels, features, maps, packed, words = None, None, None, None, None
-        if data.features is not None:
-            features = data.features[rows]
-        else:
-            pixels = data.pixels[pixel_rows]
+        maps, packed, words = None, None, None
         if data.maps is not None:
             maps = data.maps[pixel_rows]
             maps[plan.withheld[index]] = NO_MAP
@@ -244,8 +240,8 @@ class DataLoader:
         else:
             words = word_bags(data.corpus, turns, mirrored, self._vocabulary)
         return Batch(
-            pixels_BSSC=self._tensor(pixels),
-            features_BNF=self._tensor(features),
+            pixels_BSSC=self._tensor(data.pixels[pixel_rows] if data.features is None else None),
+            features_BNF=self._tensor(None if data.features is None else data.features[rows]),
             maps_BSS=self._tensor(maps),
             labels_BA=self._tensor(None if data.labels is None else data.labels[rows]),
             words_BV=self._tensor(words),

@@ -79,15 +79,13 @@ class StepLoss:
                 objective = self._caption_words(self.words, seen.views, maps_BSS, batch.words_BV) / batch.images
                 tokens = cells = sum(view_BND.shape[0] * view_BND.shape[1] for view_BND in seen.views)
             else:
-                packed = dict(batch.packed or {})
-                at_K, target_K, task_K = packed.pop("at"), packed.pop("target"), packed.pop("task")
-                renamed = ("ids", "face", "block", "position")
-                rows = {f"{name}_RL": packed[name] for name in renamed}
-                states = row_states(self.model, seen.tokens_BND, **rows, image_I=packed["image"])
-                losses_K = token_losses(self.model, states[at_K], target_K)
+                packed = batch.packed or {}
+                rows = [packed[name] for name in ("ids", "face", "block", "position", "image")]
+                states = row_states(self.model, seen.tokens_BND, *rows)
+                losses_K = token_losses(self.model, states[packed["at"]], packed["target"])
                 objective = losses_K.sum() / max(batch.answer_tokens, 1)
-                tasks[0].index_add_(0, task_K, losses_K.detach())
-                tasks[1].index_add_(0, task_K, torch.ones_like(losses_K))
+                tasks[0].index_add_(0, packed["task"], losses_K.detach())
+                tasks[1].index_add_(0, packed["task"], torch.ones_like(losses_K))
             terms = [objective, *self._knowledge(seen.scores_BA, batch)]
         loss = terms[0]
         for term in terms[1:]:
@@ -114,11 +112,9 @@ class StepLoss:
     def _features(self, batch: Batch) -> Tensor:
         if batch.features_BNF is not None:
             return batch.features_BNF
-        pixels_BSSC = batch.pixels_BSSC
-        assert pixels_BSSC is not None
-        if batch.changes is not None:
-            pixels_BSSC = apply_changes(pixels_BSSC, batch.changes)
-        return tower_features(self.model, normalise(pixels_BSSC, self.image_processor))
+        assert batch.pixels_BSSC is not None
+        changed = batch.pixels_BSSC if batch.changes is None else apply_changes(batch.pixels_BSSC, batch.changes)
+        return tower_features(self.model, normalise(changed, self.image_processor))
 
     def _maps(self, batch: Batch) -> Tensor | None:
         if batch.maps_BSS is None or batch.changes is None:
@@ -163,8 +159,8 @@ def _token_losses(model: Any, states_KD: Tensor, target_K: Tensor) -> Tensor:
 class CaptionWords:
     """The mean token of a view (image or map), times the tied word embeddings, tells which words the caption holds.
 
-    Needs the caption's text alone. It teaches the tower and puts images into the word space without a pass of the
-    language model, several times faster than answers do. Two terms, over words w with logits l_w:
+    It teaches the tower and puts images into the word space without a pass of the language model, several times faster
+    than answers do. Two terms, over words w with logits l_w:
 
     - each word present or absent: binary cross-entropy, rare words weighing more, by 1 / sd of their occurrence;
     - each present word against its rivals, the words that no caption of the training split ever puts beside it

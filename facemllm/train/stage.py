@@ -122,9 +122,8 @@ def prepare_run(
 ) -> StageRun:
     """Check what is asked for and note it in `work`, which is made. See `launch.train` for the arguments.
 
-    A base of many gigabytes is read to its end for its digest, unless `base_digest` says it. Raises UserError: unknown
-    stage, an output that exists, stages out of order, more workers than faces in a batch, held-out attributes that maps
-    cannot keep to themselves, no such base, or a `work` folder with checkpoints of other settings.
+    A base of many gigabytes is read to its end for its digest, unless `base_digest` says it. Raises UserError for what
+    cannot be trained, and for a `work` folder with checkpoints of other settings.
     """
     if name not in settings.stages():
         raise UserError(f"no training stage '{name}'; choose one of {', '.join(settings.stages())}")
