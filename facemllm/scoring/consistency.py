@@ -231,19 +231,13 @@ def generation(settings: Settings, sheet: Sheet, parsed: Parsed, table: Path) ->
     at: list[int] = []
     for key, own in sheet.rows.items():
         asked = own[np.isin(own, rows)]
-        question = sheet.questions[key]
-        agree = [same(question, said[r], parsed[r]) for r in asked]
-        by_task.setdefault(key[0], []).extend(agree)
+        by_task.setdefault(key[0], []).extend(same(sheet.questions[key], said[row], parsed[row]) for row in asked)
         at.extend(asked)
     agree = [hit for found in by_task.values() for hit in found]
     return {
         "agreement": share(settings, sheet, sheet.subjects[at], agree),
         "n": len(at),
-        "by_task": {
-            name: {"value": stats.plain(sum(found) / len(found)), "n": len(found)}
-            for name, found in by_task.items()
-            if found
-        },
-        "unreadable": stats.plain(sum(said[row] is None for row in at) / len(at)) if at else None,
-        "both_unreadable": stats.plain(sum(said[row] is parsed[row] is None for row in at) / len(at)) if at else None,
+        "by_task": {name: {"value": stats.plain_mean(own), "n": len(own)} for name, own in by_task.items() if own},
+        "unreadable": stats.plain_mean(said[row] is None for row in at),
+        "both_unreadable": stats.plain_mean(said[row] is parsed[row] is None for row in at),
     }

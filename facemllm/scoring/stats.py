@@ -187,6 +187,12 @@ def plain(value: float) -> float | None:
     return round(float(value), 12) + 0.0 if math.isfinite(value) else None
 
 
+def plain_mean(values: Iterable[Any]) -> float | None:
+    """The mean of numbers or truth values, as stored; None where there are none."""
+    found = list(values)
+    return plain(float(np.mean(found))) if found else None
+
+
 def _defined(replicates: Array) -> Array:
     drawn: Array = replicates[1:][~np.isnan(replicates[1:])]
     return drawn

@@ -115,8 +115,8 @@ def summarise(
             "metric": metric,
             **stats.spread(own[metric], people),
             "n": len(rows),
-            "unparsed": _share(known.unread(answers.parsed[row]) for row in rows),
-            "refused": _share(answers.refused[rows]),
+            "unparsed": stats.plain_mean(known.unread(answers.parsed[row]) for row in rows),
+            "refused": stats.plain_mean(answers.refused[rows]),
             "smallest_difference": stats.plain(stats.smallest_difference(error)) if people > 1 else None,
             "baselines": {
                 rival: stats.plain(found[name][metric][0]) if any(said[row] is not None for row in rows) else None
@@ -162,11 +162,6 @@ def _celeba(replicates: Figures, people: int) -> dict[str, Any] | None:
         return None
     both = (ACCURACY.name, BALANCED)
     return {metric: stats.spread(mean(item[metric] for item in known), people) for metric in both}
-
-
-def _share(found: Any) -> float | None:
-    values = [bool(value) for value in found]
-    return stats.plain(sum(values) / len(values))
 
 
 def slices(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
