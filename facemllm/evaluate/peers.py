@@ -46,11 +46,9 @@ _HUB_ID = re.compile(r"\w[\w.-]*(?:/[\w.-]+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A model that is asked in words.
-
-    `identity` is all that its answers hang on; its digest names the model, also in the keys of its replies, under
-    `home`. `name` is what people call it. `image_side` bounds the pictures it is sent, in pixels.
-    """
+    """A model that is asked in words. `identity` is all that its answers hang on; its digest names the model, also in
+    the keys of its replies, under `home`. `name` is what people call it. `image_side` bounds the pictures it is sent,
+    in pixels."""
 
     name: str
     identity: Mapping[str, Any]
@@ -197,10 +195,8 @@ def evaluate(settings: Settings, model: str, conversations: Path, out: Path, *, 
 
 
 def at_endpoint(settings: Settings, conversations: Path, backoff_s: float = 1.0) -> Peer:
-    """The model of `annotate.vision_language` at the endpoint of `annotate.endpoint`, for these conversations.
-
-    Raises UserError when either is missing, address or key cannot be used, or the ledger keeps a picture from it.
-    """
+    """The model of `annotate.vision_language` at the endpoint of `annotate.endpoint`, for these conversations. Raises
+    UserError when either is missing, address or key cannot be used, or the ledger keeps a picture from it."""
     chosen, name = settings.annotate.endpoint, settings.annotate.vision_language.model
     if name is None or chosen.base_url is None:
         raise UserError("no endpoint is named; give --base-url https://host/v1, or set annotate.endpoint.base_url")
@@ -218,10 +214,8 @@ def at_endpoint(settings: Settings, conversations: Path, backoff_s: float = 1.0)
 
 
 def on_this_machine(settings: Settings, model: str) -> Peer:
-    """A model that transformers opens as an image-text-to-text model: a folder, or an id of the hub.
-
-    Raises UserError when there is none, or its weights are no safetensors.
-    """
+    """A model that transformers opens as an image-text-to-text model: a folder, or an id of the hub. Raises UserError
+    when there is none, or its weights are no safetensors."""
     check_name(model)
     folder = local.folder_of(str(Path(model).resolve()) if Path(model).is_dir() else model, "MODEL")
     weights, shape = local.digest_of(folder), parameters(settings)

@@ -57,11 +57,9 @@ def evaluate(
     predictor: Any = None,
     finish: Finish | None = None,
 ) -> Mapping[str, Any]:
-    """Evaluate a model of ours on `evaluate.split` into the folder `out`; returns what `metrics.json` holds.
-
-    The model is loaded from `model_dir` unless a predictor is given; `finish` adds to the folder before it is `out`.
-    Raises UserError when `out` exists or the split holds no questions; then nothing is left behind.
-    """
+    """Evaluate a model of ours on `evaluate.split` into the folder `out`; returns what `metrics.json` holds. The model
+    is loaded from `model_dir` unless a predictor is given; `finish` adds to the folder before it is `out`. Raises
+    UserError when `out` exists or the split holds no questions; then nothing is left behind."""
 
     def answerers() -> tuple[Answerer, Answerer]:
         loaded = predictor or _load(settings, model_dir)

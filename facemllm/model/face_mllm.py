@@ -34,11 +34,8 @@ _SHAPE = ("side", "patch", "width", "layers", "heads")
 
 @strict
 class FaceMllmConfig(LlavaConfig):
-    """A LLaVA configuration and that of the branches, None where there is none.
-
-    `segmentation_config` holds `mode` and the arguments of `SegmentationBranch`, `knowledge_config` those of
-    `KnowledgeBranch`.
-    """
+    """A LLaVA configuration and that of the branches, None where there is none. `segmentation_config` holds `mode` and
+    the arguments of `SegmentationBranch`, `knowledge_config` those of `KnowledgeBranch`."""
 
     model_type = "face_mllm"
 
@@ -153,9 +150,7 @@ class FaceMllmForConditionalGeneration(LlavaForConditionalGeneration):
 
 class FaceMllmProcessor(LlavaProcessor):
     """`processor(images=..., segmentation=..., text=...)`: one map an image, PNG bytes or class numbers, None for none.
-
-    `withheld_classes` are never shown to the model (see `facemllm.model.inputs`).
-    """
+    `withheld_classes` are never shown to the model (see `facemllm.model.inputs`)."""
 
     def __init__(
         self,
@@ -207,10 +202,8 @@ def extend(
     model: Any, processor: Any, settings: Model, graph: Graph | None, withheld_classes: Sequence[int], seed: int
 ) -> tuple[Any, Any]:
     """The model and its processor with the branches that the settings ask for; as they are if none is asked for.
-
     `graph` is needed when `knowledge.enabled`; the map classes `withheld_classes` are never shown. The base's weights
-    are shared, not copied; the branches' start from `seed`. Raises UserError for a model other than LLaVA.
-    """
+    are shared, not copied; the branches' start from `seed`. Raises UserError for a model other than LLaVA."""
     chosen, knows = settings.segmentation, settings.knowledge
     if chosen.mode == "none" and not knows.enabled:
         return model, processor

@@ -54,11 +54,9 @@ class Query:
 
 @dataclass(frozen=True)
 class Scored:
-    """Answer to a query.
-
-    `probabilities[o]` is the softmax over the options of the summed log-likelihood of option o's tokens and end token.
-    `greedy` is the option that free greedy decoding would write, None if it would write something else.
-    """
+    """Answer to a query. `probabilities[o]` is the softmax over the options of the summed log-likelihood of option o's
+    tokens and end token. `greedy` is the option that free greedy decoding would write, None if it would write something
+    else."""
 
     probabilities: tuple[float, ...]
     greedy: int | None
@@ -114,10 +112,8 @@ class Predictor:
         return face_pixels(image, self.processor.image_processor)
 
     def map(self, source: MapLike | None) -> NDArray[np.uint8]:
-        """A map as the model sees it, (S, S) uint8, `NO_MAP` everywhere for None; a prepared map stays as it is.
-
-        Raises UserError for anything that is no map of the 19 classes.
-        """
+        """A map as the model sees it, (S, S) uint8, `NO_MAP` everywhere for None; a prepared map stays as it is. Raises
+        UserError for anything that is no map of the 19 classes."""
         if isinstance(source, np.ndarray) and (source == NO_MAP).all():
             source = None
         return face_map(source, self.processor.image_processor, getattr(self.processor, "withheld_classes", ()))

@@ -39,10 +39,8 @@ MapLike = Image.Image | bytes | NDArray[np.uint8]
 
 
 def face_pixels(image: ImageLike, image_processor: Any, *, nearest: bool = False) -> NDArray[np.uint8]:
-    """Decode and resize one image: (S, S, 3) uint8 RGB, neither rescaled nor normalised.
-
-    Resized with anti-aliasing, or, where values must not mix (`nearest`), by taking the nearest pixel.
-    """
+    """Decode and resize one image: (S, S, 3) uint8 RGB, neither rescaled nor normalised. Resized with anti-aliasing,
+    or, where values must not mix (`nearest`), by taking the nearest pixel."""
     if isinstance(image, bytes):
         image = Image.open(io.BytesIO(image))
     elif isinstance(image, np.ndarray):
@@ -62,10 +60,8 @@ def normalise(pixels_BSSC: Tensor, image_processor: Any) -> Tensor:
 
 
 def face_map(source: MapLike | None, image_processor: Any, withheld: Collection[int] = ()) -> NDArray[np.uint8]:
-    """A map, PNG bytes or class numbers, at the model's size (S, S); None gives `NO_MAP` everywhere.
-
-    Raises UserError for anything that is no greyscale map of the 19 classes.
-    """
+    """A map, PNG bytes or class numbers, at the model's size (S, S); None gives `NO_MAP` everywhere. Raises UserError
+    for anything that is no greyscale map of the 19 classes."""
     if source is None:
         size = image_processor.crop_size or image_processor.size
         return np.full((size["height"], size["width"]), NO_MAP, np.uint8)

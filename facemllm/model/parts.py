@@ -59,11 +59,9 @@ def load_base(settings: Model, seed: int = 0) -> tuple[Any, Any]:
 
 
 def assemble(tower: str, language: str, seed: int) -> tuple[Any, Any]:
-    """Tower and language model, each a hub id or a folder, as LlavaForConditionalGeneration and LlavaProcessor.
-
-    The projector's weights and new rows of the embeddings are drawn from `seed`. Towers of patch size p give a token a
-    patch; a class token is dropped, and the layer before the last read, as LLaVA-1.5 does. Raises UserError.
-    """
+    """Tower and language model, each a hub id or a folder, as LlavaForConditionalGeneration and LlavaProcessor. The
+    projector's weights and new rows of the embeddings are drawn from `seed`. Towers of patch size p give a token a
+    patch; a class token is dropped, and the layer before the last read, as LLaVA-1.5 does. Raises UserError."""
     tower_folder, language_folder = fetched(tower, "model.tower"), fetched(language, "model.language")
     eyes = _tower(tower_folder)
     images = _opened(AutoImageProcessor, tower_folder, "processor of images (preprocessor_config.json)")

@@ -45,10 +45,8 @@ _MODULES = {
 
 
 def load_model(folder: Path | str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Load a model directory and its processor, from safetensors and local files only.
-
-    Raises UserError in one line when the folder holds no loadable LLaVA-layout model.
-    """
+    """Load a model directory and its processor, from safetensors and local files only. Raises UserError in one line
+    when the folder holds no loadable LLaVA-layout model."""
     folder = Path(folder)
     config = read_config(folder)
     if config.model_type not in FAMILIES:
@@ -185,10 +183,8 @@ class Adapter:
 
 
 def adapter_of(wrapper: Any, trains: Trainable) -> Adapter:
-    """The adapter of a trained peft model, to be taken before its weights are merged.
-
-    Modules outside the language model that the stage `trains` are kept whole, buffers included.
-    """
+    """The adapter of a trained peft model, to be taken before its weights are merged. Modules outside the language
+    model that the stage `trains` are kept whole, buffers included."""
     from peft import get_peft_model_state_dict
 
     model = wrapper.get_base_model()
@@ -226,10 +222,8 @@ def _write_adapter(adapter: Adapter, folder: Path) -> None:
 
 
 def save_model(model: Any, processor: Any, out_dir: Path, adapter: Adapter | None = None) -> None:
-    """Write model and processor to `out_dir`, which must not exist. Adapters must have been merged before.
-
-    `adapter` is what was merged; it goes into a folder of its own, where nothing looks that loads the model.
-    """
+    """Write model and processor to `out_dir`, which must not exist. Adapters must have been merged before. `adapter` is
+    what was merged; it goes into a folder of its own, where nothing looks that loads the model."""
     if any(".lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("the model still holds adapters; merge them before saving")
     partial = partial_folder(out_dir)

@@ -189,11 +189,9 @@ def build_tokenizer(texts: Iterable[str], answers: Iterable[str]) -> PreTrainedT
 
 
 def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], seed: int) -> tuple[Any, Any]:
-    """The 3 M parameter preset with random weights: residual tower, two-layer projector, Qwen2 of three layers.
-
-    `texts` is the training split's text, `answers` its closed answers; the same sets and seed give the same bytes.
-    Returns (LlavaForConditionalGeneration, LlavaProcessor).
-    """
+    """The 3 M parameter preset with random weights: residual tower, two-layer projector, Qwen2 of three layers. `texts`
+    is the training split's text, `answers` its closed answers; the same sets and seed give the same bytes. Returns
+    (LlavaForConditionalGeneration, LlavaProcessor)."""
     tokenizer = build_tokenizer(texts, answers)
     side = settings.image_size
     images = CLIPImageProcessorPil(

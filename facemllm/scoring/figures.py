@@ -81,10 +81,8 @@ def measure(figure: Mapping[str, Any], metric: str | None = None) -> Measure:
 def task_metrics(
     tasks: Mapping[str, Any], prefix: str = "", *, items: bool = True, metric: str = "value"
 ) -> dict[str, float]:
-    """Figures of tasks under their stable metric names; `items=False` leaves out the items of tasks.
-
-    `metric` names the figures that do not name their own.
-    """
+    """Figures of tasks under their stable metric names; `items=False` leaves out the items of tasks. `metric` names the
+    figures that do not name their own."""
     flat: dict[str, float] = {}
     for name, figures in tasks.items():
         base = f"{prefix}{name}"

@@ -201,10 +201,8 @@ def judged(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def by_task(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Figures as (task, item, figure) with items beneath their task; the mean of all closed questions first.
-
-    An item that is all of its task is left out, but for `zero_shot`, where it names the attribute.
-    """
+    """Figures as (task, item, figure) with items beneath their task; the mean of all closed questions first. An item
+    that is all of its task is left out, but for `zero_shot`, where it names the attribute."""
     heads = [name for name in figures if "." not in name]
     for task in sorted(heads, key=lambda name: name != CLOSED_MEAN):
         yield task, "", figures[task]

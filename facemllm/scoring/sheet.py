@@ -129,10 +129,8 @@ def is_asked(turn: Mapping[str, Any]) -> bool:
 
 
 def read_sheet(conversations: Table, split: str) -> Sheet:
-    """Read the questions of a split and their answers. Raises UserError when there are none, or a number is none.
-
-    Turns that follow from earlier ones are left out: asked alone they have no meaning.
-    """
+    """Read the questions of a split and their answers. Raises UserError when there are none, or a number is none. Turns
+    that follow from earlier ones are left out: asked alone they have no meaning."""
     reading = _Reading()
     for batch in conversations.batches(["image_id", "subject_id", "groups", "turns"], split, _FACES):
         reading.add(batch)
@@ -232,18 +230,14 @@ def _in_order(entry: tuple[Variant, Any]) -> tuple[str, ...]:
 
 
 def read_parsed(predictions: Table, sheet: Sheet) -> list[str | None]:
-    """The parsed answers of a predictions table, in the order of the sheet.
-
-    Raises UserError unless every question of the sheet is answered exactly once and none besides.
-    """
+    """The parsed answers of a predictions table, in the order of the sheet. Raises UserError unless every question of
+    the sheet is answered exactly once and none besides."""
     return read_some(predictions, sheet, whole=True)[1]
 
 
 def read_some(predictions: Table, sheet: Sheet, *, whole: bool = False) -> tuple[Rows, list[str | None]]:
-    """Which questions of the sheet a table answers, and its parsed answers in the order of the sheet.
-
-    Raises UserError when it answers one twice, or one that the sheet does not have, or if `whole` when one is missing.
-    """
+    """Which questions of the sheet a table answers, and its parsed answers in the order of the sheet. Raises UserError
+    when it answers one twice, or one that the sheet does not have, or if `whole` when one is missing."""
     parsed: list[str | None] = [None] * len(sheet.answers)
     found = []
     for at, batch in _matched(predictions, sheet, ["parsed"], whole=whole):
@@ -253,10 +247,8 @@ def read_some(predictions: Table, sheet: Sheet, *, whole: bool = False) -> tuple
 
 
 def read_answers(predictions: Table, sheet: Sheet) -> Answers:
-    """All that a predictions table says, in the order of the sheet.
-
-    Raises UserError as `read_parsed` does, and for a probability outside 0 to 1.
-    """
+    """All that a predictions table says, in the order of the sheet. Raises UserError as `read_parsed` does, and for a
+    probability outside 0 to 1."""
     found = Answers.of([None] * len(sheet.answers))
     parsed, likeliest = list(found.parsed), list(found.likeliest)
     for at, batch in _matched(predictions, sheet, ["parsed", "raw", "scores"]):

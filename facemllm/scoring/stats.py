@@ -50,11 +50,9 @@ class Sums:
 
 
 def replicate(figures: Mapping[Name, Sums], resamples: int, seed: int) -> dict[Name, Array]:
-    """Every figure on the sample (row 0) and on the same `resamples` draws of its subjects.
-
-    The draws depend on the seed and the number of subjects alone, so two models on the same people are paired, and so
-    are two groups of them.
-    """
+    """Every figure on the sample (row 0) and on the same `resamples` draws of its subjects. The draws depend on the
+    seed and the number of subjects alone, so two models on the same people are paired, and so are two groups of
+    them."""
     if not figures:
         return {}
     sums_SK = np.concatenate([figure.per_subject_SK for figure in figures.values()], axis=1)
@@ -165,10 +163,8 @@ def share_variance(share: float, people: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values of one family; undefined ones (NaN) stay so and do not count.
-
-    Written out since the one of statsmodels collects garbage at every call, a quarter of a second in a full process.
-    """
+    """Holm's adjusted p values of one family; undefined ones (NaN) stay so and do not count. Written out since the one
+    of statsmodels collects garbage at every call, a quarter of a second in a full process."""
     found = np.array(p_values, dtype=float)
     order = np.argsort(found)[: int((~np.isnan(found)).sum())]  # NaN sorts last
     found[order] = np.minimum(1, np.maximum.accumulate(found[order] * np.arange(len(order), 0, -1)))

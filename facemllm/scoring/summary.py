@@ -166,10 +166,8 @@ def _celeba(replicates: Figures, people: int) -> dict[str, Any] | None:
 
 def slices(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
     """Figures of the faces of each slice by the labels asked about: `people`, `n` questions, `closed_mean`, `tasks`.
-
     Slices are `frontal`, `turned`, `profile` (where yaw is known), `occluded` and `unoccluded` (by hat or sunglasses).
-    One of fewer people than `evaluate.min_group` is `too_few` and has no figures; one without a face is left out.
-    """
+    One of fewer people than `evaluate.min_group` is `too_few` and has no figures; one without a face is left out."""
     found = {}
     for name, chosen in _kinds_of_faces(sheet).items():
         if not chosen.any():

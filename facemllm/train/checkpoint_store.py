@@ -37,10 +37,8 @@ def location(storage: str | None, work: Path, run: str) -> str:
 
 
 def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a folder or an s3:// address, and the path there. Raises UserError for another scheme.
-
-    S3's address, keys and region come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_REGION...).
-    """
+    """The file system of a folder or an s3:// address, and the path there. Raises UserError for another scheme. S3's
+    address, keys and region come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_REGION...)."""
     if "://" not in place:
         return pafs.LocalFileSystem(), place
     scheme, path = place.split("://", 1)
@@ -73,10 +71,8 @@ class CheckpointStore:
     def newest(
         self, first: bool = True, broadcast: Callable[[Any], Any] = lambda value: value
     ) -> Iterator[tuple[Path | None, int]]:
-        """Folder of the newest whole checkpoint, None without one, and the number of this attempt.
-
-        The `first` rank finds it; `broadcast` gives the others what that one has, so that all go on from the same.
-        """
+        """Folder of the newest whole checkpoint, None without one, and the number of this attempt. The `first` rank
+        finds it; `broadcast` gives the others what that one has, so that all go on from the same."""
         chosen, attempt = None, 1
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as fetched:
             if first:
@@ -164,10 +160,8 @@ class CheckpointStore:
 def saving(
     store: CheckpointStore, attempt: int, *, prunes: bool = True
 ) -> Iterator[Callable[[int, checkpoint.Checkpoint], None]]:
-    """Saves checkpoints while training goes on: `save(step, checkpoint)` copies the tensors and returns.
-
-    One is on its way at a time; the next waits for it. Leaving the block waits for the last. Raises what went wrong.
-    """
+    """Saves checkpoints while training goes on: `save(step, checkpoint)` copies the tensors and returns. One is on its
+    way at a time; the next waits for it. Leaving the block waits for the last. Raises what went wrong."""
     pending: Future[None] | None = None
     buffers: Mapping[str, Tensor] | None = None
 

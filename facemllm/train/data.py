@@ -49,10 +49,8 @@ def mirror_text(text: str) -> str:
 
 
 def pixel_cache(table: Table, image_processor: Any, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
-    """Pixels of every row of a conversations table, in row order: a read-only memory map (rows, S, S, 3) uint8.
-
-    Built once per table digest and image processor; a half-built cache is never seen. `workers: 0` is one a core.
-    """
+    """Pixels of every row of a conversations table, in row order: a read-only memory map (rows, S, S, 3) uint8. Built
+    once per table digest and image processor; a half-built cache is never seen. `workers: 0` is one a core."""
     path = cache / f"pixels-{table.digest[:24]}-{pixel_kind(image_processor)}.npy"
     return _cached(path, table, "images", partial(_decode_images, image_processor), workers)
 
@@ -138,11 +136,9 @@ class Texts:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The conversations of one split: which pixels, which turns, which texts.
-
-    Row `r` shows pixels `pixel_row[r]` and has turns `turn_starts[r]:turn_starts[r + 1]`. A turn names its texts in
-    `texts`: prompt and answer, plain and mirrored (column 1). A turn that `follows` continues the one before it.
-    """
+    """The conversations of one split: which pixels, which turns, which texts. Row `r` shows pixels `pixel_row[r]` and
+    has turns `turn_starts[r]:turn_starts[r + 1]`. A turn names its texts in `texts`: prompt and answer, plain and
+    mirrored (column 1). A turn that `follows` continues the one before it."""
 
     image_id: pa.Array  # (rows,)
     pixel_row: NDArray[np.int64]
@@ -162,10 +158,8 @@ class Corpus:
         return np.array([mixture.get(name, 0.0) for name in self.tasks])[self.task]
 
     def chain_tokens(self, asked: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-        """Tokens from each turn to the end of the turns that follow it, as shown or mirrored, whichever are more.
-
-        A turn that is not `asked` (turns,) ends those before it: it does not count, nor does what follows it.
-        """
+        """Tokens from each turn to the end of the turns that follow it, as shown or mirrored, whichever are more. A
+        turn that is not `asked` (turns,) ends those before it: it does not count, nor does what follows it."""
         lengths = self.texts.lengths
         tokens = (lengths[self.prompt] + lengths[self.answer]).max(1)
         opens = ~self.follows

@@ -161,11 +161,9 @@ class Batch:
 
 
 class DataLoader:
-    """A rank's batches of every step. `sampler.left_out` are the questions that are too long.
-
-    A rank's slice of a step is cut into batches of at most `train.micro_images` faces, of like length, so that little
-    of a row is padding; each term of a batch's loss is a share of the global mean, so the batches add up to the step.
-    """
+    """A rank's batches of every step. `sampler.left_out` are the questions that are too long. A rank's slice of a step
+    is cut into batches of at most `train.micro_images` faces, of like length, so that little of a row is padding; each
+    term of a batch's loss is a share of the global mean, so the batches add up to the step."""
 
     def __init__(self, run: StageRun, model: Any, processor: Any, dataset: FaceDataset) -> None:
         """Builds tower features if they are wanted and not there. Raises UserError when there is nothing to show."""

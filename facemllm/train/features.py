@@ -50,10 +50,8 @@ class Features:
 
 
 def with_features(run: StageRun, model: Any, image_processor: Any, dataset: FaceDataset) -> FaceDataset:
-    """The dataset with the features of a frozen tower, where the stage shows each face at least once, as it is.
-
-    Raises UserError when the disk is full.
-    """
+    """The dataset with the features of a frozen tower, where the stage shows each face at least once, as it is. Raises
+    UserError when the disk is full."""
     stage, faces = run.stage, len(dataset.corpus)
     if not run.settings.train.feature_cache or run.cache is None or stage.trains.tower != "frozen" or stage.augment:
         return dataset
@@ -85,10 +83,8 @@ def name_of(run: StageRun, model: Any, image_processor: Any, pixel_row: NDArray[
 def cached(
     folder: Path, run: StageRun, model: Any, image_processor: Any, dataset: FaceDataset, wait: Callable[[], None]
 ) -> Features:
-    """The features of a dataset's faces, from `folder` as far as they are there, computed where not.
-
-    Each rank computes its own blocks, then they `wait` for one another; a block that does not load is computed again.
-    """
+    """The features of a dataset's faces, from `folder` as far as they are there, computed where not. Each rank computes
+    its own blocks, then they `wait` for one another; a block that does not load is computed again."""
     pixel_row = dataset.corpus.pixel_row
     paths = [folder / f"{number:06d}.npy" for number in range(-(-len(pixel_row) // _BLOCK))]
     device, bf16 = torch.device(run.device), run.precision == "bf16"

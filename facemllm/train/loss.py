@@ -140,10 +140,8 @@ class StepLoss:
 
 
 def token_losses(model: Any, states_KD: Tensor, target_K: Tensor) -> Tensor:
-    """Cross-entropy of every wanted token (K,), float32, from the states that predict them.
-
-    Logits of more than `LOGITS_BYTES` are made in parts, in the backward pass once more: never all at once.
-    """
+    """Cross-entropy of every wanted token (K,), float32, from the states that predict them. Logits of more than
+    `LOGITS_BYTES` are made in parts, in the backward pass once more: never all at once."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
     part = max(1, LOGITS_BYTES // (4 * vocabulary))
     if len(states_KD) <= part:
@@ -202,10 +200,8 @@ def word_statistics(
     corpus: Corpus, tasks: Mapping[str, float], vocabulary: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
     """The words that answers to `tasks` hold (U,), the share of faces whose answers hold each (U,), and how many hold
-    each pair of them (U, U): a vocabulary may have hundreds of thousands of words, captions use a few hundred.
-
-    Plain and mirrored answers count half each.
-    """
+    each pair of them (U, U): a vocabulary may have hundreds of thousands of words, captions use a few hundred. Plain
+    and mirrored answers count half each."""
     chosen = corpus.weights(tasks) > 0
     answers = [corpus.texts[text] for text in np.unique(corpus.answer[chosen])]
     used_U = np.unique(np.concatenate([np.empty(0, np.int32), *answers])).astype(np.int64)

@@ -52,10 +52,8 @@ def face_lengths(corpus: Corpus, turns: Sequence[NDArray[np.int64]], mirrored: N
 
 
 def fitted(lengths: NDArray[np.int64], room: int) -> list[list[int]]:
-    """Which faces share a row of `room` tokens: first fit, longest first; one longer than a row stands alone.
-
-    `room` 0 gives every face a row of its own, in the order given.
-    """
+    """Which faces share a row of `room` tokens: first fit, longest first; one longer than a row stands alone. `room` 0
+    gives every face a row of its own, in the order given."""
     if not room:
         return [[index] for index in range(len(lengths))]
     rows: list[list[int]] = []
@@ -74,9 +72,7 @@ def fitted(lengths: NDArray[np.int64], room: int) -> list[list[int]]:
 
 def tightest(lengths: NDArray[np.int64], most: int, multiple: int) -> tuple[list[list[int]], int]:
     """Rows as `fitted` makes them, and their width: the one with least padding up to `most`, or to the longest face's.
-
-    It depends on the lengths how many faces go into a row without a rest. Some widths are tried, not all.
-    """
+    It depends on the lengths how many faces go into a row without a rest. Some widths are tried, not all."""
     longest = int(lengths.max())
     rooms = {round(room) for room in np.linspace(longest, max(most, longest), _WIDTHS)} if most else {0}
     found = []

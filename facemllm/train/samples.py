@@ -40,9 +40,7 @@ class Fixed:
 
 def fixed_faces(conversations: Table) -> list[Fixed]:
     """The validation faces with the smallest digests: a draw that no eye has made, the same for every stage and model.
-
-    Of the training faces where a table has no validation split.
-    """
+    Of the training faces where a table has no validation split."""
     for split in ("validation", "train"):
         names = (name for batch in conversations.batches(["image_id"], split) for name in batch.column(0).to_pylist())
         if chosen := sorted(set(names))[:FACES]:

@@ -38,11 +38,9 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class StageRun:
-    """One run of a stage, the same on every worker but for its ranks.
-
-    `made_from` is all that the result depends on; the number of workers is no part of it. `base` is None where the
-    stage starts from the preset or checkpoint of the settings. A run without a `cache` keeps no tower features.
-    """
+    """One run of a stage, the same on every worker but for its ranks. `made_from` is all that the result depends on;
+    the number of workers is no part of it. `base` is None where the stage starts from the preset or checkpoint of the
+    settings. A run without a `cache` keeps no tower features."""
 
     name: str
     stage: Stage
@@ -120,11 +118,9 @@ def prepare_run(
     cache: Path,
     base_digest: str | None = None,
 ) -> StageRun:
-    """Check what is asked for and note it in `work`, which is made. See `launch.train` for the arguments.
-
-    A base of many gigabytes is read to its end for its digest, unless `base_digest` says it. Raises UserError for what
-    cannot be trained, and for a `work` folder with checkpoints of other settings.
-    """
+    """Check what is asked for and note it in `work`, which is made. See `launch.train` for the arguments. A base of
+    many gigabytes is read to its end for its digest, unless `base_digest` says it. Raises UserError for what cannot be
+    trained, and for a `work` folder with checkpoints of other settings."""
     if name not in settings.stages():
         raise UserError(f"no training stage '{name}'; choose one of {', '.join(settings.stages())}")
     if out.exists():
@@ -177,10 +173,8 @@ def check_batch(name: str, stage: Stage, workers: int) -> None:
 
 
 def check_order(name: str, settings: Settings, base: Path | None) -> None:
-    """Raise UserError when a stage does not start from the one before it.
-
-    A published checkpoint (preset `hub`) has seen pictures already, so any stage may start from it.
-    """
+    """Raise UserError when a stage does not start from the one before it. A published checkpoint (preset `hub`) has
+    seen pictures already, so any stage may start from it."""
     before = settings.train.before(name)
     if base is None:
         if before is not None and settings.model.preset != "hub":

@@ -34,10 +34,8 @@ def train(
     stage: str, settings: Settings, conversations: Path, base: Path | None, out: Path, work: Path
 ) -> TrainResult | None:
     """Train this process's part of a stage, as torchrun's environment names it; rank 0's result, None on the others.
-
     `work` keeps checkpoints and decoded pictures, of one training at a time. Raises UserError, and FloatingPointError
-    when the loss is not finite.
-    """
+    when the loss is not finite."""
     import torch
     import torch.distributed as dist
 

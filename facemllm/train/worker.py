@@ -42,11 +42,8 @@ from facemllm.train.stage import Log, StageRun, TrainResult, check_batch
 
 
 def train_worker(run: StageRun, on_log: Log | None = None) -> TrainResult | None:
-    """Train one rank's part and write the model to `run.out`; rank 0's result, None on the others.
-
-    With more than one rank, torch.distributed's group must stand. Raises UserError, and FloatingPointError when the
-    loss is not finite.
-    """
+    """Train one rank's part and write the model to `run.out`; rank 0's result, None on the others. With more than one
+    rank, torch.distributed's group must stand. Raises UserError, and FloatingPointError when the loss is not finite."""
     settings, first = run.settings, run.rank == 0
     check_batch(run.name, run.stage, run.world_size)
     if settings.train.use_gpu and not torch.cuda.is_available():

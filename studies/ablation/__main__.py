@@ -38,10 +38,8 @@ FILE = Path(__file__).with_name("variants.yaml")
 
 
 class Variant(Section):
-    """A recipe: `set` are overrides as of --set, `stages` those it trains, in order (none: all).
-
-    `says` is what it is, in a few words. `control` names a variant that it is held against beside the baseline.
-    """
+    """A recipe: `set` are overrides as of --set, `stages` those it trains, in order (none: all). `says` is what it is,
+    in a few words. `control` names a variant that it is held against beside the baseline."""
 
     says: Annotated[str, Field(min_length=1)]
     set: list[str]
@@ -169,11 +167,9 @@ def numbers(text: str) -> list[int]:
 def cells(
     profile: str, overrides: Sequence[str], variants: Mapping[str, Variant], seeds: Sequence[int], table: str, code: str
 ) -> list[Cell]:
-    """The cells in the order in which they are made: seed by seed, so that a half-finished ablation compares.
-
-    `table` and `code` are digests of the conversations and of the code. Raises UserError naming a variant whose
-    settings are refused.
-    """
+    """The cells in the order in which they are made: seed by seed, so that a half-finished ablation compares. `table`
+    and `code` are digests of the conversations and of the code. Raises UserError naming a variant whose settings are
+    refused."""
     return [
         _cell(name, variant, _load(name, variant, profile, overrides, seed), table, code)
         for seed in seeds
