@@ -263,11 +263,8 @@ class Predictor:
 
     def _chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         ids = list(self.frame.prefix_ids)
-        if (
-            not turns
-            or turns[-1][0] != "user"
-            or any(role != ("user", "assistant")[place % 2] for place, (role, _) in enumerate(turns))
-        ):
+        roles = [role for role, _ in turns]
+        if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
             raise ValueError("messages must alternate user, assistant, ... and end with a user's question")
         for place, (role, text) in enumerate(turns):
             ids += self.frame.prompt(text, follows=place > 0) if role == "user" else self.frame.answer(text)

@@ -209,7 +209,8 @@ class _Reading:
         which = np.concatenate(self._which)
         for place, how in enumerate(self._asked):
             places.setdefault(how, []).append(np.flatnonzero(which == place))
-        rows = {how: np.sort(np.concatenate(parts)) for how, parts in sorted(places.items(), key=_in_order)}
+        order = sorted(places, key=lambda how: (how.task, how.item, how.variant, how.claim or ""))
+        rows = {how: np.sort(np.concatenate(places[how])) for how in order}
         return Sheet(
             split=split,
             sample_ids=pa.concat_arrays(self._ids),
@@ -222,11 +223,6 @@ class _Reading:
             questions={(how.task, how.item): tasks.get(how.task).question(how.item) for how in rows},
             groups=self._groups,
         )
-
-
-def _in_order(entry: tuple[Variant, Any]) -> tuple[str, ...]:
-    how = entry[0]
-    return how.task, how.item, how.variant, how.claim or ""
 
 
 def read_parsed(predictions: Table, sheet: Sheet) -> list[str | None]:

@@ -76,7 +76,8 @@ class CheckpointStore:
         chosen, attempt = None, 1
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as fetched:
             if first:
-                self._tidy()
+                for left in self._scratch.glob(f"{_SCRATCH}*"):  # what an attempt that was killed had not finished
+                    shutil.rmtree(left, ignore_errors=True)
                 names = self.names()
                 attempt = 1 + max((int(_NAME.fullmatch(name)[2]) for name in names), default=0)  # type: ignore[index]
                 chosen = next((name for name in names if checkpoint.is_whole(self._fetch(name, fetched))), None)
@@ -140,11 +141,6 @@ class CheckpointStore:
             destination_filesystem=self._fs,
             use_threads=False,
         )
-
-    def _tidy(self) -> None:
-        """Remove what an attempt that was killed had not finished."""
-        for left in self._scratch.glob(f"{_SCRATCH}*"):
-            shutil.rmtree(left, ignore_errors=True)
 
     @contextmanager
     def _reached(self) -> Iterator[None]:

@@ -75,7 +75,7 @@ def name_of(run: StageRun, model: Any, image_processor: Any, pixel_row: NDArray[
     scale = (image_processor.rescale_factor, image_processor.image_mean, image_processor.image_std)
     rows = digests.of_bytes(pixel_row.tobytes())
     kind = pixel_kind(image_processor, *scale)
-    table, attention = run.table_digest, vision._attn_implementation
+    table, attention = run.made_from.get("conversations", ""), vision._attn_implementation
     parts = [state.hexdigest(), tower, attention, chosen, kind, table, rows, run.precision]
     return f"features-{digests.of_json(parts)[:24]}"
 

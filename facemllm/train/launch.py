@@ -62,17 +62,20 @@ def train(
     also while another launch uses `work`.
     """
     with locked(work / ".lock", f"another training uses {work}; wait for it or give another folder"):
-        run = prepare_run(stage, settings, conversations, base, out, work, cache, base_digest)
-        for name in (_RESULT, _FAILURE):
-            (run.work / name).unlink(missing_ok=True)
-        os.environ.update({name: os.environ.get(name, value) for name, value in _RAY_SWITCHES.items()})
-        with _ray(settings):
-            _enough(settings)
-            _fit(run, on_log)
-        result = json.loads((run.work / _RESULT).read_text("utf-8"))
-        clean_up(run)
-        shutil.rmtree(run.work / run.run_name, ignore_errors=True)  # what Ray keeps of a run
-        return TrainResult(**result)
+        return _train(prepare_run(stage, settings, conversations, base, out, work, cache, base_digest), on_log)
+
+
+def _train(run: StageRun, on_log: Log | None) -> TrainResult:
+    for name in (_RESULT, _FAILURE):
+        (run.work / name).unlink(missing_ok=True)
+    os.environ.update({name: os.environ.get(name, value) for name, value in _RAY_SWITCHES.items()})
+    with _ray(run.settings):
+        _enough(run.settings)
+        _fit(run, on_log)
+    result = json.loads((run.work / _RESULT).read_text("utf-8"))
+    clean_up(run)
+    shutil.rmtree(run.work / run.run_name, ignore_errors=True)  # what Ray keeps of a run
+    return TrainResult(**result)
 
 
 @contextmanager

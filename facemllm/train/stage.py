@@ -74,11 +74,6 @@ class StageRun:
         return self.work / f"{self.name}.json"
 
     @property
-    def table_digest(self) -> str:
-        """Digest of the conversations."""
-        return str(self.made_from.get("conversations", ""))
-
-    @property
     def precision(self) -> str:
         """`bf16` or `fp32`, as this machine decides it."""
         return decide_precision(self.settings.train.precision, self.device)
