@@ -191,15 +191,11 @@ def _ways(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
         for way, marks in right.items()
     }
     if asking.STATEMENT in ways:
-        ways[asking.STATEMENT]["blind"] = _blind(sheet, right[asking.STATEMENT])
+        # right without a look at the face, by what is more often true of each claim: some claims are rarely true
+        marks = right[asking.STATEMENT]
+        most = [Counter(sheet.answers[row] for row in rows).most_common(1)[0][1] for rows, _ in marks]
+        ways[asking.STATEMENT]["blind"] = stats.plain(sum(most) / sum(len(rows) for rows, _ in marks))
     return ways
-
-
-def _blind(sheet: Sheet, marks: Marks) -> float | None:
-    """The share of statements that are answered right without a look at the face, by what is more often true of each
-    claim: some claims are rarely true."""
-    most = [Counter(sheet.answers[row] for row in rows).most_common(1)[0][1] for rows, _ in marks]
-    return stats.plain(sum(most) / sum(len(rows) for rows, _ in marks))
 
 
 def _right(question: Any, how: Variant, said: str | None, answer: str) -> bool:

@@ -83,12 +83,12 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         metrics: Any = json.loads((folder / "metrics.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not an evaluation: no readable metrics.json ({error})") from None
-    if not isinstance(metrics, dict) or not all(isinstance(metrics.get(name), str) for name in _NEEDED):
-        lacking = [name for name in _NEEDED if not isinstance(metrics, dict) or not isinstance(metrics.get(name), str)]
+    lacking = [name for name in _NEEDED if not isinstance(metrics, dict) or not isinstance(metrics.get(name), str)]
+    if lacking:
         raise UserError(f"{folder} is not an evaluation: metrics.json does not state {lacking[0]}; evaluate again")
     if _answers(folder).digest != metrics["predictions_digest"]:
         raise UserError(f"{folder}: metrics.json does not belong to the predictions beside it; evaluate again")
-    return metrics
+    return dict(metrics)
 
 
 def replicates(settings: Settings, pair: Pair) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -98,12 +98,8 @@ def interval(replicates: Array) -> Interval:
 def spread(replicates: Array, people: int) -> dict[str, float | None]:
     """Value and 95 % interval as stored; `people` of one or none have no interval."""
     found = interval(replicates)
-    several = people > 1
-    return {
-        "value": plain(found.value),
-        "low": plain(found.low) if several else None,
-        "high": plain(found.high) if several else None,
-    }
+    low, high = (plain(found.low), plain(found.high)) if people > 1 else (None, None)
+    return {"value": plain(found.value), "low": low, "high": high}
 
 
 def standard_error(replicates: Array) -> float:

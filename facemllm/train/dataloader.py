@@ -94,10 +94,8 @@ class BatchSampler:
                 f"stage {name}: every question is longer than the {limit} tokens the language model can read "
                 f"({self.left_out[0][1]} for image {self.left_out[0][0]}); shorten the texts or take another model.base"
             )
-        self._order = lru_cache(maxsize=2)(self._shuffled)
-
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([*self._key, 1, epoch]).permutation(self._usable)
+        draw = np.random.default_rng
+        self._order = lru_cache(maxsize=2)(lambda epoch: draw([*self._key, 1, epoch]).permutation(self._usable))
 
     def plan(self, step: int) -> Plan:
         """The plan of step `step`, counted from 0."""

@@ -153,15 +153,6 @@ def patient_barrier(world_size: int) -> Iterator[Callable[[], None]]:
     dist.destroy_process_group(group)
 
 
-def any_rank(flags: list[bool], world_size: int, device: torch.device) -> list[bool]:
-    """Which of these hold on at least one rank."""
-    if world_size == 1:
-        return flags
-    counts = torch.tensor(flags, dtype=torch.float32, device=device)
-    dist.all_reduce(counts)
-    return [count > 0 for count in counts.tolist()]
-
-
 def reduce_gradients(parameters: Sequence[Tensor], report: Tensor, world_size: int) -> Tensor:
     """Sum gradients and reports over the ranks, in one message; returns the global report."""
     if world_size == 1:

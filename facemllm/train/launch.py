@@ -127,6 +127,10 @@ def _fit(run: StageRun, on_log: Log | None) -> None:
     workers: Any = training.workers
     if training.min_workers is not None and training.min_workers < training.workers:
         workers = (training.min_workers, training.workers)
+    storage: dict[str, Any] = {"storage_path": str(run.work)}  # of Ray's own account: beside the checkpoints
+    if training.storage is not None and "://" in training.storage:
+        system, path = filesystem(training.storage)
+        storage = {"storage_path": path, "storage_filesystem": system}
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"run": run, "on_log": on_log, "environment": given},
@@ -135,7 +139,7 @@ def _fit(run: StageRun, on_log: Log | None) -> None:
             num_workers=workers, use_gpu=training.use_gpu, resources_per_worker=_resources(run.settings)
         ),
         run_config=RunConfig(
-            name=run.run_name, **_storage(run), failure_config=FailureConfig(max_failures=training.max_failures)
+            name=run.run_name, **storage, failure_config=FailureConfig(max_failures=training.max_failures)
         ),
     )
     try:
@@ -146,15 +150,6 @@ def _fit(run: StageRun, on_log: Log | None) -> None:
         raise _cause(run, None)
     if not (run.work / _RESULT).exists():
         raise UserError(f"training of stage {run.name} ended without a result; look into {run.work} and run again")
-
-
-def _storage(run: StageRun) -> dict[str, Any]:
-    """Where Ray keeps its own account of the run: beside the checkpoints."""
-    place = run.settings.train.storage
-    if place is None or "://" not in place:
-        return {"storage_path": str(run.work)}
-    system, path = filesystem(place)
-    return {"storage_path": path, "storage_filesystem": system}
 
 
 def _resources(settings: Settings) -> dict[str, float]:

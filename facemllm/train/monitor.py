@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemllm.core import cost
@@ -26,7 +27,7 @@ from facemllm.settings import Stage
 from facemllm.tasks.characteristics import UNKNOWN
 from facemllm.train.checkpoint import local_part
 from facemllm.train.data import FaceDataset
-from facemllm.train.distributed import any_rank, total_norm
+from facemllm.train.distributed import total_norm
 from facemllm.train.optimizer import module_of
 from facemllm.train.stage import StageRun
 
@@ -156,8 +157,13 @@ class ParameterMonitor:
         return [_hash(local_part(parameter.detach())) for parameter in self.trained.values()]
 
     def _any_rank(self, flags: list[bool]) -> list[bool]:
+        """Which of these hold on at least one rank."""
+        if self.world_size == 1:
+            return flags
         device = local_part(next(iter(self.trained.values()))).device
-        return any_rank(flags, self.world_size, device)
+        counts = torch.tensor(flags, dtype=torch.float32, device=device)
+        dist.all_reduce(counts)
+        return [count > 0 for count in counts.tolist()]
 
 
 def _hash(tensor: Tensor) -> int:
