@@ -5,9 +5,8 @@
 understood the question, `parsed` stays empty and counts as wrong, and `raw` is what it writes instead. Open questions
 and sets are generated. `Written` generates all answers, to compare. Models of others are in `peers`.
 
-`KINDS` are pictures made worse on purpose, to see whether answers hold: out of focus, dark, badly compressed, partly
-covered. Each is a function of the picture and its image_id alone, and scales with the picture. Strengths are such that
-a person still answers most questions.
+`KINDS` are pictures made worse on purpose, to see whether answers hold. Each is a function of the picture and its
+image_id alone, and scales with the picture. Strengths are such that a person still answers most questions.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ The folder holds
     metrics.json
     samples/          JPEG faces and `samples.json`: what was said of them, of items asked in their own form
 
-Its bytes follow from the model's and the table's bytes and the settings: no time and no path is in it. `score` makes
-the figures again from such a folder, or from a table of predictions alone; no model is loaded then.
+Its bytes follow from the model's and the table's bytes and the settings: no time and no path is in it.
 """
 
 from __future__ import annotations

@@ -110,10 +110,9 @@ def characteristics(settings: Settings, sheet: Sheet, parsed: Parsed, folder: Pa
     """What the scores in `folder` say beside the text; None where it holds none.
 
     A characteristic counts on the faces whose true answers tell it. `scores` and `text` are the shares that are right
-    (a score of one half or more says yes; text that does not tell is wrong), with intervals over people, `balanced` the
-    same as the mean of yes and no, averaged over characteristics; `agreement` is the share in which both say the same,
-    where the text tells; `ece` the calibration error of the scores. `relations` are checked on the faces whose text
-    tells enough. `by_characteristic` and `by_relation` give the same one by one.
+    (a score of one half or more says yes; text that does not tell is wrong), `balanced` the same as the mean of yes and
+    no, averaged over characteristics, `agreement` the share in which both say the same, where the text tells, `ece` the
+    calibration error of the scores. `relations` are checked on the faces whose text tells enough.
     """
     if not folder.is_dir():
         return None

@@ -1,7 +1,4 @@
-"""Two models on the same questions: the same resampled people for both, so what they share cancels out.
-
-`compare` judges every figure, and `by_task`, `by_group` and `by_verdict` put what it found in order.
-"""
+"""Two models on the same questions: the same resampled people for both, so what they share cancels out."""
 
 from __future__ import annotations
 

@@ -52,10 +52,9 @@ class Features:
 def with_features(run: StageRun, model: Any, image_processor: Any, dataset: FaceDataset) -> FaceDataset:
     """The dataset with the features of a frozen tower, where the stage shows each face at least once, as it is. Raises
     UserError when the disk is full."""
-    stage, faces = run.stage, len(dataset.corpus)
-    if not run.settings.train.feature_cache or run.cache is None or stage.trains.tower != "frozen" or stage.augment:
-        return dataset
-    if stage.steps * stage.batch_images < faces:
+    stage, seen = run.stage, run.stage.steps * run.stage.batch_images
+    as_it_is = stage.trains.tower == "frozen" and not stage.augment and seen >= len(dataset.corpus)
+    if not run.settings.train.feature_cache or run.cache is None or not as_it_is:
         return dataset
     folder = run.cache / name_of(run, model, image_processor, dataset.corpus.pixel_row)
     wait = dist.barrier if run.world_size > 1 else lambda: None
@@ -93,11 +92,9 @@ def cached(
     def build(numbers: list[int]) -> None:
         with progress.bar("tower features", len(numbers)) as bar:
             for done, number in enumerate(numbers):
-                pixels = dataset.pixels
                 rows = pixel_row[number * _BLOCK : (number + 1) * _BLOCK]
-                parts = range(0, len(rows), _BATCH)
-                found = [_computed(model, image_processor, pixels[rows[p : p + _BATCH]], device, bf16) for p in parts]
-                block = np.concatenate(found)
+                parts = (dataset.pixels[rows[first : first + _BATCH]] for first in range(0, len(rows), _BATCH))
+                block = np.concatenate([_computed(model, image_processor, part, device, bf16) for part in parts])
                 if done == 0:
                     _check_room(folder, block.nbytes * len(numbers))
                 _write(paths[number], block)

@@ -1,9 +1,9 @@
 """The training loop, in plain torch: no Ray, no MLflow, no trainer framework.
 
-`run_stage` runs on one process or as one of N under an initialised torch.distributed group. `batch_images` is the
-global batch: each rank takes its slice of the same plan and the summed gradients are shared, so the worker count does
-not change what is learnt (up to floating point; batch normalisation sees its own slice). Interrupted at any step and
-resumed from a checkpoint, a run on the same number of CPU threads ends with the same bytes.
+One process, or N under an initialised torch.distributed group: each rank takes its slice of the same plan and the
+summed gradients are shared, so the worker count does not change what is learnt (up to floating point; batch
+normalisation sees its own slice). Interrupted at any step and resumed from a checkpoint, a run on the same number of
+CPU threads ends with the same bytes.
 """
 
 from __future__ import annotations

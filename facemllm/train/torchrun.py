@@ -3,8 +3,7 @@
     python -m facemllm.train.torchrun align TABLE OUT
     torchrun --nproc-per-node 2 -m facemllm.train.torchrun instruct TABLE OUT --base ALIGNED --profile paper-7b
 
-TABLE, OUT and ALIGNED are folders: a conversations table, the model to write, and the model of the stage before. Killed
-at any moment, the same command goes on from the last checkpoint in --work. The model is that of Ray with as many
+Killed at any moment, the same command goes on from the last checkpoint in --work. The model is that of Ray with as many
 workers, byte for byte on a CPU.
 """
 
