@@ -18,11 +18,10 @@ from functools import cache
 from typing import Any
 
 from facemllm.core import digests
-from facemllm.tables import mapping
 from facemllm.tasks import attributes, expression, gender, head_pose
+from facemllm.tasks.answers import MAX_TEXT
+from facemllm.tasks.base import known, number_text
 from facemllm.tasks.items import Choice
-from facemllm.tasks.labels import number_text
-from facemllm.tasks.language import MAX_TEXT
 
 READING = 1
 """Number of how `read` takes replies: raise it with what fits and what is made of it. A test holds them together."""
@@ -77,13 +76,12 @@ def repair(asked: Messages, answer: str, problem: str) -> Messages:
 
 def trusted(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the source says of a row, as the model is stated: labels, and the head's pose in words."""
-    stored = row.get("attributes")
-    known = stored if isinstance(stored, Mapping) else mapping(stored)
-    stated: dict[str, Any] = {"attributes": {name: value for name, value in known.items() if value is not None}}
+    stated: dict[str, Any] = {"attributes": {n: v for n, v in known(row, "attributes").items() if v is not None}}
     stated["expression"] = row.get("expression")
     stated["age"] = number_text(None if row.get("age") is None else round(row["age"], 1))
     stated["gender"] = row.get("gender")
-    stated["head"] = ", ".join(p for item in head_pose.TASK.items if (p := head_pose.TASK.phrase(row, item.name)))
+    angles = ((item, item.label(row)) for item in head_pose.TASK.items)
+    stated["head"] = ", ".join(item.option_for(label).text for item, label in angles if label is not None)
     return {name: value for name, value in stated.items() if value not in (None, "", {})}
 
 

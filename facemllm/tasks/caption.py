@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from facemllm.tasks import age, attributes, expression, gender, head_pose
-from facemllm.tasks.answers import TOLERANCE
-from facemllm.tasks.base import Item, Row, Task
+from facemllm.tasks.answers import TOLERANCE, assertions
+from facemllm.tasks.base import Item, Row, Task, known
 from facemllm.tasks.items import Open
-from facemllm.tasks.labels import known
-from facemllm.tasks.language import assertions
 
 FACTS: tuple[Item, ...] = tuple(
     item for task in (gender.TASK, age.TASK, expression.TASK, attributes.TASK, head_pose.TASK) for item in task.items
@@ -104,7 +102,6 @@ def _differ(item: Item, stated: str, labelled: str) -> bool:
 TASK = Task(
     name="caption",
     metric="fact_f1",
-    unit="",
     items=(
         Open(
             name="caption",

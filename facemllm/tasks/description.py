@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from functools import cache
 
 from facemllm.tasks import age_range, attributes, expression, gender, presence
-from facemllm.tasks.base import Item, Row, Task
+from facemllm.tasks.answers import assertions, listed
+from facemllm.tasks.base import Item, Row, Task, known
 from facemllm.tasks.caption import facts_text
 from facemllm.tasks.items import Open
-from facemllm.tasks.labels import known
-from facemllm.tasks.language import assertions, listed
 
 FEWEST = 3
 """A row with fewer facts is not described."""
@@ -107,7 +106,6 @@ def _label(row: Row) -> str | None:
 TASK = Task(
     name="description",
     metric="fact_f1",
-    unit="",
     items=(
         Open(
             name="description",

@@ -6,9 +6,8 @@ person ("to her left") is refused: it may mean the other one. So is a bare numbe
 which side its sign means.
 """
 
-from facemllm.tasks.base import Option, Task
+from facemllm.tasks.base import Option, Task, column
 from facemllm.tasks.items import Number
-from facemllm.tasks.labels import column
 
 _TO = r"(?:(?:to|towards?) )?(?:the )?"
 _DEGREES = r"N(?: degrees?)?"

@@ -63,7 +63,6 @@ def _axis(name: str, questions: tuple[str, str], unseen: str, above: str, below:
 TASK = Task(
     name="head_pose_bins",
     metric="accuracy",
-    unit="",
     items=(
         _axis(
             "yaw",

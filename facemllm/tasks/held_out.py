@@ -17,8 +17,8 @@ from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.tasks import ZERO_SHOT
+from facemllm.tasks.answers import normalise
 from facemllm.tasks.base import Item, Option, Row, Task
-from facemllm.tasks.language import normalise
 
 SHOWN_BY: Mapping[str, tuple[str, ...]] = {
     "Eyeglasses": ("eye_g",),

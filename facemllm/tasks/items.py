@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from facemllm.tasks.base import Form, Item, Option, Row
-from facemllm.tasks.labels import attribute, number_text
-from facemllm.tasks.language import Mention, bounded, doubtful, listed, mentions, normalise, only
+from facemllm.tasks.answers import Mention, bounded, doubtful, listed, mentions, normalise, only
+from facemllm.tasks.base import Form, Item, Option, Row, attribute, number_text
+
+Words = tuple[str, tuple[str, ...]]
+"""The words that a caption would use of a thing, and patterns that name it."""
 
 _NOTHING = ""  # key of mentions that name no option, as "beard" alone
 _OTHER = "other"  # key of mentions of something else

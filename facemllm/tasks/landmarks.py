@@ -95,7 +95,6 @@ def _item(part: str, side: str | None) -> Choice:
 TASK = Task(
     name="landmarks",
     metric="accuracy",
-    unit="",
     items=tuple(
         _item(part, side)
         for part, sides in (

@@ -6,60 +6,43 @@ nothing is asked about it. The two sides of a part count as one: whose left the 
 
 from collections.abc import Callable
 
-from facemllm.tasks.base import Row, Task
+from facemllm.tasks.base import Row, Task, shown, sizes
 from facemllm.tasks.items import Boolean, Several, Thing
-from facemllm.tasks.labels import shown, sizes
 
-PARTS: dict[str, tuple[str, ...]] = {
-    "hair": ("hair",),
-    "eyebrows": ("l_brow", "r_brow"),
-    "eyes": ("l_eye", "r_eye"),
-    "ears": ("l_ear", "r_ear"),
-    "nose": ("nose",),
-    "lips": ("u_lip", "l_lip"),
-    "neck": ("neck",),
+Named = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+"""A part's classes in the map, and patterns that name it."""
+
+PARTS: Named = {
+    "hair": (("hair",), ("hair",)),
+    "eyebrows": (("l_brow", "r_brow"), ("eyebrows?", "brows?")),
+    "eyes": (("l_eye", "r_eye"), ("eyes?",)),
+    "ears": (("l_ear", "r_ear"), ("ears?",)),
+    "nose": (("nose",), ("nose",)),
+    "lips": (("u_lip", "l_lip"), ("lips?", "mouth")),
+    "neck": (("neck",), ("neck",)),
 }
-"""Parts of the face, and their classes in the map."""
-WORN: dict[str, tuple[str, ...]] = {
-    "glasses": ("eye_g",),
-    "hat": ("hat",),
-    "earrings": ("ear_r",),
-    "necklace": ("neck_l",),
-    "clothes": ("cloth",),
-}
-_PATTERNS = {
-    "hair": ("hair",),
-    "eyebrows": ("eyebrows?", "brows?"),
-    "eyes": ("eyes?",),
-    "ears": ("ears?",),
-    "nose": ("nose",),
-    "lips": ("lips?", "mouth"),
-    "neck": ("neck",),
-    "glasses": ("(?:eye)?glasses", "sunglasses"),
-    "hat": ("hat",),
-    "earrings": ("earrings?",),
-    "necklace": ("necklace",),
-    "clothes": ("clothes", "clothing"),
+WORN: Named = {
+    "glasses": (("eye_g",), ("(?:eye)?glasses", "sunglasses")),
+    "hat": (("hat",), ("hat",)),
+    "earrings": (("ear_r",), ("earrings?",)),
+    "necklace": (("neck_l",), ("necklace",)),
+    "clothes": (("cloth",), ("clothes", "clothing")),
 }
 
 
-def _which(parts: dict[str, tuple[str, ...]], wanted: bool) -> Callable[[Row], list[str] | None]:
+def _which(parts: Named, wanted: bool) -> Callable[[Row], list[str] | None]:
     def source(row: Row) -> list[str] | None:
         found = sizes(row)
         if found is None:
             return None
-        states = {name: shown(found, classes) for name, classes in parts.items()}
+        states = {name: shown(found, classes) for name, (classes, _) in parts.items()}
         return None if None in states.values() else [name for name, state in states.items() if state is wanted]
 
     return source
 
 
 def _there(*classes: str) -> Callable[[Row], bool | None]:
-    def source(row: Row) -> bool | None:
-        found = sizes(row)
-        return None if found is None else shown(found, classes)
-
-    return source
+    return lambda row: None if (found := sizes(row)) is None else shown(found, classes)
 
 
 def _one_hidden(*classes: str) -> Callable[[Row], bool | None]:
@@ -73,8 +56,8 @@ def _one_hidden(*classes: str) -> Callable[[Row], bool | None]:
     return source
 
 
-def _things(*parts: str) -> tuple[Thing, ...]:
-    return tuple(Thing(value=part, text=part, patterns=_PATTERNS[part]) for part in parts)
+def _things(parts: Named) -> tuple[Thing, ...]:
+    return tuple(Thing(value=part, text=part, patterns=patterns) for part, (_, patterns) in parts.items())
 
 
 def _hidden(part: str, *classes: str) -> Boolean:
@@ -94,13 +77,12 @@ def _hidden(part: str, *classes: str) -> Boolean:
 TASK = Task(
     name="parsing",
     metric="fact_f1",
-    unit="",
     items=(
         Several(
             name="visible_parts",
             templates=("Which parts of the face can be seen?", "List the visible parts of the face."),
             unseen=("Of the face, which parts are visible?",),
-            things=_things(*PARTS),
+            things=_things(PARTS),
             source=_which(PARTS, True),
             around="visible|seen|shown|parts?|face|following|person|shows?|picture",
         ),
@@ -108,7 +90,7 @@ TASK = Task(
             name="hidden_parts",
             templates=("Which parts of the face are hidden?", "List the hidden parts of the face."),
             unseen=("Of the face, which parts are hidden?",),
-            things=_things(*PARTS),
+            things=_things(PARTS),
             source=_which(PARTS, False),
             around="hidden|covered|obscured|occluded|parts?|face|following",
         ),
@@ -116,7 +98,7 @@ TASK = Task(
             name="things_worn",
             templates=("Which things are worn on the face and body?", "List the things that the person wears."),
             unseen=("Which things does the person wear?",),
-            things=_things(*WORN),
+            things=_things(WORN),
             source=_which(WORN, True),
             around="wears?|wearing|worn|he|she|they|person|man|woman|visible|seen",
         ),

@@ -16,7 +16,7 @@ from facemllm.evaluate.predict import Likelihood, Written, _unread, predict, que
 from facemllm.evaluate.run import evaluate, score
 from facemllm.scoring.sheet import read_parsed, read_sheet
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
-from facemllm.tasks.language import refuses
+from facemllm.tasks.answers import refuses
 from tests.conftest import encode
 
 pytestmark = pytest.mark.usefixtures("no_torch")

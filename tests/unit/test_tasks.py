@@ -18,8 +18,8 @@ from facemllm.heads import sampling as s
 from facemllm.tables import pairs
 from facemllm.tables.schemas import fairness_groups
 from facemllm.tasks import caption
+from facemllm.tasks.answers import MAX_TEXT
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
-from facemllm.tasks.language import MAX_TEXT
 from tests.asked import phrases
 
 BASE = ("caption", "age", "attributes", "expression", "gender", "head_pose")
@@ -126,23 +126,22 @@ def test_renderer_and_tasks_share_one_vocabulary():
 
 def test_labels_are_exact_and_options_the_nearest():
     row = full_row()
-    assert TASK_OF["age"].label(row, "age") == "37.4"
+    assert TASK_OF["age"].item("age").label(row) == "37.4"
     assert TASK_OF["age"].option_for("age", "37.4").value == "35"
     assert [TASK_OF["age"].option_for("age", v).value for v in ("0", "37.5", "37.51", "200")] == ["5", "35", "40", "85"]
-    assert TASK_OF["yaw"].label(row, "yaw") == "-23"
+    assert TASK_OF["yaw"].item("yaw").label(row) == "-23"
     assert TASK_OF["yaw"].option_for("yaw", "-23").text == "turned 25 degrees right"
-    assert TASK_OF["yaw"].label({"yaw": -1e-7}, "yaw") == "0"
-    assert TASK_OF["expression"].label(row, "expression") == "fear"
+    assert TASK_OF["yaw"].item("yaw").label({"yaw": -1e-7}) == "0"
+    assert TASK_OF["expression"].item("expression").label(row) == "fear"
 
 
 def test_what_is_unknown_or_impossible_has_no_label():
     empty = {"attributes": None}
-    assert {q.item: tasks.get(q.task).label(empty, q.item) for q in QUESTIONS} == dict.fromkeys(TASK_OF)
-    assert {q.item: tasks.get(q.task).phrase(empty, q.item) for q in QUESTIONS} == dict.fromkeys(TASK_OF)
+    assert {q.item: tasks.get(q.task).item(q.item).label(empty) for q in QUESTIONS} == dict.fromkeys(TASK_OF)
     nothing = [("age", float("nan")), ("age", 999.0), ("age", -1.0), ("yaw", 120.0)]
     for item, value in (*nothing, ("expression", "contempt"), ("gender", "unknown")):
-        assert TASK_OF[item].label({item: value}, item) is None
-    assert TASK_OF["yaw"].label({"yaw": 80.0}, "yaw") == "80"
+        assert TASK_OF[item].item(item).label({item: value}) is None
+    assert TASK_OF["yaw"].item("yaw").label({"yaw": 80.0}) == "80"
 
 
 @pytest.mark.parametrize(
@@ -156,17 +155,17 @@ def test_what_is_unknown_or_impossible_has_no_label():
     ],
 )
 def test_a_group_is_known_only_if_all_its_members_are_and_one_is_true(attributes, label):
-    assert ATTRIBUTES.label({"attributes": attributes}, "eyewear") == label
+    assert ATTRIBUTES.item("eyewear").label({"attributes": attributes}) == label
 
 
 def test_absent_things_are_answered_but_not_mentioned():
     row = full_row()
-    assert ATTRIBUTES.label(row, "beard") == "No_Beard"
-    assert ATTRIBUTES.phrase(row, "beard") is None
-    assert ATTRIBUTES.label(row, "Bangs") == "no"
-    assert ATTRIBUTES.phrase(row, "Bangs") is None
-    assert ATTRIBUTES.phrase(row, "Wearing_Hat") == "a hat"
-    assert ATTRIBUTES.phrase(row, "eyewear") == "glasses"
+    assert ATTRIBUTES.item("beard").label(row) == "No_Beard"
+    assert ATTRIBUTES.item("beard").mention("No_Beard") is None
+    assert ATTRIBUTES.item("Bangs").label(row) == "no"
+    assert ATTRIBUTES.item("Bangs").mention("no") is None
+    assert ATTRIBUTES.item("Wearing_Hat").mention("yes") == "a hat"
+    assert ATTRIBUTES.item("eyewear").mention("Eyeglasses") == "glasses"
 
 
 def test_caption_facts_are_sorted_and_leave_out_what_is_absent():
@@ -175,7 +174,7 @@ def test_caption_facts_are_sorted_and_leave_out_what_is_absent():
         "Wearing_Hat=yes;age=35;expression=fear;eye_color=Blue_Eyes;eyewear=Eyeglasses;gender=female"
         ";hair_color=Brown_Hair;hair_style=Short_Hair;pitch=0;roll=20;yaw=-25"
     )
-    assert tasks.get("caption").label(full_row(caption="A woman, no hat."), "caption") == "gender=female"
+    assert tasks.get("caption").item("caption").label(full_row(caption="A woman, no hat.")) == "gender=female"
     with pytest.raises(ValueError, match="open question"):
         tasks.get("caption").option_for("caption", "age=35")
 
