@@ -50,6 +50,16 @@ The dataset already says this of the face. Trust it; caption and values must not
 {known}"""
 _REPAIR = "Your answer does not fit: {problem}. Answer again with the whole corrected JSON object and nothing else."
 
+EXPRESSIONS, GENDERS = (tuple(o.value for o in task.items[0].options) for task in (expression.TASK, gender.TASK))
+ATTRIBUTES = {
+    name: words
+    for item in attributes.TASK.items
+    for name, words in (
+        ((o.value, o.text) for o in item.options) if isinstance(item, Choice) else ((item.name, item.mention("yes")),)
+    )
+}
+"""Every attribute that the tasks ask about, in their order, and the words of a caption."""
+
 KEYS = ("caption", "attributes", "expression", "age", "gender")
 SHORTEST = 20  # characters of a caption
 OLDEST = 120  # years
@@ -85,11 +95,6 @@ def trusted(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in stated.items() if value not in (None, "", {})}
 
 
-def digest(asked: Messages) -> str:
-    """SHA-256 of a conversation's words."""
-    return digests.of_json(asked)
-
-
 @cache
 def template_digest() -> str:
     """SHA-256 of all that is asked of every row alike: words and schema."""
@@ -98,53 +103,27 @@ def template_digest() -> str:
 
 @cache
 def _instructions() -> str:
-    lines = []
-    for item in attributes.TASK.items:
-        if isinstance(item, Choice):
-            lines += [f"{option.value} ({option.text})" for option in item.options]
-        else:
-            lines.append(f"{item.name} ({item.mention('yes')})")
     return _TASK.format(
-        expressions=", ".join(expressions()), genders=" or ".join(genders()), attributes=", ".join(lines)
+        expressions=", ".join(EXPRESSIONS),
+        genders=" or ".join(GENDERS),
+        attributes=", ".join(f"{name} ({words})" for name, words in ATTRIBUTES.items()),
     )
-
-
-@cache
-def attribute_names() -> tuple[str, ...]:
-    """Every attribute that the tasks ask about, in their order."""
-    names: list[str] = []
-    for item in attributes.TASK.items:
-        names += [option.value for option in item.options] if isinstance(item, Choice) else [item.name]
-    return tuple(names)
-
-
-@cache
-def expressions() -> tuple[str, ...]:
-    """The expressions that the task knows."""
-    return tuple(option.value for option in expression.TASK.items[0].options)
-
-
-@cache
-def genders() -> tuple[str, ...]:
-    """The genders that the task knows."""
-    return tuple(option.value for option in gender.TASK.items[0].options)
 
 
 @cache
 def schema() -> dict[str, Any]:
     """The JSON schema of a reply."""
-    names = attribute_names()
     known = {
         "caption": {"type": "string", "description": "two to five sentences about what can be seen"},
         "attributes": {
             "type": "object",
-            "properties": {name: {"type": ["boolean", "null"]} for name in names},
-            "required": list(names),
+            "properties": {name: {"type": ["boolean", "null"]} for name in ATTRIBUTES},
+            "required": list(ATTRIBUTES),
             "additionalProperties": False,
         },
-        "expression": {"type": ["string", "null"], "enum": [*expressions(), None]},
+        "expression": {"type": ["string", "null"], "enum": [*EXPRESSIONS, None]},
         "age": {"type": ["integer", "null"], "description": f"years, 0 to {OLDEST}"},
-        "gender": {"type": ["string", "null"], "enum": [*genders(), None]},
+        "gender": {"type": ["string", "null"], "enum": [*GENDERS, None]},
     }
     return {"type": "object", "properties": known, "required": list(KEYS), "additionalProperties": False}
 
@@ -161,9 +140,9 @@ def read(text: str) -> dict[str, Any]:
         raise Misfit(f"unknown key {', '.join(map(_shown, unknown[:3]))}; the keys are {', '.join(KEYS)}")
     labels = {
         "attributes": _attributes(reply["attributes"]),
-        "expression": _one_of("expression", reply["expression"], expressions()),
+        "expression": _one_of("expression", reply["expression"], EXPRESSIONS),
         "age": _age(reply["age"]),
-        "gender": _one_of("gender", reply["gender"], genders()),
+        "gender": _one_of("gender", reply["gender"], GENDERS),
     }
     known = {key: value for key, value in labels.items() if value not in (None, {})}
     return {"caption": _caption(reply["caption"]), **known}
@@ -211,7 +190,7 @@ def _caption(value: Any) -> str:
 def _attributes(value: Any) -> dict[str, bool]:
     if not isinstance(value, dict):
         raise Misfit(f"attributes is {_kind(value)}, not an object")
-    if unknown := sorted(value.keys() - set(attribute_names())):
+    if unknown := sorted(value.keys() - ATTRIBUTES.keys()):
         raise Misfit(f"attributes has the unknown name {', '.join(map(_shown, unknown[:3]))}")
     for name, stated in value.items():
         if stated is not None and not isinstance(stated, bool):
