@@ -146,17 +146,15 @@ def _occurrences(pattern: str, text: str) -> list[re.Match[str]]:
 def mentions(text: str, patterns: Iterable[tuple[str, str]]) -> list[Mention]:
     """What of (key, pattern) a normalised text mentions. A mention inside a longer one ("brown hair" in "dark brown
     hair") is not one. A pattern's first group, if it has one, is the number mentioned."""
-    found = [(m.start(), m.end(), key, m) for key, pattern in patterns for m in _occurrences(pattern, text)]
-    if not found:
-        return []
-    outer = [f for f in found if not any(_inside(f, other) for other in found)]
+    found = [(key, match) for key, pattern in patterns for match in _occurrences(pattern, text)]
     return [
-        Mention(key, match.group(1) if match.re.groups else None, stance(text, start, end))
-        for start, end, key, match in outer
+        Mention(key, match.group(1) if match.re.groups else None, stance(text, *match.span()))
+        for key, match in found
+        if not any(_inside(match.span(), other.span()) for _, other in found)
     ]
 
 
-def _inside(inner: tuple[int, int, str, object], outer: tuple[int, int, str, object]) -> bool:
+def _inside(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
     longer = outer[1] - outer[0] > inner[1] - inner[0]
     return longer and outer[0] <= inner[0] and inner[1] <= outer[1]
 

@@ -89,7 +89,9 @@ class Item:
 
     def option_for(self, label: str) -> Option:
         """The option that says a label, for a number the nearest. Raises ValueError where there are no options."""
-        raise ValueError(f"{self.name} is an open question or a set: it has no options")
+        if not self.options:
+            raise ValueError(f"{self.name} is an open question or a set: it has no options")
+        return self._by_value[label]
 
     def mention(self, label: str) -> str | None:
         """Words for a caption; None where a caption would keep silent, as about a hat that is not there."""
@@ -99,6 +101,10 @@ class Item:
     def claims(self) -> Mapping[str, str]:
         """Claims that are true or false of a face ("brown hair can be seen"), by the label that makes them true."""
         return {}
+
+    @cached_property
+    def _by_value(self) -> dict[str, Option]:
+        return {option.value: option for option in self.options}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from facemllm.tasks.answers import Mention, bounded, doubtful, listed, mentions, normalise, only
+from facemllm.tasks.answers import bounded, doubtful, listed, mentions, normalise, only
 from facemllm.tasks.base import Form, Item, Option, Row, attribute, number_text
 
 Words = tuple[str, tuple[str, ...]]
@@ -48,10 +48,6 @@ class Choice(Item):
         value = self.source(row)
         return value if value in self._by_value else None
 
-    def option_for(self, label: str) -> Option:
-        """The option of that value."""
-        return self._by_value[label]
-
     def mention(self, label: str) -> str | None:
         """The option's text, unless it says that something is absent."""
         return None if label == self.absent else self._by_value[label].text
@@ -84,10 +80,6 @@ class Choice(Item):
             for pattern in (before, after)
             for found in re.finditer(pattern, words)
         )
-
-    @cached_property
-    def _by_value(self) -> dict[str, Option]:
-        return {option.value: option for option in self.options}
 
     @cached_property
     def _exact(self) -> dict[str, str]:
@@ -133,10 +125,6 @@ class Boolean(Item):
         """yes or no as it is there or not."""
         value = attribute(row, self.name) if self.source is None else self.source(row)
         return None if value is None else "yes" if value else "no"
-
-    def option_for(self, label: str) -> Option:
-        """The option of that value."""
-        return self.options[("yes", "no").index(label)]
 
     def mention(self, label: str) -> str | None:
         """The thing's words if it is there."""
@@ -203,17 +191,14 @@ class Number(Item):
         found = mentions(words, self._readings)
         if any(m.stance != "affirmed" for m in found):
             return None
-        value = only(_signed(m) for m in found) if found else self._whole(words)
+        value = only(_signed(m.key, m.number) for m in found) if found else self._whole(words)
         if value is None or bounded(words):
             return None
         return value if self.low <= float(value) <= self.high else None
 
     def _whole(self, words: str) -> str | None:
-        values = set()
-        for sign, pattern in self._short:
-            if found := re.fullmatch(rf"(?:(?:{self.lead}) )*{pattern}", words):
-                values.add(_signed(Mention(str(sign), found.group(1) if found.re.groups else None, "affirmed")))
-        return only(values)
+        found = ((sign, re.fullmatch(rf"(?:(?:{self.lead}) )*{pattern}", words)) for sign, pattern in self._short)
+        return only(_signed(sign, match.group(1) if match.re.groups else None) for sign, match in found if match)
 
     @cached_property
     def _grid(self) -> list[float]:
@@ -224,12 +209,12 @@ class Number(Item):
         return [(str(sign), pattern.replace("N", _NUMBER)) for sign, pattern in self.readings]
 
     @cached_property
-    def _short(self) -> list[tuple[int, str]]:
-        return [(sign, pattern.replace("N", _NUMBER)) for sign, pattern in self.short]
+    def _short(self) -> list[tuple[str, str]]:
+        return [(str(sign), pattern.replace("N", _NUMBER)) for sign, pattern in self.short]
 
 
-def _signed(mention: Mention) -> str:
-    return str(number_text(int(mention.key) * float(mention.number or 0)))
+def _signed(sign: str, number: str | None) -> str:
+    return str(number_text(int(sign) * float(number or 0)))
 
 
 NONE = "none"

@@ -4,7 +4,7 @@ Hidden is what has no pixel, whether something covers it or it is turned away; w
 nothing is asked about it. The two sides of a part count as one: whose left the classes mean does not matter then.
 """
 
-from collections.abc import Callable
+from functools import partial
 
 from facemllm.tasks.base import Row, Task, shown, sizes
 from facemllm.tasks.items import Boolean, Several, Thing
@@ -30,30 +30,23 @@ WORN: Named = {
 }
 
 
-def _which(parts: Named, wanted: bool) -> Callable[[Row], list[str] | None]:
-    def source(row: Row) -> list[str] | None:
-        found = sizes(row)
-        if found is None:
-            return None
-        states = {name: shown(found, classes) for name, (classes, _) in parts.items()}
-        return None if None in states.values() else [name for name, state in states.items() if state is wanted]
-
-    return source
+def _which(parts: Named, wanted: bool, row: Row) -> list[str] | None:
+    found = sizes(row)
+    if found is None:
+        return None
+    states = {name: shown(found, classes) for name, (classes, _) in parts.items()}
+    return None if None in states.values() else [name for name, state in states.items() if state is wanted]
 
 
-def _there(*classes: str) -> Callable[[Row], bool | None]:
-    return lambda row: None if (found := sizes(row)) is None else shown(found, classes)
+def _there(part: str, row: Row) -> bool | None:
+    found = sizes(row)
+    return None if found is None else shown(found, (part,))
 
 
-def _one_hidden(*classes: str) -> Callable[[Row], bool | None]:
-    def source(row: Row) -> bool | None:
-        found = sizes(row)
-        if found is None:
-            return None
-        states = [shown(found, (name,)) for name in classes]
-        return True if False in states else None if None in states else False
-
-    return source
+def _one_hidden(classes: tuple[str, ...], row: Row) -> bool | None:
+    found = sizes(row)
+    states = [None] if found is None else [shown(found, (name,)) for name in classes]
+    return True if False in states else None if None in states else False
 
 
 def _things(parts: Named) -> tuple[Thing, ...]:
@@ -70,7 +63,7 @@ def _hidden(part: str, *classes: str) -> Boolean:
         nouns=(f"(?:a |one )?hidden {part}", f"(?:an |one )?{part} is (?:hidden|covered)"),
         claim="{} is in the picture",
         denial="{} is not in the picture",
-        source=_one_hidden(*classes),
+        source=partial(_one_hidden, classes),
     )
 
 
@@ -83,7 +76,7 @@ TASK = Task(
             templates=("Which parts of the face can be seen?", "List the visible parts of the face."),
             unseen=("Of the face, which parts are visible?",),
             things=_things(PARTS),
-            source=_which(PARTS, True),
+            source=partial(_which, PARTS, True),
             around="visible|seen|shown|parts?|face|following|person|shows?|picture",
         ),
         Several(
@@ -91,7 +84,7 @@ TASK = Task(
             templates=("Which parts of the face are hidden?", "List the hidden parts of the face."),
             unseen=("Of the face, which parts are hidden?",),
             things=_things(PARTS),
-            source=_which(PARTS, False),
+            source=partial(_which, PARTS, False),
             around="hidden|covered|obscured|occluded|parts?|face|following",
         ),
         Several(
@@ -99,7 +92,7 @@ TASK = Task(
             templates=("Which things are worn on the face and body?", "List the things that the person wears."),
             unseen=("Which things does the person wear?",),
             things=_things(WORN),
-            source=_which(WORN, True),
+            source=partial(_which, WORN, True),
             around="wears?|wearing|worn|he|she|they|person|man|woman|visible|seen",
         ),
         _hidden("ear", "l_ear", "r_ear"),
@@ -110,7 +103,7 @@ TASK = Task(
             unseen=("Do you see the neck?",),
             text="the neck",
             nouns=("(?:the )?neck",),
-            source=_there("neck"),
+            source=partial(_there, "neck"),
         ),
         Boolean(
             name="mouth_inside",
@@ -118,7 +111,7 @@ TASK = Task(
             unseen=("Is the mouth so open that its inside shows?",),
             text="the inside of the mouth",
             nouns=("(?:the )?inside of the mouth",),
-            source=_there("mouth"),
+            source=partial(_there, "mouth"),
         ),
     ),
     use="which parts of the face can be seen",

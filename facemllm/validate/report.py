@@ -31,11 +31,6 @@ _TABLES = {
     "conversations": "Conversations",
     "balance": "Group balance",
 }
-_FILTERS = {
-    "duplicates": "Search for duplicates and leaks, at the import",
-    "annotation": "Annotation: raw faces to annotated faces",
-    "reformat": "Question making: annotated faces to conversations",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +117,7 @@ def _filter(name: str, found: Findings) -> dict[str, Any]:
     """What a filter did to all rows and to every group; `count` is None where the tables do not tell."""
     count = found.filtered.get(name)
     return {
-        "title": _FILTERS[name],
+        "title": FILTERS[name][1],
         "count": count,
         "dropped": count.rows_before - count.rows_after if count else 0,
         "groups": [share for share in found.shares if share.filter == name],
