@@ -70,7 +70,9 @@ class Describer:
 
     def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation | Exception]:
         """What the model says of each row; RowRefused where it may not look, gives no answer, or none that fits."""
-        done: list[Annotation | Exception | None] = [self._refusal(row) for row in rows]
+        done: list[Annotation | Exception | None] = [
+            RowRefused(self.forbidden[row["source"]]) if row["source"] in self.forbidden else None for row in rows
+        ]
         asked = {place: prompt.messages(rows[place]) for place, refused in enumerate(done) if refused is None}
         first = self._replies(rows, asked, repair=False)
         mending: dict[int, prompt.Messages] = {}
@@ -102,10 +104,6 @@ class Describer:
     def key(self, image_id: str, messages: prompt.Messages) -> str:
         """The content key of a reply: picture, words, model, parameters."""
         return content_key(image_id, digests.of_json(messages), self.model, self.parameters)
-
-    def _refusal(self, row: Mapping[str, Any]) -> Exception | None:
-        reason = self.forbidden.get(row["source"])
-        return None if reason is None else RowRefused(reason)
 
     def _replies(
         self, rows: Sequence[Mapping[str, Any]], asked: Mapping[int, prompt.Messages], *, repair: bool

@@ -1,6 +1,6 @@
 """MediaPipe's face detector and face mesh, run by LiteRT: from a picture to 468 points, five landmarks and head pose.
 
-    detector, mesh = load(folder)
+    detector, mesh = Network(folder / DETECTOR), Network(folder / MESH)
     points = face_points(opened(data), box, detector, mesh)      # (468, 3) or None
     landmarks(points), head_pose(points)
 
@@ -132,11 +132,6 @@ class Network:
         self._interpreter.set_tensor(self._input, pixels[None])
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(output)[0].astype(np.float64) for output in self._outputs]
-
-
-def load(folder: Path) -> tuple[Network, Network]:
-    """The detector and the mesh whose weights lie in `folder`."""
-    return Network(folder / DETECTOR), Network(folder / MESH)
 
 
 def face_points(

@@ -301,8 +301,7 @@ class Account:
         """Which form of requests the endpoint at this address is known to understand."""
         with self.replies.transaction() as database:
             found = database.execute("SELECT form FROM accounts WHERE name = ?", (self.name,)).fetchone()
-        known = json.loads(found[0] or "{}") if found else {}
-        return known.get(base_url)
+        return json.loads(found[0] or "{}").get(base_url) if found else None
 
     def remember_form(self, base_url: str, form: int) -> None:
         """Know from now on which form it understands."""

@@ -91,16 +91,13 @@ def dialogue(task: Task, row: Row) -> list[Asked]:
     return turns if len(turns) > 1 else []
 
 
-def question_of(task: Task, turn: Mapping[str, Any]) -> tuple[Question, str] | None:
-    """The question that a stored turn asks, as it was asked, and its wording; None if the task does not ask so."""
+def question_of(task: Task, turn: Mapping[str, Any]) -> Question | None:
+    """The question that a stored turn asks, as it was asked; None if the task does not ask so."""
     found = _TEMPLATE.fullmatch(str(turn["template"]))
     if found is None or (item := task.find(found[1])) is None:
         return None
     question = _question(task, item, found[2] or NATIVE, found[3], turn)
-    index = int(found[4])
-    if question is None or index >= len(question.templates):
-        return None
-    return question, question.templates[index]
+    return None if question is None or int(found[4]) >= len(question.templates) else question
 
 
 def read(task: Task, question: Question, text: str) -> str | None:

@@ -41,11 +41,6 @@ def read(text: str) -> str | None:
     return facts_text(values) or None
 
 
-def _label(row: Row) -> str | None:
-    caption = row.get("caption")
-    return None if caption is None else read(caption)
-
-
 def facts_text(values: dict[str, str]) -> str:
     """Facts by item name as canonical text."""
     return ";".join(sorted(f"{name}={value}" for name, value in values.items()))
@@ -106,7 +101,7 @@ TASK = Task(
         Open(
             name="caption",
             templates=("Describe the face.", "What does this person look like?", "Describe the person in the picture."),
-            labels=_label,
+            labels=lambda row: None if row.get("caption") is None else read(row["caption"]),
             says=lambda row: str(row["caption"]),
             reads=read,
         ),

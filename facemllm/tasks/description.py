@@ -78,15 +78,11 @@ def paragraph(stated: Mapping[str, str]) -> str:
     """The paragraph that states these facts."""
     sentences = []
     for sentence, names in _SLOTS:
-        words = [_words(_ITEMS[name], stated[name]) for name in names if name in stated]
+        given = [(_ITEMS[name], stated[name]) for name in names if name in stated]
+        words = [item.mention(value) or item.option_for(value).text for item, value in given]
         if words:
             sentences.append(sentence.format(listed(words)))
     return " ".join(sentences)
-
-
-def _words(item: Item, value: str) -> str:
-    said = item.mention(value)
-    return item.option_for(value).text if said is None else said
 
 
 def read(text: str) -> str | None:

@@ -96,10 +96,6 @@ class HeldOut:
         words = normalise(text.replace("?", " . "))  # a question mark would hide a question from it
         return words is None or self._words.search(words) is not None or self._spelt.search(text) is not None
 
-    def attributes(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """Attributes by name without the held-out ones."""
-        return {name: value for name, value in known.items() if name not in self.names}
-
     def caption(self, text: str | None) -> str | None:
         """A caption that does not name them, and states nothing new; None when there is none."""
         if text is None or not self or not self.named_in(text):
@@ -115,7 +111,8 @@ class HeldOut:
 
     def changes(self, row: Row) -> dict[str, Any]:
         """The columns of a row of `faces` (`attributes` a mapping) that are others in the eyes of the tasks."""
-        return {"attributes": self.attributes(row["attributes"] or {}), "caption": self.caption(row["caption"])}
+        left = {name: value for name, value in (row["attributes"] or {}).items() if name not in self.names}
+        return {"attributes": left, "caption": self.caption(row["caption"])}
 
     def _facts(self, text: str) -> set[str]:
         stated = tasks.get("caption").parse("caption", text)

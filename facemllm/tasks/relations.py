@@ -22,8 +22,6 @@ from facemllm.errors import UserError, one_line
 Mask = npt.NDArray[np.bool_]
 Kind = Literal["exclusive", "exactly_one", "at_least_one", "excludes", "implies"]
 
-_OWN = Path(__file__).with_name("relations.yaml")
-
 
 class Relation(BaseModel):
     """`exclusive`: at most one of `names` is true; `exactly_one`, `at_least_one` of them; `excludes`: where `given` is
@@ -116,4 +114,4 @@ def load(path: Path) -> tuple[Relation, ...]:
     return found
 
 
-RELATIONS = load(_OWN)
+RELATIONS = load(Path(__file__).with_name("relations.yaml"))

@@ -33,7 +33,6 @@ _THREADS = 2
 _KEPT = ("image_id", "source", "subject_id", "split", "expression", "age", "gender", "ethnicity", "skin_tone")
 _ANGLES = ("yaw", "pitch", "roll")
 _REPEATED = frozenset({"source", "subject_id", "split", "expression", "gender", "ethnicity"})
-_UNUSED = ("provenance",)
 _USE = {"train": "train", "validation": "evaluate", "test": "evaluate"}
 
 
@@ -71,7 +70,7 @@ def _with_pixels(
     table: Table, what: str, originals: Originals | None
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], bytes | None]]:
     """Rows without their images, what the pixels tell and how they agree with the raw row, and the segmentation."""
-    columns = [name for name in FACES.names if name not in _UNUSED]
+    columns = [name for name in FACES.names if name != "provenance"]
     done = 0
     with progress.bar(what, table.rows) as bar, ThreadPoolExecutor(_THREADS) as pool:
         for batch in table.batches(columns):
