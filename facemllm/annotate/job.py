@@ -38,11 +38,9 @@ Answer = tuple[str, Annotation | None, str]
 
 
 def answers(annotator: Annotator, faces: Table, batch_size: int, concurrency: int) -> Generator[Answer, None, None]:
-    """The annotator's answers to all rows, in row order. Close the iterator to leave Ray early.
-
-    Raises JobStopped when the annotator cannot go on, in the place of the first row that has no answer. It comes from a
-    task as a value: what Ray makes of an exception is no line for a person.
-    """
+    """The annotator's answers to all rows, in row order. Close the iterator to leave Ray early. Raises JobStopped when
+    the annotator cannot go on, in the place of the first row that has no answer. It comes from a task as a value: what
+    Ray makes of an exception is no line for a person."""
     if not faces.rows:
         return
     pieces = _pieces(faces, batch_size)

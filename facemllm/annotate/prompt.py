@@ -130,9 +130,7 @@ def schema() -> dict[str, Any]:
 
 def read(text: str) -> dict[str, Any]:
     """Caption and labels from a reply: `caption`, and of the labels those that are known (`attributes` as a mapping).
-
-    Raises Misfit saying what does not fit.
-    """
+    Raises Misfit saying what does not fit."""
     reply = _parsed(text)
     if missing := [key for key in KEYS if key not in reply]:
         raise Misfit(f"the key {', '.join(missing)} is missing")

@@ -39,11 +39,9 @@ _ANNOTATORS: dict[str, Callable[[Settings, Table], Annotator]] = {
 
 
 def annotate(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
-    """Write `faces` with captions and the annotator's labels to `out`. Returns the manifest.
-
-    Raises UserError if `faces` is no sound table or holds rows that were forgotten, `out` exists, the ledger forbids
-    it, or the annotator cannot go on.
-    """
+    """Write `faces` with captions and the annotator's labels to `out`. Returns the manifest. Raises UserError if
+    `faces` is no sound table or holds rows that were forgotten, `out` exists, the ledger forbids it, or the annotator
+    cannot go on."""
     chosen = settings.annotate
     table = open_table(faces, FACES)
     Tombstones.of(settings).refuse(table, str(faces))
@@ -51,7 +49,8 @@ def annotate(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
     main = annotator = _ANNOTATORS[chosen.annotator](settings, table)
     if chosen.experts.fields:
         annotator = Chained(Experts.of(settings), main)
-    sizes = {"batch_size": chosen.batch_size, "concurrency": chosen.concurrency, "shard_mb": settings.ingest.shard_mb}
+    sizes: dict[str, Any] = {"batch_size": chosen.batch_size, "concurrency": chosen.concurrency}
+    sizes["shard_mb"] = settings.ingest.shard_mb
     if not isinstance(main, Describer):
         return run(annotator, table, out, **sizes)
     with Bill(main, table.rows) as bill:
@@ -60,9 +59,7 @@ def annotate(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
 
 def reads(settings: Settings) -> dict[str, Any]:
     """What the annotated table depends on beside code and faces: the annotator and all that shapes its answers.
-
-    Concurrency, time-outs, retries, budgets and the endpoint's address are not among it.
-    """
+    Concurrency, time-outs, retries, budgets and the endpoint's address are not among it."""
     chosen = settings.annotate
     found: dict[str, Any] = {"annotator": chosen.annotator, "experts": sorted(set(chosen.experts.fields))}
     if chosen.annotator != "oracle":

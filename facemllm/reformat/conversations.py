@@ -105,9 +105,7 @@ class ConversationBatch:
 
     def add(self, number: int, row: Mapping[str, Any], asked: Questions) -> None:
         """Add the conversation about row `number` of the batch: what is asked, and whether it follows the one before.
-
-        Raises BrokenQuestion; then nothing was added.
-        """
+        Raises BrokenQuestion; then nothing was added."""
         wordings = [self.wording(one) for one, _ in asked]
         face = "[" + quoted(row["image_id"])
         messages = ",".join([wording.exchange for wording in wordings])

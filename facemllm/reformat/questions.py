@@ -102,11 +102,8 @@ class BrokenQuestion(ValueError):
 
 
 class Plan:
-    """What the settings ask.
-
-    Raises UserError: unknown task, or `zero_shot` among the tasks; a sensitive task without a reason, or a reason for
-    no task; a held-out name that does not fit.
-    """
+    """What the settings ask. Raises UserError: unknown task, or `zero_shot` among the tasks; a sensitive task without a
+    reason, or a reason for no task; a held-out name that does not fit."""
 
     def __init__(self, qa: Reformat) -> None:
         if ZERO_SHOT in qa.tasks:

@@ -200,10 +200,8 @@ _TURN = re.compile(r" [.:] | , (?=but|however|though)|\b(?:but|however|though)\b
 
 
 def refuses(text: str) -> bool:
-    """Whether an answer declines to answer ("I'm sorry, I can't help with that") and states nothing besides.
-
-    "It is not visible" declines nothing: it speaks of the picture.
-    """
+    """Whether an answer declines to answer ("I'm sorry, I can't help with that") and states nothing besides. "It is not
+    visible" declines nothing: it speaks of the picture."""
     words = normalise(text)
     if not words or _REFUSAL.search(words) is None:
         return False
@@ -246,12 +244,9 @@ class Answer:
 
 
 def answer(question: Question, probabilities: Sequence[float], greedy: int | None) -> Answer:
-    """Answer a closed question from the probabilities of its options, in their order.
-
-    `greedy` is the option the model would have written of its own accord, None when it would have written something
-    else: then there is no value, only the text that comes nearest. Nor is there one when a probability is not a number:
-    a broken model answers nothing.
-    """
+    """Answer a closed question from the probabilities of its options, in their order. `greedy` is the option the model
+    would have written of its own accord, None when it would have written something else: then there is no value, only
+    the text that comes nearest. Nor is there one when a probability is not a number: a broken model answers nothing."""
     assert question.options, f"{question.task}.{question.item} is an open question"
     weights = [float(p) for p in probabilities]
     assert len(weights) == len(question.options)
@@ -298,9 +293,7 @@ def truth(item: Item, claim: str, text: str) -> str | None:
 
 def letter(item: Item, options: Sequence[Option], text: str) -> str | None:
     """The value behind the one letter that an answer gives, or that its words name. "A woman" gives no letter.
-
-    `options` are those behind the letters, in order.
-    """
+    `options` are those behind the letters, in order."""
     words = normalise(text)
     if not words:
         return None

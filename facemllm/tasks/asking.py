@@ -75,10 +75,8 @@ def ask(task: Task, item: Item, variant: str, row: Row) -> Asked | None:
 
 
 def dialogue(task: Task, row: Row) -> list[Asked]:
-    """A dialogue about a row: whether a thing is there and, where it is, which one; then a second thing alike.
-
-    All after the first follow the one before. Empty when the row does not know enough for two questions.
-    """
+    """A dialogue about a row: whether a thing is there and, where it is, which one; then a second thing alike. All
+    after the first follow the one before. Empty when the row does not know enough for two questions."""
     image_id = row["image_id"]
     known = [(follow, answer) for follow in task.follow_ups if (answer := _present(task, follow, row))]
     turns: list[Asked] = []
@@ -114,10 +112,8 @@ def read(task: Task, question: Question, text: str) -> str | None:
 
 
 def implied(task: Task, question: Question, answer: str) -> str | None:
-    """What a question, as it was asked, has to be answered if `answer` answers its item in the item's own form.
-
-    None when that does not follow: a letter is not among those shown, or the answer is none of the item's options.
-    """
+    """What a question, as it was asked, has to be answered if `answer` answers its item in the item's own form. None
+    when that does not follow: a letter is not among those shown, or the answer is none of the item's options."""
     if question.variant == STATEMENT:
         return None if answer not in task.item(question.item).claims else str(answer == question.claim).lower()
     if question.variant == LETTERED:

@@ -61,12 +61,10 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One thing a task asks about; what is here holds for items without options that a caption does not mention.
-
-    `name` is unique among all tasks. `templates` word the question; append only, since their order is part of stored
-    turns; `unseen` are wordings kept for evaluation, which no training turn uses. `hidden` tells from a row's labels
-    that what is asked cannot be seen on this face; None: it always can.
-    """
+    """One thing a task asks about; what is here holds for items without options that a caption does not mention. `name`
+    is unique among all tasks. `templates` word the question; append only, since their order is part of stored turns;
+    `unseen` are wordings kept for evaluation, which no training turn uses. `hidden` tells from a row's labels that what
+    is asked cannot be seen on this face; None: it always can."""
 
     name: str
     templates: tuple[str, ...]
@@ -153,14 +151,6 @@ class Task:
     def questions(self) -> tuple[Question, ...]:
         """All questions of the task, one an item."""
         return tuple(self._by_item.values())
-
-    def option_for(self, item: str, label: str) -> Option:
-        """The option that says a label; for a number the nearest on the grid."""
-        return self._by_name[item].option_for(label)
-
-    def parse(self, item: str, text: str) -> str | None:
-        """Canonical answer from free text. Strict: None unless exactly one answer is plainly given."""
-        return self._by_name[item].parse(text)
 
     @cached_property
     def memo(self) -> dict[Any, Any]:

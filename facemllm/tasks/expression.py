@@ -28,9 +28,7 @@ def expression_task(
     claim: str = "the face looks {}",
 ) -> Task:
     """A task of one choice: by value the `words` that name it, the first being its text; others are `understood`.
-
-    Unless a `source` says otherwise, the label is the row's expression.
-    """
+    Unless a `source` says otherwise, the label is the row's expression."""
     item = Choice(
         name=name,
         templates=templates,

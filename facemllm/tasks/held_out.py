@@ -70,11 +70,9 @@ class HeldOut:
 
     @classmethod
     def of(cls, names: Sequence[str], asked: Iterable[Task]) -> HeldOut:
-        """The attributes of these names, beside the tasks that are `asked`.
-
-        Raises UserError when the task `zero_shot` does not know a name, or when a task offers it, or its words, among
-        the options of a choice: they would be in every such question.
-        """
+        """The attributes of these names, beside the tasks that are `asked`. Raises UserError when the task `zero_shot`
+        does not know a name, or when a task offers it, or its words, among the options of a choice: they would be in
+        every such question."""
         if not names:
             return cls((), ())
         distinct, asked, every = tuple(dict.fromkeys(names)), list(asked), tasks.get(ZERO_SHOT)
@@ -115,7 +113,7 @@ class HeldOut:
         return {"attributes": left, "caption": self.caption(row["caption"])}
 
     def _facts(self, text: str) -> set[str]:
-        stated = tasks.get("caption").parse("caption", text)
+        stated = tasks.get("caption").item("caption").parse(text)
         facts = set() if stated is None else set(stated.split(";"))
         return {fact for fact in facts if fact.partition("=")[0] not in self.names}
 
@@ -186,10 +184,8 @@ def _refuse_options(asked: Iterable[Task], what: str, names: Callable[[Option], 
 
 
 def withheld_classes(held_out: Iterable[str]) -> list[int]:
-    """Numbers of the classes that a model may not see in maps, if it is not to learn these attributes from them.
-
-    Raises UserError for an attribute that no map can keep to itself.
-    """
+    """Numbers of the classes that a model may not see in maps, if it is not to learn these attributes from them. Raises
+    UserError for an attribute that no map can keep to itself."""
     held_out = list(held_out)
     for name in held_out:
         if name in SHOWN_WITHOUT:

@@ -103,10 +103,8 @@ _TAG = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Boolean(Item):
-    """A thing that is there or not. `text` mentions it in a caption; `nouns` are patterns that name it.
-
-    `source` tells from a row whether it is there; without one, the attribute of the item's name does.
-    """
+    """A thing that is there or not. `text` mentions it in a caption; `nouns` are patterns that name it. `source` tells
+    from a row whether it is there; without one, the attribute of the item's name does."""
 
     text: str
     nouns: tuple[str, ...]
@@ -234,11 +232,9 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Several(Item):
-    """A set of `things`; canonical as their values in alphabetical order, `a;b`, or `none`.
-
-    `source` gives the values of a row. `around` is a pattern of words that may stand around the things in an answer;
-    any other word makes it unreadable, since it may name something that is not known here.
-    """
+    """A set of `things`; canonical as their values in alphabetical order, `a;b`, or `none`. `source` gives the values
+    of a row. `around` is a pattern of words that may stand around the things in an answer; any other word makes it
+    unreadable, since it may name something that is not known here."""
 
     things: tuple[Thing, ...]
     source: Callable[[Row], Iterable[str] | None]

@@ -76,10 +76,8 @@ class Relation(BaseModel):
         return not other.check(places, true_FA, np.ones_like(true_FA))[1].any()
 
     def check(self, places: Mapping[str, int], true_FA: Mask, known_FA: Mask) -> tuple[Any, Any]:
-        """On which faces enough is known to check it, and on which what is true breaks it.
-
-        `places` gives the column of each attribute; an unknown one must not be true.
-        """
+        """On which faces enough is known to check it, and on which what is true breaks it. `places` gives the column of
+        each attribute; an unknown one must not be true."""
         names = [places[name] for name in self.names]
         true_FN, known_FN = true_FA[:, names], known_FA[:, names]
         if self.kind == "exclusive":

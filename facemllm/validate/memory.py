@@ -184,7 +184,8 @@ class Labels:
         marks = self.memory.recall(image_id)
         if marks is None:
             return None
-        return Face(*marks[:6], dict(zip(self._names, marks[6:], strict=True)))
+        source, split, subject, caption, mask, fairness, *answers = marks
+        return Face(source, split, subject, caption, mask, fairness, dict(zip(self._names, answers, strict=True)))
 
 
 def _answer(item: Item, row: Row) -> str | None:

@@ -78,9 +78,7 @@ def page(result: Mapping[str, Any], found: Findings) -> str:
 
 def sources(names: Sequence[str], ledger: Mapping[str, Entry], rows: Mapping[str, int], refused: Any) -> dict[str, Any]:
     """The ledger's rows of the sources, what all of them allow, and how many pictures terms kept from an annotator.
-
-    `rows` are annotated faces by source; `refused` is the annotation's own count by source.
-    """
+    `rows` are annotated faces by source; `refused` is the annotation's own count by source."""
     known = [ledger[name] for name in sorted(names) if name in ledger]
     unknown = [name for name in sorted(names) if name not in ledger]
     shared = [use for use in USES if not unknown and all(use in entry.uses for entry in known)]
@@ -94,9 +92,7 @@ def sources(names: Sequence[str], ledger: Mapping[str, Entry], rows: Mapping[str
 
 def contradictions(tallies: Tallies, about: Mapping[str, Any]) -> dict[str, Any]:
     """Text against label, as annotation found it and as it stands in the table now, and attributes against each other.
-
-    `about` holds the annotation's own counts by item: `contradictions` of texts, `label_contradictions` of labels.
-    """
+    `about` holds the annotation's own counts by item: `contradictions` of texts, `label_contradictions` of labels."""
     texts, labels = (_counts(about.get(name)) for name in ("contradictions", "label_contradictions"))
     items = sorted({*texts, *labels, *tallies.disagreements})
     return {

@@ -47,12 +47,10 @@ class Verdict:
 
 
 def validate(settings: Settings, raw: Path | None, annotated: Path, conversations: Path, out: Path) -> Verdict:
-    """Check the tables and write `report.html` and `result.json` into the folder `out`.
-
-    `raw` are the faces before annotation; without them (None) nothing can be said about what annotation changed or
-    dropped. Both files depend on the tables, the limits in `quality` and the ledger alone. Raises UserError naming the
-    first critical failure, its table and row, and the report, which is kept.
-    """
+    """Check the tables and write `report.html` and `result.json` into the folder `out`. `raw` are the faces before
+    annotation; without them (None) nothing can be said about what annotation changed or dropped. Both files depend on
+    the tables, the limits in `quality` and the ledger alone. Raises UserError naming the first critical failure, its
+    table and row, and the report, which is kept."""
     paths = {"annotated": annotated, "conversations": conversations}
     if raw is not None:
         paths = {"faces": raw, **paths}

@@ -196,7 +196,7 @@ class Fake:
             said.append(
                 "I cannot help with that."
                 if question.item in self.silent
-                else tasks.get(question.task).option_for(question.item, label).text
+                else tasks.get(question.task).item(question.item).option_for(label).text
             )
         return said
 

@@ -68,8 +68,8 @@ def test_turns_agree_with_their_messages_and_every_wording_is_used(rows):
             assert turn["options"] == [option.value for option in question.options]
             assert turn["follows"] is False
             assert turn["answer"] == (label := task.item(question.item).label(row))
-            said = task.parse(question.item, text_of(answered))
-            assert said == (task.option_for(question.item, label).value if question.form == "number" else label)
+            said = task.item(question.item).parse(text_of(answered))
+            assert said == (task.item(question.item).option_for(label).value if question.form == "number" else label)
     assert used == {f"{q.item}/{n}" for task in ALL for q in task.questions() for n in range(len(q.templates))}
 
 

@@ -248,9 +248,9 @@ def test_captions_of_the_oracle_lose_no_other_fact():
     task, lost = tasks.get("caption"), 0
     for number in range(200):
         row = face(number)
-        facts = set(task.parse("caption", row["caption"]).split(";")) - {"Wearing_Earrings=yes"}
+        facts = set(task.item("caption").parse(row["caption"]).split(";")) - {"Wearing_Earrings=yes"}
         left = held.caption(row["caption"])
-        lost += left is None or set(task.parse("caption", left).split(";")) != facts
+        lost += left is None or set(task.item("caption").parse(left).split(";")) != facts
         assert left is None or "earring" not in left.lower()
         assert left is None or not (" ," in left or "  " in left or left.endswith((" with.", " has.", "and.")))
     assert lost == 0

@@ -47,11 +47,11 @@ def full_row(**change):
 
 @pytest.mark.parametrize("row", PARSED, ids=lambda row: f"{row['item']}: {row['text']}")
 def test_parser_reads_what_is_said_and_no_more(row):
-    assert TASK_OF[row["item"]].parse(row["item"], row["text"]) == (row["value"] or None)
+    assert TASK_OF[row["item"]].item(row["item"]).parse(row["text"]) == (row["value"] or None)
 
 
 def test_parser_refuses_what_is_too_long_to_be_an_answer():
-    read = [TASK_OF["gender"].parse("gender", "a woman " * (MAX_TEXT // 8 + more)) for more in (0, 1)]
+    read = [TASK_OF["gender"].item("gender").parse("a woman " * (MAX_TEXT // 8 + more)) for more in (0, 1)]
     assert read == ["female", None]
 
 
@@ -62,8 +62,8 @@ def test_every_option_is_read_back_from_its_text_and_its_value():
             signed = question.task == "head_pose" and option.value != "0"  # whose sign could mean either side
             written = (option.text,) if signed else (option.text, option.value)
             for text in (*written, option.text.upper(), f"{option.text.capitalize()}."):
-                assert task.parse(question.item, text) == option.value, text
-            assert task.option_for(question.item, option.value) == option
+                assert task.item(question.item).parse(text) == option.value, text
+            assert task.item(question.item).option_for(option.value) == option
 
 
 def test_phrases_are_unique_and_none_begins_another():
@@ -91,11 +91,11 @@ def test_mirroring_swaps_the_sides_of_yaw_and_roll():
         for option in next(q for q in QUESTIONS if q.item == item).options:
             swap = {"left": "right", "right": "left"}
             mirrored = " ".join(swap.get(word, word) for word in option.text.split())
-            assert float(TASK_OF[item].parse(item, mirrored)) == -float(option.value)
+            assert float(TASK_OF[item].item(item).parse(mirrored)) == -float(option.value)
 
 
 def test_signs_of_the_pose_are_those_of_300w_lp():
-    say = {item: TASK_OF[item].option_for(item, "20").text for item in ("yaw", "pitch", "roll")}
+    say = {item: TASK_OF[item].item(item).option_for("20").text for item in ("yaw", "pitch", "roll")}
     assert say == {"yaw": "turned 20 degrees left", "pitch": "raised 20 degrees", "roll": "tilted 20 degrees right"}
 
 
@@ -127,10 +127,15 @@ def test_renderer_and_tasks_share_one_vocabulary():
 def test_labels_are_exact_and_options_the_nearest():
     row = full_row()
     assert TASK_OF["age"].item("age").label(row) == "37.4"
-    assert TASK_OF["age"].option_for("age", "37.4").value == "35"
-    assert [TASK_OF["age"].option_for("age", v).value for v in ("0", "37.5", "37.51", "200")] == ["5", "35", "40", "85"]
+    assert TASK_OF["age"].item("age").option_for("37.4").value == "35"
+    assert [TASK_OF["age"].item("age").option_for(v).value for v in ("0", "37.5", "37.51", "200")] == [
+        "5",
+        "35",
+        "40",
+        "85",
+    ]
     assert TASK_OF["yaw"].item("yaw").label(row) == "-23"
-    assert TASK_OF["yaw"].option_for("yaw", "-23").text == "turned 25 degrees right"
+    assert TASK_OF["yaw"].item("yaw").option_for("-23").text == "turned 25 degrees right"
     assert TASK_OF["yaw"].item("yaw").label({"yaw": -1e-7}) == "0"
     assert TASK_OF["expression"].item("expression").label(row) == "fear"
 
@@ -176,7 +181,7 @@ def test_caption_facts_are_sorted_and_leave_out_what_is_absent():
     )
     assert tasks.get("caption").item("caption").label(full_row(caption="A woman, no hat.")) == "gender=female"
     with pytest.raises(ValueError, match="open question"):
-        tasks.get("caption").option_for("caption", "age=35")
+        tasks.get("caption").item("caption").option_for("age=35")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def check(task, asked):
     assert question.templates[int(asked.template.rpartition("/")[2])] == asked.text
     read = asking.read(task, question, asked.reply)
     if question.form == "number":
-        assert read == task.option_for(question.item, asked.answer).value
+        assert read == task.item(question.item).option_for(asked.answer).value
     else:
         assert read == asked.answer, (asked.text, asked.reply)
 

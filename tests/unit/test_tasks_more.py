@@ -122,7 +122,7 @@ def test_action_units_are_there_from_intensity_two(row, present, intensity):
 def test_bins_of_the_head_pose(yaw, value, text):
     task = tasks.get("head_pose_bins")
     assert task.item("yaw_bin").label({"yaw": yaw}) == value
-    assert text is None or task.option_for("yaw_bin", value).text == text
+    assert text is None or task.item("yaw_bin").option_for(value).text == text
     assert len(task.item("yaw_bin").options) == 20
 
 
