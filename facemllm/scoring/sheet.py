@@ -24,8 +24,8 @@ from facemllm.errors import UserError
 from facemllm.scoring import metrics
 from facemllm.scoring.metrics import Array, Parsed, number
 from facemllm.tables import Table, mapping
+from facemllm.tasks.answers import refuses
 from facemllm.tasks.asking import NATIVE
-from facemllm.tasks.language import refuses
 
 Key = tuple[str, str]
 """Task and item."""
