@@ -57,7 +57,7 @@ def ray(settings: Settings) -> Service:
     protects it is Ray's token authentication, with a token of our own that only this user can read. Where other
     machines reach this one and that is not enough, close the ports or run inside `unshare -n`.
     """
-    from facemllm.settings import RAY_PORTS
+    from facemllm.settings.operations import RAY_PORTS
 
     base, address = settings.services.ray_port, f"{HOST}:{settings.services.ray_port}"
     folder = ray_folder(settings.home)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from facemllm.core.files import partial_folder, publish
-from facemllm.settings import Trainable
+from facemllm.settings.train import Trainable
 
 FOLDER = "adapter"
 

@@ -22,7 +22,8 @@ from facemllm.errors import UserError
 from facemllm.scoring import fairness, paired, stats
 from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority, of
 from facemllm.scoring.sheet import BETWEEN
-from facemllm.settings import Settings, Threshold
+from facemllm.settings import Settings
+from facemllm.settings.operations import Threshold
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.scoring.metrics import CLOSED_MEAN
 from facemllm.settings import Settings, load
-from facemllm.settings.base import Positive, Section
+from facemllm.settings.data import Positive, Section
 from facemllm.tables import CONVERSATIONS, open_table
 from facemllm.tracking.runs import commit
 from facemllm.version import ledger
