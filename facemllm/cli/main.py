@@ -108,7 +108,7 @@ def compare_runs(
 
     found = compare(settings, first, second, lambda name: find_version(settings, name).evaluation, conversations)
     if html is not None:
-        from facemllm.report.comparison import write_page
+        from facemllm.report.terminal import write_page
 
         write_page(html, found)
 

@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 
 from facemllm.core import progress
-from facemllm.core.hub import fetched
+from facemllm.core.files import fetched
 from facemllm.errors import UserError
 
 
