@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from kfp import dsl
+
 IMAGE = "face-mllm-python:0.1.0"
+component = partial(dsl.component, base_image=IMAGE, install_kfp_package=False)
 
 
 def component_of(step: str) -> tuple[Any, dict[str, str]]:

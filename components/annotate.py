@@ -1,11 +1,9 @@
 """Component of the step `annotate`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def annotate(profile: str, overrides: list, code: str, faces: str) -> str:
     """Describe every face: a caption and attribute labels from the configured annotator, as a Ray Data job.
 

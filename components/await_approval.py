@@ -1,11 +1,9 @@
 """Component of the step `await_approval`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def await_approval(profile: str, overrides: list, code: str, version: str) -> str:
     """Wait `promote.wait_minutes` for a named person's decision.
 

@@ -1,11 +1,9 @@
 """Component of the step `deploy`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def deploy(profile: str, overrides: list, code: str, version: str) -> str:
     """Serve the version in staging (KServe) and ask it one question.
 

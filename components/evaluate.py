@@ -1,11 +1,9 @@
 """Component of the step `evaluate`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def evaluate(profile: str, overrides: list, code: str, model: str, conversations: str) -> str:
     """Answer every question about held-out identities; metrics with intervals, and baselines.
 

@@ -1,11 +1,9 @@
 """Component of the step `ingest`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def ingest(profile: str, overrides: list, code: str) -> str:
     """Read the configured source into a table of faces.
 

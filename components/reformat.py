@@ -1,11 +1,9 @@
 """Component of the step `reformat`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def reformat(profile: str, overrides: list, code: str, annotated: str) -> str:
     """Turn labelled faces into conversations: one a face, a turn a question.
 

@@ -1,11 +1,9 @@
 """Component of the step `release`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def release(profile: str, overrides: list, code: str, version: str) -> str:
     """Serve an approved version in production (KServe) as the champion.
 

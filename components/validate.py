@@ -1,11 +1,9 @@
 """Component of the step `validate`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def validate(profile: str, overrides: list, code: str, faces: str, annotated: str, conversations: str) -> str:
     """Check the tables with Great Expectations; a critical failure stops the run.
 

@@ -1,11 +1,9 @@
 """Component of the step `version`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def version(profile: str, overrides: list, code: str, annotated: str, conversations: str) -> str:
     """Record both tables with DVC.
 
