@@ -8,12 +8,14 @@ their processes alike.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -28,6 +30,15 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Replace a file's content in one step, on disk before it is seen. Raises UserError when it cannot be written."""
     with writing(path), atomic_file(path) as partial:
         partial.write_bytes(data)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds; empty where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 @contextmanager

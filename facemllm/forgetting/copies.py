@@ -7,13 +7,13 @@ checkpoints hold no pictures and stay. Text is searched for digests: the reports
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from facemllm.core.files import read_json
 from facemllm.core.store import FACE
 from facemllm.forgetting.finding import files_under, is_parquet, rows_of
 from facemllm.settings import Settings, root
@@ -145,11 +145,8 @@ def _work(settings: Settings) -> Iterator[Copy]:
 def _keys(settings: Settings, doomed: set[str]) -> Iterator[Copy]:
     """What the store remembers of results that have to go."""
     for path in sorted((settings.home / "keys").glob("*.json")):
-        try:
-            if json.loads(path.read_text("utf-8"))["digest"] in doomed:
-                yield Copy("key", path)
-        except (ValueError, KeyError, TypeError):
-            continue
+        if read_json(path).get("digest") in doomed:
+            yield Copy("key", path)
 
 
 def _project(seek: Seeker) -> Iterator[Copy]:

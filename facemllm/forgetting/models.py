@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from facemllm.core.files import read_json
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 
@@ -102,19 +102,11 @@ def _makings(settings: Settings) -> Iterator[tuple[str, str, Mapping[str, str]]]
         if record.get("step") in settings.stages():
             yield str(record["digest"]), str(record["step"]), record.get("inputs") or {}
     for path in sorted((settings.home / "store").glob(f"*/{LINEAGE}")):
-        told = _json(path)
+        told = read_json(path)
         yield path.parent.name, str(told.get("stage", "")), told.get("inputs") or {}
 
 
 def _records(settings: Settings) -> Iterator[dict[str, Any]]:
     for path in sorted((settings.home / "keys").glob("*.json")):
-        if "digest" in (record := _json(path)):
+        if "digest" in (record := read_json(path)):
             yield record
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

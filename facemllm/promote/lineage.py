@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from facemllm.core.files import read_json
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.promote.approvals import history, read_decision
@@ -143,7 +144,7 @@ class _Walk:
             return
         self.visited.add(digest)
         folder = self.settings.home / "store" / digest
-        manifest = _manifest(folder)
+        manifest = read_json(folder / "manifest.json")
         facts = {name: record.get(name) for name in FACTS if record.get(name) != digest}
         facts |= {"rows": manifest.get("rows"), "about": manifest.get("about"), "revision": self._revision(digest)}
         if not record and not manifest:
@@ -193,15 +194,6 @@ class _Walk:
 def _standing(version: Version) -> dict[str, Any]:
     standing = {"digest": version.digest, "gate": version.gate, "aliases": ", ".join(version.aliases)}
     return {**standing, "created": version.created}
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """A table's manifest; empty for anything else."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
 def _sources(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

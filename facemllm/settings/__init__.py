@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -199,12 +200,8 @@ def _where(key: str, message: str, origins: Mapping[str, str]) -> str:
     for name, origin in reversed(list(origins.items())):
         if origin.startswith("--set") and (name.startswith(f"{key}.") if key else name in message):
             return origin
-    return next((origins[name] for name in _upward(key) if name in origins), PARAMS)
-
-
-def _upward(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    upward = reversed([*accumulate(key.split("."), "{}.{}".format)])
+    return next((origins[name] for name in upward if name in origins), PARAMS)
 
 
 def _allowed(location: Sequence[str | int]) -> list[str]:

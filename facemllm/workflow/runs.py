@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from facemllm.core.cost import priced
 from facemllm.core.files import atomic_write, locked
+from facemllm.core.machine import cores
 from facemllm.core.store import FACE, Store
 from facemllm.errors import UserError
 from facemllm.scoring.figures import trust
@@ -106,12 +107,10 @@ class RunView:
         return next(((name, s.message) for name, s in self.steps.items() if s.state == "failed"), None)
 
 
-@contextmanager
-def exclusive(settings: Settings) -> Iterator[None]:
+def exclusive(settings: Settings) -> AbstractContextManager[None]:
     """Let one run at a time use `storage.home`. Raises UserError while another does; a killed run leaves no lock."""
     taken = f"another pipeline run uses {settings.home}; wait for it or give --set storage.home=DIR"
-    with locked(settings.home / "run.lock", taken):
-        yield
+    return locked(settings.home / "run.lock", taken)
 
 
 def run_folder(settings: Settings, name: str) -> Path:
@@ -125,9 +124,8 @@ def run_folder(settings: Settings, name: str) -> Path:
         for name in ("summary.json", "report.html", FACE):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror}; set storage.runs to a folder you may write to"
-        ) from None
+        mend = "set storage.runs to a folder you may write to"
+        raise UserError(f"cannot write {folder}: {error.strerror}; {mend}") from None
     return folder
 
 
@@ -142,11 +140,9 @@ def summarise(
     view.settle(recalled)
     made = store.records()
     records = {name: recalled.get(name) or made.get(step.digest or "", {}) for name, step in view.steps.items()}
-    gate, registered = records["gate"], records["register"]
-    evaluation = records["evaluate"]
-    metrics: dict[str, Any] = {}
-    if evaluation:
-        metrics = json.loads((store.path(evaluation["digest"]) / "metrics.json").read_text("utf-8"))
+    registered = records["register"]
+    metrics = _read(store, records["evaluate"], "metrics.json")
+    gate = _read(store, records["gate"], "gate.json")
     model = records[list(settings.stages())[-1]]
     release = view.steps["release"]
     endpoint = release if release.state == "done" else view.steps["deploy"]
@@ -162,11 +158,11 @@ def summarise(
         "tasks": metrics.get("tasks", {}),
         "closed_mean": metrics.get("closed_mean"),
         "trust": trust(metrics),
-        "gate": _gate(store, gate),
+        "gate": {name: gate[name] for name in ("passed", "reasons", "checks")} if gate else None,
         "model": {
-            "digest": model.get("digest") if model else None,
+            "digest": model.get("digest"),
             "name": settings.promote.model_name,
-            "version": registered.get("output") if registered else None,
+            "version": registered.get("output"),
         },
         "approval": view.steps["await_approval"].figure or None,
         "endpoint": endpoint.figure if endpoint.state == "done" else None,
@@ -191,12 +187,9 @@ def write_run(settings: Settings, folder: Path, summary: Mapping[str, Any]) -> N
     write_report(folder / "report.html", summary, evaluation, shown, source=source)
 
 
-def _gate(store: Store, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The gate's verdict with its reasons and checks, as the gate left it in the store."""
-    if not record:
-        return None
-    found = json.loads((store.path(record["digest"]) / "gate.json").read_text("utf-8"))
-    return {name: found[name] for name in ("passed", "reasons", "checks")}
+def _read(store: Store, record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A JSON object that a step left in the store; empty for a step that did not run."""
+    return dict(json.loads((store.path(record["digest"]) / name).read_text("utf-8"))) if record else {}
 
 
 def _licences(settings: Settings, faces: str | None) -> list[dict[str, Any]]:
@@ -253,8 +246,6 @@ def _pictures(conversations: Path) -> dict[str, bytes]:
 
 
 def _device(settings: Settings) -> str:
-    from facemllm.core.machine import cores
-
     kind = "GPU" if settings.train.use_gpu else "CPU"
     return f"{kind}, {cores()} cores, {platform.machine()}, Python {platform.python_version()}"
 
