@@ -28,7 +28,7 @@ from rich.live import Live
 
 from facemllm.cli.options import Json, Profile, Sets
 from facemllm.core import digests, progress, services
-from facemllm.core.machine import die_with_parent
+from facemllm.core.processes import die_with_parent
 from facemllm.core.step import PARENT_RUN
 from facemllm.core.store import FACE
 from facemllm.errors import UserError, guarded

@@ -1,4 +1,7 @@
-"""KFP components, one file a step (the training stages share `train`): a docstring and one call into `facemllm`."""
+"""KFP components, one file a step (the training stages share `train`): a docstring and one call into `facemllm`.
+
+Each takes the profile, the overrides of its settings, and `code`, the package's digest, which only keys KFP's cache.
+"""
 
 from __future__ import annotations
 

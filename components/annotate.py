@@ -7,7 +7,7 @@ from components import component
 def annotate(profile: str, overrides: list, code: str, faces: str) -> str:
     """Describe every face: a caption and attribute labels from the configured annotator, as a Ray Data job.
 
-    Returns the digest of the annotated `faces` table. `code` only keys the cache.
+    Returns the digest of the annotated `faces` table.
     """
     from facemllm.workflow.runner import run_step
 

@@ -7,7 +7,7 @@ from components import component
 def evaluate(profile: str, overrides: list, code: str, model: str, conversations: str) -> str:
     """Answer every question about held-out identities; metrics with intervals, and baselines.
 
-    Returns the digest of predictions and metrics. `code` only keys the cache.
+    Returns the digest of predictions and metrics.
     """
     from facemllm.workflow.runner import run_step
 

@@ -7,7 +7,7 @@ from components import component
 def reformat(profile: str, overrides: list, code: str, annotated: str) -> str:
     """Turn labelled faces into conversations: one a face, a turn a question.
 
-    Returns the digest of the `conversations` table. `code` only keys the cache.
+    Returns the digest of the `conversations` table.
     """
     from facemllm.workflow.runner import run_step
 

@@ -7,7 +7,7 @@ from components import component
 def train(profile: str, overrides: list, code: str, stage: str, conversations: str, model: str = "") -> str:
     """Train one stage with Ray Train, from the model of the stage before it if there is one.
 
-    Returns the digest of the model directory. `code` only keys the cache.
+    Returns the digest of the model directory.
     """
     from facemllm.workflow.runner import run_step
 

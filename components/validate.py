@@ -7,7 +7,7 @@ from components import component
 def validate(profile: str, overrides: list, code: str, faces: str, annotated: str, conversations: str) -> str:
     """Check the tables with Great Expectations; a critical failure stops the run.
 
-    Returns the digest of the validation report. `code` only keys the cache.
+    Returns the digest of the validation report.
     """
     from facemllm.workflow.runner import run_step
 

@@ -199,7 +199,7 @@ def promote_approve(settings: Settings, version: Version, reason: Reason, by: By
     """Approve a version: your name, bound to the model's digest."""
     from facemllm.promote import approvals
 
-    return _decided(approvals.approve(settings, version, by, reason))
+    return _decided(approvals.decide(settings, version, "approved", by, reason))
 
 
 @command(promote, "reject")
@@ -207,7 +207,7 @@ def promote_reject(settings: Settings, version: Version, reason: Reason, by: By 
     """Reject a version: it cannot be released."""
     from facemllm.promote import approvals, registry
 
-    decision = approvals.reject(settings, version, by, reason)
+    decision = approvals.decide(settings, version, "rejected", by, reason)
     champion = registry.champion(settings)
     if champion is not None and champion.version == decision.version:
         print("it still serves in production: release another, or `facemllm services down production`", file=sys.stderr)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from facemllm.core import digests
 from facemllm.core.files import atomic_file, locked
-from facemllm.core.machine import cores
+from facemllm.core.processes import cores
 from facemllm.errors import UserError
 from facemllm.model.pixels import face_map, face_pixels
 from facemllm.model.prompts import Frame

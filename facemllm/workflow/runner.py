@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from facemllm.core import progress
-from facemllm.core.machine import die_with
+from facemllm.core.processes import die_with
 from facemllm.core.step import PARENT_RUN, Context, Step, step_key
 from facemllm.core.store import Store
 from facemllm.errors import UserError
