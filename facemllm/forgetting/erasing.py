@@ -56,10 +56,8 @@ def forget(
     left = _left(settings, marks)
     report.put("found", len(left))
     if left:
-        raise UserError(
-            f"{len(left)} places still hold what was to be forgotten ({'; '.join(left[:3])}); "
-            "run the same command again"
-        )
+        told = f"{len(left)} places still hold what was to be forgotten ({'; '.join(left[:3])})"
+        raise UserError(f"{told}; run the same command again")
     report.put("finished", True)
     return dict(report.facts)
 
@@ -157,31 +155,21 @@ class _Report:
         facts: dict[str, Any] = {
             "id": entry.id,
             "tombstone": entry.digest,
-            "kind": entry.kind,
             "keys": entry.marks.as_json(),
-            "reason": entry.reason,
-            "by": entry.by,
-            "at": entry.at,
-            "finished": False,
             "found": None,
             "tables": {},
-            "sources": [],
-            "revisions": [],
             "objects": {"objects": 0, "copies": 0},
-            "removed": [],
             "replies": 0,
-            "models": [],
-            "versions": [],
             "registry_asked": False,
-            "left_to_you": [],
         }
+        facts |= {name: getattr(entry, name) for name in ("kind", "reason", "by", "at")}
+        facts |= {name: [] for name in ("sources", "revisions", "removed", "models", "versions", "left_to_you")}
         if path.is_file():
             try:
                 facts |= json.loads(path.read_text("utf-8"))
             except ValueError:
-                raise UserError(
-                    f"{path}: the report of an earlier call is damaged; move it away and run again"
-                ) from None
+                told = "the report of an earlier call is damaged; move it away and run again"
+                raise UserError(f"{path}: {told}") from None
         report = cls(path, {**facts, "finished": False})
         report._write()
         return report

@@ -55,11 +55,9 @@ class _Beginning:
 
     def mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:
         """True where one of the two begins with the digits."""
-        columns = [name for name in ("image_id", "original_id") if name in batch.schema.names]
         found = pa.array([False] * batch.num_rows)
-        for name in columns:
-            begins = pc.starts_with(batch.column(name), self.digits)
-            found = pc.or_(found, pc.fill_null(begins, False))
+        for name in {"image_id", "original_id"}.intersection(batch.schema.names):
+            found = pc.or_(found, pc.fill_null(pc.starts_with(batch.column(name), self.digits), False))
         return found
 
 
@@ -74,9 +72,8 @@ def meant(settings: Settings, image: str | None, subject: str | None) -> tuple[K
         return "subject", Marks(subject=frozenset({_subject(settings, subject.strip())}))
     digits = (image or "").strip().lower()
     if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST},64}}", digits):
-        raise UserError(
-            f"--image '{digits[:80]}': give an image_id, or at least {_SHORTEST} of its first digits (0-9, a-f)"
-        )
+        needed = f"at least {_SHORTEST} of its first digits (0-9, a-f)"
+        raise UserError(f"--image '{digits[:80]}': give an image_id, or {needed}")
     known = {entry for entry in Tombstones.of(settings).marks.image if entry.startswith(digits)}
     for _, rows in groups(settings, _Beginning(digits)):
         for row in rows:

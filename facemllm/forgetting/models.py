@@ -62,19 +62,10 @@ def registered(settings: Settings, models: list[dict[str, Any]], tables: Mapping
         if how is None:
             continue
         decided, _ = read_decision(version)
-        found.append(
-            {
-                "name": version.name,
-                "version": version.version,
-                "digest": version.digest,
-                "saw": how,
-                "decision": decided.decision if decided else "pending",
-                "by": decided.by if decided else None,
-                "at": decided.at if decided else None,
-                "aliases": list(version.aliases),
-                "serves": _serving(settings, version.digest),
-            }
-        )
+        entry = {"name": version.name, "version": version.version, "digest": version.digest, "saw": how}
+        entry |= {"decision": decided.decision if decided else "pending"}
+        entry |= {"by": decided and decided.by, "at": decided and decided.at}
+        found.append({**entry, "aliases": list(version.aliases), "serves": _serving(settings, version.digest)})
     return {"asked": True, "versions": found}
 
 

@@ -48,7 +48,6 @@ class Endpoint:
     url: str
     model: str
     digest: str
-    version: str
     pid: int
     adopted: bool
 
@@ -119,8 +118,7 @@ def curl_example(predict_url: str, question: str = "Is the person wearing a hat?
 def _serve(settings: Settings, stage: str, model_dir: Path, digest: str, version: str) -> Endpoint:
     service = servers.model_server(settings, stage, model_dir, digest, version)
     running = services.up(settings, stage, service)
-    name = settings.promote.model_name
-    return Endpoint(stage, running.url, name, digest, version, running.pid, running.adopted)
+    return Endpoint(stage, running.url, settings.promote.model_name, digest, running.pid, running.adopted)
 
 
 def _prove(settings: Settings, endpoint: Endpoint, probe: Probe) -> None:

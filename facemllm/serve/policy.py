@@ -113,9 +113,8 @@ def read_image(text: Any, where: str, limits: Limits) -> Encoded:
         raise Refused(400, f"{where} cannot be read: {error}") from None
     short, long = sorted(size)
     if short < MIN_SIDE or long > short * MAX_RATIO:
-        raise Refused(
-            400, f"{where} has {size[0]}x{size[1]} pixels; needed are {MIN_SIDE} or more a side, at most 1:{MAX_RATIO}"
-        )
+        needed = f"needed are {MIN_SIDE} or more a side, at most 1:{MAX_RATIO}"
+        raise Refused(400, f"{where} has {size[0]}x{size[1]} pixels; {needed}")
     return Encoded(data, *size, digests.of_bytes(data))
 
 
@@ -133,10 +132,8 @@ def read_map(text: Any, where: str, limits: Limits) -> Encoded:
 def decode_map(found: Encoded, image: Image.Image) -> NDArray[np.uint8]:
     """Class numbers of a checked map, (height, width), that belongs to a decoded image. Raises Refused (422)."""
     if abs(found.width * image.height - found.height * image.width) > max(found.width, found.height):
-        shown = f"{image.width}x{image.height}"
-        raise Refused(
-            422, f"segmentation has {found.width}x{found.height} pixels, the image {shown}: other proportions"
-        )
+        sizes = f"{found.width}x{found.height} pixels, the image {image.width}x{image.height}"
+        raise Refused(422, f"segmentation has {sizes}: other proportions")
     try:
         with Image.open(io.BytesIO(found.data), formats=("PNG",)) as picture:
             classes_HW = np.asarray(picture)

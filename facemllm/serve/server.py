@@ -89,14 +89,8 @@ def _serve(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
     )
     model.load()
-    info: dict[str, Any] = {
-        "model": options.name,
-        "digest": options.digest,
-        "version": options.version or None,
-        "tasks": names,
-        "maps": model.takes_maps,
-        "characteristics": list(model.characteristic_names),
-    }
+    info: dict[str, Any] = {"model": options.name, "digest": options.digest, "version": options.version or None}
+    info |= {"tasks": names, "maps": model.takes_maps, "characteristics": list(model.characteristic_names)}
     server = kserve_server.ModelServer(
         http_port=options.port, enable_grpc=False, enable_latency_logging=False, grace_period=_STOP_SECONDS
     )

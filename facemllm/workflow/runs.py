@@ -84,10 +84,8 @@ class RunView:
             return False
         step.state = event["state"]
         step.began = event["time"] if step.state == "running" else step.began
-        step.seconds = event.get("seconds")
-        step.digest = event.get("digest")
-        step.figure = event.get("figure", "")
-        step.message = event.get("message", "")
+        step.seconds, step.digest = event.get("seconds"), event.get("digest")
+        step.figure, step.message = event.get("figure", ""), event.get("message", "")
         return True
 
     def settle(self, recalled: Mapping[str, Mapping[str, Any]]) -> None:
