@@ -33,6 +33,7 @@ from facemllm.core.step import PARENT_RUN
 from facemllm.core.store import FACE
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load, root
+from facemllm.tracking import runs as tracking
 from facemllm.workflow import runner as workflow
 from facemllm.workflow import runs
 
@@ -78,8 +79,6 @@ def run(
 
 
 def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> tuple[dict[str, Any], int]:
-    from facemllm.tracking import runs as tracking
-
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
     started = time.time()
     cached = workflow.recall_all(settings)

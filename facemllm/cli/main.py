@@ -179,10 +179,8 @@ def promote_list(settings: Settings) -> Result:
     from facemllm.promote import approvals
 
     rows = approvals.list_versions(settings)
-    text = "\n".join(
-        f"{r['version']:>4}  {r['digest'][:12]}  gate {r['gate']:<8} {r['state']:<9} {r['aliases']}" for r in rows
-    )
-    return {"versions": rows}, text or "no version is registered yet"
+    line = "{version:>4}  {digest:.12}  gate {gate:<8} {state:<9} {aliases}"
+    return {"versions": rows}, "\n".join(line.format(**row) for row in rows) or "no version is registered yet"
 
 
 @command(promote, "show")
@@ -265,9 +263,8 @@ def services_up(
 
     for name in names or []:
         if name not in ("mlflow", "ray"):
-            raise UserError(
-                f"{name}: models are served by `facemllm deploy` and `pipeline.py release`, which check them"
-            )
+            checked = "`facemllm deploy` and `pipeline.py release`, which check them"
+            raise UserError(f"{name}: models are served by {checked}")
     return {}, "\n".join(services.up(settings, name).url for name in names or ["mlflow"])
 
 

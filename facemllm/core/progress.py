@@ -29,11 +29,8 @@ def event(**fields: Any) -> None:
     path = os.environ.get(EVENTS)
     if path:
         line = json.dumps({"time": time.time(), "step": os.environ.get(STEP, ""), **fields}) + "\n"
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        with open(path, "ab", buffering=0) as file:
+            file.write(line.encode())
     elif "note" in fields:
         print(fields["note"], file=sys.stderr)
 

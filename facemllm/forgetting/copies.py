@@ -85,7 +85,8 @@ def copies(settings: Settings, marks: Marks) -> list[Copy]:
     What is found by means of something else comes before it, so that a removal that was cut short finds the rest.
     """
     seek = Seeker(marks)
-    stored = [Copy("store", folder) for folder in _folders(settings.home / "store") if _holds(seek, folder)]
+    results = {folder: files_under(folder, lambda name: True) for folder in _folders(settings.home / "store")}
+    stored = [Copy("store", folder) for folder, files in results.items() if any(map(seek.in_file, files))]
     places: tuple[Callable[[], Iterator[Copy]], ...] = (
         lambda: _runs(settings, seek),
         lambda: _tracked(settings, seek),
@@ -100,10 +101,6 @@ def copies(settings: Settings, marks: Marks) -> list[Copy]:
 
 def _folders(place: Path) -> list[Path]:
     return sorted(path for path in place.glob("*") if path.is_dir())
-
-
-def _holds(seek: Seeker, folder: Path) -> bool:
-    return any(seek.in_file(file) for file in files_under(folder, lambda name: True))
 
 
 def _runs(settings: Settings, seek: Seeker) -> Iterator[Copy]:

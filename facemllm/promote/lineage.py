@@ -104,9 +104,8 @@ class _Walk:
         known |= {str(v) for record in self.records.values() for v in record.get("inputs", {}).values()}
         found = sorted(d for d in known if d.startswith(prefix) and DIGEST.fullmatch(d))
         if len(found) > 1:
-            raise UserError(
-                f"{len(found)} digests begin with {prefix} ({', '.join(d[:12] for d in found[:4])}); give more"
-            )
+            some = ", ".join(digest[:12] for digest in found[:4])
+            raise UserError(f"{len(found)} digests begin with {prefix} ({some}); give more")
         return found[0] if found else None
 
     def versions_of(self, digest: str) -> list[Version]:

@@ -293,9 +293,8 @@ def _costs(found: Mapping[str, Any]) -> dict[str, Any]:
     lines = {**stages, **({"together": sums} if len(stages) > 1 else {})}
     notes = ["Time and energy of the work itself, without starting up."]
     if "flops" in known:
-        notes.append(
-            "Operations: matrix products, convolutions and attention, counted on one step and scaled by tokens."
-        )
+        counted = "matrix products, convolutions and attention, counted on one step and scaled by tokens"
+        notes.append(f"Operations: {counted}.")
     if not known & {"energy_cpu_joules", "energy_gpu_joules"}:
         notes.append("This machine reports no energy to this user.")
     return {

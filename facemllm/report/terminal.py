@@ -127,9 +127,8 @@ def _add_figure(table: Table, name: str, figure: Mapping[str, Any]) -> None:
 
 def _add_difference(table: Table, name: str, entry: Mapping[str, Any]) -> None:
     how, change = measure(entry), entry["difference"]
-    value, low, high = (
-        "–" if change[end] is None else f"{change[end]:+.{how.digits}f}" for end in ("value", "low", "high")
-    )
+    ends = [change[end] for end in ("value", "low", "high")]
+    value, low, high = ("–" if end is None else f"{end:+.{how.digits}f}" for end in ends)
     table.add_row(
         escape(name),
         escape(how.short),

@@ -11,16 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
 from facemllm.core import servers, services
 from facemllm.errors import UserError
 from facemllm.scoring.metrics import number
-
-if TYPE_CHECKING:
-    from facemllm.settings import Settings
+from facemllm.settings import Settings
 
 TOLERANCE = 0.02  # of a number: the last of its two decimals may fall differently in another batch
 _ANSWER_SECONDS = 120.0

@@ -12,13 +12,14 @@ import base64
 import binascii
 import io
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from facemllm.core import digests, images
 from facemllm.tables.schemas import SEGMENTATION
@@ -59,11 +60,6 @@ class Encoded:
     height: int
     digest: str
 
-    @property
-    def pixels(self) -> int:
-        """Width times height, as the header says."""
-        return self.width * self.height
-
 
 @dataclass(frozen=True)
 class Ask:
@@ -92,7 +88,7 @@ def read_request(payload: Any, limits: Limits) -> list[Ask]:
         raise Refused(413, f"{len(instances)} instances; this server takes {limits.max_instances} a request")
     held: dict[str, Encoded] = {}
     asks = [_read_instance(value, f"instances[{n}]", limits, held) for n, value in enumerate(instances)]
-    if (pixels := sum(image.pixels for image in held.values())) > limits.max_pixels:
+    if (pixels := sum(image.width * image.height for image in held.values())) > limits.max_pixels:
         raise Refused(413, f"the images hold {pixels} pixels; this server takes {limits.max_pixels} a request")
     return asks
 
@@ -243,12 +239,6 @@ def _parts(content: Any, where: str) -> list[Mapping[str, Any]]:
     return content
 
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-
-
 class BodyLimit:
     """ASGI middleware: a body that is too large, or too slow in coming, is refused without being held in memory.
 
@@ -256,10 +246,10 @@ class BodyLimit:
     before. So a body that is not enormous is read to its end, and thrown away, before it is refused.
     """
 
-    def __init__(self, app: App, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)

@@ -76,9 +76,11 @@ class Batcher(Generic[Piece, Result]):
             except Exception as error:  # every waiting request must hear of it, whatever it is
                 results = [error] * len(batch)
             for (_, future), result in zip(batch, results, strict=True):
-                if isinstance(result, Exception) and not future.done():
+                if future.done():
+                    continue
+                if isinstance(result, Exception):
                     future.set_exception(result)
-                elif not future.done():
+                else:
                     future.set_result(result)
 
 

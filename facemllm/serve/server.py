@@ -51,9 +51,8 @@ def check(model: Path, digest: str) -> None:
     if not any(model.glob("*.safetensors")):
         raise UserError(f"{model} holds no *.safetensors")
     if (found := digests.of_tree(model, fresh=True)) != digest:
-        raise UserError(
-            f"{model} has digest {found[:12]}, not {digest[:12]}: its bytes are not those that were approved"
-        )
+        have = f"{model} has digest {found[:12]}, not {digest[:12]}"
+        raise UserError(f"{have}: its bytes are not those that were approved")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

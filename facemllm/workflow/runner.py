@@ -22,6 +22,7 @@ from facemllm.core.step import PARENT_RUN, Context, Step, step_key
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
+from facemllm.tracking import runs as tracking
 from facemllm.workflow.steps import steps
 
 ENGINE = "FACEMLLM_ENGINE"  # process id of KFP's local runner, which starts each step through a shell
@@ -92,8 +93,6 @@ def _nested(settings: Settings, name: str, **inputs: str) -> dict[str, Any]:
 def _perform(
     step: Step, settings: Settings, key: str, inputs: Mapping[str, str], started: float, tracked: bool = True
 ) -> dict[str, Any]:
-    from facemllm.tracking.runs import commit
-
     store = Store(settings.home)
     work = store.work(key)
     out = work / "result"
@@ -110,7 +109,7 @@ def _perform(
             "figure": outcome.figure,
             "seconds": round(time.monotonic() - started, 3),
             "run_id": run.run_id if run is not None else None,
-            "commit": commit(),
+            "commit": tracking.commit(),
             **outcome.facts,
         }
         if step.keeps:
@@ -121,8 +120,6 @@ def _perform(
 
 
 def _tracked(step: Step, settings: Settings, key: str, inputs: Mapping[str, str]) -> Any:
-    from facemllm.tracking import runs as tracking
-
     if name := os.environ.get(CLUSTER_RUN):
         os.environ[PARENT_RUN] = tracking.join_pipeline(settings, name)
     parent = os.environ.get(PARENT_RUN)

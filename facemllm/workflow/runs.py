@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,11 @@ from facemllm.core.files import atomic_write, locked
 from facemllm.core.processes import cores
 from facemllm.core.store import FACE, Store
 from facemllm.errors import UserError
-from facemllm.scoring.figures import trust
+from facemllm.scoring.figures import RELATIONS, SAMPLES, trust
 from facemllm.settings import Settings
 from facemllm.tables import open_table
+from facemllm.tracking import recorded
+from facemllm.tracking.runs import commit
 from facemllm.version import ledger
 from facemllm.workflow.runner import recall_all
 from facemllm.workflow.steps import steps
@@ -127,12 +129,8 @@ def run_folder(settings: Settings, name: str) -> Path:
     return folder
 
 
-def summarise(
-    settings: Settings, name: str, view: RunView, seconds: float, overrides: Sequence[str] = ()
-) -> dict[str, Any]:
+def summarise(settings: Settings, name: str, view: RunView, seconds: float, overrides: list[str]) -> dict[str, Any]:
     """The run's `summary.json` (DESIGN: a run folder), from the steps as they ended and the results in the store."""
-    from facemllm.tracking.runs import commit
-
     store = Store(settings.home)
     recalled = recall_all(settings)
     view.settle(recalled)
@@ -142,6 +140,7 @@ def summarise(
     metrics = _read(store, records["evaluate"], "metrics.json")
     gate = _read(store, records["gate"], "gate.json")
     model = records[list(settings.stages())[-1]]
+    kind = "GPU" if settings.train.use_gpu else "CPU"
     release = view.steps["release"]
     endpoint = release if release.state == "done" else view.steps["deploy"]
     return {
@@ -151,7 +150,7 @@ def summarise(
         "overrides": list(overrides),
         "sources": _licences(settings, view.steps["ingest"].digest),
         "seconds": round(seconds, 1),
-        "device": _device(settings),
+        "device": f"{kind}, {cores()} cores, {platform.machine()}, Python {platform.python_version()}",
         "steps": [step.told(name) for name, step in view.steps.items()],
         "tasks": metrics.get("tasks", {}),
         "closed_mean": metrics.get("closed_mean"),
@@ -208,9 +207,6 @@ def training(settings: Settings, summary: Mapping[str, Any]) -> dict[str, Any]:
     """What a report shows of the training: by stage the `curves` (one dictionary a logged step) and `samples` that its
     MLflow run holds, the audit of `relations`, the sampled faces' `pictures` (JPEG, by image_id), and the settings of
     the model's `branches`."""
-    from facemllm.scoring.figures import RELATIONS, SAMPLES
-    from facemllm.tracking import recorded
-
     store = Store(settings.home)
     found: dict[str, Any] = {"curves": {}, "samples": {}, "relations": [], "pictures": {}}
     made, digests = store.records(), {step["name"]: step["digest"] for step in summary["steps"]}
@@ -241,11 +237,6 @@ def _pictures(conversations: Path) -> dict[str, bytes]:
         image.thumbnail((_PIXELS, _PIXELS))
         found[face.image_id] = encoded(image)
     return found
-
-
-def _device(settings: Settings) -> str:
-    kind = "GPU" if settings.train.use_gpu else "CPU"
-    return f"{kind}, {cores()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
 def clock(seconds: float | None) -> str:
