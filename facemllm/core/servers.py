@@ -11,11 +11,13 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from facemllm.core.files import atomic_write, read_json
 from facemllm.core.processes import Service
-from facemllm.settings import Settings
-from facemllm.settings.operations import RAY_PORTS
+
+if TYPE_CHECKING:
+    from facemllm.settings import Settings
 
 NAMES = ("mlflow", "ray", "staging", "production")
 HOST = "127.0.0.1"
@@ -52,6 +54,8 @@ def ray(settings: Settings) -> Service:
     protects it is Ray's token authentication, with a token of our own that only this user can read. Where other
     machines reach this one and that is not enough, close the ports or run inside `unshare -n`.
     """
+    from facemllm.settings.operations import RAY_PORTS
+
     base, address = settings.services.ray_port, f"{HOST}:{settings.services.ray_port}"
     folder = ray_folder(settings.home)
     names = ["node-manager", "object-manager", "ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc"]

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -25,7 +26,9 @@ from facemllm.core.files import locked
 from facemllm.core.processes import TOKEN, Record, Service, boot_id, end, end_tree, trouble
 from facemllm.core.servers import HOST, NAMES, deployed, mlflow, model_server, ray, ray_folder
 from facemllm.errors import UserError
-from facemllm.settings import Settings
+
+if TYPE_CHECKING:
+    from facemllm.settings import Settings
 
 _LOG_LINES = 12
 # Settings of other servers and of a calling step must not leak into a server that outlives it.

@@ -22,7 +22,7 @@ from facemllm.forgetting.finding import Found, groups, meant, perceptual_hashes,
 from facemllm.forgetting.models import affected, registered
 from facemllm.settings import Settings, root
 from facemllm.version.rewriting import purge, remaining, rewrite
-from facemllm.version.tombstones import REPORTS, Kind, Marks, Tombstone, Tombstones
+from facemllm.version.tombstones import REPORTS, Marks, Tombstone, Tombstones
 
 
 def forget(
@@ -40,7 +40,8 @@ def forget(
     kind, first = meant(settings, image, subject)
     found = search(settings, first)
     forgotten = Tombstones.of(settings)
-    entry = _signed(forgotten, kind, first, found.marks)
+    known = forgotten.entries if found.marks <= forgotten.marks else ()
+    entry = next((one for one in known if one.kind == kind and first <= one.marks), None)
     if entry is None:
         signed = found.marks | perceptual_hashes(settings, found.marks)
         forgotten = forgotten.add(kind, signed, reason=reason, by=by, affected=found.marks.image)
@@ -60,13 +61,6 @@ def forget(
         raise UserError(f"{told}; run the same command again")
     report.put("finished", True)
     return dict(report.facts)
-
-
-def _signed(forgotten: Tombstones, kind: Kind, first: Marks, marks: Marks) -> Tombstone | None:
-    """The entry that says all this already, if there is one."""
-    if not marks <= forgotten.marks:
-        return None
-    return next((entry for entry in forgotten.entries if entry.kind == kind and first <= entry.marks), None)
 
 
 def _look_at_models(settings: Settings, report: _Report, found: Found) -> None:

@@ -75,8 +75,8 @@ def _remembered(settings: Settings, saw: Mapping[str, str]) -> list[dict[str, An
         digest = str(record.get("model_digest"))
         if record.get("step") == "register" and digest in saw:
             entry = {"name": record.get("name"), "version": record.get("version"), "digest": digest, "saw": saw[digest]}
-            decided = {"decision": "unknown", "by": None, "at": None}
-            found.append({**entry, **decided, "aliases": [], "serves": _serving(settings, digest)})
+            entry |= {"decision": "unknown", "by": None, "at": None, "aliases": []}
+            found.append({**entry, "serves": _serving(settings, digest)})
     return sorted(found, key=lambda entry: str(entry["version"]))
 
 

@@ -184,8 +184,6 @@ class StepRun:
 
     def log_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Record a table (column name -> values) as `<name>.json`, which MLflow's evaluation view opens."""
-        if len({len(values) for values in columns.values()}) > 1:
-            raise ValueError(f"table {name}: columns differ in length")
         with guard(self.uri):
             self.client.log_table(self.run_id, {k: list(v) for k, v in columns.items()}, f"{name}.json")
 
