@@ -21,7 +21,7 @@ from typing import Any
 from facemllm.asking.requests import JobStopped, MakeRequest, Reply, Request
 from facemllm.asking.store import Replies
 from facemllm.core import digests
-from facemllm.core.hub import fetched
+from facemllm.core.files import fetched
 from facemllm.errors import UserError, one_line
 
 BATCH = 8

@@ -10,7 +10,8 @@ import typer
 
 from facemllm.cli.options import By, Conversations, Faces, Out, Reason, Result, app, command
 from facemllm.errors import UserError
-from facemllm.settings import Settings, Source
+from facemllm.settings import Settings
+from facemllm.settings.data import Source
 from facemllm.tables import CONVERSATIONS, FACES, open_table
 
 version = typer.Typer(no_args_is_help=True, help="Versions of the data.")

@@ -21,10 +21,11 @@ import numpy as np
 from PIL import Image
 
 from facemllm.core import digests, images
-from facemllm.core.machine import cores, ordered
+from facemllm.core.processes import cores, ordered
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, contents
-from facemllm.settings import Ingest, Source
+from facemllm.settings import Ingest
+from facemllm.settings.data import Source
 from facemllm.tables import FACES, LABELS, PAIRED, pairs, provenance, subject_id
 
 _FAMILIES = {

@@ -23,7 +23,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from facemllm.core.hub import fetched
+from facemllm.core.files import fetched
 from facemllm.errors import UserError, one_line
 from facemllm.model.pretrained import load_model, load_part, read_config
 from facemllm.settings import Model

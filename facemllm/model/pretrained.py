@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from facemllm.core.files import partial_folder, publish
 from facemllm.errors import UserError, one_line
-from facemllm.settings import Trainable
+from facemllm.settings.train import Trainable
 
 FAMILIES = ("llava", "face_mllm")
 """Model types that packing and the branches know: one image, one row of tokens, put in its place of the text."""

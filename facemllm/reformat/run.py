@@ -22,7 +22,8 @@ from facemllm.core.digests import draw
 from facemllm.errors import UserError
 from facemllm.reformat.conversations import ConversationBatch
 from facemllm.reformat.questions import BrokenQuestion, Chances, Plan, batches
-from facemllm.settings import Mixture, Reformat, Settings
+from facemllm.settings import Reformat, Settings
+from facemllm.settings.data import Mixture
 from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table
 from facemllm.tasks import ZERO_SHOT
 from facemllm.version import ledger

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemllm.errors import UserError
-from facemllm.settings import Lora, Stage, Trainable
+from facemllm.settings import Stage
+from facemllm.settings.train import Lora, Trainable
 from facemllm.train.checkpoint import local_part
 
 MODULES = ("tower", "projector", "segmentation", "knowledge", "embeddings", "language")

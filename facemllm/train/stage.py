@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from facemllm.core import digests, hub
-from facemllm.core.files import atomic_write
+from facemllm.core import digests
+from facemllm.core.files import atomic_write, content_of
 from facemllm.errors import UserError
 from facemllm.settings import Model, Settings, Stage
 from facemllm.tables import CONVERSATIONS, open_table
@@ -154,8 +154,8 @@ def prepare_run(
 def _start(model: Model) -> str | dict[str, str] | None:
     """What the preset starts from, by content; None for `tiny`, which comes of the seed and the data alone."""
     if model.preset == "parts":
-        return {name: hub.content_of(str(getattr(model, name)), f"model.{name}") for name in ("tower", "language")}
-    return hub.content_of(str(model.base), "model.base") if model.preset == "hub" else None
+        return {name: content_of(str(getattr(model, name)), f"model.{name}") for name in ("tower", "language")}
+    return content_of(str(model.base), "model.base") if model.preset == "hub" else None
 
 
 def check_batch(name: str, stage: Stage, workers: int) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core.files import locked, publish
-from facemllm.core.machine import die_with_parent
+from facemllm.core.processes import die_with_parent
 from facemllm.errors import TOLD, UserError, told
 from facemllm.settings import Settings, load
 from facemllm.tables import open_table
