@@ -1,7 +1,5 @@
 """Servers that integration tests share, started once a session and stopped by their process ids."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

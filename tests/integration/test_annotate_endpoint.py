@@ -1,7 +1,5 @@
 """A paid annotator on real Ray: killed at random, stopped by its budget; nothing that was answered is asked again."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random
@@ -20,6 +18,7 @@ from facemllm.asking.store import Account, Replies
 from facemllm.errors import UserError
 from facemllm.tables import open_table
 from tests.fake_endpoint import FakeEndpoint
+from tests.refusing import refuses
 
 pytestmark = pytest.mark.integration
 
@@ -149,5 +148,4 @@ def test_a_budget_stops_a_job_on_ray_in_one_line_and_leaves_nothing_running(ray_
         assert open_table(tmp_path / "out").digest == manifest["digest"]
         fake.default = "401"
         other = settings.load("laptop", overrides(fake, tmp_path / "home", "annotate.vision_language.model=other"))
-        with pytest.raises(UserError, match="after 0 of 400 rows: the endpoint refuses every request"):
-            annotate(other, faces, tmp_path / "never")
+        refuses("after 0 of 400 rows: the endpoint refuses every request", annotate, other, faces, tmp_path / "never")

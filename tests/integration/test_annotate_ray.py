@@ -1,7 +1,5 @@
 """The Ray Data job on real Ray: the same bytes however it is cut, bad rows set aside, Ray left as it was found."""
 
-from __future__ import annotations
-
 import pyarrow.parquet as pq
 import pytest
 

@@ -1,7 +1,5 @@
 """Models of others, all the way: over real HTTP with kills in between, and from a folder of transformers' own."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Tracking, registry, decisions and lineage against a real MLflow server."""
 
-from __future__ import annotations
-
 import http.server
 import json
 import pickle
@@ -33,6 +31,7 @@ from facemllm.tracking import recorded
 from facemllm.tracking import runs as tracking
 from facemllm.workflow.runner import execute
 from tests import evaluation_example
+from tests.refusing import refuses
 
 pytestmark = pytest.mark.integration
 
@@ -301,8 +300,7 @@ def test_the_same_bytes_are_one_version(settings: Settings, model: Path) -> None
     assert champion is not None
     assert champion.version == 1
     for unknown in ("7", "nobody", "", "../1"):
-        with pytest.raises(UserError, match="there are 2, 1, candidate, champion"):
-            registry.find_version(settings, unknown)
+        refuses("there are 2, 1, candidate, champion", registry.find_version, settings, unknown)
 
 
 def test_a_version_has_a_signature_and_no_code(settings: Settings, model: Path, mlflow_server: Any) -> None:
@@ -319,19 +317,15 @@ def test_a_version_has_a_signature_and_no_code(settings: Settings, model: Path, 
 
 
 def test_a_refused_model_and_other_bytes_are_not_registered(settings: Settings, model: Path) -> None:
-    with pytest.raises(UserError, match="bytes do not match"):
-        registry.register(settings, model, "0" * 64, METRICS, EVALUATION, {"passed": True})
+    refuses("bytes do not match", registry.register, settings, model, "0" * 64, METRICS, EVALUATION, {"passed": True})
     with pytest.raises(UserError, match=r"the gate refused model .*: age too high"):
         register(settings, model, passed=False, reasons=["age too high"])
-    with pytest.raises(UserError, match="none is registered yet"):
-        registry.find_version(settings, 1)
+    refuses("none is registered yet", registry.find_version, settings, 1)
     register(settings, model)
-    with pytest.raises(UserError, match="the gate refused"):
-        register(settings, model, passed=False, reasons=["age too high"])
+    refuses("the gate refused", register, settings, model, passed=False, reasons=["age too high"])
     marked = registry.find_version(settings, 1)
     assert (marked.gate, marked.aliases) == ("refused", ())
-    with pytest.raises(UserError, match="did not pass its gate: age too high"):
-        approvals.approve(settings, 1, ADA, "looks fine")
+    refuses("did not pass its gate: age too high", approvals.approve, settings, 1, ADA, "looks fine")
     assert register(settings, model).gate == "passed"
 
 
@@ -363,12 +357,10 @@ def test_only_the_registered_bytes_are_fetched(
     held = stored_files(settings, version, mlflow_server.artifacts)
     (held / "model.safetensors").write_bytes(b"tampered")
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="not those registered"):
-        registry.fetch(settings, 1, tmp_path / "again")
+    refuses("not those registered", registry.fetch, settings, 1, tmp_path / "again")
     shutil.copy(model / "model.safetensors", held)
     (held / "extra.py").write_text("import os")
-    with pytest.raises(UserError, match="not those registered"):
-        registry.fetch(settings, 1, tmp_path / "again")
+    refuses("not those registered", registry.fetch, settings, 1, tmp_path / "again")
     shutil.rmtree(held)
     with pytest.raises(UserError):
         registry.fetch(settings, 1, tmp_path / "again")
@@ -382,10 +374,8 @@ def test_a_person_decides_and_nothing_is_lost(settings: Settings, model: Path) -
         approvals.require_approved(settings, "1")
     approvals.request(settings, 1, "pipeline", "please look")
     for wrong, message in {("ci", "fine"): "does not name a person", (ADA, "  "): "needs a reason"}.items():
-        with pytest.raises(UserError, match=message):
-            approvals.approve(settings, 1, *wrong)
-    with pytest.raises(UserError, match="has no version '9'"):
-        approvals.approve(settings, 9, ADA, "fine")
+        refuses(message, approvals.approve, settings, 1, *wrong)
+    refuses("has no version '9'", approvals.approve, settings, 9, ADA, "fine")
 
     decided = approvals.approve(settings, "candidate", ADA, "figures hold")
     assert (decided.by, decided.digest, decided.version) == (ADA, version.digest, 1)
@@ -393,8 +383,7 @@ def test_a_person_decides_and_nothing_is_lost(settings: Settings, model: Path) -
     assert approvals.require_approved(settings, 1).digest == version.digest
     approvals.reject(settings, 1, "Grace Hopper", "too weak on age")
     assert approvals.state(settings, 1) == "rejected"
-    with pytest.raises(UserError, match=r"was rejected by Grace Hopper .*: too weak on age"):
-        approvals.require_approved(settings, 1)
+    refuses(r"was rejected by Grace Hopper .*: too weak on age", approvals.require_approved, settings, 1)
     approvals.approve(settings, 1, ADA, "measured again")
     shown = approvals.show(settings, 1)
     told = [(entry["event"], entry["by"]) for entry in shown["history"]]
@@ -411,12 +400,10 @@ def test_a_decision_about_other_bytes_counts_as_none(settings: Settings, model: 
     client.set_model_version_tag(version.name, "1", registry.DIGEST, "b" * 64)
     assert approvals.state(settings, 1) == "pending"
     assert approvals.list_versions(settings)[0]["by"] is None
-    with pytest.raises(UserError, match="about other bytes"):
-        approvals.require_approved(settings, 1)
+    refuses("about other bytes", approvals.require_approved, settings, 1)
     client.set_model_version_tag(version.name, "1", registry.DIGEST, version.digest)
     client.set_model_version_tag(version.name, "1", registry.GATE, "refused")
-    with pytest.raises(UserError, match="its gate says 'refused'"):
-        approvals.require_approved(settings, 1)
+    refuses("its gate says 'refused'", approvals.require_approved, settings, 1)
 
 
 def test_a_run_waits_for_a_decision(settings: Settings, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

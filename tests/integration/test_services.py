@@ -1,7 +1,5 @@
 """Local servers with real processes on loopback: no test may leave one behind."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -22,6 +20,7 @@ from facemllm.core import services
 from facemllm.core.processes import Record, Service, boot_id, trouble
 from facemllm.errors import UserError
 from facemllm.settings import RAY_PORTS, Settings, load
+from tests.refusing import refuses
 
 pytestmark = pytest.mark.integration
 
@@ -178,8 +177,7 @@ def test_a_server_that_ends_while_starting_shows_its_log(settings: Settings) -> 
     service = fake(settings)
     broken = Service("staging", (sys.executable, "-c", "print('no such model'); exit(3)"), service.port, "", ("",))
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"ended while starting(.|\n)*no such model"):
-        services.up(settings, "staging", broken)
+    refuses(r"ended while starting(.|\n)*no such model", services.up, settings, "staging", broken)
     assert time.monotonic() - started < 10
     assert state(settings).state == "down"
 

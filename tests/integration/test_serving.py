@@ -1,7 +1,5 @@
 """The KServe server over real HTTP with a tiny random model: answers, refusals, deployment."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io
@@ -35,6 +33,7 @@ from facemllm.serve.deploy import Probe
 from facemllm.settings import Settings, load
 from facemllm.tasks.answers import answer
 from tests.asked import phrases
+from tests.refusing import refuses
 
 pytestmark = pytest.mark.integration
 HAT = "Is the person wearing a hat?"
@@ -285,8 +284,7 @@ def test_the_log_holds_digests_and_no_images(settings: Settings, endpoint: deplo
 
 
 def test_bytes_that_were_not_approved_are_not_served(settings: Settings, model: Path, probe: Probe) -> None:
-    with pytest.raises(UserError, match="not 000000000000: its bytes"):
-        deploy.release(settings, model, "0" * 64, "8", probe)
+    refuses("not 000000000000: its bytes", deploy.release, settings, model, "0" * 64, "8", probe)
 
 
 FAKE = """
@@ -318,8 +316,7 @@ def test_a_release_that_answers_otherwise_is_taken_back(
     with pytest.raises(UserError, match=r"'bad' \(value bad\) instead of 'good'(.|\n)*serves nothing now"):
         deploy.release(settings, tmp_path, "bad", "1", expected)
     deploy.release(settings, tmp_path, "good", "2", expected)
-    with pytest.raises(UserError, match="production serves version 2 again"):
-        deploy.release(settings, tmp_path, "bad", "3", expected)
+    refuses("production serves version 2 again", deploy.release, settings, tmp_path, "bad", "3", expected)
     url = f"http://127.0.0.1:{settings.services.production_port}"
     assert deploy.ask(url, "m", {})["answer"] == "good"
     assert servers.deployed(settings, "production") == servers.Deployed(tmp_path, "good", "2")

@@ -1,7 +1,5 @@
 """One stage in several processes, killed and gone on with: the same bytes, however the model is dealt out."""
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess

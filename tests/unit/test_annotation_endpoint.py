@@ -1,7 +1,5 @@
 """The endpoint annotator against an endpoint that misbehaves: what becomes of each row, and what was asked for it."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import multiprocessing
@@ -26,6 +24,7 @@ from facemllm.errors import UserError
 from facemllm.tables import FACES
 from tests import fake_endpoint
 from tests.fake_endpoint import COMPLETION_TOKENS, PROMPT_TOKENS, FakeEndpoint, completion, reply
+from tests.refusing import refuses
 
 KEY = "sk-secret-0123456789"
 
@@ -190,8 +189,7 @@ def test_the_reduced_picture_the_words_and_the_schema_are_sent_and_labels_come_b
     small = reduced(row["image"]["bytes"], 32)
     assert small.startswith(b"\xff\xd8")
     assert reduced(row["image"]["bytes"], 32) == small
-    with pytest.raises(RowRefused, match="cannot be used: the file is empty"):
-        reduced(b"", 32)
+    refuses("cannot be used: the file is empty", reduced, b"", 32, error=RowRefused)
 
 
 def test_a_picture_that_cannot_be_read_refuses_its_row_alone(describer, rows):
@@ -267,8 +265,7 @@ def test_a_refused_key_or_a_wrong_address_stops_the_job_and_keeps_what_is_done(d
 def test_an_endpoint_that_fails_for_everyone_stops_the_job(describer, rows, how, match):
     with FakeEndpoint(default=how) as fake:
         one = describer(fake, retries=1, timeout_s=0.1)
-        with pytest.raises(JobStopped, match=match):
-            one.annotate(rows(12))
+        refuses(match, one.annotate, rows(12), error=JobStopped)
         assert figures(one).answered == 0
     with pytest.raises(JobStopped, match=r"does not answer, asked 2 times \(no connection"):
         one.annotate(rows(13)[12:])  # now it is not even there
@@ -300,11 +297,9 @@ def test_a_budget_of_requests_stops_the_job_and_a_larger_one_goes_on(describer, 
     asked = rows(10)
     with FakeEndpoint(latency_s=0.01) as fake:
         one = describer(fake, max_requests=6)
-        with pytest.raises(JobStopped, match=r"annotate\.endpoint\.max_requests is used up"):
-            one.annotate(asked)
+        refuses(r"annotate\.endpoint\.max_requests is used up", one.annotate, asked, error=JobStopped)
         assert fake.received.total() == figures(one).requests == 6
-        with pytest.raises(JobStopped, match="max_requests is used up"):
-            describer(fake, max_requests=6).annotate(asked)
+        refuses("max_requests is used up", describer(fake, max_requests=6).annotate, asked, error=JobStopped)
         assert fake.received.total() == 6, "the budget is of the whole job, ever"
         assert all(isinstance(said, Annotation) for said in describer(fake, max_requests=10).annotate(asked))
         assert fake.received.total() == 10
@@ -313,8 +308,7 @@ def test_a_budget_of_requests_stops_the_job_and_a_larger_one_goes_on(describer, 
 def test_a_budget_of_tokens_is_never_exceeded(describer, rows):
     with FakeEndpoint(latency_s=0.01) as fake:
         one = describer(fake, max_tokens=6000)
-        with pytest.raises(JobStopped, match="max_tokens is used up"):
-            one.annotate(rows(20))
+        refuses("max_tokens is used up", one.annotate, rows(20), error=JobStopped)
         now = figures(one)
         assert now.prompt_tokens + now.completion_tokens == fake.completed.total() * (PROMPT_TOKENS + COMPLETION_TOKENS)
         assert 2000 < now.tokens <= 6000
@@ -405,8 +399,7 @@ def test_a_worker_without_the_key_stops_the_job(monkeypatch, describer):
         sender = describer(fake).sender
     sender = replace(sender, endpoint=sender.endpoint.model_copy(update={"base_url": "https://host.example/v1"}))
     monkeypatch.delenv("FACEMLLM_API_KEY")
-    with pytest.raises(JobStopped, match="not set where Ray's workers run"):
-        sender.send([])
+    refuses("not set where Ray's workers run", sender.send, [], error=JobStopped)
 
 
 def wait_until(condition, seconds=60.0):
@@ -512,8 +505,7 @@ def test_a_store_that_cannot_be_written_stops_the_job(describer, rows):
         path = one.home / "annotations" / "replies.sqlite"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"no database at all" * 99)
-        with pytest.raises(JobStopped, match=r"replies\.sqlite cannot be used \(file is not a database\)"):
-            one.annotate(rows())
+        refuses(r"replies\.sqlite cannot be used \(file is not a database\)", one.annotate, rows(), error=JobStopped)
         assert fake.received.total() == 0
 
 

@@ -1,7 +1,5 @@
 """What a model is asked, what it may reply, and where its words and the labels contradict each other."""
 
-from __future__ import annotations
-
 import json
 import math
 

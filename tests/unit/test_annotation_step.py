@@ -1,8 +1,6 @@
 """The step with a model behind it: the ledger, contradictions, provenance, stops, the estimate and the bill. No Ray:
 the pieces of the job are worked off in this process."""
 
-from __future__ import annotations
-
 import json
 import re
 import sqlite3
@@ -23,6 +21,7 @@ from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.tables import FACES, open_table, pairs
 from tests.fake_endpoint import COMPLETION_TOKENS, PROMPT_TOKENS, FakeEndpoint, reply
+from tests.refusing import refuses
 
 
 @pytest.fixture(autouse=True)
@@ -305,8 +304,7 @@ def test_a_stop_of_the_model_stops_the_chain():
             raise JobStopped("spent")
 
     chain = Chained(Sayer("experts", Annotation()), Spent("main", Annotation()))
-    with pytest.raises(JobStopped, match="spent"):
-        chain.annotate([{"age": 1.0}, {"age": 2.0}])
+    refuses("spent", chain.annotate, [{"age": 1.0}, {"age": 2.0}], error=JobStopped)
 
 
 def test_configured_experts_run_before_the_annotator(faces_table, tmp_path, monkeypatch):
@@ -410,9 +408,7 @@ def test_only_safetensors_are_loaded(tmp_path, checkpoint):
     folder = tmp_path / "pickled"
     folder.mkdir()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(UserError, match=r"holds no \*\.safetensors; nothing else is loaded"):
-        local(locally(folder, tmp_path))
+    refuses(r"holds no \*\.safetensors; nothing else is loaded", local, locally(folder, tmp_path))
     (folder / "model.safetensors").write_bytes(b"none")
     made = local(locally(folder, tmp_path))
-    with pytest.raises(JobStopped, match="cannot be loaded"):
-        local_model.generate(made.sender, [])
+    refuses("cannot be loaded", local_model.generate, made.sender, [], error=JobStopped)

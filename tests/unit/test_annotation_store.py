@@ -1,7 +1,5 @@
 """Where replies are kept, what is under way, what is counted and what is spent; each across processes."""
 
-from __future__ import annotations
-
 import multiprocessing
 import sqlite3
 import time
@@ -11,6 +9,7 @@ import pytest
 
 from facemllm.asking.requests import Reply, Request
 from facemllm.asking.store import Account, Counters, Replies, Reserved, Wait, most_tokens, price, purge
+from tests.refusing import refuses
 
 ANNA, BERT = "a" * 64, "b" * 64
 KEY, OTHER = "1" * 64, "2" * 64
@@ -67,8 +66,7 @@ def test_a_reply_is_read_as_it_was_written_and_never_replaced(store, tmp_path):
         assert other.read(BERT, KEY).text == "half a pair \ud83d, \x00"
         assert other.read(BERT, OTHER) is None
     for name in ("../../etc/passwd", "A" * 64, "a" * 63, ""):
-        with pytest.raises(ValueError, match="is no SHA-256"):
-            store.write(reply(name))
+        refuses("is no SHA-256", store.write, reply(name), error=ValueError)
 
 
 def test_a_transaction_that_fails_leaves_nothing(store, account):
@@ -78,8 +76,7 @@ def test_a_transaction_that_fails_leaves_nothing(store, account):
             store.write(reply())
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
-        fail()
+    refuses("No space", fail, error=OSError)
     assert store.read(ANNA, KEY) is None
     assert account.read() == Counters()
     assert isinstance(account.reserve(request(), (10, 5), None, None), Reserved)
@@ -109,8 +106,7 @@ def test_a_purge_says_when_its_bytes_are_still_in_the_log(store, tmp_path, monke
     with closing(sqlite3.connect(store.path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM replies").fetchall()
-        with pytest.raises(TimeoutError, match="is being read"):
-            purge(tmp_path, [ANNA])
+        refuses("is being read", purge, tmp_path, [ANNA], error=TimeoutError)
     assert purge(tmp_path, [ANNA]) == 0
     assert ANNA.encode() not in b"".join(path.read_bytes() for path in store.path.parent.iterdir())
 

@@ -1,7 +1,5 @@
 """Copies and leaked people: found whatever their order, and the right one of each pair dropped."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import itertools

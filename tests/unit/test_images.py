@@ -1,7 +1,5 @@
 """Pictures from outside: what each odd or hostile one becomes, or the exact words with which it is refused."""
 
-from __future__ import annotations
-
 import io
 import struct
 import warnings
@@ -13,6 +11,7 @@ from PIL import Image
 
 from facemllm.core import images
 from facemllm.core.images import BadPicture, TooLarge
+from tests.refusing import refuses
 
 NOT_ONE = "not a JPEG, PNG, WEBP, BMP picture, whatever its name says"
 
@@ -128,8 +127,7 @@ def test_the_first_picture_of_a_cameras_multi_picture_jpeg_is_taken():
 @pytest.mark.parametrize("form", ["WEBP", "PNG"])
 def test_animated_pictures_are_refused(form):
     data = stored(plain(), form, save_all=True, append_images=[plain((0, 0, 0))])
-    with pytest.raises(BadPicture, match=r"^an animated picture; only still ones are read$"):
-        images.opened(data)
+    refuses(r"^an animated picture; only still ones are read$", images.opened, data, error=BadPicture)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +154,10 @@ def test_what_is_no_picture_is_refused_by_its_content(data, reason):
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_truncated_and_damaged_pictures_are_refused(form):
     data = bytearray(stored(Image.fromarray(noise()), form))
-    with pytest.raises(BadPicture, match=r"^damaged: \S"):
-        images.opened(bytes(data[: len(data) // 2]))
+    refuses(r"^damaged: \S", images.opened, bytes(data[: len(data) // 2]), error=BadPicture)
     data[len(data) // 2] ^= 0xFF
     if form == "PNG":  # the others have no checksum
-        with pytest.raises(BadPicture, match=r"^damaged: \S"):
-            images.opened(bytes(data))
+        refuses(r"^damaged: \S", images.opened, bytes(data), error=BadPicture)
 
 
 @pytest.mark.parametrize(
@@ -185,15 +181,13 @@ def test_a_bomb_inside_a_png_is_refused():
     """A text chunk that unpacks to far more than the picture itself."""
     data = stored(plain())
     bomb = chunk(b"zTXt", b"key\0\0" + zlib.compress(b"\0" * 2**21))
-    with pytest.raises(BadPicture, match=r"^damaged: "):
-        images.opened(data[:33] + bomb * 40 + data[33:])
+    refuses(r"^damaged: ", images.opened, data[:33] + bomb * 40 + data[33:], error=BadPicture)
 
 
 def test_limits_are_exact():
     data = stored(plain(size=(20, 10)))
     assert images.opened(data, max_pixels=200).size == (20, 10)
-    with pytest.raises(TooLarge, match="20x10 pixels, more than 199 in all"):
-        images.opened(data, max_pixels=199)
+    refuses("20x10 pixels, more than 199 in all", images.opened, data, max_pixels=199, error=TooLarge)
     with pytest.raises(TooLarge, match="the file has 67,108,865 bytes, more than 67,108,864"):
         images.checked(bytes(images.MAX_BYTES + 1))
 

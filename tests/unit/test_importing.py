@@ -1,7 +1,5 @@
 """From faces of a reader to rows: geometry, links and pipes, order and bytes, the bounded window, fingerprints."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
@@ -24,6 +22,7 @@ from facemllm.ingest.run import import_source
 from facemllm.ingest.step import STEP
 from facemllm.settings import Source, load
 from facemllm.tables import FACES, Table, TableWriter, mapping, open_table, subject_id
+from tests.refusing import refuses
 
 
 def png(pixels):
@@ -310,8 +309,7 @@ def test_mistakes_in_a_source_are_named(tmp_path):
         (Source(name="imagefolder"), r"ingest\.sources: 'imagefolder' needs root, the folder that holds the dataset"),
         (Source(name="imagefolder", root=str(tmp_path / "gone")), r"gone: no such folder \(root of source 'imagefold"),
     ):
-        with pytest.raises(UserError, match=said):
-            list(imported(source, data))
+        refuses(said, list, imported(source, data))
     with pytest.raises(UserError, match="source 'imagefolder' has no option 'corp'; it has crop"):
         options_of(Source(name="imagefolder", options={"corp": "box"}))
     with pytest.raises(UserError, match="option crop of source 'imagefolder' is one of none, box, not all"):

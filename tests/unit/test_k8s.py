@@ -5,8 +5,6 @@ into JSON Schemas that refuse unknown fields, and the pods inside them through t
 show that each check can fail. Without kubectl the files of `k8s/base` are checked as they are written.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import json

@@ -1,7 +1,5 @@
 """The dataset ledger: complete, laid over by the user's own rows, and refusing what is not allowed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +16,7 @@ from facemllm.promote import approvals
 from facemllm.settings import Settings, load
 from facemllm.version import ledger
 from facemllm.workflow.steps import DATA, steps
+from tests.refusing import refuses
 
 
 @pytest.fixture
@@ -63,8 +62,7 @@ def test_own_rows_lie_over_the_projects_and_withdraw_a_source(tmp_path: Path) ->
     ledger.require(settings, ["celeba"], "serve")
     assert ledger.entries(settings)["celeba"].licence.startswith("celeba-dataset")
     settings = own(tmp_path, {"celeba": {"status": "withdrawn", "terms": "withdrawn by its owner"}})
-    with pytest.raises(UserError, match="withdrawn by its owner"):
-        ledger.require(settings, ["celeba"])
+    refuses("withdrawn by its owner", ledger.require, settings, ["celeba"])
 
 
 @pytest.mark.parametrize(
@@ -78,24 +76,21 @@ def test_own_rows_lie_over_the_projects_and_withdraw_a_source(tmp_path: Path) ->
     ],
 )
 def test_a_wrong_row_is_named(rows: object, said: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said):
-        ledger.entries(own(tmp_path, rows))
+    refuses(said, ledger.entries, own(tmp_path, rows))
 
 
 def test_a_ledger_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
         ledger.entries(load("laptop", [f"ingest.ledger={tmp_path / 'absent.yaml'}"]))
     (tmp_path / "ledger.yaml").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as a ledger"):
-        ledger.entries(load("laptop", [f"ingest.ledger={tmp_path / 'ledger.yaml'}"]))
+    refuses("cannot be read as a ledger", ledger.entries, load("laptop", [f"ingest.ledger={tmp_path / 'ledger.yaml'}"]))
 
 
 def test_a_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
     (tmp_path / "lineage.json").write_text(json.dumps({"sources": ["render", "celeba"]}))
     assert ledger.sources_of_model(tmp_path) == ["celeba", "render"]
     (tmp_path / "lineage.json").write_text("{}")
-    with pytest.raises(UserError, match="does not say which sources"):
-        ledger.sources_of_model(tmp_path)
+    refuses("does not say which sources", ledger.sources_of_model, tmp_path)
 
 
 def test_a_model_of_research_data_is_not_released(settings: Settings, tmp_path: Path, monkeypatch: Any) -> None:
@@ -111,11 +106,9 @@ def test_a_model_of_research_data_is_not_released(settings: Settings, tmp_path: 
 def test_data_that_may_not_be_trained_on_stops_before_training(settings: Settings, faces_table: Any) -> None:
     path = faces_table(about={"sources": ["facexbench"]})
     context = SimpleNamespace(settings=settings, inputs={}, path=lambda name: path)
-    with pytest.raises(UserError, match="'facexbench' do not allow to train a model on it"):
-        steps(settings)["align"].work(context)
+    refuses("'facexbench' do not allow to train a model on it", steps(settings)["align"].work, context)
     context.path = lambda name: faces_table(name="two", about={"sources": ["gone"]})
-    with pytest.raises(UserError, match="'gone' is not in the dataset ledger"):
-        steps(settings)["evaluate"].work(context)
+    refuses("'gone' is not in the dataset ledger", steps(settings)["evaluate"].work, context)
 
 
 def test_a_withdrawn_source_stops_a_run_whose_faces_are_remembered(tmp_path: Path) -> None:

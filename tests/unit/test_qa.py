@@ -1,17 +1,15 @@
 """Faces to conversations: which turns, in which words, under which names, and that the table trains as it is."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
 
 from facemllm import settings, tasks
-from facemllm.errors import UserError
 from facemllm.reformat.run import reformat
 from facemllm.tables import CONVERSATIONS, mapping, open_table, pairs
 from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import conversation, with_attributes
+from tests.refusing import refuses
 
 ALL = [tasks.get(name) for name in ("caption", "attributes", "expression", "age", "gender", "head_pose")]
 
@@ -138,10 +136,8 @@ def test_a_row_without_questions_is_quarantined(rows, faces_table, laptop, tmp_p
 
 def test_unknown_task_or_wrong_table_is_refused(laptop, faces_table, conversations_table, tmp_path):
     bad = laptop.model_copy(update={"reformat": laptop.reformat.model_copy(update={"tasks": ["who_is_it"]})})
-    with pytest.raises(UserError, match="no task 'who_is_it'"):
-        reformat(bad, faces_table(), tmp_path / "out")
-    with pytest.raises(UserError, match="'faces/1' is needed"):
-        reformat(laptop, conversations_table(), tmp_path / "out")
+    refuses("no task 'who_is_it'", reformat, bad, faces_table(), tmp_path / "out")
+    refuses("'faces/1' is needed", reformat, laptop, conversations_table(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

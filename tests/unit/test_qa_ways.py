@@ -1,7 +1,5 @@
 """How training and evaluation ask: ways and their shares, dialogue, what is held out, balance, mixture, bad rows."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
@@ -27,6 +25,7 @@ from facemllm.tasks.held_out import HeldOut
 from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import with_attributes
 from tests.conftest import encode
+from tests.refusing import refuses
 
 NAMES = "caption, attributes, expression, age, gender, head_pose"
 DEFAULT = [tasks.get(name) for name in NAMES.split(", ")]
@@ -194,8 +193,7 @@ def test_adding_a_source_a_row_or_a_task_moves_no_other_turn(talks):
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(talks, tmp_path, override, message):
-    with pytest.raises(UserError, match=message):
-        talks([face(1)], override)
+    refuses(message, talks, [face(1)], override)
     assert not (tmp_path / "talks0").exists()
 
 
@@ -271,8 +269,7 @@ def test_what_is_held_out_and_never_asked_is_said(faces_table, tmp_path):
 
 def test_what_states_a_sensitive_answer_in_passing_needs_its_reason_too():
     unasked = settings.load("laptop").reformat.model_copy(update={"tasks": ["caption"], "reasons": {}})
-    with pytest.raises(UserError, match="the task 'caption' states what the sensitive task 'gender' asks"):
-        Plan(unasked)
+    refuses("the task 'caption' states what the sensitive task 'gender' asks", Plan, unasked)
 
 
 def test_rare_columns_are_there_in_a_row_with_changes():

@@ -3,8 +3,6 @@
 All broken rows of a table stand together, one row a fault, so that its suite runs once.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -26,6 +24,7 @@ from facemllm.validate.suites import Check, annotated_checks, conversations_chec
 from facemllm.version import ledger
 from tests.asked import conversation
 from tests.conftest import encode, face
+from tests.refusing import refuses
 
 LIMITS = [
     "validate.min_rows=20",
@@ -411,8 +410,7 @@ def test_a_small_table_without_a_split_or_of_a_withdrawn_source_is_refused(table
 
 
 def test_empty_tables_are_refused_not_crashed_on(tables, limits, tmp_path):
-    with pytest.raises(UserError, match="'min_rows' failed"):
-        validate(limits, *tables([], [], []), tmp_path / "out")
+    refuses("'min_rows' failed", validate, limits, *tables([], [], []), tmp_path / "out")
     assert (tmp_path / "out" / "report.html").is_file()
 
 
@@ -442,5 +440,4 @@ def test_a_check_that_cannot_be_run_counts_as_critical():
 
 def test_an_existing_report_is_not_overwritten(tables, limits, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="exists already"):
-        validate(limits, *tables(), tmp_path / "out")
+    refuses("exists already", validate, limits, *tables(), tmp_path / "out")

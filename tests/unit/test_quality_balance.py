@@ -1,7 +1,5 @@
 """Group balance: what filters do to groups, what is named and what is chance, and the check that says so."""
 
-from __future__ import annotations
-
 from html import unescape
 
 import pytest

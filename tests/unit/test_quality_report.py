@@ -1,7 +1,5 @@
 """The report page: where the data came from, what contradicts what, and what was left out, in plain words."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """The two tables: what is written comes back, whatever is damaged is refused, and nothing half-written is left."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -15,6 +13,7 @@ from facemllm import tables as records
 from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
+from tests.refusing import refuses
 
 
 def listing(folder):
@@ -115,8 +114,7 @@ def test_a_bad_row_that_is_put_aside_is_named_and_leaves_nothing(tmp_path, face_
                 bad.defer(row)
             list(bad.deferred())
 
-    with pytest.raises(UserError, match="row 299: column 'source' must not be empty"):
-        write()
+    refuses("row 299: column 'source' must not be empty", write)
     assert not list(tmp_path.iterdir())
 
 
@@ -221,13 +219,11 @@ def test_a_damaged_table_is_refused_with_the_file_named(tmp_path, face_rows, dam
         table.write(face_rows(2))
         table.quarantine("list.csv", 1, "no image")
     damage(tmp_path / "t")
-    with pytest.raises(UserError, match=named):
-        open_table(tmp_path / "t", FACES)
+    refuses(named, open_table, tmp_path / "t", FACES)
 
 
 def test_a_table_of_the_other_schema_is_refused(faces_table):
-    with pytest.raises(UserError, match=r"is a 'faces/1' table; 'conversations/1' is needed"):
-        open_table(faces_table(), CONVERSATIONS)
+    refuses(r"is a 'faces/1' table; 'conversations/1' is needed", open_table, faces_table(), CONVERSATIONS)
 
 
 @pytest.mark.parametrize(("where", "name"), [(pq.ParquetWriter, "write_table"), (os, "fsync")])
@@ -240,8 +236,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, face_rows, m
         table.write(face_rows(600))
     assert listing(tmp_path) == []
     if where is os:
-        with pytest.raises(UserError, match="no space left on the device"):
-            atomic_write(tmp_path / "file.json", b"{}")
+        refuses("no space left on the device", atomic_write, tmp_path / "file.json", b"{}")
         assert listing(tmp_path) == []
 
 

@@ -1,7 +1,5 @@
 """Results by digest, digests of code that decide whether a result still counts, whole files, and locks."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil
@@ -21,6 +19,7 @@ from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.settings import load
 from facemllm.workflow.steps import steps
+from tests.refusing import refuses
 
 KEY = "k" * 64
 
@@ -58,8 +57,7 @@ def test_a_lost_result_is_not_recalled(store, tmp_path):
     (kept / "file.txt").unlink()
     kept.rmdir()
     assert store.recall(KEY) is None
-    with pytest.raises(UserError, match="the store has no result"):
-        store.path(kept.name)
+    refuses("the store has no result", store.path, kept.name)
 
 
 def test_the_same_bytes_are_kept_once_under_two_keys(store, tmp_path):
@@ -80,13 +78,11 @@ def test_unfinished_work_stays_until_its_result_is_kept(store):
 
 def test_find_wants_one_result(store, tmp_path):
     digest = result(tmp_path)[1]
-    with pytest.raises(UserError, match=f"0 results begin with '{digest[:4]}'"):
-        store.find(digest[:4])
+    refuses(f"0 results begin with '{digest[:4]}'", store.find, digest[:4])
     for number in range(2):
         folder, _ = result(tmp_path, name=f"made-{number}")
         store.keep(f"{number}", folder, f"abc{number}", {})
-    with pytest.raises(UserError, match="2 results begin with 'abc'"):
-        store.find("abc")
+    refuses("2 results begin with 'abc'", store.find, "abc")
 
 
 def test_the_key_depends_on_step_settings_and_inputs(store):

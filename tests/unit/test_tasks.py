@@ -1,7 +1,5 @@
 """Tasks: labels from rows, options, phrases, and a parser that refuses rather than guesses."""
 
-from __future__ import annotations
-
 import csv
 import re
 import subprocess
@@ -13,7 +11,6 @@ import pytest
 from facemllm import tasks
 from facemllm.core import digests
 from facemllm.core.digests import draw, drawn
-from facemllm.errors import UserError
 from facemllm.heads import sampling as s
 from facemllm.tables import pairs
 from facemllm.tables.schemas import fairness_groups
@@ -21,6 +18,7 @@ from facemllm.tasks import caption
 from facemllm.tasks.attributes import TASK as ATTRIBUTES
 from facemllm.tasks.language import MAX_TEXT
 from tests.asked import phrases
+from tests.refusing import refuses
 
 BASE = ("caption", "age", "attributes", "expression", "gender", "head_pose")
 QUESTIONS = [question for name in BASE for question in tasks.get(name).questions()]
@@ -176,8 +174,7 @@ def test_caption_facts_are_sorted_and_leave_out_what_is_absent():
         ";hair_color=Brown_Hair;hair_style=Short_Hair;pitch=0;roll=20;yaw=-25"
     )
     assert tasks.get("caption").label(full_row(caption="A woman, no hat."), "caption") == "gender=female"
-    with pytest.raises(ValueError, match="open question"):
-        tasks.get("caption").option_for("caption", "age=35")
+    refuses("open question", tasks.get("caption").option_for, "caption", "age=35", error=ValueError)
 
 
 @pytest.mark.parametrize(
@@ -203,13 +200,11 @@ def test_turns_name_their_question_and_wording():
     assert tasks.question_of(turn).item == "hair_color"
     assert tasks.question_text(turn) == tasks.question_of(turn).templates[1]
     for template in ("hair_color/9", "hair_color", "hair_color/-1", "age/0", "hair_color/²"):
-        with pytest.raises(UserError, match="no template"):
-            tasks.question_of({"task": "attributes", "template": template})
+        refuses("no template", tasks.question_of, {"task": "attributes", "template": template})
 
 
 def test_unknown_task_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="known tasks: caption, action_unit_intensity"):
-        tasks.get("identity")
+    refuses("known tasks: caption, action_unit_intensity", tasks.get, "identity")
 
 
 def test_draws_are_pinned_and_even():

@@ -1,7 +1,5 @@
 """Ways to ask: what is put about a face is found again from the stored turn, and its true answer is read back."""
 
-from __future__ import annotations
-
 import io
 import random
 from hashlib import sha256

@@ -1,7 +1,5 @@
 """The list of what was forgotten: who may write it, what it covers, and that nobody takes an entry away unseen."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path
@@ -15,6 +13,7 @@ from facemllm.tables import open_table
 from facemllm.version.record import log, record, restore
 from facemllm.version.repository import Repository
 from facemllm.version.tombstones import Marks, Tombstones, covered_rows, name_id
+from tests.refusing import refuses
 
 ADA = {"reason": "she asked", "by": "Ada Lovelace"}
 
@@ -99,8 +98,7 @@ def test_names_in_the_list_give_no_name_away(place):
     ],
 )
 def test_an_unsigned_entry_is_refused(place, kind, marks, facts, told):
-    with pytest.raises(UserError, match=told):
-        Tombstones.of(place).add(kind, marks, **facts)
+    refuses(told, Tombstones.of(place).add, kind, marks, **facts)
     assert Tombstones.of(place).entries == ()
 
 
@@ -124,8 +122,7 @@ def test_a_changed_list_is_refused(place, change, told):
     for letter in "abc":
         Tombstones.of(place).add("image", image(letter), **ADA)
     rewritten(place, change(stored(place)))
-    with pytest.raises(UserError, match=told):
-        Tombstones.of(place)
+    refuses(told, Tombstones.of, place)
 
 
 def test_a_list_set_back_is_noticed_by_the_reports_it_had(place):
@@ -136,11 +133,9 @@ def test_a_list_set_back_is_noticed_by_the_reports_it_had(place):
     (reports / f"{second.entries[-1].id}.json").write_text("{}")
     assert len(Tombstones.of(place).entries) == 2
     git(place, "update-ref", "refs/heads/tombstones", "tombstones~1")
-    with pytest.raises(UserError, match=f"lacks entry {second.entries[-1].id}"):
-        Tombstones.of(place)
+    refuses(f"lacks entry {second.entries[-1].id}", Tombstones.of, place)
     git(place, "update-ref", "-d", "refs/heads/tombstones")
-    with pytest.raises(UserError, match="bring the branch 'tombstones' back"):
-        Tombstones.of(place)
+    refuses("bring the branch 'tombstones' back", Tombstones.of, place)
 
 
 def test_covered_tables_are_not_recorded_and_names_of_revisions_stay(place, tmp_path, faces_table, conversations_table):
@@ -150,8 +145,7 @@ def test_covered_tables_are_not_recorded_and_names_of_revisions_stay(place, tmp_
     assert record(place, *tables).sha == plain.sha, "the list must not enter the names of revisions"
     row = next(open_table(tables[0]).iterate(["image_id"]))
     forgotten.add("image", Marks(image=frozenset({row["image_id"]})), **ADA)
-    with pytest.raises(UserError, match=r"faces: 1 of 40 rows were forgotten.*make the table again"):
-        record(place, *tables)
+    refuses(r"faces: 1 of 40 rows were forgotten.*make the table again", record, place, *tables)
     with pytest.raises(UserError, match=rf"revision {plain.sha[:12]}, faces: 1 of 40 rows were forgotten"):
         restore(place, plain.sha, tmp_path / "back")
     assert not (tmp_path / "back").exists()

@@ -1,16 +1,14 @@
 """`version diff` names the rows that changed, and in what; `version log` tells which revision holds what."""
 
-from __future__ import annotations
-
 import json
 
 import pyarrow.parquet as pq
 import pytest
 
 from facemllm import settings
-from facemllm.errors import UserError
 from facemllm.tables import open_table
 from facemllm.version.record import LISTED, diff, log, record, render_diff, render_log
+from tests.refusing import refuses
 
 
 @pytest.fixture
@@ -139,8 +137,7 @@ def test_the_text_says_what_changed_and_how_much_is_not_listed(place, version):
 
 def test_unknown_revisions_are_refused(place, version):
     one = version()[0]
-    with pytest.raises(UserError, match="is unknown"):
-        diff(place, one.sha, "abcdef0")
+    refuses("is unknown", diff, place, one.sha, "abcdef0")
 
 
 def test_the_log_says_which_revision_holds_what(place, version):

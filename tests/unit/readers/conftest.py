@@ -1,7 +1,5 @@
 """Small trees in the native layouts of datasets: pictures of noise, and what an import makes of a tree."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,14 +1,12 @@
 """The readers of BP4D and DISFA: what 9 means, frames and their numbers, cameras, folds by person."""
 
-from __future__ import annotations
-
 import pytest
 
-from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
 from facemllm.ingest.readers.action_units import BP4D_HELD_OUT as HELD_OUT
 from facemllm.ingest.readers.action_units import DISFA_HELD_OUT as HELD_OUT_DISFA
 from facemllm.ingest.readers.action_units import DISFA_UNITS as UNITS
+from tests.refusing import refuses
 
 HEADER = "0,1,2,4,5,6,7,10,12,14,15,17,23,24"
 ZEROS = {f"AU{unit}": 0.0 for unit in (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24)}
@@ -103,16 +101,12 @@ def test_frames_can_be_thinned_out(tree, take):
 
 def test_missing_files_and_columns(tree, take, tmp_path):
     sheet(tree / "AUCoding/AU_OCC/F001_T1.csv", "1,0,0", header="0,1,2")
-    with pytest.raises(UserError, match=r"F001_T1\.csv, line 1: column 4, 6, 7"):
-        take("bp4d", tree)
+    refuses(r"F001_T1\.csv, line 1: column 4, 6, 7", take, "bp4d", tree)
     (tree / "AUCoding/AU_OCC/F001_T1.csv").write_bytes(b"")
-    with pytest.raises(UserError, match="empty; a header line"):
-        take("bp4d", tree)
-    with pytest.raises(UserError, match="AUCoding is missing"):
-        take("bp4d", tree / "2D+3D")
+    refuses("empty; a header line", take, "bp4d", tree)
+    refuses("AUCoding is missing", take, "bp4d", tree / "2D+3D")
     (tree / "2D+3D").rename(tree / "elsewhere")
-    with pytest.raises(UserError, match="no folders of subjects"):
-        take("bp4d", tree)
+    refuses("no folders of subjects", take, "bp4d", tree)
 
 
 def coded(root, person, frames=3, start=1, end="\n", **rows):
@@ -165,8 +159,7 @@ def test_disfa_rows_are_as_written_down(disfa, take):
 
 def test_all_units_and_the_other_camera(disfa, take):
     (disfa / "ActionUnit_Labels/SN001/SN001_au5.txt").rename(disfa / "au5.txt")
-    with pytest.raises(UserError, match=r"SN001_au5\.txt is missing"):
-        take("disfa", disfa, units="all")
+    refuses(r"SN001_au5\.txt is missing", take, "disfa", disfa, units="all")
     (disfa / "au5.txt").rename(disfa / "ActionUnit_Labels/SN001/SN001_au5.txt")
     assert take("disfa", disfa, units="all").column("action_units")["left/SN001/0"]["AU5"] == 2.0
     right = take("disfa", disfa, camera="right")
@@ -177,8 +170,7 @@ def test_a_shift_of_one_is_noticed(tmp_path, picture, take):
     coded(tmp_path, "SN001", au1=["1,0", "2,3", "3,0"])
     for number in (1, 2, 3):
         picture(tmp_path / f"images/SN001/{number}.png", seed=number, form="PNG")
-    with pytest.raises(UserError, match=r"labels count frames from 1 to 3, pictures from 1 to 3.*-1 does not fit, 0"):
-        take("disfa", tmp_path)
+    refuses(r"labels count frames from 1 to 3, pictures from 1 to 3.*-1 does not fit, 0", take, "disfa", tmp_path)
     rows = take("disfa", tmp_path, frame_offset="0").column("action_units")
     assert [rows[f"SN001/{n}"]["AU1"] for n in (1, 2, 3)] == [0.0, 3.0, 0.0]
 
@@ -214,7 +206,5 @@ def test_people_outside_the_folds_and_thinning(tmp_path, picture, take):
 
 def test_missing_folders(disfa, take):
     (disfa / "Videos_RightCamera").rename(disfa / "other")
-    with pytest.raises(UserError, match="Videos_LeftCamera is there but none of Videos_RightCamera"):
-        take("disfa", disfa, camera="right")
-    with pytest.raises(UserError, match="ActionUnit_Labels is missing"):
-        take("disfa", disfa / "Videos_LeftCamera")
+    refuses("Videos_LeftCamera is there but none of Videos_RightCamera", take, "disfa", disfa, camera="right")
+    refuses("ActionUnit_Labels is missing", take, "disfa", disfa / "Videos_LeftCamera")

@@ -1,16 +1,14 @@
 """The readers of AgeDB, FG-NET, UTKFace, MORPH II and FairFace: labels in names and tables, however odd."""
 
-from __future__ import annotations
-
 import os
 import sys
 import unicodedata
 
 import pytest
 
-from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
 from facemllm.tables import subject_id
+from tests.refusing import refuses
 
 
 def test_agedb_names(tmp_path, take, picture):
@@ -104,8 +102,7 @@ def test_a_link_from_a_point_file_leads_nowhere_outside(tmp_path, take, picture)
 
 @pytest.mark.parametrize(("source", "example"), [("agedb", "12083_ElsaMartinelli_74_f.jpg"), ("fgnet", "078A11.JPG")])
 def test_an_empty_folder_is_named(tmp_path, take, source, example):
-    with pytest.raises(UserError, match=f"no picture in it; .* are named as {example}"):
-        take(source, tmp_path)
+    refuses(f"no picture in it; .* are named as {example}", take, source, tmp_path)
 
 
 BROKEN = "the name is not [age]_[sex]_[race]_[date].jpg; what is missing there is not guessed"
@@ -184,10 +181,8 @@ def test_wild_parts_share_names_and_splits_with_the_aligned_pictures(tree, take)
 def test_pictures_may_lie_at_the_root_and_must_lie_somewhere(tree, take):
     assert len(take("utkface", tree / "UTKFace").rows) == 7
     (tree / "empty/part1").mkdir(parents=True)
-    with pytest.raises(UserError, match="no aligned picture of UTKFace in it; option pictures: wild reads part1"):
-        take("utkface", tree / "empty")
-    with pytest.raises(UserError, match="no wild picture of UTKFace in it"):
-        take("utkface", tree / "empty", pictures="wild")
+    refuses("no aligned picture of UTKFace in it; option pictures: wild reads part1", take, "utkface", tree / "empty")
+    refuses("no wild picture of UTKFace in it", take, "utkface", tree / "empty", pictures="wild")
 
 
 HEADER = "id_num,picture_num,dob,doa,race,gender,facial_hair,age,age_diff,glasses,photo"
@@ -282,11 +277,9 @@ def test_the_random_protocol_leaks_people_and_says_nothing_of_them(one_person, t
 def test_a_table_of_another_form_stops_the_import(morph2, take):
     path = morph2 / "morph_2008_nonCommercial.csv"
     path.write_text("id_num,age,photo\n1,2,x.jpg\n")
-    with pytest.raises(UserError, match="line 1: column dob, race, gender is missing; found id_num, age, photo"):
-        take("morph2", morph2)
+    refuses("line 1: column dob, race, gender is missing; found id_num, age, photo", take, "morph2", morph2)
     path.unlink()
-    with pytest.raises(UserError, match=r"morph_2008_nonCommercial\.csv .*is missing"):
-        take("morph2", morph2)
+    refuses(r"morph_2008_nonCommercial\.csv .*is missing", take, "morph2", morph2)
 
 
 TRAIN = (
@@ -364,8 +357,7 @@ def test_margins_lie_in_folders_of_their_own(fairface, take):
     for part in ("train", "val"):
         (flat / f"fairface_label_{part}.csv").write_bytes((fairface / f"fairface_label_{part}.csv").read_bytes())
     assert len(take("fairface", flat).rows) == 4
-    with pytest.raises(UserError, match="fairface-img-margin125-trainval/train is missing"):
-        take("fairface", flat, margin="125")
+    refuses("fairface-img-margin125-trainval/train is missing", take, "fairface", flat, margin="125")
 
 
 def test_a_label_file_of_another_form_stops_the_import(fairface, take):
@@ -374,8 +366,6 @@ def test_a_label_file_of_another_form_stops_the_import(fairface, take):
         (b"", "fairface_label_val.csv: empty"),
     ):
         (fairface / "fairface_label_val.csv").write_bytes(text)
-        with pytest.raises(UserError, match=said):
-            take("fairface", fairface)
+        refuses(said, take, "fairface", fairface)
     (fairface / "fairface_label_val.csv").write_text("file,age,gender,race\n")
-    with pytest.raises(UserError, match="column service_test is missing"):
-        take("fairface", fairface, rows="service_test")
+    refuses("column service_test is missing", take, "fairface", fairface, rows="service_test")

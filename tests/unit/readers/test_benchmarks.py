@@ -1,7 +1,5 @@
 """FaceXBench and Face-Human-Bench as conversations: letters become words, several pictures, nobody is identified."""
 
-from __future__ import annotations
-
 import io
 import json
 
@@ -9,10 +7,10 @@ import pytest
 from PIL import Image
 
 from facemllm.core import digests
-from facemllm.errors import UserError
 from facemllm.ingest.benchmarks import KEYS, read
 from facemllm.ingest.reader import Refused
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
+from tests.refusing import refuses
 
 IDENTIFYING = "it asks to name or match people, which this project does not do"
 
@@ -186,8 +184,7 @@ def test_links_that_lead_out_are_refused(facexbench):
 
 def test_files_in_another_form(tmp_path, facexbench):
     assert KEYS == ("facexbench", "face-human-bench")
-    with pytest.raises(UserError, match="no benchmark 'other'"):
-        list(read("other", tmp_path))
+    refuses("no benchmark 'other'", list, read("other", tmp_path))
     path = facexbench / "benchmark/age.json"
     for content, reason in (
         (b"{", "no sound JSON"),
@@ -197,13 +194,9 @@ def test_files_in_another_form(tmp_path, facexbench):
         (b"[" * 100_000, "no sound JSON"),
     ):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=reason):
-            list(read("facexbench", facexbench))
-    with pytest.raises(UserError, match="no folder test/json/en"):
-        list(read("face-human-bench", tmp_path))
+        refuses(reason, list, read("facexbench", facexbench))
+    refuses("no folder test/json/en", list, read("face-human-bench", tmp_path))
     write(tmp_path / "json/en/x.json", {"data": 1})
-    with pytest.raises(UserError, match="no folder eval_data"):
-        list(read("face-human-bench", tmp_path))
+    refuses("no folder eval_data", list, read("face-human-bench", tmp_path))
     (tmp_path / "eval_data").mkdir()
-    with pytest.raises(UserError, match="a list under data"):
-        list(read("face-human-bench", tmp_path))
+    refuses("a list under data", list, read("face-human-bench", tmp_path))

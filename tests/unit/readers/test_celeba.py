@@ -1,7 +1,5 @@
 """CelebA in its three layouts (the release, torchvision's, the CSV re-pack), aligned and wild, with damaged labels."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 
@@ -9,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
 from facemllm.ingest.readers.celeba import Beside, pairs, split
 from facemllm.tables import subject_id
+from tests.refusing import refuses
 
 HEADER = (
     "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair "
@@ -185,23 +183,19 @@ def test_a_wrong_label_file_is_named(release, take, name, content, message):
         (release / name).unlink()
     else:
         (release / name).write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        take("celeba", release)
+    refuses(message, take, "celeba", release)
 
 
 def test_missing_pictures_and_boxes_are_named(release, take):
-    with pytest.raises(UserError, match="Img/img_celeba or img_celeba is missing"):
-        take("celeba", release, pictures="wild")
+    refuses("Img/img_celeba or img_celeba is missing", take, "celeba", release, pictures="wild")
     (release / "Img/img_celeba").mkdir()
-    with pytest.raises(UserError, match=r"list_bbox_celeba\.txt"):
-        take("celeba", release, pictures="wild")
+    refuses(r"list_bbox_celeba\.txt", take, "celeba", release, pictures="wild")
 
 
 def test_csv_without_its_column_is_named(release, take):
     (release / PARTITION).unlink()
     write(release / "list_eval_partition.csv", "image_id,part", "000001.jpg,0")
-    with pytest.raises(UserError, match=r"list_eval_partition\.csv, line 1: columns part; expected partition"):
-        take("celeba", release)
+    refuses(r"list_eval_partition\.csv, line 1: columns part; expected partition", take, "celeba", release)
 
 
 def test_rows_in_another_order_are_found_and_in_the_same_order_not_kept(tmp_path):

@@ -1,19 +1,17 @@
 """CelebAMask-HQ: paint order of its part masks, splits through the mapping, poses by the names of their columns."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm.errors import UserError
 from facemllm.heads.materials import SEGMENTATION_CLASSES
 from facemllm.ingest.reader import Refused
 from facemllm.ingest.readers import celebamask_hq
 from facemllm.tables import subject_id
 from facemllm.tables.schemas import CELEBA as NAMES
+from tests.refusing import refuses
 
 MASKS = "CelebAMask-HQ-mask-anno"
 ATTRIBUTES = "CelebAMask-HQ-attribute-anno.txt"
@@ -192,8 +190,7 @@ def test_a_wrong_label_file_is_named(tree, take, name, content, message):
         (tree / name).unlink()
     else:
         (tree / name).write_text(content)
-    with pytest.raises(UserError, match=message):
-        take("celebamask-hq", tree)
+    refuses(message, take, "celebamask-hq", tree)
 
 
 def test_partition_in_the_root_comes_first(tree, take):

@@ -1,7 +1,5 @@
 """The readers of RAF-DB, AffectNet and Emo135: codes and splits, crops, the traps of label files, hostile arrays."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
@@ -10,6 +8,7 @@ from PIL import Image
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
+from tests.refusing import refuses
 
 MANUAL = "30\t40\n70 40\n50.5\t60\n35 80\n65 80\n{}\n{}\n{}\n"
 
@@ -137,16 +136,13 @@ def test_the_eleven_compound_classes(tmp_path, take, picture):
 )
 def test_a_list_of_another_form_stops_the_import(tree, take, text, said):
     (tree / "basic/EmoLabel/list_patition_label.txt").write_bytes(text)
-    with pytest.raises(UserError, match=said):
-        take("raf-db", tree)
+    refuses(said, take, "raf-db", tree)
 
 
 def test_what_is_missing_is_named(tree, take):
-    with pytest.raises(UserError, match="compound/EmoLabel or EmoLabel is missing"):
-        take("raf-db", tree, subset="compound")
+    refuses("compound/EmoLabel or EmoLabel is missing", take, "raf-db", tree, subset="compound")
     (tree / "basic/EmoLabel/list_patition_label.txt").unlink()
-    with pytest.raises(UserError, match=r"list_patition_label\.txt or EmoLabel/list_partition_label\.txt is missing"):
-        take("raf-db", tree)
+    refuses(r"list_patition_label\.txt or EmoLabel/list_partition_label\.txt is missing", take, "raf-db", tree)
 
 
 HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
@@ -304,14 +300,11 @@ def test_a_folder_of_another_form_is_named(tmp_path, old, take, picture):
     with pytest.raises(UserError, match="neither train_set and val_set nor Manually_Annotated_file_lists"):
         take("affectnet", old / "Manually_Annotated_file_lists")
     (old / LIST.format("validation")).unlink()
-    with pytest.raises(UserError, match=r"file_lists/validation.csv or .* is missing"):
-        take("affectnet", old)
+    refuses(r"file_lists/validation.csv or .* is missing", take, "affectnet", old)
     (old / LIST.format("training")).write_text("subDirectory_filePath,expression\n1/aa.jpg,1\n")
-    with pytest.raises(UserError, match=r"training.csv, line 1: column face_x, .* is missing"):
-        take("affectnet", old)
+    refuses(r"training.csv, line 1: column face_x, .* is missing", take, "affectnet", old)
     picture(old / "train_set/images/1.jpg")
-    with pytest.raises(UserError, match="holds both layouts"):
-        take("affectnet", old)
+    refuses("holds both layouts", take, "affectnet", old)
 
 
 def test_folders_are_emotions(tmp_path, take, picture):
@@ -348,5 +341,4 @@ def test_folders_of_splits_above_are_kept_and_validation_is_carved(tmp_path, tak
 
 def test_a_folder_without_folders_is_named(tmp_path, take, picture):
     picture(tmp_path / "1.jpg")
-    with pytest.raises(UserError, match="no folder in it; Emo135 is read as one folder an emotion"):
-        take("emo135", tmp_path)
+    refuses("no folder in it; Emo135 is read as one folder an emotion", take, "emo135", tmp_path)

@@ -1,7 +1,5 @@
 """FaceCaption-15M: shards whose .json carries the captions, and tables beside pictures, in whatever spelling."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile
@@ -12,6 +10,7 @@ import pytest
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
+from tests.refusing import refuses
 from tests.unit.readers.conftest import encoded
 
 
@@ -109,8 +108,7 @@ def test_parquet_with_pictures_inside_and_boxes_as_sizes(tmp_path, take):
 
 
 def test_tables_in_another_form(tmp_path, take):
-    with pytest.raises(UserError, match="neither shards"):
-        take("facecaption", tmp_path)
+    refuses("neither shards", take, "facecaption", tmp_path)
     path = tmp_path / "t.csv"
     for content, reason in (
         (b"url,face_box,face_caption\n", "no column image or file"),
@@ -118,9 +116,7 @@ def test_tables_in_another_form(tmp_path, take):
         (b"file,face_box,face_caption\na.jpg,1 1 9 9,\xff\n", "not UTF-8 text"),
     ):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=reason):
-            take("facecaption", tmp_path)
+        refuses(reason, take, "facecaption", tmp_path)
     path.unlink()
     (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(UserError, match="no sound Parquet file"):
-        take("facecaption", tmp_path)
+    refuses("no sound Parquet file", take, "facecaption", tmp_path)

@@ -1,7 +1,5 @@
 """The readers of 300W-LP and AFLW2000-3D: radians to degrees, the 99-degree rule, frames, photographs; .mat files."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib
@@ -10,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from facemllm.errors import UserError
 from facemllm.ingest.reader import Refuse, Refused
 from facemllm.ingest.readers import headpose
 from facemllm.ingest.readers.headpose import photograph
+from tests.refusing import refuses
 
 POINTS = np.stack([np.linspace(20, 40, 68), np.linspace(30, 50, 68)])  # a box of 20x20 pixels
 
@@ -97,8 +95,7 @@ def test_splits_follow_the_protocol(tree, take):
 
 def test_the_content_may_lie_at_the_root(tree, take):
     assert len(take("300w-lp", tree / "300W_LP").rows) == 5
-    with pytest.raises(UserError, match="AFW or HELEN or IBUG or LFPW is missing"):
-        take("300w-lp", tree / "300W_LP" / "AFW")
+    refuses("AFW or HELEN or IBUG or LFPW is missing", take, "300w-lp", tree / "300W_LP" / "AFW")
 
 
 @pytest.mark.parametrize(
@@ -225,5 +222,4 @@ def test_landmarks_and_frame(aflw2000, take):
 
 def test_places(aflw2000, take, tmp_path):
     assert len(take("aflw2000", aflw2000 / "AFLW2000").rows) == 3
-    with pytest.raises(UserError, match=r"neither \.jpg nor \.mat"):
-        take("aflw2000", aflw2000 / "AFLW2000" / "Code")
+    refuses(r"neither \.jpg nor \.mat", take, "aflw2000", aflw2000 / "AFLW2000" / "Code")

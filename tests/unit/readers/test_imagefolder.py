@@ -1,19 +1,17 @@
 """Pictures of one's own: what a table may say, and that every likely mistake is answered with the way to mend it."""
 
-from __future__ import annotations
-
 import os
 import re
 
 import pytest
 
-from facemllm.errors import UserError
 from facemllm.ingest.attributes import ATTRIBUTES
 from facemllm.ingest.importing import split_of
 from facemllm.ingest.reader import Refused
 from facemllm.tables import subject_id
 from facemllm.tables.schemas import CELEBA, MAAD_ONLY
 from facemllm.tasks import attributes
+from tests.refusing import refuses
 
 NO_PICTURE = "not a picture by its name (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp)"
 TRAIN_ONLY = ["ingest.test_share=0.0", "ingest.validation_share=0.0"]
@@ -202,8 +200,7 @@ def test_a_bad_value_is_refused_with_its_column(folder, take, column, cell, reas
     ],
 )
 def test_an_unknown_column_stops_the_import_with_a_suggestion(folder, take, column, answer):
-    with pytest.raises(UserError, match=r"labels\.csv, line 1: " + re.escape(answer)):
-        one_row(take, folder, column, "1")
+    refuses(r"labels\.csv, line 1: " + re.escape(answer), one_row, take, folder, column, "1")
 
 
 @pytest.mark.parametrize(
@@ -220,26 +217,22 @@ def test_an_unknown_column_stops_the_import_with_a_suggestion(folder, take, colu
     ],
 )
 def test_a_table_of_another_form_stops_the_import(folder, take, table, answer):
-    with pytest.raises(UserError, match=re.escape(answer)):
-        take("imagefolder", folder(table, "a.jpg"))
+    refuses(re.escape(answer), take, "imagefolder", folder(table, "a.jpg"))
 
 
 def test_a_table_under_another_name_is_not_silently_passed_over(folder, take):
     root = folder(None, "a.jpg")
     for name in ("Labels.csv", "label.csv", "labels.csv.txt", "labels.xlsx"):
         (root / name).write_text("file,age\na.jpg,3\n")
-        with pytest.raises(UserError, match=re.escape(f"{name}: labels are read from a file named labels.csv")):
-            take("imagefolder", root)
+        refuses(re.escape(f"{name}: labels are read from a file named labels.csv"), take, "imagefolder", root)
         (root / name).unlink()
     (root / "labels.csv").symlink_to("nowhere.csv")
-    with pytest.raises(UserError, match=r"labels\.csv: not a file that can be read"):
-        take("imagefolder", root)
+    refuses(r"labels\.csv: not a file that can be read", take, "imagefolder", root)
 
 
 def test_a_folder_without_pictures_is_named(tmp_path, take):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"no picture in it \(\.jpg, .*\); give the folder that holds them"):
-        take("imagefolder", tmp_path)
+    refuses(r"no picture in it \(\.jpg, .*\); give the folder that holds them", take, "imagefolder", tmp_path)
 
 
 def test_a_pipe_does_not_hold_the_import(folder, take):
@@ -273,13 +266,11 @@ def test_a_table_that_is_a_link_to_elsewhere_is_not_read(tmp_path, picture, take
     picture(tmp_path / "root" / "a.png", 1)
     (tmp_path / "secret.csv").write_text("file,age\na.png,44\n")
     (tmp_path / "root" / "labels.csv").symlink_to(tmp_path / "secret.csv")
-    with pytest.raises(UserError, match="a link that leads out of"):
-        take("imagefolder", tmp_path / "root")
+    refuses("a link that leads out of", take, "imagefolder", tmp_path / "root")
 
 
 def test_an_endless_line_is_refused_before_it_is_held(tmp_path, picture, take):
     picture(tmp_path / "a.png", 1)
     with (tmp_path / "labels.csv").open("wb") as file:
         file.truncate(2**30)
-    with pytest.raises(UserError, match="longer than 100000 characters"):
-        take("imagefolder", tmp_path)
+    refuses("longer than 100000 characters", take, "imagefolder", tmp_path)

@@ -1,7 +1,5 @@
 """LAION-Face: shards read in order whatever is in them, faces by detection, pickles that can only hold numbers."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -11,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from facemllm.errors import UserError
 from facemllm.ingest import shards
 from facemllm.ingest.reader import Refused
 from facemllm.ingest.readers.laion_face import packed
+from tests.refusing import refuses
 from tests.unit.readers.conftest import encoded
 
 MARKS = [[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]
@@ -113,15 +111,12 @@ def test_options(tree, take):
     assert "33" in take("laion-face", tree, nsfw="keep", min_side="40").column("split")
     assert [row["source_id"] for row in take("laion-face", tree).rows] == []
     (tree / "detection_metadata/sample2detect_3.pth").unlink()
-    with pytest.raises(UserError, match=r"sample2detect_3\.pth is missing.*detections: none"):
-        take("laion-face", tree)
+    refuses(r"sample2detect_3\.pth is missing.*detections: none", take, "laion-face", tree)
     whole = take("laion-face", tree, detections="none")
     assert whole.column("width") == dict.fromkeys(["1234567890123", "22", "55", "66", "77", "99"], 200)
     for wrong in ("2", "-0.1", "high"):
-        with pytest.raises(UserError, match="min_score"):
-            take("laion-face", tree, min_score=wrong)
-    with pytest.raises(UserError, match="no folders split_00000"):
-        take("laion-face", tree / "detection_metadata")
+        refuses("min_score", take, "laion-face", tree, min_score=wrong)
+    refuses("no folders split_00000", take, "laion-face", tree / "detection_metadata")
 
 
 def test_a_pickle_that_runs_code_is_refused(tree, take):
@@ -131,16 +126,13 @@ def test_a_pickle_that_runs_code_is_refused(tree, take):
 
     path = tree / "detection_metadata/sample2detect_0.pth"
     torch.save({22: Hostile()}, path)
-    with pytest.raises(UserError, match="holds more than numbers"):
-        take("laion-face", tree)
+    refuses("holds more than numbers", take, "laion-face", tree)
     assert not (tree / "harm").exists()
     for content in ([1, 2], {22: 5}, {"x": []}):
         torch.save(content, path)
-        with pytest.raises(UserError, match="no mapping of SAMPLE_ID"):
-            take("laion-face", tree)
+        refuses("no mapping of SAMPLE_ID", take, "laion-face", tree)
     path.write_bytes(b"\x80\x02}")
-    with pytest.raises(UserError, match="damaged"):
-        take("laion-face", tree)
+    refuses("damaged", take, "laion-face", tree)
 
 
 def test_files_of_older_libraries_are_read(tree, take):
