@@ -96,8 +96,7 @@ def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tm
     assert "gender" in page
     found = open_table(out / "predictions", PREDICTIONS)
     about = found.manifest["about"]
-    assert about["model"]["kind"] == "endpoint"
-    assert about["model"]["name"] == "some-model"
+    assert (about["model"]["kind"], about["model"]["name"]) == ("endpoint", "some-model")
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", about["model"]["address"])
     rows = list(found.iterate())
     assert {row["model_digest"] for row in rows} == {about["model_digest"]} == {metrics["model_digest"]}

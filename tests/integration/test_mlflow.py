@@ -253,8 +253,7 @@ def test_training_curves_and_tables_come_back(settings: Settings) -> None:
     assert recorded.table(settings, run.run_id, figures.SAMPLES) == rows
     assert recorded.table(settings, run.run_id, figures.RELATIONS) == []
     points = recorded.curve(settings, run.run_id)
-    assert len(points) == 1200
-    assert points[0] == {"step": 1, "train/loss": 1.0, "train/rate": 0.1}
+    assert (len(points), points[0]) == (1200, {"step": 1, "train/loss": 1.0, "train/rate": 0.1})
     assert points[-1]["train/loss"] == 7.0  # logged again after a restart: the later one counts
 
 

@@ -113,8 +113,7 @@ def test_two_at_once_start_one(settings: Settings) -> None:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert len(pids) == 2
-    assert len(set(pids)) == 1
+    assert (len(pids), len(set(pids))) == (2, 1)
 
 
 def test_a_crashed_server_comes_back(settings: Settings) -> None:

@@ -145,8 +145,7 @@ def test_upright_crop_turns_with_the_eyes_and_anchors_are_the_middles_of_the_cel
     assert np.degrees(rolled.angle) == pytest.approx(30, abs=0.5)  # roll > 0: the eye at image right is the lower one
     assert rolled.side == pytest.approx(mediapipe._around(mesh_of()).side, rel=0.02)
     anchors = mediapipe._anchors()
-    assert anchors.shape == (896, 2)
-    assert anchors[:3].tolist() == [[4, 4], [4, 4], [12, 4]]
+    assert (anchors.shape, anchors[:3].tolist()) == ((896, 2), [[4, 4], [4, 4], [12, 4]])
     assert anchors[512:519].tolist() == [[8, 8]] * 6 + [[24, 8]]
 
 

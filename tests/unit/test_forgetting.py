@@ -411,8 +411,7 @@ def test_a_call_cut_short_is_finished_by_the_next(place, version, face_rows, mon
     report = forget(place, image=target["image_id"], **ADA)
     assert len(Tombstones.of(place).entries) == 1
     assert occurrences(place.home.parent, target["image"]["bytes"]) == []
-    assert (report["finished"], report["found"]) == (True, 0)
-    assert len(report["revisions"]) == 1
+    assert (report["finished"], report["found"], len(report["revisions"])) == (True, 0, 1)
     assert len(report["tables"]) == 3, "faces, conversations, predictions: what the first call saw is not lost"
     assert [model["stage"] for model in report["models"]] == ["align", "instruct"]
     assert has(place, report["revisions"][0]["successor"])

@@ -150,8 +150,7 @@ def test_datasets_loads_it_with_decoded_images(rows, faces_table, laptop, tmp_pa
         "parquet", data_files=str(tmp_path / "out" / "part-*.parquet"), split="train", cache_dir=str(tmp_path / "cache")
     )
     row = loaded[0]
-    assert row["images"][0].size == (48, 48)
-    assert row["segmentation"].size == (48, 48)
+    assert (row["images"][0].size, row["segmentation"].size) == ((48, 48), (48, 48))
     assert row["messages"][0]["content"][0]["type"] == "image"
     assert json.loads(json.dumps(row["turns"][0]))["task"] == "caption"
 

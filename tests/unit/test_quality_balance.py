@@ -90,8 +90,7 @@ def test_the_duplicate_filter_is_read_from_the_manifest():
         },
     }
     found = of_manifest(about)
-    assert (found.rows_before, found.rows_after) == (10, 8)
-    assert found.before[("gender", "female")] == 5
+    assert (found.rows_before, found.rows_after, found.before[("gender", "female")]) == (10, 8, 5)
     assert found.after[("source", "render")] == 4
     assert of_manifest({}) is None
     assert of_manifest({"groups": {"read": 3}}) is None

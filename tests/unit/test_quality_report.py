@@ -123,8 +123,7 @@ def test_the_template_of_the_page_enters_the_key_of_the_step():
 
 def test_a_source_that_is_not_in_the_ledger_allows_nothing():
     found = sources(["nowhere", "render"], {}, {"nowhere": 4}, {"nowhere": 2})
-    assert found["unknown"] == [("nowhere", 4), ("render", 0)]
-    assert found["shared"] == []
+    assert (found["unknown"], found["shared"]) == ([("nowhere", 4), ("render", 0)], [])
     assert found["held_back"] == [("nowhere", 2, None)]
 
 
@@ -139,9 +138,7 @@ def test_reasons_without_end_stay_few_and_are_all_counted(tmp_path):
     written(tmp_path / "table", [], FACES, [("f", n, f"odd {word}") for n, word in enumerate(words)])
     found = reasons(open_table(tmp_path / "table"), {})
     assert sum(reason.rows for reason in found) == 1000
-    assert len(found) == 201
-    assert found[0].wording == "other reasons"
-    assert len(found[0].files) == 3
+    assert (len(found), found[0].wording, len(found[0].files)) == (201, "other reasons", 3)
     assert not found[0].varies
 
 

@@ -136,8 +136,7 @@ def test_row_is_plain_and_complete(rows):
         assert not any(word in str(row["attributes"]).lower() for word in ("african", "asian", "caucasian"))
         picture = Image.open(io.BytesIO(row["image"]))
         assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (row["width"], row["height"]))
-    assert rows[15]["source"] == "render"
-    assert (rows[15]["source_id"], rows[15]["subject"]) == ("3-000007-1", "3-7")
+    assert (rows[15]["source"], rows[15]["source_id"], rows[15]["subject"]) == ("render", "3-000007-1", "3-7")
 
 
 def test_an_identity_keeps_what_is_its_own(rows):

@@ -163,8 +163,7 @@ def test_absent_things_are_answered_but_not_mentioned():
     assert ATTRIBUTES.phrase(row, "beard") is None
     assert ATTRIBUTES.label(row, "Bangs") == "no"
     assert ATTRIBUTES.phrase(row, "Bangs") is None
-    assert ATTRIBUTES.phrase(row, "Wearing_Hat") == "a hat"
-    assert ATTRIBUTES.phrase(row, "eyewear") == "glasses"
+    assert (ATTRIBUTES.phrase(row, "Wearing_Hat"), ATTRIBUTES.phrase(row, "eyewear")) == ("a hat", "glasses")
 
 
 def test_caption_facts_are_sorted_and_leave_out_what_is_absent():

@@ -128,8 +128,7 @@ def test_flat_folder_as_torchvision_leaves_it(tmp_path, picture, take):
     write(tmp_path / "identity_CelebA.txt", "000001.jpg 12")
     found = take("celeba", tmp_path)
     assert found.column("subject_id") == {"000001": subject_id("celeba", "12")}
-    assert found.column("split") == {"000001": "train"}
-    assert found.refused == []
+    assert (found.column("split"), found.refused) == ({"000001": "train"}, [])
 
 
 @pytest.fixture

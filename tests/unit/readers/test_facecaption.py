@@ -77,8 +77,7 @@ def test_csv(tmp_path, picture, take, start, end):
     picture(tmp_path / "pics/a.jpg", seed=1)
     found = take("facecaption", tmp_path)
     assert found.column("caption") == {"pics/a/3": 'Two\nlines, "quoted"', "pics/a/4": "Another face"}
-    assert found.column("alt_text") == {"pics/a/3": "Alt", "pics/a/4": None}
-    assert found.rows[0]["width"] == 30
+    assert (found.column("alt_text"), found.rows[0]["width"]) == ({"pics/a/3": "Alt", "pics/a/4": None}, 30)
     assert len(set(found.column("subject_id").values())) == 1
     assert found.refused == [
         Refused("FaceCaption-v1.csv", 5, "2 fields where the header has 5"),
@@ -101,8 +100,7 @@ def test_parquet_with_pictures_inside_and_boxes_as_sizes(tmp_path, take):
     }
     pq.write_table(pa.table(table), tmp_path / "FaceCaption-v1.parquet")
     found = take("facecaption", tmp_path, box="sizes")
-    assert found.column("caption") == {"FaceCaption-v1.parquet/1": "Smiling."}
-    assert found.rows[0]["width"] == 30
+    assert (found.column("caption"), found.rows[0]["width"]) == ({"FaceCaption-v1.parquet/1": "Smiling."}, 30)
     assert [(r.file, r.row) for r in found.refused] == [("FaceCaption-v1.parquet/2", 2)]
     assert "not a JPEG" in found.refused[0].reason
 

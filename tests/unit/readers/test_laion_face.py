@@ -149,8 +149,7 @@ def test_detections_are_found_by_number():
     found = packed({7: [face()], 3: [], 5.0: [face(0, 0, 1, 1), "broken"], 2**60: [face(score=0.5)]})
     assert found.ids.tolist() == [3, 5, 7, 2**60]
     assert [found.find(number) for number in (3, 5, 7, 2**60, 4, 2**61, -1)] == [0, 1, 2, 3, -1, -1, -1]
-    assert len(found.at(0)) == 0
-    assert found.at(1)[0, :4].tolist() == [0, 0, 1, 1]
+    assert (len(found.at(0)), found.at(1)[0, :4].tolist()) == (0, [0, 0, 1, 1])
     assert np.isnan(found.at(1)[1]).all()
     assert found.at(3)[0, 14] == 0.5
 
