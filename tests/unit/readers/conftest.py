@@ -52,6 +52,17 @@ def picture() -> Callable[..., Path]:
 
 
 @pytest.fixture
+def pictures(picture: Callable[..., Path]) -> Callable[..., None]:
+    """`pictures(folder, *names, size=(64, 64), form="JPEG")`: pictures under these names, no two alike."""
+
+    def write(folder: Path, *names: str, **options: Any) -> None:
+        for seed, name in enumerate(names):
+            picture(folder / name, seed, **options)
+
+    return write
+
+
+@pytest.fixture
 def take() -> Callable[..., Imported]:
     """`take(source, root, settings=[...overrides], **options)`: the rows that an import of a tree gives."""
 

@@ -36,10 +36,9 @@ def sheet(category, minor, questions, **more):
 
 
 @pytest.fixture
-def facexbench(tmp_path, picture):
+def facexbench(tmp_path, pictures):
     home = tmp_path / "benchmark"
-    for seed, name in enumerate(("one.png", "two.png", "three.png")):
-        picture(home / "images" / name, seed=seed, form="PNG")
+    pictures(home / "images", "one.png", "two.png", "three.png", form="PNG")
     (home / "images/bad.png").write_bytes(b"PK\x03\x04")
     one = ["images/one.png"]
     questions = {
@@ -58,9 +57,8 @@ def facexbench(tmp_path, picture):
     }
     write(home / "age.json", sheet("bias_fairness", "age", questions), start=b"\xef\xbb\xbf")
     write(home / "imdb.json", sheet("face_recognition", "celebrity_identification", {"1": asked(one, "Who?")}))
-    write(
-        home / "tools.json", sheet("tools_use", "tools_retrieval", {"1": asked(["images/three.png"])}, context="APIs")
-    )
+    tools = {"1": asked(["images/three.png"])}
+    write(home / "tools.json", sheet("tools_use", "tools_retrieval", tools, context="APIs"))
     return tmp_path
 
 
@@ -157,10 +155,7 @@ def test_face_human_bench(face_human_bench):
         *("the picture eval_data/gone.jpg is missing", "it names no picture"),
     )
     assert refused == [
-        *(
-            Refused(f"{folder}/face_age_basic_10.json", number, reason)
-            for number, reason in enumerate(reasons, start=3)
-        ),
+        *(Refused(f"{folder}/face_age_basic_10.json", number, why) for number, why in enumerate(reasons, start=3)),
         *(Refused(f"{folder}/{name}.json", 1, IDENTIFYING) for name in ("face_recognition_mask", "human_reid_basic")),
     ]
 

@@ -34,15 +34,13 @@ def test_signs_by_geometry():
     """The nose looks along -z of the head, its top along -y; x is image right, y down."""
     nose, top = np.array([0, 0, -1.0]), np.array([0, -1.0, 0])
     c, s = np.cos(np.radians(20)), np.sin(np.radians(20))
-    about_y = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-    assert (about_y @ nose)[0] < 0  # to image left
-    assert rotation_degrees(about_y)["yaw"] == pytest.approx(20)
-    about_x = np.array([[1, 0, 0], [0, c, s], [0, -s, c]])
-    assert (about_x @ nose)[1] < 0  # up
-    assert rotation_degrees(about_x)["pitch"] == pytest.approx(20)
+    about_y, about_x = np.array([[[c, 0, s], [0, 1, 0], [-s, 0, c]], [[1, 0, 0], [0, c, s], [0, -s, c]]])
     about_z = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    assert (about_y @ nose)[0] < 0  # to image left
+    assert (about_x @ nose)[1] < 0  # up
     assert (about_z @ top)[0] > 0  # clockwise
-    assert rotation_degrees(about_z)["roll"] == pytest.approx(20)
+    for name, rotation in (("yaw", about_y), ("pitch", about_x), ("roll", about_z)):
+        assert rotation_degrees(rotation)[name] == pytest.approx(20)
 
 
 def test_no_rotation_is_refused():

@@ -41,9 +41,8 @@ def face(left=20, top=20, right=60, bottom=60, score=0.99):
 @pytest.fixture
 def tree(tmp_path):
     home = tmp_path / "laion_face_data"
-    (home / "split_00000").mkdir(parents=True)
-    (home / "split_00003").mkdir()
-    (tmp_path / "detection_metadata").mkdir()
+    for folder in (home / "split_00000", home / "split_00003", tmp_path / "detection_metadata"):
+        folder.mkdir(parents=True)
     with tarfile.open(home / "split_00000/00000.tar", "w") as archive:
         sample(archive, "000000000", 1234567890123.0, "smiling \nwoman", seed=1)
         sample(archive, "000000001", "22.0", None, seed=2)
@@ -162,29 +161,24 @@ class TestShards:
     def test_hostile_members_are_refused_and_the_rest_is_read(self, tmp_path, monkeypatch):
         monkeypatch.setattr(shards, "MAX_TEXT", 100)
         monkeypatch.setattr(shards, "MAX_BYTES", 5000)
+        special = {"link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE}
+        special |= {"device": tarfile.CHRTYPE, "sparse": tarfile.GNUTYPE_SPARSE}
         with tarfile.open(tmp_path / "a.tar", "w") as archive:
             member(archive, "folder", b"", type=tarfile.DIRTYPE)
             member(archive, "../../out.jpg", b"x")
             member(archive, "/root.jpg", b"x")
-            member(archive, "link.jpg", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
-            member(archive, "hard.jpg", b"", type=tarfile.LNKTYPE, linkname="x")
-            member(archive, "device.jpg", b"", type=tarfile.CHRTYPE)
-            member(archive, "sparse.jpg", b"", type=tarfile.GNUTYPE_SPARSE)
+            for name, kind in special.items():
+                member(archive, f"{name}.jpg", b"", type=kind, linkname="/etc/passwd")
             member(archive, "big.txt", b"x" * 101)
             member(archive, "big.jpg", b"x" * 5001)
-            sample(archive, "1", 1, size=(8, 8))
-            sample(archive, "1/2", 2, size=(8, 8))
-            sample(archive, "1", 3, size=(8, 8))
-            sample(archive, "3", 3, size=(8, 8))
+            for number, key in enumerate(("1", "1/2", "1", "3")):
+                sample(archive, key, number, size=(8, 8))
         keys, refused = self.read(tmp_path / "a.tar")
         assert keys == ["1", "1/2", "3"]
         assert [(r.file, r.reason) for r in refused] == [
             ("a.tar/../../out.jpg", "its name leads out of the shard"),
             ("a.tar//root.jpg", "its name leads out of the shard"),
-            ("a.tar/link.jpg", "a link, device or other special member"),
-            ("a.tar/hard.jpg", "a link, device or other special member"),
-            ("a.tar/device.jpg", "a link, device or other special member"),
-            ("a.tar/sparse.jpg", "a link, device or other special member"),
+            *((f"a.tar/{name}.jpg", "a link, device or other special member") for name in special),
             ("a.tar/big.txt", "101 bytes, more than 100"),
             ("a.tar/big.jpg", "5,001 bytes, more than 5,000"),
             ("a.tar/1.jpg", "its name stands in the shard already"),
