@@ -21,13 +21,8 @@ ADA = {"reason": "she asked", "by": "Ada Lovelace"}
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, project):
     """`place(home)`: settings of a project of this test's own, with the bucket as the remote."""
-    project = tmp_path / "project"
-    project.mkdir()
-    shutil.copyfile("params.yaml", project / "params.yaml")
-    shutil.copytree("profiles", project / "profiles")
-    monkeypatch.chdir(project)
 
     def make(home="home", **versioning):
         versioning = {"remote": f"s3://{BUCKET}/data", **versioning}

@@ -1,6 +1,5 @@
 """Tracking, registry, decisions and lineage against a real MLflow server."""
 
-import http.server
 import json
 import pickle
 import re
@@ -9,7 +8,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def register(settings: Settings, model: Path, run_id: str | None = None, **gate: Any) -> registry.Version:
-    return registry.register(
-        settings,
-        model_dir=model,
-        model_digest=digests.of_tree(model),
-        evaluation=METRICS,
-        evaluation_digest=EVALUATION,
-        gate={"passed": True, **gate},
-        run_id=run_id,
-    )
+    passed = {"passed": True, **gate}
+    return registry.register(settings, model, digests.of_tree(model), METRICS, EVALUATION, passed, run_id)
 
 
 def run_of(settings: Settings, run_id: str) -> Any:
@@ -425,30 +418,15 @@ def test_lineage_of_a_version_reaches_its_runs(settings: Settings, model: Path, 
     register(settings, model)
     approvals.approve(settings, 1, ADA, "figures hold")
     links = lineage.lineage(settings, "candidate")
-    assert [(link["depth"], link["kind"]) for link in links][:4] == [
-        (0, "version"),
-        (1, "decision"),
-        (1, "evaluate"),
-        (1, "specialize"),
-    ]
+    kinds = [(0, "version"), (1, "decision"), (1, "evaluate"), (1, "specialize")]
+    assert [(link["depth"], link["kind"]) for link in links][:4] == kinds
     assert links[1]["facts"]["by"] == ADA
     assert run.run_id in {link["id"] for link in links}
     assert tracking.commit() in {link["id"] for link in links} | {None}
     assert [link["kind"] for link in lineage.lineage(settings, digest[:10])][:2] == ["registered as", "specialize"]
-    elsewhere = settings.model_copy(
-        update={"storage": settings.storage.model_copy(update={"home": str(tmp_path / "h2")})}
-    )
+    storage = settings.storage.model_copy(update={"home": str(tmp_path / "h2")})
+    elsewhere = settings.model_copy(update={"storage": storage})
     assert digest in {link["id"] for link in lineage.lineage(elsewhere, "1")}
-
-
-class _Page(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"<html>a router's login page</html>")
-
-    def log_message(self, *args: Any) -> None:
-        pass
 
 
 @contextmanager
@@ -459,46 +437,39 @@ def no_server() -> Iterator[int]:
 
 
 @contextmanager
-def hanging_server() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        yield silent.getsockname()[1]
+def server(answer: bytes = b"") -> Iterator[int]:
+    """One that says this to whatever it is asked, or hangs."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.recv(1000)
+                        connection.sendall(answer)
+
+        if answer:
+            threading.Thread(target=serve, daemon=True).start()
+        yield listening.getsockname()[1]
 
 
-@contextmanager
-def other_server() -> Iterator[int]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
-
-
-@contextmanager
-def no_http_server() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
-
-        threading.Thread(target=answer, daemon=True).start()
-        yield server.getsockname()[1]
+PAGE = b"HTTP/1.1 200 OK\r\nContent-Length: 34\r\n\r\n<html>a router's login page</html>"
 
 
 @pytest.mark.parametrize(
-    ("server", "message"),
+    ("there", "message"),
     [
         (no_server, "no MLflow server at http://127.0.0.1:.*facemllm services up"),
-        (hanging_server, "does not answer within 1 s; .*facemllm services up"),
-        (other_server, "what answers at .* is not MLflow"),
-        (no_http_server, "does not speak HTTP as MLflow does"),
+        (server, "does not answer within 1 s; .*facemllm services up"),
+        (partial(server, PAGE), "what answers at .* is not MLflow"),
+        (partial(server, b"SSH-2.0-OpenSSH_9.2\r\n"), "does not speak HTTP as MLflow does"),
     ],
 )
-def test_what_is_no_mlflow_is_told_in_one_line(server: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_mlflow_is_told_in_one_line(there: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
     monkeypatch.setattr(mlflow_client, "PROBE_S", 1.0)
-    with server() as port:
+    with there() as port:
         settings = load("laptop", [f"services.mlflow_port={port}"])
         began = time.monotonic()
         with pytest.raises(UserError, match=message) as refused:

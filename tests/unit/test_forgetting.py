@@ -37,14 +37,8 @@ SMALL = 0  # megabytes a shard: a new one after every row group
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(project):
     """Settings of a project of this test's own, with nobody answering for MLflow."""
-    project = tmp_path / "project"
-    project.mkdir()
-    for name in ("params.yaml", "profiles"):
-        source = Path.cwd() / name
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, project / name)
-    monkeypatch.chdir(project)
     return settings.load("laptop", ["storage.home=home", "services.mlflow_port=1025", "ingest.ledger=null"])
 
 
