@@ -20,7 +20,7 @@ from tests.refusing import refuses
 
 
 @pytest.fixture
-def settings() -> Settings:
+def settings():
     return load("laptop")
 
 

@@ -158,13 +158,9 @@ def test_an_interrupted_recording_is_repaired_by_the_next(place, tables, other_t
 
 
 def test_an_interrupted_first_recording_is_repaired(place, tables, monkeypatch):
-    def stop(*args):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(Repository, "commit", stop)
-        with pytest.raises(KeyboardInterrupt):
-            record(place(), *tables)
+        patch.setattr(Repository, "commit", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        refuses(None, record, place(), *tables, error=KeyboardInterrupt)
     assert log(place()) == []
     assert record(place(), *tables).new
 
