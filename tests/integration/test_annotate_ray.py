@@ -14,9 +14,8 @@ SILENT = ("attributes", "expression", "age", "gender", "yaw", "pitch", "roll")
 
 
 def cut(batch_size, concurrency):
-    return settings.load(
-        "laptop", [f"annotate.batch_size={batch_size}", f"annotate.concurrency={concurrency}", "ingest.shard_mb=1"]
-    )
+    given = [f"annotate.batch_size={batch_size}", f"annotate.concurrency={concurrency}"]
+    return settings.load("laptop", [*given, "ingest.shard_mb=1"])
 
 
 @pytest.fixture

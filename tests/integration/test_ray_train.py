@@ -22,13 +22,9 @@ from tests.integration.conftest import stop_tree
 pytestmark = pytest.mark.integration
 
 OVERRIDES = (
-    "model.image_size=32",
-    "train.threads=1",
-    "train.checkpoint_every=10",
-    "train.stages.align.steps=60",
-    "train.stages.align.batch_images=8",
-    "train.stages.instruct.steps=20",
-    "train.stages.instruct.batch_images=4",
+    *("model.image_size=32", "train.threads=1", "train.checkpoint_every=10"),
+    *("train.stages.align.steps=60", "train.stages.align.batch_images=8"),
+    *("train.stages.instruct.steps=20", "train.stages.instruct.batch_images=4"),
 )
 
 # The driver: one stage, its result as JSON. `hold` is the step at which the worker of the first attempt writes its

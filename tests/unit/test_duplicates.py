@@ -44,9 +44,7 @@ def test_a_perceptual_hash_survives_saving_and_shrinking_and_tells_pictures_apar
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize(("near", "far"), [("test", "train"), ("test", "validation"), ("validation", "train")])
-def test_of_a_pair_in_two_splits_the_one_farther_from_the_test_goes(
-    near: str, far: str, order: tuple[int, int]
-) -> None:
+def test_of_a_pair_in_two_splits_the_one_farther_from_the_test_goes(near, far, order) -> None:
     rows = [("a", hashed(noise(1)), near, None), ("b", hashed(again(noise(1))), far, None)]
     dropped = census(*(rows[n] for n in order)).dropped()
     assert set(dropped) == {order.index(1)}
@@ -67,9 +65,8 @@ def test_the_very_same_bytes_stay_once_even_of_one_person() -> None:
 
 
 def test_a_person_in_several_splits_keeps_the_one_nearest_the_test() -> None:
-    rows = [
-        (n, hashed(noise(n)), split, "x") for n, split in enumerate(["train", "test", "validation", "train", "test"])
-    ]
+    splits = ["train", "test", "validation", "train", "test"]
+    rows = [(n, hashed(noise(n)), split, "x") for n, split in enumerate(splits)]
     dropped = census(*rows, (9, hashed(noise(9)), "train", "y"), (10, hashed(noise(10)), "train", None)).dropped()
     assert (set(dropped), set(dropped.values())) == ({0, 2, 3}, {"the same person stands in the test split"})
 

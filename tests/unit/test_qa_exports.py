@@ -148,8 +148,8 @@ def test_a_split_that_is_none_touches_no_file(name, talks, limits, tmp_path):
     for victim in victims:
         victim.write_text("precious")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(UserError, match=r"no split '\.\./victim'; choose one of train, validation, test"):
-        export(limits, talks, tmp_path / "out", name, "../victim")
+    said = r"no split '\.\./victim'; choose one of train, validation, test"
+    refuses(said, export, limits, talks, tmp_path / "out", name, "../victim")
     typed = ["export", str(talks), str(tmp_path / "out"), "--format", name, "--split", "../victim"]
     assert CliRunner().invoke(app, typed).exit_code == 2
     assert [victim.read_text() for victim in victims] == ["precious"] * 3
@@ -208,9 +208,8 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(talks, limits, tm
 
 
 def test_terms_are_asked_for_what_the_split_is_for(talks, limits, tmp_path):
-    rows = [row | {"source": "aflw2000"} for row in open_table(talks).iterate()]
     with TableWriter(tmp_path / "bound", CONVERSATIONS) as table:
-        table.write(rows)
+        table.write(row | {"source": "aflw2000"} for row in open_table(talks).iterate())
     mine = tmp_path / "ledger.yaml"
     mine.write_text("aflw2000: {uses: [evaluate]}\n")
     bound = limits.model_copy(update={"ingest": limits.ingest.model_copy(update={"ledger": str(mine)})})

@@ -42,9 +42,8 @@ def other_tables(faces_table, conversations_table, face_rows, conversation_rows)
 
 
 def same(restored, tables):
-    return [digests.of_tree(restored / name) for name in ("faces", "conversations")] == [
-        digests.of_tree(table) for table in tables
-    ]
+    found = [restored / "faces", restored / "conversations"]
+    return list(map(digests.of_tree, found)) == list(map(digests.of_tree, tables))
 
 
 def test_what_was_recorded_comes_back_bit_for_bit(place, tables, tmp_path):
