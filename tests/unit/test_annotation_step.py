@@ -313,9 +313,10 @@ def test_what_a_job_refuses_and_where_it_stops_travels_as_values(faces_table):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A model of random weights that knows the words of the prompt."""
-    pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
     from facemllm.model.tiny import build_tiny
 
+    torch.set_num_threads(1)
     chosen = settings.load("laptop", ["model.image_size=32"])
     texts = [message["text"] for message in prompt.messages({})]
     model, processor = build_tiny(chosen.model, texts, ["yes", "no"], seed=0)
@@ -325,9 +326,9 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def locally(folder, home, *overrides):
-    given = ["annotate.annotator=local", f"annotate.vision_language.model={folder}", f"storage.home={home}"]
-    return settings.load("laptop", [*given, "annotate.vision_language.max_tokens=6", *overrides])
+def locally(folder, home):
+    given = ["annotator=local", f"vision_language.model={folder}", "vision_language.max_tokens=2"]
+    return settings.load("laptop", [f"storage.home={home}", *(f"annotate.{override}" for override in given)])
 
 
 def test_a_local_model_of_random_weights_is_refused_row_by_row(checkpoint, faces_table, face_rows, tmp_path):
@@ -335,7 +336,7 @@ def test_a_local_model_of_random_weights_is_refused_row_by_row(checkpoint, faces
     chosen = locally(checkpoint, tmp_path / "home")
     manifest = step.annotate(chosen, faces, tmp_path / "out")
     assert (manifest["rows"], manifest["quarantined"]) == (0, 2)
-    said = "the model's reply does not fit, nor does the mended one: it was cut off after 6 tokens; be shorter"
+    said = "the model's reply does not fit, nor does the mended one: it was cut off after 2 tokens; be shorter"
     assert {row["reason"] for row in open_table(tmp_path / "out").refused()} == {said}
     with closing(sqlite3.connect(tmp_path / "home" / "annotations" / "replies.sqlite")) as database:
         assert database.execute("SELECT count(*) FROM replies").fetchone() == (4,)
@@ -354,28 +355,23 @@ def test_a_local_model_that_answers_well_describes_rows(checkpoint, faces_table,
     faces = faces_table([row | {"expression": None} for row in face_rows(11)])
     chosen = locally(checkpoint, tmp_path / "home")
     manifest = step.annotate(chosen, faces, tmp_path / "out")
-    assert manifest["rows"] == 11
-    assert len(asked) == 11
+    assert (manifest["rows"], len(asked)) == (11, 11)
     for row in open_table(tmp_path / "out").iterate():
-        assert row["caption"] == f"A face in picture {row['image_id'][:8]}."
-        assert row["expression"] == "fear"
+        assert (row["caption"], row["expression"]) == (f"A face in picture {row['image_id'][:8]}.", "fear")
         by = {entry["field"]: entry for entry in row["provenance"]}["caption"]
         assert (by["model_digest"], by["cost"]) == (digests.of_tree(checkpoint), 0.0)
     again = step.annotate(chosen, faces, tmp_path / "again")
-    assert len(asked) == 11
-    assert again["digest"] == manifest["digest"]
+    assert (len(asked), again["digest"]) == (11, manifest["digest"])
 
 
 def test_a_local_model_sees_picture_and_words_and_answers_alike(checkpoint, face_rows, tmp_path):
-    pytest.importorskip("transformers")
     made = [local(locally(checkpoint, tmp_path / name)) for name in ("one", "two")]
     blank = dict.fromkeys(FACES.names)
     rows = [blank | {"attributes": pairs({}), **row} for row in face_rows(2)]
     requests = [made[0].request(row, prompt.messages(row)) for row in rows]
     first, second = (local_model.generate(one.sender, requests) for one in made)
     assert first == second
-    assert all(tokens == 6 for _, _, tokens in first)
-    assert all(prompt_tokens > 100 for _, prompt_tokens, _ in first)
+    assert all(tokens == 2 and prompt_tokens > 100 for _, prompt_tokens, tokens in first)
     hot = replace(made[0].sender, temperature=1.0)
     assert local_model.generate(hot, requests[:1]) == local_model.generate(hot, requests[:1])
 

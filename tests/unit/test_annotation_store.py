@@ -111,10 +111,10 @@ def test_a_purge_says_when_its_bytes_are_still_in_the_log(store, tmp_path, monke
     assert ANNA.encode() not in b"".join(path.read_bytes() for path in store.path.parent.iterdir())
 
 
-def test_what_tokens_cost():
-    assert price(1_000_000, 500_000, 2.0, 6.0) == 5.0
-    assert price(None, 500_000, 2.0, 6.0) == 3.0
-    assert price(5, 5, None, 6.0) is None
+def test_what_tokens_cost_and_that_the_bound_of_a_prompt_is_above_what_models_use():
+    costs = [price(1_000_000, 500_000, 2.0, 6.0), price(None, 500_000, 2.0, 6.0), price(5, 5, None, 6.0)]
+    assert costs == [5.0, 3.0, None]
+    assert most_tokens("x" * 4000, 448) == 2000 + 1024  # four characters of English a token; LLaVA sees 576
 
 
 def test_a_request_under_way_keeps_others_out_until_its_process_dies(account, tmp_path):
@@ -181,7 +181,3 @@ def test_the_form_that_an_endpoint_understands_is_known_by_its_address(account, 
     assert Account(store, "job").form("http://a/v1") == 1
     assert account.form("http://b/v1") is None
     assert Account(store, "another").form("http://a/v1") is None
-
-
-def test_the_bound_of_a_prompt_is_above_what_models_use():
-    assert most_tokens("x" * 4000, 448) == 2000 + 1024  # four characters of English a token; LLaVA sees 576

@@ -33,7 +33,6 @@ from facemllm.version.tombstones import Marks, Tombstones, name_id
 from tests.refusing import refuses
 
 ADA = {"reason": "she asked", "by": "Ada Lovelace"}
-SMALL = 0  # megabytes a shard: a new one after every row group
 
 
 @pytest.fixture
@@ -122,7 +121,7 @@ def test_shards_without_the_row_keep_their_bytes(place, faces_table, conversatio
     rows = [row | {"source_id": f"{part}-{row['source_id']}"} for part in range(8) for row in face_rows()]
     for number, row in enumerate(rows):
         row["image_id"] = digests.of_bytes(b"%d" % number)
-    faces, conversations = faces_table(rows, shard_mb=SMALL), conversations_table()
+    faces, conversations = faces_table(rows, shard_mb=0), conversations_table()
     before = open_table(faces).manifest["shards"]
     assert len(before) == 3
     one = record(place, faces, conversations)

@@ -42,17 +42,15 @@ rendered = pytest.mark.parametrize("overlay", [pytest.param(o, marks=needs_kubec
 
 
 @functools.cache
-def _text(source: str) -> str:
-    if source == "base":
-        listed = yaml.safe_load((ROOT / "k8s/base/kustomization.yaml").read_text("utf-8"))["resources"]
-        return "\n---\n".join((ROOT / "k8s/base" / name).read_text("utf-8") for name in listed)
-    command = ["kubectl", "kustomize", str(ROOT / "k8s/overlays" / source)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-
-
 def documents(source: str) -> list[Document]:
     """What `source` consists of: an overlay as kubectl renders it, or the base as it is written."""
-    return [document for document in yaml.load_all(_text(source), yaml.CSafeLoader) if document]
+    if source == "base":
+        listed = yaml.safe_load((ROOT / "k8s/base/kustomization.yaml").read_text("utf-8"))["resources"]
+        text = "\n---\n".join((ROOT / "k8s/base" / name).read_text("utf-8") for name in listed)
+    else:
+        command = ["kubectl", "kustomize", str(ROOT / "k8s/overlays" / source)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 
 def one(source: str, kind: str, name: str | None = None) -> Document:
@@ -234,8 +232,7 @@ BROKEN: dict[str, tuple[str, str, Any]] = {
 
 @pytest.mark.parametrize(("kind", "path", "value"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_document_is_refused(kind: str, path: str, value: Any) -> None:
-    document = copy.deepcopy(one("base", kind))
-    assert schema_faults(document) == []
+    document = copy.deepcopy(one("base", kind))  # which is sound, as is shown above
     put(document, path, value)
     assert schema_faults(document)
 
