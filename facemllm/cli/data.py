@@ -101,10 +101,10 @@ def annotate(
     estimate: Annotated[bool, typer.Option(help="Only say what it would ask for and cost.")] = False,
 ) -> Result:
     """Describe every face: captions and labels by the configured annotator."""
-    from facemllm.annotate import cost, run
+    from facemllm.annotate import describer, run
 
     if estimate:
-        facts = cost.estimate(settings, faces)
+        facts = describer.estimate(settings, faces)
         return facts, "\n".join(f"{name:<24}{value}" for name, value in facts.items())
     return _table(run.annotate(settings, faces, out), out)
 

@@ -31,7 +31,7 @@ _FAMILIES = {
     **dict.fromkeys(("agedb", "fgnet", "utkface", "morph2", "fairface"), "ages"),
     **dict.fromkeys(("raf-db", "affectnet", "emo135"), "expressions"),
     **dict.fromkeys(("lfwa", "maad-face"), "attribute_tables"),
-    **dict.fromkeys(("300w-lp", "aflw2000"), "headpose"),
+    **dict.fromkeys(("300w-lp", "aflw2000", "biwi"), "headpose"),
     **dict.fromkeys(("bp4d", "disfa"), "action_units"),
 }
 _FOLDER = Path(__file__).with_name("readers")

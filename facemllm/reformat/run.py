@@ -99,10 +99,7 @@ def _about(qa: Reformat, plan: Plan, table: Table, counts: Mapping[str, Any] | N
 
 def _chosen(table: Table, mixture: Mixture, forgotten: _Taken) -> tuple[_Taken, dict[str, dict[str, int]] | None]:
     """Tells which training faces are taken; and by source, how many there are (`faces`) and are taken (`taken`), None
-    where the mixture asks for nothing.
-
-    Raises UserError when a cap names a source that the table does not hold.
-    """
+    where the mixture asks for nothing. Raises UserError when a cap names a source that the table does not hold."""
     if not mixture.caps and mixture.temperature == 1:
         return lambda row: True, None
     if unknown := sorted(set(mixture.caps) - set(table.sources)):

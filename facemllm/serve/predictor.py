@@ -240,7 +240,7 @@ class FaceModel(Model):
 
     def _free(self, work: Work, text: str) -> dict[str, Any]:
         known = work.known
-        value = self._tasks[known.task].parse(known.item, text) if known else None
+        value = self._tasks[known.task].item(known.item).parse(text) if known else None
         return _reply(known, text, value, None)
 
 
