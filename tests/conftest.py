@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm.settings import Settings, load
+from facemllm import settings as settings_module
+from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, pairs, subject_id
 
 SIDE = 48
@@ -86,6 +90,25 @@ def conversation(row: dict[str, Any]) -> dict[str, Any]:
     return about | {"messages": messages, "turns": turns}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _parsed_once() -> Iterator[None]:
+    """A settings file is parsed once for all tests: it takes as long as many of them."""
+    parsed = lru_cache(None)(lambda path, text, read=settings_module._read: read(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings_module, "_read", lambda path: deepcopy(parsed(path, path.read_text("utf-8"))))
+        yield
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of the test's own, and the working directory: settings as they come, and nothing else."""
+    (tmp_path / "project").mkdir()
+    shutil.copyfile("params.yaml", tmp_path / "project" / "params.yaml")
+    shutil.copytree("profiles", tmp_path / "project" / "profiles")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
 @pytest.fixture
 def face_rows() -> Callable[..., Rows]:
     """`face_rows(count=40)`: fresh rows of a sound faces table."""
@@ -124,7 +147,7 @@ def conversations_table(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="module")
 def settings(request: pytest.FixtureRequest) -> Settings:
     """The laptop's settings with the `OVERRIDES` of the module that asks."""
-    return load("laptop", getattr(request.module, "OVERRIDES", ()))
+    return settings_module.load("laptop", getattr(request.module, "OVERRIDES", ()))
 
 
 @pytest.fixture(scope="module")

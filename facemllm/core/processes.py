@@ -1,4 +1,4 @@
-"""Process trees: who is alive, ending a tree politely, and a supervisor that keeps one server running.
+"""Processes: work in several, trees of them (who is alive, ending one politely), and a server's supervisor.
 
 A process is named by its id *and* its start, so a recycled id is never mistaken for ours. Members of a server are found
 three ways, because each fails somewhere: as descendants (lost when a parent dies), by the session the supervisor opened
@@ -10,6 +10,7 @@ names; it imports little, so that it weighs 20 MB and starts at once.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -20,20 +21,27 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from facemllm.core.files import atomic_write
-from facemllm.core.machine import adopt_orphans, die_with_parent
 
 TOKEN = "FACEMLLM_SERVICE"
-_TICK_S = 0.2
+AHEAD = 2  # jobs a process beside the one it is at
+_TICK_S, _WATCH_S = 0.2, 0.5
 _HEALTHY_AGAIN_S = 60.0
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def end(processes: Iterable[psutil.Process], grace_s: float = 3.0) -> None:
-    """Ask the processes to end, wait up to the grace, and kill what is left. Returns when none is left."""
+    """Ask the processes to end, wait up to the grace, and kill what is left."""
     alive = list(processes)
     for ask in (psutil.Process.terminate, psutil.Process.kill):
         for process in alive:
@@ -204,6 +212,59 @@ def trouble(urls: Sequence[str], timeout_s: float = 5.0) -> str:
     return ""
 
 
+def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
+    """Ask the kernel to send this process a signal when its parent dies, even by SIGKILL (Linux; elsewhere a no-op).
+
+    `parent` says who that was: if it is gone already, this process ends at once.
+    """
+    _prctl(_PR_SET_PDEATHSIG, number)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def die_with(pid: int) -> None:
+    """End this process within half a second of another one's end, also where a shell stands between the two."""
+
+    def watch() -> None:
+        while psutil.pid_exists(pid):
+            time.sleep(_WATCH_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name=f"ends-with-{pid}", daemon=True).start()
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
+    """`work(job)` for every job, in their order. Jobs are pulled only a few ahead of the results that were taken.
+
+    `work` and jobs travel by pickling. Closing the iterator early ends the processes. With one worker all is done here.
+    Processes, not threads: picture work goes in and out of Python dozens of times a picture, and threads that wait for
+    each other at every turn are slower than one of them.
+    """
+    if workers == 1:
+        yield from map(work, jobs)
+        return
+    stream = iter(jobs)
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=die_with_parent) as pool:
+        window = deque(pool.submit(work, job) for job in islice(stream, workers * AHEAD))
+        try:
+            while window:
+                done = window.popleft().result()
+                window.extend(pool.submit(work, job) for job in islice(stream, 1))
+                yield done
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 class Supervisor:
     """Runs one server: restarts it with back-off when it dies or stops answering, ends its whole tree on SIGTERM.
 
@@ -219,7 +280,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stopping.set())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        adopt_orphans()
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what its children leave behind stays in its tree (Linux)
         self._note(supervisor=Identity.of(os.getpid()))
         pause, code = 1.0, 0
         while not self.stopping.is_set():
@@ -229,7 +290,10 @@ class Supervisor:
             code = child.poll() or 0
             end_tree(child.pid, self.record.grace_s)
             child.wait()
-            self._end_rest()
+            end([p for p in self.record.members() if p.pid != os.getpid()])
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
             if self.stopping.is_set() or not self.record.service.restart or not self.record.answered:
                 break
             pause = 1.0 if time.monotonic() - started > _HEALTHY_AGAIN_S else min(pause * 2, 30.0)
@@ -272,12 +336,6 @@ class Supervisor:
                 return self._say(f"failed {failed} health checks: {why}")
             next_check = time.monotonic() + (record.check_every_s if answered else _TICK_S)
         return None
-
-    def _end_rest(self) -> None:
-        end([p for p in self.record.members() if p.pid != os.getpid()])
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
 
     def _note(self, **changes: Any) -> None:
         self.record = replace(self.record, **changes)

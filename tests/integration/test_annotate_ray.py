@@ -1,7 +1,5 @@
 """The Ray Data job on real Ray: the same bytes however it is cut, bad rows set aside, Ray left as it was found."""
 
-from __future__ import annotations
-
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,9 +14,8 @@ SILENT = ("attributes", "expression", "age", "gender", "yaw", "pitch", "roll")
 
 
 def cut(batch_size, concurrency):
-    return settings.load(
-        "laptop", [f"annotate.batch_size={batch_size}", f"annotate.concurrency={concurrency}", "ingest.shard_mb=1"]
-    )
+    given = [f"annotate.batch_size={batch_size}", f"annotate.concurrency={concurrency}"]
+    return settings.load("laptop", [*given, "ingest.shard_mb=1"])
 
 
 @pytest.fixture
@@ -57,5 +54,5 @@ def test_bytes_do_not_depend_on_batches_or_concurrency(faces, tmp_path, monkeypa
     for was, now in zip(before, open_table(tmp_path / "own", FACES).iterate(), strict=True):
         assert now["image_id"] == was["image_id"]
         assert now["image"] == was["image"]
-        assert caption.TASK.parse("caption", now["caption"]) == caption.facts_text(caption.facts(was))
+        assert caption.TASK.item("caption").parse(now["caption"]) == caption.facts_text(caption.facts(was))
         assert {e["field"]: e["origin"] for e in now["provenance"]}["caption"] == "annotator"

@@ -16,7 +16,7 @@ from facemllm.evaluate.run import evaluate, score
 from facemllm.scoring.sheet import read_parsed, read_sheet
 from facemllm.settings import load
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
-from facemllm.tasks.language import refuses
+from facemllm.tasks.answers import refuses
 from tests.conftest import encode, messages_of
 
 pytestmark = pytest.mark.usefixtures("no_torch")
@@ -173,7 +173,7 @@ class Fake:
                 said.append(f"a {'woman' if truth['gender'] == 'female' else 'man'}{bangs}")
                 continue
             question = asked_in(text)
-            option = tasks.get(question.task).option_for(question.item, truth[question.item])
+            option = tasks.get(question.task).item(question.item).option_for(truth[question.item])
             said.append("I cannot help with that." if question.item in self.silent else option.text)
         return said
 

@@ -13,6 +13,7 @@ from facemllm.promote.gates import Difference, decide, differences, judge
 from facemllm.scoring import fairness, stats
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
+from facemllm.settings.operations import Threshold
 from facemllm.tables import CONVERSATIONS, open_table
 from tests.scored import sheet_of, write_conversations, write_evaluation
 
@@ -35,7 +36,7 @@ def with_gaps(settings, **gaps):
 
 
 def with_thresholds(settings, **thresholds):
-    bounds = {key.replace("__", "."): settings_module.Threshold(**bound) for key, bound in thresholds.items()}
+    bounds = {key.replace("__", "."): Threshold(**bound) for key, bound in thresholds.items()}
     return promoting(settings, thresholds=bounds)
 
 

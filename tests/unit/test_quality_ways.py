@@ -1,7 +1,5 @@
 """The checks on conversations that are asked in every way: sound ones pass, and a wrong answer in any way is found."""
 
-from __future__ import annotations
-
 import pytest
 
 from facemllm import settings, tasks
@@ -33,7 +31,7 @@ def in_every_way(tmp_path_factory):
 
 def checked(faces, talks):
     table = open_table(talks, CONVERSATIONS)
-    labels = Labels.asked_in(table.manifest["about"])
+    labels = Labels(table.manifest["about"])
     for row in open_table(faces, FACES).iterate():
         mask = row["segmentation"]
         labels.add({name: value for name, value in row.items() if name not in ("image", "segmentation")}, mask["bytes"])

@@ -4,15 +4,13 @@
 given. Labels are what a careful reader takes from the text, not what the parser makes of it.
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 
 import pytest
 
 from facemllm import tasks
-from facemllm.tasks.language import refuses
+from facemllm.tasks.answers import refuses
 
 ANSWERS = list(csv.DictReader((Path(__file__).parent / "answers.csv").open(newline="", encoding="utf-8")))
 
