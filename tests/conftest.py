@@ -1,7 +1,5 @@
 """Small tables for the tests: forty faces of twenty people, in every split, and a conversation about each."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import shutil

@@ -1,7 +1,5 @@
 """A hand-made `metrics.json` with every part an evaluation may have, and a comparison of two; small, and not sound."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

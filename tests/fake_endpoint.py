@@ -10,8 +10,6 @@ length (cut off by max_tokens).
 Each request takes the next behaviour of its key's `plan`, else of the `script`, else `default`.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import base64
@@ -69,7 +67,7 @@ class FakeEndpoint:
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def __enter__(self) -> FakeEndpoint:
+    def __enter__(self) -> "FakeEndpoint":
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
         self.port = int(self._server.sockets[0].getsockname()[1])

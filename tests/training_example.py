@@ -1,7 +1,5 @@
 """Forty coloured squares with a bright half, and what is asked of them: a few seconds are enough to learn them."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

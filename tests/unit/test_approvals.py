@@ -1,7 +1,5 @@
 """Promotion, the parts that need no server: who is a person, which decision counts, the card, figures, lineage."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

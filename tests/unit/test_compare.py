@@ -1,7 +1,5 @@
 """Two runs side by side: which evaluations are meant, what is refused, and that a difference is told the right way."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

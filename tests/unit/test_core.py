@@ -1,7 +1,5 @@
 """Progress where nobody looks on, processes tied to another, and checkpoints by name."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The DAG: names, order, parameters and resources are pinned, and every door leads to the same steps."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os

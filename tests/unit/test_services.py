@@ -1,7 +1,5 @@
 """Services as data, records, and the ends of processes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """What a request may hold, batching, the rule for answers, and which model directories are served."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io

@@ -1,7 +1,5 @@
 """What the served model is shown and answers (maps of face parts, scores), and how a deployment is proved."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 from typing import Any

@@ -1,7 +1,5 @@
 """One configuration: what is read, and how what cannot be read is refused."""
 
-from __future__ import annotations
-
 import re
 from contextlib import nullcontext
 from pathlib import Path

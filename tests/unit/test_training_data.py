@@ -1,7 +1,5 @@
 """What training reads: pictures, maps, turns and their mirror images."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Features of a frozen tower, kept on disk: the same as asked anew, and of this tower, these pictures alone."""
 
-from __future__ import annotations
-
 import copy
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Launches: two do not meet in one folder, ranks wait for one another, and their end is said in one line."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import time

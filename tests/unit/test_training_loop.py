@@ -1,7 +1,5 @@
 """The training loop: what a stage changes, how it resumes, when it stops, what it tells."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

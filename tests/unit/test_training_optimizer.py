@@ -1,7 +1,5 @@
 """What a stage trains: adapters and their merge, parameter groups, the schedule of the learning rate."""
 
-from __future__ import annotations
-
 import warnings
 
 import pytest

@@ -1,7 +1,5 @@
 """What a step sees, and that packing, several faces a row and micro-batches change neither loss nor gradients."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a worker loads: branches as the settings ask for, and data that they can learn from."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Steps and runs: keys, recall, failures, the live view, and one clear line for what a user can get wrong."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
