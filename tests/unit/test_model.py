@@ -13,15 +13,7 @@ from PIL import Image
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.model import inference
-from facemllm.model.forward import (
-    PADDING,
-    PREFIX,
-    row_mask,
-    row_states,
-    tower_features,
-    visual_tokens,
-    word_logits,
-)
+from facemllm.model.forward import PADDING, PREFIX, row_mask, row_states, tower_features, visual_tokens, word_logits
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.parts import load_base
