@@ -15,6 +15,7 @@ from studies.ablation import __main__ as ablating
 from studies.ablation import running
 from studies.ablation.__main__ import Ablation, Variant, ablate, ablation, cells, groups, numbers, shipped
 from studies.ablation.report import BETTER, SAME, WORSE, drawn, page, together, words
+from tests.refusing import refuses
 
 TINY = ["model.image_size=32", "evaluate.split=test", "train.precision=fp32"] + [
     f"train.stages.{stage}.{key}"
@@ -57,18 +58,15 @@ def test_a_changed_setting_renames_only_what_it_touches():
 def test_one_stage_is_a_selection_of_the_three():
     (cell,) = planned(one={"set": [], "stages": ["specialize"]}, seeds=[0])
     assert (cell.stages, len(cell.keys)) == (("specialize",), 1)
-    with pytest.raises(UserError, match="in that order"):
-        planned(odd={"set": [], "stages": ["instruct", "align"]})
+    refuses("in that order", planned, odd={"set": [], "stages": ["instruct", "align"]})
 
 
 def test_a_variant_that_cannot_be_is_refused_by_name():
-    with pytest.raises(UserError, match=r"variant odd: --set model\.knowledg=1.*did you mean"):
-        planned(odd={"set": ["model.knowledg=1"]})
+    refuses(r"variant odd: --set model\.knowledg=1.*did you mean", planned, odd={"set": ["model.knowledg=1"]})
     with pytest.raises(UserError, match=r"variant bare: --set .*=\{\}: an empty mapping changes nothing"):
         planned(bare={"set": ["train.stages.align.tasks={}"]})
     for wrong in ({"baseline": "nobody"}, {"variants": {"base": {"says": "x", "set": [], "control": "nobody"}}}):
-        with pytest.raises(ValueError, match="none of the variants"):
-            Ablation.model_validate(shipped() | wrong)
+        refuses("none of the variants", Ablation.model_validate, shipped() | wrong, error=ValueError)
 
 
 def test_every_shipped_variant_loads_and_says_whether_its_branches_are_on():
@@ -86,8 +84,7 @@ def test_seeds_are_read_and_odd_ones_refused():
     for text, expected in {"": [], "0-2": [0, 1, 2], "4, 1,4": [4, 1], "7": [7]}.items():
         assert numbers(text) == expected
     for text in ("x", "3-1", "-1", "1-"):
-        with pytest.raises(UserError, match="expected numbers"):
-            numbers(text)
+        refuses("expected numbers", numbers, text)
 
 
 def record(variant, seed, mean, age, maps=None):
@@ -212,8 +209,7 @@ def test_a_killed_ablation_goes_on_and_shares_what_is_alike(conversations, tmp_p
 
     monkeypatch.setattr(running, "_trained", counted)
     asked = {"variants": ["gentle", "everything"], "seeds": [3], "page": tmp_path / "page.md"}
-    with pytest.raises(KeyboardInterrupt):
-        ablate("laptop", TINY, conversations, tmp_path / "out", **asked)
+    refuses(None, ablate, "laptop", TINY, conversations, tmp_path / "out", **asked, error=KeyboardInterrupt)
     assert not (tmp_path / "page.md").exists()
     results = ablate("laptop", TINY, conversations, tmp_path / "out", **asked)
     assert trained.count(("base", "align")) == 1, "base and gentle part only at specialize"

@@ -15,6 +15,7 @@ from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
 from facemllm.settings.operations import Threshold
 from facemllm.tables import CONVERSATIONS, open_table
+from tests.refusing import refuses
 from tests.scored import sheet_of, write_conversations, write_evaluation
 
 TASKS = ["expression", "age", "gender"]
@@ -145,8 +146,7 @@ def test_a_threshold_is_reached_at_its_very_value(settings, metrics):
     ],
 )
 def test_thresholds_that_mean_nothing_are_refused(settings, metrics, thresholds, match):
-    with pytest.raises(UserError, match=match):
-        judge(with_thresholds(settings, **thresholds), metrics)
+    refuses(match, judge, with_thresholds(settings, **thresholds), metrics)
 
 
 def test_what_is_missing_or_undefined_fails(settings, metrics):
@@ -213,8 +213,7 @@ def test_the_margin_is_a_share_of_the_champions_error(settings):
 
 def test_both_must_answer_the_same_questions(settings, table, good, tmp_path):
     few = evaluation(tmp_path / "few", table, "bb", edit=lambda parsed: parsed.popitem())
-    with pytest.raises(UserError, match="1 of 450 questions have no prediction"):
-        decide(settings, table, good, few)
+    refuses("1 of 450 questions have no prediction", decide, settings, table, good, few)
     other = evaluation(tmp_path / "other", table, "bb")
     metrics = metrics_of(other)
     for change, match in (
@@ -222,8 +221,7 @@ def test_both_must_answer_the_same_questions(settings, table, good, tmp_path):
         ({"split": "validation"}, "use one split"),
     ):
         (other / "metrics.json").write_text(json.dumps(metrics | change))
-        with pytest.raises(UserError, match=match):
-            decide(settings, table, good, other)
+        refuses(match, decide, settings, table, good, other)
 
 
 @pytest.mark.parametrize("needed", ["model_digest", "conversations_digest", "predictions_digest", "split", "tasks"])
@@ -239,10 +237,8 @@ def test_metrics_that_lack_something_are_refused_in_a_line(settings, table, good
 def test_metrics_of_other_predictions_are_refused(settings, table, good, tmp_path):
     bad = evaluation(tmp_path / "b", table, "bb", skill=0.2)
     (bad / "metrics.json").write_bytes((good / "metrics.json").read_bytes())
-    with pytest.raises(UserError, match="does not belong to the predictions"):
-        decide(settings, table, bad)
-    with pytest.raises(UserError, match="is not an evaluation"):
-        decide(settings, table, tmp_path)
+    refuses("does not belong to the predictions", decide, settings, table, bad)
+    refuses("is not an evaluation", decide, settings, table, tmp_path)
 
 
 def test_differences_are_those_of_the_figures(settings, table, good, tmp_path):
@@ -290,8 +286,7 @@ def test_a_fairness_rule_fails_on_what_it_cannot_see(settings, table, metrics):
     metrics["fairness"] = fairness.measure(few, read_sheet(open_table(table), "test"), ["male"] * 450)
     assert metrics["fairness"]["gender"]["age_band"]["groups"]["old"]["too_few"] is True
     assert failed(judge(with_gaps(few, gender=0.25), metrics)) == {("fairness", "gender")}
-    with pytest.raises(UserError, match=r"fairness_gap\.smile: no task 'smile'"):
-        judge(with_gaps(settings, smile=None), metrics)
+    refuses(r"fairness_gap\.smile: no task 'smile'", judge, with_gaps(settings, smile=None), metrics)
 
 
 def people(few):

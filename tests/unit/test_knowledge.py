@@ -23,6 +23,7 @@ from facemllm.tasks.relations import RELATIONS, Relation, load
 from facemllm.train.data import read_turns
 from facemllm.train.penalties import Penalties, audit, bce, enforced
 from tests.conftest import messages_of
+from tests.refusing import refuses
 
 EYEWEAR = ("No_Eyewear", "Eyeglasses", "Sunglasses")
 SIX = [[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, -1], [0, 1, 0, 0], [0, 1, -1, 1], [0, 0, 0, 0]]
@@ -92,8 +93,7 @@ def test_a_broken_entry_is_refused_by_file_entry_and_key(tmp_path, text, says):
     assert str(refused.value).startswith(f"{path}: ")
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
-    with pytest.raises(UserError, match="cannot be read as relations"):
-        load(tmp_path / "none.yaml")
+    refuses("cannot be read as relations", load, tmp_path / "none.yaml")
 
 
 def test_what_a_relation_says_of_a_part_of_its_attributes():
@@ -152,8 +152,7 @@ def test_an_attribute_is_one_node_whichever_question_asks_for_it():
     ],
 )
 def test_turns_that_give_no_node_or_that_the_task_does_not_know_are_refused(names, rows, complaint):
-    with pytest.raises(UserError, match=complaint):
-        told(names, *rows)
+    refuses(complaint, told, names, *rows)
 
 
 def test_what_a_mirror_changes_gives_no_node():

@@ -19,6 +19,7 @@ from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.parts import load_base
 from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.tiny import build_tiny, build_tokenizer
+from tests.refusing import refuses
 from tests.training_example import spread
 
 ANSWERS = ["short hair", "brown hair", "turned 25 degrees left", "about 35 years old", "yes", "no", "clean-shaven"]
@@ -214,8 +215,7 @@ def test_a_chat_goes_on_from_its_earlier_turns(preset, faces):
         ids = predictor.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     expected = predictor.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert predictor.generate(faces[0], chat, max_new_tokens=6) == expected
-    with pytest.raises(ValueError, match="alternate"):
-        predictor.generate(faces[0], chat[:2])
+    refuses("alternate", predictor.generate, faces[0], chat[:2], error=ValueError)
 
 
 def test_text_from_outside_cannot_forge_an_image_or_a_turn(preset):
@@ -238,16 +238,13 @@ def test_saved_and_loaded_again_it_computes_the_same(preset, faces, tmp_path):
     assert its_processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     before = Predictor(model, processor).score(faces, [QUERIES] * 5)
     assert Predictor.load(tmp_path / "model").score(faces, [QUERIES] * 5) == before
-    with pytest.raises(UserError, match="exists already"):
-        save_model(model, processor, tmp_path / "model")
+    refuses("exists already", save_model, model, processor, tmp_path / "model")
 
 
 def test_what_cannot_be_loaded_is_refused_in_one_line(preset, tmp_path):
-    with pytest.raises(UserError, match=r"no \*\.safetensors"):
-        load_model(tmp_path)
+    refuses(r"no \*\.safetensors", load_model, tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UserError, match="pickled"):
-        load_model(tmp_path)
+    refuses("pickled", load_model, tmp_path)
     save_model(*preset, tmp_path / "torn")
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot load the model") as error:

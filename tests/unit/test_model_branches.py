@@ -15,6 +15,7 @@ from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inputs import face_map, without
 from facemllm.model.pretrained import save_model
 from facemllm.model.tiny import build_tiny
+from tests.refusing import refuses
 from tests.training_example import prompt, spread
 
 TEXTS = ["Is there a beard?", "a woman with brown hair and glasses; head turned left.", "Describe this face."]
@@ -239,8 +240,7 @@ def test_withheld_classes_never_reach_the_branch():
 def test_what_is_no_map_or_one_too_many_is_refused(appended, maps, words):
     _, processor = appended
     pictures, _ = faces(1)
-    with pytest.raises(UserError, match=words):
-        processor(images=pictures, text=processor.image_token, segmentation=maps, return_tensors="pt")
+    refuses(words, processor, images=pictures, text=processor.image_token, segmentation=maps, return_tensors="pt")
 
 
 def small_graph(kind=torch.float64):
@@ -298,8 +298,7 @@ def test_what_cannot_be_extended_is_refused():
     graph = Graph(NAMES, WORDS, np.eye(3))
     chosen, maps = (settings.load("laptop", [one]).model for one in (KNOWS, "model.segmentation.mode=add"))
     model, processor = build_tiny(chosen, TEXTS, ["yes", "no"], seed=3)
-    with pytest.raises(UserError, match=r"model\.knowledge"):
-        extend(model, processor, chosen, None, (), seed=0)
+    refuses(r"model\.knowledge", extend, model, processor, chosen, None, (), seed=0)
     with pytest.raises(UserError, match="FaceMllmForConditionalGeneration"):
         extend(*extend(model, processor, chosen, graph, (), seed=0), chosen, graph, (), seed=0)
     model, processor = build_tiny(maps, TEXTS, ["yes", "no"], seed=3)

@@ -20,6 +20,7 @@ from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.parts import assemble, load_base
 from facemllm.model.pretrained import load_model, save_model
+from tests.refusing import refuses
 
 TEXT = ["USER: is there a face? ASSISTANT: yes </s>", "a woman with brown hair and glasses", "no beard at all"]
 CHATML = (
@@ -194,8 +195,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path):
     tower, language = write_tower("clip", tmp_path / "tower"), write_language("llama", tmp_path / "language")
 
     def unfit(language, match, tower=tower):
-        with pytest.raises(UserError, match=match):
-            assemble(str(tower), str(language), 0)
+        refuses(match, assemble, str(tower), str(language), 0)
 
     unfit(language, "no vision tower", tower=language)
     unfit(tower, "no tokenizer")
@@ -222,8 +222,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path):
     ],
 )
 def test_a_preset_says_which_names_it_takes(overrides, word):
-    with pytest.raises(UserError, match=word):
-        settings.load("laptop", overrides)
+    refuses(word, settings.load, "laptop", overrides)
 
 
 def test_a_base_that_is_nowhere(monkeypatch):

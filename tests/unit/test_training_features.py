@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from facemllm.errors import UserError
 from facemllm.train import features
+from tests.refusing import refuses
 from tests.training_example import stage, trains
 
 PLAN = stage(trains=trains(projector="full", language="full"), augment=False, steps=6)  # as many as show each face
@@ -138,9 +138,7 @@ def test_bfloat16_is_kept_bit_by_bit(tmp_path):
 def test_too_little_room_is_told_before_the_work_and_a_full_disk_is_one_line(toy, tmp_path, monkeypatch):
     file = tmp_path.with_suffix(".file")
     file.write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot write tower features .* train.feature_cache=false"):
-        kept(toy, file / "features")
+    refuses(r"cannot write tower features .* train.feature_cache=false", kept, toy, file / "features")
     monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"tower features need 0.0 GB .* train.feature_cache=false"):
-        kept(toy, tmp_path / "features")
+    refuses(r"tower features need 0.0 GB .* train.feature_cache=false", kept, toy, tmp_path / "features")
     assert not list(tmp_path.iterdir())

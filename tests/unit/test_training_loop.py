@@ -16,6 +16,7 @@ from facemllm.model.inference import Predictor, Query
 from facemllm.train import distributed, monitor, optimizer
 from facemllm.train.dataloader import prefetch
 from facemllm.train.monitor import LossMonitor, ParameterMonitor, Throughput, out_of_memory_explained
+from tests.refusing import refuses
 from tests.training_example import COLORS, MODES, SIDES, assert_same_gradients, face, stage, stage_run, trains
 
 
@@ -153,10 +154,8 @@ def test_what_one_rank_sees_change_has_changed_for_all(monkeypatch):
     changed.check_gradients()
     changed.check_changed()
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    with pytest.raises(UserError, match="does not reach the language"):
-        changed.check_gradients()
-    with pytest.raises(UserError, match="changed no parameter"):
-        changed.check_changed()
+    refuses("does not reach the language", changed.check_gradients)
+    refuses("changed no parameter", changed.check_changed)
 
 
 def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path):
@@ -164,8 +163,7 @@ def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path):
     toy.run(plan, save=lambda step, checkpoint: checkpoint.write(tmp_path), checkpoint_every=1)
     state = json.loads((tmp_path / "training.json").read_text())
     (tmp_path / "training.json").write_text(json.dumps(state | {"key": "other"}))
-    with pytest.raises(Exception, match="other settings or data"):
-        toy.run(plan, resume=tmp_path)
+    refuses("other settings or data", toy.run, plan, resume=tmp_path, error=Exception)
 
 
 def test_it_learns_and_answers_new_faces(toy):
@@ -238,8 +236,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint(toy):
     with torch.no_grad():
         model.model.multi_modal_projector.linear_1.weight[0, 0] = math.nan
     stop = r"stage toy: the loss is nan .* at step 1 \(images i\d+, i\d+, i\d+ and 3 more; no checkpoint yet\)"
-    with pytest.raises(FloatingPointError, match=stop):
-        toy.run(stage(), model=model)
+    refuses(stop, toy.run, stage(), model=model, error=FloatingPointError)
 
 
 def test_a_loss_that_rises_and_stays_stops_the_stage():
@@ -265,8 +262,7 @@ def test_a_stage_that_would_train_nothing_is_refused(toy):
 def test_a_stage_that_changes_nothing_is_an_error(toy):
     model = toy.fresh()[0].to(torch.bfloat16)
     plan = stage(trains=trains(projector="full"), learning_rate=1e-12, weight_decay=0.0, steps=2, augment=False)
-    with pytest.raises(UserError, match="changed no parameter"):
-        toy.run(plan, model=model, precision="bf16")
+    refuses("changed no parameter", toy.run, plan, model=model, precision="bf16")
 
 
 @pytest.mark.parametrize(
@@ -319,7 +315,6 @@ def test_batches_are_made_ahead_in_order_and_errors_arrive():
 
     steps = prefetch(make, 2, 9)
     assert [next(steps), next(steps)] == [[2], [3]]
-    with pytest.raises(ValueError, match="step 4"):
-        next(steps)
+    refuses("step 4", next, steps, error=ValueError)
     assert made == {2: 1, 3: 1, 4: 1}
     assert list(prefetch(make, 5, 5)) == []
