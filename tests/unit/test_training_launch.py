@@ -38,10 +38,9 @@ def test_a_second_training_in_the_same_folder_is_refused(conversations_table, tm
     loaded = settings.load("laptop")
     refuses("exists already", launch.train, "align", loaded, table, None, tmp_path, work, tmp_path / "cache")
     with locked(work / ".lock"):
-        with pytest.raises(UserError, match=r"another training uses .*work; wait for it or give another --work"):
-            torchrun.train("align", loaded, table, None, tmp_path / "out", work)
-        with pytest.raises(UserError, match=r"another training uses .*work; wait for it"):
-            launch.train("align", loaded, table, None, tmp_path / "out", work, tmp_path / "cache")
+        given, said = ("align", loaded, table, None, tmp_path / "out", work), "another training uses .*work; wait for"
+        refuses(f"{said} it or give another --work", torchrun.train, *given)
+        refuses(said, launch.train, *given, tmp_path / "cache")
         assert [file.name for file in work.iterdir()] == [".lock"]
 
 

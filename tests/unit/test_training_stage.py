@@ -49,22 +49,17 @@ def model_of(folder: Path, stage: str | None) -> Path:
     return folder
 
 
-def test_stages_out_of_order_are_refused(table, tmp_path):
-    with pytest.raises(UserError, match="stage instruct goes on from the model of stage align; train that first"):
-        ask(tmp_path, table, stage="instruct")
+def test_a_stage_goes_on_from_the_one_it_names_and_those_out_of_order_are_refused(table, tmp_path):
+    refuses("instruct goes on from the model of stage align; train that first", ask, tmp_path, table, stage="instruct")
     aligned = model_of(tmp_path / "aligned", "align")
     assert ask(tmp_path, table, stage="instruct", base=aligned).base == aligned
-    with pytest.raises(UserError, match=r"specialize goes on from the model of stage instruct, but .* of stage align"):
-        ask(tmp_path, table, stage="specialize", base=aligned)
+    said = "specialize goes on from the model of stage instruct, but .* of stage align"
+    refuses(said, ask, tmp_path, table, stage="specialize", base=aligned)
     refuses("stage align comes first", ask, tmp_path, table, stage="align", base=aligned)
     assert ask(tmp_path, table, stage="specialize", base=model_of(tmp_path / "foreign", None)).name == "specialize"
     published = ("model.preset=hub", f"model.base={model_of(tmp_path / 'published', None)}")
     assert ask(tmp_path, table, *published, stage="instruct").base is None
     refuses("no training stage 'polish'", ask, tmp_path, table, stage="polish")
-
-
-def test_a_stage_goes_on_from_the_one_it_names(tmp_path):
-    aligned = model_of(tmp_path / "aligned", "align")
     loaded = settings.load("laptop")
     stages = {name: loaded.stages()[name] for name in ("align", "specialize")}
     shorter = loaded.model_copy(update={"train": loaded.train.model_copy(update={"stages": stages})})
@@ -120,10 +115,9 @@ def test_checkpoints_left_at_another_place_are_told(table, tmp_path):
     assert ask(tmp_path, table, there).store().place != first.store().place  # nothing was kept so far
     first = ask(tmp_path, table)
     save(first)
-    with pytest.raises(UserError) as refused:
-        ask(tmp_path, table, there)
+    told = refuses(None, ask, tmp_path, table, there)
     for words in (f"are at {first.store().place}", str(tmp_path / "there" / first.run_name), f"remove {first.record}"):
-        assert words in str(refused.value)
+        assert words in told
     shutil.copytree(first.store().place, tmp_path / "there" / first.run_name)
     assert ask(tmp_path, table, there).key == first.key
 

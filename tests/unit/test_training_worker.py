@@ -83,11 +83,11 @@ def test_a_branch_that_would_learn_nothing_is_refused(full_toy):
     plan = stage()
     assert monitor.shortfalls("align", plan, full_toy.dataset) == {}
     blind = replace(full_toy.dataset, maps=np.full_like(full_toy.dataset.maps, 255))
-    with pytest.raises(UserError, match=r"model\.segmentation would learn nothing in stage align: no training face"):
-        monitor.shortfalls("align", plan, blind)
+    said = r"model\.segmentation would learn nothing in stage align: no training face"
+    refuses(said, monitor.shortfalls, "align", plan, blind)
     mute = replace(full_toy.dataset, labels=np.full_like(full_toy.dataset.labels, -1))
-    with pytest.raises(UserError, match=r"model\.knowledge would learn nothing .* none of the model's 4 characterist"):
-        monitor.shortfalls("align", plan, mute)
+    said = r"model\.knowledge would learn nothing .* none of the model's 4 characterist"
+    refuses(said, monitor.shortfalls, "align", plan, mute)
     frozen = stage(trains=trains(language="full"))
     assert monitor.shortfalls("align", frozen, blind) == {"faces_with_map": 0}
 
