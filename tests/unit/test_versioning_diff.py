@@ -93,8 +93,7 @@ def test_shards_that_both_have_and_pictures_are_not_read(place, version, monkeyp
 
     (one, faces), (two, _) = version(many, shard_mb=0), version(changed, shard_mb=0)
     assert len(open_table(faces).manifest["shards"]) == 3
-    read = []
-    real = pq.ParquetFile.iter_batches
+    read, real = [], pq.ParquetFile.iter_batches
 
     def spy(self, *args, **options):
         read.append((self.metadata.num_rows, options["columns"]))
