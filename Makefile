@@ -16,9 +16,9 @@ help: ## list what there is
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed and none was found; install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "setting up .venv with $(PYTHON) (once; minutes when packages have to be downloaded)"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@uv=$$(command -v uv || { .venv/bin/pip install -q uv -c constraints.txt >/dev/null 2>&1 && echo .venv/bin/uv; }); \
+	@if command -v uv >/dev/null; then uv=uv; else .venv/bin/python -m pip install -q uv -c constraints.txt >/dev/null 2>&1 && uv=".venv/bin/python -m uv"; fi; \
 	if [ -n "$$uv" ]; then UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $$uv pip install -q --compile-bytecode --python .venv/bin/python -e '.[dev]' -c constraints.txt; \
-	else .venv/bin/pip install -q -e '.[dev]' -c constraints.txt; fi
+	else .venv/bin/python -m pip install -q -e '.[dev]' -c constraints.txt; fi
 	@touch $@
 
 run: .venv/.ready ## set up and run the main job (FACES=folder of your own pictures, PROFILE=laptop, ARGS="--set key=value")

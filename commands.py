@@ -43,8 +43,10 @@ def main(build: Callable[..., Any]) -> None:
     """Run the command line over the pipeline that `build(settings, finish)` gives."""
     global _build
     _build = build
+    from facemllm.core.machine import on_plain_path
     from facemllm.errors import guarded
 
+    guarded(on_plain_path)
     guarded(app)
 
 

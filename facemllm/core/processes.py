@@ -246,6 +246,7 @@ class Supervisor:
         child = subprocess.Popen(
             self.record.service.command,
             stdin=subprocess.DEVNULL,
+            cwd=self.record.service.folder or None,
             # bound before the fork, and told its parent: that may be gone before the kernel is asked
             preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
         )

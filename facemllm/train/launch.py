@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core.files import locked
+from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.train.checkpoint_store import filesystem
@@ -106,7 +107,7 @@ def _ray(settings: Settings) -> Iterator[None]:
         else:
             ray.init(
                 include_dashboard=False,
-                num_cpus=max(settings.train.workers, os.cpu_count() or 1),
+                num_cpus=max(settings.train.workers, cores()),
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **quiet,
             )
