@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,17 +16,25 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.live import Live
 
-from facemllm.core import digests, progress
+from facemllm.cli.options import Json, Profile, Sets
+from facemllm.core import digests, progress, services
+from facemllm.core.machine import on_plain_path
+from facemllm.core.processes import die_with_parent
 from facemllm.core.step import PARENT_RUN
-from facemllm.errors import UserError
+from facemllm.core.store import FACE
+from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load, root
+from facemllm.tracking import runs as tracking
 from facemllm.workflow import runner as workflow
 from facemllm.workflow import runs
 
@@ -34,18 +43,11 @@ app = typer.Typer(
 )
 _build: Callable[..., Any]
 
-Profile = Annotated[str, typer.Option(help="Settings overlay in profiles/.")]
-Sets = Annotated[list[str], typer.Option("--set", help="Override one key: --set train.workers=2")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-
 
 def main(build: Callable[..., Any]) -> None:
     """Run the command line over the pipeline that `build(settings, finish)` gives."""
     global _build
     _build = build
-    from facemllm.core.machine import on_plain_path
-    from facemllm.errors import guarded
-
     guarded(on_plain_path)
     guarded(app)
 
@@ -79,12 +81,6 @@ def run(
 
 
 def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> tuple[dict[str, Any], int]:
-    from rich.console import Console
-
-    from facemllm.core import services
-    from facemllm.tracking import runs as tracking
-    from facemllm.workflow import console as screen
-
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
     started = time.time()
     cached = workflow.recall_all(settings)
@@ -100,11 +96,7 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> t
             if settings.tracking.uri is None:
                 services.up(settings, "mlflow")
             parent = tracking.start_pipeline(settings, name)
-        environment = os.environ | {
-            progress.EVENTS: str(view.events),
-            PARENT_RUN: parent,
-            "PYTHONUNBUFFERED": "1",
-        }
+        environment = os.environ | {progress.EVENTS: str(view.events), PARENT_RUN: parent, "PYTHONUNBUFFERED": "1"}
         if pending and "RAY_ADDRESS" not in os.environ:
             with console.status("starting a Ray head for this run"):
                 services.down(settings, ["ray"])  # a killed run's head may still hold its workers
@@ -114,7 +106,7 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> t
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-            screen.follow(console, view, child, started)
+            _follow(console, view, child, started)
     except BaseException:
         if child is not None and child.poll() is None:
             services.end_tree(child.pid)
@@ -126,18 +118,69 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> t
         console.print((folder / "run.log").read_text("utf-8", "replace")[-2000:], markup=False)
     summary = runs.summarise(settings, name, view, time.time() - started, overrides)
     runs.write_run(settings, folder, summary)
-    screen.results(console, settings, summary, folder)
+    _show(console, settings, summary, folder)
     with suppress(UserError):  # an MLflow server that went away must not hide what the run says
         tracking.finish_pipeline(settings, parent, summary, folder)
     return summary, child.returncode
+
+
+def _follow(console: Console, view: runs.RunView, child: subprocess.Popen[bytes], started: float) -> None:
+    """Show the steps until the child process ends: a live table in a terminal, a line a change elsewhere."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4, get_renderable=lambda: runs.steps_table(view, started)):
+            while child.poll() is None:
+                view.refresh()
+                time.sleep(0.2)
+            view.refresh()
+        return
+    while True:
+        ended = child.poll() is not None
+        for name, step in view.refresh().items():
+            told = f"{name:<15}{step.state:<9}{runs.clock(step.seconds):<14}{step.message or step.figure}"
+            console.print(told, markup=False, soft_wrap=True)
+        if ended:
+            return
+        time.sleep(0.2)
+
+
+def _show(console: Console, settings: Settings, summary: Mapping[str, Any], folder: Path) -> None:
+    """Print the results table, where everything is, and what a person can do next."""
+    from facemllm.report.terminal import results_table
+    from facemllm.serve.deploy import curl_example
+    from facemllm.tracking.runs import experiment_url
+
+    plain = partial(console.print, markup=False, soft_wrap=True)
+    if summary["tasks"]:
+        console.print()
+        console.print(results_table(summary))
+    steps, gate, model = summary["steps"], summary["gate"], summary["model"]
+    cached = sum(step["cached"] for step in steps)
+    console.print(f"\n{runs.clock(summary['seconds'])}, {cached} of {len(steps)} steps cached")
+    lines = [("report", str(folder / "report.html")), ("MLflow", experiment_url(settings))]
+    if gate:
+        lines.append(("gate", "passed" if gate["passed"] else f"refused: {'; '.join(gate['reasons'])}"))
+    if model["version"]:
+        lines.append(("model", f"{model['name']} version {model['version']}, digest {model['digest'][:12]}"))
+        lines.append(("approval", str(summary["approval"])))
+    for label, text in lines:
+        console.print(f"[bold]{label:<10}[/]", end="")
+        plain(text)
+    if summary["endpoint"]:
+        console.print("[bold]ask it    [/]")
+        plain(curl_example(summary["endpoint"], picture=shlex.quote(str(folder / FACE))))
+    if summary["approval"] == "pending":
+        profile = "" if settings.profile == "laptop" else f" --profile {settings.profile}"
+        console.print("[bold]next[/]      a person looks at the report and decides, then the pipeline goes on:")
+        for verdict in ("approve", "reject"):
+            decision = f'{verdict} {model["version"]}{profile} --by "Your Name" --reason "..."'
+            plain(f"  .venv/bin/facemllm promote {decision}")
+        plain(f"  .venv/bin/python pipeline.py run{profile}")
 
 
 @app.command(hidden=True)
 def execute(profile: str, overrides: str) -> None:
     """Run the DAG with KFP's local runner in this process."""
     from kfp import local
-
-    from facemllm.core.machine import die_with_parent
 
     die_with_parent()
     os.environ[workflow.ENGINE] = str(os.getpid())
@@ -214,11 +257,9 @@ def submit(
     """Run the DAG on a cluster's Kubeflow Pipelines."""
     settings = load(profile, set_)
     client = _client(endpoint, namespace)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "face-mllm.yaml"
-        write_specification(_build, settings, list(set_), file)
+    with _specification(settings, set_) as file:
         result = client.create_run_from_pipeline_package(
-            str(file),
+            file,
             run_name=name or f"face-mllm {profile}",
             experiment_name=settings.tracking.experiment,
             namespace=namespace,
@@ -240,18 +281,24 @@ def schedule(
     settings = load(profile, set_)
     client = _client(endpoint, namespace)
     experiment = client.create_experiment(settings.tracking.experiment, namespace=namespace)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "face-mllm.yaml"
-        write_specification(_build, settings, list(set_), file)
+    with _specification(settings, set_) as file:
         job = client.create_recurring_run(
             experiment.experiment_id,
             job_name=f"face-mllm {profile}",
             cron_expression=cron,
-            pipeline_package_path=str(file),
+            pipeline_package_path=file,
             max_concurrency=1,
             service_account=service_account,
         )
     print(job.recurring_run_id)
+
+
+@contextmanager
+def _specification(settings: Settings, overrides: list[str]) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "face-mllm.yaml"
+        write_specification(_build, settings, list(overrides), file)
+        yield str(file)
 
 
 def _client(endpoint: str, namespace: str | None) -> Any:
@@ -273,10 +320,9 @@ def release_version(
     set_: Sets = [],
 ) -> None:
     """Put an approved version into production; refused without a named person's approval of its very bytes."""
-    settings = load(profile, set_)
-    from facemllm.core import services
     from facemllm.serve.deploy import curl_example
 
+    settings = load(profile, set_)
     if settings.tracking.uri is None:
         services.up(settings, "mlflow")
     with runs.exclusive(settings):

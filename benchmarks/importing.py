@@ -74,7 +74,8 @@ def bare(root: Path, out: Path) -> None:
 
 def ours(root: Path, out: Path, workers: int) -> None:
     from facemllm.ingest.run import import_source
-    from facemllm.settings import Source, load
+    from facemllm.settings import load
+    from facemllm.settings.data import Source
 
     settings = load("laptop", [f"ingest.workers={workers}", f"storage.home={out.parent / 'home'}"])
     import_source(settings, Source(name="celeba", root=str(root)), out)

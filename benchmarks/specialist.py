@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from facemllm import tasks
-from facemllm.model.pixels import normalise
+from facemllm.model.inputs import normalise
 from facemllm.model.tiny import FaceTower, FaceTowerConfig
 from facemllm.scoring import metrics
 from facemllm.scoring.sheet import Key, Sheet

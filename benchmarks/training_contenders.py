@@ -32,7 +32,7 @@ class Ours:
     ) -> None:
         from training_material import Material
 
-        from facemllm.model.prompts import Frame
+        from facemllm.model.inputs import Frame
         from facemllm.tables import CONVERSATIONS, open_table
         from facemllm.train.data import FaceDataset, pixel_cache, read_turns, tokenise
 

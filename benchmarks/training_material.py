@@ -42,7 +42,7 @@ class Material:
 
     def model(self) -> tuple[Any, Any]:
         """Fresh weights, float32, and the processor."""
-        from facemllm.model.loading import load_model
+        from facemllm.model.pretrained import load_model
 
         if not self.shape:
             return load_model(self.folder / "model")
@@ -83,8 +83,8 @@ def prepare(
     folder: Path, table: Path, stage: Mapping[str, Any], steps: int, shape: Mapping[str, Any] | None = None
 ) -> Material:
     """Lay out a folder for a stage, of which the peers do so many steps. `shape`: see `training_shapes`; None: tiny."""
-    from facemllm.model.prompts import Frame
-    from facemllm.model.saving import save_model
+    from facemllm.model.inputs import Frame
+    from facemllm.model.pretrained import save_model
     from facemllm.model.tiny import build_tiny
     from facemllm.settings import Stage, load
     from facemllm.tables import CONVERSATIONS, open_table

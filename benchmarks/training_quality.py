@@ -25,7 +25,7 @@ def compare(
     """Train a specialist for so many seconds, ask both, and return figures by name and what was trained."""
     from specialist import answer, train
 
-    from facemllm.model.loading import load_model
+    from facemllm.model.pretrained import load_model
     from facemllm.scoring.sheet import read_parsed, read_sheet
     from facemllm.settings import load
     from facemllm.tables import CONVERSATIONS, PREDICTIONS, open_table

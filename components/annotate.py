@@ -1,16 +1,11 @@
 """Component of the step `annotate`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def annotate(profile: str, overrides: list, code: str, faces: str) -> str:
-    """Describe every face: a caption and attribute labels from the configured annotator, as a Ray Data job.
-
-    Returns the digest of the annotated `faces` table. `code` only keys the cache.
-    """
+    """Describe every face in a caption and labels, as a Ray Data job. Returns the table's digest."""
     from facemllm.workflow.runner import run_step
 
     return run_step("annotate", profile, overrides, faces=faces)

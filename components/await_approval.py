@@ -1,16 +1,11 @@
 """Component of the step `await_approval`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def await_approval(profile: str, overrides: list, code: str, version: str) -> str:
-    """Wait `promote.wait_minutes` for a named person's decision.
-
-    Returns `approved`, `rejected` or `pending`. `code` only keys the cache.
-    """
+    """Wait `promote.wait_minutes` for a named person's decision. Returns `approved`, `rejected` or `pending`."""
     from facemllm.workflow.runner import run_step
 
     return run_step("await_approval", profile, overrides, version=version)

@@ -1,16 +1,11 @@
 """Component of the step `evaluate`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def evaluate(profile: str, overrides: list, code: str, model: str, conversations: str) -> str:
-    """Answer every question about held-out identities; metrics with intervals, and baselines.
-
-    Returns the digest of predictions and metrics. `code` only keys the cache.
-    """
+    """Answer every question about held-out identities; metrics and baselines. Returns the digest of both."""
     from facemllm.workflow.runner import run_step
 
     return run_step("evaluate", profile, overrides, model=model, conversations=conversations)

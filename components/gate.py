@@ -1,16 +1,11 @@
 """Component of the step `gate`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def gate(profile: str, overrides: list, code: str, evaluation: str) -> str:
-    """Hold the metrics against thresholds, baselines and the champion.
-
-    Returns `passed` or `refused`. `code` only keys the cache.
-    """
+    """Hold the metrics against thresholds, baselines and the champion. Returns `passed` or `refused`."""
     from facemllm.workflow.runner import run_step
 
     return run_step("gate", profile, overrides, evaluation=evaluation)

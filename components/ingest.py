@@ -1,16 +1,11 @@
 """Component of the step `ingest`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def ingest(profile: str, overrides: list, code: str) -> str:
-    """Read the configured source into a table of faces.
-
-    Returns the digest of the `faces` table. `code` only keys the cache.
-    """
+    """Read the configured source into a table of faces. Returns the digest of the `faces` table."""
     from facemllm.workflow.runner import run_step
 
     return run_step("ingest", profile, overrides)

@@ -1,16 +1,11 @@
 """Component of the step `reformat`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def reformat(profile: str, overrides: list, code: str, annotated: str) -> str:
-    """Turn labelled faces into conversations: one a face, a turn a question.
-
-    Returns the digest of the `conversations` table. `code` only keys the cache.
-    """
+    """Turn labelled faces into conversations, one a face, a turn a question. Returns the table's digest."""
     from facemllm.workflow.runner import run_step
 
     return run_step("reformat", profile, overrides, annotated=annotated)

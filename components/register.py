@@ -1,16 +1,11 @@
 """Component of the step `register`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def register(profile: str, overrides: list, code: str, model: str, evaluation: str, gate: str) -> str:
-    """Register the model in MLflow with the alias `candidate`.
-
-    Returns the version number. `code` only keys the cache.
-    """
+    """Register the model in MLflow with the alias `candidate`. Returns the version number."""
     from facemllm.workflow.runner import run_step
 
     return run_step("register", profile, overrides, model=model, evaluation=evaluation, gate=gate)

@@ -1,16 +1,11 @@
 """Component of the step `release`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def release(profile: str, overrides: list, code: str, version: str) -> str:
-    """Serve an approved version in production (KServe) as the champion.
-
-    Returns the address of the endpoint. `code` only keys the cache.
-    """
+    """Serve an approved version in production (KServe) as the champion. Returns the address of the endpoint."""
     from facemllm.workflow.runner import run_step
 
     return run_step("release", profile, overrides, version=version)

@@ -1,16 +1,11 @@
 """Component of the training stages: one task for each entry of `train.stages`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def train(profile: str, overrides: list, code: str, stage: str, conversations: str, model: str = "") -> str:
-    """Train one stage with Ray Train, from the model of the stage before it if there is one.
-
-    Returns the digest of the model directory. `code` only keys the cache.
-    """
+    """Train one stage with Ray Train, from the model of the stage before it if any. Returns the model's digest."""
     from facemllm.workflow.runner import run_step
 
     before = {"model": model} if model else {}

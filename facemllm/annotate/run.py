@@ -11,16 +11,14 @@ labels (`label_contradictions`) are counted by item in the manifest, as are rows
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from facemllm.annotate import cost
 from facemllm.annotate.annotator import FILLED, Annotation, Annotator, Chained, Oracle
-from facemllm.annotate.describer import Describer, endpoint, local
+from facemllm.annotate.describer import Bill, Describer, endpoint, local
 from facemllm.annotate.experts import Experts
 from facemllm.annotate.job import answers
 from facemllm.asking.local import digest_of, folder_of
@@ -41,39 +39,27 @@ _ANNOTATORS: dict[str, Callable[[Settings, Table], Annotator]] = {
 
 
 def annotate(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
-    """Write `faces` with captions and the annotator's labels to `out`. Returns the manifest.
-
-    Raises UserError if `faces` is no sound table or holds rows that were forgotten, `out` exists, the ledger forbids
-    it, or the annotator cannot go on.
-    """
+    """Write `faces` with captions and the annotator's labels to `out`. Returns the manifest. Raises UserError if
+    `faces` is no sound table or holds rows that were forgotten, `out` exists, the ledger forbids it, or the annotator
+    cannot go on."""
     chosen = settings.annotate
     table = open_table(faces, FACES)
     Tombstones.of(settings).refuse(table, str(faces))
     ledger.require(settings, table.sources)
-    main = _ANNOTATORS[chosen.annotator](settings, table)
-    annotator = main
+    main = annotator = _ANNOTATORS[chosen.annotator](settings, table)
     if chosen.experts.fields:
         annotator = Chained(Experts.of(settings), main)
-    start = partial(
-        run,
-        annotator,
-        table,
-        out,
-        batch_size=chosen.batch_size,
-        concurrency=chosen.concurrency,
-        shard_mb=settings.ingest.shard_mb,
-    )
+    sizes: dict[str, Any] = {"batch_size": chosen.batch_size, "concurrency": chosen.concurrency}
+    sizes["shard_mb"] = settings.ingest.shard_mb
     if not isinstance(main, Describer):
-        return start()
-    with cost.Bill(main, table.rows) as bill:
-        return start(forbidden=main.forbidden, is_model=True, note=bill.line)
+        return run(annotator, table, out, **sizes)
+    with Bill(main, table.rows) as bill:
+        return run(annotator, table, out, bill=bill, **sizes)
 
 
 def reads(settings: Settings) -> dict[str, Any]:
     """What the annotated table depends on beside code and faces: the annotator and all that shapes its answers.
-
-    Concurrency, time-outs, retries, budgets and the endpoint's address are not among it.
-    """
+    Concurrency, time-outs, retries, budgets and the endpoint's address are not among it."""
     chosen = settings.annotate
     found: dict[str, Any] = {"annotator": chosen.annotator, "experts": sorted(set(chosen.experts.fields))}
     if chosen.annotator != "oracle":
@@ -96,14 +82,13 @@ def run(
     batch_size: int,
     concurrency: int,
     shard_mb: int = 256,
-    forbidden: Mapping[str, str] | None = None,
-    is_model: bool = False,
-    note: Callable[[], str] = lambda: "",
+    bill: Bill | None = None,
 ) -> Mapping[str, Any]:
-    """`annotate` with any annotator. A model's answers are held against the labels, and its refusals counted."""
+    """`annotate` with any annotator. The answers of a model, which has a bill, are held against the labels, and its
+    refusals counted."""
     about = {"annotator": annotator.name, "annotator_digest": annotator.digest, **faces.terms}
     writer = TableWriter(out, FACES, parents=[faces.digest], about=about, shard_mb=shard_mb)
-    tally = _Tally()
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     done = 0
     try:
         with (
@@ -115,39 +100,23 @@ def run(
                 assert image_id == row["image_id"], "Ray Data returned answers out of order"
                 if annotation is None:
                     table.quarantine(faces.digest, done, reason)
-                    tally.refused[row["source"]] += row["source"] in (forbidden or {})
+                    if bill is not None and row["source"] in bill.model.forbidden:
+                        counts["ledger_refused"][row["source"]] += 1
                 else:
                     table.write([joined(row, annotation, annotator.digest)])
-                    if is_model:
-                        tally.compare(row, annotation)
-                bar.update(done + 1, note())
-            if is_model:
-                table.manifest["about"] |= tally.as_json()
+                    if bill is not None:
+                        counts["contradictions"].update(disagreements({**row, "caption": annotation.caption}).keys())
+                        counts["label_contradictions"].update(label_disagreements(annotation.labels, row).keys())
+                bar.update(done + 1, "" if bill is None else bill.line())
+            if bill is not None:  # by item, and by source
+                names = ("contradictions", "label_contradictions", "ledger_refused")
+                table.manifest["about"] |= {name: dict(sorted(counts[name].items())) for name in names}
     except JobStopped as stop:
         raise UserError(
             f"annotation stopped after {done:,} of {faces.rows:,} rows: {stop}. What was answered is kept; run again "
             "to go on"
         ) from None
     return writer.manifest
-
-
-class _Tally:
-    """What is counted while a model's answers go by."""
-
-    def __init__(self) -> None:
-        self.texts: Counter[str] = Counter()
-        self.labels: Counter[str] = Counter()
-        self.refused: Counter[str] = Counter()
-
-    def compare(self, row: Mapping[str, Any], annotation: Annotation) -> None:
-        """Count the items of which an annotation says otherwise than the row it was made for."""
-        self.texts.update(disagreements({**row, "caption": annotation.caption}).keys())
-        self.labels.update(label_disagreements(annotation.labels, row).keys())
-
-    def as_json(self) -> dict[str, dict[str, int]]:
-        """The counts by item and by source, in name order, zeros left out."""
-        counts = {"contradictions": self.texts, "label_contradictions": self.labels, "ledger_refused": self.refused}
-        return {name: {key: count[key] for key in sorted(count) if count[key]} for name, count in counts.items()}
 
 
 def _own_caption(row: Mapping[str, Any]) -> bool:

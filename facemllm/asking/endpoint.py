@@ -55,10 +55,8 @@ class EndpointSender:
     run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def send(self, requests: Sequence[MakeRequest]) -> list[Reply | Exception]:
-        """A stored reply to each request, in order; RowRefused in the place of one that is not given.
-
-        Raises JobStopped when the endpoint fails, the budget is spent, or this machine does not have the key.
-        """
+        """A stored reply to each request, in order; RowRefused in the place of one that is not given. Raises JobStopped
+        when the endpoint fails, the budget is spent, or this machine does not have the key."""
         if not key_of(self.endpoint) and not is_loopback(str(self.endpoint.base_url)):
             raise JobStopped(
                 f"{self.endpoint.key_variable} is not set where Ray's workers run; start Ray with it in the "

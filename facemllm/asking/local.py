@@ -21,7 +21,7 @@ from typing import Any
 from facemllm.asking.requests import JobStopped, MakeRequest, Reply, Request
 from facemllm.asking.store import Replies
 from facemllm.core import digests
-from facemllm.core.hub import fetched
+from facemllm.core.files import fetched
 from facemllm.errors import UserError, one_line
 
 BATCH = 8
@@ -64,10 +64,8 @@ class Generated:
 
 
 def folder_of(model: str, setting: str = "annotate.vision_language.model") -> Path:
-    """The folder of a model: itself, relative to the project, or what the hub's cache holds under its id.
-
-    Raises UserError when there is none, or when its weights are no safetensors; `setting` is where it was named.
-    """
+    """The folder of a model: itself, relative to the project, or what the hub's cache holds under its id. Raises
+    UserError when there is none, or when its weights are no safetensors; `setting` is where it was named."""
     folder = fetched(model, setting)
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{setting}: {folder} holds no *.safetensors; nothing else is loaded")

@@ -126,10 +126,8 @@ class Replies:
 
 def replies(home: Path, sender: Sender, wanted: Sequence[tuple[str, str, MakeRequest]]) -> list[Reply | Exception]:
     """A reply, or why there is none, for each that is wanted: an image_id, a key, and how the request is made if it is
-    needed. What was answered before comes from the store under `home`; the same question is put once.
-
-    Raises JobStopped when no request can be answered now.
-    """
+    needed. What was answered before comes from the store under `home`; the same question is put once. Raises JobStopped
+    when no request can be answered now."""
     found: dict[str, Reply | Exception] = {}
     missing: dict[str, MakeRequest] = {}
     with closing(Replies(home)) as store:
@@ -182,13 +180,10 @@ def folder(home: Path) -> Path:
 
 @dataclass(frozen=True)
 class Counters:
-    """Sums over all jobs of an account.
-
-    `requests` went out and may have been paid for; `answered` of them were; `refused` ones came back with an error and
-    are not among them. `repairs` and `retries` are requests, too. `in_doubt` ones were sent, and no answer came or was
-    stored. `unmetered` answers do not say what they used. `held` are tokens of requests that are under way, in doubt,
-    or unmetered. `largest` is the largest prompt so far, in tokens.
-    """
+    """Sums over all jobs of an account. `requests` went out and may have been paid for; `answered` of them were;
+    `refused` ones came back with an error and are not among them. `repairs` and `retries` are requests, too. `in_doubt`
+    ones were sent, and no answer came or was stored. `unmetered` answers do not say what they used. `held` are tokens
+    of requests that are under way, in doubt, or unmetered. `largest` is the largest prompt so far, in tokens."""
 
     requests: int = 0
     answered: int = 0
@@ -269,10 +264,8 @@ class Account:
             return Reserved(request.key, tokens)
 
     def answered(self, reserved: Reserved, reply: Reply) -> bool:
-        """Keep the reply to a reserved request, which used so many tokens; unknown ones stay held.
-
-        False, and it is not kept, when its picture was forgotten meanwhile.
-        """
+        """Keep the reply to a reserved request, which used so many tokens; unknown ones stay held. False, and it is not
+        kept, when its picture was forgotten meanwhile."""
         prompt, completion = reply.prompt_tokens, reply.completion_tokens
         counts = {"answered": 1, "unmetered": 1}
         if prompt is not None and completion is not None:
@@ -301,8 +294,7 @@ class Account:
         """Which form of requests the endpoint at this address is known to understand."""
         with self.replies.transaction() as database:
             found = database.execute("SELECT form FROM accounts WHERE name = ?", (self.name,)).fetchone()
-        known = json.loads(found[0] or "{}") if found else {}
-        return known.get(base_url)
+        return json.loads(found[0] or "{}").get(base_url) if found else None
 
     def remember_form(self, base_url: str, form: int) -> None:
         """Know from now on which form it understands."""

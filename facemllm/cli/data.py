@@ -10,7 +10,8 @@ import typer
 
 from facemllm.cli.options import By, Conversations, Faces, Out, Reason, Result, app, command
 from facemllm.errors import UserError
-from facemllm.settings import Settings, Source
+from facemllm.settings import Settings
+from facemllm.settings.data import Source
 from facemllm.tables import CONVERSATIONS, FACES, open_table
 
 version = typer.Typer(no_args_is_help=True, help="Versions of the data.")
@@ -101,10 +102,10 @@ def annotate(
     estimate: Annotated[bool, typer.Option(help="Only say what it would ask for and cost.")] = False,
 ) -> Result:
     """Describe every face: captions and labels by the configured annotator."""
-    from facemllm.annotate import cost, run
+    from facemllm.annotate import describer, run
 
     if estimate:
-        facts = cost.estimate(settings, faces)
+        facts = describer.estimate(settings, faces)
         return facts, "\n".join(f"{name:<24}{value}" for name, value in facts.items())
     return _table(run.annotate(settings, faces, out), out)
 

@@ -110,7 +110,7 @@ def compare_runs(
 
     found = compare(settings, first, second, lambda name: find_version(settings, name).evaluation, conversations)
     if html is not None:
-        from facemllm.report.comparison import write_page
+        from facemllm.report.terminal import write_page
 
         write_page(html, found)
 
@@ -181,10 +181,8 @@ def promote_list(settings: Settings) -> Result:
     from facemllm.promote import approvals
 
     rows = approvals.list_versions(settings)
-    text = "\n".join(
-        f"{r['version']:>4}  {r['digest'][:12]}  gate {r['gate']:<8} {r['state']:<9} {r['aliases']}" for r in rows
-    )
-    return {"versions": rows}, text or "no version is registered yet"
+    line = "{version:>4}  {digest:.12}  gate {gate:<8} {state:<9} {aliases}"
+    return {"versions": rows}, "\n".join(line.format(**row) for row in rows) or "no version is registered yet"
 
 
 @command(promote, "show")
@@ -201,7 +199,7 @@ def promote_approve(settings: Settings, version: Version, reason: Reason, by: By
     """Approve a version: your name, bound to the model's digest."""
     from facemllm.promote import approvals
 
-    return _decided(approvals.approve(settings, version, by, reason))
+    return _decided(approvals.decide(settings, version, "approved", by, reason))
 
 
 @command(promote, "reject")
@@ -209,7 +207,7 @@ def promote_reject(settings: Settings, version: Version, reason: Reason, by: By 
     """Reject a version: it cannot be released."""
     from facemllm.promote import approvals, registry
 
-    decision = approvals.reject(settings, version, by, reason)
+    decision = approvals.decide(settings, version, "rejected", by, reason)
     champion = registry.champion(settings)
     if champion is not None and champion.version == decision.version:
         print("it still serves in production: release another, or `facemllm services down production`", file=sys.stderr)
@@ -267,9 +265,8 @@ def services_up(
 
     for name in names or []:
         if name not in ("mlflow", "ray"):
-            raise UserError(
-                f"{name}: models are served by `facemllm deploy` and `pipeline.py release`, which check them"
-            )
+            checked = "`facemllm deploy` and `pipeline.py release`, which check them"
+            raise UserError(f"{name}: models are served by {checked}")
     return {}, "\n".join(services.up(settings, name).url for name in names or ["mlflow"])
 
 

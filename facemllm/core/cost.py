@@ -59,11 +59,8 @@ class Meter:
 
 def add(first: Spent, second: Spent) -> Spent:
     """Sums of two spendings; None where either is unknown."""
-
-    def sum_of(a: float | None, b: float | None) -> float | None:
-        return None if a is None or b is None else a + b
-
-    return {name: sum_of(value, second[name]) for name, value in first.items()}
+    both = {name: (value, second[name]) for name, value in first.items()}
+    return {name: None if a is None or b is None else a + b for name, (a, b) in both.items()}
 
 
 class _Zones:

@@ -1,4 +1,5 @@
-"""Files and folders that appear whole or not at all, locks between processes, and trouble with the disk in words.
+"""Files and folders that appear whole or not at all, locks between processes, and trouble with the disk in words; and
+checkpoints by name: a folder of the project, or what the Hugging Face hub holds under an id.
 
 What is unfinished stands beside its goal as `.<name>.<random>.partial`: random, since machines that share a disk count
 their processes alike.
@@ -7,24 +8,37 @@ their processes alike.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import filelock
 
-from facemllm.errors import UserError
+from facemllm.core import digests
+from facemllm.errors import UserError, one_line
 
 _STALE_SECONDS = 86_400
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Replace a file's content in one step, on disk before it is seen. Raises UserError when it cannot be written."""
     with writing(path), atomic_file(path) as partial:
         partial.write_bytes(data)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds; empty where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 @contextmanager
@@ -112,6 +126,38 @@ def writing(out: Path) -> Iterator[None]:
         }
         reason = reasons.get(error.errno or 0, error.strerror or str(error))
         raise UserError(f"cannot write {out}: {reason}") from error
+
+
+def fetched(name: str, setting: str) -> Path:
+    """The folder `name`, relative to the project, or that of a hub id, fetched unless HF_HUB_OFFLINE.
+
+    Raises UserError when there is neither; `setting` is where it was named.
+    """
+    from facemllm.settings import root
+
+    folder = (root() / name).resolve()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_FILES), local_files_only=offline)).resolve()
+    except Exception as error:  # a dozen kinds, from a malformed name to a broken connection
+        reason = one_line(error, 2000)  # the hub's reasons end with what to do
+        raise UserError(f"{setting}: {name} is no folder, nor a model of the hub: {reason}") from None
+
+
+def content_of(name: str, setting: str) -> str:
+    """What decides a checkpoint `fetched` by name: a hub id's commit, or the digest of a folder's own files.
+
+    Reads the files of a folder whole: some seconds for every ten gigabytes.
+    """
+    folder = fetched(name, setting)
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):  # huggingface_hub's cache
+        return folder.name
+    files = sorted({file for pattern in _FILES for file in folder.glob(pattern)})
+    return digests.of_json([[file.name, digests.of_file(file)] for file in files])
 
 
 def _beside(path: Path) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import struct
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,8 +123,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image  # the usual case, without building an empty EXIF table
     if _EXIF_ORIENTATION not in image.getexif():
         return image
-    turned: Any = ImageOps.exif_transpose(image)
-    return turned
+    return ImageOps.exif_transpose(image)
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -1,16 +1,12 @@
-"""This machine as a process sees it: its cores, its tie to the process that started it, work in several processes."""
+"""This machine as the project uses it: its cores, a path that every tool can read, work in several processes."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import math
 import os
 import re
-import signal
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,15 +16,40 @@ from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-import psutil
-
+from facemllm.core.processes import die_with_parent
 from facemllm.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 AHEAD = 2  # jobs a process beside the one it is at
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_TICK_S = 0.5
+
+
+def cores() -> int:
+    """Cores this process may use: those of its affinity (`taskset`, cpusets), at most what its cgroups' quota lets
+    it use, rounded up, as Java and loky round it."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([mine, *(math.ceil(quota) for quota in _quotas())]))
+
+
+def _quotas(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
+    """CPU quotas, in cores, of this process's cgroup and of those above it: cgroup v2's `cpu.max`, v1's
+    `cpu.cfs_quota_us`. Inside a container its own cgroup is the root of what can be seen."""
+    with suppress(OSError):
+        for line in own.read_text("utf-8").splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = cgroups / controllers if controllers else cgroups
+            path = PurePosixPath(name.lstrip("/"))
+            for folder in (path, *path.parents):
+                with suppress(OSError, ValueError):
+                    if controllers:
+                        parts = [(top / folder / f"cpu.cfs_{part}_us").read_text() for part in ("quota", "period")]
+                    else:
+                        parts = (top / folder / "cpu.max").read_text().split()
+                    quota, period = (float(part) for part in parts)  # v2 says "max" and v1 -1 where there is none
+                    if quota > 0:
+                        yield quota / period
 
 
 def own_folder() -> Path:
@@ -59,66 +80,6 @@ def on_plain_path() -> None:
         link.symlink_to(sys.prefix)
     python = str(link / Path(sys.executable).relative_to(sys.prefix))
     os.execv(python, [python, *sys.orig_argv[1:]])
-
-
-def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
-    """Ask the kernel to send this process a signal when its parent dies, even by SIGKILL (Linux; elsewhere a no-op).
-
-    `parent` says who that was: if it is gone already, this process ends at once.
-    """
-    prctl(_PR_SET_PDEATHSIG, number)
-    if parent is not None and os.getppid() != parent:
-        os._exit(1)
-
-
-def adopt_orphans() -> None:
-    """Make what this process's children leave behind its own children, so that it stays in its tree (Linux)."""
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def prctl(option: int, value: int) -> None:
-    """Linux's `prctl(2)`; elsewhere a no-op."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-
-
-def die_with(pid: int) -> None:
-    """End this process within half a second of another one's end, also where a shell stands between the two."""
-
-    def watch() -> None:
-        while psutil.pid_exists(pid):
-            time.sleep(_TICK_S)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name=f"ends-with-{pid}", daemon=True).start()
-
-
-def cores() -> int:
-    """Cores this process may use: those of its affinity (`taskset`, cpusets), at most what its cgroups' quota lets
-    it use, rounded up, as Java and loky round it."""
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([mine, *(math.ceil(quota) for quota in _quotas())]))
-
-
-def _quotas(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
-    """CPU quotas, in cores, of this process's cgroup and of those above it: cgroup v2's `cpu.max`, v1's
-    `cpu.cfs_quota_us`. Inside a container its own cgroup is the root of what can be seen."""
-    with suppress(OSError):
-        for line in own.read_text("utf-8").splitlines():
-            _, controllers, name = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            top = cgroups / controllers if controllers else cgroups
-            path = PurePosixPath(name.lstrip("/"))
-            for folder in (path, *path.parents):
-                with suppress(OSError, ValueError):
-                    if controllers:
-                        parts = [(top / folder / f"cpu.cfs_{part}_us").read_text() for part in ("quota", "period")]
-                    else:
-                        parts = (top / folder / "cpu.max").read_text().split()
-                    quota, period = (float(part) for part in parts)  # v2 says "max" and v1 -1 where there is none
-                    if quota > 0:
-                        yield quota / period
 
 
 def ordered(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:

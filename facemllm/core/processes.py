@@ -1,4 +1,4 @@
-"""Process trees: who is alive, ending a tree politely, and a supervisor that keeps one server running.
+"""Processes: trees of them (who is alive, ending one politely), ties between them, and a server's supervisor.
 
 A process is named by its id *and* its start, so a recycled id is never mistaken for ours. Members of a server are found
 three ways, because each fails somewhere: as descendants (lost when a parent dies), by the session the supervisor opened
@@ -10,6 +10,7 @@ names; it imports little, so that it weighs 20 MB and starts at once.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -29,11 +30,11 @@ from typing import Any
 import psutil
 
 from facemllm.core.files import atomic_write
-from facemllm.core.machine import adopt_orphans, die_with_parent
 
 TOKEN = "FACEMLLM_SERVICE"
-_TICK_S = 0.2
+_TICK_S, _WATCH_S = 0.2, 0.5
 _HEALTHY_AGAIN_S = 60.0
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def end(processes: Iterable[psutil.Process], grace_s: float = 3.0) -> None:
-    """Ask the processes to end, wait up to the grace, and kill what is left. Returns when none is left."""
+    """Ask the processes to end, wait up to the grace, and kill what is left."""
     alive = list(processes)
     for ask in (psutil.Process.terminate, psutil.Process.kill):
         for process in alive:
@@ -204,6 +205,32 @@ def trouble(urls: Sequence[str], timeout_s: float = 5.0) -> str:
     return ""
 
 
+def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
+    """Ask the kernel to send this process a signal when its parent dies, even by SIGKILL (Linux; elsewhere a no-op).
+
+    `parent` says who that was: if it is gone already, this process ends at once.
+    """
+    _prctl(_PR_SET_PDEATHSIG, number)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def die_with(pid: int) -> None:
+    """End this process within half a second of another one's end, also where a shell stands between the two."""
+
+    def watch() -> None:
+        while psutil.pid_exists(pid):
+            time.sleep(_WATCH_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name=f"ends-with-{pid}", daemon=True).start()
+
+
 class Supervisor:
     """Runs one server: restarts it with back-off when it dies or stops answering, ends its whole tree on SIGTERM.
 
@@ -219,7 +246,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stopping.set())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        adopt_orphans()
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what its children leave behind stays in its tree (Linux)
         self._note(supervisor=Identity.of(os.getpid()))
         pause, code = 1.0, 0
         while not self.stopping.is_set():
@@ -229,7 +256,10 @@ class Supervisor:
             code = child.poll() or 0
             end_tree(child.pid, self.record.grace_s)
             child.wait()
-            self._end_rest()
+            end([p for p in self.record.members() if p.pid != os.getpid()])
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
             if self.stopping.is_set() or not self.record.service.restart or not self.record.answered:
                 break
             pause = 1.0 if time.monotonic() - started > _HEALTHY_AGAIN_S else min(pause * 2, 30.0)
@@ -273,12 +303,6 @@ class Supervisor:
                 return self._say(f"failed {failed} health checks: {why}")
             next_check = time.monotonic() + (record.check_every_s if answered else _TICK_S)
         return None
-
-    def _end_rest(self) -> None:
-        end([p for p in self.record.members() if p.pid != os.getpid()])
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
 
     def _note(self, **changes: Any) -> None:
         self.record = replace(self.record, **changes)

@@ -29,11 +29,8 @@ def event(**fields: Any) -> None:
     path = os.environ.get(EVENTS)
     if path:
         line = json.dumps({"time": time.time(), "step": os.environ.get(STEP, ""), **fields}) + "\n"
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        with open(path, "ab", buffering=0) as file:
+            file.write(line.encode())
     elif "note" in fields:
         print(fields["note"], file=sys.stderr)
 
@@ -62,26 +59,15 @@ class Progress:
             of = f"/{self.total}" if self.total else ""
             print(f"{self.name} {done}{of} {note}".rstrip(), file=sys.stderr, flush=True)
 
-    def close(self) -> None:
-        """Remove the bar from the terminal."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
     def _draw(self, done: int, note: str) -> None:
         if self._bar is None:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
 
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            note_column, screen = TextColumn("{task.fields[note]}"), Console(stderr=True)
+            self._bar = RichProgress(*columns, note_column, console=screen, transient=True)
             self._task = self._bar.add_task(self.name, total=self.total, note="")
             self._bar.start()
         self._bar.update(self._task, completed=done, note=note)
@@ -89,9 +75,10 @@ class Progress:
 
 @contextmanager
 def bar(name: str, total: int) -> Iterator[Progress]:
-    """A progress bar named `name` over `total` units."""
+    """A progress bar named `name` over `total` units, gone from the terminal afterwards."""
     progress = Progress(name, total)
     try:
         yield progress
     finally:
-        progress.close()
+        if progress._bar is not None:
+            progress._bar.stop()

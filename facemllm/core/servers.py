@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facemllm.core.files import atomic_write
+from facemllm.core.files import atomic_write, read_json
 from facemllm.core.machine import cores, own_folder, short_name
 from facemllm.core.processes import Service
 
@@ -40,11 +40,8 @@ def mlflow(settings: Settings) -> Service:
     # from its working folder: in a URI the path's own `?`, `#` and `%` would count as the URI's
     flags += ["--backend-store-uri=sqlite:///mlflow.db", "--serve-artifacts", "--artifacts-destination=artifacts"]
     client = {"MLFLOW_TRACKING_URI": url, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    env = {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else seven idle worker processes, 600 MB
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-    }
+    env = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # else seven idle worker processes, 600 MB
     command = (sys.executable, "-m", "mlflow", "server", *flags)
     return Service("mlflow", command, port, url, (f"{url}/health",), env, client, folder=str(folder))
 
@@ -56,7 +53,7 @@ def ray(settings: Settings) -> Service:
     protects it is Ray's token authentication, with a token of our own that only this user can read. Where other
     machines reach this one and that is not enough, close the ports or run inside `unshare -n`.
     """
-    from facemllm.settings import RAY_PORTS
+    from facemllm.settings.operations import RAY_PORTS
 
     base, address = settings.services.ray_port, f"{HOST}:{settings.services.ray_port}"
     folder = ray_folder(settings.home)
@@ -117,9 +114,9 @@ def model_server(settings: Settings, name: str, model: Path, digest: str, versio
 def deployed(settings: Settings, stage: str) -> Deployed | None:
     """The model last proved at a stage, whether it runs or not; None if there is none."""
     try:
-        data = json.loads(_note(settings, stage).read_text("utf-8"))
+        data = read_json(_note(settings, stage))
         return Deployed(Path(data["model"]), data["digest"], data["version"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 

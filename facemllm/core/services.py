@@ -30,8 +30,6 @@ from facemllm.errors import UserError
 if TYPE_CHECKING:
     from facemllm.settings import Settings
 
-__all__ = ["NAMES", "Row", "Running", "down", "end_tree", "homes", "status", "up"]
-
 _LOG_LINES = 12
 # Settings of other servers and of a calling step must not leak into a server that outlives it.
 _FOREIGN = ("RAY_", "MLFLOW_", "FACEMLLM_", "KSERVE_")

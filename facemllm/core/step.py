@@ -39,9 +39,8 @@ class Context:
         """Folder of the input `model`. Raises UserError when its bytes are no longer those of its digest."""
         path = self.path("model")
         if digests.of_tree(path, fresh=True) != self.inputs["model"]:
-            raise UserError(
-                f"{path}: the model's bytes have changed since it was made; remove that folder and run again"
-            )
+            changed = "the model's bytes have changed since it was made"
+            raise UserError(f"{path}: {changed}; remove that folder and run again")
         return path
 
 

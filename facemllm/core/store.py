@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core import digests
-from facemllm.core.files import atomic_write, publish
+from facemllm.core.files import atomic_write, publish, read_json
 from facemllm.errors import UserError
 
 FACE = "face.jpg"  # in a run's folder: one held-out face to ask about
@@ -43,14 +43,8 @@ class Store:
 
     def recall(self, key: str) -> dict[str, Any] | None:
         """What was remembered under a key, if its result is still there."""
-        path = self.home / "keys" / f"{key}.json"
-        if not path.is_file():
-            return None
-        try:
-            record: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            return None
-        return record if (self.home / "store" / record["digest"]).is_dir() else None
+        record = read_json(self.home / "keys" / f"{key}.json")
+        return record if record and (self.home / "store" / record["digest"]).is_dir() else None
 
     def work(self, key: str) -> Path:
         """Folder where unfinished work under this key is kept; made if absent."""
@@ -73,11 +67,8 @@ class Store:
         """What is remembered, by digest of the result; of several records of the same bytes, the newest."""
         found = {}
         for path in sorted((self.home / "keys").glob("*.json"), key=lambda p: p.stat().st_mtime):
-            try:
-                record = json.loads(path.read_text("utf-8"))
+            if "digest" in (record := read_json(path)):
                 found[str(record["digest"])] = record
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
         return found
 
     def behind(self, digest: str) -> dict[str, dict[str, Any]]:

@@ -37,10 +37,8 @@ _ABSENT = ""
 
 
 def baselines(settings: Settings, conversations: Table, sheet: Sheet) -> dict[str, list[str | None]]:
-    """Answers of both baselines to the questions of a sheet; empty when the table has no training split.
-
-    They are fitted on one thread: sums that several share differ in their last bits, and answers would with them.
-    """
+    """Answers of both baselines to the questions of a sheet; empty when the table has no training split. They are
+    fitted on one thread: sums that several share differ in their last bits, and answers would with them."""
     if not any(True for _ in conversations.batches(["image_id"], "train")):
         return {}
     import sklearn.decomposition

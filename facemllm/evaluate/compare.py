@@ -26,11 +26,8 @@ EvaluationOf = Callable[[str], str]
 def compare(
     settings: Settings, first: str, second: str, evaluation_of: EvaluationOf, conversations: Path | None = None
 ) -> dict[str, Any]:
-    """Two runs by name, paired (`scoring.paired.compare`), with their `names`.
-
-    `conversations` is needed where the store holds them no more. Raises UserError unless both runs answered the same
-    questions.
-    """
+    """Two runs by name, paired (`scoring.paired.compare`), with their `names`. `conversations` is needed where the
+    store holds them no more. Raises UserError unless both runs answered the same questions."""
     ours, theirs = (find(settings, name, evaluation_of) for name in (first, second))
     table = _conversations_of(ours, theirs, conversations)
     return {**paired.compare(settings, table, ours.folder, theirs.folder), "names": [first, second]}

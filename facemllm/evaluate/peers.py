@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,11 +46,9 @@ _HUB_ID = re.compile(r"\w[\w.-]*(?:/[\w.-]+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """A model that is asked in words.
-
-    `identity` is all that its answers hang on; its digest names the model, also in the keys of its replies, under
-    `home`. `name` is what people call it. `image_side` bounds the pictures it is sent, in pixels.
-    """
+    """A model that is asked in words. `identity` is all that its answers hang on; its digest names the model, also in
+    the keys of its replies, under `home`. `name` is what people call it. `image_side` bounds the pictures it is sent,
+    in pixels."""
 
     name: str
     identity: Mapping[str, Any]
@@ -71,32 +69,35 @@ class Peer:
     def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
         """Answers in order. Raises UserError when the model can answer nothing more now, or when one of these questions
         got no usable answer; what was answered is in the store then."""
-        asked = [(face, put, words(put)) for face in map(_Picture, shown) for put in face.shown.asked]
-        wanted = [self._wanted(face, text) for face, _, text in asked]
+        asked: list[tuple[Put, str]] = []
+        wanted = []
+        for face in shown:
+            picture = cache(partial(encoded, face.image, self.image_side))  # once for all questions, if one is asked
+            for put in face.asked:
+                asked.append((put, words(put)))
+                wanted.append(self._wanted(face, picture, asked[-1][1]))
         try:
             said = replies(self.home, self.sender, wanted)
         except JobStopped as stop:
             raise UserError(f"evaluation stopped: {stop}. What was answered is kept; run again to go on") from None
         _require_all(said)
-        for (_, put, text), reply in zip(asked, said, strict=True):
+        for (put, text), reply in zip(asked, said, strict=True):
             if isinstance(reply, Reply):
                 raw = (reply.text or "").encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
                 yield {"raw": raw[:LONGEST], "parsed": tasks.read(put.question, raw), "question": text}
             else:
                 yield {"raw": DECLINED, "parsed": None, "question": text}
 
-    def _wanted(self, face: _Picture, text: str) -> tuple[str, str, MakeRequest]:
+    def _wanted(self, face: Shown, picture: Callable[[], bytes], text: str) -> tuple[str, str, MakeRequest]:
         messages = [{"role": "user", "text": text}]
-        image_id, change, prompt = face.shown.face["image_id"], face.shown.change, digests.of_json(messages)
+        image_id, prompt = face.face["image_id"], digests.of_json(messages)
         # what was done to the picture is part of what is seen
-        key = content_key(f"{image_id} {change}".strip(), prompt, self.digest, None)
-        return image_id, key, partial(self._request, face, key, prompt, messages)
+        key = content_key(f"{image_id} {face.change}".strip(), prompt, self.digest, None)
 
-    def _request(self, face: _Picture, key: str, prompt: str, messages: list[dict[str, str]]) -> Request:
-        picture = face.sent(self.image_side)
-        return Request(
-            image_id=face.shown.face["image_id"], key=key, prompt_hash=prompt, messages=messages, picture=picture
-        )
+        def request() -> Request:
+            return Request(image_id=image_id, key=key, prompt_hash=prompt, messages=messages, picture=picture())
+
+        return image_id, key, request
 
 
 def _require_all(said: Sequence[Reply | Exception]) -> None:
@@ -134,19 +135,6 @@ class _Reached:
             reach(str(self.sender.endpoint.base_url))
             self.reached = True
         return self.sender.send(requests)
-
-
-class _Picture:
-    """A face as it is sent, encoded once for all its questions and only if one is asked."""
-
-    def __init__(self, shown: Shown) -> None:
-        self.shown = shown
-        self._sent: bytes | None = None
-
-    def sent(self, side: int) -> bytes:
-        if self._sent is None:
-            self._sent = encoded(self.shown.image, side)
-        return self._sent
 
 
 def words(put: Put) -> str:
@@ -207,10 +195,8 @@ def evaluate(settings: Settings, model: str, conversations: Path, out: Path, *, 
 
 
 def at_endpoint(settings: Settings, conversations: Path, backoff_s: float = 1.0) -> Peer:
-    """The model of `annotate.vision_language` at the endpoint of `annotate.endpoint`, for these conversations.
-
-    Raises UserError when either is missing, address or key cannot be used, or the ledger keeps a picture from it.
-    """
+    """The model of `annotate.vision_language` at the endpoint of `annotate.endpoint`, for these conversations. Raises
+    UserError when either is missing, address or key cannot be used, or the ledger keeps a picture from it."""
     chosen, name = settings.annotate.endpoint, settings.annotate.vision_language.model
     if name is None or chosen.base_url is None:
         raise UserError("no endpoint is named; give --base-url https://host/v1, or set annotate.endpoint.base_url")
@@ -228,10 +214,8 @@ def at_endpoint(settings: Settings, conversations: Path, backoff_s: float = 1.0)
 
 
 def on_this_machine(settings: Settings, model: str) -> Peer:
-    """A model that transformers opens as an image-text-to-text model: a folder, or an id of the hub.
-
-    Raises UserError when there is none, or its weights are no safetensors.
-    """
+    """A model that transformers opens as an image-text-to-text model: a folder, or an id of the hub. Raises UserError
+    when there is none, or its weights are no safetensors."""
     check_name(model)
     folder = local.folder_of(str(Path(model).resolve()) if Path(model).is_dir() else model, "MODEL")
     weights, shape = local.digest_of(folder), parameters(settings)

@@ -1,14 +1,12 @@
 """Answers of a model to the questions of a split, as a predictions table: one row a question, as it was asked.
 
-Who answers is an `Answerer`'s matter. `Likelihood` is how a model of ours is measured: closed questions are never
-generated, all of a batch of faces go into one scoring call, answered by the rule that serving uses (`tasks.answers`).
-Strict all the same: where free greedy decoding would not have given any option, the model has not understood the
-question, `parsed` stays empty and counts as wrong, and `raw` is what it writes instead. Open questions and sets are
-generated. `Written` generates all answers, to compare. Models of others are in `peers`.
+`Likelihood` is how a model of ours is measured: closed questions are scored, by the rule that serving uses
+(`tasks.answers`). Strict all the same: where free greedy decoding would not have given any option, the model has not
+understood the question, `parsed` stays empty and counts as wrong, and `raw` is what it writes instead. Open questions
+and sets are generated. `Written` generates all answers, to compare. Models of others are in `peers`.
 
-`KINDS` are pictures made worse on purpose, to see whether answers hold: out of focus, dark, badly compressed, partly
-covered. Each is a function of the picture and its image_id alone, and scales with the picture. Strengths are such that
-a person still answers most questions.
+`KINDS` are pictures made worse on purpose, to see whether answers hold. Each is a function of the picture and its
+image_id alone, and scales with the picture. Strengths are such that a person still answers most questions.
 """
 
 from __future__ import annotations
@@ -40,6 +38,10 @@ BLUR = 0.02  # standard deviation, of the shorter side
 DARK = 0.3  # of the brightness
 JPEG_QUALITY = 10
 GREY = (128, 128, 128)
+
+Which = Callable[[tasks.Question], bool]
+Change = Callable[[Image.Image, str], Image.Image]
+"""Of an image and its image_id."""
 
 REWRITTEN = 0.1
 """Largest share of a batch's closed questions whose failures are generated, to be shown; a broken model fails many."""
@@ -143,19 +145,18 @@ def predict(
     *,
     batch_images: int,
     faces: Collection[str] | None = None,
-    which: Callable[[tasks.Question], bool] = lambda question: True,
-    change: tuple[str, Callable[[Image.Image, str], Image.Image]] | None = None,
+    which: Which = lambda question: True,
+    change: tuple[str, Change] | None = None,
     maps: bool = False,
 ) -> None:
     """Put every question of the split that stands alone, and write the answers in table order, named by digest `about`.
 
     `faces` are the image_ids to ask about, all if None; `which` chooses questions; `change` names and makes a change of
-    the picture (of the image and its image_id); with `maps` a face's map of its parts is shown beside it. Memory is
+    the picture; with `maps` a face's map of its parts is shown beside it. Memory is
     that of one batch of `batch_images` faces.
     """
-    kept = None if faces is None else pa.array(sorted(faces), pa.string())
     total = len(faces) if faces is not None else sum(b.num_rows for b in conversations.batches(["image_id"], split))
-    rows = _faces_of(conversations, split, kept, maps=maps)
+    rows = _faces_of(conversations, split, faces, maps)
     name = "evaluating" if change is None else f"evaluating: {change[0]}"
     done = 0
     with progress.bar(name, total) as bar:
@@ -189,32 +190,22 @@ def question_texts(face: Mapping[str, Any]) -> list[str]:
     return asked
 
 
-def _faces_of(
-    conversations: Table, split: str, kept: pa.Array | None = None, *, maps: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Rows of a split in table order, of the image_ids `kept` if given; `segmentation` is the map's PNG, None without
-    `maps` or where there is none."""
+def _faces_of(conversations: Table, split: str, faces: Collection[str] | None, maps: bool) -> Iterator[dict[str, Any]]:
+    """Rows of a split in table order, of these image_ids if given; `segmentation` is the map's PNG, None without `maps`
+    or where there is none."""
+    kept = None if faces is None else pa.array(sorted(faces), pa.string())
     for batch in conversations.batches([*COLUMNS, MAP] if maps else COLUMNS, split):
         chosen = batch if kept is None else batch.filter(pc.is_in(batch.column("image_id"), kept))
         for row in chosen.to_pylist():
             yield {**row, MAP: (row.get(MAP) or {}).get("bytes")}
 
 
-def _shown(
-    face: Mapping[str, Any],
-    which: Callable[[tasks.Question], bool],
-    change: tuple[str, Callable[[Image.Image, str], Image.Image]] | None,
-) -> Shown:
-    put = (
-        Put(turn, text, tasks.question_of(turn))
-        for turn, text in zip(face["turns"], question_texts(face), strict=True)
-        if is_asked(turn)
-    )
-    image = open_image(face)
-    if change is not None:
-        image = change[1](image, face["image_id"])
+def _shown(face: Mapping[str, Any], which: Which, change: tuple[str, Change] | None) -> Shown:
+    turns = zip(face["turns"], question_texts(face), strict=True)
+    put = (Put(turn, text, tasks.question_of(turn)) for turn, text in turns if is_asked(turn))
+    name, made = change or ("", lambda image, _: image)
     asked = tuple(one for one in put if which(one.question))
-    return Shown(face, image, "" if change is None else change[0], asked, face[MAP])
+    return Shown(face, made(open_image(face), face["image_id"]), name, asked, face[MAP])
 
 
 def _row(face: Mapping[str, Any], put: Put, found: Mapping[str, Any], about: str) -> dict[str, Any]:
@@ -295,12 +286,7 @@ def occlusion(image: Image.Image, image_id: str) -> Image.Image:
     return covered
 
 
-def unchanged(image: Image.Image, image_id: str) -> Image.Image:
-    """The picture itself."""
-    return image
-
-
-KINDS: Mapping[str, Callable[[Image.Image, str], Image.Image]] = {
+KINDS: Mapping[str, Change] = {
     "blur": blur,
     "dark": dark,
     "jpeg": jpeg,

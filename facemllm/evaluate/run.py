@@ -9,8 +9,7 @@ The folder holds
     metrics.json
     samples/          JPEG faces and `samples.json`: what was said of them, of items asked in their own form
 
-Its bytes follow from the model's and the table's bytes and the settings: no time and no path is in it. `score` makes
-the figures again from such a folder, or from a table of predictions alone; no model is loaded then.
+Its bytes follow from the model's and the table's bytes and the settings: no time and no path is in it.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from typing import Any
 from PIL import Image
 
 from facemllm import tasks
+from facemllm.core import cost
 from facemllm.core.files import atomic_write, partial_folder, publish
 from facemllm.errors import UserError
 from facemllm.evaluate.baselines import baselines
-from facemllm.evaluate.predict import KINDS, NO_MAP, Answerer, Likelihood, Written, open_image, predict, unchanged
-from facemllm.scoring import calibration, consistency, fairness, metrics, slices
+from facemllm.evaluate.predict import KINDS, NO_MAP, Answerer, Likelihood, Written, open_image, predict
+from facemllm.scoring import calibration, consistency, fairness, metrics, summary
 from facemllm.scoring.sheet import read_answers, read_sheet
-from facemllm.scoring.summary import summarise
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, MANIFEST, PREDICTIONS, Table, TableWriter, open_table, pairs
 from facemllm.tasks.asking import NATIVE
@@ -57,11 +56,9 @@ def evaluate(
     predictor: Any = None,
     finish: Finish | None = None,
 ) -> Mapping[str, Any]:
-    """Evaluate a model of ours on `evaluate.split` into the folder `out`; returns what `metrics.json` holds.
-
-    The model is loaded from `model_dir` unless a predictor is given; `finish` adds to the folder before it is `out`.
-    Raises UserError when `out` exists or the split holds no questions; then nothing is left behind.
-    """
+    """Evaluate a model of ours on `evaluate.split` into the folder `out`; returns what `metrics.json` holds. The model
+    is loaded from `model_dir` unless a predictor is given; `finish` adds to the folder before it is `out`. Raises
+    UserError when `out` exists or the split holds no questions; then nothing is left behind."""
 
     def answerers() -> tuple[Answerer, Answerer]:
         loaded = predictor or _load(settings, model_dir)
@@ -116,7 +113,8 @@ def answered(
             for change in KINDS.items():
                 write(f"{DISTURBED}/{change[0]}", main, maps, faces=faces, which=_is_native, change=change)
             if maps:
-                write(f"{DISTURBED}/{NO_MAP}", main, False, faces=faces, which=_is_native, change=(NO_MAP, unchanged))
+                change = NO_MAP, lambda image, _: image
+                write(f"{DISTURBED}/{NO_MAP}", main, False, faces=faces, which=_is_native, change=change)
         predictions = open_table(partial / PREDICTED, PREDICTIONS)
         figures = _measure(settings, table, predictions)
         (partial / "metrics.json").write_bytes(encode(figures))
@@ -166,14 +164,14 @@ def _measure(settings: Settings, conversations: Table, predictions: Table) -> di
         "maps": _maps(conversations, split) if about.get("maps") else None,
         "seed": settings.seed,
         "resamples": settings.evaluate.bootstrap,
-        **summarise(sheet, answers, rivals, settings.evaluate.bootstrap, settings.seed),
+        **summary.summarise(sheet, answers, rivals, settings.evaluate.bootstrap, settings.seed),
         "fairness": fairness.measure(settings, sheet, parsed),
         "consistency": consistency.measure(settings, sheet, parsed),
         "calibration": calibration.measure(settings, sheet, answers),
         "confusion": calibration.confusion(sheet, answers),
-        "slices": slices.measure(settings, sheet, parsed),
-        "disturbed": slices.disturbed(settings, sheet, parsed, beside / DISTURBED),
-        "generation": slices.generation(settings, sheet, parsed, beside / GENERATED),
+        "slices": summary.slices(settings, sheet, parsed),
+        "disturbed": summary.disturbed(settings, sheet, parsed, beside / DISTURBED),
+        "generation": consistency.generation(settings, sheet, parsed, beside / GENERATED),
         "characteristics": calibration.characteristics(settings, sheet, parsed, beside / SCORED),
     }
 
@@ -221,11 +219,9 @@ def _is_native_and_closed(question: tasks.Question) -> bool:
 
 
 def _load(settings: Settings, model_dir: Path) -> Any:
-    import torch
-
     from facemllm.model.inference import Predictor
 
-    device = "cuda" if settings.train.use_gpu and torch.cuda.is_available() else "cpu"
+    device = cost.inference_device(settings)
     return Predictor.load(model_dir, device=device, threads=settings.train.threads or None)
 
 

@@ -7,13 +7,13 @@ checkpoints hold no pictures and stay. Text is searched for digests: the reports
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from facemllm.core.files import read_json
 from facemllm.core.store import FACE
 from facemllm.forgetting.finding import files_under, is_parquet, rows_of
 from facemllm.settings import Settings, root
@@ -85,7 +85,8 @@ def copies(settings: Settings, marks: Marks) -> list[Copy]:
     What is found by means of something else comes before it, so that a removal that was cut short finds the rest.
     """
     seek = Seeker(marks)
-    stored = [Copy("store", folder) for folder in _folders(settings.home / "store") if _holds(seek, folder)]
+    results = {folder: files_under(folder, lambda name: True) for folder in _folders(settings.home / "store")}
+    stored = [Copy("store", folder) for folder, files in results.items() if any(map(seek.in_file, files))]
     places: tuple[Callable[[], Iterator[Copy]], ...] = (
         lambda: _runs(settings, seek),
         lambda: _tracked(settings, seek),
@@ -100,10 +101,6 @@ def copies(settings: Settings, marks: Marks) -> list[Copy]:
 
 def _folders(place: Path) -> list[Path]:
     return sorted(path for path in place.glob("*") if path.is_dir())
-
-
-def _holds(seek: Seeker, folder: Path) -> bool:
-    return any(seek.in_file(file) for file in files_under(folder, lambda name: True))
 
 
 def _runs(settings: Settings, seek: Seeker) -> Iterator[Copy]:
@@ -145,11 +142,8 @@ def _work(settings: Settings) -> Iterator[Copy]:
 def _keys(settings: Settings, doomed: set[str]) -> Iterator[Copy]:
     """What the store remembers of results that have to go."""
     for path in sorted((settings.home / "keys").glob("*.json")):
-        try:
-            if json.loads(path.read_text("utf-8"))["digest"] in doomed:
-                yield Copy("key", path)
-        except (ValueError, KeyError, TypeError):
-            continue
+        if read_json(path).get("digest") in doomed:
+            yield Copy("key", path)
 
 
 def _project(seek: Seeker) -> Iterator[Copy]:

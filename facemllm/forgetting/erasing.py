@@ -22,7 +22,7 @@ from facemllm.forgetting.finding import Found, groups, meant, perceptual_hashes,
 from facemllm.forgetting.models import affected, registered
 from facemllm.settings import Settings, root
 from facemllm.version.rewriting import purge, remaining, rewrite
-from facemllm.version.tombstones import REPORTS, Kind, Marks, Tombstone, Tombstones
+from facemllm.version.tombstones import REPORTS, Marks, Tombstone, Tombstones
 
 
 def forget(
@@ -40,7 +40,8 @@ def forget(
     kind, first = meant(settings, image, subject)
     found = search(settings, first)
     forgotten = Tombstones.of(settings)
-    entry = _signed(forgotten, kind, first, found.marks)
+    known = forgotten.entries if found.marks <= forgotten.marks else ()
+    entry = next((one for one in known if one.kind == kind and first <= one.marks), None)
     if entry is None:
         signed = found.marks | perceptual_hashes(settings, found.marks)
         forgotten = forgotten.add(kind, signed, reason=reason, by=by, affected=found.marks.image)
@@ -56,19 +57,10 @@ def forget(
     left = _left(settings, marks)
     report.put("found", len(left))
     if left:
-        raise UserError(
-            f"{len(left)} places still hold what was to be forgotten ({'; '.join(left[:3])}); "
-            "run the same command again"
-        )
+        told = f"{len(left)} places still hold what was to be forgotten ({'; '.join(left[:3])})"
+        raise UserError(f"{told}; run the same command again")
     report.put("finished", True)
     return dict(report.facts)
-
-
-def _signed(forgotten: Tombstones, kind: Kind, first: Marks, marks: Marks) -> Tombstone | None:
-    """The entry that says all this already, if there is one."""
-    if not marks <= forgotten.marks:
-        return None
-    return next((entry for entry in forgotten.entries if entry.kind == kind and first <= entry.marks), None)
 
 
 def _look_at_models(settings: Settings, report: _Report, found: Found) -> None:
@@ -157,31 +149,21 @@ class _Report:
         facts: dict[str, Any] = {
             "id": entry.id,
             "tombstone": entry.digest,
-            "kind": entry.kind,
             "keys": entry.marks.as_json(),
-            "reason": entry.reason,
-            "by": entry.by,
-            "at": entry.at,
-            "finished": False,
             "found": None,
             "tables": {},
-            "sources": [],
-            "revisions": [],
             "objects": {"objects": 0, "copies": 0},
-            "removed": [],
             "replies": 0,
-            "models": [],
-            "versions": [],
             "registry_asked": False,
-            "left_to_you": [],
         }
+        facts |= {name: getattr(entry, name) for name in ("kind", "reason", "by", "at")}
+        facts |= {name: [] for name in ("sources", "revisions", "removed", "models", "versions", "left_to_you")}
         if path.is_file():
             try:
                 facts |= json.loads(path.read_text("utf-8"))
             except ValueError:
-                raise UserError(
-                    f"{path}: the report of an earlier call is damaged; move it away and run again"
-                ) from None
+                told = "the report of an earlier call is damaged; move it away and run again"
+                raise UserError(f"{path}: {told}") from None
         report = cls(path, {**facts, "finished": False})
         report._write()
         return report

@@ -7,7 +7,6 @@ their original file and their name in the source, and these to further rows. A m
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facemllm.core import images
+from facemllm.core.files import read_json
 from facemllm.errors import UserError
 from facemllm.settings import Settings, root
 from facemllm.tables import MANIFEST, subject_id
@@ -43,7 +43,6 @@ class Found:
     """
 
     marks: Marks
-    rows: int = 0
     tables: dict[str, set[str]] = field(default_factory=dict)
     sources: set[str] = field(default_factory=set)
 
@@ -56,11 +55,9 @@ class _Beginning:
 
     def mask(self, batch: pa.RecordBatch) -> pa.BooleanArray:
         """True where one of the two begins with the digits."""
-        columns = [name for name in ("image_id", "original_id") if name in batch.schema.names]
         found = pa.array([False] * batch.num_rows)
-        for name in columns:
-            begins = pc.starts_with(batch.column(name), self.digits)
-            found = pc.or_(found, pc.fill_null(begins, False))
+        for name in {"image_id", "original_id"}.intersection(batch.schema.names):
+            found = pc.or_(found, pc.fill_null(pc.starts_with(batch.column(name), self.digits), False))
         return found
 
 
@@ -75,9 +72,8 @@ def meant(settings: Settings, image: str | None, subject: str | None) -> tuple[K
         return "subject", Marks(subject=frozenset({_subject(settings, subject.strip())}))
     digits = (image or "").strip().lower()
     if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST},64}}", digits):
-        raise UserError(
-            f"--image '{digits[:80]}': give an image_id, or at least {_SHORTEST} of its first digits (0-9, a-f)"
-        )
+        needed = f"at least {_SHORTEST} of its first digits (0-9, a-f)"
+        raise UserError(f"--image '{digits[:80]}': give an image_id, or {needed}")
     known = {entry for entry in Tombstones.of(settings).marks.image if entry.startswith(digits)}
     for _, rows in groups(settings, _Beginning(digits)):
         for row in rows:
@@ -118,7 +114,6 @@ def search(settings: Settings, first: Marks) -> Found:
         found, candidates = Found(sure), Marks()
         tables = [(digest, list(rows)) for digest, rows in groups(settings, sure) if rows]
         for digest, rows in tables:
-            found.rows += len(rows)
             found.sources |= {row["source"] for row in rows if row.get("source")}
             if digest:
                 found.tables.setdefault(digest, set()).update(row["split"] for row in rows if row.get("split"))
@@ -202,10 +197,7 @@ def rows_of(file: Path, marks: Mask) -> list[dict[str, Any]] | None:
 
 def digest_of(folder: Path) -> str:
     """The digest that a table's manifest states; "" for anything else."""
-    try:
-        return str(json.loads((folder / MANIFEST).read_text("utf-8"))["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    return str(read_json(folder / MANIFEST).get("digest", ""))
 
 
 def _marks_of(rows: Sequence[Mapping[str, Any]]) -> Marks:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from facemllm.core.files import read_json
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 
@@ -62,19 +62,10 @@ def registered(settings: Settings, models: list[dict[str, Any]], tables: Mapping
         if how is None:
             continue
         decided, _ = read_decision(version)
-        found.append(
-            {
-                "name": version.name,
-                "version": version.version,
-                "digest": version.digest,
-                "saw": how,
-                "decision": decided.decision if decided else "pending",
-                "by": decided.by if decided else None,
-                "at": decided.at if decided else None,
-                "aliases": list(version.aliases),
-                "serves": _serving(settings, version.digest),
-            }
-        )
+        entry = {"name": version.name, "version": version.version, "digest": version.digest, "saw": how}
+        entry |= {"decision": decided.decision if decided else "pending"}
+        entry |= {"by": decided and decided.by, "at": decided and decided.at}
+        found.append({**entry, "aliases": list(version.aliases), "serves": _serving(settings, version.digest)})
     return {"asked": True, "versions": found}
 
 
@@ -84,8 +75,8 @@ def _remembered(settings: Settings, saw: Mapping[str, str]) -> list[dict[str, An
         digest = str(record.get("model_digest"))
         if record.get("step") == "register" and digest in saw:
             entry = {"name": record.get("name"), "version": record.get("version"), "digest": digest, "saw": saw[digest]}
-            decided = {"decision": "unknown", "by": None, "at": None}
-            found.append({**entry, **decided, "aliases": [], "serves": _serving(settings, digest)})
+            entry |= {"decision": "unknown", "by": None, "at": None, "aliases": []}
+            found.append({**entry, "serves": _serving(settings, digest)})
     return sorted(found, key=lambda entry: str(entry["version"]))
 
 
@@ -102,19 +93,11 @@ def _makings(settings: Settings) -> Iterator[tuple[str, str, Mapping[str, str]]]
         if record.get("step") in settings.stages():
             yield str(record["digest"]), str(record["step"]), record.get("inputs") or {}
     for path in sorted((settings.home / "store").glob(f"*/{LINEAGE}")):
-        told = _json(path)
+        told = read_json(path)
         yield path.parent.name, str(told.get("stage", "")), told.get("inputs") or {}
 
 
 def _records(settings: Settings) -> Iterator[dict[str, Any]]:
     for path in sorted((settings.home / "keys").glob("*.json")):
-        if "digest" in (record := _json(path)):
+        if "digest" in (record := read_json(path)):
             yield record
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -1,6 +1,6 @@
 """Geometry that is put on a head: hair, hat, glasses, earrings; and the whole mesh of one picture.
 
-Every builder takes the shaped head (vertices, normals) and returns `Piece`s in the head's own axes (see `head_model`),
+Every builder takes the shaped head (vertices, normals) and returns `Piece`s in the head's own axes (see `model`),
 before the head is turned. Lengths in decimetres.
 """
 
@@ -129,17 +129,11 @@ def _hat_shell() -> tuple[Indices, Ints]:
     return _submesh(model, model.on_body & (model.vertices[:, 1] > edge))
 
 
-@lru_cache(maxsize=1)
-def _crown_rest() -> tuple[Indices, float]:
-    model = load_head_model()
-    crown = np.flatnonzero(model.on_body & (model.vertices[:, 1] > CROWN))
-    return crown, float(model.vertices[crown, 1].mean())
-
-
 def _skull_lift(vertices: Floats) -> float:
     """How much higher (dm) the crown of this head is than at rest."""
-    crown, rest_height = _crown_rest()
-    return float(vertices[crown, 1].mean()) - rest_height
+    model = load_head_model()
+    crown = model.on_body & (model.vertices[:, 1] > CROWN)
+    return float(vertices[crown, 1].mean()) - float(model.vertices[crown, 1].mean())
 
 
 def hair_cap(vertices: Floats, normals: Floats, look: Appearance) -> Piece:

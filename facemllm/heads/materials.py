@@ -1,7 +1,7 @@
 """What every visible point is made of: colour, gloss and segmentation class, painted in rest coordinates.
 
 Skin detail (brows, lips, beard, blush, wrinkles, scalp, clothes) is a function of where a point lies on the rest head,
-so it follows every morph. K points; colours (K, 3) are albedo in 0..1; rest coordinates as in `head_model`.
+so it follows every morph. K points; colours (K, 3) are albedo in 0..1; rest coordinates as in `model`.
 """
 
 from dataclasses import dataclass
@@ -11,33 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facemllm.heads.accessories import BANGS_DROP
-from facemllm.heads.model import Floats, HeadModel, Indices, Part, bell, load_head_model, smoothstep
+from facemllm.heads.model import Floats, Indices, Part, bell, load_head_model, smoothstep
 from facemllm.heads.raster import noise
 from facemllm.heads.sampling import Appearance, Identity
+from facemllm.tables.schemas import SEGMENTATION
 
-# The classes of CelebAMask-HQ in its official order; `l_` is the subject's left: image right on a frontal face.
-SEGMENTATION_CLASSES = (
-    "background",
-    "skin",
-    "nose",
-    "eye_g",
-    "l_eye",
-    "r_eye",
-    "l_brow",
-    "r_brow",
-    "l_ear",
-    "r_ear",
-    "mouth",
-    "u_lip",
-    "l_lip",
-    "hair",
-    "hat",
-    "ear_r",
-    "neck_l",
-    "neck",
-    "cloth",
-)
-CLASS = {name: number for number, name in enumerate(SEGMENTATION_CLASSES)}
+CLASS = {name: number for number, name in enumerate(SEGMENTATION)}
+"""Class numbers of CelebAMask-HQ; `l_` is the subject's left: image right on a frontal face."""
 
 SKIN_RAMP = np.array(
     [(0.93, 0.78, 0.70), (0.86, 0.67, 0.55), (0.74, 0.53, 0.39), (0.56, 0.37, 0.25), (0.36, 0.22, 0.15)], np.float32
@@ -63,12 +43,8 @@ LIPSTICK = ((0.62, 0.07, 0.12), (0.70, 0.25, 0.30), (0.45, 0.06, 0.16))
 FRAME = ((0.03, 0.03, 0.03), (0.25, 0.14, 0.07), (0.5, 0.45, 0.4), (0.2, 0.04, 0.05))
 HAT = ((0.1, 0.12, 0.2), (0.55, 0.1, 0.1), (0.2, 0.22, 0.2), (0.7, 0.68, 0.62))
 CLOTH = (
-    (0.12, 0.18, 0.35),
-    (0.75, 0.74, 0.72),
-    (0.45, 0.10, 0.12),
-    (0.14, 0.14, 0.15),
-    (0.20, 0.35, 0.28),
-    (0.60, 0.50, 0.35),
+    *((0.12, 0.18, 0.35), (0.75, 0.74, 0.72), (0.45, 0.10, 0.12)),
+    *((0.14, 0.14, 0.15), (0.20, 0.35, 0.28), (0.60, 0.50, 0.35)),
 )
 # Of plain surfaces: albedo, strength and sharpness of the highlight, class.
 PLAIN = {
@@ -280,7 +256,7 @@ def _eye_albedo(offset: Floats, colour: str) -> NDArray[Any]:
 
 def paint(points: Points, identity: Identity, look: Appearance) -> Surface:
     """Colour, gloss and class of every visible point."""
-    model: HeadModel = load_head_model()
+    model = load_head_model()
     count = len(points.part)
     surface = Surface(
         albedo=np.zeros((count, 3), np.float32),
@@ -319,11 +295,8 @@ def paint(points: Points, identity: Identity, look: Appearance) -> Surface:
         put(chosen, colour * np.clip(1 + 0.38 * strands, 0.3, 2)[:, None], 0.22, 14.0, "hair")
         normal = points.normal[chosen] + (0.22 * strands)[:, None] * np.array((1, 0, 0.3), np.float32)
         points.normal[chosen] = normal / np.sqrt((normal * normal).sum(axis=1, keepdims=True))
-    if (chosen := where.get(Part.FRAME)) is not None:
-        put(chosen, np.array(FRAME[look.frame_shade], np.float32), 0.6, 60.0, "eye_g")
-    if (chosen := where.get(Part.HAT)) is not None:
-        put(chosen, np.array(HAT[look.hat_shade], np.float32), 0.03, 18.0, "hat")
-    for part, (albedo, strength, sharpness, name) in PLAIN.items():
+    frame, hat = (FRAME[look.frame_shade], 0.6, 60.0, "eye_g"), (HAT[look.hat_shade], 0.03, 18.0, "hat")
+    for part, (albedo, strength, sharpness, name) in (PLAIN | {Part.FRAME: frame, Part.HAT: hat}).items():
         if (chosen := where.get(part)) is not None:
             put(chosen, np.array(albedo, np.float32), strength, sharpness, name)
     return surface

@@ -61,7 +61,7 @@ def bell(x: NDArray[Any], width: float) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class HeadModel:
-    """The baked arrays (see `bake.py`) and what follows from the rest shape alone."""
+    """The baked arrays (see `tools/bake_head.py`) and what follows from the rest shape alone."""
 
     vertices: Floats  # (N, 3) rest positions; also the coordinates in which skin is painted
     triangles: Ints  # (T, 3)
@@ -164,12 +164,8 @@ class HeadModel:
     def opposed_targets(self) -> dict[str, tuple[list[str], list[str]]]:
         """Shape details as an axis: name to the targets of its plus and its minus end (left and right together)."""
         ends = (
-            ("incr", "decr"),
-            ("up", "down"),
-            ("out", "in"),
-            ("forward", "backward"),
-            ("convex", "concave"),
-            ("uncompress", "compress"),
+            *(("incr", "decr"), ("up", "down"), ("out", "in"), ("forward", "backward")),
+            *(("convex", "concave"), ("uncompress", "compress")),
         )
         axes: dict[str, tuple[list[str], list[str]]] = {}
         for name in self.target_names:
@@ -208,18 +204,10 @@ class HeadModel:
 def load_head_model() -> HeadModel:
     """The head model in `assets/head.npz`, read once a process."""
     with (files("facemllm.heads") / "assets" / "head.npz").open("rb") as file, np.load(file) as arrays:
-        return HeadModel(
-            vertices=arrays["vertices"],
-            triangles=arrays["triangles"],
-            part=arrays["part"],
-            lips=arrays["lips"],
-            ears=arrays["ears"],
-            mouth_interior=arrays["mouth_interior"],
-            target_names=tuple(str(name) for name in arrays["target_names"]),
-            target_start=arrays["target_start"],
-            target_vertex=arrays["target_vertex"],
-            target_delta=arrays["target_delta"].astype(np.float32),
-        )
+        found: dict[str, Any] = dict(arrays)
+    found["target_names"] = tuple(map(str, found["target_names"]))
+    found["target_delta"] = found["target_delta"].astype(np.float32)
+    return HeadModel(**found)
 
 
 def rotate(points: Floats, rotation: NDArray[np.float64], pivot: Floats) -> Floats:
@@ -239,12 +227,3 @@ def head_rotation(yaw: float, pitch: float, roll: float) -> NDArray[np.float64]:
     about_y = np.array([[np.cos(y), 0, -np.sin(y)], [0, 1, 0], [np.sin(y), 0, np.cos(y)]])
     about_z = np.array([[np.cos(r), np.sin(r), 0], [-np.sin(r), np.cos(r), 0], [0, 0, 1]])
     return about_x @ about_y @ about_z
-
-
-def head_angles(rotation: NDArray[np.float64]) -> tuple[float, float, float]:
-    """(yaw, pitch, roll) in degrees of a rotation (3, 3): the inverse of `head_rotation`."""
-    yaw = np.arcsin(np.clip(-rotation[0, 2], -1, 1))
-    pitch = np.arctan2(rotation[1, 2], rotation[2, 2])
-    roll = np.arctan2(rotation[0, 1], rotation[0, 0])
-    yaw, pitch, roll = np.degrees([yaw, pitch, roll])
-    return float(yaw), float(pitch), float(roll)

@@ -1,4 +1,4 @@
-"""The loops that numpy is slow at, compiled by numba: rasterising, morphing, normals, noise, shadows.
+"""The loops that numpy is slow at, compiled by numba: rasterising, morphing, normals, noise, shadows; and vectors.
 
 Everything is single-threaded and without fast-math, so the same arguments give the same bytes in any process. The
 first call in a fresh clone compiles for a few seconds; the result is cached on disk beside this file.
@@ -19,6 +19,11 @@ NOISE_PERIOD = 64
 """The noise repeats after this many cells along each axis; a power of two."""
 
 NOISE_CELLS: Floats = np.random.default_rng(7).standard_normal((NOISE_PERIOD,) * 3).astype(np.float32)
+
+SHADOW_SIZE = 224  # pixels of the square shadow map
+SHADOW_EXTENT = 7.0  # dm it covers
+SHADOW_CENTRE = np.array((0, 6.6, 0.3), np.float32)
+SHADOW_BIAS = 0.10  # dm
 
 
 @njit(cache=True, error_model="numpy")
@@ -186,3 +191,33 @@ def lit_share(shadow_points: Floats, nearest: Floats, bias: float) -> Floats:
                 reached += 1
         out[k] = reached / 5.0
     return out
+
+
+def dot(vectors: Floats, others: Floats) -> Floats:
+    """Scalar products (K,) of vectors (K, 3) with others (K, 3) or (3,), summed in a fixed order."""
+    return vectors[:, 0] * others[..., 0] + vectors[:, 1] * others[..., 1] + vectors[:, 2] * others[..., 2]
+
+
+def unit(vectors: Floats) -> Floats:
+    """Vectors (..., 3) scaled to length 1; zero stays zero."""
+    x, y, z = vectors[..., 0], vectors[..., 1], vectors[..., 2]
+    return vectors * (1 / np.sqrt(np.maximum(x * x + y * y + z * z, np.float32(1e-18))))[..., None]
+
+
+def lit_shares(
+    vertices: Floats, triangles: Ints, closed: int, position: Floats, normal: Floats, light: Floats
+) -> Floats:
+    """Share (K,) of the key light that reaches points at `position` (K, 3) past a mesh (see `rasterise`)."""
+    aside = unit(np.cross(np.array((0, 1, 0), np.float32), light))
+    above = np.cross(light, aside)
+
+    def from_light(points: Floats) -> Floats:
+        scale, middle = np.float32(SHADOW_SIZE / SHADOW_EXTENT), np.float32(SHADOW_SIZE / 2)
+        local = points - SHADOW_CENTRE
+        x, y = middle + scale * dot(local, aside), middle - scale * dot(local, above)
+        return np.stack([x, y, dot(local, light)], axis=1)
+
+    nearest = np.full((SHADOW_SIZE, SHADOW_SIZE), -1e9, np.float32)
+    covering = np.full((SHADOW_SIZE, SHADOW_SIZE), -1, np.int32)
+    rasterise(from_light(vertices), triangles, closed, nearest, covering)
+    return lit_share(from_light(position + normal * np.float32(0.05)), nearest, SHADOW_BIAS)

@@ -15,29 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from facemllm.heads import raster
+from facemllm.heads import raster, sampling
 from facemllm.heads.accessories import Mesh, dress
-from facemllm.heads.materials import CLASS, Points, paint, skin_albedo
-from facemllm.heads.model import Floats, head_rotation, load_head_model, rotate
-from facemllm.heads.sampling import (
-    BEARDS,
-    EYE_COLORS,
-    EYEWEAR,
-    HAIR_COLORS,
-    HAIR_STYLES,
-    Appearance,
-    Identity,
-    action_units,
-    sample_appearance,
-    sample_identity,
-)
-from facemllm.heads.shading import background, dot, light_direction, lit_shares, shade, shown_colour, unit
+from facemllm.heads.materials import CLASS, Points, Surface, paint, skin_albedo
+from facemllm.heads.model import Floats, Part, bell, head_rotation, load_head_model, rotate
+from facemllm.heads.raster import dot, unit
+from facemllm.heads.sampling import BEARDS, EYE_COLORS, EYEWEAR, HAIR_COLORS, HAIR_STYLES, Appearance, Identity
 
 CAMERA_DISTANCE = 13.0  # dm from the head
 JPEG_QUALITY = 92
+PAINTED = ("lips", "ears", "mouth_interior", "above_hairline", "frontness")  # of the model's vertices, as of `Points`
 GRAIN = 0.028  # range of the uniform noise on colours in 0..1
 SHOULDER_TURN = 0.25  # share of the head's yaw that the shoulders follow
 NECK = np.array((0, 6.75, 0.25), np.float32)  # where the head turns on the neck, at rest (dm)
+
+REFERENCE_LIGHT = 0.85
+"""Diffuse light on a typical lit patch of skin: at it a colour counts as 'as shown'."""
 
 # Visible pixels, of a 128 x 128 picture, from which a label is given.
 HAIR_PIXELS = 40
@@ -68,7 +61,7 @@ class Picture:
     """What was rendered. Pixel (x, y) covers [x, x + 1) x [y, y + 1)."""
 
     image: NDArray[np.uint8]  # (size, size, 3) RGB
-    segmentation: NDArray[np.uint8]  # (size, size) of SEGMENTATION_CLASSES
+    segmentation: NDArray[np.uint8]  # (size, size) of `tables.schemas.SEGMENTATION`
     landmarks: Floats  # (5, 2) pixels
 
 
@@ -100,6 +93,62 @@ def stage(shape: Floats, look: Appearance) -> Scene:
     turned = rotate(mesh.vertices, turn, pivot)
     positions = shoulders + (turned - shoulders) * mesh.bend[:, None]
     return Scene(mesh, positions, rotate(landmarks, turn, pivot))
+
+
+def light_direction(look: Appearance) -> Floats:
+    """Unit vector (3,) towards the key light."""
+    azimuth, elevation = np.radians([look.light_azimuth, look.light_elevation])
+    x, y, z = np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)
+    return np.array((x, y, z), np.float32)
+
+
+def tone(radiance: Floats) -> Floats:
+    """Linear light to display values 0..1 (not clipped above)."""
+    return np.power(radiance / (1 + np.float32(0.18) * radiance), np.float32(1 / 2.1))
+
+
+def reflect(albedo: Floats) -> Floats:
+    """Linear light that a surface of this albedo (..., 3) returns under light 1."""
+    return np.float32(1.25) * np.power(albedo, np.float32(1.9))
+
+
+def shown_colour(albedo: Floats) -> Floats:
+    """Display colour 0..1 of an albedo (..., 3) in the reference light."""
+    return np.minimum(tone(reflect(albedo) * np.float32(REFERENCE_LIGHT)), 1)
+
+
+def shade(points: Points, surface: Surface, view: Floats, lit: Floats, look: Appearance) -> Floats:
+    """Display colours (K, 3), not clipped above. `view` (K, 3) points to the camera; `lit` is that of `lit_shares`."""
+    normal, light, power = points.normal, light_direction(look), np.float32(look.light_power)
+    facing = dot(normal, light)
+    skin = points.part == Part.BODY
+    wrap = np.where(skin, np.float32(0.22), np.float32(0))
+    key = np.clip((facing + wrap) / (1 + wrap), 0, 1) * lit * power
+    key_colour = np.array((1, 0.95, 0.88), np.float32) * np.float32(look.light_warmth)
+    sky = 0.30 + 0.16 * normal[:, 1] + 0.12 * normal[:, 2]
+    fill = np.maximum(dot(normal, unit(np.array((-light[0], 0.2, 0.8), np.float32))), 0) * np.float32(0.22)
+    seam = np.clip(0.10 - np.abs(facing), 0, 1) * lit * skin  # light bleeding through skin at the shadow's edge
+    diffuse = np.empty_like(normal)
+    sky_colour, seam_colour = (0.92, 0.97, 1.05), (0.5, 0.08, 0.04)
+    for channel in range(3):
+        diffuse[:, channel] = key * key_colour[channel] + sky * np.float32(sky_colour[channel]) + fill
+        diffuse[:, channel] += seam * np.float32(seam_colour[channel])
+    glint = np.clip(dot(normal, unit(view + light)), 0, 1) ** surface.sharpness
+    glint = glint * surface.highlight * lit * (np.float32(0.55) * power)
+    return tone(np.maximum(reflect(surface.albedo) * diffuse + glint[:, None], 0))
+
+
+def background(look: Appearance, width: int, rng: np.random.Generator) -> Floats:
+    """A cloudy gradient (width, width, 3) from the look's top to its bottom colour."""
+    place = (np.arange(width, dtype=np.float32) + 0.5) / width
+    knots = np.linspace(-0.1, 1.1, 12, dtype=np.float32)
+    weights = bell(place[:, None] - knots, 1 / 9)
+    weights /= np.sqrt((weights * weights).sum(axis=1, keepdims=True))
+    field = rng.standard_normal((len(knots), len(knots)), dtype=np.float32)
+    clouds = np.einsum("yi,ix->yx", weights, np.einsum("ij,xj->ix", field, weights))
+    share = np.clip(place[:, None] + np.float32(0.045) * clouds, 0, 1)[:, :, None]
+    top, bottom = np.array(look.background, np.float32)
+    return top + (bottom - top) * share
 
 
 def draw(
@@ -136,8 +185,8 @@ def draw(
     values[:, 0:3] = positions
     values[:, 3:6] = raster.vertex_normals(positions, mesh.triangles)
     values[:, 6:9] = mesh.rest
-    painted = (model.lips, model.ears, model.mouth_interior, model.above_hairline, model.frontness)
-    for column, value in enumerate(painted, 9):
+    for column, name in enumerate(PAINTED, 9):
+        value = getattr(model, name)
         values[: len(value), column] = value
     values = raster.interpolate(screen, solid, covering, pixels, values)
     position, normal = values[:, 0:3], unit(values[:, 3:6])
@@ -148,13 +197,9 @@ def draw(
         part=mesh.part[covering.ravel()[pixels]],
         rest=values[:, 6:9],
         normal=normal,
-        lips=values[:, 9],
-        ears=values[:, 10],
-        mouth_interior=values[:, 11],
-        above_hairline=values[:, 12],
-        frontness=values[:, 13],
+        **{name: values[:, column] for column, name in enumerate(PAINTED, 9)},
     )
-    lit = lit_shares(positions, solid, closed, position, normal, light_direction(look))
+    lit = raster.lit_shares(positions, solid, closed, position, normal, light_direction(look))
     surface = paint(points, identity, look)
     canvas = background(look, width, rng)
     canvas.reshape(-1, 3)[pixels] = shade(points, surface, view, lit, look)
@@ -220,7 +265,7 @@ def visible_attributes(identity: Identity, look: Appearance, segmentation: NDArr
 
 def visible_action_units(look: Appearance) -> dict[str, float]:
     """Action unit to intensity 0..5, as `action_units` has it; those of lids behind sunglasses are left out."""
-    intensity = action_units(look.units)
+    intensity = sampling.action_units(look.units)
     hidden = LID_ACTIONS if look.eyewear == "Sunglasses" else ()
     return {name: value for name, value in intensity.items() if name not in hidden}
 
@@ -246,15 +291,15 @@ def render_identity(seed: int, identity: int, images: int, size: int, supersampl
     Keys: image (JPEG), width, height, source, source_id, subject, box, landmarks (eye at image left, eye at image
     right, nose tip, mouth corner at image left, at image right), segmentation (PNG of class numbers), attributes,
     expression, action_units (intensity 0..5), age, gender, skin_tone, yaw, pitch, roll (degrees; signs as in
-    `head_model.head_rotation`).
+    `model.head_rotation`).
     """
-    person = sample_identity(np.random.default_rng([seed, identity]))
+    person = sampling.sample_identity(np.random.default_rng([seed, identity]))
     shape = shape_head(person)
     tone = monk_tone(shown_colour(skin_albedo(person.melanin)))
     rows = []
     for k in range(images):
         rng = np.random.default_rng([seed, identity, k + 1])  # a trailing 0 would repeat the person's own numbers
-        look = sample_appearance(rng, person)
+        look = sampling.sample_appearance(rng, person)
         picture = draw(stage(shape, look), person, look, size, rng, supersample)
         rows.append(
             {

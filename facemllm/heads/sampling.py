@@ -46,7 +46,7 @@ EXPRESSION_UNITS: dict[str, dict[str, float]] = {
     "anger": {"browDown*": 1.0, "noseSneer*": 0.4, "mouthPress*": 0.7, "eyeSquint*": 0.5, "mouthFrown*": 0.3},
 }
 
-# The same units as FACS names the movement they draw (`action_units`).
+# The same units as FACS names the movement they draw (`action_units`), but for eyeLookDown: it moves the lid alone.
 UNIT_ACTIONS = {
     "browInnerUp": "AU1",  # inner brow raiser
     "browOuterUp*": "AU2",  # outer brow raiser
@@ -66,7 +66,6 @@ UNIT_ACTIONS = {
     "eyeBlink*": "AU43",  # lids droop or close
 }
 LIPS_PART = "AU25"
-UNMAPPED_UNITS = ("eyeLookDown*",)  # it moves the lid alone; the gaze is drawn by `Appearance.gaze`
 FULL_INTENSITY = 5.0  # FACS grade E
 
 HAIR_COLOR_SHARES = dict(zip(HAIR_COLORS, (0.30, 0.25, 0.20, 0.12, 0.06, 0.05, 0.02), strict=True))
@@ -106,7 +105,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Appearance:
-    """What changes between pictures of one person. Angles in degrees; pose signs as in `head_model.head_rotation`."""
+    """What changes between pictures of one person. Angles in degrees; pose signs as in `model.head_rotation`."""
 
     expression: str  # of EXPRESSIONS
     units: Mapping[str, float]  # morph target of an expression unit -> weight

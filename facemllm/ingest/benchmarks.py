@@ -50,10 +50,8 @@ _TEST = ("data/Face-Human-Bench/test", "Face-Human-Bench/test", "test", ".")
 
 @dataclass(frozen=True, kw_only=True)
 class _Question:
-    """One question as its file gives it; `number` is its place in the file, from 1."""
+    """One question as its file gives it."""
 
-    file: str
-    number: int
     task: str
     template: str
     text: str
@@ -62,60 +60,60 @@ class _Question:
     pictures: tuple[str, ...]
 
 
+_Asked = tuple[Path, Path, int, Iterator[_Question]]
+"""Folder of the pictures, file, place in it from 1, and the questions that stand there; taking one may raise Refuse."""
+
+
 def read(source: str, root: Path) -> Iterator[dict[str, Any] | Refused]:
     """Rows of `conversations` from a benchmark on disk, file by file. `row` of a refused one is the question's place in
     its file. Raises UserError when `source` is none of `KEYS`, or a file is missing or has not the stated form."""
     if source not in KEYS:
         raise UserError(f"no benchmark '{source}'; there are {', '.join(KEYS)}")
-    home, found = _facexbench(root) if source == KEYS[0] else _face_human_bench(root)
-    for question in found:
-        if isinstance(question, Refused):
-            yield question
-            continue
+    for home, path, number, questions in _facexbench(root) if source == KEYS[0] else _face_human_bench(root):
+        file = path.relative_to(root).as_posix()
         try:
-            if question.task.startswith(_IDENTIFYING):
-                raise Refuse("it asks to name or match people, which this project does not do")
-            yield _row(source, question, [_picture(home, name) for name in question.pictures])
-        except (Refuse, images.BadPicture) as error:
-            yield Refused(question.file, question.number, str(error))
-
-
-def _facexbench(root: Path) -> tuple[Path, Iterator[_Question | Refused]]:
-    home = labels.existing(root, "benchmark", ".")
-
-    def questions() -> Iterator[_Question | Refused]:
-        for path, held in _json(home):
-            category, minor, asked = held.get("category"), held.get("sub-category"), held.get("questions")
-            if not isinstance(category, str) or not isinstance(minor, str) or not isinstance(asked, dict):
-                raise UserError(f"{path}: no FaceXBench file: category, sub-category and questions are expected")
-            context = held["context"] if isinstance(held.get("context"), str) else ""
-            for number, (name, item) in enumerate(asked.items(), start=1):
-                file = path.relative_to(root).as_posix()
+            for question in questions:
                 try:
-                    options = _options(_field(item, "options", list))
-                    letter = _field(item, "correct_answer_option", str).strip().upper()
-                    if len(letter) != 1 or letter not in _LETTERS[: len(options)]:
-                        raise Refuse(f"the answer is option {letter!r}, and there are {len(options)}")
-                    answer = options[_LETTERS.index(letter)]
-                    if "answer" in item and str(item["answer"]).strip() != answer:
-                        raise Refuse(f"the answer is option {letter}, {answer!r}, and also {str(item['answer'])!r}")
-                    yield _Question(
-                        file=file,
-                        number=number,
-                        task=f"facexbench_{snake(category)}_{snake(minor)}",
-                        template=f"{path.stem}/{name}",
-                        text="\n".join(filter(None, (context, _field(item, "question_text", str)))),
-                        options=options,
-                        answer=answer,
-                        pictures=_names(_field(item, "image_paths", list)),
-                    )
-                except Refuse as error:
+                    if question.task.startswith(_IDENTIFYING):
+                        raise Refuse("it asks to name or match people, which this project does not do")
+                    yield _row(source, question, [_picture(home, name) for name in question.pictures])
+                except (Refuse, images.BadPicture) as error:
                     yield Refused(file, number, str(error))
+        except Refuse as error:
+            yield Refused(file, number, str(error))
 
-    return home, questions()
+
+def _facexbench(root: Path) -> Iterator[_Asked]:
+    home = labels.existing(root, "benchmark", ".")
+    for path, held in _json(home):
+        category, minor, asked = held.get("category"), held.get("sub-category"), held.get("questions")
+        if not isinstance(category, str) or not isinstance(minor, str) or not isinstance(asked, dict):
+            raise UserError(f"{path}: no FaceXBench file: category, sub-category and questions are expected")
+        task = f"facexbench_{snake(category)}_{snake(minor)}"
+        context = held["context"] if isinstance(held.get("context"), str) else ""
+        for number, (name, item) in enumerate(asked.items(), start=1):
+            yield home, path, number, _choice(item, task, f"{path.stem}/{name}", context)
 
 
-def _face_human_bench(root: Path) -> tuple[Path, Iterator[_Question | Refused]]:
+def _choice(item: Any, task: str, template: str, context: str) -> Iterator[_Question]:
+    options = _options(_field(item, "options", list))
+    letter = _field(item, "correct_answer_option", str).strip().upper()
+    if len(letter) != 1 or letter not in _LETTERS[: len(options)]:
+        raise Refuse(f"the answer is option {letter!r}, and there are {len(options)}")
+    answer = options[_LETTERS.index(letter)]
+    if "answer" in item and str(item["answer"]).strip() != answer:
+        raise Refuse(f"the answer is option {letter}, {answer!r}, and also {str(item['answer'])!r}")
+    yield _Question(
+        task=task,
+        template=template,
+        text="\n".join(filter(None, (context, _field(item, "question_text", str)))),
+        options=options,
+        answer=answer,
+        pictures=_names(_field(item, "image_paths", list)),
+    )
+
+
+def _face_human_bench(root: Path) -> Iterator[_Asked]:
     test = next((root / name for name in _TEST if (root / name / "json/en").is_dir()), None)
     if test is None:
         raise UserError(f"{root}: no folder test/json/en; give the folder that holds Face-Human-Bench's test half")
@@ -123,24 +121,15 @@ def _face_human_bench(root: Path) -> tuple[Path, Iterator[_Question | Refused]]:
     home = next((place for place in places if (place / "eval_data").is_dir()), None)
     if home is None:
         raise UserError(f"{test}: no folder eval_data; make it from your copies of its sources with prepare_data.py")
-
-    def questions() -> Iterator[_Question | Refused]:
-        for path, held in _json(test / "json/en"):
-            asked = held.get("data")
-            if not isinstance(asked, list):
-                raise UserError(f"{path}: no Face-Human-Bench file: a list under data is expected")
-            for number, item in enumerate(asked, start=1):
-                file = path.relative_to(root).as_posix()
-                try:
-                    yield from _variants(file, number, item)
-                except Refuse as error:
-                    yield Refused(file, number, str(error))
-
-    return home, questions()
+    for path, held in _json(test / "json/en"):
+        asked = held.get("data")
+        if not isinstance(asked, list):
+            raise UserError(f"{path}: no Face-Human-Bench file: a list under data is expected")
+        yield from ((home, path, number, _variants(number, item)) for number, item in enumerate(asked, start=1))
 
 
-def _variants(file: str, number: int, item: Any) -> Iterator[_Question]:
-    """One question a variant of the picture. Raises Refuse."""
+def _variants(number: int, item: Any) -> Iterator[_Question]:
+    """One question a variant of the picture."""
     kind, asked = _field(item, "type", str), _field(item, "QA", dict)
     options = _options(_field(asked, "options", list))
     index = _field(asked, "answer", int)
@@ -152,8 +141,6 @@ def _variants(file: str, number: int, item: Any) -> Iterator[_Question]:
     turned = draw(len(options), "face-human-bench", kind, str(number))
     for variant, name in sorted(paths.items()):
         yield _Question(
-            file=file,
-            number=number,
             task=f"face_human_bench_{snake(kind)}_{snake(variant)}",
             template=f"{kind}_{variant}/{number}",
             text=_field(asked, "question", str),

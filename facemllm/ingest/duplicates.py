@@ -114,31 +114,24 @@ class Census:
         people = np.array([*self.subjects, *[-1] * barred], np.int64)
         homes = np.concatenate([np.frombuffer(self.splits, np.uint8), np.full(barred, len(SPLITS), np.uint8)])
         found: dict[tuple[int, int], int] = {}
+
+        def compare(group: NDArray[np.int64]) -> None:
+            """Note the pairs of a group that differ in few bits, but for those of one person in one split."""
+            words = codes[group].view(np.uint64)
+            reach = min(len(group) - 1, _CROWD)
+            for step in range(1, reach + 1):
+                distance = np.bitwise_count(words[step:] ^ words[:-step]).sum(axis=1)
+                one, other = group[step:], group[:-step]
+                apart = (people[one] != people[other]) | (people[one] < 0) | (homes[one] != homes[other])
+                for place in np.flatnonzero((distance <= self.bits) & apart):
+                    first, second = int(group[place]), int(group[place + step])
+                    found[min(first, second), max(first, second)] = int(distance[place])
+
         for column in range(_SLICES):
             order = np.argsort(keys[:, column], kind="stable")
             values = keys[order, column]
             edges = np.flatnonzero(np.diff(values)) + 1
             for group in np.split(order, edges):
                 if len(group) > 1:
-                    _compare(codes, people, homes, group, self.bits, found)
+                    compare(group)
         yield from ((a, b, d) for (a, b), d in sorted(found.items()))
-
-
-def _compare(
-    codes: NDArray[np.uint8],
-    people: NDArray[np.int64],
-    homes: NDArray[np.uint8],
-    group: NDArray[np.int64],
-    bits: int,
-    found: dict[tuple[int, int], int],
-) -> None:
-    """Add the pairs of one group that differ in at most `bits` bits, but for those of one person in one split."""
-    words = codes[group].view(np.uint64)
-    reach = min(len(group) - 1, _CROWD)
-    for step in range(1, reach + 1):
-        distance = np.bitwise_count(words[step:] ^ words[:-step]).sum(axis=1)
-        one, other = group[step:], group[:-step]
-        apart = (people[one] != people[other]) | (people[one] < 0) | (homes[one] != homes[other])
-        for place in np.flatnonzero((distance <= bits) & apart):
-            first, second = int(group[place]), int(group[place + step])
-            found[min(first, second), max(first, second)] = int(distance[place])

@@ -24,14 +24,15 @@ from facemllm.core import digests, images
 from facemllm.core.machine import cores, ordered
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, contents
-from facemllm.settings import Ingest, Source
+from facemllm.settings import Ingest
+from facemllm.settings.data import Source
 from facemllm.tables import FACES, LABELS, PAIRED, pairs, provenance, subject_id
 
 _FAMILIES = {
     **dict.fromkeys(("agedb", "fgnet", "utkface", "morph2", "fairface"), "ages"),
     **dict.fromkeys(("raf-db", "affectnet", "emo135"), "expressions"),
     **dict.fromkeys(("lfwa", "maad-face"), "attribute_tables"),
-    **dict.fromkeys(("300w-lp", "aflw2000"), "headpose"),
+    **dict.fromkeys(("300w-lp", "aflw2000", "biwi"), "headpose"),
     **dict.fromkeys(("bp4d", "disfa"), "action_units"),
 }
 _FOLDER = Path(__file__).with_name("readers")

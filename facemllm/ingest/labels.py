@@ -2,6 +2,8 @@
 
 `lines` and `table` stream. What is wrong with the file as a whole raises UserError; what is wrong with one row is
 yielded as `Refused`, so that the other rows survive. Line numbers count from 1, header lines included.
+At the end: names and values of the yes-or-no attributes of CelebA, LFWA and MAAD-Face, however a file spells and codes
+them.
 """
 
 from __future__ import annotations
@@ -9,16 +11,30 @@ from __future__ import annotations
 import csv
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refuse, Refused
+from facemllm.tables.schemas import CELEBA, LFWA_ONLY, MAAD_ONLY
 
 Row = tuple[int, dict[str, str]]
 MAX_LINE = 100_000  # characters; less than what csv takes for one field
 _BUCKETS = 16_384
+
+_CELEBA_ONLY = ("Blurry", "Mouth_Slightly_Open", "Narrow_Eyes", "Pale_Skin", "Straight_Hair", "Wearing_Necklace")
+MAAD = (*(name for name in CELEBA if name not in _CELEBA_ONLY), *MAAD_ONLY)
+"""The 47 attributes of MAAD-Face."""
+
+_ASKED = (
+    *("Dark_Brown_Hair", "Red_Hair", "White_Hair", "Short_Hair", "Medium_Hair", "Long_Hair", "Buzz_Cut", "Hair_Bun"),
+    *("Dark_Eyes", "Hazel_Eyes", "Green_Eyes", "Blue_Eyes", "Gray_Eyes", "Full_Beard", "Sunglasses"),
+)
+
+ATTRIBUTES = tuple(dict.fromkeys((*CELEBA, *MAAD_ONLY, *LFWA_ONLY, *_ASKED)))
+"""Those that users may give labels for: of the three datasets, and those that questions are about."""
 
 
 class Names:
@@ -33,14 +49,10 @@ class Names:
     def add(self, name: str) -> bool:
         """Put a name in; whether it was new."""
         digest = _digest(name)
-        bucket = self._buckets.get(digest % _BUCKETS)
-        if bucket is None:
-            self._buckets[digest % _BUCKETS] = array("Q", [digest])
-            return True
-        if digest in bucket:
-            return False
-        bucket.append(digest)
-        return True
+        bucket = self._buckets.setdefault(digest % _BUCKETS, array("Q"))
+        if new := digest not in bucket:
+            bucket.append(digest)
+        return new
 
     def __contains__(self, name: object) -> bool:
         digest = _digest(str(name))
@@ -77,21 +89,22 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def table(
-    path: Path, root: Path, key: str, columns: Sequence[str] = (), without_header: Sequence[str] = ()
+    path: Path, root: Path, key: str | None, columns: Sequence[str] = (), without_header: Sequence[str] = ()
 ) -> Iterator[Row | Refused]:
     """Rows of a comma-separated file with a header: line number and values by column name, stripped of blanks.
 
-    `without_header` are the columns of a file that may lack it: a first line of so many fields and no `key` is a row.
-    Raises UserError when `key` or one of `columns` is not in the header, or a name stands there twice. A row with too
-    few or too many fields, or whose `key` is empty or has been seen, is refused.
+    `key` tells rows apart (None: the first column does). `without_header` are the columns of a file that may lack it: a
+    first line of so many fields and no `key` is a row. Raises UserError when `key` or one of `columns` is not in the
+    header, or a name stands there twice. A row with too few or too many fields, or whose `key` is empty or has been
+    seen, is refused.
     """
     name = within(path, root).relative_to(root).as_posix()
-    numbered = iter(lines(path))
-    try:
-        _, first = next(numbered)
-    except StopIteration:
-        raise UserError(f"{path}: empty; a header line was expected") from None
+    numbered = lines(path)
+    _, first = next(numbered, (1, ""))
+    if not first:
+        raise UserError(f"{path}: empty; a header line was expected")
     header = split_header(path, 1, first)
+    key = header[0] if key is None else key
     if key not in header and len(header) == len(without_header):
         header, numbered = list(without_header), lines(path)
     if missing := [column for column in (key, *columns) if column not in header]:
@@ -101,12 +114,9 @@ def table(
     seen = Names()
     for number, line in numbered:
         try:
-            values = [part.strip() for part in next(csv.reader([line], strict=True))]
-        except (csv.Error, StopIteration) as error:
-            yield Refused(name, number, f"not a row of comma-separated values ({error})")
-            continue
-        if len(values) != len(header):
-            yield Refused(name, number, f"{len(values)} fields where the header has {len(header)}")
+            values = fields(line, len(header))
+        except Refuse as error:
+            yield Refused(name, number, str(error))
             continue
         row = dict(zip(header, values, strict=True))
         if not row[key]:
@@ -123,6 +133,17 @@ def split_header(path: Path, number: int, line: str) -> list[str]:
         return [part.strip() for part in next(csv.reader([line]))]
     except (csv.Error, StopIteration) as error:
         raise UserError(f"{path}, line {number}: not a header of comma-separated names ({error})") from None
+
+
+def fields(line: str, count: int) -> list[str]:
+    """The values of a comma-separated line, stripped of blanks. Raises Refuse when they are not `count`."""
+    try:
+        values = [part.strip() for part in next(csv.reader([line], strict=True))]
+    except (csv.Error, StopIteration) as error:
+        raise Refuse(f"not a row of comma-separated values ({error})") from None
+    if len(values) != count:
+        raise Refuse(f"{len(values)} fields where the header has {count}")
+    return values
 
 
 def within(path: Path, root: Path) -> Path:
@@ -171,3 +192,74 @@ def number(text: str, what: str, low: float = -math.inf, high: float = math.inf)
     if not math.isfinite(value) or not low <= value <= high:
         raise Refuse(f"{what} is {text}, outside {low:g} to {high:g}")
     return value
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+_KNOWN = {_plain(name): name for name in CELEBA + MAAD}
+
+
+def spelled(name: str) -> str:
+    """An attribute's name as CelebA or MAAD-Face spells it; one that neither has, with `_` between its words."""
+    known = _KNOWN.get(_plain(name))
+    return known or "_".join(name.replace("'", "").replace("-", " ").replace("_", " ").split())
+
+
+def attribute_names(path: Path, line: int, found: Sequence[str], expected: Sequence[str]) -> list[str]:
+    """The attributes that a header names, in its order, as CelebA or MAAD-Face spells them.
+
+    Raises UserError when one stands there twice, is not among `expected`, or is missing.
+    """
+    names = [spelled(name) for name in found]
+    twice = {name for name in names if names.count(name) > 1}
+    unknown = [name for name in names if name not in expected]
+    missing = [name for name in expected if name not in names]
+    for what, which in (("there twice", sorted(twice)), ("unknown", unknown), ("missing", missing)):
+        if which:
+            where = f"{path}, line {line}" if line else str(path)
+            raise UserError(f"{where}: column {', '.join(which)} is {what}; these were expected: {' '.join(expected)}")
+    return names
+
+
+class Coding:
+    """How a label file codes what is absent: -1 or 0, whichever it uses first, and from then on nothing else.
+
+    Present is 1 in either.
+    """
+
+    def __init__(self) -> None:
+        self._negative: str | None = None
+
+    def truths(self, names: Sequence[str], values: Sequence[str]) -> dict[str, bool]:
+        """Truth of each attribute. Raises Refuse when a value is foreign to the file's coding."""
+        for name, value in zip(names, values, strict=True):
+            if value not in ("1", "-1", "0"):
+                raise Refuse(f"{name} is {value!r}; 1 and -1, or 1 and 0, were expected")
+        if "-1" in values and "0" in values:
+            raise Refuse("-1 and 0 in one row; 1 and -1, or 1 and 0, were expected")
+        negative = next((value for value in ("-1", "0") if value in values), None)
+        self._negative = self._negative or negative
+        if negative not in (None, self._negative):
+            raise Refuse(f"{names[values.index(str(negative))]} is {negative} in a file of 1 and {self._negative}")
+        return {name: value == "1" for name, value in zip(names, values, strict=True)}
+
+
+def known_truths(names: Sequence[str], values: Sequence[str]) -> dict[str, bool]:
+    """Truth of each attribute coded 1 (present) or -1 (absent); one coded 0, undefined, is left out.
+
+    Raises Refuse for any other value.
+    """
+    for name, value in zip(names, values, strict=True):
+        if value not in ("1", "-1", "0"):
+            raise Refuse(f"{name} is {value!r}; 1, -1 or 0 was expected")
+    return {name: value == "1" for name, value in zip(names, values, strict=True) if value != "0"}
+
+
+def attribute_columns(attributes: Mapping[str, bool]) -> dict[str, Any]:
+    """Columns of `faces` that attributes give: themselves, and the gender that `Male` says, as annotated."""
+    found: dict[str, Any] = {"attributes": attributes}
+    if "Male" in attributes:
+        found["gender"] = "male" if attributes["Male"] else "female"
+    return found

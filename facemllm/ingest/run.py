@@ -23,7 +23,8 @@ from facemllm.errors import UserError
 from facemllm.ingest.duplicates import Census
 from facemllm.ingest.importing import HASH, folder_of, imported, split_of
 from facemllm.ingest.reader import Refused
-from facemllm.settings import Ingest, Settings, Source
+from facemllm.settings import Ingest, Settings
+from facemllm.settings.data import Source
 from facemllm.tables import CONVERSATIONS, FACES, LABELS, PAIRED, TableWriter, pairs, provenance, subject_id
 from facemllm.tables.schemas import fairness_groups
 from facemllm.version import ledger

@@ -105,10 +105,8 @@ def pooled(grid_BWGG: Tensor, tokens: int) -> Tensor:
 
 
 class KnowledgeBranch(nn.Module):
-    """Scores of `names` and a soft prompt, from visual tokens and the word embeddings.
-
-    The graph (A, A) and each name's word ids (A, K) are buffers, so that they travel with the weights.
-    """
+    """Scores of `names` and a soft prompt, from visual tokens and the word embeddings. The graph (A, A) and each name's
+    word ids (A, K) are buffers, so that they travel with the weights."""
 
     def __init__(self, *, names: Sequence[str], words: int, width: int, layers: int, prompt_tokens: int) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ from transformers.models.llava.modeling_llava import LlavaModel
 
 from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP, NO_WORD, KnowledgeBranch, SegmentationBranch
-from facemllm.model.pixels import MapLike, face_map
+from facemllm.model.inputs import MapLike, face_map
 from facemllm.settings import Model
 from facemllm.settings.train import Segmentation, is_grid
 
@@ -34,11 +34,8 @@ _SHAPE = ("side", "patch", "width", "layers", "heads")
 
 @strict
 class FaceMllmConfig(LlavaConfig):
-    """A LLaVA configuration and that of the branches, None where there is none.
-
-    `segmentation_config` holds `mode` and the arguments of `SegmentationBranch`, `knowledge_config` those of
-    `KnowledgeBranch`.
-    """
+    """A LLaVA configuration and that of the branches, None where there is none. `segmentation_config` holds `mode` and
+    the arguments of `SegmentationBranch`, `knowledge_config` those of `KnowledgeBranch`."""
 
     model_type = "face_mllm"
 
@@ -63,13 +60,17 @@ class FaceMllmModel(LlavaModel):
 
     def __init__(self, config: FaceMllmConfig) -> None:
         super().__init__(config)
-        chosen = config.segmentation_config
+        self.make_branches()
+        self.post_init()
+
+    def make_branches(self) -> None:
+        """New branches, as the configuration has them."""
+        chosen = self.config.segmentation_config
         if chosen is not None:
             self.mode = chosen["mode"]
             self.segmentation = SegmentationBranch(**{name: chosen[name] for name in chosen if name != "mode"})
-        if config.knowledge_config is not None:
-            self.knowledge = KnowledgeBranch(**config.knowledge_config)
-        self.post_init()
+        if self.config.knowledge_config is not None:
+            self.knowledge = KnowledgeBranch(**self.config.knowledge_config)
 
     @property
     def additional_tokens(self) -> int:
@@ -149,9 +150,7 @@ class FaceMllmForConditionalGeneration(LlavaForConditionalGeneration):
 
 class FaceMllmProcessor(LlavaProcessor):
     """`processor(images=..., segmentation=..., text=...)`: one map an image, PNG bytes or class numbers, None for none.
-
-    `withheld_classes` are never shown to the model (see `facemllm.model.pixels`).
-    """
+    `withheld_classes` are never shown to the model (see `facemllm.model.inputs`)."""
 
     def __init__(
         self,
@@ -203,10 +202,8 @@ def extend(
     model: Any, processor: Any, settings: Model, graph: Graph | None, withheld_classes: Sequence[int], seed: int
 ) -> tuple[Any, Any]:
     """The model and its processor with the branches that the settings ask for; as they are if none is asked for.
-
     `graph` is needed when `knowledge.enabled`; the map classes `withheld_classes` are never shown. The base's weights
-    are shared, not copied; the branches' start from `seed`. Raises UserError for a model other than LLaVA.
-    """
+    are shared, not copied; the branches' start from `seed`. Raises UserError for a model other than LLaVA."""
     chosen, knows = settings.segmentation, settings.knowledge
     if chosen.mode == "none" and not knows.enabled:
         return model, processor
@@ -219,8 +216,6 @@ def extend(
     width = text.hidden_size
     segmentation = _segmentation_config(chosen, processor, width)
     knowledge, ids = _knowledge_config(settings, processor, graph, width)
-    more = chosen.tokens if chosen.mode == "append" else 0
-    more += knows.prompt_tokens if knows.enabled else 0
     plain = {name: value for name, value in model.config.to_dict().items() if name != "model_type"}
     config = FaceMllmConfig(**plain, segmentation_config=segmentation, knowledge_config=knowledge)
     with torch.device("meta"):
@@ -231,15 +226,21 @@ def extend(
     extended.generation_config = model.generation_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if segmentation is not None:
-            shape = {name: value for name, value in segmentation.items() if name != "mode"}
-            extended.model.segmentation = SegmentationBranch(**shape)
-        if knowledge is not None and graph is not None:
-            extended.model.knowledge = KnowledgeBranch(**knowledge)
-            extended.model.knowledge.graph.copy_(torch.from_numpy(graph.matrix_AA))
-            padded = [row + [NO_WORD] * (knowledge["words"] - len(row)) for row in ids]
-            extended.model.knowledge.words.copy_(torch.tensor(padded))
-    return extended, _processor(processor, more, withheld_classes)
+        extended.model.make_branches()
+    if knowledge is not None and graph is not None:
+        extended.model.knowledge.graph.copy_(torch.from_numpy(graph.matrix_AA))
+        padded = [row + [NO_WORD] * (knowledge["words"] - len(row)) for row in ids]
+        extended.model.knowledge.words.copy_(torch.tensor(padded))
+    return extended, FaceMllmProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=processor.tokenizer,
+        patch_size=processor.patch_size,
+        vision_feature_select_strategy=processor.vision_feature_select_strategy,
+        num_additional_image_tokens=processor.num_additional_image_tokens + extended.model.additional_tokens,
+        image_token=processor.image_token,
+        chat_template=processor.chat_template,
+        withheld_classes=sorted(withheld_classes),
+    )
 
 
 def _segmentation_config(chosen: Segmentation, processor: Any, width: int) -> dict[str, Any] | None:
@@ -307,16 +308,3 @@ def _image_tokens(processor: Any) -> int:
     patches = (size["height"] // processor.patch_size) * (size["width"] // processor.patch_size)
     cut = processor.vision_feature_select_strategy == "default"
     return int(patches + processor.num_additional_image_tokens - cut)
-
-
-def _processor(processor: Any, more: int, withheld_classes: Sequence[int]) -> FaceMllmProcessor:
-    return FaceMllmProcessor(
-        image_processor=processor.image_processor,
-        tokenizer=processor.tokenizer,
-        patch_size=processor.patch_size,
-        vision_feature_select_strategy=processor.vision_feature_select_strategy,
-        num_additional_image_tokens=processor.num_additional_image_tokens + more,
-        image_token=processor.image_token,
-        chat_template=processor.chat_template,
-        withheld_classes=sorted(withheld_classes),
-    )

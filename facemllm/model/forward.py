@@ -1,33 +1,29 @@
 """The forward pass in two halves: image tokens once, then the language model over packed rows.
 
-Packed turns as trees of tokens, their attention masks and positions: one image, many questions, nothing read across.
+A row holds faces, each its prefix p (whatever precedes the first question, image tokens included), then its questions q
+as blocks. Training packs several faces into a row; inference adds the options of each question as branches a, b of its
+block. A token sees, of what stands before it, its face's prefix and its own block and branch. Positions restart for
+every face, and for every block after the prefix, so that every turn is computed exactly as if it stood alone:
 
-Training packs several turns of one face into a row (block mask). Inference adds the options of each question as
-branches of its block (tree mask). A row is: prefix (whatever precedes the first question, image tokens included), then
-the blocks. A token sees the prefix, and what stands before it in its own block and branch; positions restart after the
-prefix, so that every turn is computed exactly as if it stood alone:
+             face 1                face 2            x = sees, . = masked
+             p p   q a b   q       p q
+    p        x .   . . .   .       . .               position 0
+    p        x x   . . .   .       . .               position 1
+    q        x x   x . .   .       . .               position 2
+    a        x x   x x .   .       . .               position 3
+    b        x x   x . x   .       . .               position 3 again: branch b does not see branch a
+    q        x x   . . .   x       . .               position 2 again: a block does not see another
+    p        . .   . . .   .       x .               position 0 again: a face does not see another
+    q        . .   . . .   .       x x               position 1
 
-             prefix    block 1          block 2            x = sees, . = masked
-             p p p   q q  a  b        q q  a
-    p        x . .   . .  .  .        . .  .               p  prefix, causal
-    p        x x .   . .  .  .        . .  .
-    p        x x x   . .  .  .        . .  .
-    q 1      x x x   x .  .  .        . .  .               position 3
-    q 1      x x x   x x  .  .        . .  .               position 4
-    a 1      x x x   x x  x  .        . .  .               position 5, branch a of block 1
-    b 1      x x x   x x  .  x        . .  .               position 5 again: branch b does not see branch a
-    q 2      x x x   . .  .  .        x .  .               position 3 again: block 2 does not see block 1
-    q 2      x x x   . .  .  .        x x  .
-    a 2      x x x   . .  .  .        x x  x
-
-Shapes: B rows, N prefix tokens, T tokens after it, L = N + T, D width, F tower's width, V vocabulary, K scored or
-picked positions.
+Shapes: B faces, R rows, L tokens of a row, I image tokens of all faces, N of one face, D width, F tower's width, V
+vocabulary, K scored or picked positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -37,46 +33,57 @@ from torch import Tensor
 
 from facemllm.model.face_mllm import FaceMllmModel, VisualTokens
 
-PADDING = -1  # block of a padding token; it sees itself alone
+PADDING = -1  # face of a token that fills a row up; it sees itself alone
+PREFIX = -1  # block of the tokens that every block of their face sees
 TRUNK = 0  # branch of the tokens that every branch of a block sees
 
 
-def tree_mask(block_BT: Tensor, branch_BT: Tensor | None, prefix: int) -> Tensor:
-    """Boolean mask (B, 1, N + T, N + T), true where the row's token may see the column's.
-
-    `block_BT` numbers the blocks from 0 (`PADDING` for padding); `branch_BT` numbers branches inside a block from 1
-    (`TRUNK` for the block's own tokens); None means there are no branches.
-    """
-    rows, length = block_BT.shape
-    total = prefix + length
-    mask_BLL = torch.ones(total, total, dtype=torch.bool, device=block_BT.device).tril().repeat(rows, 1, 1)
-    inside_BTT = block_BT[:, :, None] == block_BT[:, None, :]
-    if branch_BT is not None:
-        inside_BTT &= (branch_BT[:, None, :] == TRUNK) | (branch_BT[:, None, :] == branch_BT[:, :, None])
-    real_BT = block_BT != PADDING
-    inside_BTT &= real_BT[:, None, :]
-    mask_BLL[:, prefix:, prefix:] &= inside_BTT
-    diagonal = torch.arange(total, device=block_BT.device)
-    mask_BLL[:, diagonal, diagonal] = True
-    return mask_BLL[:, None]
+def row_mask(face_RL: Tensor, block_RL: Tensor, branch_RL: Tensor | None = None) -> Tensor:
+    """Boolean mask (R, 1, L, L), true where the row's token may see the column's; None means there are no branches."""
+    length = face_RL.shape[1]
+    causal_LL = torch.ones(length, length, dtype=torch.bool, device=face_RL.device).tril()
+    mask_RLL = (face_RL[:, :, None] == face_RL[:, None, :]) & causal_LL
+    mask_RLL &= (block_RL[:, None, :] == PREFIX) | (block_RL[:, :, None] == block_RL[:, None, :])
+    if branch_RL is not None:
+        mask_RLL &= (branch_RL[:, None, :] == TRUNK) | (branch_RL[:, :, None] == branch_RL[:, None, :])
+    mask_RLL &= (face_RL != PADDING)[:, None, :]
+    diagonal = torch.arange(length, device=face_RL.device)
+    mask_RLL[:, diagonal, diagonal] = True
+    return mask_RLL[:, None]
 
 
-def with_prefix(positions_BT: Tensor, prefix: int) -> Tensor:
-    """Positions (B, N + T) from positions counted within each block (B, T): prefix first, then each block after it."""
-    before_BN = torch.arange(prefix, device=positions_BT.device).expand(len(positions_BT), -1)
-    return torch.cat([before_BN, positions_BT + prefix], dim=1)
-
-
-def as_taken(model: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask (B, 1, L, L) as the model's attention takes it: `sdpa` as it is, others add it to the scores."""
+def _as_taken(model: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask (R, 1, L, L) as the model's attention takes it: `sdpa` as it is, others add it to the scores."""
     if model.config.text_config._attn_implementation == "sdpa":
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
+def row_states(
+    model: Any,
+    tokens_BND: Tensor,
+    ids_RL: Tensor,
+    face_RL: Tensor,
+    block_RL: Tensor,
+    position_RL: Tensor,
+    image_I: Tensor,
+    branch_RL: Tensor | None = None,
+) -> Tensor:
+    """Last hidden states of packed rows, flattened (R * L, D); `image_I` are the flat places of the image tokens."""
+    embedded_RLD = model.get_input_embeddings()(ids_RL).to(tokens_BND.dtype)
+    flat_ID = embedded_RLD.flatten(0, 1).index_copy(0, image_I, tokens_BND.flatten(0, 1))
+    states_RLD = model.model.language_model(
+        inputs_embeds=flat_ID.view_as(embedded_RLD),
+        attention_mask=_as_taken(model, row_mask(face_RL, block_RL, branch_RL), flat_ID.dtype),
+        position_ids=position_RL,
+        use_cache=False,
+    ).last_hidden_state
+    return states_RLD.flatten(0, 1)
+
+
 @dataclass(frozen=True)
 class Layout:
-    """The token tree of some queries, a block each, and where each option's tokens are predicted."""
+    """A face's row, or a part of it (the prefix, a query as a block), and where each option's tokens are predicted."""
 
     ids: NDArray[np.int64]
     block: NDArray[np.int64]
@@ -88,27 +95,15 @@ class Layout:
     ends: NDArray[np.int64]  # options before the end of each query
 
 
-def joined(layouts: Sequence[Layout]) -> Layout:
-    """Layouts of single queries as one of all."""
-
-    def counted(name: str, sizes: Sequence[int]) -> NDArray[np.int64]:
-        before = np.cumsum([0, *sizes[:-1]])
-        return np.concatenate([getattr(one, name) + start for one, start in zip(layouts, before, strict=True)])
-
-    def plain(name: str) -> NDArray[np.int64]:
-        return np.concatenate([getattr(one, name) for one in layouts])
-
-    tokens, options = [len(one.ids) for one in layouts], [int(one.ends[-1]) for one in layouts]
-    return Layout(
-        ids=plain("ids"),
-        block=counted("block", [1] * len(layouts)),
-        branch=plain("branch"),
-        position=plain("position"),
-        at=counted("at", tokens),
-        token=plain("token"),
-        option=counted("option", options),
-        ends=counted("ends", options),
-    )
+def joined(parts: Sequence[Layout]) -> Layout:
+    """The row of a prefix and single queries."""
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Layout)}
+    tokens, options = list(map(len, columns["ids"])), [int(ends.max(initial=0)) for ends in columns["ends"]]
+    counted = {"block": [0] + [1] * (len(parts) - 1), "at": tokens, "option": options, "ends": options}
+    for name, sizes in counted.items():
+        starts = np.cumsum([0, *sizes[:-1]])
+        columns[name] = [column + start for column, start in zip(columns[name], starts, strict=True)]
+    return Layout(**{name: np.concatenate(column) for name, column in columns.items()})
 
 
 def tower_features(model: Any, pixel_values: Tensor) -> Tensor:
@@ -127,40 +122,6 @@ def visual_tokens(model: Any, features_BNF: Tensor, segmentation_BSS: Tensor | N
     if isinstance(model.model, FaceMllmModel):
         return model.model.join(image_BND, segmentation_BSS)
     return VisualTokens(image_BND, (image_BND,), None)
-
-
-def image_tokens(model: Any, pixel_values: Tensor, segmentation: Tensor | None = None) -> Tensor:
-    """Normalised pixels (B, 3, S, S), and maps (B, S, S) where the model takes them, to a face's tokens (B, N, D)."""
-    options = {"segmentation": segmentation} if isinstance(model.model, FaceMllmModel) else {}
-    features = model.get_image_features(pixel_values=pixel_values, return_dict=True, **options).pooler_output
-    return features if isinstance(features, Tensor) else torch.stack(list(features))
-
-
-def prefix_embeddings(model: Any, image_BND: Tensor, prefix_ids: Sequence[int]) -> Tensor:
-    """Embeddings of the prefix (B, N, D): its text, with the image tokens in their places."""
-    ids_N = torch.tensor(prefix_ids, device=image_BND.device)
-    place_N = ids_N == model.config.image_token_id
-    if bool(place_N.all()):
-        return image_BND
-    text_ND = model.get_input_embeddings()(ids_N).to(image_BND.dtype)
-    rows_BND = text_ND.repeat(len(image_BND), 1, 1)
-    rows_BND[:, place_N] = image_BND
-    return rows_BND
-
-
-def hidden_states(
-    model: Any, prefix_BND: Tensor, ids_BT: Tensor, block_BT: Tensor, branch_BT: Tensor | None, position_BT: Tensor
-) -> Tensor:
-    """Last hidden states of the tokens after the prefix (B, T, D), under the tree mask."""
-    prefix = prefix_BND.shape[1]
-    text_BTD = model.get_input_embeddings()(ids_BT).to(prefix_BND.dtype)
-    states_BLD = model.model.language_model(
-        inputs_embeds=torch.cat([prefix_BND, text_BTD], dim=1),
-        attention_mask=as_taken(model, tree_mask(block_BT, branch_BT, prefix), text_BTD.dtype),
-        position_ids=with_prefix(position_BT, prefix),
-        use_cache=False,
-    ).last_hidden_state
-    return states_BLD[:, prefix:]
 
 
 def word_logits(model: Any, states_KD: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 stand on this, so they answer alike.
 
 All questions about a face share one image encoding and as few passes of the language model as fit: image tokens, then
-every question as a block, then every option as a branch of its block (see `masks`). A face's scores do not depend on
+every question as a block, then every option as a branch of its block (see `forward`). A face's scores do not depend on
 what it is batched with. Where the model takes maps of face parts, one may stand beside each image (`maps[i]`, None for
-none); other models look at none. Shapes: B faces, T tokens after the prefix, K scored positions, V vocabulary, S image
-side, A characteristics.
+none); other models look at none. Shapes: B faces, N tokens of the prefix, L tokens of a row, K scored positions, P
+places that predict, V vocabulary, S image side, A characteristics.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ from facemllm.model.branches import NO_MAP
 from facemllm.model.face_mllm import VisualTokens
 from facemllm.model.forward import (
     PADDING,
+    PREFIX,
     TRUNK,
     Layout,
-    hidden_states,
     joined,
-    prefix_embeddings,
+    row_states,
     tower_features,
     visual_tokens,
     word_logits,
 )
-from facemllm.model.loading import load_model
-from facemllm.model.pixels import ImageLike, MapLike, face_map, face_pixels, normalise
-from facemllm.model.prompts import Frame
+from facemllm.model.inputs import Frame, ImageLike, MapLike, face_map, face_pixels, normalise
+from facemllm.model.pretrained import load_model
 
 Maps = Sequence[MapLike | None] | None
 
@@ -55,11 +54,9 @@ class Query:
 
 @dataclass(frozen=True)
 class Scored:
-    """Answer to a query.
-
-    `probabilities[o]` is the softmax over the options of the summed log-likelihood of option o's tokens and end token.
-    `greedy` is the option that free greedy decoding would write, None if it would write something else.
-    """
+    """Answer to a query. `probabilities[o]` is the softmax over the options of the summed log-likelihood of option o's
+    tokens and end token. `greedy` is the option that free greedy decoding would write, None if it would write something
+    else."""
 
     probabilities: tuple[float, ...]
     greedy: int | None
@@ -94,6 +91,10 @@ class Predictor:
         side = processor.image_processor.crop_size or processor.image_processor.size
         self._prepared = (side.get("height"), side.get("width"), 3)
         self._layout = lru_cache(maxsize=4096)(self._make_layout)
+        ids = np.array(self.frame.prefix_ids)
+        none = np.empty(0, np.int64)
+        trunk, places = np.full(len(ids), TRUNK), np.arange(len(ids))
+        self._prefix = Layout(ids, np.full(len(ids), PREFIX), trunk, places, none, none, none, none)
 
     @classmethod
     def load(cls, model_dir: Path | str, device: str = "cpu", threads: int | None = None) -> Predictor:
@@ -111,33 +112,30 @@ class Predictor:
         return face_pixels(image, self.processor.image_processor)
 
     def map(self, source: MapLike | None) -> NDArray[np.uint8]:
-        """A map as the model sees it, (S, S) uint8, `NO_MAP` everywhere for None; a prepared map stays as it is.
-
-        Raises UserError for anything that is no map of the 19 classes.
-        """
+        """A map as the model sees it, (S, S) uint8, `NO_MAP` everywhere for None; a prepared map stays as it is. Raises
+        UserError for anything that is no map of the 19 classes."""
         if isinstance(source, np.ndarray) and (source == NO_MAP).all():
             source = None
         return face_map(source, self.processor.image_processor, getattr(self.processor, "withheld_classes", ()))
 
     def _values(self, images: Sequence[ImageLike]) -> Tensor:
         """Normalised pixels (B, 3, S, S) in the model's precision."""
-        pixels_BSSC = torch.from_numpy(np.stack([self.pixels(image) for image in images])).to(self.device)
+        pixels_BSSC = self._tensor(np.stack([self.pixels(image) for image in images]))
         return normalise(pixels_BSSC, self.processor.image_processor).to(self.model.dtype)
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
 
     def _maps(self, maps: Maps) -> Tensor | None:
         """Maps (B, S, S), None where the model takes none or no face has one."""
         if not self.takes_maps or maps is None or all(one is None for one in maps):
             return None
-        return torch.from_numpy(np.stack([self.map(one) for one in maps])).to(self.device)
+        return self._tensor(np.stack([self.map(one) for one in maps]))
 
     @torch.inference_mode()
     def encode(self, images: Sequence[ImageLike], maps: Maps = None) -> VisualTokens:
         """The faces as the language model is given them, and the scores of their characteristics: one tower pass."""
         return visual_tokens(self.model, tower_features(self.model, self._values(images)), self._maps(maps))
-
-    def characteristics(self, images: Sequence[ImageLike], maps: Maps = None) -> list[dict[str, float]]:
-        """`score_faces` without a question: the characteristics alone."""
-        return [one.characteristics for one in self.score_faces(images, [()] * len(images), maps)]
 
     def _parts(self, count: int) -> list[slice]:
         return [slice(start, start + self.batch_images) for start in range(0, count, self.batch_images)]
@@ -164,27 +162,29 @@ class Predictor:
             return [FaceScores([], {}) for _ in images]
         seen = self.encode(images, maps)
         answers: list[list[Scored]] = [[] for _ in images]
-        prefix_BND = prefix_embeddings(self.model, seen.tokens_BND, self.frame.prefix_ids)
+        image_N = np.flatnonzero(self._prefix.ids == self.frame.image_token_id)
         for number in range(max(map(len, passes))):
             rows = [row for row, own in enumerate(passes) if number < len(own)]
             layouts = [passes[row][number] for row in rows]
-            longest = max(len(layout.ids) for layout in layouts)
+            lengths = np.array([len(layout.ids) for layout in layouts])
+            places_L = np.arange(lengths.max())
 
-            def padded(name: str, filler: int, layouts: Sequence[Layout] = layouts, longest: int = longest) -> Tensor:
+            def padded(name: str, layouts: Sequence[Layout] = layouts, longest: int = len(places_L)) -> Tensor:
                 own = [getattr(layout, name) for layout in layouts]
-                full = np.stack([np.pad(row, (0, longest - len(row)), constant_values=filler) for row in own])
-                return torch.from_numpy(full).to(self.device)
+                return self._tensor(np.stack([np.pad(row, (0, longest - len(row))) for row in own]))
 
-            states_BTD = hidden_states(
+            states_BLD = row_states(
                 self.model,
-                prefix_BND[rows],
-                padded("ids", 0),
-                padded("block", PADDING),
-                padded("branch", TRUNK),
-                padded("position", 0),
-            )
+                seen.tokens_BND[rows],
+                padded("ids"),
+                self._tensor(np.where(places_L < lengths[:, None], 0, PADDING)),
+                padded("block"),
+                padded("position"),
+                self._tensor(np.add.outer(np.arange(len(rows)) * len(places_L), image_N).ravel()),
+                padded("branch"),
+            ).unflatten(0, (len(rows), -1))
             for place, row in enumerate(rows):
-                answers[row] += self._read(states_BTD[place], layouts[place])
+                answers[row] += self._read(states_BLD[place], layouts[place])
         scores = [()] * len(images) if seen.scores_BA is None else seen.scores_BA.double().sigmoid().tolist()
         return [
             FaceScores(own, dict(zip(self.characteristic_names, row, strict=True)))
@@ -202,15 +202,14 @@ class Predictor:
                 room = PASS_TOKENS
             passes[-1].append(layout)
             room -= len(layout.ids)
-        return [joined(layouts) for layouts in passes]
+        return [joined([self._prefix, *layouts]) for layouts in passes]
 
-    def _read(self, states_TD: Tensor, layout: Layout) -> list[Scored]:
+    def _read(self, states_LD: Tensor, layout: Layout) -> list[Scored]:
         # many options are predicted from the same token: its logits are computed once
         places, place_K = np.unique(layout.at, return_inverse=True)
-        logits_PV = word_logits(self.model, states_TD[torch.from_numpy(places).to(self.device)])
-        index_K = torch.from_numpy(place_K).to(self.device)
-        token_K = torch.from_numpy(layout.token).to(self.device)
-        likelihood_K = logits_PV.log_softmax(-1)[index_K, token_K].double().cpu().numpy()
+        logits_PV = word_logits(self.model, states_LD[self._tensor(places)])
+        index_K = self._tensor(place_K)
+        likelihood_K = logits_PV.log_softmax(-1)[index_K, self._tensor(layout.token)].double().cpu().numpy()
         expected_K = logits_PV.argmax(-1)[index_K].cpu().numpy() == layout.token
         options = int(layout.ends.max(initial=0))
         total = np.bincount(layout.option, likelihood_K, minlength=options)
@@ -229,7 +228,8 @@ class Predictor:
         prompt = self.frame.prompt(query.question)
         ids = list(prompt)
         branches = [TRUNK] * len(prompt)
-        positions = list(range(len(prompt)))
+        start = len(self.frame.prefix_ids)
+        positions = list(range(start, start + len(prompt)))
         at: list[int] = []
         tokens: list[int] = []
         options: list[int] = []
@@ -240,7 +240,7 @@ class Predictor:
             options += [option] * len(answer)
             ids += answer[:-1]
             branches += [TRUNK + 1 + option] * (len(answer) - 1)
-            positions += range(len(prompt), len(prompt) + len(answer) - 1)
+            positions += range(start + len(prompt), start + len(prompt) + len(answer) - 1)
         columns = (ids, [0] * len(ids), branches, positions, at, tokens, options, [len(query.options)])
         return Layout(*(np.array(column, np.int64) for column in columns))
 
@@ -263,11 +263,8 @@ class Predictor:
 
     def _chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         ids = list(self.frame.prefix_ids)
-        if (
-            not turns
-            or turns[-1][0] != "user"
-            or any(role != ("user", "assistant")[place % 2] for place, (role, _) in enumerate(turns))
-        ):
+        roles = [role for role, _ in turns]
+        if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
             raise ValueError("messages must alternate user, assistant, ... and end with a user's question")
         for place, (role, text) in enumerate(turns):
             ids += self.frame.prompt(text, follows=place > 0) if role == "user" else self.frame.answer(text)

@@ -23,9 +23,9 @@ from transformers import (
     LlavaProcessor,
 )
 
-from facemllm.core.hub import fetched
+from facemllm.core.files import fetched
 from facemllm.errors import UserError, one_line
-from facemllm.model.loading import load_model, load_part, read_config
+from facemllm.model.pretrained import load_model, load_part, read_config
 from facemllm.settings import Model
 
 IMAGE, PAD, EOS = "<image>", "<pad>", "</s>"
@@ -48,26 +48,25 @@ _PLAIN = (  # Vicuna's, as LLaVA-1.5 has it
 )
 
 
-def load_base(settings: Model, seed: int = 0, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def load_base(settings: Model, seed: int = 0) -> tuple[Any, Any]:
     """The model and processor that presets `hub` and `parts` start from: hub ids or folders, which `HF_HUB_OFFLINE`
     takes from the cache alone. `seed` draws what `parts` lacks. Raises UserError."""
     if settings.preset == "parts":
-        return assemble(str(settings.tower), str(settings.language), seed, dtype=dtype)
+        return assemble(str(settings.tower), str(settings.language), seed)
     if settings.base is None:
         raise UserError("model.base is empty; preset: hub needs the hub id or folder of a LLaVA-family checkpoint")
-    return load_model(fetched(settings.base, "model.base"), dtype=dtype)
+    return load_model(fetched(settings.base, "model.base"))
 
 
-def assemble(tower: str, language: str, seed: int, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Tower and language model, each a hub id or a folder, as LlavaForConditionalGeneration and LlavaProcessor.
-
-    The projector's weights and new rows of the embeddings are drawn from `seed`. Towers of patch size p give a token a
-    patch; a class token is dropped, and the layer before the last read, as LLaVA-1.5 does. Raises UserError.
-    """
+def assemble(tower: str, language: str, seed: int) -> tuple[Any, Any]:
+    """Tower and language model, each a hub id or a folder, as LlavaForConditionalGeneration and LlavaProcessor. The
+    projector's weights and new rows of the embeddings are drawn from `seed`. Towers of patch size p give a token a
+    patch; a class token is dropped, and the layer before the last read, as LLaVA-1.5 does. Raises UserError."""
     tower_folder, language_folder = fetched(tower, "model.tower"), fetched(language, "model.language")
-    eyes, images = _tower(tower_folder, dtype), _images(tower_folder)
+    eyes = _tower(tower_folder)
+    images = _opened(AutoImageProcessor, tower_folder, "processor of images (preprocessor_config.json)")
     tokenizer = _tokenizer(language_folder)
-    speaker = load_part(AutoModelForCausalLM, language_folder, read_config(language_folder), dtype)
+    speaker = load_part(AutoModelForCausalLM, language_folder, read_config(language_folder))
     if not hasattr(speaker.base_model, "embed_tokens"):
         raise UserError(f"cannot use {language}: {type(speaker).__name__} has no Llama-shaped decoder")
     size = images.crop_size or images.size
@@ -93,7 +92,7 @@ def assemble(tower: str, language: str, seed: int, *, dtype: torch.dtype = torch
             vision_feature_layer=-2 if has_class and layers > 1 else -1,
             tie_word_embeddings=speaker.config.tie_word_embeddings,
         )
-        model = _joined(config, eyes, speaker, dtype)
+        model = _joined(config, eyes, speaker)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     with torch.no_grad():
@@ -114,42 +113,38 @@ def assemble(tower: str, language: str, seed: int, *, dtype: torch.dtype = torch
     return model, processor
 
 
-def _joined(config: LlavaConfig, eyes: Any, speaker: Any, dtype: torch.dtype) -> Any:
+def _joined(config: LlavaConfig, eyes: Any, speaker: Any) -> Any:
     """The parts themselves, not copies, around a projector drawn by its fan-in."""
     with torch.device("meta"):
         model: Any = LlavaForConditionalGeneration(config)
     projector = model.model.multi_modal_projector.to_empty(device="cpu")
     for linear in (projector.linear_1, projector.linear_2):
         linear.reset_parameters()
-    projector.to(dtype)
     model.model.vision_tower, model.model.language_model = eyes, speaker.base_model
     model.lm_head = speaker.get_output_embeddings()
     model.generation_config = speaker.generation_config
     return model.eval()
 
 
-def _tower(folder: Path, dtype: torch.dtype) -> Any:
+def _tower(folder: Path) -> Any:
     """The tower of a folder that holds one, alone or beside a text encoder (CLIP, SigLIP)."""
     config = read_config(folder)
     config = getattr(config, "vision_config", config)
-    tower = load_part(AutoModel, folder, config, dtype)
+    tower = load_part(AutoModel, folder, config)
     if tower.main_input_name != "pixel_values" or not isinstance(getattr(config, "hidden_size", None), int):
         raise UserError(f"cannot use {folder}: {config.model_type} is no vision tower with tokens of one hidden_size")
     return tower
 
 
-def _images(folder: Path) -> Any:
+def _opened(kind: Any, folder: Path, what: str) -> Any:
     try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"cannot use {folder}: it has no processor of images (preprocessor_config.json)") from error
+        raise UserError(f"cannot use {folder}: it has no {what}") from error
 
 
 def _tokenizer(folder: Path) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"cannot use {folder}: it has no tokenizer that can be read") from error
+    tokenizer = _opened(AutoTokenizer, folder, "tokenizer that can be read")
     lacking = {"pad_token": PAD, "eos_token": EOS}
     tokenizer.add_special_tokens({name: token for name, token in lacking.items() if getattr(tokenizer, name) is None})
     tokenizer.add_tokens([IMAGE], special_tokens=True)

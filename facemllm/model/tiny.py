@@ -137,21 +137,11 @@ class FaceTower(PreTrainedModel):
         )
 
 
-def _normalizer() -> normalizers.Normalizer:
-    return normalizers.Sequence(
-        [
-            normalizers.NFKD(),
-            normalizers.StripAccents(),
-            normalizers.Lowercase(),
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Replace(Regex(r"[^\x20-\x7e]"), "?"),
-        ]
-    )
-
-
 def build_tokenizer(texts: Iterable[str], answers: Iterable[str]) -> PreTrainedTokenizerFast:
     """A tokenizer for the words of `texts` with each of `answers` as one token. Its bytes depend on the sets alone."""
-    normalizer = _normalizer()
+    steps = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    replaced = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Replace(Regex(r"[^\x20-\x7e]"), "?")]
+    normalizer = normalizers.Sequence([*steps, *replaced])
     words: set[str] = set()
     for text in texts:
         words.update(re.findall(_PIECE, normalizer.normalize_str(text)))
@@ -189,11 +179,9 @@ def build_tokenizer(texts: Iterable[str], answers: Iterable[str]) -> PreTrainedT
 
 
 def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], seed: int) -> tuple[Any, Any]:
-    """The 3 M parameter preset with random weights: residual tower, two-layer projector, Qwen2 of three layers.
-
-    `texts` is the training split's text, `answers` its closed answers; the same sets and seed give the same bytes.
-    Returns (LlavaForConditionalGeneration, LlavaProcessor).
-    """
+    """The 3 M parameter preset with random weights: residual tower, two-layer projector, Qwen2 of three layers. `texts`
+    is the training split's text, `answers` its closed answers; the same sets and seed give the same bytes. Returns
+    (LlavaForConditionalGeneration, LlavaProcessor)."""
     tokenizer = build_tokenizer(texts, answers)
     side = settings.image_size
     images = CLIPImageProcessorPil(
@@ -214,11 +202,7 @@ def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], se
         chat_template=CHAT_TEMPLATE,
     )
     vocabulary = tokenizer.get_vocab()
-    ids: dict[str, Any] = {
-        "pad_token_id": vocabulary[PAD],
-        "bos_token_id": vocabulary[BOS],
-        "eos_token_id": vocabulary[EOS],
-    }
+    ids: dict[str, Any] = {f"{name}_token_id": vocabulary[t] for name, t in (("pad", PAD), ("bos", BOS), ("eos", EOS))}
     text = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,

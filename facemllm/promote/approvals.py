@@ -70,22 +70,27 @@ def request(settings: Settings, version: int | str, by: str, note: str = "") -> 
     return asked
 
 
-def approve(settings: Settings, version: int | str, by: str | None, reason: str) -> Decision:
-    """Approve a version for production, also one rejected before. `by=None` takes Git's `user.name`.
+def decide(settings: Settings, version: int | str, verdict: State, by: str | None, reason: str) -> Decision:
+    """Approve a version for production, or reject it, also one decided on before. `by=None` takes Git's `user.name`.
 
     Raises UserError if the version is unknown or did not pass its gate, the reason is empty, or `by` is no person.
     """
-    return _decide(settings, version, APPROVED, by, reason)
-
-
-def reject(settings: Settings, version: int | str, by: str | None, reason: str) -> Decision:
-    """Reject a version, also one approved before: it cannot be released. Raises as `approve` does."""
-    return _decide(settings, version, REJECTED, by, reason)
+    name = person(by)
+    why = _plain(reason)
+    if not why:
+        raise UserError('a decision needs a reason: --reason "..."')
+    if len(why) > LONGEST:
+        raise UserError(f"the reason is {len(why)} characters long; keep it below {LONGEST}")
+    found = _decidable(settings, version)
+    decided = Decision(verdict, name, why, found.digest, found.name, found.version, found.evaluation, _now())
+    _keep(settings, found, DECISION, {"event": "decision", **asdict(decided)})
+    return decided
 
 
 def state(settings: Settings, version: int | str) -> State:
     """`approved`, `rejected`, or `pending` when no decision is in force."""
-    return _state(find_version(settings, version))
+    decided, _ = read_decision(find_version(settings, version))
+    return decided.decision if decided else PENDING
 
 
 def history(version: Version) -> list[dict[str, Any]]:
@@ -100,7 +105,8 @@ def list_versions(settings: Settings) -> list[dict[str, Any]]:
     for version in versions(settings):
         decided = _in_force(version)
         row: dict[str, Any] = {"version": version.version, "digest": version.digest, "gate": version.gate}
-        row |= {"state": _state(version), "by": decided and decided.by, "at": decided and decided.at}
+        row |= {"state": decided.decision if decided else PENDING}
+        row |= {"by": decided and decided.by, "at": decided and decided.at}
         row |= {"requested": REQUEST in version.tags, "aliases": ", ".join(version.aliases), "created": version.created}
         rows.append(row)
     return rows
@@ -195,24 +201,6 @@ def _in_force(version: Version) -> Decision | None:
     decided, problem = read_decision(version)
     if problem:
         log.warning("%s version %s counts as undecided: %s", version.name, version.version, problem)
-    return decided
-
-
-def _state(version: Version) -> State:
-    decided, _ = read_decision(version)
-    return decided.decision if decided else PENDING
-
-
-def _decide(settings: Settings, version: int | str, verdict: State, by: str | None, reason: str) -> Decision:
-    name = person(by)
-    why = _plain(reason)
-    if not why:
-        raise UserError('a decision needs a reason: --reason "..."')
-    if len(why) > LONGEST:
-        raise UserError(f"the reason is {len(why)} characters long; keep it below {LONGEST}")
-    found = _decidable(settings, version)
-    decided = Decision(verdict, name, why, found.digest, found.name, found.version, found.evaluation, _now())
-    _keep(settings, found, DECISION, {"event": "decision", **asdict(decided)})
     return decided
 
 

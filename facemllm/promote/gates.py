@@ -22,7 +22,8 @@ from facemllm.errors import UserError
 from facemllm.scoring import fairness, paired, stats
 from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority, of
 from facemllm.scoring.sheet import BETWEEN
-from facemllm.settings import Settings, Threshold
+from facemllm.settings import Settings
+from facemllm.settings.operations import Threshold
 
 
 @dataclass(frozen=True)
@@ -211,10 +212,8 @@ def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping
         few = [check["too_few"] for check in checks if check.get("too_few")]
         unjudged = f" ({_unjudged(few)})" if few else ""
         parts.append(f"no gap between groups is shown to exceed what is allowed{unjudged}")
-    parts.append(
-        "there is no other champion to compare with" if against is None else "no task is worse than the champion"
-    )
-    return "; ".join(parts)
+    champion = "there is no other champion to compare with" if against is None else "no task is worse than the champion"
+    return "; ".join([*parts, champion])
 
 
 def _check(kind: str, key: str, passed: bool, reason: str, **figures: Any) -> dict[str, Any]:

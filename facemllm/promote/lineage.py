@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from facemllm.core.files import read_json
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.promote.approvals import history, read_decision
@@ -103,9 +104,8 @@ class _Walk:
         known |= {str(v) for record in self.records.values() for v in record.get("inputs", {}).values()}
         found = sorted(d for d in known if d.startswith(prefix) and DIGEST.fullmatch(d))
         if len(found) > 1:
-            raise UserError(
-                f"{len(found)} digests begin with {prefix} ({', '.join(d[:12] for d in found[:4])}); give more"
-            )
+            some = ", ".join(digest[:12] for digest in found[:4])
+            raise UserError(f"{len(found)} digests begin with {prefix} ({some}); give more")
         return found[0] if found else None
 
     def versions_of(self, digest: str) -> list[Version]:
@@ -143,7 +143,7 @@ class _Walk:
             return
         self.visited.add(digest)
         folder = self.settings.home / "store" / digest
-        manifest = _manifest(folder)
+        manifest = read_json(folder / "manifest.json")
         facts = {name: record.get(name) for name in FACTS if record.get(name) != digest}
         facts |= {"rows": manifest.get("rows"), "about": manifest.get("about"), "revision": self._revision(digest)}
         if not record and not manifest:
@@ -193,15 +193,6 @@ class _Walk:
 def _standing(version: Version) -> dict[str, Any]:
     standing = {"digest": version.digest, "gate": version.gate, "aliases": ", ".join(version.aliases)}
     return {**standing, "created": version.created}
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """A table's manifest; empty for anything else."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
 def _sources(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

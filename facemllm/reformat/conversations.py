@@ -105,9 +105,7 @@ class ConversationBatch:
 
     def add(self, number: int, row: Mapping[str, Any], asked: Questions) -> None:
         """Add the conversation about row `number` of the batch: what is asked, and whether it follows the one before.
-
-        Raises BrokenQuestion; then nothing was added.
-        """
+        Raises BrokenQuestion; then nothing was added."""
         wordings = [self.wording(one) for one, _ in asked]
         face = "[" + quoted(row["image_id"])
         messages = ",".join([wording.exchange for wording in wordings])
@@ -165,11 +163,9 @@ class ConversationBatch:
         parts[first] = 2
         kinds = np.full(len(self._texts), 1, np.int8)
         kinds[first + np.arange(len(first))] = 0
-        kind = pa.DictionaryArray.from_arrays(pa.array(kinds), pa.array(["image", "text"])).dictionary_decode()
+        kind = pa.array(["image", "text"]).take(pa.array(kinds))
         content = pa.StructArray.from_arrays([kind, pa.array(self._texts, pa.string())], fields=list(_PART))
-        role = pa.DictionaryArray.from_arrays(
-            pa.array(np.arange(len(parts), dtype=np.int64) % 2), pa.array(["user", "assistant"])
-        ).dictionary_decode()
+        role = pa.array(["user", "assistant"]).take(pa.array(np.arange(len(parts), dtype=np.int64) % 2))
         messages = pa.StructArray.from_arrays(
             [role, pa.ListArray.from_arrays(_offsets(parts), content)], fields=list(_MESSAGE)
         )

@@ -39,11 +39,8 @@ FORMATS = {**TRAINERS, **BENCHMARKS}
 def export(settings: Settings, conversations: Path, out: Path, name: str, split: str | None = None) -> dict[str, Any]:
     """Write one split of a conversations table to the folder `out`; unless given, `test` for a benchmark's format and
     `train` for a trainer's. Returns rows `read`, `kept` and left out (`quarantined`), `entries` written, and the
-    `digest` of the folder.
-
-    Raises UserError: unknown format or split, no sound table, no row to write, a row that was forgotten, a source whose
-    terms do not allow what the split is for, or `out` exists.
-    """
+    `digest` of the folder. Raises UserError: unknown format or split, no sound table, no row to write, a row that was
+    forgotten, a source whose terms do not allow what the split is for, or `out` exists."""
     if name not in FORMATS:
         raise UserError(f"no format '{name}'; choose one of {', '.join(FORMATS)}")
     split = split or ("test" if name in BENCHMARKS else "train")

@@ -102,11 +102,8 @@ class BrokenQuestion(ValueError):
 
 
 class Plan:
-    """What the settings ask.
-
-    Raises UserError: unknown task, or `zero_shot` among the tasks; a sensitive task without a reason, or a reason for
-    no task; a held-out name that does not fit.
-    """
+    """What the settings ask. Raises UserError: unknown task, or `zero_shot` among the tasks; a sensitive task without a
+    reason, or a reason for no task; a held-out name that does not fit."""
 
     def __init__(self, qa: Reformat) -> None:
         if ZERO_SHOT in qa.tasks:
@@ -127,7 +124,7 @@ class Plan:
         self._upto = [(variant, upto / total) for variant, upto in zip(drawn, accumulate(drawn.values()), strict=True)]
         self._dialogues = forms.dialogue / (total + forms.dialogue)
         others = [variant for variant in drawn if variant != asking.NATIVE]
-        self._evaluated = [asking.UNSEEN, *others] if qa.unseen_wordings else others
+        self._evaluated = [asking.NATIVE, *([asking.UNSEEN] if qa.unseen_wordings else []), *others]
 
     def questions(self, row: Row, chances: Chances | None = None) -> Questions:
         """All that is asked about a row of `faces` (`attributes` a mapping). Raises BrokenQuestion."""
@@ -159,8 +156,7 @@ class Plan:
         return [pair for pair in found if not self._names_held_out(pair[0])] if self.held_out else found
 
     def _evaluation(self, row: Row, whole: Row) -> Questions:
-        found = native(self.tasks, row)
-        found += _alone(_ask(t, item, v, row) for v in self._evaluated for t in self.tasks for item in t.items)
+        found = _alone(_ask(t, item, v, row) for v in self._evaluated for t in self.tasks for item in t.items)
         if self._dialogues:
             found += [pair for task in self.tasks for pair in _dialogue(task, row)]
         if self.held_out:
@@ -185,11 +181,6 @@ class Plan:
         if asked.question.form not in CLOSED:  # else it is an option, and those were looked at beforehand
             texts.append(asked.answer)
         return any(map(self.held_out.named_in, texts))
-
-
-def native(asked: Iterable[Task], row: Row) -> Questions:
-    """Everything that these tasks can ask outright about a row of `faces`."""
-    return _alone(_ask(task, item, asking.NATIVE, row) for task in asked for item in task.items)
 
 
 def _alone(found: Iterable[Asked | None]) -> Questions:

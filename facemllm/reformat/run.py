@@ -22,7 +22,8 @@ from facemllm.core.digests import draw
 from facemllm.errors import UserError
 from facemllm.reformat.conversations import ConversationBatch
 from facemllm.reformat.questions import BrokenQuestion, Chances, Plan, batches
-from facemllm.settings import Mixture, Reformat, Settings
+from facemllm.settings import Reformat, Settings
+from facemllm.settings.data import Mixture
 from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table
 from facemllm.tasks import ZERO_SHOT
 from facemllm.version import ledger
@@ -99,10 +100,7 @@ def _about(qa: Reformat, plan: Plan, table: Table, counts: Mapping[str, Any] | N
 
 def _chosen(table: Table, mixture: Mixture, forgotten: _Taken) -> tuple[_Taken, dict[str, dict[str, int]] | None]:
     """Tells which training faces are taken; and by source, how many there are (`faces`) and are taken (`taken`), None
-    where the mixture asks for nothing.
-
-    Raises UserError when a cap names a source that the table does not hold.
-    """
+    where the mixture asks for nothing. Raises UserError when a cap names a source that the table does not hold."""
     if not mixture.caps and mixture.temperature == 1:
         return lambda row: True, None
     if unknown := sorted(set(mixture.caps) - set(table.sources)):

@@ -139,16 +139,12 @@ def _results(evaluation: Mapping[str, Any]) -> list[Row]:
 
 def _groups(evaluation: Mapping[str, Any]) -> list[Row]:
     """Figures by groups of people, crossings of two left out; empty if no group is known."""
-    rows = [
-        (row["task"], row["kind"], row["group"], row.get("people", ""), _group(row))
-        for row in figures.fairness_rows(evaluation)
-        if " x " not in row["kind"]
-    ]
-    return [("task", "by", "group", "people", "figure"), *rows] if rows else []
-
-
-def _group(row: Mapping[str, Any]) -> str:
-    return "too few people" if row.get("too_few") or row.get("value") is None else brief(row)
+    lines: list[Row] = [("task", "by", "group", "people", "figure")]
+    for row in figures.fairness_rows(evaluation):
+        if " x " not in row["kind"]:
+            figure = "too few people" if row.get("too_few") or row.get("value") is None else brief(row)
+            lines.append((row["task"], row["kind"], row["group"], row.get("people", ""), figure))
+    return lines if len(lines) > 1 else []
 
 
 def _gaps(evaluation: Mapping[str, Any]) -> list[Row]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -99,22 +99,22 @@ def percent(value: float | None) -> str:
 
 def estimate(figure: Figure | float | None, digits: int = 3) -> Markup:
     """A figure with its 95 % interval, where it has one: `0.810 [0.790, 0.830]`."""
-    if not isinstance(figure, Mapping):
-        return Markup(number(figure, digits))
-    if figure.get("low") is None or figure.get("high") is None:
-        return Markup(number(figure.get("value"), digits))
-    between = f"[{number(figure['low'], digits)}, {number(figure['high'], digits)}]"
-    return Markup(f'{number(figure["value"], digits)} <small class="ci">{between}</small>')
+    return _with_interval(figure, lambda value: number(value, digits), lambda end: number(end, digits))
 
 
 def share(figure: Figure | float | None) -> Markup:
     """The same for a share, in per cent: `81.0 % [79.0, 83.0]`."""
+    return _with_interval(figure, percent, lambda end: f"{100 * end:.1f}")
+
+
+def _with_interval(
+    figure: Figure | float | None, said: Callable[[float | None], str], end: Callable[[float], str]
+) -> Markup:
     if not isinstance(figure, Mapping):
-        return Markup(percent(figure))
-    if figure.get("low") is None or figure.get("high") is None:
-        return Markup(percent(figure.get("value")))
-    between = f"[{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
-    return Markup(f'{percent(figure.get("value"))} <small class="ci">{between}</small>')
+        return Markup(said(figure))
+    value, low, high = (figure.get(name) for name in ("value", "low", "high"))
+    between = "" if low is None or high is None else f' <small class="ci">[{end(low)}, {end(high)}]</small>'
+    return Markup(said(value) + between)
 
 
 def brief(figure: Figure | float | None) -> str:

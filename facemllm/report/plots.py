@@ -43,15 +43,11 @@ def drawn(metrics: Mapping[str, Any]) -> dict[str, Figure]:
 
 def intervals(tasks: Mapping[str, Any]) -> Figure:
     """Every task and item with its 95 % interval beside its baselines, one panel a metric and unit."""
-    from matplotlib.figure import Figure
-
     panels: dict[str, list[dict[str, Any]]] = {}
     for row in figures.results(tasks):
         if row["value"] is not None:
             panels.setdefault(f"{row['metric']} {row['unit']}".strip(), []).append(row)
-    heights = [len(rows) + 1.5 for rows in panels.values()] or [1.0]
-    figure = Figure(figsize=(8, 0.6 + 0.32 * sum(heights)), layout="constrained")
-    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    figure, axes = _stacked([len(rows) + 1.5 for rows in panels.values()] or [1.0], 0.32)
     names = dict.fromkeys(name for rows in panels.values() for row in rows for name in row if name not in _PLAIN)
     for axis, (metric, rows) in zip(axes, panels.items(), strict=False):
         for y, row in enumerate(rows):
@@ -63,11 +59,8 @@ def intervals(tasks: Mapping[str, Any]) -> Figure:
             axis.scatter(
                 *zip(*points, strict=True) if points else ([], []), marker="|", s=90, c=f"C{index + 1}", label=name
             )
-        labels = [_plain(f"{row['task']}  {row['item']}" if row["item"] else row["task"]) for row in rows]
-        axis.set_yticks(range(len(rows)), labels)
-        axis.set_ylim(len(rows) - 0.5, -0.5)
+        _label(axis, [f"{row['task']}  {row['item']}" if row["item"] else row["task"] for row in rows])
         axis.set_xlabel(metric)
-        axis.grid(axis="x", alpha=0.3)
     if panels:
         axes[0].legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
     return figure
@@ -75,15 +68,11 @@ def intervals(tasks: Mapping[str, Any]) -> Figure:
 
 def fairness(metrics: Mapping[str, Any]) -> Figure:
     """Groups of people with their 95 % intervals, one panel a task; groups too small for a figure are left out."""
-    from matplotlib.figure import Figure
-
     panels: dict[str, list[dict[str, Any]]] = {}
     for row in _group_rows(metrics):
         if row.get("value") is not None:
             panels.setdefault(row["task"], []).append(row)
-    heights = [len(rows) + 1.5 for rows in panels.values()]
-    figure = Figure(figsize=(8, 0.6 + 0.3 * sum(heights)), layout="constrained")
-    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    figure, axes = _stacked([len(rows) + 1.5 for rows in panels.values()], 0.3)
     for axis, (task, rows) in zip(axes, panels.items(), strict=True):
         kinds = list(dict.fromkeys(row["kind"] for row in rows))
         for y, row in enumerate(rows):
@@ -91,12 +80,23 @@ def fairness(metrics: Mapping[str, Any]) -> Figure:
             if row.get("low") is not None and row.get("high") is not None:
                 axis.plot([row["low"], row["high"]], [y, y], color=color, linewidth=2)
             axis.scatter([row["value"]], [y], color=color, zorder=3)
-        labels = [_plain(f"{row['kind']}  {row['group']}  ({row.get('people')})") for row in rows]
-        axis.set_yticks(range(len(rows)), labels)
-        axis.set_ylim(len(rows) - 0.5, -0.5)
+        _label(axis, [f"{row['kind']}  {row['group']}  ({row.get('people')})" for row in rows])
         axis.set_title(_plain(task), fontsize="medium", loc="left")
-        axis.grid(axis="x", alpha=0.3)
     return figure
+
+
+def _stacked(heights: Sequence[float], inches: float) -> tuple[Figure, Any]:
+    """Panels beneath each other, and their figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.6 + inches * sum(heights)), layout="constrained")
+    return figure, figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+
+
+def _label(axis: Any, rows: Sequence[str]) -> None:
+    axis.set_yticks(range(len(rows)), [*map(_plain, rows)])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.grid(axis="x", alpha=0.3)
 
 
 def _group_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -106,30 +106,28 @@ def _group_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 def reliability(calibration: Mapping[str, Any]) -> Figure:
     """Share of right answers against stated confidence, a panel a task, larger points for more answers; the diagonal is
     a model that knows itself."""
-    from matplotlib.figure import Figure
-
-    shown = {task: body for task, body in calibration.items() if any(b.get("n") for b in body.get("bins") or ())}
-    columns = min(max(len(shown), 1), 3)
-    rows = -(-max(len(shown), 1) // columns)
-    figure = Figure(figsize=(2.8 * columns, 2.7 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis, (task, body) in zip(axes, shown.items(), strict=False):
-        bins = [b for b in body["bins"] if b.get("n")]
+    shown = {task: bins for task, body in calibration.items() if (bins := filled(body))}
+    figure, axes = _grid(len(shown), 2.8, 2.7)
+    for axis, (task, bins) in zip(axes, shown.items(), strict=False):
         most = max(b["n"] for b in bins)
         axis.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
         axis.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], color=_LINE, linewidth=1, alpha=0.6)
         sizes = [4 + 60 * b["n"] / most for b in bins]
         axis.scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins], s=sizes, color=_LINE, zorder=3)
-        ece = "" if body.get("ece") is None else f", ECE {body['ece']:.3f}"
+        error = calibration[task].get("ece")
+        ece = "" if error is None else f", ECE {error:.3f}"
         axis.set_title(f"{_plain(task.replace('_', ' '))}{ece}", fontsize="small")
         axis.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axis.tick_params(labelsize="small")
         axis.grid(alpha=0.3)
-    for axis in list(axes):
-        axis.set_axis_off()
     figure.supxlabel("confidence", fontsize="small")
     figure.supylabel("share right", fontsize="small")
     return figure
+
+
+def filled(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The bins of a calibration that any answer fell into."""
+    return [one for one in body.get("bins") or () if one.get("n")]
 
 
 def confusion(name: str, body: Mapping[str, Any]) -> Figure:
@@ -156,16 +154,11 @@ def curve(points: Points, names: Mapping[str, str]) -> Figure | None:
     """Training metrics over steps, a panel a metric (`names` says what they are called): every logged value faint, a
     running mean over it. One wild value does not flatten the rest: a scale ends at the 99th percentile. None if no
     metric has two values."""
-    from matplotlib.figure import Figure
-
     found = {name: _series(points, name) for name in names}
     shown = {name: series for name, series in found.items() if len(series) > 1}
     if not shown:
         return None
-    columns = min(len(shown), 3)
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.0 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, axes = _grid(len(shown), 3.6, 2.0)
     for axis, (name, series) in zip(axes, shown.items(), strict=False):
         thin = [*range(0, len(series) - 1, max(1, len(series) // _POINTS)), len(series) - 1]
         steps, values = [step for step, _ in series], [value for _, value in series]
@@ -179,9 +172,20 @@ def curve(points: Points, names: Mapping[str, str]) -> Figure | None:
         axis.tick_params(labelsize="small")
         if names[name]:
             axis.set_title(_plain(names[name]), fontsize="small")
-    for axis in axes[len(shown) :]:
-        axis.set_axis_off()
     return figure
+
+
+def _grid(panels: int, width: float, height: float) -> tuple[Figure, list[Any]]:
+    """Panels of so many inches, three a row, and their figure; places that are left over stay empty."""
+    from matplotlib.figure import Figure
+
+    columns = min(max(panels, 1), 3)
+    rows = -(-max(panels, 1) // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[panels:]:
+        axis.set_axis_off()
+    return figure, axes
 
 
 def curve_in_words(points: Points, name: str = "loss") -> str:

@@ -187,23 +187,19 @@ def _fairness(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _reliability(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Reliability plots of tasks and of the scores of characteristics, and the tasks that have none."""
     calibration, scores = metrics.get("calibration") or {}, metrics.get("characteristics") or {}
-    known = {task: body for task, body in calibration.items() if _bins(body)}
+    known = {task: body for task, body in calibration.items() if plots.filled(body)}
     return {
         "calibration": _drawn(plots.reliability(known), _bins_in_words(known)) if known else None,
         "uncalibrated": [task for task in calibration if task not in known],
         "scores": _drawn(plots.reliability({"scores": scores}), _bins_in_words({"scores": scores}))
-        if _bins(scores)
+        if plots.filled(scores)
         else None,
     }
 
 
-def _bins(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [one for one in body.get("bins") or () if one.get("n")]
-
-
 def _bins_in_words(calibration: Mapping[str, Any]) -> str:
     told = {
-        task: ", ".join(f"{one['confidence']:.2f}: {one['accuracy']:.2f} of {one['n']}" for one in _bins(body))
+        task: ", ".join(f"{one['confidence']:.2f}: {one['accuracy']:.2f} of {one['n']}" for one in plots.filled(body))
         for task, body in calibration.items()
     }
     return "share right by confidence; " + "; ".join(f"{task} {bins}" for task, bins in told.items())
@@ -297,9 +293,8 @@ def _costs(found: Mapping[str, Any]) -> dict[str, Any]:
     lines = {**stages, **({"together": sums} if len(stages) > 1 else {})}
     notes = ["Time and energy of the work itself, without starting up."]
     if "flops" in known:
-        notes.append(
-            "Operations: matrix products, convolutions and attention, counted on one step and scaled by tokens."
-        )
+        counted = "matrix products, convolutions and attention, counted on one step and scaled by tokens"
+        notes.append(f"Operations: {counted}.")
     if not known & {"energy_cpu_joules", "energy_gpu_joules"}:
         notes.append("This machine reports no energy to this user.")
     return {

@@ -1,22 +1,28 @@
-"""Results and comparisons for the terminal."""
+"""Results and comparisons for the terminal, and a comparison as a page, one HTML file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from facemllm.report.comparison import head
-from facemllm.report.kit import number, p_value
+from facemllm.core.files import atomic_write
+from facemllm.report.kit import number, p_value, render
 from facemllm.scoring.figures import measure
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
-from facemllm.scoring.paired import BETTER, SAME, WORSE, by_group, by_task
+from facemllm.scoring.paired import BETTER, SAME, WORSE, by_group, by_task, by_verdict
 from facemllm.tasks import ZERO_SHOT
 
 _MARKS = {BETTER: ("▲ better", "green"), WORSE: ("▼ worse", "bold red"), SAME: ("· not shown", "dim")}
+
+
+def head(task: str) -> str:
+    """What the figure of a task is called."""
+    return "all closed questions" if task == CLOSED_MEAN else task
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:
@@ -59,6 +65,40 @@ def shown(comparison: Mapping[str, Any]) -> Iterator[Table | Text]:
     yield Text(facts, style="dim")
 
 
+def write_page(out: Path, comparison: Mapping[str, Any]) -> None:
+    """Write a comparison (`compare.compare`) as a page; whole or not at all."""
+    atomic_write(out, page(comparison).encode())
+
+
+def page(comparison: Mapping[str, Any]) -> str:
+    """A comparison as HTML."""
+    figures, groups = list(by_task(comparison["figures"])), list(by_group(comparison["groups"]))
+    items = {task: [(item, e) for name, item, e in figures if item and name == task] for task, _, _ in figures}
+    shown = [(f"{task}, {kind}: {name}", e) for task, kind, name, e in groups if e["verdict"] != SAME]
+    every = {task: [(f"{kind}: {name}", e) for owner, kind, name, e in groups if owner == task] for task, *_ in groups}
+    return render(
+        "comparison.html.jinja",
+        comparison=comparison,
+        verdicts={verdict: names for verdict, names in by_verdict(comparison).items() if names},
+        heads=_rows([(head(task), entry) for task, item, entry in figures if not item]),
+        items={task: _rows(own) for task, own in items.items() if own},
+        shown=_rows(shown),
+        groups={task: _rows(own) for task, own in every.items()},
+    )
+
+
+def _rows(entries: list[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows on one scale a unit, so that bars beneath each other compare: `reach` is where it ends, either way."""
+    reach: dict[str, float] = {}
+    for _, entry in entries:
+        ends = [abs(entry["difference"][end] or 0.0) for end in ("value", "low", "high")]
+        reach[entry["unit"]] = max(reach.get(entry["unit"], 0.0), *ends)
+    return [
+        {"name": name, "entry": entry, "measure": measure(entry), "reach": reach[entry["unit"]] * 1.05}
+        for name, entry in entries
+    ]
+
+
 def _table(title: str, first: str, numeric: tuple[str, ...], *, verdicts: bool = False) -> Table:
     table = Table(title=title, title_justify="left", pad_edge=False, box=None)
     table.add_column(first)
@@ -87,9 +127,8 @@ def _add_figure(table: Table, name: str, figure: Mapping[str, Any]) -> None:
 
 def _add_difference(table: Table, name: str, entry: Mapping[str, Any]) -> None:
     how, change = measure(entry), entry["difference"]
-    value, low, high = (
-        "–" if change[end] is None else f"{change[end]:+.{how.digits}f}" for end in ("value", "low", "high")
-    )
+    ends = [change[end] for end in ("value", "low", "high")]
+    value, low, high = ("–" if end is None else f"{end:+.{how.digits}f}" for end in ends)
     table.add_row(
         escape(name),
         escape(how.short),

@@ -110,10 +110,9 @@ def characteristics(settings: Settings, sheet: Sheet, parsed: Parsed, folder: Pa
     """What the scores in `folder` say beside the text; None where it holds none.
 
     A characteristic counts on the faces whose true answers tell it. `scores` and `text` are the shares that are right
-    (a score of one half or more says yes; text that does not tell is wrong), with intervals over people, `balanced` the
-    same as the mean of yes and no, averaged over characteristics; `agreement` is the share in which both say the same,
-    where the text tells; `ece` the calibration error of the scores. `relations` are checked on the faces whose text
-    tells enough. `by_characteristic` and `by_relation` give the same one by one.
+    (a score of one half or more says yes; text that does not tell is wrong), `balanced` the same as the mean of yes and
+    no, averaged over characteristics, `agreement` the share in which both say the same, where the text tells, `ece` the
+    calibration error of the scores. `relations` are checked on the faces whose text tells enough.
     """
     if not folder.is_dir():
         return None
@@ -136,7 +135,10 @@ def characteristics(settings: Settings, sheet: Sheet, parsed: Parsed, folder: Pa
         "scores": share(settings, sheet, people, scored == truth),
         "text": share(settings, sheet, people, text == truth),
         "agreement": share(settings, sheet, people[stated], (scored == text)[stated]),
-        "balanced": {who: _mean([one[who][BALANCED] for one in each]) for who in ("scores", "text")},
+        "balanced": {
+            who: stats.plain_mean(right for one in each if (right := one[who][BALANCED]) is not None)
+            for who in ("scores", "text")
+        },
         **_calibration(_bins(scored == truth, np.maximum(chance, 1 - chance))),
         "by_characteristic": each,
         "relations": _relations(settings, sheet, names, {"scores": scored_FA, "text": text_FA, "labels": truth_FA}),
@@ -175,22 +177,17 @@ def _one(name: str, truth: Labels, scored: Labels, text: Labels) -> dict[str, An
     return {
         "name": name,
         "n": len(truth),
-        "yes": stats.plain(float((truth == 1).mean())),
+        "yes": stats.plain_mean(truth == 1),
         "scores": _right(truth, scored),
         "text": _right(truth, text),
-        "agreement": stats.plain(float((scored == text)[stated].mean())) if stated.any() else None,
+        "agreement": stats.plain_mean((scored == text)[stated]),
     }
 
 
 def _right(truth: Labels, said: Labels) -> dict[str, float | None]:
     recalls = [float((said == value)[truth == value].mean()) for value in (0, 1) if (truth == value).any()]
-    balanced = stats.plain(float(np.mean(recalls))) if len(recalls) == 2 else None
-    return {ACCURACY.name: stats.plain(float((said == truth).mean())), BALANCED: balanced}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return stats.plain(float(np.mean(known))) if known else None
+    balanced = stats.plain_mean(recalls) if len(recalls) == 2 else None
+    return {ACCURACY.name: stats.plain_mean(said == truth), BALANCED: balanced}
 
 
 def _relations(settings: Settings, sheet: Sheet, names: Sequence[str], labels: dict[str, Labels]) -> dict[str, Any]:
@@ -206,7 +203,7 @@ def _relations(settings: Settings, sheet: Sheet, names: Sequence[str], labels: d
             known, breaks = relation.check(places, labels_FA == 1, labels_FA != UNKNOWN)
             checked = known & stated
             counts[who] += checked, checked & breaks
-            shares[who] = stats.plain(float(breaks[checked].mean())) if checked.any() else None
+            shares[who] = stats.plain_mean(breaks[checked])
         if stated.any():
             each.append({"relation": str(relation), "n": int(stated.sum()), **shares})
     overall = {}

@@ -1,4 +1,4 @@
-"""Consistency: whether the answers about one face can all be true, and whether wording changes them.
+"""Consistency: whether the answers about one face can all be true, and whether another wording or way changes them.
 
 Relations are those of `knowledge.relations`; apart from them, a caption states nothing that the answer to its question
 denies. Answers assert attributes: a chosen style denies the other styles, a statement called true affirms its claim, a
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ import numpy.typing as npt
 from facemllm import tasks
 from facemllm.scoring import stats
 from facemllm.scoring.metrics import ACCURACY, Parsed, facts, number
-from facemllm.scoring.sheet import Mask, Rows, Sheet, Variant
+from facemllm.scoring.sheet import Mask, Rows, Sheet, Variant, read_some
 from facemllm.settings import Settings
+from facemllm.tables import PREDICTIONS, open_table
 from facemllm.tasks import asking
 from facemllm.tasks.answers import TOLERANCE
 from facemllm.tasks.characteristics import asserted
@@ -189,15 +191,11 @@ def _ways(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
         for way, marks in right.items()
     }
     if asking.STATEMENT in ways:
-        ways[asking.STATEMENT]["blind"] = _blind(sheet, right[asking.STATEMENT])
+        # right without a look at the face, by what is more often true of each claim: some claims are rarely true
+        marks = right[asking.STATEMENT]
+        most = [Counter(sheet.answers[row] for row in rows).most_common(1)[0][1] for rows, _ in marks]
+        ways[asking.STATEMENT]["blind"] = stats.plain(sum(most) / sum(len(rows) for rows, _ in marks))
     return ways
-
-
-def _blind(sheet: Sheet, marks: Marks) -> float | None:
-    """The share of statements that are answered right without a look at the face, by what is more often true of each
-    claim: some claims are rarely true."""
-    most = [Counter(sheet.answers[row] for row in rows).most_common(1)[0][1] for rows, _ in marks]
-    return stats.plain(sum(most) / sum(len(rows) for rows, _ in marks))
 
 
 def _right(question: Any, how: Variant, said: str | None, answer: str) -> bool:
@@ -213,3 +211,29 @@ def _agree(asked: Any, said: str | None, outright: str | None) -> bool:
 def _pooled(settings: Settings, sheet: Sheet, marks: Sequence[tuple[Rows, list[bool]]]) -> dict[str, float | None]:
     rows = np.concatenate([np.empty(0, dtype=np.int64), *(part for part, _ in marks)])
     return share(settings, sheet, sheet.subjects[rows], [hit for _, found in marks for hit in found])
+
+
+def generation(settings: Settings, sheet: Sheet, parsed: Parsed, table: Path) -> dict[str, Any] | None:
+    """How often free generation gives the answer that scoring the options gave: `agreement` with its interval, `n`
+    questions, the same `by_task`, the `unreadable` share of generated answers, and `both_unreadable`, the share of
+    questions to which both ways gave nothing to read: no agreement. None where there is no such table.
+
+    Numbers agree within a step of the option grid.
+    """
+    if not table.is_dir():
+        return None
+    rows, said = read_some(open_table(table, PREDICTIONS), sheet)
+    by_task: dict[str, list[bool]] = {}
+    at: list[int] = []
+    for key, own in sheet.rows.items():
+        asked = own[np.isin(own, rows)]
+        by_task.setdefault(key[0], []).extend(same(sheet.questions[key], said[row], parsed[row]) for row in asked)
+        at.extend(asked)
+    agree = [hit for found in by_task.values() for hit in found]
+    return {
+        "agreement": share(settings, sheet, sheet.subjects[at], agree),
+        "n": len(at),
+        "by_task": {name: {"value": stats.plain_mean(own), "n": len(own)} for name, own in by_task.items() if own},
+        "unreadable": stats.plain_mean(said[row] is None for row in at),
+        "both_unreadable": stats.plain_mean(said[row] is parsed[row] is None for row in at),
+    }

@@ -57,11 +57,9 @@ Cells = Mapping[Part, Cell]
 
 
 def measure(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
-    """Figures by task, kind and group, and the gaps between groups with enough people, as in `metrics.json`.
-
-    A gap is `a` minus `b`; `error` is its standard error, `low` and `high` the t interval of its test, `p` is None
-    where people do not differ at all. A kind with no known group is left out.
-    """
+    """Figures by task, kind and group, and the gaps between groups with enough people, as in `metrics.json`. A gap is
+    `a` minus `b`; `error` is its standard error, `low` and `high` the t interval of its test, `p` is None where people
+    do not differ at all. A kind with no known group is left out."""
     found: dict[str, Any] = {task: {} for task, _ in sheet.rows}
     for kind in sheet.kinds:
         for task, groups in disaggregate(sheet, parsed, kind).items():
@@ -151,11 +149,9 @@ def _least_variance(parts: Cells, kept: Sequence[Part]) -> float:
 
 
 def beyond(kinds: Mapping[str, Any], allowed: float) -> list[dict[str, Any]]:
-    """The gaps of a task that are shown to exceed what is allowed, each with its `kind`, the surest first.
-
-    Shown: the whole 95 % interval of the gap lies beyond `allowed`, corrected by Holm's method for all gaps of the
-    task, whatever their kind; `p_holm` is that of this test.
-    """
+    """The gaps of a task that are shown to exceed what is allowed, each with its `kind`, the surest first. Shown: the
+    whole 95 % interval of the gap lies beyond `allowed`, corrected by Holm's method for all gaps of the task, whatever
+    their kind; `p_holm` is that of this test."""
     found = []
     for kind, entry in kinds.items():
         people = {name: group["people"] for name, group in entry["groups"].items()}

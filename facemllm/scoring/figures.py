@@ -4,26 +4,18 @@ Pure functions of `metrics.json` (or of the `tasks` of a summary) and of the pre
 so that runs compare:
 
     <task>/<metric>  .../<metric>_low  _high        figure and its 95 % interval: age/mae, age/mae_low, age/mae_high
-    <task>/n  <task>/unparsed  <task>/refused       questions asked, shares of answers not readable and refused
+    <task>/n .../unparsed .../refused               questions asked, shares of answers not readable and refused
     <task>/smallest_difference                      what this test set would show between two models
-    <task>/baseline_majority  <task>/baseline_...   what needs no model, or a small one
+    <task>/baseline_majority  .../baseline_pixels   what needs no model, or a small one
     <task>/also/<metric> ...                        a further metric of the task: attributes/also/accuracy
     <task>/<item>/<metric> ...                      the same for an item of a task: head_pose/yaw/mae
-    zero_shot/...                                   a task as any other: attributes that training never saw
-    closed_mean/balanced_accuracy ...
     fairness/<task>/<kind>/<group>                  figure of a group of people; kinds: gender, age_band, skin_tone
     fairness/<task>/<kind>/largest_gap/value ...    between two groups; kinds also by pairs: gender x age_band
     fairness/gaps/compared  fairness/gaps/shown     kinds of groups over all tasks, and those in which a gap is shown
-    consistency/model/value ...  consistency/truth  share of answers that break a logical relation, and of true labels
-    consistency/captions/model/value ...            share of captions' statements that an answer contradicts; truth too
-    consistency/<way>/agreement/value ...           the same question asked another way: unseen, statement, lettered
+    consistency/...                                 shares of broken relations, agreement of ways to ask
     calibration/<task>/ece  .../expected            expected calibration error, and that of a calibrated model
-    slices/<name>/closed_mean/value ...             turned or covered faces; also slices/<name>/tasks/<task>/value
-    disturbed/<kind>/after/value, .../change/value  the same faces blurred, dark, as poor JPEG, occluded; no_map
-    generation/agreement/value ...                  answers by free generation against those by likelihood
-    characteristics/scores/value ...                share of the knowledge branch's scores that are right; also text
-    characteristics/agreement/value ...             scores and text say the same; also ece, balanced, relations
-    zero_shot/also/by_likelihood ...                the likeliest option, whatever the model would write
+    slices/<name>/...  disturbed/<kind>/...         figures of kinds of faces, and of pictures made worse
+    generation/...  characteristics/...             free generation, and the knowledge branch, beside the answers
 
 The figures are in `plots.py`.
 """
@@ -89,10 +81,8 @@ def measure(figure: Mapping[str, Any], metric: str | None = None) -> Measure:
 def task_metrics(
     tasks: Mapping[str, Any], prefix: str = "", *, items: bool = True, metric: str = "value"
 ) -> dict[str, float]:
-    """Figures of tasks under their stable metric names; `items=False` leaves out the items of tasks.
-
-    `metric` names the figures that do not name their own.
-    """
+    """Figures of tasks under their stable metric names; `items=False` leaves out the items of tasks. `metric` names the
+    figures that do not name their own."""
     flat: dict[str, float] = {}
     for name, figures in tasks.items():
         base = f"{prefix}{name}"

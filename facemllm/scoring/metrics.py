@@ -175,11 +175,6 @@ def _quotient(totals_RK: Array) -> Array:
     return ratio(totals_RK[:, 0], totals_RK[:, 1])
 
 
-def _mean_recall(totals_RK: Array) -> Array:
-    """Recall averaged over the classes that occur."""
-    return mean(ratio(totals_RK[:, 0::2], totals_RK[:, 1::2]).T)
-
-
 def _f1(totals_RK: Array) -> Array:
     shared, stated, true = totals_RK.T
     return ratio(2 * shared, 2 * shared + stated + true)
@@ -189,10 +184,6 @@ def _most_frequent(answers: Sequence[str]) -> str:
     """Ties fall to the first by name."""
     counts = Counter(answers)
     return min(counts, key=lambda answer: (-counts[answer], answer))
-
-
-def _median(answers: Sequence[str]) -> str:
-    return f"{np.median([float(answer) for answer in answers]):.4f}"
 
 
 def _most_frequent_facts(answers: Sequence[str]) -> str:
@@ -227,7 +218,7 @@ BALANCED_ACCURACY = Metric(
     name="balanced_accuracy",
     label="balanced accuracy",
     columns=_right_by_class,
-    value=_mean_recall,
+    value=lambda totals_RK: mean(ratio(totals_RK[:, 0::2], totals_RK[:, 1::2]).T),  # over the classes that occur
     constant=_most_frequent,
     also=("accuracy",),
     in_closed_mean=True,
@@ -245,7 +236,7 @@ METRICS = {
             answers="number",
             columns=lambda answers, parsed, grid: _counted(exact(errors(answers, parsed, grid))),
             value=_quotient,
-            constant=_median,
+            constant=lambda answers: f"{np.median([float(answer) for answer in answers]):.4f}",
             higher_is_better=False,
             digits=2,
             in_unit=True,

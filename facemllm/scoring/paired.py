@@ -1,7 +1,4 @@
-"""Two models on the same questions: the same resampled people for both, so what they share cancels out.
-
-`compare` judges every figure, and `by_task`, `by_group` and `by_verdict` put what it found in order.
-"""
+"""Two models on the same questions: the same resampled people for both, so what they share cancels out."""
 
 from __future__ import annotations
 
@@ -39,11 +36,9 @@ class Pair:
 def compare(settings: Settings, conversations: Path, first: Path, second: Path) -> dict[str, Any]:
     """Every figure of two evaluation folders, paired; a difference is the second's minus the first's.
 
-    Returns `first` and `second` (model digests), `conversations_digest`, `split`, `n_images`, `n_subjects`;
-    `figures` by name as in `metrics.json` (`task`, `task.item`, `closed_mean`) and `groups` by task, kind and group.
-    Each holds `metric`, `unit`, `higher_is_better`, `first`, `second`, `difference` (value, low, high), `p`, `p_holm`,
-    `n` questions, `people`, `smallest_difference` (what would show at 80 % power) and the `verdict` on the second.
-    Holm's families are the tasks, the items, and all groups of people of all tasks; `closed_mean` stands alone. A group
+    Returns, beside what identifies both, `figures` by name as in `metrics.json` (`task`, `task.item`, `closed_mean`)
+    and `groups` by task, kind and group, each with its `difference`, p values and the `verdict` on the second. Holm's
+    families are the tasks, the items, and all groups of people of all tasks; `closed_mean` stands alone. A group
     of fewer than `evaluate.min_group` people has no figures, and a figure over fewer has no p. Where the bootstrap
     finds no error, everybody who changed at all having changed alike, p is of an exact sign test over those people.
 
@@ -85,12 +80,12 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         metrics: Any = json.loads((folder / "metrics.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not an evaluation: no readable metrics.json ({error})") from None
-    if not isinstance(metrics, dict) or not all(isinstance(metrics.get(name), str) for name in _NEEDED):
-        lacking = [name for name in _NEEDED if not isinstance(metrics, dict) or not isinstance(metrics.get(name), str)]
+    lacking = [name for name in _NEEDED if not isinstance(metrics, dict) or not isinstance(metrics.get(name), str)]
+    if lacking:
         raise UserError(f"{folder} is not an evaluation: metrics.json does not state {lacking[0]}; evaluate again")
     if _answers(folder).digest != metrics["predictions_digest"]:
         raise UserError(f"{folder}: metrics.json does not belong to the predictions beside it; evaluate again")
-    return metrics
+    return dict(metrics)
 
 
 def replicates(settings: Settings, pair: Pair) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -203,10 +198,8 @@ def judged(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def by_task(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Figures as (task, item, figure) with items beneath their task; the mean of all closed questions first.
-
-    An item that is all of its task is left out, but for `zero_shot`, where it names the attribute.
-    """
+    """Figures as (task, item, figure) with items beneath their task; the mean of all closed questions first. An item
+    that is all of its task is left out, but for `zero_shot`, where it names the attribute."""
     heads = [name for name in figures if "." not in name]
     for task in sorted(heads, key=lambda name: name != CLOSED_MEAN):
         yield task, "", figures[task]

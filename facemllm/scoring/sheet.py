@@ -24,8 +24,8 @@ from facemllm.errors import UserError
 from facemllm.scoring import metrics
 from facemllm.scoring.metrics import Array, Parsed, number
 from facemllm.tables import Table, mapping
+from facemllm.tasks.answers import refuses
 from facemllm.tasks.asking import NATIVE
-from facemllm.tasks.language import refuses
 
 Key = tuple[str, str]
 """Task and item."""
@@ -52,10 +52,9 @@ class Variant:
 class Sheet:
     """The questions of a split, in table order; `sample_ids`, `faces` and `answers` have one entry a question.
 
-    `faces` holds positions in `images`, `people` the subject of each image as a number from 0; an image without a
-    subject is a person of its own. `rows` holds the positions of each item's questions in its own form, from which its
-    figure is made, `variants` those of the same items asked otherwise, `questions` how each is asked. `groups` is, by
-    kind (`gender`), the group of each image, None where it is unknown.
+    `faces` holds positions in `images`, `people` the subject of each image as a number from 0 (without one: a person of
+    its own), `rows` the positions of each item's questions in its own form, `variants` those of the same items asked
+    otherwise, `questions` how each is asked, `groups` by kind the group of each image, None where it is unknown.
     """
 
     split: str
@@ -130,10 +129,8 @@ def is_asked(turn: Mapping[str, Any]) -> bool:
 
 
 def read_sheet(conversations: Table, split: str) -> Sheet:
-    """Read the questions of a split and their answers. Raises UserError when there are none, or a number is none.
-
-    Turns that follow from earlier ones are left out: asked alone they have no meaning.
-    """
+    """Read the questions of a split and their answers. Raises UserError when there are none, or a number is none. Turns
+    that follow from earlier ones are left out: asked alone they have no meaning."""
     reading = _Reading()
     for batch in conversations.batches(["image_id", "subject_id", "groups", "turns"], split, _FACES):
         reading.add(batch)
@@ -212,7 +209,8 @@ class _Reading:
         which = np.concatenate(self._which)
         for place, how in enumerate(self._asked):
             places.setdefault(how, []).append(np.flatnonzero(which == place))
-        rows = {how: np.sort(np.concatenate(parts)) for how, parts in sorted(places.items(), key=_in_order)}
+        order = sorted(places, key=lambda how: (how.task, how.item, how.variant, how.claim or ""))
+        rows = {how: np.sort(np.concatenate(places[how])) for how in order}
         return Sheet(
             split=split,
             sample_ids=pa.concat_arrays(self._ids),
@@ -227,24 +225,15 @@ class _Reading:
         )
 
 
-def _in_order(entry: tuple[Variant, Any]) -> tuple[str, ...]:
-    how = entry[0]
-    return how.task, how.item, how.variant, how.claim or ""
-
-
 def read_parsed(predictions: Table, sheet: Sheet) -> list[str | None]:
-    """The parsed answers of a predictions table, in the order of the sheet.
-
-    Raises UserError unless every question of the sheet is answered exactly once and none besides.
-    """
+    """The parsed answers of a predictions table, in the order of the sheet. Raises UserError unless every question of
+    the sheet is answered exactly once and none besides."""
     return read_some(predictions, sheet, whole=True)[1]
 
 
 def read_some(predictions: Table, sheet: Sheet, *, whole: bool = False) -> tuple[Rows, list[str | None]]:
-    """Which questions of the sheet a table answers, and its parsed answers in the order of the sheet.
-
-    Raises UserError when it answers one twice, or one that the sheet does not have, or if `whole` when one is missing.
-    """
+    """Which questions of the sheet a table answers, and its parsed answers in the order of the sheet. Raises UserError
+    when it answers one twice, or one that the sheet does not have, or if `whole` when one is missing."""
     parsed: list[str | None] = [None] * len(sheet.answers)
     found = []
     for at, batch in _matched(predictions, sheet, ["parsed"], whole=whole):
@@ -254,10 +243,8 @@ def read_some(predictions: Table, sheet: Sheet, *, whole: bool = False) -> tuple
 
 
 def read_answers(predictions: Table, sheet: Sheet) -> Answers:
-    """All that a predictions table says, in the order of the sheet.
-
-    Raises UserError as `read_parsed` does, and for a probability outside 0 to 1.
-    """
+    """All that a predictions table says, in the order of the sheet. Raises UserError as `read_parsed` does, and for a
+    probability outside 0 to 1."""
     found = Answers.of([None] * len(sheet.answers))
     parsed, likeliest = list(found.parsed), list(found.likeliest)
     for at, batch in _matched(predictions, sheet, ["parsed", "raw", "scores"]):

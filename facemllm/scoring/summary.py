@@ -1,5 +1,6 @@
 """The figures of all tasks, with intervals over people: `task.item`, `task` (macro mean of its items) and `closed_mean`
-(mean balanced accuracy of all items answered by choosing a class, of attributes held out of training apart).
+(mean balanced accuracy of all items answered by choosing a class, of attributes held out of training apart); the same
+of kinds of faces (how far turned, occluded) and of disturbed pictures.
 
 An item's figure comes from its own form of question; other ways to ask it are looked at in `consistency`.
 """
@@ -7,6 +8,7 @@ An item's figure comes from its own form of question; other ways to ask it are l
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +16,18 @@ import numpy as np
 from facemllm import tasks
 from facemllm.scoring import metrics, stats
 from facemllm.scoring.metrics import ACCURACY, BALANCED, CLOSED_MEAN, Array, Metric, Parsed, mean
-from facemllm.scoring.sheet import Answers, Key, Mask, Rows, Sheet
+from facemllm.scoring.sheet import Answers, Key, Mask, Rows, Sheet, read_some
+from facemllm.settings import Settings
+from facemllm.tables import PREDICTIONS, open_table
 from facemllm.tables.schemas import CELEBA
 from facemllm.tasks import ZERO_SHOT
 
 BY_LIKELIHOOD = "by_likelihood"
 CELEBA_TASKS = ("attributes", "presence", "presence_of_persons")
 """The tasks whose items CelebA's forty names are, each in one of them."""
+FRONTAL, PROFILE = 15.0, 45.0
+"""Degrees of yaw to either side: up to which a face counts as frontal, and from which as a profile."""
+_OCCLUDING = {("Wearing_Hat", "yes"), ("eyewear", "Sunglasses"), ("Sunglasses", "yes")}
 
 Figures = dict[str, dict[str, Array]]
 """Replicates by name and metric, a figure's own metric first."""
@@ -108,8 +115,8 @@ def summarise(
             "metric": metric,
             **stats.spread(own[metric], people),
             "n": len(rows),
-            "unparsed": _share(known.unread(answers.parsed[row]) for row in rows),
-            "refused": _share(answers.refused[rows]),
+            "unparsed": stats.plain_mean(known.unread(answers.parsed[row]) for row in rows),
+            "refused": stats.plain_mean(answers.refused[rows]),
             "smallest_difference": stats.plain(stats.smallest_difference(error)) if people > 1 else None,
             "baselines": {
                 rival: stats.plain(found[name][metric][0]) if any(said[row] is not None for row in rows) else None
@@ -157,6 +164,68 @@ def _celeba(replicates: Figures, people: int) -> dict[str, Any] | None:
     return {metric: stats.spread(mean(item[metric] for item in known), people) for metric in both}
 
 
-def _share(found: Any) -> float | None:
-    values = [bool(value) for value in found]
-    return stats.plain(sum(values) / len(values))
+def slices(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
+    """Figures of the faces of each slice by the labels asked about: `people`, `n` questions, `closed_mean`, `tasks`.
+    Slices are `frontal`, `turned`, `profile` (where yaw is known), `occluded` and `unoccluded` (by hat or sunglasses).
+    One of fewer people than `evaluate.min_group` is `too_few` and has no figures; one without a face is left out."""
+    found = {}
+    for name, chosen in _kinds_of_faces(sheet).items():
+        if not chosen.any():
+            continue
+        people = len(np.unique(sheet.people[chosen]))
+        enough = people >= settings.evaluate.min_group
+        only = chosen[sheet.faces]
+        drawn = heads(replicate(sheet, parsed, settings.evaluate.bootstrap, settings.seed, only)) if enough else {}
+        found[name] = {
+            "people": people,
+            "n": int(sum(only[rows].sum() for rows in sheet.rows.values())),
+            "too_few": not enough,
+            CLOSED_MEAN: stats.spread(drawn[CLOSED_MEAN], people) if CLOSED_MEAN in drawn else stats.NOTHING,
+            "tasks": {task: stats.spread(drawn[task], people) for task, _ in sheet.rows if task in drawn},
+        }
+    return found
+
+
+def disturbed(settings: Settings, sheet: Sheet, parsed: Parsed, folder: Path) -> dict[str, Any]:
+    """What disturbing the pictures does, by kind: `closed_mean` of the same questions `before` and `after`, the paired
+    `change`, and the same by task. `folder`, if it is there, holds a predictions table a kind."""
+    found = {}
+    for kind in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
+        rows, said = read_some(open_table(folder / kind, PREDICTIONS), sheet)
+        only = np.zeros(len(sheet.answers), dtype=bool)
+        only[rows] = True
+        draws = settings.evaluate.bootstrap, settings.seed
+        before, after = (heads(replicate(sheet, answers, *draws, only)) for answers in (parsed, said))
+        people = len(np.unique(sheet.subjects[rows]))
+        changes = {
+            name: {
+                "before": stats.spread(values, people),
+                "after": stats.spread(after[name], people),
+                "change": stats.spread(after[name] - values, people),
+            }
+            for name, values in before.items()
+            if "." not in name
+        }
+        found[kind] = {
+            "faces": len(np.unique(sheet.faces[rows])),
+            **changes.pop(CLOSED_MEAN, dict.fromkeys(("before", "after", "change"), stats.NOTHING)),
+            "tasks": changes,
+        }
+    return found
+
+
+def _kinds_of_faces(sheet: Sheet) -> dict[str, Mask]:
+    turn = abs(metrics.numbers(sheet.said(("head_pose", "yaw"), sheet.answers)))
+    occluded, known = np.zeros(len(sheet.images), dtype=bool), np.zeros(len(sheet.images), dtype=bool)
+    for key in sheet.rows:
+        if values := [value for item, value in _OCCLUDING if item == key[1]]:
+            said = sheet.said(key, sheet.answers)
+            known |= [answer is not None for answer in said]
+            occluded |= [answer in values for answer in said]
+    return {
+        "frontal": turn <= FRONTAL,
+        "turned": (turn > FRONTAL) & (turn <= PROFILE),
+        "profile": turn > PROFILE,
+        "occluded": occluded,
+        "unoccluded": known & ~occluded,
+    }

@@ -11,16 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
 from facemllm.core import servers, services
 from facemllm.errors import UserError
 from facemllm.scoring.metrics import number
-
-if TYPE_CHECKING:
-    from facemllm.settings import Settings
+from facemllm.settings import Settings
 
 TOLERANCE = 0.02  # of a number: the last of its two decimals may fall differently in another batch
 _ANSWER_SECONDS = 120.0
@@ -48,7 +46,6 @@ class Endpoint:
     url: str
     model: str
     digest: str
-    version: str
     pid: int
     adopted: bool
 
@@ -119,8 +116,7 @@ def curl_example(predict_url: str, question: str = "Is the person wearing a hat?
 def _serve(settings: Settings, stage: str, model_dir: Path, digest: str, version: str) -> Endpoint:
     service = servers.model_server(settings, stage, model_dir, digest, version)
     running = services.up(settings, stage, service)
-    name = settings.promote.model_name
-    return Endpoint(stage, running.url, name, digest, version, running.pid, running.adopted)
+    return Endpoint(stage, running.url, settings.promote.model_name, digest, running.pid, running.adopted)
 
 
 def _prove(settings: Settings, endpoint: Endpoint, probe: Probe) -> None:

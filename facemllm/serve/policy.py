@@ -12,13 +12,14 @@ import base64
 import binascii
 import io
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from facemllm.core import digests, images
 from facemllm.tables.schemas import SEGMENTATION
@@ -59,11 +60,6 @@ class Encoded:
     height: int
     digest: str
 
-    @property
-    def pixels(self) -> int:
-        """Width times height, as the header says."""
-        return self.width * self.height
-
 
 @dataclass(frozen=True)
 class Ask:
@@ -92,7 +88,7 @@ def read_request(payload: Any, limits: Limits) -> list[Ask]:
         raise Refused(413, f"{len(instances)} instances; this server takes {limits.max_instances} a request")
     held: dict[str, Encoded] = {}
     asks = [_read_instance(value, f"instances[{n}]", limits, held) for n, value in enumerate(instances)]
-    if (pixels := sum(image.pixels for image in held.values())) > limits.max_pixels:
+    if (pixels := sum(image.width * image.height for image in held.values())) > limits.max_pixels:
         raise Refused(413, f"the images hold {pixels} pixels; this server takes {limits.max_pixels} a request")
     return asks
 
@@ -113,9 +109,8 @@ def read_image(text: Any, where: str, limits: Limits) -> Encoded:
         raise Refused(400, f"{where} cannot be read: {error}") from None
     short, long = sorted(size)
     if short < MIN_SIDE or long > short * MAX_RATIO:
-        raise Refused(
-            400, f"{where} has {size[0]}x{size[1]} pixels; needed are {MIN_SIDE} or more a side, at most 1:{MAX_RATIO}"
-        )
+        needed = f"needed are {MIN_SIDE} or more a side, at most 1:{MAX_RATIO}"
+        raise Refused(400, f"{where} has {size[0]}x{size[1]} pixels; {needed}")
     return Encoded(data, *size, digests.of_bytes(data))
 
 
@@ -133,10 +128,8 @@ def read_map(text: Any, where: str, limits: Limits) -> Encoded:
 def decode_map(found: Encoded, image: Image.Image) -> NDArray[np.uint8]:
     """Class numbers of a checked map, (height, width), that belongs to a decoded image. Raises Refused (422)."""
     if abs(found.width * image.height - found.height * image.width) > max(found.width, found.height):
-        shown = f"{image.width}x{image.height}"
-        raise Refused(
-            422, f"segmentation has {found.width}x{found.height} pixels, the image {shown}: other proportions"
-        )
+        sizes = f"{found.width}x{found.height} pixels, the image {image.width}x{image.height}"
+        raise Refused(422, f"segmentation has {sizes}: other proportions")
     try:
         with Image.open(io.BytesIO(found.data), formats=("PNG",)) as picture:
             classes_HW = np.asarray(picture)
@@ -246,12 +239,6 @@ def _parts(content: Any, where: str) -> list[Mapping[str, Any]]:
     return content
 
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-
-
 class BodyLimit:
     """ASGI middleware: a body that is too large, or too slow in coming, is refused without being held in memory.
 
@@ -259,10 +246,10 @@ class BodyLimit:
     before. So a body that is not enormous is read to its end, and thrown away, before it is refused.
     """
 
-    def __init__(self, app: App, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)

@@ -36,12 +36,6 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class _Waiting(Generic[Piece, Result]):
-    work: Piece
-    future: asyncio.Future[Result]
-
-
 class Batcher(Generic[Piece, Result]):
     """Runs `answer` on batches of at most `size` in a thread of its own; the event loop stays free for health checks.
 
@@ -54,7 +48,7 @@ class Batcher(Generic[Piece, Result]):
         self, answer: Callable[[Sequence[Piece]], Sequence[Result | Exception]], *, size: int, max_waiting: int
     ) -> None:
         self._answer, self._size, self._max_waiting = answer, size, max_waiting
-        self._queue: deque[_Waiting[Piece, Result]] = deque()
+        self._queue: deque[tuple[Piece, asyncio.Future[Result]]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._task: asyncio.Task[None] | None = None
 
@@ -63,11 +57,11 @@ class Batcher(Generic[Piece, Result]):
         if len(self._queue) + len(work) > self._max_waiting:
             raise Refused(503, "the server is busy; try again in a moment")
         loop = asyncio.get_running_loop()
-        waiting = [_Waiting[Piece, Result](piece, loop.create_future()) for piece in work]
+        waiting: list[tuple[Piece, asyncio.Future[Result]]] = [(piece, loop.create_future()) for piece in work]
         self._queue.extend(waiting)
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._drain())
-        results = await asyncio.gather(*(one.future for one in waiting), return_exceptions=True)
+        results = await asyncio.gather(*(future for _, future in waiting), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -78,16 +72,16 @@ class Batcher(Generic[Piece, Result]):
         while self._queue:
             batch = [self._queue.popleft() for _ in range(min(self._size, len(self._queue)))]
             try:
-                results = await loop.run_in_executor(self._thread, self._answer, [one.work for one in batch])
+                results = await loop.run_in_executor(self._thread, self._answer, [piece for piece, _ in batch])
             except Exception as error:  # every waiting request must hear of it, whatever it is
                 results = [error] * len(batch)
-            for one, result in zip(batch, results, strict=True):
-                if one.future.done():
+            for (_, future), result in zip(batch, results, strict=True):
+                if future.done():
                     continue
                 if isinstance(result, Exception):
-                    one.future.set_exception(result)
+                    future.set_exception(result)
                 else:
-                    one.future.set_result(result)
+                    future.set_result(result)
 
 
 @dataclass(frozen=True)
@@ -104,12 +98,8 @@ class Work:
         return self.ask.image.digest, self.ask.map.digest if self.ask.map is not None else ""
 
 
-@dataclass(frozen=True)
-class _Face:
-    """A face as the model sees it."""
-
-    pixels: Any
-    map: Any
+_Face = tuple[Any, Any]
+"""A face as the model sees it: pixels, and its map or None."""
 
 
 class FaceModel(Model):
@@ -134,19 +124,9 @@ class FaceModel(Model):
                 for text in (*item.templates, *item.unseen):  # where two tasks ask alike, the one named first answers
                     self._wordings.setdefault(_plain(text), (task.question(item.name), text))
         self.takes_maps = predictor.takes_maps
-        self.characteristic_names = tuple(
-            name for name in predictor.characteristic_names if name in _asked_for(self._tasks.values())
-        )
+        asked = _asked_for(self._tasks.values())
+        self.characteristic_names = tuple(name for name in predictor.characteristic_names if name in asked)
         self._batcher = Batcher(self._answer, size=batch_size, max_waiting=MAX_WAITING)
-
-    def load(self) -> bool:
-        """The predictor was loaded before; nothing is left to do."""
-        self.ready = True
-        return True
-
-    def stop(self) -> None:
-        """Answer no more."""
-        self.ready = False
 
     async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> dict[str, Any]:
         """Answer every instance of a request. Raises Refused."""
@@ -200,8 +180,7 @@ class FaceModel(Model):
         scored: dict[tuple[str, str], list[int]] = {}  # closed questions, none where scores alone are asked
         open_: list[int] = []
         for n, work in enumerate(works):
-            face = faces[work.face]
-            if isinstance(face, Refused):
+            if isinstance(face := faces[work.face], Refused):
                 results[n] = face
                 continue
             if work.ask.characteristics:
@@ -210,7 +189,7 @@ class FaceModel(Model):
                 scored.setdefault(work.face, []).append(n)
             elif len(work.ask.chat) > 1:
                 turns = [{"role": role, "content": text} for role, text in work.ask.chat]
-                text = self._predictor.generate(face.pixels, turns, self._max_new_tokens, [face.map])
+                text = self._predictor.generate(face[0], turns, self._max_new_tokens, [face[1]])
                 results[n] = self._free(work, text)
             else:
                 open_.append(n)
@@ -236,11 +215,11 @@ class FaceModel(Model):
     def _prepared(self, ask: Ask) -> _Face:
         image = decode(ask.image)
         classes_HW = decode_map(ask.map, image) if ask.map is not None else None
-        return _Face(self._predictor.pixels(image), None if classes_HW is None else self._predictor.map(classes_HW))
+        return self._predictor.pixels(image), None if classes_HW is None else self._predictor.map(classes_HW)
 
     def _free(self, work: Work, text: str) -> dict[str, Any]:
         known = work.known
-        value = self._tasks[known.task].parse(known.item, text) if known else None
+        value = self._tasks[known.task].item(known.item).parse(text) if known else None
         return _reply(known, text, value, None)
 
 
@@ -266,8 +245,8 @@ def _columns(
     faces: Mapping[tuple[str, str], _Face | Refused], chosen: Iterable[tuple[str, str]]
 ) -> tuple[list[Any], list[Any]]:
     """Pixels and maps of some faces, none of which was refused."""
-    whole = [face for key in chosen if isinstance(face := faces[key], _Face)]
-    return [face.pixels for face in whole], [face.map for face in whole]
+    whole = [face for key in chosen if not isinstance(face := faces[key], Refused)]
+    return [pixels for pixels, _ in whole], [map_ for _, map_ in whole]
 
 
 def _plain(text: str) -> str:

@@ -51,9 +51,8 @@ def check(model: Path, digest: str) -> None:
     if not any(model.glob("*.safetensors")):
         raise UserError(f"{model} holds no *.safetensors")
     if (found := digests.of_tree(model, fresh=True)) != digest:
-        raise UserError(
-            f"{model} has digest {found[:12]}, not {digest[:12]}: its bytes are not those that were approved"
-        )
+        have = f"{model} has digest {found[:12]}, not {digest[:12]}"
+        raise UserError(f"{have}: its bytes are not those that were approved")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -89,14 +88,8 @@ def _serve(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
     )
     model.load()
-    info: dict[str, Any] = {
-        "model": options.name,
-        "digest": options.digest,
-        "version": options.version or None,
-        "tasks": names,
-        "maps": model.takes_maps,
-        "characteristics": list(model.characteristic_names),
-    }
+    info: dict[str, Any] = {"model": options.name, "digest": options.digest, "version": options.version or None}
+    info |= {"tasks": names, "maps": model.takes_maps, "characteristics": list(model.characteristic_names)}
     server = kserve_server.ModelServer(
         http_port=options.port, enable_grpc=False, enable_latency_logging=False, grace_period=_STOP_SECONDS
     )

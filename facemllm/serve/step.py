@@ -54,9 +54,8 @@ def _probe(c: Context, version: Any) -> Probe:
     asked = [(s["image_id"], q, get(q["metric"]).answers) for s in samples for q in s["questions"]]
     asked = [one for one in asked if one[2] != "facts"]
     if not asked:
-        raise UserError(
-            "evaluation asked no closed question that staging could be proved by; add a task to reformat.tasks"
-        )
+        silent = "evaluation asked no closed question that staging could be proved by"
+        raise UserError(f"{silent}; add a task to reformat.tasks")
     image_id, question, _ = max(asked, key=lambda one: (one[1]["parsed"] is not None, one[2] != "number"))
     conversations = open_table(c.store.path(metrics["conversations_digest"]), CONVERSATIONS)
     faces = conversations.iterate(["image_id", "images", "segmentation"], metrics["split"])

@@ -8,9 +8,9 @@ file or flag it came from, and what would be allowed. Nothing else in the projec
 from __future__ import annotations
 
 import difflib
-import json
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -19,43 +19,9 @@ import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from facemllm.errors import UserError
-from facemllm.settings.base import Section
-from facemllm.settings.data import (
-    Annotate,
-    Endpoint,
-    Experts,
-    Forms,
-    Ingest,
-    Mixture,
-    Reformat,
-    Source,
-    Storage,
-    Validate,
-    Version,
-    VisionLanguage,
-)
-from facemllm.settings.operations import (
-    RAY_PORTS,
-    Cluster,
-    Cost,
-    Evaluate,
-    Promote,
-    Serve,
-    Services,
-    Size,
-    Threshold,
-    Tracking,
-)
-from facemllm.settings.train import (
-    Knowledge,
-    Lora,
-    Model,
-    Segmentation,
-    Stage,
-    Train,
-    Trainable,
-    Trains,
-)
+from facemllm.settings.data import Annotate, Ingest, Reformat, Section, Storage, Validate, Version
+from facemllm.settings.operations import Cluster, Cost, Evaluate, Promote, Serve, Services, Tracking
+from facemllm.settings.train import Model, Stage, Train
 
 PARAMS = "params.yaml"
 PROFILES = "profiles"
@@ -63,47 +29,6 @@ _FORMER = {
     **{"data": "ingest", "annotation": "annotate", "qa": "reformat", "quality": "validate", "versioning": "version"},
     **{"training": "train", "evaluation": "evaluate", "promotion": "promote", "serving": "serve"},
 }
-
-__all__ = [
-    "PARAMS",
-    "PROFILES",
-    "RAY_PORTS",
-    "Annotate",
-    "Cluster",
-    "Cost",
-    "Endpoint",
-    "Evaluate",
-    "Experts",
-    "Forms",
-    "Ingest",
-    "Knowledge",
-    "Lora",
-    "Mixture",
-    "Model",
-    "Promote",
-    "Reformat",
-    "Section",
-    "Segmentation",
-    "Serve",
-    "Services",
-    "Settings",
-    "Size",
-    "Source",
-    "Stage",
-    "Storage",
-    "Threshold",
-    "Tracking",
-    "Train",
-    "Trainable",
-    "Trains",
-    "Validate",
-    "Version",
-    "VisionLanguage",
-    "digest_text",
-    "load",
-    "root",
-]
-
 
 warnings.filterwarnings("ignore", 'Field name "validate" in "Settings" shadows', UserWarning)
 
@@ -196,12 +121,6 @@ def load(profile: str = "laptop", overrides: Sequence[str] = ()) -> Settings:
         raise UserError(_explain(error, origins)) from None
 
 
-def digest_text(settings: Section | Mapping[str, Any]) -> str:
-    """Canonical JSON of a settings block: what a step's key is made from."""
-    data = settings.model_dump() if isinstance(settings, BaseModel) else settings
-    return json.dumps(data, sort_keys=True, separators=(",", ":"))
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
@@ -281,12 +200,8 @@ def _where(key: str, message: str, origins: Mapping[str, str]) -> str:
     for name, origin in reversed(list(origins.items())):
         if origin.startswith("--set") and (name.startswith(f"{key}.") if key else name in message):
             return origin
-    return next((origins[name] for name in _upward(key) if name in origins), PARAMS)
-
-
-def _upward(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    upward = reversed([*accumulate(key.split("."), "{}.{}".format)])
+    return next((origins[name] for name in upward if name in origins), PARAMS)
 
 
 def _allowed(location: Sequence[str | int]) -> list[str]:

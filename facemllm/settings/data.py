@@ -1,12 +1,20 @@
-"""Settings of the data: sources, annotation, questions, checks, versions."""
+"""What all settings share, and those of the data: sources, annotation, questions, checks, versions."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from facemllm.settings.base import Positive, Section, Share, Weight
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of every settings block: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Storage(Section):

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from facemllm.settings.base import Port, Positive, Section
+from facemllm.settings.data import Positive, Section
+
+Port = Annotated[int, Field(ge=1024, le=65535)]
 
 
 class Evaluate(Section):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from facemllm.settings.base import Positive, Section, Share, Weight
+from facemllm.settings.data import Positive, Section, Share, Weight
 
 
 def is_grid(tokens: int) -> bool:

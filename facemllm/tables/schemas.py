@@ -210,14 +210,7 @@ def provenance(
 
     `time` stays empty: the same work at another hour has to give the same bytes.
     """
-    return {
-        "field": field,
-        "origin": origin,
-        "model_digest": model_digest,
-        "prompt_hash": prompt_hash,
-        "time": None,
-        "cost": cost,
-    }
+    return dict(zip(_ORIGIN, (field, origin, model_digest, prompt_hash, None), strict=True)) | {"cost": cost}
 
 
 def huggingface_metadata(schema: pa.Schema) -> dict[str, str]:

@@ -59,21 +59,12 @@ def _task(name: str) -> Task | None:
 
 def question_of(turn: Mapping[str, Any]) -> Question:
     """The question that a stored turn asks, as it was asked. Raises UserError if its task or template is unknown."""
-    return _question(turn)[0]
-
-
-def question_text(turn: Mapping[str, Any]) -> str:
-    """The wording in which a stored turn asks. Raises UserError if its task or template is not known here."""
-    return _question(turn)[1]
+    question = asking.question_of(get(turn["task"]), turn)
+    if question is None:
+        raise UserError(f"task '{turn['task']}' has no template '{turn['template']}'; make the conversations again")
+    return question
 
 
 def read(question: Question, text: str) -> str | None:
     """The canonical answer to a question in a text; None unless exactly one is plainly given."""
     return asking.read(get(question.task), question, text)
-
-
-def _question(turn: Mapping[str, Any]) -> tuple[Question, str]:
-    found = asking.question_of(get(turn["task"]), turn)
-    if found is None:
-        raise UserError(f"task '{turn['task']}' has no template '{turn['template']}'; make the conversations again")
-    return found

@@ -7,9 +7,8 @@ and others, "Deep region and multi-label learning for facial action unit detecti
 from collections.abc import Mapping
 from functools import partial
 
-from facemllm.tasks.base import Row, Task
+from facemllm.tasks.base import Row, Task, known
 from facemllm.tasks.items import Boolean
-from facemllm.tasks.labels import known
 
 BP4D = (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24)
 DISFA = (1, 2, 4, 6, 9, 12, 25, 26)
@@ -75,7 +74,6 @@ def _item(number: int) -> Boolean:
 TASK = Task(
     name="action_units",
     metric="f1",
-    unit="",
     items=tuple(_item(number) for number in sorted({*BP4D, *DISFA})),
     use="movements of the face that can be seen; they tell no feeling, mood or intent",
 )

@@ -1,8 +1,7 @@
 """Apparent age in years, answered in steps of five."""
 
-from facemllm.tasks.base import Option, Task
+from facemllm.tasks.base import Option, Task, column
 from facemllm.tasks.items import Number
-from facemllm.tasks.labels import column
 
 _YEARS = r"(?:years? old|years? of age|years?(?= [.,]|$)|yrs?(?: old)?(?= [.,]|$)|yo|y o)"
 

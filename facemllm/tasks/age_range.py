@@ -29,7 +29,6 @@ def _patterns(low: str, high: str) -> tuple[str, ...]:
 TASK = Task(
     name="age_range",
     metric="accuracy",
-    unit="",
     items=(
         Choice(
             name="age_range",

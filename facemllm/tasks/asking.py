@@ -75,10 +75,8 @@ def ask(task: Task, item: Item, variant: str, row: Row) -> Asked | None:
 
 
 def dialogue(task: Task, row: Row) -> list[Asked]:
-    """A dialogue about a row: whether a thing is there and, where it is, which one; then a second thing alike.
-
-    All after the first follow the one before. Empty when the row does not know enough for two questions.
-    """
+    """A dialogue about a row: whether a thing is there and, where it is, which one; then a second thing alike. All
+    after the first follow the one before. Empty when the row does not know enough for two questions."""
     image_id = row["image_id"]
     known = [(follow, answer) for follow in task.follow_ups if (answer := _present(task, follow, row))]
     turns: list[Asked] = []
@@ -91,16 +89,13 @@ def dialogue(task: Task, row: Row) -> list[Asked]:
     return turns if len(turns) > 1 else []
 
 
-def question_of(task: Task, turn: Mapping[str, Any]) -> tuple[Question, str] | None:
-    """The question that a stored turn asks, as it was asked, and its wording; None if the task does not ask so."""
+def question_of(task: Task, turn: Mapping[str, Any]) -> Question | None:
+    """The question that a stored turn asks, as it was asked; None if the task does not ask so."""
     found = _TEMPLATE.fullmatch(str(turn["template"]))
     if found is None or (item := task.find(found[1])) is None:
         return None
     question = _question(task, item, found[2] or NATIVE, found[3], turn)
-    index = int(found[4])
-    if question is None or index >= len(question.templates):
-        return None
-    return question, question.templates[index]
+    return None if question is None or int(found[4]) >= len(question.templates) else question
 
 
 def read(task: Task, question: Question, text: str) -> str | None:
@@ -117,10 +112,8 @@ def read(task: Task, question: Question, text: str) -> str | None:
 
 
 def implied(task: Task, question: Question, answer: str) -> str | None:
-    """What a question, as it was asked, has to be answered if `answer` answers its item in the item's own form.
-
-    None when that does not follow: a letter is not among those shown, or the answer is none of the item's options.
-    """
+    """What a question, as it was asked, has to be answered if `answer` answers its item in the item's own form. None
+    when that does not follow: a letter is not among those shown, or the answer is none of the item's options."""
     if question.variant == STATEMENT:
         return None if answer not in task.item(question.item).claims else str(answer == question.claim).lower()
     if question.variant == LETTERED:
@@ -150,17 +143,17 @@ def _question(task: Task, item: Item, variant: str, claim: str | None, turn: Map
 def _worded(task: Task, item: Item, variant: str) -> _Worded:
     assert variant in (NATIVE, UNSEEN), variant
 
-    def make() -> _Worded:
+    def make() -> Question:
         question = task.question(item.name)
-        return _named(question if variant == NATIVE else replace(question, templates=item.unseen, variant=UNSEEN))
+        return question if variant == NATIVE else replace(question, templates=item.unseen, variant=UNSEEN)
 
     return _once(task, (item.name, variant), make)
 
 
-def _once(task: Task, key: tuple[Any, ...], make: Callable[[], _Worded]) -> _Worded:
+def _once(task: Task, key: tuple[Any, ...], make: Callable[[], Question]) -> _Worded:
     found: _Worded | None = task.memo.get(key)
     if found is None:
-        found = task.memo[key] = make()
+        found = task.memo[key] = _named(make())
     return found
 
 
@@ -188,12 +181,10 @@ def _statement(task: Task, item: Item, image_id: str, label: str) -> Asked | Non
 
 
 def _stated(task: Task, item: Item, claim: str | None) -> _Worded:
-    def make() -> _Worded:
+    def make() -> Question:
         wordings = tuple(text.format(item.claims[str(claim)]) for text in _STATEMENTS)
         question = task.question(item.name)
-        return _named(
-            replace(question, form="statement", templates=wordings, options=_TRUTH, variant=STATEMENT, claim=claim)
-        )
+        return replace(question, form="statement", templates=wordings, options=_TRUTH, variant=STATEMENT, claim=claim)
 
     return _once(task, (item.name, STATEMENT, claim), make)
 
@@ -207,19 +198,16 @@ def _present(task: Task, follow: FollowUp, row: Row) -> str | None:
 
 
 def _opening(task: Task, follow: FollowUp) -> _Worded:
-    def make() -> _Worded:
-        asked = follow.opener
-        question = replace(task.question(follow.item), form=asked.form, templates=asked.templates)
-        return _named(replace(question, options=asked.options, variant=DIALOGUE, claim=PRESENT))
+    def make() -> Question:
+        asked = {name: getattr(follow.opener, name) for name in ("form", "templates", "options")}
+        return replace(task.question(follow.item), variant=DIALOGUE, claim=PRESENT, **asked)
 
     return _once(task, (follow.item, DIALOGUE, PRESENT), make)
 
 
 def _followed(task: Task, follow: FollowUp) -> _Worded:
-    def make() -> _Worded:
-        return _named(replace(task.question(follow.item), templates=follow.templates, variant=DIALOGUE))
-
-    return _once(task, (follow.item, DIALOGUE), make)
+    question = task.question(follow.item)
+    return _once(task, (follow.item, DIALOGUE), lambda: replace(question, templates=follow.templates, variant=DIALOGUE))
 
 
 def _lettered(task: Task, item: Item, row: Row, label: str | None) -> Asked | None:
@@ -257,22 +245,15 @@ def _known(item: Item, values: Sequence[str]) -> bool:
 
 
 def _with_letters(task: Task, item: Item, values: tuple[str, ...]) -> _Worded:
-    def make() -> _Worded:
+    def make() -> Question:
         words = {option.value: option.text for option in item.options} | {NOT_VISIBLE: "not visible"}
         listed = " ".join(f"{letter}. {words[value]}" for letter, value in zip(ascii_uppercase, values, strict=False))
         question = task.question(item.name)
-        return _named(
-            Question(
-                task=question.task,
-                item=question.item,
-                form="lettered",
-                templates=tuple(f"{text} {listed}. Answer with the letter." for text in question.templates),
-                options=tuple(map(_letter_of, values, ascii_uppercase)),
-                variant=LETTERED,
-            )
-        )
+        wordings = tuple(f"{text} {listed}. Answer with the letter." for text in question.templates)
+        options = tuple(map(_letter_of, values, ascii_uppercase))
+        return replace(question, form="lettered", templates=wordings, options=options, variant=LETTERED)
 
-    return _once(task, (item.name, LETTERED, values), make) if len(values) <= _FEW else make()
+    return _once(task, (item.name, LETTERED, values), make) if len(values) <= _FEW else _named(make())
 
 
 _FEW = 4

@@ -3,11 +3,11 @@
 Names are those of CelebA and MAAD. A group gives a question only where exactly one member is true and none is unknown.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
-from facemllm.tasks.base import FollowUp, Option, Row, Task
-from facemllm.tasks.items import Boolean, Choice
-from facemllm.tasks.labels import attribute, exactly_one, hidden_from
+from facemllm.tasks.base import FollowUp, Option, Row, Task, attribute, exactly_one, hidden_from
+from facemllm.tasks.items import Boolean, Choice, Words
 
 _COLORS = {
     "Black_Hair": ("black",),
@@ -35,50 +35,28 @@ _ANY_COLOR = "|".join(name for names in _COLORS.values() for name in names)
 _ANY_LENGTH = "|".join(name for names in _LENGTHS.values() for name in names)
 _ANY_SHAPE = "wavy|curly|straight|thick|thin"
 _ANY_EYES = "|".join(name for names in _EYES.values() for name in names)
+_SPECTACLES = ("glasses", "eyeglasses", "spectacles")
 _IS = "(?:is|are|:|(?:seems?|appears?|looks?)(?: to be)?)"
 
-_HAIR_STYLE_TEXT = {
-    "Bald": "a bald head",
-    "Buzz_Cut": "a buzz cut",
-    "Short_Hair": "short hair",
-    "Medium_Hair": "medium hair",
-    "Long_Hair": "long hair",
-    "Hair_Bun": "a hair bun",
-}
-_BEARD_TEXT = {
-    "No_Beard": "no beard",
-    "5_o_Clock_Shadow": "stubble",
-    "Mustache": "a mustache",
-    "Goatee": "a goatee",
-    "Full_Beard": "a full beard",
-}
-_EYEWEAR_TEXT = {"No_Eyewear": "no eyewear", "Eyeglasses": "glasses", "Sunglasses": "sunglasses"}
 
-
-def _group(
-    name: str,
-    texts: Mapping[str, str],
-    patterns: Mapping[str, tuple[str, ...]],
-    templates: tuple[str, ...],
-    unseen: tuple[str, ...],
-    words: Mapping[str, tuple[str, ...]] | None = None,
-    absent: str | None = None,
-    absence: tuple[str, ...] = (),
-    others: tuple[str, ...] = (),
-    hidden: Callable[[Row], bool] | None = None,
-) -> Choice:
+def _group(name: str, members: Mapping[str, Words], **fields: Any) -> Choice:
+    """A group of exclusive attributes in words and patterns; `fields` are those of a choice."""
     return Choice(
         name=name,
-        templates=templates,
-        unseen=unseen,
-        options=tuple(Option(value=value, text=text) for value, text in texts.items()),
-        source=exactly_one(tuple(texts)),
-        patterns=patterns,
-        words=words or {},
-        absent=absent,
-        absence=absence,
-        others=others,
-        hidden=hidden,
+        options=tuple(Option(value=value, text=text) for value, (text, _) in members.items()),
+        source=exactly_one(tuple(members)),
+        patterns={value: patterns for value, (_, patterns) in members.items()},
+        **fields,
+    )
+
+
+def _worn(name: str, text: str, place: str, noun: str, there: str = "Is there") -> Boolean:
+    return Boolean(
+        name=f"Wearing_{name}",
+        templates=(f"Is the person wearing {text}?", f"{there} {text} on the {place}?"),
+        unseen=(f"{there} {text}?", f"Does the person wear {text} on the {place}?"),
+        text=text,
+        nouns=(noun,),
     )
 
 
@@ -108,100 +86,102 @@ def _hair(words: tuple[str, ...], between: str) -> tuple[str, ...]:
 
 _HAIR_STYLE = _group(
     "hair_style",
-    _HAIR_STYLE_TEXT,
     {
-        "Bald": ("(?:a )?bald(?: head)?",),
-        "Buzz_Cut": ("(?:a )?buzz ?cut",),
-        **{value: _hair(words, _ANY_COLOR) for value, words in _LENGTHS.items()},
-        "Hair_Bun": ("(?:a )?(?:hair )?bun",),
+        "Bald": ("a bald head", ("(?:a )?bald(?: head)?",)),
+        "Buzz_Cut": ("a buzz cut", ("(?:a )?buzz ?cut",)),
+        **{value: (f"{words[0]} hair", _hair(words, _ANY_COLOR)) for value, words in _LENGTHS.items()},
+        "Hair_Bun": ("a hair bun", ("(?:a )?(?:hair )?bun",)),
     },
-    ("Which hair style?", "How is the hair worn?", "What is the person's hair style?"),
-    ("What style is the hair?", "Which hair style does this person have?"),
+    templates=("Which hair style?", "How is the hair worn?", "What is the person's hair style?"),
+    unseen=("What style is the hair?", "Which hair style does this person have?"),
     words=_LENGTHS,
     hidden=_hair_under_hat,
 )
+_STRANDS = "(?:highlights|streaks|strands|roots|tips)"
 _HAIR_COLOR = _group(
     "hair_color",
-    {value: f"{words[0]} hair" for value, words in _COLORS.items()},
     {
-        value: (*_hair(words, _ANY_LENGTH), rf"(?:{'|'.join(words)}) (?:highlights|streaks|strands|roots|tips)")
+        value: (f"{words[0]} hair", (*_hair(words, _ANY_LENGTH), rf"(?:{'|'.join(words)}) {_STRANDS}"))
         for value, words in _COLORS.items()
     },
-    ("Which hair color?", "What color is the hair?", "What hair color does this person have?"),
-    ("What is the color of the hair?", "Which color is the person's hair?"),
+    templates=("Which hair color?", "What color is the hair?", "What hair color does this person have?"),
+    unseen=("What is the color of the hair?", "Which color is the person's hair?"),
     words=_COLORS,
     others=(rf"\w+ish (?:{_ANY_COLOR})(?: (?:{_ANY_LENGTH}))? hair",),
     hidden=_no_hair,
 )
 _BEARD = _group(
     "beard",
-    _BEARD_TEXT,
     {
-        "No_Beard": ("clean shaven", "beardless"),
-        "5_o_Clock_Shadow": ("5 o ?clock shadow", "stubble"),
-        "Mustache": ("(?:a )?mo?ustache",),
-        "Goatee": ("(?:a )?goatee(?: beard)?",),
-        "Full_Beard": ("(?:a )?full beard",),
+        "No_Beard": ("no beard", ("clean shaven", "beardless")),
+        "5_o_Clock_Shadow": ("stubble", ("5 o ?clock shadow", "stubble")),
+        "Mustache": ("a mustache", ("(?:a )?mo?ustache",)),
+        "Goatee": ("a goatee", ("(?:a )?goatee(?: beard)?",)),
+        "Full_Beard": ("a full beard", ("(?:a )?full beard",)),
     },
-    ("Which kind of beard?", "What facial hair is there?", "What beard does the person wear?"),
-    ("What kind of beard is there?", "Which facial hair does the person have?"),
+    templates=("Which kind of beard?", "What facial hair is there?", "What beard does the person wear?"),
+    unseen=("What kind of beard is there?", "Which facial hair does the person have?"),
     absent="No_Beard",
     absence=("beard", "facial hair"),
 )
 _EYEWEAR = _group(
     "eyewear",
-    _EYEWEAR_TEXT,
-    {"No_Eyewear": (), "Eyeglasses": ("glasses", "eyeglasses", "spectacles"), "Sunglasses": ("sunglasses",)},
-    ("Which eyewear is worn?", "What does the person wear over the eyes?", "Which glasses does the person wear?"),
-    ("What eyewear does the person wear?", "Which eyewear is there over the eyes?"),
+    {
+        "No_Eyewear": ("no eyewear", ()),
+        "Eyeglasses": ("glasses", _SPECTACLES),
+        "Sunglasses": ("sunglasses", ("sunglasses",)),
+    },
+    templates=(
+        *("Which eyewear is worn?", "What does the person wear over the eyes?"),
+        "Which glasses does the person wear?",
+    ),
+    unseen=("What eyewear does the person wear?", "Which eyewear is there over the eyes?"),
     absent="No_Eyewear",
-    absence=("eyewear", "glasses", "eyeglasses", "spectacles"),
+    absence=("eyewear", *_SPECTACLES),
     others=(r"(?:sun|eye)?glasses(?: \w+){0,3} on \w+ (?:head|hat)",),
 )
 _EYE_COLOR = _group(
     "eye_color",
-    {value: f"{words[0]} eyes" for value, words in _EYES.items()},
     {
-        value: (rf"(?:{'|'.join(words)})(?: colou?red)? eyes", rf"eye(?:s| colou?r) {_IS} (?:{'|'.join(words)})")
+        value: (
+            f"{words[0]} eyes",
+            (rf"(?:{'|'.join(words)})(?: colou?red)? eyes", rf"eye(?:s| colou?r) {_IS} (?:{'|'.join(words)})"),
+        )
         for value, words in _EYES.items()
     },
-    ("Which eye color?", "What color are the eyes?", "What eye color does this person have?"),
-    ("What is the color of the eyes?", "Which color are the person's eyes?"),
+    templates=("Which eye color?", "What color are the eyes?", "What eye color does this person have?"),
+    unseen=("What is the color of the eyes?", "Which color are the person's eyes?"),
     words=_EYES,
     others=(rf"\w+ish (?:{_ANY_EYES}) eyes",),
     hidden=_no_eyes,
 )
-
-
-def _opener(name: str, templates: tuple[str, ...], text: str, nouns: tuple[str, ...]) -> Boolean:
-    return Boolean(name=name, templates=templates, text=text, nouns=nouns)
-
-
 _FOLLOW_UPS = (
     FollowUp(
-        opener=_opener(
-            "beard",
-            ("Is there facial hair?", "Does the person have facial hair?"),
-            "facial hair",
-            ("(?:a )?(?:full )?beard", "facial hair", "(?:a )?goatee(?: beard)?", "(?:a )?mo?ustache", "stubble"),
+        opener=Boolean(
+            name="beard",
+            templates=("Is there facial hair?", "Does the person have facial hair?"),
+            text="facial hair",
+            nouns=("(?:a )?(?:full )?beard", "facial hair", "(?:a )?goatee(?: beard)?", "(?:a )?mo?ustache", "stubble"),
         ),
         item="beard",
         templates=("And which kind of beard is it?", "What kind is it?"),
         absent="No_Beard",
     ),
     FollowUp(
-        opener=_opener(
-            "eyewear",
-            ("Does the person wear eyewear?", "Is there eyewear over the eyes?"),
-            "eyewear",
-            ("eyewear", "(?:eye)?glasses", "spectacles", "sunglasses"),
+        opener=Boolean(
+            name="eyewear",
+            templates=("Does the person wear eyewear?", "Is there eyewear over the eyes?"),
+            text="eyewear",
+            nouns=("eyewear", "(?:eye)?glasses", "spectacles", "sunglasses"),
         ),
         item="eyewear",
         templates=("And which eyewear is it?", "Which glasses are they?"),
         absent="No_Eyewear",
     ),
     FollowUp(
-        opener=_opener("hair", ("Can the hair be seen?", "Is there hair to be seen?"), "hair", ("hair",)),
+        opener=Boolean(
+            name="hair", templates=("Can the hair be seen?", "Is there hair to be seen?"), text="hair", nouns=("hair",)
+        ),
         item="hair_color",
         templates=("And what color is it?", "Which color is it?"),
     ),
@@ -210,7 +190,6 @@ _FOLLOW_UPS = (
 TASK = Task(
     name="attributes",
     metric="balanced_accuracy",
-    unit="",
     items=(
         _HAIR_STYLE,
         _HAIR_COLOR,
@@ -224,27 +203,9 @@ TASK = Task(
             text="bangs",
             nouns=("bangs", "fringe"),
         ),
-        Boolean(
-            name="Wearing_Hat",
-            templates=("Is the person wearing a hat?", "Is there a hat on the head?"),
-            unseen=("Is there a hat?", "Does the person wear a hat on the head?"),
-            text="a hat",
-            nouns=("(?:a )?hat",),
-        ),
-        Boolean(
-            name="Wearing_Earrings",
-            templates=("Is the person wearing earrings?", "Are there earrings on the ears?"),
-            unseen=("Are there earrings?", "Does the person wear earrings on the ears?"),
-            text="earrings",
-            nouns=("earrings?",),
-        ),
-        Boolean(
-            name="Wearing_Lipstick",
-            templates=("Is the person wearing lipstick?", "Is there lipstick on the lips?"),
-            unseen=("Is there lipstick?", "Does the person wear lipstick on the lips?"),
-            text="lipstick",
-            nouns=("lipstick",),
-        ),
+        _worn("Hat", "a hat", "head", "(?:a )?hat"),
+        _worn("Earrings", "earrings", "ears", "earrings?", there="Are there"),
+        _worn("Lipstick", "lipstick", "lips", "lipstick"),
     ),
     use="what is to be seen of hair, beard, eyes and things worn",
     follow_ups=_FOLLOW_UPS,

@@ -6,11 +6,16 @@ items are in `items`, the variants of a question (outright, as a statement, with
 
 from __future__ import annotations
 
+import io
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
+
+from facemllm.tables import mapping
+from facemllm.tables.schemas import SEGMENTATION
 
 Form = Literal["choice", "boolean", "number", "open", "several", "statement", "lettered"]
 """`several` is a set of things, answered in free order. `statement` and `lettered` are variants of a choice or a yes/no
@@ -23,6 +28,12 @@ Metric = Literal["balanced_accuracy", "accuracy", "mae", "fact_f1", "f1"]
 """`fact_f1` compares sets of facts or things, `f1` finds the `yes` among yes/no questions (action units)."""
 
 Row = Mapping[str, Any]
+MAX_PIXELS = 2048 * 2048
+FAINT = 2000
+"""A part of less than one in so many of the map's pixels is neither plainly there nor plainly absent."""
+
+Sizes = Mapping[str, float]
+"""Class name -> its share of the map's pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +61,10 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One thing a task asks about; what is here holds for items without options that a caption does not mention.
-
-    `name` is unique among all tasks. `templates` word the question; append only, since their order is part of stored
-    turns; `unseen` are wordings kept for evaluation, which no training turn uses. `hidden` tells from a row's labels
-    that what is asked cannot be seen on this face; None: it always can.
-    """
+    """One thing a task asks about; what is here holds for items without options that a caption does not mention. `name`
+    is unique among all tasks. `templates` word the question; append only, since their order is part of stored turns;
+    `unseen` are wordings kept for evaluation, which no training turn uses. `hidden` tells from a row's labels that what
+    is asked cannot be seen on this face; None: it always can."""
 
     name: str
     templates: tuple[str, ...]
@@ -65,7 +74,7 @@ class Item:
     hidden: Callable[[Row], bool] | None = None
 
     def label(self, row: Row) -> str | None:
-        """Canonical exact answer from a row of `faces`; None when the row does not say."""
+        """Canonical exact answer from a row of `faces` (a number as text, "37.4"); None when the row does not say."""
         raise NotImplementedError
 
     def parse(self, text: str) -> str | None:
@@ -78,7 +87,9 @@ class Item:
 
     def option_for(self, label: str) -> Option:
         """The option that says a label, for a number the nearest. Raises ValueError where there are no options."""
-        raise ValueError(f"{self.name} is an open question or a set: it has no options")
+        if not self.options:
+            raise ValueError(f"{self.name} is an open question or a set: it has no options")
+        return self._by_value[label]
 
     def mention(self, label: str) -> str | None:
         """Words for a caption; None where a caption would keep silent, as about a hat that is not there."""
@@ -88,6 +99,10 @@ class Item:
     def claims(self) -> Mapping[str, str]:
         """Claims that are true or false of a face ("brown hair can be seen"), by the label that makes them true."""
         return {}
+
+    @cached_property
+    def _by_value(self) -> dict[str, Option]:
+        return {option.value: option for option in self.options}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +125,7 @@ class Task:
 
     name: str
     metric: Metric
-    unit: str
+    unit: str = ""
     items: tuple[Item, ...]
     use: str
     sensitive: bool = False
@@ -135,24 +150,7 @@ class Task:
 
     def questions(self) -> tuple[Question, ...]:
         """All questions of the task, one an item."""
-        return self._questions
-
-    def label(self, row: Row, item: str) -> str | None:
-        """Canonical exact answer from a row of `faces` (a number as text, "37.4"); None = unknown, no question."""
-        return self._by_name[item].label(row)
-
-    def option_for(self, item: str, label: str) -> Option:
-        """The option that says a label; for a number the nearest on the grid."""
-        return self._by_name[item].option_for(label)
-
-    def parse(self, item: str, text: str) -> str | None:
-        """Canonical answer from free text. Strict: None unless exactly one answer is plainly given."""
-        return self._by_name[item].parse(text)
-
-    def phrase(self, row: Row, item: str) -> str | None:
-        """Words about this item for a caption; None when unknown, or absent and better not mentioned."""
-        label = self.label(row, item)
-        return None if label is None else self._by_name[item].mention(label)
+        return tuple(self._by_item.values())
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
@@ -165,14 +163,10 @@ class Task:
 
     @cached_property
     def _by_item(self) -> dict[str, Question]:
-        return {question.item: question for question in self._questions}
-
-    @cached_property
-    def _questions(self) -> tuple[Question, ...]:
-        return tuple(
-            Question(task=self.name, item=i.name, form=i.form, templates=i.templates, options=i.options)
+        return {
+            i.name: Question(task=self.name, item=i.name, form=i.form, templates=i.templates, options=i.options)
             for i in self.items
-        )
+        }
 
 
 def fault_of(task: Task) -> str | None:
@@ -194,3 +188,75 @@ def fault_of(task: Task) -> str | None:
         if item.form in CLOSED and len(values) < 2:
             return f"{where}: a question of form '{item.form}' needs options"
     return None
+
+
+def known(row: Row, column: str) -> Mapping[str, Any]:
+    """A column of named values (`attributes`, `action_units`) as a mapping, whether stored as pairs or one already."""
+    stored = row.get(column)
+    return stored if isinstance(stored, Mapping) else mapping(stored)
+
+
+def attribute(row: Row, name: str) -> bool | None:
+    """An attribute of a row of `faces`; None is unknown."""
+    return known(row, "attributes").get(name)
+
+
+def number_text(value: float | None) -> str | None:
+    """A number as canonical text: 37.4 for the float32 nearest to it, 35 for 35.0; None if it is none."""
+    if value is None or not math.isfinite(value):
+        return None
+    return f"{round(value, 4) + 0.0:.6g}"
+
+
+def exactly_one(names: tuple[str, ...]) -> Callable[[Row], str | None]:
+    """Label of a group of exclusive attributes: known only if all members are known and one of them is true."""
+
+    def label(row: Row) -> str | None:
+        found = known(row, "attributes")
+        values = [found.get(name) for name in names]
+        if None in values or sum(map(bool, values)) != 1:
+            return None
+        return names[values.index(True)]
+
+    return label
+
+
+def column(name: str) -> Callable[[Row], Any]:
+    """Label that stands in a column of its own."""
+    return lambda row: row.get(name)
+
+
+def sizes(row: Row) -> Sizes | None:
+    """Shares of the classes in a row's segmentation; None where there is none or it is no such map."""
+    stored = row.get("segmentation")
+    data = stored.get("bytes") if isinstance(stored, Mapping) else stored
+    return _sizes(data) if data else None
+
+
+@lru_cache(maxsize=4)  # all questions about a face are asked in a row
+def _sizes(data: bytes) -> Sizes | None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.width * image.height > MAX_PIXELS or image.mode not in ("L", "P"):
+                return None
+            counts = image.histogram()
+    except Exception:  # damaged data can raise almost anything from a decoder
+        return None
+    if any(counts[len(SEGMENTATION) :]):
+        return None
+    total = sum(counts)
+    return {name: count / total for name, count in zip(SEGMENTATION, counts, strict=False)}
+
+
+def shown(found: Sizes, classes: tuple[str, ...]) -> bool | None:
+    """Whether any of these classes is to be seen: no pixel is no; a few pixels are neither yes nor no."""
+    share = sum(found[name] for name in classes)
+    return True if share >= 1 / FAINT else None if share else False
+
+
+def hidden_from(row: Row, *classes: str) -> bool:
+    """Whether a row's segmentation says that none of these classes can be seen."""
+    found = sizes(row)
+    return found is not None and shown(found, classes) is False

@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from facemllm.tasks import age, attributes, expression, gender, head_pose
-from facemllm.tasks.answers import TOLERANCE
-from facemllm.tasks.base import Item, Row, Task
+from facemllm.tasks.answers import TOLERANCE, assertions
+from facemllm.tasks.base import Item, Row, Task, known
 from facemllm.tasks.items import Open
-from facemllm.tasks.labels import known
-from facemllm.tasks.language import assertions
 
 FACTS: tuple[Item, ...] = tuple(
     item for task in (gender.TASK, age.TASK, expression.TASK, attributes.TASK, head_pose.TASK) for item in task.items
@@ -41,11 +39,6 @@ def read(text: str) -> str | None:
         item.name: value for item in FACTS if (value := stated.get(item.name)) is not None and item.mention(value)
     }
     return facts_text(values) or None
-
-
-def _label(row: Row) -> str | None:
-    caption = row.get("caption")
-    return None if caption is None else read(caption)
 
 
 def facts_text(values: dict[str, str]) -> str:
@@ -104,12 +97,11 @@ def _differ(item: Item, stated: str, labelled: str) -> bool:
 TASK = Task(
     name="caption",
     metric="fact_f1",
-    unit="",
     items=(
         Open(
             name="caption",
             templates=("Describe the face.", "What does this person look like?", "Describe the person in the picture."),
-            labels=_label,
+            labels=lambda row: None if row.get("caption") is None else read(row["caption"]),
             says=lambda row: str(row["caption"]),
             reads=read,
         ),

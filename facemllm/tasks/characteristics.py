@@ -98,11 +98,9 @@ class Turns(Protocol):
 
 
 def characteristics(names: Sequence[str], turns: Turns) -> Characteristics:
-    """The characteristics of the tasks of these names, and their labels on every row of the turns.
-
-    A characteristic that no row has, or every row that tells, gives no node. Raises UserError when none is left, or
-    when a turn asks what its task does not know.
-    """
+    """The characteristics of the tasks of these names, and their labels on every row of the turns. A characteristic
+    that no row has, or every row that tells, gives no node. Raises UserError when none is left, or when a turn asks
+    what its task does not know."""
     nodes = _nodes(names)
     labels_RN = _labels(nodes, names, turns)
     varies = (labels_RN == 1).any(0) & (labels_RN == 0).any(0)
@@ -182,11 +180,8 @@ def _is_member(item: Item) -> bool:
 
 
 def relations_of(names: Iterable[str], nodes: Iterable[Node]) -> tuple[Relation, ...]:
-    """The logical relations between these nodes of the tasks of these names.
-
-    Exactly one value of a choice is true, at most one where what is asked can be hidden; after these, what
-    `relations.yaml` says of the nodes.
-    """
+    """The logical relations between these nodes of the tasks of these names. Exactly one value of a choice is true, at
+    most one where what is asked can be hidden; after these, what `relations.yaml` says of the nodes."""
     known = {node.name for node in nodes}
     own = (_of_choice(item, known) for task in names for item in _members(task))
     left = (relation.within(known) for relation in RELATIONS)
@@ -201,11 +196,9 @@ def _of_choice(item: Item, known: set[str]) -> Relation | None:
 
 
 def cooccurrence(labels_RN: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Counts `m_ij` of rows on which i and j are true, and `n_ij` of rows on which i is true and j is known.
-
-    Where every label is known, each column of n is the paper's n_i; where j is unknown on some, a row that cannot tell
-    of j says nothing for or against it.
-    """
+    """Counts `m_ij` of rows on which i and j are true, and `n_ij` of rows on which i is true and j is known. Where
+    every label is known, each column of n is the paper's n_i; where j is unknown on some, a row that cannot tell of j
+    says nothing for or against it."""
     count = labels_RN.shape[1]
     m_NN, n_NN = np.zeros((2, count, count), dtype=np.int64)
     for first in range(0, len(labels_RN), _ROWS):

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from functools import cache
 
 from facemllm.tasks import age_range, attributes, expression, gender, presence
-from facemllm.tasks.base import Item, Row, Task
+from facemllm.tasks.answers import assertions, listed
+from facemllm.tasks.base import Item, Row, Task, known
 from facemllm.tasks.caption import facts_text
 from facemllm.tasks.items import Open
-from facemllm.tasks.labels import known
-from facemllm.tasks.language import assertions, listed
 
 FEWEST = 3
 """A row with fewer facts is not described."""
@@ -79,15 +78,11 @@ def paragraph(stated: Mapping[str, str]) -> str:
     """The paragraph that states these facts."""
     sentences = []
     for sentence, names in _SLOTS:
-        words = [_words(_ITEMS[name], stated[name]) for name in names if name in stated]
+        given = [(_ITEMS[name], stated[name]) for name in names if name in stated]
+        words = [item.mention(value) or item.option_for(value).text for item, value in given]
         if words:
             sentences.append(sentence.format(listed(words)))
     return " ".join(sentences)
-
-
-def _words(item: Item, value: str) -> str:
-    said = item.mention(value)
-    return item.option_for(value).text if said is None else said
 
 
 def read(text: str) -> str | None:
@@ -107,7 +102,6 @@ def _label(row: Row) -> str | None:
 TASK = Task(
     name="description",
     metric="fact_f1",
-    unit="",
     items=(
         Open(
             name="description",

@@ -45,7 +45,6 @@ def _item(source: str) -> Choice:
 TASK = Task(
     name="ethnicity",
     metric="balanced_accuracy",
-    unit="",
     items=tuple(_item(source) for source in SCHEMES),
     use="checking balance and fairness of data and models; not for decisions about people",
     sensitive=True,

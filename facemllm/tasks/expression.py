@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from facemllm.tasks.base import Option, Row, Task
+from facemllm.tasks.base import Option, Row, Task, column
 from facemllm.tasks.items import Choice
-from facemllm.tasks.labels import column
 
 WORDS = {
     "neutral": ("neutral", "neutrality", "expressionless"),
@@ -29,9 +28,7 @@ def expression_task(
     claim: str = "the face looks {}",
 ) -> Task:
     """A task of one choice: by value the `words` that name it, the first being its text; others are `understood`.
-
-    Unless a `source` says otherwise, the label is the row's expression.
-    """
+    Unless a `source` says otherwise, the label is the row's expression."""
     item = Choice(
         name=name,
         templates=templates,
@@ -42,7 +39,7 @@ def expression_task(
         claim=claim,
     )
     use = "the expression shown; it tells no feeling, mood or intent"
-    return Task(name=name, metric="accuracy", unit="", items=(item,), use=use)
+    return Task(name=name, metric="accuracy", items=(item,), use=use)
 
 
 TASK = expression_task(

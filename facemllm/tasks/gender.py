@@ -1,13 +1,11 @@
 """Gender as the source annotates it."""
 
-from facemllm.tasks.base import Option, Task
+from facemllm.tasks.base import Option, Task, column
 from facemllm.tasks.items import Choice
-from facemllm.tasks.labels import column
 
 TASK = Task(
     name="gender",
     metric="balanced_accuracy",
-    unit="",
     items=(
         Choice(
             name="gender",

@@ -6,11 +6,10 @@ person ("to her left") is refused: it may mean the other one. So is a bare numbe
 which side its sign means.
 """
 
-from facemllm.tasks.base import Option, Task
+from facemllm.tasks.base import Option, Task, column
 from facemllm.tasks.items import Number
-from facemllm.tasks.labels import column
 
-_TO = r"(?:(?:to|towards?) )?(?:the )?"
+TO = r"(?:(?:to|towards?) )?(?:the )?"
 _DEGREES = r"N(?: degrees?)?"
 _END = r"(?! and [+-]?\d)(?! of\b| or\b)"
 _LEAD = "the|head|is|it|he|she|yaw|pitch|roll|angle|of|:|are"
@@ -27,15 +26,15 @@ def _sides(verbs: str, above: str, below: str, zero: str) -> tuple[tuple[int, st
     """Patterns "turned 25 degrees to the left" and "turned to the left by 25 degrees", of either side, and of zero."""
     found = []
     for sign, words in ((1, above), (-1, below)):
-        found.append((sign, rf"(?:{verbs}) {_DEGREES} {_TO}(?:{words}){_END}"))
-        found.append((sign, rf"(?:{verbs}) {_TO}(?:{words}) {_DEGREES}"))
+        found.append((sign, rf"(?:{verbs}) {_DEGREES} {TO}(?:{words}){_END}"))
+        found.append((sign, rf"(?:{verbs}) {TO}(?:{words}) {_DEGREES}"))
     return (*found, (1, zero))
 
 
 def _short(above: str, below: str) -> tuple[tuple[int, str], ...]:
     found = [(1, r"([+-]?0(?:\.0+)?)(?: degrees)?")]
     for sign, words in ((1, above), (-1, below)):
-        found += [(sign, rf"{_DEGREES} {_TO}(?:{words})"), (sign, rf"{_TO}(?:{words}) {_DEGREES}")]
+        found += [(sign, rf"{_DEGREES} {TO}(?:{words})"), (sign, rf"{TO}(?:{words}) {_DEGREES}")]
     return tuple(found)
 
 

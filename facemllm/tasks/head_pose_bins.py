@@ -3,28 +3,23 @@
 A bin holds its lower end: 10 degrees are in the bin of 10 to 20.
 """
 
-from collections.abc import Callable
+from functools import partial
 
 from facemllm.tasks.base import Option, Row, Task
+from facemllm.tasks.head_pose import TO
 from facemllm.tasks.items import Choice
 
 WIDTH, LIMIT = 10, 100
 _LOWS = tuple(range(-LIMIT, LIMIT, WIDTH))
-_TO = r"(?:(?:to|towards?) )?(?:the )?"
 
 
 def _value(low: int) -> str:
     return f"{low}_{low + WIDTH}"
 
 
-def _bin(column: str) -> Callable[[Row], str | None]:
-    def source(row: Row) -> str | None:
-        angle = row.get(column)
-        if angle is None or not -LIMIT <= angle < LIMIT:
-            return None
-        return _value(int(angle // WIDTH) * WIDTH)
-
-    return source
+def _bin(column: str, row: Row) -> str | None:
+    angle = row.get(column)
+    return None if angle is None or not -LIMIT <= angle < LIMIT else _value(int(angle // WIDTH) * WIDTH)
 
 
 def _sizes(low: int) -> tuple[int, int]:
@@ -37,8 +32,8 @@ def _patterns(low: int, verbs: str, side: str) -> tuple[str, ...]:
     near, far = _sizes(low)
     ends = f"{near}(?: degrees)?(?: to| and| -)? {far} degrees"
     return (
-        rf"(?:(?:{verbs}) )?(?:between |from |by )*{ends} {_TO}(?:{side})",
-        rf"(?:{verbs}) {_TO}(?:{side}) (?:by |between |from )*{ends}",
+        rf"(?:(?:{verbs}) )?(?:between |from |by )*{ends} {TO}(?:{side})",
+        rf"(?:{verbs}) {TO}(?:{side}) (?:by |between |from )*{ends}",
     )
 
 
@@ -51,7 +46,7 @@ def _axis(name: str, questions: tuple[str, str], unseen: str, above: str, below:
         templates=questions,
         unseen=(unseen,),
         options=tuple(Option(value=_value(low), text=text) for low, text in texts.items()),
-        source=_bin(name),
+        source=partial(_bin, name),
         patterns={
             _value(low): (text, *_patterns(low, *((verb_above, side_above) if low >= 0 else (verb_below, side_below))))
             for low, text in texts.items()
@@ -63,7 +58,6 @@ def _axis(name: str, questions: tuple[str, str], unseen: str, above: str, below:
 TASK = Task(
     name="head_pose_bins",
     metric="accuracy",
-    unit="",
     items=(
         _axis(
             "yaw",

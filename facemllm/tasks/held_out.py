@@ -17,8 +17,8 @@ from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.tasks import ZERO_SHOT
+from facemllm.tasks.answers import normalise
 from facemllm.tasks.base import Item, Option, Row, Task
-from facemllm.tasks.language import normalise
 
 SHOWN_BY: Mapping[str, tuple[str, ...]] = {
     "Eyeglasses": ("eye_g",),
@@ -70,11 +70,9 @@ class HeldOut:
 
     @classmethod
     def of(cls, names: Sequence[str], asked: Iterable[Task]) -> HeldOut:
-        """The attributes of these names, beside the tasks that are `asked`.
-
-        Raises UserError when the task `zero_shot` does not know a name, or when a task offers it, or its words, among
-        the options of a choice: they would be in every such question.
-        """
+        """The attributes of these names, beside the tasks that are `asked`. Raises UserError when the task `zero_shot`
+        does not know a name, or when a task offers it, or its words, among the options of a choice: they would be in
+        every such question."""
         if not names:
             return cls((), ())
         distinct, asked, every = tuple(dict.fromkeys(names)), list(asked), tasks.get(ZERO_SHOT)
@@ -96,10 +94,6 @@ class HeldOut:
         words = normalise(text.replace("?", " . "))  # a question mark would hide a question from it
         return words is None or self._words.search(words) is not None or self._spelt.search(text) is not None
 
-    def attributes(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """Attributes by name without the held-out ones."""
-        return {name: value for name, value in known.items() if name not in self.names}
-
     def caption(self, text: str | None) -> str | None:
         """A caption that does not name them, and states nothing new; None when there is none."""
         if text is None or not self or not self.named_in(text):
@@ -115,10 +109,11 @@ class HeldOut:
 
     def changes(self, row: Row) -> dict[str, Any]:
         """The columns of a row of `faces` (`attributes` a mapping) that are others in the eyes of the tasks."""
-        return {"attributes": self.attributes(row["attributes"] or {}), "caption": self.caption(row["caption"])}
+        left = {name: value for name, value in (row["attributes"] or {}).items() if name not in self.names}
+        return {"attributes": left, "caption": self.caption(row["caption"])}
 
     def _facts(self, text: str) -> set[str]:
-        stated = tasks.get("caption").parse("caption", text)
+        stated = tasks.get("caption").item("caption").parse(text)
         facts = set() if stated is None else set(stated.split(";"))
         return {fact for fact in facts if fact.partition("=")[0] not in self.names}
 
@@ -189,10 +184,8 @@ def _refuse_options(asked: Iterable[Task], what: str, names: Callable[[Option], 
 
 
 def withheld_classes(held_out: Iterable[str]) -> list[int]:
-    """Numbers of the classes that a model may not see in maps, if it is not to learn these attributes from them.
-
-    Raises UserError for an attribute that no map can keep to itself.
-    """
+    """Numbers of the classes that a model may not see in maps, if it is not to learn these attributes from them. Raises
+    UserError for an attribute that no map can keep to itself."""
     held_out = list(held_out)
     for name in held_out:
         if name in SHOWN_WITHOUT:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from facemllm.tasks.base import Form, Item, Option, Row
-from facemllm.tasks.labels import attribute, number_text
-from facemllm.tasks.language import Mention, bounded, doubtful, listed, mentions, normalise, only
+from facemllm.tasks.answers import bounded, doubtful, listed, mentions, normalise, only
+from facemllm.tasks.base import Form, Item, Option, Row, attribute, number_text
+
+Words = tuple[str, tuple[str, ...]]
+"""The words that a caption would use of a thing, and patterns that name it."""
 
 _NOTHING = ""  # key of mentions that name no option, as "beard" alone
 _OTHER = "other"  # key of mentions of something else
@@ -46,10 +48,6 @@ class Choice(Item):
         value = self.source(row)
         return value if value in self._by_value else None
 
-    def option_for(self, label: str) -> Option:
-        """The option of that value."""
-        return self._by_value[label]
-
     def mention(self, label: str) -> str | None:
         """The option's text, unless it says that something is absent."""
         return None if label == self.absent else self._by_value[label].text
@@ -84,10 +82,6 @@ class Choice(Item):
         )
 
     @cached_property
-    def _by_value(self) -> dict[str, Option]:
-        return {option.value: option for option in self.options}
-
-    @cached_property
     def _exact(self) -> dict[str, str]:
         exact = {word: value for value, names in self.words.items() for word in names}
         for option in self.options:
@@ -109,10 +103,8 @@ _TAG = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Boolean(Item):
-    """A thing that is there or not. `text` mentions it in a caption; `nouns` are patterns that name it.
-
-    `source` tells from a row whether it is there; without one, the attribute of the item's name does.
-    """
+    """A thing that is there or not. `text` mentions it in a caption; `nouns` are patterns that name it. `source` tells
+    from a row whether it is there; without one, the attribute of the item's name does."""
 
     text: str
     nouns: tuple[str, ...]
@@ -131,10 +123,6 @@ class Boolean(Item):
         """yes or no as it is there or not."""
         value = attribute(row, self.name) if self.source is None else self.source(row)
         return None if value is None else "yes" if value else "no"
-
-    def option_for(self, label: str) -> Option:
-        """The option of that value."""
-        return self.options[("yes", "no").index(label)]
 
     def mention(self, label: str) -> str | None:
         """The thing's words if it is there."""
@@ -201,17 +189,14 @@ class Number(Item):
         found = mentions(words, self._readings)
         if any(m.stance != "affirmed" for m in found):
             return None
-        value = only(_signed(m) for m in found) if found else self._whole(words)
+        value = only(_signed(m.key, m.number) for m in found) if found else self._whole(words)
         if value is None or bounded(words):
             return None
         return value if self.low <= float(value) <= self.high else None
 
     def _whole(self, words: str) -> str | None:
-        values = set()
-        for sign, pattern in self._short:
-            if found := re.fullmatch(rf"(?:(?:{self.lead}) )*{pattern}", words):
-                values.add(_signed(Mention(str(sign), found.group(1) if found.re.groups else None, "affirmed")))
-        return only(values)
+        found = ((sign, re.fullmatch(rf"(?:(?:{self.lead}) )*{pattern}", words)) for sign, pattern in self._short)
+        return only(_signed(sign, match.group(1) if match.re.groups else None) for sign, match in found if match)
 
     @cached_property
     def _grid(self) -> list[float]:
@@ -222,12 +207,12 @@ class Number(Item):
         return [(str(sign), pattern.replace("N", _NUMBER)) for sign, pattern in self.readings]
 
     @cached_property
-    def _short(self) -> list[tuple[int, str]]:
-        return [(sign, pattern.replace("N", _NUMBER)) for sign, pattern in self.short]
+    def _short(self) -> list[tuple[str, str]]:
+        return [(str(sign), pattern.replace("N", _NUMBER)) for sign, pattern in self.short]
 
 
-def _signed(mention: Mention) -> str:
-    return str(number_text(int(mention.key) * float(mention.number or 0)))
+def _signed(sign: str, number: str | None) -> str:
+    return str(number_text(int(sign) * float(number or 0)))
 
 
 NONE = "none"
@@ -247,11 +232,9 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Several(Item):
-    """A set of `things`; canonical as their values in alphabetical order, `a;b`, or `none`.
-
-    `source` gives the values of a row. `around` is a pattern of words that may stand around the things in an answer;
-    any other word makes it unreadable, since it may name something that is not known here.
-    """
+    """A set of `things`; canonical as their values in alphabetical order, `a;b`, or `none`. `source` gives the values
+    of a row. `around` is a pattern of words that may stand around the things in an answer; any other word makes it
+    unreadable, since it may name something that is not known here."""
 
     things: tuple[Thing, ...]
     source: Callable[[Row], Iterable[str] | None]

@@ -5,7 +5,8 @@ Five points are the eyes, the tip of the nose and the corners of the mouth (`rec
 calls it, so that a mirrored picture only swaps the words.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from facemllm.tasks.base import Option, Row, Task
 from facemllm.tasks.items import Choice
@@ -46,18 +47,15 @@ def _patterns(row: str, column: str) -> tuple[str, ...]:
 REGIONS = {f"{row}_{column}": _text(row, column) for row in _ROWS for column in _COLUMNS}
 
 
-def _region(part: str, side: str | None) -> Callable[[Row], str | None]:
-    def source(row: Row) -> str | None:
-        point = _point(row, part, side)
-        width, height = row.get("width"), row.get("height")
-        if point is None or not width or not height:
-            return None
-        x, y = point[0] / width, point[1] / height
-        if not (0 <= x < 1 and 0 <= y < 1):
-            return None
-        return f"{tuple(_ROWS)[int(y * 3)]}_{tuple(_COLUMNS)[int(x * 3)]}"
-
-    return source
+def _region(part: str, side: str | None, row: Row) -> str | None:
+    point = _point(row, part, side)
+    width, height = row.get("width"), row.get("height")
+    if point is None or not width or not height:
+        return None
+    x, y = point[0] / width, point[1] / height
+    if not (0 <= x < 1 and 0 <= y < 1):
+        return None
+    return f"{tuple(_ROWS)[int(y * 3)]}_{tuple(_COLUMNS)[int(x * 3)]}"
 
 
 def _point(row: Row, part: str, side: str | None) -> Point | None:
@@ -85,7 +83,7 @@ def _item(part: str, side: str | None) -> Choice:
         templates=(f"In which region of the picture is the {named}?", f"Where in the picture is the {place}?"),
         unseen=(f"Which part of the picture has the {named} in it?",),
         options=tuple(Option(value=value, text=text) for value, text in REGIONS.items()),
-        source=_region(part, side),
+        source=partial(_region, part, side),
         patterns={f"{row}_{column}": _patterns(row, column) for row in _ROWS for column in _COLUMNS},
         others=(_BESIDE, r"between(?: \S+)+"),
         claim=f"the {named} is in the {{}} of the picture",
@@ -95,17 +93,10 @@ def _item(part: str, side: str | None) -> Choice:
 TASK = Task(
     name="landmarks",
     metric="accuracy",
-    unit="",
     items=tuple(
         _item(part, side)
-        for part, sides in (
-            ("eye", ("left", "right")),
-            ("eyebrow", ("left", "right")),
-            ("nose", (None,)),
-            ("mouth", (None,)),
-            ("chin", (None,)),
-        )
-        for side in sides
+        for part, sets in _PARTS[68].items()
+        for side in (("left", "right") if len(sets) > 1 else (None,))
     ),
     use="where parts of the face lie in the picture",
 )

@@ -9,10 +9,7 @@ them.
 from collections.abc import Mapping
 
 from facemllm.tasks.base import Task
-from facemllm.tasks.items import Boolean
-
-Words = tuple[str, tuple[str, ...]]
-"""The words that a caption would use, and patterns."""
+from facemllm.tasks.items import Boolean, Words
 
 
 def _hair(name: str, pattern: str = "") -> Words:
@@ -124,7 +121,6 @@ def attribute_item(name: str, words: Words) -> Boolean:
 TASK = Task(
     name="presence",
     metric="balanced_accuracy",
-    unit="",
     items=tuple(attribute_item(name, words) for name, words in _WORDS.items()),
     use="what is to be seen of a face, and of the picture",
 )

@@ -4,7 +4,8 @@ annotators judged them. Kept apart so that CelebA's mean over forty names can be
 from collections.abc import Mapping
 
 from facemllm.tasks.base import Task
-from facemllm.tasks.presence import Words, attribute_item
+from facemllm.tasks.items import Words
+from facemllm.tasks.presence import attribute_item
 
 _WORDS: Mapping[str, Words] = {
     "Male": ("a male face", ("(?:a )?male(?: face| person)?", "(?:a )?man")),
@@ -20,7 +21,6 @@ _WORDS: Mapping[str, Words] = {
 TASK = Task(
     name="presence_of_persons",
     metric="balanced_accuracy",
-    unit="",
     items=tuple(attribute_item(name, words) for name, words in _WORDS.items()),
     use="comparison with published figures, and fairness; not for decisions about people",
     sensitive=True,

@@ -22,8 +22,6 @@ from facemllm.errors import UserError, one_line
 Mask = npt.NDArray[np.bool_]
 Kind = Literal["exclusive", "exactly_one", "at_least_one", "excludes", "implies"]
 
-_OWN = Path(__file__).with_name("relations.yaml")
-
 
 class Relation(BaseModel):
     """`exclusive`: at most one of `names` is true; `exactly_one`, `at_least_one` of them; `excludes`: where `given` is
@@ -78,10 +76,8 @@ class Relation(BaseModel):
         return not other.check(places, true_FA, np.ones_like(true_FA))[1].any()
 
     def check(self, places: Mapping[str, int], true_FA: Mask, known_FA: Mask) -> tuple[Any, Any]:
-        """On which faces enough is known to check it, and on which what is true breaks it.
-
-        `places` gives the column of each attribute; an unknown one must not be true.
-        """
+        """On which faces enough is known to check it, and on which what is true breaks it. `places` gives the column of
+        each attribute; an unknown one must not be true."""
         names = [places[name] for name in self.names]
         true_FN, known_FN = true_FA[:, names], known_FA[:, names]
         if self.kind == "exclusive":
@@ -116,4 +112,4 @@ def load(path: Path) -> tuple[Relation, ...]:
     return found
 
 
-RELATIONS = load(_OWN)
+RELATIONS = load(Path(__file__).with_name("relations.yaml"))

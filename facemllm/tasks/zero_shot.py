@@ -9,7 +9,6 @@ from facemllm.tasks.base import Task
 TASK = Task(
     name="zero_shot",
     metric="balanced_accuracy",
-    unit="",
     items=tuple(item for task in (attributes.TASK, presence.TASK) for item in task.items if item.form == "boolean"),
     use="what a model makes of attributes it was not trained on",
 )

@@ -39,11 +39,9 @@ def step_params(settings: Settings, step: str) -> dict[str, str]:
     section = SECTIONS.get(step, step)
     params: dict[str, Any] = {"profile": settings.profile, "seed": settings.seed}
     if plan := settings.stages().get(step):
-        off = {
-            "segmentation": settings.model.segmentation.mode == "none",
-            "knowledge": not settings.model.knowledge.enabled,
-        }
-        model = settings.model.model_dump(exclude={branch for branch, is_off in off.items() if is_off})
+        branches = {"segmentation": settings.model.segmentation.mode != "none"}
+        branches["knowledge"] = settings.model.knowledge.enabled
+        model = settings.model.model_dump(exclude={branch for branch, is_on in branches.items() if not is_on})
         params |= {**plan.model_dump(), "train": settings.train.model_dump(exclude={"stages"}), "model": model}
     elif section in type(settings).model_fields:
         params[section] = getattr(settings, section).model_dump()

@@ -11,13 +11,12 @@ the note are described in `recorded.py`.
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import os
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
@@ -74,7 +73,7 @@ def experiment_id(settings: Settings, client: MlflowClient) -> str:
 
 def experiment_url(settings: Settings) -> str:
     """Address of the experiment's runs in MLflow's view of model training; that of the server if it does not answer."""
-    with contextlib.suppress(UserError), session(settings) as client:
+    with suppress(UserError), session(settings) as client:
         return f"{uri(settings)}/{recorded.page(experiment_id(settings, client))}"
     return uri(settings)
 
@@ -171,10 +170,10 @@ class StepRun:
             for start in range(0, len(every), 100):
                 self.client.log_batch(self.run_id, params=every[start : start + 100])
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record numbers, at an optimiser step if given."""
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Record numbers."""
         with guard(self.uri):
-            send(self.client, self.run_id, points_of(metrics, step or 0))
+            send(self.client, self.run_id, points_of(metrics, 0))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; values are cut at MLflow's 8000 characters."""
@@ -185,12 +184,10 @@ class StepRun:
 
     def log_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Record a table (column name -> values) as `<name>.json`, which MLflow's evaluation view opens."""
-        if len({len(values) for values in columns.values()}) > 1:
-            raise ValueError(f"table {name}: columns differ in length")
         with guard(self.uri):
             self.client.log_table(self.run_id, {k: list(v) for k, v in columns.items()}, f"{name}.json")
 
-    def log_artifacts(self, folder: Path, path: str | None = None) -> None:
+    def log_artifacts(self, folder: Path, path: str) -> None:
         """Record all files of a folder, under `path`."""
         with guard(self.uri):
             self.client.log_artifacts(self.run_id, str(folder), path)
@@ -254,7 +251,7 @@ def step_run(
     try:
         yield run
     except BaseException as error:
-        with contextlib.suppress(UserError), guard(address):
+        with suppress(UserError), guard(address):
             client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
             client.set_tag(run.run_id, "facemllm.error", one_line(error, 1000))
         raise
@@ -269,7 +266,7 @@ def _common_tags(settings: Settings, run_name: str) -> dict[str, str]:
         "facemllm.package": digests.of_package(),
         "facemllm.process": _process(),
     }
-    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+    with suppress(OSError, KeyError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
     if head := commit():
         plain = head.removesuffix("+changes")

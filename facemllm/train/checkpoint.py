@@ -112,10 +112,8 @@ def is_whole(folder: Path) -> bool:
 def load(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, key: str, made_from: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Restore a checkpoint in place and return its state.
-
-    Raises UserError when it cannot be read or belongs to another run: `made_from` are that key's parts, to show which.
-    """
+    """Restore a checkpoint in place and return its state. Raises UserError when it cannot be read or belongs to another
+    run: `made_from` are that key's parts, to show which."""
     try:
         state = json.loads((folder / STATE).read_text("utf-8"))
         with ExitStack() as files:

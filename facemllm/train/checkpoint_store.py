@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -38,10 +37,8 @@ def location(storage: str | None, work: Path, run: str) -> str:
 
 
 def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a folder or an s3:// address, and the path there. Raises UserError for another scheme.
-
-    S3's address, keys and region come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_REGION...).
-    """
+    """The file system of a folder or an s3:// address, and the path there. Raises UserError for another scheme. S3's
+    address, keys and region come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_REGION...)."""
     if "://" not in place:
         return pafs.LocalFileSystem(), place
     scheme, path = place.split("://", 1)
@@ -74,14 +71,13 @@ class CheckpointStore:
     def newest(
         self, first: bool = True, broadcast: Callable[[Any], Any] = lambda value: value
     ) -> Iterator[tuple[Path | None, int]]:
-        """Folder of the newest whole checkpoint, None without one, and the number of this attempt.
-
-        The `first` rank finds it; `broadcast` gives the others what that one has, so that all go on from the same.
-        """
+        """Folder of the newest whole checkpoint, None without one, and the number of this attempt. The `first` rank
+        finds it; `broadcast` gives the others what that one has, so that all go on from the same."""
         chosen, attempt = None, 1
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as fetched:
             if first:
-                self._tidy()
+                for left in self._scratch.glob(f"{_SCRATCH}*"):  # what an attempt that was killed had not finished
+                    shutil.rmtree(left, ignore_errors=True)
                 names = self.names()
                 attempt = 1 + max((int(_NAME.fullmatch(name)[2]) for name in names), default=0)  # type: ignore[index]
                 chosen = next((name for name in names if checkpoint.is_whole(self._fetch(name, fetched))), None)
@@ -146,11 +142,6 @@ class CheckpointStore:
             use_threads=False,
         )
 
-    def _tidy(self) -> None:
-        """Remove what an attempt that was killed had not finished."""
-        for left in self._scratch.glob(f"{_SCRATCH}*"):
-            shutil.rmtree(left, ignore_errors=True)
-
     @contextmanager
     def _reached(self) -> Iterator[None]:
         try:
@@ -161,41 +152,28 @@ class CheckpointStore:
             ) from error
 
 
-class AsyncSaver:
-    """Saves checkpoints while training goes on: `save(step, checkpoint)` copies the tensors and returns.
+@contextmanager
+def saving(
+    store: CheckpointStore, attempt: int, *, prunes: bool = True
+) -> Iterator[Callable[[int, checkpoint.Checkpoint], None]]:
+    """Saves checkpoints while training goes on: `save(step, checkpoint)` copies the tensors and returns. One is on its
+    way at a time; the next waits for it. Leaving the block waits for the last. Raises what went wrong."""
+    pending: Future[None] | None = None
+    buffers: Mapping[str, Tensor] | None = None
 
-    One is on its way at a time; the next waits for it. Leaving the block waits for the last. Raises what went wrong.
-    """
+    def write(step: int, clone: checkpoint.Checkpoint) -> None:
+        store.put(step, attempt, clone.write)
+        if prunes:
+            store.prune(KEPT)
 
-    def __init__(self, store: CheckpointStore, attempt: int, *, prunes: bool = True) -> None:
-        self._store, self._attempt, self._prunes = store, attempt, prunes
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
-        self._buffers: Mapping[str, Tensor] | None = None
+    def save(step: int, live: checkpoint.Checkpoint) -> None:
+        nonlocal pending, buffers
+        if pending is not None:
+            pending.result()
+        clone = live.clone(buffers)
+        buffers, pending = clone.tensors, pool.submit(write, step, clone)
 
-    def __call__(self, step: int, live: checkpoint.Checkpoint) -> None:
-        """Save the checkpoint of a step."""
-        self._wait()
-        clone = live.clone(self._buffers)
-        self._buffers = clone.tensors
-        self._pending = self._pool.submit(self._save, step, clone)
-
-    def _save(self, step: int, clone: checkpoint.Checkpoint) -> None:
-        self._store.put(step, self._attempt, clone.write)
-        if self._prunes:
-            self._store.prune(KEPT)
-
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-
-    def __enter__(self) -> AsyncSaver:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(wait=True)
-        if error is None:
-            self._wait()
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as pool:
+        yield save
+    if pending is not None:
+        pending.result()

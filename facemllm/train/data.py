@@ -22,14 +22,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from facemllm.core import digests
-from facemllm.core.files import atomic_file, locked
+from facemllm.core.files import atomic_file, locked, writing
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
-from facemllm.model.pixels import face_map, face_pixels
-from facemllm.model.prompts import Frame
+from facemllm.model.inputs import Frame, face_map, face_pixels
 from facemllm.tables import Table
 from facemllm.tasks.base import CLOSED
 from facemllm.tasks.relations import Relation
+
+Decode = Callable[[list[Any]], NDArray[np.uint8]]
 
 _POOL_ROWS = 20_000  # below this, starting decoder processes (each imports torch) costs more than it saves
 _MIRROR = {"left": "right", "right": "left"}
@@ -48,10 +49,8 @@ def mirror_text(text: str) -> str:
 
 
 def pixel_cache(table: Table, image_processor: Any, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
-    """Pixels of every row of a conversations table, in row order: a read-only memory map (rows, S, S, 3) uint8.
-
-    Built once per table digest and image processor; a half-built cache is never seen. `workers: 0` is one a core.
-    """
+    """Pixels of every row of a conversations table, in row order: a read-only memory map (rows, S, S, 3) uint8. Built
+    once per table digest and image processor; a half-built cache is never seen. `workers: 0` is one a core."""
     path = cache / f"pixels-{table.digest[:24]}-{pixel_kind(image_processor)}.npy"
     return _cached(path, table, "images", partial(_decode_images, image_processor), workers)
 
@@ -71,9 +70,7 @@ def pixel_kind(image_processor: Any, *more: Any) -> str:
     return digests.of_json([type(image_processor).__name__, *values, *map(str, more)])[:8]
 
 
-def _cached(
-    path: Path, table: Table, column: str, decode: Callable[[list[Any]], NDArray[np.uint8]], workers: int
-) -> NDArray[np.uint8]:
+def _cached(path: Path, table: Table, column: str, decode: Decode, workers: int) -> NDArray[np.uint8]:
     if not path.exists():
         with locked(path.with_name(f".{path.name}.lock")):  # one process builds, on however many machines
             if not path.exists():
@@ -81,29 +78,22 @@ def _cached(
     return np.load(path, mmap_mode="r")
 
 
-def _build(
-    path: Path, table: Table, column: str, decode: Callable[[list[Any]], NDArray[np.uint8]], workers: int
-) -> None:
+def _build(path: Path, table: Table, column: str, decode: Decode, workers: int) -> None:
     batches = (batch.column(column).to_pylist() for batch in table.batches(columns=[column], batch_rows=64))
     blocks: np.memmap[Any, np.dtype[np.uint8]] | None = None
     done = 0
-    try:
-        with atomic_file(path, tidy=True) as unfinished:
-            for block in _decoded(batches, decode, workers if table.rows >= _POOL_ROWS else 1):
-                if blocks is None:
-                    blocks = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (table.rows, *block.shape[1:]))
-                blocks[done : done + len(block)] = block
-                done += len(block)
+    with writing(path), atomic_file(path, tidy=True) as unfinished:
+        for block in _decoded(batches, decode, workers if table.rows >= _POOL_ROWS else 1):
             if blocks is None:
-                raise UserError(f"{table.path}: the table has no rows to train on")
-            blocks.flush()
-    except OSError as error:
-        raise UserError(f"cannot write the cache {path}: {error.strerror or error}") from error
+                blocks = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (table.rows, *block.shape[1:]))
+            blocks[done : done + len(block)] = block
+            done += len(block)
+        if blocks is None:
+            raise UserError(f"{table.path}: the table has no rows to train on")
+        blocks.flush()
 
 
-def _decoded(
-    batches: Iterator[list[Any]], decode: Callable[[list[Any]], NDArray[np.uint8]], workers: int
-) -> Iterator[NDArray[np.uint8]]:
+def _decoded(batches: Iterator[list[Any]], decode: Decode, workers: int) -> Iterator[NDArray[np.uint8]]:
     if workers == 1:
         yield from map(decode, batches)
         return
@@ -146,11 +136,9 @@ class Texts:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The conversations of one split: which pixels, which turns, which texts.
-
-    Row `r` shows pixels `pixel_row[r]` and has turns `turn_starts[r]:turn_starts[r + 1]`. A turn names its texts in
-    `texts`: prompt and answer, plain and mirrored (column 1). A turn that `follows` continues the one before it.
-    """
+    """The conversations of one split: which pixels, which turns, which texts. Row `r` shows pixels `pixel_row[r]` and
+    has turns `turn_starts[r]:turn_starts[r + 1]`. A turn names its texts in `texts`: prompt and answer, plain and
+    mirrored (column 1). A turn that `follows` continues the one before it."""
 
     image_id: pa.Array  # (rows,)
     pixel_row: NDArray[np.int64]
@@ -170,10 +158,8 @@ class Corpus:
         return np.array([mixture.get(name, 0.0) for name in self.tasks])[self.task]
 
     def chain_tokens(self, asked: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-        """Tokens from each turn to the end of the turns that follow it, as shown or mirrored, whichever are more.
-
-        A turn that is not `asked` (turns,) ends those before it: it does not count, nor does what follows it.
-        """
+        """Tokens from each turn to the end of the turns that follow it, as shown or mirrored, whichever are more. A
+        turn that is not `asked` (turns,) ends those before it: it does not count, nor does what follows it."""
         lengths = self.texts.lengths
         tokens = (lengths[self.prompt] + lengths[self.answer]).max(1)
         opens = ~self.follows

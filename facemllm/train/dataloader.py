@@ -1,9 +1,9 @@
 """Batches of a stage: which faces and turns a step shows, how they are augmented (mirror, shift, brightness, contrast,
 colour gain), and their tensors, collated while the step before computes.
 
-Everything about step `t` is a function of (seed, stage, t): the faces (a fresh order every epoch), the turns drawn for
-each, the augmentation. So a resumed run needs no random state, and each of N workers takes its slice of the same plan.
-Batches are collated in numpy: torch's operators would bring a second pool of threads, and both would wait for cores.
+All of step `t` is a function of (seed, stage, t): a resumed run needs no random state, and each of N workers takes its
+slice of the same plan. Batches are collated in numpy: torch's operators would bring a second pool of threads, and both
+would wait for cores.
 Shapes: B faces of a batch, S image side, A characteristics, V vocabulary, N image tokens, F width of the tower.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from facemllm.core import progress
 from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
-from facemllm.model.prompts import Frame
+from facemllm.model.inputs import Frame
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.train.data import Corpus, FaceDataset
 from facemllm.train.features import with_features
@@ -94,10 +94,8 @@ class BatchSampler:
                 f"stage {name}: every question is longer than the {limit} tokens the language model can read "
                 f"({self.left_out[0][1]} for image {self.left_out[0][0]}); shorten the texts or take another model.base"
             )
-        self._order = lru_cache(maxsize=2)(self._shuffled)
-
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([*self._key, 1, epoch]).permutation(self._usable)
+        draw = np.random.default_rng
+        self._order = lru_cache(maxsize=2)(lambda epoch: draw([*self._key, 1, epoch]).permutation(self._usable))
 
     def plan(self, step: int) -> Plan:
         """The plan of step `step`, counted from 0."""
@@ -161,11 +159,9 @@ class Batch:
 
 
 class DataLoader:
-    """A rank's batches of every step. `sampler.left_out` are the questions that are too long.
-
-    A rank's slice of a step is cut into batches of at most `train.micro_images` faces, of like length, so that little
-    of a row is padding; each term of a batch's loss is a share of the global mean, so the batches add up to the step.
-    """
+    """A rank's batches of every step. `sampler.left_out` are the questions that are too long. A rank's slice of a step
+    is cut into batches of at most `train.micro_images` faces, of like length, so that little of a row is padding; each
+    term of a batch's loss is a share of the global mean, so the batches add up to the step."""
 
     def __init__(self, run: StageRun, model: Any, processor: Any, dataset: FaceDataset) -> None:
         """Builds tower features if they are wanted and not there. Raises UserError when there is nothing to show."""
@@ -223,11 +219,7 @@ class DataLoader:
         data, train = self.dataset, self.run.settings.train
         rows, turns = plan.rows[index], [plan.turns[i] for i in index]
         pixel_rows = data.corpus.pixel_row[rows]
-        pixels, features, maps, packed, words = None, None, None, None, None
-        if data.features is not None:
-            features = data.features[rows]
-        else:
-            pixels = data.pixels[pixel_rows]
+        maps, packed, words = None, None, None
         if data.maps is not None:
             maps = data.maps[pixel_rows]
             maps[plan.withheld[index]] = NO_MAP
@@ -244,8 +236,8 @@ class DataLoader:
         else:
             words = word_bags(data.corpus, turns, mirrored, self._vocabulary)
         return Batch(
-            pixels_BSSC=self._tensor(pixels),
-            features_BNF=self._tensor(features),
+            pixels_BSSC=self._tensor(data.pixels[pixel_rows] if data.features is None else None),
+            features_BNF=self._tensor(None if data.features is None else data.features[rows]),
             maps_BSS=self._tensor(maps),
             labels_BA=self._tensor(None if data.labels is None else data.labels[rows]),
             words_BV=self._tensor(words),

@@ -25,10 +25,8 @@ from facemllm.train.loss import Value
 
 
 class ShardedModel:
-    """A model that is sharded in place, with the peft wrapper around it if there is one.
-
-    Make it before the optimiser and before anything holds parameters: those are replaced.
-    """
+    """A model that is sharded in place, with the peft wrapper around it if there is one. Make it before the optimiser
+    and before anything holds parameters: those are replaced."""
 
     def __init__(self, model: Any, wrapper: Any | None, device: torch.device, *, bf16: bool) -> None:
         # a third of a second that only sharded runs need
@@ -64,18 +62,12 @@ class ShardedModel:
     def wrap_loss(self, loss: Callable[[Any], Value]) -> Callable[[Any], Value]:
         """The loss of a batch, with the parameters it needs gathered while it is computed."""
         self._root.loss = loss
-
-        def value(batch: Any) -> Value:
-            return Value(*self._root(batch))
-
-        return value
+        return lambda batch: Value(*self._root(batch))
 
     @torch.no_grad()
     def gather(self) -> tuple[Any, Any | None]:
-        """Model and wrapper with all weights, in the memory of rank 0; on the others they stay without.
-
-        All ranks must call it.
-        """
+        """Model and wrapper with all weights, in the memory of rank 0; on the others they stay without. All ranks must
+        call it."""
         first = dist.get_rank() == 0
         found: dict[int, Tensor] = {}  # on every rank, so that none gathers a tied weight once more than the others
         state: dict[str, Tensor] = {}
@@ -161,15 +153,6 @@ def patient_barrier(world_size: int) -> Iterator[Callable[[], None]]:
     dist.destroy_process_group(group)
 
 
-def any_rank(flags: list[bool], world_size: int, device: torch.device) -> list[bool]:
-    """Which of these hold on at least one rank."""
-    if world_size == 1:
-        return flags
-    counts = torch.tensor(flags, dtype=torch.float32, device=device)
-    dist.all_reduce(counts)
-    return [count > 0 for count in counts.tolist()]
-
-
 def reduce_gradients(parameters: Sequence[Tensor], report: Tensor, world_size: int) -> Tensor:
     """Sum gradients and reports over the ranks, in one message; returns the global report."""
     if world_size == 1:
@@ -196,10 +179,8 @@ def reduce_energy(spent: cost.Spent, world_size: int, device: torch.device) -> c
 
 
 def average_buffers(model: Any, world_size: int) -> None:
-    """Average the normalisation statistics that training moves over the ranks, where they are about to be written.
-
-    A sum divided by the ranks is not what all of them had: nothing else is touched.
-    """
+    """Average the normalisation statistics that training moves over the ranks, where they are about to be written. A
+    sum divided by the ranks is not what all of them had: nothing else is touched."""
     if world_size == 1:
         return
     for module in model.modules():

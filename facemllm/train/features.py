@@ -26,7 +26,7 @@ from facemllm.core import digests, progress
 from facemllm.core.files import atomic_file
 from facemllm.errors import UserError
 from facemllm.model.forward import tower_features
-from facemllm.model.pixels import normalise
+from facemllm.model.inputs import normalise
 from facemllm.train.data import FaceDataset, pixel_kind
 from facemllm.train.stage import StageRun
 
@@ -50,14 +50,11 @@ class Features:
 
 
 def with_features(run: StageRun, model: Any, image_processor: Any, dataset: FaceDataset) -> FaceDataset:
-    """The dataset with the features of a frozen tower, where the stage shows each face at least once, as it is.
-
-    Raises UserError when the disk is full.
-    """
-    stage, faces = run.stage, len(dataset.corpus)
-    if not run.settings.train.feature_cache or run.cache is None or stage.trains.tower != "frozen" or stage.augment:
-        return dataset
-    if stage.steps * stage.batch_images < faces:
+    """The dataset with the features of a frozen tower, where the stage shows each face at least once, as it is. Raises
+    UserError when the disk is full."""
+    stage, seen = run.stage, run.stage.steps * run.stage.batch_images
+    as_it_is = stage.trains.tower == "frozen" and not stage.augment and seen >= len(dataset.corpus)
+    if not run.settings.train.feature_cache or run.cache is None or not as_it_is:
         return dataset
     folder = run.cache / name_of(run, model, image_processor, dataset.corpus.pixel_row)
     wait = dist.barrier if run.world_size > 1 else lambda: None
@@ -77,7 +74,7 @@ def name_of(run: StageRun, model: Any, image_processor: Any, pixel_row: NDArray[
     scale = (image_processor.rescale_factor, image_processor.image_mean, image_processor.image_std)
     rows = digests.of_bytes(pixel_row.tobytes())
     kind = pixel_kind(image_processor, *scale)
-    table, attention = run.table_digest, vision._attn_implementation
+    table, attention = run.made_from.get("conversations", ""), vision._attn_implementation
     parts = [state.hexdigest(), tower, attention, chosen, kind, table, rows, run.precision]
     return f"features-{digests.of_json(parts)[:24]}"
 
@@ -85,10 +82,8 @@ def name_of(run: StageRun, model: Any, image_processor: Any, pixel_row: NDArray[
 def cached(
     folder: Path, run: StageRun, model: Any, image_processor: Any, dataset: FaceDataset, wait: Callable[[], None]
 ) -> Features:
-    """The features of a dataset's faces, from `folder` as far as they are there, computed where not.
-
-    Each rank computes its own blocks, then they `wait` for one another; a block that does not load is computed again.
-    """
+    """The features of a dataset's faces, from `folder` as far as they are there, computed where not. Each rank computes
+    its own blocks, then they `wait` for one another; a block that does not load is computed again."""
     pixel_row = dataset.corpus.pixel_row
     paths = [folder / f"{number:06d}.npy" for number in range(-(-len(pixel_row) // _BLOCK))]
     device, bf16 = torch.device(run.device), run.precision == "bf16"
@@ -97,11 +92,9 @@ def cached(
     def build(numbers: list[int]) -> None:
         with progress.bar("tower features", len(numbers)) as bar:
             for done, number in enumerate(numbers):
-                pixels = dataset.pixels
                 rows = pixel_row[number * _BLOCK : (number + 1) * _BLOCK]
-                parts = range(0, len(rows), _BATCH)
-                found = [_computed(model, image_processor, pixels[rows[p : p + _BATCH]], device, bf16) for p in parts]
-                block = np.concatenate(found)
+                parts = (dataset.pixels[rows[first : first + _BATCH]] for first in range(0, len(rows), _BATCH))
+                block = np.concatenate([_computed(model, image_processor, part, device, bf16) for part in parts])
                 if done == 0:
                     _check_room(folder, block.nbytes * len(numbers))
                 _write(paths[number], block)

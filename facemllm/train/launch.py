@@ -1,10 +1,8 @@
 """Launch of one training stage by Ray Train: 1..N workers, restarts from checkpoints, one clear error.
 
-The only module that imports Ray, inside its functions. `train` is called by the steps align, instruct and specialize.
-A worker that dies is restarted by Ray and goes on from the last checkpoint; a launch that dies goes on from it when
-called again with the same `work` folder. Ray joins the head named by RAY_ADDRESS, else starts one for the time of the
-call. Checkpoints do not pass through Ray: `checkpoint_store` writes them, as it does
-under `torchrun`.
+The only module of training that imports Ray, inside its functions. A worker that dies is restarted by Ray and goes on
+from the last checkpoint; a launch that dies goes on from it when called again with the same `work` folder. Ray joins
+the head named by RAY_ADDRESS, else starts one for the time of the call. Checkpoints do not pass through Ray.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,19 +22,12 @@ from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.train.checkpoint_store import filesystem
-from facemllm.train.stage import StageRun, TrainResult, clean_up, prepare_run
+from facemllm.train.stage import Log, StageRun, TrainResult, clean_up, prepare_run
 
 _RESULT, _FAILURE = "result.json", "failure.json"
 _OBJECT_STORE_BYTES = 128 * 2**20
-_PASSED_ON = (
-    "FACEMLLM_",
-    "MLFLOW_",
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "HF_HUB_OFFLINE",
-    "TRANSFORMERS_OFFLINE",
-)
+_PASSED_ON = ("FACEMLLM_", "MLFLOW_", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 # Ray Train polls its workers every 2 s and starts watchers that one machine does not need
 _RAY_SWITCHES = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -51,8 +42,6 @@ _RAY_SWITCHES = {
     "RAY_worker_niceness": "0",  # Ray's own default of 15 lets any other process starve the training
 }
 
-OnLog = Callable[[int, dict[str, float]], None]
-
 
 def train(
     stage: str,
@@ -62,23 +51,22 @@ def train(
     out: Path,
     work: Path,
     cache: Path,
-    on_log: OnLog | None = None,
+    on_log: Log | None = None,
     base_digest: str | None = None,
 ) -> TrainResult:
     """Train one stage and write its model directory to `out`, which must not exist.
 
     `base` is the previous stage's model directory, None for the first stage: the preset or the hub checkpoint of the
-    settings. `work` keeps checkpoints while the stage runs, unless `train.storage` names another place: call again
-    with the same one to go on after a crash. `cache` keeps decoded pixels. `on_log(step, metrics)` is pickled and
-    called by the first worker. `base_digest` is the digest of the base's folder where the caller knows it: many
-    gigabytes are then not read once more. Raises UserError with the cause in one line, also while another launch uses
-    `work`.
+    settings; `base_digest` is its digest, where the caller knows it. `work` keeps checkpoints while the stage runs,
+    unless `train.storage` names another place: call again with the same one to go on after a crash. `cache` keeps
+    decoded pixels. `on_log` is pickled and called by the first worker. Raises UserError with the cause in one line,
+    also while another launch uses `work`.
     """
     with locked(work / ".lock", f"another training uses {work}; wait for it or give another folder"):
         return _train(prepare_run(stage, settings, conversations, base, out, work, cache, base_digest), on_log)
 
 
-def _train(run: StageRun, on_log: OnLog | None) -> TrainResult:
+def _train(run: StageRun, on_log: Log | None) -> TrainResult:
     for name in (_RESULT, _FAILURE):
         (run.work / name).unlink(missing_ok=True)
     os.environ.update({name: os.environ.get(name, value) for name, value in _RAY_SWITCHES.items()})
@@ -99,18 +87,13 @@ def _ray(settings: Settings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "address": address or None}
+    if not address:
+        options |= {"include_dashboard": False, "num_cpus": max(settings.train.workers, cores())}
+        options["object_store_memory"] = _OBJECT_STORE_BYTES
     try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(
-                include_dashboard=False,
-                num_cpus=max(settings.train.workers, cores()),
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **quiet,
-            )
+        ray.init(**options)
     except Exception as error:
         hint = f"is the Ray head at {address} running?" if address else "is there memory left?"
         raise UserError(f"cannot start Ray: {_one_line(error)}; {hint}") from error
@@ -136,15 +119,19 @@ def _enough(settings: Settings) -> None:
             )
 
 
-def _fit(run: StageRun, on_log: OnLog | None) -> None:
+def _fit(run: StageRun, on_log: Log | None) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     training = run.settings.train
-    given = {n: v for n, v in os.environ.items() if n.startswith(_PASSED_ON)}
+    given = {n: v for n, v in os.environ.items() if n.startswith(_PASSED_ON + _OFFLINE)}
     workers: Any = training.workers
     if training.min_workers is not None and training.min_workers < training.workers:
         workers = (training.min_workers, training.workers)
+    storage: dict[str, Any] = {"storage_path": str(run.work)}  # of Ray's own account: beside the checkpoints
+    if training.storage is not None and "://" in training.storage:
+        system, path = filesystem(training.storage)
+        storage = {"storage_path": path, "storage_filesystem": system}
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"run": run, "on_log": on_log, "environment": given},
@@ -153,7 +140,7 @@ def _fit(run: StageRun, on_log: OnLog | None) -> None:
             num_workers=workers, use_gpu=training.use_gpu, resources_per_worker=_resources(run.settings)
         ),
         run_config=RunConfig(
-            name=run.run_name, **_storage(run), failure_config=FailureConfig(max_failures=training.max_failures)
+            name=run.run_name, **storage, failure_config=FailureConfig(max_failures=training.max_failures)
         ),
     )
     try:
@@ -164,15 +151,6 @@ def _fit(run: StageRun, on_log: OnLog | None) -> None:
         raise _cause(run, None)
     if not (run.work / _RESULT).exists():
         raise UserError(f"training of stage {run.name} ended without a result; look into {run.work} and run again")
-
-
-def _storage(run: StageRun) -> dict[str, Any]:
-    """Where Ray keeps its own account of the run: beside the checkpoints."""
-    place = run.settings.train.storage
-    if place is None or "://" not in place:
-        return {"storage_path": str(run.work)}
-    system, path = filesystem(place)
-    return {"storage_path": path, "storage_filesystem": system}
 
 
 def _resources(settings: Settings) -> dict[str, float]:

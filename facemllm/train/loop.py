@@ -1,9 +1,9 @@
 """The training loop, in plain torch: no Ray, no MLflow, no trainer framework.
 
-`run_stage` runs on one process or as one of N under an initialised torch.distributed group. `batch_images` is the
-global batch: each rank takes its slice of the same plan and the summed gradients are shared, so the worker count does
-not change what is learnt (up to floating point; batch normalisation sees its own slice). Interrupted at any step and
-resumed from a checkpoint, a run on the same number of CPU threads ends with the same bytes.
+One process, or N under an initialised torch.distributed group: each rank takes its slice of the same plan and the
+summed gradients are shared, so the worker count does not change what is learnt (up to floating point; batch
+normalisation sees its own slice). Interrupted at any step and resumed from a checkpoint, a run on the same number of
+CPU threads ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from facemllm.core import cost
-from facemllm.model.saving import Adapter, adapter_of
+from facemllm.model.pretrained import Adapter, adapter_of
 from facemllm.train import checkpoint, optimizer
 from facemllm.train.checkpoint import Checkpoint
 from facemllm.train.data import FaceDataset
@@ -27,9 +27,8 @@ from facemllm.train.dataloader import Batch, DataLoader, prefetch
 from facemllm.train.distributed import ShardedModel, average_buffers, clip, reduce_energy, reduce_gradients
 from facemllm.train.loss import StepLoss
 from facemllm.train.monitor import LossMonitor, ParameterMonitor, Throughput, out_of_memory_explained
-from facemllm.train.stage import StageRun
+from facemllm.train.stage import Log, StageRun
 
-Log = Callable[[int, dict[str, float]], None]
 Save = Callable[[int, Checkpoint], None]
 
 
@@ -188,11 +187,9 @@ class _Training:
             "recent": [report.tolist() for report in self.reports],
             "made_from": dict(run.made_from),
         }
-        if run.sharded:
-            state_of = Checkpoint.of(self.model, self.optimizer, state, rank=run.rank, world_size=run.world_size)
-            save(done, state_of)
-        elif run.rank == 0:
-            save(done, Checkpoint.of(self.model, self.optimizer, state))
+        if run.sharded or run.rank == 0:
+            parts = {"rank": run.rank, "world_size": run.world_size} if run.sharded else {}
+            save(done, Checkpoint.of(self.model, self.optimizer, state, **parts))
         self.losses.checkpoint = done
 
     def _spent(self) -> cost.Spent:

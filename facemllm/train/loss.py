@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from facemllm.model.branches import has_map
-from facemllm.model.forward import tower_features, visual_tokens, word_logits
-from facemllm.model.pixels import normalise
+from facemllm.model.forward import row_states, tower_features, visual_tokens, word_logits
+from facemllm.model.inputs import normalise
 from facemllm.train.data import Corpus, FaceDataset, Texts
 from facemllm.train.dataloader import Batch, apply_changes, apply_to_maps
-from facemllm.train.packing import row_states, word_bags
+from facemllm.train.packing import word_bags
 from facemllm.train.penalties import Penalties, bce
 from facemllm.train.stage import StageRun
 
@@ -79,15 +79,13 @@ class StepLoss:
                 objective = self._caption_words(self.words, seen.views, maps_BSS, batch.words_BV) / batch.images
                 tokens = cells = sum(view_BND.shape[0] * view_BND.shape[1] for view_BND in seen.views)
             else:
-                packed = dict(batch.packed or {})
-                at_K, target_K, task_K = packed.pop("at"), packed.pop("target"), packed.pop("task")
-                renamed = ("ids", "face", "block", "position")
-                rows = {f"{name}_RL": packed[name] for name in renamed}
-                states = row_states(self.model, seen.tokens_BND, **rows, image_I=packed["image"])
-                losses_K = token_losses(self.model, states[at_K], target_K)
+                packed = batch.packed or {}
+                rows = [packed[name] for name in ("ids", "face", "block", "position", "image")]
+                states = row_states(self.model, seen.tokens_BND, *rows)
+                losses_K = token_losses(self.model, states[packed["at"]], packed["target"])
                 objective = losses_K.sum() / max(batch.answer_tokens, 1)
-                tasks[0].index_add_(0, task_K, losses_K.detach())
-                tasks[1].index_add_(0, task_K, torch.ones_like(losses_K))
+                tasks[0].index_add_(0, packed["task"], losses_K.detach())
+                tasks[1].index_add_(0, packed["task"], torch.ones_like(losses_K))
             terms = [objective, *self._knowledge(seen.scores_BA, batch)]
         loss = terms[0]
         for term in terms[1:]:
@@ -114,11 +112,9 @@ class StepLoss:
     def _features(self, batch: Batch) -> Tensor:
         if batch.features_BNF is not None:
             return batch.features_BNF
-        pixels_BSSC = batch.pixels_BSSC
-        assert pixels_BSSC is not None
-        if batch.changes is not None:
-            pixels_BSSC = apply_changes(pixels_BSSC, batch.changes)
-        return tower_features(self.model, normalise(pixels_BSSC, self.image_processor))
+        assert batch.pixels_BSSC is not None
+        changed = batch.pixels_BSSC if batch.changes is None else apply_changes(batch.pixels_BSSC, batch.changes)
+        return tower_features(self.model, normalise(changed, self.image_processor))
 
     def _maps(self, batch: Batch) -> Tensor | None:
         if batch.maps_BSS is None or batch.changes is None:
@@ -144,10 +140,8 @@ class StepLoss:
 
 
 def token_losses(model: Any, states_KD: Tensor, target_K: Tensor) -> Tensor:
-    """Cross-entropy of every wanted token (K,), float32, from the states that predict them.
-
-    Logits of more than `LOGITS_BYTES` are made in parts, in the backward pass once more: never all at once.
-    """
+    """Cross-entropy of every wanted token (K,), float32, from the states that predict them. Logits of more than
+    `LOGITS_BYTES` are made in parts, in the backward pass once more: never all at once."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
     part = max(1, LOGITS_BYTES // (4 * vocabulary))
     if len(states_KD) <= part:
@@ -163,8 +157,8 @@ def _token_losses(model: Any, states_KD: Tensor, target_K: Tensor) -> Tensor:
 class CaptionWords:
     """The mean token of a view (image or map), times the tied word embeddings, tells which words the caption holds.
 
-    Needs the caption's text alone. It teaches the tower and puts images into the word space without a pass of the
-    language model, several times faster than answers do. Two terms, over words w with logits l_w:
+    It teaches the tower and puts images into the word space without a pass of the language model, several times faster
+    than answers do. Two terms, over words w with logits l_w:
 
     - each word present or absent: binary cross-entropy, rare words weighing more, by 1 / sd of their occurrence;
     - each present word against its rivals, the words that no caption of the training split ever puts beside it
@@ -206,10 +200,8 @@ def word_statistics(
     corpus: Corpus, tasks: Mapping[str, float], vocabulary: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
     """The words that answers to `tasks` hold (U,), the share of faces whose answers hold each (U,), and how many hold
-    each pair of them (U, U): a vocabulary may have hundreds of thousands of words, captions use a few hundred.
-
-    Plain and mirrored answers count half each.
-    """
+    each pair of them (U, U): a vocabulary may have hundreds of thousands of words, captions use a few hundred. Plain
+    and mirrored answers count half each."""
     chosen = corpus.weights(tasks) > 0
     answers = [corpus.texts[text] for text in np.unique(corpus.answer[chosen])]
     used_U = np.unique(np.concatenate([np.empty(0, np.int32), *answers])).astype(np.int64)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemllm.core import cost
@@ -26,7 +27,7 @@ from facemllm.settings import Stage
 from facemllm.tasks.characteristics import UNKNOWN
 from facemllm.train.checkpoint import local_part
 from facemllm.train.data import FaceDataset
-from facemllm.train.distributed import any_rank, total_norm
+from facemllm.train.distributed import total_norm
 from facemllm.train.optimizer import module_of
 from facemllm.train.stage import StageRun
 
@@ -65,11 +66,9 @@ class Throughput:
 
 
 class LossMonitor:
-    """Stops a stage whose loss is not finite, or has been `divergence` times its best level for some 50 steps.
-
-    A level is the median of 50 losses; `divergence` 0 lets a stage diverge. Errors name the step, some of the images of
-    its batch and the last checkpoint.
-    """
+    """Stops a stage whose loss is not finite, or has been `divergence` times its best level for some 50 steps. A level
+    is the median of 50 losses; `divergence` 0 lets a stage diverge. Errors name the step, some of the images of its
+    batch and the last checkpoint."""
 
     def __init__(self, name: str, divergence: float) -> None:
         self.name, self.divergence, self.checkpoint = name, divergence, 0
@@ -113,10 +112,8 @@ class LossMonitor:
 
 
 class ParameterMonitor:
-    """Sees to it that training changes what it should: bits of the trained parameters, before and after.
-
-    All ranks must check: where the model is sharded, each sees its own rows, and all come to one answer.
-    """
+    """Sees to it that training changes what it should: bits of the trained parameters, before and after. All ranks must
+    check: where the model is sharded, each sees its own rows, and all come to one answer."""
 
     def __init__(self, run: StageRun, model: nn.Module) -> None:
         """Raises UserError when the model has no parameter that the stage trains."""
@@ -160,8 +157,13 @@ class ParameterMonitor:
         return [_hash(local_part(parameter.detach())) for parameter in self.trained.values()]
 
     def _any_rank(self, flags: list[bool]) -> list[bool]:
+        """Which of these hold on at least one rank."""
+        if self.world_size == 1:
+            return flags
         device = local_part(next(iter(self.trained.values()))).device
-        return any_rank(flags, self.world_size, device)
+        counts = torch.tensor(flags, dtype=torch.float32, device=device)
+        dist.all_reduce(counts)
+        return [count > 0 for count in counts.tolist()]
 
 
 def _hash(tensor: Tensor) -> int:
@@ -187,11 +189,9 @@ def out_of_memory_explained(name: str) -> Iterator[None]:
 
 
 def shortfalls(name: str, stage: Stage, dataset: FaceDataset) -> dict[str, float]:
-    """What there is too little of in the training faces; empty if nothing is.
-
-    `faces_with_map`: their share, below `FEW`; `characteristics_untold`: how many characteristics of the model no face
-    is known to have or to lack. Raises UserError when a branch that the stage `name` trains would learn nothing.
-    """
+    """What there is too little of in the training faces; empty if nothing is. `faces_with_map`: their share, below
+    `FEW`; `characteristics_untold`: how many characteristics of the model no face is known to have or to lack. Raises
+    UserError when a branch that the stage `name` trains would learn nothing."""
     found: dict[str, float] = {}
     if dataset.maps is not None:
         share = float((dataset.maps[dataset.corpus.pixel_row, 0, 0] != NO_MAP).mean())

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemllm.errors import UserError
-from facemllm.settings import Lora, Stage, Trainable
+from facemllm.settings import Stage
+from facemllm.settings.train import Lora, Trainable
 from facemllm.train.checkpoint import local_part
 
 MODULES = ("tower", "projector", "segmentation", "knowledge", "embeddings", "language")
@@ -36,10 +37,8 @@ def module_of(name: str) -> str:
 
 def set_trainable(model: Any, trains: Trainable, lora: Lora, seed: int) -> Any | None:
     """Set which parameters require gradients; returns the peft wrapper when the language model trains by adapters.
-
     Adapters go into the linear layers of the language model, by exact module name: never into the tower. Their weights
-    are drawn from `seed`, the same on every rank.
-    """
+    are drawn from `seed`, the same on every rank."""
     wrapper = None
     if trains.language == "lora":
         from peft import LoraConfig, get_peft_model
@@ -75,37 +74,29 @@ def set_modes(model: Any, trains: Trainable) -> None:
 
 @contextmanager
 def memory_savings(model: Any, trains: Trainable, *, recompute: bool, compiled: bool) -> Iterator[None]:
-    """For the time of the block: compute activations again in the backward pass, and compile what is run.
-
-    Both concern the language model, and the tower where it can and is trained (compiled, where it is run at all).
-    """
+    """For the time of the block: compute activations again in the backward pass, and compile what is run. Both concern
+    the language model, and the tower where it can and is trained (compiled, where it is run at all)."""
     language, tower = model.model.language_model, model.model.vision_tower
-    saving = [language] + ([tower] if trains.tower == "full" and tower.supports_gradient_checkpointing else [])
-    faster = [language, tower]
-    if recompute:
-        for module in saving:
-            module.gradient_checkpointing_enable({"use_reentrant": False})
-    if compiled:
-        for module in faster:
-            module.compile()
+    saving = [language] if recompute else []
+    if recompute and trains.tower == "full" and tower.supports_gradient_checkpointing:
+        saving.append(tower)
+    faster = [language, tower] if compiled else []
+    for module in saving:
+        module.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in faster:
+        module.compile()
     try:
         yield
     finally:
-        if recompute:
-            for module in saving:
-                module.gradient_checkpointing_disable()
-        if compiled:
-            for module in faster:
-                module._compiled_call_impl = None
+        for module in saving:
+            module.gradient_checkpointing_disable()
+        for module in faster:
+            module._compiled_call_impl = None
 
 
-def merge(model: Any, wrapper: Any | None, probe: tuple[Tensor, ...]) -> Any:
-    """The model with its adapters merged into the weights; raises if that changed what it computes.
-
-    `probe` is (input_ids, attention_mask) of some text, run through the language model before and after.
-    """
-    if wrapper is None:
-        return model
+def merge(model: Any, wrapper: Any, probe: tuple[Tensor, ...]) -> Any:
+    """The model with its adapters merged into the weights; raises if that changed what it computes. `probe` is
+    (input_ids, attention_mask) of some text, run through the language model before and after."""
     model.eval()
     before = _probe(model, probe)
     merged = wrapper.merge_and_unload()
@@ -139,9 +130,7 @@ def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
 
 def schedule(stage: Stage, step: int) -> float:
     """Share of the learning rate at a step: linear warm-up, constant, then a fall to `FLOOR` over the last `decay`.
-
-    `cosine` falls along half a cosine, `warmup_stable_decay` (Hu et al. 2024) in a straight line.
-    """
+    `cosine` falls along half a cosine, `warmup_stable_decay` (Hu et al. 2024) in a straight line."""
     warm = stage.warmup * stage.steps
     if step < warm:
         return (step + 1) / (warm + 1)
@@ -160,10 +149,8 @@ def build_optimizer(model: Any, stage: Stage) -> torch.optim.AdamW:
 
 
 def skip_unreached(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], world_size: int) -> None:
-    """Keep what the loss has not reached so far as it is, decay included, however many ranks there are.
-
-    One process leaves such a parameter without a gradient; ranks that share theirs give it zeros.
-    """
+    """Keep what the loss has not reached so far as it is, decay included, however many ranks there are. One process
+    leaves such a parameter without a gradient; ranks that share theirs give it zeros."""
     waiting = [parameter for parameter in parameters if parameter not in optimizer.state]
     if not waiting:
         return

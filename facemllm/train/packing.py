@@ -1,20 +1,6 @@
-"""Packed rows: how faces with their questions share a row of the language model, and the attention mask of one.
+"""Packed rows: which faces with their questions share a row of the language model (`model.forward` has the picture).
 
-A row holds one face or several: each its prefix p, image tokens included, then its questions q as blocks that do not
-see one another. Positions restart for every face, and for every block after the prefix. A row of two faces:
-
-             face 1         face 2                  x = sees, . = masked
-             p p  q  q'     p p  q
-    p        x .  .  .      . .  .                  positions 0 1 2 2 | 0 1 2
-    p        x x  .  .      . .  .
-    q        x x  x  .      . .  .
-    q'       x x  .  x      . .  .                  a block sees its face's prefix and itself
-    p        . .  .  .      x .  .
-    p        . .  .  .      x x  .
-    q        . .  .  .      x x  x
-
-So every question is computed as if it stood alone. Shapes: B faces, R rows, L tokens of a row, K answer tokens, I image
-tokens of all faces together, N of one face, D width, V vocabulary.
+Shapes: B faces, R rows, L tokens of a row, K answer tokens, I image tokens of all faces together, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,17 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from facemllm.model.forward import as_taken
+from facemllm.model.forward import PADDING, PREFIX
 from facemllm.train.data import Corpus
 
-PADDING = -1
-"""Face of a token that fills a row up."""
-PREFIX = -1
-"""Block of the tokens that every block of their face sees."""
 _WIDTHS = 16
 
 
@@ -72,10 +52,8 @@ def face_lengths(corpus: Corpus, turns: Sequence[NDArray[np.int64]], mirrored: N
 
 
 def fitted(lengths: NDArray[np.int64], room: int) -> list[list[int]]:
-    """Which faces share a row of `room` tokens: first fit, longest first; one longer than a row stands alone.
-
-    `room` 0 gives every face a row of its own, in the order given.
-    """
+    """Which faces share a row of `room` tokens: first fit, longest first; one longer than a row stands alone. `room` 0
+    gives every face a row of its own, in the order given."""
     if not room:
         return [[index] for index in range(len(lengths))]
     rows: list[list[int]] = []
@@ -94,9 +72,7 @@ def fitted(lengths: NDArray[np.int64], room: int) -> list[list[int]]:
 
 def tightest(lengths: NDArray[np.int64], most: int, multiple: int) -> tuple[list[list[int]], int]:
     """Rows as `fitted` makes them, and their width: the one with least padding up to `most`, or to the longest face's.
-
-    It depends on the lengths how many faces go into a row without a rest. Some widths are tried, not all.
-    """
+    It depends on the lengths how many faces go into a row without a rest. Some widths are tried, not all."""
     longest = int(lengths.max())
     rooms = {round(room) for room in np.linspace(longest, max(most, longest), _WIDTHS)} if most else {0}
     found = []
@@ -119,47 +95,43 @@ def pack(
     multiple: int = 8,
 ) -> Packed:
     """Faces and their turns as rows of up to `row_tokens` (see `tightest`), of one width, a multiple of `multiple`."""
-    faces = [_face(corpus, prefix_ids, chosen, int(mirror)) for chosen, mirror in zip(turns, mirrored, strict=True)]
+    faces = [
+        _alone(corpus, np.asarray(prefix_ids), image_token_id, chosen, int(mirror))
+        for chosen, mirror in zip(turns, mirrored, strict=True)
+    ]
     lengths = np.array([len(face.ids) for face in faces])
     rows, width = tightest(lengths, row_tokens, multiple)
     shape = (len(rows), width)
     ids, position = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     member, block = np.full(shape, PADDING, np.int64), np.full(shape, PREFIX, np.int64)
-    start = np.zeros(len(faces), np.int64)
+    starts = np.zeros(len(faces), np.int64)
     for number, row in enumerate(rows):
         offset = 0
         for index in row:
             face, stop = faces[index], offset + int(lengths[index])
             ids[number, offset:stop], position[number, offset:stop] = face.ids, face.position
             member[number, offset:stop], block[number, offset:stop] = index, face.block
-            start[index] = number * width + offset
+            starts[index] = number * width + offset
             offset = stop
-    inside = np.flatnonzero(np.asarray(prefix_ids) == image_token_id)
     return Packed(
         ids=ids,
         face=member,
         block=block,
         position=position,
-        image=(start[:, None] + inside).reshape(-1),
-        at=np.concatenate([face.at + begin for face, begin in zip(faces, start, strict=True)]),
+        image=np.concatenate([face.image + start for face, start in zip(faces, starts, strict=True)]),
+        at=np.concatenate([face.at + start for face, start in zip(faces, starts, strict=True)]),
         target=np.concatenate([face.target for face in faces]),
         task=np.concatenate([face.task for face in faces]),
     )
 
 
-@dataclass(frozen=True)
-class _Face:
-    ids: NDArray[np.int64]
-    block: NDArray[np.int64]
-    position: NDArray[np.int64]
-    at: NDArray[np.int64]
-    target: NDArray[np.int64]
-    task: NDArray[np.int64]
-
-
-def _face(corpus: Corpus, prefix_ids: Sequence[int], turns: NDArray[np.int64], mirror: int) -> _Face:
-    prefix = len(prefix_ids)
-    ids, blocks, positions = [np.asarray(prefix_ids)], [np.full(prefix, PREFIX)], [np.arange(prefix)]
+def _alone(
+    corpus: Corpus, prefix_N: NDArray[np.int64], image_token_id: int, turns: NDArray[np.int64], mirror: int
+) -> Packed:
+    """One face without padding."""
+    prefix = len(prefix_N)
+    ids: list[NDArray[Any]] = [prefix_N]
+    blocks, positions = [np.full(prefix, PREFIX)], [np.arange(prefix)]
     at, targets, tasks = [], [], []
     block, offset, length = -1, prefix, prefix
     for turn in turns:
@@ -178,7 +150,9 @@ def _face(corpus: Corpus, prefix_ids: Sequence[int], turns: NDArray[np.int64], m
         tasks.append(np.full(len(answer), corpus.task[turn]))
         offset += count
         length += count
-    return _Face(*(np.concatenate(column).astype(np.int64) for column in (ids, blocks, positions, at, targets, tasks)))
+    face, image = [np.zeros(length)], [np.flatnonzero(prefix_N == image_token_id)]
+    columns = (ids, face, blocks, positions, image, at, targets, tasks)
+    return Packed(*(np.concatenate(column).astype(np.int64) for column in columns))
 
 
 def word_bags(
@@ -190,36 +164,3 @@ def word_bags(
         for turn in chosen:
             bags[index, corpus.texts[corpus.answer[turn, int(mirror)]]] = 1.0
     return bags
-
-
-def row_mask(face_RL: Tensor, block_RL: Tensor) -> Tensor:
-    """Boolean mask (R, 1, L, L), true where the row's token may see the column's; padding sees itself alone."""
-    length = face_RL.shape[1]
-    causal_LL = torch.ones(length, length, dtype=torch.bool, device=face_RL.device).tril()
-    mask_RLL = (face_RL[:, :, None] == face_RL[:, None, :]) & causal_LL
-    mask_RLL &= (block_RL[:, None, :] == PREFIX) | (block_RL[:, :, None] == block_RL[:, None, :])
-    mask_RLL &= (face_RL != PADDING)[:, None, :]
-    diagonal = torch.arange(length, device=face_RL.device)
-    mask_RLL[:, diagonal, diagonal] = True
-    return mask_RLL[:, None]
-
-
-def row_states(
-    model: Any,
-    tokens_BND: Tensor,
-    ids_RL: Tensor,
-    face_RL: Tensor,
-    block_RL: Tensor,
-    position_RL: Tensor,
-    image_I: Tensor,
-) -> Tensor:
-    """Last hidden states of packed rows, flattened (R * L, D); `image_I` are the flat places of the image tokens."""
-    embedded_RLD = model.get_input_embeddings()(ids_RL).to(tokens_BND.dtype)
-    flat_ID = embedded_RLD.flatten(0, 1).index_copy(0, image_I, tokens_BND.flatten(0, 1))
-    states_RLD = model.model.language_model(
-        inputs_embeds=flat_ID.view_as(embedded_RLD),
-        attention_mask=as_taken(model, row_mask(face_RL, block_RL), flat_ID.dtype),
-        position_ids=position_RL,
-        use_cache=False,
-    ).last_hidden_state
-    return states_RLD.flatten(0, 1)

@@ -30,10 +30,8 @@ _BROKEN: Mapping[Kind, tuple[float, float, float]] = {
 
 
 class Penalties(nn.Module):
-    """The penalty of each relation that the names of the characteristics can tell; `relations` are those, in order.
-
-    Its tensors move with the module and are no part of its state.
-    """
+    """The penalty of each relation that the names of the characteristics can tell; `relations` are those, in order. Its
+    tensors move with the module and are no part of its state."""
 
     members_RK: Tensor
     given_R: Tensor

@@ -40,9 +40,7 @@ class Fixed:
 
 def fixed_faces(conversations: Table) -> list[Fixed]:
     """The validation faces with the smallest digests: a draw that no eye has made, the same for every stage and model.
-
-    Of the training faces where a table has no validation split.
-    """
+    Of the training faces where a table has no validation split."""
     for split in ("validation", "train"):
         names = (name for batch in conversations.batches(["image_id"], split) for name in batch.column(0).to_pylist())
         if chosen := sorted(set(names))[:FACES]:
@@ -66,7 +64,10 @@ def sample_answers(settings: Settings, model_dir: Path, conversations: Table) ->
     maps = [face.map for face in faces]
     queries = [Query(one.templates[0], tuple(option.text for option in one.options)) for one in asked if one.options]
     scored = predictor.score(pixels, [queries] * len(faces), maps)
-    texts = iter(_written(predictor, pixels, maps, [question.templates[0] for question in asked]))
+    # all questions of the first face, then of the next, in as few batches as may be
+    images, beside = [image for image in pixels for _ in asked], [one for one in maps for _ in asked]
+    words = [question.templates[0] for question in asked] * len(faces)
+    texts = iter(predictor.generate_batch(images, words, _TOKENS, beside))
     rows = []
     for place, face in enumerate(faces):
         likely = iter(scored[place])
@@ -87,14 +88,6 @@ def sample_answers(settings: Settings, model_dir: Path, conversations: Table) ->
                 row |= {"likeliest": question.options[best.best].value, "probability": chance}
             rows.append(row)
     return rows
-
-
-def _written(predictor: Any, pixels: list[Any], maps: list[Any], questions: list[str]) -> list[str]:
-    """Free answers, all questions of the first face, then of the next, in as few batches as may be."""
-    images = [image for image in pixels for _ in questions]
-    beside = [one for one in maps for _ in questions]
-    written: list[str] = predictor.generate_batch(images, questions * len(pixels), _TOKENS, beside)
-    return written
 
 
 def _face(row: Mapping[str, Any]) -> Fixed:

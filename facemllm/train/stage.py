@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from facemllm.core import digests, hub
-from facemllm.core.files import atomic_write
+from facemllm.core import digests
+from facemllm.core.files import atomic_write, content_of
 from facemllm.errors import UserError
 from facemllm.settings import Model, Settings, Stage
 from facemllm.tables import CONVERSATIONS, open_table
@@ -21,6 +21,9 @@ from facemllm.train.checkpoint_store import CheckpointStore, location
 from facemllm.version import ledger
 
 LINEAGE = "lineage.json"
+
+Log = Callable[[int, dict[str, float]], None]
+"""Takes the metrics of a step."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,9 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class StageRun:
-    """One run of a stage, the same on every worker but for its ranks.
-
-    `made_from` is all that the result depends on; the number of workers is no part of it. `base` is None where the
-    stage starts from the preset or checkpoint of the settings. A run without a `cache` keeps no tower features.
-    """
+    """One run of a stage, the same on every worker but for its ranks. `made_from` is all that the result depends on;
+    the number of workers is no part of it. `base` is None where the stage starts from the preset or checkpoint of the
+    settings. A run without a `cache` keeps no tower features."""
 
     name: str
     stage: Stage
@@ -71,11 +72,6 @@ class StageRun:
     def record(self) -> Path:
         """The file in which `work` says what its checkpoints are made from."""
         return self.work / f"{self.name}.json"
-
-    @property
-    def table_digest(self) -> str:
-        """Digest of the conversations."""
-        return str(self.made_from.get("conversations", ""))
 
     @property
     def precision(self) -> str:
@@ -117,12 +113,9 @@ def prepare_run(
     cache: Path,
     base_digest: str | None = None,
 ) -> StageRun:
-    """Check what is asked for and note it in `work`, which is made. See `launch.train` for the arguments.
-
-    A base of many gigabytes is read to its end for its digest, unless `base_digest` says it. Raises UserError: unknown
-    stage, an output that exists, stages out of order, more workers than faces in a batch, held-out attributes that maps
-    cannot keep to themselves, no such base, or a `work` folder with checkpoints of other settings.
-    """
+    """Check what is asked for and note it in `work`, which is made. See `launch.train` for the arguments. A base of
+    many gigabytes is read to its end for its digest, unless `base_digest` says it. Raises UserError for what cannot be
+    trained, and for a `work` folder with checkpoints of other settings."""
     if name not in settings.stages():
         raise UserError(f"no training stage '{name}'; choose one of {', '.join(settings.stages())}")
     if out.exists():
@@ -161,8 +154,8 @@ def prepare_run(
 def _start(model: Model) -> str | dict[str, str] | None:
     """What the preset starts from, by content; None for `tiny`, which comes of the seed and the data alone."""
     if model.preset == "parts":
-        return {name: hub.content_of(str(getattr(model, name)), f"model.{name}") for name in ("tower", "language")}
-    return hub.content_of(str(model.base), "model.base") if model.preset == "hub" else None
+        return {name: content_of(str(getattr(model, name)), f"model.{name}") for name in ("tower", "language")}
+    return content_of(str(model.base), "model.base") if model.preset == "hub" else None
 
 
 def check_batch(name: str, stage: Stage, workers: int) -> None:
@@ -175,10 +168,8 @@ def check_batch(name: str, stage: Stage, workers: int) -> None:
 
 
 def check_order(name: str, settings: Settings, base: Path | None) -> None:
-    """Raise UserError when a stage does not start from the one before it.
-
-    A published checkpoint (preset `hub`) has seen pictures already, so any stage may start from it.
-    """
+    """Raise UserError when a stage does not start from the one before it. A published checkpoint (preset `hub`) has
+    seen pictures already, so any stage may start from it."""
     before = settings.train.before(name)
     if base is None:
         if before is not None and settings.model.preset != "hub":

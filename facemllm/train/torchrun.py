@@ -3,8 +3,7 @@
     python -m facemllm.train.torchrun align TABLE OUT
     torchrun --nproc-per-node 2 -m facemllm.train.torchrun instruct TABLE OUT --base ALIGNED --profile paper-7b
 
-TABLE, OUT and ALIGNED are folders: a conversations table, the model to write, and the model of the stage before. Killed
-at any moment, the same command goes on from the last checkpoint in --work. The model is that of Ray with as many
+Killed at any moment, the same command goes on from the last checkpoint in --work. The model is that of Ray with as many
 workers, byte for byte on a CPU.
 """
 
@@ -19,9 +18,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from facemllm.core.files import locked, publish
-from facemllm.core.machine import die_with_parent
+from facemllm.core.processes import die_with_parent
 from facemllm.errors import TOLD, UserError, told
 from facemllm.settings import Settings, load
 from facemllm.tables import open_table
@@ -33,10 +33,8 @@ def train(
     stage: str, settings: Settings, conversations: Path, base: Path | None, out: Path, work: Path
 ) -> TrainResult | None:
     """Train this process's part of a stage, as torchrun's environment names it; rank 0's result, None on the others.
-
     `work` keeps checkpoints and decoded pictures, of one training at a time. Raises UserError, and FloatingPointError
-    when the loss is not finite.
-    """
+    when the loss is not finite."""
     import torch
     import torch.distributed as dist
 
@@ -88,17 +86,16 @@ def prepare_on_first(prepare: Callable[[], StageRun], rank: int, world_size: int
     on every rank."""
     from facemllm.train.distributed import broadcast
 
-    found: StageRun | UserError | None = None
+    found: Any = None
     if rank == 0:
         try:
             found = prepare()
         except UserError as error:
             found = error
     found = broadcast(found, world_size)
-    if isinstance(found, StageRun):
-        return found
-    assert found is not None
-    raise found
+    if not isinstance(found, StageRun):
+        raise found
+    return found
 
 
 def _leave() -> None:

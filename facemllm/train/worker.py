@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from facemllm.core import cost, progress
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, asked, branches_of, extend
-from facemllm.model.loading import load_model
+from facemllm.model.inputs import Frame
 from facemllm.model.parts import load_base
-from facemllm.model.prompts import Frame
-from facemllm.model.saving import save_model
+from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.tiny import build_tiny
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, Table, open_table
@@ -31,25 +31,19 @@ from facemllm.tasks.characteristics import (
     relations_of,
 )
 from facemllm.tasks.held_out import withheld_of
-from facemllm.tasks.relations import Relation
 from facemllm.train import monitor
 from facemllm.train.checkpoint import differences
-from facemllm.train.checkpoint_store import AsyncSaver
+from facemllm.train.checkpoint_store import saving
 from facemllm.train.data import FaceDataset, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
 from facemllm.train.distributed import broadcast, patient_barrier
 from facemllm.train.loop import run_stage
 from facemllm.train.penalties import audit, enforced
-from facemllm.train.stage import StageRun, TrainResult, check_batch
-
-OnLog = Callable[[int, dict[str, float]], None]
+from facemllm.train.stage import Log, StageRun, TrainResult, check_batch
 
 
-def train_worker(run: StageRun, on_log: OnLog | None = None) -> TrainResult | None:
-    """Train one rank's part and write the model to `run.out`; rank 0's result, None on the others.
-
-    With more than one rank, torch.distributed's group must stand. Raises UserError, and FloatingPointError when the
-    loss is not finite.
-    """
+def train_worker(run: StageRun, on_log: Log | None = None) -> TrainResult | None:
+    """Train one rank's part and write the model to `run.out`; rank 0's result, None on the others. With more than one
+    rank, torch.distributed's group must stand. Raises UserError, and FloatingPointError when the loss is not finite."""
     settings, first = run.settings, run.rank == 0
     check_batch(run.name, run.stage, run.world_size)
     if settings.train.use_gpu and not torch.cuda.is_available():
@@ -70,7 +64,7 @@ def train_worker(run: StageRun, on_log: OnLog | None = None) -> TrainResult | No
 
         with (
             store.newest(first, lambda value: broadcast(value, run.world_size)) as (resume, attempt),
-            AsyncSaver(store, attempt, prunes=first) as save,
+            saving(store, attempt, prunes=first) as save,
         ):
             outcome = run_stage(run, model, processor, dataset, resume=resume, save=save, log=log)
     if not first:
@@ -114,18 +108,20 @@ def load(
     if base is not None or isinstance(model, FaceMllmForConditionalGeneration):
         _check_branches(model, processor, settings, withheld, str(base or settings.model.base))
     else:
-        model, processor = extend(model, processor, settings.model, _graph(known, settings), withheld, settings.seed)
+        graph = None
+        if known is not None:
+            matrix_AA = correlation_matrix(*cooccurrence(known.labels_RN), knows.tau, knows.omega)
+            graph = Graph(known.names, tuple(node.words for node in known.nodes), matrix_AA)
+        model, processor = extend(model, processor, settings.model, graph, withheld, settings.seed)
     pixels, maps = pixel_cache(table, processor.image_processor, cache, settings.ingest.workers), None
     if getattr(model.config, "segmentation_config", None) is not None:
         maps = map_cache(table, processor, cache, settings.ingest.workers)
     wait()
-    labels: NDArray[np.int8] | None = None
-    relations: tuple[Relation, ...] = ()
+    dataset = FaceDataset(tokenise(turns, Frame.of(model, processor)), pixels, maps)
     if known is not None and getattr(model.config, "knowledge_config", None) is not None:
-        labels = _in_order(known, model.model.knowledge.names)
         relations = tuple(enforced(audit(relations_of(knows.tasks, known.nodes), known), knows.audit))
-    corpus = tokenise(turns, Frame.of(model, processor))
-    return model, processor, FaceDataset(corpus, pixels, maps, labels, relations)
+        dataset = replace(dataset, labels=_in_order(known, model.model.knowledge.names), relations=relations)
+    return model, processor, dataset
 
 
 def _check_branches(model: Any, processor: Any, settings: Settings, withheld: Sequence[int], name: str) -> None:
@@ -138,14 +134,6 @@ def _check_branches(model: Any, processor: Any, settings: Settings, withheld: Se
             f"the model {name} has other branches than the settings ask for ({others}); set them as the model has "
             "them, or train from the first stage with these (a checkpoint without branches gets them as model.base)"
         )
-
-
-def _graph(known: Characteristics | None, settings: Settings) -> Graph | None:
-    if known is None:
-        return None
-    knows = settings.model.knowledge
-    matrix_AA = correlation_matrix(*cooccurrence(known.labels_RN), knows.tau, knows.omega)
-    return Graph(known.names, tuple(node.words for node in known.nodes), matrix_AA)
 
 
 def _in_order(known: Characteristics, names: Sequence[str]) -> NDArray[np.int8]:

@@ -84,7 +84,7 @@ def sentence(share: Share, count: Count) -> str:
         "age_band": f"of the faces of age band '{share.value}'",
     }.get(share.group, f"of the faces labelled '{share.value}' ({share.group.replace('_', ' ')})")
     average = 1 - count.rows_after / count.rows_before
-    return f"{FILTERS[share.filter]} dropped {100 * share.lost:.1f} % {named}, {100 * average:.1f} % of all"
+    return f"{FILTERS[share.filter][0]} dropped {100 * share.lost:.1f} % {named}, {100 * average:.1f} % of all"
 
 
 def balance_frame(found: Sequence[Share], counts: Mapping[str, Count]) -> pd.DataFrame:

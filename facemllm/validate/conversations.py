@@ -13,7 +13,7 @@ from facemllm.core import digests, progress
 from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, Table, mapping
 from facemllm.tasks.asking import DIALOGUE, NOT_VISIBLE, implied
-from facemllm.tasks.base import CLOSED, Question, Task
+from facemllm.tasks.base import CLOSED, Item, Question
 from facemllm.validate.faces import framed, in_one_split
 from facemllm.validate.memory import Face, Labels, Tallies, mark
 from facemllm.validate.suites import CLOSED_FORMS
@@ -143,18 +143,15 @@ def _says(turn: Row, reply: str, face: Face | None) -> bool:
     if question.form == "open" and face is not None and face.caption == mark(reply):
         return True
     if question.form == "number":
-        return _says_number(tasks.get(question.task), question.item, answer, reply)
+        return _says_number(tasks.get(question.task).item(question.item), answer, reply)
     said = next((option.text for option in question.options if option.value == answer), None)
     return reply == said or tasks.read(question, reply) == answer
 
 
-def _says_number(task: Task, item: str, answer: str, reply: str) -> bool:
+def _says_number(item: Item, answer: str, reply: str) -> bool:
     try:
-        option = task.option_for(item, answer)
-        if reply == option.text:
-            return True
-        read = task.parse(item, reply)
-        return read is not None and task.option_for(item, read).value == option.value
+        option = item.option_for(answer)
+        return reply == option.text or ((read := item.parse(reply)) is not None and item.option_for(read) == option)
     except ValueError:
         return False
 

@@ -33,7 +33,6 @@ _THREADS = 2
 _KEPT = ("image_id", "source", "subject_id", "split", "expression", "age", "gender", "ethnicity", "skin_tone")
 _ANGLES = ("yaw", "pitch", "roll")
 _REPEATED = frozenset({"source", "subject_id", "split", "expression", "gender", "ethnicity"})
-_UNUSED = ("provenance",)
 _USE = {"train": "train", "validation": "evaluate", "test": "evaluate"}
 
 
@@ -71,7 +70,7 @@ def _with_pixels(
     table: Table, what: str, originals: Originals | None
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], bytes | None]]:
     """Rows without their images, what the pixels tell and how they agree with the raw row, and the segmentation."""
-    columns = [name for name in FACES.names if name not in _UNUSED]
+    columns = [name for name in FACES.names if name != "provenance"]
     done = 0
     with progress.bar(what, table.rows) as bar, ThreadPoolExecutor(_THREADS) as pool:
         for batch in table.batches(columns):
@@ -147,12 +146,12 @@ def _face(row: Mapping[str, Any], quality: Validate) -> dict[str, Any]:
     box, landmarks = row["box"], row["landmarks"]
     corners = [box[0:2], box[2:4]] if box and len(box) == 4 else None
     numbers = [row["age"], *(row[a] for a in _ANGLES), *(box or ()), *(x for point in landmarks or () for x in point)]
-    units = mapping(row["action_units"])
+    units, least = mapping(row["action_units"]), quality.min_box_pixels
     return {
         **{name: row[name] for name in (*_KEPT, *_ANGLES)},
         "numbers_finite": all(math.isfinite(x) for x in numbers if x is not None),
         "box_inside": None if box is None else corners is not None and _inside(corners, width, height),
-        "box_large": None if corners is None else _extent(corners) >= quality.min_box_pixels,
+        "box_large": None if corners is None else min(high - low for low, high in zip(*corners, strict=True)) >= least,
         "landmarks_inside": None if landmarks is None else _inside(landmarks, width, height),
         "action_units_ok": all(re.fullmatch(r"AU\d+", n) and v is not None and 0 <= v <= 5 for n, v in units.items())
         if units
@@ -185,11 +184,6 @@ def _caption(number: int, row: Mapping[str, Any], tallies: Tallies) -> dict[str,
 
 def _inside(points: Iterable[Sequence[float]], width: int, height: int) -> bool:
     return all(len(p) >= 2 and 0 <= p[0] <= width and 0 <= p[1] <= height for p in points)
-
-
-def _extent(corners: Sequence[Sequence[float]]) -> float:
-    (left, top), (right, bottom) = corners
-    return min(right - left, bottom - top)
 
 
 def _framed(rows: Iterable[Mapping[str, Any]], ledger: Mapping[str, Entry]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,22 +155,19 @@ class Originals:
 
 class Labels:
     """What the annotated faces say, so that conversations can be held to it: the answers to all that the tasks of
-    `asked` ask (default: every task). What is `held_out` only the task `zero_shot` may know."""
+    conversations ask, as their manifest says it `about` them (default: all). What is held out only `zero_shot` may
+    know."""
 
-    def __init__(self, asked: Iterable[str] | None = None, held_out: Sequence[str] = ()) -> None:
+    def __init__(self, about: Mapping[str, Any] | None = None) -> None:
         self.memory = Memory()
-        known = tasks.all_names()
+        about, known = about or {}, tasks.all_names()
+        asked = about.get("tasks")
         self._tasks = [tasks.get(name) for name in (known if asked is None else asked) if name in known]
-        self._held_out = HeldOut.of(held_out, self._tasks)
+        self._held_out = HeldOut.of(about.get("held_out") or (), self._tasks)
         if self._held_out:
             self._tasks.append(tasks.get(ZERO_SHOT))
         self._items = [(task, item) for task in self._tasks for item in task.items]
         self._names = tuple((task.name, item.name) for task, item in self._items)
-
-    @classmethod
-    def asked_in(cls, about: Mapping[str, Any]) -> Labels:
-        """For the conversations whose manifest says this about them."""
-        return cls(about.get("tasks"), about.get("held_out") or ())
 
     def add(self, row: Row, mask: bytes | None) -> None:
         """Remember an annotated row, its segmentation, and the answer to everything that is asked about it."""

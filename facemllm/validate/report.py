@@ -31,11 +31,6 @@ _TABLES = {
     "conversations": "Conversations",
     "balance": "Group balance",
 }
-_FILTERS = {
-    "duplicates": "Search for duplicates and leaks, at the import",
-    "annotation": "Annotation: raw faces to annotated faces",
-    "reformat": "Question making: annotated faces to conversations",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +78,7 @@ def page(result: Mapping[str, Any], found: Findings) -> str:
 
 def sources(names: Sequence[str], ledger: Mapping[str, Entry], rows: Mapping[str, int], refused: Any) -> dict[str, Any]:
     """The ledger's rows of the sources, what all of them allow, and how many pictures terms kept from an annotator.
-
-    `rows` are annotated faces by source; `refused` is the annotation's own count by source.
-    """
+    `rows` are annotated faces by source; `refused` is the annotation's own count by source."""
     known = [ledger[name] for name in sorted(names) if name in ledger]
     unknown = [name for name in sorted(names) if name not in ledger]
     shared = [use for use in USES if not unknown and all(use in entry.uses for entry in known)]
@@ -99,9 +92,7 @@ def sources(names: Sequence[str], ledger: Mapping[str, Entry], rows: Mapping[str
 
 def contradictions(tallies: Tallies, about: Mapping[str, Any]) -> dict[str, Any]:
     """Text against label, as annotation found it and as it stands in the table now, and attributes against each other.
-
-    `about` holds the annotation's own counts by item: `contradictions` of texts, `label_contradictions` of labels.
-    """
+    `about` holds the annotation's own counts by item: `contradictions` of texts, `label_contradictions` of labels."""
     texts, labels = (_counts(about.get(name)) for name in ("contradictions", "label_contradictions"))
     items = sorted({*texts, *labels, *tallies.disagreements})
     return {
@@ -122,7 +113,7 @@ def _filter(name: str, found: Findings) -> dict[str, Any]:
     """What a filter did to all rows and to every group; `count` is None where the tables do not tell."""
     count = found.filtered.get(name)
     return {
-        "title": _FILTERS[name],
+        "title": FILTERS[name][1],
         "count": count,
         "dropped": count.rows_before - count.rows_after if count else 0,
         "groups": [share for share in found.shares if share.filter == name],

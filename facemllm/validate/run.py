@@ -13,20 +13,13 @@ from facemllm.core.files import partial_folder, publish
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, FACES, Table, open_table
+from facemllm.validate import suites
 from facemllm.validate.balance import Reason, balance_frame, of_manifest, reasons, shares
 from facemllm.validate.conversations import conversations_frame
 from facemllm.validate.faces import annotated_frame, raw_frame
 from facemllm.validate.memory import Count, Labels, Originals, Tallies
 from facemllm.validate.report import Findings, page
-from facemllm.validate.suites import (
-    BALANCE,
-    Outcome,
-    annotated_checks,
-    balance_checks,
-    conversations_checks,
-    raw_checks,
-    run_suite,
-)
+from facemllm.validate.suites import BALANCE, Outcome, run_suite
 from facemllm.version import ledger
 
 if TYPE_CHECKING:
@@ -54,12 +47,10 @@ class Verdict:
 
 
 def validate(settings: Settings, raw: Path | None, annotated: Path, conversations: Path, out: Path) -> Verdict:
-    """Check the tables and write `report.html` and `result.json` into the folder `out`.
-
-    `raw` are the faces before annotation; without them (None) nothing can be said about what annotation changed or
-    dropped. Both files depend on the tables, the limits in `quality` and the ledger alone. Raises UserError naming the
-    first critical failure, its table and row, and the report, which is kept.
-    """
+    """Check the tables and write `report.html` and `result.json` into the folder `out`. `raw` are the faces before
+    annotation; without them (None) nothing can be said about what annotation changed or dropped. Both files depend on
+    the tables, the limits in `quality` and the ledger alone. Raises UserError naming the first critical failure, its
+    table and row, and the report, which is kept."""
     paths = {"annotated": annotated, "conversations": conversations}
     if raw is not None:
         paths = {"faces": raw, **paths}
@@ -97,22 +88,22 @@ def validate(settings: Settings, raw: Path | None, annotated: Path, conversation
 def _findings(settings: Settings, tables: Mapping[str, Table]) -> Findings:
     quality, rows = settings.validate, ledger.entries(settings)
     usable = sorted(key for key, entry in rows.items() if entry.status != "withdrawn")
-    tallies, labels = Tallies(), Labels.asked_in(tables["conversations"].manifest["about"])
+    tallies, labels = Tallies(), Labels(tables["conversations"].manifest["about"])
     originals, outcomes = None, []
     if "faces" in tables:
         originals = Originals()
         frame = raw_frame(tables["faces"], quality, rows, originals)
-        outcomes += run_suite("faces", raw_checks(quality, usable), frame)
+        outcomes += run_suite("faces", suites.raw_checks(quality, usable), frame)
         del frame
     faces = annotated_frame(tables["annotated"], quality, rows, originals, labels, tallies)
-    outcomes += run_suite("annotated", annotated_checks(quality, usable, with_raw=originals is not None), faces)
+    outcomes += run_suite("annotated", suites.annotated_checks(quality, usable, with_raw=originals is not None), faces)
     talks = conversations_frame(tables["conversations"], labels, tallies)
-    outcomes += run_suite("conversations", conversations_checks(quality), talks)
+    outcomes += run_suite("conversations", suites.conversations_checks(quality), talks)
     filtered = _filtered(tables, originals, labels)
     found = shares(filtered, quality.group_loss)
     if found:
         frame = balance_frame(found, filtered)
-        outcomes += run_suite(BALANCE, balance_checks(filtered), frame, examples=_NAMED_GROUPS)
+        outcomes += run_suite(BALANCE, suites.balance_checks(filtered), frame, examples=_NAMED_GROUPS)
     return Findings(
         outcomes=outcomes,
         faces=faces,
@@ -131,8 +122,7 @@ def _filtered(tables: Mapping[str, Table], originals: Originals | None, labels: 
     """What every filter did to the groups, as far as the tables tell."""
     counts = {}
     if originals is not None:
-        duplicates = of_manifest(tables["faces"].manifest["about"])
-        if duplicates is not None:
+        if duplicates := of_manifest(tables["faces"].manifest["about"]):
             counts["duplicates"] = duplicates
         counts["annotation"] = originals.memory.count()
     counts["reformat"] = labels.memory.count()

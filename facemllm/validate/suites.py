@@ -33,12 +33,12 @@ POLICY: Mapping[Severity, str] = {
     "info": "A remark. Nothing depends on it.",
 }
 
-FILTERS: Mapping[str, str] = {
-    "duplicates": "the search for duplicates",
-    "annotation": "annotation",
-    "reformat": "question making",
+FILTERS: Mapping[str, tuple[str, str]] = {
+    "duplicates": ("the search for duplicates", "Search for duplicates and leaks, at the import"),
+    "annotation": ("annotation", "Annotation: raw faces to annotated faces"),
+    "reformat": ("question making", "Question making: annotated faces to conversations"),
 }
-"""Everything after the import that drops rows, in order, as it is called in a sentence."""
+"""Everything after the import that drops rows, in order, as it is called in a sentence and in a heading."""
 
 EXPRESSIONS = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 GENDERS = ("female", "male")
@@ -46,24 +46,20 @@ CLOSED_FORMS = ("boolean", "choice")
 ROW_COUNT = "ExpectTableRowCountToBeBetween"
 
 # Attributes that cannot hold together. Sources break some of them (CelebA does), so their share is reported.
-CONTRADICTIONS = (
-    ("No_Beard", "Goatee"),
-    ("No_Beard", "Mustache"),
-    ("Bald", "Bangs"),
-    ("Bald", "Wavy_Hair"),
-    ("Bald", "Straight_Hair"),
-    ("Straight_Hair", "Wavy_Hair"),
-    ("No_Eyewear", "Eyeglasses"),
-    ("Mouth_Closed", "Mouth_Slightly_Open"),
-    ("Obstructed_Forehead", "Fully_Visible_Forehead"),
-    ("Young", "Middle_Aged"),
-    ("Young", "Senior"),
-    ("Middle_Aged", "Senior"),
-    ("Black_Hair", "Blond_Hair"),
-    ("Black_Hair", "Gray_Hair"),
-    ("Blond_Hair", "Brown_Hair"),
-    ("Brown_Hair", "Gray_Hair"),
-)
+_CLASHES = {
+    "No_Beard": ("Goatee", "Mustache"),
+    "Bald": ("Bangs", "Wavy_Hair", "Straight_Hair"),
+    "Straight_Hair": ("Wavy_Hair",),
+    "No_Eyewear": ("Eyeglasses",),
+    "Mouth_Closed": ("Mouth_Slightly_Open",),
+    "Obstructed_Forehead": ("Fully_Visible_Forehead",),
+    "Young": ("Middle_Aged", "Senior"),
+    "Middle_Aged": ("Senior",),
+    "Black_Hair": ("Blond_Hair", "Gray_Hair"),
+    "Blond_Hair": ("Brown_Hair",),
+    "Brown_Hair": ("Gray_Hair",),
+}
+CONTRADICTIONS = tuple((name, other) for name, others in _CLASHES.items() for other in others)
 
 
 @dataclass(frozen=True)
@@ -157,35 +153,21 @@ def raw_checks(quality: Validate, sources: Sequence[str]) -> list[Check]:
 
 def annotated_checks(quality: Validate, sources: Sequence[str], *, with_raw: bool) -> list[Check]:
     """The suite of the annotated faces: that of every faces table, and what annotation must and must not do."""
+    kept = "picture, source, subject and split are those of the raw table"
     agreement = [
         _holds("in_raw", "the face is in the raw table", "critical"),
-        _holds(
-            "identity_kept",
-            "picture, source, subject and split are those of the raw table",
-            "critical",
-            shows="changed",
-        ),
+        _holds("identity_kept", kept, "critical", shows="changed"),
         _holds("labels_kept", "no label that the source gave was changed", "critical", shows="changed"),
     ]
-    share = quality.caption_share
+    share, odd, clashing = quality.caption_share, quality.disagreement_share, quality.contradiction_share
+    contradict = f"at most {odd:.0%} of the captions contradict a label"
+    exclude = f"at most {clashing:.0%} of the faces have attributes that exclude each other"
     return [
         *raw_checks(quality, sources),
         *(agreement if with_raw else ()),
         _holds("has_caption", f"at least {share:.0%} of the faces have a caption", "warning", share),
-        _holds(
-            "caption_agrees",
-            f"at most {quality.disagreement_share:.0%} of the captions contradict a label",
-            "warning",
-            1 - quality.disagreement_share,
-            shows="disagreements",
-        ),
-        _holds(
-            "attributes_agree",
-            f"at most {quality.contradiction_share:.0%} of the faces have attributes that exclude each other",
-            "warning",
-            1 - quality.contradiction_share,
-            shows="clashes",
-        ),
+        _holds("caption_agrees", contradict, "warning", 1 - odd, shows="disagreements"),
+        _holds("attributes_agree", exclude, "warning", 1 - clashing, shows="clashes"),
     ]
 
 
@@ -216,10 +198,8 @@ def conversations_checks(quality: Validate) -> list[Check]:
 
 def balance_checks(filters: Iterable[str]) -> list[Check]:
     """The suite of group balance: one check a filter."""
-    return [
-        _holds(f"{name}_keeps_groups", f"{FILTERS[name]} thins no group much more than all", "warning", shows="says")
-        for name in filters
-    ]
+    says = "thins no group much more than all"
+    return [_holds(f"{name}_keeps_groups", f"{FILTERS[name][0]} {says}", "warning", shows="says") for name in filters]
 
 
 @dataclass(frozen=True)
@@ -263,11 +243,9 @@ class Outcome:
 
 
 def run_suite(table: str, checks: Sequence[Check], frame: pd.DataFrame, examples: int = EXAMPLES) -> list[Outcome]:
-    """Run every check over the frame; outcomes come in the order of the checks, with up to `examples` failing rows.
-
-    Of a frame without rows only their number is checked: there is nothing else to say about it. A
-    failing row is told by its number and `image_id`.
-    """
+    """Run every check over the frame; outcomes come in the order of the checks, with up to `examples` failing rows. Of
+    a frame without rows only their number is checked: there is nothing else to say about it. A failing row is told by
+    its number and `image_id`."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     warnings.filterwarnings("ignore", module="great_expectations")
     import great_expectations as gx

@@ -89,10 +89,7 @@ def restore(settings: Settings, revision: str, out: Path) -> Revision:
     repository = Repository.of(settings)
     found = repository.revision(repository.resolve(revision))
     forgotten = Tombstones.of(settings)
-    if found.sha in forgotten.replaced:
-        newest = forgotten.newest(found.sha)
-        instead = f"restore {newest[:12]}, which replaces it" if newest else "nothing replaces it"
-        raise UserError(f"revision {found.sha[:12]} held rows that were forgotten and is gone; {instead}")
+    _require_standing(forgotten, found.sha, "restore")
     partial = partial_folder(out)
     try:
         fetch(repository, found, partial)
@@ -102,6 +99,13 @@ def restore(settings: Settings, revision: str, out: Path) -> Revision:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return found
+
+
+def _require_standing(forgotten: Tombstones, sha: str, verb: str) -> None:
+    if sha in forgotten.replaced:
+        newest = forgotten.newest(sha)
+        instead = f"{verb} {newest[:12]}, which replaces it" if newest else "nothing replaces it"
+        raise UserError(f"revision {sha[:12]} held rows that were forgotten and is gone; {instead}")
 
 
 def log(settings: Settings) -> list[dict[str, Any]]:
@@ -200,12 +204,7 @@ def diff(settings: Settings, a: str, b: str, listed: int = LISTED) -> dict[str, 
     first, second = repository.resolve(a), repository.resolve(b)
     forgotten = Tombstones.of(settings)
     for revision in (first, second):
-        if revision in forgotten.replaced:
-            newest = forgotten.newest(revision)[:12]
-            raise UserError(
-                f"revision {revision[:12]} held rows that were forgotten and is gone"
-                + (f"; compare {newest}, which replaces it" if newest else "")
-            )
+        _require_standing(forgotten, revision, "compare")
     with archive(repository) as objects, progress.bar("comparing", len(TABLES)) as bar:
         tables = {}
         for done, table in enumerate(TABLES, start=1):
@@ -250,9 +249,9 @@ def _table_diff(objects: Archive, table: str, first: str, second: str, listed: i
     columns = _changed_columns(objects, table, first, second, shared, changed)
     counts = Counter(name for names in columns.values() for name in names)
     rows = {
-        "added": [{KEY: _text(key)} for key in added[:listed]],
-        "removed": [{KEY: _text(key)} for key in removed[:listed]],
-        "changed": [{KEY: _text(key), "columns": columns[key]} for key in changed[:listed]],
+        "added": [{KEY: key} for key in added[:listed]],
+        "removed": [{KEY: key} for key in removed[:listed]],
+        "changed": [{KEY: key, "columns": columns[key]} for key in changed[:listed]],
     }
     result = {"a": old_side["digest"], "b": new_side["digest"]}
     result |= {"added": len(added), "removed": len(removed), "changed": len(changed), "same": same}
@@ -278,18 +277,18 @@ def _rows(objects: Archive, revision: str, table: str, shared: set[str]) -> Iter
                 yield from batch.to_pylist()
 
 
-def _digests(objects: Archive, revision: str, table: str, shared: set[str]) -> dict[bytes, bytes]:
+def _digests(objects: Archive, revision: str, table: str, shared: set[str]) -> dict[str, bytes]:
     """Digest of every row by its key; of rows with one key (several conversations about a picture) of all together."""
-    found: dict[bytes, bytes] = {}
+    found: dict[str, bytes] = {}
     for row in _rows(objects, revision, table, shared):
-        key = _key(row.pop(KEY))
+        key = row.pop(KEY)
         found[key] = hashlib.blake2b(found.get(key, b"") + _bytes(row), digest_size=16).digest()
     return found
 
 
 def _changed_columns(
-    objects: Archive, table: str, first: str, second: str, shared: set[str], keys: list[bytes]
-) -> dict[bytes, list[str]]:
+    objects: Archive, table: str, first: str, second: str, shared: set[str], keys: list[str]
+) -> dict[str, list[str]]:
     """Names of the columns that changed, by key."""
     if not keys:
         return {}
@@ -297,7 +296,7 @@ def _changed_columns(
     old, new = (dict.fromkeys(keys, b"") for _ in range(2))
     for revision, packed in ((first, old), (second, new)):
         for row in _rows(objects, revision, table, shared):
-            if (key := _key(row[KEY])) in packed:
+            if (key := row[KEY]) in packed:
                 before = _split(packed[key]) or [b""] * len(names)
                 packed[key] = b"".join(
                     hashlib.blake2b(state + _bytes(row.get(name)), digest_size=_BYTES).digest()
@@ -316,16 +315,3 @@ def _bytes(value: Any) -> bytes:
     if isinstance(value, dict):  # an absent column and an empty one are the same, in whatever order they come
         value = sorted((name, part) for name, part in value.items() if part is not None)
     return repr(value).encode()
-
-
-def _key(image_id: str) -> bytes:
-    """An id in half the bytes; one that is no digest keeps all."""
-    try:
-        key = bytes.fromhex(image_id)
-    except ValueError:
-        key = b""
-    return b"h" + key if len(key) == 32 and key.hex() == image_id else b"t" + image_id.encode()
-
-
-def _text(key: bytes) -> str:
-    return key[1:].hex() if key[:1] == b"h" else key[1:].decode()

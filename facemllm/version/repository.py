@@ -109,13 +109,8 @@ class Repository:
 
         Call with the lock held: no one else can own these files.
         """
-        for pattern in (
-            ".dvc/tmp/lock",
-            ".dvc/tmp/rwlock*",
-            ".git/*.lock",
-            f".git/{BRANCH}.lock",
-            ".git/facemllm-index*",
-        ):
+        leftovers = (".dvc/tmp/lock", ".dvc/tmp/rwlock*", ".git/*.lock", f".git/{BRANCH}.lock", ".git/facemllm-index*")
+        for pattern in leftovers:
             for leftover in self.path.glob(pattern):
                 leftover.unlink(missing_ok=True)
         for table in TABLES:

@@ -135,12 +135,14 @@ def purge(settings: Settings) -> dict[str, int]:
         repository.clear_leftovers()
         forgotten = Tombstones.of(settings)
         with archive(repository) as objects:
-            needed, gone = _split(objects, forgotten)
+            needed, had = set[str](), set[str]()
+            for sha in repository.revisions():
+                (had if sha in forgotten.replaced else needed).update(objects.objects(sha))
             present = objects.everything()
             search = Search(objects, forgotten.marks)
-            stray = {oid for oid in present - needed - gone if _suspect(search, oid)}
+            stray = {oid for oid in present - needed - had if _suspect(search, oid)}
             # listings last: a call that was stopped finds by them what else it has to delete
-            doomed = sorted((gone | stray) & present, key=lambda oid: (oid.endswith(".dir"), oid))
+            doomed = sorted(((had - needed) | stray) & present, key=lambda oid: (oid.endswith(".dir"), oid))
             with progress.bar("deleting recorded bytes", len(doomed)) as bar:
                 copies = 0
                 for number, oid in enumerate(doomed, start=1):
@@ -165,15 +167,6 @@ def _suspect(search: Search, oid: str) -> bool:
         return bool(search.rows(oid))
     except UserError:
         return True
-
-
-def _split(objects: Archive, forgotten: Tombstones) -> tuple[set[str], set[str]]:
-    """Objects that standing revisions need, and those that only replaced ones had."""
-    needed: set[str] = set()
-    gone: set[str] = set()
-    for sha in objects.repository.revisions():
-        (gone if sha in forgotten.replaced else needed).update(objects.objects(sha))
-    return needed, gone - needed
 
 
 def _successor(repository: Repository, found: Held, marks: Marks, scratch: Path) -> tuple[str, dict[str, int]]:

@@ -17,10 +17,12 @@ from functools import partial
 from typing import Any
 
 from facemllm.core import progress
+from facemllm.core.processes import die_with
 from facemllm.core.step import PARENT_RUN, Context, Step, step_key
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
+from facemllm.tracking import runs as tracking
 from facemllm.workflow.steps import steps
 
 ENGINE = "FACEMLLM_ENGINE"  # process id of KFP's local runner, which starts each step through a shell
@@ -32,8 +34,6 @@ def run_step(name: str, profile: str, overrides: Sequence[str], **inputs: str) -
 
     Raises UserError with one clear line; the same line goes to the live table.
     """
-    from facemllm.core.machine import die_with
-
     if engine := os.environ.pop(ENGINE, None):
         die_with(int(engine))
     return execute(name, load(profile, list(overrides)), **inputs)
@@ -42,7 +42,6 @@ def run_step(name: str, profile: str, overrides: Sequence[str], **inputs: str) -
 def execute(name: str, settings: Settings, **inputs: str) -> str:
     """Run one step under settings that are already loaded. See `run_step`."""
     step = steps(settings)[name]
-    store = Store(settings.home)
     if set(inputs) != set(step.inputs):
         raise ValueError(f"step {name} takes inputs {sorted(step.inputs)}, got {sorted(inputs)}")
     os.environ[progress.STEP] = name
@@ -51,38 +50,33 @@ def execute(name: str, settings: Settings, **inputs: str) -> str:
         progress.event(state="running")
         inputs |= {world: read(settings) for world, read in step.world.items()}
         key = step_key(step, settings, inputs)
-        record = _recall(step, settings, store, key)
-        if record is None:
-            record = _perform(step, settings, store, key, inputs, started)
-            state = "done"
-        else:
-            state = "cached"
+        recalled = _recall(step, settings, key)
+        record = recalled or _perform(step, settings, key, inputs, started)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        message = "interrupted" if interrupted else str(error) if isinstance(error, UserError) else _unexpected(error)
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
+        message = "interrupted" if isinstance(error, KeyboardInterrupt) else message
         progress.event(state="failed", message=message, seconds=time.monotonic() - started)
         raise
-    seconds = record["seconds"] if state == "cached" else time.monotonic() - started
+    state = "cached" if recalled else "done"
+    seconds = record["seconds"] if recalled else time.monotonic() - started
     progress.event(state=state, seconds=seconds, digest=record["digest"], figure=record["figure"])
     return str(record["output"])
 
 
 def recall_all(settings: Settings) -> dict[str, dict[str, Any]]:
     """What the store remembers of a run under these settings: records by step, up to the first that is missing."""
-    store = Store(settings.home)
     records: dict[str, dict[str, Any]] = {}
     for step in steps(settings).values():
         if not step.keeps or step.world or not set(step.inputs.values()) <= set(records):
             continue
         inputs = {name: str(records[source]["output"]) for name, source in step.inputs.items()}
-        record = _recall(step, settings, store, step_key(step, settings, inputs))
-        if record is not None:
+        if record := _recall(step, settings, step_key(step, settings, inputs)):
             records[step.name] = record
     return records
 
 
-def _recall(step: Step, settings: Settings, store: Store, key: str) -> dict[str, Any] | None:
-    record = store.recall(key) if step.keeps else None
+def _recall(step: Step, settings: Settings, key: str) -> dict[str, Any] | None:
+    record = Store(settings.home).recall(key) if step.keeps else None
     if record is not None and step.still is not None and not step.still(settings, record):
         return None
     return record
@@ -90,27 +84,20 @@ def _recall(step: Step, settings: Settings, store: Store, key: str) -> dict[str,
 
 def _nested(settings: Settings, name: str, **inputs: str) -> dict[str, Any]:
     """Record of another step, recalled or made now, with no place of its own in the live table or in MLflow."""
-    step, store = steps(settings)[name], Store(settings.home)
+    step = steps(settings)[name]
     key = step_key(step, settings, inputs)
-    record = _recall(step, settings, store, key)
-    return record or _perform(step, settings, store, key, inputs, time.monotonic(), tracked=False)
+    record = _recall(step, settings, key)
+    return record or _perform(step, settings, key, inputs, time.monotonic(), tracked=False)
 
 
 def _perform(
-    step: Step,
-    settings: Settings,
-    store: Store,
-    key: str,
-    inputs: Mapping[str, str],
-    started: float,
-    tracked: bool = True,
+    step: Step, settings: Settings, key: str, inputs: Mapping[str, str], started: float, tracked: bool = True
 ) -> dict[str, Any]:
+    store = Store(settings.home)
     work = store.work(key)
     out = work / "result"
     if out.exists():
         shutil.rmtree(out)
-    from facemllm.tracking.runs import commit
-
     # a step that acts on the world leaves no result to track: a recalled run has no nested runs
     with _tracked(step, settings, key, inputs) if tracked and step.keeps else nullcontext(None) as run:
         context = Context(settings, store, inputs, work, out, partial(_nested, settings), run)
@@ -122,7 +109,7 @@ def _perform(
             "figure": outcome.figure,
             "seconds": round(time.monotonic() - started, 3),
             "run_id": run.run_id if run is not None else None,
-            "commit": commit(),
+            "commit": tracking.commit(),
             **outcome.facts,
         }
         if step.keeps:
@@ -133,15 +120,9 @@ def _perform(
 
 
 def _tracked(step: Step, settings: Settings, key: str, inputs: Mapping[str, str]) -> Any:
-    from facemllm.tracking import runs as tracking
-
     if name := os.environ.get(CLUSTER_RUN):
         os.environ[PARENT_RUN] = tracking.join_pipeline(settings, name)
     parent = os.environ.get(PARENT_RUN)
     if not parent:
         return nullcontext(None)
     return tracking.step_run(settings, parent, step.name, key=key, inputs=inputs)
-
-
-def _unexpected(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from facemllm.core.cost import priced
 from facemllm.core.files import atomic_write, locked
+from facemllm.core.machine import cores
 from facemllm.core.store import FACE, Store
 from facemllm.errors import UserError
-from facemllm.scoring.figures import trust
+from facemllm.scoring.figures import RELATIONS, SAMPLES, trust
 from facemllm.settings import Settings
 from facemllm.tables import open_table
+from facemllm.tracking import recorded
+from facemllm.tracking.runs import commit
 from facemllm.version import ledger
 from facemllm.workflow.runner import recall_all
 from facemllm.workflow.steps import steps
@@ -83,10 +86,8 @@ class RunView:
             return False
         step.state = event["state"]
         step.began = event["time"] if step.state == "running" else step.began
-        step.seconds = event.get("seconds")
-        step.digest = event.get("digest")
-        step.figure = event.get("figure", "")
-        step.message = event.get("message", "")
+        step.seconds, step.digest = event.get("seconds"), event.get("digest")
+        step.figure, step.message = event.get("figure", ""), event.get("message", "")
         return True
 
     def settle(self, recalled: Mapping[str, Mapping[str, Any]]) -> None:
@@ -106,12 +107,10 @@ class RunView:
         return next(((name, s.message) for name, s in self.steps.items() if s.state == "failed"), None)
 
 
-@contextmanager
-def exclusive(settings: Settings) -> Iterator[None]:
+def exclusive(settings: Settings) -> AbstractContextManager[None]:
     """Let one run at a time use `storage.home`. Raises UserError while another does; a killed run leaves no lock."""
     taken = f"another pipeline run uses {settings.home}; wait for it or give --set storage.home=DIR"
-    with locked(settings.home / "run.lock", taken):
-        yield
+    return locked(settings.home / "run.lock", taken)
 
 
 def run_folder(settings: Settings, name: str) -> Path:
@@ -125,29 +124,23 @@ def run_folder(settings: Settings, name: str) -> Path:
         for name in ("summary.json", "report.html", FACE):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror}; set storage.runs to a folder you may write to"
-        ) from None
+        mend = "set storage.runs to a folder you may write to"
+        raise UserError(f"cannot write {folder}: {error.strerror}; {mend}") from None
     return folder
 
 
-def summarise(
-    settings: Settings, name: str, view: RunView, seconds: float, overrides: Sequence[str] = ()
-) -> dict[str, Any]:
+def summarise(settings: Settings, name: str, view: RunView, seconds: float, overrides: list[str]) -> dict[str, Any]:
     """The run's `summary.json` (DESIGN: a run folder), from the steps as they ended and the results in the store."""
-    from facemllm.tracking.runs import commit
-
     store = Store(settings.home)
     recalled = recall_all(settings)
     view.settle(recalled)
     made = store.records()
     records = {name: recalled.get(name) or made.get(step.digest or "", {}) for name, step in view.steps.items()}
-    gate, registered = records["gate"], records["register"]
-    evaluation = records["evaluate"]
-    metrics: dict[str, Any] = {}
-    if evaluation:
-        metrics = json.loads((store.path(evaluation["digest"]) / "metrics.json").read_text("utf-8"))
+    registered = records["register"]
+    metrics = _read(store, records["evaluate"], "metrics.json")
+    gate = _read(store, records["gate"], "gate.json")
     model = records[list(settings.stages())[-1]]
+    kind = "GPU" if settings.train.use_gpu else "CPU"
     release = view.steps["release"]
     endpoint = release if release.state == "done" else view.steps["deploy"]
     return {
@@ -157,16 +150,16 @@ def summarise(
         "overrides": list(overrides),
         "sources": _licences(settings, view.steps["ingest"].digest),
         "seconds": round(seconds, 1),
-        "device": _device(settings),
+        "device": f"{kind}, {cores()} cores, {platform.machine()}, Python {platform.python_version()}",
         "steps": [step.told(name) for name, step in view.steps.items()],
         "tasks": metrics.get("tasks", {}),
         "closed_mean": metrics.get("closed_mean"),
         "trust": trust(metrics),
-        "gate": _gate(store, gate),
+        "gate": {name: gate[name] for name in ("passed", "reasons", "checks")} if gate else None,
         "model": {
-            "digest": model.get("digest") if model else None,
+            "digest": model.get("digest"),
             "name": settings.promote.model_name,
-            "version": registered.get("output") if registered else None,
+            "version": registered.get("output"),
         },
         "approval": view.steps["await_approval"].figure or None,
         "endpoint": endpoint.figure if endpoint.state == "done" else None,
@@ -191,12 +184,9 @@ def write_run(settings: Settings, folder: Path, summary: Mapping[str, Any]) -> N
     write_report(folder / "report.html", summary, evaluation, shown, source=source)
 
 
-def _gate(store: Store, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The gate's verdict with its reasons and checks, as the gate left it in the store."""
-    if not record:
-        return None
-    found = json.loads((store.path(record["digest"]) / "gate.json").read_text("utf-8"))
-    return {name: found[name] for name in ("passed", "reasons", "checks")}
+def _read(store: Store, record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A JSON object that a step left in the store; empty for a step that did not run."""
+    return dict(json.loads((store.path(record["digest"]) / name).read_text("utf-8"))) if record else {}
 
 
 def _licences(settings: Settings, faces: str | None) -> list[dict[str, Any]]:
@@ -217,9 +207,6 @@ def training(settings: Settings, summary: Mapping[str, Any]) -> dict[str, Any]:
     """What a report shows of the training: by stage the `curves` (one dictionary a logged step) and `samples` that its
     MLflow run holds, the audit of `relations`, the sampled faces' `pictures` (JPEG, by image_id), and the settings of
     the model's `branches`."""
-    from facemllm.scoring.figures import RELATIONS, SAMPLES
-    from facemllm.tracking import recorded
-
     store = Store(settings.home)
     found: dict[str, Any] = {"curves": {}, "samples": {}, "relations": [], "pictures": {}}
     made, digests = store.records(), {step["name"]: step["digest"] for step in summary["steps"]}
@@ -250,13 +237,6 @@ def _pictures(conversations: Path) -> dict[str, bytes]:
         image.thumbnail((_PIXELS, _PIXELS))
         found[face.image_id] = encoded(image)
     return found
-
-
-def _device(settings: Settings) -> str:
-    from facemllm.core.machine import cores
-
-    kind = "GPU" if settings.train.use_gpu else "CPU"
-    return f"{kind}, {cores()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
 def clock(seconds: float | None) -> str:

@@ -32,20 +32,14 @@ vars:
   - facemllm: PATH=".venv/bin:../../../../.venv/bin:../../../../../.venv/bin:$PATH" python -m facemllm
 stages:
 """
-_OUT = {
-    "ingest": "data/faces",
-    "annotate": "data/annotated",
-    "reformat": "data/conversations",
-    "validate": "data/validation",
-    "version": "data/revision.json",
+_STAGES = {
+    "ingest": ("data/faces", "ingest data/faces"),
+    "annotate": ("data/annotated", "annotate data/faces data/annotated"),
+    "reformat": ("data/conversations", "reformat data/annotated data/conversations"),
+    "validate": ("data/validation", "validate data/annotated data/conversations data/validation --faces data/faces"),
+    "version": ("data/revision.json", "version record data/annotated data/conversations --json > data/revision.json"),
 }
-_COMMANDS = {
-    "ingest": "ingest data/faces",
-    "annotate": "annotate data/faces data/annotated",
-    "reformat": "reformat data/annotated data/conversations",
-    "validate": "validate data/annotated data/conversations data/validation --faces data/faces",
-    "version": "version record data/annotated data/conversations --json > data/revision.json",
-}
+"""What a stage of DVC writes, and its command."""
 
 
 def steps(settings: Settings) -> dict[str, Step]:
@@ -63,14 +57,15 @@ def dvc_yaml() -> str:
 
 
 def _stage(step: Step, settings: Settings) -> str:
-    read = [_OUT[name] for name in dict.fromkeys((*step.inputs.values(), *step.after))]
+    out, run = _STAGES[step.name]
+    read = [_STAGES[name][0] for name in dict.fromkeys((*step.inputs.values(), *step.after))]
     params = ["seed", *(name for name in step.sections(settings) if name in Settings.model_fields)]
     return (
         f"  {step.name}:\n"
-        f"    cmd: ${{facemllm}} {_COMMANDS[step.name]}\n"
+        f"    cmd: ${{facemllm}} {run}\n"
         f"    deps: [{', '.join([*read, *_code(step)])}]\n"
         f"    params: [{', '.join(params)}]\n"
-        f"    outs: [{_OUT[step.name]}]\n"
+        f"    outs: [{out}]\n"
     )
 
 

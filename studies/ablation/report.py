@@ -20,13 +20,13 @@ from facemllm.core.machine import cores
 from facemllm.report.kit import code, render
 from facemllm.scoring import stats
 from facemllm.scoring.metrics import CLOSED_MEAN, METRICS
+from facemllm.scoring.paired import BETTER, SAME, WORSE
 from studies.ablation.running import WITH_MAP, WITHOUT_MAP
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOWER_IS_BETTER = ("broken", *(metric.name for metric in METRICS.values() if not metric.higher_is_better))
-BETTER, WORSE, SAME = "better", "worse", "no difference shown"
 HEADS = (
     CLOSED_MEAN,
     "attributes",
@@ -80,9 +80,11 @@ def together(records: Iterable[Record], baseline: str, controls: Mapping[str, st
             },
             "stages": {
                 stage: {
-                    kind: statistics.fmean(record["stages"][stage][kind] for record in own.values()) for kind in one
+                    kind: statistics.fmean(record["stages"][stage][kind] for record in own.values())
+                    for kind, value in one.items()
+                    if not isinstance(value, Mapping)
                 }
-                for stage, one in _numbers(next(iter(own.values()))["stages"]).items()
+                for stage, one in next(iter(own.values()))["stages"].items()
             },
             "figures": _figures(own, WITH_MAP, rivals if name != baseline else {}, metrics),
             "without_map": _figures(own, WITHOUT_MAP, rivals, metrics) if maps else None,
@@ -95,10 +97,6 @@ def together(records: Iterable[Record], baseline: str, controls: Mapping[str, st
         for figure in metrics:
             _correct([found[name][kind][figure] for name in found if figure in (found[name][kind] or {})])
     return found
-
-
-def _numbers(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: {k: v for k, v in one.items() if not isinstance(v, Mapping)} for name, one in stages.items()}
 
 
 def _shown(record: Record, kind: str) -> Mapping[str, float]:
@@ -114,11 +112,8 @@ def _figures(
     found: dict[str, Any] = {}
     for name, metric in metrics.items():
         here = [one[name] for one in values.values() if name in one]
-        pairs = [
-            (one[name], rivals[seed][name])
-            for seed, one in values.items()
-            if name in one and name in rivals.get(seed, {})
-        ]
+        both = [(one, rivals[seed]) for seed, one in values.items() if seed in rivals]
+        pairs = [(one[name], rival[name]) for one, rival in both if name in one and name in rival]
         if here:
             found[name] = {"metric": metric, **mean(here)}
             if pairs:

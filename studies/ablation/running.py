@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,11 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from facemllm import tasks
 from facemllm.core import cost, digests
 from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
+from facemllm.evaluate.predict import question_texts
+from facemllm.scoring import consistency, summary
+from facemllm.scoring.calibration import CHARACTERISTICS, characteristics
+from facemllm.scoring.metrics import BALANCED
+from facemllm.scoring.sheet import Sheet, is_asked, read_sheet
 from facemllm.settings import Settings
-from facemllm.tables import CONVERSATIONS, Table, open_table
+from facemllm.tables import CONVERSATIONS, Table, TableWriter, open_table, pairs
+from facemllm.tasks.answers import answer
+from facemllm.tasks.asking import NATIVE
 
 WITH_MAP, WITHOUT_MAP = "with_map", "without_map"
 _FACES = 64  # answered at a time
@@ -124,7 +131,7 @@ def _trained(work: Work, cell: Cell, depth: int, data: tuple[Any, Any], model: A
         device=cost.inference_device(settings),
     )
     last: dict[str, float] = {}
-    began = time.perf_counter(), _processor_seconds()
+    began = time.perf_counter(), time.process_time()
     try:
         outcome = run_stage(run, model, *data, log=lambda _, metrics: last.update(metrics))
     except (UserError, FloatingPointError) as error:
@@ -133,7 +140,7 @@ def _trained(work: Work, cell: Cell, depth: int, data: tuple[Any, Any], model: A
         "steps": outcome.steps,
         "faces": outcome.samples,
         "seconds": round(time.perf_counter() - began[0], 3),
-        "processor_seconds": round(_processor_seconds() - began[1], 3),
+        "processor_seconds": round(time.process_time() - began[1], 3),
         "losses": {term: round(value, 6) for term, value in last.items() if term.startswith("loss")},
     }
 
@@ -141,7 +148,6 @@ def _trained(work: Work, cell: Cell, depth: int, data: tuple[Any, Any], model: A
 def _measured(cell: Cell, table: Table, cache: Path, model: Any, processor: Any) -> dict[str, Any]:
     """Figures of the closed questions, asked in their own form, with maps where the model takes them, and without."""
     from facemllm.model.inference import Predictor
-    from facemllm.scoring.sheet import read_sheet
     from facemllm.train.data import map_cache, pixel_cache
 
     split = cell.settings.evaluate.split
@@ -153,28 +159,26 @@ def _measured(cell: Cell, table: Table, cache: Path, model: Any, processor: Any)
     metrics: dict[str, str] = {}
     for name, shown in ((WITH_MAP, maps), (WITHOUT_MAP, None)):
         if name == WITHOUT_MAP or shown is not None:
-            parsed, asked = _answers(predictor, table, sheet, pixels, shown)
+            parsed, asked, said = _answers(predictor, table, sheet, pixels, shown)
             figures[name], metrics = _figures(sheet, parsed, asked)
             if predictor.characteristic_names:
-                added, their = _scores(cell.settings, predictor, table, sheet, pixels, shown, parsed)
+                added, their = _scores(cell.settings, sheet, said, parsed)
                 figures[name] |= added
                 metrics |= their
     return {"images": len(sheet.images), "people": sheet.people_count, "figures": figures, "metrics": metrics}
 
 
-def _answers(predictor: Any, table: Table, sheet: Any, pixels: Any, maps: Any) -> tuple[list[str | None], Any]:
-    """Answers by likelihood in the order of the sheet, and which of its questions were put."""
-    from facemllm import tasks
-    from facemllm.evaluate.predict import question_texts
+def _answers(predictor: Any, table: Table, sheet: Sheet, pixels: Any, maps: Any) -> tuple[Any, Any, Any]:
+    """Answers by likelihood in the order of the sheet, which of its questions were put, and each face's scores of the
+    knowledge branch."""
     from facemllm.model.inference import Query
-    from facemllm.scoring.sheet import is_asked
-    from facemllm.tasks.answers import answer
-    from facemllm.tasks.asking import NATIVE
 
     parsed: list[str | None] = [None] * len(sheet.answers)
     asked = np.zeros(len(parsed), dtype=bool)
-    of_split = _rows(table, sheet.split)
-    place = done = 0
+    splits = [batch.column(0).to_numpy(zero_copy_only=False) for batch in table.batches(["split"])]
+    of_split = np.flatnonzero(np.concatenate(splits) == sheet.split)
+    scores: list[dict[str, float]] = []
+    place = 0
     for batch in table.batches(["messages", "turns"], sheet.split, _FACES):
         put = []
         for face in batch.to_pylist():
@@ -186,22 +190,20 @@ def _answers(predictor: Any, table: Table, sheet: Any, pixels: Any, maps: Any) -
                         questions.append((place, question, text))
                     place += 1
             put.append(questions)
-        rows = of_split[done : done + len(put)]
-        done += len(put)
+        rows = of_split[len(scores) : len(scores) + len(put)]
         queries = [[Query(text, tuple(o.text for o in question.options)) for _, question, text in own] for own in put]
-        scored = predictor.score(list(pixels[rows]), queries, None if maps is None else list(maps[rows]))
-        for own, said in zip(put, scored, strict=True):
-            for (at, question, _), one in zip(own, said, strict=True):
+        found = predictor.score_faces(list(pixels[rows]), queries, None if maps is None else list(maps[rows]))
+        for own, said in zip(put, found, strict=True):
+            scores.append(said.characteristics)
+            for (at, question, _), one in zip(own, said.answers, strict=True):
                 asked[at] = True
                 parsed[at] = answer(question, one.probabilities, one.greedy).value
-    return parsed, asked
+    return parsed, asked, scores
 
 
-def _figures(sheet: Any, parsed: Sequence[str | None], asked: Any) -> tuple[dict[str, float], dict[str, str]]:
+def _figures(sheet: Sheet, parsed: Sequence[str | None], asked: Any) -> tuple[dict[str, float], dict[str, str]]:
     """Every figure by name, and its metric; `relations` is the share of relations, of those that the answers about a
     face can tell, that they break."""
-    from facemllm.scoring import consistency, summary
-
     found = summary.replicate(sheet, parsed, 0, 0, asked)
     heads = {name: next(iter(by_metric.items())) for name, by_metric in found.items()}
     figures = {name: float(values[0]) for name, (_, values) in heads.items()}
@@ -215,34 +217,14 @@ def _figures(sheet: Any, parsed: Sequence[str | None], asked: Any) -> tuple[dict
 
 
 def _scores(
-    settings: Any, predictor: Any, table: Table, sheet: Any, pixels: Any, maps: Any, parsed: Sequence[str | None]
+    settings: Settings, sheet: Sheet, said: Sequence[dict[str, float]], parsed: Sequence[str | None]
 ) -> tuple[dict[str, float], dict[str, str]]:
     """What the knowledge branch says beside the text: `scores`, right with a threshold of a half, yes and no alike, and
     `scores_relations`, the share of relations that these break."""
-    from facemllm.scoring.calibration import CHARACTERISTICS, characteristics
-    from facemllm.scoring.metrics import BALANCED
-    from facemllm.tables import TableWriter, pairs
-
-    rows = _rows(table, sheet.split)
     with tempfile.TemporaryDirectory() as folder:
         with TableWriter(Path(folder) / "scores", CHARACTERISTICS) as writer:
-            for first in range(0, len(rows), _FACES):
-                part = rows[first : first + _FACES]
-                said = predictor.characteristics(list(pixels[part]), None if maps is None else list(maps[part]))
-                images = sheet.images[first : first + _FACES]
-                writer.write({"image_id": i, "scores": pairs(one)} for i, one in zip(images, said, strict=True))
+            writer.write({"image_id": i, "scores": pairs(one)} for i, one in zip(sheet.images, said, strict=True))
         found = characteristics(settings, sheet, parsed, Path(folder) / "scores") or {}
     told = {"scores": found["balanced"]["scores"], "scores_relations": found["relations"]["scores"]["value"]}
     known = {name: value for name, value in told.items() if value is not None}
     return known, {name: BALANCED if name == "scores" else "broken" for name in known}
-
-
-def _rows(table: Table, split: str) -> Any:
-    """Row numbers of a split."""
-    splits = [batch.column(0).to_numpy(zero_copy_only=False) for batch in table.batches(["split"])]
-    return np.flatnonzero(np.concatenate(splits) == split)
-
-
-def _processor_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime

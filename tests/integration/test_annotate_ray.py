@@ -57,5 +57,5 @@ def test_bytes_do_not_depend_on_batches_or_concurrency(faces, tmp_path, monkeypa
     for was, now in zip(before, open_table(tmp_path / "own", FACES).iterate(), strict=True):
         assert now["image_id"] == was["image_id"]
         assert now["image"] == was["image"]
-        assert caption.TASK.parse("caption", now["caption"]) == caption.facts_text(caption.facts(was))
+        assert caption.TASK.item("caption").parse(now["caption"]) == caption.facts_text(caption.facts(was))
         assert {e["field"]: e["origin"] for e in now["provenance"]}["caption"] == "annotator"

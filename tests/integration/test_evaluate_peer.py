@@ -143,7 +143,7 @@ def test_missing_answers_are_no_wrong_ones(table, tmp_path):
 
 
 def test_a_model_of_transformers_is_asked_in_words(table, tmp_path, monkeypatch):
-    from facemllm.model.saving import save_model
+    from facemllm.model.pretrained import save_model
     from facemllm.model.tiny import build_tiny
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

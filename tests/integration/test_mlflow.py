@@ -331,7 +331,7 @@ def test_a_refused_model_and_other_bytes_are_not_registered(settings: Settings, 
     marked = registry.find_version(settings, 1)
     assert (marked.gate, marked.aliases) == ("refused", ())
     with pytest.raises(UserError, match="did not pass its gate: age too high"):
-        approvals.approve(settings, 1, ADA, "looks fine")
+        approvals.decide(settings, 1, "approved", ADA, "looks fine")
     assert register(settings, model).gate == "passed"
 
 
@@ -383,19 +383,19 @@ def test_a_person_decides_and_nothing_is_lost(settings: Settings, model: Path) -
     approvals.request(settings, 1, "pipeline", "please look")
     for wrong, message in {("ci", "fine"): "does not name a person", (ADA, "  "): "needs a reason"}.items():
         with pytest.raises(UserError, match=message):
-            approvals.approve(settings, 1, *wrong)
+            approvals.decide(settings, 1, "approved", *wrong)
     with pytest.raises(UserError, match="has no version '9'"):
-        approvals.approve(settings, 9, ADA, "fine")
+        approvals.decide(settings, 9, "approved", ADA, "fine")
 
-    decided = approvals.approve(settings, "candidate", ADA, "figures hold")
+    decided = approvals.decide(settings, "candidate", "approved", ADA, "figures hold")
     assert (decided.by, decided.digest, decided.version) == (ADA, version.digest, 1)
     assert approvals.read_decision(registry.find_version(settings, 1)) == (decided, None)
     assert approvals.require_approved(settings, 1).digest == version.digest
-    approvals.reject(settings, 1, "Grace Hopper", "too weak on age")
+    approvals.decide(settings, 1, "rejected", "Grace Hopper", "too weak on age")
     assert approvals.state(settings, 1) == "rejected"
     with pytest.raises(UserError, match=r"was rejected by Grace Hopper .*: too weak on age"):
         approvals.require_approved(settings, 1)
-    approvals.approve(settings, 1, ADA, "measured again")
+    approvals.decide(settings, 1, "approved", ADA, "measured again")
     shown = approvals.show(settings, 1)
     told = [(entry["event"], entry["by"]) for entry in shown["history"]]
     assert told == [("request", "pipeline"), ("decision", ADA), ("decision", "Grace Hopper"), ("decision", ADA)]
@@ -406,7 +406,7 @@ def test_a_person_decides_and_nothing_is_lost(settings: Settings, model: Path) -
 
 def test_a_decision_about_other_bytes_counts_as_none(settings: Settings, model: Path) -> None:
     version = register(settings, model)
-    approvals.approve(settings, 1, ADA, "figures hold")
+    approvals.decide(settings, 1, "approved", ADA, "figures hold")
     client = tracking.connect(settings)
     client.set_model_version_tag(version.name, "1", registry.DIGEST, "b" * 64)
     assert approvals.state(settings, 1) == "pending"
@@ -423,7 +423,7 @@ def test_a_run_waits_for_a_decision(settings: Settings, model: Path, monkeypatch
     register(settings, model)
     monkeypatch.setattr(approvals, "POLL_S", 0.1)
     assert approvals.await_decision(settings, 1, 0.3 / 60) == "pending"
-    decide = threading.Timer(0.3, approvals.reject, (settings, 1, ADA, "not yet"))
+    decide = threading.Timer(0.3, approvals.decide, (settings, 1, "rejected", ADA, "not yet"))
     decide.start()
     assert approvals.await_decision(settings, 1, 0.5) == "rejected"
     decide.join()
@@ -437,7 +437,7 @@ def test_lineage_of_a_version_reaches_its_runs(settings: Settings, model: Path, 
     facts = {"step": "specialize", "inputs": {"conversations": "c" * 64}, "run_id": run.run_id}
     Store(settings.home).keep("k", tmp_path / "result", digest, facts)
     register(settings, model)
-    approvals.approve(settings, 1, ADA, "figures hold")
+    approvals.decide(settings, 1, "approved", ADA, "figures hold")
     links = lineage.lineage(settings, "candidate")
     assert [(link["depth"], link["kind"]) for link in links][:4] == [
         (0, "version"),

@@ -8,11 +8,10 @@ import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, SiglipImageProcessorPil
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from facemllm.model.forward import image_tokens
+from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.loading import load_model
 from facemllm.model.parts import assemble
-from facemllm.model.saving import save_model
+from facemllm.model.pretrained import load_model, save_model
 
 pytestmark = pytest.mark.integration
 
@@ -82,7 +81,7 @@ def test_published_parts_become_a_model_that_knows_what_they_knew(parts):
     pixels = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         assert torch.equal(model.model.vision_tower(pixels).last_hidden_state, tower(pixels).last_hidden_state)
-        tokens = image_tokens(model, pixels)
+        tokens = visual_tokens(model, tower_features(model, pixels)).tokens_BND
     assert tokens.shape == (1, 49, 576)
     asked = processor.tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}],

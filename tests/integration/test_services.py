@@ -21,7 +21,8 @@ import pytest
 from facemllm.core import services
 from facemllm.core.processes import Record, Service, boot_id, trouble
 from facemllm.errors import UserError
-from facemllm.settings import RAY_PORTS, Settings, load
+from facemllm.settings import Settings, load
+from facemllm.settings.operations import RAY_PORTS
 
 pytestmark = pytest.mark.integration
 

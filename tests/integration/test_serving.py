@@ -28,7 +28,7 @@ from facemllm import tasks
 from facemllm.core import digests, servers, services
 from facemllm.errors import UserError
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.saving import save_model
+from facemllm.model.pretrained import save_model
 from facemllm.model.tiny import build_tiny
 from facemllm.serve import deploy
 from facemllm.serve.deploy import Probe

@@ -12,9 +12,9 @@ from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.reformat.run import reformat
 from facemllm.tables import pairs
-from studies.ablation import ablate as ablating
+from studies.ablation import __main__ as ablating
 from studies.ablation import running
-from studies.ablation.ablate import Ablation, Variant, ablate, ablation, cells, groups, numbers, shipped
+from studies.ablation.__main__ import Ablation, Variant, ablate, ablation, cells, groups, numbers, shipped
 from studies.ablation.report import BETTER, SAME, WORSE, drawn, page, together, words
 
 PROJECT = Path(__file__).parents[2]

@@ -69,7 +69,7 @@ def test_captions_state_exactly_the_facts_of_the_labels_in_few_other_words_and_v
     known = re.compile("|".join(rf"\b{phrase}\b" for phrase in phrases))
     captions, others = [caption(row) for row in LABELLED], set()
     for row, text in zip(LABELLED, captions, strict=True):
-        assert tasks.get("caption").parse("caption", text) == facts_text(facts(row)), text
+        assert tasks.get("caption").item("caption").parse(text) == facts_text(facts(row)), text
         for item in FACTS:
             phrase = None if (label := item.label(row)) is None else item.mention(label)
             assert phrase is None or phrase in text

@@ -342,7 +342,7 @@ def test_repairs_are_counted_and_the_row_bears_the_price_of_both(describer, rows
         assert "attributes, expression, age, gender is missing" in mending[-1]["content"]
         assert set(said.by) == {"caption", "attributes"}
         (by,) = {json.dumps(by, sort_keys=True) for by in said.by.values()}
-        assert json.loads(by)["prompt_hash"] == prompt.digest(prompt.messages(rows()[0]))
+        assert json.loads(by)["prompt_hash"] == digests.of_json(prompt.messages(rows()[0]))
 
 
 def test_no_message_holds_the_key_or_a_picture(describer, rows):

@@ -17,7 +17,7 @@ jsonschema = pytest.importorskip("jsonschema")
 
 FULL = {
     "caption": "A man, about 35 years old, with black hair.",
-    "attributes": dict.fromkeys(prompt.attribute_names()) | {"Black_Hair": True, "Wearing_Hat": False},
+    "attributes": dict.fromkeys(prompt.ATTRIBUTES) | {"Black_Hair": True, "Wearing_Hat": False},
     "expression": "happiness",
     "age": 35,
     "gender": "male",
@@ -94,7 +94,7 @@ def test_the_schema_says_what_the_reader_asks_for():
                 strict(inner)
 
     strict(prompt.schema())
-    assert {"Bald", "Black_Hair", "No_Beard", "Eyeglasses", "Wearing_Hat"} <= set(prompt.attribute_names())
+    assert {"Bald", "Black_Hair", "No_Beard", "Eyeglasses", "Wearing_Hat"} <= set(prompt.ATTRIBUTES)
 
 
 def test_the_prompt_holds_the_trusted_labels_and_nothing_else_of_the_row():
@@ -116,16 +116,16 @@ def test_the_prompt_holds_the_trusted_labels_and_nothing_else_of_the_row():
     assert not any(word in user["text"] for word in ("Jane", "ignore", "ffff"))
     bare = prompt.messages({"image_id": "f" * 64, "age": math.nan})
     assert "already says" not in bare[1]["text"]
-    assert all(name in bare[1]["text"] for name in prompt.attribute_names())
+    assert all(name in bare[1]["text"] for name in prompt.ATTRIBUTES)
 
 
 def test_the_hash_of_a_prompt_changes_with_its_words():
     row = {"age": 30.0}
-    hashes = {prompt.digest(prompt.messages(r)) for r in (row, {"age": 31.0}, {})}
+    hashes = {digests.of_json(prompt.messages(r)) for r in (row, {"age": 31.0}, {})}
     assert len(hashes) == 3
-    assert prompt.digest(prompt.messages(row)) == prompt.digest(prompt.messages(dict(row)))
+    assert digests.of_json(prompt.messages(row)) == digests.of_json(prompt.messages(dict(row)))
     mending = prompt.repair(prompt.messages(row), "{}", "the key caption is missing")
-    assert prompt.digest(mending) not in hashes
+    assert digests.of_json(mending) not in hashes
 
 
 LABELLED = {

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from facemllm import settings
-from facemllm.annotate import cost, job, prompt
+from facemllm.annotate import job, prompt
 from facemllm.annotate import run as step
 from facemllm.annotate.annotator import Annotation, Chained
-from facemllm.annotate.describer import endpoint, local
+from facemllm.annotate.describer import endpoint, estimate, local
 from facemllm.asking import local as local_model
 from facemllm.asking.requests import JobStopped, RowRefused
 from facemllm.asking.store import purge
@@ -78,7 +78,7 @@ def test_rows_are_described_and_every_field_says_by_whom(configured, faces_table
         assert entries["gender"]["origin"] == "renderer"
         assert {entries[name]["model_digest"] for name in ("age", "caption")} == {model.model_digest}
         asked = next(r for r in open_table(faces).iterate() if r["image_id"] == row["image_id"])
-        assert entries["caption"]["prompt_hash"] == prompt.digest(prompt.messages(asked))
+        assert entries["caption"]["prompt_hash"] == digests.of_json(prompt.messages(asked))
         assert all(entry["time"] is None for entry in row["provenance"])
         cost = (PROMPT_TOKENS + 10 * COMPLETION_TOKENS) / 1e6
         assert sum(entry["cost"] for entry in row["provenance"]) == pytest.approx(cost)
@@ -201,14 +201,14 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
     prices = ("annotate.endpoint.input_price=2", "annotate.endpoint.output_price=8")
     with FakeEndpoint() as fake:
         chosen = configured(fake, *prices)
-        before = cost.estimate(chosen, faces)
+        before = estimate(chosen, faces)
         counts = {"annotator": "endpoint", "rows": 10, "stored": 0, "ledger_refused": 1, "requests": 9}
         assert counts.items() <= before.items()
         assert before["measured"] is False
         assert before["completion_tokens"] == 9 * 400
         assert 9 * 500 < before["prompt_tokens"] < 9 * 2000
         assert before["price"] == pytest.approx((before["prompt_tokens"] * 2 + 3600 * 8) / 1e6)
-        assert cost.estimate(configured(fake), faces)["price"] is None
+        assert estimate(configured(fake), faces)["price"] is None
         assert fake.received.total() == 0
 
         fake.script = ["500", "wrong"]
@@ -223,9 +223,9 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
         assert run["price"] == pytest.approx(10 * (PROMPT_TOKENS * 2 + COMPLETION_TOKENS * 8) / 1e6)
         assert bill["all_runs"] == run
 
-        after = cost.estimate(chosen, faces)
+        after = estimate(chosen, faces)
         assert (after["stored"], after["requests"], after["price"]) == (9, 0, 0.0)
-        more = cost.estimate(chosen, faces_table(face_rows(12), name="more"))
+        more = estimate(chosen, faces_table(face_rows(12), name="more"))
         assert (more["stored"], more["requests"], more["measured"]) == (9, 3, True)
         assert (more["prompt_tokens"], more["completion_tokens"]) == (3 * PROMPT_TOKENS, 3 * COMPLETION_TOKENS)
 
@@ -234,7 +234,7 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
         assert bill["this_run"]["requests"] == 0
         assert bill["all_runs"]["requests"] == 10
     free = {"annotator": "oracle", "rows": 10, "requests": 0, "price": 0.0}
-    assert cost.estimate(settings.load("laptop"), faces) == free
+    assert estimate(settings.load("laptop"), faces) == free
 
 
 def test_a_purged_picture_is_asked_about_again_and_no_other(configured, faces_table, face_rows, tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 from facemllm.errors import UserError
 from facemllm.train import checkpoint, checkpoint_store
 from facemllm.train.checkpoint import Checkpoint, differences
-from facemllm.train.checkpoint_store import AsyncSaver, CheckpointStore, location
+from facemllm.train.checkpoint_store import CheckpointStore, location, saving
 
 
 class Net(nn.Module):
@@ -136,7 +136,7 @@ def test_writing_goes_on_beside_training_one_at_a_time(tmp_path: Path, monkeypat
         put.append(step)
 
     monkeypatch.setattr(CheckpointStore, "put", slow)
-    with AsyncSaver(CheckpointStore(str(tmp_path), tmp_path), 1) as save:
+    with saving(CheckpointStore(str(tmp_path), tmp_path), 1) as save:
         save(2, Checkpoint.of(*trained(2), state(2)))
         assert begun.wait(10)
         assert put == []  # training went on before it was written
@@ -156,7 +156,7 @@ def test_a_checkpoint_that_finds_no_room_stops_the_run_with_the_reason(tmp_path:
 
     with (
         pytest.raises(UserError, match="No space left on device; is there room"),
-        AsyncSaver(Full(str(tmp_path), tmp_path), 1) as save,
+        saving(Full(str(tmp_path), tmp_path), 1) as save,
     ):
         save(2, Checkpoint.of(*trained(2), state(2)))
 

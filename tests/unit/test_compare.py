@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from facemllm.cli import main as cli
 from facemllm.errors import UserError
 from facemllm.evaluate import compare as room
-from facemllm.report.comparison import write_page
-from facemllm.report.terminal import shown
+from facemllm.report.terminal import shown, write_page
 from facemllm.scoring.paired import BETTER, SAME, WORSE, by_task, by_verdict, judged
 from facemllm.settings import Settings, load
 from facemllm.tables import open_table

@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 
 from facemllm.core import progress
-from facemllm.core.hub import fetched
+from facemllm.core.files import fetched
 from facemllm.errors import UserError
 
 
@@ -57,7 +57,7 @@ def test_a_note_is_printed_or_goes_to_the_events(capsys, monkeypatch, tmp_path):
 
 TIED = """
 import sys, time
-from facemllm.core.machine import die_with
+from facemllm.core.processes import die_with
 die_with(int(sys.argv[1]))
 print('tied', flush=True)
 """

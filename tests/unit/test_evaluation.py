@@ -16,7 +16,7 @@ from facemllm.evaluate.predict import Likelihood, Written, _unread, predict, que
 from facemllm.evaluate.run import evaluate, score
 from facemllm.scoring.sheet import read_parsed, read_sheet
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
-from facemllm.tasks.language import refuses
+from facemllm.tasks.answers import refuses
 from tests.conftest import encode
 
 pytestmark = pytest.mark.usefixtures("no_torch")
@@ -196,7 +196,7 @@ class Fake:
             said.append(
                 "I cannot help with that."
                 if question.item in self.silent
-                else tasks.get(question.task).option_for(question.item, label).text
+                else tasks.get(question.task).item(question.item).option_for(label).text
             )
         return said
 

@@ -527,7 +527,7 @@ def test_a_smaller_copy_does_not_come_back_when_the_original_is_gone(place, tmp_
     for name, seed in (("one", 1), ("two", 2), ("three", 3)):
         noise = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((120, 120), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
-    source = settings.Source(name="imagefolder", root=str(folder))
+    source = settings.data.Source(name="imagefolder", root=str(folder))
     kept = place.home / "store" / "faces"
     manifest = import_source(place, source, kept)
     kept.rename(place.home / "store" / manifest["digest"])

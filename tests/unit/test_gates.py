@@ -12,6 +12,7 @@ from facemllm.promote.gates import Difference, decide, differences, judge
 from facemllm.scoring import fairness, stats
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
+from facemllm.settings.operations import Threshold
 from facemllm.tables import CONVERSATIONS, open_table
 from tests.scored import sheet_of, write_conversations, write_evaluation
 
@@ -23,9 +24,9 @@ def load(*overrides):
     rules = settings_module.load("laptop", ["evaluate.bootstrap=400", *overrides])
     qa = rules.reformat.model_copy(update={"tasks": TASKS})
     thresholds = {
-        "expression": settings_module.Threshold(min=0.55),
-        "age": settings_module.Threshold(max=12.0),
-        "closed_mean": settings_module.Threshold(min=0.6),
+        "expression": Threshold(min=0.55),
+        "age": Threshold(max=12.0),
+        "closed_mean": Threshold(min=0.6),
     }
     promotion = rules.promote.model_copy(update={"thresholds": thresholds, "fairness_gap": {"gender": None}})
     return rules.model_copy(update={"reformat": qa, "promote": promotion})
@@ -36,7 +37,7 @@ def with_gaps(settings, **gaps):
 
 
 def with_thresholds(settings, **thresholds):
-    bounds = {key.replace("__", "."): settings_module.Threshold(**bound) for key, bound in thresholds.items()}
+    bounds = {key.replace("__", "."): Threshold(**bound) for key, bound in thresholds.items()}
     return settings.model_copy(update={"promote": settings.promote.model_copy(update={"thresholds": bounds})})
 
 

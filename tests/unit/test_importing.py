@@ -22,7 +22,8 @@ from facemllm.ingest.importing import HASH, fingerprint, imported, options_of, s
 from facemllm.ingest.reader import Face, Reader, Refuse, Refused
 from facemllm.ingest.run import import_source
 from facemllm.ingest.step import STEP
-from facemllm.settings import Source, load
+from facemllm.settings import load
+from facemllm.settings.data import Source
 from facemllm.tables import FACES, Table, TableWriter, mapping, open_table, subject_id
 
 
@@ -411,7 +412,8 @@ from pathlib import Path
 from facemllm.annotate.annotator import Annotation, checked
 from facemllm.ingest.run import import_source
 from facemllm.reformat.questions import RARE
-from facemllm.settings import Source, load
+from facemllm.settings import load
+from facemllm.settings.data import Source
 from facemllm.tables import open_table
 from facemllm.validate.memory import Originals
 here = Path(sys.argv[1])

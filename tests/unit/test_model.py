@@ -13,12 +13,19 @@ from PIL import Image
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.model import inference
-from facemllm.model.forward import PADDING, hidden_states, image_tokens, prefix_embeddings, tree_mask, word_logits
+from facemllm.model.forward import (
+    PADDING,
+    PREFIX,
+    row_mask,
+    row_states,
+    tower_features,
+    visual_tokens,
+    word_logits,
+)
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.loading import load_model
+from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.parts import load_base
-from facemllm.model.pixels import face_pixels, normalise
-from facemllm.model.saving import save_model
+from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.tiny import build_tiny, build_tokenizer
 
 ANSWERS = ["short hair", "brown hair", "turned 25 degrees left", "about 35 years old", "yes", "no", "clean-shaven"]
@@ -88,21 +95,13 @@ def test_the_tokenizer_depends_on_the_set_of_texts_alone():
     assert one == other
 
 
-def test_tree_mask_lets_a_branch_see_prefix_and_own_trunk_only():
-    block = torch.tensor([[0, 0, 0, 0, 1, 1, PADDING]])
-    branch = torch.tensor([[0, 0, 1, 2, 0, 1, 0]])
-    mask = tree_mask(block, branch, prefix=2)[0, 0].int().tolist()
-    assert mask == [
-        [1, 0, 0, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 1, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 1, 0, 0],
-        [1, 1, 0, 0, 0, 0, 1, 1, 0],
-        [1, 1, 0, 0, 0, 0, 0, 0, 1],
-    ]
+def test_the_mask_is_the_one_that_is_drawn():
+    face = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1, PADDING]])
+    block = torch.tensor([[PREFIX, PREFIX, 0, 0, 0, 1, PREFIX, 0, PREFIX]])
+    branch = torch.tensor([[0, 0, 0, 1, 2, 0, 0, 0, 0]])
+    sees = ["x", "xx", "xxx", "xxxx", "xxx.x", "xx...x", "......x", "......xx", "........x"]
+    wanted = [[c == "x" for c in row.ljust(9, ".")] for row in sees]
+    assert row_mask(face, block, branch)[0, 0].tolist() == wanted
 
 
 def test_pixels_are_the_processors_own(preset, faces):
@@ -285,11 +284,15 @@ def test_packed_turns_equal_single_turns(preset, faces):
     predictor = Predictor(model, processor)
     turns = [predictor.frame.prompt(q.question) + predictor.frame.answer(q.options[0]) for q in QUERIES]
     with torch.no_grad():
-        prefix = prefix_embeddings(model, image_tokens_of(predictor, faces[:1]), predictor.frame.prefix_ids)
-        ids = torch.tensor([[i for turn in turns for i in turn]])
-        block = torch.tensor([[k for k, turn in enumerate(turns) for _ in turn]])
-        position = torch.tensor([[p for turn in turns for p in range(len(turn))]])
-        packed = word_logits(model, hidden_states(model, prefix, ids, block, None, position)[0]).log_softmax(-1)
+        prefix = predictor.frame.prefix_ids
+        ids = torch.tensor([[*prefix, *(i for turn in turns for i in turn)]])
+        block = torch.tensor([[PREFIX] * len(prefix) + [k for k, turn in enumerate(turns) for _ in turn]])
+        places = [range(len(prefix)), *(range(len(prefix), len(prefix) + len(turn)) for turn in turns)]
+        position = torch.tensor([[p for part in places for p in part]])
+        image = (ids[0] == predictor.frame.image_token_id).nonzero().flatten()
+        tokens = image_tokens_of(predictor, faces[:1])
+        states = row_states(model, tokens, ids, torch.zeros_like(ids), block, position, image)
+        packed = word_logits(model, states[len(prefix) :]).log_softmax(-1)
     start = 0
     for turn in turns:
         alone = plain_logits(model, predictor, faces[0], turn)[len(predictor.frame.prefix_ids) :]
@@ -299,4 +302,5 @@ def test_packed_turns_equal_single_turns(preset, faces):
 
 def image_tokens_of(predictor, faces):
     pixels = torch.from_numpy(np.stack([predictor.pixels(face) for face in faces]))
-    return image_tokens(predictor.model, normalise(pixels, predictor.processor.image_processor))
+    features = tower_features(predictor.model, normalise(pixels, predictor.processor.image_processor))
+    return visual_tokens(predictor.model, features).tokens_BND

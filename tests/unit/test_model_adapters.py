@@ -13,10 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from facemllm import settings
 from facemllm.model.face_mllm import Graph, extend
-from facemllm.model.loading import load_model
-from facemllm.model.saving import adapter_of, save_model
+from facemllm.model.pretrained import adapter_of, load_model, save_model
 from facemllm.model.tiny import build_tiny
-from facemllm.settings import Trainable
+from facemllm.settings.train import Trainable
 from facemllm.train import optimizer
 
 README = Path(__file__).parents[2] / "README.md"

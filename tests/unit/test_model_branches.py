@@ -11,9 +11,9 @@ from facemllm.core import cost
 from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP, NO_WORD, KnowledgeBranch, SegmentationBranch
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, extend
-from facemllm.model.forward import image_tokens, tower_features, visual_tokens
-from facemllm.model.pixels import face_map, without
-from facemllm.model.saving import save_model
+from facemllm.model.forward import tower_features, visual_tokens
+from facemllm.model.inputs import face_map, without
+from facemllm.model.pretrained import save_model
 from facemllm.model.tiny import build_tiny
 from facemllm.tasks.characteristics import correlation_matrix
 
@@ -198,7 +198,8 @@ def test_what_the_language_model_sees_stands_in_order():
             plain = model.model.multi_modal_projector(features)
             drawn = model.model.segmentation(maps)
             seen[mode] = visual_tokens(model, features, maps)
-            torch.testing.assert_close(image_tokens(model, pixels, maps), seen[mode].tokens_BND)
+            features = model.get_image_features(pixel_values=pixels, segmentation=maps).pooler_output
+            torch.testing.assert_close(torch.stack(list(features)), seen[mode].tokens_BND)
         visual = torch.cat([plain, drawn], 1) if mode == "append" else plain + drawn
         torch.testing.assert_close(torch.cat(seen[mode].views, 1), visual)
         assert len(seen[mode].views) == (2 if mode == "append" else 1)

@@ -38,11 +38,10 @@ from transformers import (
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.model.face_mllm import Graph, extend
-from facemllm.model.forward import image_tokens, tower_features, visual_tokens
+from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.loading import load_model
 from facemllm.model.parts import assemble, load_base
-from facemllm.model.saving import save_model
+from facemllm.model.pretrained import load_model, save_model
 
 TEXT = ["USER: is there a face? ASSISTANT: yes </s>", "a woman with brown hair and glasses", "no beard at all"]
 CHATML = (
@@ -146,9 +145,9 @@ def test_a_published_checkpoint_takes_the_branches(checkpoint, tmp_path, mode):
     before = logits(plain.eval(), processor)
     model, processor = extend(plain, processor, chosen, graph, (), seed=0)
     # without what the branches add, the face looks as it did
-    tokens = image_tokens(plain, torch.zeros(1, 3, 32, 32))
+    tokens, more = (visual_tokens(one, tower_features(one, torch.zeros(1, 3, 32, 32))) for one in (plain, model))
     if mode == "append":
-        assert torch.equal(image_tokens(model, torch.zeros(1, 3, 32, 32))[:, : tokens.shape[1]], tokens)
+        assert torch.equal(more.tokens_BND[:, : tokens.tokens_BND.shape[1]], tokens.tokens_BND)
     assert torch.equal(logits(plain, AutoProcessor.from_pretrained(checkpoint)), before)
     with_branches = logits(model.eval(), processor)
     save_model(model, processor, tmp_path / "out")
@@ -169,10 +168,9 @@ def test_parts_become_a_model(tower, language, tmp_path):
     tied = model.lm_head.weight is model.get_input_embeddings().weight
     assert tied == (language != "llama")
     pixels = torch.randn(2, 3, 32, 32)
-    assert image_tokens(model, pixels).shape == (2, 16, 48)
-    torch.testing.assert_close(
-        visual_tokens(model, tower_features(model, pixels)).tokens_BND, image_tokens(model, pixels)
-    )
+    tokens = visual_tokens(model, tower_features(model, pixels)).tokens_BND
+    assert tokens.shape == (2, 16, 48)
+    torch.testing.assert_close(tokens, torch.stack(list(model.get_image_features(pixels).pooler_output)))
 
     tokenizer = processor.tokenizer
     assert {tokenizer.pad_token, tokenizer.eos_token} == (

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from jinja2 import UndefinedError
 
-from facemllm.report import card, comparison, run
+from facemllm.report import card, run, terminal
 from facemllm.report.kit import plain_markdown, render, table
 from facemllm.scoring.paired import WORSE
 from facemllm.settings import load
@@ -73,7 +73,7 @@ def test_the_comparison_escapes_everything() -> None:
             return {**found, "verdict": WORSE}
         return {name: judged(below) for name, below in found.items()} if isinstance(found, dict) else found
 
-    html = comparison.page(hostile({**judged(example.COMPARISON), "names": [HOSTILE, HOSTILE], "split": HOSTILE}))
+    html = terminal.page(hostile({**judged(example.COMPARISON), "names": [HOSTILE, HOSTILE], "split": HOSTILE}))
     assert Page(html).text.count(HOSTILE) > 10
     assert not RAW.search(html)
 

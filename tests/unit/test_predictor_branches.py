@@ -18,7 +18,7 @@ from facemllm.model.branches import NO_MAP
 from facemllm.model.face_mllm import Graph, extend
 from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.pixels import face_pixels, normalise
+from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.serve.policy import Limits
@@ -81,6 +81,10 @@ def flat(scored):
     return np.array([p for answers in scored for one in answers for p in one.probabilities])
 
 
+def characteristics_of(predictor, faces, maps=None):
+    return [one.characteristics for one in predictor.score_faces(faces, [()] * len(faces), maps)]
+
+
 def test_answers_do_not_depend_on_what_they_are_batched_with(predictor, faces, maps):
     together = predictor.score(faces, [QUERIES] * 6, maps)
     alone = [predictor.score([face], [QUERIES], [shown])[0] for face, shown in zip(faces, maps, strict=True)]
@@ -89,10 +93,10 @@ def test_answers_do_not_depend_on_what_they_are_batched_with(predictor, faces, m
     assert written == [
         predictor.generate(face, "Describe this face.", 8, [shown]) for face, shown in zip(faces, maps, strict=True)
     ]
-    scores = predictor.characteristics(faces, maps)
+    scores = characteristics_of(predictor, faces, maps)
     assert [tuple(row) for row in scores] == [NAMES] * 6
     for row, face, shown in zip(scores, faces, maps, strict=True):
-        assert row == pytest.approx(predictor.characteristics([face], [shown])[0], abs=1e-6)
+        assert row == pytest.approx(characteristics_of(predictor, [face], [shown])[0], abs=1e-6)
         assert all(0 < value < 1 for value in row.values())
 
 
@@ -101,7 +105,7 @@ def test_a_map_matters_and_none_is_none(predictor, faces, maps):
     assert abs(flat(without[:1]) - flat(with_[:1])).max() > 1e-4
     np.testing.assert_allclose(flat([without[1]]), flat([with_[1]]), atol=1e-5)
     assert flat(predictor.score(faces, [QUERIES] * 6, [None] * 6)) == pytest.approx(flat(without))
-    assert predictor.characteristics(faces)[0] != predictor.characteristics(faces, maps)[0]
+    assert characteristics_of(predictor, faces)[0] != characteristics_of(predictor, faces, maps)[0]
 
 
 def test_prepared_maps_stay_as_they_are_and_withheld_classes_are_not_seen(predictor, maps):
@@ -125,7 +129,7 @@ def test_scores_are_the_sigmoid_of_what_the_branch_says(predictor, faces, maps):
         features = tower_features(predictor.model, values)
         seen = visual_tokens(predictor.model, features, torch.from_numpy(predictor.map(maps[0]))[None])
     expected = 1 / (1 + np.exp(-seen.scores_BA[0].double().numpy()))
-    assert list(predictor.characteristics(faces[:1], maps[:1])[0].values()) == pytest.approx(expected, abs=1e-6)
+    assert list(characteristics_of(predictor, faces[:1], maps[:1])[0].values()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_evaluation_takes_characteristics_from_the_pass_that_answers(predictor, conversations_table, tmp_path):
@@ -139,7 +143,7 @@ def test_an_evaluation_takes_characteristics_from_the_pass_that_answers(predicto
     counted.remove()
     faces = list(open_table(table, CONVERSATIONS).iterate(["image_id", "images"], "test"))
     assert passed == [4, 2, 4, 2, 2, 2]  # one question of each face is closed, one is open, in parts of four
-    alone = predictor.characteristics([open_image(face) for face in faces])
+    alone = characteristics_of(predictor, [open_image(face) for face in faces])
     kept = list(open_table(tmp_path / "out" / "characteristics", CHARACTERISTICS).iterate())
     assert [row["image_id"] for row in kept] == [face["image_id"] for face in faces]
     for row, expected in zip(kept, alone, strict=True):
@@ -155,7 +159,7 @@ def test_a_plain_model_looks_at_no_map_and_has_no_scores(faces, maps):
     assert (plain.takes_maps, plain.characteristic_names) == (False, ())
     assert plain.score(faces, [QUERIES] * 6, maps) == plain.score(faces, [QUERIES] * 6)
     assert plain.generate_batch(faces, ["Describe this face."] * 6, 4, maps)
-    assert plain.characteristics(faces, maps) == [{}] * 6
+    assert characteristics_of(plain, faces, maps) == [{}] * 6
 
 
 def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predictor, served, monkeypatch):
@@ -165,7 +169,7 @@ def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predict
     query = Query(asked[0], ("yes", "no"))
     scored = predictor.score(pictures, [[query]] * 2)
     texts = predictor.generate_batch(pictures, ["What else is there?"] * 2, 4)
-    scores = predictor.characteristics(pictures)
+    scores = characteristics_of(predictor, pictures)
 
     prepared = []
     monkeypatch.setattr(
@@ -191,6 +195,6 @@ def test_the_server_answers_of_a_map_as_the_predictor_does(predictor, served, ma
     expected = predictor.score(pictures, [[query]] * 2, [None, maps[0]])
     for one, (scored,) in zip(found, expected, strict=True):
         assert one["scores"] == pytest.approx(dict(zip(query.options, scored.probabilities, strict=True)), abs=1e-4)
-    scores = predictor.characteristics(pictures, [None, maps[0]])
+    scores = characteristics_of(predictor, pictures, [None, maps[0]])
     assert [one["characteristics"] for one in found] == [pytest.approx(row, abs=1e-6) for row in scores]
     assert found[0]["scores"] != found[1]["scores"]

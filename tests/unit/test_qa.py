@@ -63,13 +63,13 @@ def test_turns_agree_with_their_messages_and_every_wording_is_used(rows):
         for turn, asked, answered in zip(made["turns"], made["messages"][::2], made["messages"][1::2], strict=True):
             question, task = tasks.question_of(turn), tasks.get(turn["task"])
             used.add(turn["template"])
-            assert text_of(asked) == tasks.question_text(turn)
+            assert text_of(asked) == question.templates[int(turn["template"].rpartition("/")[2])]
             assert turn["form"] == question.form
             assert turn["options"] == [option.value for option in question.options]
             assert turn["follows"] is False
-            assert turn["answer"] == (label := task.label(row, question.item))
-            said = task.parse(question.item, text_of(answered))
-            assert said == (task.option_for(question.item, label).value if question.form == "number" else label)
+            assert turn["answer"] == (label := task.item(question.item).label(row))
+            said = task.item(question.item).parse(text_of(answered))
+            assert said == (task.item(question.item).option_for(label).value if question.form == "number" else label)
     assert used == {f"{q.item}/{n}" for task in ALL for q in task.questions() for n in range(len(q.templates))}
 
 

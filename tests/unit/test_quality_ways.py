@@ -33,7 +33,7 @@ def in_every_way(tmp_path_factory):
 
 def checked(faces, talks):
     table = open_table(talks, CONVERSATIONS)
-    labels = Labels.asked_in(table.manifest["about"])
+    labels = Labels(table.manifest["about"])
     for row in open_table(faces, FACES).iterate():
         mask = row["segmentation"]
         labels.add({name: value for name, value in row.items() if name not in ("image", "segmentation")}, mask["bytes"])

@@ -23,7 +23,7 @@ from facemllm.scoring import consistency
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, open_table
-from facemllm.tasks.language import refuses
+from facemllm.tasks.answers import refuses
 from tests.scored import template, write_conversations, write_predictions
 
 ROWS = list(csv.DictReader((Path(__file__).parent / "scored" / "answers.csv").open(encoding="utf-8")))

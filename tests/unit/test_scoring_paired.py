@@ -6,8 +6,8 @@ from statsmodels.stats.multitest import multipletests
 
 from facemllm import settings as settings_module
 from facemllm.evaluate.run import score
-from facemllm.scoring import slices
 from facemllm.scoring.paired import compare
+from facemllm.scoring.summary import slices
 from facemllm.tables import open_table
 from tests.scored import sheet_of, write_conversations, write_predictions
 
@@ -127,14 +127,14 @@ def test_slices_follow_the_labels_asked_about(settings):
             (person, person, "gender", "gender", "male" if person % 8 < 4 else "female"),
         ]
         parsed += [str(yaw), hat, rows[-1][4] if abs(yaw) < 45 else None]
-    found = slices.measure(settings, sheet_of(rows), parsed)
+    found = slices(settings, sheet_of(rows), parsed)
     people = {"frontal": 50, "turned": 25, "profile": 25, "occluded": 50, "unoccluded": 50}
     assert {name: entry["people"] for name, entry in found.items()} == people
     assert found["profile"]["tasks"]["gender"]["value"] == 0.0
     assert found["profile"]["closed_mean"]["value"] == 0.5
     assert found["frontal"]["closed_mean"]["value"] == 1.0
     assert found["frontal"]["n"] == 150
-    few = slices.measure(settings, sheet_of(rows[:60]), parsed[:60])["profile"]
+    few = slices(settings, sheet_of(rows[:60]), parsed[:60])["profile"]
     nothing = {"value": None, "low": None, "high": None}
     assert few == {"people": 5, "n": 15, "too_few": True, "closed_mean": nothing, "tasks": {}}
-    assert slices.measure(settings, sheet_of([rows[2]]), ["male"]) == {}
+    assert slices(settings, sheet_of([rows[2]]), ["male"]) == {}

@@ -21,7 +21,8 @@ from facemllm.cli import options
 from facemllm.core import servers, services
 from facemllm.core.processes import TOKEN, Identity, Record, Service, boot_id, end_tree, trouble
 from facemllm.errors import UserError
-from facemllm.settings import RAY_PORTS, Settings, load
+from facemllm.settings import Settings, load
+from facemllm.settings.operations import RAY_PORTS
 
 
 @pytest.fixture

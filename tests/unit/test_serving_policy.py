@@ -41,7 +41,7 @@ def plain(size: tuple[int, int] = (32, 48), mode: str = "RGB") -> Image.Image:
 )
 def test_pictures_are_known_by_their_content_and_become_rgb(kind: str, mode: str) -> None:
     image = read_image(encoded(plain(mode=mode), kind), "image", LIMITS)
-    assert (image.width, image.height, image.pixels) == (32, 48, 1536)
+    assert (image.width, image.height) == (32, 48)
     assert (decode(image).mode, decode(image).size) == ("RGB", (32, 48))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from facemllm import tasks
-from facemllm.tasks.language import refuses
+from facemllm.tasks.answers import refuses
 
 ANSWERS = list(csv.DictReader((Path(__file__).parent / "answers.csv").open(newline="", encoding="utf-8")))
 

@@ -10,14 +10,14 @@ import pytest
 from facemllm import tasks
 from facemllm.scoring.summary import CELEBA_TASKS
 from facemllm.tables.schemas import CELEBA, LFWA_ONLY, MAAD_ONLY, SEGMENTATION
-from facemllm.tasks import action_units, expression_135, labels
+from facemllm.tasks import action_units, base, expression_135
 from facemllm.tasks.base import fault_of
 from facemllm.tasks.items import Several, Thing
 from tests.unit.test_tasks_asking import ROWS, segmentation
 
 
 def label(task, item, **row):
-    return tasks.get(task).label(row, item)
+    return tasks.get(task).item(item).label(row)
 
 
 def test_the_lists_of_attributes_are_asked_whole():
@@ -45,11 +45,10 @@ def test_ethnicity_is_asked_in_the_categories_of_its_source():
 
 def test_tasks_and_readers_share_their_vocabularies():
     from facemllm.ingest.readers import action_units as coded
-    from facemllm.ingest.readers import ages, celebamask_hq, expressions
+    from facemllm.ingest.readers import ages, expressions
     from facemllm.tasks import ethnicity, expression_compound
 
     assert expression_compound.ELEVEN == expressions.RAF_DB_COMPOUND
-    assert SEGMENTATION[1:] == celebamask_hq.PARTS
     assert {str(n) for n in action_units.BP4D} == set(coded.BP4D_UNITS)
     assert coded.DISFA_UNITS["benchmark"] == action_units.DISFA
     units = (1, 2, 4, 6, 7, 9, 10, 12, 14, 15, 17, 23, 24, 25, 26)
@@ -121,8 +120,8 @@ def test_action_units_are_there_from_intensity_two(row, present, intensity):
 )
 def test_bins_of_the_head_pose(yaw, value, text):
     task = tasks.get("head_pose_bins")
-    assert task.label({"yaw": yaw}, "yaw_bin") == value
-    assert text is None or task.option_for("yaw_bin", value).text == text
+    assert task.item("yaw_bin").label({"yaw": yaw}) == value
+    assert text is None or task.item("yaw_bin").option_for(value).text == text
     assert len(task.item("yaw_bin").options) == 20
 
 
@@ -187,11 +186,11 @@ def test_parsing_tells_seen_from_hidden():
 @pytest.mark.parametrize("mask", [None, {"bytes": None}, {"bytes": b"no picture"}, segmentation([40])])
 def test_a_segmentation_that_is_none_says_nothing(mask):
     assert all(item.label({"segmentation": mask}) is None for item in tasks.get("parsing").items)
-    assert not labels.hidden_from({"segmentation": mask}, "hair")
+    assert not base.hidden_from({"segmentation": mask}, "hair")
 
 
 def test_a_part_of_a_few_pixels_is_neither_seen_nor_hidden():
-    found = [labels.shown({"hair": share}, ("hair",)) for share in (0.0, 1 / 10_000, 1 / 1000)]
+    found = [base.shown({"hair": share}, ("hair",)) for share in (0.0, 1 / 10_000, 1 / 1000)]
     assert found == [False, None, True]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from facemllm.settings import Trainable
+from facemllm.settings.train import Trainable
 from facemllm.train import optimizer
 from tests.training_example import MODES, stage
 

@@ -10,12 +10,12 @@ import torch
 
 from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
-from facemllm.model.forward import image_tokens
-from facemllm.model.pixels import normalise
+from facemllm.model.forward import PADDING, PREFIX, row_states, tower_features, visual_tokens
+from facemllm.model.inputs import normalise
 from facemllm.train import loss as loss_module
 from facemllm.train.dataloader import apply_to_maps
 from facemllm.train.loss import token_losses
-from facemllm.train.packing import PADDING, PREFIX, fitted, pack, row_mask, row_states, tightest
+from facemllm.train.packing import fitted, pack, tightest
 from tests.training_example import assert_same_gradients, stage, trains
 
 FROZEN = trains(projector="full", embeddings="full", language="full")
@@ -132,14 +132,6 @@ def test_the_width_of_rows_is_the_one_with_least_padding_and_no_face_is_lost():
         assert len(rows) * width <= len(lengths) * -(-lengths.max() // 8) * 8
 
 
-def test_the_mask_is_the_one_that_is_drawn():
-    face = torch.tensor([[0, 0, 0, 0, 1, 1, 1, PADDING]])
-    block = torch.tensor([[PREFIX, PREFIX, 0, 1, PREFIX, PREFIX, 0, PREFIX]])
-    sees = ["x", "xx", "xxx", "xx.x", "....x", "....xx", "....xxx", ".......x"]
-    wanted = [[c == "x" for c in row.ljust(8, ".")] for row in sees]
-    assert row_mask(face, block)[0, 0].tolist() == wanted
-
-
 def test_labels_stand_on_answer_and_end_tokens_only(toy):
     rows = packed(toy, [np.array([1, 0]), np.array([4])], row_tokens=512, multiple=1)
     assert len(rows.ids) == 1
@@ -157,7 +149,7 @@ def test_labels_stand_on_answer_and_end_tokens_only(toy):
 
 def loss_and_gradients(toy, model, turns, rows, **options):
     pixels = torch.from_numpy(np.array(toy.pixels[toy.corpus.pixel_row[rows]]))
-    image = image_tokens(model, normalise(pixels, toy.processor.image_processor))
+    image = visual_tokens(model, tower_features(model, normalise(pixels, toy.processor.image_processor))).tokens_BND
     p = packed(toy, turns, **options)
     tensors = [torch.from_numpy(a) for a in (p.ids, p.face, p.block, p.position, p.image)]
     states = row_states(model, image, *tensors)

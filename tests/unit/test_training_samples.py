@@ -8,7 +8,7 @@ import torch
 from facemllm import settings as settings_module
 from facemllm.core.step import Context
 from facemllm.core.store import Store
-from facemllm.model.saving import save_model
+from facemllm.model.pretrained import save_model
 from facemllm.model.tiny import build_tiny
 from facemllm.scoring import figures
 from facemllm.tables import CONVERSATIONS, open_table

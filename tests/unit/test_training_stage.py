@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from facemllm import settings
-from facemllm.core import digests, hub
+from facemllm.core import digests
+from facemllm.core.files import content_of
 from facemllm.core.step import Context
 from facemllm.core.store import Store
 from facemllm.errors import UserError
@@ -171,8 +172,8 @@ def test_what_the_hub_holds_is_named_by_its_commit(tmp_path: Path):
     commit = tmp_path / "models--some--model" / "snapshots" / "0a1b2c"
     for folder in (commit, tmp_path / "snapshots" / "latest"):
         folder.mkdir(parents=True)
-    assert hub.content_of(str(commit), "model.base") == "0a1b2c"
-    assert hub.content_of(str(tmp_path / "snapshots" / "latest"), "model.base") != "latest"
+    assert content_of(str(commit), "model.base") == "0a1b2c"
+    assert content_of(str(tmp_path / "snapshots" / "latest"), "model.base") != "latest"
 
 
 @pytest.mark.parametrize(("batch", "world"), [(12, 1), (12, 2), (7, 3), (64, 5), (3, 3)])

@@ -14,7 +14,7 @@ from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP, has_map
 from facemllm.model.face_mllm import branches_of
 from facemllm.model.forward import tower_features, visual_tokens
-from facemllm.model.pixels import normalise
+from facemllm.model.inputs import normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.train import monitor, worker
 from facemllm.train.data import Texts, vocabulary_texts

@@ -32,7 +32,6 @@ aligns faces first.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,9 +82,8 @@ def read_bp4d(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused
     for subject in (name for name in folders(pictures) if _SUBJECT.fullmatch(name)):
         for task in folders(pictures / subject):
             if task not in coded.get(subject, ()):
-                yield Refused(
-                    (pictures / subject / task).relative_to(root).as_posix(), 0, "no label file for this task"
-                )
+                file = (pictures / subject / task).relative_to(root).as_posix()
+                yield Refused(file, 0, "no label file for this task")
 
 
 def _subjects(root: Path) -> Path:
@@ -115,18 +113,11 @@ def _task(path: Path, folder: Path, root: Path, options: Mapping[str, str]) -> I
         own, facts = f"{subject}/{task}/{picture.stem}", {"action_units": units, "gender": GENDERS[subject[0]]}
         return Face(source_id=own, image=picture, subject=subject, split=split, labels=facts)
 
-    yield from faces(labels.table(path, root, _frame_column(path), wanted), path.relative_to(root).as_posix(), face)
+    yield from faces(labels.table(path, root, None, wanted), path.relative_to(root).as_posix(), face)
     for frame, found in pictures.items():
         if frame not in seen:
             for each in found:
                 yield Refused((folder / each).relative_to(root).as_posix(), 0, f"no label row in {path.name}")
-
-
-def _frame_column(path: Path) -> str:
-    """Name of the first column: "0" in the files that were seen."""
-    for _, first in labels.lines(path):
-        return next(csv.reader([first]))[0].strip()
-    raise UserError(f"{path}: empty; a header line was expected")
 
 
 def _frame(text: str) -> int:

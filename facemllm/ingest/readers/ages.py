@@ -156,20 +156,17 @@ def read_utkface(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refu
     else:
         homes = [root / part for part in ("part1", "part2", "part3") if (root / part).is_dir()]
         hint = "in-the-wild pictures lie in part1, part2, part3"
-    seen: set[str] = set()
-    empty = True
-    for home in homes:
-        for name in files(home):
-            empty = False
-            yield _utkface(root, home, name, seen)
-    if empty:
+    pictures = [home / name for home in homes for name in files(home)]
+    if not pictures:
         raise UserError(f"{root}: no {options['pictures']} picture of UTKFace in it; {hint}")
+    seen: set[str] = set()
+    yield from (_utkface(root, picture, seen) for picture in pictures)
 
 
-def _utkface(root: Path, home: Path, name: str, seen: set[str]) -> Face | Refused:
-    file = (home / name).relative_to(root).as_posix()
-    found = _UTKFACE.match(name)
-    if found is None or not _ENDING.fullmatch(name, found.end()):
+def _utkface(root: Path, picture: Path, seen: set[str]) -> Face | Refused:
+    file = picture.relative_to(root).as_posix()
+    found = _UTKFACE.match(picture.name)
+    if found is None or not _ENDING.fullmatch(picture.name, found.end()):
         return Refused(file, 0, "the name is not [age]_[sex]_[race]_[date].jpg; what is missing there is not guessed")
     if int(found[1]) > _OLDEST["utkface"]:
         return Refused(file, 0, f"the age is {int(found[1])}, outside 0 to {_OLDEST['utkface']}")
@@ -177,7 +174,7 @@ def _utkface(root: Path, home: Path, name: str, seen: set[str]) -> Face | Refuse
         return Refused(file, 0, f"{found[0]} stands there already")
     seen.add(found[0])
     facts = {"age": float(found[1]), "gender": GENDERS[int(found[2])], "ethnicity": UTKFACE_RACES[int(found[3])]}
-    return Face(file=file, source_id=found[0], image=home / name, labels=facts)
+    return Face(file=file, source_id=found[0], image=picture, labels=facts)
 
 
 MORPH2_GENDERS = {"M": "male", "F": "female"}
@@ -201,13 +198,8 @@ def read_morph2(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refus
         picture = labels.inside(path.parent, values["photo"])
         facts = _morph2_labels(values)
         _agree(picture.stem, values)
-        return Face(
-            source_id=picture.stem,
-            image=picture,
-            subject=None if by_picture else _person(values),
-            split=_random_split(picture.stem) if by_picture else None,
-            labels=facts,
-        )
+        subject, split = (None, _random_split(picture.stem)) if by_picture else (_person(values), None)
+        return Face(source_id=picture.stem, image=picture, subject=subject, split=split, labels=facts)
 
     yield from faces(labels.table(path, root, "photo", _MORPH2_COLUMNS), path.relative_to(root).as_posix(), face)
 
@@ -300,8 +292,11 @@ def _fairface(
         "gender": _one_of(FAIRFACE_GENDERS, values["gender"], "gender"),
         "ethnicity": _one_of(FAIRFACE_RACES, values["race"], "race"),
     }
-    if rows == "service_test" and not _in_service_test(values["service_test"]):
-        return None
+    if rows == "service_test":
+        if values["service_test"] not in ("True", "False"):
+            raise Refuse(f"service_test is {values['service_test']!r}, not True or False")
+        if values["service_test"] == "False":
+            return None
     return Face(source_id=f"{folder.name}/{picture.stem}", image=picture, split=split, labels=facts)
 
 
@@ -313,12 +308,6 @@ def _one_of(known: dict[str, str], value: str, what: str) -> str:
             f"age is {value!r}: a spreadsheet turned the bin into a date; use the label file as it was downloaded"
         )
     raise Refuse(f"{what} is {value!r}, not one of {', '.join(known)}")
-
-
-def _in_service_test(value: str) -> bool:
-    if value not in ("True", "False"):
-        raise Refuse(f"service_test is {value!r}, not True or False")
-    return value == "True"
 
 
 READERS = {

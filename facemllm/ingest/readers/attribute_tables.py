@@ -44,7 +44,6 @@ in its readme. The exact spelling of the header is unverified, hence the toleran
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -54,8 +53,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facemllm.errors import UserError, one_line
-from facemllm.ingest import attributes, labels
+from facemllm.ingest import labels
 from facemllm.ingest.reader import Face, Reader, Refuse, Refused, faces, folder, folders, unlabelled_pictures
+from facemllm.tables.schemas import CELEBA
 
 _FOLDERS = ("lfw", "lfw-funneled", "lfw_funneled", "lfw-deepfunneled", "lfw_deepfunneled")
 _INDICES = "indices_train_test.mat"
@@ -72,7 +72,7 @@ def read_lfwa(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused
     file = f"lfw_att_{options['attributes']}.mat"
     names, texts, values = lfwa_labels(labels.existing(root, file), int(options["attributes"]))
     splits = yield from _lfwa_splits(labels.existing(root, _INDICES), len(texts))
-    coding, labelled = attributes.Coding(), labels.Names()
+    coding, labelled = labels.Coding(), labels.Names()
 
     def face(number: int, labelled_as: tuple[str | None, NDArray[np.float64]]) -> Face:
         text, row = labelled_as
@@ -83,7 +83,7 @@ def read_lfwa(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused
             raise Refuse(f"{path.name} has a row already")
         if path.parent.parent != place or not path.name.startswith(f"{path.parent.name}_"):
             raise Refuse(f"{text} is no picture of a person, as Aaron_Eckhart\\Aaron_Eckhart_0001.jpg")
-        found = attributes.labels(coding.truths(names, [_written(value) for value in row]))
+        found = labels.attribute_columns(coding.truths(names, [_written(value) for value in row]))
         if len(splits[number - 1]) != 1:
             raise Refuse(f"{path.name} is in {' and '.join(splits[number - 1]) or 'neither split'} of {_INDICES}")
         return Face(
@@ -103,9 +103,9 @@ def lfwa_labels(path: Path, count: int) -> tuple[list[str], list[str | None], ND
     """Attribute names, picture names (None: no text) and values (pictures, attributes) of an attribute file."""
     with _opened(path) as file:
         found = [text or "" for text in _texts(file, path, "AttrName")]
-        names = [attributes.spelled(name) for name in found]
-        if count == len(attributes.CELEBA):
-            names = attributes.named(path, 0, found, attributes.CELEBA)
+        names = [labels.spelled(name) for name in found]
+        if count == len(CELEBA):
+            names = labels.attribute_names(path, 0, found, CELEBA)
         elif len(set(names)) != count:
             raise UserError(f"{path}: AttrName has {len(set(names))} different names; {count} were expected")
         texts = _texts(file, path, "name")
@@ -132,10 +132,8 @@ def _lfwa_splits(path: Path, count: int) -> Generator[Refused, None, list[list[s
 
 
 def _opened(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise UserError("reading LFWA needs h5py, which is not installed; run: pip install h5py") from None
+    import h5py
+
     try:
         return h5py.File(path, "r")
     except OSError:
@@ -202,12 +200,12 @@ def read_maad_face(root: Path, options: Mapping[str, str]) -> Iterator[Face | Re
     people, twice = _vggface2_people(root)
     numbered = labels.lines(path)
     line, first = next(numbered, (1, ""))
-    header = [part.strip() for part in next(csv.reader([first]), [])]
+    header = labels.split_header(path, line, first)
     places, names = _maad_columns(path, line, header)
     seen, labelled = labels.Names(), labels.Names()
 
     def face(line: int, text: str) -> Face:
-        values = _fields(text, len(header))
+        values = labels.fields(text, len(header))
         name, person = _maad_name(values[places["filename"]], values[places["identity"]])
         if not seen.add(name):
             raise Refuse(f"{name} has a row already")
@@ -217,7 +215,7 @@ def read_maad_face(root: Path, options: Mapping[str, str]) -> Iterator[Face | Re
         labelled.add(place)
         if person in twice:
             raise Refuse(f"{person} lies in {' and '.join(twice[person])}; a person is in one split only")
-        found = attributes.labels(attributes.known(names, [values[places[name]] for name in names]))
+        found = labels.attribute_columns(labels.known_truths(names, [values[places[name]] for name in names]))
         own = f"{person}/{picture.stem}"
         return Face(source_id=own, image=picture, subject=person, split=split, labels=found)
 
@@ -233,18 +231,8 @@ def _maad_columns(path: Path, line: int, header: list[str]) -> tuple[dict[str, i
         raise UserError(f"{path}, line {line}: column {', '.join(missing)} is missing or there twice; found {header}")
     places = {column: plain.index(column) for column in ("filename", "identity")}
     others = [place for place, column in enumerate(header) if column and place not in places.values()]
-    names = attributes.named(path, line, [header[place] for place in others], attributes.MAAD)
+    names = labels.attribute_names(path, line, [header[place] for place in others], labels.MAAD)
     return places | dict(zip(names, others, strict=True)), names
-
-
-def _fields(text: str, count: int) -> list[str]:
-    try:
-        values = [part.strip() for part in next(csv.reader([text], strict=True))]
-    except (csv.Error, StopIteration) as error:
-        raise Refuse(f"not a row of comma-separated values ({error})") from None
-    if len(values) != count:
-        raise Refuse(f"{len(values)} fields where the header has {count}")
-    return values
 
 
 def _maad_name(filename: str, identity: str) -> tuple[str, str]:

@@ -32,7 +32,6 @@ is joined to the first without being held. CelebAMask-HQ shares them.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -40,8 +39,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from facemllm.errors import UserError
-from facemllm.ingest import attributes, labels
+from facemllm.ingest import labels
 from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, folder, unlabelled_pictures
+from facemllm.tables.schemas import CELEBA
 
 Value = TypeVar("Value")
 Entry = tuple[int, str, list[str]]
@@ -66,10 +66,10 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     place = folder(root, f"Img/{base}", base)
     inside = place.relative_to(root).as_posix()
     main = sheet(needed(root, "list_attr_celeba"), root)
-    names = attributes.named(main.path, main.line, main.columns, attributes.CELEBA)
+    names = labels.attribute_names(main.path, main.line, main.columns, CELEBA)
     others = _others(root, wild)
     required = ("split", "box") if wild else ("split",)
-    coding, labelled = attributes.Coding(), labels.Names()
+    coding, labelled = labels.Coding(), labels.Names()
     for row in main.rows:
         if isinstance(row, Refused):
             yield row
@@ -86,7 +86,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         given: dict[str, Any] = {key: value for key, value in found.items() if value is not None and key not in damaged}
         try:
             path = labels.inside(place, name)
-            columns = attributes.labels(coding.truths(names, values))
+            columns = labels.attribute_columns(coding.truths(names, values))
             if missing := [others[key].name for key in required if key not in given]:
                 raise Refuse(f"{name} has no row in {' and '.join(missing)}")
         except Refuse as error:
@@ -163,26 +163,22 @@ def sheet(path: Path, root: Path, expected: Sequence[str] = ()) -> Sheet:
     Its rows end with a `Refused` for line 1 when the count there is wrong. Raises UserError when the top is not so, or
     the columns are not the expected ones (in any order).
     """
-    found = _opened(path, root)
-    if expected and sorted(found.columns) != sorted(expected):
-        raise UserError(
-            f"{path}, line {found.line}: columns {' '.join(found.columns) or '(none)'}; expected {' '.join(expected)}"
-        )
-    return found
-
-
-def _opened(path: Path, root: Path) -> Sheet:
     name = path.relative_to(root).as_posix()
     top = list(islice(labels.lines(path), 2))
     if path.suffix == ".csv":
-        header = [part.strip() for part in next(csv.reader([top[0][1]]), [])] if top else []
+        header = labels.split_header(path, 1, top[0][1]) if top else []
         columns = tuple(column for column in header if column != _KEY)
-        return Sheet(path, name, columns, 1, _comma_separated(path, root, columns))
-    if len(top) < 2 or not top[0][1].strip().isdecimal():
+        found = Sheet(path, name, columns, 1, _comma_separated(path, root, columns))
+    elif len(top) < 2 or not top[0][1].strip().isdecimal():
         raise UserError(f"{path}: expected the number of rows on its first line and the columns' names on its second")
-    columns = tuple(top[1][1].split())
-    columns = columns[columns[:1] == (_KEY,) :]
-    return Sheet(path, name, columns, top[1][0], _counted(path, root, len(columns), top[0], top[1][0]))
+    else:
+        columns = tuple(top[1][1].split())
+        columns = columns[columns[:1] == (_KEY,) :]
+        found = Sheet(path, name, columns, top[1][0], _counted(path, root, len(columns), top[0], top[1][0]))
+    if expected and sorted(columns) != sorted(expected):
+        told = " ".join(columns) or "(none)"
+        raise UserError(f"{path}, line {found.line}: columns {told}; expected {' '.join(expected)}")
+    return found
 
 
 def pairs(path: Path, root: Path, column: str) -> Sheet:
@@ -192,14 +188,7 @@ def pairs(path: Path, root: Path, column: str) -> Sheet:
     """
     if path.suffix == ".csv":
         return sheet(path, root, (column,))
-    rows = labels.words(path, root, 2)
-    return Sheet(
-        path,
-        path.relative_to(root).as_posix(),
-        (column,),
-        0,
-        (row if isinstance(row, Refused) else (row[0], row[1][0], row[1][1:]) for row in rows),
-    )
+    return Sheet(path, path.relative_to(root).as_posix(), (column,), 0, _entries(path, root, 1))
 
 
 def _comma_separated(path: Path, root: Path, columns: tuple[str, ...]) -> Iterator[Entry | Refused]:
@@ -207,11 +196,16 @@ def _comma_separated(path: Path, root: Path, columns: tuple[str, ...]) -> Iterat
         yield row if isinstance(row, Refused) else (row[0], row[1][_KEY], [row[1][column] for column in columns])
 
 
+def _entries(path: Path, root: Path, width: int, skip: int = 0) -> Iterator[Entry | Refused]:
+    for row in labels.words(path, root, 1 + width, skip=skip):
+        yield row if isinstance(row, Refused) else (row[0], row[1][0], row[1][1:])
+
+
 def _counted(path: Path, root: Path, width: int, count: tuple[int, str], skip: int) -> Iterator[Entry | Refused]:
     read = 0
-    for row in labels.words(path, root, 1 + width, skip=skip):
+    for row in _entries(path, root, width, skip):
         read += 1
-        yield row if isinstance(row, Refused) else (row[0], row[1][0], row[1][1:])
+        yield row
     if read != int(count[1]):
         reason = f"says {count[1].strip()} rows, {read} follow; the file may be cut off"
         yield Refused(path.relative_to(root).as_posix(), count[0], reason)

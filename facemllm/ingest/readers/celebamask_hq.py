@@ -39,15 +39,10 @@ from numpy.typing import NDArray
 
 from facemllm.core import images
 from facemllm.errors import UserError
-from facemllm.ingest import attributes, labels
+from facemllm.ingest import labels
 from facemllm.ingest.reader import Face, Reader, Refuse, Refused, contents, unlabelled_pictures
 from facemllm.ingest.readers.celeba import PARTITION, Beside, find, pairs, sheet, split, subjects
-
-PARTS = (
-    *("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear", "mouth", "u_lip", "l_lip"),
-    *("hair", "hat", "ear_r", "neck_l", "neck", "cloth"),
-)
-"""Parts in the order in which they are painted; a part's class is its place here, from 1."""
+from facemllm.tables.schemas import CELEBA, SEGMENTATION
 
 _MASKS = "CelebAMask-HQ-mask-anno"
 _MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
@@ -66,11 +61,11 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     place = labels.existing(root, "CelebA-HQ-img")
     labels.existing(root, _MASKS)
     main = sheet(labels.existing(root, "CelebAMask-HQ-attribute-anno.txt"), root)
-    names = attributes.named(main.path, main.line, main.columns, attributes.CELEBA)
+    names = labels.attribute_names(main.path, main.line, main.columns, CELEBA)
     poses = _poses(root)
     known: dict[str, tuple[str | None, str | None]] = {}
     yield from _originals(root, official, known)
-    coding, labelled = attributes.Coding(), labels.Names()
+    coding, labelled = labels.Coding(), labels.Names()
     for row in main.rows:
         if isinstance(row, Refused):
             yield row
@@ -86,7 +81,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             path = labels.inside(place, name)
             if not (path.stem.isascii() and path.stem.isdecimal() and len(path.stem) <= _DIGITS):
                 raise Refuse(f"{name} is no numbered picture, as 0.jpg")
-            found = attributes.labels(coding.truths(names, values)) | (pose or {})
+            found = labels.attribute_columns(coding.truths(names, values)) | (pose or {})
             if official and path.stem not in known:
                 raise Refuse(f"{name} has no split: no usable row in {_MAPPING} or {PARTITION}")
         except Refuse as error:
@@ -108,7 +103,7 @@ def _segmentation(root: Path, number: int) -> dict[str, Any]:
     Raises Refuse when it has none, when one cannot be read, or when they differ in size.
     """
     classes: NDArray[np.uint8] | None = None
-    for value, part in enumerate(PARTS, start=1):
+    for value, part in enumerate(SEGMENTATION[1:], start=1):  # in the order in which they are painted
         name = f"{number:05d}_{part}.png"
         mask = _mask(root / _MASKS / str(number // _FOLDER_OF) / name, root)
         if mask is None:

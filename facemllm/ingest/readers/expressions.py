@@ -71,22 +71,9 @@ from typing import Any
 
 from facemllm.errors import UserError
 from facemllm.ingest import labels, reader
-from facemllm.ingest.reader import (
-    Face,
-    Reader,
-    Refuse,
-    Refused,
-    code,
-    faces,
-    files,
-    folders,
-    listing,
-    small_rows,
-    snake,
-)
+from facemllm.ingest.reader import Face, Reader, Refuse, Refused, code, faces, files, folders, small_rows, snake
 
 OFFICIAL = ("train", "test")
-
 RAF_DB_BASIC = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 RAF_DB_COMPOUND = (
     *("happily_surprised", "happily_disgusted", "sadly_fearful", "sadly_angry", "sadly_surprised", "sadly_disgusted"),
@@ -113,14 +100,9 @@ def read_raf_db(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refus
         stem, split = _parsed(words[0])
         picture = pictures / (f"{stem}.jpg" if original else f"{stem}_aligned.jpg")
         named.add(picture.name)
-        expression = _raf_db_expression(words[1], subset)
-        return Face(
-            source_id=f"{subset}/{stem}",
-            image=picture,
-            split=split,
-            labels={"expression": expression},
-            more=partial(_raf_db_labels, home, stem, original),
-        )
+        facts = {"expression": _raf_db_expression(words[1], subset)}
+        more = partial(_raf_db_labels, home, stem, original)
+        return Face(source_id=f"{subset}/{stem}", image=picture, split=split, labels=facts, more=more)
 
     yield from faces(labels.words(path, root, 2), path.relative_to(root).as_posix(), face)
     yield from reader.unlabelled(pictures, root, named, path.name)
@@ -222,13 +204,9 @@ def _affectnet_old(root: Path, path: Path, pictures: Path, split: str, classes: 
             raise Refuse(f"the face box is {width:g} x {height:g} pixels")
         points = _points(values["facial_landmarks"].split(";"))
         box = (left, top, left + width, top + height)
-        return Face(
-            source_id=picture.relative_to(pictures).with_suffix("").as_posix(),
-            image=picture,
-            split=split,
-            crop=box,
-            labels={"expression": expression, "box": list(box), "landmarks": points},
-        )
+        facts = {"expression": expression, "box": list(box), "landmarks": points}
+        own = picture.relative_to(pictures).with_suffix("").as_posix()
+        return Face(source_id=own, image=picture, split=split, crop=box, labels=facts)
 
     rows = labels.table(path, root, AFFECTNET_COLUMNS[0], AFFECTNET_COLUMNS[1:7], without_header=AFFECTNET_COLUMNS)
     yield from faces(rows, path.relative_to(root).as_posix(), face)
@@ -317,14 +295,13 @@ def read_emo135(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refus
 
 
 def _strays(root: Path, folder: Path) -> Iterator[Refused]:
-    for name in listing(folder):
-        if not (folder / name).is_dir():
-            yield Refused((folder / name).relative_to(root).as_posix(), 0, "not in the folder of an emotion")
+    for name in files(folder):
+        yield Refused((folder / name).relative_to(root).as_posix(), 0, "not in the folder of an emotion")
 
 
 def _emotion(root: Path, folder: Path, split: str | None) -> Iterator[Face | Refused]:
     expression = snake(re.sub(r"^\d+(?=\D)", "", folder.name))
-    for name in listing(folder):
+    for name in reader.listing(folder):
         picture = folder / name
         file = picture.relative_to(root).as_posix()
         if picture.is_dir():

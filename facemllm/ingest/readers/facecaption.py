@@ -180,10 +180,7 @@ def _csv(path: Path, root: Path) -> Iterator[tuple[int, Row] | Refused]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            try:
-                header = [snake(column) for column in next(reader, [])]
-            except csv.Error as error:
-                raise UserError(f"{path}, line 1: not a header of comma-separated values ({error})") from None
+            header = [snake(column) for column in next(reader, [])]
             _check(path, header)
             while True:
                 try:
@@ -201,6 +198,8 @@ def _csv(path: Path, root: Path) -> Iterator[tuple[int, Row] | Refused]:
                     yield Refused(name, reader.line_num, f"a field of more than {_MAX_FIELD:,} characters")
                 else:
                     yield reader.line_num, dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}, line 1: not a header of comma-separated values ({error})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it to UTF-8") from None
     except OSError as error:

@@ -31,7 +31,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,7 +40,7 @@ import pyarrow as pa
 from facemllm import tables
 from facemllm.errors import UserError
 from facemllm.ingest import labels
-from facemllm.ingest.attributes import ATTRIBUTES
+from facemllm.ingest.labels import ATTRIBUTES
 from facemllm.ingest.reader import PICTURES, Face, Reader, Refuse, Refused, faces, listing, snake
 from facemllm.tables import SPLITS
 
@@ -82,7 +81,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         return
     if not path.is_file():
         raise UserError(f"{path}: not a file that can be read; put the table itself here")
-    check_header(labels.within(path, root))
+    _check_header(labels.within(path, root))
     splits = _splits_named(path, root)
     named: set[str] = set()
     taken: set[str] = set()
@@ -93,12 +92,13 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
         if file in named:
             raise Refuse(f"{file} has a row already")
         named.add(file)
-        row = parsed(values)
-        crop = tuple(row.labels.get("box", ())) if options["crop"] == "box" else None
+        facts = _parsed(values)
+        split = _one_of("split", values["split"], SPLITS) if values.get("split") else None
+        crop = tuple(facts.get("box", ())) if options["crop"] == "box" else None
         if crop == ():
             raise Refuse("column box is empty, and the option crop: box needs it")
-        facts: dict[str, Any] = {"subject": row.subject, "split": row.split, "labels": row.labels, "crop": crop}
-        return Face(source_id=_name(file, taken), image=picture, official=splits, **facts)
+        known: dict[str, Any] = {"subject": values.get("subject") or None, "split": split, "crop": crop}
+        return Face(source_id=_name(file, taken), image=picture, official=splits, labels=facts, **known)
 
     empty = True
     for made in faces(labels.table(path, root, "file"), LABELS, face):
@@ -175,16 +175,7 @@ def _check_misnamed(root: Path) -> None:
             raise UserError(f"{root / name}: labels are read from a file named {LABELS} (comma separated); rename it")
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one row says of its picture."""
-
-    subject: str | None = None
-    split: str | None = None
-    labels: Mapping[str, Any] = field(default_factory=dict)
-
-
-def check_header(path: Path) -> None:
+def _check_header(path: Path) -> None:
     """Raises UserError when the first line is not the header of a table with known columns."""
     number, first = next(labels.lines(path), (1, ""))
     where = f"{path}, line {number}"
@@ -202,8 +193,8 @@ def check_header(path: Path) -> None:
         raise UserError(f"{where}: column file is missing; it holds the path of each picture, as in anna/one.jpg")
 
 
-def parsed(values: Mapping[str, str]) -> Row:
-    """The cells of a row. Raises Refuse naming the column that is wrong."""
+def _parsed(values: Mapping[str, str]) -> dict[str, Any]:
+    """The labels in the cells of a row. Raises Refuse naming the column that is wrong."""
     found: dict[str, Any] = {}
     attributes: dict[str, bool] = {}
     units: dict[str, float] = {}
@@ -222,8 +213,7 @@ def parsed(values: Mapping[str, str]) -> Row:
         found["attributes"] = attributes
     if units:
         found["action_units"] = units
-    split = _one_of("split", values["split"], SPLITS) if values.get("split") else None
-    return Row(values.get("subject") or None, split, found)
+    return found
 
 
 def _value(name: str, cell: str) -> Any:

@@ -105,15 +105,10 @@ def _faces(
         if reason := _reason(face, *limits):
             yield Refused(sample.file, 0, f"face {index}: {reason}" if len(faces) > 1 else reason)
             continue
-        left, top, right, bottom = face[:4].tolist()
-        yield Face(
-            file=sample.file,
-            source_id=name,
-            image=sample.picture,
-            subject=number if len(faces) > 1 else None,
-            crop=widened((left, top, right, bottom)),
-            labels=facts | {"box": face[:4].tolist(), "landmarks": face[4:14].reshape(5, 2).tolist()},
-        )
+        left, top, right, bottom = box = face[:4].tolist()
+        subject, crop = number if len(faces) > 1 else None, widened((left, top, right, bottom))
+        said = facts | {"box": box, "landmarks": face[4:14].reshape(5, 2).tolist()}
+        yield Face(file=sample.file, source_id=name, image=sample.picture, subject=subject, crop=crop, labels=said)
 
 
 def _number(sample: Sample, only_unlikely: bool) -> tuple[str, dict[str, Any]]:

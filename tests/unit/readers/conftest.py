@@ -14,7 +14,8 @@ from PIL import Image
 
 from facemllm.ingest.importing import HASH, imported
 from facemllm.ingest.reader import Refused
-from facemllm.settings import Source, load
+from facemllm.settings import load
+from facemllm.settings.data import Source
 from facemllm.tables import LABELS, mapping
 
 Size = tuple[int, int]

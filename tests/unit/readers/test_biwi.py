@@ -8,7 +8,7 @@ import pytest
 from facemllm.errors import UserError
 from facemllm.heads.model import head_rotation
 from facemllm.ingest.reader import Refuse, Refused
-from facemllm.ingest.readers.biwi import TWICE, rotation_degrees
+from facemllm.ingest.readers.headpose import TWICE, rotation_degrees
 
 FLIP = np.diag([1.0, -1.0, -1.0])  # the renderer's axes (y up, z towards the camera) to the camera's
 ROWS = "not 3 rows of a rotation and 1 of the head's centre"

@@ -9,9 +9,7 @@ import pytest
 from PIL import Image
 
 from facemllm.errors import UserError
-from facemllm.heads.materials import SEGMENTATION_CLASSES
 from facemllm.ingest.reader import Refused
-from facemllm.ingest.readers import celebamask_hq
 from facemllm.tables import subject_id
 from facemllm.tables.schemas import CELEBA as NAMES
 
@@ -72,10 +70,6 @@ def tree(tmp_path, picture):
 
 def classes(row):
     return np.asarray(Image.open(io.BytesIO(row["segmentation"]["bytes"])))
-
-
-def test_classes_are_those_of_the_project():
-    assert ("background", *celebamask_hq.PARTS) == SEGMENTATION_CLASSES
 
 
 def test_splits_labels_poses_and_subjects(tree, take):

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from facemllm.errors import UserError
-from facemllm.ingest.attributes import ATTRIBUTES
 from facemllm.ingest.importing import split_of
+from facemllm.ingest.labels import ATTRIBUTES
 from facemllm.ingest.reader import Refused
 from facemllm.tables import subject_id
 from facemllm.tables.schemas import CELEBA, MAAD_ONLY

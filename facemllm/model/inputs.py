@@ -1,0 +1,174 @@
+"""What a model is given, prepared in one way, so that training, evaluation and serving answer alike: images and maps of
+face parts by one decoder, one resize, one normalisation, and chat messages as token ids.
+
+Images go through the model's own image processor. A map (the 19 classes of CelebAMask-HQ) is cut and resized as its
+image is. A class may be withheld: its pixels take the class of the nearest other pixel, so that a map does not show
+what the questions leave out (`reformat.held_out`).
+
+Messages go through the model's own chat template. It is rendered once with placeholders and split at them, so any
+template whose image stands before the first question can be packed: `prefix` (up to and with the image tokens), then
+per turn `before` + question + `between` + answer + `after`. Text from outside is stripped of special tokens first, so
+it cannot forge a turn or an image.
+
+Shapes: B batch, S image side in pixels; uint8 pixels are (B, S, S, 3), normalised ones (B, 3, S, S), a map (S, S)
+uint8, `NO_MAP` everywhere if there is none.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from facemllm.errors import UserError
+from facemllm.model.branches import CLASSES, NO_MAP
+
+MAX_PIXELS = 4096 * 4096
+_MARKS = ("qplaceholder1q", "aplaceholder1a", "qplaceholder2q", "aplaceholder2a")
+
+ImageLike = Image.Image | bytes | NDArray[np.uint8]
+MapLike = Image.Image | bytes | NDArray[np.uint8]
+
+
+def face_pixels(image: ImageLike, image_processor: Any, *, nearest: bool = False) -> NDArray[np.uint8]:
+    """Decode and resize one image: (S, S, 3) uint8 RGB, neither rescaled nor normalised. Resized with anti-aliasing,
+    or, where values must not mix (`nearest`), by taking the nearest pixel."""
+    if isinstance(image, bytes):
+        image = Image.open(io.BytesIO(image))
+    elif isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    options = {"resample": Image.Resampling.NEAREST} if nearest else {}
+    batch = image_processor(image.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np", **options)
+    pixels_CSS = np.asarray(batch["pixel_values"])[0]
+    return np.ascontiguousarray(pixels_CSS.transpose(1, 2, 0).astype(np.uint8))
+
+
+def normalise(pixels_BSSC: Tensor, image_processor: Any) -> Tensor:
+    """Pixels on the scale 0..255, any dtype, to what the tower takes: (B, 3, S, S) float in channels-last memory."""
+    mean_C = torch.tensor(image_processor.image_mean, device=pixels_BSSC.device)
+    std_C = torch.tensor(image_processor.image_std, device=pixels_BSSC.device)
+    scaled_BSSC = (pixels_BSSC.float() * image_processor.rescale_factor - mean_C) / std_C
+    return scaled_BSSC.permute(0, 3, 1, 2)
+
+
+def face_map(source: MapLike | None, image_processor: Any, withheld: Collection[int] = ()) -> NDArray[np.uint8]:
+    """A map, PNG bytes or class numbers, at the model's size (S, S); None gives `NO_MAP` everywhere. Raises UserError
+    for anything that is no greyscale map of the 19 classes."""
+    if source is None:
+        size = image_processor.crop_size or image_processor.size
+        return np.full((size["height"], size["width"]), NO_MAP, np.uint8)
+    classes_HW = _classes(source)
+    if withheld:
+        classes_HW = without(classes_HW, withheld)
+    grey = Image.fromarray(classes_HW, "L").convert("RGB")
+    return face_pixels(grey, image_processor, nearest=True)[..., 0].copy()
+
+
+def without(classes_HW: NDArray[np.uint8], withheld: Collection[int]) -> NDArray[np.uint8]:
+    """The map with every pixel of the withheld classes as its nearest other pixel; background if there is no other."""
+    from scipy.ndimage import distance_transform_edt
+
+    hidden_HW = np.isin(classes_HW, list(withheld))
+    if not hidden_HW.any():
+        return classes_HW
+    if hidden_HW.all():
+        return np.zeros_like(classes_HW)
+    nearest = distance_transform_edt(hidden_HW, return_distances=False, return_indices=True)
+    return np.asarray(classes_HW[tuple(nearest)])
+
+
+def _classes(source: MapLike) -> NDArray[np.uint8]:
+    if isinstance(source, bytes):
+        try:
+            with Image.open(io.BytesIO(source), formats=("PNG",)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UserError(f"the segmentation map has {image.width} x {image.height} pixels; too many")
+                image.load()
+                source = image
+        except UserError:
+            raise
+        except Exception as error:  # damaged data can raise almost anything from a decoder
+            raise UserError(f"the segmentation map is no readable PNG: {error}") from error
+    if isinstance(source, Image.Image):
+        if source.mode not in ("L", "P"):
+            raise UserError(f"the segmentation map is a {source.mode} image; it has to hold class numbers (L or P)")
+        source = np.asarray(source)
+    if source.ndim != 2 or source.dtype != np.uint8 or source.max(initial=0) >= CLASSES:
+        raise UserError(f"the segmentation map has to hold class numbers below {CLASSES}, one a pixel")
+    return source
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A chat template cut into pieces, and the tokenizer that reads them."""
+
+    tokenizer: Any
+    prefix_ids: tuple[int, ...]
+    image_token_id: int
+    first: tuple[str, str]  # before and after the first question
+    later: tuple[str, str]  # before and after every further question
+    after: str  # closes an answer, ends with the end token
+    special: re.Pattern[str]
+
+    @classmethod
+    def of(cls, model: Any, processor: Any) -> Frame:
+        """Cut the processor's chat template. Raises UserError when its image does not precede the first question."""
+        tokenizer = processor.tokenizer
+        turns = zip(("user", "assistant") * 2, _MARKS, strict=True)
+        chat: Any = [{"role": role, "content": [{"type": "text", "text": mark}]} for role, mark in turns]
+        chat[0]["content"].insert(0, {"type": "image"})
+        try:
+            text = processor.apply_chat_template(chat, tokenize=False)
+            head, between, middle, later, after = re.split("|".join(_MARKS), text)
+        except Exception as error:
+            raise UserError(f"the model's chat template cannot render a conversation: {error}") from error
+        token = processor.image_token
+        prefix, found, before = head.rpartition(token)
+        if not found:
+            raise UserError("the model's chat template puts the image after the question; it cannot be packed")
+        end = tokenizer.eos_token
+        after = after.split(end)[0] + end
+        if middle.startswith(after):
+            middle = middle[len(after) :]
+        blank = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+        ids = processor(images=blank, text=prefix + token, return_tensors="np")["input_ids"][0]
+        return cls(
+            tokenizer=tokenizer,
+            prefix_ids=tuple(int(i) for i in ids),
+            image_token_id=int(model.config.image_token_id),
+            first=(before, between),
+            later=(middle, later),
+            after=after,
+            special=re.compile("|".join(re.escape(t) for t in sorted(tokenizer.all_special_tokens, key=len)[::-1])),
+        )
+
+    def prompt(self, question: str, *, follows: bool = False) -> list[int]:
+        """Token ids from the end of the prefix (or of the previous answer) to where the answer begins."""
+        before, between = self.later if follows else self.first
+        return self._ids(before + self.clean(question) + between)
+
+    def answer(self, text: str) -> list[int]:
+        """Token ids of an answer and the end token, as they follow a prompt."""
+        opening = self.first[1]
+        alone = self._ids(opening)
+        whole = self._ids(opening + self.clean(text) + self.after)
+        if whole[: len(alone)] == alone:
+            return whole[len(alone) :]
+        return self._ids(self.clean(text) + self.after)
+
+    def clean(self, text: str) -> str:
+        """Text without special tokens; a space stands where one was."""
+        while self.special.search(text):
+            text = self.special.sub(" ", text)
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
