@@ -1,7 +1,5 @@
 """Training runs in processes that start at once and may be killed: forked from one that has imported everything."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import random

@@ -1,7 +1,5 @@
 """A checkout with a home, runs and ports of its own, for the end-to-end tests of a module; the main job's is shared."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -3,8 +3,6 @@
 The tests share one home and are in the order a user would do things; each says what it needs of those before it.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json

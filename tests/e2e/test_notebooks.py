@@ -1,7 +1,5 @@
 """The notebooks, top to bottom, on a finished run of the `ci` profile: that of the main job's tests if there is one."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -3,8 +3,6 @@
 The pictures are drawn heads, saved as files with a labels.csv as a user would write it.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

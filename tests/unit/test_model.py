@@ -13,20 +13,13 @@ from PIL import Image
 from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.model import inference
-from facemllm.model.forward import (
-    PADDING,
-    PREFIX,
-    row_mask,
-    row_states,
-    tower_features,
-    visual_tokens,
-    word_logits,
-)
+from facemllm.model.forward import PADDING, PREFIX, row_mask, row_states, tower_features, visual_tokens, word_logits
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.parts import load_base
 from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.tiny import build_tiny, build_tokenizer
+from tests.training_example import spread
 
 ANSWERS = ["short hair", "brown hair", "turned 25 degrees left", "about 35 years old", "yes", "no", "clean-shaven"]
 TEXTS = [
@@ -46,15 +39,7 @@ QUERIES = [
 def preset():
     torch.set_num_threads(1)
     model, processor = build_tiny(settings.load().model, TEXTS, ANSWERS, seed=3)
-    with torch.no_grad():  # untrained logits are nearly equal; spread them, so that a wrong mask shows
-        for name, parameter in model.named_parameters():
-            if "language_model.layers" in name and parameter.ndim == 2:
-                parameter.mul_(6)
-        model.get_input_embeddings().weight.mul_(8)
-        for name, buffer in model.named_buffers():  # statistics as training leaves them: loading must keep them
-            if "running" in name:
-                buffer.add_(torch.rand(buffer.shape, generator=torch.Generator().manual_seed(0)))
-    return model.eval(), processor
+    return spread(model), processor
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +55,7 @@ def ids_of(tokenizer, text):
 def test_every_closed_answer_is_one_token():
     tokenizer = build_tokenizer(TEXTS, ANSWERS)
     for answer in ANSWERS:
-        assert len(ids_of(tokenizer, answer)) == 1
-        assert len(ids_of(tokenizer, answer.capitalize())) == 1
+        assert len(ids_of(tokenizer, answer)) == len(ids_of(tokenizer, answer.capitalize())) == 1
     # as a whole phrase only: not inside a longer word
     assert len(ids_of(tokenizer, "short hairs")) > 1
 
@@ -107,9 +91,8 @@ def test_the_mask_is_the_one_that_is_drawn():
 def test_pixels_are_the_processors_own(preset, faces):
     _, processor = preset
     for face in (faces[0], Image.fromarray(faces[0])):
-        ours = normalise(
-            torch.from_numpy(face_pixels(face, processor.image_processor))[None], processor.image_processor
-        )
+        pixels = torch.from_numpy(face_pixels(face, processor.image_processor))[None]
+        ours = normalise(pixels, processor.image_processor)
         theirs = processor(images=Image.fromarray(faces[0]), text="<image>", return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     encoded = io.BytesIO()
@@ -199,11 +182,10 @@ def test_greedy_says_what_generation_writes(preset, faces):
         end = processor.tokenizer.eos_token_id
 
         def no_then_end(module, inputs, output):
-            after_no = inputs[0] @ torch.zeros(inputs[0].shape[-1])  # shape only
-            output = output - 100
+            output = torch.full_like(output, -100)
             output[..., ids_of(processor.tokenizer, "no")[0]] += 50
             output[1:, end] += 100
-            return output + after_no[..., None]
+            return output
 
         hook = model.lm_head.register_forward_hook(no_then_end)
         ended = predictor.score(faces[:1], [[Query("Is there a beard?", ("no",))]])[0][0]
@@ -261,13 +243,11 @@ def test_saved_and_loaded_again_it_computes_the_same(preset, faces, tmp_path):
 
 
 def test_what_cannot_be_loaded_is_refused_in_one_line(preset, tmp_path):
-    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no \*\.safetensors"):
-        load_model(tmp_path / "empty")
-    (tmp_path / "pickled").mkdir()
-    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"")
+        load_model(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match="pickled"):
-        load_model(tmp_path / "pickled")
+        load_model(tmp_path)
     save_model(*preset, tmp_path / "torn")
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot load the model") as error:

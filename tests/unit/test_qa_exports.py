@@ -1,8 +1,6 @@
 """Exports: each loads with `datasets`, passes the checks of the tool it is for where that is installed, and says
 the same as the conversations."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -17,6 +15,7 @@ from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table
 from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import with_attributes
 from tests.conftest import face
+from tests.refusing import refuses
 
 FORMS = "reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
 HELD = "reformat.held_out=[Wearing_Earrings]"
@@ -149,8 +148,8 @@ def test_a_split_that_is_none_touches_no_file(name, talks, limits, tmp_path):
     for victim in victims:
         victim.write_text("precious")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(UserError, match=r"no split '\.\./victim'; choose one of train, validation, test"):
-        export(limits, talks, tmp_path / "out", name, "../victim")
+    said = r"no split '\.\./victim'; choose one of train, validation, test"
+    refuses(said, export, limits, talks, tmp_path / "out", name, "../victim")
     typed = ["export", str(talks), str(tmp_path / "out"), "--format", name, "--split", "../victim"]
     assert CliRunner().invoke(app, typed).exit_code == 2
     assert [victim.read_text() for victim in victims] == ["precious"] * 3
@@ -196,8 +195,7 @@ def test_exports_say_whose_pictures_they_are_and_come_out_the_same(name, talks, 
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(talks, limits, tmp_path):
-    with pytest.raises(UserError, match="no format 'csv'; choose one of llava, sharegpt"):
-        export(limits, talks, tmp_path / "out", "csv")
+    refuses("no format 'csv'; choose one of llava, sharegpt", export, limits, talks, tmp_path / "out", "csv")
     row = rows_of(talks)[0]
     with TableWriter(tmp_path / "few", CONVERSATIONS) as table:
         table.write([row])
@@ -205,15 +203,13 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(talks, limits, tm
         export(limits, tmp_path / "few", tmp_path / "out", "trl", "test")
     mine = settings.load("laptop", [f"storage.home={tmp_path / 'home'}"])
     Tombstones.of(mine).add("image", Marks(image=frozenset({row["image_id"]})), reason="asked", by="Ada Lovelace")
-    with pytest.raises(UserError, match="1 of 40 rows were forgotten"):
-        export(mine, talks, tmp_path / "out", "llava")
+    refuses("1 of 40 rows were forgotten", export, mine, talks, tmp_path / "out", "llava")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 def test_terms_are_asked_for_what_the_split_is_for(talks, limits, tmp_path):
-    rows = [row | {"source": "aflw2000"} for row in open_table(talks).iterate()]
     with TableWriter(tmp_path / "bound", CONVERSATIONS) as table:
-        table.write(rows)
+        table.write(row | {"source": "aflw2000"} for row in open_table(talks).iterate())
     mine = tmp_path / "ledger.yaml"
     mine.write_text("aflw2000: {uses: [evaluate]}\n")
     bound = limits.model_copy(update={"ingest": limits.ingest.model_copy(update={"ledger": str(mine)})})

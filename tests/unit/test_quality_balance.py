@@ -1,7 +1,5 @@
 """Group balance: what filters do to groups, what is named and what is chance, and the check that says so."""
 
-from __future__ import annotations
-
 from html import unescape
 
 import pytest
@@ -84,16 +82,10 @@ def test_the_chance_is_that_of_fishers_exact_test():
 
 
 def test_the_duplicate_filter_is_read_from_the_manifest():
-    about = {
-        "duplicates": {"pictures alike, train": 2},
-        "groups": {
-            "read": {"gender": {"female": 5}, "source": {"render": 6, "celeba": 4}},
-            "kept": {"gender": {"female": 3}, "source": {"render": 4, "celeba": 4}},
-        },
-    }
-    found = of_manifest(about)
-    assert (found.rows_before, found.rows_after) == (10, 8)
-    assert found.before[("gender", "female")] == 5
+    read = {"gender": {"female": 5}, "source": {"render": 6, "celeba": 4}}
+    kept = {"gender": {"female": 3}, "source": {"render": 4, "celeba": 4}}
+    found = of_manifest({"duplicates": {"pictures alike, train": 2}, "groups": {"read": read, "kept": kept}})
+    assert (found.rows_before, found.rows_after, found.before[("gender", "female")]) == (10, 8, 5)
     assert found.after[("source", "render")] == 4
     assert of_manifest({}) is None
     assert of_manifest({"groups": {"read": 3}}) is None
@@ -143,38 +135,29 @@ def test_groups_of_a_row_leave_out_what_is_not_known():
     )
 
 
-@pytest.fixture
-def limits():
-    return settings.load("laptop", ["validate.min_rows=20"])
-
-
 def written(folder, rows, schema, **options):
     with TableWriter(folder, schema, **options) as table:
         table.write(rows)
     return folder
 
 
-def test_filters_that_drop_women_are_named_end_to_end(face_rows, limits, tmp_path):
+def test_filters_that_drop_women_are_named_end_to_end(face_rows, tmp_path):
     """The search for duplicates drops 12 of 20 extra women, annotation 12 of 20, question making 7 of the 8 left."""
     rows = [row | {"caption": "A face of a person."} for row in face_rows()]
     women = [row["image_id"] for row in rows if row["gender"] == "female"]
-    about = {
-        "groups": {
-            "read": {"gender": {"female": 32, "male": 20}, "source": {"render": 52}},
-            "kept": {"gender": {"female": 20, "male": 20}, "source": {"render": 40}},
-        }
-    }
-    raw = written(tmp_path / "raw", rows, FACES, about=about)
+    read = {"gender": {"female": 32, "male": 20}, "source": {"render": 52}}
+    kept = {"gender": {"female": 20, "male": 20}, "source": {"render": 40}}
+    raw = written(tmp_path / "raw", rows, FACES, about={"groups": {"read": read, "kept": kept}})
     kept = [row for row in rows if row["image_id"] not in women[:12]]
     annotated = written(tmp_path / "annotated", kept, FACES)
     asked = [tasks.get("gender"), tasks.get("age")]
     talks = [conversation(row, asked) for row in kept if row["image_id"] not in women[12:19]]
-    verdict = validate(limits, raw, annotated, written(tmp_path / "talks", talks, CONVERSATIONS), tmp_path / "out")
+    limits, talks = settings.load("laptop", ["validate.min_rows=20"]), written(tmp_path / "t", talks, CONVERSATIONS)
+    verdict = validate(limits, raw, annotated, talks, tmp_path / "out")
     assert verdict.passed
     said = [line for line in verdict.warnings if line.startswith("balance")]
-    assert len(said) == 3
-    assert "duplicates dropped 37.5 % of the faces labelled 'female' (gender), 23.1 % of all" in said[0]
-    assert "annotation dropped 60.0 % of the faces labelled 'female' (gender), 30.0 % of all" in said[1]
-    assert "question making dropped 87.5 % of the faces labelled 'female' (gender), 25.0 % of all" in said[2]
+    dropped = (("duplicates", 37.5, 23.1), ("annotation", 60.0, 30.0), ("question making", 87.5, 25.0))
+    for line, (what, of_women, of_all) in zip(said, dropped, strict=True):
+        assert f"{what} dropped {of_women} % of the faces labelled 'female' (gender), {of_all} % of all" in line
     page = (tmp_path / "out" / "report.html").read_text()
     assert "annotation dropped 60.0 % of the faces labelled 'female' (gender), 30.0 % of all." in unescape(page)

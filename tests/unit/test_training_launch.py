@@ -1,11 +1,9 @@
 """Launches: two do not meet in one folder, ranks wait for one another, and their end is said in one line."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,26 +19,16 @@ from facemllm.train.stage import StageRun
 
 
 def test_a_cache_is_built_once_by_whoever_comes_first(toy, tmp_path: Path, monkeypatch):
-    built = []
-    build = data._build
+    built, build = [], data._build
+    monkeypatch.setattr(data, "_build", lambda *given: built.append(given) or build(*given))
 
-    def counted(*given) -> None:
-        built.append(threading.get_ident())
-        build(*given)
+    def read(_):
+        return data.pixel_cache(toy.table, toy.processor.image_processor, tmp_path / "shared")
 
-    monkeypatch.setattr(data, "_build", counted)
-    found = {}
-
-    def read(number: int) -> None:
-        found[number] = data.pixel_cache(toy.table, toy.processor.image_processor, tmp_path / "shared")
-
-    threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    with ThreadPoolExecutor(4) as threads:
+        found = [*threads.map(read, range(4))]
     assert len(built) == 1
-    assert all(np.array_equal(found[number], toy.pixels) for number in range(4))
+    assert all(np.array_equal(pixels, toy.pixels) for pixels in found)
     assert len(list((tmp_path / "shared").iterdir())) == 1, "the lock file is gone"
 
 

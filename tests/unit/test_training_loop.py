@@ -1,7 +1,5 @@
 """The training loop: what a stage changes, how it resumes, when it stops, what it tells."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
@@ -16,7 +14,7 @@ from facemllm.core import cost
 from facemllm.errors import UserError
 from facemllm.model.inference import Predictor, Query
 from facemllm.train import distributed, monitor, optimizer
-from facemllm.train.dataloader import DataLoader, prefetch
+from facemllm.train.dataloader import prefetch
 from facemllm.train.monitor import LossMonitor, ParameterMonitor, Throughput, out_of_memory_explained
 from tests.training_example import COLORS, MODES, SIDES, assert_same_gradients, face, stage, stage_run, trains
 
@@ -43,22 +41,21 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(toy, name):
 def test_a_resumed_run_ends_with_the_same_bytes(toy, tmp_path, objective):
     mode = {"caption_words": "align", "answers": "specialize"}[objective]
     plan = stage(objective=objective, trains=MODES[mode][0], steps=5, batch_images=4)
-    folders = []
+    saved, logged, seen = [], {}, {}
 
     def save(step, checkpoint):
-        folders.append(tmp_path / f"{step}")
-        folders[-1].mkdir()
-        checkpoint.write(folders[-1])
+        saved.append(step)
+        if step == 2:
+            checkpoint.write(tmp_path)
 
-    logged = []
-    whole = toy.run(plan, save=save, checkpoint_every=2, log=lambda step, metrics: logged.append((step, metrics)))
-    assert [f.name for f in folders] == ["2", "4"]
-    assert {p.suffix for p in folders[0].iterdir()} == {".safetensors", ".json"}
-    seen = []
-    resumed = toy.run(plan, resume=folders[0], log=lambda step, metrics: seen.append((step, metrics)))
+    whole = toy.run(plan, save=save, checkpoint_every=2, log=logged.__setitem__)
+    assert saved == [2, 4]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
+    resumed = toy.run(plan, resume=tmp_path, log=seen.__setitem__)
     assert (whole.resumed_from, resumed.resumed_from) == (0, 2)
     assert (resumed.tokens, resumed.final_loss) == (whole.tokens, whole.final_loss)
-    assert [(s, m["grad_norm"]) for s, m in seen] == [(s, m["grad_norm"]) for s, m in logged[2:]]
+    assert list(seen) == [3, 4, 5]
+    assert all(seen[step]["grad_norm"] == logged[step]["grad_norm"] for step in seen)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
@@ -92,19 +89,15 @@ def test_a_resumed_watch_stops_where_the_first_would():
             [one.check(step, 30.0, 1.0, list) for step in range(60, 120)]
         stops.append(str(error.value))
     assert stops[0] == stops[1]
-    fresh = LossMonitor("toy", 20.0)
-    fresh.load_state_dict(json.loads(json.dumps(LossMonitor("toy", 20.0).state_dict())))
-    fresh.check(1, 5.0, 1.0, list)
+    first = LossMonitor("toy", 20.0)
+    first.load_state_dict(json.loads(json.dumps(LossMonitor("toy", 20.0).state_dict())))
+    first.check(1, 5.0, 1.0, list)
 
 
 def test_ranks_of_a_sharded_model_make_the_same_number_of_batches(toy):
     def counts(batch, world, micro, sharded=True):
-        plan = stage(batch_images=batch)
-        made = []
-        for rank in range(world):
-            facts = {"rank": rank, "world_size": world, "micro_images": micro}
-            run = toy.stage_run(plan, sharding="full" if sharded else "replicate", **facts)
-            made.append(DataLoader(run, toy.model, toy.processor, toy.dataset).batches(0))
+        facts = {"sharding": "full" if sharded else "replicate", "world_size": world, "micro_images": micro}
+        made = [toy.batches(stage(batch_images=batch), rank=rank, **facts) for rank in range(world)]
         assert sum(b.faces for batches in made for b in batches) == batch
         return [len(batches) for batches in made]
 
@@ -178,8 +171,8 @@ def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path):
 def test_it_learns_and_answers_new_faces(toy):
     questions = [Query("Which hair?", tuple(COLORS)), Query("How is the head turned?", SIDES)]
     rows = [n for n in range(40) if n % 5 == 4]
-    size = {"steps": 30, "batch_images": 12, "learning_rate": 4e-3}
-    words = stage(objective="caption_words", trains=MODES["align"][0], tasks={"caption": 1.0}, **size)
+    words = {"objective": "caption_words", "trains": MODES["align"][0], "tasks": {"caption": 1.0}}
+    words = stage(**words, steps=30, batch_images=12, learning_rate=4e-3)
     aligned = toy.run(words, "align", precision="bf16").model
     plan = stage(steps=30, batch_images=8, learning_rate=3e-3)
     losses = []
@@ -207,10 +200,10 @@ def test_logs_tell_losses_by_task_speeds_and_what_is_left(toy):
     outcome = toy.run(plan, log=logs.__setitem__)
     assert outcome.final_loss == logs[max(logs)]["loss"], "the terminal, lineage and MLflow say one loss"
     assert list(logs) == [1, 2, 3, 4]
-    speeds = {f"{name}_per_second" for name in ("steps", "images", "questions", "tokens")}
-    rates = {"learning_rate", "learning_rate/tower"}
     norms = {"grad_norm", *(f"grad_norm/{m}" for m in ("tower", "projector", "embeddings", "language"))}
-    assert speeds | rates | norms | {"loss", "padding", "seconds_left", "memory_bytes"} <= set(logs[3])
+    told = {f"{name}_per_second" for name in ("steps", "images", "questions", "tokens")} | norms
+    told |= {"learning_rate", "learning_rate/tower", "loss", "padding", "seconds_left", "memory_bytes"}
+    assert told <= set(logs[3])
     assert "mfu" not in logs[3]  # nothing is known of a CPU's peak
     assert logs[3]["learning_rate/tower"] == 0.5 * logs[3]["learning_rate"]
     squares = sum(logs[3][name] ** 2 for name in norms - {"grad_norm"})

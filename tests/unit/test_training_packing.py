@@ -1,7 +1,5 @@
 """What a step sees, and that packing, several faces a row and micro-batches change neither loss nor gradients."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -21,9 +19,9 @@ from tests.training_example import assert_same_gradients, stage, trains
 FROZEN = trains(projector="full", embeddings="full", language="full")
 
 
-def packed(toy, turns, mirrored=None, **options):
+def packed(toy, turns, mirrored=None, corpus=None, **options):
     mirrored = np.zeros(len(turns), bool) if mirrored is None else mirrored
-    return pack(toy.corpus, turns, mirrored, toy.frame.prefix_ids, toy.frame.image_token_id, **options)
+    return pack(corpus or toy.corpus, turns, mirrored, toy.frame.prefix_ids, toy.frame.image_token_id, **options)
 
 
 def test_a_plan_depends_on_the_step_alone(toy):
@@ -58,7 +56,7 @@ def test_a_turn_that_follows_stays_with_the_turn_before(toy):
     assert (together[0], together[3]) == (apart[0], apart[3])
     plan = toy.sampler(stage(tasks={"attributes": 1.0}, turns_per_image=1), corpus).plan(0)
     assert all(len(t) == 2 and t[1] == t[0] + 1 for t in plan.turns)
-    rows = pack(corpus, plan.turns, np.zeros(6, bool), toy.frame.prefix_ids, toy.frame.image_token_id)
+    rows = packed(toy, plan.turns, corpus=corpus)
     own = rows.face[0] != PADDING
     assert set(rows.block[0][own]) == {PREFIX, 0}
     assert rows.position[0][own].tolist() == list(range(own.sum()))
@@ -86,7 +84,7 @@ def test_answer_tokens_are_counted_of_what_a_mirrored_face_is_asked(toy):
     corpus = replace(toy.corpus, answer=answer)
     plan = toy.sampler(stage(), corpus).plan(0)
     assert plan.changes.mirror.any()
-    rows = pack(corpus, plan.turns, plan.changes.mirror, toy.frame.prefix_ids, toy.frame.image_token_id)
+    rows = packed(toy, plan.turns, plan.changes.mirror, corpus)
     assert plan.labels == len(rows.target)
 
 
@@ -109,13 +107,10 @@ def test_a_question_too_long_for_the_model_is_left_out_and_told(toy):
         toy.sampler(stage(), prefix=prefix, limit=prefix)
 
 
-def test_rows_are_filled_first_fit_longest_first():
+def test_rows_are_filled_first_fit_longest_first_to_the_width_with_least_padding():
     lengths = np.array([3, 7, 12, 5, 2])
     assert fitted(lengths, 10) == [[2], [1, 0], [3, 4]]
     assert fitted(lengths, 0) == [[0], [1], [2], [3], [4]]
-
-
-def test_the_width_of_rows_is_the_one_with_least_padding_and_no_face_is_lost():
     lengths = np.array([140] * 6)
     assert tightest(lengths, 256, 4) == ([[n] for n in range(6)], 140)  # 256 would leave 116 of each row empty
     assert tightest(np.array([100, 40, 60, 100]), 256, 4) == ([[0], [3], [2, 1]], 100)

@@ -25,17 +25,15 @@ def table(conversations_table, conversation_rows, face_rows):
     return open_table(conversations_table(rows), CONVERSATIONS)
 
 
-def test_the_faces_are_those_of_validation_with_the_smallest_digests(
-    table, conversations_table, conversation_rows, face_rows
-):
+def test_fixed_faces_are_of_validation_by_digest(table, conversations_table, conversation_rows, face_rows):
     held_out = sorted(row["image_id"] for row in face_rows() if row["split"] == "validation")
     found = fixed_faces(table)
     assert [face.image_id for face in found] == held_out[:FACES]
     by_id = {row["image_id"]: row for row in face_rows()}
     for face in found:
-        assert face.image == by_id[face.image_id]["image"]["bytes"]
-        assert face.map == by_id[face.image_id]["segmentation"]["bytes"]
-        assert face.answers["gender", "gender"] == by_id[face.image_id]["gender"]
+        row = by_id[face.image_id]
+        assert (face.image, face.map) == (row["image"]["bytes"], row["segmentation"]["bytes"])
+        assert face.answers["gender", "gender"] == row["gender"]
     training = [row for row in conversation_rows(face_rows()) if row["split"] == "train"]
     alone = fixed_faces(open_table(conversations_table(training, "alone"), CONVERSATIONS))
     assert [face.image_id for face in alone] == sorted(row["image_id"] for row in training)[:FACES]

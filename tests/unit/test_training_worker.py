@@ -1,7 +1,5 @@
 """What a worker loads: branches as the settings ask for, and data that they can learn from."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,8 +130,9 @@ def test_image_and_map_tell_the_words_apart_and_a_face_without_a_map_by_its_imag
 
 def test_statistics_of_caption_words_are_those_counted_one_by_one(full_toy):
     corpus, tasks = full_toy.corpus, {"caption": 1.0, "attributes": 0.5}
-    used, share, beside = word_statistics(corpus, tasks, len(full_toy.processor.tokenizer))
-    count, pairs = np.zeros(len(full_toy.processor.tokenizer)), np.zeros((len(full_toy.processor.tokenizer),) * 2)
+    size = len(full_toy.processor.tokenizer)
+    used, share, beside = word_statistics(corpus, tasks, size)
+    count, pairs = np.zeros(size), np.zeros((size, size))
     for row in range(len(corpus)):
         for mirror in (0, 1):
             turns = range(*corpus.turn_starts[row : row + 2])
@@ -149,10 +148,8 @@ def test_statistics_of_caption_words_are_those_counted_one_by_one(full_toy):
 def test_caption_words_of_a_large_vocabulary_take_the_memory_of_those_in_use(full_toy):
     vocabulary, corpus = 2_000_000, full_toy.corpus  # all pairs of which would fill 16 terabytes
     far = replace(corpus, texts=Texts(corpus.texts.ids + np.int32(vocabulary - 1000), corpus.texts.starts))
-    small, large = (
-        CaptionWords(each, TASKS, size, torch.device("cpu"))
-        for each, size in ((corpus, len(full_toy.processor.tokenizer)), (far, vocabulary))
-    )
+    small = CaptionWords(corpus, TASKS, len(full_toy.processor.tokenizer), torch.device("cpu"))
+    large = CaptionWords(far, TASKS, vocabulary, torch.device("cpu"))
     assert torch.equal(large.used_U, small.used_U + vocabulary - 1000)
     assert torch.equal(large.rivals_UU, small.rivals_UU)
     assert torch.equal(large.weight_U, small.weight_U)

@@ -1,7 +1,5 @@
 """Data versions: the same bytes have one name, and every name brings its bytes back."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil
@@ -17,6 +15,7 @@ from facemllm.errors import UserError
 from facemllm.tables import open_table
 from facemllm.version.record import has, log, record, restore
 from facemllm.version.repository import Repository
+from tests.refusing import refuses
 
 
 @pytest.fixture
@@ -43,9 +42,8 @@ def other_tables(faces_table, conversations_table, face_rows, conversation_rows)
 
 
 def same(restored, tables):
-    return [digests.of_tree(restored / name) for name in ("faces", "conversations")] == [
-        digests.of_tree(table) for table in tables
-    ]
+    found = [restored / "faces", restored / "conversations"]
+    return list(map(digests.of_tree, found)) == list(map(digests.of_tree, tables))
 
 
 def test_what_was_recorded_comes_back_bit_for_bit(place, tables, tmp_path):
@@ -127,22 +125,18 @@ def test_a_damaged_object_is_not_restored(place, tables, tmp_path):
 
 
 def test_unknown_revisions_and_outputs_in_the_way_are_refused(place, tables, tmp_path):
-    with pytest.raises(UserError, match="no data repository at"):
-        restore(place(), "abcdef", tmp_path / "back")
+    refuses("no data repository at", restore, place(), "abcdef", tmp_path / "back")
     assert log(place()) == []
     assert not has(place(), "abcdef")
     revision = record(place(), *tables)
     for unknown in ("abcdef0", "HEAD", "main", "--all", "", revision.sha[:3]):
-        with pytest.raises(UserError, match=r"is unknown in .*facemllm version log"):
-            restore(place(), unknown, tmp_path / "back")
-    with pytest.raises(UserError, match="exists already"):
-        restore(place(), revision.sha, tmp_path)
+        refuses(r"is unknown in .*facemllm version log", restore, place(), unknown, tmp_path / "back")
+    refuses("exists already", restore, place(), revision.sha, tmp_path)
 
 
 def test_damaged_tables_are_not_recorded(place, tables):
     (tables[0] / "part-00000.parquet").write_bytes(b"x")
-    with pytest.raises(UserError, match="bytes do not match"):
-        record(place(), *tables)
+    refuses("bytes do not match", record, place(), *tables)
     assert log(place()) == []
 
 
@@ -163,13 +157,9 @@ def test_an_interrupted_recording_is_repaired_by_the_next(place, tables, other_t
 
 
 def test_an_interrupted_first_recording_is_repaired(place, tables, monkeypatch):
-    def stop(*args):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(Repository, "commit", stop)
-        with pytest.raises(KeyboardInterrupt):
-            record(place(), *tables)
+        patch.setattr(Repository, "commit", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        refuses(None, record, place(), *tables, error=KeyboardInterrupt)
     assert log(place()) == []
     assert record(place(), *tables).new
 
@@ -181,31 +171,27 @@ def test_two_recordings_at_once_are_told_apart(place, tables, tmp_path):
         fcntl.flock(held, fcntl.LOCK_EX)
         held.write("pid 4711")
         held.flush()
-        with pytest.raises(UserError, match=r"another process is recording.*\(lock .*data-repo.lock, pid 4711\)"):
-            record(place(), *tables)
+        refuses(r"another process is recording.*\(lock .*data-repo.lock, pid 4711\)", record, place(), *tables)
     assert record(place(), *tables).new, "a lock whose holder is gone holds nobody up"
 
 
 def test_without_git_there_is_one_clear_line(place, tables, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UserError, match="git is not installed"):
-        record(place(), *tables)
+    refuses("git is not installed", record, place(), *tables)
 
 
 def test_a_foreign_folder_is_left_alone(place, tables, tmp_path):
     foreign = tmp_path / "foreign"
     subprocess.run(["git", "init", "-q", foreign], check=True)
     (foreign / "work.txt").write_text("work")
-    with pytest.raises(UserError, match=r"is no data repository of ours; set version\.repository"):
-        record(place(repository=foreign), *tables)
+    refuses(r"is no data repository of ours; set version\.repository", record, place(repository=foreign), *tables)
     assert sorted(path.name for path in foreign.iterdir()) == [".git", "work.txt"]
 
 
 def test_an_unwritable_remote_is_one_clear_line_and_no_revision(place, tables, tmp_path):
     (tmp_path / "file").write_text("in the way")
     broken = place(remote=tmp_path / "file" / "remote")
-    with pytest.raises(UserError, match=r"DVC failed in .*file/remote"):
-        record(broken, *tables)
+    refuses(r"DVC failed in .*file/remote", record, broken, *tables)
     assert log(broken) == []
 
 
