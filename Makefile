@@ -2,10 +2,10 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 FACES ?=
-PROFILE ?= $(if $(FACES),own,laptop)
+# as it was given, whatever signs it holds: recipes read it from the environment, where no shell reads it again
+export FACES_GIVEN := $(value FACES)
+PROFILE ?= $(if $(FACES_GIVEN),own,laptop)
 ARGS ?=
-comma := ,
-SOURCES = $(if $(FACES),--set 'ingest.sources=[{name: imagefolder$(comma) root: "$(shell realpath -- "$(FACES)")"}]')
 
 .PHONY: help run test test-unit bench task reader ui down lint clean
 
@@ -19,10 +19,11 @@ help: ## list what there is
 	@if command -v uv >/dev/null; then uv=uv; else .venv/bin/python -m pip install -q uv -c constraints.txt >/dev/null 2>&1 && uv=".venv/bin/python -m uv"; fi; \
 	if [ -n "$$uv" ]; then UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $$uv pip install -q --compile-bytecode --python .venv/bin/python -e '.[dev]' -c constraints.txt; \
 	else .venv/bin/python -m pip install -q -e '.[dev]' -c constraints.txt; fi
+	@test -e .git || .venv/bin/dvc -q config --local core.no_scm true
 	@touch $@
 
 run: .venv/.ready ## set up and run the main job (FACES=folder of your own pictures, PROFILE=laptop, ARGS="--set key=value")
-	@.venv/bin/python pipeline.py run --profile $(PROFILE) $(SOURCES) $(ARGS)
+	@.venv/bin/python pipeline.py run --profile $(PROFILE) --faces "$$FACES_GIVEN" $(ARGS)
 
 test: lint ## set up and pass the tests: style, unit, integration, end to end
 	@.venv/bin/python -m pytest -q -n auto --dist worksteal --durations=8 tests/unit

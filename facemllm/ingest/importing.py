@@ -86,6 +86,14 @@ def folder_of(source: Source) -> Path:
     return folder
 
 
+def require(source: Source) -> None:
+    """Raise UserError unless a dataset's folder holds anything, its reader exists and knows the options given."""
+    if source.name != "render":
+        options_of(source)
+        if not any(folder_of(source).iterdir()):
+            raise UserError(f"{source.root}: the folder is empty (root of source '{source.name}')")
+
+
 def imported(source: Source, data: Ingest, workers: int = 0) -> Iterator[dict[str, Any] | Refused]:
     """Rows of `faces` from a dataset on disk, in the reader's order, each with its perceptual hash under `HASH`.
 
