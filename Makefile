@@ -7,7 +7,7 @@ export FACES_GIVEN := $(value FACES)
 PROFILE ?= $(if $(FACES_GIVEN),own,laptop)
 ARGS ?=
 
-.PHONY: help run test test-unit bench task reader ui down lint clean
+.PHONY: help run test test-unit test-integration test-e2e bench task reader ui down lint clean
 
 help: ## list what there is
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,10 +27,13 @@ run: .venv/.ready ## set up and run the main job (FACES=folder of your own pictu
 
 test: lint ## set up and pass the tests: style, unit, integration, end to end
 	@.venv/bin/python -m pytest -q -n auto --dist worksteal --durations=8 tests/unit
-	@.venv/bin/python -m pytest -q --durations=8 tests/integration tests/e2e
+	@$(MAKE) -j2 --output-sync --no-print-directory test-integration test-e2e
 
 test-unit: .venv/.ready ## the unit tests alone
-	@.venv/bin/python -m pytest -q -n auto tests/unit
+	@.venv/bin/python -m pytest -q -n auto --dist worksteal tests/unit
+
+test-integration test-e2e: .venv/.ready
+	@.venv/bin/python -m pytest -q --durations=8 tests/$(@:test-%=%)
 
 bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of the renderer's prototype, if you have it)
 	@for name in tables importing annotation reformatting scoring training; do .venv/bin/python benchmarks/$$name.py || exit 1; done

@@ -205,5 +205,5 @@ def test_ray_for_real(settings: Settings) -> None:
     finally:
         services.down(settings, ["ray"])
     assert known.members() == []
-    left = [p for p in psutil.process_iter() if p.pid not in before and "ray" in p.name()]
-    assert [p for p in left if str(settings.services.ray_port) in " ".join(p.cmdline())] == []
+    left = [p.info for p in psutil.process_iter(["pid", "cmdline"]) if p.pid not in before]
+    assert [one for one in left if f"{settings.services.ray_port}" in " ".join(one["cmdline"] or [])] == []
