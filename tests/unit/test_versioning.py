@@ -1,6 +1,7 @@
 """Data versions: the same bytes have one name, and every name brings its bytes back."""
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from facemllm import settings
 from facemllm.core import digests
 from facemllm.tables import open_table
+from facemllm.version import repository
 from facemllm.version.record import has, log, record, restore
 from facemllm.version.repository import Repository
 from tests.refusing import refuses
@@ -162,6 +164,30 @@ def test_two_recordings_at_once_are_told_apart(place, tables, tmp_path):
         held.flush()
         refuses(r"another process is recording.*\(lock .*data-repo.lock, pid 4711\)", record, place(), *tables)
     assert record(place(), *tables).new, "a lock whose holder is gone holds nobody up"
+
+
+@pytest.mark.parametrize("name", ["Ada's 100%2F", 'say "cheese" #1', "what? ünï", "back\\slash"])
+def test_a_repository_may_lie_anywhere(name, place, tables, tmp_path):
+    settings = place(json.dumps(name)[1:-1])
+    revision = record(settings, *tables)
+    restore(settings, revision.sha, tmp_path / "out")
+    assert digests.of_tree(tmp_path / "out" / "faces") == digests.of_tree(tables[0])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder to another user")
+def test_gits_advice_on_a_repository_of_another_user_has_effect(place, tables, tmp_path, monkeypatch):
+    settings = place()
+    revision = record(settings, *tables)
+    path = Repository.of(settings).path
+    for one in (path, path / ".git"):
+        os.chown(one, 12345, 12345)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    repository._trusted.cache_clear()
+    refuses(r"safe\.directory", log, settings)
+    subprocess.run(["git", "config", "--global", "--add", "safe.directory", path], check=True)
+    repository._trusted.cache_clear()
+    assert log(settings)[0]["sha"] == revision.sha
+    repository._trusted.cache_clear()
 
 
 def test_a_foreign_folder_is_left_alone_and_without_git_there_is_one_clear_line(place, tables, tmp_path, monkeypatch):
