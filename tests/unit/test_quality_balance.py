@@ -101,7 +101,7 @@ def test_the_check_runs_through_great_expectations_one_a_filter():
     assert "annotation dropped 40.0 % of the faces labelled 'dark' (skin tone), 5.0 % of all" in outcomes[1].line()
 
 
-def test_memory_counts_rows_before_and_after_and_tells_marks_apart():
+def test_memory_counts_rows_before_and_after_and_marks_differ_where_values_do():
     memory = Memory()
     rows = [("a", "female"), ("b", "male"), ("c", "female"), ("a", "female")]
     for image_id, gender in rows:
@@ -114,11 +114,9 @@ def test_memory_counts_rows_before_and_after_and_tells_marks_apart():
     assert found.before == {("gender", "female"): 2, ("gender", "male"): 1, ("source", "x"): 3}
     assert found.after == {("gender", "female"): 1, ("gender", "male"): 1, ("source", "x"): 2}
 
-
-def test_marks_differ_where_values_do_and_what_is_not_known_has_none():
     values = ["a", "b", 1.0, 1.5, [1.0, 2.0], [2.0, 1.0], b"a", False, True, 0]
     assert len({bytes(8), *map(mark, values)}) == len(values) + 1
-    assert {mark(value) for value in (None, "", [])} == {bytes(8)}
+    assert {mark(value) for value in (None, "", [])} == {bytes(8)}, "what is not known has none"
 
 
 def test_groups_of_a_row_leave_out_what_is_not_known():

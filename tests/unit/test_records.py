@@ -111,9 +111,10 @@ def test_refused_rows_stand_in_the_quarantine(tmp_path, face_rows):
     assert refused == [{"file": "list.csv", "row": 7, "reason": "no image"}]
 
 
-def test_an_empty_table_can_be_opened(faces_table):
+def test_an_empty_table_can_be_opened_and_one_of_the_other_schema_is_refused(faces_table):
     table = open_table(faces_table([]), FACES)
     assert (table.rows, list(table.iterate(["image_id"], split="train"))) == (0, [])
+    refuses(r"is a 'faces/1' table; 'conversations/1' is needed", open_table, table.path, CONVERSATIONS)
 
 
 def test_datasets_opens_the_tables_with_images_decoded(faces_table, conversations_table, face_rows, tmp_path):
@@ -196,10 +197,6 @@ def test_a_damaged_table_is_refused_with_the_file_named(tmp_path, face_rows, dam
         table.quarantine("list.csv", 1, "no image")
     damage(tmp_path / "t")
     refuses(named, open_table, tmp_path / "t", FACES)
-
-
-def test_a_table_of_the_other_schema_is_refused(faces_table):
-    refuses(r"is a 'faces/1' table; 'conversations/1' is needed", open_table, faces_table(), CONVERSATIONS)
 
 
 @pytest.mark.parametrize(("where", "name"), [(pq.ParquetWriter, "write_table"), (os, "fsync")])

@@ -10,8 +10,6 @@ from tests.conftest import encode
 TRAIN = [("gender", "gender/0")]
 TEST = [*TRAIN, ("gender", "gender:unseen/0"), ("zero_shot", "Wearing_Earrings/0"), ("age", "age/0")]
 TEST += [("caption", "caption/0")]
-
-
 OVERRIDES = ["evaluate.bootstrap=100", "evaluate.baseline_pixels=8"]
 
 
