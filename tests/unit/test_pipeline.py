@@ -2,9 +2,7 @@
 
 import inspect
 import json
-import os
 import re
-import shlex
 import subprocess
 import sys
 from copy import deepcopy
@@ -237,17 +235,3 @@ def test_model_and_loop_run_on_a_bare_machine():
     """They need torch, transformers and peft, not what the workflow around them is made of."""
     done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, check=False)
     assert done.stdout == "bare\n", done.stderr
-
-
-def test_make_run_takes_a_folder_of_pictures(tmp_path: Path):
-    folder = tmp_path / "my pictures"
-    folder.mkdir()
-    # make test hands its own flags down, and a make below another talks of the folders it enters
-    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    command = ["make", "-n", "run", f"FACES={folder}"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env=outside).stdout
-    (line,) = (line for line in said.splitlines() if "pipeline.py run" in line)
-    words = shlex.split(line)
-    assert words[words.index("--profile") + 1] == "own"
-    (source,) = load("own", [words[words.index("--set") + 1]]).ingest.sources
-    assert (source.name, source.root) == ("imagefolder", str(folder))
