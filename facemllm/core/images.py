@@ -104,12 +104,21 @@ def perceptual_hash(image: Image.Image) -> bytes:
     and benchmarking of perceptual image hash functions"). Tombstones hold it: another value of it would let what was
     forgotten in again.
     """
+    return perceptual_hashes(image)[:32]
+
+
+def perceptual_hashes(image: Image.Image) -> bytes:
+    """The perceptual hash of a picture, then that of its mirror image: 64 bytes."""
     small = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR).tobytes()
     grey = np.frombuffer(small, np.uint8).reshape(_SIDE, _SIDE).astype(np.float32)
-    cosines = _cosines()
-    low = (cosines @ grey @ cosines.T).ravel()
-    ranked = np.partition(low, (127, 128))
-    return np.packbits(low > (ranked[127] + ranked[128]) / 2).tobytes()
+    low = _cosines() @ grey @ _cosines().T
+    mirrored = low * np.where(np.arange(_LOW) % 2, -1, 1)  # the odd frequencies across change their sign
+    return _above_median(low) + _above_median(mirrored)
+
+
+def _above_median(low: NDArray[np.float32]) -> bytes:
+    ranked = np.partition(low.ravel(), (127, 128))
+    return np.packbits(low.ravel() > (ranked[127] + ranked[128]) / 2).tobytes()
 
 
 @cache

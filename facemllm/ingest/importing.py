@@ -40,7 +40,7 @@ _ALONE = {file.stem for file in _FOLDER.glob("[a-z]*.py")} - set(_FAMILIES.value
 READERS: Mapping[str, str] = {stem.replace("_", "-"): stem for stem in sorted(_ALONE)} | _FAMILIES
 """Module of `readers/` by source: of its own name, unless it is one of a family's."""
 
-HASH = "perceptual_hash"  # transient key of an imported row
+HASH = "perceptual_hashes"  # transient key of an imported row
 _HERE, _CHUNK = 64, 16
 _MIN_SIDE = 8
 
@@ -87,7 +87,7 @@ def folder_of(source: Source) -> Path:
 
 
 def imported(source: Source, data: Ingest, workers: int = 0) -> Iterator[dict[str, Any] | Refused]:
-    """Rows of `faces` from a dataset on disk, in the reader's order, each with its perceptual hash under `HASH`.
+    """Rows of `faces` from a dataset on disk, in the reader's order, each with its perceptual hashes under `HASH`.
 
     Raises UserError when the folder or a label file is missing or has not the stated form.
     """
@@ -188,7 +188,7 @@ def _made(
         "subject_id": subject,
         "split": _split(item.split, official if item.official is None else item.official, person, data),
         "provenance": [provenance(field, "source") for field in sorted(labels) if labels[field] not in (None, [])],
-        HASH: images.perceptual_hash(picture),
+        HASH: images.perceptual_hashes(picture),
     }
 
 

@@ -166,5 +166,5 @@ def face_row(head: Mapping[str, Any], data: Ingest) -> dict[str, Any]:
         "split": split_of(subject, data.validation_share, data.test_share),
         "provenance": [provenance(column, "renderer") for column in _LABELS if values.get(column) is not None],
         # of the stored bytes, as everywhere else: on the raw pixels up to 4 of its 256 bits differ
-        HASH: images.perceptual_hash(Image.open(BytesIO(image))),
+        HASH: images.perceptual_hashes(Image.open(BytesIO(image))),
     }
