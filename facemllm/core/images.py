@@ -113,8 +113,8 @@ def perceptual_hashes(image: Image.Image) -> bytes:
     small = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR).tobytes()
     grey = np.frombuffer(small, np.uint8).reshape(_SIDE, _SIDE).astype(np.float32)
     low = _cosines() @ grey @ _cosines().T
-    mirrored = low * np.where(np.arange(_LOW) % 2, -1, 1)  # the odd frequencies across change their sign
-    return _above_median(low) + _above_median(mirrored)
+    signs = np.where(np.arange(_LOW) % 2, -1, 1).astype(np.float32)  # mirroring turns those of odd frequencies across
+    return _above_median(low) + _above_median(low * signs)
 
 
 def _above_median(low: NDArray[np.float32]) -> bytes:

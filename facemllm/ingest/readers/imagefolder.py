@@ -125,7 +125,7 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
             image=picture,
             subject=values.get("subject") or None,
             split=split,
-            crop=tuple(box) if file in several or options["crop"] == "box" else None,
+            crop=tuple(box) if box is not None and (file in several or options["crop"] == "box") else None,
             labels=facts,
             official=splits,
             photo=name if file in several else "",
