@@ -4,8 +4,6 @@
 given. Labels are what a careful reader takes from the text, not what the parser makes of it.
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 
