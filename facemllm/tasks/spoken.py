@@ -29,18 +29,73 @@ def spoken(text: str) -> str:
     return text.strip()
 
 
-# What a text calls its last word. "That is my final answer." has nothing behind it, and stands for what is before.
 _FINAL = re.compile(
     r"\b(?:final|ultimate) (?:answer|choice|decision|verdict|conclusion|estimate|guess)\W{0,4}"
-    r"(?:\s*(?:is|would be|should be|=))?\W*(?=\S)",
+    r"(?:\s*(?:is|would be|should be|=))?\W*(?=\w)",
     re.IGNORECASE,
 )
-_NOT_YET = re.compile(r"(?:\b(?:no|not|without|before|until|if|never|unable|cannot)\b|n't\b)[^.!?\n]*$", re.IGNORECASE)
+_CONCLUDED = re.compile(
+    r"(?:^|[.,;:!\n])[^\w\n]*(?:(?:so|therefore|thus|hence|and|in conclusion|overall)\W{1,3})*"
+    r"(?:(?:the|my) (?:(?:most )?(?:correct|right|best|likely|appropriate|suitable) )?(?:answer|choice|option)\W{0,4}"
+    r"\s*(?:is|would be|should be|:)|(?<=\n)\W*(?:answer|result|conclusion)\W{0,3}:)\W*(?=\w)",
+    re.IGNORECASE,
+)
+_OPEN_YET = re.compile(
+    r"(?:\b(?:no|not|without|before|until|if|unless|when|whether|never|unable|cannot|wrong|doubt|hard)\b|n't\b)"
+    r"[^.!?\n]*$",
+    re.IGNORECASE,
+)
 
 
-def last_word(text: str) -> str | None:
-    """What stands behind the last "final answer" of a text; None when it has none, or one that is taken back."""
+def last_word(text: str) -> str:
+    """What stands behind the last "final answer" of a text, where it has one and does not take it back; else the text.
+    "That is my final answer." has nothing behind it, and stands for what is before."""
     found = list(_FINAL.finditer(text))
-    if not found or _NOT_YET.search(text[: found[-1].start()]):
+    return text if not found or _OPEN_YET.search(text[: found[-1].start()]) else text[found[-1].end() :]
+
+
+def concluded(text: str) -> tuple[str, str] | None:
+    """What stands before and behind the last "so the answer is" of a text; None when it has none."""
+    found = list(_CONCLUDED.finditer(text))
+    if not found or _OPEN_YET.search(before := text[: found[-1].start()]):
         return None
-    return text[found[-1].end() :] or None
+    return before, text[found[-1].end() :]
+
+
+# Words that say nothing of the face: where an answer is taken from, that it is one, and politeness.
+_PICTURE = r"(?:pictures?|images?|photos?|photographs?|portraits?|pic)"
+IN_PICTURE = (
+    rf"(?:(?:shown|seen|depicted|pictured) )?(?:in|from|on) (?:the|this|your) (?:(?:given|provided) )?{_PICTURE}"
+)
+"""Pattern of where something is to be seen, in normalised words."""
+
+LEADING = (
+    "so|therefore|thus|hence|i|m|would|d|will|must|say|think|believe|guess|estimate|conclude|choose|pick|select|go with"
+    "|answer|option|choice|response|it|that|this|the|my|best|correct|right|most likely|final|short|definitely|clearly"
+    "|certainly|is|be|should be|,|:"
+)
+"""Pattern of the words that lead up to an answer, in normalised words."""
+
+_SOURCE = (
+    rf"(?:(?:the|this|that|these|your|my|what|i|is|can|visual|visible|given|provided|available|facial|shown|above) )*"
+    rf"(?:see|{_PICTURE}|features?|face|appearance|characteristics|information|evidence|details?|cues?|observations?"
+    rf"|analysis|options|choices)(?: (?:provided|shown|given|above|visible|present|available))?(?: {IN_PICTURE})?"
+)
+_ASIDE = re.compile(
+    rf"(?:(?:^|(?<=[.,:] ))(?:(?:looking (?:closely |carefully )?at|judging (?:by|from)|going by|according to|from"
+    rf"|considering|given|after (?:looking at|examining)|among|out of|of) {_SOURCE}|{IN_PICTURE})"
+    rf"|based (?:up)?on {_SOURCE}|as (?:can be seen|is visible|seen|shown) {IN_PICTURE})(?= |$)(?: ,)?"
+)
+_POLITE = re.compile(
+    r"(?:^|(?<=[.!] ))(?:sure|certainly|of course|okay|ok|great question|well)(?= [.,:])(?: [.,:])*"
+    r"|(?:^|(?<=[.!] ))(?:please )?(?:let me know|feel free|(?:i )?hope (?:this|that)|here is (?:the|my)"
+    r" (?:answer|analysis))\b[^.:]*"
+    r"|(?:^|(?<=[.,:] ))(?:my |with )?(?:confidence|certainty)(?: level| score)?(?: is)?(?: :)?"
+    r" (?:very )?(?:high|\d[\d.]*)"
+)
+
+
+def without_asides(words: str) -> str:
+    """Normalised words without those that say where the answer is taken from ("based on the picture"), and without
+    politeness."""
+    return _POLITE.sub(" ", _ASIDE.sub(" ", words))
