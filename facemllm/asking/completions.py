@@ -273,7 +273,7 @@ def _error_of(data: bytes) -> tuple[str, int | None]:
     match said:
         case {"error": error} | {"choices": [{"error": error}, *_]} if error:
             stated = error.get("code", error.get("status")) if isinstance(error, dict) else None
-            said, status = error, int(stated) if str(stated) in _STATUSES else 0
+            said, status = error, int(str(stated)) if str(stated) in _STATUSES else 0
     for name in ("message", "detail"):
         said = said[name] if isinstance(said, dict) and name in said else said
     return said if isinstance(said, str) else json.dumps(said), status

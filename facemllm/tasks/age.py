@@ -21,7 +21,7 @@ TASK = Task(
             readings=((1, rf"N {_YEARS}"), (1, "aged N")),
             short=((1, "N"),),
             lead="he|she|they|it|the|this|a|an|his|her|their|of|person|individual|subject|woman|man|girl|boy|lady|face"
-            "|is|looks|seems|appears|to|be|put|place|at|age|aged|estimated?|apparent|approximate|perceived|approx|:",
+            "|is|looks|seems|appears|to|be|put|place|at|age|aged|estimated?|apparent|approximate|perceived|likely|approx|:",
         ),
     ),
     use="apparent age of the face shown",

@@ -33,15 +33,17 @@ _UNITS += ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "se
 _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _SPELLED = re.compile(rf"\b(?:({'|'.join(_TENS)})(?: ({'|'.join(_UNITS[1:10])}))?|({'|'.join(_UNITS)}))\b")
 
+_SAY = "say|estimate|describe|go|choose|pick|select|answer|call|classify|label|conclude|put|place"
+
 # Words that take an answer back, leave it open, or speak of a thing that is not on the face.
 _DOUBT = re.compile(
-    r"\b(?:maybe|perhaps|possibly|might|may|could|would(?! (?:say|estimate|describe|go|choose|pick|select|answer"
-    r"|call|classify|label|conclude|put|place))"
+    rf"\b(?:maybe|perhaps|possibly|might|may|could|would(?! (?:be|{_SAY}))|(?<!answer )"
+    rf"(?<!choice )(?<!guess )(?<!estimate )would be"
     r"|either|neither|or|whether|if|unless|unsure|unclear|unknown"
     r"|uncertain|cannot|can not|not sure|hard to|difficult to|impossible|holding|removed|took|used to|instead of"
     r"|hardly|barely|scarcely|far from|anything but|less than|fails? to|pretend(?:s|ing)?|formerly|lost|once|ago|then"
     r"|not (?:\w+ )?without|beside (?:her|him|them)|(?:taken|drawn|made) by|(?:mother|father|wife|husband|friend) of"
-    r"|(?:his|her) (?:wife|husband|mother|father|friend|brother|sister|son|daughter)"
+    r"|(?:his|her|man|woman|boy|girl|lady) (?:wife|husband|mother|father|friend|brother|sister|son|daughter)"
     r"|rather than|almost|nearly|behind (?:her|him|them)|hanging|lying|in the background"
     r"|of (?:the|a) (?:dog|cat|horse|animal|doll|statue|painting)"
     r"|on the (?:table|wall|desk|floor|shelf)|ignore (?:(?:all|any|the) )*(?:previous|prior|above|earlier))\b"
@@ -51,7 +53,10 @@ _FILLER = (
 )
 _NEGATOR = r"(?:not|no 1|nobody|none|no|without|never|lacks|lack|lacking|nor)"
 _DENIED_BEFORE = re.compile(rf"\b{_NEGATOR}(?: {_FILLER})* $")
-_NEGATION_OPEN = re.compile(rf"\b{_NEGATOR}\b(?!.*\b(?:has|have|is|are|with|wears|wearing|but|shows)\b)")
+_NEGATION_OPEN = re.compile(
+    rf"\b{_NEGATOR}\b(?!.*\b(?:has|have|is|are|with|wears|wearing|but|shows)\b)"
+    r"|\b(?:false|untrue|incorrect|wrong|not (?:true|correct|right|the case)) that\b"
+)
 _DENIED_AFTER = re.compile(
     r"^(?: (?:is|are|:) (?:no|none|false|incorrect|wrong|absent|missing"
     r"|not (?:present|visible|there|worn|seen|correct))| absent| missing)\b"
@@ -235,12 +240,11 @@ _LETTER_A = re.compile(
 _BESIDE = (
     "so therefore thus hence the my correct right best final answer option letter choice is i d m would will choose "
     "pick select think say believe conclude it going go with boxed response selected selection be should that one this "
-    "fits fit matches match describes corresponds to most likely appropriate suitable definitely clearly picture "
-    "image photo . , :"
+    "fits matches describes corresponds to most likely appropriate suitable definitely clearly conclusion . , :"
 )
 _AROUND = frozenset(_BESIDE.split())
-_EXPLICIT = re.compile(r"\b(?:answer|option|letter|choice|choose|pick|select\w*|response|fits|matches|boxed)\b")
-_AGAINST = re.compile(r"\b(?:not|no|never|none|wrong|incorrect|false|except|least|eliminate\w*|exclude\w*|reject\w*)\b")
+_EXPLICIT = re.compile(r"\b(?:answer|option|letter|choice|choose|pick|select\w*|conclu\w*|fits|match\w*|boxed)\b")
+_AGAINST = re.compile(r"\b(?:unseen|no|not|none|never|wrong|incorrect|false|except|least|rejected)\b")
 
 
 @dataclass(frozen=True)
@@ -282,6 +286,7 @@ def truth(item: Item, claim: str, text: str) -> str | None:
         return None
     verdicts, rest = [], []
     for clause in re.split(r" (?:[.,:]|because|since) ", plain):
+        clause = clause.removeprefix("as ")
         if clause != _UNSEEN_WORD:  # "it is false that a hat can be seen"
             clause = re.sub(rf" ?(?:that )?{_UNSEEN_WORD}(?= is|$)", "", clause).strip()
         if _IDLE.fullmatch(clause):

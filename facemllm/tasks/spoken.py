@@ -5,28 +5,26 @@ from __future__ import annotations
 import re
 
 _THINKS = r"think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratch_?pad"
-_THOUGHT = re.compile(rf"[<◁\[]({_THINKS})[>▷\]].*?[<◁\[]/\1[>▷\]]", re.DOTALL | re.IGNORECASE)
-_END = re.compile(rf"^.*[<◁\[]/(?:{_THINKS})[>▷\]]", re.DOTALL | re.IGNORECASE)  # its beginning stood in the prompt
+_END = re.compile(rf"^.*[<◁\[]/(?:{_THINKS})[>▷\]]", re.DOTALL | re.IGNORECASE)
 _OPEN = re.compile(rf"[<◁\[](?:{_THINKS})[>▷\]].*$", re.DOTALL | re.IGNORECASE)
 _ANSWER = re.compile(r"<(answer|output|response)>(.*?)(?:</\1>|$)", re.DOTALL | re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\text\w*\s*\{)?([^{}]*)\}")
-_FENCE = re.compile(r"^\s*```\w*\s*\n(.*?)\n\s*```\s*$", re.DOTALL)
 _CHANNEL = re.compile(r"^.*<\|channel\|>\s*final\s*<\|message\|>", re.DOTALL)
 _TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
 
 
 def spoken(text: str) -> str:
-    """The text without reasoning (`<think>...</think>`, also one that was never opened, or never ended), and of what
-    has an answer marked in it (`<answer>`, `\\boxed{}`) the last one."""
-    text = _TOKEN.sub(" ", _CHANNEL.sub("", text))
-    if re.search(r"[<◁\[]/?(?:think|thought|reason|reflection|analysis|scratch)", text, re.IGNORECASE):
-        text = _OPEN.sub("", _END.sub("", _THOUGHT.sub(" ", text)))
+    """The text behind its reasoning (`<think>...</think>`, which may begin in the prompt, or never end); of what has an
+    answer marked in it (`<answer>`, `\\boxed{}`) the last one."""
+    text = _OPEN.sub("", _END.sub("", _TOKEN.sub(" ", _CHANNEL.sub("", text))))
     for marked in (_ANSWER, _BOXED):
         if found := marked.findall(text):
             text = found[-1] if isinstance(found[-1], str) else found[-1][1]
-    if fenced := _FENCE.match(text):
-        text = fenced[1]
-    return text.strip()
+    text = text.strip()
+    if text.startswith("```") and text.endswith("```"):
+        kind, _, inside = text[3:-3].partition("\n")
+        text = inside.strip() if kind.strip().isalnum() or not kind.strip() else text
+    return text
 
 
 _FINAL = re.compile(
@@ -47,19 +45,26 @@ _OPEN_YET = re.compile(
 )
 
 
+_SENTENCE = 300  # characters, of which none is longer
+
+
 def last_word(text: str) -> str:
     """What stands behind the last "final answer" of a text, where it has one and does not take it back; else the text.
     "That is my final answer." has nothing behind it, and stands for what is before."""
     found = list(_FINAL.finditer(text))
-    return text if not found or _OPEN_YET.search(text[: found[-1].start()]) else text[found[-1].end() :]
+    return text if not found or _open_yet(text[: found[-1].start()]) else text[found[-1].end() :]
 
 
 def concluded(text: str) -> tuple[str, str] | None:
     """What stands before and behind the last "so the answer is" of a text; None when it has none."""
     found = list(_CONCLUDED.finditer(text))
-    if not found or _OPEN_YET.search(before := text[: found[-1].start()]):
+    if not found or _open_yet(before := text[: found[-1].start() + 1]):
         return None
     return before, text[found[-1].end() :]
+
+
+def _open_yet(before: str) -> bool:
+    return _OPEN_YET.search(before[-_SENTENCE:]) is not None
 
 
 # Words that say nothing of the face: where an answer is taken from, that it is one, and politeness.
@@ -85,13 +90,17 @@ _ASIDE = re.compile(
     rf"(?:(?:^|(?<=[.,:] ))(?:(?:looking (?:closely |carefully )?at|judging (?:by|from)|going by|according to|from"
     rf"|considering|given|after (?:looking at|examining)|among|out of|of) {_SOURCE}|{IN_PICTURE})"
     rf"|based (?:up)?on {_SOURCE}|as (?:can be seen|is visible|seen|shown) {IN_PICTURE})(?= |$)(?: ,)?"
+    rf"|(?:{IN_PICTURE}|of (?:the|this) (?:person|individual|subject)(?: {IN_PICTURE})?)"
+    rf"(?= (?:is|are|has|have|looks?|appears?|seems?|shows?|wears?|[.,:])(?: |$)|$)"
 )
+_HIGH = r"(?:0?\.[89]\d*|1\.0+|[89]\d(?:\.\d+)?|100)"
 _POLITE = re.compile(
     r"(?:^|(?<=[.!] ))(?:sure|certainly|of course|okay|ok|great question|well)(?= [.,:])(?: [.,:])*"
     r"|(?:^|(?<=[.!] ))(?:please )?(?:let me know|feel free|(?:i )?hope (?:this|that)|here is (?:the|my)"
     r" (?:answer|analysis))\b[^.:]*"
-    r"|(?:^|(?<=[.,:] ))(?:my |with )?(?:confidence|certainty)(?: level| score)?(?: is)?(?: :)?"
-    r" (?:very )?(?:high|\d[\d.]*)"
+    rf"|(?:^|(?<= ))(?:my |with )?(?:confidence|certainty)(?: level| score)?(?: is)?(?: :)? (?:high|{_HIGH})(?= |$)"
+    rf"|(?<= ){_HIGH} (?:confident|sure|certain)(?= |$)"
+    r"| , i (?:would say|think|believe|guess)(?= [.]|$)"
 )
 
 

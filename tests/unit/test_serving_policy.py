@@ -224,9 +224,12 @@ def test_a_body_in_another_form_is_refused_with_what_to_send(body: bytes, encodi
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body}
 
+    async def send(_: Any) -> None:
+        pass
+
     async def go() -> None:
         headers = [(b"content-encoding", encoding)] if encoding else []
-        await BodyLimit(app, 100)({"type": "http", "headers": headers}, receive, lambda _: None)  # type: ignore[arg-type]
+        await BodyLimit(app, 100)({"type": "http", "headers": headers}, receive, send)
 
     if not line:
         asyncio.run(go())
