@@ -90,7 +90,7 @@ _ASIDE = re.compile(
     rf"(?:(?:^|(?<=[.,:] ))(?:(?:looking (?:closely |carefully )?at|judging (?:by|from)|going by|according to|from"
     rf"|considering|given|after (?:looking at|examining)|among|out of|of) {_SOURCE}|{IN_PICTURE})"
     rf"|based (?:up)?on {_SOURCE}|as (?:can be seen|is visible|seen|shown) {IN_PICTURE})(?= |$)(?: ,)?"
-    rf"|(?:{IN_PICTURE}|of (?:the|this) (?:person|individual|subject)(?: {IN_PICTURE})?)"
+    rf"|(?<! is)(?<! are)(?<! not) (?:{IN_PICTURE}|of (?:the|this) (?:person|individual|subject)(?: {IN_PICTURE})?)"
     rf"(?= (?:is|are|has|have|looks?|appears?|seems?|shows?|wears?|[.,:])(?: |$)|$)"
 )
 _HIGH = r"(?:0?\.[89]\d*|1\.0+|[89]\d(?:\.\d+)?|100)"
