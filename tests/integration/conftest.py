@@ -1,7 +1,6 @@
 """Servers that integration tests share, started once a session and stopped by their process ids."""
 
-from __future__ import annotations
-
+import contextlib
 import os
 import signal
 import socket
@@ -17,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from facemllm.asking.store import Account, Counters, Replies
+from facemllm.core.processes import trouble
 from facemllm.settings import Settings, load
 
 
@@ -28,27 +29,36 @@ class MlflowServer:
     artifacts: Path
 
 
-def free_port() -> int:
-    """A loopback port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(span: int = 1) -> int:
+    """The first of so many ports in a row on which nothing listens now."""
+    for base in range(21000 + os.getpid() % 1000, 30000, 331):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(base, base + span):
+                stack.enter_context(socket.socket()).bind(("", port))
+            return base
+    raise AssertionError("no free port")
 
 
-def stop_tree(process: subprocess.Popen[bytes]) -> None:
+def stop_tree(process: subprocess.Popen[Any], how: int = signal.SIGTERM) -> None:
     """Stop a process that this session started, and all that it started."""
     try:
         tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     except psutil.NoSuchProcess:
         return
     for one in tree:
-        try:
-            one.send_signal(signal.SIGTERM)
-        except psutil.NoSuchProcess:
-            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.send_signal(how)
     for one in psutil.wait_procs(tree, timeout=5)[1]:
         one.kill()
     process.wait(10)
+
+
+def counted(home: Path) -> Counters:
+    """What the one account of an endpoint under a home has counted."""
+    with contextlib.closing(Replies(home)) as replies:
+        with replies.transaction() as database:
+            ((name,),) = database.execute("SELECT name FROM accounts").fetchall()
+        return Account(replies, name).read()
 
 
 @pytest.fixture(scope="session")
@@ -65,15 +75,10 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
     try:
         deadline = time.monotonic() + 90
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        while True:
-            try:
-                direct.open(f"http://127.0.0.1:{port}/health", timeout=2).read()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"MLflow did not start:\n{(folder / 'log').read_text()[-2000:]}")
-                time.sleep(0.2)
+        while trouble((f"http://127.0.0.1:{port}/health",)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"MLflow did not start:\n{(folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.2)
         yield MlflowServer(f"http://127.0.0.1:{port}", artifacts)
     finally:
         stop_tree(process)
@@ -108,13 +113,6 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def settings(mlflow_server: MlflowServer, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
     """Laptop settings with the session's MLflow server; experiment, model name and home are the test's own."""
     name = f"{request.node.name}-{tmp_path.parent.name}-{tmp_path.name}".replace("[", "-").replace("]", "")
-    return load(
-        "laptop",
-        [
-            f"tracking.uri={mlflow_server.uri}",
-            f"tracking.experiment={name}",
-            f"promote.model_name={name}",
-            f"storage.home={tmp_path / 'home'}",
-            f"storage.runs={tmp_path / 'runs'}",
-        ],
-    )
+    places = [f"storage.home={tmp_path / 'home'}", f"storage.runs={tmp_path / 'runs'}"]
+    named = [f"tracking.experiment={name}", f"promote.model_name={name}"]
+    return load("laptop", [f"tracking.uri={mlflow_server.uri}", *named, *places])

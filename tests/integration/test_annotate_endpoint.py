@@ -1,7 +1,5 @@
 """A paid annotator on real Ray: killed at random, stopped by its budget; nothing that was answered is asked again."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random
@@ -9,17 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
 
 import psutil
 import pytest
 
 from facemllm import settings
 from facemllm.annotate.run import annotate
-from facemllm.asking.store import Account, Replies
 from facemllm.errors import UserError
 from facemllm.tables import open_table
 from tests.fake_endpoint import FakeEndpoint
+from tests.integration.conftest import counted
+from tests.refusing import refuses
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -57,43 +56,20 @@ def faces(faces_table, face_rows):
 
 
 def overrides(fake, home, *more):
-    return [
-        f"storage.home={home}",
-        "annotate.annotator=endpoint",
-        "annotate.vision_language.model=m",
-        f"annotate.endpoint.base_url={fake.base_url}",
-        f"annotate.endpoint.parallel={PARALLEL}",
-        "annotate.endpoint.timeout_s=10",
-        "annotate.batch_size=50",
-        *more,
-    ]
+    chosen = {"annotator": "endpoint", "vision_language.model": "m", "endpoint.base_url": fake.base_url}
+    chosen |= {"endpoint.parallel": PARALLEL, "endpoint.timeout_s": 10, "batch_size": 50}
+    return [f"storage.home={home}", *(f"annotate.{key}={value}" for key, value in chosen.items()), *more]
 
 
-def wait_until(condition, process, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def annotating_workers():
-    """Ray's workers that are in a task now."""
+def annotating_workers(head):
+    """Workers of this Ray head that are in a task now; another run may be annotating beside this test."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             title = " ".join(process.cmdline())
             if title.startswith("ray::") and "IDLE" not in title and "MapBatches" in title:
-                found.append(process)
+                found += [process] if head in " ".join(process.parent().cmdline()) else []
     return found
-
-
-def figures(home):
-    """What the one account under a home has counted."""
-    with closing(Replies(home)) as replies:
-        with replies.transaction() as database:
-            ((name,),) = database.execute("SELECT name FROM accounts").fetchall()
-        return Account(replies, name).read()
 
 
 def test_a_job_killed_three_times_gives_the_same_table_and_repeats_only_what_was_under_way(ray_head, faces, tmp_path):
@@ -113,7 +89,7 @@ def test_a_job_killed_three_times_gives_the_same_table_and_repeats_only_what_was
             try:
                 wait_until(lambda moment=moment: fake.received.total() >= moment, driver)
                 if number == 1:  # Ray brings a killed worker's task back; the driver goes the same way a little later
-                    (worker, *_) = annotating_workers()
+                    (worker, *_) = annotating_workers(ray_head)
                     worker.kill()
                     wait_until(lambda moment=moment: fake.received.total() >= moment + 20, driver)
             finally:
@@ -123,10 +99,10 @@ def test_a_job_killed_three_times_gives_the_same_table_and_repeats_only_what_was
         driver = started()
         out, errors = driver.communicate(timeout=120)
         assert driver.returncode == 0, errors[-3000:]
-        counted, received = figures(tmp_path / "home"), fake.received.total()
-        assert ROWS <= received <= counted.requests == ROWS + counted.in_doubt
-        assert counted.in_doubt <= 4 * TASKS * PARALLEL, "of each kill what its tasks had under way"
-        assert counted.answered == ROWS
+        now, received = counted(tmp_path / "home"), fake.received.total()
+        assert ROWS <= received <= now.requests == ROWS + now.in_doubt
+        assert now.in_doubt <= 4 * TASKS * PARALLEL, "of each kill what its tasks had under way"
+        assert now.answered == ROWS
 
         undisturbed = annotate(settings.load("laptop", overrides(fake, tmp_path / "other")), faces, tmp_path / "whole")
         assert out.split() == ["DIGEST", undisturbed["digest"]]
@@ -144,10 +120,9 @@ def test_a_budget_stops_a_job_on_ray_in_one_line_and_leaves_nothing_running(ray_
         assert fake.received.total() == 90
         manifest = annotate(settings.load("laptop", overrides(fake, tmp_path / "home")), faces, tmp_path / "out")
         assert manifest["rows"] == ROWS
-        counted = figures(tmp_path / "home")
-        assert (counted.answered, counted.requests) == (ROWS, ROWS + counted.in_doubt)
+        now = counted(tmp_path / "home")
+        assert (now.answered, now.requests) == (ROWS, ROWS + now.in_doubt)
         assert open_table(tmp_path / "out").digest == manifest["digest"]
         fake.default = "401"
         other = settings.load("laptop", overrides(fake, tmp_path / "home", "annotate.vision_language.model=other"))
-        with pytest.raises(UserError, match="after 0 of 400 rows: the endpoint refuses every request"):
-            annotate(other, faces, tmp_path / "never")
+        refuses("after 0 of 400 rows: the endpoint refuses every request", annotate, other, faces, tmp_path / "never")

@@ -1,7 +1,5 @@
 """The Ray Data job on real Ray: the same bytes however it is cut, bad rows set aside, Ray left as it was found."""
 
-from __future__ import annotations
-
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,9 +14,8 @@ SILENT = ("attributes", "expression", "age", "gender", "yaw", "pitch", "roll")
 
 
 def cut(batch_size, concurrency):
-    return settings.load(
-        "laptop", [f"annotate.batch_size={batch_size}", f"annotate.concurrency={concurrency}", "ingest.shard_mb=1"]
-    )
+    given = [f"annotate.batch_size={batch_size}", f"annotate.concurrency={concurrency}"]
+    return settings.load("laptop", [*given, "ingest.shard_mb=1"])
 
 
 @pytest.fixture

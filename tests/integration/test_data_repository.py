@@ -1,7 +1,5 @@
 """The data repository with an S3 remote: a real S3 server (moto's) on loopback, and DVC's own client."""
 
-from __future__ import annotations
-
 import importlib
 import shutil
 import subprocess
@@ -11,10 +9,10 @@ import pytest
 
 from facemllm import settings
 from facemllm.core import digests
-from facemllm.errors import UserError
 from facemllm.forgetting.erasing import forget
 from facemllm.tables import open_table
 from facemllm.version.record import diff, has, record, restore
+from tests.refusing import refuses
 
 pytest.importorskip("boto3", reason="pip install dvc-s3")
 
@@ -23,13 +21,8 @@ ADA = {"reason": "she asked", "by": "Ada Lovelace"}
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, project):
     """`place(home)`: settings of a project of this test's own, with the bucket as the remote."""
-    project = tmp_path / "project"
-    project.mkdir()
-    shutil.copyfile("params.yaml", project / "params.yaml")
-    shutil.copytree("profiles", project / "profiles")
-    monkeypatch.chdir(project)
 
     def make(home="home", **versioning):
         versioning = {"remote": f"s3://{BUCKET}/data", **versioning}
@@ -95,22 +88,18 @@ def test_what_is_forgotten_leaves_s3_too(
     pictures = [row["image"]["bytes"] for row in open_table(tmp_path / "back" / "faces").iterate(["image"])]
     assert len(pictures) == 39
     assert rows[20]["image"]["bytes"] not in pictures
-    with pytest.raises(UserError, match=f"restore {successor[:12]}, which replaces it"):
-        restore(place(), old.sha, tmp_path / "old")
+    refuses(f"restore {successor[:12]}, which replaces it", restore, place(), old.sha, tmp_path / "old")
 
 
 def test_a_remote_that_does_not_answer_is_one_clear_line(bucket, place, faces_table, conversations_table, monkeypatch):
     tables = faces_table(), conversations_table()
-    with pytest.raises(UserError, match=r"DVC failed in .*s3://no-such-bucket"):
-        record(place(remote="s3://no-such-bucket/data"), *tables)
+    refuses(r"DVC failed in .*s3://no-such-bucket", record, place(remote="s3://no-such-bucket/data"), *tables)
     revision = record(place(), *tables)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1025")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(UserError, match=r"DVC failed in .*s3://faces/data"):
-        has(place(), revision.sha)
+    refuses(r"DVC failed in .*s3://faces/data", has, place(), revision.sha)
 
 
 def test_without_its_client_there_is_one_clear_line(place, faces_table, conversations_table, monkeypatch):
     monkeypatch.setattr(importlib.import_module("facemllm.version.archive"), "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"s3://faces/data needs .*pip install dvc-s3"):
-        record(place(), faces_table(), conversations_table())
+    refuses(r"s3://faces/data needs .*pip install dvc-s3", record, place(), faces_table(), conversations_table())

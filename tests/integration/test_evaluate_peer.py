@@ -1,7 +1,5 @@
 """Models of others, all the way: over real HTTP with kills in between, and from a folder of transformers' own."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -10,17 +8,16 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from contextlib import closing
 
 import pytest
 
 from facemllm import settings
-from facemllm.asking.store import Account, Replies
 from facemllm.errors import UserError
 from facemllm.evaluate.peers import DECLINED, OUTCOMES, evaluate
 from facemllm.tables import PREDICTIONS, open_table
 from tests.fake_endpoint import FakeEndpoint
+from tests.integration.conftest import counted
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -51,12 +48,8 @@ def started(*args):
     return subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_until(condition, process, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
+def ended(told):
+    return subprocess.run(told, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -80,12 +73,9 @@ def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tm
         process = started(fake, home, table, out, "--json")
         said, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors[-3000:]
-        with closing(Replies(home)) as replies:
-            with replies.transaction() as database:
-                ((name,),) = database.execute("SELECT name FROM accounts").fetchall()
-            counted = Account(replies, name).read()
-        assert QUESTIONS <= fake.received.total() <= counted.requests == QUESTIONS + counted.in_doubt
-        assert (counted.answered, counted.in_doubt <= 4) == (QUESTIONS, True), "of the SIGKILL; the Ctrl-C waits"
+        now = counted(home)
+        assert QUESTIONS <= fake.received.total() <= now.requests == QUESTIONS + now.in_doubt
+        assert (now.answered, now.in_doubt <= 4) == (QUESTIONS, True), "of the SIGKILL; the Ctrl-C waits"
         asked = fake.received.total()
         again = subprocess.run(command(fake, home, table, tmp_path / "again"), capture_output=True, check=True)
         assert fake.received.total() == asked
@@ -99,8 +89,7 @@ def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tm
     assert "gender" in page
     found = open_table(out / "predictions", PREDICTIONS)
     about = found.manifest["about"]
-    assert about["model"]["kind"] == "endpoint"
-    assert about["model"]["name"] == "some-model"
+    assert (about["model"]["kind"], about["model"]["name"]) == ("endpoint", "some-model")
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", about["model"]["address"])
     rows = list(found.iterate())
     assert {row["model_digest"] for row in rows} == {about["model_digest"]} == {metrics["model_digest"]}
@@ -118,20 +107,19 @@ def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tm
 def test_a_spent_budget_and_a_failing_endpoint_are_one_line_and_leave_nothing(table, tmp_path):
     with FakeEndpoint(answer=says) as fake:
         limited = command(fake, tmp_path / "home", table, tmp_path / "out", "--set", "annotate.endpoint.max_requests=5")
-        ended = subprocess.run(limited, capture_output=True, text=True, check=False)
-        assert (ended.returncode, ended.stdout) == (1, "")
-        assert "max_requests is used up; raise it. What was answered is kept; run again to go on" in ended.stderr
-        first, bill, last = ended.stderr.splitlines()
+        stopped = ended(limited)
+        assert (stopped.returncode, stopped.stdout) == (1, "")
+        assert "max_requests is used up; raise it. What was answered is kept; run again to go on" in stopped.stderr
+        first, bill, last = stopped.stderr.splitlines()
         assert first.startswith("to ask: 80 requests (0 of 80 are answered already), about ")
         assert "annotate.endpoint.max_requests leaves 5: too few" in first
         assert re.match(r"80 questions: .*, 75 not asked; 5 requests, 4,800 tokens$", bill)
         assert last.startswith("error: evaluation stopped: ")
         assert fake.received.total() == 5
         fake.default = "401"
-        other = command(fake, tmp_path / "other", table, tmp_path / "out")
-        ended = subprocess.run(other, capture_output=True, text=True, check=False)
-        assert ended.returncode == 1
-        assert "the endpoint refuses every request (401" in ended.stderr
+        stopped = ended(command(fake, tmp_path / "other", table, tmp_path / "out"))
+        assert stopped.returncode == 1
+        assert "the endpoint refuses every request (401" in stopped.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["conversations", "home", "other"]
 
 
@@ -185,11 +173,11 @@ def test_an_endpoint_that_misbehaves_in_every_polite_way_leaves_every_question_a
 def test_missing_answers_are_no_wrong_ones(table, tmp_path):
     with FakeEndpoint(answer=says, script=["good"] * 3 + ["500"]) as fake:
         told = command(fake, tmp_path / "home", table, tmp_path / "out", "--set", "annotate.endpoint.retries=0")
-        ended = subprocess.run(told, capture_output=True, text=True, check=False)
-        assert ended.returncode == 1
-        assert re.search(r"evaluation stopped: 1 of \d+ questions got no answer .*500", ended.stderr)
+        stopped = ended(told)
+        assert stopped.returncode == 1
+        assert re.search(r"evaluation stopped: 1 of \d+ questions got no answer .*500", stopped.stderr)
         assert not (tmp_path / "out").exists()
-        again = subprocess.run(told, capture_output=True, text=True, check=False)
+        again = ended(told)
         assert again.returncode == 0, again.stderr[-3000:]
         assert fake.received.total() == QUESTIONS + 1
 
@@ -199,15 +187,8 @@ def test_a_model_of_transformers_is_asked_in_words(table, tmp_path, monkeypatch)
     from facemllm.model.tiny import build_tiny
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    chosen = settings.load(
-        "laptop",
-        [
-            f"storage.home={tmp_path / 'home'}",
-            "annotate.vision_language.max_tokens=5",
-            "evaluate.bootstrap=100",
-            "evaluate.disturbed_faces=2",
-        ],
-    )
+    less = ["annotate.vision_language.max_tokens=5", "evaluate.bootstrap=100", "evaluate.disturbed_faces=2"]
+    chosen = settings.load("laptop", [f"storage.home={tmp_path / 'home'}", *less])
     words = ["What about gender? Answer with one of these and nothing else: a woman, a man. What about caption?"]
     save_model(*build_tiny(chosen.model, words, ["a woman", "a man"], 0), tmp_path / "theirs")
     metrics = evaluate(chosen, str(tmp_path / "theirs"), table, tmp_path / "out", endpoint=False)

@@ -1,8 +1,5 @@
 """Tracking, registry, decisions and lineage against a real MLflow server."""
 
-from __future__ import annotations
-
-import http.server
 import json
 import pickle
 import re
@@ -11,7 +8,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from facemllm.tracking import recorded
 from facemllm.tracking import runs as tracking
 from facemllm.workflow.runner import execute
 from tests import evaluation_example
+from tests.refusing import refuses
 
 pytestmark = pytest.mark.integration
 
@@ -54,15 +53,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def register(settings: Settings, model: Path, run_id: str | None = None, **gate: Any) -> registry.Version:
-    return registry.register(
-        settings,
-        model_dir=model,
-        model_digest=digests.of_tree(model),
-        evaluation=METRICS,
-        evaluation_digest=EVALUATION,
-        gate={"passed": True, **gate},
-        run_id=run_id,
-    )
+    passed = {"passed": True, **gate}
+    return registry.register(settings, model, digests.of_tree(model), METRICS, EVALUATION, passed, run_id)
 
 
 def run_of(settings: Settings, run_id: str) -> Any:
@@ -254,8 +246,7 @@ def test_training_curves_and_tables_come_back(settings: Settings) -> None:
     assert recorded.table(settings, run.run_id, figures.SAMPLES) == rows
     assert recorded.table(settings, run.run_id, figures.RELATIONS) == []
     points = recorded.curve(settings, run.run_id)
-    assert len(points) == 1200
-    assert points[0] == {"step": 1, "train/loss": 1.0, "train/rate": 0.1}
+    assert (len(points), points[0]) == (1200, {"step": 1, "train/loss": 1.0, "train/rate": 0.1})
     assert points[-1]["train/loss"] == 7.0  # logged again after a restart: the later one counts
 
 
@@ -301,8 +292,7 @@ def test_the_same_bytes_are_one_version(settings: Settings, model: Path) -> None
     assert champion is not None
     assert champion.version == 1
     for unknown in ("7", "nobody", "", "../1"):
-        with pytest.raises(UserError, match="there are 2, 1, candidate, champion"):
-            registry.find_version(settings, unknown)
+        refuses("there are 2, 1, candidate, champion", registry.find_version, settings, unknown)
 
 
 def test_a_version_has_a_signature_and_no_code(settings: Settings, model: Path, mlflow_server: Any) -> None:
@@ -319,19 +309,15 @@ def test_a_version_has_a_signature_and_no_code(settings: Settings, model: Path, 
 
 
 def test_a_refused_model_and_other_bytes_are_not_registered(settings: Settings, model: Path) -> None:
-    with pytest.raises(UserError, match="bytes do not match"):
-        registry.register(settings, model, "0" * 64, METRICS, EVALUATION, {"passed": True})
+    refuses("bytes do not match", registry.register, settings, model, "0" * 64, METRICS, EVALUATION, {"passed": True})
     with pytest.raises(UserError, match=r"the gate refused model .*: age too high"):
         register(settings, model, passed=False, reasons=["age too high"])
-    with pytest.raises(UserError, match="none is registered yet"):
-        registry.find_version(settings, 1)
+    refuses("none is registered yet", registry.find_version, settings, 1)
     register(settings, model)
-    with pytest.raises(UserError, match="the gate refused"):
-        register(settings, model, passed=False, reasons=["age too high"])
+    refuses("the gate refused", register, settings, model, passed=False, reasons=["age too high"])
     marked = registry.find_version(settings, 1)
     assert (marked.gate, marked.aliases) == ("refused", ())
-    with pytest.raises(UserError, match="did not pass its gate: age too high"):
-        approvals.decide(settings, 1, "approved", ADA, "looks fine")
+    refuses("did not pass its gate: age too high", approvals.decide, settings, 1, "approved", ADA, "looks fine")
     assert register(settings, model).gate == "passed"
 
 
@@ -363,12 +349,10 @@ def test_only_the_registered_bytes_are_fetched(
     held = stored_files(settings, version, mlflow_server.artifacts)
     (held / "model.safetensors").write_bytes(b"tampered")
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="not those registered"):
-        registry.fetch(settings, 1, tmp_path / "again")
+    refuses("not those registered", registry.fetch, settings, 1, tmp_path / "again")
     shutil.copy(model / "model.safetensors", held)
     (held / "extra.py").write_text("import os")
-    with pytest.raises(UserError, match="not those registered"):
-        registry.fetch(settings, 1, tmp_path / "again")
+    refuses("not those registered", registry.fetch, settings, 1, tmp_path / "again")
     shutil.rmtree(held)
     with pytest.raises(UserError):
         registry.fetch(settings, 1, tmp_path / "again")
@@ -382,10 +366,8 @@ def test_a_person_decides_and_nothing_is_lost(settings: Settings, model: Path) -
         approvals.require_approved(settings, "1")
     approvals.request(settings, 1, "pipeline", "please look")
     for wrong, message in {("ci", "fine"): "does not name a person", (ADA, "  "): "needs a reason"}.items():
-        with pytest.raises(UserError, match=message):
-            approvals.decide(settings, 1, "approved", *wrong)
-    with pytest.raises(UserError, match="has no version '9'"):
-        approvals.decide(settings, 9, "approved", ADA, "fine")
+        refuses(message, approvals.decide, settings, 1, "approved", *wrong)
+    refuses("has no version '9'", approvals.decide, settings, 9, "approved", ADA, "fine")
 
     decided = approvals.decide(settings, "candidate", "approved", ADA, "figures hold")
     assert (decided.by, decided.digest, decided.version) == (ADA, version.digest, 1)
@@ -393,8 +375,7 @@ def test_a_person_decides_and_nothing_is_lost(settings: Settings, model: Path) -
     assert approvals.require_approved(settings, 1).digest == version.digest
     approvals.decide(settings, 1, "rejected", "Grace Hopper", "too weak on age")
     assert approvals.state(settings, 1) == "rejected"
-    with pytest.raises(UserError, match=r"was rejected by Grace Hopper .*: too weak on age"):
-        approvals.require_approved(settings, 1)
+    refuses(r"was rejected by Grace Hopper .*: too weak on age", approvals.require_approved, settings, 1)
     approvals.decide(settings, 1, "approved", ADA, "measured again")
     shown = approvals.show(settings, 1)
     told = [(entry["event"], entry["by"]) for entry in shown["history"]]
@@ -411,12 +392,10 @@ def test_a_decision_about_other_bytes_counts_as_none(settings: Settings, model: 
     client.set_model_version_tag(version.name, "1", registry.DIGEST, "b" * 64)
     assert approvals.state(settings, 1) == "pending"
     assert approvals.list_versions(settings)[0]["by"] is None
-    with pytest.raises(UserError, match="about other bytes"):
-        approvals.require_approved(settings, 1)
+    refuses("about other bytes", approvals.require_approved, settings, 1)
     client.set_model_version_tag(version.name, "1", registry.DIGEST, version.digest)
     client.set_model_version_tag(version.name, "1", registry.GATE, "refused")
-    with pytest.raises(UserError, match="its gate says 'refused'"):
-        approvals.require_approved(settings, 1)
+    refuses("its gate says 'refused'", approvals.require_approved, settings, 1)
 
 
 def test_a_run_waits_for_a_decision(settings: Settings, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,30 +418,15 @@ def test_lineage_of_a_version_reaches_its_runs(settings: Settings, model: Path, 
     register(settings, model)
     approvals.decide(settings, 1, "approved", ADA, "figures hold")
     links = lineage.lineage(settings, "candidate")
-    assert [(link["depth"], link["kind"]) for link in links][:4] == [
-        (0, "version"),
-        (1, "decision"),
-        (1, "evaluate"),
-        (1, "specialize"),
-    ]
+    kinds = [(0, "version"), (1, "decision"), (1, "evaluate"), (1, "specialize")]
+    assert [(link["depth"], link["kind"]) for link in links][:4] == kinds
     assert links[1]["facts"]["by"] == ADA
     assert run.run_id in {link["id"] for link in links}
     assert tracking.commit() in {link["id"] for link in links} | {None}
     assert [link["kind"] for link in lineage.lineage(settings, digest[:10])][:2] == ["registered as", "specialize"]
-    elsewhere = settings.model_copy(
-        update={"storage": settings.storage.model_copy(update={"home": str(tmp_path / "h2")})}
-    )
+    storage = settings.storage.model_copy(update={"home": str(tmp_path / "h2")})
+    elsewhere = settings.model_copy(update={"storage": storage})
     assert digest in {link["id"] for link in lineage.lineage(elsewhere, "1")}
-
-
-class _Page(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"<html>a router's login page</html>")
-
-    def log_message(self, *args: Any) -> None:
-        pass
 
 
 @contextmanager
@@ -473,46 +437,39 @@ def no_server() -> Iterator[int]:
 
 
 @contextmanager
-def hanging_server() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        yield silent.getsockname()[1]
+def server(answer: bytes = b"") -> Iterator[int]:
+    """One that says this to whatever it is asked, or hangs."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.recv(1000)
+                        connection.sendall(answer)
+
+        if answer:
+            threading.Thread(target=serve, daemon=True).start()
+        yield listening.getsockname()[1]
 
 
-@contextmanager
-def other_server() -> Iterator[int]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
-
-
-@contextmanager
-def no_http_server() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
-
-        threading.Thread(target=answer, daemon=True).start()
-        yield server.getsockname()[1]
+PAGE = b"HTTP/1.1 200 OK\r\nContent-Length: 34\r\n\r\n<html>a router's login page</html>"
 
 
 @pytest.mark.parametrize(
-    ("server", "message"),
+    ("there", "message"),
     [
         (no_server, "no MLflow server at http://127.0.0.1:.*facemllm services up"),
-        (hanging_server, "does not answer within 1 s; .*facemllm services up"),
-        (other_server, "what answers at .* is not MLflow"),
-        (no_http_server, "does not speak HTTP as MLflow does"),
+        (server, "does not answer within 1 s; .*facemllm services up"),
+        (partial(server, PAGE), "what answers at .* is not MLflow"),
+        (partial(server, b"SSH-2.0-OpenSSH_9.2\r\n"), "does not speak HTTP as MLflow does"),
     ],
 )
-def test_what_is_no_mlflow_is_told_in_one_line(server: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_mlflow_is_told_in_one_line(there: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
     monkeypatch.setattr(mlflow_client, "PROBE_S", 1.0)
-    with server() as port:
+    with there() as port:
         settings = load("laptop", [f"services.mlflow_port={port}"])
         began = time.monotonic()
         with pytest.raises(UserError, match=message) as refused:
@@ -537,3 +494,14 @@ def test_a_server_lost_in_between_is_a_user_error(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(UserError, match=f"MLflow at {address}: ") as lost:
             run.log_metrics({"a": 1.0})
     assert "\n" not in str(lost.value)
+
+
+def test_a_server_that_goes_by_another_name_says_so_at_once(
+    settings: Settings, mlflow_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, known = mlflow_server.uri.rsplit(":", 1)[1], socket.getaddrinfo
+    resolve = lambda host, *more, **named: known("127.0.0.1" if host == "mlflow.team" else host, *more, **named)  # noqa: E731
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    named = settings.tracking.model_copy(update={"uri": f"http://mlflow.team:{port}"})
+    with pytest.raises(UserError, match=f"--allowed-hosts mlflow.team:{port}"):
+        tracking.connect(settings.model_copy(update={"tracking": named}))

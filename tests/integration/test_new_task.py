@@ -88,24 +88,16 @@ def project(tmp_path_factory):
 
 
 def test_a_task_of_ones_own_goes_all_the_way(project):
+    stage = ("steps=4", "objective=answers", "tasks={view: 1.0, expression: 1.0}", "trains.language=full")
     overrides = [
-        "ingest.identities=60",
-        "ingest.image_size=64",
-        "model.image_size=32",
-        "train.threads=1",
-        "train.stages.align.steps=4",
-        "train.stages.align.objective=answers",
-        "train.stages.align.tasks={view: 1.0, expression: 1.0}",
-        "train.stages.align.trains.language=full",
-        "annotate.concurrency=1",
-        "evaluate.generated_faces=2",
-        "evaluate.disturbed_faces=0",
+        *("ingest.identities=60", "ingest.image_size=64", "annotate.concurrency=1", "model.image_size=32"),
+        *("train.threads=1", *(f"train.stages.align.{override}" for override in stage)),
+        *("evaluate.generated_faces=2", "evaluate.disturbed_faces=0"),
     ]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(project)
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *overrides], cwd=project, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", DRIVER, *overrides]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     figure = json.loads((project / "work/evaluation/metrics.json").read_text())["tasks"]["view"]
     assert figure["n"] > 0
@@ -117,10 +109,8 @@ def test_a_task_of_ones_own_goes_all_the_way(project):
 def test_its_code_counts_where_it_is_asked_and_only_there(project):
     def key(folder, asked):
         digest = f"from facemllm.core import digests; print(digests.of_code('facemllm.reformat.run', {asked}))"
-        environment = {**os.environ, "PYTHONPATH": str(folder)}
-        return subprocess.run(
-            [sys.executable, "-c", digest], cwd=folder, env=environment, capture_output=True, text=True, check=True
-        ).stdout
+        command, environment = [sys.executable, "-c", digest], {**os.environ, "PYTHONPATH": str(folder)}
+        return subprocess.check_output(command, cwd=folder, env=environment, text=True)
 
     assert key(project, ("age", "view")) != key(PROJECT, ("age", "view"))
     assert key(project, ("age",)) == key(PROJECT, ("age",))

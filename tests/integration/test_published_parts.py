@@ -83,12 +83,9 @@ def test_published_parts_become_a_model_that_knows_what_they_knew(parts):
         assert torch.equal(model.model.vision_tower(pixels).last_hidden_state, tower(pixels).last_hidden_state)
         tokens = visual_tokens(model, tower_features(model, pixels)).tokens_BND
     assert tokens.shape == (1, 49, 576)
-    asked = processor.tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France?"}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
-    )
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    asked = processor.tokenizer.apply_chat_template(chat, **options)
     ids = model.generate(**asked, max_new_tokens=12, do_sample=False)
     assert "Paris" in processor.tokenizer.decode(ids[0, asked["input_ids"].shape[1] :])
 

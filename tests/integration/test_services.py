@@ -1,18 +1,15 @@
 """Local servers with real processes on loopback: no test may leave one behind."""
 
-from __future__ import annotations
-
-import contextlib
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -23,6 +20,9 @@ from facemllm.core.processes import Record, Service, boot_id, trouble
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
 from facemllm.settings.operations import RAY_PORTS
+from tests.integration.conftest import free_port
+from tests.refusing import refuses
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -38,24 +38,13 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-def free_port(span: int = 1) -> int:
-    for base in range(21000 + os.getpid() % 1000, 30000, 331):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(base, base + span):
-                    stack.enter_context(socket.socket()).bind(("", port))
-                return base
-            except OSError:
-                continue
-    raise AssertionError("no free port")
-
-
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Settings]:
     base = free_port(5 + RAY_PORTS)
     ports = {"mlflow": base, "staging": base + 1, "production": base + 2, "ray": base + 4}
     overrides = [f"services.{name}_port={port}" for name, port in ports.items()]
-    loaded = load("laptop", [f"storage.home={tmp_path}/home", "services.start_timeout_s=90", *overrides])
+    home = tmp_path / 'my "faces" & Ada\'s ünï 100%2F? #1'
+    loaded = load("laptop", [f"storage.home={json.dumps(str(home))}", "services.start_timeout_s=90", *overrides])
     yield loaded
     services.down(loaded)
 
@@ -71,13 +60,6 @@ def record(settings: Settings, name: str = "staging") -> Record:
     found = Record.read(settings.home / "services" / f"{name}.json")
     assert found is not None
     return found
-
-
-def eventually(condition: Callable[[], object], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.1)
 
 
 def state(settings: Settings, name: str = "staging") -> services.Row:
@@ -107,22 +89,16 @@ def test_another_command_replaces_the_running_one(settings: Settings) -> None:
 
 
 def test_two_at_once_start_one(settings: Settings) -> None:
-    service, pids = fake(settings), []
-    threads = [
-        threading.Thread(target=lambda: pids.append(services.up(settings, "staging", service).pid)) for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert len(pids) == 2
-    assert len(set(pids)) == 1
+    service = fake(settings)
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda _: services.up(settings, "staging", service).pid, range(2))
+    assert one == two
 
 
 def test_a_crashed_server_comes_back(settings: Settings) -> None:
     running = services.up(settings, "staging", fake(settings))
     os.kill(running.pid, signal.SIGKILL)
-    eventually(lambda: state(settings).restarts == 1 and state(settings).state == "up")
+    wait_until(lambda: state(settings).restarts == 1 and state(settings).state == "up")
     assert state(settings).pid != running.pid
 
 
@@ -134,7 +110,7 @@ def test_a_killed_supervisor_leaves_nothing_that_is_not_found(settings: Settings
     supervisor = before.supervised()
     assert supervisor
     supervisor.kill()
-    eventually(lambda: before.supervised() is None)
+    wait_until(lambda: before.supervised() is None)
     assert {p.name() for p in before.members()} >= {"sleep"}  # the server itself is told by the kernel
     assert state(settings).state == "orphaned"
     if then == "up":
@@ -150,12 +126,12 @@ def test_a_server_that_hangs_is_replaced(settings: Settings, tmp_path: Path) -> 
     Record(service, "t", boot_id(), time.time(), 20, **quick).write(path)  # type: ignore[arg-type]
     supervisor = subprocess.Popen([sys.executable, "-m", "facemllm.core.processes", str(path)])
     try:
-        eventually(lambda: (found := Record.read(path)) and found.answered)
+        wait_until(lambda: (found := Record.read(path)) and found.answered)
         first = Record.read(path)
         assert first
         assert first.child
         os.kill(first.child.pid, signal.SIGSTOP)
-        eventually(lambda: (found := Record.read(path)) and found.restarts == 1 and not trouble(service.health))
+        wait_until(lambda: (found := Record.read(path)) and found.restarts == 1 and not trouble(service.health))
         assert first.child.process() is None
     finally:
         supervisor.terminate()
@@ -166,7 +142,7 @@ def test_a_port_of_someone_else_is_named_with_its_holder(settings: Settings) -> 
     port = settings.services.staging_port
     stranger = subprocess.Popen([sys.executable, "-c", ANSWERING, str(port)])
     try:
-        eventually(lambda: not trouble((f"http://127.0.0.1:{port}",)))
+        wait_until(lambda: not trouble((f"http://127.0.0.1:{port}",)))
         with pytest.raises(UserError, match=rf"port {port} .*process {stranger.pid} .*services.staging_port="):
             services.up(settings, "staging", fake(settings))
         assert stranger.poll() is None
@@ -179,8 +155,7 @@ def test_a_server_that_ends_while_starting_shows_its_log(settings: Settings) -> 
     service = fake(settings)
     broken = Service("staging", (sys.executable, "-c", "print('no such model'); exit(3)"), service.port, "", ("",))
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"ended while starting(.|\n)*no such model"):
-        services.up(settings, "staging", broken)
+    refuses(r"ended while starting(.|\n)*no such model", services.up, settings, "staging", broken)
     assert time.monotonic() - started < 10
     assert state(settings).state == "down"
 
@@ -196,6 +171,14 @@ def test_mlflow_for_real(settings: Settings) -> None:
         assert set(listening) == {"127.0.0.1"}
         assert (settings.home / "mlflow" / "mlflow.db").is_file()
         assert running.env["MLFLOW_TRACKING_URI"] == running.url
+        for host, status in {"localhost": 200, "127.0.0.1:9999": 200, "[::1]:5000": 200, "evil.example": 403}.items():
+            for page in ("", "/api/2.0/mlflow/experiments/search?max_results=1"):
+                asked = urllib.request.Request(running.url + page, headers={"Host": host})
+                try:
+                    answer = urllib.request.urlopen(asked, timeout=10).status
+                except urllib.error.HTTPError as error:
+                    answer = error.code
+                assert (host, page, answer) == (host, page, status)
     finally:
         services.down(settings, ["mlflow"])
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in members)
@@ -222,5 +205,5 @@ def test_ray_for_real(settings: Settings) -> None:
     finally:
         services.down(settings, ["ray"])
     assert known.members() == []
-    left = [p for p in psutil.process_iter() if p.pid not in before and "ray" in p.name()]
-    assert [p for p in left if str(settings.services.ray_port) in " ".join(p.cmdline())] == []
+    left = [p.info for p in psutil.process_iter(["pid", "cmdline"]) if p.pid not in before]
+    assert [one for one in left if f"{settings.services.ray_port}" in " ".join(one["cmdline"] or [])] == []

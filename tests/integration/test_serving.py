@@ -1,14 +1,9 @@
 """The KServe server over real HTTP with a tiny random model: answers, refusals, deployment."""
 
-from __future__ import annotations
-
 import base64
-import contextlib
 import io
 import json
-import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -35,21 +30,11 @@ from facemllm.serve.deploy import Probe
 from facemllm.settings import Settings, load
 from facemllm.tasks.answers import answer
 from tests.asked import phrases
+from tests.integration.conftest import free_port
+from tests.refusing import refuses
 
 pytestmark = pytest.mark.integration
 HAT = "Is the person wearing a hat?"
-
-
-def free_port(span: int = 1) -> int:
-    for base in range(23000 + os.getpid() % 1000, 30000, 331):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(base, base + span):
-                    stack.enter_context(socket.socket()).bind(("", port))
-                return base
-            except OSError:
-                continue
-    raise AssertionError("no free port")
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (128, 128)) -> bytes:
@@ -113,8 +98,8 @@ def get(endpoint: deploy.Endpoint, path: str) -> Any:
         return json.load(reply)
 
 
-def one(**fields: Any) -> dict[str, Any]:
-    return {"instances": [{"image": {"b64": b64(picture())}, **fields}]}
+def one(data: bytes | None = None, **fields: Any) -> dict[str, Any]:
+    return {"instances": [{"image": {"b64": b64(data or picture())}, **fields}]}
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -184,13 +169,10 @@ def test_a_crowd_is_answered_and_health_stays_prompt(endpoint: deploy.Endpoint) 
     assert len({body["predictions"][0]["answer"] for _, body in replies}) == 1
 
 
-def test_readiness_and_what_it_serves(endpoint: deploy.Endpoint) -> None:
+def test_readiness_what_it_serves_and_that_it_listens_on_loopback_only(endpoint: deploy.Endpoint) -> None:
     assert get(endpoint, f"/v1/models/{endpoint.model}") == {"name": endpoint.model, "ready": True}
     info = get(endpoint, "/info")
     assert (info["digest"], info["version"]) == (endpoint.digest, "7")
-
-
-def test_it_listens_on_loopback_only(endpoint: deploy.Endpoint) -> None:
     sockets = [c for c in psutil.net_connections("tcp") if c.pid == endpoint.pid and c.status == psutil.CONN_LISTEN]
     assert {c.laddr.ip for c in sockets} == {"127.0.0.1"}
     assert len(sockets) == 1
@@ -199,10 +181,9 @@ def test_it_listens_on_loopback_only(endpoint: deploy.Endpoint) -> None:
 def test_the_curl_example_works_as_pasted(endpoint: deploy.Endpoint, tmp_path: Path) -> None:
     face = tmp_path / "face of mine.jpg"
     face.write_bytes(picture("JPEG"))
-    command = deploy.curl_example(endpoint.predict_url, 'Is the person\'s hair 100% "black"?').replace(
-        "FACE.jpg", shlex.quote(str(face))
-    )
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    example = deploy.curl_example(endpoint.predict_url, 'Is the person\'s hair 100% "black"?')
+    command = ["sh", "-c", example.replace("FACE.jpg", shlex.quote(str(face)))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     (said,) = json.loads(done.stdout)["predictions"]
     assert isinstance(said["answer"], str), done.stderr  # free text of random weights: any, even none
     assert said["task"] is None
@@ -224,16 +205,16 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
     "unknown task": (one(task="identity"), 422, "known are"),
     "unknown item": (one(task="attributes", item="name"), 422, "hair_color"),
     "item missing": (one(task="attributes"), 422, "hair_color"),
-    "an address": ({"instances": [{"image": {"url": "http://127.0.0.1/x"}, "question": HAT}]}, 422, "b64"),
+    "an address": (one(image={"url": "http://127.0.0.1/x"}, question=HAT), 422, "b64"),
     "image missing": ({"instances": [{"question": HAT}]}, 422, "b64"),
-    "bad base64": ({"instances": [{"image": {"b64": "@@@"}, "question": HAT}]}, 400, "base64"),
-    "not an image": ({"instances": [{"image": {"b64": b64(b"hello" * 50)}, "question": HAT}]}, 400, "JPEG"),
-    "a gif": ({"instances": [{"image": {"b64": b64(picture("GIF"))}, "question": HAT}]}, 400, "JPEG"),
-    "cut off": ({"instances": [{"image": {"b64": b64(picture()[:-600])}, "question": HAT}]}, 400, "damaged"),
-    "a bomb": ({"instances": [{"image": {"b64": b64(bomb(60000, 60000))}, "question": HAT}]}, 413, "pixels"),
-    "a small bomb": ({"instances": [{"image": {"b64": b64(bomb(3000, 3000))}, "question": HAT}]}, 413, "pixels"),
-    "a webp bomb": ({"instances": [{"image": {"b64": b64(webp_bomb())}, "question": HAT}]}, 413, "pixels"),
-    "a needle": ({"instances": [{"image": {"b64": b64(picture(size=(9, 900)))}, "question": HAT}]}, 400, "1:8"),
+    "bad base64": (one(image={"b64": "@@@"}, question=HAT), 400, "base64"),
+    "not an image": (one(b"hello" * 50, question=HAT), 400, "JPEG"),
+    "a gif": (one(picture("GIF"), question=HAT), 400, "JPEG"),
+    "cut off": (one(picture()[:-600], question=HAT), 400, "damaged"),
+    "a bomb": (one(bomb(60000, 60000), question=HAT), 413, "pixels"),
+    "a small bomb": (one(bomb(3000, 3000), question=HAT), 413, "pixels"),
+    "a webp bomb": (one(webp_bomb(), question=HAT), 413, "pixels"),
+    "a needle": (one(picture(size=(9, 900)), question=HAT), 400, "1:8"),
     "huge": (b'{"instances": "' + b"x" * 2**21 + b'"}', 413, "too large"),
     "assistant first": (one(messages=[{"role": "assistant", "content": "hi"}]), 422, "user"),
     "two images": (one(messages=[{"role": "user", "content": [{"type": "image", "b64": "x"}]}]), 422, "one text"),
@@ -285,8 +266,7 @@ def test_the_log_holds_digests_and_no_images(settings: Settings, endpoint: deplo
 
 
 def test_bytes_that_were_not_approved_are_not_served(settings: Settings, model: Path, probe: Probe) -> None:
-    with pytest.raises(UserError, match="not 000000000000: its bytes"):
-        deploy.release(settings, model, "0" * 64, "8", probe)
+    refuses("not 000000000000: its bytes", deploy.release, settings, model, "0" * 64, "8", probe)
 
 
 FAKE = """
@@ -318,8 +298,7 @@ def test_a_release_that_answers_otherwise_is_taken_back(
     with pytest.raises(UserError, match=r"'bad' \(value bad\) instead of 'good'(.|\n)*serves nothing now"):
         deploy.release(settings, tmp_path, "bad", "1", expected)
     deploy.release(settings, tmp_path, "good", "2", expected)
-    with pytest.raises(UserError, match="production serves version 2 again"):
-        deploy.release(settings, tmp_path, "bad", "3", expected)
+    refuses("production serves version 2 again", deploy.release, settings, tmp_path, "bad", "3", expected)
     url = f"http://127.0.0.1:{settings.services.production_port}"
     assert deploy.ask(url, "m", {})["answer"] == "good"
     assert servers.deployed(settings, "production") == servers.Deployed(tmp_path, "good", "2")

@@ -1,7 +1,5 @@
 """A compiled model computes the same losses and gradients, to the last bits of fp32."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

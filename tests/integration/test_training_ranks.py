@@ -1,7 +1,5 @@
 """One stage in several processes, killed and gone on with: the same bytes, however the model is dealt out."""
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess
@@ -27,15 +25,9 @@ from tests.training_example import BRANCHES, Toy, stage, trains
 
 pytestmark = pytest.mark.integration
 
-ANSWERS = (
-    "train.precision=fp32",
-    "train.stages.align.trains.tower=frozen",
-    "train.stages.align.objective=answers",
-    "train.stages.align.tasks={gender: 1, caption: 1}",
-    "train.stages.align.steps=6",
-    "train.checkpoint_every=3",
-    *ranks.BRANCHES,
-)
+STAGE = ("trains.tower=frozen", "objective=answers", "tasks={gender: 1, caption: 1}", "steps=6")
+ANSWERS = ("train.precision=fp32", *(f"train.stages.align.{override}" for override in STAGE))
+ANSWERS += ("train.checkpoint_every=3", *ranks.BRANCHES)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The oracle's captions, the pieces of the Ray Data job, and how annotations join rows. No Ray is started here."""
 
-from __future__ import annotations
-
 import random
 import re
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from facemllm.tasks.attributes import TASK as ATTRIBUTES
 from facemllm.tasks.caption import FACTS, facts, facts_text
 from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import phrases_of
+from tests.refusing import refuses
 
 
 def labelled(number):
@@ -93,8 +92,7 @@ def test_captions_of_few_labels_are_sentences():
     assert caption(UNLABELLED | {"roll": 0.0}) in ("The head is upright.", "The face is upright.")
     hat = caption(UNLABELLED | {"attributes": pairs({"Wearing_Hat": True, "Bangs": False})})
     assert hat in ("The person has a hat.", "The face has a hat.")
-    with pytest.raises(ValueError, match="no label"):
-        caption(UNLABELLED)
+    refuses("no label", caption, UNLABELLED, error=ValueError)
 
 
 def test_pieces_cover_every_row_group_once_and_in_order(faces_table, face_rows):
@@ -159,10 +157,8 @@ def test_provenance_of_rendered_labels_names_the_renderer(face_rows):
 def test_annotate_refuses_an_existing_output_before_it_starts_ray(faces_table, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "_ray", lambda concurrency: pytest.fail("Ray was started"))
     faces = faces_table()
-    with pytest.raises(UserError, match="exists already"):
-        annotate(load("laptop"), faces, faces)
-    with pytest.raises(UserError, match="is not a table"):
-        annotate(load("laptop"), tmp_path / "none", tmp_path / "out")
+    refuses("exists already", annotate, load("laptop"), faces, faces)
+    refuses("is not a table", annotate, load("laptop"), tmp_path / "none", tmp_path / "out")
 
 
 def test_a_caption_of_the_sources_own_stays(face_rows):
@@ -175,8 +171,7 @@ def test_a_caption_of_the_sources_own_stays(face_rows):
     assert joined(row, Annotation(caption="Something else."), "d" * 64)["caption"] == "Something else."
     nothing = {"image_id": "0" * 64, "caption": "A face.", "attributes": []}
     assert Oracle().annotate([nothing]) == [Annotation()]
-    with pytest.raises(ValueError, match="no label"):
-        Oracle().annotate([{**nothing, "caption": None}])
+    refuses("no label", Oracle().annotate, [{**nothing, "caption": None}], error=ValueError)
 
 
 def test_a_table_with_forgotten_rows_is_not_described(face_rows, faces_table, tmp_path):
@@ -191,8 +186,6 @@ def test_a_table_with_forgotten_rows_is_not_described(face_rows, faces_table, tm
 
 def test_the_oracles_digest_follows_its_words():
     """Whoever changes a phrase raises `WORDING`, and these two values: tables of other words have another annotator."""
-    assert (WORDING, digests.of_json([caption(row) for row in LABELLED])) == (
-        1,
-        "38030037d05d29259da62a2a13f7040d5194c02b8eb31b967bbb76b8b2c1b328",
-    )
+    pinned = "38030037d05d29259da62a2a13f7040d5194c02b8eb31b967bbb76b8b2c1b328"
+    assert (WORDING, digests.of_json([caption(row) for row in LABELLED])) == (1, pinned)
     assert Oracle().digest == digests.of_json(["oracle", WORDING])

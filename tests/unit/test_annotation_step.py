@@ -1,10 +1,7 @@
 """The step with a model behind it: the ledger, contradictions, provenance, stops, the estimate and the bill. No Ray:
 the pieces of the job are worked off in this process."""
 
-from __future__ import annotations
-
 import json
-import re
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -23,6 +20,7 @@ from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.tables import FACES, open_table, pairs
 from tests.fake_endpoint import COMPLETION_TOKENS, PROMPT_TOKENS, FakeEndpoint, reply
+from tests.refusing import refuses
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +43,10 @@ def configured(tmp_path):
     """`configured(fake, "annotate.endpoint.x=y", home=...)`: settings with the endpoint annotator."""
 
     def make(fake, *overrides, home="home"):
-        given = [
-            f"storage.home={tmp_path / home}",
-            "annotate.annotator=endpoint",
-            "annotate.vision_language.model=m",
-            f"annotate.endpoint.base_url={fake.base_url}",
-            "annotate.endpoint.retries=1",
-            "annotate.endpoint.timeout_s=5",
-        ]
-        return settings.load("laptop", [*given, *overrides])
+        given = {"annotator": "endpoint", "vision_language.model": "m", "endpoint.base_url": fake.base_url}
+        given |= {"endpoint.retries": 1, "endpoint.timeout_s": 5}
+        chosen = [f"annotate.{name}={value}" for name, value in given.items()]
+        return settings.load("laptop", [f"storage.home={tmp_path / home}", *chosen, *overrides])
 
     return make
 
@@ -72,9 +65,8 @@ def test_rows_are_described_and_every_field_says_by_whom(configured, faces_table
     for row in open_table(tmp_path / "out", FACES).iterate():
         assert (row["caption"], row["age"], row["expression"]) == ("A woman, about 30 years old.", 30.0, "happiness")
         entries = {entry["field"]: entry for entry in row["provenance"]}
-        assert {name for name, entry in entries.items() if entry["origin"] == "annotator"} == {
-            *("age", "attributes", "caption", "expression")
-        }
+        described = {name for name, entry in entries.items() if entry["origin"] == "annotator"}
+        assert described == {"age", "attributes", "caption", "expression"}
         assert entries["gender"]["origin"] == "renderer"
         assert {entries[name]["model_digest"] for name in ("age", "caption")} == {model.model_digest}
         asked = next(r for r in open_table(faces).iterate() if r["image_id"] == row["image_id"])
@@ -92,7 +84,10 @@ def test_the_table_does_not_depend_on_how_the_job_went(configured, faces_table, 
         cut = ("annotate.batch_size=7", "annotate.endpoint.parallel=2", "annotate.endpoint.retries=9")
         limits = ("annotate.endpoint.max_requests=99", "annotate.endpoint.timeout_s=6")
         disturbed = step.annotate(configured(fake, *cut, *limits, home="rough"), faces, tmp_path / "disturbed")
+        assert purge(tmp_path / "home", [face_rows(1)[0]["image_id"]]) == 1
+        asked = fake.received.total()
         again = step.annotate(configured(fake), faces, tmp_path / "again")
+        assert fake.received.total() == asked + 1, "the purged picture is asked about again, and no other"
         hotter = step.annotate(configured(fake, "annotate.vision_language.temperature=0.5"), faces, tmp_path / "hotter")
         other = step.annotate(configured(fake, "annotate.vision_language.model=n"), faces, tmp_path / "other")
     assert plain["digest"] == disturbed["digest"] == again["digest"]
@@ -132,8 +127,7 @@ def test_contradictions_of_text_and_labels_are_counted(configured, faces_table, 
         fake.plan = {key: [f"text:{text}"] for key, text in zip(keys, said, strict=True)}
         about = step.annotate(chosen, faces, tmp_path / "out")["about"]
     assert about["contradictions"] == {"age": 1, "expression": 1, "gender": 1}
-    assert about["label_contradictions"] == {"Bald": 1, "age": 1, "gender": 1}
-    assert about["ledger_refused"] == {}
+    assert (about["label_contradictions"], about["ledger_refused"]) == ({"Bald": 1, "age": 1, "gender": 1}, {})
     genders = [row["gender"] for row in open_table(tmp_path / "out").iterate(["gender"])]
     assert genders == ["female", "female", "male", "male"], "the source's own label stands"
 
@@ -173,13 +167,10 @@ def test_a_stop_is_one_line_and_the_next_run_goes_on(configured, faces_table, tm
     faces = faces_table()
     cut = ("annotate.batch_size=5", "annotate.endpoint.parallel=2")
     with FakeEndpoint() as fake:
-        with pytest.raises(UserError) as stop:
-            step.annotate(configured(fake, "annotate.endpoint.max_requests=12", *cut), faces, tmp_path / "out")
-        assert re.fullmatch(
-            r"annotation stopped after \d+ of 40 rows: annotate\.endpoint\.max_requests is used up; raise it\. What "
-            r"was answered is kept; run again to go on",
-            str(stop.value),
-        )
+        limited = configured(fake, "annotate.endpoint.max_requests=12", *cut)
+        said = r"^annotation stopped after \d+ of 40 rows: annotate\.endpoint\.max_requests is used up; raise it\. "
+        kept = "What was answered is kept; run again to go on$"
+        refuses(said + kept, step.annotate, limited, faces, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         assert fake.received.total() == 12
         (path,) = (tmp_path / "home" / "annotations").glob("*/bill.json")
@@ -231,23 +222,9 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
 
         step.annotate(chosen, faces, tmp_path / "again")
         bill = json.loads(path.read_text())
-        assert bill["this_run"]["requests"] == 0
-        assert bill["all_runs"]["requests"] == 10
+        assert (bill["this_run"]["requests"], bill["all_runs"]["requests"]) == (0, 10)
     free = {"annotator": "oracle", "rows": 10, "requests": 0, "price": 0.0}
     assert estimate(settings.load("laptop"), faces) == free
-
-
-def test_a_purged_picture_is_asked_about_again_and_no_other(configured, faces_table, face_rows, tmp_path):
-    faces = faces_table(face_rows(8))
-    with FakeEndpoint() as fake:
-        step.annotate(configured(fake), faces, tmp_path / "one")
-        image_id = next(open_table(faces).iterate(["image_id"]))["image_id"]
-        assert purge(tmp_path / "home", [image_id]) == 1
-        files = [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
-        assert files
-        assert not any(image_id.encode() in data for data in files)
-        step.annotate(configured(fake), faces, tmp_path / "two")
-        assert fake.received.total() == 9
 
 
 @dataclass(frozen=True)
@@ -284,8 +261,7 @@ def test_experts_fill_their_fields_in_the_same_pass_and_stand_in_provenance(face
     assert Chained(replace(experts, needs_image=True), main).needs_image
     assert chain.digest != Chained(main, experts).digest
     manifest = step.run(chain, open_table(faces, FACES), tmp_path / "out", batch_size=3, concurrency=1)
-    assert (manifest["rows"], manifest["quarantined"]) == (4, 1)
-    assert manifest["about"]["annotator"] == "main+experts"
+    assert (manifest["rows"], manifest["quarantined"], manifest["about"]["annotator"]) == (4, 1, "main+experts")
     assert main.seen == [20.0, 21.0, 23.0, 24.0], "what the experts refuse is not shown to the model"
     for row in open_table(tmp_path / "out", FACES).iterate():
         entries = {entry["field"]: entry for entry in row["provenance"]}
@@ -305,8 +281,7 @@ def test_a_stop_of_the_model_stops_the_chain():
             raise JobStopped("spent")
 
     chain = Chained(Sayer("experts", Annotation()), Spent("main", Annotation()))
-    with pytest.raises(JobStopped, match="spent"):
-        chain.annotate([{"age": 1.0}, {"age": 2.0}])
+    refuses("spent", chain.annotate, [{"age": 1.0}, {"age": 2.0}], error=JobStopped)
 
 
 def test_configured_experts_run_before_the_annotator(faces_table, tmp_path, monkeypatch):
@@ -338,9 +313,10 @@ def test_what_a_job_refuses_and_where_it_stops_travels_as_values(faces_table):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A model of random weights that knows the words of the prompt."""
-    pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
     from facemllm.model.tiny import build_tiny
 
+    torch.set_num_threads(1)
     chosen = settings.load("laptop", ["model.image_size=32"])
     texts = [message["text"] for message in prompt.messages({})]
     model, processor = build_tiny(chosen.model, texts, ["yes", "no"], seed=0)
@@ -350,9 +326,9 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def locally(folder, home, *overrides):
-    given = ["annotate.annotator=local", f"annotate.vision_language.model={folder}", f"storage.home={home}"]
-    return settings.load("laptop", [*given, "annotate.vision_language.max_tokens=6", *overrides])
+def locally(folder, home):
+    given = ["annotator=local", f"vision_language.model={folder}", "vision_language.max_tokens=2"]
+    return settings.load("laptop", [f"storage.home={home}", *(f"annotate.{override}" for override in given)])
 
 
 def test_a_local_model_of_random_weights_is_refused_row_by_row(checkpoint, faces_table, face_rows, tmp_path):
@@ -360,9 +336,8 @@ def test_a_local_model_of_random_weights_is_refused_row_by_row(checkpoint, faces
     chosen = locally(checkpoint, tmp_path / "home")
     manifest = step.annotate(chosen, faces, tmp_path / "out")
     assert (manifest["rows"], manifest["quarantined"]) == (0, 2)
-    assert {row["reason"] for row in open_table(tmp_path / "out").refused()} == {
-        "the model's reply does not fit, nor does the mended one: it was cut off after 6 tokens; be shorter"
-    }
+    said = "the model's reply does not fit, nor does the mended one: it was cut off after 2 tokens; be shorter"
+    assert {row["reason"] for row in open_table(tmp_path / "out").refused()} == {said}
     with closing(sqlite3.connect(tmp_path / "home" / "annotations" / "replies.sqlite")) as database:
         assert database.execute("SELECT count(*) FROM replies").fetchone() == (4,)
     assert manifest["about"]["ledger_refused"] == {}, "nothing leaves the machine"
@@ -380,28 +355,23 @@ def test_a_local_model_that_answers_well_describes_rows(checkpoint, faces_table,
     faces = faces_table([row | {"expression": None} for row in face_rows(11)])
     chosen = locally(checkpoint, tmp_path / "home")
     manifest = step.annotate(chosen, faces, tmp_path / "out")
-    assert manifest["rows"] == 11
-    assert len(asked) == 11
+    assert (manifest["rows"], len(asked)) == (11, 11)
     for row in open_table(tmp_path / "out").iterate():
-        assert row["caption"] == f"A face in picture {row['image_id'][:8]}."
-        assert row["expression"] == "fear"
+        assert (row["caption"], row["expression"]) == (f"A face in picture {row['image_id'][:8]}.", "fear")
         by = {entry["field"]: entry for entry in row["provenance"]}["caption"]
         assert (by["model_digest"], by["cost"]) == (digests.of_tree(checkpoint), 0.0)
     again = step.annotate(chosen, faces, tmp_path / "again")
-    assert len(asked) == 11
-    assert again["digest"] == manifest["digest"]
+    assert (len(asked), again["digest"]) == (11, manifest["digest"])
 
 
 def test_a_local_model_sees_picture_and_words_and_answers_alike(checkpoint, face_rows, tmp_path):
-    pytest.importorskip("transformers")
     made = [local(locally(checkpoint, tmp_path / name)) for name in ("one", "two")]
     blank = dict.fromkeys(FACES.names)
     rows = [blank | {"attributes": pairs({}), **row} for row in face_rows(2)]
     requests = [made[0].request(row, prompt.messages(row)) for row in rows]
     first, second = (local_model.generate(one.sender, requests) for one in made)
     assert first == second
-    assert all(tokens == 6 for _, _, tokens in first)
-    assert all(prompt_tokens > 100 for _, prompt_tokens, _ in first)
+    assert all(tokens == 2 and prompt_tokens > 100 for _, prompt_tokens, tokens in first)
     hot = replace(made[0].sender, temperature=1.0)
     assert local_model.generate(hot, requests[:1]) == local_model.generate(hot, requests[:1])
 
@@ -410,9 +380,7 @@ def test_only_safetensors_are_loaded(tmp_path, checkpoint):
     folder = tmp_path / "pickled"
     folder.mkdir()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(UserError, match=r"holds no \*\.safetensors; nothing else is loaded"):
-        local(locally(folder, tmp_path))
+    refuses(r"holds no \*\.safetensors; nothing else is loaded", local, locally(folder, tmp_path))
     (folder / "model.safetensors").write_bytes(b"none")
     made = local(locally(folder, tmp_path))
-    with pytest.raises(JobStopped, match="cannot be loaded"):
-        local_model.generate(made.sender, [])
+    refuses("cannot be loaded", local_model.generate, made.sender, [], error=JobStopped)

@@ -1,7 +1,5 @@
 """Where replies are kept, what is under way, what is counted and what is spent; each across processes."""
 
-from __future__ import annotations
-
 import multiprocessing
 import sqlite3
 import time
@@ -11,6 +9,7 @@ import pytest
 
 from facemllm.asking.requests import Reply, Request
 from facemllm.asking.store import Account, Counters, Replies, Reserved, Wait, most_tokens, price, purge
+from tests.refusing import refuses
 
 ANNA, BERT = "a" * 64, "b" * 64
 KEY, OTHER = "1" * 64, "2" * 64
@@ -67,8 +66,7 @@ def test_a_reply_is_read_as_it_was_written_and_never_replaced(store, tmp_path):
         assert other.read(BERT, KEY).text == "half a pair \ud83d, \x00"
         assert other.read(BERT, OTHER) is None
     for name in ("../../etc/passwd", "A" * 64, "a" * 63, ""):
-        with pytest.raises(ValueError, match="is no SHA-256"):
-            store.write(reply(name))
+        refuses("is no SHA-256", store.write, reply(name), error=ValueError)
 
 
 def test_a_transaction_that_fails_leaves_nothing(store, account):
@@ -78,8 +76,7 @@ def test_a_transaction_that_fails_leaves_nothing(store, account):
             store.write(reply())
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
-        fail()
+    refuses("No space", fail, error=OSError)
     assert store.read(ANNA, KEY) is None
     assert account.read() == Counters()
     assert isinstance(account.reserve(request(), (10, 5), None, None), Reserved)
@@ -109,16 +106,15 @@ def test_a_purge_says_when_its_bytes_are_still_in_the_log(store, tmp_path, monke
     with closing(sqlite3.connect(store.path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM replies").fetchall()
-        with pytest.raises(TimeoutError, match="is being read"):
-            purge(tmp_path, [ANNA])
+        refuses("is being read", purge, tmp_path, [ANNA], error=TimeoutError)
     assert purge(tmp_path, [ANNA]) == 0
     assert ANNA.encode() not in b"".join(path.read_bytes() for path in store.path.parent.iterdir())
 
 
-def test_what_tokens_cost():
-    assert price(1_000_000, 500_000, 2.0, 6.0) == 5.0
-    assert price(None, 500_000, 2.0, 6.0) == 3.0
-    assert price(5, 5, None, 6.0) is None
+def test_what_tokens_cost_and_that_the_bound_of_a_prompt_is_above_what_models_use():
+    costs = [price(1_000_000, 500_000, 2.0, 6.0), price(None, 500_000, 2.0, 6.0), price(5, 5, None, 6.0)]
+    assert costs == [5.0, 3.0, None]
+    assert most_tokens("x" * 4000, 448) == 2000 + 1024  # four characters of English a token; LLaVA sees 576
 
 
 def test_a_request_under_way_keeps_others_out_until_its_process_dies(account, tmp_path):
@@ -185,7 +181,3 @@ def test_the_form_that_an_endpoint_understands_is_known_by_its_address(account, 
     assert Account(store, "job").form("http://a/v1") == 1
     assert account.form("http://b/v1") is None
     assert Account(store, "another").form("http://a/v1") is None
-
-
-def test_the_bound_of_a_prompt_is_above_what_models_use():
-    assert most_tokens("x" * 4000, 448) == 2000 + 1024  # four characters of English a token; LLaVA sees 576

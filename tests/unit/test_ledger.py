@@ -1,7 +1,5 @@
 """The dataset ledger: complete, laid over by the user's own rows, and refusing what is not allowed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +9,17 @@ import pytest
 import yaml
 
 from facemllm.core import step
-from facemllm.errors import UserError
 from facemllm.ingest import benchmarks
 from facemllm.ingest.importing import READERS
 from facemllm.promote import approvals
 from facemllm.settings import Settings, load
 from facemllm.version import ledger
 from facemllm.workflow.steps import DATA, steps
+from tests.refusing import refuses
 
 
 @pytest.fixture
-def settings() -> Settings:
+def settings():
     return load("laptop")
 
 
@@ -35,21 +33,18 @@ def test_every_source_that_can_be_read_has_a_row_and_no_row_is_idle(settings: Se
     assert set(ledger.entries(settings)) == {*READERS, *benchmarks.KEYS, "render"}
 
 
-def test_research_data_is_not_served_nor_sent_away_and_benchmarks_are_never_trained_on(settings: Settings) -> None:
+def test_what_terms_or_the_ledger_do_not_allow_is_refused(settings: Settings) -> None:
+    """Research data is not served nor sent away, benchmarks are never trained on, an unknown source is not used."""
     for row in ledger.entries(settings).values():
         if row.status == "restricted":
             assert "serve" not in row.uses, row.key
     assert not any("train" in ledger.entries(settings)[key].uses for key in benchmarks.KEYS)
     ledger.require(settings, ["raf-db"], "train", "evaluate")
-    with pytest.raises(
-        UserError, match=r"'raf-db' do not allow to send its pictures to a third party; ledger row: RAF-DB"
-    ):
-        ledger.require(settings, ["raf-db"], "third_party")
+    said = r"'raf-db' do not allow to send its pictures to a third party; ledger row: RAF-DB"
+    refuses(said, ledger.require, settings, ["raf-db"], "third_party")
 
-
-def test_an_unknown_source_is_refused_with_a_way_out(settings: Settings) -> None:
-    with pytest.raises(UserError, match=r"'scraped' is not in the dataset ledger; .*ingest\.ledger"):
-        ledger.require(settings, ["render", "scraped"])
+    said = r"'scraped' is not in the dataset ledger; .*ingest\.ledger"
+    refuses(said, ledger.require, settings, ["render", "scraped"])
 
 
 def test_allowed_uses_are_those_of_all_sources(settings: Settings) -> None:
@@ -63,8 +58,7 @@ def test_own_rows_lie_over_the_projects_and_withdraw_a_source(tmp_path: Path) ->
     ledger.require(settings, ["celeba"], "serve")
     assert ledger.entries(settings)["celeba"].licence.startswith("celeba-dataset")
     settings = own(tmp_path, {"celeba": {"status": "withdrawn", "terms": "withdrawn by its owner"}})
-    with pytest.raises(UserError, match="withdrawn by its owner"):
-        ledger.require(settings, ["celeba"])
+    refuses("withdrawn by its owner", ledger.require, settings, ["celeba"])
 
 
 @pytest.mark.parametrize(
@@ -78,24 +72,21 @@ def test_own_rows_lie_over_the_projects_and_withdraw_a_source(tmp_path: Path) ->
     ],
 )
 def test_a_wrong_row_is_named(rows: object, said: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said):
-        ledger.entries(own(tmp_path, rows))
+    refuses(said, ledger.entries, own(tmp_path, rows))
 
 
 def test_a_ledger_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
-        ledger.entries(load("laptop", [f"ingest.ledger={tmp_path / 'absent.yaml'}"]))
+    absent = load("laptop", [f"ingest.ledger={tmp_path / 'absent.yaml'}"])
+    refuses(r"absent\.yaml: cannot be read", ledger.entries, absent)
     (tmp_path / "ledger.yaml").write_text("{")
-    with pytest.raises(UserError, match="cannot be read as a ledger"):
-        ledger.entries(load("laptop", [f"ingest.ledger={tmp_path / 'ledger.yaml'}"]))
+    refuses("cannot be read as a ledger", ledger.entries, load("laptop", [f"ingest.ledger={tmp_path / 'ledger.yaml'}"]))
 
 
 def test_a_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
     (tmp_path / "lineage.json").write_text(json.dumps({"sources": ["render", "celeba"]}))
     assert ledger.sources_of_model(tmp_path) == ["celeba", "render"]
     (tmp_path / "lineage.json").write_text("{}")
-    with pytest.raises(UserError, match="does not say which sources"):
-        ledger.sources_of_model(tmp_path)
+    refuses("does not say which sources", ledger.sources_of_model, tmp_path)
 
 
 def test_a_model_of_research_data_is_not_released(settings: Settings, tmp_path: Path, monkeypatch: Any) -> None:
@@ -104,24 +95,22 @@ def test_a_model_of_research_data_is_not_released(settings: Settings, tmp_path: 
     monkeypatch.setattr(approvals, "require_approved", lambda settings, version: approved)
     monkeypatch.setattr("facemllm.promote.step.model_dir", lambda settings, version: tmp_path)
     context = SimpleNamespace(settings=settings, inputs={"version": "1"})
-    with pytest.raises(UserError, match="'celeba' do not allow to put a model trained on it into production"):
-        steps(settings)["release"].work(context)
+    said = "'celeba' do not allow to put a model trained on it into production"
+    refuses(said, steps(settings)["release"].work, context)
 
 
 def test_data_that_may_not_be_trained_on_stops_before_training(settings: Settings, faces_table: Any) -> None:
     path = faces_table(about={"sources": ["facexbench"]})
     context = SimpleNamespace(settings=settings, inputs={}, path=lambda name: path)
-    with pytest.raises(UserError, match="'facexbench' do not allow to train a model on it"):
-        steps(settings)["align"].work(context)
+    refuses("'facexbench' do not allow to train a model on it", steps(settings)["align"].work, context)
     context.path = lambda name: faces_table(name="two", about={"sources": ["gone"]})
-    with pytest.raises(UserError, match="'gone' is not in the dataset ledger"):
-        steps(settings)["evaluate"].work(context)
+    refuses("'gone' is not in the dataset ledger", steps(settings)["evaluate"].work, context)
 
 
 def test_a_withdrawn_source_stops_a_run_whose_faces_are_remembered(tmp_path: Path) -> None:
     key = step.step_key(DATA[0], load("laptop"), {})
     assert key == step.step_key(DATA[0], own(tmp_path, {}), {})
-    with pytest.raises(UserError, match="source 'render' is withdrawn"):
-        step.step_key(DATA[0], own(tmp_path, {"render": {"status": "withdrawn"}}), {})
+    withdrawn = own(tmp_path, {"render": {"status": "withdrawn"}})
+    refuses("source 'render' is withdrawn", step.step_key, DATA[0], withdrawn, {})
     narrower = own(tmp_path, {"render": {"uses": ["evaluate"]}})
     assert step.step_key(DATA[0], narrower, {}) != key

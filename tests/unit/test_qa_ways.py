@@ -1,7 +1,5 @@
 """How training and evaluation ask: ways and their shares, dialogue, what is held out, balance, mixture, bad rows."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
@@ -27,6 +25,7 @@ from facemllm.tasks.held_out import HeldOut
 from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import with_attributes
 from tests.conftest import encode
+from tests.refusing import refuses
 
 NAMES = "caption, attributes, expression, age, gender, head_pose"
 DEFAULT = [tasks.get(name) for name in NAMES.split(", ")]
@@ -105,13 +104,10 @@ def test_training_asks_each_item_once_in_a_way_drawn_by_weight(talks):
     for row in rows:
         assert len({tasks.question_of(t).item for t in row["turns"]}) == len(row["turns"]) == len(items)
         counts.update(way_of(turn) for turn in row["turns"] if turn["task"] == "attributes")
-    total = sum(counts.values())
-    assert counts["native"] / total == pytest.approx(0.5, abs=0.03)
-    assert counts["statement"] / total == pytest.approx(0.25, abs=0.03)
-    assert counts["lettered"] / total == pytest.approx(0.25, abs=0.03)
-    assert manifest["about"]["forms"] == {
-        **{"native": 2.0, "statement": 1.0, "lettered": 1.0, "dialogue": 0.0, "unseen": True}
-    }
+    weights = {"native": 2.0, "statement": 1.0, "lettered": 1.0}
+    shares = {way: counts[way] / counts.total() for way in weights}
+    assert shares == pytest.approx({way: weight / 4 for way, weight in weights.items()}, abs=0.03)
+    assert manifest["about"]["forms"] == weights | {"dialogue": 0.0, "unseen": True}
 
 
 def test_evaluation_asks_outright_first_and_then_in_every_way_with_a_weight(talks):
@@ -151,9 +147,8 @@ def test_every_reply_reads_as_its_answer_and_training_uses_no_unseen_wording(tal
 
 
 def test_dialogues_stand_in_a_share_of_the_faces_and_follow_their_opener(talks):
-    rows, _ = talks(
-        [face(n) for n in range(120)], "reformat.held_out=[]", "reformat.forms.dialogue=1", "reformat.forms.statement=0"
-    )
+    forms = ("reformat.forms.dialogue=1", "reformat.forms.statement=0")
+    rows, _ = talks([face(n) for n in range(120)], "reformat.held_out=[]", *forms)
     with_talk = 0
     for row in rows:
         talk = [n for n, turn in enumerate(row["turns"]) if way_of(turn) == "dialogue"]
@@ -194,9 +189,13 @@ def test_adding_a_source_a_row_or_a_task_moves_no_other_turn(talks):
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(talks, tmp_path, override, message):
-    with pytest.raises(UserError, match=message):
-        talks([face(1)], override)
+    refuses(message, talks, [face(1)], override)
     assert not (tmp_path / "talks0").exists()
+
+
+def test_what_states_a_sensitive_answer_in_passing_needs_its_reason_too():
+    unasked = settings.load("laptop").reformat.model_copy(update={"tasks": ["caption"], "reasons": {}})
+    refuses("the task 'caption' states what the sensitive task 'gender' asks", Plan, unasked)
 
 
 HELD = "reformat.held_out=[Wearing_Earrings, Bangs]"
@@ -269,19 +268,12 @@ def test_what_is_held_out_and_never_asked_is_said(faces_table, tmp_path):
     assert about["held_out_questions"] == {"Wearing_Earrings": 2, "Bangs": 0}
 
 
-def test_what_states_a_sensitive_answer_in_passing_needs_its_reason_too():
-    unasked = settings.load("laptop").reformat.model_copy(update={"tasks": ["caption"], "reasons": {}})
-    with pytest.raises(UserError, match="the task 'caption' states what the sensitive task 'gender' asks"):
-        Plan(unasked)
-
-
 def test_rare_columns_are_there_in_a_row_with_changes():
     whole = face(1) | {"age_range": "20-29", "alt_text": "A face.", "landmarks": [[1.0, 2.0]]}
     batch = pa.RecordBatch.from_pylist([face(0), whole], FACES)
     changed = rows_of(batch)[1].but(caption="Another.")
     assert (changed["caption"], changed["age_range"], changed.get("alt_text")) == ("Another.", "20-29", "A face.")
-    assert changed["landmarks"] == [[1.0, 2.0]]
-    assert changed.get("no such column", 7) == 7
+    assert (changed["landmarks"], changed.get("no such column", 7)) == ([[1.0, 2.0]], 7)
 
 
 def test_balance_evens_out_the_answers_of_every_source_in_training_alone(talks):
@@ -307,20 +299,15 @@ def test_balance_evens_out_the_answers_of_every_source_in_training_alone(talks):
     assert hats(even, "celeba", "train")["yes"] < half["yes"] < hats(plain, "celeba", "train")["yes"]
 
 
-def test_balance_leaves_an_item_that_has_one_answer_alone(talks):
+def test_balance_leaves_an_item_of_one_answer_alone_and_thins_every_way_of_asking_alike(talks):
     rows = [face(n) | {"attributes": pairs({"Wearing_Hat": False, "Bangs": n % 4 == 0})} for n in range(100)]
     found, _ = talks(rows, *PLAIN, "reformat.balance=1.0")
     asked = Counter(turn["template"].split("/")[0] for row in found for turn in row["turns"])
     assert asked["Wearing_Hat"] == 100
     assert asked["Bangs"] < 70
-
-
-def test_balance_thins_every_way_of_asking_alike(talks):
     rows = [face(n) | {"attributes": pairs({"Wearing_Hat": n % 5 == 0}), "caption": None} for n in range(500)]
-    forms = ("reformat.held_out=[]", "reformat.tasks=[attributes, expression, age, gender, head_pose, caption]")
-    found, _ = talks(
-        rows, *forms, "reformat.balance=1.0", "reformat.forms={native: 1, statement: 1, lettered: 0, dialogue: 0}"
-    )
+    forms = "reformat.forms={native: 1, statement: 1, lettered: 0, dialogue: 0}"
+    found, _ = talks(rows, "reformat.held_out=[]", f"reformat.tasks=[{NAMES}]", "reformat.balance=1.0", forms)
     ways = Counter(way_of(turn) for row in found for turn in row["turns"] if turn["template"].startswith("Wearing_Hat"))
     assert ways.total() == pytest.approx(200, rel=0.15)
     assert ways["native"] == pytest.approx(ways["statement"], rel=0.3)
@@ -330,9 +317,8 @@ def test_balance_and_mixture_do_not_count_who_was_forgotten(talks, tmp_path):
     rows = [face(n) | {"attributes": pairs({"Bangs": n < 30}), "caption": None} for n in range(100)]
     home = f"storage.home={tmp_path / 'home'}"
     gone = frozenset(row["subject_id"] for row in rows[20:30] + rows[40:])
-    Tombstones.of(settings.load("laptop", [home])).add(
-        "subject", Marks(subject=gone), reason="asked for it", by="Ada Lovelace"
-    )
+    tombstones = Tombstones.of(settings.load("laptop", [home]))
+    tombstones.add("subject", Marks(subject=gone), reason="asked for it", by="Ada Lovelace")
     left = rows[:20] + rows[30:40]
     for override in ("reformat.balance=1.0", "reformat.mixture.caps={render: 25}", "reformat.mixture.temperature=2"):
         found, manifest = talks(rows, *PLAIN, home, override)
@@ -341,28 +327,21 @@ def test_balance_and_mixture_do_not_count_who_was_forgotten(talks, tmp_path):
         assert manifest["about"].get("mixture") == alone["about"].get("mixture")
 
 
-def test_mixture_caps_a_source_and_says_what_it_took(talks):
+def test_mixture_caps_a_source_or_thins_large_ones_and_says_what_it_took(talks):
     rows = [face(n, source=s) for s, many in (("celeba", 100), ("render", 18)) for n in range(many)]
     rows += [face(n, "test", "celeba") for n in range(100, 106)]
     found, manifest = talks(rows, *PLAIN, "reformat.mixture.caps={celeba: 24}")
-    assert Counter((row["source"], row["split"]) for row in found) == {
-        ("celeba", "train"): 24,
-        ("celeba", "test"): 6,
-        ("render", "train"): 18,
-    }
+    taken = {("celeba", "train"): 24, ("celeba", "test"): 6, ("render", "train"): 18}
+    assert Counter((row["source"], row["split"]) for row in found) == taken
     sources = manifest["about"]["mixture"]["sources"]
     assert sources == {"celeba": {"faces": 100, "taken": 24}, "render": {"faces": 18, "taken": 18}}
     assert manifest["quarantined"] == 76
     alone, _ = talks([row for row in rows if row["source"] == "celeba"], *PLAIN, "reformat.mixture.caps={celeba: 24}")
     assert alone == [row for row in found if row["source"] == "celeba"]
-
-
-def test_temperature_thins_large_sources_towards_equal_shares(talks):
     rows = [face(n, source=s) for s, many in (("celeba", 80), ("render", 20)) for n in range(many)]
-    found, _ = talks(rows, *PLAIN, "reformat.mixture.temperature=2")
-    assert Counter(row["source"] for row in found) == {"celeba": 40, "render": 20}
-    found, _ = talks(rows, *PLAIN, "reformat.mixture.temperature=1.000001")
-    assert Counter(row["source"] for row in found) == {"celeba": 80, "render": 20}
+    for temperature, taken in (("2", 40), ("1.000001", 80)):
+        found, _ = talks(rows, *PLAIN, f"reformat.mixture.temperature={temperature}")
+        assert Counter(row["source"] for row in found) == {"celeba": taken, "render": 20}
 
 
 def test_a_row_that_cannot_be_answered_is_refused_with_task_item_and_reason(talks, monkeypatch, tmp_path):
@@ -379,9 +358,9 @@ def test_a_broken_wording_is_refused_with_its_rows(talks, monkeypatch, tmp_path)
     own, broken = type(task).question, replace(task.question("age"), templates=("How old is {}?",))
     monkeypatch.setattr(type(task), "question", lambda self, item: broken if item == "age" else own(self, item))
     task.memo.clear()
+    without = face(2) | {"age": None}
     try:
-        with_age, without = face(1), face(2) | {"age": None}
-        found, _ = talks([with_age, without], *PLAIN)
+        found, _ = talks([face(1), without], *PLAIN)
     finally:
         task.memo.clear()
     assert [row["image_id"] for row in found] == [without["image_id"]]

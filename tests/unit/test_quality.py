@@ -1,9 +1,4 @@
-"""The suites: sound tables pass, and every check finds the row that breaks it, and only that row.
-
-All broken rows of a table stand together, one row a fault, so that its suite runs once.
-"""
-
-from __future__ import annotations
+"""The suites: sound tables pass; every check finds the row that breaks it, of all that stand together, and no other."""
 
 import io
 import json
@@ -16,7 +11,6 @@ from PIL import Image
 
 from facemllm import settings, tasks
 from facemllm.core import digests
-from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
 from facemllm.validate.conversations import conversations_frame
 from facemllm.validate.faces import _decoded, annotated_frame, raw_frame
@@ -26,13 +20,10 @@ from facemllm.validate.suites import Check, annotated_checks, conversations_chec
 from facemllm.version import ledger
 from tests.asked import conversation
 from tests.conftest import encode, face
+from tests.refusing import refuses
 
-LIMITS = [
-    "validate.min_rows=20",
-    "validate.caption_share=1.0",
-    "validate.contradiction_share=0.0",
-    "validate.disagreement_share=0.0",
-]
+LIMITS = ["validate.min_rows=20", "validate.caption_share=1.0"]
+LIMITS += ["validate.contradiction_share=0.0", "validate.disagreement_share=0.0"]
 ASKED = [tasks.get(name) for name in ("caption", "gender", "age", "head_pose")]
 
 
@@ -126,10 +117,7 @@ MISMATCH = {"answers_match_labels", "replies_say_answers"}
 TALK_FAULTS = {
     0: (lambda r, rows: {"conversation_id": rows[1]["conversation_id"]}, {"conversation_id_unique"}),
     1: (lambda r, rows: {}, {"conversation_id_unique"}),
-    2: (
-        lambda r, rows: {"image_id": digests.of_bytes(b"x"), "images": [{"bytes": b"x", "path": None}]},
-        {"image_known"},
-    ),
+    2: (lambda r, rows: {"image_id": digests.of_bytes(b"x"), "images": [sealed(r, b"x")["image"]]}, {"image_known"}),
     3: (lambda r, rows: {"split": "dev", "subject_id": None}, {"split_known", "split_matches", "subject_matches"}),
     4: (lambda r, rows: {"subject_id": "someone else"}, {"subject_matches"}),
     5: (lambda r, rows: {"images": [rows[6]["images"][0]]}, {"image_matches"}),
@@ -209,9 +197,8 @@ def broken(sound_rows, entries, limits, tmp_path_factory):
     outcomes += run_suite("annotated", annotated_checks(quality, names, with_raw=False), frame)
     labels = Labels()
     annotated_frame(write(folder / "sound", FACES, sound_rows), quality, entries, None, labels, Tallies())
-    talks = write(
-        folder / "talks", CONVERSATIONS, with_faults([conversation(row, ASKED) for row in sound_rows], TALK_FAULTS)
-    )
+    spoken = [conversation(row, ASKED) for row in sound_rows]
+    talks = write(folder / "talks", CONVERSATIONS, with_faults(spoken, TALK_FAULTS))
     frame = conversations_frame(talks, labels, Tallies())
     outcomes += run_suite("conversations", conversations_checks(quality), frame)
     return {(outcome.table, outcome.name): outcome for outcome in outcomes}
@@ -235,8 +222,7 @@ SHOWN = (
 @pytest.mark.parametrize(("table", "check", "rows"), SHOWN)
 def test_a_check_finds_the_broken_rows_and_no_others(broken, table, check, rows):
     outcome = broken[(table, check)]
-    assert not outcome.error
-    assert not outcome.passed
+    assert (bool(outcome.error), outcome.passed) == (False, False)
     assert [example["row"] for example in outcome.examples] == rows[:5]
     assert outcome.failed == len(rows)
     assert f"first row {rows[0]}, image" in outcome.line()
@@ -316,29 +302,20 @@ def held_together(sound_rows, entries, limits, tmp_path_factory):
 
 @pytest.mark.parametrize("row", CHANGES)
 def test_what_annotation_changed_is_found(held_together, row):
-    frame, _, _ = held_together
     _, check, column = CHANGES[row]
-    assert frame[check][row] in (False,)  # neither true nor null
-    assert frame["changed"][row] == column
+    frame, _, _ = held_together
+    assert (frame[check][row], frame["changed"][row]) == (False, column)  # neither true nor null
 
 
-def test_what_annotation_added_is_no_change(held_together):
-    frame, found, _ = held_together
+def test_what_annotation_added_is_no_change_and_a_picture_is_decoded_once_over_both_tables(held_together):
+    frame, found, counts = held_together
     untouched = frame.drop(index=list(CHANGES))
-    assert untouched["in_raw"].all()
-    assert untouched["identity_kept"].all()
-    assert untouched["labels_kept"].all()
     for check in ("in_raw", "identity_kept", "labels_kept"):
+        assert untouched[check].all()
         rows = [row for row, (_, name, _) in CHANGES.items() if name == check]
-        assert not found[check].passed
-        assert found[check].severity == "critical"
-        assert found[check].failed == len(rows)
+        assert (found[check].passed, found[check].severity, found[check].failed) == (False, "critical", len(rows))
         assert [example["row"] for example in found[check].examples] == rows[:5]
     assert "(source_id)" in found["identity_kept"].line()
-
-
-def test_a_picture_is_decoded_once_over_both_tables(held_together):
-    _, _, counts = held_together
     replaced = 1 + 1  # the picture that is not in the raw table, the segmentation that is another one
     assert counts == [80, replaced + 1]  # and the segmentation of the picture that is not in the raw table
 
@@ -363,11 +340,9 @@ def tables(sound_rows, tmp_path):
 def test_sound_tables_pass_with_the_same_report_every_time(tables, limits, tmp_path):
     sound = tables()
     verdict = validate(limits, *sound, tmp_path / "one")
-    assert verdict.passed
-    assert verdict.critical == verdict.warnings == ()
-    assert verdict.counts["faces"] == verdict.counts["annotated"] == verdict.counts["conversations"] == 40
-    assert verdict.counts["questions"] == 40 * 6
-    assert verdict.counts["failed"] == 0
+    assert (verdict.passed, verdict.critical, verdict.warnings) == (True, (), ())
+    expected = dict.fromkeys(("faces", "annotated", "conversations"), 40) | {"questions": 40 * 6, "failed": 0}
+    assert verdict.counts.items() >= expected.items()
     assert "0 warnings" in verdict.figure
     validate(limits, *sound, tmp_path / "two")
     assert digests.of_tree(tmp_path / "one") == digests.of_tree(tmp_path / "two")
@@ -382,9 +357,7 @@ def test_a_critical_failure_names_check_table_row_and_report_which_is_kept(table
     changed = [r | {"gender": "<b>other</b>"} if r is row else r for r in sound_rows]
     paths = tables(raw=changed, annotated=changed)
     out = tmp_path / "out"
-    with pytest.raises(UserError) as refused:
-        validate(limits, *paths, out)
-    message = str(refused.value)
+    message = refuses(None, validate, limits, *paths, out)
     for part in ("gender_known", "1 of 40 rows", "first row 7", row["image_id"][:12], str(out / "report.html")):
         assert part in message
     assert str(tmp_path / "faces") in message, "the first table with the fault is the one to look into"
@@ -393,9 +366,7 @@ def test_a_critical_failure_names_check_table_row_and_report_which_is_kept(table
     assert found["passed"] is False
     assert [line.partition(":")[0] for line in found["critical"]] == ["faces", "annotated"]
     page = (out / "report.html").read_text()
-    assert row["image_id"] in page
-    assert "&lt;b&gt;other" in page
-    assert "<b>other" not in page
+    assert [part in page for part in (row["image_id"], "&lt;b&gt;other", "<b>other")] == [True, True, False]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotated", "faces", "out", "talks"]
 
 
@@ -403,27 +374,27 @@ def test_a_small_table_without_a_split_or_of_a_withdrawn_source_is_refused(table
     (tmp_path / "ledger.yaml").write_text("render: {status: withdrawn}\n")  # the user's own
     mine = settings.load("laptop", [*LIMITS, f"ingest.ledger={tmp_path / 'ledger.yaml'}"])
     rows = [row for row in sound_rows if row["split"] != "test"][:12]
-    with pytest.raises(UserError, match=r"annotated: check 'min_rows' failed .*found 12 rows \(and \d+ more\)"):
-        validate(mine, None, *tables(annotated=rows)[1:], tmp_path / "out")
+    said = r"annotated: check 'min_rows' failed .*found 12 rows \(and \d+ more\)"
+    refuses(said, validate, mine, None, *tables(annotated=rows)[1:], tmp_path / "out")
     critical = json.loads((tmp_path / "out" / "result.json").read_text())["critical"]
     assert "'splits_present' failed (every split has rows); missing: test" in critical[1]
     assert "check 'source_known' failed (the source stands in the ledger" in critical[2]
 
 
-def test_empty_tables_are_refused_not_crashed_on(tables, limits, tmp_path):
-    with pytest.raises(UserError, match="'min_rows' failed"):
-        validate(limits, *tables([], [], []), tmp_path / "out")
+def test_empty_tables_are_refused_not_crashed_on_and_a_report_is_not_overwritten(tables, limits, tmp_path):
+    empty = tables([], [], [])
+    refuses("'min_rows' failed", validate, limits, *empty, tmp_path / "out")
     assert (tmp_path / "out" / "report.html").is_file()
+    refuses("exists already", validate, limits, *empty, tmp_path / "out")
 
 
 def test_warnings_and_a_lack_of_raw_faces_let_the_workflow_go_on(tables, sound_rows, limits, tmp_path):
     rows = [row | {"box": [0.0, 0.0, 900.0, 900.0]} if n == 3 else row for n, row in enumerate(sound_rows)]
     _, annotated, conversations = tables(annotated=rows)
     verdict = validate(limits, None, annotated, conversations, tmp_path / "out")
-    assert verdict.passed
-    assert len(verdict.warnings) == 1
-    assert "'box_inside'" in verdict.warnings[0]
-    assert "faces" not in verdict.counts
+    (warning,) = verdict.warnings
+    assert "'box_inside'" in warning
+    assert (verdict.passed, verdict.counts.get("faces")) == (True, None)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Not counted: the tables at hand do not tell." in page
     assert "Raw faces" not in page
@@ -431,16 +402,8 @@ def test_warnings_and_a_lack_of_raw_faces_let_the_workflow_go_on(tables, sound_r
 
 def test_a_check_that_cannot_be_run_counts_as_critical():
     frame = pd.DataFrame({"row": [0], "image_id": ["a"], "age": ["old"]})
-    check = Check(
-        "age", "the age is a number", "info", "ExpectColumnValuesToBeBetween", {"column": "age", "min_value": 0}
-    )
+    told = {"column": "age", "min_value": 0}
+    check = Check("age", "the age is a number", "info", "ExpectColumnValuesToBeBetween", told)
     (outcome,) = run_suite("faces", [check], frame)
-    assert not outcome.passed
-    assert outcome.severity == "critical"
+    assert (outcome.passed, outcome.severity) == (False, "critical")
     assert "could not be run" in outcome.line()
-
-
-def test_an_existing_report_is_not_overwritten(tables, limits, tmp_path):
-    (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="exists already"):
-        validate(limits, *tables(), tmp_path / "out")

@@ -1,7 +1,5 @@
 """The report page: where the data came from, what contradicts what, and what was left out, in plain words."""
 
-from __future__ import annotations
-
 import json
 import re
 
@@ -32,8 +30,7 @@ def written(folder, rows, schema, refused=(), **options):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The text of a page about tables in which something of everything went wrong, without its marks of style, and the
-    page itself."""
+    """The words of a page about tables in which something of everything went wrong, the page, and its folder."""
     tmp_path, rows = tmp_path_factory.mktemp("report"), []
     for number, row in enumerate(face(number) for number in range(40)):
         says = f"This is a {WORDS[row['gender']]}, {row['age']:.0f} years old."
@@ -65,16 +62,11 @@ def report(tmp_path_factory):
 def test_sources_stand_with_their_terms_and_what_all_of_them_allow(report):
     text, _, _ = report
     assert re.search(r"RAF-DB \(Real-world Affective Faces\) raf-db 10 .*? restricted train, evaluate", text)
-    assert re.search(
-        r"Drawn heads of this project render 30 CC0-1\.0 .*? active train, evaluate, serve, third party", text
-    )
+    terms = r"Drawn heads of this project render 30 CC0-1\.0 .*? active train, evaluate, serve, third party"
+    assert re.search(terms, text)
     assert "Allowed with all of them together: train, evaluate ." in text
     assert "third party: send its pictures to a third party." in text
     assert "no person is depicted" in text
-
-
-def test_what_the_ledger_kept_from_the_annotator_stands_with_the_terms(report):
-    text, _, _ = report
     part = text.partition("Held back from the annotator by their terms")[2]
     assert re.search(r"^ Source Pictures Terms Allowed uses raf-db 12 non-commercial research", part)
 
@@ -107,26 +99,19 @@ def test_refused_rows_are_gathered_by_reason_with_their_files(report):
     assert "train/<b>.jpg" not in page
 
 
-def test_the_severity_policy_is_on_the_page(report):
-    text, _, _ = report
+def test_the_page_is_sound_says_the_policy_and_its_contents_lead_to_every_section(report):
     for severity, says in POLICY.items():
-        assert f"{severity} {says}" in text
-
-
-def test_the_page_is_sound_and_its_contents_lead_to_every_section(report):
+        assert f"{severity} {says}" in report[0]
     page = Page(report[1])
     assert page.links == [f"#{name}" for name in page.ids]
     assert len(page.ids) == 7
-
-
-def test_the_template_of_the_page_enters_the_key_of_the_step():
+    # and its template enters the key of the step
     assert digests.PACKAGE / "report/templates/validation.html.jinja" in digests.code_files("facemllm.validate.run")
 
 
 def test_a_source_that_is_not_in_the_ledger_allows_nothing():
     found = sources(["nowhere", "render"], {}, {"nowhere": 4}, {"nowhere": 2})
-    assert found["unknown"] == [("nowhere", 4), ("render", 0)]
-    assert found["shared"] == []
+    assert (found["unknown"], found["shared"]) == ([("nowhere", 4), ("render", 0)], [])
     assert found["held_back"] == [("nowhere", 2, None)]
 
 
@@ -136,27 +121,19 @@ def test_a_manifest_of_another_shape_is_read_as_having_counted_nothing(own):
     assert sources([], {}, {}, own)["held_back"] == []
 
 
-def test_reasons_without_end_stay_few_and_are_all_counted(tmp_path):
+def reasons_of(folder, told):
+    written(folder, [], FACES, [("f", number, text) for number, text in enumerate(told)])
+    return reasons(open_table(folder), {})
+
+
+def test_reasons_that_differ_by_numbers_or_digests_are_one_and_those_without_end_stay_few(tmp_path):
     words = ["".join(chr(97 + int(digit)) for digit in str(number)) for number in range(1000)]
-    written(tmp_path / "table", [], FACES, [("f", n, f"odd {word}") for n, word in enumerate(words)])
-    found = reasons(open_table(tmp_path / "table"), {})
+    found = reasons_of(tmp_path / "many", [f"odd {word}" for word in words])
     assert sum(reason.rows for reason in found) == 1000
-    assert len(found) == 201
-    assert found[0].wording == "other reasons"
-    assert len(found[0].files) == 3
+    assert (len(found), found[0].wording, len(found[0].files)) == (201, "other reasons", 3)
     assert not found[0].varies
-
-
-def test_reasons_that_differ_by_numbers_or_digests_are_one(tmp_path):
-    said = [
-        "row 3 of 9: 0.5 s",
-        "row 41 of 10: 12.25 s",
-        "image 0123456789abcdef",
-        "image fedcba9876543210",
-        "v2 of it",
-    ]
-    written(tmp_path / "table", [], FACES, [("f", 0, text) for text in [*said, "v3 of it", None]])
-    found = reasons(open_table(tmp_path / "table"), {})
+    said = ["row 3 of 9: 0.5 s", "row 41 of 10: 12.25 s", "image 0123456789abcdef", "image fedcba9876543210"]
+    found = reasons_of(tmp_path / "few", [*said, "v2 of it", "v3 of it", None])
     assert [(reason.rows, reason.wording, reason.varies) for reason in found] == [
         (2, "image 0123456789abcdef", True),
         (2, "row 3 of 9: 0.5 s", True),

@@ -1,7 +1,5 @@
 """The checks on conversations that are asked in every way: sound ones pass, and a wrong answer in any way is found."""
 
-from __future__ import annotations
-
 import pytest
 
 from facemllm import settings, tasks

@@ -1,7 +1,5 @@
 """Results by digest, digests of code that decide whether a result still counts, whole files, and locks."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil
@@ -18,9 +16,9 @@ from facemllm.core import digests
 from facemllm.core.files import atomic_file, locked
 from facemllm.core.step import step_key
 from facemllm.core.store import Store
-from facemllm.errors import UserError
 from facemllm.settings import load
 from facemllm.workflow.steps import steps
+from tests.refusing import refuses
 
 KEY = "k" * 64
 
@@ -37,29 +35,20 @@ def result(tmp_path, text="result", name="made"):
     return folder, digests.of_tree(folder)
 
 
-def test_what_is_kept_is_recalled(store, tmp_path):
+def test_what_is_kept_is_recalled_under_no_other_key_nor_when_it_is_lost(store, tmp_path):
     folder, digest = result(tmp_path)
     (store.work(KEY) / "half").write_text("unfinished")
+    assert (store.work(KEY) / "half").read_text() == "unfinished"
     kept = store.keep(KEY, folder, digest, {"rows": 3})
     assert kept == store.path(digest) == store.find(digest[:8])
     assert (kept / "file.txt").read_text() == "result"
     assert store.recall(KEY) == {"digest": digest, "rows": 3}
     assert not folder.exists()
     assert not (store.home / "work" / KEY[:32]).exists()
-
-
-def test_nothing_is_recalled_under_another_key(store, tmp_path):
-    store.keep(KEY, *result(tmp_path), {})
     assert store.recall("j" * 64) is None
-
-
-def test_a_lost_result_is_not_recalled(store, tmp_path):
-    kept = store.keep(KEY, *result(tmp_path), {})
-    (kept / "file.txt").unlink()
-    kept.rmdir()
+    shutil.rmtree(kept)
     assert store.recall(KEY) is None
-    with pytest.raises(UserError, match="the store has no result"):
-        store.path(kept.name)
+    refuses("the store has no result", store.path, kept.name)
 
 
 def test_the_same_bytes_are_kept_once_under_two_keys(store, tmp_path):
@@ -73,36 +62,26 @@ def test_the_same_bytes_are_kept_once_under_two_keys(store, tmp_path):
     assert store.recall("j" * 64) == {"digest": digest}
 
 
-def test_unfinished_work_stays_until_its_result_is_kept(store):
-    (store.work(KEY) / "step-100").write_text("state")
-    assert (store.work(KEY) / "step-100").read_text() == "state"
-
-
 def test_find_wants_one_result(store, tmp_path):
     digest = result(tmp_path)[1]
-    with pytest.raises(UserError, match=f"0 results begin with '{digest[:4]}'"):
-        store.find(digest[:4])
+    refuses(f"0 results begin with '{digest[:4]}'", store.find, digest[:4])
     for number in range(2):
         folder, _ = result(tmp_path, name=f"made-{number}")
         store.keep(f"{number}", folder, f"abc{number}", {})
-    with pytest.raises(UserError, match="2 results begin with 'abc'"):
-        store.find("abc")
+    refuses("2 results begin with 'abc'", store.find, "abc")
 
 
 def test_the_key_depends_on_step_settings_and_inputs(store):
     base = ("ingest", "facemllm.core.store", {"seed": 0}, {"faces": "a"})
-    changed = [
-        ("annotate", *base[1:]),
-        (base[0], "facemllm.settings", *base[2:]),
-        (*base[:2], {"seed": 1}, base[3]),
-        (*base[:3], {"faces": "b"}),
-    ]
-    keys = {store.key(*arguments) for arguments in (base, *changed)}
-    assert len(keys) == 5
+    other = ("annotate", "facemllm.settings", {"seed": 1}, {"faces": "b"})
+    changed = [(*base[:n], value, *base[n + 1 :]) for n, value in enumerate(other)]
+    assert len({store.key(*arguments) for arguments in (base, *changed)}) == 5
     assert store.key(*base) == store.key(*base)
 
 
-FORGET = (digests.of_code, digests._parsed, digests._remembered)
+def forget(caches=(digests.of_code, digests._parsed, digests._remembered)):
+    for known in caches:
+        known.cache_clear()
 
 
 @pytest.fixture
@@ -132,11 +111,9 @@ def package(tmp_path, monkeypatch):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     monkeypatch.setattr(digests, "PACKAGE", root)
-    for known in FORGET:
-        known.cache_clear()
+    forget()
     yield root
-    for known in FORGET:
-        known.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize(
@@ -166,8 +143,7 @@ def test_a_code_digest_follows_imports_data_files_and_the_tasks_asked(package, e
     before = digests.of_code(f"facemllm.{module}", ("age",))
     with (package / edited).open("a") as file:
         file.write(text)
-    for known in FORGET:
-        known.cache_clear()
+    forget()
     assert (digests.of_code(f"facemllm.{module}", ("age",)) != before) == matters
 
 
@@ -189,14 +165,12 @@ def keys_after(tmp_path, monkeypatch):
         for name, text in edits.items():
             with (copy / name.replace("__", "/")).with_suffix(".py").open("a") as file:
                 file.write(text)
-        for known in FORGET:
-            known.cache_clear()
+        forget()
         found = [replace(step, sections=str) for step in steps(settings).values() if step.keeps]
         return {step.name: step_key(step, settings, {}) for step in found}
 
     yield keys
-    for known in FORGET:
-        known.cache_clear()
+    forget()
 
 
 def test_what_decides_no_byte_runs_no_step_again(keys_after):
@@ -231,15 +205,12 @@ def test_a_file_is_read_once_a_process_until_it_changes(tmp_path, monkeypatch):
     assert len(reads) == 5, "a file that has just been written may change again within a tick of the clock"
 
 
-def test_of_tree_sees_names_and_contents(tmp_path):
+def test_of_tree_sees_names_and_contents_and_of_json_is_canonical(tmp_path):
     folder, before = result(tmp_path)
     (folder / "file.txt").rename(folder / "other.txt")
     renamed = digests.of_tree(folder)
     (folder / "other.txt").write_text("changed")
     assert len({before, renamed, digests.of_tree(folder)}) == 3
-
-
-def test_of_json_is_canonical():
     assert digests.of_json({"b": 1, "a": "é"}) == digests.of_json({"a": "é", "b": 1})
 
 
@@ -253,11 +224,7 @@ def test_a_lock_refuses_or_waits_and_leaves_nothing(tmp_path: Path, wait_s: floa
             order.append("second")
 
     with locked(lock):
-        with (
-            pytest.raises(UserError, match=rf"^taken \(lock {lock}, pid {os.getpid()}\)$"),
-            locked(lock, "taken", wait_s),
-        ):
-            pass
+        refuses(rf"^taken \(lock {lock}, pid {os.getpid()}\)$", locked(lock, "taken", wait_s).__enter__)
         waits = threading.Thread(target=second)
         waits.start()
         waits.join(0.1)

@@ -5,8 +5,6 @@ put around an answer (reasoning, sources, "final answer", politeness); labelled 
 given. Labels are what a careful reader takes from the text, not what the parser makes of it.
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,16 +1,14 @@
 """`version diff` names the rows that changed, and in what; `version log` tells which revision holds what."""
 
-from __future__ import annotations
-
 import json
 
 import pyarrow.parquet as pq
 import pytest
 
 from facemllm import settings
-from facemllm.errors import UserError
 from facemllm.tables import open_table
 from facemllm.version.record import LISTED, diff, log, record, render_diff, render_log
+from tests.refusing import refuses
 
 
 @pytest.fixture
@@ -39,11 +37,8 @@ def test_added_removed_and_changed_rows_are_named_with_their_columns(place, vers
         rows[7]["original_id"] = "a" * 64
         return rows[:30][::-1]
 
-    def less(rows):
-        return rows[2:]
-
     rows = face_rows()
-    one, two = version(less)[0], version(change)[0]
+    one, two = version(lambda rows: rows[2:])[0], version(change)[0]
     found = diff(place, one.sha[:8], two.sha)
     assert (found["a"], found["b"]) == (one.sha, two.sha)
     faces = found["tables"]["faces"]
@@ -71,23 +66,20 @@ def test_a_changed_answer_shows_as_a_changed_conversation(place, version, face_r
 
     one, two = version()[0], version(talk=talk)[0]
     found = diff(place, one.sha, two.sha)["tables"]
-    assert found["conversations"]["rows"]["changed"] == [
-        {"image_id": face_rows()[4]["image_id"], "columns": ["messages"]}
-    ]
+    (changed,) = found["conversations"]["rows"]["changed"]
+    assert changed == {"image_id": face_rows()[4]["image_id"], "columns": ["messages"]}
     assert (found["faces"]["changed"], found["faces"]["same"]) == (0, 40)
 
 
-def test_several_conversations_about_a_picture_are_one_row(place, version):
+def test_several_conversations_about_a_picture_are_one_row_and_a_revision_does_not_differ_from_itself(place, version):
     one, two = version(talk=lambda rows: rows + rows[:1])[0], version()[0]
     found = diff(place, one.sha, two.sha)["tables"]["conversations"]
     assert (found["added"], found["removed"], found["changed"], found["same"]) == (0, 0, 1, 39)
 
-
-def test_a_revision_does_not_differ_from_itself(place, version):
-    one = version()[0]
     found = diff(place, one.sha, one.sha)["tables"]["faces"]
     assert [found[kind] for kind in ("added", "removed", "changed", "same")] == [0, 0, 0, 40]
     assert found["rows"] == {"added": [], "removed": [], "changed": []}
+    refuses("is unknown", diff, place, one.sha, "abcdef0")
 
 
 def test_shards_that_both_have_and_pictures_are_not_read(place, version, monkeypatch):
@@ -101,8 +93,7 @@ def test_shards_that_both_have_and_pictures_are_not_read(place, version, monkeyp
 
     (one, faces), (two, _) = version(many, shard_mb=0), version(changed, shard_mb=0)
     assert len(open_table(faces).manifest["shards"]) == 3
-    read = []
-    real = pq.ParquetFile.iter_batches
+    read, real = [], pq.ParquetFile.iter_batches
 
     def spy(self, *args, **options):
         read.append((self.metadata.num_rows, options["columns"]))
@@ -117,12 +108,7 @@ def test_shards_that_both_have_and_pictures_are_not_read(place, version, monkeyp
 
 
 def test_the_text_says_what_changed_and_how_much_is_not_listed(place, version):
-    def change(rows):
-        for row in rows:
-            row["caption"] = "New."
-        return rows
-
-    one, two = version()[0], version(change)[0]
+    one, two = version()[0], version(lambda rows: [row | {"caption": "New."} for row in rows])[0]
     text = render_diff(diff(place, one.sha, two.sha))
     lines = text.splitlines()
     assert lines[0] == f"{one.sha[:12]} -> {two.sha[:12]}"
@@ -137,18 +123,10 @@ def test_the_text_says_what_changed_and_how_much_is_not_listed(place, version):
     assert len(diff(place, one.sha, two.sha, listed=3)["tables"]["faces"]["rows"]["changed"]) == 3
 
 
-def test_unknown_revisions_are_refused(place, version):
-    one = version()[0]
-    with pytest.raises(UserError, match="is unknown"):
-        diff(place, one.sha, "abcdef0")
-
-
 def test_the_log_says_which_revision_holds_what(place, version):
     one, two = version()[0], version(lambda rows: rows[:30])[0]
-    assert [(entry["sha"], entry["faces_rows"], entry["replaces"]) for entry in log(place)] == [
-        (two.sha, 30, []),
-        (one.sha, 40, []),
-    ]
+    told = [(entry["sha"], entry["faces_rows"], entry["replaces"]) for entry in log(place)]
+    assert told == [(two.sha, 30, []), (one.sha, 40, [])]
     newest = render_log(log(place)).splitlines()[0]
     assert newest.startswith(f"{two.sha[:12]}  faces {two.faces[:12]} (30 rows)  conversations")
     assert render_log([]) == "nothing is recorded yet"

@@ -1,7 +1,5 @@
 """Steps and runs: keys, recall, failures, the live view, and one clear line for what a user can get wrong."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -15,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from rich.console import Console
 
 import commands
 import pipeline
@@ -35,7 +34,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def counted(monkeypatch) -> list[str]:
     """A step `ingest` that writes a file and counts its calls."""
     calls: list[str] = []
 
@@ -51,7 +50,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def test_a_step_is_recalled_until_something_it_depends_on_changes(settings: Settings, counted: list[str]) -> None:
+def test_a_step_is_recalled_until_something_it_depends_on_changes(settings: Settings, counted: list[str]):
     first = workflow.execute("ingest", settings)
     assert workflow.execute("ingest", settings) == first
     assert len(counted) == 1
@@ -61,10 +60,15 @@ def test_a_step_is_recalled_until_something_it_depends_on_changes(settings: Sett
     gate = settings.model_copy(update={"serve": settings.serve.model_copy(update={"threads": 2})})
     workflow.execute("ingest", gate)
     assert len(counted) == 2
+    more = settings.model_copy(update={"ingest": settings.ingest.model_copy(update={"workers": 5})})
+    step = steps(settings)["ingest"]
+    assert workflow.step_key(step, settings, {}) == workflow.step_key(step, more, {})
+    with pytest.raises(ValueError, match="takes inputs"):
+        workflow.execute("annotate", settings)
 
 
 @pytest.mark.parametrize("lost", ["result", "half of the record"])
-def test_what_is_lost_is_made_again(settings: Settings, counted: list[str], lost: str) -> None:
+def test_what_is_lost_is_made_again(settings: Settings, counted: list[str], lost: str):
     digest = workflow.execute("ingest", settings)
     if lost == "result":
         shutil.rmtree(settings.home / "store" / digest)
@@ -75,15 +79,7 @@ def test_what_is_lost_is_made_again(settings: Settings, counted: list[str], lost
     assert len(counted) == 2
 
 
-def test_worker_counts_do_not_enter_the_key(settings: Settings) -> None:
-    other = settings.model_copy(update={"ingest": settings.ingest.model_copy(update={"workers": 5})})
-    step = steps(settings)["ingest"]
-    assert workflow.step_key(step, settings, {}) == workflow.step_key(step, other, {})
-
-
-def test_a_failing_step_tells_why_and_keeps_nothing(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failing_step_tells_why_and_keeps_nothing(settings, monkeypatch, tmp_path):
     def work(context: Context) -> Outcome:
         raise UserError("the sky is green; paint it blue")
 
@@ -98,12 +94,7 @@ def test_a_failing_step_tells_why_and_keeps_nothing(
     assert not (settings.home / "keys").exists()
 
 
-def test_wrong_inputs_are_our_own_mistake(settings: Settings) -> None:
-    with pytest.raises(ValueError, match="takes inputs"):
-        workflow.execute("annotate", settings)
-
-
-def test_a_model_whose_bytes_changed_is_refused(settings: Settings) -> None:
+def test_a_model_whose_bytes_changed_is_refused(settings: Settings):
     folder = settings.home / "store" / "made"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
@@ -123,7 +114,7 @@ def view_of(path: Path, *lines: dict[str, Any], rest: str = "") -> runs.RunView:
     return view
 
 
-def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path) -> None:
+def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path):
     view = view_of(
         tmp_path / "events.jsonl",
         {"time": 1.0, "step": "deploy", "state": "running"},
@@ -138,27 +129,22 @@ def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path) -
     assert view.failure() is None
 
 
-def test_the_live_table_shows_what_a_step_says_to_the_letter(tmp_path: Path) -> None:
-    from rich.console import Console
-
+def test_the_live_table_shows_what_a_step_says_to_the_letter(tmp_path: Path):
     failed = {"time": 1.0, "step": "gate", "state": "failed", "message": "see [/tmp/x]"}
     out = io.StringIO()
     Console(width=100, file=out).print(runs.steps_table(view_of(tmp_path / "events.jsonl", failed), 0.0))
     assert "see [/tmp/x]" in out.getvalue()
 
 
-def test_one_run_at_a_time(settings: Settings) -> None:
-    with (
-        runs.exclusive(settings),
-        pytest.raises(UserError, match="another pipeline run"),
-        runs.exclusive(settings),
-    ):
+def test_one_run_at_a_time(settings: Settings):
+    refused = pytest.raises(UserError, match="another pipeline run")
+    with runs.exclusive(settings), refused, runs.exclusive(settings):
         pass
     with runs.exclusive(settings):
         pass
 
 
-def test_a_run_folder_stands_inside_of_one_that_can_be_made(settings: Settings) -> None:
+def test_a_run_folder_stands_inside_of_one_that_can_be_made(settings: Settings):
     for name in ("", "../x", "a/b", ".hidden"):
         with pytest.raises(UserError, match="plain name"):
             runs.run_folder(settings, name)
@@ -168,31 +154,21 @@ def test_a_run_folder_stands_inside_of_one_that_can_be_made(settings: Settings) 
         runs.run_folder(settings, "x")
 
 
-@pytest.mark.parametrize(
-    ("step", "behind"),
-    [
-        ("ingest", "heads/raster.py"),
-        ("ingest", "heads/assets/head.npz"),
-        ("annotate", "annotate/annotator.py"),
-        ("reformat", "reformat/run.py"),
-        ("validate", "validate/suites.py"),
-        ("version", "version/repository.py"),
-        ("align", "train/loop.py"),
-        ("align", "model/tiny.py"),
-        ("evaluate", "evaluate/predict.py"),
-        ("evaluate", "model/inference.py"),
-        ("evaluate", "scoring/metrics.py"),
-        ("gate", "scoring/stats.py"),
-        ("register", "report/card.py"),
-    ],
-)
-def test_the_code_behind_a_step_enters_its_key(step: str, behind: str) -> None:
-    assert digests.PACKAGE / behind in digests.code_files(steps(load())[step].module)
+BEHIND = {
+    "ingest": ("heads/raster.py", "heads/assets/head.npz"),
+    **{"annotate": ("annotate/annotator.py",), "reformat": ("reformat/run.py",), "validate": ("validate/suites.py",)},
+    **{"version": ("version/repository.py",), "align": ("train/loop.py", "model/tiny.py")},
+    "evaluate": ("evaluate/predict.py", "model/inference.py", "scoring/metrics.py"),
+    **{"gate": ("scoring/stats.py",), "register": ("report/card.py",)},
+}
 
 
-def test_code_of_other_rooms_does_not() -> None:
-    files = digests.code_files("facemllm.ingest.run")
-    assert not any(p.is_relative_to(digests.PACKAGE / "serve") for p in files)
+@pytest.mark.parametrize("step", BEHIND)
+def test_the_code_behind_a_step_and_no_other_enters_its_key(step: str):
+    files = digests.code_files(steps(load())[step].module)
+    assert {digests.PACKAGE / behind for behind in BEHIND[step]} <= set(files)
+    if step == "ingest":
+        assert not any(path.is_relative_to(digests.PACKAGE / "serve") for path in files)
 
 
 WRONG = [
@@ -212,7 +188,7 @@ WRONG = [
 ]
 
 
-def check_end(code: int, stderr: str, expected: int, says: str) -> None:
+def check_end(code: int, stderr: str, expected: int, says: str):
     assert code == expected, stderr
     assert says in stderr
     assert "Traceback" not in stderr
@@ -221,15 +197,14 @@ def check_end(code: int, stderr: str, expected: int, says: str) -> None:
 
 
 @pytest.mark.parametrize(("words", "code", "says"), WRONG[:2])
-def test_a_process_ends_with_one_clear_line(words: str, code: int, says: str) -> None:
+def test_a_process_ends_with_one_clear_line(words: str, code: int, says: str):
     done = subprocess.run([sys.executable, *words.split()], capture_output=True, text=True, timeout=60, check=False)
     check_end(done.returncode, done.stderr, code, says)
 
 
 @pytest.mark.parametrize(("words", "code", "says"), WRONG[2:])
-def test_command_lines_end_with_one_clear_line(
-    words: str, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("quick_kfp")
+def test_command_lines_end_with_one_clear_line(words, code, says, monkeypatch, capsys):
     program, *arguments = words.removeprefix("-m ").split()
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # a run takes over the signals of its process

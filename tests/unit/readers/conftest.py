@@ -1,7 +1,5 @@
 """Small trees in the native layouts of datasets: pictures of noise, and what an import makes of a tree."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +48,17 @@ def picture() -> Callable[..., Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(seed, size, form))
         return path
+
+    return write
+
+
+@pytest.fixture
+def pictures(picture: Callable[..., Path]) -> Callable[..., None]:
+    """`pictures(folder, *names, size=(64, 64), form="JPEG")`: pictures under these names, no two alike."""
+
+    def write(folder: Path, *names: str, **options: Any) -> None:
+        for seed, name in enumerate(names):
+            picture(folder / name, seed, **options)
 
     return write
 

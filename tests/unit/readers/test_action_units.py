@@ -1,14 +1,12 @@
 """The readers of BP4D and DISFA: what 9 means, frames and their numbers, cameras, folds by person."""
 
-from __future__ import annotations
-
 import pytest
 
-from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
 from facemllm.ingest.readers.action_units import BP4D_HELD_OUT as HELD_OUT
 from facemllm.ingest.readers.action_units import DISFA_HELD_OUT as HELD_OUT_DISFA
 from facemllm.ingest.readers.action_units import DISFA_UNITS as UNITS
+from tests.refusing import refuses
 
 HEADER = "0,1,2,4,5,6,7,10,12,14,15,17,23,24"
 ZEROS = {f"AU{unit}": 0.0 for unit in (1, 2, 4, 6, 7, 10, 12, 14, 15, 17, 23, 24)}
@@ -20,7 +18,7 @@ def sheet(path, *rows, end="\n", header=HEADER, start=""):
 
 
 @pytest.fixture
-def tree(tmp_path, picture):
+def tree(tmp_path, pictures):
     labels = tmp_path / "AUCoding" / "AU_OCC"
     sheet(
         labels / "F001_T1.csv",
@@ -39,14 +37,8 @@ def tree(tmp_path, picture):
     sheet(labels / "M003_T8.csv", f"2440{zeros}", end="\r\n", start="﻿")
     sheet(labels / "F099_T1.csv", f"1{zeros}")
     sheet(labels / "notes.csv", "1,2")
-    faces = tmp_path / "2D+3D"
-    for seed, name in enumerate(
-        [
-            *("F001/T1/0007.jpg", "F001/T1/0008.jpg", "F001/T1/0009.jpg", "F001/T1/0010.jpg", "F001/T1/0013.jpg"),
-            *("F001/T1/13.jpg", "F001/T1/0100.jpg", "M003/T8/2440.jpg", "F099/T1/1.jpg", "M003/T2/1.jpg"),
-        ]
-    ):
-        picture(faces / name, seed=seed)
+    frames = [f"F001/T1/{number}.jpg" for number in ("0007", "0008", "0009", "0010", "0013", "13", "0100")]
+    pictures(tmp_path / "2D+3D", *frames, "M003/T8/2440.jpg", "F099/T1/1.jpg", "M003/T2/1.jpg")
     return tmp_path
 
 
@@ -77,10 +69,11 @@ def test_rows_are_as_written_down(tree, take):
     ]
 
 
-def test_all_units(tree, take):
+def test_all_units_and_frames_thinned_out(tree, take):
     units = take("bp4d", tree, units="all").column("action_units")
-    assert units["F001/T1/0007"]["AU5"] == 1.0
-    assert units["F001/T1/0009"] == {"AU5": 1.0}
+    assert (units["F001/T1/0007"]["AU5"], units["F001/T1/0009"]) == (1.0, {"AU5": 1.0})
+    thinned = take("bp4d", tree, every="2", fold="none").column("split")
+    assert list(thinned) == ["F001/T1/0007", "F099/T1/1", "M003/T8/2440"]
 
 
 def test_folds_by_person(tree, take):
@@ -96,23 +89,14 @@ def test_folds_by_person(tree, take):
     assert sorted(everybody) == expected
 
 
-def test_frames_can_be_thinned_out(tree, take):
-    names = [row["source_id"] for row in take("bp4d", tree, every="2", fold="none").rows]
-    assert names == ["F001/T1/0007", "F099/T1/1", "M003/T8/2440"]
-
-
 def test_missing_files_and_columns(tree, take, tmp_path):
     sheet(tree / "AUCoding/AU_OCC/F001_T1.csv", "1,0,0", header="0,1,2")
-    with pytest.raises(UserError, match=r"F001_T1\.csv, line 1: column 4, 6, 7"):
-        take("bp4d", tree)
+    refuses(r"F001_T1\.csv, line 1: column 4, 6, 7", take, "bp4d", tree)
     (tree / "AUCoding/AU_OCC/F001_T1.csv").write_bytes(b"")
-    with pytest.raises(UserError, match="empty; a header line"):
-        take("bp4d", tree)
-    with pytest.raises(UserError, match="AUCoding is missing"):
-        take("bp4d", tree / "2D+3D")
+    refuses("empty; a header line", take, "bp4d", tree)
+    refuses("AUCoding is missing", take, "bp4d", tree / "2D+3D")
     (tree / "2D+3D").rename(tree / "elsewhere")
-    with pytest.raises(UserError, match="no folders of subjects"):
-        take("bp4d", tree)
+    refuses("no folders of subjects", take, "bp4d", tree)
 
 
 def coded(root, person, frames=3, start=1, end="\n", **rows):
@@ -125,21 +109,13 @@ def coded(root, person, frames=3, start=1, end="\n", **rows):
 
 
 @pytest.fixture
-def disfa(tmp_path, picture):
-    coded(
-        tmp_path,
-        "SN001",
-        au1=["1,0", "2,3", "3,5"],
-        au2=["1,1", "2,x", "3,6", "3,2"],
-        au4=["1,4", "1,0", "", "3"],
-        au5=["1,2", "2,2", "3,2"],
-    )
+def disfa(tmp_path, pictures):
+    units = {"au1": ["1,0", "2,3", "3,5"], "au2": ["1,1", "2,x", "3,6", "3,2"], "au4": ["1,4", "1,0", "", "3"]}
+    coded(tmp_path, "SN001", **units, au5=["1,2", "2,2", "3,2"])
     coded(tmp_path, "SN003", end="\r\n", au1=["﻿1,2.0", "2,0", "3,0"])
-    for seed, number in enumerate((0, 1, 3)):
-        picture(tmp_path / f"Videos_LeftCamera/LeftVideoSN001_comp/{number}.png", seed=seed, form="PNG")
-    for seed, number in enumerate((0, 1, 2)):
-        picture(tmp_path / f"Videos_LeftCamera/SN003/{number:04d}.png", seed=10 + seed, form="PNG")
-        picture(tmp_path / f"Videos_RightCamera/SN003/{number}.jpg", seed=20 + seed)
+    left = [f"LeftVideoSN001_comp/{n}.png" for n in (0, 1, 3)] + [f"SN003/000{n}.png" for n in range(3)]
+    pictures(tmp_path / "Videos_LeftCamera", *left, form="PNG")
+    pictures(tmp_path / "Videos_RightCamera/SN003", "0.jpg", "1.jpg", "2.jpg")
     return tmp_path
 
 
@@ -164,21 +140,17 @@ def test_disfa_rows_are_as_written_down(disfa, take):
 
 
 def test_all_units_and_the_other_camera(disfa, take):
-    (disfa / "ActionUnit_Labels/SN001/SN001_au5.txt").rename(disfa / "au5.txt")
-    with pytest.raises(UserError, match=r"SN001_au5\.txt is missing"):
-        take("disfa", disfa, units="all")
-    (disfa / "au5.txt").rename(disfa / "ActionUnit_Labels/SN001/SN001_au5.txt")
     assert take("disfa", disfa, units="all").column("action_units")["left/SN001/0"]["AU5"] == 2.0
     right = take("disfa", disfa, camera="right")
     assert sorted(right.column("split")) == ["right/SN003/0", "right/SN003/1", "right/SN003/2"]
+    (disfa / "ActionUnit_Labels/SN001/SN001_au5.txt").unlink()
+    refuses(r"SN001_au5\.txt is missing", take, "disfa", disfa, units="all")
 
 
-def test_a_shift_of_one_is_noticed(tmp_path, picture, take):
+def test_a_shift_of_one_is_noticed(tmp_path, pictures, take):
     coded(tmp_path, "SN001", au1=["1,0", "2,3", "3,0"])
-    for number in (1, 2, 3):
-        picture(tmp_path / f"images/SN001/{number}.png", seed=number, form="PNG")
-    with pytest.raises(UserError, match=r"labels count frames from 1 to 3, pictures from 1 to 3.*-1 does not fit, 0"):
-        take("disfa", tmp_path)
+    pictures(tmp_path / "images/SN001", "1.png", "2.png", "3.png", form="PNG")
+    refuses(r"labels count frames from 1 to 3, pictures from 1 to 3.*-1 does not fit, 0", take, "disfa", tmp_path)
     rows = take("disfa", tmp_path, frame_offset="0").column("action_units")
     assert [rows[f"SN001/{n}"]["AU1"] for n in (1, 2, 3)] == [0.0, 3.0, 0.0]
 
@@ -201,20 +173,15 @@ def test_disfa_folds_by_person(disfa, take):
     assert len({row["subject_id"] for row in take("disfa", disfa, fold="none").rows}) == 2
 
 
-def test_people_outside_the_folds_and_thinning(tmp_path, picture, take):
+def test_people_outside_the_folds_and_thinning(tmp_path, pictures, take):
     coded(tmp_path, "SN014")
-    for number in range(3):
-        picture(tmp_path / f"img/SN014/{number}.png", seed=number, form="PNG")
-    refused = take("disfa", tmp_path).refused
-    assert refused[0] == Refused(
-        "ActionUnit_Labels/SN014/SN014_au1.txt", 1, "SN014 is in no fold; set the option fold: none"
-    )
+    pictures(tmp_path / "img/SN014", "0.png", "1.png", "2.png", form="PNG")
+    labels, reason = "ActionUnit_Labels/SN014/SN014_au1.txt", "SN014 is in no fold; set the option fold: none"
+    assert take("disfa", tmp_path).refused[0] == Refused(labels, 1, reason)
     assert [row["source_id"] for row in take("disfa", tmp_path, fold="none", every="2").rows] == ["SN014/0", "SN014/2"]
 
 
 def test_missing_folders(disfa, take):
     (disfa / "Videos_RightCamera").rename(disfa / "other")
-    with pytest.raises(UserError, match="Videos_LeftCamera is there but none of Videos_RightCamera"):
-        take("disfa", disfa, camera="right")
-    with pytest.raises(UserError, match="ActionUnit_Labels is missing"):
-        take("disfa", disfa / "Videos_LeftCamera")
+    refuses("Videos_LeftCamera is there but none of Videos_RightCamera", take, "disfa", disfa, camera="right")
+    refuses("ActionUnit_Labels is missing", take, "disfa", disfa / "Videos_LeftCamera")

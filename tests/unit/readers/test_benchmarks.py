@@ -1,7 +1,5 @@
 """FaceXBench and Face-Human-Bench as conversations: letters become words, several pictures, nobody is identified."""
 
-from __future__ import annotations
-
 import io
 import json
 
@@ -9,10 +7,10 @@ import pytest
 from PIL import Image
 
 from facemllm.core import digests
-from facemllm.errors import UserError
 from facemllm.ingest.benchmarks import KEYS, read
 from facemllm.ingest.reader import Refused
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
+from tests.refusing import refuses
 
 IDENTIFYING = "it asks to name or match people, which this project does not do"
 
@@ -38,10 +36,9 @@ def sheet(category, minor, questions, **more):
 
 
 @pytest.fixture
-def facexbench(tmp_path, picture):
+def facexbench(tmp_path, pictures):
     home = tmp_path / "benchmark"
-    for seed, name in enumerate(("one.png", "two.png", "three.png")):
-        picture(home / "images" / name, seed=seed, form="PNG")
+    pictures(home / "images", "one.png", "two.png", "three.png", form="PNG")
     (home / "images/bad.png").write_bytes(b"PK\x03\x04")
     one = ["images/one.png"]
     questions = {
@@ -60,9 +57,8 @@ def facexbench(tmp_path, picture):
     }
     write(home / "age.json", sheet("bias_fairness", "age", questions), start=b"\xef\xbb\xbf")
     write(home / "imdb.json", sheet("face_recognition", "celebrity_identification", {"1": asked(one, "Who?")}))
-    write(
-        home / "tools.json", sheet("tools_use", "tools_retrieval", {"1": asked(["images/three.png"])}, context="APIs")
-    )
+    tools = {"1": asked(["images/three.png"])}
+    write(home / "tools.json", sheet("tools_use", "tools_retrieval", tools, context="APIs"))
     return tmp_path
 
 
@@ -159,10 +155,7 @@ def test_face_human_bench(face_human_bench):
         *("the picture eval_data/gone.jpg is missing", "it names no picture"),
     )
     assert refused == [
-        *(
-            Refused(f"{folder}/face_age_basic_10.json", number, reason)
-            for number, reason in enumerate(reasons, start=3)
-        ),
+        *(Refused(f"{folder}/face_age_basic_10.json", number, why) for number, why in enumerate(reasons, start=3)),
         *(Refused(f"{folder}/{name}.json", 1, IDENTIFYING) for name in ("face_recognition_mask", "human_reid_basic")),
     ]
 
@@ -186,8 +179,7 @@ def test_links_that_lead_out_are_refused(facexbench):
 
 def test_files_in_another_form(tmp_path, facexbench):
     assert KEYS == ("facexbench", "face-human-bench")
-    with pytest.raises(UserError, match="no benchmark 'other'"):
-        list(read("other", tmp_path))
+    refuses("no benchmark 'other'", list, read("other", tmp_path))
     path = facexbench / "benchmark/age.json"
     for content, reason in (
         (b"{", "no sound JSON"),
@@ -197,13 +189,9 @@ def test_files_in_another_form(tmp_path, facexbench):
         (b"[" * 100_000, "no sound JSON"),
     ):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=reason):
-            list(read("facexbench", facexbench))
-    with pytest.raises(UserError, match="no folder test/json/en"):
-        list(read("face-human-bench", tmp_path))
+        refuses(reason, list, read("facexbench", facexbench))
+    refuses("no folder test/json/en", list, read("face-human-bench", tmp_path))
     write(tmp_path / "json/en/x.json", {"data": 1})
-    with pytest.raises(UserError, match="no folder eval_data"):
-        list(read("face-human-bench", tmp_path))
+    refuses("no folder eval_data", list, read("face-human-bench", tmp_path))
     (tmp_path / "eval_data").mkdir()
-    with pytest.raises(UserError, match="a list under data"):
-        list(read("face-human-bench", tmp_path))
+    refuses("a list under data", list, read("face-human-bench", tmp_path))

@@ -1,14 +1,12 @@
 """BIWI: signs held against the renderer's rotations, the head framed through the colour camera, people by sequence."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
-from facemllm.errors import UserError
 from facemllm.heads.model import head_rotation
 from facemllm.ingest.reader import Refuse, Refused
 from facemllm.ingest.readers.headpose import TWICE, rotation_degrees
+from tests.refusing import refuses
 
 FLIP = np.diag([1.0, -1.0, -1.0])  # the renderer's axes (y up, z towards the camera) to the camera's
 ROWS = "not 3 rows of a rotation and 1 of the head's centre"
@@ -36,23 +34,19 @@ def test_signs_by_geometry():
     """The nose looks along -z of the head, its top along -y; x is image right, y down."""
     nose, top = np.array([0, 0, -1.0]), np.array([0, -1.0, 0])
     c, s = np.cos(np.radians(20)), np.sin(np.radians(20))
-    about_y = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-    assert (about_y @ nose)[0] < 0  # to image left
-    assert rotation_degrees(about_y)["yaw"] == pytest.approx(20)
-    about_x = np.array([[1, 0, 0], [0, c, s], [0, -s, c]])
-    assert (about_x @ nose)[1] < 0  # up
-    assert rotation_degrees(about_x)["pitch"] == pytest.approx(20)
+    about_y, about_x = np.array([[[c, 0, s], [0, 1, 0], [-s, 0, c]], [[1, 0, 0], [0, c, s], [0, -s, c]]])
     about_z = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    assert (about_y @ nose)[0] < 0  # to image left
+    assert (about_x @ nose)[1] < 0  # up
     assert (about_z @ top)[0] > 0  # clockwise
-    assert rotation_degrees(about_z)["roll"] == pytest.approx(20)
+    for name, rotation in (("yaw", about_y), ("pitch", about_x), ("roll", about_z)):
+        assert rotation_degrees(rotation)[name] == pytest.approx(20)
 
 
 def test_no_rotation_is_refused():
     for matrix in (np.zeros((3, 3)), np.diag([1.0, 1, -1]), np.eye(3) * 1.1):
-        with pytest.raises(Refuse, match="no rotation"):
-            rotation_degrees(matrix)
-    with pytest.raises(Refuse, match=r"pitch is 120\.0 degrees, beyond 99"):
-        rotation_degrees(seen(0, 120, 0))
+        refuses("no rotation", rotation_degrees, matrix, error=Refuse)
+    refuses(r"pitch is 120\.0 degrees, beyond 99", rotation_degrees, seen(0, 120, 0), error=Refuse)
 
 
 @pytest.fixture
@@ -108,18 +102,14 @@ def test_the_head_is_framed_by_the_colour_camera(tree, take):
 
 def test_the_crop_needs_the_calibration(tree, take):
     (tree / "hpdb/02/rgb.cal").write_text("1 0 0\n")
-    with pytest.raises(UserError, match=r"02/rgb\.cal: not a camera matrix"):
-        take("biwi", tree)
+    refuses(r"02/rgb\.cal: not a camera matrix", take, "biwi", tree)
     (tree / "hpdb/02/rgb.cal").unlink()
-    with pytest.raises(UserError, match="crop: none"):
-        take("biwi", tree)
+    refuses("crop: none", take, "biwi", tree)
     assert len(take("biwi", tree, crop="none").rows) == 4
 
 
 def test_frames_can_be_thinned_out(tree, take):
     names = [row["source_id"] for row in take("biwi", tree, every="2").rows]
     assert names == ["01/frame_00003", "02/frame_00003", "21/frame_00010"]
-    with pytest.raises(UserError, match="option every is 'x'"):
-        take("biwi", tree, every="x")
-    with pytest.raises(UserError, match="none of the folders 01 to 24"):
-        take("biwi", tree / "hpdb" / "masks")
+    refuses("option every is 'x'", take, "biwi", tree, every="x")
+    refuses("none of the folders 01 to 24", take, "biwi", tree / "hpdb" / "masks")

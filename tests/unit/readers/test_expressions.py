@@ -1,7 +1,5 @@
 """The readers of RAF-DB, AffectNet and Emo135: codes and splits, crops, the traps of label files, hostile arrays."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
@@ -10,6 +8,7 @@ from PIL import Image
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
+from tests.refusing import refuses
 
 MANUAL = "30\t40\n70 40\n50.5\t60\n35 80\n65 80\n{}\n{}\n{}\n"
 
@@ -23,9 +22,8 @@ def tree(tmp_path, picture):
         picture(basic / f"Image/original/{stem}.jpg", seed, (120, 100), "PNG")
     manual = basic / "Annotation" / "manual"
     manual.mkdir(parents=True)
-    (manual / "train_00001_manu_attri.txt").write_text(MANUAL.format(1, 2, 4))
-    (manual / "train_00002_manu_attri.txt").write_text(MANUAL.format(2, 0, 0))
-    (manual / "train_00007_manu_attri.txt").write_text(MANUAL.format(0, 1, 9))
+    for number, codes in ((1, (1, 2, 4)), (2, (2, 0, 0)), (7, (0, 1, 9))):
+        (manual / f"train_{number:05d}_manu_attri.txt").write_text(MANUAL.format(*codes))
     labels = basic / "EmoLabel" / "list_patition_label.txt"
     labels.parent.mkdir()
     lines = ("train_00001.jpg 4", "train_00002.jpg 7", "test_0001.jpg 1", "train_00003.jpg 2", "train_00001.jpg 5")
@@ -34,7 +32,7 @@ def tree(tmp_path, picture):
     return tmp_path
 
 
-def test_aligned_pictures_get_their_labels_and_no_landmarks(tree, take):
+def test_aligned_pictures_get_their_labels_and_what_cannot_be_used_is_refused_with_its_line(tree, take):
     found = take("raf-db", tree, ["ingest.validation_share=0.0"])
     old = {"gender": "female", "age_range": "70+"}
     assert [(row["source_id"], row["split"], row["facts"]) for row in found.rows] == [
@@ -43,21 +41,17 @@ def test_aligned_pictures_get_their_labels_and_no_landmarks(tree, take):
         ("basic/test_0001", "test", {"expression": "surprise"}),
     ]
     assert all(row["subject_id"] is None and (row["width"], row["height"]) == (100, 100) for row in found.rows)
-
-
-def test_what_cannot_be_used_is_refused_with_its_line(tree, take):
     listed = "basic/EmoLabel/list_patition_label.txt"
     aligned = "basic/Image/aligned"
     class_8 = "the basic expression is '8', not one of 1 to 7; a compound list needs the option subset: compound"
-    assert take("raf-db", tree).refused == [
+    bin_9 = "train_00007_manu_attri.txt: the age bin is '9', not one of 0 to 4"
+    assert found.refused == [
         Refused(f"{aligned}/train_00003_aligned.jpg", 4, "the picture is missing"),
         Refused(listed, 5, "train_00001.jpg has a row already"),
         Refused(listed, 6, class_8),
         Refused(listed, 7, "1 fields where 2 were expected"),
         Refused(listed, 8, "'../train_00006.jpg' is no picture name of RAF-DB (train_00001.jpg, test_0001.jpg)"),
-        Refused(
-            f"{aligned}/train_00007_aligned.jpg", 9, "train_00007_manu_attri.txt: the age bin is '9', not one of 0 to 4"
-        ),
+        Refused(f"{aligned}/train_00007_aligned.jpg", 9, bin_9),
         Refused(f"{aligned}/train_00099_aligned.jpg", 0, "no label row in list_patition_label.txt"),
     ]
 
@@ -101,22 +95,18 @@ def test_damaged_manual_files_are_refused(tree, take):
         (b"1" * 70_000, "the file has 70,000 bytes, more than 65,536"),
     ):
         (manual / "train_00001_manu_attri.txt").write_bytes(text)
-        first = take("raf-db", tree).refused[0]
-        assert first == Refused(
-            "basic/Image/aligned/train_00001_aligned.jpg", 1, f"train_00001_manu_attri.txt: {reason}"
-        )
+        said = Refused("basic/Image/aligned/train_00001_aligned.jpg", 1, f"train_00001_manu_attri.txt: {reason}")
+        assert take("raf-db", tree).refused[0] == said
 
 
-def test_the_eleven_compound_classes(tmp_path, take, picture):
+def test_the_eleven_compound_classes(tmp_path, take, pictures):
     names = [
         *("happily_surprised", "happily_disgusted", "sadly_fearful", "sadly_angry", "sadly_surprised"),
         *("sadly_disgusted", "fearfully_angry", "fearfully_surprised", "angrily_surprised", "angrily_disgusted"),
         "disgustedly_surprised",
     ]
-    rows = []
-    for number in range(1, 12):
-        picture(tmp_path / f"compound/Image/aligned/train_{number:04}_aligned.jpg", number)
-        rows.append(f"train_{number:04}.jpg {number}")
+    pictures(tmp_path / "compound/Image/aligned", *(f"train_{n:04}_aligned.jpg" for n in range(1, 12)))
+    rows = [f"train_{n:04}.jpg {n}" for n in range(1, 12)]
     (tmp_path / "compound/EmoLabel").mkdir()
     (tmp_path / "compound/EmoLabel/list_partition_label.txt").write_text("\n".join([*rows, "train_0012.jpg 12"]))
     found = take("raf-db", tmp_path, subset="compound")
@@ -137,16 +127,13 @@ def test_the_eleven_compound_classes(tmp_path, take, picture):
 )
 def test_a_list_of_another_form_stops_the_import(tree, take, text, said):
     (tree / "basic/EmoLabel/list_patition_label.txt").write_bytes(text)
-    with pytest.raises(UserError, match=said):
-        take("raf-db", tree)
+    refuses(said, take, "raf-db", tree)
 
 
 def test_what_is_missing_is_named(tree, take):
-    with pytest.raises(UserError, match="compound/EmoLabel or EmoLabel is missing"):
-        take("raf-db", tree, subset="compound")
+    refuses("compound/EmoLabel or EmoLabel is missing", take, "raf-db", tree, subset="compound")
     (tree / "basic/EmoLabel/list_patition_label.txt").unlink()
-    with pytest.raises(UserError, match=r"list_patition_label\.txt or EmoLabel/list_partition_label\.txt is missing"):
-        take("raf-db", tree)
+    refuses(r"list_patition_label\.txt or EmoLabel/list_partition_label\.txt is missing", take, "raf-db", tree)
 
 
 HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
@@ -159,11 +146,10 @@ def line(name, expression, box="20,30,60,50", points=POINTS):
 
 
 @pytest.fixture
-def old(tmp_path, picture):
+def old(tmp_path, pictures):
     """The layout with whole pictures and CSV lists, with every trap in it."""
     home = tmp_path / "Manually_Annotated/Manually_Annotated_Images"
-    for seed, name in enumerate(("1/aa.jpg", "2/bb.jpg", "2/cc.JPG", "3/ff.png")):
-        picture(home / name, seed, (120, 100), "PNG")
+    pictures(home, "1/aa.jpg", "2/bb.jpg", "2/cc.JPG", "3/ff.png", size=(120, 100), form="PNG")
     red = np.zeros((100, 120, 3), np.uint8)
     red[30:80, 20:80] = (255, 0, 0)
     Image.fromarray(red).save(home / "1/aa.jpg", "PNG")
@@ -200,7 +186,7 @@ def new(tmp_path, picture):
     return tmp_path
 
 
-def test_old_rows_are_cropped_to_their_face(old, take):
+def test_old_rows_are_cropped_to_their_face_or_refused_with_their_line(old, take):
     found = take("affectnet", old, ["ingest.validation_share=0.0"])
     assert [(row["source_id"], row["split"], row["expression"]) for row in found.rows] == [
         ("1/aa", "train", "neutral"),
@@ -216,11 +202,8 @@ def test_old_rows_are_cropped_to_their_face(old, take):
     stored = np.asarray(Image.open(io.BytesIO(first["image"]["bytes"])))
     assert (stored[..., 0] > 240).all()
     assert (stored[..., 1:] < 15).all()
-
-
-def test_old_rows_that_cannot_be_used_are_refused_with_their_line(old, take):
     listed = LIST.format("training")
-    assert take("affectnet", old).refused == [
+    assert found.refused == [
         Refused(listed, 4, "1/aa.jpg has a row already"),
         Refused("Manually_Annotated/Manually_Annotated_Images/4/gone.jpg", 5, "the picture is missing"),
         Refused(listed, 6, "expression is 8 (none), not one of the 8 classes"),
@@ -281,43 +264,33 @@ def header_of(shape):
 
 
 def test_arrays_are_never_unpickled_nor_trusted_in_size(new, take):
-    def first_refusal(name, data):
-        (new / "train_set/annotations" / name).write_bytes(data)
-        found = take("affectnet", new).refused[0]
-        assert (found.file, found.row) == ("train_set/images/0.jpg", 0)
-        return found.reason
-
     pickled = io.BytesIO()
     np.save(pickled, np.array([{"a": 1}], object), allow_pickle=True)
-    assert first_refusal("0_exp.npy", pickled.getvalue()) == "0_exp.npy: object of shape (1,), not 1 numbers"
-    huge = header_of((10**9, 10**9))
-    assert first_refusal("0_exp.npy", huge).startswith("0_exp.npy: float64 of shape (1000000000, 1000000000), not 1")
-    short = header_of((1,)) + b"\0" * 3
-    assert first_refusal("0_exp.npy", short) == "0_exp.npy: 3 bytes of numbers where its header says 8"
-    assert first_refusal("0_exp.npy", b"PK\x03\x04") == "0_exp.npy: not a NumPy array"
-    assert first_refusal("0_exp.npy", header_of((1,)) + np.float64(1.5).tobytes()) == (
-        "expression is 1.5, not a whole number"
-    )
+    for data, reason in (
+        (pickled.getvalue(), "0_exp.npy: object of shape (1,), not 1 numbers"),
+        (header_of((10**9, 10**9)), "0_exp.npy: float64 of shape (1000000000, 1000000000), not 1 numbers"),
+        (header_of((1,)) + b"\0" * 3, "0_exp.npy: 3 bytes of numbers where its header says 8"),
+        (b"PK\x03\x04", "0_exp.npy: not a NumPy array"),
+        (header_of((1,)) + np.float64(1.5).tobytes(), "expression is 1.5, not a whole number"),
+    ):
+        (new / "train_set/annotations/0_exp.npy").write_bytes(data)
+        assert take("affectnet", new).refused[0] == Refused("train_set/images/0.jpg", 0, reason)
 
 
 def test_a_folder_of_another_form_is_named(tmp_path, old, take, picture):
     with pytest.raises(UserError, match="neither train_set and val_set nor Manually_Annotated_file_lists"):
         take("affectnet", old / "Manually_Annotated_file_lists")
     (old / LIST.format("validation")).unlink()
-    with pytest.raises(UserError, match=r"file_lists/validation.csv or .* is missing"):
-        take("affectnet", old)
+    refuses(r"file_lists/validation.csv or .* is missing", take, "affectnet", old)
     (old / LIST.format("training")).write_text("subDirectory_filePath,expression\n1/aa.jpg,1\n")
-    with pytest.raises(UserError, match=r"training.csv, line 1: column face_x, .* is missing"):
-        take("affectnet", old)
+    refuses(r"training.csv, line 1: column face_x, .* is missing", take, "affectnet", old)
     picture(old / "train_set/images/1.jpg")
-    with pytest.raises(UserError, match="holds both layouts"):
-        take("affectnet", old)
+    refuses("holds both layouts", take, "affectnet", old)
 
 
-def test_folders_are_emotions(tmp_path, take, picture):
-    names = ("grief/1.jpg", "grief/2.PNG", "Self-Pity/1.jpg", "012. Tender Love/a.b.webp", "99/1.jpg", "stray.jpg")
-    for seed, name in enumerate(names):
-        picture(tmp_path / name, seed)
+def test_folders_are_emotions(tmp_path, take, pictures):
+    emotions = ("grief/1.jpg", "grief/2.PNG", "Self-Pity/1.jpg", "012. Tender Love/a.b.webp")
+    pictures(tmp_path, *emotions, "99/1.jpg", "stray.jpg")
     (tmp_path / "grief/notes.txt").write_text("x")
     (tmp_path / "grief/.hidden.jpg").write_text("x")
     (tmp_path / "grief/deeper").mkdir()
@@ -336,9 +309,8 @@ def test_folders_are_emotions(tmp_path, take, picture):
     ]
 
 
-def test_folders_of_splits_above_are_kept_and_validation_is_carved(tmp_path, take, picture):
-    for seed, name in enumerate(("Train/grief/1.jpg", "test/grief/1.jpg", "val/love/1.jpg", "val/x.jpg")):
-        picture(tmp_path / name, seed)
+def test_folders_of_splits_above_are_kept_and_validation_is_carved(tmp_path, take, pictures):
+    pictures(tmp_path, "Train/grief/1.jpg", "test/grief/1.jpg", "val/love/1.jpg", "val/x.jpg")
     found = take("emo135", tmp_path, ["ingest.validation_share=0.0"])
     assert found.column("split") == {"Train/grief/1": "train", "test/grief/1": "test", "val/love/1": "validation"}
     assert found.refused == [Refused("val/x.jpg", 0, "not in the folder of an emotion")]
@@ -348,5 +320,4 @@ def test_folders_of_splits_above_are_kept_and_validation_is_carved(tmp_path, tak
 
 def test_a_folder_without_folders_is_named(tmp_path, take, picture):
     picture(tmp_path / "1.jpg")
-    with pytest.raises(UserError, match="no folder in it; Emo135 is read as one folder an emotion"):
-        take("emo135", tmp_path)
+    refuses("no folder in it; Emo135 is read as one folder an emotion", take, "emo135", tmp_path)

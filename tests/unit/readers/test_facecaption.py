@@ -1,7 +1,5 @@
 """FaceCaption-15M: shards whose .json carries the captions, and tables beside pictures, in whatever spelling."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile
@@ -12,6 +10,7 @@ import pytest
 
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Refused
+from tests.refusing import refuses
 from tests.unit.readers.conftest import encoded
 
 
@@ -78,8 +77,7 @@ def test_csv(tmp_path, picture, take, start, end):
     picture(tmp_path / "pics/a.jpg", seed=1)
     found = take("facecaption", tmp_path)
     assert found.column("caption") == {"pics/a/3": 'Two\nlines, "quoted"', "pics/a/4": "Another face"}
-    assert found.column("alt_text") == {"pics/a/3": "Alt", "pics/a/4": None}
-    assert found.rows[0]["width"] == 30
+    assert (found.column("alt_text"), found.rows[0]["width"]) == ({"pics/a/3": "Alt", "pics/a/4": None}, 30)
     assert len(set(found.column("subject_id").values())) == 1
     assert found.refused == [
         Refused("FaceCaption-v1.csv", 5, "2 fields where the header has 5"),
@@ -102,15 +100,13 @@ def test_parquet_with_pictures_inside_and_boxes_as_sizes(tmp_path, take):
     }
     pq.write_table(pa.table(table), tmp_path / "FaceCaption-v1.parquet")
     found = take("facecaption", tmp_path, box="sizes")
-    assert found.column("caption") == {"FaceCaption-v1.parquet/1": "Smiling."}
-    assert found.rows[0]["width"] == 30
+    assert (found.column("caption"), found.rows[0]["width"]) == ({"FaceCaption-v1.parquet/1": "Smiling."}, 30)
     assert [(r.file, r.row) for r in found.refused] == [("FaceCaption-v1.parquet/2", 2)]
     assert "not a JPEG" in found.refused[0].reason
 
 
 def test_tables_in_another_form(tmp_path, take):
-    with pytest.raises(UserError, match="neither shards"):
-        take("facecaption", tmp_path)
+    refuses("neither shards", take, "facecaption", tmp_path)
     path = tmp_path / "t.csv"
     for content, reason in (
         (b"url,face_box,face_caption\n", "no column image or file"),
@@ -118,9 +114,7 @@ def test_tables_in_another_form(tmp_path, take):
         (b"file,face_box,face_caption\na.jpg,1 1 9 9,\xff\n", "not UTF-8 text"),
     ):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=reason):
-            take("facecaption", tmp_path)
+        refuses(reason, take, "facecaption", tmp_path)
     path.unlink()
     (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(UserError, match="no sound Parquet file"):
-        take("facecaption", tmp_path)
+    refuses("no sound Parquet file", take, "facecaption", tmp_path)

@@ -1,31 +1,28 @@
 """Pictures of one's own: what a table may say, and that every likely mistake is answered with the way to mend it."""
 
-from __future__ import annotations
-
 import os
 import re
 
 import pytest
 
-from facemllm.errors import UserError
 from facemllm.ingest.importing import split_of
 from facemllm.ingest.labels import ATTRIBUTES
 from facemllm.ingest.reader import Refused
 from facemllm.tables import subject_id
 from facemllm.tables.schemas import CELEBA, MAAD_ONLY
 from facemllm.tasks import attributes
+from tests.refusing import refuses
 
 NO_PICTURE = "not a picture by its name (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp)"
 TRAIN_ONLY = ["ingest.test_share=0.0", "ingest.validation_share=0.0"]
 
 
 @pytest.fixture
-def folder(tmp_path, picture):
+def folder(tmp_path, pictures):
     """`folder(table, *names)`: pictures, and labels.csv when the table is not None."""
 
     def make(table, *names):
-        for seed, name in enumerate(names):
-            picture(tmp_path / name, seed, (100, 80))
+        pictures(tmp_path, *names, size=(100, 80))
         if table is not None:
             data = table if isinstance(table, bytes) else table.encode()
             (tmp_path / "labels.csv").write_bytes(data)
@@ -46,17 +43,9 @@ def test_without_a_table_every_picture_is_read_and_nothing_is_known(folder, take
         (root / name).write_text("x")
     found = take("imagefolder", root, TRAIN_ONLY)
     assert [(row["source_id"], row["split"], row["subject_id"], row["facts"]) for row in found.rows] == [
-        ("b", "train", None, {}),
-        ("a/y", "train", None, {}),
-        ("a/y.webp", "train", None, {}),
-        ("a/z", "train", None, {}),
-        ("c d/é", "train", None, {}),
+        (name, "train", None, {}) for name in ("b", "a/y", "a/y.webp", "a/z", "c d/é")
     ]
-    assert found.refused == [
-        Refused("Thumbs.db", 0, NO_PICTURE),
-        Refused("notes.txt", 0, NO_PICTURE),
-        Refused("a/anim.gif", 0, NO_PICTURE),
-    ]
+    assert found.refused == [Refused(name, 0, NO_PICTURE) for name in ("Thumbs.db", "notes.txt", "a/anim.gif")]
 
 
 def test_every_column_is_read(folder, take):
@@ -202,8 +191,7 @@ def test_a_bad_value_is_refused_with_its_column(folder, take, column, cell, reas
     ],
 )
 def test_an_unknown_column_stops_the_import_with_a_suggestion(folder, take, column, answer):
-    with pytest.raises(UserError, match=r"labels\.csv, line 1: " + re.escape(answer)):
-        one_row(take, folder, column, "1")
+    refuses(r"labels\.csv, line 1: " + re.escape(answer), one_row, take, folder, column, "1")
 
 
 @pytest.mark.parametrize(
@@ -220,26 +208,20 @@ def test_an_unknown_column_stops_the_import_with_a_suggestion(folder, take, colu
     ],
 )
 def test_a_table_of_another_form_stops_the_import(folder, take, table, answer):
-    with pytest.raises(UserError, match=re.escape(answer)):
-        take("imagefolder", folder(table, "a.jpg"))
+    refuses(re.escape(answer), take, "imagefolder", folder(table, "a.jpg"))
 
 
 def test_a_table_under_another_name_is_not_silently_passed_over(folder, take):
     root = folder(None, "a.jpg")
     for name in ("Labels.csv", "label.csv", "labels.csv.txt", "labels.xlsx"):
         (root / name).write_text("file,age\na.jpg,3\n")
-        with pytest.raises(UserError, match=re.escape(f"{name}: labels are read from a file named labels.csv")):
-            take("imagefolder", root)
+        refuses(re.escape(f"{name}: labels are read from a file named labels.csv"), take, "imagefolder", root)
         (root / name).unlink()
     (root / "labels.csv").symlink_to("nowhere.csv")
-    with pytest.raises(UserError, match=r"labels\.csv: not a file that can be read"):
-        take("imagefolder", root)
-
-
-def test_a_folder_without_pictures_is_named(tmp_path, take):
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"no picture in it \(\.jpg, .*\); give the folder that holds them"):
-        take("imagefolder", tmp_path)
+    refuses(r"labels\.csv: not a file that can be read", take, "imagefolder", root)
+    (root / "labels.csv").unlink()
+    (root / "a.jpg").rename(root / "notes.txt")
+    refuses(r"no picture in it \(\.jpg, .*\); give the folder that holds them", take, "imagefolder", root)
 
 
 def test_a_pipe_does_not_hold_the_import(folder, take):
@@ -258,28 +240,21 @@ def test_the_vocabulary_holds_what_the_tasks_ask_about():
         assert set(names) <= set(ATTRIBUTES), item.name
 
 
-def test_splits_that_the_table_never_names_are_carved_out_of_training(tmp_path, picture, take):
-    rows = ["file,subject,split"]
-    for number in range(60):
-        picture(tmp_path / f"{number:02d}.png", number)
-        rows.append(f"{number:02d}.png,p{number},{'test' if number % 6 == 0 else 'train'}")
-    (tmp_path / "labels.csv").write_text("\n".join(rows))
-    found = take("imagefolder", tmp_path, ["ingest.validation_share=0.3", "ingest.test_share=0.3"]).column("split")
+def test_splits_that_the_table_never_names_are_carved_out_of_training(folder, take):
+    names = [f"{number:02d}.png" for number in range(60)]
+    rows = [f"{name},p{n},{'train' if n % 6 else 'test'}" for n, name in enumerate(names)]
+    root = folder("\n".join(("file,subject,split", *rows)), *names)
+    found = take("imagefolder", root, ["ingest.validation_share=0.3", "ingest.test_share=0.3"]).column("split")
     assert {name for name, split in found.items() if split == "test"} == {f"{n:02d}" for n in range(0, 60, 6)}
     assert 5 < list(found.values()).count("validation") < 30
 
 
-def test_a_table_that_is_a_link_to_elsewhere_is_not_read(tmp_path, picture, take):
-    picture(tmp_path / "root" / "a.png", 1)
+def test_a_table_that_leads_elsewhere_or_has_an_endless_line_is_not_read(tmp_path, folder, take):
+    root = folder(None, "root/a.png") / "root"
     (tmp_path / "secret.csv").write_text("file,age\na.png,44\n")
-    (tmp_path / "root" / "labels.csv").symlink_to(tmp_path / "secret.csv")
-    with pytest.raises(UserError, match="a link that leads out of"):
-        take("imagefolder", tmp_path / "root")
-
-
-def test_an_endless_line_is_refused_before_it_is_held(tmp_path, picture, take):
-    picture(tmp_path / "a.png", 1)
-    with (tmp_path / "labels.csv").open("wb") as file:
+    (root / "labels.csv").symlink_to(tmp_path / "secret.csv")
+    refuses("a link that leads out of", take, "imagefolder", root)
+    (root / "labels.csv").unlink()
+    with (root / "labels.csv").open("wb") as file:
         file.truncate(2**30)
-    with pytest.raises(UserError, match="longer than 100000 characters"):
-        take("imagefolder", tmp_path)
+    refuses("longer than 100000 characters", take, "imagefolder", root)

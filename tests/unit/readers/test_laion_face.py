@@ -1,7 +1,5 @@
 """LAION-Face: shards read in order whatever is in them, faces by detection, pickles that can only hold numbers."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -11,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from facemllm.errors import UserError
 from facemllm.ingest import shards
 from facemllm.ingest.reader import Refused
 from facemllm.ingest.readers.laion_face import packed
+from tests.refusing import refuses
 from tests.unit.readers.conftest import encoded
 
 MARKS = [[40, 40], [60, 40], [50, 50], [42, 60], [58, 60]]
@@ -43,9 +41,8 @@ def face(left=20, top=20, right=60, bottom=60, score=0.99):
 @pytest.fixture
 def tree(tmp_path):
     home = tmp_path / "laion_face_data"
-    (home / "split_00000").mkdir(parents=True)
-    (home / "split_00003").mkdir()
-    (tmp_path / "detection_metadata").mkdir()
+    for folder in (home / "split_00000", home / "split_00003", tmp_path / "detection_metadata"):
+        folder.mkdir(parents=True)
     with tarfile.open(home / "split_00000/00000.tar", "w") as archive:
         sample(archive, "000000000", 1234567890123.0, "smiling \nwoman", seed=1)
         sample(archive, "000000001", "22.0", None, seed=2)
@@ -113,15 +110,12 @@ def test_options(tree, take):
     assert "33" in take("laion-face", tree, nsfw="keep", min_side="40").column("split")
     assert [row["source_id"] for row in take("laion-face", tree).rows] == []
     (tree / "detection_metadata/sample2detect_3.pth").unlink()
-    with pytest.raises(UserError, match=r"sample2detect_3\.pth is missing.*detections: none"):
-        take("laion-face", tree)
+    refuses(r"sample2detect_3\.pth is missing.*detections: none", take, "laion-face", tree)
     whole = take("laion-face", tree, detections="none")
     assert whole.column("width") == dict.fromkeys(["1234567890123", "22", "55", "66", "77", "99"], 200)
     for wrong in ("2", "-0.1", "high"):
-        with pytest.raises(UserError, match="min_score"):
-            take("laion-face", tree, min_score=wrong)
-    with pytest.raises(UserError, match="no folders split_00000"):
-        take("laion-face", tree / "detection_metadata")
+        refuses("min_score", take, "laion-face", tree, min_score=wrong)
+    refuses("no folders split_00000", take, "laion-face", tree / "detection_metadata")
 
 
 def test_a_pickle_that_runs_code_is_refused(tree, take):
@@ -131,16 +125,13 @@ def test_a_pickle_that_runs_code_is_refused(tree, take):
 
     path = tree / "detection_metadata/sample2detect_0.pth"
     torch.save({22: Hostile()}, path)
-    with pytest.raises(UserError, match="holds more than numbers"):
-        take("laion-face", tree)
+    refuses("holds more than numbers", take, "laion-face", tree)
     assert not (tree / "harm").exists()
     for content in ([1, 2], {22: 5}, {"x": []}):
         torch.save(content, path)
-        with pytest.raises(UserError, match="no mapping of SAMPLE_ID"):
-            take("laion-face", tree)
+        refuses("no mapping of SAMPLE_ID", take, "laion-face", tree)
     path.write_bytes(b"\x80\x02}")
-    with pytest.raises(UserError, match="damaged"):
-        take("laion-face", tree)
+    refuses("damaged", take, "laion-face", tree)
 
 
 def test_files_of_older_libraries_are_read(tree, take):
@@ -157,8 +148,7 @@ def test_detections_are_found_by_number():
     found = packed({7: [face()], 3: [], 5.0: [face(0, 0, 1, 1), "broken"], 2**60: [face(score=0.5)]})
     assert found.ids.tolist() == [3, 5, 7, 2**60]
     assert [found.find(number) for number in (3, 5, 7, 2**60, 4, 2**61, -1)] == [0, 1, 2, 3, -1, -1, -1]
-    assert len(found.at(0)) == 0
-    assert found.at(1)[0, :4].tolist() == [0, 0, 1, 1]
+    assert (len(found.at(0)), found.at(1)[0, :4].tolist()) == (0, [0, 0, 1, 1])
     assert np.isnan(found.at(1)[1]).all()
     assert found.at(3)[0, 14] == 0.5
 
@@ -171,29 +161,24 @@ class TestShards:
     def test_hostile_members_are_refused_and_the_rest_is_read(self, tmp_path, monkeypatch):
         monkeypatch.setattr(shards, "MAX_TEXT", 100)
         monkeypatch.setattr(shards, "MAX_BYTES", 5000)
+        special = {"link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE}
+        special |= {"device": tarfile.CHRTYPE, "sparse": tarfile.GNUTYPE_SPARSE}
         with tarfile.open(tmp_path / "a.tar", "w") as archive:
             member(archive, "folder", b"", type=tarfile.DIRTYPE)
             member(archive, "../../out.jpg", b"x")
             member(archive, "/root.jpg", b"x")
-            member(archive, "link.jpg", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
-            member(archive, "hard.jpg", b"", type=tarfile.LNKTYPE, linkname="x")
-            member(archive, "device.jpg", b"", type=tarfile.CHRTYPE)
-            member(archive, "sparse.jpg", b"", type=tarfile.GNUTYPE_SPARSE)
+            for name, kind in special.items():
+                member(archive, f"{name}.jpg", b"", type=kind, linkname="/etc/passwd")
             member(archive, "big.txt", b"x" * 101)
             member(archive, "big.jpg", b"x" * 5001)
-            sample(archive, "1", 1, size=(8, 8))
-            sample(archive, "1/2", 2, size=(8, 8))
-            sample(archive, "1", 3, size=(8, 8))
-            sample(archive, "3", 3, size=(8, 8))
+            for number, key in enumerate(("1", "1/2", "1", "3")):
+                sample(archive, key, number, size=(8, 8))
         keys, refused = self.read(tmp_path / "a.tar")
         assert keys == ["1", "1/2", "3"]
         assert [(r.file, r.reason) for r in refused] == [
             ("a.tar/../../out.jpg", "its name leads out of the shard"),
             ("a.tar//root.jpg", "its name leads out of the shard"),
-            ("a.tar/link.jpg", "a link, device or other special member"),
-            ("a.tar/hard.jpg", "a link, device or other special member"),
-            ("a.tar/device.jpg", "a link, device or other special member"),
-            ("a.tar/sparse.jpg", "a link, device or other special member"),
+            *((f"a.tar/{name}.jpg", "a link, device or other special member") for name in special),
             ("a.tar/big.txt", "101 bytes, more than 100"),
             ("a.tar/big.jpg", "5,001 bytes, more than 5,000"),
             ("a.tar/1.jpg", "its name stands in the shard already"),
