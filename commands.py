@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from facemllm.cli.options import Json, Profile, Sets
+from facemllm.cli.options import Json, Profile, Sets, say
 from facemllm.core import digests, progress, services
 from facemllm.core.processes import die_with_parent
 from facemllm.core.step import PARENT_RUN
@@ -55,10 +56,15 @@ def run(
     profile: Profile = "laptop",
     set_: Sets = [],
     name: Annotated[str | None, typer.Option(help="Name of the run folder; default: the profile's name.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only tell which steps would run, and why.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole DAG here, step by step, and stop before production until a person has approved."""
     settings = load(profile, set_)
+    if plan:
+        planned = workflow.plan(settings)
+        say(as_json, {"plan": [asdict(one) for one in planned]}, lambda: _show_plan(planned))
+        return
     name = name or profile
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a polite end is an interruption
     try:
@@ -76,6 +82,13 @@ def run(
         raise UserError(f"the pipeline ended with {code} (log: {folder / 'run.log'})")
     if not (summary["gate"] or {}).get("passed"):
         raise UserError(f"the gate refused the model: {'; '.join((summary['gate'] or {}).get('reasons', []))}")
+
+
+def _show_plan(planned: Iterable[workflow.Planned]) -> None:
+    words = {"run": "will run", "recall": "recalled", "open": "run or recalled"}
+    for one in planned:
+        seconds = "" if one.seconds is None else f"took {runs.clock(one.seconds)}"
+        print(f"{one.step:<15}{words[one.action]:<17}{seconds:<20}{one.why}".rstrip())
 
 
 def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> tuple[dict[str, Any], int]:

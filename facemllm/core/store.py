@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facemllm.core import digests
 from facemllm.core.files import atomic_write, publish, read_json
 from facemllm.errors import UserError
 
@@ -26,13 +25,6 @@ class Store:
     """Results under one home folder."""
 
     home: Path
-
-    def key(
-        self, step: str, module: str, settings: Any, inputs: Mapping[str, Any], tasks: tuple[str, ...] | None = None
-    ) -> str:
-        """Name of a piece of work: step, code (with that of the `tasks` it asks; None: all), settings and inputs."""
-        code = digests.of_code(module, tasks)
-        return digests.of_json({"step": step, "code": code, "settings": settings, "inputs": dict(inputs)})
 
     def path(self, digest: str) -> Path:
         """Folder of a finished result. Raises UserError if the store does not hold it."""
@@ -68,6 +60,7 @@ class Store:
         found = {}
         for path in sorted((self.home / "keys").glob("*.json"), key=lambda p: p.stat().st_mtime):
             if "digest" in (record := read_json(path)):
+                found.pop(str(record["digest"]), None)  # the newest stands last
                 found[str(record["digest"])] = record
         return found
 

@@ -215,6 +215,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str | None, str | None]]:
+    """Values that are not the same in two nested mappings, by dotted name; None where one has no such name."""
+    ours, theirs = (flatten(json.loads(json.dumps(one, sort_keys=True, default=str))) for one in (first, second))
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    return {name: (ours.get(name), theirs.get(name)) for name in names}
+
+
 def results(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a task, one a further metric and one an item of it: figure, interval, counts, baselines."""
     rows = []

@@ -63,6 +63,43 @@ def test_a_step_is_recalled_until_something_it_depends_on_changes(settings: Sett
     assert len(counted) == 2
 
 
+def test_a_plan_tells_what_would_run_and_why_and_does_nothing(
+    settings: Settings, counted: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = {one.step: one for one in workflow.plan(settings)}
+    assert list(planned) == list(steps(settings))
+    assert (planned["ingest"].action, planned["ingest"].why) == ("run", "has not run yet")
+    assert planned["annotate"].why == "after ingest"
+    assert not settings.home.exists()
+    workflow.execute("ingest", settings)
+    planned = {one.step: one for one in workflow.plan(settings)}
+    assert [planned[name].action for name in ("ingest", "annotate", "gate", "deploy")] == ["recall", "run", "run", "run"]
+    other = settings.model_copy(update={"ingest": settings.ingest.model_copy(update={"identities": 7})})
+    assert workflow.plan(other)[0].why == "changed: ingest.identities"
+    monkeypatch.setattr(digests, "of_code", lambda *_: "edited")
+    assert workflow.plan(settings)[0].why == "its code has changed"
+    monkeypatch.setattr(commands, "load", lambda *_: settings)
+    before = sorted(settings.home.rglob("*"))
+    commands.run(plan=True)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split()[:4] == ["ingest", "will", "run", "took"]
+    assert said[0].endswith("its code has changed")
+    assert sorted(settings.home.rglob("*")) == before
+    assert not settings.runs.exists()
+
+
+def test_the_plan_of_a_finished_run_leaves_open_what_goes_by_the_champion(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recalled = {"output": "d", "step": "any", "seconds": 1.0}
+    monkeypatch.setattr(workflow, "_recall", lambda *_: recalled)
+    actions = {one.step: (one.action, one.why) for one in workflow.plan(settings)}
+    assert actions["evaluate"] == ("recall", "")
+    assert actions["gate"] == ("open", "goes by the champion then")
+    assert actions["register"] == ("open", "after gate")
+    assert actions["release"] == ("run", "once it is approved")
+
+
 @pytest.mark.parametrize("lost", ["result", "half of the record"])
 def test_what_is_lost_is_made_again(settings: Settings, counted: list[str], lost: str) -> None:
     digest = workflow.execute("ingest", settings)
