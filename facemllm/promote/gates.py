@@ -65,8 +65,7 @@ def decide(settings: Settings, conversations: Path, candidate: Path, champion: P
 
 def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, Difference] | None = None) -> Decision:
     """Judge figures alone: `metrics` as in metrics.json, `against` the champion by task."""
-    rules = settings.promote
-    asked = {key: bound for key, bound in rules.thresholds.items() if bound is not None}
+    rules, asked = settings.promote, known_rules(settings)
     checks = [_threshold(key, bound, _find(metrics, key)) for key, bound in asked.items()]
     for name in settings.reformat.tasks:
         entry = metrics["tasks"].get(name)
@@ -78,13 +77,22 @@ def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, 
             checks.append(_above_majority(name, entry))
         if against is not None and entry is not None:
             checks.append(_no_worse(name, against.get(name), rules.champion_margin, entry))
-    if unknown := sorted(set(rules.fairness_gap) - set(tasks.all_names())):
-        known = ", ".join(tasks.all_names())
-        raise UserError(f"promote.fairness_gap.{unknown[0]}: no task '{unknown[0]}'; choose from {known}")
     gaps = {name: gap for name, gap in rules.fairness_gap.items() if gap is not None}
     checks += [_fair(settings, name, gap, metrics) for name, gap in gaps.items()]
     failed = [check["reason"] for check in checks if not check["passed"]]
     return Decision(not failed, failed or [_in_order(settings, checks, against)], checks)
+
+
+def known_rules(settings: Settings) -> dict[str, Threshold]:
+    """The thresholds that are asked for. Raises UserError when one, or a fairness rule, names no task or item there is,
+    or when a figure is bounded on its wrong side."""
+    asked = {key: bound for key, bound in settings.promote.thresholds.items() if bound is not None}
+    for key, bound in asked.items():
+        _threshold(key, bound, _find({"tasks": {}}, key))
+    if unknown := sorted(set(settings.promote.fairness_gap) - set(tasks.all_names())):
+        known = ", ".join(tasks.all_names())
+        raise UserError(f"promote.fairness_gap.{unknown[0]}: no task '{unknown[0]}'; choose from {known}")
+    return asked
 
 
 def differences(settings: Settings, conversations: Path, candidate: Path, champion: Path) -> dict[str, Difference]:
