@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -42,6 +43,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Face-MLLM pipeline."
 )
 _build: Callable[..., Any]
+_LINE_S = 30.0
 
 
 def main(build: Callable[..., Any]) -> None:
@@ -136,7 +138,8 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> t
 
 
 def _follow(console: Console, view: runs.RunView, child: subprocess.Popen[bytes], started: float) -> None:
-    """Show the steps until the child process ends: a live table in a terminal, a line a change elsewhere."""
+    """Show the steps until the child process ends: a live table in a terminal; elsewhere a line a change, and now and
+    then one of how far the running step is."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, get_renderable=lambda: runs.steps_table(view, started)):
             while child.poll() is None:
@@ -144,10 +147,16 @@ def _follow(console: Console, view: runs.RunView, child: subprocess.Popen[bytes]
                 time.sleep(0.2)
             view.refresh()
         return
+    line = time.monotonic() + _LINE_S
     while True:
         ended = child.poll() is not None
-        for name, step in view.refresh().items():
-            told = f"{name:<15}{step.state:<9}{runs.clock(step.seconds):<14}{step.message or step.figure}"
+        shown = view.refresh()
+        if shown or time.monotonic() > line:
+            line = time.monotonic() + _LINE_S
+            shown = shown or {name: step for name, step in view.steps.items() if step.state == "running"}
+        for name, step in shown.items():
+            seconds = time.time() - step.began if step.state == "running" and step.began else step.seconds
+            told = f"{name:<15}{step.state:<9}{runs.clock(seconds):<14}{step.message or step.figure}"
             console.print(told, markup=False, soft_wrap=True)
         if ended:
             return
@@ -181,11 +190,14 @@ def _show(console: Console, settings: Settings, summary: Mapping[str, Any], fold
         plain(curl_example(summary["endpoint"], picture=shlex.quote(str(folder / FACE))))
     if summary["approval"] == "pending":
         profile = "" if settings.profile == "laptop" else f" --profile {settings.profile}"
+        sets = [f" --set {shlex.quote(one)}" for one in summary["overrides"]]
+        where = "".join(one for one in sets if re.match(r" --set '?(storage|tracking|services|promote)\b", one))
         console.print("[bold]next[/]      a person looks at the report and decides, then the pipeline goes on:")
         for verdict in ("approve", "reject"):
-            decision = f'{verdict} {model["version"]}{profile} --by "Your Name" --reason "..."'
+            decision = f'{verdict} {model["version"]}{profile}{where} --by "Your Name" --reason "..."'
             plain(f"  .venv/bin/facemllm promote {decision}")
-        plain(f"  .venv/bin/python pipeline.py run{profile}")
+        name = "" if summary["run"] == settings.profile else f" --name {shlex.quote(summary['run'])}"
+        plain(f"  .venv/bin/python pipeline.py run{profile}{name}{''.join(sets)}")
 
 
 @app.command(hidden=True)

@@ -43,11 +43,23 @@ class StepView:
     figure: str = ""
     message: str = ""
     began: float | None = None
+    since: tuple[float, int, int] | None = None  # time and units done when the work of so many units was first heard of
 
     def told(self, name: str) -> dict[str, Any]:
         """The step's entry in `summary.json`."""
         facts = {"name": name, "state": self.state, "seconds": self.seconds, "cached": self.state == "cached"}
         return {**facts, "digest": self.digest, "figure": self.message or self.figure}
+
+    def so_far(self, event: Mapping[str, Any]) -> str:
+        """How far the step is by an event of progress: units done, time left at the speed so far, and the note."""
+        done, total, note, now = event["progress"], event["total"], str(event["note"]), event["time"]
+        if self.since is None or total != self.since[2] or done < self.since[1]:
+            self.since = now, done, total
+        start, first, _ = self.since
+        count = f"{done:,} of {total:,}" if total and f" of {total}" not in note else ""
+        left = (now - start) / (done - first) * (total - done) if total and done > first else 0.0
+        words = f"{f'{left:.0f} s' if left < 60 else clock(left)} left" if left else ""
+        return ", ".join(part for part in ((count, words, note) if count else (note, words)) if part)
 
 
 @dataclass
@@ -82,7 +94,7 @@ class RunView:
 
     def _apply(self, step: StepView, event: Mapping[str, Any]) -> bool:
         if "progress" in event:
-            step.figure = event["note"]
+            step.figure = step.so_far(event)
             return False
         step.state = event["state"]
         step.began = event["time"] if step.state == "running" else step.began

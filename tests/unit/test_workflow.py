@@ -175,6 +175,51 @@ def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path) -
     assert view.failure() is None
 
 
+def test_the_view_tells_how_far_training_is_and_what_time_is_left(tmp_path: Path) -> None:
+    def figure(**events: str) -> str:
+        lines = [{"step": "align", "state": "running", "time": 1.0}]
+        for place, (done, note) in enumerate(events.items()):
+            lines.append({"step": "align", "time": 10.0 * place, "progress": int(done[1:]), "total": 1300, "note": note})
+        return view_of(tmp_path / "events.jsonl", *lines).steps["align"].figure
+
+    assert figure(_200="loss 2.1") == "200 of 1,300, loss 2.1"
+    assert figure(_200="loss 2.1", _300="loss 1.1") == "300 of 1,300, 1 min 40 s left, loss 1.1"
+    assert figure(_200="a", _1300="b") == "1,300 of 1,300, b"
+    assert figure(_200="a", _10="b", _20="20 of 1300 heads") == "20 of 1300 heads, 21 min 20 s left"
+
+
+def test_piped_output_is_never_silent_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    view = view_of(tmp_path / "events.jsonl")
+    ended = iter([None, None, 0])
+    with view.events.open("a") as file:
+        file.write(json.dumps({"step": "align", "state": "running", "time": 1.0}) + "\n")
+        file.write(json.dumps({"step": "align", "time": 2.0, "progress": 5, "total": 9, "note": "loss 2"}) + "\n")
+    monkeypatch.setattr(commands, "_LINE_S", -1.0)
+    commands._follow(Console(width=120), view, SimpleNamespace(poll=lambda: next(ended)), 0.0)  # type: ignore[arg-type]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("align          running") and line.endswith("5 of 9, loss 2") for line in lines)
+
+
+def test_what_to_do_next_is_the_command_that_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    given = ["train.workers=2", "storage.home=my home"]
+    model = {"name": "face-mllm", "version": "3", "digest": "d" * 64}
+    empty = dict.fromkeys(("tasks", "gate", "endpoint"))
+    summary = {"run": "gentle", "overrides": given, "steps": [], "seconds": 1.0, "approval": "pending", "model": model}
+    commands._show(Console(), load("ci"), {**empty, **summary}, Path("runs/gentle"))
+    approve, reject, run = capsys.readouterr().out.splitlines()[-3:]
+    assert "promote approve 3 --profile ci --set 'storage.home=my home' --by" in approve
+    assert "promote reject 3 --profile ci" in reject
+    said = "run --profile ci --name gentle --set train.workers=2 --set 'storage.home=my home'"
+    assert run.endswith(said)
+
+
 def test_the_live_table_shows_what_a_step_says_to_the_letter(tmp_path: Path) -> None:
     from rich.console import Console
 
