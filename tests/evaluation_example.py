@@ -13,9 +13,9 @@ def figure(value: Any, low: Any, high: Any, majority: Any = 0.5, pixels: Any = 0
         "low": low,
         "high": high,
         "n": 560,
-        "unparsed": 0.013,
+        "unreadable": 0.013,
         "refused": 0.002,
-        "smallest_difference": 0.031,
+        "minimum_detectable_difference": 0.031,
         "baselines": {"majority": majority, "pixels": pixels},
         "higher_is_better": True,
         "unit": "",
@@ -28,7 +28,7 @@ def figure(value: Any, low: Any, high: Any, majority: Any = 0.5, pixels: Any = 0
 def group(value: float | None, people: int, too_few: bool = False) -> dict[str, Any]:
     """A group of people."""
     low, high = (None, None) if value is None else (value - 0.03, value + 0.03)
-    counts = {"n": 4 * people, "people": people, "unparsed": 0.01}
+    counts = {"n": 4 * people, "people": people, "unreadable": 0.01}
     return {"value": value, "low": low, "high": high, **counts, "too_few": too_few}
 
 
@@ -72,7 +72,7 @@ TASKS = {
         metric="mae",
         unit="years",
         higher_is_better=False,
-        smallest_difference=0.8,
+        minimum_detectable_difference=0.8,
         also={"within_5": estimate(0.31)},
     ),
     "zero_shot": figure(
@@ -133,7 +133,7 @@ METRICS: dict[str, Any] = {
         "expression": {"ece": None, "expected": None, "n": 0, "bins": []},
     },
     "confusion": {
-        "expression.expression": {"labels": ["anger", "happiness"], "counts": [[30, 9], [4, 60]], "unparsed": [1, 0]}
+        "expression.expression": {"labels": ["anger", "happiness"], "counts": [[30, 9], [4, 60]], "unreadable": [1, 0]}
     },
     "slices": {
         "profile": {"people": 40, "n": 500, "closed_mean": estimate(0.7)},
@@ -209,7 +209,7 @@ def paired(first: float, second: float, p: float | None, **more: Any) -> dict[st
         "p_holm": p,
         "n": 560,
         "people": 280,
-        "smallest_difference": 0.031,
+        "minimum_detectable_difference": 0.031,
         **more,
     }
 
@@ -221,6 +221,7 @@ COMPARISON: dict[str, Any] = {
     "split": "test",
     "n_images": 560,
     "n_subjects": 280,
+    "settings": {"train.workers": ("1", "2")},
     "figures": {
         "closed_mean": paired(0.8, 0.86, 0.001),
         "attributes": paired(0.81, 0.87, 0.002),

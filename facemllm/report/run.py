@@ -171,7 +171,9 @@ def _further(entries: Mapping[str, Figure]) -> list[tuple[str, Figure, Any]]:
     return [
         (name, entry, measure(entry))
         for name, entry in entries.items()
-        if entry.get("also") or entry.get("smallest_difference") is not None or entry.get("refused") is not None
+        if entry.get("also")
+        or entry.get("minimum_detectable_difference") is not None
+        or entry.get("refused") is not None
     ]
 
 

@@ -4,8 +4,8 @@ Pure functions of `metrics.json` (or of the `tasks` of a summary) and of the pre
 so that runs compare:
 
     <task>/<metric>  .../<metric>_low  _high        figure and its 95 % interval: age/mae, age/mae_low, age/mae_high
-    <task>/n .../unparsed .../refused               questions asked, shares of answers not readable and refused
-    <task>/smallest_difference                      what this test set would show between two models
+    <task>/n .../unreadable .../refused             questions asked, shares of answers unreadable and refused
+    <task>/minimum_detectable_difference            between two models, on this test set
     <task>/baseline_majority  .../baseline_pixels   what needs no model, or a small one
     <task>/also/<metric> ...                        a further metric of the task: attributes/also/accuracy
     <task>/<item>/<metric> ...                      the same for an item of a task: head_pose/yaw/mae
@@ -34,7 +34,7 @@ from facemllm.scoring.stats import SHOWN
 
 SAMPLES, RELATIONS = "training/samples", "training/relations"
 """Tables on a training stage's run: what the model says of a few fixed faces, and the audit of logical relations."""
-FIGURES = ("value", "low", "high", "n", "unparsed", "refused", "smallest_difference")
+FIGURES = ("value", "low", "high", "n", "unreadable", "refused", "minimum_detectable_difference")
 HEAD = ("task", "item", "metric", "unit")
 ANSWERS = ("task", "question", "answer", "parsed", "raw", "sample_id", "image_id")
 

@@ -49,7 +49,7 @@ class Metric:
     in_closed_mean: bool = False
     of_class: Metric | None = None
 
-    def unread(self, text: str | None) -> bool:
+    def is_unreadable(self, text: str | None) -> bool:
         """Whether an answer counts as unreadable: none at all, or no number where one is asked."""
         return text is None or (self.answers == "number" and number(text) is None)
 

@@ -274,12 +274,12 @@ def test_words_for_what_is_none_of_the_options_read_as_no_answer():
 
 def test_what_is_not_understood_counts_as_wrong(plain, table, poor, tmp_path):
     found = json.loads((poor / "metrics.json").read_text())["tasks"]
-    assert (found["gender"]["value"], found["gender"]["unparsed"]) == (0.0, 1.0)
+    assert (found["gender"]["value"], found["gender"]["unreadable"]) == (0.0, 1.0)
     assert found["head_pose"]["value"] > 60  # worst error on a grid from -60 to 60
-    assert found["expression"]["unparsed"] == 0.0
+    assert found["expression"]["unreadable"] == 0.0
     broken = score(plain, table, predicted(table, tmp_path / "broken", Fake(broken=True)))
     assert broken["closed_mean"]["value"] == 0.0
-    assert broken["tasks"]["age"]["unparsed"] == 1.0
+    assert broken["tasks"]["age"]["unreadable"] == 1.0
 
 
 def test_the_same_model_gives_the_same_bytes_and_one_changed_answer_others(settings, table, perfect, tmp_path):
@@ -293,7 +293,7 @@ def test_the_same_model_gives_the_same_bytes_and_one_changed_answer_others(setti
     changed = score(settings, table, tmp_path / "d")
     assert changed["tasks"]["gender"] == json.loads((perfect / "metrics.json").read_text())["tasks"]["gender"]
     assert sum(changed["tasks"][name]["value"] < 1 for name in ("gender", "expression", "attributes", "caption")) == 0
-    assert changed["tasks"]["head_pose"]["unparsed"] == 1 / 40
+    assert changed["tasks"]["head_pose"]["unreadable"] == 1 / 40
 
 
 def test_predictions_must_answer_every_question_once(table, perfect, tmp_path):

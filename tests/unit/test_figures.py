@@ -19,7 +19,7 @@ def flat():
     [
         ("attributes/balanced_accuracy", 0.81),
         ("attributes/refused", 0.002),
-        ("attributes/smallest_difference", 0.031),
+        ("attributes/minimum_detectable_difference", 0.031),
         ("attributes/also/accuracy", 0.88),
         ("attributes/Wearing_Hat/balanced_accuracy_low", 0.96),
         ("attributes/baseline_majority", 0.5),

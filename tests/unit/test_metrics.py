@@ -139,7 +139,7 @@ def test_a_table_worked_out_by_hand():
     attributes, expression, pose = (found["tasks"][name] for name in ("attributes", "expression", "head_pose"))
     assert attributes["items"]["Bangs"]["value"] == 0.75  # recalls 1 and 1/2
     assert attributes["items"]["Wearing_Hat"]["value"] == 0.5
-    assert (attributes["value"], attributes["unparsed"], attributes["n"]) == (0.625, 0.2, 5)
+    assert (attributes["value"], attributes["unreadable"], attributes["n"]) == (0.625, 0.2, 5)
     assert attributes["refused"] == 0.0
     assert attributes["baselines"] == {"majority": 0.5}
     assert attributes["also"]["accuracy"]["value"] == pytest.approx((2 / 3 + 1 / 2) / 2, abs=1e-12)  # mean of items
@@ -217,7 +217,7 @@ def test_the_power_note_is_that_of_a_paired_difference_seen_four_times_in_five()
 
     one = summarise(sheet, Answers.of(answers(draw.random(people) < 0.8)), {}, 1000, 0)["tasks"]["gender"]
     # by hand: sqrt(0.8 * 0.2 / 400) = 0.02, times 1.96 + 0.84
-    assert one["smallest_difference"] == pytest.approx(2.8 * 0.02, rel=0.12)
+    assert one["minimum_detectable_difference"] == pytest.approx(2.8 * 0.02, rel=0.12)
 
 
 def test_clears_majority_both_ways():

@@ -146,7 +146,7 @@ def test_report_says_everything_it_must(page):
     assert "yes ✗ wrong, truth no" in words
     assert "male ✓ right" in words
     assert "41.20 · truth 37.4 · off by 3.8" in words
-    assert "not readable: “maybe a hat”" in words
+    assert "unreadable: “maybe a hat”" in words
     assert "no answer (none of the options; likeliest perhaps yes) ✗; truth no" in words
     assert "400 faces/s · 9,000 tokens/s · 12% of the peak operations · 1.50 GiB · rate up to 1.0e-03" in words
 
@@ -190,7 +190,7 @@ def test_zero_shot_has_a_section_of_its_own(full):
     assert "Attributes held out of training: Wearing Earrings." in full
     assert "The interval lies above chance" in full
     assert full.index("0.620 [0.570, 0.670]") > full.index("Zero-shot: attributes never seen in training")
-    assert "wrong: 0.620 [0.570, 0.670] (1.3% unread)" in full
+    assert "wrong: 0.620 [0.570, 0.670] (1.3% unreadable)" in full
     assert "the likeliest option were taken whatever it writes: 0.700 [0.680, 0.720]" in full
     assert "zero shot" not in full.split("Zero-shot")[0]  # not among what was trained
 

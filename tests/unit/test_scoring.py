@@ -95,10 +95,10 @@ def test_figures_equal_a_table_worked_out_by_hand(metrics):
         "caption": (Fraction(10, 14), Fraction(1, 3), Fraction(1, 3)),
     }
     assert set(metrics["tasks"]) == set(table)
-    for task, (value, unparsed, refused) in table.items():
+    for task, (value, unreadable, refused) in table.items():
         entry = metrics["tasks"][task]
         assert entry["value"] == pytest.approx(float(value), abs=1e-9), task
-        assert entry["unparsed"] == pytest.approx(float(unparsed), abs=1e-9), task
+        assert entry["unreadable"] == pytest.approx(float(unreadable), abs=1e-9), task
         assert entry["refused"] == pytest.approx(float(refused), abs=1e-9), task
         assert entry["low"] <= entry["value"] <= entry["high"]
     caption = metrics["tasks"]["caption"]["also"]
@@ -126,7 +126,7 @@ def test_groups_equal_those_of_fairlearn(metrics):
         rows = native(task)
         for kind in (("gender",), ("age_band",), ("gender", "age_band")):
             frame = MetricFrame(
-                metrics={"value": measure, "unparsed": lambda _, texts: float(np.mean(texts == UNREAD))},
+                metrics={"value": measure, "unreadable": lambda _, texts: float(np.mean(texts == UNREAD))},
                 y_true=np.array(truth(rows)),
                 y_pred=np.array(said(rows)),
                 sensitive_features=pd.DataFrame({part: [row[part] for row in rows] for part in kind}),
@@ -138,7 +138,7 @@ def test_groups_equal_those_of_fairlearn(metrics):
             assert set(found["groups"]) == set(expected)
             for name, entry in expected.items():
                 assert found["groups"][name]["value"] == pytest.approx(entry["value"], abs=1e-9)
-                assert found["groups"][name]["unparsed"] == pytest.approx(entry["unparsed"], abs=1e-9)
+                assert found["groups"][name]["unreadable"] == pytest.approx(entry["unreadable"], abs=1e-9)
             assert abs(found["largest"]["value"]) == pytest.approx(frame.difference()["value"], abs=1e-9)
             for gap in found["gaps"]:
                 between = expected[gap["a"]]["value"] - expected[gap["b"]]["value"]
@@ -151,11 +151,11 @@ def test_confusion_equals_that_of_scikit_learn(metrics):
     rows = [row for row in native("expression") if row["parsed"]]
     assert found["counts"] == confusion_matrix(truth(rows), said(rows), labels=found["labels"]).tolist()
     assert "contempt" in found["labels"]  # no option of the question, yet an answer
-    unread = defaultdict(int)
+    unreadable = defaultdict(int)
     for row in native("expression"):
-        unread[row["answer"]] += not row["parsed"]
-    assert found["unparsed"] == [unread[label] for label in found["labels"]]
-    assert sum(map(sum, found["counts"])) + sum(found["unparsed"]) == 12
+        unreadable[row["answer"]] += not row["parsed"]
+    assert found["unreadable"] == [unreadable[label] for label in found["labels"]]
+    assert sum(map(sum, found["counts"])) + sum(found["unreadable"]) == 12
 
 
 def test_the_same_answers_give_the_same_bytes_and_any_changed_one_others(settings, table, predictions, metrics):

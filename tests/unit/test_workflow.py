@@ -73,7 +73,12 @@ def test_a_plan_tells_what_would_run_and_why_and_does_nothing(
     assert not settings.home.exists()
     workflow.execute("ingest", settings)
     planned = {one.step: one for one in workflow.plan(settings)}
-    assert [planned[name].action for name in ("ingest", "annotate", "gate", "deploy")] == ["recall", "run", "run", "run"]
+    assert [planned[name].action for name in ("ingest", "annotate", "gate", "deploy")] == [
+        "recall",
+        "run",
+        "run",
+        "run",
+    ]
     other = settings.model_copy(update={"ingest": settings.ingest.model_copy(update={"identities": 7})})
     assert workflow.plan(other)[0].why == "changed: ingest.identities"
     monkeypatch.setattr(digests, "of_code", lambda *_: "edited")
@@ -179,7 +184,9 @@ def test_the_view_tells_how_far_training_is_and_what_time_is_left(tmp_path: Path
     def figure(**events: str) -> str:
         lines = [{"step": "align", "state": "running", "time": 1.0}]
         for place, (done, note) in enumerate(events.items()):
-            lines.append({"step": "align", "time": 10.0 * place, "progress": int(done[1:]), "total": 1300, "note": note})
+            lines.append(
+                {"step": "align", "time": 10.0 * place, "progress": int(done[1:]), "total": 1300, "note": note}
+            )
         return view_of(tmp_path / "events.jsonl", *lines).steps["align"].figure
 
     assert figure(_200="loss 2.1") == "200 of 1,300, loss 2.1"
