@@ -142,15 +142,18 @@ def _follow(console: Console, view: runs.RunView, child: subprocess.Popen[bytes]
     then one of how far the running step is."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, get_renderable=lambda: runs.steps_table(view, started)):
-            while child.poll() is None:
+            ended = False
+            while not ended:
+                ended = child.poll() is not None
                 view.refresh()
-                time.sleep(0.2)
-            view.refresh()
+                _say(console, view)
+                time.sleep(0 if ended else 0.2)
         return
     line = time.monotonic() + _LINE_S
     while True:
         ended = child.poll() is not None
         shown = view.refresh()
+        _say(console, view)
         if shown or time.monotonic() > line:
             line = time.monotonic() + _LINE_S
             shown = shown or {name: step for name, step in view.steps.items() if step.state == "running"}
@@ -161,6 +164,12 @@ def _follow(console: Console, view: runs.RunView, child: subprocess.Popen[bytes]
         if ended:
             return
         time.sleep(0.2)
+
+
+def _say(console: Console, view: runs.RunView) -> None:
+    """Print the notes that steps have left, above the live table."""
+    while view.said:
+        console.print(view.said.pop(0), markup=False, soft_wrap=True)
 
 
 def _show(console: Console, settings: Settings, summary: Mapping[str, Any], folder: Path) -> None:

@@ -14,6 +14,7 @@ from facemllm.errors import UserError
 from facemllm.settings import Settings
 
 PARENT_RUN = "FACEMLLM_PARENT_RUN"  # MLflow run of the pipeline run, handed on by the local runner
+CLUSTER_RUN = "FACEMLLM_RUN"  # name of the pipeline run on a cluster, where no process spans the steps
 
 
 @dataclass

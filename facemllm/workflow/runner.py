@@ -19,7 +19,7 @@ from typing import Any
 
 from facemllm.core import progress
 from facemllm.core.processes import die_with
-from facemllm.core.step import PARENT_RUN, Context, Step, depends, key_of, step_key
+from facemllm.core.step import CLUSTER_RUN, PARENT_RUN, Context, Step, depends, key_of, step_key
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.scoring.figures import differing
@@ -28,7 +28,6 @@ from facemllm.tracking import runs as tracking
 from facemllm.workflow.steps import steps
 
 ENGINE = "FACEMLLM_ENGINE"  # process id of KFP's local runner, which starts each step through a shell
-CLUSTER_RUN = "FACEMLLM_RUN"  # name of the pipeline run on a cluster, where no process spans the steps
 
 
 def run_step(name: str, profile: str, overrides: Sequence[str], **inputs: str) -> str:

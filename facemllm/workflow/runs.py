@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class RunView:
 
     events: Path
     steps: dict[str, StepView]
+    said: list[str] = field(default_factory=list)  # notes that nobody has been shown yet
     _read: int = 0
 
     @classmethod
@@ -87,6 +88,9 @@ class RunView:
                     break
                 self._read += len(line)
                 event = json.loads(line)
+                if not {"state", "progress"} & set(event):
+                    self.said.append(f"{event['step']}: {event['note']}".removeprefix(": "))
+                    continue
                 step = self.steps.get(event["step"])
                 if step is not None and self._apply(step, event):
                     changed[event["step"]] = step

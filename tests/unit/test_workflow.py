@@ -20,10 +20,11 @@ import commands
 import pipeline
 from facemllm.cli import main as cli
 from facemllm.core import digests, progress
-from facemllm.core.step import Context, Outcome, Step
+from facemllm.core.step import PARENT_RUN, Context, Outcome, Step
 from facemllm.errors import UserError
 from facemllm.promote.step import model_dir
 from facemllm.settings import Settings, load
+from facemllm.tracking import client
 from facemllm.workflow import runner as workflow
 from facemllm.workflow import runs
 from facemllm.workflow.steps import steps
@@ -195,6 +196,44 @@ def test_the_view_tells_how_far_training_is_and_what_time_is_left(tmp_path: Path
     assert figure(_200="a", _10="b", _20="20 of 1300 heads") == "20 of 1300 heads, 21 min 20 s left"
 
 
+def test_a_note_of_a_step_is_shown_once_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    view = view_of(tmp_path / "events.jsonl", {"time": 1.0, "step": "align", "note": "3 questions are too long [/x]"})
+    assert view.steps["align"].state == "waiting"
+    for _ in range(2):
+        commands._say(Console(width=120), view)
+    assert capsys.readouterr().out == "align: 3 questions are too long [/x]\n"
+
+
+def test_a_step_waits_for_a_tracking_server_that_is_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers = iter([client._Away("no MLflow server there"), client._Away("no MLflow server there"), False])
+
+    def probe(address: str) -> bool:
+        answer = next(answers)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(client, "_probe", probe)
+    monkeypatch.setattr(client, "_PAUSE_S", 0.0)
+    with pytest.raises(UserError, match="no MLflow server there"):
+        client.connect(settings)  # a command of a person's does not wait
+    monkeypatch.setenv(PARENT_RUN, "run")
+    monkeypatch.setenv(progress.EVENTS, str(tmp_path / "events.jsonl"))
+    monkeypatch.setenv(progress.STEP, "gate")
+    assert client.connect(settings) is not None
+    view = runs.RunView.of(settings, tmp_path / "events.jsonl")
+    view.refresh()
+    assert view.said == ["gate: no MLflow server there; waiting for it, 60 s at most"]
+    answers = iter([client._Away("gone for good")] * 2)
+    monkeypatch.setattr(client, "PATIENCE_S", -1.0)
+    with pytest.raises(UserError, match="gone for good"):
+        client.connect(settings)
+
+
 def test_piped_output_is_never_silent_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -325,3 +364,25 @@ def test_command_lines_end_with_one_clear_line(
     with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
         commands.main(pipeline.build) if program == "pipeline.py" else cli.main()
     check_end(int(str(ended.value.code)), capsys.readouterr().err, code, says)
+
+
+INTERRUPTED = """
+import runpy, sys
+
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+run = runpy.run_path if sys.argv[2].endswith(".py") else runpy.run_module
+run(sys.argv[2], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("loading", "program"), [("kfp", "pipeline.py"), ("typer", "facemllm")])
+def test_an_interruption_while_modules_are_loading_is_one_line(loading: str, program: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, loading, program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode
+    assert done.stderr.splitlines() == ["error: interrupted; run the same command again to go on"]
