@@ -57,7 +57,7 @@ class Store:
 
     def records(self) -> dict[str, dict[str, Any]]:
         """What is remembered, by digest of the result; of several records of the same bytes, the newest."""
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for path in sorted((self.home / "keys").glob("*.json"), key=lambda p: p.stat().st_mtime):
             if "digest" in (record := read_json(path)):
                 found.pop(str(record["digest"]), None)  # the newest stands last

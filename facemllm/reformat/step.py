@@ -18,7 +18,13 @@ def _work(c: Context) -> Outcome:
 
     if c.settings.version.restore:
         return version.restored(c, "conversations")
-    return Outcome.of_table(reformat(c.settings, c.path("annotated"), c.out), "conversations")
+    manifest = reformat(c.settings, c.path("annotated"), c.out)
+    outcome = Outcome.of_table(manifest, "conversations")
+    if unasked := manifest["about"].get("unasked"):
+        outcome.figure += (
+            f"; {len(unasked)} kinds of labels unasked: {', '.join([*unasked][:3])}{' …' * (len(unasked) > 3)}"
+        )
+    return outcome
 
 
 STEP = Step(
