@@ -20,6 +20,7 @@ from typing import Any
 from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.scoring import fairness, paired, stats
+from facemllm.scoring.figures import shown_gaps
 from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority, of
 from facemllm.scoring.sheet import BETWEEN
 from facemllm.settings import Settings
@@ -80,7 +81,7 @@ def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, 
     gaps = {name: gap for name, gap in rules.fairness_gap.items() if gap is not None}
     checks += [_fair(settings, name, gap, metrics) for name, gap in gaps.items()]
     failed = [check["reason"] for check in checks if not check["passed"]]
-    return Decision(not failed, failed or [_in_order(settings, checks, against)], checks)
+    return Decision(not failed, failed or [_in_order(settings, metrics, checks, against)], checks)
 
 
 def known_rules(settings: Settings) -> dict[str, Threshold]:
@@ -211,7 +212,12 @@ def _unjudged(few: Sequence[Mapping[str, Mapping[str, int]]]) -> str:
     return f"too few people to judge: {'; '.join(dict.fromkeys(each))}"
 
 
-def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping[str, Difference] | None) -> str:
+def _in_order(
+    settings: Settings,
+    metrics: Mapping[str, Any],
+    checks: list[dict[str, Any]],
+    against: Mapping[str, Difference] | None,
+) -> str:
     kinds = [check["check"] for check in checks]
     parts = [f"{kinds.count('threshold')} thresholds are met"]
     if settings.promote.above_majority:
@@ -220,6 +226,10 @@ def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping
         few = [check["too_few"] for check in checks if check.get("too_few")]
         unjudged = f" ({_unjudged(few)})" if few else ""
         parts.append(f"no gap between groups is shown to exceed what is allowed{unjudged}")
+    limits = settings.promote.fairness_gap
+    free = [f"{g['task']} by {g['kind']}" for g in shown_gaps(metrics) if limits.get(g["task"]) is None]
+    if free:
+        parts.append(f"gaps shown that promote.fairness_gap sets no limit to: {', '.join(free)}")
     champion = "there is no other champion to compare with" if against is None else "no task is worse than the champion"
     return "; ".join([*parts, champion])
 

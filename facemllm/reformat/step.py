@@ -21,9 +21,8 @@ def _work(c: Context) -> Outcome:
     manifest = reformat(c.settings, c.path("annotated"), c.out)
     outcome = Outcome.of_table(manifest, "conversations")
     if unasked := manifest["about"].get("unasked"):
-        outcome.figure += (
-            f"; {len(unasked)} kinds of labels unasked: {', '.join([*unasked][:3])}{' …' * (len(unasked) > 3)}"
-        )
+        named = f"{', '.join([*unasked][:3])}{' …' * (len(unasked) > 3)}"
+        outcome.figure += f"; nothing asked about {len(unasked)} labels: {named}"
     return outcome
 
 

@@ -34,7 +34,8 @@ def results_table(summary: Mapping[str, Any]) -> Table:
         _add_figure(table, f"{name} (held out of training)" if name == ZERO_SHOT else name, entry)
         for item, figure in (entry.get("items") or {}).items():
             _add_figure(table, f"  {item}", figure)
-    if said := [*_consistency(summary.get("trust") or {}), *_gaps(summary.get("trust") or {})]:
+    trust = summary.get("trust") or {}
+    if said := [*_consistency(trust), *_below_blind(trust), *_gaps(trust)]:
         table.caption = "\n".join(said)
         table.caption_justify = "left"
     return table
@@ -159,6 +160,11 @@ def _consistency(trust: Mapping[str, Any]) -> Iterator[str]:
     captions = shares.get("captions") or {}
     if (captions.get("model") or {}).get("value") is not None:
         yield f"captions that contradict an answer: {captions['model']['value']:.1%}"
+
+
+def _below_blind(trust: Mapping[str, Any]) -> Iterator[str]:
+    for way, (right, blind) in (trust.get("below_blind") or {}).items():
+        yield f"[bold red]worse than without the picture[/]: asked as {way}, {right:.1%} right against {blind:.1%}"
 
 
 def _gaps(trust: Mapping[str, Any]) -> Iterator[str]:

@@ -163,18 +163,25 @@ def trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's summary says beside the figures of tasks: consistency, and gaps between groups of people.
 
     `consistency`: `model` and `truth`, the shares of broken relations, and the same two of `captions` that contradict
-    the answers. `gaps`: in how many of the `compared` kinds of
+    the answers. `below_blind`: ways to ask in which fewer answers are right than without the picture, each with both
+    shares. `gaps`: in how many of the `compared` kinds of
     groups, over all tasks, a gap is `shown`, and the `surest` of these.
     """
     consistency = metrics.get("consistency") or {}
     captions = _who(consistency.get("captions"))
     compared = {(gap["task"], gap["kind"]) for gap in gap_rows(metrics)}
+    ways = {way: ((body.get("accuracy") or {}).get("value"), body.get("blind")) for way, body in _ways(consistency)}
     shown = shown_gaps(metrics)
     surest = min(shown, key=lambda gap: (gap["p_holm"], -abs(gap["value"])), default=None)
     return {
         "consistency": {**_who(consistency.get("relations")), **({"captions": captions} if captions else {})},
+        "below_blind": {way: pair for way, pair in ways.items() if None not in pair and pair[0] < pair[1]},
         "gaps": {"compared": len(compared), "shown": len(shown), "surest": surest},
     }
+
+
+def _ways(consistency: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    return (consistency.get("ways") or {}).items()
 
 
 def _who(found: Mapping[str, Any] | None) -> dict[str, Any]:

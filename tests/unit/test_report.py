@@ -269,6 +269,29 @@ def test_a_figure_says_how_far_it_has_come():
     assert "0.500 0.630 20 % below pixels" in words  # better than a constant, worse than a linear model
 
 
+def test_what_is_worse_than_nothing_carries_a_warning():
+    rows = {"hair color": figure(0.1, 0.08, 0.12, 0.2)}
+    words = read({"tasks": {"attributes": TASKS["attributes"] | {"items": rows}}})
+    assert "0.100 [0.080, 0.120] 0.200 0.400 worse than a constant answer" in words
+    ways = {"statement": {"accuracy": figure(0.61, 0.6, 0.62, 0.5), "agreement": {}, "blind": 0.73, "n": 700}}
+    metrics = example.METRICS | {"consistency": {"ways": ways}}
+    assert "73.0% worse than without the picture 700" in read({}, metrics)
+    said = results_table({"tasks": example.TASKS, "trust": trust(metrics)}).caption
+    assert "worse than without the picture[/]: asked as statement, 61.0% right against 73.0%" in said
+    assert "worse than without the picture" not in read({}, example.METRICS)
+
+
+def test_a_gap_stands_beside_the_limit_of_the_gate_or_its_lack():
+    gate = {"passed": True, "reasons": [], "checks": [{"check": "fairness", "key": "gender", "bound": 0.2}]}
+    gate["checks"][0] |= {"passed": True, "reason": "gender is fair"}
+    assert "limit of the gate" not in read({}, example.METRICS)
+    words = read({"gate": gate}, example.METRICS)
+    assert "limit of the gate" in words
+    assert "none is set" in words
+    gate["checks"][0]["key"] = "attributes"
+    assert "≤ 0.2" in read({"gate": gate}, example.METRICS)
+
+
 def test_real_data_and_a_run_that_stopped_early():
     summary = {"run": "r", "profile": "ci", "steps": [], "tasks": {}, "gate": None, "model": None, "cost": {}}
     words = read(summary, source="celeba")
