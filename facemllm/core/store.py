@@ -17,6 +17,8 @@ from typing import Any
 from facemllm.core.files import atomic_write, publish, read_json
 from facemllm.errors import UserError
 
+REPORTS = "forgotten"
+"""Folder under `storage.home` with a report of everything that was forgotten."""
 FACE = "face.jpg"  # in a run's folder: one held-out face to ask about
 
 
@@ -30,8 +32,18 @@ class Store:
         """Folder of a finished result. Raises UserError if the store does not hold it."""
         path = self.home / "store" / digest
         if not path.is_dir():
-            raise UserError(f"the store has no result {digest[:12]} ({path}); run the pipeline again to make it")
+            why = f"it was deleted {at} to forget a picture; " if (at := self.forgotten(digest).get("at")) else ""
+            raise UserError(f"the store has no result {digest[:12]} ({path}); {why}run the pipeline again to make it")
         return path
+
+    def forgotten(self, digest: str) -> dict[str, Any]:
+        """Of a result that was deleted so that a picture or person is forgotten: when (`at`), and the `manifest` of a
+        table, which holds no picture. Empty for any other."""
+        for file in sorted((self.home / REPORTS).glob("*.json")):
+            report = read_json(file)
+            if digest in (results := report.get("results", {})):
+                return {"at": report["at"], "manifest": results[digest]}
+        return {}
 
     def recall(self, key: str) -> dict[str, Any] | None:
         """What was remembered under a key, if its result is still there."""

@@ -100,9 +100,11 @@ def _conversations_of(first: Found, second: Found, given: Path | None) -> Path:
     for home in (first.home, second.home):
         if (home / "store" / first.conversations).is_dir():
             return home / "store" / first.conversations
+    at = Store(first.home).forgotten(first.conversations).get("at")
     raise UserError(
-        f"the conversations {first.conversations[:12]} are not in {first.home / 'store'}; "
-        "give their folder with --conversations"
+        f"the conversations {first.conversations[:12]} are not in {first.home / 'store'}"
+        f"{f': they were deleted {at} to forget a picture, run both again' if at else ''}; give their folder with "
+        "--conversations"
     )
 
 
