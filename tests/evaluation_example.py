@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def figure(value: Any, low: Any, high: Any, majority: Any = 0.5, pixels: Any = 0.4, **more: Any) -> dict[str, Any]:
+def figure(value: Any, low: Any, high: Any, constant: Any = 0.5, pixels: Any = 0.4, **more: Any) -> dict[str, Any]:
     """A task's or an item's entry."""
     entry = {
         "metric": "balanced_accuracy",
@@ -16,7 +16,7 @@ def figure(value: Any, low: Any, high: Any, majority: Any = 0.5, pixels: Any = 0
         "unreadable": 0.013,
         "refused": 0.002,
         "minimum_detectable_difference": 0.031,
-        "baselines": {"majority": majority, "pixels": pixels},
+        "baselines": {"constant": constant, "pixels": pixels},
         "higher_is_better": True,
         "unit": "",
         "also": {},

@@ -1,6 +1,6 @@
 """The gate: whether a model may be put before a person. It fails on everything it cannot see.
 
-Four kinds of checks. Thresholds: every figure named in `promote.thresholds` reaches its bound. Majority: the 95 %
+Four kinds of checks. Thresholds: every figure named in `promote.thresholds` reaches its bound. Constant answer: the 95 %
 interval of every task lies wholly on the good side of what a constant answer scores. Fairness: no gap between two
 groups of people is shown to exceed `promote.fairness_gap` of its task, corrected for all pairs of the task. Champion:
 both models have answered the same questions; a task fails where the whole 95 % interval of the paired difference is
@@ -21,7 +21,7 @@ from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.scoring import fairness, paired, stats
 from facemllm.scoring.figures import shown_gaps
-from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority, of
+from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_constant, of
 from facemllm.scoring.sheet import BETWEEN
 from facemllm.settings import Settings
 from facemllm.settings.operations import Threshold
@@ -74,8 +74,8 @@ def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, 
             continue
         if entry is None or _number(entry["value"]) is None:
             checks.append(_check("present", name, False, f"{name} has no figure; every task must be evaluated"))
-        elif rules.above_majority:
-            checks.append(_above_majority(name, entry))
+        elif rules.above_constant:
+            checks.append(_above_constant(name, entry))
         if against is not None and entry is not None:
             checks.append(_no_worse(name, against.get(name), rules.champion_margin, entry))
     gaps = {name: gap for name, gap in rules.fairness_gap.items() if gap is not None}
@@ -144,16 +144,16 @@ def _threshold(key: str, bound: Threshold, entry: Mapping[str, Any] | None) -> d
     return _check("threshold", key, passed, reason, value=value, bound=limit)
 
 
-def _above_majority(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _above_constant(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     low, high = _number(entry["low"]), _number(entry["high"])
-    rival = _number(entry["baselines"].get("majority"))
+    rival = _number(entry["baselines"].get("constant"))
     if low is None or high is None or rival is None:
-        missing = "95 % interval" if rival is not None else "majority baseline"
-        return _check("majority", name, False, f"{name} has no {missing}, so it is not shown to have been learnt")
-    passed = clears_majority(entry)
+        missing = "95 % interval" if rival is not None else "constant answer"
+        return _check("constant", name, False, f"{name} has no {missing}, so it is not shown to have been learnt")
+    passed = clears_constant(entry)
     words = "clears" if passed else "does not clear"
-    reason = f"{name} {entry['value']:.4g} [{low:.4g}, {high:.4g}] {words} the majority baseline {rival:.4g}"
-    return _check("majority", name, passed, reason, value=entry["value"], bound=rival, low=low, high=high)
+    reason = f"{name} {entry['value']:.4g} [{low:.4g}, {high:.4g}] {words} the constant answer {rival:.4g}"
+    return _check("constant", name, passed, reason, value=entry["value"], bound=rival, low=low, high=high)
 
 
 def _no_worse(name: str, difference: Difference | None, margin: float, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,8 +220,8 @@ def _in_order(
 ) -> str:
     kinds = [check["check"] for check in checks]
     parts = [f"{kinds.count('threshold')} thresholds are met"]
-    if settings.promote.above_majority:
-        parts.append(f"all {kinds.count('majority')} tasks clear their majority baseline")
+    if settings.promote.above_constant:
+        parts.append(f"all {kinds.count('constant')} tasks are better than a constant answer")
     if "fairness" in kinds:
         few = [check["too_few"] for check in checks if check.get("too_few")]
         unjudged = f" ({_unjudged(few)})" if few else ""

@@ -14,7 +14,7 @@ from facemllm.core import cost
 from facemllm.report.kit import brief, code, p_value, plain_markdown, render
 from facemllm.scoring import figures
 from facemllm.scoring.figures import measure
-from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
+from facemllm.scoring.metrics import CLOSED_MEAN, clears_constant
 from facemllm.settings import Settings
 from facemllm.tasks import ZERO_SHOT
 from facemllm.version import ledger
@@ -159,10 +159,10 @@ def _unlearnt(evaluation: Mapping[str, Any]) -> list[str]:
     found = []
     for task, head in _tasks(evaluation).items():
         for item, part in {"": head, **(head.get("items") or {})}.items():
-            rival = figures.baselines(part).get("majority")
+            rival = figures.baselines(part).get("constant")
             better = measure({**head, **part}).higher_is_better
-            judged = {**part, "baselines": {"majority": rival}, "higher_is_better": better}
-            if rival is not None and part.get("low") is not None and not clears_majority(judged):
+            judged = {**part, "baselines": {"constant": rival}, "higher_is_better": better}
+            if rival is not None and part.get("low") is not None and not clears_constant(judged):
                 found.append(f"{task} {item}".strip())
     return found
 

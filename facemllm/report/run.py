@@ -16,7 +16,7 @@ from facemllm.report import plots
 from facemllm.report.kit import Figure, embedded, render, seconds, text, top_of
 from facemllm.scoring import figures
 from facemllm.scoring.figures import measure
-from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
+from facemllm.scoring.metrics import CLOSED_MEAN, clears_constant
 from facemllm.tasks import ZERO_SHOT
 
 Verdict = tuple[str, str] | None
@@ -144,9 +144,9 @@ def _row(
     verdicts: Sequence[Verdict] = _LEARNT,
 ) -> dict[str, Any]:
     """A figure with what is said of it: `way` is how far it is from the constant answer to no error at all."""
-    how, learnt, rivals = measure(figure), clears_majority(figure), figure["baselines"]
+    how, learnt, rivals = measure(figure), clears_constant(figure), figure["baselines"]
     verdict = verdicts[learnt + (learnt and _beats(figure, rivals.get("pixels"), how.higher_is_better))]
-    marks = [{"value": rivals.get(rival)} for rival in ("majority", "pixels")]
+    marks = [{"value": rivals.get(rival)} for rival in ("constant", "pixels")]
     return {
         "name": name,
         "full_name": full_name,
@@ -155,8 +155,8 @@ def _row(
         "limit": limit,
         "measure": how,
         "learnt": learnt,
-        "verdict": _WORSE if _is_worse(figure, rivals.get("majority"), how.higher_is_better) else verdict,
-        "way": _way(figure["value"], rivals.get("majority"), 1.0 if how.higher_is_better else 0.0),
+        "verdict": _WORSE if _is_worse(figure, rivals.get("constant"), how.higher_is_better) else verdict,
+        "way": _way(figure["value"], rivals.get("constant"), 1.0 if how.higher_is_better else 0.0),
         "top": top_of([figure, *marks], how.higher_is_better),
     }
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from facemllm.core.files import atomic_write
 from facemllm.report.kit import number, p_value, render
 from facemllm.scoring.figures import measure
-from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
+from facemllm.scoring.metrics import CLOSED_MEAN, clears_constant
 from facemllm.scoring.paired import BETTER, SAME, WORSE, by_group, by_task, by_verdict
 from facemllm.tasks import ZERO_SHOT
 
@@ -26,8 +26,8 @@ def head(task: str) -> str:
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:
-    """Tasks with their items beneath, from `summary.json` or `metrics.json`; dim where the majority is not cleared."""
-    table = _table("held-out results", "task", ("value", "95 %", "majority", "pixels", "unreadable", "n"))
+    """Tasks with their items beneath, from `summary.json` or `metrics.json`; dim where not better than constant."""
+    table = _table("held-out results", "task", ("value", "95 %", "constant", "pixels", "unreadable", "n"))
     if closed := summary.get(CLOSED_MEAN):
         _add_figure(table, head(CLOSED_MEAN), closed)
     for name, entry in (summary.get("tasks") or {}).items():
@@ -121,7 +121,7 @@ def _table(title: str, first: str, numeric: tuple[str, ...], *, verdicts: bool =
 
 def _add_figure(table: Table, name: str, figure: Mapping[str, Any]) -> None:
     how = measure(figure)
-    rivals = (figure["baselines"].get(rival) for rival in ("majority", "pixels"))
+    rivals = (figure["baselines"].get(rival) for rival in ("constant", "pixels"))
     table.add_row(
         escape(name),
         escape(how.short),
@@ -130,7 +130,7 @@ def _add_figure(table: Table, name: str, figure: Mapping[str, Any]) -> None:
         *(number(rival, how.digits) for rival in rivals),
         f"{figure.get('unreadable') or 0:.1%}",
         str(figure.get("n", "")),
-        style=None if clears_majority(figure) else "dim",
+        style=None if clears_constant(figure) else "dim",
     )
 
 

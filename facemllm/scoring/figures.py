@@ -6,7 +6,7 @@ so that runs compare:
     <task>/<metric>  .../<metric>_low  _high        figure and its 95 % interval: age/mae, age/mae_low, age/mae_high
     <task>/n .../unreadable .../refused             questions asked, shares of answers unreadable and refused
     <task>/minimum_detectable_difference            between two models, on this test set
-    <task>/baseline_majority  .../baseline_pixels   what needs no model, or a small one
+    <task>/baseline_constant  .../baseline_pixels   what needs no model, or a small one
     <task>/also/<metric> ...                        a further metric of the task: attributes/also/accuracy
     <task>/<item>/<metric> ...                      the same for an item of a task: head_pose/yaw/mae
     fairness/<task>/<kind>/<group>                  figure of a group of people; kinds: gender, age_band, skin_tone

@@ -28,7 +28,13 @@ PARAMS = "params.yaml"
 PROFILES = "profiles"
 _FORMER = {
     **{"data": "ingest", "annotation": "annotate", "qa": "reformat", "quality": "validate", "versioning": "version"},
-    **{"training": "train", "evaluation": "evaluate", "promotion": "promote", "serving": "serve"},
+    **{
+        "above_majority": "above_constant",
+        "training": "train",
+        "evaluation": "evaluate",
+        "promotion": "promote",
+        "serving": "serve",
+    },
 }
 
 warnings.filterwarnings("ignore", 'Field name "validate" in "Settings" shadows', UserWarning)

@@ -113,7 +113,7 @@ def test_first_run_reaches_the_approval(project: Any, first: dict[str, Any]) -> 
     for task in first["tasks"].values():
         assert task["low"] <= task["value"] <= task["high"]
         assert {"metric", "n", "unreadable", "baselines", "higher_is_better"} <= set(task)
-        assert {"majority", "pixels"} <= set(task["baselines"])
+        assert {"constant", "pixels"} <= set(task["baselines"])
     assert set(first["cost"]) == {"align", "instruct", "specialize", "polish", "evaluate"}
     held_out = first["tasks"]["zero_shot"]
     assert set(held_out["items"]) == {"Wearing_Earrings"}

@@ -83,7 +83,7 @@ def evaluation(folder, table, digest, wrong=(), error=5.0, skill=0.9, seed=1, ed
     sheet = read_sheet(open_table(table, CONVERSATIONS), "test")
     constant = ["40" if task == "age" else "male" for _, _, task, _, _ in ASKED]
     answers = Answers.of([parsed[int(name)] for name in sheet.sample_ids.to_pylist()])
-    figures = summarise(sheet, answers, {"majority": constant}, 400, 0)
+    figures = summarise(sheet, answers, {"constant": constant}, 400, 0)
     fair = fairness.measure(load(), sheet, answers.parsed)
     return write_evaluation(folder, table, parsed, digest, fairness=fair, **figures)
 
@@ -112,7 +112,7 @@ def test_a_good_model_passes_alone(settings, table, good):
         ("threshold", "expression"),
         ("threshold", "age"),
         ("threshold", "closed_mean"),
-        *(("majority", task) for task in TASKS),
+        *(("constant", task) for task in TASKS),
     }
     assert json.loads(json.dumps(found.checks)) == found.checks
     assert "no other champion" in decide(settings, table, good, good).reasons[0]  # it is not compared with itself
@@ -122,7 +122,7 @@ def test_thresholds_refuse_with_the_figures_in_words(settings, table, tmp_path):
     folder = evaluation(tmp_path / "a", table, "aa", wrong=("expression",), error=20)
     found = decide(settings, table, folder)
     assert not found.passed
-    assert failed(found) == {("threshold", "expression"), ("threshold", "age"), ("majority", "age")}
+    assert failed(found) == {("threshold", "expression"), ("threshold", "age"), ("constant", "age")}
     metrics = json.loads((folder / "metrics.json").read_text())
     value = metrics["tasks"]["expression"]["value"]
     assert f"expression {value:.4g} is below the threshold 0.55" in found.reasons
@@ -160,9 +160,9 @@ def test_what_is_missing_or_undefined_fails(settings, metrics):
     for nothing in (None, math.nan):
         odd = {**metrics, "tasks": {**metrics["tasks"], "expression": {**expression, "value": nothing}}}
         assert failed(judge(settings, odd)) == {("threshold", "expression"), ("present", "expression")}
-        for gone in ({"low": nothing}, {"baselines": {"majority": nothing}}):
+        for gone in ({"low": nothing}, {"baselines": {"constant": nothing}}):
             odd = {**metrics, "tasks": {**metrics["tasks"], "gender": {**gender, **gone}}}
-            assert failed(judge(settings, odd)) == {("majority", "gender")}
+            assert failed(judge(settings, odd)) == {("constant", "gender")}
     assert failed(judge(settings, {**metrics, "closed_mean": None})) == {("threshold", "closed_mean")}
     # an item that was never measured, though there is such an item
     absent = with_thresholds(settings, head_pose__yaw={"max": 4.0})
@@ -170,13 +170,13 @@ def test_what_is_missing_or_undefined_fails(settings, metrics):
     assert failed(judge(settings, metrics, {})) == {("champion", task) for task in TASKS}
 
 
-def test_above_majority_asks_for_the_whole_interval(settings, metrics):
+def test_above_constant_asks_for_the_whole_interval(settings, metrics):
     entry = metrics["tasks"]["gender"]
-    entry["baselines"]["majority"] = (entry["low"] + entry["value"]) / 2
+    entry["baselines"]["constant"] = (entry["low"] + entry["value"]) / 2
     found = judge(settings, metrics)
-    assert failed(found) == {("majority", "gender")}
-    assert "does not clear the majority baseline" in found.reasons[0]
-    lenient = settings.model_copy(update={"promote": settings.promote.model_copy(update={"above_majority": False})})
+    assert failed(found) == {("constant", "gender")}
+    assert "does not clear the constant answer" in found.reasons[0]
+    lenient = settings.model_copy(update={"promote": settings.promote.model_copy(update={"above_constant": False})})
     assert judge(lenient, metrics).passed
 
 
@@ -186,7 +186,7 @@ def test_an_equal_model_passes_and_a_worse_one_is_refused(settings, table, tmp_p
     assert equal.passed, equal.reasons
     assert [check["value"] for check in equal.checks if check["check"] == "champion"] == [0.0, 0.0, 0.0]
     assert "no task is worse than the champion" in equal.reasons[0]
-    # still above every threshold and majority, but worse than what is in service
+    # still above every threshold and constant, but worse than what is in service
     worse = decide(settings, table, evaluation(tmp_path / "worse", table, "ee", skill=0.75, error=5), champion)
     assert failed(worse) == {("champion", "expression"), ("champion", "gender")}
     assert worse.reasons[0].startswith("expression 0.7267 is worse than the champion's 0.8867 by more than 0.01 (")
@@ -199,7 +199,7 @@ def test_an_equal_model_passes_and_a_worse_one_is_refused(settings, table, tmp_p
 
 
 def test_the_margin_is_a_share_of_the_champions_error(settings):
-    entry = {"value": 6.0, "low": 5.0, "high": 7.0, "baselines": {"majority": 20.0}}
+    entry = {"value": 6.0, "low": 5.0, "high": 7.0, "baselines": {"constant": 20.0}}
     entry |= {"higher_is_better": False, "items": {}}
     reformat = settings.reformat.model_copy(update={"tasks": ["age"]})
     promote = with_thresholds(settings).promote.model_copy(update={"champion_margin": 0.1})

@@ -15,10 +15,10 @@ from tests.conftest import encode
 from tests.pages import HOSTILE, Page
 
 
-def figure(value, low, high, majority, pixels=0.4, metric="balanced_accuracy", **more):
+def figure(value, low, high, constant, pixels=0.4, metric="balanced_accuracy", **more):
     unit = "years" if metric == "mae" else ""
     return example.figure(
-        value, low, high, majority, pixels, metric=metric, higher_is_better=metric != "mae", unit=unit, **more
+        value, low, high, constant, pixels, metric=metric, higher_is_better=metric != "mae", unit=unit, **more
     )
 
 
@@ -133,7 +133,7 @@ def test_report_says_everything_it_must(page):
     assert "Refused" in words
     assert "expression 0.41 is below the threshold 0.55" in words
     assert "age 9.5 is within the limit 12" in words
-    assert "Not shown to be learnt (interval does not clear the majority baseline): attributes eye_color." in words
+    assert "Not shown to be learnt (interval does not clear that of a constant answer): attributes eye_color." in words
     assert "0.810 [0.790, 0.830]" in words
     assert "9.50 [8.80, 10.10]" in words
     assert "560 images of 280 people" in words

@@ -109,6 +109,7 @@ def test_settings_that_say_a_key_twice_are_refused_with_the_line(tmp_path, monke
         ("promote.thresholds.age=3", ["promote.thresholds.age: is a section; set one of its keys: ", "min"]),
         ("train.stages.align.rates=2", ["train.stages.align.rates: is a section"]),
         ("training.workers=2", ["unknown key; training is now train"]),
+        ("promote.above_majority=false", ["unknown key; above_majority is now above_constant"]),
         ("reformat.tasks=[age, caption, age]", ["reformat.tasks", "names age twice"]),
         ("train.stages.polish={steps: 2}", ["train.stages.polish: required and missing: trains, tasks, objective"]),
         ("train.stages.align.rates={eyes: 2}", ["train.stages.align.rates.eyes: Input should be 'tower'"]),
