@@ -2,12 +2,12 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 FACES ?=
-PROFILE ?= $(if $(FACES),own,laptop)
+# as it was given, whatever signs it holds: recipes read it from the environment, where no shell reads it again
+export FACES_GIVEN := $(value FACES)
+PROFILE ?= $(if $(FACES_GIVEN),own,laptop)
 ARGS ?=
-comma := ,
-SOURCES = $(if $(FACES),--set 'ingest.sources=[{name: imagefolder$(comma) root: "$(shell realpath -- "$(FACES)")"}]')
 
-.PHONY: help run test test-unit bench task reader ui down lint clean
+.PHONY: help run test test-unit test-integration test-e2e bench task reader ui down lint clean
 
 help: ## list what there is
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -16,20 +16,24 @@ help: ## list what there is
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed and none was found; install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "setting up .venv with $(PYTHON) (once; minutes when packages have to be downloaded)"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@uv=$$(command -v uv || { .venv/bin/pip install -q uv -c constraints.txt >/dev/null 2>&1 && echo .venv/bin/uv; }); \
+	@if command -v uv >/dev/null; then uv=uv; else .venv/bin/python -m pip install -q uv -c constraints.txt >/dev/null 2>&1 && uv=".venv/bin/python -m uv"; fi; \
 	if [ -n "$$uv" ]; then UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" $$uv pip install -q --compile-bytecode --python .venv/bin/python -e '.[dev]' -c constraints.txt; \
-	else .venv/bin/pip install -q -e '.[dev]' -c constraints.txt; fi
+	else .venv/bin/python -m pip install -q -e '.[dev]' -c constraints.txt; fi
+	@test -e .git || .venv/bin/dvc -q config --local core.no_scm true
 	@touch $@
 
 run: .venv/.ready ## set up and run the main job (FACES=folder of your own pictures, PROFILE=laptop, ARGS="--set key=value")
-	@.venv/bin/python pipeline.py run --profile $(PROFILE) $(SOURCES) $(ARGS)
+	@.venv/bin/python pipeline.py run --profile $(PROFILE) --faces "$$FACES_GIVEN" $(ARGS)
 
 test: lint ## set up and pass the tests: style, unit, integration, end to end
 	@.venv/bin/python -m pytest -q -n auto --dist worksteal --durations=8 tests/unit
-	@.venv/bin/python -m pytest -q --durations=8 tests/integration tests/e2e
+	@$(MAKE) -j2 --output-sync --no-print-directory test-integration test-e2e
 
 test-unit: .venv/.ready ## the unit tests alone
-	@.venv/bin/python -m pytest -q -n auto tests/unit
+	@.venv/bin/python -m pytest -q -n auto --dist worksteal tests/unit
+
+test-integration test-e2e: .venv/.ready
+	@.venv/bin/python -m pytest -q --durations=8 tests/$(@:test-%=%)
 
 bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of the renderer's prototype, if you have it)
 	@for name in tables importing annotation reformatting scoring training; do .venv/bin/python benchmarks/$$name.py || exit 1; done

@@ -30,14 +30,17 @@ from rich.live import Live
 
 from facemllm.cli.options import Json, Profile, Sets, say
 from facemllm.core import digests, progress, services
+from facemllm.core.machine import on_plain_path
 from facemllm.core.processes import die_with_parent
 from facemllm.core.step import PARENT_RUN
 from facemllm.core.store import FACE
 from facemllm.errors import UserError, guarded
+from facemllm.ingest.importing import require
 from facemllm.settings import Settings, load, root
 from facemllm.tracking import runs as tracking
 from facemllm.workflow import runner as workflow
 from facemllm.workflow import runs
+from facemllm.workflow.cron import described
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Face-MLLM pipeline."
@@ -50,6 +53,7 @@ def main(build: Callable[..., Any]) -> None:
     """Run the command line over the pipeline that `build(settings, finish)` gives."""
     global _build
     _build = build
+    guarded(on_plain_path)
     guarded(app)
 
 
@@ -58,11 +62,17 @@ def run(
     profile: Profile = "laptop",
     set_: Sets = [],
     name: Annotated[str | None, typer.Option(help="Name of the run folder; default: the profile's name.")] = None,
+    faces: Annotated[str, typer.Option(help="A folder of your own pictures, read instead of `ingest.sources`.")] = "",
     plan: Annotated[bool, typer.Option("--plan", help="Only tell which steps would run, and why.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole DAG here, step by step, and stop before production until a person has approved."""
+    if faces:
+        own = {"name": "imagefolder", "root": os.path.abspath(os.path.expanduser(faces))}
+        set_ = [f"ingest.sources={json.dumps([own])}", *set_]
     settings = load(profile, set_)
+    for source in settings.ingest.sources if not settings.version.restore else ():
+        require(source)
     if plan:
         planned = workflow.plan(settings)
         say(as_json, {"plan": [asdict(one) for one in planned]}, lambda: _show_plan(planned))
@@ -303,26 +313,41 @@ def submit(
 @app.command()
 def schedule(
     endpoint: Endpoint,
-    cron: Annotated[str, typer.Option(help="Six-field cron expression, seconds first.")],
+    cron: Annotated[str, typer.Option(help="Six-field cron expression, seconds first, in UTC: '0 0 3 * * *'.")],
     profile: Profile = "laptop",
     set_: Sets = [],
     namespace: Namespace = None,
     service_account: Account = None,
 ) -> None:
-    """Run the DAG on a cluster again and again; unchanged steps are answered from the store."""
-    settings = load(profile, set_)
-    client = _client(endpoint, namespace)
+    """Run the DAG on a cluster again and again, in place of an earlier schedule of this profile; unchanged steps are
+    answered from the store."""
+    settings, when = load(profile, set_), described(cron)
+    client, name = _client(endpoint, namespace), f"face-mllm {profile}"
     experiment = client.create_experiment(settings.tracking.experiment, namespace=namespace)
+    before = _recurring(client, experiment.experiment_id, name)
     with _specification(settings, set_) as file:
         job = client.create_recurring_run(
             experiment.experiment_id,
-            job_name=f"face-mllm {profile}",
+            job_name=name,
             cron_expression=cron,
             pipeline_package_path=file,
             max_concurrency=1,
             service_account=service_account,
         )
+    for earlier in before:  # KFP cannot change one; the new one stands before the old one goes
+        client.delete_recurring_run(earlier)
     print(job.recurring_run_id)
+    print(f"{name} runs {when}" + (f", in place of {', '.join(before)}" if before else ""), file=sys.stderr)
+
+
+def _recurring(client: Any, experiment: str, name: str) -> list[str]:
+    """Ids of an experiment's recurring runs of this name."""
+    found, token = [], ""
+    while True:
+        page = client.list_recurring_runs(page_token=token, page_size=100, experiment_id=experiment)
+        found += [one.recurring_run_id for one in page.recurring_runs or [] if one.display_name == name]
+        if not (token := page.next_page_token or ""):
+            return found
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """Faces with all attributes known, and a conversation about one in which everything is asked outright."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

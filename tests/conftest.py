@@ -1,10 +1,9 @@
 """Small tables for the tests: forty faces of twenty people, in every split, and a conversation about each."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
@@ -17,10 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm import settings
+from facemllm import settings as settings_module
+from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, pairs, subject_id
 
 SIDE = 48
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where no test of Ctrl-C could end
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 Rows = list[dict[str, Any]]
 
 
@@ -64,44 +66,37 @@ def face(number: int) -> dict[str, Any]:
     }
 
 
+def messages_of(told: Iterable[tuple[str, str]]) -> Rows:
+    """A dialogue about a face: questions, the first with the image, and what is answered."""
+    messages: Rows = []
+    for question, answer in told:
+        image = [] if messages else [{"type": "image", "text": None}]
+        messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
 def conversation(row: dict[str, Any]) -> dict[str, Any]:
     """What `reformat` would make of a face, cut down to two questions."""
-    messages, turns = [], []
+    turns = []
     asked = (("caption", "open", [], "A face."), ("gender", "choice", ["female", "male"], row["gender"]))
     for task, form, options, answer in asked:
-        image = [] if messages else [{"type": "image", "text": None}]
-        messages.append({"role": "user", "content": [*image, {"type": "text", "text": f"What about {task}?"}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        turns.append(
-            {
-                "sample_id": hashlib.sha256(f"{row['image_id']} {task}".encode()).hexdigest(),
-                "task": task,
-                "form": form,
-                "template": f"{task}/0",
-                "options": options,
-                "answer": answer,
-                "follows": False,
-            }
-        )
-    return {
-        "conversation_id": hashlib.sha256(f"conversation {row['image_id']}".encode()).hexdigest(),
-        "image_id": row["image_id"],
-        "images": [row["image"]],
-        "split": row["split"],
-        "source": row["source"],
-        "subject_id": row["subject_id"],
-        "groups": pairs({"gender": row["gender"]}),
-        "messages": messages,
-        "turns": turns,
-    }
+        name = {"sample_id": hashlib.sha256(f"{row['image_id']} {task}".encode()).hexdigest(), "task": task}
+        turn = {"form": form, "template": f"{task}/0", "options": options, "answer": answer, "follows": False}
+        turns.append(name | turn)
+    about = {name: row[name] for name in ("image_id", "split", "source", "subject_id")}
+    about |= {"conversation_id": hashlib.sha256(f"conversation {row['image_id']}".encode()).hexdigest()}
+    about |= {"images": [row["image"]], "groups": pairs({"gender": row["gender"]})}
+    messages = messages_of((f"What about {task}?", answer) for task, *_, answer in asked)
+    return about | {"messages": messages, "turns": turns}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _parsed_once() -> Iterator[None]:
     """A settings file is parsed once for all tests: it takes as long as many of them."""
-    parsed = lru_cache(None)(lambda path, text, read=settings._read: read(path))
+    parsed = lru_cache(None)(lambda path, text, read=settings_module._read: read(path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings, "_read", lambda path: deepcopy(parsed(path, path.read_bytes())))
+        patch.setattr(settings_module, "_read", lambda path: deepcopy(parsed(path, path.read_bytes())))
         yield
 
 
@@ -127,28 +122,33 @@ def conversation_rows() -> Callable[[Rows], Rows]:
     return lambda faces: [conversation(row) for row in faces]
 
 
-@pytest.fixture
-def faces_table(tmp_path: Path) -> Callable[..., Path]:
-    """`faces_table(rows=..., name=...)`: writes a faces table, sound unless told otherwise, and gives its folder."""
+def tables(folder: Path, name: str, schema: Any, sound: Callable[[int], dict[str, Any]]) -> Callable[..., Path]:
+    """A function that writes a table of that schema, sound unless told otherwise, and gives its folder."""
 
-    def make(rows: Iterable[dict[str, Any]] | None = None, name: str = "faces", **options: Any) -> Path:
-        with TableWriter(tmp_path / name, FACES, **options) as table:
-            table.write([face(n) for n in range(40)] if rows is None else rows)
-        return tmp_path / name
+    def make(rows: Iterable[dict[str, Any]] | None = None, name: str = name, **options: Any) -> Path:
+        with TableWriter(folder / name, schema, **options) as table:
+            table.write(map(sound, range(40)) if rows is None else rows)
+        return folder / name
 
     return make
+
+
+@pytest.fixture
+def faces_table(tmp_path: Path) -> Callable[..., Path]:
+    """`faces_table(rows=..., name=...)`: writes a faces table."""
+    return tables(tmp_path, "faces", FACES, face)
 
 
 @pytest.fixture
 def conversations_table(tmp_path: Path) -> Callable[..., Path]:
-    """`conversations_table(rows=..., name=...)`: writes a conversations table and gives its folder."""
+    """`conversations_table(rows=..., name=...)`: writes a conversations table."""
+    return tables(tmp_path, "conversations", CONVERSATIONS, lambda number: conversation(face(number)))
 
-    def make(rows: Iterable[dict[str, Any]] | None = None, name: str = "conversations", **options: Any) -> Path:
-        with TableWriter(tmp_path / name, CONVERSATIONS, **options) as table:
-            table.write([conversation(face(n)) for n in range(40)] if rows is None else rows)
-        return tmp_path / name
 
-    return make
+@pytest.fixture(scope="module")
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """The laptop's settings with the `OVERRIDES` of the module that asks."""
+    return settings_module.load("laptop", getattr(request.module, "OVERRIDES", ()))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,14 @@ def no_torch() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         light = SimpleNamespace(Query=lambda question, options: SimpleNamespace(question=question, options=options))
         patch.setitem(sys.modules, "facemllm.model.inference", light)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_kfp() -> Iterator[None]:
+    """KFP asks `inspect.stack` for the name of its caller 70 times a pipeline; under pytest this takes many seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kfp.dsl.pipeline_task.inspect", SimpleNamespace(stack=lambda: [("a task",) * 4] * 2))
         yield
 
 

@@ -10,8 +10,6 @@ length (cut off by max_tokens).
 Each request takes the next behaviour of its key's `plan`, else of the `script`, else `default`.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import base64
@@ -59,7 +57,7 @@ class FakeEndpoint:
         self.completed: Counter[str] = Counter()
         self.bodies: dict[str, Any] = {}
         self.authorizations: set[str] = set()
-        self.in_flight = self.most_in_flight = 0
+        self.in_flight = 0
         self._loop = asyncio.new_event_loop()
         self._released = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -69,7 +67,7 @@ class FakeEndpoint:
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def __enter__(self) -> FakeEndpoint:
+    def __enter__(self) -> "FakeEndpoint":
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
         self.port = int(self._server.sockets[0].getsockname()[1])
@@ -121,7 +119,6 @@ class FakeEndpoint:
         if self.keep:
             self.bodies[key] = body
         self.in_flight += 1
-        self.most_in_flight = max(self.in_flight, self.most_in_flight)
         try:
             await asyncio.sleep(self.latency_s)
             return await self._behave(body, key, writer)
@@ -129,9 +126,8 @@ class FakeEndpoint:
             self.in_flight -= 1
 
     async def _behave(self, body: Mapping[str, Any], key: str, writer: asyncio.StreamWriter) -> bool:
-        if ("response_format" in body and not self.knows_schema) or (
-            "max_tokens" in body and not self.knows_max_tokens
-        ):
+        unknown = {"response_format": not self.knows_schema, "max_tokens": not self.knows_max_tokens}
+        if any(unknown.get(name) for name in body):
             await _send(writer, 400, {"error": {"message": "unsupported parameter"}})
             return True
         steps = self.plan.get(key) or self.script

@@ -1,7 +1,5 @@
 """Reads pages as a browser would: what is on them, that they are whole, and that they fetch and run nothing."""
 
-from __future__ import annotations
-
 import re
 from html.parser import HTMLParser
 

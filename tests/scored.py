@@ -1,7 +1,5 @@
 """Small sheets and tables of questions and answers, for the tests of scoring."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

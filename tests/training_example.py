@@ -1,15 +1,11 @@
 """Forty coloured squares with a bright half, and what is asked of them: a few seconds are enough to learn them."""
 
-from __future__ import annotations
-
 import copy
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from facemllm import settings as settings_module
 from facemllm.model.face_mllm import Graph, extend
@@ -24,6 +20,7 @@ from facemllm.train.loop import Outcome, run_stage
 from facemllm.train.loss import StepLoss
 from facemllm.train.optimizer import MODULES
 from facemllm.train.stage import StageRun
+from tests.conftest import encode, messages_of
 
 COLORS = {"red hair": (200, 40, 40), "green hair": (40, 200, 40), "blue hair": (40, 40, 200)}
 SIDES = ("turned 25 degrees left", "turned 25 degrees right")
@@ -43,9 +40,7 @@ def face(number: int) -> tuple[np.ndarray, str, str]:
 
 
 def png(pixels: np.ndarray) -> dict[str, Any]:
-    encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "PNG")
-    return {"bytes": encoded.getvalue(), "path": None}
+    return {"bytes": encode(pixels, format="PNG"), "path": None}
 
 
 def conversation(number: int, split: str = "train") -> dict[str, Any]:
@@ -57,46 +52,46 @@ def conversation(number: int, split: str = "train") -> dict[str, Any]:
         ("attributes", "boolean", "Is the hair red?", ["yes", "no"], "yes" if color == "red hair" else "no"),
         ("head_pose", "number", "How is the head turned?", list(SIDES), side),
     ]
-    messages, turns = [], []
-    for place, (task, form, question, options, answer) in enumerate(asked):
-        image = [{"type": "image", "text": None}] if place == 0 else []
-        messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    turns = []
+    for place, (task, form, _, options, answer) in enumerate(asked):
         turn = {"sample_id": f"{number}-{place}", "task": task, "form": form, "template": f"{task}.{form}"}
         turns.append({**turn, "options": options, "answer": answer, "follows": False})
     parts = np.random.default_rng(number).integers(0, 19, (64, 64), dtype=np.uint8)
-    return {
-        "conversation_id": f"c{number}",
-        "image_id": f"i{number}",
-        "images": [png(pixels)],
-        "segmentation": png(parts) if number % 3 else None,
-        "split": split,
-        "source": "toy",
-        "subject_id": f"s{number}",
-        "messages": messages,
-        "turns": turns,
-    }
+    about = {"conversation_id": f"c{number}", "image_id": f"i{number}", "subject_id": f"s{number}", "source": "toy"}
+    about |= {"images": [png(pixels)], "segmentation": png(parts) if number % 3 else None, "split": split}
+    messages = messages_of((question, answer) for _, _, question, _, answer in asked)
+    return about | {"messages": messages, "turns": turns}
 
 
 def stage(**changes: Any) -> Stage:
     """A short stage that trains everything."""
-    given = {
-        "trains": dict.fromkeys(MODULES, "full"),
-        "tasks": TASKS,
-        "objective": "answers",
-        "steps": 8,
-        "batch_images": 6,
-        "turns_per_image": 3,
-        "learning_rate": 1e-3,
-        "rates": {"tower": 0.5},
-        "weight_decay": 0.05,
-        "schedule": "warmup_stable_decay",
-        "warmup": 0.1,
-        "decay": 0.5,
-        "clip": 1.0,
-        "augment": True,
-    }
+    given: dict[str, Any] = {"trains": dict.fromkeys(MODULES, "full"), "tasks": TASKS, "objective": "answers"}
+    given |= {"steps": 8, "batch_images": 6, "turns_per_image": 3, "learning_rate": 1e-3, "rates": {"tower": 0.5}}
+    given |= {"weight_decay": 0.05, "schedule": "warmup_stable_decay", "warmup": 0.1, "decay": 0.5, "clip": 1.0}
+    given |= {"augment": True}
     return Stage.model_validate(given | changes)
+
+
+def spread(model: Any) -> Any:
+    """Weights and statistics such that what an untrained model gets wrong (a mask, a map) shows in its logits."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "language_model.layers" in name and parameter.ndim == 2:
+                parameter.mul_(6)
+            if name.endswith("segmentation.absent") or "segmentation.projector" in name:
+                parameter.mul_(5)
+        model.get_input_embeddings().weight.mul_(8)
+        for name, buffer in model.named_buffers():  # as training leaves them: loading must keep them
+            if "running" in name:
+                buffer.add_(torch.rand(buffer.shape, generator=generator))
+    return model.eval()
+
+
+def prompt(processor: Any, question: str) -> str:
+    """What a model is given to answer a question about an image."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    return str(processor.apply_chat_template(chat, add_generation_prompt=True))
 
 
 def trains(**modes: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ import typer
 
 from facemllm.cli import data
 from facemllm.cli.options import By, Conversations, Json, Out, Profile, Reason, Result, Sets, Version, app, command, say
+from facemllm.core.machine import on_plain_path
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
 
@@ -37,6 +38,7 @@ Run = Annotated[
 
 def main() -> None:
     """Entry point of the `facemllm` command."""
+    guarded(on_plain_path)
     guarded(app)
 
 

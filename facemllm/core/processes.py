@@ -1,4 +1,4 @@
-"""Processes: work in several, trees of them (who is alive, ending one politely), and a server's supervisor.
+"""Processes: trees of them (who is alive, ending one politely), ties between them, and a server's supervisor.
 
 A process is named by its id *and* its start, so a recycled id is never mistaken for ours. Members of a server are found
 three ways, because each fails somewhere: as descendants (lost when a parent dies), by the session the supervisor opened
@@ -21,27 +21,20 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 
 from facemllm.core.files import atomic_write
 
 TOKEN = "FACEMLLM_SERVICE"
-AHEAD = 2  # jobs a process beside the one it is at
 _TICK_S, _WATCH_S = 0.2, 0.5
 _HEALTHY_AGAIN_S = 60.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -238,33 +231,6 @@ def die_with(pid: int) -> None:
     threading.Thread(target=watch, name=f"ends-with-{pid}", daemon=True).start()
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def ordered(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
-    """`work(job)` for every job, in their order. Jobs are pulled only a few ahead of the results that were taken.
-
-    `work` and jobs travel by pickling. Closing the iterator early ends the processes. With one worker all is done here.
-    Processes, not threads: picture work goes in and out of Python dozens of times a picture, and threads that wait for
-    each other at every turn are slower than one of them.
-    """
-    if workers == 1:
-        yield from map(work, jobs)
-        return
-    stream = iter(jobs)
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=die_with_parent) as pool:
-        window = deque(pool.submit(work, job) for job in islice(stream, workers * AHEAD))
-        try:
-            while window:
-                done = window.popleft().result()
-                window.extend(pool.submit(work, job) for job in islice(stream, 1))
-                yield done
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
 class Supervisor:
     """Runs one server: restarts it with back-off when it dies or stops answering, ends its whole tree on SIGTERM.
 
@@ -310,6 +276,7 @@ class Supervisor:
         child = subprocess.Popen(
             self.record.service.command,
             stdin=subprocess.DEVNULL,
+            cwd=self.record.service.folder or None,
             # bound before the fork, and told its parent: that may be gone before the kernel is asked
             preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
         )

@@ -5,15 +5,14 @@ Everything listens on 127.0.0.1, except Ray: see `ray`.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facemllm.core.files import atomic_write, read_json
+from facemllm.core.machine import cores, own_folder, short_name
 from facemllm.core.processes import Service
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ def mlflow(settings: Settings) -> Service:
     folder, port = settings.home / "mlflow", settings.services.mlflow_port
     url = f"http://{HOST}:{port}"
     flags = [f"--host={HOST}", f"--port={port}", "--workers=1", "--uvicorn-opts=--log-level=warning"]
-    flags += [f"--backend-store-uri=sqlite:///{folder}/mlflow.db"]
-    flags += ["--serve-artifacts", f"--artifacts-destination={folder}/artifacts"]
+    # from its working folder: in a URI the path's own `?`, `#` and `%` would count as the URI's
+    flags += ["--backend-store-uri=sqlite:///mlflow.db", "--serve-artifacts", "--artifacts-destination=artifacts"]
     client = {"MLFLOW_TRACKING_URI": url, "MLFLOW_DISABLE_TELEMETRY": "true"}
     env = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # else seven idle worker processes, 600 MB
@@ -63,7 +62,7 @@ def ray(settings: Settings) -> Service:
     ports = {name: base + number for number, name in enumerate(names, start=1)}
     flags = [f"--port={base}", *(f"--{name}-port={port}" for name, port in ports.items())]
     flags += [f"--min-worker-port={base + 20}", f"--max-worker-port={base + RAY_PORTS}", "--include-dashboard=false"]
-    flags += [f"--num-cpus={os.cpu_count()}", f"--temp-dir={folder}", f"--object-store-memory={_RAY_STORE_BYTES}"]
+    flags += [f"--num-cpus={cores()}", f"--temp-dir={folder}", f"--object-store-memory={_RAY_STORE_BYTES}"]
     flags += ["--disable-usage-stats", "--log-color=false"]
     token = settings.home / "services" / "ray.token"
     client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
@@ -87,7 +86,7 @@ def ray(settings: Settings) -> Service:
 def ray_folder(home: Path) -> Path:
     """Where the Ray head of a home keeps its sockets: their paths may have 107 characters, and Ray appends 65 of its
     own, so it is not under `home`, which may be long."""
-    return Path("/tmp") / f"facemllm-{os.getuid()}" / hashlib.sha256(str(home).encode()).hexdigest()[:8]
+    return own_folder() / short_name(home)
 
 
 def model_server(settings: Settings, name: str, model: Path, digest: str, version: str) -> Service:

@@ -200,10 +200,6 @@ def _start(settings: Settings, service: Service, path: Path) -> Record:
 def _prepare(service: Service, records: Path) -> None:
     folder = Path(service.folder)
     if service.name == "ray":
-        folder.parent.mkdir(mode=0o700, exist_ok=True)
-        if folder.parent.is_symlink() or folder.parent.stat().st_uid != os.getuid():
-            raise UserError(f"{folder.parent} belongs to another user; Ray cannot keep its sockets there")
-        folder.parent.chmod(0o700)  # Ray opens its own folder to everyone
         shutil.rmtree(folder, ignore_errors=True)
         token = records / "ray.token"
         if not token.exists():

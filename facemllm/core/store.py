@@ -16,9 +16,8 @@ from typing import Any
 
 from facemllm.core.files import atomic_write, publish, read_json
 from facemllm.errors import UserError
+from facemllm.settings import REPORTS
 
-REPORTS = "forgotten"
-"""Folder under `storage.home` with a report of everything that was forgotten."""
 FACE = "face.jpg"  # in a run's folder: one held-out face to ask about
 
 

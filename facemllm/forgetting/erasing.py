@@ -16,12 +16,11 @@ from typing import Any
 
 from facemllm.core import progress
 from facemllm.core.files import atomic_write, read_json
-from facemllm.core.store import REPORTS
 from facemllm.errors import UserError
 from facemllm.forgetting.copies import copies
 from facemllm.forgetting.finding import Found, groups, meant, perceptual_hashes, search
 from facemllm.forgetting.models import affected, registered
-from facemllm.settings import Settings, root
+from facemllm.settings import REPORTS, Settings, root
 from facemllm.tables import MANIFEST
 from facemllm.version.rewriting import purge, remaining, rewrite
 from facemllm.version.tombstones import Marks, Tombstone, Tombstones

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from facemllm.core import digests, images
-from facemllm.core.processes import cores, ordered
+from facemllm.core.machine import cores, ordered
 from facemllm.errors import UserError
 from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, contents
 from facemllm.settings import Ingest
@@ -84,6 +84,14 @@ def folder_of(source: Source) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder (root of source '{source.name}')")
     return folder
+
+
+def require(source: Source) -> None:
+    """Raise UserError unless a dataset's folder holds anything, its reader exists and knows the options given."""
+    if source.name != "render":
+        options_of(source)
+        if not any(folder_of(source).iterdir()):
+            raise UserError(f"{source.root}: the folder is empty (root of source '{source.name}')")
 
 
 def imported(source: Source, data: Ingest, workers: int = 0) -> Iterator[dict[str, Any] | Refused]:

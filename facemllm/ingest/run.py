@@ -18,7 +18,7 @@ import pyarrow as pa
 from PIL import Image
 
 from facemllm.core import digests, images, progress
-from facemllm.core.processes import cores, ordered
+from facemllm.core.machine import cores, ordered
 from facemllm.errors import UserError
 from facemllm.ingest.duplicates import Census
 from facemllm.ingest.importing import HASH, folder_of, imported, split_of

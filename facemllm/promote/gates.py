@@ -1,7 +1,7 @@
 """The gate: whether a model may be put before a person. It fails on everything it cannot see.
 
-Four kinds of checks. Thresholds: every figure named in `promote.thresholds` reaches its bound. Constant answer: the 95 %
-interval of every task lies wholly on the good side of what a constant answer scores. Fairness: no gap between two
+Four kinds of checks. Thresholds: every figure named in `promote.thresholds` reaches its bound. Constant answer: the
+95 % interval of every task lies wholly on the good side of what that scores. Fairness: no gap between two
 groups of people is shown to exceed `promote.fairness_gap` of its task, corrected for all pairs of the task. Champion:
 both models have answered the same questions; a task fails where the whole 95 % interval of the paired difference is
 worse than the champion by more than `champion_margin` (a share of the champion's error for errors, points of the figure

@@ -26,6 +26,8 @@ from facemllm.settings.train import Model, Stage, Train
 
 PARAMS = "params.yaml"
 PROFILES = "profiles"
+REPORTS = "forgotten"
+"""Folder under `storage.home` with a report of everything that was forgotten."""
 _FORMER = {
     **{"data": "ingest", "annotation": "annotate", "qa": "reformat", "quality": "validate", "versioning": "version"},
     **{

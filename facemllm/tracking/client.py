@@ -55,12 +55,13 @@ def connect(settings: Settings) -> MlflowClient:
     address = uri(settings)
     if "://" not in address and address != "databricks":
         raise UserError(f"tracking.uri: '{address}' is no address; give one such as http://127.0.0.1:5000")
-    deadline = time.monotonic() + PATIENCE_S if {PARENT_RUN, CLUSTER_RUN} & set(os.environ) else None
-    needs_login = address.startswith(("http://", "https://")) and _patiently(address, deadline)
+    served = address.startswith(("http://", "https://"))
+    if served:
+        _patiently(address, time.monotonic() + PATIENCE_S if {PARENT_RUN, CLUSTER_RUN} & set(os.environ) else None)
     with guard(address):
         client = open_client(address)
-        if needs_login:
-            client.search_experiments(max_results=1)
+        if served:
+            client.search_experiments(max_results=1)  # `/version` answers without a login and under any host name
     return client
 
 
@@ -81,6 +82,10 @@ def guard(address: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException) as error:
+        if "Invalid Host header" in str(error):
+            host = urlsplit(address).netloc
+            mend = f"start that server with --allowed-hosts {host}, or set tracking.uri to a name that it goes by"
+            raise UserError(f"MLflow at {address} does not go by the name {host}; {mend}") from error
         raise UserError(f"MLflow at {address}: {one_line(error)}") from error
 
 
@@ -88,7 +93,7 @@ class _Away(UserError):
     """No MLflow answers at an address."""
 
 
-def _patiently(address: str, deadline: float | None) -> bool:
+def _patiently(address: str, deadline: float | None) -> None:
     """As `_probe`, again and again until the deadline while nothing answers."""
     waited = False
     while True:
@@ -103,8 +108,8 @@ def _patiently(address: str, deadline: float | None) -> bool:
             time.sleep(_PAUSE_S)
 
 
-def _probe(address: str) -> bool:
-    """Check that MLflow answers at this address; true when it asks for a login."""
+def _probe(address: str) -> None:
+    """Raise UserError unless MLflow answers at this address, or asks for a login."""
     import requests  # what MLflow itself uses: the same proxies and certificates hold
 
     mend = "start it with `facemllm services up`, or set tracking.uri"
@@ -120,14 +125,12 @@ def _probe(address: str) -> bool:
         if found := re.search(r"\[Errno -?\d+\] ([^'\")]+)", str(error)):
             raise _Away(f"no MLflow server at {address} ({found[1].strip()}); {mend}") from None
         raise _Away(f"{address} does not speak HTTP as MLflow does ({one_line(error, 120)}); {mend}") from None
-    if answer.status_code in (401, 403):
-        return True
-    if not (answer.status_code == 200 and re.match(r"\d+\.\d+", answer.text)):
+    asks_for_login = answer.status_code in (401, 403)
+    if not asks_for_login and not (answer.status_code == 200 and re.match(r"\d+\.\d+", answer.text)):
         raise UserError(
             f"what answers at {address} is not MLflow (GET /version gave {answer.status_code}); "
             "choose another services.mlflow_port, or set tracking.uri"
         )
-    return False
 
 
 def _go_direct() -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from facemllm.core import digests
 from facemllm.core.files import atomic_file, locked, writing
-from facemllm.core.processes import cores
+from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.model.inputs import Frame, face_map, face_pixels
 from facemllm.tables import Table

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core.files import locked
+from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.train.checkpoint_store import filesystem
@@ -89,7 +90,7 @@ def _ray(settings: Settings) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "address": address or None}
     if not address:
-        options |= {"include_dashboard": False, "num_cpus": max(settings.train.workers, os.cpu_count() or 1)}
+        options |= {"include_dashboard": False, "num_cpus": max(settings.train.workers, cores())}
         options["object_store_memory"] = _OBJECT_STORE_BYTES
     try:
         ray.init(**options)

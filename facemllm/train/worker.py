@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from facemllm.core import cost, progress
-from facemllm.core.processes import cores
+from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, asked, branches_of, extend
 from facemllm.model.inputs import Frame

@@ -17,8 +17,9 @@ import os
 import re
 import shutil
 import subprocess
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +230,20 @@ class Repository:
 
 
 def git_settings() -> dict[str, str]:
-    """The variables that keep git from the user's and the machine's configuration."""
-    return {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    """The variables that keep git from the user's and the machine's configuration, but for one thing that they alone
+    can say: which folders of other owners are to be trusted (`safe.directory`)."""
+    given = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": str(len(_trusted()))}
+    for number, folder in enumerate(_trusted()):
+        given |= {f"GIT_CONFIG_KEY_{number}": "safe.directory", f"GIT_CONFIG_VALUE_{number}": folder}
+    return given
+
+
+@cache
+def _trusted() -> list[str]:
+    command = ["git", "config", "--get-all", "safe.directory"]
+    with suppress(FileNotFoundError):
+        return subprocess.run(command, cwd="/", capture_output=True, text=True).stdout.splitlines()
+    return []
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

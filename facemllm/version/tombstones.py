@@ -28,9 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facemllm.core import digests
-from facemllm.core.store import REPORTS
 from facemllm.errors import UserError
-from facemllm.settings import Settings
+from facemllm.settings import REPORTS, Settings
 from facemllm.tables import Table
 from facemllm.version.repository import Repository
 

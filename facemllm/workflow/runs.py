@@ -17,7 +17,7 @@ from typing import Any
 
 from facemllm.core.cost import priced
 from facemllm.core.files import atomic_write, locked
-from facemllm.core.processes import cores
+from facemllm.core.machine import cores
 from facemllm.core.store import FACE, Store
 from facemllm.errors import UserError
 from facemllm.scoring.figures import RELATIONS, SAMPLES, trust

@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from facemllm.cli.options import Conversations, Json, Profile, Sets, say
-from facemllm.core import digests, processes, progress
+from facemllm.core import digests, machine, progress
 from facemllm.core.files import atomic_write
 from facemllm.errors import UserError, guarded
 from facemllm.scoring.metrics import CLOSED_MEAN
@@ -133,7 +133,7 @@ def _make(found: Sequence[Cell], conversations: Path, out: Path, jobs: int) -> N
     done = len(found) - len(missing)
     with progress.bar("training", len(found)) as bar:
         bar.update(done, f"{done} models made before" if done else "")
-        for one, _ in zip(work, processes.ordered(running.run, work, min(jobs, max(1, len(work)))), strict=True):
+        for one, _ in zip(work, machine.ordered(running.run, work, min(jobs, max(1, len(work)))), strict=True):
             done += len(one.cells)
             last = one.cells[-1]
             value = _read(out, last)["figures"]

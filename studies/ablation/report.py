@@ -7,7 +7,6 @@ brings, and their difference varies less than they do. Intervals are 95 % t inte
 from __future__ import annotations
 
 import math
-import os
 import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from facemllm.core.machine import cores
 from facemllm.report.kit import code, render
 from facemllm.scoring import stats
 from facemllm.scoring.metrics import CLOSED_MEAN, METRICS
@@ -152,7 +152,7 @@ def machine() -> dict[str, Any]:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }
 

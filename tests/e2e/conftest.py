@@ -1,7 +1,5 @@
 """A checkout with a home, runs and ports of its own, for the end-to-end tests of a module; the main job's is shared."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -42,13 +40,14 @@ def free_ray_port() -> int:
 
 
 class Project:
-    """The checkout, with a home, runs and ports of its own."""
+    """The checkout, with a home, runs and ports of its own. The folder's name has signs that shells, URLs and
+    configuration files read as their own."""
 
-    def __init__(self, home: Path, *sets: str) -> None:
-        self.home = home
+    def __init__(self, folder: Path, *sets: str) -> None:
+        home = self.home = folder / 'my "faces" & Ada\'s ünï 100%2F #1'
         names = ("mlflow", "staging", "production")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.sets = [*sets, f"storage.home={home / 'home'}", f"storage.runs={home / 'runs'}"]
+        self.sets = [*sets, *(f"storage.{name}={json.dumps(str(home / name))}" for name in ("home", "runs"))]
         self.sets += [f"services.{name}_port={port}" for name, port in ports.items()]
         self.sets += [f"services.ray_port={free_ray_port()}"]
 

@@ -61,14 +61,14 @@ def overrides(fake, home, *more):
     return [f"storage.home={home}", *(f"annotate.{key}={value}" for key, value in chosen.items()), *more]
 
 
-def annotating_workers():
-    """Ray's workers that are in a task now."""
+def annotating_workers(head):
+    """Workers of this Ray head that are in a task now; another run may be annotating beside this test."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             title = " ".join(process.cmdline())
             if title.startswith("ray::") and "IDLE" not in title and "MapBatches" in title:
-                found.append(process)
+                found += [process] if head in " ".join(process.parent().cmdline()) else []
     return found
 
 
@@ -89,7 +89,7 @@ def test_a_job_killed_three_times_gives_the_same_table_and_repeats_only_what_was
             try:
                 wait_until(lambda moment=moment: fake.received.total() >= moment, driver)
                 if number == 1:  # Ray brings a killed worker's task back; the driver goes the same way a little later
-                    (worker, *_) = annotating_workers()
+                    (worker, *_) = annotating_workers(ray_head)
                     worker.kill()
                     wait_until(lambda moment=moment: fake.received.total() >= moment + 20, driver)
             finally:

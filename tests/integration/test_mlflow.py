@@ -494,3 +494,14 @@ def test_a_server_lost_in_between_is_a_user_error(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(UserError, match=f"MLflow at {address}: ") as lost:
             run.log_metrics({"a": 1.0})
     assert "\n" not in str(lost.value)
+
+
+def test_a_server_that_goes_by_another_name_says_so_at_once(
+    settings: Settings, mlflow_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, known = mlflow_server.uri.rsplit(":", 1)[1], socket.getaddrinfo
+    resolve = lambda host, *more, **named: known("127.0.0.1" if host == "mlflow.team" else host, *more, **named)  # noqa: E731
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    named = settings.tracking.model_copy(update={"uri": f"http://mlflow.team:{port}"})
+    with pytest.raises(UserError, match=f"--allowed-hosts mlflow.team:{port}"):
+        tracking.connect(settings.model_copy(update={"tracking": named}))

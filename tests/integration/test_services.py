@@ -1,5 +1,6 @@
 """Local servers with real processes on loopback: no test may leave one behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -42,7 +43,8 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
     base = free_port(5 + RAY_PORTS)
     ports = {"mlflow": base, "staging": base + 1, "production": base + 2, "ray": base + 4}
     overrides = [f"services.{name}_port={port}" for name, port in ports.items()]
-    loaded = load("laptop", [f"storage.home={tmp_path}/home", "services.start_timeout_s=90", *overrides])
+    home = tmp_path / 'my "faces" & Ada\'s ünï 100%2F? #1'
+    loaded = load("laptop", [f"storage.home={json.dumps(str(home))}", "services.start_timeout_s=90", *overrides])
     yield loaded
     services.down(loaded)
 
@@ -169,6 +171,14 @@ def test_mlflow_for_real(settings: Settings) -> None:
         assert set(listening) == {"127.0.0.1"}
         assert (settings.home / "mlflow" / "mlflow.db").is_file()
         assert running.env["MLFLOW_TRACKING_URI"] == running.url
+        for host, status in {"localhost": 200, "127.0.0.1:9999": 200, "[::1]:5000": 200, "evil.example": 403}.items():
+            for page in ("", "/api/2.0/mlflow/experiments/search?max_results=1"):
+                asked = urllib.request.Request(running.url + page, headers={"Host": host})
+                try:
+                    answer = urllib.request.urlopen(asked, timeout=10).status
+                except urllib.error.HTTPError as error:
+                    answer = error.code
+                assert (host, page, answer) == (host, page, status)
     finally:
         services.down(settings, ["mlflow"])
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in members)
@@ -195,5 +205,5 @@ def test_ray_for_real(settings: Settings) -> None:
     finally:
         services.down(settings, ["ray"])
     assert known.members() == []
-    left = [p for p in psutil.process_iter() if p.pid not in before and "ray" in p.name()]
-    assert [p for p in left if str(settings.services.ray_port) in " ".join(p.cmdline())] == []
+    left = [p.info for p in psutil.process_iter(["pid", "cmdline"]) if p.pid not in before]
+    assert [one for one in left if f"{settings.services.ray_port}" in " ".join(one["cmdline"] or [])] == []

@@ -3,31 +3,24 @@
 import json
 import math
 import statistics
-from pathlib import Path
 
 import pytest
 from scipy import stats as scipy_stats
 
 from facemllm import settings
-from facemllm.errors import UserError
 from facemllm.reformat.run import reformat
 from facemllm.tables import pairs
 from studies.ablation import __main__ as ablating
 from studies.ablation import running
 from studies.ablation.__main__ import Ablation, Variant, ablate, ablation, cells, groups, numbers, shipped
 from studies.ablation.report import BETTER, SAME, WORSE, drawn, page, together, words
+from tests.refusing import refuses
 
-PROJECT = Path(__file__).parents[2]
 TINY = ["model.image_size=32", "evaluate.split=test", "train.precision=fp32"] + [
     f"train.stages.{stage}.{key}"
     for stage in ("align", "instruct", "specialize")
     for key in ("steps=2", "batch_images=4", "turns_per_image=2")
 ]
-
-
-@pytest.fixture(autouse=True)
-def _in_the_project(monkeypatch):
-    monkeypatch.chdir(PROJECT)
 
 
 def planned(overrides=(), seeds=(0, 1), **variants):
@@ -39,23 +32,17 @@ GENTLE = {"set": ["train.stages.specialize.rates={tower: 0.1}"]}
 SCORED = {"set": ["model.knowledge.enabled=true"]}
 
 
-def test_cells_come_seed_by_seed_and_each_has_a_name_of_its_own():
+def test_cells_come_seed_by_seed_and_variants_that_begin_alike_share_their_first_stages():
     found = planned(base={"set": []}, gentle=GENTLE, scored=SCORED)
-    assert [(cell.variant, cell.seed) for cell in found] == [
-        (name, seed) for seed in (0, 1) for name in ("base", "gentle", "scored")
-    ]
+    named = [(name, seed) for seed in (0, 1) for name in ("base", "gentle", "scored")]
+    assert [(cell.variant, cell.seed) for cell in found] == named
     assert len({cell.digest for cell in found}) == 6
-
-
-def test_variants_that_begin_alike_share_their_first_stages():
-    base, gentle, scored = planned(base={"set": []}, gentle=GENTLE, scored=SCORED, seeds=[0])
+    base, gentle, scored = found[:3]
     assert base.keys[:2] == gentle.keys[:2]
     assert base.keys[2] != gentle.keys[2]
     assert not {*base.keys} & {*scored.keys}
-    assert [[cell.variant for cell in group] for group in groups([base, gentle, scored])] == [
-        ["base", "gentle"],
-        ["scored"],
-    ]
+    grouped = [[cell.variant for cell in group] for group in groups([base, gentle, scored])]
+    assert grouped == [["base", "gentle"], ["scored"]]
 
 
 def test_a_changed_setting_renames_only_what_it_touches():
@@ -63,36 +50,26 @@ def test_a_changed_setting_renames_only_what_it_touches():
         return {c.variant: c.digest for c in planned(overrides, base={"set": []}, scored=SCORED, seeds=[0])}
 
     before = names()
-    after = names("promote.every_task=false", "train.workers=2", "evaluate.bootstrap=300")
-    assert before == after
-    after = names("train.stages.specialize.steps=7")
-    assert not {*before.values()} & {*after.values()}
+    assert before == names("promote.every_task=false", "train.workers=2", "evaluate.bootstrap=300")
+    assert not {*before.values()} & {*names("train.stages.specialize.steps=7").values()}
 
 
-def test_one_stage_is_a_selection_of_the_three():
+def test_one_stage_is_a_selection_of_the_three_and_a_variant_that_cannot_be_is_refused_by_name():
     (cell,) = planned(one={"set": [], "stages": ["specialize"]}, seeds=[0])
-    assert cell.stages == ("specialize",)
-    assert len(cell.keys) == 1
-    with pytest.raises(UserError, match="in that order"):
-        planned(odd={"set": [], "stages": ["instruct", "align"]})
+    assert (cell.stages, len(cell.keys)) == (("specialize",), 1)
+    refuses("in that order", planned, odd={"set": [], "stages": ["instruct", "align"]})
 
-
-def test_a_variant_that_cannot_be_is_refused_by_name():
-    with pytest.raises(UserError, match=r"variant odd: --set model\.knowledg=1.*did you mean"):
-        planned(odd={"set": ["model.knowledg=1"]})
-    with pytest.raises(UserError, match=r"variant bare: --set .*=\{\}: an empty mapping changes nothing"):
-        planned(bare={"set": ["train.stages.align.tasks={}"]})
+    refuses(r"variant odd: --set model\.knowledg=1.*did you mean", planned, odd={"set": ["model.knowledg=1"]})
+    said = r"variant bare: --set .*=\{\}: an empty mapping changes nothing"
+    refuses(said, planned, bare={"set": ["train.stages.align.tasks={}"]})
     for wrong in ({"baseline": "nobody"}, {"variants": {"base": {"says": "x", "set": [], "control": "nobody"}}}):
-        with pytest.raises(ValueError, match="none of the variants"):
-            Ablation.model_validate(shipped() | wrong)
+        refuses("none of the variants", Ablation.model_validate, shipped() | wrong, error=ValueError)
 
 
 def test_every_shipped_variant_loads_and_says_whether_its_branches_are_on():
     assert len(ablation().variants) == 9
-    by_name = {
-        cell.variant: cell.settings.model
-        for cell in cells("ablation", ["model.knowledge.enabled=true"], ablation().variants, [0], "t", "c")
-    }
+    found = cells("ablation", ["model.knowledge.enabled=true"], ablation().variants, [0], "t", "c")
+    by_name = {cell.variant: cell.settings.model for cell in found}
     for name, mode, enabled in (("base", "none", False), ("one_stage", "none", False), ("everything", "append", True)):
         assert (by_name[name].segmentation.mode, by_name[name].knowledge.enabled) == (mode, enabled), name
     for name, correlation, logic in (("scores", False, False), ("correlation", True, False), ("logic", False, True)):
@@ -104,8 +81,7 @@ def test_seeds_are_read_and_odd_ones_refused():
     for text, expected in {"": [], "0-2": [0, 1, 2], "4, 1,4": [4, 1], "7": [7]}.items():
         assert numbers(text) == expected
     for text in ("x", "3-1", "-1", "1-"):
-        with pytest.raises(UserError, match="expected numbers"):
-            numbers(text)
+        refuses("expected numbers", numbers, text)
 
 
 def record(variant, seed, mean, age, maps=None):
@@ -131,7 +107,8 @@ def compared():
     return together(found, "base")
 
 
-def test_differences_are_paired_by_seed():
+def test_differences_are_paired_by_seed_and_verdicts_know_which_way_is_better():
+    """And a model that takes maps is shown with and without."""
     found = compared()
     gap = found["good"]["figures"]["closed_mean"]["difference"]
     reach = scipy_stats.t.ppf(0.975, 4) * statistics.stdev(GAINS) / math.sqrt(5)
@@ -141,20 +118,13 @@ def test_differences_are_paired_by_seed():
     own = found["base"]["figures"]["closed_mean"]
     assert own["high"] - own["low"] > 5 * (gap["high"] - gap["low"]), "what the seeds share cancels out"
     assert "difference" not in own
-
-
-def test_verdicts_know_which_way_is_better():
-    found = compared()
-    assert found["good"]["figures"]["closed_mean"]["difference"]["verdict"] == BETTER
-    assert found["good"]["figures"]["age"]["difference"]["verdict"] == WORSE
-    assert found["same"]["without_map"]["closed_mean"]["difference"]["verdict"] == SAME
-
-
-def test_a_model_that_takes_maps_is_shown_with_and_without():
-    found = compared()["same"]
-    assert found["figures"]["closed_mean"]["difference"]["verdict"] == BETTER
-    assert found["without_map"]["closed_mean"]["value"] < found["figures"]["closed_mean"]["value"]
-    assert compared()["good"]["without_map"] is None
+    good, same = found["good"], found["same"]
+    assert good["figures"]["closed_mean"]["difference"]["verdict"] == BETTER
+    assert good["figures"]["age"]["difference"]["verdict"] == WORSE
+    assert good["without_map"] is None
+    assert same["without_map"]["closed_mean"]["difference"]["verdict"] == SAME
+    assert same["figures"]["closed_mean"]["difference"]["verdict"] == BETTER
+    assert same["without_map"]["closed_mean"]["value"] < same["figures"]["closed_mean"]["value"]
 
 
 def test_holm_corrects_over_variants():
@@ -162,12 +132,10 @@ def test_holm_corrects_over_variants():
     edge = [0.01, 0.02, 0.03, 0.001, 0.012]  # p about .04: one comparison of six does not bear it
     for name in "abcdef":
         gains = edge if name == "a" else [0.01, -0.01, 0.012, -0.012, 0.001]
-        records += [
-            record(name, seed, mean + gain, 9.0) for seed, (mean, gain) in enumerate(zip(BASE, gains, strict=True))
-        ]
+        means = [mean + gain for mean, gain in zip(BASE, gains, strict=True)]
+        records += [record(name, seed, mean, 9.0) for seed, mean in enumerate(means)]
     gap = together(records, "base")["a"]["figures"]["closed_mean"]["difference"]
-    assert gap["verdict"] == BETTER
-    assert not gap["held"]
+    assert (gap["verdict"], gap["held"]) == (BETTER, False)
     alone = together([r for r in records if r["variant"] in ("base", "a")], "base")
     assert alone["a"]["figures"]["closed_mean"]["difference"]["held"]
 
@@ -180,9 +148,8 @@ def test_a_control_is_another_baseline():
     assert found["worse"]["figures"]["closed_mean"]["difference"]["verdict"] == BETTER
     assert found["worse"]["to_control"]["closed_mean"]["difference"]["verdict"] == WORSE
     assert found["good"]["to_control"] is None
-    assert words(found, "base", {"worse": "good"})[-1].startswith(
-        "`worse` against `good`: worse in all closed questions"
-    )
+    said = words(found, "base", {"worse": "good"})[-1]
+    assert said.startswith("`worse` against `good`: worse in all closed questions")
 
 
 def test_words_say_a_loss_as_plainly_as_a_gain_and_one_seed_shows_nothing():
@@ -197,19 +164,10 @@ def test_words_say_a_loss_as_plainly_as_a_gain_and_one_seed_shows_nothing():
 
 
 def test_the_page_holds_every_variant_and_what_it_was_made_with():
-    results = {
-        "command": "python -m studies.ablation CONVERSATIONS OUT",
-        "baseline": "base",
-        "controls": {},
-        "says": {"base": "plain", "good": "better", "same": "alike"},
-        "variants": compared(),
-        "images": 40,
-        "people": 20,
-        "sources": ["render"],
-        "conversations": "c" * 64,
-        "machine": {"processor": "a processor", "cores": 2, "versions": {"python": "3"}},
-        "commit": "abc",
-    }
+    results = {"command": "python -m studies.ablation CONVERSATIONS OUT", "baseline": "base", "controls": {}}
+    results |= {"says": {"base": "plain", "good": "better", "same": "alike"}, "variants": compared()}
+    results |= {"images": 40, "people": 20, "sources": ["render"], "conversations": "c" * 64, "commit": "abc"}
+    results["machine"] = {"processor": "a processor", "cores": 2, "versions": {"python": "3"}}
     text = page(results, "images/ablation.png")
     for part in ("| `good` | better |", "**+3.0 [+2.6, +3.4]**\\*", "without one", "a processor", "commit abc"):
         assert part in text
@@ -245,8 +203,7 @@ def test_a_killed_ablation_goes_on_and_shares_what_is_alike(conversations, tmp_p
 
     monkeypatch.setattr(running, "_trained", counted)
     asked = {"variants": ["gentle", "everything"], "seeds": [3], "page": tmp_path / "page.md"}
-    with pytest.raises(KeyboardInterrupt):
-        ablate("laptop", TINY, conversations, tmp_path / "out", **asked)
+    refuses(None, ablate, "laptop", TINY, conversations, tmp_path / "out", **asked, error=KeyboardInterrupt)
     assert not (tmp_path / "page.md").exists()
     results = ablate("laptop", TINY, conversations, tmp_path / "out", **asked)
     assert trained.count(("base", "align")) == 1, "base and gentle part only at specialize"
@@ -259,21 +216,18 @@ def test_a_killed_ablation_goes_on_and_shares_what_is_alike(conversations, tmp_p
     assert 0 <= figures["figures"]["scores"]["value"] <= 1
     assert figures["figures"]["closed_mean"]["n"] == 1
     alone = ablate("laptop", TINY, conversations, tmp_path / "other", variants=["gentle"], seeds=[3])
-    one, other = (
-        json.loads(next(p.glob(f"cells/{alone['cells'][1]}.json")).read_text())
-        for p in (tmp_path / "out", tmp_path / "other")
-    )
-    assert one["figures"] == other["figures"]
+    files = [tmp_path / name / "cells" / f"{alone['cells'][1]}.json" for name in ("out", "other")]
+    one, other = (json.loads(file.read_text())["figures"] for file in files)
+    assert one == other
 
 
 def test_an_unknown_variant_and_a_failing_cell_are_named(conversations, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"--variants nobody: choose among base, one_stage"):
-        ablate("laptop", TINY, conversations, tmp_path / "out", variants=["nobody"])
+    asked = "laptop", TINY, conversations, tmp_path / "out"
+    refuses("--variants nobody: choose among base, one_stage", ablate, *asked, variants=["nobody"])
     assert not (tmp_path / "out").exists()
 
     def diverge(*_, **__):
         raise FloatingPointError("the loss is nan")
 
     monkeypatch.setattr("facemllm.train.loop.run_stage", diverge)
-    with pytest.raises(UserError, match=r"variant base, seed 0: the loss is nan"):
-        ablate("laptop", TINY, conversations, tmp_path / "out", variants=["base"], seeds=[0])
+    refuses("variant base, seed 0: the loss is nan", ablate, *asked, variants=["base"], seeds=[0])

@@ -1,7 +1,5 @@
 """Promotion, the parts that need no server: who is a person, which decision counts, the card, figures, lineage."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -52,7 +50,7 @@ def test_a_role_is_no_person(name: str) -> None:
         approvals.person(name)
 
 
-def test_the_default_person_is_gits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_person_is_gits(tmp_path: Path, monkeypatch) -> None:
     config = tmp_path / "gitconfig"
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
@@ -66,27 +64,22 @@ def test_the_default_person_is_gits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert approvals.person(None) == "Grace Hopper"
 
 
-def test_a_decision_counts_for_its_bytes_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_decision_counts_for_its_bytes_alone(caplog) -> None:
     decided, problem = approvals.read_decision(version(stored()))
-    assert decided is not None
     assert (decided.decision, decided.by, problem) == ("approved", "Ada Lovelace", None)
     assert approvals.read_decision(version()) == (None, None)
     decided, problem = approvals.read_decision(version(stored(digest="b" * 64)))
     assert decided is None
-    assert problem is not None
     assert "about other bytes, bbbbbbbbbbbb" in problem
     with caplog.at_level(logging.WARNING):
         assert approvals._in_force(version(stored(digest="b" * 64))) is None
     assert "counts as undecided" in caplog.text
 
 
-def test_an_unreadable_decision_counts_as_none() -> None:
+def test_an_unreadable_decision_counts_as_none_and_stays_in_the_history() -> None:
     for text in ("", "{", "[]", "3", '"approved"', '{"decision": "approved"}'):
         assert approvals.read_decision(version({approvals.DECISION: text}))[0] is None, text
     assert approvals.read_decision(version(stored(decision="maybe"))) == (None, "the stored decision is unreadable")
-
-
-def test_history_keeps_its_order_and_what_it_cannot_read() -> None:
     tags = {f"{approvals.HISTORY}00002-b": '{"event": "decision"}', f"{approvals.HISTORY}00001-a": "{"}
     assert [entry["event"] for entry in approvals.history(version(tags))] == ["unreadable", "decision"]
 
@@ -102,7 +95,7 @@ def test_points_leave_out_what_is_no_number() -> None:
     assert [(name, value, step) for name, value, _, step in points] == [("train/loss", 1.0, 7), ("bad_name_", 2.0, 7)]
 
 
-def test_a_curve_logger_outlives_its_server(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_curve_logger_outlives_its_server(caplog, monkeypatch) -> None:
     sent: list[curves.Point] = []
     fails = [True, True]
 
@@ -125,7 +118,7 @@ def test_a_curve_logger_outlives_its_server(caplog: pytest.LogCaptureFixture, mo
     assert len(sent) == 2001
 
 
-def test_a_curve_logger_gives_up_in_time(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_curve_logger_gives_up_in_time(caplog, monkeypatch) -> None:
     monkeypatch.setattr(curves, "open_client", lambda uri: 1 / 0)
     curve = curves.CurveLogger("http://127.0.0.1:9", "run", interval_s=0.01)
     curve(1, {"train/loss": 1.0})
@@ -137,9 +130,8 @@ def test_a_curve_logger_gives_up_in_time(caplog: pytest.LogCaptureFixture, monke
 def home(tmp_path: Path) -> Settings:
     settings = load("laptop", [f"storage.home={tmp_path / 'home'}", "tracking.uri=http://127.0.0.1:9"])
     store = Store(settings.home)
-    row = {"image_id": "1", "image": {"bytes": b"x", "path": None}, "source": "render", "split": "train"}
     with TableWriter(tmp_path / "faces", FACES, about={"seed": 0}) as table:
-        table.write([row])
+        table.write([{"image_id": "1", "image": {"bytes": b"x", "path": None}, "source": "render", "split": "train"}])
     faces = table.manifest["digest"]
     store.keep("k1", tmp_path / "faces", faces, {"step": "ingest", "inputs": {}, "figure": "1 face"})
     chain = {"reformat": "c" * 64, "align": "d" * 64, "specialize": DIGEST, "evaluate": "e" * 64}
@@ -159,9 +151,9 @@ def home(tmp_path: Path) -> Settings:
 
 def test_lineage_walks_to_the_sources_while_mlflow_is_away(home: Settings) -> None:
     links = lineage.lineage(home, "eeeeee")
-    kinds = [link["kind"] for link in links]
-    assert kinds[0] == "evaluate"
-    assert {"reformat", "ingest", "source", "specialize", "align", "run", "commit"} <= set(kinds)
+    assert links[0]["kind"] == "evaluate"
+    kinds = {"reformat", "ingest", "source", "specialize", "align", "run", "commit"}
+    assert kinds <= {link["kind"] for link in links}
     assert [link["id"] for link in links if link["kind"] == "source"] == ["render"]
     notes = [link["facts"].get("note") for link in links if link["kind"] == "reformat"]
     assert notes == [None, "see above", "see above"]
@@ -169,19 +161,15 @@ def test_lineage_walks_to_the_sources_while_mlflow_is_away(home: Settings) -> No
     json.dumps(links)
 
 
-def test_lineage_prints_a_line_a_result(home: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lineage_prints_a_line_a_result_and_the_store_names_what_is_behind_a_model(home: Settings, capsys) -> None:
     lineage.show(lineage.lineage(home, DIGEST[:8]))
     lines = [line.lstrip("│├└─ ") for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "specialize aaaaaaaaaaaa  run run-spec  commit 1234567"
     faces = next(line for line in lines if line.startswith("ingest"))
     assert re.fullmatch(r"ingest [0-9a-f]{12}  1 face", faces)  # no cost, no settings of the table
     assert next(line for line in lines if line.startswith("source")).startswith("source render  CC0")
-    assert [line.split()[0] for line in lines] == [
-        *("specialize", "reformat", "ingest", "source", "align", "reformat", "note")
-    ]
-
-
-def test_the_store_names_what_is_behind_a_model(home: Settings) -> None:
+    kinds = [line.split()[0] for line in lines]
+    assert kinds == ["specialize", "reformat", "ingest", "source", "align", "reformat", "note"]
     behind = Store(home.home).behind(DIGEST)
     assert set(behind) == {"specialize", "align", "reformat", "ingest"}
     assert behind["align"]["digest"] == "d" * 64

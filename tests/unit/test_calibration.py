@@ -2,15 +2,11 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from facemllm import settings as settings_module
 from facemllm.scoring import calibration
 from facemllm.scoring.sheet import Answers
 from tests.scored import sheet_of
 
-
-@pytest.fixture(scope="module")
-def settings():
-    return settings_module.load("laptop", ["evaluate.bootstrap=200"])
+OVERRIDES = ["evaluate.bootstrap=200"]
 
 
 def measured(settings, confidence, right):

@@ -48,6 +48,11 @@ def written(folder: Path, step: int = 3, attempt: int = 1) -> Path:
     return folder / f"checkpoint-{step:08d}-{attempt:04d}"
 
 
+def newest(folder: Path) -> tuple[Path | None, int]:
+    with CheckpointStore(str(folder), folder).newest() as found:
+        return found
+
+
 def test_what_is_restored_goes_on_to_the_same_bits(tmp_path: Path):
     folder = written(tmp_path, 3)
     net, optimizer = trained(0)
@@ -83,18 +88,14 @@ def test_one_that_was_cut_short_is_passed_over(tmp_path: Path, harm: str):
     else:
         broken = tensors if harm == "half a file" else said
         broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
-    with CheckpointStore(str(tmp_path), tmp_path).newest() as (folder, attempt):
-        assert (folder, attempt) == (older, 2)
+    assert newest(tmp_path) == (older, 2)
 
 
 def test_half_a_checkpoint_of_many_ranks_is_not_whole(tmp_path: Path):
     store = CheckpointStore(str(tmp_path), tmp_path)
-    store.put(2, 1, Checkpoint.of(*trained(2), state(2), rank=0, world_size=2).write)
-    with store.newest() as (folder, _):
-        assert folder is None
-    store.put(2, 1, Checkpoint.of(*trained(2), state(2), rank=1, world_size=2).write)
-    with store.newest() as (folder, _):
-        assert folder is not None
+    for rank in (0, 1):
+        store.put(2, 1, Checkpoint.of(*trained(2), state(2), rank=rank, world_size=2).write)
+        assert (newest(tmp_path)[0] is None) == (rank == 0)
 
 
 def test_what_a_kill_in_the_middle_of_writing_leaves_is_removed(tmp_path: Path):
@@ -110,8 +111,7 @@ def test_what_a_kill_in_the_middle_of_writing_leaves_is_removed(tmp_path: Path):
 
     with pytest.raises(Killed):
         CheckpointStore(str(tmp_path), tmp_path).put(4, 1, half)
-    with CheckpointStore(str(tmp_path), tmp_path).newest() as (folder, _):
-        assert folder == whole
+    assert newest(tmp_path)[0] == whole
     assert [path.name for path in tmp_path.iterdir()] == [whole.name]
 
 
@@ -154,10 +154,8 @@ def test_a_checkpoint_that_finds_no_room_stops_the_run_with_the_reason(tmp_path:
         def put(self, step: int, attempt: int, write: object) -> None:
             super().put(step, attempt, full)  # type: ignore[arg-type]
 
-    with (
-        pytest.raises(UserError, match="No space left on device; is there room"),
-        saving(Full(str(tmp_path), tmp_path), 1) as save,
-    ):
+    no_room = pytest.raises(UserError, match="No space left on device; is there room")
+    with no_room, saving(Full(str(tmp_path), tmp_path), 1) as save:
         save(2, Checkpoint.of(*trained(2), state(2)))
 
 
@@ -168,8 +166,7 @@ def test_a_checkpoint_of_other_settings_is_refused_with_what_differs(tmp_path: P
     with store.newest() as (folder, _), pytest.raises(UserError, match=r"plan\.steps: 60 -> 80"):
         checkpoint.load(folder, *trained(0), "other", new)
     assert differences(old, {"plan": old["plan"]}) == "seed: 0 -> nothing"
-    many = differences({}, {f"k{n}": n for n in range(9)})
-    assert many.endswith("and 4 more")
+    assert differences({}, {f"k{n}": n for n in range(9)}).endswith("and 4 more")
 
 
 def test_places(tmp_path: Path):

@@ -1,7 +1,5 @@
 """Two runs side by side: which evaluations are meant, what is refused, and that a difference is told the right way."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
@@ -36,10 +34,6 @@ def unregistered(name: str) -> str:
 
 def compare(settings: Settings, first: str, second: str, conversations: Path | None = None) -> dict[str, Any]:
     return room.compare(settings, first, second, unregistered, conversations)
-
-
-def find(settings: Settings, name: str) -> room.Found:
-    return room.find(settings, name, unregistered)
 
 
 def judged_example(names: tuple[str, ...] = ("laptop", "ablation")) -> dict[str, Any]:
@@ -111,22 +105,18 @@ def runs(settings: Settings, conversations: Path) -> dict[str, str]:
 def test_a_worse_model_is_told_to_be_worse(settings: Settings, runs: dict[str, str]) -> None:
     found = compare(settings, "good", "poor")
     assert found["names"] == ["good", "poor"]
-    assert found["figures"]["expression"]["verdict"] == WORSE
-    assert found["figures"]["expression"]["difference"]["high"] < 0
-    assert found["figures"]["age"]["verdict"] == WORSE
-    assert found["figures"]["age"]["difference"]["value"] == pytest.approx(7.0)
+    expression, age = found["figures"]["expression"], found["figures"]["age"]
+    assert expression["verdict"] == age["verdict"] == WORSE
+    assert expression["difference"]["high"] < 0
+    assert age["difference"]["value"] == pytest.approx(7.0)
     assert found["groups"]["expression"]["gender"]["female"]["verdict"] == WORSE
     assert by_verdict(found)[WORSE] == ["age", "expression"]
     json.dumps(found)
-    turned = compare(settings, "poor", "good")
-    assert {entry["verdict"] for entry in turned["figures"].values()} == {BETTER}
-    alike = compare(settings, "good", "good")
-    assert {entry["verdict"] for entry in alike["figures"].values()} == {SAME}
+    for names, verdict in ((("poor", "good"), BETTER), (("good", "good"), SAME)):
+        assert {entry["verdict"] for entry in compare(settings, *names)["figures"].values()} == {verdict}
 
 
-def test_every_way_to_name_an_evaluation(
-    settings: Settings, runs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_every_way_to_name_an_evaluation(settings, runs, monkeypatch, tmp_path) -> None:
     folder = settings.home / "store" / runs["good"]
     versions = dict.fromkeys(("3", "champion"), runs["good"])
     names = ["good", str(settings.runs / "good"), str(folder), runs["good"][:8], runs["good"], *versions]
@@ -139,20 +129,18 @@ def test_every_way_to_name_an_evaluation(
     )
     monkeypatch.setattr(mlflow_client, "connect", lambda settings: client)
     tags, held = {"facemllm.step": "evaluate", "facemllm.output": runs["good"]}, []
-    assert find(settings, RUN_ID).folder == folder
+    assert room.find(settings, RUN_ID, unregistered).folder == folder
     tags, held = {}, [SimpleNamespace(path="summary.json")]
-    assert find(settings, RUN_ID).folder == folder
+    assert room.find(settings, RUN_ID, unregistered).folder == folder
     held = []
     with pytest.raises(UserError, match="neither a finished pipeline's nor an evaluation's"):
-        find(settings, RUN_ID)
+        room.find(settings, RUN_ID, unregistered)
 
 
-def test_a_run_of_another_profile_is_found_in_its_home(
-    settings: Settings, runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_of_another_profile_is_found_in_its_home(settings, runs, tmp_path, monkeypatch) -> None:
     other = load("ci", [f"storage.home={tmp_path / 'elsewhere'}", f"storage.runs={settings.runs}"])
     monkeypatch.setattr(room, "load", lambda profile: settings)
-    assert find(other, "good").home == settings.home
+    assert room.find(other, "good", unregistered).home == settings.home
 
 
 @pytest.mark.parametrize(
@@ -167,11 +155,9 @@ def test_a_run_of_another_profile_is_found_in_its_home(
     ],
 )
 def test_what_is_no_evaluation_is_refused(settings: Settings, runs: dict[str, str], name: str, said: str) -> None:
-    for run, text in (
-        ("stopped", json.dumps({"profile": "laptop", "steps": [{"name": "evaluate", "digest": None}]})),
-        ("garbled", "{"),
-        ("gone", json.dumps({"profile": "laptop", "steps": [{"name": "evaluate", "digest": "d" * 64}]})),
-    ):
+    left = (("stopped", None), ("gone", "d" * 64))
+    ended = {run: {"profile": "laptop", "steps": [{"name": "evaluate", "digest": digest}]} for run, digest in left}
+    for run, text in [("garbled", "{"), *((run, json.dumps(told)) for run, told in ended.items())]:
         (settings.runs / run).mkdir(exist_ok=True)
         (settings.runs / run / "summary.json").write_text(text)
     with pytest.raises(UserError, match=said) as refused:
@@ -186,9 +172,7 @@ def test_other_questions_do_not_compare(settings: Settings, runs: dict[str, str]
         compare(settings, "good", str(tmp_path / "other"))
 
 
-def test_conversations_that_left_the_store_are_asked_for(
-    settings: Settings, runs: dict[str, str], conversations: Path, tmp_path: Path
-) -> None:
+def test_conversations_that_left_the_store_are_asked_for(settings, runs, conversations, tmp_path) -> None:
     away = conversations.rename(tmp_path / "away")
     try:
         with pytest.raises(UserError, match="give their folder with --conversations"):

@@ -1,17 +1,11 @@
 import pytest
 
-from facemllm import settings as settings_module
 from facemllm.scoring import consistency
 from facemllm.tasks import all_names, get
 from facemllm.tasks.relations import RELATIONS
 from tests.scored import sheet_of
 
-
-@pytest.fixture(scope="module")
-def settings():
-    return settings_module.load("laptop", ["evaluate.bootstrap=100"])
-
-
+OVERRIDES = ["evaluate.bootstrap=100"]
 FACES = [
     ("a", 0, "attributes", "beard", "No_Beard"),
     ("a", 0, "attributes", "beard", "false", "statement", "Goatee"),
@@ -106,16 +100,8 @@ def test_each_way_to_ask_has_its_accuracy_and_its_agreement(settings):
 
 
 def test_an_opening_question_agrees_when_it_means_the_same(settings):
-    rows = [
-        ("a", 0, "attributes", "beard", "No_Beard"),
-        ("b", 1, "attributes", "beard", "Goatee"),
-        ("c", 2, "attributes", "beard", "Goatee"),
-        ("d", 3, "attributes", "beard", "Goatee"),
-        ("a", 0, "attributes", "beard", "no", "dialogue", "present"),
-        ("b", 1, "attributes", "beard", "yes", "dialogue", "present"),
-        ("c", 2, "attributes", "beard", "yes", "dialogue", "present"),
-        ("d", 3, "attributes", "beard", "yes", "dialogue", "present"),
-    ]
+    rows = [(face, n, "attributes", "beard", "Goatee" if n else "No_Beard") for n, face in enumerate("abcd")]
+    rows += [(*row[:4], "yes" if row[1] else "no", "dialogue", "present") for row in rows]
     parsed = ["No_Beard", "Mustache", "No_Beard", None, "no", "yes", "yes", "yes"]
     found = consistency.measure(settings, sheet_of(rows), parsed)["ways"]["dialogue"]
     assert found["accuracy"]["value"] == 1.0

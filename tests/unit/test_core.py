@@ -1,7 +1,5 @@
 """Progress where nobody looks on, processes tied to another, and checkpoints by name."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess
@@ -16,14 +14,10 @@ from facemllm.core.files import fetched
 from facemllm.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def _no_pipeline(monkeypatch):
-    monkeypatch.delenv(progress.EVENTS, raising=False)
-
-
 @pytest.fixture
 def clock(monkeypatch):
-    """The seconds that have gone by, for a test to set."""
+    """The seconds that have gone by, for a test to set; no pipeline listens."""
+    monkeypatch.delenv(progress.EVENTS, raising=False)
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
@@ -35,17 +29,14 @@ def test_without_a_terminal_a_line_is_printed_every_half_minute(clock, capsys):
             bar.update(done, f"loss {done / 10:.1f}")
             clock[0] += 2
     assert capsys.readouterr().err.splitlines() == ["align 15/40 loss 1.5", "align 30/40 loss 3.0"]
-
-
-def test_without_a_total_the_line_has_none(clock, capsys):
-    with progress.bar("reading", 0) as bar:
+    with progress.bar("reading", 0) as bar:  # without a total
         for _ in range(3):
             clock[0] += 20
             bar.update(7)
     assert capsys.readouterr().err == "reading 7\n"
 
 
-def test_a_note_is_printed_or_goes_to_the_events(capsys, monkeypatch, tmp_path):
+def test_a_note_is_printed_or_goes_to_the_events(clock, capsys, monkeypatch, tmp_path):
     progress.event(note="3 questions are left out")
     progress.event(state="running")
     assert capsys.readouterr().err == "3 questions are left out\n"
@@ -60,22 +51,21 @@ import sys, time
 from facemllm.core.processes import die_with
 die_with(int(sys.argv[1]))
 print('tied', flush=True)
+time.sleep(60)
 """
 
 
 def test_a_process_ends_with_the_one_it_is_tied_to_also_when_that_is_gone() -> None:
     engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    step = subprocess.Popen(
-        [sys.executable, "-c", f"{TIED}time.sleep(60)", str(engine.pid)], stdout=subprocess.PIPE, text=True
-    )
-    assert step.stdout is not None
+    tied = [sys.executable, "-c", TIED, str(engine.pid)]
+    step = subprocess.Popen(tied, stdout=subprocess.PIPE, text=True)
     assert step.stdout.readline() == "tied\n"
     assert step.poll() is None
     engine.kill()
     engine.wait()
     assert step.wait(timeout=10) == -signal.SIGKILL
-    tied = [sys.executable, "-c", f"{TIED}time.sleep(60)", str(engine.pid)]
-    assert subprocess.run(tied, timeout=30, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    late = subprocess.run(tied, timeout=30, capture_output=True)
+    assert (late.returncode, late.stdout) == (-signal.SIGKILL, b"")
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path):

@@ -54,19 +54,12 @@ def test_gpu_energy_is_that_of_its_own_counter(monkeypatch, old):
             raise RuntimeError("not supported")
         return next(readings)
 
-    nvml = types.SimpleNamespace(
-        nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByUUID=lambda name: name,
-        nvmlDeviceGetTotalEnergyConsumption=consumption,
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    nvml = {"nvmlInit": lambda: None, "nvmlDeviceGetHandleByUUID": lambda name: name}
+    nvml |= {"nvmlDeviceGetTotalEnergyConsumption": consumption}
+    monkeypatch.setitem(sys.modules, "pynvml", types.SimpleNamespace(**nvml))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="7"))
     assert cost.Meter("cuda").spent()[cost.GPU] == (None if old else 3.5)
-
-
-def test_sums_with_the_unknown_are_unknown():
-    assert cost.add({"seconds": 1.0, "j": None}, {"seconds": 2.0, "j": 3.0}) == {"seconds": 3.0, "j": None}
 
 
 def test_operations_are_those_of_matrix_products_and_attention():
@@ -81,7 +74,8 @@ def test_operations_are_those_of_matrix_products_and_attention():
     assert counter.get_total_flops() == (2 + 5) * products  # backward computes the scores again
 
 
-def test_a_price_needs_a_rate_and_seconds():
+def test_a_price_needs_a_rate_and_seconds_and_sums_with_the_unknown_are_unknown():
+    assert cost.add({"seconds": 1.0, "j": None}, {"seconds": 2.0, "j": 3.0}) == {"seconds": 3.0, "j": None}
     assert cost.priced({"seconds": 1800.0}, 2.0) == {"seconds": 1800.0, "price": 1.0}
     assert cost.priced({"seconds": 1800.0}, None) == {"seconds": 1800.0}
     assert cost.priced({"seconds": None}, 2.0) == {"seconds": None}

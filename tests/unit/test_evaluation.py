@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from facemllm import settings as settings_module
 from facemllm import tasks
 from facemllm.core.digests import of_tree
 from facemllm.errors import UserError
@@ -15,9 +14,10 @@ from facemllm.evaluate import baselines as room
 from facemllm.evaluate.predict import Likelihood, Written, _unread, predict, question_texts
 from facemllm.evaluate.run import evaluate, score
 from facemllm.scoring.sheet import read_parsed, read_sheet
+from facemllm.settings import load
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
 from facemllm.tasks.answers import refuses
-from tests.conftest import encode
+from tests.conftest import encode, messages_of
 
 pytestmark = pytest.mark.usefixtures("no_torch")
 
@@ -30,19 +30,14 @@ ASKED = [
     ("head_pose", "yaw"),
 ]
 FEELINGS = ["fear", "anger", "neutral"]
-WHOLE = ["bootstrap=100", "batch_images=7", "baseline_pixels=8", "generated_faces=3", "disturbed_faces=5"]
-
-
-@pytest.fixture(scope="module")
-def settings():
-    return settings_module.load("laptop", [f"evaluate.{word}" for word in WHOLE])
+WHOLE = ("bootstrap=100", "batch_images=7", "baseline_pixels=8", "generated_faces=3", "disturbed_faces=5")
+OVERRIDES = [f"evaluate.{word}" for word in WHOLE]
 
 
 @pytest.fixture(scope="module")
 def plain():
     """Predictions and their figures alone."""
-    words = [*WHOLE, "generated_faces=0", "disturbed_faces=0"]
-    return settings_module.load("laptop", [f"evaluate.{word}" for word in words])
+    return load("laptop", [*OVERRIDES, "evaluate.generated_faces=0", "evaluate.disturbed_faces=0"])
 
 
 def truth_of(pixel):
@@ -60,34 +55,18 @@ def truth_of(pixel):
 
 def conversation(split, person, pixel, answers=None, follows=False):
     image_id = hashlib.sha256(f"{split}{person}{pixel}".encode()).hexdigest()
-    turns, messages = [], []
+    turns, asked = [], []
     for task, item in ASKED:
         question = next(q for q in tasks.get(task).questions() if q.item == item)
-        turns.append(
-            {
-                "sample_id": hashlib.sha256(f"{image_id}{item}".encode()).hexdigest(),
-                "task": task,
-                "form": question.form,
-                "template": f"{item}/0",
-                "options": [option.text for option in question.options],
-                "answer": (answers or truth_of(pixel))[item],
-                "follows": follows and item == "yaw",
-            }
-        )
-        image = [{"type": "image", "text": None}] if len(turns) == 1 else []
-        messages.append({"role": "user", "content": [*image, {"type": "text", "text": question.templates[0]}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": "-"}]})
-    return {
-        "conversation_id": image_id,
-        "image_id": image_id,
-        "images": [{"bytes": encode(np.full((32, 32, 3), pixel, np.uint8), format="PNG"), "path": None}],
-        "split": split,
-        "source": "render",
-        "subject_id": f"{split}{person}",
-        "groups": [{"name": "gender", "value": truth_of(pixel)["gender"]}],
-        "messages": messages,
-        "turns": turns,
-    }
+        turn = {"sample_id": hashlib.sha256(f"{image_id}{item}".encode()).hexdigest(), "task": task}
+        turn |= {"form": question.form, "template": f"{item}/0", "follows": follows and item == "yaw"}
+        options = [option.text for option in question.options]
+        turns.append(turn | {"options": options, "answer": (answers or truth_of(pixel))[item]})
+        asked.append((question.templates[0], "-"))
+    picture = {"bytes": encode(np.full((32, 32, 3), pixel, np.uint8), format="PNG"), "path": None}
+    about = {"conversation_id": image_id, "image_id": image_id, "images": [picture], "split": split, "source": "render"}
+    about |= {"subject_id": f"{split}{person}", "groups": [{"name": "gender", "value": truth_of(pixel)["gender"]}]}
+    return about | {"messages": messages_of(asked), "turns": turns}
 
 
 def make_table(out, train=60, test=20, random_labels=False, follows=False):
@@ -151,6 +130,11 @@ def rows_of(folder, task):
     return [row for row in open_table(folder).iterate() if row["task"] == task]
 
 
+def asked_in(words):
+    """The question of these words."""
+    return next(q for t in tasks.all_names() for q in tasks.get(t).questions() if words in q.templates)
+
+
 class Fake:
     """Reads a face's colour and answers rightly, except what it is told to get wrong or not to understand."""
 
@@ -168,20 +152,17 @@ class Fake:
         ]
 
     def _answer(self, image, query):
-        question = next(q for t in tasks.all_names() for q in tasks.get(t).questions() if query.question in q.templates)
+        question = asked_in(query.question)
         truth = truth_of(image.getpixel((0, 0)))[question.item]
-        best = question.options.index(
-            next(i for i in tasks.get(question.task).items if i.name == question.item).option_for(truth)
-        )
+        best = question.options.index(tasks.get(question.task).item(question.item).option_for(truth))
         if question.item in self.wrong:
             best = (best + 1) % len(query.options)
         probabilities = np.full(len(query.options), 0.1 / (len(query.options) - 1))
         probabilities[best] = 0.9
         if self.broken:
             probabilities[:] = np.nan
-        return SimpleNamespace(
-            probabilities=tuple(probabilities), greedy=None if question.item in self.silent else best
-        )
+        greedy = None if question.item in self.silent else best
+        return SimpleNamespace(probabilities=tuple(probabilities), greedy=greedy)
 
     def generate_batch(self, images, questions, max_new_tokens, maps):
         said = []
@@ -191,13 +172,9 @@ class Fake:
                 bangs = " with bangs" if truth["Bangs"] == "yes" else ""
                 said.append(f"a {'woman' if truth['gender'] == 'female' else 'man'}{bangs}")
                 continue
-            question = next(q for t in tasks.all_names() for q in tasks.get(t).questions() if text in q.templates)
-            label = truth[question.item]
-            said.append(
-                "I cannot help with that."
-                if question.item in self.silent
-                else tasks.get(question.task).item(question.item).option_for(label).text
-            )
+            question = asked_in(text)
+            option = tasks.get(question.task).item(question.item).option_for(truth[question.item])
+            said.append("I cannot help with that." if question.item in self.silent else option.text)
         return said
 
 
@@ -292,7 +269,7 @@ def test_the_same_model_gives_the_same_bytes_and_one_changed_answer_others(setti
     assert written(tmp_path / "d", rows, PREDICTIONS, **parts).digest != first.digest
     changed = score(settings, table, tmp_path / "d")
     assert changed["tasks"]["gender"] == json.loads((perfect / "metrics.json").read_text())["tasks"]["gender"]
-    assert sum(changed["tasks"][name]["value"] < 1 for name in ("gender", "expression", "attributes", "caption")) == 0
+    assert {changed["tasks"][name]["value"] for name in ("gender", "expression", "attributes", "caption")} == {1.0}
     assert changed["tasks"]["head_pose"]["unreadable"] == 1 / 40
 
 
@@ -367,16 +344,14 @@ def test_an_evaluation_is_finished_before_it_is_in_its_place(plain, few, tmp_pat
         evaluate(plain, tmp_path, "m", few, tmp_path / "a", predictor=Fake())
 
 
-def test_an_empty_split_and_odd_messages_are_refused(settings, table, tmp_path):
-    nothing = settings_module.load("laptop", ["evaluate.split=validation"])
+def test_an_empty_split_and_odd_messages_are_refused(table, few, tmp_path):
+    nothing = load("laptop", ["evaluate.split=validation"])
     with pytest.raises(UserError, match="no questions in split 'validation'"):
         evaluate(nothing, tmp_path, "m", table, tmp_path / "a", predictor=Fake())
     face = conversation("test", 0, (1, 2, 3))
     with pytest.raises(UserError, match="5 questions in messages, 6 turns"):
         question_texts({**face, "messages": face["messages"][:-2]})
-
-
-def test_questions_that_follow_from_others_are_not_asked_alone(few, tmp_path):
+    # questions that follow from others are not asked alone
     asked = {row["task"] for row in open_table(predicted(few, tmp_path / "a", Fake())).iterate()}
     assert asked == {task for task, _ in ASKED} - {"head_pose"}
 
@@ -429,7 +404,7 @@ def test_baselines_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch)
     said = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            found = room.baselines(settings_module.load("laptop"), table, read_sheet(table, "test"))
+            found = room.baselines(load("laptop"), table, read_sheet(table, "test"))
         said.append((found, spaces[-1].train_ND.tobytes(), spaces[-1].test_ND.tobytes()))
     assert said[0] == said[1]
 
@@ -468,7 +443,7 @@ def asked_otherwise(tmp_path_factory):
     """A conversation that asks the gender, bangs and age of a face natively, as statements, and behind letters."""
     attributes = {"Bangs": True, "No_Eyewear": False, "Eyeglasses": True, "Sunglasses": False}
     row = {"image_id": "a" * 64, "gender": "female", "age": 30.0, "attributes": attributes}
-    turns, messages = [], []
+    turns, said = [], []
     for task, item in (("gender", "gender"), ("attributes", "Bangs"), ("age", "age"), ("attributes", "eyewear")):
         for way in ("native", "statement", "lettered"):
             found = tasks.asking.ask(tasks.get(task), tasks.get(task).item(item), way, row)
@@ -477,10 +452,9 @@ def asked_otherwise(tmp_path_factory):
             options = [option.value for option in found.question.options]
             turn = {"sample_id": f"{item} {way}", "task": task, "form": found.question.form, "follows": False}
             turns.append(turn | {"template": found.template, "options": options, "answer": found.answer})
-            picture = [] if messages else [{"type": "image", "text": None}]
-            messages.append({"role": "user", "content": [*picture, {"type": "text", "text": found.text}]})
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": found.reply}]})
-    face = conversation("test", 0, (200, 60, 200)) | {"image_id": "a" * 64, "turns": turns, "messages": messages}
+            said.append((found.text, found.reply))
+    about = {"image_id": "a" * 64, "turns": turns, "messages": messages_of(said)}
+    face = conversation("test", 0, (200, 60, 200)) | about
     out = tmp_path_factory.mktemp("otherwise") / "conversations"
     written(out, [face])
     return out, face

@@ -8,10 +8,7 @@ from facemllm.report import plots
 from facemllm.scoring import figures
 from tests import evaluation_example as example
 
-
-@pytest.fixture(scope="module")
-def flat():
-    return figures.evaluation_metrics(example.METRICS)
+FLAT = figures.evaluation_metrics(example.METRICS)
 
 
 @pytest.mark.parametrize(
@@ -47,14 +44,14 @@ def flat():
         ("generation/both_unreadable", 0.004),
     ],
 )
-def test_every_number_has_its_stable_name(flat, name, value):
-    assert flat[name] == value
+def test_every_number_has_its_stable_name(name, value):
+    assert FLAT[name] == value
 
 
-def test_what_is_unknown_or_too_much_is_no_metric(flat):
-    assert not [name for name in flat if "8-10" in name]  # too few people
-    assert not [name for name in flat if "female x 1-3" in name]  # groups of two kinds at once stand in the table
-    assert all(isinstance(value, float) for value in flat.values())
+def test_what_is_unknown_or_too_much_is_no_metric():
+    assert not [name for name in FLAT if "8-10" in name]  # too few people
+    assert not [name for name in FLAT if "female x 1-3" in name]  # groups of two kinds at once stand in the table
+    assert all(isinstance(value, float) for value in FLAT.values())
     assert not [name for name in figures.task_metrics(example.TASKS, items=False) if "Wearing" in name]
     assert "t/balanced_accuracy_low" not in figures.task_metrics({"t": example.figure(0.9, None, None)})
     assert figures.evaluation_metrics({"tasks": {}}) == {"fairness/gaps/compared": 0.0, "fairness/gaps/shown": 0.0}
@@ -65,15 +62,11 @@ def test_what_is_unknown_or_too_much_is_no_metric(flat):
 
 def test_tables_have_a_row_a_figure_a_group_and_a_gap():
     tables = figures.tables(example.METRICS, [])
-    assert [(r["task"], r["item"], r["metric"]) for r in tables["results"]][:2] == [
-        ("attributes", "", "balanced_accuracy"),
-        ("attributes", "", "accuracy"),
-    ]
+    results = [(r["task"], r["item"], r["metric"]) for r in tables["results"]]
+    assert results[:2] == [("attributes", "", "balanced_accuracy"), ("attributes", "", "accuracy")]
     assert {"task": "attributes", "kind": "skin_tone", "group": "8-10"}.items() <= tables["fairness"][4].items()
-    assert [(r["task"], r["a"], r["b"]) for r in tables["fairness_gaps"]] == [
-        ("attributes", "female", "male"),
-        ("attributes", "1-3", "4-7"),
-    ]
+    gaps = [(r["task"], r["a"], r["b"]) for r in tables["fairness_gaps"]]
+    assert gaps == [("attributes", "female", "male"), ("attributes", "1-3", "4-7")]
     assert set(figures.tables({"tasks": {}}, [])) == set()
     columns = figures.columns(tables["results"])
     assert len({len(column) for column in columns.values()}) == 1
@@ -82,10 +75,8 @@ def test_tables_have_a_row_a_figure_a_group_and_a_gap():
 
 
 def test_sampled_answers_do_not_depend_on_order():
-    rows = [
-        dict.fromkeys(figures.ANSWERS, "") | {"task": f"t{n % 2}", "sample_id": f"{n * 37 % 1009:04d}"}
-        for n in range(1000)
-    ]
+    named = [{"task": f"t{n % 2}", "sample_id": f"{n * 37 % 1009:04d}"} for n in range(1000)]
+    rows = [dict.fromkeys(figures.ANSWERS, "") | row for row in named]
     sample = figures.sample_answers(rows, per_task=5)
     assert sample == figures.sample_answers(reversed(rows), per_task=5)
     assert [row["task"] for row in sample] == ["t0"] * 5 + ["t1"] * 5
@@ -93,12 +84,9 @@ def test_sampled_answers_do_not_depend_on_order():
     assert [row["sample_id"] for row in sample[:5]] == least
 
 
-def test_flatten_gives_text_by_dotted_name():
+def test_the_summary_tells_the_surest_gap_and_flatten_gives_text_by_dotted_name():
     values = {"a": {"b": 1, "c": None, "d": {}}, "e": "text", "f": [1, 2]}
     assert figures.flatten(values) == {"a.b": "1", "a.c": "null", "a.d": "{}", "e": "text", "f": "[1, 2]"}
-
-
-def test_the_summary_tells_the_surest_gap():
     told = figures.trust(example.METRICS)
     assert (told["gaps"]["surest"]["task"], told["gaps"]["surest"]["value"]) == ("attributes", 0.14)
     assert figures.trust({})["gaps"] == {"compared": 0, "shown": 0, "surest": None}

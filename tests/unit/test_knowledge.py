@@ -8,24 +8,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tasks import characteristics as graph
-from facemllm.tasks.characteristics import (
-    Characteristics,
-    Node,
-    characteristics,
-    cooccurrence,
-    correlation_matrix,
-    relations_of,
-)
+from facemllm.tasks.characteristics import Characteristics, Node, characteristics, cooccurrence, correlation_matrix
 from facemllm.tasks.relations import RELATIONS, Relation, load
 from facemllm.train.data import read_turns
 from facemllm.train.penalties import Penalties, audit, bce, enforced
+from tests.conftest import messages_of
+from tests.refusing import refuses
 
 EYEWEAR = ("No_Eyewear", "Eyeglasses", "Sunglasses")
-SIX = [[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, -1], [0, 1, 0, 0], [0, 1, -1, 1], [0, 0, 0, 0]]
-"""Labels of the nodes a, b, c, d on six rows."""
 
 
 def template(item, way=None, claim=None):
@@ -86,13 +78,11 @@ def test_every_relation_of_the_file_loads_and_says_something_of_its_own():
 def test_a_broken_entry_is_refused_by_file_entry_and_key(tmp_path, text, says):
     path = tmp_path / "relations.yaml"
     path.write_text(text)
-    with pytest.raises(UserError) as refused:
-        load(path)
-    assert str(refused.value).startswith(f"{path}: ")
-    assert says in str(refused.value)
-    assert "\n" not in str(refused.value)
-    with pytest.raises(UserError, match="cannot be read as relations"):
-        load(tmp_path / "none.yaml")
+    told = refuses(None, load, path)
+    assert told.startswith(f"{path}: ")
+    assert says in told
+    assert "\n" not in told
+    refuses("cannot be read as relations", load, tmp_path / "none.yaml")
 
 
 def test_what_a_relation_says_of_a_part_of_its_attributes():
@@ -119,31 +109,24 @@ def test_answers_in_every_way_tell_what_they_settle():
         [("age", "age", "30"), ("caption", "caption", "eyewear=Eyeglasses")],
     )
     assert found.names == (*EYEWEAR, "Bangs", "expression=fear", "expression=anger")  # no other value occurs
-    assert rows == [
-        {
-            **{"No_Eyewear": False, "Eyeglasses": True, "Sunglasses": False, "Bangs": True},
-            **{"expression=fear": True, "expression=anger": False},
-        },
+    fear = {"expression=fear": True, "expression=anger": False}
+    assert rows[:5] == [
+        {"No_Eyewear": False, "Eyeglasses": True, "Sunglasses": False, "Bangs": True} | fear,
         {"Eyeglasses": False, "Bangs": False},
         {"No_Eyewear": False, "Eyeglasses": False, "Sunglasses": True},
         {"No_Eyewear": True, "Eyeglasses": False, "Sunglasses": False, "Bangs": True},
         {"No_Eyewear": False, "expression=fear": False, "expression=anger": True},
-        {},
-        {},
-        {},
     ]
+    assert rows[5:] == [{}] * 3
     assert [node.words for node in found.nodes] == ["no eyewear", "glasses", "sunglasses", "bangs", "fearful", "angry"]
-    assert found.nodes[1] == Node(
-        task="attributes", item="eyewear", value="Eyeglasses", name="Eyeglasses", words="glasses"
-    )
+    node = {"task": "attributes", "item": "eyewear", "value": "Eyeglasses", "name": "Eyeglasses", "words": "glasses"}
+    assert found.nodes[1] == Node(**node)
     assert found.labels_RN.dtype == np.int8
 
 
 def test_an_attribute_is_one_node_whichever_question_asks_for_it():
     found, rows = told(
-        ["attributes", "presence"],
-        [("attributes", "eyewear", "Sunglasses")],
-        [("presence", "Eyeglasses", "yes")],
+        ["attributes", "presence"], [("attributes", "eyewear", "Sunglasses")], [("presence", "Eyeglasses", "yes")]
     )
     assert found.names == ("Eyeglasses",)  # of the others no row tells both yes and no
     assert rows == [{"Eyeglasses": False}, {"Eyeglasses": True}]
@@ -152,18 +135,13 @@ def test_an_attribute_is_one_node_whichever_question_asks_for_it():
 @pytest.mark.parametrize(
     ("names", "rows", "complaint"),
     [
-        (
-            ["attributes"],
-            [[("attributes", "Bangs", "yes")]] * 2,
-            r"^model\.knowledge\.tasks: .* no characteristic of att",
-        ),
+        (["attributes"], [[("attributes", "Bangs", "yes")]] * 2, r"^model\.knowledge\.tasks: .* characteristic of att"),
         (["age", "caption"], [[("age", "age", "30")]], "no characteristic of age, caption"),
         (["attributes"], [[("attributes", "shoes", "yes")]], "has no template 'shoes/0'"),
     ],
 )
 def test_turns_that_give_no_node_or_that_the_task_does_not_know_are_refused(names, rows, complaint):
-    with pytest.raises(UserError, match=complaint):
-        told(names, *rows)
+    refuses(complaint, told, names, *rows)
 
 
 def test_what_a_mirror_changes_gives_no_node():
@@ -183,20 +161,10 @@ def test_labels_stand_in_the_order_of_the_turns_that_training_reads(tmp_path, mo
 
     def row(number):
         asked = [("age", "30"), ("eyewear", EYEWEAR[wears[number]])][: generator.integers(0, 3)]
-        said = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-        said += [{"role": "assistant", "content": [{"type": "text", "text": "!"}]}]
-        return {
-            "conversation_id": str(number),
-            "image_id": str(number),
-            "images": [],
-            "split": splits[number],
-            "source": "render",
-            "messages": said * len(asked),
-            "turns": [
-                {"task": {"age": "age"}.get(item, "attributes"), "template": f"{item}/0", "answer": answer}
-                for item, answer in asked
-            ],
-        }
+        about = {"conversation_id": str(number), "image_id": str(number), "images": [], "source": "render"}
+        tasks = {"age": "age", "eyewear": "attributes"}
+        turns = [{"task": tasks[item], "template": f"{item}/0", "answer": answer} for item, answer in asked]
+        return about | {"split": splits[number], "messages": messages_of([("?", "!")] * len(asked)), "turns": turns}
 
     rows = [row(number) for number in range(3000)]
     with TableWriter(tmp_path / "talk", CONVERSATIONS) as writer:
@@ -224,8 +192,8 @@ def test_a_choice_is_a_relation_of_its_own():
         "No_Eyewear excludes Sunglasses",
         "at least one of No_Eyewear, Eyeglasses, Sunglasses",
     ]
-    assert [str(relation) for relation in relations_of(["attributes"], nodes)] == of_choices + of_file
-    alone = [str(relation) for relation in relations_of(["presence"], nodes)]
+    assert [str(relation) for relation in graph.relations_of(["attributes"], nodes)] == of_choices + of_file
+    alone = [str(relation) for relation in graph.relations_of(["presence"], nodes)]
     assert alone == [*of_file[:-1], of_choices[1], of_file[-1]]
 
 
@@ -243,24 +211,21 @@ def test_what_an_enforced_relation_forces_is_not_enforced_twice():
     assert enforced(audit(every, broken), 0.0) == [some, apart, beyond]  # what the first would force stands without it
 
 
-def test_counts_are_of_known_labels_alone():
-    m_NN, n_NN = cooccurrence(np.array(SIX, dtype=np.int8))
+def test_counts_are_of_known_labels_alone_and_the_matrix_is_that_by_hand():
+    """Of the nodes a, b, c, d on six rows."""
+    rows = [[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, -1], [0, 1, 0, 0], [0, 1, -1, 1], [0, 0, 0, 0]]
+    m_NN, n_NN = cooccurrence(np.array(rows, dtype=np.int8))
     assert m_NN.tolist() == [[3, 2, 1, 0], [2, 4, 1, 1], [1, 1, 1, 0], [0, 1, 0, 1]]
     assert n_NN.tolist() == [[3, 3, 3, 2], [4, 4, 3, 4], [1, 1, 1, 1], [1, 1, 0, 1]]
-    many = cooccurrence(np.tile(np.array(SIX, dtype=np.int8), (5000, 1)))
-    assert (many[0] == 5000 * m_NN).all()
-    assert (many[1] == 5000 * n_NN).all()
-
-
-def test_the_matrix_of_four_nodes_by_hand():
+    many = cooccurrence(np.tile(np.array(rows, dtype=np.int8), (5000, 1)))
+    assert (np.stack(many) == 5000 * np.stack([m_NN, n_NN])).all()
     # p: a->b 2/3, a->c 1/3; b->a 1/2, b->c 1/3, b->d 1/4; c->a 1, c->b 1; d->b 1; d with c was never known
-    m_NN, n_NN = cooccurrence(np.array(SIX, dtype=np.int8))
-    by_hand = [[0.8, 0.2, 0, 0], [0, 1, 0, 0], [0.1, 0.1, 0.8, 0], [0, 0.2, 0, 0.8]]
-    np.testing.assert_allclose(correlation_matrix(m_NN, n_NN, 0.6, 0.2), by_hand, atol=1e-15)
-    by_hand = [[0.6, 0.4, 0, 0], [0.4, 0.6, 0, 0], [0.2, 0.2, 0.6, 0], [0, 0.4, 0, 0.6]]
-    np.testing.assert_allclose(correlation_matrix(m_NN, n_NN, 0.5, 0.4), by_hand, atol=1e-15)
-    by_hand = [[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1], [0.15, 0.15, 0, 0.7]]
-    np.testing.assert_allclose(correlation_matrix(m_NN, n_NN, 0.0, 0.3), by_hand, atol=1e-15)
+    for given, by_hand in (
+        ((0.6, 0.2), [[0.8, 0.2, 0, 0], [0, 1, 0, 0], [0.1, 0.1, 0.8, 0], [0, 0.2, 0, 0.8]]),
+        ((0.5, 0.4), [[0.6, 0.4, 0, 0], [0.4, 0.6, 0, 0], [0.2, 0.2, 0.6, 0], [0, 0.4, 0, 0.6]]),
+        ((0.0, 0.3), [[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1], [0.15, 0.15, 0, 0.7]]),
+    ):
+        np.testing.assert_allclose(correlation_matrix(m_NN, n_NN, *given), by_hand, atol=1e-15)
 
 
 def test_the_graph_is_directed_and_its_rows_sum_to_one():
@@ -282,14 +247,9 @@ def every_relation():
 
 
 def holds(relation, true):
-    names = sum(true[name] for name in relation.names)
-    return {
-        "exclusive": names <= 1,
-        "exactly_one": names == 1,
-        "at_least_one": names >= 1,
-        "excludes": not (true.get(relation.given) and names),
-        "implies": not true.get(relation.given) or names >= 1,
-    }[relation.kind]
+    names, given = sum(true[name] for name in relation.names), true.get(relation.given)
+    held = {"exclusive": names <= 1, "exactly_one": names == 1, "at_least_one": names >= 1}
+    return (held | {"excludes": not (given and names), "implies": not given or names >= 1})[relation.kind]
 
 
 @pytest.mark.parametrize("relation", every_relation(), ids=str)
@@ -380,19 +340,14 @@ def test_the_audit_finds_planted_violations_and_unknown_labels_break_nothing():
         Relation(kind="exclusive", names=("Hat", "Scarf")),
         Relation(kind="at_least_one", names=("Bald", "Elsewhere")),
     ]
-    found = audit(
-        relations,
-        of(
-            ("Bald", "Bangs", "Hat", "Wig", "Scarf"),
-            [
-                [1, 1, 1, 0, -1],  # bald with bangs
-                [1, 0, 0, 0, -1],  # neither hat nor wig
-                [0, 1, 1, 1, -1],  # both
-                [1, -1, -1, 0, -1],
-                [-1, 1, 0, 1, -1],
-            ],
-        ),
-    )
+    labels = [
+        [1, 1, 1, 0, -1],  # bald with bangs
+        [1, 0, 0, 0, -1],  # neither hat nor wig
+        [0, 1, 1, 1, -1],  # both
+        [1, -1, -1, 0, -1],
+        [-1, 1, 0, 1, -1],
+    ]
+    found = audit(relations, of(("Bald", "Bangs", "Hat", "Wig", "Scarf"), labels))
     assert [(str(one.relation), one.spoken, one.broken, one.rate) for one in found] == [
         ("Bald excludes Bangs", 3, 1, 1 / 3),
         ("Bald implies Hat or Wig", 3, 1, 1 / 3),

@@ -17,20 +17,18 @@ from facemllm.model.pretrained import adapter_of, load_model, save_model
 from facemllm.model.tiny import build_tiny
 from facemllm.settings.train import Trainable
 from facemllm.train import optimizer
+from tests.training_example import prompt
+from tests.training_example import trains as modes
 
 README = Path(__file__).parents[2] / "README.md"
 TEXTS = ["Is there a beard?", "a woman with brown hair"]
+KNOWS = "model.knowledge.enabled=true"
+BRANCHES = {"projector": "full", "segmentation": "full", "knowledge": "full"}
 CASES = {
     "plain": ([], {}),
     "projector": ([], {"projector": "full"}),
-    "branches": (
-        ["model.segmentation.mode=append", "model.knowledge.enabled=true"],
-        {"projector": "full", "segmentation": "full", "knowledge": "full"},
-    ),
-    "all": (
-        ["model.segmentation.mode=add", "model.knowledge.enabled=true"],
-        {"tower": "full", "projector": "full", "segmentation": "full", "knowledge": "full", "embeddings": "full"},
-    ),
+    "branches": (["model.segmentation.mode=append", KNOWS], BRANCHES),
+    "all": (["model.segmentation.mode=add", KNOWS], BRANCHES | {"tower": "full", "embeddings": "full"}),
 }
 
 
@@ -38,9 +36,7 @@ def inputs_of(processor, *, maps):
     generator = np.random.default_rng(0)
     face = Image.fromarray(generator.integers(0, 255, (100, 100, 3), dtype=np.uint8))
     more = {"segmentation": [generator.integers(0, 19, (50, 50), dtype=np.uint8)]} if maps else {}
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a beard?"}]}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True)
-    return processor(images=face, text=text, return_tensors="pt", **more)
+    return processor(images=face, text=prompt(processor, TEXTS[0]), return_tensors="pt", **more)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +53,8 @@ def trained(folder, overrides, trains):
     model, processor = extend(model, processor, chosen.model, graph, (), seed=1)
     save_model(model, processor, folder / "base")
     model, processor = load_model(folder / "base")
-    names = dict.fromkeys(optimizer.MODULES, "frozen") | {"language": "lora"} | trains
     torch.manual_seed(2)
-    trainable = Trainable(**names)
+    trainable = Trainable(**modes(language="lora", **trains))
     wrapper = optimizer.set_trainable(model, trainable, chosen.train.lora, 0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -69,7 +64,7 @@ def trained(folder, overrides, trains):
             for name, buffer in model.named_buffers():
                 if "running" in name:
                     buffer.mul_(1.5)
-    ids = torch.tensor([processor.tokenizer("Is there a beard?")["input_ids"]])
+    ids = torch.tensor([processor.tokenizer(TEXTS[0])["input_ids"]])
     adapter = adapter_of(wrapper, trainable)
     merged = optimizer.merge(model, wrapper, (ids, torch.ones_like(ids)))
     save_model(merged, processor, folder / "stage", adapter)
@@ -108,8 +103,7 @@ def test_the_readme_opens_it_merged_and_as_adapter(stage, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)
     merged_code, adapter_code = (block for block in blocks if "from_pretrained(" in block)
     names = {".facemllm/store/DIGEST": "stage", ".facemllm/store/BEFORE": "base"}
-    scope: dict = {}
-    logits = []
+    scope, logits = {}, []
     for code in (merged_code, adapter_code):
         for name, folder in names.items():
             code = code.replace(name, folder)

@@ -8,35 +8,20 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from facemllm import settings
 from facemllm.core import cost
-from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP, NO_WORD, KnowledgeBranch, SegmentationBranch
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, extend
 from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inputs import face_map, without
 from facemllm.model.pretrained import save_model
 from facemllm.model.tiny import build_tiny
-from facemllm.tasks.characteristics import correlation_matrix
+from tests.refusing import refuses
+from tests.training_example import prompt, spread
 
 TEXTS = ["Is there a beard?", "a woman with brown hair and glasses; head turned left.", "Describe this face."]
 NAMES, WORDS = ("hat", "glasses", "beard"), ("with a hat", "glasses", "a beard")
 EARRINGS = 15
 MODES = ["append", "add"]
-
-
-def spread(model):
-    """Weights such that a wrong mask, a wrong row or a missing map shows in the logits."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "language_model.layers" in name and parameter.ndim == 2:
-                parameter.mul_(6)
-            if name.endswith("segmentation.absent") or "segmentation.projector" in name:
-                parameter.mul_(5)
-        model.get_input_embeddings().weight.mul_(8)
-        for name, buffer in model.named_buffers():
-            if "running" in name:
-                buffer.add_(torch.rand(buffer.shape, generator=generator))
-    return model.eval()
+KNOWS = "model.knowledge.enabled=true"
 
 
 def make(*overrides, withheld=()):
@@ -50,13 +35,13 @@ def make(*overrides, withheld=()):
 @pytest.fixture(scope="module", params=MODES)
 def both(request):
     torch.set_num_threads(1)
-    return make(f"model.segmentation.mode={request.param}", "model.knowledge.enabled=true")
+    return make(f"model.segmentation.mode={request.param}", KNOWS)
 
 
 @pytest.fixture(scope="module")
 def appended():
     torch.set_num_threads(1)
-    return make("model.segmentation.mode=append", "model.knowledge.enabled=true")
+    return make("model.segmentation.mode=append", KNOWS)
 
 
 def faces(count):
@@ -69,10 +54,7 @@ QUESTIONS = ["Is there a beard?", "Describe this face.", "Is she a woman with gl
 
 
 def inputs_of(processor, pictures, maps, questions=QUESTIONS):
-    texts = []
-    for question in questions[: len(pictures)]:
-        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        texts.append(processor.apply_chat_template(chat, add_generation_prompt=True))
+    texts = [prompt(processor, question) for question in questions[: len(pictures)]]
     return processor(images=pictures, text=texts, segmentation=maps, return_tensors="pt", padding=True)
 
 
@@ -100,14 +82,13 @@ def test_saved_and_loaded_by_transformers_the_logits_are_the_same(mode, knows, t
     expected = LlavaForConditionalGeneration if mode == "none" and not knows else FaceMllmForConditionalGeneration
     assert type(model) is expected
     pictures, maps = faces(2)
-    inputs = inputs_of(processor, pictures, [maps[0], None] if mode != "none" else None)
+    shown = [maps[0], None] if mode != "none" else None
+    inputs = inputs_of(processor, pictures, shown)
     before = last_logits(model, inputs)
     save_model(model, processor, tmp_path / "model")
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").eval()
     assert type(again) is expected
-    same = inputs_of(
-        AutoProcessor.from_pretrained(tmp_path / "model"), pictures, [maps[0], None] if mode != "none" else None
-    )
+    same = inputs_of(AutoProcessor.from_pretrained(tmp_path / "model"), pictures, shown)
     assert torch.equal(same["input_ids"], inputs["input_ids"])
     assert torch.equal(last_logits(again, same), before)
 
@@ -142,10 +123,7 @@ def test_a_left_padded_batch_answers_as_single_rows(both):
     shown = [maps[0], None, maps[2]]
     together = inputs_of(processor, pictures, shown)
     assert (together["attention_mask"] == 0).any()
-    singles = [
-        inputs_of(processor, [picture], [one], [question])
-        for picture, one, question in zip(pictures, shown, QUESTIONS, strict=True)
-    ]
+    singles = [inputs_of(processor, *([one] for one in row)) for row in zip(pictures, shown, QUESTIONS, strict=True)]
     logits = last_logits(model, together)
     for row, single in enumerate(singles):
         torch.testing.assert_close(logits[row], last_logits(model, single)[0], atol=5e-4, rtol=1e-3)
@@ -192,7 +170,7 @@ def test_what_the_language_model_sees_stands_in_order():
     pixels, maps = torch.randn(2, 3, 96, 96), torch.randint(0, 19, (2, 96, 96), dtype=torch.uint8)
     seen = {}
     for mode in MODES:
-        model, _ = make(f"model.segmentation.mode={mode}", "model.knowledge.enabled=true")
+        model, _ = make(f"model.segmentation.mode={mode}", KNOWS)
         with torch.no_grad():
             features = tower_features(model, pixels)
             plain = model.model.multi_modal_projector(features)
@@ -210,7 +188,7 @@ def test_what_the_language_model_sees_stands_in_order():
 
 
 def test_bfloat16_is_near_float32():
-    model, processor = make("model.segmentation.mode=append", "model.knowledge.enabled=true")
+    model, processor = make("model.segmentation.mode=append", KNOWS)
     pictures, maps = faces(2)
     inputs = inputs_of(processor, pictures, [maps[0], None])
     with torch.no_grad():
@@ -236,12 +214,10 @@ def test_withheld_classes_never_reach_the_branch():
     worn = bare.copy()
     worn[54:60, 22:26] = EARRINGS
     pictures, _ = faces(1)
-    text = processor.image_token
-    shown = {}
-    for name, drawn in (("bare", bare), ("worn", worn)):
-        shown[name] = processor(images=pictures, text=text, segmentation=[drawn], return_tensors="pt")["segmentation"]
-        assert EARRINGS not in shown[name]
-    assert (shown["bare"] != shown["worn"]).float().mean() < 0.003
+    given = {"images": pictures, "text": processor.image_token, "return_tensors": "pt"}
+    shown = [processor(**given, segmentation=[drawn])["segmentation"] for drawn in (bare, worn)]
+    assert not any(EARRINGS in one for one in shown)
+    assert (shown[0] != shown[1]).float().mean() < 0.003
     assert EARRINGS in face_map(worn, processor.image_processor)
     assert not without(np.full((4, 4), EARRINGS, np.uint8), [EARRINGS]).any()
 
@@ -260,8 +236,7 @@ def test_withheld_classes_never_reach_the_branch():
 def test_what_is_no_map_or_one_too_many_is_refused(appended, maps, words):
     _, processor = appended
     pictures, _ = faces(1)
-    with pytest.raises(UserError, match=words):
-        processor(images=pictures, text=processor.image_token, segmentation=maps, return_tensors="pt")
+    refuses(words, processor, images=pictures, text=processor.image_token, segmentation=maps, return_tensors="pt")
 
 
 def small_graph(kind=torch.float64):
@@ -272,22 +247,17 @@ def small_graph(kind=torch.float64):
 
 
 def test_the_graph_against_numbers_worked_out_by_hand():
-    # 10 faces: a in 4, b in 5, c in 2; a and b together in 3, b and c in 1, a and c in 0
-    joint = np.array([[4, 3, 0], [3, 5, 1], [0, 1, 2]])
-    # p_ij: b given a .75, c given a 0, a given b .6, c given b .2, a given c 0, b given c .5; tau .4 drops .2
-    expected = np.array([[0.8, 0.2, 0.0], [0.2, 0.8, 0.0], [0.0, 0.2, 0.8]])
-    matrix = correlation_matrix(joint, np.broadcast_to(np.diag(joint)[:, None], (3, 3)), 0.4, 0.2)
-    np.testing.assert_allclose(matrix, expected, atol=1e-12)
+    graph = np.array([[0.8, 0.2, 0.0], [0.2, 0.8, 0.0], [0.0, 0.2, 0.8]])
     branch = small_graph()
-    branch.graph.copy_(torch.from_numpy(expected))
+    branch.graph.copy_(torch.from_numpy(graph))
     words = np.random.default_rng(1).normal(size=(5, 4))
     text = np.stack([(words[1] + words[2]) / 2, words[3], (words[2] + words[4]) / 2])
     text = (text - text.mean(1, keepdims=True)) / np.sqrt(text.var(1, keepdims=True) + 1e-5)
     first, second = (layer.weight.detach().numpy() for layer in branch.layers)
-    hidden = expected @ text @ first.T
+    hidden = graph @ text @ first.T
     hidden = np.where(hidden > 0, hidden, 0.2 * hidden)
     refined = branch.refined(torch.from_numpy(words)).detach().numpy()
-    np.testing.assert_allclose(refined, expected @ hidden @ second.T, atol=1e-12)
+    np.testing.assert_allclose(refined, graph @ hidden @ second.T, atol=1e-12)
 
 
 def test_gradients_of_graph_and_scores_by_finite_differences():
@@ -320,22 +290,17 @@ def test_the_prompt_trains_the_graph_and_leaves_the_scores_alone():
     assert branch.prior.grad.abs().max() > 0
 
 
-def test_no_characteristic_and_another_kind_of_model_are_refused():
-    chosen = settings.load("laptop", ["model.knowledge.enabled=true"]).model
+def test_what_cannot_be_extended_is_refused():
+    graph = Graph(NAMES, WORDS, np.eye(3))
+    chosen, maps = (settings.load("laptop", [one]).model for one in (KNOWS, "model.segmentation.mode=add"))
     model, processor = build_tiny(chosen, TEXTS, ["yes", "no"], seed=3)
-    with pytest.raises(UserError, match=r"model\.knowledge"):
-        extend(model, processor, chosen, None, (), seed=0)
-    extended, processor = extend(model, processor, chosen, Graph(NAMES, WORDS, np.eye(3)), (), seed=0)
-    with pytest.raises(UserError, match="FaceMllmForConditionalGeneration"):
-        extend(extended, processor, chosen, Graph(NAMES, WORDS, np.eye(3)), (), seed=0)
-
-
-def test_maps_are_not_added_to_tokens_that_form_no_grid():
-    chosen = settings.load("laptop", ["model.segmentation.mode=add"]).model
-    model, processor = build_tiny(chosen, TEXTS, ["yes", "no"], seed=3)
+    refuses(r"model\.knowledge", extend, model, processor, chosen, None, (), seed=0)
+    extended = extend(model, processor, chosen, graph, (), seed=0)
+    refuses("FaceMllmForConditionalGeneration", extend, *extended, chosen, graph, (), seed=0)
+    model, processor = build_tiny(maps, TEXTS, ["yes", "no"], seed=3)
     processor.num_additional_image_tokens = 2
-    with pytest.raises(UserError, match=r"mode: add needs .* the 11 tokens of this tower are neither a square"):
-        extend(model, processor, chosen, None, (), seed=0)
+    said = r"mode: add needs .* the 11 tokens of this tower are neither a square"
+    refuses(said, extend, model, processor, maps, None, (), seed=0)
 
 
 def test_the_encoder_of_maps_costs_little_beside_the_tower(appended):

@@ -2,46 +2,24 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GraniteConfig,
-    GraniteForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    SiglipImageProcessorPil,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from facemllm import settings
-from facemllm.errors import UserError
 from facemllm.model.face_mllm import Graph, extend
 from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.parts import assemble, load_base
 from facemllm.model.pretrained import load_model, save_model
+from tests.refusing import refuses
 
 TEXT = ["USER: is there a face? ASSISTANT: yes </s>", "a woman with brown hair and glasses", "no beard at all"]
 CHATML = (
@@ -58,7 +36,7 @@ def write_tokenizer(folder, **options):
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **options)
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=core, **options)
     tokenizer.save_pretrained(folder)
     return len(tokenizer)
 
@@ -67,10 +45,10 @@ def write_language(kind, folder):
     torch.manual_seed(1)
     if kind == "qwen2":
         words = write_tokenizer(folder, eos_token="<|im_end|>", pad_token="<|pad|>", chat_template=CHATML)
-        model = Qwen2ForCausalLM(Qwen2Config(vocab_size=words, tie_word_embeddings=True, **LANGUAGE))
+        model = hf.Qwen2ForCausalLM(hf.Qwen2Config(vocab_size=words, tie_word_embeddings=True, **LANGUAGE))
     else:
         words = write_tokenizer(folder)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=words, tie_word_embeddings=kind == "smollm", **LANGUAGE))
+        model = hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=words, tie_word_embeddings=kind == "smollm", **LANGUAGE))
     model.save_pretrained(folder)
     return folder
 
@@ -78,17 +56,17 @@ def write_language(kind, folder):
 def write_tower(kind, folder):
     torch.manual_seed(2)
     if kind == "siglip":
-        SiglipVisionModel(SiglipVisionConfig(image_size=32, patch_size=8, **TOWER)).save_pretrained(folder)
-        SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+        hf.SiglipVisionModel(hf.SiglipVisionConfig(image_size=32, patch_size=8, **TOWER)).save_pretrained(folder)
+        hf.SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     else:
-        vision = CLIPVisionConfig(image_size=32, patch_size=8, **TOWER)
+        vision = hf.CLIPVisionConfig(image_size=32, patch_size=8, **TOWER)
         if kind == "clip_pair":
-            text = CLIPTextConfig(vocab_size=50, **TOWER)
-            CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+            text = hf.CLIPTextConfig(vocab_size=50, **TOWER)
+            hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
         else:
-            CLIPVisionModel(vision).save_pretrained(folder)
+            hf.CLIPVisionModel(vision).save_pretrained(folder)
         square = {"height": 32, "width": 32}
-        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
+        hf.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
     return folder
 
 
@@ -107,9 +85,8 @@ def logits(model, processor, **more):
 def checkpoint(tmp_path_factory):
     """A LLaVA checkpoint in several shards, written by plain transformers."""
     root = tmp_path_factory.mktemp("llava")
-    model, processor = assemble(
-        str(write_tower("clip", root / "tower")), str(write_language("llama", root / "language")), seed=5
-    )
+    parts = write_tower("clip", root / "tower"), write_language("llama", root / "language")
+    model, processor = assemble(*map(str, parts), seed=5)
     model.save_pretrained(root / "llava", max_shard_size="60KB")
     processor.save_pretrained(root / "llava")
     assert len([*(root / "llava").glob("*.safetensors")]) > 2
@@ -163,8 +140,7 @@ def test_parts_become_a_model(tower, language, tmp_path):
     write_language(language, tmp_path / "language")
     chosen = model_settings(preset="parts", tower=tmp_path / "tower", language=tmp_path / "language")
     model, processor = load_base(chosen, seed=7)
-    model.eval()
-    assert type(model) is LlavaForConditionalGeneration
+    assert type(model.eval()) is LlavaForConditionalGeneration
     tied = model.lm_head.weight is model.get_input_embeddings().weight
     assert tied == (language != "llama")
     pixels = torch.randn(2, 3, 32, 32)
@@ -173,9 +149,8 @@ def test_parts_become_a_model(tower, language, tmp_path):
     torch.testing.assert_close(tokens, torch.stack(list(model.get_image_features(pixels).pooler_output)))
 
     tokenizer = processor.tokenizer
-    assert {tokenizer.pad_token, tokenizer.eos_token} == (
-        {"<|pad|>", "<|im_end|>"} if language == "qwen2" else {"<pad>", "</s>"}
-    )
+    ends = ("<|pad|>", "<|im_end|>") if language == "qwen2" else ("<pad>", "</s>")
+    assert (tokenizer.pad_token, tokenizer.eos_token) == ends
     predictor = Predictor(model, processor)
     face = np.random.default_rng(1).integers(0, 255, (40, 36, 3), dtype=np.uint8)
     scored = predictor.score([face], [[Query("is there a face?", ("yes", "no"))]])[0][0]
@@ -195,45 +170,39 @@ def test_text_of_a_model_of_parts_is_that_of_its_language_model(tmp_path):
     write_language("qwen2", tmp_path / "language")
     model, processor = assemble(str(write_tower("siglip", tmp_path / "tower")), str(tmp_path / "language"), seed=0)
     ids = torch.tensor([processor.tokenizer("brown hair and glasses")["input_ids"]])
-    alone = Qwen2ForCausalLM.from_pretrained(tmp_path / "language")
+    alone = hf.Qwen2ForCausalLM.from_pretrained(tmp_path / "language")
     with torch.no_grad():
         expected, found = alone(input_ids=ids).logits, model(input_ids=ids).logits
     assert torch.equal(found[..., : expected.shape[-1]], expected)
-    chat = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "is there a hat?"}]},
-        {"role": "assistant", "content": "no"},
-    ]
-    shown = processor.apply_chat_template(chat, tokenize=False)
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "is there a hat?"}]}]
+    shown = processor.apply_chat_template([*chat, {"role": "assistant", "content": "no"}], tokenize=False)
     assert shown == ("<|im_start|>user\n<image>\nis there a hat?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n")
 
 
 def refused(folder, *words):
-    with pytest.raises(UserError) as error:
-        load_base(model_settings(preset="hub", base=folder))
-    message = str(error.value)
+    message = refuses(None, load_base, model_settings(preset="hub", base=folder))
     assert "\n" not in message
-    for word in words:
-        assert word in message, message
+    assert all(word in message for word in words), message
 
 
 def test_parts_that_do_not_fit_are_refused(tmp_path):
     tower, language = write_tower("clip", tmp_path / "tower"), write_language("llama", tmp_path / "language")
-    with pytest.raises(UserError, match="no vision tower"):
-        assemble(str(language), str(language), 0)
-    with pytest.raises(UserError, match="no tokenizer"):
-        assemble(str(tower), str(tower), 0)
+
+    def unfit(language, match, tower=tower):
+        refuses(match, assemble, str(tower), str(language), 0)
+
+    unfit(language, "no vision tower", tower=language)
+    unfit(tower, "no tokenizer")
     words = write_tokenizer(tmp_path / "gpt2")
-    GPT2LMHeadModel(GPT2Config(vocab_size=words, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(UserError, match="no Llama-shaped decoder"):
-        assemble(str(tower), str(tmp_path / "gpt2"), 0)
+    other = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=words, n_embd=32, n_layer=1, n_head=2))
+    other.save_pretrained(tmp_path / "gpt2")
+    unfit(tmp_path / "gpt2", "no Llama-shaped decoder")
     write_tokenizer(tmp_path / "granite")
-    scaled = GraniteConfig(vocab_size=words, logits_scaling=8.0, **LANGUAGE)
-    GraniteForCausalLM(scaled).save_pretrained(tmp_path / "granite")
-    with pytest.raises(UserError, match="changes its logits"):
-        assemble(str(tower), str(tmp_path / "granite"), 0)
+    scaled = hf.GraniteConfig(vocab_size=words, logits_scaling=8.0, **LANGUAGE)
+    hf.GraniteForCausalLM(scaled).save_pretrained(tmp_path / "granite")
+    unfit(tmp_path / "granite", "changes its logits")
     (tower / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match=r"preprocessor_config\.json"):
-        assemble(str(tower), str(language), 0)
+    unfit(language, r"preprocessor_config\.json")
 
 
 @pytest.mark.parametrize(
@@ -246,8 +215,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path):
     ],
 )
 def test_a_preset_says_which_names_it_takes(overrides, word):
-    with pytest.raises(UserError, match=word):
-        settings.load("laptop", overrides)
+    refuses(word, settings.load, "laptop", overrides)
 
 
 def test_a_base_that_is_nowhere(monkeypatch):
@@ -257,10 +225,9 @@ def test_a_base_that_is_nowhere(monkeypatch):
 
 def test_another_family_is_refused(checkpoint, tmp_path):
     plain = LlavaForConditionalGeneration.from_pretrained(checkpoint)
-    config = LlavaNextConfig(
-        vision_config=plain.config.vision_config, text_config=plain.config.text_config, image_token_index=1
-    )
-    LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path / "next")
+    parts = {"vision_config": plain.config.vision_config, "text_config": plain.config.text_config}
+    config = hf.LlavaNextConfig(**parts, image_token_index=1)
+    hf.LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path / "next")
     refused(tmp_path / "next", "llava_next", "LLaVA's layout")
 
 
@@ -276,12 +243,11 @@ def test_code_of_a_checkpoint_is_never_run(copy, tmp_path):
     assert not mark.exists()
 
 
-def config(**changes):
-    return lambda copy: rewrite(copy / "config.json", lambda c: c.update(changes))
+def config(file="config", part=None, **changes):
+    return lambda copy: rewrite(copy / f"{file}.json", lambda c: (c[part] if part else c).update(changes))
 
 
-def processing(**changes):
-    return lambda copy: rewrite(copy / "processor_config.json", lambda c: c.update(changes))
+processing = partial(config, "processor_config")
 
 
 def second_shard(change):
@@ -318,11 +284,6 @@ def without_processor(copy):
         (copy / name).unlink(missing_ok=True)
 
 
-def of_another_size(copy):
-    size = {"height": 64, "width": 64}
-    rewrite(copy / "processor_config.json", lambda c: c["image_processor"].update(crop_size=size))
-
-
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -331,24 +292,18 @@ def of_another_size(copy):
         (second_shard(lambda content: content[:-100]), ["model-00002-of-", "damaged"]),
         (second_shard(lambda content: b"\xff" * 200), ["model-00002-of-", "damaged"]),
         (second_shard(lambda content: b""), ["model-00002-of-", "damaged"]),
-        (
-            lambda copy: (copy / "model.safetensors.index.json").write_text("{"),
-            ["model.safetensors.index.json", "damaged"],
-        ),
+        (lambda copy: next(copy.glob("*.index.json")).write_text("{"), ["model.safetensors.index.json", "damaged"]),
         (weight("language_model", lambda tensor: tensor.to(torch.int8)), ["language_model", "I8", "F32"]),
         (weight("language_model", lambda tensor: tensor.to(torch.float64)), ["language_model", "F64", "F32"]),
         (weight("projector", lambda tensor: None), ["missing", "multi_modal_projector"]),
         (config(quantization_config={"quant_method": "bitsandbytes"}), ["quantised"]),
-        (
-            lambda copy: rewrite(copy / "config.json", lambda c: c["text_config"].update(hidden_size=96)),
-            ["48", "96", "have to match"],
-        ),
+        (config(part="text_config", hidden_size=96), ["48", "96", "have to match"]),
         (processing(image_token="<picture>"), ["<picture>", "not in its vocabulary"]),
         (config(image_token_index=3), ["<image>", "image_token_index"]),
         (processing(patch_size=4), ["64 image tokens", "makes 16"]),
         (processing(num_additional_image_tokens=0), ["15 image tokens", "makes 16"]),
         (processing(vision_feature_select_strategy="full"), ["17 image tokens", "makes 16"]),
-        (of_another_size, ["does not fit its vision tower"]),
+        (processing("image_processor", crop_size={"height": 64, "width": 64}), ["does not fit its vision tower"]),
         (without_processor, ["cannot"]),
     ],
 )

@@ -1,7 +1,5 @@
 """Whatever stands in the data, no page runs it: a script in every name, reason, caption and task is words."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

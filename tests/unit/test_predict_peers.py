@@ -203,7 +203,7 @@ def test_which_model_is_meant(tmp_path, monkeypatch):
     assert is_ours(str(tmp_path / "renamed"))
     with pytest.raises(UserError, match="MODEL: none/such is no folder, nor a model of the hub"):
         on_this_machine(chosen, "none/such")
-    for name in ("/nowhere", "./nowhere", "../x", "https://host/model", "a/b/c"):
+    for name in ("/nowhere", "./nowhere", "../no-such", "https://host/model", "a/b/c"):
         with pytest.raises(UserError, match="is not a model directory"):
             on_this_machine(chosen, name)
 

@@ -25,6 +25,7 @@ from facemllm.serve.policy import Limits
 from facemllm.serve.predictor import FaceModel
 from facemllm.tables import CONVERSATIONS, mapping, open_table
 from tests.conftest import encode
+from tests.training_example import spread
 
 TEXTS = ["Is there a beard?", "What is the hair style?", "Describe this face.", "A woman with a hat."]
 ANSWERS = ["short hair", "brown hair", "yes", "no"]
@@ -39,12 +40,7 @@ def predictor(request):
     chosen = settings.load(overrides=[f"model.segmentation.mode={request.param}", "model.knowledge.enabled=true"]).model
     graph = Graph(NAMES, ("bald", "a hat", "short hair"), np.eye(3))
     model, processor = extend(*build_tiny(chosen, TEXTS, ANSWERS, 3), chosen, graph, [WITHHELD], 0)
-    with torch.no_grad():  # untrained logits are nearly equal; spread them, so that a map shows
-        for name, parameter in model.named_parameters():
-            if "language_model.layers" in name and parameter.ndim == 2:
-                parameter.mul_(6)
-        model.get_input_embeddings().weight.mul_(8)
-    return Predictor(model, processor, batch_images=4)
+    return Predictor(spread(model), processor, batch_images=4)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +51,9 @@ def faces():
 
 @pytest.fixture(scope="module")
 def maps():
-    def drawn(number):
-        coarse = np.random.default_rng(number).integers(0, 14, (8, 7), dtype=np.uint8)
-        return encode(coarse.repeat(16, 0).repeat(16, 1), format="PNG")
-
-    return [drawn(0), None, drawn(2), drawn(3), None, drawn(5)]
+    coarse = np.random.default_rng(0).integers(0, 14, (6, 8, 7), dtype=np.uint8)
+    drawn = coarse.repeat(16, 1).repeat(16, 2)
+    return [None if number in (1, 4) else encode(one, format="PNG") for number, one in enumerate(drawn)]
 
 
 @pytest.fixture
@@ -72,9 +66,8 @@ def served(predictor):
 
 def picture(size):
     """A picture, and the same as a request holds it."""
-    buffer = io.BytesIO()
-    Image.radial_gradient("L").resize(size).convert("RGB").save(buffer, "PNG")
-    return Image.open(buffer), {"b64": base64.b64encode(buffer.getvalue()).decode()}
+    data = encode(np.asarray(Image.radial_gradient("L").resize(size).convert("RGB")), format="PNG")
+    return Image.open(io.BytesIO(data)), {"b64": base64.b64encode(data).decode()}
 
 
 def flat(scored):
@@ -90,12 +83,10 @@ def test_answers_do_not_depend_on_what_they_are_batched_with(predictor, faces, m
     alone = [predictor.score([face], [QUERIES], [shown])[0] for face, shown in zip(faces, maps, strict=True)]
     np.testing.assert_allclose(flat(together), flat(alone), atol=1e-5)
     written = predictor.generate_batch(faces, ["Describe this face."] * 6, 8, maps)
-    assert written == [
-        predictor.generate(face, "Describe this face.", 8, [shown]) for face, shown in zip(faces, maps, strict=True)
-    ]
     scores = characteristics_of(predictor, faces, maps)
     assert [tuple(row) for row in scores] == [NAMES] * 6
-    for row, face, shown in zip(scores, faces, maps, strict=True):
+    for row, face, shown, text in zip(scores, faces, maps, written, strict=True):
+        assert predictor.generate(face, "Describe this face.", 8, [shown]) == text
         assert row == pytest.approx(characteristics_of(predictor, [face], [shown])[0], abs=1e-6)
         assert all(0 < value < 1 for value in row.values())
 
@@ -148,9 +139,8 @@ def test_an_evaluation_takes_characteristics_from_the_pass_that_answers(predicto
     assert [row["image_id"] for row in kept] == [face["image_id"] for face in faces]
     for row, expected in zip(kept, alone, strict=True):
         assert mapping(row["scores"]) == pytest.approx(expected, abs=1e-6)
-    assert [one.characteristics for one in predictor.score_faces([open_image(faces[0])], [QUERIES])] == [
-        pytest.approx(alone[0], abs=1e-6)
-    ]
+    (one,) = predictor.score_faces([open_image(faces[0])], [QUERIES])
+    assert one.characteristics == pytest.approx(alone[0], abs=1e-6)
 
 
 def test_a_plain_model_looks_at_no_map_and_has_no_scores(faces, maps):
@@ -171,11 +161,8 @@ def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predict
     texts = predictor.generate_batch(pictures, ["What else is there?"] * 2, 4)
     scores = characteristics_of(predictor, pictures)
 
-    prepared = []
-    monkeypatch.setattr(
-        inference, "face_pixels", lambda image, processor: prepared.append(image) or face_pixels(image, processor)
-    )
-    tower = []
+    prepared, tower = [], []
+    monkeypatch.setattr(inference, "face_pixels", lambda *given: prepared.append(given) or face_pixels(*given))
     monkeypatch.setattr(inference, "tower_features", lambda *given: tower.append(given) or tower_features(*given))
     found = served(instances)
     assert (len(prepared), len(tower)) == (2, 1)  # answers and characteristics come from one pass; texts go by generate

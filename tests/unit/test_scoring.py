@@ -4,7 +4,7 @@ import csv
 import importlib
 import json
 import sys
-from collections import defaultdict
+from collections import Counter
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
@@ -15,20 +15,20 @@ import pytest
 from fairlearn.metrics import MetricFrame
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 
-from facemllm import settings as settings_module
 from facemllm import tasks
-from facemllm.errors import UserError
 from facemllm.evaluate.run import encode, score
 from facemllm.scoring import consistency
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, open_table
-from facemllm.tasks.answers import refuses
+from facemllm.tasks import answers
+from tests.refusing import refuses
 from tests.scored import template, write_conversations, write_predictions
 
 ROWS = list(csv.DictReader((Path(__file__).parent / "scored" / "answers.csv").open(encoding="utf-8")))
 PARSED = [row["parsed"] or None for row in ROWS]
 UNREAD = "?"
+OVERRIDES = ["evaluate.bootstrap=200", "evaluate.min_group=2"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:y_pred contains classes", "ignore:A single label")
 
@@ -50,11 +50,6 @@ def said(rows):
 
 
 @pytest.fixture(scope="module")
-def settings():
-    return settings_module.load("laptop", ["evaluate.bootstrap=200", "evaluate.min_group=2"])
-
-
-@pytest.fixture(scope="module")
 def table(tmp_path_factory):
     groups = {row["image"]: {"gender": row["gender"], "age_band": row["age_band"]} for row in ROWS}
     return write_conversations(tmp_path_factory.mktemp("fixture") / "conversations", map(asked, ROWS), groups)
@@ -72,13 +67,10 @@ def metrics(settings, table, predictions):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["raw"])
 def test_the_answers_are_read_as_a_person_reads_them(row):
-    turn = {
-        "task": row["task"],
-        "template": template(row["item"], row["way"], row["claim"]),
-        "options": row["options"].split(),
-    }
+    wording = template(row["item"], row["way"], row["claim"])
+    turn = {"task": row["task"], "template": wording, "options": row["options"].split()}
     assert tasks.read(tasks.question_of(turn), row["raw"]) == (row["parsed"] or None)
-    assert (not row["parsed"] and refuses(row["raw"])) == bool(row["refused"])
+    assert (not row["parsed"] and answers.refuses(row["raw"])) == bool(row["refused"])
 
 
 def test_figures_equal_a_table_worked_out_by_hand(metrics):
@@ -97,27 +89,25 @@ def test_figures_equal_a_table_worked_out_by_hand(metrics):
     assert set(metrics["tasks"]) == set(table)
     for task, (value, unreadable, refused) in table.items():
         entry = metrics["tasks"][task]
-        assert entry["value"] == pytest.approx(float(value), abs=1e-9), task
-        assert entry["unreadable"] == pytest.approx(float(unreadable), abs=1e-9), task
-        assert entry["refused"] == pytest.approx(float(refused), abs=1e-9), task
+        by_hand = {"value": float(value), "unreadable": float(unreadable), "refused": float(refused)}
+        assert {name: entry[name] for name in by_hand} == pytest.approx(by_hand, abs=1e-9), task
         assert entry["low"] <= entry["value"] <= entry["high"]
     caption = metrics["tasks"]["caption"]["also"]
     assert caption["precision"]["value"] == pytest.approx(5 / 6, abs=1e-9)
     assert caption["recall"]["value"] == pytest.approx(5 / 8, abs=1e-9)
     ways = metrics["consistency"]["ways"]
+    shares = {way: [entry[name]["value"] for name in ("accuracy", "agreement")] for way, entry in ways.items()}
     # lettered: right A, "A woman, so B", B. a man; the same as outright in i00, i01
-    assert ways["lettered"]["accuracy"]["value"] == pytest.approx(3 / 8, abs=1e-9)
-    assert ways["lettered"]["agreement"]["value"] == pytest.approx(2 / 8, abs=1e-9)
+    assert shares["lettered"] == pytest.approx([3 / 8, 2 / 8], abs=1e-9)
     # statements: i00 and i05 are right, i00 and i07 say what was said outright
-    assert ways["statement"]["accuracy"]["value"] == pytest.approx(2 / 5, abs=1e-9)
-    assert ways["statement"]["agreement"]["value"] == pytest.approx(2 / 5, abs=1e-9)
+    assert shares["statement"] == pytest.approx([2 / 5, 2 / 5], abs=1e-9)
     assert ways["statement"]["n"] == 5
     # both captions speak of gender, the first also of bangs, age and eyewear (wrongly), the last of the hat (denied)
-    relations = {entry["relation"]: entry for entry in metrics["consistency"]["captions"]["by_relation"]}
-    assert relations["the caption agrees on eyewear"]["broken_by_model"] == 1.0
-    assert relations["the caption agrees on eyewear"]["broken_by_truth"] == 0.0
-    assert relations["the caption agrees on Wearing_Hat"]["broken_by_model"] == 1.0
-    assert relations["the caption agrees on gender"]["broken_by_model"] == 0.0
+    by_relation = metrics["consistency"]["captions"]["by_relation"]
+    relations = {entry["relation"].removeprefix("the caption agrees on "): entry for entry in by_relation}
+    broken = {name: relations[name]["broken_by_model"] for name in ("eyewear", "Wearing_Hat", "gender")}
+    assert broken == {"eyewear": 1.0, "Wearing_Hat": 1.0, "gender": 0.0}
+    assert relations["eyewear"]["broken_by_truth"] == 0.0
 
 
 def test_groups_equal_those_of_fairlearn(metrics):
@@ -132,13 +122,11 @@ def test_groups_equal_those_of_fairlearn(metrics):
                 sensitive_features=pd.DataFrame({part: [row[part] for row in rows] for part in kind}),
             )
             found = metrics["fairness"][task][" x ".join(kind)]
-            expected = {
-                name if isinstance(name, str) else " x ".join(name): entry for name, entry in frame.by_group.iterrows()
-            }
+            named = [(name if isinstance(name, str) else " x ".join(name)) for name in frame.by_group.index]
+            expected = dict(zip(named, frame.by_group.to_dict("records"), strict=True))
             assert set(found["groups"]) == set(expected)
             for name, entry in expected.items():
-                assert found["groups"][name]["value"] == pytest.approx(entry["value"], abs=1e-9)
-                assert found["groups"][name]["unreadable"] == pytest.approx(entry["unreadable"], abs=1e-9)
+                assert {key: found["groups"][name][key] for key in entry} == pytest.approx(entry, abs=1e-9)
             assert abs(found["largest"]["value"]) == pytest.approx(frame.difference()["value"], abs=1e-9)
             for gap in found["gaps"]:
                 between = expected[gap["a"]]["value"] - expected[gap["b"]]["value"]
@@ -151,9 +139,7 @@ def test_confusion_equals_that_of_scikit_learn(metrics):
     rows = [row for row in native("expression") if row["parsed"]]
     assert found["counts"] == confusion_matrix(truth(rows), said(rows), labels=found["labels"]).tolist()
     assert "contempt" in found["labels"]  # no option of the question, yet an answer
-    unreadable = defaultdict(int)
-    for row in native("expression"):
-        unreadable[row["answer"]] += not row["parsed"]
+    unreadable = Counter(row["answer"] for row in native("expression") if not row["parsed"])
     assert found["unreadable"] == [unreadable[label] for label in found["labels"]]
     assert sum(map(sum, found["counts"])) + sum(found["unreadable"]) == 12
 
@@ -193,24 +179,21 @@ def test_an_evaluation_folder_brings_its_other_tables_along(settings, table, pre
     raw = [row["raw"] for row in ROWS]
     write_predictions(folder / "predictions", PARSED, raw)
     assert score(settings, table, folder) == metrics
-    assert metrics["generation"] is None
-    assert metrics["disturbed"] == {}
+    assert (metrics["generation"], metrics["disturbed"]) == (None, {})
     some = {place: PARSED[place] for place, row in enumerate(ROWS) if row["image"] < "i06" and row["way"] == "native"}
     write_predictions(folder / "disturbed" / "blur", dict.fromkeys(some), kind="blur")
     write_predictions(folder / "disturbed" / "dark", some, kind="dark")
     write_predictions(folder / "generated", {p: "happiness" for p in some if ROWS[p]["task"] == "expression"})
     found = score(settings, table, folder)
-    assert found["disturbed"]["blur"]["faces"] == 6
-    assert found["disturbed"]["blur"]["after"]["value"] == 0.0
-    assert found["disturbed"]["blur"]["change"]["value"] == -found["disturbed"]["blur"]["before"]["value"] < 0
+    blur, again = found["disturbed"]["blur"], found["generation"]
+    assert (blur["faces"], blur["after"]["value"]) == (6, 0.0)
+    assert blur["change"]["value"] == -blur["before"]["value"] < 0
     assert found["disturbed"]["dark"]["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     # of the six, happiness was the likeliest in i00, i03 and i05
-    assert found["generation"]["agreement"]["value"] == found["generation"]["by_task"]["expression"]["value"] == 0.5
-    assert (found["generation"]["n"], found["generation"]["unreadable"]) == (6, 0.0)
-    assert found["generation"]["both_unreadable"] == 0.0
+    assert again["agreement"]["value"] == again["by_task"]["expression"]["value"] == 0.5
+    assert (again["n"], again["unreadable"], again["both_unreadable"]) == (6, 0.0, 0.0)
     write_predictions(folder / "disturbed" / "jpeg", {len(ROWS): None}, [*raw, ""], kind="jpeg")
-    with pytest.raises(UserError, match="1 predictions answer no question"):
-        score(settings, table, folder)
+    refuses("1 predictions answer no question", score, settings, table, folder)
 
 
 ZERO = [(str(i), i, "zero_shot", "Wearing_Earrings", ("yes", "no")[i % 2]) for i in range(20)]
@@ -221,9 +204,9 @@ def test_zero_shot_is_also_judged_by_the_likeliest_option(settings, tmp_path):
     scores = [{"no": 0.1, "yes": 0.7} if i % 4 == 0 else {"no": 0.6, "yes": 0.2} for i in range(20)]
     write_predictions(tmp_path / "a", [None] * 20, ["(none of the options)"] * 20, scores)
     found = score(settings, table, tmp_path / "a")["tasks"]["zero_shot"]
-    assert found["value"] == 0.0
-    assert found["also"]["by_likelihood"]["value"] == 0.75
-    assert found["also"]["by_likelihood"]["low"] < 0.75 < found["also"]["by_likelihood"]["high"]
+    likeliest = found["also"]["by_likelihood"]
+    assert (found["value"], likeliest["value"]) == (0.0, 0.75)
+    assert likeliest["low"] < 0.75 < likeliest["high"]
     assert found["items"]["Wearing_Earrings"]["also"]["by_likelihood"]["value"] == 0.75
     write_predictions(tmp_path / "b", [None] * 20, [""] * 20, [*scores[:-1], None])
     assert "by_likelihood" not in score(settings, table, tmp_path / "b")["tasks"]["zero_shot"]["also"]
@@ -243,19 +226,18 @@ def test_predictions_and_labels_that_mean_nothing_are_refused(settings, tmp_path
     for place, odd in enumerate((1.2, -0.1, float("nan"))):
         scores = [{"no": 0.4, "yes": 0.6}] * 19 + [{"no": odd, "yes": 0.6}]
         write_predictions(tmp_path / str(place), ["yes"] * 20, scores=scores)
-        with pytest.raises(UserError, match=r"question 19 has the score .*; scores are probabilities from 0 to 1"):
-            score(settings, table, tmp_path / str(place))
+        said = "question 19 has the score .*; scores are probabilities from 0 to 1"
+        refuses(said, score, settings, table, tmp_path / str(place))
     write_predictions(tmp_path / "one", ["yes"] * 20)
     answered = list(open_table(tmp_path / "one").iterate())
     answered[7]["model_digest"] = "d" * 64
     with TableWriter(tmp_path / "two", PREDICTIONS, about={"split": "test"}) as writer:
         writer.write(answered)
-    with pytest.raises(UserError, match="question 7 was answered by model dddddddddddd, others by mmmmmmmmmmmm"):
-        score(settings, table, tmp_path / "two")
+    said = "question 7 was answered by model dddddddddddd, others by mmmmmmmmmmmm"
+    refuses(said, score, settings, table, tmp_path / "two")
     ages = write_conversations(tmp_path / "ages", [("a", 0, "age", "age", "30"), ("b", 1, "age", "age", "thirty")])
     write_predictions(tmp_path / "c", ["30", "30"])
-    with pytest.raises(UserError, match="the answer 'thirty' to question 1 of age is no number"):
-        score(settings, ages, tmp_path / "c")
+    refuses("the answer 'thirty' to question 1 of age is no number", score, settings, ages, tmp_path / "c")
 
 
 def test_nothing_heavy_is_loaded_to_score(settings, table, predictions, monkeypatch):

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from facemllm import settings as settings_module
 from facemllm.evaluate.baselines import baselines
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
@@ -11,11 +10,7 @@ from tests.conftest import encode
 TRAIN = [("gender", "gender/0")]
 TEST = [*TRAIN, ("gender", "gender:unseen/0"), ("zero_shot", "Wearing_Earrings/0"), ("age", "age/0")]
 TEST += [("caption", "caption/0")]
-
-
-@pytest.fixture(scope="module")
-def settings():
-    return settings_module.load("laptop", ["evaluate.bootstrap=100", "evaluate.baseline_pixels=8"])
+OVERRIDES = ["evaluate.bootstrap=100", "evaluate.baseline_pixels=8"]
 
 
 @pytest.fixture(scope="module")

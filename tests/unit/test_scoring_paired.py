@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from facemllm import settings as settings_module
 from facemllm.evaluate.run import score
 from facemllm.scoring.paired import compare
 from facemllm.scoring.summary import slices
@@ -12,11 +11,7 @@ from facemllm.tables import open_table
 from tests.scored import sheet_of, write_conversations, write_predictions
 
 PEOPLE = 90
-
-
-@pytest.fixture(scope="module")
-def settings():
-    return settings_module.load("laptop", ["evaluate.bootstrap=300"])
+OVERRIDES = ["evaluate.bootstrap=300"]
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +55,14 @@ def test_differences_are_paired_corrected_and_plain(settings, folders):
     found = compare(settings, *folders)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders[1:]]
-    assert set(found["figures"]) == {
-        "closed_mean",
-        *("gender", "expression", "age", "attributes"),
-        *("gender.gender", "expression.expression", "expression.balanced_accuracy", "age.age"),
-        *("attributes.Bangs", "attributes.Wearing_Hat"),
-    }
+    items = {"gender.gender", "expression.expression", "expression.balanced_accuracy", "age.age"}
+    items |= {"attributes.Bangs", "attributes.Wearing_Hat"}
+    assert set(found["figures"]) == {"closed_mean", "gender", "expression", "age", "attributes"} | items
     for name, entry in found["figures"].items():
         assert entry["difference"]["value"] == pytest.approx(entry["second"] - entry["first"], abs=1e-11)
         if name in metrics[0]["tasks"]:
-            assert entry["first"] == metrics[0]["tasks"][name]["value"]
-            assert entry["second"] == metrics[1]["tasks"][name]["value"]
-            assert entry["n"] == metrics[0]["tasks"][name]["n"]
+            one, other = (each["tasks"][name] for each in metrics)
+            assert (entry["first"], entry["second"], entry["n"]) == (one["value"], other["value"], one["n"])
             assert entry["p"] <= entry["p_holm"] <= 1
     worse = found["figures"]["expression"]
     assert worse["difference"]["high"] < 0
@@ -81,8 +72,7 @@ def test_differences_are_paired_corrected_and_plain(settings, folders):
     same = found["figures"]["gender"]
     assert same["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert same["p"] == same["p_holm"] == 1.0
-    assert found["figures"]["age"]["higher_is_better"] is False
-    assert found["figures"]["age"]["unit"] == "years"
+    assert (found["figures"]["age"]["higher_is_better"], found["figures"]["age"]["unit"]) == (False, "years")
     assert found["figures"]["closed_mean"]["n"] == 4 * PEOPLE
     men, women = (found["groups"]["expression"]["gender"][sex] for sex in ("male", "female"))
     assert men["difference"]["value"] < women["difference"]["value"] <= 0
@@ -107,11 +97,8 @@ def test_few_people_show_nothing_and_people_who_change_alike_are_counted(setting
     assert figures["gender"]["p"] == 1.0
     assert figures["attributes"]["difference"]["value"] == 1.0
     assert figures["attributes"]["p"] is figures["attributes"]["p_holm"] is None  # ten people
-
-
-def test_captions_that_all_change_alike_are_counted_too(settings, tmp_path):
     rows = [(p, p, "caption", "caption", "gender=male;age=30") for p in range(25)]
-    folders = both(settings, tmp_path, rows, None, ["gender=male"] * 25, ["gender=male;age=30"] * 25)
+    folders = both(settings, tmp_path / "captions", rows, None, ["gender=male"] * 25, ["gender=male;age=30"] * 25)
     found = compare(settings, *folders)
     assert found["figures"]["caption"]["p"] == pytest.approx(2 * 0.5**25)
 
@@ -131,8 +118,7 @@ def test_slices_follow_the_labels_asked_about(settings):
     people = {"frontal": 50, "turned": 25, "profile": 25, "occluded": 50, "unoccluded": 50}
     assert {name: entry["people"] for name, entry in found.items()} == people
     assert found["profile"]["tasks"]["gender"]["value"] == 0.0
-    assert found["profile"]["closed_mean"]["value"] == 0.5
-    assert found["frontal"]["closed_mean"]["value"] == 1.0
+    assert [found[name]["closed_mean"]["value"] for name in ("profile", "frontal")] == [0.5, 1.0]
     assert found["frontal"]["n"] == 150
     few = slices(settings, sheet_of(rows[:60]), parsed[:60])["profile"]
     nothing = {"value": None, "low": None, "high": None}

@@ -1,7 +1,5 @@
 """Services as data, records, and the ends of processes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -36,14 +34,14 @@ def record(**changes: object) -> Record:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def test_mlflow_stays_on_loopback_without_job_runners(settings: Settings) -> None:
+def test_mlflow_stays_on_loopback_without_job_runners(settings: Settings):
     service = servers.mlflow(settings)
     assert "--host=127.0.0.1" in service.command
     assert service.env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert service.client_env["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{settings.services.mlflow_port}"
 
 
-def test_ray_keeps_to_its_own_ports_and_a_short_path(settings: Settings) -> None:
+def test_ray_keeps_to_its_own_ports_and_a_short_path(settings: Settings):
     service = servers.ray(settings)
     base = settings.services.ray_port
     ports = [int(flag.rpartition("=")[2]) for flag in service.command if "port=" in flag]
@@ -57,13 +55,17 @@ def test_ray_keeps_to_its_own_ports_and_a_short_path(settings: Settings) -> None
         load("laptop", ["services.staging_port=16400"])
 
 
-def test_another_model_is_another_service(settings: Settings, tmp_path: Path) -> None:
+def test_another_model_is_another_service_and_the_last_one_proved_is_remembered(settings: Settings, tmp_path: Path):
+    (settings.home / "services").mkdir(parents=True)
+    assert servers.deployed(settings, "staging") is None
+    servers.note_deployed(settings, "staging", servers.Deployed(tmp_path, "abc", "3"))
+    assert servers.deployed(settings, "staging") == servers.Deployed(tmp_path, "abc", "3")
     first, second = (servers.model_server(settings, "staging", tmp_path, digest, "1") for digest in ("a", "b"))
     assert first != second
     assert first == servers.model_server(settings, "staging", tmp_path, "a", "1")
 
 
-def test_what_is_not_there_is_said_plainly(settings: Settings) -> None:
+def test_what_is_not_there_is_said_plainly(settings: Settings):
     with pytest.raises(UserError, match="choose one of mlflow, ray"):
         services.up(settings, "redis")
     with pytest.raises(UserError, match="no model was deployed to staging"):
@@ -72,13 +74,10 @@ def test_what_is_not_there_is_said_plainly(settings: Settings) -> None:
         services.down(settings, ["redis"])
     assert services.down(settings) == []
     assert {row.state for row in services.status(settings)} == {"down"}
-
-
-def test_the_model_last_proved_is_remembered(settings: Settings, tmp_path: Path) -> None:
-    (settings.home / "services").mkdir(parents=True)
-    assert servers.deployed(settings, "staging") is None
-    servers.note_deployed(settings, "staging", servers.Deployed(tmp_path, "abc", "3"))
-    assert servers.deployed(settings, "staging") == servers.Deployed(tmp_path, "abc", "3")
+    (settings.home / "services").mkdir(parents=True, exist_ok=True)
+    (settings.home / "services" / "staging.json").write_text('{"supervisor": {"pid": 1}}')
+    with pytest.raises(UserError, match=r"staging.json cannot be read"):  # not passed over
+        services.down(settings)
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def ask(*words: str) -> str:
     return done.output
 
 
-def test_down_says_what_it_stops_in_every_home_or_in_that_of_a_profile(orphan, tmp_path: Path) -> None:
+def test_down_says_what_it_stops_in_every_home_or_in_that_of_a_profile(orphan, tmp_path: Path):
     first, second = orphan(".facemllm"), orphan(".facemllm-ci")
     assert ask("down", "--profile", "laptop") == f"stopped staging of {tmp_path}/.facemllm\n"
     assert [psutil.pid_exists(pid) for pid in (first, second)] == [False, True]
@@ -118,14 +117,7 @@ def test_down_says_what_it_stops_in_every_home_or_in_that_of_a_profile(orphan, t
     assert ask("down") == "no local server runs\n"
 
 
-def test_a_server_whose_record_cannot_be_read_is_not_passed_over(settings: Settings) -> None:
-    (settings.home / "services").mkdir(parents=True)
-    (settings.home / "services" / "staging.json").write_text('{"supervisor": {"pid": 1}}')
-    with pytest.raises(UserError, match=r"staging.json cannot be read"):
-        services.down(settings)
-
-
-def test_status_gives_times_people_read_and_says_why(orphan, tmp_path: Path) -> None:
+def test_status_gives_times_people_read_and_says_why(orphan, tmp_path: Path):
     orphan(".facemllm")
     assert "orphaned" in ask("status")
     assert "its supervisor is gone" in ask("status")
@@ -137,35 +129,30 @@ def test_status_gives_times_people_read_and_says_why(orphan, tmp_path: Path) -> 
     assert (rows[0]["since"], rows[0]["why"][:7], rows[3]["state"]) == (since, "http://", "down")
 
 
-def test_a_record_survives_its_file_and_a_damaged_one_is_none(tmp_path: Path) -> None:
+def test_a_record_survives_its_file_and_a_damaged_one_is_none(tmp_path: Path):
     path = tmp_path / "staging.json"
     written = record(child=Identity.of(os.getpid()))
     written.write(path)
     assert Record.read(path) == written
-    path.write_text(path.read_text()[:-9])
-    assert Record.read(path) is None
-    path.write_text(json.dumps([1]))
-    assert Record.read(path) is None
+    for damaged in (path.read_text()[:-9], "[1]"):
+        path.write_text(damaged)
+        assert Record.read(path) is None
     assert Record.read(tmp_path / "none.json") is None
 
 
-def test_a_recycled_process_id_is_not_ours(tmp_path: Path) -> None:
+def test_a_recycled_process_id_and_members_of_before_the_last_restart_of_the_machine_are_not_ours():
     me = Identity.of(os.getpid())
     assert me.process() is not None
     assert Identity(me.pid, me.started - 1).process() is None
-
-
-def test_members_of_before_the_last_restart_of_the_machine_are_not_ours() -> None:
-    assert os.getpid() in {p.pid for p in record().members()}
+    assert me.pid in {p.pid for p in record().members()}
     assert record(boot="another").members() == []
 
 
-def test_ending_a_tree_ends_what_ignores_the_request() -> None:
+def test_ending_a_tree_ends_what_ignores_the_request():
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     inner = f"import signal, time; {deaf}; print('on', flush=True); time.sleep(60)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     process = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
     assert process.stdout.readline() == "on\n"
     below = psutil.Process(process.pid).children(recursive=True)
     started = time.monotonic()
@@ -177,12 +164,12 @@ def test_ending_a_tree_ends_what_ignores_the_request() -> None:
     end_tree(process.pid)  # gone already: no error
 
 
-def test_what_is_wrong_with_a_server_is_said() -> None:
+def test_what_is_wrong_with_a_server_is_said():
     assert trouble(("http://127.0.0.1:1/",), 0.5).startswith("http://127.0.0.1:1/: [Errno 111]")
     assert trouble(("no url",), 0.5).startswith("no url: unknown url type")
 
 
-def test_supervisors_are_light() -> None:
+def test_supervisors_are_light():
     heavy = ("numpy", "pydantic", "pyarrow", "torch")
     code = f"import sys, facemllm.core.services; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)

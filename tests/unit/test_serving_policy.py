@@ -1,7 +1,5 @@
 """What a request may hold, batching, the rule for answers, and which model directories are served."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io
@@ -39,20 +37,20 @@ def plain(size: tuple[int, int] = (32, 48), mode: str = "RGB") -> Image.Image:
     ("kind", "mode"),
     [("PNG", "RGB"), ("JPEG", "RGB"), ("WEBP", "RGB"), *(("PNG", mode) for mode in ("L", "P", "1", "RGBA", "I;16"))],
 )
-def test_pictures_are_known_by_their_content_and_become_rgb(kind: str, mode: str) -> None:
+def test_pictures_are_known_by_their_content_and_become_rgb(kind: str, mode: str):
     image = read_image(encoded(plain(mode=mode), kind), "image", LIMITS)
     assert (image.width, image.height) == (32, 48)
     assert (decode(image).mode, decode(image).size) == ("RGB", (32, 48))
 
 
-def test_a_turned_picture_is_turned_upright() -> None:
+def test_a_turned_picture_is_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
     assert decode(read_image(encoded(plain(), "JPEG", exif=exif), "image", LIMITS)).size == (48, 32)
 
 
 @pytest.mark.parametrize("lossless", [False, True])
-def test_a_large_webp_is_refused_before_its_decoder_sees_it(lossless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_webp_is_refused_before_its_decoder_sees_it(lossless: bool, monkeypatch: pytest.MonkeyPatch):
     text = encoded(plain((1200, 1000)), "WEBP", lossless=lossless)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
     with pytest.raises(Refused, match="1200x1000") as refusal:
@@ -68,12 +66,11 @@ def faces_map(size: tuple[int, int] = (32, 48), value: int = 3, mode: str = "L")
 
 
 def with_map(text: Any, **fields: Any) -> dict[str, Any]:
-    instance = {"image": {"b64": encoded(plain())}, "question": "q", "segmentation": text, **fields}
-    return {"instances": [instance]}
+    return {"instances": [{"image": {"b64": encoded(plain())}, "question": "q", "segmentation": text, **fields}]}
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
-def test_a_map_of_class_numbers_is_taken(mode: str) -> None:
+def test_a_map_of_class_numbers_is_taken(mode: str):
     (ask,) = read_request(with_map({"b64": encoded(faces_map(mode=mode))}, characteristics=True), LIMITS)
     assert ask.characteristics
     assert ask.map is not None
@@ -95,14 +92,14 @@ def test_a_map_of_class_numbers_is_taken(mode: str) -> None:
         ({"b64": encoded(faces_map((2000, 2000)))}, 413, "too large"),
     ],
 )
-def test_what_is_no_map_is_refused_in_one_line(segmentation: Any, status: int, line: str) -> None:
+def test_what_is_no_map_is_refused_in_one_line(segmentation: Any, status: int, line: str):
     read_request(with_map({"b64": encoded(faces_map((900, 900)))}), LIMITS)  # not yet too large
     with pytest.raises(Refused, match=line) as refusal:
         read_request(with_map(segmentation), LIMITS)
     assert refusal.value.status == status
 
 
-def test_grey_values_of_four_bits_are_no_class_numbers() -> None:
+def test_grey_values_of_four_bits_are_no_class_numbers():
     def chunk(name: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
 
@@ -113,21 +110,19 @@ def test_grey_values_of_four_bits_are_no_class_numbers() -> None:
         read_map(base64.b64encode(data).decode(), "map", LIMITS)
 
 
-def test_a_map_has_to_fit_its_picture_and_hold_known_classes() -> None:
-    def refused(picture: Image.Image, line: str) -> None:
+def test_a_map_has_to_fit_its_picture_and_hold_known_classes():
+    whole = base64.b64decode(encoded(Image.radial_gradient("L").resize((32, 48))))
+    for text, line in (
+        (encoded(faces_map((48, 32))), "48x32 pixels, the image 32x48: other proportions"),
+        (encoded(faces_map(value=19)), "holds the class 19; there are 19, from 0 to 18"),
+        (base64.b64encode(whole[: len(whole) // 2]).decode(), "damaged"),
+    ):
         with pytest.raises(Refused, match=line) as refusal:
-            decode_map(read_map(encoded(picture), "map", LIMITS), plain())
+            decode_map(read_map(text, "map", LIMITS), plain())
         assert refusal.value.status == 422
 
-    refused(faces_map((48, 32)), "48x32 pixels, the image 32x48: other proportions")
-    refused(faces_map(value=19), "holds the class 19; there are 19, from 0 to 18")
-    whole = base64.b64decode(encoded(Image.radial_gradient("L").resize((32, 48))))
-    cut = base64.b64encode(whole[: len(whole) // 2]).decode()
-    with pytest.raises(Refused, match="damaged"):
-        decode_map(read_map(cut, "map", LIMITS), plain())
 
-
-def test_maps_count_as_pixels_and_scores_are_asked_for_plainly() -> None:
+def test_maps_count_as_pixels_and_scores_are_asked_for_plainly():
     small = Limits(max_body_mb=1, max_pixels=2000, max_question_chars=100, max_instances=4)
     with pytest.raises(Refused, match="hold 3072 pixels"):
         read_request(with_map({"b64": encoded(faces_map())}), small)
@@ -135,13 +130,13 @@ def test_maps_count_as_pixels_and_scores_are_asked_for_plainly() -> None:
         read_request(with_map({"b64": encoded(faces_map())}, characteristics="yes"), LIMITS)
 
 
-def test_an_animation_is_refused() -> None:
+def test_an_animation_is_refused():
     frames = [plain(), Image.new("RGB", (32, 48), "red")]
     with pytest.raises(Refused, match="animated"):
         read_image(encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]), "image", LIMITS)
 
 
-def test_pixels_count_over_a_whole_request_and_each_picture_once() -> None:
+def test_pixels_count_over_a_whole_request_and_each_picture_once():
     large, other = plain((800, 800)), Image.new("RGB", (800, 800), "red")
     same = [{"image": {"b64": encoded(large)}, "question": f"q{n}"} for n in range(3)]
     assert len({ask.image.digest for ask in read_request({"instances": same}, LIMITS)}) == 1
@@ -149,7 +144,7 @@ def test_pixels_count_over_a_whole_request_and_each_picture_once() -> None:
         read_request({"instances": [*same, {"image": {"b64": encoded(other)}, "question": "q"}]}, LIMITS)
 
 
-def test_a_chat_gives_its_image_and_its_turns() -> None:
+def test_a_chat_gives_its_image_and_its_turns():
     image = {"type": "image", "b64": encoded(plain())}
     messages = [
         {"role": "user", "content": [image, {"type": "text", "text": " one "}]},
@@ -165,40 +160,32 @@ def test_a_chat_gives_its_image_and_its_turns() -> None:
 
 
 def run_limited(chunks: list[bytes], headers: list[tuple[bytes, bytes]]) -> int:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    queue = [{"type": "http.request", "body": c, "more_body": n < len(chunks) - 1} for n, c in enumerate(chunks)]
+    read: list[Any] = []
+
+    async def receive() -> Any:
+        read.append(queue[len(read)])
+        return read[-1]
+
+    async def app(scope: Any, receive: Any, send: Any):
         while (await receive())["more_body"]:
             pass
-        await send({})
 
-    async def go() -> int:
-        queue = [{"type": "http.request", "body": c, "more_body": n < len(chunks) - 1} for n, c in enumerate(chunks)]
-        read = 0
-
-        async def receive() -> Any:
-            nonlocal read
-            read += 1
-            return queue[read - 1]
-
-        async def send(_: Any) -> None:
-            pass
-
-        try:
-            await BodyLimit(app, 100)({"type": "http", "headers": headers}, receive, send)
-        except Refused as refusal:
-            return -refusal.status - read
-        return read
-
-    return asyncio.run(go())
+    try:
+        asyncio.run(BodyLimit(app, 100)({"type": "http", "headers": headers}, receive, pytest.fail))
+    except Refused as refusal:
+        return -refusal.status - len(read)
+    return len(read)
 
 
-def test_bodies_are_cut_off() -> None:
+def test_bodies_are_cut_off():
     assert run_limited([b"x" * 50, b"x" * 50], []) == 2
     assert run_limited([b"x" * 50, b"x" * 51, b"x"], []) == -413 - 3  # read to the end, so that the client sees why
     assert run_limited([b"x" * 200, b""], [(b"content-length", b"200")]) == -413 - 2
     assert run_limited([b"x" * 200], [(b"content-length", b"9999999999")]) == -413  # not this one
 
 
-def test_what_waits_is_answered_together_and_failures_stay_their_own() -> None:
+def test_what_waits_is_answered_together_and_failures_stay_their_own():
     batches, gate = [], threading.Event()
 
     def double(works: Sequence[int]) -> list[int | Exception]:
@@ -223,13 +210,13 @@ def test_what_waits_is_answered_together_and_failures_stay_their_own() -> None:
     assert isinstance(results[3], Refused)
 
 
-def test_a_broken_batch_is_heard_by_all_and_the_next_one_runs() -> None:
+def test_a_broken_batch_is_heard_by_all_and_the_next_one_runs():
     def fail_once(works: Sequence[int]) -> list[int | Exception]:
         if works[0] == 0:
             raise RuntimeError("broken")
         return list(works)
 
-    async def go() -> None:
+    async def go():
         batcher = Batcher(fail_once, size=4, max_waiting=8)
         with pytest.raises(RuntimeError):
             await batcher.submit([0, 1])
@@ -243,7 +230,7 @@ def question(form: Any, *values: str) -> Question:
     return Question(task="t", item="i", form=form, templates=("?",), options=options)
 
 
-def test_a_choice_is_its_likeliest_option_a_number_an_expectation_and_a_broken_model_says_nothing() -> None:
+def test_a_choice_is_its_likeliest_option_a_number_an_expectation_and_a_broken_model_says_nothing():
     found = answer(question("choice", "black", "blond"), [0.3, 0.7], 1)
     assert (found.value, found.text, found.scores) == ("blond", "blond words", {"black": 0.3, "blond": 0.7})
     unread = answer(question("boolean", "yes", "no"), [0.5, 0.5], None)
@@ -255,7 +242,7 @@ def test_a_choice_is_its_likeliest_option_a_number_an_expectation_and_a_broken_m
         assert answer(question(form, "1", "2"), [float("nan"), float("nan")], 0).value is None
 
 
-def test_only_the_approved_bytes_without_code_are_served(tmp_path: Path) -> None:
+def test_only_the_approved_bytes_without_code_are_served(tmp_path: Path):
     with pytest.raises(UserError, match="safetensors"):
         server.check(tmp_path, "")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
@@ -271,6 +258,6 @@ def test_only_the_approved_bytes_without_code_are_served(tmp_path: Path) -> None
         server.check(tmp_path / "none", digest)
 
 
-def test_a_refused_model_ends_the_server_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_model_ends_the_server_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert server.main(["--model", str(tmp_path / "none"), "--digest", "x"]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,12 +1,10 @@
 """What the served model is shown and answers (maps of face parts, scores), and how a deployment is proved."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
-import io
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,6 +13,7 @@ from facemllm.serve import deploy
 from facemllm.serve.deploy import Probe, same_answer
 from facemllm.serve.policy import Limits, Refused
 from facemllm.serve.predictor import FaceModel
+from tests.conftest import encode
 
 LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=8)
 NAMES = ("Wearing_Hat", "Bald", "expression=fear", "ethnicity=a", "gender=male")
@@ -23,7 +22,7 @@ NAMES = ("Wearing_Hat", "Bald", "expression=fear", "ethnicity=a", "gender=male")
 class Fake:
     """Tells what it was shown: images are their red value, maps their class."""
 
-    def __init__(self, takes_maps: bool = True, names: tuple[str, ...] = NAMES) -> None:
+    def __init__(self, takes_maps: bool = True, names: tuple[str, ...] = NAMES):
         self.takes_maps, self.characteristic_names = takes_maps, names
         self.scored: list[tuple[list[Any], list[Any]]] = []
 
@@ -45,15 +44,14 @@ class Fake:
         return [f"{image} {shown}" for image, shown in zip(images, maps, strict=True)]
 
 
-def png(image: Image.Image) -> dict[str, str]:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return {"b64": base64.b64encode(buffer.getvalue()).decode()}
+def png(*color: int) -> dict[str, str]:
+    data = encode(np.full((48, 32, 3) if len(color) > 1 else (48, 32), color, np.uint8), format="PNG")
+    return {"b64": base64.b64encode(data).decode()}
 
 
 def face(red: int, parts: int | None = None, **fields: Any) -> dict[str, Any]:
-    shown = {} if parts is None else {"segmentation": png(Image.new("L", (32, 48), parts))}
-    return {"image": png(Image.new("RGB", (32, 48), (red, 0, 0))), "question": "Who?", **shown, **fields}
+    shown = {} if parts is None else {"segmentation": png(parts)}
+    return {"image": png(red, 0, 0), "question": "Who?", **shown, **fields}
 
 
 def ask(fake: Any, *instances: dict[str, Any], names: tuple[str, ...] = ("attributes",)) -> list[dict[str, Any]]:
@@ -61,7 +59,7 @@ def ask(fake: Any, *instances: dict[str, Any], names: tuple[str, ...] = ("attrib
     return asyncio.run(model.predict({"instances": list(instances)}))["predictions"]
 
 
-def test_each_question_is_put_about_its_own_image_and_map() -> None:
+def test_each_question_is_put_about_its_own_image_and_map():
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     talk = {name: value for name, value in face(9, 4).items() if name != "question"} | {"messages": chat}
     found = ask(Fake(), face(10), face(10, 3), face(10, 5), face(20, 3), talk)
@@ -69,7 +67,7 @@ def test_each_question_is_put_about_its_own_image_and_map() -> None:
     assert all("characteristics" not in one for one in found)
 
 
-def test_scores_are_told_where_asked_and_only_of_tasks_that_are_answered() -> None:
+def test_scores_are_told_where_asked_and_only_of_tasks_that_are_answered():
     fake = Fake()
     found = ask(fake, face(51, 3, characteristics=True), face(51, 3), face(51, 3, characteristics=True))
     scores = {"Wearing_Hat": 0.2, "Bald": 0.2}
@@ -79,14 +77,14 @@ def test_scores_are_told_where_asked_and_only_of_tasks_that_are_answered() -> No
     assert set(opted_in[0]["characteristics"]) == {"Wearing_Hat", "Bald", "expression=fear"}
 
 
-def test_a_broken_picture_spoils_its_own_answer_alone() -> None:
-    wrong = {**face(10, characteristics=True), "segmentation": png(Image.new("L", (32, 48), 19))}
+def test_a_broken_picture_spoils_its_own_answer_alone():
+    wrong = {**face(10, characteristics=True), "segmentation": png(19)}
     with pytest.raises(Refused, match="holds the class 19") as refusal:
         ask(Fake(), face(20, characteristics=True), wrong)
     assert refusal.value.status == 422
 
 
-def test_what_the_model_cannot_use_is_refused_not_ignored() -> None:
+def test_what_the_model_cannot_use_is_refused_not_ignored():
     with pytest.raises(Refused, match=r"instances\[0\].segmentation: this model looks at no map"):
         ask(Fake(takes_maps=False), face(10, 3))
     with pytest.raises(Refused, match=r"instances\[1\].characteristics: this deployment gives no scores"):
@@ -111,16 +109,15 @@ def test_what_the_model_cannot_use_is_refused_not_ignored() -> None:
         ("upright and so on", None, {"answer": "short hair", "value": "Short_Hair"}, False),
     ],
 )
-def test_a_server_answers_as_evaluation_did(evaluated: str, value: Any, served: dict[str, Any], same: bool) -> None:
+def test_a_server_answers_as_evaluation_did(evaluated: str, value: Any, served: dict[str, Any], same: bool):
     assert same_answer(Probe(b"", "Which hair style?", evaluated, value), served) is same
 
 
 @pytest.mark.parametrize("segmentation", [None, b"a map"])
-def test_a_probe_shows_what_evaluation_showed(monkeypatch: pytest.MonkeyPatch, segmentation: bytes | None) -> None:
+def test_a_probe_shows_what_evaluation_showed(monkeypatch: pytest.MonkeyPatch, segmentation: bytes | None):
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(
-        deploy, "ask", lambda url, model, instance: asked.append(instance) or {"answer": "a", "value": "a"}
-    )
+    said = {"answer": "a", "value": "a"}
+    monkeypatch.setattr(deploy, "ask", lambda url, model, instance: asked.append(instance) or said)
     endpoint = deploy.Endpoint("staging", "http://127.0.0.1:1", "m", "d", 1, False)
     deploy._prove(None, endpoint, Probe(b"face", "What?", "a", "a", segmentation))
     expected = {} if segmentation is None else {"segmentation": {"b64": "YSBtYXA="}}

@@ -1,7 +1,5 @@
 """What `make task` and `make reader` write: it loads, its line and row stand, and its test says what is left."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 from pathlib import Path

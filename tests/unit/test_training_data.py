@@ -1,7 +1,5 @@
 """What training reads: pictures, maps, turns and their mirror images."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 
@@ -29,13 +27,9 @@ def second_mirrored(shift):
     return Changes(np.array([False, True]), np.array(shift), *plain)
 
 
-def test_mirroring_swaps_left_and_right_as_words():
-    assert (
-        mirror_text("Turned left, LEFT of Right; leftover upright") == "Turned right, RIGHT of Left; leftover upright"
-    )
-
-
 def test_mirrored_faces_are_asked_and_answered_mirrored(toy):
+    words = "Turned left, LEFT of Right; leftover upright"
+    assert mirror_text(words) == "Turned right, RIGHT of Left; leftover upright"
     corpus = toy.corpus
     swapped = 0
     for turn in range(len(corpus.task)):

@@ -1,11 +1,9 @@
 """Launches: two do not meet in one folder, ranks wait for one another, and their end is said in one line."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,42 +16,31 @@ from facemllm.errors import UserError
 from facemllm.train import data, launch, torchrun
 from facemllm.train.distributed import patient_barrier
 from facemllm.train.stage import StageRun
+from tests.refusing import refuses
 
 
 def test_a_cache_is_built_once_by_whoever_comes_first(toy, tmp_path: Path, monkeypatch):
-    built = []
-    build = data._build
+    built, build = [], data._build
+    monkeypatch.setattr(data, "_build", lambda *given: built.append(given) or build(*given))
 
-    def counted(*given) -> None:
-        built.append(threading.get_ident())
-        build(*given)
+    def read(_):
+        return data.pixel_cache(toy.table, toy.processor.image_processor, tmp_path / "shared")
 
-    monkeypatch.setattr(data, "_build", counted)
-    found = {}
-
-    def read(number: int) -> None:
-        found[number] = data.pixel_cache(toy.table, toy.processor.image_processor, tmp_path / "shared")
-
-    threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    with ThreadPoolExecutor(4) as threads:
+        found = [*threads.map(read, range(4))]
     assert len(built) == 1
-    assert all(np.array_equal(found[number], toy.pixels) for number in range(4))
+    assert all(np.array_equal(pixels, toy.pixels) for pixels in found)
     assert len(list((tmp_path / "shared").iterdir())) == 1, "the lock file is gone"
 
 
 def test_a_second_training_in_the_same_folder_is_refused(conversations_table, tmp_path: Path):
     table, work = conversations_table(), tmp_path / "work"
     loaded = settings.load("laptop")
-    with pytest.raises(UserError, match="exists already"):
-        launch.train("align", loaded, table, None, tmp_path, work, tmp_path / "cache")
+    refuses("exists already", launch.train, "align", loaded, table, None, tmp_path, work, tmp_path / "cache")
     with locked(work / ".lock"):
-        with pytest.raises(UserError, match=r"another training uses .*work; wait for it or give another --work"):
-            torchrun.train("align", loaded, table, None, tmp_path / "out", work)
-        with pytest.raises(UserError, match=r"another training uses .*work; wait for it"):
-            launch.train("align", loaded, table, None, tmp_path / "out", work, tmp_path / "cache")
+        given, said = ("align", loaded, table, None, tmp_path / "out", work), "another training uses .*work; wait for"
+        refuses(f"{said} it or give another --work", torchrun.train, *given)
+        refuses(said, launch.train, *given, tmp_path / "cache")
         assert [file.name for file in work.iterdir()] == [".lock"]
 
 

@@ -1,7 +1,5 @@
 """The training loop: what a stage changes, how it resumes, when it stops, what it tells."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
@@ -16,8 +14,9 @@ from facemllm.core import cost
 from facemllm.errors import UserError
 from facemllm.model.inference import Predictor, Query
 from facemllm.train import distributed, monitor, optimizer
-from facemllm.train.dataloader import DataLoader, prefetch
+from facemllm.train.dataloader import prefetch
 from facemllm.train.monitor import LossMonitor, ParameterMonitor, Throughput, out_of_memory_explained
+from tests.refusing import refuses
 from tests.training_example import COLORS, MODES, SIDES, assert_same_gradients, face, stage, stage_run, trains
 
 
@@ -43,22 +42,21 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(toy, name):
 def test_a_resumed_run_ends_with_the_same_bytes(toy, tmp_path, objective):
     mode = {"caption_words": "align", "answers": "specialize"}[objective]
     plan = stage(objective=objective, trains=MODES[mode][0], steps=5, batch_images=4)
-    folders = []
+    saved, logged, seen = [], {}, {}
 
     def save(step, checkpoint):
-        folders.append(tmp_path / f"{step}")
-        folders[-1].mkdir()
-        checkpoint.write(folders[-1])
+        saved.append(step)
+        if step == 2:
+            checkpoint.write(tmp_path)
 
-    logged = []
-    whole = toy.run(plan, save=save, checkpoint_every=2, log=lambda step, metrics: logged.append((step, metrics)))
-    assert [f.name for f in folders] == ["2", "4"]
-    assert {p.suffix for p in folders[0].iterdir()} == {".safetensors", ".json"}
-    seen = []
-    resumed = toy.run(plan, resume=folders[0], log=lambda step, metrics: seen.append((step, metrics)))
+    whole = toy.run(plan, save=save, checkpoint_every=2, log=logged.__setitem__)
+    assert saved == [2, 4]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
+    resumed = toy.run(plan, resume=tmp_path, log=seen.__setitem__)
     assert (whole.resumed_from, resumed.resumed_from) == (0, 2)
     assert (resumed.tokens, resumed.final_loss) == (whole.tokens, whole.final_loss)
-    assert [(s, m["grad_norm"]) for s, m in seen] == [(s, m["grad_norm"]) for s, m in logged[2:]]
+    assert list(seen) == [3, 4, 5]
+    assert all(seen[step]["grad_norm"] == logged[step]["grad_norm"] for step in seen)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
@@ -92,19 +90,15 @@ def test_a_resumed_watch_stops_where_the_first_would():
             [one.check(step, 30.0, 1.0, list) for step in range(60, 120)]
         stops.append(str(error.value))
     assert stops[0] == stops[1]
-    fresh = LossMonitor("toy", 20.0)
-    fresh.load_state_dict(json.loads(json.dumps(LossMonitor("toy", 20.0).state_dict())))
-    fresh.check(1, 5.0, 1.0, list)
+    first = LossMonitor("toy", 20.0)
+    first.load_state_dict(json.loads(json.dumps(LossMonitor("toy", 20.0).state_dict())))
+    first.check(1, 5.0, 1.0, list)
 
 
 def test_ranks_of_a_sharded_model_make_the_same_number_of_batches(toy):
     def counts(batch, world, micro, sharded=True):
-        plan = stage(batch_images=batch)
-        made = []
-        for rank in range(world):
-            facts = {"rank": rank, "world_size": world, "micro_images": micro}
-            run = toy.stage_run(plan, sharding="full" if sharded else "replicate", **facts)
-            made.append(DataLoader(run, toy.model, toy.processor, toy.dataset).batches(0))
+        facts = {"sharding": "full" if sharded else "replicate", "world_size": world, "micro_images": micro}
+        made = [toy.batches(stage(batch_images=batch), rank=rank, **facts) for rank in range(world)]
         assert sum(b.faces for batches in made for b in batches) == batch
         return [len(batches) for batches in made]
 
@@ -145,12 +139,6 @@ def test_only_statistics_that_training_moves_are_shared(monkeypatch):
     torch.testing.assert_close(net["moved"].running_mean, before["moved.running_mean"] + 0.1)
 
 
-def test_a_module_without_a_number_trains(full_toy):
-    model, _ = full_toy.fresh()
-    model.model.knowledge.empty = nn.Parameter(torch.empty(0, 4))
-    assert full_toy.run(stage(steps=1), model=model).steps == 1
-
-
 def test_what_one_rank_sees_change_has_changed_for_all(monkeypatch):
     """Of a rank that holds no row of the only parameter."""
     net = nn.Module()
@@ -160,10 +148,8 @@ def test_what_one_rank_sees_change_has_changed_for_all(monkeypatch):
     changed.check_gradients()
     changed.check_changed()
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    with pytest.raises(UserError, match="does not reach the language"):
-        changed.check_gradients()
-    with pytest.raises(UserError, match="changed no parameter"):
-        changed.check_changed()
+    refuses("does not reach the language", changed.check_gradients)
+    refuses("changed no parameter", changed.check_changed)
 
 
 def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path):
@@ -171,15 +157,14 @@ def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path):
     toy.run(plan, save=lambda step, checkpoint: checkpoint.write(tmp_path), checkpoint_every=1)
     state = json.loads((tmp_path / "training.json").read_text())
     (tmp_path / "training.json").write_text(json.dumps(state | {"key": "other"}))
-    with pytest.raises(Exception, match="other settings or data"):
-        toy.run(plan, resume=tmp_path)
+    refuses("other settings or data", toy.run, plan, resume=tmp_path, error=Exception)
 
 
 def test_it_learns_and_answers_new_faces(toy):
     questions = [Query("Which hair?", tuple(COLORS)), Query("How is the head turned?", SIDES)]
     rows = [n for n in range(40) if n % 5 == 4]
-    size = {"steps": 30, "batch_images": 12, "learning_rate": 4e-3}
-    words = stage(objective="caption_words", trains=MODES["align"][0], tasks={"caption": 1.0}, **size)
+    words = {"objective": "caption_words", "trains": MODES["align"][0], "tasks": {"caption": 1.0}}
+    words = stage(**words, steps=30, batch_images=12, learning_rate=4e-3)
     aligned = toy.run(words, "align", precision="bf16").model
     plan = stage(steps=30, batch_images=8, learning_rate=3e-3)
     losses = []
@@ -207,10 +192,10 @@ def test_logs_tell_losses_by_task_speeds_and_what_is_left(toy):
     outcome = toy.run(plan, log=logs.__setitem__)
     assert outcome.final_loss == logs[max(logs)]["loss"], "the terminal, lineage and MLflow say one loss"
     assert list(logs) == [1, 2, 3, 4]
-    speeds = {f"{name}_per_second" for name in ("steps", "images", "questions", "tokens")}
-    rates = {"learning_rate", "learning_rate/tower"}
     norms = {"grad_norm", *(f"grad_norm/{m}" for m in ("tower", "projector", "embeddings", "language"))}
-    assert speeds | rates | norms | {"loss", "padding", "seconds_left", "memory_bytes"} <= set(logs[3])
+    told = {f"{name}_per_second" for name in ("steps", "images", "questions", "tokens")} | norms
+    told |= {"learning_rate", "learning_rate/tower", "loss", "padding", "seconds_left", "memory_bytes"}
+    assert told <= set(logs[3])
     assert "mfu" not in logs[3]  # nothing is known of a CPU's peak
     assert logs[3]["learning_rate/tower"] == 0.5 * logs[3]["learning_rate"]
     squares = sum(logs[3][name] ** 2 for name in norms - {"grad_norm"})
@@ -245,8 +230,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint(toy):
     with torch.no_grad():
         model.model.multi_modal_projector.linear_1.weight[0, 0] = math.nan
     stop = r"stage toy: the loss is nan .* at step 1 \(images i\d+, i\d+, i\d+ and 3 more; no checkpoint yet\)"
-    with pytest.raises(FloatingPointError, match=stop):
-        toy.run(stage(), model=model)
+    refuses(stop, toy.run, stage(), model=model, error=FloatingPointError)
 
 
 def test_a_loss_that_rises_and_stays_stops_the_stage():
@@ -262,18 +246,14 @@ def test_a_loss_that_rises_and_stays_stops_the_stage():
         patient.check(step, 1.0 + step**3, 1.0, list)
 
 
-def test_a_stage_that_would_train_nothing_is_refused(toy):
-    with pytest.raises(UserError, match="trains nothing: this model has no segmentation, knowledge"):
-        toy.run(stage(trains=trains(segmentation="full", knowledge="full")))
-    with pytest.raises(UserError, match=r"caption_words does not reach the language; set .*trains.language=frozen"):
-        toy.run(stage(trains=trains(projector="full", language="full"), objective="caption_words"))
-
-
-def test_a_stage_that_changes_nothing_is_an_error(toy):
+def test_a_stage_that_would_train_nothing_or_changes_nothing_is_refused(toy):
+    absent = stage(trains=trains(segmentation="full", knowledge="full"))
+    refuses("trains nothing: this model has no segmentation, knowledge", toy.run, absent)
+    unreached = stage(trains=trains(projector="full", language="full"), objective="caption_words")
+    refuses(r"caption_words does not reach the language; set .*trains.language=frozen", toy.run, unreached)
     model = toy.fresh()[0].to(torch.bfloat16)
     plan = stage(trains=trains(projector="full"), learning_rate=1e-12, weight_decay=0.0, steps=2, augment=False)
-    with pytest.raises(UserError, match="changed no parameter"):
-        toy.run(plan, model=model, precision="bf16")
+    refuses("changed no parameter", toy.run, plan, model=model, precision="bf16")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +288,10 @@ def test_recomputed_activations_give_the_same_gradients(toy):
     toy.run(stage(steps=1), recompute=True)
 
 
-def test_micro_batches_give_the_same_model(full_toy):
+def test_micro_batches_give_the_same_model_and_a_module_without_a_number_trains(full_toy):
+    model, _ = full_toy.fresh()
+    model.model.knowledge.empty = nn.Parameter(torch.empty(0, 4))
+    assert full_toy.run(stage(steps=1), model=model).steps == 1
     plan = stage(trains=trains(projector="full", segmentation="full", knowledge="full"), steps=1)
     one, other = (full_toy.run(plan, micro_images=count).model for count in (0, 2))
     for name, tensor in one.state_dict().items():
@@ -326,7 +309,6 @@ def test_batches_are_made_ahead_in_order_and_errors_arrive():
 
     steps = prefetch(make, 2, 9)
     assert [next(steps), next(steps)] == [[2], [3]]
-    with pytest.raises(ValueError, match="step 4"):
-        next(steps)
+    refuses("step 4", next, steps, error=ValueError)
     assert made == {2: 1, 3: 1, 4: 1}
     assert list(prefetch(make, 5, 5)) == []

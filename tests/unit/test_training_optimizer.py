@@ -1,7 +1,5 @@
 """What a stage trains: adapters and their merge, parameter groups, the schedule of the learning rate."""
 
-from __future__ import annotations
-
 import warnings
 
 import pytest
@@ -52,15 +50,13 @@ def test_a_bad_merge_is_noticed(toy):
 def test_schedules():
     cosine = stage(schedule="cosine", steps=100, warmup=0.1, decay=0.9)
     rates = [optimizer.schedule(cosine, step) for step in range(101)]
-    assert rates[0] == pytest.approx(1 / 11)
-    assert rates[10] == 1.0
-    assert rates[55] == pytest.approx(optimizer.FLOOR + (1 - optimizer.FLOOR) / 2)
-    assert rates[100] == pytest.approx(optimizer.FLOOR)
+    half = optimizer.FLOOR + (1 - optimizer.FLOOR) / 2
+    assert [rates[step] for step in (0, 10, 55, 100)] == pytest.approx([1 / 11, 1.0, half, optimizer.FLOOR])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     stable = stage(schedule="warmup_stable_decay", steps=100, warmup=0.0, decay=0.4)
     rates = [optimizer.schedule(stable, step) for step in range(101)]
     assert rates[:61] == [1.0] * 61
-    assert rates[80] == pytest.approx(optimizer.FLOOR + (1 - optimizer.FLOOR) / 2)
+    assert rates[80] == pytest.approx(half)
     assert optimizer.schedule(stage(warmup=0.0, decay=0.0), 7) == 1.0
 
 

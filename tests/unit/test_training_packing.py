@@ -1,14 +1,11 @@
 """What a step sees, and that packing, several faces a row and micro-batches change neither loss nor gradients."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
 from facemllm.model.forward import PADDING, PREFIX, row_states, tower_features, visual_tokens
 from facemllm.model.inputs import normalise
@@ -16,14 +13,15 @@ from facemllm.train import loss as loss_module
 from facemllm.train.dataloader import apply_to_maps
 from facemllm.train.loss import token_losses
 from facemllm.train.packing import fitted, pack, tightest
+from tests.refusing import refuses
 from tests.training_example import assert_same_gradients, stage, trains
 
 FROZEN = trains(projector="full", embeddings="full", language="full")
 
 
-def packed(toy, turns, mirrored=None, **options):
+def packed(toy, turns, mirrored=None, corpus=None, **options):
     mirrored = np.zeros(len(turns), bool) if mirrored is None else mirrored
-    return pack(toy.corpus, turns, mirrored, toy.frame.prefix_ids, toy.frame.image_token_id, **options)
+    return pack(corpus or toy.corpus, turns, mirrored, toy.frame.prefix_ids, toy.frame.image_token_id, **options)
 
 
 def test_a_plan_depends_on_the_step_alone(toy):
@@ -58,7 +56,7 @@ def test_a_turn_that_follows_stays_with_the_turn_before(toy):
     assert (together[0], together[3]) == (apart[0], apart[3])
     plan = toy.sampler(stage(tasks={"attributes": 1.0}, turns_per_image=1), corpus).plan(0)
     assert all(len(t) == 2 and t[1] == t[0] + 1 for t in plan.turns)
-    rows = pack(corpus, plan.turns, np.zeros(6, bool), toy.frame.prefix_ids, toy.frame.image_token_id)
+    rows = packed(toy, plan.turns, corpus=corpus)
     own = rows.face[0] != PADDING
     assert set(rows.block[0][own]) == {PREFIX, 0}
     assert rows.position[0][own].tolist() == list(range(own.sum()))
@@ -86,13 +84,13 @@ def test_answer_tokens_are_counted_of_what_a_mirrored_face_is_asked(toy):
     corpus = replace(toy.corpus, answer=answer)
     plan = toy.sampler(stage(), corpus).plan(0)
     assert plan.changes.mirror.any()
-    rows = pack(corpus, plan.turns, plan.changes.mirror, toy.frame.prefix_ids, toy.frame.image_token_id)
+    rows = packed(toy, plan.turns, plan.changes.mirror, corpus)
     assert plan.labels == len(rows.target)
 
 
 def test_a_task_that_the_table_lacks_is_named_with_those_it_has(toy):
-    with pytest.raises(UserError, match=r"no conversation has a question of smell; the table has attributes, caption"):
-        toy.sampler(stage(tasks={"smell": 1.0}))
+    said = "no conversation has a question of smell; the table has attributes, caption"
+    refuses(said, toy.sampler, stage(tasks={"smell": 1.0}))
 
 
 def test_a_question_too_long_for_the_model_is_left_out_and_told(toy):
@@ -105,17 +103,14 @@ def test_a_question_too_long_for_the_model_is_left_out_and_told(toy):
     assert len(sampler.left_out) == len(toy.corpus)
     assert sampler.left_out[0] == ("i0", int(tokens[0]))
     assert not any(captions[t].any() for step in range(8) for t in sampler.plan(step).turns)
-    with pytest.raises(UserError, match=rf"every question is longer than the {prefix} tokens .* for image i0"):
-        toy.sampler(stage(), prefix=prefix, limit=prefix)
+    said = rf"every question is longer than the {prefix} tokens .* for image i0"
+    refuses(said, toy.sampler, stage(), prefix=prefix, limit=prefix)
 
 
-def test_rows_are_filled_first_fit_longest_first():
+def test_rows_are_filled_first_fit_longest_first_to_the_width_with_least_padding():
     lengths = np.array([3, 7, 12, 5, 2])
     assert fitted(lengths, 10) == [[2], [1, 0], [3, 4]]
     assert fitted(lengths, 0) == [[0], [1], [2], [3], [4]]
-
-
-def test_the_width_of_rows_is_the_one_with_least_padding_and_no_face_is_lost():
     lengths = np.array([140] * 6)
     assert tightest(lengths, 256, 4) == ([[n] for n in range(6)], 140)  # 256 would leave 116 of each row empty
     assert tightest(np.array([100, 40, 60, 100]), 256, 4) == ([[0], [3], [2, 1]], 100)
@@ -212,8 +207,8 @@ def test_cross_entropy_in_parts_is_that_of_the_whole(toy, monkeypatch):
     assert_same_gradients(gradients, parts)
 
 
-def test_maps_move_with_the_face(full_toy):
-    plan = stage(batch_images=6)
+def test_maps_move_with_the_face_and_withheld_ones_are_none(full_toy):
+    plan = stage(batch_images=24)
     [batch] = full_toy.batches(plan)
     model = full_toy.fresh()[0].eval()
     seen = []
@@ -221,12 +216,7 @@ def test_maps_move_with_the_face(full_toy):
     full_toy.gradients(model, plan, [batch])
     assert torch.equal(seen[0], apply_to_maps(batch.maps_BSS, batch.changes))
     assert not torch.equal(seen[0], batch.maps_BSS)
-
-
-def test_withheld_maps_are_none(full_toy):
-    plan = stage(batch_images=24)
     chosen = full_toy.sampler(plan).plan(0)
-    [batch] = full_toy.batches(plan)
     none = (batch.maps_BSS == NO_MAP).flatten(1).all(1).numpy()
     absent = (full_toy.dataset.maps[full_toy.corpus.pixel_row[chosen.rows]] == NO_MAP).all((1, 2))
     assert (none == (chosen.withheld | absent)).all()

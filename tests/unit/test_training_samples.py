@@ -25,17 +25,15 @@ def table(conversations_table, conversation_rows, face_rows):
     return open_table(conversations_table(rows), CONVERSATIONS)
 
 
-def test_the_faces_are_those_of_validation_with_the_smallest_digests(
-    table, conversations_table, conversation_rows, face_rows
-):
+def test_fixed_faces_are_of_validation_by_digest(table, conversations_table, conversation_rows, face_rows):
     held_out = sorted(row["image_id"] for row in face_rows() if row["split"] == "validation")
     found = fixed_faces(table)
     assert [face.image_id for face in found] == held_out[:FACES]
     by_id = {row["image_id"]: row for row in face_rows()}
     for face in found:
-        assert face.image == by_id[face.image_id]["image"]["bytes"]
-        assert face.map == by_id[face.image_id]["segmentation"]["bytes"]
-        assert face.answers["gender", "gender"] == by_id[face.image_id]["gender"]
+        row = by_id[face.image_id]
+        assert (face.image, face.map) == (row["image"]["bytes"], row["segmentation"]["bytes"])
+        assert face.answers["gender", "gender"] == row["gender"]
     training = [row for row in conversation_rows(face_rows()) if row["split"] == "train"]
     alone = fixed_faces(open_table(conversations_table(training, "alone"), CONVERSATIONS))
     assert [face.image_id for face in alone] == sorted(row["image_id"] for row in training)[:FACES]
@@ -64,12 +62,11 @@ def test_the_answers_are_written_and_scored_and_come_again(table, tmp_path):
 
 def test_a_tracked_stage_puts_both_on_its_run(table, tmp_path):
     torch.set_num_threads(1)
-    known = ["model.knowledge.enabled=true", "model.knowledge.tasks=[gender]", "model.knowledge.audit=0.0"]
-    overrides = ["train.threads=1", *known]
+    overrides = ["model.knowledge.enabled=true", "model.knowledge.tasks=[gender]", "model.knowledge.audit=0.0"]
     store = Store(tmp_path / "home")
     (store.home / "store").mkdir(parents=True)
     (store.home / "store" / table.digest).symlink_to(table.path)
-    settings = settings_module.load("laptop", overrides)
+    settings = settings_module.load("laptop", ["train.threads=1", *overrides])
     save_model(*build_tiny(settings.model, ["A woman."], ["a woman", "a man"], 0), tmp_path / "model")
     logged = {}
     run = SimpleNamespace(log_table=logged.__setitem__)

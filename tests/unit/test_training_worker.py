@@ -1,7 +1,5 @@
 """What a worker loads: branches as the settings ask for, and data that they can learn from."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from facemllm.model.tiny import build_tiny
 from facemllm.train import monitor, worker
 from facemllm.train.data import Texts, vocabulary_texts
 from facemllm.train.loss import CaptionWords, word_statistics
+from tests.refusing import refuses
 from tests.training_example import TASKS, stage, trains
 
 MAPS = ("model.image_size=32", "model.segmentation.mode=append", "reformat.held_out=[]")
@@ -72,25 +71,23 @@ def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(full_
 )
 def test_branches_other_than_the_base_has_are_refused(full_toy, mapped, overrides, told, monkeypatch):
     monkeypatch.setattr(worker, "characteristics", lambda names, turns: None)  # the full_toy's turns have no real tasks
-    with pytest.raises(UserError, match=rf"mapped has other branches than the settings ask for .*{told}"):
-        load(full_toy, mapped, *MAPS, *overrides)
+    refuses(rf"mapped has other branches than the settings ask for .*{told}", load, full_toy, mapped, *MAPS, *overrides)
 
 
 def test_branches_are_not_asked_of_an_earlier_stage_without_them(full_toy, plain):
     assert load(full_toy, plain, "model.image_size=32")[2].maps is None
-    with pytest.raises(UserError, match=r"plain has other .*mode: none -> append\); set them as the model has them"):
-        load(full_toy, plain, *MAPS)
+    refuses(r"plain has other .*mode: none -> append\); set them as the model has them", load, full_toy, plain, *MAPS)
 
 
 def test_a_branch_that_would_learn_nothing_is_refused(full_toy):
     plan = stage()
     assert monitor.shortfalls("align", plan, full_toy.dataset) == {}
     blind = replace(full_toy.dataset, maps=np.full_like(full_toy.dataset.maps, 255))
-    with pytest.raises(UserError, match=r"model\.segmentation would learn nothing in stage align: no training face"):
-        monitor.shortfalls("align", plan, blind)
+    said = r"model\.segmentation would learn nothing in stage align: no training face"
+    refuses(said, monitor.shortfalls, "align", plan, blind)
     mute = replace(full_toy.dataset, labels=np.full_like(full_toy.dataset.labels, -1))
-    with pytest.raises(UserError, match=r"model\.knowledge would learn nothing .* none of the model's 4 characterist"):
-        monitor.shortfalls("align", plan, mute)
+    said = r"model\.knowledge would learn nothing .* none of the model's 4 characterist"
+    refuses(said, monitor.shortfalls, "align", plan, mute)
     frozen = stage(trains=trains(language="full"))
     assert monitor.shortfalls("align", frozen, blind) == {"faces_with_map": 0}
 
@@ -132,8 +129,9 @@ def test_image_and_map_tell_the_words_apart_and_a_face_without_a_map_by_its_imag
 
 def test_statistics_of_caption_words_are_those_counted_one_by_one(full_toy):
     corpus, tasks = full_toy.corpus, {"caption": 1.0, "attributes": 0.5}
-    used, share, beside = word_statistics(corpus, tasks, len(full_toy.processor.tokenizer))
-    count, pairs = np.zeros(len(full_toy.processor.tokenizer)), np.zeros((len(full_toy.processor.tokenizer),) * 2)
+    size = len(full_toy.processor.tokenizer)
+    used, share, beside = word_statistics(corpus, tasks, size)
+    count, pairs = np.zeros(size), np.zeros((size, size))
     for row in range(len(corpus)):
         for mirror in (0, 1):
             turns = range(*corpus.turn_starts[row : row + 2])
@@ -149,10 +147,8 @@ def test_statistics_of_caption_words_are_those_counted_one_by_one(full_toy):
 def test_caption_words_of_a_large_vocabulary_take_the_memory_of_those_in_use(full_toy):
     vocabulary, corpus = 2_000_000, full_toy.corpus  # all pairs of which would fill 16 terabytes
     far = replace(corpus, texts=Texts(corpus.texts.ids + np.int32(vocabulary - 1000), corpus.texts.starts))
-    small, large = (
-        CaptionWords(each, TASKS, size, torch.device("cpu"))
-        for each, size in ((corpus, len(full_toy.processor.tokenizer)), (far, vocabulary))
-    )
+    small = CaptionWords(corpus, TASKS, len(full_toy.processor.tokenizer), torch.device("cpu"))
+    large = CaptionWords(far, TASKS, vocabulary, torch.device("cpu"))
     assert torch.equal(large.used_U, small.used_U + vocabulary - 1000)
     assert torch.equal(large.rivals_UU, small.rivals_UU)
     assert torch.equal(large.weight_U, small.weight_U)
