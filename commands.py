@@ -26,7 +26,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.live import Live
 
 from facemllm.cli.options import Json, Profile, Sets, say
 from facemllm.core import digests, progress, services
@@ -46,7 +45,6 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Face-MLLM pipeline."
 )
 _build: Callable[..., Any]
-_LINE_S = 30.0
 
 
 def main(build: Callable[..., Any]) -> None:
@@ -129,7 +127,7 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> t
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-            _follow(console, view, child, started)
+            runs.follow(console, view, child, started)
     except BaseException:
         if child is not None and child.poll() is None:
             services.end_tree(child.pid)
@@ -145,41 +143,6 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> t
     with suppress(UserError):  # an MLflow server that went away must not hide what the run says
         tracking.finish_pipeline(settings, parent, summary, folder)
     return summary, child.returncode
-
-
-def _follow(console: Console, view: runs.RunView, child: subprocess.Popen[bytes], started: float) -> None:
-    """Show the steps until the child process ends: a live table in a terminal; elsewhere a line a change, and now and
-    then one of how far the running step is."""
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=4, get_renderable=lambda: runs.steps_table(view, started)):
-            ended = False
-            while not ended:
-                ended = child.poll() is not None
-                view.refresh()
-                _say(console, view)
-                time.sleep(0 if ended else 0.2)
-        return
-    line = time.monotonic() + _LINE_S
-    while True:
-        ended = child.poll() is not None
-        shown = view.refresh()
-        _say(console, view)
-        if shown or time.monotonic() > line:
-            line = time.monotonic() + _LINE_S
-            shown = shown or {name: step for name, step in view.steps.items() if step.state == "running"}
-        for name, step in shown.items():
-            seconds = time.time() - step.began if step.state == "running" and step.began else step.seconds
-            told = f"{name:<15}{step.state:<9}{runs.clock(seconds):<14}{step.message or step.figure}"
-            console.print(told, markup=False, soft_wrap=True)
-        if ended:
-            return
-        time.sleep(0.2)
-
-
-def _say(console: Console, view: runs.RunView) -> None:
-    """Print the notes that steps have left, above the live table."""
-    while view.said:
-        console.print(view.said.pop(0), markup=False, soft_wrap=True)
 
 
 def _show(console: Console, settings: Settings, summary: Mapping[str, Any], folder: Path) -> None:

@@ -170,18 +170,16 @@ def trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
     consistency = metrics.get("consistency") or {}
     captions = _who(consistency.get("captions"))
     compared = {(gap["task"], gap["kind"]) for gap in gap_rows(metrics)}
-    ways = {way: ((body.get("accuracy") or {}).get("value"), body.get("blind")) for way, body in _ways(consistency)}
+    blind = {way: body for way, body in (consistency.get("ways") or {}).items() if body.get("blind") is not None}
+    ways = {way: (body["accuracy"]["value"], body["blind"]) for way, body in blind.items()}
+    ways = {way: (right, by_chance) for way, (right, by_chance) in ways.items() if right is not None}
     shown = shown_gaps(metrics)
     surest = min(shown, key=lambda gap: (gap["p_holm"], -abs(gap["value"])), default=None)
     return {
         "consistency": {**_who(consistency.get("relations")), **({"captions": captions} if captions else {})},
-        "below_blind": {way: pair for way, pair in ways.items() if None not in pair and pair[0] < pair[1]},
+        "below_blind": {way: pair for way, pair in ways.items() if pair[0] < pair[1]},
         "gaps": {"compared": len(compared), "shown": len(shown), "surest": surest},
     }
-
-
-def _ways(consistency: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    return (consistency.get("ways") or {}).items()
 
 
 def _who(found: Mapping[str, Any] | None) -> dict[str, Any]:

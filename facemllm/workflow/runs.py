@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
@@ -29,7 +30,7 @@ from facemllm.version import ledger
 from facemllm.workflow.runner import recall_all
 from facemllm.workflow.steps import steps
 
-_PIXELS = 256
+_PIXELS, _LINE_S = 256, 30.0
 MARKS = {"waiting": "·", "running": "▸", "done": "✓", "cached": "=", "failed": "✗", "skipped": "–"}
 
 
@@ -278,3 +279,40 @@ def steps_table(view: RunView, started: float) -> Any:
         told = escape(step.message or step.figure)
         table.add_row(MARKS[state], name, state, clock(seconds), told, style=styles.get(state, "dim"))
     return table
+
+
+def follow(console: Any, view: RunView, child: subprocess.Popen[bytes], started: float) -> None:
+    """Show the steps until the child process ends: a live table in a terminal; elsewhere a line a change, and now and
+    then one of how far the running step is."""
+    if console.is_terminal:
+        from rich.live import Live
+
+        with Live(console=console, refresh_per_second=4, get_renderable=lambda: steps_table(view, started)):
+            ended = False
+            while not ended:
+                ended = child.poll() is not None
+                view.refresh()
+                _say(console, view)
+                time.sleep(0 if ended else 0.2)
+        return
+    line = time.monotonic() + _LINE_S
+    while True:
+        ended = child.poll() is not None
+        shown = view.refresh()
+        _say(console, view)
+        if shown or time.monotonic() > line:
+            line = time.monotonic() + _LINE_S
+            shown = shown or {name: step for name, step in view.steps.items() if step.state == "running"}
+        for name, step in shown.items():
+            seconds = time.time() - step.began if step.state == "running" and step.began else step.seconds
+            told = f"{name:<15}{step.state:<9}{clock(seconds):<14}{step.message or step.figure}"
+            console.print(told, markup=False, soft_wrap=True)
+        if ended:
+            return
+        time.sleep(0.2)
+
+
+def _say(console: Any, view: RunView) -> None:
+    """Print the notes that steps have left, above the live table."""
+    while view.said:
+        console.print(view.said.pop(0), markup=False, soft_wrap=True)

@@ -188,7 +188,7 @@ def test_a_note_of_a_step_is_shown_once_and_changes_nothing(tmp_path: Path, caps
     view = view_of(tmp_path / "events.jsonl", {"time": 1.0, "step": "align", "note": "3 questions are too long [/x]"})
     assert view.steps["align"].state == "waiting"
     for _ in range(2):
-        commands._say(Console(width=120), view)
+        runs._say(Console(width=120), view)
     assert capsys.readouterr().out == "align: 3 questions are too long [/x]\n"
 
 
@@ -229,8 +229,8 @@ def test_piped_output_is_never_silent_for_long(
     with view.events.open("a") as file:
         file.write(json.dumps({"step": "align", "state": "running", "time": 1.0}) + "\n")
         file.write(json.dumps({"step": "align", "time": 2.0, "progress": 5, "total": 9, "note": "loss 2"}) + "\n")
-    monkeypatch.setattr(commands, "_LINE_S", -1.0)
-    commands._follow(Console(width=120), view, SimpleNamespace(poll=lambda: next(ended)), 0.0)  # type: ignore[arg-type]
+    monkeypatch.setattr(runs, "_LINE_S", -1.0)
+    runs.follow(Console(width=120), view, SimpleNamespace(poll=lambda: next(ended)), 0.0)  # type: ignore[arg-type]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert all(line.startswith("align          running") and line.endswith("5 of 9, loss 2") for line in lines)
