@@ -38,7 +38,8 @@ def folder(project: Any) -> Path:
 @pytest.fixture(scope="module")
 def source(folder: Path) -> tuple[str, ...]:
     few = [f"train.stages.{stage}.steps=6" for stage in ("align", "instruct", "specialize")]
-    return (f'ingest.sources=[{{name: imagefolder, root: "{folder}"}}]', *few, "evaluate.bootstrap=100")
+    own = [{"name": "imagefolder", "root": str(folder)}]
+    return (f"ingest.sources={json.dumps(own)}", *few, "evaluate.bootstrap=100")
 
 
 @pytest.fixture(scope="module")

@@ -189,7 +189,7 @@ def test_a_picture_that_cannot_be_read_refuses_its_row_alone(describer, rows):
 def test_what_an_endpoint_understands_is_found_out_once_a_job(describer, rows, knows, requests):
     with FakeEndpoint(keep=True, **knows) as fake:
         asked = rows(12)
-        said = describer(fake, parallel=1).annotate(asked)
+        said = describer(fake, parallel=1, timeout_s=10).annotate(asked)
         assert all(isinstance(one, Annotation) for one in said)
         assert fake.received.total() == len(asked) - 1 + requests
         count = fake.received.total()
