@@ -96,7 +96,7 @@ def _parsed_once() -> Iterator[None]:
     """A settings file is parsed once for all tests: it takes as long as many of them."""
     parsed = lru_cache(None)(lambda path, text, read=settings_module._read: read(path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings_module, "_read", lambda path: deepcopy(parsed(path, path.read_text("utf-8"))))
+        patch.setattr(settings_module, "_read", lambda path: deepcopy(parsed(path, path.read_bytes())))
         yield
 
 

@@ -260,4 +260,4 @@ def _marked(row: Mapping[str, Any]) -> dict[str, Any]:
     numeric = metric.answers == "number"
     value = float(metric.value(metric.columns([row["answer"]], [row["parsed"]], ()))[0])
     mark = 0.0 if math.isnan(value) else round(value, 2 if numeric else 4)  # nothing to state, and nothing stated
-    return {**row, "metric": metric.name, "score": None if numeric and metric.unread(row["parsed"]) else mark}
+    return {**row, "metric": metric.name, "score": None if numeric and metric.is_unreadable(row["parsed"]) else mark}

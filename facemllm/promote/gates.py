@@ -1,7 +1,7 @@
 """The gate: whether a model may be put before a person. It fails on everything it cannot see.
 
-Four kinds of checks. Thresholds: every figure named in `promote.thresholds` reaches its bound. Majority: the 95 %
-interval of every task lies wholly on the good side of what a constant answer scores. Fairness: no gap between two
+Four kinds of checks. Thresholds: every figure named in `promote.thresholds` reaches its bound. Constant answer: the
+95 % interval of every task lies wholly on the good side of what that scores. Fairness: no gap between two
 groups of people is shown to exceed `promote.fairness_gap` of its task, corrected for all pairs of the task. Champion:
 both models have answered the same questions; a task fails where the whole 95 % interval of the paired difference is
 worse than the champion by more than `champion_margin` (a share of the champion's error for errors, points of the figure
@@ -20,7 +20,8 @@ from typing import Any
 from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.scoring import fairness, paired, stats
-from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority, of
+from facemllm.scoring.figures import shown_gaps
+from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_constant, of
 from facemllm.scoring.sheet import BETWEEN
 from facemllm.settings import Settings
 from facemllm.settings.operations import Threshold
@@ -65,8 +66,7 @@ def decide(settings: Settings, conversations: Path, candidate: Path, champion: P
 
 def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, Difference] | None = None) -> Decision:
     """Judge figures alone: `metrics` as in metrics.json, `against` the champion by task."""
-    rules = settings.promote
-    asked = {key: bound for key, bound in rules.thresholds.items() if bound is not None}
+    rules, asked = settings.promote, known_rules(settings)
     checks = [_threshold(key, bound, _find(metrics, key)) for key, bound in asked.items()]
     for name in settings.reformat.tasks:
         entry = metrics["tasks"].get(name)
@@ -74,17 +74,26 @@ def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, 
             continue
         if entry is None or _number(entry["value"]) is None:
             checks.append(_check("present", name, False, f"{name} has no figure; every task must be evaluated"))
-        elif rules.above_majority:
-            checks.append(_above_majority(name, entry))
+        elif rules.above_constant:
+            checks.append(_above_constant(name, entry))
         if against is not None and entry is not None:
             checks.append(_no_worse(name, against.get(name), rules.champion_margin, entry))
-    if unknown := sorted(set(rules.fairness_gap) - set(tasks.all_names())):
-        known = ", ".join(tasks.all_names())
-        raise UserError(f"promote.fairness_gap.{unknown[0]}: no task '{unknown[0]}'; choose from {known}")
     gaps = {name: gap for name, gap in rules.fairness_gap.items() if gap is not None}
     checks += [_fair(settings, name, gap, metrics) for name, gap in gaps.items()]
     failed = [check["reason"] for check in checks if not check["passed"]]
-    return Decision(not failed, failed or [_in_order(settings, checks, against)], checks)
+    return Decision(not failed, failed or [_in_order(settings, metrics, checks, against)], checks)
+
+
+def known_rules(settings: Settings) -> dict[str, Threshold]:
+    """The thresholds that are asked for. Raises UserError when one, or a fairness rule, names no task or item there is,
+    or when a figure is bounded on its wrong side."""
+    asked = {key: bound for key, bound in settings.promote.thresholds.items() if bound is not None}
+    for key, bound in asked.items():
+        _threshold(key, bound, _find({"tasks": {}}, key))
+    if unknown := sorted(set(settings.promote.fairness_gap) - set(tasks.all_names())):
+        known = ", ".join(tasks.all_names())
+        raise UserError(f"promote.fairness_gap.{unknown[0]}: no task '{unknown[0]}'; choose from {known}")
+    return asked
 
 
 def differences(settings: Settings, conversations: Path, candidate: Path, champion: Path) -> dict[str, Difference]:
@@ -135,16 +144,16 @@ def _threshold(key: str, bound: Threshold, entry: Mapping[str, Any] | None) -> d
     return _check("threshold", key, passed, reason, value=value, bound=limit)
 
 
-def _above_majority(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _above_constant(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     low, high = _number(entry["low"]), _number(entry["high"])
-    rival = _number(entry["baselines"].get("majority"))
+    rival = _number(entry["baselines"].get("constant"))
     if low is None or high is None or rival is None:
-        missing = "95 % interval" if rival is not None else "majority baseline"
-        return _check("majority", name, False, f"{name} has no {missing}, so it is not shown to have been learnt")
-    passed = clears_majority(entry)
+        missing = "95 % interval" if rival is not None else "constant answer"
+        return _check("constant", name, False, f"{name} has no {missing}, so it is not shown to have been learnt")
+    passed = clears_constant(entry)
     words = "clears" if passed else "does not clear"
-    reason = f"{name} {entry['value']:.4g} [{low:.4g}, {high:.4g}] {words} the majority baseline {rival:.4g}"
-    return _check("majority", name, passed, reason, value=entry["value"], bound=rival, low=low, high=high)
+    reason = f"{name} {entry['value']:.4g} [{low:.4g}, {high:.4g}] {words} the constant answer {rival:.4g}"
+    return _check("constant", name, passed, reason, value=entry["value"], bound=rival, low=low, high=high)
 
 
 def _no_worse(name: str, difference: Difference | None, margin: float, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,15 +212,24 @@ def _unjudged(few: Sequence[Mapping[str, Mapping[str, int]]]) -> str:
     return f"too few people to judge: {'; '.join(dict.fromkeys(each))}"
 
 
-def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping[str, Difference] | None) -> str:
+def _in_order(
+    settings: Settings,
+    metrics: Mapping[str, Any],
+    checks: list[dict[str, Any]],
+    against: Mapping[str, Difference] | None,
+) -> str:
     kinds = [check["check"] for check in checks]
     parts = [f"{kinds.count('threshold')} thresholds are met"]
-    if settings.promote.above_majority:
-        parts.append(f"all {kinds.count('majority')} tasks clear their majority baseline")
+    if settings.promote.above_constant:
+        parts.append(f"all {kinds.count('constant')} tasks are better than a constant answer")
     if "fairness" in kinds:
         few = [check["too_few"] for check in checks if check.get("too_few")]
         unjudged = f" ({_unjudged(few)})" if few else ""
         parts.append(f"no gap between groups is shown to exceed what is allowed{unjudged}")
+    limits = settings.promote.fairness_gap
+    free = [f"{g['task']} by {g['kind']}" for g in shown_gaps(metrics) if limits.get(g["task"]) is None]
+    if free:
+        parts.append(f"gaps shown that promote.fairness_gap sets no limit to: {', '.join(free)}")
     champion = "there is no other champion to compare with" if against is None else "no task is worse than the champion"
     return "; ".join([*parts, champion])
 

@@ -38,7 +38,7 @@ class Group:
 
     rows: Rows
     people: int
-    unparsed: float
+    unreadable: float
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ def disaggregate(sheet: Sheet, parsed: Parsed, kind: Sequence[str]) -> Groups:
     )
     found: Groups = {}
     for task in dict.fromkeys(task for task, _ in sheet.rows):
-        asked, unread, groups = sheet.of_task(task), metrics.of(tasks.get(task)).unread, found.setdefault(task, {})
+        asked, metric, groups = sheet.of_task(task), metrics.of(tasks.get(task)), found.setdefault(task, {})
         for name, members in frame.by_group.items():
             inside = np.isin(sheet.faces[asked], list(members) if isinstance(members, frozenset) else [])
             if inside.any():  # an intersection may be empty, or be asked nothing of this task
                 rows = asked[inside]
-                unparsed = sum(unread(parsed[row]) for row in rows) / len(rows)
-                own = Group(rows, len(np.unique(sheet.subjects[rows])), unparsed)
+                unreadable = sum(metric.is_unreadable(parsed[row]) for row in rows) / len(rows)
+                own = Group(rows, len(np.unique(sheet.subjects[rows])), unreadable)
                 groups[BETWEEN.join(name if isinstance(name, tuple) else (name,))] = own
     return found
 
@@ -180,7 +180,7 @@ def _of_kind(
             **(stats.spread(_macro(drawn[name], drawn[name]), group.people) if name in enough else stats.NOTHING),
             "n": len(group.rows),
             "people": group.people,
-            "unparsed": stats.plain(group.unparsed),
+            "unreadable": stats.plain(group.unreadable),
             "too_few": name not in enough,
         }
         for name, group in groups.items()

@@ -109,8 +109,8 @@ def standard_error(replicates: Array) -> float:
     return 0.0 if error < _ROUNDING else error
 
 
-def smallest_difference(error: float) -> float:
-    """The smallest paired difference that this many people would show at 80 % power, two-sided 5 %.
+def minimum_detectable_difference(error: float) -> float:
+    """The minimum detectable paired difference with so many people, at 80 % power, two-sided 5 %.
 
     (z_0.975 + z_0.80) * error = 2.80 * error, with `error` the standard error of the difference (Cohen 1988, chapter 2;
     Miller 2024, arXiv 2411.00640, section 5). Of one model alone, `error` is that of its own figure: two models of

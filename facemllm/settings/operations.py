@@ -55,7 +55,7 @@ class Promote(Section):
 
     model_name: str
     thresholds: dict[str, Threshold | None]
-    above_majority: bool
+    above_constant: bool
     every_task: bool
     fairness_gap: dict[str, Annotated[float, Field(gt=0)] | None]
     champion_margin: Annotated[float, Field(ge=0)]

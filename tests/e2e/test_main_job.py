@@ -109,8 +109,8 @@ def test_first_run_reaches_the_approval(project: Any, first: dict[str, Any]) -> 
     assert first["model"]["version"] == "1"
     for task in first["tasks"].values():
         assert task["low"] <= task["value"] <= task["high"]
-        assert {"metric", "n", "unparsed", "baselines", "higher_is_better"} <= set(task)
-        assert {"majority", "pixels"} <= set(task["baselines"])
+        assert {"metric", "n", "unreadable", "baselines", "higher_is_better"} <= set(task)
+        assert {"constant", "pixels"} <= set(task["baselines"])
     assert set(first["cost"]) == {"align", "instruct", "specialize", "polish", "evaluate"}
     assert set(first["tasks"]["zero_shot"]["items"]) == {"Wearing_Earrings"}
     report = (project.home / "runs" / "ci" / "report.html").read_text("utf-8")

@@ -98,7 +98,7 @@ def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tm
     assert len(asked) == FACES
     assert read.get("a woman", "female") == "female"
     assert read.get("A woman or a man") is read.get("I cannot help with that.") is None
-    assert metrics["tasks"]["gender"]["unparsed"] == sum(row["parsed"] is None for row in asked) / FACES
+    assert metrics["tasks"]["gender"]["unreadable"] == sum(row["parsed"] is None for row in asked) / FACES
     assert all(row["scores"] is None for row in rows)
     assert sorted(p.name for p in (out / "disturbed").iterdir()) == ["blur", "dark", "jpeg", "occlusion"]
     assert not (out / "generated").exists()

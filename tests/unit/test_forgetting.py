@@ -17,12 +17,13 @@ from facemllm.asking.requests import Reply
 from facemllm.asking.store import Replies
 from facemllm.core import digests
 from facemllm.core.store import Store
+from facemllm.evaluate.compare import find
 from facemllm.forgetting import erasing
 from facemllm.forgetting import models as models_room
 from facemllm.forgetting.copies import Copy, copies
 from facemllm.forgetting.erasing import forget, render
 from facemllm.ingest.run import import_source
-from facemllm.promote import registry
+from facemllm.promote import lineage, registry
 from facemllm.tables import FACES, PREDICTIONS, TableWriter, open_table, subject_id
 from facemllm.version import rewriting
 from facemllm.version.archive import Archive, archive
@@ -65,9 +66,9 @@ def cells(value):
 def version(place, faces_table, conversations_table, face_rows, conversation_rows):
     """`version(choose, name)`: records the rows that are chosen; gives the revision and both folders."""
 
-    def make(choose=lambda rows: rows, name="a"):
+    def make(choose=lambda rows: rows, name="a", **options):
         rows = choose(face_rows())
-        faces = faces_table(rows, f"faces-{name}")
+        faces = faces_table(rows, f"faces-{name}", **options)
         parents = [open_table(faces).digest]
         conversations = conversations_table(conversation_rows(rows), f"conversations-{name}", parents=parents)
         return record(place, faces, conversations), faces, conversations
@@ -204,7 +205,7 @@ def test_unclear_requests_are_refused_and_change_nothing_and_what_is_not_here_is
 
 def stored_workflow(place, version, face_rows) -> dict[str, str]:
     """A home as a run leaves it: tables, two models, an evaluation, its reports, caches, replies, unfinished work."""
-    _, faces, conversations = version()
+    _, faces, conversations = version(about={"sources": ["render"]})
     store = Store(place.home)
 
     def keep(step, folder, digest, inputs, **facts):
@@ -287,7 +288,7 @@ def test_every_copy_goes_and_models_are_named(place, version, face_rows):
     assert occurrences(project, shown["image"]["bytes"]) == []
     text = subprocess.run(["grep", "-rl", shown["image_id"], project], capture_output=True, text=True).stdout
     assert {Path(line).parent.name for line in text.splitlines()} <= {"forgotten"}, "but for the report itself"
-    places = {"cache", "data", "dvc cache", "key", "mlflow", "run", "store", "work"}
+    places = {"cache", "data", "dvc cache", "mlflow", "run", "store", "work"}
     assert {copy["place"] for copy in report["removed"]} == places
     assert report["replies"] == 1
     stages = ("align", "instruct")
@@ -305,6 +306,14 @@ def test_every_copy_goes_and_models_are_named(place, version, face_rows):
         assert path.exists(), path
     assert Replies(place.home).read(spared["image_id"], "k" * 64) is not None
     assert not (place.home / "store" / named["faces"]).exists()
+    refuses("it was deleted 20.* to forget a picture; run the pipeline", Store(place.home).path, named["evaluation"])
+    chain = {link["id"]: link for link in lineage.lineage(place, named["instruct"])}
+    assert {named["align"], named["conversations"], named["faces"]} <= set(chain), "the chain outlives the pictures"
+    assert chain[named["faces"]]["facts"]["note"] == f"deleted {report['at'][:10]} to forget a picture"
+    assert chain[named["faces"]]["facts"]["about"]["sources"] == ["render"]
+    summary = {"steps": [{"name": "evaluate", "digest": named["evaluation"]}]}
+    (place.runs / "shows" / "summary.json").write_text(json.dumps(summary))
+    refuses("to forget a picture; run the pipeline again", find, place, "shows", str)
     for said in ("face-mllm version 4", "trained on it, unknown, serves in production", "MLflow is away"):
         assert said in render(report)
     assert render(report).endswith("found 0")

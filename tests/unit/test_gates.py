@@ -82,7 +82,7 @@ def evaluation(folder, table, digest, wrong=(), error=5.0, skill=0.9, seed=1, ed
     sheet = read_sheet(open_table(table, CONVERSATIONS), "test")
     constant = ["40" if task == "age" else "male" for _, _, task, _, _ in ASKED]
     answers = Answers.of([parsed[int(name)] for name in sheet.sample_ids.to_pylist()])
-    figures = summarise(sheet, answers, {"majority": constant}, 400, 0)
+    figures = summarise(sheet, answers, {"constant": constant}, 400, 0)
     fair = fairness.measure(load(), sheet, answers.parsed)
     return write_evaluation(folder, table, parsed, digest, fairness=fair, **figures)
 
@@ -112,7 +112,7 @@ def test_a_good_model_passes_alone(settings, table, good):
     assert re.search("3 thresholds are met.*no other champion", found.reasons[0])
     bounded = {("threshold", key) for key in ("expression", "age", "closed_mean")}
     checked = {(check["check"], check["key"]) for check in found.checks}
-    assert checked == bounded | {("majority", task) for task in TASKS}
+    assert checked == bounded | {("constant", task) for task in TASKS}
     assert json.loads(json.dumps(found.checks)) == found.checks
     assert "no other champion" in decide(settings, table, good, good).reasons[0]  # it is not compared with itself
 
@@ -121,7 +121,7 @@ def test_thresholds_refuse_with_the_figures_in_words(settings, table, tmp_path):
     folder = evaluation(tmp_path / "a", table, "aa", wrong=("expression",), error=20)
     found = decide(settings, table, folder)
     assert not found.passed
-    assert failed(found) == {("threshold", "expression"), ("threshold", "age"), ("majority", "age")}
+    assert failed(found) == {("threshold", "expression"), ("threshold", "age"), ("constant", "age")}
     value = metrics_of(folder)["tasks"]["expression"]["value"]
     assert f"expression {value:.4g} is below the threshold 0.55" in found.reasons
     assert any(reason.startswith("age ") and "is above the threshold 12" in reason for reason in found.reasons)
@@ -157,9 +157,9 @@ def test_what_is_missing_or_undefined_fails(settings, metrics):
     for nothing in (None, math.nan):
         odd = {**metrics, "tasks": {**metrics["tasks"], "expression": {**expression, "value": nothing}}}
         assert failed(judge(settings, odd)) == {("threshold", "expression"), ("present", "expression")}
-        for gone in ({"low": nothing}, {"baselines": {"majority": nothing}}):
+        for gone in ({"low": nothing}, {"baselines": {"constant": nothing}}):
             odd = {**metrics, "tasks": {**metrics["tasks"], "gender": {**gender, **gone}}}
-            assert failed(judge(settings, odd)) == {("majority", "gender")}
+            assert failed(judge(settings, odd)) == {("constant", "gender")}
     assert failed(judge(settings, {**metrics, "closed_mean": None})) == {("threshold", "closed_mean")}
     # an item that was never measured, though there is such an item
     absent = with_thresholds(settings, head_pose__yaw={"max": 4.0})
@@ -167,13 +167,13 @@ def test_what_is_missing_or_undefined_fails(settings, metrics):
     assert failed(judge(settings, metrics, {})) == {("champion", task) for task in TASKS}
 
 
-def test_above_majority_asks_for_the_whole_interval(settings, metrics):
+def test_above_constant_asks_for_the_whole_interval(settings, metrics):
     entry = metrics["tasks"]["gender"]
-    entry["baselines"]["majority"] = (entry["low"] + entry["value"]) / 2
+    entry["baselines"]["constant"] = (entry["low"] + entry["value"]) / 2
     found = judge(settings, metrics)
-    assert failed(found) == {("majority", "gender")}
-    assert "does not clear the majority baseline" in found.reasons[0]
-    assert judge(promoting(settings, above_majority=False), metrics).passed
+    assert failed(found) == {("constant", "gender")}
+    assert "does not clear the constant answer" in found.reasons[0]
+    assert judge(promoting(settings, above_constant=False), metrics).passed
 
 
 def test_an_equal_model_passes_and_a_worse_one_is_refused(settings, table, tmp_path):
@@ -182,7 +182,7 @@ def test_an_equal_model_passes_and_a_worse_one_is_refused(settings, table, tmp_p
     assert equal.passed, equal.reasons
     assert [check["value"] for check in equal.checks if check["check"] == "champion"] == [0.0, 0.0, 0.0]
     assert "no task is worse than the champion" in equal.reasons[0]
-    # still above every threshold and majority, but worse than what is in service
+    # still above every threshold and constant, but worse than what is in service
     worse = decide(settings, table, evaluation(tmp_path / "worse", table, "ee", skill=0.75, error=5), champion)
     assert failed(worse) == {("champion", "expression"), ("champion", "gender")}
     assert worse.reasons[0].startswith("expression 0.7267 is worse than the champion's 0.8867 by more than 0.01 (")
@@ -195,7 +195,7 @@ def test_an_equal_model_passes_and_a_worse_one_is_refused(settings, table, tmp_p
 
 
 def test_the_margin_is_a_share_of_the_champions_error(settings):
-    entry = {"value": 6.0, "low": 5.0, "high": 7.0, "baselines": {"majority": 20.0}}
+    entry = {"value": 6.0, "low": 5.0, "high": 7.0, "baselines": {"constant": 20.0}}
     entry |= {"higher_is_better": False, "items": {}}
     reformat = settings.reformat.model_copy(update={"tasks": ["age"]})
     rules = promoting(settings, thresholds={}, champion_margin=0.1).model_copy(update={"reformat": reformat})
@@ -268,8 +268,10 @@ def test_an_injected_bias_is_refused_and_an_equal_model_passes(settings, table, 
     assert ("fairness", "gender") not in failed(found)
     told = re.compile("between (young and old|old and young).* is shown to exceed 0.25, corrected for 2 pairs")
     assert any(map(told.search, found.reasons))
-    for limit in (1.0, None):
-        assert decide(with_gaps(rules, expression=limit), table, tmp_path / "biased").passed is True
+    for limit, unlimited in ((1.0, False), (None, True)):
+        free = decide(with_gaps(rules, expression=limit), table, tmp_path / "biased")
+        assert free.passed is True
+        assert ("no limit to: expression by age_band" in free.reasons[0]) is unlimited
 
 
 def test_a_fairness_rule_fails_on_what_it_cannot_see(settings, table, metrics):

@@ -139,6 +139,23 @@ def test_stages_that_are_no_chain_or_have_no_name_of_their_own_are_refused(setti
         load("laptop", [override.replace("STAGE", stage)])
 
 
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("reformat.tasks=[caption, attributes, expression, age, gender, head_pose, agee]", "no task 'agee'"),
+        ("reformat.held_out=[Wearing_Earings]", "reformat.held_out: no attribute .* did you mean Wearing_Earrings"),
+        ("reformat.reasons.gender=null", "reformat.reasons"),
+        ('promote.thresholds."head_pose.yawn".max=3', "head_pose has no item 'yawn'"),
+        ("promote.thresholds.agee.max=3", "no task 'agee'"),
+        ("promote.thresholds.age={min: 3, max: null}", "less is better here, so give max"),
+        ("promote.fairness_gap.agee=0.1", "no task 'agee'"),
+    ],
+)
+def test_names_of_nothing_are_refused_before_anything_runs(tmp_path: Path, override: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        compiled(load("laptop", [override]), tmp_path, override)
+
+
 def test_conditions_stand_before_registration_and_release(documents: list[dict]):
     spec = documents[0]
 

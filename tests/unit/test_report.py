@@ -15,10 +15,10 @@ from tests.conftest import encode
 from tests.pages import HOSTILE, Page
 
 
-def figure(value, low, high, majority, pixels=0.4, metric="balanced_accuracy", **more):
+def figure(value, low, high, constant, pixels=0.4, metric="balanced_accuracy", **more):
     unit = "years" if metric == "mae" else ""
     more |= {"metric": metric, "higher_is_better": metric != "mae", "unit": unit}
-    return example.figure(value, low, high, majority, pixels, **more)
+    return example.figure(value, low, high, constant, pixels, **more)
 
 
 ITEMS = {
@@ -133,7 +133,7 @@ def test_report_is_one_sound_file(page):
         "Refused",
         "expression 0.41 is below the threshold 0.55",
         "age 9.5 is within the limit 12",
-        "Not shown to be learnt (interval does not clear the majority baseline): attributes eye_color.",
+        "Not shown to be learnt (interval does not clear that of a constant answer): attributes eye_color.",
         "0.810 [0.790, 0.830]",
         "9.50 [8.80, 10.10]",
         "560 images of 280 people",
@@ -145,7 +145,7 @@ def test_report_is_one_sound_file(page):
         "yes ✗ wrong, truth no",
         "male ✓ right",
         "41.20 · truth 37.4 · off by 3.8",
-        "not readable: “maybe a hat”",
+        "unreadable: “maybe a hat”",
         "no answer (none of the options; likeliest perhaps yes) ✗; truth no",
         "400 faces/s · 9,000 tokens/s · 12% of the peak operations · 1.50 GiB · rate up to 1.0e-03",
         *("loss of characteristics", "loss of task head pose", "learning rate", "norm of the gradient"),
@@ -180,7 +180,7 @@ def full():
     [
         "Attributes held out of training: Wearing Earrings.",
         "The interval lies above chance",
-        "wrong: 0.620 [0.570, 0.670] (1.3% unread)",
+        "wrong: 0.620 [0.570, 0.670] (1.3% unreadable)",
         "the likeliest option were taken whatever it writes: 0.700 [0.680, 0.720]",
         "accuracy 0.880 [0.860, 0.900]",
         "within 5 years 0.310 [0.290, 0.330]",
@@ -246,6 +246,29 @@ def test_a_figure_says_how_far_it_has_come():
     assert "Smiling balanced accuracy ↑ 0.550 [0.520, 0.580] 0.500 0.400 10 % 560" in words
     assert "Wearing Hat balanced accuracy ↑ 0.980 [0.960, 0.990] 0.500 0.400 96 % 560" in words
     assert "0.500 0.630 20 % below pixels" in words  # better than a constant, worse than a linear model
+
+
+def test_what_is_worse_than_nothing_carries_a_warning():
+    rows = {"hair color": figure(0.1, 0.08, 0.12, 0.2)}
+    words = read({"tasks": {"attributes": TASKS["attributes"] | {"items": rows}}})
+    assert "0.100 [0.080, 0.120] 0.200 0.400 worse than a constant answer" in words
+    ways = {"statement": {"accuracy": figure(0.61, 0.6, 0.62, 0.5), "agreement": {}, "blind": 0.73, "n": 700}}
+    metrics = example.METRICS | {"consistency": {"ways": ways}}
+    assert "73.0% worse than without the picture 700" in read({}, metrics)
+    said = results_table({"tasks": example.TASKS, "trust": trust(metrics)}).caption
+    assert "worse than without the picture[/]: asked as statement, 61.0% right against 73.0%" in said
+    assert "worse than without the picture" not in read({}, example.METRICS)
+
+
+def test_a_gap_stands_beside_the_limit_of_the_gate_or_its_lack():
+    gate = {"passed": True, "reasons": [], "checks": [{"check": "fairness", "key": "gender", "bound": 0.2}]}
+    gate["checks"][0] |= {"passed": True, "reason": "gender is fair"}
+    assert "limit of the gate" not in read({}, example.METRICS)
+    words = read({"gate": gate}, example.METRICS)
+    assert "limit of the gate" in words
+    assert "none is set" in words
+    gate["checks"][0]["key"] = "attributes"
+    assert "≤ 0.2" in read({"gate": gate}, example.METRICS)
 
 
 def test_real_data_and_a_run_without_overrides_or_gate_or_that_stopped_early():

@@ -87,9 +87,9 @@ def test_figures_equal_a_table_worked_out_by_hand(metrics):
         "caption": (Fraction(10, 14), Fraction(1, 3), Fraction(1, 3)),
     }
     assert set(metrics["tasks"]) == set(table)
-    for task, (value, unparsed, refused) in table.items():
+    for task, (value, unreadable, refused) in table.items():
         entry = metrics["tasks"][task]
-        by_hand = {"value": float(value), "unparsed": float(unparsed), "refused": float(refused)}
+        by_hand = {"value": float(value), "unreadable": float(unreadable), "refused": float(refused)}
         assert {name: entry[name] for name in by_hand} == pytest.approx(by_hand, abs=1e-9), task
         assert entry["low"] <= entry["value"] <= entry["high"]
     caption = metrics["tasks"]["caption"]["also"]
@@ -116,7 +116,7 @@ def test_groups_equal_those_of_fairlearn(metrics):
         rows = native(task)
         for kind in (("gender",), ("age_band",), ("gender", "age_band")):
             frame = MetricFrame(
-                metrics={"value": measure, "unparsed": lambda _, texts: float(np.mean(texts == UNREAD))},
+                metrics={"value": measure, "unreadable": lambda _, texts: float(np.mean(texts == UNREAD))},
                 y_true=np.array(truth(rows)),
                 y_pred=np.array(said(rows)),
                 sensitive_features=pd.DataFrame({part: [row[part] for row in rows] for part in kind}),
@@ -139,9 +139,9 @@ def test_confusion_equals_that_of_scikit_learn(metrics):
     rows = [row for row in native("expression") if row["parsed"]]
     assert found["counts"] == confusion_matrix(truth(rows), said(rows), labels=found["labels"]).tolist()
     assert "contempt" in found["labels"]  # no option of the question, yet an answer
-    unread = Counter(row["answer"] for row in native("expression") if not row["parsed"])
-    assert found["unparsed"] == [unread[label] for label in found["labels"]]
-    assert sum(map(sum, found["counts"])) + sum(found["unparsed"]) == 12
+    unreadable = Counter(row["answer"] for row in native("expression") if not row["parsed"])
+    assert found["unreadable"] == [unreadable[label] for label in found["labels"]]
+    assert sum(map(sum, found["counts"])) + sum(found["unreadable"]) == 12
 
 
 def test_the_same_answers_give_the_same_bytes_and_any_changed_one_others(settings, table, predictions, metrics):

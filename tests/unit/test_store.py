@@ -14,7 +14,7 @@ import pytest
 
 from facemllm.core import digests
 from facemllm.core.files import atomic_file, locked
-from facemllm.core.step import step_key
+from facemllm.core.step import key_of, step_key
 from facemllm.core.store import Store
 from facemllm.settings import load
 from facemllm.workflow.steps import steps
@@ -71,12 +71,13 @@ def test_find_wants_one_result(store, tmp_path):
     refuses("2 results begin with 'abc'", store.find, "abc")
 
 
-def test_the_key_depends_on_step_settings_and_inputs(store):
-    base = ("ingest", "facemllm.core.store", {"seed": 0}, {"faces": "a"})
-    other = ("annotate", "facemllm.settings", {"seed": 1}, {"faces": "b"})
-    changed = [(*base[:n], value, *base[n + 1 :]) for n, value in enumerate(other)]
-    assert len({store.key(*arguments) for arguments in (base, *changed)}) == 5
-    assert store.key(*base) == store.key(*base)
+def test_the_key_depends_on_step_settings_and_inputs():
+    step, other = (steps(load())[name] for name in ("annotate", "reformat"))
+    base = (step, {"code": "a", "settings": {"seed": 0}}, {"faces": "a"})
+    changed = [(other, *base[1:]), (step, {"code": "b", "settings": {"seed": 0}}, base[2])]
+    changed += [(step, {"code": "a", "settings": {"seed": 1}}, base[2]), (*base[:2], {"faces": "b"})]
+    assert len({key_of(*arguments) for arguments in (base, *changed)}) == 5
+    assert key_of(*base) == key_of(*base)
 
 
 def forget(caches=(digests.of_code, digests._parsed, digests._remembered)):

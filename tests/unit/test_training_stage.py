@@ -21,7 +21,7 @@ from facemllm.tasks.held_out import withheld_classes
 from facemllm.train import launch
 from facemllm.train.checkpoint import Checkpoint
 from facemllm.train.stage import StageRun, check_order, prepare_run
-from facemllm.train.step import stage_step
+from facemllm.train.step import many_passes, stage_step
 from tests.refusing import refuses
 from tests.training_example import stage, stage_run
 
@@ -171,3 +171,11 @@ def test_slices_of_a_batch_are_disjoint_and_cover_it(batch: int, world: int):
     faces = list(range(batch))
     assert [face for part in parts for face in faces[part]] == faces
     assert all(faces[part] for part in parts)
+
+
+@pytest.mark.parametrize(("faces", "said"), [(192, "align.steps=300 "), (3200, ""), (0, "")])
+def test_a_small_set_that_is_gone_over_hundreds_of_times_is_said(faces, said):
+    note = many_passes("align", settings.load("own").stages()["align"], faces)
+    assert said in note
+    assert bool(note) == bool(said)
+    assert not note or "go over 192 training faces 433 times" in note
