@@ -117,7 +117,7 @@ def perceptual_hashes(image: Image.Image) -> bytes:
     return _above_median(low) + _above_median(low * signs)
 
 
-def _above_median(low: NDArray[np.float32]) -> bytes:
+def _above_median(low: NDArray[np.floating]) -> bytes:
     ranked = np.partition(low.ravel(), (127, 128))
     return np.packbits(low.ravel() > (ranked[127] + ranked[128]) / 2).tobytes()
 
