@@ -115,7 +115,8 @@ def _probe(model: Any, probe: tuple[Tensor, ...]) -> Tensor:
 
 
 def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
-    """Optimiser groups, each module at its rate; no decay on norms, biases and embeddings."""
+    """Optimiser groups, each module at its rate; no decay on vectors (norms, biases) and word embeddings. What the
+    branches learn in tables decays: embeddings of classes and places, queries."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
