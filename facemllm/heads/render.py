@@ -246,7 +246,7 @@ def visible_attributes(identity: Identity, look: Appearance, segmentation: NDArr
     scale = segmentation.size / 128**2
     pixels = np.bincount(segmentation.ravel(), minlength=len(CLASS)) / scale
     attributes = {
-        **_exactly(HAIR_STYLES, look.hair_style),
+        **({} if look.hat else _exactly(HAIR_STYLES, look.hair_style)),
         "Bangs": look.bangs,
         **_exactly(BEARDS, look.beard),
         **_exactly(EYEWEAR, look.eyewear),
