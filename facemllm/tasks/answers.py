@@ -6,7 +6,7 @@ and `letter` read answers that are not in the item's own form: true or false of 
 may come with words: whatever an answer says twice has to agree, and words that cannot be read spoil it.
 
 Probabilities over a question's options: `answer` is the one rule. A choice or a yes/no question is answered by its most
-probable option, a number by the expectation over its grid, with two decimals.
+probable option, a number by the median over its grid, or the mean (`Item.center`), with two decimals.
 """
 
 from __future__ import annotations
@@ -267,9 +267,7 @@ def answer(question: Question, probabilities: Sequence[float], greedy: int | Non
     if not all(map(math.isfinite, weights)) or sum(weights) <= 0:
         return Answer(None, "", scores)
     if question.form == "number":
-        total = sum(weights)
-        mean = sum(float(option.value) * weight for option, weight in zip(question.options, weights, strict=True))
-        text = f"{round(mean / total, 2) + 0.0:.2f}"  # + 0.0 turns -0.0 into 0.0
+        text = f"{round(question.number(weights), 2) + 0.0:.2f}"  # + 0.0 turns -0.0 into 0.0
         return Answer(None if greedy is None else text, text, scores)
     best = question.options[max(range(len(weights)), key=weights.__getitem__)]
     return Answer(None if greedy is None else best.value, best.text, scores)

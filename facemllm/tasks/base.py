@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from facemllm.tables import mapping
@@ -23,6 +24,10 @@ question, not forms of items: a claim that is true or false, and options behind 
 
 CLOSED: tuple[Form, ...] = ("choice", "boolean", "number", "statement", "lettered")
 """Forms that are answered by one of their options."""
+
+Center = Literal["median", "mean"]
+"""Of a distribution over a grid of numbers: the median has the least expected error if the distribution is right; of
+angles the mean errs less, as measured."""
 
 Metric = Literal["balanced_accuracy", "accuracy", "mae", "fact_f1", "f1"]
 """`fact_f1` compares sets of facts or things, `f1` finds the `yes` among yes/no questions (action units)."""
@@ -48,7 +53,7 @@ class Option:
 class Question:
     """What is asked about one item, in several wordings. `options` is empty for an open question and for a set; for a
     number it is the grid, each value being the number as text. `variant` and `claim` tell how it is asked (`asking`):
-    `claim` is the value that a statement is about."""
+    `claim` is the value that a statement is about. `center` says which number stands for probabilities of a grid."""
 
     task: str
     item: str
@@ -57,6 +62,23 @@ class Question:
     options: tuple[Option, ...]
     variant: str = "native"
     claim: str | None = None
+    center: Center = "median"
+
+    def number(self, weights: Sequence[float]) -> float:
+        """The number that stands for a distribution over the grid, `weights` by option, some of them above zero: its
+        mean, or its median, with the weight of a step spread evenly between the middles to the steps beside it."""
+        grid = [float(option.value) for option in self.options]
+        total = sum(weights)
+        if self.center == "mean":
+            return sum(value * weight for value, weight in zip(grid, weights, strict=True)) / total
+        middles = [(one + other) / 2 for one, other in pairwise(grid)]
+        edges = [2 * grid[0] - middles[0], *middles, 2 * grid[-1] - middles[-1]]
+        below, step = 0.0, 0
+        while below + weights[step] < total / 2:
+            below += weights[step]
+            step += 1
+        low, high = edges[step : step + 2]
+        return low + (high - low) * (total / 2 - below) / weights[step]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +86,7 @@ class Item:
     """One thing a task asks about; what is here holds for items without options that a caption does not mention. `name`
     is unique among all tasks. `templates` word the question; append only, since their order is part of stored turns;
     `unseen` are wordings kept for evaluation, which no training turn uses. `hidden` tells from a row's labels that what
-    is asked cannot be seen on this face; None: it always can."""
+    is asked cannot be seen on this face; None: it always can. `center` is how a number is taken from probabilities."""
 
     name: str
     templates: tuple[str, ...]
@@ -72,6 +94,7 @@ class Item:
     form: Form
     unseen: tuple[str, ...] = ()
     hidden: Callable[[Row], bool] | None = None
+    center: Center = "median"
 
     def label(self, row: Row) -> str | None:
         """Canonical exact answer from a row of `faces` (a number as text, "37.4"); None when the row does not say."""
@@ -172,7 +195,11 @@ class Task:
     @cached_property
     def _by_item(self) -> dict[str, Question]:
         return {
-            i.name: Question(task=self.name, item=i.name, form=i.form, templates=i.templates, options=i.options)
+            i.name: Question(
+                **{name: getattr(i, name) for name in ("form", "templates", "options", "center")},
+                task=self.name,
+                item=i.name,
+            )
             for i in self.items
         }
 

@@ -63,6 +63,7 @@ TASK = Task(
             ),
             short=_short(_LEFT, _RIGHT),
             lead=_LEAD,
+            center="mean",
         ),
         Number(
             name="pitch",
@@ -79,6 +80,7 @@ TASK = Task(
             ),
             short=_short(_UP, _DOWN),
             lead=_LEAD,
+            center="mean",
         ),
         Number(
             name="roll",
@@ -91,6 +93,7 @@ TASK = Task(
             readings=_sides("tilted|leaning|leans|rolled", _CLOCKWISE, _COUNTER, "upright"),
             short=_short(_CLOCKWISE, _COUNTER),
             lead=_LEAD,
+            center="mean",
         ),
     ),
     use="which way the head is turned",

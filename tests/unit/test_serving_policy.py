@@ -7,6 +7,7 @@ import io
 import threading
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,9 @@ def test_a_choice_is_its_likeliest_option_a_number_an_expectation_and_a_broken_m
     assert (found.value, found.text, found.scores) == ("blond", "blond words", {"black": 0.3, "blond": 0.7})
     unread = answer(question("boolean", "yes", "no"), [0.5, 0.5], None)
     assert (unread.value, unread.text) == (None, "yes words")
-    assert answer(question("number", "-5", "0", "5"), [0.25, 0.25, 0.5], 2).value == "1.25"
+    assert answer(question("number", "-5", "0", "5"), [0.25, 0.25, 0.5], 2).value == "2.50"
+    angle = replace(question("number", "-5", "0", "5"), center="mean")
+    assert answer(angle, [0.25, 0.25, 0.5], 2).value == "1.25"
     assert answer(question("number", "-0.001", "0"), [1.0, 0.0], 0).value == "0.00"
     assert answer(question("number", "1", "2"), [0.5, 0.5], None).value is None
     for form in ("choice", "number"):

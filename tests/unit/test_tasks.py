@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from facemllm import tasks
@@ -225,3 +226,28 @@ def test_a_tasks_code_counts_where_it_is_asked_and_only_there(room):
     counted = {path.stem for path in digests.code_files(f"facemllm.{room}", ("age",)) if path.parent == folder}
     asked = {name for name in tasks.all_names() if name in counted}
     assert asked == (set() if room == "ingest.run" else {"age"})
+
+
+@pytest.mark.parametrize(("task", "item", "center"), [("age", "age", "median"), ("head_pose", "yaw", "mean")])
+def test_a_number_stands_for_its_distribution(task, item, center):
+    """The median has the least expected absolute error of all answers, the mean the least squared one, found by trying
+    them, with the weight of a step spread evenly over what is nearest to it."""
+    question = tasks.get(task).question(item)
+    assert question.center == center
+    grid = np.array([float(option.value) for option in question.options])
+    draw = np.random.default_rng(0)
+    inside = np.linspace(-2.5, 2.5, 51)[:-1] + 0.05
+    tried = np.linspace(grid[0] - 2.5, grid[-1] + 2.5, 1701)
+    for _ in range(20):
+        weights = draw.dirichlet(np.full(len(grid), 0.3))
+        truth, mass = (grid[:, None] + inside).ravel(), np.repeat(weights / len(inside), len(inside))
+        off = abs(tried[:, None] - truth)
+        best = tried[((off if center == "median" else off**2) @ mass).argmin()]
+        assert question.number(list(weights)) == pytest.approx(best, abs=0.11)
+    certain = [float(value == grid[-1]) for value in grid]
+    assert question.number(certain) == grid[-1]
+
+
+def test_all_angles_are_answered_by_the_mean_and_years_by_the_median():
+    centers = {name: {question.center for question in tasks.get(name).questions()} for name in ("head_pose", "age")}
+    assert centers == {"head_pose": {"mean"}, "age": {"median"}}
