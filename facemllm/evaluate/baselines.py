@@ -36,20 +36,27 @@ COMPONENTS = 300
 _ABSENT = ""
 
 
-def baselines(settings: Settings, conversations: Table, sheet: Sheet) -> dict[str, list[str | None]]:
-    """Answers of both baselines to the questions of a sheet; empty when the table has no training split. They are
+def training_sheet(conversations: Table) -> Sheet | None:
+    """The questions of the training split; None when the table has none."""
+    has_any = any(True for _ in conversations.batches(["image_id"], "train"))
+    return read_sheet(conversations, "train") if has_any else None
+
+
+def baselines(
+    settings: Settings, conversations: Table, sheet: Sheet, train: Sheet | None
+) -> dict[str, list[str | None]]:
+    """Answers of both baselines, fitted on the questions of `train`, to those of a sheet; empty without any. They are
     fitted on one thread: sums that several share differ in their last bits, and answers would with them."""
-    if not any(True for _ in conversations.batches(["image_id"], "train")):
+    if train is None:
         return {}
     import sklearn.decomposition
     import sklearn.linear_model  # noqa: F401  (only libraries that are loaded can be limited)
 
     with threadpool_limits(1):
-        return _fitted(settings, conversations, sheet)
+        return _fitted(settings, conversations, sheet, train)
 
 
-def _fitted(settings: Settings, conversations: Table, sheet: Sheet) -> dict[str, list[str | None]]:
-    train = read_sheet(conversations, "train")
+def _fitted(settings: Settings, conversations: Table, sheet: Sheet, train: Sheet) -> dict[str, list[str | None]]:
     constants: dict[Key, str] = {}
     for key, rows in train.rows.items():
         constant_of = metrics.of(tasks.get(key[0])).constant

@@ -32,7 +32,7 @@ from facemllm import tasks
 from facemllm.core import cost
 from facemllm.core.files import atomic_write, partial_folder, publish
 from facemllm.errors import UserError
-from facemllm.evaluate.baselines import baselines
+from facemllm.evaluate.baselines import baselines, training_sheet
 from facemllm.evaluate.predict import KINDS, NO_MAP, Answerer, Likelihood, Written, open_image, predict
 from facemllm.scoring import calibration, consistency, fairness, metrics, summary
 from facemllm.scoring.sheet import read_answers, read_sheet
@@ -150,7 +150,8 @@ def _measure(settings: Settings, conversations: Table, predictions: Table) -> di
     split = about.get("split", settings.evaluate.split)
     sheet = read_sheet(conversations, split)
     answers = read_answers(predictions, sheet)
-    rivals = baselines(settings, conversations, sheet)
+    train = training_sheet(conversations)
+    rivals = baselines(settings, conversations, sheet, train)
     model = _model(predictions)
     # only the predictions of an evaluation have a folder of their own: beside another table lies anything
     beside = predictions.path.parent if predictions.path.name == PREDICTED else predictions.path
@@ -168,7 +169,7 @@ def _measure(settings: Settings, conversations: Table, predictions: Table) -> di
         "resamples": settings.evaluate.bootstrap,
         **summary.summarise(sheet, answers, rivals, settings.evaluate.bootstrap, settings.seed),
         "fairness": fairness.measure(settings, sheet, parsed),
-        "consistency": consistency.measure(settings, sheet, parsed),
+        "consistency": consistency.measure(settings, sheet, parsed, train),
         "calibration": calibration.measure(settings, sheet, answers),
         "confusion": calibration.confusion(sheet, answers),
         "slices": summary.slices(settings, sheet, parsed),

@@ -9,7 +9,6 @@ Legend: N answers, F faces, A attributes, R relations.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +19,13 @@ import numpy.typing as npt
 
 from facemllm import tasks
 from facemllm.scoring import stats
-from facemllm.scoring.metrics import ACCURACY, Parsed, facts, number
+from facemllm.scoring.metrics import ACCURACY, Parsed, facts, most_frequent, number
 from facemllm.scoring.sheet import Mask, Rows, Sheet, Variant, read_some
 from facemllm.settings import Settings
 from facemllm.tables import PREDICTIONS, open_table
 from facemllm.tasks import asking
 from facemllm.tasks.answers import TOLERANCE
+from facemllm.tasks.asking import STATEMENT
 from facemllm.tasks.characteristics import asserted
 from facemllm.tasks.relations import RELATIONS
 
@@ -38,11 +38,11 @@ _NAMES = tuple(dict.fromkeys(name for relation in RELATIONS for name in relation
 _PLACE = {name: place for place, name in enumerate(_NAMES)}
 
 
-def measure(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
+def measure(settings: Settings, sheet: Sheet, parsed: Parsed, train: Sheet | None = None) -> dict[str, Any]:
     """`relations` between answers and `captions` against answers (the shares of checks that are broken in the model's
     and in the true answers, overall and one by one), and `ways` (accuracy of each other way to ask, and its agreement
-    with the item's own form; of statements also the accuracy of a `blind` answer by the claim alone), as in
-    `metrics.json`.
+    with the item's own form; of statements also the accuracy of a `blind` answer by the claim alone, as the questions
+    of `train` teach it), as in `metrics.json`.
 
     Shares by relation are of the faces on which the model's, or the true, answers speak of it; `n` is the model's.
     """
@@ -55,7 +55,8 @@ def measure(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
             "by_relation": [entry for name in {**model, **truth} if (entry := _one(name, model, truth)) is not None],
         }
 
-    return {"relations": shares(check), "captions": shares(check_captions), "ways": _ways(settings, sheet, parsed)}
+    ways = _ways(settings, sheet, parsed, train)
+    return {"relations": shares(check), "captions": shares(check_captions), "ways": ways}
 
 
 def same(question: Any, one: str | None, other: str | None) -> bool:
@@ -165,7 +166,7 @@ def _one(name: str, model: Checked, truth: Checked) -> dict[str, Any] | None:
     return {"relation": name, "broken_by_model": shares[0], "broken_by_truth": shares[1], "n": counts[0][0]}
 
 
-def _ways(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
+def _ways(settings: Settings, sheet: Sheet, parsed: Parsed, train: Sheet | None) -> dict[str, Any]:
     right: dict[str, Marks] = {}
     agrees: dict[str, Marks] = {}
     for how, rows in sheet.variants.items():
@@ -190,12 +191,23 @@ def _ways(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
         }
         for way, marks in right.items()
     }
-    if asking.STATEMENT in ways:
-        # right without a look at the face, by what is more often true of each claim: some claims are rarely true
-        marks = right[asking.STATEMENT]
-        most = [Counter(sheet.answers[row] for row in rows).most_common(1)[0][1] for rows, _ in marks]
-        ways[asking.STATEMENT]["blind"] = stats.plain(sum(most) / sum(len(rows) for rows, _ in marks))
+    if STATEMENT in ways and train is not None:
+        ways[STATEMENT]["blind"] = _blind(sheet, train)
     return ways
+
+
+def _blind(sheet: Sheet, train: Sheet) -> float | None:
+    """The share of statements answered rightly without a look at the face, by what is more often true of each claim in
+    training, of a claim that training lacks by what is more often true of all: some claims are rarely true."""
+    learnt, asked = (
+        {how: [own.answers[row] for row in rows] for how, rows in own.variants.items() if how.variant == STATEMENT}
+        for own in (train, sheet)
+    )
+    if not learnt:
+        return None
+    usual = most_frequent([answer for answers in learnt.values() for answer in answers])
+    said = {how: most_frequent(learnt[how]) if how in learnt else usual for how in asked}
+    return stats.plain_mean(answer == said[how] for how, answers in asked.items() for answer in answers)
 
 
 def _right(question: Any, how: Variant, said: str | None, answer: str) -> bool:

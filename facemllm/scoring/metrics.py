@@ -20,6 +20,7 @@ Array = npt.NDArray[np.float64]
 Parsed = Sequence[str | None]
 
 CLOSED_MEAN = "closed_mean"
+WITHOUT_NUMBERS = "fact_f1_without_numbers"
 WITHIN = 5.0
 _EXACT = 2.0**30  # sums of multiples of its inverse are exact in a double, so they do not depend on their order
 
@@ -126,6 +127,16 @@ def errors(answers: Sequence[str], parsed: Parsed, grid: Sequence[float]) -> Arr
     return np.where(np.isnan(stated), np.maximum(abs(truth - low), abs(high - truth)), abs(stated - truth))
 
 
+def recall_by_kind(answers: Sequence[str], parsed: Parsed) -> dict[str, dict[str, float]]:
+    """Of each kind of true facts (`age` of `age=35`): the share that is stated (`value`), and how many there are."""
+    true, stated = Counter[str](), Counter[str]()
+    for answer, text in zip(answers, parsed, strict=True):
+        own = facts(answer)
+        true.update(fact.partition("=")[0] for fact in own)
+        stated.update(fact.partition("=")[0] for fact in own & facts(text))
+    return {kind: {"value": round(stated[kind] / n, 12), "n": n} for kind, n in sorted(true.items())}
+
+
 def ratio(top: Array, bottom: Array) -> Array:
     """Element-wise quotient; NaN where the denominator is zero."""
     return np.divide(top, bottom, out=np.full(np.broadcast(top, bottom).shape, np.nan), where=bottom != 0)
@@ -171,6 +182,15 @@ def _facts(answers: Sequence[str], parsed: Parsed, grid: Sequence[float]) -> Arr
     return np.array([[len(true & said), len(said - true), len(true - said)] for true, said in pairs], dtype=float)
 
 
+def _facts_without_numbers(answers: Sequence[str], parsed: Parsed, grid: Sequence[float]) -> Array:
+    """The same, without facts whose value is a number: an age or an angle counts only in its very step of the grid."""
+
+    def kept(text: str | None) -> str:
+        return ";".join(fact for fact in facts(text) if number(fact.partition("=")[2]) is None)
+
+    return _facts(list(map(kept, answers)), list(map(kept, parsed)), grid)
+
+
 def _quotient(totals_RK: Array) -> Array:
     return ratio(totals_RK[:, 0], totals_RK[:, 1])
 
@@ -180,8 +200,8 @@ def _f1(totals_RK: Array) -> Array:
     return ratio(2 * shared, 2 * shared + stated + true)
 
 
-def _most_frequent(answers: Sequence[str]) -> str:
-    """Ties fall to the first by name."""
+def most_frequent(answers: Sequence[str]) -> str:
+    """The commonest answer; ties fall to the first by name."""
     counts = Counter(answers)
     return min(counts, key=lambda answer: (-counts[answer], answer))
 
@@ -210,7 +230,7 @@ ACCURACY = Metric(
     label="accuracy",
     columns=lambda answers, parsed, grid: _counted(_right(answers, parsed)),
     value=_quotient,
-    constant=_most_frequent,
+    constant=most_frequent,
     also=("balanced_accuracy",),
     in_closed_mean=True,
 )
@@ -219,7 +239,7 @@ BALANCED_ACCURACY = Metric(
     label="balanced accuracy",
     columns=_right_by_class,
     value=lambda totals_RK: mean(ratio(totals_RK[:, 0::2], totals_RK[:, 1::2]).T),  # over the classes that occur
-    constant=_most_frequent,
+    constant=most_frequent,
     also=("accuracy",),
     in_closed_mean=True,
     of_class=ACCURACY,
@@ -257,7 +277,7 @@ METRICS = {
             columns=_facts,
             value=_f1,
             constant=_most_frequent_facts,
-            also=("precision", "recall"),
+            also=("precision", "recall", WITHOUT_NUMBERS),
         ),
         Metric(
             name="precision",
@@ -272,6 +292,13 @@ METRICS = {
             answers="facts",
             columns=_facts,
             value=lambda totals_RK: ratio(totals_RK[:, 0], totals_RK[:, 0] + totals_RK[:, 2]),
+        ),
+        Metric(
+            name=WITHOUT_NUMBERS,
+            label="F1 of facts without numbers",
+            answers="facts",
+            columns=_facts_without_numbers,
+            value=_f1,
         ),
         Metric(
             name="f1",

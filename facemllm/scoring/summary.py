@@ -135,6 +135,10 @@ def summarise(
         if BALANCED in metrics.also(task):
             items[BALANCED] = {**figure(name, BALANCED), "also": {}}
         head = {**figure(name), "unit": task.unit}
+        if metrics.of(task).answers == "facts":
+            rows = sheet.of_task(name)
+            said = [answers.parsed[row] for row in rows]
+            head["recall_by_kind"] = metrics.recall_by_kind([sheet.answers[row] for row in rows], said)
         result[name] = {**head, "items": {item: {**body, "unit": task.unit} for item, body in items.items()}}
     return {
         "tasks": result,

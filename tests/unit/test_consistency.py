@@ -115,8 +115,16 @@ def test_statements_are_held_against_answers_without_a_look_at_the_face(settings
         (str(number), number, "attributes", "beard", answer, "statement", claim)
         for number, (claim, answer) in enumerate(claims)
     ]
-    found = consistency.measure(settings, sheet_of(rows), [None] * 6)["ways"]["statement"]
-    assert found["blind"] == pytest.approx(5 / 6)
+    sheet = sheet_of(rows)
+    # in training a goatee is claimed rightly more often: the majority of the test split is not to be known
+    learnt = [("Goatee", "true")] * 2 + [("Goatee", "false"), ("No_Beard", "true"), ("Mustache", "false")]
+    train = sheet_of([(*row[:4], answer, "statement", c) for row, (c, answer) in zip(rows, learnt, strict=False)])
+    ways = consistency.measure(settings, sheet, [None] * 6, train)["ways"]
+    assert ways["statement"]["blind"] == pytest.approx(3 / 6)
+    # a claim that training lacks is answered by what is more often true of all of its claims
+    other = sheet_of([row for row in rows if row[6] == "Goatee"])
+    assert consistency.measure(settings, sheet, [None] * 6, other)["ways"]["statement"]["blind"] == pytest.approx(3 / 6)
+    assert "blind" not in consistency.measure(settings, sheet, [None] * 6)["ways"]["statement"]
 
 
 def test_relations_speak_of_attributes_that_tasks_know():

@@ -381,7 +381,7 @@ def test_baselines_read_nothing_from_random_labels(plain, tmp_path):
 def test_baselines_of_tiny_and_one_sided_data(settings, tmp_path):
     def read(name, *faces):
         table = written(tmp_path / name, [conversation(*face) for face in faces])
-        return room.baselines(settings, table, read_sheet(table, "test"))
+        return room.baselines(settings, table, read_sheet(table, "test"), room.training_sheet(table))
 
     found = read("one", ("train", 0, (200, 90, 3)), ("test", 1, (20, 30, 200)))
     assert found["pixels"] == found["constant"]
@@ -404,7 +404,7 @@ def test_baselines_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch)
     said = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            found = room.baselines(load("laptop"), table, read_sheet(table, "test"))
+            found = room.baselines(load("laptop"), table, read_sheet(table, "test"), room.training_sheet(table))
         said.append((found, spaces[-1].train_ND.tobytes(), spaces[-1].test_ND.tobytes()))
     assert said[0] == said[1]
 

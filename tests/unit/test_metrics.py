@@ -82,7 +82,7 @@ def test_every_metric_that_a_task_may_name_is_known_with_its_direction_and_its_b
         assert found.name == name
         assert found.constant is not None
         beside = {other for other in found.also if metrics.get(other).constant is None}
-        assert beside <= {"within_5", "precision", "recall"}
+        assert beside <= {"within_5", "precision", "recall", "fact_f1_without_numbers"}
     assert metrics.also(tasks.get("age")) == ("within_5",)
     assert metrics.also(tasks.get("action_unit_intensity")) == ()  # five grades are all there are
     assert [metrics.label(name) for name in ("mae", "by_likelihood")] == ["mean error", "by likelihood"]
@@ -219,3 +219,19 @@ def test_clears_constant_both_ways():
     errors = {"low": 3.0, "high": 4.0, "higher_is_better": False, "baselines": {"constant": 5.0}}
     assert metrics.clears_constant(errors)
     assert not metrics.clears_constant({**errors, "high": 5.5})
+
+
+def test_facts_are_also_counted_without_numbers_and_recalled_by_kind():
+    true = ["age=35;gender=male;yaw=-5", "age=40", "gender=female;hair_color=Gray_Hair"]
+    said = ["age=40;gender=male;yaw=0", "gender=male", None]
+    # shared gender; only stated gender; only true gender and hair_color
+    assert figure("fact_f1_without_numbers", true, said) == pytest.approx(2 / (2 + 1 + 2))
+    assert figure("fact_f1", true, said) == pytest.approx(2 / (2 + 3 + 5))
+    found = metrics.recall_by_kind(true, said)
+    assert found == {
+        "age": {"value": 0.0, "n": 2},
+        "gender": {"value": 0.5, "n": 2},
+        "hair_color": {"value": 0.0, "n": 1},
+        "yaw": {"value": 0.0, "n": 1},
+    }
+    assert "fact_f1_without_numbers" in metrics.also(tasks.get("caption"))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from facemllm.evaluate.baselines import baselines
+from facemllm.evaluate.baselines import baselines, training_sheet
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
@@ -34,7 +34,7 @@ def table(tmp_path_factory):
 
 def test_what_training_never_asks_is_answered_by_chance_and_other_ways_not_at_all(settings, table):
     sheet = read_sheet(table, "test")
-    found = baselines(settings, table, sheet)
+    found = baselines(settings, table, sheet, training_sheet(table))
     constant, linear = found["constant"], found["pixels"]
     for (task, item), rows in sheet.rows.items():
         said = {constant[row] for row in rows}
