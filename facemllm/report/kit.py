@@ -37,7 +37,7 @@ def _environment(markdown: bool) -> Environment:
         keep_trailing_newline=True,
     )
     shown = (text, words, seconds, number, percent, estimate, share, brief, p_value, at, table, code, largest_first)
-    made.filters |= {one.__name__: one for one in shown}
+    made.filters |= {one.__name__: one for one in (*shown, decimals)}
     made.globals["top_of"] = top_of
     return made
 
@@ -92,19 +92,36 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """A share in per cent."""
-    return "–" if value is None else f"{value:.1%}"
+    return "–" if value is None else f"{value:.{digits}%}"
+
+
+def decimals(figure: Figure, most: int) -> int:
+    """How many decimals of a figure its 95 % interval supports: up to two significant digits of the interval's
+    half-width, and no more than `most`. All of them where there is no interval, or one of no width."""
+    low, high = figure.get("low"), figure.get("high")
+    if low is None or high is None or high <= low:
+        return most
+    magnitude = int(f"{(high - low) / 2:.1e}".partition("e")[2])
+    return min(most, max(0, 1 - magnitude))
+
+
+def percent_decimals(figure: Figure) -> int:
+    """The same of a share in per cent, one at most."""
+    return max(0, decimals(figure, 3) - 2)
 
 
 def estimate(figure: Figure | float | None, digits: int = 3) -> Markup:
-    """A figure with its 95 % interval, where it has one: `0.810 [0.790, 0.830]`."""
-    return _with_interval(figure, lambda value: number(value, digits), lambda end: number(end, digits))
+    """A figure with its 95 % interval, where it has one, rounded to what that supports: `0.810 [0.790, 0.830]`."""
+    kept = decimals(figure, digits) if isinstance(figure, Mapping) else digits
+    return _with_interval(figure, lambda value: number(value, kept), lambda end: number(end, kept))
 
 
 def share(figure: Figure | float | None) -> Markup:
     """The same for a share, in per cent: `81.0 % [79.0, 83.0]`."""
-    return _with_interval(figure, percent, lambda end: f"{100 * end:.1f}")
+    kept = percent_decimals(figure) if isinstance(figure, Mapping) else 1
+    return _with_interval(figure, lambda value: percent(value, kept), lambda end: f"{100 * end:.{kept}f}")
 
 
 def _with_interval(
@@ -118,11 +135,15 @@ def _with_interval(
 
 
 def brief(figure: Figure | float | None) -> str:
-    """A figure in three digits, with its interval where it has one: `0.14 (0.09–0.19)`; nothing for None."""
+    """A figure in three digits, with its interval where it has one, rounded to what that supports: `0.14 (0.09–0.19)`;
+    nothing for None."""
     if not isinstance(figure, Mapping):
         return f"{figure:.3g}" if isinstance(figure, int | float) else ""
-    value = brief(figure.get("value"))
-    return value if figure.get("low") is None else f"{value} ({figure['low']:.3g}–{figure['high']:.3g})"
+    if figure.get("value") is None or figure.get("low") is None:
+        return brief(figure.get("value"))
+    kept = decimals(figure, 6)
+    value, low, high = (f"{round(figure[end], kept) + 0.0:.3g}" for end in ("value", "low", "high"))
+    return f"{value} ({low}–{high})"
 
 
 def p_value(value: float | None) -> str:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from facemllm.cli import main as cli
 from facemllm.errors import UserError
 from facemllm.evaluate import compare as room
-from facemllm.report.terminal import shown, write_page
+from facemllm.report.terminal import page, shown, write_page
 from facemllm.scoring.paired import BETTER, SAME, WORSE, by_task, by_verdict, judged
 from facemllm.settings import Settings, load
 from facemllm.tables import open_table
@@ -209,6 +209,7 @@ def test_the_terminal_says_it_in_words() -> None:
     assert "attributes gender: female balanced_accuracy 0.860 0.800 -0.060 -0.080 -0.040 0.020 0.031 ▼ worse" in lines
     assert "gender: male" not in " ".join(lines)
     assert "1 of 2 groups show none" in " ".join(lines)
+    assert "One run each: what a second run with another seed or processor differs by is not" in " ".join(lines)
 
 
 def test_long_names_stand_in_the_title_alone() -> None:
@@ -225,6 +226,10 @@ def test_the_page_is_one_escaped_file_with_everything(tmp_path: Path) -> None:
     assert "train.workers 1 2" in words
     assert "Wearing Hat balanced accuracy ↑ 0.980 0.900 -0.080 [-0.100, -0.060] 0.010 0.031 ▼ worse" in words
     assert "gender: male" in words
+    assert "One run each: what a second run" in words
+    same = judged_example() | {"second": judged_example()["first"]}  # one model, however often it is asked
+    assert "One run each" not in page(same)
+    assert not any("One run each" in str(part) for part in shown(same))
 
 
 def test_the_command_prints_writes_and_refuses(settings: Settings, runs: dict[str, str], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from PIL import Image
 from rich.console import Console
 
 from facemllm.report import plots, run
-from facemllm.report.kit import p_value
+from facemllm.report.kit import brief, decimals, estimate, p_value, share
 from facemllm.report.terminal import results_table
 from facemllm.scoring.figures import measure, trust
 from tests import evaluation_example as example
@@ -314,6 +314,49 @@ def test_a_probability_is_never_a_bare_zero_and_every_metric_says_how_it_is_writ
     within = measure({"metric": "mae", "unit": "years"}, "within_5")
     assert (within.long, within.arrow, within.digits) == ("within 5 years", "↑", 3)
     assert measure({"metric": "balanced_accuracy", "unit": "years"}).long == "balanced accuracy"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most", "kept"),
+    [
+        (0.865, 0.882, 3, 3),  # 0.0085 would bear four
+        (0.4, 0.7, 3, 2),  # 0.15
+        (0.8, 0.9992, 3, 2),  # 0.0996 is 0.10
+        (7.7, 9.1, 2, 2),  # 0.70
+        (7.0, 9.6, 2, 1),  # 1.3
+        (10.0, 40.0, 2, 0),  # 15
+        (100.0, 400.0, 2, 0),
+        (1.0, 1.0, 3, 3),
+        (None, None, 3, 3),
+    ],
+)
+def test_figures_have_the_digits_that_their_interval_supports(low, high, most, kept):
+    assert decimals({"value": 0.5, "low": low, "high": high}, most) == kept
+
+
+def test_every_way_to_write_a_figure_rounds_it_by_its_interval():
+    wide = {"value": 0.55432, "low": 0.41234, "high": 0.71234}
+    assert estimate(wide).striptags() == "0.55 [0.41, 0.71]"
+    assert share(wide).striptags() == "55% [41, 71]"
+    assert brief(wide) == "0.55 (0.41–0.71)"
+    years = {"value": 8.4321, "low": 7.0321, "high": 9.6321, "metric": "mae", "unit": "years"}
+    assert estimate(years, 2).striptags() == "8.4 [7.0, 9.6]"
+    figure = {**years, "baselines": {"constant": 16.4, "pixels": 12.9}, "higher_is_better": False, "n": 9}
+    cells = [next(iter(column.cells)) for column in results_table({"tasks": {"age": figure}}).columns]
+    assert cells[2:4] == ["8.4", "7.0 9.6"]
+
+
+def test_captions_are_also_shown_without_numbers():
+    also = {"fact_f1_without_numbers": {"value": 0.841, "low": 0.83, "high": 0.85}}
+    kinds = {"age": {"value": 0.18, "n": 540}, "beard": {"value": 0.5, "n": 100}}
+    caption = figure(0.716, 0.7, 0.73, 0.3, metric="fact_f1", also=also, recall_by_kind=kinds)
+    lines = results_table({"tasks": {"caption": caption}})
+    assert [list(column.cells)[1] for column in lines.columns][:4] == [
+        *("  also", "fact_f1_without_numbers", "0.841", "0.830 0.850")
+    ]
+    words = read({"run": "a", "tasks": {"caption": caption}}, {"tasks": {"caption": caption}})
+    assert "F1 of facts without numbers 0.841 [0.830, 0.850]" in words
+    assert "recall: age 18.0%, beard 50.0%" in words
 
 
 def test_table_shows_items_beneath_tasks_and_dims_what_is_not_learnt():
