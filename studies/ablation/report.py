@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from facemllm import tasks
 from facemllm.core.machine import cores
 from facemllm.report.kit import code, render
 from facemllm.scoring import stats
-from facemllm.scoring.metrics import CLOSED_MEAN, METRICS
+from facemllm.scoring.metrics import CLOSED_MEAN, METRICS, is_choice
 from facemllm.scoring.paired import BETTER, SAME, WORSE
 from studies.ablation.running import WITH_MAP, WITHOUT_MAP
 
@@ -186,6 +187,22 @@ def words(variants: Mapping[str, Any], baseline: str, controls: Mapping[str, str
             found.append(f"`{name}` against `{baseline}`: {_said(one['figures'])}.")
         if one["to_control"]:
             found.append(f"`{name}` against `{controls[name]}`: {_said(one['to_control'])}.")
+    for head, chance in _guessed(variants).items():
+        at = f"{head.capitalize()} is at chance ({100 * chance:.1f} %) in every variant"
+        found.append(f"{at}: this budget says nothing of it.")
+    return found
+
+
+def _guessed(variants: Mapping[str, Any]) -> dict[str, float]:
+    """Tasks of one choice whose interval clears guessing in no variant, and what guessing gives."""
+    found = {}
+    for head in HEADS:
+        asked = tasks.get(head).questions() if head in tasks.all_names() else ()
+        lows = [figure["low"] for one in variants.values() if (figure := one["figures"].get(head)) is not None]
+        if len(asked) == 1 and is_choice(tasks.get(head), asked[0]) and lows and None not in lows:
+            chance = 1 / len(asked[0].options)
+            if max(lows) <= chance:
+                found[head] = chance
     return found
 
 
