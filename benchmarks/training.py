@@ -15,6 +15,8 @@ optimiser and rates, bf16 where the processor is fast at it; each in a process o
                     float tolerance (`same_loss`: largest relative difference in fp32; the curves show it in bf16).
                     Pictures are decoded whenever they are shown, as these trainers do. `sequential` draws as ours does;
                     `grouped` puts like lengths together, which they offer, and is what the ratio is taken to
+    hf prepared     the same as hf, but pictures are decoded and resized once, before the clock starts: the ratio to it
+                    holds no picture work
     ... dialogue    friendlier: a face's questions as one ordinary dialogue, whose later turns read the earlier. It
                     shares the picture as ours does, but learns another conditional: its loss is not comparable
 
@@ -41,6 +43,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "ours": {"kind": "ours"},
     "hf": {"kind": "hf", "grouped": True},
     "trl": {"kind": "trl", "grouped": True},
+    "hf prepared": {"kind": "hf", "grouped": True, "prepared": True},
     "hf dialogue": {"kind": "hf", "turns": "many"},
     "trl dialogue": {"kind": "trl", "turns": "many"},
 }
@@ -162,6 +165,7 @@ def main() -> None:
     parser.add_argument("--quality", action="store_true", help="accuracy at a time budget beside a specialist")
     parser.add_argument("--model", type=Path, help="of --quality: a trained model directory of ours")
     parser.add_argument("--seconds", type=float, default=300, help="of --quality: what that model was trained for")
+    parser.add_argument("--starts", type=float, help="of --quality: how many of these were starts, not training steps")
     parser.add_argument("--evaluation", type=Path, help="of --quality: that model's evaluation, if there is one")
     parser.add_argument("--seed", type=int, default=0, help="of --quality: the specialist's")
     arguments = parser.parse_args()

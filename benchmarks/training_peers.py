@@ -2,8 +2,9 @@
 
 A row is one question with its picture, as turns that do not see one another are trained elsewhere; or, with
 `turns: many`, a picture's questions as an ordinary dialogue: later turns then read the earlier ones, which is another
-thing to learn and shares the picture. Pictures are files, decoded in the collator, every time they are shown; labels
-are the answers and their end tokens. Optimiser, learning rates and clipping are those of the stage.
+thing to learn and shares the picture. Pictures are files, decoded and resized in the collator, every time they are
+shown; with `prepared`, once before the clock starts, so that no picture work is in the ratio. Labels are the answers
+and their end tokens. Optimiser, learning rates and clipping are those of the stage.
 """
 
 from __future__ import annotations
@@ -46,17 +47,37 @@ def dataset(rows: Sequence[Mapping[str, Any]], turns: str) -> Any:
     )
 
 
-def collate(rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
-    """A padded batch; `labels` are the tokens between the assistant's sign and the end of its turn, that end too."""
+def collate(
+    rows: Sequence[Mapping[str, Any]], processor: Any, pixels: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """A padded batch; `labels` are the tokens between the assistant's sign and the end of its turn, that end too.
+    `pixels` are prepared pictures (3, S, S) by path; without, files are decoded and resized."""
     texts = [processor.apply_chat_template(_messages(row["turns"]), tokenize=False) for row in rows]
-    images = [[Image.open(path).convert("RGB") for path in row["images"]] for row in rows]
-    batch = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
+    padded = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+    if pixels is None:
+        images = [[Image.open(path).convert("RGB") for path in row["images"]] for row in rows]
+        batch = processor(text=texts, images=images, **padded)
+    else:
+        shown = {"pixel_values": torch.stack([pixels[path] for row in rows for path in row["images"]])}
+        token = processor.image_token
+        texts = [text.replace(token, processor.replace_image_token(shown, n)) for n, text in enumerate(texts)]
+        batch = {**processor.tokenizer(texts, **padded), **shown}
     tokenizer, ids_BL = processor.tokenizer, batch["input_ids"]
     opens_BL = ids_BL == tokenizer.convert_tokens_to_ids("<|assistant|>")
     ends_BL = ids_BL == tokenizer.eos_token_id
     inside_BL = (opens_BL.cumsum(1) > ends_BL.cumsum(1) - ends_BL.long()) & ~opens_BL
     batch["labels"] = ids_BL.masked_fill(~inside_BL, IGNORED)
     return dict(batch)
+
+
+def prepare_pixels(rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
+    """Every picture (3, S, S) of the rows by its path, as the image processor makes it."""
+    found = {}
+    for path in dict.fromkeys(path for row in rows for path in row["images"]):
+        with Image.open(path) as image:
+            made = processor.image_processor(image.convert("RGB"), return_tensors="pt")
+        found[path] = made["pixel_values"][0]
+    return found
 
 
 def _messages(turns: Sequence[str]) -> list[dict[str, Any]]:
@@ -72,13 +93,20 @@ class Peer:
     """HF Trainer (`kind: hf`) or SFTTrainer (`trl`) on a prepared folder.
 
     `turns`: one or many a row; `grouped`: batches of like length; `workers`: of the data loader; `micro`: passes of a
-    step.
+    step; `prepared`: pictures are decoded and resized once, before the clock starts.
     """
 
     def __init__(
-        self, folder: Path, kind: str, turns: str = "one", grouped: bool = False, workers: int = 0, micro: int = 1
+        self,
+        folder: Path,
+        kind: str,
+        turns: str = "one",
+        grouped: bool = False,
+        workers: int = 0,
+        micro: int = 1,
+        prepared: bool = False,
     ) -> None:
-        self.material = Material.open(folder)
+        self.material, self.prepared = Material.open(folder), prepared
         self.kind, self.turns, self.grouped, self.workers, self.micro = kind, turns, grouped, workers, micro
 
     def run(self, steps: int, every: int, precision: str, device: str = "cpu") -> dict[str, Any]:
@@ -140,10 +168,11 @@ class Peer:
         for group in optimizer.param_groups:
             group["lr"] *= group["factor"]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(train_optimizer.schedule, stage))
+        pixels = prepare_pixels(data, processor) if self.prepared else None
         common = {
             "model": wrapper or model,
             "train_dataset": data,
-            "data_collator": partial(collate, processor=processor),
+            "data_collator": partial(collate, processor=processor, pixels=pixels),
             "processing_class": processor,
             "optimizers": (optimizer, schedule),
         }

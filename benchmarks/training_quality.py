@@ -4,12 +4,14 @@ The specialist (`specialist.py`) sees the training split's faces and the answers
 test split's questions in their own form, and marked by the project's metrics. Intervals are 95 % bootstraps over people
 (test sampling, not the noise of a seed); differences are paired: the same resampled people for both. `ahead` is who the
 interval of the difference favours; `within` says whether ours lies inside the specialist's interval or beyond it on the
-better side. What has no head (captions, items held out of training) is left out.
+better side. The specialist's clock runs from its first batch; ours, as a user waits, holds starts of workers, imports
+and sample answers: both starts are printed apart. What has no head (captions, items held out of training) is left out.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from numpy.typing import NDArray
 def compare(
     conversations: Path, seconds: float, model: Path, evaluation: Path | None, cache: Path, seed: int
 ) -> dict[str, Any]:
-    """Train a specialist for so many seconds, ask both, and return figures by name and what was trained."""
+    """Train a specialist for so many seconds, ask both, and return figures by name and what was trained; `start` are
+    the seconds before the specialist's first batch."""
+    begun = time.perf_counter()
     from specialist import answer, train
 
     from facemllm.model.pretrained import load_model
@@ -43,6 +47,7 @@ def compare(
         return np.asarray(everything[[places[name] for name in images]])
 
     bf16 = decide_precision("auto", "cpu") == "bf16"
+    start = time.perf_counter() - begun
     net, seen = train(learnt, pixels(learnt.images), processor.image_processor, seconds, seed, bf16=bf16)
     theirs = answer(net, asked, pixels(asked.images), processor.image_processor)
     if evaluation is None:
@@ -52,7 +57,7 @@ def compare(
     ours = read_parsed(found, asked)
     figures = paired(asked, ours, theirs, settings.evaluate.bootstrap, settings.seed)
     size = sum(parameter.numel() for parameter in net.parameters())
-    return {"figures": figures, "images_seen": seen, "parameters": size, "seconds": seconds}
+    return {"figures": figures, "images_seen": seen, "parameters": size, "seconds": seconds, "start": start}
 
 
 def _evaluate(settings: Any, model: Path, conversations: Path, out: Path) -> None:
@@ -105,6 +110,10 @@ def show(found: dict[str, Any]) -> None:
 
     size = found["parameters"] / 1e6
     print(f"specialist: {size:.2f} M parameters, {found['seconds']:.0f} s, {found['images_seen']:,} images")
+    ours, theirs = found["starts"]["ours"], found["starts"]["specialist"]
+    known = f"{ours:.0f} s of its {found['seconds']:.0f} s were starts ({ours / found['seconds']:.1%})" if ours else ""
+    known = known.replace("%", " %") or f"what of its {found['seconds']:.0f} s were starts is not known (--starts)"
+    print(f"ours: {known}; the specialist's start of {theirs:.0f} s is in no clock")
     print(f"{'':<40}{'ours':>24}{'specialist':>26}{'difference':>28}  ahead")
     for name, one in found["figures"].items():
         cells = [f"{v:.3f} [{low:.3f}, {high:.3f}]" for v, low, high in (one["ours"], one["specialist"])]
@@ -126,6 +135,7 @@ def main(arguments: Any) -> None:
             Path(name),
             arguments.seed,
         )
+    found["starts"] = {"ours": arguments.starts, "specialist": round(found.pop("start"), 1)}
     show(found)
     ratios = {name: one["ours"][0] / one["specialist"][0] for name, one in found["figures"].items() if "." not in name}
     report(

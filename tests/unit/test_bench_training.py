@@ -38,11 +38,40 @@ def test_peers_minimise_our_loss(material):
     from training_peers import Peer
 
     contenders = [Ours(material.folder), Peer(material.folder, "hf"), Peer(material.folder, "trl")]
-    ours, hf, trl = ([loss for _, _, loss in c.run(2, 1, "fp32")["marks"]] for c in contenders)
+    contenders += [Peer(material.folder, "hf", prepared=True)]
+    ours, hf, trl, prepared = ([loss for _, _, loss in c.run(2, 1, "fp32")["marks"]] for c in contenders)
     assert len(ours) == 2
     np.testing.assert_allclose([hf, trl], [ours] * 2, rtol=1e-5)
+    assert prepared == hf
     parts = Peer(material.folder, "hf", micro=3).run(1, 1, "fp32")["marks"][0][2]  # passes of a step add up to it
     assert parts == pytest.approx(hf[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("turns", ["one", "many"])
+def test_prepared_pictures_make_the_same_batch_and_open_no_file(material, turns, monkeypatch):
+    import training_peers as peers
+
+    _, processor = material.model()
+    rows = list(peers.dataset(material.rows(), turns))
+    plain, pixels = peers.collate(rows, processor), peers.prepare_pixels(rows, processor)
+    monkeypatch.setattr(peers.Image, "open", None)
+    prepared = peers.collate(rows, processor, pixels)
+    assert plain.keys() == prepared.keys()
+    for name, values in plain.items():
+        assert torch.equal(values, prepared[name]), name
+
+
+def test_the_quality_table_says_what_of_the_seconds_were_starts(capsys):
+    from training_quality import show
+
+    found = {"parameters": 1_600_000, "seconds": 405.0, "images_seen": 200_000, "figures": {}}
+    show(found | {"starts": {"ours": 43.0, "specialist": 7.25}})
+    show(found | {"starts": {"ours": None, "specialist": 7.25}})
+    lines = [line for line in capsys.readouterr().out.splitlines() if "start" in line]
+    assert lines == [
+        "ours: 43 s of its 405 s were starts (10.6 %); the specialist's start of 7 s is in no clock",
+        "ours: what of its 405 s were starts is not known (--starts); the specialist's start of 7 s is in no clock",
+    ]
 
 
 def test_only_answers_and_their_ends_are_labels(material):
