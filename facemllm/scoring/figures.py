@@ -12,6 +12,7 @@ so that runs compare:
     fairness/<task>/<kind>/<group>                  figure of a group of people; kinds: gender, age_band, skin_tone
     fairness/<task>/<kind>/largest_gap/value ...    between two groups; kinds also by pairs: gender x age_band
     fairness/gaps/compared  fairness/gaps/shown     kinds of groups over all tasks, and those in which a gap is shown
+    fairness/gaps/detectable/<task>/low  high       minimum detectable differences of its pairs of groups
     consistency/...                                 shares of broken relations, agreement of ways to ask
     calibration/<task>/ece  .../expected            expected calibration error, and that of a calibrated model
     slices/<name>/...  disturbed/<kind>/...         figures of kinds of faces, and of pictures made worse
@@ -163,8 +164,8 @@ def trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's summary says beside the figures of tasks: consistency, and gaps between groups of people.
 
     `consistency`: `model` and `truth`, the shares of broken relations, and the same two of `captions` that contradict
-    the answers. `gaps`: in how many of the `compared` kinds of
-    groups, over all tasks, a gap is `shown`, and the `surest` of these.
+    the answers. `gaps`: in how many of the `compared` kinds of groups, over all tasks, a gap is `shown`, the `surest`
+    of these, and by task the minimum detectable differences of the pairs of groups, `low` to `high`.
     """
     consistency = metrics.get("consistency") or {}
     captions = _who(consistency.get("captions"))
@@ -173,8 +174,16 @@ def trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
     surest = min(shown, key=lambda gap: (gap["p_holm"], -abs(gap["value"])), default=None)
     return {
         "consistency": {**_who(consistency.get("relations")), **({"captions": captions} if captions else {})},
-        "gaps": {"compared": len(compared), "shown": len(shown), "surest": surest},
+        "gaps": {"compared": len(compared), "shown": len(shown), "surest": surest, "detectable": _detectable(metrics)},
     }
+
+
+def _detectable(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    found: dict[str, list[float]] = {}
+    for gap in gap_rows(metrics):
+        if gap.get("detectable") is not None:
+            found.setdefault(gap["task"], []).append(gap["detectable"])
+    return {task: {"low": min(sizes), "high": max(sizes)} for task, sizes in found.items()}
 
 
 def _who(found: Mapping[str, Any] | None) -> dict[str, Any]:
