@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,17 +17,17 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.live import Live
 
-from facemllm.cli.options import Json, Profile, Sets
+from facemllm.cli.options import Json, Profile, Sets, say
 from facemllm.core import digests, progress, services
 from facemllm.core.machine import on_plain_path
 from facemllm.core.processes import die_with_parent
@@ -60,6 +61,7 @@ def run(
     set_: Sets = [],
     name: Annotated[str | None, typer.Option(help="Name of the run folder; default: the profile's name.")] = None,
     faces: Annotated[str, typer.Option(help="A folder of your own pictures, read instead of `ingest.sources`.")] = "",
+    plan: Annotated[bool, typer.Option("--plan", help="Only tell which steps would run, and why.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole DAG here, step by step, and stop before production until a person has approved."""
@@ -69,6 +71,10 @@ def run(
     settings = load(profile, set_)
     for source in settings.ingest.sources if not settings.version.restore else ():
         require(source)
+    if plan:
+        planned = workflow.plan(settings)
+        say(as_json, {"plan": [asdict(one) for one in planned]}, lambda: _show_plan(planned))
+        return
     name = name or profile
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a polite end is an interruption
     try:
@@ -86,6 +92,13 @@ def run(
         raise UserError(f"the pipeline ended with {code} (log: {folder / 'run.log'})")
     if not (summary["gate"] or {}).get("passed"):
         raise UserError(f"the gate refused the model: {'; '.join((summary['gate'] or {}).get('reasons', []))}")
+
+
+def _show_plan(planned: Iterable[workflow.Planned]) -> None:
+    words = {"run": "will run", "recall": "recalled", "open": "run or recalled"}
+    for one in planned:
+        seconds = "" if one.seconds is None else f"took {runs.clock(one.seconds)}"
+        print(f"{one.step:<15}{words[one.action]:<17}{seconds:<20}{one.why}".rstrip())
 
 
 def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> tuple[dict[str, Any], int]:
@@ -114,7 +127,7 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> t
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
-            _follow(console, view, child, started)
+            runs.follow(console, view, child, started)
     except BaseException:
         if child is not None and child.poll() is None:
             services.end_tree(child.pid)
@@ -130,25 +143,6 @@ def _run(settings: Settings, folder: Path, name: str, overrides: list[str]) -> t
     with suppress(UserError):  # an MLflow server that went away must not hide what the run says
         tracking.finish_pipeline(settings, parent, summary, folder)
     return summary, child.returncode
-
-
-def _follow(console: Console, view: runs.RunView, child: subprocess.Popen[bytes], started: float) -> None:
-    """Show the steps until the child process ends: a live table in a terminal, a line a change elsewhere."""
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=4, get_renderable=lambda: runs.steps_table(view, started)):
-            while child.poll() is None:
-                view.refresh()
-                time.sleep(0.2)
-            view.refresh()
-        return
-    while True:
-        ended = child.poll() is not None
-        for name, step in view.refresh().items():
-            told = f"{name:<15}{step.state:<9}{runs.clock(step.seconds):<14}{step.message or step.figure}"
-            console.print(told, markup=False, soft_wrap=True)
-        if ended:
-            return
-        time.sleep(0.2)
 
 
 def _show(console: Console, settings: Settings, summary: Mapping[str, Any], folder: Path) -> None:
@@ -178,11 +172,14 @@ def _show(console: Console, settings: Settings, summary: Mapping[str, Any], fold
         plain(curl_example(summary["endpoint"], picture=shlex.quote(str(folder / FACE))))
     if summary["approval"] == "pending":
         profile = "" if settings.profile == "laptop" else f" --profile {settings.profile}"
+        sets = [f" --set {shlex.quote(one)}" for one in summary["overrides"]]
+        where = "".join(one for one in sets if re.match(r" --set '?(storage|tracking|services|promote)\b", one))
         console.print("[bold]next[/]      a person looks at the report and decides, then the pipeline goes on:")
         for verdict in ("approve", "reject"):
-            decision = f'{verdict} {model["version"]}{profile} --by "Your Name" --reason "..."'
+            decision = f'{verdict} {model["version"]}{profile}{where} --by "Your Name" --reason "..."'
             plain(f"  .venv/bin/facemllm promote {decision}")
-        plain(f"  .venv/bin/python pipeline.py run{profile}")
+        name = "" if summary["run"] == settings.profile else f" --name {shlex.quote(summary['run'])}"
+        plain(f"  .venv/bin/python pipeline.py run{profile}{name}{''.join(sets)}")
 
 
 @app.command(hidden=True)

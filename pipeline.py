@@ -7,6 +7,9 @@ python pipeline.py compile pipeline.yaml    # the KFP specification, for a clust
 from contextlib import ExitStack
 from typing import Any
 
+import facemllm.cli  # noqa: F401  loading kfp takes seconds, in which somebody may interrupt
+
+# isort: split
 from kfp import dsl
 
 from components import component_of

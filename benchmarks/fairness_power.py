@@ -99,7 +99,9 @@ def shown(gap: Gap, beyond: float = 0.0) -> Array:
 def detectable(kind: str, gap: Gap) -> float:
     """The mean minimum detectable difference at .05."""
     sure = zip(gap.error, gap.degrees, gap.growth(share=kind != "error in units").T, strict=True)
-    return float(np.mean([stats.detectable(error, df, growth=growth) for error, df, growth in sure if error]))
+    return float(
+        np.mean([stats.minimum_detectable_difference(error, df, growth=growth) for error, df, growth in sure if error])
+    )
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from types import TracebackType
 
 
 class UserError(Exception):
@@ -29,6 +30,19 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception's message as one line of at most `limit` characters; its type when it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def interrupted_in_one_line() -> None:
+    """Have an interruption that nothing catches, as one while modules are still loading, told in one line."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(f"error: {told(error)}", file=sys.stderr)
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def guarded(command: Callable[[], object]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
@@ -20,6 +21,8 @@ from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, pairs, subject_id
 
 SIDE = 48
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where no test of Ctrl-C could end
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 Rows = list[dict[str, Any]]
 
 
@@ -93,7 +96,7 @@ def _parsed_once() -> Iterator[None]:
     """A settings file is parsed once for all tests: it takes as long as many of them."""
     parsed = lru_cache(None)(lambda path, text, read=settings_module._read: read(path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings_module, "_read", lambda path: deepcopy(parsed(path, path.read_text("utf-8"))))
+        patch.setattr(settings_module, "_read", lambda path: deepcopy(parsed(path, path.read_bytes())))
         yield
 
 

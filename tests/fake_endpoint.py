@@ -6,7 +6,8 @@
 Behaviours: good · 400 401 403 404 413 429 500 503 (any status) · 429:SECONDS (with Retry-After) · hang · hold (until
 `release`) · drip · broken (half of a JSON body) · compressed · huge · redirect · reset (before the answer) · cut (in
 the middle of it) · nousage · text:CONTENT (an answer with that content) · wrong (a JSON object of another form) ·
-length (cut off by max_tokens).
+length (cut off by max_tokens), silent (before it said anything), thinks (in a thought) · gzip (as it says, unlike
+`compressed`) · page (HTML) · error:WHAT (200, with an error of that code or message) · flagged (403) · quota (429).
 Each request takes the next behaviour of its key's `plan`, else of the `script`, else `default`.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import gzip
 import hashlib
 import json
 import socket
@@ -25,6 +27,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 _PHRASES = {200: "OK", 302: "Found", 400: "Bad Request", 401: "Unauthorized", 429: "Too Many Requests"}
+_FLAGGED = {"message": "Your chosen model requires moderation and your input was flagged", "code": 403}
+_QUOTA = {"message": "You exceeded your current quota, please check your plan.", "code": "insufficient_quota"}
+_ERRORS: dict[str, tuple[int, Any]] = {"flagged": (403, {"error": _FLAGGED}), "quota": (429, {"error": _QUOTA})}
 _HUGE = 3 * 2**20
 PROMPT_TOKENS, COMPLETION_TOKENS = 900, 60
 
@@ -137,6 +142,13 @@ class FakeEndpoint:
             extra = {"Retry-After": detail} if detail else {}
             await _send(writer, int(kind), {"error": {"message": f"told to say {kind}"}}, extra)
             return True
+        if kind in _ERRORS:
+            await _send(writer, *_ERRORS[kind])
+            return True
+        if kind == "error":
+            named = {"code": int(detail)} if detail.isdecimal() else {"code": detail}
+            await _send(writer, 200, {"error": {"message": detail, **named}, "choices": None})
+            return True
         if kind == "hang":
             await asyncio.sleep(3600)
         if kind == "hold":
@@ -153,8 +165,11 @@ class FakeEndpoint:
             del answer["usage"]
         if kind == "length":
             answer["choices"][0] |= {"finish_reason": "length", "message": {"role": "assistant", "content": '{"capt'}}
-        text = json.dumps(answer).encode()
-        if kind in ("drip", "cut", "broken", "compressed"):
+        if kind in ("silent", "thinks"):
+            said = {"silent": None, "thinks": "<think>Let me look at the picture"}[kind]
+            answer["choices"][0] |= {"finish_reason": "length", "message": {"role": "assistant", "content": said}}
+        text = b"<html><style>a {}</style><h1>Sign in</h1></html>" if kind == "page" else json.dumps(answer).encode()
+        if kind in ("drip", "cut", "broken", "compressed", "gzip", "page"):
             return await _spoil(kind, text, writer)
         await _send(writer, 200, answer)
         self.completed[key] += 1
@@ -183,8 +198,8 @@ def reply(caption: str, expression: Any = None, age: Any = None, gender: Any = N
 
 
 async def _spoil(kind: str, text: bytes, writer: asyncio.StreamWriter) -> bool:
-    encoding = "Content-Encoding: gzip\r\n" if kind == "compressed" else ""
-    sent = text[: len(text) // 2] if kind == "broken" else text
+    encoding = "Content-Encoding: gzip\r\n" if kind in ("compressed", "gzip") else ""
+    sent = text[: len(text) // 2] if kind == "broken" else gzip.compress(text) if kind == "gzip" else text
     writer.write(f"HTTP/1.1 200 OK\r\n{encoding}Content-Length: {len(sent)}\r\n\r\n".encode())
     if kind == "drip":
         for byte in sent:

@@ -38,9 +38,8 @@ def train(given: StageRun, world: int = 1) -> TrainResult:
     meeting = given.work / f"meeting-{time.monotonic_ns()}"
     answers = FORKS.SimpleQueue()
     given_here = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NO_PROXY"))}
-    ranks = [
-        FORKS.Process(target=_rank, args=(given, n, world, str(meeting), given_here, answers)) for n in range(world)
-    ]
+    about = world, str(meeting), given_here, answers
+    ranks = [FORKS.Process(target=_rank, args=(given, rank, *about)) for rank in range(world)]
     for rank in ranks:
         rank.start()
     try:
@@ -93,10 +92,7 @@ def kill_somewhere(pid: int, work: Path, draw: random.Random, most: int, alive: 
     while alive() and len(set(work.glob("*/checkpoint-*")) - before) < wanted:
         assert time.monotonic() < deadline, "no checkpoint appears"
         time.sleep(0.005)
-    if wanted:
-        time.sleep(draw.random() * 0.15)
-    else:
-        time.sleep(draw.random() * 2)  # anywhere from the start on
+    time.sleep(draw.random() * (0.15 if wanted else 2))  # without a checkpoint: anywhere from the start on
     killed = bool(alive())
     if killed:
         os.kill(pid, signal.SIGKILL)

@@ -65,13 +65,8 @@ def conversation(number: int, split: str = "train") -> dict[str, Any]:
 
 def stage(**changes: Any) -> Stage:
     """A short stage that trains everything."""
-    given: dict[str, Any] = {
-        "trains": dict.fromkeys(MODULES, "full"),
-        "tasks": TASKS,
-        "objective": "answers",
-        "steps": 8,
-    }
-    given |= {"batch_images": 6, "turns_per_image": 3, "learning_rate": 1e-3, "rates": {"tower": 0.5}}
+    given: dict[str, Any] = {"trains": dict.fromkeys(MODULES, "full"), "tasks": TASKS, "objective": "answers"}
+    given |= {"steps": 8, "batch_images": 6, "turns_per_image": 3, "learning_rate": 1e-3, "rates": {"tower": 0.5}}
     given |= {"weight_decay": 0.05, "schedule": "warmup_stable_decay", "warmup": 0.1, "decay": 0.5, "clip": 1.0}
     given |= {"augment": True}
     return Stage.model_validate(given | changes)

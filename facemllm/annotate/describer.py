@@ -5,19 +5,15 @@ Who answers is a `Sender`'s matter: an OpenAI-compatible endpoint (`annotator: e
 come from the store first. A row is described by its own reply alone, so neither batches, nor tasks, nor how often the
 job was killed shows in the result.
 
-What it costs: an `estimate` before, from the account's own figures once it has any, else from the length of the words,
-a token for 28 x 28 pixels, and the longest reply allowed. The `Bill` (`annotations/<account>/bill.json`) states what
-this run and what all runs of the account asked for and used. In the table the cost of a row is its tokens at the
+What it costs is said before (`estimate`) and after (`asking.bill`). In the table the cost of a row is its tokens at the
 configured prices, once for each row, so it is the same however the job went; what was really paid stands in the bill.
 """
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,19 +22,15 @@ from facemllm.annotate import prompt
 from facemllm.annotate.annotator import Annotation
 from facemllm.annotate.prompt import Misfit
 from facemllm.asking import local as local_model
+from facemllm.asking.bill import expected
 from facemllm.asking.endpoint import EndpointSender, parameters, sender
 from facemllm.asking.requests import Reply, Request, RowRefused, Sender, content_key, reduced
-from facemllm.asking.store import Account, Counters, Replies, folder, price, replies
+from facemllm.asking.store import Replies, price, replies
 from facemllm.core import digests, progress
-from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.tables import FACES, open_table
 from facemllm.version import ledger
-
-_CHARACTERS = 3.5  # of English and JSON in a token
-_EVERY_S = 0.5
-_PATCH = 28  # pixels a side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,73 +211,12 @@ def estimate(settings: Settings, faces: Path) -> dict[str, Any]:
                 requests += 1
                 characters += sum(len(message["text"]) for message in messages)
             bar.update(number)
-        assert isinstance(model.sender, EndpointSender)
-        before = Account(replies, model.sender.account).read()
-    metered = before.answered - before.unmetered
-    if metered > 0:
-        prompts = round(requests * before.prompt_tokens / metered)
-        completions = round(requests * before.completion_tokens / metered)
-    else:
-        picture = (chosen.vision_language.image_side / _PATCH) ** 2
-        prompts = round(characters / _CHARACTERS + requests * picture)
-        completions = requests * chosen.vision_language.max_tokens
+    assert isinstance(model.sender, EndpointSender)
     return {
         **found,
         "model": model.model,
         "stored": stored,
         "ledger_refused": refused,
         "requests": requests,
-        "prompt_tokens": prompts,
-        "completion_tokens": completions,
-        "price": price(prompts, completions, model.input_price, model.output_price),
-        "measured": metered > 0,
+        **expected(model.sender, requests, characters),
     }
-
-
-class Bill:
-    """Keeps the bill of a run: `with Bill(describer, rows) as bill`, and it is written however the run ends. A model
-    that is not paid has none."""
-
-    def __init__(self, model: Describer, rows: int) -> None:
-        self.model, self._rows = model, rows
-        self._prices = model.input_price, model.output_price
-        self._account: Account | None = None
-        self._line, self._next = "", 0.0
-
-    def __enter__(self) -> Bill:
-        if isinstance(self.model.sender, EndpointSender):
-            self._account = Account(Replies(self.model.home), self.model.sender.account)
-            self._before = self._account.read()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._account is not None:
-            now = self._account.read()
-            bill = {
-                "model": self.model.model,
-                "rows": self._rows,
-                "this_run": self._figures(now.less(self._before)),
-                "all_runs": self._figures(now),
-                "prices": dict(zip(("input", "output"), self._prices, strict=True)),
-            }
-            path = folder(self.model.home) / self._account.name / "bill.json"
-            atomic_write(path, json.dumps(bill, indent=2).encode() + b"\n")
-            self._next = 0.0
-            progress.event(note=self.line())
-            self._account.replies.close()
-
-    def line(self) -> str:
-        """The bill of this run so far in a few words."""
-        if self._account is None or time.monotonic() < self._next:
-            return self._line
-        run = self._account.read().less(self._before)
-        cost = price(run.prompt_tokens, run.completion_tokens, *self._prices)
-        parts = [f"{run.requests:,} requests", f"{run.prompt_tokens + run.completion_tokens:,} tokens"]
-        parts += [] if cost is None else [f"cost {cost:.2f}"]
-        parts += [f"{run.in_doubt} asked without an answer, perhaps paid"] if run.in_doubt else []
-        self._line, self._next = ", ".join(parts), time.monotonic() + _EVERY_S
-        return self._line
-
-    def _figures(self, counters: Counters) -> dict[str, Any]:
-        figures = {name: count for name, count in asdict(counters).items() if name not in ("held", "largest")}
-        return {**figures, "price": price(counters.prompt_tokens, counters.completion_tokens, *self._prices)}

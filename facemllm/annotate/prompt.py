@@ -12,7 +12,6 @@ attribute that is left out is unknown, as one that is null.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -22,8 +21,9 @@ from facemllm.tasks import attributes, expression, gender, head_pose
 from facemllm.tasks.answers import MAX_TEXT
 from facemllm.tasks.base import known, number_text
 from facemllm.tasks.items import Choice
+from facemllm.tasks.spoken import spoken
 
-READING = 1
+READING = 2
 """Number of how `read` takes replies: raise it with what fits and what is made of it. A test holds them together."""
 
 Messages = list[dict[str, str]]
@@ -64,7 +64,6 @@ KEYS = ("caption", "attributes", "expression", "age", "gender")
 SHORTEST = 20  # characters of a caption
 OLDEST = 120  # years
 LONGEST = 64_000  # characters of a reply
-_FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", re.DOTALL)
 
 
 class Misfit(ValueError):
@@ -149,10 +148,8 @@ def read(text: str) -> dict[str, Any]:
 def _parsed(text: str) -> dict[str, Any]:
     if len(text) > LONGEST:
         raise Misfit(f"the reply has {len(text):,} characters, more than {LONGEST:,}")
-    if fenced := _FENCE.fullmatch(text):
-        text = fenced.group(1)
     try:
-        reply = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        reply = json.loads(spoken(text), object_pairs_hook=_once, parse_constant=_no_constant)
     except Misfit:
         raise
     except (ValueError, RecursionError) as error:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.annotate.annotator import FILLED, Annotation, Annotator, Chained, Oracle
-from facemllm.annotate.describer import Bill, Describer, endpoint, local
+from facemllm.annotate.describer import Describer, endpoint, local
 from facemllm.annotate.experts import Experts
 from facemllm.annotate.job import answers
+from facemllm.asking.bill import Bill
 from facemllm.asking.local import digest_of, folder_of
 from facemllm.asking.requests import JobStopped
 from facemllm.core import progress
@@ -53,8 +54,8 @@ def annotate(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
     sizes["shard_mb"] = settings.ingest.shard_mb
     if not isinstance(main, Describer):
         return run(annotator, table, out, **sizes)
-    with Bill(main, table.rows) as bill:
-        return run(annotator, table, out, bill=bill, **sizes)
+    with Bill(main.sender, main.model, table.rows) as bill:
+        return run(annotator, table, out, bill=bill, forbidden=main.forbidden, **sizes)
 
 
 def reads(settings: Settings) -> dict[str, Any]:
@@ -83,6 +84,7 @@ def run(
     concurrency: int,
     shard_mb: int = 256,
     bill: Bill | None = None,
+    forbidden: Mapping[str, str] | None = None,
 ) -> Mapping[str, Any]:
     """`annotate` with any annotator. The answers of a model, which has a bill, are held against the labels, and its
     refusals counted."""
@@ -100,7 +102,7 @@ def run(
                 assert image_id == row["image_id"], "Ray Data returned answers out of order"
                 if annotation is None:
                     table.quarantine(faces.digest, done, reason)
-                    if bill is not None and row["source"] in bill.model.forbidden:
+                    if bill is not None and row["source"] in (forbidden or {}):
                         counts["ledger_refused"][row["source"]] += 1
                 else:
                     table.write([joined(row, annotation, annotator.digest)])

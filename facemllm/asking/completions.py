@@ -1,9 +1,10 @@
 """One HTTP request to an OpenAI-compatible endpoint, and what its outcome means.
 
 An endpoint is not trusted: an attempt ends after `timeout_s` seconds in all, however slowly bytes drip; a reply has a
-size limit; no redirect is followed; compressed answers are refused. Servers differ in what they understand: the request
-is first made with a JSON schema, if there is one, then plainly, then with the newer names of parameters. The first
-form that is answered is kept, beside the account, for all requests of the job.
+size limit, also when it comes compressed; no redirect is followed. An error may come with any status, 200 included.
+Servers differ in what they understand: the request is first made with a JSON schema, if there is one, then plainly,
+then with the newer names of parameters. The first form that is answered is kept, beside the account, for all requests
+of the job.
 
 Reads the key from the environment, sends it, and keeps it out of every message.
 """
@@ -32,11 +33,21 @@ from facemllm.asking.requests import Request
 from facemllm.settings.data import Endpoint, VisionLanguage
 
 MAX_REPLY = 2**20
-_MAX_ERROR = 64 * 1024
 _MAX_WAIT_S = 120.0
 _CONNECT_S = 10.0
 _FORMS = tuple((with_schema, newer) for newer in (False, True) for with_schema in (True, False))
-_FILTER = re.compile(r"content[_ ](?:filter|policy|management)|responsible ?ai|data_inspection_failed", re.IGNORECASE)
+_FILTER = re.compile(
+    r"content[_ ](?:filter|policy|management)|responsible ?ai|data_?inspection_?failed|flagged|moderation|usage polic"
+    r"|safety (?:system|filter|setting|reason)",
+    re.IGNORECASE,
+)
+_SPENT = re.compile(
+    r"insufficient[_ ](?:user[_ ])?(?:quota|balance|credits?|funds)|billing_hard_limit|out of credits"
+    r"|credit balance is too low|exceeded your monthly|arrearage",
+    re.IGNORECASE,
+)
+_INFLATED = ("identity", "gzip", "deflate")  # which grow a thousandfold at most, unlike brotli and zstd
+_STATUSES = frozenset(map(str, range(400, 600)))
 _LONG = re.compile(r"[\w+/=-]{60,}")  # a picture, or a key
 
 
@@ -54,11 +65,12 @@ class Answered:
 @dataclass(frozen=True)
 class Declined:
     """The endpoint will not answer this request. `form`: it did not like the form of it; `filtered`: its content filter
-    did not like what is asked."""
+    did not like what is asked; `forbidden`: this request, or all."""
 
     reason: str
     form: bool = False
     filtered: bool = False
+    forbidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,16 +85,13 @@ class Again:
 
 @dataclass(frozen=True)
 class Broken:
-    """The endpoint will answer no request: its key or address is wrong."""
+    """The endpoint will answer no request; `mend` says what to do about it."""
 
     reason: str
+    mend: str = "mend its key or address"
 
 
 Outcome = Answered | Declined | Again | Broken
-
-
-class _Unreadable(Exception):
-    """An answer that is no chat completion."""
 
 
 class _TooLarge(Exception):
@@ -96,7 +105,7 @@ class Completions:
         self, endpoint: Endpoint, model: VisionLanguage, schema: Mapping[str, Any] | None, form: int | None
     ) -> None:
         self.endpoint, self.model, self.schema = endpoint, model, schema
-        self._url = str(endpoint.base_url).rstrip("/") + "/chat/completions"
+        self.url = str(endpoint.base_url).rstrip("/") + "/chat/completions"
         self._key = key_of(endpoint)
         self._forms = [n for n, (with_schema, _) in enumerate(_FORMS) if not with_schema or schema is not None]
         self.form = form if form in self._forms else None
@@ -108,7 +117,7 @@ class Completions:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        parallel, trust_env = self.endpoint.parallel, not is_loopback(self._url)  # proxies never lead back here
+        parallel, trust_env = self.endpoint.parallel, not is_loopback(self.url)  # proxies never lead back here
         async with httpx.AsyncClient(
             headers=headers,
             timeout=httpx.Timeout(None, connect=min(_CONNECT_S, self.endpoint.timeout_s)),
@@ -136,14 +145,15 @@ class Completions:
         headers = {"Idempotency-Key": request.key}
         try:
             async with asyncio.timeout(self.endpoint.timeout_s):
-                async with self._http.stream("POST", self._url, content=content, headers=headers) as response:
-                    if response.status_code != 200:
-                        return await self._failure(response)
-                    answered = _read_reply(await _body_of(response, MAX_REPLY))
+                async with self._http.stream("POST", self.url, content=content, headers=headers) as response:
+                    body = await _body_of(response, MAX_REPLY)
+                    answered = _read_reply(body) if response.status_code == 200 else None
+                    if answered is None:
+                        return self._failure(response, body)
         except _TooLarge:
+            if response.status_code != 200:
+                return self._failure(response, b"")
             answered = Answered(None, f"the reply has more than {MAX_REPLY:,} bytes")
-        except _Unreadable as error:
-            return Again(f"its answer is no chat completion ({error})", doubt=True)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             return Again(f"no connection ({self._clean(str(error))})", everyone=True)
         except TimeoutError:
@@ -170,24 +180,29 @@ class Completions:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
-    async def _failure(self, response: httpx.Response) -> Outcome:
-        status = response.status_code
+    def _failure(self, response: httpx.Response, body: bytes) -> Outcome:
+        """What an answer without a completion means, by its status, or by the one that its error states."""
+        status, doubt = response.status_code, response.status_code == 200
         if 300 <= status < 400:
             return Declined(f"{status}: it redirects, and no redirect is followed")
-        try:
-            body = await _body_of(response, _MAX_ERROR)
-        except (_TooLarge, _Unreadable):
-            body = b""
-        said = self._clean(_message(body))
+        error, stated = _error_of(body)
+        said = self._clean(error)
         text = f"{status}: {said}" if said else f"{status} {response.reason_phrase}".strip()
-        if status in (401, 402, 403, 404, 405, 407):
+        if doubt:
+            status = stated or status
+            text = f"its answer is no chat completion ({said or 'it is empty'})"
+        whole = body.decode("utf-8", "replace") if not doubt or stated is not None else ""
+        if _SPENT.search(whole):
+            return Broken(text, "its quota or credit is used up; renew it there, and run again to go on")
+        if status in (401, 402, 404, 405, 407):
             return Broken(text)
         if status == 429:
-            return Again(text, everyone=True, after_s=_retry_after(response))
-        if status in (408, 409, 425) or status >= 500:
-            return Again(text, after_s=_retry_after(response))
-        filtered = _FILTER.search(body.decode("utf-8", "replace")) is not None
-        return Declined(text, form=status in (400, 422) and not filtered, filtered=filtered)
+            return Again(text, doubt, everyone=True, after_s=_retry_after(response))
+        filtered = _FILTER.search(whole) is not None
+        if status in (408, 409, 425) or status >= 500 or (status < 400 and not filtered):
+            return Again(text, doubt, after_s=_retry_after(response))
+        plain = not filtered
+        return Declined(text, plain and status in (400, 422), filtered, plain and status == 403)
 
     def _clean(self, text: str) -> str:
         """Words of a stranger in one short line, without keys or pictures that it may repeat."""
@@ -217,44 +232,51 @@ def _certificates(trust_env: bool) -> ssl.SSLContext:
 
 
 async def _body_of(response: httpx.Response, limit: int) -> bytes:
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise _Unreadable("it is compressed, though it was asked not to be")
+    if response.headers.get("content-encoding", "identity").strip().lower() not in _INFLATED:
+        raise httpx.DecodingError("compressed in a way that nobody asked for")
     data = bytearray()
-    async for chunk in response.aiter_raw():
+    async for chunk in response.aiter_bytes():
         data += chunk
         if len(data) > limit:
             raise _TooLarge
     return bytes(data)
 
 
-def _read_reply(data: bytes) -> Answered:
+def _read_reply(data: bytes) -> Answered | None:
+    """The reply in a body; None when there is none, or an error in its place."""
     try:
         answer = json.loads(data)
         choice = answer["choices"][0]
         content = choice["message"].get("content") or choice["message"].get("refusal")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise _Unreadable(type(error).__name__) from None
+        failed = not content and (answer.get("error") or choice.get("error"))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return None
     if isinstance(content, list):
         content = "".join(str(p.get("text") or "") for p in content if isinstance(p, dict))
-    if content is not None and not isinstance(content, str):
-        raise _Unreadable("content is no text")
+    if failed or (content is not None and not isinstance(content, str)):
+        return None
     usage = answer.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts)
     return Answered(content or "", "", prompt, completion, str(choice.get("finish_reason") or "")[:40])
 
 
-def _message(data: bytes) -> str:
-    """What an error answer says, from the places where servers put it."""
-    text = data.decode("utf-8", "replace")
+def _error_of(data: bytes) -> tuple[str, int | None]:
+    """What an answer says in place of a reply, from the places where servers put it; and the status that its error
+    states, 0 if it states none, None if there is no error."""
     try:
-        said: Any = json.loads(text)
+        said: Any = json.loads(data)
     except (ValueError, RecursionError):
-        return re.sub(r"<[^>]*>", " ", text)
-    for name in ("error", "message", "detail"):
-        if isinstance(said, dict) and name in said:
-            said = said[name]
-    return said if isinstance(said, str) else json.dumps(said)
+        text = data.decode("utf-8", "replace")
+        return re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL | re.IGNORECASE), None
+    status = None
+    match said:
+        case {"error": error} | {"choices": [{"error": error}, *_]} if error:
+            stated = error.get("code", error.get("status")) if isinstance(error, dict) else None
+            said, status = error, int(str(stated)) if str(stated) in _STATUSES else 0
+    for name in ("message", "detail"):
+        said = said[name] if isinstance(said, dict) and name in said else said
+    return said if isinstance(said, str) else json.dumps(said), status
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -29,12 +29,16 @@ from facemllm.asking.store import Account, Replies, Reserved, most_tokens, price
 from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings
 from facemllm.settings.data import Endpoint, VisionLanguage
+from facemllm.tasks.spoken import spoken
 
 FAILED_ROWS = 5
 """So many rows one after the other that get no answer, however often asked: the endpoint fails, not the rows."""
 
 DECLINED_ROWS = 50
-"""So many that are declined as they are, after others were answered."""
+"""So many that are declined as they are, after others were answered; or by a filter, before any was."""
+
+CUT_OFF_ROWS = 24
+"""So many replies one after the other that are paid for and end before they say anything."""
 
 _POLL_S = 0.05
 _REACH_S = 5.0
@@ -126,6 +130,8 @@ def _check_address(base_url: str, third_party: bool) -> None:
         raise UserError(f"{where}: {error}") from None
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
         raise UserError(f"{where} is no address of an API; give it as in https://host/v1")
+    if parts.path.rstrip("/").endswith("/completions"):
+        raise UserError(f"{where} ends in /completions, which is added to it; give it as in https://host/v1")
     if user is not None or parts.password is not None:
         raise UserError(f"{where} holds a user or password; put the key into the environment variable of key_variable")
     if third_party and parts.scheme == "http" and not is_loopback(base_url):
@@ -149,7 +155,7 @@ class _Client:
         self._known_form = self.account.form(str(self.endpoint.base_url))
         self.completions = Completions(self.endpoint, sender.model, sender.schema, self._known_form)
         self._answered_before = self.account.read().answered > 0
-        self._under_way = self._answers = self._failed_rows = 0
+        self._under_way = self._answers = self._failed_rows = self._cut_off = 0
         self._pause_until = 0.0
         self._stop: Exception | None = None
         self._halt: asyncio.Event
@@ -196,22 +202,22 @@ class _Client:
             if isinstance(reserved, Reply):
                 return reserved
             outcome = await self._outcome(request, reserved)
+            if isinstance(outcome, Reply):
+                self._count_cut_off(outcome)
             if isinstance(outcome, Reply | RowRefused):
                 return outcome
-            if isinstance(outcome, Broken):
-                raise JobStopped(f"the endpoint refuses every request ({outcome.reason}); mend its key or address")
             if isinstance(outcome, Declined):
-                if outcome.filtered:  # a row's own fate, and no failure of the endpoint
-                    return Filtered(f"the endpoint's content filter declines this request ({outcome.reason})")
-                some_are_answered = outcome.form and (self._answered_before or self._answers)
-                self._count_failed_row(outcome.reason, DECLINED_ROWS if some_are_answered else FAILED_ROWS)
-                return RowRefused(f"the endpoint declines this request ({outcome.reason})")
+                outcome = self._declined(outcome)
+            if isinstance(outcome, Broken):
+                raise self._stopped(f"the endpoint refuses every request ({outcome.reason}); {outcome.mend}")
+            if isinstance(outcome, RowRefused):
+                return outcome
             # trouble that everyone has is this request's own only while nobody else is answered
             failures = 1 if outcome.everyone and self._answers > answers else failures + 1
             answers = self._answers
             if failures > self.endpoint.retries:
                 if outcome.everyone:
-                    raise JobStopped(f"the endpoint does not answer, asked {failures} times ({outcome.reason})")
+                    raise self._stopped(f"the endpoint does not answer, asked {failures} times ({outcome.reason})")
                 self._count_failed_row(outcome.reason, FAILED_ROWS)
                 return RowRefused(f"the endpoint gave no answer, asked {failures} times ({outcome.reason})")
             await self._pause(outcome, failures)
@@ -257,10 +263,35 @@ class _Client:
         finally:
             self._under_way -= 1
 
+    def _declined(self, outcome: Declined) -> RowRefused | Broken:
+        """Why this row is declined; or all, as long as nobody was answered."""
+        some_are_answered = self._answered_before or self._answers > 0
+        if outcome.forbidden and not some_are_answered:
+            return Broken(outcome.reason)
+        if outcome.filtered or outcome.forbidden:  # a row's own fate, and no failure of the endpoint
+            if outcome.forbidden or not some_are_answered:
+                self._count_failed_row(outcome.reason, FAILED_ROWS if outcome.forbidden else DECLINED_ROWS)
+            return Filtered(f"the endpoint's content filter declines this request ({outcome.reason})")
+        self._count_failed_row(outcome.reason, DECLINED_ROWS if outcome.form and some_are_answered else FAILED_ROWS)
+        return RowRefused(f"the endpoint declines this request ({outcome.reason})")
+
     def _count_failed_row(self, reason: str, limit: int) -> None:
         self._failed_rows += 1
         if self._failed_rows >= limit:
-            raise JobStopped(f"the endpoint answered none of {limit} rows one after the other ({reason})")
+            raise self._stopped(f"the endpoint answered none of {limit} rows one after the other ({reason})")
+
+    def _count_cut_off(self, reply: Reply) -> None:
+        says_nothing = self.sender.schema is not None or not spoken(reply.text or "")  # half an object is none, either
+        self._cut_off = self._cut_off + 1 if reply.cut_off and says_nothing else 0
+        if self._cut_off >= CUT_OFF_ROWS:
+            raise JobStopped(
+                f"{self._cut_off} replies one after the other were cut off before they said anything: "
+                f"annotate.vision_language.max_tokens ({self.sender.model.max_tokens}) is too little for this model, "
+                "which may reason first; raise it"
+            )
+
+    def _stopped(self, why: str) -> JobStopped:
+        return JobStopped(f"{why} (asked at {self.completions.url})")
 
     async def _pause(self, outcome: Again, failures: int) -> None:
         own = min(self.sender.backoff_s * 2 ** (failures - 1), _LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)

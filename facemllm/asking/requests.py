@@ -61,6 +61,11 @@ class Reply:
     time: str = ""
     cost: float | None = None
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether it ended where it was, at `max_tokens`."""
+        return self.finish.lower() in ("length", "max_tokens")
+
     @classmethod
     def now(cls, request: Request, model: str, seconds: float, **said: Any) -> Reply:
         """The reply to a request that has just come, after so many seconds."""

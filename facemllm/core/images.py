@@ -22,6 +22,7 @@ MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
 QUALITY = 95
 _EXIF_ORIENTATION = 0x0112
+_HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _SIDE, _LOW = 64, 16
 
 
@@ -104,12 +105,21 @@ def perceptual_hash(image: Image.Image) -> bytes:
     and benchmarking of perceptual image hash functions"). Tombstones hold it: another value of it would let what was
     forgotten in again.
     """
+    return perceptual_hashes(image)[:32]
+
+
+def perceptual_hashes(image: Image.Image) -> bytes:
+    """The perceptual hash of a picture, then that of its mirror image: 64 bytes."""
     small = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR).tobytes()
     grey = np.frombuffer(small, np.uint8).reshape(_SIDE, _SIDE).astype(np.float32)
-    cosines = _cosines()
-    low = (cosines @ grey @ cosines.T).ravel()
-    ranked = np.partition(low, (127, 128))
-    return np.packbits(low > (ranked[127] + ranked[128]) / 2).tobytes()
+    low = _cosines() @ grey @ _cosines().T
+    signs = np.where(np.arange(_LOW) % 2, -1, 1).astype(np.float32)  # mirroring turns those of odd frequencies across
+    return _above_median(low) + _above_median(low * signs)
+
+
+def _above_median(low: NDArray[np.floating]) -> bytes:
+    ranked = np.partition(low.ravel(), (127, 128))
+    return np.packbits(low.ravel() > (ranked[127] + ranked[128]) / 2).tobytes()
 
 
 @cache
@@ -142,8 +152,16 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _guess(data: bytes) -> str:
-    known = {b"PK\x03\x04": "a ZIP archive", b"GIF8": "a GIF", b"%PDF": "a PDF", b"\x1f\x8b": "a gzip file"}
-    known |= {b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"<": "a text or web page", b"\x89HDF": "an HDF5 file"}
+    known = {b"PK\x03\x04": "a ZIP archive", b"%PDF": "a PDF", b"\x1f\x8b": "a gzip file"}
+    known |= {b"<": "a text or web page", b"\x89HDF": "an HDF5 file"}
     known |= {b"\xff\xd8\xff": "a JPEG cut short", b"\x89PNG": "a PNG cut short"}
-    found = next((name for start, name in known.items() if data.startswith(start)), "")
-    return f" (it looks like {found})" if found else ""
+    pictures = {b"GIF8": "a GIF", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"8BPS": "a Photoshop picture"}
+    pictures |= {b"\xff\x0a": "a JPEG XL", b"\0\0\0\x0cJXL ": "a JPEG XL", b"\0\0\0\x0cjP  ": "a JPEG 2000"}
+    if data[4:8] == b"ftyp":  # ISO base media: its kind, and those that it can also be read as, in words of four
+        size = min(int.from_bytes(data[:4]), 256)
+        kinds = {data[at : at + 4] for at in (8, *range(16, size, 4))}
+        still = "an AVIF" if kinds & {b"avif", b"avis"} else "a HEIC" if kinds & _HEIF else ""
+        (pictures if still else known)[data[:8]] = still or "a video"
+    found = next((name for start, name in (pictures | known).items() if data.startswith(start)), "")
+    mend = "; convert it to JPEG, as with: magick FILE out.jpg" if found in pictures.values() else ""
+    return f" (it looks like {found}{mend})" if found else ""

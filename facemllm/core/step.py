@@ -14,6 +14,7 @@ from facemllm.errors import UserError
 from facemllm.settings import Settings
 
 PARENT_RUN = "FACEMLLM_PARENT_RUN"  # MLflow run of the pipeline run, handed on by the local runner
+CLUSTER_RUN = "FACEMLLM_RUN"  # name of the pipeline run on a cluster, where no process spans the steps
 
 
 @dataclass
@@ -100,11 +101,21 @@ def section(*names: str, **excluded: set[str]) -> Callable[[Settings], Any]:
 
 def step_key(step: Step, settings: Settings, inputs: Mapping[str, str]) -> str:
     """Name of this piece of work: step, code, the settings it depends on, inputs, and what it reads of the world."""
-    values = {"seed": settings.seed, "step": step.sections(settings)}
+    return key_of(step, depends(step, settings), inputs)
+
+
+def key_of(step: Step, depends_on: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The same, of what `depends` has found."""
+    return digests.of_json({"step": step.name, **depends_on, "inputs": dict(inputs)})
+
+
+def depends(step: Step, settings: Settings) -> dict[str, Any]:
+    """What a step's result depends on beside its inputs: the digest of its `code`, and values of `settings`."""
     # what is held out is asked by the task of its own, and cut out of captions as that task reads them
     asked = (*settings.reformat.tasks, *(["zero_shot", "caption"] if settings.reformat.held_out else []))
     every = settings.version.restore is not None  # a restored revision may ask other tasks
-    return Store(settings.home).key(step.name, step.module, values, inputs, None if every else asked)
+    code = digests.of_code(step.module, None if every else asked)
+    return {"code": code, "settings": {"seed": settings.seed, "step": step.sections(settings)}}
 
 
 def write_json(folder: Path, name: str, value: Any) -> str:

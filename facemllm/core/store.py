@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facemllm.core import digests
 from facemllm.core.files import atomic_write, publish, read_json
 from facemllm.errors import UserError
+from facemllm.settings import REPORTS
 
 FACE = "face.jpg"  # in a run's folder: one held-out face to ask about
 
@@ -27,19 +27,22 @@ class Store:
 
     home: Path
 
-    def key(
-        self, step: str, module: str, settings: Any, inputs: Mapping[str, Any], tasks: tuple[str, ...] | None = None
-    ) -> str:
-        """Name of a piece of work: step, code (with that of the `tasks` it asks; None: all), settings and inputs."""
-        code = digests.of_code(module, tasks)
-        return digests.of_json({"step": step, "code": code, "settings": settings, "inputs": dict(inputs)})
-
     def path(self, digest: str) -> Path:
         """Folder of a finished result. Raises UserError if the store does not hold it."""
         path = self.home / "store" / digest
         if not path.is_dir():
-            raise UserError(f"the store has no result {digest[:12]} ({path}); run the pipeline again to make it")
+            why = f"it was deleted {at} to forget a picture; " if (at := self.forgotten(digest).get("at")) else ""
+            raise UserError(f"the store has no result {digest[:12]} ({path}); {why}run the pipeline again to make it")
         return path
+
+    def forgotten(self, digest: str) -> dict[str, Any]:
+        """Of a result that was deleted so that a picture or person is forgotten: when (`at`), and the `manifest` of a
+        table, which holds no picture. Empty for any other."""
+        for file in sorted((self.home / REPORTS).glob("*.json")):
+            report = read_json(file)
+            if digest in (results := report.get("results", {})):
+                return {"at": report["at"], "manifest": results[digest]}
+        return {}
 
     def recall(self, key: str) -> dict[str, Any] | None:
         """What was remembered under a key, if its result is still there."""
@@ -65,9 +68,10 @@ class Store:
 
     def records(self) -> dict[str, dict[str, Any]]:
         """What is remembered, by digest of the result; of several records of the same bytes, the newest."""
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for path in sorted((self.home / "keys").glob("*.json"), key=lambda p: p.stat().st_mtime):
             if "digest" in (record := read_json(path)):
+                found.pop(str(record["digest"]), None)  # the newest stands last
                 found[str(record["digest"])] = record
         return found
 

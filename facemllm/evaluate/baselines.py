@@ -1,6 +1,6 @@
 """What needs no model: the answer a constant gives, and what a linear reading of small pixels gives.
 
-Both are fitted on the training split and answer the same questions as the model. `majority` is the constant that scores
+Both are fitted on the training split and answer the same questions as the model. `constant` is the answer that scores
 best: the most frequent class, the median number, a set of facts, `yes` where finding it is what counts; of an item that
 training never asks, any constant: chance. `pixels` sees the face at a few pixels (standardise, 300 whitened principal
 components) and fits a logistic regression per item, a ridge regression per number and per fact. Other ways to ask an
@@ -67,7 +67,7 @@ def _fitted(settings: Settings, conversations: Table, sheet: Sheet) -> dict[str,
                 constant[row] = chance
                 linear[row] = readings[position] if readings else constants.get(key)
             bar.update(done, f"linear model of {' '.join(key)}")
-    return {"majority": constant, "pixels": linear}
+    return {"constant": constant, "pixels": linear}
 
 
 def _any_answer(question: Any) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.scoring import paired
+from facemllm.scoring.figures import differing
 from facemllm.settings import Settings, load
 
 NAMES = "a run's name, a run or evaluation folder, a model version or alias, an evaluation's digest, an MLflow run id"
@@ -26,11 +27,34 @@ EvaluationOf = Callable[[str], str]
 def compare(
     settings: Settings, first: str, second: str, evaluation_of: EvaluationOf, conversations: Path | None = None
 ) -> dict[str, Any]:
-    """Two runs by name, paired (`scoring.paired.compare`), with their `names`. `conversations` is needed where the
-    store holds them no more. Raises UserError unless both runs answered the same questions."""
+    """Two runs by name, paired (`scoring.paired.compare`), with their `names` and the `settings` that differ, a pair of
+    values by key (None: not known of one of them). `conversations` is needed where the store holds them no more. Raises
+    UserError unless both runs answered the same questions."""
     ours, theirs = (find(settings, name, evaluation_of) for name in (first, second))
     table = _conversations_of(ours, theirs, conversations)
-    return {**paired.compare(settings, table, ours.folder, theirs.folder), "names": [first, second]}
+    made = [_settings_behind(found) for found in (ours, theirs)]
+    changed = differing(*made) if all(made) else None
+    return {
+        **paired.compare(settings, table, ours.folder, theirs.folder),
+        "names": [first, second],
+        "settings": changed,
+    }
+
+
+def _settings_behind(found: Found) -> dict[str, Any]:
+    """The settings that an evaluation and what is behind it depend on, and the `commit`; empty where the store does not
+    remember all of them."""
+    records = Store(found.home).behind(found.folder.name)
+    if not records or not all("settings" in record for record in records.values()):
+        return {}
+    values: dict[str, Any] = {"commit": records["evaluate"].get("commit")}
+    for step, record in records.items():
+        own = dict(record["settings"]["step"])
+        if (stage := own.pop("stage", None)) is not None:
+            own[f"train.stages.{step}"] = stage
+        own["seed"] = record["settings"]["seed"]
+        values |= {name: value for name, value in own.items() if name.partition(".")[0] in Settings.model_fields}
+    return values
 
 
 @dataclass(frozen=True)
@@ -76,9 +100,11 @@ def _conversations_of(first: Found, second: Found, given: Path | None) -> Path:
     for home in (first.home, second.home):
         if (home / "store" / first.conversations).is_dir():
             return home / "store" / first.conversations
+    at = Store(first.home).forgotten(first.conversations).get("at")
     raise UserError(
-        f"the conversations {first.conversations[:12]} are not in {first.home / 'store'}; "
-        "give their folder with --conversations"
+        f"the conversations {first.conversations[:12]} are not in {first.home / 'store'}"
+        f"{f': they were deleted {at} to forget a picture, run both again' if at else ''}; give their folder with "
+        "--conversations"
     )
 
 

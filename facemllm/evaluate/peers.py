@@ -5,8 +5,9 @@ the words of the conversations, which also say how to answer. It is never scored
 strictly as everyone's (`tasks.read`), and what cannot be read counts as wrong and is never guessed; so does what the
 model, or a filter before it, declines. A request that gets no answer is no answer of the model's: it ends the
 evaluation. Every reply is kept in the store that annotation uses, so a run that was killed, lacks answers or has spent
-its budget goes on where it was. Settings are those of `annotation`: `vision_language` and `endpoint`. A third party is
-shown only what the ledger allows.
+its budget goes on where it was. What it will ask an endpoint for, and what that may cost, is said before; what became
+of every question, and the bill, is said after, however it ends, and kept as `bill.json`. Settings are those of
+`annotate`: `vision_language` and `endpoint`. A third party is shown only what the ledger allows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,21 +25,28 @@ from urllib.parse import urlsplit
 
 from facemllm import tasks
 from facemllm.asking import local
+from facemllm.asking.bill import Bill, announcement
 from facemllm.asking.endpoint import EndpointSender, parameters, reach, sender
 from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Reply, Request, Sender, content_key, encoded
-from facemllm.asking.store import replies
-from facemllm.core import digests
+from facemllm.asking.store import Replies, replies
+from facemllm.core import digests, progress
 from facemllm.errors import UserError
 from facemllm.evaluate import run
-from facemllm.evaluate.predict import Put, Shown
+from facemllm.evaluate.predict import KINDS, Put, Shown, puts
 from facemllm.report.run import write_report
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, open_table
+from facemllm.tasks.answers import refuses
 from facemllm.tasks.items import Several
+from facemllm.tasks.spoken import spoken
 from facemllm.version import ledger
 
 LONGEST = 8000
-"""Characters kept of a reply; none so long can be read."""
+"""Characters kept of a reply: the last, since what reasons answers at its end."""
+
+OUTCOMES = ("answered", "declined", "cut_off", "unreadable", "no_answer")
+"""What becomes of a question that is asked. `declined`: by a filter, or in words; `cut_off`: unreadable, and ended by
+`max_tokens`; `no_answer`: none that can be used, which ends the evaluation."""
 
 DECLINED = "(declined by the endpoint's content filter)"
 
@@ -55,6 +64,7 @@ class Peer:
     image_side: int
     sender: Sender
     home: Path
+    outcomes: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(OUTCOMES, 0)), compare=False)
 
     @property
     def takes_maps(self) -> bool:
@@ -79,25 +89,54 @@ class Peer:
         try:
             said = replies(self.home, self.sender, wanted)
         except JobStopped as stop:
+            with suppress(JobStopped), closing(Replies(self.home)) as store:
+                for one, (image_id, key, _) in zip(asked, wanted, strict=True):
+                    if (kept := store.read(image_id, key)) is not None:
+                        self._row(*one, kept)  # which counts it
             raise UserError(f"evaluation stopped: {stop}. What was answered is kept; run again to go on") from None
+        rows = [self._row(*one, reply) for one, reply in zip(asked, said, strict=True)]
         _require_all(said)
-        for (put, text), reply in zip(asked, said, strict=True):
-            if isinstance(reply, Reply):
-                raw = (reply.text or "").encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
-                yield {"raw": raw[:LONGEST], "parsed": tasks.read(put.question, raw), "question": text}
-            else:
-                yield {"raw": DECLINED, "parsed": None, "question": text}
+        yield from rows
+
+    def _row(self, put: Put, text: str, reply: Reply | Exception) -> dict[str, Any]:
+        """An answer as it is kept; it is counted by what becomes of it."""
+        filtered = isinstance(reply, Filtered) or (isinstance(reply, Reply) and not reply.text and _is_filtered(reply))
+        said = reply.text if isinstance(reply, Reply) and not filtered else DECLINED if filtered else None
+        raw = (said or "").encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
+        parsed = None if filtered else tasks.read(put.question, raw)
+        became = "unreadable"
+        if said is None:
+            became = "no_answer"
+        elif parsed is not None:
+            became = "answered"
+        elif filtered or refuses(spoken(raw)):
+            became = "declined"
+        elif isinstance(reply, Reply) and reply.cut_off:
+            became = "cut_off"
+        self.outcomes[became] += 1
+        return {"raw": raw[-LONGEST:], "parsed": parsed, "question": text}
+
+    def key(self, image_id: str, change: str, text: str) -> str:
+        """The content key of the reply to a question in words about a picture, to which `change` was done."""
+        # what was done to the picture is part of what is seen
+        return content_key(f"{image_id} {change}".strip(), digests.of_json(_messages(text)), self.digest, None)
 
     def _wanted(self, face: Shown, picture: Callable[[], bytes], text: str) -> tuple[str, str, MakeRequest]:
-        messages = [{"role": "user", "text": text}]
-        image_id, prompt = face.face["image_id"], digests.of_json(messages)
-        # what was done to the picture is part of what is seen
-        key = content_key(f"{image_id} {face.change}".strip(), prompt, self.digest, None)
+        messages, image_id = _messages(text), face.face["image_id"]
+        key, prompt = self.key(image_id, face.change, text), digests.of_json(messages)
 
         def request() -> Request:
             return Request(image_id=image_id, key=key, prompt_hash=prompt, messages=messages, picture=picture())
 
         return image_id, key, request
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "text": text}]
+
+
+def _is_filtered(reply: Reply) -> bool:
+    return reply.finish.lower() in ("content_filter", "safety")
 
 
 def _require_all(said: Sequence[Reply | Exception]) -> None:
@@ -191,7 +230,33 @@ def evaluate(settings: Settings, model: str, conversations: Path, out: Path, *, 
         return run.evaluate(settings, Path(model), digest, conversations, out, finish=report)
     peer = at_endpoint(settings, conversations) if endpoint else on_this_machine(settings, model)
     about = {"model_digest": peer.digest, "model": {**peer.identity, "name": peer.name}}
-    return run.answered(settings, lambda: (peer, None), about, conversations, out, report)
+    asks = peer.sender.sender if isinstance(peer.sender, _Reached) else peer.sender
+    count, missing, characters = _to_ask(settings, peer, conversations)
+    if missing and isinstance(asks, EndpointSender):
+        progress.event(note=announcement(asks, count, missing, characters))
+    with Bill(asks, peer.name, count, peer.outcomes) as bill:
+
+        def finish(folder: Path, metrics: Mapping[str, Any]) -> None:
+            (folder / "bill.json").write_bytes(bill.encoded())
+            report(folder, metrics)
+
+        return run.answered(settings, lambda: (peer, None), about, conversations, out, finish)
+
+
+def _to_ask(settings: Settings, peer: Peer, conversations: Path) -> tuple[int, int, int]:
+    """How many questions an evaluation has, how many of them are not answered yet, and the characters of those."""
+    table, split = open_table(conversations, CONVERSATIONS), settings.evaluate.split
+    disturbed = set(run.drawn(table, split, settings.evaluate.disturbed_faces))
+    count = missing = characters = 0
+    with closing(Replies(peer.home)) as store:
+        for face in table.iterate(["image_id", "messages", "turns"], split):
+            for put in puts(face):
+                text, image_id = words(put), face["image_id"]
+                for change in ("", *(KINDS if image_id in disturbed and run.is_native(put.question) else ())):
+                    count += 1
+                    if store.read(image_id, peer.key(image_id, change, text)) is None:
+                        missing, characters = missing + 1, characters + len(text)
+    return count, missing, characters
 
 
 def at_endpoint(settings: Settings, conversations: Path, backoff_s: float = 1.0) -> Peer:

@@ -190,6 +190,12 @@ def question_texts(face: Mapping[str, Any]) -> list[str]:
     return asked
 
 
+def puts(face: Mapping[str, Any]) -> Iterator[Put]:
+    """The questions of a conversation that stand alone."""
+    turns = zip(face["turns"], question_texts(face), strict=True)
+    return (Put(turn, text, tasks.question_of(turn)) for turn, text in turns if is_asked(turn))
+
+
 def _faces_of(conversations: Table, split: str, faces: Collection[str] | None, maps: bool) -> Iterator[dict[str, Any]]:
     """Rows of a split in table order, of these image_ids if given; `segmentation` is the map's PNG, None without `maps`
     or where there is none."""
@@ -201,10 +207,8 @@ def _faces_of(conversations: Table, split: str, faces: Collection[str] | None, m
 
 
 def _shown(face: Mapping[str, Any], which: Which, change: tuple[str, Change] | None) -> Shown:
-    turns = zip(face["turns"], question_texts(face), strict=True)
-    put = (Put(turn, text, tasks.question_of(turn)) for turn, text in turns if is_asked(turn))
     name, made = change or ("", lambda image, _: image)
-    asked = tuple(one for one in put if which(one.question))
+    asked = tuple(one for one in puts(face) if which(one.question))
     return Shown(face, made(open_image(face), face["image_id"]), name, asked, face[MAP])
 
 

@@ -7,9 +7,11 @@ The folder holds
     disturbed/KIND/   a few faces' questions again, of a picture made worse (`predict.KINDS`), or without its map
     characteristics/  scores of every face's characteristics (models with the knowledge branch)
     metrics.json
+    bill.json         what became of the questions, and what a peer was asked for and used (`peers`)
     samples/          JPEG faces and `samples.json`: what was said of them, of items asked in their own form
 
-Its bytes follow from the model's and the table's bytes and the settings: no time and no path is in it.
+Its bytes, but for the bill's, follow from the model's and the table's bytes and the settings: no time and no path is in
+it.
 """
 
 from __future__ import annotations
@@ -111,10 +113,10 @@ def answered(
         if chosen.disturbed_faces:
             faces = drawn(table, split, chosen.disturbed_faces)
             for change in KINDS.items():
-                write(f"{DISTURBED}/{change[0]}", main, maps, faces=faces, which=_is_native, change=change)
+                write(f"{DISTURBED}/{change[0]}", main, maps, faces=faces, which=is_native, change=change)
             if maps:
                 change = NO_MAP, lambda image, _: image
-                write(f"{DISTURBED}/{NO_MAP}", main, False, faces=faces, which=_is_native, change=change)
+                write(f"{DISTURBED}/{NO_MAP}", main, False, faces=faces, which=is_native, change=change)
         predictions = open_table(partial / PREDICTED, PREDICTIONS)
         figures = _measure(settings, table, predictions)
         (partial / "metrics.json").write_bytes(encode(figures))
@@ -210,12 +212,13 @@ def drawn(conversations: Table, split: str, count: int) -> list[str]:
     return smallest
 
 
-def _is_native(question: tasks.Question) -> bool:
+def is_native(question: tasks.Question) -> bool:
+    """Whether a question is asked in its item's own form, as those of disturbed pictures are."""
     return question.variant == NATIVE
 
 
 def _is_native_and_closed(question: tasks.Question) -> bool:
-    return _is_native(question) and bool(question.options)
+    return is_native(question) and bool(question.options)
 
 
 def _load(settings: Settings, model_dir: Path) -> Any:
@@ -234,7 +237,7 @@ def _write_samples(folder: Path, conversations: Table, split: str, predictions: 
     for face in conversations.iterate(["image_id", "images", "turns"], split):
         if face["image_id"] in said:
             asked = [(turn["sample_id"], tasks.question_of(turn)) for turn in face["turns"]]
-            items |= {name: question.item for name, question in asked if _is_native(question)}
+            items |= {name: question.item for name, question in asked if is_native(question)}
             image = open_image(face)
             image.thumbnail((SAMPLE_PIXELS, SAMPLE_PIXELS), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
@@ -257,4 +260,4 @@ def _marked(row: Mapping[str, Any]) -> dict[str, Any]:
     numeric = metric.answers == "number"
     value = float(metric.value(metric.columns([row["answer"]], [row["parsed"]], ()))[0])
     mark = 0.0 if math.isnan(value) else round(value, 2 if numeric else 4)  # nothing to state, and nothing stated
-    return {**row, "metric": metric.name, "score": None if numeric and metric.unread(row["parsed"]) else mark}
+    return {**row, "metric": metric.name, "score": None if numeric and metric.is_unreadable(row["parsed"]) else mark}

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from facemllm.core.files import read_json
 from facemllm.core.store import FACE
 from facemllm.forgetting.finding import files_under, is_parquet, rows_of
 from facemllm.settings import Settings, root
@@ -92,7 +91,7 @@ def copies(settings: Settings, marks: Marks) -> list[Copy]:
         lambda: _tracked(settings, seek),
         lambda: _caches(settings, {copy.path.name for copy in stored}),
         lambda: _work(settings),
-        lambda: _keys(settings, {copy.path.name for copy in stored}),
+        lambda: _keys(settings, seek),
         lambda: iter(stored),
         lambda: _project(seek),
     )
@@ -139,10 +138,10 @@ def _work(settings: Settings) -> Iterator[Copy]:
             yield Copy("work", folder)
 
 
-def _keys(settings: Settings, doomed: set[str]) -> Iterator[Copy]:
-    """What the store remembers of results that have to go."""
+def _keys(settings: Settings, seek: Seeker) -> Iterator[Copy]:
+    """What the store remembers of a result and names the picture; the rest stays, so that a model's chain is whole."""
     for path in sorted((settings.home / "keys").glob("*.json")):
-        if read_json(path).get("digest") in doomed:
+        if seek.in_text(path):
             yield Copy("key", path)
 
 

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core import progress
-from facemllm.core.files import atomic_write
+from facemllm.core.files import atomic_write, read_json
 from facemllm.errors import UserError
 from facemllm.forgetting.copies import copies
 from facemllm.forgetting.finding import Found, groups, meant, perceptual_hashes, search
 from facemllm.forgetting.models import affected, registered
-from facemllm.settings import Settings, root
+from facemllm.settings import REPORTS, Settings, root
+from facemllm.tables import MANIFEST
 from facemllm.version.rewriting import purge, remaining, rewrite
-from facemllm.version.tombstones import REPORTS, Marks, Tombstone, Tombstones
+from facemllm.version.tombstones import Marks, Tombstone, Tombstones
 
 
 def forget(
@@ -87,6 +88,8 @@ def _remove_copies(settings: Settings, report: _Report, marks: Marks) -> None:
     found = copies(settings, marks)
     with progress.bar("removing copies", len(found)) as bar:
         for done, copy in enumerate(found, start=1):
+            if copy.place == "store":
+                report.keep_manifest(copy.path)
             report.add("removed", {"place": copy.place, "path": _short(settings, copy.path)})
             copy.remove()
             bar.update(done, copy.place)
@@ -152,6 +155,7 @@ class _Report:
             "keys": entry.marks.as_json(),
             "found": None,
             "tables": {},
+            "results": {},
             "objects": {"objects": 0, "copies": 0},
             "replies": 0,
             "registry_asked": False,
@@ -173,6 +177,11 @@ class _Report:
         if entry not in self.facts[name]:
             self.facts[name].append(dict(entry))
             self._write()
+
+    def keep_manifest(self, result: Path) -> None:
+        """Note a result of the store that goes, with the manifest of a table: the chain to its sources outlives it."""
+        self.facts["results"].setdefault(result.name, read_json(result / MANIFEST))
+        self._write()
 
     def put(self, name: str, value: Any) -> None:
         """State a fact; of counts of deleted objects, add to what was counted before."""

@@ -23,7 +23,7 @@ from PIL import Image
 from facemllm.core import digests, images
 from facemllm.core.machine import cores, ordered
 from facemllm.errors import UserError
-from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, contents
+from facemllm.ingest.reader import Box, Face, Reader, Refuse, Refused, contents, follow, walk
 from facemllm.settings import Ingest
 from facemllm.settings.data import Source
 from facemllm.tables import FACES, LABELS, PAIRED, pairs, provenance, subject_id
@@ -40,7 +40,7 @@ _ALONE = {file.stem for file in _FOLDER.glob("[a-z]*.py")} - set(_FAMILIES.value
 READERS: Mapping[str, str] = {stem.replace("_", "-"): stem for stem in sorted(_ALONE)} | _FAMILIES
 """Module of `readers/` by source: of its own name, unless it is one of a family's."""
 
-HASH = "perceptual_hash"  # transient key of an imported row
+HASH = "perceptual_hashes"  # transient key of an imported row
 _HERE, _CHUNK = 64, 16
 _MIN_SIDE = 8
 
@@ -95,12 +95,13 @@ def require(source: Source) -> None:
 
 
 def imported(source: Source, data: Ingest, workers: int = 0) -> Iterator[dict[str, Any] | Refused]:
-    """Rows of `faces` from a dataset on disk, in the reader's order, each with its perceptual hash under `HASH`.
+    """Rows of `faces` from a dataset on disk, in the reader's order, each with its perceptual hashes under `HASH`.
 
     Raises UserError when the folder or a label file is missing or has not the stated form.
     """
     root = folder_of(source)
     native, options = reader(source.name), options_of(source)
+    follow(data.links)
     work = partial(_rows, source=source.name, root=root, data=data, official=native.official)
     items = iter(native.read(root, options))
     yield from work(islice(items, _HERE))  # a small dataset is read before a process has started
@@ -110,6 +111,7 @@ def imported(source: Source, data: Ingest, workers: int = 0) -> Iterator[dict[st
 
 
 def _rows(items: Iterable[Face | Refused], source: str, root: Path, data: Ingest, official: Sequence[str]) -> list[Any]:
+    follow(data.links)  # this may be another process
     return [_row(item, source, root, data, official) for item in items]
 
 
@@ -121,17 +123,18 @@ def split_of(subject: str, validation_share: float, test_share: float) -> str:
     return "validation" if point < test_share + validation_share else "train"
 
 
-def fingerprint(source: Source) -> str:
-    """Digest of the names, sizes and change times of a dataset's files: when it changes, the dataset is read again."""
+def fingerprint(source: Source, links: Iterable[str] = ()) -> str:
+    """Digest of the names, sizes and change times of a dataset's files, and of those that `ingest.links` lets it link
+    to: when it changes, the dataset is read again."""
     if source.root is None:
         return ""
     root = Path(source.root).expanduser()
     state = hashlib.sha256()
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        for name in sorted(files):
+    follow(links)
+    for folder, _, files in walk(root):
+        for name in files:
             try:
-                found = os.stat(os.path.join(folder, name), follow_symlinks=False)
+                found = os.stat(os.path.join(folder, name))
             except OSError:
                 continue
             state.update(f"{os.path.relpath(folder, root)}/{name}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
@@ -181,10 +184,14 @@ def _made(
     for name in ("box", "landmarks"):
         if labels.get(name) is not None:
             labels[name] = _moved(name, labels[name], frame, size)
+    if (box := labels.get("box")) and (box[0] >= box[2] or box[1] >= box[3]):
+        raise Refuse("the box lies outside the picture")
+    if labels and mask is None and all(value in (None, []) for value in labels.values()):
+        raise Refuse("every label is unknown")
     if mask is not None:
         labels["segmentation"] = {"bytes": _segmentation(mask, full, frame, size), "path": None}
     _check(labels)
-    person = subject or f"{source}:{item.source_id}"
+    person = subject or f"{source}:{item.photo or item.source_id}"
     return labels | {
         "image_id": digests.of_bytes(stored),
         "original_id": digests.of_bytes(encoded),
@@ -196,7 +203,7 @@ def _made(
         "subject_id": subject,
         "split": _split(item.split, official if item.official is None else item.official, person, data),
         "provenance": [provenance(field, "source") for field in sorted(labels) if labels[field] not in (None, [])],
-        HASH: images.perceptual_hash(picture),
+        HASH: images.perceptual_hashes(picture),
     }
 
 
@@ -224,22 +231,28 @@ def _moved(name: str, value: Any, frame: tuple[int, int, int, int], size: tuple[
 
 
 def _segmentation(mask: Any, full: tuple[int, int], frame: tuple[int, int, int, int], size: tuple[int, int]) -> bytes:
-    """A class map of the whole picture, at any scale, as the PNG of the stored crop."""
+    """A class map of the whole picture, at any scale, as the PNG of the stored crop. Raises Refuse when no part of a
+    face is in it."""
     height, width = mask.shape
     across, down = width / full[0], height / full[1]
     box = (frame[0] * across, frame[1] * down, frame[2] * across, frame[3] * down)
     buffer = BytesIO()
-    Image.fromarray(mask).resize(size, Image.Resampling.NEAREST, box=box).save(buffer, format="PNG")
+    cut = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST, box=box)
+    if cut.getbbox() is None:
+        raise Refuse("its segmentation holds no part of a face")
+    cut.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def _check(labels: Mapping[str, Any]) -> None:
-    """Raises Refuse when a number among the labels is not finite: a table must not hold NaN."""
+    """Raises Refuse when a number among the labels is not finite, for a table must not hold NaN, or a text is blank."""
     for name, value in labels.items():
         if name not in FACES.names:
             raise ValueError(f"'{name}' is no column of the faces table")
         if name in _NUMBERS and value is not None and not _finite(value):
             raise Refuse(f"{name} is not a finite number")
+        if isinstance(value, str) and not any(letter.isprintable() and not letter.isspace() for letter in value):
+            raise Refuse(f"{name} is blank")
 
 
 def _finite(value: Any) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from facemllm.errors import UserError
-from facemllm.ingest.reader import Refuse, Refused
+from facemllm.ingest.reader import Refuse, Refused, allowed, composed, namesakes
 from facemllm.tables.schemas import CELEBA, LFWA_ONLY, MAAD_ONLY
 
 Row = tuple[int, dict[str, str]]
@@ -89,12 +89,18 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def table(
-    path: Path, root: Path, key: str | None, columns: Sequence[str] = (), without_header: Sequence[str] = ()
+    path: Path,
+    root: Path,
+    key: str | None,
+    columns: Sequence[str] = (),
+    without_header: Sequence[str] = (),
+    part: str = "",
 ) -> Iterator[Row | Refused]:
     """Rows of a comma-separated file with a header: line number and values by column name, stripped of blanks.
 
     `key` tells rows apart (None: the first column does). `without_header` are the columns of a file that may lack it: a
-    first line of so many fields and no `key` is a row. Raises UserError when `key` or one of `columns` is not in the
+    first line of so many fields and no `key` is a row. `part` is a column that tells rows of one key apart.
+    Raises UserError when `key` or one of `columns` is not in the
     header, or a name stands there twice. A row with too few or too many fields, or whose `key` is empty or has been
     seen, is refused.
     """
@@ -121,7 +127,7 @@ def table(
         row = dict(zip(header, values, strict=True))
         if not row[key]:
             yield Refused(name, number, f"column {key} is empty")
-        elif not seen.add(row[key]):
+        elif not seen.add(f"{row[key]}\0{row.get(part, '')}"):
             yield Refused(name, number, f"{row[key]} has a row already")
         else:
             yield number, row
@@ -147,9 +153,13 @@ def fields(line: str, count: int) -> list[str]:
 
 
 def within(path: Path, root: Path) -> Path:
-    """A label file under the root. Raises UserError when a link leads out: what it holds is not the dataset's."""
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{path}: a link that leads out of {root}; put the file itself there")
+    """A label file under the root, or where links may lead. Raises UserError when a link leads elsewhere: what it holds
+    is not the dataset's."""
+    if not allowed(path, root):
+        raise UserError(
+            f"{path}: a link that leads out of {root}; put the file itself there, or name {path.resolve().parent} in"
+            " ingest.links"
+        )
     return path
 
 
@@ -171,14 +181,23 @@ def words(path: Path, root: Path, count: int, *, skip: int = 0) -> Iterator[tupl
 
 
 def inside(root: Path, name: str) -> Path:
-    """The path of a picture that a label file names. Raises Refuse when it is absolute or leads out of the root.
+    """The path of a picture that a label file names, in the Unicode form in which its folder has it. Raises Refuse when
+    it is absolute, leads out of the root, or several files have the name in other forms.
 
     Whether it exists, and whether a link leads out, is the importer's to find out.
     """
     parts = PurePosixPath(name.replace("\\", "/"))
     if not parts.parts or "\0" in name or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
         raise Refuse(f"the path {name!r} leads out of the dataset's folder")
-    return root / parts
+    if name.isascii():
+        return root / parts
+    place = root
+    for part in parts.parts:
+        same = [there for there in namesakes(place / part) if composed(there) == composed(part)]
+        if len(same) > 1 and part not in same:
+            raise Refuse(f"{part} is {len(same)} files, each in another Unicode form of the name; rename all but one")
+        place /= part if part in same or not same else same[0]
+    return place
 
 
 def number(text: str, what: str, low: float = -math.inf, high: float = math.inf) -> float:

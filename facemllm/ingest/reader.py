@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -26,6 +27,9 @@ Box = tuple[float, float, float, float]
 
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")
 """Endings of file names, in small letters, that are taken for pictures where a folder holds other files, too."""
+
+FOREIGN = (".heic", ".heif", ".avif", ".tif", ".tiff", ".gif", ".jxl", ".jp2")
+"""Endings of pictures that are not read; their content tells what to do with them."""
 
 MAX_SMALL = 64 * 2**10
 _NESTED = 3
@@ -58,7 +62,8 @@ class Face:
     `action_units` as plain mappings, `box` and `landmarks` in pixels of the upright, uncropped picture, `segmentation`
     as a uint8 array (height, width) of CelebAMask-HQ classes that covers the whole picture at any scale. `more` gives
     further labels that cost reading another file (and may give `crop`, too); it runs where the picture is opened.
-    `official`, if given, takes the place of the reader's own.
+    `official`, if given, takes the place of the reader's own. `photo` names the picture of several faces that this one
+    is cut from: those without `subject` are drawn into one split.
     """
 
     file: str = ""
@@ -71,6 +76,7 @@ class Face:
     labels: Mapping[str, Any] = field(default_factory=dict)
     more: Callable[[], Mapping[str, Any]] | None = None
     official: tuple[str, ...] | None = None
+    photo: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,14 +157,15 @@ def unlabelled_pictures(root: Path, place: Path, labelled: Container[str]) -> It
 def contents(path: Path, root: Path, limit: int, name: str = "") -> bytes:
     """Bytes of a file under the root, as hostile as any: read only when it is a regular file of at most `limit` bytes.
 
-    Raises Refuse when it is not, is missing, or a link leads out of the root; `name` is what the reason calls it.
+    Raises Refuse when it is not, is missing, or a link leads out of the root and of the folders that `follow` allows;
+    `name` is what the reason calls it.
     """
     what, at = name or "the picture", f"{name}: " if name else ""
     try:
         place = os.path.join(_real_folder(str(path.parent)), path.name)
         real = os.path.realpath(place, strict=True) if os.path.islink(place) else place
-        if not real.startswith(f"{_real_folder(str(root))}{os.sep}"):
-            raise Refuse(f"{at}a link leads out of the dataset's folder")
+        if not real.startswith((_under(root), *_ALLOWED)):
+            raise Refuse(f"{at}a link leads out of the dataset's folder; name where it leads in ingest.links")
         # without O_NONBLOCK a named pipe would hold the reader for ever
         with open(real, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))) as file:
             status = os.fstat(file.fileno())
@@ -168,9 +175,70 @@ def contents(path: Path, root: Path, limit: int, name: str = "") -> bytes:
                 raise Refuse(f"{at}the file has {status.st_size:,} bytes, more than {limit:,}")
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
-        raise Refuse(f"{what} is missing") from None
+        if path.is_symlink():
+            raise Refuse(f"{what} is a link to a file that is not there") from None
+        there = namesakes(path)
+        raise Refuse(
+            f"{what} is missing" + (f"; there is {there[0]}: write the name as it is" if there else "")
+        ) from None
     except (OSError, RuntimeError) as error:
         raise Refuse(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def follow(folders: Iterable[str]) -> None:
+    """Let links lead into these folders, too (`ingest.links`), in this process and until the next call."""
+    _ALLOWED[:] = [os.path.join(os.path.realpath(os.path.expanduser(folder)), "") for folder in folders]
+
+
+_ALLOWED: list[str] = []  # label files and pictures are opened far below whoever knows the settings
+
+
+def walk(root: Path, unread: Callable[[OSError], object] | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Every folder under the root that is not hidden, in order, with the names in it of links to folders, and of files.
+    Links to folders outside the root that `follow` allows are gone through and not named; `unread` gets errors."""
+    met: set[str] = set()
+    for folder, folders, files in os.walk(root, onerror=unread, followlinks=True):
+        met.add(os.path.realpath(folder))
+        links = []
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in [name for name in folders if os.path.islink(os.path.join(folder, name))]:
+            real = os.path.realpath(os.path.join(folder, name))
+            if real in met or os.path.join(real, "").startswith(_under(root)) or not allowed(Path(real), root):
+                folders.remove(name)
+                links.append(name)
+            met.add(real)
+        yield Path(folder), links, sorted(files)
+
+
+def allowed(path: Path, root: Path) -> bool:
+    """Whether a file or folder lies under the root, or where `follow` lets links lead."""
+    return os.path.join(os.path.realpath(path), "").startswith((_under(root), *_ALLOWED))
+
+
+def _under(root: Path) -> str:
+    return os.path.join(_real_folder(str(root)), "")
+
+
+def namesakes(path: Path) -> list[str]:
+    """Names in a path's folder that differ from its own in small and capital letters or in Unicode form alone."""
+    try:
+        names = _names(str(path.parent), path.parent.stat().st_mtime_ns)
+    except OSError:
+        return []
+    return names.get(composed(path.name).casefold(), [])
+
+
+@lru_cache(maxsize=4)
+def _names(folder: str, changed_ns: int) -> Mapping[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        found.setdefault(composed(name).casefold(), []).append(name)
+    return found
+
+
+def composed(text: str) -> str:
+    """Text in Unicode's composed form (NFC): macOS and some archives part letters from their accents."""
+    return unicodedata.normalize("NFC", text)
 
 
 @lru_cache(maxsize=4096)
@@ -195,7 +263,7 @@ def small_rows(path: Path, root: Path) -> list[list[str]]:
 
 def snake(text: str) -> str:
     """A name in lower snake_case: "East Asian" -> "east_asian"."""
-    return re.sub(r"\W+", "_", text.strip()).strip("_").lower()
+    return re.sub(r"\W+", "_", composed(text).strip()).strip("_").lower()
 
 
 def code(text: str, values: Sequence[str | None], what: str, first: int = 0) -> str | None:

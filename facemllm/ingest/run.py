@@ -22,7 +22,7 @@ from facemllm.core.machine import cores, ordered
 from facemllm.errors import UserError
 from facemllm.ingest.duplicates import Census
 from facemllm.ingest.importing import HASH, folder_of, imported, split_of
-from facemllm.ingest.reader import Refused
+from facemllm.ingest.reader import Refused, follow
 from facemllm.settings import Ingest, Settings
 from facemllm.settings.data import Source
 from facemllm.tables import CONVERSATIONS, FACES, LABELS, PAIRED, TableWriter, pairs, provenance, subject_id
@@ -45,6 +45,7 @@ def import_source(settings: Settings, source: Source, out: Path) -> Mapping[str,
     if source.name not in benchmarks.KEYS:
         return ingest(settings, out, [source])
     ledger.require(settings, [source.name], "evaluate")
+    follow(settings.ingest.links)
     about = {"sources": [source.name], "uses": ledger.allowed(settings, [source.name])}
     with (
         TableWriter(out, CONVERSATIONS, about=about, shard_mb=settings.ingest.shard_mb) as table,
@@ -166,5 +167,5 @@ def face_row(head: Mapping[str, Any], data: Ingest) -> dict[str, Any]:
         "split": split_of(subject, data.validation_share, data.test_share),
         "provenance": [provenance(column, "renderer") for column in _LABELS if values.get(column) is not None],
         # of the stored bytes, as everywhere else: on the raw pixels up to 4 of its 256 bits differ
-        HASH: images.perceptual_hash(Image.open(BytesIO(image))),
+        HASH: images.perceptual_hashes(Image.open(BytesIO(image))),
     }

@@ -1,6 +1,8 @@
 """Shards as img2dataset writes them in webdataset form: plain tar files whose members belong together by their stem.
 
-    00000.tar:  000000012.jpg  000000012.txt  000000012.json
+    00000.tar:  000000012.jpg    000000012.txt      000000012.json
+    also:       12.input.jpg     12.output.txt      12.json         one sample, by what stands before the first dot
+    and:        12.left.jpg      12.left.json       12.right.jpg    12.right.json: two, by what stands before the last
 
 Members are read in order, one sample at a time; nothing is unpacked. Links, devices, sparse files, names that lead out
 and members that are too large are refused, the rest of the shard is read on. A shard that breaks off gives what came
@@ -42,11 +44,13 @@ class Sample:
 
 @dataclass
 class _Held:
-    """Members of the sample that is being read."""
+    """Members of the sample that is being read, by their ending: what stands between the stem and it, and the bytes.
+    `parted`: another sample has the same stem."""
 
-    key: str = ""
+    stem: str = ""
     file: str = ""
-    content: dict[str, bytes] = field(default_factory=dict)
+    parted: bool = False
+    content: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
 
 def tars(folder: Path) -> list[Path]:
@@ -68,18 +72,24 @@ def samples(path: Path, root: Path) -> Iterator[Sample | Refused]:
                 if reason := _reason(member):
                     yield Refused(file, 0, reason)
                     continue
-                stem, _, kind = PurePosixPath(member.name).name.partition(".")
-                key = (PurePosixPath(member.name).parent / stem).as_posix()
-                if key != held.key:
+                first, _, rest = PurePosixPath(member.name).name.partition(".")
+                middle, _, kind = rest.rpartition(".")
+                stem, kind = (PurePosixPath(member.name).parent / first).as_posix(), kind.lower()
+                again = stem == held.stem and kind in held.content
+                if again and held.content[kind][0] == middle:
+                    yield Refused(file, 0, "its name stands in the shard already")
+                    continue
+                if again or stem != held.stem:
+                    held.parted |= again
                     yield from _complete(held)
-                    held = _Held(key, f"{name}/{key[:200]}")
-                    if key in seen:
+                    held = _Held(stem, f"{name}/{stem[:200]}", again)
+                    if not again and stem in seen:
                         yield Refused(file, 0, "its name stands in the shard already")
                         held.file = ""
-                    seen.add(key)
+                    seen.add(stem)
                 reader = archive.extractfile(member)
-                held.content[kind.lower()] = reader.read() if reader else b""
-                if kind.lower() in _PICTURES and held.file:
+                held.content[kind] = middle, reader.read() if reader else b""
+                if kind in _PICTURES and held.file:
                     held.file = file
     except Exception as error:  # a hostile header can raise almost anything
         broken = one_line(error)
@@ -109,7 +119,15 @@ def _reason(member: tarfile.TarInfo) -> str:
 def _complete(held: _Held) -> Iterator[Sample | Refused]:
     if not held.file:
         return
-    text, facts = held.content.get("txt"), held.content.get("json")
+    middles = {middle for middle, _ in held.content.values()}
+    if held.parted and len(middles) > 1:
+        yield Refused(
+            held.file, 0, "several pictures of this name and one label file; give each its own, or one picture"
+        )
+        return
+    key = ".".join([held.stem, *filter(None, middles)]) if len(middles) == 1 else held.stem
+    content = {kind: read for kind, (_, read) in held.content.items()}
+    text, facts = content.get("txt"), content.get("json")
     try:
         found = None if facts is None else json.loads(facts.decode("utf-8-sig"))
         words = None if text is None else text.decode("utf-8-sig").strip()
@@ -119,8 +137,8 @@ def _complete(held: _Held) -> Iterator[Sample | Refused]:
     if found is not None and not isinstance(found, dict):
         yield Refused(held.file, 0, "the .json beside it holds no object")
         return
-    picture = next((held.content[kind] for kind in _PICTURES if kind in held.content), None)
-    yield Sample(held.file, held.key, picture, words, found)
+    picture = next((content[kind] for kind in _PICTURES if kind in content), None)
+    yield Sample(held.file, key, picture, words, found)
 
 
 def _ended(path: Path) -> bool:

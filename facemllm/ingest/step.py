@@ -24,7 +24,7 @@ def _reads(settings: Settings) -> dict[str, Any]:
     ledger.require(settings, names)
     return {
         "ingest": settings.ingest.model_dump(exclude={"workers", "ledger"}),
-        "files": [fingerprint(source) for source in sources],
+        "files": [fingerprint(source, settings.ingest.links) for source in sources],
         "readers": code_of(sources),
         "uses": ledger.allowed(settings, names),
         "forgotten": Tombstones.of(settings).digest,

@@ -1,7 +1,7 @@
 """The gate: whether a model may be put before a person. It fails on everything it cannot see.
 
-Four kinds of checks. Thresholds: every figure named in `promote.thresholds` reaches its bound. Majority: the 95 %
-interval of every task lies wholly on the good side of what a constant answer scores. Fairness: no gap between two
+Four kinds of checks. Thresholds: every figure named in `promote.thresholds` reaches its bound. Constant answer: the
+95 % interval of every task lies wholly on the good side of what that scores. Fairness: no gap between two
 groups of people is shown to exceed `promote.fairness_gap` of its task, corrected for all pairs of the task; with
 `promote.fairness_power: required`, the people are also enough to show a gap of that size in any pair. Champion:
 both models have answered the same questions; a task fails where the whole 95 % interval of the paired difference is
@@ -21,7 +21,8 @@ from typing import Any
 from facemllm import tasks
 from facemllm.errors import UserError
 from facemllm.scoring import fairness, paired, stats
-from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_majority, of
+from facemllm.scoring.figures import shown_gaps
+from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_constant, of
 from facemllm.scoring.sheet import BETWEEN
 from facemllm.settings import Settings
 from facemllm.settings.operations import Threshold
@@ -33,7 +34,7 @@ class Decision:
 
     A check has its kind (`check`), `key`, whether it `passed` and the `reason` in words, and of what these are made:
     `value`, its `bound` and interval (`low`, `high`); of fairness the `groups` that the gap is between, people by
-    kind and group that are `too_few` to be judged, and the largest `detectable` difference of all pairs.
+    kind and group that are `too_few` to be judged, and the largest `minimum_detectable_difference`.
     """
 
     passed: bool
@@ -66,8 +67,7 @@ def decide(settings: Settings, conversations: Path, candidate: Path, champion: P
 
 def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, Difference] | None = None) -> Decision:
     """Judge figures alone: `metrics` as in metrics.json, `against` the champion by task."""
-    rules = settings.promote
-    asked = {key: bound for key, bound in rules.thresholds.items() if bound is not None}
+    rules, asked = settings.promote, known_rules(settings)
     checks = [_threshold(key, bound, _find(metrics, key)) for key, bound in asked.items()]
     for name in settings.reformat.tasks:
         entry = metrics["tasks"].get(name)
@@ -75,17 +75,26 @@ def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, 
             continue
         if entry is None or _number(entry["value"]) is None:
             checks.append(_check("present", name, False, f"{name} has no figure; every task must be evaluated"))
-        elif rules.above_majority:
-            checks.append(_above_majority(name, entry))
+        elif rules.above_constant:
+            checks.append(_above_constant(name, entry))
         if against is not None and entry is not None:
             checks.append(_no_worse(name, against.get(name), rules.champion_margin, entry))
-    if unknown := sorted(set(rules.fairness_gap) - set(tasks.all_names())):
-        known = ", ".join(tasks.all_names())
-        raise UserError(f"promote.fairness_gap.{unknown[0]}: no task '{unknown[0]}'; choose from {known}")
     gaps = {name: gap for name, gap in rules.fairness_gap.items() if gap is not None}
     checks += [_fair(settings, name, gap, metrics) for name, gap in gaps.items()]
     failed = [check["reason"] for check in checks if not check["passed"]]
-    return Decision(not failed, failed or [_in_order(settings, checks, against)], checks)
+    return Decision(not failed, failed or [_in_order(settings, metrics, checks, against)], checks)
+
+
+def known_rules(settings: Settings) -> dict[str, Threshold]:
+    """The thresholds that are asked for. Raises UserError when one, or a fairness rule, names no task or item there is,
+    or when a figure is bounded on its wrong side."""
+    asked = {key: bound for key, bound in settings.promote.thresholds.items() if bound is not None}
+    for key, bound in asked.items():
+        _threshold(key, bound, _find({"tasks": {}}, key))
+    if unknown := sorted(set(settings.promote.fairness_gap) - set(tasks.all_names())):
+        known = ", ".join(tasks.all_names())
+        raise UserError(f"promote.fairness_gap.{unknown[0]}: no task '{unknown[0]}'; choose from {known}")
+    return asked
 
 
 def differences(settings: Settings, conversations: Path, candidate: Path, champion: Path) -> dict[str, Difference]:
@@ -136,16 +145,16 @@ def _threshold(key: str, bound: Threshold, entry: Mapping[str, Any] | None) -> d
     return _check("threshold", key, passed, reason, value=value, bound=limit)
 
 
-def _above_majority(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _above_constant(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     low, high = _number(entry["low"]), _number(entry["high"])
-    rival = _number(entry["baselines"].get("majority"))
+    rival = _number(entry["baselines"].get("constant"))
     if low is None or high is None or rival is None:
-        missing = "95 % interval" if rival is not None else "majority baseline"
-        return _check("majority", name, False, f"{name} has no {missing}, so it is not shown to have been learnt")
-    passed = clears_majority(entry)
+        missing = "95 % interval" if rival is not None else "constant answer"
+        return _check("constant", name, False, f"{name} has no {missing}, so it is not shown to have been learnt")
+    passed = clears_constant(entry)
     words = "clears" if passed else "does not clear"
-    reason = f"{name} {entry['value']:.4g} [{low:.4g}, {high:.4g}] {words} the majority baseline {rival:.4g}"
-    return _check("majority", name, passed, reason, value=entry["value"], bound=rival, low=low, high=high)
+    reason = f"{name} {entry['value']:.4g} [{low:.4g}, {high:.4g}] {words} the constant answer {rival:.4g}"
+    return _check("constant", name, passed, reason, value=entry["value"], bound=rival, low=low, high=high)
 
 
 def _no_worse(name: str, difference: Difference | None, margin: float, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +175,7 @@ def _no_worse(name: str, difference: Difference | None, margin: float, entry: Ma
 def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, Any]) -> dict[str, Any]:
     kinds = (metrics.get("fairness") or {}).get(name) or {}
     gaps = [{**gap, "kind": kind} for kind, entry in kinds.items() for gap in entry["gaps"] if gap["p"] is not None]
-    if any("detectable" not in gap for gap in gaps):
+    if any("minimum_detectable_difference" not in gap for gap in gaps):
         raise UserError(f"the gaps of {name} were tested by an earlier version of this project; evaluate again")
     enough, mend = settings.evaluate.min_group, f"or set promote.fairness_gap.{name} to null"
     unseen = [
@@ -185,22 +194,28 @@ def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, A
         if rare := {name: body["people"] for name, body in kinds[kind]["groups"].items() if body["too_few"]}:
             few[kind] = rare
     shown = fairness.beyond(kinds, allowed)
-    least = max(fairness.judged(kinds, allowed), key=lambda gap: gap["detectable"] or 0.0)
+    least = max(fairness.judged(kinds, allowed), key=lambda gap: gap["minimum_detectable_difference"] or 0.0)
     gap = shown[0] if shown else max(gaps, key=lambda gap: abs(gap["value"]))
     words = "is shown to exceed" if shown else "is not shown to exceed"
     reason = (
         f"{name} differs by {abs(gap['value']):.3g} between {gap['a']} and {gap['b']} "
         f"(95 % [{gap['low']:.3g}, {gap['high']:.3g}]), which {words} {allowed:g}, corrected for {len(gaps)} pairs"
     )
-    blind = (least["detectable"] or 0.0) > allowed
+    size = least["minimum_detectable_difference"]
+    blind = size is not None and size > allowed
     if blind:
         reason += (
             f"; too few people to see that: the minimum detectable difference of {least['a']} and {least['b']} is "
-            f"{least['detectable']:.3g} (evaluate more people, raise evaluate.min_group or promote.fairness_gap.{name})"
+            f"{size:.3g} (evaluate more people, raise evaluate.min_group or promote.fairness_gap.{name})"
         )
     reason += f"; {_unjudged([few])}" if few else ""
     figures = {name: gap[name] for name in ("value", "low", "high")}
-    figures |= {"bound": allowed, "groups": [gap["a"], gap["b"]], "too_few": few, "detectable": least["detectable"]}
+    figures |= {
+        "bound": allowed,
+        "groups": [gap["a"], gap["b"]],
+        "too_few": few,
+        "minimum_detectable_difference": size,
+    }
     passed = not shown and not (blind and settings.promote.fairness_power == "required")
     return _check("fairness", name, passed, reason, **figures)
 
@@ -215,17 +230,30 @@ def _unjudged(few: Sequence[Mapping[str, Mapping[str, int]]]) -> str:
     return f"too few people to judge: {'; '.join(dict.fromkeys(each))}"
 
 
-def _in_order(settings: Settings, checks: list[dict[str, Any]], against: Mapping[str, Difference] | None) -> str:
+def _in_order(
+    settings: Settings,
+    metrics: Mapping[str, Any],
+    checks: list[dict[str, Any]],
+    against: Mapping[str, Difference] | None,
+) -> str:
     kinds = [check["check"] for check in checks]
     parts = [f"{kinds.count('threshold')} thresholds are met"]
-    if settings.promote.above_majority:
-        parts.append(f"all {kinds.count('majority')} tasks clear their majority baseline")
+    if settings.promote.above_constant:
+        parts.append(f"all {kinds.count('constant')} tasks are better than a constant answer")
     if "fairness" in kinds:
         few = [check["too_few"] for check in checks if check.get("too_few")]
         unjudged = f" ({_unjudged(few)})" if few else ""
-        seen = [f"{check['key']} {check['detectable']:.3g}" for check in checks if check.get("detectable")]
+        seen = [
+            f"{check['key']} {check['minimum_detectable_difference']:.3g}"
+            for check in checks
+            if check.get("minimum_detectable_difference")
+        ]
         power = f"; minimum detectable difference at most: {', '.join(seen)}" if seen else ""
         parts.append(f"no gap between groups is shown to exceed what is allowed{unjudged}{power}")
+    limits = settings.promote.fairness_gap
+    free = [f"{g['task']} by {g['kind']}" for g in shown_gaps(metrics) if limits.get(g["task"]) is None]
+    if free:
+        parts.append(f"gaps shown that promote.fairness_gap sets no limit to: {', '.join(free)}")
     champion = "there is no other champion to compare with" if against is None else "no task is worse than the champion"
     return "; ".join([*parts, champion])
 

@@ -143,10 +143,13 @@ class _Walk:
             return
         self.visited.add(digest)
         folder = self.settings.home / "store" / digest
-        manifest = read_json(folder / "manifest.json")
+        gone = {} if folder.is_dir() else Store(self.settings.home).forgotten(digest)
+        manifest = gone.get("manifest") or read_json(folder / "manifest.json")
         facts = {name: record.get(name) for name in FACTS if record.get(name) != digest}
         facts |= {"rows": manifest.get("rows"), "about": manifest.get("about"), "revision": self._revision(digest)}
-        if not record and not manifest:
+        if gone:
+            facts["note"] = f"deleted {gone['at'][:10]} to forget a picture"
+        elif not record and not manifest:
             facts["note"] = "not remembered in this home"
         self.add(depth, kind, digest, facts)
         self._origin(record, depth + 1)

@@ -317,6 +317,6 @@ def _model_id(version: Version) -> str:
 
 
 def _headline(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("metric", "value", "low", "high", "n", "unparsed", "baselines", "higher_is_better")
+    kept = ("metric", "value", "low", "high", "n", "unreadable", "baselines", "higher_is_better")
     tasks = evaluation.get("tasks", {})
     return {task: {name: part[name] for name in kept if name in part} for task, part in tasks.items()}

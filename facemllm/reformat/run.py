@@ -22,6 +22,7 @@ from facemllm.core.digests import draw
 from facemllm.errors import UserError
 from facemllm.reformat.conversations import ConversationBatch
 from facemllm.reformat.questions import BrokenQuestion, Chances, Plan, batches
+from facemllm.reformat.unasked import Unasked
 from facemllm.settings import Reformat, Settings
 from facemllm.settings.data import Mixture
 from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table
@@ -39,7 +40,8 @@ _Taken = Callable[[Mapping[str, Any]], bool]
 
 def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
     """Write the conversations about `faces` to `out`. Returns the manifest; its `held_out_questions` counts by name how
-    often evaluation asks what is held out, 0 where no face has that label.
+    often evaluation asks what is held out, 0 where no face has that label; `unasked` counts faces by label that nothing
+    is asked about, and a note says which tasks would.
 
     A row goes to quarantine when its labels answer no question, when one of them cannot be answered, when it was
     forgotten, or when the mixture leaves it out. Raises UserError if a task is unknown, or sensitive and without a
@@ -60,6 +62,7 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
         about=_about(settings.reformat, plan, table, counts),
         shard_mb=settings.ingest.shard_mb,
     )
+    unasked = Unasked(plan.tasks, plan.held_out.names)
     made, number, zero = ConversationBatch(), 0, Counter(dict.fromkeys(plan.held_out.names, 0))
     with writer, progress.bar("making questions", table.rows) as bar:
         for batch, found in batches(table, pictures=True):
@@ -74,6 +77,8 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
                         refusal = refusal or SILENT
                 except BrokenQuestion as error:
                     refusal = str(error)
+                if refusal != FORGOTTEN:
+                    unasked.see(row)
                 if refusal:
                     writer.quarantine(table.digest, number + place, refusal)
             if len(made):
@@ -81,6 +86,10 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
             number += len(found)
             bar.update(number)
         writer.manifest["about"]["held_out_questions"] = dict(zero)
+        if unasked.counts:
+            writer.manifest["about"]["unasked"] = unasked.counts
+    for note in unasked.notes():
+        progress.event(note=note)
     return writer.manifest
 
 

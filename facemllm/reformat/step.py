@@ -18,7 +18,12 @@ def _work(c: Context) -> Outcome:
 
     if c.settings.version.restore:
         return version.restored(c, "conversations")
-    return Outcome.of_table(reformat(c.settings, c.path("annotated"), c.out), "conversations")
+    manifest = reformat(c.settings, c.path("annotated"), c.out)
+    outcome = Outcome.of_table(manifest, "conversations")
+    if unasked := manifest["about"].get("unasked"):
+        named = f"{', '.join([*unasked][:3])}{' …' * (len(unasked) > 3)}"
+        outcome.figure += f"; nothing asked about {len(unasked)} labels: {named}"
+    return outcome
 
 
 STEP = Step(

@@ -14,7 +14,7 @@ from facemllm.core import cost
 from facemllm.report.kit import brief, code, p_value, plain_markdown, render
 from facemllm.scoring import figures
 from facemllm.scoring.figures import measure
-from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
+from facemllm.scoring.metrics import CLOSED_MEAN, clears_constant
 from facemllm.settings import Settings
 from facemllm.tasks import ZERO_SHOT
 from facemllm.version import ledger
@@ -58,11 +58,11 @@ def card(
         groups=_groups(evaluation),
         gaps=_gaps(evaluation),
         compared=trusted["gaps"]["compared"],
-        detectable=trusted["gaps"]["detectable"],
+        detectable=trusted["gaps"]["minimum_detectable_difference"],
         miscalibrated={t: b for t, b in (evaluation.get("calibration") or {}).items() if b.get("ece")},
         unlearnt=_unlearnt(evaluation),
         surest=trusted["gaps"]["surest"],
-        unread={n: p["unparsed"] for n, p in _tasks(evaluation).items() if (p.get("unparsed") or 0) >= _UNREAD},
+        unreadable={n: p["unreadable"] for n, p in _tasks(evaluation).items() if (p.get("unreadable") or 0) >= _UNREAD},
         costs=_costs(priced),
         made=[("", "SHA-256"), *((name, code(digest)) for name, digest in {"model": model_digest, **lineage}.items())],
     )
@@ -129,11 +129,11 @@ def _results(evaluation: Mapping[str, Any]) -> list[Row]:
     """Every task and item with its interval beside its baselines."""
     rows = figures.results(_tasks(evaluation))
     names = list(dict.fromkeys(name for row in rows for name in row if name not in _FIXED))
-    lines: list[Row] = [("task", "metric", "value", "95 % interval", "n", "unparsed", *names)]
+    lines: list[Row] = [("task", "metric", "value", "95 % interval", "n", "unreadable", *names)]
     for row in rows:
         name = f"{row['task']} · {row['item']}" if row["item"] else Markup(f"**{plain_markdown(row['task'])}**")
         between = "" if row["low"] is None else f"{brief(row['low'])} – {brief(row['high'])}"
-        counts = ("" if row["n"] is None else str(row["n"]), brief(row["unparsed"]))
+        counts = ("" if row["n"] is None else str(row["n"]), brief(row["unreadable"]))
         metric = f"{row['metric']} {row['unit']}".strip()
         lines.append((name, metric, brief(row["value"]), between, *counts, *(brief(row.get(n)) for n in names)))
     return lines
@@ -161,10 +161,10 @@ def _unlearnt(evaluation: Mapping[str, Any]) -> list[str]:
     found = []
     for task, head in _tasks(evaluation).items():
         for item, part in {"": head, **(head.get("items") or {})}.items():
-            rival = figures.baselines(part).get("majority")
+            rival = figures.baselines(part).get("constant")
             better = measure({**head, **part}).higher_is_better
-            judged = {**part, "baselines": {"majority": rival}, "higher_is_better": better}
-            if rival is not None and part.get("low") is not None and not clears_majority(judged):
+            judged = {**part, "baselines": {"constant": rival}, "higher_is_better": better}
+            if rival is not None and part.get("low") is not None and not clears_constant(judged):
                 found.append(f"{task} {item}".strip())
     return found
 

@@ -131,11 +131,12 @@ def filled(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def confusion(name: str, body: Mapping[str, Any]) -> Figure:
-    """Counts of answers by truth (rows) and answer (columns, the last one: not readable), shaded by share of a row."""
+    """Counts of answers by truth (rows) and answer (columns, the last one: unreadable), shaded by share of a row."""
     from matplotlib.figure import Figure
 
-    labels, unread = [_plain(str(label)) for label in body["labels"]], body.get("unparsed") or [0] * len(body["labels"])
-    counts = [[*row, lost] for row, lost in zip(body["counts"], unread, strict=True)]
+    labels = [_plain(str(label)) for label in body["labels"]]
+    unreadable = body.get("unreadable") or [0] * len(labels)
+    counts = [[*row, lost] for row, lost in zip(body["counts"], unreadable, strict=True)]
     side = 1.8 + 0.55 * len(labels)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
@@ -144,7 +145,7 @@ def confusion(name: str, body: Mapping[str, Any]) -> Figure:
         for x, n in enumerate(row):
             ink = "white" if n > 0.6 * max(sum(row), 1) else "black"
             axis.text(x, y, str(n), ha="center", va="center", fontsize="small", color=ink)
-    axis.set_xticks(range(len(labels) + 1), [*labels, "not readable"], rotation=60, ha="right")
+    axis.set_xticks(range(len(labels) + 1), [*labels, "unreadable"], rotation=60, ha="right")
     axis.set_yticks(range(len(labels)), labels)
     axis.set(xlabel="answered", ylabel="truth", title=_plain(name))
     return figure

@@ -16,12 +16,13 @@ from facemllm.report import plots
 from facemllm.report.kit import Figure, embedded, render, seconds, text, top_of
 from facemllm.scoring import figures
 from facemllm.scoring.figures import measure
-from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
+from facemllm.scoring.metrics import CLOSED_MEAN, clears_constant
 from facemllm.tasks import ZERO_SHOT
 
 Verdict = tuple[str, str] | None
 """A word on a figure and how it is coloured."""
 
+_WORSE: Verdict = ("worse than a constant answer", "bad")
 _LEARNT: Sequence[Verdict] = (("not learnt", "bad"), ("below pixels", "warn"), None)
 _ABOVE_CHANCE: Sequence[Verdict] = (("not shown", "quiet"), ("above chance", "good"), ("above chance", "good"))
 _TERMS = {
@@ -73,7 +74,7 @@ def page(
     checks = (summary.get("gate") or {}).get("checks") or ()
     limits = {check["key"]: check for check in checks if check["check"] == "threshold" and "bound" in check}
     closed = metrics.get(CLOSED_MEAN) or summary.get(CLOSED_MEAN)
-    rows = _results(tasks, closed, limits) if tasks else []
+    rows, trust = _results(tasks, closed, limits) if tasks else [], figures.trust(metrics)
     return render(
         "run.html.jinja",
         measure=measure,
@@ -86,8 +87,12 @@ def page(
         further=_further({"all closed questions": closed or {}, **tasks}) if tasks else [],
         zero_shot=[] if zero_shot is None else _zero_shot(zero_shot),
         fairness=_fairness(metrics),
-        gaps=figures.trust(metrics)["gaps"],
+        gaps=trust["gaps"],
+        below_blind=trust["below_blind"],
         shown_gaps=figures.shown_gaps(metrics),
+        gap_limits={check["key"]: check["bound"] for check in checks if check["check"] == "fairness"}
+        if checks
+        else None,
         plots=_reliability(metrics),
         training=training,
         curves=[_curve(stage, points) for stage, points in (training.get("curves") or {}).items() if points],
@@ -139,8 +144,9 @@ def _row(
     verdicts: Sequence[Verdict] = _LEARNT,
 ) -> dict[str, Any]:
     """A figure with what is said of it: `way` is how far it is from the constant answer to no error at all."""
-    how, learnt, rivals = measure(figure), clears_majority(figure), figure["baselines"]
-    marks = [{"value": rivals.get(rival)} for rival in ("majority", "pixels")]
+    how, learnt, rivals = measure(figure), clears_constant(figure), figure["baselines"]
+    verdict = verdicts[learnt + (learnt and _beats(figure, rivals.get("pixels"), how.higher_is_better))]
+    marks = [{"value": rivals.get(rival)} for rival in ("constant", "pixels")]
     return {
         "name": name,
         "full_name": full_name,
@@ -149,14 +155,22 @@ def _row(
         "limit": limit,
         "measure": how,
         "learnt": learnt,
-        "verdict": verdicts[learnt + (learnt and _beats(figure, rivals.get("pixels"), how.higher_is_better))],
-        "way": _way(figure["value"], rivals.get("majority"), 1.0 if how.higher_is_better else 0.0),
+        "verdict": _WORSE if _is_worse(figure, rivals.get("constant"), how.higher_is_better) else verdict,
+        "way": _way(figure["value"], rivals.get("constant"), 1.0 if how.higher_is_better else 0.0),
         "top": top_of([figure, *marks], how.higher_is_better),
     }
 
 
 def _beats(figure: Figure, rival: float | None, higher_is_better: bool) -> bool:
     return rival is None or bool(figure["value"] > rival if higher_is_better else figure["value"] < rival)
+
+
+def _is_worse(figure: Figure, constant: float | None, higher_is_better: bool) -> bool:
+    """Whether the whole interval lies on the bad side of a constant answer."""
+    low, high = figure.get("low"), figure.get("high")
+    if constant is None or low is None or high is None:
+        return False
+    return bool(high < constant if higher_is_better else low > constant)
 
 
 def _way(value: float | None, constant: float | None, best: float) -> float | None:
@@ -171,7 +185,9 @@ def _further(entries: Mapping[str, Figure]) -> list[tuple[str, Figure, Any]]:
     return [
         (name, entry, measure(entry))
         for name, entry in entries.items()
-        if entry.get("also") or entry.get("smallest_difference") is not None or entry.get("refused") is not None
+        if entry.get("also")
+        or entry.get("minimum_detectable_difference") is not None
+        or entry.get("refused") is not None
     ]
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from facemllm.core.files import atomic_write
 from facemllm.report.kit import detectable, number, p_value, render
 from facemllm.scoring.figures import measure
-from facemllm.scoring.metrics import CLOSED_MEAN, clears_majority
+from facemllm.scoring.metrics import CLOSED_MEAN, clears_constant
 from facemllm.scoring.paired import BETTER, SAME, WORSE, by_group, by_task, by_verdict
 from facemllm.tasks import ZERO_SHOT
 
@@ -26,15 +26,16 @@ def head(task: str) -> str:
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:
-    """Tasks with their items beneath, from `summary.json` or `metrics.json`; dim where the majority is not cleared."""
-    table = _table("held-out results", "task", ("value", "95 %", "majority", "pixels", "unparsed", "n"))
+    """Tasks with their items beneath, from `summary.json` or `metrics.json`; dim where not better than constant."""
+    table = _table("held-out results", "task", ("value", "95 %", "constant", "pixels", "unreadable", "n"))
     if closed := summary.get(CLOSED_MEAN):
         _add_figure(table, head(CLOSED_MEAN), closed)
     for name, entry in (summary.get("tasks") or {}).items():
         _add_figure(table, f"{name} (held out of training)" if name == ZERO_SHOT else name, entry)
         for item, figure in (entry.get("items") or {}).items():
             _add_figure(table, f"  {item}", figure)
-    if said := [*_consistency(summary.get("trust") or {}), *_gaps(summary.get("trust") or {})]:
+    trust = summary.get("trust") or {}
+    if said := [*_consistency(trust), *_below_blind(trust), *_gaps(trust)]:
         table.caption = "\n".join(said)
         table.caption_justify = "left"
     return table
@@ -43,11 +44,12 @@ def results_table(summary: Mapping[str, Any]) -> Table:
 def shown(comparison: Mapping[str, Any]) -> Iterator[Table | Text]:
     """What to print of a comparison: tasks and items, then the groups of people in which a difference is shown."""
     first, second = (escape(name) for name in comparison["names"])
-    columns = ("first", "second", "difference", "95 %", "p (Holm)", "smallest difference\nit could show")
+    columns = ("first", "second", "difference", "95 %", "p (Holm)", "minimum detectable\ndifference")
     table = _table(f"{second} (second) against {first} (first)", "", columns, verdicts=True)
     for task, item, entry in by_task(comparison["figures"]):
         _add_difference(table, f"  {item}" if item else head(task), entry)
     yield table
+    yield Text("\n".join(["settings that differ:", *map("  {}".format, _settings(comparison))]))
     groups = list(by_group(comparison["groups"]))
     told = [row for row in groups if row[3]["verdict"] != SAME]
     if told:
@@ -58,11 +60,18 @@ def shown(comparison: Mapping[str, Any]) -> Iterator[Table | Text]:
     facts = (
         f"{comparison['n_images']:,} images of {comparison['n_subjects']:,} people, split {comparison['split']}. A "
         "difference is shown where p, corrected (Holm) for all tasks, or all items, or all groups of people, is below "
-        "0.05. The smallest difference it could show is one that is seen four times in five on these people."
+        "0.05. The minimum detectable difference is shown four times in five on these people."
     )
     if groups:
         facts += f" {len(groups) - len(told)} of {len(groups)} groups show none; all are in --html and --json."
     yield Text(facts, style="dim")
+
+
+def _settings(comparison: Mapping[str, Any]) -> list[str]:
+    changed = comparison["settings"]
+    if changed is None:
+        return ["not known: the store does not remember how both were made"]
+    return [f"{name}: {first} → {second}" for name, (first, second) in changed.items()] or ["none"]
 
 
 def write_page(out: Path, comparison: Mapping[str, Any]) -> None:
@@ -112,16 +121,16 @@ def _table(title: str, first: str, numeric: tuple[str, ...], *, verdicts: bool =
 
 def _add_figure(table: Table, name: str, figure: Mapping[str, Any]) -> None:
     how = measure(figure)
-    rivals = (figure["baselines"].get(rival) for rival in ("majority", "pixels"))
+    rivals = (figure["baselines"].get(rival) for rival in ("constant", "pixels"))
     table.add_row(
         escape(name),
         escape(how.short),
         number(figure["value"], how.digits),
         f"{number(figure['low'], how.digits)} {number(figure['high'], how.digits)}",
         *(number(rival, how.digits) for rival in rivals),
-        f"{figure.get('unparsed') or 0:.1%}",
+        f"{figure.get('unreadable') or 0:.1%}",
         str(figure.get("n", "")),
-        style=None if clears_majority(figure) else "dim",
+        style=None if clears_constant(figure) else "dim",
     )
 
 
@@ -137,7 +146,7 @@ def _add_difference(table: Table, name: str, entry: Mapping[str, Any]) -> None:
         value,
         f"{low} {high}",
         p_value(entry["p_holm"]),
-        number(entry["smallest_difference"], how.digits),
+        number(entry["minimum_detectable_difference"], how.digits),
         Text(*_MARKS[entry["verdict"]]),
     )
 
@@ -153,6 +162,11 @@ def _consistency(trust: Mapping[str, Any]) -> Iterator[str]:
         yield f"captions that contradict an answer: {captions['model']['value']:.1%}"
 
 
+def _below_blind(trust: Mapping[str, Any]) -> Iterator[str]:
+    for way, (right, blind) in (trust.get("below_blind") or {}).items():
+        yield f"[bold red]worse than without the picture[/]: asked as {way}, {right:.1%} right against {blind:.1%}"
+
+
 def _gaps(trust: Mapping[str, Any]) -> Iterator[str]:
     gaps = trust.get("gaps") or {}
     if gap := gaps.get("surest"):
@@ -161,5 +175,5 @@ def _gaps(trust: Mapping[str, Any]) -> Iterator[str]:
         yield f"gaps between groups of people: shown in {gaps['shown']} of {gaps['compared']}; the surest: {told}"
     elif gaps.get("compared"):
         yield f"gaps between groups of people: none shown in {gaps['compared']} comparisons"
-    if sizes := gaps.get("detectable"):
+    if sizes := gaps.get("minimum_detectable_difference"):
         yield f"minimum detectable difference: {escape(detectable(sizes))}"

@@ -39,10 +39,10 @@ Labels = NDArray[np.int8]
 def measure(settings: Settings, sheet: Sheet, answers: Answers) -> dict[str, Any]:
     """Expected calibration error of each task that is answered by a class, with the bins of its reliability plot.
 
-    Confidence is the probability of the answer given; an unread answer has none. A model that is as sure as it may be
-    has an error too, from chance and from few answers in a bin: `expected` is the mean of such errors, answers of each
-    bin drawn right with its mean confidence, independent of each other. No interval is given: resamples add that chance
-    to every one of them, so percentiles lie above the error itself.
+    Confidence is the probability of the answer given; an unreadable answer has none. A model that is as sure as it may
+    be has an error too, from chance and from few answers in a bin: `expected` is the mean of such errors, answers of
+    each bin drawn right with its mean confidence, independent of each other. No interval is given: resamples add that
+    chance to every one of them, so percentiles lie above the error itself.
     """
     found = {}
     for task in dict.fromkeys(task for task, _ in sheet.rows):
@@ -88,7 +88,7 @@ def _of_the_calibrated(bins_B3: Array, draws: int, seed: int) -> float:
 
 def confusion(sheet: Sheet, answers: Answers) -> dict[str, Any]:
     """Confusion matrices of items with a choice of classes, by `task.item`: rows are the truth, columns the answers in
-    the order of `labels`; `unparsed` counts each class's unread answers. Answers that are no option come last."""
+    the order of `labels`; `unreadable` counts each class's unreadable answers. Answers that are no option come last."""
     found = {}
     for key, rows in sheet.rows.items():
         question = sheet.questions[key]
@@ -102,7 +102,11 @@ def confusion(sheet: Sheet, answers: Answers) -> dict[str, Any]:
         counts = np.zeros((len(labels), len(labels) + 1), dtype=int)  # the last column holds what was not read
         for true, said in pairs:
             counts[place[true], -1 if said is None else place[said]] += 1
-        found[".".join(key)] = {"labels": labels, "counts": counts[:, :-1].tolist(), "unparsed": counts[:, -1].tolist()}
+        found[".".join(key)] = {
+            "labels": labels,
+            "counts": counts[:, :-1].tolist(),
+            "unreadable": counts[:, -1].tolist(),
+        }
     return found
 
 

@@ -28,7 +28,7 @@ from facemllm.scoring.sheet import BETWEEN, Rows, Sheet
 from facemllm.scoring.summary import of_item
 from facemllm.settings import Settings
 
-LARGEST = ("a", "b", "value", "low", "high", "p_holm", "detectable")
+LARGEST = ("a", "b", "value", "low", "high", "p_holm", "minimum_detectable_difference")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Group:
 
     rows: Rows
     people: int
-    unparsed: float
+    unreadable: float
 
 
 Groups = dict[str, dict[str, Group]]
@@ -50,7 +50,7 @@ Sums = Mapping[Part, stats.Sums]
 def measure(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
     """Figures by task, kind and group, and the gaps between groups with enough people, as in `metrics.json`. A gap is
     `a` minus `b`; `error`, `own_error`, `degrees` and `growth` are those of `gaps.Gap`, `low` and `high` the t interval
-    of its test, `detectable` the minimum detectable difference at the level that the surest gap of the evaluation has
+    of its test, `minimum_detectable_difference` that at the level that the surest gap of the evaluation has
     to reach; `p` is None where people do not differ at all. A kind with no known group is left out."""
     found: dict[str, Any] = {task: {} for task, _ in sheet.rows}
     for kind in sheet.kinds:
@@ -77,13 +77,13 @@ def disaggregate(sheet: Sheet, parsed: Parsed, kind: Sequence[str]) -> Groups:
     )
     found: Groups = {}
     for task in dict.fromkeys(task for task, _ in sheet.rows):
-        asked, unread, groups = sheet.of_task(task), metrics.of(tasks.get(task)).unread, found.setdefault(task, {})
+        asked, metric, groups = sheet.of_task(task), metrics.of(tasks.get(task)), found.setdefault(task, {})
         for name, members in frame.by_group.items():
             inside = np.isin(sheet.faces[asked], list(members) if isinstance(members, frozenset) else [])
             if inside.any():  # an intersection may be empty, or be asked nothing of this task
                 rows = asked[inside]
-                unparsed = sum(unread(parsed[row]) for row in rows) / len(rows)
-                own = Group(rows, len(np.unique(sheet.subjects[rows])), unparsed)
+                unreadable = sum(metric.is_unreadable(parsed[row]) for row in rows) / len(rows)
+                own = Group(rows, len(np.unique(sheet.subjects[rows])), unreadable)
                 groups[BETWEEN.join(name if isinstance(name, tuple) else (name,))] = own
     return found
 
@@ -132,7 +132,7 @@ def _macro(parts: Mapping[Part, Array]) -> Array:
 def judged(kinds: Mapping[str, Any], allowed: float) -> list[dict[str, Any]]:
     """The gaps of a task, each with its `kind`, held against what is allowed: `p` and `p_holm` are of the test that the
     gap in truth exceeds `allowed`, corrected by Holm's method for all gaps of the task, whatever their kind; so is the
-    level at which a gap is `detectable`."""
+    level of `minimum_detectable_difference`."""
     found = []
     for kind, entry in kinds.items():
         for gap in entry["gaps"]:
@@ -154,13 +154,13 @@ def beyond(kinds: Mapping[str, Any], allowed: float) -> list[dict[str, Any]]:
 
 
 def _correct(found: Sequence[dict[str, Any]]) -> None:
-    """Take the p values of gaps as one family: `p` as stored, `p_holm`, and what is `detectable` before all others."""
+    """Take the p values of gaps as one family: `p` as stored, `p_holm`, and what the surest must reach all others."""
     family = sum(not math.isnan(gap["p"]) for gap in found)
     for gap, p in zip(found, stats.holm([gap["p"] for gap in found]), strict=True):
-        gap |= {"p": stats.plain(gap["p"]), "p_holm": stats.plain(p), "detectable": None}
+        gap |= {"p": stats.plain(gap["p"]), "p_holm": stats.plain(p), "minimum_detectable_difference": None}
         if gap["error"] is not None and family:
-            gap["detectable"] = stats.plain(
-                stats.detectable(gap["error"], gap["degrees"], stats.SHOWN / family, gap["growth"])
+            gap["minimum_detectable_difference"] = stats.plain(
+                stats.minimum_detectable_difference(gap["error"], gap["degrees"], stats.SHOWN / family, gap["growth"])
             )
 
 
@@ -175,12 +175,12 @@ def _of_kind(
             **(stats.spread(_macro(drawn[name]), group.people) if name in enough else stats.NOTHING),
             "n": len(group.rows),
             "people": group.people,
-            "unparsed": stats.plain(group.unparsed),
+            "unreadable": stats.plain(group.unreadable),
             "too_few": name not in enough,
         }
         for name, group in groups.items()
     }
-    pairs = [(a, b) for a, b in combinations(enough, 2) if min(enough[a].unparsed, enough[b].unparsed) < 1]
+    pairs = [(a, b) for a, b in combinations(enough, 2) if min(enough[a].unreadable, enough[b].unreadable) < 1]
     found = [_gap(sheet, task, a, b, summed, enough) for a, b in pairs]
     return {"groups": entries, "gaps": [gap for gap in found if gap is not None]}
 

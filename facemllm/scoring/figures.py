@@ -4,15 +4,15 @@ Pure functions of `metrics.json` (or of the `tasks` of a summary) and of the pre
 so that runs compare:
 
     <task>/<metric>  .../<metric>_low  _high        figure and its 95 % interval: age/mae, age/mae_low, age/mae_high
-    <task>/n .../unparsed .../refused               questions asked, shares of answers not readable and refused
-    <task>/smallest_difference                      what this test set would show between two models
-    <task>/baseline_majority  .../baseline_pixels   what needs no model, or a small one
+    <task>/n .../unreadable .../refused             questions asked, shares of answers unreadable and refused
+    <task>/minimum_detectable_difference            between two models, on this test set
+    <task>/baseline_constant  .../baseline_pixels   what needs no model, or a small one
     <task>/also/<metric> ...                        a further metric of the task: attributes/also/accuracy
     <task>/<item>/<metric> ...                      the same for an item of a task: head_pose/yaw/mae
     fairness/<task>/<kind>/<group>                  figure of a group of people; kinds: gender, age_band, skin_tone
     fairness/<task>/<kind>/largest_gap/value ...    between two groups; kinds also by pairs: gender x age_band
     fairness/gaps/compared  fairness/gaps/shown     kinds of groups over all tasks, and those in which a gap is shown
-    fairness/gaps/detectable/<task>/low  high       minimum detectable differences of its pairs of groups
+    fairness/gaps/minimum_detectable_difference/<task>/low ...  high         of its pairs of groups
     consistency/...                                 shares of broken relations, agreement of ways to ask
     calibration/<task>/ece  .../expected            expected calibration error, and that of a calibrated model
     slices/<name>/...  disturbed/<kind>/...         figures of kinds of faces, and of pictures made worse
@@ -35,7 +35,7 @@ from facemllm.scoring.stats import SHOWN
 
 SAMPLES, RELATIONS = "training/samples", "training/relations"
 """Tables on a training stage's run: what the model says of a few fixed faces, and the audit of logical relations."""
-FIGURES = ("value", "low", "high", "n", "unparsed", "refused", "smallest_difference")
+FIGURES = ("value", "low", "high", "n", "unreadable", "refused", "minimum_detectable_difference")
 HEAD = ("task", "item", "metric", "unit")
 ANSWERS = ("task", "question", "answer", "parsed", "raw", "sample_id", "image_id")
 
@@ -164,25 +164,36 @@ def trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's summary says beside the figures of tasks: consistency, and gaps between groups of people.
 
     `consistency`: `model` and `truth`, the shares of broken relations, and the same two of `captions` that contradict
-    the answers. `gaps`: in how many of the `compared` kinds of groups, over all tasks, a gap is `shown`, the `surest`
-    of these, and by task the minimum detectable differences of the pairs of groups, `low` to `high`.
+    the answers. `below_blind`: ways to ask in which fewer answers are right than without the picture, each with both
+    shares. `gaps`: in how many of the `compared` kinds of groups, over all
+    tasks, a gap is `shown`, the `surest` of these, and by task the least and the largest
+    `minimum_detectable_difference` of its pairs of groups.
     """
     consistency = metrics.get("consistency") or {}
     captions = _who(consistency.get("captions"))
     compared = {(gap["task"], gap["kind"]) for gap in gap_rows(metrics)}
+    blind = {way: body for way, body in (consistency.get("ways") or {}).items() if body.get("blind") is not None}
+    ways = {way: (body["accuracy"]["value"], body["blind"]) for way, body in blind.items()}
+    ways = {way: (right, by_chance) for way, (right, by_chance) in ways.items() if right is not None}
     shown = shown_gaps(metrics)
     surest = min(shown, key=lambda gap: (gap["p_holm"], -abs(gap["value"])), default=None)
     return {
         "consistency": {**_who(consistency.get("relations")), **({"captions": captions} if captions else {})},
-        "gaps": {"compared": len(compared), "shown": len(shown), "surest": surest, "detectable": _detectable(metrics)},
+        "below_blind": {way: pair for way, pair in ways.items() if pair[0] < pair[1]},
+        "gaps": {
+            "compared": len(compared),
+            "shown": len(shown),
+            "surest": surest,
+            "minimum_detectable_difference": _detectable(metrics),
+        },
     }
 
 
 def _detectable(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     found: dict[str, list[float]] = {}
     for gap in gap_rows(metrics):
-        if gap.get("detectable") is not None:
-            found.setdefault(gap["task"], []).append(gap["detectable"])
+        if gap.get("minimum_detectable_difference") is not None:
+            found.setdefault(gap["task"], []).append(gap["minimum_detectable_difference"])
     return {task: {"low": min(sizes), "high": max(sizes)} for task, sizes in found.items()}
 
 
@@ -222,6 +233,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value, default=str)
     return flat
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str | None, str | None]]:
+    """Values that are not the same in two nested mappings, by dotted name; None where one has no such name."""
+    ours, theirs = (flatten(json.loads(json.dumps(one, sort_keys=True, default=str))) for one in (first, second))
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    return {name: (ours.get(name), theirs.get(name)) for name in names}
 
 
 def results(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ class Metric:
     of_class: Metric | None = None
     terms: Callable[[Array], tuple[Array, Array]] | None = None
 
-    def unread(self, text: str | None) -> bool:
+    def is_unreadable(self, text: str | None) -> bool:
         """Whether an answer counts as unreadable: none at all, or no number where one is asked."""
         return text is None or (self.answers == "number" and number(text) is None)
 
@@ -94,9 +94,9 @@ def is_choice(task: Any, question: Any) -> bool:
     return bool(question.options) and of(task).in_closed_mean
 
 
-def clears_majority(figure: Mapping[str, Any]) -> bool:
-    """Whether something was learnt: the whole 95 % interval lies on the good side of the majority baseline."""
-    low, high, rival = figure["low"], figure["high"], figure["baselines"].get("majority")
+def clears_constant(figure: Mapping[str, Any]) -> bool:
+    """Whether something was learnt: the whole 95 % interval lies on the good side of the constant answer."""
+    low, high, rival = figure["low"], figure["high"], figure["baselines"].get("constant")
     if low is None or high is None or rival is None:
         return False
     return bool(low > rival if figure["higher_is_better"] else high < rival)

@@ -149,6 +149,7 @@ def _difference(
     p = float("nan")
     if people >= settings.evaluate.min_group:
         p = stats.p_value(value, error, people - 1) if error > 0 or value == 0 else _sign_test(pair, rows)
+    detectable = stats.minimum_detectable_difference(error if people > 1 else 0.0)
     known = None if task == CLOSED_MEAN else tasks.get(task)
     metric = BALANCED_ACCURACY if known is None or item == BALANCED else of(known)
     return {
@@ -161,7 +162,7 @@ def _difference(
         "p": stats.plain(p),
         "n": len(rows),
         "people": people,
-        "smallest_difference": stats.plain(stats.smallest_difference(error)) if people > 1 else None,
+        "minimum_detectable_difference": stats.plain(detectable),
     }
 
 

@@ -109,24 +109,17 @@ def standard_error(replicates: Array) -> float:
     return 0.0 if error < _ROUNDING else error
 
 
-def smallest_difference(error: float) -> float:
-    """The smallest paired difference that this many people would show at 80 % power, two-sided 5 %.
+def minimum_detectable_difference(
+    error: float, degrees: float = math.inf, level: float = SHOWN, growth: Sequence[float] = (0.0, 0.0)
+) -> float:
+    """The minimum detectable difference d: one that large is shown at this level, two-sided, four times in five.
 
-    (z_0.975 + z_0.80) * error = 2.80 * error, with `error` the standard error of the difference (Cohen 1988, chapter 2;
-    Miller 2024, arXiv 2411.00640, section 5). Of one model alone, `error` is that of its own figure: two models of
-    equal error e whose answers correlate by 0.5 differ with the error sqrt(e^2 + e^2 - 2 * 0.5 * e^2) = e. NaN where
-    the error is zero: answers that are all alike say nothing about how people differ.
-    """
-    from scipy.stats import norm
-
-    return float((norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER)) * error) if error > 0 else float("nan")
-
-
-def detectable(error: float, degrees: float, level: float = SHOWN, growth: Sequence[float] = (0.0, 0.0)) -> float:
-    """The minimum detectable difference d: one that large is shown at this level, two-sided, about four times in five.
-
-    `smallest_difference` for a t test: d = (t_(1 - level / 2) + t_0.80) * error (Bloom 1995, Evaluation Review 19(5)),
-    where with growth (b, c) a gap d has the variance error^2 (1 + b d - c d^2). NaN where the error is zero.
+    d = (t_(1 - level / 2) + t_0.80) * error, of a paired difference at 5 % 2.80 * error, with `error` the standard
+    error of the difference (Cohen 1988, chapter 2; Bloom 1995, Evaluation Review 19(5); Miller 2024, arXiv 2411.00640,
+    section 5). With growth (b, c) the variance is error^2 (1 + b d - c d^2). Of one model alone, `error` is that of its
+    own figure: two models of equal error e whose answers correlate by 0.5 differ with the error
+    sqrt(e^2 + e^2 - 2 * 0.5 * e^2) = e. NaN where the error is zero: answers that are all alike say nothing about how
+    people differ.
     """
     from scipy.stats import t
 

@@ -110,14 +110,15 @@ def summarise(
         metric = metric or next(iter(own))
         known = metrics.get(metric)
         people = len(np.unique(sheet.subjects[rows]))
-        error = stats.standard_error(own[metric])
+        error = stats.standard_error(own[metric]) if people > 1 else 0.0
+        detectable = stats.minimum_detectable_difference(error)
         return {
             "metric": metric,
             **stats.spread(own[metric], people),
             "n": len(rows),
-            "unparsed": stats.plain_mean(known.unread(answers.parsed[row]) for row in rows),
+            "unreadable": stats.plain_mean(known.is_unreadable(answers.parsed[row]) for row in rows),
             "refused": stats.plain_mean(answers.refused[rows]),
-            "smallest_difference": stats.plain(stats.smallest_difference(error)) if people > 1 else None,
+            "minimum_detectable_difference": stats.plain(detectable),
             "baselines": {
                 rival: stats.plain(found[name][metric][0]) if any(said[row] is not None for row in rows) else None
                 for rival, (said, found) in rivals.items()

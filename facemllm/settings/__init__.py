@@ -8,6 +8,7 @@ file or flag it came from, and what would be allowed. Nothing else in the projec
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -25,9 +26,17 @@ from facemllm.settings.train import Model, Stage, Train
 
 PARAMS = "params.yaml"
 PROFILES = "profiles"
+REPORTS = "forgotten"
+"""Folder under `storage.home` with a report of everything that was forgotten."""
 _FORMER = {
     **{"data": "ingest", "annotation": "annotate", "qa": "reformat", "quality": "validate", "versioning": "version"},
-    **{"training": "train", "evaluation": "evaluate", "promotion": "promote", "serving": "serve"},
+    **{
+        "above_majority": "above_constant",
+        "training": "train",
+        "evaluation": "evaluate",
+        "promotion": "promote",
+        "serving": "serve",
+    },
 }
 
 warnings.filterwarnings("ignore", 'Field name "validate" in "Settings" shadows', UserWarning)
@@ -105,11 +114,12 @@ def load(profile: str = "laptop", overrides: Sequence[str] = ()) -> Settings:
     origins |= dict.fromkeys(_leaves(over), f"{PROFILES}/{profile}.yaml")
     values = _merge(values, over)
     for text in overrides:
-        key, value = _parse_override(text)
+        parts, value = _parse_override(text, values)
+        key = ".".join(parts)
         below = _leaves(value, f"{key}.") if isinstance(value, Mapping) else []
         origins = {k: v for k, v in origins.items() if k != key} | dict.fromkeys([key, *below], f"--set {text}")
         nested: Any = value
-        for part in reversed(key.split(".")):
+        for part in reversed(parts):
             nested = {part: nested}
         if _empties(values, nested):
             raise UserError(f"--set {text}: an empty mapping changes nothing; set its keys one by one")
@@ -121,13 +131,34 @@ def load(profile: str = "laptop", overrides: Sequence[str] = ()) -> Settings:
         raise UserError(_explain(error, origins)) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+class _Unique(yaml.SafeLoader):
+    """YAML as PyYAML reads it safely, but a mapping that says the same key twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                problem = f"'{key.value}' stands there twice, first in line {seen[key.value]}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen[str(key.value)] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, name: str = "") -> Any:
+    """What a YAML file holds. Raises UserError with file and line where it is no YAML, or says a key twice; OSError."""
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        return yaml.load(path.read_text("utf-8"), _Unique)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path.name}{where}: not valid YAML; {getattr(error, 'problem', error)}") from None
+        raise UserError(f"{name or path}{where}: not valid YAML; {getattr(error, 'problem', error)}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{name or path}: not UTF-8 text; convert it to UTF-8") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = read_yaml(path, path.name)
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -160,14 +191,24 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def _parse_override(text: str, values: Any) -> tuple[list[str], Any]:
+    """The parts of the key, and the value. A name that holds a dot is known among `values`, or stands in quotes."""
     key, found, raw = text.partition("=")
-    if not found or not all(key.strip().split(".")):
+    parts = [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^."]+)', key.strip())]
+    if not found or re.sub(r'"[^"]+"|[^."]+', "-", key.strip()) != ".".join("-" * len(parts)) or not parts:
         raise UserError(f"--set {text}: expected KEY=VALUE, as in --set train.workers=2")
+    at = 0
+    while at < len(parts):
+        known = values if isinstance(values, Mapping) else {}
+        ends = range(len(parts), at + 1, -1)
+        end = next((end for end in ends if ".".join(parts[at:end]) in known), at + 1)
+        parts[at:end] = [".".join(parts[at:end])]
+        values, at = known.get(parts[at]), at + 1
     try:
-        return key.strip(), yaml.safe_load(raw)
-    except yaml.YAMLError:
-        raise UserError(f"--set {text}: the value is not valid YAML") from None
+        return parts, yaml.load(raw, _Unique)
+    except yaml.YAMLError as error:
+        problem = f"; {error.problem}" if isinstance(error, yaml.constructor.ConstructorError) else ""
+        raise UserError(f"--set {text}: the value is not valid YAML{problem}") from None
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
@@ -178,6 +219,8 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _allowed(location[:-1]), n=1)
         message = "unknown key" + (f"; did you mean '{close[0]}'?" if close else "")
+        if location[:2] == ["promote", "thresholds"]:
+            message += f"""; a figure of an item is set as 'promote.thresholds."{location[2]}.ITEM".max=VALUE'"""
         if now := _FORMER.get(str(location[-1])):
             message = f"unknown key; {location[-1]} is now {now}"
     elif first["type"] in ("model_type", "dict_type"):

@@ -36,11 +36,13 @@ class Ingest(Section):
     """Sources of faces, joined into one table, and the split by identity where a source has none of its own.
 
     `identities`, `images_per_identity` and `image_size` size the renderer; `max_side` bounds imported ones (pixels).
+    `links` are folders beside a source's own that links in it may lead to: DVC's cache, a hub's blobs.
     Pictures whose perceptual hashes differ in at most `near_duplicate_bits` of 256 bits count as the same.
     """
 
     sources: Annotated[list[Source], Field(min_length=1)]
     ledger: str | None
+    links: list[str]
     max_side: Annotated[int, Field(ge=32, le=4096)]
     near_duplicate_bits: Annotated[int, Field(ge=0, le=15)]
     identities: Positive

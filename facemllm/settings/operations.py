@@ -57,7 +57,7 @@ class Promote(Section):
 
     model_name: str
     thresholds: dict[str, Threshold | None]
-    above_majority: bool
+    above_constant: bool
     every_task: bool
     fairness_gap: dict[str, Annotated[float, Field(gt=0)] | None]
     fairness_power: Literal["required", "reported"]

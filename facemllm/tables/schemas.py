@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -190,7 +191,8 @@ def fairness_groups(row: Mapping[str, Any]) -> dict[str, str]:
 
 def subject_id(source: str, subject: str, key: bytes = b"facemllm") -> str:
     """Keyed hash of a source's subject: tells rows of one person apart from others', and gives no name away."""
-    return hashlib.blake2b(f"{source}\0{subject}".encode(), key=key, digest_size=16).hexdigest()
+    named = unicodedata.normalize("NFC", f"{source}\0{subject}")  # one name in two Unicode forms is one person
+    return hashlib.blake2b(named.encode(), key=key, digest_size=16).hexdigest()
 
 
 def pairs(mapping: Mapping[str, Any]) -> list[dict[str, Any]]:

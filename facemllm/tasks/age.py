@@ -20,7 +20,8 @@ TASK = Task(
             high=120,
             readings=((1, rf"N {_YEARS}"), (1, "aged N")),
             short=((1, "N"),),
-            lead="he|she|they|it|the|this|a|person|woman|man|face|is|looks|seems|appears|to|be|age|aged|s?he is|:",
+            lead="he|she|they|it|the|this|a|an|his|her|their|of|person|individual|subject|woman|man|girl|boy|lady|face"
+            "|is|looks|seems|appears|to|be|put|place|at|age|aged|estimated?|apparent|approximate|perceived|likely|approx|:",
         ),
     ),
     use="apparent age of the face shown",

@@ -21,6 +21,7 @@ from string import ascii_lowercase
 from typing import Literal
 
 from facemllm.tasks.base import Item, Option, Question
+from facemllm.tasks.spoken import spoken, without_asides
 
 MAX_TEXT = 2000
 """Longer answers are refused unread: no answer needs this, and reading stays cheap on hostile text."""
@@ -32,14 +33,17 @@ _UNITS += ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "se
 _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _SPELLED = re.compile(rf"\b(?:({'|'.join(_TENS)})(?: ({'|'.join(_UNITS[1:10])}))?|({'|'.join(_UNITS)}))\b")
 
+_SAY = "say|estimate|describe|go|choose|pick|select|answer|call|classify|label|conclude|put|place"
+
 # Words that take an answer back, leave it open, or speak of a thing that is not on the face.
 _DOUBT = re.compile(
-    r"\b(?:maybe|perhaps|possibly|might|may|could|would(?! (?:say|estimate|describe|go|choose|pick|select))"
+    rf"\b(?:maybe|perhaps|possibly|might|may|could|would(?! (?:be|{_SAY}))|(?<!answer )"
+    rf"(?<!choice )(?<!guess )(?<!estimate )would be"
     r"|either|neither|or|whether|if|unless|unsure|unclear|unknown"
     r"|uncertain|cannot|can not|not sure|hard to|difficult to|impossible|holding|removed|took|used to|instead of"
     r"|hardly|barely|scarcely|far from|anything but|less than|fails? to|pretend(?:s|ing)?|formerly|lost|once|ago|then"
     r"|not (?:\w+ )?without|beside (?:her|him|them)|(?:taken|drawn|made) by|(?:mother|father|wife|husband|friend) of"
-    r"|(?:his|her) (?:wife|husband|mother|father|friend|brother|sister|son|daughter)"
+    r"|(?:his|her|man|woman|boy|girl|lady) (?:wife|husband|mother|father|friend|brother|sister|son|daughter)"
     r"|rather than|almost|nearly|behind (?:her|him|them)|hanging|lying|in the background"
     r"|of (?:the|a) (?:dog|cat|horse|animal|doll|statue|painting)"
     r"|on the (?:table|wall|desk|floor|shelf)|ignore (?:(?:all|any|the) )*(?:previous|prior|above|earlier))\b"
@@ -49,9 +53,13 @@ _FILLER = (
 )
 _NEGATOR = r"(?:not|no 1|nobody|none|no|without|never|lacks|lack|lacking|nor)"
 _DENIED_BEFORE = re.compile(rf"\b{_NEGATOR}(?: {_FILLER})* $")
-_NEGATION_OPEN = re.compile(rf"\b{_NEGATOR}\b(?!.*\b(?:has|have|is|are|with|wears|wearing|but|shows)\b)")
+_NEGATION_OPEN = re.compile(
+    rf"\b{_NEGATOR}\b(?!.*\b(?:has|have|is|are|with|wears|wearing|but|shows)\b)"
+    r"|\b(?:false|untrue|incorrect|wrong|not (?:true|correct|right|the case)) that\b"
+)
 _DENIED_AFTER = re.compile(
-    r"^(?: (?:is|are|:) (?:no|none|false|absent|missing|not (?:present|visible|there|worn|seen))| absent| missing)\b"
+    r"^(?: (?:is|are|:) (?:no|none|false|incorrect|wrong|absent|missing"
+    r"|not (?:present|visible|there|worn|seen|correct))| absent| missing)\b"
 )
 _OPEN_AFTER = re.compile(r"^ (?:is|are|:) not\b(?! (?:wearing|looking|smiling|facing)\b)")
 
@@ -99,7 +107,8 @@ def normalise(text: str) -> str | None:
     text = re.sub(r",", " , ", text).replace(":", " : ")
     text = re.sub(r"[^\w\s.,:+-]", " ", text)
     text = re.sub(r"\s+", " ", text).strip(" .,:")
-    return _SPELLED.sub(_digits, text)
+    text = without_asides(text)
+    return _SPELLED.sub(_digits, re.sub(r"\s+", " ", text).strip(" .,:"))
 
 
 def _digits(found: re.Match[str]) -> str:
@@ -202,7 +211,7 @@ _TURN = re.compile(r" [.:] | , (?=but|however|though)|\b(?:but|however|though)\b
 def refuses(text: str) -> bool:
     """Whether an answer declines to answer ("I'm sorry, I can't help with that") and states nothing besides. "It is not
     visible" declines nothing: it speaks of the picture."""
-    words = normalise(text)
+    words = normalise(spoken(text))
     if not words or _REFUSAL.search(words) is None:
         return False
     parts = [part.strip(" ,") for part in _TURN.split(words)]
@@ -218,6 +227,7 @@ _VERDICT = re.compile(
     r"(?:(?:so|thus|therefore|hence|indeed|i|d|would|say|think|believe|the|this|that|it|answer|statement|claim|sentence"
     r"|is|which) )*(not )?(?:(true|correct|right|accurate|yes)|false|incorrect|wrong|untrue|no)"
 )
+_IDLE = re.compile(r"(?:the |my |correct )*(?:answer|statement|claim|verdict|explanation|reason(?:ing)?)?")
 _UNSEEN = re.compile(
     r"\b(?:the )?(?:(?:it|they|hair|eyes?|eyewear|color|style) )*(?:(?:is|are) )?(?:not visible|cannot be seen)\b"
 )
@@ -229,9 +239,12 @@ _LETTER_A = re.compile(
 )
 _BESIDE = (
     "so therefore thus hence the my correct right best final answer option letter choice is i d m would will choose "
-    "pick select think say believe it going go with boxed . , :"
+    "pick select think say believe conclude it going go with boxed response selected selection be should that one this "
+    "fits matches describes corresponds to most likely appropriate suitable definitely clearly conclusion . , :"
 )
 _AROUND = frozenset(_BESIDE.split())
+_EXPLICIT = re.compile(r"\b(?:answer|option|letter|choice|choose|pick|select\w*|conclu\w*|fits|match\w*|boxed)\b")
+_AGAINST = re.compile(r"\b(?:unseen|no|not|none|never|wrong|incorrect|false|except|least|rejected)\b")
 
 
 @dataclass(frozen=True)
@@ -272,7 +285,12 @@ def truth(item: Item, claim: str, text: str) -> str | None:
     if doubtful(plain):
         return None
     verdicts, rest = [], []
-    for clause in re.split(r" [.,:] ", plain):
+    for clause in re.split(r" (?:[.,:]|because|since) ", plain):
+        clause = clause.removeprefix("as ")
+        if clause != _UNSEEN_WORD:  # "it is false that a hat can be seen"
+            clause = re.sub(rf" ?(?:that )?{_UNSEEN_WORD}(?= is|$)", "", clause).strip()
+        if _IDLE.fullmatch(clause):
+            continue
         if found := _VERDICT.fullmatch(clause):
             if found[1] and not found[2]:
                 return None
@@ -284,8 +302,8 @@ def truth(item: Item, claim: str, text: str) -> str | None:
     if not verdicts or set(plain.split()) <= {_UNSEEN_WORD}:
         return None
     if rest:
-        said = item.parse(" . ".join(rest))
-        if said is None:
+        said = item.parse(words := " . ".join(rest))
+        if said is None and item.denied(words) != claim:
             return None
         verdicts.append(str(said == claim).lower())
     return only(verdicts)
@@ -308,11 +326,23 @@ def letter(item: Item, options: Sequence[Option], text: str) -> str | None:
     named = {values[ascii_lowercase.index(one)] for one in given}
     rest = _LETTER_A.sub(" ", _LETTER.sub(" ", words)) if given else words
     if not _AROUND.issuperset(rest.split()):
+        if len(named) == 1 and _declared(item, words):
+            return only(named)
         said = NOT_VISIBLE if _UNSEEN_WORD in rest.split() else item.parse(rest)
         if said not in values:
             return None
         named |= {said, values[0] if _starts_with_letter(item, said, words) else said}
     return only(named)
+
+
+def _declared(item: Item, words: str) -> bool:
+    """Whether the clauses of a text with a letter do nothing but give it, one of them as the answer, and the others
+    speak of no option and against none: "Looking at the curls, the answer is (B)."."""
+    clauses = [(bool(_LETTER.search(c) or _LETTER_A.search(c)), c) for c in re.split(r" [.,] ", words)]
+    given = [_LETTER_A.sub(" ", _LETTER.sub(" ", clause)) for has, clause in clauses if has]
+    others = " . ".join(clause for has, clause in clauses if not has)
+    pure = all(_AROUND.issuperset(clause.split()) for clause in given) and any(map(_EXPLICIT.search, given))
+    return pure and not item.names(others) and _AGAINST.search(others) is None
 
 
 def _starts_with_letter(item: Item, said: str, words: str) -> bool:

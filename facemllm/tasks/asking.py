@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from facemllm.core.digests import draw, drawn
 from facemllm.tasks.answers import NOT_VISIBLE, letter, truth
 from facemllm.tasks.base import FollowUp, Item, Option, Question, Row, Task
+from facemllm.tasks.spoken import concluded, last_word, spoken
 
 NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE = "native", "unseen", "statement", "lettered", "dialogue"
 VARIANTS = (NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE)
@@ -99,8 +100,23 @@ def question_of(task: Task, turn: Mapping[str, Any]) -> Question | None:
 
 
 def read(task: Task, question: Question, text: str) -> str | None:
-    """The canonical answer in a text, as the question was asked. None unless exactly one is plainly given."""
-    item = task.item(question.item)
+    """The canonical answer in a text, as the question was asked. None unless exactly one is plainly given. What a model
+    thinks aloud is no part of it; what it calls its final answer is all of it; and an answer that it concludes with is
+    one unless what it says before is another."""
+    item, said = task.item(question.item), spoken(text)
+    if item.form == "open":
+        return item.parse(said)
+    value = _read(task, item, question, said := last_word(said))
+    if value is not None or (parts := concluded(said)) is None:
+        return value
+    value = _read(task, item, question, parts[1])
+    others = {_read(task, item, question, parts[0])}
+    if (other := item.parse(parts[0])) is not None:
+        others.add(implied(task, question, other) or other)
+    return value if others <= {value, None} else None
+
+
+def _read(task: Task, item: Item, question: Question, text: str) -> str | None:
     if question.variant == STATEMENT:
         return truth(item, str(question.claim), text)
     if question.variant == LETTERED:

@@ -95,6 +95,14 @@ class Item:
         """Words for a caption; None where a caption would keep silent, as about a hat that is not there."""
         return None
 
+    def denied(self, words: str) -> str | None:
+        """The one label that a normalised text denies, and says nothing else of."""
+        return None
+
+    def names(self, words: str) -> bool:
+        """Whether a normalised text speaks of any answer."""
+        return True
+
     @property
     def claims(self) -> Mapping[str, str]:
         """Claims that are true or false of a face ("brown hair can be seen"), by the label that makes them true."""

@@ -12,7 +12,7 @@ from facemllm.tasks.items import Number
 TO = r"(?:(?:to|towards?) )?(?:the )?"
 _DEGREES = r"N(?: degrees?)?"
 _END = r"(?! and [+-]?\d)(?! of\b| or\b)"
-_LEAD = "the|head|is|it|he|she|yaw|pitch|roll|angle|of|:|are"
+_LEAD = "the|head|is|it|he|she|yaw|pitch|roll|angle|of|:|are|person|face|estimated?|approximate|to|be|at"
 
 
 def _grid(above: str, below: str, zero: str, limit: int) -> tuple[Option, ...]:

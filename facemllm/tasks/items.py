@@ -10,13 +10,14 @@ from functools import cached_property
 
 from facemllm.tasks.answers import bounded, doubtful, listed, mentions, normalise, only
 from facemllm.tasks.base import Form, Item, Option, Row, attribute, number_text
+from facemllm.tasks.spoken import IN_PICTURE, LEADING
 
 Words = tuple[str, tuple[str, ...]]
 """The words that a caption would use of a thing, and patterns that name it."""
 
 _NOTHING = ""  # key of mentions that name no option, as "beard" alone
 _OTHER = "other"  # key of mentions of something else
-_LEAD = re.compile(r"^(?:(?:the )?(?:answer|colou?r|style|it|they) (?:is|are|:) )+")
+_LEAD = re.compile(rf"^(?:(?:{LEADING}|colou?r|style|they|are|describe|call|classify|label|as|{IN_PICTURE}) )+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,8 @@ class Choice(Item):
         return value if value in self._by_value else None
 
     def mention(self, label: str) -> str | None:
-        """The option's text, unless it says that something is absent."""
-        return None if label == self.absent else self._by_value[label].text
+        """The option's text, unless it says that something is absent, or what is understood is no option."""
+        return None if label == self.absent or label not in self._by_value else self._by_value[label].text
 
     def parse(self, text: str) -> str | None:
         """The one option that the text plainly names."""
@@ -67,6 +68,16 @@ class Choice(Item):
         denied = {m.key for m in found if m.key and m.stance == "denied"}
         answer = only(named)
         return None if answer in denied or (answer and self._contradicted(words, answer)) else answer
+
+    def denied(self, words: str) -> str | None:
+        """The one option that a normalised text denies, and says nothing else of."""
+        found = [m for m in mentions(words, self._patterns) if m.key != _OTHER]
+        return only(m.key for m in found) if found and all(m.stance == "denied" for m in found) else None
+
+    def names(self, words: str) -> bool:
+        """Whether any option is named at all."""
+        short = {word for names in self.words.values() for name in names for word in name.split()}
+        return bool(mentions(words, self._patterns)) or not short.isdisjoint(words.split())
 
     def _contradicted(self, words: str, answer: str) -> bool:
         others = "|".join(word for value, names in self.words.items() if value != answer for word in names)
@@ -94,7 +105,9 @@ class Choice(Item):
         return [*named, *((_NOTHING, word) for word in self.absence), *((_OTHER, words) for words in self.others)]
 
 
-_WORD = re.compile(r"(?:the answer is )?(?:(yes|yeah|yep|true|correct)|no|nope|false|incorrect)")
+_YES, _NO = "yes|yeah|yep|true|correct", "no|nope|false|incorrect"
+_WORD = re.compile(rf"(?:(?:{LEADING}|a) )*(?:({_YES})|{_NO})(?: (?:indeed|definitely|certainly))?")
+_ANY_WORD = re.compile(rf"\b(?:{_YES}|{_NO})$")
 _TAG = re.compile(
     r"(?:(?:yes|(no)) )?(?:he|she|it|they|there|this person|the person|the (?:wo)?man)"
     r" (?:is|are|has|have|does|do|wears)( not)?"
@@ -124,6 +137,11 @@ class Boolean(Item):
         value = attribute(row, self.name) if self.source is None else self.source(row)
         return None if value is None else "yes" if value else "no"
 
+    def names(self, words: str) -> bool:
+        """Whether the thing is named at all."""
+        said = re.search(rf"\b(?:{_YES}|{_NO})\b", words)
+        return said is not None or bool(mentions(words, [(self.name, noun) for noun in self.nouns]))
+
     def mention(self, label: str) -> str | None:
         """The thing's words if it is there."""
         return self.text if label == "yes" else None
@@ -140,6 +158,8 @@ class Boolean(Item):
             elif tag := _TAG.fullmatch(clause):
                 answers += ["no"] if tag.group(1) else []
                 answers.append("no" if tag.group(2) else "yes")
+            elif _ANY_WORD.search(clause):  # "User says no"
+                return None
         found = mentions(words, [(self.name, noun) for noun in self.nouns])
         if any(m.stance == "unclear" for m in found):
             return None
@@ -195,7 +215,8 @@ class Number(Item):
         return value if self.low <= float(value) <= self.high else None
 
     def _whole(self, words: str) -> str | None:
-        found = ((sign, re.fullmatch(rf"(?:(?:{self.lead}) )*{pattern}", words)) for sign, pattern in self._short)
+        lead = f"{self.lead}|{LEADING}|{IN_PICTURE}"
+        found = ((sign, re.fullmatch(rf"(?:(?:{lead}) )*{pattern}", words)) for sign, pattern in self._short)
         return only(_signed(sign, match.group(1) if match.re.groups else None) for sign, match in found if match)
 
     @cached_property

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from facemllm.core import progress
+from facemllm.core.step import CLUSTER_RUN, PARENT_RUN
 from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROBE_S = 5.0
+PROBE_S, PATIENCE_S = 5.0, 60.0
+_PAUSE_S = 1.0
 SENT_AT_ONCE = 900  # points a request; MLflow takes 1000
 BUFFERED = 200_000  # points kept while the server is away, about 30 MB
 Point = tuple[str, float, int, int]
@@ -47,13 +50,14 @@ def uri(settings: Settings) -> str:
 
 
 def connect(settings: Settings) -> MlflowClient:
-    """A client of a server that answers. Raises UserError, within seconds, if there is none or it is not MLflow."""
+    """A client of a server that answers. Raises UserError, within seconds, if there is none or it is not MLflow; a step
+    of a pipeline's run waits `PATIENCE_S` for one that is away: its supervisor may just be starting it again."""
     address = uri(settings)
     if "://" not in address and address != "databricks":
         raise UserError(f"tracking.uri: '{address}' is no address; give one such as http://127.0.0.1:5000")
     served = address.startswith(("http://", "https://"))
     if served:
-        _probe(address)
+        _patiently(address, time.monotonic() + PATIENCE_S if {PARENT_RUN, CLUSTER_RUN} & set(os.environ) else None)
     with guard(address):
         client = open_client(address)
         if served:
@@ -85,6 +89,25 @@ def guard(address: str) -> Iterator[None]:
         raise UserError(f"MLflow at {address}: {one_line(error)}") from error
 
 
+class _Away(UserError):
+    """No MLflow answers at an address."""
+
+
+def _patiently(address: str, deadline: float | None) -> None:
+    """As `_probe`, again and again until the deadline while nothing answers."""
+    waited = False
+    while True:
+        try:
+            return _probe(address)
+        except _Away as error:
+            if deadline is None or time.monotonic() > deadline:
+                raise
+            if not waited:
+                progress.event(note=f"{error}; waiting for it, {PATIENCE_S:.0f} s at most")
+            waited = True
+            time.sleep(_PAUSE_S)
+
+
 def _probe(address: str) -> None:
     """Raise UserError unless MLflow answers at this address, or asks for a login."""
     import requests  # what MLflow itself uses: the same proxies and certificates hold
@@ -97,11 +120,11 @@ def _probe(address: str) -> None:
             _go_direct()
         answer = requests.get(f"{address.rstrip('/')}/version", timeout=PROBE_S, verify=verify)
     except requests.Timeout:
-        raise UserError(f"MLflow at {address} does not answer within {PROBE_S:.0f} s; {mend}") from None
+        raise _Away(f"MLflow at {address} does not answer within {PROBE_S:.0f} s; {mend}") from None
     except (requests.RequestException, ValueError) as error:
         if found := re.search(r"\[Errno -?\d+\] ([^'\")]+)", str(error)):
-            raise UserError(f"no MLflow server at {address} ({found[1].strip()}); {mend}") from None
-        raise UserError(f"{address} does not speak HTTP as MLflow does ({one_line(error, 120)}); {mend}") from None
+            raise _Away(f"no MLflow server at {address} ({found[1].strip()}); {mend}") from None
+        raise _Away(f"{address} does not speak HTTP as MLflow does ({one_line(error, 120)}); {mend}") from None
     asks_for_login = answer.status_code in (401, 403)
     if not asks_for_login and not (answer.status_code == 200 and re.match(r"\d+\.\d+", answer.text)):
         raise UserError(

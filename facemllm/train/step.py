@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from facemllm.core import digests
+from facemllm.core import digests, progress
 from facemllm.core.step import Context, Outcome, Step
-from facemllm.settings import Settings
+from facemllm.settings import Settings, Stage
 
 _LAUNCH = {"max_failures", "checkpoint_every", "storage", "min_workers", "divergence"}
 _ECONOMY = {"feature_cache", "recompute", "micro_images", "row_tokens", "sharding", "compile"}
 """Of `train`, what decides nothing of what is learnt: whoever runs out of memory may change it and go on."""
+
+
+_MANY_PASSES = 100
 
 
 def stage_step(settings: Settings, stage: str) -> Step:
@@ -40,8 +43,12 @@ def _work(c: Context, stage: str) -> Outcome:
     from facemllm.train.stage import write_lineage
     from facemllm.version import ledger
 
-    sources = open_table(c.path("conversations")).sources
+    table = open_table(c.path("conversations"))
+    sources = table.sources
     ledger.require(c.settings, sources, "train")
+    faces = sum(batch.num_rows for batch in table.batches(["image_id"], "train"))
+    if note := many_passes(stage, c.settings.stages()[stage], faces):
+        progress.event(note=note)
     base = c.model() if "model" in c.inputs else None
     result = train(
         stage,
@@ -60,6 +67,18 @@ def _work(c: Context, stage: str) -> Outcome:
     resumed = f", resumed at step {result.resumed_from}" if result.resumed_from else ""
     figure = f"loss {result.final_loss:.3f} after {result.steps:,} steps{resumed}"
     return Outcome(digests.of_tree(c.out), figure, facts={"cost": result.cost, "resumed_from": result.resumed_from})
+
+
+def many_passes(name: str, stage: Stage, faces: int) -> str:
+    """What to tell a user whose stage goes over so few training faces again and again; nothing if it does not."""
+    passes = stage.steps * stage.batch_images // max(faces, 1)
+    if not faces or passes <= _MANY_PASSES:
+        return ""
+    fewer = max(1, _MANY_PASSES * faces // stage.batch_images)
+    return (
+        f"{stage.steps:,} steps go over {faces:,} training faces {passes:,} times, so they will be learnt by heart; "
+        f"bring more, or save time with --set train.stages.{name}.steps={fewer} ({_MANY_PASSES} times)"
+    )
 
 
 def _show(c: Context) -> None:

@@ -13,11 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from facemllm.errors import UserError, one_line
-from facemllm.settings import Settings, root
+from facemllm.settings import Settings, read_yaml, root
 
 Use = Literal["train", "evaluate", "serve", "third_party"]
 USES: tuple[Use, ...] = ("train", "evaluate", "serve", "third_party")
@@ -113,8 +112,8 @@ def sources_of_model(folder: Path) -> list[str]:
 @lru_cache(maxsize=4)
 def _parsed(path: Path, changed: int) -> dict[str, dict[str, Any]]:
     try:
-        rows = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        rows = read_yaml(path, path.name) or {}
+    except (OSError, UserError) as error:
         raise UserError(f"{path}: cannot be read as a ledger: {one_line(error)}") from None
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise UserError(f"{path}: a ledger is a mapping of source keys to rows")

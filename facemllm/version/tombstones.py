@@ -29,15 +29,14 @@ import pyarrow.parquet as pq
 
 from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.settings import Settings
+from facemllm.settings import REPORTS, Settings
 from facemllm.tables import Table
 from facemllm.version.repository import Repository
 
 Kind = Literal["image", "subject"]
 BRANCH, FILE = "tombstones", "tombstones.json"
-REPORTS = "forgotten"
-"""Folder under `storage.home` with a report an entry, named by the first `ID` digits of the entry's digest."""
 ID = 16
+"""Digits of an entry's digest that name its report."""
 KEYS = ("image_id", "original_id", "source", "source_id", "subject_id")
 """The columns that tell whether a row is covered; a table may lack some."""
 FORGOTTEN = "forgotten"

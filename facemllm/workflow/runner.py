@@ -13,20 +13,21 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from facemllm.core import progress
 from facemllm.core.processes import die_with
-from facemllm.core.step import PARENT_RUN, Context, Step, step_key
+from facemllm.core.step import CLUSTER_RUN, PARENT_RUN, Context, Step, depends, key_of, step_key
 from facemllm.core.store import Store
 from facemllm.errors import UserError
+from facemllm.scoring.figures import differing
 from facemllm.settings import Settings, load
 from facemllm.tracking import runs as tracking
 from facemllm.workflow.steps import steps
 
 ENGINE = "FACEMLLM_ENGINE"  # process id of KFP's local runner, which starts each step through a shell
-CLUSTER_RUN = "FACEMLLM_RUN"  # name of the pipeline run on a cluster, where no process spans the steps
 
 
 def run_step(name: str, profile: str, overrides: Sequence[str], **inputs: str) -> str:
@@ -49,9 +50,9 @@ def execute(name: str, settings: Settings, **inputs: str) -> str:
     try:
         progress.event(state="running")
         inputs |= {world: read(settings) for world, read in step.world.items()}
-        key = step_key(step, settings, inputs)
-        recalled = _recall(step, settings, key)
-        record = recalled or _perform(step, settings, key, inputs, started)
+        depends_on = depends(step, settings)
+        recalled = _recall(step, settings, key_of(step, depends_on, inputs))
+        record = recalled or _perform(step, settings, depends_on, inputs, started)
     except BaseException as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
         message = "interrupted" if isinstance(error, KeyboardInterrupt) else message
@@ -75,6 +76,56 @@ def recall_all(settings: Settings) -> dict[str, dict[str, Any]]:
     return records
 
 
+@dataclass(frozen=True)
+class Planned:
+    """What a run will do with a step: `run` it, `recall` its result, or one of both (`open`); why; and the seconds that
+    it took the last time."""
+
+    step: str
+    action: str
+    why: str = ""
+    seconds: float | None = None
+
+
+def plan(settings: Settings) -> list[Planned]:
+    """What a run under these settings would do, step by step. No server is asked, nothing is started or written."""
+    last = {record["step"]: record for record in Store(settings.home).records().values() if "step" in record}
+    recalled: dict[str, dict[str, Any]] = {}
+    planned: dict[str, Planned] = {}
+    for name, step in steps(settings).items():
+        before = last.get(name)
+        behind = [planned[source] for source in step.inputs.values() if source not in recalled]
+        running = next((one for one in behind if one.action == "run"), None)
+        depends_on = {} if behind or step.world or not step.keeps else depends(step, settings)
+        inputs = {} if behind else {key: str(recalled[source]["output"]) for key, source in step.inputs.items()}
+        if not step.keeps:
+            action, why = "run", "every time" if step.when is None else f"once it is {step.when.name}"
+        elif running:
+            action, why = "run", f"after {running.step}"
+        elif behind or step.world:
+            action, why = "open", f"after {behind[0].step}" if behind else f"goes by the {', '.join(step.world)} then"
+        elif record := _recall(step, settings, key_of(step, depends_on, inputs)):
+            recalled[name], action, why = record, "recall", ""
+        else:
+            action, why = "run", _changed(before, {**depends_on, "inputs": inputs})
+        seconds = before["seconds"] if before and action != "recall" else None
+        planned[name] = Planned(name, action, why, seconds)
+    return list(planned.values())
+
+
+def _changed(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """What differs from the last time that a step ran; its result may also be gone."""
+    if before is None:
+        return "has not run yet"
+    if "settings" not in before:
+        return "changed since it last ran"
+    settings = [name.removeprefix("step.") for name in differing(before["settings"], now["settings"])]
+    parts = [f"changed: {', '.join(settings[:4])}{' …' * (len(settings) > 4)}"] if settings else []
+    parts += ["its code has changed"] if before["code"] != now["code"] else []
+    parts += ["its inputs have changed"] if before["inputs"] != now["inputs"] else []
+    return "; ".join(parts) or "its last result is gone"
+
+
 def _recall(step: Step, settings: Settings, key: str) -> dict[str, Any] | None:
     record = Store(settings.home).recall(key) if step.keeps else None
     if record is not None and step.still is not None and not step.still(settings, record):
@@ -85,15 +136,20 @@ def _recall(step: Step, settings: Settings, key: str) -> dict[str, Any] | None:
 def _nested(settings: Settings, name: str, **inputs: str) -> dict[str, Any]:
     """Record of another step, recalled or made now, with no place of its own in the live table or in MLflow."""
     step = steps(settings)[name]
-    key = step_key(step, settings, inputs)
-    record = _recall(step, settings, key)
-    return record or _perform(step, settings, key, inputs, time.monotonic(), tracked=False)
+    depends_on = depends(step, settings)
+    record = _recall(step, settings, key_of(step, depends_on, inputs))
+    return record or _perform(step, settings, depends_on, inputs, time.monotonic(), tracked=False)
 
 
 def _perform(
-    step: Step, settings: Settings, key: str, inputs: Mapping[str, str], started: float, tracked: bool = True
+    step: Step,
+    settings: Settings,
+    depends_on: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    started: float,
+    tracked: bool = True,
 ) -> dict[str, Any]:
-    store = Store(settings.home)
+    store, key = Store(settings.home), key_of(step, depends_on, inputs)
     work = store.work(key)
     out = work / "result"
     if out.exists():
@@ -110,6 +166,7 @@ def _perform(
             "seconds": round(time.monotonic() - started, 3),
             "run_id": run.run_id if run is not None else None,
             "commit": tracking.commit(),
+            **depends_on,
             **outcome.facts,
         }
         if step.keeps:

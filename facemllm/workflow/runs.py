@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from facemllm.version import ledger
 from facemllm.workflow.runner import recall_all
 from facemllm.workflow.steps import steps
 
-_PIXELS = 256
+_PIXELS, _LINE_S = 256, 30.0
 MARKS = {"waiting": "·", "running": "▸", "done": "✓", "cached": "=", "failed": "✗", "skipped": "–"}
 
 
@@ -43,11 +44,23 @@ class StepView:
     figure: str = ""
     message: str = ""
     began: float | None = None
+    since: tuple[float, int, int] | None = None  # time and units done when the work of so many units was first heard of
 
     def told(self, name: str) -> dict[str, Any]:
         """The step's entry in `summary.json`."""
         facts = {"name": name, "state": self.state, "seconds": self.seconds, "cached": self.state == "cached"}
         return {**facts, "digest": self.digest, "figure": self.message or self.figure}
+
+    def so_far(self, event: Mapping[str, Any]) -> str:
+        """How far the step is by an event of progress: units done, time left at the speed so far, and the note."""
+        done, total, note, now = event["progress"], event["total"], str(event["note"]), event["time"]
+        if self.since is None or total != self.since[2] or done < self.since[1]:
+            self.since = now, done, total
+        start, first, _ = self.since
+        count = f"{done:,} of {total:,}" if total and f" of {total}" not in note else ""
+        left = (now - start) / (done - first) * (total - done) if total and done > first else 0.0
+        words = f"{f'{left:.0f} s' if left < 60 else clock(left)} left" if left else ""
+        return ", ".join(part for part in ((count, words, note) if count else (note, words)) if part)
 
 
 @dataclass
@@ -56,6 +69,7 @@ class RunView:
 
     events: Path
     steps: dict[str, StepView]
+    said: list[str] = field(default_factory=list)  # notes that nobody has been shown yet
     _read: int = 0
 
     @classmethod
@@ -75,6 +89,9 @@ class RunView:
                     break
                 self._read += len(line)
                 event = json.loads(line)
+                if not {"state", "progress"} & set(event):
+                    self.said.append(f"{event['step']}: {event['note']}".removeprefix(": "))
+                    continue
                 step = self.steps.get(event["step"])
                 if step is not None and self._apply(step, event):
                     changed[event["step"]] = step
@@ -82,7 +99,7 @@ class RunView:
 
     def _apply(self, step: StepView, event: Mapping[str, Any]) -> bool:
         if "progress" in event:
-            step.figure = event["note"]
+            step.figure = step.so_far(event)
             return False
         step.state = event["state"]
         step.began = event["time"] if step.state == "running" else step.began
@@ -262,3 +279,40 @@ def steps_table(view: RunView, started: float) -> Any:
         told = escape(step.message or step.figure)
         table.add_row(MARKS[state], name, state, clock(seconds), told, style=styles.get(state, "dim"))
     return table
+
+
+def follow(console: Any, view: RunView, child: subprocess.Popen[bytes], started: float) -> None:
+    """Show the steps until the child process ends: a live table in a terminal; elsewhere a line a change, and now and
+    then one of how far the running step is."""
+    if console.is_terminal:
+        from rich.live import Live
+
+        with Live(console=console, refresh_per_second=4, get_renderable=lambda: steps_table(view, started)):
+            ended = False
+            while not ended:
+                ended = child.poll() is not None
+                view.refresh()
+                _say(console, view)
+                time.sleep(0 if ended else 0.2)
+        return
+    line = time.monotonic() + _LINE_S
+    while True:
+        ended = child.poll() is not None
+        shown = view.refresh()
+        _say(console, view)
+        if shown or time.monotonic() > line:
+            line = time.monotonic() + _LINE_S
+            shown = shown or {name: step for name, step in view.steps.items() if step.state == "running"}
+        for name, step in shown.items():
+            seconds = time.time() - step.began if step.state == "running" and step.began else step.seconds
+            told = f"{name:<15}{step.state:<9}{clock(seconds):<14}{step.message or step.figure}"
+            console.print(told, markup=False, soft_wrap=True)
+        if ended:
+            return
+        time.sleep(0.2)
+
+
+def _say(console: Any, view: RunView) -> None:
+    """Print the notes that steps have left, above the live table."""
+    while view.said:
+        console.print(view.said.pop(0), markup=False, soft_wrap=True)

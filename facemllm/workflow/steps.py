@@ -43,7 +43,16 @@ _STAGES = {
 
 
 def steps(settings: Settings) -> dict[str, Step]:
-    """All steps by name, in the order in which they run; the training stages are those of the settings."""
+    """All steps by name, in the order in which they run; the training stages are those of the settings.
+
+    Raises UserError when tasks, attributes or rules of the gate are named that there are none of: before anything runs.
+    """
+    from facemllm.promote.gates import known_rules
+    from facemllm.reformat.questions import Plan
+
+    if settings.version.restore is None:
+        Plan(settings.reformat)
+    known_rules(settings)
     stages = [stage_step(settings, name) for name in settings.stages()]
     last = stages[-1].name
     found = (*DATA, *stages, evaluate_step(last), GATE, register_step(last), DEPLOY, AWAIT_APPROVAL, RELEASE)

@@ -45,6 +45,7 @@ class Project:
 
     def __init__(self, folder: Path, *sets: str) -> None:
         home = self.home = folder / 'my "faces" & Ada\'s ünï 100%2F #1'
+        home.mkdir()
         names = ("mlflow", "staging", "production")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.sets = [*sets, *(f"storage.{name}={json.dumps(str(home / name))}" for name in ("home", "runs"))]

@@ -1,7 +1,4 @@
-"""A folder of one's own pictures through the whole workflow, and a person who then asks to be forgotten.
-
-The pictures are drawn heads, saved as files with a labels.csv as a user would write it.
-"""
+"""A folder of one's own pictures (drawn heads with a labels.csv) goes through the workflow; then one is forgotten."""
 
 import csv
 import json
@@ -41,7 +38,8 @@ def folder(project: Any) -> Path:
 @pytest.fixture(scope="module")
 def source(folder: Path) -> tuple[str, ...]:
     few = [f"train.stages.{stage}.steps=6" for stage in ("align", "instruct", "specialize")]
-    return (f'ingest.sources=[{{name: imagefolder, root: "{folder}"}}]', *few, "evaluate.bootstrap=100")
+    own = [{"name": "imagefolder", "root": str(folder)}]
+    return (f"ingest.sources={json.dumps(own)}", *few, "evaluate.bootstrap=100")
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +74,7 @@ def test_a_forgotten_person_is_nowhere_and_the_models_are_named(
     words = ["forget", "--subject", "imagefolder:person 0", "--reason", "asked for it", "--by", "Ada Lovelace"]
     done = project.call("-m", "facemllm", *words, "--json")
     assert done.returncode == 0, done.stderr
-    told = done.stdout
-    assert '"version": 1' in told or '"version": "1"' in told
+    assert '"version": 1' in done.stdout or '"version": "1"' in done.stdout
     for file in (path for path in (project.home / "home").rglob("*") if path.is_file()):
         data = file.read_bytes()
         assert not any(face in data for face in faces), file

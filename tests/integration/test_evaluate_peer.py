@@ -12,7 +12,8 @@ import sys
 import pytest
 
 from facemllm import settings
-from facemllm.evaluate.peers import evaluate
+from facemllm.errors import UserError
+from facemllm.evaluate.peers import DECLINED, OUTCOMES, evaluate
 from facemllm.tables import PREDICTIONS, open_table
 from tests.fake_endpoint import FakeEndpoint
 from tests.integration.conftest import counted
@@ -97,7 +98,7 @@ def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tm
     assert len(asked) == FACES
     assert read.get("a woman", "female") == "female"
     assert read.get("A woman or a man") is read.get("I cannot help with that.") is None
-    assert metrics["tasks"]["gender"]["unparsed"] == sum(row["parsed"] is None for row in asked) / FACES
+    assert metrics["tasks"]["gender"]["unreadable"] == sum(row["parsed"] is None for row in asked) / FACES
     assert all(row["scores"] is None for row in rows)
     assert sorted(p.name for p in (out / "disturbed").iterdir()) == ["blur", "dark", "jpeg", "occlusion"]
     assert not (out / "generated").exists()
@@ -107,14 +108,66 @@ def test_a_spent_budget_and_a_failing_endpoint_are_one_line_and_leave_nothing(ta
     with FakeEndpoint(answer=says) as fake:
         limited = command(fake, tmp_path / "home", table, tmp_path / "out", "--set", "annotate.endpoint.max_requests=5")
         stopped = ended(limited)
-        assert (stopped.returncode, stopped.stdout, stopped.stderr.count("\n")) == (1, "", 1)
+        assert (stopped.returncode, stopped.stdout) == (1, "")
         assert "max_requests is used up; raise it. What was answered is kept; run again to go on" in stopped.stderr
+        first, bill, last = stopped.stderr.splitlines()
+        assert first.startswith("to ask: 80 requests (0 of 80 are answered already), about ")
+        assert "annotate.endpoint.max_requests leaves 5: too few" in first
+        assert re.match(r"80 questions: .*, 75 not asked; 5 requests, 4,800 tokens$", bill)
+        assert last.startswith("error: evaluation stopped: ")
         assert fake.received.total() == 5
         fake.default = "401"
         stopped = ended(command(fake, tmp_path / "other", table, tmp_path / "out"))
         assert stopped.returncode == 1
         assert "the endpoint refuses every request (401" in stopped.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["conversations", "home", "other"]
+
+
+def test_an_endpoint_that_misbehaves_in_every_polite_way_leaves_every_question_accounted_for(table, tmp_path, capsys):
+    """It is asked until its quota is used up, and then on."""
+    told = [f"storage.home={tmp_path / 'home'}", "evaluate.bootstrap=100", "annotate.vision_language.model=m"]
+    told += ["annotate.endpoint.parallel=1", "annotate.endpoint.input_price=1", "annotate.endpoint.output_price=10"]
+    script = ["gzip", "error:503", "good", "flagged", "silent", "thinks", "429:0.01", "text:A woman or a man.", "cut"]
+    script += [
+        "error:content_filter",
+        "text:I cannot help with that.",
+        "text:<think>A man? No.</think>A woman.",
+        "nousage",
+    ]
+    with FakeEndpoint(answer=says, script=[*script, "quota"]) as fake:
+        chosen = settings.load("laptop", [*told, f"annotate.endpoint.base_url={fake.base_url}"])
+        with pytest.raises(UserError, match=r"evaluation stopped: .*\(429: You exceeded .* quota or credit is used up"):
+            evaluate(chosen, "m", table, tmp_path / "out", endpoint=True)
+        assert not (tmp_path / "out").exists()
+        ((before, stopped),) = [capsys.readouterr().err.splitlines()]
+        assert re.fullmatch(
+            r"to ask: 80 requests \(0 of 80 .*\), about [\d,]+ tokens at most, price 0\.\d\d; no .*", before
+        )
+        assert (fake.script, stopped.split("; ")[0].split(", ")[-1]) == ([], f"{QUESTIONS - 8} not asked")
+        fake.script = [*script, *script]
+        metrics = evaluate(chosen, "m", table, tmp_path / "out", endpoint=True)
+        before, said = capsys.readouterr().err.splitlines()
+    assert before.startswith("to ask: 72 requests (8 of 80 are answered already), about ")
+    bill = json.loads((tmp_path / "out" / "bill.json").read_text())
+    became = bill["outcomes"]
+    assert list(became) == [*OUTCOMES, "not_asked"]
+    assert (bill["rows"], sum(became.values()), became["no_answer"], became["not_asked"]) == (80, 80, 0, 0)
+    assert became["cut_off"] == 6, "three times two"
+    assert became["declined"] >= 4, "flagged and filtered after the quota was renewed; and in words"
+    assert became["unreadable"] >= 3
+    rows = [row for place in (tmp_path / "out").rglob("predictions") for row in open_table(place).iterate()]
+    rows += [row for place in (tmp_path / "out" / "disturbed").iterdir() for row in open_table(place).iterate()]
+    assert (len(rows), sum(row["parsed"] is not None for row in rows)) == (80, became["answered"])
+    assert sum(row["raw"] == DECLINED for row in rows) == 4
+    paid = bill["all_runs"]
+    assert (paid["requests"], paid["answered"], paid["unmetered"]) == (76 + paid["in_doubt"], 76, 3)
+    assert paid["prompt_tokens"] + paid["completion_tokens"] == 73 * 960
+    tokens = bill["this_run"]["prompt_tokens"] + bill["this_run"]["completion_tokens"]
+    requests, price = bill["this_run"]["requests"], bill["this_run"]["price"]
+    assert said.startswith(f"80 questions: {became['answered']} answered, {became['declined']} declined, 6 cut off, ")
+    assert f"0 not asked; {requests} requests, {tokens:,} tokens, cost {price:.2f}, " in said
+    assert bill["prices"] == {"input": 1.0, "output": 10.0}
+    assert metrics["tasks"]["gender"]["n"] == FACES
 
 
 def test_missing_answers_are_no_wrong_ones(table, tmp_path):

@@ -101,7 +101,7 @@ def test_a_task_of_ones_own_goes_all_the_way(project):
     assert done.returncode == 0, done.stderr[-3000:]
     figure = json.loads((project / "work/evaluation/metrics.json").read_text())["tasks"]["view"]
     assert figure["n"] > 0
-    assert figure["baselines"]["majority"] == pytest.approx(0.5)
+    assert figure["baselines"]["constant"] == pytest.approx(0.5)
     assert figure["low"] <= figure["value"] <= figure["high"]
     assert ">view<" in (project / "work/report.html").read_text()
 

@@ -8,13 +8,13 @@ import pytest
 from scipy import stats as scipy_stats
 
 from facemllm import settings
-from facemllm.errors import UserError
 from facemllm.reformat.run import reformat
 from facemllm.tables import pairs
 from studies.ablation import __main__ as ablating
 from studies.ablation import running
 from studies.ablation.__main__ import Ablation, Variant, ablate, ablation, cells, groups, numbers, shipped
 from studies.ablation.report import BETTER, SAME, WORSE, drawn, page, together, words
+from tests.refusing import refuses
 
 TINY = ["model.image_size=32", "evaluate.split=test", "train.precision=fp32"] + [
     f"train.stages.{stage}.{key}"
@@ -54,21 +54,16 @@ def test_a_changed_setting_renames_only_what_it_touches():
     assert not {*before.values()} & {*names("train.stages.specialize.steps=7").values()}
 
 
-def test_one_stage_is_a_selection_of_the_three():
+def test_one_stage_is_a_selection_of_the_three_and_a_variant_that_cannot_be_is_refused_by_name():
     (cell,) = planned(one={"set": [], "stages": ["specialize"]}, seeds=[0])
     assert (cell.stages, len(cell.keys)) == (("specialize",), 1)
-    with pytest.raises(UserError, match="in that order"):
-        planned(odd={"set": [], "stages": ["instruct", "align"]})
+    refuses("in that order", planned, odd={"set": [], "stages": ["instruct", "align"]})
 
-
-def test_a_variant_that_cannot_be_is_refused_by_name():
-    with pytest.raises(UserError, match=r"variant odd: --set model\.knowledg=1.*did you mean"):
-        planned(odd={"set": ["model.knowledg=1"]})
-    with pytest.raises(UserError, match=r"variant bare: --set .*=\{\}: an empty mapping changes nothing"):
-        planned(bare={"set": ["train.stages.align.tasks={}"]})
+    refuses(r"variant odd: --set model\.knowledg=1.*did you mean", planned, odd={"set": ["model.knowledg=1"]})
+    said = r"variant bare: --set .*=\{\}: an empty mapping changes nothing"
+    refuses(said, planned, bare={"set": ["train.stages.align.tasks={}"]})
     for wrong in ({"baseline": "nobody"}, {"variants": {"base": {"says": "x", "set": [], "control": "nobody"}}}):
-        with pytest.raises(ValueError, match="none of the variants"):
-            Ablation.model_validate(shipped() | wrong)
+        refuses("none of the variants", Ablation.model_validate, shipped() | wrong, error=ValueError)
 
 
 def test_every_shipped_variant_loads_and_says_whether_its_branches_are_on():
@@ -86,8 +81,7 @@ def test_seeds_are_read_and_odd_ones_refused():
     for text, expected in {"": [], "0-2": [0, 1, 2], "4, 1,4": [4, 1], "7": [7]}.items():
         assert numbers(text) == expected
     for text in ("x", "3-1", "-1", "1-"):
-        with pytest.raises(UserError, match="expected numbers"):
-            numbers(text)
+        refuses("expected numbers", numbers, text)
 
 
 def record(variant, seed, mean, age, maps=None):
@@ -113,7 +107,8 @@ def compared():
     return together(found, "base")
 
 
-def test_differences_are_paired_by_seed():
+def test_differences_are_paired_by_seed_and_verdicts_know_which_way_is_better():
+    """And a model that takes maps is shown with and without."""
     found = compared()
     gap = found["good"]["figures"]["closed_mean"]["difference"]
     reach = scipy_stats.t.ppf(0.975, 4) * statistics.stdev(GAINS) / math.sqrt(5)
@@ -123,10 +118,6 @@ def test_differences_are_paired_by_seed():
     own = found["base"]["figures"]["closed_mean"]
     assert own["high"] - own["low"] > 5 * (gap["high"] - gap["low"]), "what the seeds share cancels out"
     assert "difference" not in own
-
-
-def test_verdicts_know_which_way_is_better_and_a_model_that_takes_maps_is_shown_with_and_without():
-    found = compared()
     good, same = found["good"], found["same"]
     assert good["figures"]["closed_mean"]["difference"]["verdict"] == BETTER
     assert good["figures"]["age"]["difference"]["verdict"] == WORSE
@@ -212,8 +203,7 @@ def test_a_killed_ablation_goes_on_and_shares_what_is_alike(conversations, tmp_p
 
     monkeypatch.setattr(running, "_trained", counted)
     asked = {"variants": ["gentle", "everything"], "seeds": [3], "page": tmp_path / "page.md"}
-    with pytest.raises(KeyboardInterrupt):
-        ablate("laptop", TINY, conversations, tmp_path / "out", **asked)
+    refuses(None, ablate, "laptop", TINY, conversations, tmp_path / "out", **asked, error=KeyboardInterrupt)
     assert not (tmp_path / "page.md").exists()
     results = ablate("laptop", TINY, conversations, tmp_path / "out", **asked)
     assert trained.count(("base", "align")) == 1, "base and gentle part only at specialize"
@@ -226,21 +216,18 @@ def test_a_killed_ablation_goes_on_and_shares_what_is_alike(conversations, tmp_p
     assert 0 <= figures["figures"]["scores"]["value"] <= 1
     assert figures["figures"]["closed_mean"]["n"] == 1
     alone = ablate("laptop", TINY, conversations, tmp_path / "other", variants=["gentle"], seeds=[3])
-    one, other = (
-        json.loads(next(p.glob(f"cells/{alone['cells'][1]}.json")).read_text())
-        for p in (tmp_path / "out", tmp_path / "other")
-    )
-    assert one["figures"] == other["figures"]
+    files = [tmp_path / name / "cells" / f"{alone['cells'][1]}.json" for name in ("out", "other")]
+    one, other = (json.loads(file.read_text())["figures"] for file in files)
+    assert one == other
 
 
 def test_an_unknown_variant_and_a_failing_cell_are_named(conversations, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"--variants nobody: choose among base, one_stage"):
-        ablate("laptop", TINY, conversations, tmp_path / "out", variants=["nobody"])
+    asked = "laptop", TINY, conversations, tmp_path / "out"
+    refuses("--variants nobody: choose among base, one_stage", ablate, *asked, variants=["nobody"])
     assert not (tmp_path / "out").exists()
 
     def diverge(*_, **__):
         raise FloatingPointError("the loss is nan")
 
     monkeypatch.setattr("facemllm.train.loop.run_stage", diverge)
-    with pytest.raises(UserError, match=r"variant base, seed 0: the loss is nan"):
-        ablate("laptop", TINY, conversations, tmp_path / "out", variants=["base"], seeds=[0])
+    refuses("variant base, seed 0: the loss is nan", ablate, *asked, variants=["base"], seeds=[0])

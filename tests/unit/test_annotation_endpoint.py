@@ -17,7 +17,7 @@ from facemllm.annotate import prompt
 from facemllm.annotate.annotator import Annotation
 from facemllm.annotate.describer import endpoint
 from facemllm.asking.completions import is_loopback
-from facemllm.asking.requests import JobStopped, RowRefused, reduced
+from facemllm.asking.requests import Filtered, JobStopped, RowRefused, reduced
 from facemllm.asking.store import Account, Replies, purge
 from facemllm.core import digests
 from facemllm.tables import FACES
@@ -66,14 +66,19 @@ def under_way(describer):
 @pytest.mark.parametrize(
     ("script", "refused", "requests"),
     [
-        *((["good"], None, 1), (["nousage"], None, 1), (["500", "503"], None, 3)),
+        *((["good"], None, 1), (["nousage"], None, 1), (["gzip"], None, 1), (["500", "503"], None, 3)),
         *(([told], None, 2) for told in ("429", "429:0.05", "408", "hang", "drip", "reset", "cut", "broken")),
-        *(([told], None, 2) for told in ("compressed", "text:not json", "wrong", "length", "text:")),
+        *(
+            ([told], None, 2)
+            for told in ("compressed", "error:200", "error:429", "text:not json", "wrong", "length", "text:")
+        ),
         (["500"] * 3, "gave no answer, asked 3 times (500: told to say 500)", 3),
         (["hang"] * 3, "no whole answer within 0.3 s", 3),
         (["drip"] * 3, "no whole answer within 0.3 s", 3),
         (["reset"] * 3, "the connection broke", 3),
         (["broken"] * 3, "no chat completion", 3),
+        (["error:the cat is ill"] * 3, "its answer is no chat completion (the cat is ill)", 3),
+        (["page"] * 3, "its answer is no chat completion (Sign in)", 3),
         (["400"] * 4, "declines this request (400: told to say 400)", 4),  # once for each dialect
         (["413"], "declines this request (413", 1),
         (["redirect"], "302: it redirects, and no redirect is followed", 1),
@@ -189,7 +194,7 @@ def test_a_picture_that_cannot_be_read_refuses_its_row_alone(describer, rows):
 def test_what_an_endpoint_understands_is_found_out_once_a_job(describer, rows, knows, requests):
     with FakeEndpoint(keep=True, **knows) as fake:
         asked = rows(12)
-        said = describer(fake, parallel=1).annotate(asked)
+        said = describer(fake, parallel=1, timeout_s=10).annotate(asked)
         assert all(isinstance(one, Annotation) for one in said)
         assert fake.received.total() == len(asked) - 1 + requests
         count = fake.received.total()
@@ -213,7 +218,7 @@ def test_a_400_for_one_row_does_not_change_what_others_are_sent(describer, rows)
         assert all("response_format" in body for body in fake.bodies.values())
 
 
-@pytest.mark.parametrize("status", ["401", "403", "404"])
+@pytest.mark.parametrize("status", ["401", "404", "405"])
 def test_a_refused_key_or_a_wrong_address_stops_the_job_and_keeps_what_is_done(describer, rows, status):
     asked = rows(10)
     with FakeEndpoint(script=["good"] * 4, default=status) as fake:
@@ -240,6 +245,38 @@ def test_an_endpoint_that_fails_for_everyone_stops_the_job(describer, rows, how,
         assert figures(one).answered == 0
     with pytest.raises(JobStopped, match=r"does not answer, asked 2 times \(no connection"):
         one.annotate(rows(13)[12:])  # now it is not even there
+
+
+@pytest.mark.parametrize(
+    ("how", "asked", "match"),
+    [
+        ("quota", 1, r"refuses every request \(429: You exceeded.*its quota or credit is used up; renew it"),
+        ("error:insufficient_quota", 1, "refuses every request .*its quota or credit is used up"),
+        ("403", 1, r"refuses every request \(403: told to say 403\); mend its key"),
+        ("flagged", 50, r"answered none of 50 rows one after the other \(403: .*flagged"),
+        ("silent", 24, r"24 replies .* cut off before they said anything: .*max_tokens \(400\) is too little"),
+        ("length", 24, "24 replies .* cut off"),
+        ("thinks", 24, "24 replies .* cut off"),
+    ],
+)
+def test_an_endpoint_that_fails_alike_for_all_stops_the_job_early_in_its_own_words(describer, rows, how, asked, match):
+    with FakeEndpoint(default=how) as fake:
+        with pytest.raises(JobStopped, match=match) as stop:
+            describer(fake, parallel=1).annotate(rows(60))
+        assert fake.received.total() == asked
+        if "cut off" not in match:
+            assert f"(asked at {fake.base_url}/chat/completions)" in str(stop.value)
+
+
+@pytest.mark.parametrize("how", ["403", "flagged", "error:content_filter"])
+def test_a_picture_that_is_flagged_is_a_row_of_its_own(describer, rows, how):
+    with FakeEndpoint(script=["good", how] * 6) as fake:
+        said = describer(fake, parallel=1).annotate(rows(12))
+        assert [type(one) for one in said] == [Annotation, Filtered] * 6
+    with FakeEndpoint(script=["good"], default="403") as fake:
+        with pytest.raises(JobStopped, match="answered none of 5 rows"):
+            describer(fake, home="other", parallel=1).annotate(rows(12))
+        assert fake.received.total() == 6
 
 
 def test_rows_that_fail_between_others_never_stop_the_job(describer, rows):
@@ -345,6 +382,7 @@ def test_content_may_come_in_parts_or_not_at_all(content, text):
         ("http://host.example/v1", "would go to host.example unencrypted"),
         ("ftp://host.example/v1", "no address of an API"),
         ("host.example", "no address of an API"),
+        ("https://host.example/v1/chat/completions", "ends in /completions, which is added to it"),
         ("https://user:word@host.example/v1", "holds a user or password"),
         ("https://host.example:port/v1", "base_url"),
     ],

@@ -167,7 +167,7 @@ def test_labels_are_compared_name_by_name_and_numbers_by_how_far_off():
 def test_the_number_of_how_replies_are_read_follows_what_is_made_of_them():
     """Whoever changes what fits or what is made of it raises `READING`, and these values."""
     fenced = f"```json\n{changed(age=35.0, expression=None)}\n```"
-    fits = [changed(), fenced, changed(caption=" A  face\nin front of a wall. ")]
+    fits = [changed(), f"<think>{{}}? No.</think>\n{fenced}", changed(caption=" A  face\nin front of a wall. ")]
     found = [prompt.read(text) for text in fits]
     pinned = "0ce2416f044df9792897836589240436a4e2d170a0913bc4aa9711f3f8643fbc"
-    assert (prompt.READING, len(MISFITS), digests.of_json(found)) == (1, 30, pinned)
+    assert (prompt.READING, len(MISFITS), digests.of_json(found)) == (2, 30, pinned)

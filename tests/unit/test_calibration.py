@@ -65,4 +65,4 @@ def test_bins_are_closed_above_and_an_unread_answer_has_no_confidence(settings):
 def test_a_confusion_of_nothing_read(settings):
     sheet = sheet_of([("a", 0, "gender", "gender", "male"), ("b", 1, "gender", "gender", "male")])
     found = calibration.confusion(sheet, Answers.of([None, None]))["gender.gender"]
-    assert found == {"labels": ["female", "male"], "counts": [[0, 0], [0, 0]], "unparsed": [0, 2]}
+    assert found == {"labels": ["female", "male"], "counts": [[0, 0], [0, 0]], "unreadable": [0, 2]}

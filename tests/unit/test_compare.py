@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +43,12 @@ def judged_example(names: tuple[str, ...] = ("laptop", "ablation")) -> dict[str,
         for task, kinds in example.COMPARISON["groups"].items()
     }
     figures = {name: judged(part) for name, part in example.COMPARISON["figures"].items()}
-    return {**example.COMPARISON, "names": list(names), "figures": figures, "groups": groups}
+    return {
+        **example.COMPARISON,
+        "names": list(names),
+        "figures": figures,
+        "groups": groups,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +205,7 @@ def test_the_terminal_says_it_in_words() -> None:
     assert "[red]b (second) against a (first)" in lines[0]
     assert "Wearing_Hat balanced_accuracy 0.980 0.900 -0.080 -0.100 -0.060 0.010 0.031 ▼ worse" in lines
     assert "age mae (years) 9.50 11.00 +1.50 +1.48 +1.52 0.001 0.03 ▼ worse" in lines
+    assert "train.workers: 1 → 2" in lines
     assert "attributes gender: female balanced_accuracy 0.860 0.800 -0.060 -0.080 -0.040 0.020 0.031 ▼ worse" in lines
     assert "gender: male" not in " ".join(lines)
     assert "1 of 2 groups show none" in " ".join(lines)
@@ -206,7 +213,7 @@ def test_the_terminal_says_it_in_words() -> None:
 
 def test_long_names_stand_in_the_title_alone() -> None:
     lines = printed("/a/very/long/folder/of/evaluations/" * 3, "b" * 64)
-    assert "metric first second difference 95 % p (Holm) it could show" in lines
+    assert "metric first second difference 95 % p (Holm) difference" in lines
     assert "age mae (years) 9.50 11.00 +1.50 +1.48 +1.52 0.001 0.03 ▼ worse" in lines
 
 
@@ -215,6 +222,7 @@ def test_the_page_is_one_escaped_file_with_everything(tmp_path: Path) -> None:
     words = Page((tmp_path / "page.html").read_text()).text
     assert f"ablation against {HOSTILE}" in words
     assert "worse age" in words
+    assert "train.workers 1 2" in words
     assert "Wearing Hat balanced accuracy ↑ 0.980 0.900 -0.080 [-0.100, -0.060] 0.010 0.031 ▼ worse" in words
     assert "gender: male" in words
 
@@ -233,3 +241,21 @@ def test_the_command_prints_writes_and_refuses(settings: Settings, runs: dict[st
     assert "[b]/c.html" in told.stdout.replace("\n", "")
     assert "poor (second) against good (first)" in told.stdout
     assert isinstance(run(cli.app, ["compare", "good", "none/such", *options]).exception, UserError)
+
+
+def test_the_settings_that_differ_are_those_behind_both_evaluations(
+    settings: Settings, runs: dict[str, str], conversations: Path
+) -> None:
+    assert compare(settings, "good", "poor")["settings"] is None, "nothing is remembered of either"
+    keys = settings.home / "keys"
+    keys.mkdir()
+    for name, rate in (("good", 0.2), ("poor", 0.1)):
+        stage = {"stage": {"rates": {"tower": rate}}, "train": {"workers": 1}}
+        made = {"specialize": (f"{name}-model", stage, {}), "evaluate": (runs[name], {}, {"model": f"{name}-model"})}
+        for step, (digest, own, inputs) in made.items():
+            known = {"step": step, "digest": digest, "inputs": inputs, "settings": {"seed": 0, "step": own}}
+            (keys / f"{name}-{step}.json").write_text(json.dumps({**known, "commit": "c0ffee"}))
+    found = compare(settings, "good", "poor")["settings"]
+    assert found == {"train.stages.specialize.rates.tower": ("0.2", "0.1")}
+    assert compare(settings, "good", "good")["settings"] == {}
+    shutil.rmtree(keys)

@@ -94,7 +94,7 @@ def test_each_way_to_ask_has_its_accuracy_and_its_agreement(settings):
     assert list(found) == ["statement", "lettered", "unseen"]
     shares = {way: (entry["accuracy"]["value"], entry["agreement"]["value"]) for way, entry in found.items()}
     assert shares["statement"] == (0.5, 0.5)  # a mustache is no goatee
-    assert shares["lettered"] == (0.5, 0.0)  # unread says nothing
+    assert shares["lettered"] == (0.5, 0.0)  # unreadable says nothing
     assert shares["unseen"] == (0.5, 0.5)  # 34 is within a step of 30, 42 is not
     assert found["unseen"]["n"] == 2
 

@@ -184,9 +184,9 @@ def test_a_perfect_reader_scores_perfectly_and_everything_is_kept(settings, tabl
     assert metrics["closed_mean"]["value"] == 1.0
     for name in ("gender", "expression", "attributes", "caption"):
         assert metrics["tasks"][name]["value"] == 1.0, name
-        assert metrics["tasks"][name]["baselines"]["majority"] < 0.8
+        assert metrics["tasks"][name]["baselines"]["constant"] < 0.8
     assert metrics["tasks"]["age"]["value"] < 6  # a tenth of its weight lies elsewhere on the grid
-    assert metrics["tasks"]["age"]["baselines"]["majority"] > 10
+    assert metrics["tasks"]["age"]["baselines"]["constant"] > 10
     assert metrics == score(settings, table, perfect / "predictions", tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (perfect / "metrics.json").read_bytes()
     assert [p.name for p in perfect.parent.iterdir()] == ["out"]
@@ -251,12 +251,12 @@ def test_words_for_what_is_none_of_the_options_read_as_no_answer():
 
 def test_what_is_not_understood_counts_as_wrong(plain, table, poor, tmp_path):
     found = json.loads((poor / "metrics.json").read_text())["tasks"]
-    assert (found["gender"]["value"], found["gender"]["unparsed"]) == (0.0, 1.0)
+    assert (found["gender"]["value"], found["gender"]["unreadable"]) == (0.0, 1.0)
     assert found["head_pose"]["value"] > 60  # worst error on a grid from -60 to 60
-    assert found["expression"]["unparsed"] == 0.0
+    assert found["expression"]["unreadable"] == 0.0
     broken = score(plain, table, predicted(table, tmp_path / "broken", Fake(broken=True)))
     assert broken["closed_mean"]["value"] == 0.0
-    assert broken["tasks"]["age"]["unparsed"] == 1.0
+    assert broken["tasks"]["age"]["unreadable"] == 1.0
 
 
 def test_the_same_model_gives_the_same_bytes_and_one_changed_answer_others(settings, table, perfect, tmp_path):
@@ -270,7 +270,7 @@ def test_the_same_model_gives_the_same_bytes_and_one_changed_answer_others(setti
     changed = score(settings, table, tmp_path / "d")
     assert changed["tasks"]["gender"] == json.loads((perfect / "metrics.json").read_text())["tasks"]["gender"]
     assert {changed["tasks"][name]["value"] for name in ("gender", "expression", "attributes", "caption")} == {1.0}
-    assert changed["tasks"]["head_pose"]["unparsed"] == 1 / 40
+    assert changed["tasks"]["head_pose"]["unreadable"] == 1 / 40
 
 
 def test_predictions_must_answer_every_question_once(table, perfect, tmp_path):
@@ -360,11 +360,11 @@ def test_baselines_read_colours_where_there_is_something_to_read(perfect):
     metrics = json.loads((perfect / "metrics.json").read_text())
     found = metrics["tasks"]
     assert found["gender"]["baselines"]["pixels"] > 0.9
-    assert found["gender"]["baselines"]["majority"] == 0.5
+    assert found["gender"]["baselines"]["constant"] == 0.5
     assert found["attributes"]["baselines"]["pixels"] > 0.9
-    assert found["caption"]["baselines"]["pixels"] > found["caption"]["baselines"]["majority"]
+    assert found["caption"]["baselines"]["pixels"] > found["caption"]["baselines"]["constant"]
     assert found["expression"]["baselines"]["pixels"] < 0.6  # no linear reading of blue % 3
-    assert metrics["closed_mean"]["baselines"]["majority"] == pytest.approx((0.5 + 0.5 + 1 / 3) / 3, abs=1e-5)
+    assert metrics["closed_mean"]["baselines"]["constant"] == pytest.approx((0.5 + 0.5 + 1 / 3) / 3, abs=1e-5)
 
 
 def test_baselines_read_nothing_from_random_labels(plain, tmp_path):
@@ -375,7 +375,7 @@ def test_baselines_read_nothing_from_random_labels(plain, tmp_path):
         assert entry["baselines"]["pixels"] == pytest.approx(chance, abs=0.14), name
         assert entry["low"] <= chance + 0.05, name  # nor does a model that reads the picture
     age = metrics["tasks"]["age"]["baselines"]
-    assert age["pixels"] > 0.93 * age["majority"]
+    assert age["pixels"] > 0.93 * age["constant"]
 
 
 def test_baselines_of_tiny_and_one_sided_data(settings, tmp_path):
@@ -384,8 +384,8 @@ def test_baselines_of_tiny_and_one_sided_data(settings, tmp_path):
         return room.baselines(settings, table, read_sheet(table, "test"))
 
     found = read("one", ("train", 0, (200, 90, 3)), ("test", 1, (20, 30, 200)))
-    assert found["pixels"] == found["majority"]
-    assert dict(zip([item for _, item in ASKED], found["majority"], strict=True))["gender"] == "female"
+    assert found["pixels"] == found["constant"]
+    assert dict(zip([item for _, item in ASKED], found["constant"], strict=True))["gender"] == "female"
     alike = read("alike", *[("train", n, (9, 9, 9)) for n in range(5)], ("test", 9, (9, 9, 9)))
     assert alike["pixels"][4] == "male"
     assert read("untrained", *[("test", n, (n, 9, 9)) for n in range(3)]) == {}

@@ -17,22 +17,13 @@ from facemllm.annotate import experts
 from facemllm.annotate import experts_mediapipe as mediapipe
 from facemllm.annotate.annotator import checked
 from facemllm.annotate.experts import POSE, Experts
-from facemllm.annotate.experts_mediapipe import (
-    DETECTOR_SIDE,
-    MESH_POINTS,
-    MESH_SIDE,
-    Crop,
-    face_points,
-    head_pose,
-    landmarks,
-    resting_face,
-)
+from facemllm.annotate.experts_mediapipe import MESH_POINTS, Crop, face_points, head_pose, landmarks, resting_face
 from facemllm.asking.requests import JobStopped
 from facemllm.core import digests
 from facemllm.core.images import BadPicture
-from facemllm.errors import UserError
 from facemllm.heads.model import head_rotation
 from facemllm.heads.render import render_identity
+from tests.conftest import encode
 from tests.refusing import refuses
 
 HEADS = 40
@@ -43,9 +34,7 @@ needs_weights = pytest.mark.skipif(
 
 
 def encoded(picture):
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode(np.asarray(picture), format="PNG")
 
 
 def grey(width=96, height=64):
@@ -93,7 +82,7 @@ class Mesh:
 
     def __call__(self, pixels):
         self.seen.append(pixels)
-        points = mesh_of(scale=MESH_SIDE / 4, middle=(MESH_SIDE / 2, MESH_SIDE / 2))
+        points = mesh_of(scale=mediapipe.MESH_SIDE / 4, middle=(mediapipe.MESH_SIDE / 2, mediapipe.MESH_SIDE / 2))
         return [points.reshape(1, 1, -1), np.array([[[self.logit]]])]
 
 
@@ -174,10 +163,10 @@ def test_the_box_stands_in_with_a_margin_where_nothing_is_detected():
 def test_networks_see_what_they_were_trained_on():
     detector, mesh = Detector((64.0, 64.0, 60.0, 0.9)), Mesh()
     face_points(Image.new("RGB", (200, 200), (255, 0, 128)), None, detector, mesh)
-    assert detector.seen[0].shape == (DETECTOR_SIDE, DETECTOR_SIDE, 3)
+    assert detector.seen[0].shape == (mediapipe.DETECTOR_SIDE, mediapipe.DETECTOR_SIDE, 3)
     assert detector.seen[0][64, 64] == pytest.approx((1, -1, 0), abs=0.01)  # -1..1
     assert len(mesh.seen) == 2  # once around the detection, once around the points
-    assert mesh.seen[1].shape == (MESH_SIDE, MESH_SIDE, 3)
+    assert mesh.seen[1].shape == (mediapipe.MESH_SIDE, mediapipe.MESH_SIDE, 3)
     assert mesh.seen[1][96, 96] == pytest.approx((1, 0, 0.5), abs=0.01)  # 0..1
 
 
@@ -189,7 +178,7 @@ def fakes(monkeypatch):
     return networks
 
 
-def test_only_what_is_missing_is_filled(fakes):
+def test_only_what_is_missing_is_filled_and_a_damaged_picture_is_refused_alone(fakes):
     both = Experts(("head_pose", "landmarks"), Path("unused"))
     data, full = encoded(grey()), {"landmarks": [[1.0, 2.0]], "yaw": 1.0, "pitch": 2.0, "roll": 3.0}
     rows = [asked(data), asked(data, yaw=3.0, landmarks=[[1.0, 2.0]]), asked(data, pitch=0.0)]
@@ -198,7 +187,10 @@ def test_only_what_is_missing_is_filled(fakes):
     assert set(first.labels) == {"landmarks", "yaw", "pitch", "roll"}
     assert set(second.labels) == {"pitch", "roll"}
     assert set(third.labels) == {"landmarks", "yaw", "roll"}
-    assert set(Experts(("landmarks",), Path("unused")).annotate([asked(data)])[0].labels) == {"landmarks"}
+    odd = [asked(data), asked(b"GIF89a, not really"), asked(data)]
+    one, damaged, other = Experts(("landmarks",), Path("unused")).annotate(odd)
+    assert isinstance(damaged, BadPicture)
+    assert set(one.labels) == set(other.labels) == {"landmarks"}
     for annotation in (first, second, third):
         assert checked(annotation) is annotation
         assert annotation.caption is None
@@ -207,17 +199,9 @@ def test_only_what_is_missing_is_filled(fakes):
     assert both.annotate(rows[:1])[0].labels == {}, "no face is no label and no error"
 
 
-def test_a_damaged_picture_is_refused_alone(fakes):
-    data = encoded(grey())
-    rows = [asked(data), asked(b"GIF89a, not really"), asked(data)]
-    first, second, third = Experts(("landmarks",), Path("unused")).annotate(rows)
-    assert isinstance(second, BadPicture)
-    assert set(first.labels) == set(third.labels) == {"landmarks"}
-
-
 def test_networks_that_do_not_load_stop_the_job_and_blame_no_row(tmp_path):
-    with pytest.raises(JobStopped, match=r"face_detection_short_range\.tflite is missing"):
-        Experts(("landmarks",), tmp_path).annotate([asked(encoded(grey()))])
+    annotate = Experts(("landmarks",), tmp_path).annotate
+    refuses(r"short_range\.tflite is missing", annotate, [asked(encoded(grey()))], error=JobStopped)
     (tmp_path / "other.tflite").write_bytes(b"no flatbuffer at all")
     refuses(r"other\.tflite: LiteRT cannot run it", mediapipe.Network, tmp_path / "other.tflite")
 
@@ -306,8 +290,7 @@ def test_fetch_takes_the_weights_out_of_the_wheel_once(wheel, tmp_path, monkeypa
 
 def test_fetch_says_what_pip_said(wheel, tmp_path, monkeypatch):
     downloading(monkeypatch, lambda folder: None, 1, "WARNING: x\nERROR: No matching distribution found\n\n")
-    with pytest.raises(UserError, match=r"could not download mediapipe==.*: ERROR: No matching distribution found;"):
-        experts.fetch(tmp_path / "weights")
+    refuses(r"not download mediapipe==.*: ERROR: No matching distribution found;", experts.fetch, tmp_path / "weights")
     assert not (tmp_path / "weights").exists()
 
 

@@ -70,7 +70,7 @@ def test_a_group_of_too_few_people_has_no_figure_however_many_pictures(settings)
     rows, groups = asked(people=30, images=9)
     found = fairness.measure(settings, sheet_of(rows, groups), [row[4] for row in rows])["expression"]
     ages, nothing = found["age_band"], {"value": None, "low": None, "high": None}
-    assert ages["groups"]["old"] == {**nothing, "n": 90, "people": 10, "unparsed": 0.0, "too_few": True}
+    assert ages["groups"]["old"] == {**nothing, "n": 90, "people": 10, "unreadable": 0.0, "too_few": True}
     assert (ages["gaps"], ages["largest"]) == ([], None)
     assert found["skin_tone"]["groups"]["light"]["too_few"] is False
     assert found["skin_tone"]["gaps"] == []  # nobody to compare with
@@ -80,8 +80,8 @@ def test_unread_answers_are_counted_by_group_and_wrong(settings):
     rows, groups = asked()
     parsed = [None if groups[row[0]]["gender"] == "male" else row[4] for row in rows]
     found = fairness.measure(settings, sheet_of(rows, groups), parsed)["expression"]["gender"]
-    assert (found["groups"]["male"]["unparsed"], found["groups"]["male"]["value"]) == (1.0, 0.0)
-    assert found["groups"]["female"]["unparsed"] == 0.0
+    assert (found["groups"]["male"]["unreadable"], found["groups"]["male"]["value"]) == (1.0, 0.0)
+    assert found["groups"]["female"]["unreadable"] == 0.0
     assert abs(found["largest"]["value"]) == 1.0
     assert 0 <= found["largest"]["p_holm"] < 1e-6
 
@@ -157,7 +157,7 @@ def test_people_who_are_all_alike_in_each_group_are_told_apart(settings):
     assert kinds["gender"]["largest"]["p_holm"] < 1e-6
     assert len(fairness.beyond(kinds, 1)) == 1
     largest = told("31", "31")["gender"]["largest"]
-    assert (largest["value"], largest["p_holm"], largest["detectable"]) == (0, 1, None)
+    assert (largest["value"], largest["p_holm"], largest["minimum_detectable_difference"]) == (0, 1, None)
 
 
 def test_groups_of_which_nothing_can_be_read_are_not_compared(settings):
@@ -167,7 +167,7 @@ def test_groups_of_which_nothing_can_be_read_are_not_compared(settings):
     parsed = [row[4] if row[2] == "gender" and row[1] % 7 else None for row in rows]
     found = fairness.measure(settings, sheet_of(rows, groups), parsed)
     assert all(entry["gaps"] == [] and entry["largest"] is None for entry in found["expression"].values())
-    assert found["expression"]["gender"]["groups"]["male"]["unparsed"] == 1.0
+    assert found["expression"]["gender"]["groups"]["male"]["unreadable"] == 1.0
     alone = fairness.measure(settings, sheet_of(rows[PEOPLE:], groups), parsed[PEOPLE:])
     assert found["gender"] == alone["gender"]
 

@@ -16,11 +16,11 @@ FLAT = figures.evaluation_metrics(example.METRICS)
     [
         ("attributes/balanced_accuracy", 0.81),
         ("attributes/refused", 0.002),
-        ("attributes/smallest_difference", 0.031),
+        ("attributes/minimum_detectable_difference", 0.031),
         ("attributes/also/accuracy", 0.88),
         ("attributes/Wearing_Hat/balanced_accuracy_low", 0.96),
-        ("attributes/baseline_majority", 0.5),
-        ("attributes/eye_color/baseline_majority", 0.17),
+        ("attributes/baseline_constant", 0.5),
+        ("attributes/eye_color/baseline_constant", 0.17),
         ("zero_shot/Wearing_Earrings/balanced_accuracy", 0.62),
         ("closed_mean/balanced_accuracy", 0.8),
         ("fairness/attributes/gender/female", 0.86),
@@ -70,7 +70,7 @@ def test_tables_have_a_row_a_figure_a_group_and_a_gap():
     assert set(figures.tables({"tasks": {}}, [])) == set()
     columns = figures.columns(tables["results"])
     assert len({len(column) for column in columns.values()}) == 1
-    uneven = {"a": example.figure(0.5, 0.4, 0.6), "b": {"metric": "mae", "value": 1.0, "baselines": {"majority": 2.0}}}
+    uneven = {"a": example.figure(0.5, 0.4, 0.6), "b": {"metric": "mae", "value": 1.0, "baselines": {"constant": 2.0}}}
     assert figures.columns(figures.results(uneven))["pixels"] == [0.4, None]
 
 
@@ -89,7 +89,7 @@ def test_the_summary_tells_the_surest_gap_and_flatten_gives_text_by_dotted_name(
     assert figures.flatten(values) == {"a.b": "1", "a.c": "null", "a.d": "{}", "e": "text", "f": "[1, 2]"}
     told = figures.trust(example.METRICS)
     assert (told["gaps"]["surest"]["task"], told["gaps"]["surest"]["value"]) == ("attributes", 0.14)
-    assert figures.trust({})["gaps"] == {"compared": 0, "shown": 0, "surest": None, "detectable": {}}
+    assert figures.trust({})["gaps"] == {"compared": 0, "shown": 0, "surest": None, "minimum_detectable_difference": {}}
     json.dumps(told)
     assert figures.trust_metrics(told)["fairness/gaps/shown"] == 1.0
 

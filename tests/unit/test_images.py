@@ -14,6 +14,7 @@ from facemllm.core.images import BadPicture, TooLarge
 from tests.refusing import refuses
 
 NOT_ONE = "not a JPEG, PNG, WEBP, BMP picture, whatever its name says"
+CONVERT = "convert it to JPEG, as with: magick FILE out.jpg"
 
 
 def stored(image, form="PNG", **options):
@@ -132,12 +133,20 @@ def test_animated_pictures_are_refused(form):
     [
         (b"", "the file is empty"),
         (b"PK\x03\x04rest of an archive", f"{NOT_ONE} (it looks like a ZIP archive)"),
-        (stored(plain(), "GIF"), f"{NOT_ONE} (it looks like a GIF)"),
-        (stored(plain(), "GIF", save_all=True, append_images=[plain((0, 0, 0))]), f"{NOT_ONE} (it looks like a GIF)"),
-        (stored(plain(), "TIFF"), f"{NOT_ONE} (it looks like a TIFF)"),
+        (stored(plain(), "GIF"), f"{NOT_ONE} (it looks like a GIF; {CONVERT})"),
+        (
+            stored(plain(), "GIF", save_all=True, append_images=[plain((0, 0, 0))]),
+            f"{NOT_ONE} (it looks like a GIF; {CONVERT})",
+        ),
+        (stored(plain(), "TIFF"), f"{NOT_ONE} (it looks like a TIFF; {CONVERT})"),
         (b"<!doctype html>", f"{NOT_ONE} (it looks like a text or web page)"),
         (b"%PDF-1.7", f"{NOT_ONE} (it looks like a PDF)"),
         (b"\0" * 100, NOT_ONE),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", f"{NOT_ONE} (it looks like a HEIC; {CONVERT})"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", f"{NOT_ONE} (it looks like an AVIF; {CONVERT})"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isommp42", f"{NOT_ONE} (it looks like a video)"),
+        (stored(plain(), "AVIF"), f"{NOT_ONE} (it looks like an AVIF; {CONVERT})"),
+        (stored(plain(), "JPEG2000"), f"{NOT_ONE} (it looks like a JPEG 2000; {CONVERT})"),
         (b"\xff\xd8\xff", f"{NOT_ONE} (it looks like a JPEG cut short)"),
         (stored(plain(), "PNG")[:30], f"{NOT_ONE} (it looks like a PNG cut short)"),
     ],

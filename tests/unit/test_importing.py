@@ -64,7 +64,7 @@ def one(run, *settings, file="a", image=None, **facts):
 def test_a_row_holds_what_the_face_says(run):
     labels = {"attributes": {"Young": True, "Bald": False}, "action_units": {"AU1": 2.0}, "age": 30.0}
     row = one(run, file="a.png", subject="Anna", split="test", labels=labels)
-    assert len(row.pop(HASH)) == 32
+    assert len(row.pop(HASH)) == 64
     assert (row["source"], row["source_id"], row["split"]) == ("imagefolder", "a", "test")
     assert row["subject_id"] == subject_id("imagefolder", "Anna")
     assert row["original_id"] == hashlib.sha256(png(squares())).hexdigest()
@@ -200,7 +200,7 @@ def test_files_that_must_not_be_opened_are_refused(run, tmp_path):
     faces = [Face(file=name, row=n, source_id=name, image=tmp_path / f"{name}.png") for n, name in enumerate(names)]
     found = list(run(faces))
     reasons = {item.file: item.reason for item in found if isinstance(item, Refused)}
-    out = "a link leads out of the dataset's folder"
+    out = "a link leads out of the dataset's folder; name where it leads in ingest.links"
     assert reasons.pop("round").startswith("the picture cannot be read: ")
     assert reasons == {
         "link": out,
@@ -408,3 +408,96 @@ print(row["squint"], row["provenance"][0]["field"], refused["reason"], changed, 
     command = [sys.executable, "-P", "-c", script, str(tmp_path)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.stdout.strip() == "0.5|squint|column squint is 7, outside 0 to 1|['squint']|True", done.stderr
+
+
+def linked(tmp_path, count=1):
+    """A dataset whose files are links into a cache outside of it, as DVC and hubs make them."""
+    cache, root = tmp_path / "cache/files", tmp_path / "root"
+    cache.mkdir(parents=True)
+    (root / "sub").mkdir(parents=True)
+    (cache / "1f").write_bytes(png(squares()))
+    (cache / "2e").write_text("file,age\n" + "".join(f"sub/{n}.png,30\n" for n in range(count)))
+    for n in range(count):
+        (root / f"sub/{n}.png").symlink_to("../../cache/files/1f")
+    (root / "labels.csv").symlink_to(cache / "2e")
+    return root
+
+
+def test_links_into_a_folder_that_is_allowed_are_read_by_every_process(tmp_path):
+    source = Source(name="imagefolder", root=str(linked(tmp_path, count=70)))
+    allowed = load("laptop", [f"ingest.links=[{tmp_path / 'cache'}]"]).ingest
+    assert {row["age"] for row in imported(source, allowed, workers=2)} == {30}
+    for links in ("[]", f"[{tmp_path / 'cach'}]"):
+        said = r"labels.csv: a link that leads out of .* name .*/cache/files in ingest.links"
+        refuses(said, list, imported(source, load("laptop", [f"ingest.links={links}"]).ingest))
+
+
+def test_a_linked_folder_is_walked_where_it_is_allowed_and_only_once(tmp_path):
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    (root / "own").mkdir(parents=True)
+    cache.mkdir()
+    for place, color in ((cache / "a.png", (255, 0, 0)), (root / "own/b.png", (0, 255, 0))):
+        place.write_bytes(png(squares(color=color)))
+    for link, target in (
+        (root / "far", cache),
+        (root / "farther", cache),
+        (root / "near", root / "own"),
+        (cache / "up", cache),
+    ):
+        link.symlink_to(target)
+    found = list(
+        imported(Source(name="imagefolder", root=str(root)), load("laptop", [f"ingest.links=[{cache}]"]).ingest)
+    )
+    assert [row["source_id"] for row in found if not isinstance(row, Refused)] == ["far/a", "own/b"]
+    read_there = "a link to a folder; what is there is read there"
+    assert {row.file: row.reason for row in found if isinstance(row, Refused)} == dict.fromkeys(
+        ("far/up", "farther", "near"), read_there
+    )
+
+
+def test_a_linked_file_that_changes_changes_the_fingerprint(tmp_path):
+    source = Source(name="imagefolder", root=str(linked(tmp_path)))
+    before = fingerprint(source)
+    (tmp_path / "cache/files/1f").write_bytes(png(squares()) + b"more")
+    assert fingerprint(source) != before
+
+
+def test_a_missing_picture_says_what_is_there_instead(run, tmp_path):
+    (tmp_path / "One.JPG").write_bytes(png(squares()))
+    (tmp_path / "cached.png").symlink_to("gone")
+    found = run([Face(source_id=name, image=tmp_path / name) for name in ("one.jpg", "two.jpg", "cached.png")])
+    assert [row.reason for row in found] == [
+        "the picture is missing; there is One.JPG: write the name as it is",
+        "the picture is missing",
+        "the picture is a link to a file that is not there",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ({"segmentation": np.zeros((30, 40), np.uint8)}, "its segmentation holds no part of a face"),
+        ({"caption": " \u200b\ufeff "}, "caption is blank"),
+        ({"alt_text": ""}, "alt_text is blank"),
+        ({"attributes": {}}, "every label is unknown"),
+        ({"attributes": {}, "action_units": {}, "age": None}, "every label is unknown"),
+        ({"box": [100, 10, 120, 40]}, "the box lies outside the picture"),
+    ],
+    ids=["map", "caption", "alternative text", "attributes", "everything", "box"],
+)
+def test_labels_that_are_empty_are_refused(run, labels, reason):
+    assert one(run, file="a.png", labels=labels) == Refused("a.png", 0, reason)
+
+
+def test_a_crop_that_leaves_no_part_of_the_map_is_refused(run):
+    mask = np.zeros((60, 80), np.uint8)
+    mask[:, 60:] = 1
+    row = one(run, labels={"segmentation": mask}, crop=(0, 0, 40, 40))
+    assert row.reason == "its segmentation holds no part of a face"
+
+
+def test_a_person_whose_name_is_written_in_two_unicode_forms_is_one(run):
+    faces = [Face(file=n, source_id=n, image=png(squares()), subject=n) for n in ("Jos\u00e9", "Jose\u0301")]
+    first, second = run(faces)
+    assert first["subject_id"] == second["subject_id"]
+    assert first["split"] == second["split"]

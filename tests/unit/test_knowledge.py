@@ -8,25 +8,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tasks import characteristics as graph
-from facemllm.tasks.characteristics import (
-    Characteristics,
-    Node,
-    characteristics,
-    cooccurrence,
-    correlation_matrix,
-    relations_of,
-)
+from facemllm.tasks.characteristics import Characteristics, Node, characteristics, cooccurrence, correlation_matrix
 from facemllm.tasks.relations import RELATIONS, Relation, load
 from facemllm.train.data import read_turns
 from facemllm.train.penalties import Penalties, audit, bce, enforced
 from tests.conftest import messages_of
+from tests.refusing import refuses
 
 EYEWEAR = ("No_Eyewear", "Eyeglasses", "Sunglasses")
-SIX = [[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, -1], [0, 1, 0, 0], [0, 1, -1, 1], [0, 0, 0, 0]]
-"""Labels of the nodes a, b, c, d on six rows."""
 
 
 def template(item, way=None, claim=None):
@@ -87,13 +78,11 @@ def test_every_relation_of_the_file_loads_and_says_something_of_its_own():
 def test_a_broken_entry_is_refused_by_file_entry_and_key(tmp_path, text, says):
     path = tmp_path / "relations.yaml"
     path.write_text(text)
-    with pytest.raises(UserError) as refused:
-        load(path)
-    assert str(refused.value).startswith(f"{path}: ")
-    assert says in str(refused.value)
-    assert "\n" not in str(refused.value)
-    with pytest.raises(UserError, match="cannot be read as relations"):
-        load(tmp_path / "none.yaml")
+    told = refuses(None, load, path)
+    assert told.startswith(f"{path}: ")
+    assert says in told
+    assert "\n" not in told
+    refuses("cannot be read as relations", load, tmp_path / "none.yaml")
 
 
 def test_what_a_relation_says_of_a_part_of_its_attributes():
@@ -152,8 +141,7 @@ def test_an_attribute_is_one_node_whichever_question_asks_for_it():
     ],
 )
 def test_turns_that_give_no_node_or_that_the_task_does_not_know_are_refused(names, rows, complaint):
-    with pytest.raises(UserError, match=complaint):
-        told(names, *rows)
+    refuses(complaint, told, names, *rows)
 
 
 def test_what_a_mirror_changes_gives_no_node():
@@ -174,10 +162,8 @@ def test_labels_stand_in_the_order_of_the_turns_that_training_reads(tmp_path, mo
     def row(number):
         asked = [("age", "30"), ("eyewear", EYEWEAR[wears[number]])][: generator.integers(0, 3)]
         about = {"conversation_id": str(number), "image_id": str(number), "images": [], "source": "render"}
-        turns = [
-            {"task": {"age": "age"}.get(item, "attributes"), "template": f"{item}/0", "answer": answer}
-            for item, answer in asked
-        ]
+        tasks = {"age": "age", "eyewear": "attributes"}
+        turns = [{"task": tasks[item], "template": f"{item}/0", "answer": answer} for item, answer in asked]
         return about | {"split": splits[number], "messages": messages_of([("?", "!")] * len(asked)), "turns": turns}
 
     rows = [row(number) for number in range(3000)]
@@ -206,8 +192,8 @@ def test_a_choice_is_a_relation_of_its_own():
         "No_Eyewear excludes Sunglasses",
         "at least one of No_Eyewear, Eyeglasses, Sunglasses",
     ]
-    assert [str(relation) for relation in relations_of(["attributes"], nodes)] == of_choices + of_file
-    alone = [str(relation) for relation in relations_of(["presence"], nodes)]
+    assert [str(relation) for relation in graph.relations_of(["attributes"], nodes)] == of_choices + of_file
+    alone = [str(relation) for relation in graph.relations_of(["presence"], nodes)]
     assert alone == [*of_file[:-1], of_choices[1], of_file[-1]]
 
 
@@ -225,23 +211,21 @@ def test_what_an_enforced_relation_forces_is_not_enforced_twice():
     assert enforced(audit(every, broken), 0.0) == [some, apart, beyond]  # what the first would force stands without it
 
 
-def test_counts_are_of_known_labels_alone():
-    m_NN, n_NN = cooccurrence(np.array(SIX, dtype=np.int8))
+def test_counts_are_of_known_labels_alone_and_the_matrix_is_that_by_hand():
+    """Of the nodes a, b, c, d on six rows."""
+    rows = [[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, -1], [0, 1, 0, 0], [0, 1, -1, 1], [0, 0, 0, 0]]
+    m_NN, n_NN = cooccurrence(np.array(rows, dtype=np.int8))
     assert m_NN.tolist() == [[3, 2, 1, 0], [2, 4, 1, 1], [1, 1, 1, 0], [0, 1, 0, 1]]
     assert n_NN.tolist() == [[3, 3, 3, 2], [4, 4, 3, 4], [1, 1, 1, 1], [1, 1, 0, 1]]
-    many = cooccurrence(np.tile(np.array(SIX, dtype=np.int8), (5000, 1)))
+    many = cooccurrence(np.tile(np.array(rows, dtype=np.int8), (5000, 1)))
     assert (np.stack(many) == 5000 * np.stack([m_NN, n_NN])).all()
-
-
-def test_the_matrix_of_four_nodes_by_hand():
     # p: a->b 2/3, a->c 1/3; b->a 1/2, b->c 1/3, b->d 1/4; c->a 1, c->b 1; d->b 1; d with c was never known
-    counts = cooccurrence(np.array(SIX, dtype=np.int8))
     for given, by_hand in (
         ((0.6, 0.2), [[0.8, 0.2, 0, 0], [0, 1, 0, 0], [0.1, 0.1, 0.8, 0], [0, 0.2, 0, 0.8]]),
         ((0.5, 0.4), [[0.6, 0.4, 0, 0], [0.4, 0.6, 0, 0], [0.2, 0.2, 0.6, 0], [0, 0.4, 0, 0.6]]),
         ((0.0, 0.3), [[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1], [0.15, 0.15, 0, 0.7]]),
     ):
-        np.testing.assert_allclose(correlation_matrix(*counts, *given), by_hand, atol=1e-15)
+        np.testing.assert_allclose(correlation_matrix(m_NN, n_NN, *given), by_hand, atol=1e-15)
 
 
 def test_the_graph_is_directed_and_its_rows_sum_to_one():

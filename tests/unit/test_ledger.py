@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from facemllm.core import step
-from facemllm.errors import UserError
 from facemllm.ingest import benchmarks
 from facemllm.ingest.importing import READERS
 from facemllm.promote import approvals
@@ -34,7 +33,8 @@ def test_every_source_that_can_be_read_has_a_row_and_no_row_is_idle(settings: Se
     assert set(ledger.entries(settings)) == {*READERS, *benchmarks.KEYS, "render"}
 
 
-def test_research_data_is_not_served_nor_sent_away_and_benchmarks_are_never_trained_on(settings: Settings) -> None:
+def test_what_terms_or_the_ledger_do_not_allow_is_refused(settings: Settings) -> None:
+    """Research data is not served nor sent away, benchmarks are never trained on, an unknown source is not used."""
     for row in ledger.entries(settings).values():
         if row.status == "restricted":
             assert "serve" not in row.uses, row.key
@@ -43,10 +43,8 @@ def test_research_data_is_not_served_nor_sent_away_and_benchmarks_are_never_trai
     said = r"'raf-db' do not allow to send its pictures to a third party; ledger row: RAF-DB"
     refuses(said, ledger.require, settings, ["raf-db"], "third_party")
 
-
-def test_an_unknown_source_is_refused_with_a_way_out(settings: Settings) -> None:
-    with pytest.raises(UserError, match=r"'scraped' is not in the dataset ledger; .*ingest\.ledger"):
-        ledger.require(settings, ["render", "scraped"])
+    said = r"'scraped' is not in the dataset ledger; .*ingest\.ledger"
+    refuses(said, ledger.require, settings, ["render", "scraped"])
 
 
 def test_allowed_uses_are_those_of_all_sources(settings: Settings) -> None:
@@ -78,8 +76,8 @@ def test_a_wrong_row_is_named(rows: object, said: str, tmp_path: Path) -> None:
 
 
 def test_a_ledger_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
-        ledger.entries(load("laptop", [f"ingest.ledger={tmp_path / 'absent.yaml'}"]))
+    absent = load("laptop", [f"ingest.ledger={tmp_path / 'absent.yaml'}"])
+    refuses(r"absent\.yaml: cannot be read", ledger.entries, absent)
     (tmp_path / "ledger.yaml").write_text("{")
     refuses("cannot be read as a ledger", ledger.entries, load("laptop", [f"ingest.ledger={tmp_path / 'ledger.yaml'}"]))
 
@@ -112,7 +110,7 @@ def test_data_that_may_not_be_trained_on_stops_before_training(settings: Setting
 def test_a_withdrawn_source_stops_a_run_whose_faces_are_remembered(tmp_path: Path) -> None:
     key = step.step_key(DATA[0], load("laptop"), {})
     assert key == step.step_key(DATA[0], own(tmp_path, {}), {})
-    with pytest.raises(UserError, match="source 'render' is withdrawn"):
-        step.step_key(DATA[0], own(tmp_path, {"render": {"status": "withdrawn"}}), {})
+    withdrawn = own(tmp_path, {"render": {"status": "withdrawn"}})
+    refuses("source 'render' is withdrawn", step.step_key, DATA[0], withdrawn, {})
     narrower = own(tmp_path, {"render": {"uses": ["evaluate"]}})
     assert step.step_key(DATA[0], narrower, {}) != key

@@ -134,20 +134,20 @@ def test_a_table_worked_out_by_hand():
     ]
     parsed = ["yes", "no", None, "no", "no", "fear", "anger", "anger", "13.0", None]
     baseline = ["no"] * 5 + ["fear"] * 3 + ["0", "0"]
-    found = summarise(sheet_of(rows), Answers.of(parsed), {"majority": baseline}, resamples=200, seed=0)
+    found = summarise(sheet_of(rows), Answers.of(parsed), {"constant": baseline}, resamples=200, seed=0)
     attributes, expression, pose = (found["tasks"][name] for name in ("attributes", "expression", "head_pose"))
     assert attributes["items"]["Bangs"]["value"] == 0.75  # recalls 1 and 1/2
     assert attributes["items"]["Wearing_Hat"]["value"] == 0.5
-    assert (attributes["value"], attributes["unparsed"], attributes["n"]) == (0.625, 0.2, 5)
+    assert (attributes["value"], attributes["unreadable"], attributes["n"]) == (0.625, 0.2, 5)
     assert attributes["refused"] == 0.0
-    assert attributes["baselines"] == {"majority": 0.5}
+    assert attributes["baselines"] == {"constant": 0.5}
     assert attributes["also"]["accuracy"]["value"] == pytest.approx((2 / 3 + 1 / 2) / 2, abs=1e-12)  # mean of items
     assert attributes["items"]["Bangs"]["also"]["accuracy"]["value"] == pytest.approx(2 / 3, abs=1e-12)
     assert expression["metric"] == "accuracy"
     assert expression["value"] == pytest.approx(2 / 3, abs=1e-12)
     assert expression["items"]["balanced_accuracy"]["value"] == 0.75
     assert expression["also"]["balanced_accuracy"]["value"] == 0.75
-    assert expression["baselines"]["majority"] == pytest.approx(2 / 3, abs=1e-12)
+    assert expression["baselines"]["constant"] == pytest.approx(2 / 3, abs=1e-12)
     items = {name: item["value"] for name, item in pose["items"].items()}
     assert items == {"yaw": 3.0, "roll": 25.0}  # unreadable: from -5 to the far end of -20..20
     assert (pose["value"], pose["also"]["within_5"]["value"]) == (14.0, 0.5)
@@ -177,11 +177,11 @@ def test_attributes_held_out_of_training_stay_out_of_the_closed_mean_and_other_w
     ]
     parsed = ["yes", "no", "no", "no", "false", "yes"]
     chance = ["no", "no", "yes", "yes", None, None]
-    baselines = {"majority": chance, "pixels": chance[:2] + [None] * 4}
+    baselines = {"constant": chance, "pixels": chance[:2] + [None] * 4}
     found = summarise(sheet_of(rows), Answers.of(parsed), baselines, 100, 0)
     assert found["closed_mean"]["value"] == found["tasks"]["attributes"]["value"] == 1.0
     assert found["tasks"]["zero_shot"]["value"] == 0.5
-    assert found["tasks"]["zero_shot"]["baselines"] == {"majority": 0.5, "pixels": None}
+    assert found["tasks"]["zero_shot"]["baselines"] == {"constant": 0.5, "pixels": None}
     assert found["tasks"]["attributes"]["n"] == 2
 
 
@@ -208,14 +208,14 @@ def test_the_power_note_is_that_of_a_paired_difference_seen_four_times_in_five()
     said = [row[4] if ok else "other" for ok, row in zip(right, rows, strict=True)]
     one = summarise(sheet_of(rows), Answers.of(said), {}, 1000, 0)["tasks"]["gender"]
     # by hand: sqrt(0.8 * 0.2 / 400) = 0.02, times 1.96 + 0.84
-    assert one["smallest_difference"] == pytest.approx(2.8 * 0.02, rel=0.12)
+    assert one["minimum_detectable_difference"] == pytest.approx(2.8 * 0.02, rel=0.12)
 
 
-def test_clears_majority_both_ways():
-    figure = {"low": 0.6, "high": 0.7, "higher_is_better": True, "baselines": {"majority": 0.5}}
-    assert metrics.clears_majority(figure)
+def test_clears_constant_both_ways():
+    figure = {"low": 0.6, "high": 0.7, "higher_is_better": True, "baselines": {"constant": 0.5}}
+    assert metrics.clears_constant(figure)
     for change in ({"low": 0.5}, {"low": None}, {"baselines": {}}):
-        assert not metrics.clears_majority(figure | change)
-    errors = {"low": 3.0, "high": 4.0, "higher_is_better": False, "baselines": {"majority": 5.0}}
-    assert metrics.clears_majority(errors)
-    assert not metrics.clears_majority({**errors, "high": 5.5})
+        assert not metrics.clears_constant(figure | change)
+    errors = {"low": 3.0, "high": 4.0, "higher_is_better": False, "baselines": {"constant": 5.0}}
+    assert metrics.clears_constant(errors)
+    assert not metrics.clears_constant({**errors, "high": 5.5})

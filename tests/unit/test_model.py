@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from facemllm import settings
-from facemllm.errors import UserError
 from facemllm.model import inference
 from facemllm.model.forward import PADDING, PREFIX, row_mask, row_states, tower_features, visual_tokens, word_logits
 from facemllm.model.inference import Predictor, Query
@@ -19,6 +18,7 @@ from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.parts import load_base
 from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.tiny import build_tiny, build_tokenizer
+from tests.refusing import refuses
 from tests.training_example import spread
 
 ANSWERS = ["short hair", "brown hair", "turned 25 degrees left", "about 35 years old", "yes", "no", "clean-shaven"]
@@ -48,22 +48,22 @@ def faces():
     return [generator.integers(0, 255, (128, 112, 3), dtype=np.uint8) for _ in range(5)]
 
 
+def based_on(folder):
+    return settings.load("laptop", ["model.preset=hub", f"model.base={json.dumps(str(folder))}"]).model
+
+
 def ids_of(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_every_closed_answer_is_one_token():
+def test_every_closed_answer_is_one_token_and_text_reads_back():
     tokenizer = build_tokenizer(TEXTS, ANSWERS)
     for answer in ANSWERS:
         assert len(ids_of(tokenizer, answer)) == len(ids_of(tokenizer, answer.capitalize())) == 1
     # as a whole phrase only: not inside a longer word
     assert len(ids_of(tokenizer, "short hairs")) > 1
-
-
-@pytest.mark.parametrize("text", [TEXTS[0].lower(), "is there a zebra-crossing behind her?", "he isn't clean-shaven."])
-def test_text_reads_back(text):
-    tokenizer = build_tokenizer(TEXTS, ANSWERS)
-    assert tokenizer.decode(ids_of(tokenizer, text)) == text
+    for text in (TEXTS[0].lower(), "is there a zebra-crossing behind her?", "he isn't clean-shaven."):
+        assert tokenizer.decode(ids_of(tokenizer, text)) == text
 
 
 @pytest.mark.parametrize("text", ["Qwxz", "日本 🙂", "\x00\x07", "x" * 5000, "a\n\tb", "½ café Straße"])
@@ -132,16 +132,13 @@ def check_same(found, expected, atol=1e-5, *, answers=True):
         assert not answers or (one.best, one.greedy) == (other.best, other.greedy)
 
 
-def test_a_face_scores_the_same_alone_and_in_a_batch(preset, faces):
+def test_a_face_scores_the_same_alone_and_in_a_batch_and_under_eager_attention(preset, faces):
     predictor = Predictor(*preset)
     asked = [QUERIES, QUERIES[:1], QUERIES[1:], [*reversed(QUERIES)], []]
     alone = [predictor.score([face], [questions])[0] for face, questions in zip(faces, asked, strict=True)]
     assert [[len(s.probabilities) for s in one] for one in alone] == [[len(q.options) for q in some] for some in asked]
     check_same(predictor.score(faces, asked), alone)
-
-
-def test_a_face_scores_the_same_under_eager_attention(preset, faces):
-    before = Predictor(*preset).score(faces, [QUERIES] * len(faces))
+    before = predictor.score(faces, [QUERIES] * len(faces))
     model = deepcopy(preset[0])
     model.set_attn_implementation("eager")
     check_same(Predictor(model, preset[1]).score(faces, [QUERIES] * len(faces)), before, 2e-5, answers=False)
@@ -203,19 +200,16 @@ def test_batched_generation_equals_single(preset, faces):
 
 def test_a_chat_goes_on_from_its_earlier_turns(preset, faces):
     predictor = Predictor(*preset)
-    chat = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is there a beard?"}]},
-        {"role": "assistant", "content": "yes"},
-        {"role": "user", "content": "Describe this face."},
-    ]
+    asked = [{"type": "image"}, {"type": "text", "text": "Is there a beard?"}]
+    said = (("user", asked), ("assistant", "yes"), ("user", "Describe this face."))
+    chat = [{"role": role, "content": content} for role, content in said]
     text = predictor.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     inputs = predictor.processor(images=Image.fromarray(faces[0]), text=text, return_tensors="pt")
     with torch.no_grad():
         ids = predictor.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     expected = predictor.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert predictor.generate(faces[0], chat, max_new_tokens=6) == expected
-    with pytest.raises(ValueError, match="alternate"):
-        predictor.generate(faces[0], chat[:2])
+    refuses("alternate", predictor.generate, faces[0], chat[:2], error=ValueError)
 
 
 def test_text_from_outside_cannot_forge_an_image_or_a_turn(preset):
@@ -232,31 +226,24 @@ def test_saved_and_loaded_again_it_computes_the_same(preset, faces, tmp_path):
     names = {p.name for p in (tmp_path / "model").iterdir()}
     assert "model.safetensors" in names
     assert not [n for n in names if n.endswith((".bin", ".pt", ".pkl"))]
-    base = ["model.preset=hub", f"model.base={json.dumps(str(tmp_path / 'model'))}"]  # it serves as one, too
-    again, its_processor = load_base(settings.load("laptop", base).model)
+    again, its_processor = load_base(based_on(tmp_path / "model"))  # it serves as one, too
     assert type(again) is type(model)
     assert its_processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     before = Predictor(model, processor).score(faces, [QUERIES] * 5)
     assert Predictor.load(tmp_path / "model").score(faces, [QUERIES] * 5) == before
-    with pytest.raises(UserError, match="exists already"):
-        save_model(model, processor, tmp_path / "model")
+    refuses("exists already", save_model, model, processor, tmp_path / "model")
 
 
 def test_what_cannot_be_loaded_is_refused_in_one_line(preset, tmp_path):
-    with pytest.raises(UserError, match=r"no \*\.safetensors"):
-        load_model(tmp_path)
+    refuses(r"no \*\.safetensors", load_model, tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UserError, match="pickled"):
-        load_model(tmp_path)
+    refuses("pickled", load_model, tmp_path)
     save_model(*preset, tmp_path / "torn")
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(UserError, match="cannot load the model") as error:
-        load_model(tmp_path / "torn")
-    assert "\n" not in str(error.value)
+    assert "\n" not in refuses("cannot load the model", load_model, tmp_path / "torn")
     text = tmp_path / "text"
     preset[0].model.language_model.save_pretrained(text)
-    with pytest.raises(UserError, match=r"cannot (load|use)"):
-        load_base(settings.load("laptop", ["model.preset=hub", f"model.base={json.dumps(str(text))}"]).model)
+    refuses(r"cannot (load|use)", load_base, based_on(text))
 
 
 def test_packed_turns_equal_single_turns(preset, faces):
@@ -270,7 +257,8 @@ def test_packed_turns_equal_single_turns(preset, faces):
         places = [range(len(prefix)), *(range(len(prefix), len(prefix) + len(turn)) for turn in turns)]
         position = torch.tensor([[p for part in places for p in part]])
         image = (ids[0] == predictor.frame.image_token_id).nonzero().flatten()
-        tokens = image_tokens_of(predictor, faces[:1])
+        pixels = normalise(torch.from_numpy(predictor.pixels(faces[0]))[None], processor.image_processor)
+        tokens = visual_tokens(model, tower_features(model, pixels)).tokens_BND
         states = row_states(model, tokens, ids, torch.zeros_like(ids), block, position, image)
         packed = word_logits(model, states[len(prefix) :]).log_softmax(-1)
     start = 0
@@ -278,9 +266,3 @@ def test_packed_turns_equal_single_turns(preset, faces):
         alone = plain_logits(model, predictor, faces[0], turn)[len(predictor.frame.prefix_ids) :]
         torch.testing.assert_close(packed[start : start + len(turn)], alone, atol=2e-4, rtol=1e-4)
         start += len(turn)
-
-
-def image_tokens_of(predictor, faces):
-    pixels = torch.from_numpy(np.stack([predictor.pixels(face) for face in faces]))
-    features = tower_features(predictor.model, normalise(pixels, predictor.processor.image_processor))
-    return visual_tokens(predictor.model, features).tokens_BND

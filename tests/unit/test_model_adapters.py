@@ -22,17 +22,13 @@ from tests.training_example import trains as modes
 
 README = Path(__file__).parents[2] / "README.md"
 TEXTS = ["Is there a beard?", "a woman with brown hair"]
+KNOWS = "model.knowledge.enabled=true"
+BRANCHES = {"projector": "full", "segmentation": "full", "knowledge": "full"}
 CASES = {
     "plain": ([], {}),
     "projector": ([], {"projector": "full"}),
-    "branches": (
-        ["model.segmentation.mode=append", "model.knowledge.enabled=true"],
-        {"projector": "full", "segmentation": "full", "knowledge": "full"},
-    ),
-    "all": (
-        ["model.segmentation.mode=add", "model.knowledge.enabled=true"],
-        {"tower": "full", "projector": "full", "segmentation": "full", "knowledge": "full", "embeddings": "full"},
-    ),
+    "branches": (["model.segmentation.mode=append", KNOWS], BRANCHES),
+    "all": (["model.segmentation.mode=add", KNOWS], BRANCHES | {"tower": "full", "embeddings": "full"}),
 }
 
 

@@ -8,13 +8,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from facemllm import settings
 from facemllm.core import cost
-from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP, NO_WORD, KnowledgeBranch, SegmentationBranch
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, extend
 from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inputs import face_map, without
 from facemllm.model.pretrained import save_model
 from facemllm.model.tiny import build_tiny
+from tests.refusing import refuses
 from tests.training_example import prompt, spread
 
 TEXTS = ["Is there a beard?", "a woman with brown hair and glasses; head turned left.", "Describe this face."]
@@ -123,10 +123,7 @@ def test_a_left_padded_batch_answers_as_single_rows(both):
     shown = [maps[0], None, maps[2]]
     together = inputs_of(processor, pictures, shown)
     assert (together["attention_mask"] == 0).any()
-    singles = [
-        inputs_of(processor, [picture], [one], [question])
-        for picture, one, question in zip(pictures, shown, QUESTIONS, strict=True)
-    ]
+    singles = [inputs_of(processor, *([one] for one in row)) for row in zip(pictures, shown, QUESTIONS, strict=True)]
     logits = last_logits(model, together)
     for row, single in enumerate(singles):
         torch.testing.assert_close(logits[row], last_logits(model, single)[0], atol=5e-4, rtol=1e-3)
@@ -239,8 +236,7 @@ def test_withheld_classes_never_reach_the_branch():
 def test_what_is_no_map_or_one_too_many_is_refused(appended, maps, words):
     _, processor = appended
     pictures, _ = faces(1)
-    with pytest.raises(UserError, match=words):
-        processor(images=pictures, text=processor.image_token, segmentation=maps, return_tensors="pt")
+    refuses(words, processor, images=pictures, text=processor.image_token, segmentation=maps, return_tensors="pt")
 
 
 def small_graph(kind=torch.float64):
@@ -298,14 +294,13 @@ def test_what_cannot_be_extended_is_refused():
     graph = Graph(NAMES, WORDS, np.eye(3))
     chosen, maps = (settings.load("laptop", [one]).model for one in (KNOWS, "model.segmentation.mode=add"))
     model, processor = build_tiny(chosen, TEXTS, ["yes", "no"], seed=3)
-    with pytest.raises(UserError, match=r"model\.knowledge"):
-        extend(model, processor, chosen, None, (), seed=0)
-    with pytest.raises(UserError, match="FaceMllmForConditionalGeneration"):
-        extend(*extend(model, processor, chosen, graph, (), seed=0), chosen, graph, (), seed=0)
+    refuses(r"model\.knowledge", extend, model, processor, chosen, None, (), seed=0)
+    extended = extend(model, processor, chosen, graph, (), seed=0)
+    refuses("FaceMllmForConditionalGeneration", extend, *extended, chosen, graph, (), seed=0)
     model, processor = build_tiny(maps, TEXTS, ["yes", "no"], seed=3)
     processor.num_additional_image_tokens = 2
-    with pytest.raises(UserError, match=r"mode: add needs .* the 11 tokens of this tower are neither a square"):
-        extend(model, processor, maps, None, (), seed=0)
+    said = r"mode: add needs .* the 11 tokens of this tower are neither a square"
+    refuses(said, extend, model, processor, maps, None, (), seed=0)
 
 
 def test_the_encoder_of_maps_costs_little_beside_the_tower(appended):

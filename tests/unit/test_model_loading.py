@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from facemllm import settings
-from facemllm.errors import UserError
 from facemllm.model.face_mllm import Graph, extend
 from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.parts import assemble, load_base
 from facemllm.model.pretrained import load_model, save_model
+from tests.refusing import refuses
 
 TEXT = ["USER: is there a face? ASSISTANT: yes </s>", "a woman with brown hair and glasses", "no beard at all"]
 CHATML = (
@@ -85,9 +85,8 @@ def logits(model, processor, **more):
 def checkpoint(tmp_path_factory):
     """A LLaVA checkpoint in several shards, written by plain transformers."""
     root = tmp_path_factory.mktemp("llava")
-    model, processor = assemble(
-        str(write_tower("clip", root / "tower")), str(write_language("llama", root / "language")), seed=5
-    )
+    parts = write_tower("clip", root / "tower"), write_language("llama", root / "language")
+    model, processor = assemble(*map(str, parts), seed=5)
     model.save_pretrained(root / "llava", max_shard_size="60KB")
     processor.save_pretrained(root / "llava")
     assert len([*(root / "llava").glob("*.safetensors")]) > 2
@@ -141,8 +140,7 @@ def test_parts_become_a_model(tower, language, tmp_path):
     write_language(language, tmp_path / "language")
     chosen = model_settings(preset="parts", tower=tmp_path / "tower", language=tmp_path / "language")
     model, processor = load_base(chosen, seed=7)
-    model.eval()
-    assert type(model) is LlavaForConditionalGeneration
+    assert type(model.eval()) is LlavaForConditionalGeneration
     tied = model.lm_head.weight is model.get_input_embeddings().weight
     assert tied == (language != "llama")
     pixels = torch.randn(2, 3, 32, 32)
@@ -182,27 +180,22 @@ def test_text_of_a_model_of_parts_is_that_of_its_language_model(tmp_path):
 
 
 def refused(folder, *words):
-    with pytest.raises(UserError) as error:
-        load_base(model_settings(preset="hub", base=folder))
-    message = str(error.value)
+    message = refuses(None, load_base, model_settings(preset="hub", base=folder))
     assert "\n" not in message
-    for word in words:
-        assert word in message, message
+    assert all(word in message for word in words), message
 
 
 def test_parts_that_do_not_fit_are_refused(tmp_path):
     tower, language = write_tower("clip", tmp_path / "tower"), write_language("llama", tmp_path / "language")
 
     def unfit(language, match, tower=tower):
-        with pytest.raises(UserError, match=match):
-            assemble(str(tower), str(language), 0)
+        refuses(match, assemble, str(tower), str(language), 0)
 
     unfit(language, "no vision tower", tower=language)
     unfit(tower, "no tokenizer")
     words = write_tokenizer(tmp_path / "gpt2")
-    hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=words, n_embd=32, n_layer=1, n_head=2)).save_pretrained(
-        tmp_path / "gpt2"
-    )
+    other = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=words, n_embd=32, n_layer=1, n_head=2))
+    other.save_pretrained(tmp_path / "gpt2")
     unfit(tmp_path / "gpt2", "no Llama-shaped decoder")
     write_tokenizer(tmp_path / "granite")
     scaled = hf.GraniteConfig(vocab_size=words, logits_scaling=8.0, **LANGUAGE)
@@ -222,8 +215,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path):
     ],
 )
 def test_a_preset_says_which_names_it_takes(overrides, word):
-    with pytest.raises(UserError, match=word):
-        settings.load("laptop", overrides)
+    refuses(word, settings.load, "laptop", overrides)
 
 
 def test_a_base_that_is_nowhere(monkeypatch):
@@ -233,9 +225,8 @@ def test_a_base_that_is_nowhere(monkeypatch):
 
 def test_another_family_is_refused(checkpoint, tmp_path):
     plain = LlavaForConditionalGeneration.from_pretrained(checkpoint)
-    config = hf.LlavaNextConfig(
-        vision_config=plain.config.vision_config, text_config=plain.config.text_config, image_token_index=1
-    )
+    parts = {"vision_config": plain.config.vision_config, "text_config": plain.config.text_config}
+    config = hf.LlavaNextConfig(**parts, image_token_index=1)
     hf.LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path / "next")
     refused(tmp_path / "next", "llava_next", "LLaVA's layout")
 
@@ -301,10 +292,7 @@ def without_processor(copy):
         (second_shard(lambda content: content[:-100]), ["model-00002-of-", "damaged"]),
         (second_shard(lambda content: b"\xff" * 200), ["model-00002-of-", "damaged"]),
         (second_shard(lambda content: b""), ["model-00002-of-", "damaged"]),
-        (
-            lambda copy: (copy / "model.safetensors.index.json").write_text("{"),
-            ["model.safetensors.index.json", "damaged"],
-        ),
+        (lambda copy: next(copy.glob("*.index.json")).write_text("{"), ["model.safetensors.index.json", "damaged"]),
         (weight("language_model", lambda tensor: tensor.to(torch.int8)), ["language_model", "I8", "F32"]),
         (weight("language_model", lambda tensor: tensor.to(torch.float64)), ["language_model", "F64", "F32"]),
         (weight("projector", lambda tensor: None), ["missing", "multi_modal_projector"]),

@@ -71,7 +71,8 @@ def test_the_comparison_escapes_everything() -> None:
             return {**found, "verdict": WORSE}
         return {name: judged(below) for name, below in found.items()} if isinstance(found, dict) else found
 
-    html = terminal.page(hostile({**judged(example.COMPARISON), "names": [HOSTILE, HOSTILE], "split": HOSTILE}))
+    said = {"split": HOSTILE, "settings": {HOSTILE: [HOSTILE, None]}}
+    html = terminal.page(hostile({**judged(example.COMPARISON), "names": [HOSTILE, HOSTILE], **said}))
     assert Page(html).text.count(HOSTILE) > 10
     assert not RAW.search(html)
 

@@ -2,9 +2,7 @@
 
 import inspect
 import json
-import os
 import re
-import shlex
 import subprocess
 import sys
 from copy import deepcopy
@@ -141,6 +139,23 @@ def test_stages_that_are_no_chain_or_have_no_name_of_their_own_are_refused(setti
         load("laptop", [override.replace("STAGE", stage)])
 
 
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("reformat.tasks=[caption, attributes, expression, age, gender, head_pose, agee]", "no task 'agee'"),
+        ("reformat.held_out=[Wearing_Earings]", "reformat.held_out: no attribute .* did you mean Wearing_Earrings"),
+        ("reformat.reasons.gender=null", "reformat.reasons"),
+        ('promote.thresholds."head_pose.yawn".max=3', "head_pose has no item 'yawn'"),
+        ("promote.thresholds.agee.max=3", "no task 'agee'"),
+        ("promote.thresholds.age={min: 3, max: null}", "less is better here, so give max"),
+        ("promote.fairness_gap.agee=0.1", "no task 'agee'"),
+    ],
+)
+def test_names_of_nothing_are_refused_before_anything_runs(tmp_path: Path, override: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        compiled(load("laptop", [override]), tmp_path, override)
+
+
 def test_conditions_stand_before_registration_and_release(documents: list[dict]):
     spec = documents[0]
 
@@ -237,17 +252,3 @@ def test_model_and_loop_run_on_a_bare_machine():
     """They need torch, transformers and peft, not what the workflow around them is made of."""
     done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, check=False)
     assert done.stdout == "bare\n", done.stderr
-
-
-def test_make_run_takes_a_folder_of_pictures(tmp_path: Path):
-    folder = tmp_path / "my pictures"
-    folder.mkdir()
-    # make test hands its own flags down, and a make below another talks of the folders it enters
-    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    command = ["make", "-n", "run", f"FACES={folder}"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env=outside).stdout
-    (line,) = (line for line in said.splitlines() if "pipeline.py run" in line)
-    words = shlex.split(line)
-    assert words[words.index("--profile") + 1] == "own"
-    (source,) = load("own", [words[words.index("--set") + 1]]).ingest.sources
-    assert (source.name, source.root) == ("imagefolder", str(folder))

@@ -78,8 +78,10 @@ def test_how_to_answer_is_said_in_words():
 
 
 def test_answers_are_read_strictly_and_odd_text_can_be_kept(peer):
-    unread = ("A woman or a man.", "I cannot help with that.", "", "B", "Perhaps a woman.")
-    for number, (said, parsed) in enumerate({"A woman.": "female", "a man": "male", **dict.fromkeys(unread)}.items()):
+    unreadable = ("A woman or a man.", "I cannot help with that.", "", "B", "Perhaps a woman.")
+    for number, (said, parsed) in enumerate(
+        {"A woman.": "female", "a man": "male", **dict.fromkeys(unreadable)}.items()
+    ):
         peer.sender.said = said
         (row,) = peer.answer([shown(GENDER, number=number)])
         assert row == {"raw": said, "parsed": parsed, "question": words(GENDER)}

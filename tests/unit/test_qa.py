@@ -145,3 +145,23 @@ def test_forgotten_people_are_not_asked_about(rows, faces_table, laptop, tmp_pat
     assert 0 < left < 4
     assert (manifest["rows"], manifest["quarantined"]) == (left, 4 - left)
     assert {row["reason"] for row in open_table(tmp_path / "out").refused()} == {"forgotten"}
+
+
+def test_labels_of_ones_own_that_nothing_is_asked_about_are_said(rows, faces_table, laptop, tmp_path, capsys):
+    made = rows(4)
+    for place, row in enumerate(made):
+        row["source"] = "imagefolder"
+        row["attributes"] = pairs({"Eyeglasses": True, "Bangs": False, "Attractive": True, "Blue_Eyes": place > 1})
+        row["expression"] = "grumpy" if place else "anger"
+    table = faces_table(made)
+    manifest = reformat(laptop, table, tmp_path / "own")
+    assert manifest["about"]["unasked"] == {"Attractive": 4, "Blue_Eyes": 4, "Eyeglasses": 4, "expression grumpy": 3}
+    said = capsys.readouterr().err
+    assert (
+        "about Eyeglasses (4 faces); add presence to reformat.tasks and presence: 1.0 to the tasks of a stage" in said
+    )
+    assert "with a reason in reformat.reasons.presence_of_persons" in said
+    assert "no task has a question about Blue_Eyes (4 faces), expression grumpy (3 faces)" in said
+    asking = laptop.model_copy(update={"reformat": laptop.reformat.model_copy(update={"tasks": ["presence"]})})
+    assert "Eyeglasses" not in reformat(asking, table, tmp_path / "asked")["about"]["unasked"]
+    assert "unasked" not in reformat(laptop, faces_table(rows(4), "drawn"), tmp_path / "of drawn")["about"]

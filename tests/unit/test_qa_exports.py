@@ -1,5 +1,4 @@
-"""Exports: each loads with `datasets`, passes the checks of the tool it is for where that is installed, and says
-the same as the conversations."""
+"""Exports load with `datasets`, pass the checks of the tool they are for if it is here, and say what the tables say."""
 
 import json
 
@@ -8,13 +7,12 @@ from typer.testing import CliRunner
 
 from facemllm import settings, tasks
 from facemllm.cli.main import app
-from facemllm.errors import UserError
 from facemllm.reformat.export import FORMATS, export
 from facemllm.reformat.run import reformat
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, open_table
 from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import with_attributes
-from tests.conftest import face
+from tests.conftest import conversation, face
 from tests.refusing import refuses
 
 FORMS = "reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
@@ -194,43 +192,38 @@ def test_exports_say_whose_pictures_they_are_and_come_out_the_same(name, talks, 
         assert b"earring" not in file.read_bytes().lower()
 
 
-def test_what_cannot_be_exported_is_refused_and_leaves_nothing(talks, limits, tmp_path):
-    refuses("no format 'csv'; choose one of llava, sharegpt", export, limits, talks, tmp_path / "out", "csv")
-    row = rows_of(talks)[0]
-    with TableWriter(tmp_path / "few", CONVERSATIONS) as table:
-        table.write([row])
-    with pytest.raises(UserError, match="nothing to export as trl: it has no row of split 'test'"):
-        export(limits, tmp_path / "few", tmp_path / "out", "trl", "test")
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(talks, limits, conversations_table, tmp_path):
+    out, row = tmp_path / "out", rows_of(talks)[0]
+    refuses("no format 'csv'; choose one of llava, sharegpt", export, limits, talks, out, "csv")
+    few = conversations_table([row])
+    refuses("nothing to export as trl: it has no row of split 'test'", export, limits, few, out, "trl", "test")
     mine = settings.load("laptop", [f"storage.home={tmp_path / 'home'}"])
     Tombstones.of(mine).add("image", Marks(image=frozenset({row["image_id"]})), reason="asked", by="Ada Lovelace")
-    refuses("1 of 40 rows were forgotten", export, mine, talks, tmp_path / "out", "llava")
+    refuses("1 of 40 rows were forgotten", export, mine, talks, out, "llava")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
-def test_terms_are_asked_for_what_the_split_is_for(talks, limits, tmp_path):
-    with TableWriter(tmp_path / "bound", CONVERSATIONS) as table:
-        table.write(row | {"source": "aflw2000"} for row in open_table(talks).iterate())
+def test_terms_are_asked_for_what_the_split_is_for(talks, limits, conversations_table, tmp_path):
+    talks = conversations_table(row | {"source": "aflw2000"} for row in open_table(talks).iterate())
     mine = tmp_path / "ledger.yaml"
     mine.write_text("aflw2000: {uses: [evaluate]}\n")
     bound = limits.model_copy(update={"ingest": limits.ingest.model_copy(update={"ledger": str(mine)})})
-    with pytest.raises(UserError, match="the terms of source 'aflw2000' do not allow to train a model on it"):
-        export(bound, tmp_path / "bound", tmp_path / "out", "llava")
-    export(bound, tmp_path / "bound", tmp_path / "test", "llava", "test")
+    said = "the terms of source 'aflw2000' do not allow to {} a model on it"
+    refuses(said.format("train"), export, bound, talks, tmp_path / "out", "llava")
+    export(bound, talks, tmp_path / "test", "llava", "test")
     mine.write_text("aflw2000: {uses: [train]}\n")
-    export(bound, tmp_path / "bound", tmp_path / "train", "llava")
-    with pytest.raises(UserError, match="the terms of source 'aflw2000' do not allow to measure a model on it"):
-        export(bound, tmp_path / "bound", tmp_path / "out", "llava", "validation")
+    export(bound, talks, tmp_path / "train", "llava")
+    refuses(said.format("measure"), export, bound, talks, tmp_path / "out", "llava", "validation")
 
 
-def test_texts_that_hold_the_image_mark_and_rows_of_several_pictures(conversation_rows, face_rows, limits, tmp_path):
-    good, marked, several = conversation_rows(face_rows(3))
+def test_texts_that_hold_the_image_mark_and_rows_of_several_pictures(conversations_table, limits, tmp_path):
+    good, marked, several = (conversation(face(number)) for number in range(3))
     marked["messages"][1]["content"][0]["text"] = "An <image> of a face."
     several["images"] = [*several["images"], good["images"][0]]
     several["messages"][0]["content"].insert(0, {"type": "image", "text": None})
-    with TableWriter(tmp_path / "odd", CONVERSATIONS) as table:
-        table.write([good, marked, several])
-    assert export(limits, tmp_path / "odd", tmp_path / "a", "llava")["quarantined"] == 2
-    assert export(limits, tmp_path / "odd", tmp_path / "b", "sharegpt")["quarantined"] == 1
+    odd = conversations_table([good, marked, several])
+    assert export(limits, odd, tmp_path / "a", "llava")["quarantined"] == 2
+    assert export(limits, odd, tmp_path / "b", "sharegpt")["quarantined"] == 1
     entries = json.loads((tmp_path / "b" / "train.json").read_text())
     assert entries[1]["messages"][0]["content"].startswith("<image>\n<image>\nWhat")
     assert len(entries[1]["images"]) == 2

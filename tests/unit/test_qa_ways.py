@@ -193,6 +193,11 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(talks, 
     assert not (tmp_path / "talks0").exists()
 
 
+def test_what_states_a_sensitive_answer_in_passing_needs_its_reason_too():
+    unasked = settings.load("laptop").reformat.model_copy(update={"tasks": ["caption"], "reasons": {}})
+    refuses("the task 'caption' states what the sensitive task 'gender' asks", Plan, unasked)
+
+
 HELD = "reformat.held_out=[Wearing_Earrings, Bangs]"
 WORDS = (b"earring", b"bangs", b"fringe")
 
@@ -263,11 +268,6 @@ def test_what_is_held_out_and_never_asked_is_said(faces_table, tmp_path):
     assert about["held_out_questions"] == {"Wearing_Earrings": 2, "Bangs": 0}
 
 
-def test_what_states_a_sensitive_answer_in_passing_needs_its_reason_too():
-    unasked = settings.load("laptop").reformat.model_copy(update={"tasks": ["caption"], "reasons": {}})
-    refuses("the task 'caption' states what the sensitive task 'gender' asks", Plan, unasked)
-
-
 def test_rare_columns_are_there_in_a_row_with_changes():
     whole = face(1) | {"age_range": "20-29", "alt_text": "A face.", "landmarks": [[1.0, 2.0]]}
     batch = pa.RecordBatch.from_pylist([face(0), whole], FACES)
@@ -299,15 +299,12 @@ def test_balance_evens_out_the_answers_of_every_source_in_training_alone(talks):
     assert hats(even, "celeba", "train")["yes"] < half["yes"] < hats(plain, "celeba", "train")["yes"]
 
 
-def test_balance_leaves_an_item_that_has_one_answer_alone(talks):
+def test_balance_leaves_an_item_of_one_answer_alone_and_thins_every_way_of_asking_alike(talks):
     rows = [face(n) | {"attributes": pairs({"Wearing_Hat": False, "Bangs": n % 4 == 0})} for n in range(100)]
     found, _ = talks(rows, *PLAIN, "reformat.balance=1.0")
     asked = Counter(turn["template"].split("/")[0] for row in found for turn in row["turns"])
     assert asked["Wearing_Hat"] == 100
     assert asked["Bangs"] < 70
-
-
-def test_balance_thins_every_way_of_asking_alike(talks):
     rows = [face(n) | {"attributes": pairs({"Wearing_Hat": n % 5 == 0}), "caption": None} for n in range(500)]
     forms = "reformat.forms={native: 1, statement: 1, lettered: 0, dialogue: 0}"
     found, _ = talks(rows, "reformat.held_out=[]", f"reformat.tasks=[{NAMES}]", "reformat.balance=1.0", forms)
@@ -330,7 +327,7 @@ def test_balance_and_mixture_do_not_count_who_was_forgotten(talks, tmp_path):
         assert manifest["about"].get("mixture") == alone["about"].get("mixture")
 
 
-def test_mixture_caps_a_source_and_says_what_it_took(talks):
+def test_mixture_caps_a_source_or_thins_large_ones_and_says_what_it_took(talks):
     rows = [face(n, source=s) for s, many in (("celeba", 100), ("render", 18)) for n in range(many)]
     rows += [face(n, "test", "celeba") for n in range(100, 106)]
     found, manifest = talks(rows, *PLAIN, "reformat.mixture.caps={celeba: 24}")
@@ -341,9 +338,6 @@ def test_mixture_caps_a_source_and_says_what_it_took(talks):
     assert manifest["quarantined"] == 76
     alone, _ = talks([row for row in rows if row["source"] == "celeba"], *PLAIN, "reformat.mixture.caps={celeba: 24}")
     assert alone == [row for row in found if row["source"] == "celeba"]
-
-
-def test_temperature_thins_large_sources_towards_equal_shares(talks):
     rows = [face(n, source=s) for s, many in (("celeba", 80), ("render", 20)) for n in range(many)]
     for temperature, taken in (("2", 40), ("1.000001", 80)):
         found, _ = talks(rows, *PLAIN, f"reformat.mixture.temperature={temperature}")
@@ -364,9 +358,9 @@ def test_a_broken_wording_is_refused_with_its_rows(talks, monkeypatch, tmp_path)
     own, broken = type(task).question, replace(task.question("age"), templates=("How old is {}?",))
     monkeypatch.setattr(type(task), "question", lambda self, item: broken if item == "age" else own(self, item))
     task.memo.clear()
+    without = face(2) | {"age": None}
     try:
-        with_age, without = face(1), face(2) | {"age": None}
-        found, _ = talks([with_age, without], *PLAIN)
+        found, _ = talks([face(1), without], *PLAIN)
     finally:
         task.memo.clear()
     assert [row["image_id"] for row in found] == [without["image_id"]]

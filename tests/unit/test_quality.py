@@ -1,7 +1,4 @@
-"""The suites: sound tables pass, and every check finds the row that breaks it, and only that row.
-
-All broken rows of a table stand together, one row a fault, so that its suite runs once.
-"""
+"""The suites: sound tables pass; every check finds the row that breaks it, of all that stand together, and no other."""
 
 import io
 import json
@@ -305,27 +302,20 @@ def held_together(sound_rows, entries, limits, tmp_path_factory):
 
 @pytest.mark.parametrize("row", CHANGES)
 def test_what_annotation_changed_is_found(held_together, row):
-    frame, _, _ = held_together
     _, check, column = CHANGES[row]
-    assert frame[check][row] in (False,)  # neither true nor null
-    assert frame["changed"][row] == column
+    frame, _, _ = held_together
+    assert (frame[check][row], frame["changed"][row]) == (False, column)  # neither true nor null
 
 
-def test_what_annotation_added_is_no_change(held_together):
-    frame, found, _ = held_together
+def test_what_annotation_added_is_no_change_and_a_picture_is_decoded_once_over_both_tables(held_together):
+    frame, found, counts = held_together
     untouched = frame.drop(index=list(CHANGES))
     for check in ("in_raw", "identity_kept", "labels_kept"):
         assert untouched[check].all()
         rows = [row for row, (_, name, _) in CHANGES.items() if name == check]
-        assert not found[check].passed
-        assert found[check].severity == "critical"
-        assert found[check].failed == len(rows)
+        assert (found[check].passed, found[check].severity, found[check].failed) == (False, "critical", len(rows))
         assert [example["row"] for example in found[check].examples] == rows[:5]
     assert "(source_id)" in found["identity_kept"].line()
-
-
-def test_a_picture_is_decoded_once_over_both_tables(held_together):
-    _, _, counts = held_together
     replaced = 1 + 1  # the picture that is not in the raw table, the segmentation that is another one
     assert counts == [80, replaced + 1]  # and the segmentation of the picture that is not in the raw table
 
@@ -376,9 +366,7 @@ def test_a_critical_failure_names_check_table_row_and_report_which_is_kept(table
     assert found["passed"] is False
     assert [line.partition(":")[0] for line in found["critical"]] == ["faces", "annotated"]
     page = (out / "report.html").read_text()
-    assert row["image_id"] in page
-    assert "&lt;b&gt;other" in page
-    assert "<b>other" not in page
+    assert [part in page for part in (row["image_id"], "&lt;b&gt;other", "<b>other")] == [True, True, False]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotated", "faces", "out", "talks"]
 
 

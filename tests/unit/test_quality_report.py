@@ -30,8 +30,7 @@ def written(folder, rows, schema, refused=(), **options):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The text of a page about tables in which something of everything went wrong, without its marks of style, and the
-    page itself."""
+    """The words of a page about tables in which something of everything went wrong, the page, and its folder."""
     tmp_path, rows = tmp_path_factory.mktemp("report"), []
     for number, row in enumerate(face(number) for number in range(40)):
         says = f"This is a {WORDS[row['gender']]}, {row['age']:.0f} years old."
@@ -106,9 +105,7 @@ def test_the_page_is_sound_says_the_policy_and_its_contents_lead_to_every_sectio
     page = Page(report[1])
     assert page.links == [f"#{name}" for name in page.ids]
     assert len(page.ids) == 7
-
-
-def test_the_template_of_the_page_enters_the_key_of_the_step():
+    # and its template enters the key of the step
     assert digests.PACKAGE / "report/templates/validation.html.jinja" in digests.code_files("facemllm.validate.run")
 
 
@@ -124,19 +121,19 @@ def test_a_manifest_of_another_shape_is_read_as_having_counted_nothing(own):
     assert sources([], {}, {}, own)["held_back"] == []
 
 
-def test_reasons_without_end_stay_few_and_are_all_counted(tmp_path):
+def reasons_of(folder, told):
+    written(folder, [], FACES, [("f", number, text) for number, text in enumerate(told)])
+    return reasons(open_table(folder), {})
+
+
+def test_reasons_that_differ_by_numbers_or_digests_are_one_and_those_without_end_stay_few(tmp_path):
     words = ["".join(chr(97 + int(digit)) for digit in str(number)) for number in range(1000)]
-    written(tmp_path / "table", [], FACES, [("f", n, f"odd {word}") for n, word in enumerate(words)])
-    found = reasons(open_table(tmp_path / "table"), {})
+    found = reasons_of(tmp_path / "many", [f"odd {word}" for word in words])
     assert sum(reason.rows for reason in found) == 1000
     assert (len(found), found[0].wording, len(found[0].files)) == (201, "other reasons", 3)
     assert not found[0].varies
-
-
-def test_reasons_that_differ_by_numbers_or_digests_are_one(tmp_path):
     said = ["row 3 of 9: 0.5 s", "row 41 of 10: 12.25 s", "image 0123456789abcdef", "image fedcba9876543210"]
-    written(tmp_path / "table", [], FACES, [("f", 0, text) for text in [*said, "v2 of it", "v3 of it", None]])
-    found = reasons(open_table(tmp_path / "table"), {})
+    found = reasons_of(tmp_path / "few", [*said, "v2 of it", "v3 of it", None])
     assert [(reason.rows, reason.wording, reason.varies) for reason in found] == [
         (2, "image 0123456789abcdef", True),
         (2, "row 3 of 9: 0.5 s", True),

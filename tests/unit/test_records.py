@@ -11,8 +11,8 @@ from PIL import Image
 
 from facemllm import tables as records
 from facemllm.core.files import atomic_write
-from facemllm.errors import UserError
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, mapping, open_table, pairs
+from tests.conftest import conversation
 from tests.refusing import refuses
 
 
@@ -31,13 +31,10 @@ def test_rows_come_back_as_they_were_written(faces_table, face_rows):
     assert mapping(back[0]["attributes"]) == {"Smiling": True, "Bald": False}
 
 
-def test_conversations_come_back_as_they_were_written(conversations_table, conversation_rows, face_rows):
+def test_conversations_come_back_and_pairs_and_mapping_are_inverse(conversations_table, conversation_rows, face_rows):
     rows = conversation_rows(face_rows())
     back = list(open_table(conversations_table(rows), CONVERSATIONS).iterate())
     assert [{name: found[name] for name in row} for row, found in zip(rows, back, strict=True)] == rows
-
-
-def test_pairs_and_mapping_are_inverse():
     assert mapping(pairs({"b": False, "a": True})) == {"a": True, "b": False}
     assert [pair["name"] for pair in pairs({"b": 1, "a": 2})] == ["a", "b"]
     assert mapping(None) == {}
@@ -61,13 +58,10 @@ def test_the_digest_depends_on_rows_parents_and_facts(faces_table, face_rows):
     assert len({open_table(path).digest for path in made}) == 4
 
 
-def test_shards_are_cut_by_size_and_read_as_one(tmp_path, face_rows, monkeypatch):
+def test_shards_are_cut_by_size_and_read_as_one(faces_table, face_rows, monkeypatch):
     monkeypatch.setattr("facemllm.tables.storage.ROW_GROUP", 8)
     rows = face_rows(24)
-    with TableWriter(tmp_path / "t", FACES, shard_mb=1) as table:
-        table._shard_bytes = 1
-        table.write(rows)
-    found = open_table(tmp_path / "t")
+    found = open_table(faces_table(rows, shard_mb=0))
     assert [shard["rows"] for shard in found.manifest["shards"]] == [8, 8, 8]
     assert [row["source_id"] for row in found.iterate(["source_id"])] == [row["source_id"] for row in rows]
 
@@ -113,22 +107,20 @@ def test_refused_rows_stand_in_the_quarantine(tmp_path, face_rows):
         table.write(face_rows(2))
         table.quarantine("list.csv", 7, "no image")
     assert open_table(tmp_path / "t").manifest["quarantined"] == 1
-    assert pq.read_table(tmp_path / "t" / "quarantine.parquet").to_pylist() == [
-        {"file": "list.csv", "row": 7, "reason": "no image"}
-    ]
+    refused = pq.read_table(tmp_path / "t" / "quarantine.parquet").to_pylist()
+    assert refused == [{"file": "list.csv", "row": 7, "reason": "no image"}]
 
 
-def test_an_empty_table_can_be_opened(faces_table):
+def test_an_empty_table_can_be_opened_and_one_of_the_other_schema_is_refused(faces_table):
     table = open_table(faces_table([]), FACES)
     assert (table.rows, list(table.iterate(["image_id"], split="train"))) == (0, [])
+    refuses(r"is a 'faces/1' table; 'conversations/1' is needed", open_table, table.path, CONVERSATIONS)
 
 
-def test_datasets_opens_the_tables_with_images_decoded(
-    faces_table, conversations_table, face_rows, conversation_rows, tmp_path
-):
+def test_datasets_opens_the_tables_with_images_decoded(faces_table, conversations_table, face_rows, tmp_path):
     datasets = pytest.importorskip("datasets")
     faces = face_rows()
-    talks = [c | {"segmentation": f["segmentation"]} for c, f in zip(conversation_rows(faces), faces, strict=True)]
+    talks = [conversation(face) | {"segmentation": face["segmentation"]} for face in faces]
     for table, look in (
         (faces_table(faces), lambda row: [row["image"], row["segmentation"]]),
         (conversations_table(talks), lambda row: [*row["images"], row["segmentation"]]),
@@ -139,21 +131,19 @@ def test_datasets_opens_the_tables_with_images_decoded(
         assert all(isinstance(image, Image.Image) and image.size == (48, 48) for image in look(loaded[0]))
 
 
-def test_an_exception_leaves_nothing(tmp_path, face_rows):
+def test_an_exception_leaves_nothing(tmp_path, faces_table, face_rows):
     def broken_source():
         yield from face_rows(200)
         raise RuntimeError("midway")
 
-    with pytest.raises(RuntimeError, match="midway"), TableWriter(tmp_path / "t", FACES) as table:
-        table.write(broken_source())
+    refuses("midway", faces_table, broken_source(), error=RuntimeError)
     assert listing(tmp_path) == []
 
 
-def test_existing_output_is_refused_and_kept(tmp_path, face_rows):
+def test_existing_output_is_refused_and_kept(tmp_path, faces_table):
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists already"), TableWriter(tmp_path / "t", FACES):
-        pass
+    refuses("exists already", faces_table, [], "t")
     assert listing(tmp_path / "t") == ["mine.txt"]
     assert listing(tmp_path) == ["t"]
 
@@ -166,11 +156,10 @@ def test_existing_output_is_refused_and_kept(tmp_path, face_rows):
         ({"colour": "red"}, r"row 1 has unknown columns \['colour'\]"),
     ],
 )
-def test_rows_that_do_not_fit_are_named(tmp_path, face_rows, change, words):
+def test_rows_that_do_not_fit_are_named(tmp_path, faces_table, face_rows, change, words):
     rows = face_rows(3)
     rows[1] |= change
-    with pytest.raises(UserError, match=words), TableWriter(tmp_path / "t", FACES) as table:
-        table.write(rows)
+    refuses(words, faces_table, rows)
     assert listing(tmp_path) == []
 
 
@@ -210,35 +199,28 @@ def test_a_damaged_table_is_refused_with_the_file_named(tmp_path, face_rows, dam
     refuses(named, open_table, tmp_path / "t", FACES)
 
 
-def test_a_table_of_the_other_schema_is_refused(faces_table):
-    refuses(r"is a 'faces/1' table; 'conversations/1' is needed", open_table, faces_table(), CONVERSATIONS)
-
-
 @pytest.mark.parametrize(("where", "name"), [(pq.ParquetWriter, "write_table"), (os, "fsync")])
-def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, face_rows, monkeypatch, where, name):
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, faces_table, face_rows, monkeypatch, where, name):
     def no_space(*args, **options):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(where, name, no_space)
-    with pytest.raises(UserError, match="no space left on the device"), TableWriter(tmp_path / "t", FACES) as table:
-        table.write(face_rows(600))
+    refuses("no space left on the device", faces_table, face_rows(600))
     assert listing(tmp_path) == []
     if where is os:
         refuses("no space left on the device", atomic_write, tmp_path / "file.json", b"{}")
         assert listing(tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, face_rows, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, faces_table, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="a part of this path is a file"), TableWriter(tmp_path / "file" / "t", FACES):
-        pass
+    refuses("a part of this path is a file", faces_table, [], "file/t")
 
     def read_only(*args, **options):
         raise OSError(30, os.strerror(30))
 
     monkeypatch.setattr("pathlib.Path.mkdir", read_only)
-    with pytest.raises(UserError, match="the file system is read-only"), TableWriter(tmp_path / "t", FACES):
-        pass
+    refuses("the file system is read-only", faces_table, [])
 
 
 def test_subject_ids_tell_people_and_sources_apart_and_give_no_name_away():

@@ -15,11 +15,10 @@ from tests.conftest import encode
 from tests.pages import HOSTILE, Page
 
 
-def figure(value, low, high, majority, pixels=0.4, metric="balanced_accuracy", **more):
+def figure(value, low, high, constant, pixels=0.4, metric="balanced_accuracy", **more):
     unit = "years" if metric == "mae" else ""
-    return example.figure(
-        value, low, high, majority, pixels, metric=metric, higher_is_better=metric != "mae", unit=unit, **more
-    )
+    more |= {"metric": metric, "higher_is_better": metric != "mae", "unit": unit}
+    return example.figure(value, low, high, constant, pixels, **more)
 
 
 ITEMS = {
@@ -134,7 +133,7 @@ def test_report_is_one_sound_file(page):
         "Refused",
         "expression 0.41 is below the threshold 0.55",
         "age 9.5 is within the limit 12",
-        "Not shown to be learnt (interval does not clear the majority baseline): attributes eye_color.",
+        "Not shown to be learnt (interval does not clear that of a constant answer): attributes eye_color.",
         "0.810 [0.790, 0.830]",
         "9.50 [8.80, 10.10]",
         "560 images of 280 people",
@@ -146,7 +145,7 @@ def test_report_is_one_sound_file(page):
         "yes ✗ wrong, truth no",
         "male ✓ right",
         "41.20 · truth 37.4 · off by 3.8",
-        "not readable: “maybe a hat”",
+        "unreadable: “maybe a hat”",
         "no answer (none of the options; likeliest perhaps yes) ✗; truth no",
         "400 faces/s · 9,000 tokens/s · 12% of the peak operations · 1.50 GiB · rate up to 1.0e-03",
         *("loss of characteristics", "loss of task head pose", "learning rate", "norm of the gradient"),
@@ -167,11 +166,6 @@ def test_report_says_everything_it_must(page, said):
     assert said in Page(page).text
 
 
-def test_a_run_without_overrides_or_gate_says_so():
-    assert "settings profile ci, as it stands" in read({"run": "r", "profile": "ci", "overrides": []})
-    assert "16.40 12.90 42 % 560 1.3%" in read({**SUMMARY, "gate": None})
-
-
 @pytest.fixture(scope="module")
 def full():
     """The words of a report of an evaluation that has every part."""
@@ -186,7 +180,7 @@ def full():
     [
         "Attributes held out of training: Wearing Earrings.",
         "The interval lies above chance",
-        "wrong: 0.620 [0.570, 0.670] (1.3% unread)",
+        "wrong: 0.620 [0.570, 0.670] (1.3% unreadable)",
         "the likeliest option were taken whatever it writes: 0.700 [0.680, 0.720]",
         "accuracy 0.880 [0.860, 0.900]",
         "within 5 years 0.310 [0.290, 0.330]",
@@ -229,12 +223,9 @@ def test_every_part_of_an_evaluation_is_told(full, said):
     assert said in full
 
 
-def test_zero_shot_has_a_section_of_its_own(full):
+def test_zero_shot_has_a_section_of_its_own_and_fairness_says_when_nothing_is_shown_or_compared(full):
     assert full.index("0.620 [0.570, 0.670]") > full.index("Zero-shot: attributes never seen in training")
     assert "zero shot" not in full.split("Zero-shot")[0]  # not among what was trained
-
-
-def test_fairness_says_when_nothing_is_shown_or_compared():
     alone = {"gender": example.kind({"female": example.group(0.5, 90)})}
     assert "No two groups have enough people to be compared." in read({}, {"fairness": {"age": alone}})
     alike = {"gender": example.kind({}, example.gap("a", "b", 0.01, 0.9))}
@@ -259,12 +250,36 @@ def test_a_figure_says_how_far_it_has_come():
     assert "0.500 0.630 20 % below pixels" in words  # better than a constant, worse than a linear model
 
 
-def test_real_data_and_a_run_that_stopped_early():
+def test_what_is_worse_than_nothing_carries_a_warning():
+    rows = {"hair color": figure(0.1, 0.08, 0.12, 0.2)}
+    words = read({"tasks": {"attributes": TASKS["attributes"] | {"items": rows}}})
+    assert "0.100 [0.080, 0.120] 0.200 0.400 worse than a constant answer" in words
+    ways = {"statement": {"accuracy": figure(0.61, 0.6, 0.62, 0.5), "agreement": {}, "blind": 0.73, "n": 700}}
+    metrics = example.METRICS | {"consistency": {"ways": ways}}
+    assert "73.0% worse than without the picture 700" in read({}, metrics)
+    said = results_table({"tasks": example.TASKS, "trust": trust(metrics)}).caption
+    assert "worse than without the picture[/]: asked as statement, 61.0% right against 73.0%" in said
+    assert "worse than without the picture" not in read({}, example.METRICS)
+
+
+def test_a_gap_stands_beside_the_limit_of_the_gate_or_its_lack():
+    gate = {"passed": True, "reasons": [], "checks": [{"check": "fairness", "key": "gender", "bound": 0.2}]}
+    gate["checks"][0] |= {"passed": True, "reason": "gender is fair"}
+    assert "limit of the gate" not in read({}, example.METRICS)
+    words = read({"gate": gate}, example.METRICS)
+    assert "limit of the gate" in words
+    assert "none is set" in words
+    gate["checks"][0]["key"] = "attributes"
+    assert "≤ 0.2" in read({"gate": gate}, example.METRICS)
+
+
+def test_real_data_and_a_run_without_overrides_or_gate_or_that_stopped_early():
+    assert "settings profile ci, as it stands" in read({"run": "r", "profile": "ci", "overrides": []})
+    assert "16.40 12.90 42 % 560 1.3%" in read({**SUMMARY, "gate": None})
     summary = {"run": "r", "profile": "ci", "steps": [], "tasks": {}, "gate": None, "model": None, "cost": {}}
     words = read(summary, source="celeba")
-    assert "come from the source 'celeba'" in words
-    assert "synthetic" not in words
-    assert "has not come to the gate" in words
+    said = ("come from the source 'celeba'", "has not come to the gate", "synthetic")
+    assert [part in words for part in said] == [True, True, False]
 
 
 def test_scales_survive_odd_figures():
@@ -294,11 +309,8 @@ def test_curves_survive_odd_points():
     assert plots.curve_in_words(points) == "loss from 2 to 1 over 3 points"
 
 
-def test_a_probability_is_never_a_bare_zero():
+def test_a_probability_is_never_a_bare_zero_and_every_metric_says_how_it_is_written():
     assert [p_value(p) for p in (None, 0.0, 0.0004, 0.001, 0.7)] == ["–", "< .001", "< .001", "0.001", "0.700"]
-
-
-def test_every_metric_says_how_it_is_written():
     error = measure({"metric": "mae", "unit": "years"})
     assert (error.long, error.short, error.arrow, error.digits) == ("mean error, years", "mae (years)", "↓", 2)
     within = measure({"metric": "mae", "unit": "years"}, "within_5")

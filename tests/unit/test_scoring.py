@@ -16,13 +16,13 @@ from fairlearn.metrics import MetricFrame
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 
 from facemllm import tasks
-from facemllm.errors import UserError
 from facemllm.evaluate.run import encode, score
 from facemllm.scoring import consistency
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, open_table
-from facemllm.tasks.answers import refuses
+from facemllm.tasks import answers
+from tests.refusing import refuses
 from tests.scored import template, write_conversations, write_predictions
 
 ROWS = list(csv.DictReader((Path(__file__).parent / "scored" / "answers.csv").open(encoding="utf-8")))
@@ -70,7 +70,7 @@ def test_the_answers_are_read_as_a_person_reads_them(row):
     wording = template(row["item"], row["way"], row["claim"])
     turn = {"task": row["task"], "template": wording, "options": row["options"].split()}
     assert tasks.read(tasks.question_of(turn), row["raw"]) == (row["parsed"] or None)
-    assert (not row["parsed"] and refuses(row["raw"])) == bool(row["refused"])
+    assert (not row["parsed"] and answers.refuses(row["raw"])) == bool(row["refused"])
 
 
 def test_figures_equal_a_table_worked_out_by_hand(metrics):
@@ -87,9 +87,9 @@ def test_figures_equal_a_table_worked_out_by_hand(metrics):
         "caption": (Fraction(10, 14), Fraction(1, 3), Fraction(1, 3)),
     }
     assert set(metrics["tasks"]) == set(table)
-    for task, (value, unparsed, refused) in table.items():
+    for task, (value, unreadable, refused) in table.items():
         entry = metrics["tasks"][task]
-        by_hand = {"value": float(value), "unparsed": float(unparsed), "refused": float(refused)}
+        by_hand = {"value": float(value), "unreadable": float(unreadable), "refused": float(refused)}
         assert {name: entry[name] for name in by_hand} == pytest.approx(by_hand, abs=1e-9), task
         assert entry["low"] <= entry["value"] <= entry["high"]
     caption = metrics["tasks"]["caption"]["also"]
@@ -116,7 +116,7 @@ def test_groups_equal_those_of_fairlearn(metrics):
         rows = native(task)
         for kind in (("gender",), ("age_band",), ("gender", "age_band")):
             frame = MetricFrame(
-                metrics={"value": measure, "unparsed": lambda _, texts: float(np.mean(texts == UNREAD))},
+                metrics={"value": measure, "unreadable": lambda _, texts: float(np.mean(texts == UNREAD))},
                 y_true=np.array(truth(rows)),
                 y_pred=np.array(said(rows)),
                 sensitive_features=pd.DataFrame({part: [row[part] for row in rows] for part in kind}),
@@ -139,9 +139,9 @@ def test_confusion_equals_that_of_scikit_learn(metrics):
     rows = [row for row in native("expression") if row["parsed"]]
     assert found["counts"] == confusion_matrix(truth(rows), said(rows), labels=found["labels"]).tolist()
     assert "contempt" in found["labels"]  # no option of the question, yet an answer
-    unread = Counter(row["answer"] for row in native("expression") if not row["parsed"])
-    assert found["unparsed"] == [unread[label] for label in found["labels"]]
-    assert sum(map(sum, found["counts"])) + sum(found["unparsed"]) == 12
+    unreadable = Counter(row["answer"] for row in native("expression") if not row["parsed"])
+    assert found["unreadable"] == [unreadable[label] for label in found["labels"]]
+    assert sum(map(sum, found["counts"])) + sum(found["unreadable"]) == 12
 
 
 def test_the_same_answers_give_the_same_bytes_and_any_changed_one_others(settings, table, predictions, metrics):
@@ -193,8 +193,7 @@ def test_an_evaluation_folder_brings_its_other_tables_along(settings, table, pre
     assert again["agreement"]["value"] == again["by_task"]["expression"]["value"] == 0.5
     assert (again["n"], again["unreadable"], again["both_unreadable"]) == (6, 0.0, 0.0)
     write_predictions(folder / "disturbed" / "jpeg", {len(ROWS): None}, [*raw, ""], kind="jpeg")
-    with pytest.raises(UserError, match="1 predictions answer no question"):
-        score(settings, table, folder)
+    refuses("1 predictions answer no question", score, settings, table, folder)
 
 
 ZERO = [(str(i), i, "zero_shot", "Wearing_Earrings", ("yes", "no")[i % 2]) for i in range(20)]
@@ -227,19 +226,18 @@ def test_predictions_and_labels_that_mean_nothing_are_refused(settings, tmp_path
     for place, odd in enumerate((1.2, -0.1, float("nan"))):
         scores = [{"no": 0.4, "yes": 0.6}] * 19 + [{"no": odd, "yes": 0.6}]
         write_predictions(tmp_path / str(place), ["yes"] * 20, scores=scores)
-        with pytest.raises(UserError, match=r"question 19 has the score .*; scores are probabilities from 0 to 1"):
-            score(settings, table, tmp_path / str(place))
+        said = "question 19 has the score .*; scores are probabilities from 0 to 1"
+        refuses(said, score, settings, table, tmp_path / str(place))
     write_predictions(tmp_path / "one", ["yes"] * 20)
     answered = list(open_table(tmp_path / "one").iterate())
     answered[7]["model_digest"] = "d" * 64
     with TableWriter(tmp_path / "two", PREDICTIONS, about={"split": "test"}) as writer:
         writer.write(answered)
-    with pytest.raises(UserError, match="question 7 was answered by model dddddddddddd, others by mmmmmmmmmmmm"):
-        score(settings, table, tmp_path / "two")
+    said = "question 7 was answered by model dddddddddddd, others by mmmmmmmmmmmm"
+    refuses(said, score, settings, table, tmp_path / "two")
     ages = write_conversations(tmp_path / "ages", [("a", 0, "age", "age", "30"), ("b", 1, "age", "age", "thirty")])
     write_predictions(tmp_path / "c", ["30", "30"])
-    with pytest.raises(UserError, match="the answer 'thirty' to question 1 of age is no number"):
-        score(settings, ages, tmp_path / "c")
+    refuses("the answer 'thirty' to question 1 of age is no number", score, settings, ages, tmp_path / "c")
 
 
 def test_nothing_heavy_is_loaded_to_score(settings, table, predictions, monkeypatch):

@@ -68,7 +68,7 @@ def test_differences_are_paired_corrected_and_plain(settings, folders):
     assert worse["difference"]["high"] < 0
     assert worse["p_holm"] == pytest.approx(4 * worse["p"])  # the smallest of four tasks
     assert worse["p_holm"] < 0.001
-    assert -worse["difference"]["value"] > worse["smallest_difference"] > 0
+    assert -worse["difference"]["value"] > worse["minimum_detectable_difference"] > 0
     same = found["figures"]["gender"]
     assert same["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert same["p"] == same["p_holm"] == 1.0

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import threading
 import zlib
@@ -183,6 +184,47 @@ def test_bodies_are_cut_off():
     assert run_limited([b"x" * 50, b"x" * 51, b"x"], []) == -413 - 3  # read to the end, so that the client sees why
     assert run_limited([b"x" * 200, b""], [(b"content-length", b"200")]) == -413 - 2
     assert run_limited([b"x" * 200], [(b"content-length", b"9999999999")]) == -413  # not this one
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "line"),
+    [
+        (
+            gzip.compress(b"{}", mtime=0),
+            b"gzip",
+            r"the body is compressed \(Content-Encoding: gzip\); send it as plain JSON in UTF-8",
+        ),
+        (b"{}", b" Br", "compressed"),
+        *(
+            ("{}".encode(name), b"", "in UTF-16 or UTF-32; send")
+            for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")
+        ),
+        ("{}".encode("utf-8-sig"), b"identity", ""),
+    ],
+)
+def test_a_body_in_another_form_is_refused_with_what_to_send(body, encoding, line):
+    came = []
+
+    async def app(_, receive, __):
+        came.append((await receive())["body"])
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    async def send(_):
+        pass
+
+    async def go():
+        headers = [(b"content-encoding", encoding)] if encoding else []
+        await BodyLimit(app, 100)({"type": "http", "headers": headers}, receive, send)
+
+    if not line:
+        asyncio.run(go())
+        assert came == [b"{}"]
+        return
+    with pytest.raises(Refused, match=line) as refusal:
+        asyncio.run(go())
+    assert (refusal.value.status, came) == (415, [])
 
 
 def test_what_waits_is_answered_together_and_failures_stay_their_own():

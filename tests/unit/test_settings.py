@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from facemllm import settings
 from facemllm.errors import UserError
+from tests.refusing import refuses
 
 PROJECT = Path(__file__).parents[2]
 NOWHERE = ("s3://", "s3:///runs", "s3:/faces", "gs://faces", "''")
@@ -57,6 +58,29 @@ def test_an_override_reaches_one_key_and_is_yaml():
         changed.seed = 1
 
 
+@pytest.mark.parametrize("key", ["head_pose.yaw", '"head_pose.yaw"', '"head_pose.pitch"'])
+def test_a_key_with_a_dot_can_be_set(key):
+    loaded = settings.load("laptop", [f"promote.thresholds.{key}.max=3"]).promote.thresholds
+    assert loaded[key.strip('"')].max == 3
+    assert loaded["closed_mean"].min == 0.75
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: 0\ntrain:\n  workers: 1\n  workers: 2\n", "params.yaml, line 4: .*'workers' .* twice, .* line 3"),
+        ("seed: 0\nseed: 1\n", "params.yaml, line 2: .*'seed' stands there twice, first in line 1"),
+        ("seed: [1\n", "params.yaml, line 2: not valid YAML"),
+        ("seed: \udcff\n", "params.yaml: not UTF-8"),
+    ],
+    ids=["nested", "at the top", "no YAML", "not UTF-8"],
+)
+def test_settings_that_say_a_key_twice_are_refused_with_the_line(tmp_path, monkeypatch, text, says):
+    (tmp_path / "params.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    monkeypatch.chdir(tmp_path)
+    refuses(says, settings.load)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -76,6 +100,7 @@ def test_an_override_reaches_one_key_and_is_yaml():
         ("promote.thresholds.age=3", ["promote.thresholds.age: is a section; set one of its keys: ", "min"]),
         ("train.stages.align.rates=2", ["train.stages.align.rates: is a section"]),
         ("training.workers=2", ["unknown key; training is now train"]),
+        ("promote.above_majority=false", ["unknown key; above_majority is now above_constant"]),
         ("reformat.tasks=[age, caption, age]", ["reformat.tasks", "names age twice"]),
         ("train.stages.polish={steps: 2}", ["train.stages.polish: required and missing: trains, tasks, objective"]),
         ("train.stages.align.rates={eyes: 2}", ["train.stages.align.rates.eyes: Input should be 'tower'"]),
@@ -91,6 +116,10 @@ def test_an_override_reaches_one_key_and_is_yaml():
         ("train.workers", ["expected KEY=VALUE"]),
         ("=3", ["expected KEY=VALUE"]),
         ("seed=[1", ["not valid YAML"]),
+        ("train.stages.align={steps: 1, steps: 2}", ["not valid YAML; 'steps' stands there twice"]),
+        ("promote.thresholds.head_pose.roll.max=3", ["""set as 'promote.thresholds."head_pose.ITEM".max=VALUE'"""]),
+        ('train."workers=2', ["expected KEY=VALUE"]),
+        ("train..workers=2", ["expected KEY=VALUE"]),
     ],
 )
 def test_a_bad_override_is_refused_with_its_key(override, words):

@@ -122,6 +122,6 @@ def test_p_values_are_those_of_a_t_test_and_of_holm():
 def test_the_smallest_difference_is_found_four_times_in_five():
     draw = np.random.default_rng(1)
     error = 0.02
-    least = stats.smallest_difference(error)
+    least = stats.minimum_detectable_difference(error)
     found = [stats.p_value(draw.normal(least, error), error, 10_000) < 0.05 for _ in range(4000)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.02)

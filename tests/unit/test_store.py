@@ -14,9 +14,8 @@ import pytest
 
 from facemllm.core import digests
 from facemllm.core.files import atomic_file, locked
-from facemllm.core.step import step_key
+from facemllm.core.step import key_of, step_key
 from facemllm.core.store import Store
-from facemllm.errors import UserError
 from facemllm.settings import load
 from facemllm.workflow.steps import steps
 from tests.refusing import refuses
@@ -36,7 +35,7 @@ def result(tmp_path, text="result", name="made"):
     return folder, digests.of_tree(folder)
 
 
-def test_what_is_kept_is_recalled(store, tmp_path):
+def test_what_is_kept_is_recalled_under_no_other_key_nor_when_it_is_lost(store, tmp_path):
     folder, digest = result(tmp_path)
     (store.work(KEY) / "half").write_text("unfinished")
     assert (store.work(KEY) / "half").read_text() == "unfinished"
@@ -46,10 +45,6 @@ def test_what_is_kept_is_recalled(store, tmp_path):
     assert store.recall(KEY) == {"digest": digest, "rows": 3}
     assert not folder.exists()
     assert not (store.home / "work" / KEY[:32]).exists()
-
-
-def test_nothing_is_recalled_under_another_key_nor_when_it_is_lost(store, tmp_path):
-    kept = store.keep(KEY, *result(tmp_path), {})
     assert store.recall("j" * 64) is None
     shutil.rmtree(kept)
     assert store.recall(KEY) is None
@@ -76,12 +71,13 @@ def test_find_wants_one_result(store, tmp_path):
     refuses("2 results begin with 'abc'", store.find, "abc")
 
 
-def test_the_key_depends_on_step_settings_and_inputs(store):
-    base = ("ingest", "facemllm.core.store", {"seed": 0}, {"faces": "a"})
-    other = ("annotate", "facemllm.settings", {"seed": 1}, {"faces": "b"})
-    changed = [(*base[:n], value, *base[n + 1 :]) for n, value in enumerate(other)]
-    assert len({store.key(*arguments) for arguments in (base, *changed)}) == 5
-    assert store.key(*base) == store.key(*base)
+def test_the_key_depends_on_step_settings_and_inputs():
+    step, other = (steps(load())[name] for name in ("annotate", "reformat"))
+    base = (step, {"code": "a", "settings": {"seed": 0}}, {"faces": "a"})
+    changed = [(other, *base[1:]), (step, {"code": "b", "settings": {"seed": 0}}, base[2])]
+    changed += [(step, {"code": "a", "settings": {"seed": 1}}, base[2]), (*base[:2], {"faces": "b"})]
+    assert len({key_of(*arguments) for arguments in (base, *changed)}) == 5
+    assert key_of(*base) == key_of(*base)
 
 
 def forget(caches=(digests.of_code, digests._parsed, digests._remembered)):
@@ -210,15 +206,12 @@ def test_a_file_is_read_once_a_process_until_it_changes(tmp_path, monkeypatch):
     assert len(reads) == 5, "a file that has just been written may change again within a tick of the clock"
 
 
-def test_of_tree_sees_names_and_contents(tmp_path):
+def test_of_tree_sees_names_and_contents_and_of_json_is_canonical(tmp_path):
     folder, before = result(tmp_path)
     (folder / "file.txt").rename(folder / "other.txt")
     renamed = digests.of_tree(folder)
     (folder / "other.txt").write_text("changed")
     assert len({before, renamed, digests.of_tree(folder)}) == 3
-
-
-def test_of_json_is_canonical():
     assert digests.of_json({"b": 1, "a": "é"}) == digests.of_json({"a": "é", "b": 1})
 
 
@@ -232,11 +225,7 @@ def test_a_lock_refuses_or_waits_and_leaves_nothing(tmp_path: Path, wait_s: floa
             order.append("second")
 
     with locked(lock):
-        with (
-            pytest.raises(UserError, match=rf"^taken \(lock {lock}, pid {os.getpid()}\)$"),
-            locked(lock, "taken", wait_s),
-        ):
-            pass
+        refuses(rf"^taken \(lock {lock}, pid {os.getpid()}\)$", locked(lock, "taken", wait_s).__enter__)
         waits = threading.Thread(target=second)
         waits.start()
         waits.join(0.1)

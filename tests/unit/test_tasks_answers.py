@@ -1,4 +1,5 @@
-"""What is read out of answers as people and models write them: `answers.csv`, labelled by hand, one answer a row.
+"""What is read out of answers as people and models write them: `answers.csv`, and `answers_wrapped.csv` for what models
+put around an answer (reasoning, sources, "final answer", politeness); labelled by hand, one answer a row.
 
 `way` is written as in the name of a wording (`statement=Brown_Hair`); an empty `answer` means that none is plainly
 given. Labels are what a careful reader takes from the text, not what the parser makes of it.
@@ -12,7 +13,10 @@ import pytest
 from facemllm import tasks
 from facemllm.tasks.answers import refuses
 
-ANSWERS = list(csv.DictReader((Path(__file__).parent / "answers.csv").open(newline="", encoding="utf-8")))
+ANSWERS, WRAPPED = (
+    list(csv.DictReader((Path(__file__).parent / name).open(newline="", encoding="utf-8")))
+    for name in ("answers.csv", "answers_wrapped.csv")
+)
 
 
 def read(row):
@@ -30,19 +34,20 @@ def test_the_list_is_long_and_speaks_of_every_task_and_way():
     assert len({(row["item"], row["way"], row["options"], row["text"]) for row in ANSWERS}) == len(ANSWERS)
 
 
-def test_precision_is_one_and_recall_high(capsys):
+@pytest.mark.parametrize("answers", [ANSWERS, WRAPPED], ids=["answers", "wrapped"])
+def test_precision_is_one_and_recall_high(capsys, answers):
     wrong, missed, right = [], [], 0
-    for row in ANSWERS:
+    for row in answers:
         found, label = read(row), row["answer"] or None
         if found is not None and found != label:
             wrong.append((row["item"], row["text"], found, label))
         elif found is None and label is not None:
             missed.append((row["item"], row["text"], label))
         right += found is not None and found == label
-    labelled = sum(1 for row in ANSWERS if row["answer"])
+    labelled = sum(1 for row in answers if row["answer"])
     precision, recall = right / (right + len(wrong)), right / labelled
     with capsys.disabled():
-        print(f"\n{len(ANSWERS)} answers, {labelled} readable: precision {precision:.3f}, recall {recall:.3f}")
+        print(f"\n{len(answers)} answers, {labelled} readable: precision {precision:.3f}, recall {recall:.3f}")
     assert not wrong
     assert recall >= 0.97, missed
 
@@ -65,6 +70,7 @@ def test_precision_is_one_and_recall_high(capsys):
         ("I cannot provide information about a person's age, as this is sensitive information.", True),
         ("I must decline. If you have another question, feel free to ask.", True),
         ("I can't say.", True),
+        ("<think>A woman? I am not sure I may say so.</think>I cannot help with that.", True),
         ("", False),
         ("A woman.", False),
         ("No.", False),
@@ -81,3 +87,18 @@ def test_precision_is_one_and_recall_high(capsys):
 )
 def test_refusals_are_recognised_and_answers_and_doubts_are_none(text, refusal):
     assert bool(refuses(text)) == refusal
+
+
+def test_long_reasoning_leaves_a_short_answer_and_reading_stays_cheap():
+    row = {"task": "age", "item": "age", "way": "native", "options": ""}
+    aloud = "The hair is grey, so perhaps 50 or 60 years old. " * 400
+    assert read({**row, "text": f"<think>{aloud}</think>55"}) == "55"
+    assert read({**row, "text": f"{aloud}\n\n**Final answer:** 55"}) == "55"
+    assert read({**row, "text": f"<think>{aloud}"}) is None
+    assert read({**row, "text": "<think>" * 20_000}) is None
+    assert read({**row, "text": "final answer " * 20_000}) is None
+
+
+def test_an_expression_that_is_understood_and_is_no_option_is_no_fact_of_a_caption():
+    assert tasks.get("caption").item("caption").parse("A contemptuous woman.") == "gender=female"
+    assert tasks.get("expression").item("expression").mention("contempt") is None

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from facemllm.errors import UserError
 from facemllm.train import features
+from tests.refusing import refuses
 from tests.training_example import stage, trains
 
 PLAN = stage(trains=trains(projector="full", language="full"), augment=False, steps=6)  # as many as show each face
@@ -39,9 +39,8 @@ def test_training_on_kept_features_is_training_on_pictures(toy, tmp_path):
     [folder] = tmp_path.iterdir()
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(written) == 4
-    again = features.with_features(
-        toy.stage_run(PLAN, cache=tmp_path), toy.fresh()[0], toy.processor.image_processor, toy.dataset
-    )
+    run = toy.stage_run(PLAN, cache=tmp_path)
+    again = features.with_features(run, toy.fresh()[0], toy.processor.image_processor, toy.dataset)
     assert again.features is not None
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
 
@@ -109,7 +108,7 @@ def test_a_block_that_does_not_load_is_computed_again(toy, tmp_path, harm):
     assert block.read_bytes() == good
 
 
-def test_few_blocks_are_open_at_a_time(tmp_path, monkeypatch):
+def test_few_blocks_are_open_at_a_time_and_bfloat16_is_kept_bit_by_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "_BLOCK", 1)
     monkeypatch.setattr(features, "_OPEN", 4)
     paths = [tmp_path / f"{number}.npy" for number in range(40)]
@@ -119,6 +118,10 @@ def test_few_blocks_are_open_at_a_time(tmp_path, monkeypatch):
     read = features.Features(paths)
     assert read[np.arange(40)][:, 0, 0].tolist() == list(range(40))
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4
+    values = torch.randn(3, 2, 5).to(torch.bfloat16)
+    np.save(tmp_path / "block.npy", values.view(torch.int16).numpy())
+    monkeypatch.setattr(features, "_BLOCK", 8)
+    assert torch.equal(features.Features([tmp_path / "block.npy"])[np.array([2, 0])], values[[2, 0]])
 
 
 def test_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
@@ -128,19 +131,10 @@ def test_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
     assert done == [False, True], "its bytes, then its name"
 
 
-def test_bfloat16_is_kept_bit_by_bit(tmp_path):
-    values = torch.randn(3, 2, 5).to(torch.bfloat16)
-    np.save(tmp_path / "block.npy", values.view(torch.int16).numpy())
-    read = features.Features([tmp_path / "block.npy"])[np.array([2, 0])]
-    assert torch.equal(read, values[[2, 0]])
-
-
 def test_too_little_room_is_told_before_the_work_and_a_full_disk_is_one_line(toy, tmp_path, monkeypatch):
     file = tmp_path.with_suffix(".file")
     file.write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot write tower features .* train.feature_cache=false"):
-        kept(toy, file / "features")
+    refuses(r"cannot write tower features .* train.feature_cache=false", kept, toy, file / "features")
     monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"tower features need 0.0 GB .* train.feature_cache=false"):
-        kept(toy, tmp_path / "features")
+    refuses(r"tower features need 0.0 GB .* train.feature_cache=false", kept, toy, tmp_path / "features")
     assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from facemllm.errors import UserError
 from facemllm.train import data, launch, torchrun
 from facemllm.train.distributed import patient_barrier
 from facemllm.train.stage import StageRun
+from tests.refusing import refuses
 
 
 def test_a_cache_is_built_once_by_whoever_comes_first(toy, tmp_path: Path, monkeypatch):
@@ -35,13 +36,11 @@ def test_a_cache_is_built_once_by_whoever_comes_first(toy, tmp_path: Path, monke
 def test_a_second_training_in_the_same_folder_is_refused(conversations_table, tmp_path: Path):
     table, work = conversations_table(), tmp_path / "work"
     loaded = settings.load("laptop")
-    with pytest.raises(UserError, match="exists already"):
-        launch.train("align", loaded, table, None, tmp_path, work, tmp_path / "cache")
+    refuses("exists already", launch.train, "align", loaded, table, None, tmp_path, work, tmp_path / "cache")
     with locked(work / ".lock"):
-        with pytest.raises(UserError, match=r"another training uses .*work; wait for it or give another --work"):
-            torchrun.train("align", loaded, table, None, tmp_path / "out", work)
-        with pytest.raises(UserError, match=r"another training uses .*work; wait for it"):
-            launch.train("align", loaded, table, None, tmp_path / "out", work, tmp_path / "cache")
+        given, said = ("align", loaded, table, None, tmp_path / "out", work), "another training uses .*work; wait for"
+        refuses(f"{said} it or give another --work", torchrun.train, *given)
+        refuses(said, launch.train, *given, tmp_path / "cache")
         assert [file.name for file in work.iterdir()] == [".lock"]
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
 from facemllm.model.forward import PADDING, PREFIX, row_states, tower_features, visual_tokens
 from facemllm.model.inputs import normalise
@@ -14,6 +13,7 @@ from facemllm.train import loss as loss_module
 from facemllm.train.dataloader import apply_to_maps
 from facemllm.train.loss import token_losses
 from facemllm.train.packing import fitted, pack, tightest
+from tests.refusing import refuses
 from tests.training_example import assert_same_gradients, stage, trains
 
 FROZEN = trains(projector="full", embeddings="full", language="full")
@@ -89,8 +89,8 @@ def test_answer_tokens_are_counted_of_what_a_mirrored_face_is_asked(toy):
 
 
 def test_a_task_that_the_table_lacks_is_named_with_those_it_has(toy):
-    with pytest.raises(UserError, match=r"no conversation has a question of smell; the table has attributes, caption"):
-        toy.sampler(stage(tasks={"smell": 1.0}))
+    said = "no conversation has a question of smell; the table has attributes, caption"
+    refuses(said, toy.sampler, stage(tasks={"smell": 1.0}))
 
 
 def test_a_question_too_long_for_the_model_is_left_out_and_told(toy):
@@ -103,8 +103,8 @@ def test_a_question_too_long_for_the_model_is_left_out_and_told(toy):
     assert len(sampler.left_out) == len(toy.corpus)
     assert sampler.left_out[0] == ("i0", int(tokens[0]))
     assert not any(captions[t].any() for step in range(8) for t in sampler.plan(step).turns)
-    with pytest.raises(UserError, match=rf"every question is longer than the {prefix} tokens .* for image i0"):
-        toy.sampler(stage(), prefix=prefix, limit=prefix)
+    said = rf"every question is longer than the {prefix} tokens .* for image i0"
+    refuses(said, toy.sampler, stage(), prefix=prefix, limit=prefix)
 
 
 def test_rows_are_filled_first_fit_longest_first_to_the_width_with_least_padding():
@@ -207,8 +207,8 @@ def test_cross_entropy_in_parts_is_that_of_the_whole(toy, monkeypatch):
     assert_same_gradients(gradients, parts)
 
 
-def test_maps_move_with_the_face(full_toy):
-    plan = stage(batch_images=6)
+def test_maps_move_with_the_face_and_withheld_ones_are_none(full_toy):
+    plan = stage(batch_images=24)
     [batch] = full_toy.batches(plan)
     model = full_toy.fresh()[0].eval()
     seen = []
@@ -216,12 +216,7 @@ def test_maps_move_with_the_face(full_toy):
     full_toy.gradients(model, plan, [batch])
     assert torch.equal(seen[0], apply_to_maps(batch.maps_BSS, batch.changes))
     assert not torch.equal(seen[0], batch.maps_BSS)
-
-
-def test_withheld_maps_are_none(full_toy):
-    plan = stage(batch_images=24)
     chosen = full_toy.sampler(plan).plan(0)
-    [batch] = full_toy.batches(plan)
     none = (batch.maps_BSS == NO_MAP).flatten(1).all(1).numpy()
     absent = (full_toy.dataset.maps[full_toy.corpus.pixel_row[chosen.rows]] == NO_MAP).all((1, 2))
     assert (none == (chosen.withheld | absent)).all()

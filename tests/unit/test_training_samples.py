@@ -62,12 +62,11 @@ def test_the_answers_are_written_and_scored_and_come_again(table, tmp_path):
 
 def test_a_tracked_stage_puts_both_on_its_run(table, tmp_path):
     torch.set_num_threads(1)
-    known = ["model.knowledge.enabled=true", "model.knowledge.tasks=[gender]", "model.knowledge.audit=0.0"]
-    overrides = ["train.threads=1", *known]
+    overrides = ["model.knowledge.enabled=true", "model.knowledge.tasks=[gender]", "model.knowledge.audit=0.0"]
     store = Store(tmp_path / "home")
     (store.home / "store").mkdir(parents=True)
     (store.home / "store" / table.digest).symlink_to(table.path)
-    settings = settings_module.load("laptop", overrides)
+    settings = settings_module.load("laptop", ["train.threads=1", *overrides])
     save_model(*build_tiny(settings.model, ["A woman."], ["a woman", "a man"], 0), tmp_path / "model")
     logged = {}
     run = SimpleNamespace(log_table=logged.__setitem__)

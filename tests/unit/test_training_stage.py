@@ -21,7 +21,8 @@ from facemllm.tasks.held_out import withheld_classes
 from facemllm.train import launch
 from facemllm.train.checkpoint import Checkpoint
 from facemllm.train.stage import StageRun, check_order, prepare_run
-from facemllm.train.step import stage_step
+from facemllm.train.step import many_passes, stage_step
+from tests.refusing import refuses
 from tests.training_example import stage, stage_run
 
 
@@ -48,30 +49,22 @@ def model_of(folder: Path, stage: str | None) -> Path:
     return folder
 
 
-def test_stages_out_of_order_are_refused(table, tmp_path):
-    with pytest.raises(UserError, match="stage instruct goes on from the model of stage align; train that first"):
-        ask(tmp_path, table, stage="instruct")
+def test_a_stage_goes_on_from_the_one_it_names_and_those_out_of_order_are_refused(table, tmp_path):
+    refuses("instruct goes on from the model of stage align; train that first", ask, tmp_path, table, stage="instruct")
     aligned = model_of(tmp_path / "aligned", "align")
     assert ask(tmp_path, table, stage="instruct", base=aligned).base == aligned
-    with pytest.raises(UserError, match=r"specialize goes on from the model of stage instruct, but .* of stage align"):
-        ask(tmp_path, table, stage="specialize", base=aligned)
-    with pytest.raises(UserError, match="stage align comes first"):
-        ask(tmp_path, table, stage="align", base=aligned)
+    said = "specialize goes on from the model of stage instruct, but .* of stage align"
+    refuses(said, ask, tmp_path, table, stage="specialize", base=aligned)
+    refuses("stage align comes first", ask, tmp_path, table, stage="align", base=aligned)
     assert ask(tmp_path, table, stage="specialize", base=model_of(tmp_path / "foreign", None)).name == "specialize"
     published = ("model.preset=hub", f"model.base={model_of(tmp_path / 'published', None)}")
     assert ask(tmp_path, table, *published, stage="instruct").base is None
-    with pytest.raises(UserError, match="no training stage 'polish'"):
-        ask(tmp_path, table, stage="polish")
-
-
-def test_a_stage_goes_on_from_the_one_it_names(tmp_path):
-    aligned = model_of(tmp_path / "aligned", "align")
+    refuses("no training stage 'polish'", ask, tmp_path, table, stage="polish")
     loaded = settings.load("laptop")
     stages = {name: loaded.stages()[name] for name in ("align", "specialize")}
     shorter = loaded.model_copy(update={"train": loaded.train.model_copy(update={"stages": stages})})
     check_order("specialize", shorter, aligned)
-    with pytest.raises(UserError, match="specialize goes on from the model of stage instruct"):
-        check_order("specialize", loaded, aligned)
+    refuses("specialize goes on from the model of stage instruct", check_order, "specialize", loaded, aligned)
 
 
 def test_the_step_of_a_stage_reads_a_base_for_its_digest_once(table, tmp_path, monkeypatch):
@@ -93,8 +86,7 @@ def test_the_step_of_a_stage_reads_a_base_for_its_digest_once(table, tmp_path, m
     monkeypatch.setattr(launch, "_train", launched)
     loaded = settings.load("laptop")
     context = Context(loaded, store, inputs, tmp_path / "step", tmp_path / "model", nested=pytest.fail)
-    with pytest.raises(KeyboardInterrupt):
-        stage_step(loaded, "instruct").work(context)
+    refuses(None, stage_step(loaded, "instruct").work, context, error=KeyboardInterrupt)
     assert [run.key for run in runs] == [by_hand.key]
     assert len(read) == 1
 
@@ -112,8 +104,7 @@ def test_work_with_checkpoints_of_other_settings_is_refused(table, tmp_path):
     free = ("train.workers=2", "train.threads=3", "train.checkpoint_every=7", "train.max_failures=0")
     assert ask(tmp_path, table, *free).key == first.key
     said = rf"plan\.steps: 1300 -> 9, seed: 0 -> 4.*{re.escape(str(again.record))}"
-    with pytest.raises(UserError, match=said):
-        ask(tmp_path, table, "train.stages.align.steps=9", "seed=4")
+    refuses(said, ask, tmp_path, table, "train.stages.align.steps=9", "seed=4")
     again.record.unlink()
     assert ask(tmp_path, table, "seed=4").run_name != first.run_name
 
@@ -124,10 +115,9 @@ def test_checkpoints_left_at_another_place_are_told(table, tmp_path):
     assert ask(tmp_path, table, there).store().place != first.store().place  # nothing was kept so far
     first = ask(tmp_path, table)
     save(first)
-    with pytest.raises(UserError) as refused:
-        ask(tmp_path, table, there)
+    told = refuses(None, ask, tmp_path, table, there)
     for words in (f"are at {first.store().place}", str(tmp_path / "there" / first.run_name), f"remove {first.record}"):
-        assert words in str(refused.value)
+        assert words in told
     shutil.copytree(first.store().place, tmp_path / "there" / first.run_name)
     assert ask(tmp_path, table, there).key == first.key
 
@@ -136,8 +126,7 @@ def test_a_place_that_cannot_be_read_is_forgotten_by_hand(table, tmp_path):
     first = ask(tmp_path, table)
     first.record.write_text(first.record.read_text().replace(first.store().place, "gs://gone/runs"))
     for overrides in ((), ("seed=4",)):
-        with pytest.raises(UserError, match=rf"gs://gone/runs .* remove {first.record} to forget it"):
-            ask(tmp_path, table, *overrides)
+        refuses(rf"gs://gone/runs .* remove {first.record} to forget it", ask, tmp_path, table, *overrides)
     first.record.unlink()
     assert ask(tmp_path, table).key == first.key
 
@@ -182,3 +171,11 @@ def test_slices_of_a_batch_are_disjoint_and_cover_it(batch: int, world: int):
     faces = list(range(batch))
     assert [face for part in parts for face in faces[part]] == faces
     assert all(faces[part] for part in parts)
+
+
+@pytest.mark.parametrize(("faces", "said"), [(192, "align.steps=300 "), (3200, ""), (0, "")])
+def test_a_small_set_that_is_gone_over_hundreds_of_times_is_said(faces, said):
+    note = many_passes("align", settings.load("own").stages()["align"], faces)
+    assert said in note
+    assert bool(note) == bool(said)
+    assert not note or "go over 192 training faces 433 times" in note

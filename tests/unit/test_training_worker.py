@@ -17,6 +17,7 @@ from facemllm.model.tiny import build_tiny
 from facemllm.train import monitor, worker
 from facemllm.train.data import Texts, vocabulary_texts
 from facemllm.train.loss import CaptionWords, word_statistics
+from tests.refusing import refuses
 from tests.training_example import TASKS, stage, trains
 
 MAPS = ("model.image_size=32", "model.segmentation.mode=append", "reformat.held_out=[]")
@@ -70,25 +71,23 @@ def test_a_plain_checkpoint_is_extended_and_the_next_stage_goes_on_from_it(full_
 )
 def test_branches_other_than_the_base_has_are_refused(full_toy, mapped, overrides, told, monkeypatch):
     monkeypatch.setattr(worker, "characteristics", lambda names, turns: None)  # the full_toy's turns have no real tasks
-    with pytest.raises(UserError, match=rf"mapped has other branches than the settings ask for .*{told}"):
-        load(full_toy, mapped, *MAPS, *overrides)
+    refuses(rf"mapped has other branches than the settings ask for .*{told}", load, full_toy, mapped, *MAPS, *overrides)
 
 
 def test_branches_are_not_asked_of_an_earlier_stage_without_them(full_toy, plain):
     assert load(full_toy, plain, "model.image_size=32")[2].maps is None
-    with pytest.raises(UserError, match=r"plain has other .*mode: none -> append\); set them as the model has them"):
-        load(full_toy, plain, *MAPS)
+    refuses(r"plain has other .*mode: none -> append\); set them as the model has them", load, full_toy, plain, *MAPS)
 
 
 def test_a_branch_that_would_learn_nothing_is_refused(full_toy):
     plan = stage()
     assert monitor.shortfalls("align", plan, full_toy.dataset) == {}
     blind = replace(full_toy.dataset, maps=np.full_like(full_toy.dataset.maps, 255))
-    with pytest.raises(UserError, match=r"model\.segmentation would learn nothing in stage align: no training face"):
-        monitor.shortfalls("align", plan, blind)
+    said = r"model\.segmentation would learn nothing in stage align: no training face"
+    refuses(said, monitor.shortfalls, "align", plan, blind)
     mute = replace(full_toy.dataset, labels=np.full_like(full_toy.dataset.labels, -1))
-    with pytest.raises(UserError, match=r"model\.knowledge would learn nothing .* none of the model's 4 characterist"):
-        monitor.shortfalls("align", plan, mute)
+    said = r"model\.knowledge would learn nothing .* none of the model's 4 characterist"
+    refuses(said, monitor.shortfalls, "align", plan, mute)
     frozen = stage(trains=trains(language="full"))
     assert monitor.shortfalls("align", frozen, blind) == {"faces_with_map": 0}
 

@@ -19,10 +19,11 @@ import commands
 import pipeline
 from facemllm.cli import main as cli
 from facemllm.core import digests, progress
-from facemllm.core.step import Context, Outcome, Step
+from facemllm.core.step import PARENT_RUN, Context, Outcome, Step
 from facemllm.errors import UserError
 from facemllm.promote.step import model_dir
 from facemllm.settings import Settings, load
+from facemllm.tracking import client
 from facemllm.workflow import runner as workflow
 from facemllm.workflow import runs
 from facemllm.workflow.steps import steps
@@ -65,6 +66,44 @@ def test_a_step_is_recalled_until_something_it_depends_on_changes(settings: Sett
     assert workflow.step_key(step, settings, {}) == workflow.step_key(step, more, {})
     with pytest.raises(ValueError, match="takes inputs"):
         workflow.execute("annotate", settings)
+
+
+def test_a_plan_tells_what_would_run_and_why_and_does_nothing(
+    settings: Settings, counted: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = {one.step: one for one in workflow.plan(settings)}
+    assert list(planned) == list(steps(settings))
+    assert (planned["ingest"].action, planned["ingest"].why) == ("run", "has not run yet")
+    assert planned["annotate"].why == "after ingest"
+    assert not settings.home.exists()
+    workflow.execute("ingest", settings)
+    planned = {one.step: one for one in workflow.plan(settings)}
+    assert {planned[name].action for name in ("annotate", "gate", "deploy")} == {"run"}
+    assert planned["ingest"].action == "recall"
+    other = settings.model_copy(update={"ingest": settings.ingest.model_copy(update={"identities": 7})})
+    assert workflow.plan(other)[0].why == "changed: ingest.identities"
+    monkeypatch.setattr(digests, "of_code", lambda *_: "edited")
+    assert workflow.plan(settings)[0].why == "its code has changed"
+    monkeypatch.setattr(commands, "load", lambda *_: settings)
+    before = sorted(settings.home.rglob("*"))
+    commands.run(plan=True)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split()[:4] == ["ingest", "will", "run", "took"]
+    assert said[0].endswith("its code has changed")
+    assert sorted(settings.home.rglob("*")) == before
+    assert not settings.runs.exists()
+
+
+def test_the_plan_of_a_finished_run_leaves_open_what_goes_by_the_champion(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recalled = {"output": "d", "step": "any", "seconds": 1.0}
+    monkeypatch.setattr(workflow, "_recall", lambda *_: recalled)
+    actions = {one.step: (one.action, one.why) for one in workflow.plan(settings)}
+    assert actions["evaluate"] == ("recall", "")
+    assert actions["gate"] == ("open", "goes by the champion then")
+    assert actions["register"] == ("open", "after gate")
+    assert actions["release"] == ("run", "once it is approved")
 
 
 @pytest.mark.parametrize("lost", ["result", "half of the record"])
@@ -127,6 +166,89 @@ def test_view_fills_in_what_the_engine_answered_from_its_cache(tmp_path: Path):
     assert view.steps["ingest"].state == "cached"
     assert view.steps["release"].state == "skipped"
     assert view.failure() is None
+
+
+def test_the_view_tells_how_far_training_is_and_what_time_is_left(tmp_path: Path) -> None:
+    def figure(**events: str) -> str:
+        lines = [{"step": "align", "state": "running", "time": 1.0}]
+        for place, (done, note) in enumerate(events.items()):
+            line = {"step": "align", "time": 10.0 * place, "total": 1300, "note": note}
+            lines.append({**line, "progress": int(done[1:])})
+        return view_of(tmp_path / "events.jsonl", *lines).steps["align"].figure
+
+    assert figure(_200="loss 2.1") == "200 of 1,300, loss 2.1"
+    assert figure(_200="loss 2.1", _300="loss 1.1") == "300 of 1,300, 1 min 40 s left, loss 1.1"
+    assert figure(_200="a", _1300="b") == "1,300 of 1,300, b"
+    assert figure(_200="a", _10="b", _20="20 of 1300 heads") == "20 of 1300 heads, 21 min 20 s left"
+
+
+def test_a_note_of_a_step_is_shown_once_and_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    view = view_of(tmp_path / "events.jsonl", {"time": 1.0, "step": "align", "note": "3 questions are too long [/x]"})
+    assert view.steps["align"].state == "waiting"
+    for _ in range(2):
+        runs._say(Console(width=120), view)
+    assert capsys.readouterr().out == "align: 3 questions are too long [/x]\n"
+
+
+def test_a_step_waits_for_a_tracking_server_that_is_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers = iter([*[client._Away("no MLflow server there")] * 2, None, client._Away("gone for good")])
+
+    def probe(address: str) -> None:
+        if isinstance(answer := next(answers), UserError):
+            raise answer
+
+    monkeypatch.setattr(client, "_probe", probe)
+    monkeypatch.setattr(client, "_PAUSE_S", 0.0)
+    answering = SimpleNamespace(search_experiments=lambda max_results: [])
+    monkeypatch.setattr(client, "open_client", lambda address: answering)
+    with pytest.raises(UserError, match="no MLflow server there"):
+        client.connect(settings)  # a command of a person's does not wait
+    monkeypatch.setenv(PARENT_RUN, "run")
+    monkeypatch.setenv(progress.EVENTS, str(tmp_path / "events.jsonl"))
+    monkeypatch.setenv(progress.STEP, "gate")
+    assert client.connect(settings) is answering
+    view = runs.RunView.of(settings, tmp_path / "events.jsonl")
+    view.refresh()
+    assert view.said == ["gate: no MLflow server there; waiting for it, 60 s at most"]
+    monkeypatch.setattr(client, "PATIENCE_S", -1.0)
+    with pytest.raises(UserError, match="gone for good"):
+        client.connect(settings)
+
+
+def test_piped_output_is_never_silent_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    view = view_of(tmp_path / "events.jsonl")
+    ended = iter([None, None, 0])
+    with view.events.open("a") as file:
+        file.write(json.dumps({"step": "align", "state": "running", "time": 1.0}) + "\n")
+        file.write(json.dumps({"step": "align", "time": 2.0, "progress": 5, "total": 9, "note": "loss 2"}) + "\n")
+    monkeypatch.setattr(runs, "_LINE_S", -1.0)
+    runs.follow(Console(width=120), view, SimpleNamespace(poll=lambda: next(ended)), 0.0)  # type: ignore[arg-type]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("align          running") and line.endswith("5 of 9, loss 2") for line in lines)
+
+
+def test_what_to_do_next_is_the_command_that_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    given = ["train.workers=2", "storage.home=my home"]
+    model = {"name": "face-mllm", "version": "3", "digest": "d" * 64}
+    empty = dict.fromkeys(("tasks", "gate", "endpoint"))
+    summary = {"run": "gentle", "overrides": given, "steps": [], "seconds": 1.0, "approval": "pending", "model": model}
+    commands._show(Console(), load("ci"), {**empty, **summary}, Path("runs/gentle"))
+    approve, reject, run = capsys.readouterr().out.splitlines()[-3:]
+    assert "promote approve 3 --profile ci --set 'storage.home=my home' --by" in approve
+    assert "promote reject 3 --profile ci" in reject
+    said = "run --profile ci --name gentle --set train.workers=2 --set 'storage.home=my home'"
+    assert run.endswith(said)
 
 
 def test_the_live_table_shows_what_a_step_says_to_the_letter(tmp_path: Path):
@@ -211,3 +333,25 @@ def test_command_lines_end_with_one_clear_line(words, code, says, monkeypatch, c
     with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
         commands.main(pipeline.build) if program == "pipeline.py" else cli.main()
     check_end(int(str(ended.value.code)), capsys.readouterr().err, code, says)
+
+
+INTERRUPTED = """
+import runpy, sys
+
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+run = runpy.run_path if sys.argv[2].endswith(".py") else runpy.run_module
+run(sys.argv[2], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("loading", "program"), [("kfp", "pipeline.py"), ("typer", "facemllm")])
+def test_an_interruption_while_modules_are_loading_is_one_line(loading: str, program: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, loading, program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode
+    assert done.stderr.splitlines() == ["error: interrupted; run the same command again to go on"]

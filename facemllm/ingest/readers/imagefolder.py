@@ -19,11 +19,14 @@ optional, and an empty cell means unknown:
 An unknown column stops the import, with the name that was probably meant. Without a table every picture is read and
 nothing is known of it.
 
-Crop: pictures are used as they are; with the option crop: box they are cropped to their box.
+A picture of several people has a row each, told apart by `box`; each is a face of its own, cropped to its box. Without
+`subject` they are people of whom nothing else is known, and stand in one split.
+Crop: pictures of one row are used as they are; with the option crop: box they are cropped to their box.
 Refused: rows with a bad value, ragged or repeated rows, paths that lead out of the folder, pictures that the table does
-not name, files that are no pictures by their name (.jpg .jpeg .jpe .jfif .png .webp .bmp), links to folders. Hidden
-files and folders are passed over. What a picture is, its content says.
-`source_id` is the path without its ending; a second picture of that name keeps its ending.
+not name, files that are no pictures by their name, links to folders that `ingest.links` does not allow. Hidden files
+and folders are passed over. What a picture is, its content says.
+`source_id` is the path without its ending, and `/0`, `/1`, ... where it has several rows; a second picture of that name
+keeps its ending.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,7 +45,20 @@ from facemllm import tables
 from facemllm.errors import UserError
 from facemllm.ingest import labels
 from facemllm.ingest.labels import ATTRIBUTES
-from facemllm.ingest.reader import PICTURES, Face, Reader, Refuse, Refused, faces, listing, snake
+from facemllm.ingest.reader import (
+    FOREIGN,
+    PICTURES,
+    Face,
+    Reader,
+    Refuse,
+    Refused,
+    allowed,
+    composed,
+    faces,
+    listing,
+    snake,
+    walk,
+)
 from facemllm.tables import SPLITS
 
 LABELS = "labels.csv"
@@ -82,45 +99,73 @@ def read(root: Path, options: Mapping[str, str]) -> Iterator[Face | Refused]:
     if not path.is_file():
         raise UserError(f"{path}: not a file that can be read; put the table itself here")
     _check_header(labels.within(path, root))
-    splits = _splits_named(path, root)
-    named: set[str] = set()
+    splits, several = _surveyed(path, root)
+    named: dict[str, list[Any]] = {}
+    names: dict[str, str] = {}
     taken: set[str] = set()
 
     def face(number: int, values: Mapping[str, str]) -> Face:
         picture = labels.inside(root, values["file"])
         file = picture.relative_to(root).as_posix()
-        if file in named:
-            raise Refuse(f"{file} has a row already")
-        named.add(file)
+        boxes, place = named.setdefault(file, []), len(named[file])
+        boxes.append(None)
         facts = _parsed(values)
-        split = _one_of("split", values["split"], SPLITS) if values.get("split") else None
-        crop = tuple(facts.get("box", ())) if options["crop"] == "box" else None
-        if crop == ():
+        box = facts.get("box")
+        if box is None and file in several:
+            raise Refuse(f"{file} has several rows, and this one no box; say in which part of the picture its face is")
+        if place and (file not in several or box in boxes[:place]):
+            raise Refuse(f"{file} has a row already")
+        if box is None and options["crop"] == "box":
             raise Refuse("column box is empty, and the option crop: box needs it")
-        known: dict[str, Any] = {"subject": values.get("subject") or None, "split": split, "crop": crop}
-        return Face(source_id=_name(file, taken), image=picture, official=splits, labels=facts, **known)
+        boxes[place] = box
+        split = _one_of("split", values["split"], SPLITS) if values.get("split") else None
+        name = names[file] = names.get(file) or _name(file, taken)
+        return Face(
+            source_id=f"{name}/{place}" if file in several else name,
+            image=picture,
+            subject=values.get("subject") or None,
+            split=split,
+            crop=tuple(box) if box is not None and (file in several or options["crop"] == "box") else None,
+            labels=facts,
+            official=splits,
+            photo=name if file in several else "",
+        )
 
     empty = True
-    for made in faces(labels.table(path, root, "file"), LABELS, face):
+    for made in faces(labels.table(path, root, "file", part="box"), LABELS, face):
         empty = False
         yield made
     if empty:
         raise UserError(f"{path}: a header and no rows; write a row for every picture, or remove the file")
+    forms = {composed(file) for file in named if not file.isascii()}
     for found in _tree(root):
         if isinstance(found, Refused):
             yield found
         elif found not in named and found != LABELS:
-            yield Refused(found, 0, f"no row in {LABELS}" if _is_picture(found) else _NO_PICTURE)
+            reason = f"no row in {LABELS}" if _is_picture(found) else _NO_PICTURE
+            if composed(found) in forms:
+                reason += "; a file that has one is of the same name in another Unicode form: rename one of them"
+            yield Refused(found, 0, reason)
 
 
 READERS = {"imagefolder": Reader(read, {"crop": ("none", "box")}, SPLITS)}
 
 
-def _splits_named(path: Path, root: Path) -> tuple[str, ...]:
-    """The splits that the table names anywhere; those that it never names are carved out of its training rows."""
-    rows = (row for row in labels.table(path, root, "file") if not isinstance(row, Refused))
-    found = {values.get("split", "").lower() for _, values in rows}
-    return tuple(split for split in SPLITS if split in found)
+def _surveyed(path: Path, root: Path) -> tuple[tuple[str, ...], set[str]]:
+    """The splits that the table names anywhere (those that it never names are carved out of its training rows), and the
+    pictures of several rows that boxes tell apart."""
+    met, boxed, several, found = labels.Names(), labels.Names(), set[str](), set[str]()
+    for row in labels.table(path, root, "file", part="box"):
+        if isinstance(row, Refused):
+            continue
+        found.add(row[1].get("split", "").lower())
+        with suppress(Refuse):
+            file = labels.inside(root, row[1]["file"]).relative_to(root).as_posix()
+            if row[1].get("box"):
+                boxed.add(file)
+            if not met.add(file) and file in boxed:
+                several.add(file)
+    return tuple(split for split in SPLITS if split in found), several
 
 
 def _unknown(root: Path) -> Iterator[Face | Refused]:
@@ -140,6 +185,8 @@ def _unknown(root: Path) -> Iterator[Face | Refused]:
 
 
 def _name(file: str, taken: set[str]) -> str:
+    """A picture's path without its ending, or with it where another has that name already."""
+    file = composed(file)
     stem = PurePosixPath(file).with_suffix("").as_posix()
     name = file if stem in taken else stem
     taken.add(stem)
@@ -149,12 +196,12 @@ def _name(file: str, taken: set[str]) -> str:
 def _tree(root: Path) -> Iterator[str | Refused]:
     """Files under the root in order of their paths, folder by folder; hidden ones are passed over."""
     unread: list[OSError] = []
-    for folder, folders, files in os.walk(root, onerror=unread.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        for name in folders:
-            if os.path.islink(os.path.join(folder, name)):
-                yield Refused((inside / name).as_posix(), 0, "a link to a folder; put the folder itself here")
+    for folder, links, files in walk(root, unread.append):
+        inside = PurePosixPath(folder.relative_to(root).as_posix())
+        for name in links:
+            read_there = "; what is there is read there" if allowed(folder / name, root) else ""
+            mend = read_there or "; put the folder itself here, or name where it leads in ingest.links"
+            yield Refused((inside / name).as_posix(), 0, f"a link to a folder{mend}")
         for name in sorted(name for name in files if not name.startswith(".")):
             yield (inside / name).as_posix()
     for error in unread:
@@ -163,7 +210,7 @@ def _tree(root: Path) -> Iterator[str | Refused]:
 
 
 def _is_picture(file: str) -> bool:
-    return PurePosixPath(file).suffix.lower() in PICTURES
+    return PurePosixPath(file).suffix.lower() in (*PICTURES, *FOREIGN)
 
 
 def _check_misnamed(root: Path) -> None:

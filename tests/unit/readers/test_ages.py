@@ -94,7 +94,7 @@ def test_a_link_from_a_point_file_leads_nowhere_outside(tmp_path, take, picture)
     picture(home / "images/001A02.JPG")
     (home / "points").mkdir()
     (home / "points/001a02.pts").symlink_to(tmp_path / "secret.pts")
-    reason = "001a02.pts: a link leads out of the dataset's folder"
+    reason = "001a02.pts: a link leads out of the dataset's folder; name where it leads in ingest.links"
     assert take("fgnet", home).refused == [Refused("images/001A02.JPG", 0, reason)]
 
 

@@ -271,18 +271,24 @@ def test_undefined_is_left_out_splits_are_the_folders_and_what_cannot_be_used_is
 def test_another_spelling_of_the_header_and_a_saved_index(tmp_path, pictures, take):
     pictures(tmp_path / "data", "val/n000003/0001_01.jpg", "train/n000004/0001_01.jpg")
     header = ("", "filename", "IDENTITY", *(name.replace("_", " ").lower() for name in NAMES_MAAD_FACE))
-    rows = ("0," + line("n000003\\0001_01.jpg", 3, Wearing_Hat=1), "1," + line("n000004/0001_01.jpg", 4))
+    rows = ("0," + line("n000003\\0001_01.jpg", 3, Wearing_Hat=1), "1," + line("n000004/0001_01.jpg", 4, Male=-1))
     write(tmp_path, *rows, header=header, end="\n", mark=b"")
     found = take("maad-face", tmp_path, KEEP)
-    assert found.column("attributes") == {"n000003/0001_01": {"Wearing_Hat": True}, "n000004/0001_01": {}}
+    assert found.column("attributes") == {"n000003/0001_01": {"Wearing_Hat": True}, "n000004/0001_01": {"Male": False}}
     assert found.column("split") == {"n000003/0001_01": "validation", "n000004/0001_01": "train"}
     assert found.refused == []
+
+
+def test_a_row_with_every_label_unknown_is_refused(tmp_path, pictures, take):
+    pictures(tmp_path, "n000003/0001_01.jpg")
+    write(tmp_path, line("n000003/0001_01.jpg", 3))
+    assert take("maad-face", tmp_path).refused == [Refused("n000003/0001_01.jpg", 2, "every label is unknown")]
 
 
 def test_persons_right_in_the_root_are_split_by_person(tmp_path, pictures, take):
     names = [f"n{person:06d}/{number:04d}_01.jpg" for person in range(12) for number in (1, 2)]
     pictures(tmp_path, *names)
-    write(tmp_path, *(line(name, int(name[1:7])) for name in names))
+    write(tmp_path, *(line(name, int(name[1:7]), Male=1) for name in names))
     found = take("maad-face", tmp_path, ["ingest.validation_share=0.3", "ingest.test_share=0.3"])
     splits = [row["split"] for row in found.rows]
     assert set(splits) == {"train", "validation", "test"}

@@ -174,7 +174,10 @@ def test_links_that_lead_out_are_refused(facexbench):
     (facexbench / "benchmark/images/one.png").symlink_to(target)
     rows, refused = taken("facexbench", facexbench)
     assert [row["turns"][0]["template"] for row in rows] == ["tools/1"]
-    assert refused[0].reason == "the picture images/one.png: a link leads out of the dataset's folder"
+    assert (
+        refused[0].reason
+        == "the picture images/one.png: a link leads out of the dataset's folder; name where it leads in ingest.links"
+    )
 
 
 def test_files_in_another_form(tmp_path, facexbench):

@@ -119,7 +119,7 @@ def test_masks_are_painted_in_the_published_order(tree, take):
         ("size", "mask 02000_hat.png is 16x32, others 32x32"),
         ("text", "mask 02000_skin.png: not a JPEG, PNG, WEBP, BMP picture, whatever its name says"),
         ("cut", "mask 02000_skin.png: damaged: image file is truncated"),
-        ("link", "mask 02000_skin.png: a link leads out of the dataset's folder"),
+        ("link", "mask 02000_skin.png: a link leads out of the dataset's folder; name where it leads in ingest.links"),
         ("folder", "mask 02000_skin.png cannot be read: "),
     ],
 )

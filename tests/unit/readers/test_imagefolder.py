@@ -8,6 +8,9 @@ import pytest
 from facemllm.ingest.importing import split_of
 from facemllm.ingest.labels import ATTRIBUTES
 from facemllm.ingest.reader import Refused
+from facemllm.ingest.run import import_source
+from facemllm.settings import load
+from facemllm.settings.data import Source
 from facemllm.tables import subject_id
 from facemllm.tables.schemas import CELEBA, MAAD_ONLY
 from facemllm.tasks import attributes
@@ -45,7 +48,11 @@ def test_without_a_table_every_picture_is_read_and_nothing_is_known(folder, take
     assert [(row["source_id"], row["split"], row["subject_id"], row["facts"]) for row in found.rows] == [
         (name, "train", None, {}) for name in ("b", "a/y", "a/y.webp", "a/z", "c d/é")
     ]
-    assert found.refused == [Refused(name, 0, NO_PICTURE) for name in ("Thumbs.db", "notes.txt", "a/anim.gif")]
+    assert found.refused == [
+        Refused("Thumbs.db", 0, NO_PICTURE),
+        Refused("notes.txt", 0, NO_PICTURE),
+        Refused("a/anim.gif", 0, "not a JPEG, PNG, WEBP, BMP picture, whatever its name says"),
+    ]
 
 
 def test_every_column_is_read(folder, take):
@@ -125,11 +132,11 @@ def test_rows_that_cannot_be_used_are_refused_with_their_line(folder, take, tmp_
         Refused("labels.csv", 12, "column file is empty"),
         Refused("labels.csv", 13, "not a row of comma-separated values (unexpected end of data)"),
         Refused("labels.csv", 14, "column age is 'nan'; leave the cell empty where it is unknown"),
-        Refused("link.jpg", 15, "a link leads out of the dataset's folder"),
+        Refused("link.jpg", 15, "a link leads out of the dataset's folder; name where it leads in ingest.links"),
         Refused("zip.jpg", 16, archive),
         Refused("sub", 17, "the picture cannot be read: Is a directory"),
         *(Refused("labels.csv", 18 + n, outside.format(name)) for n, name in enumerate((".", "./", "./."))),
-        Refused("there", 0, "a link to a folder; put the folder itself here"),
+        Refused("there", 0, "a link to a folder; put the folder itself here, or name where it leads in ingest.links"),
         Refused("extra.png", 0, "no row in labels.csv"),
     ]
 
@@ -258,3 +265,84 @@ def test_a_table_that_leads_elsewhere_or_has_an_endless_line_is_not_read(tmp_pat
     with (root / "labels.csv").open("wb") as file:
         file.truncate(2**30)
     refuses("longer than 100000 characters", take, "imagefolder", root)
+
+
+COMPOSED, PARTED = "Jos\u00e9", "Jose\u0301"
+
+
+@pytest.mark.parametrize(("written", "stored"), [(COMPOSED, PARTED), (PARTED, COMPOSED)])
+def test_a_name_in_another_unicode_form_is_matched(folder, take, written, stored):
+    found = take("imagefolder", folder(f"file,age\n{written}/{written}.jpg,30\n", f"{stored}/{stored}.jpg"))
+    assert found.column("age") == {f"{COMPOSED}/{COMPOSED}": 30}
+    assert found.refused == []
+
+
+def test_files_whose_names_differ_in_unicode_form_alone_are_told_apart_or_said(folder, take):
+    found = take("imagefolder", folder(f"file,age\n{PARTED}.jpg,30\n", f"{PARTED}.jpg", f"{COMPOSED}.jpg"))
+    assert found.column("age") == {COMPOSED: 30}
+    assert found.refused[0].file == f"{COMPOSED}.jpg"
+    assert found.refused[0].reason.startswith(
+        "no row in labels.csv; a file that has one is of the same name in another"
+    )
+
+
+def test_a_name_that_fits_two_files_is_refused(folder, take):
+    names = ("e\u0301\u00e9.jpg", "\u00e9e\u0301.jpg")
+    found = take("imagefolder", folder("file,age\n\u00e9\u00e9.jpg,30\n", *names))
+    assert found.refused[0] == Refused(
+        "labels.csv", 2, "\u00e9\u00e9.jpg is 2 files, each in another Unicode form of the name; rename all but one"
+    )
+
+
+def test_several_faces_of_one_picture_are_rows_told_apart_by_box(tmp_path, picture, take):
+    picture(tmp_path / "group.png", 1, (192, 96))
+    picture(tmp_path / "one.png", 2, (96, 96))
+    rows = ("file,subject,age,box", "group.png,a,31,0 0 96 96", "group.png,b,52,96 0 192 96", "one.png,c,40,0 0 48 48")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    found = take("imagefolder", tmp_path)
+    assert found.refused == []
+    assert found.column("age") == {"group/0": 31, "group/1": 52, "one": 40}
+    assert found.column("width") == {"group/0": 96, "group/1": 96, "one": 96}
+    assert found.column("box")["group/1"] == [0, 0, 96, 96]
+    assert len({row["image_id"] for row in found.rows}) == len({row["subject_id"] for row in found.rows}) == 3
+    out = tmp_path.parent / f"{tmp_path.name}-faces"
+    manifest = import_source(load("laptop", TRAIN_ONLY), Source(name="imagefolder", root=str(tmp_path)), out)
+    assert (manifest["rows"], manifest["quarantined"]) == (3, 0)
+
+
+def test_faces_of_one_picture_that_nobody_names_are_two_people_in_one_split(tmp_path, picture, take):
+    rows = ["file,box"]
+    for n in range(30):
+        picture(tmp_path / f"{n}.png", n, (192, 96))
+        rows += [f"{n}.png,0 0 96 96", f"{n}.png,96 0 192 96"]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    found = take("imagefolder", tmp_path, ["ingest.validation_share=0.3", "ingest.test_share=0.3"])
+    splits = found.column("split")
+    assert len(splits) == 60
+    assert set(splits.values()) == {"train", "validation", "test"}
+    assert all(splits[f"{n}/0"] == splits[f"{n}/1"] for n in range(30))
+    assert {row["subject_id"] for row in found.rows} == {None}
+
+
+def test_rows_of_one_picture_that_boxes_do_not_tell_apart_are_refused(tmp_path, picture, take):
+    for name in ("a", "b", "c"):
+        picture(tmp_path / f"{name}.png", ord(name), (192, 96))
+    rows = ("a.png,0 0 96 96", "a.png,", 'a.png,"0,0,96,96"', "b.png,", "b.png,", "c.png,", "c.png,0 0 96 96")
+    (tmp_path / "labels.csv").write_text("\n".join(("file,box", *rows)))
+    found = take("imagefolder", tmp_path)
+    assert list(found.column("box")) == ["a/0", "b", "c/1"]
+    no_box = "{} has several rows, and this one no box; say in which part of the picture its face is"
+    assert [(row.row, row.reason) for row in found.refused] == [
+        (3, no_box.format("a.png")),
+        (4, "a.png has a row already"),
+        (6, "b.png has a row already"),
+        (7, no_box.format("c.png")),
+    ]
+
+
+def test_what_the_name_of_a_foreign_picture_says_its_content_decides(folder, take):
+    root = folder(None, "good.HEIC")
+    (root / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    found = take("imagefolder", root)
+    assert list(found.column("age")) == ["good"]
+    assert [(row.file, "a HEIC; convert it to JPEG" in row.reason) for row in found.refused] == [("phone.jpg", True)]

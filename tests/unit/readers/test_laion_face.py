@@ -197,3 +197,37 @@ class TestShards:
         found = take("laion-face", tree, min_side="40")
         assert list(found.column("split")) == ["99"]
         assert [r.file for r in found.refused] == ["laion_face_data/split_00000/00000.tar"]
+
+
+def dotted(root, take, *members):
+    """What is read of a shard whose members have these names; every .json has the next number, every .txt its name."""
+    (root / "split_00000").mkdir()
+    with tarfile.open(root / "split_00000/00000.tar", "w") as archive:
+        for number, name in enumerate(members):
+            facts = json.dumps({"SAMPLE_ID": number, "NSFW": "UNLIKELY"}).encode()
+            other = encoded(number) if name.endswith(".jpg") else name.encode()
+            member(archive, name, facts if name.endswith(".json") else other)
+    found = take("laion-face", root, detections="none")
+    return found.column("alt_text"), [(row.file.rpartition("/")[2], row.reason) for row in found.refused]
+
+
+def test_members_of_a_sample_are_named_after_what_stands_before_the_first_dot(tmp_path, take):
+    members = ("s0.input.jpg", "s0.output.txt", "s0.json", "s1.input.jpg", "s1.output.txt", "s1.json")
+    assert dotted(tmp_path, take, *members) == ({"2": "s0.output.txt", "5": "s1.output.txt"}, [])
+
+
+def test_keys_with_dots_are_samples_of_their_own(tmp_path, take):
+    members = ("a.v1.jpg", "a.v1.json", "a.v1.txt", "a.v2.jpg", "a.v2.json", "a.v2.txt")
+    assert dotted(tmp_path, take, *members) == ({"1": "a.v1.txt", "4": "a.v2.txt"}, [])
+
+
+def test_two_pictures_with_one_label_file_are_refused(tmp_path, take):
+    reason = "several pictures of this name and one label file; give each its own, or one picture"
+    assert dotted(tmp_path, take, "s0.input.jpg", "s0.output.jpg", "s0.json", "s1.jpg", "s1.json", "s1.jpg") == (
+        {"4": None},
+        [
+            ("s0.input.jpg", "no label row (the .json beside it)"),
+            ("s0.output.jpg", reason),
+            ("s1.jpg", "its name stands in the shard already"),
+        ],
+    )

@@ -1,0 +1,110 @@
+"""What a model says to us of all that it writes: not what it thinks aloud, nor the wrapping of its answer."""
+
+from __future__ import annotations
+
+import re
+
+_THINKS = r"think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratch_?pad"
+_END = re.compile(rf"^.*[<◁\[]/(?:{_THINKS})[>▷\]]", re.DOTALL | re.IGNORECASE)
+_OPEN = re.compile(rf"[<◁\[](?:{_THINKS})[>▷\]].*$", re.DOTALL | re.IGNORECASE)
+_ANSWER = re.compile(r"<(answer|output|response)>(.*?)(?:</\1>|$)", re.DOTALL | re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\text\w*\s*\{)?([^{}]*)\}")
+_CHANNEL = re.compile(r"^.*<\|channel\|>\s*final\s*<\|message\|>", re.DOTALL)
+_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
+
+
+def spoken(text: str) -> str:
+    """The text behind its reasoning (`<think>...</think>`, which may begin in the prompt, or never end); of what has an
+    answer marked in it (`<answer>`, `\\boxed{}`) the last one."""
+    text = _OPEN.sub("", _END.sub("", _TOKEN.sub(" ", _CHANNEL.sub("", text))))
+    for marked in (_ANSWER, _BOXED):
+        if found := marked.findall(text):
+            text = found[-1] if isinstance(found[-1], str) else found[-1][1]
+    text = text.strip()
+    if text.startswith("```") and text.endswith("```"):
+        kind, _, inside = text[3:-3].partition("\n")
+        text = inside.strip() if kind.strip().isalnum() or not kind.strip() else text
+    return text
+
+
+_FINAL = re.compile(
+    r"\b(?:final|ultimate) (?:answer|choice|decision|verdict|conclusion|estimate|guess)\W{0,4}"
+    r"(?:\s*(?:is|would be|should be|=))?\W*(?=\w)",
+    re.IGNORECASE,
+)
+_CONCLUDED = re.compile(
+    r"(?:^|[.,;:!\n])[^\w\n]*(?:(?:so|therefore|thus|hence|and|in conclusion|overall)\W{1,3})*"
+    r"(?:(?:the|my) (?:(?:most )?(?:correct|right|best|likely|appropriate|suitable) )?(?:answer|choice|option)\W{0,4}"
+    r"\s*(?:is|would be|should be|:)|(?<=\n)\W*(?:answer|result|conclusion)\W{0,3}:)\W*(?=\w)",
+    re.IGNORECASE,
+)
+_OPEN_YET = re.compile(
+    r"(?:\b(?:no|not|without|before|until|if|unless|when|whether|never|unable|cannot|wrong|doubt|hard)\b|n't\b)"
+    r"[^.!?\n]*$",
+    re.IGNORECASE,
+)
+
+
+_SENTENCE = 300  # characters, of which none is longer
+
+
+def last_word(text: str) -> str:
+    """What stands behind the last "final answer" of a text, where it has one and does not take it back; else the text.
+    "That is my final answer." has nothing behind it, and stands for what is before."""
+    found = list(_FINAL.finditer(text))
+    return text if not found or _open_yet(text[: found[-1].start()]) else text[found[-1].end() :]
+
+
+def concluded(text: str) -> tuple[str, str] | None:
+    """What stands before and behind the last "so the answer is" of a text; None when it has none."""
+    found = list(_CONCLUDED.finditer(text))
+    if not found or _open_yet(before := text[: found[-1].start() + 1]):
+        return None
+    return before, text[found[-1].end() :]
+
+
+def _open_yet(before: str) -> bool:
+    return _OPEN_YET.search(before[-_SENTENCE:]) is not None
+
+
+# Words that say nothing of the face: where an answer is taken from, that it is one, and politeness.
+_PICTURE = r"(?:pictures?|images?|photos?|photographs?|portraits?|pic)"
+IN_PICTURE = (
+    rf"(?:(?:shown|seen|depicted|pictured) )?(?:in|from|on) (?:the|this|your) (?:(?:given|provided) )?{_PICTURE}"
+)
+"""Pattern of where something is to be seen, in normalised words."""
+
+LEADING = (
+    "so|therefore|thus|hence|i|m|would|d|will|must|say|think|believe|guess|estimate|conclude|choose|pick|select|go with"
+    "|answer|option|choice|response|it|that|this|the|my|best|correct|right|most likely|final|short|definitely|clearly"
+    "|certainly|is|be|should be|,|:"
+)
+"""Pattern of the words that lead up to an answer, in normalised words."""
+
+_SOURCE = (
+    rf"(?:(?:the|this|that|these|your|my|what|i|is|can|visual|visible|given|provided|available|facial|shown|above) )*"
+    rf"(?:see|{_PICTURE}|features?|face|appearance|characteristics|information|evidence|details?|cues?|observations?"
+    rf"|analysis|options|choices)(?: (?:provided|shown|given|above|visible|present|available))?(?: {IN_PICTURE})?"
+)
+_ASIDE = re.compile(
+    rf"(?:(?:^|(?<=[.,:] ))(?:(?:looking (?:closely |carefully )?at|judging (?:by|from)|going by|according to|from"
+    rf"|considering|given|after (?:looking at|examining)|among|out of|of) {_SOURCE}|{IN_PICTURE})"
+    rf"|based (?:up)?on {_SOURCE}|as (?:can be seen|is visible|seen|shown) {IN_PICTURE})(?= |$)(?: ,)?"
+    rf"|(?<! is)(?<! are)(?<! not) (?:{IN_PICTURE}|of (?:the|this) (?:person|individual|subject)(?: {IN_PICTURE})?)"
+    rf"(?= (?:is|are|has|have|looks?|appears?|seems?|shows?|wears?|[.,:])(?: |$)|$)"
+)
+_HIGH = r"(?:0?\.[89]\d*|1\.0+|[89]\d(?:\.\d+)?|100)"
+_POLITE = re.compile(
+    r"(?:^|(?<=[.!] ))(?:sure|certainly|of course|okay|ok|great question|well)(?= [.,:])(?: [.,:])*"
+    r"|(?:^|(?<=[.!] ))(?:please )?(?:let me know|feel free|(?:i )?hope (?:this|that)|here is (?:the|my)"
+    r" (?:answer|analysis))\b[^.:]*"
+    rf"|(?:^|(?<= ))(?:my |with )?(?:confidence|certainty)(?: level| score)?(?: is)?(?: :)? (?:high|{_HIGH})(?= |$)"
+    rf"|(?<= ){_HIGH} (?:confident|sure|certain)(?= |$)"
+    r"| , i (?:would say|think|believe|guess)(?= [.]|$)"
+)
+
+
+def without_asides(words: str) -> str:
+    """Normalised words without those that say where the answer is taken from ("based on the picture"), and without
+    politeness."""
+    return _POLITE.sub(" ", _ASIDE.sub(" ", words))
