@@ -24,13 +24,22 @@ def group(value: float | None, people: int, too_few: bool = False) -> dict[str, 
 def gap(a: str, b: str, value: float, p: float) -> dict[str, Any]:
     """A gap between two groups."""
     ends = {"value": value, "low": value - 0.05, "high": value + 0.05}
-    return {"a": a, "b": b, **ends, "error": 0.02, "p": p, "p_holm": p}
+    test = {
+        "error": 0.02,
+        "own_error": 0.02,
+        "degrees": 80.0,
+        "growth": [0.0, 0.0],
+        "p": p,
+        "p_holm": p,
+        "minimum_detectable_difference": 0.08,
+    }
+    return {"a": a, "b": b, **ends, **test}
 
 
 def kind(groups: dict[str, Any], *gaps: dict[str, Any]) -> dict[str, Any]:
     """Groups of one kind with their gaps."""
     largest = max(gaps, key=lambda found: abs(found["value"]), default=None)
-    named = ("a", "b", "value", "low", "high", "p_holm")
+    named = ("a", "b", "value", "low", "high", "p_holm", "minimum_detectable_difference")
     return {"groups": groups, "gaps": list(gaps), "largest": largest and {name: largest[name] for name in named}}
 
 

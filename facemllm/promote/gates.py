@@ -2,7 +2,8 @@
 
 Four kinds of checks. Thresholds: every figure named in `promote.thresholds` reaches its bound. Constant answer: the
 95 % interval of every task lies wholly on the good side of what that scores. Fairness: no gap between two
-groups of people is shown to exceed `promote.fairness_gap` of its task, corrected for all pairs of the task. Champion:
+groups of people is shown to exceed `promote.fairness_gap` of its task, corrected for all pairs of the task; with
+`promote.fairness_power: required`, the people are also enough to show a gap of that size in any pair. Champion:
 both models have answered the same questions; a task fails where the whole 95 % interval of the paired difference is
 worse than the champion by more than `champion_margin` (a share of the champion's error for errors, points of the figure
 otherwise), uncorrected: here a false alarm costs less than a loss let through. A figure that is missing or undefined,
@@ -32,8 +33,8 @@ class Decision:
     """The gate's answer: why it refuses (or what it found in order), and every check.
 
     A check has its kind (`check`), `key`, whether it `passed` and the `reason` in words, and of what these are made:
-    `value`, its `bound` and interval (`low`, `high`); of fairness the `groups` that the gap is between, and people by
-    kind and group that are `too_few` to be judged.
+    `value`, its `bound` and interval (`low`, `high`); of fairness the `groups` that the gap is between, people by
+    kind and group that are `too_few` to be judged, and the largest `minimum_detectable_difference`.
     """
 
     passed: bool
@@ -174,6 +175,8 @@ def _no_worse(name: str, difference: Difference | None, margin: float, entry: Ma
 def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, Any]) -> dict[str, Any]:
     kinds = (metrics.get("fairness") or {}).get(name) or {}
     gaps = [{**gap, "kind": kind} for kind, entry in kinds.items() for gap in entry["gaps"] if gap["p"] is not None]
+    if any("minimum_detectable_difference" not in gap for gap in gaps):
+        raise UserError(f"the gaps of {name} were tested by an earlier version of this project; evaluate again")
     enough, mend = settings.evaluate.min_group, f"or set promote.fairness_gap.{name} to null"
     unseen = [
         f"by {kind} ({_people({group: body['people'] for group, body in entry['groups'].items()})})"
@@ -182,8 +185,8 @@ def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, A
     ]
     if unseen or not gaps:
         reason = (
-            f"{name} cannot be compared {' and '.join(unseen) or 'between groups'}: no two groups have {enough} "
-            f"people; evaluate more people with known groups, lower evaluate.min_group {mend}"
+            f"{name} cannot be compared {' and '.join(unseen) or 'between groups'}: no two groups have {enough} people "
+            f"whose answers can be read; evaluate more people with known groups, lower evaluate.min_group {mend}"
         )
         return _check("fairness", name, False, reason, bound=allowed)
     few = {}
@@ -191,15 +194,30 @@ def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, A
         if rare := {name: body["people"] for name, body in kinds[kind]["groups"].items() if body["too_few"]}:
             few[kind] = rare
     shown = fairness.beyond(kinds, allowed)
+    least = max(fairness.judged(kinds, allowed), key=lambda gap: gap["minimum_detectable_difference"] or 0.0)
     gap = shown[0] if shown else max(gaps, key=lambda gap: abs(gap["value"]))
     words = "is shown to exceed" if shown else "is not shown to exceed"
     reason = (
         f"{name} differs by {abs(gap['value']):.3g} between {gap['a']} and {gap['b']} "
         f"(95 % [{gap['low']:.3g}, {gap['high']:.3g}]), which {words} {allowed:g}, corrected for {len(gaps)} pairs"
     )
+    size = least["minimum_detectable_difference"]
+    blind = size is not None and size > allowed
+    if blind:
+        reason += (
+            f"; too few people to see that: the minimum detectable difference of {least['a']} and {least['b']} is "
+            f"{size:.3g} (evaluate more people, raise evaluate.min_group or promote.fairness_gap.{name})"
+        )
     reason += f"; {_unjudged([few])}" if few else ""
-    figures = {"value": gap["value"], "bound": allowed, "low": gap["low"], "high": gap["high"]}
-    return _check("fairness", name, not shown, reason, **figures, groups=[gap["a"], gap["b"]], too_few=few)
+    figures = {name: gap[name] for name in ("value", "low", "high")}
+    figures |= {
+        "bound": allowed,
+        "groups": [gap["a"], gap["b"]],
+        "too_few": few,
+        "minimum_detectable_difference": size,
+    }
+    passed = not shown and not (blind and settings.promote.fairness_power == "required")
+    return _check("fairness", name, passed, reason, **figures)
 
 
 def _people(groups: Mapping[str, int]) -> str:
@@ -225,7 +243,13 @@ def _in_order(
     if "fairness" in kinds:
         few = [check["too_few"] for check in checks if check.get("too_few")]
         unjudged = f" ({_unjudged(few)})" if few else ""
-        parts.append(f"no gap between groups is shown to exceed what is allowed{unjudged}")
+        seen = [
+            f"{check['key']} {check['minimum_detectable_difference']:.3g}"
+            for check in checks
+            if check.get("minimum_detectable_difference")
+        ]
+        power = f"; minimum detectable difference at most: {', '.join(seen)}" if seen else ""
+        parts.append(f"no gap between groups is shown to exceed what is allowed{unjudged}{power}")
     limits = settings.promote.fairness_gap
     free = [f"{g['task']} by {g['kind']}" for g in shown_gaps(metrics) if limits.get(g["task"]) is None]
     if free:

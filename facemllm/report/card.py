@@ -44,6 +44,7 @@ def card(
     """
     rows = ledger.entries(settings)
     priced = {step: cost.priced(body, settings.cost.price_per_hour) for step, body in (costs or {}).items()}
+    trusted = figures.trust(evaluation)
     body = render(
         "card.md.jinja",
         settings=settings,
@@ -56,10 +57,11 @@ def card(
         zero_shot=_tasks(evaluation, zero_shot=True).get(ZERO_SHOT),
         groups=_groups(evaluation),
         gaps=_gaps(evaluation),
-        compared=figures.trust(evaluation)["gaps"]["compared"],
+        compared=trusted["gaps"]["compared"],
+        detectable=trusted["gaps"]["minimum_detectable_difference"],
         miscalibrated={t: b for t, b in (evaluation.get("calibration") or {}).items() if b.get("ece")},
         unlearnt=_unlearnt(evaluation),
-        surest=figures.trust(evaluation)["gaps"]["surest"],
+        surest=trusted["gaps"]["surest"],
         unreadable={n: p["unreadable"] for n, p in _tasks(evaluation).items() if (p.get("unreadable") or 0) >= _UNREAD},
         costs=_costs(priced),
         made=[("", "SHA-256"), *((name, code(digest)) for name, digest in {"model": model_digest, **lineage}.items())],

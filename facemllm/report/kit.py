@@ -36,8 +36,8 @@ def _environment(markdown: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    shown = (text, words, seconds, number, percent, estimate, share, brief, p_value, at, table, code, largest_first)
-    made.filters |= {one.__name__: one for one in (*shown, decimals)}
+    figures = (number, percent, estimate, share, brief, p_value, detectable, decimals, at, largest_first)
+    made.filters |= {one.__name__: one for one in (*figures, text, words, seconds, table, code)}
     made.globals["top_of"] = top_of
     return made
 
@@ -144,6 +144,11 @@ def brief(figure: Figure | float | None) -> str:
     kept = decimals(figure, 6)
     value, low, high = (f"{round(figure[end], kept) + 0.0:.3g}" for end in ("value", "low", "high"))
     return f"{value} ({low}–{high})"
+
+
+def detectable(sizes: Mapping[str, Mapping[str, float]]) -> str:
+    """Minimum detectable differences by task, of the best known pair of groups to the least: `age 3.4–8.6`."""
+    return ", ".join(f"{task} {brief(size['low'])}–{brief(size['high'])}" for task, size in sizes.items())
 
 
 def p_value(value: float | None) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from facemllm.core.files import atomic_write
-from facemllm.report.kit import decimals, number, p_value, percent, percent_decimals, render
+from facemllm.report.kit import decimals, detectable, number, p_value, percent, percent_decimals, render
 from facemllm.scoring.figures import measure
 from facemllm.scoring.metrics import CLOSED_MEAN, WITHOUT_NUMBERS, clears_constant
 from facemllm.scoring.paired import BETTER, SAME, WORSE, by_group, by_task, by_verdict
@@ -191,3 +191,5 @@ def _gaps(trust: Mapping[str, Any]) -> Iterator[str]:
         yield f"gaps between groups of people: shown in {gaps['shown']} of {gaps['compared']}; the surest: {told}"
     elif gaps.get("compared"):
         yield f"gaps between groups of people: none shown in {gaps['compared']} comparisons"
+    if sizes := gaps.get("minimum_detectable_difference"):
+        yield f"minimum detectable difference: {escape(detectable(sizes))}"

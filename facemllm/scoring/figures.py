@@ -12,6 +12,7 @@ so that runs compare:
     fairness/<task>/<kind>/<group>                  figure of a group of people; kinds: gender, age_band, skin_tone
     fairness/<task>/<kind>/largest_gap/value ...    between two groups; kinds also by pairs: gender x age_band
     fairness/gaps/compared  fairness/gaps/shown     kinds of groups over all tasks, and those in which a gap is shown
+    fairness/gaps/minimum_detectable_difference/<task>/low ...  high         of its pairs of groups
     consistency/...                                 shares of broken relations, agreement of ways to ask
     calibration/<task>/ece  .../expected            expected calibration error, and that of a calibrated model
     slices/<name>/...  disturbed/<kind>/...         figures of kinds of faces, and of pictures made worse
@@ -164,8 +165,9 @@ def trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
     `consistency`: `model` and `truth`, the shares of broken relations, and the same two of `captions` that contradict
     the answers. `below_blind`: ways to ask in which fewer answers are right than without the picture, each with both
-    shares. `gaps`: in how many of the `compared` kinds of
-    groups, over all tasks, a gap is `shown`, and the `surest` of these.
+    shares. `gaps`: in how many of the `compared` kinds of groups, over all
+    tasks, a gap is `shown`, the `surest` of these, and by task the least and the largest
+    `minimum_detectable_difference` of its pairs of groups.
     """
     consistency = metrics.get("consistency") or {}
     captions = _who(consistency.get("captions"))
@@ -178,8 +180,21 @@ def trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "consistency": {**_who(consistency.get("relations")), **({"captions": captions} if captions else {})},
         "below_blind": {way: pair for way, pair in ways.items() if pair[0] < pair[1]},
-        "gaps": {"compared": len(compared), "shown": len(shown), "surest": surest},
+        "gaps": {
+            "compared": len(compared),
+            "shown": len(shown),
+            "surest": surest,
+            "minimum_detectable_difference": _detectable(metrics),
+        },
     }
+
+
+def _detectable(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    found: dict[str, list[float]] = {}
+    for gap in gap_rows(metrics):
+        if gap.get("minimum_detectable_difference") is not None:
+            found.setdefault(gap["task"], []).append(gap["minimum_detectable_difference"])
+    return {task: {"low": min(sizes), "high": max(sizes)} for task, sizes in found.items()}
 
 
 def _who(found: Mapping[str, Any] | None) -> dict[str, Any]:

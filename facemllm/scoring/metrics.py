@@ -33,7 +33,8 @@ class Metric:
     values of the option grid for numbers; `value` makes figures (R,) of total sums (R, K), NaN where nothing was asked.
     `constant` is the answer that scores best if given to every question, of a metric that a task may name. The value is
     in the unit of its task if `in_unit`, else a share; `also` names what is reported beside it, of tasks whose unit is
-    one of `units`, if there are any. Where it is the mean over true classes, `of_class` is its figure of one class.
+    one of `units`, if there are any. Where it is the mean over true classes, `of_class` is its figure of one class;
+    any other that a task may name is a quotient, of `terms` of the sums: numerator and denominator.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Metric:
     units: tuple[str, ...] = ()
     in_closed_mean: bool = False
     of_class: Metric | None = None
+    terms: Callable[[Array], tuple[Array, Array]] | None = None
 
     def is_unreadable(self, text: str | None) -> bool:
         """Whether an answer counts as unreadable: none at all, or no number where one is asked."""
@@ -191,13 +193,21 @@ def _facts_without_numbers(answers: Sequence[str], parsed: Parsed, grid: Sequenc
     return _facts(list(map(kept, answers)), list(map(kept, parsed)), grid)
 
 
+def _counts(totals_RK: Array) -> tuple[Array, Array]:
+    return totals_RK[:, 0], totals_RK[:, 1]
+
+
+def _shared(totals_RK: Array) -> tuple[Array, Array]:
+    shared, stated, true = totals_RK.T
+    return 2 * shared, 2 * shared + stated + true
+
+
 def _quotient(totals_RK: Array) -> Array:
-    return ratio(totals_RK[:, 0], totals_RK[:, 1])
+    return ratio(*_counts(totals_RK))
 
 
 def _f1(totals_RK: Array) -> Array:
-    shared, stated, true = totals_RK.T
-    return ratio(2 * shared, 2 * shared + stated + true)
+    return ratio(*_shared(totals_RK))
 
 
 def most_frequent(answers: Sequence[str]) -> str:
@@ -230,6 +240,7 @@ ACCURACY = Metric(
     label="accuracy",
     columns=lambda answers, parsed, grid: _counted(_right(answers, parsed)),
     value=_quotient,
+    terms=_counts,
     constant=most_frequent,
     also=("balanced_accuracy",),
     in_closed_mean=True,
@@ -256,6 +267,7 @@ METRICS = {
             answers="number",
             columns=lambda answers, parsed, grid: _counted(exact(errors(answers, parsed, grid))),
             value=_quotient,
+            terms=_counts,
             constant=lambda answers: f"{np.median([float(answer) for answer in answers]):.4f}",
             higher_is_better=False,
             digits=2,
@@ -276,6 +288,7 @@ METRICS = {
             answers="facts",
             columns=_facts,
             value=_f1,
+            terms=_shared,
             constant=_most_frequent_facts,
             also=("precision", "recall", WITHOUT_NUMBERS),
         ),
@@ -305,6 +318,7 @@ METRICS = {
             label="F1",
             columns=_found,
             value=_f1,
+            terms=_shared,
             constant=lambda answers: "yes",  # it counts hits of yes alone
             also=("accuracy",),
         ),

@@ -148,7 +148,7 @@ def _difference(
     people = len(np.unique(pair.sheet.subjects[rows]))
     p = float("nan")
     if people >= settings.evaluate.min_group:
-        p = stats.p_value(value, error, people) if error > 0 or value == 0 else _sign_test(pair, rows)
+        p = stats.p_value(value, error, people - 1) if error > 0 or value == 0 else _sign_test(pair, rows)
     detectable = stats.minimum_detectable_difference(error if people > 1 else 0.0)
     known = None if task == CLOSED_MEAN else tasks.get(task)
     metric = BALANCED_ACCURACY if known is None or item == BALANCED else of(known)

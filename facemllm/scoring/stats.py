@@ -109,53 +109,48 @@ def standard_error(replicates: Array) -> float:
     return 0.0 if error < _ROUNDING else error
 
 
-def minimum_detectable_difference(error: float) -> float:
-    """The minimum detectable paired difference with so many people, at 80 % power, two-sided 5 %.
+def minimum_detectable_difference(
+    error: float, degrees: float = math.inf, level: float = SHOWN, growth: Sequence[float] = (0.0, 0.0)
+) -> float:
+    """The minimum detectable difference d: one that large is shown at this level, two-sided, four times in five.
 
-    (z_0.975 + z_0.80) * error = 2.80 * error, with `error` the standard error of the difference (Cohen 1988, chapter 2;
-    Miller 2024, arXiv 2411.00640, section 5). Of one model alone, `error` is that of its own figure: two models of
-    equal error e whose answers correlate by 0.5 differ with the error sqrt(e^2 + e^2 - 2 * 0.5 * e^2) = e. NaN where
-    the error is zero: answers that are all alike say nothing about how people differ.
+    d = (t_(1 - level / 2) + t_0.80) * error, of a paired difference at 5 % 2.80 * error, with `error` the standard
+    error of the difference (Cohen 1988, chapter 2; Bloom 1995, Evaluation Review 19(5); Miller 2024, arXiv 2411.00640,
+    section 5). With growth (b, c) the variance is error^2 (1 + b d - c d^2). Of one model alone, `error` is that of its
+    own figure: two models of equal error e whose answers correlate by 0.5 differ with the error
+    sqrt(e^2 + e^2 - 2 * 0.5 * e^2) = e. NaN where the error is zero: answers that are all alike say nothing about how
+    people differ.
     """
-    from scipy.stats import norm
+    from scipy.stats import t
 
-    return float((norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER)) * error) if error > 0 else float("nan")
+    if not error > 0:
+        return float("nan")
+    square = float((t.ppf(1 - level / 2, degrees) + t.ppf(POWER, degrees)) * error) ** 2
+    half, steep = square * growth[0] / 2, 1 + square * growth[1]
+    return (half + math.sqrt(half**2 + square * steep)) / steep
 
 
-def p_value(value: float, error: float, people: int, beyond: float = 0.0) -> float:
-    """Two-sided p of a difference whose bootstrap standard error is `error`, by a t test on `people` - 1 degrees.
+def p_value(value: float, error: float, degrees: float) -> float:
+    """Two-sided p of a difference of this standard error, by a t test; 1 where there is none.
 
-    It asks whether the absolute difference exceeds `beyond`: below 0.05 the whole 95 % t interval lies past it.
     Percentiles of 1,000 resamples would end at p = 0.002, too coarse to correct for many comparisons. NaN if undefined:
     an error of zero says nothing about how people differ.
     """
     from scipy.stats import t
 
-    if people < 2 or not math.isfinite(value) or not math.isfinite(error):
+    if not degrees > 0 or not math.isfinite(value) or not math.isfinite(error):
         return float("nan")
-    excess = abs(value) - beyond
-    if excess <= 0:
+    if value == 0:
         return 1.0
-    return min(1.0, 2 * float(t.sf(excess / error, people - 1))) if error > 0 else float("nan")
+    return min(1.0, 2 * float(t.sf(abs(value) / error, degrees))) if error > 0 else float("nan")
 
 
-def t_interval(value: float, error: float, people: int) -> dict[str, float | None]:
+def t_interval(value: float, error: float, degrees: float) -> dict[str, float | None]:
     """A difference with the 95 % interval of `p_value`'s test, as stored."""
     from scipy.stats import t
 
-    reach = float(t.ppf((1 + LEVEL) / 2, people - 1)) * error if people > 1 else float("nan")
+    reach = float(t.ppf((1 + LEVEL) / 2, degrees)) * error if degrees > 0 else float("nan")
     return {"value": plain(value), "low": plain(value - reach), "high": plain(value + reach)}
-
-
-def share_variance(share: float, people: int) -> float:
-    """The least variance that a share of n people is taken to have: p (1 - p) / n with p = (share * n + 2) / (n + 4).
-
-    Two rights and two wrongs are added (Agresti and Coull 1998, The American Statistician 52(2); for differences
-    Agresti and Caffo 2000, 54(4)): nobody wrong of twenty does not mean that nobody ever is, yet every resample of them
-    says so. They divide by n + 4; by n, one or two people of a rare class are not taken for five or six.
-    """
-    added = (share * people + 2) / (people + 4)
-    return added * (1 - added) / people
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -49,8 +49,10 @@ class Promote(Section):
 
     A threshold of null is not asked for. `every_task` refuses a model when the data hold no label of a task in
     `reformat.tasks`; else such a task is left out. `fairness_gap` is the largest difference between two groups of
-    people that a task may be shown to have, in the task's own unit; null is not asked for. `champion_margin` is in
-    the figure's own unit for shares, and a share of the champion's error for errors.
+    people that a task may be shown to have, in the task's own unit; null is not asked for. With `fairness_power:
+    required` a task also fails where the minimum detectable difference of two groups is larger than that; `reported`
+    only says so. `champion_margin` is in the figure's own unit for shares, and a share of the champion's error for
+    errors.
     """
 
     model_name: str
@@ -58,6 +60,7 @@ class Promote(Section):
     above_constant: bool
     every_task: bool
     fairness_gap: dict[str, Annotated[float, Field(gt=0)] | None]
+    fairness_power: Literal["required", "reported"]
     champion_margin: Annotated[float, Field(ge=0)]
     wait_minutes: Annotated[float, Field(ge=0)]
 

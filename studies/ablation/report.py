@@ -126,7 +126,7 @@ def mean(values: Sequence[float]) -> dict[str, Any]:
     """Mean and 95 % t interval of independent values; no interval for one alone."""
     count = len(values)
     error = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
-    return {**stats.t_interval(statistics.fmean(values), error, count), "n": count}
+    return {**stats.t_interval(statistics.fmean(values), error, count - 1), "n": count}
 
 
 def _difference(pairs: Sequence[tuple[float, float]], lower_is_better: bool) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _difference(pairs: Sequence[tuple[float, float]], lower_is_better: bool) -> 
     verdict = SAME
     if found["low"] is not None and (found["low"] > 0 or found["high"] < 0):
         verdict = WORSE if (found["value"] > 0) == lower_is_better else BETTER
-    return {**found, "p": stats.plain(stats.p_value(found["value"], error, len(gaps))), "verdict": verdict}
+    return {**found, "p": stats.plain(stats.p_value(found["value"], error, len(gaps) - 1)), "verdict": verdict}
 
 
 def _correct(figures: Sequence[dict[str, Any]]) -> None:

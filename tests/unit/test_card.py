@@ -88,3 +88,10 @@ def test_names_of_groups_are_words_and_nothing_else():
     assert r"| gender | skin_tone | a\|b \# \<b\>x | 30 |" in said
     assert r"| gender | skin_tone | a\|b \# \<b\>x – c | 0.4 (" in said
     assert r"the surest gap: gender by skin_tone, a\|b \# \<b\>x – c:" in said
+
+
+def test_no_gap_is_told_with_what_could_have_been_seen():
+    kind = example.kind({"a": example.group(0.5, 30)}, example.gap("a", "c", 0.01, 0.9))
+    said = text({"tasks": {}, "fairness": {"gender": {"skin_tone": kind}}})
+    assert "A gap is shown in 0 of 1 comparisons (a task by a kind of group). Minimum detectable difference" in said
+    assert "from the surest pair of groups to the least sure: gender 0.08–0.08." in said

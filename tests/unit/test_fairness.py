@@ -144,13 +144,32 @@ def test_rare_classes_raise_no_false_alarm(quick):
     assert binomtest(alarms, 80, 0.05, alternative="greater").pvalue > 0.01
 
 
-def test_errors_in_years_that_are_all_alike_give_no_p(settings):
+def test_people_who_are_all_alike_in_each_group_are_told_apart(settings):
+    """Nobody differs within a group, so that no resample does; women are told a year too many, men nine."""
     rows, groups = of_women_and_men("age", "age", lambda *_: "30")
-    parsed = [("31", "39")[person % 2] for person in range(PEOPLE)]
-    kinds = fairness.measure(settings, sheet_of(rows, groups), parsed)["age"]
-    largest = kinds["gender"]["largest"]
-    assert (largest["value"], largest["p_holm"]) == (-8, None)
-    assert fairness.beyond(kinds, 1) == []
+
+    def told(*said):
+        parsed = [said[person % 2] for person in range(PEOPLE)]
+        return fairness.measure(settings, sheet_of(rows, groups), parsed)["age"]
+
+    kinds = told("31", "39")
+    assert kinds["gender"]["largest"]["value"] == -8
+    assert kinds["gender"]["largest"]["p_holm"] < 1e-6
+    assert len(fairness.beyond(kinds, 1)) == 1
+    largest = told("31", "31")["gender"]["largest"]
+    assert (largest["value"], largest["p_holm"], largest["minimum_detectable_difference"]) == (0, 1, None)
+
+
+def test_groups_of_which_nothing_can_be_read_are_not_compared(settings):
+    """As zero-shot answers of a tiny model: they would count among the comparisons, and in Holm's correction."""
+    rows, groups = asked()
+    rows += [(name, person, "gender", "gender", groups[name]["gender"]) for name, person, *_ in rows]
+    parsed = [row[4] if row[2] == "gender" and row[1] % 7 else None for row in rows]
+    found = fairness.measure(settings, sheet_of(rows, groups), parsed)
+    assert all(entry["gaps"] == [] and entry["largest"] is None for entry in found["expression"].values())
+    assert found["expression"]["gender"]["groups"]["male"]["unreadable"] == 1.0
+    alone = fairness.measure(settings, sheet_of(rows[PEOPLE:], groups), parsed[PEOPLE:])
+    assert found["gender"] == alone["gender"]
 
 
 def test_p_values_are_corrected_for_all_gaps_of_the_evaluation(settings):
@@ -174,7 +193,8 @@ def test_what_exceeds_a_limit_is_corrected_for_all_gaps_of_the_task(settings):
 
     def kind(*gaps):
         groups = {name: {"people": 100} for a, b, _ in gaps for name in (a, b)}
-        return {"groups": groups, "gaps": [{"a": a, "b": b, "value": value, "error": 0.05} for a, b, value in gaps]}
+        test = {"error": 0.05, "own_error": 0.05, "degrees": 99, "growth": [0, 0], "p": 0.5}
+        return {"groups": groups, "gaps": [{"a": a, "b": b, "value": value, **test} for a, b, value in gaps]}
 
     alone = {"gender": kind(("female", "male", 0.36))}
     assert [gap["p_holm"] for gap in fairness.beyond(alone, 0.25)] == [pytest.approx(0.0302, abs=1e-3)]

@@ -89,7 +89,7 @@ def test_the_summary_tells_the_surest_gap_and_flatten_gives_text_by_dotted_name(
     assert figures.flatten(values) == {"a.b": "1", "a.c": "null", "a.d": "{}", "e": "text", "f": "[1, 2]"}
     told = figures.trust(example.METRICS)
     assert (told["gaps"]["surest"]["task"], told["gaps"]["surest"]["value"]) == ("attributes", 0.14)
-    assert figures.trust({})["gaps"] == {"compared": 0, "shown": 0, "surest": None}
+    assert figures.trust({})["gaps"] == {"compared": 0, "shown": 0, "surest": None, "minimum_detectable_difference": {}}
     json.dumps(told)
     assert figures.trust_metrics(told)["fairness/gaps/shown"] == 1.0
 

@@ -8,6 +8,7 @@ import pytest
 
 from facemllm import settings as settings_module
 from facemllm import tasks
+from facemllm.errors import UserError
 from facemllm.promote.gates import Difference, decide, differences, judge
 from facemllm.scoring import fairness, stats
 from facemllm.scoring.sheet import Answers, read_sheet
@@ -312,6 +313,46 @@ def test_a_kind_whose_groups_are_too_few_is_refused_however_well_another_compare
     assert f"cannot be compared by skin_tone {counted}" in reason
     assert "lower evaluate.min_group or set promote.fairness_gap.expression to null" in reason
     assert re.search("differs by 1 between dark and light.* is shown to exceed 0.25", refused(few=20))
+
+
+def of_two_groups(people, draw, odds, others):
+    """Expressions of so many women and men, read right at these odds."""
+    rows = [(str(p), p, "expression", "expression", "happiness") for p in range(2 * people)]
+    groups = {str(p): {"gender": ("female", "male")[p % 2]} for p in range(2 * people)}
+    right = draw.random(2 * people) < np.where(np.arange(2 * people) % 2, others, odds)
+    return sheet_of(rows, groups), ["happiness" if ok else "sadness" for ok in right]
+
+
+@pytest.mark.parametrize(
+    ("people", "odds", "power", "passed"),
+    [
+        (150, 0.4, "required", False),  # a gap of fifty points beyond twenty-five
+        (150, 0.9, "required", True),
+        (20, 0.9, "required", False),  # nothing is seen, nor could it be
+        (20, 0.9, "reported", True),
+        (20, 0.1, "reported", False),
+    ],
+)
+def test_a_fairness_rule_asks_for_the_power_to_see_what_it_forbids(settings, people, odds, power, passed):
+    rules = with_gaps(settings, expression=0.25)
+    rules = rules.model_copy(update={"promote": rules.promote.model_copy(update={"fairness_power": power})})
+    gone_as_told = 0
+    for seed in range(10):
+        fair = fairness.measure(rules, *of_two_groups(people, np.random.default_rng(seed), odds, 0.9))
+        checks = judge(rules, {"tasks": {}, "closed_mean": None, "fairness": fair}).checks
+        (check,) = [check for check in checks if check["check"] == "fairness"]
+        gone_as_told += check["passed"] is passed
+        blind = check["minimum_detectable_difference"] > 0.25
+        assert blind == ("too few people to see that: the minimum detectable difference of" in check["reason"])
+    assert gone_as_told >= 9
+
+
+def test_gaps_of_an_earlier_version_are_tested_again(settings, metrics):
+    for entry in metrics["fairness"]["gender"].values():
+        for gap in entry["gaps"]:
+            del gap["minimum_detectable_difference"]
+    with pytest.raises(UserError, match=r"the gaps of gender were tested by an earlier version.*evaluate again"):
+        judge(with_gaps(settings, gender=0.25), metrics)
 
 
 def test_groups_that_are_too_few_beside_others_are_named(settings, metrics):

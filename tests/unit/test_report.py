@@ -229,7 +229,9 @@ def test_zero_shot_has_a_section_of_its_own_and_fairness_says_when_nothing_is_sh
     alone = {"gender": example.kind({"female": example.group(0.5, 90)})}
     assert "No two groups have enough people to be compared." in read({}, {"fairness": {"age": alone}})
     alike = {"gender": example.kind({}, example.gap("a", "b", 0.01, 0.9))}
-    assert "A gap is shown in none of 1 comparisons" in read({}, {"fairness": {"age": alike}})
+    said = read({}, {"fairness": {"age": alike}})
+    assert "A gap is shown in none of 1 comparisons" in said
+    assert "Minimum detectable difference, from the surest pair of groups to the least sure: age 0.08–0.08." in said
 
 
 def test_every_part_may_be_absent(monkeypatch):
@@ -379,10 +381,13 @@ def test_table_ends_with_consistency_and_the_surest_gap():
     assert caption(example.METRICS) == (
         "broken logical relations: 3.1% (the labels 0.0%)\n"
         "captions that contradict an answer: 12.0%\ngaps between groups of people: shown in 1 of 2; "
-        "the surest: attributes by gender, female – male +0.140 [+0.090, +0.190]"
+        "the surest: attributes by gender, female – male +0.140 [+0.090, +0.190]\n"
+        "minimum detectable difference: attributes 0.08–0.08"
     )
     fair = {"age": {"gender": example.kind({}, example.gap("a", "b", 0.01, 0.9))}}
-    assert caption({"fairness": fair}) == "gaps between groups of people: none shown in 1 comparisons"
+    assert caption({"fairness": fair}) == (
+        "gaps between groups of people: none shown in 1 comparisons\nminimum detectable difference: age 0.08–0.08"
+    )
     assert caption({}) is None
     # nor does a model say anything that says nothing readable
     nothing = {"value": None, "low": None, "high": None}
