@@ -3,8 +3,8 @@
 Groups are those that the source states (`gender`, `age_band`, `skin_tone`) and their pairwise intersections; fairlearn
 takes the questions apart by them. Figures have intervals of the bootstrap over people that all figures share; a gap has
 the p value, the interval and the power of `gaps`, where somebody who is in both groups counts once. The p values of all
-gaps of an evaluation, over tasks and kinds, are one family of Holm's; two groups of which no answer can be read are not
-compared. Groups of fewer people than `evaluate.min_group` get no figure and enter no gap.
+gaps of an evaluation, over tasks and kinds, are one family of Holm's; two groups of which most answers cannot be read
+are not compared. Groups of fewer people than `evaluate.min_group` get no figure and enter no gap.
 A group's balanced accuracy is over the classes that occur in it, as everywhere here; a gap is over those that occur in
 both groups, else it would say that men have beards. Where groups are classes (gender by gender) they share none: then
 the gap is that of their own recalls.
@@ -180,7 +180,7 @@ def _of_kind(
         }
         for name, group in groups.items()
     }
-    pairs = [(a, b) for a, b in combinations(enough, 2) if min(enough[a].unreadable, enough[b].unreadable) < 1]
+    pairs = [(a, b) for a, b in combinations(enough, 2) if min(enough[a].unreadable, enough[b].unreadable) < 0.5]
     found = [_gap(sheet, task, a, b, summed, enough) for a, b in pairs]
     return {"groups": entries, "gaps": [gap for gap in found if gap is not None]}
 

@@ -160,14 +160,15 @@ def test_people_who_are_all_alike_in_each_group_are_told_apart(settings):
     assert (largest["value"], largest["p_holm"], largest["minimum_detectable_difference"]) == (0, 1, None)
 
 
-def test_groups_of_which_nothing_can_be_read_are_not_compared(settings):
+@pytest.mark.parametrize("readable", [0, 3])
+def test_groups_of_which_little_can_be_read_are_not_compared(settings, readable):
     """As zero-shot answers of a tiny model: they would count among the comparisons, and in Holm's correction."""
     rows, groups = asked()
     rows += [(name, person, "gender", "gender", groups[name]["gender"]) for name, person, *_ in rows]
-    parsed = [row[4] if row[2] == "gender" and row[1] % 7 else None for row in rows]
+    parsed = [row[4] if (row[2] == "gender" and row[1] % 7) or row[1] < readable else None for row in rows]
     found = fairness.measure(settings, sheet_of(rows, groups), parsed)
     assert all(entry["gaps"] == [] and entry["largest"] is None for entry in found["expression"].values())
-    assert found["expression"]["gender"]["groups"]["male"]["unreadable"] == 1.0
+    assert found["expression"]["gender"]["groups"]["male"]["unreadable"] > 0.9
     alone = fairness.measure(settings, sheet_of(rows[PEOPLE:], groups), parsed[PEOPLE:])
     assert found["gender"] == alone["gender"]
 
