@@ -27,7 +27,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from facemllm.cli.options import Json, Profile, Sets, say
 from facemllm.core import digests, progress, services
 from facemllm.core.machine import on_plain_path
 from facemllm.core.processes import die_with_parent
@@ -40,6 +39,7 @@ from facemllm.tracking import runs as tracking
 from facemllm.workflow import runner as workflow
 from facemllm.workflow import runs
 from facemllm.workflow.cron import described
+from facemllm.workflow.options import Json, Profile, Sets, say
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Face-MLLM pipeline."

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from facemllm.cli.options import By, Conversations, Faces, Out, Reason, Result, app, command
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.settings.data import Source
 from facemllm.tables import CONVERSATIONS, FACES, open_table
+from facemllm.workflow.options import By, Conversations, Faces, Out, Reason, Result, app, command
 
 version = typer.Typer(no_args_is_help=True, help="Versions of the data.")
 

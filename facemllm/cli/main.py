@@ -17,10 +17,23 @@ from typing import Annotated, Any
 import typer
 
 from facemllm.cli import data
-from facemllm.cli.options import By, Conversations, Json, Out, Profile, Reason, Result, Sets, Version, app, command, say
 from facemllm.core.machine import on_plain_path
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
+from facemllm.workflow.options import (
+    By,
+    Conversations,
+    Json,
+    Out,
+    Profile,
+    Reason,
+    Result,
+    Sets,
+    Version,
+    app,
+    command,
+    say,
+)
 
 promote = typer.Typer(no_args_is_help=True, help="Decisions of named persons about model versions.")
 services_app = typer.Typer(no_args_is_help=True, help="Local servers: MLflow, Ray, staging, production.")

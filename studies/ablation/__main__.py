@@ -18,7 +18,6 @@ import typer
 import yaml
 from pydantic import Field, model_validator
 
-from facemllm.cli.options import Conversations, Json, Profile, Sets, say
 from facemllm.core import digests, machine, progress
 from facemllm.core.files import atomic_write
 from facemllm.errors import UserError, guarded
@@ -28,6 +27,7 @@ from facemllm.settings.data import Positive, Section
 from facemllm.tables import CONVERSATIONS, open_table
 from facemllm.tracking.runs import commit
 from facemllm.version import ledger
+from facemllm.workflow.options import Conversations, Json, Profile, Sets, say
 from studies.ablation import report, running
 from studies.ablation.running import HOW, Cell
 
