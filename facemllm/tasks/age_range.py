@@ -1,5 +1,7 @@
 """Apparent age as one of FairFace's nine ranges of years: as the source says it, else from the age in years."""
 
+from facemllm.tasks import age
+from facemllm.tasks.answers import only
 from facemllm.tasks.base import Option, Row, Task
 from facemllm.tasks.items import Choice
 
@@ -26,11 +28,25 @@ def _patterns(low: str, high: str) -> tuple[str, ...]:
     return (rf"(?:(?:between|from|aged|ages?) )*{low}(?: years)?(?: to| and| -)? {high}{years}", *decade)
 
 
+class _Range(Choice):
+    """A range of years, which an age in years falls into."""
+
+    def names(self, words: str) -> bool:
+        """Whether a range or an age is named."""
+        return super().names(words) or self.parse(words) is not None
+
+    def parse(self, text: str) -> str | None:
+        """The one range that the text plainly names, or that holds the one age it states; both have to agree."""
+        years = age.TASK.items[0].parse(text)
+        named = super().parse(text), None if years is None else _range({"age": float(years)})
+        return only(filter(None, named))
+
+
 TASK = Task(
     name="age_range",
     metric="accuracy",
     items=(
-        Choice(
+        _Range(
             name="age_range",
             templates=("Which age range fits the person?", "Between which years is the person's age?"),
             unseen=("What range of years is the age in?",),
@@ -42,7 +58,6 @@ TASK = Task(
             patterns={
                 **{name: _patterns(low, high) for name, (low, high) in _ENDS.items()},
                 "70+": (
-                    r"70(?: years?(?: old| of age)?)? (?:and|or) (?:older|over|above|more)(?: years(?: old)?)?",
                     r"(?:over|older than|more than|above) (?:69|70)(?: years?(?: old| of age)?)?",
                     r"70\+(?: years?(?: old)?)?",
                 ),

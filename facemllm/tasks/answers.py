@@ -17,10 +17,9 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from string import ascii_lowercase
 from typing import Literal
 
-from facemllm.tasks.base import Item, Option, Question
+from facemllm.tasks.base import Question
 from facemllm.tasks.spoken import spoken, without_asides
 
 MAX_TEXT = 2000
@@ -33,7 +32,7 @@ _UNITS += ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "se
 _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _SPELLED = re.compile(rf"\b(?:({'|'.join(_TENS)})(?: ({'|'.join(_UNITS[1:10])}))?|({'|'.join(_UNITS)}))\b")
 
-_SAY = "say|estimate|describe|go|choose|pick|select|answer|call|classify|label|conclude|put|place"
+_SAY = "say|estimate|guess|lean|describe|go|choose|pick|select|answer|call|classify|label|conclude|put|place"
 
 # Words that take an answer back, leave it open, or speak of a thing that is not on the face.
 _DOUBT = re.compile(
@@ -44,7 +43,7 @@ _DOUBT = re.compile(
     r"|hardly|barely|scarcely|far from|anything but|less than|fails? to|pretend(?:s|ing)?|formerly|lost|once|ago|then"
     r"|not (?:\w+ )?without|beside (?:her|him|them)|(?:taken|drawn|made) by|(?:mother|father|wife|husband|friend) of"
     r"|(?:his|her|man|woman|boy|girl|lady) (?:wife|husband|mother|father|friend|brother|sister|son|daughter)"
-    r"|rather than|almost|nearly|behind (?:her|him|them)|hanging|lying|in the background"
+    r"|rather than|(?:is|are) (?:also )?possible|almost|nearly|behind (?:her|him|them)|hanging|lying|in the background"
     r"|of (?:the|a) (?:dog|cat|horse|animal|doll|statue|painting)"
     r"|on the (?:table|wall|desk|floor|shelf)|ignore (?:(?:all|any|the) )*(?:previous|prior|above|earlier))\b"
 )
@@ -58,7 +57,7 @@ _NEGATION_OPEN = re.compile(
     r"|\b(?:false|untrue|incorrect|wrong|not (?:true|correct|right|the case)) that\b"
 )
 _DENIED_AFTER = re.compile(
-    r"^(?: (?:is|are|:) (?:no|none|false|incorrect|wrong|absent|missing"
+    r"^(?: (?:is|are|:) (?:ruled out|no|none|false|incorrect|wrong|absent|missing"
     r"|not (?:present|visible|there|worn|seen|correct))| absent| missing)\b"
 )
 _OPEN_AFTER = re.compile(r"^ (?:is|are|:) not\b(?! (?:wearing|looking|smiling|facing)\b)")
@@ -98,6 +97,8 @@ def normalise(text: str) -> str | None:
         if not all(_ASKED.search(question) for question in _QUESTION.findall(text)):
             return ""
         text = _QUESTION.sub(" ", text)
+    text = re.sub(r"(\d)(?: years?(?: old)?)? (?:or|and) (?:older|over|above|more|up)\b", r"\1+", text)
+    text = text.replace("black and white", "monochrome")  # as pictures are
     text = re.sub(r"can't|can not", "cannot", text)
     text = re.sub(r"n't\b", " not", text.replace("won't", "will not"))
     text = re.sub(r"\b(an? (?:man|woman|boy|girl|lady))'s\b", r"\1s", text)  # "a man's hat" is no man
@@ -219,32 +220,8 @@ def refuses(text: str) -> bool:
     return not any(_STATES.search(part) or _SHORT.fullmatch(part) for part in others)
 
 
-NOT_VISIBLE = "not_visible"
 TOLERANCE = {"age": 10.0, "yaw": 15.0, "pitch": 15.0, "roll": 15.0}
 """How far a number that words state may be from the item's before the two contradict: years, degrees."""
-
-_VERDICT = re.compile(
-    r"(?:(?:so|thus|therefore|hence|indeed|i|d|would|say|think|believe|the|this|that|it|answer|statement|claim|sentence"
-    r"|is|which) )*(not )?(?:(true|correct|right|accurate|yes)|false|incorrect|wrong|untrue|no)"
-)
-_IDLE = re.compile(r"(?:the |my |correct )*(?:answer|statement|claim|verdict|explanation|reason(?:ing)?)?")
-_UNSEEN = re.compile(
-    r"\b(?:the )?(?:(?:it|they|hair|eyes?|eyewear|color|style) )*(?:(?:is|are) )?(?:not visible|cannot be seen)\b"
-)
-_UNSEEN_WORD = "unseen"
-_LETTER = re.compile(r"(?<!\bi )\b[b-h]\b")  # not the d of "I'd"
-_LETTER_A = re.compile(
-    r"(?:^|(?:\b(?:answer|option|letter|choice|choose|pick|select|so|therefore|thus|hence|boxed|and|with)|[.,:])"
-    r"(?: it)?(?: is)?(?: :)? |\bit is )a(?= [.,:]|$)|\b(?:answer|option|letter|choice)(?: is)?(?: :)? a\b"
-)
-_BESIDE = (
-    "so therefore thus hence the my correct right best final answer option letter choice is i d m would will choose "
-    "pick select think say believe conclude it going go with boxed response selected selection be should that one this "
-    "fits matches describes corresponds to most likely appropriate suitable definitely clearly conclusion . , :"
-)
-_AROUND = frozenset(_BESIDE.split())
-_EXPLICIT = re.compile(r"\b(?:answer|option|letter|choice|choose|pick|select\w*|conclu\w*|fits|match\w*|boxed)\b")
-_AGAINST = re.compile(r"\b(?:unseen|no|not|none|never|wrong|incorrect|false|except|least|rejected)\b")
 
 
 @dataclass(frozen=True)
@@ -271,78 +248,3 @@ def answer(question: Question, probabilities: Sequence[float], greedy: int | Non
         return Answer(None if greedy is None else text, text, scores)
     best = question.options[max(range(len(weights)), key=weights.__getitem__)]
     return Answer(None if greedy is None else best.value, best.text, scores)
-
-
-def truth(item: Item, claim: str, text: str) -> str | None:
-    """`true` or `false` of a claim. Words beside the verdict have to restate the item, and to agree with it."""
-    words = normalise(text)
-    if not words:
-        return None
-    restated = f" {normalise(item.claims[claim])} "
-    plain = f" {words} ".replace(restated, f" {_UNSEEN_WORD} ").strip()
-    if doubtful(plain):
-        return None
-    verdicts, rest = [], []
-    for clause in re.split(r" (?:[.,:]|because|since) ", plain):
-        clause = clause.removeprefix("as ")
-        if clause != _UNSEEN_WORD:  # "it is false that a hat can be seen"
-            clause = re.sub(rf" ?(?:that )?{_UNSEEN_WORD}(?= is|$)", "", clause).strip()
-        if _IDLE.fullmatch(clause):
-            continue
-        if found := _VERDICT.fullmatch(clause):
-            if found[1] and not found[2]:
-                return None
-            verdicts.append("true" if found[2] and not found[1] else "false")
-        elif clause == _UNSEEN_WORD:
-            verdicts.append("true")
-        else:
-            rest.append(clause)
-    if not verdicts or set(plain.split()) <= {_UNSEEN_WORD}:
-        return None
-    if rest:
-        said = item.parse(words := " . ".join(rest))
-        if said is None and item.denied(words) != claim:
-            return None
-        verdicts.append(str(said == claim).lower())
-    return only(verdicts)
-
-
-def letter(item: Item, options: Sequence[Option], text: str) -> str | None:
-    """The value behind the one letter that an answer gives, or that its words name. "A woman" gives no letter.
-    `options` are those behind the letters, in order."""
-    words = normalise(text)
-    if not words:
-        return None
-    values = [option.value for option in options]
-    if NOT_VISIBLE in values:
-        words = _UNSEEN.sub(_UNSEEN_WORD, words)
-    if doubtful(words):
-        return None
-    given = {found.group() for found in _LETTER.finditer(words)} | {"a" for _ in _LETTER_A.finditer(words)}
-    if any(ascii_lowercase.index(one) >= len(values) for one in given):
-        return None
-    named = {values[ascii_lowercase.index(one)] for one in given}
-    rest = _LETTER_A.sub(" ", _LETTER.sub(" ", words)) if given else words
-    if not _AROUND.issuperset(rest.split()):
-        if len(named) == 1 and _declared(item, words):
-            return only(named)
-        said = NOT_VISIBLE if _UNSEEN_WORD in rest.split() else item.parse(rest)
-        if said not in values:
-            return None
-        named |= {said, values[0] if _starts_with_letter(item, said, words) else said}
-    return only(named)
-
-
-def _declared(item: Item, words: str) -> bool:
-    """Whether the clauses of a text with a letter do nothing but give it, one of them as the answer, and the others
-    speak of no option and against none: "Looking at the curls, the answer is (B)."."""
-    clauses = [(bool(_LETTER.search(c) or _LETTER_A.search(c)), c) for c in re.split(r" [.,] ", words)]
-    given = [_LETTER_A.sub(" ", _LETTER.sub(" ", clause)) for has, clause in clauses if has]
-    others = " . ".join(clause for has, clause in clauses if not has)
-    pure = all(_AROUND.issuperset(clause.split()) for clause in given) and any(map(_EXPLICIT.search, given))
-    return pure and not item.names(others) and _AGAINST.search(others) is None
-
-
-def _starts_with_letter(item: Item, said: str, words: str) -> bool:
-    """Whether the `a` that an answer begins with is a letter: it stands before words that need no article."""
-    return said != NOT_VISIBLE and words.startswith(f"a {item.option_for(said).text}")

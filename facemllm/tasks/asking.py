@@ -18,9 +18,11 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from facemllm.core.digests import draw, drawn
-from facemllm.tasks.answers import NOT_VISIBLE, letter, truth
+from facemllm.tasks.answers import MAX_TEXT, normalise
 from facemllm.tasks.base import FollowUp, Item, Option, Question, Row, Task
+from facemllm.tasks.committed import committed, conceded, laid_out, letters
 from facemllm.tasks.spoken import concluded, last_word, spoken
+from facemllm.tasks.variants import NOT_VISIBLE, letter, truth
 
 NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE = "native", "unseen", "statement", "lettered", "dialogue"
 VARIANTS = (NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE)
@@ -101,19 +103,46 @@ def question_of(task: Task, turn: Mapping[str, Any]) -> Question | None:
 
 def read(task: Task, question: Question, text: str) -> str | None:
     """The canonical answer in a text, as the question was asked. None unless exactly one is plainly given. What a model
-    thinks aloud is no part of it; what it calls its final answer is all of it; and an answer that it concludes with is
-    one unless what it says before is another."""
+    thinks aloud is no part of it; what it calls its final answer is all of it; and an answer that it concludes with, or
+    commits to, is one unless what it says besides is another."""
     item, said = task.item(question.item), spoken(text)
     if item.form == "open":
         return item.parse(said)
-    value = _read(task, item, question, said := last_word(said))
-    if value is not None or (parts := concluded(said)) is None:
+    value = _read(task, item, question, said := last_word(laid_out(said, item.name)))
+    if value is not None:
         return value
-    value = _read(task, item, question, parts[1])
-    others = {_read(task, item, question, parts[0])}
-    if (other := item.parse(parts[0])) is not None:
+    if parts := concluded(said):
+        value = _read(task, item, question, parts[1])
+        if value is not None:
+            return None if _gainsaid(task, item, question, value, parts[0]) else value
+    if item.form == "several" or len(said) > MAX_TEXT:
+        return None
+    for part, rest in committed(said):
+        value = _read(task, item, question, part)
+        if (
+            value is not None
+            and not _gainsaid(task, item, question, value, rest)
+            and not _rivals(question, value, rest)
+        ):
+            return value
+    if (parts := conceded(said)) and not (item.names(normalise(parts[0]) or "") or _rivals(question, None, parts[0])):
+        return _read(task, item, question, parts[1])
+    return None
+
+
+def _gainsaid(task: Task, item: Item, question: Question, value: str, rest: str) -> bool:
+    """Whether the rest of an answer gives another value, or denies this one."""
+    others = {_read(task, item, question, rest)}
+    if (other := item.parse(rest)) is not None:
         others.add(implied(task, question, other) or other)
-    return value if others <= {value, None} else None
+    denied = item.denied(normalise(rest) or "")
+    return not others <= {value, None} or (denied is not None and implied(task, question, denied) == value)
+
+
+def _rivals(question: Question, value: str | None, rest: str) -> bool:
+    """Whether the rest of an answer gives the letter of another option."""
+    own = [letter for letter, option in zip(ascii_uppercase, question.options, strict=False) if option.value == value]
+    return question.variant == LETTERED and not letters(rest) <= set(own)
 
 
 def _read(task: Task, item: Item, question: Question, text: str) -> str | None:

@@ -36,7 +36,7 @@ _ANY_LENGTH = "|".join(name for names in _LENGTHS.values() for name in names)
 _ANY_SHAPE = "wavy|curly|straight|thick|thin"
 _ANY_EYES = "|".join(name for names in _EYES.values() for name in names)
 _SPECTACLES = ("glasses", "eyeglasses", "spectacles")
-_IS = "(?:is|are|:|(?:seems?|appears?|looks?)(?: to be)?)"
+_IS = "(?:is|are|:|(?:seems?|appears?|looks?)(?: to be)?)(?: (?:most likely|probably))?"
 
 
 def _group(name: str, members: Mapping[str, Words], **fields: Any) -> Choice:

@@ -60,6 +60,7 @@ class Choice(Item):
             return None
         if (whole := _LEAD.sub("", words)) in self._exact:
             return self._exact[whole]
+        first = self._exact.get(re.split(" [.,] ", whole)[0])  # "gray, with some black strands"
         found = [m for m in mentions(words, self._patterns) if m.key != _OTHER]
         if any(m.stance == "unclear" for m in found):
             return None
@@ -67,7 +68,7 @@ class Choice(Item):
         named += [self.absent for m in found if m.key == _NOTHING and m.stance == "denied" and self.absent]
         denied = {m.key for m in found if m.key and m.stance == "denied"}
         answer = only(named)
-        return None if answer in denied or (answer and self._contradicted(words, answer)) else answer
+        return None if answer in denied or first not in (None, answer) or self._contradicted(words, answer) else answer
 
     def denied(self, words: str) -> str | None:
         """The one option that a normalised text denies, and says nothing else of."""
@@ -79,7 +80,7 @@ class Choice(Item):
         short = {word for names in self.words.values() for name in names for word in name.split()}
         return bool(mentions(words, self._patterns)) or not short.isdisjoint(words.split())
 
-    def _contradicted(self, words: str, answer: str) -> bool:
+    def _contradicted(self, words: str, answer: str | None) -> bool:
         others = "|".join(word for value, names in self.words.items() if value != answer for word in names)
         if not others:
             return False
@@ -106,8 +107,9 @@ class Choice(Item):
 
 
 _YES, _NO = "yes|yeah|yep|true|correct", "no|nope|false|incorrect"
-_WORD = re.compile(rf"(?:(?:{LEADING}|a) )*(?:({_YES})|{_NO})(?: (?:indeed|definitely|certainly))?")
-_ANY_WORD = re.compile(rf"\b(?:{_YES}|{_NO})$")
+_NOT = "(?:probably|likely|certainly|definitely|absolutely|of course) not|not at all"
+_WORD = re.compile(rf"(?:(?:{LEADING}|a) )*?(?:({_YES})|{_NO}|{_NOT})(?: (?:indeed|definitely|certainly))?")
+_ANY_WORD = re.compile(rf"(?<!not )\b(?:{_YES}|{_NO})$")
 _TAG = re.compile(
     r"(?:(?:yes|(no)) )?(?:he|she|it|they|there|this person|the person|the (?:wo)?man)"
     r" (?:is|are|has|have|does|do|wears)( not)?"
@@ -200,6 +202,10 @@ class Number(Item):
     def mention(self, label: str) -> str | None:
         """The nearest option's text."""
         return self.option_for(label).text
+
+    def names(self, words: str) -> bool:
+        """Whether any number is named at all."""
+        return re.search(r"\d", words) is not None
 
     def parse(self, text: str) -> str | None:
         """The one number plainly stated, with its unit or direction, within what is possible."""

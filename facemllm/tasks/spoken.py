@@ -8,7 +8,8 @@ _THINKS = r"think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratch_?
 _END = re.compile(rf"^.*[<◁\[]/(?:{_THINKS})[>▷\]]", re.DOTALL | re.IGNORECASE)
 _OPEN = re.compile(rf"[<◁\[](?:{_THINKS})[>▷\]].*$", re.DOTALL | re.IGNORECASE)
 _ANSWER = re.compile(r"<(answer|output|response)>(.*?)(?:</\1>|$)", re.DOTALL | re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\text\w*\s*\{)?([^{}]*)\}")
+_BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
+_LATEX = re.compile(r"\\(?:text|math)\w*\s*\{([^{}]*)\}")
 _CHANNEL = re.compile(r"^.*<\|channel\|>\s*final\s*<\|message\|>", re.DOTALL)
 _TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
 
@@ -17,6 +18,7 @@ def spoken(text: str) -> str:
     """The text behind its reasoning (`<think>...</think>`, which may begin in the prompt, or never end); of what has an
     answer marked in it (`<answer>`, `\\boxed{}`) the last one."""
     text = _OPEN.sub("", _END.sub("", _TOKEN.sub(" ", _CHANNEL.sub("", text))))
+    text = _LATEX.sub(r"\1", text).replace("。", ". ")
     for marked in (_ANSWER, _BOXED):
         if found := marked.findall(text):
             text = found[-1] if isinstance(found[-1], str) else found[-1][1]
@@ -32,19 +34,25 @@ _FINAL = re.compile(
     r"(?:\s*(?:is|would be|should be|=))?\W*(?=\w)",
     re.IGNORECASE,
 )
+_SO = "so|therefore|thus|hence"
 _CONCLUDED = re.compile(
-    r"(?:^|[.,;:!\n])[^\w\n]*(?:(?:so|therefore|thus|hence|and|in conclusion|overall)\W{1,3})*"
-    r"(?:(?:the|my) (?:(?:most )?(?:correct|right|best|likely|appropriate|suitable) )?(?:answer|choice|option)\W{0,4}"
-    r"\s*(?:is|would be|should be|:)|(?<=\n)\W*(?:answer|result|conclusion)\W{0,3}:)\W*(?=\w)",
+    rf"(?:^|[.,;:!\n])[^\w\n]{{0,9}}(?:(?:{_SO}|and|in conclusion|overall)\W{{1,3}}){{0,3}}"
+    r"(?:(?:the|my) (?:(?:most )?(?:correct|right|best|closest|likely|appropriate|suitable) )?"
+    r"(?:answer|choice|option|match|fit|guess|estimate)\W{0,4}\s*(?:is|would be|should be|:)"
+    r"|(?<=\n)\W{0,9}(?:answer|result|conclusion|(?:estimated )?age|estimate)\W{0,3}:"
+    r"|(?:that|which) leaves(?: us with| only)?\b"
+    r"|if i (?:have|had) to (?:pick|choose|guess|say|give)[^.,:;\n]{0,30}[,:]"
+    rf")\W*(?=\w)|(?:→|[-=]>|[.;\n]\s{{0,9}}(?:{_SO})\b)\W{{0,9}}(?=\w{{1,20}}\W{{0,9}}\Z)",
     re.IGNORECASE,
 )
 _OPEN_YET = re.compile(
     r"(?:\b(?:no|not|without|before|until|if|unless|when|whether|never|unable|cannot|wrong|doubt|hard)\b|n't\b)"
-    r"[^.!?\n]*$",
+    r"[^.!?\n]*\Z",
     re.IGNORECASE,
 )
 
 
+_TAKEN_BACK = re.compile(r"^.*\b(?:wait|hold on|looking again|second thoughts?)\b", re.IGNORECASE | re.DOTALL)
 _SENTENCE = 300  # characters, of which none is longer
 
 
@@ -60,7 +68,7 @@ def concluded(text: str) -> tuple[str, str] | None:
     found = list(_CONCLUDED.finditer(text))
     if not found or _open_yet(before := text[: found[-1].start() + 1]):
         return None
-    return before, text[found[-1].end() :]
+    return _TAKEN_BACK.sub("", before), text[found[-1].end() :]
 
 
 def _open_yet(before: str) -> bool:
@@ -76,7 +84,8 @@ IN_PICTURE = (
 
 LEADING = (
     "so|therefore|thus|hence|i|m|would|d|will|must|say|think|believe|guess|estimate|conclude|choose|pick|select|go with"
-    "|answer|option|choice|response|it|that|this|the|my|best|correct|right|most likely|final|short|definitely|clearly"
+    "|answer|option|choice|response|it|that|this|the|my|best|correct|right|(?:most )?likely|probably|final|short"
+    "|definitely|clearly|absolutely|lean(?:ing)? towards?|match|fit|closest"
     "|certainly|is|be|should be|,|:"
 )
 """Pattern of the words that lead up to an answer, in normalised words."""
@@ -85,6 +94,7 @@ _SOURCE = (
     rf"(?:(?:the|this|that|these|your|my|what|i|is|can|visual|visible|given|provided|available|facial|shown|above) )*"
     rf"(?:see|{_PICTURE}|features?|face|appearance|characteristics|information|evidence|details?|cues?|observations?"
     rf"|analysis|options|choices)(?: (?:provided|shown|given|above|visible|present|available))?(?: {IN_PICTURE})?"
+    r"(?: alone)?"
 )
 _ASIDE = re.compile(
     rf"(?:(?:^|(?<=[.,:] ))(?:(?:looking (?:closely |carefully )?at|judging (?:by|from)|going by|according to|from"

@@ -1,5 +1,6 @@
 """What is read out of answers as people and models write them: `answers.csv`, and `answers_wrapped.csv` for what models
 put around an answer (reasoning, sources, "final answer", politeness); labelled by hand, one answer a row.
+`answers_blind.csv` was written and labelled by somebody who never saw the parser.
 
 `way` is written as in the name of a wording (`statement=Brown_Hair`); an empty `answer` means that none is plainly
 given. Labels are what a careful reader takes from the text, not what the parser makes of it.
@@ -13,9 +14,9 @@ import pytest
 from facemllm import tasks
 from facemllm.tasks.answers import refuses
 
-ANSWERS, WRAPPED = (
+ANSWERS, WRAPPED, BLIND = (
     list(csv.DictReader((Path(__file__).parent / name).open(newline="", encoding="utf-8")))
-    for name in ("answers.csv", "answers_wrapped.csv")
+    for name in ("answers.csv", "answers_wrapped.csv", "answers_blind.csv")
 )
 
 
@@ -34,8 +35,10 @@ def test_the_list_is_long_and_speaks_of_every_task_and_way():
     assert len({(row["item"], row["way"], row["options"], row["text"]) for row in ANSWERS}) == len(ANSWERS)
 
 
-@pytest.mark.parametrize("answers", [ANSWERS, WRAPPED], ids=["answers", "wrapped"])
-def test_precision_is_one_and_recall_high(capsys, answers):
+@pytest.mark.parametrize(
+    ("answers", "bound"), [(ANSWERS, 0.97), (WRAPPED, 0.97), (BLIND, 0.93)], ids=["answers", "wrapped", "blind"]
+)
+def test_precision_is_one_and_recall_high(capsys, answers, bound):
     wrong, missed, right = [], [], 0
     for row in answers:
         found, label = read(row), row["answer"] or None
@@ -49,7 +52,7 @@ def test_precision_is_one_and_recall_high(capsys, answers):
     with capsys.disabled():
         print(f"\n{len(answers)} answers, {labelled} readable: precision {precision:.3f}, recall {recall:.3f}")
     assert not wrong
-    assert recall >= 0.97, missed
+    assert recall >= bound, missed
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,9 @@ def test_long_reasoning_leaves_a_short_answer_and_reading_stays_cheap():
     assert read({**row, "text": f"{aloud}\n\n**Final answer:** 55"}) == "55"
     assert read({**row, "text": f"<think>{aloud}"}) is None
     assert read({**row, "text": "<think>" * 20_000}) is None
-    assert read({**row, "text": "final answer " * 20_000}) is None
+    assert read({**row, "text": '{"age": ' + "[" * 100_000 + "}"}) is None
+    for hostile in ("final answer ", "\n", ",", "→", "not or ", "so, ", "{", "|a|b|\n"):
+        assert read({**row, "text": hostile * 20_000}) is None
 
 
 def test_an_expression_that_is_understood_and_is_no_option_is_no_fact_of_a_caption():
