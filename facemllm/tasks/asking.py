@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from facemllm.core.digests import draw, drawn
 from facemllm.tasks.answers import MAX_TEXT, normalise
 from facemllm.tasks.base import FollowUp, Item, Option, Question, Row, Task
 from facemllm.tasks.committed import committed, conceded, laid_out, letters
-from facemllm.tasks.spoken import concluded, last_word, spoken
+from facemllm.tasks.spoken import concluded, earlier_words, last_word, spoken
 from facemllm.tasks.variants import NOT_VISIBLE, letter, truth
 
 NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE = "native", "unseen", "statement", "lettered", "dialogue"
@@ -108,7 +108,19 @@ def read(task: Task, question: Question, text: str) -> str | None:
     item, said = task.item(question.item), spoken(text)
     if item.form == "open":
         return item.parse(said)
-    value = _read(task, item, question, said := last_word(laid_out(said, item.name)))
+    said = laid_out(said, item.name, partial(_is_option, item))
+    finals, said = earlier_words(said), last_word(said)
+    value = _committed_to(task, item, question, said)
+    return None if any(_committed_to(task, item, question, one) not in (None, value) for one in finals) else value
+
+
+def _is_option(item: Item, cell: str) -> bool:
+    words = normalise(cell) or ""
+    return item.form != "several" and (item.names(words) or re.fullmatch("[a-h]", words) is not None)
+
+
+def _committed_to(task: Task, item: Item, question: Question, said: str) -> str | None:
+    value = _read(task, item, question, said)
     if value is not None:
         return value
     if parts := concluded(said):

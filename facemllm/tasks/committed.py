@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _ROW = re.compile(r"^[ \t]*\|(.+)\|[ \t]*$", re.MULTILINE)
@@ -14,31 +14,54 @@ _BESIDE = re.compile(r"reason|expla|rationale|thought|analysis|evidence|cue|note
 _TICK, _CROSS = re.compile("[✅✓✔☑]"), re.compile("[❌✗✘✖]")
 
 
-def laid_out(text: str, item: str) -> str:
+def laid_out(text: str, item: str, names: Callable[[str], bool]) -> str:
     """The text of an answer that is laid out as a JSON object, a table or a ticked list: the field of the item, or of
-    the answer, else all fields but reasons and confidences; the one ticked line. Any other text as it is."""
-    fields = _object(text) or _table(text)
-    if fields:
-        own = [(key, value) for key, value in fields if item.replace("_", " ") in key or "answer" in key.split()]
-        named = own or [(key, value) for key, value in fields if not _BESIDE.search(key)]
-        return ". ".join(f"{key}: {value}" for key, value in named)
+    the answer, else all fields but reasons and confidences; the one ticked line. Where the fields are options (`names`
+    tells whether a cell is one), it is the most probable one of an object, and what stands outside it, or outside the
+    table, which may list them in any manner. Any other text as it is."""
+    rows = [row.split("|") for row in _ROW.findall(text) if not _RULE.fullmatch(row)]
+    objects = _objects(text)
+    fields = [field for found in objects for field in found] or _table(rows)
+    own = [(key, value) for key, value in fields if _key(item) in _key(key) or "answer" in _key(key).split()]
+    outside = (_OBJECT if objects else _ROW).sub("", text).replace("```json", "").replace("```", "").strip()
     ticked = [line for line in text.splitlines() if _TICK.search(line)]
-    return ticked[0] if len(ticked) == 1 and _CROSS.search(text) else text
+    if len(ticked) == 1 and (_CROSS.search(text) or (rows and not objects and not outside)):
+        return ticked[0]
+    if not own and objects and sum(names(key) for key, _ in fields) > 1:
+        return f"{_most_probable(fields)}\n{outside}"
+    several = len(rows) > 2 or max(map(len, rows), default=0) > 2
+    if not own and not objects and several and sum(names(cell) for row in rows for cell in row) > 1:
+        return outside
+    if fields:
+        named = own or [(key, value) for key, value in fields if not _BESIDE.search(_key(key))]
+        return ". ".join(f"{_key(key)}: {value}" for key, value in named)
+    return text
 
 
-def _object(text: str) -> list[tuple[str, str]]:
-    for found in reversed(_OBJECT.findall(text)):
+def _objects(text: str) -> list[list[tuple[str, str]]]:
+    objects = []
+    for found in _OBJECT.findall(text):
         try:
             fields = json.loads(found)
         except (ValueError, RecursionError):
             continue
-        return [(_key(key), str(value)) for key, value in fields.items() if value is not None]
-    return []
+        objects.append([(key, str(value)) for key, value in fields.items() if value is not None])
+    return [fields for fields in objects if fields]
 
 
-def _table(text: str) -> list[tuple[str, str]]:
-    rows = [row.split("|") for row in _ROW.findall(text) if not _RULE.fullmatch(row)]
-    return [(_key(row[0]), row[1].strip()) for row in rows[1:]] if rows and all(len(row) == 2 for row in rows) else []
+def _table(rows: list[list[str]]) -> list[tuple[str, str]]:
+    return [(row[0], row[1].strip()) for row in rows[1:]] if all(len(row) == 2 for row in rows) else []
+
+
+def _most_probable(fields: list[tuple[str, str]]) -> str:
+    """The key of the largest of numbers that add up to 1 or 100, as ranks do not; "" when there is none, or several."""
+    try:
+        values = [float({"True": "1", "False": "0"}.get(value, value.rstrip("% "))) for _, value in fields]
+    except ValueError:
+        return ""
+    whole = any(0.9 * total <= sum(values) <= 1.1 * total for total in (1, 100))
+    best = [key for (key, _), value in zip(fields, values, strict=True) if value == max(values)]
+    return best[0].replace("_", " ") if whole and min(values) >= 0 and len(best) == 1 else ""
 
 
 def _key(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _THINKS = r"think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratch_?pad"
 _END = re.compile(rf"^.*[<◁\[]/(?:{_THINKS})[>▷\]]", re.DOTALL | re.IGNORECASE)
@@ -16,12 +17,12 @@ _TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
 
 def spoken(text: str) -> str:
     """The text behind its reasoning (`<think>...</think>`, which may begin in the prompt, or never end); of what has an
-    answer marked in it (`<answer>`, `\\boxed{}`) the last one."""
+    answer marked in it (`<answer>`, `\\boxed{}`) all that is marked."""
     text = _OPEN.sub("", _END.sub("", _TOKEN.sub(" ", _CHANNEL.sub("", text))))
     text = _LATEX.sub(r"\1", text).replace("。", ". ")
     for marked in (_ANSWER, _BOXED):
         if found := marked.findall(text):
-            text = found[-1] if isinstance(found[-1], str) else found[-1][1]
+            text = ". ".join(dict.fromkeys(one if isinstance(one, str) else one[1] for one in found))
     text = text.strip()
     if text.startswith("```") and text.endswith("```"):
         kind, _, inside = text[3:-3].partition("\n")
@@ -61,6 +62,12 @@ def last_word(text: str) -> str:
     "That is my final answer." has nothing behind it, and stands for what is before."""
     found = list(_FINAL.finditer(text))
     return text if not found or _open_yet(text[: found[-1].start()]) else text[found[-1].end() :]
+
+
+def earlier_words(text: str) -> list[str]:
+    """What stands behind each but the last "final answer" of a text, up to the next."""
+    found = list(_FINAL.finditer(text))
+    return [text[one.end() : following.start()] for one, following in pairwise(found)]
 
 
 def concluded(text: str) -> tuple[str, str] | None:

@@ -1,6 +1,6 @@
 """What is read out of answers as people and models write them: `answers.csv`, and `answers_wrapped.csv` for what models
 put around an answer (reasoning, sources, "final answer", politeness); labelled by hand, one answer a row.
-`answers_blind.csv` was written and labelled by somebody who never saw the parser.
+`answers_blind.csv` and `answers_blind2.csv` were written and labelled by somebody who never saw the parser.
 
 `way` is written as in the name of a wording (`statement=Brown_Hair`); an empty `answer` means that none is plainly
 given. Labels are what a careful reader takes from the text, not what the parser makes of it.
@@ -14,9 +14,9 @@ import pytest
 from facemllm import tasks
 from facemllm.tasks.answers import refuses
 
-ANSWERS, WRAPPED, BLIND = (
+ANSWERS, WRAPPED, BLIND, BLIND2 = (
     list(csv.DictReader((Path(__file__).parent / name).open(newline="", encoding="utf-8")))
-    for name in ("answers.csv", "answers_wrapped.csv", "answers_blind.csv")
+    for name in ("answers.csv", "answers_wrapped.csv", "answers_blind.csv", "answers_blind2.csv")
 )
 
 
@@ -36,7 +36,9 @@ def test_the_list_is_long_and_speaks_of_every_task_and_way():
 
 
 @pytest.mark.parametrize(
-    ("answers", "bound"), [(ANSWERS, 0.97), (WRAPPED, 0.97), (BLIND, 0.93)], ids=["answers", "wrapped", "blind"]
+    ("answers", "bound"),
+    [(ANSWERS, 0.97), (WRAPPED, 0.97), (BLIND, 0.93), (BLIND2, 0.75)],
+    ids=["answers", "wrapped", "blind", "blind2"],
 )
 def test_precision_is_one_and_recall_high(capsys, answers, bound):
     wrong, missed, right = [], [], 0
@@ -107,3 +109,28 @@ def test_long_reasoning_leaves_a_short_answer_and_reading_stays_cheap():
 def test_an_expression_that_is_understood_and_is_no_option_is_no_fact_of_a_caption():
     assert tasks.get("caption").item("caption").parse("A contemptuous woman.") == "gender=female"
     assert tasks.get("expression").item("expression").mention("contempt") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"happiness": 0.1, "sadness": 0.7, "neutral": 0.2}', "sadness"),
+        ('{"happiness": "10%", "sadness": "70%", "neutral": "20%"}', "sadness"),
+        ('{"happiness": false, "sadness": true}', "sadness"),
+        ('{"happiness": 0.4, "sadness": 0.4, "neutral": 0.2}', None),
+        ('{"happiness": 1, "sadness": 2, "neutral": 3}', None),  # ranks
+        ('{"happiness": "low", "sadness": "high"}', None),
+        ('{"happiness": 0.1, "sadness": 0.9}\n\nAnswer: happiness', None),
+        ('{"expression": "happiness"}\n{"expression": "sadness"}', None),
+        ("| Expression | Match |\n|---|---|\n| Neutral | low |\n| Fear | high |\n\n**Best match: Fear**", "fear"),
+        ("| Expression | Match |\n|---|---|\n| Neutral | low |\n| Fear | high |", None),
+        ("| # | Expression | Match |\n|---|---|---|\n| 1 | Neutral | low |\n| 2 | Fear | high |", None),
+        ("| Attribute | Value |\n|---|---|\n| Expression | Fear |\n| Mouth | open |", "fear"),
+        ("Final answer: fear\n\nFinal answer: anger", None),
+        ("Final answer: fear\n\nFinal answer: fear", "fear"),
+        ("<answer>fear</answer> <answer>anger</answer>", None),
+        ("\\boxed{fear}, so \\boxed{fear}", "fear"),
+    ],
+)
+def test_options_with_numbers_or_rows_and_two_final_answers_are_never_misread(text, value):
+    assert tasks.read(tasks.get("expression").question("expression"), text) == value
