@@ -111,7 +111,7 @@ def read(task: Task, question: Question, text: str) -> str | None:
     said = laid_out(said, item.name, partial(_is_option, item))
     finals, said = earlier_words(said), last_word(said)
     value = _committed_to(task, item, question, said)
-    return None if any(_committed_to(task, item, question, one) not in (None, value) for one in finals) else value
+    return None if any(_committed_to(task, item, question, one) not in (None, value) for one in set(finals)) else value
 
 
 def _is_option(item: Item, cell: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _ROW = re.compile(r"^[ \t]*\|(.+)\|[ \t]*$", re.MULTILINE)
+_NUMBER = re.compile(r"-?[\d.]+ ?%?")
 _RULE = re.compile(r"[\s|:-]+")
 _BESIDE = re.compile(r"reason|expla|rationale|thought|analysis|evidence|cue|note|comment|confiden|certain|prob|score")
 _TICK, _CROSS = re.compile("[✅✓✔☑]"), re.compile("[❌✗✘✖]")
@@ -27,9 +28,10 @@ def laid_out(text: str, item: str, names: Callable[[str], bool]) -> str:
     ticked = [line for line in text.splitlines() if _TICK.search(line)]
     if len(ticked) == 1 and (_CROSS.search(text) or (rows and not objects and not outside)):
         return ticked[0]
-    if not own and objects and sum(names(key) for key, _ in fields) > 1:
+    options = sum(names(key) for key, _ in fields) if objects else 0
+    if (options > 1 and not own) or (options and all(_NUMBER.fullmatch(value) for _, value in fields)):
         return f"{_most_probable(fields)}\n{outside}"
-    several = len(rows) > 2 or max(map(len, rows), default=0) > 2
+    several = len(rows) > 2 or any(len(row) > 2 for row in rows) or all(any(map(names, row)) for row in rows)
     if not own and not objects and several and sum(names(cell) for row in rows for cell in row) > 1:
         return outside
     if fields:
@@ -73,6 +75,12 @@ _HEAD = re.compile(
     r"|[^\n]{1,40}?(?:[.!;](?=\s)|\s[-–—]+\s|—|\n|\((?=range)))",
     re.IGNORECASE,
 )
+_NOTE = re.compile(
+    r"\n\W*(?:(?:please )?note|disclaimer|(?:keep|bear) in mind)\b"
+    r"(?!.*\b(?:be|answer|option|choice|wrong|actually|or [A-H])\b)"
+    r"(?=.*\b(?:feel|feelings?|guide|subjective|approximate|estimates?|identity|accurate|accuracy|vary)\b).*",
+    re.IGNORECASE | re.DOTALL,
+)
 _WORDS = 4  # of an answer that stands before its explanation
 _UNDONE = re.compile(
     r"\b(?:may|might|could|maybe|perhaps|possibly|unsure|not sure|cannot|can't|unclear|both|either|depends|wait"
@@ -104,6 +112,8 @@ _ASKED = re.compile(r"\(?(?:please )?(?:answer (?:with )?)?yes or no\)?\W*(?=\w)
 
 def committed(text: str) -> Iterator[tuple[str, str]]:
     """Parts of a text that may be all it commits to, each with the rest that must not name another answer."""
+    if note := _NOTE.search(text):
+        yield text[: note.start()], note.group()
     head = _HEAD.match(text)
     if head and len(re.findall(r"[\w-]+", head.group())) <= _WORDS and not _UNDONE.search(text[head.end() :]):
         yield head.group().rstrip(" (:,;-–—\n"), text[head.end() :]

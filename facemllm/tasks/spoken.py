@@ -11,6 +11,7 @@ _OPEN = re.compile(rf"[<◁\[](?:{_THINKS})[>▷\]].*$", re.DOTALL | re.IGNORECA
 _ANSWER = re.compile(r"<(answer|output|response)>(.*?)(?:</\1>|$)", re.DOTALL | re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 _LATEX = re.compile(r"\\(?:text|math)\w*\s*\{([^{}]*)\}")
+_MARGIN = re.compile(r"[ (]{0,3}(?:±|\+/-) ?\d+(?: years?)?\)?")
 _CHANNEL = re.compile(r"^.*<\|channel\|>\s*final\s*<\|message\|>", re.DOTALL)
 _TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>")
 
@@ -19,7 +20,7 @@ def spoken(text: str) -> str:
     """The text behind its reasoning (`<think>...</think>`, which may begin in the prompt, or never end); of what has an
     answer marked in it (`<answer>`, `\\boxed{}`) all that is marked."""
     text = _OPEN.sub("", _END.sub("", _TOKEN.sub(" ", _CHANNEL.sub("", text))))
-    text = _LATEX.sub(r"\1", text).replace("。", ". ")
+    text = _MARGIN.sub("", _LATEX.sub(r"\1", text)).replace("。", ". ")
     for marked in (_ANSWER, _BOXED):
         if found := marked.findall(text):
             text = ". ".join(dict.fromkeys(one if isinstance(one, str) else one[1] for one in found))
@@ -36,11 +37,22 @@ _FINAL = re.compile(
     re.IGNORECASE,
 )
 _SO = "so|therefore|thus|hence"
+_CHOSEN = (
+    r"(?:(?:i(?:['’]m| am) )?going with|i(?:['’]m| am) (?:choosing|picking|selecting)"
+    r"|i(?:['’](?:d|ll)| would| will)? (?:go with|choose|pick|select|answer))\b"
+)
+_TORN = re.compile(
+    r"\b(?:could|might|or|either|maybe|perhaps|possibly|between|unsure|not sure|unclear|hard|difficult|cannot tell"
+    r"|can['’]t tell|torn|both)\b",
+    re.IGNORECASE,
+)
 _CONCLUDED = re.compile(
     rf"(?:^|[.,;:!\n])[^\w\n]{{0,9}}(?:(?:{_SO}|and|in conclusion|overall)\W{{1,3}}){{0,3}}"
-    r"(?:(?:the|my) (?:(?:most )?(?:correct|right|best|closest|likely|appropriate|suitable) )?"
-    r"(?:answer|choice|option|match|fit|guess|estimate)\W{0,4}\s*(?:is|would be|should be|:)"
+    r"(?:(?:the|my) (?:(?:most )?(?:correct|right|best|closest|likely|appropriate|suitable|single) ){0,2}"
+    r"(?:answer|choice|option|match|fit|guess|estimate|(?:actual|true) colou?r)\W{0,4}\s*(?:is|would be|should be|:)"
     r"|(?<=\n)\W{0,9}(?:answer|result|conclusion|(?:estimated )?age|estimate)\W{0,3}:"
+    r"|(?<=[.\n])\W{0,9}(?:correct answer|best (?:single )?(?:estimate|guess|match)):"
+    rf"|{_CHOSEN}"
     r"|(?:that|which) leaves(?: us with| only)?\b"
     r"|if i (?:have|had) to (?:pick|choose|guess|say|give)[^.,:;\n]{0,30}[,:]"
     rf")\W*(?=\w)|(?:→|[-=]>|[.;\n]\s{{0,9}}(?:{_SO})\b)\W{{0,9}}(?=\w{{1,20}}\W{{0,9}}\Z)",
@@ -53,7 +65,11 @@ _OPEN_YET = re.compile(
 )
 
 
-_TAKEN_BACK = re.compile(r"^.*\b(?:wait|hold on|looking again|second thoughts?)\b", re.IGNORECASE | re.DOTALL)
+_TAKEN_BACK = re.compile(
+    r"^.*\b(?:wait|hold on|looking again|second thoughts?"
+    r"|i (?:first|initially|originally) (?:thought|leaned|considered|guessed)\b[^.!?\n]*\bbut)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 _SENTENCE = 300  # characters, of which none is longer
 
 
@@ -74,6 +90,8 @@ def concluded(text: str) -> tuple[str, str] | None:
     """What stands before and behind the last "so the answer is" of a text; None when it has none."""
     found = list(_CONCLUDED.finditer(text))
     if not found or _open_yet(before := text[: found[-1].start() + 1]):
+        return None
+    if re.search(_CHOSEN, found[-1].group(), re.IGNORECASE) and _TORN.search(before):
         return None
     return _TAKEN_BACK.sub("", before), text[found[-1].end() :]
 

@@ -37,7 +37,7 @@ def test_the_list_is_long_and_speaks_of_every_task_and_way():
 
 @pytest.mark.parametrize(
     ("answers", "bound"),
-    [(ANSWERS, 0.97), (WRAPPED, 0.97), (BLIND, 0.93), (BLIND2, 0.75)],
+    [(ANSWERS, 0.97), (WRAPPED, 0.97), (BLIND, 0.93), (BLIND2, 0.85)],
     ids=["answers", "wrapped", "blind", "blind2"],
 )
 def test_precision_is_one_and_recall_high(capsys, answers, bound):
@@ -126,9 +126,16 @@ def test_an_expression_that_is_understood_and_is_no_option_is_no_fact_of_a_capti
         ("| Expression | Match |\n|---|---|\n| Neutral | low |\n| Fear | high |", None),
         ("| # | Expression | Match |\n|---|---|---|\n| 1 | Neutral | low |\n| 2 | Fear | high |", None),
         ("| Attribute | Value |\n|---|---|\n| Expression | Fear |\n| Mouth | open |", "fear"),
+        ("| Fear | 0.9 |\n| Anger | 0.1 |", None),
+        ('{"fear": 0.05, "other": 0.95}', None),
+        ('{"fear": 0.05}', None),
         ("Final answer: fear\n\nFinal answer: anger", None),
         ("Final answer: fear\n\nFinal answer: fear", "fear"),
         ("<answer>fear</answer> <answer>anger</answer>", None),
+        ("It might be fear or anger. I'd pick fear.", None),
+        ("He looks calm at first. I'd pick fear.", "fear"),
+        ("Answer: fear\n\nNote that a person who shows fear may in fact feel sadness.", "fear"),
+        ("Answer: fear\n\nNote that it could also be sadness.", None),
         ("\\boxed{fear}, so \\boxed{fear}", "fear"),
     ],
 )
