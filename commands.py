@@ -220,6 +220,8 @@ def write_specification(build: Callable[..., Any], settings: Settings, overrides
 
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{out}: a specification is a .yaml file; choose such a name, as in {out.stem}.yaml")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}; make it first")
     arguments = {"profile": settings.profile, "overrides": overrides, "code": digests.of_package()}
     with writing(out), tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "whole.yaml"
