@@ -28,6 +28,7 @@ import typer
 from rich.console import Console
 
 from facemllm.core import digests, progress, services
+from facemllm.core.files import atomic_write, writing
 from facemllm.core.machine import on_plain_path
 from facemllm.core.processes import die_with_parent
 from facemllm.core.step import PARENT_RUN
@@ -68,14 +69,13 @@ def run(
     if faces:
         own = {"name": "imagefolder", "root": os.path.abspath(os.path.expanduser(faces))}
         set_ = [f"ingest.sources={json.dumps([own])}", *set_]
-    settings = load(profile, set_)
+    name, settings = runs.plain_name(name or profile), load(profile, set_)
     for source in settings.ingest.sources if not settings.version.restore else ():
         require(source)
     if plan:
         planned = workflow.plan(settings)
         say(as_json, {"plan": [asdict(one) for one in planned]}, lambda: _show_plan(planned))
         return
-    name = name or profile
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a polite end is an interruption
     try:
         with runs.exclusive(settings):
@@ -189,8 +189,7 @@ def execute(profile: str, overrides: str) -> None:
 
     die_with_parent()
     os.environ[workflow.ENGINE] = str(os.getpid())
-    given = json.loads(overrides)
-    settings = load(profile, given)
+    settings = load(profile, given := json.loads(overrides))
     scratch = settings.home / "cache" / "kfp"
     scratch.mkdir(parents=True, exist_ok=True)
     os.environ["TMPDIR"] = str(scratch)
@@ -219,14 +218,16 @@ def write_specification(build: Callable[..., Any], settings: Settings, overrides
     """Compile the pipeline for a cluster into `out`. Raises UserError for a name KFP cannot write, or a full disk."""
     from kfp import compiler
 
-    if out.suffix not in (".yaml", ".yml", ".json"):
-        raise UserError(f"{out}: KFP writes .yaml or .json; choose such a name")
+    if out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{out}: a specification is a .yaml file; choose such a name, as in {out.stem}.yaml")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}; make it first")
     arguments = {"profile": settings.profile, "overrides": overrides, "code": digests.of_package()}
-    try:
+    with writing(out), tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "whole.yaml"
         pipeline = build(settings, lambda task, step: on_cluster(settings, task, step))
-        compiler.Compiler().compile(pipeline, str(out), pipeline_parameters=arguments)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from None
+        compiler.Compiler().compile(pipeline, str(made), pipeline_parameters=arguments)
+        atomic_write(out, made.read_bytes())
 
 
 def on_cluster(settings: Settings, task: Any, step: str) -> Any:
@@ -316,8 +317,7 @@ def _recurring(client: Any, experiment: str, name: str) -> list[str]:
 @contextmanager
 def _specification(settings: Settings, overrides: list[str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "face-mllm.yaml"
-        write_specification(_build, settings, list(overrides), file)
+        write_specification(_build, settings, list(overrides), file := Path(folder) / "face-mllm.yaml")
         yield str(file)
 
 

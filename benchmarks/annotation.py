@@ -125,7 +125,7 @@ def bare_loop(chosen: Any, faces: Path, parallel: int) -> int:
         async def asker() -> None:
             nonlocal fit
             for row in rows:
-                outcome = await completions.attempt(describer.request(row, prompt.messages(row)))
+                outcome, _ = await completions.attempt(describer.request(row, prompt.messages(row)))
                 assert isinstance(outcome, Answered)
                 prompt.read(outcome.text or "")
                 fit += 1

@@ -6,8 +6,9 @@
 Behaviours: good · 400 401 403 404 413 429 500 503 (any status) · 429:SECONDS (with Retry-After) · hang · hold (until
 `release`) · drip · broken (half of a JSON body) · compressed · huge · redirect · reset (before the answer) · cut (in
 the middle of it) · nousage · text:CONTENT (an answer with that content) · wrong (a JSON object of another form) ·
-length (cut off by max_tokens), silent (before it said anything), thinks (in a thought) · gzip (as it says, unlike
-`compressed`) · page (HTML) · error:WHAT (200, with an error of that code or message) · flagged (403) · quota (429).
+length (cut off by max_tokens), silent (before it said anything), thinks (in a thought) · empty (null, and
+stop) · gzip (as it says, unlike `compressed`) · page (HTML)
+· error:WHAT (200, with an error of that code or message) · flagged (403) · quota (429).
 Each request takes the next behaviour of its key's `plan`, else of the `script`, else `default`.
 """
 
@@ -165,6 +166,8 @@ class FakeEndpoint:
             del answer["usage"]
         if kind == "length":
             answer["choices"][0] |= {"finish_reason": "length", "message": {"role": "assistant", "content": '{"capt'}}
+        if kind == "empty":
+            answer["choices"][0]["message"]["content"] = None
         if kind in ("silent", "thinks"):
             said = {"silent": None, "thinks": "<think>Let me look at the picture"}[kind]
             answer["choices"][0] |= {"finish_reason": "length", "message": {"role": "assistant", "content": said}}

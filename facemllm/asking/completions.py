@@ -75,12 +75,14 @@ class Declined:
 
 @dataclass(frozen=True)
 class Again:
-    """No answer; asking again may help. `doubt`: it may have been paid for. `everyone`: it is no matter of this row."""
+    """No answer; asking again may help. `doubt`: it may have been paid for. `everyone`: it is no matter of this row.
+    `sent`: it went out."""
 
     reason: str
     doubt: bool = False
     everyone: bool = False
     after_s: float | None = None
+    sent: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,17 +130,18 @@ class Completions:
         ) as self._http:
             yield
 
-    async def attempt(self, request: Request) -> Outcome:
-        """One request; more only while it is open which form the endpoint understands."""
+    async def attempt(self, request: Request) -> tuple[Outcome, int]:
+        """One request, more only while it is open which form the endpoint understands: the outcome, and how many."""
         first = self._forms[0] if self.form is None else self.form
         outcome = await self._post(request, first)
         if isinstance(outcome, Declined) and outcome.form and first != self.form:
             others = [n for n in self._forms if n != first] if self.form is None else [self.form]
-            for other in others:
+            for posts, other in enumerate(others, start=2):
                 second = await self._post(request, other)
                 if not (isinstance(second, Declined) and second.form):
-                    return second
-        return outcome
+                    return second, posts
+            return outcome, 1 + len(others)
+        return outcome, 1
 
     async def _post(self, request: Request, form: int) -> Outcome:
         content = json.dumps(self._body(request, *_FORMS[form])).encode()
@@ -155,7 +158,7 @@ class Completions:
                 return self._failure(response, b"")
             answered = Answered(None, f"the reply has more than {MAX_REPLY:,} bytes")
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-            return Again(f"no connection ({self._clean(str(error))})", everyone=True)
+            return Again(f"no connection ({self._clean(str(error))})", everyone=True, sent=False)
         except TimeoutError:
             return Again(f"no whole answer within {self.endpoint.timeout_s:g} s", doubt=True)
         except (httpx.HTTPError, httpx.StreamError) as error:

@@ -38,7 +38,7 @@ DECLINED_ROWS = 50
 """So many that are declined as they are, after others were answered; or by a filter, before any was."""
 
 CUT_OFF_ROWS = 24
-"""So many replies one after the other that are paid for and end before they say anything."""
+"""So many replies one after the other that are paid for and say nothing: cut off before, or empty."""
 
 _POLL_S = 0.05
 _REACH_S = 5.0
@@ -221,7 +221,7 @@ class _Client:
                 self._count_failed_row(outcome.reason, FAILED_ROWS)
                 return RowRefused(f"the endpoint gave no answer, asked {failures} times ({outcome.reason})")
             await self._pause(outcome, failures)
-            self.account.retried()
+            self.account.count(retries=1)
 
     async def _reserved(self, request: Request) -> Reserved | Reply:
         """The right to send a request, or its reply when another process has stored it meanwhile. Waits while another
@@ -242,13 +242,16 @@ class _Client:
         self._under_way += 1
         started = time.monotonic()
         try:
-            outcome = await self.completions.attempt(request)
+            outcome, posts = await self.completions.attempt(request)
         except BaseException:  # a second Ctrl-C
             self.account.unanswered(reserved, in_doubt=True)
             raise
         else:
+            if posts > 1:  # in forms that it did not understand
+                self.account.count(requests=posts - 1, refused=posts - 1)
             if not isinstance(outcome, Answered):
-                self.account.unanswered(reserved, in_doubt=isinstance(outcome, Again) and outcome.doubt)
+                told = outcome if isinstance(outcome, Again) else Again("")
+                self.account.unanswered(reserved, in_doubt=told.doubt, sent=told.sent)
                 return outcome
             self._answers, self._failed_rows = self._answers + 1, 0
             if self.completions.form is not None and self._known_form is None:
@@ -281,8 +284,14 @@ class _Client:
             raise self._stopped(f"the endpoint answered none of {limit} rows one after the other ({reason})")
 
     def _count_cut_off(self, reply: Reply) -> None:
-        says_nothing = self.sender.schema is not None or not spoken(reply.text or "")  # half an object is none, either
-        self._cut_off = self._cut_off + 1 if reply.cut_off and says_nothing else 0
+        empty = not reply.error and reply.finish != "content_filter" and not spoken(reply.text or "")
+        half = reply.cut_off and self.sender.schema is not None  # half an object is none, either
+        self._cut_off = self._cut_off + 1 if empty or half else 0
+        if self._cut_off >= CUT_OFF_ROWS and not reply.cut_off:
+            raise self._stopped(
+                f"{self._cut_off} replies one after the other were empty (finish_reason {reply.finish or 'none'}); "
+                f"see whether {self.sender.model.model} answers questions about pictures there, or name another model"
+            )
         if self._cut_off >= CUT_OFF_ROWS:
             raise JobStopped(
                 f"{self._cut_off} replies one after the other were cut off before they said anything: "

@@ -9,7 +9,7 @@ give the same table.
 The same database holds the accounts: what a job has asked for and used up, ever, in counters that all its processes
 share. An account is named by model, words and parameters, so it outlives any process that is killed. Before a request
 goes out it is reserved, together with as many tokens as it may use; afterwards the reservation is settled with what the
-answer says it used, in one transaction with the reply, or given back when the endpoint refused the request. A
+answer says it used, in one transaction with the reply; its tokens are given back when the endpoint refused it. A
 reservation whose outcome nobody learns (the answer did not come, the process died) stays charged: it may have been paid
 for. So requests never exceed `max_requests`, nor tokens `max_tokens`, as long as a request uses no more than
 `most_tokens` says; the largest prompt seen corrects that bound, since how many tokens a picture is worth is the model's
@@ -180,8 +180,8 @@ def folder(home: Path) -> Path:
 
 @dataclass(frozen=True)
 class Counters:
-    """Sums over all jobs of an account. `requests` went out and may have been paid for; `answered` of them were;
-    `refused` ones came back with an error and are not among them. `repairs` and `retries` are requests, too. `in_doubt`
+    """Sums over all jobs of an account. `requests` went out; `answered` of them were, and are paid for;
+    `refused` ones came back with an error, unpaid. `repairs` and `retries` are requests, too. `in_doubt`
     ones were sent, and no answer came or was stored. `unmetered` answers do not say what they used. `held` are tokens
     of requests that are under way, in doubt, or unmetered. `largest` is the largest prompt so far, in tokens."""
 
@@ -278,17 +278,22 @@ class Account:
                 self.replies.write(reply)
         return wanted
 
-    def unanswered(self, reserved: Reserved, in_doubt: bool) -> None:
-        """A reserved request got no reply. If that is not in doubt, it is not paid for and given back."""
-        counts = {"in_doubt": 1} if in_doubt else {"requests": -1, "held": -reserved.tokens, "refused": 1}
+    def unanswered(self, reserved: Reserved, in_doubt: bool, sent: bool = True) -> None:
+        """A reserved request got no reply. If that is not in doubt, it is not paid for, and its tokens are given back;
+        so is the request itself if it was not `sent`."""
+        counts = (
+            {"in_doubt": 1}
+            if in_doubt
+            else {"held": -reserved.tokens, **({"refused": 1} if sent else {"requests": -1})}
+        )
         with self.replies.transaction() as database:
             self._write(database, self._read(database).plus(**counts))
             self._ended(database, reserved)
 
-    def retried(self) -> None:
-        """A request is made once more."""
+    def count(self, **counts: int) -> None:
+        """Add to the counters, by name."""
         with self.replies.transaction() as database:
-            self._write(database, self._read(database).plus(retries=1))
+            self._write(database, self._read(database).plus(**counts))
 
     def form(self, base_url: str) -> int | None:
         """Which form of requests the endpoint at this address is known to understand."""

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pyarrow.parquet as pq
 import typer
 
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.settings.data import Source
-from facemllm.tables import CONVERSATIONS, FACES, open_table
+from facemllm.tables import CONVERSATIONS, FACES, QUARANTINE, open_table
 from facemllm.workflow.options import By, Conversations, Faces, Out, Reason, Result, app, command
 
 version = typer.Typer(no_args_is_help=True, help="Versions of the data.")
@@ -24,7 +25,16 @@ def _table(manifest: Mapping[str, Any], out: Path) -> Result:
     facts = {"read": kept + refused, "kept": kept, "quarantined": refused, "digest": manifest["digest"]}
     text = f"{out}: {kept + refused:,} rows read, {kept:,} kept, {refused:,} quarantined"
     text += f" ({out / 'quarantine.parquet'} says why)" * (refused > 0)
-    return facts, f"{text}, digest {manifest['digest'][:12]}"
+    return facts, "\n  ".join((f"{text}, digest {manifest['digest'][:12]}", *_reasons(out, refused)))
+
+
+def _reasons(out: Path, refused: int) -> list[str]:
+    """The three commonest reasons in a table's quarantine, with how many rows each."""
+    if not refused:
+        return []
+    counted = pq.read_table(out / QUARANTINE, columns=["reason"])["reason"].value_counts().to_pylist()
+    commonest = sorted(counted, key=lambda one: (-one["counts"], one["values"]))[:3]
+    return [f"{one['counts']:,}: {one['values'][:200]}" for one in commonest]
 
 
 @command(app, "ingest")

@@ -61,10 +61,15 @@ def atomic_file(path: Path, tidy: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def partial_folder(out: Path) -> Path:
-    """An empty folder beside `out` to build it in. Raises UserError when `out` exists or cannot be written."""
+def require_absent(out: Path) -> None:
+    """Raises UserError when `out` exists."""
     if out.exists():
         raise UserError(f"{out} exists already; choose another output folder or remove it")
+
+
+def partial_folder(out: Path) -> Path:
+    """An empty folder beside `out` to build it in. Raises UserError when `out` exists or cannot be written."""
+    require_absent(out)
     partial = _beside(out)
     with writing(out):
         partial.mkdir(parents=True)

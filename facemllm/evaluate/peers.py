@@ -30,6 +30,7 @@ from facemllm.asking.endpoint import EndpointSender, parameters, reach, sender
 from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Reply, Request, Sender, content_key, encoded
 from facemllm.asking.store import Replies, replies
 from facemllm.core import digests, progress
+from facemllm.core.files import require_absent
 from facemllm.errors import UserError
 from facemllm.evaluate import run
 from facemllm.evaluate.predict import KINDS, Put, Shown, puts
@@ -207,6 +208,7 @@ def evaluate(settings: Settings, model: str, conversations: Path, out: Path, *, 
     when it cannot be found, asked or go on, the ledger forbids it, `out` exists, or the split holds no questions; then
     `out` is not made, and what a peer answered is in the store.
     """
+    require_absent(out)
     if not endpoint:
         check_name(model)
     sources = open_table(conversations, CONVERSATIONS).sources

@@ -23,6 +23,7 @@ from facemllm.tables.schemas import CELEBA, LFWA_ONLY, MAAD_ONLY
 Row = tuple[int, dict[str, str]]
 MAX_LINE = 100_000  # characters; less than what csv takes for one field
 _BUCKETS = 16_384
+_TORN = "line break inside quotes, or a quote that is never closed; write the row on one line"
 
 _CELEBA_ONLY = ("Blurry", "Mouth_Slightly_Open", "Narrow_Eyes", "Pale_Skin", "Straight_Hair", "Wearing_Necklace")
 MAAD = (*(name for name in CELEBA if name not in _CELEBA_ONLY), *MAAD_ONLY)
@@ -118,12 +119,16 @@ def table(
     if len(set(header)) < len(header):
         raise UserError(f"{path}, line 1: a column stands there twice; found {', '.join(header)}")
     seen = Names()
+    torn = 0
     for number, line in numbered:
         try:
             values = fields(line, len(header))
         except Refuse as error:
-            yield Refused(name, number, str(error))
+            rest = f"; perhaps the rest of line {torn}, which has a line break inside quotes" if torn else ""
+            torn = number if str(error) == _TORN else torn
+            yield Refused(name, number, str(error) if torn == number else f"{error}{rest}")
             continue
+        torn = 0
         row = dict(zip(header, values, strict=True))
         if not row[key]:
             yield Refused(name, number, f"column {key} is empty")
@@ -146,6 +151,8 @@ def fields(line: str, count: int) -> list[str]:
     try:
         values = [part.strip() for part in next(csv.reader([line], strict=True))]
     except (csv.Error, StopIteration) as error:
+        if str(error) == "unexpected end of data":
+            raise Refuse(_TORN) from None
         raise Refuse(f"not a row of comma-separated values ({error})") from None
     if len(values) != count:
         raise Refuse(f"{len(values)} fields where the header has {count}")

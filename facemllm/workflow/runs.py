@@ -130,11 +130,16 @@ def exclusive(settings: Settings) -> AbstractContextManager[None]:
     return locked(settings.home / "run.lock", taken)
 
 
-def run_folder(settings: Settings, name: str) -> Path:
-    """The folder of a run, made if absent. Raises UserError for a name that is no plain one, or if not writable."""
+def plain_name(name: str) -> str:
+    """A run's name, as given. Raises UserError for one that is no plain name."""
     if not name or name != Path(name).name or name.startswith("."):
         raise UserError(f"--name {name!r}: give a plain name such as 'laptop' or 'gentle-2'")
-    folder = settings.runs / name
+    return name
+
+
+def run_folder(settings: Settings, name: str) -> Path:
+    """The folder of a run, made if absent. Raises UserError for a name that is no plain one, or if not writable."""
+    folder = settings.runs / plain_name(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "events.jsonl").write_bytes(b"")

@@ -256,6 +256,7 @@ def test_an_endpoint_that_fails_for_everyone_stops_the_job(describer, rows, how,
         ("flagged", 50, r"answered none of 50 rows one after the other \(403: .*flagged"),
         ("silent", 24, r"24 replies .* cut off before they said anything: .*max_tokens \(400\) is too little"),
         ("length", 24, "24 replies .* cut off"),
+        ("empty", 24, r"24 replies .* were empty \(finish_reason stop\); see whether m answers questions"),
         ("thinks", 24, "24 replies .* cut off"),
     ],
 )
@@ -323,12 +324,12 @@ def test_a_budget_of_tokens_is_never_exceeded(describer, rows):
         assert now.held == 0
 
 
-def test_requests_that_were_refused_are_not_charged_and_those_in_doubt_are(describer, rows):
+def test_every_request_that_went_out_counts_and_tokens_only_of_those_not_refused(describer, rows):
     with FakeEndpoint(script=["500", "429", "hang"]) as fake:
         one = describer(fake, retries=3)
         one.annotate(rows())
         now = figures(one)
-        assert (now.requests, now.answered, now.refused, now.in_doubt, now.retries) == (2, 1, 2, 1, 3)
+        assert (now.requests, now.answered, now.refused, now.in_doubt, now.retries) == (4, 1, 2, 1, 3)
         assert now.held > 0, "what a lost answer used is not known"
 
 

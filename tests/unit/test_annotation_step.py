@@ -209,7 +209,7 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
         bill = json.loads(path.read_text())
         run = bill["this_run"]
         paid = {name: run[name] for name in ("requests", "answered", "refused", "repairs", "retries", "in_doubt")}
-        assert paid == {"requests": 10, "answered": 10, "refused": 1, "repairs": 1, "retries": 1, "in_doubt": 0}
+        assert paid == {"requests": 11, "answered": 10, "refused": 1, "repairs": 1, "retries": 1, "in_doubt": 0}
         assert (run["prompt_tokens"], run["completion_tokens"]) == (10 * PROMPT_TOKENS, 10 * COMPLETION_TOKENS)
         assert run["price"] == pytest.approx(10 * (PROMPT_TOKENS * 2 + COMPLETION_TOKENS * 8) / 1e6)
         assert bill["all_runs"] == run
@@ -222,7 +222,7 @@ def test_the_estimate_before_and_the_bill_after(configured, faces_table, face_ro
 
         step.annotate(chosen, faces, tmp_path / "again")
         bill = json.loads(path.read_text())
-        assert (bill["this_run"]["requests"], bill["all_runs"]["requests"]) == (0, 10)
+        assert (bill["this_run"]["requests"], bill["all_runs"]["requests"]) == (0, 11)
     free = {"annotator": "oracle", "rows": 10, "requests": 0, "price": 0.0}
     assert estimate(settings.load("laptop"), faces) == free
 

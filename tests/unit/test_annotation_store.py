@@ -166,18 +166,18 @@ def test_tokens_are_set_aside_before_and_settled_after(account):
     account.unanswered(second, in_doubt=False)
     assert account.answered(account.reserve(request(key=OTHER), (100, 50), None, 300), reply(key=OTHER))
     now = account.read()
-    assert (now.requests, now.answered, now.refused, now.unmetered, now.held) == (2, 2, 1, 1, 170)
+    assert (now.requests, now.answered, now.refused, now.unmetered, now.held) == (3, 2, 1, 1, 170)
     assert (now.tokens, now.repairs) == (300, 1)
     lost = account.reserve(request(key="3" * 64), (100, 50), None, None)
     account.unanswered(lost, in_doubt=True)
-    account.retried()
+    account.count(retries=1)
     assert account.read().less(now) == Counters(requests=1, in_doubt=1, retries=1, held=170)
 
 
 def test_the_form_that_an_endpoint_understands_is_known_by_its_address(account, store):
     assert account.form("http://a/v1") is None
     account.remember_form("http://a/v1", 1)
-    account.retried()
+    account.count(retries=1)
     assert Account(store, "job").form("http://a/v1") == 1
     assert account.form("http://b/v1") is None
     assert Account(store, "another").form("http://a/v1") is None

@@ -184,6 +184,18 @@ def test_resources_are_pinned(documents: list[dict], settings: Settings):
         assert mounts[executor]["pvcMount"][0]["mountPath"] == "/workspace"
 
 
+@pytest.mark.parametrize("name", ["spec.json", "spec"])
+def test_a_specification_that_is_no_yaml_is_refused_and_leaves_no_file(settings: Settings, tmp_path: Path, name: str):
+    with pytest.raises(UserError, match=r"is a \.yaml file; choose such a name, as in spec\.yaml"):
+        commands.write_specification(pipeline.build, settings, [], tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_refuses_a_name_as_its_run_would():
+    with pytest.raises(UserError, match=r"--name '\.\./t': give a plain name"):
+        commands.run(name="../t", plan=True)
+
+
 def test_gpu_profile_asks_for_accelerators(tmp_path: Path):
     executors = compiled(load("laptop", ["cluster.training.gpus=8"]), tmp_path)[0]["deploymentSpec"]["executors"]
     asking = {name for name, e in executors.items() if "accelerator" in e["container"]["resources"]}

@@ -14,7 +14,7 @@ from facemllm import tasks
 from facemllm.asking.requests import Filtered, JobStopped, Reply, RowRefused
 from facemllm.asking.store import Replies
 from facemllm.errors import UserError
-from facemllm.evaluate.peers import DECLINED, Peer, at_endpoint, check_name, is_ours, on_this_machine, words
+from facemllm.evaluate.peers import DECLINED, Peer, at_endpoint, check_name, evaluate, is_ours, on_this_machine, words
 from facemllm.evaluate.predict import Put, Shown
 from tests import fake_endpoint
 from tests.fake_endpoint import FakeEndpoint
@@ -282,3 +282,10 @@ def test_a_model_has_a_name(tmp_path, conversations_table):
     nameless = endpoint(tmp_path, "http://127.0.0.1:9/v1", 'annotate.vision_language.model=""')
     with pytest.raises(UserError, match="MODEL is empty"):
         at_endpoint(nameless, conversations_table())
+
+
+def test_a_folder_that_exists_is_noticed_before_anything_is_looked_up(tmp_path):
+    chosen = settings_module.load("laptop", [f"storage.home={tmp_path / 'home'}"])
+    with pytest.raises(UserError, match="exists already; choose another output folder"):
+        evaluate(chosen, "m", tmp_path / "no-table", tmp_path, endpoint=True)
+    assert not (tmp_path / "home").exists()

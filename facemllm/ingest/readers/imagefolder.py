@@ -214,12 +214,19 @@ def _is_picture(file: str) -> bool:
 
 
 def _check_misnamed(root: Path) -> None:
-    """Labels that were meant and would be lost stop the import: Labels.csv, labels.csv.txt, label.xlsx."""
+    """Labels that were meant and would be lost stop the import: Labels.csv, labels.csv.txt, label.xlsx, and a table in
+    a folder further down."""
     tables = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".ods", ".json", ".jsonl", ".parquet")
     for name in listing(root):
         lower = name.lower()
         if lower.startswith("label") and lower.endswith(tables):
             raise UserError(f"{root / name}: labels are read from a file named {LABELS} (comma separated); rename it")
+    for found in _tree(root):
+        if isinstance(found, str) and PurePosixPath(found).name.lower() == LABELS:
+            raise UserError(
+                f"{root / found}: labels are read from {root / LABELS} alone; give {(root / found).parent} as the "
+                f"folder, or put the table there, with `file` as in {PurePosixPath(found).parent}/one.jpg"
+            )
 
 
 def _check_header(path: Path) -> None:

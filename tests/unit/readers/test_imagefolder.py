@@ -130,7 +130,9 @@ def test_rows_that_cannot_be_used_are_refused_with_their_line(folder, take, tmp_
         Refused("labels.csv", 10, "1 fields where the header has 2"),
         Refused("labels.csv", 11, "3 fields where the header has 2"),
         Refused("labels.csv", 12, "column file is empty"),
-        Refused("labels.csv", 13, "not a row of comma-separated values (unexpected end of data)"),
+        Refused(
+            "labels.csv", 13, "line break inside quotes, or a quote that is never closed; write the row on one line"
+        ),
         Refused("labels.csv", 14, "column age is 'nan'; leave the cell empty where it is unknown"),
         Refused("link.jpg", 15, "a link leads out of the dataset's folder; name where it leads in ingest.links"),
         Refused("zip.jpg", 16, archive),
@@ -229,6 +231,22 @@ def test_a_table_under_another_name_is_not_silently_passed_over(folder, take):
     (root / "labels.csv").unlink()
     (root / "a.jpg").rename(root / "notes.txt")
     refuses(r"no picture in it \(\.jpg, .*\); give the folder that holds them", take, "imagefolder", root)
+
+
+def test_a_table_in_a_folder_further_down_is_not_silently_passed_over(folder, take):
+    root = folder(None, "anna/a.jpg")
+    (root / "anna/Labels.csv").write_text("file,age\na.jpg,3\n")
+    refuses(r"anna/Labels\.csv: labels are read from .*/labels\.csv alone; give .*/anna as", take, "imagefolder", root)
+
+
+def test_a_line_break_inside_quotes_is_named_at_both_lines(folder, take):
+    found = take("imagefolder", folder('file,alt_text\na.jpg,"one\ntwo"\nb.jpg,three\nc.jpg\n', "a.jpg", "b.jpg"))
+    reasons = {refused.row: refused.reason for refused in found.refused}
+    assert reasons[2].startswith("line break inside quotes")
+    assert reasons[3] == (
+        "1 fields where the header has 2; perhaps the rest of line 2, which has a line break inside quotes"
+    )
+    assert (reasons[5], [row["source_id"] for row in found.rows]) == ("1 fields where the header has 2", ["b"])
 
 
 def test_a_pipe_does_not_hold_the_import(folder, take):
