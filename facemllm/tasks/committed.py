@@ -99,7 +99,7 @@ _STANDS = re.compile(
 )
 _HEDGED = re.compile(rf"[,;(]\s*(?:but\b|(?=possibly|perhaps|maybe)){_OPEN}[^.!?\n]*", re.IGNORECASE)
 _BUT = re.compile(r"[^\w\s]+\s+(?:but|however)\b\W*", re.IGNORECASE)
-_STRUCK = re.compile(r"^(?:\W*not \(?[A-H]\b\W*(?:and |or |nor )?)+", re.IGNORECASE)
+_STRUCK = re.compile(r"^(?:\W*[Nn]ot \(?(?:[B-H]|A(?! [a-z]))\b\W*(?:and |or |nor )?)+")  # "Not a woman" strikes none
 _BEST = re.compile(
     r"(?:^|.*[.,;!\n])\s*(?:but |so |and |which makes )*([^.,;!\n]+?) (?:is|seems|looks|fits)"
     r" (?:the )?(?:more|most|best)(?: (?:likely|probable|plausible|match|fit|answer|choice|option))?\W*",

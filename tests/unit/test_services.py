@@ -15,12 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 from facemllm.cli import main as cli
-from facemllm.cli import options
 from facemllm.core import servers, services
 from facemllm.core.processes import TOKEN, Identity, Record, Service, boot_id, end_tree, trouble
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
 from facemllm.settings.operations import RAY_PORTS
+from facemllm.workflow import options
 
 
 @pytest.fixture
