@@ -250,8 +250,8 @@ class _Client:
             if posts > 1:  # in forms that it did not understand
                 self.account.count(requests=posts - 1, refused=posts - 1)
             if not isinstance(outcome, Answered):
-                told = outcome if isinstance(outcome, Again) else Again("")
-                self.account.unanswered(reserved, in_doubt=told.doubt, sent=told.sent)
+                failure = outcome if isinstance(outcome, Again) else Again("")
+                self.account.unanswered(reserved, in_doubt=failure.doubt, sent=failure.sent)
                 return outcome
             self._answers, self._failed_rows = self._answers + 1, 0
             if self.completions.form is not None and self._known_form is None:

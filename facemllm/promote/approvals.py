@@ -25,6 +25,7 @@ from facemllm.errors import UserError
 from facemllm.promote.registry import DECISION, LINEAGE, Version, find_version, versions
 from facemllm.settings import Settings, root
 from facemllm.tracking.client import session
+from facemllm.version.tombstones import plain_line
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Decision:
 def request(settings: Settings, version: int | str, by: str, note: str = "") -> Mapping[str, Any]:
     """Ask for a decision on a version; `by` may be a pipeline. Raises UserError unless the version passed its gate."""
     found = _decidable(settings, version)
-    asked: dict[str, Any] = {"event": "request", "by": _plain(by) or "pipeline", "note": _plain(note)}
+    asked: dict[str, Any] = {"event": "request", "by": plain_line(by) or "pipeline", "note": plain_line(note)}
     asked |= {"digest": found.digest, "version": found.version, "at": _now()}
     _keep(settings, found, REQUEST, asked)
     return asked
@@ -76,7 +77,7 @@ def decide(settings: Settings, version: int | str, verdict: State, by: str | Non
     Raises UserError if the version is unknown or did not pass its gate, the reason is empty, or `by` is no person.
     """
     name = person(by)
-    why = _plain(reason)
+    why = plain_line(reason)
     if not why:
         raise UserError('a decision needs a reason: --reason "..."')
     if len(why) > LONGEST:
@@ -169,7 +170,7 @@ def await_decision(settings: Settings, version: int | str, wait_minutes: float) 
 
 def person(by: str | None) -> str:
     """The name of a person, in one line; None takes Git's `user.name`. Raises UserError for a role or nothing."""
-    name = _plain(by if by is not None else _git_name())
+    name = plain_line(by if by is not None else _git_name())
     if not name:
         raise UserError(f"nobody is named as the one who decides; {HINT}")
     # of an address, what stands before the @
@@ -229,11 +230,6 @@ def _parsed(text: str | None) -> Any:
         return json.loads(text or "null")
     except ValueError:
         return None
-
-
-def _plain(text: str) -> str:
-    """Text in one line, without control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _git_name() -> str:

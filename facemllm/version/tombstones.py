@@ -174,7 +174,7 @@ class Tombstones:
 
         `affected` names the pictures that are found now. Raises UserError without a name, a reason or a mark.
         """
-        who, why = _plain(by), _plain(reason)
+        who, why = plain_line(by), plain_line(reason)
         if not who:
             raise UserError('nobody is named as the one who decides; give the name of a person: --by "Ada Lovelace"')
         if not why or len(why) > LONGEST:
@@ -275,6 +275,6 @@ def _entries(repository: Repository, branch: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _plain(text: str) -> str:
+def plain_line(text: str) -> str:
     """Text in one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
