@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -84,6 +85,12 @@ def publish(partial: Path, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(out)
         _flush(out.parent)
+
+
+def remove_unfinished(out: Path) -> None:
+    """Remove what killed processes left of `out` beside it, for a caller that alone writes there."""
+    for left in out.parent.glob(f".{out.name}.*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from facemllm.core.files import locked, publish
+from facemllm.core.files import locked, publish, remove_unfinished
 from facemllm.core.processes import die_with_parent
 from facemllm.errors import TOLD, UserError, told
 from facemllm.settings import Settings, load
@@ -62,6 +62,7 @@ def train(
 
         def prepare() -> StageRun:
             shutil.rmtree(made, ignore_errors=True)
+            remove_unfinished(made)
             return prepare_run(stage, settings, conversations, base, made, work, work / "cache")
 
         run = replace(
