@@ -16,17 +16,15 @@ from typing import Annotated, Any
 
 import typer
 
-from facemllm.cli import data
+from facemllm.cli import data, promotion
 from facemllm.core.machine import on_plain_path
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
 from facemllm.workflow.options import (
-    By,
     Conversations,
     Json,
     Out,
     Profile,
-    Reason,
     Result,
     Sets,
     Version,
@@ -35,10 +33,10 @@ from facemllm.workflow.options import (
     say,
 )
 
-promote = typer.Typer(no_args_is_help=True, help="Decisions of named persons about model versions.")
 services_app = typer.Typer(no_args_is_help=True, help="Local servers: MLflow, Ray, staging, production.")
 app.add_typer(data.version, name="version")
-app.add_typer(promote, name="promote")
+app.add_typer(promotion.promote, name="promote")
+command(app, "lineage")(promotion.lineage)
 app.add_typer(services_app, name="services")
 
 Run = Annotated[
@@ -174,64 +172,6 @@ def _executed(settings: Settings, name: str, **given: str) -> str:
         return runner.execute(name, settings, **values)
 
 
-@command(promote, "request")
-def promote_request(
-    settings: Settings,
-    version: Version,
-    by: By = None,
-    note: Annotated[str, typer.Option(help="What the deciding person should know.")] = "",
-) -> Result:
-    """Ask for a decision about a version."""
-    from facemllm.promote import approvals
-
-    facts = approvals.request(settings, version, approvals.person(by), note)
-    return dict(facts), f"decision requested for version {version}"
-
-
-@command(promote, "list")
-def promote_list(settings: Settings) -> Result:
-    """List registered versions with gate, decision and aliases."""
-    from facemllm.promote import approvals
-
-    rows = approvals.list_versions(settings)
-    line = "{version:>4}  {digest:.12}  gate {gate:<8} {state:<9} {aliases}"
-    return {"versions": rows}, "\n".join(line.format(**row) for row in rows) or "no version is registered yet"
-
-
-@command(promote, "show")
-def promote_show(settings: Settings, version: Version) -> Result:
-    """Show one version: card, gate, decisions."""
-    from facemllm.promote import approvals
-
-    facts = approvals.show(settings, version)
-    return facts, json.dumps(facts, indent=2)
-
-
-@command(promote, "approve")
-def promote_approve(settings: Settings, version: Version, reason: Reason, by: By = None) -> Result:
-    """Approve a version: your name, bound to the model's digest."""
-    from facemllm.promote import approvals
-
-    return _decided(approvals.decide(settings, version, "approved", by, reason))
-
-
-@command(promote, "reject")
-def promote_reject(settings: Settings, version: Version, reason: Reason, by: By = None) -> Result:
-    """Reject a version: it cannot be released."""
-    from facemllm.promote import approvals, registry
-
-    decision = approvals.decide(settings, version, "rejected", by, reason)
-    champion = registry.champion(settings)
-    if champion is not None and champion.version == decision.version:
-        print("it still serves in production: release another, or `facemllm services down production`", file=sys.stderr)
-    return _decided(decision)
-
-
-def _decided(decision: Any) -> Result:
-    words = f"{decision.decision} by {decision.by}: {decision.reason}"
-    return asdict(decision), f"version {decision.version} ({decision.digest[:12]}) {words}"
-
-
 @command(app, "serve", plain=True)
 def serve(
     settings: Settings,
@@ -254,18 +194,6 @@ def deploy(settings: Settings, version: Version) -> Result:
     """Put a registered version into staging. Production is `pipeline.py release VERSION`."""
     url = _executed(settings, "deploy", version=version)
     return {"version": version, "endpoint": url}, url
-
-
-@command(app, "lineage")
-def lineage(
-    settings: Settings,
-    identifier: Annotated[str, typer.Argument(help="Model version, alias, or any digest (its first digits).")],
-) -> Result:
-    """Walk the chain behind a served model, a checkpoint or a table."""
-    from facemllm.promote import lineage as chain
-
-    links = chain.lineage(settings, identifier)
-    return {"links": links}, lambda: chain.show(links)
 
 
 @command(services_app, "up", plain=True)
