@@ -27,8 +27,8 @@ from facemllm.model.inputs import normalise
 from facemllm.model.tiny import FaceTower, FaceTowerConfig
 from facemllm.scoring import metrics
 from facemllm.scoring.sheet import Key, Sheet
+from facemllm.train.augment import apply_changes, draw_changes
 from facemllm.train.data import mirror_text
-from facemllm.train.dataloader import apply_changes, draw_changes
 
 BATCH, RATE, DECAY, WARM_UP = 64, 2e-3, 0.05, 0.05
 HEAVIEST = 3.0

@@ -30,8 +30,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from facemllm.model.face_mllm import FaceMllmModel, VisualTokens
+
+FLOAT32_ATTENTION = "sdpa_float32"
+"""Attention for training in bfloat16 on a CPU, whose kernels are slower backwards in bfloat16 than in float32."""
 
 PADDING = -1  # face of a token that fills a row up; it sees itself alone
 PREFIX = -1  # block of the tokens that every block of their face sees
@@ -54,9 +59,18 @@ def row_mask(face_RL: Tensor, block_RL: Tensor, branch_RL: Tensor | None = None)
 
 def _as_taken(model: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A boolean mask (R, 1, L, L) as the model's attention takes it: `sdpa` as it is, others add it to the scores."""
-    if model.config.text_config._attn_implementation == "sdpa":
+    if model.config.text_config._attn_implementation in ("sdpa", FLOAT32_ATTENTION):
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def _float32_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *given: Any, **options: Any) -> Any:
+    with torch.autocast(query.device.type, enabled=False):
+        found, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), *given, **options)
+    return found.to(query.dtype), weights
+
+
+AttentionInterface.register(FLOAT32_ATTENTION, _float32_attention)
 
 
 def row_states(

@@ -137,6 +137,14 @@ class FaceTower(PreTrainedModel):
         )
 
 
+@torch.no_grad()
+def _pass_on(attention: Any) -> None:
+    """Let attention start as a mean of what it attends to, so that questions read the image from their first step.
+    Measured after 450 steps of `instruct`: age 10.3 -> 8.9 years, hair style .863 -> .886 (one seed)."""
+    attention.v_proj.weight += torch.eye(WIDTH)
+    attention.o_proj.weight += 0.5 * torch.eye(WIDTH)
+
+
 def build_tokenizer(texts: Iterable[str], answers: Iterable[str]) -> PreTrainedTokenizerFast:
     """A tokenizer for the words of `texts` with each of `answers` as one token. Its bytes depend on the sets alone."""
     steps = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
@@ -228,5 +236,7 @@ def build_tiny(settings: Model, texts: Iterable[str], answers: Iterable[str], se
         # fan-in sized weights, not transformers' normal(0, 0.02): the tower behind is untrained and needs its gradient
         for linear in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
             linear.reset_parameters()
+        for layer in model.model.language_model.layers:
+            _pass_on(layer.self_attn)
     model.generation_config.update(**ids, do_sample=False)
     return model, processor

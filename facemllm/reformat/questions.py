@@ -1,16 +1,16 @@
 """What is asked about a face: the plan that the settings make for training and for evaluation, and rows of `faces` as
 the tasks read them, decoded by column; pictures, and what no task asks for, are left alone.
 
-Training asks every item in one variant, drawn by the weights of `reformat.forms`. Evaluation asks outright, then in
-every other variant that has a weight, then what is held out. Each choice is drawn by a hash of image and item.
+Training asks every item outright and beside it in every other variant that has a weight in `reformat.forms`, by which
+turns are drawn later; statements are made of several values. Evaluation asks outright, then in every other variant that
+has a weight, then what is held out. Each choice is drawn by a hash of image and item.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -39,6 +39,7 @@ Questions = list[tuple[Asked, bool]]
 """What is asked, in order, and whether it follows the one before."""
 
 _FINE = 2**32
+Found = TypeVar("Found")
 
 
 class FaceRow(dict[str, Any]):
@@ -118,13 +119,10 @@ class Plan:
         self.reasons |= {name: _reason(qa, task.name, name) for task in self.tasks for name in task.reveals}
         self.held_out = HeldOut.of(qa.held_out, self.tasks)
         forms = qa.forms
-        weights = {asking.NATIVE: forms.native, asking.STATEMENT: forms.statement, asking.LETTERED: forms.lettered}
-        drawn = {variant: weight for variant, weight in weights.items() if weight > 0}
-        total = sum(drawn.values())
-        self._upto = [(variant, upto / total) for variant, upto in zip(drawn, accumulate(drawn.values()), strict=True)]
-        self._dialogues = forms.dialogue / (total + forms.dialogue)
-        others = [variant for variant in drawn if variant != asking.NATIVE]
-        self._evaluated = [asking.NATIVE, *([asking.UNSEEN] if qa.unseen_wordings else []), *others]
+        others = {asking.STATEMENT: forms.statement, asking.LETTERED: forms.lettered}
+        self._others = [variant for variant, weight in others.items() if weight > 0]
+        self._dialogues = forms.dialogue / (forms.native + sum(others.values()) + forms.dialogue)
+        self._evaluated = [asking.NATIVE, *([asking.UNSEEN] if qa.unseen_wordings else []), *self._others]
 
     def questions(self, row: Row, chances: Chances | None = None) -> Questions:
         """All that is asked about a row of `faces` (`attributes` a mapping). Raises BrokenQuestion."""
@@ -146,12 +144,8 @@ class Plan:
             for item in task.items:
                 if item.name in in_dialogue:
                     continue
-                variant = self._variant(str(row["image_id"]), item.name)
-                asked = _ask(task, item, variant, row)
-                if asked is None and variant != asking.NATIVE:
-                    asked = _ask(task, item, asking.NATIVE, row)
-                if asked is not None and not _thinned(row, item, chances):
-                    found.append((asked, False))
+                if not _thinned(row, item, chances):
+                    found += _alone(self._asked(task, item, row))
             found += dialogue
         return [pair for pair in found if not self._names_held_out(pair[0])] if self.held_out else found
 
@@ -164,11 +158,13 @@ class Plan:
             found += _alone(_ask(every, every.item(name), asking.NATIVE, whole) for name in self.held_out.names)
         return found
 
-    def _variant(self, image_id: str, item: str) -> str:
-        if len(self._upto) == 1:
-            return self._upto[0][0]
-        drawn = draw(_FINE, image_id, item, "way") / _FINE
-        return next((variant for variant, upto in self._upto if drawn < upto), self._upto[-1][0])
+    def _asked(self, task: Task, item: Item, row: Row) -> Iterator[Asked | None]:
+        yield _ask(task, item, asking.NATIVE, row)
+        for variant in self._others:
+            if variant == asking.STATEMENT:
+                yield from _guarded(task, item, lambda: asking.claims(task, item, row))
+            else:
+                yield _ask(task, item, variant, row)
 
     def _dialogue(self, task: Task, row: Row) -> Questions:
         drawn = draw(_FINE, str(row["image_id"]), task.name, "dialogue") < self._dialogues * _FINE
@@ -188,8 +184,12 @@ def _alone(found: Iterable[Asked | None]) -> Questions:
 
 
 def _ask(task: Task, item: Item, variant: str, row: Row) -> Asked | None:
+    return _guarded(task, item, lambda: asking.ask(task, item, variant, row))
+
+
+def _guarded(task: Task, item: Item, ask: Callable[[], Found]) -> Found:
     try:
-        return asking.ask(task, item, variant, row)
+        return ask()
     except UserError:
         raise
     except Exception as error:  # a task is code of anybody's: its row is refused, the others go on

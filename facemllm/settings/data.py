@@ -118,8 +118,9 @@ class Annotate(Section):
 
 
 class Forms(Section):
-    """How often a training question is asked in each way (`facemllm.tasks.asking`); evaluation asks in every way that
-    has a weight. `dialogue` asks on where an answer opens a further question."""
+    """Weights of the ways of asking (`facemllm.tasks.asking`) in training's draw of questions, those of an item's
+    statements together; evaluation asks in every way that has a weight. `dialogue` asks on where an answer opens a
+    further question."""
 
     native: Annotated[float, Field(gt=0)]
     statement: Weight

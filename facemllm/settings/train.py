@@ -148,8 +148,11 @@ class Stage(Section):
     `tasks` weighs each turn of a task in the draw of `turns_per_image` turns of a face; `batch_images` is over all
     workers. `objective: caption_words` predicts the caption's words from the mean image token through the tied word
     embeddings (no language-model pass); `answers` is the next-token loss on answer tokens. `rates` multiplies the
-    learning rate of single modules; those it does not name have the rate as it is. `after` names the stage it goes on
-    from; null is the one before it in the list.
+    learning rate of single modules; those it does not name have the rate as it is. `disturb` is the chance of each
+    picture, where the stage augments, to be dimmed, to be blurred and to be covered in part. The first `small_pictures`
+    of the steps show pictures at two thirds of their side, where the tower takes them. `number_smoothing` spreads the
+    target of a number over its neighbours, a Gaussian of so many steps between answers. `after` names the stage it goes
+    on from; null is the one before it in the list.
     """
 
     trains: Trainable
@@ -166,6 +169,9 @@ class Stage(Section):
     decay: Share
     clip: Annotated[float, Field(gt=0)]
     augment: bool
+    disturb: Annotated[float, Field(ge=0, lt=1)]
+    small_pictures: Share
+    number_smoothing: Annotated[float, Field(ge=0)]
     after: Annotated[str | None, Field(exclude_if=lambda after: after is None)] = None
 
 

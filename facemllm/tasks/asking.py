@@ -29,6 +29,8 @@ VARIANTS = (NATIVE, UNSEEN, STATEMENT, LETTERED, DIALOGUE)
 """All variants; `ask` knows all but dialogue, which is more than one question."""
 
 PRESENT = "present"
+CLAIMS = 4
+"""Most statements about one item of a face in training: the true one and others."""
 SHOWN = 8
 """Most options behind letters: of a longer list, the true one and others are drawn."""
 TOPICS = 2
@@ -75,6 +77,19 @@ def ask(task: Task, item: Item, variant: str, row: Row) -> Asked | None:
     if not worded.templates:
         return None
     return worded.asked(draw(len(worded.templates), image_id, item.name), item.reply(row, label), label)
+
+
+def claims(task: Task, item: Item, row: Row) -> list[Asked]:
+    """What is true of an item as a statement, and as statements up to `CLAIMS - 1` of its other values, drawn. Empty
+    when the row does not know, or the item has no claims."""
+    label = item.label(row)
+    others = [value for value in item.claims if value != label]
+    if label is None or not others:
+        return []
+    image_id = row["image_id"]
+    false = _drawn_of(others, CLAIMS - 1, image_id, item.name, STATEMENT)
+    said = [(label, "true"), *((value, "false") for value in false)]
+    return [_put(_stated(task, item, claim), image_id, answer, answer) for claim, answer in said]
 
 
 def dialogue(task: Task, row: Row) -> list[Asked]:

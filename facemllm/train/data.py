@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +27,7 @@ from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.model.inputs import Frame, face_map, face_pixels
 from facemllm.tables import Table
+from facemllm.tasks import asking
 from facemllm.tasks.base import CLOSED
 from facemllm.tasks.relations import Relation
 
@@ -135,10 +136,26 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Answers to questions about numbers that are one token each: the token, the question's number, the value."""
+
+    token: NDArray[np.int64]  # (M,)
+    family: NDArray[np.int64]  # (M,)
+    value: NDArray[np.float64]  # (M,)
+
+    @classmethod
+    def none(cls) -> Numbers:
+        """No such answers."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The conversations of one split: which pixels, which turns, which texts. Row `r` shows pixels `pixel_row[r]` and
     has turns `turn_starts[r]:turn_starts[r + 1]`. A turn names its texts in `texts`: prompt and answer, plain and
-    mirrored (column 1). A turn that `follows` continues the one before it."""
+    mirrored (column 1). A turn that `follows` continues the one before it. `fact` numbers what a closed turn asks and
+    its canonical answer, -1 elsewhere; `form` is a place in `asking.VARIANTS`, and `share` the turn's share in the
+    weight of its form: several statements about one item of a face share it, half for what is true."""
 
     image_id: pa.Array  # (rows,)
     pixel_row: NDArray[np.int64]
@@ -149,13 +166,20 @@ class Corpus:
     follows: NDArray[np.bool_]
     tasks: tuple[str, ...]
     texts: Texts
+    fact: NDArray[np.int32]
+    form: NDArray[np.int8]
+    share: NDArray[np.float64]
+    numbers: Numbers = field(default_factory=Numbers.none)
 
     def __len__(self) -> int:
         return len(self.pixel_row)
 
-    def weights(self, mixture: Mapping[str, float]) -> NDArray[np.float64]:
-        """Weight of each turn under a stage's mixture of tasks; 0 for a task the stage does not name."""
-        return np.array([mixture.get(name, 0.0) for name in self.tasks])[self.task]
+    def weights(self, mixture: Mapping[str, float], forms: Mapping[str, float] | None = None) -> NDArray[np.float64]:
+        """Weight of each turn under a stage's mixture of tasks, 0 for a task the stage does not name, and of forms."""
+        weights = np.array([mixture.get(name, 0.0) for name in self.tasks])[self.task]
+        if forms is None:
+            return weights
+        return weights * self.share * np.array([forms.get(name, 1.0) for name in asking.VARIANTS])[self.form]
 
     def chain_tokens(self, asked: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Tokens from each turn to the end of the turns that follow it, as shown or mirrored, whichever are more. A
@@ -284,4 +308,63 @@ def tokenise(turns: Turns, frame: Frame) -> Corpus:
             np.fromiter((i for text in ids for i in text), np.int32),
             np.cumsum([0, *(len(text) for text in ids)]).astype(np.int64),
         ),
+        fact=_facts(turns),
+        form=_forms(turns),
+        share=_shares(turns),
+        numbers=_numbers(turns, frame),
+    )
+
+
+def _facts(turns: Turns) -> NDArray[np.int32]:
+    """A number for each native closed question and answer in words; -1 for other turns. (turns,)"""
+    item = pc.replace_substring_regex(turns.template, "/.*", "")
+    native = pc.and_(pc.is_in(turns.form, value_set=pa.array(CLOSED)), pc.invert(pc.match_substring(item, ":")))
+    key = pc.binary_join_element_wise(turns.task, item, turns.answer, "\t")
+    encoded = key.dictionary_encode().indices.to_numpy().astype(np.int32)
+    return np.where(native.to_numpy(zero_copy_only=False), encoded, np.int32(-1))
+
+
+def _forms(turns: Turns) -> NDArray[np.int8]:
+    """Place of each turn's variant in `asking.VARIANTS`. (turns,)"""
+    named = pc.struct_field(pc.extract_regex(turns.template, r":(?P<variant>[a-z]+)"), "variant")
+    known = pc.index_in(pc.fill_null(named, asking.NATIVE), value_set=pa.array(asking.VARIANTS))
+    return pc.fill_null(known, 0).to_numpy(zero_copy_only=False).astype(np.int8)
+
+
+def _shares(turns: Turns) -> NDArray[np.float64]:
+    """One turn in the number of statements about its face and item that are as true as it is; 1 for other turns."""
+    share = np.ones(len(turns.template))
+    stated = np.flatnonzero(_forms(turns) == asking.VARIANTS.index(asking.STATEMENT))
+    if not len(stated):
+        return share
+    row = np.repeat(np.arange(len(turns.count)), turns.count)[stated]
+    places = pa.array(stated)
+    item = pc.replace_substring_regex(turns.template.take(places), ":.*", "").dictionary_encode().indices.to_numpy()
+    true = pc.equal(turns.canonical.take(places), "true").to_numpy(zero_copy_only=False)
+    _, group, count = np.unique(np.stack([row, item, true]), axis=1, return_inverse=True, return_counts=True)
+    share[stated] = 0.5 / count[group.ravel()]
+    return share
+
+
+def _numbers(turns: Turns, frame: Frame) -> Numbers:
+    """The one-token answers to questions about numbers; an answer's value is the mean of those it stands for."""
+    asked = pa.table(
+        {
+            "item": pc.binary_join_element_wise(turns.task, pc.replace_substring_regex(turns.template, "/.*", ""), "/"),
+            "text": turns.answer,
+            "value": turns.canonical,
+        }
+    ).filter(pc.equal(turns.form, "number"))
+    asked = asked.set_column(2, "value", asked.column("value").cast(pa.float64()))
+    found: dict[int, tuple[int, float]] = {}
+    families: dict[str, int] = {}
+    for row in asked.group_by(["item", "text"], use_threads=False).aggregate([("value", "mean")]).to_pylist():
+        ids = frame.answer(row["text"])
+        if len(ids) == 2:  # with the end token
+            found[ids[0]] = (families.setdefault(row["item"], len(families)), float(row["value_mean"]))
+    tokens = sorted(found)
+    return Numbers(
+        np.array(tokens, np.int64),
+        np.array([found[token][0] for token in tokens], np.int64),
+        np.array([found[token][1] for token in tokens], np.float64),
     )

@@ -1,5 +1,5 @@
-"""Batches of a stage: which faces and turns a step shows, how they are augmented (mirror, shift, brightness, contrast,
-colour gain), and their tensors, collated while the step before computes.
+"""Batches of a stage: which faces and turns a step shows, how they are augmented, and their tensors, collated while the
+step before computes.
 
 All of step `t` is a function of (seed, stage, t): a resumed run needs no random state, and each of N workers takes its
 slice of the same plan. Batches are collated in numpy: torch's operators would bring a second pool of threads, and both
@@ -25,29 +25,11 @@ from facemllm.core import progress
 from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
 from facemllm.model.inputs import Frame
-from facemllm.tables.schemas import SEGMENTATION
+from facemllm.train.augment import Changes, draw_changes
 from facemllm.train.data import Corpus, FaceDataset
 from facemllm.train.features import with_features
 from facemllm.train.packing import Packed, face_lengths, pack, word_bags
 from facemllm.train.stage import StageRun
-
-SHIFT = 1 / 16  # of the side: 6 pixels at 96
-LIGHT = 0.15
-GAIN = 0.04
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What happens to each image of a batch."""
-
-    mirror: NDArray[np.bool_]  # (B,)
-    shift: NDArray[np.int64]  # (B, 2) rows and columns, pixels
-    contrast: NDArray[np.float32]  # (B, 1, 1, 1) factor
-    offset: NDArray[np.float32]  # (B, 1, 1, 3) in half-ranges: brightness and colour gain
-
-    def part(self, rows: slice | NDArray[np.int64]) -> Changes:
-        """The changes of some images of the batch."""
-        return Changes(self.mirror[rows], self.shift[rows], self.contrast[rows], self.offset[rows])
 
 
 @dataclass(frozen=True)
@@ -59,6 +41,7 @@ class Plan:
     turns: list[NDArray[np.int64]]  # per face: its drawn turns, a turn that follows right after its predecessor
     labels: int  # answer tokens in the whole batch
     withheld: NDArray[np.bool_]  # (B,) faces shown without their map
+    small: bool  # whether pictures are shown at two thirds of their side
 
 
 class BatchSampler:
@@ -73,7 +56,8 @@ class BatchSampler:
         name, self.corpus, self.stage, self.side = run.name, corpus, run.stage, side
         self._withheld = run.settings.model.segmentation.drop
         self._key = (run.settings.seed, zlib.crc32(name.encode()))
-        weights = corpus.weights(self.stage.tasks)
+        forms = run.settings.reformat.forms.model_dump(include={"native", "statement", "lettered"})
+        weights = corpus.weights(self.stage.tasks, forms)
         self._mixed = weights > 0
         # a turn that follows is drawn with the turn it depends on, never alone
         self._weights = np.where(corpus.follows, 0.0, weights)
@@ -103,13 +87,13 @@ class BatchSampler:
         numbers = np.arange(step * images, (step + 1) * images)
         rows = np.array([self._order(int(n) // faces)[int(n) % faces] for n in numbers])
         generator = np.random.default_rng([*self._key, 2, step])
-        changes = draw_changes(generator, images, self.side) if self.stage.augment else None
+        changes = draw_changes(generator, images, self.side, self.stage.disturb) if self.stage.augment else None
         turns = [self._draw(int(row), generator) for row in rows]
         mirrored = changes.mirror.astype(int) if changes else np.zeros(images, int)
         answers = [self.corpus.answer[drawn, side] for drawn, side in zip(turns, mirrored, strict=True)]
         labels = int(self.corpus.texts.lengths[np.concatenate(answers)].sum())
         withheld = generator.random(images) < self._withheld
-        return Plan(rows, changes, turns, labels, withheld)
+        return Plan(rows, changes, turns, labels, withheld, step < self.stage.small_pictures * self.stage.steps)
 
     def _draw(self, row: int, generator: np.random.Generator) -> NDArray[np.int64]:
         """Weighted draw without replacement (Efraimidis and Spirakis 2006) of a face's turns."""
@@ -144,6 +128,7 @@ class Batch:
     images: int
     answer_tokens: int
     known_labels: int
+    small: bool
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
@@ -250,6 +235,7 @@ class DataLoader:
             images=len(plan.rows),
             answer_tokens=plan.labels,
             known_labels=known,
+            small=plan.small,
         )
 
     def _tensor(self, values: NDArray[np.generic] | Tensor | None) -> Any:
@@ -257,61 +243,6 @@ class DataLoader:
             return None
         tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
         return tensor.pin_memory() if self.run.device.startswith("cuda") else tensor
-
-
-def draw_changes(generator: np.random.Generator, images: int, side: int) -> Changes:
-    """Draw changes for `images` images of `side` pixels."""
-    reach = max(1, round(side * SHIFT))
-
-    def spread(size: float, *shape: int) -> NDArray[np.float32]:
-        return generator.uniform(-size, size, (images, *shape)).astype(np.float32)
-
-    return Changes(
-        mirror=generator.random(images) < 0.5,
-        shift=generator.integers(-reach, reach + 1, (images, 2)),
-        contrast=1 + spread(LIGHT, 1, 1, 1),
-        offset=spread(LIGHT, 1, 1, 1) + spread(GAIN, 1, 1, 3),
-    )
-
-
-def apply_changes(pixels_BSSC: Tensor, changes: Changes) -> Tensor:
-    """Changed pixels (B, S, S, 3), float32, on the scale 0..255; shifted-in pixels repeat the border."""
-    contrast = torch.from_numpy(changes.contrast).to(pixels_BSSC.device)
-    offset = torch.from_numpy(changes.offset).to(pixels_BSSC.device) * 127.5
-    return (_moved(pixels_BSSC, changes).float() - 127.5) * contrast + offset + 127.5
-
-
-def apply_to_maps(maps_BSS: Tensor, changes: Changes) -> Tensor:
-    """Maps of face parts, moved as the pictures are; in a mirrored one left and right parts change names."""
-    moved_BSS = _moved(maps_BSS, changes)
-    swapped_BSS = _SWAPPED.to(maps_BSS.device)[moved_BSS.long()]
-    mirrored_B11 = torch.from_numpy(changes.mirror).to(maps_BSS.device)[:, None, None]
-    return torch.where(mirrored_B11, swapped_BSS, moved_BSS)
-
-
-def _moved(images: Tensor, changes: Changes) -> Tensor:
-    count, side = images.shape[:2]
-    device = images.device
-    place_S = np.arange(side)
-    rows_BS = np.clip(place_S + changes.shift[:, :1], 0, side - 1)
-    columns_BS = np.clip(np.where(changes.mirror[:, None], place_S[::-1], place_S) + changes.shift[:, 1:], 0, side - 1)
-    return images[
-        torch.arange(count, device=device)[:, None, None],
-        torch.from_numpy(rows_BS).to(device)[:, :, None],
-        torch.from_numpy(columns_BS).to(device)[:, None, :],
-    ]
-
-
-def _swapped() -> Tensor:
-    """Class of every map value in a mirrored face; values that are no class stay."""
-    table = torch.arange(256, dtype=torch.uint8)
-    for number, name in enumerate(SEGMENTATION):
-        if name.startswith(("l_", "r_")) and name != "l_lip":
-            table[number] = SEGMENTATION.index(("r_" if name.startswith("l_") else "l_") + name[2:])
-    return table
-
-
-_SWAPPED = _swapped()
 
 
 def prefetch(make: Callable[[int], list[Batch]], first: int, end: int) -> Iterator[list[Batch]]:

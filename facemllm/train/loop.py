@@ -121,7 +121,11 @@ class _Training:
         """All steps that are left."""
         train, first, last = self.run.settings.train, self.first, self.stage.steps
         savings = {"recompute": train.recompute, "compiled": train.compile}
-        with optimizer.memory_savings(self.model, self.stage.trains, **savings):
+        slow = self.run.precision == "bf16" and self.device.type == "cpu"
+        with (
+            optimizer.float32_attention(self.model, slow),
+            optimizer.memory_savings(self.model, self.stage.trains, **savings),
+        ):
             for step, batches in enumerate(prefetch(self.loader.batches, first, last), first):
                 done = step + 1
                 shows = done % self.run.log_every == 0 or done == last

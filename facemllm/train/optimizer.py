@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemllm.errors import UserError
+from facemllm.model.forward import FLOAT32_ATTENTION
 from facemllm.settings import Stage
 from facemllm.settings.train import Lora, Trainable
 from facemllm.train.checkpoint import local_part
@@ -70,6 +71,19 @@ def set_modes(model: Any, trains: Trainable) -> None:
     model.train()
     if trains.tower == "frozen":
         model.model.vision_tower.eval()
+
+
+@contextmanager
+def float32_attention(model: Any, wanted: bool) -> Iterator[None]:
+    """For the time of the block, if `wanted`: scaled dot products of the language model in float32."""
+    config = model.config.text_config
+    before = config._attn_implementation
+    if wanted and before == "sdpa":
+        config._attn_implementation = FLOAT32_ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 @contextmanager

@@ -129,6 +129,7 @@ def prepare_run(
         "plan": stage.model_dump(),
         "model": settings.model.model_dump(),
         "held_out": settings.reformat.held_out,
+        "forms": settings.reformat.forms.model_dump(),
         "lora": settings.train.lora.model_dump(),
         "precision": settings.train.precision,
         "seed": settings.seed,

@@ -33,8 +33,8 @@ def stage_step(settings: Settings, stage: str) -> Step:
 def _reads(s: Settings, stage: str) -> dict[str, Any]:
     train = s.train.model_dump(exclude={"stages"} | _LAUNCH | _ECONOMY)
     # a map of face parts does not show what is held out
-    plan, held_out = s.stages()[stage].model_dump(), s.reformat.held_out
-    return {"train": train, "stage": plan, "model": s.model.model_dump(), "held_out": held_out}
+    reformat = s.reformat.model_dump(include={"held_out", "forms"})
+    return {"train": train, "stage": s.stages()[stage].model_dump(), "model": s.model.model_dump(), **reformat}
 
 
 def _work(c: Context, stage: str) -> Outcome:

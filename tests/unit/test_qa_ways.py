@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import pairwise
 
@@ -92,22 +92,40 @@ def test_names_are_digests_of_canonical_json(talks):
             assert turn["sample_id"] == digests.of_json([row["image_id"], turn["task"], item, turn["template"]])
 
 
-def test_training_asks_each_item_once_in_a_way_drawn_by_weight(talks):
+def test_training_asks_each_item_outright_and_beside_it_in_every_way_with_a_weight(talks):
     rows, manifest = talks(
         [face(n) for n in range(200)],
         "reformat.held_out=[]",
         "reformat.tasks=[attributes, caption, expression, age, gender, head_pose]",
         "reformat.forms={native: 2, statement: 1, lettered: 1, dialogue: 0}",
     )
-    items = [item for task in DEFAULT for item in task.items]
-    counts = Counter()
+    said, places = Counter(), Counter()
     for row in rows:
-        assert len({tasks.question_of(t).item for t in row["turns"]}) == len(row["turns"]) == len(items)
-        counts.update(way_of(turn) for turn in row["turns"] if turn["task"] == "attributes")
-    weights = {"native": 2.0, "statement": 1.0, "lettered": 1.0}
-    shares = {way: counts[way] / counts.total() for way in weights}
-    assert shares == pytest.approx({way: weight / 4 for way, weight in weights.items()}, abs=0.03)
-    assert manifest["about"]["forms"] == weights | {"dialogue": 0.0, "unseen": True}
+        asked = defaultdict(list)
+        for turn in row["turns"]:
+            asked[tasks.question_of(turn).item].append(turn)
+        assert set(asked) == {item.name for task in DEFAULT for item in task.items}
+        for task in DEFAULT:
+            for item in task.items:
+                ways = Counter(map(way_of, asked[item.name]))
+                statements = [turn for turn in asked[item.name] if way_of(turn) == "statement"]
+                assert ways["native"] == 1
+                assert ways["lettered"] == (item.form in ("choice", "boolean"))
+                assert len(statements) == min(len(item.claims), asking.CLAIMS)
+                assert len({turn["template"].partition("=")[2] for turn in statements}) == len(statements)
+                if statements:
+                    assert [turn["answer"] for turn in statements].count("true") == 1
+                    said.update(tasks.question_of(turn).claim for turn in statements if item.name == "expression")
+                    places[statements[0]["answer"]] += 1
+    assert len(said) == 7
+    assert set(places) == {"true"}
+    assert manifest["about"]["forms"] == {
+        "native": 2.0,
+        "statement": 1.0,
+        "lettered": 1.0,
+        "dialogue": 0,
+        "unseen": True,
+    }
 
 
 def test_evaluation_asks_outright_first_and_then_in_every_way_with_a_weight(talks):

@@ -11,8 +11,8 @@ from facemllm.model.branches import NO_MAP
 from facemllm.model.tiny import build_tiny
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tables.schemas import SEGMENTATION
+from facemllm.train.augment import Changes, apply_changes, apply_to_maps
 from facemllm.train.data import mirror_text, pixel_cache, read_turns, tokenise, vocabulary_texts
-from facemllm.train.dataloader import Changes, apply_changes, apply_to_maps
 from facemllm.train.packing import word_bags
 from tests.training_example import COLORS, SIDES, conversation
 

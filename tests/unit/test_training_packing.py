@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from facemllm.model.branches import NO_MAP
 from facemllm.model.forward import PADDING, PREFIX, row_states, tower_features, visual_tokens
 from facemllm.model.inputs import normalise
 from facemllm.train import loss as loss_module
-from facemllm.train.dataloader import apply_to_maps
+from facemllm.train.augment import apply_to_maps
 from facemllm.train.loss import token_losses
 from facemllm.train.packing import fitted, pack, tightest
 from tests.refusing import refuses
@@ -142,13 +143,19 @@ def test_labels_stand_on_answer_and_end_tokens_only(toy):
         assert flat["block"][place + 1] == flat["block"][place]
 
 
+class PLAIN:
+    """No smoothing of numbers: cross-entropy as torch has it."""
+
+    cross_entropy = staticmethod(lambda logits, target: F.cross_entropy(logits, target, reduction="none"))
+
+
 def loss_and_gradients(toy, model, turns, rows, **options):
     pixels = torch.from_numpy(np.array(toy.pixels[toy.corpus.pixel_row[rows]]))
     image = visual_tokens(model, tower_features(model, normalise(pixels, toy.processor.image_processor))).tokens_BND
     p = packed(toy, turns, **options)
     tensors = [torch.from_numpy(a) for a in (p.ids, p.face, p.block, p.position, p.image)]
     states = row_states(model, image, *tensors)
-    loss = token_losses(model, states[torch.from_numpy(p.at)], torch.from_numpy(p.target)).sum()
+    loss = token_losses(model, states[torch.from_numpy(p.at)], torch.from_numpy(p.target), PLAIN).sum()
     model.zero_grad()
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

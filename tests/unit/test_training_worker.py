@@ -15,8 +15,9 @@ from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inputs import normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.train import monitor, worker
+from facemllm.train.caption_words import CaptionWords, word_statistics
 from facemllm.train.data import Texts, vocabulary_texts
-from facemllm.train.loss import CaptionWords, word_statistics
+from facemllm.train.smoothing import NumberSmoothing
 from tests.refusing import refuses
 from tests.training_example import TASKS, stage, trains
 
@@ -104,6 +105,10 @@ def test_a_branch_that_learns_little_is_told(full_toy):
     assert monitor.in_words({}) == ""
 
 
+def as_they_are(corpus, vocabulary: int) -> NumberSmoothing:
+    return NumberSmoothing(corpus, 0.0, vocabulary, torch.device("cpu"))
+
+
 def test_image_and_map_tell_the_words_apart_and_a_face_without_a_map_by_its_image(full_toy):
     only = {"tower": "full", "projector": "full", "segmentation": "full", "embeddings": "full"}
     plan = stage(objective="caption_words", batch_images=12, augment=False, trains=trains(**only))
@@ -111,7 +116,7 @@ def test_image_and_map_tell_the_words_apart_and_a_face_without_a_map_by_its_imag
     [batch] = full_toy.batches(plan)
     there = has_map(batch.maps_BSS)
     assert 0 < there.sum() < len(there)
-    words = CaptionWords(full_toy.corpus, TASKS, len(full_toy.processor.tokenizer), torch.device("cpu"))
+    words = CaptionWords(full_toy.corpus, TASKS, as_they_are(full_toy.corpus, len(full_toy.processor.tokenizer)))
     with torch.no_grad():
         pixels = normalise(batch.pixels_BSSC.float(), full_toy.processor.image_processor)
         image, shown = visual_tokens(model, tower_features(model, pixels), batch.maps_BSS).views
@@ -130,7 +135,7 @@ def test_image_and_map_tell_the_words_apart_and_a_face_without_a_map_by_its_imag
 def test_statistics_of_caption_words_are_those_counted_one_by_one(full_toy):
     corpus, tasks = full_toy.corpus, {"caption": 1.0, "attributes": 0.5}
     size = len(full_toy.processor.tokenizer)
-    used, share, beside = word_statistics(corpus, tasks, size)
+    found = word_statistics(replace(corpus, fact=np.full_like(corpus.fact, -1)), tasks, size)
     count, pairs = np.zeros(size), np.zeros((size, size))
     for row in range(len(corpus)):
         for mirror in (0, 1):
@@ -139,16 +144,44 @@ def test_statistics_of_caption_words_are_those_counted_one_by_one(full_toy):
             words = np.unique(np.concatenate([corpus.texts[text] for text in chosen]))
             count[words] += 0.5
             pairs[np.ix_(words, words)] += 0.5
-    assert used.tolist() == np.flatnonzero(count).tolist()
-    np.testing.assert_array_equal(share, count[used] / len(corpus))
-    np.testing.assert_array_equal(beside, pairs[np.ix_(used, used)])
+    used = np.flatnonzero(count)
+    assert found.used_U.tolist() == used.tolist()
+    np.testing.assert_array_equal(found.share_U, count[used] / len(corpus))
+    np.testing.assert_array_equal(found.beside_UU, pairs[np.ix_(used, used)])
+
+
+def test_words_that_no_answer_goes_with_are_left_out(full_toy):
+    corpus = full_toy.corpus
+    found = word_statistics(corpus, {"caption": 1.0}, len(full_toy.processor.tokenizer))
+    words = set(full_toy.processor.tokenizer.convert_ids_to_tokens(found.used_U.tolist()))
+    everything = word_statistics(
+        replace(corpus, fact=np.full_like(corpus.fact, -1)), {"caption": 1.0}, len(full_toy.processor.tokenizer)
+    )
+    assert set(found.used_U) < set(everything.used_U)
+    # by hand: a word is in captions, a fact among the answers, face by face
+    has_BU = np.zeros((len(corpus), len(everything.used_U)))
+    facts: dict[int, np.ndarray] = {}
+    for row in range(len(corpus)):
+        for turn in range(*corpus.turn_starts[row : row + 2]):
+            if corpus.tasks[corpus.task[turn]] == "caption":
+                has_BU[row] = np.maximum(has_BU[row], np.isin(everything.used_U, corpus.texts[corpus.answer[turn, 0]]))
+            if corpus.fact[turn] >= 0:
+                facts.setdefault(int(corpus.fact[turn]), np.zeros(len(corpus)))[row] = 1
+    with np.errstate(invalid="ignore"):
+        ties = [
+            max(abs(np.nan_to_num(np.corrcoef(has_BU[:, at], true)[0, 1])) for true in facts.values())
+            for at in range(len(everything.used_U))
+        ]
+    kept = [token for token, tie in zip(everything.used_U.tolist(), ties, strict=True) if tie >= 0.25]
+    assert found.used_U.tolist() == kept
+    assert words
 
 
 def test_caption_words_of_a_large_vocabulary_take_the_memory_of_those_in_use(full_toy):
     vocabulary, corpus = 2_000_000, full_toy.corpus  # all pairs of which would fill 16 terabytes
     far = replace(corpus, texts=Texts(corpus.texts.ids + np.int32(vocabulary - 1000), corpus.texts.starts))
-    small = CaptionWords(corpus, TASKS, len(full_toy.processor.tokenizer), torch.device("cpu"))
-    large = CaptionWords(far, TASKS, vocabulary, torch.device("cpu"))
+    small = CaptionWords(corpus, TASKS, as_they_are(corpus, len(full_toy.processor.tokenizer)))
+    large = CaptionWords(far, TASKS, as_they_are(far, vocabulary))
     assert torch.equal(large.used_U, small.used_U + vocabulary - 1000)
     assert torch.equal(large.rivals_UU, small.rivals_UU)
     assert torch.equal(large.weight_U, small.weight_U)
