@@ -1,7 +1,7 @@
 """The embedded `tiny` preset, built from scratch: a residual convolutional tower, a word tokenizer, and Qwen2.
 
-Tower: 96 px -> 6x6 grid of 256 channels -> 10 tokens: the global mean, then the 3x3 average-pooled grid in reading
-order, each through one LayerNorm. A plain patch ViT of the same size learns nothing from a few thousand faces in
+Tower: 96 px -> 3x3 grid of 256 channels -> 10 tokens: the global mean, then the grid in reading order, each through one
+LayerNorm. A plain patch ViT of the same size learns nothing from a few thousand faces in
 minutes; this does (docs/training.md). It stands in LLaVA's layout with `vision_feature_select_strategy="full"`.
 
 Tokenizer, from the training split's text: every closed answer ("turned 25 degrees left", "brown hair") is one token, so
@@ -74,7 +74,7 @@ class FaceTowerConfig(PretrainedConfig):
         self.image_size = image_size
         self.stem = stem
         self.widths = widths or [48, 96, 160, 256]
-        self.strides = strides or [2, 2, 1, 2]
+        self.strides = strides or [2, 2, 2, 2]
         self.hidden_size = self.widths[-1]
         kwargs.pop("hidden_size", None)
         super().__init__(**kwargs)
