@@ -108,7 +108,7 @@ def check_fit(model: Any, processor: Any, name: str) -> None:
     try:
         asked = processor(images=blank, text=token, return_tensors="pt")
         with torch.device("meta"):  # shapes alone: no weights, no time
-            tower = AutoModel.from_config(model.config.vision_config)
+            tower = AutoModel.from_config(model.config.vision_config).eval()
             seen = tower(asked["pixel_values"].to("meta"), output_hidden_states=True, return_dict=True)
         chosen = model.config.vision_feature_layer
         made = seen.hidden_states[chosen if isinstance(chosen, int) else chosen[0]].shape[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from multiprocessing import get_context
@@ -355,13 +356,18 @@ def _numbers(turns: Turns, frame: Frame) -> Numbers:
             "value": turns.canonical,
         }
     ).filter(pc.equal(turns.form, "number"))
-    asked = asked.set_column(2, "value", asked.column("value").cast(pa.float64()))
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in asked.group_by(["item", "text", "value"], use_threads=False).aggregate([]).to_pylist():
+        with suppress(TypeError, ValueError):  # a task of one's own may call its numbers otherwise
+            value = float(row["value"])
+            values.setdefault((row["item"], row["text"]), []).append(value)
     found: dict[int, tuple[int, float]] = {}
     families: dict[str, int] = {}
-    for row in asked.group_by(["item", "text"], use_threads=False).aggregate([("value", "mean")]).to_pylist():
-        ids = frame.answer(row["text"])
+    for (item, text), each in values.items():
+        ids = frame.answer(text)
         if len(ids) == 2:  # with the end token
-            found[ids[0]] = (families.setdefault(row["item"], len(families)), float(row["value_mean"]))
+            mean = sum(each) / len(each)
+            found[ids[0]] = (families.setdefault(item, len(families)), mean)
     tokens = sorted(found)
     return Numbers(
         np.array(tokens, np.int64),
