@@ -23,7 +23,7 @@ def keys_new(
     person: Annotated[str, typer.Argument(help="Whose key it is: a person's name.")],
     role: Annotated[
         list[str],
-        typer.Option("--role", help="What it may sign as: approver, requester, or a role of the policy's rule."),
+        typer.Option("--role", help="What it may sign as: approver, requester, another role of the rule."),
     ],
     passphrase_fd: PassphraseFd = None,
     no_passphrase: Annotated[bool, typer.Option("--no-passphrase", help="Do not encrypt the private key.")] = False,
@@ -45,20 +45,12 @@ def keys_new(
     passphrase = None if no_passphrase else new_passphrase(passphrase_fd)
     made = (local.make_key if entry else local.new_person_key)(settings, person, roles, passphrase)
     path = local.keys_folder(settings) / f"{made.id}.pem"
-    facts = {
-        "id": made.id,
-        "person": person,
-        "roles": list(roles),
-        "private_key": str(path),
-        "encrypted": not no_passphrase,
-    }
+    facts = {"id": made.id, "person": person, "roles": list(roles), "private_key": str(path)}
     if entry:
         return facts | {"entry": entry_text(made)}, entry_text(made)
     state = "not encrypted: whoever reads the file can sign" if no_passphrase else "encrypted"
-    return (
-        facts,
-        f"key {made.id} of {person} ({', '.join(roles)}), listed in {local.policy_path(settings)}\n{path}, {state}",
-    )
+    listed = f"listed in {local.policy_path(settings)}"
+    return facts, f"key {made.id} of {person} ({', '.join(roles)}), {listed}\n{path}, {state}"
 
 
 @command(keys, "list")
@@ -70,20 +62,16 @@ def keys_list(settings: Settings) -> Result:
 
     known, here, now = local.policy(settings), set(private_keys(local.keys_folder(settings))), utc_now()
     rows = []
+    lines = [f"{'id':<13}{'state':<14}{'private key':<12}{'person':<24}roles"]
     for key in known.keys.values():
-        state = "valid" if key.valid_at(now) else "revoked" if key.revoked else "not yet valid"
-        state = "expired" if state != "revoked" and key.not_after and key.not_after < now else state
-        row = {"id": key.id, "person": key.person, "roles": list(key.roles), "state": state, "here": key.id in here}
-        rows.append(
-            row | {"not_before": time_text(key.not_before), "not_after": key.not_after and time_text(key.not_after)}
-        )
+        state, where = key.state(now), "here" if key.id in here else "elsewhere"
+        dates = {"not_before": time_text(key.not_before), "not_after": key.not_after and time_text(key.not_after)}
+        row = {"id": key.id, "person": key.person, "roles": list(key.roles), **dates}
+        rows.append(row | {"state": state, "here": key.id in here})
+        lines.append(f"{key.id:<13.12}{state:<14}{where:<12}{key.person:<24}{', '.join(key.roles)}")
     rule = known.rule
     spoken = {"approvals": dict(rule.approvals), "request_by": list(rule.request_by), "valid_days": rule.valid_days}
     spoken |= {"requester_may_approve": rule.requester_may_approve}
-    lines = [f"{'id':<13}{'state':<14}{'private key':<12}{'person':<24}roles"]
-    for row in rows:
-        where = "here" if row["here"] else "elsewhere"
-        lines.append(f"{row['id']:<13.12}{row['state']:<14}{where:<12}{row['person']:<24}{', '.join(row['roles'])}")
     needed = " and ".join(f"{number} x {role}" for role, number in rule.approvals.items())
     who = "who asked may approve" if rule.requester_may_approve else "who asked may not approve"
     lines.append(f"rule: {needed}; asked by {' or '.join(rule.request_by)}; {who}; holds {rule.valid_days} days")
@@ -98,7 +86,7 @@ def keys_revoke(
 ) -> Result:
     """Mark a key as revoked: whatever it signed, whenever, counts for nothing from now on."""
     from facemllm.signing import local
-    from facemllm.signing.canonical import time_text, utc_now
+    from facemllm.signing.canonical import utc_now
     from facemllm.signing.policy import revoke_key
     from facemllm.version.tombstones import plain_line
 
@@ -106,10 +94,5 @@ def keys_revoke(
     if not (why := plain_line(reason)):
         raise UserError('a revocation needs a reason: --reason "..."')
     revoked = revoke_key(path, key, why, utc_now())
-    facts = {
-        "id": revoked.id,
-        "person": revoked.person,
-        "revoked": revoked.revoked and time_text(revoked.revoked),
-        "reason": revoked.why,
-    }
+    facts = {"id": revoked.id, "person": revoked.person, "reason": why, "policy": str(path)}
     return facts, f"key {revoked.id[:12]} of {revoked.person} is revoked in {path}; what it signed counts for nothing"
