@@ -22,7 +22,13 @@ REF = f"refs/heads/{BRANCH}"
 Kind = Literal["blob", "tree", "commit"]
 _FIXED = {
     **{"core.hooksPath": "/dev/null", "core.commitGraph": "false", "core.fsmonitor": "false", "gc.auto": "0"},
-    **{"maintenance.auto": "false", "core.pager": "cat", "fetch.recurseSubmodules": "false", "push.gpgSign": "false"},
+    **{
+        "core.fsync": "committed",
+        "maintenance.auto": "false",
+        "core.pager": "cat",
+        "fetch.recurseSubmodules": "false",
+        "push.gpgSign": "false",
+    },
     **{"protocol.ext.allow": "never", "push.followTags": "false", "fetch.prune": "false", "fetch.fsckObjects": "false"},
 }
 _WAIT_S = 120  # for a remote
