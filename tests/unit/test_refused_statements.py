@@ -5,6 +5,7 @@ Each row is done twice, as it should be and with the one thing wrong: the first 
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ class Ask:
 
 Row = Callable[[Place, bool], Ask | None]
 ROWS: dict[str, tuple[str, Row]] = {}
+WORDS: dict[str, str] = {}
 
 
 def row(check: str) -> Callable[[Row], Row]:
@@ -394,8 +396,8 @@ def approved(place: Place) -> Place:
     return place
 
 
-def history(name: str, act: Callable[[Place], object]) -> None:
-    """Something done to the repository after a good approval."""
+def history(name: str, words: str, act: Callable[[Place], object]) -> None:
+    """Something done to the repository after a good approval, and what of it the refusal must name."""
 
     def run(place: Place, bad: bool) -> None:
         approved(place)
@@ -403,6 +405,7 @@ def history(name: str, act: Callable[[Place], object]) -> None:
             act(place)
 
     ROWS[name] = ("history", run)
+    WORDS[name] = words
 
 
 def statement_file(place: Place) -> str:
@@ -428,7 +431,7 @@ def moved_back(place: Place) -> None:
 
 
 def hidden_from_a_new_verifier(place: Place) -> None:
-    """Approved after a rejection; then the rejection is left out of a history made anew, which nobody has seen before."""
+    """Approved after a rejection, which is then left out of a history made anew, by a verifier that knows no other."""
     rejected = place.add("bob", "reject")
     place.add("ada", "approve")
     (place.folder / "checkpoint.json").unlink()
@@ -472,39 +475,76 @@ def merged(place: Place) -> None:
     place.put({}, parents=(side,))
 
 
-history("decision_removed", lambda place: without_revocation(place, True))
-history("decision_removed_with_its_folder", lambda place: place.put({}, remove=(statement_file(place),)))
-history("branch_moved_back", moved_back)
-history("branch_gone", lambda place: git(place.path, "update-ref", "-d", "refs/heads/decisions"))
-history("repository_gone", lambda place: shutil.rmtree(place.path))
-history("history_rewritten", rewritten)
-history("rejection_left_out_of_a_history_made_anew", hidden_from_a_new_verifier)
-history("statement_edited_in_place", lambda place: place.put({statement_file(place): b"{}"}))
-history("bundle_edited_in_place", lambda place: place.put({f"bundles/{place.bundle}/card.md": b"# fine"}))
-history("file_added_to_a_bundle", lambda place: place.put({f"bundles/{place.bundle}/more.md": b"# fine"}))
-history("bundle_without_its_first_file", lambda place: place.put({f"bundles/{OTHER}/card.md": b"# fine"}))
-history("backdated_commit", lambda place: place.put({f"signatures/{OTHER}.json": b""}, at=utc_now() - DAY))
-history("merge", merged)
-history("foreign_file", lambda place: place.put({"README.md": b"hello"}))
-history("workflow_of_a_forge", lambda place: place.put({".github/workflows/x.yaml": b"on: push"}))
-history("attributes_of_git", lambda place: place.put({".gitattributes": b"* filter=x"}))
-history("odd_name", lambda place: place.put({f"statements/{MODEL}/note.txt": b"x"}))
-history("name_with_line_end", lambda place: place.put({f"statements/{MODEL}/a\nb.json": b"x"}))
-history("name_that_is_no_utf8", lambda place: place.put({f"statements/{MODEL}/".encode() + b"\xff\xfe.json": b"x"}))
+history("decision_removed", "drops statements/", lambda place: without_revocation(place, True))
+history(
+    "decision_removed_with_its_folder", "drops statements", lambda place: place.put({}, remove=(statement_file(place),))
+)
+history("branch_moved_back", "lacks commit", moved_back)
+history("branch_gone", "lacks commit", lambda place: git(place.path, "update-ref", "-d", "refs/heads/decisions"))
+history("repository_gone", "lacks commit", lambda place: shutil.rmtree(place.path))
+history("history_rewritten", "lacks commit", rewritten)
+history("rejection_left_out_of_a_history_made_anew", "builds on statement", hidden_from_a_new_verifier)
+history("statement_edited_in_place", "rewrites statements/", lambda place: place.put({statement_file(place): b"{}"}))
+history(
+    "bundle_edited_in_place",
+    "rewrites bundles/",
+    lambda place: place.put({f"bundles/{place.bundle}/card.md": b"# fine"}),
+)
+history(
+    "file_added_to_a_bundle",
+    "to a bundle that was there",
+    lambda place: place.put({f"bundles/{place.bundle}/more.md": b"# fine"}),
+)
+history(
+    "bundle_without_its_first_file",
+    "without a bundle.json",
+    lambda place: place.put({f"bundles/{OTHER}/card.md": b"# fine"}),
+)
+history(
+    "backdated_commit", "is backdated", lambda place: place.put({f"signatures/{OTHER}.json": b""}, at=utc_now() - DAY)
+)
+history("merge", "is a merge", merged)
+history("foreign_file", "adds README.md", lambda place: place.put({"README.md": b"hello"}))
+history("workflow_of_a_forge", "adds .github", lambda place: place.put({".github/workflows/x.yaml": b"on: push"}))
+history("attributes_of_git", "adds .gitattributes", lambda place: place.put({".gitattributes": b"* filter=x"}))
+history("odd_name", "adds statements/.*note.txt", lambda place: place.put({f"statements/{MODEL}/note.txt": b"x"}))
+history(
+    "name_with_line_end", r"adds statements/.*a\\+nb", lambda place: place.put({f"statements/{MODEL}/a\nb.json": b"x"})
+)
+history(
+    "name_that_is_no_utf8",
+    r"adds statements/.*\\+xff",
+    lambda place: place.put({f"statements/{MODEL}/".encode() + b"\xff\xfe.json": b"x"}),
+)
 history(
     "traversal",
+    r"adds \.\.",
     lambda place: raw_tree(place, b"40000 ..\0" + bytes.fromhex(git(place.path, "rev-parse", "decisions^{tree}"))),
 )
-history("slash_in_a_name", lambda place: raw_tree(place, b"100644 zz/../../etc/cron.d/x\0" + blob(place)))
-history("git_folder", lambda place: raw_tree(place, b"100644 .git\0" + blob(place)))
-history("name_twice", lambda place: raw_tree(place, b"100644 x\0" + blob(place), b"100644 x\0" + blob(place)))
-history("symlink", lambda place: place.put({f"signatures/{OTHER}.json": b"/etc/passwd"}, mode="120000"))
-history("symlink_for_a_statement", lambda place: place.put({statement_file(place): b"/etc/passwd"}, mode="120000"))
-history("submodule", lambda place: place.put({f"signatures/{OTHER}.json": b""}, mode="160000"))
-history("executable", lambda place: place.put({f"signatures/{OTHER}.json": b"#!/bin/sh"}, mode="100755"))
-history("damaged_object", damaged)
-history("shallow_copy", lambda place: (place.path / "shallow").write_text(git(place.path, "rev-parse", "decisions")))
-history("damaged_checkpoint", lambda place: (place.folder / "checkpoint.json").write_text("{}"))
+history("slash_in_a_name", "adds zz/", lambda place: raw_tree(place, b"100644 zz/../../etc/cron.d/x\0" + blob(place)))
+history("git_folder", "adds .git", lambda place: raw_tree(place, b"100644 .git\0" + blob(place)))
+history(
+    "name_twice",
+    "a name twice",
+    lambda place: raw_tree(place, b"100644 x\0" + blob(place), b"100644 x\0" + blob(place)),
+)
+history(
+    "symlink", "symbolic link", lambda place: place.put({f"signatures/{OTHER}.json": b"/etc/passwd"}, mode="120000")
+)
+history(
+    "symlink_for_a_statement",
+    "rewrites statements/",
+    lambda place: place.put({statement_file(place): b"/etc/passwd"}, mode="120000"),
+)
+history("submodule", "submodule", lambda place: place.put({f"signatures/{OTHER}.json": b""}, mode="160000"))
+history("executable", "its mode", lambda place: place.put({f"signatures/{OTHER}.json": b"#!/bin/sh"}, mode="100755"))
+history("damaged_object", "missing or damaged", damaged)
+history(
+    "shallow_copy",
+    "shallow",
+    lambda place: (place.path / "shallow").write_text(git(place.path, "rev-parse", "decisions")),
+)
+history("damaged_checkpoint", "damaged", lambda place: (place.folder / "checkpoint.json").write_text("{}"))
 
 
 @row("revoked")
@@ -543,7 +583,7 @@ def test_refused(name: str, asked: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         ask(bad, what)
     assert refused.value.check == check
-    assert "\n" not in str(refused.value)
+    assert re.search(WORDS.get(name, ""), str(refused.value)), refused.value
     assert str(refused.value).isprintable()
 
 
