@@ -122,6 +122,24 @@ def test_hooks_and_settings_of_the_repository_do_nothing(tmp_path: Path) -> None
     assert trap.exists(), "the trap works for plain git"
 
 
+def test_a_missing_object_is_not_fetched(tmp_path: Path) -> None:
+    """Git fetches what a partial clone lacks, by a command that the repository's own settings name."""
+    place = Place(tmp_path)
+    trap, command = tmp_path / "sprung", tmp_path / "command"
+    command.write_text(f"#!/bin/sh\ntouch '{trap}'\n")
+    command.chmod(0o755)
+    for setting in ("extensions.partialClone=o", "remote.o.promisor=true", "remote.o.url=file:///none"):
+        git(place.path, "config", *setting.split("="))
+    git(place.path, "config", "remote.o.uploadpack", str(command))
+    name = git(place.path, "rev-parse", "decisions:bundles")
+    (place.path / "objects" / name[:2] / name[2:]).unlink()
+    with pytest.raises(Refused, match="missing or damaged"):
+        place.open()
+    assert not trap.exists()
+    subprocess.run(["git", "-C", str(place.path), "cat-file", "-p", name], capture_output=True)
+    assert trap.exists(), "the trap works for plain git"
+
+
 def test_a_work_tree_is_left_alone(tmp_path: Path) -> None:
     """Decisions in a plain repository: nothing is read from its work tree, nothing written to it."""
     plain = tmp_path / "decisions"
