@@ -70,6 +70,16 @@ class Budget(Section):
 
     seconds: Limit | None
     price: Limit | None
+Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+
+
+class PromoteRule(Section):
+    """What a new policy file is made with: persons who must sign, by role; who may ask; days an approval holds."""
+
+    approvals: Annotated[dict[Role, Annotated[int, Field(ge=1, le=100)]], Field(min_length=1)]
+    request_by: Annotated[list[Role], Field(min_length=1)]
+    requester_may_approve: bool
+    valid_days: Annotated[int, Field(ge=1, le=3650)]
 
 
 class Promote(Section):
@@ -81,7 +91,9 @@ class Promote(Section):
     required` a task also fails where the minimum detectable difference of two groups is larger than that; `reported`
     only says so. `champion_margin` is in the figure's own unit for shares, and a share of the champion's error for
     errors. `unreadable` is the largest share of a task's answers that cannot be read. `uses` are those that the terms
-    of every source the model was trained on must allow. Of these, too, null is not asked for.
+    of every source the model was trained on must allow. Of these, too, null is not asked for. `policy` and `decisions`
+    say where keys and signed decisions are (null: under home); `rule` makes a new policy file and has no say once there
+    is one.
     """
 
     model_name: str
@@ -97,6 +109,9 @@ class Promote(Section):
     budget: Budget
     uses: list[Literal["train", "evaluate", "serve"]]
     wait_minutes: Annotated[float, Field(ge=0)]
+    policy: str | None
+    decisions: str | None
+    rule: PromoteRule
 
 
 class Tracking(Section):
