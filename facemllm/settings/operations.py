@@ -70,6 +70,8 @@ class Budget(Section):
 
     seconds: Limit | None
     price: Limit | None
+
+
 Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 
 
