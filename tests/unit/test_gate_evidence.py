@@ -187,6 +187,31 @@ def test_figures_that_do_not_follow_from_the_answers_are_refused_under_a_new_dig
     refuses(match, home.judge, evaluation=home.keep(folder, home.model))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"tasks": 1}',
+        '{"tasks": {"age": 1}}',
+        '{"tasks": {"age": []}}',
+        '{"tasks": {"age": {"value": "x"}}}',
+        '{"tasks": {"age": {"value": null}}}',
+        '{"tasks": {"<b>": {"value": 1}}}',
+        '{"tasks": {}, "disturbed": [1]}',
+        '{"tasks": {}, "fairness": 3}',
+    ],
+)
+def test_figures_of_no_shape_are_refused_in_a_line(home, text):
+    folder = shutil.copytree(home.store.path(home.evaluation), home.settings.home / "forged")
+    if text.startswith('{"tasks'):
+        text = json.dumps(json.loads((folder / "metrics.json").read_text()) | json.loads(text))
+    (folder / "metrics.json").write_text(text)
+    assert "\n" not in refuses("metrics.json", home.judge, evaluation=home.keep(folder, home.model))
+
+
 def test_figures_of_another_model_are_refused(home):
     refuses(r"candidate's figures are those of model .*, not of", home.judge, evaluation=home.others, model=home.model)
     own = lambda _: home.store.path(home.evaluation)  # noqa: E731
