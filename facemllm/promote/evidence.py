@@ -107,7 +107,8 @@ def read_once(path: Path, sha256: str) -> Iterator[Path]:
 def recount(metrics: Mapping[str, Any], conversations: Path, evidence: Evidence) -> None:
     """Check the figures of `metrics.json` that need no resampling against the answers beside it.
 
-    Raises UserError naming the first figure that does not follow from them, or when they are about another table.
+    Raises UserError naming the first figure that does not follow from them, a table with answers of another model, or
+    when they are about another table of conversations.
     """
     folder, where = evidence.path, evidence.folder
     table = open_table(conversations, CONVERSATIONS)
@@ -116,11 +117,13 @@ def recount(metrics: Mapping[str, Any], conversations: Path, evidence: Evidence)
             f"{where}: the evaluation is of conversations {metrics['conversations_digest'][:12]}, not of "
             f"{table.digest[:12]}; evaluate on the same conversations"
         )
+    for manifest in sorted(folder.rglob(MANIFEST)):
+        for batch in open_table(manifest.parent).batches(["model_digest"]):
+            for name in set(batch.column(0).to_pylist()) - {metrics["model_digest"]}:
+                part = manifest.parent.relative_to(folder).as_posix()
+                raise UserError(f"{where}: {part} holds answers of model {str(name)[:12]}; {_AGAIN}")
     sheet = read_sheet(table, metrics["split"])
     predictions = open_table(folder / PREDICTED, PREDICTIONS)
-    for row in predictions.iterate(["model_digest"]):
-        if row["model_digest"] != metrics["model_digest"]:
-            raise UserError(f"{where}: {PREDICTED} holds answers of model {str(row['model_digest'])[:12]}; {_AGAIN}")
     parsed = read_parsed(predictions, sheet)
     counted = summary.heads(summary.replicate(sheet, parsed, 0, 0))
     for name, values in counted.items():

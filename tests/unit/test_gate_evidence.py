@@ -50,7 +50,7 @@ class Home:
     def new_evaluation(self, model, **how):
         folder = evaluation(self.settings.home / "new", self.store.path(self.conversations), model, **how)
         for part in ("generated", "disturbed/blur"):
-            write_predictions(folder / part, {0: "happiness", 2: "male"})
+            write_predictions(folder / part, {0: "happiness", 2: "male"}, model=model)
         (folder / "samples").mkdir()
         (folder / "samples" / "00.jpg").write_bytes(b"\xff\xd8 a face")
         return folder
@@ -226,7 +226,11 @@ def test_answers_of_another_model_under_the_models_name_are_refused(home):
     folder = shutil.copytree(home.store.path(home.others), home.settings.home / "forged")
     metrics = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps({**metrics, "model_digest": home.model}))
-    refuses("predictions holds answers of model", home.judge, evaluation=home.keep(folder, home.model))
+    refuses("holds answers of model", home.judge, evaluation=home.keep(folder, home.model))
+    folder = shutil.copytree(home.store.path(home.evaluation), home.settings.home / "forged")
+    shutil.rmtree(folder / "generated")
+    shutil.copytree(home.store.path(home.others) / "generated", folder / "generated")
+    refuses("generated holds answers of model", home.judge, evaluation=home.keep(folder, home.model))
 
 
 def context(home, inputs, nested, tmp_path):
