@@ -4,9 +4,9 @@
 the others; of both kinds only faces that are asked about all of them. Were seeing them together no harder, all would be
 answered right as often as the shares `apart` multiply to: that product is `expected`.
 
-Intervals are bootstraps over people. Where all people's answers are alike, right or wrong, a bootstrap has no width; the
-end is then that of Clopper and Pearson (1934) over people. A difference's interval adds those of its two sides in
-squares (Newcombe 1998, Statistics in Medicine 17, method 10). Legend: F faces.
+Intervals are bootstraps over people. Where all answers are right, or all wrong, a bootstrap has no width: the end is
+then that of Clopper and Pearson (1934) over people. A difference's interval adds those of its two sides in squares
+(Newcombe 1998, Statistics in Medicine 17, method 10). Legend: F faces.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from facemllm import tasks
 from facemllm.scoring import stats
 from facemllm.scoring.metrics import ACCURACY, Array, Parsed
 from facemllm.scoring.sheet import Key, Mask, Sheet
@@ -57,7 +56,7 @@ def _measured(
     ]
     right = [_answers(sheet, key, value, parsed) for key, value in told]
     all_right = np.logical_and.reduce([together, *right])
-    sums = {"all": _sums(sheet, all_right, together)}
+    sums: dict[Any, stats.Sums] = {"all": _sums(sheet, all_right, together)}
     for name, own, alone in zip(names, right, apart, strict=False):
         sums[name, "together"], sums[name, "apart"] = _sums(sheet, own, together), _sums(sheet, own, alone)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -93,7 +92,8 @@ def _measured(
 
 
 def _asked(sheet: Sheet, name: str) -> tuple[Key, str] | None:
-    """The question of the sheet, in its item's own form, that tells a characteristic, and the answer that affirms it."""
+    """The question of the sheet, in its item's own form, that tells a characteristic, and the answer that affirms
+    it."""
     for key in sheet.rows:
         if key[0] == ZERO_SHOT:
             continue

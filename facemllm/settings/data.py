@@ -141,8 +141,9 @@ class Reformat(Section):
     `reasons` says why a sensitive task is asked; without one it is refused. `held_out` names attributes that appear in
     no training conversation and are asked at evaluation alone, as the task `zero_shot` (Face-MLLM's zero-shot attribute
     analysis). Faces that show one of `held_out_combinations`, each two characteristics or more
-    (`facemllm.tasks.characteristics`), are not trained on. `unseen_wordings`: evaluation also asks in wordings that training does not use. `balance`: yes/no
-    questions whose answers are lopsided in a source are thinned (0 = not at all, 1 = to equal numbers).
+    (`facemllm.tasks.characteristics`), are not trained on. `unseen_wordings`: evaluation also asks in wordings that
+    training does not use. `balance`: yes/no questions whose answers are lopsided in a source are thinned (0 = not at
+    all, 1 = to equal numbers).
     """
 
     tasks: Annotated[list[str], Field(min_length=1)]

@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.integration
 
 FACES = 8  # of the test split
-QUESTIONS = FACES * 2 * 5  # two a face, as it is and in four disturbances
+QUESTIONS = FACES * 2 * 6  # two a face, as it is and in five disturbances
 
 
 def says(body):
@@ -100,7 +100,7 @@ def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tm
     assert read.get("A woman or a man") is read.get("I cannot help with that.") is None
     assert metrics["tasks"]["gender"]["unreadable"] == sum(row["parsed"] is None for row in asked) / FACES
     assert all(row["scores"] is None for row in rows)
-    assert sorted(p.name for p in (out / "disturbed").iterdir()) == ["blur", "dark", "jpeg", "occlusion"]
+    assert sorted(p.name for p in (out / "disturbed").iterdir()) == ["blur", "dark", "jpeg", "noise", "occlusion"]
     assert not (out / "generated").exists()
 
 
