@@ -38,7 +38,7 @@ class Combinations:
             if name in held_out:
                 raise UserError(
                     f"{KEY}: {name} is held out of training by itself (reformat.held_out), so no combination with it "
-                    "can be trained on; name another characteristic"
+                    "can be trained on; name another characteristic in one of the two"
                 )
             if name not in told:
                 close = difflib.get_close_matches(name, told, n=3, cutoff=0.5)
