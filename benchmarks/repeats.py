@@ -19,7 +19,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -182,9 +182,23 @@ def train_specialist(work: Work, rival: Path, begun: float) -> None:
         "combinations": combinations.measure(settings, asked, said, rivals, held_out),
         **{"n_images": len(asked.images), "n_subjects": asked.people_count},
     }
-    stages = {"training": {"seconds": seconds, "start": start, "faces": seen}}
+    operations = _operations(net, shown, processor.image_processor) * seen
+    stages = {"training": {"seconds": seconds, "start": start, "faces": seen, "operations": operations}}
     _write(work, stages, figures_of(metrics), metrics, False)
     shutil.rmtree(work.folder, ignore_errors=True)
+
+
+def _operations(net: Any, pixels: Any, image_processor: Any) -> float:
+    """Floating-point operations of training the specialist on one face, counted on a few."""
+    import torch
+
+    from facemllm.core import cost
+    from facemllm.model.inputs import normalise
+
+    few = normalise(torch.from_numpy(pixels[:2]), image_processor)
+    with cost.operations() as counter:
+        net(few).sum().backward()
+    return float(counter.get_total_flops()) / len(few)
 
 
 def _once(note: Path, made: Path, make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
@@ -220,9 +234,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _alone(function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function in a process of its own, told when that was begun."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(partial(function, *arguments), time.time()).result()
+    """Call a function in a process of its own, told when that was begun. Raises UserError when that is killed, or its
+    loss is not finite."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(partial(function, *arguments), time.time()).result()
+    except BrokenExecutor:
+        raise UserError("the process that trains was killed, maybe for memory; run the same command to go on") from None
+    except FloatingPointError as error:
+        raise UserError(str(error)) from None
 
 
 def repeat(found: Sequence[Work], against: str | None, run: Callable[..., None] = _alone) -> None:

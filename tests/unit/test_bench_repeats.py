@@ -1,6 +1,7 @@
 """A recipe from several seeds: what is made, what is not made again, and what is said of a difference."""
 
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -84,6 +85,7 @@ def test_a_seed_is_made_once_goes_on_where_it_was_and_has_a_specialist_of_its_se
     assert all(stage["operations"] > 0 and stage["faces"] == 8 for stage in ours["stages"].values())
     spent = rival["stages"]["training"]
     assert spent["start"] > 3
+    assert spent["operations"] > 1e6 * spent["faces"]
     assert rival["seconds"] == pytest.approx(max(ours["seconds"], spent["start"] + 1), abs=0.01)
     metrics = json.loads((tmp_path / "out" / "default" / "seed-0" / "evaluation" / "metrics.json").read_text())
     assert (metrics["split"], metrics["seed"]) == ("test", 0)
@@ -116,6 +118,19 @@ def test_what_was_made_otherwise_is_not_taken_for_the_same(conversations, tmp_pa
     (same,) = works(conversations, tmp_path / "out", "promote.every_task=false")
     assert same.key == work.key
     refuses("give a plain name", works, conversations, tmp_path / "out", name="../default")
+
+
+def killed(begun):
+    os.kill(os.getpid(), 9)
+
+
+def diverged(begun):
+    raise FloatingPointError("the loss is not finite")
+
+
+def test_a_process_that_ends_without_a_word_or_diverges_is_one_line():
+    refuses("was killed, maybe for memory; run the same command to go on", repeats._alone, killed)
+    refuses("the loss is not finite", repeats._alone, diverged)
 
 
 def record(variant, seed, closed, age=8.0, **more):
