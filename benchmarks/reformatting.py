@@ -83,7 +83,15 @@ def settings_for(captions: bool) -> Any:
     """The default settings, for these tasks, asked outright."""
     from facemllm.settings import load
 
-    limits = load("laptop", ["reformat.held_out=[]", "reformat.forms.statement=0", "reformat.unseen_wordings=false"])
+    limits = load(
+        "laptop",
+        [
+            "reformat.held_out=[]",
+            "reformat.held_out_combinations=[]",
+            "reformat.forms.statement=0",
+            "reformat.unseen_wordings=false",
+        ],
+    )
     asked = [*(["caption"] if captions else []), *LABELLED]
     return limits.model_copy(update={"reformat": limits.reformat.model_copy(update={"tasks": asked})})
 

@@ -115,9 +115,32 @@ METRICS: dict[str, Any] = {
         "occluded": {"people": 3, "n": 12, "closed_mean": None},
     },
     "disturbed": {
-        "blur": {"faces": 100, "before": 0.8, "after": estimate(0.65), "change": estimate(-0.15)},
-        "jpeg": {"faces": 100, "before": estimate(0.8), "after": estimate(0.8), "change": estimate(0.0)},
+        "blur": {
+            **{"faces": 100, "trained": True, "before": 0.8},
+            **{"after": estimate(0.65), "change": estimate(-0.15)},
+        },
+        "jpeg": {
+            **{"faces": 100, "trained": False, "before": estimate(0.8)},
+            **{"after": estimate(0.8), "change": estimate(0.0)},
+        },
         "no_map": {"faces": 100, "before": estimate(0.8), "after": estimate(0.77), "change": estimate(-0.03)},
+    },
+    "combinations": {
+        "Eyeglasses with Dark_Brown_Hair": {
+            **{"faces": 41, "people": 12, "too_few": True, "all": estimate(0.7), "expected": estimate(0.9)},
+            **{"difference": estimate(-0.2), "baselines": {"constant": 0.0, "pixels": 0.3}},
+            "characteristics": {
+                name: {
+                    **{"together": estimate(0.8), "apart": estimate(0.95), "difference": estimate(-0.15)},
+                    **{"faces_apart": 103, "people_apart": 95, "baselines": {"constant": 0.0, "pixels": 0.6}},
+                }
+                for name in ("Eyeglasses", "Dark_Brown_Hair")
+            },
+        },
+        "Bangs with Brown_Hair": {
+            **{"faces": 0, "people": 0, "too_few": True, "baselines": {}, "characteristics": {}},
+            **{name: dict.fromkeys(("value", "low", "high")) for name in ("all", "expected", "difference")},
+        },
     },
     "generation": {
         **{"agreement": estimate(0.97), "n": 640, "by_task": {"attributes": {"value": 0.98, "n": 500}}},

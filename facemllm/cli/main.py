@@ -101,9 +101,12 @@ def score(
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
-    """The one figure over all closed questions, where there are any."""
+    """The one figure over all closed questions, where there are any; a line a combination held out of training."""
+    from facemllm.report.terminal import combinations
+
     value = (metrics["closed_mean"] or {}).get("value")
-    return "no closed question was asked" if value is None else f"mean balanced accuracy {value:.3f}"
+    figure = "no closed question was asked" if value is None else f"mean balanced accuracy {value:.3f}"
+    return "\n".join([figure, *combinations(metrics.get("combinations") or {})])
 
 
 @command(app, "compare")

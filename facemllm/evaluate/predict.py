@@ -6,7 +6,8 @@ understood the question, `parsed` stays empty and counts as wrong, and `raw` is 
 and sets are generated. `Written` generates all answers, to compare. Models of others are in `peers`.
 
 `KINDS` are pictures made worse on purpose, to see whether answers hold. Each is a function of the picture and its
-image_id alone, and scales with the picture. Strengths are such that a person still answers most questions.
+image_id alone, and scales with the picture. Strengths are such that a person still answers most questions. Training of
+ours shows pictures of the kinds in `TRAINED`, too; what holds of the others was not practised.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ NO_MAP = "no_map"
 BLUR = 0.02  # standard deviation, of the shorter side
 DARK = 0.3  # of the brightness
 JPEG_QUALITY = 10
+NOISE = 0.1  # standard deviation, of the range of values
+GRAINS = 128  # of noise, along the shorter side
 GREY = (128, 128, 128)
 
 Which = Callable[[tasks.Question], bool]
@@ -290,9 +293,24 @@ def occlusion(image: Image.Image, image_id: str) -> Image.Image:
     return covered
 
 
+def noise(image: Image.Image, image_id: str) -> Image.Image:
+    """Grains of Gaussian noise, a channel each, drawn by a hash of the image_id: standard deviation 10 % of the range,
+    128 grains along the shorter side (one a pixel where there are fewer)."""
+    import numpy as np
+
+    scale = min(1.0, GRAINS / min(image.size))
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    grains = np.random.default_rng(draw(2**63, "noise", image_id)).normal(0, 255 * NOISE, (height, width, 3))
+    columns, rows = (np.arange(side) * count // side for side, count in zip(image.size, (width, height), strict=True))
+    noisy = np.asarray(image, dtype=np.float64) + grains[rows][:, columns]
+    return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
+
+
 KINDS: Mapping[str, Change] = {
     "blur": blur,
     "dark": dark,
     "jpeg": jpeg,
+    "noise": noise,
     "occlusion": occlusion,
 }
+TRAINED = ("blur", "dark", "occlusion")

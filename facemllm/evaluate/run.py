@@ -33,8 +33,8 @@ from facemllm.core import cost
 from facemllm.core.files import atomic_write, partial_folder, publish
 from facemllm.errors import UserError
 from facemllm.evaluate.baselines import baselines, training_sheet
-from facemllm.evaluate.predict import KINDS, NO_MAP, Answerer, Likelihood, Written, open_image, predict
-from facemllm.scoring import calibration, consistency, fairness, metrics, summary
+from facemllm.evaluate.predict import KINDS, NO_MAP, TRAINED, Answerer, Likelihood, Written, open_image, predict
+from facemllm.scoring import calibration, combinations, consistency, fairness, metrics, summary
 from facemllm.scoring.sheet import read_answers, read_sheet
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, MANIFEST, PREDICTIONS, Table, TableWriter, open_table, pairs
@@ -156,6 +156,8 @@ def _measure(settings: Settings, conversations: Table, predictions: Table) -> di
     # only the predictions of an evaluation have a folder of their own: beside another table lies anything
     beside = predictions.path.parent if predictions.path.name == PREDICTED else predictions.path
     parsed = answers.parsed
+    held_out = [one["names"] for one in conversations.manifest["about"].get("held_out_combinations") or ()]
+    trained = {} if about.get("model") else {kind: kind in TRAINED for kind in KINDS}
     return {
         "model_digest": model,
         "model": about.get("model"),
@@ -173,7 +175,8 @@ def _measure(settings: Settings, conversations: Table, predictions: Table) -> di
         "calibration": calibration.measure(settings, sheet, answers),
         "confusion": calibration.confusion(sheet, answers),
         "slices": summary.slices(settings, sheet, parsed),
-        "disturbed": summary.disturbed(settings, sheet, parsed, beside / DISTURBED),
+        "disturbed": summary.disturbed(settings, sheet, parsed, beside / DISTURBED, trained),
+        "combinations": combinations.measure(settings, sheet, parsed, rivals, held_out),
         "generation": consistency.generation(settings, sheet, parsed, beside / GENERATED),
         "characteristics": calibration.characteristics(settings, sheet, parsed, beside / SCORED),
     }

@@ -22,6 +22,7 @@ from facemllm.tables import Table
 from facemllm.tasks import ZERO_SHOT, asking
 from facemllm.tasks.asking import Asked
 from facemllm.tasks.base import CLOSED, Item, Row, Task
+from facemllm.tasks.combinations import Combinations
 from facemllm.tasks.held_out import HeldOut
 
 PICTURES = ("image", "segmentation")
@@ -104,7 +105,7 @@ class BrokenQuestion(ValueError):
 
 class Plan:
     """What the settings ask. Raises UserError: unknown task, or `zero_shot` among the tasks; a sensitive task without a
-    reason, or a reason for no task; a held-out name that does not fit."""
+    reason, or a reason for no task; a held-out name, or combination, that does not fit."""
 
     def __init__(self, qa: Reformat) -> None:
         if ZERO_SHOT in qa.tasks:
@@ -118,6 +119,7 @@ class Plan:
         self.reasons = {task.name: _reason(qa, task.name, task.name) for task in self.tasks if task.sensitive}
         self.reasons |= {name: _reason(qa, task.name, name) for task in self.tasks for name in task.reveals}
         self.held_out = HeldOut.of(qa.held_out, self.tasks)
+        self.combinations = Combinations(qa.held_out_combinations, self.tasks, qa.held_out)
         forms = qa.forms
         others = {asking.STATEMENT: forms.statement, asking.LETTERED: forms.lettered}
         self._others = [variant for variant, weight in others.items() if weight > 0]

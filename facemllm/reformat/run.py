@@ -25,12 +25,14 @@ from facemllm.reformat.questions import BrokenQuestion, Chances, Plan, batches
 from facemllm.reformat.unasked import Unasked
 from facemllm.settings import Reformat, Settings
 from facemllm.settings.data import Mixture
-from facemllm.tables import CONVERSATIONS, FACES, Table, TableWriter, open_table
+from facemllm.tables import CONVERSATIONS, FACES, SPLITS, Table, TableWriter, open_table
 from facemllm.tasks import ZERO_SHOT
+from facemllm.tasks.combinations import JOINED, KEY, Combinations
 from facemllm.version import ledger
 from facemllm.version.tombstones import FORGOTTEN, Tombstones
 
 LEFT_OUT = "left out by the mixture (reformat.mixture)"
+COMBINED = f"shows a combination held out of training ({KEY}): "
 SILENT = "no known label answers a question"
 
 _HASH = 64
@@ -41,20 +43,26 @@ _Taken = Callable[[Mapping[str, Any]], bool]
 def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
     """Write the conversations about `faces` to `out`. Returns the manifest; its `held_out_questions` counts by name how
     often evaluation asks what is held out, 0 where no face has that label; `unasked` counts faces by label that nothing
-    is asked about, and a note says which tasks would.
+    is asked about, and a note says which tasks would; `held_out_combinations` counts by split the faces that show each,
+    and a note says which no face shows.
 
     A row goes to quarantine when its labels answer no question, when one of them cannot be answered, when it was
-    forgotten, or when the mixture leaves it out. Raises UserError if a task is unknown, or sensitive and without a
-    reason, a held-out name or a cap does not fit, `faces` is no sound table, or `out` exists.
+    forgotten, when the mixture leaves it out, or when it is of the training split and shows a held-out combination.
+    Raises UserError if a task is unknown, or sensitive and without a reason, a held-out name, a combination or a cap
+    does not fit, every training face shows a combination, `faces` is no sound table, or `out` exists.
     """
     plan = Plan(settings.reformat)
     table = open_table(faces, FACES)
     ledger.require(settings, table.sources)
     forgotten = Tombstones.of(settings)
-    taken, counts = _chosen(table, settings.reformat.mixture, forgotten.covers)
+
+    def gone(row: Mapping[str, Any]) -> bool:
+        return forgotten.covers(row) or (row["split"] == "train" and bool(plan.combinations.shown(row)))
+
+    taken, counts = _chosen(table, settings.reformat.mixture, gone, labels=bool(plan.combinations))
     chances: Chances = {}
     if settings.reformat.balance:
-        chances = _chances(table, plan, settings.reformat.balance, lambda row: taken(row) and not forgotten.covers(row))
+        chances = _chances(table, plan, settings.reformat.balance, lambda row: taken(row) and not gone(row))
     writer = TableWriter(
         out,
         CONVERSATIONS,
@@ -64,10 +72,12 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
     )
     unasked = Unasked(plan.tasks, plan.held_out.names)
     made, number, zero = ConversationBatch(), 0, Counter(dict.fromkeys(plan.held_out.names, 0))
+    shown = _Shown(plan.combinations)
     with writer, progress.bar("making questions", table.rows) as bar:
         for batch, found in batches(table, pictures=True):
             for place, row in enumerate(found):
-                refusal = FORGOTTEN if forgotten.covers(row) else None if taken(row) else LEFT_OUT
+                refusal = FORGOTTEN if forgotten.covers(row) else shown.refusal(row)
+                refusal = refusal or (None if taken(row) else LEFT_OUT)
                 try:
                     asked = plan.questions(row, chances) if refusal is None else []
                     if asked:
@@ -86,11 +96,47 @@ def reformat(settings: Settings, faces: Path, out: Path) -> Mapping[str, Any]:
             number += len(found)
             bar.update(number)
         writer.manifest["about"]["held_out_questions"] = dict(zero)
+        if plan.combinations:
+            writer.manifest["about"]["held_out_combinations"] = shown.told()
         if unasked.counts:
             writer.manifest["about"]["unasked"] = unasked.counts
-    for note in unasked.notes():
+    for note in (*unasked.notes(), *shown.notes()):
         progress.event(note=note)
     return writer.manifest
+
+
+class _Shown:
+    """Counts the faces that show a held-out combination."""
+
+    def __init__(self, combinations: Combinations) -> None:
+        self._combinations = combinations
+        self._counts = [dict.fromkeys(SPLITS, 0) for _ in combinations.names]
+        self._training = self._left = 0
+
+    def refusal(self, row: Mapping[str, Any]) -> str | None:
+        """Why a training face is left out, if it is; any other face is counted alone."""
+        found = self._combinations.shown(row)
+        for place in found:
+            self._counts[place][row["split"]] += 1
+        if row["split"] != "train":
+            return None
+        self._training += 1
+        self._left += not found
+        return COMBINED + ", ".join(JOINED.join(self._combinations.names[place]) for place in found) if found else None
+
+    def told(self) -> list[dict[str, Any]]:
+        """As the manifest has them. Raises UserError when no training face is left."""
+        if self._training and not self._left:
+            named = ", ".join(map(JOINED.join, self._combinations.names))
+            raise UserError(f"{KEY}: every training face shows {named}; nothing is left to train on: take it out")
+        every = zip(self._combinations.names, self._counts, strict=True)
+        return [{"names": list(names), "faces": counts} for names, counts in every]
+
+    def notes(self) -> list[str]:
+        """A sentence for each combination that no face shows."""
+        every = zip(self._combinations.names, self._counts, strict=True)
+        silent = [JOINED.join(names) for names, counts in every if not any(counts.values())]
+        return [f"{KEY}: no face shows {name}, so nothing is held out and nothing can be measured" for name in silent]
 
 
 def _about(qa: Reformat, plan: Plan, table: Table, counts: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -107,9 +153,12 @@ def _about(qa: Reformat, plan: Plan, table: Table, counts: Mapping[str, Any] | N
     return about
 
 
-def _chosen(table: Table, mixture: Mixture, forgotten: _Taken) -> tuple[_Taken, dict[str, dict[str, int]] | None]:
+def _chosen(
+    table: Table, mixture: Mixture, gone: _Taken, *, labels: bool
+) -> tuple[_Taken, dict[str, dict[str, int]] | None]:
     """Tells which training faces are taken; and by source, how many there are (`faces`) and are taken (`taken`), None
-    where the mixture asks for nothing. Raises UserError when a cap names a source that the table does not hold."""
+    where the mixture asks for nothing. Faces that are `gone` do not count; `labels` tells whether it takes labels to
+    know. Raises UserError when a cap names a source that the table does not hold."""
     if not mixture.caps and mixture.temperature == 1:
         return lambda row: True, None
     if unknown := sorted(set(mixture.caps) - set(table.sources)):
@@ -118,13 +167,13 @@ def _chosen(table: Table, mixture: Mixture, forgotten: _Taken) -> tuple[_Taken, 
             f"{', '.join(table.sources)}"
         )
     buckets: dict[str, Counter[int]] = defaultdict(Counter)
-    for source, number in _drawn(table, forgotten):
+    for source, number in _drawn(table, gone, labels):
         buckets[source][number >> _PLACE] += 1
     faces = {source: found.total() for source, found in sorted(buckets.items())}
     limits = _limits(faces, mixture)
     edges = {source: _edge(buckets[source], limits[source]) for source in faces}
     within: dict[str, list[int]] = defaultdict(list)
-    for source, number in _drawn(table, forgotten):
+    for source, number in _drawn(table, gone, labels):
         if number >> _PLACE == edges[source][0]:
             within[source].append(number)
     below = {
@@ -176,10 +225,11 @@ def _edge(buckets: Mapping[int, int], limit: int) -> tuple[int, int]:
     return 1 << (_HASH - _PLACE), 0
 
 
-def _drawn(table: Table, forgotten: _Taken) -> Iterator[tuple[str, int]]:
+def _drawn(table: Table, gone: _Taken, labels: bool) -> Iterator[tuple[str, int]]:
     columns = ["image_id", "original_id", "source", "source_id", "subject_id"]
-    for batch in table.batches([*columns, "split"], split="train", batch_rows=16384):
-        yield from ((row["source"], _number(row["image_id"])) for row in batch.to_pylist() if not forgotten(row))
+    plain = (batch.to_pylist() for batch in table.batches([*columns, "split"], split="train", batch_rows=16384))
+    for rows in (found for _, found in batches(table, pictures=False)) if labels else plain:
+        yield from ((r["source"], _number(r["image_id"])) for r in rows if r["split"] == "train" and not gone(r))
 
 
 def _number(image_id: str) -> int:

@@ -42,7 +42,8 @@ def results_table(summary: Mapping[str, Any]) -> Table:
         for item, figure in (entry.get("items") or {}).items():
             _add_figure(table, f"  {item}", figure)
     trust = summary.get("trust") or {}
-    if said := [*_consistency(trust), *_below_blind(trust), *_gaps(trust)]:
+    together = map(escape, combinations(trust.get("combinations") or {}))
+    if said := [*_consistency(trust), *_below_blind(trust), *together, *_gaps(trust)]:
         table.caption = "\n".join(said)
         table.caption_justify = "left"
     return table
@@ -181,6 +182,28 @@ def _percent(figure: Mapping[str, Any]) -> str:
 def _below_blind(trust: Mapping[str, Any]) -> Iterator[str]:
     for way, (right, blind) in (trust.get("below_blind") or {}).items():
         yield f"[bold red]worse than without the picture[/]: asked as {way}, {right:.1%} right against {blind:.1%}"
+
+
+def combinations(found: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each combination held out of training (`combinations` of metrics.json)."""
+    for name, body in found.items():
+        line = f"combination held out of training, {name.replace('_', ' ')}: "
+        if not body["faces"]:
+            yield f"{line}no face shows it and is asked about it"
+            continue
+        constant = body["baselines"].get("constant")
+        rival = "" if constant is None else f"; the constant answer {percent(constant)}"
+        yield (
+            f"{line}all right in {_between(body['all'])} of {body['faces']:,} faces of {body['people']:,} people, "
+            f"{_between(body['expected'])} expected from faces that show one of them{rival}"
+            f"{'; too few people to go by' if body['too_few'] else ''}"
+        )
+
+
+def _between(figure: Mapping[str, Any]) -> str:
+    kept = percent_decimals(figure)
+    low, high = (percent(figure[end], kept) for end in ("low", "high"))
+    return percent(figure["value"], kept) + ("" if figure["low"] is None else f" [{low}, {high}]")
 
 
 def _gaps(trust: Mapping[str, Any]) -> Iterator[str]:

@@ -16,6 +16,7 @@ so that runs compare:
     consistency/...                                 shares of broken relations, agreement of ways to ask
     calibration/<task>/ece  .../expected            expected calibration error, and that of a calibrated model
     slices/<name>/...  disturbed/<kind>/...         figures of kinds of faces, and of pictures made worse
+    combinations/<a with b>/all/value ...           faces of a combination held out of training: all of it right
     generation/...  characteristics/...             free generation, and the knowledge branch, beside the answers
 
 The figures are in `plots.py`.
@@ -113,6 +114,7 @@ def evaluation_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         "calibration": metrics.get("calibration") or {},
         "slices": metrics.get("slices") or {},
         "disturbed": metrics.get("disturbed") or {},
+        "combinations": metrics.get("combinations") or {},
         "generation": generation,
         "characteristics": metrics.get("characteristics") or {},
     }
@@ -165,7 +167,8 @@ def trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
     `consistency`: `model` and `truth`, the shares of broken relations, and the same two of `captions` that contradict
     the answers. `below_blind`: ways to ask in which fewer answers are right than without the picture, each with both
-    shares. `gaps`: in how many of the `compared` kinds of groups, over all
+    shares. `combinations`: those held out of training, with how often `all` is answered right, and what is `expected`.
+    `gaps`: in how many of the `compared` kinds of groups, over all
     tasks, a gap is `shown`, the `surest` of these, and by task the least and the largest
     `minimum_detectable_difference` of its pairs of groups.
     """
@@ -180,6 +183,10 @@ def trust(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "consistency": {**_who(consistency.get("relations")), **({"captions": captions} if captions else {})},
         "below_blind": {way: pair for way, pair in ways.items() if pair[0] < pair[1]},
+        "combinations": {
+            name: {key: body[key] for key in ("faces", "people", "too_few", "all", "expected", "baselines")}
+            for name, body in (metrics.get("combinations") or {}).items()
+        },
         "gaps": {
             "compared": len(compared),
             "shown": len(shown),

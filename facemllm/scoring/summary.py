@@ -191,9 +191,12 @@ def slices(settings: Settings, sheet: Sheet, parsed: Parsed) -> dict[str, Any]:
     return found
 
 
-def disturbed(settings: Settings, sheet: Sheet, parsed: Parsed, folder: Path) -> dict[str, Any]:
+def disturbed(
+    settings: Settings, sheet: Sheet, parsed: Parsed, folder: Path, trained: Mapping[str, bool] | None = None
+) -> dict[str, Any]:
     """What disturbing the pictures does, by kind: `closed_mean` of the same questions `before` and `after`, the paired
-    `change`, and the same by task. `folder`, if it is there, holds a predictions table a kind."""
+    `change`, and the same by task; `trained` tells whether training shows such pictures, too (None: not known, or no
+    picture is changed). `folder`, if it is there, holds a predictions table a kind."""
     found = {}
     for kind in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
         rows, said = read_some(open_table(folder / kind, PREDICTIONS), sheet)
@@ -213,6 +216,7 @@ def disturbed(settings: Settings, sheet: Sheet, parsed: Parsed, folder: Path) ->
         }
         found[kind] = {
             "faces": len(np.unique(sheet.faces[rows])),
+            "trained": (trained or {}).get(kind),
             **changes.pop(CLOSED_MEAN, dict.fromkeys(("before", "after", "change"), stats.NOTHING)),
             "tasks": changes,
         }

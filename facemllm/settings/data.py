@@ -141,8 +141,10 @@ class Reformat(Section):
 
     `reasons` says why a sensitive task is asked; without one it is refused. `held_out` names attributes that appear in
     no training conversation and are asked at evaluation alone, as the task `zero_shot` (Face-MLLM's zero-shot attribute
-    analysis). `unseen_wordings`: evaluation also asks in wordings that training does not use. `balance`: yes/no
-    questions whose answers are lopsided in a source are thinned (0 = not at all, 1 = to equal numbers).
+    analysis). Faces that show one of `held_out_combinations`, each two characteristics or more
+    (`facemllm.tasks.characteristics`), are not trained on. `unseen_wordings`: evaluation also asks in wordings that
+    training does not use. `balance`: yes/no questions whose answers are lopsided in a source are thinned (0 = not at
+    all, 1 = to equal numbers).
     """
 
     tasks: Annotated[list[str], Field(min_length=1)]
@@ -150,6 +152,7 @@ class Reformat(Section):
     forms: Forms
     unseen_wordings: bool
     held_out: list[str]
+    held_out_combinations: list[Annotated[list[str], Field(min_length=2)]]
     balance: Share
     mixture: Mixture
 
@@ -159,6 +162,15 @@ class Reformat(Section):
         if twice := sorted({name for name in tasks if tasks.count(name) > 1}):
             raise ValueError(f"names {', '.join(twice)} twice")
         return tasks
+
+    @field_validator("held_out_combinations")
+    @classmethod
+    def _differ(cls, combinations: list[list[str]]) -> list[list[str]]:
+        found = [frozenset(names) for names in combinations]
+        for names, own in zip(combinations, found, strict=True):
+            if len(own) < len(names) or found.count(own) > 1:
+                raise ValueError(f"names {', '.join(names)} twice")
+        return combinations
 
 
 class Validate(Section):

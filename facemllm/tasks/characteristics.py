@@ -130,7 +130,7 @@ def _labels(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> NDArra
 def _said(nodes: Sequence[Node], names: Sequence[str], turns: Turns) -> tuple[NDArray[np.int8], NDArray[np.intp]]:
     """What turns of each kind (a wording and its answer) tell of the nodes, and the kind of every turn; the last row
     of the table, for turns that tell nothing, is unknown throughout."""
-    wanted = pa.array([name for name in names if any(_members(name))], pa.string())
+    wanted = pa.array([name for name in names if any(members(name))], pa.string())
     chosen = pc.and_(pc.is_in(turns.task, value_set=wanted), pc.is_valid(turns.canonical))
     chosen = chosen.to_numpy(zero_copy_only=False)
     columns = [column.filter(chosen).dictionary_encode() for column in (turns.task, turns.template, turns.canonical)]
@@ -161,7 +161,7 @@ def _nodes(names: Iterable[str]) -> tuple[Node, ...]:
     """Every characteristic of the tasks; one that two of them ask for stands at the first."""
     found: dict[str, Node] = {}
     for task in names:
-        for item in _members(task):
+        for item in members(task):
             for value in ("yes",) if item.form == "boolean" else [option.value for option in item.options]:
                 words = item.mention(value) or item.option_for(value).text
                 name = characteristic(item, value)
@@ -169,7 +169,8 @@ def _nodes(names: Iterable[str]) -> tuple[Node, ...]:
     return tuple(found.values())
 
 
-def _members(task: str) -> Iterator[Item]:
+def members(task: str) -> Iterator[Item]:
+    """The items of a task whose answers are characteristics."""
     return filter(_is_member, tasks.get(task).items)
 
 
@@ -183,7 +184,7 @@ def relations_of(names: Iterable[str], nodes: Iterable[Node]) -> tuple[Relation,
     """The logical relations between these nodes of the tasks of these names. Exactly one value of a choice is true, at
     most one where what is asked can be hidden; after these, what `relations.yaml` says of the nodes."""
     known = {node.name for node in nodes}
-    own = (_of_choice(item, known) for task in names for item in _members(task))
+    own = (_of_choice(item, known) for task in names for item in members(task))
     left = (relation.within(known) for relation in RELATIONS)
     return tuple(dict.fromkeys(relation for relation in (*own, *left) if relation is not None))
 

@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.integration
 
 FACES = 8  # of the test split
-QUESTIONS = FACES * 2 * 5  # two a face, as it is and in four disturbances
+QUESTIONS = FACES * 2 * 6  # two a face, as it is and in five disturbances
 
 
 def says(body):
@@ -100,7 +100,7 @@ def test_an_endpoint_gets_the_same_report_and_is_asked_each_thing_once(table, tm
     assert read.get("A woman or a man") is read.get("I cannot help with that.") is None
     assert metrics["tasks"]["gender"]["unreadable"] == sum(row["parsed"] is None for row in asked) / FACES
     assert all(row["scores"] is None for row in rows)
-    assert sorted(p.name for p in (out / "disturbed").iterdir()) == ["blur", "dark", "jpeg", "occlusion"]
+    assert sorted(p.name for p in (out / "disturbed").iterdir()) == ["blur", "dark", "jpeg", "noise", "occlusion"]
     assert not (out / "generated").exists()
 
 
@@ -111,9 +111,9 @@ def test_a_spent_budget_and_a_failing_endpoint_are_one_line_and_leave_nothing(ta
         assert (stopped.returncode, stopped.stdout) == (1, "")
         assert "max_requests is used up; raise it. What was answered is kept; run again to go on" in stopped.stderr
         first, bill, last = stopped.stderr.splitlines()
-        assert first.startswith("to ask: 80 requests (0 of 80 are answered already), about ")
+        assert first.startswith("to ask: 96 requests (0 of 96 are answered already), about ")
         assert "annotate.endpoint.max_requests leaves 5: too few" in first
-        assert re.match(r"80 questions: .*, 75 not asked; 5 requests, 4,800 tokens$", bill)
+        assert re.match(r"96 questions: .*, 91 not asked; 5 requests, 4,800 tokens$", bill)
         assert last.startswith("error: evaluation stopped: ")
         assert fake.received.total() == 5
         fake.default = "401"
@@ -141,31 +141,31 @@ def test_an_endpoint_that_misbehaves_in_every_polite_way_leaves_every_question_a
         assert not (tmp_path / "out").exists()
         ((before, stopped),) = [capsys.readouterr().err.splitlines()]
         assert re.fullmatch(
-            r"to ask: 80 requests \(0 of 80 .*\), about [\d,]+ tokens at most, price 0\.\d\d; no .*", before
+            r"to ask: 96 requests \(0 of 96 .*\), about [\d,]+ tokens at most, price 0\.\d\d; no .*", before
         )
         assert (fake.script, stopped.split("; ")[0].split(", ")[-1]) == ([], f"{QUESTIONS - 8} not asked")
         fake.script = [*script, *script]
         metrics = evaluate(chosen, "m", table, tmp_path / "out", endpoint=True)
         before, said = capsys.readouterr().err.splitlines()
-    assert before.startswith("to ask: 72 requests (8 of 80 are answered already), about ")
+    assert before.startswith("to ask: 88 requests (8 of 96 are answered already), about ")
     bill = json.loads((tmp_path / "out" / "bill.json").read_text())
     became = bill["outcomes"]
     assert list(became) == [*OUTCOMES, "not_asked"]
-    assert (bill["rows"], sum(became.values()), became["no_answer"], became["not_asked"]) == (80, 80, 0, 0)
+    assert (bill["rows"], sum(became.values()), became["no_answer"], became["not_asked"]) == (96, 96, 0, 0)
     assert became["cut_off"] == 6, "three times two"
     assert became["declined"] >= 4, "flagged and filtered after the quota was renewed; and in words"
     assert became["unreadable"] >= 3
     rows = [row for place in (tmp_path / "out").rglob("predictions") for row in open_table(place).iterate()]
     rows += [row for place in (tmp_path / "out" / "disturbed").iterdir() for row in open_table(place).iterate()]
-    assert (len(rows), sum(row["parsed"] is not None for row in rows)) == (80, became["answered"])
+    assert (len(rows), sum(row["parsed"] is not None for row in rows)) == (96, became["answered"])
     assert sum(row["raw"] == DECLINED for row in rows) == 4
     paid = bill["all_runs"]
-    sent = 76 + paid["in_doubt"] + paid["refused"]
-    assert (paid["requests"], paid["answered"], paid["unmetered"]) == (sent, 76, 3)
-    assert paid["prompt_tokens"] + paid["completion_tokens"] == 73 * 960
+    sent = 92 + paid["in_doubt"] + paid["refused"]
+    assert (paid["requests"], paid["answered"], paid["unmetered"]) == (sent, 92, 3)
+    assert paid["prompt_tokens"] + paid["completion_tokens"] == 89 * 960
     tokens = bill["this_run"]["prompt_tokens"] + bill["this_run"]["completion_tokens"]
     requests, price = bill["this_run"]["requests"], bill["this_run"]["price"]
-    assert said.startswith(f"80 questions: {became['answered']} answered, {became['declined']} declined, 6 cut off, ")
+    assert said.startswith(f"96 questions: {became['answered']} answered, {became['declined']} declined, 6 cut off, ")
     assert f"0 not asked; {requests} requests, {tokens:,} tokens, cost {price:.2f}, " in said
     assert bill["prices"] == {"input": 1.0, "output": 10.0}
     assert metrics["tasks"]["gender"]["n"] == FACES

@@ -99,8 +99,8 @@ def perfect(settings, table, tmp_path_factory):
     folder = tmp_path_factory.mktemp("perfect")
     fake = Fake()
     evaluate(settings, folder, "m" * 64, table, folder / "out", predictor=fake)
-    # forty faces, all questions of a batch in one call; then five in each of four disturbances
-    assert fake.calls == [7, 7, 7, 7, 7, 5, *[5] * 4]
+    # forty faces, all questions of a batch in one call; then five in each of five disturbances
+    assert fake.calls == [7, 7, 7, 7, 7, 5, *[5] * 5]
     return folder / "out"
 
 
@@ -427,7 +427,7 @@ def test_a_few_faces_are_answered_again_in_free_text(perfect, poor):
 
 def test_a_few_faces_are_asked_again_in_worse_pictures(perfect):
     folders = sorted((perfect / "disturbed").iterdir())
-    assert [folder.name for folder in folders] == ["blur", "dark", "jpeg", "occlusion"]
+    assert [folder.name for folder in folders] == ["blur", "dark", "jpeg", "noise", "occlusion"]
     names = sorted({row["image_id"] for row in open_table(perfect / "predictions").iterate(["image_id"])})
     for folder in folders:
         found = open_table(folder, PREDICTIONS)

@@ -78,10 +78,12 @@ def test_maps_and_scores_are_measured(table, tmp_path):
     assert metrics["maps"] == {"faces": 8, "given": 7}
     assert metrics["tasks"]["gender"]["also"]["accuracy"]["value"] == 7 / 8
     kinds = metrics["disturbed"]
-    assert list(kinds) == ["blur", "dark", "jpeg", "no_map", "occlusion"]
+    assert list(kinds) == ["blur", "dark", "jpeg", "no_map", "noise", "occlusion"]
+    trained = {"blur": True, "dark": True, "occlusion": True, "jpeg": False, "noise": False, "no_map": None}
+    assert {kind: body["trained"] for kind, body in kinds.items()} == trained
     assert kinds["blur"]["change"]["value"] == 0  # pictures say nothing here
     assert kinds["no_map"]["change"]["value"] == pytest.approx(0.5 - 7 / 8)
-    assert sum(shown is None for shown in fake.shown) == 1 + 4 + 8
+    assert sum(shown is None for shown in fake.shown) == 1 + 5 + 8
     assert open_table(tmp_path / "out" / "predictions", PREDICTIONS).manifest["about"]["maps"] is True
     assert "maps" not in open_table(tmp_path / "out" / "disturbed" / "no_map").manifest["about"]
 

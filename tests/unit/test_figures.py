@@ -38,6 +38,8 @@ FLAT = figures.evaluation_metrics(example.METRICS)
         ("zero_shot/also/by_likelihood", 0.7),
         ("slices/profile/closed_mean/value", 0.7),
         ("disturbed/blur/change/high", -0.13),
+        ("combinations/Eyeglasses with Dark_Brown_Hair/all/value", 0.7),
+        ("combinations/Eyeglasses with Dark_Brown_Hair/difference/high", -0.18),
         ("generation/agreement/value", 0.97),
         ("generation/by_task/attributes/value", 0.98),
         ("generation/unreadable", 0.01),

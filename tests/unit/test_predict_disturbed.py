@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facemllm.evaluate.predict import GREY, KINDS
+from facemllm.evaluate.predict import GRAINS, GREY, KINDS, NOISE, TRAINED
 
 
 def noise(side=120):
@@ -45,3 +45,22 @@ def test_occlusion_covers_a_third_drawn_by_the_faces_name():
         assert grey.mean() == pytest.approx(1 / 3, abs=0.01)
         covered.add(grey.tobytes())
     assert len(covered) == 6
+
+
+def test_noise_is_gaussian_its_grains_grow_with_the_picture_and_the_faces_name_draws_them():
+    grey = Image.new("RGB", (GRAINS, GRAINS), (127, 127, 127))
+    grains = np.asarray(KINDS["noise"](grey, name(0)), float) - 127
+    assert grains.mean() == pytest.approx(0, abs=0.5)
+    assert grains.std() == pytest.approx(255 * NOISE, rel=0.02)
+    assert (np.abs(grains) < 255 * NOISE).mean() == pytest.approx(0.683, abs=0.02)
+    assert abs(np.corrcoef(grains[..., 0].ravel(), grains[..., 1].ravel())[0, 1]) < 0.03
+    other = np.asarray(KINDS["noise"](grey, name(1)), float) - 127
+    assert abs(np.corrcoef(grains.ravel(), other.ravel())[0, 1]) < 0.03
+    large = KINDS["noise"](Image.new("RGB", (4 * GRAINS, 2 * GRAINS), (127, 127, 127)), name(0))
+    blocks = np.asarray(large).reshape(GRAINS, 2, 2 * GRAINS, 2, 3)
+    assert (blocks == blocks[:, :1, :, :1]).all(), "a grain is two pixels wide and high there"
+
+
+def test_training_shows_some_kinds_and_not_others():
+    assert set(TRAINED) < set(KINDS)
+    assert not {"jpeg", "noise"} & set(TRAINED)

@@ -17,6 +17,7 @@ from tests.refusing import refuses
 
 FORMS = "reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
 HELD = "reformat.held_out=[Wearing_Earrings]"
+WHOLE = "reformat.held_out_combinations=[]"
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def offline(monkeypatch):
 
 @pytest.fixture(scope="module")
 def limits(tmp_path_factory):
-    return settings.load("laptop", [FORMS, HELD, f"storage.home={tmp_path_factory.mktemp('home')}"])
+    return settings.load("laptop", [FORMS, HELD, WHOLE, f"storage.home={tmp_path_factory.mktemp('home')}"])
 
 
 @pytest.fixture(scope="module")

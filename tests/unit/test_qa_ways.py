@@ -29,6 +29,7 @@ from tests.refusing import refuses
 
 NAMES = "caption, attributes, expression, age, gender, head_pose"
 DEFAULT = [tasks.get(name) for name in NAMES.split(", ")]
+WHOLE = "reformat.held_out_combinations=[]"  # no training face is left out
 PLAIN = ("reformat.held_out=[]", "reformat.forms.statement=0", "reformat.unseen_wordings=false")
 
 
@@ -59,7 +60,7 @@ def talks(faces_table, tmp_path):
 
     def make(rows, *overrides):
         number = next(made)
-        limits = settings.load("laptop", overrides)
+        limits = settings.load("laptop", [WHOLE, *overrides])
         manifest = reformat(limits, faces_table(rows, name=f"faces{number}"), tmp_path / f"talks{number}")
         return list(open_table(tmp_path / f"talks{number}", CONVERSATIONS).iterate()), manifest
 
@@ -234,12 +235,14 @@ def test_held_out_attributes_are_in_no_byte_of_a_training_conversation(share, fa
     every_class = np.arange(64, dtype=np.uint8).reshape(8, 8) % 19  # an earring among them
     mask = {"bytes": encode(every_class, format="PNG"), "path": None}
     rows = [face(n, split) | {"segmentation": mask} for n in range(40) for split in ("train", "validation")]
-    limits = settings.load("laptop", [every, forms, HELD])
+    limits = settings.load("laptop", [every, forms, HELD, WHOLE])
     reformat(limits, faces_table(rows), tmp_path / "talks")
     held = texts_of(tmp_path / "talks")
     assert len(held) > 25_000
     assert not [word for word in WORDS if word in held]
-    reformat(settings.load("laptop", [every, forms, "reformat.held_out=[]"]), tmp_path / "faces", tmp_path / "all")
+    reformat(
+        settings.load("laptop", [every, forms, "reformat.held_out=[]", WHOLE]), tmp_path / "faces", tmp_path / "all"
+    )
     shown = texts_of(tmp_path / "all")
     assert all(word in shown for word in WORDS[:2])
 
@@ -278,7 +281,7 @@ def test_what_is_held_out_and_never_asked_is_said(faces_table, tmp_path):
     for row in rows:
         row["attributes"] = [pair for pair in row["attributes"] if pair["name"] != "Bangs"]
     faces_table(rows)
-    typed = ["reformat", str(tmp_path / "faces"), str(tmp_path / "talks"), "--set", HELD]
+    typed = ["reformat", str(tmp_path / "faces"), str(tmp_path / "talks"), "--set", HELD, "--set", WHOLE]
     result = CliRunner().invoke(app, typed)
     assert result.exit_code == 0, result.output
     assert "warning: reformat.held_out Bangs: no face of validation or test has a label for it" in result.stderr
