@@ -1,0 +1,1 @@
+"""Who decided what about which bytes, in signed statements, and what may be served because of it."""
