@@ -158,9 +158,8 @@ def test_what_a_killed_process_left_is_removed_and_what_another_holds_stays(mode
 
 def test_a_copy_that_does_not_fit_is_refused_before_it_is_made(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    with pytest.raises(UserError, match="0.0 GB are free"):
-        with manifest.verified_copy(model, digests.of_tree(model)):
-            raise AssertionError
+    with pytest.raises(UserError, match="0.0 GB are free"), manifest.verified_copy(model, digests.of_tree(model)):
+        raise AssertionError
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
