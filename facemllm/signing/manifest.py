@@ -29,6 +29,7 @@ from facemllm.core import digests
 from facemllm.core.files import publish, writing
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
+from facemllm.signing.canonical import Refused
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,199}")
 MOST_FILES = 10_000
@@ -66,47 +67,52 @@ class Manifest:
 
 
 def of(folder: Path) -> Manifest:
-    """The manifest of a model directory, read now by one thread a core. Raises UserError for what none may hold."""
+    """The manifest of a model directory, read now by one thread a core. Raises Refused ("files") for what none may
+    hold."""
     return _read(folder, None)
 
 
-def require(folder: Path, digest: str) -> Manifest:
-    """The manifest of a directory that has this digest. Raises UserError for any other."""
-    return _of_digest(folder, _read(folder, None), digest)
+def require(folder: Path, digest: str, files: Mapping[str, str] | None = None) -> Manifest:
+    """The manifest of a directory that has this digest. Raises Refused ("digest") for any other, and as `of`; of the
+    `files` that it should hold, where they are known, the one that differs is named."""
+    return _of_digest(folder, _read(folder, None), digest, files)
 
 
 @contextmanager
-def verified_copy(folder: Path, digest: str, scratch: Path | None = None) -> Iterator[tuple[Path, Manifest]]:
+def verified_copy(
+    folder: Path, digest: str, scratch: Path | None = None, files: Mapping[str, str] | None = None
+) -> Iterator[tuple[Path, Manifest]]:
     """A private copy of a model directory that has this digest, to load from; it is gone afterwards.
 
     The bytes of the copy are those that were hashed, whatever happens to `folder` meanwhile. It is made in `scratch`
-    (default: the system's temporary folder), readable by this user alone. Raises UserError for a directory of another
-    digest or one that holds what none may, and where there is no room.
+    (default: the system's temporary folder), readable by this user alone. Raises as `require`, and UserError where
+    there is no room.
     """
     copy, lock = _private_folder(scratch or Path(tempfile.gettempdir()))
     try:
-        yield copy / "model", _of_digest(folder, _read(folder, copy / "model"), digest)
+        yield copy / "model", _of_digest(folder, _read(folder, copy / "model"), digest, files)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
         os.close(lock)
 
 
-def copy_to(folder: Path, digest: str, out: Path) -> Manifest:
+def copy_to(folder: Path, digest: str, out: Path, files: Mapping[str, str] | None = None) -> Manifest:
     """A verified copy that stays, as the folder `out`; one of this digest that is there already is left as it is.
 
-    Raises UserError as `verified_copy` does, and for an `out` of other bytes.
+    Raises as `verified_copy`, and for an `out` of other bytes.
     """
     if out.exists():
-        return require(out, digest)
-    with verified_copy(folder, digest, out.parent) as (copy, manifest):
+        return require(out, digest, files)
+    with verified_copy(folder, digest, out.parent, files) as (copy, manifest):
         publish(copy, out)
     return manifest
 
 
-def _of_digest(folder: Path, found: Manifest, digest: str) -> Manifest:
+def _of_digest(folder: Path, found: Manifest, digest: str, files: Mapping[str, str] | None) -> Manifest:
     if found.digest != digest:
-        have = f"{folder} has digest {found.digest[:12]}, not {digest[:12]}"
-        raise UserError(f"{have}: its bytes are not those that were approved; put back the registered ones")
+        which = f" ({found.differs(files)})" if files else ""
+        have = f"{folder} has digest {found.digest[:12]}, not {digest[:12]}{which}"
+        raise Refused("digest", f"{have}: its bytes are not those that were approved; put back the registered ones")
     return found
 
 
@@ -133,11 +139,13 @@ def _read_folder(
     for name, state in states.items():
         _require_plain(folder, name, state)
     if not states and not prefix:
-        raise UserError(f"{folder} is empty, no model directory")
+        raise Refused("files", f"{folder} is empty, no model directory")
     if not states:
-        raise UserError(f"{folder} is an empty folder, which no digest tells of; remove it")
+        raise Refused("files", f"{folder} is an empty folder, which no digest tells of; remove it")
     if len(found) + len(states) > MOST_FILES or prefix.count("/") > MOST_LEVELS:
-        raise UserError(f"{folder}: more than {MOST_FILES} files or {MOST_LEVELS} levels of folders are no model")
+        raise Refused(
+            "files", f"{folder}: no model has more than {MOST_FILES} files or {MOST_LEVELS} levels of folders"
+        )
     files = {name: state.st_size for name, state in states.items() if stat.S_ISREG(state.st_mode)}
     if copy is not None:
         _make(copy, sum(files.values()))
@@ -157,12 +165,14 @@ def _require_plain(folder: Path, name: str, state: os.stat_result) -> None:
     shown = ascii(f"{folder}/{name}")
     kind = _KINDS.get(stat.S_IFMT(state.st_mode))
     if kind:
-        raise UserError(f"{shown} is {kind}; a model directory holds plain files and folders alone, remove it")
+        raise Refused("files", f"{shown} is {kind}; a model directory holds plain files and folders alone, remove it")
     if name.startswith("."):
-        raise UserError(f"{shown} is hidden; a model directory has no hidden files or folders, remove it")
+        raise Refused("files", f"{shown} is hidden; a model directory has no hidden files or folders, remove it")
     if not NAME.fullmatch(name):
         letters = "ASCII letters, digits and _ . + = -, at most 200 of them"
-        raise UserError(f"{shown} has an odd name; names in a model directory are {letters}: remove or rename it")
+        raise Refused(
+            "files", f"{shown} has an odd name; names in a model directory are {letters}; rename it"
+        )
 
 
 def _read_file(path: Path, folder: int, copy: Path | None) -> tuple[str, int]:
@@ -173,7 +183,9 @@ def _read_file(path: Path, folder: int, copy: Path | None) -> tuple[str, int]:
             source = held.enter_context(open(os.open(path.name, _OPEN, dir_fd=folder), "rb", buffering=0))
             state = os.fstat(source.fileno())
             if not stat.S_ISREG(state.st_mode):
-                raise UserError(f"{path} is no plain file any more; nothing may change a model while it is checked")
+                raise Refused(
+                    "files", f"{path} is no plain file any more; nothing may change a model meanwhile"
+                )
         if copy is not None:
             with writing(copy):
                 target = held.enter_context(open(os.open(copy, _CREATE, 0o400), "wb", buffering=0))
@@ -184,7 +196,7 @@ def _read_file(path: Path, folder: int, copy: Path | None) -> tuple[str, int]:
                 return hashed.hexdigest(), size
             size += count
             if size > state.st_size:
-                raise UserError(f"{path} grows while it is read; nothing may change a model while it is checked")
+                raise Refused("files", f"{path} grows while it is read; nothing may change a model while it is checked")
             hashed.update(block[:count])
             if copy is not None:
                 with writing(copy):
@@ -246,4 +258,4 @@ def _trouble(path: Path) -> Iterator[None]:
             errno.ENXIO: "is no plain file",
         }
         reason = reasons.get(error.errno or 0, f"cannot be read: {error.strerror or error}")
-        raise UserError(f"{path} {reason}") from None
+        raise Refused("files", f"{path} {reason}") from None

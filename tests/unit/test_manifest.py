@@ -103,7 +103,7 @@ def test_too_many_files_and_too_deep_folders_are_refused(model: Path, monkeypatc
     deep = model.joinpath(*"abcdefghijklmnopqrs")
     deep.mkdir(parents=True)
     (deep / "x.json").touch()
-    refuses("levels of folders are no model", manifest.of, model)
+    refuses("levels of folders", manifest.of, model)
     monkeypatch.setattr(manifest, "MOST_FILES", 3)
     refuses("more than 3 files", manifest.of, model)
 
@@ -158,7 +158,7 @@ def test_what_a_killed_process_left_is_removed_and_what_another_holds_stays(mode
 
 def test_a_copy_that_does_not_fit_is_refused_before_it_is_made(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    with pytest.raises(UserError, match="0.0 GB are free"), manifest.verified_copy(model, digests.of_tree(model)):
+    with pytest.raises(UserError, match=r"0\.0 GB are free"), manifest.verified_copy(model, digests.of_tree(model)):
         raise AssertionError
 
 
