@@ -4,8 +4,8 @@
 
 The work: files of random bytes (none of them sparse, all pushed out of the page cache before every turn), hashed and
 compared as the model server does it (`manifest`), and, as it loads from them, copied to a private folder (`copy`).
-Beside it, in turns: `disk`, the same files read one after another and thrown away; `hash`, SHA-256 over memory by a thread a
-core, as many bytes. What verification can reach at best is the slower of these two; `reached` is that time / ours.
+Beside it, in turns: `disk`, the same files read one after another and thrown away; `hash`, SHA-256 over memory by a
+thread a core, as many bytes. What verification can reach at best is the slower of these; `reached` is that time / ours.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Whether the model of this server is approved: asked before it is loaded, before it is ready, and every minute after.
 
 An approval that is withdrawn (revoked, rejected, its key revoked, its history rewritten) takes the server out of
-service within a minute; one that comes back puts it in again. Time alone ends no service: an expired approval, or a clock that
-was set back, keeps the next start from happening, since a busy server must not fall silent at midnight because nobody
-looked. What cannot be read at the moment (a repository out of reach) changes nothing either: it was approved when it
-started, and whoever revokes it makes the repository readable to say so.
+service within a minute; one that comes back puts it in again. Time alone ends no service: an expired approval, or a
+clock that was set back, keeps the next start from happening, since a busy server must not fall silent at midnight
+because nobody looked. What cannot be read at the moment (a repository out of reach) changes nothing either: it was
+approved when it started, and whoever revokes it makes the repository readable to say so.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Approval:
             log.warning("decisions cannot be read, serving on as approved before: %s", one_line(error))
 
     def watch(self, ready: Callable[[bool], object], every_s: float = EVERY_S) -> threading.Event:
-        """Ask every minute in a thread of its own, and tell `ready` when the answer changes. Set the event to end it."""
+        """Ask every minute in a thread of its own, and tell `ready` of each change. Set the event to end it."""
         end = threading.Event()
 
         def work() -> None:

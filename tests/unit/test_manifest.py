@@ -14,6 +14,7 @@ import pytest
 from facemllm.core import digests
 from facemllm.errors import UserError
 from facemllm.signing import manifest
+from facemllm.signing.canonical import Refused
 from tests.refusing import refuses
 
 
@@ -115,9 +116,9 @@ def test_the_copy_is_private_verified_and_gone_afterwards(model: Path, tmp_path:
         assert [stat.S_IMODE(p.stat().st_mode) for p in (copy.parent, copy, copy / "adapter")] == [0o700] * 3
         assert stat.S_IMODE((copy / "model.safetensors").stat().st_mode) == 0o400
     assert not list((tmp_path / "scratch").iterdir())
-    with pytest.raises(UserError, match="not those that were approved"):
-        with manifest.verified_copy(model, "0" * 64, tmp_path / "scratch"):
-            raise AssertionError
+    wrong = manifest.verified_copy(model, "0" * 64, tmp_path / "scratch")
+    with pytest.raises(Refused, match="not those that were approved"), wrong:
+        raise AssertionError
     assert not list((tmp_path / "scratch").iterdir())
 
 
