@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,18 @@ def of_json(value: Any) -> str:
 
 def of_tree(folder: Path, fresh: bool = False) -> str:
     """Hex SHA-256 of a folder: relative names and contents of all its files, in name order. `fresh` as of `of_file`."""
+    return of_listing(of_each(folder, fresh))
+
+
+def of_each(folder: Path, fresh: bool = False) -> dict[str, str]:
+    """Hex SHA-256 of every file of a folder by its relative name, in name order. `fresh` as of `of_file`."""
     files = sorted((p.relative_to(folder).as_posix(), p) for p in folder.rglob("*") if p.is_file())
-    return of_json([[name, of_file(path, fresh)] for name, path in files])
+    return {name: of_file(path, fresh) for name, path in files}
+
+
+def of_listing(files: Mapping[str, str]) -> str:
+    """The digest of a folder (`of_tree`) whose files have these digests by name."""
+    return of_json(sorted(files.items()))
 
 
 def draw(count: int, *parts: str) -> int:

@@ -34,4 +34,5 @@ def _work(c: Context) -> Outcome:
 
         c.run.log_evaluation(metrics, c.out, plots.drawn(metrics))
     figure = f"mean balanced accuracy {metrics['closed_mean']['value']:.3f}"
-    return Outcome(digests.of_tree(c.out), figure, facts={"cost": cost.tidy(spent)})
+    files = digests.of_each(c.out)
+    return Outcome(digests.of_listing(files), figure, facts={"cost": cost.tidy(spent), "files": files})

@@ -1,100 +1,204 @@
 """The gate: whether a model may be put before a person. It fails on everything it cannot see.
 
-Four kinds of checks. Thresholds: every figure named in `promote.thresholds` reaches its bound. Constant answer: the
-95 % interval of every task lies wholly on the good side of what that scores. Fairness: no gap between two
-groups of people is shown to exceed `promote.fairness_gap` of its task, corrected for all pairs of the task; with
-`promote.fairness_power: required`, the people are also enough to show a gap of that size in any pair. Champion:
-both models have answered the same questions; a task fails where the whole 95 % interval of the paired difference is
-worse than the champion by more than `champion_margin` (a share of the champion's error for errors, points of the figure
-otherwise), uncorrected: here a false alarm costs less than a loss let through. A figure that is missing or undefined,
-and a kind of group that a fairness rule knows but that has no two groups of enough people, fails its check.
+A rule answers as data (`checks.check`), each limit beside that of plain `params.yaml`. By the kind of their checks:
+
+    digest        the bytes of every input are those of its digest
+    identity      the candidate's answers are the model's own, the champion's those of the model in production
+    threshold     every figure named in `promote.thresholds` reaches its bound
+    present       every task of `reformat.tasks` has a figure
+    constant      the 95 % interval of every task lies wholly on the good side of what a constant answer scores
+    unreadable    few of a task's answers cannot be read
+    champion      both models have answered the same questions; a task fails where the whole 95 % interval of the paired
+                  difference is worse than the champion by more than `champion_margin` (a share of the champion's error
+                  for errors, points of the figure otherwise), uncorrected: a false alarm costs less than a loss
+    fairness      no gap between two groups of people is shown to exceed `promote.fairness_gap` of its task, corrected
+                  for all pairs of the task; with `fairness_power: required`, the people are also enough to show one
+    contradictions, robustness
+                  answers about one face seldom contradict each other; figures do not fall too far on worse pictures
+    budget, uses  what the model cost; what the terms of all its sources allow
+
+A figure that is missing or undefined, and a kind of group that a fairness rule knows but that has no two groups of
+enough people, fails its check.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from facemllm import tasks
+from facemllm.core import digests
+from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.scoring import fairness, paired, stats
+from facemllm.promote import rules_origin as origins
+from facemllm.promote.checks import Check, check, number
+from facemllm.promote.evidence import names, read_once, recount, verified
+from facemllm.promote.limits import changes, in_words, limits, marked
+from facemllm.promote.rules import (
+    Difference,
+    above_constant,
+    consistent,
+    higher_is_better,
+    known_rules,
+    no_worse,
+    robust,
+    threshold,
+    unreadable,
+)
+from facemllm.promote.rules import find as find_figure
+from facemllm.promote.rules_fairness import fair, unjudged
+from facemllm.promote.rules_origin import Origin
+from facemllm.scoring import paired, stats
 from facemllm.scoring.figures import shown_gaps
-from facemllm.scoring.metrics import BALANCED, CLOSED_MEAN, clears_constant, of
-from facemllm.scoring.sheet import BETWEEN
-from facemllm.settings import Settings
-from facemllm.settings.operations import Threshold
+from facemllm.settings import Settings, plain
+from facemllm.version import ledger
+
+__all__ = ["Decision", "Difference", "Origin", "Verdict", "decide", "differences", "judge", "known_rules", "verdict"]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The gate's answer: why it refuses (or what it found in order), and every check.
-
-    A check has its kind (`check`), `key`, whether it `passed` and the `reason` in words, and of what these are made:
-    `value`, its `bound` and interval (`low`, `high`); of fairness the `groups` that the gap is between, people by
-    kind and group that are `too_few` to be judged, and the largest `minimum_detectable_difference`.
-    """
+    """The gate's answer: why it refuses (or what it found in order), every check, and the limits that were loosened."""
 
     passed: bool
     reasons: list[str]
-    checks: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    loosened: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A figure of two models on the same questions; `worse` is how much worse the candidate is, with its interval."""
+class Verdict:
+    """A decision on a stored evaluation, with the `metrics` of both models that it was judged by, and the SHA-256 of
+    each file of the `model` and the `evaluation`."""
 
-    candidate: float
-    champion: float
-    worse: stats.Interval
+    decision: Decision
+    metrics: Mapping[str, Any]
+    champion: Mapping[str, Any] | None
+    origin: Origin
+    files: Mapping[str, Mapping[str, str]]
 
 
-def decide(settings: Settings, conversations: Path, candidate: Path, champion: Path | None = None) -> Decision:
+def verdict(
+    settings: Settings,
+    evaluation: str,
+    *,
+    model: str | None = None,
+    champion: str = "",
+    answered: Callable[[Mapping[str, Any]], Path | None] = lambda _: None,
+) -> Verdict:
+    """Judge an evaluation in the store from bytes whose digests are taken anew, those of the model too.
+
+    `evaluation` and `model` are the digests they must have (`model` None: the one the evaluation names), `champion` is
+    that of the model in production, or empty; for the candidate's metrics `answered` gives the folder of the champion's
+    evaluation, named by its digest. Raises UserError naming the first file that does not fit its digest, and for
+    figures that do not follow from the answers beside them.
+    """
+    store = Store(settings.home)
+    records = store.records()
+
+    def files(digest: str) -> Mapping[str, str]:
+        listed = records.get(digest, {}).get("files")
+        return listed if isinstance(listed, dict) else {}
+
+    with ExitStack() as held:
+        candidate = held.enter_context(verified(store.path(evaluation), evaluation, files(evaluation)))
+        metrics = read_figures(candidate.path, store.path(evaluation))
+        model = model or str(metrics["model_digest"])
+        names(store.path(model))
+        bytes_of = digests.of_each(store.path(model), fresh=True)
+        seen = {"evaluation": (evaluation, digests.of_listing(candidate.files))}
+        seen["model"] = (model, digests.of_listing(bytes_of))
+        theirs, rival, folder = None, None, answered(metrics) if champion and champion != model else None
+        if folder is not None:
+            rival = held.enter_context(verified(folder, folder.name, files(folder.name)))
+            theirs = read_figures(rival.path, folder)
+            seen["champion's evaluation"] = (folder.name, digests.of_listing(rival.files))
+        origin = Origin(
+            model=model,
+            champion=champion if champion != model else None,
+            answered={"candidate": metrics["model_digest"], **({"champion": theirs["model_digest"]} if theirs else {})},
+            digests=seen,
+            sources=ledger.sources_of_model(held.enter_context(read_once(*_lineage(store.path(model), bytes_of)))),
+            costs={step: record["cost"] for step, record in store.behind(model).items() if record.get("cost")},
+        )
+        for each in origins.same_bytes(origin) + origins.own_figures(origin):
+            if not each["passed"]:
+                raise UserError(f"{each['reason']}; nothing was judged: make again what does not fit")
+        conversations = store.path(metrics["conversations_digest"])
+        recount(metrics, conversations, candidate.path)
+        decision = decide(settings, conversations, candidate.path, rival.path if rival else None, origin)
+    return Verdict(decision, metrics, theirs, origin, {"model": bytes_of, "evaluation": candidate.files})
+
+
+def _lineage(model: Path, files: Mapping[str, str]) -> tuple[Path, str]:
+    return model / "lineage.json", files.get("lineage.json", "")
+
+
+def read_figures(folder: Path, shown: Path | None = None) -> dict[str, Any]:
+    """What `metrics.json` of an evaluation folder holds, as `paired.read_metrics`, with its tasks. Raises UserError,
+    naming the folder `shown`."""
+    try:
+        metrics = paired.read_metrics(folder)
+    except UserError as error:
+        raise UserError(str(error).replace(str(folder), str(shown or folder))) from None
+    if not isinstance(metrics.get("tasks"), dict):
+        raise UserError(f"{shown or folder} is not an evaluation: metrics.json does not state tasks; evaluate again")
+    return metrics
+
+
+def decide(
+    settings: Settings,
+    conversations: Path,
+    candidate: Path,
+    champion: Path | None = None,
+    origin: Origin | None = None,
+) -> Decision:
     """Judge the evaluation folder of a candidate, against that of the champion if there is one.
 
     Raises UserError for a threshold that names nothing, for metrics that do not belong to the predictions beside them,
     and when the two models have not answered the same questions.
     """
-    metrics = paired.read_metrics(candidate)
-    if not isinstance(metrics.get("tasks"), dict):
-        raise UserError(f"{candidate} is not an evaluation: metrics.json does not state tasks; evaluate again")
+    metrics = read_figures(candidate)
     if champion is None or paired.read_metrics(champion)["model_digest"] == metrics["model_digest"]:
-        return judge(settings, metrics)
-    return judge(settings, metrics, differences(settings, conversations, candidate, champion))
+        return judge(settings, metrics, origin=origin)
+    return judge(settings, metrics, differences(settings, conversations, candidate, champion), origin)
 
 
-def judge(settings: Settings, metrics: Mapping[str, Any], against: Mapping[str, Difference] | None = None) -> Decision:
-    """Judge figures alone: `metrics` as in metrics.json, `against` the champion by task."""
-    rules, asked = settings.promote, known_rules(settings)
-    checks = [_threshold(key, bound, _find(metrics, key)) for key, bound in asked.items()]
+def judge(
+    settings: Settings,
+    metrics: Mapping[str, Any],
+    against: Mapping[str, Difference] | None = None,
+    origin: Origin | None = None,
+) -> Decision:
+    """Judge figures: `metrics` as in metrics.json, `against` the champion by task. Without an `origin`, what the model
+    cost, what its data allow and whose the figures are is not judged."""
+    asked, promote = known_rules(settings), settings.promote
+    checks = [] if origin is None else origins.same_bytes(origin) + origins.own_figures(origin)
+    if origin is not None and origin.champion and against is None:
+        reason = f"the champion {origin.champion[:12]} has not answered the candidate's questions"
+        checks.append(check("champion", "all tasks", False, reason, setting="promote.champion_margin"))
+    checks += [threshold(key, bound, find_figure(metrics, key)) for key, bound in asked.items()]
     for name in settings.reformat.tasks:
         entry = metrics["tasks"].get(name)
-        if entry is None and not rules.every_task:
+        if entry is None and not promote.every_task:
             continue
-        if entry is None or _number(entry["value"]) is None:
-            checks.append(_check("present", name, False, f"{name} has no figure; every task must be evaluated"))
-        elif rules.above_constant:
-            checks.append(_above_constant(name, entry))
+        if entry is None or number(entry["value"]) is None:
+            reason = f"{name} has no figure; every task must be evaluated"
+            checks.append(check("present", name, False, reason, setting="promote.every_task"))
+        elif promote.above_constant:
+            checks.append(above_constant(name, entry))
+        if entry is not None and promote.unreadable is not None:
+            checks.append(unreadable(name, entry, promote.unreadable))
         if against is not None and entry is not None:
-            checks.append(_no_worse(name, against.get(name), rules.champion_margin, entry))
-    gaps = {name: gap for name, gap in rules.fairness_gap.items() if gap is not None}
-    checks += [_fair(settings, name, gap, metrics) for name, gap in gaps.items()]
-    failed = [check["reason"] for check in checks if not check["passed"]]
-    return Decision(not failed, failed or [_in_order(settings, metrics, checks, against)], checks)
-
-
-def known_rules(settings: Settings) -> dict[str, Threshold]:
-    """The thresholds that are asked for. Raises UserError when one, or a fairness rule, names no task or item there is,
-    or when a figure is bounded on its wrong side."""
-    asked = {key: bound for key, bound in settings.promote.thresholds.items() if bound is not None}
-    for key, bound in asked.items():
-        _threshold(key, bound, _find({"tasks": {}}, key))
-    if unknown := sorted(set(settings.promote.fairness_gap) - set(tasks.all_names())):
-        known = ", ".join(tasks.all_names())
-        raise UserError(f"promote.fairness_gap.{unknown[0]}: no task '{unknown[0]}'; choose from {known}")
-    return asked
+            checks.append(no_worse(name, against.get(name), promote.champion_margin, entry))
+    gaps = {name: gap for name, gap in promote.fairness_gap.items() if gap is not None}
+    checks += [fair(settings, name, gap, metrics) for name, gap in gaps.items()]
+    checks += consistent(settings, metrics) + robust(settings, metrics)
+    if origin is not None:
+        checks += origins.within_budget(settings, origin) + origins.allowed_uses(settings, origin)
+    return _decision(settings, checks, _in_order(settings, metrics, checks, against))
 
 
 def differences(settings: Settings, conversations: Path, candidate: Path, champion: Path) -> dict[str, Difference]:
@@ -105,162 +209,60 @@ def differences(settings: Settings, conversations: Path, candidate: Path, champi
     mine, yours = paired.replicates(settings, paired.read_pair(conversations, candidate, champion))
     found = {}
     for name, values in mine.items():
-        gap = yours[name] - values if _higher_is_better(name) else values - yours[name]
+        gap = yours[name] - values if higher_is_better(name) else values - yours[name]
         found[name] = Difference(float(values[0]), float(yours[name][0]), stats.interval(gap))
     return found
 
 
-def _higher_is_better(key: str) -> bool:
-    return key == CLOSED_MEAN or of(tasks.get(key.partition(".")[0])).higher_is_better
+def depends(settings: Settings) -> dict[str, Any]:
+    """The settings and ledger rows that a verdict depends on, `params.yaml`'s own limits among them."""
+    usual = {key: limit.value for key, limit in limits(plain()).items()}
+    ours = {key: limit.value for key, limit in limits(settings).items()}
+    rows = {key: [row.status, *row.uses] for key, row in ledger.entries(settings).items()}
+    return {"limits": ours, "params": usual, "price_per_hour": settings.cost.price_per_hour, "ledger": rows}
 
 
-def _find(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
-    """The figure a threshold names; None when it was not measured. Raises UserError when there is no such thing."""
-    name, _, item = key.partition(".")
-    if key == CLOSED_MEAN:
-        found: Mapping[str, Any] | None = metrics.get(CLOSED_MEAN)
-        return found
-    if name not in tasks.all_names():
-        raise UserError(f"promote.thresholds.{key}: no task '{name}'; choose from {', '.join(tasks.all_names())}")
-    known = [question.item for question in tasks.get(name).questions()] + [BALANCED]
-    if item and item not in known:
-        raise UserError(f"promote.thresholds.{key}: {name} has no item '{item}'; choose from {', '.join(known)}")
-    entry = metrics["tasks"].get(name)
-    return entry["items"].get(item) if entry is not None and item else entry
-
-
-def _threshold(key: str, bound: Threshold, entry: Mapping[str, Any] | None) -> dict[str, Any]:
-    higher = _higher_is_better(key)
-    if (bound.min is not None) != higher:
-        word, side = ("more", "min") if higher else ("less", "max")
-        raise UserError(f"promote.thresholds.{key}: {word} is better here, so give {side}")
-    limit = bound.min if bound.min is not None else bound.max
-    assert limit is not None
-    value = _number(entry["value"]) if entry else None
-    if value is None:
-        return _check("threshold", key, False, f"{key} has no figure to hold against the threshold {limit:g}")
-    passed = value >= limit if higher else value <= limit
-    words = ("reaches" if higher else "is within") if passed else ("is below" if higher else "is above")
-    reason = f"{key} {value:.4g} {words} the threshold {limit:g}"
-    return _check("threshold", key, passed, reason, value=value, bound=limit)
-
-
-def _above_constant(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = _number(entry["low"]), _number(entry["high"])
-    rival = _number(entry["baselines"].get("constant"))
-    if low is None or high is None or rival is None:
-        missing = "95 % interval" if rival is not None else "constant answer"
-        return _check("constant", name, False, f"{name} has no {missing}, so it is not shown to have been learnt")
-    passed = clears_constant(entry)
-    words = "clears" if passed else "does not clear"
-    reason = f"{name} {entry['value']:.4g} [{low:.4g}, {high:.4g}] {words} the constant answer {rival:.4g}"
-    return _check("constant", name, passed, reason, value=entry["value"], bound=rival, low=low, high=high)
-
-
-def _no_worse(name: str, difference: Difference | None, margin: float, entry: Mapping[str, Any]) -> dict[str, Any]:
-    if difference is None or _number(difference.worse.low) is None:
-        return _check("champion", name, False, f"{name} cannot be compared with the champion")
-    allowed = margin if entry["higher_is_better"] else margin * difference.champion
-    worse = difference.worse
-    passed = worse.low <= allowed
-    words = "not shown to be worse than" if passed else "worse than"
-    reason = (
-        f"{name} {difference.candidate:.4g} is {words} the champion's {difference.champion:.4g} by more than "
-        f"{allowed:.3g} (worse by {worse.value:.3g}, 95 % [{worse.low:.3g}, {worse.high:.3g}])"
-    )
-    figures = {"value": worse.value, "bound": allowed, "low": worse.low, "high": worse.high}
-    return _check("champion", name, passed, reason, **figures)
-
-
-def _fair(settings: Settings, name: str, allowed: float, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = (metrics.get("fairness") or {}).get(name) or {}
-    gaps = [{**gap, "kind": kind} for kind, entry in kinds.items() for gap in entry["gaps"] if gap["p"] is not None]
-    if any("minimum_detectable_difference" not in gap for gap in gaps):
-        raise UserError(f"the gaps of {name} were tested by an earlier version of this project; evaluate again")
-    enough, mend = settings.evaluate.min_group, f"or set promote.fairness_gap.{name} to null"
-    unseen = [
-        f"by {kind} ({_people({group: body['people'] for group, body in entry['groups'].items()})})"
-        for kind, entry in kinds.items()
-        if BETWEEN not in kind and len(entry["groups"]) > 1 and not any(gap["kind"] == kind for gap in gaps)
-    ]
-    if unseen or not gaps:
-        reason = (
-            f"{name} cannot be compared {' and '.join(unseen) or 'between groups'}: no two groups have {enough} people "
-            f"whose answers can be read; evaluate more people with known groups, lower evaluate.min_group {mend}"
-        )
-        return _check("fairness", name, False, reason, bound=allowed)
-    few = {}
-    for kind in (kind for kind in kinds if BETWEEN not in kind):
-        if rare := {name: body["people"] for name, body in kinds[kind]["groups"].items() if body["too_few"]}:
-            few[kind] = rare
-    shown = fairness.beyond(kinds, allowed)
-    least = max(fairness.judged(kinds, allowed), key=lambda gap: gap["minimum_detectable_difference"] or 0.0)
-    gap = shown[0] if shown else max(gaps, key=lambda gap: abs(gap["value"]))
-    words = "is shown to exceed" if shown else "is not shown to exceed"
-    reason = (
-        f"{name} differs by {abs(gap['value']):.3g} between {gap['a']} and {gap['b']} "
-        f"(95 % [{gap['low']:.3g}, {gap['high']:.3g}]), which {words} {allowed:g}, corrected for {len(gaps)} pairs"
-    )
-    size = least["minimum_detectable_difference"]
-    blind = size is not None and size > allowed
-    if blind:
-        reason += (
-            f"; too few people to see that: the minimum detectable difference of {least['a']} and {least['b']} is "
-            f"{size:.3g} (evaluate more people, raise evaluate.min_group or promote.fairness_gap.{name})"
-        )
-    reason += f"; {_unjudged([few])}" if few else ""
-    figures = {name: gap[name] for name in ("value", "low", "high")}
-    figures |= {
-        "bound": allowed,
-        "groups": [gap["a"], gap["b"]],
-        "too_few": few,
-        "minimum_detectable_difference": size,
-    }
-    passed = not shown and not (blind and settings.promote.fairness_power == "required")
-    return _check("fairness", name, passed, reason, **figures)
-
-
-def _people(groups: Mapping[str, int]) -> str:
-    return ", ".join(f"{name}: {count} people" for name, count in groups.items())
-
-
-def _unjudged(few: Sequence[Mapping[str, Mapping[str, int]]]) -> str:
-    """Groups that are too few to be judged, of one check or several, in words."""
-    each = ["; ".join(f"{kind} {_people(groups)}" for kind, groups in kinds.items()) for kinds in few]
-    return f"too few people to judge: {'; '.join(dict.fromkeys(each))}"
+def _decision(settings: Settings, checks: list[Check], in_order: str) -> Decision:
+    changed = {change.key: change for change in changes(settings)}
+    ours, usual = limits(settings), limits(plain())
+    told = [marked(each, ours, usual, changed) for each in checks]
+    loosened = [change for change in changed.values() if change.loosened]
+    failed = [each["reason"] for each in told if not each["passed"]]
+    words = f"gate loosened by: {', '.join(map(str, loosened))}"
+    reasons = failed or ([in_order, words] if loosened else [in_order])
+    entries = [{name: value for name, value in asdict(one).items() if name != "loosened"} for one in loosened]
+    return Decision(not failed, reasons, told, entries)
 
 
 def _in_order(
-    settings: Settings,
-    metrics: Mapping[str, Any],
-    checks: list[dict[str, Any]],
-    against: Mapping[str, Difference] | None,
+    settings: Settings, metrics: Mapping[str, Any], checks: list[Check], against: Mapping[str, Difference] | None
 ) -> str:
-    kinds = [check["check"] for check in checks]
+    kinds = [each["kind"] for each in checks]
     parts = [f"{kinds.count('threshold')} thresholds are met"]
     if settings.promote.above_constant:
         parts.append(f"all {kinds.count('constant')} tasks are better than a constant answer")
     if "fairness" in kinds:
-        few = [check["too_few"] for check in checks if check.get("too_few")]
-        unjudged = f" ({_unjudged(few)})" if few else ""
+        few = [each["too_few"] for each in checks if each.get("too_few")]
+        unseen = f" ({unjudged(few)})" if few else ""
         seen = [
-            f"{check['key']} {check['minimum_detectable_difference']:.3g}"
-            for check in checks
-            if check.get("minimum_detectable_difference")
+            f"{each['key']} {each['minimum_detectable_difference']:.3g}"
+            for each in checks
+            if each.get("minimum_detectable_difference")
         ]
         power = f"; minimum detectable difference at most: {', '.join(seen)}" if seen else ""
-        parts.append(f"no gap between groups is shown to exceed what is allowed{unjudged}{power}")
-    limits = settings.promote.fairness_gap
-    free = [f"{g['task']} by {g['kind']}" for g in shown_gaps(metrics) if limits.get(g["task"]) is None]
+        parts.append(f"no gap between groups is shown to exceed what is allowed{unseen}{power}")
+    allowed = settings.promote.fairness_gap
+    free = [f"{g['task']} by {g['kind']}" for g in shown_gaps(metrics) if allowed.get(g["task"]) is None]
     if free:
         parts.append(f"gaps shown that promote.fairness_gap sets no limit to: {', '.join(free)}")
-    champion = "there is no other champion to compare with" if against is None else "no task is worse than the champion"
-    return "; ".join([*parts, champion])
-
-
-def _check(kind: str, key: str, passed: bool, reason: str, **figures: Any) -> dict[str, Any]:
-    return {"check": kind, "key": key, "passed": passed, "reason": reason, **figures}
-
-
-def _number(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    quiet = {"unreadable": "readable answers", "contradictions": "consistency", "robustness": "worse pictures"}
+    quiet |= {"budget": "budget", "uses": "terms of the data"}
+    if held := [words for kind, words in quiet.items() if kind in kinds]:
+        parts.append(f"within limits: {', '.join(held)}")
+    margin = in_words(settings.promote.champion_margin)
+    parts.append(
+        "there is no other champion to compare with"
+        if against is None
+        else f"no task is shown to be worse than the champion by more than the margin of {margin}"
+    )
+    return "; ".join(parts)

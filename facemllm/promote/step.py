@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ def _gate(c: Context) -> Outcome:
     """The verdict on an evaluation: `passed`, or `refused`, which also takes a registered model's standing away."""
     from facemllm.promote import gates, registry
 
-    candidate = c.path("evaluation")
-    metrics = json.loads((candidate / "metrics.json").read_text("utf-8"))
-    conversations = c.store.path(metrics["conversations_digest"])
-    decision = gates.decide(c.settings, conversations, candidate, _champion_evaluation(c, metrics))
+    evaluation, champion = c.inputs["evaluation"], c.inputs["champion"]
+    judged = gates.verdict(c.settings, evaluation, champion=champion, answered=partial(_champion_evaluation, c))
+    decision = judged.decision
     if not decision.passed:
-        registry.withdraw(c.settings, metrics["model_digest"], decision.reasons)
+        registry.withdraw(c.settings, judged.origin.model, decision.reasons)
     gate = {"passed": decision.passed, "reasons": list(decision.reasons)}
-    digest = write_json(c.out, "gate.json", {**gate, "checks": decision.checks, "evaluation": c.inputs["evaluation"]})
+    told = {**gate, "checks": decision.checks, "loosened": decision.loosened, "evaluation": evaluation}
+    digest = write_json(c.out, "gate.json", told)
     verdict = "passed" if decision.passed else "refused"
     figure = verdict if decision.passed else f"refused: {decision.reasons[0]}"
     return Outcome(digest, figure, output=verdict, facts={"gate": gate})
@@ -52,21 +53,24 @@ def _champion_evaluation(c: Context, metrics: Mapping[str, Any]) -> Path | None:
 
 
 def _register(c: Context) -> Outcome:
-    """The model as a version in the registry."""
-    from facemllm.promote import registry
+    """The model as a version in the registry. The gate judges again here: no stored record of it is believed."""
+    from facemllm.promote import gates, registry
 
-    metrics = json.loads((c.path("evaluation") / "metrics.json").read_text("utf-8"))
-    gate: Mapping[str, Any] = c.nested("gate", evaluation=c.inputs["evaluation"], champion=_champion(c.settings))
+    model, evaluation, champion = c.inputs["model"], c.inputs["evaluation"], _champion(c.settings)
+    against = replace(c, inputs={**c.inputs, "champion": champion})
+    answered = partial(_champion_evaluation, against)
+    judged = gates.verdict(c.settings, evaluation, model=model, champion=champion, answered=answered)
+    decision = judged.decision
     version = registry.register(
         c.settings,
         model_dir=c.path("model"),
-        model_digest=c.inputs["model"],
-        evaluation=metrics,
-        evaluation_digest=c.inputs["evaluation"],
-        gate=gate["gate"],
+        model_digest=model,
+        evaluation=judged.metrics,
+        evaluation_digest=evaluation,
+        gate={"passed": decision.passed, "reasons": list(decision.reasons)},
         run_id=os.environ.get(PARENT_RUN),
     )
-    facts = {"name": version.name, "version": version.version, "model_digest": c.inputs["model"]}
+    facts = {"name": version.name, "version": version.version, "model_digest": model}
     digest = write_json(c.out, "registered.json", facts)
     return Outcome(digest, f"{version.name} version {version.version}", output=str(version.version), facts=facts)
 
@@ -108,10 +112,17 @@ def model_dir(settings: Settings, version: Any) -> Path:
     return path
 
 
+def _judged_by(settings: Settings) -> dict[str, Any]:
+    """What a verdict depends on beside its inputs."""
+    from facemllm.promote import gates
+
+    return {"promote": gates.depends(settings)}
+
+
 GATE = Step(
     name="gate",
     module="facemllm.promote.gates",
-    sections=section("promote", promote={"wait_minutes"}),
+    sections=_judged_by,
     inputs={"evaluation": "evaluate"},
     work=_gate,
     world={"champion": _champion},

@@ -5,13 +5,16 @@ Markdown with the metadata header that model hubs read, figures included (`model
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from facemllm.core import cost
-from facemllm.report.kit import brief, code, p_value, plain_markdown, render
+from facemllm.report.kit import brief, p_value, plain_markdown, render
+from facemllm.report.kit import code as in_code
+from facemllm.report.kit import text as text_of
 from facemllm.scoring import figures
 from facemllm.scoring.figures import measure
 from facemllm.scoring.metrics import CLOSED_MEAN, clears_constant
@@ -36,11 +39,16 @@ def card(
     lineage: Mapping[str, str],
     sources: Sequence[str],
     costs: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    decision: Mapping[str, Any] | None = None,
+    code: Mapping[str, Any] | None = None,
 ) -> str:
     """The model card in Markdown, with the metadata header that model hubs read.
 
     `evaluation` is `metrics.json`; `lineage` names digests of what the model was made from, `sources` whose pictures,
-    `costs` what each step cost. What was not measured is left out.
+    `costs` what each step cost. Of a version that is to be decided on, `decision` holds the gate's `passed`, `checks`
+    and `loosened`, and the `champion` with what is worse than it; `code` the `commit` and whether it was `dirty`. What
+    was not measured is left out.
     """
     rows = ledger.entries(settings)
     priced = {step: cost.priced(body, settings.cost.price_per_hour) for step, body in (costs or {}).items()}
@@ -64,9 +72,13 @@ def card(
         surest=trusted["gaps"]["surest"],
         unreadable={n: p["unreadable"] for n, p in _tasks(evaluation).items() if (p.get("unreadable") or 0) >= _UNREAD},
         costs=_costs(priced),
-        made=[("", "SHA-256"), *((name, code(digest)) for name, digest in {"model": model_digest, **lineage}.items())],
+        decision=decision,
+        checks=_checks(decision or {}),
+        worse=_worse((decision or {}).get("champion") or {}),
+        code=code,
+        made=[("", "SHA-256"), *((n, in_code(digest)) for n, digest in {"model": model_digest, **lineage}.items())],
     )
-    return f"---\n{_header(settings, evaluation, sources)}\n---\n\n{body}"
+    return f"---\n{_header(settings, evaluation, sources, list(rows.values()))}\n---\n\n{body}"
 
 
 def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any], sources: Sequence[str]) -> str:
@@ -84,7 +96,9 @@ def short(settings: Settings, model_digest: str, evaluation: Mapping[str, Any], 
     return "\n".join(lines)[:SHORT]
 
 
-def _header(settings: Settings, evaluation: Mapping[str, Any], sources: Sequence[str]) -> str:
+def _header(
+    settings: Settings, evaluation: Mapping[str, Any], sources: Sequence[str], rows: Sequence[ledger.Entry]
+) -> str:
     """The metadata as YAML: tags, and the figure of every task as hubs read them."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -108,13 +122,27 @@ def _header(settings: Settings, evaluation: Mapping[str, Any], sources: Sequence
         for metric, figure in {part.get("metric"): part, **(part.get("also") or {})}.items()
         if metric and figure.get("value") is not None
     ]
+    licence, stated = _licence([row for row in rows if row.key in sources])
     data = ModelCardData(
+        license=licence,
+        license_name=stated,
+        language="en",
+        library_name="transformers",
         pipeline_tag=PIPELINE,
         tags=["face-perception", "multimodal", *(["synthetic-data"] if _synthetic(sources) else [])],
         model_name=settings.promote.model_name,
         eval_results=results or None,
     )
     return data.to_yaml()
+
+
+def _licence(rows: Sequence[ledger.Entry]) -> tuple[str, str | None]:
+    """The header's licence: a name that hubs know if all sources are under it, else `other` with the sources' words."""
+    texts = list(dict.fromkeys(row.licence for row in rows))
+    known = {found for text in texts if (found := re.match(r"cc0-1\.0|cc[ -]by[ -]4\.0$", text, re.IGNORECASE))}
+    if len(texts) == 1 and known:
+        return known.pop().group().lower().replace(" ", "-"), None
+    return "other", "; ".join(texts) or "unknown"
 
 
 def _synthetic(sources: Sequence[str]) -> bool:
@@ -175,6 +203,24 @@ def _costs(found: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     names = [name for name in (*_COST, "price") if name in known]
     head = ("step", *(name.replace("_", " ") for name in names))
     return [head, *((step, *(_amount(body.get(n)) for n in names)) for step, body in found.items())] if names else []
+
+
+def _checks(decision: Mapping[str, Any]) -> list[Row]:
+    """Every rule of the gate that holds a figure against a limit."""
+    lines: list[Row] = [("rule", "of", "figure", "limit", "in params.yaml", "")]
+    for one in decision.get("checks") or ():
+        if isinstance(one["limit"], int | float) and not isinstance(one["limit"], bool):
+            usual = "" if one["default"] == one["asked"] else text_of(one["default"])
+            verdict = Markup("passed" if one["passed"] else "**failed**")
+            lines.append((one["kind"], one["key"], brief(one), brief(one["limit"]), usual, verdict))
+    return lines if len(lines) > 1 else []
+
+
+def _worse(champion: Mapping[str, Any]) -> list[Row]:
+    """Tasks whose figure is worse than the champion's, and by how much."""
+    lines: list[Row] = [("task", "worse by", "allowed")]
+    lines += [(one["task"], brief(one), brief(one["limit"])) for one in champion.get("worse") or ()]
+    return lines if len(lines) > 1 else []
 
 
 def _amount(value: Any) -> str:

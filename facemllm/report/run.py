@@ -72,7 +72,7 @@ def page(
     tasks = _tasks(summary, metrics)
     zero_shot = tasks.pop(ZERO_SHOT, None)
     checks = (summary.get("gate") or {}).get("checks") or ()
-    limits = {check["key"]: check for check in checks if check["check"] == "threshold" and "bound" in check}
+    limits = {check["key"]: check for check in checks if check["kind"] == "threshold"}
     closed = metrics.get(CLOSED_MEAN) or summary.get(CLOSED_MEAN)
     rows, trust = _results(tasks, closed, limits) if tasks else [], figures.trust(metrics)
     return render(
@@ -90,7 +90,7 @@ def page(
         gaps=trust["gaps"],
         below_blind=trust["below_blind"],
         shown_gaps=figures.shown_gaps(metrics),
-        gap_limits={check["key"]: check["bound"] for check in checks if check["check"] == "fairness"}
+        gap_limits={check["key"]: check["limit"] for check in checks if check["kind"] == "fairness"}
         if checks
         else None,
         plots=_reliability(metrics),

@@ -131,6 +131,15 @@ def load(profile: str = "laptop", overrides: Sequence[str] = ()) -> Settings:
         raise UserError(_explain(error, origins)) from None
 
 
+def plain() -> Settings:
+    """What `params.yaml` says by itself: no profile, no override. Raises UserError as `load` does."""
+    values = _read(root() / PARAMS)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, dict.fromkeys(_leaves(values), PARAMS))) from None
+
+
 class _Unique(yaml.SafeLoader):
     """YAML as PyYAML reads it safely, but a mapping that says the same key twice is refused."""
 

@@ -44,6 +44,34 @@ class Threshold(Section):
         return self
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Limit = Annotated[float, Field(ge=0)]
+
+
+class Contradictions(Section):
+    """Largest share of checks that the model's answers may break: relations between answers, captions against them."""
+
+    relations: Share | None
+    captions: Share | None
+
+
+class Robustness(Section):
+    """By how much mean balanced accuracy may fall on pictures made worse, or without the map of face parts."""
+
+    blur: Share | None
+    dark: Share | None
+    jpeg: Share | None
+    occlusion: Share | None
+    no_map: Share | None
+
+
+class Budget(Section):
+    """What the steps behind a model may have cost together; a price needs `cost.price_per_hour`."""
+
+    seconds: Limit | None
+    price: Limit | None
+
+
 Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 
 
@@ -64,8 +92,10 @@ class Promote(Section):
     people that a task may be shown to have, in the task's own unit; null is not asked for. With `fairness_power:
     required` a task also fails where the minimum detectable difference of two groups is larger than that; `reported`
     only says so. `champion_margin` is in the figure's own unit for shares, and a share of the champion's error for
-    errors. `policy` and `decisions` say where keys and signed decisions are (null: under home); `rule` makes a new
-    policy file and has no say once there is one.
+    errors. `unreadable` is the largest share of a task's answers that cannot be read. `uses` are those that the terms
+    of every source the model was trained on must allow. Of these, too, null is not asked for. `policy` and `decisions`
+    say where keys and signed decisions are (null: under home); `rule` makes a new policy file and has no say once there
+    is one.
     """
 
     model_name: str
@@ -75,6 +105,11 @@ class Promote(Section):
     fairness_gap: dict[str, Annotated[float, Field(gt=0)] | None]
     fairness_power: Literal["required", "reported"]
     champion_margin: Annotated[float, Field(ge=0)]
+    unreadable: Share | None
+    contradictions: Contradictions
+    robustness: Robustness
+    budget: Budget
+    uses: list[Literal["train", "evaluate", "serve"]]
     wait_minutes: Annotated[float, Field(ge=0)]
     policy: str | None
     decisions: str | None

@@ -41,7 +41,7 @@ def words(*names: str) -> dict[str, Any]:
 
 
 def test_the_run_page_escapes_everything() -> None:
-    check = words("check", "key", "reason") | {"passed": False}
+    check = words("kind", "key", "reason") | {"passed": False}
     gate = {"passed": False, "reasons": [HOSTILE], "checks": [check]}
     rows = words("key", "name", "licence", "status") | {"uses": [HOSTILE]}
     facts = words("run", "commit", "device", "profile", "approval") | {"overrides": [HOSTILE], "sources": [rows]}

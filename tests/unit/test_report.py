@@ -30,7 +30,7 @@ TASKS = {
     "attributes": figure(0.81, 0.79, 0.83, 0.35, 0.55, items=ITEMS),
     "age": figure(9.5, 8.8, 10.1, 16.4, 12.9, metric="mae"),
 }
-LIMIT = {"check": "threshold", "key": "age", "passed": True, "bound": 12, "reason": "age 9.5 is within the limit 12"}
+LIMIT = {"kind": "threshold", "key": "age", "passed": True, "limit": 12, "reason": "age 9.5 is within the limit 12"}
 LICENCE = {"key": "render", "name": "Drawn heads", "licence": f"CC0 {HOSTILE}", "status": "active"}
 REFUSED = {"passed": False, "reasons": [f"expression 0.41 is below the threshold 0.55 {HOSTILE}"], "checks": [LIMIT]}
 SUMMARY = {
@@ -263,7 +263,7 @@ def test_what_is_worse_than_nothing_carries_a_warning():
 
 
 def test_a_gap_stands_beside_the_limit_of_the_gate_or_its_lack():
-    gate = {"passed": True, "reasons": [], "checks": [{"check": "fairness", "key": "gender", "bound": 0.2}]}
+    gate = {"passed": True, "reasons": [], "checks": [{"kind": "fairness", "key": "gender", "limit": 0.2}]}
     gate["checks"][0] |= {"passed": True, "reason": "gender is fair"}
     assert "limit of the gate" not in read({}, example.METRICS)
     words = read({"gate": gate}, example.METRICS)
