@@ -111,7 +111,7 @@ def model_dir(settings: Settings, version: Any) -> Path:
 GATE = Step(
     name="gate",
     module="facemllm.promote.gates",
-    sections=section("promote", promote={"wait_minutes", "notify"}),
+    sections=section("promote", promote={"wait_minutes", "policy", "decisions", "rule", "notify"}),
     inputs={"evaluation": "evaluate"},
     work=_gate,
     world={"champion": _champion},
