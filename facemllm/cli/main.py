@@ -200,9 +200,7 @@ def deploy(settings: Settings, version: Version) -> Result:
 @command(services_app, "up", plain=True)
 def services_up(
     settings: Settings,
-    names: Annotated[
-        list[str] | None, typer.Argument(help="mlflow, ray, staging or production; default: mlflow.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Of the four servers; default: mlflow.")] = None,
 ) -> Result:
     """Start local servers, or adopt those that run; production only with the model released last, if still approved."""
     from facemllm.core import services

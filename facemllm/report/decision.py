@@ -1,4 +1,4 @@
-"""What there is to decide, for the terminal: the registered versions, and one of them with all that a decision needs."""
+"""What there is to decide, for the terminal: all registered versions, or one with all that a decision needs."""
 
 from __future__ import annotations
 
@@ -58,10 +58,8 @@ def _bundle(bundle: Mapping[str, Any]) -> Iterator[Table | Text]:
         yield Text("\nno version is in production: nothing to compare with")
     else:
         worse = champion.get("worse") or []
-        told = (
-            "worse than version {} in production:" if worse else "not shown to be worse than version {} in production"
-        )
-        yield Text(f"\n{told.format(champion.get('version'))}", "bold red" if worse else "")
+        told = "worse than" if worse else "not shown to be worse than"
+        yield Text(f"\n{told} version {champion.get('version')}, which is in production", "bold red" if worse else "")
         for one in worse:
             interval = f"({_value(one.get('low'))} to {_value(one.get('high'))})"
             allowed = f"allowed {_value(one.get('limit'))}"
@@ -84,13 +82,11 @@ def _figures(tasks: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("metric")
     for task, one in tasks.items():
-        places = decimals(str(one.get("metric")))
+        places = decimals(one, 3)
         champion = one.get("champion") or {}
         constant = (one.get("baselines") or {}).get("constant")
-        cells = [
-            number(one.get("value"), places),
-            f"{number(one.get('low'), places)} – {number(one.get('high'), places)}",
-        ]
+        low, high = number(one.get("low"), places), number(one.get("high"), places)
+        cells = [number(one.get("value"), places), f"{low} – {high}"]
         cells += [number(constant, places), number(champion.get("value"), places)]
         cells += [f"{100 * (one.get('unreadable') or 0):.1f} %", f"{one.get('n') or 0:,}"]
         table.add_row(escape(head(task)), *cells, str(one.get("metric")))
