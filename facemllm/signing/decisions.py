@@ -144,6 +144,9 @@ class Decisions:
             raise Refused(
                 "other_model", f"bundle {statement.bundle[:12]} is about model {about[:12]}, not {statement.model[:12]}"
             )
+        known = {entry.id for entry in self.statements(statement.model) if entry.known}
+        if unknown := [name for name in statement.previous if name not in known]:
+            raise Refused("history", f"{statement.words} builds on statement {unknown[0]}, which {self.place} lacks")
         path = f"statements/{statement.model}/{statement.id}.json"
         message = f"{statement.decision} {statement.model[:12]} by {statement.person}\n\n{statement.reason}"
         self._repository.add({path: envelope}, message, f"{statement.person} ({statement.key[:12]})", path)

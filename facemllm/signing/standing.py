@@ -1,7 +1,8 @@
 """What is in force about a bundle: its state, who signed, what is missing and who may still sign.
 
 A rejection or revocation beats every approval of the same model that does not have it among its `previous`,
-transitively; so an old approval that is put in again undoes nothing.
+transitively; so an old approval that is put in again undoes nothing. Where a statement is missing that another builds
+on, no approval of that model counts.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def judge(bundle: str, model: str, entries: Sequence[Entry], policy: Policy, now
     against = [one for one in valid if one.decision in ("reject", "revoke")]
     past = _Past(valid)
     known = {entry.id for entry in entries if entry.known}
+    lost = next(((one, name) for one in valid for name in one.previous if name not in known), None)
     barred = set() if rule.requester_may_approve else {same_person(one.person) for one in asked}
 
     refused = [entry.refused for entry in entries if entry.refused is not None]
@@ -92,7 +94,7 @@ def judge(bundle: str, model: str, entries: Sequence[Entry], policy: Policy, now
     for one in own:
         if one.decision != "approve":
             continue
-        why = _lasting_refusal(one, known, against, past, barred)
+        why = _lasting_refusal(one, lost, against, past, barred)
         over = _time_refusal(one, rule, now)
         if why is None and over is None:
             good.append(one)
@@ -168,10 +170,11 @@ def _time_refusal(one: Statement, rule: Rule, now: datetime) -> Refused | None:
 
 
 def _lasting_refusal(
-    one: Statement, known: set[str], against: Sequence[Statement], past: _Past, barred: set[str]
+    one: Statement, lost: tuple[Statement, str] | None, against: Sequence[Statement], past: _Past, barred: set[str]
 ) -> Refused | None:
-    if lost := [name for name in one.previous if name not in known]:
-        return Refused("history", f"{one.words} builds on statement {lost[0]}, which is not in the repository", one.id)
+    if lost is not None:
+        why = f"{lost[0].words} builds on statement {lost[1]}, which is not in the repository (any more)"
+        return Refused("history", why, one.id)
     if same_person(one.person) in barred:
         return Refused("requester", f"{one.person} asked for the decision and may not approve it", one.id)
     for other in reversed(against):
