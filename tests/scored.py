@@ -71,11 +71,12 @@ def write_predictions(
     parsed: Sequence[str | None] | Mapping[int, str | None],
     raw: Sequence[str | None] | None = None,
     scores: Sequence[Mapping[str, float] | None] | None = None,
+    model: str = "m" * 64,
     **about: Any,
 ) -> Path:
     """A predictions table that answers the questions of these numbers."""
     said = parsed if isinstance(parsed, Mapping) else dict(enumerate(parsed))
-    plain = {"image_id": "", "task": "", "model_digest": "m" * 64}
+    plain = {"image_id": "", "task": "", "model_digest": model}
     with TableWriter(out, PREDICTIONS, about={"split": "test", **about}) as writer:
         for place, text in said.items():
             given = pairs(scores[place]) if scores and scores[place] else None
@@ -87,6 +88,6 @@ def write_predictions(
 def write_evaluation(folder: Path, table: Path, parsed: Any, model: str, **figures: Any) -> Path:
     """The folder of an evaluation: predictions, and a `metrics.json` that says whose they are, with these figures."""
     about = {"conversations_digest": open_table(table).digest, "split": "test", "model_digest": model}
-    about["predictions_digest"] = open_table(write_predictions(folder / "predictions", parsed)).digest
+    about["predictions_digest"] = open_table(write_predictions(folder / "predictions", parsed, model=model)).digest
     (folder / "metrics.json").write_text(json.dumps(about | figures))
     return folder

@@ -23,6 +23,7 @@ from facemllm.report import card as model_card
 from facemllm.scoring import figures
 from facemllm.scoring.metrics import CLOSED_MEAN
 from facemllm.settings import Settings, plain
+from facemllm.signing.canonical import canonical as canonical_json
 from facemllm.version import ledger
 
 SCHEMA = 1
@@ -165,20 +166,18 @@ def of_version(settings: Settings, version: Version, champion: Version | None) -
 
 
 def canonical(value: Any) -> bytes:
-    """Canonical JSON (RFC 8785). Whole numbers that a JSON reader may not keep become floating-point ones."""
-    import rfc8785
-
-    return rfc8785.dumps(plainly(value))
+    """Canonical JSON (RFC 8785) of `plainly` the value."""
+    return canonical_json(plainly(value))
 
 
 def plainly(value: Any) -> Any:
-    """A value as canonical JSON has it."""
+    """A value as JSON has it. Whole numbers beyond 2**53, which not every reader keeps, become text."""
     if isinstance(value, Mapping):
         return {str(key): plainly(each) for key, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [plainly(each) for each in value]
-    large = isinstance(value, int) and not isinstance(value, bool) and abs(value) > _LARGEST
-    return float(value) if large else value
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    return str(int(value)) if whole and abs(value) > _LARGEST else value
 
 
 def changed(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -31,9 +31,10 @@ _CLOSE = 1e-9
 
 @dataclass(frozen=True)
 class Evidence:
-    """A checked copy of an evaluation folder, and the SHA-256 of its files by name."""
+    """A checked copy of an evaluation `folder`, and the SHA-256 of its files by name."""
 
     path: Path
+    folder: Path
     files: Mapping[str, str]
 
 
@@ -55,7 +56,7 @@ def verified(folder: Path, digest: str, files: Mapping[str, str] | None = None) 
         found = digests.of_each(copy, fresh=True)
         if digests.of_listing(found) != digest:
             raise UserError(f"{folder}: {_misfit(copy, found, digest, files or {})}; evaluate again")
-        yield Evidence(copy, found)
+        yield Evidence(copy, folder, found)
 
 
 def names(folder: Path) -> list[str]:
@@ -90,31 +91,32 @@ def read_once(path: Path, sha256: str) -> Iterator[Path]:
         yield copy.parent
 
 
-def recount(metrics: Mapping[str, Any], conversations: Path, folder: Path) -> None:
+def recount(metrics: Mapping[str, Any], conversations: Path, evidence: Evidence) -> None:
     """Check the figures of `metrics.json` that need no resampling against the answers beside it.
 
     Raises UserError naming the first figure that does not follow from them, or when they are about another table.
     """
+    folder, where = evidence.path, evidence.folder
     table = open_table(conversations, CONVERSATIONS)
     if table.digest != metrics["conversations_digest"]:
         raise UserError(
-            f"{folder}: the evaluation is of conversations {metrics['conversations_digest'][:12]}, not of "
+            f"{where}: the evaluation is of conversations {metrics['conversations_digest'][:12]}, not of "
             f"{table.digest[:12]}; evaluate on the same conversations"
         )
     sheet = read_sheet(table, metrics["split"])
     predictions = open_table(folder / PREDICTED, PREDICTIONS)
     for row in predictions.iterate(["model_digest"]):
         if row["model_digest"] != metrics["model_digest"]:
-            raise UserError(f"{folder}: {PREDICTED} holds answers of model {str(row['model_digest'])[:12]}; {_AGAIN}")
+            raise UserError(f"{where}: {PREDICTED} holds answers of model {str(row['model_digest'])[:12]}; {_AGAIN}")
     parsed = read_parsed(predictions, sheet)
     counted = summary.heads(summary.replicate(sheet, parsed, 0, 0))
     for name, values in counted.items():
         entry = metrics.get(CLOSED_MEAN) if name == CLOSED_MEAN else metrics["tasks"].get(name)
         if "." not in name:
-            _same(folder, f"{METRICS}: {name}", (entry or {}).get("value"), values[0])
+            _same(where, f"{METRICS}: {name}", (entry or {}).get("value"), values[0])
     for name in metrics["tasks"]:
         if name not in counted:
-            raise UserError(f"{folder}: {METRICS}: {name} is no task of the predictions beside it; {_AGAIN}")
+            raise UserError(f"{where}: {METRICS}: {name} is no task of the predictions beside it; {_AGAIN}")
     for kind, entry in (metrics.get("disturbed") or {}).items():
         if CLOSED_MEAN in counted and (folder / DISTURBED / str(kind)).is_dir():
             rows, said = read_some(open_table(folder / DISTURBED / str(kind), PREDICTIONS), sheet)
@@ -122,7 +124,7 @@ def recount(metrics: Mapping[str, Any], conversations: Path, folder: Path) -> No
             only[rows] = True
             after = summary.heads(summary.replicate(sheet, said, 0, 0, only)).get(CLOSED_MEAN)
             if after is not None:
-                _same(folder, f"{METRICS}: disturbed.{kind}", entry["after"]["value"], after[0])
+                _same(where, f"{METRICS}: disturbed.{kind}", entry["after"]["value"], after[0])
 
 
 _AGAIN = "evaluate again"

@@ -127,7 +127,7 @@ def verdict(
             if not each["passed"]:
                 raise UserError(f"{each['reason']}; nothing was judged: make again what does not fit")
         conversations = store.path(metrics["conversations_digest"])
-        recount(metrics, conversations, candidate.path)
+        recount(metrics, conversations, candidate)
         decision = decide(settings, conversations, candidate.path, rival.path if rival else None, origin)
     return Verdict(decision, metrics, theirs, origin, {"model": bytes_of, "evaluation": candidate.files})
 

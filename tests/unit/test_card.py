@@ -1,5 +1,7 @@
 """The measured half of a model card."""
 
+import re
+
 from huggingface_hub import ModelCard
 
 from facemllm.report import card
@@ -95,3 +97,91 @@ def test_no_gap_is_told_with_what_could_have_been_seen():
     said = text({"tasks": {}, "fairness": {"gender": {"skin_tone": kind}}})
     assert "A gap is shown in 0 of 1 comparisons (a task by a kind of group). Minimum detectable difference" in said
     assert "from the surest pair of groups to the least sure: gender 0.08–0.08." in said
+
+
+KEPT = {"p", "p_holm", "degrees", "error", "own_error", "growth"}
+"""Figures of tests, which say whether a gap is shown: they keep their values."""
+NAMES = ("SHA-256", "1-3", "4-7", "8-10", "within_5", "3 × 5")
+
+
+def told_apart(value, seen, path=""):
+    """The same metrics, but every number in them another one; `seen` says which number stands where."""
+    if isinstance(value, dict):
+        return {k: v if k in KEPT else told_apart(v, seen, f"{path}.{k}") for k, v in value.items()}
+    if isinstance(value, list):
+        return [told_apart(each, seen, f"{path}[]") for each in value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    number = 10_001 + 7 * len(seen) if isinstance(value, int) else round(0.101 + 0.001 * len(seen), 3)
+    seen[number] = path
+    return number
+
+
+def written(number):
+    """The ways in which a card writes a number."""
+    return {f"{number:.3g}", f"{number:.4g}", f"{number:,}", str(number), f"{number:.1%}"[:-1]}
+
+
+def test_every_number_of_the_card_is_one_of_the_metrics_the_costs_or_the_decision():
+    seen = {}
+    metrics, costs = told_apart(example.METRICS, seen, "metrics"), told_apart(example.COST, seen, "cost")
+    checks = [
+        {
+            "kind": "threshold",
+            "key": "age",
+            "value": 1.0,
+            "low": 1.0,
+            "high": 1.0,
+            "limit": 1.0,
+            "asked": 1.0,
+            "default": 1.0,
+        },
+        {
+            "kind": "budget",
+            "key": "price",
+            "value": 1.0,
+            "low": None,
+            "high": None,
+            "limit": 1.0,
+            "asked": 1.0,
+            "default": 1.0,
+        },
+    ]
+    checks = [{**told_apart(check, seen, f"checks.{check['key']}"), "passed": False, "reason": "x"} for check in checks]
+    worse = told_apart({"value": 1.0, "low": 1.0, "high": 1.0, "limit": 1.0}, seen, "worse")
+    loosened = [{"key": "promote.thresholds.age", **told_apart({"value": 1.0, "default": 1.0}, seen, "loosened")}]
+    decision = {"passed": False, "checks": checks, "loosened": loosened}
+    decision["champion"] = {"version": 4711, "worse": [{"task": "age", **worse}]}
+    settings = load("laptop")
+    made = card.card(
+        settings, "a" * 64, metrics, {}, ["render"], costs, decision=decision, code={"commit": "b" * 40, "dirty": False}
+    )
+    _, _, body = made.split("---\n", 2)
+    known = {text for number in seen for text in written(number)}
+    known |= {"4711", str(settings.seed), "95"}  # the version, the seed, "95 % interval"
+    known |= {"1", "2"}  # gaps shown, of so many compared: counted, not stated
+    known |= {".001", "4.0", "1.0"}  # "p < .001", licences
+    body = re.sub(r"`[^`]*`", "", body)  # digests, names of files
+    for name in (*NAMES, "CC0-1.0", "CC0"):
+        body = body.replace(name, "")
+    stray = [
+        token for token in re.findall(r"(?<![\w.])-?\.?\d[\d,.]*(?:e[+-]\d+)?", body) if token.rstrip(".,") not in known
+    ]
+    assert stray == []
+    # and the figures of every task, the gaps, the costs are there
+    for path in (
+        "metrics.tasks.attributes.value",
+        "metrics.tasks.age.low",
+        "checks.age.limit",
+        "worse.value",
+        "loosened.value",
+    ):
+        (number,) = [number for number, at in seen.items() if at == path]
+        assert written(number) & set(re.findall(r"[\d.,]+", body)), path
+    in_header = {one.metric_value for one in ModelCard(made).data.eval_results}
+    assert in_header <= set(seen)
+    assert {seen[number] for number in in_header} == {
+        f"metrics.{path}.value"
+        for task, entry in example.TASKS.items()
+        for path in (f"tasks.{task}", *(f"tasks.{task}.also.{other}" for other in entry["also"]))
+    } | {"metrics.closed_mean.value"}
