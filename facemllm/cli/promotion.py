@@ -1,4 +1,4 @@
-"""`facemllm promote ...` and `facemllm lineage`: decisions about model versions, and what is behind one."""
+"""`facemllm promote ...`: decisions about model versions."""
 
 from __future__ import annotations
 
@@ -71,14 +71,3 @@ def promote_reject(settings: Settings, version: Version, reason: Reason, by: By 
 def _decided(decision: Any) -> Result:
     words = f"{decision.decision} by {decision.by}: {decision.reason}"
     return asdict(decision), f"version {decision.version} ({decision.digest[:12]}) {words}"
-
-
-def lineage(
-    settings: Settings,
-    identifier: Annotated[str, typer.Argument(help="Model version, alias, or any digest (its first digits).")],
-) -> Result:
-    """Walk the chain behind a served model, a checkpoint or a table."""
-    from facemllm.promote import lineage as chain
-
-    links = chain.lineage(settings, identifier)
-    return {"links": links}, lambda: chain.show(links)
