@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from facemllm.cli import data, keys, promotion
+from facemllm.cli import data, keys, lineage, promotion
 from facemllm.core.machine import on_plain_path
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
@@ -37,7 +37,8 @@ services_app = typer.Typer(no_args_is_help=True, help="Local servers: MLflow, Ra
 app.add_typer(data.version, name="version")
 app.add_typer(promotion.promote, name="promote")
 app.add_typer(keys.keys, name="keys")
-command(app, "lineage")(promotion.lineage)
+command(app, "lineage")(lineage.lineage)
+app.add_typer(lineage.audit, name="audit")
 app.add_typer(services_app, name="services")
 
 Run = Annotated[

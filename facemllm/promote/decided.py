@@ -16,7 +16,8 @@ def decisions(settings: Settings) -> tuple[Decisions, Policy] | None:
     policy_file = local.policy_path(settings)
     if settings.promote.policy is None and not policy_file.exists():
         return None
-    if settings.promote.decisions is None and not (settings.home / "signing" / "decisions").is_dir():
+    made = (settings.home / "signing" / "decisions").exists() or local.checkpoint_path(settings).exists()
+    if settings.promote.decisions is None and not made:
         return None
     policy = read_policy(policy_file)
     return Decisions.open(settings, policy), policy

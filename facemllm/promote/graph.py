@@ -44,8 +44,7 @@ class Graph:
 
     def as_json(self) -> dict[str, Any]:
         """Ready for JSON: `roots`, `direction`, `nodes`, `edges` (`material` went into `product`), `notes`."""
-        nodes = [{name: v for name, v in asdict(node).items() if v or name == "id"} for node in self.nodes.values()]
-        edges = [asdict(edge) for edge in self.edges]
+        nodes, edges = [asdict(node) for node in self.nodes.values()], [asdict(edge) for edge in self.edges]
         return {"roots": self.roots, "direction": self.direction, "nodes": nodes, "edges": edges, "notes": self.notes}
 
 

@@ -212,10 +212,10 @@ class _Lineage:
         if champion := (record.inputs.get(_COMPARED) if record else ""):
             facts[_COMPARED] = champion
             told.append(f"against {champion[:12]}")
-        text = "; ".join(part for part in told if part)
-        return Node(
-            digest, record.step if record else "result", digest[:12], time(record.at if record else None), text, facts
-        )
+        text, at = "; ".join(part for part in told if part), time(record.at if record else None)
+        if record and record.step == "version":  # a revision of the data, not a version of the model
+            return Node(digest, "revision", str(facts.get("output"))[:12], at, "of the data repository", facts)
+        return Node(digest, record.step if record else "result", digest[:12], at, text, facts)
 
     def _person(self, id: str, name: str) -> Node:
         told = [f"{self._about['images']} pictures"] if self.who and self.who[0] == "subject" and self._about else []

@@ -14,14 +14,16 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from facemllm.errors import UserError, one_line
-from facemllm.promote import webhook
+from facemllm.promote import decided, webhook
 from facemllm.promote.webhook import LIMIT_S, Temporary
 from facemllm.report.kit import render
 from facemllm.settings import Settings
+from facemllm.signing.canonical import time_text, utc_now
+from facemllm.signing.standing import standing
 from facemllm.version.tombstones import plain_line
 
 if TYPE_CHECKING:
@@ -70,8 +72,27 @@ def notify(settings: Settings, event: str, facts: Mapping[str, Any]) -> None:
 def facts_of(statement: Any, version: int | str | None = None) -> dict[str, Any]:
     """What a notice says of a signed statement, about a version if its number is known."""
     facts = {name: getattr(statement, name) for name in FACTS if hasattr(statement, name)}
-    times = {name: facts[name] and facts[name].isoformat(timespec="seconds") for name in ("issued", "expires")}
+    times = {name: facts[name] and time_text(facts[name]) for name in ("issued", "expires")}
     return {**facts, **times, "statement": statement.id, "version": version}
+
+
+def tell_expiring(settings: Settings, days: int, now: datetime | None = None) -> list[dict[str, Any]]:
+    """Tell of every approval in force that ends within `days` days. Returns the facts of each."""
+    found, told, now = decided.decisions(settings), [], now or utc_now()
+    if found is None:
+        return []
+    decisions, policy = found
+    for bundle, model in {s.bundle: s.model for entry in decisions.statements() if (s := entry.statement)}.items():
+        in_force = standing(decisions, policy, bundle, now)
+        if in_force.state != "approved" or in_force.expires is None or in_force.expires > now + timedelta(days=days):
+            continue
+        about = decisions.bundle(bundle).get("model", {})
+        facts = {"model": model, "bundle": bundle, "name": about.get("name"), "version": about.get("version")}
+        people = ", ".join(one.person for one in in_force.approvals)
+        facts |= {"decision": "approve", "person": people, "expires": time_text(in_force.expires)}
+        notify(settings, "expiring", facts)
+        told.append(facts)
+    return told
 
 
 def _post(settings: Settings, notice: Mapping[str, Any]) -> None:

@@ -164,28 +164,33 @@ class Promoted:
         return [record.digest for record in self.records.uses.get(evaluation, ()) if record.step == "gate"]
 
     def _read_versions(self) -> None:
+        """Of what names a version the signed bundles come first, MLflow, which anybody may have written to, last."""
+        for digest in self.of_bundle:
+            model = self._bundle(digest).get("model")
+            if isinstance(model, dict):
+                known = self._add(Known(str(model.get("name")), str(model.get("version")), str(model.get("digest"))))
+                known.evaluations |= {e: None for name, e in self._bundle_materials(digest) if name == "evaluation"}
         for record in self.records.all:
             model, evaluation = record.inputs.get("model", ""), record.inputs.get("evaluation", "")
             if record.step == "register" and DIGEST.fullmatch(model):
                 name = str(record.facts.get("name") or self.settings.promote.model_name)
-                known = self._add(Known(name, str(record.facts.get("version")), model, created=time(record.at)))
+                known = self._add(Known(name, str(record.facts.get("version")), model))
+                known.created = known.created or time(record.at)
                 known.evaluations |= {evaluation: None} if DIGEST.fullmatch(evaluation) else {}
         try:
-            for version in registry.versions(self.settings):
-                known = self._add(Known(version.name, str(version.version), version.digest))
-                if known.model != version.digest:
-                    said = f"{version.name} {version.version} is {version.digest[:12] or 'nothing'}"
-                    self.notes.append(f"MLflow says that {said}, this home that it is {known.model[:12]}")
-                known.created, known.gate = str(version.created), version.gate
-                known.aliases = version.aliases
-                known.evaluations |= {version.evaluation: None} if DIGEST.fullmatch(version.evaluation) else {}
-                known.behind = _mapping(version.tags.get(registry.LINEAGE))
+            listed = registry.versions(self.settings)
         except UserError:
             self.notes.append(AWAY)
-        for digest in self.of_bundle:
-            model = self._bundle(digest).get("model")
-            if isinstance(model, dict) and str(model.get("digest")) not in self.by_model:
-                self._add(Known(str(model.get("name")), str(model.get("version")), str(model.get("digest"))))
+            return
+        for version in listed:
+            known = self._add(Known(version.name, str(version.version), version.digest))
+            known.created, known.gate, known.aliases = version.created, version.gate, version.aliases
+            if known.model != version.digest:
+                said = f"{version.name} {version.version} is {version.digest[:12] or 'nothing'}"
+                self.notes.append(f"MLflow says that {said}; it was {known.model[:12]} when it was registered")
+                continue
+            known.evaluations |= {version.evaluation: None} if DIGEST.fullmatch(version.evaluation) else {}
+            known.behind = _mapping(version.tags.get(registry.LINEAGE))
 
     def _add(self, known: Known) -> Known:
         id = f"{known.name}/{known.version}"

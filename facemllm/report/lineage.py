@@ -74,7 +74,11 @@ def lines(graph: Mapping[str, Any], width: int, everything: bool = False) -> lis
 
 def day(node: Node) -> str:
     """When a node came about, to the minute."""
-    return str(node.get("at", ""))[:16].replace("T", " ")
+    return (node["at"] or "")[:16].replace("T", " ")
+
+
+def _at(node: Node) -> str:
+    return str(node["at"] or "")
 
 
 def _spanning(graph: Mapping[str, Any], up: bool) -> Branch:
@@ -89,20 +93,20 @@ def _spanning(graph: Mapping[str, Any], up: bool) -> Branch:
         if nodes[there]["kind"] != "commit":
             after.setdefault(here, []).append(there)
     order = _ordered(graph["roots"], after)
-    depth = dict.fromkeys(graph["roots"], 0)
+    rank: dict[str, tuple[int, bool, str]] = dict.fromkeys(graph["roots"], (0, True, ""))
     parent: dict[str, str] = {}
     for here in order:
+        offered = (rank[here][0] + 1, nodes[here]["kind"] not in _FIRST, _at(nodes[here]))
         for there in after.get(here, ()):
-            rank = (depth[here] + 1, nodes[here].get("at", ""))
-            if there not in parent or rank > (depth[there], nodes[parent[there]].get("at", "")):
-                depth[there], parent[there] = depth[here] + 1, here
+            if there not in rank or offered > rank[there]:
+                rank[there], parent[there] = offered, here
     tree = Branch(list(graph["roots"]), nodes)
     for there, here in parent.items():
         if there not in graph["roots"]:
             tree.children.setdefault(here, []).append(there)
     below = _heights(order, tree.children)
     for children in tree.children.values():
-        children.sort(key=lambda id: nodes[id].get("at", ""), reverse=True)
+        children.sort(key=lambda id: _at(nodes[id]), reverse=True)
         children.sort(key=lambda id: (nodes[id]["kind"] not in _FIRST, below[id]))
     return tree
 
@@ -139,25 +143,30 @@ def _folded(tree: Branch, most: int | None) -> Branch:
 
     def weight(id: str) -> tuple[bool, bool, bool, str]:
         node = tree.nodes[id]
-        facts = node.get("facts", {})
+        facts = node["facts"]
         told = node["kind"] in _TOLD
-        return bool(facts.get("serves")), facts.get("state") == "approved", told, str(node.get("at", ""))
+        return bool(facts.get("serves")), facts.get("state") == "approved", told, _at(node)
 
     kept = dict.fromkeys(tree.roots)
-    for id in sorted((one for one in everything if one not in kept), key=weight, reverse=True):
-        if len(kept) >= most:
+    for id in sorted(everything, key=weight, reverse=True):
+        room = most - len(kept)
+        if room <= 0:
             break
         if tree.nodes[id]["kind"] in _TOLD or not tree.children.get(id):
             path = [id]
             while path[-1] not in kept:
                 path.append(parent[path[-1]])
+            if len(path) > room:  # of a long chain both ends
+                path = [*path[: room // 2], *path[len(path) - (room - room // 2) :]]
             kept |= dict.fromkeys(path)
-    found = Branch(tree.roots, tree.nodes)
-    for here in kept:
-        children = tree.children.get(here, [])
-        found.children[here] = [child for child in children if child in kept]
-        if gone := [child for child in children if child not in kept]:
-            found.folded[here] = Counter(tree.nodes[id]["kind"] for id in tree.below(gone))
+    found, nearest = Branch(tree.roots, tree.nodes), {root: root for root in tree.roots}
+    for id in everything:
+        above = nearest.get(parent.get(id, id), id)
+        nearest[id] = id if id in kept else above
+        if id not in kept:
+            found.folded.setdefault(above, Counter())[tree.nodes[id]["kind"]] += 1
+        elif id not in tree.roots:
+            found.children.setdefault(above, []).append(id)
     return found
 
 
@@ -191,7 +200,7 @@ def _line(node: Node, lead: str, rest: str, width: int, columns: Sequence[int]) 
     start = len(lead + kind + name + at) + 2
     beside = width - start >= 20
     indent = rest + " " * (start - len(rest)) if beside else f"{rest}    "
-    told = textwrap.wrap(str(node.get("text", "")), max(20, width - len(indent)), max_lines=3, placeholder=" …")
+    told = textwrap.wrap(node["text"], max(20, width - len(indent)), max_lines=3, placeholder=" …")
     line = Text.assemble((lead, "dim"), (kind, _STYLES.get(node["kind"], "bold")), (name, "cyan"), (at, "dim"))
     if told and beside:
         line.append(f"  {told.pop(0)}")

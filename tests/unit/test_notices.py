@@ -370,6 +370,6 @@ def test_facts_are_those_of_a_statement() -> None:
     about = {"id": "5" * 64, "decision": "approve", "bundle": "b" * 64, "model": "a" * 64, "reason": "r", "key": "k"}
     statement = SimpleNamespace(**about, person="Ada", role="approver", issued=issued, expires=None, replaces=None)
     facts = notices.facts_of(statement, 3)
-    assert (facts["statement"], facts["issued"], facts["expires"]) == ("5" * 64, "2026-11-29T00:00:00+00:00", None)
+    assert (facts["statement"], facts["issued"], facts["expires"]) == ("5" * 64, "2026-11-29T00:00:00Z", None)
     assert set(facts) <= set(notices.FACTS)
     assert hashlib.sha256(json.dumps(facts).encode())
