@@ -21,11 +21,11 @@ def versions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("version", "digest", "registered", "gate", "decision", "production", "aliases"):
         table.add_column(name, no_wrap=name != "decision")
     for row in rows:
-        since = f"since {row['released'][:10]}" if row["production"] else f"was ({row['released'][:10]})"
+        since = (row["released"] or "")[:10]
         decision = Text(row["words"], _STATES.get(row["state"], ""))
         cells = [str(row["version"]), row["digest"][:12], row["registered"][:10], row["gate"], decision]
         aliases = ", ".join(alias for alias in row["aliases"] if alias != "champion")
-        table.add_row(*cells, since if row["released"] else "", aliases)
+        table.add_row(*cells, f"since {since}" if row["production"] else since and f"released {since}", aliases)
     return table
 
 
