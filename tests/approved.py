@@ -53,12 +53,12 @@ class Home:
         return self.decisions.append_bundle(bundle_files(found.digest, version, found.files, **changed))
 
     def say(
-        self, decision: Any, bundle: str, person: str = ADA, reason: str = "figures hold", **more: Any
+        self, decision: Any, bundle: str, person: str | None = None, reason: str = "fine", **more: Any
     ) -> Statement:
         """Sign and append a statement about a bundle."""
         decisions = self.decisions
         model = decisions.bundle(bundle)["model"]["digest"]
-        signer = keys.signer(local.keys_folder(self.settings), self.keys[person])
+        signer = keys.signer(local.keys_folder(self.settings), self.keys[person or next(iter(self.keys))])
         role = more.pop("role", "requester" if decision == "request" else "approver")
         draft = Draft(decision, bundle, model, reason, role, more.pop("previous", decisions.previous(model)), **more)
         return decisions.append(sign(draft, signer))

@@ -131,4 +131,4 @@ def _value(value: Any) -> str:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int | float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value)[:40]
+    return (", ".join(map(str, value)) if isinstance(value, list) else str(value))[:40]

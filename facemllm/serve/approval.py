@@ -72,12 +72,12 @@ class Approval:
         except (UserError, OSError) as error:
             log.warning("decisions cannot be read, serving on as approved before: %s", one_line(error))
 
-    def watch(self, ready: Callable[[bool], object], every_s: float = EVERY_S) -> threading.Event:
+    def watch(self, ready: Callable[[bool], object], every_s: float | None = None) -> threading.Event:
         """Ask every minute in a thread of its own, and tell `ready` of each change. Set the event to end it."""
         end = threading.Event()
 
         def work() -> None:
-            while not end.wait(every_s):
+            while not end.wait(EVERY_S if every_s is None else every_s):
                 before = self.withdrawn
                 self.look()
                 if bool(before) != bool(self.withdrawn):

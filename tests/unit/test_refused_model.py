@@ -74,6 +74,20 @@ def test_the_approved_model_is_loaded_from_a_copy_that_is_gone_afterwards(place:
     assert not list((place.folder / "scratch").iterdir())
 
 
+def test_weights_swapped_between_check_and_load_are_not_what_is_loaded(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(options: object, folder: Path) -> None:
+        flip(place.model / "model.safetensors")
+        (place.model / "chat_template.jinja").write_text("added")
+        raise _Loaded(manifest.of(folder).digest)
+
+    monkeypatch.setattr(server, "_load", load)
+    with pytest.raises(_Loaded, match=place.digest):
+        place.serve()
+    assert manifest.of(place.model).digest != place.digest
+
+
 Case = tuple[Callable[[Place], object], str, str]
 
 
