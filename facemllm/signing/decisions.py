@@ -139,6 +139,7 @@ class Decisions:
         """
         statement = verify(envelope, self.policy)
         _in_time(statement, self.policy, utc_now())
+        self.refresh()
         about = model_of(self.bundle(statement.bundle), statement.bundle)
         if about != statement.model:
             raise Refused(

@@ -25,9 +25,10 @@ State = Literal["pending", "requested", "approved", "rejected", "revoked", "expi
 class Standing:
     """What is in force about a bundle at a time.
 
-    `requests` are those that count, `approvals` the approvals in force, `against` the rejection or revocation in
-    force; `missing` how many must still sign in each role, `may_sign` the persons who can; `refused` says of every
-    statement that counts for nothing, why. `expires` is when an approved bundle stops being so.
+    `requests` are who asked (one that has ended waits no more, but what it led to stays), `approvals` the approvals in
+    force, `against` the rejection or revocation in force; `missing` how many must still sign in each role, `may_sign`
+    the persons who can; `refused` says of every statement that counts for nothing, why. `expires` is when an approved
+    bundle stops being so.
     """
 
     bundle: str
@@ -81,7 +82,8 @@ def judge(bundle: str, model: str, entries: Sequence[Entry], policy: Policy, now
     valid = [entry.statement for entry in entries if entry.statement is not None]
     own = [one for one in valid if one.bundle == bundle]
     asked = [one for one in own if one.decision == "request"]
-    requests = [one for one in asked if _time_refusal(one, rule, now) is None]
+    requests = [one for one in asked if one.issued <= now + SKEW]
+    waiting = [one for one in requests if one.expires is None or now < one.expires]
     against = [one for one in valid if one.decision in ("reject", "revoke")]
     past = _Past(valid)
     known = {entry.id for entry in entries if entry.known}
@@ -118,7 +120,7 @@ def judge(bundle: str, model: str, entries: Sequence[Entry], policy: Policy, now
     elif requests and late and not _missing(_once_a_person([*good, *late], rule), rule):
         state = "expired"
     else:
-        state = "requested" if requests else "pending"
+        state = "requested" if waiting else "pending"
     signed = {same_person(one.person) for one in counted} | barred
     able = {person for role in missing for person in policy.persons(role, now)} if requests else set()
     return Standing(
@@ -156,7 +158,7 @@ class _Past:
 
 
 def ends(one: Statement, rule: Rule) -> datetime:
-    """When an approval or request stops counting: by its own word or the policy's, whichever is earlier."""
+    """When an approval stops counting: by its own word or the policy's, whichever is earlier."""
     longest = one.issued + timedelta(days=rule.valid_days)
     return longest if one.expires is None else min(one.expires, longest)
 

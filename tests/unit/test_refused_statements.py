@@ -129,7 +129,6 @@ def approval_that_ran_out(place: Place, bad: bool) -> Ask:
 @row("expired")
 def approval_older_than_the_policy_lets_it_be(place: Place, bad: bool) -> Ask:
     place.add("ada", "approve", expires=utc_now() + 900 * DAY)
-    place.add("pipeline", "request", role="pipeline", issued=utc_now() + timedelta(minutes=1))
     return Ask(now=utc_now() + timedelta(days=90, seconds=30 if bad else -30))
 
 
