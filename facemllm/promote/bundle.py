@@ -57,7 +57,8 @@ def collect(settings: Settings, version: Version | int | str, champion: Version 
 
     found = version if isinstance(version, Version) else find_version(settings, version)
     rival = champion or registered_champion(settings)
-    model_dir(settings, found)
+    if not (settings.home / "store" / found.digest).is_dir():
+        model_dir(settings, found)
     return of_version(settings, found, rival if rival is not None and rival.digest != found.digest else None)
 
 

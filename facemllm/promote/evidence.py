@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from facemllm.core import digests
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 from facemllm.scoring import stats, summary
 from facemllm.scoring.metrics import CLOSED_MEAN
 from facemllm.scoring.sheet import Mask, read_parsed, read_sheet, read_some
@@ -27,6 +27,7 @@ from facemllm.tables import CONVERSATIONS, MANIFEST, PREDICTIONS, open_table
 
 METRICS, PREDICTED, DISTURBED = "metrics.json", "predictions", "disturbed"
 _CLOSE = 1e-9
+_AGAIN = "evaluate again"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,18 @@ def verified(folder: Path, digest: str, files: Mapping[str, str] | None = None) 
         if digests.of_listing(found) != digest:
             raise UserError(f"{folder}: {_misfit(copy, found, digest, files or {})}; evaluate again")
         yield Evidence(copy, folder, found)
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """What is amiss in the shape of the figures of `folder`, as a UserError."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        what = f"{type(error).__name__}: {one_line(error, 120)}"
+        raise UserError(
+            f"{folder}: {METRICS} is not of the shape that evaluation gives it ({what}); {_AGAIN}"
+        ) from None
 
 
 def names(folder: Path) -> list[str]:
@@ -94,7 +107,8 @@ def read_once(path: Path, sha256: str) -> Iterator[Path]:
 def recount(metrics: Mapping[str, Any], conversations: Path, evidence: Evidence) -> None:
     """Check the figures of `metrics.json` that need no resampling against the answers beside it.
 
-    Raises UserError naming the first figure that does not follow from them, or when they are about another table.
+    Raises UserError naming the first figure that does not follow from them, a table with answers of another model, or
+    when they are about another table of conversations.
     """
     folder, where = evidence.path, evidence.folder
     table = open_table(conversations, CONVERSATIONS)
@@ -103,11 +117,13 @@ def recount(metrics: Mapping[str, Any], conversations: Path, evidence: Evidence)
             f"{where}: the evaluation is of conversations {metrics['conversations_digest'][:12]}, not of "
             f"{table.digest[:12]}; evaluate on the same conversations"
         )
+    for manifest in sorted(folder.rglob(MANIFEST)):
+        for batch in open_table(manifest.parent).batches(["model_digest"]):
+            for name in set(batch.column(0).to_pylist()) - {metrics["model_digest"]}:
+                part = manifest.parent.relative_to(folder).as_posix()
+                raise UserError(f"{where}: {part} holds answers of model {str(name)[:12]}; {_AGAIN}")
     sheet = read_sheet(table, metrics["split"])
     predictions = open_table(folder / PREDICTED, PREDICTIONS)
-    for row in predictions.iterate(["model_digest"]):
-        if row["model_digest"] != metrics["model_digest"]:
-            raise UserError(f"{where}: {PREDICTED} holds answers of model {str(row['model_digest'])[:12]}; {_AGAIN}")
     parsed = read_parsed(predictions, sheet)
     counted = summary.heads(summary.replicate(sheet, parsed, 0, 0))
     for name, values in counted.items():
@@ -125,9 +141,6 @@ def recount(metrics: Mapping[str, Any], conversations: Path, evidence: Evidence)
             after = summary.heads(summary.replicate(sheet, said, 0, 0, only)).get(CLOSED_MEAN)
             if after is not None:
                 _same(where, f"{METRICS}: disturbed.{kind}", entry["after"]["value"], after[0])
-
-
-_AGAIN = "evaluate again"
 
 
 def _same(folder: Path, name: str, stated: Any, counted: Any) -> None:

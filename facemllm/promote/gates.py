@@ -34,7 +34,7 @@ from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.promote import rules_origin as origins
 from facemllm.promote.checks import Check, check, number
-from facemllm.promote.evidence import names, read_once, recount, verified
+from facemllm.promote.evidence import names, read_once, readable, recount, verified
 from facemllm.promote.limits import changes, in_words, limits, marked
 from facemllm.promote.rules import (
     Difference,
@@ -102,7 +102,7 @@ def verdict(
         listed = records.get(digest, {}).get("files")
         return listed if isinstance(listed, dict) else {}
 
-    with ExitStack() as held:
+    with readable(store.path(evaluation)), ExitStack() as held:
         candidate = held.enter_context(verified(store.path(evaluation), evaluation, files(evaluation)))
         metrics = read_figures(candidate.path, store.path(evaluation))
         model = model or str(metrics["model_digest"])

@@ -50,7 +50,7 @@ class Home:
     def new_evaluation(self, model, **how):
         folder = evaluation(self.settings.home / "new", self.store.path(self.conversations), model, **how)
         for part in ("generated", "disturbed/blur"):
-            write_predictions(folder / part, {0: "happiness", 2: "male"})
+            write_predictions(folder / part, {0: "happiness", 2: "male"}, model=model)
         (folder / "samples").mkdir()
         (folder / "samples" / "00.jpg").write_bytes(b"\xff\xd8 a face")
         return folder
@@ -187,6 +187,31 @@ def test_figures_that_do_not_follow_from_the_answers_are_refused_under_a_new_dig
     refuses(match, home.judge, evaluation=home.keep(folder, home.model))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"tasks": 1}',
+        '{"tasks": {"age": 1}}',
+        '{"tasks": {"age": []}}',
+        '{"tasks": {"age": {"value": "x"}}}',
+        '{"tasks": {"age": {"value": null}}}',
+        '{"tasks": {"<b>": {"value": 1}}}',
+        '{"tasks": {}, "disturbed": [1]}',
+        '{"tasks": {}, "fairness": 3}',
+    ],
+)
+def test_figures_of_no_shape_are_refused_in_a_line(home, text):
+    folder = shutil.copytree(home.store.path(home.evaluation), home.settings.home / "forged")
+    if text.startswith('{"tasks'):
+        text = json.dumps(json.loads((folder / "metrics.json").read_text()) | json.loads(text))
+    (folder / "metrics.json").write_text(text)
+    assert "\n" not in refuses("metrics.json", home.judge, evaluation=home.keep(folder, home.model))
+
+
 def test_figures_of_another_model_are_refused(home):
     refuses(r"candidate's figures are those of model .*, not of", home.judge, evaluation=home.others, model=home.model)
     own = lambda _: home.store.path(home.evaluation)  # noqa: E731
@@ -201,7 +226,11 @@ def test_answers_of_another_model_under_the_models_name_are_refused(home):
     folder = shutil.copytree(home.store.path(home.others), home.settings.home / "forged")
     metrics = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps({**metrics, "model_digest": home.model}))
-    refuses("predictions holds answers of model", home.judge, evaluation=home.keep(folder, home.model))
+    refuses("holds answers of model", home.judge, evaluation=home.keep(folder, home.model))
+    folder = shutil.copytree(home.store.path(home.evaluation), home.settings.home / "forged")
+    shutil.rmtree(folder / "generated")
+    shutil.copytree(home.store.path(home.others) / "generated", folder / "generated")
+    refuses("generated holds answers of model", home.judge, evaluation=home.keep(folder, home.model))
 
 
 def context(home, inputs, nested, tmp_path):

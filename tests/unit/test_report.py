@@ -271,6 +271,9 @@ def test_a_gap_stands_beside_the_limit_of_the_gate_or_its_lack():
     assert "none is set" in words
     gate["checks"][0]["key"] = "attributes"
     assert "≤ 0.2" in read({"gate": gate}, example.METRICS)
+    assert "loosened" not in read({"gate": gate}, example.METRICS)
+    gate["checks"][0] |= {"asked": 0.2, "default": 0.15, "change": "loosened"}
+    assert "gender is fair 0.2 0.15 (loosened)" in read({"gate": gate}, example.METRICS)
 
 
 def test_real_data_and_a_run_without_overrides_or_gate_or_that_stopped_early():
