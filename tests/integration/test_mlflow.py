@@ -21,7 +21,8 @@ from facemllm.core import digests
 from facemllm.core.step import PARENT_RUN
 from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.promote import approvals, lineage, registry
+from facemllm.promote import approvals, registry
+from facemllm.promote.lineage import lineage
 from facemllm.report import plots
 from facemllm.scoring import figures
 from facemllm.settings import Settings, load
@@ -417,16 +418,16 @@ def test_lineage_of_a_version_reaches_its_runs(settings: Settings, model: Path, 
     Store(settings.home).keep("k", tmp_path / "result", digest, facts)
     register(settings, model)
     approvals.decide(settings, 1, "approved", ADA, "figures hold")
-    links = lineage.lineage(settings, "candidate")
-    kinds = [(0, "version"), (1, "decision"), (1, "evaluate"), (1, "specialize")]
-    assert [(link["depth"], link["kind"]) for link in links][:4] == kinds
-    assert links[1]["facts"]["by"] == ADA
-    assert run.run_id in {link["id"] for link in links}
-    assert tracking.commit() in {link["id"] for link in links} | {None}
-    assert [link["kind"] for link in lineage.lineage(settings, digest[:10])][:2] == ["registered as", "specialize"]
+    found, version = lineage(settings, "candidate"), f"{settings.promote.model_name}/1"
+    assert found.roots == [version]
+    assert found.nodes[version].facts["aliases"] == ["candidate"]
+    assert {"version", "specialize", "evaluate"} <= {node.kind for node in found.nodes.values()}
+    assert found.nodes[digest].facts["run_id"] == run.run_id
+    assert f"commit:{tracking.commit()}" in {*found.nodes, "commit:None"}
+    assert lineage(settings, digest[:10]).roots == [version]
     storage = settings.storage.model_copy(update={"home": str(tmp_path / "h2")})
     elsewhere = settings.model_copy(update={"storage": storage})
-    assert digest in {link["id"] for link in lineage.lineage(elsewhere, "1")}
+    assert digest in lineage(elsewhere, "1").nodes
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Promotion, the parts that need no server: who is a person, which decision counts, the card, figures, lineage."""
+"""Promotion, the parts that need no server: who is a person, which decision counts, the card, figures."""
 
 import json
 import logging
@@ -10,12 +10,9 @@ from typing import Any
 
 import pytest
 
-from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.promote import approvals, lineage
+from facemllm.promote import approvals
 from facemllm.promote.registry import Version
-from facemllm.settings import Settings, load
-from facemllm.tables import FACES, TableWriter
 from facemllm.tracking import client as curves
 from facemllm.tracking import runs as tracking
 
@@ -126,69 +123,16 @@ def test_a_curve_logger_gives_up_in_time(caplog, monkeypatch) -> None:
     assert "could not be sent" in caplog.text
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Settings:
-    settings = load("laptop", [f"storage.home={tmp_path / 'home'}", "tracking.uri=http://127.0.0.1:9"])
-    store = Store(settings.home)
-    with TableWriter(tmp_path / "faces", FACES, about={"seed": 0}) as table:
-        table.write([{"image_id": "1", "image": {"bytes": b"x", "path": None}, "source": "render", "split": "train"}])
-    faces = table.manifest["digest"]
-    store.keep("k1", tmp_path / "faces", faces, {"step": "ingest", "inputs": {}, "figure": "1 face"})
-    chain = {"reformat": "c" * 64, "align": "d" * 64, "specialize": DIGEST, "evaluate": "e" * 64}
-    inputs = {
-        "reformat": {"annotated": faces},
-        "align": {"conversations": chain["reformat"]},
-        "specialize": {"conversations": chain["reformat"], "model": chain["align"]},
-        "evaluate": {"conversations": chain["reformat"], "model": chain["specialize"]},
-    }
-    for step, digest in chain.items():
-        (tmp_path / step).mkdir()
-        facts = {"step": step, "inputs": inputs[step], "run_id": f"run-{step}", "commit": "1234567"}
-        store.keep(f"k-{step}", tmp_path / step, digest, facts)
-    (settings.home / "keys" / "broken.json").write_text("{")
-    return settings
-
-
-def test_lineage_walks_to_the_sources_while_mlflow_is_away(home: Settings) -> None:
-    links = lineage.lineage(home, "eeeeee")
-    assert links[0]["kind"] == "evaluate"
-    kinds = {"reformat", "ingest", "source", "specialize", "align", "run", "commit"}
-    assert kinds <= {link["kind"] for link in links}
-    assert [link["id"] for link in links if link["kind"] == "source"] == ["render"]
-    notes = [link["facts"].get("note") for link in links if link["kind"] == "reformat"]
-    assert notes == [None, "see above", "see above"]
-    assert links[-1] == {"depth": 0, "kind": "note", "id": lineage.AWAY, "facts": {}}
-    json.dumps(links)
-
-
-def test_lineage_prints_a_line_a_result_and_the_store_names_what_is_behind_a_model(home: Settings, capsys) -> None:
-    lineage.show(lineage.lineage(home, DIGEST[:8]))
-    lines = [line.lstrip("│├└─ ") for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == "specialize aaaaaaaaaaaa  run run-spec  commit 1234567"
-    faces = next(line for line in lines if line.startswith("ingest"))
-    assert re.fullmatch(r"ingest [0-9a-f]{12}  1 face", faces)  # no cost, no settings of the table
-    assert next(line for line in lines if line.startswith("source")).startswith("source render  CC0")
-    kinds = [line.split()[0] for line in lines]
-    assert kinds == ["specialize", "reformat", "ingest", "source", "align", "reformat", "note"]
-    behind = Store(home.home).behind(DIGEST)
-    assert set(behind) == {"specialize", "align", "reformat", "ingest"}
-    assert behind["align"]["digest"] == "d" * 64
-
-
 def test_promotion_has_no_circle_of_imports() -> None:
     found = {}
-    for name in ("registry", "approvals", "lineage"):
-        text = Path(f"facemllm/promote/{name}.py").read_text("utf-8")
-        found[name] = set(re.findall(r"^ *from facemllm\.promote\.(\w+) import", text, re.MULTILINE))
-    assert found == {"registry": set(), "approvals": {"registry"}, "lineage": {"registry", "approvals"}}
-
-
-def test_lineage_of_nothing_and_of_an_ambiguous_prefix_is_refused(home: Settings, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no result begins with ffffff"):
-        lineage.lineage(home, "ffffff")
-    with pytest.raises(UserError, match="no MLflow server"):
-        lineage.lineage(home, "champion")
-    (tmp_path / "other").mkdir()
-    Store(home.home).keep("k9", tmp_path / "other", "a" * 10 + "b" * 54, {"step": "align", "inputs": {}})
-    with pytest.raises(UserError, match="2 digests begin with aaaaaa"):
-        lineage.lineage(home, "aaaaaa")
+    for path in Path("facemllm/promote").glob("*.py"):
+        text = path.read_text("utf-8")
+        used = re.findall(r"^from facemllm\.promote\.(\w+) import", text, re.MULTILINE)
+        for names in re.findall(r"^from facemllm\.promote import ([\w, ]+)$", text, re.MULTILINE):
+            used += names.split(", ")
+        found[path.stem] = set(used)
+    assert "records" in found["lineage"]
+    while found:
+        free = {name for name, used in found.items() if not used & set(found)}
+        assert free, f"a circle among {sorted(found)}"
+        found = {name: used for name, used in found.items() if name not in free}
