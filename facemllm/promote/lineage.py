@@ -123,7 +123,7 @@ class _Lineage:
         parents = [one for one in self.records.manifest(id).get("parents", ()) if DIGEST.fullmatch(str(one))]
         yield from inputs.items()
         yield from (("parent", one) for one in parents if one not in inputs.values())
-        if not inputs and not parents:
+        if not any(holding.is_table(self.records, one) for one in (*inputs.values(), *parents)):
             yield from (("source", f"source:{key}") for key in self._sources(id))
         if record and (commit := record.facts.get("commit")):
             yield "code", f"commit:{commit}"
@@ -215,7 +215,8 @@ class _Lineage:
         text, at = "; ".join(part for part in told if part), time(record.at if record else None)
         if record and record.step == "version":  # a revision of the data, not a version of the model
             return Node(digest, "revision", str(facts.get("output"))[:12], at, "of the data repository", facts)
-        return Node(digest, record.step if record else "result", digest[:12], at, text, facts)
+        kind = record.step if record else self.promoted.called.get(digest, "result")
+        return Node(digest, kind, digest[:12], at, text, facts)
 
     def _person(self, id: str, name: str) -> Node:
         told = [f"{self._about['images']} pictures"] if self.who and self.who[0] == "subject" and self._about else []

@@ -48,8 +48,11 @@ class Promoted:
         self.of_model: dict[str, list[str]] = {}
         self.of_bundle: dict[str, dict[str, None]] = {}
         self._repository: tuple[Decisions, Policy] | None = None
+        self.called: dict[str, str] = {}
+        """Steps of results that this home does not remember, by digest."""
         self._read_decisions()
         self._read_versions()
+        self.called |= {one: "evaluate" for known in self.versions.values() for one in known.evaluations}
         self._serves: dict[str, list[str]] = {}
         for stage in ("staging", "production"):
             if (model := deployed(settings, stage)) is not None:
@@ -152,12 +155,20 @@ class Promoted:
             found = bundle.get(name)
             if isinstance(found, dict) and DIGEST.fullmatch(str(found.get("digest"))):
                 yield name, str(found["digest"])
-        yield from self._elsewhere(bundle.get("lineage"))
+        elsewhere = list(self._elsewhere(bundle.get("lineage")))
+        yield from elsewhere
+        if elsewhere:  # this home has not made the model: what was signed says where it came from
+            sources, code = bundle.get("sources"), bundle.get("code")
+            named = [one.get("key") for one in sources if isinstance(one, dict)] if isinstance(sources, list) else []
+            yield from (("source", f"source:{key}") for key in named if isinstance(key, str))
+            if isinstance(code, dict) and isinstance(code.get("commit"), str):
+                yield "code", f"commit:{code['commit']}"
 
     def _elsewhere(self, behind: Any) -> Iterator[Step]:
         """Of the results behind a model, as they were known elsewhere, those that this home does not know."""
         for step, digest in behind.items() if isinstance(behind, Mapping) else ():
             if isinstance(digest, str) and DIGEST.fullmatch(digest) and digest not in self.records.newest:
+                self.called.setdefault(digest, str(step))
                 yield str(step), digest
 
     def _gates(self, evaluation: str) -> list[str]:

@@ -296,3 +296,19 @@ def test_a_model_from_elsewhere_says_itself_what_made_it(home, named) -> None:
     (folder / "lineage.json").write_text(json.dumps(told))
     assert "source:render" in lineage(home, digest[:10]).nodes
     assert digest in lineage(home, named["reformat"], "down").nodes
+
+
+def test_a_home_with_nothing_but_the_decisions_tells_what_was_signed(tmp_path) -> None:
+    """As in a cluster that only serves: the digests, sources and commit of the bundle."""
+    place = promoted.decisions(tmp_path / "home")
+    whole = json.loads(signed.bundle_files()["bundle.json"])
+    whole |= {"lineage": {"specialize": MODEL, "reformat": "5" * 64}, "code": {"commit": promoted.COMMIT}}
+    whole |= {"sources": [{"key": "render"}, "odd"], "card": None}
+    bundle = place.open().append_bundle({"bundle.json": signed.canonical(whole)})
+    place.add("ada", "request", bundle=bundle)
+    place.add("ada", "approve", bundle=bundle)
+    graph = lineage(promoted.settings_of(tmp_path / "home"), MODEL[:8])
+    assert graph.roots == ["face-mllm/1"]
+    assert {"source:render", f"commit:{promoted.COMMIT}", MODEL, "5" * 64} <= set(graph.nodes)
+    assert graph.nodes["5" * 64].text == "not remembered in this home"
+    assert graph.nodes["source:render"].facts["licence"]

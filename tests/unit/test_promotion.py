@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -503,3 +504,17 @@ def test_a_replayed_release_changes_nothing(home: Home, mlflow: Registry, produc
     again = Draft("release", asked(home, a), a, "old", "releaser", home.decisions.previous(a), replaces=None)
     home.decisions.append(sign(again, local.pipeline_signer(home.settings, "releaser")))
     assert recorded(home) == [("release", a, None), ("release", b, a)]
+
+
+def test_promotion_has_no_circle_of_imports() -> None:
+    found = {}
+    for path in Path("facemllm/promote").glob("*.py"):
+        text = path.read_text("utf-8")
+        named = re.findall(r"^from facemllm\.promote import (.+)$", text, re.MULTILINE)
+        others = {name.strip() for line in named for name in line.split(",")}
+        found[path.stem] = others | set(re.findall(r"^from facemllm\.promote\.(\w+) import", text, re.MULTILINE))
+    left = dict(found)
+    while free := [name for name, needs in left.items() if not needs & set(left)]:
+        for name in free:
+            del left[name]
+    assert left == {}
