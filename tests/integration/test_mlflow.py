@@ -369,7 +369,8 @@ def home(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Home:
     made.person(ADA, "requester", "approver")
 
     def collect(settings: Settings, version: registry.Version) -> bundles.Bundle:
-        files = bundle_files(version.digest, version.version, evaluation={"digest": version.evaluation})
+        named = {"name": version.name, "version": version.version, "digest": version.digest}
+        files = bundle_files(version.digest, model=named, evaluation={"digest": version.evaluation})
         return bundles.Bundle(files, json.loads(files["bundle.json"]))
 
     monkeypatch.setattr(bundles, "collect", collect)
