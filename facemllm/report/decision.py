@@ -55,11 +55,14 @@ def _bundle(bundle: Mapping[str, Any]) -> Iterator[Table | Text]:
             yield Text(f"  {one['key']}  {_value(one['value'])}  {_value(one['default'])}", "yellow")
     champion = bundle.get("champion")
     if champion is None:
-        yield Text("\nno version is in production: nothing to compare with")
+        yield Text("\nno version was in production when this was asked for: nothing to compare with")
     else:
         worse = champion.get("worse") or []
         told = "worse than" if worse else "not shown to be worse than"
-        yield Text(f"\n{told} version {champion.get('version')}, which is in production", "bold red" if worse else "")
+        yield Text(
+            f"\n{told} version {champion.get('version')}, in production when this was asked for",
+            "bold red" if worse else "",
+        )
         for one in worse:
             interval = f"({_value(one.get('low'))} to {_value(one.get('high'))})"
             allowed = f"allowed {_value(one.get('limit'))}"

@@ -34,7 +34,7 @@ from facemllm.signing.canonical import Refused
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,199}")
 MOST_FILES = 10_000
 MOST_LEVELS = 16
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18  # stays in a core's own cache
 _COPY = "facemllm-model-"
 _KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 _KINDS |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
@@ -170,9 +170,7 @@ def _require_plain(folder: Path, name: str, state: os.stat_result) -> None:
         raise Refused("files", f"{shown} is hidden; a model directory has no hidden files or folders, remove it")
     if not NAME.fullmatch(name):
         letters = "ASCII letters, digits and _ . + = -, at most 200 of them"
-        raise Refused(
-            "files", f"{shown} has an odd name; names in a model directory are {letters}; rename it"
-        )
+        raise Refused("files", f"{shown} has an odd name; names in a model directory are {letters}; rename it")
 
 
 def _read_file(path: Path, folder: int, copy: Path | None) -> tuple[str, int]:
@@ -183,9 +181,9 @@ def _read_file(path: Path, folder: int, copy: Path | None) -> tuple[str, int]:
             source = held.enter_context(open(os.open(path.name, _OPEN, dir_fd=folder), "rb", buffering=0))
             state = os.fstat(source.fileno())
             if not stat.S_ISREG(state.st_mode):
-                raise Refused(
-                    "files", f"{path} is no plain file any more; nothing may change a model meanwhile"
-                )
+                raise Refused("files", f"{path} is no plain file any more; nothing may change a model meanwhile")
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         if copy is not None:
             with writing(copy):
                 target = held.enter_context(open(os.open(copy, _CREATE, 0o400), "wb", buffering=0))
