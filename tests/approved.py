@@ -58,7 +58,9 @@ class Home:
         """Sign and append a statement about a bundle."""
         decisions = self.decisions
         model = decisions.bundle(bundle)["model"]["digest"]
-        signer = keys.signer(local.keys_folder(self.settings), self.keys[person or next(iter(self.keys))])
+        signer = keys.signer(
+            local.keys_folder(self.settings), self.keys[person or (ADA if ADA in self.keys else next(iter(self.keys)))]
+        )
         role = more.pop("role", "requester" if decision == "request" else "approver")
         draft = Draft(decision, bundle, model, reason, role, more.pop("previous", decisions.previous(model)), **more)
         return decisions.append(sign(draft, signer))

@@ -148,7 +148,8 @@ def _built_in(settings: Settings, name: str) -> Service:
     if name not in NAMES:
         raise _unknown(name)
     if (known := deployed(settings, name)) is None:
-        raise UserError(f"no model was deployed to {name} yet; do it with: facemllm deploy VERSION")
+        way = "python pipeline.py release VERSION" if name == "production" else "facemllm deploy VERSION"
+        raise UserError(f"no model was deployed to {name} yet; do it with: {way}")
     return model_server(settings, name, known.model, known.digest, known.version)
 
 

@@ -29,6 +29,7 @@ from facemllm.report import card as model_card
 from facemllm.scoring import figures
 from facemllm.settings import Settings
 from facemllm.signing import manifest
+from facemllm.signing.canonical import time_text
 from facemllm.tracking import runs as tracking
 from facemllm.tracking.client import points_of, send, session, uri
 from facemllm.version import ledger
@@ -143,13 +144,20 @@ def versions(settings: Settings) -> list[Version]:
 
 
 def champion(settings: Settings) -> Version | None:
-    """The version that the newest signed release put into production, whatever MLflow's alias says; None before the
-    first. Raises UserError if MLflow cannot be reached, or does not know that model any more."""
-    from facemllm.promote import releases
+    """The version that the newest signed release put into production, as its bundle names it; None before the first.
 
-    if (released := releases.newest(settings)) is None:
+    MLflow is not asked: its alias and tags decide nothing. Raises UserError if the decisions cannot be read.
+    """
+    from facemllm.promote import decided, releases
+
+    known = decided.decisions(settings)
+    in_force = releases.in_force(known[0]) if known else []
+    if known is None or not in_force:
         return None
-    return of_digest(settings, released.model)
+    last = in_force[-1]
+    bundle = known[0].bundle(last.bundle)
+    model, evaluation, at = bundle["model"], str(bundle["evaluation"]["digest"]), time_text(last.issued)
+    return Version(str(model["name"]), int(model["version"]), last.model, "passed", evaluation, "", "", at, "")
 
 
 def of_digest(settings: Settings, digest: str) -> Version:
@@ -158,8 +166,8 @@ def of_digest(settings: Settings, digest: str) -> Version:
         found = _of_digest(settings, client, digest)
     if found is None:
         raise UserError(
-            f"MLflow has no version of model {digest[:12]} any more (deleted, or its tag {DIGEST} was changed); "
-            "run the pipeline again, which registers it"
+            f"MLflow has no version of model {digest[:12]} any more: it was deleted, or its tag {DIGEST} was changed; "
+            "restore it there, or choose another version"
         )
     return found
 

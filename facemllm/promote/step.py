@@ -49,7 +49,8 @@ def _champion_evaluation(c: Context, metrics: Mapping[str, Any]) -> Path | None:
     digest = c.inputs["champion"]
     if not digest or digest == metrics["model_digest"]:
         return None
-    model_dir(c.settings, registry.of_digest(c.settings, digest))
+    if not (c.settings.home / "store" / digest).is_dir():
+        model_dir(c.settings, registry.of_digest(c.settings, digest))
     made = c.nested("evaluate", model=digest, conversations=metrics["conversations_digest"])
     return c.store.path(str(made["output"]))
 
@@ -107,11 +108,12 @@ def model_dir(settings: Settings, version: Any) -> Path:
         from facemllm.promote import registry
 
         return registry.fetch(settings, version.version, path)
-    try:
-        manifest.require(path, version.digest)
-    except Refused as refused:
-        way = "remove that folder and run again to fetch the registered bytes"
-        raise Refused(refused.check, f"version {version.version} ({version.digest[:12]}): {refused}; {way}") from None
+    if manifest.of(path).digest != version.digest:
+        raise Refused(
+            "digest",
+            f"{path}: the model's bytes do not match the digest of version {version.version} "
+            f"({version.digest[:12]}); remove that folder and run again to fetch the registered bytes",
+        )
     return path
 
 

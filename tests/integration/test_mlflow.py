@@ -416,9 +416,12 @@ def test_a_model_that_mlflow_lost_is_named(settings: Settings, model: Path, home
     releases.record(settings, home.decisions, "release", made.bundle, version.digest, "")
     champion = registry.champion(settings)
     assert champion is not None
-    assert champion.version == 1
+    assert (champion.name, champion.version, champion.digest) == (version.name, 1, version.digest)
     tracking.connect(settings).set_model_version_tag(version.name, "1", registry.DIGEST, "b" * 64)
-    refuses(f"MLflow has no version of model {version.digest[:12]} any more", registry.champion, settings)
+    assert registry.champion(settings) == champion, "MLflow has no say in it"
+    refuses(
+        f"MLflow has no version of model {version.digest[:12]} any more", registry.of_digest, settings, version.digest
+    )
 
 
 def test_lineage_of_a_version_reaches_its_runs(settings: Settings, model: Path, tmp_path: Path) -> None:
