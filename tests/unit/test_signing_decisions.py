@@ -309,6 +309,18 @@ def test_a_commit_of_a_forge(tmp_path: Path) -> None:
     assert place.open().history()[-1].message == "Merged by Forge"
 
 
+def test_a_rejection_of_another_model_put_in_a_models_folder(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.add("pipeline", "request", role="pipeline")
+    place.add("ada", "approve")
+    other = place.open().append_bundle(bundle_files(OTHER))
+    rejection = place.envelope("bob", "reject", model=OTHER, bundle=other, previous=())
+    place.put_statement(rejection, MODEL)
+    refused = [entry.refused.check for entry in place.open().statements(MODEL) if entry.refused]
+    assert refused == ["other_model"]
+    assert authorize(MODEL, place.open(), place.policy).approvals
+
+
 def test_packed_objects_are_read_as_well(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.add("pipeline", "request", role="pipeline")

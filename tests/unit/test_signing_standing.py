@@ -160,6 +160,14 @@ def test_a_request_may_end_and_its_approval_stay() -> None:
     assert record.stands(after=80 * DAY).state == "approved"
 
 
+def test_an_approval_of_a_time_to_come() -> None:
+    record = Record()
+    record.add("pipeline", "request")
+    record.add("ada", "approve", issued=START + 2 * DAY)
+    assert [one.check for one in record.stands(after=DAY).refused] == ["not_yet_valid"]
+    assert [record.stands(after=days * DAY).state for days in (1, 2)] == ["requested", "approved"]
+
+
 def test_until_when() -> None:
     """Of three approvals two are needed: it holds until the second last of them ends."""
     rule = Rule({"approver": 2}, ("pipeline",), True, 90)

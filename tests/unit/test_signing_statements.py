@@ -4,7 +4,9 @@ import base64
 import hashlib
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rfc8785
@@ -13,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from facemllm.signing.canonical import LARGEST, Refused, canonical, parse, parse_canonical
 from facemllm.signing.statements import PAYLOAD_TYPE, Draft, sign, statement_id, verify
 from tests.refusing import refuses
-from tests.signed import MODEL, OTHER, START, pem, signer, timedelta, usual
+from tests.signed import MODEL, OTHER, START, key, pem, policy, signer, timedelta, usual
 
 DRAFT = Draft(
     "approve", OTHER, MODEL, "figures hold, card read: é, 漢", "approver", ("0" * 64,), START + timedelta(90), START
@@ -153,9 +155,23 @@ def test_other_forms_of_the_same_value(text: str) -> None:
     ],
 )
 def test_what_nobody_can_sign(change: dict[str, object], words: str) -> None:
-    from dataclasses import replace
-
     refuses(words, sign, replace(DRAFT, **change), signer("ada"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dates", "check"),
+    [
+        ({"not_before": START + timedelta(1)}, "not_yet_valid"),
+        ({"not_after": START - timedelta(1), "not_before": START - timedelta(9)}, "expired"),
+        ({"revoked": START + timedelta(900)}, "revoked_key"),
+    ],
+)
+def test_the_keys_dates_by_the_time_of_the_statement(dates: dict[str, Any], check: str) -> None:
+    """Said by the envelope and the policy alone, wherever it is kept."""
+    verify(sign(DRAFT, signer("ada")), policy(key("ada", "Ada", "approver")))
+    with pytest.raises(Refused) as refused:
+        verify(sign(DRAFT, signer("ada")), policy(key("ada", "Ada", "approver", **dates)))
+    assert refused.value.check == check
 
 
 def test_no_flipped_bit_verifies() -> None:
