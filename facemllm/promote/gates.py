@@ -177,7 +177,9 @@ def judge(
     asked, promote = known_rules(settings), settings.promote
     checks = [] if origin is None else origins.same_bytes(origin) + origins.own_figures(origin)
     if origin is not None and origin.champion and against is None:
-        reason = f"the champion {origin.champion[:12]} has not answered the candidate's questions"
+        reason = (
+            f"the champion {origin.champion[:12]} has not answered the candidate's questions; run the pipeline again"
+        )
         checks.append(check("champion", "all tasks", False, reason, setting="promote.champion_margin"))
     checks += [threshold(key, bound, find_figure(metrics, key)) for key, bound in asked.items()]
     for name in settings.reformat.tasks:
