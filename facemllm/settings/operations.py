@@ -137,7 +137,8 @@ class Promote(Section):
     required` a task also fails where the minimum detectable difference of two groups is larger than that; `reported`
     only says so. `champion_margin` is in the figure's own unit for shares, and a share of the champion's error for
     errors. `policy` and `decisions` say where keys and signed decisions are (null: under home); `rule` makes a new
-    policy file and has no say once there is one.
+    policy file and has no say once there is one. Who is told (`notify`) is in no dump: it decides no result and is
+    recorded nowhere.
     """
 
     model_name: str
@@ -151,7 +152,7 @@ class Promote(Section):
     policy: str | None
     decisions: str | None
     rule: PromoteRule
-    notify: Notify
+    notify: Annotated[Notify, Field(exclude=True)]
 
 
 class Tracking(Section):
