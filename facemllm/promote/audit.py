@@ -15,6 +15,7 @@ from facemllm.signing.canonical import Refused, time_text
 from facemllm.signing.decisions import Decisions, Entry
 from facemllm.signing.policy import Policy
 from facemllm.signing.standing import standing
+from facemllm.version.tombstones import plain_line
 
 Row = dict[str, Any]
 """One statement: `at`, `decision`, `person`, `role`, `model`, `version`, `reason`, `expires`, `replaces` (a digest) and
@@ -94,7 +95,7 @@ def _version(decisions: Decisions, entry: Entry) -> str:
     except Refused:
         model = None
     about = f"{model.get('name')} {model.get('version')}" if isinstance(model, dict) else "model"
-    return f"{about} ({entry.model[:12]})"
+    return f"{plain_line(about)} ({entry.model[:12]})"
 
 
 def _uncounted(decisions: Decisions, policy: Policy, entries: list[Entry]) -> dict[str, Refused]:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from facemllm.version.tombstones import plain_line
+
 Step = tuple[str, str]
 """A role (`conversations`, `model`, `approved`, ...) and the id of the node in it."""
 
@@ -45,7 +47,10 @@ class Graph:
     def as_json(self) -> dict[str, Any]:
         """Ready for JSON: `roots`, `direction`, `nodes`, `edges` (`material` went into `product`), `notes`."""
         nodes, edges = [asdict(node) for node in self.nodes.values()], [asdict(edge) for edge in self.edges]
-        return {"roots": self.roots, "direction": self.direction, "nodes": nodes, "edges": edges, "notes": self.notes}
+        for node in nodes:  # some of it others wrote, as names in MLflow: nothing of that may steer a terminal
+            node |= {name: plain_line(node[name]) for name in ("kind", "name", "text")}
+        notes = [plain_line(note) for note in self.notes]
+        return {"roots": self.roots, "direction": self.direction, "nodes": nodes, "edges": edges, "notes": notes}
 
 
 def walk(

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facemllm.errors import UserError
-from facemllm.promote.records import Record, Records
+from facemllm.promote.records import Records
 
 Kind = Literal["image", "subject"]
 COLUMNS: Mapping[Kind, str] = {"image": "image_id", "subject": "subject_id"}
@@ -30,8 +30,8 @@ class Held:
 def first_tables(records: Records) -> Iterator[str]:
     """Tables that were made from no other table here: any other holds rows of these alone."""
     for record in records.all:
-        here = [value for value in record.materials.values() if records.folder(value).is_dir()]
-        if not here and _is_table(records, record):
+        made_here = any(value in records.here for value in record.materials.values())
+        if record.digest in records.here and not made_here and is_table(records, record.digest):
             yield record.digest
 
 
@@ -89,10 +89,6 @@ def about(records: Records, tables: Iterable[str], kind: Kind, id: str) -> dict[
 def is_table(records: Records, digest: str) -> bool:
     """Whether a result is, or was, a table of faces or conversations."""
     return str(records.manifest(digest).get("schema", "")).startswith(("faces/", "conversations/"))
-
-
-def _is_table(records: Records, record: Record) -> bool:
-    return (records.folder(record.digest) / "manifest.json").is_file() and is_table(records, record.digest)
 
 
 def _batches(folder: Path, manifest: Mapping[str, Any], columns: Iterable[str]) -> Iterator[pa.RecordBatch]:

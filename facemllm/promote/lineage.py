@@ -204,7 +204,7 @@ class _Lineage:
             facts["forgotten"] = str(report.get("id"))
         elif record is None:
             told.append("not remembered in this home")
-        elif not self.records.folder(digest).is_dir():
+        elif digest not in self.records.here:
             told.append("no longer in the store")
         if (held := self._held.get(digest)) and self.who:
             facts |= {"holds": held.rows, "splits": sorted(held.splits)}

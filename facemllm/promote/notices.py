@@ -46,8 +46,8 @@ FACTS = (
 _LONGEST = 2000
 
 
-def notify(settings: Settings, event: str, facts: Mapping[str, Any]) -> None:
-    """Tell the receivers of `promote.notify` of one of `EVENTS`, within `LIMIT_S` seconds.
+def notify(settings: Settings, event: str, facts: Mapping[str, Any]) -> bool:
+    """Tell the receivers of `promote.notify` of one of `EVENTS`, within `LIMIT_S` seconds; whether all were told.
 
     What fails is logged as one line. Raises ValueError for an unknown event, nothing else.
     """
@@ -62,11 +62,13 @@ def notify(settings: Settings, event: str, facts: Mapping[str, Any]) -> None:
         senders[f"webhook {webhook.host_of(address)}"] = lambda: _post(settings, notice)
     if settings.promote.notify.email and settings.promote.notify.smtp:
         senders[f"e-mail through {settings.promote.notify.smtp.host}"] = lambda: _mail(settings, notice)
-    for channel, problem in _at_once(senders).items():
+    problems = _at_once(senders)
+    for channel, problem in problems.items():
         if problem:
             log.warning("notice '%s' was not sent (%s): %s", event, channel, problem)
         else:
             log.info("notice '%s' was sent (%s)", event, channel)
+    return not any(problems.values())
 
 
 def facts_of(statement: Any, version: int | str | None = None) -> dict[str, Any]:
@@ -77,7 +79,8 @@ def facts_of(statement: Any, version: int | str | None = None) -> dict[str, Any]
 
 
 def tell_expiring(settings: Settings, days: int, now: datetime | None = None) -> list[dict[str, Any]]:
-    """Tell of every approval in force that ends within `days` days. Returns the facts of each."""
+    """Tell of every approval in force that ends within `days` days. Returns the facts of each, and whether all were
+    told (`sent`)."""
     found, told, now = decided.decisions(settings), [], now or utc_now()
     if found is None:
         return []
@@ -90,8 +93,7 @@ def tell_expiring(settings: Settings, days: int, now: datetime | None = None) ->
         facts = {"model": model, "bundle": bundle, "name": about.get("name"), "version": about.get("version")}
         people = ", ".join(one.person for one in in_force.approvals)
         facts |= {"decision": "approve", "person": people, "expires": time_text(in_force.expires)}
-        notify(settings, "expiring", facts)
-        told.append(facts)
+        told.append({**facts, "sent": notify(settings, "expiring", facts)})
     return told
 
 

@@ -53,8 +53,11 @@ class Records:
         self.newest: dict[str, Record] = {}
         self.uses: dict[str, list[Record]] = {}
         self.damaged: list[str] = []
+        stored = _entries(home / "store", suffix="")
+        self.here = {entry.name for entry in stored}
+        """Digests of the results that lie in the store."""
         found = [record for entry in _entries(home / "keys") if (record := self._read(entry))]
-        found += self._unrecorded({record.digest for record in found})
+        found += self._unrecorded(stored, {record.digest for record in found})
         for record in sorted(found, key=lambda one: one.at or datetime.min.replace(tzinfo=UTC)):
             self.newest[record.digest] = record
             for value in dict.fromkeys(record.materials.values()):
@@ -71,8 +74,10 @@ class Records:
 
     def manifest(self, digest: str) -> dict[str, Any]:
         """A table's manifest, of one that was deleted to forget a picture, too; empty for anything else."""
+        if digest in self.here:
+            return read_json(self.folder(digest) / MANIFEST)
         report = self.forgotten.get(digest)
-        return read_json(self.folder(digest) / MANIFEST) or (dict(report["results"].get(digest, {})) if report else {})
+        return dict(report["results"].get(digest) or {}) if report else {}
 
     @cached_property
     def reports(self) -> list[dict[str, Any]]:
@@ -101,10 +106,10 @@ class Records:
             self.damaged.append(f"{entry.path}: damaged record, left out ({one_line(error, 80)})")
             return None
 
-    def _unrecorded(self, recorded: set[str]) -> list[Record]:
+    def _unrecorded(self, stored: list[os.DirEntry[str]], recorded: set[str]) -> list[Record]:
         """Results that lie in the store and say themselves what they were made from."""
         found = []
-        for entry in _entries(self.home / "store", suffix=""):
+        for entry in stored:
             if entry.name in recorded or not DIGEST.fullmatch(entry.name):
                 continue
             told, manifest = read_json(Path(entry.path) / _MODEL), read_json(Path(entry.path) / MANIFEST)

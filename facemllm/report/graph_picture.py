@@ -13,7 +13,7 @@ from facemllm.report.lineage import branches, day, folded_words
 WIDTH, HEIGHT, ACROSS, DOWN = 188, 50, 208, 84
 """A box, and the distance of boxes, in pixels."""
 DRAWN = 60
-_LETTERS = 27
+_LETTERS = 25
 
 
 def page(graph: Mapping[str, Any]) -> str:
@@ -49,7 +49,7 @@ def drawing(graph: Mapping[str, Any], shown: set[str] | None = None) -> Markup:
     spans = [place[edge["product"]][1] - place[edge["material"]][1] for edge in edges]
     bow = 26 + 9 * max(spans, default=1)
     lines = [
-        {"path": _path(at[edge["material"]], at[edge["product"]], span), "role": edge["role"]}
+        {"path": _path(at[edge["material"]], at[edge["product"]], span), "role": edge["role"], "far": span > 1}
         for edge, span in zip(edges, spans, strict=True)
     ]
     boxes = [

@@ -167,7 +167,7 @@ class Promote(Section):
     errors. `unreadable` is the largest share of a task's answers that cannot be read. `uses` are those that the terms
     of every source the model was trained on must allow. Of these, too, null is not asked for. `policy` and `decisions`
     say where keys and signed decisions are (null: under home); `rule` makes a new policy file and has no say once there
-    is one.
+    is one. Who is told (`notify`) is in no dump: it decides no result and is recorded nowhere.
     """
 
     model_name: str
@@ -186,7 +186,7 @@ class Promote(Section):
     policy: str | None
     decisions: str | None
     rule: PromoteRule
-    notify: Notify
+    notify: Annotated[Notify, Field(exclude=True)]
 
 
 class Tracking(Section):

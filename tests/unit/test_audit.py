@@ -153,15 +153,25 @@ def test_before_anybody_decided_nothing_is_made(home) -> None:
 
 def test_approvals_about_to_expire_are_told_once_each(home, place, monkeypatch) -> None:
     told: list[tuple[str, str]] = []
-    monkeypatch.setattr(notices, "notify", lambda settings, event, facts: told.append((event, facts["model"])))
+    monkeypatch.setattr(notices, "notify", lambda settings, event, facts: not told.append((event, facts["model"])))
     assert notices.tell_expiring(home, 30) == []
     [one, two] = notices.tell_expiring(home, 91)
     assert told == [("expiring", signed.MODEL), ("expiring", SECOND)]
     assert (one["version"], one["person"]) == (1, "Ada Lovelace")
-    assert set(two) <= set(notices.FACTS)
+    assert set(two) <= {*notices.FACTS, "sent"}
     place.add("bob", "revoke", reason="wrong about glasses", model=SECOND, bundle=two["bundle"])
     assert len(notices.tell_expiring(home, 91)) == 1
     assert notices.tell_expiring(home, 91, utc_now() + timedelta(days=200)) == []
     done = CliRunner().invoke(app, ["promote", "notify", "--expiring", "9", "--set", f"storage.home={home.home}"])
     assert done.exit_code == 1
     assert "nobody would hear of it" in str(done.exception)
+
+
+def test_a_notice_that_reaches_nobody_fails_the_cron_job_and_is_one_line(home, place, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(notices, "LIMIT_S", 0.2)
+    monkeypatch.setenv("FACEMLLM_WEBHOOK_SECRET", "s")
+    where = ["--set", f"storage.home={home.home}", "--set", "promote.notify.webhook=http://127.0.0.1:9/"]
+    done = CliRunner().invoke(app, ["promote", "notify", "--expiring", "100", *where])
+    assert done.exit_code == 1
+    assert "2 of 2 notices did not reach everybody" in str(done.exception)
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["notice 'expiring' was not sent"] * 2

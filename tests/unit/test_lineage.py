@@ -280,6 +280,7 @@ def test_a_forgers_mlflow_and_unsigned_statements_are_told_apart(home, decided, 
     assert MODEL in graph.nodes, "what was signed and recorded stands"
     assert any(note.startswith("MLflow says that face-mllm 1 is ffffffffffff") for note in graph.notes)
     assert graph.nodes["9" * 64].kind == "refused"
+    assert not [line for line in plain(graph) if not line.isprintable()], "a name in MLflow steers no terminal"
     assert "counts for nothing (malformed)" in graph.nodes["9" * 64].text
 
 

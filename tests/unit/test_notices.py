@@ -355,11 +355,13 @@ def test_settings_that_cannot_be_meant_are_refused(override, words) -> None:
     refuses(words, load, "laptop", [f"promote.notify.{override}"])
 
 
-def test_who_is_told_decides_no_result() -> None:
+def test_who_is_told_decides_no_result_and_is_recorded_nowhere() -> None:
     from facemllm.core.step import depends
     from facemllm.promote.step import GATE
+    from facemllm.tracking.recorded import pipeline_params
 
-    one, other = load("laptop"), load("laptop", ["promote.notify.webhook=https://hooks.example.org/"])
+    one, other = load("laptop"), load("laptop", ["promote.notify.webhook=https://hooks.example.org/t0ken"])
+    assert "t0ken" not in str([other.model_dump(), pipeline_params(other), other.promote.model_dump_json()])
     assert depends(GATE, one)["settings"] == depends(GATE, other)["settings"]
 
 
