@@ -215,8 +215,10 @@ def test_the_note_leads_to_the_report_and_to_runs_that_were_recalled(settings: S
     ]
 
 
-def test_a_step_that_only_acts_is_no_run(settings: Settings, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    register(settings, model)
+def test_a_step_that_only_acts_is_no_run(
+    settings: Settings, model: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(settings, model)
     parent = tracking.start_pipeline(settings, "r")
     monkeypatch.setenv(PARENT_RUN, parent)
     assert execute("await_approval", settings, version="1") == "pending"
