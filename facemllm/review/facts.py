@@ -1,0 +1,376 @@
+"""What a bundle says, read as text from a stranger: a field that is missing or of another kind is left out, never an
+error; numbers are finite, words are bounded and of visible characters, lists are cut.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from facemllm.scoring.figures import Measure, measure
+
+LONGEST = 2000
+"""Characters of a text that are shown."""
+MOST = 200
+"""Rows of a list that are shown."""
+NEAR = 0.02
+"""A rule without an interval is near its limit within this share of it."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_STEPS = ("ingest", "annotate", "reformat", "validate", "version", "align", "instruct", "specialize")
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule of the gate. `state` is failed, loosened, near or passed; `usual` is the limit of params.yaml, where this
+    one differs. `shown` and `asked` are value and limit where they are no numbers."""
+
+    key: str
+    kind: str
+    state: str
+    reason: str
+    value: float | None
+    low: float | None
+    high: float | None
+    limit: float | None
+    usual: str = ""
+    shown: str = ""
+    asked: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task's figure with its interval, beside its baselines and the champion. `worse` is by how much the champion
+    is better, with its interval, where both were compared."""
+
+    name: str
+    measure: Measure
+    value: float | None
+    low: float | None
+    high: float | None
+    n: float | None
+    unreadable: float | None
+    higher_is_better: bool
+    constant: float | None
+    pixels: float | None
+    champion: float | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A task against the champion: how much worse this model is (negative: better), with its interval, and whether
+    the interval leaves zero out."""
+
+    name: str
+    champion: float | None
+    value: float | None
+    worse: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference between two groups of people; `detectable` is the least difference those people could show."""
+
+    task: str
+    kind: str
+    groups: str
+    value: float | None
+    low: float | None
+    high: float | None
+    limit: float | None
+    detectable: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset behind the model: its licence and what it may be used for."""
+
+    name: str
+    licence: str
+    uses: tuple[str, ...]
+    further: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Digest:
+    """Something named by its SHA-256, and the anchor under which the page lists it."""
+
+    name: str
+    value: str
+
+    @property
+    def anchor(self) -> str:
+        """An id made of plain characters."""
+        return "digest-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A whole bundle."""
+
+    name: str
+    version: str
+    model: str
+    size: float | None
+    files: int
+    passed: bool | None
+    checks: tuple[Check, ...]
+    loosened: tuple[tuple[str, str, str], ...]
+    tasks: tuple[Task, ...]
+    changes: tuple[Change, ...]
+    champion: tuple[str, str] | None
+    gaps: tuple[Gap, ...]
+    sources: tuple[Source, ...]
+    data: tuple[tuple[str, str], ...]
+    code: tuple[tuple[str, str], ...]
+    settings: tuple[tuple[str, str], ...]
+    cost: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    lineage: tuple[Digest, ...]
+    digests: tuple[Digest, ...]
+
+    @property
+    def failed(self) -> int:
+        """How many rules are broken."""
+        return sum(check.state == "failed" for check in self.checks)
+
+    @property
+    def near(self) -> int:
+        """How many rules are met within the uncertainty of the figure."""
+        return sum(check.state == "near" for check in self.checks)
+
+    @property
+    def worse(self) -> int:
+        """How many tasks are shown to be worse than the champion's."""
+        return sum(change.verdict == "worse" for change in self.changes)
+
+
+def plain(value: object, most: int = LONGEST) -> str:
+    """A text as what is read: characters that hide, reorder or cannot be written are spelt out, long ones cut."""
+    text = value if isinstance(value, str) else str(value)
+    cut = text[:most] + "…" if len(text) > most else text
+    return "".join(one if _seen(one) else f"\\u{{{ord(one):x}}}" for one in cut)
+
+
+def _seen(one: str) -> bool:
+    return one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+
+
+def read(bundle: Object) -> Facts:
+    """What a bundle (`bundle.json`, whose digest was checked) says."""
+    model, gate = _object(bundle, "model"), _object(bundle, "gate")
+    tasks = tuple(_task(name, entry) for name, entry in _objects(bundle.get("tasks")))
+    usual = {plain(row.get("key")): row for row in _rows(bundle.get("loosened"))}
+    checks = sorted((_check(row, usual) for row in _rows(gate.get("checks"))), key=lambda one: _ORDER[one.state])
+    passed = gate.get("passed")
+    champion = _object(bundle, "champion")
+    return Facts(
+        name=_text(model, "name"),
+        version=_text(model, "version"),
+        model=_text(model, "digest"),
+        size=_number(model.get("bytes")),
+        files=len(_object(model, "files")),
+        passed=passed if isinstance(passed, bool) else None,
+        checks=tuple(checks),
+        loosened=tuple((key, said(row.get("value")), said(row.get("default"))) for key, row in usual.items()),
+        tasks=tasks,
+        changes=_changes(tasks, checks) if champion else (),
+        champion=(_text(champion, "version"), _text(champion, "digest")) if champion else None,
+        gaps=tuple(sorted(map(_gap, _rows(bundle.get("gaps"))), key=lambda gap: -abs(gap.value or 0.0))),
+        sources=tuple(map(_source, _rows(bundle.get("sources")))),
+        data=_pairs(bundle.get("data")),
+        code=(*_pairs(bundle.get("code")), *_pairs({"image": bundle.get("image")})),
+        settings=_settings(_object(bundle, "settings")),
+        cost=_cost(_object(bundle, "cost")),
+        lineage=_lineage(_object(bundle, "lineage")),
+        digests=tuple(_digests(bundle)),
+    )
+
+
+_ORDER = {"failed": 0, "loosened": 1, "near": 2, "passed": 3}
+
+
+def _check(row: Object, usual: Mapping[str, Object]) -> Check:
+    key, kind, setting = _text(row, "key"), _text(row, "kind"), _text(row, "setting")
+    value, low, high, limit = (_number(row.get(name)) for name in ("value", "low", "high", "limit"))
+    loosened = row.get("change") == "loosened" or setting in usual
+    changed = said(row.get("default")) if loosened or row.get("change") == "tightened" else ""
+    if row.get("passed") is not True:
+        state = "failed"
+    elif loosened:
+        state = "loosened"
+    elif limit is not None and _close(kind, value, low, high, limit):
+        state = "near"
+    else:
+        state = "passed"
+    shown, asked = ("" if _number(row.get(n)) is not None else said(row.get(n)) for n in ("value", "limit"))
+    return Check(key, kind, state, _text(row, "reason"), value, low, high, limit, changed, shown, asked)
+
+
+def _close(kind: str, value: float | None, low: float | None, high: float | None, limit: float) -> bool:
+    """Whether the figure's own uncertainty reaches the limit; of a gap, whose sign says only who is first, either way."""
+    if low is not None and high is not None:
+        return max(abs(low), abs(high)) >= limit if kind == "fairness" else low <= limit <= high
+    return value is not None and abs(value - limit) <= NEAR * abs(limit)
+
+
+def _task(name: str, entry: Object) -> Task:
+    value, low, high, n, unreadable = (_number(entry.get(k)) for k in ("value", "low", "high", "n", "unreadable"))
+    rivals = _object(entry, "baselines")
+    higher = entry.get("higher_is_better")
+    how = measure({"metric": _text(entry, "metric"), "unit": _text(entry, "unit")})
+    return Task(
+        name=name,
+        measure=how,
+        value=value,
+        low=low,
+        high=high,
+        n=n,
+        unreadable=unreadable,
+        higher_is_better=higher if isinstance(higher, bool) else how.higher_is_better,
+        constant=_number(rivals.get("constant")),
+        pixels=_number(rivals.get("pixels")),
+        champion=_number(_object(entry, "champion").get("value")),
+    )
+
+
+def _changes(tasks: Sequence[Task], checks: Sequence[Check]) -> tuple[Change, ...]:
+    paired = {check.key: check for check in checks if check.kind == "champion"}
+    found = []
+    for task in tasks:
+        check = paired.get(task.name)
+        worse = check.value if check is not None else None
+        low, high = (check.low, check.high) if check is not None else (None, None)
+        if worse is None and task.value is not None and task.champion is not None:
+            worse = (task.champion - task.value) * (1 if task.higher_is_better else -1)
+        shown = "worse" if low is not None and low > 0 else "better" if high is not None and high < 0 else ""
+        verdict = shown or ("no difference shown" if low is not None else "")
+        found.append(Change(task.name, task.champion, task.value, worse, low, high, verdict))
+    order = {"worse": 0, "better": 2}
+    return tuple(sorted(found, key=lambda one: (order.get(one.verdict, 1), -(one.worse or 0.0))))
+
+
+def _gap(row: Object) -> Gap:
+    groups = row.get("groups")
+    pair = groups if isinstance(groups, list) else [row.get("a"), row.get("b")]
+    value, low, high = (_number(row.get(name)) for name in ("value", "low", "high"))
+    limit = _number(row.get("limit")) if "limit" in row else _number(row.get("bound"))
+    detectable = _number(row.get("minimum_detectable_difference"))
+    surely = min(abs(low), abs(high)) if low is not None and high is not None and (low > 0) == (high > 0) else 0.0
+    if limit is not None and surely > limit:
+        verdict = "beyond the limit"
+    elif limit is not None and detectable is not None and detectable > limit:
+        verdict = "too few people to tell"
+    else:
+        verdict = "" if limit is not None else "no limit set"
+    names = " – ".join(plain(one) for one in pair[:2] if one is not None)
+    task, kind = _text(row, "task") or _text(row, "key"), _text(row, "kind")
+    return Gap(task, kind, names, value, low, high, limit, detectable, verdict)
+
+
+def _source(row: Object) -> Source:
+    uses = row.get("uses")
+    known = ("key", "name", "licence", "uses")
+    name = _text(row, "name") or _text(row, "key")
+    allowed = tuple(plain(use) for use in uses[:MOST]) if isinstance(uses, list) else ()
+    return Source(name, _text(row, "licence"), allowed, _pairs({k: v for k, v in row.items() if k not in known}))
+
+
+def _settings(settings: Object) -> tuple[tuple[str, str], ...]:
+    changed = _pairs(settings.get("changed"))
+    return (*_pairs({"profile": settings.get("profile")}), *changed)
+
+
+def _cost(cost: Object) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """Costs by step; what stands beside the steps comes first, without a name."""
+    flat = _pairs({name: value for name, value in cost.items() if not isinstance(value, dict)})
+    steps = tuple((plain(name), _pairs(value)) for name, value in list(cost.items())[:MOST] if isinstance(value, dict))
+    return ((("", flat),) if flat else ()) + steps
+
+
+def _lineage(lineage: Object) -> tuple[Digest, ...]:
+    place = {name: index for index, name in enumerate(_STEPS)}
+    known = [Digest(plain(name), plain(value)) for name, value in list(lineage.items())[:MOST] if is_digest(value)]
+    last = {"evaluate": 1, "gate": 2}
+    return tuple(sorted(known, key=lambda one: (last.get(one.name, 0), place.get(one.name, len(place)), one.name)))
+
+
+def _digests(bundle: Object) -> Iterator[Digest]:
+    champion = _object(bundle, "champion")
+    named = {
+        "model": _object(bundle, "model").get("digest"),
+        "evaluation": _object(bundle, "evaluation").get("digest"),
+        "faces": _object(bundle, "data").get("faces"),
+        "conversations": _object(bundle, "data").get("conversations"),
+        "model card": bundle.get("card"),
+        "SBOM": bundle.get("sbom"),
+        "champion's model": champion.get("digest"),
+        "champion's evaluation": champion.get("evaluation"),
+    }
+    for name, value in named.items():
+        if is_digest(value):
+            yield Digest(name, str(value))
+
+
+def is_digest(value: object) -> bool:
+    """Whether this is the hex SHA-256 of something."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def said(value: object) -> str:
+    """Any value of JSON in words: names and values of an object, items of a list."""
+    if isinstance(value, dict):
+        return ", ".join(f"{plain(name)} {said(below)}" for name, below in list(value.items())[:MOST])
+    if isinstance(value, list):
+        return ", ".join(said(one) for one in value[:MOST])
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) < 10**15 else f"{float(value):.4g}" if abs(value) < 10**300 else "a huge number"
+    return plain(value)
+
+
+def _object(source: Object, name: str) -> dict[str, Any]:
+    value = source.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _objects(value: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    found = value.items() if isinstance(value, dict) else ()
+    return ((plain(name), entry) for name, entry in list(found)[:MOST] if isinstance(entry, dict))
+
+
+def _rows(value: object) -> list[dict[str, Any]]:
+    return [row for row in value[:MOST] if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _pairs(value: object) -> tuple[tuple[str, str], ...]:
+    found = value.items() if isinstance(value, dict) else ()
+    return tuple((plain(name), said(one)) for name, one in list(found)[:MOST] if one is not None)
+
+
+def _text(source: Object, name: str) -> str:
+    value = source.get(name)
+    return plain(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
