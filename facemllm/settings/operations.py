@@ -44,6 +44,18 @@ class Threshold(Section):
         return self
 
 
+Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+
+
+class PromoteRule(Section):
+    """What a new policy file is made with: persons who must sign, by role; who may ask; days an approval holds."""
+
+    approvals: Annotated[dict[Role, Annotated[int, Field(ge=1, le=100)]], Field(min_length=1)]
+    request_by: Annotated[list[Role], Field(min_length=1)]
+    requester_may_approve: bool
+    valid_days: Annotated[int, Field(ge=1, le=3650)]
+
+
 class Promote(Section):
     """What the gate asks for, and how long a run waits for a person.
 
@@ -52,7 +64,8 @@ class Promote(Section):
     people that a task may be shown to have, in the task's own unit; null is not asked for. With `fairness_power:
     required` a task also fails where the minimum detectable difference of two groups is larger than that; `reported`
     only says so. `champion_margin` is in the figure's own unit for shares, and a share of the champion's error for
-    errors.
+    errors. `policy` and `decisions` say where keys and signed decisions are (null: under home); `rule` makes a new
+    policy file and has no say once there is one.
     """
 
     model_name: str
@@ -63,6 +76,9 @@ class Promote(Section):
     fairness_power: Literal["required", "reported"]
     champion_margin: Annotated[float, Field(ge=0)]
     wait_minutes: Annotated[float, Field(ge=0)]
+    policy: str | None
+    decisions: str | None
+    rule: PromoteRule
 
 
 class Tracking(Section):
