@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from facemllm.cli import data, promotion
+from facemllm.cli.review import review
 from facemllm.core.machine import on_plain_path
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
@@ -37,6 +38,7 @@ services_app = typer.Typer(no_args_is_help=True, help="Local servers: MLflow, Ra
 app.add_typer(data.version, name="version")
 app.add_typer(promotion.promote, name="promote")
 command(app, "lineage")(promotion.lineage)
+command(app, "review", plain=True)(review)
 app.add_typer(services_app, name="services")
 
 Run = Annotated[

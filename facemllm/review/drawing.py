@@ -48,9 +48,21 @@ def interval(
         if mark is not None:
             x = _at(mark, ends)
             parts.append(Markup('<line class="{0}" x1="{1}" x2="{1}" y1="2" y2="18"/>').format(name, x))
-            said.append(f"{name} {mark:.3g}")
+            if name != "zero":
+                said.append(f"{name} {mark:.3g}")
     parts.append(Markup('<circle class="point" cx="{}" cy="10" r="3.5"/>').format(_at(value, ends)))
     return _svg("scale", WIDTH, HEIGHT, ", ".join(said), parts)
+
+
+def legend(value: float | None, low: float | None, high: float | None, marks: Mapping[str, float | None]) -> Markup:
+    """A mark alone, small, for a legend beside words that say what it is."""
+    parts = []
+    if low is not None and high is not None:
+        parts.append(Markup('<rect class="interval" x="3" y="5" width="20" height="10" rx="3"/>'))
+    parts += [Markup('<line class="{}" x1="13" x2="13" y1="2" y2="18"/>').format(name) for name in marks]
+    if value is not None:
+        parts.append(Markup('<circle class="point" cx="13" cy="10" r="3.5"/>'))
+    return _svg("scale", 26, HEIGHT, "", parts, role="presentation")
 
 
 def scale(values: Sequence[float | None], zero: bool = False) -> tuple[float, float]:
@@ -88,7 +100,7 @@ def graph(nodes: Sequence[Node], said: str) -> Markup:
             level = y + row * (_ROW + 8)
             parts.append(_box(one, 2, level))
             middle = level + _ROW // 2
-            bend = 'M{0} {1}H{2}V{3}H{4}' if row else 'M{0} {1}H{4}'
+            bend = "M{0} {1}H{2}V{3}H{4}" if row else "M{0} {1}H{4}"
             parts.append(
                 Markup('<path class="edge" d="{}"/>').format(
                     bend.format(2 + _BOX, middle, left - 17, top + _ROW // 2, left - 5)

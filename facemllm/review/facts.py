@@ -1,28 +1,19 @@
-"""What a bundle says, read as text from a stranger: a field that is missing or of another kind is left out, never an
-error; numbers are finite, words are bounded and of visible characters, lists are cut.
+"""What a bundle says about a model, as the page shows it: rules with what is worst first, figures, changes against the
+champion, gaps, data, cost, what came from what.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from facemllm.review.fields import MOST, Object, is_digest, mapping, mappings, number, pairs, plain, rows, said, text
 from facemllm.scoring.figures import Measure, measure
 
-LONGEST = 2000
-"""Characters of a text that are shown."""
-MOST = 200
-"""Rows of a list that are shown."""
 NEAR = 0.02
 """A rule without an interval is near its limit within this share of it."""
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _STEPS = ("ingest", "annotate", "reformat", "validate", "version", "align", "instruct", "specialize")
-
-Object = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -153,44 +144,33 @@ class Facts:
         return sum(change.verdict == "worse" for change in self.changes)
 
 
-def plain(value: object, most: int = LONGEST) -> str:
-    """A text as what is read: characters that hide, reorder or cannot be written are spelt out, long ones cut."""
-    text = value if isinstance(value, str) else str(value)
-    cut = text[:most] + "…" if len(text) > most else text
-    return "".join(one if _seen(one) else f"\\u{{{ord(one):x}}}" for one in cut)
-
-
-def _seen(one: str) -> bool:
-    return one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
-
-
 def read(bundle: Object) -> Facts:
     """What a bundle (`bundle.json`, whose digest was checked) says."""
-    model, gate = _object(bundle, "model"), _object(bundle, "gate")
-    tasks = tuple(_task(name, entry) for name, entry in _objects(bundle.get("tasks")))
-    usual = {plain(row.get("key")): row for row in _rows(bundle.get("loosened"))}
-    checks = sorted((_check(row, usual) for row in _rows(gate.get("checks"))), key=lambda one: _ORDER[one.state])
+    model, gate = mapping(bundle, "model"), mapping(bundle, "gate")
+    tasks = tuple(_task(name, entry) for name, entry in mappings(bundle.get("tasks")))
+    usual = {plain(row.get("key")): row for row in rows(bundle.get("loosened"))}
+    checks = sorted((_check(row, usual) for row in rows(gate.get("checks"))), key=lambda one: _ORDER[one.state])
     passed = gate.get("passed")
-    champion = _object(bundle, "champion")
+    champion = mapping(bundle, "champion")
     return Facts(
-        name=_text(model, "name"),
-        version=_text(model, "version"),
-        model=_text(model, "digest"),
-        size=_number(model.get("bytes")),
-        files=len(_object(model, "files")),
+        name=text(model, "name"),
+        version=text(model, "version"),
+        model=text(model, "digest"),
+        size=number(model.get("bytes")),
+        files=len(mapping(model, "files")),
         passed=passed if isinstance(passed, bool) else None,
         checks=tuple(checks),
         loosened=tuple((key, said(row.get("value")), said(row.get("default"))) for key, row in usual.items()),
         tasks=tasks,
         changes=_changes(tasks, checks) if champion else (),
-        champion=(_text(champion, "version"), _text(champion, "digest")) if champion else None,
-        gaps=tuple(sorted(map(_gap, _rows(bundle.get("gaps"))), key=lambda gap: -abs(gap.value or 0.0))),
-        sources=tuple(map(_source, _rows(bundle.get("sources")))),
-        data=_pairs(bundle.get("data")),
-        code=(*_pairs(bundle.get("code")), *_pairs({"image": bundle.get("image")})),
-        settings=_settings(_object(bundle, "settings")),
-        cost=_cost(_object(bundle, "cost")),
-        lineage=_lineage(_object(bundle, "lineage")),
+        champion=(text(champion, "version"), text(champion, "digest")) if champion else None,
+        gaps=tuple(sorted(map(_gap, rows(bundle.get("gaps"))), key=lambda gap: -abs(gap.value or 0.0))),
+        sources=tuple(map(_source, rows(bundle.get("sources")))),
+        data=pairs(bundle.get("data")),
+        code=(*pairs(bundle.get("code")), *pairs({"image": bundle.get("image")})),
+        settings=_settings(mapping(bundle, "settings")),
+        cost=_cost(mapping(bundle, "cost")),
+        lineage=_lineage(mapping(bundle, "lineage")),
         digests=tuple(_digests(bundle)),
     )
 
@@ -199,8 +179,8 @@ _ORDER = {"failed": 0, "loosened": 1, "near": 2, "passed": 3}
 
 
 def _check(row: Object, usual: Mapping[str, Object]) -> Check:
-    key, kind, setting = _text(row, "key"), _text(row, "kind"), _text(row, "setting")
-    value, low, high, limit = (_number(row.get(name)) for name in ("value", "low", "high", "limit"))
+    key, kind, setting = text(row, "key"), text(row, "kind"), text(row, "setting")
+    value, low, high, limit = (number(row.get(name)) for name in ("value", "low", "high", "limit"))
     loosened = row.get("change") == "loosened" or setting in usual
     changed = said(row.get("default")) if loosened or row.get("change") == "tightened" else ""
     if row.get("passed") is not True:
@@ -211,8 +191,8 @@ def _check(row: Object, usual: Mapping[str, Object]) -> Check:
         state = "near"
     else:
         state = "passed"
-    shown, asked = ("" if _number(row.get(n)) is not None else said(row.get(n)) for n in ("value", "limit"))
-    return Check(key, kind, state, _text(row, "reason"), value, low, high, limit, changed, shown, asked)
+    shown, asked = ("" if number(row.get(n)) is not None else said(row.get(n)) for n in ("value", "limit"))
+    return Check(key, kind, state, text(row, "reason"), value, low, high, limit, changed, shown, asked)
 
 
 def _close(kind: str, value: float | None, low: float | None, high: float | None, limit: float) -> bool:
@@ -223,10 +203,10 @@ def _close(kind: str, value: float | None, low: float | None, high: float | None
 
 
 def _task(name: str, entry: Object) -> Task:
-    value, low, high, n, unreadable = (_number(entry.get(k)) for k in ("value", "low", "high", "n", "unreadable"))
-    rivals = _object(entry, "baselines")
+    value, low, high, n, unreadable = (number(entry.get(k)) for k in ("value", "low", "high", "n", "unreadable"))
+    rivals = mapping(entry, "baselines")
     higher = entry.get("higher_is_better")
-    how = measure({"metric": _text(entry, "metric"), "unit": _text(entry, "unit")})
+    how = measure({"metric": text(entry, "metric"), "unit": text(entry, "unit")})
     return Task(
         name=name,
         measure=how,
@@ -236,9 +216,9 @@ def _task(name: str, entry: Object) -> Task:
         n=n,
         unreadable=unreadable,
         higher_is_better=higher if isinstance(higher, bool) else how.higher_is_better,
-        constant=_number(rivals.get("constant")),
-        pixels=_number(rivals.get("pixels")),
-        champion=_number(_object(entry, "champion").get("value")),
+        constant=number(rivals.get("constant")),
+        pixels=number(rivals.get("pixels")),
+        champion=number(mapping(entry, "champion").get("value")),
     )
 
 
@@ -261,9 +241,9 @@ def _changes(tasks: Sequence[Task], checks: Sequence[Check]) -> tuple[Change, ..
 def _gap(row: Object) -> Gap:
     groups = row.get("groups")
     pair = groups if isinstance(groups, list) else [row.get("a"), row.get("b")]
-    value, low, high = (_number(row.get(name)) for name in ("value", "low", "high"))
-    limit = _number(row.get("limit")) if "limit" in row else _number(row.get("bound"))
-    detectable = _number(row.get("minimum_detectable_difference"))
+    value, low, high = (number(row.get(name)) for name in ("value", "low", "high"))
+    limit = number(row.get("limit")) if "limit" in row else number(row.get("bound"))
+    detectable = number(row.get("minimum_detectable_difference"))
     surely = min(abs(low), abs(high)) if low is not None and high is not None and (low > 0) == (high > 0) else 0.0
     if limit is not None and surely > limit:
         verdict = "beyond the limit"
@@ -272,27 +252,27 @@ def _gap(row: Object) -> Gap:
     else:
         verdict = "" if limit is not None else "no limit set"
     names = " – ".join(plain(one) for one in pair[:2] if one is not None)
-    task, kind = _text(row, "task") or _text(row, "key"), _text(row, "kind")
+    task, kind = text(row, "task") or text(row, "key"), text(row, "kind")
     return Gap(task, kind, names, value, low, high, limit, detectable, verdict)
 
 
 def _source(row: Object) -> Source:
     uses = row.get("uses")
     known = ("key", "name", "licence", "uses")
-    name = _text(row, "name") or _text(row, "key")
+    name = text(row, "name") or text(row, "key")
     allowed = tuple(plain(use) for use in uses[:MOST]) if isinstance(uses, list) else ()
-    return Source(name, _text(row, "licence"), allowed, _pairs({k: v for k, v in row.items() if k not in known}))
+    return Source(name, text(row, "licence"), allowed, pairs({k: v for k, v in row.items() if k not in known}))
 
 
 def _settings(settings: Object) -> tuple[tuple[str, str], ...]:
-    changed = _pairs(settings.get("changed"))
-    return (*_pairs({"profile": settings.get("profile")}), *changed)
+    changed = pairs(settings.get("changed"))
+    return (*pairs({"profile": settings.get("profile")}), *changed)
 
 
 def _cost(cost: Object) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
     """Costs by step; what stands beside the steps comes first, without a name."""
-    flat = _pairs({name: value for name, value in cost.items() if not isinstance(value, dict)})
-    steps = tuple((plain(name), _pairs(value)) for name, value in list(cost.items())[:MOST] if isinstance(value, dict))
+    flat = pairs({name: value for name, value in cost.items() if not isinstance(value, dict)})
+    steps = tuple((plain(name), pairs(value)) for name, value in list(cost.items())[:MOST] if isinstance(value, dict))
     return ((("", flat),) if flat else ()) + steps
 
 
@@ -304,12 +284,12 @@ def _lineage(lineage: Object) -> tuple[Digest, ...]:
 
 
 def _digests(bundle: Object) -> Iterator[Digest]:
-    champion = _object(bundle, "champion")
+    champion = mapping(bundle, "champion")
     named = {
-        "model": _object(bundle, "model").get("digest"),
-        "evaluation": _object(bundle, "evaluation").get("digest"),
-        "faces": _object(bundle, "data").get("faces"),
-        "conversations": _object(bundle, "data").get("conversations"),
+        "model": mapping(bundle, "model").get("digest"),
+        "evaluation": mapping(bundle, "evaluation").get("digest"),
+        "faces": mapping(bundle, "data").get("faces"),
+        "conversations": mapping(bundle, "data").get("conversations"),
         "model card": bundle.get("card"),
         "SBOM": bundle.get("sbom"),
         "champion's model": champion.get("digest"),
@@ -318,59 +298,3 @@ def _digests(bundle: Object) -> Iterator[Digest]:
     for name, value in named.items():
         if is_digest(value):
             yield Digest(name, str(value))
-
-
-def is_digest(value: object) -> bool:
-    """Whether this is the hex SHA-256 of something."""
-    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
-
-
-def said(value: object) -> str:
-    """Any value of JSON in words: names and values of an object, items of a list."""
-    if isinstance(value, dict):
-        return ", ".join(f"{plain(name)} {said(below)}" for name, below in list(value.items())[:MOST])
-    if isinstance(value, list):
-        return ", ".join(said(one) for one in value[:MOST])
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) < 10**15 else f"{float(value):.4g}" if abs(value) < 10**300 else "a huge number"
-    return plain(value)
-
-
-def _object(source: Object, name: str) -> dict[str, Any]:
-    value = source.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _objects(value: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    found = value.items() if isinstance(value, dict) else ()
-    return ((plain(name), entry) for name, entry in list(found)[:MOST] if isinstance(entry, dict))
-
-
-def _rows(value: object) -> list[dict[str, Any]]:
-    return [row for row in value[:MOST] if isinstance(row, dict)] if isinstance(value, list) else []
-
-
-def _pairs(value: object) -> tuple[tuple[str, str], ...]:
-    found = value.items() if isinstance(value, dict) else ()
-    return tuple((plain(name), said(one)) for name, one in list(found)[:MOST] if one is not None)
-
-
-def _text(source: Object, name: str) -> str:
-    value = source.get(name)
-    return plain(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None

@@ -19,35 +19,20 @@ from facemllm.core import digests
 from facemllm.core.servers import mlflow
 from facemllm.errors import one_line
 from facemllm.review import facts as reading
-from facemllm.review.facts import Digest, Facts, plain
-from facemllm.review.samples import Sample, samples
+from facemllm.review.facts import Digest, Facts
+from facemllm.review.fields import is_digest, plain
+from facemllm.review.samples import samples
+from facemllm.review.views import CHOICES, FILES, STATES, Event, OwnKey, Queue, RequestPage, Row
 from facemllm.settings import Settings
 from facemllm.signing import keys, local
 from facemllm.signing.canonical import utc_now
 from facemllm.signing.decisions import Decisions, Entry
-from facemllm.signing.policy import Policy
+from facemllm.signing.policy import Policy, read_policy
 from facemllm.signing.standing import Standing, standing
-from facemllm.signing.statements import Refused, Statement
+from facemllm.signing.statements import Refused
 
 PAGE = 50
 """Requests on a page of the queue."""
-STATES: Mapping[str, tuple[str, ...]] = {
-    "waiting": ("requested",),
-    "approved": ("approved",),
-    "rejected": ("rejected",),
-    "revoked": ("revoked",),
-    "expired": ("expired",),
-    "not requested": ("pending",),
-    "all": ("requested", "approved", "rejected", "revoked", "expired", "pending"),
-}
-"""Filters of the queue, and the states that each shows."""
-CHOICES = (("approve", "Approve"), ("reject", "Reject"), ("revoke", "Revoke an approval"))
-FILES = {
-    "bundle.json": "what the decision stands on; its SHA-256 is what is signed",
-    "card.md": "model card",
-    "sbom.json": "bill of materials, CycloneDX",
-}
-"""Files of a bundle that can be downloaded, and what they are."""
 _WHOLE = 16  # bundles kept whole in memory; of the others their row
 
 
@@ -65,102 +50,6 @@ class Said:
     worse: int | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     problem: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A request in the queue."""
-
-    bundle: str
-    name: str
-    version: str
-    model: str
-    state: str
-    asked: datetime | None
-    by: str
-    missing: str
-    passed: bool | None
-    failed: int
-    loosened: int
-    near: int
-    worse: int | None
-    problem: str
-
-
-@dataclass(frozen=True)
-class Queue:
-    """A page of the queue: its rows, how many requests each filter shows, and what is wrong with the repository."""
-
-    rows: tuple[Row, ...]
-    counts: Mapping[str, int]
-    state: str
-    page: int
-    pages: int
-    total: int
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Event:
-    """A statement about the model, or why one counts for nothing (`refused`, and the `check` that failed)."""
-
-    id: str
-    decision: str
-    person: str
-    role: str
-    reason: str
-    issued: datetime | None
-    expires: datetime | None
-    key: str
-    commit: str
-    ours: bool
-    refused: str
-    check: str
-
-
-@dataclass(frozen=True)
-class OwnKey:
-    """A private key on this machine that the policy lets sign: whose, in which roles, and whether it has a passphrase."""
-
-    id: str
-    person: str
-    roles: tuple[str, ...]
-    encrypted: bool
-
-
-@dataclass(frozen=True)
-class RequestPage:
-    """All that is known about one request. `seen` changes with everything a decision could depend on."""
-
-    bundle: str
-    facts: Facts
-    state: str
-    requester: str
-    asked: datetime | None
-    reason: str
-    approvals: tuple[Statement, ...]
-    missing: Mapping[str, int]
-    may_sign: tuple[str, ...]
-    history: tuple[Event, ...]
-    earlier: Mapping[str, Sequence[tuple[str, float]]]
-    newer: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    digests: tuple[Digest, ...]
-    files: tuple[tuple[str, str], ...]
-    card: str
-    keys: tuple[OwnKey, ...]
-    choices: tuple[tuple[str, str], ...]
-    commands: tuple[str, ...]
-    previous: tuple[str, ...]
-    seen: str
-    mlflow: str
-    warnings: tuple[str, ...]
-    notice: str = ""
-
-    @property
-    def missing_count(self) -> int:
-        """How many signatures are missing."""
-        return sum(self.missing.values())
 
 
 class Pages:
@@ -253,7 +142,7 @@ class Pages:
             path = local.policy_path(self.settings)
             digest = digests.of_bytes(_bytes(path))
             if self._policy is None or self._policy[0] != digest or self._decisions is None:
-                policy = local.policy(self.settings)
+                policy = read_policy(path) if self.read_only else local.policy(self.settings)
                 self._policy = digests.of_bytes(_bytes(path)), policy
                 self._decisions = Decisions.open(self.settings, policy)
                 self._standing.clear()
@@ -407,11 +296,13 @@ def _commands(facts: Facts, in_force: Standing, roles: set[str]) -> tuple[str, .
     """The commands that decide where the key is."""
     version = facts.version if facts.version.isdigit() else "VERSION"
     ways = ("revoke",) if in_force.state == "approved" else ("approve", "reject")
-    return tuple(f'facemllm promote {way} {version} --bundle {in_force.bundle} --by "..." --reason "..."' for way in ways)
+    return tuple(
+        f'facemllm promote {way} {version} --bundle {in_force.bundle} --by "..." --reason "..."' for way in ways
+    )
 
 
 def _named(raw: Mapping[str, Any], name: str) -> bool:
-    return reading.is_digest(raw.get({"card.md": "card", "sbom.json": "sbom"}.get(name, "")))
+    return is_digest(raw.get({"card.md": "card", "sbom.json": "sbom"}.get(name, "")))
 
 
 def _card(decisions: Decisions, bundle: str, raw: Mapping[str, Any]) -> str:
