@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from facemllm.signing.decisions import Decisions
+from facemllm.signing.canonical import Refused, utc_now
+from facemllm.signing.decisions import Decisions, model_of
 from facemllm.signing.policy import Policy
+from facemllm.signing.standing import Standing, judge
 from facemllm.signing.statements import Statement
 
 
@@ -33,4 +35,45 @@ def authorize(
     Verifies the repository's history, every signature, roles, persons, expiry and revocation, and moves the
     checkpoint on. Raises Refused with the one check that failed.
     """
-    raise NotImplementedError
+    now = now or utc_now()
+    decisions.refresh()
+    decisions.check(now)
+    decisions.remember(now)
+    entries = decisions.statements(model_digest, policy)
+    named = list(dict.fromkeys(one.statement.bundle for one in reversed(entries) if one.statement is not None))
+    refusals: list[Refused] = []
+    for name in [bundle] if bundle is not None else named:
+        try:
+            about = model_of(decisions.bundle(name), name)
+            if about != model_digest:
+                raise Refused("other_model", f"bundle {name[:12]} is about model {about[:12]}, not {model_digest[:12]}")
+            found = judge(name, model_digest, entries, policy, now)
+            if found.state == "approved" and found.expires is not None and decisions.head is not None:
+                head, stale = decisions.head, decisions.stale
+                return Authorization(model_digest, name, found.approvals, found.expires, head, stale)
+            refusals.append(_why(found, named))
+        except Refused as error:
+            if error.check in ("history", "clock"):
+                raise
+            refusals.append(error)
+    refusals += [one.refused for one in reversed(entries) if one.refused is not None]
+    way = "`facemllm promote show` says what is missing"
+    if refusals:
+        first = refusals[0]
+        raise Refused(first.check, f"model {model_digest[:12]} may not be served: {first}; {way}", first.statement)
+    nobody = f"nobody has decided about it in {decisions.place}; `facemllm promote request` asks for a decision"
+    raise Refused("missing", f"model {model_digest[:12]} may not be served: {nobody}")
+
+
+def _why(found: Standing, named: list[str]) -> Refused:
+    """The one reason why a bundle is not approved."""
+    if found.against is not None:
+        return Refused(found.state, f"{found.against.words}: {found.against.reason}", found.against.id)
+    if found.refused:
+        return found.refused[-1]
+    if not found.requests and any(name != found.bundle for name in named):
+        return Refused("other_bundle", f"what was decided is about another bundle, not {found.bundle[:12]}")
+    lacks = " and ".join(f"{number} x {role}" for role, number in found.missing.items())
+    asked = "" if found.requests else "nobody asked for a decision; "
+    who = f" ({', '.join(found.may_sign)} may sign)" if found.may_sign else ""
+    return Refused("missing", f"{asked}approvals are missing: {lacks}{who}" if lacks else f"{asked.rstrip('; ')}")

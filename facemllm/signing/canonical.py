@@ -20,11 +20,15 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class Refused(UserError):
-    """Something does not count, or nothing may be served. `check` is the one check that failed, in one word."""
+    """Something does not count, or nothing may be served. `check` is the one check that failed, in one word.
 
-    def __init__(self, check: str, message: str):
+    `statement` is the id of the statement that it is about, where it is one that was verified.
+    """
+
+    def __init__(self, check: str, message: str, statement: str | None = None):
         super().__init__(message)
         self.check = check
+        self.statement = statement
 
 
 def canonical(value: Any) -> bytes:

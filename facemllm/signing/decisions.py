@@ -1,31 +1,58 @@
 """The decisions repository: a git repository to which bundles, statements and model signatures are only ever added.
 
-bundles/<bundle digest>/bundle.json, card.md, ...    statements/<model digest>/<statement id>.json
-signatures/<model digest>.json
+    bundles/<bundle digest>/bundle.json, card.md, ...    statements/<model digest>/<statement id>.json
+    signatures/<model digest>.json
+
+Nothing in it is trusted: files are read from git's objects, never from a work tree; statements count by their
+signatures, bundles by their digests; the history must have added only, and lead on from the one in the checkpoint.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from facemllm.settings import Settings
+from facemllm.core.digests import of_bytes
+from facemllm.errors import UserError
+from facemllm.settings import Settings, root
+from facemllm.signing import local
+from facemllm.signing.canonical import (
+    HEX,
+    LARGEST,
+    Refused,
+    parse,
+    parse_canonical,
+    time_text,
+    utc_now,
+)
+from facemllm.signing.history import LAYOUT, Change, History
 from facemllm.signing.policy import Policy
-from facemllm.signing.statements import Refused, Statement
+from facemllm.signing.repository import Repository, is_address
+from facemllm.signing.statements import SKEW, Statement, statement_id, verify
+
+__all__ = ["Change", "Decisions", "Entry"]
+
+LARGEST_FILE = 32 << 20
+"""Bytes of a file of a bundle."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A statement's file: the statement, or why it counts for nothing; the commit that added it, and when (UTC)."""
+    """A statement's file: the statement, or why it counts for nothing; the commit that added it, and when (UTC).
+
+    `known` says whether the file holds what it is named after, whoever signed it.
+    """
 
     statement: Statement | None
     refused: Refused | None
     commit: str
     committed_at: datetime
     path: str
+    known: bool = True
 
     @property
     def id(self) -> str:
@@ -38,82 +65,217 @@ class Entry:
         return self.path.split("/")[1]
 
 
-@dataclass(frozen=True)
-class Change:
-    """A commit: what its message says and the files it added."""
-
-    commit: str
-    committed_at: datetime
-    message: str
-    paths: tuple[str, ...]
-
-
 class Decisions:
-    """The decisions repository at a path or address.
-
-    `stale` says in one line that the address could not be reached, so that what is read is the copy of last time.
-    """
-
-    stale: str | None
+    """The decisions repository at a path or address, as it was when opened or last refreshed."""
 
     def __init__(self, path: str | Path, policy: Policy, checkpoint: Path | None = None, clones: Path | None = None):
-        """A repository is made at a path where none is; `clones` is the folder for copies of those at addresses."""
-        raise NotImplementedError
+        """`clones` is the folder for copies of repositories at addresses; one at a path is made by the first to append.
+
+        Raises UserError if there is something else, or an address has never been reached; Refused as `refresh`.
+        """
+        self.policy = policy
+        self._repository = Repository(path, checkpoint, clones)
+        self._lock = threading.RLock()
+        self._verified: tuple[Policy, dict[str, Entry]] = (policy, {})
+        self._bundles: dict[str, dict[str, Any]] = {}
+        self.refresh()
 
     @classmethod
     def open(cls, settings: Settings, policy: Policy | None = None) -> Decisions:
         """The repository that the settings name, with their policy and the checkpoint under home."""
-        raise NotImplementedError
+        given, home = settings.promote.decisions, settings.home / "signing"
+        path: str | Path = home / "decisions"
+        if given is not None:
+            path = given if is_address(given) else (root() / given).resolve()
+        known = policy if policy is not None else local.policy(settings)
+        return cls(path, known, local.checkpoint_path(settings), home / "clones")
+
+    @property
+    def place(self) -> str:
+        """Where the repository is, for messages."""
+        return self._repository.place
+
+    @property
+    def stale(self) -> str | None:
+        """One line where the address was out of reach, so that what is read is the copy of last time."""
+        return self._repository.stale
+
+    @property
+    def head(self) -> str | None:
+        """The newest commit that was read."""
+        return self._history.head
+
+    @property
+    def _history(self) -> History:
+        return self._repository.history
 
     def refresh(self) -> str | None:
-        """Read what others appended meanwhile. Returns `stale`."""
-        raise NotImplementedError
+        """Read what others appended meanwhile. Returns `stale`. Raises Refused ("history") as `verify_history` does."""
+        self._repository.refresh()
+        return self.stale
 
     def append_bundle(self, files: Mapping[str, bytes]) -> str:
         """Add a bundle's files, `bundle.json` among them; nothing happens if it is there. Returns the digest."""
-        raise NotImplementedError
+        whole = files.get("bundle.json", b"")
+        parse_canonical(whole, "bundle.json", LARGEST_FILE)
+        digest = of_bytes(whole)
+        named = {f"bundles/{digest}/{name}": data for name, data in files.items()}
+        listed = _digests(parse(whole, "bundle.json", LARGEST_FILE))
+        for path, data in named.items():
+            name = path.split("/", 2)[2]
+            if not LAYOUT.fullmatch(path):
+                raise UserError(f"bundle: {name!r} is no file name for a bundle; use letters, digits, '.', '_' and '-'")
+            if len(data) > LARGEST_FILE:
+                raise UserError(f"bundle: {name} has {len(data)} bytes; at most {LARGEST_FILE} are kept")
+            if name != "bundle.json" and of_bytes(data) not in listed:
+                raise UserError(f"bundle: bundle.json does not give the digest of {name}")
+        self._repository.add(named, f"bundle {digest[:12]}", "facemllm", f"bundles/{digest}/bundle.json")
+        return digest
 
     def append(self, envelope: bytes) -> Statement:
-        """Verify a statement and add it; nothing happens if it is there. Raises Refused if it does not verify."""
-        raise NotImplementedError
+        """Verify a statement and add it; nothing happens if it is there.
+
+        Raises Refused if it does not verify, or its bundle is absent or another model's; UserError if it is not kept.
+        """
+        statement = verify(envelope, self.policy)
+        _in_time(statement, self.policy, utc_now())
+        about = model_of(self.bundle(statement.bundle), statement.bundle)
+        if about != statement.model:
+            raise Refused(
+                "other_model", f"bundle {statement.bundle[:12]} is about model {about[:12]}, not {statement.model[:12]}"
+            )
+        path = f"statements/{statement.model}/{statement.id}.json"
+        message = f"{statement.decision} {statement.model[:12]} by {statement.person}\n\n{statement.reason}"
+        self._repository.add({path: envelope}, message, f"{statement.person} ({statement.key[:12]})", path)
+        return statement
 
     def append_signature(self, model: str, signature: bytes) -> None:
-        """Add the signature of a model's directory (OpenSSF model-signing) under the model's digest."""
-        raise NotImplementedError
+        """Add the signature of a model's directory (OpenSSF model-signing); nothing happens if the model has one."""
+        path = f"signatures/{model}.json"
+        if not HEX.fullmatch(model) or len(signature) > LARGEST_FILE:
+            raise UserError(f"signature of {model[:80]!r}: expected a model's digest and at most {LARGEST_FILE} bytes")
+        self._repository.add({path: signature}, f"signature {model[:12]}", "facemllm", path)
 
     def signature(self, model: str) -> bytes | None:
         """The signature of a model's directory, if there is one; it is to be verified by whoever reads it."""
-        raise NotImplementedError
+        path = f"signatures/{model}.json"
+        return self._repository.read(path, LARGEST_FILE) if path in self._history.files else None
 
     def bundle(self, digest: str) -> dict[str, Any]:
-        """A bundle's `bundle.json`, whose bytes have this digest. Raises Refused ("missing", "malformed")."""
-        raise NotImplementedError
+        """A bundle's `bundle.json`, whose bytes have this digest. Raises Refused ("missing", "digest", "malformed")."""
+        if digest not in self._bundles:
+            found = parse_canonical(self.bundle_file(digest, "bundle.json"), f"bundle {digest[:12]}", LARGEST_FILE)
+            if not isinstance(found, dict):
+                raise Refused("malformed", f"bundle {digest[:12]}: expected a JSON object")
+            self._bundles[digest] = found
+        return self._bundles[digest]
 
     def bundle_file(self, digest: str, name: str) -> bytes:
-        """A file of a bundle, `bundle.json` or one whose digest that gives. Raises Refused ("missing", "digest")."""
-        raise NotImplementedError
+        """A file of a bundle: `bundle.json`, or one whose digest that gives. Raises Refused ("missing", "digest")."""
+        path = f"bundles/{digest}/{name}"
+        if path not in self._history.files:
+            raise Refused(
+                "missing", f"no {name} of bundle {digest[:12]} in {self.place}; `facemllm promote request` adds it"
+            )
+        data = self._repository.read(path, LARGEST_FILE)
+        expected = {digest} if name == "bundle.json" else _digests(self.bundle(digest))
+        if of_bytes(data) not in expected:
+            raise Refused("digest", f"{path} is not the file that was signed: its bytes have another digest")
+        return data
+
+    def bundle_names(self, digest: str) -> list[str]:
+        """The names of a bundle's files."""
+        folder = f"bundles/{digest}"
+        return sorted(path.removeprefix(f"{folder}/") for path in self._history.folders.get(folder, ()))
 
     def bundles(self) -> list[str]:
         """The digests of all bundles, in the order in which they were added."""
-        raise NotImplementedError
+        return [name.split("/")[1] for name in self._history.folders if name.startswith("bundles/")]
 
-    def statements(self, model: str | None = None) -> list[Entry]:
-        """Every statement, or those about one model, in the order in which they were added."""
-        raise NotImplementedError
+    def statements(self, model: str | None = None, policy: Policy | None = None) -> list[Entry]:
+        """Every statement, or those about one model, in the order they were added, verified by the policy or `policy`."""
+        policy = policy if policy is not None else self.policy
+        with self._lock:
+            if policy != self._verified[0]:
+                self._verified = (policy, {})
+            entries = self._verified[1]
+            folders = self._history.folders
+            names = [f"statements/{model}"] if model is not None else folders
+            paths = [path for name in names if name.startswith("statements/") for path in folders.get(name, ())]
+            for path in paths:
+                if path not in entries:
+                    entries[path] = self._entry(path, policy)
+            return [entries[path] for path in (paths if model is not None else self._history.in_order(paths))]
 
     def previous(self, model: str) -> tuple[str, ...]:
-        """The ids of all statements about a model now: what whoever signs next has seen."""
-        raise NotImplementedError
+        """The ids of the statements about a model that count: what whoever signs next has seen."""
+        return tuple(sorted(one.id for one in self.statements(model) if one.statement is not None))
 
     def history(self) -> list[Change]:
         """Every commit, oldest first."""
-        raise NotImplementedError
+        return list(self._history.changes)
 
     def verify_history(self, now: datetime | None = None) -> None:
-        """Raises Refused ("history") naming the first commit that rewrites, drops or backdates something, or adds what
-        is none of ours, or when the head is no descendant of the one in the checkpoint; ("clock") if time went back."""
-        raise NotImplementedError
+        """Read the repository anew and verify all of it, from the first commit on.
+
+        Raises Refused ("history") naming the first commit that rewrites, drops or backdates something, or adds what is
+        none of ours, or when the head does not lead on from the one in the checkpoint; ("clock") if time went back.
+        """
+        self._repository.verify(now or utc_now())
+
+    def check(self, now: datetime | None = None) -> None:
+        """Compare what was read with the checkpoint and the clock. Raises Refused ("history", "clock")."""
+        self._repository.check(now or utc_now())
 
     def remember(self, now: datetime | None = None) -> None:
-        """Write the checkpoint: the head now verified, and the newest time seen."""
-        raise NotImplementedError
+        """Write the checkpoint: the head that was verified, and the newest time seen."""
+        self._repository.remember(now or utc_now())
+
+    def _entry(self, path: str, policy: Policy) -> Entry:
+        change, known = self._history.added[path], False
+        _, model, name = path.split("/")
+        statement = refused = None
+        try:
+            data = self._repository.read(path, LARGEST)
+            known = statement_id(data) == name.removesuffix(".json")
+            if not known:
+                raise Refused("malformed", f"{path}: does not hold the statement that it is named after")
+            read = verify(data, policy)
+            if read.model != model:
+                raise Refused("other_model", f"{read.words} is about model {read.model[:12]}, not {model[:12]}")
+            _in_time(read, policy, change.committed_at)
+            statement = read
+        except Refused as error:
+            if error.check == "history":  # the repository itself is damaged
+                raise
+            refused = error
+        return Entry(statement, refused, change.commit, change.committed_at, path, known)
+
+
+def model_of(bundle: Mapping[str, Any], digest: str) -> str:
+    """The digest of the model that a bundle is about. Raises Refused ("malformed") where it does not say."""
+    model = bundle.get("model")
+    found = model.get("digest") if isinstance(model, dict) else None
+    if not isinstance(found, str) or not HEX.fullmatch(found):
+        raise Refused("malformed", f"bundle {digest[:12]} gives no digest of its model (model.digest)")
+    return found
+
+
+def _in_time(statement: Statement, policy: Policy, kept_at: datetime) -> None:
+    """Raises Refused if a statement was kept before it was issued, or after its key's time was over."""
+    key = policy.keys[statement.key]
+    if statement.issued > kept_at + SKEW:
+        raise Refused("not_yet_valid", f"{statement.words} is of a time after it was recorded, {time_text(kept_at)}")
+    if key.not_after is not None and kept_at > key.not_after + SKEW:
+        raise Refused(
+            "expired", f"{statement.words} was recorded after its key's time was over, {time_text(key.not_after)}"
+        )
+
+
+def _digests(value: Any) -> set[str]:
+    """Every digest that JSON names, wherever it stands."""
+    if isinstance(value, dict):
+        return set().union(*map(_digests, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_digests, value))
+    return {value} if isinstance(value, str) and HEX.fullmatch(value) else set()
