@@ -16,8 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from facemllm.cli import data, promotion
-from facemllm.cli.review import review
+from facemllm.cli import data, keys, promotion, review
 from facemllm.core.machine import on_plain_path
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
@@ -37,8 +36,9 @@ from facemllm.workflow.options import (
 services_app = typer.Typer(no_args_is_help=True, help="Local servers: MLflow, Ray, staging, production.")
 app.add_typer(data.version, name="version")
 app.add_typer(promotion.promote, name="promote")
+app.add_typer(keys.keys, name="keys")
 command(app, "lineage")(promotion.lineage)
-command(app, "review", plain=True)(review)
+command(app, "review", plain=True)(review.review)
 app.add_typer(services_app, name="services")
 
 Run = Annotated[

@@ -15,7 +15,8 @@ from facemllm.signing import keys, local
 from facemllm.signing.canonical import utc_now
 from facemllm.signing.decisions import Decisions
 from facemllm.signing.policy import Policy
-from facemllm.signing.statements import LONGEST_REASON, Draft, Statement, sign
+from facemllm.signing.standing import require_counts
+from facemllm.signing.statements import LONGEST_REASON, Draft, Statement, sign, verify
 
 
 class Changed(UserError):
@@ -88,7 +89,9 @@ def _signed(
         issued=now,
         expires=now + timedelta(days=policy.rule.valid_days) if offered.decision == "approve" else None,
     )
-    return decisions.append(sign(draft, signer))
+    envelope = sign(draft, signer)
+    require_counts(decisions, policy, verify(envelope, policy), now)
+    return decisions.append(envelope)
 
 
 def _role(request: RequestPage, own: OwnKey) -> str:
@@ -99,6 +102,6 @@ def _role(request: RequestPage, own: OwnKey) -> str:
 def _unchanged(request: RequestPage, seen: str) -> None:
     if request.seen != seen:
         raise Changed(
-            "since that page was shown, something was signed about this model or the policy changed; nothing was signed "
-            "now: read the page again"
+            "since that page was shown, something was signed about this model or the policy changed; nothing was "
+            "signed now: read the page again"
         )

@@ -54,13 +54,11 @@ def interval(
     return _svg("scale", WIDTH, HEIGHT, ", ".join(said), parts)
 
 
-def legend(value: float | None, low: float | None, high: float | None, marks: Mapping[str, float | None]) -> Markup:
-    """A mark alone, small, for a legend beside words that say what it is."""
-    parts = []
-    if low is not None and high is not None:
-        parts.append(Markup('<rect class="interval" x="3" y="5" width="20" height="10" rx="3"/>'))
-    parts += [Markup('<line class="{}" x1="13" x2="13" y1="2" y2="18"/>').format(name) for name in marks]
-    if value is not None:
+def legend(kind: str) -> Markup:
+    """A mark alone (a class of CSS), for a legend beside words that say what it is."""
+    parts = [Markup('<line class="{}" x1="13" x2="13" y1="2" y2="18"/>').format(kind)]
+    if kind == "interval":
+        parts = [Markup('<rect class="interval" x="3" y="5" width="20" height="10" rx="3"/>')]
         parts.append(Markup('<circle class="point" cx="13" cy="10" r="3.5"/>'))
     return _svg("scale", 26, HEIGHT, "", parts, role="presentation")
 

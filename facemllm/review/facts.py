@@ -13,13 +13,24 @@ from facemllm.scoring.figures import Measure, measure
 
 NEAR = 0.02
 """A rule without an interval is near its limit within this share of it."""
+_MEASURED = (
+    "device",
+    "seconds",
+    "samples",
+    "tokens",
+    "flops",
+    "peak_memory_bytes",
+    "energy_cpu_joules",
+    "energy_gpu_joules",
+    "price",
+)
 _STEPS = ("ingest", "annotate", "reformat", "validate", "version", "align", "instruct", "specialize")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One rule of the gate. `state` is failed, loosened, near or passed; `usual` is the limit of params.yaml, where this
-    one differs. `shown` and `asked` are value and limit where they are no numbers."""
+    """One rule of the gate. `state` is failed, loosened, near or passed; `usual` says where the limit is not that of
+    params.yaml. `shown` and `asked` are value and limit where they are no numbers."""
 
     key: str
     kind: str
@@ -124,7 +135,7 @@ class Facts:
     data: tuple[tuple[str, str], ...]
     code: tuple[tuple[str, str], ...]
     settings: tuple[tuple[str, str], ...]
-    cost: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    cost: tuple[tuple[str, ...], ...]
     lineage: tuple[Digest, ...]
     digests: tuple[Digest, ...]
 
@@ -164,10 +175,10 @@ def read(bundle: Object) -> Facts:
         tasks=tasks,
         changes=_changes(tasks, checks) if champion else (),
         champion=(text(champion, "version"), text(champion, "digest")) if champion else None,
-        gaps=tuple(sorted(map(_gap, rows(bundle.get("gaps"))), key=lambda gap: -abs(gap.value or 0.0))),
+        gaps=tuple(_gaps(bundle, gate)),
         sources=tuple(map(_source, rows(bundle.get("sources")))),
-        data=pairs(bundle.get("data")),
-        code=(*pairs(bundle.get("code")), *pairs({"image": bundle.get("image")})),
+        data=_data(bundle),
+        code=pairs({**_plain(mapping(bundle, "code")), "image": bundle.get("image")}),
         settings=_settings(mapping(bundle, "settings")),
         cost=_cost(mapping(bundle, "cost")),
         lineage=_lineage(mapping(bundle, "lineage")),
@@ -182,7 +193,9 @@ def _check(row: Object, usual: Mapping[str, Object]) -> Check:
     key, kind, setting = text(row, "key"), text(row, "kind"), text(row, "setting")
     value, low, high, limit = (number(row.get(name)) for name in ("value", "low", "high", "limit"))
     loosened = row.get("change") == "loosened" or setting in usual
-    changed = said(row.get("default")) if loosened or row.get("change") == "tightened" else ""
+    changed = ""
+    if loosened or row.get("change") == "tightened":
+        changed = f"{setting} {said(row.get('asked'))}, usually {said(row.get('default'))}"
     if row.get("passed") is not True:
         state = "failed"
     elif loosened:
@@ -192,11 +205,16 @@ def _check(row: Object, usual: Mapping[str, Object]) -> Check:
     else:
         state = "passed"
     shown, asked = ("" if number(row.get(n)) is not None else said(row.get(n)) for n in ("value", "limit"))
-    return Check(key, kind, state, text(row, "reason"), value, low, high, limit, changed, shown, asked)
+    return Check(key, kind, state, text(row, "reason"), value, low, high, limit, changed, _short(shown), _short(asked))
+
+
+def _short(words: str) -> str:
+    """A digest by its first digits."""
+    return words[:12] if is_digest(words) else words
 
 
 def _close(kind: str, value: float | None, low: float | None, high: float | None, limit: float) -> bool:
-    """Whether the figure's own uncertainty reaches the limit; of a gap, whose sign says only who is first, either way."""
+    """Whether the figure's uncertainty reaches the limit; of a gap, whose sign says only who is first, either way."""
     if low is not None and high is not None:
         return max(abs(low), abs(high)) >= limit if kind == "fairness" else low <= limit <= high
     return value is not None and abs(value - limit) <= NEAR * abs(limit)
@@ -238,22 +256,37 @@ def _changes(tasks: Sequence[Task], checks: Sequence[Check]) -> tuple[Change, ..
     return tuple(sorted(found, key=lambda one: (order.get(one.verdict, 1), -(one.worse or 0.0))))
 
 
-def _gap(row: Object) -> Gap:
-    groups = row.get("groups")
-    pair = groups if isinstance(groups, list) else [row.get("a"), row.get("b")]
+def _gaps(bundle: Object, gate: Object) -> Iterator[Gap]:
+    """What the fairness rules say, each with its power, then the other gaps that were shown, largest first."""
+    rules = [row for row in rows(gate.get("checks")) if row.get("kind") == "fairness"]
+    limits = {text(row, "key"): number(row.get("limit")) for row in rules}
+    power = {text(row, "key"): number(row.get("minimum_detectable_difference")) for row in rules}
+    seen = set()
+    for row in rules:
+        task, pair = text(row, "key"), _pair(row.get("groups"))
+        seen.add((task, pair))
+        blind = (power[task] or 0.0) > (limits[task] or 0.0)
+        verdict = (
+            "beyond the limit" if row.get("passed") is not True else "too few people to tell" if blind else "within"
+        )
+        yield _gap(row, task, "the rule", pair, limits[task], power[task], verdict)
+    for row in sorted(rows(bundle.get("gaps")), key=lambda row: -abs(number(row.get("value")) or 0.0)):
+        task, pair = text(row, "task"), _pair([row.get("a"), row.get("b")])
+        if (task, pair) not in seen:
+            detectable = number(row.get("minimum_detectable_difference"))
+            verdict = "shown" if limits.get(task) is not None else "shown, no limit set"
+            yield _gap(row, task, text(row, "kind"), pair, limits.get(task), detectable, verdict)
+
+
+def _gap(
+    row: Object, task: str, kind: str, pair: str, limit: float | None, detectable: float | None, verdict: str
+) -> Gap:
     value, low, high = (number(row.get(name)) for name in ("value", "low", "high"))
-    limit = number(row.get("limit")) if "limit" in row else number(row.get("bound"))
-    detectable = number(row.get("minimum_detectable_difference"))
-    surely = min(abs(low), abs(high)) if low is not None and high is not None and (low > 0) == (high > 0) else 0.0
-    if limit is not None and surely > limit:
-        verdict = "beyond the limit"
-    elif limit is not None and detectable is not None and detectable > limit:
-        verdict = "too few people to tell"
-    else:
-        verdict = "" if limit is not None else "no limit set"
-    names = " – ".join(plain(one) for one in pair[:2] if one is not None)
-    task, kind = text(row, "task") or text(row, "key"), text(row, "kind")
-    return Gap(task, kind, names, value, low, high, limit, detectable, verdict)
+    return Gap(task, kind, pair, value, low, high, limit, detectable, verdict)
+
+
+def _pair(groups: object) -> str:
+    return " – ".join(plain(one, 100) for one in groups[:2] if one is not None) if isinstance(groups, list) else ""
 
 
 def _source(row: Object) -> Source:
@@ -264,21 +297,49 @@ def _source(row: Object) -> Source:
     return Source(name, text(row, "licence"), allowed, pairs({k: v for k, v in row.items() if k not in known}))
 
 
+def _data(bundle: Object) -> tuple[tuple[str, str], ...]:
+    evaluation = mapping(bundle, "evaluation")
+    asked = {"evaluated on": evaluation.get("split"), **{n: evaluation.get(n) for n in ("people", "pictures")}}
+    return pairs({"revision": mapping(bundle, "data").get("revision"), **asked})
+
+
+def _plain(source: Object) -> dict[str, object]:
+    """What is no object in an object."""
+    return {name: value for name, value in source.items() if not isinstance(value, dict)}
+
+
 def _settings(settings: Object) -> tuple[tuple[str, str], ...]:
-    changed = pairs(settings.get("changed"))
+    changed = (
+        (name, f"{said(row.get('value'))}, usually {said(row.get('default'))}")
+        for name, row in mappings(settings.get("changed"))
+    )
     return (*pairs({"profile": settings.get("profile")}), *changed)
 
 
-def _cost(cost: Object) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
-    """Costs by step; what stands beside the steps comes first, without a name."""
-    flat = pairs({name: value for name, value in cost.items() if not isinstance(value, dict)})
-    steps = tuple((plain(name), pairs(value)) for name, value in list(cost.items())[:MOST] if isinstance(value, dict))
-    return ((("", flat),) if flat else ()) + steps
+def _cost(cost: Object) -> tuple[tuple[str, ...], ...]:
+    """A row a step behind the names of what was measured; the sum last."""
+    steps = list(mappings(cost.get("steps")))
+    known = [name for name in _MEASURED if any(entry.get(name) is not None for _, entry in steps)]
+    if not steps:
+        return ()
+    whole = {"seconds": cost.get("seconds"), "price": cost.get("price")}
+    each = [(name, *(_cell(entry.get(one)) for one in known)) for name, entry in steps]
+    return (("", *known), *each, ("all", *(_cell(whole.get(one)) for one in known)))
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else _large(value)
+
+
+def _large(value: object) -> str:
+    return f"{number(value):.3g}" if isinstance(value, int) and abs(value) >= 10**7 and number(value) else said(value)
 
 
 def _lineage(lineage: Object) -> tuple[Digest, ...]:
+    data = {"conversations", "faces"}  # other names of what ingest and reformat made
     place = {name: index for index, name in enumerate(_STEPS)}
-    known = [Digest(plain(name), plain(value)) for name, value in list(lineage.items())[:MOST] if is_digest(value)]
+    known = [Digest(plain(name), plain(value)) for name, value in list(lineage.items())[:MOST]]
+    known = [one for one in known if is_digest(one.value) and one.name not in data]
     last = {"evaluate": 1, "gate": 2}
     return tuple(sorted(known, key=lambda one: (last.get(one.name, 0), place.get(one.name, len(place)), one.name)))
 

@@ -1,5 +1,5 @@
-"""Fields of JSON from a stranger: one that is missing or of another kind is left out, never an error; numbers are finite,
-words are bounded and of visible characters, lists are cut.
+"""Fields of JSON from a stranger: one that is missing or of another kind is left out, never an error; numbers are
+finite, words are bounded and of visible characters, lists are cut.
 """
 
 from __future__ import annotations

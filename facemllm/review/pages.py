@@ -19,16 +19,16 @@ from facemllm.core import digests
 from facemllm.core.servers import mlflow
 from facemllm.errors import one_line
 from facemllm.review import facts as reading
+from facemllm.review import samples as faces
 from facemllm.review.facts import Digest, Facts
 from facemllm.review.fields import is_digest, plain
-from facemllm.review.samples import samples
 from facemllm.review.views import CHOICES, FILES, STATES, Event, OwnKey, Queue, RequestPage, Row
 from facemllm.settings import Settings
 from facemllm.signing import keys, local
 from facemllm.signing.canonical import utc_now
 from facemllm.signing.decisions import Decisions, Entry
 from facemllm.signing.policy import Policy, read_policy
-from facemllm.signing.standing import Standing, standing
+from facemllm.signing.standing import Standing, ends, standing
 from facemllm.signing.statements import Refused
 
 PAGE = 50
@@ -62,7 +62,7 @@ class Pages:
         self._decisions: Decisions | None = None
         self._said: dict[str, Said] = {}
         self._whole: dict[str, Facts] = {}
-        self._standing: dict[str, tuple[tuple[str, ...], Standing]] = {}
+        self._standing: dict[str, tuple[tuple[str, ...], datetime | None, Standing]] = {}
 
     def queue(self, state: str = "waiting", page: int = 1, now: datetime | None = None) -> Queue:
         """A page of the requests in a state (a key of `STATES`), oldest first."""
@@ -70,8 +70,8 @@ class Pages:
         with self._lock:
             decisions, policy = self.current()
             found = [(bundle, self._in_force(decisions, policy, bundle, now)) for bundle in decisions.bundles()]
-            counts = Counter(one.state if one else "pending" for _, one in found)
-            chosen = [(bundle, one) for bundle, one in found if (one.state if one else "pending") in STATES[state]]
+            counts = Counter(_state(one) for _, one in found)
+            chosen = [(bundle, one) for bundle, one in found if _state(one) in STATES[state]]
             oldest = datetime.max.replace(tzinfo=now.tzinfo)
             chosen.sort(key=lambda pair: pair[1].requests[0].issued if pair[1] and pair[1].requests else oldest)
             pages = max(1, -(-len(chosen) // PAGE))
@@ -91,7 +91,8 @@ class Pages:
             entries = decisions.statements(in_force.model)
             previous = decisions.previous(in_force.model)
             asked = in_force.requests[0] if in_force.requests else None
-            events = tuple(_event(entry, bundle) for entry in reversed(entries))
+            void = {one.statement: one for one in in_force.refused if one.statement}
+            events = tuple(_event(entry, bundle, void.get(entry.id)) for entry in reversed(entries))
             files = tuple((n, what) for n, what in FILES.items() if n == "bundle.json" or _named(raw, n))
             warnings = list(self._warnings(decisions, now))
             if facts.model != in_force.model:
@@ -111,7 +112,7 @@ class Pages:
                 history=events,
                 earlier=self._earlier(decisions, bundle),
                 newer=self._newer(decisions, bundle, facts.model),
-                samples=samples(decisions, bundle, raw),
+                samples=faces.read(raw),
                 digests=_digests(bundle, facts),
                 files=files,
                 card=_card(decisions, bundle, raw),
@@ -130,10 +131,10 @@ class Pages:
             return self.current()[0].bundle_file(bundle, name)
 
     def picture(self, bundle: str, name: str) -> bytes | None:
-        """The bytes of a sample's picture, by the name that `samples` gave it; None for any other name."""
+        """The bytes of a sample's picture, by its name in the bundle; None for any other name."""
         with self._lock:
             decisions = self.current()[0]
-            known = {one.image for one in samples(decisions, bundle, decisions.bundle(bundle))}
+            known = set(faces.pictures(decisions.bundle(bundle)))
             return decisions.bundle_file(bundle, name) if name in known else None
 
     def current(self) -> tuple[Decisions, Policy]:
@@ -166,13 +167,16 @@ class Pages:
         model = self._say(decisions, bundle).model
         known = decisions.previous(model) if model else ()
         kept = self._standing.get(bundle)
-        if kept is None or kept[0] != known or (kept[1].expires is not None and kept[1].expires <= now):
+        if kept is None or kept[0] != known or (kept[1] is not None and kept[1] <= now):
             try:
-                kept = known, standing(decisions, policy, bundle, now)
+                found = standing(decisions, policy, bundle, now)
             except Refused:
                 return None
+            held = [ends(one, policy.rule) for one in (*found.requests, *found.approvals)]
+            early = any(one.check == "not_yet_valid" for one in found.refused)
+            kept = known, now if early else min(held, default=None), found
             self._standing[bundle] = kept
-        return kept[1]
+        return kept[2]
 
     def _say(self, decisions: Decisions, bundle: str) -> Said:
         if bundle not in self._said:
@@ -209,7 +213,7 @@ class Pages:
             name=said.name,
             version=said.version,
             model=said.model,
-            state=in_force.state if in_force else "pending",
+            state=_state(in_force),
             asked=first.issued if first else None,
             by=plain(first.person) if first else "",
             missing=", ".join(f"{count} × {plain(role)}" for role, count in missing if count),
@@ -262,14 +266,19 @@ class Pages:
     def _warnings(self, decisions: Decisions, now: datetime) -> tuple[str, ...]:
         found = [decisions.stale] if decisions.stale else []
         try:
-            decisions.verify_history(now)
+            decisions.check(now)
         except Refused as error:
             found.append(one_line(error))
         return tuple(map(plain, found))
 
 
-def _event(entry: Entry, bundle: str) -> Event:
-    said, refused = entry.statement, entry.refused
+def _state(in_force: Standing | None) -> str:
+    return in_force.state if in_force else "pending"
+
+
+def _event(entry: Entry, bundle: str, void: Refused | None) -> Event:
+    """A statement, and why it counts for nothing: it does not verify, or is `void` beside the others."""
+    said, refused = entry.statement, entry.refused or void
     return Event(
         id=plain(entry.id),
         decision=said.decision if said else "",

@@ -59,9 +59,7 @@ class Draw:
     @staticmethod
     def legend(kind: str) -> Markup:
         """A sample of a mark, for the legend."""
-        marks = {kind: 0.5} if kind != "interval" else {}
-        span = (0.2, 0.8) if kind == "interval" else (None, None)
-        return drawing.legend(0.5 if kind == "interval" else None, *span, marks)
+        return drawing.legend(kind)
 
     @staticmethod
     def task(task: Task) -> Markup:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from facemllm.review.facts import Digest, Facts
-from facemllm.review.samples import Sample
+from facemllm.review.samples import Samples
 from facemllm.signing.statements import Statement
 
 STATES: Mapping[str, tuple[str, ...]] = {
@@ -82,7 +82,7 @@ class Event:
 
 @dataclass(frozen=True)
 class OwnKey:
-    """A private key on this machine that the policy lets sign: whose, in which roles, and whether it has a passphrase."""
+    """A private key here that the policy lets decide: whose, in which roles, and whether it has a passphrase."""
 
     id: str
     person: str
@@ -106,7 +106,7 @@ class RequestPage:
     history: tuple[Event, ...]
     earlier: Mapping[str, Sequence[tuple[str, float]]]
     newer: tuple[str, ...]
-    samples: tuple[Sample, ...]
+    samples: Samples
     digests: tuple[Digest, ...]
     files: tuple[tuple[str, str], ...]
     card: str

@@ -193,7 +193,7 @@ class Decisions:
         return [name.split("/")[1] for name in self._history.folders if name.startswith("bundles/")]
 
     def statements(self, model: str | None = None, policy: Policy | None = None) -> list[Entry]:
-        """Every statement, or those about one model, in the order they were added, verified by the policy or `policy`."""
+        """Every statement, or those about one model, in the order they were added; by `policy`, else its own."""
         policy = policy if policy is not None else self.policy
         with self._lock:
             if policy != self._verified[0]:

@@ -63,7 +63,11 @@ def policy(settings: Settings) -> Policy:
 def new_person_key(settings: Settings, person: str, roles: tuple[str, ...], passphrase: bytes | None) -> Key:
     """Make a key pair here and list its public half in the policy file. Raises UserError."""
     entry = make_key(settings, person, roles, passphrase)
-    add_key(policy_path(settings), entry, new_rule(settings))
+    try:
+        add_key(policy_path(settings), entry, new_rule(settings))
+    except BaseException:  # a key that no policy lists is nobody's
+        (keys_folder(settings) / f"{entry.id}.pem").unlink(missing_ok=True)
+        raise
     return entry
 
 

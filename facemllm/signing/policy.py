@@ -57,9 +57,17 @@ class Key:
         """The public key itself."""
         return key_pairs.public(self.public_key)
 
+    def state(self, time: datetime) -> str:
+        """`valid`, `revoked` (at any time), or by its dates `not yet valid` or `expired`."""
+        if self.revoked is not None:
+            return "revoked"
+        if time < self.not_before:
+            return "not yet valid"
+        return "expired" if self.not_after is not None and time > self.not_after else "valid"
+
     def valid_at(self, time: datetime) -> bool:
-        """Whether it may sign at a time: not revoked at all, and within its dates."""
-        return self.revoked is None and self.not_before <= time and (self.not_after is None or time <= self.not_after)
+        """Whether it may sign at a time."""
+        return self.state(time) == "valid"
 
 
 @dataclass(frozen=True)
@@ -125,23 +133,25 @@ def parse_policy(data: Any, where: str) -> Policy:
 def write_policy(path: Path, policy: Policy) -> None:
     """Write a policy file whole; comments that stood in it are lost. Raises UserError."""
     rule = policy.rule
-    entries = {
-        key.id: {
-            **{"person": key.person, "roles": list(key.roles), "not_before": time_text(key.not_before)},
-            "not_after": key.not_after and time_text(key.not_after),
-            "revoked": key.revoked and time_text(key.revoked),
-            **({"why": key.why} if key.why else {}),
-            "public_key": key.public_key,
-        }
-        for key in policy.keys.values()
-    }
+    entries = {key.id: _entry(key) for key in policy.keys.values()}
     spoken = {
         **{"approvals": dict(rule.approvals), "request_by": list(rule.request_by)},
         **{"requester_may_approve": rule.requester_may_approve, "valid_days": rule.valid_days},
     }
     whole = {"version": 1, "keys": entries, "rule": spoken}
     parse_policy(whole, str(path))
-    atomic_write(path, yaml.dump(whole, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=120).encode())
+    atomic_write(path, _yaml(whole).encode())
+
+
+def entry_text(key: Key) -> str:
+    """A key's entry of a policy file, in YAML, for whoever keeps that file."""
+    return _yaml({key.id: _entry(key)})
+
+
+def check_key(person: str, roles: Iterable[str]) -> None:
+    """Raises UserError where a policy could not list a key of this person with these roles."""
+    _person(person, "the person's name")
+    _roles(list(roles), "--role")
 
 
 def add_key(path: Path, key: Key, rule: Rule) -> Policy:
@@ -176,6 +186,16 @@ def find_key(policy: Policy, key: str, where: str = "the policy") -> Key:
     return fits[0]
 
 
+def _entry(key: Key) -> dict[str, Any]:
+    times = {"not_before": time_text(key.not_before), "not_after": key.not_after and time_text(key.not_after)}
+    times |= {"revoked": key.revoked and time_text(key.revoked)} | ({"why": key.why} if key.why else {})
+    return {"person": key.person, "roles": list(key.roles), **times, "public_key": key.public_key}
+
+
+def _yaml(value: Any) -> str:
+    return str(yaml.dump(value, Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=120))
+
+
 class _Blocks(yaml.SafeDumper):
     """Writes text of several lines as a block, as a person would."""
 
@@ -199,11 +219,9 @@ def _mapping(data: Any, where: str, names: Iterable[str], more: Iterable[str] = 
 def _key(name: str, data: Any, where: str) -> Key:
     known = {"person", "roles", "not_before", "not_after", "revoked", "public_key"}
     found = _mapping(data, where, known, {"why"})
-    person, why = found["person"], found.get("why") or ""
+    person, why = _person(found["person"], f"{where}: person"), found.get("why") or ""
     if not HEX.fullmatch(name):
         raise UserError(f"{where}: a key id is 64 hexadecimal digits")
-    if not isinstance(person, str) or not person.strip() or not person.isprintable() or len(person) > 200:
-        raise UserError(f"{where}: person: expected a name of one line")
     if not isinstance(why, str):
         raise UserError(f"{where}: why: expected text")
     roles = _roles(found["roles"], f"{where}: roles")
@@ -236,6 +254,12 @@ def _rule(data: Any, where: str) -> Rule:
         raise UserError(f"{where}: valid_days: expected a whole number from 1 to 3650, found {days!r}")
     asking = _roles(found["request_by"], f"{where}: request_by")
     return Rule(dict(approvals), asking, found["requester_may_approve"], days)
+
+
+def _person(name: Any, where: str) -> str:
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
+        raise UserError(f"{where}: expected a name of one line, of at most 200 characters")
+    return name
 
 
 def _roles(data: Any, where: str) -> tuple[str, ...]:
