@@ -6,7 +6,7 @@
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from facemllm.settings import Settings, load
 from facemllm.signing import keys, local
 from facemllm.signing.canonical import canonical, utc_now
 from facemllm.signing.decisions import Decisions
+from facemllm.signing.policy import add_key
 from facemllm.signing.statements import Draft, sign
 
 FOLDER = Path(__file__).with_name("bundle_example")
@@ -36,7 +37,9 @@ class Example:
         return Decisions.open(self.settings)
 
     def person(self, name: str, *roles: str, passphrase: str | None = None) -> str:
-        made = local.new_person_key(self.settings, name, roles, passphrase.encode() if passphrase else None)
+        made = local.make_key(self.settings, name, roles, passphrase.encode() if passphrase else None)
+        policy = local.policy_path(self.settings)
+        add_key(policy, replace(made, not_before=ago(days=365)), local.new_rule(self.settings))
         self.keys[name] = made.id
         return made.id
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from facemllm.review.fields import plain
+
 WIDTH, HEIGHT = 132, 20
 _SPARK = 84
 _BOX, _ROW, _GAP = 158, 44, 18
@@ -120,7 +122,7 @@ def _box(node: Node, x: int, y: int) -> Markup:
     shape = Markup('<rect class="box" x="{}" y="{}" width="{}" height="{}" rx="6"/>').format(x, y, _BOX, _ROW)
     name = Markup('<text class="name" x="{}" y="{}">{}</text>').format(x + 9, y + 18, _cut(node.name, 21))
     note = Markup('<text class="note" x="{}" y="{}">{}</text>').format(x + 9, y + 34, _cut(node.note, 23))
-    whole = Markup("<title>{} {}</title>").format(node.name, node.note)
+    whole = Markup("<title>{} {}</title>").format(plain(node.name), plain(node.note))
     body = whole + shape + name + note
     return Markup('<a href="{}">{}</a>').format(node.link, body) if node.link else Markup("<g>{}</g>").format(body)
 
@@ -131,7 +133,7 @@ def _arrow(x: int, y: int, down: bool) -> Markup:
 
 
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return plain(text if len(text) <= most else text[: most - 1] + "…")
 
 
 def _at(value: float, ends: tuple[float, float], width: int = WIDTH) -> float:
@@ -143,4 +145,6 @@ def _at(value: float, ends: tuple[float, float], width: int = WIDTH) -> float:
 
 def _svg(kind: str, width: int, height: int, said: str, parts: Sequence[Markup], role: str = "img") -> Markup:
     head = Markup('<svg class="{}" viewBox="0 0 {} {}" width="{}" height="{}" role="{}" aria-label="{}">')
-    return head.format(kind, width, height, width, height, role, said) + Markup("").join(parts) + Markup("</svg>")
+    return (
+        head.format(kind, width, height, width, height, role, plain(said)) + Markup("").join(parts) + Markup("</svg>")
+    )

@@ -33,6 +33,7 @@ from facemllm.signing.statements import Refused
 
 PAGE = 50
 """Requests on a page of the queue."""
+_OPEN = ("requested", "expired")  # states in which a signature is waited for
 _WHOLE = 16  # bundles kept whole in memory; of the others their row
 
 
@@ -207,7 +208,7 @@ class Pages:
     def _row(self, decisions: Decisions, bundle: str, in_force: Standing | None) -> Row:
         said = self._say(decisions, bundle)
         first = in_force.requests[0] if in_force and in_force.requests else None
-        missing = in_force.missing.items() if in_force else ()
+        missing = in_force.missing.items() if in_force and in_force.state in _OPEN else ()
         return Row(
             bundle=bundle,
             name=said.name,

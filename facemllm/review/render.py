@@ -49,8 +49,8 @@ def _visible(value: Any) -> Any:
 
 
 def _brief(value: float | None) -> str:
-    """A figure in three digits; nothing for None."""
-    return "" if value is None else brief(value if abs(value) >= 1000 else round(value, 6) + 0.0)
+    """A figure in three digits with a true minus; nothing for None."""
+    return "" if value is None else brief(round(value, 9) + 0.0).replace("-", "−")
 
 
 class Draw:
