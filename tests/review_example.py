@@ -1,4 +1,4 @@
-"""A decisions repository to review: keys of people, bundles like the one in `bundle_example/` (of a real run), statements.
+"""A decisions repository to review: keys of people, bundles like the one in `bundle_example/`, statements.
 
 `bundle_example/` is what `promote request` collected of a laptop run against a champion of the same data.
 """
@@ -71,6 +71,10 @@ class Example:
         role = next(role for role in known.roles_for(decision) if role in known.keys[key].roles)
         given = {"previous": decisions.previous(model), "issued": utc_now(), **draft}
         return decisions.append(sign(Draft(decision, bundle, model, reason, role, **given), signer)).id
+
+
+STRICT = ("promote.rule.requester_may_approve=false", "promote.rule.request_by=[requester]")
+"""Settings of a policy by which whoever asks may not approve."""
 
 
 def example(home: Path, *overrides: str, people: bool = True) -> Example:

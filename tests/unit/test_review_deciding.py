@@ -13,7 +13,7 @@ from facemllm.signing import local
 from facemllm.signing.canonical import utc_now
 from facemllm.signing.policy import revoke_key
 from facemllm.signing.standing import standing
-from tests.review_example import ADA, GRACE, PASSPHRASE, PIPELINE, Example, example
+from tests.review_example import ADA, GRACE, PASSPHRASE, PIPELINE, STRICT, Example, example
 
 HOST = "127.0.0.1:15080"
 
@@ -138,9 +138,7 @@ def test_a_bundle_whose_bytes_changed_is_not_signed(shelf: Example, bundle: str)
 
 
 def test_the_requester_may_not_approve_where_the_policy_says_so(tmp_path: Path) -> None:
-    shelf = example(
-        tmp_path / "home", "promote.rule.requester_may_approve=false", "promote.rule.request_by=[requester]"
-    )
+    shelf = example(tmp_path / "home", *STRICT)
     bundle = shelf.bundle(1)
     shelf.say("request", bundle, ADA, passphrase=PASSPHRASE)
     browser = Browser(shelf)

@@ -19,7 +19,7 @@ from facemllm.review.views import RequestPage
 from facemllm.signing import local
 from facemllm.signing.canonical import Refused, utc_now
 from facemllm.signing.policy import revoke_key
-from tests.review_example import ADA, BUNDLE, GRACE, PASSPHRASE, PIPELINE, Example, ago, example
+from tests.review_example import ADA, BUNDLE, GRACE, PASSPHRASE, PIPELINE, STRICT, Example, ago, example
 
 SITE = {"read_only": False, "mlflow": "http://127.0.0.1:15000"}
 HOSTILE = (
@@ -158,7 +158,9 @@ def test_a_decision_in_hostile_words_is_words(tmp_path: Path) -> None:
     assert name in " ".join(Checked(queue).words)
 
 
-@pytest.mark.parametrize("junk", [None, [], {}, "x", True, 1e308, [None], {"a": {"b": []}}, 10**400])
+@pytest.mark.parametrize(
+    "junk", [None, [], {}, "x", True, 1e308, [None], {"a": {"b": []}}, 10**400], ids=lambda one: f"{one}"[:9]
+)
 def test_no_field_of_another_kind_is_an_error(page: RequestPage, junk: Any) -> None:
     small = {**BUNDLE, "evaluation": {}, "model": {**BUNDLE["model"], "files": {}}}
     for path in leaves(small):
@@ -274,9 +276,7 @@ def test_what_changes_is_seen_at_once(tmp_path: Path) -> None:
 
 
 def test_a_decision_that_counts_for_nothing_says_which_check_failed(tmp_path: Path) -> None:
-    shelf = example(
-        tmp_path / "home", "promote.rule.requester_may_approve=false", "promote.rule.request_by=[requester]"
-    )
+    shelf = example(tmp_path / "home", *STRICT)
     bundle = shelf.bundle(1)
     shelf.say("request", bundle, ADA, passphrase=PASSPHRASE)
     shelf.say("approve", bundle, ADA, passphrase=PASSPHRASE)
