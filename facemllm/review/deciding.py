@@ -58,6 +58,8 @@ def offer(request: RequestPage, decision: str, reason: str, key: str, seen: str)
         raise UserError(f"{own.person} may not approve this (asked for it, or has signed); still may: {others}")
     if not is_digest(request.facts.model):
         raise UserError("this bundle does not say which model it is about; nothing can be signed about it")
+    if decision == "approve" and request.facts.passed is not True:
+        raise UserError("this model did not pass its gate; nobody can approve it")
     role = _role(request, own)
     return Offer(
         decision, request.bundle, request.facts.model, why, own.id, own.person, role, request.previous, request.seen

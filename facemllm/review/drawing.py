@@ -120,8 +120,8 @@ def graph(nodes: Sequence[Node], said: str) -> Markup:
 
 def _box(node: Node, x: int, y: int) -> Markup:
     shape = Markup('<rect class="box" x="{}" y="{}" width="{}" height="{}" rx="6"/>').format(x, y, _BOX, _ROW)
-    name = Markup('<text class="name" x="{}" y="{}">{}</text>').format(x + 9, y + 18, _cut(node.name, 21))
-    note = Markup('<text class="note" x="{}" y="{}">{}</text>').format(x + 9, y + 34, _cut(node.note, 23))
+    name = Markup('<text class="name" x="{}" y="{}">{}</text>').format(x + 9, y + 18, _cut(node.name, 17))
+    note = Markup('<text class="note" x="{}" y="{}">{}</text>').format(x + 9, y + 34, _cut(node.note, 20))
     whole = Markup("<title>{} {}</title>").format(plain(node.name), plain(node.note))
     body = whole + shape + name + note
     return Markup('<a href="{}">{}</a>').format(node.link, body) if node.link else Markup("<g>{}</g>").format(body)

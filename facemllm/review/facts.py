@@ -267,14 +267,14 @@ def _gaps(bundle: Object, gate: Object) -> Iterator[Gap]:
         seen.add((task, pair))
         blind = (power[task] or 0.0) > (limits[task] or 0.0)
         verdict = (
-            "beyond the limit" if row.get("passed") is not True else "too few people to tell" if blind else "within"
+            "beyond the limit" if row.get("passed") is not True else "too few people" if blind else "within"
         )
         yield _gap(row, task, "the rule", pair, limits[task], power[task], verdict)
     for row in sorted(rows(bundle.get("gaps")), key=lambda row: -abs(number(row.get("value")) or 0.0)):
         task, pair = text(row, "task"), _pair([row.get("a"), row.get("b")])
         if (task, pair) not in seen:
             detectable = number(row.get("minimum_detectable_difference"))
-            verdict = "shown" if limits.get(task) is not None else "shown, no limit set"
+            verdict = "shown" if limits.get(task) is not None else "no limit"
             yield _gap(row, task, text(row, "kind"), pair, limits.get(task), detectable, verdict)
 
 

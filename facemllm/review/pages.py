@@ -6,6 +6,7 @@ until a statement about its model comes in, the policy changes, or an approval e
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -99,7 +100,6 @@ class Pages:
             if facts.model != in_force.model:
                 warnings.append("this bundle is about another model than its statements; sign nothing")
             own = () if self.read_only else self._own_keys(policy, now)
-            roles = {role for role, count in in_force.missing.items() if count}
             return RequestPage(
                 bundle=bundle,
                 facts=facts,
@@ -119,7 +119,7 @@ class Pages:
                 card=_card(decisions, bundle, raw),
                 keys=own,
                 choices=CHOICES,
-                commands=_commands(facts, in_force, roles),
+                commands=_commands(facts, in_force),
                 previous=previous,
                 seen=self._seen(bundle, in_force, previous),
                 mlflow=self._mlflow(facts),
@@ -302,13 +302,12 @@ def _digests(bundle: str, facts: Facts) -> tuple[Digest, ...]:
     return tuple({one.anchor: one for one in every}.values())
 
 
-def _commands(facts: Facts, in_force: Standing, roles: set[str]) -> tuple[str, ...]:
+def _commands(facts: Facts, in_force: Standing) -> tuple[str, ...]:
     """The commands that decide where the key is."""
     version = facts.version if facts.version.isdigit() else "VERSION"
-    ways = ("revoke",) if in_force.state == "approved" else ("approve", "reject")
-    return tuple(
-        f'facemllm promote {way} {version} --bundle {in_force.bundle} --by "..." --reason "..."' for way in ways
-    )
+    by = shlex.quote(in_force.may_sign[0]) if len(in_force.may_sign) == 1 else '"..."'
+    ways = ("revoke",) if in_force.state == "approved" else ("approve", "reject") if facts.passed else ("reject",)
+    return tuple(f'facemllm promote {way} {version} --by {by} --reason "..."' for way in ways)
 
 
 def _named(raw: Mapping[str, Any], name: str) -> bool:

@@ -75,6 +75,8 @@ class Draw:
     @staticmethod
     def check(check: Check) -> Markup:
         """A rule's figure beside its limit."""
+        if check.kind == "fairness":
+            return Draw._between(check.value, check.low, check.high, check.limit)
         ends = drawing.scale([check.value, check.low, check.high, check.limit])
         return drawing.interval(check.value, check.low, check.high, ends, {"limit": check.limit})
 
@@ -88,11 +90,14 @@ class Draw:
     @staticmethod
     def gap(gap: Gap) -> Markup:
         """A difference between groups, zero in the middle, between its limits."""
-        every = [abs(value) for value in (gap.value, gap.low, gap.high, gap.limit) if value is not None]
+        return Draw._between(gap.value, gap.low, gap.high, gap.limit)
+
+    @staticmethod
+    def _between(value: float | None, low: float | None, high: float | None, limit: float | None) -> Markup:
+        every = [abs(one) for one in (value, low, high, limit) if one is not None]
         reach = 1.06 * max(every, default=1.0) or 1.0
-        below = None if gap.limit is None else -gap.limit
-        marks = {"zero": 0.0, "limit": gap.limit, "limit lower": below}
-        return drawing.interval(gap.value, gap.low, gap.high, (-reach, reach), marks)
+        marks = {"zero": 0.0, "limit": limit, "limit lower": None if limit is None else -limit}
+        return drawing.interval(value, low, high, (-reach, reach), marks)
 
     @staticmethod
     def sparkline(values: Sequence[tuple[str, float]]) -> Markup:

@@ -62,13 +62,12 @@ def _sample(face: Object) -> Sample:
 def _said(answer: Object) -> Said:
     task, item = text(answer, "task"), text(answer, "item")
     label = answer.get("label")
-    question = task if item in ("", task) else f"{task}: {item}"
     mine, theirs = answer.get("candidate"), answer.get("champion")
-    return Said(question, _words(mine), _right(mine, label), _words(theirs), _right(theirs, label), said(label))
+    return Said(item or task, _words(mine), _right(mine, label), _words(theirs), _right(theirs, label), said(label))
 
 
 def _words(answer: object) -> str:
-    return "unreadable" if answer is None else plain(answer)
+    return "–" if answer is None else plain(answer)
 
 
 def _right(answer: object, label: object) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -180,6 +181,19 @@ def test_a_form_filled_in_wrongly_is_told_in_one_line(
     status, told = browser.confirm(bundle, browser.read(bundle), **fields)
     assert status == 400
     assert why in told
+
+
+def test_a_model_that_its_gate_refused_cannot_be_approved(shelf: Example) -> None:
+    def refuse(bundle: dict[str, Any]) -> None:
+        bundle["gate"]["passed"] = False
+
+    refused = shelf.bundle(2, refuse)
+    shelf.say("request", refused, PIPELINE, "")
+    browser = Browser(shelf)
+    status, told = browser.confirm(refused, browser.read(refused))
+    assert status == 400
+    assert "did not pass its gate" in told
+    assert browser.confirm(refused, browser.read(refused), decision="reject")[0] == 200
 
 
 def test_a_key_without_the_role_is_not_offered(shelf: Example, bundle: str) -> None:

@@ -210,7 +210,7 @@ def test_what_is_worse_than_the_champion_is_first_and_marked(page: RequestPage) 
 
 def test_gaps_have_their_power(page: RequestPage) -> None:
     found = {gap.task: gap for gap in page.facts.gaps if gap.kind == "the rule"}
-    assert found["expression"].verdict == "too few people to tell"
+    assert found["expression"].verdict == "too few people"
     assert found["expression"].detectable == pytest.approx(0.354, abs=1e-3)
     assert found["attributes"].verdict == "within"
 
