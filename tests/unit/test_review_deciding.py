@@ -101,6 +101,14 @@ def test_a_wrong_passphrase_signs_nothing_and_may_be_tried_again(shelf: Example,
     assert browser.sign(bundle, page)[0] == 303
 
 
+def test_a_form_is_taken_once_also_where_nothing_was_signed(shelf: Example, bundle: str) -> None:
+    browser = Browser(shelf)
+    _, page = browser.confirm(bundle, browser.read(bundle))
+    assert browser.sign(bundle, page, "wrong")[0] == 403
+    assert browser.sign(bundle, page)[0] == 409
+    assert state(shelf, bundle) == "requested"
+
+
 @pytest.mark.parametrize("when", ["before the confirmation", "before the signature"])
 @pytest.mark.parametrize("what", ["a rejection", "a revoked key", "another key"])
 def test_what_changed_since_it_was_shown_is_not_signed(shelf: Example, bundle: str, when: str, what: str) -> None:
