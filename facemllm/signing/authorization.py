@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from facemllm.signing.canonical import Refused, utc_now
-from facemllm.signing.decisions import Decisions, model_of
+from facemllm.signing.decisions import Decisions, Entry, model_of
 from facemllm.signing.policy import Policy
 from facemllm.signing.standing import Standing, judge
 from facemllm.signing.statements import Statement
@@ -51,7 +52,7 @@ def authorize(
             if found.state == "approved" and found.expires is not None and decisions.head is not None:
                 head, stale = decisions.head, decisions.stale
                 return Authorization(model_digest, name, found.approvals, found.expires, head, stale)
-            refusals.append(_why(found, named))
+            refusals.append(_why(found, entries))
         except Refused as error:
             if error.check in ("history", "clock"):
                 raise
@@ -65,14 +66,17 @@ def authorize(
     raise Refused("missing", f"model {model_digest[:12]} may not be served: {nobody}")
 
 
-def _why(found: Standing, named: list[str]) -> Refused:
+def _why(found: Standing, entries: Sequence[Entry]) -> Refused:
     """The one reason why a bundle is not approved."""
     if found.against is not None:
         return Refused(found.state, f"{found.against.words}: {found.against.reason}", found.against.id)
     if found.refused:
         return found.refused[-1]
-    if not found.requests and any(name != found.bundle for name in named):
-        return Refused("other_bundle", f"what was decided is about another bundle, not {found.bundle[:12]}")
+    valid = [one.statement for one in entries if one.statement is not None]
+    other = [one for one in valid if one.decision == "approve" and one.bundle != found.bundle]
+    if other:
+        what = f"is about another bundle, {other[-1].bundle[:12]}, not {found.bundle[:12]}"
+        return Refused("other_bundle", f"{other[-1].words} {what}", other[-1].id)
     lacks = " and ".join(f"{number} x {role}" for role, number in found.missing.items())
     asked = "" if found.requests else "nobody asked for a decision; "
     who = f" ({', '.join(found.may_sign)} may sign)" if found.may_sign else ""

@@ -139,11 +139,15 @@ class Decisions:
         """
         statement = verify(envelope, self.policy)
         _in_time(statement, self.policy, utc_now())
+        self.refresh()
         about = model_of(self.bundle(statement.bundle), statement.bundle)
         if about != statement.model:
             raise Refused(
                 "other_model", f"bundle {statement.bundle[:12]} is about model {about[:12]}, not {statement.model[:12]}"
             )
+        known = {entry.id for entry in self.statements(statement.model) if entry.known}
+        if unknown := [name for name in statement.previous if name not in known]:
+            raise Refused("history", f"{statement.words} builds on statement {unknown[0]}, which {self.place} lacks")
         path = f"statements/{statement.model}/{statement.id}.json"
         message = f"{statement.decision} {statement.model[:12]} by {statement.person}\n\n{statement.reason}"
         self._repository.add({path: envelope}, message, f"{statement.person} ({statement.key[:12]})", path)

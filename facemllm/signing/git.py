@@ -21,9 +21,10 @@ BRANCH = "decisions"
 REF = f"refs/heads/{BRANCH}"
 Kind = Literal["blob", "tree", "commit"]
 _FIXED = {
-    **{"core.hooksPath": "/dev/null", "core.commitGraph": "false", "core.fsmonitor": "false", "gc.auto": "0"},
-    **{"maintenance.auto": "false", "core.pager": "cat", "fetch.recurseSubmodules": "false", "push.gpgSign": "false"},
-    **{"protocol.ext.allow": "never", "push.followTags": "false", "fetch.prune": "false", "fetch.fsckObjects": "false"},
+    **{"core.hooksPath": "/dev/null", "core.commitGraph": "false", "core.fsmonitor": "false", "core.pager": "cat"},
+    **{"core.fsync": "committed", "gc.auto": "0", "maintenance.auto": "false", "protocol.ext.allow": "never"},
+    **{"fetch.recurseSubmodules": "false", "fetch.prune": "false", "fetch.fsckObjects": "false"},
+    **{"push.gpgSign": "false", "push.followTags": "false"},
 }
 _WAIT_S = 120  # for a remote
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 
 from facemllm.signing.canonical import Refused, time_text
 from facemllm.signing.git import Git, Objects
@@ -59,7 +60,7 @@ class History:
 
     def extend(self, commits: Sequence[str], objects: Objects) -> None:
         """Go on along commits, oldest first. Raises Refused ("history") naming the first that does more than add."""
-        folders: dict[str, Folder] = {}
+        folders: dict[str, Raw] = {}
         for commit in commits:
             read = objects.read(commit, "commit", _COMMIT)
             try:
@@ -86,17 +87,23 @@ class History:
 
 Folder = Mapping[bytes, tuple[bytes, str]]
 """The entries of a folder: mode and object by name."""
+Raw = frozenset[tuple[bytes, bytes, bytes]]
+"""The same as git keeps them: mode, name and object, in bytes."""
 
 
 def folder(objects: Objects, name: str) -> Folder:
     """A folder's entries. Raises Refused ("history") if it is damaged, ValueError for one that git would not make."""
+    return {path: (mode, one.hex()) for mode, path, one in _raw(objects, name)}
+
+
+def _raw(objects: Objects, name: str) -> Raw:
     data = objects.read(name, "tree", _TREE) or b""
     size = len(name) // 2
     entries = re.findall(rb"([0-7]{5,6}) ([^\0]+)\0(.{%d})" % size, data, re.DOTALL)
-    found = {path: (mode, one.hex()) for mode, path, one in entries}
-    if len(found) < len(entries) or sum(len(m) + len(p) + 2 + size for m, p, _ in entries) != len(data):
+    names = {path for _, path, _ in entries}
+    if len(names) < len(entries) or sum(map(len, chain.from_iterable(entries))) + 2 * len(entries) != len(data):
         raise ValueError("a name twice, or bytes that are no entry")
-    return found
+    return frozenset(entries)
 
 
 def folder_bytes(entries: Folder) -> bytes:
@@ -128,38 +135,38 @@ class _Wrong(Exception):
 
 
 def _compared(
-    folders: dict[str, Folder], objects: Objects, old: str | None, new: str, prefix: str
+    folders: dict[str, Raw], objects: Objects, old: str | None, new: str, prefix: str
 ) -> Iterator[tuple[str, str]]:
     """The files (path, object) that folder `new` has over `old`. Raises _Wrong where it lacks or changes one."""
     if old == new:
         return
-    before: Folder = _folder(folders, objects, old, prefix) if old else {}
+    before: Raw = _folder(folders, objects, old, prefix) if old else frozenset()
     after = _folder(folders, objects, new, prefix)
-    for name in before.keys() - after.keys():
+    gone = {name: (mode, one) for mode, name, one in before - after}
+    come = {name: (mode, one) for mode, name, one in after - before}
+    for name in sorted(gone.keys() - come.keys()):
         raise _Wrong(f"drops {_shown(prefix, name)}")
-    for name, (mode, one) in after.items():
-        known = before.get(name)
-        if known == (mode, one):
-            continue
+    for name, (mode, one) in sorted(come.items()):
+        known = gone.get(name)
         path = prefix + name.decode("ascii", "surrogateescape")
         if known is not None and not known[0] == mode == FOLDER:
             raise _Wrong(f"rewrites {_shown(prefix, name)}")
         if mode == FOLDER and path.count("/") < _DEEPEST:
-            yield from _compared(folders, objects, known[1] if known else None, one, f"{path}/")
+            yield from _compared(folders, objects, known[1].hex() if known else None, one.hex(), f"{path}/")
         elif mode == FILE and LAYOUT.fullmatch(path):
-            yield path, one
+            yield path, one.hex()
         else:
             kind = {FILE: "", b"120000": " (a symbolic link)", b"160000": " (a submodule)"}.get(mode, " (its mode)")
             raise _Wrong(f"adds {_shown(prefix, name)}{kind}, which is no bundle, statement or signature")
 
 
-def _folder(folders: dict[str, Folder], objects: Objects, name: str, prefix: str) -> Folder:
+def _folder(folders: dict[str, Raw], objects: Objects, name: str, prefix: str) -> Raw:
     if name not in folders:
         if len(folders) > 64:  # the next commit needs those of this one alone
             for old in list(folders)[:32]:
                 del folders[old]
         try:
-            folders[name] = folder(objects, name)
+            folders[name] = _raw(objects, name)
         except ValueError as error:
             raise _Wrong(f"has a damaged folder '{prefix}': {error}") from None
     return folders[name]

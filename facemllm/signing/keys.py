@@ -46,7 +46,7 @@ class FileSigner:
     """Signs with a private key that was read from a file."""
 
     key_id: str
-    private: ec.EllipticCurvePrivateKey = field(repr=False)
+    private: ec.EllipticCurvePrivateKey = field(repr=False, compare=False)
 
     def sign(self, message: bytes) -> bytes:
         """The signature of `message`, DER."""

@@ -95,7 +95,8 @@ class Policy:
 
     def persons(self, role: str, now: datetime) -> list[str]:
         """Who may sign in a role now, by name."""
-        return sorted({key.person for key in self.keys.values() if role in key.roles and key.valid_at(now)})
+        able = [key.person for key in self.keys.values() if role in key.roles and key.valid_at(now)]
+        return sorted({same_person(name): name for name in reversed(able)}.values())
 
 
 def same_person(name: str) -> str:

@@ -1,7 +1,8 @@
 """What is in force about a bundle: its state, who signed, what is missing and who may still sign.
 
 A rejection or revocation beats every approval of the same model that does not have it among its `previous`,
-transitively; so an old approval that is put in again undoes nothing.
+transitively; so an old approval that is put in again undoes nothing. Where a statement is missing that another builds
+on, no approval of that model counts.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ State = Literal["pending", "requested", "approved", "rejected", "revoked", "expi
 class Standing:
     """What is in force about a bundle at a time.
 
-    `requests` are those that count, `approvals` the approvals in force, `against` the rejection or revocation in
-    force; `missing` how many must still sign in each role, `may_sign` the persons who can; `refused` says of every
-    statement that counts for nothing, why. `expires` is when an approved bundle stops being so.
+    `requests` are who asked (one that has ended waits no more, but what it led to stays), `approvals` the approvals in
+    force, `against` the rejection or revocation in force; `missing` how many must still sign in each role, `may_sign`
+    the persons who can; `refused` says of every statement that counts for nothing, why. `expires` is when an approved
+    bundle stops being so.
     """
 
     bundle: str
@@ -80,10 +82,12 @@ def judge(bundle: str, model: str, entries: Sequence[Entry], policy: Policy, now
     valid = [entry.statement for entry in entries if entry.statement is not None]
     own = [one for one in valid if one.bundle == bundle]
     asked = [one for one in own if one.decision == "request"]
-    requests = [one for one in asked if _time_refusal(one, rule, now) is None]
+    requests = [one for one in asked if one.issued <= now + SKEW]
+    waiting = [one for one in requests if one.expires is None or now < one.expires]
     against = [one for one in valid if one.decision in ("reject", "revoke")]
     past = _Past(valid)
     known = {entry.id for entry in entries if entry.known}
+    lost = next(((one, name) for one in valid for name in one.previous if name not in known), None)
     barred = set() if rule.requester_may_approve else {same_person(one.person) for one in asked}
 
     refused = [entry.refused for entry in entries if entry.refused is not None]
@@ -92,7 +96,7 @@ def judge(bundle: str, model: str, entries: Sequence[Entry], policy: Policy, now
     for one in own:
         if one.decision != "approve":
             continue
-        why = _lasting_refusal(one, known, against, past, barred)
+        why = _lasting_refusal(one, lost, against, past, barred)
         over = _time_refusal(one, rule, now)
         if why is None and over is None:
             good.append(one)
@@ -116,7 +120,7 @@ def judge(bundle: str, model: str, entries: Sequence[Entry], policy: Policy, now
     elif requests and late and not _missing(_once_a_person([*good, *late], rule), rule):
         state = "expired"
     else:
-        state = "requested" if requests else "pending"
+        state = "requested" if waiting else "pending"
     signed = {same_person(one.person) for one in counted} | barred
     able = {person for role in missing for person in policy.persons(role, now)} if requests else set()
     return Standing(
@@ -154,7 +158,7 @@ class _Past:
 
 
 def ends(one: Statement, rule: Rule) -> datetime:
-    """When an approval or request stops counting: by its own word or the policy's, whichever is earlier."""
+    """When an approval stops counting: by its own word or the policy's, whichever is earlier."""
     longest = one.issued + timedelta(days=rule.valid_days)
     return longest if one.expires is None else min(one.expires, longest)
 
@@ -168,10 +172,11 @@ def _time_refusal(one: Statement, rule: Rule, now: datetime) -> Refused | None:
 
 
 def _lasting_refusal(
-    one: Statement, known: set[str], against: Sequence[Statement], past: _Past, barred: set[str]
+    one: Statement, lost: tuple[Statement, str] | None, against: Sequence[Statement], past: _Past, barred: set[str]
 ) -> Refused | None:
-    if lost := [name for name in one.previous if name not in known]:
-        return Refused("history", f"{one.words} builds on statement {lost[0]}, which is not in the repository", one.id)
+    if lost is not None:
+        why = f"{lost[0].words} builds on statement {lost[1]}, which is not in the repository (any more)"
+        return Refused("history", why, one.id)
     if same_person(one.person) in barred:
         return Refused("requester", f"{one.person} asked for the decision and may not approve it", one.id)
     for other in reversed(against):
