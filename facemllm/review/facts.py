@@ -266,9 +266,7 @@ def _gaps(bundle: Object, gate: Object) -> Iterator[Gap]:
         task, pair = text(row, "key"), _pair(row.get("groups"))
         seen.add((task, pair))
         blind = (power[task] or 0.0) > (limits[task] or 0.0)
-        verdict = (
-            "beyond the limit" if row.get("passed") is not True else "too few people" if blind else "within"
-        )
+        verdict = "beyond the limit" if row.get("passed") is not True else "too few people" if blind else "within"
         yield _gap(row, task, "the rule", pair, limits[task], power[task], verdict)
     for row in sorted(rows(bundle.get("gaps")), key=lambda row: -abs(number(row.get("value")) or 0.0)):
         task, pair = text(row, "task"), _pair([row.get("a"), row.get("b")])
