@@ -206,11 +206,12 @@ class Services(Section):
     ray_port: Port
     staging_port: Port
     production_port: Port
+    review_port: Port
     start_timeout_s: Positive
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Services:
-        ports = [self.mlflow_port, self.ray_port, self.staging_port, self.production_port]
+        ports = [self.mlflow_port, self.ray_port, self.staging_port, self.production_port, self.review_port]
         if len(set(ports)) < len(ports):
             raise ValueError("each service needs a port of its own")
         rays = range(self.ray_port, self.ray_port + RAY_PORTS + 1)
