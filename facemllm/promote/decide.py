@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal, get_args
 
@@ -107,16 +107,26 @@ def decide(settings: Settings, version: Version | int | str, verdict: Verdict, r
         raise UserError(f"nobody asked for a decision on {_name(found)}: `facemllm promote request {found.version}`")
     if verdict == "approve" and not decisions.bundle(now.bundle).get("gate", {}).get("passed"):
         raise UserError(f"{_name(found)} did not pass its gate; nobody can approve it")
+    draft = Draft(verdict, now.bundle, found.digest, why, role, decisions.previous(found.digest))
+    return take(settings, decisions, policy, draft, signer, found)
+
+
+def take(
+    settings: Settings, decisions: Decisions, policy: Policy, draft: Draft, signer: Signer, version: Version | int | str
+) -> Statement:
+    """Sign a decision as drafted, add it, send notice of it and mirror it in MLflow, which may be away.
+
+    An approval holds as long as the policy lets it. Raises Refused when the statement would count for nothing.
+    """
     issued = utc_now()
-    expires = issued + timedelta(days=policy.rule.valid_days) if verdict == "approve" else None
-    previous = decisions.previous(found.digest)
-    draft = Draft(verdict, now.bundle, found.digest, why, role, previous, expires=expires, issued=issued)
-    envelope = sign(draft, signer)
+    expires = issued + timedelta(days=policy.rule.valid_days) if draft.decision == "approve" else None
+    envelope = sign(replace(draft, issued=issued, expires=expires), signer)
     require_counts(decisions, policy, verify(envelope, policy), issued)
     made = decisions.append(envelope)
-    notices.notify(settings, "decided", notices.facts_of(made, found.version))
+    number = version.version if isinstance(version, Version) else version
+    notices.notify(settings, "decided", notices.facts_of(made, number))
     decisions.refresh()
-    mirror(settings, found, words(standing(decisions, policy, now.bundle)), made)
+    mirror(settings, version, words(standing(decisions, policy, draft.bundle)), made)
     return made
 
 
@@ -181,10 +191,13 @@ def words(now: Standing | None) -> str:
     return f"{now.state}; still to sign: {lacks}" if lacks else now.state
 
 
-def mirror(settings: Settings, version: Version, text: str, statement: Statement) -> None:
-    """Tell MLflow; that it is away is a warning, since nothing reads it there."""
+def mirror(settings: Settings, version: Version | int | str, text: str, statement: Statement) -> None:
+    """Tell MLflow; that it is away, or calls other bytes by that number, is a warning: nothing reads it there."""
     try:
-        set_tags(settings, version, {APPROVAL: text[:5000], STATEMENT: statement.id})
+        found = version if isinstance(version, Version) else find_version(settings, version)
+        if found.digest != statement.model:
+            raise UserError(f"there {_name(found)} is another model")
+        set_tags(settings, found, {APPROVAL: text[:5000], STATEMENT: statement.id})
     except UserError as error:
         log.warning("MLflow does not show the decision: %s", one_line(error))
 

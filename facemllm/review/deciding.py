@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from typing import cast
 
 from facemllm.errors import UserError
+from facemllm.promote.decide import Verdict, take
 from facemllm.review.fields import is_digest
 from facemllm.review.pages import Pages
 from facemllm.review.views import CHOICES, OwnKey, RequestPage
-from facemllm.settings import Settings
 from facemllm.signing import keys, local
-from facemllm.signing.canonical import utc_now
-from facemllm.signing.decisions import Decisions
-from facemllm.signing.policy import Policy
-from facemllm.signing.standing import require_counts
-from facemllm.signing.statements import LONGEST_REASON, Draft, Statement, sign, verify
+from facemllm.signing.statements import LONGEST_REASON, Draft, Statement
 
 
 class Changed(UserError):
@@ -70,30 +66,15 @@ def decide(pages: Pages, offered: Offer, passphrase: bytes | None) -> Statement:
     """Sign what was offered and append it. Raises Changed where it is no longer what was seen, UserError."""
     _unchanged(pages.request(offered.bundle), offered.seen)
     decisions, policy = pages.current()
+    prompt = (lambda _: passphrase) if passphrase else None
+    signer = keys.signer(local.keys_folder(pages.settings), offered.key, prompt)
+    verdict = cast(Verdict, offered.decision)
+    draft = Draft(verdict, offered.bundle, offered.model, offered.reason, offered.role, offered.previous)
+    version = decisions.bundle(offered.bundle).get("model", {}).get("version", 0)
     try:
-        return _signed(pages.settings, decisions, policy, offered, passphrase)
+        return take(pages.settings, decisions, policy, draft, signer, version)
     finally:
         pages.forget()
-
-
-def _signed(
-    settings: Settings, decisions: Decisions, policy: Policy, offered: Offer, passphrase: bytes | None
-) -> Statement:
-    signer = keys.signer(local.keys_folder(settings), offered.key, (lambda _: passphrase) if passphrase else None)
-    now = utc_now()
-    draft = Draft(
-        decision=offered.decision,  # type: ignore[arg-type]  # one of CHOICES
-        bundle=offered.bundle,
-        model=offered.model,
-        reason=offered.reason,
-        role=offered.role,
-        previous=offered.previous,
-        issued=now,
-        expires=now + timedelta(days=policy.rule.valid_days) if offered.decision == "approve" else None,
-    )
-    envelope = sign(draft, signer)
-    require_counts(decisions, policy, verify(envelope, policy), now)
-    return decisions.append(envelope)
 
 
 def _role(request: RequestPage, own: OwnKey) -> str:
