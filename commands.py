@@ -339,7 +339,7 @@ def release_version(
     profile: Profile = "laptop",
     set_: Sets = [],
 ) -> None:
-    """Put an approved version into production; refused without a named person's approval of its very bytes."""
+    """Put an approved version into production; refused unless its very bytes are approved by signed decisions."""
     from facemllm.serve.deploy import curl_example
 
     settings = load(profile, set_)

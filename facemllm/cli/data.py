@@ -83,11 +83,13 @@ def forget(
 ) -> Result:
     """Delete a picture or a person everywhere, for good, and say which models have learnt from them."""
     from facemllm.forgetting import erasing
-    from facemllm.promote.approvals import person
+    from facemllm.signing.local import git_name
     from facemllm.workflow.runs import exclusive
 
     with exclusive(settings):
-        report = erasing.forget(settings, image=image, subject=subject, reason=reason, by=person(by))
+        report = erasing.forget(
+            settings, image=image, subject=subject, reason=reason, by=by if by is not None else git_name()
+        )
     return report, erasing.render(report)
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from facemllm.cli import data, keys, promotion
+from facemllm.cli import data, keys, lineage, promotion, review
 from facemllm.core.machine import on_plain_path
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
@@ -37,7 +37,9 @@ services_app = typer.Typer(no_args_is_help=True, help="Local servers: MLflow, Ra
 app.add_typer(data.version, name="version")
 app.add_typer(promotion.promote, name="promote")
 app.add_typer(keys.keys, name="keys")
-command(app, "lineage")(promotion.lineage)
+command(app, "lineage")(lineage.lineage)
+command(app, "review", plain=True)(review.review)
+app.add_typer(lineage.audit, name="audit")
 app.add_typer(services_app, name="services")
 
 Run = Annotated[
@@ -183,13 +185,13 @@ def serve(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 18082,
 ) -> Result:
     """Serve a model directory with KServe in the foreground, on loopback."""
-    from facemllm.core import digests
     from facemllm.core.servers import model_server
     from facemllm.serve import server
+    from facemllm.signing import manifest
 
     if not model.is_dir():
         raise UserError(f"{model} is not a model directory")
-    service = model_server(settings, "staging", model, digests.of_tree(model), "")
+    service = model_server(settings, "staging", model, manifest.of(model).digest, "")
     raise SystemExit(server.main([*service.command[3:], "--port", str(port)]))
 
 
@@ -203,15 +205,14 @@ def deploy(settings: Settings, version: Version) -> Result:
 @command(services_app, "up", plain=True)
 def services_up(
     settings: Settings,
-    names: Annotated[list[str] | None, typer.Argument(help="mlflow or ray; default: mlflow.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Of the four servers; default: mlflow.")] = None,
 ) -> Result:
-    """Start local servers, or adopt those that run."""
+    """Start local servers, or adopt those that run; production only with the model released last, if still approved."""
     from facemllm.core import services
+    from facemllm.serve import release
 
-    for name in names or []:
-        if name not in ("mlflow", "ray"):
-            checked = "`facemllm deploy` and `pipeline.py release`, which check them"
-            raise UserError(f"{name}: models are served by {checked}")
+    if "production" in (names or []) and (problem := release.problem(settings)):
+        raise UserError(problem)
     return {}, "\n".join(services.up(settings, name).url for name in names or ["mlflow"])
 
 
@@ -219,14 +220,16 @@ def services_up(
 def services_status(settings: Settings) -> Result:
     """Tell which local servers run, and why one that should does not."""
     from facemllm.core import services
+    from facemllm.serve import release
 
-    rows = services.status(settings)
+    rows, note = services.status(settings), release.problem(settings)
     lines = [f"{'name':<12}{'state':<12}{'pid':<10}{'since':<21}{'restarts':<10}address"]
     for row in rows:
         since = time.strftime("%F %T", time.localtime(row.since)) if row.since else "-"
         lines.append(f"{row.name:<12}{row.state:<12}{row.pid or '-':<10}{since:<21}{row.restarts:<10}{row.url or '-'}")
         lines += [f"{'':<12}{row.why}"] if row.why else []
-    return {"services": [asdict(row) for row in rows]}, "\n".join(lines)
+    lines += [f"warning: {note}"] if note else []
+    return {"services": [asdict(row) for row in rows], "warning": note or None}, "\n".join(lines)
 
 
 @services_app.command("down")

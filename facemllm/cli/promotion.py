@@ -1,84 +1,178 @@
-"""`facemllm promote ...` and `facemllm lineage`: decisions about model versions, and what is behind one."""
+"""`facemllm promote ...`: signed decisions about model versions, and going back to a former one."""
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from facemllm.settings import Settings
-from facemllm.workflow.options import By, Reason, Result, Version, command
+from facemllm.workflow.options import Reason, Result, Version, command
 
-promote = typer.Typer(no_args_is_help=True, help="Decisions of named persons about model versions.")
+promote = typer.Typer(no_args_is_help=True, help="Signed decisions about model versions.")
+
+By = Annotated[
+    str | None, typer.Option("--by", help="Whose key signs; default: the only fitting one here, else git's user.name.")
+]
+Key = Annotated[str | None, typer.Option("--key", help="Id of the key that signs, or its first digits (8 or more).")]
+Role = Annotated[str | None, typer.Option("--role", help="The role in which to sign, where the key has several.")]
+PassphraseFd = Annotated[
+    int | None, typer.Option("--passphrase-fd", help="Read the key's passphrase from this file descriptor: 3 3<file")
+]
 
 
 @command(promote, "request")
 def promote_request(
     settings: Settings,
     version: Version,
-    by: By = None,
     note: Annotated[str, typer.Option(help="What the deciding person should know.")] = "",
+    by: By = None,
+    key: Key = None,
+    passphrase_fd: PassphraseFd = None,
 ) -> Result:
-    """Ask for a decision about a version."""
-    from facemllm.promote import approvals
+    """Collect what a decision about a version stands on, and ask for one."""
+    from facemllm.promote import decide
 
-    facts = approvals.request(settings, version, approvals.person(by), note)
-    return dict(facts), f"decision requested for version {version}"
+    made = decide.request(settings, version, _who(by, key, None, passphrase_fd), note)
+    return _facts(made), f"{made.person} asks for a decision on version {version}, bundle {made.bundle[:12]}"
 
 
 @command(promote, "list")
 def promote_list(settings: Settings) -> Result:
-    """List registered versions with gate, decision and aliases."""
-    from facemllm.promote import approvals
+    """List registered versions: gate, decision, and which one is in production since when."""
+    from facemllm.promote import overview
 
-    rows = approvals.list_versions(settings)
-    line = "{version:>4}  {digest:.12}  gate {gate:<8} {state:<9} {aliases}"
-    return {"versions": rows}, "\n".join(line.format(**row) for row in rows) or "no version is registered yet"
+    rows, notes = overview.list_versions(settings)
+
+    def show() -> None:
+        from facemllm.report.decision import versions_table
+
+        _print(versions_table(rows) if rows else "no version is registered yet")
+        for note in notes:
+            print(f"warning: {note}", file=sys.stderr)
+
+    return {"versions": rows, "warnings": notes}, show
 
 
 @command(promote, "show")
 def promote_show(settings: Settings, version: Version) -> Result:
-    """Show one version: card, gate, decisions."""
-    from facemllm.promote import approvals
+    """Show one version: what a decision stands on, what is in force, and who said what."""
+    from facemllm.promote import overview
 
-    facts = approvals.show(settings, version)
-    return facts, json.dumps(facts, indent=2)
+    facts = overview.show(settings, version)
+
+    def show() -> None:
+        from facemllm.report.decision import version_shown
+
+        _print(*version_shown(facts))
+
+    return facts, show
 
 
 @command(promote, "approve")
-def promote_approve(settings: Settings, version: Version, reason: Reason, by: By = None) -> Result:
-    """Approve a version: your name, bound to the model's digest."""
-    from facemllm.promote import approvals
-
-    return _decided(approvals.decide(settings, version, "approved", by, reason))
+def promote_approve(
+    settings: Settings,
+    version: Version,
+    reason: Reason,
+    by: By = None,
+    key: Key = None,
+    role: Role = None,
+    passphrase_fd: PassphraseFd = None,
+) -> Result:
+    """Sign an approval of a version: of its very bytes, and of what `promote show` says of them."""
+    return _decide(settings, version, "approve", reason, _who(by, key, role, passphrase_fd))
 
 
 @command(promote, "reject")
-def promote_reject(settings: Settings, version: Version, reason: Reason, by: By = None) -> Result:
-    """Reject a version: it cannot be released."""
-    from facemllm.promote import approvals, registry
-
-    decision = approvals.decide(settings, version, "rejected", by, reason)
-    champion = registry.champion(settings)
-    if champion is not None and champion.version == decision.version:
-        print("it still serves in production: release another, or `facemllm services down production`", file=sys.stderr)
-    return _decided(decision)
-
-
-def _decided(decision: Any) -> Result:
-    words = f"{decision.decision} by {decision.by}: {decision.reason}"
-    return asdict(decision), f"version {decision.version} ({decision.digest[:12]}) {words}"
-
-
-def lineage(
+def promote_reject(
     settings: Settings,
-    identifier: Annotated[str, typer.Argument(help="Model version, alias, or any digest (its first digits).")],
+    version: Version,
+    reason: Reason,
+    by: By = None,
+    key: Key = None,
+    role: Role = None,
+    passphrase_fd: PassphraseFd = None,
 ) -> Result:
-    """Walk the chain behind a served model, a checkpoint or a table."""
-    from facemllm.promote import lineage as chain
+    """Sign a rejection of a version: it cannot be released."""
+    return _decide(settings, version, "reject", reason, _who(by, key, role, passphrase_fd))
 
-    links = chain.lineage(settings, identifier)
-    return {"links": links}, lambda: chain.show(links)
+
+@command(promote, "revoke")
+def promote_revoke(
+    settings: Settings,
+    version: Version,
+    reason: Reason,
+    by: By = None,
+    key: Key = None,
+    role: Role = None,
+    passphrase_fd: PassphraseFd = None,
+) -> Result:
+    """Take an approval back: a server that serves the version leaves service within a minute."""
+    return _decide(settings, version, "revoke", reason, _who(by, key, role, passphrase_fd))
+
+
+@command(promote, "rollback")
+def promote_rollback(
+    settings: Settings,
+    to: Annotated[str | None, typer.Option("--to", help="Version to go back to; default: the one before.")] = None,
+    reason: Annotated[str, typer.Option(help="Why, in a sentence.")] = "",
+) -> Result:
+    """Put the former version, or another one, into production again, if it is still approved."""
+    from facemllm.serve import release
+    from facemllm.workflow.runs import exclusive
+
+    with exclusive(settings):
+        version = to if to is not None else str(release.former(settings).version)
+        endpoint = release.switch(settings, version, "rollback", " ".join(reason.split()))
+    return {"version": version, **asdict(endpoint)}, f"version {version} serves in production at {endpoint.url}"
+
+
+def _decide(
+    settings: Settings, version: str, verdict: Literal["approve", "reject", "revoke"], reason: str, who: Any
+) -> Result:
+    from facemllm.promote import decide, overview
+
+    made = decide.decide(settings, version, verdict, reason, who)
+    past = {"approve": "approved", "reject": "rejected", "revoke": "revoked"}[verdict]
+    told = f"version {version} ({made.model[:12]}) {past} by {made.person} as {made.role}: {made.reason}"
+    state = decide.state(settings, version)
+    if verdict == "approve" and state != "approved":
+        missing = overview.show(settings, version)["missing"]
+        told += f"\nstill to sign: {', '.join(f'{count} {role}' for role, count in missing.items())}"
+    if verdict != "approve" and _in_production(settings, made.model):
+        last = "its server leaves service within a minute"
+        print(f"this version is in production: {last}; release another, or `promote rollback`", file=sys.stderr)
+    return {**_facts(made), "state": state}, told
+
+
+def _in_production(settings: Settings, model: str) -> bool:
+    from facemllm.promote import releases
+
+    now = releases.newest(settings)
+    return now is not None and now.model == model
+
+
+def _who(person: str | None, key: str | None, role: str | None, passphrase_fd: int | None) -> Any:
+    from facemllm.promote.decide import Who
+    from facemllm.signing.keys import passphrase_from
+
+    return Who(person, key, role, passphrase_from(passphrase_fd))
+
+
+def _facts(statement: Any) -> dict[str, Any]:
+    from facemllm.signing.canonical import time_text
+
+    facts = asdict(statement)
+    for name in ("issued", "expires"):
+        facts[name] = facts[name] and time_text(facts[name])
+    return facts
+
+
+def _print(*parts: Any) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    for part in parts:
+        console.print(part)

@@ -6,6 +6,7 @@ Everything listens on 127.0.0.1, except Ray: see `ray`.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,17 +91,22 @@ def ray_folder(home: Path) -> Path:
 
 
 def model_server(settings: Settings, name: str, model: Path, digest: str, version: str) -> Service:
-    """A KServe server of one model directory, as `staging` or `production`. Its digest stands in the command."""
+    """A KServe server of one model directory, as `staging` or `production`. Its digest stands in the command.
+
+    Production alone gets what it is authorized by, and starts with an approved model only.
+    """
     port = settings.services.staging_port if name == "staging" else settings.services.production_port
     url = f"http://{HOST}:{port}"
     flags = {
-        "model": model.resolve(),
+        "model": model.absolute(),  # a link in the folder's place is for the server to refuse
         "digest": digest,
         "version": version,
         "name": settings.promote.model_name,
         "host": HOST,
         "port": port,
         "tasks": ",".join(settings.reformat.tasks),
+        "scratch": settings.home / "work" / "serving",
+        **(approved_by(settings) if name == "production" else {}),
         "max-new-tokens": settings.evaluate.max_new_tokens,  # so that captions end where evaluation ended them
         **{key.replace("_", "-"): value for key, value in settings.serve.model_dump().items()},
     }
@@ -109,6 +115,22 @@ def model_server(settings: Settings, name: str, model: Path, digest: str, versio
     health = (f"{url}/v2/health/ready", f"{url}/v1/models/{settings.promote.model_name}")
     env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     return Service(name, tuple(command), port, url, health, env)
+
+
+def approved_by(settings: Settings) -> dict[str, str | Path]:
+    """The flags of a server that serves approved models alone: decisions, policy and checkpoint of the settings.
+
+    The same places as `facemllm.signing.local` names; this module lies below it.
+    """
+    from facemllm.settings import root
+
+    own, promote = settings.home.absolute() / "signing", settings.promote
+    decisions: str | Path = own / "decisions"
+    if promote.decisions is not None:
+        address = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|[^/]+:", promote.decisions)
+        decisions = promote.decisions if address else (root() / promote.decisions).resolve()
+    policy = own / "policy.yaml" if promote.policy is None else (root() / promote.policy).resolve()
+    return {"decisions": decisions, "policy": policy, "checkpoint": own / "checkpoint.json"}
 
 
 def deployed(settings: Settings, stage: str) -> Deployed | None:

@@ -118,6 +118,7 @@ def _row(settings: Settings, name: str) -> Row:
     child = record.child.process() if record.child else None
     if record.supervised():
         why = trouble(record.service.health)
+        why = why and (_refusal(path.with_suffix(".log")) or why)
         late = time.time() - record.since >= settings.services.start_timeout_s
         state = "up" if not why else "unhealthy" if late else "starting"
     elif record.members():
@@ -147,7 +148,8 @@ def _built_in(settings: Settings, name: str) -> Service:
     if name not in NAMES:
         raise _unknown(name)
     if (known := deployed(settings, name)) is None:
-        raise UserError(f"no model was deployed to {name} yet; do it with: facemllm deploy VERSION")
+        way = "python pipeline.py release VERSION" if name == "production" else "facemllm deploy VERSION"
+        raise UserError(f"no model was deployed to {name} yet; do it with: {way}")
     return model_server(settings, name, known.model, known.digest, known.version)
 
 
@@ -246,6 +248,14 @@ def _holder(port: int) -> str:
             if listens and connection.pid:
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return "another program"
+
+
+def _refusal(log: Path) -> str:
+    """The line with which a model server refused to start, if that is among the last ones of its log."""
+    with contextlib.suppress(OSError):
+        said = log.read_bytes()[-4000:].decode("utf-8", "replace").splitlines()[-4:]
+        return next((line for line in reversed(said) if line.startswith("refused: ")), "")
+    return ""
 
 
 def _tail(path: Path) -> str:

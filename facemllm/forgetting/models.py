@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from facemllm.core.files import read_json
@@ -46,13 +47,12 @@ def registered(settings: Settings, models: list[dict[str, Any]], tables: Mapping
 
     `asked` is false when MLflow is away; then `versions` are those that this home remembers, with no decision.
     """
-    from facemllm.promote import registry
-    from facemllm.promote.approvals import read_decision
+    from facemllm.promote import decide, decided, registry
 
     saw = {model["digest"]: model["saw"] for model in models}
     taught = {digest for digest, splits in tables.items() if "train" in splits}
     try:
-        known = registry.versions(settings)
+        known, decisions = registry.versions(settings), decided.decisions(settings)
     except UserError:
         return {"asked": False, "versions": _remembered(settings, saw)}
     found = []
@@ -61,10 +61,13 @@ def registered(settings: Settings, models: list[dict[str, Any]], tables: Mapping
         how = saw.get(version.digest) or ("training" if behind & taught else None)
         if how is None:
             continue
-        decided, _ = read_decision(version)
+        standing = None
+        with suppress(UserError):  # MLflow and the decisions disagree about it: it counts as pending
+            standing = decide.about(*decisions, version) if decisions else None
         entry = {"name": version.name, "version": version.version, "digest": version.digest, "saw": how}
-        entry |= {"decision": decided.decision if decided else "pending"}
-        entry |= {"by": decided and decided.by, "at": decided and decided.at}
+        said = standing and (standing.against or next(reversed(standing.approvals), None))
+        entry |= {"decision": standing.state if standing else "pending"}
+        entry |= {"by": said and said.person, "at": said and said.issued.isoformat(timespec="seconds")}
         found.append({**entry, "aliases": list(version.aliases), "serves": _serving(settings, version.digest)})
     return {"asked": True, "versions": found}
 

@@ -1,217 +1,254 @@
-"""The chain behind anything: version, decision, evaluation, checkpoint per stage, MLflow run, tables, sources, commit.
+"""What a served answer, a version or any result was made from, and what was made from a result, picture or person.
 
-`lineage(settings, "3")` starts at a registered version, an alias, or a digest (its first digits). It follows what the
-store remembers of each step (inputs by digest) and what tables say of themselves; MLflow is asked for versions and
-commits only, so a digest is explained, with less, when MLflow is away. A result reached twice is explained once.
+`lineage(settings, "champion")` walks up: version, decisions, bundle, evaluation, stages, tables, sources with their
+licences, commits. `lineage(settings, IMAGE, "down")` walks from a picture to the tables that hold it and on to models,
+approvals and releases. It reads what the store remembers of each step, what tables and models say of themselves and the
+signed decisions; MLflow is asked for versions and aliases only, so everything else is told when it is away.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Literal
 
-from rich.console import Console
-from rich.text import Text
-from rich.tree import Tree
+from pyarrow import ArrowInvalid
 
-from facemllm.core.files import read_json
-from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.promote.approvals import history, read_decision
-from facemllm.promote.registry import LINEAGE, Version, find_version, versions
+from facemllm.promote import holding
+from facemllm.promote.graph import Graph, Node, Step, time, walk
+from facemllm.promote.holding import Held, Kind
+from facemllm.promote.promoted import AWAY, Promoted
+from facemllm.promote.records import DIGEST, Record, Records
 from facemllm.settings import Settings
-from facemllm.tables import Table
-from facemllm.tracking.client import connect, guard, uri
+from facemllm.tables import Table, subject_id
 from facemllm.version import ledger
 
-Link = dict[str, Any]
-"""One link: `depth`, `kind` (version, decision, a step's name, run, commit, source, ...), `id`, `facts`."""
-
-DIGEST = re.compile(r"[0-9a-f]{64}")
+Direction = Literal["up", "down", "both"]
 PREFIX = re.compile(r"[0-9a-f]{6,64}")
-FACTS = ("figure", "seconds", "cost", "gate", "resumed_from", "output")
-"""What a record of the store says of a result, and a link repeats."""
-PRINTED = {"figure": "", "gate": "gate ", "aliases": "", "by": "by ", "at": "", "reason": "", "problem": ""}
-PRINTED |= {"licence": "", "status": "", "revision": "revision ", "note": ""}
-"""Facts of a link that `show` prints, each after a word; the others are for `--json`."""
-AWAY = "MLflow is away; versions, decisions and commits are left out"
+_COMPARED = "champion"  # the input that a gate only compares with: nothing is made from it
+_LONGEST = 200
 
 
-def lineage(settings: Settings, id: str) -> list[Link]:
-    """Every link behind a version number, an alias or a digest prefix, in the order of a depth-first walk.
+def lineage(settings: Settings, id: str, direction: Direction | None = None) -> Graph:
+    """The graph around a version, alias, digest (six digits of it), image_id, subject_id (or SOURCE:NAME), or source.
 
-    Links are ready for JSON; `depth` says how they hang together. Raises UserError if nothing has this name.
+    Without a direction: up, and down from pictures, persons and sources. Raises UserError if nothing has this name, or
+    several things have.
     """
-    walk = _Walk(settings)
-    text = id.strip().lower()
-    digest = walk.resolve(text) if PREFIX.fullmatch(text) else None
-    if digest is None:
-        try:
-            version = find_version(settings, id)
-        except UserError as error:
-            if not PREFIX.fullmatch(text):
-                raise
-            raise UserError(f"no result begins with {text} in {settings.home}, and {error}") from None
-        walk.version(version)
-    else:
-        for version in walk.versions_of(digest):
-            walk.add(0, "registered as", f"{version.name} version {version.version}", _standing(version))
-        walk.result(digest, 0)
-    if walk.away:
-        walk.add(0, "note", AWAY)
-    return walk.links
+    found = _Lineage(settings)
+    roots = found.resolve(id.strip()[:_LONGEST])
+    way = direction or ("down" if roots[0].partition(":")[0] in ("image", "subject", "source") else "up")
+    graph = Graph(roots, way)
+    if way != "down":
+        walk(graph, roots, found.describe, found.materials, up=True)
+        walk(graph, roots, found.describe, found.promoted.releases, up=False)
+    if way != "up":
+        walk(graph, roots, found.describe, found.products, up=False)
+    graph.notes += found.promoted.notes + found.records.damaged
+    return graph
 
 
-def show(links: Sequence[Link]) -> None:
-    """Print the chain as a tree on standard output, a line a result: cut at a terminal's width, whole elsewhere."""
-    trunk = Tree(Text("lineage"), hide_root=True)
-    open_at = [trunk]
-    for link in links:
-        if link["kind"] in ("run", "commit"):  # how the result above came about: at the end of its line
-            assert isinstance(open_at[-1].label, Text)
-            open_at[-1].label.append(f"  {link['kind']} {link['id'][:8]}", "dim")
-            continue
-        text = Text.assemble((link["kind"], "bold"), " ", (_short(link["id"]), "cyan"))
-        facts = {name: fact for name in PRINTED if isinstance(fact := link["facts"].get(name), str)}
-        text.append("".join(f"  {PRINTED[name]}{_short(fact)}" for name, fact in facts.items()))
-        del open_at[link["depth"] + 1 :]
-        open_at.append(open_at[-1].add(text))
-    Console(width=None if sys.stdout.isatty() else 400).print(trunk, no_wrap=True, overflow="ellipsis")
-
-
-class _Walk:
-    """The links found so far, what the store remembers, and whether MLflow turned out to be away."""
+class _Lineage:
+    """Names, materials and products of everything, found out as the walk comes to it."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.links: list[Link] = []
-        self.visited: set[str] = set()
-        self.records = Store(settings.home).records()
-        self.client: Any = None
-        self.away = False
+        self.records = Records(settings.home)
+        self.who: tuple[Kind, str] | None = None
+        self._held: dict[str, Held | None] = {}
 
-    def add(self, depth: int, kind: str, id: str, facts: Mapping[str, Any] | None = None) -> None:
-        kept = {name: value for name, value in (facts or {}).items() if value not in (None, "", [], {})}
-        self.links.append({"depth": depth, "kind": kind, "id": id, "facts": kept})
+    @cached_property
+    def promoted(self) -> Promoted:
+        """Versions and decisions; asked for once it is known that something has the name."""
+        return Promoted(self.settings, self.records)
 
-    def resolve(self, prefix: str) -> str | None:
-        """The one digest that begins so, among results, their inputs and the store's folders; None if none does."""
-        known = set(self.records) | {p.name for p in (self.settings.home / "store").glob(f"{prefix}*")}
-        known |= {str(v) for record in self.records.values() for v in record.get("inputs", {}).values()}
-        found = sorted(d for d in known if d.startswith(prefix) and DIGEST.fullmatch(d))
+    @cached_property
+    def rows(self) -> dict[str, ledger.Entry]:
+        """The ledger of sources."""
+        return ledger.entries(self.settings)
+
+    def resolve(self, text: str) -> list[str]:
+        """The nodes of a name; a registered model stands for its versions."""
+        lower = text.lower()
+        if PREFIX.fullmatch(lower):
+            if digest := self._digest(lower):
+                return self.promoted.by_model.get(digest) or [digest]
+            if who := holding.find(self.records, lower):
+                return self._of(*who)
+        if version := self.promoted.find(text):
+            return [version]
+        if text.removeprefix("source:") in self.rows:
+            return [f"source:{text.removeprefix('source:')}"]
+        source, colon, name = text.partition(":")
+        if colon and source in self.rows and name:
+            return self._of("subject", subject_id(source, name))
+        known = [known.version for known in self.promoted.versions.values()]
+        known += sorted(alias for known in self.promoted.versions.values() for alias in known.aliases)
+        there = f"; versions and aliases: {', '.join(known[:12])}" if known else "; no version is registered"
+        away = f"; {AWAY}" if AWAY in self.promoted.notes else ""
+        what = "version, alias, digest, picture, person or source"
+        raise UserError(f"no {what} here is called '{text}' (home {self.settings.home}){there}{away}")
+
+    def describe(self, id: str) -> Node:
+        """A node of anything."""
+        kind, colon, name = id.partition(":")
+        if id in self.promoted:
+            return self.promoted.describe(id)
+        if not colon:
+            return self._result(id)
+        if kind == "source":
+            row = self.rows.get(name)
+            told = [row.licence, "may " + (", ".join(row.uses) or "nothing")] if row else ["not in the dataset ledger"]
+            told += [row.status] if row and row.status != "active" else []
+            facts = {"licence": row.licence, "allowed": list(row.uses), "status": row.status} if row else {}
+            return Node(id, "source", name, None, "; ".join(told), facts)
+        if kind == "commit":
+            return Node(id, "commit", name[:12], None, "", {"commit": name})
+        return self._person(id, name)
+
+    def materials(self, id: str) -> Iterator[Step]:
+        """What something was made from."""
+        if id in self.promoted:
+            yield from self.promoted.materials(id)
+            return
+        kind, colon, _ = id.partition(":")
+        if colon:
+            if self.who and kind in holding.COLUMNS and (source := self._about.get("source")):
+                yield "source", f"source:{source}"
+            return
+        record = self.records.newest.get(id)
+        inputs = {name: value for name, value in (record.materials if record else {}).items() if name != _COMPARED}
+        parents = [one for one in self.records.manifest(id).get("parents", ()) if DIGEST.fullmatch(str(one))]
+        yield from inputs.items()
+        yield from (("parent", one) for one in parents if one not in inputs.values())
+        if not any(holding.is_table(self.records, one) for one in (*inputs.values(), *parents)):
+            yield from (("source", f"source:{key}") for key in self._sources(id))
+        if record and (commit := record.facts.get("commit")):
+            yield "code", f"commit:{commit}"
+
+    def products(self, id: str) -> Iterator[Step]:
+        """What was made from something; from a picture or person only what its rows went into."""
+        kind, colon, name = id.partition(":")
+        if kind in holding.COLUMNS and colon:
+            yield from (("row", table) for table in self._first if self._holds(table))
+        elif kind == "source" and colon:
+            yield from (("source", one) for one in holding.first_tables(self.records) if name in self._sources(one))
+        elif not colon:
+            yield from self.promoted.products(id)
+            for record in self.records.uses.get(id, ()):
+                role = next((n for n, value in record.materials.items() if value == id and n != _COMPARED), None)
+                if role and record.step != "register" and self._went_into(id, record):
+                    yield role, record.digest
+
+    def _went_into(self, table: str, record: Record) -> bool:
+        """Whether the rows that are asked about went from a table into a result; True where nobody can tell."""
+        if self.who is None or not holding.is_table(self.records, table):
+            return True
+        if holding.is_table(self.records, record.digest):
+            return self._holds(record.digest)
+        held = self._held.get(table)
+        if held is None or not held.splits:
+            return True
+        if record.step in self.settings.stages() or (self.records.folder(record.digest) / "lineage.json").is_file():
+            return "train" in held.splits
+        return record.step != "evaluate" or bool(held.splits - {"train"})
+
+    def _holds(self, table: str) -> bool:
+        assert self.who is not None
+        if table not in self._held:
+            self._held[table] = holding.held(self.records, table, *self.who)
+        return self._held[table] is not None
+
+    @cached_property
+    def _first(self) -> list[str]:
+        """Tables that hold the rows that are asked about, or did before they were forgotten, and got them from none."""
+        told = {table for report in self._reports for table in report.get("tables", {})}
+        newest = self.records.newest
+        gone = [one for one in sorted(told) if not (one in newest and told & {*newest[one].materials.values()})]
+        return list(dict.fromkeys([*holding.first_tables(self.records), *gone]))
+
+    @cached_property
+    def _reports(self) -> list[dict[str, Any]]:
+        """Reports on having forgotten the picture or person that is asked about."""
+        if self.who is None:
+            return []
+        kind, id = self.who
+        return [report for report in self.records.reports if id in report.get("keys", {}).get(kind, ())]
+
+    def _of(self, kind: Kind, id: str) -> list[str]:
+        self.who = (kind, id)
+        return [f"{kind}:{id}"]
+
+    def _digest(self, prefix: str) -> str | None:
+        """The one digest that begins so; None if none does."""
+        known = {*self.records.newest, *self.records.uses, *self.records.forgotten}
+        known |= {*self.promoted.statements, *self.promoted.of_bundle, *self.promoted.by_model}
+        found = sorted(digest for digest in known if digest.startswith(prefix) and DIGEST.fullmatch(digest))
         if len(found) > 1:
-            some = ", ".join(digest[:12] for digest in found[:4])
+            some = ", ".join(digest[:16] for digest in found[:4])
             raise UserError(f"{len(found)} digests begin with {prefix} ({some}); give more")
         return found[0] if found else None
 
-    def versions_of(self, digest: str) -> list[Version]:
-        """Registered versions of a model digest; none when MLflow is away."""
+    def _result(self, digest: str) -> Node:
+        record, manifest = self.records.newest.get(digest), self.records.manifest(digest)
+        facts = dict(record.facts) if record else {}
+        told = [str(facts.get("figure") or "")]
+        if rows := manifest.get("rows"):
+            told = told if told[0] else [f"{rows:,} rows"]
+            facts["rows"] = rows
+        facts |= {"about": manifest["about"]} if manifest.get("about") else {}
+        if report := self.records.forgotten.get(digest):
+            told.append(_forgotten(report))
+            facts["forgotten"] = str(report.get("id"))
+        elif record is None:
+            told.append("not remembered in this home")
+        elif digest not in self.records.here:
+            told.append("no longer in the store")
+        if (held := self._held.get(digest)) and self.who:
+            facts |= {"holds": held.rows, "splits": sorted(held.splits)}
+            told.append(f"holds it ({', '.join(sorted(held.splits))})" if held.splits else "holds it")
+        if champion := (record.inputs.get(_COMPARED) if record else ""):
+            facts[_COMPARED] = champion
+            told.append(f"against {champion[:12]}")
+        text, at = "; ".join(part for part in told if part), time(record.at if record else None)
+        if record and record.step == "version":  # a revision of the data, not a version of the model
+            return Node(digest, "revision", str(facts.get("output"))[:12], at, "of the data repository", facts)
+        kind = record.step if record else self.promoted.called.get(digest, "result")
+        return Node(digest, kind, digest[:12], at, text, facts)
+
+    def _person(self, id: str, name: str) -> Node:
+        told = [f"{self._about['images']} pictures"] if self.who and self.who[0] == "subject" and self._about else []
+        told += (
+            [f"of subject {self._about['subject'][:12]}"]
+            if id.startswith("image:") and self._about.get("subject")
+            else []
+        )
+        told += [_forgotten(report) for report in self._reports]
+        told += [] if self._about or self._reports else ["in no table here"]
+        at = str(self._reports[-1]["at"]) if self._reports else None
+        return Node(id, id.partition(":")[0], name[:12], at, "; ".join(told), dict(self._about))
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        assert self.who is not None
+        return holding.about(self.records, (one for one in self._first if self._holds(one)), *self.who)
+
+    def _sources(self, table: str) -> list[str]:
+        """Sources whose pictures a table of faces holds."""
+        manifest = self.records.manifest(table)
+        if not str(manifest.get("schema", "")).startswith("faces/"):
+            return []
         try:
-            return [version for version in versions(self.settings) if version.digest == digest]
-        except UserError:
-            self.away = True
+            return Table(self.records.folder(table), manifest).sources
+        except (OSError, KeyError, ArrowInvalid):
             return []
 
-    def version(self, version: Version) -> None:
-        """A registered version: its standing, the decision on it, its evaluation, and the model behind both."""
-        self.add(0, "version", f"{version.name} version {version.version}", _standing(version))
-        decided, problem = read_decision(version)
-        if decided is None:
-            self.add(1, "decision", "pending", {"problem": problem})
-        else:
-            earlier = sum(entry.get("event") == "decision" for entry in history(version)) - 1
-            facts = {"by": decided.by, "at": decided.at, "reason": decided.reason, "earlier decisions": earlier or None}
-            self.add(1, "decision", decided.decision, facts)
-        if version.evaluation:
-            self.result(version.evaluation, 1, "evaluate")
-        self.result(version.digest, 1, "model")
-        for name, digest in json.loads(version.tags.get(LINEAGE) or "{}").items():
-            # what was known at registration, for a home that no longer holds it, or never did
-            if DIGEST.fullmatch(digest) and digest not in self.visited:
-                self.result(digest, 1, name)
 
-    def result(self, digest: str, depth: int, kind: str = "result") -> None:
-        """A result of a step: how it came about, then everything it was made from."""
-        record = self.records.get(digest, {})
-        kind = record.get("step") or kind
-        if digest in self.visited:
-            self.add(depth, kind, digest, {"note": "see above"})
-            return
-        self.visited.add(digest)
-        folder = self.settings.home / "store" / digest
-        gone = {} if folder.is_dir() else Store(self.settings.home).forgotten(digest)
-        manifest = gone.get("manifest") or read_json(folder / "manifest.json")
-        facts = {name: record.get(name) for name in FACTS if record.get(name) != digest}
-        facts |= {"rows": manifest.get("rows"), "about": manifest.get("about"), "revision": self._revision(digest)}
-        if gone:
-            facts["note"] = f"deleted {gone['at'][:10]} to forget a picture"
-        elif not record and not manifest:
-            facts["note"] = "not remembered in this home"
-        self.add(depth, kind, digest, facts)
-        self._origin(record, depth + 1)
-        inputs = {name: str(value) for name, value in record.get("inputs", {}).items()}
-        parents = {f"parent {parent[:12]}": parent for parent in manifest.get("parents", ())}
-        for name, value in {**inputs, **{k: v for k, v in parents.items() if v not in inputs.values()}}.items():
-            if DIGEST.fullmatch(value):
-                self.result(value, depth + 1, name)
-            elif value:
-                self.add(depth + 1, name, value)
-        if not inputs and not parents:
-            for source, terms in _sources(self.settings, folder, manifest):
-                self.add(depth + 1, "source", source, terms)
-
-    def _origin(self, record: Mapping[str, Any], depth: int) -> None:
-        """The MLflow run that made a result, and the commit of the code."""
-        run_id, commit = record.get("run_id"), record.get("commit")
-        if run_id:
-            tags = self._run_tags(run_id)
-            self.add(depth, "run", run_id, {"name": tags.get("facemllm.run"), "profile": tags.get("facemllm.profile")})
-            commit = commit or tags.get("facemllm.commit")
-        if commit:
-            self.add(depth, "commit", commit)
-
-    def _run_tags(self, run_id: str) -> Mapping[str, str]:
-        if self.away:
-            return {}
-        try:
-            self.client = self.client or connect(self.settings)  # once: each asks the server whether it is there
-            with guard(uri(self.settings)):
-                return dict(self.client.get_run(run_id).data.tags)
-        except UserError:
-            self.away = self.client is None
-            return {}
-
-    def _revision(self, digest: str) -> str | None:
-        """The data repository's revision that holds a table, when a `version` step recorded it."""
-        for record in self.records.values():
-            if record.get("step") == "version" and digest in record.get("inputs", {}).values():
-                return str(record.get("output"))
-        return None
-
-
-def _standing(version: Version) -> dict[str, Any]:
-    standing = {"digest": version.digest, "gate": version.gate, "aliases": ", ".join(version.aliases)}
-    return {**standing, "created": version.created}
-
-
-def _sources(settings: Settings, folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Sources whose pictures a table of faces holds, with what the ledger says of each."""
-    if not str(manifest.get("schema", "")).startswith("faces/"):
-        return
-    rows = ledger.entries(settings)
-    try:
-        for key in Table(folder, manifest).sources:
-            if row := rows.get(key):
-                yield key, {"licence": row.licence, "status": row.status, "allowed": ", ".join(row.uses)}
-            else:
-                yield key, {"note": "not in the dataset ledger"}
-    except (OSError, KeyError):
-        return
-
-
-def _short(text: str) -> str:
-    return text[:12] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
+def _forgotten(report: Mapping[str, Any]) -> str:
+    """What was forgotten, when, and why, in a line."""
+    kind, counts = report.get("kind", "picture"), report.get("keys", {})
+    pictures = len(counts.get("image", ()))
+    what = f"a person ({pictures} pictures)" if kind == "subject" else "a picture"
+    return f"deleted {report['at'][:10]} to forget {what}: {report.get('reason', '')} (report {report.get('id')})"

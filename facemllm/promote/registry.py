@@ -7,7 +7,8 @@ gate are registered; when it later refuses the same bytes, the version is marked
 
 Version tags: `facemllm.digest`, `.gate` (passed | refused), `.gate_reasons`, `.evaluation` (digest of the evaluation in
 the store), `.tasks` (its headline figures), `.lineage` (digests behind the model), `.run` (the pipeline's MLflow run);
-`approvals` adds its own. Aliases: `candidate` is the version registered last, `champion` the one released last.
+`decide` adds its own. Aliases: `candidate` is the version registered last; `champion` mirrors the newest signed release
+(`releases`), and is read by nobody here.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facemllm.core import digests
 from facemllm.core.files import partial_folder, publish
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.report import card as model_card
 from facemllm.scoring import figures
 from facemllm.settings import Settings
+from facemllm.signing import manifest
+from facemllm.signing.canonical import time_text
 from facemllm.tracking import runs as tracking
 from facemllm.tracking.client import points_of, send, session, uri
 from facemllm.version import ledger
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CANDIDATE = "candidate"
-DECISION = "facemllm.decision"
 CHAMPION = "champion"
 DIGEST = "facemllm.digest"
 GATE = "facemllm.gate"
@@ -83,7 +84,7 @@ def register(
             withdraw(settings, model_digest, reasons)
             why = f": {'; '.join(reasons)}" if reasons else ""
             raise UserError(f"the gate refused model {model_digest[:12]}{why}; only a model that passes is registered")
-        if digests.of_tree(model_dir, fresh=True) != model_digest:
+        if manifest.of(model_dir).digest != model_digest:
             raise UserError(f"{model_dir}: bytes do not match the model's digest {model_digest[:12]}; make it again")
         made = Store(settings.home).behind(model_digest)
         lineage = {step: str(record["digest"]) for step, record in made.items()}
@@ -143,8 +144,39 @@ def versions(settings: Settings) -> list[Version]:
 
 
 def champion(settings: Settings) -> Version | None:
-    """The version released last; None before the first release. Raises UserError if MLflow cannot be reached."""
-    return next((version for version in versions(settings) if CHAMPION in version.aliases), None)
+    """The version that the newest signed release put into production, as its bundle names it; None before the first.
+
+    MLflow is not asked: its alias and tags decide nothing. Raises UserError if the decisions cannot be read.
+    """
+    from facemllm.promote import decided, releases
+
+    known = decided.decisions(settings)
+    in_force = releases.in_force(known[0]) if known else []
+    if known is None or not in_force:
+        return None
+    last = in_force[-1]
+    bundle = known[0].bundle(last.bundle)
+    model, evaluation, at = bundle["model"], str(bundle["evaluation"]["digest"]), time_text(last.issued)
+    return Version(str(model["name"]), int(model["version"]), last.model, "passed", evaluation, "", "", at, "")
+
+
+def of_digest(settings: Settings, digest: str) -> Version:
+    """The first version with these bytes. Raises UserError where MLflow knows none."""
+    with session(settings) as client:
+        found = _of_digest(settings, client, digest)
+    if found is None:
+        raise UserError(
+            f"MLflow has no version of model {digest[:12]} any more: it was deleted, or its tag {DIGEST} was changed; "
+            "restore it there, or choose another version"
+        )
+    return found
+
+
+def set_tags(settings: Settings, version: Version, tags: Mapping[str, str]) -> None:
+    """Set tags of a version. Raises UserError if MLflow cannot be reached."""
+    with session(settings) as client:
+        for name, value in tags.items():
+            client.set_model_version_tag(version.name, str(version.version), name, value)
 
 
 def set_alias(settings: Settings, version: int | str, alias: str) -> Version:
@@ -161,13 +193,13 @@ def fetch(settings: Settings, version: int | str, out: Path) -> Path:
     Raises UserError, leaving nothing behind, if what the server holds is not what was registered.
     """
     found = find_version(settings, version)
-    if out.is_dir() and digests.of_tree(out, fresh=True) == found.digest:
+    if out.is_dir() and manifest.of(out).digest == found.digest:
         return out
     partial = partial_folder(out)
     try:
         with session(settings) as client:
             folder = _download(settings, client, _model_id(found), partial)
-        if digests.of_tree(folder, fresh=True) != found.digest:
+        if manifest.of(folder).digest != found.digest:
             raise UserError(
                 f"{found.name} version {found.version}: the bytes that MLflow holds are not those registered "
                 f"({found.digest[:12]}); do not use them: restore MLflow's artifacts, or delete that version there and "
@@ -190,8 +222,6 @@ def withdraw(settings: Settings, digest: str, reasons: Sequence[str]) -> None:
             client.set_model_version_tag(found.name, str(found.version), name, value)
         if CANDIDATE in found.aliases:
             client.delete_registered_model_alias(found.name, CANDIDATE)
-        if DECISION in found.tags:  # what was approved stood on a gate that passed; its history is kept
-            client.delete_model_version_tag(found.name, str(found.version), DECISION)
 
 
 def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str, run_id: str | None) -> str:
@@ -205,7 +235,7 @@ def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str,
             _upload(client, left.model_id, folder)
         partial = partial_folder(settings.home / "work" / f"check-{left.model_id}")
         try:
-            whole = digests.of_tree(_download(settings, client, left.model_id, partial), fresh=True) == digest
+            whole = manifest.of(_download(settings, client, left.model_id, partial)).digest == digest
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         if whole:

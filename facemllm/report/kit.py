@@ -1,7 +1,8 @@
 """The kit that every page is made with: Jinja2 templates that escape all data, and how figures are written.
 
 Templates lie in `templates/`. In pages (`*.html.jinja`) whatever is put in is escaped as HTML; in Markdown
-(`*.md.jinja`) as Markdown: plain words of one line that form no mark-up and no cell of a table.
+(`*.md.jinja`) as Markdown: plain words of one line that form no mark-up and no cell of a table. Plain text
+(`*.txt.jinja`) takes it as it is.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ Figure = Mapping[str, Any]
 
 def render(template: str, **data: Any) -> str:
     """A page of plain data: `template` is a file of `templates/`, `data` what it names."""
-    return _environment(template.endswith(".md.jinja")).get_template(template).render(data)
+    return _environment(template.split(".")[-2]).get_template(template).render(data)
 
 
-@lru_cache(maxsize=2)
-def _environment(markdown: bool) -> Environment:
+@lru_cache(maxsize=3)
+def _environment(kind: str) -> Environment:
     made = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        finalize=plain_markdown if markdown else None,
+        autoescape=kind != "txt",
+        finalize=plain_markdown if kind == "md" else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

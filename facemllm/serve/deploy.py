@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,16 +62,24 @@ def deploy(settings: Settings, model_dir: Path, model_digest: str, version: str,
     """
     endpoint = _serve(settings, "staging", model_dir, model_digest, version)
     _prove(settings, endpoint, probe)
-    servers.note_deployed(settings, "staging", servers.Deployed(model_dir.resolve(), model_digest, version))
+    servers.note_deployed(settings, "staging", servers.Deployed(model_dir.absolute(), model_digest, version))
     return endpoint
 
 
 def release(
-    settings: Settings, model_dir: Path, model_digest: str, version: str, probe: Probe, *, put_back: bool = True
+    settings: Settings,
+    model_dir: Path,
+    model_digest: str,
+    version: str,
+    probe: Probe,
+    *,
+    put_back: Callable[[], object] | None,
 ) -> Endpoint:
     """Serve a model as production and prove it; if that fails, what served before is put back, if it still may serve.
 
-    Raises UserError as `deploy` does, saying what serves now.
+    The server itself refuses a model that is not approved. `put_back` is called before the former model is started
+    again, to record it, and may raise UserError to forbid it; None: production then serves nothing. Raises UserError as
+    `deploy` does, saying what serves now.
     """
     running = {row.name for row in services.status(settings) if row.state not in ("down", "orphaned")}
     before = servers.deployed(settings, "production") if "production" in running else None
@@ -79,14 +87,15 @@ def release(
         endpoint = _serve(settings, "production", model_dir, model_digest, version)
         _prove(settings, endpoint, probe)
     except UserError as error:
-        if before is None or before.digest == model_digest or not put_back:
+        if before is None or before.digest == model_digest or put_back is None:
             raise UserError(f"{error}\nproduction serves nothing now") from None
         try:
+            put_back()
             _serve(settings, "production", before.model, before.digest, before.version)
         except UserError as second:
             raise UserError(f"{error}\nand version {before.version} could not be put back: {second}") from None
         raise UserError(f"{error}\nproduction serves version {before.version} again") from None
-    servers.note_deployed(settings, "production", servers.Deployed(model_dir.resolve(), model_digest, version))
+    servers.note_deployed(settings, "production", servers.Deployed(model_dir.absolute(), model_digest, version))
     return endpoint
 
 

@@ -1,28 +1,36 @@
 """The model server: KServe's ModelServer around one model directory, made fit for strangers.
 
-`python -m facemllm.serve.server --model DIR --digest SHA256 --port 18080` loads nothing before the directory's bytes
-match the digest, serves safetensors only, and listens on 127.0.0.1 unless `--host` says otherwise (0.0.0.0 in a
-container). It fetches nothing, and logs digests, never images or questions. KServe as it comes listens on every
-interface, accepts bodies of any size, lets anyone unload the model, writes a stack trace into the log for every bad
-request and tells the client the text of any exception; here every refusal is one line. torch and KServe, which take 6 s
-to import, are imported once the directory is known to be right.
+`python -m facemllm.serve.server --model DIR --digest SHA256 --port 18080` loads a private copy whose bytes have that
+digest, not the directory itself: what happens to it afterwards does not matter. With `--decisions` and `--policy` it
+serves approved models alone (`facemllm.serve.approval`); without them it listens on loopback and nowhere else, and
+`/info` says so: `"authorized": null`. It serves safetensors only, fetches nothing, and logs digests, never images or
+questions. `--copy-to DIR` verifies, authorizes, copies and ends: the first container of a pod in a cluster.
+
+KServe as it comes listens on every interface, accepts bodies of any size, lets anyone unload the model, writes a stack
+trace into the log for every bad request and tells the client the text of any exception; here every refusal is one line.
+torch and KServe, which take 6 s to import, are imported once the directory is known to be right.
 """
 
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facemllm.core import digests
 from facemllm.errors import UserError
+from facemllm.serve.approval import Approval
+from facemllm.signing import manifest
+from facemllm.signing.canonical import Refused
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from facemllm.serve.predictor import FaceModel
 
 log = logging.getLogger("facemllm.serve")
 
@@ -31,34 +39,71 @@ _STOP_SECONDS = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, load and serve until SIGTERM; the exit code: 1, with one line on standard error, when refused."""
+    """Verify, load and serve until SIGTERM; the exit code: 1, with one line on standard error, when refused.
+
+    The line begins with the check that failed, in brackets, where one of signing's failed.
+    """
     options = _options(arguments)
     try:
-        check(options.model, options.digest)
-        _serve(options)
+        approval = _approval(options)
+        files = approval.files() if approval else {}
+        if options.copy_to:
+            require_loadable(manifest.copy_to(options.model, options.digest, options.copy_to, files))
+            return 0
+        with manifest.verified_copy(options.model, options.digest, options.scratch, files) as (copy, found):
+            require_loadable(found)
+            model = _load(options, copy)
+        if approval:
+            approval.require()  # loading takes minutes
+        _serve(options, model, approval)
     except UserError as error:
-        print(error, file=sys.stderr)
+        check = f"[{error.check}] " if isinstance(error, Refused) else ""
+        print(f"refused: {check}{' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 
 
-def check(model: Path, digest: str) -> None:
-    """Refuse a directory whose bytes are not those of `digest`, or which holds files that can carry code."""
-    if not model.is_dir():
-        raise UserError(f"{model} is not a model directory")
-    if unsafe := sorted(p.name for p in model.rglob("*") if p.suffix.lower() in UNSAFE):
-        raise UserError(f"{model} holds {unsafe[0]}, which can carry code; only safetensors are served")
-    if not any(model.glob("*.safetensors")):
-        raise UserError(f"{model} holds no *.safetensors")
-    if (found := digests.of_tree(model, fresh=True)) != digest:
-        have = f"{model} has digest {found[:12]}, not {digest[:12]}"
-        raise UserError(f"{have}: its bytes are not those that were approved")
+def require_loadable(found: manifest.Manifest) -> None:
+    """Refuse a model directory that holds files which can carry code, or no weights in safetensors."""
+    if unsafe := [path for path in found.files if Path(path).suffix.lower() in UNSAFE]:
+        raise Refused("files", f"the model holds {unsafe[0]}, which can carry code; only safetensors are served")
+    if not any(path.endswith(".safetensors") and "/" not in path for path in found.files):
+        raise Refused("files", "the model holds no *.safetensors; only safetensors are served")
+
+
+def _approval(options: argparse.Namespace) -> Approval | None:
+    """The approval of the model, which is in force. Raises Refused; None for a server of this machine alone."""
+    if options.decisions and options.policy:
+        approval = Approval(options.digest, options.decisions, options.policy, options.checkpoint)
+        approval.require()
+        return approval
+    if options.decisions or options.policy:
+        raise Refused("policy", "--decisions and --policy belong together: give both")
+    if options.copy_to or not _loopback(options.host):
+        where = f"on {options.host}" if not options.copy_to else "from a copy"
+        why = "only an approved model is served to other machines"
+        raise Refused("policy", f"cannot serve {where} without --decisions and --policy: {why}")
+    return None
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="facemllm.serve.server", description="Serve one model directory.")
     parser.add_argument("--model", type=Path, required=True, help="what save_pretrained wrote")
     parser.add_argument("--digest", required=True, help="SHA-256 of the directory, as approved")
+    parser.add_argument("--decisions", help="decisions repository, a folder or an address")
+    parser.add_argument("--policy", type=Path, help="file that lists who may decide")
+    parser.add_argument("--checkpoint", type=Path, help="file that remembers the newest decision seen")
+    parser.add_argument(
+        "--scratch", type=Path, help="where the copy to load from is made; default: the temporary folder"
+    )
+    parser.add_argument("--copy-to", type=Path, help="leave the verified copy here and end, without serving")
     parser.add_argument("--version", default="", help="version in the registry, as /info gives it")
     parser.add_argument("--name", default="face-mllm", help="model name in the URLs")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
@@ -70,41 +115,60 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _load(options: argparse.Namespace, folder: Path) -> FaceModel:
     sys.argv = sys.argv[:1]  # KServe reads the command line when it is imported
-    import kserve.model_server as kserve_server
-
     from facemllm.model.inference import Predictor
     from facemllm.serve.policy import Limits
     from facemllm.serve.predictor import FaceModel, known_tasks
 
-    names = known_tasks(options.tasks)
     model = FaceModel(
         options.name,
-        Predictor.load(options.model, device="cpu", threads=options.threads),
-        names=names,
+        Predictor.load(folder, device="cpu", threads=options.threads),
+        names=known_tasks(options.tasks),
         limits=Limits(options.max_body_mb, options.max_pixels, options.max_question_chars, options.max_instances),
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
     )
     model.load()
-    info: dict[str, Any] = {"model": options.name, "digest": options.digest, "version": options.version or None}
-    info |= {"tasks": names, "maps": model.takes_maps, "characteristics": list(model.characteristic_names)}
+    return model
+
+
+def _serve(options: argparse.Namespace, model: FaceModel, approval: Approval | None) -> None:
+    import kserve.model_server as kserve_server
+
+    from facemllm.serve.predictor import known_tasks
+
+    about: dict[str, Any] = {"model": options.name, "digest": options.digest, "version": options.version or None}
+    about |= {"tasks": known_tasks(options.tasks), "maps": model.takes_maps}
+    about |= {"characteristics": list(model.characteristic_names)}
+
+    def info() -> dict[str, Any]:
+        return {**about, "authorized": approval.info() if approval else None}
+
     server = kserve_server.ModelServer(
         http_port=options.port, enable_grpc=False, enable_latency_logging=False, grace_period=_STOP_SECONDS
     )
     # The only way to choose the interface: KServe has 0.0.0.0 in its code.
-    kserve_server.RESTServer = rest_server(options.host, int(options.max_body_mb * 2**20), info)
+    kserve_server.RESTServer = rest_server(
+        options.host, int(options.max_body_mb * 2**20), info, lambda: bool(model.ready)
+    )
     warnings.filterwarnings("ignore", message="ORJSONResponse")  # KServe's, once for every route
     for name in ("uvicorn.access", "kserve", "kserve.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    log.info("serving %s on %s:%d", options.digest[:12], options.host, options.port)
+    by = " and ".join(one["person"] for one in approval.info()["approvals"]) if approval else "nobody"
+    log.info("serving %s, approved by %s, on %s:%d", options.digest[:12], by, options.host, options.port)
+    if approval:
+        approval.watch(lambda ready: setattr(model, "ready", ready))
     server.start([model])
 
 
-def rest_server(host: str, max_bytes: int, info: dict[str, Any]) -> Any:
-    """A REST server class that KServe can use in place of its own; `info` is what GET /info gives."""
+def rest_server(
+    host: str, max_bytes: int, info: Callable[[], dict[str, Any]], ready: Callable[[], bool] = lambda: True
+) -> Any:
+    """A REST server class that KServe can use in place of its own; `info` is what GET /info gives, `ready` what
+    GET /v2/health/ready does."""
+    from kserve.errors import ServerNotReady
     from kserve.protocol.rest.server import RESTServer
 
     from facemllm.serve.policy import BodyLimit
@@ -117,7 +181,13 @@ def rest_server(host: str, max_bytes: int, info: dict[str, Any]) -> Any:
         def _register_endpoints(self, app: FastAPI) -> None:
             @app.get("/info")
             async def give() -> dict[str, Any]:
-                return info
+                return info()
+
+            @app.get("/v2/health/ready")  # KServe's says yes whatever its models say
+            async def give_ready() -> dict[str, Any]:
+                if not ready():
+                    raise ServerNotReady()
+                return {"ready": True}
 
             @app.post("/v2/repository/{rest:path}")  # the first route wins: KServe's would load and unload the model
             async def closed(rest: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from facemllm.core.step import Condition, Context, Outcome, Step, section
+from facemllm.core.store import Store
 from facemllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,44 +21,36 @@ def _deploy(c: Context) -> Outcome:
 
     version = registry.find_version(c.settings, c.inputs["version"])
     folder = model_dir(c.settings, version)
-    endpoint = deploy.deploy(c.settings, folder, version.digest, str(version.version), _probe(c, version))
+    endpoint = deploy.deploy(
+        c.settings, folder, version.digest, str(version.version), probe_of(c.store, version.evaluation)
+    )
     return Outcome(version.digest, endpoint.predict_url, output=endpoint.predict_url)
 
 
 def _release(c: Context) -> Outcome:
     """An approved version in production. Raises UserError for any other, and where a source's terms forbid serving."""
-    from facemllm.promote import approvals, registry
-    from facemllm.promote.step import model_dir
-    from facemllm.serve import deploy
-    from facemllm.version import ledger
+    from facemllm.serve.release import switch
 
-    version = approvals.require_approved(c.settings, c.inputs["version"])
-    folder = model_dir(c.settings, version)
-    ledger.require(c.settings, ledger.sources_of_model(folder), "serve")
-    before = registry.champion(c.settings)
-    put_back = before is not None and approvals.state(c.settings, before.version) == "approved"
-    number = str(version.version)
-    endpoint = deploy.release(c.settings, folder, version.digest, number, _probe(c, version), put_back=put_back)
-    registry.set_alias(c.settings, version.version, "champion")
-    return Outcome(version.digest, endpoint.predict_url, output=endpoint.predict_url)
+    endpoint = switch(c.settings, c.inputs["version"], "release")
+    return Outcome(endpoint.digest, endpoint.predict_url, output=endpoint.predict_url)
 
 
-def _probe(c: Context, version: Any) -> Probe:
+def probe_of(store: Store, evaluation: str) -> Probe:
     """One closed question about one held-out face that evaluation answered, with the face's very bytes."""
     from facemllm.scoring.metrics import get
     from facemllm.serve.deploy import Probe
     from facemllm.tables import CONVERSATIONS, open_table
 
-    evaluation = c.store.path(version.evaluation)
-    metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
-    samples = json.loads((evaluation / "samples" / "samples.json").read_text("utf-8"))
+    folder = store.path(evaluation)
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    samples = json.loads((folder / "samples" / "samples.json").read_text("utf-8"))
     asked = [(s["image_id"], q, get(q["metric"]).answers) for s in samples for q in s["questions"]]
     asked = [one for one in asked if one[2] != "facts"]
     if not asked:
         silent = "evaluation asked no closed question that staging could be proved by"
         raise UserError(f"{silent}; add a task to reformat.tasks")
     image_id, question, _ = max(asked, key=lambda one: (one[1]["parsed"] is not None, one[2] != "number"))
-    conversations = open_table(c.store.path(metrics["conversations_digest"]), CONVERSATIONS)
+    conversations = open_table(store.path(metrics["conversations_digest"]), CONVERSATIONS)
     faces = conversations.iterate(["image_id", "images", "segmentation"], metrics["split"])
     face = next(face for face in faces if face["image_id"] == image_id)
     segmentation = (face["segmentation"] or {}).get("bytes") if metrics.get("maps") else None
@@ -74,7 +67,7 @@ DEPLOY = Step(
 )
 RELEASE = Step(
     name="release",
-    module="facemllm.serve.deploy",
+    module="facemllm.serve.release",
     sections=section("serve"),
     inputs={"version": "register"},
     work=_release,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from facemllm.settings.data import Positive, Section
 
@@ -72,6 +74,76 @@ class Budget(Section):
     price: Limit | None
 
 
+class Smtp(Section):
+    """The mail server that notices go through. `password_env` names the environment variable with the password."""
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    security: Literal["starttls", "tls", "none"]
+    sender: str
+    user: str | None = None
+    password_env: str | None = None
+
+    @model_validator(mode="after")
+    def _login_is_private(self) -> Smtp:
+        if (self.user is None) != (self.password_env is None):
+            raise ValueError("give both of user and password_env, or neither")
+        if self.user is not None and self.security == "none":
+            raise ValueError("a password is sent over starttls or tls only")
+        return self
+
+
+class Notify(Section):
+    """Who hears of decisions: a `webhook` (signed with the secret in the environment variable `secret_env`) and the
+    addresses in `email`, through `smtp`; null: nobody.
+
+    A webhook goes over https; over http only to this machine or a private network that the address itself names.
+    """
+
+    webhook: str | None
+    secret_env: str
+    email: tuple[str, ...] | None
+    smtp: Smtp | None
+
+    @field_validator("webhook")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts, plain = urlsplit(value), value.isascii() and value.isprintable() and " " not in value
+        if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+            raise ValueError("give an address such as https://hooks.example.org/face-mllm")
+        if parts.username is not None or parts.fragment:
+            raise ValueError("leave user, password and # out of the address; the notice is signed")
+        if parts.scheme == "http" and not named_private(parts.hostname):
+            raise ValueError("use https: over http a notice can be read on the way")
+        return value
+
+    @field_validator("email")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for one in value or ():
+            if one.count("@") != 1 or not one.isprintable() or any(c in one for c in ' ,;<>"()[]:'):
+                raise ValueError(f"'{one[:60]}' is no address; give plain ones, as in [ada@example.org]")
+        return value
+
+    @model_validator(mode="after")
+    def _mail_has_a_server(self) -> Notify:
+        if self.email and self.smtp is None:
+            raise ValueError("email needs smtp: {host, port, security, sender}")
+        return self
+
+
+def named_private(host: str) -> bool:
+    """Whether a host's name itself says that it is of this machine or a private network: an address that is not
+    global, `localhost`, a name without a dot, or one below `.local`, `.internal` or `.localhost`."""
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        name = host.lower().rstrip(".")
+        return "." not in name or name.endswith((".local", ".internal", ".localhost"))
+
+
 Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 
 
@@ -95,7 +167,7 @@ class Promote(Section):
     errors. `unreadable` is the largest share of a task's answers that cannot be read. `uses` are those that the terms
     of every source the model was trained on must allow. Of these, too, null is not asked for. `policy` and `decisions`
     say where keys and signed decisions are (null: under home); `rule` makes a new policy file and has no say once there
-    is one.
+    is one. Who is told (`notify`) is in no dump: it decides no result and is recorded nowhere.
     """
 
     model_name: str
@@ -114,6 +186,7 @@ class Promote(Section):
     policy: str | None
     decisions: str | None
     rule: PromoteRule
+    notify: Annotated[Notify, Field(exclude=True)]
 
 
 class Tracking(Section):
@@ -133,11 +206,12 @@ class Services(Section):
     ray_port: Port
     staging_port: Port
     production_port: Port
+    review_port: Port
     start_timeout_s: Positive
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Services:
-        ports = [self.mlflow_port, self.ray_port, self.staging_port, self.production_port]
+        ports = [self.mlflow_port, self.ray_port, self.staging_port, self.production_port, self.review_port]
         if len(set(ports)) < len(ports):
             raise ValueError("each service needs a port of its own")
         rays = range(self.ray_port, self.ray_port + RAY_PORTS + 1)

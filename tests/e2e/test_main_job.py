@@ -146,7 +146,7 @@ def test_second_run_is_cached_with_equal_digests(project: Any, first: dict[str, 
 def test_release_without_approval_is_refused(project: Any, first: dict[str, Any]) -> None:
     done = project.call("pipeline.py", "release", "1")
     assert done.returncode == 1
-    assert "approve" in done.stderr.splitlines()[-1]
+    assert "approvals are missing: 1 x approver" in done.stderr.splitlines()[-1]
     assert project.facemllm("promote", "approve", "7", "--by", "Ada Lovelace", "--reason", "x").returncode == 1
 
 
@@ -155,7 +155,8 @@ def test_rejected_version_cannot_be_released(project: Any, first: dict[str, Any]
     assert done.returncode == 0, done.stderr
     refused = project.call("pipeline.py", "release", "1")
     assert refused.returncode == 1
-    assert "Ada Lovelace" in refused.stderr
+    assert "reject by Ada Lovelace" in refused.stderr
+    assert "want a second look" in refused.stderr
 
 
 def test_approved_version_goes_into_production(project: Any, first: dict[str, Any]) -> None:
@@ -167,6 +168,29 @@ def test_approved_version_goes_into_production(project: Any, first: dict[str, An
     staged = ask(first["endpoint"], a_face(project, first), "Which hair color?")
     assert ask(summary["endpoint"], a_face(project, first), "Which hair color?") == staged
     assert summary["endpoint"] != first["endpoint"]
+    (row,) = json.loads(project.facemllm("promote", "list", "--json").stdout)["versions"]
+    assert (row["state"], row["by"], row["production"]) == ("approved", ["Ada Lovelace"], True)
+    told = json.loads(project.facemllm("promote", "show", "1", "--json").stdout)["statements"]
+    said = [(one["decision"], one["person"]) for one in told]
+    people = [("reject", "Ada Lovelace"), ("approve", "Ada Lovelace")]
+    assert said == [("request", "pipeline"), *people, ("release", "pipeline")]
+    assert "no version was released before" in project.facemllm("promote", "rollback").stderr
+
+
+def test_production_starts_again_with_the_approved_bytes_alone(project: Any, first: dict[str, Any]) -> None:
+    assert project.facemllm("services", "down", "production").returncode == 0
+    weights = project.home / "home" / "store" / first["model"]["digest"] / "model.safetensors"
+    right = weights.read_bytes()
+    weights.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    refused = project.facemllm("services", "up", "production")
+    assert refused.returncode == 1
+    assert "refused: [digest]" in refused.stderr
+    assert "model.safetensors was changed" in refused.stderr
+    weights.write_bytes(right)
+    again = project.facemllm("services", "up", "production")
+    assert again.returncode == 0, again.stderr
+    url = f"{again.stdout.strip()}/v1/models/{first['model']['name']}:predict"
+    assert ask(url, a_face(project, first), "Which hair color?")
 
 
 def test_interrupt_leaves_no_process_behind(project: Any, first: dict[str, Any]) -> None:

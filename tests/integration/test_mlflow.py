@@ -21,23 +21,28 @@ from facemllm.core import digests
 from facemllm.core.step import PARENT_RUN
 from facemllm.core.store import Store
 from facemllm.errors import UserError
-from facemllm.promote import approvals, lineage, registry
+from facemllm.promote import bundle as bundles
+from facemllm.promote import decide, overview, registry, releases
+from facemllm.promote.decide import Who
+from facemllm.promote.lineage import lineage
 from facemllm.report import plots
 from facemllm.scoring import figures
 from facemllm.settings import Settings, load
+from facemllm.signing import local
+from facemllm.signing.authorization import authorize
 from facemllm.tables import FACES, PREDICTIONS, TableWriter
 from facemllm.tracking import client as mlflow_client
 from facemllm.tracking import recorded
 from facemllm.tracking import runs as tracking
 from facemllm.workflow.runner import execute
 from tests import evaluation_example
+from tests.approved import ADA, Home, bundle_files
 from tests.refusing import refuses
 
 pytestmark = pytest.mark.integration
 
 METRICS = evaluation_example.METRICS
 EVALUATION = "e" * 64
-ADA = "Ada Lovelace"
 
 
 @pytest.fixture
@@ -210,8 +215,10 @@ def test_the_note_leads_to_the_report_and_to_runs_that_were_recalled(settings: S
     ]
 
 
-def test_a_step_that_only_acts_is_no_run(settings: Settings, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    register(settings, model)
+def test_a_step_that_only_acts_is_no_run(
+    settings: Settings, model: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(settings, model)
     parent = tracking.start_pipeline(settings, "r")
     monkeypatch.setenv(PARENT_RUN, parent)
     assert execute("await_approval", settings, version="1") == "pending"
@@ -288,9 +295,7 @@ def test_the_same_bytes_are_one_version(settings: Settings, model: Path) -> None
     assert registry.find_version(settings, "candidate") == second
     assert registry.find_version(settings, "v1").digest == first.digest
     registry.set_alias(settings, 1, "champion")
-    champion = registry.champion(settings)
-    assert champion is not None
-    assert champion.version == 1
+    assert registry.champion(settings) is None, "nothing was released"
     for unknown in ("7", "nobody", "", "../1"):
         refuses("there are 2, 1, candidate, champion", registry.find_version, settings, unknown)
 
@@ -317,7 +322,6 @@ def test_a_refused_model_and_other_bytes_are_not_registered(settings: Settings, 
     refuses("the gate refused", register, settings, model, passed=False, reasons=["age too high"])
     marked = registry.find_version(settings, 1)
     assert (marked.gate, marked.aliases) == ("refused", ())
-    refuses("did not pass its gate: age too high", approvals.decide, settings, 1, "approved", ADA, "looks fine")
     assert register(settings, model).gate == "passed"
 
 
@@ -359,53 +363,67 @@ def test_only_the_registered_bytes_are_fetched(
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_a_person_decides_and_nothing_is_lost(settings: Settings, model: Path) -> None:
+@pytest.fixture
+def home(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """Who decides; and bundles that hold what is asked here, in place of an evaluation's."""
+    local.policy(settings)
+    made = Home(settings)
+    made.person(ADA, "requester", "approver")
+
+    def collect(settings: Settings, version: registry.Version) -> bundles.Bundle:
+        named = {"name": version.name, "version": version.version, "digest": version.digest}
+        files = bundle_files(version.digest, model=named, evaluation={"digest": version.evaluation})
+        return bundles.Bundle(files, json.loads(files["bundle.json"]))
+
+    monkeypatch.setattr(bundles, "collect", collect)
+    return made
+
+
+def stored(settings: Settings, model: Path) -> registry.Version:
+    """The model registered, and in the store."""
     version = register(settings, model)
-    assert approvals.await_decision(settings, 1, 0) == "pending"
-    with pytest.raises(UserError, match="is not approved; a person decides with `facemllm promote approve 1"):
-        approvals.require_approved(settings, "1")
-    approvals.request(settings, 1, "pipeline", "please look")
-    for wrong, message in {("ci", "fine"): "does not name a person", (ADA, "  "): "needs a reason"}.items():
-        refuses(message, approvals.decide, settings, 1, "approved", *wrong)
-    refuses("has no version '9'", approvals.decide, settings, 9, "approved", ADA, "fine")
-
-    decided = approvals.decide(settings, "candidate", "approved", ADA, "figures hold")
-    assert (decided.by, decided.digest, decided.version) == (ADA, version.digest, 1)
-    assert approvals.read_decision(registry.find_version(settings, 1)) == (decided, None)
-    assert approvals.require_approved(settings, 1).digest == version.digest
-    approvals.decide(settings, 1, "rejected", "Grace Hopper", "too weak on age")
-    assert approvals.state(settings, 1) == "rejected"
-    refuses(r"was rejected by Grace Hopper .*: too weak on age", approvals.require_approved, settings, 1)
-    approvals.decide(settings, 1, "approved", ADA, "measured again")
-    shown = approvals.show(settings, 1)
-    told = [(entry["event"], entry["by"]) for entry in shown["history"]]
-    assert told == [("request", "pipeline"), ("decision", ADA), ("decision", "Grace Hopper"), ("decision", ADA)]
-    assert json.loads(json.dumps(shown))["tasks"]["age"]["value"] == 9.5
-    row = approvals.list_versions(settings)[0]
-    assert (row["state"], row["by"], row["gate"], row["aliases"]) == ("approved", ADA, "passed", "candidate")
+    shutil.copytree(model, settings.home / "store" / version.digest)
+    return version
 
 
-def test_a_decision_about_other_bytes_counts_as_none(settings: Settings, model: Path) -> None:
-    version = register(settings, model)
-    approvals.decide(settings, 1, "approved", ADA, "figures hold")
+def test_mlflow_mirrors_decisions_and_decides_nothing(settings: Settings, model: Path, home: Home) -> None:
+    version = stored(settings, model)
+    decide.request(settings, 1)
+    made = decide.decide(settings, "candidate", "approve", "figures hold", Who(ADA))
+    tags = registry.find_version(settings, 1).tags
+    assert tags[decide.APPROVAL].startswith(f"approved by {ADA} until 2")
+    assert tags[decide.STATEMENT] == made.id
+    row = overview.list_versions(settings)[0][0]
+    assert (row["state"], row["by"], row["gate"], row["aliases"]) == ("approved", [ADA], "passed", ("candidate",))
+
     client = tracking.connect(settings)
-    client.set_model_version_tag(version.name, "1", registry.DIGEST, "b" * 64)
-    assert approvals.state(settings, 1) == "pending"
-    assert approvals.list_versions(settings)[0]["by"] is None
-    refuses("about other bytes", approvals.require_approved, settings, 1)
-    client.set_model_version_tag(version.name, "1", registry.DIGEST, version.digest)
+    client.set_model_version_tag(version.name, "1", decide.APPROVAL, "rejected by somebody")
     client.set_model_version_tag(version.name, "1", registry.GATE, "refused")
-    refuses("its gate says 'refused'", approvals.require_approved, settings, 1)
+    assert decide.state(settings, 1) == "approved"
+    assert authorize(version.digest, home.decisions, local.policy(settings)).approvals[0].person == ADA
+    client.set_model_version_tag(version.name, "1", registry.DIGEST, "b" * 64)
+    assert decide.state(settings, 1) == "pending"
+    client.set_registered_model_alias(version.name, "champion", "1")
+    assert registry.champion(settings) is None
+    assert (
+        "alias champion was moved to version 1; by signed releases nothing was"
+        in overview.list_versions(settings)[1][0]
+    )
 
 
-def test_a_run_waits_for_a_decision(settings: Settings, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    register(settings, model)
-    monkeypatch.setattr(approvals, "POLL_S", 0.1)
-    assert approvals.await_decision(settings, 1, 0.3 / 60) == "pending"
-    decide = threading.Timer(0.3, approvals.decide, (settings, 1, "rejected", ADA, "not yet"))
-    decide.start()
-    assert approvals.await_decision(settings, 1, 0.5) == "rejected"
-    decide.join()
+def test_a_model_that_mlflow_lost_is_named(settings: Settings, model: Path, home: Home) -> None:
+    version = stored(settings, model)
+    decide.request(settings, 1)
+    made = decide.decide(settings, 1, "approve", "figures hold", Who(ADA))
+    releases.record(settings, home.decisions, "release", made.bundle, version.digest, "")
+    champion = registry.champion(settings)
+    assert champion is not None
+    assert (champion.name, champion.version, champion.digest) == (version.name, 1, version.digest)
+    tracking.connect(settings).set_model_version_tag(version.name, "1", registry.DIGEST, "b" * 64)
+    assert registry.champion(settings) == champion, "MLflow has no say in it"
+    refuses(
+        f"MLflow has no version of model {version.digest[:12]} any more", registry.of_digest, settings, version.digest
+    )
 
 
 def test_lineage_of_a_version_reaches_its_runs(settings: Settings, model: Path, tmp_path: Path) -> None:
@@ -414,19 +432,18 @@ def test_lineage_of_a_version_reaches_its_runs(settings: Settings, model: Path, 
         pass
     shutil.copytree(model, tmp_path / "result")
     facts = {"step": "specialize", "inputs": {"conversations": "c" * 64}, "run_id": run.run_id}
-    Store(settings.home).keep("k", tmp_path / "result", digest, facts)
+    Store(settings.home).keep("k", tmp_path / "result", digest, {**facts, "commit": tracking.commit()})
     register(settings, model)
-    approvals.decide(settings, 1, "approved", ADA, "figures hold")
-    links = lineage.lineage(settings, "candidate")
-    kinds = [(0, "version"), (1, "decision"), (1, "evaluate"), (1, "specialize")]
-    assert [(link["depth"], link["kind"]) for link in links][:4] == kinds
-    assert links[1]["facts"]["by"] == ADA
-    assert run.run_id in {link["id"] for link in links}
-    assert tracking.commit() in {link["id"] for link in links} | {None}
-    assert [link["kind"] for link in lineage.lineage(settings, digest[:10])][:2] == ["registered as", "specialize"]
+    found, version = lineage(settings, "candidate"), f"{settings.promote.model_name}/1"
+    assert found.roots == [version]
+    assert found.nodes[version].facts["aliases"] == ["candidate"]
+    assert {"version", "specialize", "evaluate"} <= {node.kind for node in found.nodes.values()}
+    assert found.nodes[digest].facts["run_id"] == run.run_id
+    assert tracking.commit() is None or f"commit:{tracking.commit()}" in found.nodes
+    assert lineage(settings, digest[:10]).roots == [version]
     storage = settings.storage.model_copy(update={"home": str(tmp_path / "h2")})
     elsewhere = settings.model_copy(update={"storage": storage})
-    assert digest in {link["id"] for link in lineage.lineage(elsewhere, "1")}
+    assert digest in lineage(elsewhere, "1").nodes
 
 
 @contextmanager

@@ -1,11 +1,16 @@
 """The KServe server over real HTTP with a tiny random model: answers, refusals, deployment."""
 
 import base64
+import contextlib
+import dataclasses
+import functools
 import io
 import json
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -28,10 +33,13 @@ from facemllm.model.tiny import build_tiny
 from facemllm.serve import deploy
 from facemllm.serve.deploy import Probe
 from facemllm.settings import Settings, load
+from facemllm.signing import local
 from facemllm.tasks.answers import answer
+from tests.approved import ADA, Home, flip
 from tests.asked import phrases
 from tests.integration.conftest import free_port
 from tests.refusing import refuses
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 HAT = "Is the person wearing a hat?"
@@ -172,7 +180,7 @@ def test_a_crowd_is_answered_and_health_stays_prompt(endpoint: deploy.Endpoint) 
 def test_readiness_what_it_serves_and_that_it_listens_on_loopback_only(endpoint: deploy.Endpoint) -> None:
     assert get(endpoint, f"/v1/models/{endpoint.model}") == {"name": endpoint.model, "ready": True}
     info = get(endpoint, "/info")
-    assert (info["digest"], info["version"]) == (endpoint.digest, "7")
+    assert (info["digest"], info["version"], info["authorized"]) == (endpoint.digest, "7", None)
     sockets = [c for c in psutil.net_connections("tcp") if c.pid == endpoint.pid and c.status == psutil.CONN_LISTEN]
     assert {c.laddr.ip for c in sockets} == {"127.0.0.1"}
     assert len(sockets) == 1
@@ -265,8 +273,87 @@ def test_the_log_holds_digests_and_no_images(settings: Settings, endpoint: deplo
     assert "Traceback" not in log
 
 
-def test_bytes_that_were_not_approved_are_not_served(settings: Settings, model: Path, probe: Probe) -> None:
-    refuses("not 000000000000: its bytes", deploy.release, settings, model, "0" * 64, "8", probe)
+@pytest.fixture(scope="module")
+def home(settings: Settings, model: Path) -> Home:
+    """The decisions in which the model is approved, as version 7."""
+    local.policy(settings)
+    made = Home(settings)
+    made.person(ADA, "requester", "approver")
+    made.approve(model, 7)
+    return made
+
+
+def released(settings: Settings, model: Path, digest: str, probe: Probe) -> deploy.Endpoint:
+    return deploy.release(settings, model, digest, "7", probe, put_back=None)
+
+
+def test_what_is_not_approved_is_not_served(settings: Settings, home: Home, model: Path, probe: Probe) -> None:
+    refuses(r"refused: \[missing\] model 0000", released, settings, model, "0" * 64, probe)
+
+
+def test_weights_swapped_after_the_check_never_answer(
+    settings: Settings, home: Home, model: Path, probe: Probe, tmp_path: Path
+) -> None:
+    folder, digest = tmp_path / "model", digests.of_tree(model)
+    shutil.copytree(model, folder)
+    scratch, sizes = settings.home / "work" / "serving", {p.name: p.stat().st_size for p in model.iterdir()}
+    swapped = threading.Event()
+
+    def swap() -> None:
+        """Once all of it is copied, and so was hashed, put other weights in the served folder."""
+        while not swapped.is_set():
+            for copy in scratch.glob("*/model"):
+                with contextlib.suppress(OSError):
+                    if {p.name: p.stat().st_size for p in copy.iterdir()} == sizes:
+                        flip(folder / "model.safetensors")
+                        swapped.set()
+            time.sleep(0.001)
+
+    swapping = threading.Thread(target=swap, daemon=True)
+    swapping.start()
+    endpoint = released(settings, folder, digest, probe)  # proves that it answers as the approved weights do
+    assert swapped.is_set()
+    info = get(endpoint, "/info")
+    assert (info["digest"], info["version"]) == (digest, "7")
+    told = info["authorized"]
+    assert ([one["person"] for one in told["approvals"]], told["withdrawn"]) == ([ADA], None)
+    assert told["expires"] > told["checked"]
+    assert not list(scratch.iterdir())
+
+    services.down(settings, ["production"])
+    refuses(r"refused: \[digest\] .*model\.safetensors was changed", released, settings, folder, digest, probe)
+
+
+def test_a_revoked_model_leaves_service_and_does_not_start_again(
+    settings: Settings, home: Home, model: Path, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = servers.model_server
+
+    def quicker(*given: Any) -> servers.Service:
+        service = real(*given)
+        code = (
+            "import sys; from facemllm.serve import approval, server; approval.EVERY_S = 0.2; sys.exit(server.main())"
+        )
+        return dataclasses.replace(service, command=(sys.executable, "-c", code, *service.command[3:]))
+
+    monkeypatch.setattr(servers, "model_server", quicker)
+    digest = digests.of_tree(model)
+    endpoint = released(settings, model, digest, probe)
+    assert get(endpoint, "/v2/health/ready") == {"ready": True}
+    bundle = home.decisions.bundles()[0]
+    home.say("revoke", bundle, ADA, "found a leak")
+    wait_until(lambda: get(endpoint, "/info")["authorized"]["withdrawn"])
+    assert "found a leak" in get(endpoint, "/info")["authorized"]["withdrawn"]
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        get(endpoint, "/v2/health/ready")
+    assert post(endpoint, one(question=HAT))[0] == 503
+    row = next(row for row in services.status(settings) if row.name == "production")
+    assert row.state == "unhealthy" or row.state == "starting"
+    services.down(settings, ["production"])
+    refuses(r"refused: \[revoked\] .*found a leak", released, settings, model, digest, probe)
+    home.say("approve", bundle, ADA, "it was none")
+    assert released(settings, model, digest, probe).digest == digest
+    services.down(settings, ["production"])
 
 
 FAKE = """
@@ -296,9 +383,12 @@ def test_a_release_that_answers_otherwise_is_taken_back(
     monkeypatch.setattr(servers, "model_server", fake)
     expected = Probe(b"", HAT, "good", "good")
     with pytest.raises(UserError, match=r"'bad' \(value bad\) instead of 'good'(.|\n)*serves nothing now"):
-        deploy.release(settings, tmp_path, "bad", "1", expected)
-    deploy.release(settings, tmp_path, "good", "2", expected)
-    refuses("production serves version 2 again", deploy.release, settings, tmp_path, "bad", "3", expected)
+        deploy.release(settings, tmp_path, "bad", "1", expected, put_back=None)
+    deploy.release(settings, tmp_path, "good", "2", expected, put_back=None)
+    put: list[str] = []
+    again = functools.partial(deploy.release, settings, tmp_path, "bad", "3", expected)
+    refuses("production serves version 2 again", again, put_back=lambda: put.append("recorded"))
+    assert put == ["recorded"]
     url = f"http://127.0.0.1:{settings.services.production_port}"
     assert deploy.ask(url, "m", {})["answer"] == "good"
     assert servers.deployed(settings, "production") == servers.Deployed(tmp_path, "good", "2")

@@ -23,13 +23,16 @@ from facemllm.forgetting import models as models_room
 from facemllm.forgetting.copies import Copy, copies
 from facemllm.forgetting.erasing import forget, render
 from facemllm.ingest.run import import_source
-from facemllm.promote import lineage, registry
+from facemllm.promote import registry
+from facemllm.promote.lineage import lineage
+from facemllm.signing import local, manifest
 from facemllm.tables import FACES, PREDICTIONS, TableWriter, open_table, subject_id
 from facemllm.version import rewriting
 from facemllm.version.archive import Archive, archive
 from facemllm.version.record import has, log, record, render_log, restore
 from facemllm.version.repository import Repository
 from facemllm.version.tombstones import Marks, Tombstones, name_id
+from tests.approved import Home, evaluation_of, make_model
 from tests.refusing import refuses
 
 ADA = {"reason": "she asked", "by": "Ada Lovelace"}
@@ -307,10 +310,15 @@ def test_every_copy_goes_and_models_are_named(place, version, face_rows):
     assert Replies(place.home).read(spared["image_id"], "k" * 64) is not None
     assert not (place.home / "store" / named["faces"]).exists()
     refuses("it was deleted 20.* to forget a picture; run the pipeline", Store(place.home).path, named["evaluation"])
-    chain = {link["id"]: link for link in lineage.lineage(place, named["instruct"])}
-    assert {named["align"], named["conversations"], named["faces"]} <= set(chain), "the chain outlives the pictures"
-    assert chain[named["faces"]]["facts"]["note"] == f"deleted {report['at'][:10]} to forget a picture"
-    assert chain[named["faces"]]["facts"]["about"]["sources"] == ["render"]
+    chain = lineage(place, named["instruct"]).nodes
+    kept = {named["align"], named["conversations"], named["faces"], "source:render"}
+    assert kept <= set(chain), "the chain outlives the pictures"
+    told = f"deleted {report['at'][:10]} to forget a picture: she asked (report {report['id']})"
+    assert told in chain[named["faces"]].text
+    down = lineage(place, shown["image_id"]).nodes
+    assert {named["faces"], named["conversations"], named["align"], "face-mllm/4"} <= set(down)
+    assert told in down[f"image:{shown['image_id']}"].text
+    assert chain["face-mllm/4"].facts["serves"] == ["production"]
     summary = {"steps": [{"name": "evaluate", "digest": named["evaluation"]}]}
     (place.runs / "shows" / "summary.json").write_text(json.dumps(summary))
     refuses("to forget a picture; run the pipeline again", find, place, "shows", str)
@@ -331,19 +339,23 @@ def test_a_picture_of_the_test_split_taught_nobody(place, version, face_rows):
     assert "measured on it only" in render(report)
 
 
-def test_decisions_come_from_the_registry(place, monkeypatch):
-    decided = {"decision": "approved", "by": "Ada", "reason": "r", "digest": "d" * 64, "name": "m", "version": 2}
-    decided |= {"evaluation": "e" * 64, "at": "2026-01-01T00:00:00+00:00"}
-    common = {"name": "m", "gate": "passed", "evaluation": "e" * 64, "source": "", "run_id": "", "created": ""}
-    tags = {"facemllm.decision": json.dumps(decided)}
-    lineage = {"facemllm.lineage": json.dumps({"reformat": "c" * 64})}
+def test_decisions_come_from_signed_statements(place, monkeypatch, tmp_path):
+    home = Home(place)
+    local.policy(place)
+    home.person("Ada", "requester", "approver")
+    model = make_model(tmp_path / "decided")
+    digest = manifest.of(model).digest
+    home.approve(model, 2)
+    common = {"name": "face-mllm", "gate": "passed", "source": "", "run_id": "", "created": "", "description": ""}
+    behind = {"facemllm.lineage": json.dumps({"reformat": "c" * 64})}
+    forged = {"facemllm.approval": "approved by Ada", **behind}
     versions = [
-        registry.Version(version=3, digest="f" * 64, description="", tags=lineage, **common),
-        registry.Version(version=2, digest="d" * 64, description="", tags=tags, aliases=("champion",), **common),
-        registry.Version(version=1, digest="b" * 64, description="", **common),
+        registry.Version(version=3, digest="f" * 64, evaluation="e" * 64, tags=forged, **common),
+        registry.Version(version=2, digest=digest, evaluation=evaluation_of(2), aliases=("champion",), **common),
+        registry.Version(version=1, digest="b" * 64, evaluation="e" * 64, **common),
     ]
     monkeypatch.setattr(registry, "versions", lambda settings: versions)
-    seen = [{"digest": "d" * 64, "stage": "specialize", "saw": "training"}]
+    seen = [{"digest": digest, "stage": "specialize", "saw": "training"}]
     told = models_room.registered(place, seen, {"c" * 64: {"train"}})
     assert told["asked"]
     found = [(v["version"], v["decision"], v["by"], v["aliases"]) for v in told["versions"]]

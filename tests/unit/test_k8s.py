@@ -22,6 +22,8 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from facemllm import settings
+from facemllm.serve import server
+from facemllm.signing.policy import parse_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = "1.32"
@@ -128,6 +130,8 @@ def pods(document: Document) -> Iterator[tuple[str, Document]]:
         case "ServingRuntime":
             own = {"containers", "volumes", "tolerations", "nodeSelector", "affinity"} & spec.keys()
             templates["runtime"] = {"spec": {key: spec[key] for key in own}}
+        case "InferenceService":
+            templates["first container"] = {"spec": {"containers": spec["predictor"]["initContainers"]}}
     for where, template in templates.items():
         metadata = {"name": "pod"} | template.get("metadata", {})
         yield where, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template.get("spec")}
@@ -186,7 +190,7 @@ def test_every_document_meets_its_schema(source: str) -> None:
 @everywhere
 def test_every_pod_keeps_the_house_rules(source: str) -> None:
     assert [fault for document in documents(source) for fault in rule_faults(document)] == []
-    assert sum(len(list(pods(document))) for document in documents(source)) == 6
+    assert sum(len(list(pods(document))) for document in documents(source)) == 7
 
 
 def put(document: Document, path: str, value: Any) -> None:
@@ -218,7 +222,7 @@ BROKEN: dict[str, tuple[str, str, Any]] = {
     "misspelt in a head's container": ("RayJob", f"{HEADS_OWN}.securityContext.runAsNonroot", True),
     "an object for a quantity": ("RayJob", f"{HEADS_OWN}.resources.limits.cpu", {}),
     "wrong type, InferenceService": ("InferenceService", "spec.predictor.minReplicas", "1"),
-    "misspelt, InferenceService": ("InferenceService", "spec.predictor.model.storageURI", "pvc://x"),
+    "misspelt, InferenceService": ("InferenceService", "spec.predictor.model.storageURL", "pvc://x"),
     "field one level too high": ("InferenceService", "spec.canaryTrafficPercent", 10),
     "wrong type, canary": ("InferenceService", "spec.predictor.canaryTrafficPercent", "10%"),
     "misspelt, ServingRuntime": ("ServingRuntime", "spec.containers.0.volumeMount", []),
@@ -302,7 +306,6 @@ def test_a_pod_that_needs_the_workspace_mounts_the_claim_that_kfp_mounts(source:
         claims = {v.get("persistentVolumeClaim", {}).get("claimName"): v["name"] for v in pod["spec"]["volumes"]}
         mounts = {m["name"]: m["mountPath"] for m in pod["spec"]["containers"][0]["volumeMounts"]}
         assert mounts[claims[claim]] == "/workspace"
-    assert one(source, "InferenceService")["spec"]["predictor"]["model"]["storageUri"].startswith(f"pvc://{claim}/")
 
 
 @everywhere
@@ -322,21 +325,58 @@ def test_the_training_command_is_one_that_the_settings_accept(source: str, monke
     assert (chosen.train.workers, group["minReplicas"], group["maxReplicas"]) == (places, *[group["replicas"]] * 2)
 
 
+def flags(words: list[str]) -> dict[str, str]:
+    """The server's flags, written as two words or one."""
+    assert words[:3] == ["python", "-m", "facemllm.serve.server"]
+    parts = [part for word in words[3:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
 @everywhere
-def test_the_server_is_told_one_digest_for_bytes_and_check(source: str) -> None:
-    model = one(source, "InferenceService")["spec"]["predictor"]["model"]
-    runtime = one(source, "ServingRuntime")
+def test_what_is_served_is_verified_and_authorized_twice(source: str) -> None:
+    predictor, runtime = one(source, "InferenceService")["spec"]["predictor"], one(source, "ServingRuntime")
+    model, container, (first,) = predictor["model"], runtime["spec"]["containers"][0], predictor["initContainers"]
     assert model["runtime"] == runtime["metadata"]["name"]
     assert model["modelFormat"]["name"] == runtime["spec"]["supportedModelFormats"][0]["name"]
     # KServe appends the arguments of the InferenceService to those of the runtime.
-    container = runtime["spec"]["containers"][0]
-    words = container["command"] + container["args"] + model["args"]
-    assert words[:3] == ["python", "-m", "facemllm.serve.server"]
-    given = dict(zip(words[3::2], words[4::2], strict=True))
-    digest, port = given.pop("--digest"), str(container["ports"][0]["containerPort"])
-    assert given == {"--model": "/mnt/models", "--port": port, "--host": "0.0.0.0"}
+    serves = flags(container["command"] + container["args"] + model["args"])
+    verifies = flags(first["command"] + first["args"])
+    for given in (serves, verifies):
+        server._options([word for pair in given.items() for word in pair])  # each is one that the server knows
+    digest = serves["--digest"]
     assert DIGEST.fullmatch(digest)
-    assert model["storageUri"].endswith(f"/{digest}")
+    assert digest == verifies["--digest"] == one(source, "ConfigMap", "face-mllm-model")["data"]["digest"]
+    assert verifies["--model"] == f"/workspace/.facemllm/store/{digest}"
+    assert verifies["--copy-to"] == serves["--model"]
+    assert serves["--host"] == "0.0.0.0"
+    assert serves["--port"] == str(container["ports"][0]["containerPort"])
+    for flag in ("--decisions", "--policy"):
+        assert serves[flag] == verifies[flag]
+
+    volumes = {volume["name"]: volume for volume in runtime["spec"]["volumes"]}
+    mounts = [{m["name"]: m for m in one["volumeMounts"]} for one in (container, first)]
+    assert [set(own) - set(volumes) for own in mounts] == [set(), set()]
+    assert all(own[name].get("readOnly") for own in mounts for name in ("workspace", "policy"))
+    assert mounts[0]["verified"]["readOnly"]
+    assert "emptyDir" in volumes["verified"]
+    policy = one(source, "ConfigMap", volumes["policy"]["configMap"]["name"])["data"]
+    (name,) = policy
+    assert serves["--policy"] == f"{mounts[0]['policy']['mountPath']}/{name}"
+    assert parse_policy(yaml.safe_load(policy[name]), name).keys == {}, (
+        "nobody decides until an overlay of yours says who"
+    )
+
+
+@needs_kubectl
+def test_the_digest_is_named_in_one_place(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    for overlay in OVERLAYS:
+        model = tmp_path / "k8s/overlays" / overlay / "model.yaml"
+        model.write_text(model.read_text("utf-8").replace("0" * 64, "ab" * 32), "utf-8")
+        command = ["kubectl", "kustomize", str(model.parent)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        assert text.count("ab" * 32) == 4
+        assert "0" * 64 not in text
 
 
 @everywhere

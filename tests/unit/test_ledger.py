@@ -11,7 +11,6 @@ import yaml
 from facemllm.core import step
 from facemllm.ingest import benchmarks
 from facemllm.ingest.importing import READERS
-from facemllm.promote import approvals
 from facemllm.settings import Settings, load
 from facemllm.version import ledger
 from facemllm.workflow.steps import DATA, steps
@@ -91,9 +90,13 @@ def test_a_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
 
 def test_a_model_of_research_data_is_not_released(settings: Settings, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "lineage.json").write_text(json.dumps({"sources": ["celeba", "render"]}))
-    approved = SimpleNamespace(version=1, digest="0" * 64)
-    monkeypatch.setattr(approvals, "require_approved", lambda settings, version: approved)
-    monkeypatch.setattr("facemllm.promote.step.model_dir", lambda settings, version: tmp_path)
+    approved = SimpleNamespace(version=1, name="m", digest="0" * 64, bundle="b")
+    bundle = {"model": {"name": "m", "version": 1}}
+    decisions = SimpleNamespace(open=lambda *_: SimpleNamespace(stale=None, bundle=lambda digest: bundle))
+    monkeypatch.setattr("facemllm.promote.registry.find_version", lambda settings, version: approved)
+    fakes = {"authorize": lambda *_: approved, "local": SimpleNamespace(policy=lambda settings: None)}
+    for name, fake in (fakes | {"Decisions": decisions, "model_dir": lambda settings, version: tmp_path}).items():
+        monkeypatch.setattr(f"facemllm.serve.release.{name}", fake)
     context = SimpleNamespace(settings=settings, inputs={"version": "1"})
     said = "'celeba' do not allow to put a model trained on it into production"
     refuses(said, steps(settings)["release"].work, context)

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from facemllm.core import digests
-from facemllm.errors import UserError
 from facemllm.serve import server
 from facemllm.serve.policy import BodyLimit, Limits, Refused, decode, decode_map, read_image, read_map, read_request
 from facemllm.serve.predictor import Batcher
@@ -285,22 +283,6 @@ def test_a_choice_is_its_likeliest_option_a_number_an_expectation_and_a_broken_m
     assert answer(question("number", "1", "2"), [0.5, 0.5], None).value is None
     for form in ("choice", "number"):
         assert answer(question(form, "1", "2"), [float("nan"), float("nan")], 0).value is None
-
-
-def test_only_the_approved_bytes_without_code_are_served(tmp_path: Path):
-    with pytest.raises(UserError, match="safetensors"):
-        server.check(tmp_path, "")
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    digest = digests.of_tree(tmp_path)
-    server.check(tmp_path, digest)
-    (tmp_path / "model.safetensors").write_bytes(b"Weights")
-    with pytest.raises(UserError, match="not those that were approved"):
-        server.check(tmp_path, digest)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin, which can carry code"):
-        server.check(tmp_path, digests.of_tree(tmp_path))
-    with pytest.raises(UserError, match="not a model directory"):
-        server.check(tmp_path / "none", digest)
 
 
 def test_a_refused_model_ends_the_server_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,119 @@
+"""Releasing an approved version to production, and rolling back to a former one.
+
+What production answers with is always recorded before its first answer: the signed release comes first, then the
+server, then the proof by one question. A crash in between leaves a recorded release of a model that does not serve yet
+(`facemllm services status` says so; release it again), never a model that serves unrecorded. A model that fails its
+proof is taken down, and the former one is recorded as rolled back to before it is started again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from facemllm.core.files import locked
+from facemllm.core.servers import deployed
+from facemllm.core.store import Store
+from facemllm.errors import UserError, one_line
+from facemllm.promote import notices, registry, releases
+from facemllm.promote.step import model_dir
+from facemllm.serve import deploy
+from facemllm.serve.step import probe_of
+from facemllm.settings import Settings
+from facemllm.signing import local
+from facemllm.signing.authorization import authorize
+from facemllm.signing.canonical import Refused
+from facemllm.signing.decisions import Decisions
+from facemllm.signing.statements import Decision, Statement
+from facemllm.version import ledger
+
+log = logging.getLogger(__name__)
+
+
+def switch(settings: Settings, version: int | str, decision: Decision, reason: str = "") -> deploy.Endpoint:
+    """Put an approved version into production (`release` or `rollback`) and prove it.
+
+    Raises Refused with the check that failed, UserError when a release is under way or another one was first, or when
+    the server does not answer as evaluation did; the former model serves again then, if it is still approved.
+    """
+    made: list[Statement] = []
+    taken = "another release is under way; nothing was changed, look at `facemllm promote list` and try again"
+    try:
+        with locked(settings.home / "signing" / ".release.lock", taken):
+            return _switch(settings, version, decision, reason, made)
+    finally:
+        for one in made:
+            name = "released" if one.decision == "release" else "rolled_back"
+            notices.notify(settings, name, notices.facts_of(one))
+
+
+def former(settings: Settings) -> registry.Version:
+    """The version that a rollback goes back to. Raises UserError where none was released before the one in force."""
+    found = releases.former(releases.in_force(Decisions.open(settings)))
+    if found is None:
+        raise UserError("no version was released before this one; name one: `facemllm promote rollback --to VERSION`")
+    return registry.of_digest(settings, found.model)
+
+
+def problem(settings: Settings) -> str:
+    """What production's server and the signed releases disagree about, in one line; empty if nothing."""
+    released, serving = releases.newest(settings), deployed(settings, "production")
+    if serving is None or (released is not None and released.model == serving.digest):
+        return ""
+    if released is None:
+        return f"production was started with model {serving.digest[:12]}, which no signed release names"
+    return (
+        f"production was last started with model {serving.digest[:12]}, and the newest signed release is "
+        f"{released.model[:12]}: `python pipeline.py release VERSION` or `facemllm promote rollback` settles it"
+    )
+
+
+def _switch(
+    settings: Settings, version: int | str, decision: Decision, reason: str, made: list[Statement]
+) -> deploy.Endpoint:
+    found = registry.find_version(settings, version)
+    policy = local.policy(settings)
+    decisions = Decisions.open(settings, policy)
+    grounds = authorize(found.digest, decisions, policy)
+    if decisions.stale:
+        log.warning("%s", decisions.stale)
+    bundle = decisions.bundle(grounds.bundle)
+    _same_version(found, bundle)
+    folder = model_dir(settings, found)
+    ledger.require(settings, ledger.sources_of_model(folder), "serve")
+    probe = probe_of(Store(settings.home), str(bundle["evaluation"]["digest"]))
+    before = releases.in_force(decisions)
+
+    def put_back() -> None:
+        last, serving = before[-1], deployed(settings, "production")
+        if serving is None or serving.digest != last.model:
+            raise UserError("it was not the one released last")
+        why = f"version {found.version} failed its proof"
+        ground = authorize(last.model, decisions, policy)
+        made.append(releases.record(settings, decisions, "rollback", ground.bundle, last.model, why))
+        _mirror(settings, last.model)
+
+    if not before or before[-1].model != found.digest:
+        made.append(releases.record(settings, decisions, decision, grounds.bundle, found.digest, reason))
+    number, back = str(found.version), put_back if before else None
+    endpoint = deploy.release(settings, folder, found.digest, number, probe, put_back=back)
+    _mirror(settings, found.digest)
+    return endpoint
+
+
+def _same_version(version: registry.Version, bundle: Mapping[str, Any]) -> None:
+    """Raises Refused where MLflow's version is not the one that people decided on."""
+    named = bundle.get("model", {})
+    if (named.get("name"), named.get("version")) != (version.name, version.version):
+        said = f"was decided on as {named.get('name')} version {named.get('version')}"
+        what = f"MLflow says that version {version.version} is model {version.digest[:12]}, which {said}"
+        raise Refused("other_model", f"{what}; release that version, and find out who changed MLflow")
+
+
+def _mirror(settings: Settings, digest: str) -> None:
+    """Point MLflow's alias to what is in production; that MLflow is away is a warning, since nothing reads it there."""
+    try:
+        registry.set_alias(settings, registry.of_digest(settings, digest).version, registry.CHAMPION)
+    except UserError as error:
+        log.warning("MLflow's alias %s was not moved: %s", registry.CHAMPION, one_line(error))

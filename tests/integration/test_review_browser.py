@@ -1,0 +1,270 @@
+"""The review page in a real browser, against a real server and a real decisions repository."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facemllm.signing.standing import standing
+from tests.integration.conftest import free_port, stop_tree
+from tests.review_example import ADA, GRACE, PASSPHRASE, PIPELINE, Example, example
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None)
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(BROWSER is None, reason="no browser: apt install chromium-headless-shell (or chromium)"),
+]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-sync", "--disable-dev-shm-usage"]
+WAITING = 3
+
+Opened = Callable[..., Any]
+"""Opens the queue in a browser of its own; takes what Playwright's `new_context` takes, and `read_only`."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        made = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Example:
+    """A champion that was approved, one that was rejected, one nobody asked about, and three that wait."""
+
+    def first(bundle: dict[str, Any]) -> None:
+        bundle["champion"] = None
+
+    made = example(tmp_path / "home")
+    champion, rejected, _ = made.bundle(1, first), made.bundle(2), made.bundle(3)
+    made.say("request", champion, PIPELINE, "")
+    made.say("approve", champion, GRACE, "the first")
+    made.say("request", rejected, PIPELINE, "")
+    made.say("reject", rejected, ADA, "age is worse", passphrase=PASSPHRASE)
+    for version in range(4, 4 + WAITING):
+        made.say("request", made.bundle(version), PIPELINE, "")
+    return made
+
+
+@pytest.fixture
+def opened(browser: Any, shelf: Example) -> Iterator[Opened]:
+    with contextlib.ExitStack() as stack:
+
+        def open_page(read_only: bool = False, **options: Any) -> Any:
+            port = free_port()
+            command = [sys.executable, "-m", "facemllm", "review", "--port", str(port)]
+            command += ["--set", f"storage.home={shelf.settings.home}", *(["--read-only"] if read_only else [])]
+            server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."})
+            stack.callback(stop_tree, server)
+            assert server.stdout is not None
+            link = server.stdout.readline().strip()
+            assert re.fullmatch(rf"http://127\.0\.0\.1:{port}/login\?token=[\w-]{{40,}}", link)
+            context = browser.new_context(**options)
+            stack.callback(context.close)
+            page = context.new_page()
+            page.set_default_timeout(20_000)
+            page.goto(link)
+            page.get_by_role("heading", name="Requests for a decision").or_(
+                page.get_by_role("link", name="Open the queue")
+            ).first.wait_for()
+            page.wait_for_url(f"http://127.0.0.1:{port}/")
+            return page
+
+        yield open_page
+
+
+def state(shelf: Example, version: int) -> str:
+    decisions = shelf.decisions
+    bundle = next(one for one in decisions.bundles() if decisions.bundle(one)["model"]["version"] == version)
+    return standing(decisions, decisions.policy, bundle).state
+
+
+def fill(page: Any, decision: str = "Approve", who: str = ADA) -> None:
+    page.get_by_label(decision, exact=True).check()
+    page.get_by_label("Reason").fill("looked at the faces")
+    option = page.locator("#key option", has_text=who).get_attribute("value")
+    page.get_by_label("Key", exact=True).select_option(option)
+    page.get_by_role("button", name="Look at what is signed").click()
+
+
+def test_from_the_queue_to_a_signature(opened: Opened, shelf: Example) -> None:
+    page = opened()
+    assert page.locator("tbody tr").count() == WAITING
+    page.get_by_role("link", name="face-mllm 4").click()
+    assert page.get_by_role("heading", level=1).inner_text() == "face-mllm version 4"
+    assert page.locator("#champion tbody tr").first.inner_text().startswith("age")
+    eager = "image => { image.loading = 'eager'; return image.decode().then(() => image.naturalWidth) }"
+    assert page.locator(".face img").first.evaluate(eager) > 50
+    fill(page)
+    bundle = page.url.split("/")[4]
+    model = shelf.decisions.bundle(bundle)["model"]["digest"]
+    told = page.locator("main").inner_text()
+    assert bundle in told
+    assert model in told
+    page.get_by_label("Passphrase of the key").fill("wrong")
+    page.get_by_role("button", name="Sign: approve").click()
+    assert "wrong passphrase" in page.get_by_role("alert").inner_text()
+    assert state(shelf, 4) == "requested"
+    page.get_by_label("Passphrase of the key").fill(PASSPHRASE)
+    page.get_by_role("button", name="Sign: approve").click()
+    assert f"Signed: approve by {ADA}" in page.get_by_role("status").inner_text()
+    assert state(shelf, 4) == "approved"
+    page.get_by_role("link", name="Queue").click()
+    assert page.locator("tbody tr").count() == WAITING - 1
+    page.get_by_role("link", name="approved 2").click()
+    assert page.locator("tbody tr").count() == 2
+    page.get_by_role("link", name="face-mllm 4").click()
+    fill(page, "Revoke an approval", GRACE)
+    page.get_by_role("button", name="Sign: revoke").click()
+    page.get_by_role("status").wait_for()
+    assert state(shelf, 4) == "revoked"
+
+
+def test_without_scripts_with_the_keyboard_alone(opened: Opened, shelf: Example) -> None:
+    page = opened(java_script_enabled=False)
+
+    def press(key: str, times: int = 1) -> None:
+        for _ in range(times):
+            page.keyboard.press(key)
+
+    def reach(selector: str, key: str = "Tab") -> None:
+        for _ in range(120):
+            if page.locator(f"{selector}:focus").count():
+                return
+            press(key)
+        raise AssertionError(f"the keyboard does not reach {selector}")
+
+    press("Tab")
+    assert page.locator(".skip:focus").count() == 1
+    reach("tbody tr:nth-child(2) a")
+    press("Enter")
+    page.wait_for_url("**/requests/*")
+    reach("#champion table, a[href='#decide']")
+    press("Enter")
+    reach("input[value=approve]")
+    press("Space")
+    press("ArrowDown")
+    assert page.locator("input[value=reject]:checked").count() == 1
+    reach("#reason")
+    page.keyboard.type("age got worse")
+    reach("#key")
+    page.keyboard.type(ADA[:3])
+    reach("button")
+    press("Enter")
+    page.wait_for_url("**/confirm")
+    reach("#passphrase")
+    page.keyboard.type("wrong")
+    press("Enter")
+    page.get_by_role("alert").wait_for()
+    reach("#passphrase")
+    page.keyboard.insert_text(PASSPHRASE)
+    press("Enter")
+    page.wait_for_url("**signed=*")
+    assert state(shelf, 5) == "rejected"
+
+
+def test_a_forged_form_and_a_stale_page_sign_nothing(opened: Opened, shelf: Example, tmp_path: Path) -> None:
+    page = opened()
+    page.get_by_role("link", name="face-mllm 4").click()
+    page.evaluate("document.querySelector('input[name=csrf]').value = 'forged'")
+    fill(page)
+    assert "not of this session" in page.get_by_role("alert").inner_text()
+    page.go_back()
+    page.reload()
+    shelf.say("reject", page.url.split("/")[4], GRACE, "meanwhile")
+    fill(page)
+    assert "read the page again" in page.get_by_role("alert").inner_text()
+    # a page of another site, posted by the same browser with the same cookies
+    action = page.url
+    forged = f'<form method=post action="{action}"><input name=csrf value=x><button>go</button></form>'
+    page.route("http://evil.example/", lambda route: route.fulfill(body=forged, content_type="text/html"))
+    page.goto("http://evil.example/")
+    page.get_by_role("button").click()
+    assert re.search("another site|no session", page.locator("main").inner_text())
+    assert state(shelf, 4) == "rejected"
+    assert [e.statement.reason for e in shelf.decisions.statements() if e.statement][-1] == "meanwhile"
+
+
+def test_read_only_shows_and_prints_the_command(opened: Opened, shelf: Example) -> None:
+    page = opened(read_only=True)
+    page.get_by_role("link", name="face-mllm 4").click()
+    assert page.locator("form").count() == 0
+    bundle = page.url.split("/")[4]
+    told = page.locator("#decide").inner_text()
+    assert "facemllm promote approve 4 --by" in told
+    assert bundle[:12] in told
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_it_fits_and_can_be_read(opened: Opened, shelf: Example, scheme: str, width: int) -> None:
+    long = "W" * 300
+
+    def wordy(bundle: dict[str, Any]) -> None:
+        bundle["sources"][0]["name"] = bundle["image"] = bundle["gate"]["checks"][0]["reason"] = long
+        bundle["gate"]["checks"][0]["passed"] = False
+        bundle["samples"]["faces"][0]["answers"][0]["candidate"] = long
+        bundle["tasks"][long] = bundle["tasks"]["age"]
+
+    made = shelf.bundle(9, wordy)
+    shelf.say("request", made, PIPELINE, long)
+    page = opened(color_scheme=scheme, viewport={"width": width, "height": 780})
+    reject = []
+    page.on("console", lambda message: reject.append(message.text))
+    address = page.url
+    for path in ("", "?state=all", f"requests/{made}"):
+        page.goto(address + path)
+        for folded in page.locator("details").all():
+            folded.evaluate("one => { one.open = true }")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(FAINT) == []
+        assert page.evaluate(BEYOND) == []
+    for control in page.locator("input:not([type=hidden]), select, textarea, button").all():
+        assert control.evaluate("one => one.labels?.length || one.innerText.length") > 0
+    assert page.locator("main, header, aside, nav").count() >= 4
+    assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+    page.locator("a").nth(2).focus()
+    page.keyboard.press("Tab")
+    assert page.locator(":focus").evaluate("one => getComputedStyle(one).outlineWidth") == "3px"
+    assert reject == []
+
+
+BEYOND = """() => [...document.querySelectorAll("section table, section svg, aside > *")]
+  .filter(one => !one.closest(".scroll") && one.getClientRects().length)
+  .filter(one => one.getBoundingClientRect().right > one.closest("section, aside").getBoundingClientRect().right)
+  .map(one => one.textContent.trim().slice(0, 40))"""
+"""What sticks out of its box."""
+
+FAINT = """() => {
+  const parse = text => (text.match(/[\\d.]+/g) || []).map(Number)
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0)
+  const ground = one => {
+    for (let at = one; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor)
+      if (colour.length < 4 || colour[3] > 0) return colour
+    }
+    return [255, 255, 255]
+  }
+  const faint = []
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+  while (walk.nextNode()) {
+    const one = walk.currentNode.parentElement
+    if (!walk.currentNode.data.trim() || one.closest('svg') || !one.getClientRects().length) continue
+    const pair = [light(parse(getComputedStyle(one).color)), light(ground(one))].sort((a, b) => b - a)
+    const ratio = (pair[0] + .05) / (pair[1] + .05)
+    if (ratio < 4.5) faint.push(`${walk.currentNode.data.trim().slice(0, 40)} ${ratio.toFixed(2)}`)
+  }
+  return faint
+}"""
