@@ -204,7 +204,7 @@ def _worded(task: Task, item: Item, variant: str) -> _Worded:
     def make() -> Question:
         question = task.question(item.name)
         if variant == NATIVE:
-            return replace(question, templates=(*item.templates, *item.paraphrases))
+            return replace(question, templates=(*question.templates, *item.paraphrases))
         return replace(question, templates=item.unseen, variant=UNSEEN)
 
     return _once(task, (item.name, variant), make)

@@ -25,6 +25,8 @@ _CONTAINED = 4
 """A wording of so many words must not be part of a paraphrase either; "eye color" is part of every question of it."""
 _TYPOS = 16
 """One wording in so many has a slip of the finger."""
+_SPARED = ("right", "wearing")
+"""Words that are never mistyped: a side has to stay one that a mirror swaps, and "wearring" holds an earring."""
 
 _OPENINGS = (
     *("in this picture, ", "in the photo, ", "looking at the photo, ", "looking at this face, ", "from the picture, "),
@@ -200,8 +202,8 @@ def _written(text: str) -> str:
 
 
 def _mistyped(text: str) -> str:
-    """The text with two letters of a longer word in wrong order, or one doubled; sides stay words of their own."""
-    words = [found for found in re.finditer(r"[a-z]{5,}", text) if found[0] not in ("right", "degrees")]
+    """The text with two letters of a longer word in wrong order, or one doubled."""
+    words = [found for found in re.finditer(r"[a-z]{5,}", text) if found[0] not in _SPARED]
     if not words:
         return text
     word = words[draw(len(words), _sideless(text), "word")]

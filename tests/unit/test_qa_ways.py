@@ -27,7 +27,7 @@ from tests.asked import with_attributes
 from tests.conftest import encode
 from tests.refusing import refuses
 
-NAMES = "caption, attributes, expression, age, gender, head_pose"
+NAMES = "caption, attributes, expression, age, gender, head_pose, unanswerable"
 DEFAULT = [tasks.get(name) for name in NAMES.split(", ")]
 PLAIN = ("reformat.held_out=[]", "reformat.forms.statement=0", "reformat.unseen_wordings=false")
 
@@ -96,10 +96,10 @@ def test_training_asks_each_item_once_in_a_way_drawn_by_weight(talks):
     rows, manifest = talks(
         [face(n) for n in range(200)],
         "reformat.held_out=[]",
-        "reformat.tasks=[attributes, caption, expression, age, gender, head_pose]",
+        "reformat.tasks=[attributes, caption, expression, age, gender, head_pose, unanswerable]",
         "reformat.forms={native: 2, statement: 1, lettered: 1, dialogue: 0}",
     )
-    items = [item for task in DEFAULT for item in task.items]
+    items = [item for task in DEFAULT for item in task.items if item.name != "unanswerable_new"]
     counts = Counter()
     for row in rows:
         assert len({tasks.question_of(t).item for t in row["turns"]}) == len(row["turns"]) == len(items)
@@ -355,12 +355,12 @@ def test_a_row_that_cannot_be_answered_is_refused_with_task_item_and_reason(talk
 
 def test_a_broken_wording_is_refused_with_its_rows(talks, monkeypatch, tmp_path):
     task = tasks.get("age")
-    own, broken = type(task).question, replace(task.question("age"), templates=("How old is {}?",))
+    own, broken = type(task).question, replace(task.question("age"), templates=("How old is {}?",) * 3)
     monkeypatch.setattr(type(task), "question", lambda self, item: broken if item == "age" else own(self, item))
     task.memo.clear()
     without = face(2) | {"age": None}
     try:
-        found, _ = talks([face(1), without], *PLAIN)
+        found, _ = talks([face(1, "test"), without], *PLAIN)
     finally:
         task.memo.clear()
     assert [row["image_id"] for row in found] == [without["image_id"]]
