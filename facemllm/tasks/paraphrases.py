@@ -208,7 +208,7 @@ def _mistyped(text: str) -> str:
         return text
     word = words[draw(len(words), _sideless(text), "word")]
     place = word.start() + 1 + draw(len(word[0]) - 3, _sideless(text), "place")
-    one, other = text[place : place + 2]
+    one, other = text[place], text[place + 1]
     slip = other + one if draw(2, _sideless(text), "slip") else one + one + other
     return text[:place] + slip + text[place + 2 :]
 
