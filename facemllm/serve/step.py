@@ -44,6 +44,7 @@ def _release(c: Context) -> Outcome:
 
 def _probe(c: Context, version: Any) -> Probe:
     """One closed question about one held-out face that evaluation answered, with the face's very bytes."""
+    from facemllm import tasks
     from facemllm.scoring.metrics import get
     from facemllm.serve.deploy import Probe
     from facemllm.tables import CONVERSATIONS, open_table
@@ -52,7 +53,7 @@ def _probe(c: Context, version: Any) -> Probe:
     metrics = json.loads((evaluation / "metrics.json").read_text("utf-8"))
     samples = json.loads((evaluation / "samples" / "samples.json").read_text("utf-8"))
     asked = [(s["image_id"], q, get(q["metric"]).answers) for s in samples for q in s["questions"]]
-    asked = [one for one in asked if one[2] != "facts"]
+    asked = [one for one in asked if tasks.get(one[1]["task"]).item(one[1]["item"]).options]
     if not asked:
         silent = "evaluation asked no closed question that staging could be proved by"
         raise UserError(f"{silent}; add a task to reformat.tasks")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from facemllm.core.digests import draw
 from facemllm.tables import mapping
@@ -101,6 +101,8 @@ class Item:
     unseen: tuple[str, ...] = ()
     hidden: Callable[[Row], bool] | None = None
     center: Center = "median"
+    wordings_agree: ClassVar[bool] = True
+    """Whether the true answer is the same in whatever wording a row is asked."""
 
     def label(self, row: Row) -> str | None:
         """Canonical exact answer from a row of `faces` (a number as text, "37.4"); None when the row does not say."""

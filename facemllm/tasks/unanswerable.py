@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import ClassVar
 
 from facemllm.core.digests import draw
 from facemllm.tasks import attributes, expression
 from facemllm.tasks.answers import normalise, refuses
 from facemllm.tasks.base import Form, Item, Row, Task
+from facemllm.tasks.kept import kept
 from facemllm.tasks.paraphrases import Topic, paraphrases
 
 CANNOT_TELL, ANSWERED = "cannot_tell", "answered"
@@ -174,6 +176,7 @@ NEW: tuple[str, ...] = (
     "Has this person ever been to Japan?",
 )
 """Questions about subjects that training leaves out, as people write them."""
+_KEPT = (*NEW, *kept("unanswerable"))
 
 
 def read(text: str) -> str | None:
@@ -195,6 +198,7 @@ class Unanswerable(Item):
     topics: tuple[Topic, ...] = ()
     taught: bool = True
     form: Form = "open"
+    wordings_agree: ClassVar[bool] = False
 
     def label(self, row: Row) -> str | None:
         """`cannot_tell`, or `answered` where an answerable question is borrowed; None where it is not to be asked: a
@@ -229,7 +233,7 @@ class Unanswerable(Item):
 
     @cached_property
     def _own(self) -> tuple[str, ...]:
-        found = (paraphrases(self.templates, (*self.unseen, *NEW), topic) for topic in self.topics)
+        found = (paraphrases(self.templates, (*self.unseen, *_KEPT), topic) for topic in self.topics)
         return tuple(dict.fromkeys(text for each in found for text in each))
 
     @cached_property
@@ -267,7 +271,7 @@ TASK = Task(
             ),
             topics=tuple(TAUGHT.values()),
         ),
-        Unanswerable(name="unanswerable_new", templates=NEW, taught=False),
+        Unanswerable(name="unanswerable_new", templates=_KEPT, taught=False),
     ),
     use="saying that a face does not tell who somebody is, what they believe or what is around them",
 )

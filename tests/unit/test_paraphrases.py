@@ -1,14 +1,18 @@
 """The grammar of paraphrases: many wordings, the same each time, none that evaluation keeps, each found again."""
 
+import csv
 import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+import facemllm.tasks.kept
 from facemllm import tasks
 from facemllm.tasks import asking
+from facemllm.tasks.kept import kept
 from facemllm.tasks.paraphrases import Topic, expand, normal, paraphrases
 from facemllm.train.data import mirror_text
 from tests.unit.test_tasks_asking import ROWS
@@ -61,6 +65,20 @@ def test_no_wording_that_evaluation_keeps_is_ever_made():
         longer = [f" {words} " for text in item.unseen if (words := normal(text)).count(" ") >= 3]
         said = [f" {normal(text)} " for text in item.paraphrases if item.name != "unanswerable_new"]
         assert not [text for text in said if any(words in text for words in longer)]
+
+
+def test_wordings_by_others_are_of_items_that_are_asked_and_ask_what_no_template_does():
+    with Path(facemllm.tasks.kept.__file__).with_name("kept_wordings.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["item"] in {item.name for item in ITEMS} and row["question"].strip() for row in rows)
+    said = [normal(row["question"]) for row in rows]
+    assert len(set(said)) == len(said)
+    assert not set(said) & {
+        normal(text) for item in ITEMS for text in item.templates if item.name != "unanswerable_new"
+    }
+    for item in ASKED:
+        assert set(kept(item.name)) <= set(item.unseen)
+        assert len(kept(item.name)) >= 12, item.name
 
 
 def test_a_kept_wording_is_left_out_in_whatever_spelling_and_with_what_stands_before_it():
