@@ -78,7 +78,7 @@ def test_wordings_by_others_are_of_items_that_are_asked_and_ask_what_no_template
     }
     for item in ASKED:
         assert set(kept(item.name)) <= set(item.unseen)
-        assert len(kept(item.name)) >= 12, item.name
+        assert not rows or len(kept(item.name)) >= 12, item.name
 
 
 def test_a_kept_wording_is_left_out_in_whatever_spelling_and_with_what_stands_before_it():
