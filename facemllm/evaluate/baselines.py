@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,7 @@ def _fitted(settings: Settings, conversations: Table, sheet: Sheet, train: Sheet
         linear: list[str | None] = [None] * len(sheet.answers)
         for done, (key, rows) in enumerate(sheet.rows.items(), start=2):
             readings = space.read(key, train, sheet) if space and key in constants else None
-            chance = constants[key] if key in constants else _any_answer(sheet.questions[key])
+            chance = constants[key] if key in constants else _any_answer(sheet.questions[key], constants)
             for position, row in enumerate(rows):
                 constant[row] = chance
                 linear[row] = readings[position] if readings else constants.get(key)
@@ -77,10 +77,11 @@ def _fitted(settings: Settings, conversations: Table, sheet: Sheet, train: Sheet
     return {"constant": constant, "pixels": linear}
 
 
-def _any_answer(question: Any) -> str | None:
-    """A constant where training knows no answer: the first option, the middle of a grid, none to an open question."""
+def _any_answer(question: Any, constants: Mapping[Key, str]) -> str | None:
+    """A constant where training knows no answer: the first option, the middle of a grid, to an open question that of
+    another item of its task, if there is one."""
     if not question.options:
-        return None
+        return next((constant for (task, _), constant in constants.items() if task == question.task), None)
     return str(question.options[len(question.options) // 2 if question.form == "number" else 0].value)
 
 

@@ -5,9 +5,9 @@ LayerNorm. A plain patch ViT of the same size learns nothing from a few thousand
 minutes; this does (docs/training.md). It stands in LLaVA's layout with `vision_feature_select_strategy="full"`.
 
 Tokenizer, from the training split's text: every closed answer ("turned 25 degrees left", "brown hair") is one token, so
-that an option is scored in one position; every other word of the text is one token too. Anything else a user may type
-is spelled in characters (`##` marks a continuation), so there is never an unknown token. Text is lower-cased and
-reduced to printable ASCII.
+that an option is scored in one position; a word of several texts is one token too. Any other word is spelled in pieces
+that words of the text share (`pieces`; `##` marks a continuation), at worst in characters, so there is never an unknown
+token. Text is lower-cased and reduced to printable ASCII.
 
 Shapes: B batch, C channels, S image side in pixels, G grid side, D width of a token, N = 10 tokens.
 """
@@ -15,6 +15,7 @@ Shapes: B batch, C channels, S image side in pixels, G grid side, D width of a t
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,6 +36,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from facemllm.model import pieces
 from facemllm.model.branches import pooled
 from facemllm.settings import Model
 
@@ -45,6 +47,7 @@ WIDTH, LAYERS, HEADS, FEED_FORWARD, CONTEXT = 192, 3, 3, 512, 1024
 PAD, BOS, EOS, IMAGE, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<image>", "<|user|>", "<|assistant|>"
 SPECIAL = (PAD, BOS, EOS, IMAGE, USER, ASSISTANT)
 _CHARACTERS = [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
+_FEWEST = 3  # distinct texts that a word needs to be a token
 _PIECE = r"[a-z0-9'\-]{1,32}|[^\s]"  # a bounded word or one sign: spelling stays linear in the text's length
 
 CHAT_TEMPLATE = (
@@ -146,30 +149,33 @@ def _pass_on(attention: Any) -> None:
 
 
 def build_tokenizer(texts: Iterable[str], answers: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer for the words of `texts` with each of `answers` as one token. Its bytes depend on the sets alone."""
+    """A tokenizer for the words of `texts`, whole or in pieces, with each of `answers` as one token. Its bytes depend
+    on the sets alone."""
     steps = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
     replaced = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Replace(Regex(r"[^\x20-\x7e]"), "?")]
     normalizer = normalizers.Sequence([*steps, *replaced])
-    words: set[str] = set()
-    for text in texts:
-        words.update(re.findall(_PIECE, normalizer.normalize_str(text)))
+    seen: Counter[str] = Counter()
+    for text in set(texts):
+        seen.update(set(re.findall(_PIECE, normalizer.normalize_str(text))))
+    words = {word for word, count in seen.items() if count >= _FEWEST}
     phrases: set[str] = set()
     for answer in answers:
         phrase = normalizer.normalize_str(answer).strip()
         words.update(re.findall(_PIECE, phrase))
         if phrase and not re.fullmatch(_PIECE, phrase):
             phrases.add(phrase)
-    spelled = [*SPECIAL, *_CHARACTERS, *(f"##{character}" for character in _CHARACTERS)]
+    spelled = [*SPECIAL, *_CHARACTERS, *(f"{pieces.CONTINUES}{character}" for character in _CHARACTERS)]
+    words.update(pieces.learn((word for word in seen if word.isalpha()), _CHARACTERS))
     vocabulary = {token: index for index, token in enumerate([*spelled, *sorted(words - set(spelled))])}
     # no unknown token can arise: every character left by the normalizer is in the vocabulary
-    core = Tokenizer(models.WordPiece(vocabulary, unk_token=PAD, continuing_subword_prefix="##"))
+    core = Tokenizer(models.WordPiece(vocabulary, unk_token=PAD, continuing_subword_prefix=pieces.CONTINUES))
     core.normalizer = normalizer
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(_PIECE), behavior="isolated")]
     )
     core.decoder = decoders.Sequence(
         [
-            decoders.WordPiece(prefix="##", cleanup=True),
+            decoders.WordPiece(prefix=pieces.CONTINUES, cleanup=True),
             *(decoders.Replace(f" {sign}", sign) for sign in (";", ":", ")", "%")),
         ]
     )

@@ -129,6 +129,12 @@ def errors(answers: Sequence[str], parsed: Parsed, grid: Sequence[float]) -> Arr
     return np.where(np.isnan(stated), np.maximum(abs(truth - low), abs(high - truth)), abs(stated - truth))
 
 
+def recall_by_class(answers: Sequence[str], parsed: Parsed) -> dict[str, dict[str, float]]:
+    """Of each true class: the share that is answered so (`value`), and how many there are (`n`)."""
+    right = Counter(answer for answer, said in zip(answers, parsed, strict=True) if said == answer)
+    return {name: {"value": round(right[name] / n, 12), "n": n} for name, n in sorted(Counter(answers).items())}
+
+
 def recall_by_kind(answers: Sequence[str], parsed: Parsed) -> dict[str, dict[str, float]]:
     """Of each kind of true facts (`age` of `age=35`): the share that is stated (`value`), and how many there are."""
     true, stated = Counter[str](), Counter[str]()

@@ -94,6 +94,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The figures of all tasks: value, 95 % interval, number asked, unreadable share, baselines, items beneath.
 
+    An open question that is answered by a class has the share of each class that is found (`recall_by_class`): of
+    `unanswerable`, how often it is said that a thing cannot be told, and how often an answerable question is answered.
     Where every question of `zero_shot` has probabilities of its options, `also` holds `by_likelihood`: the balanced
     accuracy of the likeliest option, whatever free decoding would write.
 
@@ -139,6 +141,13 @@ def summarise(
             rows = sheet.of_task(name)
             said = [answers.parsed[row] for row in rows]
             head["recall_by_kind"] = metrics.recall_by_kind([sheet.answers[row] for row in rows], said)
+        if metrics.of(task).answers == "class" and all(sheet.questions[name, item].form == "open" for item in own):
+            for body, rows in [
+                (head, sheet.of_task(name)),
+                *((items[i], sheet.rows[name, i]) for i in own if i in items),
+            ]:
+                said = [answers.parsed[row] for row in rows]
+                body["recall_by_class"] = metrics.recall_by_class([sheet.answers[row] for row in rows], said)
         result[name] = {**head, "items": {item: {**body, "unit": task.unit} for item, body in items.items()}}
     return {
         "tasks": result,

@@ -1,8 +1,9 @@
 """The KServe model: from a checked request to answers, by the same rules as evaluation, many requests in one batch.
 
-A question that is one of a task's own wordings (whatever its case, spaces and closing mark), or that is named by task
-and item, is answered as evaluation answers it: a closed one by the likelihood of its options, a caption by generating
-it and reading what it says. Any other question is answered in free text, without value or scores.
+A question that is one of a task's wordings (whatever its case, spaces, marks and spelling, British or American), or
+that is named by task and item, is answered as evaluation answers it: a closed one by the likelihood of its options, an
+open one by generating the answer and reading what it says. Any other question is answered in free text, without value
+or scores.
 
 An instance may bring a map of the face's parts, to a model with a segmentation branch, and ask for the scores of the
 face's characteristics, of one with a knowledge branch; only those that a task of this deployment asks for are given.
@@ -28,6 +29,7 @@ from facemllm.serve.policy import Ask, Limits, Refused, decode, decode_map, read
 from facemllm.tasks import ZERO_SHOT
 from facemllm.tasks.answers import answer
 from facemllm.tasks.characteristics import characteristic
+from facemllm.tasks.paraphrases import normal
 
 log = logging.getLogger("facemllm.serve")
 MAX_WAITING = 256
@@ -121,8 +123,8 @@ class FaceModel(Model):
         self._wordings: dict[str, tuple[tasks.Question, str]] = {}
         for task in self._tasks.values():
             for item in task.items:
-                for text in (*item.templates, *item.unseen):  # where two tasks ask alike, the one named first answers
-                    self._wordings.setdefault(_plain(text), (task.question(item.name), text))
+                for text in item.wordings:  # where two tasks ask alike, the one named first answers
+                    self._wordings.setdefault(normal(text), (task.question(item.name), text))
         self.takes_maps = predictor.takes_maps
         asked = _asked_for(self._tasks.values())
         self.characteristic_names = tuple(name for name in predictor.characteristic_names if name in asked)
@@ -154,7 +156,7 @@ class FaceModel(Model):
         if ask.characteristics and not self.characteristic_names:
             raise Refused(422, f"{where}.characteristics: this deployment gives no scores of them; leave it out")
         if ask.question is not None:
-            known, text = self._wordings.get(_plain(ask.question), (None, ask.question))
+            known, text = self._wordings.get(normal(ask.question), (None, ask.question))
             return Work(ask, text, known)
         if ask.chat:
             return Work(ask, ask.chat[-1][1], None)
@@ -247,10 +249,6 @@ def _columns(
     """Pixels and maps of some faces, none of which was refused."""
     whole = [face for key in chosen if not isinstance(face := faces[key], Refused)]
     return [pixels for pixels, _ in whole], [map_ for _, map_ in whole]
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(" ?.!")
 
 
 def _query(work: Work) -> Query:

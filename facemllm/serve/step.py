@@ -37,6 +37,7 @@ def _release(c: Context) -> Outcome:
 
 def probe_of(store: Store, evaluation: str) -> Probe:
     """One closed question about one held-out face that evaluation answered, with the face's very bytes."""
+    from facemllm import tasks
     from facemllm.scoring.metrics import get
     from facemllm.serve.deploy import Probe
     from facemllm.tables import CONVERSATIONS, open_table
@@ -45,7 +46,7 @@ def probe_of(store: Store, evaluation: str) -> Probe:
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     samples = json.loads((folder / "samples" / "samples.json").read_text("utf-8"))
     asked = [(s["image_id"], q, get(q["metric"]).answers) for s in samples for q in s["questions"]]
-    asked = [one for one in asked if one[2] != "facts"]
+    asked = [one for one in asked if tasks.get(one[1]["task"]).item(one[1]["item"]).options]
     if not asked:
         silent = "evaluation asked no closed question that staging could be proved by"
         raise UserError(f"{silent}; add a task to reformat.tasks")

@@ -2,6 +2,7 @@
 
 from facemllm.tasks.base import Option, Task, column
 from facemllm.tasks.items import Number
+from facemllm.tasks.kept import kept
 
 _YEARS = r"(?:years? old|years? of age|years?(?= [.,]|$)|yrs?(?: old)?(?= [.,]|$)|yo|y o)"
 
@@ -13,7 +14,7 @@ TASK = Task(
         Number(
             name="age",
             templates=("How old is the person?", "What is the person's age?", "How many years old is this face?"),
-            unseen=("What age is this person?", "How old is this face?"),
+            unseen=("What age is this person?", "How old is this face?", *kept("age")),
             options=tuple(Option(value=str(age), text=f"about {age} years old") for age in range(5, 86, 5)),
             source=column("age"),
             low=0,

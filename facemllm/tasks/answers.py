@@ -190,7 +190,8 @@ def only(values: Iterable[str]) -> str | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
-# An inability or unwillingness of the one who answers ("I cannot help with that"), not of the picture ("not visible").
+# An inability or unwillingness of the one who answers ("I cannot help with that"), not of the picture ("not visible");
+# or what `unanswerable` teaches.
 _REFUSAL = re.compile(
     r"\bi (?:am|m) (?:unable|not (?:able|comfortable|permitted|allowed|programmed|designed|going))\b"
     r"|\bi (?:cannot|will not|would not|(?:would|d) rather not|do not want to|(?:must |have to )?decline|refuse)\b"
@@ -198,6 +199,7 @@ _REFUSAL = re.compile(
     r"|\bi do not (?:feel comfortable|provide|make|guess|identify|analy[sz]e|comment|answer|assist|engage)\b"
     r"|\b(?:unable|not able|not possible for me) to (?:help|assist|answer|comply|provide|identify|determine|fulfil)"
     r"|\b(?:cannot|can not) (?:help|assist|comply|fulfil|answer)\b|\bagainst (?:my|our) (?:policy|policies|guidelines)"
+    r"|\bcannot be (?:told|known|judged|determined) from (?:a|the|this) (?:face|picture|photo|image)\b"
     r"|\bas an ai\b|\bnot (?:appropriate|ethical) (?:for me )?to\b|\bi (?:am|m) sorry\b(?= ?(?:[.,]|$))"
 )
 _STATES = re.compile(

@@ -3,9 +3,9 @@
 `native` is the item's own form. `unseen` is that form in wordings that no training turn uses. `statement` makes a claim
 that is true or false (half of them each, drawn). `lettered` shows the options behind letters, in a drawn order, with
 "not visible" among them where the item can be hidden. `dialogue` asks whether a thing is there and, after a yes, on.
-A turn names its wording `item/index` (native), `item:variant/index` or `item:variant=claim/index`, the claim being the
-value that a statement is about, or `present` in the question that opens a dialogue. Every choice is drawn by a hash of
-image and item, so that no other row can move it.
+A turn names its wording `item/index` (native; the item's paraphrases are counted on from its templates),
+`item:variant/index` or `item:variant=claim/index`, the claim being the value that a statement is about, or `present` in
+the question that opens a dialogue. Every choice is drawn by a hash of image and item, so that no other row can move it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def ask(task: Task, item: Item, variant: str, row: Row) -> Asked | None:
     worded = _worded(task, item, variant)
     if not worded.templates:
         return None
-    return worded.asked(draw(len(worded.templates), image_id, item.name), item.reply(row, label), label)
+    index = item.wording(row) if variant == NATIVE else draw(len(worded.templates), image_id, item.name)
+    return worded.asked(index, item.reply(row, label), label)
 
 
 def claims(task: Task, item: Item, row: Row) -> list[Asked]:
@@ -217,7 +218,9 @@ def _worded(task: Task, item: Item, variant: str) -> _Worded:
 
     def make() -> Question:
         question = task.question(item.name)
-        return question if variant == NATIVE else replace(question, templates=item.unseen, variant=UNSEEN)
+        if variant == NATIVE:
+            return replace(question, templates=(*question.templates, *item.paraphrases))
+        return replace(question, templates=item.unseen, variant=UNSEEN)
 
     return _once(task, (item.name, variant), make)
 

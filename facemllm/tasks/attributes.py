@@ -8,6 +8,7 @@ from typing import Any
 
 from facemllm.tasks.base import FollowUp, Option, Row, Task, attribute, exactly_one, hidden_from
 from facemllm.tasks.items import Boolean, Choice, Words
+from facemllm.tasks.kept import kept
 
 _COLORS = {
     "Black_Hair": ("black",),
@@ -54,7 +55,7 @@ def _worn(name: str, text: str, place: str, noun: str, there: str = "Is there") 
     return Boolean(
         name=f"Wearing_{name}",
         templates=(f"Is the person wearing {text}?", f"{there} {text} on the {place}?"),
-        unseen=(f"{there} {text}?", f"Does the person wear {text} on the {place}?"),
+        unseen=(f"{there} {text}?", f"Does the person wear {text} on the {place}?", *kept(f"Wearing_{name}")),
         text=text,
         nouns=(noun,),
     )
@@ -93,7 +94,7 @@ _HAIR_STYLE = _group(
         "Hair_Bun": ("a hair bun", ("(?:a )?(?:hair )?bun",)),
     },
     templates=("Which hair style?", "How is the hair worn?", "What is the person's hair style?"),
-    unseen=("What style is the hair?", "Which hair style does this person have?"),
+    unseen=("What style is the hair?", "Which hair style does this person have?", *kept("hair_style")),
     words=_LENGTHS,
     hidden=_hair_under_hat,
 )
@@ -105,7 +106,7 @@ _HAIR_COLOR = _group(
         for value, words in _COLORS.items()
     },
     templates=("Which hair color?", "What color is the hair?", "What hair color does this person have?"),
-    unseen=("What is the color of the hair?", "Which color is the person's hair?"),
+    unseen=("What is the color of the hair?", "Which color is the person's hair?", *kept("hair_color")),
     words=_COLORS,
     others=(rf"\w+ish (?:{_ANY_COLOR})(?: (?:{_ANY_LENGTH}))? hair",),
     hidden=_no_hair,
@@ -120,7 +121,7 @@ _BEARD = _group(
         "Full_Beard": ("a full beard", ("(?:a )?full beard",)),
     },
     templates=("Which kind of beard?", "What facial hair is there?", "What beard does the person wear?"),
-    unseen=("What kind of beard is there?", "Which facial hair does the person have?"),
+    unseen=("What kind of beard is there?", "Which facial hair does the person have?", *kept("beard")),
     absent="No_Beard",
     absence=("beard", "facial hair"),
 )
@@ -135,7 +136,7 @@ _EYEWEAR = _group(
         *("Which eyewear is worn?", "What does the person wear over the eyes?"),
         "Which glasses does the person wear?",
     ),
-    unseen=("What eyewear does the person wear?", "Which eyewear is there over the eyes?"),
+    unseen=("What eyewear does the person wear?", "Which eyewear is there over the eyes?", *kept("eyewear")),
     absent="No_Eyewear",
     absence=("eyewear", *_SPECTACLES),
     others=(r"(?:sun|eye)?glasses(?: \w+){0,3} on \w+ (?:head|hat)",),
@@ -150,7 +151,7 @@ _EYE_COLOR = _group(
         for value, words in _EYES.items()
     },
     templates=("Which eye color?", "What color are the eyes?", "What eye color does this person have?"),
-    unseen=("What is the color of the eyes?", "Which color are the person's eyes?"),
+    unseen=("What is the color of the eyes?", "Which color are the person's eyes?", *kept("eye_color")),
     words=_EYES,
     others=(rf"\w+ish (?:{_ANY_EYES}) eyes",),
     hidden=_no_eyes,
@@ -199,7 +200,7 @@ TASK = Task(
         Boolean(
             name="Bangs",
             templates=("Does the person have bangs?", "Are there bangs on the forehead?"),
-            unseen=("Are there bangs?", "Does this person have bangs on the forehead?"),
+            unseen=("Are there bangs?", "Does this person have bangs on the forehead?", *kept("Bangs")),
             text="bangs",
             nouns=("bangs", "fringe"),
         ),

@@ -13,10 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+from facemllm.core.digests import draw
 from facemllm.tables import mapping
 from facemllm.tables.schemas import SEGMENTATION
+from facemllm.tasks.paraphrases import paraphrases
+from facemllm.tasks.topics import TOPICS
 
 Form = Literal["choice", "boolean", "number", "open", "several", "statement", "lettered"]
 """`several` is a set of things, answered in free order. `statement` and `lettered` are variants of a choice or a yes/no
@@ -33,6 +36,8 @@ Metric = Literal["balanced_accuracy", "accuracy", "mae", "fact_f1", "f1"]
 """`fact_f1` compares sets of facts or things, `f1` finds the `yes` among yes/no questions (action units)."""
 
 Row = Mapping[str, Any]
+_PARAPHRASED = (3, 4)
+"""So many of so many training questions are asked in a paraphrase."""
 MAX_PIXELS = 2048 * 2048
 FAINT = 2000
 """A part of less than one in so many of the map's pixels is neither plainly there nor plainly absent."""
@@ -85,7 +90,8 @@ class Question:
 class Item:
     """One thing a task asks about; what is here holds for items without options that a caption does not mention. `name`
     is unique among all tasks. `templates` word the question; append only, since their order is part of stored turns;
-    `unseen` are wordings kept for evaluation, which no training turn uses. `hidden` tells from a row's labels that what
+    `unseen` are wordings kept for evaluation, which no training turn uses; `paraphrases` are made of the templates or
+    of the item's topic. `hidden` tells from a row's labels that what
     is asked cannot be seen on this face; None: it always can. `center` is how a number is taken from probabilities."""
 
     name: str
@@ -95,6 +101,8 @@ class Item:
     unseen: tuple[str, ...] = ()
     hidden: Callable[[Row], bool] | None = None
     center: Center = "median"
+    wordings_agree: ClassVar[bool] = True
+    """Whether the true answer is the same in whatever wording a row is asked."""
 
     def label(self, row: Row) -> str | None:
         """Canonical exact answer from a row of `faces` (a number as text, "37.4"); None when the row does not say."""
@@ -103,6 +111,25 @@ class Item:
     def parse(self, text: str) -> str | None:
         """Canonical answer from free text; None when it is not plainly there."""
         raise NotImplementedError
+
+    @cached_property
+    def paraphrases(self) -> tuple[str, ...]:
+        """Further wordings, which training alone uses; none of `unseen` is among them."""
+        return paraphrases(self.templates, self.unseen, TOPICS.get(self.name))
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """All wordings that ask for the item."""
+        return (*self.templates, *self.paraphrases, *self.unseen)
+
+    def wording(self, row: Row) -> int:
+        """Which wording a row is asked in, drawn: one of `templates`, and in training also of the `paraphrases`, which
+        are counted on from these."""
+        image_id, few = str(row["image_id"]), len(self.templates)
+        often, of = _PARAPHRASED
+        if row.get("split") == "train" and self.paraphrases and draw(of, image_id, self.name, "wording") < often:
+            return few + draw(len(self.paraphrases), image_id, self.name)
+        return draw(few, image_id, self.name)
 
     def reply(self, row: Row, label: str) -> str:
         """The words of the true answer: those of the option, for an open question those of the row."""

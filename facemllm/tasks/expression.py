@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from facemllm.tasks.base import Option, Row, Task, column
 from facemllm.tasks.items import Choice
+from facemllm.tasks.kept import kept
 
 WORDS = {
     "neutral": ("neutral", "neutrality", "expressionless"),
@@ -46,6 +47,6 @@ TASK = expression_task(
     "expression",
     WORDS,
     ("What expression does the face show?", "Which emotion is shown?", "How does the person feel?"),
-    ("Which expression is shown?", "What emotion does the face show?"),
+    ("Which expression is shown?", "What emotion does the face show?", *kept("expression")),
     understood=CONTEMPT,
 )

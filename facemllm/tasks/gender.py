@@ -2,6 +2,7 @@
 
 from facemllm.tasks.base import Option, Task, column
 from facemllm.tasks.items import Choice
+from facemllm.tasks.kept import kept
 
 TASK = Task(
     name="gender",
@@ -10,7 +11,7 @@ TASK = Task(
         Choice(
             name="gender",
             templates=("Is this a woman or a man?", "Which gender does the face show?", "What is the person's gender?"),
-            unseen=("Does the face show a woman or a man?", "Which gender is the person?"),
+            unseen=("Does the face show a woman or a man?", "Which gender is the person?", *kept("gender")),
             options=(Option(value="female", text="a woman"), Option(value="male", text="a man")),
             source=column("gender"),
             claim="this is {}",

@@ -8,6 +8,7 @@ which side its sign means.
 
 from facemllm.tasks.base import Option, Task, column
 from facemllm.tasks.items import Number
+from facemllm.tasks.kept import kept
 
 TO = r"(?:(?:to|towards?) )?(?:the )?"
 _DEGREES = r"N(?: degrees?)?"
@@ -50,7 +51,11 @@ TASK = Task(
         Number(
             name="yaw",
             templates=("How far is the head turned left or right?", "Which way does the head turn, how far?"),
-            unseen=("How far does the head turn left or right?", "Left or right, how far is the head turned?"),
+            unseen=(
+                "How far does the head turn left or right?",
+                "Left or right, how far is the head turned?",
+                *kept("yaw"),
+            ),
             options=_grid("turned {} degrees left", "turned {} degrees right", "facing straight ahead", 60),
             source=column("yaw"),
             low=-90,
@@ -68,7 +73,7 @@ TASK = Task(
         Number(
             name="pitch",
             templates=("How far is the head raised or lowered?", "Which way does the head nod, how far?"),
-            unseen=("How far does the head nod?", "Raised or lowered, how far is the head?"),
+            unseen=("How far does the head nod?", "Raised or lowered, how far is the head?", *kept("pitch")),
             options=_grid("raised {} degrees", "lowered {} degrees", "level", 25),
             source=column("pitch"),
             low=-90,
@@ -85,7 +90,7 @@ TASK = Task(
         Number(
             name="roll",
             templates=("How far does the head lean sideways?", "Which way is the head tilted, how far?"),
-            unseen=("How far is the head tilted?", "Which way does the head lean, how far?"),
+            unseen=("How far is the head tilted?", "Which way does the head lean, how far?", *kept("roll")),
             options=_grid("tilted {} degrees right", "tilted {} degrees left", "upright", 20),
             source=column("roll"),
             low=-180,

@@ -27,6 +27,7 @@ from facemllm.core.files import atomic_file, locked, writing
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.model.inputs import Frame, face_map, face_pixels
+from facemllm.model.pieces import Speller
 from facemllm.tables import Table
 from facemllm.tasks import asking
 from facemllm.tasks.base import CLOSED
@@ -34,6 +35,9 @@ from facemllm.tasks.relations import Relation
 
 Decode = Callable[[list[Any]], NDArray[np.uint8]]
 
+SPELLED = 0.15
+"""Share of training questions that are asked with words in pieces, so that a word that is spelled is nothing new."""
+_WORDS = 0.35  # of these questions
 _POOL_ROWS = 20_000  # below this, starting decoder processes (each imports torch) costs more than it saves
 _MIRROR = {"left": "right", "right": "left"}
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -279,28 +283,35 @@ def _with_mirrors(texts: Sequence[str]) -> list[str]:
     return sorted({*texts, *(mirror_text(text) for text in texts)})
 
 
-def tokenise(turns: Turns, frame: Frame) -> Corpus:
-    """Turns as token ids, each distinct text tokenised once, plain and mirrored."""
+def tokenise(turns: Turns, frame: Frame, *, spelled: float = 0.0, seed: int = 0) -> Corpus:
+    """Turns as token ids, each distinct text tokenised once, plain and mirrored. A share of the questions, `spelled`,
+    drawn by `seed`, has some of its words in pieces."""
     ids: list[list[int]] = []
-    known: dict[tuple[str, bool | None], int] = {}
+    known: dict[tuple[str, bool | None, bool], int] = {}
+    speller = Speller(frame.tokenizer)
 
-    def text_id(text: str, follows: bool | None) -> int:
-        key = (text, follows)
+    def text_id(text: str, follows: bool | None, pieces: bool = False) -> int:
+        key = (text, follows, pieces)
         if key not in known:
             known[key] = len(ids)
-            ids.append(frame.answer(text) if follows is None else frame.prompt(text, follows=follows))
+            plain = frame.answer(text) if follows is None else frame.prompt(text, follows=follows)
+            ids.append(speller.spelled(plain, _WORDS, str(seed), text) if pieces else plain)
         return known[key]
 
     question, answer = turns.question.dictionary_encode(), turns.answer.dictionary_encode()
     questions, answers = question.dictionary.to_pylist(), answer.dictionary.to_pylist()
     ask = np.array([[[text_id(t, f) for t in (q, mirror_text(q))] for f in (False, True)] for q in questions], np.int32)
     reply = np.array([[text_id(t, None) for t in (a, mirror_text(a))] for a in answers], np.int32)
+    prompt = ask[question.indices.to_numpy(), turns.follows.astype(int)]
+    for turn in np.flatnonzero(np.random.default_rng(seed).random(len(prompt)) < spelled):
+        text, follows = questions[question.indices[turn].as_py()], bool(turns.follows[turn])
+        prompt[turn] = [text_id(one, follows, True) for one in (text, mirror_text(text))]
     task = turns.task.dictionary_encode()
     return Corpus(
         image_id=turns.image_id,
         pixel_row=turns.pixel_row,
         turn_starts=np.concatenate([[0], np.cumsum(turns.count)]),
-        prompt=ask[question.indices.to_numpy(), turns.follows.astype(int)],
+        prompt=prompt,
         answer=reply[answer.indices.to_numpy()],
         task=task.indices.to_numpy().astype(np.int16),
         follows=turns.follows,

@@ -103,8 +103,9 @@ def _questions(settings: Settings, faces: list[Fixed]) -> list[tasks.Question]:
     known = {key for face in faces for key in face.answers}
     found = []
     for name in settings.reformat.tasks:
-        asked = [question for question in tasks.get(name).questions() if (name, question.item) in known]
-        found += asked[:QUESTIONS]
+        task = tasks.get(name)
+        asked = [question for question in task.questions() if (name, question.item) in known]
+        found += [question for question in asked if task.item(question.item).wordings_agree][:QUESTIONS]
     return found
 
 

@@ -34,7 +34,7 @@ from facemllm.tasks.held_out import withheld_of
 from facemllm.train import monitor
 from facemllm.train.checkpoint import differences
 from facemllm.train.checkpoint_store import saving
-from facemllm.train.data import FaceDataset, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.train.data import SPELLED, FaceDataset, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
 from facemllm.train.distributed import broadcast, patient_barrier
 from facemllm.train.loop import run_stage
 from facemllm.train.penalties import audit, enforced
@@ -117,7 +117,8 @@ def load(
     if getattr(model.config, "segmentation_config", None) is not None:
         maps = map_cache(table, processor, cache, settings.ingest.workers)
     wait()
-    dataset = FaceDataset(tokenise(turns, Frame.of(model, processor)), pixels, maps)
+    corpus = tokenise(turns, Frame.of(model, processor), spelled=SPELLED, seed=settings.seed)
+    dataset = FaceDataset(corpus, pixels, maps)
     if known is not None and getattr(model.config, "knowledge_config", None) is not None:
         relations = tuple(enforced(audit(relations_of(knows.tasks, known.nodes), known), knows.audit))
         dataset = replace(dataset, labels=_in_order(known, model.model.knowledge.names), relations=relations)

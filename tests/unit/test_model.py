@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from facemllm import settings
+from facemllm import settings, tasks
 from facemllm.model import inference
 from facemllm.model.forward import PADDING, PREFIX, row_mask, row_states, tower_features, visual_tokens, word_logits
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.parts import load_base
+from facemllm.model.pieces import Speller, learn
 from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.tiny import build_tiny, build_tokenizer
 from tests.refusing import refuses
@@ -71,6 +72,50 @@ def test_nothing_is_unknown(text):
     tokenizer = build_tokenizer(TEXTS, ANSWERS)
     assert tokenizer.pad_token_id not in ids_of(tokenizer, text)
     assert ids_of(tokenizer, text)
+
+
+WORDINGS = [w for n in ("attributes", "expression") for i in tasks.get(n).items for w in (*i.templates, *i.paraphrases)]
+OPTIONS = [
+    o.text for n in ("attributes", "expression", "age", "head_pose") for i in tasks.get(n).items for o in i.options
+]
+
+
+def test_words_of_several_texts_are_tokens_and_others_are_pieces_that_words_share():
+    tokenizer = build_tokenizer(WORDINGS, OPTIONS)
+    spelled = [
+        tokenizer.convert_ids_to_tokens(ids_of(tokenizer, text))
+        for text in ("What colour is the hair?", "hairdressing")
+    ]
+    assert spelled[0] == ["what", "colour", "is", "the", "hair", "?"]
+    assert spelled[1][0] == "hair"
+    assert len(spelled[1]) < len("dressing")  # not letter by letter
+    assert all(len(ids_of(tokenizer, option)) == 1 for option in OPTIONS)
+    for text in ("Any head-gear visible, mate?", "spektacles", "zzzz"):
+        assert tokenizer.pad_token_id not in ids_of(tokenizer, text)
+        assert tokenizer.decode(ids_of(tokenizer, text)) == text.lower()
+
+
+def test_a_word_in_pieces_reads_as_the_word_and_phrases_and_marks_are_left_alone():
+    tokenizer = build_tokenizer(WORDINGS, OPTIONS)
+    speller = Speller(tokenizer)
+    text = "<|user|>which spectacles, brown hair or sunglasses?<|assistant|>"
+    ids = ids_of(tokenizer, text)
+    assert speller.spelled(ids, 0.0, "a") == ids
+    found = {tuple(speller.spelled(ids, 0.7, str(n))) for n in range(50)}
+    assert len(found) > 20
+    whole = [i for i in ids if tokenizer.convert_ids_to_tokens(i) in ("brown hair", "<|user|>", "<|assistant|>", "?")]
+    for spelled in found:
+        assert tokenizer.decode(spelled) == tokenizer.decode(ids)
+        assert [i for i in spelled if i in whole] == whole
+        assert len(spelled) >= len(ids)
+
+
+def test_pieces_are_the_same_in_whatever_order_the_words_come():
+    words = sorted({word for text in WORDINGS for word in text.lower().split() if word.isalpha()})
+    characters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    assert learn(words, characters) == learn(reversed(words * 2), characters)
+    assert "##ing" in learn(words, characters)
+    assert learn([], characters) == []
 
 
 def test_the_tokenizer_depends_on_the_set_of_texts_alone():

@@ -142,7 +142,10 @@ def test_stages_that_are_no_chain_or_have_no_name_of_their_own_are_refused(setti
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("reformat.tasks=[caption, attributes, expression, age, gender, head_pose, agee]", "no task 'agee'"),
+        (
+            "reformat.tasks=[caption, attributes, expression, age, gender, head_pose, unanswerable, agee]",
+            "no task 'agee'",
+        ),
         ("reformat.held_out=[Wearing_Earings]", "reformat.held_out: no attribute .* did you mean Wearing_Earrings"),
         ("reformat.reasons.gender=null", "reformat.reasons"),
         ('promote.thresholds."head_pose.yawn".max=3', "head_pose has no item 'yawn'"),

@@ -11,7 +11,9 @@ from facemllm.validate.memory import Labels, Tallies
 from tests.asked import with_attributes
 from tests.conftest import face
 
-ASKED = "caption, attributes, expression, age, gender, head_pose, presence, description, landmarks, parsing"
+ASKED = (
+    "caption, attributes, expression, age, gender, head_pose, presence, description, landmarks, parsing, unanswerable"
+)
 TASKS = f"reformat.tasks=[{ASKED}]"
 FORMS = "reformat.forms={native: 1, statement: 1, lettered: 1, dialogue: 1}"
 CHECKS = ("answers_match_labels", "answers_in_options", "questions_known", "replies_say_answers", "image_known")

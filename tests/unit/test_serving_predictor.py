@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from facemllm import tasks
 from facemllm.model.inference import FaceScores
 from facemllm.serve import deploy
 from facemllm.serve.deploy import Probe, same_answer
 from facemllm.serve.policy import Limits, Refused
 from facemllm.serve.predictor import FaceModel
+from facemllm.tasks.unanswerable import REFUSAL
 from tests.conftest import encode
 
 LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=8)
@@ -65,6 +67,32 @@ def test_each_question_is_put_about_its_own_image_and_map():
     found = ask(Fake(), face(10), face(10, 3), face(10, 5), face(20, 3), talk)
     assert [one["answer"] for one in found] == ["10 None", "10 3", "10 5", "20 3", "chat of 9 [4]"]
     assert all("characteristics" not in one for one in found)
+
+
+class Refusing(Fake):
+    """Says of everything that it cannot be told."""
+
+    def generate_batch(self, images: Any, questions: Any, max_new_tokens: int, maps: Any) -> list[str]:
+        self.asked = list(questions)
+        return [REFUSAL] * len(self.asked)
+
+
+def test_all_wordings_of_an_item_are_known_whatever_their_marks_and_spelling():
+    model = FaceModel("m", Fake(), names=("attributes", "unanswerable"), limits=LIMITS, batch_size=8, max_new_tokens=4)
+    item = tasks.get("attributes").item("hair_color")
+    for text in (*item.wordings, "WHAT COLOUR IS the hair", "what colour is  the hair!"):
+        (work,) = model._read({"instances": [face(1, question=text)]})
+        assert work.known == tasks.get("attributes").question("hair_color"), text
+    (work,) = model._read({"instances": [face(1, question="What colour is the hairbrush?")]})
+    assert work.known is None
+
+
+def test_a_question_that_cannot_be_answered_is_answered_so_with_a_value():
+    fake = Refusing()
+    (found,) = ask(fake, face(1, question="what's this person's name"), names=("attributes", "unanswerable"))
+    about = {"task": "unanswerable", "item": "unanswerable", "scores": None}
+    assert found == {"answer": REFUSAL, "value": "cannot_tell", **about}
+    assert fake.asked == ["What is this person's name?"]
 
 
 def test_scores_are_told_where_asked_and_only_of_tasks_that_are_answered():

@@ -108,6 +108,28 @@ def test_a_question_that_follows_begins_as_a_later_one(toy, tmp_path):
     assert corpus.texts[corpus.prompt[2, 1]].tolist() == said[2]  # mirrored it reads the same, and still follows
 
 
+def test_some_questions_have_words_in_pieces_by_the_seed_and_read_as_they_were(toy):
+    plain, often, again, other = (
+        tokenise(toy.turns, toy.frame, spelled=share, seed=seed)
+        for share, seed in ((0, 1), (0.5, 1), (0.5, 1), (0.5, 2))
+    )
+
+    def ids(corpus, column=0):
+        return [corpus.texts[text].tolist() for text in corpus.prompt[:, column]]
+
+    assert ids(plain) == ids(toy.corpus)
+    assert ids(often) == ids(again) != ids(other)
+    moved = [one != changed for one, changed in zip(ids(plain), ids(often), strict=True)]
+    assert 0.1 < sum(moved) / len(moved) <= 0.6
+    decode = toy.processor.tokenizer.decode
+    for column in (0, 1):
+        assert list(map(decode, ids(often, column))) == list(map(decode, ids(plain, column)))
+    assert [often.texts[t].tolist() for t in often.answer[:, 0]] == [
+        plain.texts[t].tolist() for t in plain.answer[:, 0]
+    ]
+    assert len(often.texts) < 2 * len(plain.texts)
+
+
 def test_two_sizes_of_picture_share_a_cache_and_nothing_else(toy, tmp_path):
     small = pixel_cache(toy.table, toy.processor.image_processor, tmp_path)
     model = settings.load("laptop", ["model.image_size=64"]).model
