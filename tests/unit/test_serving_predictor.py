@@ -10,9 +10,9 @@ from PIL import Image
 
 from facemllm.model.inference import FaceScores
 from facemllm.serve import deploy
-from facemllm.serve.deploy import Probe, same_answer
 from facemllm.serve.policy import Limits, Refused
 from facemllm.serve.predictor import FaceModel
+from facemllm.serve.probe import Probe, same_answer
 from tests.conftest import encode
 
 LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=8)
