@@ -53,7 +53,7 @@ def collect(settings: Settings, version: Version | int | str, champion: Version 
     The gate judges again, from bytes whose digests are taken anew. Raises UserError when the version is unknown or
     what it stands on is gone or was changed.
     """
-    from facemllm.promote.step import model_dir
+    from facemllm.promote.registry import model_dir
 
     found = version if isinstance(version, Version) else find_version(settings, version)
     rival = champion or registered_champion(settings)

@@ -223,7 +223,7 @@ def _asked(decisions: Decisions, policy: Policy, bundle: str) -> Statement | Non
 
 def _sign_model(settings: Settings, version: Version, decisions: Decisions) -> None:
     """The OpenSSF signature of the model's directory, by the pipeline's key where that lies here."""
-    from facemllm.promote.step import model_dir
+    from facemllm.promote.registry import model_dir
     from facemllm.signing.model_signature import sign_model
 
     if decisions.signature(version.digest) is not None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 from facemllm.core.files import partial_folder, publish
 from facemllm.core.store import Store
 from facemllm.errors import UserError
+from facemllm.promote import artifacts
 from facemllm.report import card as model_card
 from facemllm.scoring import figures
 from facemllm.settings import Settings
 from facemllm.signing import manifest
-from facemllm.signing.canonical import time_text
+from facemllm.signing.canonical import Refused, time_text
 from facemllm.tracking import runs as tracking
-from facemllm.tracking.client import points_of, send, session, uri
+from facemllm.tracking.client import points_of, send, session
 from facemllm.version import ledger
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ CHAMPION = "champion"
 DIGEST = "facemllm.digest"
 GATE = "facemllm.gate"
 LINEAGE = "facemllm.lineage"
-MLMODEL = "MLmodel"
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def fetch(settings: Settings, version: int | str, out: Path) -> Path:
     partial = partial_folder(out)
     try:
         with session(settings) as client:
-            folder = _download(settings, client, _model_id(found), partial)
+            folder = artifacts.download(settings, client, _model_id(found), partial)
         if manifest.of(folder).digest != found.digest:
             raise UserError(
                 f"{found.name} version {found.version}: the bytes that MLflow holds are not those registered "
@@ -209,6 +208,23 @@ def fetch(settings: Settings, version: int | str, out: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def model_dir(settings: Settings, version: Version) -> Path:
+    """Folder with a registered version's bytes, checked against its digest; fetched from MLflow if not here.
+
+    Raises Refused when the bytes are not the registered ones, or it holds what no model may.
+    """
+    path = settings.home / "store" / version.digest
+    if not path.is_dir():
+        return fetch(settings, version.version, path)
+    if manifest.of(path).digest != version.digest:
+        raise Refused(
+            "digest",
+            f"{path}: the model's bytes do not match the digest of version {version.version} "
+            f"({version.digest[:12]}); remove that folder and run again to fetch the registered bytes",
+        )
+    return path
 
 
 def withdraw(settings: Settings, digest: str, reasons: Sequence[str]) -> None:
@@ -232,10 +248,10 @@ def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str,
         if f"models:/{left.model_id}" in used:
             continue
         if str(left.status) != "READY":
-            _upload(client, left.model_id, folder)
+            artifacts.upload(client, left.model_id, folder)
         partial = partial_folder(settings.home / "work" / f"check-{left.model_id}")
         try:
-            whole = manifest.of(_download(settings, client, left.model_id, partial)).digest == digest
+            whole = manifest.of(artifacts.download(settings, client, left.model_id, partial)).digest == digest
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         if whole:
@@ -244,25 +260,9 @@ def _stored(settings: Settings, client: MlflowClient, folder: Path, digest: str,
         client.delete_logged_model(left.model_id)
     name = settings.promote.model_name
     made = client.create_logged_model(experiment, name, run_id, tags={DIGEST: digest}, model_type="face-mllm")
-    _upload(client, made.model_id, folder)
+    artifacts.upload(client, made.model_id, folder)
     client.finalize_logged_model(made.model_id, "READY")
     return str(made.model_id)
-
-
-def _upload(client: MlflowClient, model_id: str, folder: Path) -> None:
-    """Log a model's files, and the `MLmodel` file in which MLflow's pages look for a signature: no flavour, no code."""
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema
-
-    columns = {"image": "binary", "question": "string"}
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(kind, name) for name, kind in columns.items()]),
-        outputs=Schema([ColSpec("string", "answer"), ColSpec("string", "value", required=False)]),
-    )
-    client.log_model_artifacts(model_id, str(folder))
-    with tempfile.TemporaryDirectory() as scratch:
-        Model(signature=signature, model_id=model_id).save(f"{scratch}/{MLMODEL}")
-        client.log_model_artifact(model_id, f"{scratch}/{MLMODEL}")
 
 
 def _create(settings: Settings, client: MlflowClient, model_id: str, tags: Mapping[str, str], about: str) -> Version:
@@ -284,19 +284,6 @@ def _create(settings: Settings, client: MlflowClient, model_id: str, tags: Mappi
         client.delete_model_version(name, made.version)
         return first
     return _version(made)
-
-
-def _download(settings: Settings, client: MlflowClient, model_id: str, into: Path) -> Path:
-    """Download a LoggedModel's files, without `MLmodel`, and return the folder they are in."""
-    from mlflow.artifacts import download_artifacts
-
-    # by its location: a `models:/` address would be looked up on mlflow's global server, not on this one
-    location = client.get_logged_model(model_id).artifact_location
-    folder = into / "model"
-    folder.mkdir()
-    found = Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri(settings)))
-    (found / MLMODEL).unlink(missing_ok=True)
-    return found
 
 
 def _of_digest(settings: Settings, client: MlflowClient, digest: str) -> Version | None:

@@ -13,8 +13,6 @@ from facemllm.core import digests
 from facemllm.core.step import PARENT_RUN, Condition, Context, Outcome, Step, section, write_json
 from facemllm.errors import UserError
 from facemllm.settings import Settings
-from facemllm.signing import manifest
-from facemllm.signing.canonical import Refused
 
 
 def _gate(c: Context) -> Outcome:
@@ -50,7 +48,7 @@ def _champion_evaluation(c: Context, metrics: Mapping[str, Any]) -> Path | None:
     if not digest or digest == metrics["model_digest"]:
         return None
     if not (c.settings.home / "store" / digest).is_dir():
-        model_dir(c.settings, registry.of_digest(c.settings, digest))
+        registry.model_dir(c.settings, registry.of_digest(c.settings, digest))
     made = c.nested("evaluate", model=digest, conversations=metrics["conversations_digest"])
     return c.store.path(str(made["output"]))
 
@@ -96,25 +94,6 @@ def _await_approval(c: Context) -> Outcome:
     decide.request_unless_asked(c.settings, c.inputs["version"])
     state = decide.await_decision(c.settings, c.inputs["version"], c.settings.promote.wait_minutes)
     return Outcome(digests.of_json({"version": c.inputs["version"], "state": state}), state, output=state)
-
-
-def model_dir(settings: Settings, version: Any) -> Path:
-    """Folder with a registered version's bytes, checked against its digest; fetched from MLflow if not here.
-
-    Raises Refused when the bytes are not the registered ones, or it holds what no model may.
-    """
-    path = settings.home / "store" / version.digest
-    if not path.is_dir():
-        from facemllm.promote import registry
-
-        return registry.fetch(settings, version.version, path)
-    if manifest.of(path).digest != version.digest:
-        raise Refused(
-            "digest",
-            f"{path}: the model's bytes do not match the digest of version {version.version} "
-            f"({version.digest[:12]}); remove that folder and run again to fetch the registered bytes",
-        )
-    return path
 
 
 def _judged_by(settings: Settings) -> dict[str, Any]:

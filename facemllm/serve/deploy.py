@@ -17,25 +17,10 @@ import httpx
 
 from facemllm.core import servers, services
 from facemllm.errors import UserError
-from facemllm.scoring.metrics import number
+from facemllm.serve.probe import Probe, same_answer
 from facemllm.settings import Settings
 
-TOLERANCE = 0.02  # of a number: the last of its two decimals may fall differently in another batch
 _ANSWER_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One question about one held-out face, and what evaluation answered: text, and value (None if it found none).
-
-    `segmentation` is the map of its parts that evaluation showed beside it, None if it showed none.
-    """
-
-    image: bytes
-    question: str
-    answer: str
-    value: str | None
-    segmentation: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -143,20 +128,3 @@ def _prove(settings: Settings, endpoint: Endpoint, probe: Probe) -> None:
     except UserError:
         services.down(settings, [endpoint.stage])
         raise
-
-
-def same_answer(probe: Probe, found: Mapping[str, Any]) -> bool:
-    """Whether a server answers a probe as evaluation did: the same value and words, a number within `TOLERANCE`.
-
-    Of a question that evaluation found no value for, it keeps what was freely written, or the likeliest option in
-    brackets: then that option has to be the server's, too.
-    """
-    if (probe.value is None) != (found["value"] is None):
-        return False
-    said = str(found["answer"])
-    if probe.value is None:
-        return not probe.answer.startswith("(") or said in probe.answer or number(said) is not None
-    first, second = number(probe.answer), number(said)
-    if first is not None and second is not None:
-        return abs(first - second) <= TOLERANCE
-    return probe.answer == said and probe.value == found["value"]

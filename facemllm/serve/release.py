@@ -17,9 +17,9 @@ from facemllm.core.servers import deployed
 from facemllm.core.store import Store
 from facemllm.errors import UserError, one_line
 from facemllm.promote import notices, registry, releases
-from facemllm.promote.step import model_dir
+from facemllm.promote.registry import model_dir
 from facemllm.serve import deploy
-from facemllm.serve.step import probe_of
+from facemllm.serve.probe import probe_of
 from facemllm.settings import Settings
 from facemllm.signing import local
 from facemllm.signing.authorization import authorize

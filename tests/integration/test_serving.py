@@ -31,7 +31,7 @@ from facemllm.model.inference import Predictor, Query
 from facemllm.model.pretrained import save_model
 from facemllm.model.tiny import build_tiny
 from facemllm.serve import deploy
-from facemllm.serve.deploy import Probe
+from facemllm.serve.probe import Probe
 from facemllm.settings import Settings, load
 from facemllm.signing import local
 from facemllm.tasks.answers import answer

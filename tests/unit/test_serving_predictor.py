@@ -11,9 +11,9 @@ from PIL import Image
 from facemllm import tasks
 from facemllm.model.inference import FaceScores
 from facemllm.serve import deploy
-from facemllm.serve.deploy import Probe, same_answer
 from facemllm.serve.policy import Limits, Refused
 from facemllm.serve.predictor import FaceModel
+from facemllm.serve.probe import Probe, same_answer
 from facemllm.tasks.unanswerable import REFUSAL
 from tests.conftest import encode
 

@@ -21,7 +21,7 @@ from facemllm.cli import main as cli
 from facemllm.core import digests, progress
 from facemllm.core.step import PARENT_RUN, Context, Outcome, Step
 from facemllm.errors import UserError
-from facemllm.promote.step import model_dir
+from facemllm.promote.registry import model_dir
 from facemllm.settings import Settings, load
 from facemllm.tracking import client
 from facemllm.workflow import runner as workflow
