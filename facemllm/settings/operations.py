@@ -63,6 +63,7 @@ class Robustness(Section):
     blur: Share | None
     dark: Share | None
     jpeg: Share | None
+    noise: Share | None
     occlusion: Share | None
     no_map: Share | None
 

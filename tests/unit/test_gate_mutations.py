@@ -45,6 +45,7 @@ def figures():
             "age": entry(8.4, 17.6, higher=False),
             "gender": entry(0.95, 0.5),
             "head_pose": head_pose,
+            "unanswerable": entry(0.9, 0.5),
         },
         "closed_mean": entry(0.88, 0.3),
         "fairness": {name: {"gender": deepcopy(small)} for name in ("attributes", "expression", "gender")},

@@ -23,7 +23,7 @@ PEOPLE = 150
 
 
 def load(*overrides):
-    unseen = [f"promote.robustness.{kind}=null" for kind in ("blur", "dark", "jpeg", "occlusion")]
+    unseen = [f"promote.robustness.{kind}=null" for kind in ("blur", "dark", "jpeg", "noise", "occlusion")]
     unseen += ["promote.contradictions.relations=null", "promote.contradictions.captions=null"]
     rules = settings_module.load("laptop", ["evaluate.bootstrap=400", *unseen, *overrides])
     rules = rules.model_copy(update={"reformat": rules.reformat.model_copy(update={"tasks": TASKS})})
