@@ -17,13 +17,14 @@ TOLD = (UserError, OSError, KeyboardInterrupt)
 
 
 def told(error: BaseException) -> str:
-    """What a command line says of an exception, behind `error:`."""
+    """What a command line says of an exception, behind `error:`; of a refusal with the check that failed."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again to go on"
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}; check the place and your rights there"
-    return str(error)
+    check = getattr(error, "check", None)  # of a refusal: the one check that failed
+    return f"refused: [{check}] {error}" if check else str(error)
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

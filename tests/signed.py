@@ -104,8 +104,11 @@ class Place:
 
     def put_statement(self, envelope: bytes, model: str = MODEL, name: str | None = None) -> None:
         """Add a statement's file, whatever it holds."""
-        statement = name or id_of(envelope)
-        self.put({f"statements/{model}/{statement}.json": envelope})
+        self.put({f"statements/{model}/{name or of_bytes(envelope)}.json": envelope})
+
+    def file_of(self, statement: str) -> str:
+        """Path of the file that holds a statement."""
+        return next(one.path for one in self.open().statements() if one.id == statement)
 
 
 def id_of(envelope: bytes) -> str:

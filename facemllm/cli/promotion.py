@@ -121,11 +121,9 @@ def promote_rollback(
 ) -> Result:
     """Put the former version, or another one, into production again, if it is still approved."""
     from facemllm.serve import release
-    from facemllm.workflow.runs import exclusive
 
-    with exclusive(settings):
-        version = to if to is not None else str(release.former(settings).version)
-        endpoint = release.switch(settings, version, "rollback", " ".join(reason.split()))
+    version = to if to is not None else str(release.former(settings).version)
+    endpoint = release.switch(settings, version, "rollback", " ".join(reason.split()))
     return {"version": version, **asdict(endpoint)}, f"version {version} serves in production at {endpoint.url}"
 
 

@@ -34,7 +34,7 @@ def audit(settings: Settings, model: str | None = None) -> list[Row]:
     entries = decisions.statements()
     names = {entry.model: _version(decisions, entry) for entry in entries if entry.statement}
     counted = _uncounted(decisions, policy, entries)
-    rows = [_row(entry, names, counted.get(entry.id)) for entry in entries]
+    rows = [_row(entry, names, counted.get(entry.name)) for entry in entries]
     if model is None:
         return rows
     wanted = _wanted(settings, model.strip(), names)
@@ -76,7 +76,12 @@ def as_text(rows: list[Row]) -> str:
 
 def _row(entry: Entry, names: dict[str, str], uncounted: Refused | None) -> Row:
     statement, refused = entry.statement, entry.refused or uncounted
-    row: Row = {"id": entry.id, "commit": entry.commit, "kept_at": time_text(entry.committed_at), "model": entry.model}
+    row: Row = {
+        "id": entry.name,
+        "commit": entry.commit,
+        "kept_at": time_text(entry.committed_at),
+        "model": entry.model,
+    }
     named = ("decision", "person", "role", "reason", "bundle", "key", "replaces")
     row |= {name: getattr(statement, name) if statement else None for name in named}
     row["at"] = time_text(statement.issued) if statement else None

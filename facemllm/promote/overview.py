@@ -52,11 +52,11 @@ def show(settings: Settings, version: int | str) -> dict[str, Any]:
     told = []
     for entry in entries:
         one = entry.statement
-        row: dict[str, Any] = {"id": entry.id, "at": time_text(one.issued if one else entry.committed_at)}
+        row: dict[str, Any] = {"id": entry.name, "at": time_text(one.issued if one else entry.committed_at)}
         if one is not None:
             row |= {"decision": one.decision, "person": one.person, "role": one.role, "reason": one.reason}
             row |= {"expires": time_text(one.expires) if one.expires else None, "replaces": one.replaces}
-        refused = entry.refused or next((r for r in (now.refused if now else ()) if r.statement == entry.id), None)
+        refused = entry.refused or next((r for r in (now.refused if now else ()) if r.statement == entry.name), None)
         row |= {"counts": refused is None, "why": f"{refused.check}: {one_line(refused)}" if refused else None}
         told.append(row)
     return {

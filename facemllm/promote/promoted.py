@@ -218,10 +218,10 @@ class Promoted:
             self.notes.append(f"decisions are left out: {one_line(error)}")
             return
         for entry in entries:
-            self.statements[entry.id] = entry
-            self.of_model.setdefault(entry.model, []).append(entry.id)
+            self.statements[entry.name] = entry
+            self.of_model.setdefault(entry.model, []).append(entry.name)
             if entry.statement:
-                self.of_bundle.setdefault(entry.statement.bundle, {})[entry.id] = None
+                self.of_bundle.setdefault(entry.statement.bundle, {})[entry.name] = None
 
     def _bundle(self, digest: str) -> dict[str, Any]:
         return self._bundles(digest)
@@ -244,7 +244,7 @@ def _statement(entry: Entry) -> Node:
     if entry.statement is None:
         check = entry.refused.check if entry.refused else "unknown"
         text = f"counts for nothing ({check}): {entry.refused}"
-        return Node(entry.id, "refused", entry.id[:12], time(entry.committed_at), text, {"check": check})
+        return Node(entry.name, "refused", entry.name[:12], time(entry.committed_at), text, {"check": check})
     found = entry.statement
     expires = time(found.expires)
     told = [f"until {expires[:10]}"] if expires else []
@@ -252,7 +252,7 @@ def _statement(entry: Entry) -> Node:
     told += [found.reason] if found.reason else []
     facts = {"role": found.role, "key": found.key, "reason": found.reason, "person": found.person}
     facts |= {name: value for name, value in (("expires", expires), ("replaces", found.replaces)) if value}
-    return Node(entry.id, found.decision, found.person, time(found.issued), "; ".join(told), facts)
+    return Node(entry.name, found.decision, found.person, time(found.issued), "; ".join(told), facts)
 
 
 def _mapping(text: str | None) -> dict[str, str]:

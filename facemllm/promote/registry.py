@@ -33,6 +33,7 @@ from facemllm.signing.canonical import Refused, time_text
 from facemllm.tracking import runs as tracking
 from facemllm.tracking.client import points_of, send, session
 from facemllm.version import ledger
+from facemllm.version.tombstones import plain_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -310,7 +311,7 @@ def _all(settings: Settings, client: MlflowClient) -> Iterator[Version]:
 
 
 def _version(stored: Any, aliases: tuple[str, ...] | None = None) -> Version:
-    tags = dict(stored.tags)
+    tags = {name: plain_line(value) for name, value in stored.tags.items()}  # whoever wrote to MLflow chose them
     return Version(
         name=stored.name,
         version=int(stored.version),
@@ -320,8 +321,8 @@ def _version(stored: Any, aliases: tuple[str, ...] | None = None) -> Version:
         source=stored.source,
         run_id=stored.run_id or "",
         created=datetime.fromtimestamp(stored.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
-        description=stored.description or "",
-        aliases=tuple(sorted(stored.aliases or ())) if aliases is None else aliases,
+        description=plain_line(stored.description or ""),
+        aliases=tuple(map(plain_line, sorted(stored.aliases or ()))) if aliases is None else aliases,
         tags=tags,
     )
 

@@ -281,7 +281,7 @@ def _event(entry: Entry, bundle: str, void: Refused | None) -> Event:
     """A statement, and why it counts for nothing: it does not verify, or is `void` beside the others."""
     said, refused = entry.statement, entry.refused or void
     return Event(
-        id=plain(entry.id),
+        id=plain(entry.name),
         decision=said.decision if said else "",
         person=plain(said.person) if said else "",
         role=plain(said.role) if said else "",

@@ -34,12 +34,19 @@ def authorize(
     """Whether the model of this digest may be served now, on the grounds of `bundle` where one is given.
 
     Verifies the repository's history, every signature, roles, persons, expiry and revocation, and moves the
-    checkpoint on. Raises Refused with the one check that failed.
+    checkpoint on. Raises Refused with the one check that failed; what is against the model comes before the clock, or a
+    commit with a date to come would hide a revocation.
     """
     now = now or utc_now()
     decisions.refresh()
-    decisions.check(now)
-    decisions.remember(now)
+    late: Refused | None = None
+    try:
+        decisions.check(now)
+        decisions.remember(now)
+    except Refused as error:
+        if error.check != "clock":
+            raise
+        late = error
     entries = decisions.statements(model_digest, policy)
     named = list(dict.fromkeys(one.statement.bundle for one in reversed(entries) if one.statement is not None))
     refusals: list[Refused] = []
@@ -50,6 +57,8 @@ def authorize(
                 raise Refused("other_model", f"bundle {name[:12]} is about model {about[:12]}, not {model_digest[:12]}")
             found = judge(name, model_digest, entries, policy, now)
             if found.state == "approved" and found.expires is not None and decisions.head is not None:
+                if late is not None:
+                    raise late
                 head, stale = decisions.head, decisions.stale
                 return Authorization(model_digest, name, found.approvals, found.expires, head, stale)
             refusals.append(_why(found, entries))
@@ -61,6 +70,8 @@ def authorize(
     way = "`facemllm promote show` says what is missing"
     if refusals:
         first = refusals[0]
+        if late is not None and first.check in ("expired", "not_yet_valid"):
+            raise late
         raise Refused(first.check, f"model {model_digest[:12]} may not be served: {first}; {way}", first.statement)
     nobody = f"nobody has decided about it in {decisions.place}; `facemllm promote request` asks for a decision"
     raise Refused("missing", f"model {model_digest[:12]} may not be served: {nobody}")

@@ -1,6 +1,6 @@
 """The decisions repository: a git repository to which bundles, statements and model signatures are only ever added.
 
-    bundles/<bundle digest>/bundle.json, card.md, ...    statements/<model digest>/<statement id>.json
+    bundles/<bundle digest>/bundle.json, card.md, ...    statements/<model digest>/<envelope digest>.json
     signatures/<model digest>.json
 
 Nothing in it is trusted: files are read from git's objects, never from a work tree; statements count by their
@@ -36,6 +36,7 @@ from facemllm.signing.statements import SKEW, Statement, statement_id, verify
 
 __all__ = ["Change", "Decisions", "Entry"]
 
+_AGAINST = ("reject", "revoke")
 LARGEST_FILE = 32 << 20
 """Bytes of a file of a bundle."""
 
@@ -44,7 +45,7 @@ LARGEST_FILE = 32 << 20
 class Entry:
     """A statement's file: the statement, or why it counts for nothing; the commit that added it, and when (UTC).
 
-    `known` says whether the file holds what it is named after, whoever signed it.
+    `id` is the statement's, whoever signed it; empty where the file holds none, or not what it is named after.
     """
 
     statement: Statement | None
@@ -52,12 +53,12 @@ class Entry:
     commit: str
     committed_at: datetime
     path: str
-    known: bool = True
+    id: str = ""
 
     @property
-    def id(self) -> str:
-        """The statement's id, as its file is named."""
-        return Path(self.path).stem
+    def name(self) -> str:
+        """The statement's id, or where there is none the name of the file."""
+        return self.id or Path(self.path).stem
 
     @property
     def model(self) -> str:
@@ -145,12 +146,16 @@ class Decisions:
             raise Refused(
                 "other_model", f"bundle {statement.bundle[:12]} is about model {about[:12]}, not {statement.model[:12]}"
             )
-        known = {entry.id for entry in self.statements(statement.model) if entry.known}
+        known = {entry.id for entry in self.statements(statement.model)}
         if unknown := [name for name in statement.previous if name not in known]:
             raise Refused("history", f"{statement.words} builds on statement {unknown[0]}, which {self.place} lacks")
-        path = f"statements/{statement.model}/{statement.id}.json"
+        path = f"statements/{statement.model}/{of_bytes(envelope)}.json"
         message = f"{statement.decision} {statement.model[:12]} by {statement.person}\n\n{statement.reason}"
-        self._repository.add({path: envelope}, message, f"{statement.person} ({statement.key[:12]})", path)
+        who = f"{statement.person} ({statement.key[:12]})"
+        # a commit of somebody else's with a date to come must not keep a model from being taken back
+        self._repository.add(
+            {path: envelope}, message, who, path, exact=True, at_any_time=statement.decision in _AGAINST
+        )
         return statement
 
     def append_signature(self, model: str, signature: bytes) -> None:
@@ -236,14 +241,14 @@ class Decisions:
         self._repository.remember(now or utc_now())
 
     def _entry(self, path: str, policy: Policy) -> Entry:
-        change, known = self._history.added[path], False
+        change, known = self._history.added[path], ""
         _, model, name = path.split("/")
         statement = refused = None
         try:
             data = self._repository.read(path, LARGEST)
-            known = statement_id(data) == name.removesuffix(".json")
-            if not known:
+            if of_bytes(data) != name.removesuffix(".json"):
                 raise Refused("malformed", f"{path}: does not hold the statement that it is named after")
+            known = statement_id(data)
             read = verify(data, policy)
             if read.model != model:
                 raise Refused("other_model", f"{read.words} is about model {read.model[:12]}, not {model[:12]}")
@@ -270,7 +275,7 @@ def _in_time(statement: Statement, policy: Policy, kept_at: datetime) -> None:
     key = policy.keys[statement.key]
     if statement.issued > kept_at + SKEW:
         raise Refused("not_yet_valid", f"{statement.words} is of a time after it was recorded, {time_text(kept_at)}")
-    if key.not_after is not None and kept_at > key.not_after + SKEW:
+    if key.not_after is not None and kept_at > key.not_after + SKEW and statement.decision not in _AGAINST:
         raise Refused(
             "expired", f"{statement.words} was recorded after its key's time was over, {time_text(key.not_after)}"
         )

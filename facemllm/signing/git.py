@@ -26,7 +26,7 @@ _FIXED = {
     **{"fetch.recurseSubmodules": "false", "fetch.prune": "false", "fetch.fsckObjects": "false"},
     **{"push.gpgSign": "false", "push.followTags": "false"},
 }
-_WAIT_S = 120  # for a remote
+_WAIT_S = 120
 
 
 class Git:
@@ -111,16 +111,16 @@ class Git:
         self, *arguments: str, data: bytes | None = None, allowed: tuple[int, ...] = (0,), users: bool = False
     ) -> bytes:
         command = self._command(*arguments)
-        wait_s = _WAIT_S if users else None
         try:
             done = subprocess.run(
-                command, env=self._environment(users), input=data or b"", capture_output=True, timeout=wait_s
+                command, env=self._environment(users), input=data or b"", capture_output=True, timeout=_WAIT_S
             )
         except FileNotFoundError:
             raise UserError("git is not installed; decisions are kept with it (apt install git)") from None
         except subprocess.TimeoutExpired:
             raise UserError(
-                f"git {arguments[0]} gave no answer in {_WAIT_S} s; is {arguments[-2]} reachable?"
+                f"git {arguments[0]} gave no answer in {_WAIT_S} s; is {arguments[-2] if users else self.folder} "
+                "reachable, and are all of its files plain ones?"
             ) from None
         if done.returncode not in allowed:
             lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
@@ -164,11 +164,16 @@ class Objects:
         Raises Refused ("history") when it is missing, damaged or of another kind.
         """
         with self._lock:
+            watch = threading.Timer(_WAIT_S, self._process.kill)  # a pipe in place of an object never ends
+            watch.daemon = True
+            watch.start()
             try:
                 return self._read(name, kind, largest)
             except BaseException:  # what is left of the answer would be taken for the next
                 self.stop()
                 raise
+            finally:
+                watch.cancel()
 
     def _read(self, name: str, kind: Kind, largest: int) -> bytes | None:
         try:

@@ -81,20 +81,33 @@ class Repository:
             raise Refused("too_large", f"{path}: larger than {largest} bytes")
         return data
 
-    def add(self, files: Mapping[str, bytes], message: str, author: str, proof: str) -> None:
+    def add(
+        self,
+        files: Mapping[str, bytes],
+        message: str,
+        author: str,
+        proof: str,
+        *,
+        exact: bool = False,
+        at_any_time: bool = False,
+    ) -> None:
         """Add files in one commit, unless the path `proof` is there; tried again where others were faster.
 
-        Raises UserError if it cannot be written or pushed; Refused as `refresh` and `check`.
+        Raises UserError if it cannot be written or pushed, or if what is there has to be `exact` and is not; Refused as
+        `refresh`, and as `check` unless it may be added `at_any_time`.
         """
         with self._lock, locked(self._beside("append")):
             for attempt in range(_TRIES):
                 if not self._git.exists():
                     self._git.create()
                 self.refresh()
-                self.check(utc_now())
+                if not at_any_time:
+                    self.check(utc_now())
                 if self.stale:
                     raise UserError(f"nothing was recorded: {self.stale}; try again when it is reachable")
                 if proof in self.history.files:
+                    if exact:
+                        self._require_bytes(proof, files[proof])
                     return
                 if self._commit(files, message, author):
                     self.refresh()
@@ -102,6 +115,14 @@ class Repository:
                     return
                 time.sleep(random.uniform(0, 0.05 * min(attempt + 1, 10)))
         raise UserError(f"{self.place}: others kept writing for {_TRIES} tries; nothing was recorded, try again")
+
+    def _require_bytes(self, path: str, data: bytes) -> None:
+        """Raises UserError where a path that is there holds other bytes: somebody without a key was faster."""
+        if self.read(path, max(len(data), 1 << 20)) != data:
+            raise UserError(
+                f"{self.place}: somebody put other bytes at {path}; NOTHING WAS RECORDED: see who may write there, "
+                "and sign again"
+            )
 
     def _read_on(self, known: History) -> History:
         if self.address is not None:

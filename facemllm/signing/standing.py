@@ -69,7 +69,7 @@ def require_counts(decisions: Decisions, policy: Policy, statement: Statement, n
         if other.key != statement.key and same_person(other.person) == same_person(statement.person):
             raise Refused("same_person", f"{other.person} has signed with another key; a person counts once")
     entries = [one for one in entries if one.id != statement.id]
-    entry = Entry(statement, None, "", now, f"statements/{statement.model}/{statement.id}.json")
+    entry = Entry(statement, None, "", now, f"statements/{statement.model}/{statement.id}.json", statement.id)
     after = judge(statement.bundle, statement.model, [*entries, entry], policy, now)
     for refused in after.refused:
         if refused.statement == statement.id:
@@ -86,7 +86,7 @@ def judge(bundle: str, model: str, entries: Sequence[Entry], policy: Policy, now
     waiting = [one for one in requests if one.expires is None or now < one.expires]
     against = [one for one in valid if one.decision in ("reject", "revoke")]
     past = _Past(valid)
-    known = {entry.id for entry in entries if entry.known}
+    known = {entry.id for entry in entries}
     lost = next(((one, name) for one in valid for name in one.previous if name not in known), None)
     barred = set() if rule.requester_may_approve else {same_person(one.person) for one in asked}
 

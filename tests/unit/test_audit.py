@@ -114,7 +114,7 @@ def test_an_approval_by_who_asked_counts_for_nothing_where_the_policy_says_so(ho
 def test_verify_names_the_first_commit_that_does_not_only_add(home, place) -> None:
     assert run(home, "verify") == (0, f"9 commits only ever added; 7 statements; head {place.open().head[:12]}\n")
     statement = next(row for row in audit(home) if row["decision"] == "approve")
-    path = f"statements/{signed.MODEL}/{statement['id']}.json"
+    path = place.file_of(statement["id"])
     bad = signed.forge(place.path, {path: b"{}"})
     signed.forge(place.path, {f"statements/{signed.MODEL}/{'8' * 64}.json": b"{}"})
     assert bad[:12] in refuses(None, verify, home, error=Refused)
@@ -129,7 +129,7 @@ def test_verify_sees_what_was_taken_away_or_dated_back(home, place, how) -> None
     decisions = place.open("checkpoint.json")
     decisions.remember()
     statement = next(row for row in audit(home) if row["decision"] == "approve")
-    path = f"statements/{signed.MODEL}/{statement['id']}.json"
+    path = place.file_of(statement["id"])
     if how == "dropped":
         bad = signed.forge(place.path, {}, remove=(path,))
         assert bad[:12] in refuses(None, verify, home, error=Refused)

@@ -313,7 +313,7 @@ def form(name: str, change: Callable[[bytes], bytes], check: str = "malformed") 
         changed = change(payload)
         assert changed != payload
         payload = changed if bad else payload
-        place.put_statement(sealed(payload), name=of_bytes(payload))
+        place.put_statement(sealed(payload))
 
     ROWS[name] = (check, act)
 
@@ -357,7 +357,7 @@ def outer(name: str, change: Callable[[bytes], bytes], check: str = "malformed")
         envelope = place.envelope("ada", "approve")
         changed = change(envelope)
         assert changed != envelope
-        place.put_statement(changed if bad else envelope, name=id_of(envelope))
+        place.put_statement(changed if bad else envelope)
 
     ROWS[name] = (check, act)
 
@@ -419,7 +419,7 @@ def without_revocation(place: Place, bad: bool) -> None:
     """The revocation is taken out in a commit of its own."""
     approved(place)
     revoked = place.add("bob", "revoke")
-    place.put({}, remove=(f"statements/{MODEL}/{revoked.id}.json",))
+    place.put({}, remove=(place.file_of(revoked.id),))
 
 
 def moved_back(place: Place) -> None:
@@ -433,8 +433,9 @@ def hidden_from_a_new_verifier(place: Place) -> None:
     """Approved after a rejection, which is then left out of a history made anew, by a verifier that knows no other."""
     rejected = place.add("bob", "reject")
     place.add("ada", "approve")
+    left_out = place.file_of(rejected.id)
     (place.folder / "checkpoint.json").unlink()
-    rewritten(place, f"{rejected.id}.json")
+    rewritten(place, left_out)
 
 
 def rewritten(place: Place, leave_out: str = "") -> None:

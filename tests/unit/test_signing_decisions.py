@@ -1,5 +1,6 @@
 """The decisions repository: what is added stays, wherever it lies and whoever else writes."""
 
+import base64
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from facemllm.core.digests import of_bytes
+from facemllm.errors import UserError
 from facemllm.signing.authorization import authorize
 from facemllm.signing.canonical import Refused, canonical, utc_now
 from facemllm.signing.decisions import Decisions
@@ -351,7 +353,7 @@ def test_a_thousand_statements(tmp_path: Path) -> None:
         model = of_bytes(b"%d" % number)
         draft = Draft("request", place.bundle, model, "x", "requester")
         envelope = sign(draft, signer("ada"))
-        path = f"statements/{model}/{of_bytes(payload(envelope))}.json"
+        path = f"statements/{model}/{of_bytes(envelope)}.json"
         stream.append(
             f"commit refs/heads/decisions\ncommitter x <x@x> {at} +0000\ndata 1\nx\n"
             f"M 100644 inline {path}\ndata {len(envelope)}\n{envelope.decode()}\n"
@@ -394,3 +396,41 @@ def test_the_checkpoint_is_never_moved_back(tmp_path: Path) -> None:
     shutil.rmtree(place.path)
     with pytest.raises(Refused, match="lacks commit"):
         place.open().check()
+
+
+def test_a_revocation_cannot_be_swallowed_by_who_is_faster(tmp_path: Path) -> None:
+    """Whoever sees a statement before it is committed may take its file's name, or add its words with no signature."""
+    place = Place(tmp_path)
+    place.add("ada", "request")
+    place.add("bob", "approve")
+    envelope = place.envelope("bob", "revoke")
+    place.put({f"statements/{MODEL}/{of_bytes(envelope)}.json": b"{}"})
+    with pytest.raises(UserError, match="NOTHING WAS RECORDED"):
+        place.open().append(envelope)
+    again = place.envelope("bob", "revoke")
+    junk = json.loads(again)
+    junk["signatures"][0]["sig"] = base64.b64encode(b"x" * 70).decode()
+    place.put_statement(json.dumps(junk).encode())
+    decisions = place.open()
+    decisions.append(again)
+    with pytest.raises(Refused) as refused:
+        authorize(MODEL, decisions, place.policy)
+    assert refused.value.check == "revoked"
+
+
+def test_a_commit_of_a_time_to_come_hides_no_revocation(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.add("ada", "request")
+    place.add("bob", "approve")
+    place.put({f"statements/{MODEL}/{'7' * 64}.json": b"{}"}, at=utc_now() + timedelta(days=20_000))
+    decisions = place.open()
+    with pytest.raises(Refused) as refused:
+        authorize(MODEL, decisions, place.policy)
+    assert refused.value.check == "clock"
+    with pytest.raises(Refused) as refused:
+        decisions.append(place.envelope("bob", "approve"))
+    assert refused.value.check == "clock"
+    decisions.append(place.envelope("bob", "revoke"))
+    with pytest.raises(Refused) as refused:
+        authorize(MODEL, decisions, place.policy)
+    assert refused.value.check == "revoked"

@@ -31,7 +31,7 @@ class Record:
         at = START + timedelta(minutes=len(self.entries))
         given |= {"issued": at, "previous": tuple(entry.id for entry in self.entries)}
         statement = verify(sign(Draft(decision=decision, **given | more), signer(who)), self.policy)  # type: ignore[arg-type]
-        self.entries.append(Entry(statement, None, "", at, f"statements/{MODEL}/{statement.id}.json"))
+        self.entries.append(Entry(statement, None, "", at, f"statements/{MODEL}/{statement.id}.json", statement.id))
         return statement
 
     def stands(self, bundle: str = BUNDLE, after: timedelta = DAY, rule: Rule | None = None) -> Standing:
