@@ -345,6 +345,5 @@ def release_version(
     settings = load(profile, set_)
     if settings.tracking.uri is None:
         services.up(settings, "mlflow")
-    with runs.exclusive(settings):
-        url = workflow.execute("release", settings, version=version)
+    url = workflow.execute("release", settings, version=version)  # beside a run: it must not wait for a training
     print(f"version {version} serves at {url}\n\n{curl_example(url)}")
