@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from rich.console import Console
 from facemllm.core import digests, progress, services
 from facemllm.core.files import atomic_write, writing
 from facemllm.core.machine import on_plain_path
-from facemllm.core.processes import die_with_parent
+from facemllm.core.processes import die_with_parent, interrupted_by_sigterm
 from facemllm.core.step import PARENT_RUN
 from facemllm.core.store import FACE
 from facemllm.errors import UserError, guarded
@@ -76,7 +75,7 @@ def run(
         planned = workflow.plan(settings)
         say(as_json, {"plan": [asdict(one) for one in planned]}, lambda: _show_plan(planned))
         return
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a polite end is an interruption
+    interrupted_by_sigterm()
     try:
         with runs.exclusive(settings):
             folder = runs.run_folder(settings, name)

@@ -205,6 +205,11 @@ def trouble(urls: Sequence[str], timeout_s: float = 5.0) -> str:
     return ""
 
 
+def interrupted_by_sigterm() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, also where a shell's background has it ignore SIGINT."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
     """Ask the kernel to send this process a signal when its parent dies, even by SIGKILL (Linux; elsewhere a no-op).
 

@@ -174,3 +174,14 @@ def test_supervisors_are_light():
     code = f"import sys, facemllm.core.services; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_sigterm_interrupts_a_process_that_a_background_shell_has_ignore_sigint():
+    code = (
+        "import os, signal, time; from facemllm.core.processes import interrupted_by_sigterm\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); interrupted_by_sigterm()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)\n"
+        "except KeyboardInterrupt:\n    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "interrupted\n"
