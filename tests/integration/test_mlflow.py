@@ -21,8 +21,8 @@ from facemllm.core import digests
 from facemllm.core.step import PARENT_RUN
 from facemllm.core.store import Store
 from facemllm.errors import UserError
+from facemllm.promote import artifacts, decide, overview, registry, releases
 from facemllm.promote import bundle as bundles
-from facemllm.promote import decide, overview, registry, releases
 from facemllm.promote.decide import Who
 from facemllm.promote.lineage import lineage
 from facemllm.report import plots
@@ -303,7 +303,7 @@ def test_the_same_bytes_are_one_version(settings: Settings, model: Path) -> None
 def test_a_version_has_a_signature_and_no_code(settings: Settings, model: Path, mlflow_server: Any) -> None:
     version = register(settings, model)
     held = stored_files(settings, version, mlflow_server.artifacts)
-    assert {path.name for path in held.iterdir()} == {path.name for path in model.iterdir()} | {registry.MLMODEL}
+    assert {path.name for path in held.iterdir()} == {path.name for path in model.iterdir()} | {artifacts.MLMODEL}
     address = f"{mlflow_server.uri}/model-versions/get-artifact"  # where the version's page reads its schema
     asked = requests.get(address, {"path": "MLmodel", "name": version.name, "version": "1"}, timeout=30)
     stored = yaml.safe_load(asked.text)
