@@ -92,8 +92,8 @@ class WordStatistics:
 
 def word_statistics(corpus: Corpus, tasks: Mapping[str, float], vocabulary: int) -> WordStatistics:
     """Of the words that answers to `tasks` hold, those that go with a fact: the share of faces that have the word and
-    the share that have some closed answer correlate by `_TIED` at least. All words, where no closed question is asked
-    of the faces. Plain and mirrored answers count half each in shares and pairs."""
+    the share that have some closed answer correlate by `_TIED` at least. All words, where none does so or no closed
+    question is asked. Plain and mirrored answers count half each in shares and pairs."""
     chosen = corpus.weights(tasks) > 0
     answers = [corpus.texts[text] for text in np.unique(corpus.answer[chosen])]
     used_U = np.unique(np.concatenate([np.empty(0, np.int32), *answers])).astype(np.int64)
@@ -123,5 +123,6 @@ def word_statistics(corpus: Corpus, tasks: Mapping[str, float], vocabulary: int)
         share_U, share_F = plain_U / len(corpus), with_F / len(corpus)
         spread_UF = np.sqrt(np.outer(share_U * (1 - share_U), share_F * (1 - share_F)))
         tie_UF = (both_UF / len(corpus) - np.outer(share_U, share_F)) / np.maximum(spread_UF, 1e-9)
-        kept = np.flatnonzero(np.abs(tie_UF).max(1) >= _TIED)
+        tied = np.flatnonzero(np.abs(tie_UF).max(1) >= _TIED)
+        kept = tied if len(tied) else kept
     return WordStatistics(used_U[kept], count_U[kept] / len(corpus), beside_UU[np.ix_(kept, kept)])

@@ -175,6 +175,10 @@ def test_words_that_no_answer_goes_with_are_left_out(full_toy):
     kept = [token for token, tie in zip(everything.used_U.tolist(), ties, strict=True) if tie >= 0.25]
     assert found.used_U.tolist() == kept
     assert words
+    alike = replace(corpus, fact=np.where(corpus.fact >= 0, 0, -1))  # every face has the one answer
+    assert word_statistics(alike, {"caption": 1.0}, len(full_toy.processor.tokenizer)).used_U.tolist() == (
+        everything.used_U.tolist()
+    )
 
 
 def test_caption_words_of_a_large_vocabulary_take_the_memory_of_those_in_use(full_toy):
