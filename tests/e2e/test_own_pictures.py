@@ -56,7 +56,8 @@ def test_the_whole_workflow_runs_on_a_folder(project: Any, ran: dict[str, Any]) 
     states = {step["name"]: step["state"] for step in ran["steps"]}
     assert states.pop("release") == "skipped"
     assert set(states.values()) == {"done"}
-    assert set(ran["tasks"]) == {"caption", "attributes", "expression", "age", "gender", "head_pose", "zero_shot"}
+    asked = {"caption", "attributes", "expression", "age", "gender", "head_pose", "unanswerable", "zero_shot"}
+    assert set(ran["tasks"]) == asked
     manifest = json.loads((stored(project, ran, "ingest") / "manifest.json").read_text())
     assert (manifest["rows"], manifest["quarantined"]) == (240, 2)
     assert manifest["about"]["sources"] == ["imagefolder"]
