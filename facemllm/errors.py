@@ -9,7 +9,10 @@ from types import TracebackType
 
 
 class UserError(Exception):
-    """Something a user can put right. The command line prints its message as one line and exits with 1."""
+    """Something a user can put right. The command line prints its message as one line and exits with 1. `check` is, of
+    a refusal, the one check that failed."""
+
+    check: str | None = None
 
 
 TOLD = (UserError, OSError, KeyboardInterrupt)
@@ -23,7 +26,7 @@ def told(error: BaseException) -> str:
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}; check the place and your rights there"
-    check = getattr(error, "check", None)  # of a refusal: the one check that failed
+    check = error.check if isinstance(error, UserError) else None
     return f"refused: [{check}] {error}" if check else str(error)
 
 

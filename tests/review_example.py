@@ -38,7 +38,7 @@ class Example:
 
     def person(self, name: str, *roles: str, passphrase: str | None = None) -> str:
         made = local.make_key(self.settings, name, roles, passphrase.encode() if passphrase else None)
-        policy = local.policy_path(self.settings)
+        policy = self.settings.policy_file
         add_key(policy, replace(made, not_before=ago(days=365)), local.new_rule(self.settings))
         self.keys[name] = made.id
         return made.id

@@ -8,13 +8,9 @@ import typer
 
 from facemllm.errors import UserError
 from facemllm.settings import Settings
-from facemllm.workflow.options import Reason, Result, command
+from facemllm.workflow.options import PassphraseFd, Reason, Result, command
 
 keys = typer.Typer(no_args_is_help=True, help="Keys of the persons who decide, and the policy that lists them.")
-
-PassphraseFd = Annotated[
-    int | None, typer.Option("--passphrase-fd", help="Read the passphrase from this file descriptor: 3 3<file")
-]
 
 
 @command(keys, "new")
@@ -49,7 +45,7 @@ def keys_new(
     if entry:
         return facts | {"entry": entry_text(made)}, entry_text(made)
     state = "not encrypted: whoever reads the file can sign" if no_passphrase else "encrypted"
-    listed = f"listed in {local.policy_path(settings)}"
+    listed = f"listed in {settings.policy_file}"
     return facts, f"key {made.id} of {person} ({', '.join(roles)}), {listed}\n{path}, {state}"
 
 
@@ -75,7 +71,7 @@ def keys_list(settings: Settings) -> Result:
     needed = " and ".join(f"{number} x {role}" for role, number in rule.approvals.items())
     who = "who asked may approve" if rule.requester_may_approve else "who asked may not approve"
     lines.append(f"rule: {needed}; asked by {' or '.join(rule.request_by)}; {who}; holds {rule.valid_days} days")
-    return {"policy": str(local.policy_path(settings)), "keys": rows, "rule": spoken}, "\n".join(lines)
+    return {"policy": str(settings.policy_file), "keys": rows, "rule": spoken}, "\n".join(lines)
 
 
 @command(keys, "revoke")
@@ -85,12 +81,11 @@ def keys_revoke(
     reason: Reason,
 ) -> Result:
     """Mark a key as revoked: whatever it signed, whenever, counts for nothing from now on."""
-    from facemllm.signing import local
     from facemllm.signing.canonical import utc_now
     from facemllm.signing.policy import revoke_key
     from facemllm.version.tombstones import plain_line
 
-    path = local.policy_path(settings)
+    path = settings.policy_file
     if not (why := plain_line(reason)):
         raise UserError('a revocation needs a reason: --reason "..."')
     revoked = revoke_key(path, key, why, utc_now())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from facemllm.settings import Settings
-from facemllm.workflow.options import Reason, Result, Version, command
+from facemllm.workflow.options import PassphraseFd, Reason, Result, Version, command
 
 promote = typer.Typer(no_args_is_help=True, help="Signed decisions about model versions.")
 
@@ -18,9 +18,6 @@ By = Annotated[
 ]
 Key = Annotated[str | None, typer.Option("--key", help="Id of the key that signs, or its first digits (8 or more).")]
 Role = Annotated[str | None, typer.Option("--role", help="The role in which to sign, where the key has several.")]
-PassphraseFd = Annotated[
-    int | None, typer.Option("--passphrase-fd", help="Read the key's passphrase from this file descriptor: 3 3<file")
-]
 
 
 @command(promote, "request")

@@ -6,7 +6,6 @@ Everything listens on 127.0.0.1, except Ray: see `ray`.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,19 +117,8 @@ def model_server(settings: Settings, name: str, model: Path, digest: str, versio
 
 
 def approved_by(settings: Settings) -> dict[str, str | Path]:
-    """The flags of a server that serves approved models alone: decisions, policy and checkpoint of the settings.
-
-    The same places as `facemllm.signing.local` names; this module lies below it.
-    """
-    from facemllm.settings import root
-
-    own, promote = settings.home.absolute() / "signing", settings.promote
-    decisions: str | Path = own / "decisions"
-    if promote.decisions is not None:
-        address = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|[^/]+:", promote.decisions)
-        decisions = promote.decisions if address else (root() / promote.decisions).resolve()
-    policy = own / "policy.yaml" if promote.policy is None else (root() / promote.policy).resolve()
-    return {"decisions": decisions, "policy": policy, "checkpoint": own / "checkpoint.json"}
+    """The flags of a server that serves approved models alone: decisions, policy and checkpoint of the settings."""
+    return {"decisions": settings.decisions, "policy": settings.policy_file, "checkpoint": settings.checkpoint}
 
 
 def deployed(settings: Settings, stage: str) -> Deployed | None:

@@ -71,7 +71,7 @@ def request(settings: Settings, version: Version | int | str, who: Who | None = 
         signer, role = local.pipeline_signer(settings), PIPELINE
     else:
         signer, role = local.person_signer(settings, "request", who.person, who.key, who.role, who.passphrase)
-    draft = Draft("request", bundle.digest, found.digest, _reason(note), role, decisions.previous(found.digest))
+    draft = Draft("request", bundle.digest, found.digest, checked_reason(note), role, decisions.previous(found.digest))
     made = decisions.append(sign(draft, signer))
     notices.notify(settings, "requested", notices.facts_of(made, found.version))
     mirror(settings, found, f"requested by {made.person}", made)
@@ -96,7 +96,7 @@ def decide(settings: Settings, version: Version | int | str, verdict: Verdict, r
     Refused when the statement would count for nothing.
     """
     assert verdict in get_args(Verdict)
-    why = _reason(reason)
+    why = checked_reason(reason)
     if not why:
         raise UserError('a decision needs a reason: --reason "..."')
     found = _version(settings, version)
@@ -122,10 +122,9 @@ def take(
     expires = issued + timedelta(days=policy.rule.valid_days) if draft.decision == "approve" else None
     envelope = sign(replace(draft, issued=issued, expires=expires), signer)
     require_counts(decisions, policy, verify(envelope, policy), issued)
-    made = decisions.append(envelope)
+    made = decisions.append(envelope)  # which reads on to what is there now
     number = version.version if isinstance(version, Version) else version
     notices.notify(settings, "decided", notices.facts_of(made, number))
-    decisions.refresh()
     mirror(settings, version, words(standing(decisions, policy, draft.bundle)), made)
     return made
 
@@ -244,7 +243,8 @@ def _version(settings: Settings, version: Version | int | str) -> Version:
     return found
 
 
-def _reason(text: str) -> str:
+def checked_reason(text: str) -> str:
+    """A reason in one line. Raises UserError when it is longer than a statement holds."""
     why = " ".join(text.split())
     if len(why) > LONGEST_REASON:
         raise UserError(f"the reason is {len(why)} characters long; keep it below {LONGEST_REASON}")

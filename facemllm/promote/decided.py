@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from facemllm.settings import Settings
-from facemllm.signing import local
 from facemllm.signing.decisions import Decisions
 from facemllm.signing.policy import Policy, read_policy
 
@@ -13,10 +12,10 @@ def decisions(settings: Settings) -> tuple[Decisions, Policy] | None:
 
     Raises UserError where the settings name what cannot be read, Refused for a history that does not hold.
     """
-    policy_file = local.policy_path(settings)
+    policy_file = settings.policy_file
     if settings.promote.policy is None and not policy_file.exists():
         return None
-    made = (settings.home / "signing" / "decisions").exists() or local.checkpoint_path(settings).exists()
+    made = (settings.signing / "decisions").exists() or settings.checkpoint.exists()
     if settings.promote.decisions is None and not made:
         return None
     policy = read_policy(policy_file)

@@ -68,8 +68,7 @@ def record(
     before = in_force(decisions)
     replaces = before[-1].model if before else None
     draft = Draft(decision, bundle, model, reason, RELEASER, decisions.previous(model), replaces=replaces)
-    made = decisions.append(sign(draft, local.pipeline_signer(settings, RELEASER)))
-    decisions.refresh()
+    made = decisions.append(sign(draft, local.pipeline_signer(settings, RELEASER)))  # and reads on
     after = in_force(decisions)
     if made.id not in {one.id for one in after}:
         won = after[min(len(before), len(after) - 1)]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import cast
 
 from facemllm.errors import UserError
-from facemllm.promote.decide import Verdict, take
+from facemllm.promote.decide import Verdict, checked_reason, take
 from facemllm.review.fields import is_digest
 from facemllm.review.pages import Pages
 from facemllm.review.views import CHOICES, OwnKey, RequestPage
 from facemllm.signing import keys, local
-from facemllm.signing.statements import LONGEST_REASON, Draft, Statement
+from facemllm.signing.statements import Draft, Statement
 
 
 class Changed(UserError):
@@ -39,11 +39,8 @@ def offer(request: RequestPage, decision: str, reason: str, key: str, seen: str)
     _unchanged(request, seen)
     if decision not in dict(CHOICES):
         raise UserError("choose a decision: approve, reject or revoke")
-    why = " ".join(reason.split())
-    if not why:
+    if not (why := checked_reason(reason)):
         raise UserError("a decision needs a reason; write one sentence")
-    if len(why) > LONGEST_REASON:
-        raise UserError(f"the reason is {len(why)} characters long; keep it below {LONGEST_REASON}")
     if not why.isprintable():
         raise UserError("the reason holds characters that cannot be seen; write it in plain characters")
     own = next((one for one in request.keys if one.id == key), None)

@@ -141,7 +141,7 @@ class Pages:
     def current(self) -> tuple[Decisions, Policy]:
         """The repository with what others appended meanwhile, and the policy as its file is now."""
         with self._lock:
-            path = local.policy_path(self.settings)
+            path = self.settings.policy_file
             digest = digests.of_bytes(_bytes(path))
             if self._policy is None or self._policy[0] != digest or self._decisions is None:
                 policy = read_policy(path) if self.read_only else local.policy(self.settings)

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             approval.require()  # loading takes minutes
         _serve(options, model, approval)
     except UserError as error:
-        check = f"[{error.check}] " if isinstance(error, Refused) else ""
+        check = f"[{error.check}] " if error.check else ""
         print(f"refused: {check}{' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0

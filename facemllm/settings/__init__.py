@@ -28,6 +28,7 @@ PARAMS = "params.yaml"
 PROFILES = "profiles"
 REPORTS = "forgotten"
 """Folder under `storage.home` with a report of everything that was forgotten."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[^/]+:")
 _FORMER = {
     **{"data": "ingest", "annotation": "annotate", "qa": "reformat", "quality": "validate", "versioning": "version"},
     **{
@@ -86,6 +87,35 @@ class Settings(Section):
     def runs(self) -> Path:
         """Folder of run folders, absolute."""
         return (root() / self.storage.runs).resolve()
+
+    @property
+    def signing(self) -> Path:
+        """Folder of the keys of this machine, of its own policy and decisions, and of the checkpoint, absolute."""
+        return self.home / "signing"
+
+    @property
+    def policy_file(self) -> Path:
+        """The file that says who may decide: `promote.policy`, else the laptop's own."""
+        given = self.promote.policy
+        return self.signing / "policy.yaml" if given is None else (root() / given).resolve()
+
+    @property
+    def decisions(self) -> str | Path:
+        """The decisions repository: the address or path of `promote.decisions`, else the laptop's own folder."""
+        given = self.promote.decisions
+        if given is None:
+            return self.signing / "decisions"
+        return given if is_address(given) else (root() / given).resolve()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that remembers the newest history of decisions seen."""
+        return self.signing / "checkpoint.json"
+
+
+def is_address(place: str) -> bool:
+    """Whether git would take this for an address (`https://...`, `host:path`) and not for a path."""
+    return _ADDRESS.match(place) is not None
 
 
 def root() -> Path:

@@ -25,6 +25,8 @@ class Refused(UserError):
     `statement` is the id of the statement that it is about, where it is one that was verified.
     """
 
+    check: str
+
     def __init__(self, check: str, message: str, statement: str | None = None):
         super().__init__(message)
         self.check = check

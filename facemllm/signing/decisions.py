@@ -18,7 +18,7 @@ from typing import Any
 
 from facemllm.core.digests import of_bytes
 from facemllm.errors import UserError
-from facemllm.settings import Settings, root
+from facemllm.settings import Settings
 from facemllm.signing import local
 from facemllm.signing.canonical import (
     HEX,
@@ -31,7 +31,7 @@ from facemllm.signing.canonical import (
 )
 from facemllm.signing.history import LAYOUT, Change, History
 from facemllm.signing.policy import Policy
-from facemllm.signing.repository import Repository, is_address
+from facemllm.signing.repository import Repository
 from facemllm.signing.statements import SKEW, Statement, statement_id, verify
 
 __all__ = ["Change", "Decisions", "Entry"]
@@ -84,12 +84,8 @@ class Decisions:
     @classmethod
     def open(cls, settings: Settings, policy: Policy | None = None) -> Decisions:
         """The repository that the settings name, with their policy and the checkpoint under home."""
-        given, home = settings.promote.decisions, settings.home / "signing"
-        path: str | Path = home / "decisions"
-        if given is not None:
-            path = given if is_address(given) else (root() / given).resolve()
         known = policy if policy is not None else local.policy(settings)
-        return cls(path, known, local.checkpoint_path(settings), home / "clones")
+        return cls(settings.decisions, known, settings.checkpoint, settings.signing / "clones")
 
     @property
     def place(self) -> str:

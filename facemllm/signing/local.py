@@ -29,18 +29,7 @@ from facemllm.signing.policy import (
 
 def keys_folder(settings: Settings) -> Path:
     """Folder of the private keys."""
-    return settings.home / "signing" / "keys"
-
-
-def policy_path(settings: Settings) -> Path:
-    """The policy file: `promote.policy`, else the laptop's own."""
-    given = settings.promote.policy
-    return settings.home / "signing" / "policy.yaml" if given is None else (root() / given).resolve()
-
-
-def checkpoint_path(settings: Settings) -> Path:
-    """The file that remembers the newest history seen."""
-    return settings.home / "signing" / "checkpoint.json"
+    return settings.signing / "keys"
 
 
 def new_rule(settings: Settings) -> Rule:
@@ -51,7 +40,7 @@ def new_rule(settings: Settings) -> Rule:
 
 def policy(settings: Settings) -> Policy:
     """The policy in force; on a laptop without one it is made, with a key for the pipeline, and a line says so."""
-    path = policy_path(settings)
+    path = settings.policy_file
     if settings.promote.policy is None and not path.exists():
         with locked(path.with_name(".first-use.lock")):
             if not path.exists():
@@ -64,7 +53,7 @@ def new_person_key(settings: Settings, person: str, roles: tuple[str, ...], pass
     """Make a key pair here and list its public half in the policy file. Raises UserError."""
     entry = make_key(settings, person, roles, passphrase)
     try:
-        add_key(policy_path(settings), entry, new_rule(settings))
+        add_key(settings.policy_file, entry, new_rule(settings))
     except BaseException:  # a key that no policy lists is nobody's
         (keys_folder(settings) / f"{entry.id}.pem").unlink(missing_ok=True)
         raise
@@ -141,7 +130,7 @@ def _first_person(settings: Settings, by: str | None) -> Policy:
     where = keys_folder(settings) / f"{made.id}.pem"
     better = f"`facemllm keys new {name!r} --role approver` makes one with a passphrase"
     _say(f"made the first key, of {name}: {where}, unencrypted, so whoever reads that file decides as {name}; {better}")
-    return read_policy(policy_path(settings))
+    return read_policy(settings.policy_file)
 
 
 def _own_keys(settings: Settings, known: Policy) -> list[Key]:

@@ -13,18 +13,13 @@ from pathlib import Path
 from facemllm.core.digests import of_bytes
 from facemllm.core.files import locked
 from facemllm.errors import UserError, one_line
+from facemllm.settings import is_address
 from facemllm.signing.canonical import Refused, utc_now
 from facemllm.signing.checkpoint import Checkpoint
 from facemllm.signing.git import Git
 from facemllm.signing.history import MEND, History, grown
 
 _TRIES = 50
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[^/]+:")
-
-
-def is_address(place: str) -> bool:
-    """Whether git would take this for an address (`https://...`, `host:path`) and not for a path."""
-    return _ADDRESS.match(place) is not None
 
 
 class Repository:

@@ -112,9 +112,10 @@ def word_statistics(corpus: Corpus, tasks: Mapping[str, float], vocabulary: int)
             count_U += bags_BU.sum(0) / 2
             beside_UU += bags_BU.T @ bags_BU / 2
             if not mirror:
-                true_BF = np.zeros((len(rows), facts), np.float32)
-                for row, own in enumerate(turns):
-                    true_BF[row, [fact for fact in corpus.fact[own] if fact >= 0]] = 1.0
+                every = np.concatenate(turns)
+                owner, fact = np.repeat(np.arange(len(turns)), list(map(len, turns))), corpus.fact[every]
+                true_BF = np.zeros((len(turns), facts), np.float32)
+                true_BF[owner[fact >= 0], fact[fact >= 0]] = 1.0
                 plain_U += bags_BU.sum(0)
                 with_F += true_BF.sum(0)
                 both_UF += bags_BU.T @ true_BF

@@ -302,11 +302,12 @@ def tokenise(turns: Turns, frame: Frame, *, spelled: float = 0.0, seed: int = 0)
     questions, answers = question.dictionary.to_pylist(), answer.dictionary.to_pylist()
     ask = np.array([[[text_id(t, f) for t in (q, mirror_text(q))] for f in (False, True)] for q in questions], np.int32)
     reply = np.array([[text_id(t, None) for t in (a, mirror_text(a))] for a in answers], np.int32)
-    prompt = ask[question.indices.to_numpy(), turns.follows.astype(int)]
+    asked = question.indices.to_numpy()
+    prompt = ask[asked, turns.follows.astype(int)]
     for turn in np.flatnonzero(np.random.default_rng(seed).random(len(prompt)) < spelled):
-        text, follows = questions[question.indices[turn].as_py()], bool(turns.follows[turn])
+        text, follows = questions[asked[turn]], bool(turns.follows[turn])
         prompt[turn] = [text_id(one, follows, True) for one in (text, mirror_text(text))]
-    task = turns.task.dictionary_encode()
+    task, form = turns.task.dictionary_encode(), _forms(turns)
     return Corpus(
         image_id=turns.image_id,
         pixel_row=turns.pixel_row,
@@ -321,8 +322,8 @@ def tokenise(turns: Turns, frame: Frame, *, spelled: float = 0.0, seed: int = 0)
             np.cumsum([0, *(len(text) for text in ids)]).astype(np.int64),
         ),
         fact=_facts(turns),
-        form=_forms(turns),
-        share=_shares(turns),
+        form=form,
+        share=_shares(turns, form),
         numbers=_numbers(turns, frame),
     )
 
@@ -331,9 +332,10 @@ def _facts(turns: Turns) -> NDArray[np.int32]:
     """A number for each native closed question and answer in words; -1 for other turns. (turns,)"""
     item = pc.replace_substring_regex(turns.template, "/.*", "")
     native = pc.and_(pc.is_in(turns.form, value_set=pa.array(CLOSED)), pc.invert(pc.match_substring(item, ":")))
-    key = pc.binary_join_element_wise(turns.task, item, turns.answer, "\t")
-    encoded = key.dictionary_encode().indices.to_numpy().astype(np.int32)
-    return np.where(native.to_numpy(zero_copy_only=False), encoded, np.int32(-1))
+    key = pc.binary_join_element_wise(*(part.filter(native) for part in (turns.task, item, turns.answer)), "\t")
+    facts = np.full(len(native), -1, np.int32)
+    facts[native.to_numpy(zero_copy_only=False)] = key.dictionary_encode().indices.to_numpy()
+    return facts
 
 
 def _forms(turns: Turns) -> NDArray[np.int8]:
@@ -343,10 +345,10 @@ def _forms(turns: Turns) -> NDArray[np.int8]:
     return pc.fill_null(known, 0).to_numpy(zero_copy_only=False).astype(np.int8)
 
 
-def _shares(turns: Turns) -> NDArray[np.float64]:
+def _shares(turns: Turns, form: NDArray[np.int8]) -> NDArray[np.float64]:
     """One turn in the number of statements about its face and item that are as true as it is; 1 for other turns."""
     share = np.ones(len(turns.template))
-    stated = np.flatnonzero(_forms(turns) == asking.VARIANTS.index(asking.STATEMENT))
+    stated = np.flatnonzero(form == asking.VARIANTS.index(asking.STATEMENT))
     if not len(stated):
         return share
     row = np.repeat(np.arange(len(turns.count)), turns.count)[stated]

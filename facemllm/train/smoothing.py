@@ -59,7 +59,3 @@ class NumberSmoothing:
         smooth_BV = bag_BV.clone()
         smooth_BV[:, self.token_M] = bag_BV[:, self.token_M] @ self.share_MM
         return smooth_BV
-
-
-def _small(side: int) -> int:
-    return round(side * 2 / 3)

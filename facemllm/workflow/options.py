@@ -25,6 +25,9 @@ Conversations = Annotated[Path, typer.Argument(help="A conversations table.")]
 Version = Annotated[str, typer.Argument(help="Version number of the registered model, or an alias.")]
 By = Annotated[str | None, typer.Option("--by", help="Your name; default: git's user.name.")]
 Reason = Annotated[str, typer.Option(help="Why, in a sentence.")]
+PassphraseFd = Annotated[
+    int | None, typer.Option("--passphrase-fd", help="Read the key's passphrase from this file descriptor: 3 3<file")
+]
 
 Result = tuple[Mapping[str, Any], str | Callable[[], object]]
 """What a command gives: its facts, and the same in words (or what prints them)."""

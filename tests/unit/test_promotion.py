@@ -394,7 +394,7 @@ def test_a_release_signed_by_an_approver_or_a_revoked_key_counts_for_nothing(
         home.say("release", bundle, ADA, "", role="approver")
     assert refused.value.check == "role"
     release.switch(home.settings, 1, "release")
-    policy = local.policy_path(home.settings)
+    policy = home.settings.policy_file
     pipeline = next(key for key in read_policy(policy).keys.values() if key.person == "pipeline")
     revoke_key(policy, pipeline.id, "lost", pipeline.not_before)
     assert releases.in_force(home.decisions) == []
@@ -414,7 +414,7 @@ WITHDRAWN: dict[str, tuple[Callable[[Home, str], object], str]] = {
     "rejected": (lambda home, bundle: home.say("reject", bundle, GRACE, "leak"), "rejected: "),
     "key revoked": (
         lambda home, bundle: revoke_key(
-            local.policy_path(home.settings),
+            home.settings.policy_file,
             home.keys[ADA],
             "lost",
             local.policy(home.settings).keys[home.keys[ADA]].not_before,
@@ -479,13 +479,13 @@ def test_the_flags_of_production_name_the_places_of_the_settings(tmp_path: Path)
     for given in ([], ["promote.decisions=team/decisions", "promote.policy=team/policy.yaml"]):
         settings = load("laptop", [f"storage.home={tmp_path / 'home'}", *given])
         flags = servers.approved_by(settings)
-        assert flags["policy"] == local.policy_path(settings)
-        assert flags["checkpoint"] == local.checkpoint_path(settings).absolute()
+        assert flags["policy"] == settings.policy_file
+        assert flags["checkpoint"] == settings.checkpoint.absolute()
         assert str(flags["decisions"]) == Decisions.open(settings, read_policy_of(settings)).place
     address = load("laptop", [f"storage.home={tmp_path}", "promote.decisions=git@example.com:team/decisions.git"])
     assert servers.approved_by(address)["decisions"] == "git@example.com:team/decisions.git"
     command = servers.model_server(address, "production", tmp_path, "d", "1").command
-    assert command[command.index("--policy") + 1] == str(local.policy_path(address))
+    assert command[command.index("--policy") + 1] == str(address.policy_file)
     assert "--policy" not in servers.model_server(address, "staging", tmp_path, "d", "1").command
 
 

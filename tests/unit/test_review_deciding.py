@@ -10,7 +10,6 @@ from starlette.testclient import TestClient
 from facemllm.review.app import application
 from facemllm.review.pages import Pages
 from facemllm.review.security import Sessions
-from facemllm.signing import local
 from facemllm.signing.canonical import utc_now
 from facemllm.signing.policy import revoke_key
 from facemllm.signing.standing import standing
@@ -116,7 +115,7 @@ def test_what_changed_since_it_was_shown_is_not_signed(shelf: Example, bundle: s
         if what == "a rejection":
             shelf.say("reject", bundle, GRACE)
         elif what == "a revoked key":
-            revoke_key(local.policy_path(shelf.settings), shelf.keys[GRACE], "lost", utc_now())
+            revoke_key(shelf.settings.policy_file, shelf.keys[GRACE], "lost", utc_now())
         else:
             shelf.person("Edsger", "approver")
 

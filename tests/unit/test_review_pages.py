@@ -16,7 +16,6 @@ from facemllm.review import facts, render, samples
 from facemllm.review.fields import is_digest, plain
 from facemllm.review.pages import Pages
 from facemllm.review.views import RequestPage
-from facemllm.signing import local
 from facemllm.signing.canonical import Refused, utc_now
 from facemllm.signing.policy import revoke_key
 from tests.review_example import ADA, BUNDLE, GRACE, PASSPHRASE, PIPELINE, STRICT, Example, ago, example
@@ -267,7 +266,7 @@ def test_what_changes_is_seen_at_once(tmp_path: Path) -> None:
     assert [row.state for row in pages.queue("all").rows] == ["approved"]
     late = utc_now() + timedelta(days=91)
     assert pages.queue("all", now=late).rows[0].state != "approved"
-    policy = local.policy_path(shelf.settings)
+    policy = shelf.settings.policy_file
     revoke_key(policy, shelf.keys[GRACE], "lost", utc_now())
     gone = pages.request(bundle)
     assert gone.state == "requested"
@@ -317,10 +316,10 @@ def test_unknown_bundles_and_files_are_refused(shelf: Example, page: RequestPage
 
 def test_a_page_that_only_shows_makes_no_policy(tmp_path: Path) -> None:
     shelf = Example(example(tmp_path / "home").settings)
-    local.policy_path(shelf.settings).unlink()
+    shelf.settings.policy_file.unlink()
     with pytest.raises(UserError, match="no policy"):
         Pages(shelf.settings, read_only=True).queue()
-    assert not local.policy_path(shelf.settings).exists()
+    assert not shelf.settings.policy_file.exists()
 
 
 def test_every_colour_of_words_can_be_read_on_every_ground() -> None:

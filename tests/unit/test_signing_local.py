@@ -29,7 +29,7 @@ def test_first_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = settings_in(tmp_path)
     known = local.policy(settings)
     assert [(key.person, key.roles) for key in known.keys.values()] == [("pipeline", ("pipeline", "releaser"))]
-    assert str(local.policy_path(settings)) in capsys.readouterr().err
+    assert str(settings.policy_file) in capsys.readouterr().err
     decisions = Decisions.open(settings)
     bundle = decisions.append_bundle(bundle_files())
     asking = local.pipeline_signer(settings)
@@ -86,7 +86,7 @@ def test_the_rule_of_the_profile_is_that_of_a_new_policy(tmp_path: Path) -> None
 def test_a_key_that_no_policy_takes_is_not_kept(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     local.policy(settings)
-    local.policy_path(settings).write_text("version: 3\nkeys: {}\nrule: {}\n")
+    settings.policy_file.write_text("version: 3\nkeys: {}\nrule: {}\n")
     refuses("version: 3", local.new_person_key, settings, "Ada", ("approver",), None)
     assert len(list(local.keys_folder(settings).iterdir())) == 1
 
