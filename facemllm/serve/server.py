@@ -118,7 +118,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _load(options: argparse.Namespace, folder: Path) -> FaceModel:
     sys.argv = sys.argv[:1]  # KServe reads the command line when it is imported
     from facemllm.model.inference import Predictor
-    from facemllm.serve.policy import Limits
+    from facemllm.serve.language import Limits
     from facemllm.serve.predictor import FaceModel, known_tasks
 
     model = FaceModel(
@@ -171,7 +171,7 @@ def rest_server(
     from kserve.errors import ServerNotReady
     from kserve.protocol.rest.server import RESTServer
 
-    from facemllm.serve.policy import BodyLimit
+    from facemllm.serve.guard.bodies import BodyLimit
 
     class FaceRESTServer(RESTServer):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -211,7 +211,7 @@ def add_handlers(app: FastAPI) -> None:
     from kserve import errors
     from starlette.exceptions import HTTPException
 
-    from facemllm.serve.policy import Refused
+    from facemllm.serve.language import Refused
 
     def misfit(error: Any) -> tuple[int, str]:
         first = error.errors()[0]

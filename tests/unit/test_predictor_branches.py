@@ -21,7 +21,7 @@ from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.scoring.calibration import CHARACTERISTICS
-from facemllm.serve.policy import Limits
+from facemllm.serve.language import Limits
 from facemllm.serve.predictor import FaceModel
 from facemllm.tables import CONVERSATIONS, mapping, open_table
 from tests.conftest import encode

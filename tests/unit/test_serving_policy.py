@@ -15,8 +15,11 @@ import pytest
 from PIL import Image
 
 from facemllm.serve import server
-from facemllm.serve.policy import BodyLimit, Limits, Refused, decode, decode_map, read_image, read_map, read_request
-from facemllm.serve.predictor import Batcher
+from facemllm.serve.doors.instances import read_request
+from facemllm.serve.engine.batches import Batcher
+from facemllm.serve.guard.bodies import BodyLimit
+from facemllm.serve.guard.images import decode, decode_map, read_image, read_map
+from facemllm.serve.language import Limits, Refused
 from facemllm.tasks.answers import answer
 from facemllm.tasks.base import Option, Question
 

@@ -11,7 +11,7 @@ from PIL import Image
 from facemllm import tasks
 from facemllm.model.inference import FaceScores
 from facemllm.serve import deploy
-from facemllm.serve.policy import Limits, Refused
+from facemllm.serve.language import Limits, Refused
 from facemllm.serve.predictor import FaceModel
 from facemllm.serve.probe import Probe, same_answer
 from facemllm.tasks.unanswerable import REFUSAL

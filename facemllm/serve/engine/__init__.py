@@ -1,0 +1,1 @@
+"""Who computes answers, in which order, and how many at once."""

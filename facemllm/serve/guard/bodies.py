@@ -1,0 +1,70 @@
+"""Bodies that are too large, too slow in coming, or not plain JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from facemllm.serve.language import Refused
+
+_BODY_SECONDS = 60.0
+_DISCARD_BYTES = 64 * 2**20
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin alike, or with zeros
+
+
+def _unsupported(form: str) -> Refused:
+    return Refused(415, f"the body is {form}; send it as plain JSON in UTF-8")
+
+
+class BodyLimit:
+    """ASGI middleware: a body that is too large, too slow in coming, compressed or in UTF-16 or UTF-32 is refused
+    without being held in memory. The mark before UTF-8 that some editors write is taken away.
+
+    Most clients read the answer only when they have sent everything, and see a broken connection when it is closed
+    before. So a body that is not enormous is read to its end, and thrown away, before it is refused.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        size, whole, deadline = 0, False, time.monotonic() + _BODY_SECONDS
+        headers = dict(scope["headers"])
+        declared, encoding = headers.get(b"content-length", b""), headers.get(b"content-encoding", b"").strip().lower()
+        fault: Refused | None = None
+        if encoding not in (b"", b"identity"):
+            fault = _unsupported(f"compressed (Content-Encoding: {encoding.decode('latin-1')[:40]})")
+        enormous = self.max_bytes + _DISCARD_BYTES
+
+        async def counted() -> Message:
+            nonlocal size, whole, fault
+            if declared.isdigit() and int(declared) > enormous:
+                raise self._refused()
+            while not whole:
+                try:
+                    message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+                except TimeoutError:
+                    raise Refused(408, f"the body did not arrive within {_BODY_SECONDS:.0f} s") from None
+                body = message.get("body", b"")
+                if not size and fault is None and (b"\0" in body[:4] or body.startswith(_WIDE)):
+                    fault = _unsupported("in UTF-16 or UTF-32")
+                if not size and body.startswith(codecs.BOM_UTF8):
+                    message["body"] = body.removeprefix(codecs.BOM_UTF8)
+                size += len(body)
+                whole = not message.get("more_body", False)
+                if size <= self.max_bytes and fault is None:
+                    return message
+                if whole or size > enormous:
+                    raise fault if size <= self.max_bytes and fault is not None else self._refused()
+            return await receive()
+
+        return await self.app(scope, counted, send)
+
+    def _refused(self) -> Refused:
+        return Refused(413, f"the body is too large; this server takes {self.max_bytes / 2**20:g} MB")
