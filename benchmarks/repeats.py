@@ -151,7 +151,7 @@ def train_specialist(work: Work, rival: Path, begun: float) -> None:
     from facemllm.model.pretrained import load_model
     from facemllm.scoring import combinations, consistency, summary
     from facemllm.scoring.sheet import read_sheet
-    from facemllm.train.data import pixel_cache
+    from facemllm.train.pixels import pixel_cache
     from facemllm.train.stage import decide_precision
 
     settings, ours = work.settings(), _read(rival)

@@ -33,7 +33,7 @@ def compare(
     from facemllm.scoring.sheet import read_parsed, read_sheet
     from facemllm.settings import load
     from facemllm.tables import CONVERSATIONS, PREDICTIONS, open_table
-    from facemllm.train.data import pixel_cache
+    from facemllm.train.pixels import pixel_cache
     from facemllm.train.stage import decide_precision
 
     settings = load("laptop", ["evaluate.generated_faces=0", "evaluate.disturbed_faces=0"])

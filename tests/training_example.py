@@ -14,11 +14,12 @@ from facemllm.model.tiny import build_tiny
 from facemllm.settings import Settings, Stage, Train
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tasks.relations import Relation
-from facemllm.train.data import Corpus, FaceDataset, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.train.data import Corpus, FaceDataset, read_turns, tokenise, vocabulary_texts
 from facemllm.train.dataloader import Batch, BatchSampler, DataLoader
 from facemllm.train.loop import Outcome, run_stage
 from facemllm.train.loss import StepLoss
 from facemllm.train.optimizer import MODULES
+from facemllm.train.pixels import map_cache, pixel_cache
 from facemllm.train.stage import StageRun
 from tests.conftest import encode, messages_of
 

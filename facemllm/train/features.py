@@ -27,7 +27,8 @@ from facemllm.core.files import atomic_file
 from facemllm.errors import UserError
 from facemllm.model.forward import tower_features
 from facemllm.model.inputs import normalise
-from facemllm.train.data import FaceDataset, pixel_kind
+from facemllm.train.data import FaceDataset
+from facemllm.train.pixels import pixel_kind
 from facemllm.train.stage import StageRun
 
 _BLOCK, _BATCH = 256, 32

@@ -34,10 +34,11 @@ from facemllm.tasks.held_out import withheld_of
 from facemllm.train import monitor
 from facemllm.train.checkpoint import differences
 from facemllm.train.checkpoint_store import saving
-from facemllm.train.data import SPELLED, FaceDataset, map_cache, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.train.data import SPELLED, FaceDataset, read_turns, tokenise, vocabulary_texts
 from facemllm.train.distributed import broadcast, patient_barrier
 from facemllm.train.loop import run_stage
 from facemllm.train.penalties import audit, enforced
+from facemllm.train.pixels import map_cache, pixel_cache
 from facemllm.train.stage import Log, StageRun, TrainResult, check_batch
 
 

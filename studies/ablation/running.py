@@ -148,7 +148,7 @@ def _trained(work: Work, cell: Cell, depth: int, data: tuple[Any, Any], model: A
 def _measured(cell: Cell, table: Table, cache: Path, model: Any, processor: Any) -> dict[str, Any]:
     """Figures of the closed questions, asked in their own form, with maps where the model takes them, and without."""
     from facemllm.model.inference import Predictor
-    from facemllm.train.data import map_cache, pixel_cache
+    from facemllm.train.pixels import map_cache, pixel_cache
 
     split = cell.settings.evaluate.split
     sheet = read_sheet(table, split)

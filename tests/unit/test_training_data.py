@@ -12,8 +12,9 @@ from facemllm.model.tiny import build_tiny
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.train.augment import Changes, apply_changes, apply_to_maps
-from facemllm.train.data import mirror_text, pixel_cache, read_turns, tokenise, vocabulary_texts
+from facemllm.train.data import mirror_text, read_turns, tokenise, vocabulary_texts
 from facemllm.train.packing import word_bags
+from facemllm.train.pixels import pixel_cache
 from tests.training_example import COLORS, SIDES, conversation
 
 

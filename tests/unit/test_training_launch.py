@@ -13,18 +13,18 @@ import pytest
 from facemllm import settings
 from facemllm.core.files import locked
 from facemllm.errors import UserError
-from facemllm.train import data, launch, torchrun
+from facemllm.train import launch, pixels, torchrun
 from facemllm.train.distributed import patient_barrier
 from facemllm.train.stage import StageRun
 from tests.refusing import refuses
 
 
 def test_a_cache_is_built_once_by_whoever_comes_first(toy, tmp_path: Path, monkeypatch):
-    built, build = [], data._build
-    monkeypatch.setattr(data, "_build", lambda *given: built.append(given) or build(*given))
+    built, build = [], pixels._build
+    monkeypatch.setattr(pixels, "_build", lambda *given: built.append(given) or build(*given))
 
     def read(_):
-        return data.pixel_cache(toy.table, toy.processor.image_processor, tmp_path / "shared")
+        return pixels.pixel_cache(toy.table, toy.processor.image_processor, tmp_path / "shared")
 
     with ThreadPoolExecutor(4) as threads:
         found = [*threads.map(read, range(4))]
