@@ -21,6 +21,7 @@ from facemllm.promote import bundle as bundles
 from facemllm.promote import decide, overview, registry, releases
 from facemllm.promote.decide import Who
 from facemllm.report import decision as shown
+from facemllm.review import facts
 from facemllm.serve import deploy, release
 from facemllm.serve.approval import Approval
 from facemllm.settings import load
@@ -190,7 +191,11 @@ def test_the_tables_say_what_a_person_decides_by(home: Home, mlflow: Registry, c
     assert "promote.champion_margin  1  0.01" in text
     assert "worse than version 0" in text
     assert "95 %" in text
-    assert "loosened" in text
+    rules, page = overview.show(home.settings, 1)["rules"], facts.read(example).checks
+    assert [(one["state"], one["kind"], one["key"]) for one in rules] == [(c.state, c.kind, c.key) for c in page]
+    assert len(rules) == len(example["gate"]["checks"])
+    lines = [line.split() for line in text.splitlines()]
+    assert all(any(line[:1] == [one["kind"]] and one["key"].split()[0] in line for line in lines) for one in rules)
     assert "[bold]looked[/] at it" in text
     assert max(len(part.partition(".")[2]) for part in text.split() if part.replace(".", "").isdigit()) <= 4
     table = printed(shown.versions_table(overview.list_versions(home.settings)[0]))
