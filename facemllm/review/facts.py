@@ -5,7 +5,7 @@ champion, gaps, data, cost, what came from what.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from facemllm.promote.checks import State, rules
