@@ -170,6 +170,14 @@ def test_mlflow_away_loses_no_decision(home: Home, mlflow: Registry, monkeypatch
     assert decide.state(home.settings, 1) == "approved"
 
 
+@pytest.mark.parametrize("tag", ["../../../etc", "", "A" * 64, f"{'a' * 64}/..", "\x1b[2J"])
+def test_what_is_no_digest_names_no_folder(tag: str) -> None:
+    tags = {"facemllm.digest": tag, "facemllm.evaluation": tag}
+    stored = SimpleNamespace(name="face-mllm", version="1", tags=tags, source="models:/m-x", run_id=None, aliases=[])
+    found = registry._version(SimpleNamespace(**vars(stored), creation_timestamp=0, description=None))
+    assert (found.digest, found.evaluation) == ("", "")
+
+
 # tables
 
 
