@@ -17,8 +17,8 @@ from facemllm.core import servers, services
 from facemllm.core.files import locked
 from facemllm.core.servers import Deployed
 from facemllm.errors import UserError
+from facemllm.promote import artifacts, decide, overview, registry, releases
 from facemllm.promote import bundle as bundles
-from facemllm.promote import decide, overview, registry, releases
 from facemllm.promote.decide import Who
 from facemllm.report import decision as shown
 from facemllm.review import facts
@@ -176,6 +176,13 @@ def test_what_is_no_digest_names_no_folder(tag: str) -> None:
     stored = SimpleNamespace(name="face-mllm", version="1", tags=tags, source="models:/m-x", run_id=None, aliases=[])
     found = registry._version(SimpleNamespace(**vars(stored), creation_timestamp=0, description=None))
     assert (found.digest, found.evaluation) == ("", "")
+
+
+def test_a_location_that_cannot_be_read_is_one_line(home: Home, tmp_path: Path) -> None:
+    location = "http://127.0.0.1:9/x"
+    client: Any = SimpleNamespace(get_logged_model=lambda _: SimpleNamespace(artifact_location=location))
+    with pytest.raises(UserError, match=location):
+        artifacts.download(home.settings, client, "m-1", tmp_path)
 
 
 # tables
