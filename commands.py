@@ -173,7 +173,8 @@ def _show(console: Console, settings: Settings, summary: Mapping[str, Any], fold
         profile = "" if settings.profile == "laptop" else f" --profile {settings.profile}"
         sets = [f" --set {shlex.quote(one)}" for one in summary["overrides"]]
         where = "".join(one for one in sets if re.match(r" --set '?(storage|tracking|services|promote)\b", one))
-        console.print("[bold]next[/]      a person looks at the report and decides, then the pipeline goes on:")
+        console.print("[bold]next[/]      a person decides, on a page or here, then the pipeline goes on:")
+        plain(f"  .venv/bin/facemllm review{profile}{where}")
         for verdict in ("approve", "reject"):
             decision = f'{verdict} {model["version"]}{profile}{where} --by "Your Name" --reason "..."'
             plain(f"  .venv/bin/facemllm promote {decision}")

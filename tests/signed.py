@@ -112,13 +112,13 @@ class Place:
 
 
 def id_of(envelope: bytes) -> str:
-    from facemllm.signing.statements import statement_id
+    from facemllm.signing.statements import opened
 
-    return statement_id(envelope)
+    return opened(envelope).id
 
 
-def git(repository: Path, *arguments: str, data: bytes | None = None, **environment: str) -> str:
-    """Plain git, as a user has it."""
+def git(repository: Path, *arguments: str, data: bytes | None = None, whole: bool = False, **environment: str) -> str:
+    """Plain git, as a user has it. Space around what it says is left out unless the `whole` is asked for."""
     who = {"GIT_AUTHOR_NAME": "x", "GIT_AUTHOR_EMAIL": "x@x", "GIT_COMMITTER_NAME": "x", "GIT_COMMITTER_EMAIL": "x@x"}
     done = subprocess.run(
         ["git", "-C", str(repository), *arguments],
@@ -127,7 +127,8 @@ def git(repository: Path, *arguments: str, data: bytes | None = None, **environm
         capture_output=True,
         check=True,
     )
-    return done.stdout.decode("utf-8", "surrogateescape").strip()
+    said = done.stdout.decode("utf-8", "surrogateescape")
+    return said if whole else said.strip()
 
 
 def forge(

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings
 from facemllm.tracking.client import uri
 
@@ -39,6 +40,9 @@ def download(settings: Settings, client: MlflowClient, model_id: str, into: Path
     location = client.get_logged_model(model_id).artifact_location
     folder = into / "model"
     folder.mkdir()
-    found = Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri(settings)))
+    try:
+        found = Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=uri(settings)))
+    except (ValueError, OSError) as error:  # whoever wrote to MLflow chose the location
+        raise UserError(f"MLflow keeps the files of {model_id} at {location!r}: {one_line(error)}") from None
     (found / MLMODEL).unlink(missing_ok=True)
     return found

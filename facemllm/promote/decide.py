@@ -167,7 +167,7 @@ def await_decision(settings: Settings, version: int | str, wait_minutes: float) 
     started, wait_s = time.monotonic(), wait_minutes * 60
     with progress.bar("waiting for a decision", max(1, round(wait_s))) as bar:
         while current == "pending" and (spent := time.monotonic() - started) < wait_s:
-            bar.update(round(spent), f"a person decides: facemllm promote approve|reject {version}")
+            bar.update(round(spent), f"a person decides: facemllm review, or promote approve|reject {version}")
             time.sleep(min(POLL_S, wait_s - spent))
             try:
                 current = _plain(state(settings, found))

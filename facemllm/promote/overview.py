@@ -9,6 +9,7 @@ from typing import Any
 
 from facemllm.errors import UserError, one_line
 from facemllm.promote import decided
+from facemllm.promote.checks import rules
 from facemllm.promote.decide import about, words
 from facemllm.promote.registry import find_version, versions
 from facemllm.promote.releases import RELEASES, in_force
@@ -44,7 +45,8 @@ def list_versions(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def show(settings: Settings, version: int | str) -> dict[str, Any]:
-    """All that a person needs to decide, ready for JSON: the bundle, what is in force, every statement, releases."""
+    """All that a person needs to decide, ready for JSON: the bundle, its rules with what matters first (each with its
+    `state`), what is in force, every statement, releases."""
     found = find_version(settings, version)
     known = decided.decisions(settings)
     now = about(known[0], known[1], found) if known else None
@@ -59,6 +61,7 @@ def show(settings: Settings, version: int | str) -> dict[str, Any]:
         refused = entry.refused or next((r for r in (now.refused if now else ()) if r.statement == entry.name), None)
         row |= {"counts": refused is None, "why": f"{refused.check}: {one_line(refused)}" if refused else None}
         told.append(row)
+    bundle = known[0].bundle(now.bundle) if known and now else None
     return {
         "name": found.name,
         "version": found.version,
@@ -66,7 +69,8 @@ def show(settings: Settings, version: int | str) -> dict[str, Any]:
         "registered": found.created,
         "state": now.state if now else "pending",
         "words": words(now),
-        "bundle": known[0].bundle(now.bundle) if known and now else None,
+        "bundle": bundle,
+        "rules": [{**row, "state": state} for state, row in rules(bundle or {})],
         "bundle_digest": now.bundle if now else None,
         "expires": time_text(now.expires) if now and now.expires else None,
         "missing": dict(now.missing) if now else {},

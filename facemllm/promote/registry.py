@@ -29,7 +29,7 @@ from facemllm.report import card as model_card
 from facemllm.scoring import figures
 from facemllm.settings import Settings
 from facemllm.signing import manifest
-from facemllm.signing.canonical import Refused, time_text
+from facemllm.signing.canonical import HEX, Refused, time_text
 from facemllm.tracking import runs as tracking
 from facemllm.tracking.client import points_of, send, session
 from facemllm.version import ledger
@@ -315,9 +315,9 @@ def _version(stored: Any, aliases: tuple[str, ...] | None = None) -> Version:
     return Version(
         name=stored.name,
         version=int(stored.version),
-        digest=tags.get(DIGEST, ""),
+        digest=_digest(tags.get(DIGEST, "")),
         gate=tags.get(GATE, ""),
-        evaluation=tags.get("facemllm.evaluation", ""),
+        evaluation=_digest(tags.get("facemllm.evaluation", "")),
         source=stored.source,
         run_id=stored.run_id or "",
         created=datetime.fromtimestamp(stored.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
@@ -325,6 +325,11 @@ def _version(stored: Any, aliases: tuple[str, ...] | None = None) -> Version:
         aliases=tuple(map(plain_line, sorted(stored.aliases or ()))) if aliases is None else aliases,
         tags=tags,
     )
+
+
+def _digest(tag: str) -> str:
+    """A digest that MLflow gives; empty for what is none, since it names a folder of the store."""
+    return tag if HEX.fullmatch(tag) else ""
 
 
 def _model_id(version: Version) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.text import Text
 from facemllm.report.kit import decimals, number
 from facemllm.report.terminal import head
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _STATES = {"approved": "green", "rejected": "bold red", "revoked": "bold red", "expired": "yellow"}
 
 
@@ -43,12 +45,12 @@ def version_shown(facts: Mapping[str, Any]) -> Iterator[Table | Text]:
         yield Text(f"nobody asked for a decision yet: facemllm promote request {facts['version']}")
     else:
         yield Text(f"bundle {facts['bundle_digest']}", "dim")
-        yield from _bundle(bundle)
+        yield from _bundle(bundle, facts["rules"])
     if facts["statements"]:
         yield _statements(facts["statements"])
 
 
-def _bundle(bundle: Mapping[str, Any]) -> Iterator[Table | Text]:
+def _bundle(bundle: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> Iterator[Table | Text]:
     if bundle.get("loosened"):
         yield Text("\nlimits that were loosened (value, default in params.yaml):", "bold yellow")
         for one in bundle["loosened"]:
@@ -70,7 +72,7 @@ def _bundle(bundle: Mapping[str, Any]) -> Iterator[Table | Text]:
     yield Text()
     yield _figures(bundle.get("tasks") or {})
     yield Text()
-    yield _checks(bundle.get("gate") or {})
+    yield _rules(rules)
     sources = ", ".join(f"{one['name']} ({one['licence']})" for one in bundle.get("sources") or [])
     code, settings = bundle.get("code") or {}, bundle.get("settings") or {}
     commit = f"{str(code.get('commit'))[:12]}{' with changes' if code.get('dirty') else ''}"
@@ -96,21 +98,24 @@ def _figures(tasks: Mapping[str, Any]) -> Table:
     return table
 
 
-def _checks(gate: Mapping[str, Any]) -> Table:
-    """The rules of the gate that have a limit: refused ones first, then those whose limit was changed."""
-    table = Table(box=None, pad_edge=False, header_style="bold", title="gate", title_justify="left")
+def _rules(rules: Sequence[Mapping[str, Any]]) -> Table:
+    """The rules of the gate, in the order in which they matter."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.title = f"gate, {len(rules)} rules"
     table.add_column("rule")
     for name in ("value", "limit", "default"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    checks = [one for one in gate.get("checks") or [] if one.get("setting") or not one.get("passed")]
-    for one in sorted(checks, key=lambda one: (bool(one.get("passed")), one.get("change") != "loosened")):
-        verdict = Text("passed" if one.get("passed") else "refused", "" if one.get("passed") else "bold red")
-        if one.get("change"):
-            verdict.append(f", {one['change']}", "yellow" if one["change"] == "loosened" else "")
-        rule = f"{one.get('kind')} {one.get('key')}"
-        asked = (one.get("asked"), one.get("default"))
-        table.add_row(escape(rule), _value(one.get("value")), *map(_value, asked), verdict)
+    for one in rules:
+        failed = one["state"] == "failed"
+        verdict = Text("refused" if failed else "passed", "bold red" if failed else "")
+        if one["state"] == "near":
+            verdict.append(", near the limit", "yellow")
+        change = "loosened" if one["state"] == "loosened" else one.get("change")
+        if change:
+            verdict.append(f", {change}", "yellow" if change == "loosened" else "")
+        limits = (one.get("asked"), one.get("default")) if one.get("setting") else (one.get("limit"), None)
+        table.add_row(escape(f"{one.get('kind')} {one.get('key')}"), *map(_value, (one.get("value"), *limits)), verdict)
     return table
 
 
@@ -134,4 +139,6 @@ def _value(value: Any) -> str:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int | float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return value[:12]
     return (", ".join(map(str, value)) if isinstance(value, list) else str(value))[:40]

@@ -5,14 +5,13 @@ champion, gaps, data, cost, what came from what.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from facemllm.promote.checks import State, rules
 from facemllm.review.fields import MOST, Object, is_digest, mapping, mappings, number, pairs, plain, rows, said, text
 from facemllm.scoring.figures import Measure, measure
 
-NEAR = 0.02
-"""A rule without an interval is near its limit within this share of it."""
 _MEASURED = (
     "device",
     "seconds",
@@ -29,12 +28,12 @@ _STEPS = ("ingest", "annotate", "reformat", "validate", "version", "align", "ins
 
 @dataclass(frozen=True)
 class Check:
-    """One rule of the gate. `state` is failed, loosened, near or passed; `usual` says where the limit is not that of
-    params.yaml. `shown` and `asked` are value and limit where they are no numbers."""
+    """One rule of the gate. `usual` says where the limit is not that of params.yaml; `shown` and `asked` are value and
+    limit where they are no numbers."""
 
     key: str
     kind: str
-    state: str
+    state: State
     reason: str
     value: float | None
     low: float | None
@@ -160,7 +159,7 @@ def read(bundle: Object) -> Facts:
     model, gate = mapping(bundle, "model"), mapping(bundle, "gate")
     tasks = tuple(_task(name, entry) for name, entry in mappings(bundle.get("tasks")))
     usual = {plain(row.get("key")): row for row in rows(bundle.get("loosened"))}
-    checks = sorted((_check(row, usual) for row in rows(gate.get("checks"))), key=lambda one: _ORDER[one.state])
+    checks = [_check(row, state) for state, row in rules(bundle)[:MOST]]
     passed = gate.get("passed")
     champion = mapping(bundle, "champion")
     return Facts(
@@ -186,24 +185,12 @@ def read(bundle: Object) -> Facts:
     )
 
 
-_ORDER = {"failed": 0, "loosened": 1, "near": 2, "passed": 3}
-
-
-def _check(row: Object, usual: Mapping[str, Object]) -> Check:
+def _check(row: Object, state: State) -> Check:
     key, kind, setting = text(row, "key"), text(row, "kind"), text(row, "setting")
     value, low, high, limit = (number(row.get(name)) for name in ("value", "low", "high", "limit"))
-    loosened = row.get("change") == "loosened" or setting in usual
     changed = ""
-    if loosened or row.get("change") == "tightened":
+    if state == "loosened" or row.get("change") in ("loosened", "tightened"):
         changed = f"{setting} {said(row.get('asked'))}, usually {said(row.get('default'))}"
-    if row.get("passed") is not True:
-        state = "failed"
-    elif loosened:
-        state = "loosened"
-    elif limit is not None and _close(kind, value, low, high, limit):
-        state = "near"
-    else:
-        state = "passed"
     shown, asked = ("" if number(row.get(n)) is not None else said(row.get(n)) for n in ("value", "limit"))
     return Check(key, kind, state, text(row, "reason"), value, low, high, limit, changed, _short(shown), _short(asked))
 
@@ -211,13 +198,6 @@ def _check(row: Object, usual: Mapping[str, Object]) -> Check:
 def _short(words: str) -> str:
     """A digest by its first digits."""
     return words[:12] if is_digest(words) else words
-
-
-def _close(kind: str, value: float | None, low: float | None, high: float | None, limit: float) -> bool:
-    """Whether the figure's uncertainty reaches the limit; of a gap, whose sign says only who is first, either way."""
-    if low is not None and high is not None:
-        return max(abs(low), abs(high)) >= limit if kind == "fairness" else low <= limit <= high
-    return value is not None and abs(value - limit) <= NEAR * abs(limit)
 
 
 def _task(name: str, entry: Object) -> Task:

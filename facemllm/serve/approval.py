@@ -38,12 +38,18 @@ class Approval:
         self.digest, self.withdrawn = digest, ""
         self._place, self._policy, self._checkpoint = decisions, policy, checkpoint
         self._found: Authorization | None = None
+        self._decisions: Decisions | None = None
         self._checked = utc_now()
 
     def require(self) -> Authorization:
-        """Read policy and decisions anew. Raises Refused with the one check that failed."""
+        """Read policy and decisions on. Raises Refused with the one check that failed."""
         policy, decisions = self._read()
-        self._found = authorize(self.digest, decisions, policy)
+        try:
+            self._found = authorize(self.digest, decisions, policy)
+        except Refused as refused:
+            if refused.check == "history":  # it may be mended meanwhile: the next look begins anew
+                self._decisions = None
+            raise
         self._checked = utc_now()
         return self._found
 
@@ -55,8 +61,10 @@ class Approval:
 
     def _read(self) -> tuple[Policy, Decisions]:
         policy = read_policy(self._policy)
-        clones = self._checkpoint.parent / "clones" if self._checkpoint else None
-        return policy, Decisions(self._place, policy, self._checkpoint, clones)
+        if self._decisions is None:
+            clones = self._checkpoint.parent / "clones" if self._checkpoint else None
+            self._decisions = Decisions(self._place, policy, self._checkpoint, clones)
+        return policy, self._decisions
 
     def look(self) -> None:
         """Ask again while serving, and set `withdrawn`."""

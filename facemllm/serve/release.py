@@ -73,6 +73,10 @@ def _switch(
     settings: Settings, version: int | str, decision: Decision, reason: str, made: list[Statement]
 ) -> deploy.Endpoint:
     found = registry.find_version(settings, version)
+    if not found.digest:
+        raise UserError(
+            f"MLflow names no digest of {found.name} version {found.version}: somebody changed its tags there"
+        )
     policy = local.policy(settings)
     decisions = Decisions.open(settings, policy)
     grounds = authorize(found.digest, decisions, policy)

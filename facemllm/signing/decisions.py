@@ -32,7 +32,7 @@ from facemllm.signing.canonical import (
 from facemllm.signing.history import LAYOUT, Change, History
 from facemllm.signing.policy import Policy
 from facemllm.signing.repository import Repository
-from facemllm.signing.statements import SKEW, Statement, statement_id, verify
+from facemllm.signing.statements import SKEW, Statement, opened, verify
 
 __all__ = ["Change", "Decisions", "Entry"]
 
@@ -207,9 +207,8 @@ class Decisions:
             folders = self._history.folders
             names = [f"statements/{model}"] if model is not None else folders
             paths = [path for name in names if name.startswith("statements/") for path in folders.get(name, ())]
-            for path in paths:
-                if path not in entries:
-                    entries[path] = self._entry(path, policy)
+            for path, data in self._repository.read_all([one for one in paths if one not in entries], LARGEST):
+                entries[path] = self._entry(path, data, policy)
             return [entries[path] for path in (paths if model is not None else self._history.in_order(paths))]
 
     def previous(self, model: str) -> tuple[str, ...]:
@@ -236,23 +235,24 @@ class Decisions:
         """Write the checkpoint: the head that was verified, and the newest time seen."""
         self._repository.remember(now or utc_now())
 
-    def _entry(self, path: str, policy: Policy) -> Entry:
+    def _entry(self, path: str, data: bytes | None, policy: Policy) -> Entry:
+        """What a statement's file holds. Of what a key signed that the policy does not list nothing is parsed."""
         change, known = self._history.added[path], ""
         _, model, name = path.split("/")
         statement = refused = None
         try:
-            data = self._repository.read(path, LARGEST)
+            if data is None:
+                raise Refused("too_large", f"{path}: larger than {LARGEST} bytes")
             if of_bytes(data) != name.removesuffix(".json"):
                 raise Refused("malformed", f"{path}: does not hold the statement that it is named after")
-            known = statement_id(data)
-            read = verify(data, policy)
+            envelope = opened(data)
+            known = envelope.id
+            read = verify(envelope, policy)
             if read.model != model:
                 raise Refused("other_model", f"{read.words} is about model {read.model[:12]}, not {model[:12]}")
             _in_time(read, policy, change.committed_at)
             statement = read
         except Refused as error:
-            if error.check == "history":  # the repository itself is damaged
-                raise
             refused = error
         return Entry(statement, refused, change.commit, change.committed_at, path, known)
 

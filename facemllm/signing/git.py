@@ -6,9 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import subprocess
 import threading
+import time
 import weakref
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +31,8 @@ _FIXED = {
     **{"push.gpgSign": "false", "push.followTags": "false"},
 }
 _WAIT_S = 120
+AHEAD = 32
+"""Objects that are asked for at once; their names fit into one page of a pipe, so that neither side waits for ever."""
 
 
 class Git:
@@ -146,60 +152,76 @@ class Objects:
 
     def __init__(self, folder: Path, command: list[str], environment: dict[str, str]):
         pipe, none = subprocess.PIPE, subprocess.DEVNULL
-        process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=none)
+        process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=none, bufsize=0)
         assert process.stdin is not None
         assert process.stdout is not None
         self._folder, self._process, self._pid = folder, process, os.getpid()
-        self._ask, self._answer = process.stdin, process.stdout
+        self._ask, self._answer, self._buffer = process.stdin, process.stdout, bytearray()
+        self._poll = select.poll()
+        self._poll.register(self._answer, select.POLLIN)
         self._lock = threading.Lock()
         self.stop = weakref.finalize(self, _stop, process, os.getpid())
 
     def alive(self) -> bool:
         """Whether it can be asked: not after an error, nor in a process that was forked off."""
-        return self.stop.alive and self._pid == os.getpid()
+        return self.stop.alive and self._pid == os.getpid() and self._process.poll() is None
 
     def read(self, name: str, kind: Kind, largest: int) -> bytes | None:
         """The content of an object; None where it is larger than `largest` bytes.
 
         Raises Refused ("history") when it is missing, damaged or of another kind.
         """
+        return self.read_all([name], kind, largest)[0]
+
+    def read_all(self, names: Sequence[str], kind: Kind, largest: int) -> list[bytes | None]:
+        """As `read`, of at most `AHEAD` objects, which git looks up while those before are hashed here."""
+        assert len(names) <= AHEAD
         with self._lock:
-            watch = threading.Timer(_WAIT_S, self._process.kill)  # a pipe in place of an object never ends
-            watch.daemon = True
-            watch.start()
             try:
-                return self._read(name, kind, largest)
+                with suppress(OSError):  # where git ended, there is no answer
+                    self._ask.write(b"".join(b"%s\n" % name.encode() for name in names))
+                return [self._read(name, kind, largest) for name in names]
             except BaseException:  # what is left of the answer would be taken for the next
                 self.stop()
                 raise
-            finally:
-                watch.cancel()
 
     def _read(self, name: str, kind: Kind, largest: int) -> bytes | None:
-        try:
-            self._ask.write(name.encode() + b"\n")
-            self._ask.flush()
-            header = self._answer.readline().split()
-        except OSError:
-            header = []
+        until = time.monotonic() + _WAIT_S
+        while (end := self._buffer.find(b"\n")) < 0:
+            self._receive(name, until)
+        header = self._taken(end + 1).split()
         if len(header) != 3 or header[1] != kind.encode():
             raise self._damaged(name)
         size = int(header[2])
         hashed = hashlib.new("sha1" if len(name) == 40 else "sha256", b"%s %d\0" % (header[1], size))
-        content = bytearray()
-        left = size
+        content, left = bytearray(), size
         while left:
-            block = self._answer.read(min(left, 1 << 20))
-            if not block:
-                raise self._damaged(name)
+            if not self._buffer:
+                self._receive(name, until)
+            block = self._taken(left)
             hashed.update(block)
             left -= len(block)
             if size <= largest:
                 content += block
-        self._answer.read(1)
+        while not self._buffer:
+            self._receive(name, until)
+        self._taken(1)
         if hashed.hexdigest() != name:
             raise self._damaged(name)
         return bytes(content) if size <= largest else None
+
+    def _taken(self, most: int) -> bytes:
+        block = bytes(self._buffer[:most])
+        del self._buffer[:most]
+        return block
+
+    def _receive(self, name: str, until: float) -> None:
+        """Wait for more of git's answer. Raises Refused when none comes: a pipe in place of an object never ends."""
+        ready = self._poll.poll(1000 * max(0.0, until - time.monotonic()))
+        block = os.read(self._answer.fileno(), 1 << 18) if ready else b""
+        if not block:
+            raise self._damaged(name)
+        self._buffer += block
 
     def _damaged(self, name: str) -> Refused:
         return Refused(

@@ -22,6 +22,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
 
@@ -35,11 +36,13 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,199}")
 MOST_FILES = 10_000
 MOST_LEVELS = 16
 _BLOCK = 1 << 18  # stays in a core's own cache
+_BEHIND = 1 << 24
+_CLONE = 0x40049409  # FICLONE of linux/fs.h
 _COPY = "facemllm-model-"
 _KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 _KINDS |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO put in a file's place must not block
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -174,31 +177,63 @@ def _require_plain(folder: Path, name: str, state: os.stat_result) -> None:
 
 
 def _read_file(path: Path, folder: int, copy: Path | None) -> tuple[str, int]:
-    """SHA-256 and size of a file, in constant memory; the same bytes go to `copy`."""
-    hashed, size, block = hashlib.sha256(), 0, memoryview(bytearray(_BLOCK))
+    """SHA-256 and size of a file, in constant memory; the same bytes go to `copy`.
+
+    Where the file system can, the copy shares the file's blocks, and it is the copy that is hashed.
+    """
     with ExitStack() as held:
         with _trouble(path):
             source = held.enter_context(open(os.open(path.name, _OPEN, dir_fd=folder), "rb", buffering=0))
-            state = os.fstat(source.fileno())
-            if not stat.S_ISREG(state.st_mode):
+            if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
                 raise Refused("files", f"{path} is no plain file any more; nothing may change a model meanwhile")
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        if copy is not None:
-            with writing(copy):
-                target = held.enter_context(open(os.open(copy, _CREATE, 0o400), "wb", buffering=0))
-        while True:
-            with _trouble(path):
-                count = source.readinto(block) or 0
-            if count == 0:
-                return hashed.hexdigest(), size
-            size += count
-            if size > state.st_size:
+        if copy is None:
+            return _hashed(path, source, None)
+        with writing(copy):  # of the source's errors, `_hashed` has made another kind
+            target = held.enter_context(open(os.open(copy, _CREATE, 0o400), "r+b", buffering=0))
+            if _clone(source, target):
+                return _hashed(path, target, None)
+            return _hashed(path, source, target)
+
+
+def _hashed(path: Path, source: FileIO, target: FileIO | None) -> tuple[str, int]:
+    """SHA-256 and size of an open file, the one at `path`; its bytes are written to `target`."""
+    hashed, size, behind = hashlib.sha256(), 0, 0
+    for block in _blocks(path, source):
+        hashed.update(block)
+        size += len(block)
+        if target is None:
+            continue
+        _write(target.fileno(), block)
+        if size - behind >= _BEHIND:  # from now on the copy is read: its pages take the place of the source's
+            _advise(source, "POSIX_FADV_DONTNEED", size)
+            behind = size
+    return hashed.hexdigest(), size
+
+
+def _blocks(path: Path, source: FileIO) -> Iterator[memoryview]:
+    """What a file holds, in blocks, each gone with the next one."""
+    block, left = memoryview(bytearray(_BLOCK)), os.fstat(source.fileno()).st_size
+    _advise(source, "POSIX_FADV_SEQUENTIAL")
+    with _trouble(path):
+        while count := source.readinto(block):
+            left -= count
+            if left < 0:
                 raise Refused("files", f"{path} grows while it is read; nothing may change a model while it is checked")
-            hashed.update(block[:count])
-            if copy is not None:
-                with writing(copy):
-                    _write(target.fileno(), block[:count])
+            yield block[:count]
+
+
+def _clone(source: FileIO, target: FileIO) -> bool:
+    """Whether `target` shares the blocks that `source` has at this moment (Btrfs, XFS); changing either parts them."""
+    try:
+        fcntl.ioctl(target.fileno(), _CLONE, source.fileno())
+    except OSError:
+        return False
+    return True
+
+
+def _advise(file: FileIO, advice: str, size: int = 0) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, size, getattr(os, advice))
 
 
 def _write(descriptor: int, data: memoryview) -> None:

@@ -6,7 +6,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from facemllm.errors import UserError, one_line
 from facemllm.settings import is_address
 from facemllm.signing.canonical import Refused, utc_now
 from facemllm.signing.checkpoint import Checkpoint
-from facemllm.signing.git import Git
+from facemllm.signing.git import AHEAD, Git
 from facemllm.signing.history import MEND, History, grown
 
 _TRIES = 50
@@ -75,6 +75,13 @@ class Repository:
         if data is None:
             raise Refused("too_large", f"{path}: larger than {largest} bytes")
         return data
+
+    def read_all(self, paths: Sequence[str], largest: int) -> Iterator[tuple[str, bytes | None]]:
+        """The contents of many files; None for one that is larger. Raises Refused ("history") for a damaged one."""
+        for first in range(0, len(paths), AHEAD):
+            some = paths[first : first + AHEAD]
+            objects = [self.history.files[path] for path in some]
+            yield from zip(some, self._git.objects().read_all(objects, "blob", largest), strict=True)
 
     def add(
         self,

@@ -7,17 +7,29 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from facemllm.core.digests import of_bytes
 from facemllm.errors import UserError
-from facemllm.signing.canonical import HEX, Refused, canonical, parse, parse_canonical, parse_time, time_text, utc_now
+from facemllm.signing.canonical import (
+    HEX,
+    LARGEST,
+    Refused,
+    canonical,
+    parse,
+    parse_canonical,
+    parse_time,
+    time_text,
+    utc_now,
+)
 from facemllm.signing.keys import Signer, holds
 from facemllm.signing.policy import Key, Policy
 
-__all__ = ["Decision", "Draft", "Refused", "Statement", "payload_of", "sign", "statement_id", "verify"]
+__all__ = ["Decision", "Draft", "Envelope", "Refused", "Statement", "opened", "sign", "verify"]
 
 Decision = Literal["request", "approve", "reject", "revoke", "release", "rollback"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
@@ -28,6 +40,10 @@ LONGEST_REASON = 2000
 """Characters of a reason."""
 SKEW = timedelta(minutes=5)
 """How far the clocks of two machines may differ."""
+_WRITTEN = re.compile(
+    rb'\{"payload":"([A-Za-z0-9+/=]*)","payloadType":"%s","signatures":'
+    rb'\[\{"keyid":"([0-9a-f]{64})","sig":"([A-Za-z0-9+/=]*)"\}\]\}' % re.escape(PAYLOAD_TYPE.encode())
+)
 _PREDICATE = {"decision", "reason", "role", "issued", "expires", "previous", "replaces"}
 
 
@@ -86,16 +102,30 @@ def sign(draft: Draft, signer: Signer) -> bytes:
     return canonical({"payload": text, "payloadType": PAYLOAD_TYPE, "signatures": [signed]})
 
 
-def verify(envelope: bytes, policy: Policy) -> Statement:
+@dataclass(frozen=True)
+class Envelope:
+    """A DSSE envelope, nothing of it verified but its form. `id` is that of the statement in it, whoever signed it."""
+
+    payload: bytes
+    key: str
+    signature: bytes
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 of the payload."""
+        return of_bytes(self.payload)
+
+
+def verify(envelope: bytes | Envelope, policy: Policy) -> Statement:
     """The statement in an envelope, if the policy lets its key say so. Says nothing of whether it is still in force.
 
     Raises Refused with the one check that failed: too_large, malformed, unknown_key, revoked_key, signature, role,
     not_yet_valid or expired (of the key, when the statement was issued).
     """
-    payload, key_id, signature = _opened(envelope)
-    key = policy.keys.get(key_id)
+    given = envelope if isinstance(envelope, Envelope) else opened(envelope)
+    payload, signature, key = given.payload, given.signature, policy.keys.get(given.key)
     if key is None:
-        raise Refused("unknown_key", f"statement signed by key {key_id[:12]}, which the policy does not list")
+        raise Refused("unknown_key", f"statement signed by key {given.key[:12]}, which the policy does not list")
     who = f"key {key.id[:12]} of {key.person}"
     if key.revoked is not None:
         raise Refused(
@@ -117,16 +147,6 @@ def verify(envelope: bytes, policy: Policy) -> Statement:
     if key.not_after is not None and statement.issued > key.not_after:
         raise Refused("expired", f"{what}: the key was valid until {time_text(key.not_after)} only")
     return statement
-
-
-def statement_id(envelope: bytes) -> str:
-    """The id of the statement in an envelope, signed by whomever: SHA-256 of its payload. Raises Refused."""
-    return of_bytes(payload_of(envelope))
-
-
-def payload_of(envelope: bytes) -> bytes:
-    """The payload of an envelope, nothing of it verified but its form. Raises Refused ("too_large", "malformed")."""
-    return _opened(envelope)[0]
 
 
 def _pae(payload: bytes) -> bytes:
@@ -153,8 +173,11 @@ def _payload(draft: Draft) -> dict[str, Any]:
     }
 
 
-def _opened(envelope: bytes) -> tuple[bytes, str, bytes]:
-    """Payload, key id and signature of an envelope."""
+def opened(envelope: bytes) -> Envelope:
+    """The parts of an envelope. Raises Refused ("too_large", "malformed")."""
+    if len(envelope) <= LARGEST and (written := _WRITTEN.fullmatch(envelope)):  # as `sign` writes it: nothing to parse
+        payload, key, signature = (part.decode() for part in written.groups())
+        return Envelope(_decoded(payload), key, _decoded(signature))
     found = parse(envelope, "statement")
     _shape(isinstance(found, dict) and set(found) == {"payload", "payloadType", "signatures"}, "a DSSE envelope")
     _shape(found["payloadType"] == PAYLOAD_TYPE, f"payloadType {PAYLOAD_TYPE}")
@@ -163,7 +186,7 @@ def _opened(envelope: bytes) -> tuple[bytes, str, bytes]:
     one = signatures[0]
     _shape(isinstance(one, dict) and set(one) == {"keyid", "sig"}, "a signature of keyid and sig")
     _shape(isinstance(one["keyid"], str) and HEX.fullmatch(one["keyid"]), "a key id of 64 hexadecimal digits")
-    return _decoded(found["payload"]), one["keyid"], _decoded(one["sig"])
+    return Envelope(_decoded(found["payload"]), one["keyid"], _decoded(one["sig"]))
 
 
 def _statement(payload: bytes, key: Key) -> Statement:

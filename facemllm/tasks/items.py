@@ -222,7 +222,8 @@ class Number(Item):
 
     def _whole(self, words: str) -> str | None:
         lead = f"{self.lead}|{LEADING}|{IN_PICTURE}"
-        found = ((sign, re.fullmatch(rf"(?:(?:{lead}) )*{pattern}", words)) for sign, pattern in self._short)
+        # a word of both lists is read in one way, else "the the the ..." has as many readings as 2 ** words
+        found = ((sign, re.fullmatch(rf"(?>(?:{lead}) )*{pattern}", words)) for sign, pattern in self._short)
         return only(_signed(sign, match.group(1) if match.re.groups else None) for sign, match in found if match)
 
     @cached_property

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,51 @@ def test_the_copy_is_private_verified_and_gone_afterwards(model: Path, tmp_path:
     with pytest.raises(Refused, match="not those that were approved"), wrong:
         raise AssertionError
     assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_copy_that_shares_blocks_is_what_is_hashed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in where the file system cannot share blocks; for the real thing, --basetemp on Btrfs or XFS."""
+    digest, weights, clone = digests.of_tree(model), model / "model.safetensors", manifest._clone
+    shared = []
+
+    def then_changed(source: FileIO, target: FileIO) -> bool:
+        if not (done := clone(source, target)):
+            target.write(source.read())
+            target.seek(0)
+        shared.append(done)
+        weights.write_bytes(b"other weights")
+        return True
+
+    monkeypatch.setattr(manifest, "_clone", then_changed)
+    with manifest.verified_copy(model, digest, tmp_path / "scratch") as (copy, _):
+        assert digests.of_tree(copy, fresh=True) == digest
+        assert weights.read_bytes() == b"other weights"
+    assert len(shared) == 4
+    assert len(set(shared)) == 1
+
+
+def test_files_rewritten_in_place_never_reach_the_copy_unverified(model: Path, tmp_path: Path) -> None:
+    digest, weights = digests.of_tree(model), model / "model.safetensors"
+    good, stop = weights.read_bytes(), threading.Event()
+
+    def rewrite() -> None:
+        with weights.open("r+b", buffering=0) as file:
+            while not stop.is_set():
+                for one in (bytes(len(good)), good):
+                    file.seek(0)
+                    file.write(one)
+
+    rewriting = threading.Thread(target=rewrite)
+    rewriting.start()
+    try:
+        for _ in range(20):
+            with suppress(UserError), manifest.verified_copy(model, digest, tmp_path / "scratch") as (copy, _found):
+                assert digests.of_tree(copy, fresh=True) == digest
+    finally:
+        stop.set()
+        rewriting.join()
 
 
 def test_files_swapped_all_the_time_never_reach_the_copy_unverified(model: Path, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from facemllm.core import servers, services
 from facemllm.core.files import locked
 from facemllm.core.servers import Deployed
 from facemllm.errors import UserError
+from facemllm.promote import artifacts, decide, overview, registry, releases
 from facemllm.promote import bundle as bundles
-from facemllm.promote import decide, overview, registry, releases
 from facemllm.promote.decide import Who
 from facemllm.report import decision as shown
+from facemllm.review import facts
 from facemllm.serve import deploy, release
 from facemllm.serve.approval import Approval
 from facemllm.settings import load
@@ -169,6 +170,21 @@ def test_mlflow_away_loses_no_decision(home: Home, mlflow: Registry, monkeypatch
     assert decide.state(home.settings, 1) == "approved"
 
 
+@pytest.mark.parametrize("tag", ["../../../etc", "", "A" * 64, f"{'a' * 64}/..", "\x1b[2J"])
+def test_what_is_no_digest_names_no_folder(tag: str) -> None:
+    tags = {"facemllm.digest": tag, "facemllm.evaluation": tag}
+    stored = SimpleNamespace(name="face-mllm", version="1", tags=tags, source="models:/m-x", run_id=None, aliases=[])
+    found = registry._version(SimpleNamespace(**vars(stored), creation_timestamp=0, description=None))
+    assert (found.digest, found.evaluation) == ("", "")
+
+
+def test_a_location_that_cannot_be_read_is_one_line(home: Home, tmp_path: Path) -> None:
+    location = "http://127.0.0.1:9/x"
+    client: Any = SimpleNamespace(get_logged_model=lambda _: SimpleNamespace(artifact_location=location))
+    with pytest.raises(UserError, match=location):
+        artifacts.download(home.settings, client, "m-1", tmp_path)
+
+
 # tables
 
 
@@ -190,7 +206,11 @@ def test_the_tables_say_what_a_person_decides_by(home: Home, mlflow: Registry, c
     assert "promote.champion_margin  1  0.01" in text
     assert "worse than version 0" in text
     assert "95 %" in text
-    assert "loosened" in text
+    rules, page = overview.show(home.settings, 1)["rules"], facts.read(example).checks
+    assert [(one["state"], one["kind"], one["key"]) for one in rules] == [(c.state, c.kind, c.key) for c in page]
+    assert len(rules) == len(example["gate"]["checks"])
+    lines = [line.split() for line in text.splitlines()]
+    assert all(any(line[:1] == [one["kind"]] and one["key"].split()[0] in line for line in lines) for one in rules)
     assert "[bold]looked[/] at it" in text
     assert max(len(part.partition(".")[2]) for part in text.split() if part.replace(".", "").isdigit()) <= 4
     table = printed(shown.versions_table(overview.list_versions(home.settings)[0]))

@@ -18,7 +18,7 @@ from facemllm.core.digests import of_bytes
 from facemllm.signing.authorization import Authorization, authorize
 from facemllm.signing.canonical import Refused, utc_now
 from facemllm.signing.policy import Policy, Rule
-from facemllm.signing.statements import PAYLOAD_TYPE, payload_of
+from facemllm.signing.statements import PAYLOAD_TYPE, opened
 from tests.signed import FOUR_EYES, MODEL, OTHER, Place, bundle_files, git, id_of, key, policy, signer, usual
 
 DAY = timedelta(days=1)
@@ -309,7 +309,7 @@ def form(name: str, change: Callable[[bytes], bytes], check: str = "malformed") 
     """A payload that is no canonical statement, signed by Ada herself."""
 
     def act(place: Place, bad: bool) -> None:
-        payload = payload_of(place.envelope("ada", "approve"))
+        payload = opened(place.envelope("ada", "approve")).payload
         changed = change(payload)
         assert changed != payload
         payload = changed if bad else payload
@@ -451,7 +451,7 @@ def place_file(place: Place, path: str) -> bytes:
 
 def raw_tree(place: Place, *entries: bytes) -> None:
     """A commit whose root has these entries besides its own, as git's commands would never make it."""
-    old = git(place.path, "cat-file", "tree", "decisions^{tree}").encode("utf-8", "surrogateescape")
+    old = git(place.path, "cat-file", "tree", "decisions^{tree}", whole=True).encode("utf-8", "surrogateescape")
     tree = git(place.path, "hash-object", "-w", "-t", "tree", "--literally", "--stdin", data=old + b"".join(entries))
     made = git(place.path, "commit-tree", tree, "-p", "decisions", "-m", "forged")
     git(place.path, "update-ref", "refs/heads/decisions", made)

@@ -8,18 +8,22 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from facemllm.core.digests import of_bytes
 from facemllm.errors import UserError
+from facemllm.signing import statements
 from facemllm.signing.authorization import authorize
 from facemllm.signing.canonical import Refused, canonical, utc_now
 from facemllm.signing.decisions import Decisions
+from facemllm.signing.git import Git
 from facemllm.signing.standing import standing
-from facemllm.signing.statements import Draft
+from facemllm.signing.statements import PAYLOAD_TYPE, Draft
 from tests.refusing import refuses
 from tests.signed import MODEL, OTHER, Place, bundle_files, forge, git, sign, signer, usual
 
@@ -367,9 +371,9 @@ def test_a_thousand_statements(tmp_path: Path) -> None:
 
 
 def payload(envelope: bytes) -> bytes:
-    from facemllm.signing.statements import payload_of
+    from facemllm.signing.statements import opened
 
-    return payload_of(envelope)
+    return opened(envelope).payload
 
 
 def test_a_reader_is_shut_with_its_owner(tmp_path: Path) -> None:
@@ -434,3 +438,54 @@ def test_a_commit_of_a_time_to_come_hides_no_revocation(tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         authorize(MODEL, decisions, place.policy)
     assert refused.value.check == "revoked"
+
+
+def test_junk_costs_no_signature_and_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody without a key can pile up about a model is looked at once, and not parsed."""
+    place = Place(tmp_path)
+    place.add("ada", "request")
+    place.add("ada", "approve")
+    honest, strange = place.envelope("ada", "approve"), "a" * 64
+    files = {}
+    for number in range(20_000):
+        payload = base64.b64encode(b'{"number":%d}' % number).decode()
+        signed = {"keyid": strange, "sig": base64.b64encode(b"%d" % number).decode()}
+        data = canonical({"payload": payload, "payloadType": PAYLOAD_TYPE, "signatures": [signed]})
+        name = of_bytes(data) if number % 2 else of_bytes(b"%d" % number)  # half of them named after something else
+        files[f"statements/{MODEL}/{name}.json"] = honest if number % 100 == 0 else data
+    pile_up(place, files)
+    place.put_statement(place.envelope("bob", "revoke", previous=()))
+
+    counts = Counter[str]()
+
+    def counted(module: Any, name: str, size: Callable[..., int]) -> None:
+        usual = getattr(module, name)
+
+        def call(*given: Any) -> Any:
+            counts[name] += size(*given)
+            return usual(*given)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(statements, "holds", lambda *_: 1)
+    counted(statements, "parse", lambda data, *_: len(data))
+    counted(statements, "parse_canonical", lambda data, *_: len(data))
+    counted(Git, "objects", lambda *_: 1)
+    decisions = place.open()
+    refused = pytest.raises(Refused, match="revoke by Bob Noyce")
+    with refused:
+        authorize(MODEL, decisions, place.policy)
+    assert counts["holds"] == 3  # request, approval, revocation
+    assert counts["parse"] + counts["parse_canonical"] < 10_000
+    counts.clear()
+    with refused:
+        authorize(MODEL, decisions, place.policy)
+    assert counts["objects"] == 0
+
+
+def pile_up(place: Place, files: dict[str, bytes]) -> None:
+    """Add many files in one commit, with one process of git."""
+    lines = [b"commit refs/heads/decisions\ncommitter x <x@x> %d +0000\ndata 0\n" % datetime.now(UTC).timestamp()]
+    lines.append(b"from refs/heads/decisions^0\n")
+    lines += [b"M 100644 inline %s\ndata %d\n%s\n" % (path.encode(), len(data), data) for path, data in files.items()]
+    git(place.path, "fast-import", "--quiet", data=b"".join(lines))

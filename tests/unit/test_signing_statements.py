@@ -13,7 +13,7 @@ import rfc8785
 from cryptography.hazmat.primitives import serialization
 
 from facemllm.signing.canonical import LARGEST, Refused, canonical, parse, parse_canonical
-from facemllm.signing.statements import PAYLOAD_TYPE, Draft, sign, statement_id, verify
+from facemllm.signing.statements import PAYLOAD_TYPE, Draft, opened, sign, verify
 from tests.refusing import refuses
 from tests.signed import MODEL, OTHER, START, key, pem, policy, signer, timedelta, usual
 
@@ -81,7 +81,7 @@ def test_the_payload_is_an_intoto_statement_in_canonical_form() -> None:
         {"name": "model", "digest": {"sha256": MODEL}},
     ]
     assert payload == rfc8785.dumps(found)
-    assert statement_id(sign(DRAFT, signer("ada"))) == hashlib.sha256(payload).hexdigest()
+    assert opened(sign(DRAFT, signer("ada"))).id == hashlib.sha256(payload).hexdigest()
 
 
 def test_a_keys_id_is_the_digest_of_its_public_half() -> None:

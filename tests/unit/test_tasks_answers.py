@@ -141,3 +141,10 @@ def test_an_expression_that_is_understood_and_is_no_option_is_no_fact_of_a_capti
 )
 def test_options_with_numbers_or_rows_and_two_final_answers_are_never_misread(text, value):
     assert tasks.read(tasks.get("expression").question("expression"), text) == value
+
+
+def test_one_word_again_and_again_is_read_and_says_nothing() -> None:
+    """What a model that learnt nothing writes; each "the" once had two readings, so that this took for ever."""
+    from facemllm.tasks.caption import stated_facts
+
+    assert stated_facts("the " * 200) == {}

@@ -244,7 +244,8 @@ def test_what_to_do_next_is_the_command_that_was_given(capsys: pytest.CaptureFix
     empty = dict.fromkeys(("tasks", "gate", "endpoint"))
     summary = {"run": "gentle", "overrides": given, "steps": [], "seconds": 1.0, "approval": "pending", "model": model}
     commands._show(Console(), load("ci"), {**empty, **summary}, Path("runs/gentle"))
-    approve, reject, run = capsys.readouterr().out.splitlines()[-3:]
+    review, approve, reject, run = capsys.readouterr().out.splitlines()[-4:]
+    assert review.endswith("facemllm review --profile ci --set 'storage.home=my home'")
     assert "promote approve 3 --profile ci --set 'storage.home=my home' --by" in approve
     assert "promote reject 3 --profile ci" in reject
     said = "run --profile ci --name gentle --set train.workers=2 --set 'storage.home=my home'"
