@@ -210,10 +210,14 @@ def services_up(
     """Start local servers, or adopt those that run; production only with the model released last, if still approved."""
     from facemllm.core import services
     from facemllm.serve import release
+    from facemllm.serve.local import production
 
     if "production" in (names or []) and (problem := release.problem(settings)):
         raise UserError(problem)
-    return {}, "\n".join(services.up(settings, name).url for name in names or ["mlflow"])
+    started = [
+        production.up(settings) if name == "production" else services.up(settings, name) for name in names or ["mlflow"]
+    ]
+    return {}, "\n".join(one.url for one in started)
 
 
 @command(services_app, "status")

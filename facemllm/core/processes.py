@@ -64,7 +64,8 @@ class Identity:
 class Service:
     """One server as data: what to run, where it answers, how to tell that it does, and what its clients need.
 
-    All `health` URLs must answer 200. `env` is the server's, `client_env` its clients'. `folder` is made if absent.
+    All `health` URLs must answer 200; a server that fails them is restarted. Those in `ready` are asked for its status
+    only. `env` is the server's, `client_env` its clients'. `folder` is made if absent.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Service:
     restart: bool = True
     folder: str = ""
     any_interface: bool = False
+    ready: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

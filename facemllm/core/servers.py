@@ -1,35 +1,55 @@
-"""The local servers as data: MLflow, a Ray head, and the model servers of staging and production.
+"""The local servers as data: MLflow, a Ray head, the model servers of staging and production, production's proxy.
 
 Everything listens on 127.0.0.1, except Ray: see `ray`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from facemllm.core.files import atomic_write, read_json
 from facemllm.core.machine import cores, own_folder, short_name
 from facemllm.core.processes import Service
+from facemllm.errors import UserError
 
 if TYPE_CHECKING:
     from facemllm.settings import Settings
 
 NAMES = ("mlflow", "ray", "staging", "production")
+BACKENDS = ("production-a", "production-b")
+"""Model servers behind production's proxy: one serves, the other one takes over at the next release."""
 HOST = "127.0.0.1"
 _RAY_STORE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """A model directory in service, its digest and its version in the registry."""
+    """A model directory in service, its digest and its version in the registry; of production, the server behind the
+    proxy and its port (0: none was chosen yet)."""
 
     model: Path
     digest: str
     version: str
+    name: str = ""
+    port: int = 0
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Deployed:
+        """From its JSON. Raises KeyError, TypeError or ValueError for anything else."""
+        named = str(data.get("name", "")), int(data.get("port", 0))
+        return cls(Path(data["model"]), data["digest"], data["version"], *named)
+
+    @property
+    def url(self) -> str:
+        """Where the server behind the proxy answers."""
+        return f"http://{HOST}:{self.port}"
 
 
 def mlflow(settings: Settings) -> Service:
@@ -89,12 +109,42 @@ def ray_folder(home: Path) -> Path:
     return own_folder() / short_name(home)
 
 
-def model_server(settings: Settings, name: str, model: Path, digest: str, version: str) -> Service:
-    """A KServe server of one model directory, as `staging` or `production`. Its digest stands in the command.
+def proxy(settings: Settings) -> Service:
+    """Production's proxy, on production's port. It is restarted when it fails itself, not when no model answers."""
+    port = settings.services.production_port
+    url = f"http://{HOST}:{port}"
+    command = (sys.executable, "-m", "facemllm.serve.local.proxy", f"--port={port}")
+    command += (f"--routes={note_of(settings, 'production').absolute()}",)
+    return Service("production", command, port, url, (f"{url}/proxy/live",), ready=(f"{url}/v2/health/ready",))
 
-    Production alone gets what it is authorized by, and starts with an approved model only.
+
+def free_port(settings: Settings, wanted: int = 0) -> int:
+    """A port for a server behind production's proxy: `wanted` if free, else one above production's own that is free
+    now and of no other service.
+
+    Not from the range that the kernel hands out: it must be free again when the server is restarted. Raises UserError
+    if there is none.
     """
-    port = settings.services.staging_port if name == "staging" else settings.services.production_port
+    from facemllm.settings.operations import RAY_PORTS
+
+    known = settings.services
+    taken = {port for name, port in known.model_dump().items() if name.endswith("_port")}
+    taken |= set(range(known.ray_port, known.ray_port + RAY_PORTS + 1))
+    first = known.production_port + 10
+    for port in ([wanted] if wanted else []) + sorted(set(range(first, min(first + 200, 65536))) - taken):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return port
+    raise UserError(f"no port from {first} to {first + 199} is free; choose another services.production_port")
+
+
+def model_server(settings: Settings, name: str, model: Path, digest: str, version: str, port: int = 0) -> Service:
+    """A KServe server of one model directory, as `staging` or one of `BACKENDS`. Its digest stands in the command.
+
+    Those of production alone get what they are authorized by, and start with an approved model only.
+    """
+    port = port or settings.services.staging_port
     url = f"http://{HOST}:{port}"
     flags = {
         "model": model.absolute(),  # a link in the folder's place is for the server to refuse
@@ -105,7 +155,7 @@ def model_server(settings: Settings, name: str, model: Path, digest: str, versio
         "port": port,
         "tasks": ",".join(settings.reformat.tasks),
         "scratch": settings.home / "work" / "serving",
-        **(approved_by(settings) if name == "production" else {}),
+        **(approved_by(settings) if name in BACKENDS else {}),
         "max-new-tokens": settings.evaluate.max_new_tokens,  # so that captions end where evaluation ended them
         **{key.replace("_", "-"): value for key, value in settings.serve.model_dump().items()},
     }
@@ -124,16 +174,16 @@ def approved_by(settings: Settings) -> dict[str, str | Path]:
 def deployed(settings: Settings, stage: str) -> Deployed | None:
     """The model last proved at a stage, whether it runs or not; None if there is none."""
     try:
-        data = read_json(_note(settings, stage))
-        return Deployed(Path(data["model"]), data["digest"], data["version"])
-    except (KeyError, TypeError):
+        return Deployed.of(read_json(note_of(settings, stage)))
+    except (KeyError, TypeError, ValueError):
         return None
 
 
 def note_deployed(settings: Settings, stage: str, model: Deployed) -> None:
     """Remember which model a stage serves, so that it can be started again, or put back."""
-    atomic_write(_note(settings, stage), json.dumps(asdict(model), indent=2, default=str).encode())
+    atomic_write(note_of(settings, stage), json.dumps(asdict(model), indent=2, default=str).encode())
 
 
-def _note(settings: Settings, stage: str) -> Path:
+def note_of(settings: Settings, stage: str) -> Path:
+    """The file that says what a stage serves; production's is what its proxy reads (`facemllm.core.routes`)."""
     return settings.home / "services" / f"{stage}.model"

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ import psutil
 
 from facemllm.core.files import locked
 from facemllm.core.processes import TOKEN, Record, Service, boot_id, end, end_tree, trouble
-from facemllm.core.servers import HOST, NAMES, deployed, mlflow, model_server, ray, ray_folder
+from facemllm.core.routes import Routes
+from facemllm.core.servers import BACKENDS, HOST, NAMES, deployed, mlflow, model_server, note_of, proxy, ray, ray_folder
 from facemllm.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ class Row:
 def up(settings: Settings, name: str, service: Service | None = None) -> Running:
     """A server of this name that answers: adopted if the same one runs, else started (replacing another).
 
-    Without a `service`, `staging` and `production` serve the model last deployed there. Raises UserError when the port
-    belongs to someone else, or when the server does not answer within `services.start_timeout_s` (with the end of its
-    log).
+    Without a `service`, `staging` serves the model last deployed there, and `production` is its proxy alone
+    (`facemllm.serve.local.production` starts the server behind it). Raises UserError when the port belongs to someone
+    else, or when the server does not answer within `services.start_timeout_s` (with the end of its log).
     """
     service = service or _built_in(settings, name)
     with _held(settings, settings.home, name) as path:
@@ -80,13 +81,14 @@ def up(settings: Settings, name: str, service: Service | None = None) -> Running
 def down(settings: Settings, names: Sequence[str] | None = None, home: Path | None = None) -> list[str]:
     """Stop the named servers (all, if none is named) with every process they started; the names of those stopped.
 
-    `home` is another one than that of the settings. Raises UserError for a name that no server has, and for a record
-    that cannot be read.
+    With `production` the servers behind its proxy stop, too, after it. `home` is another one than that of the settings.
+    Raises UserError for a name that no server has, and for a record that cannot be read.
     """
     home, stopped = home or settings.home, []
-    if unknown := [name for name in names or () if name not in NAMES]:
+    if unknown := [name for name in names or () if name not in NAMES + BACKENDS]:
         raise _unknown(unknown[0])
-    for name in names or NAMES:
+    named = names or NAMES
+    for name in dict.fromkeys([*named, *(BACKENDS if "production" in named else ())]):
         if not _path(home, name).exists():
             continue
         with _held(settings, home, name) as path:
@@ -101,14 +103,36 @@ def down(settings: Settings, names: Sequence[str] | None = None, home: Path | No
     return stopped
 
 
+def recorded(settings: Settings, name: str) -> Service | None:
+    """What was last started under a name and not stopped since, whether it runs or not."""
+    record = Record.read(_path(settings.home, name))
+    return record.service if record else None
+
+
 def homes(settings: Settings) -> list[Path]:
     """The home of the settings, and those that other profiles have beside it."""
     return sorted({settings.home, *(path.parent for path in settings.home.parent.glob(".facemllm*/services"))})
 
 
 def status(settings: Settings) -> list[Row]:
-    """One row a service, whether it runs or not."""
-    return [_row(settings, name) for name in NAMES]
+    """One row a service, whether it runs or not, and one for each server behind production's proxy that runs."""
+    backends = [name for name in BACKENDS if _path(settings.home, name).exists()]
+    routes = Routes.read(note_of(settings, "production"))
+    rows = [_row(settings, name) for name in (*NAMES, *backends)]
+    return [_left_over(row) if row.name in backends and not _routed(routes, row.name) else row for row in rows]
+
+
+def _routed(routes: Routes | None, name: str) -> bool:
+    """Whether a server behind production's proxy is one that requests go to, or will in a release under way."""
+    if routes is None:
+        return False
+    return name == routes.stable.name or (routes.driven() and routes.canary is not None and name == routes.canary.name)
+
+
+def _left_over(row: Row) -> Row:
+    way = f"the next release, or `facemllm services down {row.name}`, ends it"
+    why = f"no request goes to it: its release ended half-way, or has only begun; {way}"
+    return row if row.state == "down" else replace(row, state="orphaned", why=why)
 
 
 def _row(settings: Settings, name: str) -> Row:
@@ -117,7 +141,7 @@ def _row(settings: Settings, name: str) -> Row:
         return Row(name, "down", None, getattr(settings.services, f"{name}_port"), "", None, 0)
     child = record.child.process() if record.child else None
     if record.supervised():
-        why = trouble(record.service.health)
+        why = trouble((*record.service.health, *record.service.ready))
         why = why and (_refusal(path.with_suffix(".log")) or why)
         late = time.time() - record.since >= settings.services.start_timeout_s
         state = "up" if not why else "unhealthy" if late else "starting"
@@ -150,6 +174,8 @@ def _built_in(settings: Settings, name: str) -> Service:
     if (known := deployed(settings, name)) is None:
         way = "python pipeline.py release VERSION" if name == "production" else "facemllm deploy VERSION"
         raise UserError(f"no model was deployed to {name} yet; do it with: {way}")
+    if name == "production":
+        return proxy(settings)
     return model_server(settings, name, known.model, known.digest, known.version)
 
 
@@ -237,7 +263,7 @@ def _refuse_taken_port(service: Service) -> None:
             return
     raise UserError(
         f"port {service.port} is in use by {_holder(service.port)}, which was not started from here; stop that, "
-        f"or choose another port: --set services.{service.name}_port={service.port + 1000}"
+        f"or choose another port: --set services.{service.name.partition('-')[0]}_port={service.port + 1000}"
     )
 
 

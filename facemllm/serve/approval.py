@@ -24,7 +24,8 @@ from facemllm.signing.policy import Policy, read_policy
 log = logging.getLogger("facemllm.serve")
 
 EVERY_S = 60.0
-_TIME_ALONE = ("expired", "clock")
+TIME_ALONE = ("expired", "clock")
+"""Checks that keep a server from starting and end none that serves."""
 
 
 class Approval:
@@ -72,7 +73,7 @@ class Approval:
             self.require()
             self.withdrawn = ""
         except Refused as refused:
-            if refused.check in _TIME_ALONE:
+            if refused.check in TIME_ALONE:
                 log.warning("serving on, but no server would start again: %s: %s", refused.check, one_line(refused))
             elif not self.withdrawn:
                 log.error("out of service, %s: %s", refused.check, one_line(refused))

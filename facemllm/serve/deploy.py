@@ -1,31 +1,36 @@
 """Putting a model into service on this machine: staging, then production, each proved by one question.
 
 A server counts as deployed only when it answers, over HTTP, one question about one held-out face as evaluation answered
-it. Only then is it noted in `<home>/services/<stage>.model`, from where `services up` can start it again.
+it. Only then is it noted in `<home>/services/<stage>.model`, from where `services up` can start it again. In production
+it takes over from the one before it step by step (`facemllm.serve.local`).
 """
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from facemllm.core import servers, services
-from facemllm.errors import UserError
+from facemllm.core.servers import Deployed
+from facemllm.errors import UserError, one_line
+from facemllm.serve.approval import TIME_ALONE
+from facemllm.serve.local import production
+from facemllm.serve.local.trial import Trial
 from facemllm.serve.probe import Probe, same_answer
 from facemllm.settings import Settings
+from facemllm.signing.canonical import Refused
 
 _ANSWER_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model in service. `adopted` is true when the same model served already."""
+    """A model in service; `pid` is its server's. `adopted` is true when the same model served already."""
 
     stage: str
     url: str
@@ -45,9 +50,14 @@ def deploy(settings: Settings, model_dir: Path, model_digest: str, version: str,
 
     Raises UserError when it does not start, or answers otherwise than evaluation; it is not running then.
     """
-    endpoint = _serve(settings, "staging", model_dir, model_digest, version)
-    _prove(settings, endpoint, probe)
-    servers.note_deployed(settings, "staging", servers.Deployed(model_dir.absolute(), model_digest, version))
+    service = servers.model_server(settings, "staging", model_dir, model_digest, version)
+    endpoint = _endpoint(settings, "staging", model_digest, services.up(settings, "staging", service))
+    try:
+        _prove(endpoint, probe)
+    except UserError:
+        services.down(settings, ["staging"])
+        raise
+    servers.note_deployed(settings, "staging", Deployed(model_dir.absolute(), model_digest, version))
     return endpoint
 
 
@@ -58,30 +68,67 @@ def release(
     version: str,
     probe: Probe,
     *,
-    put_back: Callable[[], object] | None,
+    put_back: Callable[[str], object] | None,
+    questions: Sequence[Probe] = (),
+    parity: Callable[[str], object] | None = None,
 ) -> Endpoint:
-    """Serve a model as production and prove it; if that fails, what served before is put back, if it still may serve.
+    """Serve a model as production, in place of the one before it, which serves until the new one has proved itself.
 
-    The server itself refuses a model that is not approved. `put_back` is called before the former model is started
-    again, to record it, and may raise UserError to forbid it; None: production then serves nothing. Raises UserError as
-    `deploy` does, saying what serves now.
+    The new one starts beside it (the server itself refuses a model that is not approved), answers `probe`, passes
+    `parity` (given its address; raises UserError where it fails) and a trial with a growing share of production's
+    requests, in which `questions` are asked of both. Then the former one answers what it has begun, and stops.
+
+    If anything of that fails the former model keeps every request. `put_back` records that, given the reason; where it
+    raises Refused, or there is none, the former model may not serve, and production serves nothing. Raises UserError
+    as `deploy` does, saying what serves now. The caller holds the release lock.
     """
-    running = {row.name for row in services.status(settings) if row.state not in ("down", "orphaned")}
-    before = servers.deployed(settings, "production") if "production" in running else None
+    before = production.serving(settings)
+    adopted = False
     try:
-        endpoint = _serve(settings, "production", model_dir, model_digest, version)
-        _prove(settings, endpoint, probe)
+        new, running = production.beside(settings, Deployed(model_dir.absolute(), model_digest, version), before)
+        adopted = before is not None and new.name == before.name
+        endpoint = _endpoint(settings, "production", new.digest, running)
+        _prove(endpoint, probe)
+        if parity is not None:
+            parity(new.url)
+        door = services.up(settings, "production")
+        if before is not None and not adopted:
+            Trial(settings, before, new, _predict_url(settings), questions or [probe]).run()
+        servers.note_deployed(settings, "production", new)
     except UserError as error:
-        if before is None or before.digest == model_digest or put_back is None:
-            raise UserError(f"{error}\nproduction serves nothing now") from None
-        try:
-            put_back()
-            _serve(settings, "production", before.model, before.digest, before.version)
-        except UserError as second:
-            raise UserError(f"{error}\nand version {before.version} could not be put back: {second}") from None
-        raise UserError(f"{error}\nproduction serves version {before.version} again") from None
-    servers.note_deployed(settings, "production", servers.Deployed(model_dir.absolute(), model_digest, version))
-    return endpoint
+        raise _put_back(settings, None if adopted else before, model_digest, put_back, error) from None
+    except BaseException:  # interrupted
+        production.back(settings)
+        raise
+    production.back(settings)  # which ends the former one, now that it gets no request
+    return replace(endpoint, url=door.url)
+
+
+def _put_back(
+    settings: Settings,
+    before: Deployed | None,
+    digest: str,
+    put_back: Callable[[str], object] | None,
+    error: UserError,
+) -> UserError:
+    """Have the former model serve alone, and what to say then; where it may not, nothing serves."""
+    if before is None or put_back is None:
+        services.down(settings, ["production"])
+        return UserError(f"{error}\nproduction serves nothing now")
+    production.back(settings)
+    again = f"{error}\nproduction serves version {before.version}"
+    if before.digest == digest:
+        return UserError(f"{again} as before")
+    try:
+        put_back(one_line(error, 200))
+    except Refused as second:
+        if second.check not in TIME_ALONE:
+            services.down(settings, ["production"])
+            return UserError(f"{error}\nand version {before.version} could not be put back: {second}")
+        return UserError(f"{again} as before, but this could not be recorded: {second}")
+    except UserError as second:
+        return UserError(f"{again} as before, but this could not be recorded: {second}")
+    return UserError(f"{again} again")
 
 
 def ask(url: str, model: str, instance: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,24 +154,20 @@ def curl_example(predict_url: str, question: str = "Is the person wearing a hat?
     )
 
 
-def _serve(settings: Settings, stage: str, model_dir: Path, digest: str, version: str) -> Endpoint:
-    service = servers.model_server(settings, stage, model_dir, digest, version)
-    running = services.up(settings, stage, service)
+def _endpoint(settings: Settings, stage: str, digest: str, running: services.Running) -> Endpoint:
     return Endpoint(stage, running.url, settings.promote.model_name, digest, running.pid, running.adopted)
 
 
-def _prove(settings: Settings, endpoint: Endpoint, probe: Probe) -> None:
-    instance = {"image": {"b64": base64.b64encode(probe.image).decode()}, "question": probe.question}
-    if probe.segmentation is not None:
-        instance["segmentation"] = {"b64": base64.b64encode(probe.segmentation).decode()}
-    try:
-        found = ask(endpoint.url, endpoint.model, instance)
-        if not same_answer(probe, found):
-            said = f"'{found['answer']}' (value {found['value']})"
-            raise UserError(
-                f"{endpoint.stage} answers otherwise than evaluation to '{probe.question}': {said} instead of "
-                f"'{probe.answer}' (value {probe.value}); it was stopped"
-            )
-    except UserError:
-        services.down(settings, [endpoint.stage])
-        raise
+def _predict_url(settings: Settings) -> str:
+    return f"{servers.proxy(settings).url}/v1/models/{settings.promote.model_name}:predict"
+
+
+def _prove(endpoint: Endpoint, probe: Probe) -> None:
+    """Raises UserError where a server does not answer as evaluation did."""
+    found = ask(endpoint.url, endpoint.model, probe.instance)
+    if not same_answer(probe, found):
+        said = f"'{found['answer']}' (value {found['value']})"
+        raise UserError(
+            f"{endpoint.stage} answers otherwise than evaluation to '{probe.question}': {said} instead of "
+            f"'{probe.answer}' (value {probe.value}); it was stopped"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,9 +30,21 @@ class Probe:
     value: str | None
     segmentation: bytes | None = None
 
+    @property
+    def instance(self) -> dict[str, Any]:
+        """As an instance of a `:predict` request."""
+        maps = {} if self.segmentation is None else {"segmentation": _encoded(self.segmentation)}
+        return {"image": _encoded(self.image), "question": self.question, **maps}
+
 
 def probe_of(store: Store, evaluation: str) -> Probe:
-    """One closed question about one held-out face that evaluation answered, with the face's very bytes."""
+    """One closed question about one held-out face that evaluation answered, with the face's very bytes: the first of
+    `probes_of`."""
+    return probes_of(store, evaluation, 1)[0]
+
+
+def probes_of(store: Store, evaluation: str, count: int) -> list[Probe]:
+    """Up to so many closed questions about held-out faces, those first whose answers are words that could be read."""
     folder = store.path(evaluation)
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     samples = json.loads((folder / "samples" / "samples.json").read_text("utf-8"))
@@ -40,12 +53,24 @@ def probe_of(store: Store, evaluation: str) -> Probe:
     if not asked:
         silent = "evaluation asked no closed question that staging could be proved by"
         raise UserError(f"{silent}; add a task to reformat.tasks")
-    image_id, question, _ = max(asked, key=lambda one: (one[1]["parsed"] is not None, one[2] != "number"))
+    asked.sort(key=lambda one: (one[1]["parsed"] is not None, one[2] != "number"), reverse=True)  # stable
+    wanted = {image_id for image_id, *_ in asked[:count]}
     conversations = open_table(store.path(metrics["conversations_digest"]), CONVERSATIONS)
-    faces = conversations.iterate(["image_id", "images", "segmentation"], metrics["split"])
-    face = next(face for face in faces if face["image_id"] == image_id)
-    segmentation = (face["segmentation"] or {}).get("bytes") if metrics.get("maps") else None
-    return Probe(face["images"][0]["bytes"], question["question"], question["raw"], question["parsed"], segmentation)
+    faces: dict[str, tuple[bytes, bytes | None]] = {}
+    for face in conversations.iterate(["image_id", "images", "segmentation"], metrics["split"]):
+        if face["image_id"] in wanted:
+            map_ = (face["segmentation"] or {}).get("bytes") if metrics.get("maps") else None
+            faces[face["image_id"]] = face["images"][0]["bytes"], map_
+            if len(faces) == len(wanted):
+                break
+    return [
+        Probe(faces[image_id][0], q["question"], q["raw"], q["parsed"], faces[image_id][1])
+        for image_id, q, _ in asked[:count]
+    ]
+
+
+def _encoded(data: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(data).decode()}
 
 
 def same_answer(probe: Probe, found: Mapping[str, Any]) -> bool:

@@ -1,25 +1,26 @@
 """Releasing an approved version to production, and rolling back to a former one.
 
 What production answers with is always recorded before its first answer: the signed release comes first, then the
-server, then the proof by one question. A crash in between leaves a recorded release of a model that does not serve yet
-(`facemllm services status` says so; release it again), never a model that serves unrecorded. A model that fails its
-proof is taken down, and the former one is recorded as rolled back to before it is started again.
+server, its proof, and its trial with a part of the requests. A crash in between leaves a recorded release of a model
+that does not serve (`facemllm services status` says so; release it again) while the former one goes on, never a model
+that serves unrecorded. A model that fails its proof or its trial is taken down, the former one keeps every request, and
+that it was rolled back to is recorded.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from facemllm.core.files import locked
 from facemllm.core.servers import deployed
 from facemllm.core.store import Store
 from facemllm.errors import UserError, one_line
 from facemllm.promote import notices, registry, releases
 from facemllm.promote.registry import model_dir
 from facemllm.serve import deploy
-from facemllm.serve.probe import probe_of
+from facemllm.serve.local import production
+from facemllm.serve.probe import probes_of
 from facemllm.settings import Settings
 from facemllm.signing import local
 from facemllm.signing.authorization import authorize
@@ -31,17 +32,23 @@ from facemllm.version import ledger
 log = logging.getLogger(__name__)
 
 
-def switch(settings: Settings, version: int | str, decision: Decision, reason: str = "") -> deploy.Endpoint:
+def switch(
+    settings: Settings,
+    version: int | str,
+    decision: Decision,
+    reason: str = "",
+    parity: Callable[[str], object] | None = None,
+) -> deploy.Endpoint:
     """Put an approved version into production (`release` or `rollback`) and prove it.
 
-    Raises Refused with the check that failed, UserError when a release is under way or another one was first, or when
-    the server does not answer as evaluation did; the former model serves again then, if it is still approved.
+    `parity`, given a server's address, raises UserError where its answers are not those of evaluation. Raises Refused
+    with the check that failed, UserError when a release is under way or another one was first, or when the model fails
+    its proof or its trial; the former model serves on then, if it is still approved.
     """
     made: list[Statement] = []
-    taken = "another release is under way; nothing was changed, look at `facemllm promote list` and try again"
     try:
-        with locked(settings.home / "signing" / ".release.lock", taken):
-            return _switch(settings, version, decision, reason, made)
+        with production.held(settings):
+            return _switch(settings, version, decision, reason, made, parity)
     finally:
         for one in made:
             name = "released" if one.decision == "release" else "rolled_back"
@@ -70,7 +77,12 @@ def problem(settings: Settings) -> str:
 
 
 def _switch(
-    settings: Settings, version: int | str, decision: Decision, reason: str, made: list[Statement]
+    settings: Settings,
+    version: int | str,
+    decision: Decision,
+    reason: str,
+    made: list[Statement],
+    parity: Callable[[str], object] | None,
 ) -> deploy.Endpoint:
     found = registry.find_version(settings, version)
     if not found.digest:
@@ -86,22 +98,25 @@ def _switch(
     _same_version(found, bundle)
     folder = model_dir(settings, found)
     ledger.require(settings, ledger.sources_of_model(folder), "serve")
-    probe = probe_of(Store(settings.home), str(bundle["evaluation"]["digest"]))
+    store, evaluation = Store(settings.home), str(bundle["evaluation"]["digest"])
+    probes = probes_of(store, evaluation, settings.serve.canary.min_requests)
     before = releases.in_force(decisions)
 
-    def put_back() -> None:
-        last, serving = before[-1], deployed(settings, "production")
-        if serving is None or serving.digest != last.model:
-            raise UserError("it was not the one released last")
-        why = f"version {found.version} failed its proof"
-        ground = authorize(last.model, decisions, policy)
-        made.append(releases.record(settings, decisions, "rollback", ground.bundle, last.model, why))
-        _mirror(settings, last.model)
+    def put_back(why: str) -> None:
+        serving = deployed(settings, "production")
+        if serving is None or serving.digest not in {one.model for one in before}:
+            raise Refused("other_model", "it was never released")
+        ground = authorize(serving.digest, decisions, policy)
+        why = f"version {found.version} failed: {why}"
+        made.append(releases.record(settings, decisions, "rollback", ground.bundle, serving.digest, why))
+        _mirror(settings, serving.digest)
 
     if not before or before[-1].model != found.digest:
         made.append(releases.record(settings, decisions, decision, grounds.bundle, found.digest, reason))
     number, back = str(found.version), put_back if before else None
-    endpoint = deploy.release(settings, folder, found.digest, number, probe, put_back=back)
+    endpoint = deploy.release(
+        settings, folder, found.digest, number, probes[0], put_back=back, questions=probes, parity=parity
+    )
     _mirror(settings, found.digest)
     return endpoint
 

@@ -221,8 +221,30 @@ class Services(Section):
         return self
 
 
+class Canary(Section):
+    """How a new model takes over in production: it gets each of these percentages of the requests for at least
+    `step_seconds`, and goes on when it did as well as the model before it with `min_requests` requests of each. It may
+    fail by `max_error_rate_increase` more of them, have a 95th percentile of answer times `max_p95_ratio` times as
+    long, and must give at least `min_agreement` of the answers that evaluation gave."""
+
+    steps: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=1)]
+    min_requests: Positive
+    max_error_rate_increase: Share
+    max_p95_ratio: Annotated[float, Field(ge=1)]
+    min_agreement: Share
+    step_seconds: Annotated[float, Field(ge=0)]
+
+    @field_validator("steps")
+    @classmethod
+    def _rising(cls, value: list[float]) -> list[float]:
+        if value != sorted(set(value)) or value[-1] != 100:
+            raise ValueError("give rising percentages that end with 100, as in [10, 50, 100]")
+        return value
+
+
 class Serve(Section):
-    """Limits of the model server. `max_pixels` is for all images of one request together."""
+    """Limits of the model server, and how one takes over from another. `max_pixels` is for all images of one request
+    together. `canary` is in no dump: it decides no answer."""
 
     max_body_mb: Annotated[float, Field(gt=0)]
     max_pixels: Positive
@@ -230,6 +252,7 @@ class Serve(Section):
     max_instances: Positive
     batch_size: Positive
     threads: Positive
+    canary: Annotated[Canary, Field(exclude=True)]
 
 
 class Cost(Section):

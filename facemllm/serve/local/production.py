@@ -1,0 +1,118 @@
+"""Production's servers: one that serves, a second one beside it while a release tries another model, the proxy.
+
+Whoever changes something holds the release lock. Two models are in memory during a release only.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx
+
+from facemllm.core import servers, services
+from facemllm.core.files import locked
+from facemllm.core.processes import Identity
+from facemllm.core.routes import Routes
+from facemllm.core.servers import BACKENDS, Deployed
+from facemllm.errors import UserError
+from facemllm.settings import Settings
+
+_DRAIN_S = 60.0
+
+
+@contextmanager
+def held(settings: Settings) -> Iterator[None]:
+    """Keep other releases away. Raises UserError when one is under way."""
+    taken = "another release is under way; nothing was changed, look at `facemllm promote list` and try again"
+    with locked(settings.home / "signing" / ".release.lock", taken):
+        yield
+
+
+def up(settings: Settings) -> services.Running:
+    """Serve the model last released, and no other. Raises UserError as `services.up` does."""
+    with held(settings):
+        known = servers.deployed(settings, "production")
+        if known is not None:
+            running = serving(settings) is not None
+            port = known.port if running else servers.free_port(settings, known.port)
+            _start(settings, known := replace(known, name=known.name or BACKENDS[0], port=port))
+            servers.note_deployed(settings, "production", known)
+        return services.up(settings, "production")
+
+
+def serving(settings: Settings) -> Deployed | None:
+    """The server that requests go to, if it runs. What a release that ended half-way left beside it is ended."""
+    back(settings)
+    known = servers.deployed(settings, "production")
+    running = {row.name for row in services.status(settings) if row.state not in ("down", "orphaned")}
+    return known if known is not None and known.name in running else None
+
+
+def back(settings: Settings) -> None:
+    """Send every request to the model that serves, and end the server beside it once it has answered what it began."""
+    known = servers.deployed(settings, "production")
+    if known is not None:
+        servers.note_deployed(settings, "production", known)
+    for name in BACKENDS:
+        if known is None or name != known.name:
+            drained(settings, name)
+            services.down(settings, [name])
+
+
+def beside(settings: Settings, model: Deployed, before: Deployed | None) -> tuple[Deployed, services.Running]:
+    """Start a model's server beside the one that serves; that one itself where it is the same in every way.
+
+    It gets no request yet. Raises UserError when it does not start.
+    """
+    if before is not None and before.digest == model.digest:
+        same = replace(model, name=before.name, port=before.port)
+        if services.recorded(settings, same.name) == _service(settings, same):
+            return same, _start(settings, same)
+    name = next(name for name in BACKENDS if before is None or name != before.name)
+    new = replace(model, name=name, port=servers.free_port(settings))
+    if before is not None:
+        share(settings, before, new, 0)
+    return new, _start(settings, new)
+
+
+def share(settings: Settings, stable: Deployed, canary: Deployed, percent: float) -> None:
+    """Give a canary its share of the requests, for as long as this process lives."""
+    Routes(stable, canary, percent, Identity.of(os.getpid())).write(servers.note_of(settings, "production"))
+
+
+def drained(settings: Settings, name: str, seconds: float = _DRAIN_S) -> bool:
+    """Wait until a server that gets no more requests has answered all; whether it has."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            meter = counts(settings)["backends"].get(name, {})
+        except UserError:
+            return True  # without a proxy it has got none
+        if not meter.get("in_flight"):
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+
+
+def counts(settings: Settings) -> dict[str, Any]:
+    """What the proxy has counted so far. Raises UserError when it does not answer."""
+    url = f"{servers.proxy(settings).url}/proxy/status"
+    try:
+        found: dict[str, Any] = httpx.get(url, timeout=10, trust_env=False).raise_for_status().json()
+        return found
+    except (httpx.HTTPError, ValueError) as error:
+        raise UserError(f"production's proxy does not answer at {url}: {error}") from None
+
+
+def _service(settings: Settings, model: Deployed) -> services.Service:
+    return servers.model_server(settings, model.name, model.model, model.digest, model.version, model.port)
+
+
+def _start(settings: Settings, model: Deployed) -> services.Running:
+    return services.up(settings, model.name, _service(settings, model))
