@@ -113,8 +113,8 @@ def proxy(settings: Settings) -> Service:
     """Production's proxy, on production's port. It is restarted when it fails itself, not when no model answers."""
     port = settings.services.production_port
     url = f"http://{HOST}:{port}"
-    command = (sys.executable, "-m", "facemllm.serve.local.proxy", f"--port={port}")
-    command += (f"--routes={note_of(settings, 'production').absolute()}",)
+    routes = note_of(settings, "production").absolute()
+    command = (sys.executable, "-m", "facemllm.serve.local.proxy", f"--port={port}", f"--routes={routes}")
     return Service("production", command, port, url, (f"{url}/proxy/live",), ready=(f"{url}/v2/health/ready",))
 
 
@@ -142,9 +142,9 @@ def free_port(settings: Settings, wanted: int = 0) -> int:
 def model_server(settings: Settings, name: str, model: Path, digest: str, version: str, port: int = 0) -> Service:
     """A KServe server of one model directory, as `staging` or one of `BACKENDS`. Its digest stands in the command.
 
-    Those of production alone get what they are authorized by, and start with an approved model only.
+    Those of production get what they are authorized by, and start with an approved model only.
     """
-    port = port or settings.services.staging_port
+    port = port or (settings.services.staging_port if name == "staging" else settings.services.production_port)
     url = f"http://{HOST}:{port}"
     flags = {
         "model": model.absolute(),  # a link in the folder's place is for the server to refuse
@@ -155,7 +155,7 @@ def model_server(settings: Settings, name: str, model: Path, digest: str, versio
         "port": port,
         "tasks": ",".join(settings.reformat.tasks),
         "scratch": settings.home / "work" / "serving",
-        **(approved_by(settings) if name in BACKENDS else {}),
+        **(approved_by(settings) if name != "staging" else {}),
         "max-new-tokens": settings.evaluate.max_new_tokens,  # so that captions end where evaluation ended them
         **{key.replace("_", "-"): value for key, value in settings.serve.model_dump().items()},
     }

@@ -91,7 +91,7 @@ def release(
         _prove(endpoint, probe)
         if parity is not None:
             parity(new.url)
-        door = services.up(settings, "production")
+        door = services.up(settings, "production", servers.proxy(settings))
         if before is not None and not adopted:
             Trial(settings, before, new, _predict_url(settings), questions or [probe]).run()
         servers.note_deployed(settings, "production", new)

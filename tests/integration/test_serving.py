@@ -375,8 +375,8 @@ def test_a_release_that_answers_otherwise_is_taken_back(
 ) -> None:
     real = servers.model_server
 
-    def fake(chosen: Settings, name: str, folder: Path, digest: str, version: str) -> servers.Service:
-        service = real(chosen, name, folder, digest, version)
+    def fake(chosen: Settings, name: str, folder: Path, digest: str, version: str, port: int = 0) -> servers.Service:
+        service = real(chosen, name, folder, digest, version, port)
         command = (sys.executable, "-c", FAKE, str(service.port), digest)
         return servers.Service(name, command, service.port, service.url, (service.url,))
 
@@ -387,9 +387,11 @@ def test_a_release_that_answers_otherwise_is_taken_back(
     deploy.release(settings, tmp_path, "good", "2", expected, put_back=None)
     put: list[str] = []
     again = functools.partial(deploy.release, settings, tmp_path, "bad", "3", expected)
-    refuses("production serves version 2 again", again, put_back=lambda: put.append("recorded"))
-    assert put == ["recorded"]
+    refuses("production serves version 2 again", again, put_back=put.append)
+    assert [why[:25] for why in put] == ["production answers otherw"]
     url = f"http://127.0.0.1:{settings.services.production_port}"
     assert deploy.ask(url, "m", {})["answer"] == "good"
-    assert servers.deployed(settings, "production") == servers.Deployed(tmp_path, "good", "2")
+    found = servers.deployed(settings, "production")
+    assert found is not None
+    assert (found.model, found.digest, found.version) == (tmp_path, "good", "2")
     services.down(settings, ["production"])

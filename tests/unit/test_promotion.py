@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from facemllm.report import decision as shown
 from facemllm.review import facts
 from facemllm.serve import deploy, release
 from facemllm.serve.approval import Approval
+from facemllm.serve.local import production as local_production
 from facemllm.settings import load
 from facemllm.signing import local, manifest
 from facemllm.signing.canonical import Refused
@@ -230,33 +232,53 @@ def test_the_tables_say_what_a_person_decides_by(home: Home, mlflow: Registry, c
 
 
 class Production:
-    """Production's server, in place of a process: which model it answers with; those in `bad` fail their proof."""
+    """Production's servers, in place of processes; models in `bad` fail their proof, those in `worse` their trial."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.serves: str | None = None
+        self.running: Deployed | None = None
         self.bad: set[str] = set()
+        self.worse: set[str] = set()
         self.answered: list[str] = []
-        monkeypatch.setattr(deploy, "_serve", self.serve)
+        monkeypatch.setattr(local_production, "serving", lambda settings: self.running)
+        monkeypatch.setattr(local_production, "beside", self.beside)
+        monkeypatch.setattr(local_production, "back", self.back)
+        monkeypatch.setattr(services, "up", lambda *_: services.Running(1, "http://127.0.0.1:1", False, {}))
+        monkeypatch.setattr(services, "down", self.down)
         monkeypatch.setattr(deploy, "_prove", self.prove)
-        monkeypatch.setattr(services, "status", lambda settings: self.rows())
-        monkeypatch.setattr("facemllm.serve.release.probe_of", lambda store, evaluation: None)
+        monkeypatch.setattr(deploy, "Trial", self.trial)
+        monkeypatch.setattr("facemllm.serve.release.probes_of", lambda *_: [None])
         monkeypatch.setattr(
             "facemllm.serve.release.ledger",
             SimpleNamespace(require=lambda *_: None, sources_of_model=lambda folder: []),
         )
 
-    def rows(self) -> list[services.Row]:
-        return [services.Row("production", "up" if self.serves else "down", 1, 1, "", None, 0)]
+    @property
+    def serves(self) -> str | None:
+        return self.running.digest if self.running else None
 
-    def serve(self, settings: Any, stage: str, model: Path, digest: str, version: str) -> deploy.Endpoint:
-        self.serves = digest
-        self.answered.append(digest)
-        return deploy.Endpoint(stage, "http://127.0.0.1:1", "face-mllm", digest, 1, False)
+    def beside(self, settings: Any, model: Deployed, before: Deployed | None) -> tuple[Deployed, services.Running]:
+        name = "production-b" if before and before.name == "production-a" else "production-a"
+        if before and before.digest == model.digest:
+            name = before.name
+        return replace(model, name=name), services.Running(1, "http://127.0.0.1:2", False, {})
 
-    def prove(self, settings: Any, endpoint: deploy.Endpoint, probe: Any) -> None:
+    def back(self, settings: Any) -> None:
+        self.running = servers.deployed(settings, "production")
+
+    def down(self, settings: Any, names: list[str]) -> None:
+        self.running = None
+
+    def prove(self, endpoint: deploy.Endpoint, probe: Any) -> None:
+        self.answered.append(endpoint.digest)
         if endpoint.digest in self.bad:
-            self.serves = None
             raise UserError("production answers otherwise than evaluation")
+
+    def trial(self, settings: Any, before: Deployed, new: Deployed, *_: Any) -> Any:
+        def run() -> None:
+            if new.digest in self.worse:
+                raise UserError("at 10 % of the requests it was worse: slow")
+
+        return SimpleNamespace(run=run)
 
 
 @pytest.fixture
@@ -333,11 +355,15 @@ def test_a_model_that_fails_its_proof_gives_way_to_the_former(
     refuses("production serves nothing now", release.switch, home.settings, 2, "release")
     production.bad = set()
     release.switch(home.settings, 1, "release")
-    servers.note_deployed(home.settings, "production", Deployed(home.settings.home / "store" / a, a, "1"))
-    production.bad = {b}
-    refuses("production serves version 1 again", release.switch, home.settings, 2, "release")
-    assert production.serves == a
-    assert recorded(home)[-2:] == [("release", b, a), ("rollback", a, b)]
+    for failing in ("bad", "worse"):
+        production.bad, production.worse = set(), set()
+        setattr(production, failing, {b})
+        refuses("production serves version 1 again", release.switch, home.settings, 2, "release")
+        assert production.serves == a
+        assert recorded(home)[-2:] == [("release", b, a), ("rollback", a, b)]
+    assert (
+        "version 2 failed: at 10 % of the requests it was worse: slow" in releases.in_force(home.decisions)[-1].reason
+    )
     champion = registry.champion(home.settings)
     assert champion is not None
     assert champion.version == 1
@@ -361,17 +387,65 @@ def test_nothing_answers_before_it_is_recorded(
     def crash(*_: Any) -> None:
         raise Crash
 
-    monkeypatch.setattr(deploy, "_serve", crash)
+    monkeypatch.setattr(local_production, "beside", crash)
     with pytest.raises(Crash):
         release.switch(home.settings, 1, "release")
     assert [one[0] for one in recorded(home)] == ["release"]
     monkeypatch.setattr(releases, "record", crash)
-    monkeypatch.setattr(deploy, "_serve", production.serve)
+    monkeypatch.setattr(local_production, "beside", production.beside)
     other = add(home, mlflow, 2)
     approve(home, 2)
     with pytest.raises(Crash):
         release.switch(home.settings, 2, "release")
     assert other.digest not in production.answered
+
+
+def test_after_a_release_that_was_killed_the_model_that_serves_is_put_back(
+    home: Home, mlflow: Registry, production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = (add(home, mlflow, number).digest for number in (1, 2, 3))
+    for number in (1, 2, 3):
+        approve(home, number)
+    release.switch(home.settings, 1, "release")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(local_production, "beside", killed)
+    with pytest.raises(Killed):
+        release.switch(home.settings, 2, "release")
+    assert production.serves == a
+    assert "the newest signed release is" in release.problem(home.settings)
+    monkeypatch.setattr(local_production, "beside", production.beside)
+    production.worse = {c}
+    refuses("production serves version 1 again", release.switch, home.settings, 3, "release")
+    assert production.serves == a
+    assert recorded(home)[-3:] == [("release", b, a), ("release", c, b), ("rollback", a, c)]
+    assert release.problem(home.settings) == ""
+
+
+def test_a_former_model_whose_approval_only_expired_serves_on(
+    home: Home, mlflow: Registry, production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (add(home, mlflow, number).digest for number in (1, 2))
+    approve(home, 1)
+    approve(home, 2)
+    release.switch(home.settings, 1, "release")
+    usual = release.authorize
+
+    def expired(digest: str, *rest: Any) -> Any:
+        if digest == a:
+            raise Refused("expired", "the approval expired")
+        return usual(digest, *rest)
+
+    monkeypatch.setattr(release, "authorize", expired)
+    production.worse = {b}
+    said = "serves version 1 as before, but this could not be recorded: the approval expired"
+    refuses(said, release.switch, home.settings, 2, "release")
+    assert production.serves == a
 
 
 def test_of_two_releases_at_once_one_wins_and_the_other_is_told(

@@ -67,8 +67,10 @@ def back(settings: Settings) -> None:
 def beside(settings: Settings, model: Deployed, before: Deployed | None) -> tuple[Deployed, services.Running]:
     """Start a model's server beside the one that serves; that one itself where it is the same in every way.
 
-    It gets no request yet. Raises UserError when it does not start.
+    It gets no request yet; where none serves, the proxy is stopped. Raises UserError when it does not start.
     """
+    if before is None:
+        services.down(settings, ["production"])
     if before is not None and before.digest == model.digest:
         same = replace(model, name=before.name, port=before.port)
         if services.recorded(settings, same.name) == _service(settings, same):
