@@ -32,19 +32,20 @@ _RAY_STORE_BYTES = 256 * 2**20
 @dataclass(frozen=True)
 class Deployed:
     """A model directory in service, its digest and its version in the registry; of production, the server behind the
-    proxy and its port (0: none was chosen yet)."""
+    proxy and its ports (0: none was chosen yet, or no gRPC)."""
 
     model: Path
     digest: str
     version: str
     name: str = ""
     port: int = 0
+    grpc_port: int = 0
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Deployed:
         """From its JSON. Raises KeyError, TypeError or ValueError for anything else."""
-        named = str(data.get("name", "")), int(data.get("port", 0))
-        return cls(Path(data["model"]), data["digest"], data["version"], *named)
+        ports = int(data.get("port", 0)), int(data.get("grpc_port", 0))
+        return cls(Path(data["model"]), data["digest"], data["version"], str(data.get("name", "")), *ports)
 
     @property
     def url(self) -> str:
@@ -114,13 +115,20 @@ def proxy(settings: Settings) -> Service:
     port = settings.services.production_port
     url = f"http://{HOST}:{port}"
     routes = note_of(settings, "production").absolute()
-    command = (sys.executable, "-m", "facemllm.serve.local.proxy", f"--port={port}", f"--routes={routes}")
-    return Service("production", command, port, url, (f"{url}/proxy/live",), ready=(f"{url}/v2/health/ready",))
+    command = [sys.executable, "-m", "facemllm.serve.local.proxy", f"--port={port}", f"--routes={routes}"]
+    if grpc_port := production_grpc_port(settings):
+        command.append(f"--grpc-port={grpc_port}")
+    return Service("production", tuple(command), port, url, (f"{url}/proxy/live",), ready=(f"{url}/v2/health/ready",))
 
 
-def free_port(settings: Settings, wanted: int = 0) -> int:
-    """A port for a server behind production's proxy: `wanted` if free, else one above production's own that is free
-    now and of no other service.
+def production_grpc_port(settings: Settings) -> int:
+    """Where production's proxy takes gRPC; 0 where it does not."""
+    return int(getattr(settings.services, "production_grpc_port", 0))
+
+
+def free_port(settings: Settings, wanted: int = 0, but: int = 0) -> int:
+    """A port for a server behind production's proxy: `wanted` if free, else one above production's own, other than
+    `but`, that is free now and of no other service.
 
     Not from the range that the kernel hands out: it must be free again when the server is restarted. Raises UserError
     if there is none.
@@ -129,17 +137,19 @@ def free_port(settings: Settings, wanted: int = 0) -> int:
 
     known = settings.services
     taken = {port for name, port in known.model_dump().items() if name.endswith("_port")}
-    taken |= set(range(known.ray_port, known.ray_port + RAY_PORTS + 1))
+    taken |= {but, *range(known.ray_port, known.ray_port + RAY_PORTS + 1)}
     first = known.production_port + 10
-    for port in ([wanted] if wanted else []) + sorted(set(range(first, min(first + 200, 65536))) - taken):
+    for port in ([wanted] if wanted else []) + sorted(set(range(first, min(first + 600, 65536))) - taken):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, port))
             return port
-    raise UserError(f"no port from {first} to {first + 199} is free; choose another services.production_port")
+    raise UserError(f"no port from {first} to {first + 599} is free; choose another services.production_port")
 
 
-def model_server(settings: Settings, name: str, model: Path, digest: str, version: str, port: int = 0) -> Service:
+def model_server(
+    settings: Settings, name: str, model: Path, digest: str, version: str, port: int = 0, grpc_port: int = 0
+) -> Service:
     """A KServe server of one model directory, as `staging` or one of `BACKENDS`. Its digest stands in the command.
 
     Those of production get what they are authorized by, and start with an approved model only.
@@ -153,6 +163,7 @@ def model_server(settings: Settings, name: str, model: Path, digest: str, versio
         "name": settings.promote.model_name,
         "host": HOST,
         "port": port,
+        **({"grpc-port": grpc_port} if grpc_port else {}),
         "tasks": ",".join(settings.reformat.tasks),
         "scratch": settings.home / "work" / "serving",
         **(approved_by(settings) if name != "staging" else {}),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from facemllm.cli import main as cli
 from facemllm.core import servers, services
 from facemllm.core.processes import TOKEN, Identity, Record, Service, boot_id, end_tree, trouble
+from facemllm.core.routes import Routes
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
 from facemllm.settings.operations import RAY_PORTS
@@ -127,6 +129,40 @@ def test_status_gives_times_people_read_and_says_why(orphan, tmp_path: Path):
     assert "http://127.0.0.1:1/: [Errno 111] Connection refused" in ask("status")
     rows = json.loads(ask("status", "--json"))["services"]
     assert (rows[0]["since"], rows[0]["why"][:7], rows[3]["state"]) == (since, "http://", "down")
+
+
+def test_ports_behind_the_proxy_are_those_of_no_other_service(settings: Settings):
+    first = servers.free_port(settings)
+    known = settings.services.model_dump()
+    assert first >= settings.services.production_port + 10
+    assert first not in known.values()
+    assert servers.free_port(settings, first) == first
+    assert servers.free_port(settings, but=first) > first
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first))
+        taken.listen()
+        assert servers.free_port(settings, first) > first
+    beside = load("laptop", [f"services.ray_port={first - 1}"])
+    assert servers.free_port(beside) > first - 1 + RAY_PORTS
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_what_a_killed_release_left_is_named(settings: Settings, tmp_path: Path, alive: bool):
+    folder = settings.home / "services"
+    me = Identity.of(os.getpid())
+    for name in servers.BACKENDS:
+        record(service=replace(record().service, name=name), supervisor=me).write(folder / f"{name}.json")
+    stable, canary = (servers.Deployed(tmp_path, name, "1", name, 1) for name in servers.BACKENDS)
+    owner = me if alive else replace(me, started=me.started - 9)
+    Routes(stable, canary, 10, owner).write(servers.note_of(settings, "production"))
+    assert servers.deployed(settings, "production") == stable
+    found = {row.name: row for row in services.status(settings)}
+    assert found["production-a"].state == "unhealthy"
+    assert found["production-b"].state == ("unhealthy" if alive else "orphaned")
+    assert ("facemllm services down production-b" in found["production-b"].why) == (not alive)
+    for name in servers.BACKENDS:
+        (folder / f"{name}.json").unlink()
+    assert not set(servers.BACKENDS) & {row.name for row in services.status(settings)}
 
 
 def test_a_record_survives_its_file_and_a_damaged_one_is_none(tmp_path: Path):

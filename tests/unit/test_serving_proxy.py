@@ -21,7 +21,9 @@ from aiohttp import web
 from facemllm.core.processes import Identity
 from facemllm.core.routes import Routes
 from facemllm.core.servers import Deployed
-from facemllm.serve.local.proxy import MAX_CONNECTIONS, Door, Proxy, Router
+from facemllm.serve.local.proxy import MAX_CONNECTIONS, Door, Proxy
+from facemllm.serve.local.routing import Router
+from facemllm.serve.local.tunnel import Tunnel
 
 ME = Identity.of(os.getpid())
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -452,5 +454,52 @@ def test_the_proxy_ends_what_it_has_begun_on_sigterm(tmp_path: Path) -> None:
         finally:
             process.kill()
             process.wait()
+
+    run(tmp_path, work)
+
+
+def test_grpc_calls_go_on_while_one_server_takes_over_from_another(tmp_path: Path) -> None:
+    grpc = pytest.importorskip("grpc", reason="comes with kserve")
+
+    async def work(w: World) -> None:
+        async def started(name: str) -> tuple[Any, Deployed]:
+            async def say(request: bytes, context: Any) -> bytes:
+                await asyncio.sleep(0.005)
+                return name.encode()
+
+            server = grpc.aio.server()
+            handlers = {"M": grpc.unary_unary_rpc_method_handler(say)}
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("S", handlers),))
+            port = server.add_insecure_port("127.0.0.1:0")
+            await server.start()
+            return server, replace(named(name, 0), grpc_port=port)
+
+        (first, a), (second, b) = await started("a"), await started("b")
+        w.route(a)
+        tunnel = Tunnel(w.proxy.router, w.proxy.meters)
+        w.listening["grpc"] = await asyncio.start_server(tunnel.serve, "127.0.0.1", 0, limit=2**16)
+        port = w.listening["grpc"].sockets[0].getsockname()[1]
+        told: list[bytes] = []
+        stop = asyncio.Event()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+
+            async def client() -> None:
+                while not stop.is_set():
+                    told.append(await channel.unary_unary("/S/M")(b"", timeout=20))
+
+            clients = [asyncio.create_task(client()) for _ in range(4)]
+            while len(told) < 50:
+                await asyncio.sleep(0.01)
+            assert w.proxy.meters["a"].tunnels == 1
+            w.route(b)
+            await first.stop(5)
+            seen = len(told)
+            while len(told) < seen + 50:
+                await asyncio.sleep(0.01)
+            stop.set()
+            await asyncio.gather(*clients)  # no call has failed
+        assert set(told[seen + 8 :]) == {b"b"}
+        assert w.proxy.meters["a"].tunnels == 0
+        await second.stop(0)
 
     run(tmp_path, work)

@@ -14,7 +14,8 @@ _STEP = 1.05  # of the latency histogram: its figures are exact to five percent
 class Meter:
     """`requests` are those that ended, well or with an error; `errors` are 5xx, connections that were refused and
     answers that broke off. Busy ones (429) and those whose client left are counted apart. `latency` is the time to an
-    answer's first byte: seconds, rounded up by five percent at most, to how many; errors are not in it."""
+    answer's first byte: seconds, rounded up by five percent at most, to how many; errors are not in it. `in_flight` and
+    `tunnels` (open connections of gRPC) are of this moment."""
 
     requests: int = 0
     errors: int = 0
@@ -23,6 +24,7 @@ class Meter:
     busy: int = 0
     left: int = 0
     in_flight: int = 0
+    tunnels: int = 0
     latency: Counter[float] = field(default_factory=Counter)
 
     def answered(self, status: int, seconds: float) -> None:

@@ -38,9 +38,9 @@ def up(settings: Settings) -> services.Running:
     with held(settings):
         known = servers.deployed(settings, "production")
         if known is not None:
-            running = serving(settings) is not None
-            port = known.port if running else servers.free_port(settings, known.port)
-            _start(settings, known := replace(known, name=known.name or BACKENDS[0], port=port))
+            if serving(settings) is None:
+                known = _with_ports(settings, replace(known, name=known.name or BACKENDS[0]))
+            _start(settings, known)
             servers.note_deployed(settings, "production", known)
         return services.up(settings, "production")
 
@@ -72,11 +72,11 @@ def beside(settings: Settings, model: Deployed, before: Deployed | None) -> tupl
     if before is None:
         services.down(settings, ["production"])
     if before is not None and before.digest == model.digest:
-        same = replace(model, name=before.name, port=before.port)
+        same = replace(model, name=before.name, port=before.port, grpc_port=before.grpc_port)
         if services.recorded(settings, same.name) == _service(settings, same):
             return same, _start(settings, same)
     name = next(name for name in BACKENDS if before is None or name != before.name)
-    new = replace(model, name=name, port=servers.free_port(settings))
+    new = _with_ports(settings, replace(model, name=name))
     if before is not None:
         share(settings, before, new, 0)
     return new, _start(settings, new)
@@ -112,8 +112,17 @@ def counts(settings: Settings) -> dict[str, Any]:
         raise UserError(f"production's proxy does not answer at {url}: {error}") from None
 
 
+def _with_ports(settings: Settings, model: Deployed) -> Deployed:
+    """Ports for its server that are free now: those it had, if they are."""
+    port, grpc_port = servers.free_port(settings, model.port), 0
+    if servers.production_grpc_port(settings):
+        grpc_port = servers.free_port(settings, model.grpc_port, port)
+    return replace(model, port=port, grpc_port=grpc_port)
+
+
 def _service(settings: Settings, model: Deployed) -> services.Service:
-    return servers.model_server(settings, model.name, model.model, model.digest, model.version, model.port)
+    ports = (model.port, model.grpc_port) if model.grpc_port else (model.port,)
+    return servers.model_server(settings, model.name, model.model, model.digest, model.version, *ports)
 
 
 def _start(settings: Settings, model: Deployed) -> services.Running:

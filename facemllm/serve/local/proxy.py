@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import random
 import resource
 import signal
 import sys
@@ -32,52 +31,20 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from facemllm.core.routes import Routes
 from facemllm.core.servers import HOST, Deployed
 from facemllm.serve.local.meters import Meter
+from facemllm.serve.local.routing import Router
+from facemllm.serve.local.tunnel import Tunnel
 
 log = logging.getLogger("facemllm.proxy")
 
 BACKEND = "X-Backend"
 MAX_CONNECTIONS, MAX_IN_FLIGHT = 2048, 512
 _HEADER_S, _IDLE_S, _BODY_S, _ANSWER_S, _STOP_S = 10.0, 75.0, 60.0, 600.0, 8.0
-_OWNER_S = 0.25
 _UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
 _HOP |= {"proxy-authenticate", "proxy-authorization"}
 _CLAIMS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port", "x-real-ip")
-
-
-class Router:
-    """Chooses servers by the routes in a file; the last good ones are kept where it cannot be read."""
-
-    def __init__(self, path: Path, chance: random.Random | None = None) -> None:
-        self._path, self._chance = path, chance or random.Random()
-        self._seen: tuple[int, int, int] | None = None
-        self._routes: Routes | None = None
-        self._driven, self._asked = False, 0.0
-
-    def look(self) -> tuple[Routes | None, bool]:
-        """The routes of this moment, and whether their canary is driven by a living process."""
-        with contextlib.suppress(OSError):
-            found = self._path.stat()
-            seen = found.st_ino, found.st_mtime_ns, found.st_size
-            if seen != self._seen:
-                self._routes, self._seen, self._asked = Routes.read(self._path) or self._routes, seen, 0.0
-        if self._routes is not None and time.monotonic() - self._asked > _OWNER_S:
-            self._driven, self._asked = self._routes.driven(), time.monotonic()
-        return self._routes, self._driven
-
-    def order(self, wanted: str | None = None) -> list[Deployed]:
-        """Servers to try, the first one by the canary's share; or the one of that name alone, if requests go to it."""
-        routes, driven = self.look()
-        if routes is None:
-            return []
-        known = [routes.stable, *([routes.canary] if driven and routes.canary else [])]
-        if wanted is not None:
-            return [one for one in known if one.name == wanted]
-        first = len(known) == 2 and self._chance.random() * 100 < routes.percent
-        return known[::-1] if first else known
 
 
 class Proxy:
@@ -269,17 +236,21 @@ def _refusal(status: int, reason: str, retry: bool = False) -> web.Response:
     return web.json_response({"error": reason}, status=status, headers={"Retry-After": "1"} if retry else None)
 
 
-async def serve(host: str, port: int, routes: Path) -> None:
-    """Serve until SIGTERM or SIGINT; then requests in flight have some seconds to end."""
+async def serve(host: str, port: int, routes: Path, grpc_port: int = 0) -> None:
+    """Serve until SIGTERM or SIGINT; then requests in flight have some seconds to end. `grpc_port` 0: no gRPC."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     proxy = Proxy(Router(routes))
     door = Door(proxy)
-    listening = await loop.create_server(door, host, port, backlog=1024)
+    listening: list[asyncio.Server] = [await loop.create_server(door, host, port, backlog=1024)]
+    if grpc_port:
+        tunnel = Tunnel(proxy.router, proxy.meters)
+        listening.append(await asyncio.start_server(tunnel.serve, host, grpc_port, limit=2**16))
     log.info("production's proxy listens on %s:%d", host, port)
     await stop.wait()
-    listening.close()
+    for one in listening:
+        one.close()
     door.pre_shutdown()
     await door.shutdown(_STOP_S)
     await proxy.close()
@@ -290,13 +261,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="facemllm.serve.local.proxy", description="Production's proxy.")
     parser.add_argument("--port", type=int, required=True, help="port on loopback")
     parser.add_argument("--routes", type=Path, required=True, help="file that says what goes where")
+    parser.add_argument("--grpc-port", type=int, default=0, help="port on loopback; 0: no gRPC")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = 2 * MAX_CONNECTIONS
     if soft < enough:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(enough, hard) if hard >= 0 else enough, hard))
-    asyncio.run(serve(HOST, options.port, options.routes))
+    asyncio.run(serve(HOST, options.port, options.routes, options.grpc_port))
     return 0
 
 
