@@ -5,8 +5,11 @@ new model counts against it only in so far as the other one does better on its s
 certainly worse is rolled back at once; what looks worse, and may be chance, is given up to `PATIENCE` times as many
 requests to show that it was; with what looks no worse it goes on.
 
-How well it tells (120 simulated steps each; answer times log-normal, sigma .35, 2 % of them two to six times as long;
-`min_requests` 50, increase .01, ratio 1.5; share that is rolled back, requests a model): SIMULATED
+How well one step tells, by 120 simulated ones each with `min_requests` 50, increase .01 and ratio 1.5 (answer times
+log-normal with sigma .35, 2 % of them two to six times as long). Rolled back are: of equal models none, or 6 % where
+both fail 5 % of the requests; of models that fail 2, 5, 10 or 20 % more 27, 93, 99 and 100 %; of those 1.2, 1.5, 2 or 3
+times as slow 0, 15, 83 and 96 %. It took 53 requests of each for equal ones, 54 to 167 for the others. A trial has
+several steps, and each may roll back.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def release(
     except UserError as error:
         raise _put_back(settings, None if adopted else before, model_digest, put_back, error) from None
     except BaseException:  # interrupted
-        production.back(settings)
+        production.back(settings) if before is not None else services.down(settings, ["production"])
         raise
     production.back(settings)  # which ends the former one, now that it gets no request
     return replace(endpoint, url=door.url)

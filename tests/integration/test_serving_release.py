@@ -276,6 +276,19 @@ def test_a_killed_release_leaves_the_former_model_serving_and_its_own_is_named_a
     assert load.failed == []
 
 
+def test_what_a_killed_first_release_left_in_the_place_of_the_former_server_gets_no_request(
+    settings: Settings, small: None
+) -> None:
+    release(settings, "equal", "1")
+    services.down(settings, ["production"])
+    known = servers.deployed(settings, "production")
+    assert known is not None
+    left = servers.model_server(settings, known.name, Path("/m"), "slow", "2", known.port)
+    services.up(settings, known.name, left)
+    assert production.serving(settings) is None
+    assert states(settings) == {}
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_server_that_is_ended_under_load_loses_at_most_what_it_had_begun(
     settings: Settings, small: None, how: int

@@ -59,9 +59,16 @@ def back(settings: Settings) -> None:
     if known is not None:
         servers.note_deployed(settings, "production", known)
     for name in BACKENDS:
-        if known is None or name != known.name:
+        if known is None or not _runs(settings, name, known):
             drained(settings, name)
             services.down(settings, [name])
+
+
+def _runs(settings: Settings, name: str, model: Deployed) -> bool:
+    """Whether what was started under a name is the server of a model, whatever settings it was started with."""
+    service = services.recorded(settings, name)
+    same = service is not None and service.port == model.port and model.digest in service.command
+    return same and name == model.name
 
 
 def beside(settings: Settings, model: Deployed, before: Deployed | None) -> tuple[Deployed, services.Running]:

@@ -92,8 +92,8 @@ class Trial:
             reply = client.post(self._url, json={"instances": [probe.instance]}, headers={"X-Backend": backend.name})
             if reply.status_code == 429:
                 time.sleep(0.5)
-            found: dict[str, Any] = reply.json()["predictions"][0]
-            return found
+            found = reply.json()["predictions"][0]
+            return {"answer": found["answer"], "value": found["value"]}
         except (httpx.HTTPError, ValueError, LookupError, TypeError):
             return None
 
