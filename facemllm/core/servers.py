@@ -168,7 +168,7 @@ def model_server(
         "scratch": settings.home / "work" / "serving",
         **(approved_by(settings) if name != "staging" else {}),
         "max-new-tokens": settings.evaluate.max_new_tokens,  # so that captions end where evaluation ended them
-        **{key.replace("_", "-"): value for key, value in settings.serve.model_dump().items()},
+        **{key.replace("_", "-"): value for key, value in settings.serve.model_dump(exclude={"canary"}).items()},
     }
     command = [sys.executable, "-m", "facemllm.serve.server"]
     command += [part for key, value in flags.items() for part in (f"--{key}", str(value))]

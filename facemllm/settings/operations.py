@@ -244,7 +244,7 @@ class Canary(Section):
 
 class Serve(Section):
     """Limits of the model server, and how one takes over from another. `max_pixels` is for all images of one request
-    together. `canary` is in no dump: it decides no answer."""
+    together."""
 
     max_body_mb: Annotated[float, Field(gt=0)]
     max_pixels: Positive
@@ -252,7 +252,7 @@ class Serve(Section):
     max_instances: Positive
     batch_size: Positive
     threads: Positive
-    canary: Annotated[Canary, Field(exclude=True)]
+    canary: Canary
 
 
 class Cost(Section):
