@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from facemllm import tasks
@@ -31,7 +31,7 @@ class Found:
 
     scored: tuple[Scored, ...] = ()
     texts: tuple[str, ...] = ()
-    characteristics: Mapping[str, float] | None = None
+    characteristics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

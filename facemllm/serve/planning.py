@@ -83,5 +83,5 @@ def _of_item(known: tasks.Question, wording: str) -> Plan:
 
 
 def _refused(refusal: Refusal, known: tasks.Question | None = None) -> Plan:
-    about = {"task": known.task, "item": known.item} if known else {}
-    return Plan(Answer("refused", refusal.reason, rule=refusal.rule, reason=refusal.reason, **about))
+    task, item = (known.task, known.item) if known else (None, None)
+    return Plan(Answer("refused", refusal.reason, task=task, item=item, rule=refusal.rule, reason=refusal.reason))

@@ -199,8 +199,10 @@ def _held(found: Answer, least: float | None) -> Answer:
 
 
 def _abstained(plan: Plan, reason: str) -> Answer:
-    about = {"task": plan.known.task, "item": plan.known.item} if plan.known else {}
-    return Answer("abstained", reason, reason=reason, **about)
+    known = plan.known
+    return Answer(
+        "abstained", reason, task=known.task if known else None, item=known.item if known else None, reason=reason
+    )
 
 
 async def _all(looks: Iterable[Coroutine[Any, Any, None]]) -> None:

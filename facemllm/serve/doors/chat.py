@@ -13,7 +13,15 @@ from facemllm.serve.doors.schemas import Property, read_format
 from facemllm.serve.language import Ask, Encoded, Limits, Question, Refused
 
 MOST_LOGPROBS = 20
-_READ = ("model", "messages", "stream", "stream_options", "response_format", "logprobs", "top_logprobs")
+_READ: tuple[str, ...] = (
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "response_format",
+    "logprobs",
+    "top_logprobs",
+)
 _READ += ("max_tokens", "max_completion_tokens", "n")
 _NO_EFFECT = ("temperature", "top_p", "seed", "user", "metadata", "store", "safety_identifier", "prompt_cache_key")
 """The likeliest answer is given, whatever these say; nothing is sampled, and nothing is stored."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from grpc_interceptor import AsyncExceptionToStatusInterceptor
@@ -88,7 +88,9 @@ class Servicer(InferenceServicer):
 class Statuses(AsyncExceptionToStatusInterceptor):
     """Every exception as a status with one line; what is not meant for the client stays here."""
 
-    async def handle_exception(self, ex: Exception, request_or_iterator: Any, context: Any, method_name: str) -> None:
+    async def handle_exception(
+        self, ex: Exception, request_or_iterator: Any, context: Any, method_name: str
+    ) -> NoReturn:
         """End the call."""
         match ex:
             case Refused():
@@ -108,3 +110,4 @@ class Statuses(AsyncExceptionToStatusInterceptor):
                 log.error("%s while answering, %s", type(ex).__name__, place(ex))
                 code, line = Code.INTERNAL, INTERNAL
         await context.abort(code, one_line(line))
+        raise ex  # abort does not return

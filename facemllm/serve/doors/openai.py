@@ -11,7 +11,10 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from facemllm import tasks
 from facemllm.serve.caller import CALLER
@@ -23,9 +26,6 @@ from facemllm.serve.doors.schemas import write_object
 from facemllm.serve.language import Answer, Limits, Refused
 from facemllm.serve.parts import Tokens
 from facemllm.serve.service import Service
-
-if TYPE_CHECKING:
-    from fastapi import APIRouter
 
 _NO_PROBABILITY = 1e-30
 
@@ -141,9 +141,6 @@ class ChatDoor:
 
 def router(door: ChatDoor) -> APIRouter:
     """The routes of the door."""
-    from fastapi import APIRouter, Request, Response
-    from fastapi.responses import JSONResponse, StreamingResponse
-
     routes = APIRouter(tags=["OpenAI"])
 
     async def complete(request: Request) -> Response:

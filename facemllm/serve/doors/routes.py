@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from kserve.errors import ModelNotReady
+from kserve.protocol.dataplane import DataPlane
 
 from facemllm.serve.doors import infer
-
-if TYPE_CHECKING:
-    from fastapi import APIRouter
-    from kserve.protocol.dataplane import DataPlane
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 
 
 def router(plane: DataPlane, info: Callable[[], dict[str, Any]], model: dict[str, Any]) -> APIRouter:
     """`info` is what GET /info gives, `model` how OpenAI's clients are told of the model."""
-    from fastapi import APIRouter, Request, Response
-    from fastapi.responses import JSONResponse
-    from kserve.errors import ModelNotReady
-
     routes = APIRouter()
 
     @routes.get("/info")

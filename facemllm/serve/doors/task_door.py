@@ -4,16 +4,16 @@ what may not be asked (`GET /policy`)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 
 from facemllm.serve.caller import CALLER
 from facemllm.serve.doors.instances import write_answer
 from facemllm.serve.doors.reading import Pictures, read_json, read_names
 from facemllm.serve.language import Ask, Limits, Question, Refused
 from facemllm.serve.service import Service
-
-if TYPE_CHECKING:
-    from fastapi import APIRouter
 
 _FIELDS = frozenset({"image", "tasks", "segmentation", "box", "characteristics", "min_probability"})
 MOST_TASKS = 256
@@ -89,9 +89,6 @@ def _model(service: Service) -> dict[str, Any]:
 
 def router(service: Service, limits: Limits) -> APIRouter:
     """The routes of the door."""
-    from fastapi import APIRouter, Request
-    from fastapi.responses import JSONResponse
-
     routes = APIRouter(tags=["tasks"])
 
     async def ask(request: Request) -> JSONResponse:
