@@ -51,7 +51,7 @@ def assembled(
     """The service of a predictor, and its doors. `names` are those of the tasks it answers, with commas; empty for all
     that are not sensitive. Raises UserError for an unknown one."""
     answered = [tasks.get(name) for name in known_tasks(names)]
-    policy = Reasons(settings.allowed)
+    policy = Reasons({task: why for task, why in settings.policy.allowed.items() if why})
     others = [tasks.get(name) for name in tasks.all_names() if tasks.get(name) not in answered]
     service = Service(
         served,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from facemllm.serve.language import Encoded
-from facemllm.tasks.base import Question
+from facemllm.tasks.base import Item, Question
 
 if TYPE_CHECKING:
     from facemllm.model.inference import Query, Scored
@@ -25,6 +25,9 @@ class Match(Protocol):
     @property
     def wording(self) -> str:
         """How the model is asked."""
+
+    def reply(self, item: Item, value: str, text: str) -> str:
+        """The words of an answer to what was asked; `text` says the item's `value`."""
 
 
 class Matcher(Protocol):

@@ -40,7 +40,10 @@ class Known:
 
     question: tasks.Question
     wording: str
-    similarity: float = 1.0
+
+    def reply(self, item: tasks.base.Item, value: str, text: str) -> str:
+        """The answer's own words."""
+        return text
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from facemllm import tasks
 from facemllm.serve.language import Answer, Ask, Question, Refused
-from facemllm.serve.parts import Chat, Matcher, Policy, Refusal
+from facemllm.serve.parts import Chat, Match, Matcher, Policy, Refusal
 
 UNTAUGHT = "this model was not taught that"
 
@@ -15,10 +15,11 @@ UNTAUGHT = "this model was not taught that"
 @dataclass(frozen=True)
 class Plan:
     """One question: `answer` where it is settled already; else `text` is scored over `options`, or `chat` is answered
-    in free text. `known` is the item it asks for."""
+    in free text. `known` is the item it asks for, `match` how that was understood, if it was not named."""
 
     answer: Answer | None = None
     known: tasks.Question | None = None
+    match: Match | None = None
     text: str = ""
     options: tuple[str, ...] = ()
     chat: Chat = ()
@@ -55,7 +56,7 @@ class Planner:
             return self._untaught(text)
         if options:
             return Plan(text=match.wording, options=options)
-        return _of_item(match.question, match.wording)
+        return replace(_of_item(match.question, match.wording), match=match)
 
     def _named(self, name: str, item: str | None, where: str) -> Plan:
         refusal = self._policy.refuses_task(name) if name in tasks.all_names() else None

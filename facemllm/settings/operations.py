@@ -226,10 +226,17 @@ class Services(Section):
         return self
 
 
+class ServePolicy(Section):
+    """What this deployment may be asked: for a sensitive task the reason why, which everybody is shown; null refuses
+    it."""
+
+    allowed: dict[str, Annotated[str, Field(min_length=10)] | None]
+
+
 class Serve(Section):
-    """Limits of the model server. `max_pixels` is for all images of one request together; `allowed` gives the reason
-    for each sensitive task that may be asked. A client that does not say how long it waits is refused after
-    `timeout_s`; a server that is to end is no longer ready, and takes requests for `drain_s` more."""
+    """Limits of the model server. `max_pixels` is for all images of one request together. A client that does not say
+    how long it waits is refused after `timeout_s`; a server that is to end is no longer ready, and takes requests for
+    `drain_s` more."""
 
     max_body_mb: Annotated[float, Field(gt=0)]
     max_pixels: Positive
@@ -239,7 +246,7 @@ class Serve(Section):
     threads: Positive
     timeout_s: Annotated[float, Field(gt=0)]
     drain_s: Annotated[float, Field(ge=0, le=600)]
-    allowed: dict[str, Annotated[str, Field(min_length=10)]]
+    policy: ServePolicy
 
 
 class Cost(Section):

@@ -113,7 +113,7 @@ def test_a_schema_is_answered_property_by_property(client: TestClient, served: L
         "Wearing_Hat": {"type": "boolean"},
         "age": {"type": "integer"},
         "few": {"type": "string", "enum": ["round", "long"], "description": "Which shape has the face?"},
-        "Bald": {"anyOf": [{"$ref": "#/$defs/YesNo"}, {"type": "null"}]},
+        "Wearing_Earrings": {"anyOf": [{"$ref": "#/$defs/YesNo"}, {"type": "null"}]},
     }
     wanted = schema(**fields)
     wanted["json_schema"]["schema"]["$defs"] = {"YesNo": {"enum": ["no", "yes"], "type": "string"}}
@@ -125,7 +125,7 @@ def test_a_schema_is_answered_property_by_property(client: TestClient, served: L
         "Wearing_Hat": True,
         "age": years,
         "few": "round",
-        "Bald": "yes",
+        "Wearing_Earrings": "yes",
     }
     assert len(said["choices"][0]["logprobs"]["content"]) == 5
     some = ask(client, chat("Describe.", response_format=schema(hair_color={"enum": [hair[1].text, hair[2].value]})))[1]
