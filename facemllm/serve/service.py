@@ -171,8 +171,8 @@ class Service:
     def _scored(self, plan: Plan, scored: Scored) -> Answer:
         known = plan.known
         if known is None:
-            scores = dict(zip(plan.options, scored.probabilities, strict=True))
-            return Answer("free", plan.options[scored.best], None, scores, scored.probabilities[scored.best])
+            likely = dict(zip(plan.options, scored.probabilities, strict=True))
+            return Answer("free", plan.options[scored.best], None, likely, scored.probabilities[scored.best])
         found = answer(known, scored.probabilities, scored.greedy)
         scores, probability = found.scores if found.text else None, None
         if found.text and known.form != "number":
