@@ -21,7 +21,7 @@ from kserve.protocol.rest.server import RESTServer, _RefreshingServer
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from facemllm.serve.caller import NamedCaller
+from facemllm.serve.caller import EndsWithCaller, NamedCaller
 from facemllm.serve.doors.errors import add_handlers
 from facemllm.serve.doors.grpc import Grpc
 from facemllm.serve.guard.bodies import BodyLimit
@@ -151,6 +151,7 @@ class Rest(RESTServer):
         super()._register_endpoints(app)
 
     def _add_middlewares(self, app: FastAPI) -> None:
+        app.add_middleware(EndsWithCaller)
         app.add_middleware(BodyLimit, max_bytes=self._max_bytes)
         app.add_middleware(NamedCaller)
         app.add_middleware(Labelled, served=self._served)

@@ -227,10 +227,18 @@ class Services(Section):
 
 
 class ServePolicy(Section):
-    """What this deployment may be asked: for a sensitive task the reason why, which everybody is shown; null refuses
-    it."""
+    """What of the sensitive tasks (gender, ethnicity, age, expression) may be asked: the task and the written reason,
+    which `GET /policy` shows; null refuses it, as does leaving it out."""
 
-    allowed: dict[str, Annotated[str, Field(min_length=10)] | None]
+    allowed: dict[str, str | None]
+
+    @field_validator("allowed")
+    @classmethod
+    def _reasons(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        for task, reason in value.items():
+            if reason is not None and not reason.strip():
+                raise ValueError(f"{task}: write down why it may be asked; null refuses it")
+        return value
 
 
 class Serve(Section):

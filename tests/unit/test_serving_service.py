@@ -10,6 +10,7 @@ import pytest
 
 from facemllm import tasks
 from facemllm.model.inference import Query, Scored
+from facemllm.serve.caller import EndsWithCaller
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.language import Answer, Ask, Encoded, Question, Refused
 from facemllm.serve.planning import UNTAUGHT
@@ -232,6 +233,43 @@ def test_a_stream_gives_pieces_and_then_the_whole():
     assert (dark.kind, dark.reason) == ("abstained", "too dark")
     (refused,) = asyncio.run(go("who"))
     assert refused.kind == "refused"
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_work_ends_when_the_client_leaves_and_not_when_it_only_stops_talking(leaves: bool):
+    ended: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        try:
+            await asyncio.sleep(30 if leaves else 0.01)
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": b"x"})
+            ended.append("answered")
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    async def go() -> list[str]:
+        came = iter([{"type": "http.request", "body": b"", "more_body": False}])
+        sent: list[str] = []
+
+        async def receive() -> Any:
+            if (first := next(came, None)) is not None:
+                return first
+            if not leaves:
+                await asyncio.sleep(30)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+
+        await EndsWithCaller(app)({"type": "http"}, receive, send)
+        return sent
+
+    sent = asyncio.run(go())
+    assert ended == (["cancelled"] if leaves else ["answered"])
+    assert bool(sent) is not leaves
 
 
 def test_what_names_nothing_here_is_refused():
