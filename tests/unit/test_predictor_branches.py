@@ -154,11 +154,11 @@ def test_a_plain_model_looks_at_no_map_and_has_no_scores(faces, maps):
 
 def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predictor, served, monkeypatch):
     pictures, sent = zip(*(picture(size) for size in ((112, 128), (128, 112))), strict=True)
-    asked = ("Is the person wearing a hat?", "What else is there?")
+    asked = ("Is the person wearing a hat?", "What else does this face show?")
     instances = [{"image": image, "question": text, "characteristics": True} for image in sent for text in asked]
     query = Query(asked[0], ("yes", "no"))
     scored = predictor.score(pictures, [[query]] * 2)
-    texts = predictor.generate_batch(pictures, ["What else is there?"] * 2, 4)
+    texts = predictor.generate_batch(pictures, ["What else does this face show?"] * 2, 4)
     scores = characteristics_of(predictor, pictures)
 
     prepared, tower = [], []
