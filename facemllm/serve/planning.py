@@ -41,8 +41,16 @@ class Planner:
             if refusal := self._policy.refuses(text):
                 return _refused(refusal)
         if len(chat) > 1 and not question.options:
-            return Plan(chat=chat)
+            return self._talk(chat)
         return self._asked(chat[-1][1], question.options)
+
+    def _talk(self, chat: Chat) -> Plan:
+        """A chat of several turns: free, if one of them is about faces and none asks what may not be asked."""
+        plans = [self._asked(text, ()) for role, text in chat if role == "user"]
+        refused = next((one for one in plans if one.answer and one.answer.kind == "refused"), None)
+        if refused or all(one.answer for one in plans):
+            return refused or plans[-1]
+        return Plan(chat=chat)
 
     def _asked(self, text: str, options: tuple[str, ...]) -> Plan:
         match = self._matcher.match(text)

@@ -151,7 +151,7 @@ def test_a_taught_question_is_put_in_its_taught_wording_and_answered_as_evaluati
 
 
 def test_each_kind_says_what_it_is():
-    chat = (("user", "a"), ("assistant", "b"), ("user", "c"))
+    chat = (("user", "face?"), ("assistant", "b"), ("user", "c"))
     asked = ("who is it", "sex", "au", "weather", "face?", "tell", Question(task="gender"), Question("c", chat=chat))
     kinds = answers(ask(*asked, Question("face?", options=("round", "long"))))
     assert [one.kind for one in kinds] == [
@@ -167,6 +167,11 @@ def test_policy_reads_every_turn_and_every_option():
     chat = (("user", "who is it"), ("assistant", "b"), ("user", "face?"))
     found = answers(ask(Question("face?", chat=chat), Question("face?", options=("x", "who knows"))))
     assert [one.kind for one in found] == ["refused", "refused"]
+    turns = [
+        (("user", first), ("assistant", "b"), ("user", second)) for first, second in (("sex", "face?"), ("a", "b"))
+    ]
+    found = answers(*(ask(Question(chat[-1][1], chat=chat)) for chat in turns))
+    assert [one.kind for one in found] == ["refused", "untaught"]  # a refused task, and nothing about faces at all
 
 
 def test_a_picture_that_evaluation_does_not_cover_is_not_guessed_at():
