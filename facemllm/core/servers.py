@@ -123,7 +123,7 @@ def proxy(settings: Settings) -> Service:
 
 def production_grpc_port(settings: Settings) -> int:
     """Where production's proxy takes gRPC; 0 where it does not."""
-    return int(getattr(settings.services, "production_grpc_port", 0))
+    return settings.services.production_grpc_port
 
 
 def free_port(settings: Settings, wanted: int = 0, but: int = 0) -> int:
@@ -154,7 +154,9 @@ def model_server(
 
     Those of production get what they are authorized by, and start with an approved model only.
     """
-    port = port or (settings.services.staging_port if name == "staging" else settings.services.production_port)
+    ports = settings.services
+    if name == "staging":
+        port, grpc_port = ports.staging_port, ports.staging_grpc_port
     url = f"http://{HOST}:{port}"
     flags = {
         "model": model.absolute(),  # a link in the folder's place is for the server to refuse
@@ -163,18 +165,24 @@ def model_server(
         "name": settings.promote.model_name,
         "host": HOST,
         "port": port,
-        **({"grpc-port": grpc_port} if grpc_port else {}),
+        "grpc-port": grpc_port,
         "tasks": ",".join(settings.reformat.tasks),
         "scratch": settings.home / "work" / "serving",
         **(approved_by(settings) if name != "staging" else {}),
         "max-new-tokens": settings.evaluate.max_new_tokens,  # so that captions end where evaluation ended them
-        **{key.replace("_", "-"): value for key, value in settings.serve.model_dump(exclude={"canary"}).items()},
+        "config": settings.serve.model_dump_json(),
+        **({"evaluated": figures} if (figures := evaluated_file(settings, digest)).is_file() else {}),
     }
     command = [sys.executable, "-m", "facemllm.serve.server"]
     command += [part for key, value in flags.items() for part in (f"--{key}", str(value))]
     health = (f"{url}/v2/health/ready", f"{url}/v1/models/{settings.promote.model_name}")
     env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     return Service(name, tuple(command), port, url, health, env)
+
+
+def evaluated_file(settings: Settings, digest: str) -> Path:
+    """Where the figures of a model's evaluation lie for its server."""
+    return settings.home / "services" / "evaluated" / f"{digest}.json"
 
 
 def approved_by(settings: Settings) -> dict[str, str | Path]:

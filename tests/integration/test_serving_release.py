@@ -69,6 +69,7 @@ QUESTIONS = [Probe(b"", HAT, "no", "no"), *(Probe(b"", f"Is it {n}?", "no", "no"
 def settings(tmp_path: Path) -> Iterator[Settings]:
     base = free_port(40)
     sets = [f"storage.home={tmp_path / 'home'}", "services.start_timeout_s=90", f"services.staging_port={base}"]
+    sets += [f"services.staging_grpc_port={base + 2}", f"services.production_grpc_port={base + 3}"]
     sets += [f"services.production_port={base + 1}", "serve.canary.min_requests=30", "serve.canary.step_seconds=0.3"]
     sets += ["serve.canary.max_p95_ratio=3"]  # machines of tests are busy
     loaded = load("laptop", sets)
@@ -80,7 +81,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
 def small(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Model servers that answer as the digest tells, in place of KServe's."""
 
-    def fake(chosen: Settings, name: str, folder: Path, digest: str, version: str, port: int = 0) -> servers.Service:
+    def fake(chosen: Settings, name: str, folder: Path, digest: str, version: str, port: int = 0, grpc_port: int = 0) -> servers.Service:
         url = f"http://127.0.0.1:{port}"
         return servers.Service(name, (sys.executable, "-c", SERVER, str(port), digest, version), port, url, (url,))
 
