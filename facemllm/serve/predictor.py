@@ -24,7 +24,7 @@ from kserve import InferRequest, Model
 from facemllm import tasks
 from facemllm.model.inference import Predictor, Query, Scored
 from facemllm.serve.doors.instances import Ask, read_request
-from facemllm.serve.engine.batches import MAX_WAITING, Batcher
+from facemllm.serve.engine.batches import Job, Room, Scheduler
 from facemllm.serve.guard.images import decode, decode_map
 from facemllm.serve.language import Limits, Refused
 from facemllm.tasks import ZERO_SHOT
@@ -77,17 +77,28 @@ class FaceModel(Model):
         self.takes_maps = predictor.takes_maps
         asked = _asked_for(self._tasks.values())
         self.characteristic_names = tuple(name for name in predictor.characteristic_names if name in asked)
-        self._batcher = Batcher(self._answer, size=batch_size, max_waiting=MAX_WAITING)
+        self._batches: Scheduler[Work, dict[str, Any]] = Scheduler(self, Room(batch=batch_size, client_faces=256))
 
     async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> dict[str, Any]:
         """Answer every instance of a request. Raises Refused."""
         started = time.perf_counter()
         works = await asyncio.to_thread(self._read, payload)
-        results = await self._batcher.submit(works)
+        results = await asyncio.gather(*(self._batches.submit(work) for work in works))
         images = sorted({work.ask.image.digest[:12] for work in works})
         milliseconds = 1000 * (time.perf_counter() - started)
         log.info("answered %d questions about %s in %.0f ms", len(works), " ".join(images), milliseconds)
         return {"predictions": results}
+
+    def step(self, new: Sequence[Job[Work, dict[str, Any]]]) -> None:
+        """Answer a batch; in the model's thread."""
+        for job, result in zip(new, self._answer([job.work for job in new]), strict=True):
+            if isinstance(result, Exception):
+                job.fail(result)
+            else:
+                job.finish(result)
+
+    def reset(self) -> None:
+        """Nothing is begun that is not ended."""
 
     def _read(self, payload: Any) -> list[Work]:
         if isinstance(payload, InferRequest):
