@@ -53,6 +53,7 @@ class _Batch:
 
     def __init__(self, rows: list[Row], cache: DynamicCache, seen_RT: Tensor) -> None:
         self.rows, self.cache, self.seen_RT = rows, cache, seen_RT
+        self.layers: Sequence[Any] = cache.layers
 
     def drop(self, left: Callable[[Row], bool]) -> None:
         """Let chats leave, and columns that nobody sees then."""
@@ -61,7 +62,7 @@ class _Batch:
             return
         seen_RT = self.seen_RT[places]
         columns = seen_RT.any(0).nonzero().flatten()
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.keys = layer.keys[places].index_select(2, columns)
             layer.values = layer.values[places].index_select(2, columns)
         self.rows, self.seen_RT = [self.rows[place] for place in places], seen_RT[:, columns]
@@ -74,7 +75,7 @@ class _Batch:
             behind = (0, 0) * (-1 - dim)
             return torch.cat([pad(one, (*behind, 0, longest - one.shape[dim])) for one in (own, others)])
 
-        for own, new in zip(self.cache.layers, other.cache.layers, strict=True):
+        for own, new in zip(self.layers, other.layers, strict=True):
             own.keys, own.values = both(own.keys, new.keys, -2), both(own.values, new.values, -2)
         self.seen_RT = both(self.seen_RT, other.seen_RT, -1)
         self.rows = self.rows + other.rows
@@ -142,7 +143,8 @@ class Decoding:
         places = {key: place for place, key in enumerate(faces)}
         cache = self._seen_prefixes(torch.stack(list(faces.values())))
         own = [places[id(row.face_ND)] for row in rows]
-        for layer in cache.layers:
+        layers: Sequence[Any] = cache.layers
+        for layer in layers:
             layer.keys, layer.values = layer.keys[own], layer.values[own]
         prefix, longest = len(self._prefix), max(len(row.prompt) for row in rows)
         padding = [longest - len(row.prompt) for row in rows]

@@ -14,7 +14,9 @@ from facemllm import settings
 from facemllm.model import decoding
 from facemllm.model.decoding import is_plain
 from facemllm.model.face_mllm import Graph, extend
+from facemllm.model.forward import tower_features
 from facemllm.model.inference import Predictor, Query
+from facemllm.model.inputs import normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.serve.engine.batches import Room
 from facemllm.serve.engine.own import Encodings, Found, OwnEngine, Prepared
@@ -36,6 +38,20 @@ OPEN = [
 LONGEST = 12
 
 
+def looking(model: Any, processor: Any) -> Predictor:
+    """A random model whose texts depend on the face: what all faces have in common is taken off their tokens."""
+    predictor = Predictor(spread(model), processor, batch_images=4)
+    pixels = [prepared(predictor, number).pixels for number in range(8)]
+    values_BCSS = normalise(torch.from_numpy(np.stack(pixels)), processor.image_processor)
+    last = model.model.multi_modal_projector.linear_2
+    with torch.no_grad():
+        tokens_BND = model.model.multi_modal_projector(tower_features(model, values_BCSS))
+        common_D, scale = tokens_BND.mean((0, 1)), 3 / (tokens_BND - tokens_BND.mean(0)).std()
+        last.weight.mul_(scale)
+        last.bias.sub_(common_D).mul_(scale)
+    return predictor
+
+
 @pytest.fixture(scope="module", params=["plain", "append", "add"])
 def predictor(request: pytest.FixtureRequest) -> Predictor:
     torch.set_num_threads(1)
@@ -46,16 +62,17 @@ def predictor(request: pytest.FixtureRequest) -> Predictor:
         graph = Graph(("Bald", "Short_Hair"), ("bald", "short hair"), np.eye(2))
         tiny = build_tiny(chosen.model, TEXTS, ANSWERS, 3)
         model, processor = extend(*tiny, chosen.model, graph, [], 0)
-    return Predictor(spread(model), processor, batch_images=4)
+    return looking(model, processor)
 
 
 def prepared(predictor: Predictor, number: int) -> Prepared:
     """Every other face with a map, where the model takes maps."""
     generator = np.random.default_rng(number)
-    pixels = predictor.pixels(generator.integers(0, 255, (128, 112, 3), dtype=np.uint8))
+    coarse_HWC = generator.integers(0, 255, (2, 2, 3), dtype=np.uint8)  # of fine noise, none looks unlike another
+    pixels = predictor.pixels(coarse_HWC.repeat(64, 0).repeat(64, 1))
     parts = None
     if predictor.takes_maps and number % 2:
-        parts = predictor.map(generator.integers(0, 14, (128, 112), dtype=np.uint8))
+        parts = predictor.map(generator.integers(0, 14, (128, 128), dtype=np.uint8))
     return Prepared(pixels, parts, (hashlib.sha256(pixels.tobytes()).hexdigest(), str(number % 2)))
 
 
@@ -119,7 +136,7 @@ def test_characteristics_are_told_to_those_who_asked(predictor: Predictor) -> No
 def plain() -> Predictor:
     torch.set_num_threads(1)
     model, processor = build_tiny(settings.load().model, TEXTS, ANSWERS, seed=3)
-    return Predictor(spread(model), processor)
+    return looking(model, processor)
 
 
 def test_a_face_is_looked_at_once_while_it_is_remembered(plain: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +227,7 @@ def test_a_stream_is_what_generation_writes_in_pieces(plain: Predictor, number: 
     pieces = asyncio.run(listened(engine, face, OPEN[number]))
     turns = [{"role": role, "content": text} for role, text in OPEN[number]]
     assert "".join(pieces) == plain.generate(face.pixels, turns, 24)
-    assert len(pieces) > 3
+    assert len(pieces) > 1
     assert all(pieces)
 
 

@@ -23,6 +23,7 @@ from facemllm.model.decoding import MASK_CELLS, Decoding, Row, is_plain
 from facemllm.model.forward import Layout
 from facemllm.model.inference import Predictor, Query, Scored
 from facemllm.serve.engine.batches import Job, Room, Scheduler
+from facemllm.serve.engine.packed import pack
 from facemllm.serve.engine.protocol import Chat, Engine, Found, Prepared
 from facemllm.serve.language import Refused
 
@@ -125,6 +126,7 @@ class OwnEngine:
     ) -> OwnEngine:
         """Load a model directory and warm it up. Raises UserError."""
         predictor = Predictor.load(model_dir, device=device, threads=threads)
+        pack(predictor.model)
         engine = cls(predictor, room=room, threads=threads, **options)  # type: ignore[arg-type]
         engine.warm_up()
         return engine
