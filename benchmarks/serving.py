@@ -251,7 +251,10 @@ def main() -> None:
         for server in servers:
             server.process.terminate()
         for server in servers:
-            server.process.wait(30)
+            try:
+                server.process.wait(15)
+            except subprocess.TimeoutExpired:
+                server.process.kill()
     if given.server_cpus:
         os.sched_setaffinity(0, {int(core) for core in given.server_cpus.split(",")})
     alone = bare(given.model, given.threads, material, asked, given.seconds)

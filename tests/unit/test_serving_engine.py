@@ -18,8 +18,10 @@ from facemllm.model.forward import tower_features
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import normalise
 from facemllm.model.tiny import build_tiny
+from facemllm.serve.engine import own
 from facemllm.serve.engine.batches import Room
 from facemllm.serve.engine.own import Encodings, Found, OwnEngine, Prepared
+from facemllm.serve.engine.packed import PackedLinear, pack
 from facemllm.serve.language import Refused
 from tests.training_example import spread
 
@@ -39,16 +41,21 @@ LONGEST = 12
 
 
 def looking(model: Any, processor: Any) -> Predictor:
-    """A random model whose texts depend on the face: what all faces have in common is taken off their tokens."""
-    predictor = Predictor(spread(model), processor, batch_images=4)
-    pixels = [prepared(predictor, number).pixels for number in range(8)]
-    values_BCSS = normalise(torch.from_numpy(np.stack(pixels)), processor.image_processor)
+    """A random model whose texts depend on the face: its tower keeps faces apart, and its projector what does."""
+    spread(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.zero_()  # type: ignore[union-attr]
+            module.running_var.fill_(0.1)  # type: ignore[union-attr]
+    predictor = Predictor(model, processor, batch_images=4)
+    pixels_BSSC = torch.from_numpy(np.stack([prepared(predictor, number).pixels for number in range(8)]))
     last = model.model.multi_modal_projector.linear_2
     with torch.no_grad():
+        values_BCSS = normalise(pixels_BSSC, processor.image_processor)
         tokens_BND = model.model.multi_modal_projector(tower_features(model, values_BCSS))
-        common_D, scale = tokens_BND.mean((0, 1)), 3 / (tokens_BND - tokens_BND.mean(0)).std()
+        scale = 1 / (tokens_BND - tokens_BND.mean(0)).std()
+        last.bias.sub_(tokens_BND.mean((0, 1))).mul_(scale)
         last.weight.mul_(scale)
-        last.bias.sub_(common_D).mul_(scale)
     return predictor
 
 
@@ -120,9 +127,20 @@ def test_it_answers_as_the_predictor_whatever_it_answers_beside(predictor: Predi
     for (face, closed, chats), one, two in zip(asked, found, again, strict=True):
         same(one, expected(predictor, face, closed, chats))
         same(two, one)
-    assert any(one.texts for one in found)
-    assert len({text for one in found for text in one.texts}) > 4  # the model tells faces and questions apart
+    assert len({text for one in found for text in one.texts}) == 9  # each its own: faces are told apart
     assert (engine.encodings.misses, engine.counters.finished) == (6, 14)
+
+
+def test_packed_layers_answer_alike(plain: Predictor) -> None:
+    faces = [prepared(plain, number) for number in range(3)]
+    before = [expected(plain, face, CLOSED, OPEN) for face in faces]
+    assert pack(plain.model)
+    assert not pack(plain.model)  # there is nothing left to pack
+    found = asyncio.run(together(OwnEngine(plain, max_new_tokens=LONGEST), [(face, CLOSED, OPEN) for face in faces]))
+    for one, other in zip(found, before, strict=True):
+        same(one, other)
+    assert isinstance(plain.model.lm_head, PackedLinear)
+    assert len({one.texts for one in found}) == len(faces)
 
 
 def test_characteristics_are_told_to_those_who_asked(predictor: Predictor) -> None:
@@ -221,7 +239,10 @@ async def listened(engine: OwnEngine, face: Prepared, chat: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_stream_is_what_generation_writes_in_pieces(plain: Predictor, number: int) -> None:
+def test_a_stream_is_what_generation_writes_in_pieces(
+    plain: Predictor, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "_HELD_BACK", 4)
     face = prepared(plain, number)
     engine = OwnEngine(plain, max_new_tokens=24)
     pieces = asyncio.run(listened(engine, face, OPEN[number]))

@@ -34,7 +34,7 @@ OPEN_COST = 4.0
 QUERY_CHARS = 8192
 """Most characters of a closed question and its options."""
 _UNEVEN = 1.5  # how much longer than the shortest a row of a pass may be
-_ROWS = {"cpu": 4, "cuda": 32}  # most rows of a pass: on a CPU more bring nothing but waiting
+_ROWS = {"cpu": 8, "cuda": 32}  # most rows of a pass: on a CPU more bring nothing but waiting
 _HELD_BACK = 24  # most characters of an unfinished word
 
 

@@ -72,11 +72,6 @@ class Asked:
     scores: Mapping[str, float]
 
     @property
-    def best(self) -> str:
-        """Value of the likeliest option."""
-        return max(self.scores, key=self.scores.__getitem__)
-
-    @property
     def margin(self) -> float:
         """How much likelier the likeliest option is than the next."""
         first, *rest = heapq.nlargest(2, self.scores.values())
@@ -207,11 +202,9 @@ def _difference(asked: Asked, reply: Mapping[str, Any]) -> Difference:
     else:
         probability = max(abs(float(scores[value]) - p) for value, p in asked.scores.items())
     evaluated, served, far = asked.value, reply["value"], None
-    if asked.form == "number":
-        if (first := number(evaluated)) is not None and (second := number(served)) is not None:
-            far = abs(first - second)
-    elif evaluated is not None and served is not None:
-        evaluated, served = asked.best, max(scores, key=scores.__getitem__)
+    first, second = number(evaluated), number(served)
+    if asked.form == "number" and first is not None and second is not None:
+        far = abs(first - second)
     about = asked.image_id, asked.task, asked.item, asked.question
     return Difference(*about, evaluated, served, asked.margin, probability, far)
 
