@@ -108,7 +108,7 @@ class OwnEngine:
         cache_mb: float = 64,
         threads: int | None = None,
     ) -> None:
-        self._predictor, self._threads = predictor, threads
+        self.predictor, self._threads = predictor, threads
         self.takes_maps = predictor.takes_maps
         self.characteristic_names = predictor.characteristic_names
         self.encodings = Encodings(int(cache_mb * 2**20))
@@ -124,22 +124,26 @@ class OwnEngine:
     def load(
         cls, model_dir: Path | str, *, device: str = "cpu", threads: int = 1, room: Room | None = None, **options: float
     ) -> OwnEngine:
-        """Load a model directory and warm it up. Raises UserError."""
+        """Load a model directory and make ready. Raises UserError."""
         predictor = Predictor.load(model_dir, device=device, threads=threads)
-        pack(predictor.model)
         engine = cls(predictor, room=room, threads=threads, **options)  # type: ignore[arg-type]
-        engine.warm_up()
+        engine.make_ready()
         return engine
+
+    def make_ready(self) -> None:
+        """Pack the model's layers where that is faster, and warm it up; the predictor's from then on, too."""
+        pack(self.predictor.model)
+        self.warm_up()
 
     def warm_up(self) -> None:
         """Answer about a grey face: the first pass of its kind is slow."""
-        grey = np.full(self._predictor.prepared, 128, np.uint8)
+        grey = np.full(self.predictor.prepared, 128, np.uint8)
         query = Query("Is this a face?", ("yes", "no"))
         for count in (1, 2):
-            seen = self._predictor.encode([grey] * count)
-            self._predictor.score_rows(seen.tokens_BND, self._predictor.passes([query]) * count)
+            seen = self.predictor.encode([grey] * count)
+            self.predictor.score_rows(seen.tokens_BND, self.predictor.passes([query]) * count)
         if self._plain:
-            decoding = Decoding(self._predictor, 2)
+            decoding = Decoding(self.predictor, 2)
             decoding.begin([Row(self._prompt([("user", query.question)]), seen.tokens_BND[0])])
             decoding.step()
 
@@ -189,13 +193,13 @@ class OwnEngine:
     def _prompt(self, chat: Chat) -> list[int]:
         """Token ids of a chat behind the prefix. Raises Refused."""
         try:
-            ids = self._predictor.chat(chat)
+            ids = self.predictor.chat(chat)
         except ValueError as error:
             raise Refused(422, str(error)) from None
         if len(ids) + self._longest > self._context:
             takes = f"this model takes {self._context}, {self._longest} of them for the answer"
             raise Refused(413, f"the image and the chat are {len(ids)} tokens; {takes}")
-        return ids[len(self._predictor.frame.prefix_ids) :]
+        return ids[len(self.predictor.frame.prefix_ids) :]
 
     async def _submit(self, work: _Work, client: str, deadline: float) -> Found:
         cost = max(1.0, len(work.closed) + OPEN_COST * len(work.chats))
@@ -203,7 +207,7 @@ class OwnEngine:
 
     def reset(self) -> None:
         """Forget what was begun."""
-        self._decoding = Decoding(self._predictor, self._longest)
+        self._decoding = Decoding(self.predictor, self._longest)
         self._begun: list[_Job] = []
 
     def step(self, new: Sequence[_Job]) -> None:
@@ -238,11 +242,11 @@ class OwnEngine:
             work = job.work
             if work.characteristics:
                 work.found = seen[work.face.key].characteristics
-            work.passes = self._predictor.passes(work.closed) if work.closed else []
+            work.passes = self.predictor.passes(work.closed) if work.closed else []
             waiting += [(work, number) for number in range(len(work.passes))]
         for group in _even(waiting, self._rows):
             tokens_BND = torch.stack([seen[work.face.key].tokens_ND for work, _ in group])
-            found = self._predictor.score_rows(tokens_BND, [work.passes[number] for work, number in group])
+            found = self.predictor.score_rows(tokens_BND, [work.passes[number] for work, number in group])
             for (work, number), scored in zip(group, found, strict=True):
                 work.scored[number] = scored
             self._end()
@@ -258,7 +262,7 @@ class OwnEngine:
             return
         for chat in work.chats:
             turns = [{"role": role, "content": text} for role, text in chat]
-            work.texts.append(self._predictor.generate(work.face.pixels, turns, self._longest, [work.face.map]))
+            work.texts.append(self.predictor.generate(work.face.pixels, turns, self._longest, [work.face.map]))
             if work.say is not None:
                 work.say(work.texts[-1])
 
@@ -267,10 +271,10 @@ class OwnEngine:
         wanted = {face.key: face for face in faces}
         found = {key: seen for key in wanted if (seen := self.encodings.get(key)) is not None}
         missing = [face for key, face in wanted.items() if key not in found]
-        for start in range(0, len(missing), self._predictor.batch_images):
-            part = missing[start : start + self._predictor.batch_images]
-            encoded = self._predictor.encode([face.pixels for face in part], [face.map for face in part])
-            known = self._predictor.characteristics(encoded)
+        for start in range(0, len(missing), self.predictor.batch_images):
+            part = missing[start : start + self.predictor.batch_images]
+            encoded = self.predictor.encode([face.pixels for face in part], [face.map for face in part])
+            known = self.predictor.characteristics(encoded)
             for face, tokens_ND, scores in zip(part, encoded.tokens_BND, known, strict=True):
                 found[face.key] = _Seen(tokens_ND.clone(), scores)  # a view would hold the whole batch
                 self.encodings.put(face.key, found[face.key])
@@ -283,7 +287,7 @@ class OwnEngine:
             if len(work.scored) < len(work.passes) or len(work.chats) != len(work.rows or work.texts):
                 continue
             if all(row.ended for row in work.rows):
-                texts = work.texts or [self._predictor.text(row.written) for row in work.rows]
+                texts = work.texts or [self.predictor.text(row.written) for row in work.rows]
                 scored = [one for number in range(len(work.passes)) for one in work.scored[number]]
                 job.finish(Found(tuple(scored), tuple(texts), work.found))
         self._begun = [job for job in self._begun if not job.ended]
@@ -291,7 +295,7 @@ class OwnEngine:
     def _say(self, work: _Work, say: Callable[[str], None]) -> None:
         """Tell what is new, but for the last word, which may still change."""
         (row,) = work.rows
-        text = self._predictor.text(row.written)
+        text = self.predictor.text(row.written)
         if not row.ended:
             text = text[: max(text.rfind(" "), text.rfind("\n"), len(text) - _HELD_BACK, 0)]
         if row.ended or text.startswith(work.said):
