@@ -215,8 +215,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--server-cpus", help="cores of the servers, as taskset takes them")
     parser.add_argument("--client-cpus", help="cores of the client")
-    parser.add_argument("--flags", nargs="*", default=[], help="more flags for our server, without their dashes: a=1")
-    parser.add_argument("--serve", nargs="+", default=["-m", "facemllm.serve.server"], help="what python runs as ours")
+    parser.add_argument("--config", default="{}", help="more settings of the section serve for our server, as JSON")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for logs")
     given = parser.parse_args()
 
@@ -227,10 +226,11 @@ def main() -> None:
     if given.client_cpus:
         os.sched_setaffinity(0, {int(core) for core in given.client_cpus.split(",")})
     ports = [free_port(), free_port()]
-    common = ["--model", str(given.model), "--threads", str(given.threads)]
-    ours = [sys.executable, *given.serve, *common, "--digest", digests.of_tree(given.model)]
-    ours += ["--port", str(ports[0]), "--tasks", ",".join(TASKS), *(f"--{flag}" for flag in given.flags)]
-    plain = [sys.executable, str(Path(__file__).with_name("serving_plain.py")), *common, "--port", str(ports[1])]
+    ours = [sys.executable, "-m", "facemllm.serve.server", "--model", str(given.model), "--port", str(ports[0])]
+    ours += ["--digest", digests.of_tree(given.model), "--tasks", ",".join(TASKS)]
+    ours += ["--config", json.dumps({"threads": given.threads, **json.loads(given.config)})]
+    plain = [sys.executable, str(Path(__file__).with_name("serving_plain.py")), "--model", str(given.model)]
+    plain += ["--port", str(ports[1]), "--threads", str(given.threads)]
     servers: list[Server] = []
     found: dict[str, dict[str, Any]] = {}
     try:
