@@ -117,16 +117,17 @@ def request(picture: bytes, asked: list[str]) -> bytes:
 
 
 async def client(port: int, requests: Iterator[bytes], end: float, load: Load) -> None:
-    """One connection that asks until `end` (monotonic); what is begun is finished."""
+    """One connection that asks until `end` (monotonic); what is begun is finished, a broken connection made anew."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while (started := time.monotonic()) < end:
-        writer.write(next(requests))
-        head = await reader.readuntil(b"\r\n\r\n")
-        lines = head.decode().lower().split("\r\n")
-        length = next(int(line.split(":")[1]) for line in lines if line.startswith("content-length:"))
-        body = await reader.readexactly(length)
-        status = int(lines[0].split()[1])
-        if status == 200 and len(json.loads(body)["predictions"]) == QUESTIONS:
+        try:
+            status, answers = await asked_once(reader, writer, next(requests))
+        except (OSError, EOFError):
+            load.failed += 1
+            await asyncio.sleep(0.1)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            continue
+        if status == 200 and answers == QUESTIONS:
             load.times.append(time.monotonic() - started)
         elif status == 429:
             load.refused += 1
@@ -134,6 +135,15 @@ async def client(port: int, requests: Iterator[bytes], end: float, load: Load) -
         else:
             load.failed += 1
     writer.close()
+
+
+async def asked_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, whole: bytes) -> tuple[int, int]:
+    """Status of the reply to a request, and how many answers it holds."""
+    writer.write(whole)
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+    length = next(int(line.split(":")[1]) for line in lines if line.startswith("content-length:"))
+    body = json.loads(await reader.readexactly(length))
+    return int(lines[0].split()[1]), len(body.get("predictions", ()))
 
 
 def keep_busy(

@@ -187,6 +187,30 @@ def test_what_does_not_fit_is_refused_with_when_to_come_again() -> None:
     assert counters.full == 3
 
 
+class Lingering(Doubling):
+    """Ends its jobs, and computes on until the gate opens."""
+
+    def step(self, new: Sequence[Asked]) -> None:
+        for job in new:
+            job.finish(job.work * 2)
+        assert self.gate.wait(20)
+
+
+def test_who_has_an_answer_may_ask_again_while_others_are_computed() -> None:
+    runner = Lingering()
+    scheduler: Scheduler[Any, Any] = Scheduler(runner, Room(client_faces=1))
+
+    async def go() -> list[Any]:
+        found = [await scheduler.submit(1)]
+        (again,) = await ask(scheduler, 2)
+        runner.gate.set()
+        return [*found, await again]
+
+    assert asyncio.run(go()) == [2, 4]
+    scheduler.close(20)
+    assert (scheduler._cost, scheduler._clients) == (0, {})
+
+
 def test_a_request_as_large_as_the_queue_is_taken_when_nothing_waits() -> None:
     async def go(scheduler: Scheduler[Any, Any], runner: Doubling) -> Any:
         runner.gate.set()

@@ -38,7 +38,7 @@ class Room:
 
     faces: int = 256
     questions: int = 2048
-    client_faces: int = 64
+    client_faces: int = 128
     batch: int = 16
     rows: int = 64
     window_s: float = 0.002
@@ -68,7 +68,7 @@ class Job(Generic[Work, Result]):
     def __init__(self, work: Work, client: str, deadline: float, cost: float, rows: int) -> None:
         self.work, self.client, self.deadline, self.cost, self.rows = work, client, deadline, cost, rows
         self.came = time.monotonic()
-        self.left = self.ended = self.failed = False
+        self.left = self.ended = self.failed = self.counted = self.running = False
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Result] = self._loop.create_future()
 
@@ -180,6 +180,7 @@ class Scheduler(Generic[Work, Result]):
             if own is None:
                 own = self._clients[job.client] = _Client(self._clock)
             own.jobs.append(job)
+            job.counted = True
             own.served = max(own.served, self._clock) if len(own.jobs) == 1 else own.served
             self.counters.waiting += 1
             self._cost += job.cost
@@ -192,18 +193,20 @@ class Scheduler(Generic[Work, Result]):
         """The caller has gone, with or without a result: what waits for it still is forgotten."""
         job.left = True
         with self._changed:
-            own = self._clients.get(job.client)
-            if own is not None and job in own.jobs:
-                self._take_out(own, job)
-                self._done(job)
+            if job.counted and not job.running:
+                self._clients[job.client].jobs.remove(job)
+                self.counters.waiting -= 1
+            if job.ended or not job.running:
+                self._count_out(job)
 
-    def _take_out(self, own: _Client[Work, Result], job: Job[Work, Result]) -> None:
-        own.jobs.remove(job)
-        self.counters.waiting -= 1
-
-    def _done(self, job: Job[Work, Result]) -> None:
+    def _count_out(self, job: Job[Work, Result]) -> None:
+        """A job holds no place any more."""
+        if not job.counted:
+            return
+        job.counted = False
         self._cost = max(0.0, self._cost - job.cost)
         own = self._clients[job.client]
+        own.running -= job.running
         if not own.jobs and not own.running:
             del self._clients[job.client]
 
@@ -251,13 +254,15 @@ class Scheduler(Generic[Work, Result]):
                 blocked.add(name)
                 rows = 0
                 continue
-            self._take_out(own, job)
-            if not job.wanted:  # its caller has gone or been told
-                self._done(job)
+            own.jobs.popleft()
+            self.counters.waiting -= 1
+            if not job.wanted:  # its caller has gone or is about to be told
+                self._count_out(job)
                 continue
             self._clock = own.served = max(own.served, self._clock)
             own.served += job.cost
             own.running += 1
+            job.running = True
             rows -= job.rows
             taken.append(job)
             self.counters.waiting_s += now - job.came
@@ -281,8 +286,7 @@ class Scheduler(Generic[Work, Result]):
             ended = [job for job in self._running if job.ended]
             self._running = [job for job in self._running if not job.ended]
             for job in ended:
-                self._clients[job.client].running -= 1
-                self._done(job)
+                self._count_out(job)
             self.counters.finished += sum(not job.failed for job in ended)
             self.counters.failed += sum(job.failed for job in ended)
             self.counters.running = len(self._running)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from facemllm.model.decoding import MASK_CELLS, Decoding, Row, is_plain
 from facemllm.model.forward import Layout
 from facemllm.model.inference import Predictor, Query, Scored
 from facemllm.serve.engine.batches import Job, Room, Scheduler
+from facemllm.serve.engine.encodings import Encodings, Seen
 from facemllm.serve.engine.packed import pack
 from facemllm.serve.engine.protocol import Chat, Engine, Found, Prepared
 from facemllm.serve.language import Refused
@@ -36,14 +35,6 @@ QUERY_CHARS = 8192
 _UNEVEN = 1.5  # how much longer than the shortest a row of a pass may be
 _ROWS = {"cpu": 8, "cuda": 32}  # most rows of a pass: on a CPU more bring nothing but waiting
 _HELD_BACK = 24  # most characters of an unfinished word
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What the tower says of a face: its tokens (N, D), and the probabilities of its characteristics."""
-
-    tokens_ND: Tensor
-    characteristics: Mapping[str, float]
 
 
 @dataclass(eq=False)
@@ -65,35 +56,6 @@ class _Work:
 
 
 _Job = Job[_Work, Found]
-
-
-class Encodings:
-    """The faces seen last, by their key, up to so many bytes."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most, self._held = most_bytes, 0
-        self._seen: OrderedDict[tuple[str, ...], _Seen] = OrderedDict()
-        self.hits = self.misses = 0
-
-    def get(self, key: tuple[str, ...]) -> _Seen | None:
-        """What was seen of a face, if it is still held; counted as a hit or a miss."""
-        found = self._seen.get(key)
-        if found is None:
-            self.misses += 1
-        else:
-            self.hits += 1
-            self._seen.move_to_end(key)
-        return found
-
-    def put(self, key: tuple[str, ...], seen: _Seen) -> None:
-        """Hold a face; those not asked about for longest go."""
-        if key in self._seen:
-            return
-        self._seen[key] = seen
-        self._held += seen.tokens_ND.nbytes
-        while self._held > self._most:
-            _, gone = self._seen.popitem(last=False)
-            self._held -= gone.tokens_ND.nbytes
 
 
 class OwnEngine:
@@ -255,7 +217,7 @@ class OwnEngine:
                 self._write(job.work, seen[job.work.face.key])
         self._decoding.begin([row for job in new for row in job.work.rows])
 
-    def _write(self, work: _Work, seen: _Seen) -> None:
+    def _write(self, work: _Work, seen: Seen) -> None:
         """Begin to write; what settings of the model's own steer is written at once, by `generate`."""
         if self._plain:
             work.rows = [Row(prompt, seen.tokens_ND) for prompt in work.prompts]
@@ -266,7 +228,7 @@ class OwnEngine:
             if work.say is not None:
                 work.say(work.texts[-1])
 
-    def _looked_at(self, faces: Iterable[Prepared]) -> dict[tuple[str, ...], _Seen]:
+    def _looked_at(self, faces: Iterable[Prepared]) -> dict[tuple[str, ...], Seen]:
         """The encodings of faces by their keys, of those that were not kept in as few passes of the tower as fit."""
         wanted = {face.key: face for face in faces}
         found = {key: seen for key in wanted if (seen := self.encodings.get(key)) is not None}
@@ -276,7 +238,7 @@ class OwnEngine:
             encoded = self.predictor.encode([face.pixels for face in part], [face.map for face in part])
             known = self.predictor.characteristics(encoded)
             for face, tokens_ND, scores in zip(part, encoded.tokens_BND, known, strict=True):
-                found[face.key] = _Seen(tokens_ND.clone(), scores)  # a view would hold the whole batch
+                found[face.key] = Seen(tokens_ND.clone(), scores)  # a view would hold the whole batch
                 self.encodings.put(face.key, found[face.key])
         return found
 
