@@ -138,8 +138,7 @@ class OwnEngine:
             await task
         finally:
             task.cancel()
-            with suppress(asyncio.CancelledError, Refused):
-                await task
+            await asyncio.wait([task])  # whoever leaves early is told of nothing
 
     def close(self, seconds: float | None = None) -> None:
         """Finish what is begun or waits, refuse what comes; wait so long for it."""
