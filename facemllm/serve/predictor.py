@@ -77,25 +77,30 @@ class FaceModel(Model):
         self.takes_maps = predictor.takes_maps
         asked = _asked_for(self._tasks.values())
         self.characteristic_names = tuple(name for name in predictor.characteristic_names if name in asked)
-        self._batches: Scheduler[Work, dict[str, Any]] = Scheduler(self, Room(batch=batch_size, client_faces=256))
+        self._batches: Scheduler[list[Work], list[dict[str, Any]]] = Scheduler(
+            self, Room(batch=batch_size, client_faces=256)
+        )
 
     async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> dict[str, Any]:
         """Answer every instance of a request. Raises Refused."""
         started = time.perf_counter()
         works = await asyncio.to_thread(self._read, payload)
-        results = await asyncio.gather(*(self._batches.submit(work) for work in works))
+        results = await self._batches.submit(works, cost=len(works))
         images = sorted({work.ask.image.digest[:12] for work in works})
         milliseconds = 1000 * (time.perf_counter() - started)
         log.info("answered %d questions about %s in %.0f ms", len(works), " ".join(images), milliseconds)
         return {"predictions": results}
 
-    def step(self, new: Sequence[Job[Work, dict[str, Any]]]) -> None:
-        """Answer a batch; in the model's thread."""
-        for job, result in zip(new, self._answer([job.work for job in new]), strict=True):
-            if isinstance(result, Exception):
-                job.fail(result)
+    def step(self, new: Sequence[Job[list[Work], list[dict[str, Any]]]]) -> None:
+        """Answer a batch of requests; in the model's thread."""
+        results = iter(self._answer([work for job in new for work in job.work]))
+        for job in new:
+            own = [next(results) for _ in job.work]
+            error = next((one for one in own if isinstance(one, Exception)), None)
+            if error is not None:
+                job.fail(error)
             else:
-                job.finish(result)
+                job.finish([one for one in own if not isinstance(one, Exception)])
 
     def reset(self) -> None:
         """Nothing is begun that is not ended."""

@@ -250,12 +250,19 @@ def test_open_questions_wait_for_rows_and_closed_ones_do_not() -> None:
     assert runner.batches[2] == ["b", "c"]  # not c before b, though there was room
 
 
-def test_more_open_questions_than_rows_are_taken_alone() -> None:
+def test_more_open_questions_than_rows_are_written_all_the_same_and_closed_ones_pass() -> None:
     async def go(scheduler: Scheduler[Any, Any], runner: Doubling) -> Any:
+        first = await busy(scheduler, runner)
+        tasks = await ask(scheduler, "all", client="a", rows=5)
+        for client in "bcd":
+            tasks += await ask(scheduler, client, client=client)
+        tasks += await ask(scheduler, "later", client="e", rows=1)
         runner.gate.set()
-        return await scheduler.submit("all", rows=100)
+        return await results([first, *tasks])
 
-    assert run(Room(rows=4), go)[0] == "allall"
+    found, runner, _ = run(Room(rows=4, batch=2), go)
+    assert found == [0, "allall", "bb", "cc", "dd", "laterlater"]
+    assert runner.batches[1:] == [["all", "b"], ["c", "d"], ["later"]]
 
 
 def test_a_stopping_server_finishes_what_it_has_and_takes_no_more() -> None:

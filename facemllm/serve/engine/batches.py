@@ -239,7 +239,7 @@ class Scheduler(Generic[Work, Result]):
     def _take(self) -> list[Job[Work, Result]]:
         """The next batch. A job whose open questions do not fit keeps its place, and no other open one overtakes."""
         room = self._room
-        rows = room.rows - sum(job.rows for job in self._running)
+        rows = max(0, room.rows - sum(job.rows for job in self._running))
         blocked: set[str] = set()
         taken: list[Job[Work, Result]] = []
         now = time.monotonic()
@@ -263,7 +263,7 @@ class Scheduler(Generic[Work, Result]):
             own.served += job.cost
             own.running += 1
             job.running = True
-            rows -= job.rows
+            rows = max(0, rows - job.rows)
             taken.append(job)
             self.counters.waiting_s += now - job.came
         self.counters.taken += len(taken)
