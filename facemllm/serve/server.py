@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from facemllm.serve.predictor import FaceModel
+    from facemllm.settings.operations import Guard
 
 log = logging.getLogger("facemllm.serve")
 
@@ -109,6 +110,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
     parser.add_argument("--tasks", default="", help="tasks whose questions are known; default: all but sensitive ones")
     parser.add_argument("--max-body-mb", type=float, default=8)
+    parser.add_argument("--guard", default="", help="JSON of the settings' section serve.guard; default: params.yaml's")
     numbers = {"port": 8080, "max-pixels": 16_000_000, "max-question-chars": 500, "max-instances": 32}
     for name, default in (numbers | {"max-new-tokens": 96, "batch-size": 16, "threads": 1}).items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -150,7 +152,7 @@ def _serve(options: argparse.Namespace, model: FaceModel, approval: Approval | N
     )
     # The only way to choose the interface: KServe has 0.0.0.0 in its code.
     kserve_server.RESTServer = rest_server(
-        options.host, int(options.max_body_mb * 2**20), info, lambda: bool(model.ready)
+        options.host, int(options.max_body_mb * 2**20), info, lambda: bool(model.ready), _guard(options.guard)
     )
     warnings.filterwarnings("ignore", message="ORJSONResponse")  # KServe's, once for every route
     for name in ("uvicorn.access", "kserve", "kserve.trace"):
@@ -163,20 +165,28 @@ def _serve(options: argparse.Namespace, model: FaceModel, approval: Approval | N
     server.start([model])
 
 
+def _guard(text: str) -> Guard:
+    from facemllm.settings import plain
+    from facemllm.settings.operations import Guard
+
+    return Guard.model_validate_json(text) if text else plain().serve.guard
+
+
 def rest_server(
-    host: str, max_bytes: int, info: Callable[[], dict[str, Any]], ready: Callable[[], bool] = lambda: True
+    host: str, max_bytes: int, info: Callable[[], dict[str, Any]], ready: Callable[[], bool], guard: Guard
 ) -> Any:
     """A REST server class that KServe can use in place of its own; `info` is what GET /info gives, `ready` what
     GET /v2/health/ready does."""
     from kserve.errors import ServerNotReady
     from kserve.protocol.rest.server import RESTServer
 
-    from facemllm.serve.guard.bodies import BodyLimit
+    from facemllm.serve.guard import connections, middleware
 
     class FaceRESTServer(RESTServer):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
             self.config.host = host
+            connections.apply(self.config, guard)
 
         def _register_endpoints(self, app: FastAPI) -> None:
             @app.get("/info")
@@ -196,7 +206,7 @@ def rest_server(
             super()._register_endpoints(app)
 
         def _add_middlewares(self, app: FastAPI) -> None:
-            app.add_middleware(BodyLimit, max_bytes=max_bytes)
+            middleware.install(app, guard, max_bytes)
 
         def _add_exception_handlers(self, app: FastAPI) -> None:
             add_handlers(app)
