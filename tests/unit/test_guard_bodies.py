@@ -77,6 +77,7 @@ def test_of_a_body_with_tensors_the_json_is_checked_and_pictures_pass(port):
 def test_a_body_that_is_too_large_is_refused_before_its_json_is_read(port):
     assert post(port, b"[" * (2**20 + 1))[0] == 413
     assert post(port, b"{}", {"Content-Encoding": "gzip"})[0] == 415
+    assert post(port, b"{}", {"ce-specversion": "1.0"})[0] == 415
 
 
 @pytest.fixture(scope="module")

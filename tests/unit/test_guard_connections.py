@@ -12,7 +12,7 @@ import pytest
 
 from facemllm.errors import UserError
 from facemllm.serve.guard import connections
-from facemllm.serve.guard.keys import Keys, grpc_interceptor, made
+from facemllm.serve.guard.keys import made
 from tests.guarded import certificate, connect, guard, said, serving
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
@@ -136,7 +136,7 @@ def test_tls_for_rest_and_a_certificate_that_is_not_there(tmp_path):
     assert connections.grpc_credentials(guard()) is None
 
 
-def call(limits, requests, *, metadata=(), interceptors=(), trusted=None, method="Ask", compression=None):
+def call(limits, requests, *, metadata=(), interceptors=(), trusted=None, method="Ask", compression=None, reader=None):
     """Codes, or answers, of calls to a gRPC server with these limits that echoes how long a message is."""
 
     async def echo(request, context):
@@ -144,7 +144,7 @@ def call(limits, requests, *, metadata=(), interceptors=(), trusted=None, method
 
     async def act():
         server = grpc.aio.server(options=connections.grpc_options(limits, 2**16), interceptors=interceptors)
-        handlers = {name: grpc.unary_unary_rpc_method_handler(echo) for name in ("Ask", "ServerLive")}
+        handlers = {name: grpc.unary_unary_rpc_method_handler(echo, reader) for name in ("Ask", "ServerLive")}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
         credentials = connections.grpc_credentials(limits)
         if credentials is None:
@@ -188,10 +188,20 @@ def test_grpc_speaks_tls_alone_where_there_is_a_certificate(tmp_path):
     assert call(guard(tls=files), [b"abc"]) == [grpc.StatusCode.UNAVAILABLE]
 
 
+def test_a_grpc_message_that_cannot_be_read_is_the_callers_fault():
+    def read(data):
+        if data == b"broken":
+            raise ValueError
+        return data
+
+    options = {"interceptors": connections.grpc_interceptors(guard()), "reader": read}
+    assert call(guard(), [b"broken", b"abc"], **options) == [grpc.StatusCode.INVALID_ARGUMENT, b"3"]
+
+
 def test_grpc_asks_for_a_key_but_for_health(tmp_path):
     key, line = made("ada")
     (tmp_path / "keys").write_text(line)
-    check = (grpc_interceptor(Keys(tmp_path / "keys")),)
+    check = connections.grpc_interceptors(guard(keys=str(tmp_path / "keys")))
     known = (("authorization", f"Bearer {key}"),)
     unknown = (("authorization", "Bearer other"),)
     denied = grpc.StatusCode.UNAUTHENTICATED

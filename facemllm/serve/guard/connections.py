@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from facemllm.errors import UserError
+from facemllm.serve.guard.keys import Keys, grpc_interceptor
 from facemllm.settings.operations import Guard
 
 if TYPE_CHECKING:
@@ -192,6 +193,41 @@ def grpc_credentials(guard: Guard) -> grpc.ServerCredentials | None:
 
     certificate, key = (_readable(path).read_bytes() for path in guard.tls)
     return ssl_server_credentials([(key, certificate)])
+
+
+def grpc_interceptors(guard: Guard) -> list[Any]:
+    """Interceptors of a gRPC server, which come first: whole messages alone, and keys if they are asked for. Raises
+    UserError for a keys file that cannot be read."""
+    found = [_whole_messages()]
+    return [*found, grpc_interceptor(Keys(Path(guard.keys).expanduser()))] if guard.keys else found
+
+
+def _whole_messages() -> Any:
+    """An interceptor that refuses a message that cannot be read, which gRPC would call a fault of the server."""
+    import grpc
+
+    broken = object()
+
+    class WholeMessages(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+        async def intercept_service(self, continuation: Any, details: Any) -> Any:
+            handler = await continuation(details)
+            if handler is None or handler.unary_unary is None or handler.request_deserializer is None:
+                return handler
+
+            def read(data: bytes) -> Any:
+                try:
+                    return handler.request_deserializer(data)
+                except Exception:  # hostile bytes can raise almost anything from a parser
+                    return broken
+
+            async def answer(request: Any, context: Any) -> Any:
+                if request is broken:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message cannot be read")
+                return await handler.unary_unary(request, context)
+
+            return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)
+
+    return WholeMessages()
 
 
 def _readable(path: str) -> Path:
