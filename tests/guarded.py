@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from facemllm.serve.guard import connections, middleware
@@ -26,13 +26,13 @@ def guard(**changes: Any) -> Guard:
 
 
 def app(limits: Guard, max_bytes: int = 2**20) -> Starlette:
-    """Says what it was sent; `/long` answers with 64 MB."""
+    """Says what it was sent; `/long` answers with 256 MB."""
 
     async def echo(request: Request) -> JSONResponse:
         return JSONResponse({"bytes": len(await request.body()), "client": CLIENT.get()})
 
-    async def long(request: Request) -> JSONResponse:
-        return JSONResponse({"text": "x" * 2**26})
+    async def long(request: Request) -> StreamingResponse:
+        return StreamingResponse(bytes(2**20) for _ in range(256))
 
     paths = ("/", "/metrics", "/v2/health/live", "/v2/health/ready", "/v1/models/one", "/v1/models/one:predict")
     made = Starlette(routes=[*(Route(path, echo, methods=["GET", "POST"]) for path in paths), Route("/long", long)])
