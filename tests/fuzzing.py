@@ -276,7 +276,7 @@ def _grpc(rng: random.Random | None, number: int, whole: bytes | None = None) ->
     from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
     def odd(*values: Any) -> Any:
-        return values[0] if rng is None or rng.random() < 0.8 else rng.choice(values)
+        return values[0] if rng is None or rng.random() < 0.94 else rng.choice(values)
 
     contents = [whole if rng is None else picture(rng), HAT.encode()]
     request = pb.ModelInferRequest(model_name=odd(MODEL, "", "other", "x" * 5000), id=odd("1", "", "é" * 999))
