@@ -1,13 +1,16 @@
 """Pictures by address: from named hosts, at public addresses, to the very address that was checked."""
 
 import asyncio
+import base64
 import ipaddress
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from facemllm.serve.guard.fetching import Fetcher, is_public
+from facemllm.serve.guard.links import FetchImages
 from facemllm.serve.language import Refused
 
 PICTURE = b"\xff\xd8\xff picture"
@@ -75,6 +78,63 @@ def get(server):
 
     go.resolved = resolved
     return go
+
+
+@pytest.fixture
+def through(server):
+    """`through(body)`: the body that a route sees behind the middleware, or the status and line of a refusal."""
+    port = server.server_port
+
+    async def resolve(name, number):
+        return ["127.0.0.1"]
+
+    fetcher = Fetcher(
+        [f"faces.test:{port}"], max_bytes=1000, seconds=30, resolve=resolve, allowed=lambda address: address.is_loopback
+    )
+
+    def go(body, max_bytes=1000):
+        seen, data = [], json.dumps(body).replace("HOST", f"http://faces.test:{port}").encode()
+
+        async def app(scope, receive, send):
+            seen.append(await receive())
+
+        async def receive():
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        def refuse(path, refused):
+            async def answer(scope, receive, send):
+                seen.append((refused.status, refused.reason))
+
+            return answer
+
+        scope = {"type": "http", "method": "POST", "path": "/"}
+        asyncio.run(FetchImages(app, fetcher, max_bytes, refuse)(scope, receive, None))
+        (found,) = seen
+        return json.loads(found["body"]) if isinstance(found, dict) else found
+
+    return go
+
+
+def test_addresses_in_bodies_of_two_forms_become_pictures(through, server):
+    server.asked.clear()
+    link, picture = {"url": "HOST/face.jpg"}, base64.b64encode(PICTURE).decode()
+    asked = {"instances": [{"image": link, "question": "a"}, {"image": link, "question": "see http://x"}]}
+    first, second = through(asked)["instances"]
+    assert (first["image"], second) == ({"b64": picture}, {"image": {"b64": picture}, "question": "see http://x"})
+    assert len(server.asked) == 1
+    chat = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {**link, "detail": "low"}}]}]}
+    (part,) = through(chat)["messages"][0]["content"]
+    assert part["image_url"] == {"url": f"data:image/jpeg;base64,{picture}", "detail": "low"}
+    plain = {"image": {"b64": "x"}, "url": "HOST/face.jpg", "tasks": ["http"]}
+    assert through(plain)["image"] == {"b64": "x"}
+
+
+def test_too_many_addresses_too_much_and_other_hosts_are_refused(through):
+    many = {"instances": [{"image": {"url": "HOST/face.jpg"}}] * 9}
+    assert through(many) == (413, "the body names 9 addresses; this server fetches 8")
+    assert through({"image": {"url": "http://other.test/a.jpg"}})[0] == 403
+    four = {"instances": [{"image": {"url": "HOST/face.jpg"}}] * 4}
+    assert through(four, max_bytes=30)[0] == 413
 
 
 def refused(act, *arguments, **options):
