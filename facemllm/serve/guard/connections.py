@@ -208,7 +208,7 @@ def _whole_messages() -> Any:
 
     broken = object()
 
-    class WholeMessages(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    class WholeMessages(grpc.aio.ServerInterceptor):
         async def intercept_service(self, continuation: Any, details: Any) -> Any:
             handler = await continuation(details)
             if handler is None or handler.unary_unary is None or handler.request_deserializer is None:
