@@ -12,7 +12,7 @@ from facemllm.serve.assembly import Loaded, assembled
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.language import Limits
 from facemllm.serve.service import Served
-from facemllm.settings.operations import Serve, ServePolicy
+from facemllm.settings.serve import Serve, ServePolicy
 from tests.conftest import encode
 
 LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=8)

@@ -14,7 +14,7 @@ from facemllm.serve.language import Limits
 from facemllm.serve.plain import PlainDecoder, PlainEngine, PredictorTokens, Reasons, Wordings
 from facemllm.serve.predictor import FaceModel, known_tasks
 from facemllm.serve.service import Served, Service
-from facemllm.settings.operations import Serve
+from facemllm.settings.serve import Serve
 
 if TYPE_CHECKING:
     from fastapi import APIRouter

@@ -29,7 +29,7 @@ from facemllm.signing.canonical import Refused
 
 if TYPE_CHECKING:
     from facemllm.serve.assembly import Loaded
-    from facemllm.settings.operations import Serve
+    from facemllm.settings.serve import Serve
 
 log = logging.getLogger("facemllm.serve")
 
@@ -155,7 +155,9 @@ def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval
         return {**about, "authorized": approval.info() if approval else None}
 
     max_bytes = int(chosen.max_body_mb * 2**20)
-    at = Listening(options.host, options.port, options.grpc_port, max_bytes, chosen.drain_s, _STOP_SECONDS)
+    at = Listening(
+        options.host, options.port, options.grpc_port, chosen.guard, max_bytes, chosen.drain_s, _STOP_SECONDS
+    )
     warnings.filterwarnings("ignore", message="ORJSONResponse")  # KServe's, once for every route
     server = FaceServer(at, lambda plane: loaded.routers(plane, info))
     for name in ("uvicorn.access", "kserve", "kserve.trace"):

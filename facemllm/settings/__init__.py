@@ -21,7 +21,8 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from facemllm.errors import UserError
 from facemllm.settings.data import Annotate, Ingest, Reformat, Section, Storage, Validate, Version
-from facemllm.settings.operations import Cluster, Cost, Evaluate, Promote, Serve, Services, Tracking
+from facemllm.settings.operations import Cluster, Cost, Evaluate, Promote, Services, Tracking
+from facemllm.settings.serve import Serve
 from facemllm.settings.train import Model, Stage, Train
 
 PARAMS = "params.yaml"

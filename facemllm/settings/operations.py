@@ -226,59 +226,6 @@ class Services(Section):
         return self
 
 
-class Canary(Section):
-    """How a new model takes over in production: it gets each of these percentages of the requests for at least
-    `step_seconds`, and goes on when it did as well as the model before it with `min_requests` requests of each. It may
-    fail by `max_error_rate_increase` more of them, have a 95th percentile of answer times `max_p95_ratio` times as
-    long, and must give at least `min_agreement` of the answers that evaluation gave."""
-
-    steps: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=1)]
-    min_requests: Positive
-    max_error_rate_increase: Share
-    max_p95_ratio: Annotated[float, Field(ge=1)]
-    min_agreement: Share
-    step_seconds: Annotated[float, Field(ge=0)]
-
-    @field_validator("steps")
-    @classmethod
-    def _rising(cls, value: list[float]) -> list[float]:
-        if value != sorted(set(value)) or value[-1] != 100:
-            raise ValueError("give rising percentages that end with 100, as in [10, 50, 100]")
-        return value
-
-
-class ServePolicy(Section):
-    """What of the sensitive tasks (gender, ethnicity, age, expression) may be asked: the task and the written reason,
-    which `GET /policy` shows; null refuses it, as does leaving it out."""
-
-    allowed: dict[str, str | None]
-
-    @field_validator("allowed")
-    @classmethod
-    def _reasons(cls, value: dict[str, str | None]) -> dict[str, str | None]:
-        for task, reason in value.items():
-            if reason is not None and not reason.strip():
-                raise ValueError(f"{task}: write down why it may be asked; null refuses it")
-        return value
-
-
-class Serve(Section):
-    """Limits of the model server. `max_pixels` is for all images of one request together. A client that does not say
-    how long it waits is refused after `timeout_s`; a server that is to end is no longer ready, and takes requests for
-    `drain_s` more. `canary` says how one takes over from another."""
-
-    max_body_mb: Annotated[float, Field(gt=0)]
-    max_pixels: Positive
-    max_question_chars: Positive
-    max_instances: Positive
-    batch_size: Positive
-    threads: Positive
-    timeout_s: Annotated[float, Field(gt=0)]
-    drain_s: Annotated[float, Field(ge=0, le=600)]
-    policy: ServePolicy
-    canary: Canary
-
-
 class Cost(Section):
     """Rates for the cost report; null leaves the price out."""
 

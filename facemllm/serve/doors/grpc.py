@@ -15,7 +15,9 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 
 from facemllm.serve.caller import CALLER, Caller
 from facemllm.serve.doors.errors import INTERNAL, log, one_line, place
+from facemllm.serve.guard import connections
 from facemllm.serve.language import Refused
+from facemllm.settings.serve import Guard
 
 Code = grpc.StatusCode
 _OF_STATUS = {
@@ -32,7 +34,7 @@ _OF_STATUS = {
 
 
 class Grpc(GRPCServer):
-    """KServe's gRPC server on one host. `credentials` make it speak TLS."""
+    """KServe's gRPC server on one host, within the limits of `guard`."""
 
     def __init__(
         self,
@@ -40,18 +42,19 @@ class Grpc(GRPCServer):
         extension: Any,
         host: str,
         port: int,
+        guard: Guard,
         max_bytes: int,
         grace_s: int,
-        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         super().__init__(port, plane, extension, {}, grace_s)
-        self._host, self._max_bytes, self._credentials = host, max_bytes, credentials
+        self._host, self._guard, self._max_bytes = host, guard, max_bytes
+        self._credentials = connections.grpc_credentials(guard)
 
     async def start(self, max_workers: int | None = None) -> None:
         """Serve until `stop`. Raises RuntimeError if the port is taken."""
-        options = [(f"grpc.max_{way}_message_length", self._max_bytes) for way in ("receive", "send")]
-        options.append(("grpc.so_reuseport", 0))  # else a second server would share the port unseen
-        self._server = grpc.aio.server(interceptors=(Statuses(),), options=options)
+        options = connections.grpc_options(self._guard, self._max_bytes)
+        interceptors = [*connections.grpc_interceptors(self._guard), Statuses()]
+        self._server = grpc.aio.server(interceptors=interceptors, options=options)
         servicer = Servicer(self._data_plane, self._model_repository_extension)
         add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
         address = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
@@ -70,7 +73,7 @@ class Servicer(InferenceServicer):
         """Answer a request."""
         left = context.time_remaining()
         host = context.peer().rpartition(":")[0] or context.peer()
-        CALLER.set(Caller(host, None if left is None else time.monotonic() + left))
+        CALLER.set(Caller(CALLER.get().client or host, None if left is None else time.monotonic() + left))
         self.validate_grpc_request(request)
         response, _ = await self._data_plane.infer(request.model_name, InferRequest.from_grpc(request), {})
         answer: pb.ModelInferResponse = response.to_grpc()

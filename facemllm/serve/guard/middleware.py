@@ -1,0 +1,35 @@
+"""What stands before every route, in its order: the key, the size and time of the body, its JSON, its links."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp
+
+from facemllm.serve.guard.bodies import BodyLimit
+from facemllm.serve.guard.fetching import Fetcher
+from facemllm.serve.guard.json_bodies import JsonLimit
+from facemllm.serve.guard.keys import KeyCheck, Keys
+from facemllm.serve.guard.links import FetchImages
+from facemllm.serve.language import Refused
+from facemllm.settings.serve import Guard
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+
+def install(
+    app: Starlette, guard: Guard, max_bytes: int, refuse: Callable[[str, Refused], ASGIApp]
+) -> None:
+    """Add the middlewares to an application that does not run yet. `refuse` makes the answer to a refusal at a path.
+    Raises UserError for a keys file that cannot be read."""
+    keys = Keys(Path(guard.keys).expanduser()) if guard.keys else None
+    if guard.fetch.hosts:
+        fetcher = Fetcher(guard.fetch.hosts, max_bytes=max_bytes, seconds=guard.fetch.seconds)
+        app.add_middleware(FetchImages, fetcher=fetcher, max_bytes=max_bytes, refuse=refuse)
+    app.add_middleware(JsonLimit, max_depth=guard.json_depth, max_values=guard.json_values, refuse=refuse)
+    app.add_middleware(BodyLimit, max_bytes=max_bytes, seconds=guard.body_s)
+    if keys:  # the one added last comes first
+        app.add_middleware(KeyCheck, keys=keys, refuse=refuse)

@@ -1,0 +1,109 @@
+"""Settings of the model server: what a request may hold and cost, what may be asked, how a model takes over."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from facemllm.settings.data import Positive, Section, Share
+
+
+class Canary(Section):
+    """How a new model takes over in production: it gets each of these percentages of the requests for at least
+    `step_seconds`, and goes on when it did as well as the model before it with `min_requests` requests of each. It may
+    fail by `max_error_rate_increase` more of them, have a 95th percentile of answer times `max_p95_ratio` times as
+    long, and must give at least `min_agreement` of the answers that evaluation gave."""
+
+    steps: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=1)]
+    min_requests: Positive
+    max_error_rate_increase: Share
+    max_p95_ratio: Annotated[float, Field(ge=1)]
+    min_agreement: Share
+    step_seconds: Annotated[float, Field(ge=0)]
+
+    @field_validator("steps")
+    @classmethod
+    def _rising(cls, value: list[float]) -> list[float]:
+        if value != sorted(set(value)) or value[-1] != 100:
+            raise ValueError("give rising percentages that end with 100, as in [10, 50, 100]")
+        return value
+
+
+class ServePolicy(Section):
+    """What of the sensitive tasks (gender, ethnicity, age, expression) may be asked: the task and the written reason,
+    which `GET /policy` shows; null refuses it, as does leaving it out."""
+
+    allowed: dict[str, str | None]
+
+    @field_validator("allowed")
+    @classmethod
+    def _reasons(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        for task, reason in value.items():
+            if reason is not None and not reason.strip():
+                raise ValueError(f"{task}: write down why it may be asked; null refuses it")
+        return value
+
+
+class Fetch(Section):
+    """Hosts from which pictures that are named by an address are got (none: no picture is), and how long that may
+    take."""
+
+    hosts: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?$")]]
+    seconds: Annotated[float, Field(gt=0, le=60)]
+
+
+class Guard(Section):
+    """What strangers may cost the model server: decoding of pictures, connections, headers, JSON, gRPC calls.
+
+    `keys` is a file of client names and SHA-256 of API keys; null asks for none. `tls` is a certificate and its key,
+    both PEM files; null speaks plain HTTP and gRPC.
+    """
+
+    decode_threads: Positive
+    decode_s: Annotated[float, Field(gt=0)]
+    decode_cache_mb: Annotated[float, Field(ge=0)]
+    max_connections: Positive
+    max_headers: Positive
+    header_kb: Positive
+    header_s: Annotated[float, Field(gt=0)]
+    body_s: Annotated[float, Field(gt=0)]
+    idle_s: Positive
+    json_depth: Positive
+    json_values: Positive
+    grpc_streams: Positive
+    keys: str | None
+    tls: tuple[str, str] | None
+    fetch: Fetch
+
+
+class Queue(Section):
+    """Who waits for the model: `faces` and `questions` in all, `client_faces` of one client; a pass takes what has come,
+    and under load waits `window_s` for company. `open_questions` are written at a time, `cache_mb` of encoded faces kept.
+    """
+
+    faces: Positive
+    questions: Positive
+    client_faces: Positive
+    open_questions: Positive
+    window_s: Annotated[float, Field(ge=0, le=1)]
+    cache_mb: Annotated[float, Field(ge=0)]
+
+
+class Serve(Section):
+    """Limits of the model server. `max_pixels` is for all images of one request together. A client that does not say
+    how long it waits is refused after `timeout_s`; a server that is to end is no longer ready, and takes requests for
+    `drain_s` more. `canary` says how one takes over from another."""
+
+    max_body_mb: Annotated[float, Field(gt=0)]
+    max_pixels: Positive
+    max_question_chars: Positive
+    max_instances: Positive
+    batch_size: Positive
+    threads: Positive
+    timeout_s: Annotated[float, Field(gt=0)]
+    drain_s: Annotated[float, Field(ge=0, le=600)]
+    policy: ServePolicy
+    canary: Canary
+    queue: Queue
+    guard: Guard
