@@ -42,9 +42,9 @@ class Lexicon:
         """The known word that one is a slip of the finger for."""
         if len(word) < _SHORT or word in self.no_slips or word in self.elsewhere:
             return None
-        for part in (word, *_without_one(word)):
+        for part in (word, *without_one(word)):
             for known in self.shortened.get(part, ()):
-                if _is_slip(word, known):
+                if is_slip(word, known):
                     return known
         return None
 
@@ -57,7 +57,7 @@ def lexicon() -> Lexicon:
     notions = _notions(stored)
     shortened: dict[str, list[str]] = {}
     for word in notions:
-        for part in (word, *_without_one(word)) if len(word) >= _SHORT else ():
+        for part in (word, *without_one(word)) if len(word) >= _SHORT else ():
             shortened.setdefault(part, []).append(word)
     return Lexicon(
         notions=notions,
@@ -88,11 +88,12 @@ def _notions(stored: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     return {word: frozenset(notions) for word, notions in found.items()}
 
 
-def _without_one(word: str) -> list[str]:
+def without_one(word: str) -> list[str]:
+    """The word without any one of its letters but the first."""
     return [word[:place] + word[place + 1 :] for place in range(1, len(word))]
 
 
-def _is_slip(word: str, meant: str) -> bool:
+def is_slip(word: str, meant: str) -> bool:
     """Whether a word, its first letter aside, differs from the one that is meant by two letters in wrong order, by one
     doubled or not doubled, or, if it is long enough, by one letter more, fewer or other."""
     if word[0] != meant[0] or abs(len(word) - len(meant)) > 1:
