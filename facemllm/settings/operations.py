@@ -221,6 +221,31 @@ class Services(Section):
         return self
 
 
+class ServePolicy(Section):
+    """What of the sensitive tasks (gender, ethnicity, age, expression) may be asked: the task and the written reason,
+    which `GET /policy` shows; null refuses it, as does leaving it out."""
+
+    allowed: dict[str, str | None]
+
+    @field_validator("allowed")
+    @classmethod
+    def _reasons(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        for task, reason in value.items():
+            if reason is not None and not reason.strip():
+                raise ValueError(f"{task}: write down why it may be asked; null refuses it")
+        return value
+
+
+class ServeQuality(Section):
+    """Pictures that are answered about: pixels of the shorter side, and figures of `serve.asked.quality.measure`.
+    Null: no limit."""
+
+    min_side: Positive | None
+    min_sharpness: Limit | None
+    min_brightness: Share | None
+    min_contrast: Share | None
+
+
 class Serve(Section):
     """Limits of the model server. `max_pixels` is for all images of one request together."""
 
@@ -230,6 +255,8 @@ class Serve(Section):
     max_instances: Positive
     batch_size: Positive
     threads: Positive
+    policy: ServePolicy
+    quality: ServeQuality
 
 
 class Cost(Section):

@@ -12,14 +12,39 @@ import unicodedata
 from collections.abc import Iterator
 from urllib.parse import unquote
 
-MAX_CHARS = 4000
 _DEEP = 2
 """Encodings within encodings that are undone."""
 
-_ALIKE = str.maketrans(
-    "аᴀαɑ" "ЬвВβ" "сϲⅽ" "ԁⅾ" "еёεє" "ғ" "ɡց" "һнհ" "іıɩιɪї" "јϳ" "кκᴋ" "ⅼӏⅠ" "мⅿʍ" "пηո" "оοσօø" "рρ" "ԛ" "гᴦɾ" "ѕꜱ" "тτᴛ" "υսцս" "νѵⅴ" "ԝωшѡա" "хχⅹ" "уγүყ" "ᴢʐ",
-    "aaaa" "bbbb" "ccc" "dd" "eeee" "f" "gg" "hhh" "iiiiii" "jj" "kkk" "lll" "mmm" "nnn" "ooooo" "pp" "q" "rrr" "ss" "ttt" "uuuu" "vvv" "wwwww" "xxx" "yyyy" "zz",
-)  # fmt: skip
+_ALIKE = {
+    "a": "аᴀαɑ",
+    "b": "ЬвВβ",
+    "c": "сϲⅽ",
+    "d": "ԁⅾ",
+    "e": "еёεє",
+    "f": "ғ",
+    "g": "ɡց",
+    "h": "һнհᏂ",
+    "i": "іıɩιɪї",
+    "j": "јϳ",
+    "k": "кκᴋ",
+    "l": "ⅼӏ",
+    "m": "мⅿʍ",
+    "n": "пηո",
+    "o": "оοσօø",
+    "p": "рρ",
+    "q": "ԛ",
+    "r": "гᴦɾ",
+    "s": "ѕꜱ",
+    "t": "тτᴛ",
+    "u": "υս",
+    "v": "νѵⅴ",
+    "w": "ԝωшѡᏔꮃ",
+    "x": "хχⅹ",
+    "y": "уγүყ",
+    "z": "ᴢʐ",
+}
+"""Letter -> those of other scripts that look like it, most of them Cyrillic or Greek."""
+_FROM_ALIKE = str.maketrans({char: letter for letter, chars in _ALIKE.items() for char in chars})
 _DIGITS = str.maketrans("01345789@$€£!|+", "oieastbgaseliit")
 _TO_LATIN = {"ı": "i", "ł": "l", "ø": "o", "đ": "d", "æ": "ae", "œ": "oe", "ß": "ss"}
 _VOWEL_MARKS = re.compile("[\u064b-\u0652\u0640\u0670]")
@@ -28,7 +53,31 @@ _HEX = re.compile(r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{2}[ :]?){8,}")
 _APART = re.compile(r"(?<!\w)(?:\w[\W_]{1,3}){3,}\w(?!\w)")
 _INSIDE = re.compile(r"(?<=[^\W\d_])[^\w\s'’]+(?=[^\W\d_])|(?<=[^\W\d_])_+(?=[^\W\d_])")
 _LEET = re.compile(r"(?=\S*[A-Za-z])\S*[0-9@$€£!|+]\S*")
-_COMMON = frozenset("the a an is are does do what which who how of this that in on to and it tell me".split())
+_COMMON = frozenset(
+    [
+        "the",
+        "a",
+        "an",
+        "is",
+        "are",
+        "does",
+        "do",
+        "what",
+        "which",
+        "who",
+        "how",
+        "of",
+        "this",
+        "that",
+        "in",
+        "on",
+        "to",
+        "and",
+        "it",
+        "tell",
+        "me",
+    ]
+)
 """English that is not back to front holds one of these."""
 
 
@@ -36,7 +85,7 @@ def readings(text: str) -> Iterator[tuple[str, str]]:
     """Readings of a text, the plainest first: words in lower case with single spaces, and
     the same without spaces where letters stood apart, else nothing."""
     given: set[tuple[str, str]] = set()
-    for depth, layer in _layers(text[:MAX_CHARS], _DEEP):
+    for depth, layer in _layers(text, _DEEP):
         clear = _clear(layer)
         for written in _written(clear):
             one = plain(written)
@@ -78,7 +127,7 @@ def _clear(text: str) -> str:
 def _written(text: str) -> Iterator[str]:
     """The text, and what it is when letters and marks are taken for the letters they look like."""
     yield text
-    alike = text if text.isascii() else text.casefold().translate(_ALIKE)
+    alike = text if text.isascii() else text.casefold().translate(_FROM_ALIKE)
     if alike != text.casefold():
         yield alike
     if _LEET.search(alike):
@@ -114,11 +163,9 @@ def _layers(text: str, deep: int) -> Iterator[tuple[int, str]]:
 def _decoded(text: str) -> str | None:
     if not any(char.isupper() for char in text) and not any(char.isdigit() for char in text):
         return None
+    bare = text.rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        data = base64.b64decode(
-            text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4),
-            altchars=b"-_" if "-" in text or "_" in text else None,
-        )
+        data = base64.b64decode(bare + "=" * (-len(bare) % 4))
     except (binascii.Error, ValueError):
         return None
     return _words(data)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ _SHORT = 4
 
 @dataclass(frozen=True)
 class Lexicon:
-    """`notions` gives what each known word stands for, nothing for one that any question may hold. `phrases` are patterns
-    and what stands for them, each with a word that it cannot do without. `signs` are of an item the notions that ask for
+    """`words` gives the words of each notion, and `notions` what each known word stands for, nothing for one that any
+    question may hold. `phrases` are patterns and what stands for them. `signs` are of an item the notions that ask for
     it, each a set, and those that may stand beside. `soft` notions may stand beside any; those of `persons` name whom
     the question is about unless nothing else is asked. `options` are the words of an item's options. `asked` are verbs
-    behind a `you` that means the one who answers, `elsewhere` words of things that are no face, `face` words of which a
-    question about a face holds one. `shortened` gives known words by what is left without one letter."""
+    behind a `you` that means the one who answers, `elsewhere` words of things that are no face, `face` words of which
+    a question about a face holds one. `shortened` gives known words by what is left of them without one letter, and
+    `no_slips` are words of their own that lie next to one."""
 
     notions: Mapping[str, frozenset[str]]
     phrases: tuple[tuple[re.Pattern[str], str], ...]
@@ -49,11 +49,9 @@ class Lexicon:
         return None
 
 
-@cache
-def lexicon() -> Lexicon:
-    """The lexicon, read once."""
+def _lexicon() -> Lexicon:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    stored = yaml.load(Path(__file__).with_suffix(".yaml").read_bytes(), loader)  # noqa: S506 - a safe loader
+    stored = yaml.load(Path(__file__).with_suffix(".yaml").read_bytes(), loader)
     notions = _notions(stored)
     shortened: dict[str, list[str]] = {}
     for word in notions:
@@ -108,3 +106,6 @@ def is_slip(word: str, meant: str) -> bool:
     if longer[:place] + longer[place + 1 :] != shorter:
         return False
     return len(meant) > _SHORT or longer[place] == longer[place - 1]
+
+
+LEXICON = _lexicon()
