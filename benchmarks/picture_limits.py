@@ -22,7 +22,7 @@ from facemllm.heads.render import render_identity
 from facemllm.serve.asked.quality import measure
 
 HEADS, SEED, SIZE = 150, 4242, 128
-SIDES = (12, 16, 20, 24, 32, 48)
+SIDES = (12, 16, 20, 24, 28, 32, 40, 48)
 FIGURES = ("sharpness", "brightness", "contrast")
 
 

@@ -52,7 +52,7 @@ _ENCODED = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/_-]{12,}={0,2}")
 _HEX = re.compile(r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{2}[ :]?){8,}")
 _APART = re.compile(r"(?<!\w)(?:\w[\W_]{1,3}){3,}\w(?!\w)")
 _INSIDE = re.compile(r"(?<=[^\W\d_])[^\w\s'’]+(?=[^\W\d_])|(?<=[^\W\d_])_+(?=[^\W\d_])")
-_LEET = re.compile(r"(?=\S*[A-Za-z])\S*[0-9@$€£!|+]\S*")
+_LEET = re.compile(r"[0-9@$€£!|+]")
 _COMMON = frozenset(
     [
         "the",
@@ -131,13 +131,18 @@ def _written(text: str) -> Iterator[str]:
     if alike != text.casefold():
         yield alike
     if _LEET.search(alike):
-        undone = _LEET.sub(lambda word: word[0].translate(_DIGITS), alike.rstrip("?!. "))
+        undone = " ".join(map(_unmasked, alike.rstrip("?!. ").split()))
         yield undone
         alike = undone
     if _INSIDE.search(alike):
         yield _INSIDE.sub("", alike)
     if _APART.search(alike):
         yield _APART.sub(lambda run: re.sub(r"[\W_]+", "", run[0]), alike)
+
+
+def _unmasked(word: str) -> str:
+    """A word with letters for its digits and signs, if it has any letter."""
+    return word.translate(_DIGITS) if any(map(str.isalpha, word)) else word
 
 
 def _layers(text: str, deep: int) -> Iterator[tuple[int, str]]:

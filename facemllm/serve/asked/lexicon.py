@@ -14,6 +14,9 @@ import yaml
 _SHORT = 4
 """Words of so many letters are seldom mistyped, and lie near many others."""
 
+LONGEST = 24
+"""Letters of a word that may be a slip for another."""
+
 
 @dataclass(frozen=True)
 class Lexicon:
@@ -40,7 +43,7 @@ class Lexicon:
 
     def meant(self, word: str) -> str | None:
         """The known word that one is a slip of the finger for."""
-        if len(word) < _SHORT or word in self.no_slips or word in self.elsewhere:
+        if not _SHORT <= len(word) <= LONGEST or word in self.no_slips or word in self.elsewhere:
             return None
         for part in (word, *without_one(word)):
             for known in self.shortened.get(part, ()):

@@ -42,6 +42,7 @@ _ASKS = re.compile(
     r"(?:and |but |so )?(?:what|which|who|whose|how|where|when|why|is|are|does|do|did|has|have|can|could|will|would|was"
     r"|tell|say|name|give|describe)\b"
 )
+_ENDING = re.compile(r"(?<=\w{3})(?:ings?|ed|es|s|e)$")
 _POINTS_BACK = re.compile(r"\b(?:its?|that|those|these|they|their|them|there)\b")
 
 
@@ -78,6 +79,7 @@ class Matcher:
         self._wordings: dict[str, tuple[Question, str]] = {}
         self._signs: list[tuple[Question, tuple[frozenset[str], ...], frozenset[str]]] = []
         self._rare: list[tuple[Question, tuple[frozenset[str], ...]]] = []
+        self._own_words: set[str] = set()
         named: set[str] = set()
         for question, item in taught:
             for text in item.wordings:  # where two tasks ask alike, the one named first answers
@@ -88,7 +90,9 @@ class Matcher:
             if item.name in LEXICON.signs:
                 self._signs.append((question, *_sign(item.name, item.form)))
             else:
-                said = {_rare_words(normal(text).split()) for text in (*item.templates, *item.unseen)}
+                texts = [normal(text).split() for text in (*item.templates, *item.unseen)]
+                self._own_words.update(*texts)
+                said = set(map(_rare_words, texts))
                 self._rare.append((question, tuple(words for words in said if words)))
         counts = Counter(word for _, said in self._rare for word in frozenset().union(*said))
         self._weights = {word: math.log(1 + len(self._rare) / count) for word, count in counts.items()}
@@ -100,7 +104,7 @@ class Matcher:
         plain = plain_words(text)
         if plain is None:
             return None
-        asked = read(plain, self._weights)
+        asked = read(plain, self._own_words)
         if found := self._wordings.get(plain):
             return self._found(*found, 1.0, asked)
         if best := self._best(asked):
@@ -111,7 +115,7 @@ class Matcher:
         """Questions that can be asked, at most so many, those nearest to the text first."""
         near: list[str] = []
         if (plain := plain_words(text)) is not None:
-            found = read(plain, self._weights)
+            found = read(plain, self._own_words)
             scored = [(_nearness(found, signs, beside), question) for question, signs, beside in self._signs]
             scored += [(self._overlap(_rare_words(found.words), said), question) for question, said in self._rare]
             near = [q.templates[0] for score, q in sorted(scored, key=lambda one: -one[0]) if score > 0]
@@ -138,7 +142,7 @@ class Matcher:
         for part in parts:
             if (plain := plain_words(part)) is None:
                 return None
-            asked = read(plain, self._weights)
+            asked = read(plain, self._own_words)
             if found is None and not _POINTS_BACK.search(plain) and (best := self._best(asked)):
                 found = self._found(best[1], best[1].templates[0], ASIDE * best[0], asked)
             else:
@@ -216,11 +220,11 @@ def _option(question: Question, asked: Reading) -> str | None:
 
 @cache
 def _content(word: str) -> str:
-    """What a word means to a comparison by words: itself without the mark of the plural; nothing for a plain one."""
+    """What a word means to a comparison by words: itself without its ending; nothing for a plain one."""
     notions = LEXICON.notions.get(word)
     if notions is not None and notions <= LEXICON.soft - {"FULL"}:
         return ""
-    return word[:-1] if len(word) > len("gas") and word.endswith("s") and not word.endswith("ss") else word
+    return _ENDING.sub("", word)
 
 
 def _rare_words(words: Iterable[str]) -> frozenset[str]:

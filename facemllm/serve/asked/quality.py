@@ -17,14 +17,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 CountFaces = Callable[[Image.Image], int]
 """How many faces a detector finds in a picture."""
 
-SIDE = 96
-"""Pixels of the shorter side at which sharpness is measured; larger pictures are reduced to it, smaller ones enlarged,
-so that a blur of the same share of the side gives the same figure."""
+FINE, COARSE = 48, 16
+"""Pixels of the shorter side at which detail is looked for. A picture is reduced or enlarged to them, so that a blur of
+the same share of the side gives the same figure whatever the picture's size."""
+_LONG = 4
+"""A longer side is looked at as if it were at most so many times the shorter."""
 _DARK, _BRIGHT = 3, 252
 """Values up to the one and from the other on say nothing of what was there."""
 
@@ -41,32 +44,40 @@ class Coverage:
 
 def measure(image: Image.Image, count_faces: CountFaces | None = None) -> dict[str, float]:
     """Facts about a picture, or about the part of it that shows the face: `width` and `height` in pixels; `sharpness`,
-    the variance of the Laplacian at `SIDE` pixels over the variance of the values, so that a dark picture is not taken
-    for a blurred one; `brightness` (mean) and `contrast` (standard deviation) of grey values from 0 to 1; `saturated`, the
-    share of pixels that are as good as black or white; and `faces` if there is somebody to count them."""
+    the variance of the Laplacian at `FINE` pixels over that at `COARSE`: how much detail is left of what the coarse
+    picture shows, in the dark as in the light, of a smooth face as of a rough one; `brightness` (mean) and
+    `contrast` (standard deviation) of grey values from 0 to 1; `saturated`, the share of pixels that are as good as
+    black or white; and `faces` if there is somebody to count them."""
+    grey = _grey(image, FINE)
+    fine, coarse = _detail(grey), _detail(_grey(image, COARSE))
     width, height = image.size
-    scale = SIDE / min(width, height)
-    small = image.convert("L").resize(
-        (max(SIDE, round(scale * width)), max(SIDE, round(scale * height))), Image.Resampling.BILINEAR
-    )
-    grey = np.asarray(small, dtype=np.float32) / 255
-    inner = grey[1:-1, 1:-1]
-    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * inner
-    spread = float(grey.var())
-    saturated = np.mean((grey <= _DARK / 255) | (grey >= _BRIGHT / 255))
     facts = {
         "width": float(width),
         "height": float(height),
-        "sharpness": float(laplacian.var()) / spread if spread > _FLAT else 0.0,
+        "sharpness": fine / coarse if coarse > _FLAT else 0.0,
         "brightness": float(grey.mean()),
-        "contrast": spread**0.5,
-        "saturated": float(saturated),
+        "contrast": float(grey.std()),
+        "saturated": float(np.mean((grey <= _DARK / 255) | (grey >= _BRIGHT / 255))),
     }
     return facts if count_faces is None else {**facts, "faces": float(count_faces(image))}
 
 
-_FLAT = 1e-6
-"""Variance of a picture of one colour, but for rounding."""
+_FLAT = 1e-7
+"""Detail of a picture of one color, but for rounding."""
+
+
+def _grey(image: Image.Image, side: int) -> NDArray[np.float32]:
+    """Grey values from 0 to 1, the shorter side reduced or enlarged to `side` pixels."""
+    shorter = min(image.size)
+    size = [min(round(side * one / shorter), _LONG * side) for one in image.size]
+    small = image.convert("RGB").convert("L").resize((size[0], size[1]), Image.Resampling.BILINEAR)
+    return np.asarray(small, dtype=np.float32) / np.float32(255)
+
+
+def _detail(grey: NDArray[np.float32]) -> float:
+    """Variance of the Laplacian."""
+    middle = grey[1:-1, 1:-1]
+    return float((grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle).var())
 
 
 def refuses(facts: Mapping[str, float], coverage: Coverage) -> str | None:

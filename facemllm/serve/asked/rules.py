@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from facemllm.serve.asked.lexicon import LEXICON, is_slip, without_one
+from facemllm.serve.asked.lexicon import LEXICON, LONGEST, is_slip, without_one
 
 _SHORTEST, _LONGEST = 2, 16
 """Letters of a stem."""
@@ -82,7 +82,7 @@ class Rules:
 
     def spelt(self, words: str) -> str:
         """The words with slips of the finger in what the rules look for put right."""
-        return " ".join(self._meant(word) if len(word) > _SHORT_SLIP else word for word in words.split())
+        return " ".join(self._meant(word) if _SHORT_SLIP < len(word) <= LONGEST else word for word in words.split())
 
     def _meant(self, word: str) -> str:
         if word in self.patterns or word in self.whole or word in LEXICON.notions:
