@@ -51,14 +51,19 @@ _PERSONS = frozenset(
 )
 _SOMEBODY = f"(?:{LEXICON.words['MAN']} {LEXICON.words['CHILD']})".replace(" ", "|")
 _SAID_TO_BE = re.compile(
-    rf"\b(?:a|an|as|sure|he or|underage|old) {_SOMEBODY}\b|\b{_SOMEBODY} (?:or|and|vs|versus)\b"
-    r"|\b(?:fe)?male\b|\badult\b"
+    rf"\b(?:a|an|as|sure|he or|underage|old) ({_SOMEBODY})\b"
+    rf"|\b({_SOMEBODY}) (?:or|and|vs|versus) (?:an? )?({_SOMEBODY})\b"
+    r"|\b((?:fe)?male|adult)\b"
 )
 _OWNED = re.compile(
-    rf"\b(?:have|has|having|had|with|wants?|loves?|needs?|likes|meet|met|for) (?:a|an|any) {_SOMEBODY}\b"
+    r"\b(?:have|has|having|had|with|wants?|loves?|needs?|likes|meet|met|for"
+    rf"|(?!showing|depicting|seeing|being|viewing)\w+ing) (?:a|an|any) {_SOMEBODY}\b"
 )
 _WHICH, _WHETHER = frozenset({"what", "which", "how"}), re.compile(r"\bwhether\b|\bif (?!you|any|so|possible)")
 _YOU = frozenset({"you", "your", "u", "yours", "yourself"})
+_POSE = frozenset(["TURN", "FACING", "LOOK", "HEAD", "FACE", "TILT", "YAW", "ROLL", "DIRECTION", "NOSE"])
+_FRAGMENT = 2
+"""Of so few words a question needs no "is it": "man or woman?"."""
 _FOREIGN, _FAR = 1, 2
 """How much a word counts that is not known, and one that is known to be of something else."""
 
@@ -133,12 +138,16 @@ def _settled(found: set[str], words: Sequence[str], text: str) -> frozenset[str]
     """The notions that are meant. Persons ("the girl's hair") are asked for only where nothing else is, and somebody is
     said to be one; shades of hair are no sunglasses, straight hair is no direction."""
     looks = bool(found & {"DESCRIBE", "LOOKLIKE"})
-    if looks or found - LEXICON.soft - LEXICON.persons or not _predicated(text):
+    if looks or found - LEXICON.soft - LEXICON.persons:
         found = found - LEXICON.persons
+    elif found >= LEXICON.persons or not text.count(" ") < _FRAGMENT:
+        found = (found - LEXICON.persons) | _predicated(text)
     if looks and not found - LEXICON.soft and not _PERSONS.isdisjoint(words):
         found = found | {"PERSON"}
     if "shades" in words and found & {"HAIR", "EYE"}:
         found = (found - {"EYEWEAR"}) | {"COLOR"}
+    if words and words[-1] == "right" and not found & _POSE:  # "she wears a hat, right?"
+        found = found - {"SIDE"}
     if "straight" in words and "HAIR" in found:
         found = found | {"TEXTURE"}
     if not _WHICH.isdisjoint(words) and _WHETHER.search(text) is None:
@@ -146,13 +155,18 @@ def _settled(found: set[str], words: Sequence[str], text: str) -> frozenset[str]
     return frozenset(found)
 
 
-def _predicated(text: str) -> bool:
-    """Whether somebody is said to be a man, a child; not whether somebody has one, nor what one does."""
-    return (text.count(" ") < 2 or _SAID_TO_BE.search(text) is not None) and _OWNED.search(text) is None
+def _predicated(text: str) -> frozenset[str]:
+    """What somebody is said to be, a man or a child; not what somebody has, nor who does something."""
+    if _OWNED.search(text) is not None:
+        return frozenset()
+    said = {word for found in _SAID_TO_BE.finditer(text) for word in found.groups() if word}
+    return frozenset().union(*(LEXICON.notions[word] & LEXICON.persons for word in said))
 
 
 def _is_asked(words: Sequence[str], place: int) -> bool:
     """Whether a `you` is the one who is asked ("can you tell"), not the one who is asked about ("how old are you")."""
     after = words[place + 1] if place + 1 < len(words) else ""
     before = words[place - 1] if place else ""
-    return after in LEXICON.asked or before == "thank" or (before in ("would", "do") and after == "")
+    if after in LEXICON.asked or after == "happen" or before == "thank":
+        return True
+    return (before in ("would", "will") and after == "be") or (before in ("would", "do", "can", "could") and not after)
