@@ -43,6 +43,8 @@ _SOMEBODY = "(?:this|that|it|he|she|th(?:e|is|at) (?:person|man|woman|guy|girl|b
 _IS_SAID = re.compile(
     rf"\b(?:[Ii]s|[Ii]sn't|[Ww]as|if|whether|that)\s+{_SOMEBODY}\s+"
     rf"(?:really |actually |not |maybe |in fact |possibly )?({_NAME})(?=\W*$|\s+(?:or|in|from|and)\b|\?)"
+    rf"|\b(?:[Tt]his|[Tt]hat|[Ii]t|[Hh]e|[Ss]he) is (?:really |actually |not )?({_NAME})"
+    r"(?=\W*(?:right|correct|no|or not|isn't \w+)?\W*$)"
     rf"|\b(?:looks?|resembles?|reminds?)\s+(?:(?:exactly |a bit |just )*like|you of|me of)\s+({_NAME})(?=\W*$)"
     r"|\b(?:[Ii]st (?:das|er|sie|dies)|[Ee]st-ce|[Cc]'est|[Ee]s(?: este| esta| ese| él| ella)?"
     rf"|[ÈEèÉé](?: lui| lei| este| esta)?|[Cc]zy to|[Ээ]то) ({_NAME})(?=\W*$)"
