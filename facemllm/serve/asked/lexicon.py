@@ -103,7 +103,7 @@ def is_slip(word: str, meant: str) -> bool:
         off = [place for place in range(len(word)) if word[place] != meant[place]]
         if len(off) == 2:
             return off[1] == off[0] + 1 and word[off[0]] == meant[off[1]] and word[off[1]] == meant[off[0]]
-        return len(off) == 1 and len(meant) > _SHORT
+        return len(off) == 1 and len(meant) > _SHORT + 1
     longer, shorter = (word, meant) if len(word) > len(meant) else (meant, word)
     place = next((n for n, char in enumerate(shorter) if char != longer[n]), len(shorter))
     if longer[:place] + longer[place + 1 :] != shorter:

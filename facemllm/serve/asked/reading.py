@@ -94,7 +94,7 @@ def read(plain: str, known: Container[str] = ()) -> Reading:
     """Read plain words; those in `known` are not strange, whatever they mean."""
     text = " ".join(_spelt(word, known) for word in plain.split())
     text = text if _ABOUT_PICTURE.search(text) else _IN_PICTURE.sub(" ", text)
-    text = _PURPOSE.sub(" ", text)
+    text = " ".join(_PURPOSE.sub(" ", text).split())
     for pattern, word in LEXICON.phrases:
         text = pattern.sub(word, text)
     words = text.split()
