@@ -8,17 +8,41 @@ from typing import TYPE_CHECKING, Any
 
 from facemllm import tasks
 from facemllm.model.inference import Predictor
+from facemllm.serve.asked.matching import Matcher
+from facemllm.serve.asked.policy import Policy
+from facemllm.serve.asked.quality import Coverage, measure, refuses
 from facemllm.serve.doors import openai, routes, task_door
+from facemllm.serve.engine.batches import Room
+from facemllm.serve.engine.own import OwnEngine
+from facemllm.serve.engine.protocol import Chat, Prepared
 from facemllm.serve.evaluated import Evaluated
+from facemllm.serve.guard.decoding import Decoder
 from facemllm.serve.language import Limits
-from facemllm.serve.plain import PlainDecoder, PlainEngine, PredictorTokens, Reasons, Wordings
 from facemllm.serve.predictor import FaceModel, known_tasks
 from facemllm.serve.service import Served, Service
 from facemllm.settings.serve import Serve
 
 if TYPE_CHECKING:
+    import numpy as np
     from fastapi import APIRouter
     from kserve.protocol.dataplane import DataPlane
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class PredictorTokens:
+    """Counts tokens as a predictor's tokenizer makes them."""
+
+    predictor: Predictor
+
+    def asked(self, chat: Chat) -> int:
+        """Tokens of a chat about a picture."""
+        return len(self.predictor.chat(chat))
+
+    def said(self, text: str) -> int:
+        """Tokens of an answer, its end included."""
+        return len(self.predictor.frame.answer(text))
 
 
 @dataclass(frozen=True)
@@ -51,17 +75,40 @@ def assembled(
     """The service of a predictor, and its doors. `names` are those of the tasks it answers, with commas; empty for all
     that are not sensitive. Raises UserError for an unknown one."""
     answered = [tasks.get(name) for name in known_tasks(names)]
-    policy = Reasons({task: why for task, why in settings.policy.allowed.items() if why})
+    policy = Policy(settings.policy.allowed)
     others = [tasks.get(name) for name in tasks.all_names() if tasks.get(name) not in answered]
+    guard, queue, coverage = settings.guard, settings.queue, Coverage(**settings.quality.model_dump())
+
+    def prepare(image: Image, classes_HW: NDArray[np.uint8] | None, key: tuple[str, ...]) -> Prepared:
+        map_SS = None if classes_HW is None else predictor.map(classes_HW)
+        return Prepared(predictor.pixels(image), map_SS, key, measure(image))
+
+    engine = OwnEngine(
+        predictor,
+        room=Room(
+            queue.faces,
+            queue.questions,
+            queue.client_faces,
+            batch=settings.batch_size,
+            rows=queue.open_questions,
+            window_s=queue.window_s,
+        ),
+        max_new_tokens=max_new_tokens,
+        cache_mb=queue.cache_mb,
+        threads=settings.threads,
+    )
+    engine.warm_up()
     service = Service(
         served,
         answered,
         # questions of tasks that may not be asked are known, to be refused
-        matcher=Wordings([*answered, *(task for task in others if policy.refuses_task(task.name))]),
+        matcher=Matcher([*answered, *(task for task in others if policy.refuses_task(task.name))]),
         policy=policy,
-        decoder=PlainDecoder(predictor),
-        refuses_picture=lambda facts: None,
-        engine=PlainEngine(predictor, settings.batch_size, max_new_tokens),
+        decoder=Decoder(
+            prepare, threads=guard.decode_threads, seconds=guard.decode_s, cache=int(guard.decode_cache_mb * 2**20)
+        ),
+        refuses_picture=lambda facts: refuses(facts, coverage),
+        engine=engine,
         evaluated=evaluated,
         timeout_s=settings.timeout_s,
     )

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from facemllm import tasks
+from facemllm.serve.asked.matching import Match, Matcher
+from facemllm.serve.asked.policy import Policy, Refusal
+from facemllm.serve.engine.protocol import Chat
 from facemllm.serve.language import Answer, Ask, Question, Refused
-from facemllm.serve.parts import Chat, Match, Matcher, Policy, Refusal
 
 UNTAUGHT = "this model was not taught that"
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from facemllm import tasks
+from facemllm.serve.asked.matching import Matcher
+from facemllm.serve.asked.policy import Policy
+from facemllm.serve.engine.protocol import Engine, Prepared
 from facemllm.serve.evaluated import Evaluated
+from facemllm.serve.guard.decoding import Decoder
 from facemllm.serve.language import Answer, Answers, Ask, Refused
-from facemllm.serve.parts import Decoder, Engine, Matcher, Policy, RefusesPicture
 from facemllm.serve.planning import Plan, Planner
 from facemllm.tasks.answers import answer
 from facemllm.tasks.characteristics import characteristic
@@ -67,8 +70,8 @@ class Service:
         *,
         matcher: Matcher,
         policy: Policy,
-        decoder: Decoder,
-        refuses_picture: RefusesPicture,
+        decoder: Decoder[Prepared],
+        refuses_picture: Callable[[Mapping[str, float]], str | None],
         engine: Engine,
         evaluated: Evaluated,
         timeout_s: float,

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from facemllm.settings.data import Positive, Section, Share
+from facemllm.settings.data import Positive, Section
+from facemllm.settings.operations import Limit, Share
 
 
 class Canary(Section):
@@ -77,9 +78,21 @@ class Guard(Section):
     fetch: Fetch
 
 
+class ServeQuality(Section):
+    """Pictures that are answered about: pixels of the shorter side, and figures of `serve.asked.quality.measure`.
+    Null: no limit."""
+
+    min_side: Positive | None
+    min_sharpness: Limit | None
+    min_brightness: Share | None
+    min_contrast: Share | None
+
+
 class Queue(Section):
-    """Who waits for the model: `faces` and `questions` in all, `client_faces` of one client; a pass takes what has come,
-    and under load waits `window_s` for company. `open_questions` are written at a time, `cache_mb` of encoded faces kept.
+    """Who waits for the model: `faces` and `questions` in all, `client_faces` of one client.
+
+    A pass takes what has come, and under load waits `window_s` for company; `open_questions` are written at a time.
+    `cache_mb` of encoded faces are kept.
     """
 
     faces: Positive
@@ -104,6 +117,7 @@ class Serve(Section):
     timeout_s: Annotated[float, Field(gt=0)]
     drain_s: Annotated[float, Field(ge=0, le=600)]
     policy: ServePolicy
+    quality: ServeQuality
     canary: Canary
     queue: Queue
     guard: Guard

@@ -81,7 +81,9 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
 def small(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Model servers that answer as the digest tells, in place of KServe's."""
 
-    def fake(chosen: Settings, name: str, folder: Path, digest: str, version: str, port: int = 0, grpc_port: int = 0) -> servers.Service:
+    def fake(
+        chosen: Settings, name: str, folder: Path, digest: str, version: str, port: int = 0, grpc_port: int = 0
+    ) -> servers.Service:
         url = f"http://127.0.0.1:{port}"
         return servers.Service(name, (sys.executable, "-c", SERVER, str(port), digest, version), port, url, (url,))
 

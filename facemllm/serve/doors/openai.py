@@ -11,7 +11,7 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -23,11 +23,21 @@ from facemllm.serve.doors.errors import INTERNAL, log, openai_error, place
 from facemllm.serve.doors.instances import write_answer
 from facemllm.serve.doors.reading import read_json
 from facemllm.serve.doors.schemas import write_object
+from facemllm.serve.engine.protocol import Chat
 from facemllm.serve.language import Answer, Limits, Refused
-from facemllm.serve.parts import Tokens
 from facemllm.serve.service import Service
 
 _NO_PROBABILITY = 1e-30
+
+
+class Tokens(Protocol):
+    """Counts tokens as the model sees them, for OpenAI's `usage`."""
+
+    def asked(self, chat: Chat) -> int:
+        """Tokens of a chat about a picture, the picture's own included."""
+
+    def said(self, text: str) -> int:
+        """Tokens of an answer."""
 
 
 class ChatDoor:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 
-def install(
-    app: Starlette, guard: Guard, max_bytes: int, refuse: Callable[[str, Refused], ASGIApp]
-) -> None:
+def install(app: Starlette, guard: Guard, max_bytes: int, refuse: Callable[[str, Refused], ASGIApp]) -> None:
     """Add the middlewares to an application that does not run yet. `refuse` makes the answer to a refusal at a path.
     Raises UserError for a keys file that cannot be read."""
     keys = Keys(Path(guard.keys).expanduser()) if guard.keys else None
