@@ -6,15 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from facemllm import tasks
 from facemllm.model.inference import Predictor
 from facemllm.serve.doors import openai, routes, task_door
 from facemllm.serve.evaluated import Evaluated
+from facemllm.serve.guard.decoding import Decoder
 from facemllm.serve.language import Limits
-from facemllm.serve.plain import PlainDecoder, PlainEngine, PredictorTokens, Reasons, Wordings
+from facemllm.serve.plain import PlainEngine, PredictorTokens, Prepared, Reasons, Wordings
 from facemllm.serve.predictor import FaceModel, known_tasks
 from facemllm.serve.service import Served, Service
-from facemllm.settings.operations import Serve
+from facemllm.settings.operations import Guard, Serve
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -40,6 +45,20 @@ class Loaded:
         return [openai.router(self.chat), task_door.router(self.service, self.limits), own]
 
 
+def decoder(predictor: Predictor, guard: Guard) -> Decoder[Prepared]:
+    """Makes of pictures what a predictor looks at."""
+
+    def prepare(image: Image.Image, classes: NDArray[np.uint8] | None, key: tuple[str, ...]) -> Prepared:
+        return Prepared(predictor.pixels(image), None if classes is None else predictor.map(classes), {})
+
+    return Decoder(
+        prepare,
+        threads=guard.decode_threads,
+        seconds=guard.decode_s,
+        cache=int(guard.decode_cache_mb * 2**20),
+    )
+
+
 def assembled(
     served: Served,
     predictor: Predictor,
@@ -59,7 +78,7 @@ def assembled(
         # questions of tasks that may not be asked are known, to be refused
         matcher=Wordings([*answered, *(task for task in others if policy.refuses_task(task.name))]),
         policy=policy,
-        decoder=PlainDecoder(predictor),
+        decoder=decoder(predictor, settings.guard),
         refuses_picture=lambda facts: None,
         engine=PlainEngine(predictor, settings.batch_size, max_new_tokens),
         evaluated=evaluated,

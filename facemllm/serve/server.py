@@ -155,7 +155,8 @@ def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval
         return {**about, "authorized": approval.info() if approval else None}
 
     max_bytes = int(chosen.max_body_mb * 2**20)
-    at = Listening(options.host, options.port, options.grpc_port, max_bytes, chosen.drain_s, _STOP_SECONDS)
+    ports = options.port, options.grpc_port
+    at = Listening(options.host, *ports, max_bytes, chosen.drain_s, _STOP_SECONDS, chosen.guard)
     warnings.filterwarnings("ignore", message="ORJSONResponse")  # KServe's, once for every route
     server = FaceServer(at, lambda plane: loaded.routers(plane, info))
     for name in ("uvicorn.access", "kserve", "kserve.trace"):

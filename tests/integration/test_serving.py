@@ -199,7 +199,7 @@ def test_the_curl_example_works_as_pasted(endpoint: deploy.Endpoint, tmp_path: P
 
 
 REFUSED: dict[str, tuple[Any, int, str]] = {
-    "not json": (b"{", 400, "request format"),
+    "not json": (b"{", 400, "valid JSON"),
     "a list": ([], 422, "instances"),
     "no instances": ({}, 422, "instances"),
     "empty": ({"instances": []}, 422, "at least one"),

@@ -11,6 +11,7 @@ from facemllm.serve.language import Refused
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from fastapi.responses import JSONResponse
 
 log = logging.getLogger("facemllm.serve")
 
@@ -42,11 +43,23 @@ def place(error: BaseException) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "nowhere"
 
 
+def refusal(path: str, refused: Refused) -> JSONResponse:
+    """A refusal in the form of the door that a path belongs to: `{"error": line}`, or OpenAI's."""
+    from fastapi.responses import JSONResponse
+
+    status, line, after = refused.status, one_line(refused.reason), refused.retry_after
+    body: dict[str, Any] = {"error": line}
+    if is_openai(path):
+        status, body = openai_error(status, line)
+    after = 1.0 if after is None and status in (429, 503) else after
+    headers = {} if after is None else {"Retry-After": str(max(1, math.ceil(after)))}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
 def add_handlers(app: FastAPI) -> None:
     """Answer every exception with one line: `{"error": line}`, or OpenAI's form at its door."""
     from fastapi import Request
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
     from kserve import errors
     from starlette.exceptions import HTTPException
 
@@ -74,13 +87,7 @@ def add_handlers(app: FastAPI) -> None:
                 log.info("refused with %d", status)
             elif kind is Exception:
                 log.error("%s while answering, %s", type(error).__name__, place(error))
-            body: dict[str, Any] = {"error": one_line(reason)}
-            if is_openai(request.url.path):
-                status, body = openai_error(status, one_line(reason))
-            after = getattr(error, "retry_after", None)
-            after = 1.0 if after is None and status in (429, 503) else after
-            headers = {} if after is None else {"Retry-After": str(max(1, math.ceil(after)))}
-            return JSONResponse(body, status_code=status, headers=headers)
+            return refusal(request.url.path, Refused(status, reason, getattr(error, "retry_after", None)))
 
         return handle
 

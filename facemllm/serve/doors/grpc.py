@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -15,6 +16,7 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 
 from facemllm.serve.caller import CALLER, Caller
 from facemllm.serve.doors.errors import INTERNAL, log, one_line, place
+from facemllm.serve.guard.keys import CLIENT
 from facemllm.serve.language import Refused
 
 Code = grpc.StatusCode
@@ -40,18 +42,18 @@ class Grpc(GRPCServer):
         extension: Any,
         host: str,
         port: int,
-        max_bytes: int,
         grace_s: int,
+        options: Sequence[tuple[str, int]] = (),
+        interceptors: Sequence[Any] = (),
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         super().__init__(port, plane, extension, {}, grace_s)
-        self._host, self._max_bytes, self._credentials = host, max_bytes, credentials
+        self._host, self._options, self._credentials = host, options, credentials
+        self._interceptors = (*interceptors, Statuses())
 
     async def start(self, max_workers: int | None = None) -> None:
         """Serve until `stop`. Raises RuntimeError if the port is taken."""
-        options = [(f"grpc.max_{way}_message_length", self._max_bytes) for way in ("receive", "send")]
-        options.append(("grpc.so_reuseport", 0))  # else a second server would share the port unseen
-        self._server = grpc.aio.server(interceptors=(Statuses(),), options=options)
+        self._server = grpc.aio.server(interceptors=self._interceptors, options=self._options)
         servicer = Servicer(self._data_plane, self._model_repository_extension)
         add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
         address = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
@@ -70,7 +72,7 @@ class Servicer(InferenceServicer):
         """Answer a request."""
         left = context.time_remaining()
         host = context.peer().rpartition(":")[0] or context.peer()
-        CALLER.set(Caller(host, None if left is None else time.monotonic() + left))
+        CALLER.set(Caller(CLIENT.get() or host, None if left is None else time.monotonic() + left))
         self.validate_grpc_request(request)
         response, _ = await self._data_plane.infer(request.model_name, InferRequest.from_grpc(request), {})
         answer: pb.ModelInferResponse = response.to_grpc()
