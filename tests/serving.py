@@ -12,6 +12,7 @@ from facemllm.serve.assembly import Loaded, assembled
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.language import Limits
 from facemllm.serve.service import Served
+from facemllm.settings import plain
 from facemllm.settings.operations import Serve, ServePolicy
 from tests.conftest import encode
 
@@ -68,9 +69,8 @@ def loaded(
 ) -> Loaded:
     """The service of a predictor, and its doors."""
     bounds = {name: getattr(limits, name) for name in Limits.__dataclass_fields__}
-    chosen = Serve(
-        **bounds, batch_size=8, threads=1, timeout_s=60, drain_s=0, policy=ServePolicy(allowed=allowed or {})
-    )
+    policy, limits_of_guard = ServePolicy(allowed=allowed or {}), plain().serve.guard
+    chosen = Serve(**bounds, batch_size=8, threads=1, timeout_s=60, drain_s=0, policy=policy, guard=limits_of_guard)
     served = Served("m", "7", "d" * 64)
     return assembled(served, predictor, chosen, ",".join(names), evaluated or Evaluated(), max_new_tokens)
 
