@@ -14,7 +14,7 @@ from facemllm.serve.asked.quality import Coverage, measure, refuses
 from facemllm.serve.doors import openai, routes, task_door
 from facemllm.serve.engine.batches import Room
 from facemllm.serve.engine.own import OwnEngine
-from facemllm.serve.engine.protocol import Chat, Prepared
+from facemllm.serve.engine.protocol import Chat, Engine, Prepared
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.guard.decoding import Decoder
 from facemllm.serve.language import Limits
@@ -64,25 +64,9 @@ class Loaded:
         return [openai.router(self.chat), task_door.router(self.service, self.limits), own]
 
 
-def assembled(
-    served: Served,
-    predictor: Predictor,
-    settings: Serve,
-    names: str,
-    evaluated: Evaluated,
-    max_new_tokens: int,
-) -> Loaded:
-    """The service of a predictor, and its doors. `names` are those of the tasks it answers, with commas; empty for all
-    that are not sensitive. Raises UserError for an unknown one."""
-    answered = [tasks.get(name) for name in known_tasks(names)]
-    policy = Policy(settings.policy.allowed)
-    others = [tasks.get(name) for name in tasks.all_names() if tasks.get(name) not in answered]
-    guard, queue, coverage = settings.guard, settings.queue, Coverage(**settings.quality.model_dump())
-
-    def prepare(image: Image, classes_HW: NDArray[np.uint8] | None, key: tuple[str, ...]) -> Prepared:
-        map_SS = None if classes_HW is None else predictor.map(classes_HW)
-        return Prepared(predictor.pixels(image), map_SS, key, measure(image))
-
+def own_engine(predictor: Predictor, settings: Serve, max_new_tokens: int) -> OwnEngine:
+    """The project's engine around a predictor, warmed up."""
+    queue = settings.queue
     engine = OwnEngine(
         predictor,
         room=Room(
@@ -98,6 +82,29 @@ def assembled(
         threads=settings.threads,
     )
     engine.warm_up()
+    return engine
+
+
+def assembled(
+    served: Served,
+    predictor: Predictor,
+    engine: Engine,
+    settings: Serve,
+    names: str,
+    evaluated: Evaluated,
+    max_new_tokens: int,
+) -> Loaded:
+    """The service of an engine, whose pictures a predictor prepares, and its doors. `names` are those of the tasks it answers, with commas; empty for all
+    that are not sensitive. Raises UserError for an unknown one."""
+    answered = [tasks.get(name) for name in known_tasks(names)]
+    policy = Policy(settings.policy.allowed)
+    others = [tasks.get(name) for name in tasks.all_names() if tasks.get(name) not in answered]
+    guard, coverage = settings.guard, Coverage(**settings.quality.model_dump())
+
+    def prepare(image: Image, classes_HW: NDArray[np.uint8] | None, key: tuple[str, ...]) -> Prepared:
+        map_SS = None if classes_HW is None else predictor.map(classes_HW)
+        return Prepared(predictor.pixels(image), map_SS, key, measure(image))
+
     service = Service(
         served,
         answered,

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 REQUESTS, SEED = int(os.environ.get("FUZZ_REQUESTS", "1500")), int(os.environ.get("FUZZ_SEED", "0"))
 CLIENTS, SECONDS, WARM = 4, 60, 200
 MOST_GROWTH = 192 * 2**20
-"""Decoders and batches of the largest pictures that the server takes leave their memory with the allocator."""
+"""Kept pictures (`serve.guard.decode_cache_mb`), and what decoders of the largest ones leave with the allocator."""
 _here = threading.local()
 
 

@@ -44,6 +44,8 @@ def read_body(body: bytes, json_length: str | None, model: str) -> InferRequest:
         inputs, rest = [], body[length:]
         for one in payload["inputs"]:
             parameters = one.get("parameters") or {}
+            if not isinstance(one["name"], str) or not isinstance(one["datatype"], str):
+                raise ValueError
             if (size := parameters.get("binary_data_size")) is not None:
                 if not isinstance(size, int) or not 0 <= size <= len(rest):
                     raise ValueError
