@@ -57,7 +57,7 @@ def row_mask(face_RL: Tensor, block_RL: Tensor, branch_RL: Tensor | None = None)
     return mask_RLL[:, None]
 
 
-def _as_taken(model: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
+def as_taken(model: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A boolean mask (R, 1, L, L) as the model's attention takes it: `sdpa` as it is, others add it to the scores."""
     if model.config.text_config._attn_implementation in ("sdpa", FLOAT32_ATTENTION):
         return mask
@@ -88,7 +88,7 @@ def row_states(
     flat_ID = embedded_RLD.flatten(0, 1).index_copy(0, image_I, tokens_BND.flatten(0, 1))
     states_RLD = model.model.language_model(
         inputs_embeds=flat_ID.view_as(embedded_RLD),
-        attention_mask=_as_taken(model, row_mask(face_RL, block_RL, branch_RL), flat_ID.dtype),
+        attention_mask=as_taken(model, row_mask(face_RL, block_RL, branch_RL), flat_ID.dtype),
         position_ids=position_RL,
         use_cache=False,
     ).last_hidden_state

@@ -43,6 +43,9 @@ Maps = Sequence[MapLike | None] | None
 PASS_TOKENS = 512
 """Tokens after the image in one pass, about: attention costs their square, and no question sees another."""
 
+KEPT_CHARS = 1200
+"""Most characters of a query that is remembered as tokens; every task's have fewer."""
+
 
 @dataclass(frozen=True)
 class Query:
@@ -89,12 +92,13 @@ class Predictor:
         self.characteristic_names: tuple[str, ...] = tuple(knows["names"]) if knows else ()
         self.frame = Frame.of(model, processor)
         side = processor.image_processor.crop_size or processor.image_processor.size
-        self._prepared = (side.get("height"), side.get("width"), 3)
-        self._layout = lru_cache(maxsize=4096)(self._make_layout)
+        self.prepared: tuple[int, int, int] = (side.get("height"), side.get("width"), 3)
+        self._kept = lru_cache(maxsize=4096)(self._make_layout)
         ids = np.array(self.frame.prefix_ids)
         none = np.empty(0, np.int64)
         trunk, places = np.full(len(ids), TRUNK), np.arange(len(ids))
         self._prefix = Layout(ids, np.full(len(ids), PREFIX), trunk, places, none, none, none, none)
+        self._image_N = np.flatnonzero(ids == self.frame.image_token_id)
 
     @classmethod
     def load(cls, model_dir: Path | str, device: str = "cpu", threads: int | None = None) -> Predictor:
@@ -107,7 +111,7 @@ class Predictor:
 
     def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
         """The image as the model sees it, (S, S, 3) uint8. Pixels of that shape are prepared already, and stay."""
-        if isinstance(image, np.ndarray) and image.shape == self._prepared:
+        if isinstance(image, np.ndarray) and image.shape == self.prepared:
             return image
         return face_pixels(image, self.processor.image_processor)
 
@@ -153,7 +157,7 @@ class Predictor:
         """`score`, and the characteristics of each face out of the same pass of the tower."""
         found: list[FaceScores] = []
         for part in self._parts(len(images)):
-            passes = [self._passes(asked) for asked in questions[part]]
+            passes = [self.passes(asked) for asked in questions[part]]
             found += self._score(images[part], passes, maps and maps[part])
         return found
 
@@ -162,36 +166,41 @@ class Predictor:
             return [FaceScores([], {}) for _ in images]
         seen = self.encode(images, maps)
         answers: list[list[Scored]] = [[] for _ in images]
-        image_N = np.flatnonzero(self._prefix.ids == self.frame.image_token_id)
         for number in range(max(map(len, passes))):
             rows = [row for row, own in enumerate(passes) if number < len(own)]
-            layouts = [passes[row][number] for row in rows]
-            lengths = np.array([len(layout.ids) for layout in layouts])
-            places_L = np.arange(lengths.max())
+            found = self.score_rows(seen.tokens_BND[rows], [passes[row][number] for row in rows])
+            for row, scored in zip(rows, found, strict=True):
+                answers[row] += scored
+        return [FaceScores(own, named) for own, named in zip(answers, self.characteristics(seen), strict=True)]
 
-            def padded(name: str, layouts: Sequence[Layout] = layouts, longest: int = len(places_L)) -> Tensor:
-                own = [getattr(layout, name) for layout in layouts]
-                return self._tensor(np.stack([np.pad(row, (0, longest - len(row))) for row in own]))
+    def characteristics(self, seen: VisualTokens) -> list[dict[str, float]]:
+        """The probability of each characteristic, by name, of each encoded face."""
+        scores = [()] * len(seen.tokens_BND) if seen.scores_BA is None else seen.scores_BA.double().sigmoid().tolist()
+        return [dict(zip(self.characteristic_names, row, strict=True)) for row in scores]
 
-            states_BLD = row_states(
-                self.model,
-                seen.tokens_BND[rows],
-                padded("ids"),
-                self._tensor(np.where(places_L < lengths[:, None], 0, PADDING)),
-                padded("block"),
-                padded("position"),
-                self._tensor(np.add.outer(np.arange(len(rows)) * len(places_L), image_N).ravel()),
-                padded("branch"),
-            ).unflatten(0, (len(rows), -1))
-            for place, row in enumerate(rows):
-                answers[row] += self._read(states_BLD[place], layouts[place])
-        scores = [()] * len(images) if seen.scores_BA is None else seen.scores_BA.double().sigmoid().tolist()
-        return [
-            FaceScores(own, dict(zip(self.characteristic_names, row, strict=True)))
-            for own, row in zip(answers, scores, strict=True)
-        ]
+    @torch.inference_mode()
+    def score_rows(self, tokens_BND: Tensor, layouts: Sequence[Layout]) -> list[list[Scored]]:
+        """The queries of rows out of `passes`, each about the face whose tokens stand at its place in `tokens_BND`."""
+        lengths = np.array([len(layout.ids) for layout in layouts])
+        places_L = np.arange(lengths.max())
 
-    def _passes(self, asked: Sequence[Query]) -> list[Layout]:
+        def padded(name: str) -> Tensor:
+            own = [getattr(layout, name) for layout in layouts]
+            return self._tensor(np.stack([np.pad(row, (0, len(places_L) - len(row))) for row in own]))
+
+        states_BLD = row_states(
+            self.model,
+            tokens_BND,
+            padded("ids"),
+            self._tensor(np.where(places_L < lengths[:, None], 0, PADDING)),
+            padded("block"),
+            padded("position"),
+            self._tensor(np.add.outer(np.arange(len(layouts)) * len(places_L), self._image_N).ravel()),
+            padded("branch"),
+        ).unflatten(0, (len(layouts), -1))
+        return [self._read(states_LD, layout) for states_LD, layout in zip(states_BLD, layouts, strict=True)]
+
+    def passes(self, asked: Sequence[Query]) -> list[Layout]:
         """The questions of a face, in order, as few passes of at most `PASS_TOKENS` tokens (one question: any)."""
         passes: list[list[Layout]] = []
         room = 0
@@ -222,6 +231,11 @@ class Predictor:
             scored.append(Scored(probabilities, int(written[0]) if len(written) else None))
         return scored
 
+    def _layout(self, query: Query) -> Layout:
+        # what strangers ask is kept, too, so what is kept has to be small
+        short = len(query.question) + sum(map(len, query.options)) <= KEPT_CHARS
+        return self._kept(query) if short else self._make_layout(query)
+
     def _make_layout(self, query: Query) -> Layout:
         if not query.options:
             raise ValueError(f"the question {query.question!r} has no options; use generate for open questions")
@@ -249,7 +263,7 @@ class Predictor:
     ) -> str:
         """Greedy answer to a question, or to the last user message of a chat about one image; `maps` holds its map."""
         turns = [("user", question)] if isinstance(question, str) else [(m["role"], _text(m)) for m in question]
-        return self._generate([image], [self._chat(turns)], max_new_tokens, maps)[0]
+        return self._generate([image], [self.chat(turns)], max_new_tokens, maps)[0]
 
     def generate_batch(
         self, images: Sequence[ImageLike], questions: Sequence[str], max_new_tokens: int = 96, maps: Maps = None
@@ -257,11 +271,12 @@ class Predictor:
         """Greedy answers, one question an image, in left-padded batches."""
         texts: list[str] = []
         for part in self._parts(len(images)):
-            rows = [self._chat([("user", question)]) for question in questions[part]]
+            rows = [self.chat([("user", question)]) for question in questions[part]]
             texts += self._generate(images[part], rows, max_new_tokens, maps and maps[part])
         return texts
 
-    def _chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+    def chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of a chat, (role, text) by turns, from the prefix to where its answer begins. Raises ValueError."""
         ids = list(self.frame.prefix_ids)
         roles = [role for role, _ in turns]
         if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
@@ -289,7 +304,11 @@ class Predictor:
             do_sample=False,
             pad_token_id=padding,
         )
-        return [text.strip() for text in tokenizer.batch_decode(written_BL[:, longest:], skip_special_tokens=True)]
+        return [self.text(row) for row in written_BL[:, longest:].tolist()]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What generated token ids say."""
+        return str(self.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def _text(message: Mapping[str, Any]) -> str:

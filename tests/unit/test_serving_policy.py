@@ -4,9 +4,7 @@ import asyncio
 import base64
 import gzip
 import io
-import threading
 import zlib
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from PIL import Image
 
 from facemllm.serve import server
 from facemllm.serve.doors.instances import read_request
-from facemllm.serve.engine.batches import Batcher
 from facemllm.serve.guard.bodies import BodyLimit
 from facemllm.serve.guard.images import decode, decode_map, read_image, read_map
 from facemllm.serve.language import Limits, Refused
@@ -227,46 +224,6 @@ def test_a_body_in_another_form_is_refused_with_what_to_send(body, encoding, lin
     with pytest.raises(Refused, match=line) as refusal:
         asyncio.run(go())
     assert (refusal.value.status, came) == (415, [])
-
-
-def test_what_waits_is_answered_together_and_failures_stay_their_own():
-    batches, gate = [], threading.Event()
-
-    def double(works: Sequence[int]) -> list[int | Exception]:
-        gate.wait(5)
-        batches.append(list(works))
-        return [Refused(400, "odd one") if work == 3 else 2 * work for work in works]
-
-    async def go() -> list[Any]:
-        batcher = Batcher(double, size=4, max_waiting=8)
-        first = asyncio.create_task(batcher.submit([0]))
-        await asyncio.sleep(0.05)
-        others = [asyncio.create_task(batcher.submit([n])) for n in range(1, 6)]
-        await asyncio.sleep(0.05)
-        with pytest.raises(Refused, match="busy"):
-            await batcher.submit([7] * 4)
-        gate.set()
-        return await asyncio.gather(first, *others, return_exceptions=True)
-
-    results = asyncio.run(go())
-    assert batches == [[0], [1, 2, 3, 4], [5]]
-    assert [r for r in results if not isinstance(r, Exception)] == [[0], [2], [4], [8], [10]]
-    assert isinstance(results[3], Refused)
-
-
-def test_a_broken_batch_is_heard_by_all_and_the_next_one_runs():
-    def fail_once(works: Sequence[int]) -> list[int | Exception]:
-        if works[0] == 0:
-            raise RuntimeError("broken")
-        return list(works)
-
-    async def go():
-        batcher = Batcher(fail_once, size=4, max_waiting=8)
-        with pytest.raises(RuntimeError):
-            await batcher.submit([0, 1])
-        assert await batcher.submit([2]) == [2]
-
-    asyncio.run(go())
 
 
 def question(form: Any, *values: str) -> Question:
