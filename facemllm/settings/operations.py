@@ -241,6 +241,16 @@ class ServePolicy(Section):
         return value
 
 
+class ServeQuality(Section):
+    """Pictures that are answered about: pixels of the shorter side, and figures of `serve.asked.quality.measure`.
+    Null: no limit."""
+
+    min_side: Positive | None
+    min_sharpness: Limit | None
+    min_brightness: Share | None
+    min_contrast: Share | None
+
+
 class Serve(Section):
     """Limits of the model server. `max_pixels` is for all images of one request together. A client that does not say
     how long it waits is refused after `timeout_s`; a server that is to end is no longer ready, and takes requests for
@@ -255,6 +265,7 @@ class Serve(Section):
     timeout_s: Annotated[float, Field(gt=0)]
     drain_s: Annotated[float, Field(ge=0, le=600)]
     policy: ServePolicy
+    quality: ServeQuality
 
 
 class Cost(Section):

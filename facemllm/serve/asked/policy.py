@@ -1,0 +1,139 @@
+"""What may not be asked, whatever the model could say: rules by meaning, in several languages and through disguises.
+
+Identification, verification, search, names, religion, orientation, politics, crime and honesty, nationality, health,
+character and attractiveness are always refused. Gender, ethnicity, age and expression are refused unless the deployment
+allows them, each with a written reason, which `describe` shows. The words of the rules are in `rules.yaml`.
+
+What is told by words can be said in other words: the rules are a fence, not a proof. The model itself was taught to say
+that such things cannot be told from a face.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from facemllm import tasks
+from facemllm.errors import UserError
+from facemllm.serve.asked.disguises import readings
+from facemllm.serve.asked.lexicon import LEXICON
+from facemllm.serve.asked.matching import Matcher
+from facemllm.serve.asked.rules import rules
+
+SENSITIVE: Mapping[str, tuple[str, ...]] = {
+    "gender": ("gender",),
+    "ethnicity": ("ethnicity",),
+    "age": ("age", "age_range"),
+    "expression": ("expression", "expression_8", "expression_135", "expression_compound"),
+}
+"""What a deployment must allow by name, and the tasks that ask for it. Other tasks that their definition calls
+sensitive must be allowed by their own name."""
+_TOLD_IN_PASSING: Mapping[str, tuple[str, ...]] = {
+    "caption": ("gender", "age", "expression"),
+    "description": ("gender", "age", "expression"),
+}
+LIFTED = "ethnicity"
+"""The rule that a deployment lifts by allowing the task; what else it allows is no rule, but a question of its own."""
+_IDENTIFICATION = "identification"
+_NAME = r"[A-Z][\w'’.-]*[a-z](?:\s+(?:[a-z]{2,3}\s+)?[A-Z][\w'’.-]+)*"
+_SOMEBODY = "(?:this|that|it|he|she|th(?:e|is|at) (?:person|man|woman|guy|girl|boy|lady|face))"
+_IS_SAID = re.compile(
+    rf"\b(?:[Ii]s|[Ii]sn't|[Ww]as|if|whether|that)\s+{_SOMEBODY}\s+"
+    rf"(?:really |actually |not |maybe |in fact |possibly )?({_NAME})(?=\W*$|\s+(?:or|in|from|and)\b|\?)"
+    rf"|\b(?:[Tt]his|[Tt]hat|[Ii]t|[Hh]e|[Ss]he) is (?:really |actually |not )?({_NAME})"
+    r"(?=\W*(?:right|correct|no|or not|isn't \w+)?\W*$)"
+    rf"|\b(?:looks?|resembles?|reminds?)\s+(?:(?:exactly |a bit |just )*like|you of|me of)\s+({_NAME})(?=\W*$)"
+    r"|\b(?:[Ii]st (?:das|er|sie|dies)|[Ee]st-ce|[Cc]'est|[Ee]s(?: este| esta| ese| él| ella)?"
+    rf"|[ÈEèÉé](?: lui| lei| este| esta)?|[Cc]zy to|[Ээ]то) ({_NAME})(?=\W*$)"
+)
+"""Somebody said to be, or to look like, what is written as a name is."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The rule that refuses, and one plain line of reason."""
+
+    rule: str
+    reason: str
+
+
+class Policy:
+    """A deployment's policy. `allowed` gives for a sensitive task the written reason why it may be asked; None refuses
+    it, as does leaving it out."""
+
+    def __init__(self, allowed: Mapping[str, str | None]) -> None:
+        """Raises UserError where a reason is blank or a task is not a sensitive one."""
+        known = (*SENSITIVE, *_called_sensitive())
+        for task, reason in allowed.items():
+            if reason is not None and not reason.strip():
+                raise UserError(f"serve.policy.allowed.{task}: write down why it may be asked; null refuses it")
+            if task not in known:
+                raise UserError(f"serve.policy.allowed: '{task}' needs no leave; those that do are {', '.join(known)}")
+        self._allowed = {task: reason for task, reason in allowed.items() if reason is not None}
+        self._but = LIFTED if LIFTED in self._allowed else None
+        asked = {name: names for name, names in SENSITIVE.items() if name not in self._allowed and name != LIFTED}
+        withheld = [tasks.get(name) for names in asked.values() for name in names]
+        self._withheld = Matcher(withheld) if withheld else None
+
+    def refuses(self, text: str) -> Refusal | None:
+        """The first rule that a text breaks, in whatever words and disguise; None if it breaks none."""
+        found = rules()
+        for words, squeezed in readings(text):
+            broken = found.broken(words, squeezed, self._but)
+            if broken is None and (spelt := found.spelt(words)) != words:
+                broken = found.broken(spelt, "", self._but)
+            if broken is not None:
+                return Refusal(broken.name, broken.reason)
+        if _names_somebody(text):
+            return Refusal(_IDENTIFICATION, found.named(_IDENTIFICATION).reason)
+        if self._withheld is not None and (match := self._withheld.match(text)):
+            return self.refuses_task(match.question.task)
+        return None
+
+    def refuses_task(self, task: str) -> Refusal | None:
+        """The subject for which a task is refused, because it asks for it or tells it in passing."""
+        for subject in _subjects(task):
+            if subject not in self._allowed:
+                return Refusal(subject, f"this deployment does not answer {subject}; its policy names no reason to")
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """The policy as data: what is always refused, and of sensitive tasks which are allowed and why."""
+        return {
+            "refused": [
+                {"rule": rule.name, "about": rule.about, "reason": rule.reason}
+                for rule in rules().rules
+                if rule.name != self._but
+            ],
+            "sensitive": {
+                subject: {"allowed": subject in self._allowed, "reason": self._allowed.get(subject)}
+                for subject in (*SENSITIVE, *_called_sensitive())
+            },
+        }
+
+
+def _names_somebody(text: str) -> bool:
+    """Whether somebody is said to be what is written as a name, and is no ordinary word written large."""
+    found = _IS_SAID.search(text)
+    if found is None:
+        return False
+    name = next(filter(None, found.groups()))
+    return not all(word in LEXICON.notions or word in rules().demonyms for word in name.lower().split())
+
+
+@cache
+def _called_sensitive() -> tuple[str, ...]:
+    """Tasks that their definition calls sensitive, beside those of `SENSITIVE`."""
+    of_subjects = {name for names in SENSITIVE.values() for name in names}
+    return tuple(name for name in tasks.all_names() if tasks.get(name).sensitive and name not in of_subjects)
+
+
+@cache
+def _subjects(task: str) -> tuple[str, ...]:
+    own = tuple(subject for subject, names in SENSITIVE.items() if task in names)
+    found = tasks.get(task)
+    itself = (task,) if found.sensitive and not own else ()
+    return tuple(dict.fromkeys((*own, *itself, *found.reveals, *_TOLD_IN_PASSING.get(task, ()))))
