@@ -7,7 +7,7 @@ export FACES_GIVEN := $(value FACES)
 PROFILE ?= $(if $(FACES_GIVEN),own,laptop)
 ARGS ?=
 
-.PHONY: help run test test-unit test-integration test-e2e bench task reader ui down lint clean
+.PHONY: help run test test-unit test-integration test-e2e test-fuzz bench task reader ui down lint clean
 
 help: ## list what there is
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ test-unit: .venv/.ready ## the unit tests alone
 
 test-integration test-e2e: .venv/.ready
 	@.venv/bin/python -m pytest -q --durations=8 tests/$(@:test-%=%)
+
+test-fuzz: .venv/.ready ## 12,000 hostile requests to a model server (FUZZ_REQUESTS, FUZZ_SEED)
+	@FUZZ_REQUESTS=$${FUZZ_REQUESTS:-12000} .venv/bin/python -m pytest -q -s tests/integration/test_serving_fuzz.py
 
 bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of the renderer's prototype, if you have it)
 	@for name in tables importing annotation reformatting scoring training; do .venv/bin/python benchmarks/$$name.py || exit 1; done

@@ -1,21 +1,27 @@
 """Pictures from outside, hostile until checked: what may be opened, and as what it leaves here.
 
-The format is found from the content, never from the name; pixels are counted before one is decoded; what comes out is
-always an upright 8-bit RGB picture, encoded anew, so that no metadata, appended archive or odd mode travels on. And
-the one perceptual hash by which importing, forgetting and validation know a picture again.
+The format is found from the content, never from the name; pixels, and the work of decoding them (`core.bombs`), are
+counted before one is decoded; what comes out is always an upright 8-bit RGB picture, encoded anew, so that no metadata,
+appended archive or odd mode travels on. And the one perceptual hash by which importing, forgetting and validation know
+a picture again.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+import time
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from facemllm.core import bombs
+from facemllm.core.bombs import BadPicture, TooLarge
 from facemllm.errors import one_line
+
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "BadPicture", "TooLarge", "TooSlow", "checked", "encoded", "opened"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_BYTES = 64 * 2**20
@@ -24,50 +30,69 @@ QUALITY = 95
 _EXIF_ORIENTATION = 0x0112
 _HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _SIDE, _LOW = 64, 16
+_PIECE_BYTES = 2**14  # of a file that are decoded before the clock is looked at again
+_EIGHT_BITS = (np.arange(2**16) / 257).round().astype(np.uint8)
 
 
-class BadPicture(ValueError):
-    """A picture that is not taken; the message says why, in words for a quarantine table."""
+class TooSlow(BadPicture):
+    """A picture whose decoding was given up when its time was over."""
 
 
-class TooLarge(BadPicture):
-    """A picture with more pixels, or a file with more bytes, than is allowed."""
+class _Timed(io.BytesIO):
+    """A file that cannot be read from after `deadline` (of time.monotonic): it stops a decoder between two pieces."""
+
+    deadline = float("inf")
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes. Raises TooSlow."""
+        if time.monotonic() > self.deadline:
+            raise TooSlow("decoding it takes too long")
+        return super().read(size)
 
 
-def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def opened(data: bytes, max_pixels: int = MAX_PIXELS, deadline: float = float("inf")) -> Image.Image:
     """The picture as upright 8-bit RGB.
 
     CMYK, palettes, grey and 16-bit grey are converted, transparency is laid on black, EXIF orientation is applied. Of
-    a camera's multi-picture JPEG the first one is taken.
-    Raises BadPicture: empty, too large, not one of `FORMATS`, animated, damaged.
+    a camera's multi-picture JPEG the first one is taken. Decoding is given up at `deadline` (of time.monotonic; a WebP
+    is decoded in one go); datasets are imported without one, so that no timing decides what is in them.
+    Raises BadPicture: empty, too large, not one of `FORMATS`, animated, damaged, too slow.
     """
-    image = checked(data, max_pixels)
+    image = checked(data, max_pixels, deadline)
     try:
         image.load()
         return _plain(_upright(image))
+    except BadPicture:
+        raise
     except Exception as error:  # broken data can raise almost anything from a decoder
         raise BadPicture(f"damaged: {one_line(error)}") from None
 
 
-def checked(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def checked(data: bytes, max_pixels: int = MAX_PIXELS, deadline: float = float("inf")) -> Image.Image:
     """The picture, opened up to its header and not yet decoded. Raises BadPicture."""
     if not data:
         raise BadPicture("the file is empty")
     if len(data) > MAX_BYTES:
         raise TooLarge(f"the file has {len(data):,} bytes, more than {MAX_BYTES:,}")
     _bound(_webp_size(data), max_pixels)  # its decoder reserves the canvas when it opens a file
+    bombs.check(data, max_pixels)
+    file = _Timed(data)
+    file.deadline = deadline
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
         frames = getattr(image, "n_frames", 1)
     except Image.DecompressionBombError:
         raise TooLarge(f"more than {max_pixels:,} pixels") from None
     except Image.UnidentifiedImageError:
         raise BadPicture(f"not a {', '.join(FORMATS)} picture, whatever its name says{_guess(data)}") from None
+    except BadPicture:
+        raise
     except Exception as error:  # a hostile header can raise almost anything
         raise BadPicture(f"damaged: {one_line(error)}") from None
     _bound(image.size, max_pixels)
     if frames > 1 and image.format != "MPO":  # phones add depth or gain maps to a JPEG: a still one all the same
         raise BadPicture("an animated picture; only still ones are read")
+    image.decodermaxblock = _PIECE_BYTES
     return image
 
 
@@ -140,8 +165,11 @@ def _plain(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float64)
-        if image.mode.startswith("I;16") or values.max(initial=0) > 255:  # 16 bits a pixel
+        values = np.asarray(image)
+        if image.mode.startswith("I;16"):  # a table, since 16 megapixels of floating point would take a gigabyte
+            return Image.fromarray(_EIGHT_BITS[values]).convert("RGB")
+        values = values.astype(np.float64)
+        if values.max(initial=0) > 255:  # 16 bits a pixel
             values = values / 257
         return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

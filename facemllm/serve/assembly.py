@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from facemllm import tasks
 from facemllm.model.inference import Predictor
+from facemllm.serve.asked import quality
+from facemllm.serve.asked.matching import Matcher
+from facemllm.serve.asked.policy import Policy
 from facemllm.serve.doors import openai, routes, task_door
+from facemllm.serve.engine.batches import Room
+from facemllm.serve.engine.own import OwnEngine
+from facemllm.serve.engine.protocol import Prepared
 from facemllm.serve.evaluated import Evaluated
+from facemllm.serve.guard.decoding import Decoder
 from facemllm.serve.language import Limits
-from facemllm.serve.plain import PlainDecoder, PlainEngine, PredictorTokens, Reasons, Wordings
+from facemllm.serve.parts import Chat, Tokens
 from facemllm.serve.predictor import FaceModel, known_tasks
 from facemllm.serve.service import Served, Service
 from facemllm.settings.operations import Serve
@@ -40,31 +52,58 @@ class Loaded:
         return [openai.router(self.chat), task_door.router(self.service, self.limits), own]
 
 
-def assembled(
-    served: Served,
-    predictor: Predictor,
-    settings: Serve,
-    names: str,
-    evaluated: Evaluated,
-    max_new_tokens: int,
-) -> Loaded:
-    """The service of a predictor, and its doors. `names` are those of the tasks it answers, with commas; empty for all
-    that are not sensitive. Raises UserError for an unknown one."""
+class PredictorTokens:
+    """Counts tokens as a predictor's tokenizer makes them."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    def asked(self, chat: Chat) -> int:
+        """Tokens of a chat about a picture."""
+        return len(self._predictor.chat(chat))
+
+    def said(self, text: str) -> int:
+        """Tokens of an answer, its end included."""
+        return len(self._predictor.frame.answer(text))
+
+
+def loaded(service: Service, settings: Serve, tokens: Tokens, max_new_tokens: int) -> Loaded:
+    """The doors of a service."""
+    limits = Limits(settings.max_body_mb, settings.max_pixels, settings.max_question_chars, settings.max_instances)
+    return Loaded(FaceModel(service, limits), openai.ChatDoor(service, limits, tokens, max_new_tokens), limits)
+
+
+def service_of(
+    served: Served, predictor: Predictor, settings: Serve, names: str, evaluated: Evaluated, max_new_tokens: int
+) -> Service:
+    """The service of a predictor, warmed up. `names` are those of the tasks it answers, with commas; empty for all that
+    are not sensitive. Raises UserError for an unknown one, and for a policy that is none."""
     answered = [tasks.get(name) for name in known_tasks(names)]
-    policy = Reasons({task: why for task, why in settings.policy.allowed.items() if why})
-    others = [tasks.get(name) for name in tasks.all_names() if tasks.get(name) not in answered]
-    service = Service(
+    policy = Policy({task: why for task, why in settings.policy.allowed.items() if why})
+    others = [task for task in map(tasks.get, tasks.all_names()) if task not in answered]
+    engine = OwnEngine(
+        predictor,
+        room=Room(batch=settings.batch_size),
+        max_new_tokens=max_new_tokens,
+        threads=settings.threads,
+    )
+    engine.make_ready()
+
+    def prepare(image: Image.Image, map_: NDArray[np.uint8] | None, key: tuple[str, ...]) -> Prepared:
+        shown = None if map_ is None else predictor.map(map_)
+        return Prepared(predictor.pixels(image), shown, key, quality.measure(image))
+
+    guard = settings.guard
+    cache = int(guard.decode_cache_mb * 2**20)
+    return Service(
         served,
         answered,
         # questions of tasks that may not be asked are known, to be refused
-        matcher=Wordings([*answered, *(task for task in others if policy.refuses_task(task.name))]),
+        matcher=Matcher([*answered, *(task for task in others if policy.refuses_task(task.name))]),
         policy=policy,
-        decoder=PlainDecoder(predictor),
-        refuses_picture=lambda facts: None,
-        engine=PlainEngine(predictor, settings.batch_size, max_new_tokens),
+        decoder=Decoder(prepare, threads=guard.decode_threads, seconds=guard.decode_s, cache=cache),
+        refuses_picture=partial(quality.refuses, coverage=quality.Coverage(**settings.quality.model_dump())),
+        engine=engine,
         evaluated=evaluated,
         timeout_s=settings.timeout_s,
     )
-    limits = Limits(settings.max_body_mb, settings.max_pixels, settings.max_question_chars, settings.max_instances)
-    door = openai.ChatDoor(service, limits, PredictorTokens(predictor), max_new_tokens)
-    return Loaded(FaceModel(service, limits), door, limits)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from facemllm.serve.guard.keys import CLIENT
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -24,7 +26,7 @@ CALLER: ContextVar[Caller] = ContextVar("caller", default=_NOBODY)
 
 
 class NamedCaller:
-    """ASGI middleware: the caller of a request is known by its address."""
+    """ASGI middleware: the caller of a request is known by its key's name, or by its address."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -32,7 +34,7 @@ class NamedCaller:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on in its caller's name."""
         if scope["type"] == "http":
-            CALLER.set(Caller((scope.get("client") or ("",))[0]))
+            CALLER.set(Caller(CLIENT.get() or (scope.get("client") or ("",))[0]))
         await self.app(scope, receive, send)
 
 

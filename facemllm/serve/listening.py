@@ -22,10 +22,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from facemllm.serve.caller import EndsWithCaller, NamedCaller
-from facemllm.serve.doors.errors import add_handlers
+from facemllm.serve.doors.errors import add_handlers, refusal
 from facemllm.serve.doors.grpc import Grpc
-from facemllm.serve.guard.bodies import BodyLimit
+from facemllm.serve.guard import connections, middleware
 from facemllm.serve.service import Served
+from facemllm.settings.operations import Guard
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
@@ -46,6 +47,7 @@ class Listening:
     max_bytes: int
     linger_s: float
     grace_s: int
+    guard: Guard
 
 
 class FaceServer(ModelServer):
@@ -76,9 +78,8 @@ class FaceServer(ModelServer):
         servers: list[Coroutine[Any, Any, None]] = [rest.start()]
         grpc = None
         if at.grpc_port:
-            grpc = Grpc(
-                self.dataplane, self.model_repository_extension, at.host, at.grpc_port, at.max_bytes, at.grace_s
-            )
+            found = (at.host, at.grpc_port, at.max_bytes, at.grace_s, at.guard)
+            grpc = Grpc(self.dataplane, self.model_repository_extension, *found)
             servers.append(grpc.start())
         running = [asyncio.create_task(one) for one in servers]
         stopped = asyncio.create_task(stop.wait())
@@ -139,7 +140,8 @@ class Rest(RESTServer):
         super().__init__("kserve.model_server:app", plane, extension, at.port, grace_period=at.grace_s)
         self.config.host = at.host
         self._server = _Uvicorn(self.config)
-        self._routers, self._max_bytes, self._served = routers, at.max_bytes, served
+        connections.apply(self.config, at.guard)
+        self._routers, self._at, self._served = routers, at, served
 
     def end(self) -> None:
         """Take no more connections, and end when the requests in flight have ended."""
@@ -152,8 +154,8 @@ class Rest(RESTServer):
 
     def _add_middlewares(self, app: FastAPI) -> None:
         app.add_middleware(EndsWithCaller)
-        app.add_middleware(BodyLimit, max_bytes=self._max_bytes)
-        app.add_middleware(NamedCaller)
+        app.add_middleware(NamedCaller)  # the one added last comes first
+        middleware.install(app, self._at.guard, self._at.max_bytes, refusal)
         app.add_middleware(Labelled, served=self._served)
 
     def _add_exception_handlers(self, app: FastAPI) -> None:

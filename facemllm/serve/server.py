@@ -133,14 +133,15 @@ def _serve_settings(text: str) -> Serve:
 def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
     sys.argv = sys.argv[:1]  # KServe reads the command line when it is imported
     from facemllm.model.inference import Predictor
-    from facemllm.serve.assembly import assembled
+    from facemllm.serve.assembly import PredictorTokens, loaded, service_of
     from facemllm.serve.evaluated import Evaluated
     from facemllm.serve.service import Served
 
     predictor = Predictor.load(folder, device="cpu", threads=chosen.threads)
     served = Served(options.name, options.version or None, options.digest)
     evaluated = Evaluated.read(options.evaluated)
-    return assembled(served, predictor, chosen, options.tasks, evaluated, options.max_new_tokens)
+    service = service_of(served, predictor, chosen, options.tasks, evaluated, options.max_new_tokens)
+    return loaded(service, chosen, PredictorTokens(predictor), options.max_new_tokens)
 
 
 def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval: Approval | None) -> None:
@@ -155,7 +156,9 @@ def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval
         return {**about, "authorized": approval.info() if approval else None}
 
     max_bytes = int(chosen.max_body_mb * 2**20)
-    at = Listening(options.host, options.port, options.grpc_port, max_bytes, chosen.drain_s, _STOP_SECONDS)
+    at = Listening(
+        options.host, options.port, options.grpc_port, max_bytes, chosen.drain_s, _STOP_SECONDS, chosen.guard
+    )
     warnings.filterwarnings("ignore", message="ORJSONResponse")  # KServe's, once for every route
     server = FaceServer(at, lambda plane: loaded.routers(plane, info))
     for name in ("uvicorn.access", "kserve", "kserve.trace"):

@@ -251,6 +251,38 @@ class ServeQuality(Section):
     min_contrast: Share | None
 
 
+class Fetch(Section):
+    """Hosts from which pictures that are named by an address are got (none: no picture is), and how long that may
+    take."""
+
+    hosts: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?$")]]
+    seconds: Annotated[float, Field(gt=0, le=60)]
+
+
+class Guard(Section):
+    """What strangers may cost the model server: decoding of pictures, connections, headers, JSON, gRPC calls.
+
+    `keys` is a file of client names and SHA-256 of API keys; null asks for none. `tls` is a certificate and its key,
+    both PEM files; null speaks plain HTTP and gRPC.
+    """
+
+    decode_threads: Positive
+    decode_s: Annotated[float, Field(gt=0)]
+    decode_cache_mb: Annotated[float, Field(ge=0)]
+    max_connections: Positive
+    max_headers: Positive
+    header_kb: Positive
+    header_s: Annotated[float, Field(gt=0)]
+    body_s: Annotated[float, Field(gt=0)]
+    idle_s: Positive
+    json_depth: Positive
+    json_values: Positive
+    grpc_streams: Positive
+    keys: str | None
+    tls: tuple[str, str] | None
+    fetch: Fetch
+
+
 class Serve(Section):
     """Limits of the model server. `max_pixels` is for all images of one request together. A client that does not say
     how long it waits is refused after `timeout_s`; a server that is to end is no longer ready, and takes requests for
@@ -266,6 +298,7 @@ class Serve(Section):
     drain_s: Annotated[float, Field(ge=0, le=600)]
     policy: ServePolicy
     quality: ServeQuality
+    guard: Guard
 
 
 class Cost(Section):

@@ -22,6 +22,7 @@ from facemllm.ingest.step import STEP
 from facemllm.settings import load
 from facemllm.settings.data import Source
 from facemllm.tables import FACES, Table, TableWriter, mapping, open_table, subject_id
+from tests.bombs import progressive, repeated_scans
 from tests.refusing import refuses
 
 
@@ -59,6 +60,12 @@ def one(run, *settings, file="a", image=None, **facts):
     """What an import makes of one face."""
     (row,) = run([Face(file=file, source_id="a", image=image or png(squares()), **facts)], *settings)
     return row
+
+
+def test_a_picture_that_is_dear_to_open_is_quarantined_with_its_reason(run):
+    bomb = repeated_scans(progressive(64), 1500)
+    refused = one(run, file="b.jpg", image=bomb)
+    assert (refused.file, refused.reason) == ("b.jpg", "a JPEG with more than 200 scans; save a plain JPEG")
 
 
 def test_a_row_holds_what_the_face_says(run):

@@ -7,6 +7,8 @@ import math
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from starlette.responses import JSONResponse
+
 from facemllm.serve.language import Refused
 
 if TYPE_CHECKING:
@@ -36,6 +38,17 @@ def one_line(reason: str) -> str:
     return " ".join(reason.split())[:500]
 
 
+def refusal(path: str, refused: Refused) -> JSONResponse:
+    """A refusal in the form of the door at a path."""
+    status, after = refused.status, refused.retry_after
+    body: dict[str, Any] = {"error": one_line(refused.reason)}
+    if is_openai(path):
+        status, body = openai_error(status, one_line(refused.reason))
+    after = 1.0 if after is None and status in (429, 503) else after
+    headers = {} if after is None else {"Retry-After": str(max(1, math.ceil(after)))}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
 def place(error: BaseException) -> str:
     """Where an exception came from; its own text may hold what a client sent, and stays out of logs."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -46,7 +59,6 @@ def add_handlers(app: FastAPI) -> None:
     """Answer every exception with one line: `{"error": line}`, or OpenAI's form at its door."""
     from fastapi import Request
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
     from kserve import errors
     from starlette.exceptions import HTTPException
 
@@ -74,13 +86,7 @@ def add_handlers(app: FastAPI) -> None:
                 log.info("refused with %d", status)
             elif kind is Exception:
                 log.error("%s while answering, %s", type(error).__name__, place(error))
-            body: dict[str, Any] = {"error": one_line(reason)}
-            if is_openai(request.url.path):
-                status, body = openai_error(status, one_line(reason))
-            after = getattr(error, "retry_after", None)
-            after = 1.0 if after is None and status in (429, 503) else after
-            headers = {} if after is None else {"Retry-After": str(max(1, math.ceil(after)))}
-            return JSONResponse(body, status_code=status, headers=headers)
+            return refusal(request.url.path, Refused(status, reason, getattr(error, "retry_after", None)))
 
         return handle
 

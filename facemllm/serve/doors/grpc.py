@@ -15,7 +15,10 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 
 from facemllm.serve.caller import CALLER, Caller
 from facemllm.serve.doors.errors import INTERNAL, log, one_line, place
+from facemllm.serve.guard import connections
+from facemllm.serve.guard.keys import CLIENT
 from facemllm.serve.language import Refused
+from facemllm.settings.operations import Guard
 
 Code = grpc.StatusCode
 _OF_STATUS = {
@@ -32,7 +35,7 @@ _OF_STATUS = {
 
 
 class Grpc(GRPCServer):
-    """KServe's gRPC server on one host. `credentials` make it speak TLS."""
+    """KServe's gRPC server on one host, behind the guards."""
 
     def __init__(
         self,
@@ -42,23 +45,25 @@ class Grpc(GRPCServer):
         port: int,
         max_bytes: int,
         grace_s: int,
-        credentials: grpc.ServerCredentials | None = None,
+        guard: Guard,
     ) -> None:
         super().__init__(port, plane, extension, {}, grace_s)
-        self._host, self._max_bytes, self._credentials = host, max_bytes, credentials
+        self._host, self._max_bytes, self._guard = host, max_bytes, guard
 
     async def start(self, max_workers: int | None = None) -> None:
         """Serve until `stop`. Raises RuntimeError if the port is taken."""
-        options = [(f"grpc.max_{way}_message_length", self._max_bytes) for way in ("receive", "send")]
+        options = connections.grpc_options(self._guard, self._max_bytes)
         options.append(("grpc.so_reuseport", 0))  # else a second server would share the port unseen
-        self._server = grpc.aio.server(interceptors=(Statuses(),), options=options)
+        guards = connections.grpc_interceptors(self._guard)
+        self._server = grpc.aio.server(interceptors=(*guards, Statuses()), options=options)
         servicer = Servicer(self._data_plane, self._model_repository_extension)
         add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
         address = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
-        if self._credentials is None:
+        credentials = connections.grpc_credentials(self._guard)
+        if credentials is None:
             self._server.add_insecure_port(address)
         else:
-            self._server.add_secure_port(address, self._credentials)
+            self._server.add_secure_port(address, credentials)
         await self._server.start()
         await self._server.wait_for_termination()
 
@@ -69,7 +74,7 @@ class Servicer(InferenceServicer):
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:
         """Answer a request."""
         left = context.time_remaining()
-        host = context.peer().rpartition(":")[0] or context.peer()
+        host = CLIENT.get() or context.peer().rpartition(":")[0]
         CALLER.set(Caller(host, None if left is None else time.monotonic() + left))
         self.validate_grpc_request(request)
         response, _ = await self._data_plane.infer(request.model_name, InferRequest.from_grpc(request), {})

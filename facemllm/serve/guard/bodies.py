@@ -10,7 +10,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from facemllm.serve.language import Refused
 
-_BODY_SECONDS = 60.0
 _DISCARD_BYTES = 64 * 2**20
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin alike, or with zeros
 
@@ -27,14 +26,14 @@ class BodyLimit:
     before. So a body that is not enormous is read to its end, and thrown away, before it is refused.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float = 60.0) -> None:
+        self.app, self.max_bytes, self._seconds = app, max_bytes, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        size, whole, deadline = 0, False, time.monotonic() + _BODY_SECONDS
+        size, whole, deadline = 0, False, time.monotonic() + self._seconds
         headers = dict(scope["headers"])
         declared, encoding = headers.get(b"content-length", b""), headers.get(b"content-encoding", b"").strip().lower()
         fault: Refused | None = None
@@ -50,7 +49,7 @@ class BodyLimit:
                 try:
                     message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
                 except TimeoutError:
-                    raise Refused(408, f"the body did not arrive within {_BODY_SECONDS:.0f} s") from None
+                    raise Refused(408, f"the body did not arrive within {self._seconds:g} s") from None
                 body = message.get("body", b"")
                 if not size and fault is None and (b"\0" in body[:4] or body.startswith(_WIDE)):
                     fault = _unsupported("in UTF-16 or UTF-32")

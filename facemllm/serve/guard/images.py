@@ -1,14 +1,14 @@
 """Images and maps of a request, checked up to their header before they are decoded.
 
-Images come as base64 only (nothing is ever fetched), their format is found from their content, and their pixels are
-counted before one is decoded.
+Their format is found from their content; their pixels, and the work of decoding them, are counted before one is
+decoded. Images come in the request; see `fetching` for those that are named by an address.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ def read_image(text: Any, where: str, limits: Limits) -> Encoded:
 
 
 def check_image(data: bytes, where: str, limits: Limits) -> Encoded:
-    """Check an image up to its header. Raises Refused."""
+    """Check an image up to its header, and what decoding it would cost. Raises Refused."""
     try:
         size = images.checked(data, limits.max_pixels).size
     except images.TooLarge as error:
@@ -61,14 +61,15 @@ def read_map(text: Any, where: str, limits: Limits) -> Encoded:
     return found
 
 
-def decode_map(found: Encoded, image: Image.Image) -> NDArray[np.uint8]:
+def decode_map(found: Encoded, image: Image.Image, deadline: float = inf) -> NDArray[np.uint8]:
     """Class numbers of a checked map, (height, width), that belongs to a decoded image. Raises Refused (422)."""
     if abs(found.width * image.height - found.height * image.width) > max(found.width, found.height):
         sizes = f"{found.width}x{found.height} pixels, the image {image.width}x{image.height}"
         raise Refused(422, f"segmentation has {sizes}: other proportions")
     try:
-        with Image.open(io.BytesIO(found.data), formats=("PNG",)) as picture:
-            classes_HW = np.asarray(picture)
+        classes_HW = np.asarray(images.checked(found.data, deadline=deadline))
+    except images.TooSlow as error:
+        raise Refused(422, f"segmentation cannot be read: {error}") from None
     except Exception:  # damaged data can raise almost anything from a decoder
         raise Refused(422, "segmentation cannot be read: its data are damaged") from None
     if (most := int(classes_HW.max(initial=0))) >= len(SEGMENTATION):
@@ -76,9 +77,29 @@ def decode_map(found: Encoded, image: Image.Image) -> NDArray[np.uint8]:
     return classes_HW
 
 
-def decode(image: Encoded) -> Image.Image:
-    """Decode a checked image, upright, in RGB. Raises Refused if its data is broken."""
+def decode(image: Encoded, deadline: float = inf) -> Image.Image:
+    """Decode a checked image, upright, in RGB, until `deadline` (of time.monotonic). Raises Refused: 400 if its data is
+    broken, 422 if it takes too long."""
     try:
-        return images.opened(image.data)
+        return images.opened(image.data, deadline=deadline)
     except images.BadPicture as error:
-        raise Refused(400, f"the image cannot be read: {error}") from None
+        status = 422 if isinstance(error, images.TooSlow) else 400
+        raise Refused(status, f"the image cannot be read: {error}") from None
+
+
+def crop(
+    image: Image.Image, map_: NDArray[np.uint8] | None, box: tuple[float, ...]
+) -> tuple[Image.Image, NDArray[np.uint8] | None]:
+    """An upright image and its map inside a box (left, top, right, bottom, in pixels of the image). Raises Refused."""
+    left, top, right, bottom = box
+    inside = 0 <= left < right <= image.width and 0 <= top < bottom <= image.height
+    if not inside or min(right - left, bottom - top) < MIN_SIDE:
+        size = f"{image.width}x{image.height} pixels"
+        raise Refused(
+            422, f"box must be left, top, right, bottom inside the image of {size}, {MIN_SIDE} or more a side"
+        )
+    if map_ is not None:
+        across, down = map_.shape[1] / image.width, map_.shape[0] / image.height
+        rows = slice(int(top * down), max(int(top * down) + 1, round(bottom * down)))
+        map_ = map_[rows, int(left * across) : max(int(left * across) + 1, round(right * across))]
+    return image.crop((int(left), int(top), round(right), round(bottom))), map_

@@ -1,0 +1,220 @@
+"""Connections over real sockets: idle and slow ones, headers, how many there are, TLS, and gRPC's own limits."""
+
+import asyncio
+import json
+import ssl
+import time
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+
+from facemllm.errors import UserError
+from facemllm.serve.guard import connections
+from facemllm.serve.guard.keys import made
+from tests.guarded import certificate, connect, guard, said, serving
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+SLOW = {"header_s": 0.3, "idle_s": 1}
+
+
+@pytest.fixture(scope="module")
+def port():
+    with serving(guard(max_headers=20, header_kb=8)) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"GET /no HTTP/1.1\r\nContent-Length: 9\r\n\r\n123"],
+    ids=["nothing", "empty lines", "a header", "the rest of a body that nobody reads"],
+)
+def test_a_connection_without_a_request_is_closed(sent):
+    with serving(guard(**SLOW)) as port, connect(port) as connection:
+        connection.sendall(sent)
+        assert b" 200 " not in said(connection)
+
+
+def test_headers_that_come_byte_by_byte_do_not_hold_a_connection():
+    with serving(guard(**SLOW)) as port, connect(port) as connection:
+        connection.sendall(GET + b"X-Slow: ")
+        connection.settimeout(0.02)
+        for _ in range(1000):
+            try:
+                connection.sendall(b"x")
+                if connection.recv(1) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        else:
+            pytest.fail("the connection stayed open")
+
+
+def test_requests_follow_one_another_on_a_connection(port):
+    with connect(port) as connection:
+        for _ in range(3):
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+            assert b'"bytes":2' in connection.recv(2**16)
+        connection.sendall((GET + b"\r\n") * 3 + GET + b"Connection: close\r\n\r\n")
+        assert said(connection).count(b" 200 ") == 4
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        GET + b"X-Long: " + b"x" * 10_000 + b"\r\n\r\n",
+        GET + b"X-Endless: " + b"x" * 300_000,
+        GET + b"X: y\r\n" * 21 + b"\r\n",
+        b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["long", "endless", "many", "address"],
+)
+def test_large_headers_are_refused_in_one_line(port, sent):
+    with connect(port) as connection:
+        connection.sendall(sent)
+        head, _, body = said(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(body) == {"error": "the headers are too large; this server takes 8 kB in 20 headers"}
+
+
+def test_trailers_and_tiny_chunks_are_no_way_around(port):
+    start = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for rest in (b"2\r\n{}\r\n0\r\nX-Endless: " + b"x" * 300_000, b"1;" + b"x" * 300_000):
+        with connect(port) as connection:
+            connection.sendall(start + rest)
+            assert b" 431 " in said(connection)
+    with connect(port) as connection:
+        connection.sendall(start + b"2\r\n{}\r\n0\r\nX-Trailer: y\r\n\r\n")
+        assert b'"bytes":2' in connection.recv(2**16)
+
+
+def test_what_is_not_http_is_refused_in_one_line(port):
+    with connect(port) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert said(connection).endswith(b'{"error": "this is not HTTP as this server reads it"}')
+
+
+def test_idle_connections_make_room_and_busy_ones_do_not():
+    with serving(guard(max_connections=4)) as port:
+        idle = [connect(port) for _ in range(12)]
+        with connect(port) as connection:
+            connection.sendall(GET + b"\r\n")
+            assert b" 200 " in connection.recv(2**16)
+        assert said(idle[0]) == b""
+        busy = [connect(port) for _ in range(4)]
+        for one in busy:
+            one.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
+            assert one.recv(2**16).startswith(b"HTTP/1.1 100 ")  # it is being read
+        with connect(port) as connection:
+            answer = said(connection)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 1" in answer
+        for one in (*idle, *busy):
+            one.close()
+
+
+def test_a_client_that_does_not_take_its_answer_is_cut_off():
+    with serving(guard(body_s=0.5, max_connections=1)) as port, connect(port) as connection:
+        connection.sendall(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1) == b"H"  # and nothing more
+        while b" 200 " not in (answer := asked(port)):  # the only place is taken
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            time.sleep(0.1)
+
+
+def asked(port):
+    with connect(port) as connection:
+        connection.sendall(GET + b"Connection: close\r\n\r\n")
+        return said(connection)
+
+
+def test_tls_for_rest_and_a_certificate_that_is_not_there(tmp_path):
+    files = certificate(tmp_path)
+    trust = ssl.create_default_context(cafile=files[0])
+    with serving(guard(tls=files)) as port:
+        with urllib.request.urlopen(f"https://localhost:{port}/", context=trust, timeout=30) as reply:
+            assert reply.status == 200
+        with pytest.raises((urllib.error.URLError, ConnectionError)):
+            urllib.request.urlopen(f"http://localhost:{port}/", timeout=30)
+    with pytest.raises(UserError, match=r"serve\.guard\.tls: .*none\.pem cannot be read"):
+        connections.grpc_credentials(guard(tls=(str(tmp_path / "none.pem"), files[1])))
+    assert connections.grpc_credentials(guard()) is None
+
+
+def call(limits, requests, *, metadata=(), interceptors=(), trusted=None, method="Ask", compression=None, reader=None):
+    """Codes, or answers, of calls to a gRPC server with these limits that echoes how long a message is."""
+
+    async def echo(request, context):
+        return str(len(request)).encode()
+
+    async def act():
+        server = grpc.aio.server(options=connections.grpc_options(limits, 2**16), interceptors=interceptors)
+        handlers = {name: grpc.unary_unary_rpc_method_handler(echo, reader) for name in ("Ask", "ServerLive")}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
+        credentials = connections.grpc_credentials(limits)
+        if credentials is None:
+            port = server.add_insecure_port("127.0.0.1:0")
+            channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", compression=compression)
+        else:
+            port = server.add_secure_port("127.0.0.1:0", credentials)
+            if trusted:
+                channel = grpc.aio.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(trusted))
+            else:
+                channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        await server.start()
+        found = []
+        async with channel:
+            for request in requests:
+                try:
+                    found.append(
+                        await channel.unary_unary(f"/test.Echo/{method}")(request, metadata=metadata, timeout=30)
+                    )
+                except grpc.aio.AioRpcError as error:
+                    found.append(error.code())
+        await server.stop(None)
+        return found
+
+    return asyncio.run(act())
+
+
+def test_grpc_messages_and_metadata_are_bounded_compressed_ones_too():
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert call(guard(), [b"x" * 100, b"x" * 2**17, b"x"]) == [b"100", code, b"1"]
+    bomb = b"\0" * 2**24  # 16 kB when compressed
+    assert call(guard(), [bomb, b"x"], compression=grpc.Compression.Gzip) == [code, b"1"]
+    (found,) = call(guard(header_kb=8), [b"x"], metadata=(("long", "x" * 100_000),))
+    assert found in (code, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
+
+
+def test_grpc_speaks_tls_alone_where_there_is_a_certificate(tmp_path):
+    files = certificate(tmp_path)
+    trusted = (tmp_path / "cert.pem").read_bytes()
+    assert call(guard(tls=files), [b"abc"], trusted=trusted) == [b"3"]
+    assert call(guard(tls=files), [b"abc"]) == [grpc.StatusCode.UNAVAILABLE]
+
+
+def test_a_grpc_message_that_cannot_be_read_is_the_callers_fault():
+    def read(data):
+        if data == b"broken":
+            raise ValueError
+        return data
+
+    options = {"interceptors": connections.grpc_interceptors(guard()), "reader": read}
+    assert call(guard(), [b"broken", b"abc"], **options) == [grpc.StatusCode.INVALID_ARGUMENT, b"3"]
+
+
+def test_grpc_asks_for_a_key_but_for_health(tmp_path):
+    key, line = made("ada")
+    (tmp_path / "keys").write_text(line)
+    check = connections.grpc_interceptors(guard(keys=str(tmp_path / "keys")))
+    known = (("authorization", f"Bearer {key}"),)
+    unknown = (("authorization", "Bearer other"),)
+    denied = grpc.StatusCode.UNAUTHENTICATED
+    assert call(guard(), [b"a"], interceptors=check) == [denied]
+    assert call(guard(), [b"a"], metadata=unknown, interceptors=check) == [denied]
+    assert call(guard(), [b"a"], metadata=known * 2, interceptors=check) == [denied]
+    assert call(guard(), [b"a"], metadata=known, interceptors=check) == [b"1"]
+    assert call(guard(), [b"a"], interceptors=check, method="ServerLive") == [b"1"]
