@@ -1,24 +1,31 @@
-"""A served model for tests: the service and its doors around any predictor, real or fake, and pictures to ask about."""
+"""A served model for tests: the service and its doors around any predictor, real or fake, and pictures to ask about.
+
+A real predictor is served as the server does it, a fake one by an engine that calls it at once, with questions known by
+their wordings and sensitive tasks refused without a reason.
+"""
 
 import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from facemllm.model.inference import FaceScores, Query, Scored
-from facemllm.serve.assembly import Loaded, assembled
-from facemllm.serve.engine.protocol import Found
+from facemllm import tasks
+from facemllm.model.inference import FaceScores, Predictor, Query, Scored
+from facemllm.serve import assembly
+from facemllm.serve.assembly import Loaded, PredictorTokens
+from facemllm.serve.engine.protocol import Found, Prepared
 from facemllm.serve.evaluated import Evaluated
-from facemllm.serve.language import Limits
-from facemllm.serve.service import Served
-from facemllm.settings import plain
-from facemllm.settings.serve import ServePolicy, ServeQuality
+from facemllm.serve.guard.images import decode, decode_map
+from facemllm.serve.language import Encoded, Limits
+from facemllm.serve.service import Served, Service
+from facemllm.settings import serving
+from facemllm.tasks.base import Item, Question, Task
+from facemllm.tasks.paraphrases import normal
 from tests.conftest import encode
 
-REASONS = {"age": "a test", "gender": "a test", "expression": "a test"}
-NO_LIMIT = ServeQuality(min_side=None, min_sharpness=None, min_brightness=None, min_contrast=None)
 LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=8)
 
 
@@ -28,18 +35,16 @@ class FakePredictor:
     def __init__(self, takes_maps: bool = True, names: tuple[str, ...] = ()):
         self.takes_maps, self.characteristic_names = takes_maps, names
         self.scored: list[tuple[list[Any], list[Any]]] = []
-        self.queries: list[list[Query]] = []
         self.frame = self
 
     def pixels(self, image: Image.Image) -> Any:
-        return np.int64(image.getpixel((0, 0))[0])  # type: ignore[index]
+        return int(image.getpixel((0, 0))[0])  # type: ignore[index]
 
     def map(self, classes: Any) -> Any:
-        return np.int64(classes[0, 0])
+        return int(classes[0, 0])
 
     def score_faces(self, images: Any, questions: Any, maps: Any) -> list[FaceScores]:
         self.scored.append((images, maps))
-        self.queries += [list(asked) for asked in questions]
         return [
             FaceScores([self._score(query) for query in asked], dict.fromkeys(self.characteristic_names, image / 255))
             for image, asked in zip(images, questions, strict=True)
@@ -62,32 +67,108 @@ class FakePredictor:
         return [word for _, text in turns for word in text.split()]
 
 
-class PlainEngine:
-    """Asks a predictor at once, face by face."""
+class DirectEngine:
+    """Calls a predictor at once."""
 
-    def __init__(self, predictor: Any, max_new_tokens: int) -> None:
-        self._predictor, self._longest = predictor, max_new_tokens
+    def __init__(self, predictor: Any) -> None:
+        self._predictor = predictor
         self.takes_maps, self.characteristic_names = predictor.takes_maps, predictor.characteristic_names
 
     async def answer(
-        self, face: Any, closed: Any, open_: Any, *, characteristics: bool, client: str, deadline: float
+        self,
+        face: Prepared,
+        closed: Sequence[Query],
+        open_: Sequence[Sequence[tuple[str, str]]],
+        *,
+        characteristics: bool,
+        client: str,
+        deadline: float,
     ) -> Found:
-        scores: list[FaceScores] = []
+        found = FaceScores([], {})
         if closed or characteristics:
-            scores = self._predictor.score_faces([face.pixels], [closed], [face.map])
-        texts = tuple(self._text(face, chat) for chat in open_)
-        found = scores[0] if scores else FaceScores([], {})
-        return Found(tuple(found.answers), texts, found.characteristics)
+            (found,) = self._predictor.score_faces([face.pixels], [closed], [face.map])
+        return Found(tuple(found.answers), tuple(self._write(face, chat) for chat in open_), found.characteristics)
 
-    async def stream(self, face: Any, chat: Any, *, client: str, deadline: float) -> AsyncIterator[str]:
-        yield self._text(face, chat)
+    async def stream(
+        self, face: Prepared, chat: Sequence[tuple[str, str]], *, client: str, deadline: float
+    ) -> AsyncIterator[str]:
+        yield self._write(face, chat)
 
-    def _text(self, face: Any, chat: Any) -> str:
+    def _write(self, face: Prepared, chat: Sequence[tuple[str, str]]) -> str:
         if len(chat) == 1:
-            batch = self._predictor.generate_batch([face.pixels], [chat[0][1]], self._longest, [face.map])
-            return str(batch[0])
+            (text,) = self._predictor.generate_batch([face.pixels], [chat[0][1]], 4, [face.map])
+            return str(text)
         turns = [{"role": role, "content": text} for role, text in chat]
-        return str(self._predictor.generate(face.pixels, turns, self._longest, [face.map]))
+        return str(self._predictor.generate(face.pixels, turns, 4, [face.map]))
+
+
+class DirectDecoder:
+    """Decodes a picture at once."""
+
+    def __init__(self, predictor: Any) -> None:
+        self._predictor = predictor
+
+    async def prepared(self, image: Encoded, map: Encoded | None, box: Any) -> Prepared:
+        picture = decode(image)
+        shown = None if map is None else self._predictor.map(decode_map(map, picture))
+        return Prepared(self._predictor.pixels(picture), shown, (image.digest,))
+
+
+@dataclass(frozen=True)
+class Known:
+    """A question known by its wording."""
+
+    question: Question
+    wording: str
+
+    def reply(self, item: Item, value: str, text: str) -> str:
+        return text
+
+
+class Wordings:
+    """Knows questions by their wordings; any other may be answered freely."""
+
+    def __init__(self, known: Sequence[Task]) -> None:
+        self._known: dict[str, Known] = {}
+        for task in known:
+            for item in task.items:
+                for text in item.wordings:
+                    self._known.setdefault(normal(text), Known(task.question(item.name), text))
+
+    def match(self, text: str) -> Known | None:
+        return self._known.get(normal(text))
+
+    def suggestions(self, text: str, count: int = 3) -> list[str]:
+        return []
+
+    def about_faces(self, text: str) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something is not asked."""
+
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Refuses sensitive tasks without a reason, and no text."""
+
+    allowed: Mapping[str, str] = field(default_factory=dict)
+
+    def refuses(self, text: str) -> Refusal | None:
+        return None
+
+    def refuses_task(self, task: str) -> Refusal | None:
+        if tasks.get(task).sensitive and task not in self.allowed:
+            return Refusal("sensitive", f"{task} is sensitive")
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        return {"allowed": dict(self.allowed)}
 
 
 def loaded(
@@ -100,11 +181,28 @@ def loaded(
 ) -> Loaded:
     """The service of a predictor, and its doors."""
     bounds = {name: getattr(limits, name) for name in Limits.__dataclass_fields__}
-    policy = ServePolicy(allowed=REASONS if allowed is None else allowed)
-    chosen = plain().serve.model_copy(update={**bounds, "batch_size": 8, "quality": NO_LIMIT, "policy": policy})
-    served = Served("m", "7", "d" * 64)
-    engine = PlainEngine(predictor, max_new_tokens)
-    return assembled(served, predictor, engine, chosen, ",".join(names), evaluated or Evaluated(), max_new_tokens)
+    chosen = serving(
+        {**bounds, "quality": dict.fromkeys(("min_side", "min_sharpness", "min_brightness", "min_contrast"))}, "test"
+    )
+    served, figures = Served("m", "7", "d" * 64), evaluated or Evaluated()
+    if isinstance(predictor, Predictor):
+        service = assembly.service_of(served, predictor, chosen, ",".join(names), figures, max_new_tokens)
+    else:
+        own, policy = [tasks.get(name) for name in names], Reasons(allowed or {})
+        service = Service(
+            served,
+            own,
+            matcher=Wordings(
+                [*own, *(one for one in map(tasks.get, tasks.all_names()) if policy.refuses_task(one.name))]
+            ),
+            policy=policy,
+            decoder=DirectDecoder(predictor),
+            refuses_picture=lambda facts: None,
+            engine=DirectEngine(predictor),
+            evaluated=figures,
+            timeout_s=60,
+        )
+    return assembly.loaded(service, chosen, PredictorTokens(predictor), max_new_tokens)
 
 
 def png(*color: int) -> bytes:

@@ -133,15 +133,15 @@ def _serve_settings(text: str) -> Serve:
 def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
     sys.argv = sys.argv[:1]  # KServe reads the command line when it is imported
     from facemllm.model.inference import Predictor
-    from facemllm.serve.assembly import assembled, own_engine
+    from facemllm.serve.assembly import PredictorTokens, loaded, service_of
     from facemllm.serve.evaluated import Evaluated
     from facemllm.serve.service import Served
 
     predictor = Predictor.load(folder, device="cpu", threads=chosen.threads)
     served = Served(options.name, options.version or None, options.digest)
     evaluated = Evaluated.read(options.evaluated)
-    engine = own_engine(predictor, chosen, options.max_new_tokens)
-    return assembled(served, predictor, engine, chosen, options.tasks, evaluated, options.max_new_tokens)
+    service = service_of(served, predictor, chosen, options.tasks, evaluated, options.max_new_tokens)
+    return loaded(service, chosen, PredictorTokens(predictor), options.max_new_tokens)
 
 
 def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval: Approval | None) -> None:

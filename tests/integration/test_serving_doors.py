@@ -333,7 +333,7 @@ def test_raw_requests_as_curl_sends_them(server: Server, expected: Any) -> None:
     )
     told = httpx.get(f"{server.url}/tasks").json()
     assert "attributes" in [task["name"] for task in told["tasks"]]
-    assert "gender" in httpx.get(f"{server.url}/policy").json()["allowed"]
+    assert httpx.get(f"{server.url}/policy").json()["sensitive"]["gender"]["allowed"]
     assert "gender" in httpx.get(f"{server.url}/info").json()["tasks"]
     assert "request_predict_seconds" in httpx.get(f"{server.url}/metrics").text
     log = server.log.read_text()
