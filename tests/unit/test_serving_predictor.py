@@ -123,6 +123,6 @@ def test_a_probe_shows_what_evaluation_showed(monkeypatch: pytest.MonkeyPatch, s
     said = {"answer": "a", "value": "a"}
     monkeypatch.setattr(deploy, "ask", lambda url, model, instance: asked.append(instance) or said)
     endpoint = deploy.Endpoint("staging", "http://127.0.0.1:1", "m", "d", 1, False)
-    deploy._prove(None, endpoint, Probe(b"face", "What?", "a", "a", segmentation))
+    deploy._prove(endpoint, Probe(b"face", "What?", "a", "a", segmentation))
     expected = {} if segmentation is None else {"segmentation": {"b64": "YSBtYXA="}}
     assert asked == [{"image": {"b64": "ZmFjZQ=="}, "question": "What?", **expected}]
