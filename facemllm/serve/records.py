@@ -2,7 +2,7 @@
 
 With `serve.retention: {answers: true, days: N}` each answer becomes a line of `answers-YYYY-MM-DD.jsonl` (UTC), with
 the picture's digest, task, item, kind and probability; a day's file is deleted when it is more than N days old.
-Pictures and the texts of questions are never kept. `facemllm forget` deletes every day that names a picture it is given.
+Pictures and the texts of questions are never kept. `facemllm forget` deletes every day that names a forgotten picture.
 """
 
 from __future__ import annotations

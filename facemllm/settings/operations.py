@@ -221,6 +221,36 @@ class Services(Section):
         return self
 
 
+class Consent(Section):
+    """What users agree to when they send a picture with a correction; a changed text is a new version."""
+
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,20}$")]
+    text: Annotated[str, Field(min_length=20, max_length=2000)]
+
+
+class Feedback(Section):
+    """Corrections of answers that users may send: kept in `folder` (null: none are taken), `max_mb` in all, so many
+    `per_minute` of one client."""
+
+    folder: str | None
+    max_mb: Annotated[float, Field(gt=0)]
+    per_minute: Positive
+    consent: Consent
+
+
+class Retention(Section):
+    """Whether the server keeps answers, and for how many days; it logs digests alone otherwise. Never pictures."""
+
+    answers: bool
+    days: Annotated[int, Field(ge=0, le=3650)]
+
+    @model_validator(mode="after")
+    def _kept_for_a_time(self) -> Retention:
+        if self.answers != (self.days > 0):
+            raise ValueError("give answers: true with days of 1 or more, or answers: false with days: 0")
+        return self
+
+
 class Serve(Section):
     """Limits of the model server. `max_pixels` is for all images of one request together."""
 
@@ -230,6 +260,8 @@ class Serve(Section):
     max_instances: Positive
     batch_size: Positive
     threads: Positive
+    feedback: Feedback
+    retention: Retention
 
 
 class Cost(Section):
