@@ -33,7 +33,7 @@ CLOSED = "499"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _EXACT = {
-    **dict.fromkeys(("/", "/page.css", "/page.js"), "page"),
+    **dict.fromkeys(("/", "/page.css", "/page.js", "/page/feedback"), "page"),
     **dict.fromkeys(("/info", "/policy", "/metrics", "/openapi.json", "/v1/models", "/openai/v1/models"), "about"),
     "/feedback": "feedback",
 }

@@ -17,6 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
 from facemllm import tasks
 from facemllm.core.corrections import Correction, Corrections, Full, TooOften
 from facemllm.serve.guard.images import read_image
@@ -25,7 +28,7 @@ from facemllm.tasks.base import CLOSED, Item, number_text
 from facemllm.tasks.items import Number
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter, Request
+    from fastapi import APIRouter
 
 _FIELDS = ("image", "picture", "task", "item", "question", "answer", "correction", "consent", "consent_text")
 _MOST_CORRECTION, _MOST_ANSWER = 200, 2000
@@ -66,14 +69,14 @@ class Feedback:
             raise Refused(422, "image must be the SHA-256 of the picture's file, 64 hexadecimal digits")
         if picture is not None and picture.digest != image:
             raise Refused(422, "the picture is not the one of that digest")
-        about = self._about(given)
-        answer = _text(given.get("answer", ""), "answer", _MOST_ANSWER)
-        if about["label"] is not None and about["label"] == answer:
-            raise Refused(422, "the correction is the answer that was given")
+        said = _text(given.get("correction"), "correction", _MOST_CORRECTION)
+        if not said:
+            raise Refused(422, "correction must say what is right")
         correction = Correction(
             image=image,
-            **about,
-            answer=answer,
+            **self._about(given, said),
+            answer=_text(given.get("answer", ""), "answer", _MOST_ANSWER),
+            correction=said,
             consent=consent,
             consent_text=str(agreed) if consent else None,
             picture=picture is not None,
@@ -88,16 +91,13 @@ class Feedback:
             raise Refused(507, "no more corrections can be stored here; tell whoever runs this server") from None
         return {"stored": True, "image": image, "picture": correction.picture, "label": correction.label}
 
-    def _about(self, given: Mapping[str, Any]) -> dict[str, str | None]:
-        """What the correction is about, its words, and the label they are of a task's item."""
-        said = _text(given.get("correction"), "correction", _MOST_CORRECTION)
-        if not said:
-            raise Refused(422, "correction must say what is right")
+    def _about(self, given: Mapping[str, Any], said: str) -> dict[str, str | None]:
+        """What a correction is about, and the label that its words are of a task's item."""
         if "question" in given:
             if "task" in given or "item" in given:
                 raise Refused(422, "give either question, or task and item")
             question = _text(given["question"], "question", self._limits.max_question_chars)
-            return {"task": None, "item": None, "question": question, "correction": said, "label": None}
+            return {"task": None, "item": None, "question": question, "label": None}
         name = given.get("task")
         if name not in self.names:
             raise Refused(422, f"task: one of {', '.join(self.names)} is needed, or question")
@@ -109,7 +109,7 @@ class Feedback:
         if (label := label_of(item, said)) is None and item.form in CLOSED:
             values = ", ".join(option.value for option in item.options[:_NAMED])
             raise Refused(422, f"correction is no answer to {task.name}.{item.name}; answers are {values}")
-        return {"task": task.name, "item": item.name, "question": None, "correction": said, "label": label}
+        return {"task": task.name, "item": item.name, "question": None, "label": label}
 
 
 def label_of(item: Item, text: str) -> str | None:
@@ -136,8 +136,7 @@ def _text(value: Any, name: str, most: int) -> str:
 
 def router(feedback: Feedback, client_of: Callable[[Request], str]) -> APIRouter:
     """The door; `client_of` names who asks, so that nobody writes for all. Bodies are bounded by BodyLimit before."""
-    from fastapi import APIRouter, Request
-    from starlette.concurrency import run_in_threadpool
+    from fastapi import APIRouter
 
     door = APIRouter()
 
@@ -154,7 +153,6 @@ def router(feedback: Feedback, client_of: Callable[[Request], str]) -> APIRouter
             raise Refused(400, "the body is not valid JSON") from None
         return await run_in_threadpool(feedback.take, given, client_of(request))
 
-    post.__annotations__["request"] = Request  # FastAPI reads it; the import is not this module's
     door.add_api_route("/feedback", show, methods=["GET"])
     door.add_api_route("/feedback", post, methods=["POST"])
     return door

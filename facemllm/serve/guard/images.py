@@ -32,6 +32,11 @@ def read_image(text: Any, where: str, limits: Limits) -> Encoded:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise Refused(400, f"{where} is not valid base64 (no line breaks, no data: prefix)") from None
+    return check_image(data, where, limits)
+
+
+def check_image(data: bytes, where: str, limits: Limits) -> Encoded:
+    """Check an image up to its header, and what decoding it would cost. Raises Refused."""
     try:
         size = images.checked(data, limits.max_pixels).size
     except images.TooLarge as error:
