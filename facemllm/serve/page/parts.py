@@ -13,13 +13,16 @@ COLOURS = (
     *("#ac3232", "#d95763", "#df7126", "#4b3a6e", "#306082", "#fbf236", "#639bff", "#cbdbfc", "#847e87"),
 )
 """A colour a class, by its number; the background is left clear."""
+_WORDS = {f"{side[0]}_{part}": f"{side} {part}" for side in ("left", "right") for part in ("eye", "brow", "ear")}
+_WORDS |= {"eye_g": "glasses", "mouth": "inside of the mouth", "u_lip": "upper lip", "l_lip": "lower lip"}
+_WORDS |= {"ear_r": "earring", "neck_l": "necklace", "cloth": "clothes"}
 _SIGN = b"\x89PNG\r\n\x1a\n"
 _PALETTE = 3  # the colour type of PNGs whose numbers stand for colours
 
 
 def legend() -> list[tuple[str, str]]:
-    """Names of the classes with their colours, without the background."""
-    return list(zip(SEGMENTATION[1:], COLOURS[1:], strict=True))
+    """The classes in words with their colours, without the background."""
+    return [(_WORDS.get(name, name), colour) for name, colour in zip(SEGMENTATION[1:], COLOURS[1:], strict=True)]
 
 
 def coloured(png: bytes) -> bytes:

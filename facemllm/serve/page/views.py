@@ -86,7 +86,7 @@ def result(asked: Asked, found: Answers, known: Mapping[str, Task], seconds: flo
     groups: dict[str, list[Row]] = {}
     for question, answer in zip(asked.ask.questions, found.answers, strict=True):
         task = known.get(question.task or "")
-        name = words(task.name) if task else "Your own questions"
+        name = words(task.name) if task else "your own questions"
         wording = question.text or (task.item(question.item or "").templates[0] if task else "")
         groups.setdefault(name, []).append(_row(wording, answer, known))
     image = asked.ask.image
