@@ -107,7 +107,10 @@ def model_server(settings: Settings, name: str, model: Path, digest: str, versio
         "scratch": settings.home / "work" / "serving",
         **(approved_by(settings) if name == "production" else {}),
         "max-new-tokens": settings.evaluate.max_new_tokens,  # so that captions end where evaluation ended them
-        **{key.replace("_", "-"): value for key, value in settings.serve.model_dump().items()},
+        **{
+            key.replace("_", "-"): value
+            for key, value in settings.serve.model_dump(exclude={"feedback", "retention"}).items()
+        },
     }
     command = [sys.executable, "-m", "facemllm.serve.server"]
     command += [part for key, value in flags.items() for part in (f"--{key}", str(value))]
