@@ -17,7 +17,7 @@ from facemllm.serve.seen import routers
 from facemllm.settings import load
 from facemllm.tasks.base import Task
 
-LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=16)
+LIMITS = Limits(max_body_mb=2, max_pixels=1_000_000, max_question_chars=100, max_instances=16)
 HOSTILE = "<script>alert('x')</script>"
 INFO = {
     "model": "face-mllm",
