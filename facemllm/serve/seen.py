@@ -12,7 +12,8 @@ from facemllm.core.corrections import Corrections
 from facemllm.serve.doors import feedback as feedback_door
 from facemllm.serve.doors.feedback import Feedback
 from facemllm.serve.language import Limits
-from facemllm.serve.metrics import Metrics, Observer
+from facemllm.serve.metrics import Metrics
+from facemllm.serve.observer import Observer
 from facemllm.serve.page import router as page_door
 from facemllm.serve.page.router import Page, Service
 from facemllm.serve.records import Records

@@ -8,13 +8,15 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from facemllm.serve.language import Answer, Answers, Ask, Encoded, Question
-from facemllm.serve.metrics import CLOSED, Metrics, Observer, Watch, door_of
+from facemllm.serve.metrics import Metrics
+from facemllm.serve.observer import CLOSED, Observer, Watch, door_of
 from facemllm.serve.records import Records
 from facemllm.serve.traces import Traces, traces
 
@@ -59,18 +61,24 @@ def test_questions_are_counted_by_kind_task_and_rule_and_by_nothing_else(
     assert b"Ada" not in generate_latest(registry)
 
 
-def test_queue_batches_and_phases_are_measured(observer: Observer, registry: CollectorRegistry) -> None:
-    observer.queued(7)
-    observer.batch(16)
+def test_phases_are_measured_and_a_scheduler_is_followed(observer: Observer, registry: CollectorRegistry) -> None:
     observer.spent("queue", 0.2, ago=0.1)
     with observer.timed("decode"):
         pass
     value = registry.get_sample_value
-    assert value("facemllm_queue_length") == 7
-    assert value("facemllm_batch_size_bucket", {"le": "8.0"}) == 0
-    assert value("facemllm_batch_size_bucket", {"le": "16.0"}) == 1
     assert value("facemllm_phase_seconds_sum", {"phase": "queue"}) == 0.2
     assert value("facemllm_phase_seconds_count", {"phase": "decode"}) == 1
+    queue = SimpleNamespace(waiting=7, running=2, taken=5, finished=4, failed=0, full=3, expired=1, dropped=0)
+    queue.waiting_s, queue.computing_s, queue.sizes = 1.5, 2.5, {1: 2, 16: 1}
+    assert observer.metrics is not None
+    observer.metrics.follow(queue)
+    queue.waiting = 8
+    assert value("facemllm_queue_length") == 8, "as it stands when somebody looks"
+    assert value("facemllm_jobs_total", {"end": "full"}) == 3
+    assert (value("facemllm_queue_seconds_sum"), value("facemllm_queue_seconds_count")) == (1.5, 5)
+    assert value("facemllm_batch_size_bucket", {"le": "8.0"}) == 2
+    assert value("facemllm_batch_size_bucket", {"le": "16.0"}) == 3
+    assert value("facemllm_batch_size_sum") == 18
 
 
 @pytest.mark.parametrize(
@@ -128,8 +136,6 @@ def test_an_observer_of_nothing_takes_every_call() -> None:
     with observer.request("grpc") as seen, observer.timed("model"):
         seen.status = "OK"
     observer.answered([ASK], [FOUND], 1.0)
-    observer.queued(1)
-    observer.batch(1)
     observer.spent("answer", 1.0)
 
 

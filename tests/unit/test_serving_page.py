@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 
 from facemllm.core import digests
 from facemllm.core.corrections import PICTURES, Correction, read
-from facemllm.serve.metrics import Metrics, Observer
+from facemllm.serve.metrics import Metrics
+from facemllm.serve.observer import Observer
 from facemllm.serve.page import parts
 from tests.conftest import encode, picture
 from tests.serving_page import HOSTILE, INFO, Fake, application
