@@ -18,7 +18,6 @@ from facemllm.serve.page import router as page_door
 from facemllm.serve.page.router import Page, Service
 from facemllm.serve.records import Records
 from facemllm.serve.traces import traces
-from facemllm.settings import root
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -48,11 +47,12 @@ def routers(
     admit: Callable[[Request, str], str],
     asks_key: bool = False,
 ) -> list[APIRouter]:
-    """The page, and the door for corrections where they are taken (see `Page` for the arguments)."""
+    """The page, and the door for corrections where they are taken (see `Page` for the arguments). The folder of
+    corrections is absolute in `chosen`, for a server runs anywhere."""
     taken: Feedback | None = None
     settings = chosen.feedback
     if settings.folder is not None:
-        store = Corrections(root() / settings.folder, int(settings.max_mb * 2**20), settings.per_minute)
+        store = Corrections(Path(settings.folder), int(settings.max_mb * 2**20), settings.per_minute)
         consent = (settings.consent.version, settings.consent.text)
         taken = Feedback(store, consent, list(service.tasks), str(info()["digest"]), limits)
     page = Page(service, limits, info, refuses, admit, asks_key, taken)
