@@ -192,7 +192,7 @@ def serve(
     if not model.is_dir():
         raise UserError(f"{model} is not a model directory")
     service = model_server(settings, "staging", model, manifest.of(model).digest, "")
-    raise SystemExit(server.main([*service.command[3:], "--port", str(port)]))
+    raise SystemExit(server.main([*service.command[3:], "--port", str(port), "--grpc-port", "0"]))
 
 
 @command(app, "deploy")

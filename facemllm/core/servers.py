@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from facemllm.core.files import atomic_write, read_json
 from facemllm.core.machine import cores, own_folder, short_name
@@ -94,7 +94,10 @@ def model_server(settings: Settings, name: str, model: Path, digest: str, versio
 
     Production alone gets what it is authorized by, and starts with an approved model only.
     """
-    port = settings.services.staging_port if name == "staging" else settings.services.production_port
+    ports = settings.services
+    port, grpc_port = ports.production_port, ports.production_grpc_port
+    if name == "staging":
+        port, grpc_port = ports.staging_port, ports.staging_grpc_port
     url = f"http://{HOST}:{port}"
     flags = {
         "model": model.absolute(),  # a link in the folder's place is for the server to refuse
@@ -103,20 +106,32 @@ def model_server(settings: Settings, name: str, model: Path, digest: str, versio
         "name": settings.promote.model_name,
         "host": HOST,
         "port": port,
+        "grpc-port": grpc_port,
         "tasks": ",".join(settings.reformat.tasks),
         "scratch": settings.home / "work" / "serving",
         **(approved_by(settings) if name == "production" else {}),
         "max-new-tokens": settings.evaluate.max_new_tokens,  # so that captions end where evaluation ended them
-        **{
-            key.replace("_", "-"): value
-            for key, value in settings.serve.model_dump(exclude={"feedback", "retention"}).items()
-        },
+        "answers": settings.answers,
+        "config": json.dumps(_served(settings)),
+        **({"evaluated": figures} if (figures := evaluated_file(settings, digest)).is_file() else {}),
     }
     command = [sys.executable, "-m", "facemllm.serve.server"]
     command += [part for key, value in flags.items() for part in (f"--{key}", str(value))]
     health = (f"{url}/v2/health/ready", f"{url}/v1/models/{settings.promote.model_name}")
     env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     return Service(name, tuple(command), port, url, health, env)
+
+
+def _served(settings: Settings) -> dict[str, Any]:
+    """The section `serve` for a server, which runs anywhere: its folder is absolute."""
+    chosen = settings.serve.model_dump(mode="json")
+    chosen["feedback"]["folder"] = None if settings.corrections is None else str(settings.corrections)
+    return chosen
+
+
+def evaluated_file(settings: Settings, digest: str) -> Path:
+    """Where the figures of a model's evaluation lie for its server."""
+    return settings.home / "services" / "evaluated" / f"{digest}.json"
 
 
 def approved_by(settings: Settings) -> dict[str, str | Path]:

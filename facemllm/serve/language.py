@@ -56,13 +56,16 @@ class Question:
 @dataclass(frozen=True)
 class Ask:
     """Questions about one face. `map` is a map of its parts; `box` (left, top, right, bottom, in pixels of the image)
-    says where the face is; `characteristics` asks for their scores beside the answers."""
+    says where the face is; `characteristics` asks for their scores beside the answers. An answer whose probability is
+    below `min_probability` is held back. `where` is its place in the request, for refusals ("instances[0]")."""
 
     image: Encoded
     questions: tuple[Question, ...]
     map: Encoded | None = None
     box: tuple[float, float, float, float] | None = None
     characteristics: bool = False
+    min_probability: float | None = None
+    where: str = "request"
 
 
 Kind = Literal["taught", "free", "untaught", "refused", "abstained"]
@@ -73,7 +76,8 @@ not, since picture or probability do not allow it."""
 @dataclass(frozen=True)
 class Answer:
     """An answer to one question. `value` and `scores` are those of the task's item; `probability` is that of the answer
-    given, calibrated where evaluation measured how; `rule` names what refused, `reason` says why there is no answer."""
+    given, calibrated where evaluation measured how; `rule` names what refused, `reason` says why there is no answer,
+    and `suggestions` are questions that this model was taught. `text` always is something to say."""
 
     kind: Kind
     text: str
@@ -84,6 +88,7 @@ class Answer:
     item: str | None = None
     rule: str | None = None
     reason: str | None = None
+    suggestions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

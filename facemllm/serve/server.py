@@ -6,19 +6,19 @@ serves approved models alone (`facemllm.serve.approval`); without them it listen
 `/info` says so: `"authorized": null`. It serves safetensors only, fetches nothing, and logs digests, never images or
 questions. `--copy-to DIR` verifies, authorizes, copies and ends: the first container of a pod in a cluster.
 
-KServe as it comes listens on every interface, accepts bodies of any size, lets anyone unload the model, writes a stack
-trace into the log for every bad request and tells the client the text of any exception; here every refusal is one line.
-torch and KServe, which take 6 s to import, are imported once the directory is known to be right.
+What it listens to is in `listening`, how it is asked in `doors`, who answers in `service`. torch and KServe, which take
+6 s to import, are imported once the directory is known to be right.
 """
 
 from __future__ import annotations
 
 import argparse
 import ipaddress
+import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,8 @@ from facemllm.signing import manifest
 from facemllm.signing.canonical import Refused
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from facemllm.serve.predictor import FaceModel
+    from facemllm.serve.assembly import Loaded
+    from facemllm.settings.operations import Serve
 
 log = logging.getLogger("facemllm.serve")
 
@@ -52,10 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         with manifest.verified_copy(options.model, options.digest, options.scratch, files) as (copy, found):
             require_loadable(found)
-            model = _load(options, copy)
+            chosen = _serve_settings(options.config)
+            loaded = _load(options, chosen, copy)
         if approval:
             approval.require()  # loading takes minutes
-        _serve(options, model, approval)
+        _listen(options, chosen, loaded, approval)
     except UserError as error:
         check = f"[{error.check}] " if error.check else ""
         print(f"refused: {check}{' '.join(str(error).split())}", file=sys.stderr)
@@ -108,141 +108,65 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", default="face-mllm", help="model name in the URLs")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
     parser.add_argument("--tasks", default="", help="tasks whose questions are known; default: all but sensitive ones")
-    parser.add_argument("--max-body-mb", type=float, default=8)
-    numbers = {"port": 8080, "max-pixels": 16_000_000, "max-question-chars": 500, "max-instances": 32}
-    for name, default in (numbers | {"max-new-tokens": 96, "batch-size": 16, "threads": 1}).items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--config", default="", help="JSON of the settings' section serve; default: params.yaml's")
+    parser.add_argument("--evaluated", type=Path, help="file of figures that GET /tasks gives, as deploy writes it")
+    parser.add_argument("--answers", type=Path, default=Path("answers"), help="folder of answers, where they are kept")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--grpc-port", type=int, default=0, help="0: no gRPC")
+    parser.add_argument("--max-new-tokens", type=int, default=96, help="of a free answer")
     return parser.parse_args(arguments)
 
 
-def _load(options: argparse.Namespace, folder: Path) -> FaceModel:
+def _serve_settings(text: str) -> Serve:
+    """The settings in `--config`: a JSON object of keys of the section `serve`; what it leaves out is as in
+    params.yaml. Raises UserError."""
+    from facemllm.settings import serving
+
+    try:
+        given = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise UserError('--config must be a JSON object of keys of the section serve, as in {"threads": 2}')
+    return serving(given, "--config")
+
+
+def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
     sys.argv = sys.argv[:1]  # KServe reads the command line when it is imported
     from facemllm.model.inference import Predictor
-    from facemllm.serve.language import Limits
-    from facemllm.serve.predictor import FaceModel, known_tasks
+    from facemllm.serve.assembly import assembled
+    from facemllm.serve.evaluated import Evaluated
+    from facemllm.serve.service import Served
 
-    model = FaceModel(
-        options.name,
-        Predictor.load(folder, device="cpu", threads=options.threads),
-        names=known_tasks(options.tasks),
-        limits=Limits(options.max_body_mb, options.max_pixels, options.max_question_chars, options.max_instances),
-        batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-    )
-    model.load()
-    return model
+    predictor = Predictor.load(folder, device="cpu", threads=chosen.threads)
+    served = Served(options.name, options.version or None, options.digest)
+    evaluated = Evaluated.read(options.evaluated)
+    return assembled(served, predictor, chosen, options.tasks, evaluated, options.max_new_tokens, options.answers)
 
 
-def _serve(options: argparse.Namespace, model: FaceModel, approval: Approval | None) -> None:
-    import kserve.model_server as kserve_server
+def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval: Approval | None) -> None:
+    from facemllm.serve.listening import FaceServer, Listening
 
-    from facemllm.serve.predictor import known_tasks
-
+    service = loaded.service
     about: dict[str, Any] = {"model": options.name, "digest": options.digest, "version": options.version or None}
-    about |= {"tasks": known_tasks(options.tasks), "maps": model.takes_maps}
-    about |= {"characteristics": list(model.characteristic_names)}
+    about |= {"tasks": list(service.tasks), "maps": service.takes_maps}
+    about |= {"characteristics": list(service.characteristic_names)}
 
     def info() -> dict[str, Any]:
         return {**about, "authorized": approval.info() if approval else None}
 
-    server = kserve_server.ModelServer(
-        http_port=options.port, enable_grpc=False, enable_latency_logging=False, grace_period=_STOP_SECONDS
-    )
-    # The only way to choose the interface: KServe has 0.0.0.0 in its code.
-    kserve_server.RESTServer = rest_server(
-        options.host, int(options.max_body_mb * 2**20), info, lambda: bool(model.ready)
-    )
+    max_bytes = int(chosen.max_body_mb * 2**20)
+    at = Listening(options.host, options.port, options.grpc_port, max_bytes, chosen.drain_s, _STOP_SECONDS)
     warnings.filterwarnings("ignore", message="ORJSONResponse")  # KServe's, once for every route
+    server = FaceServer(at, lambda plane: loaded.routers(plane, info))
     for name in ("uvicorn.access", "kserve", "kserve.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     by = " and ".join(one["person"] for one in approval.info()["approvals"]) if approval else "nobody"
     log.info("serving %s, approved by %s, on %s:%d", options.digest[:12], by, options.host, options.port)
     if approval:
-        approval.watch(lambda ready: setattr(model, "ready", ready))
-    server.start([model])
-
-
-def rest_server(
-    host: str, max_bytes: int, info: Callable[[], dict[str, Any]], ready: Callable[[], bool] = lambda: True
-) -> Any:
-    """A REST server class that KServe can use in place of its own; `info` is what GET /info gives, `ready` what
-    GET /v2/health/ready does."""
-    from kserve.errors import ServerNotReady
-    from kserve.protocol.rest.server import RESTServer
-
-    from facemllm.serve.guard.bodies import BodyLimit
-
-    class FaceRESTServer(RESTServer):
-        def __init__(self, *arguments: Any, **keywords: Any) -> None:
-            super().__init__(*arguments, **keywords)
-            self.config.host = host
-
-        def _register_endpoints(self, app: FastAPI) -> None:
-            @app.get("/info")
-            async def give() -> dict[str, Any]:
-                return info()
-
-            @app.get("/v2/health/ready")  # KServe's says yes whatever its models say
-            async def give_ready() -> dict[str, Any]:
-                if not ready():
-                    raise ServerNotReady()
-                return {"ready": True}
-
-            @app.post("/v2/repository/{rest:path}")  # the first route wins: KServe's would load and unload the model
-            async def closed(rest: str) -> None:
-                raise NotImplementedError
-
-            super()._register_endpoints(app)
-
-        def _add_middlewares(self, app: FastAPI) -> None:
-            app.add_middleware(BodyLimit, max_bytes=max_bytes)
-
-        def _add_exception_handlers(self, app: FastAPI) -> None:
-            add_handlers(app)
-
-    return FaceRESTServer
-
-
-def add_handlers(app: FastAPI) -> None:
-    """Turn every exception into `{"error": line}`; what is not meant for the client stays in the log."""
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
-    from kserve import errors
-    from starlette.exceptions import HTTPException
-
-    from facemllm.serve.language import Refused
-
-    def misfit(error: Any) -> tuple[int, str]:
-        first = error.errors()[0]
-        return 422, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-
-    answers: dict[type[Exception], Any] = {
-        Refused: lambda error: (error.status, error.reason),
-        errors.InvalidInput: lambda error: (400, str(error)),
-        RequestValidationError: misfit,
-        HTTPException: lambda error: (error.status_code, str(error.detail)),
-        errors.ModelNotFound: lambda _: (404, "no such model; GET /v1/models lists them"),
-        Exception: lambda _: (500, "internal error; the server's log has the details"),
-    }
-    not_ready = (errors.ModelNotReady, errors.ServerNotReady, errors.ServerNotLive)
-    answers |= dict.fromkeys(not_ready, lambda _: (503, "the model is not ready"))
-    not_offered = (NotImplementedError, errors.UnsupportedProtocol)
-    answers |= dict.fromkeys(not_offered, lambda _: (501, "not offered by this server"))
-
-    def handler(kind: type[Exception]) -> Any:
-        async def handle(_: Any, error: Exception) -> JSONResponse:
-            status, reason = answers[kind](error)
-            if kind is Refused:
-                log.info("refused with %d", status)
-            elif kind is Exception:
-                log.error("%s while answering", type(error).__name__)
-            return JSONResponse({"error": " ".join(reason.split())[:500]}, status_code=status)
-
-        return handle
-
-    for kind in answers:
-        app.add_exception_handler(kind, handler(kind))
+        approval.watch(lambda ready: setattr(loaded.model, "ready", ready))
+    server.start([loaded.model])
 
 
 if __name__ == "__main__":

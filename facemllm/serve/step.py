@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 from facemllm.core.step import Condition, Context, Outcome, Step, section
 
 
 def _deploy(c: Context) -> Outcome:
     """The version in staging, proved by one question."""
+    from facemllm.core.servers import evaluated_file
     from facemllm.promote import registry
     from facemllm.promote.registry import model_dir
-    from facemllm.serve import deploy
+    from facemllm.serve import deploy, evaluated
     from facemllm.serve.probe import probe_of
 
     version = registry.find_version(c.settings, c.inputs["version"])
     folder = model_dir(c.settings, version)
+    metrics = json.loads((c.store.path(version.evaluation) / "metrics.json").read_text("utf-8"))
+    evaluated.write(metrics, evaluated_file(c.settings, version.digest))
     endpoint = deploy.deploy(
         c.settings, folder, version.digest, str(version.version), probe_of(c.store, version.evaluation)
     )

@@ -181,6 +181,17 @@ def plain() -> Settings:
         raise UserError(_explain(error, dict.fromkeys(_leaves(values), PARAMS))) from None
 
 
+def serving(given: Mapping[str, Any], origin: str) -> Serve:
+    """The section `serve` with these keys, the others as in `params.yaml`. Raises UserError as `load` does."""
+    values: dict[str, Any] = dict(given)
+    if missing := set(Serve.model_fields) - set(given):
+        values |= {key: value for key, value in plain().serve.model_dump().items() if key in missing}
+    try:
+        return Serve.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, dict.fromkeys(_leaves(values), origin))) from None
+
+
 class _Unique(yaml.SafeLoader):
     """YAML as PyYAML reads it safely, but a mapping that says the same key twice is refused."""
 

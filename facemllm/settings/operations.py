@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from facemllm.settings.data import Positive, Section
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
+GrpcPort = Port | Literal[0]
 
 
 class Evaluate(Section):
@@ -201,18 +202,22 @@ RAY_PORTS = 320
 
 
 class Services(Section):
-    """Ports of a laptop run, on loopback; Ray, which cannot be kept there, takes `ray_port` and the 320 after it."""
+    """Ports of a laptop run, on loopback; Ray, which cannot be kept there, takes `ray_port` and the 320 after it. A
+    `grpc_port` of 0 means that the server speaks no gRPC."""
 
     mlflow_port: Port
     ray_port: Port
     staging_port: Port
+    staging_grpc_port: GrpcPort
     production_port: Port
+    production_grpc_port: GrpcPort
     review_port: Port
     start_timeout_s: Positive
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Services:
         ports = [self.mlflow_port, self.ray_port, self.staging_port, self.production_port, self.review_port]
+        ports += [port for port in (self.staging_grpc_port, self.production_grpc_port) if port]
         if len(set(ports)) < len(ports):
             raise ValueError("each service needs a port of its own")
         rays = range(self.ray_port, self.ray_port + RAY_PORTS + 1)
@@ -251,8 +256,25 @@ class Retention(Section):
         return self
 
 
+class ServePolicy(Section):
+    """What of the sensitive tasks (gender, ethnicity, age, expression) may be asked: the task and the written reason,
+    which `GET /policy` shows; null refuses it, as does leaving it out."""
+
+    allowed: dict[str, str | None]
+
+    @field_validator("allowed")
+    @classmethod
+    def _reasons(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        for task, reason in value.items():
+            if reason is not None and not reason.strip():
+                raise ValueError(f"{task}: write down why it may be asked; null refuses it")
+        return value
+
+
 class Serve(Section):
-    """Limits of the model server. `max_pixels` is for all images of one request together."""
+    """Limits of the model server. `max_pixels` is for all images of one request together. A client that does not say
+    how long it waits is refused after `timeout_s`; a server that is to end is no longer ready, and takes requests for
+    `drain_s` more."""
 
     max_body_mb: Annotated[float, Field(gt=0)]
     max_pixels: Positive
@@ -260,6 +282,9 @@ class Serve(Section):
     max_instances: Positive
     batch_size: Positive
     threads: Positive
+    timeout_s: Annotated[float, Field(gt=0)]
+    drain_s: Annotated[float, Field(ge=0, le=600)]
+    policy: ServePolicy
     feedback: Feedback
     retention: Retention
 

@@ -40,8 +40,9 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Settings]:
-    base = free_port(5 + RAY_PORTS)
-    ports = {"mlflow": base, "staging": base + 1, "production": base + 2, "ray": base + 4}
+    base = free_port(7 + RAY_PORTS)
+    ports = {"mlflow": base, "staging": base + 1, "production": base + 2, "ray": base + 6}
+    ports |= {"staging_grpc": base + 3, "production_grpc": base + 4}
     overrides = [f"services.{name}_port={port}" for name, port in ports.items()]
     home = tmp_path / 'my "faces" & Ada\'s ünï 100%2F? #1'
     loaded = load("laptop", [f"storage.home={json.dumps(str(home))}", "services.start_timeout_s=90", *overrides])

@@ -67,10 +67,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     home = tmp_path_factory.mktemp("home")
-    base = free_port(2)
-    ports = [f"services.staging_port={base}", f"services.production_port={base + 1}"]
+    base, stages = free_port(4), ("staging_port", "production_port", "staging_grpc_port", "production_grpc_port")
+    ports = [f"services.{name}={base + n}" for n, name in enumerate(stages)]
     limits = ["serve.max_body_mb=1", "serve.max_pixels=4000000", "serve.max_instances=8"]
-    loaded = load("laptop", [f"storage.home={home}", "services.start_timeout_s=90", *ports, *limits])
+    loaded = load(
+        "laptop",
+        [
+            f"storage.home={home}",
+            "services.start_timeout_s=90",
+            *ports,
+            *limits,
+            f"serve.feedback.folder={home / 'corrections'}",
+        ],
+    )
     yield loaded
     services.down(loaded)
 
@@ -178,12 +187,13 @@ def test_a_crowd_is_answered_and_health_stays_prompt(endpoint: deploy.Endpoint) 
 
 
 def test_readiness_what_it_serves_and_that_it_listens_on_loopback_only(endpoint: deploy.Endpoint) -> None:
-    assert get(endpoint, f"/v1/models/{endpoint.model}") == {"name": endpoint.model, "ready": True}
+    told = get(endpoint, f"/v1/models/{endpoint.model}")
+    assert (told["name"], told["ready"]) == (endpoint.model, True)
     info = get(endpoint, "/info")
     assert (info["digest"], info["version"], info["authorized"]) == (endpoint.digest, "7", None)
     sockets = [c for c in psutil.net_connections("tcp") if c.pid == endpoint.pid and c.status == psutil.CONN_LISTEN]
-    assert {c.laddr.ip for c in sockets} == {"127.0.0.1"}
-    assert len(sockets) == 1
+    assert {c.laddr.ip.removeprefix("::ffff:") for c in sockets} == {"127.0.0.1"}
+    assert len(sockets) == 2  # REST and gRPC
 
 
 def test_the_curl_example_works_as_pasted(endpoint: deploy.Endpoint, tmp_path: Path) -> None:
@@ -244,7 +254,7 @@ def test_a_fault_of_ours_tells_the_client_nothing() -> None:
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
-    from facemllm.serve.server import add_handlers
+    from facemllm.serve.doors.errors import add_handlers
 
     app = FastAPI()
     add_handlers(app)
@@ -260,7 +270,7 @@ def test_a_fault_of_ours_tells_the_client_nothing() -> None:
 
 def test_nobody_can_unload_the_model(endpoint: deploy.Endpoint) -> None:
     assert post(endpoint, {}, f"/v2/repository/models/{endpoint.model}/unload")[0] == 501
-    assert post(endpoint, {"inputs": []}, f"/v2/models/{endpoint.model}/infer")[0] == 422
+    assert post(endpoint, {"inputs": []}, f"/v2/models/{endpoint.model}/infer")[0] == 422  # nothing is asked
     assert post(endpoint, one(question=HAT), "/v1/models/other:predict")[0] == 404
 
 

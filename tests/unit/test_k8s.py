@@ -343,6 +343,7 @@ def test_what_is_served_is_verified_and_authorized_twice(source: str) -> None:
     verifies = flags(first["command"] + first["args"])
     for given in (serves, verifies):
         server._options([word for pair in given.items() for word in pair])  # each is one that the server knows
+    assert server._serve_settings(serves["--config"]).max_pixels == settings.plain().serve.max_pixels
     digest = serves["--digest"]
     assert DIGEST.fullmatch(digest)
     assert digest == verifies["--digest"] == one(source, "ConfigMap", "face-mllm-model")["data"]["digest"]

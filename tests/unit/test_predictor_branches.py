@@ -22,9 +22,9 @@ from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.serve.language import Limits
-from facemllm.serve.predictor import FaceModel
 from facemllm.tables import CONVERSATIONS, mapping, open_table
 from tests.conftest import encode
+from tests.serving import loaded
 from tests.training_example import spread
 
 TEXTS = ["Is there a beard?", "What is the hair style?", "Describe this face.", "A woman with a hat."]
@@ -60,7 +60,7 @@ def maps():
 def served(predictor):
     """`served(instances)`: what a server with this predictor answers."""
     limits = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=4)
-    model = FaceModel("m", predictor, names=["attributes"], limits=limits, batch_size=4, max_new_tokens=4)
+    model = loaded(predictor, ["attributes"], limits).model
     return lambda instances: asyncio.run(model.predict({"instances": instances}))["predictions"]
 
 
@@ -154,11 +154,11 @@ def test_a_plain_model_looks_at_no_map_and_has_no_scores(faces, maps):
 
 def test_a_picture_is_prepared_once_and_answers_are_the_same_bit_for_bit(predictor, served, monkeypatch):
     pictures, sent = zip(*(picture(size) for size in ((112, 128), (128, 112))), strict=True)
-    asked = ("Is the person wearing a hat?", "What else is there?")
+    asked = ("Is the person wearing a hat?", "What else does this face show?")
     instances = [{"image": image, "question": text, "characteristics": True} for image in sent for text in asked]
     query = Query(asked[0], ("yes", "no"))
     scored = predictor.score(pictures, [[query]] * 2)
-    texts = predictor.generate_batch(pictures, ["What else is there?"] * 2, 4)
+    texts = predictor.generate_batch(pictures, ["What else does this face show?"] * 2, 4)
     scores = characteristics_of(predictor, pictures)
 
     prepared, tower = [], []

@@ -155,7 +155,7 @@ def test_a_chat_gives_its_image_and_its_turns():
         {"role": "user", "content": "three"},
     ]
     (ask,) = read_request({"instances": [{"messages": messages}]}, LIMITS)
-    assert ask.chat == (("user", "one"), ("assistant", "two"), ("user", "three"))
+    assert ask.questions[0].chat == (("user", "one"), ("assistant", "two"), ("user", "three"))
     odd = [{"role": "system", "content": "x"}]
     for wrong in (messages[:2], messages[1:], [*messages, messages[0]], [], "text", odd):
         with pytest.raises(Refused):

@@ -1,63 +1,35 @@
 """What the served model is shown and answers (maps of face parts, scores), and how a deployment is proved."""
 
 import asyncio
-import base64
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from facemllm import tasks
-from facemllm.model.inference import FaceScores
 from facemllm.serve import deploy
-from facemllm.serve.language import Limits, Refused
-from facemllm.serve.predictor import FaceModel
+from facemllm.serve.doors.instances import read_request
+from facemllm.serve.language import Refused
 from facemllm.serve.probe import Probe, same_answer
 from facemllm.tasks.unanswerable import REFUSAL
-from tests.conftest import encode
+from tests.serving import LIMITS, FakePredictor, b64, loaded, png
 
-LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=8)
 NAMES = ("Wearing_Hat", "Bald", "expression=fear", "ethnicity=a", "gender=male")
 
 
-class Fake:
-    """Tells what it was shown: images are their red value, maps their class."""
+class Fake(FakePredictor):
+    """With a knowledge branch."""
 
     def __init__(self, takes_maps: bool = True, names: tuple[str, ...] = NAMES):
-        self.takes_maps, self.characteristic_names = takes_maps, names
-        self.scored: list[tuple[list[Any], list[Any]]] = []
-
-    def pixels(self, image: Image.Image) -> int:
-        return int(image.getpixel((0, 0))[0])  # type: ignore[index]
-
-    def map(self, classes: Any) -> int:
-        return int(classes[0, 0])
-
-    def score_faces(self, images: Any, questions: Any, maps: Any) -> list[FaceScores]:
-        assert not any(questions)
-        self.scored.append((images, maps))
-        return [FaceScores([], dict.fromkeys(self.characteristic_names, image / 255)) for image in images]
-
-    def generate(self, image: Any, question: Any, max_new_tokens: int, maps: Any) -> str:
-        return f"chat of {image} {maps}"
-
-    def generate_batch(self, images: Any, questions: Any, max_new_tokens: int, maps: Any) -> list[str]:
-        return [f"{image} {shown}" for image, shown in zip(images, maps, strict=True)]
-
-
-def png(*color: int) -> dict[str, str]:
-    data = encode(np.full((48, 32, 3) if len(color) > 1 else (48, 32), color, np.uint8), format="PNG")
-    return {"b64": base64.b64encode(data).decode()}
+        super().__init__(takes_maps, names)
 
 
 def face(red: int, parts: int | None = None, **fields: Any) -> dict[str, Any]:
-    shown = {} if parts is None else {"segmentation": png(parts)}
-    return {"image": png(red, 0, 0), "question": "Who?", **shown, **fields}
+    shown = {} if parts is None else {"segmentation": b64(png(parts))}
+    return {"image": b64(png(red, 0, 0)), "question": "Who?", **shown, **fields}
 
 
 def ask(fake: Any, *instances: dict[str, Any], names: tuple[str, ...] = ("attributes",)) -> list[dict[str, Any]]:
-    model = FaceModel("m", fake, names=names, limits=LIMITS, batch_size=8, max_new_tokens=4)
+    model = loaded(fake, names).model
     return asyncio.run(model.predict({"instances": list(instances)}))["predictions"]
 
 
@@ -78,19 +50,23 @@ class Refusing(Fake):
 
 
 def test_all_wordings_of_an_item_are_known_whatever_their_marks_and_spelling():
-    model = FaceModel("m", Fake(), names=("attributes", "unanswerable"), limits=LIMITS, batch_size=8, max_new_tokens=4)
+    service = loaded(Fake(), ("attributes", "unanswerable")).service
+
+    def known(text: str) -> Any:
+        (asked,) = read_request({"instances": [face(1, question=text)]}, LIMITS)
+        return service._plans(asked)[0].known
+
     item = tasks.get("attributes").item("hair_color")
     for text in (*item.wordings, "WHAT COLOUR IS the hair", "what colour is  the hair!"):
-        (work,) = model._read({"instances": [face(1, question=text)]})
-        assert work.known == tasks.get("attributes").question("hair_color"), text
-    (work,) = model._read({"instances": [face(1, question="What colour is the hairbrush?")]})
-    assert work.known is None
+        assert known(text) == tasks.get("attributes").question("hair_color"), text
+    assert known("What colour is the hairbrush?") is None
 
 
 def test_a_question_that_cannot_be_answered_is_answered_so_with_a_value():
     fake = Refusing()
     (found,) = ask(fake, face(1, question="what's this person's name"), names=("attributes", "unanswerable"))
     about = {"task": "unanswerable", "item": "unanswerable", "scores": None}
+    about |= {"kind": "taught", "probability": None, "reason": None}
     assert found == {"answer": REFUSAL, "value": "cannot_tell", **about}
     assert fake.asked == ["What is this person's name?"]
 
@@ -106,7 +82,7 @@ def test_scores_are_told_where_asked_and_only_of_tasks_that_are_answered():
 
 
 def test_a_broken_picture_spoils_its_own_answer_alone():
-    wrong = {**face(10, characteristics=True), "segmentation": png(19)}
+    wrong = {**face(10, characteristics=True), "segmentation": b64(png(19))}
     with pytest.raises(Refused, match="holds the class 19") as refusal:
         ask(Fake(), face(20, characteristics=True), wrong)
     assert refusal.value.status == 422

@@ -1,36 +1,19 @@
-"""The body of KServe's V1 `:predict`: `{"instances": [...]}`, each an image and one question."""
+"""KServe's V1 `:predict`: `{"instances": [...]}`, each an image and one question; `{"predictions": [...]}` back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from facemllm.serve.guard.images import read_image, read_map
-from facemllm.serve.language import Encoded, Limits, Refused
+from facemllm.serve.doors.reading import Pictures, read_names, read_text
+from facemllm.serve.language import Answer, Answers, Ask, Encoded, Limits, Question, Refused
 
 MAX_MESSAGES = 16
 _FIELDS = frozenset({"image", "question", "task", "item", "messages", "segmentation", "characteristics"})
 
 
-@dataclass(frozen=True)
-class Ask:
-    """One instance of a request: an image, and a question, the name of an item, or a chat that ends in a question.
-
-    `map` is a map of the face's parts; `characteristics` asks for the scores beside the answer.
-    """
-
-    image: Encoded
-    question: str | None
-    task: str | None = None
-    item: str | None = None
-    chat: tuple[tuple[str, str], ...] = ()
-    map: Encoded | None = None
-    characteristics: bool = False
-
-
 def read_request(payload: Any, limits: Limits) -> list[Ask]:
-    """The questions of a `:predict` body. Raises Refused (422 for its shape, 400 for an image)."""
+    """The asks of a `:predict` body, one an instance. Raises Refused (422 for its shape, 400 for an image)."""
     if not isinstance(payload, Mapping) or set(payload) != {"instances"}:
         raise Refused(422, 'the body must be {"instances": [...]} and hold nothing else')
     instances = payload["instances"]
@@ -38,44 +21,50 @@ def read_request(payload: Any, limits: Limits) -> list[Ask]:
         raise Refused(422, "instances must be a list of at least one object")
     if len(instances) > limits.max_instances:
         raise Refused(413, f"{len(instances)} instances; this server takes {limits.max_instances} a request")
-    held: dict[str, Encoded] = {}
-    asks = [_read_instance(value, f"instances[{n}]", limits, held) for n, value in enumerate(instances)]
-    if (pixels := sum(image.width * image.height for image in held.values())) > limits.max_pixels:
-        raise Refused(413, f"the images hold {pixels} pixels; this server takes {limits.max_pixels} a request")
-    return asks
+    pictures = Pictures(limits)
+    return [_read_instance(value, f"instances[{n}]", limits, pictures) for n, value in enumerate(instances)]
 
 
-def read_question(value: Any, where: str, limits: Limits) -> str:
-    """Check a question's text. Raises Refused."""
-    if not isinstance(value, str) or not value.strip():
-        raise Refused(422, f"{where} must be a text")
-    if len(value) > limits.max_question_chars:
-        raise Refused(422, f"{where} has {len(value)} characters; this server takes {limits.max_question_chars}")
-    return value.strip()
+def write_answers(answers: Iterable[Answers]) -> dict[str, Any]:
+    """The reply to a request."""
+    return {"predictions": [_prediction(found) for found in answers]}
 
 
-def _read_instance(value: Any, where: str, limits: Limits, held: dict[str, Encoded]) -> Ask:
-    ask = _read_question(value, where, limits, held)
-    wants = value.get("characteristics", False)
-    if not isinstance(wants, bool):
-        raise Refused(422, f"{where}.characteristics must be true or false")
-    found = None
-    if "segmentation" in value:
-        source = value["segmentation"]
-        if not isinstance(source, Mapping) or set(source) != {"b64"} or not isinstance(source["b64"], str):
-            raise Refused(422, f'{where}.segmentation must be {{"b64": "<base64 of a PNG>"}}')
-        key = f"segmentation {source['b64']}"  # a picture sent as both is checked as both
-        if key not in held:
-            held[key] = read_map(source["b64"], f"{where}.segmentation.b64", limits)
-        found = held[key]
-    return replace(ask, map=found, characteristics=wants)
+def write_answer(found: Answer) -> dict[str, Any]:
+    """One answer as JSON: what there is not is null, or left out where it seldom is."""
+    said: dict[str, Any] = {"answer": found.text, "value": found.value, "scores": found.scores}
+    said |= {"task": found.task, "item": found.item, "kind": found.kind, "probability": found.probability}
+    said["reason"] = found.reason
+    if found.rule is not None:
+        said["rule"] = found.rule
+    if found.suggestions:
+        said["suggestions"] = list(found.suggestions)
+    return said
 
 
-def _read_question(value: Any, where: str, limits: Limits, held: dict[str, Encoded]) -> Ask:
+def _prediction(found: Answers) -> dict[str, Any]:
+    said = write_answer(found.answers[0])
+    if found.characteristics is not None:
+        said["characteristics"] = dict(found.characteristics)
+    return said
+
+
+def _read_instance(value: Any, where: str, limits: Limits, pictures: Pictures) -> Ask:
     if not isinstance(value, Mapping):
         raise Refused(422, f"{where} must be an object")
     if unknown := sorted(set(value) - _FIELDS):
         raise Refused(422, f"{where}: unknown field '{unknown[0][:40]}'; known are {', '.join(sorted(_FIELDS))}")
+    image, question = _read_question(value, where, limits, pictures)
+    wants = value.get("characteristics", False)
+    if not isinstance(wants, bool):
+        raise Refused(422, f"{where}.characteristics must be true or false")
+    parts = pictures.map(value["segmentation"], f"{where}.segmentation") if "segmentation" in value else None
+    return Ask(image, (question,), map=parts, characteristics=wants, where=where)
+
+
+def _read_question(
+    value: Mapping[str, Any], where: str, limits: Limits, pictures: Pictures
+) -> tuple[Encoded, Question]:
     if sum(key in value for key in ("question", "task", "messages")) != 1:
         raise Refused(422, f"{where}: give exactly one of question, task and messages")
     if "item" in value and "task" not in value:
@@ -84,19 +73,13 @@ def _read_question(value: Any, where: str, limits: Limits, held: dict[str, Encod
     chat: tuple[tuple[str, str], ...] = ()
     if "messages" in value:
         source, chat = _read_chat(value["messages"], f"{where}.messages", source, limits)
-    if not isinstance(source, Mapping) or set(source) != {"b64"}:
-        raise Refused(422, f'{where}.image must be {{"b64": "<base64 of the file>"}}')
-    key = source["b64"] if isinstance(source["b64"], str) else ""
-    if key not in held:
-        held[key] = read_image(source["b64"], f"{where}.image.b64", limits)
+    image = pictures.image(source, f"{where}.image")
     if chat:
-        return Ask(held[key], chat[-1][1] if len(chat) == 1 else None, chat=chat)
+        return image, Question(chat[-1][1], chat=chat)
     if "question" in value:
-        return Ask(held[key], read_question(value["question"], f"{where}.question", limits))
-    names = [value["task"], value.get("item", "")]
-    if not all(isinstance(name, str) and len(name) <= limits.max_question_chars for name in names):
-        raise Refused(422, f"{where}: task and item must be names")
-    return Ask(held[key], None, names[0], names[1] or None)
+        return image, Question(read_text(value["question"], f"{where}.question", limits))
+    task, item = read_names(value["task"], value.get("item", ""), where, limits)
+    return image, Question(task=task, item=item)
 
 
 def _read_chat(messages: Any, where: str, source: Any, limits: Limits) -> tuple[Any, tuple[tuple[str, str], ...]]:
@@ -122,7 +105,7 @@ def _read_chat(messages: Any, where: str, source: Any, limits: Limits) -> tuple[
                 raise Refused(422, f"{here}.content: parts are {parts}")
         if len(texts) != 1:
             raise Refused(422, f"{here} must hold one text")
-        chat.append((role, read_question(texts[0], f"{here}.content", limits)))
+        chat.append((role, read_text(texts[0], f"{here}.content", limits)))
     if len(chat) % 2 == 0:
         raise Refused(422, f"{where} must end with a question of the user")
     if len(pictures) != 1:

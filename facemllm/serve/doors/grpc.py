@@ -1,0 +1,116 @@
+"""KServe's V2 protocol over gRPC: one host, bounded messages, no loading or unloading, refusals with their reason."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NoReturn
+
+import grpc
+from grpc_interceptor import AsyncExceptionToStatusInterceptor
+from kserve import InferRequest, errors
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from kserve.protocol.grpc.server import GRPCServer
+from kserve.protocol.grpc.servicer import InferenceServicer
+
+from facemllm.serve.caller import CALLER, Caller
+from facemllm.serve.doors.errors import INTERNAL, log, one_line, place
+from facemllm.serve.language import Refused
+from facemllm.serve.observer import Observer, grpc_interceptor
+
+Code = grpc.StatusCode
+_OF_STATUS = {
+    401: Code.UNAUTHENTICATED,
+    403: Code.PERMISSION_DENIED,
+    404: Code.NOT_FOUND,
+    408: Code.DEADLINE_EXCEEDED,
+    413: Code.RESOURCE_EXHAUSTED,
+    429: Code.RESOURCE_EXHAUSTED,
+    501: Code.UNIMPLEMENTED,
+    503: Code.UNAVAILABLE,
+    504: Code.DEADLINE_EXCEEDED,
+}
+
+
+class Grpc(GRPCServer):
+    """KServe's gRPC server on one host. `credentials` make it speak TLS."""
+
+    def __init__(
+        self,
+        plane: Any,
+        extension: Any,
+        host: str,
+        port: int,
+        max_bytes: int,
+        grace_s: int,
+        credentials: grpc.ServerCredentials | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._observer = observer or Observer()
+        super().__init__(port, plane, extension, {}, grace_s)
+        self._host, self._max_bytes, self._credentials = host, max_bytes, credentials
+
+    async def start(self, max_workers: int | None = None) -> None:
+        """Serve until `stop`. Raises RuntimeError if the port is taken."""
+        options = [(f"grpc.max_{way}_message_length", self._max_bytes) for way in ("receive", "send")]
+        options.append(("grpc.so_reuseport", 0))  # else a second server would share the port unseen
+        self._server = grpc.aio.server(interceptors=(grpc_interceptor(self._observer), Statuses()), options=options)
+        servicer = Servicer(self._data_plane, self._model_repository_extension)
+        add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
+        address = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+        if self._credentials is None:
+            self._server.add_insecure_port(address)
+        else:
+            self._server.add_secure_port(address, self._credentials)
+        await self._server.start()
+        await self._server.wait_for_termination()
+
+
+class Servicer(InferenceServicer):
+    """KServe's servicer, which loads and unloads nothing, and knows who calls and until when."""
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:
+        """Answer a request."""
+        left = context.time_remaining()
+        host = context.peer().rpartition(":")[0] or context.peer()
+        CALLER.set(Caller(host, None if left is None else time.monotonic() + left))
+        self.validate_grpc_request(request)
+        response, _ = await self._data_plane.infer(request.model_name, InferRequest.from_grpc(request), {})
+        answer: pb.ModelInferResponse = response.to_grpc()
+        return answer
+
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+        """Closed."""
+        raise NotImplementedError
+
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+        """Closed."""
+        raise NotImplementedError
+
+
+class Statuses(AsyncExceptionToStatusInterceptor):
+    """Every exception as a status with one line; what is not meant for the client stays here."""
+
+    async def handle_exception(
+        self, ex: Exception, request_or_iterator: Any, context: Any, method_name: str
+    ) -> NoReturn:
+        """End the call."""
+        match ex:
+            case Refused():
+                code, line = _OF_STATUS.get(ex.status, Code.INVALID_ARGUMENT), ex.reason
+                log.info("refused with %d", ex.status)
+                if ex.retry_after is not None:
+                    context.set_trailing_metadata((("retry-after", str(max(1, round(ex.retry_after)))),))
+            case errors.InvalidInput() | errors.InferenceError() | errors.UnsupportedProtocol():
+                code, line = Code.INVALID_ARGUMENT, str(ex.reason)
+            case errors.ModelNotFound():
+                code, line = Code.NOT_FOUND, "no such model"
+            case errors.ModelNotReady() | errors.ServerNotReady() | errors.ServerNotLive():
+                code, line = Code.UNAVAILABLE, "the model is not ready"
+            case NotImplementedError():
+                code, line = Code.UNIMPLEMENTED, "not offered by this server"
+            case _:
+                log.error("%s while answering, %s", type(ex).__name__, place(ex))
+                code, line = Code.INTERNAL, INTERNAL
+        await context.abort(code, one_line(line))
+        raise ex  # abort does not return

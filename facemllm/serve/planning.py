@@ -1,0 +1,96 @@
+"""What a question comes to before the model is asked: settled by policy or meaning, or something to score or write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from facemllm import tasks
+from facemllm.serve.language import Answer, Ask, Question, Refused
+from facemllm.serve.parts import Chat, Match, Matcher, Policy, Refusal
+
+UNTAUGHT = "this model was not taught that"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One question: `answer` where it is settled already; else `text` is scored over `options`, or `chat` is answered
+    in free text. `known` is the item it asks for, `match` how that was understood, if it was not named."""
+
+    answer: Answer | None = None
+    known: tasks.Question | None = None
+    match: Match | None = None
+    text: str = ""
+    options: tuple[str, ...] = ()
+    chat: Chat = ()
+
+
+class Planner:
+    """Plans questions: policy first, then meaning. `served` are the tasks that this deployment answers."""
+
+    def __init__(self, served: Sequence[tasks.Task], matcher: Matcher, policy: Policy) -> None:
+        self.served = {task.name: task for task in served}
+        self._matcher, self._policy = matcher, policy
+
+    def plan(self, ask: Ask, question: Question) -> Plan:
+        """What is to be done about a question. Raises Refused (422) where it names no task or item of this server."""
+        if question.task is not None:
+            return self._named(question.task, question.item, ask.where)
+        chat = question.chat or (("user", question.text or ""),)
+        for text in (*(text for _, text in chat), *question.options):
+            if refusal := self._policy.refuses(text):
+                return _refused(refusal)
+        if len(chat) > 1 and not question.options:
+            return self._talk(chat)
+        return self._asked(chat[-1][1], question.options)
+
+    def _talk(self, chat: Chat) -> Plan:
+        """A chat of several turns: free, if one of them is about faces and none asks what may not be asked."""
+        plans = [self._asked(text, ()) for role, text in chat if role == "user"]
+        refused = next((one for one in plans if one.answer and one.answer.kind == "refused"), None)
+        if refused or all(one.answer for one in plans):
+            return refused or plans[-1]
+        return Plan(chat=chat)
+
+    def _asked(self, text: str, options: tuple[str, ...]) -> Plan:
+        match = self._matcher.match(text)
+        if match is None:
+            if not self._matcher.about_faces(text):
+                return self._untaught(text)
+            return Plan(text=text, options=options) if options else Plan(chat=(("user", text),))
+        if refusal := self._policy.refuses_task(match.question.task):
+            return _refused(refusal, match.question)
+        if match.question.task not in self.served:
+            return self._untaught(text)
+        if options:
+            return Plan(text=match.wording, options=options)
+        return replace(_of_item(match.question, match.wording), match=match)
+
+    def _named(self, name: str, item: str | None, where: str) -> Plan:
+        refusal = self._policy.refuses_task(name) if name in tasks.all_names() else None
+        task = self.served.get(name)
+        if task is None and refusal is None:
+            raise Refused(422, f"{where}.task: unknown; known are {', '.join(self.served)}")
+        questions = {question.item: question for question in (task or tasks.get(name)).questions()}
+        item = item or (next(iter(questions)) if len(questions) == 1 else "")
+        if item not in questions:
+            raise Refused(422, f"{where}.item: one of {', '.join(questions)} is needed for {name}")
+        if refusal:
+            return _refused(refusal, questions[item])
+        return _of_item(questions[item], questions[item].templates[0])
+
+    def _untaught(self, text: str) -> Plan:
+        nearest = tuple(self._matcher.suggestions(text))
+        reason = f"it can be asked: {' '.join(nearest)}" if nearest else None
+        return Plan(Answer("untaught", UNTAUGHT, reason=reason, suggestions=nearest))
+
+
+def _of_item(known: tasks.Question, wording: str) -> Plan:
+    if known.options:
+        return Plan(known=known, text=wording, options=tuple(option.text for option in known.options))
+    return Plan(known=known, text=wording, chat=(("user", wording),))
+
+
+def _refused(refusal: Refusal, known: tasks.Question | None = None) -> Plan:
+    task, item = (known.task, known.item) if known else (None, None)
+    return Plan(Answer("refused", refusal.reason, task=task, item=item, rule=refusal.rule, reason=refusal.reason))
