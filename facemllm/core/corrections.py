@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -141,8 +142,11 @@ class Corrections:
     def _size(self) -> int:
         """Bytes in the folder; others may write there, too, so they are counted again every minute."""
         if self._clock() - self._counted >= _COUNT_AGAIN_S:
-            files = (Path(place, name) for place, _, names in os.walk(self.folder) for name in names)
-            self._held, self._counted = sum(file.stat().st_size for file in files), self._clock()
+            self._held, self._counted = 0, self._clock()
+            for place, _, names in os.walk(self.folder):
+                for name in names:
+                    with suppress(FileNotFoundError):  # another process has just renamed it
+                        self._held += os.stat(os.path.join(place, name)).st_size
         return self._held
 
     def _keep(self, image: str, picture: bytes) -> None:

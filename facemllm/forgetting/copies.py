@@ -109,7 +109,7 @@ def copies(settings: Settings, marks: Marks) -> list[Copy]:
         lambda: _served(settings, seek),
         lambda: _keys(settings, seek),
         lambda: iter(stored),
-        lambda: _project(seek),
+        lambda: _project(settings, seek),
     )
     return [copy for place in places for copy in place()]
 
@@ -157,15 +157,19 @@ def _work(settings: Settings) -> Iterator[Copy]:
 def _served(settings: Settings, seek: Seeker) -> Iterator[Copy]:
     """What users of the model server sent as corrections, and the days of answers that it keeps."""
     images = seek.marks.image | seek.marks.original
-    roots = [
-        Path(source.root).expanduser() for source in settings.ingest.sources if source.name == FEEDBACK and source.root
-    ]
-    for folder in dict.fromkeys([*([settings.corrections] if settings.corrections else []), *map(Path.resolve, roots)]):
+    for folder in _corrections(settings):
         if Corrections(folder).holds(images):
             yield Corrected("corrections", folder, images)
     for file in files_under(settings.answers, lambda name: name.endswith(_TEXTS)):
         if seek.in_text(file):
             yield Copy("answers", file)
+
+
+def _corrections(settings: Settings) -> list[Path]:
+    """Every folder of corrections that the settings name: the server's, and those that are read."""
+    read = [source.root for source in settings.ingest.sources if source.name == FEEDBACK and source.root]
+    own = [settings.corrections] if settings.corrections else []
+    return list(dict.fromkeys([*own, *(Path(root).expanduser().resolve() for root in read)]))
 
 
 def _keys(settings: Settings, seek: Seeker) -> Iterator[Copy]:
@@ -175,12 +179,13 @@ def _keys(settings: Settings, seek: Seeker) -> Iterator[Copy]:
             yield Copy("key", path)
 
 
-def _project(seek: Seeker) -> Iterator[Copy]:
+def _project(settings: Settings, seek: Seeker) -> Iterator[Copy]:
     """Tables and reports under `data/`, and the objects and experiments that DVC keeps of them."""
     data = root() / "data"
     yield from _tables(seek, data, "data")
     for file in files_under(data, lambda name: name.endswith(_TEXTS)):
-        if file.name != MANIFEST and seek.in_text(file):
+        corrected = any(file.resolve().is_relative_to(folder) for folder in _corrections(settings))
+        if file.name != MANIFEST and not corrected and seek.in_text(file):
             yield Copy("data", file)
     for experiment in _folders(root() / ".dvc" / "tmp" / "exps"):
         if any(seek.in_content(file) for file in files_under(experiment, lambda name: True)):

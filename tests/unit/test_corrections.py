@@ -225,6 +225,16 @@ def test_a_picture_that_was_never_imported_is_forgotten_by_its_whole_digest(
     assert not (store.folder / PICTURES / image).exists()
 
 
+def test_a_folder_within_the_projects_data_keeps_the_corrections_of_others(project: Path) -> None:
+    store = Corrections(project / "data" / "corrections", max_bytes=10**6, per_minute=100)
+    image, other = put(store, 1, ("age", "age", "34")), put(store, 2, ("age", "age", "20"))
+    given = settings_room.load(
+        "laptop", ["storage.home=home", "services.mlflow_port=1025", "serve.feedback.folder=data/corrections"]
+    )
+    forget(given, image=image, reason="withdrawn", by="Ada Lovelace")
+    assert [one.image for _, one in read(store.folder) if isinstance(one, Correction)] == [other]
+
+
 @pytest.mark.parametrize("given", ["{answers: true, days: 0}", "{answers: false, days: 3}"])
 def test_a_retention_without_days_is_refused(given: str) -> None:
     refuses("give answers: true with days", settings_room.load, "laptop", [f"serve.retention={given}"])
