@@ -62,6 +62,11 @@ def atomic_file(path: Path, tidy: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def private(path: str, flags: int) -> int:
+    """An opener for `open`: what it makes, its owner alone can read."""
+    return os.open(path, flags, 0o600)
+
+
 def require_absent(out: Path) -> None:
     """Raises UserError when `out` exists."""
     if out.exists():

@@ -170,7 +170,8 @@ def model_server(
         "scratch": settings.home / "work" / "serving",
         **(approved_by(settings) if name != "staging" else {}),
         "max-new-tokens": settings.evaluate.max_new_tokens,  # so that captions end where evaluation ended them
-        "config": settings.serve.model_dump_json(),
+        "answers": settings.answers,
+        "config": json.dumps(_served(settings)),
         **({"evaluated": figures} if (figures := evaluated_file(settings, digest)).is_file() else {}),
     }
     command = [sys.executable, "-m", "facemllm.serve.server"]
@@ -178,6 +179,13 @@ def model_server(
     health = (f"{url}/v2/health/ready", f"{url}/v1/models/{settings.promote.model_name}")
     env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     return Service(name, tuple(command), port, url, health, env)
+
+
+def _served(settings: Settings) -> dict[str, Any]:
+    """The section `serve` for a server, which runs anywhere: its folder is absolute."""
+    chosen = settings.serve.model_dump(mode="json")
+    chosen["feedback"]["folder"] = None if settings.corrections is None else str(settings.corrections)
+    return chosen
 
 
 def evaluated_file(settings: Settings, digest: str) -> Path:

@@ -2,7 +2,8 @@
 
 Tables, evaluations, reports and caches can all be made again without the picture, so what holds it goes as a whole.
 What cannot show that it is free of it (a cache of a table that is gone, unfinished work) goes, too. Training
-checkpoints hold no pictures and stay. Text is searched for digests: the reports name a picture by the first 12.
+checkpoints hold no pictures and stay; corrections that users sent cannot be made again, and the picture's alone go.
+Text is searched for digests: the reports name a picture by the first 12.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from facemllm.core.corrections import Corrections
 from facemllm.core.store import FACE
 from facemllm.forgetting.finding import files_under, is_parquet, rows_of
 from facemllm.settings import Settings, root
@@ -20,6 +22,8 @@ from facemllm.tables import MANIFEST
 from facemllm.version.tombstones import Marks
 
 REPORT = "report.html"
+FEEDBACK = "feedback"
+"""The source that reads corrections; what it was given goes with the rest."""
 _TEXTS = (".json", ".jsonl", ".html", ".md", ".csv", ".txt")
 _TOKENS = re.compile(rb"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{32})(?![0-9a-f])|\bface [0-9a-f]{12}\b")
 _BLOCK, _OVERLAP = 2**24, 80  # bytes of a text at a time; a name across the border is found in the next block
@@ -40,6 +44,17 @@ class Copy:
             shutil.rmtree(self.path)
         else:
             self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Corrected(Copy):
+    """Corrections of pictures, in the folder `path`, and these pictures; the others stay."""
+
+    images: frozenset[str]
+
+    def remove(self) -> None:
+        """Delete them; nothing happens if they are gone."""
+        Corrections(self.path).forget(self.images)
 
 
 @dataclass(frozen=True)
@@ -91,9 +106,10 @@ def copies(settings: Settings, marks: Marks) -> list[Copy]:
         lambda: _tracked(settings, seek),
         lambda: _caches(settings, {copy.path.name for copy in stored}),
         lambda: _work(settings),
+        lambda: _served(settings, seek),
         lambda: _keys(settings, seek),
         lambda: iter(stored),
-        lambda: _project(seek),
+        lambda: _project(settings, seek),
     )
     return [copy for place in places for copy in place()]
 
@@ -138,6 +154,24 @@ def _work(settings: Settings) -> Iterator[Copy]:
             yield Copy("work", folder)
 
 
+def _served(settings: Settings, seek: Seeker) -> Iterator[Copy]:
+    """What users of the model server sent as corrections, and the days of answers that it keeps."""
+    images = seek.marks.image | seek.marks.original
+    for folder in _corrections(settings):
+        if Corrections(folder).holds(images):
+            yield Corrected("corrections", folder, images)
+    for file in files_under(settings.answers, lambda name: name.endswith(_TEXTS)):
+        if seek.in_text(file):
+            yield Copy("answers", file)
+
+
+def _corrections(settings: Settings) -> list[Path]:
+    """Every folder of corrections that the settings name: the server's, and those that are read."""
+    read = [source.root for source in settings.ingest.sources if source.name == FEEDBACK and source.root]
+    own = [settings.corrections] if settings.corrections else []
+    return list(dict.fromkeys([*own, *(Path(root).expanduser().resolve() for root in read)]))
+
+
 def _keys(settings: Settings, seek: Seeker) -> Iterator[Copy]:
     """What the store remembers of a result and names the picture; the rest stays, so that a model's chain is whole."""
     for path in sorted((settings.home / "keys").glob("*.json")):
@@ -145,12 +179,13 @@ def _keys(settings: Settings, seek: Seeker) -> Iterator[Copy]:
             yield Copy("key", path)
 
 
-def _project(seek: Seeker) -> Iterator[Copy]:
+def _project(settings: Settings, seek: Seeker) -> Iterator[Copy]:
     """Tables and reports under `data/`, and the objects and experiments that DVC keeps of them."""
     data = root() / "data"
     yield from _tables(seek, data, "data")
     for file in files_under(data, lambda name: name.endswith(_TEXTS)):
-        if file.name != MANIFEST and seek.in_text(file):
+        corrected = any(file.resolve().is_relative_to(folder) for folder in _corrections(settings))
+        if file.name != MANIFEST and not corrected and seek.in_text(file):
             yield Copy("data", file)
     for experiment in _folders(root() / ".dvc" / "tmp" / "exps"):
         if any(seek.in_content(file) for file in files_under(experiment, lambda name: True)):

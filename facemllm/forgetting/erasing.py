@@ -17,7 +17,7 @@ from typing import Any
 from facemllm.core import progress
 from facemllm.core.files import atomic_write, read_json
 from facemllm.errors import UserError
-from facemllm.forgetting.copies import copies
+from facemllm.forgetting.copies import FEEDBACK, copies
 from facemllm.forgetting.finding import Found, groups, meant, perceptual_hashes, search
 from facemllm.forgetting.models import affected, registered
 from facemllm.settings import REPORTS, Settings, root
@@ -118,7 +118,7 @@ def _left_to_you(settings: Settings, facts: Mapping[str, Any]) -> list[str]:
     """What this command may not or cannot delete, in words."""
     told = []
     for source in settings.ingest.sources:
-        if source.root is not None and source.name in facts["sources"]:
+        if source.root is not None and source.name in facts["sources"] and source.name != FEEDBACK:
             told.append(f"the original files of '{source.name}' in {source.root} are as they were")
     if settings.tracking.uri is not None:
         told.append(

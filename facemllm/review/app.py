@@ -17,9 +17,10 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp
 
 from facemllm.errors import UserError, one_line
+from facemllm.report.web import plain
 from facemllm.review import deciding, render
 from facemllm.review.deciding import Changed, Offer
-from facemllm.review.fields import is_digest, plain
+from facemllm.review.fields import is_digest
 from facemllm.review.pages import Pages
 from facemllm.review.security import Guard, Sessions, Turned, form_of, session_of
 from facemllm.review.views import FILES, STATES
@@ -88,7 +89,7 @@ def application(pages: Pages, sessions: Sessions, hosts: Sequence[str], cookie: 
 
     @app.get("/style.css")
     def style() -> Response:
-        return Response(render.STYLE.read_bytes(), media_type="text/css")
+        return Response(render.STYLE, media_type="text/css")
 
     @app.get("/")
     def queue(state: str = "waiting", page: str = "1") -> Response:

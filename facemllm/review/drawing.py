@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from facemllm.review.fields import plain
+from facemllm.report.web import plain
 
 WIDTH, HEIGHT = 132, 20
 _SPARK = 84

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from facemllm.promote.checks import State, rules
-from facemllm.review.fields import MOST, Object, is_digest, mapping, mappings, number, pairs, plain, rows, said, text
+from facemllm.report.web import plain
+from facemllm.review.fields import MOST, Object, is_digest, mapping, mappings, number, pairs, rows, said, text
 from facemllm.scoring.figures import Measure, measure
 
 _MEASURED = (

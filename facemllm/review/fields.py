@@ -6,27 +6,15 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-LONGEST = 2000
-"""Characters of a text that are shown."""
+from facemllm.report.web import plain
+
 MOST = 200
 """Rows of a list that are shown."""
 Object = Mapping[str, Any]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-def plain(value: object, most: int = LONGEST) -> str:
-    """A text as what is read: characters that hide, reorder or cannot be written are spelt out, long ones cut."""
-    text = value if isinstance(value, str) else str(value)
-    cut = text[:most] + "…" if len(text) > most else text
-    return "".join(one if _seen(one) else f"\\u{{{ord(one):x}}}" for one in cut)
-
-
-def _seen(one: str) -> bool:
-    return one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
 
 def is_digest(value: object) -> bool:

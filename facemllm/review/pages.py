@@ -19,10 +19,11 @@ from urllib.parse import quote
 from facemllm.core import digests
 from facemllm.core.servers import mlflow
 from facemllm.errors import one_line
+from facemllm.report.web import plain
 from facemllm.review import facts as reading
 from facemllm.review import samples as faces
 from facemllm.review.facts import Digest, Facts
-from facemllm.review.fields import is_digest, plain
+from facemllm.review.fields import is_digest
 from facemllm.review.views import CHOICES, FILES, STATES, Event, OwnKey, Queue, RequestPage, Row
 from facemllm.settings import Settings
 from facemllm.signing import keys, local

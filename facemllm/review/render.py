@@ -7,17 +7,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from facemllm.report.kit import brief, percent, words
+from facemllm.report.web import environment, style
 from facemllm.review import drawing
 from facemllm.review.drawing import Node
 from facemllm.review.facts import Change, Check, Digest, Gap, Task
-from facemllm.review.fields import plain
 from facemllm.review.views import RequestPage
 
-STYLE = Path(__file__).with_name("style.css")
+STYLE = style(Path(__file__).with_name("style.css"))
 _LAST = ("evaluate", "evaluation", "gate", "model")
 _BESIDE = 5  # sources in the graph; more are counted
 
@@ -29,23 +29,10 @@ def page(template: str, **data: Any) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        finalize=_visible,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {"brief": _brief, "percent": percent, "words": words}
+    filters = {"brief": _brief, "percent": percent, "words": words}
+    made = environment(Path(__file__).with_name("templates"), filters)
     made.globals["draw"] = Draw
     return made
-
-
-def _visible(value: Any) -> Any:
-    return (
-        plain(value) if isinstance(value, str) and not isinstance(value, Markup) and not value.isprintable() else value
-    )
 
 
 def _brief(value: float | None) -> str:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from facemllm.review.fields import Object, is_digest, mapping, number, plain, rows, said, text
+from facemllm.report.web import plain
+from facemllm.review.fields import Object, is_digest, mapping, number, rows, said, text
 
 _PICTURE = re.compile(r"samples/[A-Za-z0-9_-]{1,40}\.(jpg|png)")
 

@@ -20,6 +20,8 @@ from starlette.requests import Request, cookie_parser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from facemllm.report import web
+
 MOST_BODY = 32 * 1024
 """Bytes of a form; a reason of 2,000 characters, each written as 12 bytes, fits."""
 MOST_FIELDS = 8
@@ -28,20 +30,7 @@ OFFER_S = 600.0
 """How long what was shown on the last page before signing can be signed."""
 _MOST_SESSIONS, _MOST_OFFERS = 64, 16
 OPEN = ("/login", "/style.css")
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
-        "frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    # not no-referrer: with that, browsers send "Origin: null" with our own forms; no other site is told either way
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-    "Cache-Control": "no-store",
-}
+HEADERS = web.headers()
 
 
 class Turned(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +14,18 @@ from PIL import Image
 
 from facemllm import tasks
 from facemllm.model.inference import Predictor
+from facemllm.serve import seen
 from facemllm.serve.asked import quality
 from facemllm.serve.asked.matching import Matcher
 from facemllm.serve.asked.policy import Policy
+from facemllm.serve.caller import CALLER
 from facemllm.serve.doors import openai, routes, task_door
 from facemllm.serve.engine.batches import Room
 from facemllm.serve.engine.own import OwnEngine
 from facemllm.serve.engine.protocol import Chat, Prepared
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.guard.decoding import Decoder
+from facemllm.serve.guard.keys import guarded_by
 from facemllm.serve.language import Limits
 from facemllm.serve.predictor import FaceModel, known_tasks
 from facemllm.serve.service import Served, Service
@@ -30,6 +34,7 @@ from facemllm.settings.serve import Serve
 if TYPE_CHECKING:
     from fastapi import APIRouter
     from kserve.protocol.dataplane import DataPlane
+    from starlette.requests import Request
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Loaded:
     model: FaceModel
     chat: openai.ChatDoor
     limits: Limits
+    settings: Serve
 
     @property
     def service(self) -> Service:
@@ -48,7 +54,18 @@ class Loaded:
     def routers(self, plane: DataPlane, info: Callable[[], dict[str, Any]]) -> list[APIRouter]:
         """The routes of all doors; `info` is what GET /info gives."""
         own = routes.router(plane, info, self.chat.model())
-        return [openai.router(self.chat), task_door.router(self.service, self.limits), own]
+
+        def refuses(name: str) -> str | None:
+            found = self.service.policy.refuses_task(name)
+            return found.reason if found else None
+
+        keys = guarded_by(self.settings.guard)
+
+        def admit(request: Request, key: str) -> str:
+            return keys.client(f"Bearer {key}") if keys else CALLER.get().client
+
+        shown = seen.routers(self.service, self.limits, info, self.settings, refuses, admit, keys is not None)
+        return [*shown, openai.router(self.chat), task_door.router(self.service, self.limits), own]
 
 
 class PredictorTokens:
@@ -69,11 +86,19 @@ class PredictorTokens:
 def loaded(service: Service, settings: Serve, tokens: openai.Tokens, max_new_tokens: int) -> Loaded:
     """The doors of a service."""
     limits = Limits(settings.max_body_mb, settings.max_pixels, settings.max_question_chars, settings.max_instances)
-    return Loaded(FaceModel(service, limits), openai.ChatDoor(service, limits, tokens, max_new_tokens), limits)
+    return Loaded(
+        FaceModel(service, limits), openai.ChatDoor(service, limits, tokens, max_new_tokens), limits, settings
+    )
 
 
 def service_of(
-    served: Served, predictor: Predictor, settings: Serve, names: str, evaluated: Evaluated, max_new_tokens: int
+    served: Served,
+    predictor: Predictor,
+    settings: Serve,
+    names: str,
+    evaluated: Evaluated,
+    max_new_tokens: int,
+    kept: Path,
 ) -> Service:
     """The service of a predictor, warmed up. `names` are those of the tasks it answers, with commas; empty for all that
     are not sensitive. Raises UserError for an unknown one, and for a policy that is none."""
@@ -96,6 +121,10 @@ def service_of(
         threads=settings.threads,
     )
     engine.make_ready()
+    about = {"name": served.name, "version": served.version or "", "digest": served.digest}
+    observer = seen.observer(about, [task.name for task in answered], policy.rules, settings, kept)
+    if observer.metrics:
+        observer.metrics.follow(engine.counters)
 
     def prepare(image: Image.Image, map_: NDArray[np.uint8] | None, key: tuple[str, ...]) -> Prepared:
         shown = None if map_ is None else predictor.map(map_)
@@ -113,5 +142,6 @@ def service_of(
         refuses_picture=partial(quality.refuses, coverage=quality.Coverage(**settings.quality.model_dump())),
         engine=engine,
         evaluated=evaluated,
+        observer=observer,
         timeout_s=settings.timeout_s,
     )

@@ -25,6 +25,7 @@ from facemllm.serve.caller import EndsWithCaller, NamedCaller
 from facemllm.serve.doors.errors import add_handlers, refusal
 from facemllm.serve.doors.grpc import Grpc
 from facemllm.serve.guard import connections, middleware
+from facemllm.serve.observer import Observer, Watch
 from facemllm.serve.service import Served
 from facemllm.settings.serve import Guard
 
@@ -68,18 +69,20 @@ class FaceServer(ModelServer):
         """Serve until SIGTERM."""
         (model,) = models
         self.register_model(model)
-        asyncio.run(self._run(model.service.model))
+        asyncio.run(self._run(model.service.model, model.service.observer))
 
-    async def _run(self, served: Served) -> None:
+    async def _run(self, served: Served, observer: Observer) -> None:
         at, stop = self._at, asyncio.Event()
         for one in _SIGNALS:
             asyncio.get_running_loop().add_signal_handler(one, stop.set)
-        rest = Rest(self.dataplane, self.model_repository_extension, at, self._routers(self.dataplane), served)
+        rest = Rest(
+            self.dataplane, self.model_repository_extension, at, self._routers(self.dataplane), served, observer
+        )
         servers: list[Coroutine[Any, Any, None]] = [rest.start()]
         grpc = None
         if at.grpc_port:
             where = (at.host, at.grpc_port, at.guard, at.max_bytes, at.grace_s)
-            grpc = Grpc(self.dataplane, self.model_repository_extension, *where)
+            grpc = Grpc(self.dataplane, self.model_repository_extension, *where, observer=observer)
             servers.append(grpc.start())
         running = [asyncio.create_task(one) for one in servers]
         stopped = asyncio.create_task(stop.wait())
@@ -135,8 +138,15 @@ class Rest(RESTServer):
     """KServe's REST server on one host, with our doors before its own."""
 
     def __init__(
-        self, plane: DataPlane, extension: Any, at: Listening, routers: Sequence[APIRouter], served: Served
+        self,
+        plane: DataPlane,
+        extension: Any,
+        at: Listening,
+        routers: Sequence[APIRouter],
+        served: Served,
+        observer: Observer,
     ) -> None:
+        self._observer = observer
         super().__init__("kserve.model_server:app", plane, extension, at.port, grace_period=at.grace_s)
         self.config.host = at.host
         connections.apply(self.config, at.guard)
@@ -157,6 +167,7 @@ class Rest(RESTServer):
         middleware.install(app, self._at.guard, self._at.max_bytes, refusal)
         app.add_middleware(NamedCaller)
         app.add_middleware(Labelled, served=self._served)
+        app.add_middleware(Watch, observer=self._observer)
 
     def _add_exception_handlers(self, app: FastAPI) -> None:
         add_handlers(app)

@@ -110,6 +110,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", default="", help="tasks whose questions are known; default: all but sensitive ones")
     parser.add_argument("--config", default="", help="JSON of the settings' section serve; default: params.yaml's")
     parser.add_argument("--evaluated", type=Path, help="file of figures that GET /tasks gives, as deploy writes it")
+    parser.add_argument("--answers", type=Path, default=Path("answers"), help="folder of answers, where they are kept")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--grpc-port", type=int, default=0, help="0: no gRPC")
     parser.add_argument("--max-new-tokens", type=int, default=96, help="of a free answer")
@@ -140,7 +141,7 @@ def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
     predictor = Predictor.load(folder, device="cpu", threads=chosen.threads)
     served = Served(options.name, options.version or None, options.digest)
     evaluated = Evaluated.read(options.evaluated)
-    service = service_of(served, predictor, chosen, options.tasks, evaluated, options.max_new_tokens)
+    service = service_of(served, predictor, chosen, options.tasks, evaluated, options.max_new_tokens, options.answers)
     return loaded(service, chosen, PredictorTokens(predictor), options.max_new_tokens)
 
 

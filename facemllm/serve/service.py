@@ -22,6 +22,7 @@ from facemllm.serve.engine.protocol import Engine, Prepared
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.guard.decoding import Decoder
 from facemllm.serve.language import Answer, Answers, Ask, Refused
+from facemllm.serve.observer import Observer
 from facemllm.serve.planning import Plan, Planner
 from facemllm.tasks.answers import answer
 from facemllm.tasks.characteristics import characteristic
@@ -75,7 +76,9 @@ class Service:
         engine: Engine,
         evaluated: Evaluated,
         timeout_s: float,
+        observer: Observer | None = None,
     ) -> None:
+        self.observer = observer or Observer()
         self.model, self.policy, self.evaluated, self.timeout_s = model, policy, evaluated, timeout_s
         self.tasks = {task.name: task for task in served}
         self._planner = Planner(served, matcher, policy)
@@ -101,9 +104,7 @@ class Service:
             said = (plan.answer or group.found[place, n] for n, plan in enumerate(own))
             kept = tuple(_held(one, ask.min_probability) for one in said)
             answers.append(Answers(kept, group.scores if ask.characteristics else None))
-        images, milliseconds = sorted({ask.image.digest[:12] for ask in asks}), 1000 * (time.perf_counter() - started)
-        count = sum(map(len, plans))
-        log.info("answered %d questions about %s in %.0f ms", count, " ".join(images), milliseconds)
+        self.observer.answered(asks, answers, time.perf_counter() - started)
         return answers
 
     async def stream(self, ask: Ask, *, client: str, deadline: float | None) -> AsyncIterator[str | Answer]:
@@ -113,10 +114,14 @@ class Service:
             (found,) = await self.answer([ask], client=client, deadline=deadline)
             yield found.answers[0]
             return
+        started = time.perf_counter()
         async with self._until(deadline) as limit:
-            face = await self._decoder.prepared(ask.image, ask.map, ask.box)
+            with self.observer.timed("decode"):
+                face = await self._decoder.prepared(ask.image, ask.map, ask.box)
         if reason := self._refuses_picture(face.facts):
-            yield _abstained(plan, reason)
+            whole = _abstained(plan, reason)
+            self.observer.answered([ask], [Answers((whole,))], time.perf_counter() - started)
+            yield whole
             return
         written, pieces = "", self._engine.stream(face, plan.chat, client=client, deadline=limit)
         while True:
@@ -126,7 +131,9 @@ class Service:
                 break
             written += piece
             yield piece
-        yield self._written(plan, written.strip())
+        whole = self._written(plan, written.strip())
+        self.observer.answered([ask], [Answers((whole,))], time.perf_counter() - started)
+        yield whole
 
     def _plans(self, ask: Ask) -> list[Plan]:
         if ask.map is not None and not self.takes_maps:
@@ -150,24 +157,27 @@ class Service:
         """Answer all that is asked about one face."""
         from facemllm.model.inference import Query
 
-        face = await self._decoder.prepared(group.ask.image, group.ask.map, group.ask.box)
+        with self.observer.timed("decode"):
+            face = await self._decoder.prepared(group.ask.image, group.ask.map, group.ask.box)
         if reason := self._refuses_picture(face.facts):
             group.found = {(place, n): _abstained(plan, reason) for place, n, plan in group.asked}
             group.scores = {} if group.characteristics else None
             return
         plans = [plan for _, _, plan in group.asked]
-        found = await self._engine.answer(
-            face,
-            [Query(plan.text, plan.options) for plan in plans if plan.options],
-            [plan.chat for plan in plans if not plan.options],
-            characteristics=group.characteristics,
-            client=client,
-            deadline=deadline,
-        )
-        scored, texts = iter(found.scored), iter(found.texts)
-        for place, n, plan in group.asked:
-            one = self._scored(plan, next(scored)) if plan.options else self._written(plan, next(texts))
-            group.found[place, n] = one
+        with self.observer.timed("model"):
+            found = await self._engine.answer(
+                face,
+                [Query(plan.text, plan.options) for plan in plans if plan.options],
+                [plan.chat for plan in plans if not plan.options],
+                characteristics=group.characteristics,
+                client=client,
+                deadline=deadline,
+            )
+        with self.observer.timed("answer"):
+            scored, texts = iter(found.scored), iter(found.texts)
+            for place, n, plan in group.asked:
+                one = self._scored(plan, next(scored)) if plan.options else self._written(plan, next(texts))
+                group.found[place, n] = one
         if group.characteristics:
             group.scores = {name: found.characteristics[name] for name in self.characteristic_names}
 

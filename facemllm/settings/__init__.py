@@ -109,6 +109,17 @@ class Settings(Section):
         return given if is_address(given) else (root() / given).resolve()
 
     @property
+    def corrections(self) -> Path | None:
+        """The folder of corrections that users of the server sent; None where none are taken."""
+        given = self.serve.feedback.folder
+        return None if given is None else (root() / given).resolve()
+
+    @property
+    def answers(self) -> Path:
+        """The folder of answers that `serve.retention` keeps."""
+        return self.home / "answers"
+
+    @property
     def checkpoint(self) -> Path:
         """The file that remembers the newest history of decisions seen."""
         return self.signing / "checkpoint.json"

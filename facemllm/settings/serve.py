@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from facemllm.settings.data import Positive, Section
 from facemllm.settings.operations import Limit, Share
@@ -29,6 +29,36 @@ class Canary(Section):
         if value != sorted(set(value)) or value[-1] != 100:
             raise ValueError("give rising percentages that end with 100, as in [10, 50, 100]")
         return value
+
+
+class Consent(Section):
+    """What users agree to when they send a picture with a correction; a changed text is a new version."""
+
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,20}$")]
+    text: Annotated[str, Field(min_length=20, max_length=2000)]
+
+
+class Feedback(Section):
+    """Corrections of answers that users may send: kept in `folder` (null: none are taken), `max_mb` in all, so many
+    `per_minute` of one client."""
+
+    folder: str | None
+    max_mb: Annotated[float, Field(gt=0)]
+    per_minute: Positive
+    consent: Consent
+
+
+class Retention(Section):
+    """Whether the server keeps answers, and for how many days; it logs digests alone otherwise. Never pictures."""
+
+    answers: bool
+    days: Annotated[int, Field(ge=0, le=3650)]
+
+    @model_validator(mode="after")
+    def _kept_for_a_time(self) -> Retention:
+        if self.answers != (self.days > 0):
+            raise ValueError("give answers: true with days of 1 or more, or answers: false with days: 0")
+        return self
 
 
 class ServePolicy(Section):
@@ -117,6 +147,8 @@ class Serve(Section):
     timeout_s: Annotated[float, Field(gt=0)]
     drain_s: Annotated[float, Field(ge=0, le=600)]
     policy: ServePolicy
+    feedback: Feedback
+    retention: Retention
     quality: ServeQuality
     canary: Canary
     queue: Queue

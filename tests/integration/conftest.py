@@ -53,6 +53,15 @@ def stop_tree(process: subprocess.Popen[Any], how: int = signal.SIGTERM) -> None
     process.wait(10)
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, by Playwright."""
+    from tests.integration.browsing import launched
+
+    with launched() as made:
+        yield made
+
+
 def counted(home: Path) -> Counters:
     """What the one account of an endpoint under a home has counted."""
     with contextlib.closing(Replies(home)) as replies:

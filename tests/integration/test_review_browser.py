@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,29 +12,15 @@ from typing import Any
 import pytest
 
 from facemllm.signing.standing import standing
+from tests.integration.browsing import BEYOND, FAINT, marks
 from tests.integration.conftest import free_port, stop_tree
 from tests.review_example import ADA, GRACE, PASSPHRASE, PIPELINE, Example, example
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None)
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(BROWSER is None, reason="no browser: apt install chromium-headless-shell (or chromium)"),
-]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-FLAGS += ["--disable-sync", "--disable-dev-shm-usage"]
+pytestmark = marks
 WAITING = 3
 
 Opened = Callable[..., Any]
 """Opens the queue in a browser of its own; takes what Playwright's `new_context` takes, and `read_only`."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        made = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield made
-        made.close()
 
 
 @pytest.fixture
@@ -237,34 +222,3 @@ def test_it_fits_and_can_be_read(opened: Opened, shelf: Example, scheme: str, wi
     page.keyboard.press("Tab")
     assert page.locator(":focus").evaluate("one => getComputedStyle(one).outlineWidth") == "3px"
     assert reject == []
-
-
-BEYOND = """() => [...document.querySelectorAll("section table, section svg, aside > *")]
-  .filter(one => !one.closest(".scroll") && one.getClientRects().length)
-  .filter(one => one.getBoundingClientRect().right > one.closest("section, aside").getBoundingClientRect().right)
-  .map(one => one.textContent.trim().slice(0, 40))"""
-"""What sticks out of its box."""
-
-FAINT = """() => {
-  const parse = text => (text.match(/[\\d.]+/g) || []).map(Number)
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-    .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0)
-  const ground = one => {
-    for (let at = one; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor)
-      if (colour.length < 4 || colour[3] > 0) return colour
-    }
-    return [255, 255, 255]
-  }
-  const faint = []
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
-  while (walk.nextNode()) {
-    const one = walk.currentNode.parentElement
-    if (!walk.currentNode.data.trim() || one.closest('svg') || !one.getClientRects().length) continue
-    const pair = [light(parse(getComputedStyle(one).color)), light(ground(one))].sort((a, b) => b - a)
-    const ratio = (pair[0] + .05) / (pair[1] + .05)
-    if (ratio < 4.5) faint.push(`${walk.currentNode.data.trim().slice(0, 40)} ${ratio.toFixed(2)}`)
-  }
-  return faint
-}"""

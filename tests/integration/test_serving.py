@@ -70,7 +70,16 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     base, stages = free_port(4), ("staging_port", "production_port", "staging_grpc_port", "production_grpc_port")
     ports = [f"services.{name}={base + n}" for n, name in enumerate(stages)]
     limits = ["serve.max_body_mb=1", "serve.max_pixels=4000000", "serve.max_instances=8"]
-    loaded = load("laptop", [f"storage.home={home}", "services.start_timeout_s=90", *ports, *limits])
+    loaded = load(
+        "laptop",
+        [
+            f"storage.home={home}",
+            "services.start_timeout_s=90",
+            *ports,
+            *limits,
+            f"serve.feedback.folder={home / 'corrections'}",
+        ],
+    )
     yield loaded
     services.down(loaded)
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from facemllm.errors import UserError
+from facemllm.report.web import plain
 from facemllm.review import facts, render, samples
-from facemllm.review.fields import is_digest, plain
+from facemllm.review.fields import is_digest
 from facemllm.review.pages import Pages
 from facemllm.review.views import RequestPage
 from facemllm.signing.canonical import Refused, utc_now
@@ -323,7 +324,7 @@ def test_a_page_that_only_shows_makes_no_policy(tmp_path: Path) -> None:
 
 
 def test_every_colour_of_words_can_be_read_on_every_ground() -> None:
-    css = render.STYLE.read_text("utf-8")
+    css = render.STYLE
     light, dark = (
         dict(re.findall(r"--([\w-]+):\s*(#\w+)", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)
     )

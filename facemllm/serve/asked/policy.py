@@ -100,6 +100,11 @@ class Policy:
                 return Refusal(subject, f"this deployment does not answer {subject}; its policy names no reason to")
         return None
 
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Names of all rules that may refuse."""
+        return (*(rule.name for rule in rules().rules), *SENSITIVE, *_called_sensitive())
+
     def describe(self) -> dict[str, Any]:
         """The policy as data: what is always refused, and of sensitive tasks which are allowed and why."""
         return {

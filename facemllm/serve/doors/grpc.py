@@ -17,6 +17,7 @@ from facemllm.serve.caller import CALLER, Caller
 from facemllm.serve.doors.errors import INTERNAL, log, one_line, place
 from facemllm.serve.guard import connections
 from facemllm.serve.language import Refused
+from facemllm.serve.observer import Observer, grpc_interceptor
 from facemllm.settings.serve import Guard
 
 Code = grpc.StatusCode
@@ -45,15 +46,17 @@ class Grpc(GRPCServer):
         guard: Guard,
         max_bytes: int,
         grace_s: int,
+        observer: Observer | None = None,
     ) -> None:
         super().__init__(port, plane, extension, {}, grace_s)
         self._host, self._guard, self._max_bytes = host, guard, max_bytes
+        self._observer = observer or Observer()
         self._credentials = connections.grpc_credentials(guard)
 
     async def start(self, max_workers: int | None = None) -> None:
         """Serve until `stop`. Raises RuntimeError if the port is taken."""
         options = connections.grpc_options(self._guard, self._max_bytes)
-        interceptors = [*connections.grpc_interceptors(self._guard), Statuses()]
+        interceptors = [grpc_interceptor(self._observer), *connections.grpc_interceptors(self._guard), Statuses()]
         self._server = grpc.aio.server(interceptors=interceptors, options=options)
         servicer = Servicer(self._data_plane, self._model_repository_extension)
         add_GRPCInferenceServiceServicer_to_server(servicer, self._server)

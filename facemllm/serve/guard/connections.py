@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from facemllm.errors import UserError
-from facemllm.serve.guard.keys import Keys, grpc_interceptor
+from facemllm.serve.guard.keys import grpc_interceptor, guarded_by
 from facemllm.settings.serve import Guard
 
 if TYPE_CHECKING:
@@ -199,7 +199,8 @@ def grpc_interceptors(guard: Guard) -> list[Any]:
     """Interceptors of a gRPC server, which come first: whole messages alone, and keys if they are asked for. Raises
     UserError for a keys file that cannot be read."""
     found = [_whole_messages()]
-    return [*found, grpc_interceptor(Keys(Path(guard.keys).expanduser()))] if guard.keys else found
+    keys = guarded_by(guard)
+    return [*found, grpc_interceptor(keys)] if keys else found
 
 
 def _whole_messages() -> Any:

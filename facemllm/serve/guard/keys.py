@@ -23,11 +23,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from facemllm.errors import UserError
 from facemllm.serve.caller import CALLER
 from facemllm.serve.language import Refused
+from facemllm.settings.serve import Guard
 
 log = logging.getLogger("facemllm.serve")
 
-OPEN_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
+OPEN_PATHS = re.compile(r"/|/page\.(css|js)|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
 """What anyone may GET."""
+OWN_PATHS = frozenset({"/", "/page/feedback"})
+"""Forms of the page, which bring their key themselves."""
 OPEN_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady", "Check", "Watch"})
 
 _LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})\s+([0-9a-f]{64})")
@@ -97,6 +100,15 @@ def _read(path: Path) -> Mapping[str, str]:
     return found
 
 
+def guarded_by(guard: Guard) -> Keys | None:
+    """The keys that a server asks for; None if it asks for none. Raises UserError for a file that cannot be read."""
+    return Keys(Path(guard.keys).expanduser()) if guard.keys else None
+
+
+def _is_open(method: str, path: str) -> bool:
+    return path in OWN_PATHS if method == "POST" else method in ("GET", "HEAD") and bool(OPEN_PATHS.fullmatch(path))
+
+
 def _name(client: str) -> None:
     CALLER.set(replace(CALLER.get(), client=client))
 
@@ -110,7 +122,7 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on in its client's name."""
-        if scope["type"] == "http" and not (scope["method"] in ("GET", "HEAD") and OPEN_PATHS.fullmatch(scope["path"])):
+        if scope["type"] == "http" and not _is_open(scope["method"], scope["path"]):
             given = [value for name, value in scope["headers"] if name == b"authorization"]
             try:
                 _name(self._keys.client(given[0].decode("latin-1") if len(given) == 1 else None))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
@@ -11,7 +10,7 @@ from starlette.types import ASGIApp
 from facemllm.serve.guard.bodies import BodyLimit
 from facemllm.serve.guard.fetching import Fetcher
 from facemllm.serve.guard.json_bodies import JsonLimit
-from facemllm.serve.guard.keys import KeyCheck, Keys
+from facemllm.serve.guard.keys import KeyCheck, guarded_by
 from facemllm.serve.guard.links import FetchImages
 from facemllm.serve.language import Refused
 from facemllm.settings.serve import Guard
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 def install(app: Starlette, guard: Guard, max_bytes: int, refuse: Callable[[str, Refused], ASGIApp]) -> None:
     """Add the middlewares to an application that does not run yet. `refuse` makes the answer to a refusal at a path.
     Raises UserError for a keys file that cannot be read."""
-    keys = Keys(Path(guard.keys).expanduser()) if guard.keys else None
+    keys = guarded_by(guard)
     if guard.fetch.hosts:
         fetcher = Fetcher(guard.fetch.hosts, max_bytes=max_bytes, seconds=guard.fetch.seconds)
         app.add_middleware(FetchImages, fetcher=fetcher, max_bytes=max_bytes, refuse=refuse)

@@ -1,0 +1,57 @@
+"""Debian's chromium through Playwright, and what a page must not have: words that are faint, boxes that stick out."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None)
+marks = [
+    pytest.mark.integration,
+    pytest.mark.skipif(BROWSER is None, reason="no browser: apt install chromium-headless-shell (or chromium)"),
+]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-sync", "--disable-dev-shm-usage"]
+
+
+@contextmanager
+def launched() -> Iterator[Any]:
+    """A browser, for as long as the block lasts."""
+    with playwright.sync_playwright() as started:
+        made = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield made
+        made.close()
+
+
+BEYOND = """() => [...document.querySelectorAll("section table, section svg, aside > *")]
+  .filter(one => !one.closest(".scroll") && one.getClientRects().length)
+  .filter(one => one.getBoundingClientRect().right > one.closest("section, aside").getBoundingClientRect().right)
+  .map(one => one.textContent.trim().slice(0, 40))"""
+"""What sticks out of its box."""
+
+FAINT = """() => {
+  const parse = text => (text.match(/[\\d.]+/g) || []).map(Number)
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0)
+  const ground = one => {
+    for (let at = one; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor)
+      if (colour.length < 4 || colour[3] > 0) return colour
+    }
+    return [255, 255, 255]
+  }
+  const faint = []
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+  while (walk.nextNode()) {
+    const one = walk.currentNode.parentElement
+    if (!walk.currentNode.data.trim() || one.closest('svg') || !one.getClientRects().length) continue
+    const pair = [light(parse(getComputedStyle(one).color)), light(ground(one))].sort((a, b) => b - a)
+    const ratio = (pair[0] + .05) / (pair[1] + .05)
+    if (ratio < 4.5) faint.push(`${walk.currentNode.data.trim().slice(0, 40)} ${ratio.toFixed(2)}`)
+  }
+  return faint
+}"""
