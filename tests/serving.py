@@ -20,6 +20,7 @@ from facemllm.serve.engine.protocol import Found, Prepared
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.guard.images import decode, decode_map
 from facemllm.serve.language import Encoded, Limits
+from facemllm.serve.observer import Observer
 from facemllm.serve.service import Served, Service
 from facemllm.settings import serving
 from facemllm.tasks.base import Item, Question, Task
@@ -186,7 +187,7 @@ def loaded(
     )
     served, figures = Served("m", "7", "d" * 64), evaluated or Evaluated()
     if isinstance(predictor, Predictor):
-        service = assembly.service_of(served, predictor, chosen, ",".join(names), figures, max_new_tokens)
+        service = assembly.service_of(served, predictor, chosen, ",".join(names), figures, max_new_tokens, Observer())
     else:
         own, policy = [tasks.get(name) for name in names], Reasons(allowed or {})
         service = Service(

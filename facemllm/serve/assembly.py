@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.guard.decoding import Decoder
 from facemllm.serve.guard.keys import guarded_by
 from facemllm.serve.language import Limits
+from facemllm.serve.observer import Observer
 from facemllm.serve.predictor import FaceModel, known_tasks
 from facemllm.serve.service import Served, Service
 from facemllm.settings.serve import Serve
@@ -45,6 +45,7 @@ class Loaded:
     chat: openai.ChatDoor
     limits: Limits
     settings: Serve
+    dtype: str
 
     @property
     def service(self) -> Service:
@@ -83,8 +84,10 @@ class PredictorTokens:
         return len(self._predictor.frame.answer(text))
 
 
-def loaded(service: Service, settings: Serve, tokens: openai.Tokens, max_new_tokens: int) -> Loaded:
-    """The doors of a service."""
+def loaded(
+    service: Service, settings: Serve, tokens: openai.Tokens, max_new_tokens: int, dtype: str = "float32"
+) -> Loaded:
+    """The doors of a service, whose model computes in `dtype`."""
     limits = Limits(settings.max_body_mb, settings.max_pixels, settings.max_question_chars, settings.max_instances)
     return Loaded(
         FaceModel(service, limits), openai.ChatDoor(service, limits, tokens, max_new_tokens), limits, settings
@@ -98,7 +101,7 @@ def service_of(
     names: str,
     evaluated: Evaluated,
     max_new_tokens: int,
-    kept: Path,
+    observer: Observer,
 ) -> Service:
     """The service of a predictor, warmed up. `names` are those of the tasks it answers, with commas; empty for all that
     are not sensitive. Raises UserError for an unknown one, and for a policy that is none."""
@@ -121,8 +124,6 @@ def service_of(
         threads=settings.threads,
     )
     engine.make_ready()
-    about = {"name": served.name, "version": served.version or "", "digest": served.digest}
-    observer = seen.observer(about, [task.name for task in answered], policy.rules, settings, kept)
     if observer.metrics:
         observer.metrics.follow(engine.counters)
 

@@ -1,7 +1,7 @@
-"""Putting a model into service on this machine: staging, then production, each proved by one question.
+"""Putting a model into service on this machine: staging, then production, each proved by held-out faces.
 
-A server counts as deployed only when it answers, over HTTP, one question about one held-out face as evaluation answered
-it. Only then is it noted in `<home>/services/<stage>.model`, from where `services up` can start it again. In production
+A server counts as deployed only when it answers, over HTTP, questions about held-out faces as evaluation answered
+them. Only then is it noted in `<home>/services/<stage>.model`, from where `services up` can start it again. In production
 it takes over from the one before it step by step (`facemllm.serve.local`).
 """
 
@@ -17,8 +17,10 @@ import httpx
 
 from facemllm.core import servers, services
 from facemllm.core.servers import Deployed
+from facemllm.core.store import Store
 from facemllm.errors import UserError, one_line
 from facemllm.serve.approval import TIME_ALONE
+from facemllm.serve.engine import parity as gate
 from facemllm.serve.local import production
 from facemllm.serve.local.trial import Trial
 from facemllm.serve.probe import Probe, same_answer
@@ -45,8 +47,15 @@ class Endpoint:
         return f"{self.url}/v1/models/{self.model}:predict"
 
 
-def deploy(settings: Settings, model_dir: Path, model_digest: str, version: str, probe: Probe) -> Endpoint:
-    """Serve a model as staging and prove it.
+def deploy(
+    settings: Settings,
+    model_dir: Path,
+    model_digest: str,
+    version: str,
+    probe: Probe,
+    parity: Callable[[str], object] | None = None,
+) -> Endpoint:
+    """Serve a model as staging and prove it, by `probe` and by `parity`, which is given its address.
 
     Raises UserError when it does not start, or answers otherwise than evaluation; it is not running then.
     """
@@ -54,6 +63,8 @@ def deploy(settings: Settings, model_dir: Path, model_digest: str, version: str,
     endpoint = _endpoint(settings, "staging", model_digest, services.up(settings, "staging", service))
     try:
         _prove(endpoint, probe)
+        if parity is not None:
+            parity(endpoint.url)
     except UserError:
         services.down(settings, ["staging"])
         raise
@@ -129,6 +140,15 @@ def _put_back(
     except UserError as second:
         return UserError(f"{again} as before, but this could not be recorded: {second}")
     return UserError(f"{again} again")
+
+
+def parity_of(settings: Settings, store: Store, evaluation: str) -> Callable[[str], object]:
+    """What compares the server at an address with an evaluation (`engine.parity`); it raises UserError where they
+    differ."""
+    folder = store.path(evaluation)
+    conversations = json.loads((folder / "metrics.json").read_text("utf-8"))["conversations_digest"]
+    name, count = settings.promote.model_name, settings.serve.parity_faces
+    return lambda url: gate.parity(settings, url, name, folder / "predictions", store.path(conversations), count)
 
 
 def ask(url: str, model: str, instance: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def _switch(
     ledger.require(settings, ledger.sources_of_model(folder), "serve")
     store, evaluation = Store(settings.home), str(bundle["evaluation"]["digest"])
     probes = probes_of(store, evaluation, settings.serve.canary.min_requests)
+    parity = parity or deploy.parity_of(settings, store, evaluation)
     before = releases.in_force(decisions)
 
     def put_back(why: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from facemllm.core.corrections import Corrections
+from facemllm.serve.asked.policy import Policy
 from facemllm.serve.caller import CALLER
 from facemllm.serve.doors import feedback as feedback_door
 from facemllm.serve.doors.feedback import Feedback
@@ -18,6 +19,7 @@ from facemllm.serve.observer import Observer
 from facemllm.serve.page import router as page_door
 from facemllm.serve.page.router import Page, Service
 from facemllm.serve.records import Records
+from facemllm.serve.service import Served
 from facemllm.serve.traces import traces
 
 if TYPE_CHECKING:
@@ -26,14 +28,13 @@ if TYPE_CHECKING:
     from facemllm.settings.serve import Serve
 
 
-def observer(
-    about: Mapping[str, str], tasks: Iterable[str], rules: Iterable[str], chosen: Serve, kept: Path
-) -> Observer:
+def observer(served: Served, tasks: Iterable[str], chosen: Serve, kept: Path) -> Observer:
     """The observer of a server: metrics in KServe's registry, traces if they are configured, the log of requests.
 
-    `about` is the model's name, version and digest; `tasks` and `rules` are those that labels may name; `kept` is the
-    folder of answers, used where the settings keep them.
+    `tasks` are those that labels may name; `kept` is the folder of answers, used where the settings keep them.
     """
+    about = {"name": served.name, "version": served.version or "", "digest": served.digest}
+    rules = Policy(chosen.policy.allowed).rules
     folder = kept if chosen.retention.answers else None
     records = Records(about["digest"], folder, chosen.retention.days)
     return Observer(Metrics(tasks, rules, about), traces(about), records)

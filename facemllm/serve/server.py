@@ -134,15 +134,19 @@ def _serve_settings(text: str) -> Serve:
 def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
     sys.argv = sys.argv[:1]  # KServe reads the command line when it is imported
     from facemllm.model.inference import Predictor
+    from facemllm.serve import seen
     from facemllm.serve.assembly import PredictorTokens, loaded, service_of
     from facemllm.serve.evaluated import Evaluated
+    from facemllm.serve.predictor import known_tasks
     from facemllm.serve.service import Served
 
     predictor = Predictor.load(folder, device="cpu", threads=chosen.threads)
     served = Served(options.name, options.version or None, options.digest)
     evaluated = Evaluated.read(options.evaluated)
-    service = service_of(served, predictor, chosen, options.tasks, evaluated, options.max_new_tokens, options.answers)
-    return loaded(service, chosen, PredictorTokens(predictor), options.max_new_tokens)
+    observer = seen.observer(served, known_tasks(options.tasks), chosen, options.answers)
+    service = service_of(served, predictor, chosen, options.tasks, evaluated, options.max_new_tokens, observer)
+    dtype = str(predictor.model.dtype).removeprefix("torch.")
+    return loaded(service, chosen, PredictorTokens(predictor), options.max_new_tokens, dtype)
 
 
 def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval: Approval | None) -> None:
@@ -151,7 +155,7 @@ def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval
     service = loaded.service
     about: dict[str, Any] = {"model": options.name, "digest": options.digest, "version": options.version or None}
     about |= {"tasks": list(service.tasks), "maps": service.takes_maps}
-    about |= {"characteristics": list(service.characteristic_names)}
+    about |= {"engine": "own", "dtype": loaded.dtype, "characteristics": list(service.characteristic_names)}
 
     def info() -> dict[str, Any]:
         return {**about, "authorized": approval.info() if approval else None}

@@ -8,7 +8,7 @@ from facemllm.core.step import Condition, Context, Outcome, Step, section
 
 
 def _deploy(c: Context) -> Outcome:
-    """The version in staging, proved by one question."""
+    """The version in staging, proved by held-out faces."""
     from facemllm.core.servers import evaluated_file
     from facemllm.promote import registry
     from facemllm.promote.registry import model_dir
@@ -19,9 +19,8 @@ def _deploy(c: Context) -> Outcome:
     folder = model_dir(c.settings, version)
     metrics = json.loads((c.store.path(version.evaluation) / "metrics.json").read_text("utf-8"))
     evaluated.write(metrics, evaluated_file(c.settings, version.digest))
-    endpoint = deploy.deploy(
-        c.settings, folder, version.digest, str(version.version), probe_of(c.store, version.evaluation)
-    )
+    probe, parity = probe_of(c.store, version.evaluation), deploy.parity_of(c.settings, c.store, version.evaluation)
+    endpoint = deploy.deploy(c.settings, folder, version.digest, str(version.version), probe, parity)
     return Outcome(version.digest, endpoint.predict_url, output=endpoint.predict_url)
 
 

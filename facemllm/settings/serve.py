@@ -146,6 +146,7 @@ class Serve(Section):
     threads: Positive
     timeout_s: Annotated[float, Field(gt=0)]
     drain_s: Annotated[float, Field(ge=0, le=600)]
+    parity_faces: Positive
     policy: ServePolicy
     feedback: Feedback
     retention: Retention

@@ -105,7 +105,8 @@ def test_a_request_needs_a_known_key_but_for_health_and_metrics(ada):
         for path in ("/", "/metrics", "/v2/health/live", "/v2/health/ready", "/v1/models/one"):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as reply:
                 assert reply.status == 200
-        assert post(port, b"{}", {}, "/")[0] == 401  # open to be read, not to be written
+        assert post(port, b"{}", {}, "/metrics")[0] == 401  # open to be read, not to be written
+        assert post(port, b"{}", {}, "/")[0] == 200  # the page asks for the key in its form
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/long", timeout=30)
         assert (caught.value.code, caught.value.headers["WWW-Authenticate"]) == (401, "Bearer")
