@@ -1,6 +1,6 @@
 """The one way a step is run.
 
-A step is a plain function in its room, listed in `facemllm.workflow.steps`. `run_step` puts what every step needs
+A step is a plain function in its room, listed in `facemllm.workflow.steps`. `execute` puts what every step needs
 around it: settings, the content store (same inputs, settings and code: the remembered result), a nested MLflow run,
 events for the live table, and one clear line when it fails. KFP components, commands and DVC stages call this function;
 none holds logic of its own.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,25 +23,25 @@ from facemllm.core.step import CLUSTER_RUN, PARENT_RUN, Context, Step, depends, 
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.scoring.figures import differing
-from facemllm.settings import Settings, load
+from facemllm.settings import Settings
 from facemllm.tracking import runs as tracking
 from facemllm.workflow.steps import steps
 
 ENGINE = "FACEMLLM_ENGINE"  # process id of KFP's local runner, which starts each step through a shell
 
 
-def run_step(name: str, profile: str, overrides: Sequence[str], **inputs: str) -> str:
+def execute(name: str, settings: Settings, **inputs: str) -> str:
     """Run one step, or recall its result, and return its output value: what the next step is given.
 
     Raises UserError with one clear line; the same line goes to the live table.
     """
+    return str(run_record(name, settings, **inputs)["output"])
+
+
+def run_record(name: str, settings: Settings, **inputs: str) -> dict[str, Any]:
+    """The same, and return all that is remembered of it: its `output`, `digest`, `seconds` and the step's own facts."""
     if engine := os.environ.pop(ENGINE, None):
         die_with(int(engine))
-    return execute(name, load(profile, list(overrides)), **inputs)
-
-
-def execute(name: str, settings: Settings, **inputs: str) -> str:
-    """Run one step under settings that are already loaded. See `run_step`."""
     step = steps(settings)[name]
     if set(inputs) != set(step.inputs):
         raise ValueError(f"step {name} takes inputs {sorted(step.inputs)}, got {sorted(inputs)}")
@@ -61,7 +61,7 @@ def execute(name: str, settings: Settings, **inputs: str) -> str:
     state = "cached" if recalled else "done"
     seconds = record["seconds"] if recalled else time.monotonic() - started
     progress.event(state=state, seconds=seconds, digest=record["digest"], figure=record["figure"])
-    return str(record["output"])
+    return record
 
 
 def recall_all(settings: Settings) -> dict[str, dict[str, Any]]:

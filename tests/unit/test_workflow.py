@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 
 import commands
-import pipeline
 from facemllm.cli import main as cli
 from facemllm.core import digests, progress
 from facemllm.core.step import PARENT_RUN, Context, Outcome, Step
@@ -332,7 +331,7 @@ def test_command_lines_end_with_one_clear_line(words, code, says, monkeypatch, c
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # a run takes over the signals of its process
     with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
-        commands.main(pipeline.build) if program == "pipeline.py" else cli.main()
+        commands.main() if program == "pipeline.py" else cli.main()
     check_end(int(str(ended.value.code)), capsys.readouterr().err, code, says)
 
 
