@@ -20,6 +20,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from kfp.client import KF_PIPELINES_SA_TOKEN_PATH
 
 from facemllm import settings
 from facemllm.serve import server
@@ -34,6 +35,7 @@ CUSTOM = {
     ("serving.kserve.io/v1beta1", "InferenceService"): "kserve/inferenceservices.json",
     ("serving.kserve.io/v1alpha1", "ServingRuntime"): "kserve/servingruntimes.json",
 }
+STARTS = ("on-data", "pipeline-starter")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Document = dict[str, Any]
@@ -123,6 +125,8 @@ def pods(document: Document) -> Iterator[tuple[str, Document]]:
     match document["kind"]:
         case "Deployment" | "Job":
             templates["template"] = spec["template"]
+        case "CronJob":
+            templates["template"] = spec["jobTemplate"]["spec"]["template"]
         case "RayJob":
             cluster = spec["rayClusterSpec"]
             templates["submitter"] = spec["submitterPodTemplate"]
@@ -407,18 +411,42 @@ def test_no_pod_gets_a_sidecar_that_would_refuse_those_without_one(source: str) 
     )
 
 
+def with_components(tmp_path: Path, *components: str) -> list[Document]:
+    """The overlay `gpu` with components of ours added, as an overlay of one's own would do it."""
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    folder, overlay = tmp_path / "k8s/overlays/gpu", tmp_path / "k8s/overlays/gpu/kustomization.yaml"
+    added = [f"../../components/{name}" for name in components]
+    overlay.write_text(f"{overlay.read_text('utf-8')}\n{yaml.safe_dump({'components': added})}", "utf-8")
+    command = ["kubectl", "kustomize", str(folder)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return list(yaml.load_all(text, yaml.CSafeLoader))
+
+
 @needs_kubectl
 @pytest.mark.parametrize(("components", "mode"), [((), "Knative"), (("kserve-0.15",), "Serverless")])
 def test_the_mode_has_the_word_of_the_version(tmp_path: Path, components: tuple[str, ...], mode: str) -> None:
-    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
-    (folder := tmp_path / "k8s/overlays/own").mkdir()
-    added = [f"../../components/{name}" for name in components]
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["../gpu"], "components": added}), "utf-8")
-    command = ["kubectl", "kustomize", str(folder)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    (service,) = (d for d in yaml.load_all(text, yaml.CSafeLoader) if d["kind"] == "InferenceService")
+    (service,) = (d for d in with_components(tmp_path, *components) if d["kind"] == "InferenceService")
     assert service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == mode
     assert schema_faults(service) == []
+
+
+@needs_kubectl
+def test_what_starts_runs_on_new_data_has_a_token_for_kubeflow_and_for_nothing_else(tmp_path: Path) -> None:
+    made = {d["kind"]: d for d in with_components(tmp_path, "on-data") if d["metadata"]["name"].startswith(STARTS)}
+    assert set(made) == {"CronJob", "ServiceAccount", "RoleBinding"}
+    assert [fault for document in made.values() for fault in schema_faults(document) + rule_faults(document)] == []
+    ((_, pod),) = pods(made["CronJob"])
+    spec, (container,) = pod["spec"], pod["spec"]["containers"]
+    assert container["image"].startswith("registry.example.com/face-mllm:")
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    projected = next(volume["projected"] for volume in spec["volumes"] if volume["name"] == "token")
+    (source,) = (one["serviceAccountToken"] for one in projected["sources"])
+    assert source["audience"] == "pipelines.kubeflow.org"
+    assert f"{mounts['token']}/{source['path']}" == KF_PIPELINES_SA_TOKEN_PATH
+    assert (spec["automountServiceAccountToken"], spec["serviceAccountName"]) == (False, STARTS[1])
+    words = [*container["command"], *container["args"]]
+    assert words[:4] == ["python", "pipeline.py", "schedule", "--on-data"]
+    assert made["RoleBinding"]["subjects"][0]["name"] == STARTS[1]
 
 
 @everywhere
