@@ -50,9 +50,7 @@ def run_record(name: str, settings: Settings, **inputs: str) -> dict[str, Any]:
     try:
         progress.event(state="running")
         inputs |= {world: read(settings) for world, read in step.world.items()}
-        depends_on = depends(step, settings)
-        recalled = _recall(step, settings, key_of(step, depends_on, inputs))
-        record = recalled or _perform(step, settings, depends_on, inputs, started)
+        record, recalled = _made(step, settings, inputs, started)
     except BaseException as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
         message = "interrupted" if isinstance(error, KeyboardInterrupt) else message
@@ -135,10 +133,24 @@ def _recall(step: Step, settings: Settings, key: str) -> dict[str, Any] | None:
 
 def _nested(settings: Settings, name: str, **inputs: str) -> dict[str, Any]:
     """Record of another step, recalled or made now, with no place of its own in the live table or in MLflow."""
-    step = steps(settings)[name]
+    return _made(steps(settings)[name], settings, inputs, time.monotonic(), tracked=False)[0]
+
+
+def _made(
+    step: Step, settings: Settings, inputs: Mapping[str, str], started: float, tracked: bool = True
+) -> tuple[dict[str, Any], bool]:
+    """The record of a step, recalled or made now, and whether it was recalled.
+
+    Of two runs that are at the same work in one home, the second waits for the first and recalls what it made.
+    """
     depends_on = depends(step, settings)
-    record = _recall(step, settings, key_of(step, depends_on, inputs))
-    return record or _perform(step, settings, depends_on, inputs, time.monotonic(), tracked=False)
+    key = key_of(step, depends_on, inputs)
+    if recalled := _recall(step, settings, key):
+        return recalled, True
+    with Store(settings.home).working(key) if step.keeps else nullcontext():
+        if recalled := _recall(step, settings, key):
+            return recalled, True
+        return _perform(step, settings, depends_on, inputs, started, tracked), False
 
 
 def _perform(
@@ -147,7 +159,7 @@ def _perform(
     depends_on: Mapping[str, Any],
     inputs: Mapping[str, str],
     started: float,
-    tracked: bool = True,
+    tracked: bool,
 ) -> dict[str, Any]:
     store, key = Store(settings.home), key_of(step, depends_on, inputs)
     work = store.work(key)
