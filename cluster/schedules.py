@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -27,8 +26,6 @@ def by_clock(
     KFP cannot change one, so the new one stands before the old ones go; of two that are made at once the newer stays.
     What a pause of the cluster missed is not made up for.
     """
-    from kfp_server_api import ApiException
-
     made = api.call(api.client.create_experiment, experiment, namespace=api.namespace or None)
     given = {"cron_expression": cron, "max_concurrency": 1, "no_catchup": True, "service_account": account}
     job = api.call(
@@ -42,9 +39,19 @@ def by_clock(
     found = sorted(recurring(api, made.experiment_id, name), key=lambda one: (one.created_at, one.recurring_run_id))
     *before, newest = found or [job]
     for earlier in before:
-        with suppress(ApiException):  # another `schedule` was quicker
-            api.client.delete_recurring_run(earlier.recurring_run_id)
+        api.call(_absent, api.client.delete_recurring_run, earlier.recurring_run_id)
     return str(newest.recurring_run_id), [str(one.recurring_run_id) for one in before]
+
+
+def _absent(delete: Any, one: str) -> None:
+    """Delete something; another `schedule` may have been quicker."""
+    from kfp_server_api import ApiException
+
+    try:
+        delete(one)
+    except ApiException as error:
+        if error.status != 404:
+            raise
 
 
 def recurring(api: Api, experiment: str, name: str) -> list[Any]:

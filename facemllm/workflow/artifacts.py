@@ -66,23 +66,21 @@ def _metrics(settings: Settings, record: Mapping[str, Any], artifact: Any) -> No
 
 
 def _html(settings: Settings, record: Mapping[str, Any], artifact: Any) -> None:
-    """The report that the result holds; of an evaluation, the run's report as far as it is known by now."""
-    folder = _folder(settings, record)
-    if (folder / REPORT).is_file():
-        _write(artifact.path, (folder / REPORT).read_bytes())
-    elif (folder / "metrics.json").is_file():
-        from facemllm.report.run import write_report
-
-        Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
-        write_report(Path(artifact.path), _so_far(settings), folder)
-
-
-def _so_far(settings: Settings) -> dict[str, Any]:
-    """The summary of a run by what the store holds of it now."""
+    """The report that the result holds; else that of the run as far as the store knows it by now."""
+    own = _folder(settings, record) / REPORT
+    if own.is_file():
+        _write(artifact.path, own.read_bytes())
+        return
+    from facemllm.report.run import write_report
     from facemllm.workflow.runs import RunView, summarise
 
-    summary = summarise(settings, settings.profile, RunView.of(settings, Path(os.devnull)), 0.0, [])
-    return {**summary, "seconds": sum(step["seconds"] or 0.0 for step in summary["steps"])}
+    view = RunView.of(settings, Path(os.devnull))
+    view.steps[str(record["step"])].digest = record["digest"]
+    summary = summarise(settings, settings.profile, view, 0.0, [])
+    summary["seconds"] = sum(step["seconds"] or 0.0 for step in summary["steps"])
+    evaluated = {step["name"]: step["digest"] for step in summary["steps"]}["evaluate"]
+    Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
+    write_report(Path(artifact.path), summary, Store(settings.home).path(evaluated) if evaluated else None)
 
 
 def _model(settings: Settings, record: Mapping[str, Any], artifact: Any) -> None:

@@ -11,16 +11,10 @@ from facemllm.core.digests import of_json
 from facemllm.settings import Settings
 from facemllm.tracking import runs as tracking
 from facemllm.workflow import artifacts, runner
+from tests.evaluation_example import figure
 
-CLOSED = {
-    "value": 0.81,
-    "low": 0.7,
-    "high": 0.9,
-    "n": 40,
-    "metric": "balanced_accuracy",
-    "baselines": {"constant": 0.5},
-}
-METRICS = {"tasks": {}, "closed_mean": CLOSED}
+CLOSED = figure(0.81, 0.7, 0.9, 0.5, 0.6, metric="balanced_accuracy", higher_is_better=True, unit="")
+METRICS = {"tasks": {"expression": CLOSED}, "closed_mean": CLOSED}
 
 
 @pytest.fixture
@@ -35,7 +29,11 @@ def result(home: Settings, files: dict[str, Any], **facts: Any) -> dict[str, Any
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
-    return {"digest": digest, "output": digest, "figure": "", "seconds": 12.5, "settings": {"seed": 7}, **facts}
+    record = {"digest": digest, "output": digest, "figure": "", "seconds": 12.5, "settings": {"seed": 7}, "inputs": {}}
+    record |= {"step": "ingest", **facts}
+    (home.home / "keys").mkdir(parents=True, exist_ok=True)
+    (home.home / "keys" / f"{digest}.json").write_text(json.dumps(record), "utf-8")
+    return record
 
 
 def run(monkeypatch: pytest.MonkeyPatch, home: Settings, record: dict[str, Any], *shown: Any) -> str:
@@ -59,11 +57,15 @@ def test_the_numbers_of_a_table_and_of_what_it_took(home, tmp_path, monkeypatch)
 
 
 def test_an_evaluation_shows_its_figures_and_the_report_so_far(home, tmp_path, monkeypatch) -> None:
-    record = result(home, {"metrics.json": METRICS, "samples/samples.json": []})
+    record = result(home, {"metrics.json": METRICS, "samples/samples.json": []}, step="evaluate")
     metrics, page = made(dsl.Metrics, tmp_path), made(dsl.HTML, tmp_path)
     run(monkeypatch, home, record, metrics, page)
     assert metrics.metadata["closed_mean/balanced_accuracy"] == 0.81
-    assert "</html>" in Path(page.path).read_text("utf-8")
+    assert "0.81" in Path(page.path).read_text("utf-8")
+    verdict = {"passed": False, "reasons": ["gender 0.62 is below the threshold 0.85"], "checks": []}
+    gate = result(home, {"gate.json": verdict}, step="gate", gate={"passed": False, "reasons": verdict["reasons"]})
+    run(monkeypatch, home, gate, page)
+    assert "gender 0.62 is below the threshold" in Path(page.path).read_text("utf-8")
 
 
 def test_a_report_of_its_own_is_shown_as_it_is(home, tmp_path, monkeypatch) -> None:
@@ -74,7 +76,7 @@ def test_a_report_of_its_own_is_shown_as_it_is(home, tmp_path, monkeypatch) -> N
 
 def test_a_verdict_and_a_model(home, tmp_path, monkeypatch) -> None:
     metrics, model = made(dsl.Metrics, tmp_path), made(dsl.Model, tmp_path)
-    run(monkeypatch, home, result(home, {}, gate={"passed": True, "reasons": []}), metrics)
+    run(monkeypatch, home, result(home, {}, step="gate", gate={"passed": True, "reasons": []}), metrics)
     assert metrics.metadata == {"seconds": 12.5, "passed": 1.0}
     registered = result(home, {"registered.json": {}}, name="face-mllm", version=3, model_digest="ab" * 32, output="3")
     assert run(monkeypatch, home, registered, model) == "3"

@@ -228,7 +228,7 @@ def test_a_component_is_one_docstring_and_one_call(settings: Settings, name: str
         f"return run_component({'stage' if named else json.dumps(name)}, profile, overrides, [metrics"
     )
     assert given.count("(") == given.count(")") == 1
-    shown = {"evaluate": {"report"}, "validate": {"report"}, "register": {"registered"}}
+    shown = {"evaluate": {"report"}, "gate": {"report"}, "validate": {"report"}, "register": {"registered"}}
     artifacts = {"metrics"} | ({"trained"} if named else shown.get(name, set()))
     assert {key for key, value in function.__annotations__.items() if "Output" in str(value)} == artifacts
     taken = set(inspect.signature(function).parameters) - COMMON - artifacts
