@@ -8,9 +8,10 @@ settings, inputs and code gave this digest, so running it again is a look-up, he
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,16 @@ class Store:
 
     def working(self, key: str) -> AbstractContextManager[None]:
         """Hold the work under a key; while another run holds it, wait. It ends with its holder, even killed."""
-        return locked(self.home / "locks" / f"{key[:32]}.lock")
+        return locked(self.lock(key))
+
+    def lock(self, key: str) -> Path:
+        """The file by which the work under a key, or a result's folder, is held."""
+        return self.home / "locks" / f"{key[:32]}.lock"
+
+    def used(self, key: str) -> None:
+        """Note that what is remembered under a key was recalled: what is in use counts as young (`facemllm gc`)."""
+        with suppress(OSError):  # a home that may only be read
+            os.utime(self.home / "keys" / f"{key}.json")
 
     def keep(self, key: str, result: Path, digest: str, facts: Mapping[str, Any]) -> Path:
         """Move a finished folder into the store, remember it under the key, and drop its unfinished work.

@@ -146,6 +146,7 @@ def _made(
     depends_on = depends(step, settings)
     key = key_of(step, depends_on, inputs)
     if recalled := _recall(step, settings, key):
+        Store(settings.home).used(key)
         return recalled, True
     with Store(settings.home).working(key) if step.keeps else nullcontext():
         if recalled := _recall(step, settings, key):
