@@ -68,6 +68,8 @@ class Kubeflow:
         raise Refused(401, "Unauthenticated: the token is expired or of another audience")
 
     def allow(self, namespace: str | None) -> str:
+        if not self.multi_user:
+            return ""
         if not namespace:
             raise Refused(400, "Invalid input error: a namespace is required in multi-user mode")
         if namespace not in self.namespaces:

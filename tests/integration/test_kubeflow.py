@@ -202,6 +202,13 @@ def test_a_session_is_enough(ask, kubeflow, monkeypatch) -> None:
     assert len(kubeflow.runs) == 1
 
 
+def test_where_kubeflow_has_one_user_no_namespace_is_needed(ask, kubeflow) -> None:
+    kubeflow.multi_user = False
+    assert ask("submit", namespace=None).exception is None
+    assert ask("schedule", "--cron", "0 0 3 * * *", namespace=None).exception is None
+    assert (len(kubeflow.runs), len(kubeflow.recurring)) == (1, 1)
+
+
 def test_a_pod_asks_its_own_cluster_with_its_own_token(endpoint, kubeflow, monkeypatch, tmp_path) -> None:
     monkeypatch.delenv("KFP_TOKEN")
     (token := tmp_path / "token").write_text(TOKEN)

@@ -431,6 +431,26 @@ def test_the_mode_has_the_word_of_the_version(tmp_path: Path, components: tuple[
 
 
 @needs_kubectl
+def test_in_a_profile_the_policies_are_of_our_pods_alone_and_know_kubeflows_places(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    made = with_components(tmp_path, "kubeflow", "on-data")
+    policies = {d["metadata"]["name"]: d for d in made if d["kind"] == "NetworkPolicy"}
+    assert [fault for policy in policies.values() for fault in schema_faults(policy)] == []
+    (selected,) = policies["default-deny-ingress"]["spec"]["podSelector"]["matchExpressions"]
+    ours = [pod["metadata"]["labels"] for d in made for _, pod in pods(d) if "labels" in pod["metadata"]]
+    ours.append(next(d for d in made if d["kind"] == "InferenceService")["spec"]["predictor"]["labels"])
+    monkeypatch.chdir(ROOT)
+    ours.append(settings.load().cluster.labels)
+    assert {labels[selected["key"]] for labels in ours} == set(selected["values"])
+    operator = policies["ray-among-itself"]["spec"]["ingress"][1]["from"][0]
+    assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kubeflow"}
+    callers = policies["model-server-from-gateway"]["spec"]["ingress"][0]["from"]
+    gateways = [one["podSelector"]["matchLabels"]["istio"] for one in callers if "podSelector" in one]
+    assert gateways == ["ingressgateway", "cluster-local-gateway"]
+
+
+@needs_kubectl
 def test_what_starts_runs_on_new_data_has_a_token_for_kubeflow_and_for_nothing_else(tmp_path: Path) -> None:
     made = {d["kind"]: d for d in with_components(tmp_path, "on-data") if d["metadata"]["name"].startswith(STARTS)}
     assert set(made) == {"CronJob", "ServiceAccount", "RoleBinding"}
