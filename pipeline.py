@@ -14,8 +14,9 @@ import facemllm.cli  # noqa: F401  loading kfp takes seconds, in which somebody 
 from kfp import dsl
 
 from components import OUTPUT, component_of
+from components.finish import finish as last
 from facemllm.settings import Settings
-from facemllm.workflow.pods import RELEASE
+from facemllm.workflow.pods import FINISH, RELEASE
 from facemllm.workflow.steps import steps
 
 Finish = Callable[[Any, str], Any]
@@ -38,7 +39,9 @@ def on_cluster(settings: Settings, overrides: list[str], finish: Finish) -> Any:
 
     @dsl.pipeline(name="face-mllm", description="Faces to a registered multimodal LLM, and a request for its approval.")
     def face_mllm() -> None:
-        _graph(settings, {"profile": settings.profile, "overrides": overrides, "code": ""}, finish, without={RELEASE})
+        given = {"profile": settings.profile, "overrides": overrides}
+        with dsl.ExitHandler(finish(last(**given), FINISH), name="run"):
+            _graph(settings, {**given, "code": ""}, finish, without={RELEASE})
 
     return face_mllm
 

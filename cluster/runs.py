@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.client import Api
-from facemllm.core.files import atomic_write
+from facemllm.core.files import atomic_write, read_json
 from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings, load
 from facemllm.workflow import runs
@@ -114,11 +114,14 @@ def follow(api: Api, run_id: str, say: Callable[[str], object] = print) -> dict[
 
 
 def summary(run: Any, view: runs.RunView, settings: Settings, overrides: list[str]) -> dict[str, Any]:
-    """The `summary.json` of a run. The commit is the image's, which only its own steps know."""
+    """The `summary.json` of a run: the one that its last task wrote on the volume, where that can be reached; else what
+    Kubeflow knows of it. The commit is the image's, which only its own steps know."""
+    kubeflow = {"run_id": run.run_id, "state": run.state, "experiment_id": run.experiment_id}
+    if told := read_json(settings.runs / str(run.run_id) / "summary.json"):  # the volume is mounted here
+        return {**told, "kubeflow": kubeflow}
     began, ended = run.created_at, run.finished_at
     seconds = (ended - began).total_seconds() if began and ended else 0.0
     told = runs.summarise(settings, run.display_name, view, seconds, overrides)
-    kubeflow = {"run_id": run.run_id, "state": run.state, "experiment_id": run.experiment_id}
     return {**told, "commit": None, "device": "a cluster", "kubeflow": kubeflow}
 
 

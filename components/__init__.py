@@ -1,4 +1,5 @@
-"""KFP components, one file a step (the training stages share `train`): a docstring and one call into `facemllm`.
+"""KFP components, one file a step (the training stages share `train`) and `finish`: a docstring and one call into
+`facemllm`.
 
 Each takes the profile, the overrides of its settings, and `code`, the package's digest, which only keys KFP's cache;
 its artifacts are what it shows in KFP's pages.

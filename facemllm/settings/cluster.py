@@ -93,8 +93,9 @@ class Pod(Section):
         return below.model_copy(update=mine | joined)
 
 
-DEFAULTS, MODELS, TRAIN = GROUPS = ("defaults", "models", "train")
-"""Names in `cluster.steps` that speak of several steps: of all, of those that load the model, of training's stages."""
+DEFAULTS, MODELS, TRAIN, _ = GROUPS = ("defaults", "models", "train", "finish")
+"""Names in `cluster.steps` that are no step's: of all steps, of those that load the model, of training's stages, and of
+the task that ends a run."""
 _NEEDED = ("cpu", "memory", "gpus", "accelerator", "tolerations", "node_selector", "retries", "backoff", "timeout")
 
 

@@ -15,6 +15,8 @@ from facemllm.workflow.steps import steps
 
 RELEASE = "release"
 """The step that no first pipeline has: a person decides before it, and no pod waits for one."""
+FINISH = "finish"
+"""The task that ends a run on a cluster: it writes the run's folder and closes its MLflow run, however it went."""
 _ASKING = ("evaluate", "gate", "deploy", RELEASE)
 _BESIDE = 2 * 1024**3  # bytes of a process that has loaded torch, beside the weights
 
@@ -36,8 +38,8 @@ def loading(settings: Settings) -> list[str]:
 
 
 def pods(settings: Settings) -> dict[str, Pod]:
-    """The pod of every step, by the step's name."""
-    return {name: settings.cluster.pod(*_groups(settings, name), name) for name in steps(settings)}
+    """The pod of every step, and of `finish`, by its name."""
+    return {name: settings.cluster.pod(*_groups(settings, name), name) for name in (*steps(settings), FINISH)}
 
 
 def _groups(settings: Settings, step: str) -> list[str]:

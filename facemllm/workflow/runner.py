@@ -35,11 +35,12 @@ def execute(name: str, settings: Settings, **inputs: str) -> str:
 
     Raises UserError with one clear line; the same line goes to the live table.
     """
-    return str(run_record(name, settings, **inputs)["output"])
+    return str(run_record(name, settings, **inputs)[0]["output"])
 
 
-def run_record(name: str, settings: Settings, **inputs: str) -> dict[str, Any]:
-    """The same, and return all that is remembered of it: its `output`, `digest`, `seconds` and the step's own facts."""
+def run_record(name: str, settings: Settings, **inputs: str) -> tuple[dict[str, Any], bool]:
+    """The same, and return all that is remembered of it (its `output`, `digest`, `seconds`, the step's own facts), and
+    whether it was recalled."""
     if engine := os.environ.pop(ENGINE, None):
         die_with(int(engine))
     step = steps(settings)[name]
@@ -59,7 +60,7 @@ def run_record(name: str, settings: Settings, **inputs: str) -> dict[str, Any]:
     state = "cached" if recalled else "done"
     seconds = record["seconds"] if recalled else time.monotonic() - started
     progress.event(state=state, seconds=seconds, digest=record["digest"], figure=record["figure"])
-    return record
+    return record, recalled
 
 
 def recall_all(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from cluster import client, runs, schedules, specification
 from cluster import commands as of_cluster
 from facemllm.errors import UserError, told
 from facemllm.settings import load
+from facemllm.workflow.runs import RunView
 from tests.kfp_server import SESSION, TOKEN, Kubeflow, serving
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("quick_kfp", "quick", "project")]
@@ -109,6 +111,16 @@ def test_a_run_is_submitted_as_somebody_and_followed_to_its_summary(ask, kubeflo
     assert 'storage.home="/workspace/.facemllm"' in summary["overrides"]
     shown = [one.split()[:2] for one in done.stderr.splitlines() if one.startswith(("ingest", "await"))]
     assert shown == [[step, state] for step in ("ingest", "await_approval") for state in ("running", "done")]
+
+
+def test_where_the_volume_is_mounted_the_runs_own_summary_is_told(tmp_path) -> None:
+    settings = load("laptop", [f"storage.runs={tmp_path}"])
+    (tmp_path / "the-run").mkdir()
+    (tmp_path / "the-run" / "summary.json").write_text('{"gate": {"passed": true}, "steps": []}')
+    run = SimpleNamespace(run_id="the-run", state="SUCCEEDED", experiment_id="e")
+    told_there = runs.summary(run, RunView.of(settings, tmp_path / "none"), settings, [])
+    kubeflow = {"run_id": "the-run", "state": "SUCCEEDED", "experiment_id": "e"}
+    assert told_there == {"gate": {"passed": True}, "steps": [], "kubeflow": kubeflow}
 
 
 def test_without_following_the_id_is_all_it_prints(ask, kubeflow) -> None:

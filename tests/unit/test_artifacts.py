@@ -8,9 +8,11 @@ import pytest
 from kfp import dsl
 
 from facemllm.core.digests import of_json
+from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.tracking import runs as tracking
 from facemllm.workflow import artifacts, runner
+from tests.conftest import picture
 from tests.evaluation_example import figure
 
 CLOSED = figure(0.81, 0.7, 0.9, 0.5, 0.6, metric="balanced_accuracy", higher_is_better=True, unit="")
@@ -36,10 +38,10 @@ def result(home: Settings, files: dict[str, Any], **facts: Any) -> dict[str, Any
     return record
 
 
-def run(monkeypatch: pytest.MonkeyPatch, home: Settings, record: dict[str, Any], *shown: Any) -> str:
+def run(monkeypatch: pytest.MonkeyPatch, home: Settings, record: dict[str, Any], *shown: Any, name: str = "any") -> str:
     monkeypatch.setattr(artifacts, "load", lambda *_: home)
-    monkeypatch.setattr(runner, "run_record", lambda *_, **__: record)
-    return artifacts.run_component("any", "laptop", [], shown)
+    monkeypatch.setattr(runner, "run_record", lambda *_, **__: (record, False))
+    return artifacts.run_component(name, "laptop", [], shown)
 
 
 def made(kind: Any, folder: Path) -> Any:
@@ -86,6 +88,46 @@ def test_a_verdict_and_a_model(home, tmp_path, monkeypatch) -> None:
     stage = result(home, {"config.json": {}})
     run(monkeypatch, home, stage, trained)
     assert trained.metadata == {"digest": stage["digest"], "framework": "transformers"}
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What is told to MLflow at the end of a run."""
+    told: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setenv("FACEMLLM_RUN", "a-run")
+    monkeypatch.setattr(tracking, "join_pipeline", lambda _, run: f"mlflow {run}")
+    monkeypatch.setattr(tracking, "finish_pipeline", lambda _, run, summary, folder: told.append((run, summary)))
+    return told
+
+
+def test_the_last_task_writes_the_runs_folder_and_closes_its_run(home, tmp_path, monkeypatch, closed) -> None:
+    evaluation = result(home, {"metrics.json": METRICS, "samples/samples.json": []}, step="evaluate")
+    (home.home / "store" / evaluation["digest"] / "samples" / "0.jpg").write_bytes(picture(0))
+    run(monkeypatch, home, evaluation, name="evaluate")
+    page = made(dsl.HTML, tmp_path)
+
+    def ended() -> dict[str, Any]:
+        assert artifacts.finish_run("laptop", ["seed=3"], "FAILED", page) == str(home.runs / "a-run")
+        return dict(json.loads((home.runs / "a-run" / "summary.json").read_text()))
+
+    monkeypatch.setattr(artifacts, "load", lambda *_: home)
+    monkeypatch.setattr(runner, "run_record", broken)
+    with pytest.raises(UserError, match="no room"):
+        artifacts.run_component("instruct", "laptop", [], [])
+    summary = ended()
+    states = {step["name"]: step["state"] for step in summary["steps"]}
+    assert (states["evaluate"], states["instruct"], states["release"]) == ("done", "failed", "skipped")
+    assert {step["name"]: step["figure"] for step in summary["steps"]}["instruct"] == "no room"
+    assert (summary["run"], summary["state"], summary["overrides"]) == ("a-run", "FAILED", ["seed=3"])
+    assert closed == [("mlflow a-run", summary)]
+    assert "</html>" in Path(page.path).read_text("utf-8")
+    run(monkeypatch, home, result(home, {"config.json": {}}, step="instruct"), name="instruct")
+    states = {step["name"]: step["state"] for step in ended()["steps"]}
+    assert states["instruct"] == "done", "the attempt that failed is forgotten"
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise UserError("no room")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from facemllm.workflow.pods import loading, on_cluster, pods, weights
 pytestmark = pytest.mark.usefixtures("quick_kfp")
 DATA = ("ingest", "annotate", "reformat", "validate", "version")
 STAGES, ASKING = ("align", "instruct", "specialize"), ("evaluate", "gate", "deploy")
-OTHERS = (*DATA, "register", "await_approval")
+OTHERS = (*DATA, "register", "await_approval", "finish")
 Size = tuple[str, str, int]
 Documents = list[dict[str, Any]]
 
@@ -32,9 +32,9 @@ def each(names: tuple[str, ...], size: Size) -> dict[str, Size]:
 PAPER_DATA: dict[str, Size] = {
     **{"ingest": ("16", "32Gi", 0), "annotate": ("16", "64Gi", 0), "reformat": ("4", "16Gi", 0)},
     **{"validate": ("4", "32Gi", 0), "version": ("4", "16Gi", 0), "register": ("4", "16Gi", 0)},
-    "await_approval": ("500m", "2Gi", 0),
+    **{"await_approval": ("500m", "2Gi", 0), "finish": ("500m", "4Gi", 0)},
 }
-SMALL_OTHERS = each(OTHERS, ("2", "4Gi", 0)) | {"await_approval": ("500m", "2Gi", 0)}
+SMALL_OTHERS = each(OTHERS, ("2", "4Gi", 0)) | {"await_approval": ("500m", "2Gi", 0), "finish": ("500m", "4Gi", 0)}
 SIZES: dict[str, dict[str, Size]] = {
     "laptop": {**SMALL_OTHERS, **each(STAGES, ("2", "8Gi", 0)), **each(ASKING, ("2", "4Gi", 0))},
     "small": {**SMALL_OTHERS, **each((*STAGES, *ASKING), ("4", "16Gi", 1))},

@@ -104,12 +104,16 @@ def test_compiled_graph_is_that_of_the_list_with_a_handful_of_parameters(documen
 def test_on_a_cluster_the_graph_ends_with_the_request_and_takes_no_parameters(on_cluster, settings):
     listed = steps(settings)
     del listed["release"]
-    check_graph(on_cluster[0], listed, cached=False)
+    steps_alone = deepcopy(on_cluster[0])
+    end = steps_alone["root"]["dag"]["tasks"].pop("finish")
+    check_graph(steps_alone, listed, cached=False)
+    assert end["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}, "it ends a run that failed, too"
+    assert end["inputs"]["parameters"]["status"]["taskFinalStatus"] == {"producerTask": "exit-handler-1"}
     assert "inputDefinitions" not in on_cluster[0]["root"], "what pods ask for was made of the settings: both stay"
-    given = {json.dumps(task["inputs"]["parameters"]["overrides"]) for task in tasks(on_cluster[0]).values()}
+    given = {json.dumps(task["inputs"]["parameters"]["overrides"]) for task in tasks(steps_alone).values()}
     (overrides,) = given
     assert "promote.wait_minutes=0" in overrides
-    codes = {task["inputs"]["parameters"]["code"]["runtimeValue"]["constant"] for task in tasks(on_cluster[0]).values()}
+    codes = {task["inputs"]["parameters"]["code"]["runtimeValue"]["constant"] for task in tasks(steps_alone).values()}
     assert codes == {""}, "the code is the image's"
 
 
