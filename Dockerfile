@@ -22,6 +22,7 @@ RUN groupadd --gid 10001 facemllm \
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE pipeline.py commands.py params.yaml ./
 COPY profiles profiles
+COPY cluster cluster
 COPY components components
 COPY studies studies
 COPY facemllm facemllm
@@ -44,6 +45,12 @@ ENV HOME=/tmp \
     RAY_USAGE_STATS_ENABLED=0 \
     DVC_NO_ANALYTICS=1 \
     GX_ANALYTICS_ENABLED=false
+
+# The commit that the image was built from, for MLflow's runs, cards and `docker inspect`:
+#   docker build --build-arg COMMIT=$(git rev-parse HEAD)$(git diff --quiet HEAD || echo +changes) ...
+ARG COMMIT=""
+ENV FACEMLLM_COMMIT=$COMMIT
+LABEL org.opencontainers.image.revision=$COMMIT
 
 USER 10001:10001
 CMD ["facemllm", "--help"]

@@ -1,4 +1,4 @@
-"""The commands of `pipeline.py`: how the DAG is run here, compiled, submitted, scheduled and released.
+"""The commands of `pipeline.py`: how the DAG is run and released here; those for a cluster stand in `cluster`.
 
 `run` starts the local services, hands the DAG to KFP's local runner in a process of its own, shows the steps live, and
 writes the run folder. Everything that is not KFP lives in `facemllm`.
@@ -13,11 +13,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,8 +24,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from cluster.commands import app as on_cluster
 from facemllm.core import digests, progress, services
-from facemllm.core.files import atomic_write, writing
 from facemllm.core.machine import on_plain_path
 from facemllm.core.processes import die_with_parent, interrupted_by_sigterm
 from facemllm.core.step import PARENT_RUN
@@ -38,19 +36,16 @@ from facemllm.settings import Settings, load, root
 from facemllm.tracking import runs as tracking
 from facemllm.workflow import runner as workflow
 from facemllm.workflow import runs
-from facemllm.workflow.cron import described
 from facemllm.workflow.options import Json, Profile, Sets, say
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Face-MLLM pipeline."
 )
-_build: Callable[..., Any]
+app.add_typer(on_cluster)
 
 
-def main(build: Callable[..., Any]) -> None:
-    """Run the command line over the pipeline that `build(settings, finish)` gives."""
-    global _build
-    _build = build
+def main() -> None:
+    """Run the command line of `pipeline.py`."""
     guarded(on_plain_path)
     guarded(app)
 
@@ -187,6 +182,8 @@ def execute(profile: str, overrides: str) -> None:
     """Run the DAG with KFP's local runner in this process."""
     from kfp import local
 
+    from pipeline import build
+
     die_with_parent()
     os.environ[workflow.ENGINE] = str(os.getpid())
     settings = load(profile, given := json.loads(overrides))
@@ -199,138 +196,7 @@ def execute(profile: str, overrides: str) -> None:
         enable_caching=True,
         cache_root=str(scratch / "cache"),
     )
-    _build(settings)(profile=profile, overrides=given, code=digests.of_package())
-
-
-@app.command()
-def compile(
-    out: Annotated[Path, typer.Argument(help="File to write.")] = Path("face-mllm.pipeline.yaml"),
-    profile: Profile = "laptop",
-    set_: Sets = [],
-) -> None:
-    """Write the KFP specification for a cluster."""
-    settings = load(profile, set_)
-    write_specification(_build, settings, list(set_), out)
-    print(out)
-
-
-def write_specification(build: Callable[..., Any], settings: Settings, overrides: list[str], out: Path) -> None:
-    """Compile the pipeline for a cluster into `out`. Raises UserError for a name KFP cannot write, or a full disk."""
-    from kfp import compiler
-
-    if out.suffix not in (".yaml", ".yml"):
-        raise UserError(f"{out}: a specification is a .yaml file; choose such a name, as in {out.stem}.yaml")
-    if not out.parent.is_dir():
-        raise UserError(f"cannot write {out}: there is no folder {out.parent}; make it first")
-    arguments = {"profile": settings.profile, "overrides": overrides, "code": digests.of_package()}
-    with writing(out), tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "whole.yaml"
-        pipeline = build(settings, lambda task, step: on_cluster(settings, task, step))
-        compiler.Compiler().compile(pipeline, str(made), pipeline_parameters=arguments)
-        atomic_write(out, made.read_bytes())
-
-
-def on_cluster(settings: Settings, task: Any, step: str) -> Any:
-    """Give a task what a cluster asks for: image, resources, the shared workspace, and its place in the run."""
-    from kfp import kubernetes
-
-    cluster = settings.cluster
-    size = cluster.training if step in settings.stages() else cluster.steps
-    task.set_container_image(cluster.image)
-    task.set_cpu_request(size.cpu).set_cpu_limit(size.cpu).set_memory_request(size.memory).set_memory_limit(size.memory)
-    if size.gpus:
-        task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(size.gpus)
-        kubernetes.empty_dir_mount(task, volume_name="dshm", mount_path="/dev/shm", medium="Memory")
-    kubernetes.mount_pvc(task, pvc_name=cluster.workspace_claim, mount_path="/workspace")
-    kubernetes.use_field_path_as_env(task, env_name="FACEMLLM_RUN", field_path="metadata.labels['pipeline/runid']")
-    return task
-
-
-Endpoint = Annotated[str, typer.Option(help="Address of the KFP API.")]
-Namespace = Annotated[str | None, typer.Option(help="Namespace of the run, where KFP is multi-user.")]
-Account = Annotated[str | None, typer.Option(help="Service account the pods run as; k8s/ has `pipeline-runner`.")]
-
-
-@app.command()
-def submit(
-    endpoint: Endpoint,
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
-    namespace: Namespace = None,
-    service_account: Account = None,
-) -> None:
-    """Run the DAG on a cluster's Kubeflow Pipelines."""
-    settings = load(profile, set_)
-    client = _client(endpoint, namespace)
-    with _specification(settings, set_) as file:
-        result = client.create_run_from_pipeline_package(
-            file,
-            run_name=name or f"face-mllm {profile}",
-            experiment_name=settings.tracking.experiment,
-            namespace=namespace,
-            service_account=service_account,
-        )
-    print(result.run_id)
-
-
-@app.command()
-def schedule(
-    endpoint: Endpoint,
-    cron: Annotated[str, typer.Option(help="Six-field cron expression, seconds first, in UTC: '0 0 3 * * *'.")],
-    profile: Profile = "laptop",
-    set_: Sets = [],
-    namespace: Namespace = None,
-    service_account: Account = None,
-) -> None:
-    """Run the DAG on a cluster again and again, in place of an earlier schedule of this profile; unchanged steps are
-    answered from the store."""
-    settings, when = load(profile, set_), described(cron)
-    client, name = _client(endpoint, namespace), f"face-mllm {profile}"
-    experiment = client.create_experiment(settings.tracking.experiment, namespace=namespace)
-    before = _recurring(client, experiment.experiment_id, name)
-    with _specification(settings, set_) as file:
-        job = client.create_recurring_run(
-            experiment.experiment_id,
-            job_name=name,
-            cron_expression=cron,
-            pipeline_package_path=file,
-            max_concurrency=1,
-            service_account=service_account,
-        )
-    for earlier in before:  # KFP cannot change one; the new one stands before the old one goes
-        client.delete_recurring_run(earlier)
-    print(job.recurring_run_id)
-    print(f"{name} runs {when}" + (f", in place of {', '.join(before)}" if before else ""), file=sys.stderr)
-
-
-def _recurring(client: Any, experiment: str, name: str) -> list[str]:
-    """Ids of an experiment's recurring runs of this name."""
-    found, token = [], ""
-    while True:
-        page = client.list_recurring_runs(page_token=token, page_size=100, experiment_id=experiment)
-        found += [one.recurring_run_id for one in page.recurring_runs or [] if one.display_name == name]
-        if not (token := page.next_page_token or ""):
-            return found
-
-
-@contextmanager
-def _specification(settings: Settings, overrides: list[str]) -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        write_specification(_build, settings, list(overrides), file := Path(folder) / "face-mllm.yaml")
-        yield str(file)
-
-
-def _client(endpoint: str, namespace: str | None) -> Any:
-    import kfp
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
-    try:
-        client = kfp.Client(host=endpoint, namespace=namespace or "kubeflow")
-        client.get_kfp_healthz()
-    except Exception as error:
-        raise UserError(f"no Kubeflow Pipelines API answers at {endpoint}: {str(error).splitlines()[0]}") from None
-    return client
+    build(settings)(profile=profile, overrides=given, code=digests.of_package())
 
 
 @app.command("release")

@@ -1,11 +1,13 @@
 """Component of the step `await_approval`."""
 
+from kfp.dsl import Metrics, Output
+
 from components import component
 
 
 @component
-def await_approval(profile: str, overrides: list, code: str, version: str) -> str:
+def await_approval(profile: str, overrides: list, code: str, version: str, metrics: Output[Metrics]) -> str:
     """Wait `promote.wait_minutes` for a named person's decision. Returns `approved`, `rejected` or `pending`."""
-    from facemllm.workflow.runner import run_step
+    from facemllm.workflow.artifacts import run_component
 
-    return run_step("await_approval", profile, overrides, version=version)
+    return run_component("await_approval", profile, overrides, [metrics], version=version)

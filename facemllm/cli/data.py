@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,6 +92,23 @@ def forget(
             settings, image=image, subject=subject, reason=reason, by=by if by is not None else git_name()
         )
     return report, erasing.render(report)
+
+
+@command(app, "gc")
+def collect_garbage(
+    settings: Settings,
+    days: Annotated[float, typer.Option(min=1, help="What was written or used in so many days stays.")] = 30,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only told.")] = False,
+) -> Result:
+    """Tell, or remove, results and unfinished work that no run, version, decision or server names."""
+    from facemllm.core.store import Store
+    from facemllm.workflow import gc
+
+    kept = gc.behind(Store(settings.home), gc.named(settings))
+    found = gc.unnamed(settings, kept, days)
+    freed = gc.remove(settings, found, days) if yes else 0
+    facts = {"found": [asdict(one) for one in found], "removed": yes, "freed": freed}
+    return facts, gc.render(found, facts)
 
 
 @command(app, "ledger")

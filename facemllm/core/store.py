@@ -8,13 +8,16 @@ settings, inputs and code gave this digest, so running it again is a look-up, he
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facemllm.core.files import atomic_write, publish, read_json
+from facemllm.core import digests
+from facemllm.core.files import atomic_write, locked, publish, read_json
 from facemllm.errors import UserError
 from facemllm.settings import REPORTS
 
@@ -55,12 +58,36 @@ class Store:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def working(self, key: str) -> AbstractContextManager[None]:
+        """Hold the work under a key; while another run holds it, wait. It ends with its holder, even killed."""
+        return locked(self.lock(key))
+
+    def lock(self, key: str) -> Path:
+        """The file by which the work under a key, or a result's folder, is held."""
+        return self.home / "locks" / f"{key[:32]}.lock"
+
+    def used(self, key: str) -> None:
+        """Note that what is remembered under a key was recalled: what is in use counts as young (`facemllm gc`)."""
+        with suppress(OSError):  # a home that may only be read
+            os.utime(self.home / "keys" / f"{key}.json")
+
     def keep(self, key: str, result: Path, digest: str, facts: Mapping[str, Any]) -> Path:
-        """Move a finished folder into the store, remember it under the key, and drop its unfinished work."""
-        path = self.home / "store" / digest
-        if path.is_dir():
-            shutil.rmtree(path)  # what has just been made is whole; what lay there may have been damaged since
-        publish(result, path)
+        """Move a finished folder into the store, remember it under the key, and drop its unfinished work.
+
+        A folder that lies there whole stays as it is, for a server or another run may read it now; a damaged one makes
+        room.
+        """
+        path, damaged = self.home / "store" / digest, self.home / "work" / f"{digest}.damaged"
+        with self.working(digest):
+            if path.is_dir() and digests.of_tree(path, fresh=True) == digests.of_tree(result):
+                shutil.rmtree(result)
+            else:
+                if path.is_dir():
+                    shutil.rmtree(damaged, ignore_errors=True)
+                    damaged.parent.mkdir(exist_ok=True)
+                    path.rename(damaged)
+                publish(result, path)
+                shutil.rmtree(damaged, ignore_errors=True)
         record = {"digest": digest, **facts}
         atomic_write(self.home / "keys" / f"{key}.json", json.dumps(record, indent=2, sort_keys=True).encode())
         shutil.rmtree(self.home / "work" / key[:32], ignore_errors=True)

@@ -90,7 +90,7 @@ def loaded(
     """The doors of a service, whose model computes in `dtype`."""
     limits = Limits(settings.max_body_mb, settings.max_pixels, settings.max_question_chars, settings.max_instances)
     return Loaded(
-        FaceModel(service, limits), openai.ChatDoor(service, limits, tokens, max_new_tokens), limits, settings
+        FaceModel(service, limits), openai.ChatDoor(service, limits, tokens, max_new_tokens), limits, settings, dtype
     )
 
 

@@ -1,8 +1,8 @@
 """Putting a model into service on this machine: staging, then production, each proved by held-out faces.
 
 A server counts as deployed only when it answers, over HTTP, questions about held-out faces as evaluation answered
-them. Only then is it noted in `<home>/services/<stage>.model`, from where `services up` can start it again. In production
-it takes over from the one before it step by step (`facemllm.serve.local`).
+them. Only then is it noted in `<home>/services/<stage>.model`, from where `services up` can start it again. In
+production it takes over from the one before it step by step (`facemllm.serve.local`).
 """
 
 from __future__ import annotations

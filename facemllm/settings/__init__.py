@@ -20,10 +20,11 @@ import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from facemllm.errors import UserError
+from facemllm.settings.cluster import GROUPS, Cluster
 from facemllm.settings.data import Annotate, Ingest, Reformat, Section, Storage, Validate, Version
-from facemllm.settings.operations import Cluster, Cost, Evaluate, Promote, Services, Tracking
+from facemllm.settings.operations import Cost, Evaluate, Promote, Services, Tracking
 from facemllm.settings.serve import Serve
-from facemllm.settings.train import Model, Stage, Train
+from facemllm.settings.train import STEP_NAMES, Model, Stage, Train
 
 PARAMS = "params.yaml"
 PROFILES = "profiles"
@@ -73,6 +74,16 @@ class Settings(Section):
         knowledge = self.model.knowledge
         if knowledge.enabled and (missing := set(knowledge.tasks) - set(self.reformat.tasks)):
             raise ValueError(f"model.knowledge.tasks names {sorted(missing)}, absent from reformat.tasks")
+        return self
+
+    @model_validator(mode="after")
+    def _pods_are_of_steps(self) -> Settings:
+        known = [*GROUPS, *STEP_NAMES, *self.stages()]
+        for name in self.cluster.steps:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean '{close[0]}'?" if close else f"; give one of {', '.join(sorted(known))}"
+                raise ValueError(f"cluster.steps.{name}: there is no such step{hint}")
         return self
 
     def stages(self) -> dict[str, Stage]:

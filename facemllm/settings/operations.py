@@ -1,4 +1,4 @@
-"""Settings of evaluation, promotion, services, serving and the cluster."""
+"""Settings of evaluation, promotion, services and serving."""
 
 from __future__ import annotations
 
@@ -230,20 +230,3 @@ class Cost(Section):
     """Rates for the cost report; null leaves the price out."""
 
     price_per_hour: Annotated[float, Field(ge=0)] | None
-
-
-class Size(Section):
-    """What one task of the pipeline asks a cluster for."""
-
-    cpu: str
-    memory: str
-    gpus: Annotated[int, Field(ge=0)]
-
-
-class Cluster(Section):
-    """What only Kubeflow on a cluster needs: image, shared workspace, sizes of tasks."""
-
-    image: str
-    workspace_claim: str
-    steps: Size
-    training: Size

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from facemllm.settings.cluster import GROUPS
 from facemllm.settings.data import Positive, Section, Share, Weight
 
 
@@ -223,7 +224,7 @@ class Train(Section):
         before = {name: stages[name].after or one for name, one in zip(listed, [None, *listed], strict=False)}
         following: dict[str | None, str] = {}
         for name, after in before.items():
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in STEP_NAMES:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in STEP_NAMES | set(GROUPS):
                 raise ValueError(f"{name}: a stage needs a name of its own in a-z, 0-9 and _, other than a step's")
             if after is not None and after not in stages:
                 others = ", ".join(one for one in listed if one != name)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,20 +36,23 @@ from facemllm.tracking.client import CurveLogger, connect, guard, points_of, sen
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+IMAGE_COMMIT = "FACEMLLM_COMMIT"  # set by the Dockerfile
 KIND = ("mlflow.experimentKind", "custom_model_development")
 """Tag by which MLflow knows an experiment as model training; its own pages (3.17) go by the address alone."""
 
 
 @cache
 def commit() -> str | None:
-    """Git commit of the project folder, ending in `+changes` when tracked files differ; None outside a repository."""
+    """Git commit of the project folder, ending in `+changes` when tracked files differ; outside a repository the one
+    that the image was built from, if it says so (`FACEMLLM_COMMIT`)."""
     git = partial(subprocess.run, capture_output=True, text=True, check=True, timeout=10, cwd=root())
     try:
         head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
         changes = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
         return head + ("+changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
-        return None
+        named = os.environ.get(IMAGE_COMMIT, "")
+        return named if re.fullmatch(r"[0-9a-f]{40,64}(\+changes)?", named) else None
 
 
 def experiment_id(settings: Settings, client: MlflowClient) -> str:

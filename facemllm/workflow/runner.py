@@ -1,6 +1,6 @@
 """The one way a step is run.
 
-A step is a plain function in its room, listed in `facemllm.workflow.steps`. `run_step` puts what every step needs
+A step is a plain function in its room, listed in `facemllm.workflow.steps`. `execute` puts what every step needs
 around it: settings, the content store (same inputs, settings and code: the remembered result), a nested MLflow run,
 events for the live table, and one clear line when it fails. KFP components, commands and DVC stages call this function;
 none holds logic of its own.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,25 +23,26 @@ from facemllm.core.step import CLUSTER_RUN, PARENT_RUN, Context, Step, depends, 
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.scoring.figures import differing
-from facemllm.settings import Settings, load
+from facemllm.settings import Settings
 from facemllm.tracking import runs as tracking
 from facemllm.workflow.steps import steps
 
 ENGINE = "FACEMLLM_ENGINE"  # process id of KFP's local runner, which starts each step through a shell
 
 
-def run_step(name: str, profile: str, overrides: Sequence[str], **inputs: str) -> str:
+def execute(name: str, settings: Settings, **inputs: str) -> str:
     """Run one step, or recall its result, and return its output value: what the next step is given.
 
     Raises UserError with one clear line; the same line goes to the live table.
     """
+    return str(run_record(name, settings, **inputs)[0]["output"])
+
+
+def run_record(name: str, settings: Settings, **inputs: str) -> tuple[dict[str, Any], bool]:
+    """The same, and return all that is remembered of it (its `output`, `digest`, `seconds`, the step's own facts), and
+    whether it was recalled."""
     if engine := os.environ.pop(ENGINE, None):
         die_with(int(engine))
-    return execute(name, load(profile, list(overrides)), **inputs)
-
-
-def execute(name: str, settings: Settings, **inputs: str) -> str:
-    """Run one step under settings that are already loaded. See `run_step`."""
     step = steps(settings)[name]
     if set(inputs) != set(step.inputs):
         raise ValueError(f"step {name} takes inputs {sorted(step.inputs)}, got {sorted(inputs)}")
@@ -50,9 +51,7 @@ def execute(name: str, settings: Settings, **inputs: str) -> str:
     try:
         progress.event(state="running")
         inputs |= {world: read(settings) for world, read in step.world.items()}
-        depends_on = depends(step, settings)
-        recalled = _recall(step, settings, key_of(step, depends_on, inputs))
-        record = recalled or _perform(step, settings, depends_on, inputs, started)
+        record, recalled = _made(step, settings, inputs, started)
     except BaseException as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
         message = "interrupted" if isinstance(error, KeyboardInterrupt) else message
@@ -61,7 +60,7 @@ def execute(name: str, settings: Settings, **inputs: str) -> str:
     state = "cached" if recalled else "done"
     seconds = record["seconds"] if recalled else time.monotonic() - started
     progress.event(state=state, seconds=seconds, digest=record["digest"], figure=record["figure"])
-    return str(record["output"])
+    return record, recalled
 
 
 def recall_all(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -135,10 +134,25 @@ def _recall(step: Step, settings: Settings, key: str) -> dict[str, Any] | None:
 
 def _nested(settings: Settings, name: str, **inputs: str) -> dict[str, Any]:
     """Record of another step, recalled or made now, with no place of its own in the live table or in MLflow."""
-    step = steps(settings)[name]
+    return _made(steps(settings)[name], settings, inputs, time.monotonic(), tracked=False)[0]
+
+
+def _made(
+    step: Step, settings: Settings, inputs: Mapping[str, str], started: float, tracked: bool = True
+) -> tuple[dict[str, Any], bool]:
+    """The record of a step, recalled or made now, and whether it was recalled.
+
+    Of two runs that are at the same work in one home, the second waits for the first and recalls what it made.
+    """
     depends_on = depends(step, settings)
-    record = _recall(step, settings, key_of(step, depends_on, inputs))
-    return record or _perform(step, settings, depends_on, inputs, time.monotonic(), tracked=False)
+    key = key_of(step, depends_on, inputs)
+    if recalled := _recall(step, settings, key):
+        Store(settings.home).used(key)
+        return recalled, True
+    with Store(settings.home).working(key) if step.keeps else nullcontext():
+        if recalled := _recall(step, settings, key):
+            return recalled, True
+        return _perform(step, settings, depends_on, inputs, started, tracked), False
 
 
 def _perform(
@@ -147,7 +161,7 @@ def _perform(
     depends_on: Mapping[str, Any],
     inputs: Mapping[str, str],
     started: float,
-    tracked: bool = True,
+    tracked: bool,
 ) -> dict[str, Any]:
     store, key = Store(settings.home), key_of(step, depends_on, inputs)
     work = store.work(key)

@@ -34,6 +34,7 @@ from facemllm.tables import FACES, PREDICTIONS, TableWriter
 from facemllm.tracking import client as mlflow_client
 from facemllm.tracking import recorded
 from facemllm.tracking import runs as tracking
+from facemllm.workflow import gc
 from facemllm.workflow.runner import execute
 from tests import evaluation_example
 from tests.approved import ADA, Home, bundle_files
@@ -113,6 +114,14 @@ def test_a_pipeline_and_its_steps_are_runs(settings: Settings, tmp_path: Path, c
     failed = tracking.start_pipeline(settings, "nightly")
     tracking.finish_pipeline(settings, failed, summary(steps=[{"name": "align", "state": "failed", "seconds": 1.0}]))
     assert run_of(settings, failed).info.status == "FAILED"
+
+
+def test_a_result_is_named_as_long_as_its_run_is_there(settings: Settings) -> None:
+    with tracking.step_run(settings, None, "ingest", key="k" * 64, inputs={"faces": "f" * 64}) as run:
+        run.finish("c0" * 32, {"figure": "6 faces", "seconds": 2.5})
+    assert {"f" * 64, "c0" * 32} <= gc.named(settings)
+    tracking.connect(settings).delete_run(run.run_id)
+    assert not {"c0" * 32} & gc.named(settings)
 
 
 def test_runs_say_what_they_are_and_where_they_come_from(settings: Settings) -> None:

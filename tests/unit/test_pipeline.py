@@ -1,4 +1,4 @@
-"""The DAG: names, order, parameters and resources are pinned, and every door leads to the same steps."""
+"""The DAG: names, order and parameters are pinned, and every door leads to the same steps."""
 
 import inspect
 import json
@@ -17,6 +17,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 import commands
 import pipeline
+from cluster.specification import write_specification
 from components import component_of
 from facemllm.core.step import Step
 from facemllm.errors import UserError
@@ -33,14 +34,21 @@ COMMON = {"profile", "overrides", "code"}
 pytestmark = pytest.mark.usefixtures("quick_kfp")
 
 
-def compiled(settings: Settings, folder: Path, *overrides: str) -> list[dict]:
-    commands.write_specification(pipeline.build, settings, list(overrides), folder / "spec.yaml")
+def compiled(settings: Settings, folder: Path) -> list[dict]:
+    """The pipeline as KFP's local runner gets it."""
+    compiler.Compiler().compile(pipeline.build(settings), str(folder / "spec.yaml"))
     return list(yaml.safe_load_all((folder / "spec.yaml").read_text()))
 
 
 @pytest.fixture(scope="module")
 def documents(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return compiled(settings, tmp_path_factory.mktemp("spec"))
+
+
+@pytest.fixture(scope="module")
+def on_cluster(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    write_specification("laptop", [], file := tmp_path_factory.mktemp("spec") / "spec.yaml")
+    return list(yaml.safe_load_all(file.read_text()))
 
 
 def tasks(spec: dict) -> dict[str, dict]:
@@ -68,7 +76,7 @@ def outer_source(value: dict) -> str | None:
     return None
 
 
-def check_graph(spec: dict, listed: dict[str, Step]):
+def check_graph(spec: dict, listed: dict[str, Step], cached: bool = True):
     found = tasks(spec)
     assert set(found) == set(listed)
     for name, task in found.items():
@@ -77,7 +85,7 @@ def check_graph(spec: dict, listed: dict[str, Step]):
         assert sources.items() >= dict(listed[name].inputs).items(), name
         assert set(inputs) - COMMON - {"stage"} <= set(listed[name].inputs) | set(sources), name
         assert set(listed[name].after) <= {after.replace("-", "_") for after in task.get("dependentTasks", ())}, name
-        assert bool(task.get("cachingOptions", {}).get("enableCache")) == listed[name].engine_cache, name
+        assert bool(task.get("cachingOptions", {}).get("enableCache")) == (cached and listed[name].engine_cache), name
 
 
 def test_steps_are_named_and_ordered_as_promised(settings: Settings):
@@ -91,6 +99,22 @@ def test_steps_are_named_and_ordered_as_promised(settings: Settings):
 def test_compiled_graph_is_that_of_the_list_with_a_handful_of_parameters(documents, settings):
     check_graph(documents[0], steps(settings))
     assert set(documents[0]["root"]["inputDefinitions"]["parameters"]) == COMMON
+
+
+def test_on_a_cluster_the_graph_ends_with_the_request_and_takes_no_parameters(on_cluster, settings):
+    listed = steps(settings)
+    del listed["release"]
+    steps_alone = deepcopy(on_cluster[0])
+    end = steps_alone["root"]["dag"]["tasks"].pop("finish")
+    check_graph(steps_alone, listed, cached=False)
+    assert end["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}, "it ends a run that failed, too"
+    assert end["inputs"]["parameters"]["status"]["taskFinalStatus"] == {"producerTask": "exit-handler-1"}
+    assert "inputDefinitions" not in on_cluster[0]["root"], "what pods ask for was made of the settings: both stay"
+    given = {json.dumps(task["inputs"]["parameters"]["overrides"]) for task in tasks(steps_alone).values()}
+    (overrides,) = given
+    assert "promote.wait_minutes=0" in overrides
+    codes = {task["inputs"]["parameters"]["code"]["runtimeValue"]["constant"] for task in tasks(steps_alone).values()}
+    assert codes == {""}, "the code is the image's"
 
 
 def replaced(old: str, new: str) -> Any:
@@ -121,7 +145,7 @@ def test_a_fourth_stage_is_one_entry(settings: Settings, tmp_path: Path):
     listed = steps(four)
     assert list(listed)[5:9] == ["align", "polish", "instruct", "specialize"]
     assert (listed["polish"].inputs["model"], listed["instruct"].inputs["model"]) == ("align", "polish")
-    check_graph(compiled(four, tmp_path, *overrides)[0], listed)
+    check_graph(compiled(four, tmp_path)[0], listed)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +180,7 @@ def test_stages_that_are_no_chain_or_have_no_name_of_their_own_are_refused(setti
 )
 def test_names_of_nothing_are_refused_before_anything_runs(tmp_path: Path, override: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        compiled(load("laptop", [override]), tmp_path, override)
+        compiled(load("laptop", [override]), tmp_path)
 
 
 def test_conditions_stand_before_registration_and_release(documents: list[dict]):
@@ -174,23 +198,10 @@ def test_conditions_stand_before_registration_and_release(documents: list[dict])
     assert set(spec["components"][approved["componentRef"]["name"]]["dag"]["tasks"]) == {"release"}
 
 
-def test_resources_are_pinned(documents: list[dict], settings: Settings):
-    spec = documents[0]
-    mounts = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    for name in ORDER:
-        executor = f"exec-{name.replace('_', '-')}"
-        container = spec["deploymentSpec"]["executors"][executor]["container"]
-        size = settings.cluster.training if name in settings.stages() else settings.cluster.steps
-        assert container["image"] == settings.cluster.image
-        limits = container["resources"]
-        assert (limits["resourceCpuLimit"], limits["resourceMemoryLimit"]) == (size.cpu, size.memory)
-        assert mounts[executor]["pvcMount"][0]["mountPath"] == "/workspace"
-
-
 @pytest.mark.parametrize("name", ["spec.json", "spec"])
-def test_a_specification_that_is_no_yaml_is_refused_and_leaves_no_file(settings: Settings, tmp_path: Path, name: str):
+def test_a_specification_that_is_no_yaml_is_refused_and_leaves_no_file(tmp_path: Path, name: str):
     with pytest.raises(UserError, match=r"is a \.yaml file; choose such a name, as in spec\.yaml"):
-        commands.write_specification(pipeline.build, settings, [], tmp_path / name)
+        write_specification("laptop", [], tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -199,18 +210,12 @@ def test_a_plan_refuses_a_name_as_its_run_would():
         commands.run(name="../t", plan=True)
 
 
-def test_gpu_profile_asks_for_accelerators(tmp_path: Path):
-    executors = compiled(load("laptop", ["cluster.training.gpus=8"]), tmp_path)[0]["deploymentSpec"]["executors"]
-    asking = {name for name, e in executors.items() if "accelerator" in e["container"]["resources"]}
-    assert asking == {"exec-align", "exec-instruct", "exec-specialize"}
-
-
-def test_specification_is_accepted_by_kfp(settings: Settings, tmp_path: Path):
-    path = tmp_path / "local.yaml"
-    compiler.Compiler().compile(pipeline.build(settings), str(path))
-    assert components.load_component_from_file(str(path)).name == "face-mllm"
-    parsed = json_format.ParseDict(next(yaml.safe_load_all(path.read_text())), pipeline_spec_pb2.PipelineSpec())
-    assert parsed.pipeline_info.name == "face-mllm"
+def test_specification_is_accepted_by_kfp(documents: list[dict], on_cluster: list[dict], tmp_path: Path):
+    for whole in (documents, on_cluster):
+        (path := tmp_path / "whole.yaml").write_text(yaml.safe_dump_all(whole), "utf-8")
+        assert components.load_component_from_file(str(path)).name == "face-mllm"
+        parsed = json_format.ParseDict(whole[0], pipeline_spec_pb2.PipelineSpec())
+        assert parsed.pipeline_info.name == "face-mllm"
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -221,12 +226,16 @@ def test_a_component_is_one_docstring_and_one_call(settings: Settings, name: str
     assert function.__doc__
     body = inspect.getsource(function).split('"""')[-1].strip().splitlines()
     lines = [line.strip() for line in body if line.strip() and not line.strip().startswith("before =")]
-    assert [line.split("(")[0] for line in lines] == [
-        "from facemllm.workflow.runner import run_step",
-        "return run_step",
-    ]
-    assert f"run_step({'stage' if named else repr(name)}, profile, overrides".replace("'", '"') in lines[-1]
-    taken = set(inspect.signature(function).parameters) - COMMON
+    given = "".join(lines[1:])
+    assert lines[0] == "from facemllm.workflow.artifacts import run_component"
+    assert given.startswith(
+        f"return run_component({'stage' if named else json.dumps(name)}, profile, overrides, [metrics"
+    )
+    assert given.count("(") == given.count(")") == 1
+    shown = {"evaluate": {"report"}, "gate": {"report"}, "validate": {"report"}, "register": {"registered"}}
+    artifacts = {"metrics"} | ({"trained"} if named else shown.get(name, set()))
+    assert {key for key, value in function.__annotations__.items() if "Output" in str(value)} == artifacts
+    taken = set(inspect.signature(function).parameters) - COMMON - artifacts
     inputs = set(steps(settings)[name].inputs)
     assert taken == ({"stage", "conversations", "model"} if named else inputs)
 

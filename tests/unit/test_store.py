@@ -62,6 +62,40 @@ def test_the_same_bytes_are_kept_once_under_two_keys(store, tmp_path):
     assert store.recall("j" * 64) == {"digest": digest}
 
 
+def test_a_folder_that_lies_there_whole_is_never_taken_away_and_a_damaged_one_is_mended(store, tmp_path):
+    first, digest = result(tmp_path)
+    kept = store.keep(KEY, first, digest, {})
+    served = (kept / "file.txt").stat().st_ino
+    store.keep("j" * 64, result(tmp_path)[0], digest, {})
+    assert (kept / "file.txt").stat().st_ino == served, "a server may have it open"
+    (kept / "file.txt").write_text("damaged")
+    store.keep("i" * 64, result(tmp_path)[0], digest, {})
+    assert (kept / "file.txt").read_text() == "result"
+    assert {path.name for path in (store.home / "store").iterdir()} == {digest}
+    assert not list((store.home / "work").glob("*.damaged"))
+
+
+def test_the_same_bytes_at_once_are_kept_once(store, tmp_path):
+    made = [result(tmp_path, name=f"made-{number}") for number in range(8)]
+    gate, trouble = threading.Barrier(len(made)), []
+
+    def keep(number: int) -> None:
+        gate.wait()
+        try:
+            store.keep(f"{number}" * 64, *made[number], {})
+        except Exception as error:
+            trouble.append(error)
+
+    threads = [threading.Thread(target=keep, args=(number,)) for number in range(len(made))]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert trouble == []
+    assert (store.path(made[0][1]) / "file.txt").read_text() == "result"
+    assert all(store.recall(f"{number}" * 64) for number in range(len(made)))
+
+
 def test_find_wants_one_result(store, tmp_path):
     digest = result(tmp_path)[1]
     refuses(f"0 results begin with '{digest[:4]}'", store.find, digest[:4])

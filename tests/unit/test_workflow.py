@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,6 @@ import pytest
 from rich.console import Console
 
 import commands
-import pipeline
 from facemllm.cli import main as cli
 from facemllm.core import digests, progress
 from facemllm.core.step import PARENT_RUN, Context, Outcome, Step
@@ -66,6 +66,39 @@ def test_a_step_is_recalled_until_something_it_depends_on_changes(settings: Sett
     assert workflow.step_key(step, settings, {}) == workflow.step_key(step, more, {})
     with pytest.raises(ValueError, match="takes inputs"):
         workflow.execute("annotate", settings)
+
+
+def test_of_two_runs_at_the_same_work_one_does_it_and_of_others_each_does_its_own(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, calls, given = threading.Event(), threading.Event(), [], []
+
+    def work(context: Context) -> Outcome:
+        calls.append(context.settings.ingest.identities)
+        context.out.mkdir()
+        begun.set()
+        assert go_on.wait(60)
+        (context.out / "data.txt").write_text(f"identities {context.settings.ingest.identities}")
+        return Outcome(digests.of_tree(context.out), "made")
+
+    real = steps(load())["ingest"]
+    step = Step(name="ingest", module=real.module, sections=real.sections, inputs={}, work=work)
+    monkeypatch.setattr(workflow, "steps", lambda settings: {**steps(settings), "ingest": step})
+    other = settings.model_copy(update={"ingest": settings.ingest.model_copy(update={"identities": 7})})
+    first = threading.Thread(target=lambda: given.append(workflow.run_record("ingest", settings)[0]))
+    second = threading.Thread(target=lambda: given.append(workflow.run_record("ingest", settings)[0]))
+    third = threading.Thread(target=lambda: given.append(workflow.run_record("ingest", other)[0]))
+    first.start()
+    assert begun.wait(60)
+    second.start()
+    third.start()
+    go_on.set()
+    for one in (first, second, third):
+        one.join()
+    assert sorted(calls) == sorted([settings.ingest.identities, 7])
+    assert len(given) == 3
+    assert len({record["digest"] for record in given}) == 2
+    assert not (settings.home / "locks").exists()
 
 
 def test_a_plan_tells_what_would_run_and_why_and_does_nothing(
@@ -332,7 +365,7 @@ def test_command_lines_end_with_one_clear_line(words, code, says, monkeypatch, c
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # a run takes over the signals of its process
     with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
-        commands.main(pipeline.build) if program == "pipeline.py" else cli.main()
+        commands.main() if program == "pipeline.py" else cli.main()
     check_end(int(str(ended.value.code)), capsys.readouterr().err, code, says)
 
 

@@ -1,0 +1,144 @@
+"""Settings of a cluster: the image, the volume, and what the pod of each step asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
+
+from facemllm.settings.data import Section
+
+_UNITS = {unit: 1000**power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
+_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P")) if unit}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Cpu = Annotated[str, BeforeValidator(_text), StringConstraints(pattern=r"^([0-9]+|[0-9]*\.[0-9]+|[0-9]+m)$")]
+Quantity = Annotated[str, BeforeValidator(_text), StringConstraints(pattern=r"^[0-9]+([KMGTP]i?)?$")]
+Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[smhd]$")]
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Text = Annotated[str, BeforeValidator(_text)]
+
+
+def bytes_of(quantity: str) -> int:
+    """Bytes of a Kubernetes quantity such as `4Gi`."""
+    number, unit = re.fullmatch(r"([0-9]+)([KMGTP]?i?)", quantity).groups()  # type: ignore[union-attr]
+    return int(number) * _UNITS[unit]
+
+
+def seconds_of(duration: str) -> int:
+    """Seconds of a duration such as `6h`."""
+    return int(duration[:-1]) * _SECONDS[duration[-1]]
+
+
+class Toleration(Section):
+    """A taint that a pod may be placed in spite of, in Kubernetes' words."""
+
+    key: str | None = None
+    operator: Literal["Exists", "Equal"] = "Equal"
+    value: Text | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+class Variables(Section):
+    """Environment variables out of a Secret or a ConfigMap: its keys, and the variable each becomes. Where it is
+    `optional` a pod starts without the object, or without one of the keys."""
+
+    env: Annotated[dict[str, Variable], Field(min_length=1)]
+    optional: bool = False
+
+
+class Backoff(Section):
+    """Pauses before a failed step runs again: the `first`, each `factor` times the one before, none above `longest`."""
+
+    first: Duration
+    factor: Annotated[float, Field(ge=1)]
+    longest: Duration
+
+
+class Pod(Section):
+    """What the pod of a step asks for; null is what lies below says (`Cluster.steps`). `accelerator` is the resource
+    that `gpus` counts; `shared_memory` is the size of /dev/shm, which counts against `memory`; `ephemeral_storage` that
+    of /tmp; `timeout` ends a pod that runs for longer. `env`, `secrets`, `config_maps` and `node_selector` are joined
+    by name with those below, everything else takes their place."""
+
+    cpu: Cpu | None = None
+    memory: Quantity | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    accelerator: Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")] | None = None
+    tolerations: list[Toleration] | None = None
+    node_selector: dict[str, Text] | None = None
+    shared_memory: Quantity | None = None
+    ephemeral_storage: Quantity | None = None
+    retries: Annotated[int, Field(ge=0)] | None = None
+    backoff: Backoff | None = None
+    timeout: Duration | None = None
+    env: dict[Variable, Text] | None = None
+    secrets: dict[ObjectName, Variables] | None = None
+    config_maps: dict[ObjectName, Variables] | None = None
+
+    def over(self, below: Pod) -> Pod:
+        """This pod, with what it leaves open as `below` has it."""
+        mine = {name: value for name in Pod.model_fields if (value := getattr(self, name)) is not None}
+        joined = {
+            name: {**(getattr(below, name) or {}), **mine[name]} for name in mine if isinstance(mine[name], Mapping)
+        }
+        return below.model_copy(update=mine | joined)
+
+
+DEFAULTS, MODELS, TRAIN, _ = GROUPS = ("defaults", "models", "train", "finish")
+"""Names in `cluster.steps` that are no step's: of all steps, of those that load the model, of training's stages, and of
+the task that ends a run."""
+_NEEDED = ("cpu", "memory", "gpus", "accelerator", "tolerations", "node_selector", "retries", "backoff", "timeout")
+
+
+class Cluster(Section):
+    """What only Kubeflow on a cluster needs: image, volume, pods.
+
+    `overrides` are settings that are others there; they lie over the profile and below `--set`. `parameters` is how
+    many the whole model has, which says the memory that loading it takes; null for the tiny preset. The volume of
+    `workspace_claim` is mounted at `mount` in every step. `labels` and `annotations` are of all pods. In `steps`, what
+    is said of one step lies over what `train` says of the stages, that over what `models` says of all steps that load
+    the model, and that over `defaults`.
+    """
+
+    image: str
+    image_pull_secrets: list[ObjectName]
+    workspace_claim: ObjectName
+    mount: Annotated[str, StringConstraints(pattern=r"^/[^ ]*[^/ ]$")]
+    overrides: dict[str, Any]
+    parameters: Annotated[float, Field(gt=0)] | None
+    labels: dict[str, Text]
+    annotations: dict[str, Text]
+    steps: dict[str, Pod]
+
+    @field_validator("image")
+    @classmethod
+    def _named_for_good(cls, image: str) -> str:
+        form = r"[a-zA-Z0-9][\w.:/-]*?(:(?P<tag>[\w][\w.-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?"
+        parts = re.fullmatch(form, image)
+        if not parts or not (parts["tag"] or parts["digest"]) or (parts["tag"] == "latest" and not parts["digest"]):
+            raise ValueError("give a tag other than latest, or a digest: registry/face-mllm@sha256:...")
+        return image
+
+    @model_validator(mode="after")
+    def _defaults_are_whole(self) -> Cluster:
+        if DEFAULTS not in self.steps:
+            raise ValueError("steps.defaults is missing")
+        if lacks := [name for name in _NEEDED if getattr(self.steps[DEFAULTS], name) is None]:
+            raise ValueError(f"steps.defaults lacks {', '.join(lacks)}")
+        return self
+
+    def pod(self, *names: str) -> Pod:
+        """What `steps` says under these names, each over the one before it, all over the defaults."""
+        pod = self.steps[DEFAULTS]
+        for name in names:
+            pod = self.steps[name].over(pod) if name in self.steps else pod
+        return pod

@@ -1,0 +1,149 @@
+"""What each step's pod is on a cluster, and what would not work there: found before anything is compiled."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from facemllm.errors import UserError
+from facemllm.settings import Settings, is_address, load
+from facemllm.settings.cluster import MODELS, TRAIN, Pod, bytes_of
+from facemllm.workflow.steps import steps
+
+RELEASE = "release"
+"""The step that no first pipeline has: a person decides before it, and no pod waits for one."""
+FINISH = "finish"
+"""The task that ends a run on a cluster: it writes the run's folder and closes its MLflow run, however it went."""
+_ASKING = ("evaluate", "gate", "deploy", RELEASE)
+_BESIDE = 2 * 1024**3  # bytes of a process that has loaded torch, beside the weights
+
+
+def on_cluster(profile: str, overrides: Sequence[str]) -> tuple[Settings, list[str]]:
+    """The settings of a run on a cluster, and the overrides that give them in a pod: `cluster.overrides`, then those
+    given. Raises UserError as `load` does, and for what cannot work on a cluster (`refuse`)."""
+    laid = load(profile, overrides).cluster.overrides
+    every = [*(f"{key}={json.dumps(value)}" for key, value in laid.items()), *overrides]
+    settings = load(profile, every)
+    refuse(settings)
+    return settings, every
+
+
+def loading(settings: Settings) -> list[str]:
+    """The steps that load the model into their own pod, or an annotator's: these need what a model needs."""
+    annotates = ["annotate"] if settings.annotate.annotator == "local" else []
+    return [*annotates, *settings.stages(), *_ASKING]
+
+
+def pods(settings: Settings) -> dict[str, Pod]:
+    """The pod of every step, and of `finish`, by its name."""
+    return {name: settings.cluster.pod(*_groups(settings, name), name) for name in (*steps(settings), FINISH)}
+
+
+def _groups(settings: Settings, step: str) -> list[str]:
+    return [MODELS] * (step in loading(settings)) + [TRAIN] * (step in settings.stages())
+
+
+def weights(settings: Settings, step: str) -> int:
+    """Bytes of weights that a step holds in the memory of its pod while it loads the model.
+
+    Each worker of a training stage loads all of it in 32 bits, as the model server does; evaluation in 16 on a GPU.
+    """
+    if step not in loading(settings) or step == "annotate":
+        return 0
+    wide = 2 if settings.train.use_gpu and step in ("evaluate", "gate") else 4
+    copies = settings.train.workers if step in settings.stages() else 1
+    return int((settings.cluster.parameters or 0) * wide * copies)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What would not work: of which step (empty: of all), which key says so, why, and what to do."""
+
+    step: str
+    key: str
+    problem: str
+    mend: str
+
+    def line(self, profile: str) -> str:
+        """The fault as a user reads it."""
+        return f"profile {profile}{f', step {self.step}' if self.step else ''}: {self.key}: {self.problem}; {self.mend}"
+
+
+def refuse(settings: Settings) -> None:
+    """Raises UserError for the first thing that would not work on a cluster, and says how many more there are."""
+    if found := [*_of_places(settings), *_of_people(settings), *_of_pods(settings)]:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise UserError(f"{found[0].line(settings.profile)}{more}")
+
+
+def _of_places(settings: Settings) -> Iterator[Fault]:
+    """Folders that no pod has, or may not write."""
+    mount = settings.cluster.mount
+    places = {"storage.home": settings.storage.home, "storage.runs": settings.storage.runs}
+    places |= {f"ingest.sources.{n}.root": one.root or "" for n, one in enumerate(settings.ingest.sources)}
+    places |= {f"ingest.links.{n}": link for n, link in enumerate(settings.ingest.links)}
+    places |= {"version.repository": settings.version.repository or "", "version.remote": settings.version.remote or ""}
+    places |= {"promote.policy": settings.promote.policy or "", "promote.decisions": settings.promote.decisions or ""}
+    places |= {"train.storage": settings.train.storage or "", "ingest.ledger": settings.ingest.ledger or ""}
+    places |= {"annotate.experts.models": settings.annotate.experts.models or ""}
+    for key, place in places.items():
+        if not place or (key not in ("storage.home", "storage.runs") and is_address(place)):
+            continue
+        setting = re.sub(r"\.[0-9]+.*", "", key)
+        path, mend = PurePosixPath(place), f"put it below {mount}, and say so in cluster.overrides.{setting}"
+        if not path.is_absolute():
+            yield Fault("", key, f"{place} is relative, so it lies in the image, where nothing is kept", mend)
+        elif ".." in path.parts or not path.is_relative_to(mount):
+            yield Fault("", key, f"{place} lies outside the volume, which is mounted at {mount}", mend)
+    if settings.tracking.uri is None:
+        local = "null is a server of one pod's own, which ends with it"
+        yield Fault("", "tracking.uri", local, "give the address of MLflow, as http://mlflow:5000")
+
+
+def _of_people(settings: Settings) -> Iterator[Fault]:
+    if minutes := settings.promote.wait_minutes:
+        held = f"{minutes:g}: no pod waits for a person, and what it holds until then nobody else can use"
+        mend = (
+            "set 0; the pipeline ends with the request, and `pipeline.py submit --release VERSION` follows the approval"
+        )
+        yield Fault("await_approval", "promote.wait_minutes", held, mend)
+
+
+def _of_pods(settings: Settings) -> Iterator[Fault]:
+    """Pods that are too small for what runs in them."""
+    if settings.cluster.parameters is None and settings.model.preset != "tiny":
+        unknown = "null, so nobody knows the memory that the model takes"
+        yield Fault("", "cluster.parameters", unknown, "say how many it has, as in 7.06e9")
+    for step, pod in pods(settings).items():
+        key = f"cluster.steps.{_where(settings, step)}"
+        shared = bytes_of(pod.shared_memory or "0")
+        needs, has = weights(settings, step), bytes_of(pod.memory or "0") - shared
+        if needs and needs + _BESIDE > has:
+            held = f"{pod.memory}{f' less {pod.shared_memory} of shared memory' if shared else ''}"
+            takes = f"loading the model takes {_gib(needs + _BESIDE)}"
+            yield Fault(step, f"{key}.memory", f"{held}, and {takes}", f"give {_gib(needs + _BESIDE + shared)} or more")
+        elif shared and shared >= bytes_of(pod.memory or "0"):
+            yield Fault(step, f"{key}.shared_memory", f"{pod.shared_memory} is no less than memory", "give less")
+        if not settings.train.use_gpu or step not in loading(settings):
+            continue
+        wants = settings.train.workers if step in settings.stages() else 1
+        if not pod.gpus:
+            yield Fault(
+                step, f"{key}.gpus", "0, and train.use_gpu is true", f"give {wants}, or set train.use_gpu=false"
+            )
+        elif pod.gpus < wants:
+            fewer = f"{pod.gpus}, and train.workers is {wants}, each with a GPU of its own"
+            yield Fault(step, f"{key}.gpus", fewer, f"give {wants}, or set train.workers={pod.gpus}")
+
+
+def _where(settings: Settings, step: str) -> str:
+    """The narrowest name in `cluster.steps` that speaks of a step: where its sizes are to be mended."""
+    named = [name for name in (*_groups(settings, step), step) if name in settings.cluster.steps]
+    return named[-1] if named else step
+
+
+def _gib(size: int) -> str:
+    return f"{-(-size // 1024**3)}Gi"

@@ -1,0 +1,306 @@
+"""What `pipeline.py compile --profile X` asks a cluster for, executor by executor, and what it refuses to compile."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import commands
+from cluster.specification import write_specification
+from facemllm.errors import UserError
+from facemllm.settings import load
+from facemllm.settings.cluster import bytes_of
+from facemllm.workflow.pods import loading, on_cluster, pods, weights
+
+pytestmark = pytest.mark.usefixtures("quick_kfp")
+DATA = ("ingest", "annotate", "reformat", "validate", "version")
+STAGES, ASKING = ("align", "instruct", "specialize"), ("evaluate", "gate", "deploy")
+OTHERS = (*DATA, "register", "await_approval", "finish")
+Size = tuple[str, str, int]
+Documents = list[dict[str, Any]]
+
+
+def each(names: tuple[str, ...], size: Size) -> dict[str, Size]:
+    return dict.fromkeys(names, size)
+
+
+PAPER_DATA: dict[str, Size] = {
+    **{"ingest": ("16", "32Gi", 0), "annotate": ("16", "64Gi", 0), "reformat": ("4", "16Gi", 0)},
+    **{"validate": ("4", "32Gi", 0), "version": ("4", "16Gi", 0), "register": ("4", "16Gi", 0)},
+    **{"await_approval": ("500m", "2Gi", 0), "finish": ("500m", "4Gi", 0)},
+}
+SMALL_OTHERS = each(OTHERS, ("2", "4Gi", 0)) | {"await_approval": ("500m", "2Gi", 0), "finish": ("500m", "4Gi", 0)}
+SIZES: dict[str, dict[str, Size]] = {
+    "laptop": {**SMALL_OTHERS, **each(STAGES, ("2", "8Gi", 0)), **each(ASKING, ("2", "4Gi", 0))},
+    "small": {**SMALL_OTHERS, **each((*STAGES, *ASKING), ("4", "16Gi", 1))},
+    "paper-7b": {**PAPER_DATA, **each(STAGES, ("64", "384Gi", 8)), **each(ASKING, ("8", "64Gi", 1))},
+    "paper-13b": {**PAPER_DATA, **each(STAGES, ("64", "640Gi", 8)), **each(ASKING, ("8", "96Gi", 1))},
+}
+GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+TOKENS = {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Documents]:
+    """`compiled(profile, *overrides)`: what the command writes, each once."""
+    known: dict[tuple[str, ...], Documents] = {}
+
+    def get(profile: str, *overrides: str, release: bool = False) -> Documents:
+        key = (profile, *overrides, str(release))
+        if key not in known:
+            file = tmp_path_factory.mktemp("spec") / "spec.yaml"
+            write_specification(profile, overrides, file, release)
+            known[key] = list(yaml.safe_load_all(file.read_text("utf-8")))
+        return deepcopy(known[key])
+
+    return get
+
+
+def by_step(executors: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("exec-").replace("-", "_"): one for name, one in executors.items()}
+
+
+def task_of(spec: dict[str, Any], step: str) -> dict[str, Any]:
+    dags = [spec["root"], *spec["components"].values()]
+    found = [dag["dag"]["tasks"] for dag in dags if "dag" in dag]
+    return next(tasks[step.replace("_", "-")] for tasks in found if step.replace("_", "-") in tasks)
+
+
+def variables(pod: dict[str, Any], kind: str) -> dict[str, dict[str, str]]:
+    return {
+        one[f"{kind}Name"]: {pair[f"{kind}Key"]: pair["envVar"] for pair in one["keyToEnv"]}
+        for one in pod.get(f"{kind}AsEnv", ())
+    }
+
+
+def check(documents: Documents, profile: str, sizes: dict[str, Size]) -> None:
+    """Every executor is as it must be for this profile."""
+    spec, platform = documents
+    containers = by_step(spec["deploymentSpec"]["executors"])
+    placed = by_step(platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"])
+    assert set(containers) == set(placed) == set(sizes)
+    settings = load(profile)
+    for step, (cpu, memory, gpus) in sizes.items():
+        container, pod, task = containers[step]["container"], placed[step], task_of(spec, step)
+        limits = container["resources"]
+        assert container["image"] == settings.cluster.image, step
+        for side in ("Request", "Limit"):
+            assert (limits[f"resourceCpu{side}"], limits[f"resourceMemory{side}"]) == (cpu, memory), step
+        accelerator = limits.get("accelerator", {})
+        asked = (accelerator.get("resourceType"), accelerator.get("resourceCount"))
+        assert asked == (("nvidia.com/gpu", str(gpus)) if gpus else (None, None)), step
+        assert pod.get("tolerations", []) == ([GPU_TAINT] if gpus else []), step
+        folders = {one["mountPath"]: one for one in pod.get("emptyDirMounts", ())}
+        assert ("/dev/shm" in folders) == ("/tmp" in folders and step != "register") == bool(gpus), step
+        assert not gpus or folders["/dev/shm"]["medium"] == "Memory", step
+        (volume,) = pod["pvcMount"]
+        assert (volume["constant"], volume["mountPath"]) == ("face-mllm-workspace", "/workspace"), step
+        assert task.get("cachingOptions", {}) == {}, step
+        assert task["retryPolicy"]["maxRetryCount"] == 2, step
+        assert task["retryPolicy"]["backoffDuration"] == "60s", step
+        assert 0 < int(pod["activeDeadlineSeconds"]) <= 5 * 86400, step
+        assert int(pod["activeDeadlineSeconds"]) >= (86400 if gpus == 8 else 3600), step
+        secrets = variables(pod, "secret")
+        assert secrets.pop("face-mllm-mlflow") == TOKENS, step
+        assert "AWS_SECRET_ACCESS_KEY" in secrets.pop("face-mllm-s3"), step
+        if step == "annotate":
+            assert secrets.pop("face-mllm-annotator") == {"key": "FACEMLLM_API_KEY"}
+        if step in (*STAGES, *ASKING):
+            assert secrets.pop("face-mllm-hub") == {"token": "HF_TOKEN"}, step
+        assert secrets == {}, step
+        assert all(one["optional"] for one in pod["secretAsEnv"]), step
+        (fetched,) = (one["value"] for one in container["env"] if one["name"] == "HF_HOME")
+        assert fetched.startswith("/workspace/"), step
+        (run,) = pod["fieldPathAsEnv"]
+        assert run == {"name": "FACEMLLM_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}, step
+        assert pod["podMetadata"]["annotations"] == {"sidecar.istio.io/inject": "false"}, step
+        given = task["inputs"]["parameters"]
+        assert given["profile"]["runtimeValue"]["constant"] == profile, step
+        inside = load(profile, given["overrides"]["runtimeValue"]["constant"])
+        assert inside == on_cluster(profile, [])[0], step
+        assert {str(inside.home), str(inside.runs)} == {"/workspace/.facemllm", "/workspace/runs"}
+        assert all((one.root or "/workspace/").startswith("/workspace/") for one in inside.ingest.sources)
+        assert inside.promote.wait_minutes == 0
+    assert {step for step, (_, _, gpus) in sizes.items() if gpus} == (
+        {*STAGES, *ASKING} if settings.train.use_gpu else set()
+    )
+
+
+@pytest.mark.parametrize("profile", SIZES)
+def test_each_executor_of_a_profile_is_as_it_must_be(compiled: Callable[..., Documents], profile: str) -> None:
+    check(compiled(profile), profile, SIZES[profile])
+
+
+def executor(documents: Documents, step: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    pod = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
+    return documents[0]["deploymentSpec"]["executors"][f"exec-{step}"]["container"], pod
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Any]] = {
+    "less memory": lambda container, pod, task: container["resources"].update(resourceMemoryLimit="4Gi"),
+    "a request of less": lambda container, pod, task: container["resources"].update(resourceCpuRequest="1"),
+    "no GPU": lambda container, pod, task: container["resources"].pop("accelerator"),
+    "another image": lambda container, pod, task: container.update(image="face-mllm:0.0.9"),
+    "no toleration": lambda container, pod, task: pod.pop("tolerations"),
+    "no volume": lambda container, pod, task: pod.pop("pvcMount"),
+    "another mount": lambda container, pod, task: pod["pvcMount"][0].update(mountPath="/data"),
+    "no shared memory": lambda container, pod, task: pod.pop("emptyDirMounts"),
+    "cached": lambda container, pod, task: task.update(cachingOptions={"enableCache": True}),
+    "never again": lambda container, pod, task: task.pop("retryPolicy"),
+    "for ever": lambda container, pod, task: pod.pop("activeDeadlineSeconds"),
+    "no secret": lambda container, pod, task: pod["secretAsEnv"].pop(),
+    "a secret more": lambda container, pod, task: pod["secretAsEnv"].append(
+        {"secretName": "face-mllm-annotator", "keyToEnv": [{"secretKey": "key", "envVar": "FACEMLLM_API_KEY"}]}
+    ),
+    "a secret that must be there": lambda container, pod, task: pod["secretAsEnv"][0].pop("optional"),
+    "no environment": lambda container, pod, task: container.pop("env"),
+    "no run": lambda container, pod, task: pod.pop("fieldPathAsEnv"),
+    "a sidecar": lambda container, pod, task: pod["podMetadata"].pop("annotations"),
+    "other settings": lambda container, pod, task: task["inputs"]["parameters"]["overrides"]["runtimeValue"].update(
+        constant=["storage.home=/workspace/.facemllm"]
+    ),
+}
+
+
+@pytest.mark.parametrize("step", ["instruct", "gate"])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_broken_copy_is_noticed(compiled: Callable[..., Documents], damage: Any, step: str) -> None:
+    documents = compiled("paper-7b")
+    damage(*executor(documents, step), task_of(documents[0], step))
+    with pytest.raises((AssertionError, KeyError, ValueError)):
+        check(documents, "paper-7b", SIZES["paper-7b"])
+
+
+def test_release_is_a_pipeline_of_its_own_for_one_version(compiled: Callable[..., Documents]) -> None:
+    spec, _ = documents = compiled("paper-7b", release=True)
+    container, pod = executor(documents, "release")
+    assert list(spec["deploymentSpec"]["executors"]) == ["exec-release"]
+    assert list(spec["root"]["inputDefinitions"]["parameters"]) == ["version"]
+    assert container["resources"]["accelerator"]["resourceCount"] == "1"
+    assert container["resources"]["resourceMemoryLimit"] == "64Gi"
+    assert pod["tolerations"] == [GPU_TAINT]
+
+
+def test_a_pod_takes_what_its_profile_says_down_to_the_last_key(compiled: Callable[..., Documents]) -> None:
+    said = {
+        "node_selector": {"cloud.google.com/gke-accelerator": "nvidia-h100"},
+        "config_maps": {"proxy": {"env": {"url": "HTTPS_PROXY"}}},
+        "secrets": {"own": {"env": {"key": "OWN_KEY"}}},
+        "env": {"NCCL_DEBUG": "WARN"},
+        "retries": 5,
+        "backoff": {"first": "5m", "factor": 3, "longest": "1h"},
+        "timeout": "90m",
+        "accelerator": "amd.com/gpu",
+        "tolerations": [{"key": "pool", "value": "gpu", "effect": "NoExecute"}],
+    }
+    image = f"registry.example.com/face-mllm@sha256:{'ab' * 32}"
+    overrides = (
+        f"cluster.steps.align={json.dumps(said)}",
+        f"cluster.image={image}",
+        "cluster.image_pull_secrets=[registry]",
+        "cluster.labels.team=faces",
+    )
+    documents = compiled("small", *overrides)
+    container, pod = executor(documents, "align")
+    task = task_of(documents[0], "align")
+    assert container["image"] == image
+    assert container["resources"]["accelerator"]["resourceType"] == "amd.com/gpu"
+    assert {one["name"]: one["value"] for one in container["env"]}["NCCL_DEBUG"] == "WARN"
+    assert [one["name"] for one in container["env"]] == ["HF_HOME", "NCCL_DEBUG"], "joined with what lies below"
+    assert pod["nodeSelector"]["labels"] == said["node_selector"]
+    assert pod["tolerations"] == [{"key": "pool", "operator": "Equal", "value": "gpu", "effect": "NoExecute"}]
+    assert variables(pod, "configMap") == {"proxy": {"url": "HTTPS_PROXY"}}
+    assert variables(pod, "secret")["own"] == {"key": "OWN_KEY"}
+    assert [one.get("optional", False) for one in pod["secretAsEnv"]] == [True, True, True, False]
+    assert pod["imagePullSecret"][0]["secretName"] == "registry"
+    assert pod["podMetadata"]["labels"]["team"] == "faces"
+    assert (task["retryPolicy"]["maxRetryCount"], task["retryPolicy"]["backoffDuration"]) == (5, "300s")
+    assert pod["activeDeadlineSeconds"] == "5400"
+    _, other = executor(documents, "instruct")
+    assert "nodeSelector" not in other
+
+
+REFUSED: list[tuple[str, list[str], str]] = [
+    ("paper-7b", ["cluster.steps.evaluate={memory: 4Gi, shared_memory: 1Gi}"], "step evaluate: cluster.steps.evaluate"),
+    ("paper-7b", ["cluster.steps.models.memory=25Gi"], "step deploy: cluster.steps.models.memory: 25Gi less 8Gi"),
+    ("paper-7b", ["cluster.steps.train.memory=128Gi"], "step align: cluster.steps.train.memory: 128Gi less 64Gi"),
+    ("paper-7b", ["cluster.steps.train.gpus=0"], "step align: cluster.steps.train.gpus: 0, and train.use_gpu is true"),
+    ("paper-7b", ["cluster.steps.gate.gpus=0"], "step gate: cluster.steps.gate.gpus: 0, and train.use_gpu is true"),
+    ("paper-7b", ["train.workers=16", "cluster.steps.train.memory=1000Gi"], "8, and train.workers is 16"),
+    ("laptop", ["train.use_gpu=true"], "step align: cluster.steps.train.gpus: 0, and train.use_gpu is true"),
+    ("small", ["storage.home=.facemllm-small"], "storage.home: .facemllm-small is relative"),
+    ("small", ["storage.home=/data/store"], "storage.home: /data/store lies outside the volume, .* /workspace"),
+    ("small", ["storage.runs=/workspace/../runs"], "storage.runs: /workspace/../runs lies outside the volume"),
+    ("paper-7b", ["ingest.sources=[{name: laion-face, root: data/x}]"], "ingest.sources.0.root: data/x is relative"),
+    (
+        "paper-7b",
+        ["ingest.sources=[{name: laion-face, root: /data}]"],
+        "cluster.overrides.ingest.sources",
+    ),
+    ("small", ["version.remote=remote"], "version.remote: remote is relative"),
+    ("small", ["promote.wait_minutes=30"], "step await_approval: promote.wait_minutes: 30: no pod waits for a person"),
+    ("small", ["tracking.uri=null"], "tracking.uri: null is a server of one pod's own"),
+    ("small", ["cluster.parameters=null"], "cluster.parameters: null, so nobody knows the memory"),
+    ("small", ["cluster.image=face-mllm:latest"], "cluster.image: give a tag other than latest, or a digest"),
+    ("small", ["cluster.image=face-mllm"], "cluster.image: give a tag other than latest, or a digest"),
+    ("small", ["cluster.image=face-mllm@sha256:abc"], "cluster.image: give a tag other than latest, or a digest"),
+    ("small", ["cluster.steps.algin.gpus=1"], "cluster.steps.algin: there is no such step; did you mean 'align'"),
+    ("small", ["cluster.steps.align.memory=16 GB"], "cluster.steps.align.memory"),
+    ("small", ["cluster.steps.align.timeout=soon"], "cluster.steps.align.timeout"),
+    ("small", ["cluster.steps.align.gpu=1"], "cluster.steps.align.gpu: unknown key; did you mean 'gpus'"),
+    ("small", ["cluster.steps.defaults.cpu=null"], "steps.defaults lacks cpu"),
+    ("small", ["cluster.steps.align.secrets={Own: {env: {a: B}}}"], "cluster.steps.align.secrets"),
+]
+
+
+@pytest.mark.parametrize(("profile", "overrides", "says"), REFUSED, ids=[" ".join(o) for _, o, _ in REFUSED])
+def test_what_cannot_work_is_refused_in_one_line_and_nothing_is_written(
+    tmp_path: Path, profile: str, overrides: list[str], says: str
+) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        write_specification(profile, overrides, tmp_path / "spec.yaml")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_refusal_names_what_to_give(tmp_path: Path) -> None:
+    overrides = ["cluster.steps.models={memory: 16Gi, shared_memory: 2Gi}"]
+    with pytest.raises(UserError) as error:
+        write_specification("paper-7b", overrides, tmp_path / "spec.yaml")
+    takes, give = "loading the model takes 16Gi", "give 18Gi or more"
+    assert takes in str(error.value)
+    assert give in str(error.value)
+    assert "profile paper-7b, step evaluate: cluster.steps.models.memory" in str(error.value)
+
+
+def test_whatever_loads_the_model_has_room_for_it() -> None:
+    for profile in SIZES:
+        settings, _ = on_cluster(profile, [])
+        assert set(loading(settings)) == {*STAGES, *ASKING, "release"}
+        for step, pod in pods(settings).items():
+            assert bytes_of(str(pod.memory)) > weights(settings, step), (profile, step)
+    settings, _ = on_cluster("paper-7b", [])
+    assert weights(settings, "align") == 8 * weights(settings, "deploy") == 16 * weights(settings, "evaluate")
+    assert weights(settings, "reformat") == weights(settings, "register") == 0
+
+
+def test_an_annotator_of_ones_own_gets_a_gpu_too() -> None:
+    local = ["annotate.annotator=local", "annotate.vision_language.model=some/model"]
+    settings, _ = on_cluster("paper-7b", [*local, "cluster.steps.annotate.gpus=2"])
+    pod = pods(settings)["annotate"]
+    assert (pod.gpus, pod.memory, [one.key for one in pod.tolerations or ()]) == (2, "64Gi", ["nvidia.com/gpu"])
+    assert set(pod.secrets or ()) >= {"face-mllm-hub", "face-mllm-annotator"}
+    with pytest.raises(UserError, match=r"step annotate: cluster\.steps\.annotate\.gpus: 0"):
+        on_cluster("paper-7b", [*local, "cluster.steps.annotate.gpus=0"])
+
+
+def test_the_command_line_writes_it(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    done = CliRunner().invoke(commands.app, ["compile", str(file), "--profile", "small"])
+    assert (done.exit_code, done.output.strip()) == (0, str(file))
+    assert len(list(yaml.safe_load_all(file.read_text("utf-8")))) == 2
