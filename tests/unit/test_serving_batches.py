@@ -229,9 +229,25 @@ def test_who_cannot_be_answered_in_time_is_told_at_once() -> None:
         runner.gate.set()
         return soon, await results([first, *waiting])
 
-    (soon, answered), _, _ = run(Room(), go)
+    (soon, answered), _, _ = run(Room(wait_s=1000), go)
     assert (soon.status, soon.retry_after) == (429, 100)
     assert answered[-1] == "laterlater"
+
+
+def test_the_queue_is_no_longer_than_may_be_waited_and_a_refusal_can_be_had_before_the_work() -> None:
+    async def go(scheduler: Scheduler[Any, Any], runner: Doubling) -> Any:
+        first = await busy(scheduler, runner)
+        scheduler._pace = 1.0
+        waiting = await ask(scheduler, 1, 2, 3)  # a batch may wait, however long
+        scheduler.check()
+        waiting += await ask(scheduler, 4)
+        with pytest.raises(Refused, match="too busy") as refused:
+            scheduler.check()
+        assert isinstance((await results(await ask(scheduler, 5)))[0], Refused)
+        runner.gate.set()
+        return refused.value.retry_after, await results([first, *waiting])
+
+    assert run(Room(batch=4, wait_s=2.5), go)[0] == (5.0, [0, 2, 4, 6, 8])
 
 
 def test_open_questions_wait_for_rows_and_closed_ones_do_not() -> None:

@@ -32,13 +32,15 @@ _SMOOTHING = 0.2  # weight of the newest batch in the measured pace
 class Room:
     """How much the queue holds and a batch takes.
 
-    `faces` and `questions` may wait in all, `client_faces` of one client wait or be computed. A batch takes `batch`
-    jobs; `rows` open questions are written at a time. `window_s` is waited for company, under load alone.
+    `faces` and `questions` may wait in all, `client_faces` of one client wait or be computed. Where more than a batch
+    waits, none is taken that would wait longer than `wait_s`, by the measured pace. A batch takes `batch` jobs; `rows`
+    open questions are written at a time. `window_s` is waited for company, under load alone.
     """
 
     faces: int = 256
     questions: int = 2048
     client_faces: int = 128
+    wait_s: float = 2.0
     batch: int = 16
     rows: int = 64
     window_s: float = 0.002
@@ -159,24 +161,32 @@ class Scheduler(Generic[Work, Result]):
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def _enter(self, job: Job[Work, Result]) -> None:
-        room = self._room
+    def check(self, *, client: str = "", deadline: float = math.inf, cost: float = 1) -> None:
+        """Raise Refused as `submit` would now, before anything costly is done for a request."""
         with self._changed:
-            if self._closed:
-                raise Refused(503, "the server is stopping; ask another, or again in a moment", 1.0)
+            self._check(client, deadline, cost)
+
+    def _check(self, client: str, deadline: float, cost: float) -> None:
+        room, own = self._room, self._clients.get(client)
+        if self._closed:
+            raise Refused(503, "the server is stopping; ask another, or again in a moment", 1.0)
+        held = 0 if own is None else len(own.jobs) + own.running
+        waits = self._cost * (self._pace or 0.0)
+        full = ""
+        if held >= room.client_faces:
+            full = f"{held} of your requests are waiting, as many as one client may have"
+        elif self.counters.waiting >= room.faces or (self._cost and self._cost + cost > room.questions):
+            full = "the server is busy"
+        elif (waits > room.wait_s and self.counters.waiting >= room.batch) or time.monotonic() + waits > deadline:
+            full = "the server is too busy to answer in the time allowed"
+        if full:
+            self.counters.full += 1
+            raise Refused(429, f"{full}; try again in a moment", max(1.0, waits))
+
+    def _enter(self, job: Job[Work, Result]) -> None:
+        with self._changed:
+            self._check(job.client, job.deadline, job.cost)
             own = self._clients.get(job.client)
-            held = 0 if own is None else len(own.jobs) + own.running
-            waits = self._cost * (self._pace or 0.0)
-            full = ""
-            if held >= room.client_faces:
-                full = f"{held} of your requests are waiting, as many as one client may have"
-            elif self.counters.waiting >= room.faces or (self._cost and self._cost + job.cost > room.questions):
-                full = "the server is busy"
-            elif time.monotonic() + waits > job.deadline:
-                full = "the server is too busy to answer in the time allowed"
-            if full:
-                self.counters.full += 1
-                raise Refused(429, f"{full}; try again in a moment", max(1.0, waits))
             if own is None:
                 own = self._clients[job.client] = _Client(self._clock)
             own.jobs.append(job)

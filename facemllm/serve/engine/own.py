@@ -140,6 +140,11 @@ class OwnEngine:
             task.cancel()
             await asyncio.wait([task])  # whoever leaves early is told of nothing
 
+    def check(self, *, client: str = "", deadline: float = math.inf) -> None:
+        """Raise Refused (429, 503) where `answer` would now. To be asked before a request's body is read or its picture
+        decoded: under overload these cost more than the answers."""
+        self._batches.check(client=client, deadline=deadline)
+
     def close(self, seconds: float | None = None) -> None:
         """Finish what is begun or waits, refuse what comes; wait so long for it."""
         self._batches.close(seconds)

@@ -46,6 +46,9 @@ class Engine(Protocol):
     takes_maps: bool
     characteristic_names: tuple[str, ...]
 
+    def check(self, *, client: str, deadline: float) -> None:
+        """Raise Refused (429, 503) where `answer` would now: to be asked before a picture is decoded."""
+
     async def answer(
         self,
         face: Prepared,
