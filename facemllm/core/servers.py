@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ NAMES = ("mlflow", "ray", "staging", "production")
 BACKENDS = ("production-a", "production-b")
 """Model servers behind production's proxy: one serves, the other one takes over at the next release."""
 HOST = "127.0.0.1"
+KEY_VARIABLE = "FACEMLLM_SERVING_KEY"
+"""Environment variable of the API key with which servers are proved."""
 _RAY_STORE_BYTES = 256 * 2**20
 
 
@@ -196,6 +199,12 @@ def evaluated_file(settings: Settings, digest: str) -> Path:
 def approved_by(settings: Settings) -> dict[str, str | Path]:
     """The flags of a server that serves approved models alone: decisions, policy and checkpoint of the settings."""
     return {"decisions": settings.decisions, "policy": settings.policy_file, "checkpoint": settings.checkpoint}
+
+
+def authorization() -> dict[str, str]:
+    """Headers with which this machine's own requests reach a server that asks for API keys (`serve.guard.keys`)."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def deployed(settings: Settings, stage: str) -> Deployed | None:

@@ -145,17 +145,22 @@ def _put_back(
 def parity_of(settings: Settings, store: Store, evaluation: str) -> Callable[[str], object]:
     """What compares the server at an address with an evaluation (`engine.parity`); it raises UserError where they
     differ."""
-    folder = store.path(evaluation)
-    conversations = json.loads((folder / "metrics.json").read_text("utf-8"))["conversations_digest"]
-    name, count = settings.promote.model_name, settings.serve.parity_faces
-    return lambda url: gate.parity(settings, url, name, folder / "predictions", store.path(conversations), count)
+
+    def compare(url: str) -> object:
+        folder = store.path(evaluation)
+        conversations = json.loads((folder / "metrics.json").read_text("utf-8"))["conversations_digest"]
+        name, count = settings.promote.model_name, settings.serve.parity_faces
+        return gate.parity(settings, url, name, folder / "predictions", store.path(conversations), count)
+
+    return compare
 
 
 def ask(url: str, model: str, instance: Mapping[str, Any]) -> dict[str, Any]:
     """Ask a server one thing: an instance of its `:predict`. Raises UserError with the server's own line."""
     target = f"{url}/v1/models/{model}:predict"
     try:
-        answer = httpx.post(target, json={"instances": [instance]}, timeout=_ANSWER_SECONDS, trust_env=False)
+        body, headers = {"instances": [instance]}, servers.authorization()
+        answer = httpx.post(target, json=body, headers=headers, timeout=_ANSWER_SECONDS, trust_env=False)
         if answer.is_error:
             raise UserError(f"{target} refused: {answer.text[:1000]}")
         found: dict[str, Any] = answer.json()["predictions"][0]

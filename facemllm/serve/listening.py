@@ -25,8 +25,8 @@ from facemllm.serve.caller import EndsWithCaller, NamedCaller
 from facemllm.serve.doors.errors import add_handlers, refusal
 from facemllm.serve.doors.grpc import Grpc
 from facemllm.serve.guard import connections, middleware
-from facemllm.serve.observer import Observer, Watch
-from facemllm.serve.service import Served
+from facemllm.serve.observer import Watch
+from facemllm.serve.service import Served, Service
 from facemllm.settings.serve import Guard
 
 if TYPE_CHECKING:
@@ -69,20 +69,18 @@ class FaceServer(ModelServer):
         """Serve until SIGTERM."""
         (model,) = models
         self.register_model(model)
-        asyncio.run(self._run(model.service.model, model.service.observer))
+        asyncio.run(self._run(model.service))
 
-    async def _run(self, served: Served, observer: Observer) -> None:
+    async def _run(self, service: Service) -> None:
         at, stop = self._at, asyncio.Event()
         for one in _SIGNALS:
             asyncio.get_running_loop().add_signal_handler(one, stop.set)
-        rest = Rest(
-            self.dataplane, self.model_repository_extension, at, self._routers(self.dataplane), served, observer
-        )
+        rest = Rest(self.dataplane, self.model_repository_extension, at, self._routers(self.dataplane), service)
         servers: list[Coroutine[Any, Any, None]] = [rest.start()]
         grpc = None
         if at.grpc_port:
             where = (at.host, at.grpc_port, at.guard, at.max_bytes, at.grace_s)
-            grpc = Grpc(self.dataplane, self.model_repository_extension, *where, observer=observer)
+            grpc = Grpc(self.dataplane, self.model_repository_extension, *where, observer=service.observer)
             servers.append(grpc.start())
         running = [asyncio.create_task(one) for one in servers]
         stopped = asyncio.create_task(stop.wait())
@@ -143,15 +141,13 @@ class Rest(RESTServer):
         extension: Any,
         at: Listening,
         routers: Sequence[APIRouter],
-        served: Served,
-        observer: Observer,
+        service: Service,
     ) -> None:
-        self._observer = observer
         super().__init__("kserve.model_server:app", plane, extension, at.port, grace_period=at.grace_s)
         self.config.host = at.host
         connections.apply(self.config, at.guard)
         self._server = _Uvicorn(self.config)
-        self._routers, self._at, self._served = routers, at, served
+        self._routers, self._at, self._service = routers, at, service
 
     def end(self) -> None:
         """Take no more connections, and end when the requests in flight have ended."""
@@ -164,10 +160,10 @@ class Rest(RESTServer):
 
     def _add_middlewares(self, app: FastAPI) -> None:
         app.add_middleware(EndsWithCaller)
-        middleware.install(app, self._at.guard, self._at.max_bytes, refusal)
+        middleware.install(app, self._at.guard, self._at.max_bytes, refusal, self._service.check)
         app.add_middleware(NamedCaller)
-        app.add_middleware(Labelled, served=self._served)
-        app.add_middleware(Watch, observer=self._observer)
+        app.add_middleware(Labelled, served=self._service.model)
+        app.add_middleware(Watch, observer=self._service.observer)
 
     def _add_exception_handlers(self, app: FastAPI) -> None:
         add_handlers(app)

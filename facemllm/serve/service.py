@@ -87,6 +87,10 @@ class Service:
         about = _characteristics_of(task for task in served if policy.refuses_task(task.name) is None)
         self.characteristic_names = tuple(name for name in engine.characteristic_names if name in about)
 
+    def check(self, client: str) -> None:
+        """Raise Refused (429, 503) where any ask of a client would be refused now, whatever it asks."""
+        self._engine.check(client=client, deadline=time.monotonic() + self.timeout_s)
+
     async def answer(self, asks: Sequence[Ask], *, client: str, deadline: float | None) -> list[Answers]:
         """Answers to all asks, in order. `deadline` is in seconds of `time.monotonic()`. Raises Refused."""
         started = time.perf_counter()

@@ -62,7 +62,7 @@ class _Loaded(Exception):
 
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(options: object, folder: Path) -> None:
+    def load(options: object, chosen: object, folder: Path) -> None:
         raise _Loaded(manifest.of(folder).digest)
 
     monkeypatch.setattr(server, "_load", load)
@@ -77,7 +77,7 @@ def test_the_approved_model_is_loaded_from_a_copy_that_is_gone_afterwards(place:
 def test_weights_swapped_between_check_and_load_are_not_what_is_loaded(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(options: object, folder: Path) -> None:
+    def load(options: object, chosen: object, folder: Path) -> None:
         flip(place.model / "model.safetensors")
         (place.model / "chat_template.jinja").write_text("added")
         raise _Loaded(manifest.of(folder).digest)

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 
 from facemllm import tasks
-from facemllm.core import cost
+from facemllm.core import cost, servers
 from facemllm.errors import UserError
 from facemllm.scoring.metrics import number
 from facemllm.settings import Settings
@@ -113,7 +113,8 @@ def parity(
     Raises NotEqual when the server serves another model, answers no question that can be compared, or differs by more
     than is allowed, and UserError when there is nothing to ask or the server refuses.
     """
-    info = _json(httpx.get(f"{endpoint_url}/info", timeout=_SECONDS, trust_env=False))
+    headers = servers.authorization()
+    info = _json(httpx.get(f"{endpoint_url}/info", headers=headers, timeout=_SECONDS, trust_env=False))
     table = open_table(predictions, PREDICTIONS)
     faces = list(held_out(table, open_table(conversations, CONVERSATIONS), info["tasks"], count))
     if not any(face.asked for face in faces):
@@ -123,7 +124,10 @@ def parity(
     served = str(info.get("dtype", "float32"))
     evaluated = "bfloat16" if cost.inference_device(settings).startswith("cuda") else "float32"
     allowed = ALLOWED["bfloat16" if "bfloat16" in (served, evaluated) else "float32"]
-    with httpx.Client(timeout=_SECONDS, trust_env=False) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
+    with (
+        httpx.Client(headers=headers, timeout=_SECONDS, trust_env=False) as client,
+        ThreadPoolExecutor(_AT_ONCE) as pool,
+    ):
         url = f"{endpoint_url}/v1/models/{model}:predict"
         size = settings.serve.max_instances
         replies = pool.map(lambda face: list(_answers(client, url, face, size)), faces)

@@ -1,12 +1,14 @@
-"""What stands before every route, in its order: the key, the size and time of the body, its JSON, its links."""
+"""What stands before every route, in its order: the key, room in the queue, the size and time of the body, its JSON,
+its links."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from facemllm.serve.caller import CALLER
 from facemllm.serve.guard.bodies import BodyLimit
 from facemllm.serve.guard.fetching import Fetcher
 from facemllm.serve.guard.json_bodies import JsonLimit
@@ -19,14 +21,39 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 
-def install(app: Starlette, guard: Guard, max_bytes: int, refuse: Callable[[str, Refused], ASGIApp]) -> None:
-    """Add the middlewares to an application that does not run yet. `refuse` makes the answer to a refusal at a path.
-    Raises UserError for a keys file that cannot be read."""
+class Admission:
+    """ASGI middleware: what would be refused whatever it says is refused before its body is read."""
+
+    def __init__(self, app: ASGIApp, check: Callable[[str], None], refuse: Callable[[str, Refused], ASGIApp]) -> None:
+        self.app, self._check, self._refuse = app, check, refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, if there is room for it."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            try:
+                self._check(CALLER.get().client)
+            except Refused as refused:
+                await self._refuse(scope["path"], refused)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def install(
+    app: Starlette,
+    guard: Guard,
+    max_bytes: int,
+    refuse: Callable[[str, Refused], ASGIApp],
+    check: Callable[[str], None] = lambda client: None,
+) -> None:
+    """Add the middlewares to an application that does not run yet. `refuse` makes the answer to a refusal at a path;
+    `check` raises Refused where a client would be refused whatever it asks. Raises UserError for a keys file that
+    cannot be read."""
     keys = guarded_by(guard)
     if guard.fetch.hosts:
         fetcher = Fetcher(guard.fetch.hosts, max_bytes=max_bytes, seconds=guard.fetch.seconds)
         app.add_middleware(FetchImages, fetcher=fetcher, max_bytes=max_bytes, refuse=refuse)
     app.add_middleware(JsonLimit, max_depth=guard.json_depth, max_values=guard.json_values, refuse=refuse)
     app.add_middleware(BodyLimit, max_bytes=max_bytes, seconds=guard.body_s)
+    app.add_middleware(Admission, check=check, refuse=refuse)
     if keys:  # the one added last comes first
         app.add_middleware(KeyCheck, keys=keys, refuse=refuse)

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from facemllm.core.servers import Deployed
+from facemllm.core.servers import Deployed, authorization
 from facemllm.errors import UserError
 from facemllm.serve.canary import PATIENCE, Judgement, Limits, Parity, Side, judge
 from facemllm.serve.local import production
@@ -45,7 +45,7 @@ class Trial:
 
     def run(self) -> None:
         """Take the new model to all requests. Raises UserError, with the reason, at the step where it fails."""
-        with httpx.Client(timeout=_ANSWER_S, trust_env=False) as client:
+        with httpx.Client(headers=authorization(), timeout=_ANSWER_S, trust_env=False) as client:
             for percent in self._settings.serve.canary.steps:
                 production.share(self._settings, self._stable, self._canary, percent)
                 judgement = self._step(client, percent)
