@@ -247,6 +247,7 @@ class Production:
         monkeypatch.setattr(deploy, "_prove", self.prove)
         monkeypatch.setattr(deploy, "Trial", self.trial)
         monkeypatch.setattr("facemllm.serve.release.probes_of", lambda *_: [None])
+        monkeypatch.setattr(deploy, "parity_of", lambda *_: lambda url: None)
         monkeypatch.setattr(
             "facemllm.serve.release.ledger",
             SimpleNamespace(require=lambda *_: None, sources_of_model=lambda folder: []),
