@@ -385,8 +385,8 @@ def test_a_release_that_answers_otherwise_is_taken_back(
 ) -> None:
     real = servers.model_server
 
-    def fake(chosen: Settings, name: str, folder: Path, digest: str, version: str, port: int = 0) -> servers.Service:
-        service = real(chosen, name, folder, digest, version, port)
+    def fake(chosen: Settings, name: str, folder: Path, digest: str, version: str, *ports: int) -> servers.Service:
+        service = real(chosen, name, folder, digest, version, *ports)
         command = (sys.executable, "-c", FAKE, str(service.port), digest)
         return servers.Service(name, command, service.port, service.url, (service.url,))
 

@@ -38,15 +38,15 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.integration
 
 SERVER = """
-import asyncio, json, random, sys
+import asyncio, itertools, json, sys
 from aiohttp import web
-port, kind = int(sys.argv[1]), sys.argv[2]
+port, kind, posts = int(sys.argv[1]), sys.argv[2], itertools.count()
 async def handle(request):
     if request.method == "GET":
         return web.json_response({"ready": True})
     await request.read()
     await asyncio.sleep(0.004 if kind != "slow" else 0.04)
-    if kind == "failing" and random.random() < 0.3:
+    if kind == "failing" and next(posts) % 3 == 2:
         return web.json_response({"error": "internal error"}, status=500)
     said = "no" if kind != "different" or "hat" in (await request.json())["instances"][0]["question"] else "yes"
     return web.json_response({"predictions": [{"answer": said, "value": said, "model": kind}]})
@@ -252,7 +252,9 @@ def test_a_killed_release_leaves_the_former_model_serving_and_its_own_is_named_a
 ) -> None:
     release(settings, "equal", "1", [])
     named = {"storage.home": settings.home, "services.staging_port": settings.services.staging_port}
-    named |= {"services.production_port": settings.services.production_port, "services.start_timeout_s": 90}
+    ports = ("production_port", "staging_grpc_port", "production_grpc_port")
+    named |= {f"services.{name}": getattr(settings.services, name) for name in ports}
+    named |= {"services.start_timeout_s": 90}
     named |= {"serve.canary.step_seconds": 600, "serve.canary.steps": "[50, 100]", "serve.canary.max_p95_ratio": 9}
     code = KILLED.format(
         path=sys.path[:1] + [str(Path(__file__).parents[2])], sets=[f"{k}={v}" for k, v in named.items()]

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from facemllm.serve.guard.keys import OWN_PATHS
 from facemllm.serve.language import Refused
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
@@ -87,7 +88,7 @@ class JsonLimit:
                 if not message.get("more_body", False):
                     break
             body = b"".join(pieces)
-            if part := self._json_part(body, dict(scope["headers"])):
+            if scope["path"] not in OWN_PATHS and (part := self._json_part(body, dict(scope["headers"]))):
                 check = (part, self._max_depth, self._max_values)
                 await asyncio.to_thread(check_json, *check) if len(part) > _LONG_BODY else check_json(*check)
         except Refused as refused:
