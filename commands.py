@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from cluster import specification
 from cluster.commands import app as on_cluster
 from facemllm.core import digests, progress, services
 from facemllm.core.machine import on_plain_path
@@ -44,8 +45,9 @@ app = typer.Typer(
 app.add_typer(on_cluster)
 
 
-def main() -> None:
-    """Run the command line of `pipeline.py`."""
+def main(graphs: specification.Graphs) -> None:
+    """Run the command line of `pipeline.py` over its pipelines."""
+    specification.graphs = graphs
     guarded(on_plain_path)
     guarded(app)
 
@@ -182,8 +184,6 @@ def execute(profile: str, overrides: str) -> None:
     """Run the DAG with KFP's local runner in this process."""
     from kfp import local
 
-    from pipeline import build
-
     die_with_parent()
     os.environ[workflow.ENGINE] = str(os.getpid())
     settings = load(profile, given := json.loads(overrides))
@@ -196,7 +196,8 @@ def execute(profile: str, overrides: str) -> None:
         enable_caching=True,
         cache_root=str(scratch / "cache"),
     )
-    build(settings)(profile=profile, overrides=given, code=digests.of_package())
+    assert specification.graphs is not None
+    specification.graphs.local(settings)(profile=profile, overrides=given, code=digests.of_package())
 
 
 @app.command("release")

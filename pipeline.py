@@ -13,6 +13,7 @@ import facemllm.cli  # noqa: F401  loading kfp takes seconds, in which somebody 
 # isort: split
 from kfp import dsl
 
+from cluster.specification import Graphs
 from components import OUTPUT, component_of
 from components.finish import finish as last
 from facemllm.settings import Settings
@@ -79,7 +80,9 @@ def _graph(
             tasks[step.name] = finish(task.after(*(tasks[name] for name in step.after)), step.name)
 
 
+GRAPHS = Graphs(build, on_cluster, release_on_cluster)
+
 if __name__ == "__main__":
     from commands import main
 
-    main()
+    main(GRAPHS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,21 @@ from facemllm.workflow.pods import on_cluster, pods
 
 NAME, RELEASE_NAME = "face-mllm", "face-mllm-release"
 
+Graph = Callable[[Settings, list[str], Callable[[Any, str], Any]], Any]
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The pipelines: for KFP's local runner, for a cluster, and the release alone for a cluster."""
+
+    local: Callable[[Settings], Any]
+    on_cluster: Graph
+    release: Graph
+
+
+graphs: Graphs | None = None
+"""Those of `pipeline.py`, which sets them before any command runs."""
+
 
 def write_specification(profile: str, overrides: Sequence[str], out: Path, release: bool = False) -> Settings:
     """Compile the pipeline for a cluster into `out`; with `release` the one that releases an approved version.
@@ -26,14 +42,13 @@ def write_specification(profile: str, overrides: Sequence[str], out: Path, relea
     """
     from kfp import compiler
 
-    import pipeline
-
     settings, every = on_cluster(profile, overrides)
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{out}: a specification is a .yaml file; choose such a name, as in {out.stem}.yaml")
     if not out.parent.is_dir():
         raise UserError(f"cannot write {out}: there is no folder {out.parent}; make it first")
-    build = pipeline.release_on_cluster if release else pipeline.on_cluster
+    assert graphs is not None
+    build = graphs.release if release else graphs.on_cluster
     with writing(out), tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "whole.yaml"
         compiler.Compiler().compile(build(settings, every, placed(settings)), str(made))

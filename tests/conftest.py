@@ -162,8 +162,15 @@ def no_torch() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def quick_kfp() -> Iterator[None]:
-    """KFP asks `inspect.stack` for the name of its caller 70 times a pipeline; under pytest this takes many seconds."""
+    """KFP asks `inspect.stack` for the name of its caller 70 times a pipeline; under pytest this takes many seconds.
+
+    The commands have the pipelines of `pipeline.py`, as when it is run.
+    """
+    from cluster import specification
+    from pipeline import GRAPHS
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(specification, "graphs", GRAPHS, raising=False)
         patch.setattr("kfp.dsl.pipeline_task.inspect", SimpleNamespace(stack=lambda: [("a task",) * 4] * 2))
         yield
 

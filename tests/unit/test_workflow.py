@@ -361,11 +361,13 @@ def test_a_process_ends_with_one_clear_line(words: str, code: int, says: str):
 @pytest.mark.parametrize(("words", "code", "says"), WRONG[2:])
 @pytest.mark.usefixtures("quick_kfp")
 def test_command_lines_end_with_one_clear_line(words, code, says, monkeypatch, capsys):
+    from pipeline import GRAPHS
+
     program, *arguments = words.removeprefix("-m ").split()
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # a run takes over the signals of its process
     with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
-        commands.main() if program == "pipeline.py" else cli.main()
+        commands.main(GRAPHS) if program == "pipeline.py" else cli.main()
     check_end(int(str(ended.value.code)), capsys.readouterr().err, code, says)
 
 
