@@ -82,11 +82,12 @@ def forget(
     by: By = None,
 ) -> Result:
     """Delete a picture or a person everywhere, for good, and say which models have learnt from them."""
+    from facemllm.core import claims
     from facemllm.forgetting import erasing
     from facemllm.signing.local import git_name
     from facemllm.workflow.runs import exclusive
 
-    with exclusive(settings):
+    with exclusive(settings), claims.alone(settings.home):
         report = erasing.forget(
             settings, image=image, subject=subject, reason=reason, by=by if by is not None else git_name()
         )

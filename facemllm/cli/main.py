@@ -164,18 +164,16 @@ def train(
 def _executed(settings: Settings, name: str, **given: str) -> str:
     """Output of a step under the inputs that are given; the rest are those remembered for these settings."""
     from facemllm.workflow import runner
-    from facemllm.workflow.runs import exclusive
     from facemllm.workflow.steps import steps
 
-    with exclusive(settings):
-        sources = steps(settings)[name].inputs
-        values = {key: given.get(key, "") for key in sources}
-        records = runner.recall_all(settings) if not all(values.values()) else {}
-        for key, source in sources.items():
-            if not values[key] and source not in records:
-                raise UserError(f"{name} needs the result of '{source}'; run that first, or give --{key} DIGEST")
-            values[key] = values[key] or str(records[source]["output"])
-        return runner.execute(name, settings, **values)
+    sources = steps(settings)[name].inputs
+    values = {key: given.get(key, "") for key in sources}
+    records = runner.recall_all(settings) if not all(values.values()) else {}
+    for key, source in sources.items():
+        if not values[key] and source not in records:
+            raise UserError(f"{name} needs the result of '{source}'; run that first, or give --{key} DIGEST")
+        values[key] = values[key] or str(records[source]["output"])
+    return runner.execute(name, settings, **values)
 
 
 @command(app, "serve", plain=True)
