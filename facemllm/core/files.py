@@ -54,7 +54,7 @@ def atomic_file(path: Path, tidy: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if tidy:
         _tidy(path.parent)
-    partial = _beside(path)
+    partial = beside(path)
     try:
         yield partial
         _flush(partial)
@@ -73,7 +73,7 @@ def require_absent(out: Path) -> None:
 def partial_folder(out: Path) -> Path:
     """An empty folder beside `out` to build it in. Raises UserError when `out` exists or cannot be written."""
     require_absent(out)
-    partial = _beside(out)
+    partial = beside(out)
     with writing(out):
         partial.mkdir(parents=True)
     return partial
@@ -112,7 +112,7 @@ def _exchange(one: Path, other: Path) -> None:
     libc = ctypes.CDLL(None)
     names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
     if not hasattr(libc, "renameat2") or libc.renameat2(*names, _RENAME_EXCHANGE):
-        aside = _beside(other)
+        aside = beside(other)
         other.rename(aside)
         one.rename(other)
         aside.rename(one)
@@ -146,15 +146,19 @@ def locked(
         while not lock.is_locked:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                if path.parent.exists():  # a file; else its last holder took the empty folder away meanwhile
+                    raise
+                continue
+            try:
                 lock.acquire(timeout=patience)
             except filelock.Timeout:
                 if waiting is None:
                     raise UserError(f"{taken} (lock {path}, {_holder(path)})") from None
                 waiting(_holder(path))
                 waiting, patience = None, -1.0 if taken is None else wait_s
-            except (FileNotFoundError, FileExistsError):  # its last holder took the empty folder away
-                if path.parent.exists() and not path.parent.is_dir():
-                    raise
+            except FileNotFoundError:  # its last holder took the empty folder away
+                continue
     with suppress(OSError):  # on a full disk the lock holds all the same
         path.write_text(note or f"pid {os.getpid()}")
     try:
@@ -217,7 +221,8 @@ def content_of(name: str, setting: str) -> str:
     return digests.of_json([[file.name, digests.of_file(file)] for file in files])
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
+    """A name beside `path` for what is not whole."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
 
 

@@ -12,6 +12,7 @@ after its bytes, appears whole in one step, and is not replaced by its like.
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shutil
@@ -84,6 +85,8 @@ class Store:
         """Move a finished folder into the store, remember it under the key, and drop its unfinished work."""
         path = self.home / "store" / digest
         settle(result, path)
+        with suppress(OSError):  # another user's
+            os.utime(path)
         record = {"digest": digest, **facts}
         atomic_write(self.home / "keys" / f"{key}.json", json.dumps(record, indent=2, sort_keys=True).encode())
         _remove(self.home / "work" / key[:32], lambda name: True)
