@@ -9,13 +9,12 @@ import typer
 
 from facemllm.errors import UserError
 from facemllm.settings.data import seconds
-from facemllm.workflow.options import Json, Profile, Sets, app, say
+from facemllm.workflow.options import Json, Profile, Sets, say
 
 if TYPE_CHECKING:
     from facemllm.gc.rubbish import Rubbish
 
 
-@app.command("gc")
 def gc(
     apply: Annotated[bool, typer.Option("--apply", help="Remove it; else it is only listed.")] = False,
     older_than: Annotated[

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from facemllm.cli import data, keys, lineage, promotion, review
+from facemllm.cli import data, gc, keys, lineage, promotion, review
 from facemllm.core.machine import on_plain_path
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
@@ -38,6 +38,7 @@ app.add_typer(data.version, name="version")
 app.add_typer(promotion.promote, name="promote")
 app.add_typer(keys.keys, name="keys")
 command(app, "lineage")(lineage.lineage)
+app.command("gc")(gc.gc)
 command(app, "review", plain=True)(review.review)
 app.add_typer(lineage.audit, name="audit")
 app.add_typer(services_app, name="services")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from facemllm.core.claims import removing
 from facemllm.core.files import beside, locked
+from facemllm.errors import UserError
 from facemllm.gc.rubbish import Rubbish, age_of, in_use
 
 
@@ -27,6 +28,10 @@ def sweep(home: Path, found: Sequence[Rubbish], grace_s: float) -> list[Rubbish]
         with removing(home):
             for one in found:
                 if in_use(home, one.what, one.path) or age_of(one.what, one.path) < grace_s:
+                    continue
+                if one.what == "lock":
+                    with suppress(UserError), locked(one.path, "taken"):  # gone afterwards; renamed, two could hold it
+                        gone.append((one, one.path))
                     continue
                 aside = one.path if one.what in ("half-written", "private copy") else beside(one.path)
                 with suppress(OSError):  # gone meanwhile

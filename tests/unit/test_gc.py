@@ -1,4 +1,4 @@
-"""What names a result keeps it, alone; what nothing names goes, beside steps at work; what cannot be asked stops all."""
+"""What names a result keeps it, alone; what nothing names goes, beside steps at work; what cannot be asked stops it."""
 
 import json
 import os
