@@ -216,3 +216,48 @@ def test_nothing_is_forgotten_while_a_step_is_at_work(tmp_path: Path) -> None:
         refuses(said, claims.alone(tmp_path).__enter__)
     with claims.alone(tmp_path):
         pass
+
+
+RESUMING = """
+import os, signal, sys
+from pathlib import Path
+from facemllm.core import digests
+from facemllm.core.step import Outcome, Step
+from facemllm.settings import load
+from facemllm.workflow import runner
+
+def work(c):
+    note = c.work / "checkpoint"
+    done = int(note.read_text()) if note.exists() else 0
+    c.out.mkdir()
+    (c.out / "half").write_text("half")
+    while done < 9:
+        done += 1
+        note.write_text(str(done))
+        if done == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        print(done, flush=True)
+    (c.out / "half").rename(c.out / "whole")
+    return Outcome(digests.of_tree(c.out), "made")
+
+step = Step(name="ingest", module="facemllm.ingest.run", sections=lambda s: {}, inputs={}, work=work)
+runner.steps = lambda settings: {"ingest": step}
+print(runner.execute("ingest", load("ci", [f"storage.home={sys.argv[1]}"])))
+"""
+
+
+def test_a_killed_steps_work_is_taken_up_by_the_next_run_of_the_same_key(tmp_path: Path) -> None:
+    def run(home: str, stop: int) -> tuple[int, list[str]]:
+        command = [sys.executable, "-c", RESUMING, str(tmp_path / home), str(stop)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        return done.returncode, done.stdout.split()
+
+    alone = run("lone", 0)[1][-1]
+    assert run("home", 4) == (-signal.SIGKILL, ["1", "2", "3"])
+    assert run("home", 7) == (-signal.SIGKILL, ["5", "6"])
+    work = next(path for path in (tmp_path / "home" / "work").iterdir() if path.is_dir())
+    assert len(list(work.glob("result-*"))) == 1, "what the first left half-made went when the second began"
+    assert run("home", 0) == (0, ["8", "9", alone])
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["keys", "store", "use.lock"]
+    assert [path.name for path in (tmp_path / "home" / "store" / alone).iterdir()] == ["whole"]
+    assert run("home", 0) == (0, [alone])
