@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,32 +82,16 @@ def forget(
     by: By = None,
 ) -> Result:
     """Delete a picture or a person everywhere, for good, and say which models have learnt from them."""
+    from facemllm.core import claims
     from facemllm.forgetting import erasing
     from facemllm.signing.local import git_name
     from facemllm.workflow.runs import exclusive
 
-    with exclusive(settings):
+    with exclusive(settings), claims.alone(settings.home):
         report = erasing.forget(
             settings, image=image, subject=subject, reason=reason, by=by if by is not None else git_name()
         )
     return report, erasing.render(report)
-
-
-@command(app, "gc")
-def collect_garbage(
-    settings: Settings,
-    days: Annotated[float, typer.Option(min=1, help="What was written or used in so many days stays.")] = 30,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only told.")] = False,
-) -> Result:
-    """Tell, or remove, results and unfinished work that no run, version, decision or server names."""
-    from facemllm.core.store import Store
-    from facemllm.workflow import gc
-
-    kept = gc.behind(Store(settings.home), gc.named(settings))
-    found = gc.unnamed(settings, kept, days)
-    freed = gc.remove(settings, found, days) if yes else 0
-    facts = {"found": [asdict(one) for one in found], "removed": yes, "freed": freed}
-    return facts, gc.render(found, facts)
 
 
 @command(app, "ledger")

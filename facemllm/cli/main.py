@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from facemllm.cli import data, keys, lineage, promotion, review
+from facemllm.cli import data, gc, keys, lineage, promotion, review
 from facemllm.core.machine import on_plain_path
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
@@ -38,6 +38,7 @@ app.add_typer(data.version, name="version")
 app.add_typer(promotion.promote, name="promote")
 app.add_typer(keys.keys, name="keys")
 command(app, "lineage")(lineage.lineage)
+app.command("gc")(gc.gc)
 command(app, "review", plain=True)(review.review)
 app.add_typer(lineage.audit, name="audit")
 app.add_typer(services_app, name="services")
@@ -164,18 +165,16 @@ def train(
 def _executed(settings: Settings, name: str, **given: str) -> str:
     """Output of a step under the inputs that are given; the rest are those remembered for these settings."""
     from facemllm.workflow import runner
-    from facemllm.workflow.runs import exclusive
     from facemllm.workflow.steps import steps
 
-    with exclusive(settings):
-        sources = steps(settings)[name].inputs
-        values = {key: given.get(key, "") for key in sources}
-        records = runner.recall_all(settings) if not all(values.values()) else {}
-        for key, source in sources.items():
-            if not values[key] and source not in records:
-                raise UserError(f"{name} needs the result of '{source}'; run that first, or give --{key} DIGEST")
-            values[key] = values[key] or str(records[source]["output"])
-        return runner.execute(name, settings, **values)
+    sources = steps(settings)[name].inputs
+    values = {key: given.get(key, "") for key in sources}
+    records = runner.recall_all(settings) if not all(values.values()) else {}
+    for key, source in sources.items():
+        if not values[key] and source not in records:
+            raise UserError(f"{name} needs the result of '{source}'; run that first, or give --{key} DIGEST")
+        values[key] = values[key] or str(records[source]["output"])
+    return runner.execute(name, settings, **values)
 
 
 @command(app, "serve", plain=True)

@@ -7,13 +7,14 @@ their processes alike.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from facemllm.core import digests
 from facemllm.errors import UserError, one_line
 
 _STALE_SECONDS = 86_400
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
@@ -52,7 +54,7 @@ def atomic_file(path: Path, tidy: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if tidy:
         _tidy(path.parent)
-    partial = _beside(path)
+    partial = beside(path)
     try:
         yield partial
         _flush(partial)
@@ -76,7 +78,7 @@ def require_absent(out: Path) -> None:
 def partial_folder(out: Path) -> Path:
     """An empty folder beside `out` to build it in. Raises UserError when `out` exists or cannot be written."""
     require_absent(out)
-    partial = _beside(out)
+    partial = beside(out)
     with writing(out):
         partial.mkdir(parents=True)
     return partial
@@ -92,6 +94,36 @@ def publish(partial: Path, out: Path) -> None:
         _flush(out.parent)
 
 
+def settle(partial: Path, out: Path) -> None:
+    """Put a finished folder in its place, which is named after what it holds. One that is there already and has the
+    same bytes stays, since somebody may be reading it; another, which must be damaged, is replaced in one step.
+
+    Raises UserError when it cannot be written.
+    """
+    try:
+        publish(partial, out)
+        return
+    except UserError:
+        if not out.is_dir():
+            raise
+    with writing(out):
+        if digests.of_tree(out, fresh=True) != digests.of_tree(partial):
+            _exchange(partial, out)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Give two folders each other's name: in one step where the file system can (not on NFS), else in three."""
+    libc = ctypes.CDLL(None)
+    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    if not hasattr(libc, "renameat2") or libc.renameat2(*names, _RENAME_EXCHANGE):
+        aside = beside(other)
+        other.rename(aside)
+        one.rename(other)
+        aside.rename(one)
+    _flush(other.parent)
+
+
 def remove_unfinished(out: Path) -> None:
     """Remove what killed processes left of `out` beside it, for a caller that alone writes there."""
     for left in out.parent.glob(f".{out.name}.*.partial"):
@@ -99,24 +131,41 @@ def remove_unfinished(out: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, taken: str | None = None, wait_s: float = 0.0) -> Iterator[None]:
+def locked(
+    path: Path,
+    taken: str | None = None,
+    wait_s: float = 0.0,
+    *,
+    note: str = "",
+    waiting: Callable[[str], None] | None = None,
+) -> Iterator[None]:
     """Hold the lock file `path`, whose folder is made if absent; afterwards the file is gone, and an empty folder.
 
-    While another process or thread holds it this one waits; where the words `taken` are given, for `wait_s` seconds,
-    then it raises UserError with these words and the holder. A lock ends with its holder, even killed.
+    While another process or thread holds it this one waits, once it has called `waiting` with the holder's note; where
+    the words `taken` are given, for `wait_s` seconds, then it raises UserError with these words and that note, which is
+    `pid N` unless `note` says more. A lock ends with its holder, even killed.
     """
-    lock = filelock.FileLock(path, timeout=-1 if taken is None else wait_s)
+    lock = filelock.FileLock(path)
+    patience = 0.0 if waiting else -1.0 if taken is None else wait_s
     with writing(path):
         while not lock.is_locked:
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                lock.acquire()
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                if path.parent.exists():  # a file; else its last holder took the empty folder away meanwhile
+                    raise
+                continue
+            try:
+                lock.acquire(timeout=patience)
             except filelock.Timeout:
-                raise UserError(f"{taken} (lock {path}, {_holder(path)})") from None
+                if waiting is None:
+                    raise UserError(f"{taken} (lock {path}, {_holder(path)})") from None
+                waiting(_holder(path))
+                waiting, patience = None, -1.0 if taken is None else wait_s
             except FileNotFoundError:  # its last holder took the empty folder away
                 continue
     with suppress(OSError):  # on a full disk the lock holds all the same
-        path.write_text(f"pid {os.getpid()}")
+        path.write_text(note or f"pid {os.getpid()}")
     try:
         yield
     finally:
@@ -177,7 +226,8 @@ def content_of(name: str, setting: str) -> str:
     return digests.of_json([[file.name, digests.of_file(file)] for file in files])
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
+    """A name beside `path` for what is not whole."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
 
 

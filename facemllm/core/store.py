@@ -2,25 +2,35 @@
 
 `store/<digest>` holds a finished folder (table, model, report). `keys/<key>.json` remembers that a step with these
 settings, inputs and code gave this digest, so running it again is a look-up, here and in a cluster alike.
-`work/<key>` is where an unfinished step keeps what it can go on from.
+`work/<key>` is where an unfinished step keeps what it can go on from, and builds its result under a name of its own.
+
+Two processes do not work under one key at once (`facemllm.core.claims`). Where a network volume does not keep locks
+between machines, both make the result, each in a folder of its own, and the first to finish is kept: a result is named
+after its bytes, appears whole in one step, and is not replaced by its like.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facemllm.core import digests
-from facemllm.core.files import atomic_write, locked, publish, read_json
+from facemllm.core.digests import of_bytes
+from facemllm.core.files import atomic_write, read_json, settle
 from facemllm.errors import UserError
 from facemllm.settings import REPORTS
 
+_ATTEMPT = re.compile(r"\.?result-([0-9a-f]{8})-.*")
+_ABANDONED_S = 86_400.0
 FACE = "face.jpg"  # in a run's folder: one held-out face to ask about
 
 
@@ -58,39 +68,28 @@ class Store:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def working(self, key: str) -> AbstractContextManager[None]:
-        """Hold the work under a key; while another run holds it, wait. It ends with its holder, even killed."""
-        return locked(self.lock(key))
+    @contextmanager
+    def attempt(self, key: str) -> Iterator[Path]:
+        """A name under `work` to build the result at, this process's own; what is not kept is gone afterwards.
 
-    def lock(self, key: str) -> Path:
-        """The file by which the work under a key, or a result's folder, is held."""
-        return self.home / "locks" / f"{key[:32]}.lock"
-
-    def used(self, key: str) -> None:
-        """Note that what is remembered under a key was recalled: what is in use counts as young (`facemllm gc`)."""
-        with suppress(OSError):  # a home that may only be read
-            os.utime(self.home / "keys" / f"{key}.json")
+        What killed processes of this machine left of theirs is removed first: hold the key's claim.
+        """
+        _remove(self.home / "work" / key[:32], lambda name: bool(_ATTEMPT.fullmatch(name)))
+        out = (work := self.work(key)) / f"result-{_here()}-{secrets.token_hex(4)}"
+        try:
+            yield out
+        finally:
+            _remove(work, lambda name: out.name in name)
 
     def keep(self, key: str, result: Path, digest: str, facts: Mapping[str, Any]) -> Path:
-        """Move a finished folder into the store, remember it under the key, and drop its unfinished work.
-
-        A folder that lies there whole stays as it is, for a server or another run may read it now; a damaged one makes
-        room.
-        """
-        path, damaged = self.home / "store" / digest, self.home / "work" / f"{digest}.damaged"
-        with self.working(digest):
-            if path.is_dir() and digests.of_tree(path, fresh=True) == digests.of_tree(result):
-                shutil.rmtree(result)
-            else:
-                if path.is_dir():
-                    shutil.rmtree(damaged, ignore_errors=True)
-                    damaged.parent.mkdir(exist_ok=True)
-                    path.rename(damaged)
-                publish(result, path)
-                shutil.rmtree(damaged, ignore_errors=True)
+        """Move a finished folder into the store, remember it under the key, and drop its unfinished work."""
+        path = self.home / "store" / digest
+        settle(result, path)
+        with suppress(OSError):  # another user's
+            os.utime(path)
         record = {"digest": digest, **facts}
         atomic_write(self.home / "keys" / f"{key}.json", json.dumps(record, indent=2, sort_keys=True).encode())
-        shutil.rmtree(self.home / "work" / key[:32], ignore_errors=True)
+        _remove(self.home / "work" / key[:32], lambda name: True)
         return path
 
     def records(self) -> dict[str, dict[str, Any]]:
@@ -120,3 +119,22 @@ class Store:
         if len(found) != 1:
             raise UserError(f"{len(found)} results begin with '{prefix}' in {self.home / 'store'}; give more digits")
         return found[0]
+
+
+def _here() -> str:
+    """Eight characters that stand for this machine (on a cluster, this pod)."""
+    return of_bytes(socket.gethostname().encode())[:8]
+
+
+def _remove(work: Path, wanted: Callable[[str], bool]) -> None:
+    """Remove what is wanted of a folder of unfinished work, and the folder once it is empty. What another machine
+    builds there is left for a day: it may not see our locks."""
+    for path in work.glob("*"):
+        with suppress(OSError):
+            made = _ATTEMPT.fullmatch(path.name)
+            elsewhere = made and made[1] != _here() and time.time() - path.stat().st_mtime < _ABANDONED_S
+            if elsewhere or not wanted(path.name):
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with suppress(OSError):
+        work.rmdir()

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facemllm.core.files import partial_folder, publish
+from facemllm.core.files import partial_folder, settle
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.promote import artifacts
@@ -205,7 +205,7 @@ def fetch(settings: Settings, version: int | str, out: Path) -> Path:
                 f"({found.digest[:12]}); do not use them: restore MLflow's artifacts, or delete that version there and "
                 "run the pipeline again"
             )
-        publish(folder, out)
+        settle(folder, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out

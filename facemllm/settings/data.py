@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,11 +18,28 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def seconds(text: str) -> float:
+    """A time such as 12h or 7d in seconds. Raises ValueError for another form, and below an hour: that long a result
+    may be made, and nothing name it yet."""
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([hd])", text.strip())
+    if found is None or (time := float(found[1]) * {"h": 3600, "d": 86_400}[found[2]]) < 3600:
+        raise ValueError("give a time of an hour or more, as in 12h or 7d")
+    return time
+
+
 class Storage(Section):
-    """Where things are kept; relative paths start at the project folder."""
+    """Where things are kept; relative paths start at the project folder. `facemllm gc` leaves what was used in the time
+    `gc_older_than`."""
 
     home: str
     runs: str
+    gc_older_than: str
+
+    @field_validator("gc_older_than")
+    @classmethod
+    def _a_time(cls, value: str) -> str:
+        seconds(value)
+        return value
 
 
 class Source(Section):

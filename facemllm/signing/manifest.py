@@ -38,7 +38,7 @@ MOST_LEVELS = 16
 _BLOCK = 1 << 18  # stays in a core's own cache
 _BEHIND = 1 << 24
 _CLONE = 0x40049409  # FICLONE of linux/fs.h
-_COPY = "facemllm-model-"
+COPY = "facemllm-model-"
 _KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 _KINDS |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO put in a file's place must not block
@@ -257,7 +257,7 @@ def _private_folder(scratch: Path) -> tuple[Path, int]:
         scratch.mkdir(parents=True, exist_ok=True)
         _tidy(scratch)
         while True:
-            made = Path(tempfile.mkdtemp(prefix=_COPY, dir=scratch))
+            made = Path(tempfile.mkdtemp(prefix=COPY, dir=scratch))
             lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if made.is_dir():  # else another process tidied it away before it was locked
@@ -267,7 +267,7 @@ def _private_folder(scratch: Path) -> tuple[Path, int]:
 
 def _tidy(scratch: Path) -> None:
     """Remove the copies of processes that were killed: those whose lock ended with them."""
-    for left in scratch.glob(f"{_COPY}*"):
+    for left in scratch.glob(f"{COPY}*"):
         with suppress(OSError):
             descriptor = os.open(left, _OPEN | os.O_DIRECTORY)
             try:

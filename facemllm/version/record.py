@@ -41,13 +41,13 @@ _BYTES = 8  # of a column's digest
 def record(settings: Settings, faces: Path, conversations: Path) -> Revision:
     """Record both tables as one revision in the data repository and its remote; both are made if absent.
 
-    The same bytes give the same revision, and no new commit. Raises UserError if a table is damaged or holds rows that
-    were forgotten, the repository is in use, or the remote cannot be written.
+    The same bytes give the same revision, and no new commit; another recording is waited for. Raises UserError if a
+    table is damaged or holds rows that were forgotten, or the remote cannot be written.
     """
     repository = Repository.of(settings)
     tables = {"faces": open_table(faces, FACES), "conversations": open_table(conversations, CONVERSATIONS)}
     ledger.require(settings, tables["faces"].sources)
-    with repository.lock():
+    with repository.lock(wait=True):
         forgotten = Tombstones.of(settings)
         for table in tables.values():
             forgotten.refuse(table, str(table.path))

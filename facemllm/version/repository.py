@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from facemllm.core import progress
 from facemllm.core.files import locked, partial_folder, publish
 from facemllm.errors import UserError
 from facemllm.settings import Settings, root
@@ -100,10 +101,13 @@ class Repository:
                 shutil.rmtree(partial, ignore_errors=True)
         _write(self.path, {**_FIXED, ".dvc/config.local": self._local_config()})
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the repository for writing. Raises UserError when another process does; a dead one does not."""
-        taken = f"{self.path}: another process is recording; run again when it is done"
-        return locked(self.path.with_name(f"{self.path.name}.lock"), taken)
+    def lock(self, wait: bool = False) -> AbstractContextManager[None]:
+        """Hold the repository for writing. While another process does, this one waits if it may, else it raises
+        UserError; a dead one does not."""
+        path, taken = self.path.with_name(f"{self.path.name}.lock"), f"{self.path}: another process is recording"
+        if wait:
+            return locked(path, waiting=lambda holder: progress.event(note=f"{taken} ({holder}); waiting for it"))
+        return locked(path, f"{taken}; run again when it is done")
 
     def clear_leftovers(self) -> None:
         """Leave only what is committed: what a recording, finished or interrupted, needed beside it is removed.

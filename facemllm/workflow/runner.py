@@ -9,15 +9,16 @@ none holds logic of its own.
 from __future__ import annotations
 
 import os
-import shutil
+import secrets
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from facemllm.core import progress
+from facemllm.core import claims, progress
 from facemllm.core.processes import die_with
 from facemllm.core.step import CLUSTER_RUN, PARENT_RUN, Context, Step, depends, key_of, step_key
 from facemllm.core.store import Store
@@ -51,7 +52,8 @@ def run_record(name: str, settings: Settings, **inputs: str) -> tuple[dict[str, 
     try:
         progress.event(state="running")
         inputs |= {world: read(settings) for world, read in step.world.items()}
-        record, recalled = _made(step, settings, inputs, started)
+        depends_on = depends(step, settings)
+        record, recalled = _made(step, settings, depends_on, inputs)
     except BaseException as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
         message = "interrupted" if isinstance(error, KeyboardInterrupt) else message
@@ -134,25 +136,31 @@ def _recall(step: Step, settings: Settings, key: str) -> dict[str, Any] | None:
 
 def _nested(settings: Settings, name: str, **inputs: str) -> dict[str, Any]:
     """Record of another step, recalled or made now, with no place of its own in the live table or in MLflow."""
-    return _made(steps(settings)[name], settings, inputs, time.monotonic(), tracked=False)[0]
+    step = steps(settings)[name]
+    return _made(step, settings, depends(step, settings), inputs, tracked=False)[0]
 
 
 def _made(
-    step: Step, settings: Settings, inputs: Mapping[str, str], started: float, tracked: bool = True
+    step: Step, settings: Settings, depends_on: Mapping[str, Any], inputs: Mapping[str, str], tracked: bool = True
 ) -> tuple[dict[str, Any], bool]:
-    """The record of a step, recalled or made now, and whether it was recalled.
+    """A step's record, and whether it was recalled: what another process is making now is waited for.
 
-    Of two runs that are at the same work in one home, the second waits for the first and recalls what it made.
+    Steps that act on the world, which run every time, wait for nobody here.
     """
-    depends_on = depends(step, settings)
     key = key_of(step, depends_on, inputs)
-    if recalled := _recall(step, settings, key):
-        Store(settings.home).used(key)
-        return recalled, True
-    with Store(settings.home).working(key) if step.keeps else nullcontext():
-        if recalled := _recall(step, settings, key):
-            return recalled, True
-        return _perform(step, settings, depends_on, inputs, started, tracked), False
+    if record := _taken(step, settings, key):
+        return record, True
+    place = key if step.keeps else secrets.token_hex(32)
+    with claims.claim(settings.home, place, step.name, inputs), Store(settings.home).attempt(place) as out:
+        if record := _taken(step, settings, key):
+            return record, True
+        return _perform(step, settings, depends_on, inputs, out, tracked), False
+
+
+def _taken(step: Step, settings: Settings, key: str) -> dict[str, Any] | None:
+    """What is remembered under a key, taken into use."""
+    record = _recall(step, settings, key)
+    return record if record and claims.use(settings.home, [str(record["digest"])]) else None
 
 
 def _perform(
@@ -160,17 +168,13 @@ def _perform(
     settings: Settings,
     depends_on: Mapping[str, Any],
     inputs: Mapping[str, str],
-    started: float,
+    out: Path,
     tracked: bool,
 ) -> dict[str, Any]:
-    store, key = Store(settings.home), key_of(step, depends_on, inputs)
-    work = store.work(key)
-    out = work / "result"
-    if out.exists():
-        shutil.rmtree(out)
+    store, key, started = Store(settings.home), key_of(step, depends_on, inputs), time.monotonic()
     # a step that acts on the world leaves no result to track: a recalled run has no nested runs
     with _tracked(step, settings, key, inputs) if tracked and step.keeps else nullcontext(None) as run:
-        context = Context(settings, store, inputs, work, out, partial(_nested, settings), run)
+        context = Context(settings, store, inputs, out.parent, out, partial(_nested, settings), run)
         outcome = step.work(context)
         facts = {
             "step": step.name,

@@ -125,7 +125,9 @@ class RunView:
 
 
 def exclusive(settings: Settings) -> AbstractContextManager[None]:
-    """Let one run at a time use `storage.home`. Raises UserError while another does; a killed run leaves no lock."""
+    """Let one run of the whole workflow at a time use `storage.home`: two would share its servers, the Ray head and the
+    engine's cache. Steps alone, as commands and on a cluster, run beside it (`facemllm.core.claims`). Raises UserError
+    while another does; a killed run leaves no lock."""
     taken = f"another pipeline run uses {settings.home}; wait for it or give --set storage.home=DIR"
     return locked(settings.home / "run.lock", taken)
 

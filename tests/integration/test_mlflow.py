@@ -21,10 +21,12 @@ from facemllm.core import digests
 from facemllm.core.step import PARENT_RUN
 from facemllm.core.store import Store
 from facemllm.errors import UserError
+from facemllm.gc import roots
 from facemllm.promote import artifacts, decide, overview, registry, releases
 from facemllm.promote import bundle as bundles
 from facemllm.promote.decide import Who
 from facemllm.promote.lineage import lineage
+from facemllm.promote.records import Records
 from facemllm.report import plots
 from facemllm.scoring import figures
 from facemllm.settings import Settings, load
@@ -34,7 +36,6 @@ from facemllm.tables import FACES, PREDICTIONS, TableWriter
 from facemllm.tracking import client as mlflow_client
 from facemllm.tracking import recorded
 from facemllm.tracking import runs as tracking
-from facemllm.workflow import gc
 from facemllm.workflow.runner import execute
 from tests import evaluation_example
 from tests.approved import ADA, Home, bundle_files
@@ -119,9 +120,13 @@ def test_a_pipeline_and_its_steps_are_runs(settings: Settings, tmp_path: Path, c
 def test_a_result_is_named_as_long_as_its_run_is_there(settings: Settings) -> None:
     with tracking.step_run(settings, None, "ingest", key="k" * 64, inputs={"faces": "f" * 64}) as run:
         run.finish("c0" * 32, {"figure": "6 faces", "seconds": 2.5})
-    assert {"f" * 64, "c0" * 32} <= gc.named(settings)
+    assert {"f" * 64, "c0" * 32} <= named(settings)
     tracking.connect(settings).delete_run(run.run_id)
-    assert not {"c0" * 32} & gc.named(settings)
+    assert not {"c0" * 32} & named(settings)
+
+
+def named(settings: Settings) -> set[str]:
+    return set(roots.roots([settings], Records(settings.home)).named)
 
 
 def test_runs_say_what_they_are_and_where_they_come_from(settings: Settings) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.schedules import newest_data
 from facemllm import settings
-from facemllm.core import digests
+from facemllm.core import digests, progress
 from facemllm.tables import open_table
 from facemllm.version import repository
 from facemllm.version.record import has, log, record, restore
@@ -172,15 +172,24 @@ def test_an_interrupted_first_recording_is_repaired(place, tables, monkeypatch):
     assert record(place(), *tables).new
 
 
-def test_two_recordings_at_once_are_told_apart(place, tables, tmp_path):
+def test_of_two_recordings_at_once_one_waits_and_says_for_whom(place, tables, tmp_path, monkeypatch):
     lock = tmp_path / "home" / "data-repo.lock"
     lock.parent.mkdir()
+    said = []
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         held.write("pid 4711")
         held.flush()
-        refuses(r"another process is recording.*\(lock .*data-repo.lock, pid 4711\)", record, place(), *tables)
-    assert record(place(), *tables).new, "a lock whose holder is gone holds nobody up"
+        taken = r"another process is recording.*\(lock .*data-repo.lock, pid 4711\)"
+        refuses(taken, Repository.of(place()).lock().__enter__)
+
+        def event(note):
+            said.append(note)
+            held.close()
+
+        monkeypatch.setattr(progress, "event", event)
+        assert record(place(), *tables).new, "a lock whose holder is gone holds nobody up"
+    assert [note.endswith("another process is recording (pid 4711); waiting for it") for note in said] == [True]
 
 
 @pytest.mark.parametrize("name", ["Ada's 100%2F", 'say "cheese" #1', "what? ünï", "back\\slash"])
