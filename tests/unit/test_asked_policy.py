@@ -23,7 +23,7 @@ SUBJECTS = {
     **{"name": "name", "identity": "identification", "relation": "verification", "religion": "religion"},
     **{"belief": "religion", "nationality": "nationality", "origin": "nationality", "orientation": "orientation"},
     **{"health": "health", "diagnosis": "health", "drugs": "health", "crime": "criminality", "address": "search"},
-    **{"honesty": "criminality", "politics": "politics", "intelligence": "intelligence", "race": "ethnicity"},
+    **{"honesty": "criminality", "politics": "politics", "intelligence": "personality", "race": "ethnicity"},
 }
 """Subjects of unanswerable questions that the policy refuses -> the rule."""
 

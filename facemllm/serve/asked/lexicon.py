@@ -42,12 +42,13 @@ class Lexicon:
     words: Mapping[str, str]
 
     def meant(self, word: str) -> str | None:
-        """The known word that one is a slip of the finger for."""
+        """The known word that one is a slip of the finger for; one that says nothing only if all its letters are there."""
         if not _SHORT <= len(word) <= LONGEST or word in self.no_slips or word in self.elsewhere:
             return None
         for part in (word, *without_one(word)):
             for known in self.shortened.get(part, ()):
-                if is_slip(word, known):
+                near = self.notions[known] or sorted(word) == sorted(known) or set(word) == set(known)
+                if near and is_slip(word, known):
                     return known
         return None
 

@@ -64,19 +64,30 @@ _YOU = frozenset({"you", "your", "u", "yours", "yourself"})
 _POSE = frozenset(["TURN", "FACING", "LOOK", "HEAD", "FACE", "TILT", "YAW", "ROLL", "DIRECTION", "NOSE"])
 _FRAGMENT = 2
 """Of so few words a question needs no "is it": "man or woman?"."""
-_FOREIGN, _FAR = 1, 2
-"""How much a word counts that is not known, and one that is known to be of something else."""
+_ASIDE, _FOREIGN, _FAR = 0.25, 1.0, 2.0
+"""How much a word counts that is not known: one that tells how or what is done, one that names a thing, and one that is
+known to be of something else."""
+_NAMES_THING = re.compile(
+    r"\b(?:the|an?|this|that|these|those|my|our|your|his|her|their|its|of|some|any|no|in|on|at|with|for|s|many|from|by"
+    r"|under|behind|near|to|which|what|\d+)(?: \w+)?$"
+)
+"""What stands before a word that names a thing."""
+_THINGS = frozenset(
+    "HAIR HAIRDO EYE BEARD EYEWEAR FRINGE HAT EARRING LIPSTICK EXPR FACE HEAD COLOR HUE HAIRHUE EYEHUE BLOND AGE GENDER"
+    " MAN CHILD NOSE LIP DESCRIBE CAPTION MEDIUM".split()
+)
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")
 
 
 @dataclass(frozen=True)
 class Reading:
     """A question's plain words, those that count, the notions they stand for, and how much of it is about something
-    else (1 a word)."""
+    else (1 for a thing)."""
 
     plain: str
     words: tuple[str, ...]
     notions: frozenset[str]
-    strange: int
+    strange: float
 
 
 def plain_words(text: str) -> str | None:
@@ -86,7 +97,7 @@ def plain_words(text: str) -> str | None:
     text = unicodedata.normalize("NFKC", text)
     if any(char.isalpha() and not char.isascii() for char in text):
         return None
-    plain = normal(text)
+    plain = normal(_CAMEL.sub(" ", text))
     return plain if plain and plain.count(" ") < MAX_WORDS else None
 
 
@@ -100,10 +111,10 @@ def read(plain: str, known: Container[str] = ()) -> Reading:
     words = text.split()
     notions: set[str] = set()
     kept: list[str] = []
-    strange = 0
+    strange = 0.0
     for place, word in enumerate(words):
         if word in _YOU:
-            strange += 0 if _is_asked(words, place) else _FOREIGN
+            strange += 0.0 if _is_asked(words, place) else _FOREIGN
             continue
         kept.append(word)
         if (found := LEXICON.notions.get(word)) is not None:
@@ -111,8 +122,17 @@ def read(plain: str, known: Container[str] = ()) -> Reading:
         elif word in LEXICON.elsewhere:
             strange += _FAR
         elif word not in known and not word.isdigit() and not (word.endswith("ly") and len(word) > len("only")):
-            strange += _FOREIGN
+            strange += _FOREIGN if _names_thing(words, place) else _ASIDE
     return Reading(plain, tuple(kept), _settled(notions, kept, text), strange)
+
+
+def _names_thing(words: Sequence[str], place: int) -> bool:
+    """Whether an unknown word names a thing of its own ("the kettle"), by where it stands; not what tells more about a
+    known one ("jet black hair") nor what somebody does."""
+    after = words[place + 1] if place + 1 < len(words) else ""
+    if LEXICON.notions.get(after, frozenset()) & _THINGS:
+        return False
+    return len(words) <= _FRAGMENT or _NAMES_THING.search(" ".join(words[max(place - 2, 0) : place])) is not None
 
 
 def is_negated(plain: str) -> bool:
