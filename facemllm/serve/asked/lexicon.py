@@ -24,7 +24,8 @@ class Lexicon:
     question may hold. `phrases` are patterns and what stands for them. `signs` are of an item the notions that ask for
     it, each a set, and those that may stand beside. `soft` notions may stand beside any; those of `persons` name whom
     the question is about unless nothing else is asked. `options` are the words of an item's options. `asked` are verbs
-    behind a `you` that means the one who answers, `elsewhere` words of things that are no face, `face` words of which
+    behind a `you` that means the one who answers, `elsewhere` words of things that are no face,
+    `doings` of what is done with them or how they are, `face` words of which
     a question about a face holds one. `shortened` gives known words by what is left of them without one letter, and
     `no_slips` are words of their own that lie next to one."""
 
@@ -36,6 +37,7 @@ class Lexicon:
     options: Mapping[str, Mapping[str, frozenset[str]]]
     asked: frozenset[str]
     elsewhere: frozenset[str]
+    doings: frozenset[str]
     face: frozenset[str]
     no_slips: frozenset[str]
     shortened: Mapping[str, tuple[str, ...]]
@@ -43,7 +45,9 @@ class Lexicon:
 
     def meant(self, word: str) -> str | None:
         """The known word that one is a slip of the finger for; one that says nothing only if all its letters are there."""
-        if not _SHORT <= len(word) <= LONGEST or word in self.no_slips or word in self.elsewhere:
+        if not _SHORT <= len(word) <= LONGEST:
+            return None
+        if word in self.no_slips or word in self.elsewhere or word in self.doings:
             return None
         for part in (word, *without_one(word)):
             for known in self.shortened.get(part, ()):
@@ -74,7 +78,7 @@ def _lexicon() -> Lexicon:
         },
         shortened={part: tuple(words) for part, words in shortened.items()},
         words=stored["notions"],
-        **{name: _set(stored[name]) for name in ("soft", "persons", "asked", "elsewhere", "face", "no_slips")},
+        **{name: _set(stored[name]) for name in ("soft", "persons", "asked", "elsewhere", "doings", "face", "no_slips")},
     )
 
 

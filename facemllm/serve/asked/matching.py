@@ -23,7 +23,7 @@ from functools import cache
 from heapq import nlargest
 
 from facemllm.serve.asked.lexicon import LEXICON
-from facemllm.serve.asked.reading import Reading, is_negated, is_yes_no, plain_words, read
+from facemllm.serve.asked.reading import Reading, is_negated, is_yes_no, plain_words, read, written_names
 from facemllm.tasks.base import Item, Question, Task
 from facemllm.tasks.paraphrases import normal
 
@@ -104,7 +104,7 @@ class Matcher:
         plain = plain_words(text)
         if plain is None:
             return None
-        asked = read(plain, self._own_words)
+        asked = read(plain, self._own_words, written_names(text))
         if found := self._wordings.get(plain):
             return self._found(*found, 1.0, asked)
         if best := self._best(asked):
@@ -142,7 +142,7 @@ class Matcher:
         for part in parts:
             if (plain := plain_words(part)) is None:
                 return None
-            asked = read(plain, self._own_words)
+            asked = read(plain, self._own_words, written_names(part))
             if found is None and not _POINTS_BACK.search(plain) and (best := self._best(asked)):
                 found = self._found(best[1], best[1].templates[0], ASIDE * best[0], asked)
             else:
