@@ -43,7 +43,8 @@ _ABOUT_PICTURE = re.compile(
 _PURPOSE = re.compile(
     r"\bfor (?:\w+ ){0,3}?(?:reports?|forms?|records?|files?|notes?|survey|study|paperwork|id|application|documentation"
     r"|profile|database|dataset|research|project|homework|article|audit|log|system|spreadsheet|table|purposes|reference"
-    r"|badge|catalogue?|archive|stats|statistics)\b"
+    r"|badge|catalogue?|archive|stats|statistics|website|site|blog|page|newspaper|magazine|museum|exhibition|readers?|users?|album|brochure"
+    r"|listing|feed|post)\b"
 )
 _PERSONS = frozenset(
     f"person he she him her you they them individual subject sitter someone one {LEXICON.words['MAN']}"
@@ -205,5 +206,7 @@ def _is_asked(words: Sequence[str], place: int) -> bool:
     after = words[place + 1] if place + 1 < len(words) else ""
     before = words[place - 1] if place else ""
     if after in LEXICON.asked or after == "happen" or before == "thank":
+        return True
+    if before in ("can", "could", "would", "will") and after and after not in ("be", "feel", "have", "look", "like"):
         return True
     return (before in ("would", "will") and after == "be") or (before in ("would", "do", "can", "could") and not after)
