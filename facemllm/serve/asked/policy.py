@@ -101,7 +101,8 @@ class Policy:
         return None
 
     def describe(self) -> dict[str, Any]:
-        """The policy as data: what is always refused, and of sensitive tasks which are allowed and why."""
+        """The policy as data: what is always refused, of sensitive tasks which are allowed and why, and which tasks are
+        refused unless all that their words tell in passing is allowed (a caption says "a sad old man")."""
         return {
             "refused": [
                 {"rule": rule.name, "about": rule.about, "reason": rule.reason}
@@ -111,6 +112,9 @@ class Policy:
             "sensitive": {
                 subject: {"allowed": subject in self._allowed, "reason": self._allowed.get(subject)}
                 for subject in (*SENSITIVE, *_called_sensitive())
+            },
+            "told_in_passing": {
+                task: list(_subjects(task)) for task in tasks.all_names() if set(_subjects(task)) - _own_subjects(task)
             },
         }
 
@@ -129,6 +133,11 @@ def _called_sensitive() -> tuple[str, ...]:
     """Tasks that their definition calls sensitive, beside those of `SENSITIVE`."""
     of_subjects = {name for names in SENSITIVE.values() for name in names}
     return tuple(name for name in tasks.all_names() if tasks.get(name).sensitive and name not in of_subjects)
+
+
+def _own_subjects(task: str) -> set[str]:
+    """What a task asks for outright."""
+    return {subject for subject, names in SENSITIVE.items() if task in names} | {task}
 
 
 @cache
