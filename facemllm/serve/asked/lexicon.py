@@ -14,6 +14,8 @@ import yaml
 _SHORT = 4
 """Words of so many letters are seldom mistyped, and lie near many others."""
 
+_SETS = ("soft", "persons", "asked", "elsewhere", "doings", "face", "no_slips")
+
 LONGEST = 24
 """Letters of a word that may be a slip for another."""
 
@@ -44,7 +46,7 @@ class Lexicon:
     words: Mapping[str, str]
 
     def meant(self, word: str) -> str | None:
-        """The known word that one is a slip of the finger for; one that says nothing only if all its letters are there."""
+        """The known word that one is a slip of the finger for; one without a notion only if no letter is another."""
         if not _SHORT <= len(word) <= LONGEST:
             return None
         if word in self.no_slips or word in self.elsewhere or word in self.doings:
@@ -78,7 +80,7 @@ def _lexicon() -> Lexicon:
         },
         shortened={part: tuple(words) for part, words in shortened.items()},
         words=stored["notions"],
-        **{name: _set(stored[name]) for name in ("soft", "persons", "asked", "elsewhere", "doings", "face", "no_slips")},
+        **{name: _set(stored[name]) for name in _SETS},
     )
 
 

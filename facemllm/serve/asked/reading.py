@@ -78,8 +78,36 @@ _NAMES_THING = re.compile(
 )
 """What stands before a word that names a thing."""
 _THINGS = frozenset(
-    "HAIR HAIRDO EYE BEARD EYEWEAR FRINGE HAT EARRING LIPSTICK EXPR FACE HEAD COLOR HUE HAIRHUE EYEHUE BLOND AGE GENDER"
-    " MAN CHILD NOSE LIP DESCRIBE CAPTION MEDIUM".split()
+    [
+        "HAIR",
+        "HAIRDO",
+        "EYE",
+        "BEARD",
+        "EYEWEAR",
+        "FRINGE",
+        "HAT",
+        "EARRING",
+        "LIPSTICK",
+        "EXPR",
+        "FACE",
+        "HEAD",
+        "COLOR",
+    ]
+    + [
+        "HUE",
+        "HAIRHUE",
+        "EYEHUE",
+        "BLOND",
+        "AGE",
+        "GENDER",
+        "MAN",
+        "CHILD",
+        "NOSE",
+        "LIP",
+        "DESCRIBE",
+        "CAPTION",
+        "MEDIUM",
+    ]
 )
 _NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{2,}\b")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")
@@ -112,7 +140,8 @@ def written_names(text: str) -> frozenset[str]:
     words = text.split()
     if 2 * sum(word[0].isupper() for word in words) > len(words):
         return frozenset()
-    return frozenset(name.lower() for name in _NAME.findall(text))
+    names = [name.lower() for name in _NAME.findall(text)]
+    return frozenset([*names, *(f"{name}s" for name in names)])
 
 
 def read(plain: str, known: Container[str] = (), names: Container[str] = ()) -> Reading:

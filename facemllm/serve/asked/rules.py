@@ -92,7 +92,8 @@ class Rules:
             for meant in self.slips.get(part, ()):
                 swapped = len(word) == len(meant) and sorted(word) == sorted(meant)
                 doubled = len(set(word)) == len(set(meant)) and len(word) > len(meant)
-                if (len(meant) > _LONG_SLIP or swapped or (doubled and len(meant) > _SHORT_SLIP)) and is_slip(word, meant):
+                near = swapped or len(meant) > _LONG_SLIP or (doubled and len(meant) > _SHORT_SLIP)
+                if near and is_slip(word, meant):
                     return meant
         return word
 
