@@ -1,5 +1,6 @@
-"""Questions in anybody's words are matched to items; foreign ones are not. `asked/own_*` were written with the rules,
-the other lists of that folder by somebody who did not know them."""
+"""Questions in anybody's words are matched to items; foreign ones are not. `asked/own_*` were written with the rules:
+each list was measured once, then the lexicon was fitted to it. `known.csv` and `foreign.txt` were written by somebody
+who did not know the rules; their first half was blind when the lexicon was made and has been fitted since."""
 
 import csv
 from pathlib import Path
@@ -20,6 +21,16 @@ DEPLOYED = ("caption", "attributes", "expression", "age", "gender", "head_pose",
 def known(name):
     with (LISTS / name).open(encoding="utf-8", newline="") as file:
         return [(row["text"], row["item"]) for row in csv.DictReader(file)]
+
+
+def known_of_others(name):
+    """Questions and their items, of those that are deployed; `also` gives others that are right."""
+    deployed = {(task, item.name) for task in DEPLOYED for item in tasks.get(task).items}
+    with (LISTS / name).open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            also = {tuple(one.split("/")) for one in row["also"].split("|") if one}
+            if right := ({(row["task"], row["item"])} | also) & deployed:
+                yield row["text"], {item for _, item in right}
 
 
 def lines(name):
@@ -75,8 +86,10 @@ def test_foreign_questions_of_our_own_are_not_taken(matcher):
 
 @blind("known.csv")
 def test_phrasings_of_somebody_else_are_matched(matcher):
-    share, wrong = right(matcher, known("known.csv"))
-    assert share >= 0.95, wrong
+    pairs = list(known_of_others("known.csv"))
+    wrong = [(text, items, found) for text, items in pairs if (found := item_of(matcher, text)) not in items]
+    assert len(pairs) >= 90
+    assert len(wrong) <= 0.05 * len(pairs), wrong
 
 
 @blind("foreign.txt")

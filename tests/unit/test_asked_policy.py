@@ -1,5 +1,6 @@
 """What may not be asked is refused in any words; what only looks like it is not. `asked/own_*` were written with the
-rules, `refused.csv` and `harmless.txt` by somebody who did not know them."""
+rules: each list was measured once, then the rules were fitted to it. `refused.csv` and `harmless.txt` were written by
+somebody who did not know the rules; their first half was blind when the rules were made and has been fitted since."""
 
 import base64
 import codecs
@@ -23,7 +24,7 @@ SUBJECTS = {
     **{"name": "name", "identity": "identification", "relation": "verification", "religion": "religion"},
     **{"belief": "religion", "nationality": "nationality", "origin": "nationality", "orientation": "orientation"},
     **{"health": "health", "diagnosis": "health", "drugs": "health", "crime": "criminality", "address": "search"},
-    **{"honesty": "criminality", "politics": "politics", "intelligence": "intelligence", "race": "ethnicity"},
+    **{"honesty": "criminality", "politics": "politics", "intelligence": "personality", "race": "ethnicity"},
 }
 """Subjects of unanswerable questions that the policy refuses -> the rule."""
 
@@ -225,6 +226,30 @@ def test_the_policy_is_described_with_its_reasons():
 def test_a_policy_without_reason_or_about_no_sensitive_task_is_refused(allowed):
     with pytest.raises(UserError, match=next(iter(allowed))):
         Policy(allowed)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("Does the person look cheerful and healthy?", "health"),
+        ("Is the smile trustworthy?", "criminality"),
+        ("Does she look innocent in this light?", "criminality"),
+        ("Is the smile warm?", None),
+        ("Does the hair look healthy?", None),
+    ],
+)
+def test_a_judgement_of_the_person_is_refused_though_it_is_about_a_smile(laptop, text, rule):
+    assert rule_of(laptop, text) == rule
+
+
+@pytest.mark.parametrize("profile", ["own", "small", "paper-7b", "paper-13b"])
+def test_profiles_of_real_faces_state_no_reason_of_drawn_heads(profile):
+    allowed = settings.load(profile, []).serve.policy.allowed
+    assert not any("drawn" in (reason or "") for reason in allowed.values())
+    strict = Policy(allowed)
+    assert {task for task in ("gender", "age", "expression", "caption") if strict.refuses_task(task) is None} == set()
+    assert strict.refuses_task("attributes") is None
+    assert strict.describe()["told_in_passing"]["caption"] == ["gender", "age", "expression"]
 
 
 def test_the_default_settings_allow_what_the_default_run_asks():

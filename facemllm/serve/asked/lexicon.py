@@ -14,6 +14,8 @@ import yaml
 _SHORT = 4
 """Words of so many letters are seldom mistyped, and lie near many others."""
 
+_SETS = ("soft", "persons", "asked", "elsewhere", "doings", "face", "no_slips")
+
 LONGEST = 24
 """Letters of a word that may be a slip for another."""
 
@@ -24,7 +26,8 @@ class Lexicon:
     question may hold. `phrases` are patterns and what stands for them. `signs` are of an item the notions that ask for
     it, each a set, and those that may stand beside. `soft` notions may stand beside any; those of `persons` name whom
     the question is about unless nothing else is asked. `options` are the words of an item's options. `asked` are verbs
-    behind a `you` that means the one who answers, `elsewhere` words of things that are no face, `face` words of which
+    behind a `you` that means the one who answers, `elsewhere` words of things that are no face,
+    `doings` of what is done with them or how they are, `face` words of which
     a question about a face holds one. `shortened` gives known words by what is left of them without one letter, and
     `no_slips` are words of their own that lie next to one."""
 
@@ -36,18 +39,22 @@ class Lexicon:
     options: Mapping[str, Mapping[str, frozenset[str]]]
     asked: frozenset[str]
     elsewhere: frozenset[str]
+    doings: frozenset[str]
     face: frozenset[str]
     no_slips: frozenset[str]
     shortened: Mapping[str, tuple[str, ...]]
     words: Mapping[str, str]
 
     def meant(self, word: str) -> str | None:
-        """The known word that one is a slip of the finger for."""
-        if not _SHORT <= len(word) <= LONGEST or word in self.no_slips or word in self.elsewhere:
+        """The known word that one is a slip of the finger for; one without a notion only if no letter is another."""
+        if not _SHORT <= len(word) <= LONGEST:
+            return None
+        if word in self.no_slips or word in self.elsewhere or word in self.doings:
             return None
         for part in (word, *without_one(word)):
             for known in self.shortened.get(part, ()):
-                if is_slip(word, known):
+                near = self.notions[known] or sorted(word) == sorted(known) or set(word) == set(known)
+                if near and is_slip(word, known):
                     return known
         return None
 
@@ -73,7 +80,7 @@ def _lexicon() -> Lexicon:
         },
         shortened={part: tuple(words) for part, words in shortened.items()},
         words=stored["notions"],
-        **{name: _set(stored[name]) for name in ("soft", "persons", "asked", "elsewhere", "face", "no_slips")},
+        **{name: _set(stored[name]) for name in _SETS},
     )
 
 

@@ -1,10 +1,10 @@
 """From a question in anybody's words to the item of a task that it asks for: by meaning, not by wording.
 
 A wording of an item (whatever its case, marks and spelling) is that item. Any other question is read word by word
-(`reading`): every word has to be accounted for, as a notion of the item or as a word that any question may hold ("could
-you tell me"). One word about something else, and the question is not taken: "What color is the car?" shares all but one
-word with a question of an item. Items that the lexicon knows no notions of are compared by the rare words of their
-wordings.
+(`reading`): its words are notions of the item, words that any question may hold ("could you tell me"), or strange. A
+thing of another kind, and the question is not taken: "What color is the car?" shares all but one word with a question
+of an item. An unknown word that tells how or what is done weighs little, less where the question is about somebody.
+Items that the lexicon knows no notions of are compared by the rare words of their wordings.
 
 A yes/no question about an option ("Is her hair blond?") is the yes/no item of that thing where there is one, else the
 choice that has the option. With a negation ("is she not smiling?") a bare yes could be taken either way; the match says
@@ -23,7 +23,7 @@ from functools import cache
 from heapq import nlargest
 
 from facemllm.serve.asked.lexicon import LEXICON
-from facemllm.serve.asked.reading import Reading, is_negated, is_yes_no, plain_words, read
+from facemllm.serve.asked.reading import Reading, is_negated, is_yes_no, plain_words, read, written_names
 from facemllm.tasks.base import Item, Question, Task
 from facemllm.tasks.paraphrases import normal
 
@@ -104,7 +104,7 @@ class Matcher:
         plain = plain_words(text)
         if plain is None:
             return None
-        asked = read(plain, self._own_words)
+        asked = read(plain, self._own_words, written_names(text))
         if found := self._wordings.get(plain):
             return self._found(*found, 1.0, asked)
         if best := self._best(asked):
@@ -142,7 +142,7 @@ class Matcher:
         for part in parts:
             if (plain := plain_words(part)) is None:
                 return None
-            asked = read(plain, self._own_words)
+            asked = read(plain, self._own_words, written_names(part))
             if found is None and not _POINTS_BACK.search(plain) and (best := self._best(asked)):
                 found = self._found(best[1], best[1].templates[0], ASIDE * best[0], asked)
             else:

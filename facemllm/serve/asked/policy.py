@@ -106,7 +106,8 @@ class Policy:
         return (*(rule.name for rule in rules().rules), *SENSITIVE, *_called_sensitive())
 
     def describe(self) -> dict[str, Any]:
-        """The policy as data: what is always refused, and of sensitive tasks which are allowed and why."""
+        """The policy as data: what is always refused, of sensitive tasks which are allowed and why, and which tasks are
+        refused unless all that their words tell in passing is allowed (a caption says "a sad old man")."""
         return {
             "refused": [
                 {"rule": rule.name, "about": rule.about, "reason": rule.reason}
@@ -116,6 +117,9 @@ class Policy:
             "sensitive": {
                 subject: {"allowed": subject in self._allowed, "reason": self._allowed.get(subject)}
                 for subject in (*SENSITIVE, *_called_sensitive())
+            },
+            "told_in_passing": {
+                task: list(_subjects(task)) for task in tasks.all_names() if set(_subjects(task)) - _own_subjects(task)
             },
         }
 
@@ -134,6 +138,11 @@ def _called_sensitive() -> tuple[str, ...]:
     """Tasks that their definition calls sensitive, beside those of `SENSITIVE`."""
     of_subjects = {name for names in SENSITIVE.values() for name in names}
     return tuple(name for name in tasks.all_names() if tasks.get(name).sensitive and name not in of_subjects)
+
+
+def _own_subjects(task: str) -> set[str]:
+    """What a task asks for outright."""
+    return {subject for subject, names in SENSITIVE.items() if task in names} | {task}
 
 
 @cache

@@ -33,7 +33,7 @@ _IN_PICTURE = re.compile(
     rf"\b(?:{_BEFORE}) {_THE}(?:{_MEDIUM})\b"
     rf"|^{_THE}(?:{_MEDIUM})\b(?! (?:is|was|are)\b)|\b{_THE}(?:{_MEDIUM})(?: is)? of (?=an? )"
     rf"|\b(?:does|do|did|can|could|whether|if|that) {_THE}(?:{_MEDIUM})"
-    r"(?= (?:show|contain|depict|feature|have|shows)\b)"
+    r"(?= (?:show|contain|depict|feature|have|shows|convey|express|reveal|suggest|present|radiate|give)\b)"
 )
 """The picture as the place where something is seen, which says nothing."""
 _ABOUT_PICTURE = re.compile(
@@ -43,12 +43,15 @@ _ABOUT_PICTURE = re.compile(
 _PURPOSE = re.compile(
     r"\bfor (?:\w+ ){0,3}?(?:reports?|forms?|records?|files?|notes?|survey|study|paperwork|id|application|documentation"
     r"|profile|database|dataset|research|project|homework|article|audit|log|system|spreadsheet|table|purposes|reference"
-    r"|badge|catalogue?|archive|stats|statistics)\b"
+    r"|badge|catalogue?|archive|stats|statistics|website|site|blog|page|newspaper|magazine|museum|exhibition|readers?|users?|album|brochure"
+    r"|listing|feed|post)\b"
 )
 _PERSONS = frozenset(
     f"person he she him her you they them individual subject sitter someone one {LEXICON.words['MAN']}"
     f" {LEXICON.words['CHILD']}".split()
 )
+_SOMEBODYS = _PERSONS - {"you", "one", "they", "them"} | {"his", "their", "hers", "face"}
+_OF_FACES = frozenset(["MAN", "FACE"])
 _SOMEBODY = f"(?:{LEXICON.words['MAN']} {LEXICON.words['CHILD']})".replace(" ", "|")
 _SAID_TO_BE = re.compile(
     rf"\b(?:a|an|as|sure|he or|underage|old) ({_SOMEBODY})\b"
@@ -64,19 +67,61 @@ _YOU = frozenset({"you", "your", "u", "yours", "yourself"})
 _POSE = frozenset(["TURN", "FACING", "LOOK", "HEAD", "FACE", "TILT", "YAW", "ROLL", "DIRECTION", "NOSE"])
 _FRAGMENT = 2
 """Of so few words a question needs no "is it": "man or woman?"."""
-_FOREIGN, _FAR = 1, 2
-"""How much a word counts that is not known, and one that is known to be of something else."""
+_ASIDE, _FOREIGN, _FAR = 0.25, 1.0, 2.0
+"""How much a word counts that is not known: one that tells how or what is done, one that names a thing (or is known to
+tell what is done with things), and one that is known to be, or is written as, the name of something else."""
+_OF_SOMEBODY = 0.5
+"""What the first two count where the question is about somebody."""
+_NAMES_THING = re.compile(
+    r"\b(?:the|an?|this|that|these|those|my|our|your|his|her|their|its|of|some|any|no|in|on|at|with|for|s|many|from|by"
+    r"|under|behind|near|to|which|what|\d+)(?: \w+)?$"
+)
+"""What stands before a word that names a thing."""
+_THINGS = frozenset(
+    [
+        "HAIR",
+        "HAIRDO",
+        "EYE",
+        "BEARD",
+        "EYEWEAR",
+        "FRINGE",
+        "HAT",
+        "EARRING",
+        "LIPSTICK",
+        "EXPR",
+        "FACE",
+        "HEAD",
+        "COLOR",
+    ]
+    + [
+        "HUE",
+        "HAIRHUE",
+        "EYEHUE",
+        "BLOND",
+        "AGE",
+        "GENDER",
+        "MAN",
+        "CHILD",
+        "NOSE",
+        "LIP",
+        "DESCRIBE",
+        "CAPTION",
+        "MEDIUM",
+    ]
+)
+_NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{2,}\b")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")
 
 
 @dataclass(frozen=True)
 class Reading:
     """A question's plain words, those that count, the notions they stand for, and how much of it is about something
-    else (1 a word)."""
+    else (1 for a thing)."""
 
     plain: str
     words: tuple[str, ...]
     notions: frozenset[str]
-    strange: int
+    strange: float
 
 
 def plain_words(text: str) -> str | None:
@@ -86,12 +131,21 @@ def plain_words(text: str) -> str | None:
     text = unicodedata.normalize("NFKC", text)
     if any(char.isalpha() and not char.isascii() for char in text):
         return None
-    plain = normal(text)
+    plain = normal(_CAMEL.sub(" ", text))
     return plain if plain and plain.count(" ") < MAX_WORDS else None
 
 
-def read(plain: str, known: Container[str] = ()) -> Reading:
-    """Read plain words; those in `known` are not strange, whatever they mean."""
+def written_names(text: str) -> frozenset[str]:
+    """Words that are written as names, with a capital though no sentence begins with them, in lower case."""
+    words = text.split()
+    if 2 * sum(word[0].isupper() for word in words) > len(words):
+        return frozenset()
+    names = [name.lower() for name in _NAME.findall(text)]
+    return frozenset([*names, *(f"{name}s" for name in names)])
+
+
+def read(plain: str, known: Container[str] = (), names: Container[str] = ()) -> Reading:
+    """Read plain words; those in `known` are not strange, whatever they mean, and those in `names` are."""
     text = " ".join(_spelt(word, known) for word in plain.split())
     text = text if _ABOUT_PICTURE.search(text) else _IN_PICTURE.sub(" ", text)
     text = " ".join(_PURPOSE.sub(" ", text).split())
@@ -100,19 +154,32 @@ def read(plain: str, known: Container[str] = ()) -> Reading:
     words = text.split()
     notions: set[str] = set()
     kept: list[str] = []
-    strange = 0
+    strange = far = 0.0
     for place, word in enumerate(words):
         if word in _YOU:
-            strange += 0 if _is_asked(words, place) else _FOREIGN
+            strange += 0.0 if _is_asked(words, place) else _FOREIGN
             continue
         kept.append(word)
         if (found := LEXICON.notions.get(word)) is not None:
             notions |= found
-        elif word in LEXICON.elsewhere:
-            strange += _FAR
-        elif word not in known and not word.isdigit() and not (word.endswith("ly") and len(word) > len("only")):
+        elif word in LEXICON.elsewhere or word in names:
+            far += _FAR
+        elif word in LEXICON.doings:
             strange += _FOREIGN
-    return Reading(plain, tuple(kept), _settled(notions, kept, text), strange)
+        elif word not in known and not word.isdigit() and not (word.endswith("ly") and len(word) > len("only")):
+            strange += _FOREIGN if _names_thing(words, place) else _ASIDE
+    if not _SOMEBODYS.isdisjoint(words) or notions & _OF_FACES:
+        strange *= _OF_SOMEBODY
+    return Reading(plain, tuple(kept), _settled(notions, kept, text), strange + far)
+
+
+def _names_thing(words: Sequence[str], place: int) -> bool:
+    """Whether an unknown word names a thing of its own ("the kettle"), by where it stands; not what tells more about a
+    known one ("jet black hair") nor what somebody does."""
+    after = words[place + 1] if place + 1 < len(words) else ""
+    if LEXICON.notions.get(after, frozenset()) & _THINGS:
+        return False
+    return len(words) <= _FRAGMENT or _NAMES_THING.search(" ".join(words[max(place - 2, 0) : place])) is not None
 
 
 def is_negated(plain: str) -> bool:
@@ -168,5 +235,7 @@ def _is_asked(words: Sequence[str], place: int) -> bool:
     after = words[place + 1] if place + 1 < len(words) else ""
     before = words[place - 1] if place else ""
     if after in LEXICON.asked or after == "happen" or before == "thank":
+        return True
+    if before in ("can", "could", "would", "will") and after and after not in ("be", "feel", "have", "look", "like"):
         return True
     return (before in ("would", "will") and after == "be") or (before in ("would", "do", "can", "could") and not after)

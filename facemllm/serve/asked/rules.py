@@ -15,8 +15,9 @@ from facemllm.serve.asked.lexicon import LEXICON, LONGEST, is_slip, without_one
 
 _SHORTEST, _LONGEST = 2, 16
 """Letters of a stem."""
-_SHORT_SLIP, _LONG_SLIP = 4, 6
-"""Shorter words are never taken for slips; only longer ones for slips other than two letters swapped or one doubled."""
+_SHORT_SLIP, _LONG_SLIP = 4, 5
+"""Words that are shorter are never taken for slips, those that are no longer only where two letters are swapped; only
+longer ones for slips other than two letters swapped or one doubled."""
 _FOLLOWS = (
     r"(?! s\b)(?= ?$| (?:in|from|for|on|and|please|pls|by|here|now|to|with|at|or|if|using|as|is|are|who|that|depicted"
     r"|shown|pictured|behind|immediately|online|based|via|anyway|again|exactly|right|today|quickly|without|so|of|standing"
@@ -82,7 +83,7 @@ class Rules:
 
     def spelt(self, words: str) -> str:
         """The words with slips of the finger in what the rules look for put right."""
-        return " ".join(self._meant(word) if _SHORT_SLIP < len(word) <= LONGEST else word for word in words.split())
+        return " ".join(self._meant(word) if _SHORT_SLIP <= len(word) <= LONGEST else word for word in words.split())
 
     def _meant(self, word: str) -> str:
         if word in self.patterns or word in self.whole or word in LEXICON.notions:
@@ -91,7 +92,8 @@ class Rules:
             for meant in self.slips.get(part, ()):
                 swapped = len(word) == len(meant) and sorted(word) == sorted(meant)
                 doubled = len(set(word)) == len(set(meant)) and len(word) > len(meant)
-                if (len(meant) > _LONG_SLIP or swapped or doubled) and is_slip(word, meant):
+                near = swapped or len(meant) > _LONG_SLIP or (doubled and len(meant) > _SHORT_SLIP)
+                if near and is_slip(word, meant):
                     return meant
         return word
 
@@ -133,8 +135,8 @@ def rules() -> Rules:
             for word in needed:
                 patterns.setdefault(word, []).append((place, pattern))
     slips: dict[str, list[str]] = {}
-    for word in (*whole, *patterns, *also):
-        for part in (word, *without_one(word)) if len(word) > _SHORT_SLIP and word.isascii() else ():
+    for word in (*whole, *patterns, *also, *persons):
+        for part in (word, *without_one(word)) if len(word) >= _SHORT_SLIP and word.isascii() else ():
             slips.setdefault(part, []).append(word)
     return Rules(
         rules=tuple(read),
