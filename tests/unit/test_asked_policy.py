@@ -91,6 +91,14 @@ def test_somebody_elses_harmless_look_alikes_pass(laptop):
     assert len(wrong) <= 0.05 * len(texts), wrong
 
 
+def test_a_list_that_nothing_was_fitted_to_is_refused(laptop):
+    pairs = refused("blind_refused.csv")
+    assert len(pairs) == 100
+    assert len(misses(laptop, pairs)) <= 5, misses(laptop, pairs)
+    harmless = lines("blind_harmless.txt")
+    assert len([text for text in harmless if laptop.refuses(text)]) <= 0.05 * len(harmless)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_is_what_refuses_its_questions(laptop, monkeypatch, name):
     pairs = [(text, rule) for text, rule in refused("own_refused.csv") if rule == name]

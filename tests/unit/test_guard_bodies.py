@@ -15,7 +15,7 @@ from facemllm.serve.language import Refused
 from tests.guarded import guard, serving
 
 
-def post(port, body, headers=None, path="/"):
+def post(port, body, headers=None, path="/v1/models/one:predict"):
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", body, {"Content-Type": "application/json", **(headers or {})}
     )

@@ -4,7 +4,9 @@ A wording of an item (whatever its case, marks and spelling) is that item. Any o
 (`reading`): its words are notions of the item, words that any question may hold ("could you tell me"), or strange. A
 thing of another kind, and the question is not taken: "What color is the car?" shares all but one word with a question
 of an item. An unknown word that tells how or what is done weighs little, less where the question is about somebody.
-Items that the lexicon knows no notions of are compared by the rare words of their wordings.
+Items that the lexicon knows no notions of are compared by the rare words of their wordings. Where the lexicon finds
+nothing, a linear classifier (`classifier`) may, if it is sure; it also takes back what it is sure to be about nothing
+taught.
 
 A yes/no question about an option ("Is her hair blond?") is the yes/no item of that thing where there is one, else the
 choice that has the option. With a negation ("is she not smiling?") a bare yes could be taken either way; the match says
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from functools import cache
 from heapq import nlargest
 
+from facemllm.serve.asked.classifier import NONE, classifier
 from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.reading import Reading, is_negated, is_yes_no, plain_words, read, written_names
 from facemllm.tasks.base import Item, Question, Task
@@ -31,6 +34,11 @@ ENOUGH = 0.78
 """Least similarity of a match, of 1."""
 MARGIN = 0.15
 """Least distance to the second best item."""
+SURE = 0.7
+"""Least probability of the classifier for an item where the lexicon finds none: on a list that it had not learnt from it
+took no foreign question of 150 at this."""
+DOUBT = 0.9
+"""Probability of the classifier that nothing taught is asked for, above which the lexicon is not believed."""
 ASIDE = 0.95
 """Similarity of a question that stands beside a sentence about nothing that is known."""
 _MAX_PARTS = 6
@@ -107,9 +115,10 @@ class Matcher:
         asked = read(plain, self._own_words, written_names(text))
         if found := self._wordings.get(plain):
             return self._found(*found, 1.0, asked)
-        if best := self._best(asked):
-            return self._found(best[1], best[1].templates[0], best[0], asked)
-        return self._aside(text)
+        best = self._best(asked)
+        if best is None and (aside := self._aside(text)):
+            return aside
+        return self._weighed(best and self._found(best[1], best[1].templates[0], best[0], asked), asked)
 
     def suggestions(self, text: str, count: int = 3) -> list[str]:
         """Questions that can be asked, at most so many, those nearest to the text first."""
@@ -128,6 +137,19 @@ class Matcher:
             return False
         words = set(plain.split())
         return not words.isdisjoint(LEXICON.face) and words.isdisjoint(LEXICON.elsewhere)
+
+    def _weighed(self, found: Match | None, asked: Reading) -> Match | None:
+        """What the lexicon found, unless the classifier is as good as sure that nothing taught is asked for; where it
+        found nothing, the classifier's item if it is sure enough of it."""
+        probability = classifier().probabilities(asked.plain)
+        if found is not None:
+            doubtful = found.question.item in probability and probability[NONE] > DOUBT
+            return None if doubtful else found
+        likeliest = max(probability, key=probability.__getitem__)
+        question = next((question for question, *_ in self._signs if question.item == likeliest), None)
+        if question is None or probability[likeliest] < SURE:
+            return None
+        return self._found(question, question.templates[0], probability[likeliest], asked)
 
     def _found(self, question: Question, wording: str, similarity: float, asked: Reading) -> Match:
         return Match(question, wording, similarity, _option(question, asked), is_negated(asked.plain))

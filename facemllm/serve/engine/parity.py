@@ -217,7 +217,7 @@ def _judged(record: dict[str, Any], allowed: Allowed, same_model: bool) -> dict[
     what = ""
     if not same_model:
         what = f"it serves {record['model_digest'][:12]}, which is not the model that was evaluated"
-    elif not record["questions"]:
+    elif not record["questions"] and set(record["withheld"]) != {"refused"}:  # all refused: the policy's own
         what = f"it answers none of the questions: {record['withheld']}"
     elif (far := record["largest_probability_difference"]) > allowed.probability:
         what = f"a probability differs by {far:.4f}, allowed is {allowed.probability}"

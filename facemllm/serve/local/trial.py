@@ -84,7 +84,8 @@ class Trial:
         for one in pair if turn % 2 else reversed(pair):
             found = self._answer(client, one, self._probes[turn])
             if one is self._canary and found is not None:
-                self._agrees[turn] = same_answer(self._probes[turn], found) and self._agrees.get(turn, True)
+                same = found["kind"] == "refused" or same_answer(self._probes[turn], found)
+                self._agrees[turn] = same and self._agrees.get(turn, True)
 
     def _answer(self, client: httpx.Client, backend: Deployed, probe: Probe) -> dict[str, Any] | None:
         """The answer of one server; None where it gave none, which the proxy has counted."""
@@ -93,7 +94,7 @@ class Trial:
             if reply.status_code == 429:
                 time.sleep(0.5)
             found = reply.json()["predictions"][0]
-            return {"answer": found["answer"], "value": found["value"]}
+            return {name: found.get(name) for name in ("answer", "value", "kind")}
         except (httpx.HTTPError, ValueError, LookupError, TypeError):
             return None
 
