@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def features(plain: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Buckets of a normalised text and their values, of length 1: words, pairs of words, pieces of words."""
     words = plain.split()
     found = Counter(f"w {word}" for word in words)
-    found.update(f"p {one} {other}" for one, other in zip(words, words[1:], strict=False))
+    found.update(f"p {one} {other}" for one, other in pairwise(words))
     for word in words:
         bounded = f" {word} "
         found.update(bounded[at : at + size] for size in _PIECES for at in range(len(bounded) - size + 1))

@@ -35,8 +35,8 @@ ENOUGH = 0.78
 MARGIN = 0.15
 """Least distance to the second best item."""
 SURE = 0.7
-"""Least probability of the classifier for an item where the lexicon finds none: on a list that it had not learnt from it
-took no foreign question of 150 at this."""
+"""Least probability of the classifier for an item where the lexicon finds none: on a list that it had not learnt from
+it took no foreign question of 150 at this."""
 DOUBT = 0.9
 """Probability of the classifier that nothing taught is asked for, above which the lexicon is not believed."""
 ASIDE = 0.95
