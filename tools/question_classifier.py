@@ -2,8 +2,8 @@
 
     .venv/bin/python tools/question_classifier.py [--without LIST] [--out FILE]
 
-Lists that were written blind stay out (`blind_*`), so that they can measure. `--without known.csv` leaves a list out and
-says how the classifier alone does on it.
+Lists that were written blind stay out (`blind_*`), so that they can measure. `--without known.csv` leaves a list out
+and says how the classifier alone does on it.
 """
 
 from __future__ import annotations
