@@ -38,6 +38,10 @@ class Fake:
 
     takes_maps = True
 
+    @property
+    def offered(self) -> Any:
+        return self.tasks
+
     def __init__(self, names: Sequence[str] = ("expression", "age", "attributes", "gender")) -> None:
         self.tasks: dict[str, Task] = {name: tasks.get(name) for name in names}
         self.asked: list[Ask] = []

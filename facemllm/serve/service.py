@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from facemllm import tasks
-from facemllm.serve.asked.matching import Matcher
+from facemllm.serve.asked.matching import UNANSWERABLE, Matcher
 from facemllm.serve.asked.policy import Policy
 from facemllm.serve.engine.protocol import Engine, Prepared
 from facemllm.serve.evaluated import Evaluated
@@ -86,6 +86,11 @@ class Service:
         self.takes_maps = engine.takes_maps
         about = _characteristics_of(task for task in served if policy.refuses_task(task.name) is None)
         self.characteristic_names = tuple(name for name in engine.characteristic_names if name in about)
+
+    @property
+    def offered(self) -> dict[str, tasks.Task]:
+        """The tasks that can be asked by name: all but those that teach what a face does not tell."""
+        return {name: task for name, task in self.tasks.items() if name != UNANSWERABLE}
 
     def check(self, client: str) -> None:
         """Raise Refused (429, 503) where any ask of a client would be refused now, whatever it asks."""

@@ -42,7 +42,7 @@ DOUBT = 0.9
 ASIDE = 0.95
 """Similarity of a question that stands beside a sentence about nothing that is known."""
 _MAX_PARTS = 6
-_UNANSWERABLE = "unanswerable"
+UNANSWERABLE = "unanswerable"
 _FOR_KINDS = frozenset({"WHICH", "KIND", "DESCRIBE", "STYLE", "LOOKLIKE"})
 """What asks for more than whether a thing is there."""
 _PARTS = re.compile(r"[.;:!?\n,]+")
@@ -82,7 +82,7 @@ class Matcher:
     def __init__(self, tasks: Sequence[Task]) -> None:
         """The task of unanswerable questions has nothing to match: whatever matches no item is one."""
         taught = [
-            (task.question(item.name), item) for task in tasks if task.name != _UNANSWERABLE for item in task.items
+            (task.question(item.name), item) for task in tasks if task.name != UNANSWERABLE for item in task.items
         ]
         self._wordings: dict[str, tuple[Question, str]] = {}
         self._signs: list[tuple[Question, tuple[frozenset[str], ...], frozenset[str]]] = []

@@ -26,7 +26,7 @@ def read_request(body: Any, service: Service, limits: Limits) -> Ask:
         raise Refused(422, 'the body must be {"image": {"b64": "..."}, "tasks": ["..."]}')
     if unknown := sorted(set(body) - _FIELDS):
         raise Refused(422, f"unknown field '{unknown[0][:40]}'; known are {', '.join(sorted(_FIELDS))}")
-    names = body.get("tasks", list(service.tasks))
+    names = body.get("tasks", list(service.offered))
     if not isinstance(names, list) or not 1 <= len(names) <= MOST_TASKS:
         raise Refused(422, f"tasks must be a list of 1 to {MOST_TASKS} names")
     asked: dict[tuple[str, str | None], None] = {}
@@ -63,7 +63,7 @@ def _read_box(value: Any, width: int, height: int) -> tuple[float, float, float,
 def describe(service: Service) -> dict[str, Any]:
     """What can be asked: tasks, their items with options and an example, and how well it was evaluated."""
     told = []
-    for task in service.tasks.values():
+    for task in service.offered.values():
         refusal = service.policy.refuses_task(task.name)
         figures = dict(service.evaluated.tasks.get(task.name, {}))
         of_items = figures.pop("items", {})

@@ -8,6 +8,7 @@ once it is told to, and both speak TLS if there is a certificate.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _TOO_LARGE = b"431 Request Header Fields Too Large"
 _BUSY = b"503 Service Unavailable"
+_turns = itertools.count()  # in which order connections began to wait: the loop's clock has the same time for several
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -42,7 +44,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **keywords)
         self._wire = self._body = 0  # bytes of this message, and those of them that are its body
         self._at_head = True
-        self._since = 0.0
+        self._turn = 0
         self._late: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._refusal: bytes | None = None
@@ -129,7 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _wait_for_a_request(self) -> None:
-        self._since = self.loop.time()
+        self._turn = next(_turns)
         self._late = self.loop.call_later(self.guard.header_s, self._give_up)
 
     def _give_up(self) -> None:
@@ -146,7 +148,7 @@ class BoundedProtocol(HttpToolsProtocol):
         waiting = [one for one in self.connections if isinstance(one, BoundedProtocol) and one._idle]
         if not waiting:
             return False
-        oldest = min(waiting, key=lambda one: one._since)
+        oldest = min(waiting, key=lambda one: one._turn)
         oldest.transport.abort()
         self.connections.discard(oldest)
         return True

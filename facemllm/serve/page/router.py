@@ -43,6 +43,10 @@ class Service(Protocol):
         """The tasks of the deployment."""
 
     @property
+    def offered(self) -> Mapping[str, Task]:
+        """Those that can be asked by name."""
+
+    @property
     def takes_maps(self) -> bool:
         """Whether the model looks at maps of face parts."""
 
@@ -111,7 +115,7 @@ class Page:
         notice: str = "",
     ) -> Response:
         """The page as it stands after a request."""
-        offers = views.offered(self.service.tasks, self.refuses)
+        offers = views.offered(self.service.offered, self.refuses)
         chosen = asked.tasks if asked else views.preselected(offers, self.limits.max_instances)
         body = (
             _environment()
