@@ -181,7 +181,7 @@ def _executed(settings: Settings, name: str, **given: str) -> str:
 def serve(
     settings: Settings,
     model: Annotated[Path, typer.Argument(help="A model directory.")],
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 18082,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 18090,
 ) -> Result:
     """Serve a model directory with KServe in the foreground, on loopback."""
     from facemllm.core.servers import model_server

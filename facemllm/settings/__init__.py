@@ -195,9 +195,9 @@ def plain() -> Settings:
 
 def serving(given: Mapping[str, Any], origin: str) -> Serve:
     """The section `serve` with these keys, the others as in `params.yaml`. Raises UserError as `load` does."""
-    values: dict[str, Any] = dict(given)
-    if missing := set(Serve.model_fields) - set(given):
-        values |= {key: value for key, value in plain().serve.model_dump().items() if key in missing}
+    values = dict(given)
+    if set(Serve.model_fields) - set(given) or any(isinstance(value, dict) for value in given.values()):
+        values = _merge(plain().serve.model_dump(), given)
     try:
         return Serve.model_validate(values)
     except ValidationError as error:

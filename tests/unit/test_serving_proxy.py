@@ -503,3 +503,17 @@ def test_grpc_calls_go_on_while_one_server_takes_over_from_another(tmp_path: Pat
         await second.stop(0)
 
     run(tmp_path, work)
+
+
+def test_a_client_that_waits_for_leave_to_send_its_body_gets_it(tmp_path: Path) -> None:
+    async def work(w: World) -> None:
+        w.route(await w.backend("a"))
+        address = w.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(address[0], int(address[1]))
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"{}")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+    run(tmp_path, work)

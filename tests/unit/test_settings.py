@@ -199,3 +199,11 @@ def test_maps_become_a_square_of_tokens_or_one_more(tokens, fits):
     refused = pytest.raises(UserError, match=rf"tokens: {tokens} is neither a square nor a square and one")
     with nullcontext() if fits else refused:
         assert settings.load("laptop", [f"model.segmentation.tokens={tokens}"]).model.segmentation.tokens == tokens
+
+
+def test_a_servers_settings_lie_over_the_defaults_at_every_level():
+    usual = settings.plain().serve
+    found = settings.serving({"threads": 3, "feedback": {"folder": "/x"}}, "--config")
+    assert (found.threads, found.feedback.folder) == (3, "/x")
+    assert found.feedback.max_mb == usual.feedback.max_mb
+    assert found.guard == usual.guard

@@ -170,7 +170,7 @@ def made(name: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python -m facemllm.serve.guard.keys NAME")
     try:
         print("key, to be shown once: {}\nline for the keys file:  {}".format(*made(sys.argv[1])))

@@ -156,6 +156,9 @@ class Door(web.Server):
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             self._asked.add(request.protocol)
+            if request.headers.get("Expect", "").lower() == "100-continue":  # aiohttp answers it in applications alone
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                request.writer.output_size = 0
             return await proxy.handle(request)
 
         limits: dict[str, Any] = {"keepalive_timeout": _IDLE_S, "max_field_size": 8190, "max_headers": 128}
@@ -264,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--grpc-port", type=int, default=0, help="port on loopback; 0: no gRPC")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # a traceback for each request that is none
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = 2 * MAX_CONNECTIONS
     if soft < enough:
