@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from facemllm.core import digests
-from facemllm.core.files import atomic_write, partial_folder, publish, writing
+from facemllm.core.files import atomic_write, partial_folder, publish, read_json, writing
 from facemllm.errors import UserError
 from facemllm.signing import manifest
 from facemllm.signing.canonical import Refused
@@ -32,6 +32,15 @@ _BLOCK = 1 << 20
 def record_of(out: Path) -> Path:
     """The file beside an exported folder that says what it was made from."""
     return out.with_name(f"{out.name}.export.json")
+
+
+def exported_from(out: Path) -> str:
+    """The digest of the model that an exported folder was made from; empty unless its bytes are still those that were
+    exported."""
+    record = read_json(record_of(out))
+    if not out.is_dir() or record.get("exported") != manifest.of(out).digest:
+        return ""
+    return str(record.get("model"))
 
 
 def export_for_vllm(model_dir: Path, out: Path, digest: str = "") -> dict[str, Any]:
