@@ -1,7 +1,7 @@
 """A model directory as vLLM's own LLaVA loads it: the same tensors, those of its tower under the names vLLM knows.
 
-transformers 5 writes `model.vision_tower.embeddings...`, vLLM wants `model.vision_tower.vision_model.embeddings...`
-(CLIP and SigLIP towers). In a safetensors file names stand in the header alone, so the bytes of tensors are copied,
+transformers 5 writes `vision_tower.embeddings...`, vLLM wants `vision_tower.vision_model.embeddings...` (CLIP and
+SigLIP towers). In a safetensors file names stand in the header alone, so the bytes of tensors are copied,
 block by block: memory stays bounded whatever the model's size. Beside the copy lies a record of what it was made from.
 """
 
@@ -138,6 +138,8 @@ def _renamed_header(path: Path, file: _Hashed) -> tuple[bytes, int]:
         if size > _MOST_HEADER:
             raise ValueError("its header is too long")
         header = json.loads(file.read(size))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
         names = {name: _name(name) for name in header}
         renamed = {names[name]: header[name] for name in header}
     except (struct.error, ValueError, TypeError, RecursionError) as error:
