@@ -180,7 +180,7 @@ def test_a_server_that_is_gone(folders: dict[str, Path]) -> None:
     with pytest.raises(Refused) as refused:
         asyncio.run(engine.answer(prepared(engine.reader, 0), CLOSED, []))
     assert (refused.value.status, refused.value.retry_after) == (503, 2.0)
-    with pytest.raises(UserError, match="no vLLM server answers.*serve.engine.vllm_url"):
+    with pytest.raises(UserError, match=r"no vLLM server answers.*serve.engine.vllm_url"):
         engine.make_ready(0.0)
 
 
@@ -310,7 +310,7 @@ def test_too_long(engine: VllmEngine, server: VllmServer) -> None:
 
 def test_another_server_is_refused_at_the_start(server: VllmServer, folders: dict[str, Path]) -> None:
     reader = Reader.open(folders["tiny"])
-    with pytest.raises(UserError, match="not this model.*--served-model-name eee"):
+    with pytest.raises(UserError, match=r"not this model.*--served-model-name eee"):
         VllmEngine(reader, server.url, "e" * 64).make_ready()
     with pytest.raises(UserError, match="makes other tokens"):
         VllmEngine(Reader.open(folders["clip"]), server.url, DIGEST).make_ready()
@@ -323,14 +323,14 @@ def test_models_of_the_own_engine_alone(folders: dict[str, Path], tmp_path: Path
     chosen = settings.load(overrides=["model.segmentation.mode=add"]).model
     model, processor = extend(*load_model(folders["tiny"]), chosen, None, [], 0)
     save_model(model, processor, tmp_path / "maps")
-    with pytest.raises(UserError, match="plain LLaVA models alone.*the own engine"):
+    with pytest.raises(UserError, match=r"plain LLaVA models alone.*the own engine"):
         VllmEngine(Reader.open(tmp_path / "maps"), "http://127.0.0.1:1", DIGEST)
-    with pytest.raises(UserError, match="plain LLaVA models alone.*the own engine"):
+    with pytest.raises(UserError, match=r"plain LLaVA models alone.*the own engine"):
         export_for_vllm(tmp_path / "maps", tmp_path / "out")
     steered = shutil.copytree(folders["tiny"], tmp_path / "steered")
     written = json.loads((steered / "generation_config.json").read_text())
     (steered / "generation_config.json").write_text(json.dumps({**written, "repetition_penalty": 1.3}))
-    with pytest.raises(UserError, match="generation_config.json.*the own engine"):
+    with pytest.raises(UserError, match=r"generation_config.json.*the own engine"):
         VllmEngine(Reader.open(steered), "http://127.0.0.1:1", DIGEST)
 
 
@@ -373,7 +373,7 @@ def test_the_export_has_the_names_that_vllm_knows(folders: dict[str, Path], tmp_
 
 
 def test_an_export_is_bound_to_the_bytes_it_was_made_from(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has digest.*nothing was exported"):
+    with pytest.raises(UserError, match=r"has digest.*nothing was exported"):
         export_for_vllm(folders["clip"], tmp_path / "out", DIGEST)
     assert not (tmp_path / "out").exists()
     assert not record_of(tmp_path / "out").exists()

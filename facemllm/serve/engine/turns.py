@@ -14,7 +14,8 @@ from facemllm.serve.language import Refused
 
 
 class Turns:
-    """Admits jobs within a `Room`, and lets `at_once` requests of those admitted run: after each the next client's."""
+    """Admits jobs within a `Room` (as a scheduler that computes a batch while another waits), and lets `at_once`
+    requests of those admitted run: after each the next client's."""
 
     def __init__(self, room: Room, at_once: int) -> None:
         self._room, self._free = room, at_once
@@ -26,14 +27,14 @@ class Turns:
 
     def check(self, client: str, deadline: float, cost: float = 1) -> None:
         """Raise Refused (429) where `admitted` would now."""
-        room, held = self._room, self._held.get(client, 0)
+        room, held, jobs = self._room, self._held.get(client, 0), self.counters.running
         waits = self._cost * (self._pace or 0.0)
         full = ""
         if held >= room.client_faces:
             full = f"{held} of your requests are waiting, as many as one client may have"
-        elif sum(self._held.values()) >= room.faces or (self._cost and self._cost + cost > room.questions):
+        elif jobs >= room.faces or (self._cost and self._cost + cost > room.questions):
             full = "the server is busy"
-        elif time.monotonic() + waits > deadline or (waits > room.wait_s and len(self._held) and self._queues):
+        elif time.monotonic() + waits > deadline or (waits > room.wait_s and jobs >= 2 * room.batch):
             full = "the server is too busy to answer in the time allowed"
         if full:
             self.counters.full += 1
