@@ -19,8 +19,9 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from facemllm.errors import UserError
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         with manifest.verified_copy(options.model, options.digest, options.scratch, files) as (copy, found):
             require_loadable(found)
-            chosen = _serve_settings(options)
+            chosen = _serve_settings(options.config, {"name": options.engine, "vllm_url": options.vllm_url})
             loaded = _load(options, chosen, copy)
         if approval:
             approval.require()  # loading takes minutes
@@ -127,19 +128,18 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _serve_settings(options: argparse.Namespace) -> Serve:
+def _serve_settings(text: str, engine: Mapping[str, str | None] = MappingProxyType({})) -> Serve:
     """The settings in `--config`: a JSON object of keys of the section `serve`; what it leaves out is as in
-    params.yaml. `--engine` and `--vllm-url` win. Raises UserError."""
+    params.yaml. Keys of its section `engine` that are given win. Raises UserError."""
     from facemllm.settings import serving
 
     try:
-        given = json.loads(options.config or "{}")
+        given = json.loads(text or "{}")
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
         raise UserError('--config must be a JSON object of keys of the section serve, as in {"threads": 2}')
     chosen = serving(given, "--config")
-    engine = {"name": options.engine, "vllm_url": options.vllm_url}
     if wins := {key: value for key, value in engine.items() if value is not None}:
         chosen = serving({**given, "engine": chosen.engine.model_dump() | wins}, "--engine, --vllm-url")
     return chosen

@@ -336,15 +336,16 @@ def test_models_of_the_own_engine_alone(folders: dict[str, Path], tmp_path: Path
 
 def test_the_server_chooses_the_engine(server: VllmServer, folders: dict[str, Path]) -> None:
     flags = ["--model=m", f"--digest={DIGEST}", "--engine=vllm", f"--vllm-url={server.url}"]
-    chosen = served._serve_settings(served._options([*flags, '--config={"threads": 2}']))
+    given = served._options(flags)
+    wins = {"name": given.engine, "vllm_url": given.vllm_url}
+    chosen = served._serve_settings('{"threads": 2}', wins)
     assert (chosen.engine.name, chosen.engine.vllm_url, chosen.threads) == ("vllm", server.url, 2)
     made = engine_of(Reader.open(folders["tiny"]), chosen, DIGEST, 4)
     assert isinstance(made, VllmEngine)
     for url in ("http://10.0.0.1:8000", "http://127.0.0.1.evil.org:80", "https://127.0.0.1:8000"):
         with pytest.raises(UserError, match="vllm_url"):
-            served._serve_settings(served._options([*flags, f"--vllm-url={url}"]))
-    own = served._serve_settings(served._options(["--model=m", f"--digest={DIGEST}"]))
-    assert own.engine.name == "own"
+            served._serve_settings("", {**wins, "vllm_url": url})
+    assert served._serve_settings("").engine.name == "own"
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
