@@ -118,6 +118,6 @@ def test_a_real_server_takes_prepared_pixels_as_they_are(engines: tuple[VllmEngi
     raw = msgpack.unpackb(base64.b64decode(features["kwargs_data"]["image"][0]))
     kind, shape, data = raw["pixel_values"]["data"]
     assert kind == "float32"
-    theirs = np.frombuffer(data.data, np.float32).reshape(shape)
+    theirs = np.frombuffer(data.data, np.float32).reshape(shape[-3:])
     ours = normalise(torch.from_numpy(pixels[None]), engine.reader.processor.image_processor)[0]
     np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-6)

@@ -12,22 +12,26 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from facemllm import settings
+from facemllm import settings, tasks
 from facemllm.errors import UserError
 from facemllm.model.face_mllm import extend
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.reader import Reader
 from facemllm.serve import server as served
-from facemllm.serve.assembly import engine_of
+from facemllm.serve.assembly import engine_of, service_of
 from facemllm.serve.engine.batches import Room
 from facemllm.serve.engine.export import TOWERS, export_for_vllm, exported_from, record_of, tower_of
 from facemllm.serve.engine.own import OwnEngine
 from facemllm.serve.engine.protocol import Prepared
 from facemllm.serve.engine.turns import Turns
 from facemllm.serve.engine.vllm import VllmEngine
-from facemllm.serve.language import Refused
+from facemllm.serve.evaluated import Evaluated
+from facemllm.serve.language import Ask, Encoded, Question, Refused
+from facemllm.serve.observer import Observer
+from facemllm.serve.service import Served
 from facemllm.signing import manifest
+from tests.conftest import encode
 from tests.vllm_example import CLOSED, OPEN, clip, face, tiny
 from tests.vllm_server import VllmServer, serving
 
@@ -332,6 +336,43 @@ def test_models_of_the_own_engine_alone(folders: dict[str, Path], tmp_path: Path
     (steered / "generation_config.json").write_text(json.dumps({**written, "repetition_penalty": 1.3}))
     with pytest.raises(UserError, match=r"generation_config.json.*the own engine"):
         VllmEngine(Reader.open(steered), "http://127.0.0.1:1", DIGEST)
+
+
+def test_special_tokens_are_cleaned_for_models_of_parts_too(folders: dict[str, Path]) -> None:
+    for name in ("tiny", "clip", "siglip"):
+        reader = Reader.open(folders[name])
+        ids = reader.chat([("user", SPELLED)])
+        special = {i for i, one in reader.processor.tokenizer.added_tokens_decoder.items() if one.special}
+        assert reader.frame.image_token_id in special
+        plain = [token for token in reader.chat([("user", "?")]) if token in special]
+        assert [token for token in ids if token in special] == plain, name
+
+
+def test_the_service_answers_alike_with_either_engine(both: tuple[VllmServer, Path, Predictor]) -> None:
+    server, folder, predictor = both
+    quality = dict.fromkeys(("min_side", "min_sharpness", "min_brightness", "min_contrast"))
+    engine = {**settings.plain().serve.engine.model_dump(), "name": "vllm", "vllm_url": server.url}
+    chosen = settings.serving({"engine": engine, "quality": quality}, "test")
+    data = encode(face(2), format="PNG")
+    item = tasks.get("attributes").items[0].name
+    questions = (Question(task="attributes", item=item), Question(text="Describe this face.", options=("a hat", "no")))
+    ask = Ask(Encoded(data, 80, 80, "face"), (*questions, Question(text="What is the hair of this face like?")))
+
+    async def answers(model: Reader) -> Any:
+        made = service_of(Served("m", "7", DIGEST), model, chosen, "attributes", Evaluated(), LONGEST, Observer())
+        return (await made.answer([ask], client="a", deadline=None))[0].answers
+
+    ours, theirs = asyncio.run(answers(predictor)), asyncio.run(answers(Reader.open(folder)))
+    assert {one.kind for one in ours} == {"taught", "free"} or "abstained" in {one.kind for one in ours}
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.kind, one.text, one.value, one.task, one.item) == (
+            other.kind,
+            other.text,
+            other.value,
+            other.task,
+            other.item,
+        )
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
 
 
 def test_the_server_chooses_the_engine(server: VllmServer, folders: dict[str, Path]) -> None:
