@@ -16,12 +16,10 @@ import asyncio
 import base64
 import io
 import json
-import logging
 import math
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
@@ -36,22 +34,17 @@ from facemllm.serve.engine.batches import Room
 from facemllm.serve.engine.pieces import settled
 from facemllm.serve.engine.protocol import Chat, Found, Prepared
 from facemllm.serve.engine.turns import Turns
+from facemllm.serve.engine.vllm_client import GENERATE, JSON, RENDER, VllmClient, readable, refusal
 from facemllm.serve.language import Refused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-log = logging.getLogger("facemllm.serve")
-
 OPEN_COST = 4.0
 """What an open question costs, in closed ones."""
 QUERY_CHARS = 8192
 """Most characters of a closed question and its options."""
-RENDER, GENERATE = "/v1/chat/completions/render", "/inference/v1/generate"
 _PROBE: Chat = (("user", "Is this a face?"), ("assistant", "yes"), ("user", "Whose?"))
-_JSON = {"Content-Type": "application/json"}
-_BUSY = (429, 503, 504)
-_CONNECT_SECONDS = 5.0
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 
@@ -89,13 +82,13 @@ class VllmEngine:
         self.reader, self._url, self._digest = reader, url.rstrip("/"), digest
         self._turns = Turns(room or Room(), at_once)
         self.counters = self._turns.counters
-        self._longest, self._at_once = max_new_tokens, at_once
+        self._longest = max_new_tokens
         self._context = int(getattr(reader.config.get_text_config(), "max_position_embeddings", 0) or 2**20)
         ends = reader.generation_config.eos_token_id
         self._ends = list(ends) if isinstance(ends, list) else [ends]
         self._rendered: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
         self._most, self._held = int(cache_mb * 2**20), 0
-        self._client: tuple[asyncio.AbstractEventLoop, httpx.AsyncClient] | None = None
+        self._client = VllmClient(self._url, at_once)
 
     def make_ready(self, wait_s: float = 0.0) -> None:
         """Wait so long for the server, and prove that it serves this model and reads it as we do. Raises UserError."""
@@ -137,7 +130,7 @@ class VllmEngine:
         features = self._features_of(rendered)
         prompt = self.reader.chat([("user", "Is this a face?")])
         body = self._to_score(prompt, self.reader.frame.answer("yes"), features)
-        answer = client.post(GENERATE, content=body, headers=_JSON)
+        answer = client.post(GENERATE, content=body, headers=JSON)
         answer.raise_for_status()
         _likelihood(answer.json(), self.reader.frame.answer("yes"))
 
@@ -156,7 +149,7 @@ class VllmEngine:
         deadline: float = math.inf,
     ) -> Found:
         """All answers about one face. See `Engine`."""
-        asked = [(self._prompt([("user", query.question)], 0), self._options(query)) for query in closed]
+        asked = [self._asked(query) for query in closed]
         chats = [self._prompt(chat, self._longest) for chat in open_]
         cost = max(1.0, len(closed) + OPEN_COST * len(open_))
         async with self._turns.admitted(client, deadline, cost):
@@ -194,14 +187,15 @@ class VllmEngine:
     def close(self, seconds: float | None = None) -> None:
         """Nothing is held but connections, which end with the process."""
 
-    def _options(self, query: Query) -> list[list[int]]:
+    def _asked(self, query: Query) -> tuple[list[int], list[list[int]]]:
+        """Token ids of a closed question and of each of its options. Raises Refused."""
         if not query.options:
             raise ValueError(f"the question {query.question!r} has no options; ask it as an open one")
         if (size := len(query.question) + sum(map(len, query.options))) > QUERY_CHARS:
-            raise Refused(
-                413, f"a question and its options have {size} characters; this server takes {QUERY_CHARS} characters"
-            )
-        return [self.reader.frame.answer(text) for text in query.options]
+            limit = f"this server takes {QUERY_CHARS} characters"
+            raise Refused(413, f"a question and its options have {size} characters; {limit}")
+        options = [self.reader.frame.answer(text) for text in query.options]
+        return self._prompt([("user", query.question)], max(map(len, options)) + 1), options
 
     def _prompt(self, chat: Chat, room: int) -> list[int]:
         """Token ids of a chat, which leaves room for so many more. Raises Refused."""
@@ -209,14 +203,10 @@ class VllmEngine:
             ids = self.reader.chat(chat)
         except ValueError as error:
             raise Refused(422, str(error)) from None
-        self._require_room(len(ids) + room)
+        if (length := len(ids) + room) > self._context:
+            takes = f"this model takes {self._context}"
+            raise Refused(413, f"the image, the chat and its answer are {length} tokens; {takes}")
         return ids
-
-    def _require_room(self, length: int) -> None:
-        if length > self._context:
-            raise Refused(
-                413, f"the image, the chat and its answer are {length} tokens; this model takes {self._context}"
-            )
 
     async def _features(self, face: Prepared, client: str) -> bytes:
         """What stands for a face in requests, as JSON; kept for those asked about last."""
@@ -224,7 +214,7 @@ class VllmEngine:
             self._rendered.move_to_end(face.key)
             return found
         body = await asyncio.to_thread(self._to_render, face.pixels, (("user", "?"),))
-        made = await self._post(RENDER, json.dumps(body).encode(), client, self._features_of)
+        made = await self._post(RENDER, lambda: json.dumps(body).encode(), client, self._features_of)
         if face.key not in self._rendered:
             self._rendered[face.key] = made
             self._held += len(made)
@@ -270,14 +260,19 @@ class VllmEngine:
         return head[:-1] + b',"features":' + features + b"}"
 
     async def _score(self, prompt: Sequence[int], answer: Sequence[int], features: bytes, client: str) -> _Likelihood:
-        self._require_room(len(prompt) + len(answer) + 1)
-        body = self._to_score(prompt, answer, features)
-        return await self._post(GENERATE, body, client, lambda found: _likelihood(found, answer))
+        return await self._post(
+            GENERATE,
+            lambda: self._to_score(prompt, answer, features),
+            client,
+            lambda found: _likelihood(found, answer),
+        )
 
     async def _write(self, prompt: Sequence[int], features: bytes, client: str) -> str:
-        body = self._to_write(prompt, features)
         return await self._post(
-            GENERATE, body, client, lambda found: self.reader.text(found["choices"][0]["token_ids"])
+            GENERATE,
+            lambda: self._to_write(prompt, features),
+            client,
+            lambda found: self.reader.text(found["choices"][0]["token_ids"]),
         )
 
     async def _say(
@@ -286,16 +281,18 @@ class VllmEngine:
         """Write an answer, telling what is new but for the last word, which may still change."""
         written: list[int] = []
         said = ""
-        async with self._turns.turn(client), self._asked(self._to_write(prompt, features, stream=True)) as answer:
+        body = self._to_write(prompt, features, stream=True)
+        async with self._turns.turn(client), self._client.asked(GENERATE, body) as answer:
             async for line in answer.aiter_lines():
                 data = line.removeprefix("data:").strip()
                 if not line.startswith("data:") or data == "[DONE]":
                     continue
-                event = json.loads(data)
-                if "error" in event:
-                    raise _refusal(500, event)
-                written += [token for choice in event["choices"] for token in choice["token_ids"] or ()]
-                text = settled(self.reader.text(written))
+                with readable():
+                    event = json.loads(data)
+                    if "error" in event:
+                        raise refusal(500)
+                    written += [token for choice in event["choices"] for token in choice["token_ids"] or ()]
+                    text = settled(self.reader.text(written))
                 if text.startswith(said) and text != said:
                     pieces.put_nowait(text[len(said) :])
                     said = text
@@ -303,37 +300,12 @@ class VllmEngine:
         if text[len(said) :]:
             pieces.put_nowait(text[len(said) :])
 
-    async def _post(self, path: str, body: bytes, client: str, read: Callable[[Any], T]) -> T:
-        """What `read` makes of the answer to a request, asked in its client's turn. Raises Refused."""
-        async with self._turns.turn(client), self._asked(body, path) as answer:
-            return read(json.loads(await answer.aread()))
-
-    @asynccontextmanager
-    async def _asked(self, body: bytes, path: str = GENERATE) -> AsyncIterator[httpx.Response]:
-        """A good answer of the server, still to be read. Whoever leaves early closes the connection, which makes vLLM
-        drop the work. What the server says of an error is for nobody outside: only its kind is told."""
-        try:
-            async with self._http().stream("POST", path, content=body, headers=_JSON) as answer:
-                if answer.is_error:
-                    await answer.aread()
-                    raise _refusal(answer.status_code, answer.headers.get("Retry-After"))
-                yield answer
-        except httpx.HTTPError as error:
-            log.error("vLLM: %s", type(error).__name__)
-            raise Refused(503, "the model's server does not answer; try again in a moment", 2.0) from None
-        except (ValueError, LookupError, TypeError) as error:
-            log.error("vLLM answered what cannot be read: %s", type(error).__name__)
-            raise Refused(502, "the model's server answered what cannot be read") from None
-
-    def _http(self) -> httpx.AsyncClient:
-        """The connections of the running event loop."""
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._client[0] is not loop:
-            limits = httpx.Limits(max_connections=self._at_once, max_keepalive_connections=self._at_once)
-            timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
-            made = httpx.AsyncClient(base_url=self._url, limits=limits, timeout=timeout, trust_env=False)
-            self._client = (loop, made)
-        return self._client[1]
+    async def _post(self, path: str, body: Callable[[], bytes], client: str, read: Callable[[Any], T]) -> T:
+        """What `read` makes of the answer to a request, asked in its client's turn; until then it has no body, which
+        may be megabytes. Raises Refused."""
+        async with self._turns.turn(client), self._client.asked(path, body()) as answer:
+            with readable():
+                return read(json.loads(await answer.aread()))
 
 
 _Likelihood = tuple[float, bool]
@@ -355,19 +327,6 @@ def _scored(options: Sequence[_Likelihood]) -> Scored:
     relative = np.exp(total - total.max())
     written = [place for place, (_, greedy) in enumerate(options) if greedy]
     return Scored(tuple(float(p) for p in relative / relative.sum()), written[0] if written else None)
-
-
-def _refusal(status: int, retry_after: Any = None) -> Refused:
-    """What a client is told of an error of vLLM's."""
-    log.error("vLLM answered with %d", status)
-    if status not in _BUSY:
-        return Refused(502, "the model's server failed at this request")
-    try:
-        after = min(60.0, max(1.0, float(retry_after)))
-    except (TypeError, ValueError):
-        after = 1.0
-    what = "is busy" if status == 429 else "did not answer in time" if status == 504 else "cannot answer now"
-    return Refused(status, f"the model's server {what}; try again in a moment", after)
 
 
 async def _all(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
