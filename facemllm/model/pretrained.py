@@ -55,14 +55,20 @@ def load_model(folder: Path | str, *, device: str = "cpu", dtype: torch.dtype = 
             f"those of LLaVA's layout are loaded: {', '.join(FAMILIES)}"
         )
     model = load_part(AutoModelForImageTextToText, folder, config, dtype)
+    processor = load_processor(folder)
+    check_fit(model, processor, str(folder))
+    return model.to(device), processor
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor of a model directory, from local files only. Raises UserError where it has none for images."""
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise _refusal(folder, error) from error
     if getattr(processor, "image_processor", None) is None:
         raise UserError(f"cannot use {folder}: it has no processor of images (processor_config.json)")
-    check_fit(model, processor, str(folder))
-    return model.to(device), processor
+    return processor
 
 
 def load_part(kind: Any, folder: Path, config: Any, dtype: torch.dtype = torch.float32) -> Any:

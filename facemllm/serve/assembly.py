@@ -13,6 +13,7 @@ from PIL import Image
 
 from facemllm import tasks
 from facemllm.model.inference import Predictor
+from facemllm.model.reader import Reader
 from facemllm.serve import seen
 from facemllm.serve.asked import quality
 from facemllm.serve.asked.matching import Matcher
@@ -22,6 +23,7 @@ from facemllm.serve.doors import openai, routes, task_door
 from facemllm.serve.engine.batches import Room
 from facemllm.serve.engine.own import OwnEngine
 from facemllm.serve.engine.protocol import Chat, Prepared
+from facemllm.serve.engine.vllm import VllmEngine
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.guard.decoding import Decoder
 from facemllm.serve.guard.keys import guarded_by
@@ -70,9 +72,9 @@ class Loaded:
 
 
 class PredictorTokens:
-    """Counts tokens as a predictor's tokenizer makes them."""
+    """Counts tokens as a model's tokenizer makes them."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Reader) -> None:
         self._predictor = predictor
 
     def asked(self, chat: Chat) -> int:
@@ -94,41 +96,57 @@ def loaded(
     )
 
 
+def engine_of(reader: Reader, settings: Serve, digest: str, max_new_tokens: int) -> OwnEngine | VllmEngine:
+    """The engine that the settings name, ready to answer; `own` computes with a `Predictor`. Raises UserError."""
+    queue, chosen = settings.queue, settings.engine
+    room = Room(
+        queue.faces,
+        queue.questions,
+        queue.client_faces,
+        batch=settings.batch_size,
+        rows=queue.open_questions,
+        window_s=queue.window_s,
+    )
+    if isinstance(reader, Predictor):
+        own = OwnEngine(
+            reader, room=room, max_new_tokens=max_new_tokens, cache_mb=queue.cache_mb, threads=settings.threads
+        )
+        own.make_ready()
+        return own
+    vllm = VllmEngine(
+        reader,
+        chosen.vllm_url,
+        digest,
+        room=room,
+        max_new_tokens=max_new_tokens,
+        cache_mb=queue.cache_mb,
+        at_once=chosen.vllm_requests,
+    )
+    vllm.make_ready(chosen.vllm_wait_s)
+    return vllm
+
+
 def service_of(
     served: Served,
-    predictor: Predictor,
+    predictor: Reader,
     settings: Serve,
     names: str,
     evaluated: Evaluated,
     max_new_tokens: int,
     observer: Observer,
 ) -> Service:
-    """The service of a predictor, warmed up. `names` are those of the tasks it answers, with commas; empty for all that
-    are not sensitive. Raises UserError for an unknown one, and for a policy that is none."""
+    """The service of a model, ready to answer. `predictor` is a `Predictor`, or a `Reader` where vLLM computes. `names`
+    are those of the tasks it answers, with commas; empty for all that are not sensitive. Raises UserError for an
+    unknown one, for a policy that is none, and for a model that the engine does not take."""
     answered = [tasks.get(name) for name in known_tasks(names)]
     policy = Policy(settings.policy.allowed)
     others = [task for task in map(tasks.get, tasks.all_names()) if task not in answered]
-    queue = settings.queue
-    engine = OwnEngine(
-        predictor,
-        room=Room(
-            queue.faces,
-            queue.questions,
-            queue.client_faces,
-            batch=settings.batch_size,
-            rows=queue.open_questions,
-            window_s=queue.window_s,
-        ),
-        max_new_tokens=max_new_tokens,
-        cache_mb=queue.cache_mb,
-        threads=settings.threads,
-    )
-    engine.make_ready()
+    engine = engine_of(predictor, settings, served.digest, max_new_tokens)
     if observer.metrics:
         observer.metrics.follow(engine.counters)
 
     def prepare(image: Image.Image, map_: NDArray[np.uint8] | None, key: tuple[str, ...]) -> Prepared:
-        shown = None if map_ is None else predictor.map(map_)
+        shown = predictor.map(map_) if map_ is not None and isinstance(predictor, Predictor) else None
         return Prepared(predictor.pixels(image), shown, key, quality.measure(image))
 
     guard = settings.guard

@@ -5,6 +5,7 @@ digest, not the directory itself: what happens to it afterwards does not matter.
 serves approved models alone (`facemllm.serve.approval`); without them it listens on loopback and nowhere else, and
 `/info` says so: `"authorized": null`. It serves safetensors only, fetches nothing, and logs digests, never images or
 questions. `--copy-to DIR` verifies, authorizes, copies and ends: the first container of a pod in a cluster.
+`--export-vllm DIR` leaves such a copy for vLLM, which then computes for `--engine vllm` (docs/serving.md).
 
 What it listens to is in `listening`, how it is asked in `doors`, who answers in `service`. torch and KServe, which take
 6 s to import, are imported once the directory is known to be right.
@@ -18,12 +19,14 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from facemllm.errors import UserError
 from facemllm.serve.approval import Approval
+from facemllm.serve.engine.export import export_for_vllm, exported_from
 from facemllm.signing import manifest
 from facemllm.signing.canonical import Refused
 
@@ -48,10 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = approval.files() if approval else {}
         if options.copy_to:
             require_loadable(manifest.copy_to(options.model, options.digest, options.copy_to, files))
+        if options.export_vllm:
+            source = options.copy_to or options.model
+            if not options.export_vllm.exists() or exported_from(options.export_vllm) != options.digest:
+                export_for_vllm(source, options.export_vllm, options.digest)
+        if options.copy_to or options.export_vllm:
             return 0
         with manifest.verified_copy(options.model, options.digest, options.scratch, files) as (copy, found):
             require_loadable(found)
-            chosen = _serve_settings(options.config)
+            chosen = _serve_settings(options.config, {"name": options.engine, "vllm_url": options.vllm_url})
             loaded = _load(options, chosen, copy)
         if approval:
             approval.require()  # loading takes minutes
@@ -109,6 +117,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
     parser.add_argument("--tasks", default="", help="tasks whose questions are known; default: all but sensitive ones")
     parser.add_argument("--config", default="", help="JSON of the settings' section serve; default: params.yaml's")
+    parser.add_argument("--engine", choices=("own", "vllm"), help="what computes; default: as in --config")
+    parser.add_argument("--vllm-url", help="where vLLM listens, as in http://127.0.0.1:8000; default: as in --config")
+    parser.add_argument("--export-vllm", type=Path, help="leave the model here as vLLM loads it and end")
     parser.add_argument("--evaluated", type=Path, help="file of figures that GET /tasks gives, as deploy writes it")
     parser.add_argument("--answers", type=Path, default=Path("answers"), help="folder of answers, where they are kept")
     parser.add_argument("--port", type=int, default=8080)
@@ -117,9 +128,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _serve_settings(text: str) -> Serve:
+def _serve_settings(text: str, engine: Mapping[str, str | None] = MappingProxyType({})) -> Serve:
     """The settings in `--config`: a JSON object of keys of the section `serve`; what it leaves out is as in
-    params.yaml. Raises UserError."""
+    params.yaml. Keys of its section `engine` that are given win. Raises UserError."""
     from facemllm.settings import serving
 
     try:
@@ -128,24 +139,31 @@ def _serve_settings(text: str) -> Serve:
         given = None
     if not isinstance(given, dict):
         raise UserError('--config must be a JSON object of keys of the section serve, as in {"threads": 2}')
-    return serving(given, "--config")
+    chosen = serving(given, "--config")
+    if wins := {key: value for key, value in engine.items() if value is not None}:
+        chosen = serving({**given, "engine": chosen.engine.model_dump() | wins}, "--engine, --vllm-url")
+    return chosen
 
 
 def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
     sys.argv = sys.argv[:1]  # KServe reads the command line when it is imported
     from facemllm.model.inference import Predictor
+    from facemllm.model.reader import Reader
     from facemllm.serve import seen
     from facemllm.serve.assembly import PredictorTokens, loaded, service_of
     from facemllm.serve.evaluated import Evaluated
     from facemllm.serve.predictor import known_tasks
     from facemllm.serve.service import Served
 
-    predictor = Predictor.load(folder, device="cpu", threads=chosen.threads)
+    own = chosen.engine.name == "own"
+    predictor = Predictor.load(folder, device="cpu", threads=chosen.threads) if own else Reader.open(folder)
     served = Served(options.name, options.version or None, options.digest)
     evaluated = Evaluated.read(options.evaluated)
     observer = seen.observer(served, known_tasks(options.tasks), chosen, options.answers)
     service = service_of(served, predictor, chosen, options.tasks, evaluated, options.max_new_tokens, observer)
-    dtype = str(predictor.model.dtype).removeprefix("torch.")
+    dtype: str = chosen.engine.vllm_dtype
+    if isinstance(predictor, Predictor):
+        dtype = str(predictor.model.dtype).removeprefix("torch.")
     return loaded(service, chosen, PredictorTokens(predictor), options.max_new_tokens, dtype)
 
 
@@ -155,7 +173,11 @@ def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval
     service = loaded.service
     about: dict[str, Any] = {"model": options.name, "digest": options.digest, "version": options.version or None}
     about |= {"tasks": list(service.tasks), "maps": service.takes_maps}
-    about |= {"engine": "own", "dtype": loaded.dtype, "characteristics": list(service.characteristic_names)}
+    about |= {
+        "engine": chosen.engine.name,
+        "dtype": loaded.dtype,
+        "characteristics": list(service.characteristic_names),
+    }
 
     def info() -> dict[str, Any]:
         return {**about, "authorized": approval.info() if approval else None}

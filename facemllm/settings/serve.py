@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -133,6 +133,18 @@ class Queue(Section):
     cache_mb: Annotated[float, Field(ge=0)]
 
 
+class ServeEngine(Section):
+    """What computes the answers: `own`, or a vLLM server of this pod or machine (plain LLaVA models alone) at
+    `vllm_url`, which computes in `vllm_dtype` (its --dtype; the parity gate allows accordingly), is given
+    `vllm_requests` at once, and may take `vllm_wait_s` to start."""
+
+    name: Literal["own", "vllm"]
+    vllm_url: Annotated[str, Field(pattern=r"^http://(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}/?$")]
+    vllm_dtype: Literal["float32", "bfloat16"]
+    vllm_requests: Positive
+    vllm_wait_s: Annotated[float, Field(ge=0)]
+
+
 class Serve(Section):
     """Limits of the model server. `max_pixels` is for all images of one request together. A client that does not say
     how long it waits is refused after `timeout_s`; a server that is to end is no longer ready, and takes requests for
@@ -152,5 +164,6 @@ class Serve(Section):
     retention: Retention
     quality: ServeQuality
     canary: Canary
+    engine: ServeEngine
     queue: Queue
     guard: Guard

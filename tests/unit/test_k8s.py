@@ -424,6 +424,30 @@ def with_components(tmp_path: Path, *components: str) -> list[Document]:
 
 
 @needs_kubectl
+def test_vllm_computes_beside_our_server_which_stays_in_front() -> None:
+    made = documents("gpu-vllm")
+    faults = {f"{d['kind']} {d['metadata']['name']}": [*schema_faults(d), *rule_faults(d)] for d in made}
+    assert {name: found for name, found in faults.items() if found} == {}
+    digest = one("gpu-vllm", "ConfigMap", "face-mllm-model")["data"]["digest"]
+    runtime, predictor = one("gpu-vllm", "ServingRuntime")["spec"], one("gpu-vllm", "InferenceService")["spec"]
+    ours, vllm = runtime["containers"]
+    (first,) = predictor["predictor"]["initContainers"]
+    chosen = server._serve_settings(flags(ours["command"] + ours["args"])["--config"]).engine
+    args = dict(word.split("=", 1) for word in vllm["args"] if "=" in word)
+    assert (chosen.name, chosen.vllm_url) == ("vllm", f"http://{args['--host']}:{args['--port']}")
+    assert chosen.vllm_dtype == args["--dtype"]
+    assert "--enable-scale-out" in vllm["args"]
+    assert vllm["args"][:2] == ["--served-model-name", digest]
+    assert f"--export-vllm={args['--model']}" in first["args"]
+    assert {m["name"]: m.get("readOnly") for m in vllm["volumeMounts"]}["verified"] is True
+    assert {m["name"] for m in vllm["volumeMounts"]} == {"verified", "vllm-tmp", "dshm"}  # no decisions, no keys
+    gpus = [container["resources"]["limits"].get("nvidia.com/gpu") for container in (ours, vllm)]
+    assert gpus == [None, "1"]
+    assert "ports" not in vllm
+    assert re.fullmatch(r"vllm/vllm-openai@sha256:[0-9a-f]{64}", vllm["image"])
+
+
+@needs_kubectl
 @pytest.mark.parametrize(("components", "mode"), [((), "Knative"), (("kserve-0.15",), "Serverless")])
 def test_the_mode_has_the_word_of_the_version(tmp_path: Path, components: tuple[str, ...], mode: str) -> None:
     (service,) = (d for d in with_components(tmp_path, *components) if d["kind"] == "InferenceService")

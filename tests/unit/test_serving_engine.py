@@ -18,7 +18,7 @@ from facemllm.model.forward import tower_features
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import normalise
 from facemllm.model.tiny import build_tiny
-from facemllm.serve.engine import own
+from facemllm.serve.engine import pieces as telling
 from facemllm.serve.engine.batches import Room
 from facemllm.serve.engine.own import Encodings, Found, OwnEngine, Prepared
 from facemllm.serve.engine.packed import PackedLinear, pack
@@ -242,7 +242,7 @@ async def listened(engine: OwnEngine, face: Prepared, chat: Any) -> list[str]:
 def test_a_stream_is_what_generation_writes_in_pieces(
     plain: Predictor, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own, "_HELD_BACK", 4)
+    monkeypatch.setattr(telling, "_HELD_BACK", 4)
     face = prepared(plain, number)
     engine = OwnEngine(plain, max_new_tokens=24)
     pieces = asyncio.run(listened(engine, face, OPEN[number]))

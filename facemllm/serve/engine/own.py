@@ -23,6 +23,7 @@ from facemllm.model.inference import Predictor, Query, Scored
 from facemllm.serve.engine.batches import Job, Room, Scheduler
 from facemllm.serve.engine.encodings import Encodings, Seen
 from facemllm.serve.engine.packed import pack
+from facemllm.serve.engine.pieces import settled
 from facemllm.serve.engine.protocol import Chat, Engine, Found, Prepared
 from facemllm.serve.language import Refused
 
@@ -34,7 +35,6 @@ QUERY_CHARS = 8192
 """Most characters of a closed question and its options."""
 _UNEVEN = 1.5  # how much longer than the shortest a row of a pass may be
 _ROWS = {"cpu": 8, "cuda": 32}  # most rows of a pass: on a CPU more bring nothing but waiting
-_HELD_BACK = 24  # most characters of an unfinished word
 
 
 @dataclass(eq=False)
@@ -263,7 +263,7 @@ class OwnEngine:
         (row,) = work.rows
         text = self.predictor.text(row.written)
         if not row.ended:
-            text = text[: max(text.rfind(" "), text.rfind("\n"), len(text) - _HELD_BACK, 0)]
+            text = settled(text)
         if row.ended or text.startswith(work.said):
             new = text[len(work.said) :]
             work.said += new
