@@ -46,7 +46,7 @@ class Project:
     def __init__(self, folder: Path, *sets: str) -> None:
         home = self.home = folder / 'my "faces" & Ada\'s ünï 100%2F #1'
         home.mkdir()
-        names = ("mlflow", "staging", "production")
+        names = ("mlflow", "staging", "production", "staging_grpc", "production_grpc")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.sets = [*sets, *(f"storage.{name}={json.dumps(str(home / name))}" for name in ("home", "runs"))]
         self.sets += [f"services.{name}_port={port}" for name, port in ports.items()]

@@ -24,7 +24,11 @@ NAMES = ("gender", "age", "attributes", "caption")
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Settings]:
     small = ["bootstrap=100", "baseline_pixels=8", "generated_faces=0", "disturbed_faces=0", "max_new_tokens=4"]
-    chosen = [f"storage.home={tmp_path / 'home'}", f"services.staging_port={free_port(1)}"]
+    chosen = [
+        f"storage.home={tmp_path / 'home'}",
+        f"services.staging_port={free_port(1)}",
+        "services.staging_grpc_port=0",
+    ]
     chosen += ["services.start_timeout_s=240", "serve.max_instances=8", "train.use_gpu=false"]
     loaded = load("laptop", [*chosen, *(f"evaluate.{one}" for one in small)])
     yield loaded

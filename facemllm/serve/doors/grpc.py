@@ -13,6 +13,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServi
 from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.grpc.servicer import InferenceServicer
 
+from facemllm.errors import UserError
 from facemllm.serve.caller import CALLER, Caller
 from facemllm.serve.doors.errors import INTERNAL, log, one_line, place
 from facemllm.serve.guard import connections
@@ -54,17 +55,21 @@ class Grpc(GRPCServer):
         self._credentials = connections.grpc_credentials(guard)
 
     async def start(self, max_workers: int | None = None) -> None:
-        """Serve until `stop`. Raises RuntimeError if the port is taken."""
+        """Serve until `stop`. Raises UserError if the port is taken."""
         options = connections.grpc_options(self._guard, self._max_bytes)
         interceptors = [grpc_interceptor(self._observer), *connections.grpc_interceptors(self._guard), Statuses()]
         self._server = grpc.aio.server(interceptors=interceptors, options=options)
         servicer = Servicer(self._data_plane, self._model_repository_extension)
         add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
         address = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
-        if self._credentials is None:
-            self._server.add_insecure_port(address)
-        else:
-            self._server.add_secure_port(address, self._credentials)
+        try:
+            if self._credentials is None:
+                self._server.add_insecure_port(address)
+            else:
+                self._server.add_secure_port(address, self._credentials)
+        except RuntimeError:
+            what = f"gRPC cannot listen on {address}; end what listens there, or choose another port"
+            raise UserError(f"{what} (services.staging_grpc_port, production_grpc_port; 0: no gRPC)") from None
         await self._server.start()
         await self._server.wait_for_termination()
 
