@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("facemllm.serve")
 
+MOST_TEXT, MOST_OPTIONS = 32_768, 4_096
+"""Characters of all texts of a request, and of options of the client's own among them: the model reads every option."""
+LONG_TEXT = 2_000
+"""Characters above which texts are read beside the event loop."""
+
 
 @dataclass(frozen=True)
 class Served:
@@ -99,7 +104,11 @@ class Service:
     async def answer(self, asks: Sequence[Ask], *, client: str, deadline: float | None) -> list[Answers]:
         """Answers to all asks, in order. `deadline` is in seconds of `time.monotonic()`. Raises Refused."""
         started = time.perf_counter()
-        plans = [self._plans(ask) for ask in asks]
+        size = _text_of(asks)
+        if size > LONG_TEXT:  # reading takes a while; others are answered meanwhile
+            plans = await asyncio.to_thread(lambda: [self._plans(ask) for ask in asks])
+        else:
+            plans = [self._plans(ask) for ask in asks]
         groups: dict[_Key, _Group] = {}
         for place, (ask, own) in enumerate(zip(asks, plans, strict=True)):
             group = groups.setdefault(_key(ask), _Group(ask))
@@ -118,6 +127,7 @@ class Service:
 
     async def stream(self, ask: Ask, *, client: str, deadline: float | None) -> AsyncIterator[str | Answer]:
         """The answer to an ask of one question: what is written freely by pieces, then the whole. Raises Refused."""
+        _text_of([ask])
         (plan,) = self._plans(ask)
         if plan.answer is not None or plan.options:
             (found,) = await self.answer([ask], client=client, deadline=deadline)
@@ -213,6 +223,17 @@ class Service:
             return Answer("free", text)
         value = self.tasks[known.task].item(known.item).parse(text)
         return Answer("taught", text, value, task=known.task, item=known.item)
+
+
+def _text_of(asks: Sequence[Ask]) -> int:
+    """Characters of all texts. Raises Refused (413) for more than policy, meaning and model are to read at once."""
+    questions = [question for ask in asks for question in ask.questions]
+    options = sum(len(option) for question in questions for option in question.options)
+    said = sum(len(text) for one in questions for text in (one.text or "", *(text for _, text in one.chat)))
+    if options > MOST_OPTIONS or options + said > MOST_TEXT:
+        takes = f"this server takes {MOST_TEXT}, {MOST_OPTIONS} of them in options"
+        raise Refused(413, f"the request has {options + said} characters of text, {options} in options; {takes}")
+    return options + said
 
 
 def _held(found: Answer, least: float | None) -> Answer:

@@ -288,3 +288,12 @@ def test_what_names_nothing_here_is_refused():
             answers(ask(question))
     with pytest.raises(Refused, match=r"here\.segmentation"):
         answers(replace(ask("hat", where="here"), map=Encoded(b"", 9, 9, "m")))
+
+
+def test_more_text_than_is_read_at_once_is_refused_before_it_is_read():
+    engine = FakeEngine()
+    many = tuple(f"{n} " + "a" * 98 for n in range(64))
+    for question in (Question("hat", options=many), Question("hat", chat=(("user", "x" * 40_000),))):
+        with pytest.raises(Refused, match="characters of text") as refusal:
+            answers(ask(question), by=service(engine))
+        assert refusal.value.status == 413
