@@ -11,6 +11,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from types import UnionType
@@ -196,8 +197,9 @@ def plain() -> Settings:
 def serving(given: Mapping[str, Any], origin: str) -> Serve:
     """The section `serve` with these keys, the others as in `params.yaml`. Raises UserError as `load` does."""
     values = dict(given)
-    if set(Serve.model_fields) - set(given) or any(isinstance(value, dict) for value in given.values()):
-        values = _merge(plain().serve.model_dump(), given)
+    with suppress(ValidationError):  # whole: it needs no params.yaml, which a server may not have
+        return Serve.model_validate(values)
+    values = _merge(plain().serve.model_dump(), given)
     try:
         return Serve.model_validate(values)
     except ValidationError as error:

@@ -207,3 +207,14 @@ def test_a_servers_settings_lie_over_the_defaults_at_every_level():
     assert (found.threads, found.feedback.folder) == (3, "/x")
     assert found.feedback.max_mb == usual.feedback.max_mb
     assert found.guard == usual.guard
+
+
+def test_a_servers_whole_settings_need_no_file_beside_it(tmp_path, monkeypatch):
+    whole = settings.plain().serve.model_dump(mode="json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "root", lambda: refuses_root())
+    assert settings.serving(whole, "--config").threads == whole["threads"]
+
+
+def refuses_root():
+    raise UserError("no params.yaml here")
