@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from facemllm import tasks
-from facemllm.serve.asked.matching import Match, Matcher
+from facemllm.serve.asked.matching import UNANSWERABLE, Match, Matcher
 from facemllm.serve.asked.policy import Policy, Refusal
 from facemllm.serve.engine.protocol import Chat
 from facemllm.serve.language import Answer, Ask, Question, Refused
@@ -28,10 +28,11 @@ class Plan:
 
 
 class Planner:
-    """Plans questions: policy first, then meaning. `served` are the tasks that this deployment answers."""
+    """Plans questions: policy first, then meaning. `served` are the tasks that this deployment answers; the one that
+    teaches what a face does not tell is asked by no name."""
 
     def __init__(self, served: Sequence[tasks.Task], matcher: Matcher, policy: Policy) -> None:
-        self.served = {task.name: task for task in served}
+        self.served = {task.name: task for task in served if task.name != UNANSWERABLE}
         self._matcher, self._policy = matcher, policy
 
     def plan(self, ask: Ask, question: Question) -> Plan:

@@ -118,7 +118,7 @@ class FakeEngine:
 def service(engine: FakeEngine | None = None, timeout_s: float = 60) -> Service:
     return Service(
         Served("m", "1", "d"),
-        [tasks.get("attributes"), tasks.get("caption")],
+        [tasks.get("attributes"), tasks.get("caption"), tasks.get("unanswerable")],
         matcher=FakeMatcher(),
         policy=FakePolicy(),
         decoder=FakeDecoder(),
@@ -281,6 +281,8 @@ def test_what_names_nothing_here_is_refused():
     for question, line in (
         (Question(task="identity"), "request.task: unknown; known are attributes, caption"),
         (Question(task="age"), "known are"),
+        (Question(task="unanswerable"), "request.task: unknown; known are attributes, caption$"),
+        (Question(task="unanswerable", item="unanswerable"), "request.task: unknown"),
         (Question(task="attributes"), "request.item: one of"),
         (Question(task="attributes", item="name"), "request.item: one of"),
     ):
