@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from facemllm import settings, tasks
+from facemllm.annotate.annotator import caption
 from facemllm.errors import UserError
+from facemllm.heads.render import render_identity
 from facemllm.serve.asked import disguises, policy, rules
 from facemllm.serve.asked.policy import Policy
 from facemllm.tasks.paraphrases import paraphrases
@@ -265,3 +267,35 @@ def test_the_default_settings_allow_what_the_default_run_asks():
     default = Policy(run.serve.policy.allowed)
     assert [task for task in run.reformat.tasks if default.refuses_task(task)] == []
     assert default.refuses_task("ethnicity") is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("a man", "gender"),
+        ("She has brown hair.", "gender"),
+        ("an old person", "age"),
+        ("about 40", "age"),
+        ("smiling, with brown hair", "expression"),
+        ("sadness", "expression"),
+        ("an asian person", "ethnicity"),
+        ("white", "ethnicity"),
+        ("brown hair and a hat", None),
+        ("black hair, a white hat", None),
+        ("the hair is black", None),
+        ("yes", None),
+        ("this cannot be told from a face", None),
+    ],
+)
+def test_what_is_written_freely_is_read_for_what_is_withheld(laptop, text, rule):
+    refusal = Policy({}).refuses_answer(text)
+    assert (refusal and refusal.rule) == rule
+    allowed = laptop.refuses_answer(text)
+    assert (allowed and allowed.rule) == (rule if rule == "ethnicity" else None)
+
+
+def test_a_caption_tells_nothing_that_is_always_withheld(laptop):
+    rows = [row for identity in range(20) for row in render_identity(5, identity, 1, 64)]
+    said = [caption(row) for row in rows]
+    assert len(set(said)) > 10
+    assert [text for text in said if laptop.refuses_answer(text)] == []

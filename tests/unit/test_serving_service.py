@@ -1,6 +1,7 @@
 """From asks to answers: policy before meaning before the picture before the model, and what each kind of answer is."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,9 @@ class FakePolicy:
     def refuses(self, text: str) -> Rule | None:
         return Rule("identification", "nobody is named") if "who" in text else None
 
+    def refuses_answer(self, text: str) -> Rule | None:
+        return Rule("gender", "not here") if "man" in text.split() else None
+
     def refuses_task(self, task: str) -> Rule | None:
         return Rule("gender", "not here") if task == "gender" else None
 
@@ -90,9 +94,9 @@ class FakeFound:
 class FakeEngine:
     takes_maps, characteristic_names = False, ("Wearing_Hat", "gender=male")
 
-    def __init__(self, wait: float = 0, greedy: int | None = 0) -> None:
+    def __init__(self, wait: float = 0, greedy: int | None = 0, writes: str = "a face") -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.wait, self.greedy = wait, greedy
+        self.wait, self.greedy, self.writes = wait, greedy, writes
 
     async def answer(
         self,
@@ -110,7 +114,7 @@ class FakeEngine:
         return FakeFound(scored, [f"said {chat[-1][1]}" for chat in open_], {"Wearing_Hat": 0.7, "gender=male": 0.5})
 
     async def stream(self, face: FakeFace, chat: Any, *, client: str, deadline: float) -> AsyncIterator[str]:
-        for piece in ("a ", "face"):
+        for piece in re.findall(r"\S+ ?", self.writes):
             await asyncio.sleep(self.wait)
             yield piece
 
@@ -228,16 +232,35 @@ def test_what_takes_too_long_is_refused_in_time(way: str):
 
 
 def test_a_stream_gives_pieces_and_then_the_whole():
-    async def go(text: str, image: str = "i") -> list[Any]:
-        return [one async for one in service().stream(ask(text, image=image), client="c", deadline=None)]
+    async def go(text: str, image: str = "i", writes: str = "a face") -> list[Any]:
+        by = service(FakeEngine(writes=writes))
+        return [one async for one in by.stream(ask(text, image=image), client="c", deadline=None)]
 
-    assert asyncio.run(go("face?")) == ["a ", "face", Answer("free", "a face")]
+    assert asyncio.run(go("face?")) == ["a face", Answer("free", "a face")]
+    assert asyncio.run(go("face?", writes="one two three four")) == [
+        *("one ", "two three four", Answer("free", "one two three four"))
+    ]
+    assert asyncio.run(go("tell"))[:2] == ["a ", "face"], "what is taught is given as it is written"
     (closed,) = asyncio.run(go("hat"))
     assert closed.text == "yes!"
     (dark,) = asyncio.run(go("face?", "dark"))
     assert (dark.kind, dark.reason) == ("abstained", "too dark")
     (refused,) = asyncio.run(go("who"))
     assert refused.kind == "refused"
+
+
+def test_free_words_do_not_tell_what_is_withheld() -> None:
+    (found,) = answers(ask("is man a face"))
+    assert (found.kind, found.rule, found.value) == ("refused", "gender", None)
+    assert "man" not in found.text.split()
+
+    async def go() -> list[Any]:
+        by = service(FakeEngine(writes="one two three four is a man there"))
+        return [one async for one in by.stream(ask("face?"), client="c", deadline=None)]
+
+    *pieces, whole = asyncio.run(go())
+    assert (whole.kind, whole.rule) == ("refused", "gender")
+    assert "".join(pieces) == "one two three "
 
 
 @pytest.mark.parametrize("leaves", [True, False])

@@ -18,10 +18,11 @@ from typing import Any
 
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.serve.asked.disguises import readings
+from facemllm.serve.asked.disguises import plain, readings
 from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.matching import Matcher
 from facemllm.serve.asked.rules import rules
+from facemllm.serve.asked.telling import tells
 
 SENSITIVE: Mapping[str, tuple[str, ...]] = {
     "gender": ("gender",),
@@ -92,6 +93,14 @@ class Policy:
         if self._withheld is not None and (match := self._withheld.match(text)):
             return self.refuses_task(match.question.task)
         return None
+
+    def refuses_answer(self, text: str) -> Refusal | None:
+        """The subject or rule for which an answer in free words is held back: it tells what may not be asked."""
+        for subject, names in SENSITIVE.items():
+            if subject not in self._allowed and tells(text, subject, names):
+                return self.refuses_task(names[0])
+        broken = rules().broken(plain(text), "", self._but)
+        return None if broken is None else Refusal(broken.name, broken.reason)
 
     def refuses_task(self, task: str) -> Refusal | None:
         """The subject for which a task is refused, because it asks for it or tells it in passing."""
