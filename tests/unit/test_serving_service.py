@@ -61,6 +61,10 @@ class FakePolicy:
     def refuses(self, text: str) -> Rule | None:
         return Rule("identification", "nobody is named") if "who" in text else None
 
+    def refuses_options(self, text: str, options: Sequence[str], match: Any, taught: Any) -> Rule | None:
+        assert {"yes", "brown hair"} <= taught
+        return Rule("options", "not taught") if "Peter" in options else None
+
     def refuses_answer(self, text: str) -> Rule | None:
         return Rule("gender", "not here") if "man" in text.split() else None
 
@@ -165,6 +169,13 @@ def test_each_kind_says_what_it_is():
     assert (kinds[3].text, kinds[3].suggestions) == (UNTAUGHT, ("A hat?",))
     assert (kinds[5].text, kinds[5].task) == ("said tell?", "caption")
     assert (kinds[8].text, kinds[8].scores, kinds[8].probability) == ("round", {"round": 0.7, "long": 0.3}, 0.7)
+
+
+def test_options_of_ones_own_are_scored_only_as_the_policy_says() -> None:
+    engine = FakeEngine()
+    found = answers(*(ask(Question(text, options=("Peter", "hat"))) for text in ("face?", "hat")), by=service(engine))
+    assert [(one.kind, one.rule) for one in found] == [("refused", "options")] * 2
+    assert engine.calls == []
 
 
 def test_policy_reads_every_turn_and_every_option():

@@ -1,7 +1,7 @@
-"""What an answer tells that nobody may ask: read of what the model writes in free words, and of a client's own options.
+"""What an answer tells that nobody may ask: read of what the model writes freely, and of options of a client's own.
 
-An answer tells of a subject if a task's own reader finds an answer to it, or if it holds a word in which people speak of
-it. The words are those of the lexicon, so an answer about something else may be held back for a word of two meanings.
+An answer tells of a subject if a task's own reader finds an answer to it, or if it holds a word in which people speak
+of it. The words are those of the lexicon: an answer about something else may be held back for a word of two meanings.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from facemllm.serve.asked.matching import Match
 
 _MORE: Mapping[str, str] = {
     "gender": (
-        "he she him her his hers himself herself mr mrs ms miss missus sir madam lord king queen prince princess husband"
-        " wife father mother dad mom mum son daughter brother sister uncle aunt grandfather grandmother actor actress"
-        " businessman businesswoman schoolboy schoolgirl granny grandma grandpa"
+        "he she him her his hers himself herself mr mrs ms miss missus sir madam lord king queen prince princess"
+        " husband wife father mother dad mom mum son daughter brother sister uncle aunt grandfather grandmother"
+        " actor actress businessman businesswoman schoolboy schoolgirl granny grandma grandpa"
     ),
     "age": "boy boys girl girls lad lads lass lasses wrinkle wrinkles wrinkled teens grandfather grandmother",
     "expression": "",
@@ -41,6 +41,7 @@ _OF_THINGS = frozenset(
 _COLOR_OF_THING = re.compile(
     r"\b(?:black|white|others?)\b(?! (?:person|woman|man|face|skin|origin|descent|girl|boy)\b)"
 )
+_ANGLE = re.compile(r"\b\d+(?: \d+)? ?(?:degrees?|deg)\b")
 _WITHOUT_COLOR = frozenset({"caption", "description"})
 """Items of whole faces: what is black or white there is said of the skin."""
 _NUMBERED = frozenset({"age", "age_range"})
@@ -54,7 +55,7 @@ def _words(subject: str) -> frozenset[str]:
 
 def tells(text: str, subject: str, names: Iterable[str]) -> bool:
     """Whether a text answers, or only touches on, a sensitive subject that is asked for by tasks of those names."""
-    words = plain(text).split()
+    words = _ANGLE.sub(" ", plain(text)).split()
     if not _words(subject).isdisjoint(words) or (subject == "age" and any(map(str.isdecimal, words))):
         return True
     if subject == "ethnicity" and not _OF_THINGS.isdisjoint(words):  # "black hair", "the hair is white"
