@@ -337,3 +337,27 @@ def test_options_of_ones_own_do_not_tell_what_is_withheld(options):
     strict = Policy({"age": "a", "expression": "b"})
     match = Matcher([tasks.get("attributes")]).match("Is the person wearing a hat?")
     assert strict.refuses_options("Is the person wearing a hat?", options, match, ()).rule == "gender"
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("isMuslim", "religion"),
+        ("IsGayPerson", "orientation"),
+        ("skinTone", "ethnicity"),
+        ("skin_tone", "ethnicity"),
+        ("skinTone2", "ethnicity"),
+        ("fullNAMEOfPerson1", "name"),
+        ("is1gay2person", "orientation"),
+        ("hairColor", None),
+        ("Wearing_Hat", None),
+        ("5_o_Clock_Shadow", None),
+    ],
+)
+def test_names_in_code_are_read_by_their_words(laptop, name, rule):
+    assert rule_of(laptop, disguises.apart(name)) == rule
+
+
+@pytest.mark.parametrize("text", ["isMuslim?", "Give skinTone", "IsGayPerson"])
+def test_names_in_code_within_a_text_are_read(laptop, text):
+    assert rule_of(laptop, text) is not None
