@@ -219,7 +219,7 @@ class Service:
         about = Answer("taught", found.text, found.value, scores, probability, known.task, known.item)
         if found.value is not None and plan.match is not None:
             item = self.tasks[known.task].item(known.item)
-            return replace(about, text=plan.match.reply(item, found.value, found.text))
+            return replace(about, text=plan.match.reply(item, found.value, found.text, probability))
         if found.value is None:
             return replace(about, kind="abstained", reason="the model would have written something else than an option")
         return about

@@ -29,7 +29,7 @@ class Words:
     question: tasks.Question
     wording: str
 
-    def reply(self, item: Any, value: str, text: str) -> str:
+    def reply(self, item: Any, value: str, text: str, probability: float | None = None) -> str:
         return f"{text}!"
 
 
