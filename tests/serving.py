@@ -163,6 +163,12 @@ class Reasons:
     def refuses(self, text: str) -> Refusal | None:
         return None
 
+    def refuses_options(self, text: str, options: Sequence[str], match: Any, taught: Any) -> Refusal | None:
+        return None
+
+    def refuses_answer(self, text: str) -> Refusal | None:
+        return None
+
     def refuses_task(self, task: str) -> Refusal | None:
         if tasks.get(task).sensitive and task not in self.allowed:
             return Refusal("sensitive", f"{task} is sensitive")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from facemllm import tasks
-from facemllm.serve.asked.matching import Match, Matcher
+from facemllm.serve.asked.disguises import plain
+from facemllm.serve.asked.matching import UNANSWERABLE, Match, Matcher
 from facemllm.serve.asked.policy import Policy, Refusal
 from facemllm.serve.engine.protocol import Chat
 from facemllm.serve.language import Answer, Ask, Question, Refused
@@ -28,11 +29,21 @@ class Plan:
 
 
 class Planner:
-    """Plans questions: policy first, then meaning. `served` are the tasks that this deployment answers."""
+    """Plans questions: policy first, then meaning. `served` are the tasks that this deployment answers; the one that
+    teaches what a face does not tell is asked by no name."""
 
     def __init__(self, served: Sequence[tasks.Task], matcher: Matcher, policy: Policy) -> None:
-        self.served = {task.name: task for task in served}
+        self.served = {task.name: task for task in served if task.name != UNANSWERABLE}
         self._matcher, self._policy = matcher, policy
+        allowed = [task for task in self.served.values() if policy.refuses_task(task.name) is None]
+        self._taught = frozenset(
+            plain(name)
+            for task in allowed
+            for question in task.questions()
+            if question.form != "number"
+            for option in question.options
+            for name in (option.value, option.text)
+        )
 
     def plan(self, ask: Ask, question: Question) -> Plan:
         """What is to be done about a question. Raises Refused (422) where it names no task or item of this server."""
@@ -59,14 +70,20 @@ class Planner:
         if match is None:
             if not self._matcher.about_faces(text):
                 return self._untaught(text)
-            return Plan(text=text, options=options) if options else Plan(chat=(("user", text),))
+            if options:
+                return self._own_options(text, text, options, None)
+            return Plan(chat=(("user", text),))
         if refusal := self._policy.refuses_task(match.question.task):
             return _refused(refusal, match.question)
         if match.question.task not in self.served:
             return self._untaught(text)
         if options:
-            return Plan(text=match.wording, options=options)
+            return self._own_options(text, match.wording, options, match)
         return replace(_of_item(match.question, match.wording), match=match)
+
+    def _own_options(self, text: str, wording: str, options: tuple[str, ...], match: Match | None) -> Plan:
+        refusal = self._policy.refuses_options(text, options, match, self._taught)
+        return _refused(refusal) if refusal else Plan(text=wording, options=options)
 
     def _named(self, name: str, item: str | None, where: str) -> Plan:
         refusal = self._policy.refuses_task(name) if name in tasks.all_names() else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -36,6 +37,9 @@ MOST_TEXT, MOST_OPTIONS = 32_768, 4_096
 """Characters of all texts of a request, and of options of the client's own among them: the model reads every option."""
 LONG_TEXT = 2_000
 """Characters above which texts are read beside the event loop."""
+_WORD = re.compile(r"\S+")
+_HELD_BACK = 3
+"""Words of a stream that are kept until those behind them are known ("of African" "descent")."""
 
 
 @dataclass(frozen=True)
@@ -142,17 +146,29 @@ class Service:
             self.observer.answered([ask], [Answers((whole,))], time.perf_counter() - started)
             yield whole
             return
-        written, pieces = "", self._engine.stream(face, plan.chat, client=client, deadline=limit)
-        while True:
+        written, given, pieces = "", 0, self._engine.stream(face, plan.chat, client=client, deadline=limit)
+        while plan.known is not None or self.policy.refuses_answer(written) is None:
             async with self._until(limit):  # never around a yield: the next piece may be asked for by another task
                 piece = await anext(pieces, None)
             if piece is None:
                 break
             written += piece
-            yield piece
+            if (safe := len(written) if plan.known else self._read(written)) > given:
+                yield written[given:safe]
+                given = safe
         whole = self._written(plan, written.strip())
+        if whole.kind != "refused" and given < len(written):
+            yield written[given:]
         self.observer.answered([ask], [Answers((whole,))], time.perf_counter() - started)
         yield whole
+
+    def _read(self, written: str) -> int:
+        """How much of a text that is being written may be given: none of its last words, for they may go on to tell
+        what is withheld, and nothing of one that does."""
+        if self.policy.refuses_answer(written):
+            return 0
+        words = list(_WORD.finditer(written))
+        return words[-_HELD_BACK].start() if len(words) >= _HELD_BACK else 0
 
     def _plans(self, ask: Ask) -> list[Plan]:
         if ask.map is not None and not self.takes_maps:
@@ -212,7 +228,7 @@ class Service:
         about = Answer("taught", found.text, found.value, scores, probability, known.task, known.item)
         if found.value is not None and plan.match is not None:
             item = self.tasks[known.task].item(known.item)
-            return replace(about, text=plan.match.reply(item, found.value, found.text))
+            return replace(about, text=plan.match.reply(item, found.value, found.text, probability))
         if found.value is None:
             return replace(about, kind="abstained", reason="the model would have written something else than an option")
         return about
@@ -220,6 +236,8 @@ class Service:
     def _written(self, plan: Plan, text: str) -> Answer:
         known = plan.known
         if known is None:
+            if refusal := self.policy.refuses_answer(text):
+                return Answer("refused", refusal.reason, rule=refusal.rule, reason=refusal.reason)
             return Answer("free", text)
         value = self.tasks[known.task].item(known.item).parse(text)
         return Answer("taught", text, value, task=known.task, item=known.item)

@@ -11,6 +11,7 @@ from facemllm import tasks
 from facemllm.serve.asked import matching, reading
 from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.matching import Matcher
+from facemllm.serve.asked.reading import is_negated
 from facemllm.tasks.kept import kept
 from facemllm.tasks.paraphrases import normal
 
@@ -204,6 +205,36 @@ def test_a_yes_no_question_goes_to_the_yes_no_item_where_there_is_one():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "Are there bangs and lipstick?",
+        "How old and what gender?",
+        "Tell me age, gender and hair color",
+        "Tell me the gender and the hair color.",
+        "Is she wearing a hat and glasses?",
+        "What is the eye color and age?",
+    ],
+)
+def test_two_questions_in_one_are_not_answered_as_one(matcher, text):
+    assert matcher.match(text) is None
+
+
+@pytest.mark.parametrize(
+    ("word", "negated"),
+    [
+        *((word, True) for word in ("nothing", "absent", "lacks", "without", "bareheaded", "false", "wrong", "a lie")),
+        ("bare headed", True),
+        ("other than", True),
+        ("fails to", True),
+        ("hat", False),
+        ("what else", False),
+    ],
+)
+def test_a_word_that_turns_a_yes_round_is_known(word, negated):
+    assert is_negated(f"is it {word} there") is negated
+
+
+@pytest.mark.parametrize(
     ("text", "negated"),
     [
         ("Is the person not wearing a hat?", True),
@@ -211,6 +242,13 @@ def test_a_yes_no_question_goes_to_the_yes_no_item_where_there_is_one():
         ("Is the person without earrings?", True),
         ("Is she not wearing a hat or cap?", True),
         ("Is he never smiling?", True),
+        ("Is nobody wearing a hat?", True),
+        ("Is the face free of glasses?", True),
+        ("Is it false that he wears a hat?", True),
+        ("Is it wrong to say she wears a hat?", True),
+        ("Does she fail to smile?", True),
+        ("Does he lack a beard?", True),
+        ("Is it a lie that he wears glasses?", True),
         ("Is she wearing a hat or not?", False),
         ("A hat, yes or no?", False),
         ("no glasses, glasses or sunglasses?", False),
@@ -229,6 +267,9 @@ def test_what_is_replied_to_a_question_about_an_option_or_with_a_negation(matche
     assert matcher.match("Is she not wearing a hat?").reply(item, "yes", "yes") == "a hat can be seen"
     item = tasks.get("expression").item("expression")
     assert matcher.match("Is she happy?").reply(item, "happiness", "happy") == "yes"
+    assert matcher.match("Is she happy?").reply(item, "happiness", "happy", 0.51) == "yes"
+    assert matcher.match("Is she happy?").reply(item, "happiness", "happy", 0.38) == "probably happy"
+    assert matcher.match("Is she happy?").reply(item, "sadness", "sad", 0.38) == "no, sad"
     assert matcher.match("Is she happy?").reply(item, "sadness", "sad") == "no, sad"
     assert matcher.match("Is she not happy?").reply(item, "happiness", "happy") == "the face looks happy"
     assert matcher.match("How does she feel?").reply(item, "happiness", "happy") == "happy"

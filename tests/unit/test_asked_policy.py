@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from facemllm import settings, tasks
+from facemllm.annotate.annotator import caption
 from facemllm.errors import UserError
+from facemllm.heads.render import render_identity
 from facemllm.serve.asked import disguises, policy, rules
+from facemllm.serve.asked.matching import Matcher
 from facemllm.serve.asked.policy import Policy
 from facemllm.tasks.paraphrases import paraphrases
 from facemllm.tasks.unanswerable import TAUGHT
@@ -265,3 +268,96 @@ def test_the_default_settings_allow_what_the_default_run_asks():
     default = Policy(run.serve.policy.allowed)
     assert [task for task in run.reformat.tasks if default.refuses_task(task)] == []
     assert default.refuses_task("ethnicity") is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("a man", "gender"),
+        ("She has brown hair.", "gender"),
+        ("an old person", "age"),
+        ("about 40", "age"),
+        ("smiling, with brown hair", "expression"),
+        ("sadness", "expression"),
+        ("an asian person", "ethnicity"),
+        ("white", "ethnicity"),
+        ("brown hair and a hat", None),
+        ("black hair, a white hat", None),
+        ("the hair is black", None),
+        ("turned 15.5 degrees left", None),
+        ("yes", None),
+        ("this cannot be told from a face", None),
+    ],
+)
+def test_what_is_written_freely_is_read_for_what_is_withheld(laptop, text, rule):
+    refusal = Policy({}).refuses_answer(text)
+    assert (refusal and refusal.rule) == rule
+    allowed = laptop.refuses_answer(text)
+    assert (allowed and allowed.rule) == (rule if rule == "ethnicity" else None)
+
+
+def test_a_caption_tells_nothing_that_is_always_withheld(laptop):
+    rows = [row for identity in range(20) for row in render_identity(5, identity, 1, 64)]
+    said = [caption({**row, "image_id": str(n)}) for n, row in enumerate(rows)]
+    assert len(set(said)) > 10
+    assert [text for text in said if laptop.refuses_answer(text)] == []
+
+
+MOOD, AGE, CAPTION = "How does the person feel?", "How old is the person?", "Describe the face."
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "rule"),
+    [
+        (CAPTION, ["Angela Merkel", "Barack Obama"], "options"),
+        (CAPTION, ["Peter", "Anna"], "options"),
+        (CAPTION, ["dark skin", "light skin"], "ethnicity"),
+        (CAPTION, ["black", "white"], "ethnicity"),
+        (CAPTION, ["Muslim", "Christian"], "religion"),
+        (CAPTION, ["pretty", "plain"], "options"),
+        (CAPTION, ["teacher", "plumber"], "options"),
+        (CAPTION, ["7/10", "9/10"], "options"),
+        (CAPTION, ["king", "queen"], "options"),
+        (CAPTION, ["brown hair", "Brown_Hair", "no hair", "not visible"], None),
+        (CAPTION, ["man", "woman"], None),
+        (CAPTION, ["inner brow raiser", "yes"], None),
+        (AGE, ["18-30", "31 to 60", "over 60"], None),
+        (MOOD, ["happy", "sad", "unknown"], None),
+        ("What color is the hair?", ["black", "white", "dark brown"], None),
+    ],
+)
+def test_options_of_ones_own_name_what_is_taught(laptop, text, options, rule):
+    matcher = Matcher([tasks.get(name) for name in ("attributes", "gender", "age", "expression", "caption")])
+    refusal = laptop.refuses_options(text, options, matcher.match(text), {"inner brow raiser"})
+    assert (refusal and refusal.rule) == rule
+
+
+@pytest.mark.parametrize("options", [["he", "she"], ["Mr", "Mrs"], ["king", "queen"], ["no", "a lady"]])
+def test_options_of_ones_own_do_not_tell_what_is_withheld(options):
+    strict = Policy({"age": "a", "expression": "b"})
+    match = Matcher([tasks.get("attributes")]).match("Is the person wearing a hat?")
+    assert strict.refuses_options("Is the person wearing a hat?", options, match, ()).rule == "gender"
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("isMuslim", "religion"),
+        ("IsGayPerson", "orientation"),
+        ("skinTone", "ethnicity"),
+        ("skin_tone", "ethnicity"),
+        ("skinTone2", "ethnicity"),
+        ("fullNAMEOfPerson1", "name"),
+        ("is1gay2person", "orientation"),
+        ("hairColor", None),
+        ("Wearing_Hat", None),
+        ("5_o_Clock_Shadow", None),
+    ],
+)
+def test_names_in_code_are_read_by_their_words(laptop, name, rule):
+    assert rule_of(laptop, disguises.apart(name)) == rule
+
+
+@pytest.mark.parametrize("text", ["isMuslim?", "Give skinTone", "IsGayPerson"])
+def test_names_in_code_within_a_text_are_read(laptop, text):
+    assert rule_of(laptop, text) is not None

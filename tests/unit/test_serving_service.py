@@ -1,6 +1,7 @@
 """From asks to answers: policy before meaning before the picture before the model, and what each kind of answer is."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ class Words:
     question: tasks.Question
     wording: str
 
-    def reply(self, item: Any, value: str, text: str) -> str:
+    def reply(self, item: Any, value: str, text: str, probability: float | None = None) -> str:
         return f"{text}!"
 
 
@@ -60,6 +61,13 @@ class FakePolicy:
     def refuses(self, text: str) -> Rule | None:
         return Rule("identification", "nobody is named") if "who" in text else None
 
+    def refuses_options(self, text: str, options: Sequence[str], match: Any, taught: Any) -> Rule | None:
+        assert {"yes", "brown hair"} <= taught
+        return Rule("options", "not taught") if "Peter" in options else None
+
+    def refuses_answer(self, text: str) -> Rule | None:
+        return Rule("gender", "not here") if "man" in text.split() else None
+
     def refuses_task(self, task: str) -> Rule | None:
         return Rule("gender", "not here") if task == "gender" else None
 
@@ -90,9 +98,9 @@ class FakeFound:
 class FakeEngine:
     takes_maps, characteristic_names = False, ("Wearing_Hat", "gender=male")
 
-    def __init__(self, wait: float = 0, greedy: int | None = 0) -> None:
+    def __init__(self, wait: float = 0, greedy: int | None = 0, writes: str = "a face") -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.wait, self.greedy = wait, greedy
+        self.wait, self.greedy, self.writes = wait, greedy, writes
 
     async def answer(
         self,
@@ -110,7 +118,7 @@ class FakeEngine:
         return FakeFound(scored, [f"said {chat[-1][1]}" for chat in open_], {"Wearing_Hat": 0.7, "gender=male": 0.5})
 
     async def stream(self, face: FakeFace, chat: Any, *, client: str, deadline: float) -> AsyncIterator[str]:
-        for piece in ("a ", "face"):
+        for piece in re.findall(r"\S+ ?", self.writes):
             await asyncio.sleep(self.wait)
             yield piece
 
@@ -118,7 +126,7 @@ class FakeEngine:
 def service(engine: FakeEngine | None = None, timeout_s: float = 60) -> Service:
     return Service(
         Served("m", "1", "d"),
-        [tasks.get("attributes"), tasks.get("caption")],
+        [tasks.get("attributes"), tasks.get("caption"), tasks.get("unanswerable")],
         matcher=FakeMatcher(),
         policy=FakePolicy(),
         decoder=FakeDecoder(),
@@ -161,6 +169,13 @@ def test_each_kind_says_what_it_is():
     assert (kinds[3].text, kinds[3].suggestions) == (UNTAUGHT, ("A hat?",))
     assert (kinds[5].text, kinds[5].task) == ("said tell?", "caption")
     assert (kinds[8].text, kinds[8].scores, kinds[8].probability) == ("round", {"round": 0.7, "long": 0.3}, 0.7)
+
+
+def test_options_of_ones_own_are_scored_only_as_the_policy_says() -> None:
+    engine = FakeEngine()
+    found = answers(*(ask(Question(text, options=("Peter", "hat"))) for text in ("face?", "hat")), by=service(engine))
+    assert [(one.kind, one.rule) for one in found] == [("refused", "options")] * 2
+    assert engine.calls == []
 
 
 def test_policy_reads_every_turn_and_every_option():
@@ -228,16 +243,35 @@ def test_what_takes_too_long_is_refused_in_time(way: str):
 
 
 def test_a_stream_gives_pieces_and_then_the_whole():
-    async def go(text: str, image: str = "i") -> list[Any]:
-        return [one async for one in service().stream(ask(text, image=image), client="c", deadline=None)]
+    async def go(text: str, image: str = "i", writes: str = "a face") -> list[Any]:
+        by = service(FakeEngine(writes=writes))
+        return [one async for one in by.stream(ask(text, image=image), client="c", deadline=None)]
 
-    assert asyncio.run(go("face?")) == ["a ", "face", Answer("free", "a face")]
+    assert asyncio.run(go("face?")) == ["a face", Answer("free", "a face")]
+    assert asyncio.run(go("face?", writes="one two three four")) == [
+        *("one ", "two three four", Answer("free", "one two three four"))
+    ]
+    assert asyncio.run(go("tell"))[:2] == ["a ", "face"], "what is taught is given as it is written"
     (closed,) = asyncio.run(go("hat"))
     assert closed.text == "yes!"
     (dark,) = asyncio.run(go("face?", "dark"))
     assert (dark.kind, dark.reason) == ("abstained", "too dark")
     (refused,) = asyncio.run(go("who"))
     assert refused.kind == "refused"
+
+
+def test_free_words_do_not_tell_what_is_withheld() -> None:
+    (found,) = answers(ask("is man a face"))
+    assert (found.kind, found.rule, found.value) == ("refused", "gender", None)
+    assert "man" not in found.text.split()
+
+    async def go() -> list[Any]:
+        by = service(FakeEngine(writes="one two three four is a man there"))
+        return [one async for one in by.stream(ask("face?"), client="c", deadline=None)]
+
+    *pieces, whole = asyncio.run(go())
+    assert (whole.kind, whole.rule) == ("refused", "gender")
+    assert "".join(pieces) == "one two three "
 
 
 @pytest.mark.parametrize("leaves", [True, False])
@@ -281,6 +315,8 @@ def test_what_names_nothing_here_is_refused():
     for question, line in (
         (Question(task="identity"), "request.task: unknown; known are attributes, caption"),
         (Question(task="age"), "known are"),
+        (Question(task="unanswerable"), "request.task: unknown; known are attributes, caption$"),
+        (Question(task="unanswerable", item="unanswerable"), "request.task: unknown"),
         (Question(task="attributes"), "request.item: one of"),
         (Question(task="attributes", item="name"), "request.item: one of"),
     ):

@@ -53,6 +53,8 @@ _HEX = re.compile(r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{2}[ :]?){8,}")
 _APART = re.compile(r"(?<!\w)(?:\w[\W_]{1,3}){3,}\w(?!\w)")
 _INSIDE = re.compile(r"(?<=[^\W\d_])[^\w\s'’]+(?=[^\W\d_])|(?<=[^\W\d_])_+(?=[^\W\d_])")
 _LEET = re.compile(r"[0-9@$€£!|+]")
+_JOINTS = re.compile(r"[_.\-]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])")
+_CAMEL = re.compile(r"\b[A-Za-z][a-z]+(?:[A-Z][a-z]+)+\b")
 _COMMON = frozenset(
     [
         "the",
@@ -96,6 +98,11 @@ def readings(text: str) -> Iterator[tuple[str, str]]:
                 yield found
 
 
+def apart(name: str) -> str:
+    """The words of a name in code: "isGay2" and "is_Gay_2" as "is Gay 2"."""
+    return " ".join(_JOINTS.sub(" ", name).split())
+
+
 def plain(text: str) -> str:
     """Lower-case words of any script; Latin letters without accents, a possessive s as a word of its own."""
     text = "".join(map(_base, unicodedata.normalize("NFKC", text).casefold()))
@@ -127,6 +134,8 @@ def _clear(text: str) -> str:
 def _written(text: str) -> Iterator[str]:
     """The text, and what it is when letters and marks are taken for the letters they look like."""
     yield text
+    if _CAMEL.search(text):
+        yield _CAMEL.sub(lambda name: apart(name[0]), text)
     alike = text if text.isascii() else text.casefold().translate(_FROM_ALIKE)
     if alike != text.casefold():
         yield alike

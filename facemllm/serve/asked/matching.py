@@ -39,10 +39,14 @@ SURE = 0.7
 it took no foreign question of 150 at this."""
 DOUBT = 0.9
 """Probability of the classifier that nothing taught is asked for, above which the lexicon is not believed."""
+_LIKELY = 0.5
+"""Least probability, exceeded, of an option that a bare yes says."""
 ASIDE = 0.95
 """Similarity of a question that stands beside a sentence about nothing that is known."""
 _MAX_PARTS = 6
 UNANSWERABLE = "unanswerable"
+_ALIKE = (frozenset({"yaw", "pitch", "roll", "eyewear"}), frozenset({"hair_style", "Bangs"}))
+"""Items that people ask for in each other's words ("tinted" glasses are read as tilted): one of them is asked for."""
 _FOR_KINDS = frozenset({"WHICH", "KIND", "DESCRIBE", "STYLE", "LOOKLIKE"})
 """What asks for more than whether a thing is there."""
 _PARTS = re.compile(r"[.;:!?\n,]+")
@@ -66,14 +70,17 @@ class Match:
     option: str | None = None
     negated: bool = False
 
-    def reply(self, item: Item, value: str, text: str) -> str:
+    def reply(self, item: Item, value: str, text: str, probability: float | None = None) -> str:
         """The words of an answer to what was asked. `text` says the answer's `value`: it stays as it is, unless an
-        option was asked for ("yes", or "no, sad"), or a yes would be doubtful (a claim: "a hat cannot be seen")."""
+        option was asked for ("yes", or "no, sad"; without a yes where the `probability` of the option does not exceed
+        one half), or a yes would be doubtful (a claim: "a hat cannot be seen")."""
         if self.negated:
             return item.claims.get(value, text)
         if self.option is None:
             return text
-        return "yes" if value == self.option else f"no, {text}"
+        if value != self.option:
+            return f"no, {text}"
+        return "yes" if probability is None or probability > _LIKELY else f"probably {text}"
 
 
 class Matcher:
@@ -147,9 +154,16 @@ class Matcher:
             return None if doubtful else found
         likeliest = max(probability, key=probability.__getitem__)
         question = next((question for question, *_ in self._signs if question.item == likeliest), None)
-        if question is None or probability[likeliest] < SURE:
+        if question is None or probability[likeliest] < SURE or self._asks_besides(likeliest, asked):
             return None
         return self._found(question, question.templates[0], probability[likeliest], asked)
+
+    def _asks_besides(self, item: str, asked: Reading) -> bool:
+        """Whether a question asks for another item by notions that neither ask for this one nor stand beside it."""
+        asking, beside = next((signs, beside) for question, signs, beside in self._signs if question.item == item)
+        left = asked.notions - frozenset[str]().union(*asking) - beside
+        alike = next((items for items in _ALIKE if item in items), frozenset({item}))
+        return any(sign <= left for question, signs, _ in self._signs if question.item not in alike for sign in signs)
 
     def _found(self, question: Question, wording: str, similarity: float, asked: Reading) -> Match:
         return Match(question, wording, similarity, _option(question, asked), is_negated(asked.plain))

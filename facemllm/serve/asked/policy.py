@@ -11,17 +11,18 @@ that such things cannot be told from a face.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from facemllm import tasks
 from facemllm.errors import UserError
-from facemllm.serve.asked.disguises import readings
+from facemllm.serve.asked.disguises import plain, readings
 from facemllm.serve.asked.lexicon import LEXICON
-from facemllm.serve.asked.matching import Matcher
+from facemllm.serve.asked.matching import Match, Matcher
 from facemllm.serve.asked.rules import rules
+from facemllm.serve.asked.telling import nameable, tells
 
 SENSITIVE: Mapping[str, tuple[str, ...]] = {
     "gender": ("gender",),
@@ -37,7 +38,7 @@ _TOLD_IN_PASSING: Mapping[str, tuple[str, ...]] = {
 }
 LIFTED = "ethnicity"
 """The rule that a deployment lifts by allowing the task; what else it allows is no rule, but a question of its own."""
-_IDENTIFICATION = "identification"
+_IDENTIFICATION, _OWN_OPTIONS = "identification", "options"
 _NAME = r"[A-Z][\w'’.-]*[a-z](?:\s+(?:[a-z]{2,3}\s+)?[A-Z][\w'’.-]+)*"
 _SOMEBODY = "(?:this|that|it|he|she|th(?:e|is|at) (?:person|man|woman|guy|girl|boy|lady|face))"
 _IS_SAID = re.compile(
@@ -58,6 +59,9 @@ class Refusal:
 
     rule: str
     reason: str
+
+
+_OPTIONS = Refusal(_OWN_OPTIONS, "options of your own may only name what this model was taught")
 
 
 class Policy:
@@ -93,6 +97,29 @@ class Policy:
             return self.refuses_task(match.question.task)
         return None
 
+    def refuses_answer(self, text: str) -> Refusal | None:
+        """The subject or rule for which an answer in free words is held back: it tells what may not be asked."""
+        for subject, names in SENSITIVE.items():
+            if subject not in self._allowed and tells(text, subject, names):
+                return self.refuses_task(names[0])
+        broken = rules().broken(plain(text), "", self._but)
+        return None if broken is None else Refusal(broken.name, broken.reason)
+
+    def refuses_options(
+        self, text: str, options: Sequence[str], match: Match | None, taught: Container[str]
+    ) -> Refusal | None:
+        """Why options of a client's own are not scored as answers to a question, which means `match`: they break a
+        rule, alone or read with it, tell what is withheld, or name what was not taught. `taught` are known answers,
+        plain."""
+        for read in (*options, *(f"{text} {option}" for option in options), f"{text} {' or '.join(options)}"):
+            if refusal := self.refuses(read):
+                return refusal
+        hair = " hair" if match is not None and match.question.item.endswith("_color") else ""  # "black" is no person
+        for option in options:
+            if plain(option) not in taught and (refusal := self.refuses_answer(option + hair)):
+                return refusal
+        return None if all(nameable(option, taught, match) for option in options) else _OPTIONS
+
     def refuses_task(self, task: str) -> Refusal | None:
         """The subject for which a task is refused, because it asks for it or tells it in passing."""
         for subject in _subjects(task):
@@ -103,7 +130,7 @@ class Policy:
     @property
     def rules(self) -> tuple[str, ...]:
         """Names of all rules that may refuse."""
-        return (*(rule.name for rule in rules().rules), *SENSITIVE, *_called_sensitive())
+        return (*(rule.name for rule in rules().rules), *SENSITIVE, *_called_sensitive(), _OWN_OPTIONS)
 
     def describe(self) -> dict[str, Any]:
         """The policy as data: what is always refused, of sensitive tasks which are allowed and why, and which tasks are

@@ -15,7 +15,10 @@ MAX_WORDS = 60
 _MAX_CHARS = 2000
 _NEGATION = re.compile(
     r"\b(?:not|no|non|never|without|isnt|arent|doesnt|dont|hasnt|havent|wasnt|didnt|cant|lacks?|lacking|hatless"
-    r"|missing)\b"
+    r"|missing|nobody|nothing|nowhere|neither|nor|absent|absence|free of|clear of|devoid of|bare ?head(?:ed)?"
+    r"|beardless|hairless|unadorned|false|wrong|untrue|incorrect|mistaken|fail(?:s|ed|ing)?|other than|anything but"
+    r"|anything else|instead of|rather than|except|lies?|lied|lying|refus(?:e|es|ed|ing) to|deny|denies|denied"
+    r"|doubt(?:s|ed|ful)?|unlikely|impossible|hardly|barely|gone|removed|took off|taken off)\b"
 )
 _NO_NEGATION = re.compile(
     r"\b(?:yes or no|yes no|no or yes|or no\w*(?: \w+)?|or without|whether or not|if not|no \w+(?: \w+)* or \w+"

@@ -17,6 +17,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from facemllm import tasks
+from facemllm.serve.asked.disguises import apart
 from facemllm.serve.caller import CALLER
 from facemllm.serve.doors.chat import ChatRequest, read_chat
 from facemllm.serve.doors.errors import INTERNAL, log, openai_error, place
@@ -114,7 +115,7 @@ class ChatDoor:
         service, caller = self._service, CALLER.get()
         told = {"client": caller.client, "deadline": caller.deadline}
         if chat.properties:
-            named = [one.name.replace("_", " ") for one in chat.properties]
+            named = [apart(one.name) for one in chat.properties]
             for text in (*(text for _, text in chat.turns), *named):
                 if refusal := service.policy.refuses(text):
                     yield "", (Answer("refused", refusal.reason, rule=refusal.rule, reason=refusal.reason),), False
