@@ -33,7 +33,8 @@ class Planner:
     teaches what a face does not tell is asked by no name."""
 
     def __init__(self, served: Sequence[tasks.Task], matcher: Matcher, policy: Policy) -> None:
-        self.served = {task.name: task for task in served if task.name != UNANSWERABLE}
+        self.served = {task.name: task for task in served}
+        self._offered = {name: task for name, task in self.served.items() if name != UNANSWERABLE}
         self._matcher, self._policy = matcher, policy
         allowed = [task for task in self.served.values() if policy.refuses_task(task.name) is None]
         self._taught = frozenset(
@@ -87,9 +88,9 @@ class Planner:
 
     def _named(self, name: str, item: str | None, where: str) -> Plan:
         refusal = self._policy.refuses_task(name) if name in tasks.all_names() else None
-        task = self.served.get(name)
+        task = self._offered.get(name)
         if task is None and refusal is None:
-            raise Refused(422, f"{where}.task: unknown; known are {', '.join(self.served)}")
+            raise Refused(422, f"{where}.task: unknown; known are {', '.join(self._offered)}")
         questions = {question.item: question for question in (task or tasks.get(name)).questions()}
         item = item or (next(iter(questions)) if len(questions) == 1 else "")
         if item not in questions:

@@ -155,7 +155,8 @@ def test_a_taught_question_is_put_in_its_taught_wording_and_answered_as_evaluati
     assert found.scores == {"yes": 0.7, "no": 0.3}
     assert found.probability == pytest.approx(0.35)
     (other,) = answers(ask("hat"), by=service(FakeEngine(greedy=None)))
-    assert (other.kind, other.text, other.value) == ("abstained", "yes", None)
+    assert (other.kind, other.value, other.probability) == ("abstained", None, None)
+    assert (other.text, other.scores) == (other.reason, {"yes": 0.7, "no": 0.3}), "the option is not said"
 
 
 def test_each_kind_says_what_it_is():
