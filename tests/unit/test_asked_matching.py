@@ -86,7 +86,7 @@ def test_foreign_questions_of_our_own_are_not_taken(matcher):
 
 
 def test_phrasings_that_nothing_was_fitted_to_are_matched(matcher):
-    """The goal was .95: .92 is what is reached."""
+    """The goal was .95: .91 is what is reached."""
     pairs = list(known_of_others("blind_known.csv"))
     wrong = [(text, items, found) for text, items in pairs if (found := item_of(matcher, text)) not in items]
     assert len(pairs) >= 90
