@@ -73,16 +73,6 @@ def _encoded(data: bytes) -> dict[str, str]:
     return {"b64": base64.b64encode(data).decode()}
 
 
-def _likeliest(found: Mapping[str, Any]) -> str | None:
-    """The likeliest option of an answer, in its words; None where the answer gives no scores."""
-    scores = found.get("scores")
-    if not scores:
-        return None
-    best = max(scores, key=scores.__getitem__)
-    options = {option.value: option.text for option in tasks.get(found["task"]).question(found["item"]).options}
-    return options[best] if number(best) is None else best
-
-
 def same_answer(probe: Probe, found: Mapping[str, Any]) -> bool:
     """Whether a server answers a probe as evaluation did: the same value and words, a number within `TOLERANCE`.
 
@@ -93,8 +83,7 @@ def same_answer(probe: Probe, found: Mapping[str, Any]) -> bool:
         return False
     said = str(found["answer"])
     if probe.value is None:
-        likeliest = _likeliest(found) or said
-        return not probe.answer.startswith("(") or likeliest in probe.answer or number(likeliest) is not None
+        return not probe.answer.startswith("(") or said in probe.answer or number(said) is not None
     first, second = number(probe.answer), number(said)
     if first is not None and second is not None:
         return abs(first - second) <= TOLERANCE

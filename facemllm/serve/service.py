@@ -37,7 +37,6 @@ MOST_TEXT, MOST_OPTIONS = 32_768, 4_096
 """Characters of all texts of a request, and of options of the client's own among them: the model reads every option."""
 LONG_TEXT = 2_000
 """Characters above which texts are read beside the event loop."""
-_NO_OPTION = "the model would have written something else than an option"
 _WORD = re.compile(r"\S+")
 _HELD_BACK = 3
 """Words of a stream that are kept until those behind them are known ("of African" "descent")."""
@@ -224,14 +223,14 @@ class Service:
             return Answer("free", plan.options[scored.best], None, likely, scored.probabilities[scored.best])
         found = answer(known, scored.probabilities, scored.greedy)
         scores, probability = found.scores if found.text else None, None
-        if found.value is None:  # as evaluation counts it: no answer
-            return Answer("abstained", _NO_OPTION, None, scores, None, known.task, known.item, reason=_NO_OPTION)
-        if known.form != "number":
+        if found.text and known.form != "number":
             probability = self.evaluated.calibrated(known.task, max(scored.probabilities))
         about = Answer("taught", found.text, found.value, scores, probability, known.task, known.item)
-        if plan.match is not None:
+        if found.value is not None and plan.match is not None:
             item = self.tasks[known.task].item(known.item)
             return replace(about, text=plan.match.reply(item, found.value, found.text, probability))
+        if found.value is None:
+            return replace(about, kind="abstained", reason="the model would have written something else than an option")
         return about
 
     def _written(self, plan: Plan, text: str) -> Answer:

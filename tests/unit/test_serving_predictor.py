@@ -117,13 +117,6 @@ def test_a_server_answers_as_evaluation_did(evaluated: str, value: Any, served: 
     assert same_answer(Probe(b"", "Which hair style?", evaluated, value), served) is same
 
 
-def test_without_a_value_the_likeliest_option_is_evaluations():
-    probe = Probe(b"", "Which hair style?", "(none of the options; likeliest perhaps short hair)", None)
-    for scores, same in (({"Short_Hair": 0.6, "Long_Hair": 0.4}, True), ({"Short_Hair": 0.4, "Long_Hair": 0.6}, False)):
-        found = {"answer": "no", "value": None, "scores": scores, "task": "attributes", "item": "hair_style"}
-        assert same_answer(probe, found) is same
-
-
 @pytest.mark.parametrize("segmentation", [None, b"a map"])
 def test_a_probe_shows_what_evaluation_showed(monkeypatch: pytest.MonkeyPatch, segmentation: bytes | None):
     asked: list[dict[str, Any]] = []
