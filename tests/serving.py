@@ -122,7 +122,7 @@ class Known:
     question: Question
     wording: str
 
-    def reply(self, item: Item, value: str, text: str) -> str:
+    def reply(self, item: Item, value: str, text: str, probability: float | None = None) -> str:
         return text
 
 
