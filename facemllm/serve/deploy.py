@@ -190,7 +190,7 @@ def _predict_url(settings: Settings) -> str:
 def _prove(endpoint: Endpoint, probe: Probe) -> None:
     """Raises UserError where a server does not answer as evaluation did, unless its policy refuses the question."""
     found = ask(endpoint.url, endpoint.model, probe.instance)
-    if found.get("kind") != "refused" and not same_answer(probe, found):
+    if not same_answer(probe, found):
         said = f"'{found['answer']}' (value {found['value']})"
         raise UserError(
             f"{endpoint.stage} answers otherwise than evaluation to '{probe.question}': {said} instead of "

@@ -77,8 +77,10 @@ def same_answer(probe: Probe, found: Mapping[str, Any]) -> bool:
     """Whether a server answers a probe as evaluation did: the same value and words, a number within `TOLERANCE`.
 
     Of a question that evaluation found no value for, it keeps what was freely written, or the likeliest option in
-    brackets: then that option has to be the server's, too.
+    brackets: then that option has to be the server's, too. What the server's policy refuses it need not answer.
     """
+    if found.get("kind") == "refused":
+        return True
     if (probe.value is None) != (found["value"] is None):
         return False
     said = str(found["answer"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 
 from facemllm.core.corrections import Corrections
-from facemllm.serve.asked.policy import Policy
+from facemllm.serve.asked.policy import rule_names
 from facemllm.serve.caller import CALLER
 from facemllm.serve.doors import feedback as feedback_door
 from facemllm.serve.doors.feedback import Feedback
@@ -34,10 +34,9 @@ def observer(served: Served, tasks: Iterable[str], chosen: Serve, kept: Path) ->
     `tasks` are those that labels may name; `kept` is the folder of answers, used where the settings keep them.
     """
     about = {"name": served.name, "version": served.version or "", "digest": served.digest}
-    rules = Policy(chosen.policy.allowed).rules
     folder = kept if chosen.retention.answers else None
     records = Records(about["digest"], folder, chosen.retention.days)
-    return Observer(Metrics(tasks, rules, about), traces(about), records)
+    return Observer(Metrics(tasks, rule_names(), about), traces(about), records)
 
 
 def routers(

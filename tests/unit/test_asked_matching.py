@@ -38,10 +38,6 @@ def lines(name):
     return [line.strip() for line in (LISTS / name).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def blind(name):
-    return pytest.mark.skipif(not (LISTS / name).exists(), reason=f"{name} is not there")
-
-
 @pytest.fixture(scope="module")
 def matcher():
     return Matcher([tasks.get(name) for name in DEPLOYED])
@@ -98,7 +94,6 @@ def test_foreign_questions_that_nothing_was_fitted_to_are_not_taken(matcher):
     assert taken(matcher, lines("blind_foreign.txt"))[0] <= 0.014
 
 
-@blind("known.csv")
 def test_phrasings_of_somebody_else_are_matched(matcher):
     pairs = list(known_of_others("known.csv"))
     wrong = [(text, items, found) for text, items in pairs if (found := item_of(matcher, text)) not in items]
@@ -106,7 +101,6 @@ def test_phrasings_of_somebody_else_are_matched(matcher):
     assert len(wrong) <= 0.05 * len(pairs), wrong
 
 
-@blind("foreign.txt")
 def test_foreign_questions_of_somebody_else_are_not_taken(matcher):
     share, wrong = taken(matcher, lines("foreign.txt"))
     assert share <= 0.01, wrong

@@ -127,11 +127,6 @@ class Policy:
                 return Refusal(subject, f"this deployment does not answer {subject}; its policy names no reason to")
         return None
 
-    @property
-    def rules(self) -> tuple[str, ...]:
-        """Names of all rules that may refuse."""
-        return (*(rule.name for rule in rules().rules), *SENSITIVE, *_called_sensitive(), _OWN_OPTIONS)
-
     def describe(self) -> dict[str, Any]:
         """The policy as data: what is always refused, of sensitive tasks which are allowed and why, and which tasks are
         refused unless all that their words tell in passing is allowed (a caption says "a sad old man")."""
@@ -149,6 +144,11 @@ class Policy:
                 task: list(_subjects(task)) for task in tasks.all_names() if set(_subjects(task)) - _own_subjects(task)
             },
         }
+
+
+def rule_names() -> tuple[str, ...]:
+    """Names of all rules that may refuse, in whatever deployment."""
+    return (*(rule.name for rule in rules().rules), *SENSITIVE, *_called_sensitive(), _OWN_OPTIONS)
 
 
 def _names_somebody(text: str) -> bool:

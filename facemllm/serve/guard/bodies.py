@@ -18,6 +18,20 @@ def _unsupported(form: str) -> Refused:
     return Refused(415, f"the body is {form}; send it as plain JSON in UTF-8")
 
 
+def given_again(message: Message, receive: Receive) -> Receive:
+    """What gives a message that was taken once more, and then what follows it."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return message
+
+    return again
+
+
 class BodyLimit:
     """ASGI middleware: a body that is too large, too slow in coming, compressed or in UTF-16 or UTF-32 is refused
     without being held in memory. The mark before UTF-8 that some editors write is taken away.

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from facemllm.serve.guard.bodies import given_again
 from facemllm.serve.guard.keys import OWN_PATHS
 from facemllm.serve.language import Refused
 
@@ -93,16 +94,8 @@ class JsonLimit:
                 await asyncio.to_thread(check_json, *check) if len(part) > _LONG_BODY else check_json(*check)
         except Refused as refused:
             return await self._refuse(scope["path"], refused)(scope, receive, send)
-        given = False
-
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        return await self.app(scope, again, send)
+        whole = {"type": "http.request", "body": body, "more_body": False}
+        return await self.app(scope, given_again(whole, receive), send)
 
     def _json_part(self, body: bytes, headers: dict[bytes, bytes]) -> bytes:
         if any(name.startswith(b"ce-") for name in headers):  # KServe's reader of them fails on what is not one

@@ -13,8 +13,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from facemllm.serve.guard.bodies import given_again
 from facemllm.serve.guard.fetching import Fetcher
 from facemllm.serve.language import Refused
 
@@ -43,16 +44,7 @@ class FetchImages:
                 message = {**message, "body": await self._filled(message["body"])}
         except Refused as refused:
             return await self._refuse(scope["path"], refused)(scope, receive, send)
-        given = False
-
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return message
-
-        return await self.app(scope, again, send)
+        return await self.app(scope, given_again(message, receive), send)
 
     async def _filled(self, body: bytes) -> bytes:
         try:

@@ -84,8 +84,7 @@ class Trial:
         for one in pair if turn % 2 else reversed(pair):
             found = self._answer(client, one, self._probes[turn])
             if one is self._canary and found is not None:
-                same = found["kind"] == "refused" or same_answer(self._probes[turn], found)
-                self._agrees[turn] = same and self._agrees.get(turn, True)
+                self._agrees[turn] = same_answer(self._probes[turn], found) and self._agrees.get(turn, True)
 
     def _answer(self, client: httpx.Client, backend: Deployed, probe: Probe) -> dict[str, Any] | None:
         """The answer of one server; None where it gave none, which the proxy has counted."""
