@@ -20,9 +20,9 @@ from facemllm.serve.asked.matching import Matcher
 from facemllm.serve.asked.policy import Policy
 from facemllm.serve.caller import CALLER
 from facemllm.serve.doors import openai, routes, task_door
-from facemllm.serve.engine.batches import Room
 from facemllm.serve.engine.own import OwnEngine
 from facemllm.serve.engine.protocol import Chat, Prepared
+from facemllm.serve.engine.room import Room
 from facemllm.serve.engine.vllm import VllmEngine
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.guard.decoding import Decoder

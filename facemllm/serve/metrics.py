@@ -18,7 +18,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from facemllm.serve.engine.batches import Counters
+from facemllm.serve.engine.room import Counters
 
 NONE = "none"
 """The label of what is no task of the deployment, or no rule that is known."""

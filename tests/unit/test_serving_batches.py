@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from facemllm.serve.engine.batches import Job, Room, Scheduler
+from facemllm.serve.engine.batches import Job, Scheduler
+from facemllm.serve.engine.room import Room
 from facemllm.serve.language import Refused
 
 Asked = Job[Any, Any]

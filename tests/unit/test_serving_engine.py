@@ -19,9 +19,9 @@ from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.serve.engine import pieces as telling
-from facemllm.serve.engine.batches import Room
 from facemllm.serve.engine.own import Encodings, Found, OwnEngine, Prepared
 from facemllm.serve.engine.packed import PackedLinear, pack
+from facemllm.serve.engine.room import Room
 from facemllm.serve.language import Refused
 from tests.training_example import spread
 

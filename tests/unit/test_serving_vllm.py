@@ -20,10 +20,10 @@ from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.reader import Reader
 from facemllm.serve import server as served
 from facemllm.serve.assembly import engine_of, service_of
-from facemllm.serve.engine.batches import Room
 from facemllm.serve.engine.export import TOWERS, export_for_vllm, exported_from, record_of, tower_of
 from facemllm.serve.engine.own import OwnEngine
 from facemllm.serve.engine.protocol import Prepared
+from facemllm.serve.engine.room import Room
 from facemllm.serve.engine.turns import Turns
 from facemllm.serve.engine.vllm import VllmEngine
 from facemllm.serve.evaluated import Evaluated

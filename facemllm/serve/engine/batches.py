@@ -13,11 +13,11 @@ import logging
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from facemllm.serve.engine.room import Counters, Load, Room
 from facemllm.serve.language import Refused
 
 log = logging.getLogger("facemllm.serve")
@@ -26,42 +26,6 @@ Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 _SMOOTHING = 0.2  # weight of the newest batch in the measured pace
-
-
-@dataclass(frozen=True)
-class Room:
-    """How much the queue holds and a batch takes.
-
-    `faces` and `questions` may wait in all, `client_faces` of one client wait or be computed. Where more than a batch
-    waits, none is taken that would wait longer than `wait_s`, by the measured pace. A batch takes `batch` jobs; `rows`
-    open questions are written at a time. `window_s` is waited for company, under load alone.
-    """
-
-    faces: int = 256
-    questions: int = 2048
-    client_faces: int = 128
-    wait_s: float = 2.0
-    batch: int = 16
-    rows: int = 64
-    window_s: float = 0.002
-
-
-@dataclass
-class Counters:
-    """What a scheduler did since it began, for metrics. Seconds are sums over jobs (`waiting_s`) and batches
-    (`computing_s`); `sizes` counts batches by their number of new jobs."""
-
-    waiting: int = 0
-    running: int = 0
-    taken: int = 0
-    finished: int = 0
-    failed: int = 0
-    full: int = 0  # refused with 429
-    expired: int = 0  # their deadline passed
-    dropped: int = 0  # their caller left
-    waiting_s: float = 0.0
-    computing_s: float = 0.0
-    sizes: Counter[int] = field(default_factory=Counter)
 
 
 class Job(Generic[Work, Result]):
@@ -140,16 +104,8 @@ class Scheduler(Generic[Work, Result]):
         job: Job[Work, Result] = Job(work, client, deadline, cost, rows)
         self._enter(job)
         try:
-            async with asyncio.timeout(None if math.isinf(deadline) else deadline - time.monotonic()) as limit:
+            async with self.counters.within(deadline):
                 return await job.future
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            self.counters.expired += 1
-            raise Refused(504, "there was no answer within the time allowed; ask again, or less at a time") from None
-        except asyncio.CancelledError:
-            self.counters.dropped += 1
-            raise
         finally:
             self._leave(job)
 
@@ -172,16 +128,8 @@ class Scheduler(Generic[Work, Result]):
             raise Refused(503, "the server is stopping; ask another, or again in a moment", 1.0)
         held = 0 if own is None else len(own.jobs) + own.running
         waits = self._cost * (self._pace or 0.0)
-        full = ""
-        if held >= room.client_faces:
-            full = f"{held} of your requests are waiting, as many as one client may have"
-        elif self.counters.waiting >= room.faces or (self._cost and self._cost + cost > room.questions):
-            full = "the server is busy"
-        elif (waits > room.wait_s and self.counters.waiting >= room.batch) or time.monotonic() + waits > deadline:
-            full = "the server is too busy to answer in the time allowed"
-        if full:
-            self.counters.full += 1
-            raise Refused(429, f"{full}; try again in a moment", max(1.0, waits))
+        load = Load(held, self.counters.waiting, self._cost, waits)
+        room.require(self.counters, load, cost, deadline, crowd=room.batch)
 
     def _enter(self, job: Job[Work, Result]) -> None:
         with self._changed:

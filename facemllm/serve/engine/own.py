@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +20,12 @@ import torch
 from facemllm.model.decoding import MASK_CELLS, Decoding, Row, is_plain
 from facemllm.model.forward import Layout
 from facemllm.model.inference import Predictor, Query, Scored
-from facemllm.serve.engine.batches import Job, Room, Scheduler
+from facemllm.serve.engine.batches import Job, Scheduler
 from facemllm.serve.engine.encodings import Encodings, Seen
 from facemllm.serve.engine.packed import pack
-from facemllm.serve.engine.pieces import settled
+from facemllm.serve.engine.pieces import Pieces, settled, streamed
 from facemllm.serve.engine.protocol import Chat, Engine, Found, Prepared
+from facemllm.serve.engine.room import Room
 from facemllm.serve.language import Refused
 
 __all__ = ["Engine", "Found", "OwnEngine", "Prepared"]
@@ -127,18 +128,12 @@ class OwnEngine:
     ) -> AsyncIterator[str]:
         """The answer to a chat in pieces. See `Engine`."""
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        pieces: Pieces = asyncio.Queue()
         work = self._work(face, (), [chat], False)
         work.say = lambda text: _tell(loop, pieces, text)
-        task = asyncio.create_task(self._submit(work, client, deadline))
-        task.add_done_callback(lambda _: pieces.put_nowait(None))
-        try:
-            while (piece := await pieces.get()) is not None:
+        async with aclosing(streamed(self._submit(work, client, deadline), pieces)) as told:
+            async for piece in told:
                 yield piece
-            await task
-        finally:
-            task.cancel()
-            await asyncio.wait([task])  # whoever leaves early is told of nothing
 
     def check(self, *, client: str = "", deadline: float = math.inf) -> None:
         """Raise Refused (429, 503) where `answer` would now. To be asked before a request's body is read or its picture
@@ -286,6 +281,6 @@ def _even(waiting: Sequence[tuple[_Work, int]], most: int) -> Iterator[list[tupl
         yield group
 
 
-def _tell(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[str | None], text: str) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, pieces: Pieces, text: str) -> None:
     with suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(pieces.put_nowait, text)

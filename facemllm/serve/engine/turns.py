@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from facemllm.serve.engine.batches import Counters, Room
-from facemllm.serve.language import Refused
+from facemllm.serve.engine.room import Counters, Load, Room
 
 
 class Turns:
@@ -27,18 +25,9 @@ class Turns:
 
     def check(self, client: str, deadline: float, cost: float = 1) -> None:
         """Raise Refused (429) where `admitted` would now."""
-        room, held, jobs = self._room, self._held.get(client, 0), self.counters.running
         waits = self._cost * (self._pace or 0.0)
-        full = ""
-        if held >= room.client_faces:
-            full = f"{held} of your requests are waiting, as many as one client may have"
-        elif jobs >= room.faces or (self._cost and self._cost + cost > room.questions):
-            full = "the server is busy"
-        elif time.monotonic() + waits > deadline or (waits > room.wait_s and jobs >= 2 * room.batch):
-            full = "the server is too busy to answer in the time allowed"
-        if full:
-            self.counters.full += 1
-            raise Refused(429, f"{full}; try again in a moment", max(1.0, waits))
+        load = Load(self._held.get(client, 0), self.counters.running, self._cost, waits)
+        self._room.require(self.counters, load, cost, deadline, crowd=2 * self._room.batch)
 
     @asynccontextmanager
     async def admitted(self, client: str, deadline: float, cost: float) -> AsyncIterator[None]:
@@ -50,17 +39,9 @@ class Turns:
         self.counters.running += 1
         came, ended = time.monotonic(), False
         try:
-            async with asyncio.timeout(None if math.isinf(deadline) else deadline - came) as limit:
+            async with self.counters.within(deadline):
                 yield
             ended = True
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            self.counters.expired += 1
-            raise Refused(504, "there was no answer within the time allowed; ask again, or less at a time") from None
-        except asyncio.CancelledError:
-            self.counters.dropped += 1
-            raise
         finally:
             self._measure(time.monotonic() - came, cost)
             self.counters.finished += ended

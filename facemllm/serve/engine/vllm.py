@@ -20,6 +20,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
@@ -30,9 +31,9 @@ from facemllm.errors import UserError
 from facemllm.model.decoding import is_plain
 from facemllm.model.inference import Query, Scored
 from facemllm.model.reader import Reader
-from facemllm.serve.engine.batches import Room
-from facemllm.serve.engine.pieces import settled
+from facemllm.serve.engine.pieces import Pieces, settled, streamed
 from facemllm.serve.engine.protocol import Chat, Found, Prepared
+from facemllm.serve.engine.room import Room
 from facemllm.serve.engine.turns import Turns
 from facemllm.serve.engine.vllm_client import GENERATE, JSON, RENDER, VllmClient, readable, refusal
 from facemllm.serve.language import Refused
@@ -167,22 +168,16 @@ class VllmEngine:
         self, face: Prepared, chat: Chat, *, client: str = "", deadline: float = math.inf
     ) -> AsyncIterator[str]:
         """The answer to a chat in pieces. See `Engine`."""
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        pieces: Pieces = asyncio.Queue()
         prompt = self._prompt(chat, self._longest)
 
         async def work() -> None:
             async with self._turns.admitted(client, deadline, OPEN_COST):
                 await self._say(prompt, await self._features(face, client), client, pieces)
 
-        task = asyncio.create_task(work())
-        task.add_done_callback(lambda _: pieces.put_nowait(None))
-        try:
-            while (piece := await pieces.get()) is not None:
+        async with aclosing(streamed(work(), pieces)) as told:
+            async for piece in told:
                 yield piece
-            await task
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
 
     def close(self, seconds: float | None = None) -> None:
         """Nothing is held but connections, which end with the process."""
@@ -275,9 +270,7 @@ class VllmEngine:
             lambda found: self.reader.text(found["choices"][0]["token_ids"]),
         )
 
-    async def _say(
-        self, prompt: Sequence[int], features: bytes, client: str, pieces: asyncio.Queue[str | None]
-    ) -> None:
+    async def _say(self, prompt: Sequence[int], features: bytes, client: str, pieces: Pieces) -> None:
         """Write an answer, telling what is new but for the last word, which may still change."""
         written: list[int] = []
         said = ""
