@@ -250,13 +250,15 @@ class Family:
         cap = getattr(self.config.get_text_config(), "final_logit_softcapping", None) if self.softcaps else None
         return (torch.tanh(logits_KV / cap) * cap if cap else logits_KV).float()
 
-    def language(self, model: Any) -> Any:
+    @classmethod
+    def language(cls, model: Any) -> Any:
         """The language model without its head."""
-        return model.get_submodule(self.parts(model)["language"][0])
+        return model.get_submodule(cls.parts(model)["language"][0])
 
-    def tower(self, model: Any) -> Any:
+    @classmethod
+    def tower(cls, model: Any) -> Any:
         """The vision tower."""
-        return model.get_submodule(self.parts(model)["tower"][0])
+        return model.get_submodule(cls.parts(model)["tower"][0])
 
     @classmethod
     def module_of(cls, model: Any, name: str) -> str:
