@@ -11,6 +11,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
@@ -45,10 +46,14 @@ _GEMMA = (
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 _VICUNA = (
-    "{% for m in messages %}{{ 'USER: ' if m['role'] == 'user' else 'ASSISTANT: ' }}" + _CONTENT + "{{ ' ' if m['role'] "
+    "{% for m in messages %}{{ 'USER: ' if m['role'] == 'user' else 'ASSISTANT: ' }}"
+    + _CONTENT
+    + "{{ ' ' if m['role'] "
     "== 'user' else eos_token }}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-_PALIGEMMA = "{% for m in messages %}" + _CONTENT + "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+_PALIGEMMA = (
+    "{% for m in messages %}" + _CONTENT + "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
 
 
 def tokenizer(special: list[str], *, eos: str, bos: str | None = None, template: str, **roles: str) -> Any:
@@ -94,11 +99,11 @@ def _llava(next_: bool) -> tuple[Any, Any]:
     if not next_:
         images: Any = hf.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
         processor: Any = hf.LlavaProcessor(image_processor=images, tokenizer=words, image_token="<image>", **shape)
-        return hf.LlavaForConditionalGeneration(hf.LlavaConfig(vision_config=vision, text_config=text, **more)), processor
+        return hf.LlavaForConditionalGeneration(
+            hf.LlavaConfig(vision_config=vision, text_config=text, **more)
+        ), processor
     points = [[32, 64], [64, 32], [64, 64]]
-    images = hf.LlavaNextImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size=square, image_grid_pinpoints=points
-    )
+    images = hf.LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=square, image_grid_pinpoints=points)
     processor = hf.LlavaNextProcessor(image_processor=images, tokenizer=words, **shape)
     config = hf.LlavaNextConfig(vision_config=vision, text_config=text, image_grid_pinpoints=points, **more)
     return hf.LlavaNextForConditionalGeneration(config), processor
@@ -322,3 +327,18 @@ def small(family: str, folder: Path, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+FEW = ("llava", "qwen2_5_vl", "gemma3")
+
+
+def all_families(names: tuple[str, ...] = FAMILIES) -> Any:
+    """Parametrises a test by `name`: a few families always, all of them under `make test-families`."""
+
+    def one(name: str) -> Any:
+        marks = [] if name in FEW else [pytest.mark.families]
+        if package := missing(name):
+            marks.append(pytest.mark.skip(reason=f"its processor needs {package}"))
+        return pytest.param(name, marks=marks, id=name)
+
+    return pytest.mark.parametrize("name", [one(name) for name in names])

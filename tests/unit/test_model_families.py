@@ -11,21 +11,10 @@ from PIL import Image
 from facemllm.model.families import family_of
 from facemllm.model.forward import PADDING, PREFIX
 from facemllm.model.pretrained import load_model
-from tests.families import FAMILIES, SIDES, missing, small
+from tests.families import SIDES, all_families, small
 
-FEW = ("llava", "qwen2_5_vl", "gemma3")
 ASKED = [("Is there a beard?", "yes"), ("What is the hair color of this person?", "brown, or grey"), ("Age?", "30")]
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
-
-
-def all_families(names=FAMILIES):
-    def one(name):
-        marks = [] if name in FEW else [pytest.mark.families]
-        if package := missing(name):
-            marks.append(pytest.mark.skip(reason=f"its processor needs {package}"))
-        return pytest.param(name, marks=marks, id=name)
-
-    return pytest.mark.parametrize("name", [one(name) for name in names])
 
 
 @pytest.fixture(scope="module")
