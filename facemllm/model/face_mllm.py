@@ -54,6 +54,17 @@ class VisualTokens:
     scores_BA: Tensor | None
     deep: tuple[Tensor, ...] = ()
 
+    @property
+    def flat_BNF(self) -> Tensor:
+        """All of a face that its rows need, as one tensor."""
+        return torch.cat([self.tokens_BND, *self.deep], -1) if self.deep else self.tokens_BND
+
+    @classmethod
+    def of_flat(cls, flat_BNF: Tensor, width: int) -> VisualTokens:
+        """The tokens, `width` wide, that `flat_BNF` was made of."""
+        tokens_BND, *deep = flat_BNF.split(width, -1)
+        return cls(tokens_BND, (), None, tuple(deep))
+
     def rows(self, index: Sequence[int] | Tensor) -> VisualTokens:
         """These faces, in this order; one may be there more than once."""
         scores = None if self.scores_BA is None else self.scores_BA[index]

@@ -129,7 +129,7 @@ class StepLoss:
             return self.family.packed(self.model, seen, *rows)
         face_RL, at = packed["face"], packed["at"]
         own_R, length = face_RL[:, 0], face_RL.shape[1]
-        shown = VisualTokens(seen.tokens_BND[own_R], (), None, tuple(one[own_R] for one in seen.deep))
+        shown = seen.rows(own_R)
         start_R = torch.full_like(own_R, length).scatter_reduce(0, at // length, at % length + 1, "amin")
         mask_RL = (face_RL != PADDING).long()
         return self.family.plain(self.model, shown, packed["ids"], mask_RL, start_R).flatten(0, 1)

@@ -140,12 +140,16 @@ class Family:
     def features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """Of every picture what may be kept while `feature_parts` are frozen (B, N, F); here its tokens, with what the
         deeper layers are given of it beside them."""
-        inputs = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-        found = model.model.get_image_features(**inputs, return_dict=True)
-        deep = [self._stacked(one, inputs) for one in getattr(found, "deepstack_features", None) or ()]
-        return torch.cat([self._stacked(found.pooler_output, inputs), *deep], dim=-1)
+        found = self.image_outputs(model, inputs)
+        deep = [self._stacked(one) for one in getattr(found, "deepstack_features", None) or ()]
+        return torch.cat([self._stacked(found.pooler_output), *deep], dim=-1)
 
-    def _stacked(self, tokens: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    def image_outputs(self, model: Any, inputs: Mapping[str, Tensor]) -> Any:
+        """What transformers' `get_image_features` gives, in the model's precision."""
+        inputs = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        return model.base_model.get_image_features(**inputs, return_dict=True)
+
+    def _stacked(self, tokens: Any) -> Tensor:
         """Tokens, picture by picture or tile by tile, as (B, N, D)."""
         if not isinstance(tokens, Tensor):
             return torch.stack(list(tokens))
@@ -172,7 +176,7 @@ class Family:
         image = BaseModelOutputWithPooling(pooler_output=tokens)
         if visual.deep:
             image["deepstack_features"] = [list(one) for one in visual.deep]
-        found = model.model(
+        found = model.base_model(
             input_ids=ids_BL,
             attention_mask=mask_BL,
             mm_encoder_outputs={"image": image},
@@ -196,8 +200,8 @@ class Family:
         image_I: Tensor,
         branch_RL: Tensor | None = None,
     ) -> Tensor:
-        """Last hidden states of packed rows, flattened (R * L, D), as `forward.row_states` has them: `position_RL` counts
-        tokens of a conversation, `image_I` are the flat places of the image tokens, picture after picture."""
+        """Last hidden states of packed rows, flattened (R * L, D), see `model.forward`. `position_RL` counts tokens
+        of a conversation, `image_I` are the flat places of the image tokens, picture after picture."""
         tokens_ID = visual.tokens_BND.flatten(0, 1)
         embedded_RLD = model.get_input_embeddings()(self._known(ids_RL)).to(tokens_ID.dtype)
         flat_ID = embedded_RLD.flatten(0, 1).index_copy(0, image_I, tokens_ID)
@@ -215,9 +219,7 @@ class Family:
         )
         return torch.as_tensor(found.last_hidden_state).flatten(0, 1)
 
-    def masks(
-        self, model: Any, mask_R1LL: Tensor, around_R1LL: Tensor, position_RL: Tensor, dtype: torch.dtype
-    ) -> Any:
+    def masks(self, model: Any, mask_R1LL: Tensor, around_R1LL: Tensor, position_RL: Tensor, dtype: torch.dtype) -> Any:
         """A boolean mask as the language model takes it, by kind of layer where some see but the last tokens;
         `around_R1LL` is that of layers in which a picture's tokens see one another."""
         text = self.config.get_text_config()
