@@ -134,13 +134,11 @@ class Frame:
         return cls.cut(processor, int(model.config.image_token_id), processor.image_token)
 
     @classmethod
-    def cut(
-        cls, processor: Any, image_token_id: int, placeholder: str, side: int = 8, *, as_generated: bool = False
-    ) -> Frame:
+    def cut(cls, processor: Any, image_token_id: int, placeholder: str, side: int = 8) -> Frame:
         """Cut the processor's chat template, which writes `placeholder` for a picture; what the processor makes of that
-        for pictures of `side` pixels is part of the prefix. `as_generated`: an answer begins where the template's
-        generation prompt ends. Raises UserError when the template is missing, its image does not precede the first
-        question, or the tokenizer has no end token."""
+        for pictures of `side` pixels is part of the prefix. An answer begins where the template's generation prompt
+        ends. Raises UserError when the template is missing, its image does not precede the first question, or the
+        tokenizer has no end token."""
         tokenizer = processor.tokenizer
         if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
             raise UserError(
@@ -176,7 +174,7 @@ class Frame:
         plain = {"add_special_tokens": False} if starts else {}
         ids = processor(images=[[blank]], text=[prefix + placeholder], return_tensors="np", **plain)["input_ids"][0]
         generated, lead = opened.partition(_MARKS[0])[2], ""
-        if as_generated and between.startswith(generated) and later.endswith(between[len(generated) :]):
+        if between.startswith(generated) and later.endswith(between[len(generated) :]):
             lead = between[len(generated) :]
             between, later = generated, later[: len(later) - len(lead)]
         return cls(

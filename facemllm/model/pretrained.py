@@ -219,15 +219,17 @@ def adapter_of(wrapper: Any, trains: Trainable) -> Adapter:
     from peft import get_peft_model_state_dict
 
     model = wrapper.get_base_model()
-    modules = dict(model.named_modules())
+    modules, loose = dict(model.named_modules()), dict(model.named_parameters())
     parts = family_class(model.config).parts(model)
-    whole = [
+    chosen = [
         name for part, names in parts.items() if part != "language" and getattr(trains, part) == "full" for name in names
     ]
+    whole = [name for name in chosen if name in modules]
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     tensors = dict(get_peft_model_state_dict(wrapper, save_embedding_layers=False))
     for name in whole:
         tensors |= {f"{_PREFIX}{name}.{part}": value for part, value in modules[name].state_dict().items()}
+    tensors |= {f"{_PREFIX}{name}": loose[name] for name in chosen if name in loose}
     config = wrapper.peft_config[wrapper.active_adapter]
     return Adapter(
         type(config)(

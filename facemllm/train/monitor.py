@@ -121,7 +121,7 @@ class ParameterMonitor:
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.modules: dict[str, list[nn.Parameter]] = {}
         for key, parameter in self.trained.items():
-            self.modules.setdefault(module_of(key), []).append(parameter)
+            self.modules.setdefault(module_of(model, key), []).append(parameter)
         if not self.trained:
             wanted = [module for module, mode in run.stage.trains.model_dump().items() if mode != "frozen"]
             raise UserError(

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemllm.errors import UserError
+from facemllm.model.families import family_class
 from facemllm.model.forward import FLOAT32_ATTENTION
 from facemllm.settings import Stage
 from facemllm.settings.train import Lora, Trainable
@@ -22,18 +23,9 @@ MODULES = ("tower", "projector", "segmentation", "knowledge", "embeddings", "lan
 FLOOR = 0.02  # share of the learning rate left at the end of a decay
 
 
-def module_of(name: str) -> str:
-    """The module, one of `MODULES`, that a parameter or buffer belongs to, by its full name in a LLaVA-layout model."""
-    if "vision_tower." in name:
-        return "tower"
-    if "multi_modal_projector." in name or name.endswith("image_newline"):
-        return "projector"
-    for branch in ("segmentation", "knowledge"):
-        if f"model.{branch}." in name:
-            return branch
-    if "embed_tokens." in name or "lm_head." in name:
-        return "embeddings"
-    return "language"
+def module_of(model: Any, name: str) -> str:
+    """The module, one of `MODULES`, that a parameter or buffer of the model belongs to, by its full name."""
+    return family_class(model.config).module_of(model, name)
 
 
 def set_trainable(model: Any, trains: Trainable, lora: Lora, seed: int) -> Any | None:
@@ -44,11 +36,7 @@ def set_trainable(model: Any, trains: Trainable, lora: Lora, seed: int) -> Any |
     if trains.language == "lora":
         from peft import LoraConfig, get_peft_model
 
-        targets = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and "language_model." in name and module_of(f"{name}.") == "language"
-        ]
+        targets = family_class(model.config).lora_targets(model)
         if not targets:
             raise UserError("language: lora needs linear layers in the language model; this one has none")
         adapters = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
@@ -61,7 +49,7 @@ def set_trainable(model: Any, trains: Trainable, lora: Lora, seed: int) -> Any |
             wrapper = get_peft_model(model, adapters)
     for name, parameter in model.named_parameters():
         adapter = ".lora_" in name
-        mode = getattr(trains, module_of(name))
+        mode = getattr(trains, module_of(model, name))
         parameter.requires_grad_(mode == ("lora" if adapter else "full"))
     return wrapper
 
@@ -70,7 +58,7 @@ def set_modes(model: Any, trains: Trainable) -> None:
     """Training mode, except for a frozen tower: its normalisation statistics must not move."""
     model.train()
     if trains.tower == "frozen":
-        model.model.vision_tower.eval()
+        family_class(model.config).tower(model).eval()
 
 
 @contextmanager
@@ -90,7 +78,8 @@ def float32_attention(model: Any, wanted: bool) -> Iterator[None]:
 def memory_savings(model: Any, trains: Trainable, *, recompute: bool, compiled: bool) -> Iterator[None]:
     """For the time of the block: compute activations again in the backward pass, and compile what is run. Both concern
     the language model, and the tower where it can and is trained (compiled, where it is run at all)."""
-    language, tower = model.model.language_model, model.model.vision_tower
+    family = family_class(model.config)
+    language, tower = family.language(model), family.tower(model)
     saving = [language] if recompute else []
     if recompute and trains.tower == "full" and tower.supports_gradient_checkpointing:
         saving.append(tower)
@@ -134,7 +123,7 @@ def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            module: Any = module_of(name)
+            module: Any = module_of(model, name)
             decay = stage.weight_decay if parameter.ndim >= 2 and module != "embeddings" else 0.0
             groups.setdefault((stage.rates.get(module, 1.0), decay), []).append(parameter)
     return [

@@ -33,7 +33,7 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(toy, name):
         if "num_batches" in tensor:
             assert (after[tensor] > 0) == (trains["tower"] != "frozen")
             continue
-        mode = trains[optimizer.module_of(tensor)]
+        mode = trains[optimizer.module_of(model, tensor)]
         adapted = mode == "lora" and "_proj.weight" in tensor
         assert (tensor not in untouched) == (mode == "full" or adapted), tensor
 

@@ -34,7 +34,7 @@ SIDE = "prepared_image_size"
 
 _OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
 _NO_BLOCKS = {"linear_attention": "carries a state from token to token", "chunked_attention": "cuts rows into chunks"}
-_WINDOWED = "sliding_attention"
+_FULL, _WINDOWED = "full_attention", "sliding_attention"
 
 
 class Family:
@@ -51,8 +51,8 @@ class Family:
     """Full names of the modules and parameters of each part that a stage may train; the longest name decides."""
     listed: ClassVar[bool] = True
     """Whether the model's forward pass takes image tokens picture by picture, or as one tensor (B, N, D)."""
-    looks_around: ClassVar[bool] = False
-    """Whether the tokens of a picture see one another in both directions."""
+    looks_around: tuple[str, ...] = ()
+    """Kinds of layers in which the tokens of a picture see one another in both directions."""
     softcaps: ClassVar[bool] = False
     """Whether logits are capped by the text configuration's `final_logit_softcapping`."""
     feature_parts: ClassVar[tuple[str, ...]] = ("tower", "projector")
@@ -64,9 +64,8 @@ class Family:
 
     @classmethod
     def parts(cls, model: Any) -> Mapping[str, tuple[str, ...]]:
-        """`places`, as far as the model has them: names of modules or parameters by part."""
-        known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
-        return {part: tuple(name for name in names if name in known) for part, names in cls.places.items()}
+        """Full names of modules and parameters by part; a model need not have all of them."""
+        return cls.places
 
     @property
     def side(self) -> int:
@@ -98,7 +97,7 @@ class Family:
     @cached_property
     def frame(self) -> Frame:
         """The chat template as ids. Raises UserError when it cannot be cut."""
-        return Frame.cut(self.processor, self.image_token_id, self.placeholder, self.side, as_generated=True)
+        return Frame.cut(self.processor, self.image_token_id, self.placeholder, self.side)
 
     @cached_property
     def example(self) -> dict[str, Tensor]:
@@ -205,28 +204,32 @@ class Family:
         image_RL = torch.zeros_like(face_RL, dtype=torch.bool).flatten()
         image_RL = image_RL.index_fill(0, image_I, True).view_as(face_RL)
         mask_R1LL = row_mask(face_RL, block_RL, branch_RL)
-        if self.looks_around:
-            mask_R1LL = mask_R1LL | _same_picture(image_RL, face_RL)[:, None]
+        around_R1LL = mask_R1LL | _same_picture(image_RL, face_RL)[:, None] if self.looks_around else mask_R1LL
         more = self.beyond(model, visual, embedded_RLD, ids_RL, image_RL, image_I)
         found = self.language(model)(
             inputs_embeds=flat_ID.view_as(embedded_RLD),
-            attention_mask=self.masks(model, mask_R1LL, position_RL, flat_ID.dtype),
+            attention_mask=self.masks(model, mask_R1LL, around_R1LL, position_RL, flat_ID.dtype),
             position_ids=self.positions(model, position_RL),
             use_cache=False,
             **more,
         )
         return torch.as_tensor(found.last_hidden_state).flatten(0, 1)
 
-    def masks(self, model: Any, mask_R1LL: Tensor, position_RL: Tensor, dtype: torch.dtype) -> Any:
-        """A boolean mask as the language model takes it; by kind of layer where some see but the last tokens."""
+    def masks(
+        self, model: Any, mask_R1LL: Tensor, around_R1LL: Tensor, position_RL: Tensor, dtype: torch.dtype
+    ) -> Any:
+        """A boolean mask as the language model takes it, by kind of layer where some see but the last tokens;
+        `around_R1LL` is that of layers in which a picture's tokens see one another."""
         text = self.config.get_text_config()
-        if _WINDOWED not in (getattr(text, "layer_types", None) or ()):
-            return as_taken(model, mask_R1LL, dtype)
+        kinds = {_FULL: mask_R1LL}
+        if windowed := _WINDOWED in (getattr(text, "layer_types", None) or ()):
+            kinds[_WINDOWED] = mask_R1LL
+        kinds |= {kind: around_R1LL for kind in self.looks_around if kind in kinds}
+        if not windowed:
+            return as_taken(model, kinds[_FULL], dtype)
         near_RLL = position_RL[:, :, None] - position_RL[:, None, :] < text.sliding_window
-        return {
-            "full_attention": as_taken(model, mask_R1LL, dtype),
-            _WINDOWED: as_taken(model, mask_R1LL & near_RLL[:, None], dtype),
-        }
+        kinds[_WINDOWED] = kinds[_WINDOWED] & near_RLL[:, None]
+        return {kind: as_taken(model, mask, dtype) for kind, mask in kinds.items()}
 
     def positions(self, model: Any, position_RL: Tensor) -> Tensor:
         """Positions that the language model takes, of tokens counted along their conversation."""
@@ -250,13 +253,15 @@ class Family:
         cap = getattr(self.config.get_text_config(), "final_logit_softcapping", None) if self.softcaps else None
         return (torch.tanh(logits_KV / cap) * cap if cap else logits_KV).float()
 
-    def language(self, model: Any) -> Any:
+    @classmethod
+    def language(cls, model: Any) -> Any:
         """The language model without its head."""
-        return model.get_submodule(self.parts(model)["language"][0])
+        return model.get_submodule(cls.parts(model)["language"][0])
 
-    def tower(self, model: Any) -> Any:
+    @classmethod
+    def tower(cls, model: Any) -> Any:
         """The vision tower."""
-        return model.get_submodule(self.parts(model)["tower"][0])
+        return model.get_submodule(cls.parts(model)["tower"][0])
 
     @classmethod
     def module_of(cls, model: Any, name: str) -> str:

@@ -21,7 +21,7 @@ class Gemma3(Family):
 
     model_types = ("gemma3",)
     listed = False
-    looks_around = True
+    looks_around = ("full_attention", "sliding_attention")
 
     def beside(self, ids_BL: Tensor, start_B: Tensor | None = None) -> dict[str, Tensor]:
         """Which tokens are the picture's."""
@@ -29,7 +29,8 @@ class Gemma3(Family):
 
 
 class Gemma4(Family):
-    """Gemma 4: of the larger ones image tokens see one another; the smaller ones have embeddings in every layer."""
+    """Gemma 4: of the larger ones image tokens see one another in windowed layers; the smaller ones have embeddings in
+    every layer."""
 
     model_types = ("gemma4",)
     places: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -40,9 +41,10 @@ class Gemma4(Family):
     softcaps = True
 
     @property
-    def looks_around(self) -> bool:  # type: ignore[override]
-        """Whether the configuration asks for it."""
-        return getattr(self.config.get_text_config(), "use_bidirectional_attention", None) == "vision"
+    def looks_around(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Windowed layers, if the configuration asks for it."""
+        wanted = self.config.get_text_config().use_bidirectional_attention == "vision"
+        return ("sliding_attention",) if wanted else ()
 
     @property
     def fixed_side(self) -> int | None:
@@ -82,7 +84,7 @@ class PaliGemma(Family):
     @cached_property
     def frame(self) -> Frame:
         """As every family's; the line break that ends a prompt goes from the prefix to where the answer begins."""
-        cut = Frame.cut(self.processor, self.image_token_id, self.placeholder, self.side, as_generated=True)
+        cut = Frame.cut(self.processor, self.image_token_id, self.placeholder, self.side)
         ends = len(cut.ids("\n"))
         (before, between), (again, later) = cut.first, cut.later
         return replace(

@@ -4,7 +4,6 @@ features stand before the projector, and the branches beside it."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from facemllm.errors import UserError, one_line
 from facemllm.model.face_mllm import VisualTokens
 from facemllm.model.families.base import Family
 from facemllm.model.forward import row_states, tower_features, visual_tokens
-from facemllm.model.inputs import Frame, ImageLike, face_pixels, normalise
+from facemllm.model.inputs import ImageLike, face_pixels, normalise
 
 
 class Llava(Family):
@@ -37,11 +36,6 @@ class Llava(Family):
         images = self.processor.image_processor
         side = (images.crop_size or images.size).get("height")
         return int(side) if side else None
-
-    @cached_property
-    def frame(self) -> Frame:
-        """Prompts end where the template's first answer begins."""
-        return Frame.cut(self.processor, self.image_token_id, self.placeholder)
 
     def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
         """A picture as the processor resizes and cuts it."""
