@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from facemllm.model.families.opening import UnopenedVideos
+from facemllm.model.families.opening import UnopenedVideos, without_videos
 
 TEXT = ["Is there a beard? yes, no", "What is the hair color? brown, black, grey", "Assistant: user: How old is she?"]
 HIDDEN = 32
@@ -26,8 +26,8 @@ LANGUAGE |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_e
 TOWER: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 _CONTENT = (
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}"
-    "IMAGE{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}IMAGE{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
 )
 _CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}" + _CONTENT + "{{ '<|im_end|>\n' }}{% endfor %}"
@@ -35,8 +35,10 @@ _CHATML = (
 )
 _QWEN = "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}" + _CHATML
 _SMOLVLM = (
-    "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}{% if m['content'][0]['type'] == 'image' %}{{ ':' }}"
-    "{% else %}{{ ': ' }}{% endif %}" + _CONTENT + "<end_of_utterance>\n{% endfor %}"
+    "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}"
+    "{% if m['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    + _CONTENT
+    + "<end_of_utterance>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 _GEMMA = (
@@ -45,10 +47,14 @@ _GEMMA = (
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 _VICUNA = (
-    "{% for m in messages %}{{ 'USER: ' if m['role'] == 'user' else 'ASSISTANT: ' }}" + _CONTENT + "{{ ' ' if m['role'] "
-    "== 'user' else eos_token }}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    "{% for m in messages %}{{ 'USER: ' if m['role'] == 'user' else 'ASSISTANT: ' }}"
+    + _CONTENT
+    + "{{ ' ' if m['role'] == 'user' else eos_token }}{% endfor %}"
+    + "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-_PALIGEMMA = "{% for m in messages %}" + _CONTENT + "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+_PALIGEMMA = (
+    "{% for m in messages %}" + _CONTENT + "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
 
 
 def tokenizer(special: list[str], *, eos: str, bos: str | None = None, template: str, **roles: str) -> Any:
@@ -73,17 +79,6 @@ def _videos(processor_type: str, **settings: Any) -> Any:
     return UnopenedVideos(video_processor_type=processor_type, **settings)
 
 
-def _processor(kind: Any, **parts: Any) -> Any:
-    """A processor, whose video settings need not be opened."""
-
-    class Small(kind):  # type: ignore[misc]
-        def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
-            return None if name == "video_processor" else super().check_argument_for_proper_class(name, argument)
-
-    Small.__name__ = kind.__name__
-    return Small(**parts)
-
-
 def _llava(next_: bool) -> tuple[Any, Any]:
     words = tokenizer(["<s>", "</s>", "<image>"], eos="</s>", template=_VICUNA.replace("IMAGE", "<image>\n"))
     vision = hf.CLIPVisionConfig(image_size=32, patch_size=8, **TOWER)
@@ -94,11 +89,10 @@ def _llava(next_: bool) -> tuple[Any, Any]:
     if not next_:
         images: Any = hf.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
         processor: Any = hf.LlavaProcessor(image_processor=images, tokenizer=words, image_token="<image>", **shape)
-        return hf.LlavaForConditionalGeneration(hf.LlavaConfig(vision_config=vision, text_config=text, **more)), processor
+        config: Any = hf.LlavaConfig(vision_config=vision, text_config=text, **more)
+        return hf.LlavaForConditionalGeneration(config), processor
     points = [[32, 64], [64, 32], [64, 64]]
-    images = hf.LlavaNextImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size=square, image_grid_pinpoints=points
-    )
+    images = hf.LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=square, image_grid_pinpoints=points)
     processor = hf.LlavaNextProcessor(image_processor=images, tokenizer=words, **shape)
     config = hf.LlavaNextConfig(vision_config=vision, text_config=text, image_grid_pinpoints=points, **more)
     return hf.LlavaNextForConditionalGeneration(config), processor
@@ -112,8 +106,7 @@ def _llava_onevision() -> tuple[Any, Any]:
     points = [[32, 32], [32, 64], [64, 32], [64, 64]]
     ids = _ids(words, image_token_index="<image>", video_token_index="<video>")
     images = hf.LlavaOnevisionImageProcessorPil(size={"height": 32, "width": 32}, image_grid_pinpoints=points)
-    processor = _processor(
-        hf.LlavaOnevisionProcessor,
+    processor = without_videos(hf.LlavaOnevisionProcessor)(
         image_processor=images,
         tokenizer=words,
         video_processor=_videos("LlavaOnevisionVideoProcessor"),
@@ -164,7 +157,7 @@ def _qwen(generation: str) -> tuple[Any, Any]:
 
 def _qwen_processor(kind: Any, images: Any, words: Any, videos: str) -> Any:
     parts = {"image_processor": images, "tokenizer": words, "video_processor": _videos(videos, merge_size=2)}
-    return _processor(kind, **parts, chat_template=words.chat_template)
+    return without_videos(kind)(**parts, chat_template=words.chat_template)
 
 
 def _idefics(smol: bool) -> tuple[Any, Any]:
@@ -177,7 +170,7 @@ def _idefics(smol: bool) -> tuple[Any, Any]:
     parts: dict[str, Any] = {"image_processor": images, "tokenizer": words, "image_seq_len": 4}
     if smol:
         parts["video_processor"] = _videos("SmolVLMVideoProcessor", num_frames=8, fps=1)
-    processor = _processor(getattr(hf, f"{prefix}Processor"), **parts, chat_template=words.chat_template)
+    processor = without_videos(getattr(hf, f"{prefix}Processor"))(**parts, chat_template=words.chat_template)
     vision = TOWER | {"image_size": 32, "patch_size": 8}
     text = hf.LlamaConfig(vocab_size=len(words) + 5, pad_token_id=words.pad_token_id, **LANGUAGE)
     config = getattr(hf, f"{prefix}Config")(
@@ -194,7 +187,7 @@ def _internvl() -> tuple[Any, Any]:
     images = hf.GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, crop_to_patches=True, max_patches=4)
     videos = _videos("InternVLVideoProcessor")
     parts = {"image_processor": images, "tokenizer": words, "video_processor": videos, "image_seq_length": 4}
-    processor = _processor(hf.InternVLProcessor, **parts, chat_template=words.chat_template)
+    processor = without_videos(hf.InternVLProcessor)(**parts, chat_template=words.chat_template)
     vision = hf.InternVLVisionConfig(image_size=[32, 32], patch_size=[8, 8], **TOWER)
     text = hf.Qwen2Config(vocab_size=len(words) + 5, **LANGUAGE)
     context = words.convert_tokens_to_ids("<IMG_CONTEXT>")
@@ -231,7 +224,7 @@ def _gemma4(large: bool) -> tuple[Any, Any]:
     images = hf.Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70)
     parts: dict[str, Any] = {"image_processor": images, "tokenizer": words}
     parts |= {"video_processor": _videos("Gemma4VideoProcessor"), "feature_extractor": hf.Gemma4AudioFeatureExtractor()}
-    processor = _processor(hf.Gemma4Processor, **parts, chat_template=template)
+    processor = without_videos(hf.Gemma4Processor)(**parts, chat_template=template)
     ids = _ids(words, pad_token_id="<pad>", eos_token_id="<eos>", bos_token_id="<bos>")
     text = LANGUAGE | _GEMMA_TEXT | {"vocab_size": len(words), "final_logit_softcapping": 3.0} | ids
     text |= {"global_head_dim": 16, "vocab_size_per_layer_input": len(words)}

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import ModuleList
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from facemllm.core.files import partial_folder, publish
@@ -115,16 +116,14 @@ def check_fit(model: Any, processor: Any, name: str) -> None:
     """Raises UserError unless tokenizer, processor and model fit one another: words, image tokens, a chat template that
     can be cut, room for an image."""
     family, tokenizer = family_of(model.config, processor), processor.tokenizer
-    known, rows = tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings
-    token = tokenizer.convert_ids_to_tokens(family.image_token_id) if family.image_token_id < len(tokenizer) else None
-    if isinstance(family, Llava) and known.get(processor.image_token) != family.image_token_id:
-        token = None
-    if token is None:
-        raise UserError(
-            f"cannot use {name}: its image token {processor.image_token} is "
-            f"{known.get(processor.image_token, 'not')} in its vocabulary, and {family.image_token_id} in its "
-            "config.json (image_token_index)"
-        )
+    known, rows, token = tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings, processor.image_token
+    unknown = UserError(
+        f"cannot use {name}: its image token {token} is {known.get(token, 'not')} in its vocabulary, "
+        f"and {family.image_token_id} in its config.json (image_token_index)"
+    )
+    if isinstance(family, Llava) and known.get(token) != family.image_token_id:
+        raise unknown
+    # the image token alone may be beyond the embeddings: nothing is looked up for it
     words = max((one for one in known.values() if one != family.image_token_id), default=-1) + 1
     if words > rows:
         raise UserError(
@@ -137,6 +136,8 @@ def check_fit(model: Any, processor: Any, name: str) -> None:
         raise UserError(f"cannot use {name}: {error}") from error
     except Exception as error:
         raise UserError(f"cannot use {name}: its processor makes no prompt: {one_line(error)}") from error
+    if not family.image_count:
+        raise unknown
     if family.longest is not None and prefix >= family.longest:
         raise UserError(
             f"cannot use {name}: an image becomes {prefix} tokens, and the language model reads {family.longest} "
@@ -221,10 +222,11 @@ def adapter_of(wrapper: Any, trains: Trainable) -> Adapter:
     model = wrapper.get_base_model()
     modules, loose = dict(model.named_modules()), dict(model.named_parameters())
     parts = family_class(model.config).parts(model)
-    chosen = [
-        name for part, names in parts.items() if part != "language" and getattr(trains, part) == "full" for name in names
-    ]
-    whole = [name for name in chosen if name in modules]
+    full = [part for part in parts if part != "language" and getattr(trains, part) == "full"]
+    chosen = [name for part in full for name in parts[part]]
+    # peft keeps no list whole, only what is in it
+    lists = {name: [f"{name}.{at}" for at in range(len(m))] for name, m in modules.items() if isinstance(m, ModuleList)}
+    whole = [one for name in chosen if name in modules for one in lists.get(name, [name])]
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     tensors = dict(get_peft_model_state_dict(wrapper, save_embedding_layers=False))
     for name in whole:

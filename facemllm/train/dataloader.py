@@ -24,7 +24,7 @@ from torch import Tensor
 from facemllm.core import progress
 from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
-from facemllm.model.inputs import Frame
+from facemllm.model.families import family_of
 from facemllm.train.augment import Changes, draw_changes
 from facemllm.train.data import Corpus, FaceDataset
 from facemllm.train.features import with_features
@@ -151,7 +151,7 @@ class DataLoader:
     def __init__(self, run: StageRun, model: Any, processor: Any, dataset: FaceDataset) -> None:
         """Builds tower features if they are wanted and not there. Raises UserError when there is nothing to show."""
         answers = run.stage.objective == "answers"
-        self.run, self._prefix_ids = run, Frame.of(model, processor).prefix_ids
+        self.run, self._prefix_ids = run, family_of(model.config, processor).frame.prefix_ids
         self._image_token_id = model.config.image_token_id
         self._vocabulary = None if answers else model.get_input_embeddings().weight.shape[0]
         self.sampler = BatchSampler(

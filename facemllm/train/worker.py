@@ -16,7 +16,7 @@ from facemllm.core import cost, progress
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, asked, branches_of, extend
-from facemllm.model.inputs import Frame
+from facemllm.model.families import family_of
 from facemllm.model.parts import load_base
 from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.tiny import build_tiny
@@ -118,7 +118,7 @@ def load(
     if getattr(model.config, "segmentation_config", None) is not None:
         maps = map_cache(table, processor, cache, settings.ingest.workers)
     wait()
-    corpus = tokenise(turns, Frame.of(model, processor), spelled=SPELLED, seed=settings.seed)
+    corpus = tokenise(turns, family_of(model.config, processor).frame, spelled=SPELLED, seed=settings.seed)
     dataset = FaceDataset(corpus, pixels, maps)
     if known is not None and getattr(model.config, "knowledge_config", None) is not None:
         relations = tuple(enforced(audit(relations_of(knows.tasks, known.nodes), known), knows.audit))

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
-from facemllm.model.families import family_of
+from facemllm import settings
+from facemllm.model.families import Generic, family_of
 from facemllm.model.forward import PADDING, PREFIX
-from facemllm.model.pretrained import load_model
+from facemllm.model.pretrained import adapter_of, load_model, save_model
+from facemllm.settings.train import Trainable
+from facemllm.train import optimizer
 from tests.families import FAMILIES, SIDES, missing, small
+from tests.refusing import refuses
+from tests.training_example import trains as modes
 
 FEW = ("llava", "qwen2_5_vl", "gemma3")
 ASKED = [("Is there a beard?", "yes"), ("What is the hair color of this person?", "brown, or grey"), ("Age?", "30")]
@@ -68,7 +74,7 @@ def own_logits(model, inputs):
 
 @all_families()
 def test_prompts_and_pictures_are_those_of_the_processor(opened, name):
-    model, processor, family = opened(name)
+    _, processor, family = opened(name)
     shown = pictures(family)
     for picture, (question, answer) in zip(shown, ASKED, strict=True):
         theirs = own_inputs(processor, family, picture, question, answer)
@@ -139,3 +145,49 @@ def test_packed_rows_compute_what_single_questions_do(opened, name):
             theirs = own_logits(model, own_inputs(processor, family, picture, question, answer))
             span = torch.from_numpy(np.concatenate([spans[one, PREFIX], spans[one, number]]))
             torch.testing.assert_close(logits[span], theirs, **EXACT)
+
+
+@all_families()
+def test_without_an_adapter_it_computes_the_same_or_says_why_not(opened, name):
+    model, processor, family = opened(name)
+    generic = Generic(model.config, processor)
+    assert not generic.packs
+    assert set(generic.lora_targets(model)) == set(family.lora_targets(model))
+    if name == "paligemma":
+        refuses("no adapter is written for PaliGemma", generic.check, model, name)
+    else:
+        generic.check(model, name)
+
+
+@all_families()
+def test_a_stage_opens_merged_and_as_adapter_in_plain_transformers(name, tmp_path):
+    from peft import PeftModel
+
+    base = small(name, tmp_path / "base")
+    model, processor = load_model(base, image_size=SIDES[name])
+    family = family_of(model.config, processor)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trains = Trainable(**modes(language="lora", projector="full"))
+    wrapper = optimizer.set_trainable(model, trains, settings.load("laptop").train.lora, 0)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    ids = torch.tensor([processor.tokenizer("is there a beard?")["input_ids"]])
+    adapter = adapter_of(wrapper, trains)
+    merged = optimizer.merge(model, wrapper, (ids, torch.ones_like(ids)))
+    save_model(merged, processor, tmp_path / "stage", adapter)
+    changed = {key for key, value in merged.state_dict().items() if not torch.equal(value, before[key])}
+    assert {family.module_of(merged, key) for key in changed} == {"projector", "language"}
+
+    inputs = own_inputs(processor, family, pictures(family)[0], *ASKED[0])
+    plain = AutoModelForImageTextToText.from_pretrained(base).eval()
+    untrained = own_logits(plain, inputs)
+    whole = own_logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "stage").eval(), inputs)
+    adapted = own_logits(PeftModel.from_pretrained(plain, tmp_path / "stage" / "adapter").eval(), inputs)
+    assert (whole - untrained).abs().max() > 0.01
+    torch.testing.assert_close(adapted, whole, atol=2e-5, rtol=1e-4)
+    again, kept = load_model(tmp_path / "stage")
+    assert family_of(again.config, kept).frame.prefix_ids == family.frame.prefix_ids
+    torch.testing.assert_close(own_logits(again.eval(), inputs), whole)

@@ -196,8 +196,8 @@ class Family:
         image_I: Tensor,
         branch_RL: Tensor | None = None,
     ) -> Tensor:
-        """Last hidden states of packed rows, flattened (R * L, D), as `forward.row_states` has them: `position_RL` counts
-        tokens of a conversation, `image_I` are the flat places of the image tokens, picture after picture."""
+        """Last hidden states of packed rows, flattened (R * L, D), see `model.forward`. `position_RL` counts tokens
+        of a conversation, `image_I` are the flat places of the image tokens, picture after picture."""
         tokens_ID = visual.tokens_BND.flatten(0, 1)
         embedded_RLD = model.get_input_embeddings()(self._known(ids_RL)).to(tokens_ID.dtype)
         flat_ID = embedded_RLD.flatten(0, 1).index_copy(0, image_I, tokens_ID)
@@ -215,9 +215,7 @@ class Family:
         )
         return torch.as_tensor(found.last_hidden_state).flatten(0, 1)
 
-    def masks(
-        self, model: Any, mask_R1LL: Tensor, around_R1LL: Tensor, position_RL: Tensor, dtype: torch.dtype
-    ) -> Any:
+    def masks(self, model: Any, mask_R1LL: Tensor, around_R1LL: Tensor, position_RL: Tensor, dtype: torch.dtype) -> Any:
         """A boolean mask as the language model takes it, by kind of layer where some see but the last tokens;
         `around_R1LL` is that of layers in which a picture's tokens see one another."""
         text = self.config.get_text_config()

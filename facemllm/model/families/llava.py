@@ -87,5 +87,5 @@ class Llava(Family):
         if (written := self.image_count) != made:
             raise UserError(
                 f"cannot use {name}: its processor writes {written} image tokens and its vision tower makes {made}; "
-                "see patch_size, num_additional_image_tokens and vision_feature_select_strategy in processor_config.json"
+                "see patch_size, num_additional_image_tokens, vision_feature_select_strategy in processor_config.json"
             )

@@ -40,16 +40,7 @@ def open_processor(folder: Path) -> Any:
     if kind is None or _OF_VIDEOS not in kind.get_attributes():
         return AutoProcessor.from_pretrained(folder, **_LOCAL)
 
-    class WithoutVideos(kind):  # type: ignore[misc]
-        """Takes settings where a processor of videos is asked for."""
-
-        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if argument_name == _OF_VIDEOS:
-                return UnopenedVideos
-            return super().check_argument_for_proper_class(argument_name, argument)
-
-    WithoutVideos.__name__ = kind.__name__  # by which it is saved
-    openers = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
+    openers: dict[str, Any] = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
     openers["feature_extractor"] = AutoFeatureExtractor
     parts = [
         UnopenedVideos(**_video_settings(folder))
@@ -58,7 +49,18 @@ def open_processor(folder: Path) -> Any:
         for name in kind.get_attributes()
     ]
     settings, _ = kind.get_processor_dict(folder, local_files_only=True)
-    return WithoutVideos.from_args_and_dict(parts, settings)
+    return without_videos(kind).from_args_and_dict(parts, settings)
+
+
+def without_videos(kind: Any) -> Any:
+    """A processor's class, of the same name, that takes `UnopenedVideos` for its processor of videos."""
+
+    def check(self: Any, argument_name: str, argument: Any) -> Any:
+        if argument_name == _OF_VIDEOS:
+            return type(argument)
+        return kind.check_argument_for_proper_class(self, argument_name, argument)
+
+    return type(kind.__name__, (kind,), {"check_argument_for_proper_class": check})
 
 
 def _kind(folder: Path) -> Any:
