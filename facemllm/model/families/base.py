@@ -140,12 +140,16 @@ class Family:
     def features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """Of every picture what may be kept while `feature_parts` are frozen (B, N, F); here its tokens, with what the
         deeper layers are given of it beside them."""
-        inputs = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-        found = model.model.get_image_features(**inputs, return_dict=True)
-        deep = [self._stacked(one, inputs) for one in getattr(found, "deepstack_features", None) or ()]
-        return torch.cat([self._stacked(found.pooler_output, inputs), *deep], dim=-1)
+        found = self.image_outputs(model, inputs)
+        deep = [self._stacked(one) for one in getattr(found, "deepstack_features", None) or ()]
+        return torch.cat([self._stacked(found.pooler_output), *deep], dim=-1)
 
-    def _stacked(self, tokens: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    def image_outputs(self, model: Any, inputs: Mapping[str, Tensor]) -> Any:
+        """What transformers' `get_image_features` gives, in the model's precision."""
+        inputs = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        return model.base_model.get_image_features(**inputs, return_dict=True)
+
+    def _stacked(self, tokens: Any) -> Tensor:
         """Tokens, picture by picture or tile by tile, as (B, N, D)."""
         if not isinstance(tokens, Tensor):
             return torch.stack(list(tokens))
@@ -172,7 +176,7 @@ class Family:
         image = BaseModelOutputWithPooling(pooler_output=tokens)
         if visual.deep:
             image["deepstack_features"] = [list(one) for one in visual.deep]
-        found = model.model(
+        found = model.base_model(
             input_ids=ids_BL,
             attention_mask=mask_BL,
             mm_encoder_outputs={"image": image},

@@ -33,11 +33,11 @@ class Generic(Family):
         found["language"] = (model.base_model.get_decoder(),)
         return {part: tuple(names[id(m)] for m in ones if id(m) in names) for part, ones in found.items()}
 
-    def features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    def image_outputs(self, model: Any, inputs: Mapping[str, Tensor]) -> Any:
         """As every family's; how the forward pass takes tokens is how they come."""
-        found = model.model.get_image_features(**inputs, return_dict=True)
+        found = super().image_outputs(model, inputs)
         self.listed = not isinstance(found.pooler_output, Tensor)  # type: ignore[misc]
-        return super().features(model, inputs)
+        return found
 
     @property
     def unpackable(self) -> str | None:
@@ -66,9 +66,7 @@ class Generic(Family):
         if not hasattr(model.base_model, "get_image_features") or "mm_encoder_outputs" not in takes:
             lacking.append("image tokens (get_image_features and mm_encoder_outputs)")
         if lacking:
-            raise UserError(
-                f"cannot use {name}: no adapter is written for {kind}, and it does not show its {lacking[0]}"
-            )
+            raise UserError(f"cannot use {name}: no adapter is written for {kind}, which hides its {lacking[0]}")
         super().check(model, name)
         asked = {n: v.to(model.device) for n, v in self._asked.items() if n != "labels"}
         try:
@@ -79,6 +77,6 @@ class Generic(Family):
             raise UserError(f"cannot use {name}: no adapter is written for {kind}: {one_line(error)}") from error
         if not torch.allclose(found, wanted, atol=1e-3 if wanted.dtype == torch.float32 else 1e-1):
             raise UserError(
-                f"cannot use {name}: no adapter is written for {kind}, whose logits are not those of its language model "
-                "on image tokens put in their places"
+                f"cannot use {name}: no adapter is written for {kind}, whose logits are not those of a language "
+                "model on image tokens put in their places"
             )
