@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,13 +143,14 @@ def test_only_statistics_that_training_moves_are_shared(monkeypatch):
 def test_what_one_rank_sees_change_has_changed_for_all(monkeypatch):
     """Of a rank that holds no row of the only parameter."""
     net = nn.Module()
+    net.config = SimpleNamespace(model_type="llava")
     net.language = nn.Parameter(torch.empty(0, 4))
     changed = ParameterMonitor(stage_run(stage(), settings.load(), world_size=2), net)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(1))
     changed.check_gradients()
     changed.check_changed()
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    refuses("does not reach the language", changed.check_gradients)
+    refuses("does not reach the projector", changed.check_gradients)
     refuses("changed no parameter", changed.check_changed)
 
 
