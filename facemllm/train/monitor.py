@@ -122,7 +122,7 @@ class ParameterMonitor:
         self.modules: dict[str, list[nn.Parameter]] = {}
         module_of = modules_of(model)
         for key, parameter in self.trained.items():
-            self.modules.setdefault(module_of(key), []).append(parameter)
+            self.modules.setdefault(module_of(model, key), []).append(parameter)
         if not self.trained:
             wanted = [module for module, mode in run.stage.trains.model_dump().items() if mode != "frozen"]
             raise UserError(

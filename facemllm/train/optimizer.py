@@ -52,7 +52,7 @@ def set_trainable(model: Any, trains: Trainable, lora: Lora, seed: int) -> Any |
     module_of = modules_of(model)
     for name, parameter in model.named_parameters():
         adapter = ".lora_" in name
-        mode = getattr(trains, module_of(name))
+        mode = getattr(trains, module_of(model, name))
         parameter.requires_grad_(mode == ("lora" if adapter else "full"))
     return wrapper
 
@@ -127,7 +127,7 @@ def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
     module_of = modules_of(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            module: Any = module_of(name)
+            module: Any = module_of(model, name)
             decay = stage.weight_decay if parameter.ndim >= 2 and module != "embeddings" else 0.0
             groups.setdefault((stage.rates.get(module, 1.0), decay), []).append(parameter)
     return [
