@@ -26,7 +26,6 @@ from facemllm.core import digests, progress
 from facemllm.core.files import atomic_file
 from facemllm.errors import UserError
 from facemllm.model.families import Family
-from facemllm.model.families.base import part_of
 from facemllm.train.data import FaceDataset
 from facemllm.train.pixels import pixel_kind
 from facemllm.train.stage import StageRun
@@ -71,7 +70,7 @@ def name_of(run: StageRun, model: Any, family: Family, pixel_row: NDArray[np.int
     # what the weights do not show, such as strides and activations; where it was loaded from changes nothing
     tower = {key: value for key, value in vision.to_dict().items() if key not in _INCIDENTAL}
     state = hashlib.sha256()
-    module_of = partial(part_of, parts=family.parts(model))
+    module_of = family.module_of(model)
     weights = {key: value for key, value in model.state_dict().items() if module_of(key) in family.feature_parts}
     for key, tensor in sorted(weights.items()):
         state.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

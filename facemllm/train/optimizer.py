@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from facemllm.errors import UserError
 from facemllm.model.families import family_class
-from facemllm.model.families.base import part_of
 from facemllm.model.forward import FLOAT32_ATTENTION
 from facemllm.settings import Stage
 from facemllm.settings.train import Lora, Trainable
@@ -23,11 +21,6 @@ from facemllm.train.checkpoint import local_part
 
 MODULES = ("tower", "projector", "segmentation", "knowledge", "embeddings", "language")
 FLOOR = 0.02  # share of the learning rate left at the end of a decay
-
-
-def modules_of(model: Any) -> Callable[[str], str]:
-    """Which module, one of `MODULES`, a parameter or buffer of the model belongs to, by its full name."""
-    return partial(part_of, parts=family_class(model.config).parts(model))
 
 
 def set_trainable(model: Any, trains: Trainable, lora: Lora, seed: int) -> Any | None:
@@ -49,10 +42,10 @@ def set_trainable(model: Any, trains: Trainable, lora: Lora, seed: int) -> Any |
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing. is deprecated", FutureWarning)
             torch.manual_seed(seed)  # torch's own differs between processes
             wrapper = get_peft_model(model, adapters)
-    module_of = modules_of(model)
+    module_of = family_class(model.config).module_of(model)
     for name, parameter in model.named_parameters():
         adapter = ".lora_" in name
-        mode = getattr(trains, module_of(model, name))
+        mode = getattr(trains, module_of(name))
         parameter.requires_grad_(mode == ("lora" if adapter else "full"))
     return wrapper
 
@@ -124,10 +117,10 @@ def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
     """Optimiser groups, each module at its rate; no decay on vectors (norms, biases) and word embeddings. What the
     branches learn in tables decays: embeddings of classes and places, queries."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    module_of = modules_of(model)
+    module_of = family_class(model.config).module_of(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            module: Any = module_of(model, name)
+            module: Any = module_of(name)
             decay = stage.weight_decay if parameter.ndim >= 2 and module != "embeddings" else 0.0
             groups.setdefault((stage.rates.get(module, 1.0), decay), []).append(parameter)
     return [

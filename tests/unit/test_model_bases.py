@@ -131,6 +131,6 @@ def test_a_family_without_an_adapter_takes_the_plain_path(base, monkeypatch):
     assert set(generic.lora_targets(known)) == set(own.lora_targets(known))
     for name, _ in known.named_parameters():
         if ".merger." not in name:
-            assert generic.module_of(known, name) == own.module_of(known, name), name
+            assert generic.module_of(known)(name) == own.module_of(known)(name), name
     with torch.no_grad():
         assert generic.features(known, generic.inputs(np.zeros((2, 112, 112, 3), np.uint8))).shape == (2, 16, 32)

@@ -168,7 +168,7 @@ def test_a_stage_opens_merged_and_as_adapter_in_plain_transformers(name, tmp_pat
     merged = optimizer.merge(model, wrapper, (ids, torch.ones_like(ids)))
     save_model(merged, processor, tmp_path / "stage", adapter)
     changed = {key for key, value in merged.state_dict().items() if not torch.equal(value, before[key])}
-    assert {family.module_of(merged, key) for key in changed} == {"projector", "language"}
+    assert {family.module_of(merged)(key) for key in changed} == {"projector", "language"}
 
     inputs = own_inputs(processor, family, pictures(family)[0], *ASKED[0])
     plain = AutoModelForImageTextToText.from_pretrained(base).eval()

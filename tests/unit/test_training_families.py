@@ -17,7 +17,6 @@ from facemllm.train.data import FaceDataset, read_turns, tokenise
 from facemllm.train.dataloader import DataLoader
 from facemllm.train.loop import run_stage
 from facemllm.train.loss import StepLoss
-from facemllm.train.optimizer import modules_of
 from facemllm.train.pixels import pixel_cache
 from tests.families import SIDES, all_families, small
 from tests.training_example import assert_same_gradients, conversation, stage, stage_run, trains
@@ -70,7 +69,7 @@ def plan(**changes):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_stage_changes_what_it_declares_and_nothing_else(learner, name, mode):
     toy = learner(name)
-    module_of, before = modules_of(toy.model), toy.model.state_dict()
+    module_of, before = toy.family.module_of(toy.model), toy.model.state_dict()
     after = toy.run(plan(trains=MODES[mode])).model.state_dict()
     assert set(after) == set(before)
     changed = {module_of(key) for key in before if not torch.equal(before[key], after[key])}

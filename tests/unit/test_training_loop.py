@@ -35,7 +35,7 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(toy, name):
         if "num_batches" in tensor:
             assert (after[tensor] > 0) == (trains["tower"] != "frozen")
             continue
-        mode = trains[optimizer.modules_of(model)(tensor)]
+        mode = trains[toy.family.module_of(model)(tensor)]
         adapted = mode == "lora" and "_proj.weight" in tensor
         assert (tensor not in untouched) == (mode == "full" or adapted), tensor
 

@@ -13,8 +13,8 @@ rows, L tokens of a row, P of the prefix, I image tokens of all pictures, K pick
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -266,17 +266,17 @@ class Family:
         return model.get_submodule(cls.parts(model)["tower"][0])
 
     @classmethod
-    def module_of(cls, model: Any, name: str) -> str:
-        """The part that a parameter or buffer belongs to, by its full name, wrappers' prefixes included. What belongs
-        to none joins picture and text: it counts as projector."""
-        return part_of(name, cls.parts(model))
+    def module_of(cls, model: Any) -> Callable[[str], str]:
+        """The part that a parameter or buffer of the model belongs to, by its full name, wrappers' prefixes included.
+        What belongs to none joins picture and text: it counts as projector."""
+        return partial(_part_of, parts=cls.parts(model))
 
     @classmethod
     def lora_targets(cls, model: Any) -> list[str]:
         """Names of the linear layers of the language model: those that adapters go into."""
-        parts = cls.parts(model)
+        module_of = cls.module_of(model)
         linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
-        return [name for name in linear if part_of(name, parts) == "language"]
+        return [name for name in linear if module_of(name) == "language"]
 
     def check(self, model: Any, name: str) -> None:
         """Raises UserError unless the processor writes as many image tokens as the model makes of a picture, and the
@@ -296,7 +296,7 @@ class Family:
             )
 
 
-def part_of(name: str, parts: Mapping[str, tuple[str, ...]]) -> str:
+def _part_of(name: str, parts: Mapping[str, tuple[str, ...]]) -> str:
     """The part whose longest name is in a full name."""
     whole = f".{name}."
     found = [(len(one), part) for part, names in parts.items() for one in names if f".{one}." in whole]
