@@ -13,9 +13,9 @@ from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.evaluate.predict import open_image
 from facemllm.evaluate.run import evaluate
-from facemllm.model.families import llava
 from facemllm.model.branches import NO_MAP
 from facemllm.model.face_mllm import Graph, extend
+from facemllm.model.families import llava
 from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import face_pixels, normalise

@@ -3,7 +3,6 @@
 import json
 import math
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
