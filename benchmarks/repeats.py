@@ -148,6 +148,7 @@ def train_specialist(work: Work, rival: Path, begun: float) -> None:
 
     from facemllm.core.machine import cores
     from facemllm.evaluate.baselines import baselines, training_sheet
+    from facemllm.model.families import family_of
     from facemllm.model.pretrained import load_model
     from facemllm.scoring import combinations, consistency, summary
     from facemllm.scoring.sheet import read_sheet
@@ -157,8 +158,8 @@ def train_specialist(work: Work, rival: Path, begun: float) -> None:
     settings, ours = work.settings(), _read(rival)
     torch.set_num_threads(settings.train.threads or cores())
     table = open_table(work.conversations, CONVERSATIONS)
-    _, processor = load_model(rival.with_suffix("") / list(settings.stages())[-1])
-    everything = pixel_cache(table, processor.image_processor, work.folder / "cache")
+    learner, processor = load_model(rival.with_suffix("") / list(settings.stages())[-1])
+    everything = pixel_cache(table, family_of(learner.config, processor), work.folder / "cache")
     places = {name: at for at, name in enumerate(row["image_id"] for row in table.iterate(["image_id"]))}
     learnt, asked = training_sheet(table), read_sheet(table, work.split)
     assert learnt is not None

@@ -32,7 +32,7 @@ class Ours:
     ) -> None:
         from training_material import Material
 
-        from facemllm.model.inputs import Frame
+        from facemllm.model.families import family_of
         from facemllm.tables import CONVERSATIONS, open_table
         from facemllm.train.data import FaceDataset, read_turns, tokenise
         from facemllm.train.pixels import pixel_cache
@@ -41,13 +41,14 @@ class Ours:
         model, processor = self.material.model()
         table = open_table(self.material.table, CONVERSATIONS)
         self.digest = table.digest
-        corpus = tokenise(read_turns(table, "train"), Frame.of(model, processor))
+        family = family_of(model.config, processor)
+        corpus = tokenise(read_turns(table, "train"), family.frame)
         if faces is not None:
             corpus = first_faces(corpus, faces)
         if single:
             corpus = one_turn_a_row(corpus)
         started = time.perf_counter()
-        self.dataset = FaceDataset(corpus, pixel_cache(table, processor.image_processor, folder / "cache"))
+        self.dataset = FaceDataset(corpus, pixel_cache(table, family, folder / "cache"))
         self.decoding = time.perf_counter() - started
 
     def run(self, steps: int, every: int, precision: str, device: str = "cpu") -> dict[str, Any]:

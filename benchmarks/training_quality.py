@@ -29,6 +29,7 @@ def compare(
     begun = time.perf_counter()
     from specialist import answer, train
 
+    from facemllm.model.families import family_of
     from facemllm.model.pretrained import load_model
     from facemllm.scoring.sheet import read_parsed, read_sheet
     from facemllm.settings import load
@@ -38,8 +39,8 @@ def compare(
 
     settings = load("laptop", ["evaluate.generated_faces=0", "evaluate.disturbed_faces=0"])
     table = open_table(conversations, CONVERSATIONS)
-    _, processor = load_model(model)
-    everything = pixel_cache(table, processor.image_processor, cache)
+    learner, processor = load_model(model)
+    everything = pixel_cache(table, family_of(learner.config, processor), cache)
     places = {name: at for at, name in enumerate(row["image_id"] for row in table.iterate(["image_id"]))}
     learnt, asked = read_sheet(table, "train"), read_sheet(table, settings.evaluate.split)
 

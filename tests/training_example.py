@@ -9,7 +9,7 @@ import torch
 
 from facemllm import settings as settings_module
 from facemllm.model.face_mllm import Graph, extend
-from facemllm.model.inputs import Frame
+from facemllm.model.families import family_of
 from facemllm.model.tiny import build_tiny
 from facemllm.settings import Settings, Stage, Train
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
@@ -132,9 +132,10 @@ class Toy:
         self.turns = read_turns(self.table, "train")
         self.cache = folder / "cache"
         self.model, self.processor = self.build()
-        self.frame = Frame.of(self.model, self.processor)
+        self.family = family_of(self.model.config, self.processor)
+        self.frame = self.family.frame
         self.corpus = tokenise(self.turns, self.frame)
-        self.pixels = pixel_cache(self.table, self.processor.image_processor, self.cache)
+        self.pixels = pixel_cache(self.table, self.family, self.cache)
         self.dataset = FaceDataset(self.corpus, self.pixels)
         if self.branches:
             shown = [face(number)[1:] for number in self.corpus.pixel_row]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
+from facemllm.model.families import Llava, family_class
 from facemllm.model.forward import as_taken, word_logits
 from facemllm.model.inference import Predictor
 
@@ -31,8 +32,10 @@ _STEERING += ("penalty_alpha", "dola_layers", "watermarking_config", "max_time",
 
 
 def is_plain(model: Any) -> bool:
-    """Whether the model's generation settings ask for nothing but the likeliest token, so that `Decoding` writes what
-    `generate` does."""
+    """Whether a model is of LLaVA's layout and its generation settings ask for nothing but the likeliest token, so that
+    `Decoding` writes what `generate` does."""
+    if not issubclass(family_class(model.config), Llava):
+        return False
     chosen = {name: getattr(model.generation_config, name, None) for name in _STEERING}
     return all(value in (None, False, _NEUTRAL.get(name)) for name, value in chosen.items())
 

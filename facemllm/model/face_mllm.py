@@ -46,11 +46,30 @@ class FaceMllmConfig(LlavaConfig):
 @dataclass(frozen=True)
 class VisualTokens:
     """A face as the language model will see it: all its tokens (B, N, D), those of each view of it (image and map, one
-    where they are added), and the scores of its characteristics (B, A), log-odds, None without the knowledge branch."""
+    where they are added), the scores of its characteristics (B, A), log-odds, None without the knowledge branch, and
+    what some models add to its tokens in deeper layers, (B, N, D) a layer."""
 
     tokens_BND: Tensor
     views: tuple[Tensor, ...]
     scores_BA: Tensor | None
+    deep: tuple[Tensor, ...] = ()
+
+    @property
+    def flat_BNF(self) -> Tensor:
+        """All of a face that its rows need, as one tensor."""
+        return torch.cat([self.tokens_BND, *self.deep], -1) if self.deep else self.tokens_BND
+
+    @classmethod
+    def of_flat(cls, flat_BNF: Tensor, width: int) -> VisualTokens:
+        """The tokens, `width` wide, that `flat_BNF` was made of."""
+        tokens_BND, *deep = flat_BNF.split(width, -1)
+        return cls(tokens_BND, (), None, tuple(deep))
+
+    def rows(self, index: Sequence[int] | Tensor) -> VisualTokens:
+        """These faces, in this order; one may be there more than once."""
+        scores = None if self.scores_BA is None else self.scores_BA[index]
+        views, deep = (tuple(one[index] for one in ones) for ones in (self.views, self.deep))
+        return VisualTokens(self.tokens_BND[index], views, scores, deep)
 
 
 class FaceMllmModel(LlavaModel):

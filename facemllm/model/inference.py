@@ -2,10 +2,11 @@
 stand on this, so they answer alike.
 
 All questions about a face share one image encoding and as few passes of the language model as fit: image tokens, then
-every question as a block, then every option as a branch of its block (see `forward`). A face's scores do not depend on
-what it is batched with. Where the model takes maps of face parts, one may stand beside each image (`maps[i]`, None for
-none); other models look at none. Shapes: B faces, N tokens of the prefix, L tokens of a row, K scored positions, P
-places that predict, V vocabulary, S image side, A characteristics.
+every question as a block, then every option as a branch of its block (see `forward`). A family that takes no such rows
+(`Family.unpackable`) is given a row for every option. A face's scores do not depend on what it is batched with. Where
+the model takes maps of face parts, one may stand beside each image (`maps[i]`, None for none); other models look at
+none. Shapes: B faces, N tokens of the prefix, L tokens of a row, K scored positions, P places that predict, V
+vocabulary, S image side, A characteristics, F what is kept of an image token, O options.
 """
 
 from __future__ import annotations
@@ -24,18 +25,8 @@ from torch import Tensor
 
 from facemllm.model.branches import NO_MAP
 from facemllm.model.face_mllm import VisualTokens
-from facemllm.model.forward import (
-    PADDING,
-    PREFIX,
-    TRUNK,
-    Layout,
-    joined,
-    row_states,
-    tower_features,
-    visual_tokens,
-    word_logits,
-)
-from facemllm.model.inputs import ImageLike, MapLike, face_map, normalise
+from facemllm.model.forward import PADDING, PREFIX, TRUNK, Layout, joined
+from facemllm.model.inputs import ImageLike, MapLike, face_map
 from facemllm.model.pretrained import load_model
 from facemllm.model.reader import Reader
 
@@ -94,6 +85,7 @@ class Predictor(Reader):
         trunk, places = np.full(len(ids), TRUNK), np.arange(len(ids))
         self._prefix = Layout(ids, np.full(len(ids), PREFIX), trunk, places, none, none, none, none)
         self._image_N = np.flatnonzero(ids == self.frame.image_token_id)
+        self._width = int(model.config.get_text_config().hidden_size)
 
     @classmethod
     def load(cls, model_dir: Path | str, device: str = "cpu", threads: int | None = None) -> Predictor:
@@ -111,10 +103,10 @@ class Predictor(Reader):
             source = None
         return face_map(source, self.processor.image_processor, getattr(self.processor, "withheld_classes", ()))
 
-    def _values(self, images: Sequence[ImageLike]) -> Tensor:
-        """Normalised pixels (B, 3, S, S) in the model's precision."""
-        pixels_BSSC = self._tensor(np.stack([self.pixels(image) for image in images]))
-        return normalise(pixels_BSSC, self.processor.image_processor).to(self.model.dtype)
+    def _inputs(self, images: Sequence[ImageLike]) -> dict[str, Tensor]:
+        """What the model takes of pictures, in its precision."""
+        found = self.family.inputs(self._tensor(np.stack([self.pixels(image) for image in images])))
+        return {name: one.to(self.model.dtype) if one.is_floating_point() else one for name, one in found.items()}
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self.device)
@@ -128,7 +120,8 @@ class Predictor(Reader):
     @torch.inference_mode()
     def encode(self, images: Sequence[ImageLike], maps: Maps = None) -> VisualTokens:
         """The faces as the language model is given them, and the scores of their characteristics: one tower pass."""
-        return visual_tokens(self.model, tower_features(self.model, self._values(images)), self._maps(maps))
+        features_BNF = self.family.features(self.model, self._inputs(images))
+        return self.family.visual(self.model, features_BNF, self._maps(maps))
 
     def _parts(self, count: int) -> list[slice]:
         return [slice(start, start + self.batch_images) for start in range(0, count, self.batch_images)]
@@ -157,7 +150,7 @@ class Predictor(Reader):
         answers: list[list[Scored]] = [[] for _ in images]
         for number in range(max(map(len, passes))):
             rows = [row for row, own in enumerate(passes) if number < len(own)]
-            found = self.score_rows(seen.tokens_BND[rows], [passes[row][number] for row in rows])
+            found = self.score_rows(seen.flat_BNF[rows], [passes[row][number] for row in rows])
             for row, scored in zip(rows, found, strict=True):
                 answers[row] += scored
         return [FaceScores(own, named) for own, named in zip(answers, self.characteristics(seen), strict=True)]
@@ -168,8 +161,11 @@ class Predictor(Reader):
         return [dict(zip(self.characteristic_names, row, strict=True)) for row in scores]
 
     @torch.inference_mode()
-    def score_rows(self, tokens_BND: Tensor, layouts: Sequence[Layout]) -> list[list[Scored]]:
-        """The queries of rows out of `passes`, each about the face whose tokens stand at its place in `tokens_BND`."""
+    def score_rows(self, flat_BNF: Tensor, layouts: Sequence[Layout]) -> list[list[Scored]]:
+        """The queries of rows out of `passes`, each about the face at its place in `flat_BNF` (`VisualTokens`)."""
+        seen = VisualTokens.of_flat(flat_BNF, self._width)
+        if not self.family.packs:
+            return [self._score_plain(seen.rows([row]), layout) for row, layout in enumerate(layouts)]
         lengths = np.array([len(layout.ids) for layout in layouts])
         places_L = np.arange(lengths.max())
 
@@ -177,9 +173,9 @@ class Predictor(Reader):
             own = [getattr(layout, name) for layout in layouts]
             return self._tensor(np.stack([np.pad(row, (0, len(places_L) - len(row))) for row in own]))
 
-        states_BLD = row_states(
+        states_BLD = self.family.packed(
             self.model,
-            tokens_BND,
+            seen,
             padded("ids"),
             self._tensor(np.where(places_L < lengths[:, None], 0, PADDING)),
             padded("block"),
@@ -188,6 +184,30 @@ class Predictor(Reader):
             padded("branch"),
         ).unflatten(0, (len(layouts), -1))
         return [self._read(states_LD, layout) for states_LD, layout in zip(states_BLD, layouts, strict=True)]
+
+    def _score_plain(self, seen: VisualTokens, layout: Layout) -> list[Scored]:
+        """The queries of a row about one face, an option a row."""
+        trunk_L, prefix = layout.branch == TRUNK, list(self._prefix.ids)
+        answers = np.split(layout.token, np.flatnonzero(np.diff(layout.option)) + 1)
+        option_counts = np.diff(layout.ends, prepend=0)
+        prompts = [layout.ids[trunk_L & (layout.block == block)].tolist() for block in range(len(option_counts))]
+        asked = [prefix + prompt for prompt, count in zip(prompts, option_counts, strict=True) for _ in range(count)]
+        likelihoods, expected = [], []
+        for part in self._parts(len(asked)):
+            rows = [[*one, *answer[:-1]] for one, answer in zip(asked[part], answers[part], strict=True)]
+            starts = [len(one) for one in asked[part]]
+            longest = max(map(len, rows))
+            ids_OL = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
+            mask_OL = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.device)
+            shown = seen.rows([0] * len(rows))
+            start_O = torch.tensor(starts, device=self.device)
+            states_OLD = self.family.plain(self.model, shown, ids_OL, mask_OL, start_O)
+            for states_LD, start, answer in zip(states_OLD, starts, answers[part], strict=True):
+                logits_KV = self.family.logits(self.model, states_LD[start - 1 : start - 1 + len(answer)])
+                found = self._likelihoods(logits_KV, np.arange(len(answer)), answer)
+                likelihoods.append(found[0])
+                expected.append(found[1])
+        return self._scored(layout, np.concatenate(likelihoods), np.concatenate(expected))
 
     def passes(self, asked: Sequence[Query]) -> list[Layout]:
         """The questions of a face, in order, as few passes of at most `PASS_TOKENS` tokens (one question: any)."""
@@ -205,10 +225,19 @@ class Predictor(Reader):
     def _read(self, states_LD: Tensor, layout: Layout) -> list[Scored]:
         # many options are predicted from the same token: its logits are computed once
         places, place_K = np.unique(layout.at, return_inverse=True)
-        logits_PV = word_logits(self.model, states_LD[self._tensor(places)])
+        logits_PV = self.family.logits(self.model, states_LD[self._tensor(places)])
+        return self._scored(layout, *self._likelihoods(logits_PV, place_K, layout.token))
+
+    def _likelihoods(
+        self, logits_PV: Tensor, place_K: NDArray[np.int64], token_K: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Log-likelihood of each token where it is predicted, and whether it is the likeliest."""
         index_K = self._tensor(place_K)
-        likelihood_K = logits_PV.log_softmax(-1)[index_K, self._tensor(layout.token)].double().cpu().numpy()
-        expected_K = logits_PV.argmax(-1)[index_K].cpu().numpy() == layout.token
+        likelihood_K = logits_PV.log_softmax(-1)[index_K, self._tensor(token_K)].double().cpu().numpy()
+        return likelihood_K, logits_PV.argmax(-1)[index_K].cpu().numpy() == token_K
+
+    @staticmethod
+    def _scored(layout: Layout, likelihood_K: NDArray[np.float64], expected_K: NDArray[np.bool_]) -> list[Scored]:
         options = int(layout.ends.max(initial=0))
         total = np.bincount(layout.option, likelihood_K, minlength=options)
         greedy = np.bincount(layout.option, ~expected_K, minlength=options) == 0
@@ -277,7 +306,7 @@ class Predictor(Reader):
         written_BL = self.model.generate(
             input_ids=ids_BL,
             attention_mask=mask_BL,
-            pixel_values=self._values(images),
+            **(self.family.beside(ids_BL) | self._inputs(images)),
             **({} if seen is None else {"segmentation": seen}),
             max_new_tokens=max_new_tokens,
             do_sample=False,

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from facemllm.errors import UserError
@@ -41,14 +41,23 @@ MapLike = Image.Image | bytes | NDArray[np.uint8]
 def face_pixels(image: ImageLike, image_processor: Any, *, nearest: bool = False) -> NDArray[np.uint8]:
     """Decode and resize one image: (S, S, 3) uint8 RGB, neither rescaled nor normalised. Resized with anti-aliasing,
     or, where values must not mix (`nearest`), by taking the nearest pixel."""
-    if isinstance(image, bytes):
-        image = Image.open(io.BytesIO(image))
-    elif isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
     options = {"resample": Image.Resampling.NEAREST} if nearest else {}
-    batch = image_processor(image.convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="np", **options)
+    image = _opened(image).convert("RGB")
+    batch = image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np", **options)
     pixels_CSS = np.asarray(batch["pixel_values"])[0]
     return np.ascontiguousarray(pixels_CSS.transpose(1, 2, 0).astype(np.uint8))
+
+
+def square_pixels(image: ImageLike, side: int) -> NDArray[np.uint8]:
+    """Decode one image, cut it to a square about its centre, resize it (bicubic): (side, side, 3) uint8 RGB."""
+    image = _opened(image).convert("RGB")
+    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
+
+
+def _opened(image: ImageLike) -> Image.Image:
+    if isinstance(image, bytes):
+        return Image.open(io.BytesIO(image))
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
 def normalise(pixels_BSSC: Tensor, image_processor: Any) -> Tensor:
@@ -117,55 +126,86 @@ class Frame:
     later: tuple[str, str]  # before and after every further question
     after: str  # closes an answer, ends with the end token
     special: re.Pattern[str]
+    lead: str = ""  # opens an answer, behind what `add_generation_prompt` writes
 
     @classmethod
     def of(cls, model: Any, processor: Any) -> Frame:
-        """Cut the processor's chat template. Raises UserError when its image does not precede the first question."""
+        """The frame of a LLaVA model; that of any is `family_of(model.config, processor).frame`."""
+        return cls.cut(processor, int(model.config.image_token_id), processor.image_token)
+
+    @classmethod
+    def cut(cls, processor: Any, image_token_id: int, placeholder: str, side: int = 8) -> Frame:
+        """Cut the processor's chat template, which writes `placeholder` for a picture; what the processor makes of that
+        for pictures of `side` pixels is part of the prefix. An answer begins where the template's generation prompt
+        ends. Raises UserError when the template is missing, its image does not precede the first question, or the
+        tokenizer has no end token."""
         tokenizer = processor.tokenizer
+        if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+            raise UserError(
+                "the model has no chat template (chat_template.jinja), so nobody can say how it is asked; "
+                "take an instruction-tuned checkpoint, or write one"
+            )
+        if tokenizer.eos_token is None:
+            raise UserError("the model's tokenizer has no end token (eos_token in tokenizer_config.json)")
         turns = zip(("user", "assistant") * 2, _MARKS, strict=True)
         chat: Any = [{"role": role, "content": [{"type": "text", "text": mark}]} for role, mark in turns]
         chat[0]["content"].insert(0, {"type": "image"})
         try:
             text = processor.apply_chat_template(chat, tokenize=False)
             head, between, middle, later, after = re.split("|".join(_MARKS), text)
+            opened = processor.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
         except Exception as error:
             raise UserError(f"the model's chat template cannot render a conversation: {error}") from error
-        token = processor.image_token
-        prefix, found, before = head.rpartition(token)
+        prefix, found, before = head.rpartition(placeholder)
         if not found:
             raise UserError("the model's chat template puts the image after the question; it cannot be packed")
+        # a token that was added as a special one, as parts' image token is, need not be among `all_special_tokens`
+        added = {one.content for one in tokenizer.added_tokens_decoder.values() if one.special}
+        special = _any_of({*tokenizer.all_special_tokens, *added, placeholder})
         end = tokenizer.eos_token
+        if end not in after and (other := special.search(after)):  # a turn's end may be another than a text's
+            end = other[0]
         after = after.split(end)[0] + end
         if middle.startswith(after):
             middle = middle[len(after) :]
-        blank = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
-        ids = processor(images=blank, text=prefix + token, return_tensors="np")["input_ids"][0]
-        # a token that was added as a special one, as parts' image token is, need not be among `all_special_tokens`
-        added = {one.content for one in tokenizer.added_tokens_decoder.values() if one.special}
-        special = {*tokenizer.all_special_tokens, *added, token}
+        blank = Image.fromarray(np.zeros((side, side, 3), np.uint8))
+        # a template that writes the start token itself gets no second one, as in `apply_chat_template`
+        starts = tokenizer.bos_token is not None and prefix.startswith(tokenizer.bos_token)
+        plain = {"add_special_tokens": False} if starts else {}
+        ids = processor(images=[[blank]], text=[prefix + placeholder], return_tensors="np", **plain)["input_ids"][0]
+        generated, lead = opened.partition(_MARKS[0])[2], ""
+        if between.startswith(generated) and later.endswith(between[len(generated) :]):
+            lead = between[len(generated) :]
+            between, later = generated, later[: len(later) - len(lead)]
         return cls(
             tokenizer=tokenizer,
             prefix_ids=tuple(int(i) for i in ids),
-            image_token_id=int(model.config.image_token_id),
+            image_token_id=image_token_id,
             first=(before, between),
             later=(middle, later),
             after=after,
-            special=re.compile("|".join(re.escape(one) for one in sorted(special, key=lambda one: (-len(one), one)))),
+            special=special,
+            lead=lead,
         )
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends an answer."""
+        return self.ids(self.after)[-1]
 
     def prompt(self, question: str, *, follows: bool = False) -> list[int]:
         """Token ids from the end of the prefix (or of the previous answer) to where the answer begins."""
         before, between = self.later if follows else self.first
-        return self._ids(before + self.clean(question) + between)
+        return self.ids(before + self.clean(question) + between)
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer and the end token, as they follow a prompt."""
         opening = self.first[1]
-        alone = self._ids(opening)
-        whole = self._ids(opening + self.clean(text) + self.after)
+        alone = self.ids(opening)
+        whole = self.ids(opening + self.lead + self.clean(text) + self.after)
         if whole[: len(alone)] == alone:
             return whole[len(alone) :]
-        return self._ids(self.clean(text) + self.after)
+        return self.ids(self.lead + self.clean(text) + self.after)
 
     def clean(self, text: str) -> str:
         """Text without special tokens; a space stands where one was."""
@@ -173,5 +213,10 @@ class Frame:
             text = self.special.sub(" ", text)
         return text
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a piece of text, special tokens in it read as such."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _any_of(texts: Collection[str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(one) for one in sorted(texts, key=lambda one: (-len(one), one))))

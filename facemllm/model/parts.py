@@ -1,4 +1,4 @@
-"""Models to start from: a LLaVA-family checkpoint, or a model of published parts: any vision tower and any
+"""Models to start from: a published image-text model, or one of published parts: any vision tower and any
 Llama-shaped language model of transformers.
 
 The projector of such a model is new. Its tokenizer gains what it lacks: the image token, a padding and an end token,
@@ -54,8 +54,8 @@ def load_base(settings: Model, seed: int = 0) -> tuple[Any, Any]:
     if settings.preset == "parts":
         return assemble(str(settings.tower), str(settings.language), seed)
     if settings.base is None:
-        raise UserError("model.base is empty; preset: hub needs the hub id or folder of a LLaVA-family checkpoint")
-    return load_model(fetched(settings.base, "model.base"))
+        raise UserError("model.base is empty; preset: hub needs the hub id or folder of an image-text model")
+    return load_model(fetched(settings.base, "model.base"), image_size=settings.image_size)
 
 
 def assemble(tower: str, language: str, seed: int) -> tuple[Any, Any]:

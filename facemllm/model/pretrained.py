@@ -17,53 +17,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from torch.nn import ModuleList
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from facemllm.core.files import partial_folder, publish
 from facemllm.errors import UserError, one_line
+from facemllm.model.families import Llava, family_class, family_of
+from facemllm.model.families.base import SIDE
+from facemllm.model.families.opening import open_processor
 from facemllm.settings.train import Trainable
-
-FAMILIES = ("llava", "face_mllm")
-"""Model types that packing and the branches know: one image, one row of tokens, put in its place of the text."""
 
 _FLOATS = {"F32", "F16", "BF16"}
 _WHOLE = {"I64", "I32", "BOOL"}  # tables and masks that some models keep beside their weights
 _PREFIX, _LOW_RANK = "base_model.model.", ".lora_A.weight"
-_MODULES = {
-    "tower": ("model.vision_tower",),
-    "projector": ("model.multi_modal_projector",),
-    "segmentation": ("model.segmentation",),
-    "knowledge": ("model.knowledge",),
-    "embeddings": ("model.language_model.embed_tokens", "lm_head"),
-}
 
 
-def load_model(folder: Path | str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Load a model directory and its processor, from safetensors and local files only. Raises UserError in one line
-    when the folder holds no loadable LLaVA-layout model."""
+def load_model(
+    folder: Path | str, *, device: str = "cpu", dtype: torch.dtype = torch.float32, image_size: int | None = None
+) -> tuple[Any, Any]:
+    """Load a model directory and its processor, from safetensors and local files only. `image_size` is the side of the
+    pictures it is to be shown (see `settings.Model`); None takes what the directory notes. Raises UserError in one line
+    when the folder holds no image-text model of transformers, or one that cannot be used."""
     folder = Path(folder)
     config = read_config(folder)
-    if config.model_type not in FAMILIES:
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise UserError(
-            f"cannot load the model {folder}: it is of the family {config.model_type}; "
-            f"those of LLaVA's layout are loaded: {', '.join(FAMILIES)}"
+            f"cannot load the model {folder}: {config.model_type} reads no images "
+            "(transformers lists it under no AutoModelForImageTextToText)"
         )
-    model = load_part(AutoModelForImageTextToText, folder, config, dtype)
     processor = load_processor(folder)
+    set_side(config, processor, image_size, str(folder))
+    model = load_part(AutoModelForImageTextToText, folder, config, dtype)
     check_fit(model, processor, str(folder))
     return model.to(device), processor
+
+
+def set_side(config: Any, processor: Any, image_size: int | None, name: str) -> None:
+    """Note in the configuration the side of the pictures that a model is shown, where its processor takes any. Raises
+    UserError for a side that the processor would change, or fills up with what the data does not show."""
+    family = family_of(config, processor)
+    if (fixed := family.fixed_side) is not None:
+        if image_size is not None and image_size < fixed and not isinstance(family, Llava):
+            raise UserError(
+                f"cannot use {name}: its processor makes every picture {fixed} pixels wide, and model.image_size is "
+                f"{image_size}; set model.image_size: {fixed}"
+            )
+        return
+    if image_size is not None:
+        setattr(config, SIDE, image_size)
+    if why := family.why_unfit(family.side):
+        raise UserError(f"cannot use {name}: a picture of model.image_size {family.side} pixels {why}")
 
 
 def load_processor(folder: Path) -> Any:
     """The processor of a model directory, from local files only. Raises UserError where it has none for images."""
     try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        processor = open_processor(folder)
     except Exception as error:
         raise _refusal(folder, error) from error
     if getattr(processor, "image_processor", None) is None:
@@ -100,33 +113,46 @@ def load_part(kind: Any, folder: Path, config: Any, dtype: torch.dtype = torch.f
 
 
 def check_fit(model: Any, processor: Any, name: str) -> None:
-    """Raises UserError unless the processor writes as many image tokens as the model makes of an image."""
-    token, tokenizer = processor.image_token, processor.tokenizer
-    known = tokenizer.get_vocab()
-    if known.get(token) != model.config.image_token_id:
+    """Raises UserError unless tokenizer, processor and model fit one another: words, image tokens, a chat template that
+    can be cut, room for an image."""
+    family, tokenizer = family_of(model.config, processor), processor.tokenizer
+    known, rows, token = tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings, processor.image_token
+    unknown = UserError(
+        f"cannot use {name}: its image token {token} is {known.get(token, 'not')} in its vocabulary, "
+        f"and {family.image_token_id} in its config.json (image_token_index)"
+    )
+    if isinstance(family, Llava) and known.get(token) != family.image_token_id:
+        raise unknown
+    # the image token alone may be beyond the embeddings: nothing is looked up for it
+    words = max((one for one in known.values() if one != family.image_token_id), default=-1) + 1
+    if words > rows:
         raise UserError(
-            f"cannot use {name}: its image token {token} is {known.get(token, 'not')} in its vocabulary, "
-            f"and {model.config.image_token_id} in its config.json (image_token_index)"
+            f"cannot use {name}: its tokenizer knows {words} words, its embeddings {rows}; "
+            "the vocabulary was resized on one side alone"
         )
-    if len(known) > (rows := model.get_input_embeddings().num_embeddings):
-        raise UserError(f"cannot use {name}: its tokenizer knows {len(known)} words, its embeddings {rows}")
-    blank = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
     try:
-        asked = processor(images=blank, text=token, return_tensors="pt")
-        with torch.device("meta"):  # shapes alone: no weights, no time
-            tower = AutoModel.from_config(model.config.vision_config).eval()
-            seen = tower(asked["pixel_values"].to("meta"), output_hidden_states=True, return_dict=True)
-        chosen = model.config.vision_feature_layer
-        made = seen.hidden_states[chosen if isinstance(chosen, int) else chosen[0]].shape[1]
+        prefix = len(family.frame.prefix_ids)
+    except UserError as error:
+        raise UserError(f"cannot use {name}: {error}") from error
     except Exception as error:
-        raise UserError(f"cannot use {name}: its processor does not fit its vision tower: {one_line(error)}") from error
-    made -= model.config.vision_feature_select_strategy == "default"
-    made += getattr(model.model, "additional_tokens", 0)
-    if (written := int((asked["input_ids"] == model.config.image_token_id).sum())) != made:
+        raise UserError(f"cannot use {name}: its processor makes no prompt: {one_line(error)}") from error
+    if not family.image_count:
+        raise unknown
+    if family.longest is not None and prefix >= family.longest:
         raise UserError(
-            f"cannot use {name}: its processor writes {written} image tokens and its vision tower makes {made}; "
-            "see patch_size, num_additional_image_tokens and vision_feature_select_strategy in processor_config.json"
+            f"cannot use {name}: an image becomes {prefix} tokens, and the language model reads {family.longest} "
+            "(max_position_embeddings); let its processor make fewer, or take a smaller model.image_size"
         )
+    family.check(model, name)
+    _end_turns(model, family.frame.end_id)
+
+
+def _end_turns(model: Any, end_id: int) -> None:
+    """Let generation end where an answer of the chat template does."""
+    ends = model.generation_config.eos_token_id
+    known = ends if isinstance(ends, list) else [ends] if ends is not None else []
+    if end_id not in known:
+        model.generation_config.eos_token_id = [*known, end_id] if known else end_id
 
 
 def read_config(folder: Path) -> Any:
@@ -194,13 +220,18 @@ def adapter_of(wrapper: Any, trains: Trainable) -> Adapter:
     from peft import get_peft_model_state_dict
 
     model = wrapper.get_base_model()
-    modules = dict(model.named_modules())
-    chosen = [name for module, names in _MODULES.items() if getattr(trains, module) == "full" for name in names]
-    whole = [name for name in chosen if name in modules]
+    modules, loose = dict(model.named_modules()), dict(model.named_parameters())
+    parts = family_class(model.config).parts(model)
+    full = [part for part in parts if part != "language" and getattr(trains, part) == "full"]
+    chosen = [name for part in full for name in parts[part]]
+    # peft keeps no list whole, only what is in it
+    lists = {name: [f"{name}.{at}" for at in range(len(m))] for name, m in modules.items() if isinstance(m, ModuleList)}
+    whole = [one for name in chosen if name in modules for one in lists.get(name, [name])]
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     tensors = dict(get_peft_model_state_dict(wrapper, save_embedding_layers=False))
     for name in whole:
         tensors |= {f"{_PREFIX}{name}.{part}": value for part, value in modules[name].state_dict().items()}
+    tensors |= {f"{_PREFIX}{name}": loose[name] for name in chosen if name in loose}
     config = wrapper.peft_config[wrapper.active_adapter]
     return Adapter(
         type(config)(

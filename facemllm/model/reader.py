@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
-from facemllm.model.inputs import Frame, ImageLike, face_pixels
+from facemllm.model.families import family_of
+from facemllm.model.inputs import ImageLike
 from facemllm.model.pretrained import load_processor, read_config
 
 
@@ -23,9 +24,9 @@ class Reader:
         self.takes_maps: bool = getattr(config, "segmentation_config", None) is not None
         knows = getattr(config, "knowledge_config", None)
         self.characteristic_names: tuple[str, ...] = tuple(knows["names"]) if knows else ()
-        self.frame = Frame.of(self, processor)
-        side = processor.image_processor.crop_size or processor.image_processor.size
-        self.prepared: tuple[int, int, int] = (side.get("height"), side.get("width"), 3)
+        self.family = family_of(config, processor)
+        self.frame = self.family.frame
+        self.prepared: tuple[int, int, int] = (self.family.side, self.family.side, 3)
 
     @classmethod
     def open(cls, model_dir: Path | str) -> Reader:
@@ -38,9 +39,7 @@ class Reader:
 
     def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
         """The image as the model sees it, (S, S, 3) uint8. Pixels of that shape are prepared already, and stay."""
-        if isinstance(image, np.ndarray) and image.shape == self.prepared:
-            return image
-        return face_pixels(image, self.processor.image_processor)
+        return self.family.pixels(image)
 
     def chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         """Token ids of a chat, (role, text) by turns, from the prefix to where its answer begins. Raises ValueError."""

@@ -71,8 +71,13 @@ TINY_STRIDE = 16
 
 
 class Model(Section):
-    """The LLaVA-layout model. `preset`: `tiny` is built from scratch, `hub` is the published checkpoint `base`, `parts`
-    joins the vision tower `tower` and the language model `language`; each a hub id or a folder."""
+    """The model. `preset`: `tiny` is built from scratch, `hub` is the published image-text model `base`, `parts` joins
+    the vision tower `tower` and the language model `language`; each a hub id or a folder.
+
+    `image_size` is the side of the pictures that a model is shown, pixels. For a `base` whose processor takes any
+    (Qwen-VL, SmolVLM, LLaVA-NeXT and -OneVision) it decides how many tokens a picture becomes, and is noted in
+    config.json; where the processor makes every picture of one size (Gemma, PaliGemma, InternVL), it must be no less.
+    LLaVA-1.5 and `parts` go by their processor alone."""
 
     preset: Literal["tiny", "hub", "parts"]
     base: str | None

@@ -24,7 +24,7 @@ from torch import Tensor
 from facemllm.core import progress
 from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
-from facemllm.model.inputs import Frame
+from facemllm.model.families import family_of
 from facemllm.train.augment import Changes, draw_changes
 from facemllm.train.data import Corpus, FaceDataset
 from facemllm.train.features import with_features
@@ -151,21 +151,21 @@ class DataLoader:
     def __init__(self, run: StageRun, model: Any, processor: Any, dataset: FaceDataset) -> None:
         """Builds tower features if they are wanted and not there. Raises UserError when there is nothing to show."""
         answers = run.stage.objective == "answers"
-        self.run, self._prefix_ids = run, Frame.of(model, processor).prefix_ids
-        self._image_token_id = model.config.image_token_id
+        self.run, self._family = run, family_of(model.config, processor)
+        self._prefix_ids = self._family.frame.prefix_ids
         self._vocabulary = None if answers else model.get_input_embeddings().weight.shape[0]
         self.sampler = BatchSampler(
             run,
             dataset.corpus,
             dataset.pixels.shape[1],
             prefix=len(self._prefix_ids),
-            limit=getattr(model.config.text_config, "max_position_embeddings", None) if answers else None,
+            limit=self._family.longest if answers else None,
         )
         left_out = self.sampler.left_out
         if left_out and run.rank == 0:
             named = ", ".join(f"{image} ({tokens} tokens)" for image, tokens in left_out[:3])
             progress.event(note=f"{len(left_out)} questions are too long and left out, of images {named}")
-        self.dataset = with_features(run, model, processor.image_processor, dataset)
+        self.dataset = with_features(run, model, self._family, dataset)
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's batches of a step, counted from 0."""
@@ -214,9 +214,10 @@ class DataLoader:
                 turns,
                 mirrored,
                 self._prefix_ids,
-                self._image_token_id,
+                self._family.image_token_id,
                 row_tokens=train.row_tokens,
                 multiple=64 if train.compile else 8,  # fewer shapes to compile for
+                plain=not self._family.packs,
             )
         else:
             words = word_bags(data.corpus, turns, mirrored, self._vocabulary)

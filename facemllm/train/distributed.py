@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from facemllm.core import cost
+from facemllm.model.families import family_class
 from facemllm.train.loss import Value
 
 
@@ -36,7 +37,8 @@ class ShardedModel:
         self._model = model
         self._empty = _without_weights(model, wrapper)
         self._root = _Root(model)
-        tower = model.model.vision_tower
+        family = family_class(model.config)
+        tower = family.tower(model)
         frozen = not any(parameter.requires_grad for parameter in tower.parameters())
         if frozen:
             tower.to(device)
@@ -46,7 +48,7 @@ class ShardedModel:
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-        for block in _blocks(model.model.language_model):
+        for block in _blocks(family.language(model)):
             fully_shard(block, mp_policy=policy, **options)
         for block in () if frozen else _blocks(tower):
             fully_shard(block, **options)

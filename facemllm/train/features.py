@@ -25,8 +25,7 @@ from torch import Tensor
 from facemllm.core import digests, progress
 from facemllm.core.files import atomic_file
 from facemllm.errors import UserError
-from facemllm.model.forward import tower_features
-from facemllm.model.inputs import normalise
+from facemllm.model.families import Family
 from facemllm.train.data import FaceDataset
 from facemllm.train.pixels import pixel_kind
 from facemllm.train.stage import StageRun
@@ -50,52 +49,57 @@ class Features:
         return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
 
 
-def with_features(run: StageRun, model: Any, image_processor: Any, dataset: FaceDataset) -> FaceDataset:
-    """The dataset with the features of a frozen tower, where the stage shows each face at least once, as it is. Raises
-    UserError when the disk is full."""
+def with_features(run: StageRun, model: Any, family: Family, dataset: FaceDataset) -> FaceDataset:
+    """The dataset with the features of a frozen tower (and of what else `Family.feature_parts` names), where the stage
+    shows each face at least once, as it is. Raises UserError when the disk is full."""
     stage, seen = run.stage, run.stage.steps * run.stage.batch_images
-    as_it_is = stage.trains.tower == "frozen" and not stage.augment and seen >= len(dataset.corpus)
+    frozen = all(getattr(stage.trains, part) == "frozen" for part in family.feature_parts)
+    as_it_is = frozen and not stage.augment and seen >= len(dataset.corpus)
     if not run.settings.train.feature_cache or run.cache is None or not as_it_is:
         return dataset
-    folder = run.cache / name_of(run, model, image_processor, dataset.corpus.pixel_row)
+    folder = run.cache / name_of(run, model, family, dataset.corpus.pixel_row)
     wait = dist.barrier if run.world_size > 1 else lambda: None
-    return replace(dataset, features=cached(folder, run, model, image_processor, dataset, wait))
+    return replace(dataset, features=cached(folder, run, model, family, dataset, wait))
 
 
-def name_of(run: StageRun, model: Any, image_processor: Any, pixel_row: NDArray[np.int64]) -> str:
+def name_of(run: StageRun, model: Any, family: Family, pixel_row: NDArray[np.int64]) -> str:
     """Name of the features' folder: a digest of all that decides them."""
-    chosen = (model.config.vision_feature_layer, model.config.vision_feature_select_strategy)
-    vision = model.model.vision_tower.config
+    layer, strategy = "vision_feature_layer", "vision_feature_select_strategy"
+    chosen = (getattr(model.config, layer, None), getattr(model.config, strategy, None))
+    vision = family.tower(model).config
     # what the weights do not show, such as strides and activations; where it was loaded from changes nothing
     tower = {key: value for key, value in vision.to_dict().items() if key not in _INCIDENTAL}
     state = hashlib.sha256()
-    for key, tensor in sorted(model.model.vision_tower.state_dict().items()):
+    module_of = family.module_of(model)
+    weights = {key: value for key, value in model.state_dict().items() if module_of(key) in family.feature_parts}
+    for key, tensor in sorted(weights.items()):
         state.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    scale = (image_processor.rescale_factor, image_processor.image_mean, image_processor.image_std)
+    images = family.processor.image_processor
+    scale = (images.rescale_factor, images.image_mean, images.image_std)
     rows = digests.of_bytes(pixel_row.tobytes())
-    kind = pixel_kind(image_processor, *scale)
+    kind = pixel_kind(family, *scale)
     table, attention = run.made_from.get("conversations", ""), vision._attn_implementation
     parts = [state.hexdigest(), tower, attention, chosen, kind, table, rows, run.precision]
     return f"features-{digests.of_json(parts)[:24]}"
 
 
 def cached(
-    folder: Path, run: StageRun, model: Any, image_processor: Any, dataset: FaceDataset, wait: Callable[[], None]
+    folder: Path, run: StageRun, model: Any, family: Family, dataset: FaceDataset, wait: Callable[[], None]
 ) -> Features:
     """The features of a dataset's faces, from `folder` as far as they are there, computed where not. Each rank computes
     its own blocks, then they `wait` for one another; a block that does not load is computed again."""
     pixel_row = dataset.corpus.pixel_row
     paths = [folder / f"{number:06d}.npy" for number in range(-(-len(pixel_row) // _BLOCK))]
     device, bf16 = torch.device(run.device), run.precision == "bf16"
-    model.model.vision_tower.eval()
+    family.tower(model).eval()
 
     def build(numbers: list[int]) -> None:
         with progress.bar("tower features", len(numbers)) as bar:
             for done, number in enumerate(numbers):
                 rows = pixel_row[number * _BLOCK : (number + 1) * _BLOCK]
                 parts = (dataset.pixels[rows[first : first + _BATCH]] for first in range(0, len(rows), _BATCH))
-                block = np.concatenate([_computed(model, image_processor, part, device, bf16) for part in parts])
+                block = np.concatenate([_computed(model, family, part, device, bf16) for part in parts])
                 if done == 0:
                     _check_room(folder, block.nbytes * len(numbers))
                 _write(paths[number], block)
@@ -111,11 +115,9 @@ def cached(
 
 
 @torch.no_grad()
-def _computed(
-    model: Any, image_processor: Any, pixels: NDArray[np.uint8], device: torch.device, bf16: bool
-) -> NDArray[Any]:
+def _computed(model: Any, family: Family, pixels: NDArray[np.uint8], device: torch.device, bf16: bool) -> NDArray[Any]:
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        features = tower_features(model, normalise(torch.from_numpy(pixels).to(device), image_processor)).cpu()
+        features = family.features(model, family.inputs(torch.from_numpy(pixels).to(device))).cpu()
     return np.asarray((features.view(torch.int16) if features.dtype == torch.bfloat16 else features).numpy())
 
 

@@ -11,6 +11,7 @@ Shapes: B faces, K answer tokens, N image tokens, D width, V vocabulary, U words
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from facemllm.errors import UserError
 from facemllm.model.branches import has_map
-from facemllm.model.forward import row_states, tower_features, visual_tokens, word_logits
-from facemllm.model.inputs import normalise
+from facemllm.model.face_mllm import VisualTokens
+from facemllm.model.families import Family, Llava, family_of
+from facemllm.model.forward import PADDING
 from facemllm.train.augment import apply_changes, apply_to_maps
 from facemllm.train.caption_words import CaptionWords
 from facemllm.train.data import FaceDataset
@@ -49,7 +52,12 @@ class StepLoss:
     def __init__(self, run: StageRun, model: Any, processor: Any, dataset: FaceDataset) -> None:
         self.knowledge, self.model, self.corpus = run.settings.model.knowledge, model, dataset.corpus
         self.device, self.bf16 = torch.device(run.device), run.precision == "bf16"
-        self.image_processor = processor.image_processor
+        self.family = family_of(model.config, processor)
+        if run.stage.small_pictures and not isinstance(self.family, Llava):
+            raise UserError(
+                f"stage {run.name}: train.stages.{run.name}.small_pictures is {run.stage.small_pictures}, and "
+                f"{model.config.model_type} takes pictures of one size alone; set it to 0"
+            )
         vocabulary = model.get_input_embeddings().weight.shape[0]
         words = run.stage.objective == "caption_words"
         self.smoothing = NumberSmoothing(self.corpus, run.stage.number_smoothing, vocabulary, self.device)
@@ -67,16 +75,15 @@ class StepLoss:
         tokens, cells = batch.tokens, batch.cells
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             maps_BSS = self._maps(batch)
-            seen = visual_tokens(self.model, self._features(batch), maps_BSS)
+            seen = self.family.visual(self.model, self._features(batch), maps_BSS)
             tasks = torch.zeros(2, len(self.corpus.tasks), device=self.device)
             if self.words is not None and batch.words_BV is not None:
                 objective = self._caption_words(self.words, seen.views, maps_BSS, batch.words_BV) / batch.images
                 tokens = cells = sum(view_BND.shape[0] * view_BND.shape[1] for view_BND in seen.views)
             else:
                 packed = batch.packed or {}
-                rows = [packed[name] for name in ("ids", "face", "block", "position", "image")]
-                states = row_states(self.model, seen.tokens_BND, *rows)
-                losses_K = token_losses(self.model, states[packed["at"]], packed["target"], self.smoothing)
+                states = self._states(seen, packed)[packed["at"]]
+                losses_K = token_losses(self.family, self.model, states, packed["target"], self.smoothing)
                 objective = losses_K.sum() / max(batch.answer_tokens, 1)
                 tasks[0].index_add_(0, packed["task"], losses_K.detach())
                 tasks[1].index_add_(0, packed["task"], torch.ones_like(losses_K))
@@ -108,11 +115,24 @@ class StepLoss:
             return batch.features_BNF
         assert batch.pixels_BSSC is not None
         changed = batch.pixels_BSSC if batch.changes is None else apply_changes(batch.pixels_BSSC, batch.changes)
-        pixels_BCSS = normalise(changed, self.image_processor)
+        inputs = self.family.inputs(changed)
         if batch.small:
-            side = round(pixels_BCSS.shape[-1] * 2 / 3)
-            pixels_BCSS = F.interpolate(pixels_BCSS, size=side, mode="bilinear", antialias=True)
-        return tower_features(self.model, pixels_BCSS)
+            side = round(inputs["pixel_values"].shape[-1] * 2 / 3)
+            smaller_BCSS = F.interpolate(inputs["pixel_values"], size=side, mode="bilinear", antialias=True)
+            inputs = {"pixel_values": smaller_BCSS}
+        return self.family.features(self.model, inputs)
+
+    def _states(self, seen: VisualTokens, packed: dict[str, Tensor]) -> Tensor:
+        """Last hidden states of all rows, flattened."""
+        if self.family.packs:
+            rows = [packed[name] for name in ("ids", "face", "block", "position", "image")]
+            return self.family.packed(self.model, seen, *rows)
+        face_RL, at = packed["face"], packed["at"]
+        own_R, length = face_RL[:, 0], face_RL.shape[1]
+        shown = seen.rows(own_R)
+        start_R = torch.full_like(own_R, length).scatter_reduce(0, at // length, at % length + 1, "amin")
+        mask_RL = (face_RL != PADDING).long()
+        return self.family.plain(self.model, shown, packed["ids"], mask_RL, start_R).flatten(0, 1)
 
     def _maps(self, batch: Batch) -> Tensor | None:
         if batch.maps_BSS is None or batch.changes is None:
@@ -137,16 +157,19 @@ class StepLoss:
         return [self.knowledge.bce_weight * missed / batch.known_labels, self.knowledge.logic_weight * broken]
 
 
-def token_losses(model: Any, states_KD: Tensor, target_K: Tensor, smoothing: NumberSmoothing) -> Tensor:
+def token_losses(family: Family, model: Any, states_KD: Tensor, target_K: Tensor, smoothing: NumberSmoothing) -> Tensor:
     """Cross-entropy of every wanted token (K,), float32, from the states that predict them. Logits of more than
     `LOGITS_BYTES` are made in parts, in the backward pass once more: never all at once."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
     part = max(1, LOGITS_BYTES // (4 * vocabulary))
     if len(states_KD) <= part:
-        return _token_losses(model, states_KD, target_K, smoothing)
+        return _token_losses(family, model, states_KD, target_K, smoothing)
     parts = zip(states_KD.split(part), target_K.split(part), strict=True)
-    return torch.cat([checkpoint(_token_losses, model, *pair, smoothing, use_reentrant=False) for pair in parts])
+    part_losses = partial(_token_losses, family, model)
+    return torch.cat([checkpoint(part_losses, *pair, smoothing, use_reentrant=False) for pair in parts])
 
 
-def _token_losses(model: Any, states_KD: Tensor, target_K: Tensor, smoothing: NumberSmoothing) -> Tensor:
-    return smoothing.cross_entropy(word_logits(model, states_KD), target_K)
+def _token_losses(
+    family: Family, model: Any, states_KD: Tensor, target_K: Tensor, smoothing: NumberSmoothing
+) -> Tensor:
+    return smoothing.cross_entropy(family.logits(model, states_KD), target_K)

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from facemllm.core import cost
 from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
+from facemllm.model.families import family_class
 from facemllm.settings import Stage
 from facemllm.tasks.characteristics import UNKNOWN
 from facemllm.train.checkpoint import local_part
 from facemllm.train.data import FaceDataset
 from facemllm.train.distributed import total_norm
-from facemllm.train.optimizer import module_of
 from facemllm.train.stage import StageRun
 
 _SMOOTHING = 0.3
@@ -120,6 +120,7 @@ class ParameterMonitor:
         self.name, self.objective, self.world_size = run.name, run.stage.objective, run.world_size
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.modules: dict[str, list[nn.Parameter]] = {}
+        module_of = family_class(model.config).module_of(model)
         for key, parameter in self.trained.items():
             self.modules.setdefault(module_of(key), []).append(parameter)
         if not self.trained:

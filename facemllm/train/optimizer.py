@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from facemllm.errors import UserError
+from facemllm.model.families import family_class
 from facemllm.model.forward import FLOAT32_ATTENTION
 from facemllm.settings import Stage
 from facemllm.settings.train import Lora, Trainable
@@ -20,20 +21,6 @@ from facemllm.train.checkpoint import local_part
 
 MODULES = ("tower", "projector", "segmentation", "knowledge", "embeddings", "language")
 FLOOR = 0.02  # share of the learning rate left at the end of a decay
-
-
-def module_of(name: str) -> str:
-    """The module, one of `MODULES`, that a parameter or buffer belongs to, by its full name in a LLaVA-layout model."""
-    if "vision_tower." in name:
-        return "tower"
-    if "multi_modal_projector." in name or name.endswith("image_newline"):
-        return "projector"
-    for branch in ("segmentation", "knowledge"):
-        if f"model.{branch}." in name:
-            return branch
-    if "embed_tokens." in name or "lm_head." in name:
-        return "embeddings"
-    return "language"
 
 
 def set_trainable(model: Any, trains: Trainable, lora: Lora, seed: int) -> Any | None:
@@ -44,11 +31,7 @@ def set_trainable(model: Any, trains: Trainable, lora: Lora, seed: int) -> Any |
     if trains.language == "lora":
         from peft import LoraConfig, get_peft_model
 
-        targets = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and "language_model." in name and module_of(f"{name}.") == "language"
-        ]
+        targets = family_class(model.config).lora_targets(model)
         if not targets:
             raise UserError("language: lora needs linear layers in the language model; this one has none")
         adapters = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
@@ -59,6 +42,7 @@ def set_trainable(model: Any, trains: Trainable, lora: Lora, seed: int) -> Any |
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing. is deprecated", FutureWarning)
             torch.manual_seed(seed)  # torch's own differs between processes
             wrapper = get_peft_model(model, adapters)
+    module_of = family_class(model.config).module_of(model)
     for name, parameter in model.named_parameters():
         adapter = ".lora_" in name
         mode = getattr(trains, module_of(name))
@@ -70,13 +54,13 @@ def set_modes(model: Any, trains: Trainable) -> None:
     """Training mode, except for a frozen tower: its normalisation statistics must not move."""
     model.train()
     if trains.tower == "frozen":
-        model.model.vision_tower.eval()
+        family_class(model.config).tower(model).eval()
 
 
 @contextmanager
 def float32_attention(model: Any, wanted: bool) -> Iterator[None]:
     """For the time of the block, if `wanted`: scaled dot products of the language model in float32."""
-    config = model.config.text_config
+    config = model.config.get_text_config()
     before = config._attn_implementation
     if wanted and before == "sdpa":
         config._attn_implementation = FLOAT32_ATTENTION
@@ -90,7 +74,8 @@ def float32_attention(model: Any, wanted: bool) -> Iterator[None]:
 def memory_savings(model: Any, trains: Trainable, *, recompute: bool, compiled: bool) -> Iterator[None]:
     """For the time of the block: compute activations again in the backward pass, and compile what is run. Both concern
     the language model, and the tower where it can and is trained (compiled, where it is run at all)."""
-    language, tower = model.model.language_model, model.model.vision_tower
+    family = family_class(model.config)
+    language, tower = family.language(model), family.tower(model)
     saving = [language] if recompute else []
     if recompute and trains.tower == "full" and tower.supports_gradient_checkpointing:
         saving.append(tower)
@@ -132,6 +117,7 @@ def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
     """Optimiser groups, each module at its rate; no decay on vectors (norms, biases) and word embeddings. What the
     branches learn in tables decays: embeddings of classes and places, queries."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    module_of = family_class(model.config).module_of(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             module: Any = module_of(name)

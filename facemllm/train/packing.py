@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,14 +94,15 @@ def pack(
     *,
     row_tokens: int = 0,
     multiple: int = 8,
+    plain: bool = False,
 ) -> Packed:
-    """Faces and their turns as rows of up to `row_tokens` (see `tightest`), of one width, a multiple of `multiple`."""
-    faces = [
-        _alone(corpus, np.asarray(prefix_ids), image_token_id, chosen, int(mirror))
-        for chosen, mirror in zip(turns, mirrored, strict=True)
-    ]
+    """Faces and their turns as rows of up to `row_tokens` (see `tightest`), of one width, a multiple of `multiple`;
+    `plain` gives every question, with those that follow it, a row and a prefix of its own."""
+    split = partial(_chains, corpus) if plain else lambda chosen: [chosen]
+    shown = [(face, part) for face, chosen in enumerate(turns) for part in split(chosen)]
+    faces = [_alone(corpus, np.asarray(prefix_ids), image_token_id, part, int(mirrored[face])) for face, part in shown]
     lengths = np.array([len(face.ids) for face in faces])
-    rows, width = tightest(lengths, row_tokens, multiple)
+    rows, width = tightest(lengths, 0 if plain else row_tokens, multiple)
     shape = (len(rows), width)
     ids, position = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     member, block = np.full(shape, PADDING, np.int64), np.full(shape, PREFIX, np.int64)
@@ -110,7 +112,7 @@ def pack(
         for index in row:
             face, stop = faces[index], offset + int(lengths[index])
             ids[number, offset:stop], position[number, offset:stop] = face.ids, face.position
-            member[number, offset:stop], block[number, offset:stop] = index, face.block
+            member[number, offset:stop], block[number, offset:stop] = shown[index][0], face.block
             starts[index] = number * width + offset
             offset = stop
     return Packed(
@@ -123,6 +125,11 @@ def pack(
         target=np.concatenate([face.target for face in faces]),
         task=np.concatenate([face.task for face in faces]),
     )
+
+
+def _chains(corpus: Corpus, turns: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Turns, each with those that follow it."""
+    return np.split(turns, np.flatnonzero(~corpus.follows[turns])[1:])
 
 
 def _alone(

@@ -19,7 +19,8 @@ from facemllm.core import digests
 from facemllm.core.files import atomic_file, locked, writing
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
-from facemllm.model.inputs import face_map, face_pixels
+from facemllm.model.families import Family, Llava
+from facemllm.model.inputs import face_map
 from facemllm.tables import Table
 
 Decode = Callable[[list[Any]], NDArray[np.uint8]]
@@ -27,21 +28,28 @@ Decode = Callable[[list[Any]], NDArray[np.uint8]]
 _POOL_ROWS = 20_000  # below this, starting decoder processes (each imports torch) costs more than it saves
 
 
-def pixel_cache(table: Table, image_processor: Any, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
+def pixel_cache(table: Table, family: Family, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
     """Pixels of every row of a conversations table, in row order: a read-only memory map (rows, S, S, 3) uint8. Built
-    once per table digest and image processor; a half-built cache is never seen. `workers: 0` is one a core."""
-    path = cache / f"pixels-{table.digest[:24]}-{pixel_kind(image_processor)}.npy"
-    return _cached(path, table, "images", partial(_decode_images, image_processor), workers)
+    once per table digest and kind of pictures; a half-built cache is never seen. `workers: 0` is one a core."""
+    path = cache / f"pixels-{table.digest[:24]}-{pixel_kind(family)}.npy"
+    return _cached(path, table, "images", partial(_decode_images, family), workers)
 
 
 def map_cache(table: Table, processor: Any, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
     """Maps of face parts of every row, in row order, (rows, S, S) uint8: as `pixel_cache`, for a processor of maps."""
-    kind = pixel_kind(processor.image_processor, processor.withheld_classes)
+    kind = processor_kind(processor.image_processor, processor.withheld_classes)
     decode = partial(_decode_maps, processor.image_processor, processor.withheld_classes)
     return _cached(cache / f"maps-{table.digest[:24]}-{kind}.npy", table, "segmentation", decode, workers)
 
 
-def pixel_kind(image_processor: Any, *more: Any) -> str:
+def pixel_kind(family: Family, *more: Any) -> str:
+    """Short digest of what decides the pixels that a family prepares, and of `more`."""
+    if isinstance(family, Llava):
+        return processor_kind(family.processor.image_processor, *more)
+    return digests.of_json(["square", family.side, *map(str, more)])[:8]
+
+
+def processor_kind(image_processor: Any, *more: Any) -> str:
     """Short digest of what decides the pixels that an image processor makes, and of `more`."""
     # the rest of the processor's fields differ between a fresh and a loaded one
     fields = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_convert_rgb")
@@ -86,8 +94,8 @@ def _decoded(batches: Iterator[list[Any]], decode: Decode, workers: int) -> Iter
         yield from (future.result() for future in pending)
 
 
-def _decode_images(image_processor: Any, rows: list[Any]) -> NDArray[np.uint8]:
-    return np.stack([face_pixels(images[0]["bytes"], image_processor) for images in rows])
+def _decode_images(family: Family, rows: list[Any]) -> NDArray[np.uint8]:
+    return np.stack([family.pixels(images[0]["bytes"]) for images in rows])
 
 
 def _decode_maps(image_processor: Any, withheld: Sequence[int], rows: list[Any]) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from facemllm.core import cost, progress
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
 from facemllm.model.face_mllm import FaceMllmForConditionalGeneration, Graph, asked, branches_of, extend
-from facemllm.model.inputs import Frame
+from facemllm.model.families import family_of
 from facemllm.model.parts import load_base
 from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.tiny import build_tiny
@@ -114,11 +114,12 @@ def load(
             matrix_AA = correlation_matrix(*cooccurrence(known.labels_RN), knows.tau, knows.omega)
             graph = Graph(known.names, tuple(node.words for node in known.nodes), matrix_AA)
         model, processor = extend(model, processor, settings.model, graph, withheld, settings.seed)
-    pixels, maps = pixel_cache(table, processor.image_processor, cache, settings.ingest.workers), None
+    family = family_of(model.config, processor)
+    pixels, maps = pixel_cache(table, family, cache, settings.ingest.workers), None
     if getattr(model.config, "segmentation_config", None) is not None:
         maps = map_cache(table, processor, cache, settings.ingest.workers)
     wait()
-    corpus = tokenise(turns, Frame.of(model, processor), spelled=SPELLED, seed=settings.seed)
+    corpus = tokenise(turns, family.frame, spelled=SPELLED, seed=settings.seed)
     dataset = FaceDataset(corpus, pixels, maps)
     if known is not None and getattr(model.config, "knowledge_config", None) is not None:
         relations = tuple(enforced(audit(relations_of(knows.tasks, known.nodes), known), knows.audit))

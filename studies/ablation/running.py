@@ -147,13 +147,14 @@ def _trained(work: Work, cell: Cell, depth: int, data: tuple[Any, Any], model: A
 
 def _measured(cell: Cell, table: Table, cache: Path, model: Any, processor: Any) -> dict[str, Any]:
     """Figures of the closed questions, asked in their own form, with maps where the model takes them, and without."""
+    from facemllm.model.families import family_of
     from facemllm.model.inference import Predictor
     from facemllm.train.pixels import map_cache, pixel_cache
 
     split = cell.settings.evaluate.split
     sheet = read_sheet(table, split)
     predictor = Predictor(model, processor, device=cost.inference_device(cell.settings))
-    pixels = pixel_cache(table, processor.image_processor, cache)
+    pixels = pixel_cache(table, family_of(model.config, processor), cache)
     maps = map_cache(table, processor, cache) if predictor.takes_maps else None
     figures: dict[str, dict[str, float]] = {}
     metrics: dict[str, str] = {}

@@ -223,14 +223,6 @@ def test_a_base_that_is_nowhere(monkeypatch):
     refused("nobody/nothing", "model.base: nobody/nothing is no folder, nor a model of the hub")
 
 
-def test_another_family_is_refused(checkpoint, tmp_path):
-    plain = LlavaForConditionalGeneration.from_pretrained(checkpoint)
-    parts = {"vision_config": plain.config.vision_config, "text_config": plain.config.text_config}
-    config = hf.LlavaNextConfig(**parts, image_token_index=1)
-    hf.LlavaNextForConditionalGeneration(config).save_pretrained(tmp_path / "next")
-    refused(tmp_path / "next", "llava_next", "LLaVA's layout")
-
-
 def test_code_of_a_checkpoint_is_never_run(copy, tmp_path):
     mark = tmp_path / "ran"
     for name in ("configuration_evil.py", "modeling_evil.py"):

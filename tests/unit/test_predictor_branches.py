@@ -13,9 +13,9 @@ from facemllm import settings
 from facemllm.errors import UserError
 from facemllm.evaluate.predict import open_image
 from facemllm.evaluate.run import evaluate
-from facemllm.model import inference, reader
 from facemllm.model.branches import NO_MAP
 from facemllm.model.face_mllm import Graph, extend
+from facemllm.model.families import llava
 from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import face_pixels, normalise
@@ -162,8 +162,8 @@ def test_a_picture_is_prepared_once_and_answers_are_the_same(predictor, served, 
     scores = characteristics_of(predictor, pictures)
 
     prepared, tower = [], []
-    monkeypatch.setattr(reader, "face_pixels", lambda *given: prepared.append(given) or face_pixels(*given))
-    monkeypatch.setattr(inference, "tower_features", lambda *given: tower.append(given) or tower_features(*given))
+    monkeypatch.setattr(llava, "face_pixels", lambda *given: prepared.append(given) or face_pixels(*given))
+    monkeypatch.setattr(llava, "tower_features", lambda *given: tower.append(given) or tower_features(*given))
     found = served(instances)
     assert len(prepared) == 2
     assert len(tower) <= 2  # answers and characteristics of a face come from one pass

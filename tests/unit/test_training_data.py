@@ -8,6 +8,7 @@ import torch
 
 from facemllm import settings
 from facemllm.model.branches import NO_MAP
+from facemllm.model.families import family_of
 from facemllm.model.tiny import build_tiny
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tables.schemas import SEGMENTATION
@@ -53,7 +54,7 @@ def test_a_mirrored_picture_is_the_mirrored_picture(toy):
 def test_pixels_are_decoded_once_and_in_row_order(toy):
     path = next(toy.cache.glob("*.npy"))
     written = path.stat().st_mtime_ns
-    again = pixel_cache(toy.table, toy.processor.image_processor, toy.cache)
+    again = pixel_cache(toy.table, toy.family, toy.cache)
     assert path.stat().st_mtime_ns == written
     assert again.shape == (40, 32, 32, 3)
     assert toy.corpus.pixel_row.tolist() == [n for n in range(40) if n % 5 != 4]
@@ -132,13 +133,13 @@ def test_some_questions_have_words_in_pieces_by_the_seed_and_read_as_they_were(t
 
 
 def test_two_sizes_of_picture_share_a_cache_and_nothing_else(toy, tmp_path):
-    small = pixel_cache(toy.table, toy.processor.image_processor, tmp_path)
+    small = pixel_cache(toy.table, toy.family, tmp_path)
     model = settings.load("laptop", ["model.image_size=64"]).model
-    larger = build_tiny(model, *vocabulary_texts(toy.turns), 1)[1].image_processor
-    large = pixel_cache(toy.table, larger, tmp_path)
+    larger, processor = build_tiny(model, *vocabulary_texts(toy.turns), 1)
+    large = pixel_cache(toy.table, family_of(larger.config, processor), tmp_path)
     assert (small.shape, large.shape) == ((40, 32, 32, 3), (40, 64, 64, 3))
     assert len(list(tmp_path.glob("*.npy"))) == 2
-    again = pixel_cache(toy.table, toy.processor.image_processor, tmp_path)
+    again = pixel_cache(toy.table, toy.family, tmp_path)
     assert (again == small).all()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from facemllm.model.families import family_of
 from facemllm.train import features
 from tests.refusing import refuses
 from tests.training_example import stage, trains
@@ -24,7 +25,7 @@ def small_blocks(monkeypatch):
 
 def kept(toy, folder, wait=lambda: None, **options):
     run = toy.stage_run(PLAN, **options)
-    return features.cached(folder, run, toy.model, toy.processor.image_processor, toy.dataset, wait)
+    return features.cached(folder, run, toy.model, toy.family, toy.dataset, wait)
 
 
 def test_training_on_kept_features_is_training_on_pictures(toy, tmp_path):
@@ -40,7 +41,7 @@ def test_training_on_kept_features_is_training_on_pictures(toy, tmp_path):
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(written) == 4
     run = toy.stage_run(PLAN, cache=tmp_path)
-    again = features.with_features(run, toy.fresh()[0], toy.processor.image_processor, toy.dataset)
+    again = features.with_features(run, toy.fresh()[0], toy.family, toy.dataset)
     assert again.features is not None
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
 
@@ -51,27 +52,26 @@ def test_training_on_kept_features_is_training_on_pictures(toy, tmp_path):
 )
 def test_features_are_kept_only_where_that_saves_work(toy, tmp_path, changes):
     run = toy.stage_run(stage(**(PLAN.model_dump() | changes)), cache=tmp_path)
-    assert features.with_features(run, toy.model, toy.processor.image_processor, toy.dataset) is toy.dataset
+    assert features.with_features(run, toy.model, toy.family, toy.dataset) is toy.dataset
     assert not list(tmp_path.iterdir())
 
 
 def test_another_tower_transform_or_table_has_another_name_and_a_saved_one_the_same(toy, tmp_path):
     model, processor = toy.fresh()
-    image = processor.image_processor
+    brighter = copy.deepcopy(processor)
+    brighter.image_processor.image_mean = [0.4] * 3
 
-    def name(m=model, i=image, table="t", rows=toy.corpus.pixel_row, precision="fp32"):
+    def name(m=model, p=processor, table="t", rows=toy.corpus.pixel_row, precision="fp32"):
         run = toy.stage_run(PLAN, made_from={"conversations": table}, precision=precision)
-        return features.name_of(run, m, i, rows)
+        return features.name_of(run, m, family_of(m.config, p), rows)
 
     changed = copy.deepcopy(model)
     with torch.no_grad():
         next(changed.model.vision_tower.parameters())[0] += 1e-6
-    brighter = copy.deepcopy(image)
-    brighter.image_mean = [0.4] * 3
     towers = [copy.deepcopy(model) for _ in range(2)]  # the same weights, other numbers
     towers[0].model.vision_tower.config.strides = [2, 2, 2, 1]
     towers[1].model.vision_tower.config._attn_implementation = "sdpa"
-    names = [name(), name(changed), name(i=brighter), name(table="u"), name(rows=np.arange(3)), name(precision="bf16")]
+    names = [name(), name(changed), name(p=brighter), name(table="u"), name(rows=np.arange(3)), name(precision="bf16")]
     names += map(name, towers)
     assert len(set(names)) == len(names)
     model.save_pretrained(tmp_path)

@@ -24,7 +24,7 @@ def test_a_cache_is_built_once_by_whoever_comes_first(toy, tmp_path: Path, monke
     monkeypatch.setattr(pixels, "_build", lambda *given: built.append(given) or build(*given))
 
     def read(_):
-        return pixels.pixel_cache(toy.table, toy.processor.image_processor, tmp_path / "shared")
+        return pixels.pixel_cache(toy.table, toy.family, tmp_path / "shared")
 
     with ThreadPoolExecutor(4) as threads:
         found = [*threads.map(read, range(4))]

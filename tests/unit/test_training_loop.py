@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LlavaConfig
 
 from facemllm import settings
 from facemllm.core import cost
@@ -33,7 +34,7 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(toy, name):
         if "num_batches" in tensor:
             assert (after[tensor] > 0) == (trains["tower"] != "frozen")
             continue
-        mode = trains[optimizer.module_of(tensor)]
+        mode = trains[toy.family.module_of(model)(tensor)]
         adapted = mode == "lora" and "_proj.weight" in tensor
         assert (tensor not in untouched) == (mode == "full" or adapted), tensor
 
@@ -142,13 +143,14 @@ def test_only_statistics_that_training_moves_are_shared(monkeypatch):
 def test_what_one_rank_sees_change_has_changed_for_all(monkeypatch):
     """Of a rank that holds no row of the only parameter."""
     net = nn.Module()
-    net.language = nn.Parameter(torch.empty(0, 4))
+    net.config, net.model = LlavaConfig(), nn.Module()
+    net.model.language_model = nn.Linear(4, 0, bias=False)
     changed = ParameterMonitor(stage_run(stage(), settings.load(), world_size=2), net)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(1))
     changed.check_gradients()
     changed.check_changed()
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    refuses("does not reach the language", changed.check_gradients)
+    refuses("does not reach the projector", changed.check_gradients)
     refuses("changed no parameter", changed.check_changed)
 
 

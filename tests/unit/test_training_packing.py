@@ -155,7 +155,7 @@ def loss_and_gradients(toy, model, turns, rows, **options):
     p = packed(toy, turns, **options)
     tensors = [torch.from_numpy(a) for a in (p.ids, p.face, p.block, p.position, p.image)]
     states = row_states(model, image, *tensors)
-    loss = token_losses(model, states[torch.from_numpy(p.at)], torch.from_numpy(p.target), PLAIN).sum()
+    loss = token_losses(toy.family, model, states[torch.from_numpy(p.at)], torch.from_numpy(p.target), PLAIN).sum()
     model.zero_grad()
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

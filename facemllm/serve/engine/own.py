@@ -104,7 +104,7 @@ class OwnEngine:
         query = Query("Is this a face?", ("yes", "no"))
         for count in (1, 2):
             seen = self.predictor.encode([grey] * count)
-            self.predictor.score_rows(seen.tokens_BND, self.predictor.passes([query]) * count)
+            self.predictor.score_rows(seen.flat_BNF, self.predictor.passes([query]) * count)
         if self._plain:
             decoding = Decoding(self.predictor, 2)
             decoding.begin([Row(self._prompt([("user", query.question)]), seen.tokens_BND[0])])
@@ -206,8 +206,8 @@ class OwnEngine:
             work.passes = self.predictor.passes(work.closed) if work.closed else []
             waiting += [(work, number) for number in range(len(work.passes))]
         for group in _even(waiting, self._rows):
-            tokens_BND = torch.stack([seen[work.face.key].tokens_ND for work, _ in group])
-            found = self.predictor.score_rows(tokens_BND, [work.passes[number] for work, number in group])
+            flat_BNF = torch.stack([seen[work.face.key].tokens_ND for work, _ in group])
+            found = self.predictor.score_rows(flat_BNF, [work.passes[number] for work, number in group])
             for (work, number), scored in zip(group, found, strict=True):
                 work.scored[number] = scored
             self._end()
@@ -236,7 +236,7 @@ class OwnEngine:
             part = missing[start : start + self.predictor.batch_images]
             encoded = self.predictor.encode([face.pixels for face in part], [face.map for face in part])
             known = self.predictor.characteristics(encoded)
-            for face, tokens_ND, scores in zip(part, encoded.tokens_BND, known, strict=True):
+            for face, tokens_ND, scores in zip(part, encoded.flat_BNF, known, strict=True):
                 found[face.key] = Seen(tokens_ND.clone(), scores)  # a view would hold the whole batch
                 self.encodings.put(face.key, found[face.key])
         return found

@@ -1,0 +1,91 @@
+"""LLaVA-1.5 and the models of ours that extend it (`face_mllm`): pixels normalised on their device, a tower whose
+features stand before the projector, and the branches beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModel
+
+from facemllm.errors import UserError, one_line
+from facemllm.model.face_mllm import VisualTokens
+from facemllm.model.families.base import Family
+from facemllm.model.forward import row_states, tower_features, visual_tokens
+from facemllm.model.inputs import ImageLike, face_pixels, normalise
+
+
+class Llava(Family):
+    """LLaVA's layout."""
+
+    model_types = ("llava", "face_mllm")
+    places: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **Family.places,
+        "segmentation": ("model.segmentation",),
+        "knowledge": ("model.knowledge",),
+    }
+    feature_parts = ("tower",)
+
+    @property
+    def fixed_side(self) -> int | None:
+        """What the processor cuts pictures to."""
+        images = self.processor.image_processor
+        side = (images.crop_size or images.size).get("height")
+        return int(side) if side else None
+
+    def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
+        """A picture as the processor resizes and cuts it."""
+        if isinstance(image, np.ndarray) and image.shape == (self.side, self.side, 3):
+            return image
+        return face_pixels(image, self.processor.image_processor)
+
+    def inputs(self, pixels_BSSC: NDArray[np.uint8] | Tensor) -> dict[str, Tensor]:
+        """Normalised pixels, computed where the pictures are."""
+        pixels = pixels_BSSC if isinstance(pixels_BSSC, Tensor) else torch.from_numpy(pixels_BSSC)
+        return {"pixel_values": normalise(pixels, self.processor.image_processor)}
+
+    def features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The tower's selected layers, before the projector."""
+        return tower_features(model, inputs["pixel_values"])
+
+    def visual(self, model: Any, features_BNF: Tensor, maps_BSS: Tensor | None = None) -> VisualTokens:
+        """Projected tokens, and what the branches add."""
+        return visual_tokens(model, features_BNF, maps_BSS)
+
+    def packed(
+        self,
+        model: Any,
+        visual: VisualTokens,
+        ids_RL: Tensor,
+        face_RL: Tensor,
+        block_RL: Tensor,
+        position_RL: Tensor,
+        image_I: Tensor,
+        branch_RL: Tensor | None = None,
+    ) -> Tensor:
+        """As every family's; the mask of a plain causal model."""
+        return row_states(model, visual.tokens_BND, ids_RL, face_RL, block_RL, position_RL, image_I, branch_RL)
+
+    def check(self, model: Any, name: str) -> None:
+        """As every family's, by shapes alone: no weights, no time."""
+        try:
+            with torch.device("meta"):
+                tower = AutoModel.from_config(model.config.vision_config).eval()
+                seen = tower(self.example["pixel_values"].to("meta"), output_hidden_states=True, return_dict=True)
+            chosen = model.config.vision_feature_layer
+            made = seen.hidden_states[chosen if isinstance(chosen, int) else chosen[0]].shape[1]
+        except Exception as error:
+            raise UserError(
+                f"cannot use {name}: its processor does not fit its vision tower: {one_line(error)}"
+            ) from error
+        made -= model.config.vision_feature_select_strategy == "default"
+        made += getattr(model.model, "additional_tokens", 0)
+        if (written := self.image_count) != made:
+            raise UserError(
+                f"cannot use {name}: its processor writes {written} image tokens and its vision tower makes {made}; "
+                "see patch_size, num_additional_image_tokens, vision_feature_select_strategy in processor_config.json"
+            )
