@@ -103,16 +103,28 @@ def generate(model: Generated, requests: Sequence[Request]) -> list[tuple[str, i
     from PIL import Image
 
     network, processor = _loaded(model.folder)
-    texts = [processor.apply_chat_template(_chat(r), add_generation_prompt=True, tokenize=False) for r in requests]
-    pictures = [[Image.open(BytesIO(request.picture)).convert("RGB")] for request in requests]
-    inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt").to(network.device, network.dtype)
-    length = inputs["input_ids"].shape[1]
+    chats = [_chat(request) for request in requests]
+    pictures = [[Image.open(BytesIO(one)).convert("RGB") for one in request.pictures] for request in requests]
     options: dict[str, Any] = {"do_sample": False}
     if model.temperature:
         torch.manual_seed(int(requests[0].key[:15], 16))
         options = {"do_sample": True, "temperature": model.temperature}
+    return written(network, processor, chats, pictures, max_new_tokens=model.max_tokens, **options)
+
+
+def written(
+    network: Any, processor: Any, chats: Sequence[Any], pictures: Sequence[Sequence[Any]], **options: Any
+) -> list[tuple[str, int, int]]:
+    """What a model of transformers writes to chats about pictures (PIL, RGB), by its processor and chat template; and
+    how many tokens prompt and answer have. Several chats need a processor that pads on the left."""
+    texts = [processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+    import torch
+
+    shown = [list(own) for own in pictures]
+    inputs = processor(text=texts, images=shown, padding=True, return_tensors="pt").to(network.device, network.dtype)
+    length = inputs["input_ids"].shape[1]
     with torch.inference_mode():
-        output = network.generate(**inputs, max_new_tokens=model.max_tokens, **options)
+        output = network.generate(**inputs, **options)
     said = []
     ends = {processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id}
     for mask, tokens in zip(inputs["attention_mask"], output[:, length:], strict=True):
@@ -122,13 +134,18 @@ def generate(model: Generated, requests: Sequence[Request]) -> list[tuple[str, i
     return said
 
 
+def chat_about(pictures: int, text: str) -> list[dict[str, Any]]:
+    """A question about so many pictures, as chat templates of transformers take it."""
+    return [{"role": "user", "content": [*[{"type": "image"}] * pictures, {"type": "text", "text": text}]}]
+
+
 def _chat(request: Request) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = [
         {"role": message["role"], "content": [{"type": "text", "text": message["text"]}]}
         for message in request.messages
     ]
     first = next(message for message in messages if message["role"] == "user")
-    first["content"].insert(0, {"type": "image"})
+    first["content"][:0] = [{"type": "image"}] * len(request.pictures)
     return messages
 
 
