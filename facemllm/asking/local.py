@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,11 @@ class Generated:
     digest: str
     max_tokens: int
     temperature: float
+
+    @cached_property
+    def one_picture(self) -> str:
+        """Why the model takes one picture only; empty where it takes several. Raises JobStopped if it cannot load."""
+        return refusal_of_several(*_loaded(self.folder))
 
     def send(self, requests: Sequence[MakeRequest]) -> list[Reply | Exception]:
         """A stored reply to each request, in order; RowRefused in the place of one whose picture cannot be used."""
@@ -132,6 +137,21 @@ def written(
         completion = sum(1 for token in tokens.tolist() if token not in ends)
         said.append((text, int(mask.sum()), completion))
     return said
+
+
+def refusal_of_several(network: Any, processor: Any) -> str:
+    """Why a model takes no second picture; empty where it takes several: its template has a place for each, its
+    processor makes tokens of each, and it writes a token after them."""
+    from PIL import Image
+
+    blank = Image.new("RGB", (64, 64))
+    try:
+        told = [(chat_about(count, "Which?"), [blank] * count) for count in (1, 2)]
+        options = {"do_sample": False, "max_new_tokens": 1}
+        one, two = (written(network, processor, [chat], [own], **options)[0][1] for chat, own in told)
+    except Exception as error:  # of a processor, a template or a model, of any family
+        return one_line(error)
+    return "" if two > one else "its chat template has a place for one"
 
 
 def chat_about(pictures: int, text: str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ The folder holds `predictions/` (`parsed` is the option's text by our reading), 
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,6 @@ from facemllm.asking.requests import reduced
 from facemllm.asking.store import Replies
 from facemllm.core import digests, progress
 from facemllm.core.files import partial_folder, publish
-from facemllm.errors import one_line
 from facemllm.evaluate import run
 from facemllm.evaluate.peers import Asked, Peer
 from facemllm.scoring import benchmarks as scoring
@@ -58,6 +58,10 @@ class Posed:
 class Solver(Protocol):
     """A model that answers problems: `raw` (None: it was not asked) and `parsed`, in order, and `scores` of options."""
 
+    @property
+    def one_picture(self) -> str:
+        """Why it takes one picture only; empty where it takes several."""
+
     def solve(self, posed: Sequence[Posed]) -> Iterator[dict[str, Any]]:
         """The answers."""
 
@@ -70,15 +74,9 @@ class Own:
     max_new_tokens: int
 
     @cached_property
-    def refusal(self) -> str:
-        """Why it takes no second picture; empty when it takes several: its template has a place for each, its processor
-        makes tokens of each, and it writes a token after them."""
-        blank = Image.new("RGB", (64, 64))
-        try:
-            lengths = [self._several([blank] * count, "Which?", 1)[1] for count in (1, 2)]
-        except Exception as error:  # a processor, a template or a model, of any family
-            return one_line(error)
-        return "" if lengths[1] > lengths[0] + 1 else "its chat template has a place for one"
+    def one_picture(self) -> str:
+        """Why it takes one picture only; empty where it takes several."""
+        return local.refusal_of_several(self.predictor.model, self.predictor.processor)
 
     def solve(self, posed: Sequence[Posed]) -> Iterator[dict[str, Any]]:
         """Answers in order."""
@@ -96,21 +94,19 @@ class Own:
             options = one.problem.options
             if len(one.pictures) == 1:
                 text, (found,) = next(answers)
-                yield {**_read(options, text), "scores": pairs(dict(zip(options, found.probabilities, strict=True)))}
-            elif self.refusal:
+                sound = all(map(math.isfinite, found.probabilities))
+                scores = pairs(dict(zip(options, found.probabilities, strict=True))) if sound else None
+                yield {**_read(options, text), "scores": scores}
+            elif self.one_picture:
                 yield {"raw": None, "parsed": None}
             else:
                 images = [_opened(picture) for picture in one.pictures]
-                yield _read(options, self._several(images, one.problem.prompt, self.max_new_tokens)[0])
+                yield _read(options, self._several(images, one.problem.prompt))
 
-    def _several(self, images: Sequence[Image.Image], text: str, longest: int) -> tuple[str, int]:
-        """What it writes about several pictures, and the tokens of the prompt."""
-        model, processor = self.predictor.model, self.predictor.processor
-        chat = local.chat_about(len(images), text)
-        ((said, prompt, _),) = local.written(
-            model, processor, [chat], [images], do_sample=False, max_new_tokens=longest
-        )
-        return said.strip(), prompt
+    def _several(self, images: Sequence[Image.Image], text: str) -> str:
+        chat, options = local.chat_about(len(images), text), {"do_sample": False, "max_new_tokens": self.max_new_tokens}
+        ((said, _, _),) = local.written(self.predictor.model, self.predictor.processor, [chat], [images], **options)
+        return said.strip()
 
 
 @dataclass(frozen=True)
@@ -119,9 +115,20 @@ class Other:
 
     peer: Peer
 
+    @property
+    def one_picture(self) -> str:
+        """Why it takes one picture only; empty where it takes several, and of an endpoint, which says so itself."""
+        sender = self.peer.sender
+        return sender.one_picture if isinstance(sender, local.Generated) else ""
+
     def solve(self, posed: Sequence[Posed]) -> Iterator[dict[str, Any]]:
         """Answers in order. Raises UserError as `Peer.ask`."""
-        return self.peer.ask([_asked(self.peer, one) for one in posed])
+        several = [len(one.pictures) > 1 for one in posed]
+        left_out = any(several) and bool(self.one_picture)
+        asked = [_asked(self.peer, one) for one, many in zip(posed, several, strict=True) if not (many and left_out)]
+        answers = self.peer.ask(asked)
+        for many in several:
+            yield {"raw": None, "parsed": None} if many and left_out else next(answers)
 
 
 def answered(
@@ -138,10 +145,10 @@ def answered(
     building = partial_folder(out)
     try:
         made, seconds = solver(), 0.0
-        if isinstance(made, Own) and made.refusal and (several := _several_in(table, split)):
+        if (several := _several_in(table, split)) and made.one_picture:
             progress.event(
                 note=f"{several:,} of {_rows(table, split):,} questions show several pictures and are not asked, since "
-                f"this model takes one ({made.refusal}); they count as not answered, and wrong"
+                f"this model takes one ({made.one_picture}); they count as not answered, and wrong"
             )
         told = {"split": split, **about}
         with (

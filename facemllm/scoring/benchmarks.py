@@ -11,7 +11,8 @@ versions of a picture. Legend: N questions, S clusters, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -216,28 +217,36 @@ def _gaps(settings: Settings, paper: Paper, drawn: Mapping[Node, Array]) -> Iter
         return
     middle = metrics.mean(drawn[node] for node in tasks)
     found = {node: _tested(settings, paper, node, drawn[node] - middle) for node in tasks}
-    corrected = stats.holm([p for _, p in found.values()])
-    for (node, (entry, p)), p_holm in zip(found.items(), corrected, strict=True):
-        yield node, {**entry, "p": stats.plain(p), "p_holm": stats.plain(p_holm)}
+    for (node, entry), p_holm in zip(found.items(), _corrected(found.values()), strict=True):
+        difference = entry.pop("difference")
+        yield node, {**difference, **entry, "p_holm": p_holm}
 
 
-def _tested(settings: Settings, paper: Paper, node: Node, gap: Array) -> tuple[dict[str, Any], float]:
-    clusters = len(np.unique(paper.clusters[paper.nodes[node]]))
-    p = float("nan")
+def _tested(settings: Settings, paper: Paper, node: Node, gap: Array, changes_N: Array | None = None) -> dict[str, Any]:
+    """A difference with its p, as `paired.compare` finds it: of a t test, else, of answers that all changed alike
+    (`changes_N`), of a sign test over clusters."""
+    rows = paper.nodes[node]
+    clusters, value, error, p = len(np.unique(paper.clusters[rows])), float(gap[0]), stats.standard_error(gap), math.nan
     if clusters >= settings.evaluate.min_group:
-        p = stats.p_value(float(gap[0]), stats.standard_error(gap), clusters - 1)
-    return dict(stats.spread(gap, clusters)), p
+        p = stats.p_value(value, error, clusters - 1)
+        if error == 0 and value != 0 and changes_N is not None:
+            p = stats.sign_test(np.bincount(paper.clusters[rows], changes_N[rows]).astype(np.float64))
+    return {"difference": stats.spread(gap, clusters), "p": stats.plain(p)}
+
+
+def _corrected(entries: Iterable[Mapping[str, Any]]) -> list[float | None]:
+    return [stats.plain(p) for p in stats.holm([math.nan if one["p"] is None else one["p"] for one in entries])]
 
 
 def compare(settings: Settings, paper: Paper, first: Marked, second: Marked, rule: str = "ours") -> dict[str, Any]:
     """The second's figures less the first's, paired: overall and by task, with p, Holm's p over the tasks, and the
     verdict on the second, as `paired.compare` has them."""
     ours, theirs = (replicates(settings, paper, marked, rule) for marked in (first, second))
+    changes_N = second.right[rule] - first.right[rule]
     found = {}
     for nodes in ([()], tasks_of(paper)):
-        tested = {node: _tested(settings, paper, node, theirs[node] - ours[node]) for node in nodes}
-        corrected = stats.holm([p for _, p in tested.values()])
-        for (node, (difference, p)), p_holm in zip(tested.items(), corrected, strict=True):
-            entry = {"difference": difference, "higher_is_better": True, "metric": ACCURACY.name, "unit": ""}
-            found["/".join(node)] = judged({**entry, "p": stats.plain(p), "p_holm": stats.plain(p_holm)})
+        tested = {node: _tested(settings, paper, node, theirs[node] - ours[node], changes_N) for node in nodes}
+        for (node, entry), p_holm in zip(tested.items(), _corrected(tested.values()), strict=True):
+            about = {"higher_is_better": True, "metric": ACCURACY.name, "unit": ""}
+            found["/".join(node)] = judged({**entry, **about, "p_holm": p_holm})
     return found

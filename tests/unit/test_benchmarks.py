@@ -41,6 +41,7 @@ class Says:
     """A solver that gives what it is told to each problem."""
 
     answer: object
+    one_picture: str = ""
 
     def solve(self, posed):
         for one in posed:
