@@ -202,8 +202,8 @@ def _operations(settings: Settings, predictor: Any, table: Table) -> float | Non
     split, longest = settings.evaluate.split, settings.evaluate.max_new_tokens
     with cost.operations() as counter:
         if scoring.benchmark_of(table) is not None:
-            first = islice(benchmarks.posed(table, split), 1)
-            count = len(list(benchmarks.Own(predictor, longest).solve(list(first))))
+            single = (one for one in benchmarks.posed(table, split) if len(one.pictures) == 1)
+            count = len(list(benchmarks.Own(predictor, longest).solve(list(islice(single, 1)))))
         else:
             kept: Any = _Kept()
             faces = run.drawn(table, split, 1)
