@@ -30,17 +30,6 @@ LISTS = Path(__file__).parents[1] / "tests" / "unit" / "asked"
 FRAMES = Path(__file__).with_name("question_frames.txt")
 _OF_FRAME = 10
 """Questions made of each frame."""
-_FACE = (
-    "a hat,hat,cap,glasses,sunglasses,beard,a moustache,moustache,lipstick,earrings,bangs,fringe,hairstyle,haircut,hair"
-    ",long hair,gray hair,blue eyes,eyes,hair color,smile,emotion,face,age,gender,eyewear,head,chin,bun,ponytail"
-    ",eye color,expression,happy,bald,sad,hairdo,stubble,angry,scared,old,young,man,tilt,nose,lips,ears"
-).split(",")
-_THINGS = (
-    "curtain tattoo necklace statue river tower mirror road bottle wine blouse jacket scarf tooth teeth scar eyebrows"
-    " eyelashes cheek skin watch wrist robot engine kettle carpet lamp ladder pumpkin sock bridge guitar planet sentence"
-    " song market letter contract theory doll puppet monkey fox sheep boat train cake soup story team"
-).split()
-_ODD = "big old wet broken white clean closed open long small pointed soft expensive thick round".split()
 
 
 def texts() -> list[tuple[str, str, str]]:
@@ -67,17 +56,19 @@ def texts() -> list[tuple[str, str, str]]:
 def framed(drawn: random.Random) -> list[str]:
     """Questions about other things, or about a face in a way that no face answers: each frame some times, with words
     that are drawn, some of them unknown."""
+    lines = FRAMES.read_text(encoding="utf-8").splitlines()
+    words = {name: said.split("|") for name, eq, said in (line.partition("=") for line in lines) if eq}
     elsewhere = sorted(LEXICON.elsewhere)
 
     def unknown() -> str:
         return "".join(drawn.choice("bcdfglmnprstvz") + drawn.choice("aeiou") for _ in range(drawn.randint(2, 4)))
 
     def word(slot: re.Match[str]) -> str:
-        chosen = {"face": [drawn.choice(_FACE)], "odd": [drawn.choice(_ODD), unknown()]}
-        chosen["thing"] = [drawn.choice(elsewhere), drawn.choice(_THINGS), unknown()]
+        chosen = {"face": [drawn.choice(words["face"])], "odd": [drawn.choice(words["odd"]), unknown()]}
+        chosen["thing"] = [drawn.choice(elsewhere), drawn.choice(words["thing"]), unknown()]
         return drawn.choice(chosen[slot[1]])
 
-    frames = FRAMES.read_text(encoding="utf-8").splitlines()
+    frames = [line for line in lines if "=" not in line]
     return sorted({re.sub(r"\{(\w+)\}", word, frame) for frame in frames for _ in range(_OF_FRAME)})
 
 

@@ -29,7 +29,7 @@ from facemllm.asking.requests import JobStopped
 from facemllm.core import digests, mediapipe
 from facemllm.core.files import atomic_write
 from facemllm.core.images import BadPicture, opened
-from facemllm.core.mediapipe import DETECTOR, FETCH, MESH, NOT_INSTALLED, RELEASE, WEIGHTS, Network
+from facemllm.core.mediapipe import DETECTOR, MESH, NOT_INSTALLED, RELEASE, WEIGHTS, Network
 from facemllm.errors import UserError
 from facemllm.settings import Settings, root
 

@@ -59,10 +59,11 @@ class Planner:
         return self._asked(chat[-1][1], question.options)
 
     def _talk(self, chat: Chat) -> Plan:
-        """A chat of several turns: free, if one of them is about faces and none asks what may not be asked."""
+        """A chat of several turns: refused if any of them asks what may not be asked. A last turn that asks for an item
+        by itself is that item; any other is answered freely, if a turn of the user's is about faces."""
         plans = [self._asked(text, ()) for role, text in chat if role == "user"]
         refused = next((one for one in plans if one.answer and one.answer.kind == "refused"), None)
-        if refused or all(one.answer for one in plans):
+        if refused or plans[-1].known or all(one.answer for one in plans):
             return refused or plans[-1]
         return Plan(chat=chat)
 

@@ -189,6 +189,22 @@ def test_policy_reads_every_turn_and_every_option():
     assert [one.kind for one in found] == ["refused", "untaught"]  # a refused task, and nothing about faces at all
 
 
+def test_a_last_turn_that_asks_for_an_item_by_itself_is_answered_as_that_item():
+    def talk(*texts: str, by: Service | None = None) -> Answer:
+        chat = tuple((("user", "assistant")[n % 2], text) for n, text in enumerate(texts))
+        (found,) = answers(ask(Question(texts[-1], chat=chat)), by=by)
+        return found
+
+    engine = FakeEngine()
+    found = talk("face?", "round", "hat", by=service(engine))
+    assert (found.kind, found.item, found.value) == ("taught", "Wearing_Hat", "yes")
+    assert engine.calls == [("i", [Query("taught?", ("yes", "no"))], [], "c")]
+    assert talk("hat", "yes", "sure?").kind == "free", "what hangs on the turns before it has them before the model"
+    assert talk("weather", "no", "hat").item == "Wearing_Hat"
+    for refused in (("who", "b", "hat"), ("sex", "b", "hat"), ("hat", "who", "hat"), ("hat", "b", "sex")):
+        assert talk(*refused).kind == "refused"
+
+
 def test_a_picture_that_evaluation_does_not_cover_is_not_guessed_at():
     engine = FakeEngine()
     found = answers(ask("hat", "who", "tell", image="dark"), by=service(engine))
@@ -248,9 +264,12 @@ def test_a_stream_gives_pieces_and_then_the_whole():
         return [one async for one in by.stream(ask(text, image=image), client="c", deadline=None)]
 
     assert asyncio.run(go("face?")) == ["a face", Answer("free", "a face")]
-    assert asyncio.run(go("face?", writes="one two three four")) == [
-        *("one ", "two three four", Answer("free", "one two three four"))
-    ]
+    long = "It is long. " * 20 + "And so on"
+    *pieces, whole = asyncio.run(go("face?", writes=long))
+    assert whole == Answer("free", long)
+    assert "".join(pieces) == long
+    assert len(pieces) > 5, "sentences are given as they end"
+    assert len(pieces[0].split()) >= 39, "after the first words were read together"
     assert asyncio.run(go("tell"))[:2] == ["a ", "face"], "what is taught is given as it is written"
     (closed,) = asyncio.run(go("hat"))
     assert closed.text == "yes!"
@@ -265,13 +284,16 @@ def test_free_words_do_not_tell_what_is_withheld() -> None:
     assert (found.kind, found.rule, found.value) == ("refused", "gender", None)
     assert "man" not in found.text.split()
 
-    async def go() -> list[Any]:
-        by = service(FakeEngine(writes="one two three four is a man there"))
+    async def go(writes: str) -> list[Any]:
+        by = service(FakeEngine(writes=writes))
         return [one async for one in by.stream(ask("face?"), client="c", deadline=None)]
 
-    *pieces, whole = asyncio.run(go())
+    for harmless in ("one two three four is ", "A face. It is round. " * 4):
+        (whole,) = asyncio.run(go(f"{harmless}a man there"))
+        assert (whole.kind, whole.rule) == ("refused", "gender"), "nothing of it has gone out"
+    *pieces, whole = asyncio.run(go("A face is there. " * 20 + "It is a man there. " * 20))
     assert (whole.kind, whole.rule) == ("refused", "gender")
-    assert "".join(pieces) == "one two three "
+    assert "man" not in "".join(pieces).split(), "of a long one whole sentences before it"
 
 
 @pytest.mark.parametrize("leaves", [True, False])

@@ -84,9 +84,9 @@ def measure(image: Image.Image, find_faces: FindFaces | None = None) -> dict[str
     """Facts about a picture, or about the part of it that shows the face: `width` and `height` in pixels; `sharpness`,
     the variance of the Laplacian at `FINE` pixels over that at `COARSE`: how much detail is left of what the coarse
     picture shows, in the dark as in the light, of a smooth face as of a rough one; `brightness` (mean) and
-    `contrast` (standard deviation) of grey values from 0 to 1; `color`, how far red, green and blue differ, as a share of
-    the brightest; `saturated`, the share of pixels that are as good as black or white; and `faces` and `upside_down` if
-    there is a detector."""
+    `contrast` (standard deviation) of grey values from 0 to 1; `color`, how far red, green and blue differ, as a share
+    of the brightest; `saturated`, the share of pixels that are as good as black or white; and `faces` and `upside_down`
+    if there is a detector."""
     grey = _grey(image, FINE)
     fine, coarse = _detail(grey), _detail(_grey(image, COARSE))
     width, height = image.size

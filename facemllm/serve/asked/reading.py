@@ -19,8 +19,8 @@ _NEGATION = re.compile(
     r"|beardless|hairless|unadorned|false|wrong|untrue|incorrect|mistaken|fail(?:s|ed|ing)?|other than|anything but"
     r"|anything else|instead of|rather than|except|lies?|lied|lying|refus(?:e|es|ed|ing) to|deny|denies|denied"
     r"|doubt(?:s|ed|ful)?|unlikely|impossible|hardly|barely|gone|removed|took off|taken off"
-    r"|forehead (?:is )?(?:\w+ )?(?:bare|exposed|uncovered|visible|clear|seen)|(?:bare|exposed|uncovered|clear) forehead"
-    r"|see (?:the|his|her|their) forehead)\b"
+    r"|forehead (?:is )?(?:\w+ )?(?:bare|exposed|uncovered|visible|clear|seen)"
+    r"|(?:bare|exposed|uncovered|clear|see (?:the|his|her|their)) forehead)\b"
 )
 _NO_NEGATION = re.compile(
     r"\b(?:yes or no|yes no|no or yes|or no\w*(?: \w+)?|or without|whether or not|if not|no \w+(?: \w+)* or \w+"
