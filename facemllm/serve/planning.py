@@ -51,7 +51,9 @@ class Planner:
         if question.task is not None:
             return self._named(question.task, question.item, ask.where)
         chat = question.chat or (("user", question.text or ""),)
-        for text in (*(text for _, text in chat), *question.options):
+        said = [text for role, text in chat if role == "user"]
+        together = [" ".join(said)] if len(said) > 1 else []  # what is asked by pieces is asked, too
+        for text in (*(text for _, text in chat), *together, *question.options):
             if refusal := self._policy.refuses(text):
                 return _refused(refusal)
         if len(chat) > 1 and not question.options:

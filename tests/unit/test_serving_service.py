@@ -11,10 +11,12 @@ import pytest
 
 from facemllm import tasks
 from facemllm.model.inference import Query, Scored
+from facemllm.serve.asked.matching import Matcher
+from facemllm.serve.asked.policy import Policy
 from facemllm.serve.caller import EndsWithCaller
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.language import Answer, Ask, Encoded, Question, Refused
-from facemllm.serve.planning import UNTAUGHT
+from facemllm.serve.planning import UNTAUGHT, Planner
 from facemllm.serve.service import Served, Service
 
 HAT = tasks.get("attributes").question("Wearing_Hat")
@@ -355,3 +357,19 @@ def test_more_text_than_is_read_at_once_is_refused_before_it_is_read():
         with pytest.raises(Refused, match="characters of text") as refusal:
             answers(ask(question), by=service(engine))
         assert refusal.value.status == 413
+
+
+def test_what_is_asked_by_pieces_over_the_turns_of_a_chat_is_refused() -> None:
+    policy = Policy({"age": "drawn heads"})
+    planner = Planner([tasks.get("attributes")], Matcher([tasks.get("attributes")]), policy)
+    image = Encoded(b"", 9, 9, "i")
+
+    def rule(*texts: str) -> str | None:
+        chat = tuple((("user", "assistant")[n % 2], text) for n, text in enumerate(texts))
+        found = planner.plan(Ask(image, ()), Question(texts[-1], chat=chat)).answer
+        return found.rule if found else None
+
+    first, second = "Where was she", "born"
+    assert (policy.refuses(first), policy.refuses(second)) == (None, None)
+    assert rule(first, "go on", second) == "nationality"
+    assert rule("What color is the hair?", "brown", "Is she wearing a hat?") is None

@@ -34,10 +34,10 @@ ENOUGH = 0.78
 """Least similarity of a match, of 1."""
 MARGIN = 0.15
 """Least distance to the second best item."""
-SURE = 0.7
+SURE = 0.6
 """Least probability of the classifier for an item where the lexicon finds none: on a list that it had not learnt from
 it took no foreign question of 150 at this."""
-DOUBT = 0.7
+DOUBT = 0.8
 """Probability of the classifier that nothing taught is asked for, above which the lexicon is not believed."""
 _LIKELY = 0.5
 """Least probability, exceeded, of an option that a bare yes says."""
