@@ -51,7 +51,9 @@ class Planner:
         if question.task is not None:
             return self._named(question.task, question.item, ask.where)
         chat = question.chat or (("user", question.text or ""),)
-        for text in (*(text for _, text in chat), *question.options):
+        said = [text for role, text in chat if role == "user"]
+        together = [" ".join(said)] if len(said) > 1 else []  # what is asked by pieces is asked, too
+        for text in (*(text for _, text in chat), *together, *question.options):
             if refusal := self._policy.refuses(text):
                 return _refused(refusal)
         if len(chat) > 1 and not question.options:
@@ -59,10 +61,11 @@ class Planner:
         return self._asked(chat[-1][1], question.options)
 
     def _talk(self, chat: Chat) -> Plan:
-        """A chat of several turns: free, if one of them is about faces and none asks what may not be asked."""
+        """A chat of several turns: refused if any of them asks what may not be asked. A last turn that asks for an item
+        by itself is that item; any other is answered freely, if a turn of the user's is about faces."""
         plans = [self._asked(text, ()) for role, text in chat if role == "user"]
         refused = next((one for one in plans if one.answer and one.answer.kind == "refused"), None)
-        if refused or all(one.answer for one in plans):
+        if refused or plans[-1].known or all(one.answer for one in plans):
             return refused or plans[-1]
         return Plan(chat=chat)
 

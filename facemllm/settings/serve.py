@@ -110,12 +110,14 @@ class Guard(Section):
 
 class ServeQuality(Section):
     """Pictures that are answered about: pixels of the shorter side, and figures of `serve.asked.quality.measure`.
-    Null: no limit."""
+    Null: no limit. `detector` is the folder of a face detector's weights; null: nobody counts faces."""
 
     min_side: Positive | None
     min_sharpness: Limit | None
     min_brightness: Share | None
     min_contrast: Share | None
+    min_color: Share | None
+    detector: str | None
 
 
 class Queue(Section):

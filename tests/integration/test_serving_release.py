@@ -312,6 +312,27 @@ def test_a_server_that_is_ended_under_load_loses_at_most_what_it_had_begun(
     print(f"{signal.Signals(how).name}: {len(lost)} requests lost, {counted['refused']} refused while none served")
 
 
+def test_a_proxy_that_is_killed_comes_back_by_itself_with_the_model_it_had(settings: Settings, small: None) -> None:
+    def rows() -> dict[str, Any]:
+        return {row.name: row for row in services.status(settings)}
+
+    release(settings, "equal", "1", [])
+    before = rows()
+    with Load(settings, BODY, clients := 4) as load:
+        wait_until(lambda: len(load.told) > 50)
+        os.kill(before["production"].pid, signal.SIGKILL)
+        wait_until(lambda: any(status == 0 for status, _ in load.told))
+        wait_until(lambda: load.told[-1][0] == 200)  # its supervisor brought it back
+    after = rows()
+    assert (after["production"].state, after["production"].restarts) == ("up", before["production"].restarts + 1)
+    assert after["production"].pid != before["production"].pid
+    assert after["production-a"].pid == before["production-a"].pid, "the model server stayed as it was"
+    assert load.servers.keys() - {name for _, name in load.failed} == {"production-a"}
+    in_flight = [name for status, name in load.failed if (status, name) != (0, "ConnectError")]
+    assert len(in_flight) <= clients, in_flight
+    print(f"{len(in_flight)} requests lost, {len(load.failed) - len(in_flight)} found nobody until it was back")
+
+
 def test_real_model_servers_are_switched_without_a_failed_request(
     settings: Settings, model: Path, probe: Probe
 ) -> None:

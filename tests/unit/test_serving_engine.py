@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.serve.engine import pieces as telling
+from facemllm.serve.engine.batches import Job
 from facemllm.serve.engine.own import Encodings, Found, OwnEngine, Prepared
 from facemllm.serve.engine.packed import PackedLinear, pack
 from facemllm.serve.engine.room import Room
@@ -119,7 +121,7 @@ def test_it_answers_as_the_predictor_whatever_it_answers_beside(predictor: Predi
         (faces[4], CLOSED[:1], []),
         (faces[5], CLOSED, OPEN[::-1]),
     ]
-    engine = OwnEngine(predictor, max_new_tokens=LONGEST, room=Room(batch=3, rows=4))
+    engine = OwnEngine(predictor, max_new_tokens=LONGEST, room=Room(batch=3, rows=4, wait_s=math.inf))
     engine.warm_up()
     found = asyncio.run(together(engine, asked))
     again = asyncio.run(together(engine, asked[::-1]))[::-1]
@@ -129,6 +131,30 @@ def test_it_answers_as_the_predictor_whatever_it_answers_beside(predictor: Predi
         same(two, one)
     assert len({text for one in found for text in one.texts}) == 9  # each its own: faces are told apart
     assert (engine.encodings.misses, engine.counters.finished) == (6, 14)
+
+
+def test_a_job_of_many_passes_lets_others_through(plain: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = OwnEngine(plain, max_new_tokens=LONGEST)
+    monkeypatch.setattr(engine, "_rows", 2)
+    face, other = prepared(plain, 0), prepared(plain, 1)
+    many = CLOSED * 40
+
+    async def go() -> None:
+        big, small = (
+            Job(engine._work(shown, closed, [], False), client, math.inf, len(closed), 0)
+            for client, shown, closed in (("a", face, many), ("b", other, CLOSED))
+        )
+        engine.step([big])
+        assert len(big.work.passes) > 3
+        assert not big.ended
+        engine.step([small])
+        assert (small.ended, big.ended) == (True, False)
+        while not big.ended:
+            engine.step([])
+        same(await big.future, expected(plain, face, many, []))
+        same(await small.future, expected(plain, other, CLOSED, []))
+
+    asyncio.run(go())
 
 
 def test_packed_layers_answer_alike(plain: Predictor) -> None:

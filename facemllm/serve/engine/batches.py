@@ -92,7 +92,7 @@ class Scheduler(Generic[Work, Result]):
         self._cost = 0.0  # of what waits and runs
         self._clock = 0.0  # how much the client taken last had been served
         self._pace: float | None = None  # seconds a unit of cost
-        self._since = 0.0  # seconds of computing since a job last ended
+        self._since = self._since_cost = 0.0  # seconds of computing, and cost of what ended, since the pace was taken
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -251,9 +251,11 @@ class Scheduler(Generic[Work, Result]):
             self._measure(seconds, sum(job.cost for job in ended))
 
     def _measure(self, seconds: float, cost: float) -> None:
-        """Keep the pace: seconds of computing a unit of cost, smoothed."""
+        """Keep the pace: seconds of computing a unit of cost, smoothed. Measured once as much has ended as half of what
+        still runs: a small job that ends first is not charged with the time of a large one beside it."""
         self._since += seconds
-        if cost:
-            pace = self._since / cost
+        self._since_cost += cost
+        if cost and 2 * self._since_cost >= sum(job.cost for job in self._running):
+            pace = self._since / self._since_cost
             self._pace = pace if self._pace is None else (1 - _SMOOTHING) * self._pace + _SMOOTHING * pace
-            self._since = 0.0
+            self._since = self._since_cost = 0.0

@@ -48,6 +48,7 @@ class _Work:
     prompts: Sequence[list[int]]
     characteristics: bool
     say: Callable[[str], None] | None = None
+    tokens_ND: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     passes: list[Layout] = field(default_factory=list)
     scored: dict[int, list[Scored]] = field(default_factory=dict)  # by pass
     rows: list[Row] = field(default_factory=list)
@@ -172,13 +173,14 @@ class OwnEngine:
         self._begun: list[_Job] = []
 
     def step(self, new: Sequence[_Job]) -> None:
-        """Look at new faces, answer their closed questions, and write one token of every open one."""
+        """Look at new faces, score some passes of closed questions, and write one token of every open one."""
         if self._threads:
             torch.set_num_threads(self._threads)  # of this thread
             self._threads = None
         self._give_up()
         if new:
             self._begin(new)
+        self._score()
         self._decoding.step()
         for job in self._begun:
             if job.work.say is not None and job.work.rows:
@@ -198,23 +200,30 @@ class OwnEngine:
     def _begin(self, new: Sequence[_Job]) -> None:
         self._begun += new
         seen = self._looked_at([job.work.face for job in new])
-        waiting: list[tuple[_Work, int]] = []
         for job in new:
-            work = job.work
+            work, face = job.work, seen[job.work.face.key]
+            work.tokens_ND = face.tokens_ND
             if work.characteristics:
-                work.found = seen[work.face.key].characteristics
+                work.found = face.characteristics
             work.passes = self.predictor.passes(work.closed) if work.closed else []
-            waiting += [(work, number) for number in range(len(work.passes))]
-        for group in _even(waiting, self._rows):
-            flat_BNF = torch.stack([seen[work.face.key].tokens_ND for work, _ in group])
+            if work.chats:
+                self._write(work, face)
+        self._decoding.begin([row for job in new for row in job.work.rows])
+
+    def _score(self) -> None:
+        """The next pass of every job, and further ones where few wait: no job of many holds up the others."""
+        waiting: list[tuple[int, _Work, int]] = []
+        for job in self._begun:
+            left = [number for number in range(len(job.work.passes)) if number not in job.work.scored]
+            waiting += [(turn, job.work, number) for turn, number in enumerate(left)]
+        waiting.sort(key=lambda one: one[0])
+        count = max(self._rows, sum(turn == 0 for turn, *_ in waiting))
+        for group in _even([(work, number) for _, work, number in waiting[:count]], self._rows):
+            flat_BNF = torch.stack([work.tokens_ND for work, _ in group])
             found = self.predictor.score_rows(flat_BNF, [work.passes[number] for work, number in group])
             for (work, number), scored in zip(group, found, strict=True):
                 work.scored[number] = scored
             self._end()
-        for job in new:
-            if job.work.chats:
-                self._write(job.work, seen[job.work.face.key])
-        self._decoding.begin([row for job in new for row in job.work.rows])
 
     def _write(self, work: _Work, seen: Seen) -> None:
         """Begin to write; what settings of the model's own steer is written at once, by `generate`."""

@@ -20,11 +20,30 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from facemllm.core import digests
 from facemllm.errors import UserError, one_line
 
 DETECTOR = "face_detection_short_range.tflite"
 MESH = "face_landmark.tflite"
-NOT_INSTALLED = "annotate.experts needs LiteRT, which is not installed; get it with: pip install 'facemllm[experts]'"
+NOT_INSTALLED = "faces are found by LiteRT, which is not installed; get it with: pip install 'facemllm[experts]'"
+
+RELEASE = "mediapipe==0.10.21"
+"""The last release on PyPI whose wheel carries the files below; they are the same in 0.10.14."""
+
+# File of the expert: its place in the wheel, its size in bytes, its SHA-256.
+WEIGHTS = {
+    DETECTOR: (
+        "mediapipe/modules/face_detection/face_detection_short_range.tflite",
+        229_714,
+        "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
+    ),
+    MESH: (
+        "mediapipe/modules/face_landmark/face_landmark.tflite",
+        1_242_398,
+        "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
+    ),
+}
+FETCH = "python -m facemllm.annotate.experts"
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +52,7 @@ DETECTOR_GRIDS = ((16, 2), (8, 6))  # cells a side, and anchors in each
 MESH_SIDE = 192
 MESH_POINTS = 468
 _LOGIT = 0.0  # answers below it, a probability of one half, are no faces; for either network
+OVERLAP = 0.3
 CROP_MARGIN = 1.5  # side of the mesh's input over that of a detected face, or of the mesh itself
 BOX_MARGIN = 1.25  # the same over a label's box, which encloses more of the head than a detection
 LOOK_MARGIN = 2.0  # side of the part of the picture that is searched, over that of a label's box
@@ -76,6 +96,14 @@ RESTING: dict[tuple[int, ...], tuple[float, float, float]] = {
     (2,): (0.0, -0.25, 0.506),
     (152,): (0.0, -1.102, 0.203),
 }
+
+
+def verified(path: Path, sha256: str, setting: str) -> None:
+    """Raises UserError when a file of weights, whose folder `setting` names, is missing or another one."""
+    if not path.is_file():
+        raise UserError(f"{setting}: {path} is missing; get it with: {FETCH} {path.parent}")
+    if digests.of_file(path) != sha256:
+        raise UserError(f"{path}: not the file of {RELEASE}; remove it and run: {FETCH} {path.parent}")
 
 
 @dataclass(frozen=True)
@@ -151,6 +179,31 @@ def face_points(
     # once more on a crop around the points themselves, upright: the answer hangs less on where the first one lay
     points, is_face = _meshed(picture, _around(points), mesh)
     return points if is_face else None
+
+
+def found_faces(picture: Image.Image, detector: Network) -> list[tuple[float, float, float, float, float]]:
+    """Faces in an RGB picture, the surest first: left, top, right, bottom as shares of the longer side, and the logit.
+    Of answers that overlap by more than `OVERLAP` (intersection over union) the surest is kept."""
+    width, height = picture.size
+    whole = Crop(width / 2, height / 2, max(width, height))
+    regressed, logits = detector(whole.taken(picture, DETECTOR_SIDE) / np.float32(127.5) - 1)
+    anchors, kept = _anchors(), list[tuple[float, float, float, float, float]]()
+    for n in np.argsort(-logits[:, 0]):
+        if (logit := float(logits[n, 0])) < _LOGIT:
+            break
+        (x, y), (w, h) = (regressed[n, :2] + anchors[n]) / DETECTOR_SIDE, regressed[n, 2:4] / DETECTOR_SIDE
+        box = (float(x - w / 2), float(y - h / 2), float(x + w / 2), float(y + h / 2), logit)
+        if all(_overlap(box, one) <= OVERLAP for one in kept):
+            kept.append(box)
+    return kept
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes."""
+    across, down = (min(one[n + 2], other[n + 2]) - max(one[n], other[n]) for n in (0, 1))
+    both = max(0.0, across) * max(0.0, down)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return both / (areas - both) if areas > both else 0.0
 
 
 def _detected(picture: Image.Image, box: Sequence[float] | None, detector: Network) -> Crop | None:
