@@ -93,7 +93,7 @@ class Predictor(Reader):
         none = np.empty(0, np.int64)
         trunk, places = np.full(len(ids), TRUNK), np.arange(len(ids))
         self._prefix = Layout(ids, np.full(len(ids), PREFIX), trunk, places, none, none, none, none)
-        self._image_N = np.flatnonzero(ids == self.frame.image_token_id)
+        self.image_places = np.flatnonzero(ids == self.frame.image_token_id)
 
     @classmethod
     def load(cls, model_dir: Path | str, device: str = "cpu", threads: int | None = None) -> Predictor:
@@ -184,7 +184,7 @@ class Predictor(Reader):
             self._tensor(np.where(places_L < lengths[:, None], 0, PADDING)),
             padded("block"),
             padded("position"),
-            self._tensor(np.add.outer(np.arange(len(layouts)) * len(places_L), self._image_N).ravel()),
+            self._tensor(np.add.outer(np.arange(len(layouts)) * len(places_L), self.image_places).ravel()),
             padded("branch"),
         ).unflatten(0, (len(layouts), -1))
         return [self._read(states_LD, layout) for states_LD, layout in zip(states_BLD, layouts, strict=True)]
@@ -209,16 +209,7 @@ class Predictor(Reader):
         index_K = self._tensor(place_K)
         likelihood_K = logits_PV.log_softmax(-1)[index_K, self._tensor(layout.token)].double().cpu().numpy()
         expected_K = logits_PV.argmax(-1)[index_K].cpu().numpy() == layout.token
-        options = int(layout.ends.max(initial=0))
-        total = np.bincount(layout.option, likelihood_K, minlength=options)
-        greedy = np.bincount(layout.option, ~expected_K, minlength=options) == 0
-        scored = []
-        for first, end in pairwise([0, *layout.ends.tolist()]):
-            relative = np.exp(total[first:end] - total[first:end].max())
-            written = np.flatnonzero(greedy[first:end])
-            probabilities = tuple(float(p) for p in relative / relative.sum())
-            scored.append(Scored(probabilities, int(written[0]) if len(written) else None))
-        return scored
+        return read_scores(likelihood_K, expected_K, layout)
 
     def _layout(self, query: Query) -> Layout:
         # what strangers ask is kept, too, so what is kept has to be small
@@ -284,6 +275,21 @@ class Predictor(Reader):
             pad_token_id=padding,
         )
         return [self.text(row) for row in written_BL[:, longest:].tolist()]
+
+
+def read_scores(likelihood_K: NDArray[np.float64], expected_K: NDArray[np.bool_], layout: Layout) -> list[Scored]:
+    """The answers to the queries of a row, from the log-likelihood of each scored token and whether it is the likeliest
+    one at its place."""
+    options = int(layout.ends.max(initial=0))
+    total = np.bincount(layout.option, likelihood_K, minlength=options)
+    greedy = np.bincount(layout.option, ~expected_K, minlength=options) == 0
+    scored = []
+    for first, end in pairwise([0, *layout.ends.tolist()]):
+        relative = np.exp(total[first:end] - total[first:end].max())
+        written = np.flatnonzero(greedy[first:end])
+        probabilities = tuple(float(p) for p in relative / relative.sum())
+        scored.append(Scored(probabilities, int(written[0]) if len(written) else None))
+    return scored
 
 
 def _text(message: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from facemllm.serve.asked.policy import Policy
 from facemllm.serve.caller import CALLER
 from facemllm.serve.doors import openai, routes, task_door
 from facemllm.serve.engine.own import OwnEngine
+from facemllm.serve.engine.pixels import pixels_of
 from facemllm.serve.engine.protocol import Chat, Prepared
 from facemllm.serve.engine.room import Room
 from facemllm.serve.engine.vllm import VllmEngine
@@ -145,9 +146,11 @@ def service_of(
     if observer.metrics:
         observer.metrics.follow(engine.counters)
 
+    pixels = pixels_of(predictor)
+
     def prepare(image: Image.Image, map_: NDArray[np.uint8] | None, key: tuple[str, ...]) -> Prepared:
         shown = predictor.map(map_) if map_ is not None and isinstance(predictor, Predictor) else None
-        return Prepared(predictor.pixels(image), shown, key, quality.measure(image))
+        return Prepared(pixels(image), shown, key, quality.measure(image))
 
     guard = settings.guard
     cache = int(guard.decode_cache_mb * 2**20)
