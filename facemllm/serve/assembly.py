@@ -22,6 +22,7 @@ from facemllm.serve.asked.policy import Policy
 from facemllm.serve.caller import CALLER
 from facemllm.serve.doors import openai, routes, task_door
 from facemllm.serve.engine.own import OwnEngine
+from facemllm.serve.engine.pixels import pixels_of
 from facemllm.serve.engine.protocol import Chat, Prepared
 from facemllm.serve.engine.room import Room
 from facemllm.serve.engine.vllm import VllmEngine
@@ -146,10 +147,12 @@ def service_of(
     if observer.metrics:
         observer.metrics.follow(engine.counters)
 
+    pixels = pixels_of(predictor)
+
     def prepare(image: Image.Image, map_: NDArray[np.uint8] | None, key: tuple[str, ...]) -> Prepared:
         shown = predictor.map(map_) if map_ is not None and isinstance(predictor, Predictor) else None
         in_box = bool(key[-1])  # who sends a box says where the face is
-        return Prepared(predictor.pixels(image), shown, key, quality.measure(image, None if in_box else find_faces))
+        return Prepared(pixels(image), shown, key, quality.measure(image, None if in_box else find_faces))
 
     limits = settings.quality.model_dump()
     folder = limits.pop("detector")

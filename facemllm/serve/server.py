@@ -14,6 +14,7 @@ What it listens to is in `listening`, how it is asked in `doors`, who answers in
 from __future__ import annotations
 
 import argparse
+import gc
 import ipaddress
 import json
 import logging
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from facemllm.errors import UserError
 from facemllm.serve.approval import Approval
 from facemllm.serve.engine.export import export_for_vllm, exported_from
+from facemllm.serve.imports import without
 from facemllm.signing import manifest
 from facemllm.signing.canonical import Refused
 
@@ -38,6 +40,7 @@ log = logging.getLogger("facemllm.serve")
 
 UNSAFE = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py"})
 _STOP_SECONDS = 8
+_SWITCH_S = 0.001  # longest that the event loop waits for the Python of other threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,14 +149,16 @@ def _serve_settings(text: str, engine: Mapping[str, str | None] = MappingProxyTy
 
 
 def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
+    gc.disable()  # imports leave no garbage, and a full collection of them takes long
     sys.argv = sys.argv[:1]  # KServe reads the command line when it is imported
-    from facemllm.model.inference import Predictor
-    from facemllm.model.reader import Reader
-    from facemllm.serve import seen
-    from facemllm.serve.assembly import PredictorTokens, loaded, service_of
-    from facemllm.serve.evaluated import Evaluated
-    from facemllm.serve.predictor import known_tasks
-    from facemllm.serve.service import Served
+    with without():
+        from facemllm.model.inference import Predictor
+        from facemllm.model.reader import Reader
+        from facemllm.serve import seen
+        from facemllm.serve.assembly import PredictorTokens, loaded, service_of
+        from facemllm.serve.evaluated import Evaluated
+        from facemllm.serve.predictor import known_tasks
+        from facemllm.serve.service import Served
 
     own = chosen.engine.name == "own"
     predictor = Predictor.load(folder, device="cpu", threads=chosen.threads) if own else Reader.open(folder)
@@ -195,6 +200,9 @@ def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval
     log.info("serving %s, approved by %s, on %s:%d", options.digest[:12], by, options.host, options.port)
     if approval:
         approval.watch(lambda ready: setattr(loaded.model, "ready", ready))
+    sys.setswitchinterval(_SWITCH_S)
+    gc.freeze()
+    gc.enable()
     server.start([loaded.model])
 
 

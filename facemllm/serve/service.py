@@ -101,9 +101,10 @@ class Service:
         """The tasks that can be asked by name: all but those that teach what a face does not tell."""
         return {name: task for name, task in self.tasks.items() if name != UNANSWERABLE}
 
-    def check(self, client: str) -> None:
-        """Raise Refused (429, 503) where any ask of a client would be refused now, whatever it asks."""
-        self._engine.check(client=client, deadline=time.monotonic() + self.timeout_s)
+    def check(self, client: str, under_way: int = 0) -> None:
+        """Raise Refused (429, 503) where any ask of a client would be refused now, whatever it asks, or behind the
+        requests that are under way."""
+        self._engine.check(client=client, deadline=time.monotonic() + self.timeout_s, under_way=under_way)
 
     async def answer(self, asks: Sequence[Ask], *, client: str, deadline: float | None) -> list[Answers]:
         """Answers to all asks, in order. `deadline` is in seconds of `time.monotonic()`. Raises Refused."""

@@ -87,8 +87,9 @@ def measure(image: Image.Image, find_faces: FindFaces | None = None) -> dict[str
     `contrast` (standard deviation) of grey values from 0 to 1; `color`, how far red, green and blue differ, as a share
     of the brightest; `saturated`, the share of pixels that are as good as black or white; and `faces` and `upside_down`
     if there is a detector."""
-    grey = _grey(image, FINE)
-    fine, coarse = _detail(grey), _detail(_grey(image, COARSE))
+    whole = image.convert("RGB").convert("L")
+    grey = _grey(whole, FINE)
+    fine, coarse = _detail(grey), _detail(_grey(whole, COARSE))
     width, height = image.size
     facts = {
         "width": float(width),
@@ -113,7 +114,7 @@ def _grey(image: Image.Image, side: int) -> NDArray[np.float32]:
     """Grey values from 0 to 1, the shorter side reduced or enlarged to `side` pixels."""
     shorter = min(image.size)
     size = [min(round(side * one / shorter), _LONG * side) for one in image.size]
-    small = image.convert("RGB").convert("L").resize((size[0], size[1]), Image.Resampling.BILINEAR)
+    small = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
     return np.asarray(small, dtype=np.float32) / np.float32(255)
 
 

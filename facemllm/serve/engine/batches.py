@@ -117,18 +117,18 @@ class Scheduler(Generic[Work, Result]):
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def check(self, *, client: str = "", deadline: float = math.inf, cost: float = 1) -> None:
-        """Raise Refused as `submit` would now, before anything costly is done for a request."""
+    def check(self, *, client: str = "", deadline: float = math.inf, cost: float = 1, under_way: int = 0) -> None:
+        """Raise Refused as `submit` would now, before anything costly is done for a request. Of the requests
+        `under_way`, those that are not here yet will come first."""
         with self._changed:
-            self._check(client, deadline, cost)
+            self._check(client, deadline, cost, under_way)
 
-    def _check(self, client: str, deadline: float, cost: float) -> None:
+    def _check(self, client: str, deadline: float, cost: float, under_way: int = 0) -> None:
         room, own = self._room, self._clients.get(client)
         if self._closed:
             raise Refused(503, "the server is stopping; ask another, or again in a moment", 1.0)
         held = 0 if own is None else len(own.jobs) + own.running
-        waits = self._cost * (self._pace or 0.0)
-        load = Load(held, self.counters.waiting, self._cost, waits)
+        load = Load.of(held, self.counters.waiting, self._cost, self._pace, len(self._running), under_way)
         room.require(self.counters, load, cost, deadline, crowd=room.batch)
 
     def _enter(self, job: Job[Work, Result]) -> None:
