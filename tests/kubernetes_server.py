@@ -10,13 +10,13 @@ schemas. `Cluster.on` has a function react to objects, as a controller would.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,7 +25,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-Body = dict[str, Any]
+from tests.kubernetes_objects import Body, Refused, applied, at_path, claimed, fits, leaves, merged, operated
+
 Key = tuple[str, str, str]
 NAMESPACE, ADMIN = "face-mllm", "admin"
 PATH = re.compile(
@@ -37,19 +38,12 @@ KINDS = {
     **{("", plural): ("v1", kind) for plural, kind in (("secrets", "Secret"), ("services", "Service"))},
     **{("", plural): ("v1", kind) for plural, kind in (("events", "Event"), ("namespaces", "Namespace"))},
     ("ray.io", "rayjobs"): ("v1", "RayJob"),
+    ("kueue.x-k8s.io", "localqueues"): ("v1beta1", "LocalQueue"),
     ("serving.kserve.io", "inferenceservices"): ("v1beta1", "InferenceService"),
     ("serving.kserve.io", "servingruntimes"): ("v1alpha1", "ServingRuntime"),
 }
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 SERVERS_OWN = ("uid", "resourceVersion", "generation", "creationTimestamp")
-
-
-class Refused(Exception):
-    """An answer that is no success: its status, Kubernetes' reason, its message, and what the message is about."""
-
-    def __init__(self, status: int, reason: str, message: str, details: Body | None = None) -> None:
-        super().__init__(message)
-        self.status, self.reason, self.details = status, reason, details or {}
 
 
 class Request(NamedTuple):
@@ -224,87 +218,16 @@ def _resource(group: str, plural: str) -> str:
     return f"{plural}.{group}" if group else plural
 
 
-def merged(before: Any, patch: Any) -> Any:
-    """A JSON merge patch (RFC 7386), applied."""
-    if not isinstance(patch, Mapping):
-        return copy.deepcopy(patch)
-    out = dict(before) if isinstance(before, Mapping) else {}
-    for key, value in patch.items():
-        if value is None:
-            out.pop(key, None)
-        else:
-            out[key] = merged(out.get(key), value)
-    return out
-
-
-def operated(before: Body, operations: list[Body]) -> Body:
-    """A JSON patch (RFC 6902) of the operations test, add, replace and remove, applied."""
-    out = copy.deepcopy(before)
-    for one in operations:
-        *path, last = (part.replace("~1", "/").replace("~0", "~") for part in one["path"].split("/")[1:])
-        node: Any = out
-        try:
-            for part in path:
-                node = node[int(part)] if isinstance(node, list) else node[part]
-            at: Any = (len(node) if last == "-" else int(last)) if isinstance(node, list) else last
-            if one["op"] == "test" and node[at] != one["value"]:
-                raise Refused(422, "Invalid", f"the server rejected our request: testing path {one['path']} failed")
-            if one["op"] == "remove" or (one["op"] == "replace" and isinstance(node, list)):
-                del node[at]
-            if one["op"] in ("add", "replace"):
-                node.insert(at, one["value"]) if isinstance(node, list) else node.update({at: one["value"]})
-        except (KeyError, IndexError, ValueError):
-            raise Refused(422, "Invalid", f"the server rejected our request: no {one['path']} to {one['op']}") from None
-    return out
-
-
-def leaves(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every field of an object that holds no further object, by its path; a list is one field."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from leaves(inner, (*at, key))
-    else:
-        yield at, value
-
-
-def _at(body: Any, path: tuple[str, ...]) -> Any:
-    for part in path:
-        body = body.get(part) if isinstance(body, Mapping) else None
-    return body
-
-
-def _claimed(body: Body) -> dict[tuple[str, ...], Any]:
-    named = {("metadata", "name"), ("metadata", "namespace"), ("apiVersion",), ("kind",)}
-    return {path: value for path, value in leaves(body) if path not in named and path[0] != "status"}
-
-
-def applied(cluster: Cluster, key: Key, before: Body | None, body: Body, manager: str, force: bool) -> Body:
-    """Server-side apply: merged, unless another manager has set a field otherwise; fields given up are removed."""
-    fields, owners = _claimed(body), cluster.owners.setdefault(key, {})
-    conflicts = {
-        path: owners[path]
-        for path, value in fields.items()
-        if path in owners and owners[path] != manager and _at(before, path) != value
-    }
-    if conflicts and not force:
-        listed = "; ".join(f'conflict with "{who}": .{".".join(path)}' for path, who in conflicts.items())
-        raise Refused(409, "Conflict", f"Apply failed with {len(conflicts)} conflict(s): {listed}")
-    out = merged(before or {}, body)
-    for path in [path for path, who in owners.items() if who == manager and path not in fields]:
-        del owners[path]
-        parent = _at(out, path[:-1])
-        if isinstance(parent, dict):
-            parent.pop(path[-1], None)
-    owners |= dict.fromkeys(fields, manager)
-    return out
-
-
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     cluster: Cluster
 
     def log_message(self, *_: Any) -> None:
         """Nothing on standard error."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # whoever asked has gone
+            super().handle()
 
     def _send(self, status: int, content: bytes, kind: str = "application/json") -> None:
         self.send_response(status)
@@ -405,9 +328,9 @@ class _Handler(BaseHTTPRequestHandler):
                 said = f'{_resource(group, plural)} "{name}" is forbidden: exceeded quota: {cluster.quota}'
                 raise Refused(403, "Forbidden", said, {"name": name, "kind": plural})
             self._sound(body, group, kind, key)
-            cluster.owners[key] = dict.fromkeys(_claimed(body), query.get("fieldManager", "unknown"))
+            cluster.owners[key] = dict.fromkeys(claimed(body), query.get("fieldManager", "unknown"))
             return 201, cluster.store(key, {k: v for k, v in body.items() if k != "status"})
-        before = cluster.objects.get(key)
+        before, owners = cluster.objects.get(key), cluster.owners.setdefault(key, {})
         apply = form == "application/apply-patch+yaml"
         if before is None and not apply:
             raise _absent(group, plural, name)
@@ -419,7 +342,7 @@ class _Handler(BaseHTTPRequestHandler):
         if apply:
             if "fieldManager" not in query:
                 raise Refused(400, "BadRequest", "fieldManager is required for apply patch")
-            after = applied(cluster, key, before, body, query["fieldManager"], query.get("force") == "true")
+            after = applied(before, body, owners, query["fieldManager"], query.get("force") == "true")
         else:
             after = (
                 body
@@ -428,8 +351,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if "json-patch" in form
                 else merged(before, body)
             )
-            changed = [path for path, value in leaves(after) if _at(before, path) != value]
-            cluster.owners.setdefault(key, {}).update(dict.fromkeys(changed, query.get("fieldManager", "unknown")))
+            changed = [path for path, value in leaves(after) if at_path(before, path) != value]
+            owners.update(dict.fromkeys(changed, query.get("fieldManager", "unknown")))
         newest = (before or {}).get("metadata", {}).get("resourceVersion")
         if after.get("metadata", {}).get("resourceVersion", newest) != newest:
             said = f'Operation cannot be fulfilled on {_resource(group, plural)} "{name}": the object has been modified'
@@ -486,22 +409,6 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
 
 
-def fits(body: Body, query: Mapping[str, str]) -> bool:
-    """Whether an object is one of those that a label and a field selector choose."""
-    labels, metadata = body["metadata"].get("labels", {}), body["metadata"]
-    for one in filter(None, query.get("labelSelector", "").split(",")):
-        name, differs, value = re.fullmatch(r"([^!=]+)(?:(!?)==?(.*))?", one).groups()  # type: ignore[union-attr]
-        if value is None and name not in labels:
-            return False
-        if value is not None and (labels.get(name) == value) == bool(differs):
-            return False
-    for one in filter(None, query.get("fieldSelector", "").split(",")):
-        path, _, value = one.partition("=")
-        if str(_at({"metadata": metadata, **body}, tuple(path.split(".")))) != value:
-            return False
-    return True
-
-
 def _absent(group: str, plural: str, name: str) -> Refused:
     details = {"name": name, "group": group, "kind": plural}
     return Refused(404, "NotFound", f'{_resource(group, plural)} "{name}" not found', details)
@@ -512,7 +419,7 @@ def _failure(error: Refused) -> Body:
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", **said}
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(cluster: Cluster) -> Iterator[str]:
     """Serve it on a free port of loopback; its address."""
     handler = type("Handler", (_Handler,), {"cluster": cluster})
