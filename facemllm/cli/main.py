@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from facemllm.cli import data, gc, keys, lineage, promotion, review
+from facemllm.core import digests
 from facemllm.core.machine import on_plain_path
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
@@ -195,8 +196,14 @@ def train(
         str, typer.Option(help="Digest of a conversations table in the store; default: this profile's.")
     ] = "",
     model: Annotated[str, typer.Option(help="Digest of the model to start from; default: the previous stage's.")] = "",
+    package: Annotated[str, typer.Option(help="Digest of the package that is to do it: other code refuses.")] = "",
 ) -> Result:
     """Train one stage; what came before it is recalled from the store."""
+    if package not in ("", own := digests.of_package()):
+        raise UserError(
+            f"this image holds other code (package {own[:12]}) than that which asks for the work ({package[:12]}); "
+            "name one image by its digest in cluster.image"
+        )
     if stage not in settings.stages():
         raise UserError(f"no stage '{stage}'; the stages are {', '.join(settings.stages())}")
     digest = _executed(settings, stage, conversations=conversations, model=model)

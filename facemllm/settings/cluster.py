@@ -33,6 +33,11 @@ def bytes_of(quantity: str) -> int:
     return int(number) * _UNITS[unit]
 
 
+def cores_of(cpu: str) -> float:
+    """Cores of a Kubernetes quantity such as `500m`."""
+    return int(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)
+
+
 def seconds_of(duration: str) -> int:
     """Seconds of a duration such as `6h`."""
     return int(duration[:-1]) * _SECONDS[duration[-1]]
@@ -93,9 +98,11 @@ class Pod(Section):
         return below.model_copy(update=mine | joined)
 
 
-DEFAULTS, MODELS, TRAIN, _ = GROUPS = ("defaults", "models", "train", "finish")
-"""Names in `cluster.steps` that are no step's: of all steps, of those that load the model, of training's stages, and of
-the task that ends a run."""
+DEFAULTS, MODELS, TRAIN, LAUNCHER, RAY_HEAD, _ = GROUPS = (
+    *("defaults", "models", "train", "launcher", "ray_head", "finish"),
+)
+"""Names in `cluster.steps` that are no step's: of all steps, of those that load the model, of training's stages; of a
+stage's task while a RayJob does its work, of that RayJob's head; of the task that ends a run."""
 _NEEDED = ("cpu", "memory", "gpus", "accelerator", "tolerations", "node_selector", "retries", "backoff", "timeout")
 
 
@@ -107,6 +114,9 @@ class Cluster(Section):
     `workspace_claim` is mounted at `mount` in every step. `labels` and `annotations` are of all pods. In `steps`, what
     is said of one step lies over what `train` says of the stages, that over what `models` says of all steps that load
     the model, and that over `defaults`.
+
+    Of RayJobs (`train.launcher: rayjob`): a run that starts them has `launcher_account`, their pods have `ray_account`
+    and no token; `queue` is Kueue's; `start_within` bounds the time until their pods are ready.
     """
 
     image: str
@@ -117,6 +127,10 @@ class Cluster(Section):
     parameters: Annotated[float, Field(gt=0)] | None
     labels: dict[str, Text]
     annotations: dict[str, Text]
+    launcher_account: ObjectName
+    ray_account: ObjectName
+    queue: ObjectName | None
+    start_within: Duration
     steps: dict[str, Pod]
 
     @field_validator("image")

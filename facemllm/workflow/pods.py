@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from facemllm.errors import UserError
 from facemllm.settings import Settings, is_address, load
-from facemllm.settings.cluster import MODELS, TRAIN, Pod, bytes_of
+from facemllm.settings.cluster import LAUNCHER, MODELS, RAY_HEAD, TRAIN, Pod, bytes_of, cores_of
 from facemllm.workflow.steps import steps
 
 RELEASE = "release"
@@ -38,8 +38,32 @@ def loading(settings: Settings) -> list[str]:
 
 
 def pods(settings: Settings) -> dict[str, Pod]:
-    """The pod of every step, and of `finish`, by its name."""
-    return {name: settings.cluster.pod(*_groups(settings, name), name) for name in (*steps(settings), FINISH)}
+    """The pod of every step's task, and of `finish`, by its name: where a RayJob does a stage's work, its launcher."""
+    names = (*steps(settings), FINISH)
+    return {n: settings.cluster.pod(LAUNCHER) if launched(settings, n) else working(settings, n) for n in names}
+
+
+def launched(settings: Settings, step: str) -> bool:
+    """Whether a RayJob does the work of a step."""
+    return settings.train.launcher == "rayjob" and step in settings.stages()
+
+
+def working(settings: Settings, step: str) -> Pod:
+    """The pod that does the work of a step: of a RayJob, each of its workers'."""
+    return settings.cluster.pod(*_groups(settings, step), step)
+
+
+def ray_head(settings: Settings) -> Pod:
+    """The pod of a RayJob's head, which drives and holds no worker."""
+    return settings.cluster.pod(MODELS, RAY_HEAD)
+
+
+def workers_of(settings: Settings, stage: str) -> tuple[int, int]:
+    """Over how many pods a RayJob spreads `train.workers`, and how many one pod has room for: one a GPU or a core."""
+    pod, workers = working(settings, stage), settings.train.workers
+    room = (pod.gpus or 0) if settings.train.use_gpu else int(cores_of(pod.cpu or "0"))
+    each = max(1, min(room, workers))
+    return -(-workers // each), each
 
 
 def _groups(settings: Settings, step: str) -> list[str]:
@@ -54,7 +78,9 @@ def weights(settings: Settings, step: str) -> int:
     if step not in loading(settings) or step == "annotate":
         return 0
     wide = 2 if settings.train.use_gpu and step in ("evaluate", "gate") else 4
-    copies = settings.train.workers if step in settings.stages() else 1
+    copies = 1
+    if step in settings.stages():
+        copies = workers_of(settings, step)[1] if launched(settings, step) else settings.train.workers
     return int((settings.cluster.parameters or 0) * wide * copies)
 
 
@@ -117,19 +143,24 @@ def _of_pods(settings: Settings) -> Iterator[Fault]:
     if settings.cluster.parameters is None and settings.model.preset != "tiny":
         unknown = "null, so nobody knows the memory that the model takes"
         yield Fault("", "cluster.parameters", unknown, "say how many it has, as in 7.06e9")
-    for step, pod in pods(settings).items():
+    needed = [(step, working(settings, step), weights(settings, step)) for step in (*steps(settings), FINISH)]
+    if settings.train.launcher == "rayjob":
+        needed.append((RAY_HEAD, ray_head(settings), weights(settings, "deploy")))
+    for step, pod, needs in needed:
         key = f"cluster.steps.{_where(settings, step)}"
         shared = bytes_of(pod.shared_memory or "0")
-        needs, has = weights(settings, step), bytes_of(pod.memory or "0") - shared
+        has = bytes_of(pod.memory or "0") - shared
         if needs and needs + _BESIDE > has:
             held = f"{pod.memory}{f' less {pod.shared_memory} of shared memory' if shared else ''}"
             takes = f"loading the model takes {_gib(needs + _BESIDE)}"
             yield Fault(step, f"{key}.memory", f"{held}, and {takes}", f"give {_gib(needs + _BESIDE + shared)} or more")
         elif shared and shared >= bytes_of(pod.memory or "0"):
             yield Fault(step, f"{key}.shared_memory", f"{pod.shared_memory} is no less than memory", "give less")
+        if launched(settings, step) and not settings.train.use_gpu and cores_of(pod.cpu or "0") < 1:
+            yield Fault(step, f"{key}.cpu", f"{pod.cpu}, and each worker of a RayJob takes one", "give 1 or more")
         if not settings.train.use_gpu or step not in loading(settings):
             continue
-        wants = settings.train.workers if step in settings.stages() else 1
+        wants = settings.train.workers if step in settings.stages() and not launched(settings, step) else 1
         if not pod.gpus:
             yield Fault(
                 step, f"{key}.gpus", "0, and train.use_gpu is true", f"give {wants}, or set train.use_gpu=false"

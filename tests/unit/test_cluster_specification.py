@@ -136,6 +136,22 @@ def test_each_executor_of_a_profile_is_as_it_must_be(compiled: Callable[..., Doc
     check(compiled(profile), profile, SIZES[profile])
 
 
+def test_where_a_rayjob_trains_the_task_of_a_stage_is_a_launcher(compiled: Callable[..., Documents]) -> None:
+    documents = compiled("paper-7b", "train.launcher=rayjob", "train.workers=16")
+    for stage in STAGES:
+        container, pod = executor(documents, stage)
+        limits = container["resources"]
+        for side in ("Request", "Limit"):
+            assert (limits[f"resourceCpu{side}"], limits[f"resourceMemory{side}"]) == ("200m", "512Mi")
+        assert "accelerator" not in limits
+        assert "tolerations" not in pod
+        assert pod["activeDeadlineSeconds"] == str(7 * 86400), "longer than any of its jobs"
+        assert task_of(documents[0], stage)["retryPolicy"]["maxRetryCount"] == 3
+        assert "face-mllm-mlflow" in variables(pod, "secret")
+    container, _ = executor(documents, "evaluate")
+    assert container["resources"]["accelerator"]["resourceCount"] == "1"
+
+
 def executor(documents: Documents, step: str) -> tuple[dict[str, Any], dict[str, Any]]:
     pod = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
     return documents[0]["deploymentSpec"]["executors"][f"exec-{step}"]["container"], pod

@@ -4,6 +4,7 @@ Core kinds go through kubernetes-validate (strict); custom resources through the
 pods inside them through the core Pod schema. Without kubectl `k8s/base` is checked as it is written.
 """
 
+import contextlib
 import copy
 import functools
 import json
@@ -26,6 +27,7 @@ from facemllm import settings
 from facemllm.serve import server
 from facemllm.signing.policy import parse_policy
 from facemllm.workflow.pods import on_cluster
+from facemllm.workflow.rayjob import Job, render
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = "1.32"
@@ -46,8 +48,23 @@ rendered = pytest.mark.parametrize("overlay", [pytest.param(o, marks=needs_kubec
 
 
 @functools.cache
+def rendered_job(profile: str) -> Document:
+    """The RayJob of a stage, as the launcher makes it of a profile's settings."""
+    with contextlib.chdir(ROOT):
+        cuda = ["cluster.image=registry.example.com/face-mllm:0.1.0-cuda"] if profile == "paper-7b" else []
+        chosen, _ = on_cluster(profile, ["train.launcher=rayjob", *cuda])
+        job = Job("align", "ab" * 32, {"conversations": "cd" * 32}, "ef" * 32, "a-run", "a-parent")
+        made = render(chosen, job)
+    return {**made, "metadata": {**made["metadata"], "namespace": "face-mllm"}}
+
+
 def documents(source: str) -> list[Document]:
     """What `source` consists of: an overlay as kubectl renders it, or the base as it is written."""
+    return [*_written(source), rendered_job("paper-7b" if source.startswith("gpu") else "laptop")]
+
+
+@functools.cache
+def _written(source: str) -> list[Document]:
     if source == "base":
         listed = yaml.safe_load((ROOT / "k8s/base/kustomization.yaml").read_text("utf-8"))["resources"]
         text = "\n---\n".join((ROOT / "k8s/base" / name).read_text("utf-8") for name in listed)
@@ -240,7 +257,7 @@ BROKEN: dict[str, tuple[str, str, Any]] = {
 
 @pytest.mark.parametrize(("kind", "path", "value"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_document_is_refused(kind: str, path: str, value: Any) -> None:
-    document = copy.deepcopy(one("base", kind))  # which is sound, as is shown above
+    document = copy.deepcopy(next(d for d in documents("base") if d["kind"] == kind))  # which is sound, as shown above
     put(document, path, value)
     assert schema_faults(document)
 
@@ -323,7 +340,7 @@ def test_the_training_command_is_one_that_the_settings_accept(source: str, monke
     assert all(str(folder).startswith("/workspace/") for folder in (chosen.home, chosen.runs))
     # the conversations are found by the key that the pipeline's steps gave them: all settings are those of its pods
     pipelines, _ = on_cluster(dict(options)["--profile"], [])
-    assert chosen.model_dump(exclude={"train"}) == pipelines.model_dump(exclude={"train"})
+    assert chosen.model_dump(exclude={"train", "cluster"}) == pipelines.model_dump(exclude={"train", "cluster"})
     service = one(source, "Service", "mlflow")
     assert chosen.tracking.uri == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     group = one(source, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
@@ -466,7 +483,7 @@ def test_in_a_profile_the_policies_are_of_our_pods_alone_and_know_kubeflows_plac
     ours = [pod["metadata"]["labels"] for d in made for _, pod in pods(d) if "labels" in pod["metadata"]]
     ours.append(next(d for d in made if d["kind"] == "InferenceService")["spec"]["predictor"]["labels"])
     monkeypatch.chdir(ROOT)
-    ours.append(settings.load().cluster.labels)
+    ours += [settings.load().cluster.labels, rendered_job("laptop")["metadata"]["labels"]]
     assert {labels[selected["key"]] for labels in ours} == set(selected["values"])
     operator = policies["ray-among-itself"]["spec"]["ingress"][1]["from"][0]
     assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kubeflow"}
@@ -499,8 +516,8 @@ def test_accounts_exist_and_may_do_little(source: str) -> None:
     accounts = {d["metadata"]["name"] for d in documents(source) if d["kind"] == "ServiceAccount"}
     named = {pod["spec"].get("serviceAccountName") for d in documents(source) for _, pod in pods(d)} - {None}
     named.add(one(source, "InferenceService")["spec"]["predictor"]["serviceAccountName"])
-    named |= {subject["name"] for subject in one(source, "RoleBinding")["subjects"]}
-    assert named == accounts == {"pipeline-runner", "model-server"}
+    named |= {s["name"] for d in documents(source) if d["kind"] == "RoleBinding" for s in d["subjects"]}
+    assert named == accounts == {"pipeline-runner", "trainer", "model-server"}
     # which words of the role are needed, tests/unit/test_rbac.py says, call by call
 
 
@@ -534,7 +551,7 @@ def test_the_gpu_overlay_asks_for_gpus_where_they_are_used() -> None:
         shared = next(v["emptyDir"] for v in pod["spec"]["volumes"] if v["name"] == "dshm")
         assert shared["medium"] == "Memory"
         assert {"name": "dshm", "mountPath": "/dev/shm"} in pod["spec"]["containers"][0]["volumeMounts"]
-    assert "nvidia.com/gpu" not in str(ray["head"])
+    assert "nvidia.com/gpu" not in ray["head"]["spec"]["containers"][0]["resources"]["limits"]
     assert "--profile paper-7b" in one("gpu", "RayJob")["spec"]["entrypoint"]
     predictor = one("gpu", "InferenceService")["spec"]["predictor"]
     assert (predictor["canaryTrafficPercent"], predictor["minReplicas"]) == (10, 2)
