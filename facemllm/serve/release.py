@@ -19,8 +19,8 @@ from facemllm.errors import UserError, one_line
 from facemllm.promote import notices, registry, releases
 from facemllm.promote.registry import model_dir
 from facemllm.serve import deploy
-from facemllm.serve.local import production
 from facemllm.serve.probe import probes_of
+from facemllm.serve.target import Target, target_of
 from facemllm.settings import Settings
 from facemllm.signing import local
 from facemllm.signing.authorization import authorize
@@ -46,9 +46,10 @@ def switch(
     its proof or its trial; the former model serves on then, if it is still approved.
     """
     made: list[Statement] = []
+    target = target_of(settings)
     try:
-        with production.held(settings):
-            return _switch(settings, version, decision, reason, made, parity)
+        with target.held():
+            return _switch(settings, target, version, decision, reason, made, parity)
     finally:
         for one in made:
             name = "released" if one.decision == "release" else "rolled_back"
@@ -78,6 +79,7 @@ def problem(settings: Settings) -> str:
 
 def _switch(
     settings: Settings,
+    target: Target,
     version: int | str,
     decision: Decision,
     reason: str,
@@ -102,9 +104,9 @@ def _switch(
     probes = probes_of(store, evaluation, settings.serve.canary.min_requests)
     parity = parity or deploy.parity_of(settings, store, evaluation)
     before = releases.in_force(decisions)
+    serving = target.serving()
 
     def put_back(why: str) -> None:
-        serving = deployed(settings, "production")
         if serving is None or serving.digest not in {one.model for one in before}:
             raise Refused("other_model", "it was never released")
         ground = authorize(serving.digest, decisions, policy)
@@ -116,7 +118,15 @@ def _switch(
         made.append(releases.record(settings, decisions, decision, grounds.bundle, found.digest, reason))
     number, back = str(found.version), put_back if before else None
     endpoint = deploy.release(
-        settings, folder, found.digest, number, probes[0], put_back=back, questions=probes, parity=parity
+        settings,
+        folder,
+        found.digest,
+        number,
+        probes[0],
+        put_back=back,
+        questions=probes,
+        parity=parity,
+        target=target,
     )
     _mirror(settings, found.digest)
     return endpoint

@@ -274,9 +274,9 @@ class Production:
         if endpoint.digest in self.bad:
             raise UserError("production answers otherwise than evaluation")
 
-    def trial(self, settings: Any, before: Deployed, new: Deployed, *_: Any) -> Any:
+    def trial(self, chosen: Any, split: Any, probes: Any) -> Any:
         def run() -> None:
-            if new.digest in self.worse:
+            if split._both[1].digest in self.worse:
                 raise UserError("at 10 % of the requests it was worse: slow")
 
         return SimpleNamespace(run=run)
