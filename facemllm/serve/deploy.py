@@ -92,6 +92,8 @@ def release(
             Trial(settings.serve.canary, target.split(), questions or [probe]).run()
         url = target.keep()
     except UserError as error:
+        if before is not None and adopted and target.keeps_adopted:
+            raise UserError(f"{error}\nproduction serves version {before.version} as before") from None
         raise _put_back(target, None if adopted else before, model_digest, put_back, error) from None
     except BaseException:  # interrupted
         target.back() if before is not None else target.down()

@@ -2,11 +2,12 @@
 
 `python -m facemllm.serve.server --model DIR --digest SHA256 --port 18080` loads a private copy whose bytes have that
 digest, not the directory itself: what happens to it afterwards does not matter. DIR may be the address of a model in a
-store (`facemllm.serve.model_store`), as s3://bucket/models/SHA256. With `--decisions` and `--policy` it
-serves approved models alone (`facemllm.serve.approval`); without them it listens on loopback and nowhere else, and
-`/info` says so: `"authorized": null`. It serves safetensors only, fetches nothing, and logs digests, never images or
-questions. `--copy-to DIR` verifies, authorizes, copies and ends: the first container of a pod in a cluster.
-What `--evaluated` names it leaves beside the copy. `--export-vllm DIR` leaves such a copy for vLLM, which then computes for `--engine vllm` (docs/serving.md).
+store (`facemllm.serve.model_store`), as s3://bucket/models/SHA256. With `--decisions` and `--policy` it serves approved
+models alone (`facemllm.serve.approval`); without them it listens on loopback and nowhere else, and `/info` says so:
+`"authorized": null`. It serves safetensors only, fetches nothing else, and logs digests, never images or questions.
+`--copy-to DIR` verifies, authorizes, copies and ends: the first container of a pod in a cluster. What `--evaluated`
+names it leaves beside the copy. `--export-vllm DIR` leaves such a copy for vLLM, which then computes for `--engine
+vllm` (docs/serving.md).
 
 What it listens to is in `listening`, how it is asked in `doors`, who answers in `service`. torch and KServe, which take
 6 s to import, are imported once the directory is known to be right.

@@ -48,7 +48,12 @@ class Split(Protocol):
 
 
 class Target(Protocol):
-    """Staging and production. Whoever changes production is in `held`; nothing gets there but by `put`."""
+    """Staging and production. Whoever changes production is in `held`; nothing gets there but by `put`.
+
+    `keeps_adopted`: what serves already goes on where it cannot be proved again (the network between may have failed).
+    """
+
+    keeps_adopted: bool
 
     def held(self) -> AbstractContextManager[None]:
         """Keep other releases away. Raises UserError when one is under way."""

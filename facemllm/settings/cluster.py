@@ -120,8 +120,8 @@ class Serving(Section):
     `models` is where production finds their bytes: s3://bucket/prefix, or a folder that its pods have. Staging and
     production lie in a namespace each. `mode` is KServe's word for serving by Knative (auto: the one that it uses
     itself). Servers are asked at the addresses of the cluster, or at their public ones (`reach`). A revision has
-    `ready_timeout` to answer. Errors of a canary are counted by `prometheus`; null: by the server itself, where there is
-    one replica, and of the release's own questions where there are more.
+    `ready_timeout` to answer. Errors of a canary are counted by `prometheus`; null: by the server itself, where there
+    is one replica, and of the release's own questions where there are more.
     """
 
     models: str | None

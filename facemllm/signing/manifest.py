@@ -250,8 +250,8 @@ def make(copy: Path, size: int) -> None:
 
 @contextmanager
 def private_folder(scratch: Path) -> Iterator[Path]:
-    """A new folder in `scratch` that only this user can read; it is gone afterwards, even if this process is killed: the
-    next one that makes its own removes it."""
+    """A new folder in `scratch` that only this user can read. It is gone afterwards; that of a process that was killed,
+    when the next one is made."""
     with writing(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
         _tidy(scratch)

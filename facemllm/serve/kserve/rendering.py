@@ -2,8 +2,8 @@
 release names everything it serves with, and going back brings everything back.
 
 Production's first container fetches the model, has the signed decisions and the policy say that these very bytes are
-approved, and leaves a copy for the server, which has no way to the store and asks both again. Staging serves what nobody
-has decided about yet: such a server listens on its pod's loopback alone, where Knative's proxy reaches it.
+approved, and leaves a copy for the server, which has no way to the store and asks both again. Staging serves what
+nobody has decided about yet: such a server listens on its pod's loopback alone, where Knative's proxy reaches it.
 """
 
 from __future__ import annotations
@@ -59,15 +59,6 @@ def name_of(settings: Settings, stage: str) -> str:
     return name if stage == PRODUCTION else f"{name}-{stage}"
 
 
-def inference_service(
-    settings: Settings, stage: str, model: Model, mode: str, percent: int | None = None, former: Object | None = None
-) -> Object:
-    """A stage's InferenceService; `percent` of the requests go to this model, None: all. `mode` is KServe's word,
-    `former` what served before. Raises UserError for settings that no pod can follow."""
-    predictor = _predictor(settings, stage, model)
-    return service(settings, stage, annotations_of(model, predictor), predictor, mode, percent, former)
-
-
 def annotations_of(model: Model, predictor: Object) -> dict[str, str]:
     """What an InferenceService says of its model."""
     return {DIGEST: model.digest, VERSION: model.version, PREDICTOR: of_json(predictor)}
@@ -112,8 +103,7 @@ def refuse(settings: Settings) -> None:
     decisions = settings.promote.decisions
     faults = {
         "cluster.serving.models: null; give s3://bucket/models, where production finds the models": not known.models,
-        "promote.decisions: production has nothing of this volume; give the address of a git repository, or a path that "
-        "its pods have": decisions is None,
+        "promote.decisions: null, a folder that production has not; give a git repository's address": decisions is None,
         "serve.retention.answers: a pod keeps nothing; set answers: false and days: 0": serve.retention.answers,
         "serve.feedback.folder: a pod keeps nothing; set null": serve.feedback.folder is not None,
         "cluster.serving.vllm: null, and serve.engine.name is vllm; give image and pod": serve.engine.name == "vllm"
@@ -121,6 +111,7 @@ def refuse(settings: Settings) -> None:
         "serve.device: cuda, and cluster.serving.pod.gpus is 0; give 1": serve.device == "cuda"
         and serve.engine.name == "own"
         and not known.pod.gpus,
+        "serve.canary.steps: KServe takes whole percents": any(step % 1 for step in serve.canary.steps),
         "cluster.serving.gitops: null, and serve.target is gitops; give repository, branch and file": serve.target
         == "gitops"
         and known.gitops is None,
@@ -131,7 +122,8 @@ def refuse(settings: Settings) -> None:
             raise UserError(line)
 
 
-def _predictor(settings: Settings, stage: str, model: Model) -> Object:
+def predictor_of(settings: Settings, stage: str, model: Model) -> Object:
+    """The pod of a model at a stage, and how many of it there are: `spec.predictor`. Raises UserError as `refuse`."""
     refuse(settings)
     known, production = settings.cluster.serving, stage == PRODUCTION
     vllm = known.vllm if settings.serve.engine.name == "vllm" else None

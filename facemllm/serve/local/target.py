@@ -23,6 +23,8 @@ _ANSWER_S = 120.0
 class Local:
     """Staging and production of this machine."""
 
+    keeps_adopted = False
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._before: Deployed | None = None
