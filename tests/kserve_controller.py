@@ -277,7 +277,7 @@ class _Model(BaseHTTPRequestHandler):
         kind, number = self.server_.kind, self.server_.requests.total()
         if kind == "slow":
             time.sleep(0.03)
-        status = 500 if kind == "failing" and number % 3 == 2 else 200
+        status = 500 if kind == "failing" and number % 2 else 200
         self.server_.requests[str(status)] += 1
         if status == 500:
             return self._send(500, {"error": "internal error"})

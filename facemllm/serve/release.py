@@ -38,10 +38,12 @@ def switch(
     decision: Decision,
     reason: str = "",
     parity: Callable[[str], object] | None = None,
+    still: Callable[[], object] | None = None,
 ) -> deploy.Endpoint:
     """Put an approved version into production (`release` or `rollback`) and prove it.
 
-    `parity`, given a server's address, raises UserError where its answers are not those of evaluation. Raises Refused
+    `parity`, given a server's address, raises UserError where its answers are not those of evaluation; `still`, called
+    once no other release can come between, where this one is not wanted any more. Raises Refused
     with the check that failed, UserError when a release is under way or another one was first, or when the model fails
     its proof or its trial; the former model serves on then, if it is still approved.
     """
@@ -49,6 +51,8 @@ def switch(
     target = target_of(settings)
     try:
         with target.held():
+            if still is not None:
+                still()
             return _switch(settings, target, version, decision, reason, made, parity)
     finally:
         for one in made:

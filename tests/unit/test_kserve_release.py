@@ -29,7 +29,7 @@ from tests.refusing import refuses
 
 PRODUCTION, STAGING = ("face-mllm-production", "face-mllm"), ("face-mllm", "face-mllm-staging")
 HAT = "Is the person wearing a hat?"
-QUESTIONS = [Probe(b"", HAT, "no", "no"), *(Probe(b"", f"Is it {n}?", "no", "no") for n in range(9))]
+QUESTIONS = [Probe(b"", HAT, "no", "no"), *(Probe(b"", f"Is it {n}?", "no", "no") for n in range(4))]
 CONFIG = {"data": {"deploy": json.dumps({"defaultDeploymentMode": "Knative"})}}
 
 
@@ -90,7 +90,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     cluster.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, **CONFIG})
     sets = [f"storage.home={tmp_path / 'home'}", f"cluster.serving.models={tmp_path / 'models'}"]
     sets += ["serve.target=kserve", "promote.decisions=https://git.example.com/decisions.git"]
-    sets += ["cluster.serving.reach=public", "cluster.serving.poll_s=0.01", "serve.canary.min_requests=10"]
+    sets += ["cluster.serving.reach=public", "cluster.serving.poll_s=0.01", "serve.canary.min_requests=5"]
     sets += ["serve.canary.step_seconds=0", "serve.canary.max_p95_ratio=4"]
     with serving(cluster) as address:
         cluster.kubeconfig(tmp_path / "kubeconfig", address, "admin")
@@ -309,7 +309,7 @@ def test_by_gitops_a_commit_is_what_the_cluster_comes_to_show(world: World, repo
     def sync() -> None:
         """What Argo CD does."""
         seen = ""
-        while not end.wait(0.05):
+        while not end.wait(0.2):
             head = git(repository, "rev-parse", "main").strip()
             if head != seen:
                 listed = git(repository, "ls-tree", "-r", "--name-only", head)

@@ -111,7 +111,9 @@ def refuse(settings: Settings) -> None:
         "serve.device: cuda, and cluster.serving.pod.gpus is 0; give 1": serve.device == "cuda"
         and serve.engine.name == "own"
         and not known.pod.gpus,
-        "serve.canary.steps: KServe takes whole percents": any(step % 1 for step in serve.canary.steps),
+        "serve.canary.steps: KServe takes whole percents; give such, as [10, 50, 100]": any(
+            step % 1 for step in serve.canary.steps
+        ),
         "cluster.serving.gitops: null, and serve.target is gitops; give repository, branch and file": serve.target
         == "gitops"
         and known.gitops is None,

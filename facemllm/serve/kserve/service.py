@@ -133,13 +133,14 @@ class InferenceService:
     def _until(self, done: Callable[[Object], bool], former: str | None, *, fails: bool = True) -> Object:
         """Watch until `done`. A False condition ends it, unless it may be that of the revision `former`."""
         clock = self.api.clock
-        until, false_since = clock() + self._limit_s, None
+        until, false_since, there = clock() + self._limit_s, None, False
         said = "nothing yet"
         for found in self.api.watch(INFERENCE_SERVICE, self.name, _TICK_S):
-            if found is None:
+            if found is None and there:
                 raise UserError(f"{self.words} was deleted meanwhile")
-            if done(found):
+            if found is not None and done(found):
                 return found
+            there, found = there or found is not None, found or {}
             created, failed = _revisions(found)[0], _failure(found)
             said = failed or _waits(found)
             if not failed or not created or created == former:
