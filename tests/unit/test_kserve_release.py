@@ -263,7 +263,7 @@ def test_a_cluster_without_kserve_is_one_line(world: World) -> None:
         ("cluster.serving.models=null", "cluster.serving.models: null"),
         ("promote.decisions=null", "promote.decisions: null"),
         ("promote.model_name=Face_MLLM", "no name for KServe"),
-        ("serve.device=cuda", "pod.gpus is 0"),
+        ("serve.device=cuda", "cluster.serving.pod.gpus: 0"),
         ("serve.canary.steps=[0.5, 100]", "whole percents"),
         ("serve.target=gitops", "cluster.serving.gitops: null"),
         ("serve.engine.name=vllm", "cluster.serving.vllm: null"),

@@ -100,28 +100,37 @@ def service(
 def refuse(settings: Settings) -> None:
     """Raises UserError, in one line, for settings under which nothing can be served in KServe."""
     known, serve = settings.cluster.serving, settings.serve
-    decisions = settings.promote.decisions
-    faults = {
-        "cluster.serving.models: null; give s3://bucket/models, where production finds the models": not known.models,
-        "promote.decisions: null, a folder that production has not; give a git repository's address": decisions is None,
-        "serve.retention.answers: a pod keeps nothing; set answers: false and days: 0": serve.retention.answers,
-        "serve.feedback.folder: a pod keeps nothing; set null": serve.feedback.folder is not None,
-        "cluster.serving.vllm: null, and serve.engine.name is vllm; give image and pod": serve.engine.name == "vllm"
-        and known.vllm is None,
-        "serve.device: cuda, and cluster.serving.pod.gpus is 0; give 1": serve.device == "cuda"
-        and serve.engine.name == "own"
-        and not known.pod.gpus,
-        "serve.canary.steps: KServe takes whole percents; give such, as [10, 50, 100]": any(
-            step % 1 for step in serve.canary.steps
+    own, lost = serve.engine.name == "own", "a pod keeps nothing"
+    faults = [
+        (
+            not known.models,
+            "cluster.serving.models",
+            "null; give s3://bucket/models, where production finds its models",
         ),
-        "cluster.serving.gitops: null, and serve.target is gitops; give repository, branch and file": serve.target
-        == "gitops"
-        and known.gitops is None,
-    }
+        (
+            settings.promote.decisions is None,
+            "promote.decisions",
+            "null, a folder that production has not; give an address",
+        ),
+        (serve.retention.answers, "serve.retention.answers", f"true, and {lost}; set answers: false and days: 0"),
+        (serve.feedback.folder is not None, "serve.feedback.folder", f"{serve.feedback.folder}, and {lost}; set null"),
+        (
+            not own and known.vllm is None,
+            "cluster.serving.vllm",
+            "null, and serve.engine.name is vllm; give image and pod",
+        ),
+        (own and serve.device == "cuda" and not known.pod.gpus, "cluster.serving.pod.gpus", "0, for cuda; give 1"),
+        (any(step % 1 for step in serve.canary.steps), "serve.canary.steps", "KServe takes whole percents; give such"),
+        (
+            serve.target == "gitops" and known.gitops is None,
+            "cluster.serving.gitops",
+            "null; give repository, branch, file",
+        ),
+    ]
     name_of(settings, PRODUCTION)
-    for line, found in faults.items():
+    for found, key, line in faults:
         if found:
-            raise UserError(line)
+            raise UserError(f"{key}: {line}")
 
 
 def predictor_of(settings: Settings, stage: str, model: Model) -> Object:
