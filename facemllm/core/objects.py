@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from facemllm.errors import UserError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
+
+_ANSWER_S, _CONNECT_S = 60.0, 10.0  # its own are 3 s and 1 s, in which a busy store has not taken a part
 
 
 def filesystem(place: str, key: str = "train.storage") -> tuple[FileSystem, str]:
@@ -22,9 +24,9 @@ def filesystem(place: str, key: str = "train.storage") -> tuple[FileSystem, str]
     scheme, path = place.split("://", 1)
     if scheme != "s3" or not path.strip("/"):
         raise UserError(f"{key}: {place} is neither a folder nor s3://bucket/prefix")
-    options = {}
+    options: dict[str, Any] = {"request_timeout": _ANSWER_S, "connect_timeout": _CONNECT_S}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        options = dict(zip(("scheme", "endpoint_override"), endpoint.rstrip("/").split("://", 1), strict=True))
+        options |= zip(("scheme", "endpoint_override"), endpoint.rstrip("/").split("://", 1), strict=True)
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         options["region"] = region
     return fs.S3FileSystem(**options), path

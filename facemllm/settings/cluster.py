@@ -105,6 +105,11 @@ class Vllm(Section):
     image: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][\w.:/-]*@sha256:[0-9a-f]{64}$")]
     pod: Pod
 
+    def over(self, below: Pod) -> Vllm:
+        """This one, with processors, memory and the accelerator's name as `below` has them where it leaves them open."""
+        open_ = Pod(cpu=below.cpu, memory=below.memory, accelerator=below.accelerator)
+        return self.model_copy(update={"pod": self.pod.over(open_)})
+
 
 class Gitops(Section):
     """The git repository that is applied to the cluster: `file` in it, on `branch`, is what a release writes."""

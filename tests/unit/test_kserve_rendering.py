@@ -121,7 +121,7 @@ def test_production_verifies_twice_and_staging_serves_its_own_pod_alone() -> Non
 
 
 def test_vllm_computes_beside_our_server_which_stays_in_front() -> None:
-    chosen = settings(*CASES["vllm"][:1], *CASES["vllm"][1])
+    chosen = settings("laptop", *CASES["vllm"][1])
     predictor = rendered(chosen)["spec"]["predictor"]
     ours, vllm = predictor["containers"]
     (first,) = predictor["initContainers"]

@@ -137,7 +137,7 @@ def predictor_of(settings: Settings, stage: str, model: Model) -> Object:
     """The pod of a model at a stage, and how many of it there are: `spec.predictor`. Raises UserError as `refuse`."""
     refuse(settings)
     known, production = settings.cluster.serving, stage == PRODUCTION
-    vllm = known.vllm if settings.serve.engine.name == "vllm" else None
+    vllm = known.vllm.over(known.pod) if known.vllm and settings.serve.engine.name == "vllm" else None
     first = [_first(settings, model, vllm is not None)] if production else []
     server = _server(settings, model, production, known.pod)
     predictor: Object = {
