@@ -106,7 +106,7 @@ class Vllm(Section):
     pod: Pod
 
     def over(self, below: Pod) -> Vllm:
-        """This one, with processors, memory and the accelerator's name as `below` has them where it leaves them open."""
+        """This one, with cpu, memory and accelerator as `below` has them where it leaves them open."""
         open_ = Pod(cpu=below.cpu, memory=below.memory, accelerator=below.accelerator)
         return self.model_copy(update={"pod": self.pod.over(open_)})
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from facemllm.core.kubernetes import connect
+from facemllm.core.kubernetes import ApiError, Kind, connect
 from facemllm.errors import UserError
 from facemllm.serve import deploy
 from facemllm.serve.kserve import lease, rendering, service
@@ -27,6 +27,7 @@ from tests.kserve_controller import KServe as Controller
 from tests.kubernetes_server import Cluster, serving
 from tests.refusing import refuses
 
+ROOT = Path(__file__).resolve().parents[2]
 PRODUCTION, STAGING = ("face-mllm-production", "face-mllm"), ("face-mllm", "face-mllm-staging")
 HAT = "Is the person wearing a hat?"
 QUESTIONS = [Probe(b"", HAT, "no", "no"), *(Probe(b"", f"Is it {n}?", "no", "no") for n in range(4))]
@@ -62,6 +63,11 @@ class World:
     def release(self, model: tuple[Path, str], version: str, put: list[str] | None = None, **more: Any) -> Any:
         given = {"put_back": None if put is None else put.append, "questions": QUESTIONS, **more}
         return deploy.release(self.settings, *model, version, QUESTIONS[0], target=KServe(self.settings), **given)
+
+    def stage(self) -> Any:
+        folder = self.folder / "staged"
+        model = self.model("equal", "staged") if not folder.exists() else (folder, manifest.of(folder).digest)
+        return deploy.deploy(self.settings, *model, "1", QUESTIONS[0])
 
     def object(self, place: tuple[str, str] = PRODUCTION) -> Any:
         return self.cluster.get("InferenceService", place[1], place[0])
@@ -278,6 +284,29 @@ def test_settings_under_which_nothing_can_be_served_are_one_line(given: str, sai
     ]
     rendering.refuse(load("laptop", sets))
     refuses(said, KServe, load("laptop", [*sets, given]), lambda namespace: None)
+
+
+def test_a_release_asks_for_nothing_that_its_account_may_not(world: World, tmp_path: Path, monkeypatch: Any) -> None:
+    files = [ROOT / "k8s/production/accounts.yaml", ROOT / "k8s/components/releaser/releaser.yaml"]
+    made = [one for file in files for one in yaml.safe_load_all(file.read_text("utf-8"))]
+    for one in made[: len(list(yaml.safe_load_all(files[0].read_text("utf-8"))))]:
+        one["metadata"]["namespace"] = PRODUCTION[0]
+    world.cluster.roles += [one for one in made if one["kind"] in ("Role", "RoleBinding")]
+    world.cluster.tokens["releaser"] = "system:serviceaccount:face-mllm:releaser"
+    with serving(world.cluster) as address:
+        world.cluster.kubeconfig(tmp_path / "releaser", address, "releaser")
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "releaser"))
+        refuses("ConfigMap inferenceservice-config of kserve: .* say cluster.serving.mode", world.stage)
+        known = world.settings.cluster
+        words = known.serving.model_copy(update={"mode": "Knative"})
+        world.settings = world.settings.model_copy(update={"cluster": known.model_copy(update={"serving": words})})
+        world.stage()
+        with KServe(world.settings).held():
+            world.release(world.model("equal", "one"), "1", [])
+            refuses("production serves version 1 again", world.release, world.model("failing", "two"), "2", [])
+        assert connect(PRODUCTION[0]).get(lease.LEASE, "face-mllm-release") is None
+        with pytest.raises(ApiError, match="cannot get resource"):
+            connect(PRODUCTION[0]).get(Kind("v1", "Secret", "secrets"), "face-mllm-models")
 
 
 def git(folder: Path, *arguments: str) -> str:
