@@ -343,7 +343,8 @@ def test_by_gitops_a_commit_is_what_the_cluster_comes_to_show(world: World, repo
             if head != seen:
                 listed = git(repository, "ls-tree", "-r", "--name-only", head)
                 if "production/model.yaml" in listed:
-                    world.cluster.put(yaml.safe_load(git(repository, "show", f"{head}:production/model.yaml")))
+                    body = yaml.safe_load(git(repository, "show", f"{head}:production/model.yaml"))
+                    world.cluster.put(body | {"status": (world.object() or {}).get("status", {})})
                 else:
                     world.cluster.remove("InferenceService", PRODUCTION[1], PRODUCTION[0])
                 seen = head
