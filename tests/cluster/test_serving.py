@@ -86,8 +86,8 @@ class Pod:
             value = "127.0.0.1" if key == "--host" else str(self.port)
         elif value == "/policy/policy.yaml":
             value = str(self._policy)
-        elif value.startswith(("/verified", "/checkpoint", "/tmp")) and key != "--config":
-            value = str(self._folder / value[1:]) if not value.startswith(str(self._folder)) else value
+        elif value == "/tmp" or value.startswith(("/verified/", "/checkpoint/")):
+            value = str(self._folder / value[1:])
         return f"{key}={value}"
 
     def _env(self, container: dict[str, Any]) -> dict[str, str]:
