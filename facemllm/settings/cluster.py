@@ -106,6 +106,63 @@ stage's task while a RayJob does its work, of that RayJob's head; of the task th
 _NEEDED = ("cpu", "memory", "gpus", "accelerator", "tolerations", "node_selector", "retries", "backoff", "timeout")
 
 
+class Vllm(Section):
+    """The vLLM server beside ours where `serve.engine.name` is vllm: its image, by digest, and what it asks for."""
+
+    image: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][\w.:/-]*@sha256:[0-9a-f]{64}$")]
+    pod: Pod
+
+    def over(self, below: Pod) -> Vllm:
+        """This one, with cpu, memory and accelerator as `below` has them where it leaves them open."""
+        open_ = Pod(cpu=below.cpu, memory=below.memory, accelerator=below.accelerator)
+        return self.model_copy(update={"pod": self.pod.over(open_)})
+
+
+class Gitops(Section):
+    """The git repository that is applied to the cluster: `file` in it, on `branch`, is what a release writes."""
+
+    repository: str
+    branch: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+    file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*\.yaml$")]
+
+
+class Serving(Section):
+    """How models are served in KServe (`serve.target`).
+
+    `models` is where production finds their bytes: s3://bucket/prefix, or a folder that its pods have. Staging and
+    production lie in a namespace each. `mode` is KServe's word for serving by Knative (auto: the one that it uses
+    itself). Servers are asked at the addresses of the cluster, or at their public ones (`reach`). A revision has
+    `ready_timeout` to answer. Errors of a canary are counted by `prometheus`; null: by the server itself, where there
+    is one replica, and of the release's own questions where there are more.
+    """
+
+    models: str | None
+    staging_namespace: ObjectName
+    production_namespace: ObjectName
+    mode: Literal["auto", "Knative", "Serverless"]
+    reach: Literal["cluster", "public"]
+    min_replicas: Annotated[int, Field(ge=1)]
+    max_replicas: Annotated[int, Field(ge=1)]
+    concurrency: Annotated[int, Field(ge=0)]
+    ready_timeout: Duration
+    prometheus: Annotated[str, StringConstraints(pattern=r"^https?://[^ ]+$")] | None
+    poll_s: Annotated[float, Field(gt=0)]
+    pod: Pod
+    vllm: Vllm | None
+    gitops: Gitops | None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Serving:
+        lacks = [name for name in ("cpu", "memory", "ephemeral_storage") if getattr(self.pod, name) is None]
+        if lacks:
+            raise ValueError(f"pod lacks {', '.join(lacks)}")
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is above max_replicas")
+        if self.staging_namespace == self.production_namespace:
+            raise ValueError("production needs a namespace of its own")
+        return self
+
+
 class Cluster(Section):
     """What only Kubeflow on a cluster needs: image, volume, pods.
 
@@ -131,6 +188,7 @@ class Cluster(Section):
     ray_account: ObjectName
     queue: ObjectName | None
     start_within: Duration
+    serving: Serving
     steps: dict[str, Pod]
 
     @field_validator("image")

@@ -150,7 +150,14 @@ class ServeEngine(Section):
 class Serve(Section):
     """Limits of the model server. `max_pixels` is for all images of one request together. A client that does not say
     how long it waits is refused after `timeout_s`; a server that is to end is no longer ready, and takes requests for
-    `drain_s` more. `canary` says how one takes over from another."""
+    `drain_s` more. `canary` says how one takes over from another.
+
+    `target` says where models are put into service: on this machine, in KServe (`cluster.serving`), or in KServe by way
+    of a git repository that is applied to the cluster. `device` is what the server's own engine computes on.
+    """
+
+    target: Literal["local", "kserve", "gitops"]
+    device: Literal["cpu", "cuda"]
 
     max_body_mb: Annotated[float, Field(gt=0)]
     max_pixels: Positive

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from facemllm.errors import UserError
+from facemllm.serve.kserve import rendering
 from facemllm.settings import Settings, is_address, load
 from facemllm.settings.cluster import LAUNCHER, MODELS, RAY_HEAD, TRAIN, Pod, bytes_of, cores_of
 from facemllm.workflow.steps import steps
@@ -17,7 +18,9 @@ RELEASE = "release"
 """The step that no first pipeline has: a person decides before it, and no pod waits for one."""
 FINISH = "finish"
 """The task that ends a run on a cluster: it writes the run's folder and closes its MLflow run, however it went."""
-_ASKING = ("evaluate", "gate", "deploy", RELEASE)
+_ASKING = ("evaluate", "gate")
+_SERVING = ("deploy", RELEASE)
+"""They start the model server in their own pod where `serve.target` is local."""
 _BESIDE = 2 * 1024**3  # bytes of a process that has loaded torch, beside the weights
 
 
@@ -34,7 +37,8 @@ def on_cluster(profile: str, overrides: Sequence[str]) -> tuple[Settings, list[s
 def loading(settings: Settings) -> list[str]:
     """The steps that load the model into their own pod, or an annotator's: these need what a model needs."""
     annotates = ["annotate"] if settings.annotate.annotator == "local" else []
-    return [*annotates, *settings.stages(), *_ASKING]
+    serves = _SERVING if settings.serve.target == "local" else ()
+    return [*annotates, *settings.stages(), *_ASKING, *serves]
 
 
 def pods(settings: Settings) -> dict[str, Pod]:
@@ -73,9 +77,10 @@ def _groups(settings: Settings, step: str) -> list[str]:
 def weights(settings: Settings, step: str) -> int:
     """Bytes of weights that a step holds in the memory of its pod while it loads the model.
 
-    Each worker of a training stage loads all of it in 32 bits, as the model server does; evaluation in 16 on a GPU.
+    Each worker of a training stage loads all of it in 32 bits, as the model server does and the head of a RayJob, which
+    asks the model a few questions; evaluation in 16 on a GPU.
     """
-    if step not in loading(settings) or step == "annotate":
+    if step not in (*loading(settings), RAY_HEAD) or step == "annotate":
         return 0
     wide = 2 if settings.train.use_gpu and step in ("evaluate", "gate") else 4
     copies = 1
@@ -100,7 +105,7 @@ class Fault:
 
 def refuse(settings: Settings) -> None:
     """Raises UserError for the first thing that would not work on a cluster, and says how many more there are."""
-    if found := [*_of_places(settings), *_of_people(settings), *_of_pods(settings)]:
+    if found := [*_of_places(settings), *_of_people(settings), *_of_pods(settings), *_of_serving(settings)]:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(f"{found[0].line(settings.profile)}{more}")
 
@@ -145,7 +150,7 @@ def _of_pods(settings: Settings) -> Iterator[Fault]:
         yield Fault("", "cluster.parameters", unknown, "say how many it has, as in 7.06e9")
     needed = [(step, working(settings, step), weights(settings, step)) for step in (*steps(settings), FINISH)]
     if settings.train.launcher == "rayjob":
-        needed.append((RAY_HEAD, ray_head(settings), weights(settings, "deploy")))
+        needed.append((RAY_HEAD, ray_head(settings), weights(settings, RAY_HEAD)))
     for step, pod, needs in needed:
         key = f"cluster.steps.{_where(settings, step)}"
         shared = bytes_of(pod.shared_memory or "0")
@@ -168,6 +173,24 @@ def _of_pods(settings: Settings) -> Iterator[Fault]:
         elif pod.gpus < wants:
             fewer = f"{pod.gpus}, and train.workers is {wants}, each with a GPU of its own"
             yield Fault(step, f"{key}.gpus", fewer, f"give {wants}, or set train.workers={pod.gpus}")
+
+
+def _of_serving(settings: Settings) -> Iterator[Fault]:
+    """What KServe could not serve."""
+    if settings.serve.target == "local":
+        return
+    try:
+        rendering.refuse(settings)
+    except UserError as error:
+        key, _, rest = str(error).partition(": ")
+        problem, _, mend = rest.partition("; ")
+        yield Fault(RELEASE, key, problem, mend)
+    known = settings.cluster.serving
+    needs = int((settings.cluster.parameters or 0) * (2 if settings.serve.device == "cuda" else 4)) + _BESIDE
+    has = bytes_of(known.pod.memory or "0") - bytes_of(known.pod.shared_memory or "0")
+    if settings.serve.engine.name == "own" and needs > has:
+        problem = f"{known.pod.memory}, and loading the model takes {_gib(needs)} beside shared memory"
+        yield Fault(RELEASE, "cluster.serving.pod.memory", problem, "give more")
 
 
 def _where(settings: Settings, step: str) -> str:
