@@ -1,6 +1,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+# tests run beside each other: OpenMP's threads that wait for one another by spinning would take the cores from them
+test test-unit test-integration test-e2e test-fuzz test-vllm: export OMP_WAIT_POLICY := passive
 FACES ?=
 # as it was given, whatever signs it holds: recipes read it from the environment, where no shell reads it again
 export FACES_GIVEN := $(value FACES)
