@@ -10,7 +10,7 @@ PROFILE ?= $(if $(FACES_GIVEN),own,laptop)
 ARGS ?=
 VLLM := 0.32.0
 
-.PHONY: help run test test-unit test-integration test-e2e test-fuzz test-families test-vllm bench task reader ui down lint clean
+.PHONY: help run test test-unit test-integration test-e2e test-fuzz test-families test-vllm test-cluster bench task reader ui down lint clean
 
 help: ## list what there is
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ test-fuzz: .venv/.ready ## 12,000 hostile requests to a model server (FUZZ_REQUE
 
 test-vllm: .venv-vllm/.ready ## a real vLLM server, in an environment of its own, answers as our engine does (minutes)
 	@.venv/bin/python -m pytest -q -s tests/integration/test_serving_vllm.py
+
+test-cluster: .venv/.ready ## what is long of the cluster: steps in the image (podman), stores, jobs
+	@.venv/bin/python -m pytest -q -s --durations=8 tests/cluster
 
 bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of the renderer's prototype, if you have it)
 	@for name in tables importing annotation reformatting scoring training; do .venv/bin/python benchmarks/$$name.py || exit 1; done
