@@ -32,7 +32,7 @@ COPY facemllm facemllm
 # psycopg2 and boto3 are for MLflow on Postgres and S3.
 # What nothing here runs goes in the same layer: tests, headers (there is no compiler), Ray's Java, Arrow's Flight.
 # Bytecode is made for what stays, since no pod could keep it (the root is read-only); transformers' 400 models, of
-# which a step loads a few, do without. Licences lie in *.dist-info and stay.
+# which a step loads a few, do without (and torch has a file in 3.12's syntax). Licences lie in *.dist-info and stay.
 ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-compile -c constraints.txt ".[s3]" psycopg2-binary boto3 \
@@ -41,7 +41,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         ray/jars pyarrow/include pyarrow/*flight* \
     && find matplotlib networkx numba numpy pandas pyarrow scipy sklearn sympy -type d -name tests -prune -exec rm -r {} + \
     && find ray/dashboard -name '*.map' -delete \
-    && python -m compileall -q -j 0 -x 'transformers/models/' . /app
+    && python -m compileall -q -j 0 -x 'transformers/models/|/py312_' . /app
 
 # The root file system is read-only in the pods: whatever writes beside /workspace writes to /tmp.
 ENV HOME=/tmp \
