@@ -25,7 +25,7 @@ from pipeline import GRAPHS
 
 PODMAN = shlex.split(os.environ.get("PODMAN", "podman"))
 IMAGE = os.environ.get("FACEMLLM_IMAGE", load().cluster.image)
-SMALL = ("ingest.identities=60", "validate.min_rows=50", "evaluate.bootstrap=50", "train.threads=1")
+SMALL = ("ingest.identities=60", "validate.min_rows=50", "evaluate.bootstrap=100", "train.threads=1")
 FEW = tuple(f"train.stages.{stage}.steps=2" for stage in ("align", "instruct", "specialize"))
 SETS = (*SMALL, *FEW, "cluster.overrides.tracking.uri=http://127.0.0.1:5000")
 RESTRICTED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=10001:10001")
@@ -68,7 +68,8 @@ class Pods:
 
     def limits(self) -> list[str]:
         """Of every container; /dev/shm as large as Ray's object store asks for."""
-        return [*RESTRICTED, "--tmpfs=/tmp:exec,mode=1777", "--shm-size=512m", f"--volume={self.volume}:/workspace"]
+        kept = ["--tmpfs=/tmp:exec,mode=1777", "--shm-size=512m", f"--volume={self.volume}:/workspace"]
+        return [*RESTRICTED, *kept, "--ulimit=nofile=16384", "--ulimit=nproc=16384"]  # podman's own need rights
 
     def start(self) -> None:
         podman("volume", "create", self.volume)
