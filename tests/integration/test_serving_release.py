@@ -45,7 +45,7 @@ async def handle(request):
     if request.method == "GET":
         return web.json_response({"ready": True})
     await request.read()
-    await asyncio.sleep(0.004 if kind != "slow" else 0.04)
+    await asyncio.sleep(0.004 if kind != "slow" else 0.1)
     if kind == "failing" and next(posts) % 3 == 2:
         return web.json_response({"error": "internal error"}, status=500)
     said = "no" if kind != "different" or "hat" in (await request.json())["instances"][0]["question"] else "yes"
