@@ -29,10 +29,11 @@ COPY facemllm facemllm
 
 # Into the system's Python, not a virtual environment: KubeRay may start Ray through a login shell, which resets
 # PATH.
-# psycopg2 and boto3 are for MLflow on Postgres and S3.
+# psycopg (SQLAlchemy 2.1's own choice for postgresql://), Flask-WTF (mlflow[auth]) and boto3 are for MLflow on Postgres and
+# S3 with a login.
 ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c constraints.txt ".[s3]" psycopg2-binary boto3
+    pip install -c constraints.txt ".[s3]" "psycopg[binary]" "mlflow[auth]" boto3
 
 # The root file system is read-only in the pods: whatever writes beside /workspace writes to /tmp.
 ENV HOME=/tmp \

