@@ -15,6 +15,7 @@ import pytest
 from facemllm.core import digests
 from facemllm.promote import artifacts, registry
 from facemllm.settings import Settings, load
+from facemllm.signing import local
 from facemllm.signing.authorization import authorize
 from facemllm.tracking import client as mlflow_client
 from facemllm.tracking import runs as tracking
@@ -198,8 +199,8 @@ def test_what_is_tried_with_a_stand_in_of_s3_holds_with_a_server_by_a_slow_road(
 
 
 class Pod:
-    """Runs the containers of one of our CronJobs here, in their order: their commands, their variables, and their volumes
-    as folders of `place`."""
+    """Runs the containers of one of our CronJobs here, in their order: their commands and variables, with folders of
+    `place` for volumes."""
 
     def __init__(self, place: Path, secrets: Mapping[str, Mapping[str, str]], bin: Path) -> None:
         self.place, self.secrets = place, secrets
@@ -214,8 +215,9 @@ class Pod:
             known = {"PATH": self.path, "HOME": str(self.place)}
             for secret in container.get("envFrom", ()):
                 known |= self.secrets[secret["secretRef"]["name"]]
-            for one_ in container.get("env", ()):
-                known[one_["name"]] = re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], one_["value"])
+            for variable in container.get("env", ()):
+                value = variable["value"]
+                known[variable["name"]] = known[value[2:-1]] if value.startswith("$(") else value
             words = [*container["command"], *container.get("args", ())]
             for volume in ("backup", "workspace"):
                 words = [re.sub(rf"(?<![\w:$])/{volume}\b", str(self.place / volume), word) for word in words]
@@ -236,7 +238,7 @@ def test_what_the_backup_keeps_the_restore_brings_back(
     decided = Home(settings)
     decided.person(ADA, "approver", "requester")
     decided.approve(model)
-    approvals = authorize(digest, decided.decisions).approvals
+    approvals = authorize(digest, decided.decisions, local.policy(settings)).approvals
 
     rclone = {f"RCLONE_CONFIG_TO_{name}": stores.KEYS[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")}
     rclone |= {
@@ -266,4 +268,4 @@ def test_what_the_backup_keeps_the_restore_brings_back(
     registry.fetch(settings, 1, tmp_path / "fetched")
     assert digests.of_tree(home / "store" / digest) == digest
     assert settings.policy_file.read_text() == policy
-    assert authorize(digest, Home(settings).decisions).approvals == approvals
+    assert authorize(digest, Home(settings).decisions, local.policy(settings)).approvals == approvals

@@ -89,7 +89,8 @@ def test_in_a_profile_the_namespace_is_its_controllers_and_steps_get_kubeflows_r
 
 def test_in_a_mesh_mlflow_and_the_model_server_have_a_sidecar_and_say_who_may_come(tmp_path: Path) -> None:
     made = with_components(tmp_path, "istio")
-    labels = {"mlflow": pod["metadata"]["labels"] for _, pod in pods(named(made, "Deployment")["mlflow"])}
+    ((_, pod),) = pods(named(made, "Deployment")["mlflow"])
+    labels = {"mlflow": pod["metadata"]["labels"]}
     labels["predictor"] = named(made, "InferenceService")["face-mllm"]["spec"]["predictor"]["labels"]
     assert {own["sidecar.istio.io/inject"] for own in labels.values()} == {"true"}
     for policy in named(made, "AuthorizationPolicy").values():
