@@ -113,6 +113,7 @@ def custom_schema(api_version: str, kind: str) -> Draft202012Validator:
     assert (definition["spec"]["group"], definition["spec"]["names"]["kind"]) == (group, kind)
     schema = next(v["schema"] for v in definition["spec"]["versions"] if v["name"] == version and v["served"])
     top = strict(schema["openAPIV3Schema"])
+    top["properties"] |= {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
     top["required"] = ["apiVersion", "kind", "metadata", "spec"]
     return Draft202012Validator(top)
 

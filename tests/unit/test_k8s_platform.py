@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,15 +33,19 @@ def named(made: list[Document], kind: str) -> dict[str, Document]:
     return {d["metadata"]["name"]: d for d in made if d["kind"] == kind}
 
 
-def test_components_render_together_and_meet_schemas_and_rules(tmp_path: Path) -> None:
-    made = with_components(tmp_path, "istio", "kubeflow", "on-data", "kserve-0.15")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
+    """The overlay `gpu` with every other component, and places of the test's own."""
+    return with_components(tmp_path_factory.mktemp("made"), "istio", "kubeflow", "on-data", "kserve-0.15", **PLACES)
+
+
+def test_components_render_together_and_meet_schemas_and_rules(made: list[Document]) -> None:
     new = [document for document in made if document not in documents("gpu")]  # those are held against them elsewhere
     assert {"AuthorizationPolicy", "PeerAuthentication", "RoleBinding", "CronJob"} <= {d["kind"] for d in new}
     faults = {f"{d['kind']} {d['metadata']['name']}": [*schema_faults(d), *rule_faults(d)] for d in new}
     assert {name: found for name, found in faults.items() if found} == {}
     assert len({(d["kind"], d["metadata"]["name"]) for d in made}) == len(made)
-    unplaced = {d["kind"] for d in made if d["metadata"].get("namespace") != "face-mllm"}
-    assert unplaced == {"PriorityClass"}
+    assert {d["kind"] for d in made if d["metadata"].get("namespace") != "face-mllm"} == {"PriorityClass"}
 
 
 def callers(policy: Document) -> list[str]:
@@ -50,21 +53,19 @@ def callers(policy: Document) -> list[str]:
     return [space["matchLabels"]["kubernetes.io/metadata.name"] for space in spaces if space]
 
 
-def test_places_are_written_once_and_reach_policies_and_claims(tmp_path: Path) -> None:
-    made = with_components(tmp_path, "istio", **PLACES)
+def test_places_are_written_once_and_reach_policies_and_claims(made: list[Document]) -> None:
     policies = named(made, "NetworkPolicy")
     assert callers(policies["ray-among-itself"]) == ["r"]
     assert callers(policies["model-server-from-gateway"]) == ["g", "k", "k"]
     assert callers(policies["model-server-from-monitoring"]) == ["m"]
-    assert {d["spec"]["storageClassName"] for d in made if d["kind"] == "PersistentVolumeClaim"} == {"s"}
+    assert {d["spec"]["storageClassName"] for d in named(made, "PersistentVolumeClaim").values()} == {"s"}
     (rule, probes) = named(made, "AuthorizationPolicy")["model-server-from-gateway"]["spec"]["rules"]
     assert rule["from"][0]["source"]["namespaces"] == ["g", "k"]
-    assert {path for to in probes["to"] for path in to["operation"]["paths"]} == {
-        "/healthz", "/v2/health/live", "/v2/health/ready"}  # fmt: skip
+    paths = {path for to in probes["to"] for path in to["operation"]["paths"]}
+    assert paths == {"/healthz", "/v2/health/live", "/v2/health/ready"}
     assert "places" not in named(made, "ConfigMap")
-    assert {d["spec"]["storageClassName"] for d in documents("dev") if d["kind"] == "PersistentVolumeClaim"} == {
-        "standard"
-    }
+    claims = named(documents("dev"), "PersistentVolumeClaim").values()
+    assert {claim["spec"]["storageClassName"] for claim in claims} == {"standard"}
 
 
 @rendered
@@ -77,8 +78,9 @@ def test_the_policies_are_of_our_pods_and_of_no_others(overlay: str, monkeypatch
     assert {labels[selected["key"]] for labels in ours} == set(selected["values"])
 
 
-def test_in_a_profile_the_namespace_is_its_controllers_and_steps_get_kubeflows_rights(tmp_path: Path) -> None:
-    made = with_components(tmp_path, "kubeflow")
+def test_in_a_profile_the_namespace_is_its_controllers_and_steps_get_kubeflows_rights(
+    made: list[Document],
+) -> None:
     assert named(made, "Namespace") == {}
     binding = named(made, "RoleBinding")["pipeline-runner-kfp"]
     assert (binding["roleRef"]["name"], binding["subjects"][0]["name"]) == (
@@ -87,8 +89,9 @@ def test_in_a_profile_the_namespace_is_its_controllers_and_steps_get_kubeflows_r
     )
 
 
-def test_in_a_mesh_mlflow_and_the_model_server_have_a_sidecar_and_say_who_may_come(tmp_path: Path) -> None:
-    made = with_components(tmp_path, "istio")
+def test_in_a_mesh_mlflow_and_the_model_server_have_a_sidecar_and_say_who_may_come(
+    made: list[Document],
+) -> None:
     ((_, pod),) = pods(named(made, "Deployment")["mlflow"])
     labels = {"mlflow": pod["metadata"]["labels"]}
     labels["predictor"] = named(made, "InferenceService")["face-mllm"]["spec"]["predictor"]["labels"]
