@@ -290,7 +290,7 @@ class Road:
             other = {near: far, far: near}
             while True:
                 for one in select.select([*other], [], [])[0]:
-                    data = one.recv(1 << 16)
+                    data = one.recv(1 << 19)
                     wait, broken = self._account(len(data))
                     if broken or not data:
                         return
