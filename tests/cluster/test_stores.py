@@ -21,6 +21,7 @@ from facemllm.tracking import client as mlflow_client
 from facemllm.tracking import runs as tracking
 from tests.approved import ADA, Home
 from tests.cluster import stores
+from tests.cluster.road import Road
 from tests.evaluation_example import METRICS
 from tests.refusing import refuses
 from tests.unit.test_k8s import needs_kubectl, one, pods
@@ -51,13 +52,13 @@ def s3(folder: Path) -> Iterator[stores.S3]:
 
 
 @pytest.fixture(scope="module")
-def road(s3: stores.S3) -> Iterator[stores.Road]:
-    with stores.Road(int(s3.url.rpartition(":")[2]), rate=40 * MB).open() as opened:
+def road(s3: stores.S3) -> Iterator[Road]:
+    with Road(int(s3.url.rpartition(":")[2]), rate=40 * MB).open() as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def mlflow(database: stores.Postgres, s3: stores.S3, road: stores.Road, folder: Path) -> Iterator[stores.Mlflow]:
+def mlflow(database: stores.Postgres, s3: stores.S3, road: Road, folder: Path) -> Iterator[stores.Mlflow]:
     """Reaches S3 by the slow road, as its clients do: the addresses that it signs are those of the road."""
     with stores.Mlflow(database, s3.at(road.url), folder / "mlflow").served() as running:
         for user in (PIPELINE, READER):
@@ -102,7 +103,7 @@ def register(settings: Settings, model: Path, digest: str) -> registry.Version:
 
 
 def test_a_model_of_2_gb_is_registered_by_a_slow_road_while_mlflow_is_killed(
-    settings: Settings, mlflow: stores.Mlflow, road: stores.Road, tmp_path: Path
+    settings: Settings, mlflow: stores.Mlflow, road: Road, tmp_path: Path
 ) -> None:
     model = model_of(tmp_path, 2 * 1000**3)
     digest = digests.of_tree(model)
@@ -187,7 +188,7 @@ def test_curves_of_a_training_outlast_a_kill_of_mlflow(settings: Settings, mlflo
      "test_ray_train.py::test_an_elastic_run_with_checkpoints_on_s3_survives_a_kill"],
 )  # fmt: skip
 def test_what_is_tried_with_a_stand_in_of_s3_holds_with_a_server_by_a_slow_road(
-    tests: str, s3: stores.S3, road: stores.Road
+    tests: str, s3: stores.S3, road: Road
 ) -> None:
     road.breaks_at, broken = road.passed + 20_000, road.broken
     environment = {**os.environ, **s3.environment, "S3_SERVER": road.url}
