@@ -62,7 +62,7 @@ class CheckpointStore:
         self._scratch = Path(place) if self._here else work
 
     def names(self) -> list[str]:
-        """Names of the checkpoints, whole or not, newest first. Folders without files are none: some servers of S3 still
+        """Names of the checkpoints, whole or not, newest first. Folders without files are none: some S3 servers still
         list those that were emptied."""
         with self._reached():
             found = self._fs.get_file_info(pafs.FileSelector(self._path, allow_not_found=True, recursive=True))
