@@ -6,14 +6,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from facemllm.core import progress
 from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings
-from facemllm.tracking.client import uri
+from facemllm.tracking.client import uri, wait_for
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MLMODEL = "MLmodel"
+ATTEMPTS = 3
+"""At each file: MLflow's client sends the parts of a large one to S3 itself, and tries none of them again."""
 
 
 def upload(client: MlflowClient, model_id: str, folder: Path) -> None:
@@ -26,10 +29,25 @@ def upload(client: MlflowClient, model_id: str, folder: Path) -> None:
         inputs=Schema([ColSpec(kind, name) for name, kind in columns.items()]),
         outputs=Schema([ColSpec("string", "answer"), ColSpec("string", "value", required=False)]),
     )
-    client.log_model_artifacts(model_id, str(folder))
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        _upload(client, model_id, file, file.relative_to(folder).parent)
     with tempfile.TemporaryDirectory() as scratch:
         Model(signature=signature, model_id=model_id).save(f"{scratch}/{MLMODEL}")
         client.log_model_artifact(model_id, f"{scratch}/{MLMODEL}")
+
+
+def _upload(client: MlflowClient, model_id: str, file: Path, into: Path) -> None:
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            client.log_model_artifact(model_id, str(file), None if into == Path() else into.as_posix())
+            return
+        except MlflowException as error:  # what the server refused has another code
+            if attempt == ATTEMPTS or error.error_code != "INTERNAL_ERROR":
+                raise
+            progress.event(note=f"{file.name} did not reach MLflow's store ({one_line(error, 200)}); sending it again")
+            wait_for(client.tracking_uri)
 
 
 def download(settings: Settings, client: MlflowClient, model_id: str, into: Path) -> Path:

@@ -5,10 +5,10 @@ Labels are doors, statuses, kinds, rules and the tasks of the deployment, never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, Info
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -71,6 +71,12 @@ class Metrics:
     def rule(self, name: str | None) -> str:
         """A rule as a label: bounded by those that are known."""
         return name if name in self.rules else NONE
+
+
+def follow_approval(withdrawn: Callable[[], str], registry: CollectorRegistry = REGISTRY) -> None:
+    """Give `facemllm_withdrawn`: 1 while `withdrawn` says why the approval of the model holds no more, else 0."""
+    about = "Whether the approval of the model that serves was withdrawn"
+    Gauge("withdrawn", about, namespace="facemllm", registry=registry).set_function(lambda: float(bool(withdrawn())))
 
 
 class _Followed(Collector):

@@ -190,6 +190,7 @@ def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
 
 def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval: Approval | None) -> None:
     from facemllm.serve.listening import FaceServer, Listening
+    from facemllm.serve.metrics import follow_approval
 
     service = loaded.service
     about: dict[str, Any] = {"model": options.name, "digest": options.digest, "version": options.version or None}
@@ -215,6 +216,7 @@ def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval
     by = " and ".join(one["person"] for one in approval.info()["approvals"]) if approval else "nobody"
     log.info("serving %s, approved by %s, on %s:%d", options.digest[:12], by, options.host, options.port)
     if approval:
+        follow_approval(lambda: approval.withdrawn)
         approval.watch(lambda ready: setattr(loaded.model, "ready", ready))
     sys.setswitchinterval(_SWITCH_S)
     gc.freeze()

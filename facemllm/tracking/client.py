@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 PROBE_S, PATIENCE_S = 5.0, 60.0
 _PAUSE_S = 1.0
+_PART_BYTES = 16 * 2**20
 SENT_AT_ONCE = 900  # points a request; MLflow takes 1000
 BUFFERED = 200_000  # points kept while the server is away, about 30 MB
 Point = tuple[str, float, int, int]
@@ -38,9 +39,12 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to `--json`
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # where MLflow keeps its artifacts in S3, larger files go there straight, in parts of this size, and not through it
+    "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": str(_PART_BYTES),
+    "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE": str(_PART_BYTES),
 }
 
 
@@ -57,7 +61,7 @@ def connect(settings: Settings) -> MlflowClient:
         raise UserError(f"tracking.uri: '{address}' is no address; give one such as http://127.0.0.1:5000")
     served = address.startswith(("http://", "https://"))
     if served:
-        _patiently(address, time.monotonic() + PATIENCE_S if {PARENT_RUN, CLUSTER_RUN} & set(os.environ) else None)
+        wait_for(address, PATIENCE_S if {PARENT_RUN, CLUSTER_RUN} & set(os.environ) else 0)
     with guard(address):
         client = open_client(address)
         if served:
@@ -93,23 +97,22 @@ class _Away(UserError):
     """No MLflow answers at an address."""
 
 
-def _patiently(address: str, deadline: float | None) -> None:
-    """As `_probe`, again and again until the deadline while nothing answers."""
-    waited = False
+def wait_for(address: str, patience_s: float = PATIENCE_S) -> None:
+    """Raise UserError unless MLflow answers at this address, or asks for a login, within so many seconds."""
+    deadline, waited = time.monotonic() + patience_s, False
     while True:
         try:
             return _probe(address)
         except _Away as error:
-            if deadline is None or time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 raise
             if not waited:
-                progress.event(note=f"{error}; waiting for it, {PATIENCE_S:.0f} s at most")
+                progress.event(note=f"{error}; waiting for it, {patience_s:.0f} s at most")
             waited = True
             time.sleep(_PAUSE_S)
 
 
 def _probe(address: str) -> None:
-    """Raise UserError unless MLflow answers at this address, or asks for a login."""
     import requests  # what MLflow itself uses: the same proxies and certificates hold
 
     mend = "start it with `facemllm services up`, or set tracking.uri"

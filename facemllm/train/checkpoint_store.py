@@ -46,10 +46,12 @@ class CheckpointStore:
         self._scratch = Path(place) if self._here else work
 
     def names(self) -> list[str]:
-        """Names of the checkpoints, whole or not, newest first."""
+        """Names of the checkpoints, whole or not, newest first. Folders without files are none: some S3 servers still
+        list those that were emptied."""
         with self._reached():
-            found = self._fs.get_file_info(pafs.FileSelector(self._path, allow_not_found=True))
-        return sorted((entry.base_name for entry in found if _NAME.fullmatch(entry.base_name)), reverse=True)
+            found = self._fs.get_file_info(pafs.FileSelector(self._path, allow_not_found=True, recursive=True))
+        holding = {Path(entry.path).parent.name for entry in found if entry.is_file}
+        return sorted(filter(_NAME.fullmatch, holding), reverse=True)
 
     @contextmanager
     def newest(

@@ -95,27 +95,35 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A fresh bucket, `faces`, of a server of this test's own; a boto3 client of it."""
+    """A fresh bucket, `faces`, of a server of this test's own, or of the one that S3_SERVER and AWS's variables name; a
+    boto3 client of it."""
     boto3 = pytest.importorskip("boto3", reason="pip install dvc-s3")
-    server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
-    urllib.request.urlopen(reset).close()  # its state is the process's
+    running, url = None, os.environ.get("S3_SERVER")
+    if url is None:
+        server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
+        running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        running.start()
+        url = "http://{}:{}".format(*running.get_host_and_port())
+        reset = urllib.request.Request(f"{url}/moto-api/reset", method="POST")
+        urllib.request.urlopen(reset).close()  # its state is the process's
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": url,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
         "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
-    client.create_bucket(Bucket="faces")
+    if running is None:
+        for listed in client.list_objects_v2(Bucket="faces").get("Contents", []):
+            client.delete_object(Bucket="faces", Key=listed["Key"])
+    else:
+        client.create_bucket(Bucket="faces")
     yield client
-    running.stop()
+    if running is not None:
+        running.stop()
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ def production() -> list[dict[str, Any]]:
         text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     else:
         listed = yaml.safe_load((folder / "kustomization.yaml").read_text("utf-8"))["resources"]
-        text = "\n---\n".join((folder / name).read_text("utf-8") for name in listed)
+        text = "\n---\n".join((folder / name).read_text("utf-8") for name in listed if name != "places.yaml")
     return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 

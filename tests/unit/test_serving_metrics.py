@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from facemllm.serve.language import Answer, Answers, Ask, Encoded, Question
-from facemllm.serve.metrics import Metrics
+from facemllm.serve.metrics import Metrics, follow_approval
 from facemllm.serve.observer import CLOSED, Observer, Watch, door_of
 from facemllm.serve.records import Records
 from facemllm.serve.traces import Traces, traces
@@ -185,6 +185,14 @@ def test_a_disk_that_is_gone_fails_no_request(tmp_path: Path, caplog: pytest.Log
     (tmp_path / "answers").write_text("a file")
     records.answered([ASK], [FOUND], 0.01)
     assert "answers are not kept" in caplog.text
+
+
+def test_a_withdrawn_approval_shows(registry: CollectorRegistry) -> None:
+    approval = SimpleNamespace(withdrawn="")
+    follow_approval(lambda: approval.withdrawn, registry)
+    assert registry.get_sample_value("facemllm_withdrawn") == 0
+    approval.withdrawn = "revoked: by Ada Lovelace"
+    assert registry.get_sample_value("facemllm_withdrawn") == 1
 
 
 def test_a_request_is_a_span_with_its_phases_below_it() -> None:

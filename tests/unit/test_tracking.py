@@ -1,8 +1,15 @@
 """What is sent to MLflow: points, curves, and who sends them."""
 
 import pickle
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2
+
+from facemllm.promote import artifacts
 from facemllm.tracking import client as curves
 from facemllm.tracking import runs as tracking
 
@@ -49,3 +56,29 @@ def test_a_curve_logger_gives_up_in_time(caplog, monkeypatch) -> None:
     curve(1, {"train/loss": 1.0})
     assert not curve.flush(0.3)
     assert "could not be sent" in caplog.text
+
+
+@pytest.mark.parametrize(("code", "sent"), [("INTERNAL_ERROR", 3), ("PERMISSION_DENIED", 1)])
+def test_a_file_that_was_lost_on_its_way_is_sent_again_and_a_refused_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, sent: int
+) -> None:
+    tried: list[tuple[str, str | None]] = []
+
+    def log(model_id: str, path: str, into: str | None = None) -> None:
+        tried.append((Path(path).name, into))
+        if len(tried) <= lost:
+            raise MlflowException("a part is missing", error_code=databricks_pb2.ErrorCode.Value(code))
+
+    monkeypatch.setattr(artifacts, "wait_for", lambda address: None)
+    (tmp_path / "model" / "adapter").mkdir(parents=True)
+    (tmp_path / "model" / "adapter" / "weights").write_bytes(b"w")
+    client: Any = SimpleNamespace(log_model_artifact=log, tracking_uri="http://127.0.0.1:1")
+    for lost in (sent - 1, 9):
+        tried.clear()
+        if lost == 9:
+            with pytest.raises(MlflowException, match="a part is missing"):
+                artifacts.upload(client, "m-1", tmp_path / "model")
+            assert tried == [("weights", "adapter")] * sent
+        else:
+            artifacts.upload(client, "m-1", tmp_path / "model")
+            assert tried == [*[("weights", "adapter")] * sent, ("MLmodel", None)]
