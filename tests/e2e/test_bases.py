@@ -23,6 +23,7 @@ FAMILY, PROFILE = "qwen2_5_vl", "qwen-vl-3b"
 OF_CI = ("ingest", "validate", "evaluate", "promote", "serve")
 """Sections of the `ci` profile that make a run small and its gate wide."""
 FEW = ("steps=2", "batch_images=4")
+LONGEST = 32  # `evaluate.max_new_tokens` of `ci`
 
 
 def leaves(values: Mapping[str, Any], before: str) -> Iterator[str]:
@@ -43,9 +44,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     sets += [f"model.base={json.dumps(str(small(FAMILY, folder / 'base')))}"]
     sets += [f"{section}.image_size={SIDES[FAMILY]}" for section in ("ingest", "model")]
     sets += ["train.use_gpu=false", "train.precision=fp32"]
-    sets += [
-        f"serve.policy.allowed.{task}=drawn heads" for task in ("gender", "age", "expression")
-    ]
+    sets += [f"serve.policy.allowed.{task}=drawn heads" for task in ("gender", "age", "expression")]
     sets += [f"train.stages.{stage}.{few}" for stage in ("align", "instruct", "specialize") for few in FEW]
     project = Project(folder, *sets, profile=PROFILE)
     yield project
@@ -76,7 +75,7 @@ def test_from_faces_to_a_released_answer(project: Project) -> None:
     assert closed["answer"] == max(closed["scores"], key=closed["scores"].get)
     url = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}
     content = [url, {"type": "text", "text": question}]
-    chat = {"model": released["model"]["name"], "messages": [{"role": "user", "content": content}], "max_tokens": 8}
+    chat = {"model": released["model"]["name"], "messages": [{"role": "user", "content": content}]}
     written = ask(f"{server}/v1/chat/completions", chat)["choices"][0]["message"]["content"]
 
     folder = store / released["model"]["digest"]
@@ -90,7 +89,7 @@ def test_from_faces_to_a_released_answer(project: Project) -> None:
     shown = Image.open(face).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     inputs = processor(images=[[shown]], text=[words], return_tensors="pt")
     with torch.no_grad():
-        ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        ids = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert written == processor.decode(ids, skip_special_tokens=True).strip()
     lineage = project.facemllm("lineage", "1", "--json")
     assert lineage.returncode == 0, lineage.stderr
