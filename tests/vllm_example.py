@@ -40,7 +40,7 @@ def tiny(folder: Path) -> Path:
     last = model.model.multi_modal_projector.linear_2
     predictor = Predictor(model, processor)
     with torch.no_grad():
-        values_BCSS = predictor._values([face(number) for number in range(8)])
+        values_BCSS = predictor._inputs([face(number) for number in range(8)])["pixel_values"]
         tokens_BND = model.model.multi_modal_projector(tower_features(model, values_BCSS))
         scale = 1 / (tokens_BND - tokens_BND.mean(0)).std()
         last.bias.sub_(tokens_BND.mean((0, 1))).mul_(scale)
