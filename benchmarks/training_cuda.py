@@ -63,12 +63,15 @@ def measure(
     contenders: Mapping[str, Mapping[str, Any]] = CONTENDERS,
 ) -> dict[str, Any]:
     """All contenders on one mode: samples and tokens a second, MFU, padding and memory."""
-    stage = stage_of("frozen tower", steps, trains=trains(mode), learning_rate=1e-5)
+    fewer = {"batch_images": 2} if device == "cpu" else {}
+    stage = stage_of("frozen tower", steps, trains=trains(mode), learning_rate=1e-5, **fewer)
     prepare(folder, table, stage, steps + 50, SHAPES[shape])
     samples = stage["batch_images"] * stage["turns_per_image"]
     peak = cost.peak_flops(device, "bf16")
     found: dict[str, Any] = {}
     for name, options in contenders.items():
+        if mode == "full" and options.get("job", {}).get("compile"):
+            continue  # the same language model as with adapters
         with Contender(folder, **options) as contender:
             runs = [contender.run(steps=steps, every=EVERY, precision="bf16", device=device) for _ in range(rounds)]
         rates = [rate(run, samples) for run in runs]

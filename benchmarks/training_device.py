@@ -56,6 +56,7 @@ def _resumed(folder: Path, table: Path, base: Path, device: str) -> tuple[Path, 
 
     sets = [f"model.base={json.dumps(str(base))}", f"model.image_size={SHAPES['qwen-dry']['side']}"]
     sets += [f"train.use_gpu={str(device == 'cuda').lower()}", "train.checkpoint_every=2"]
+    sets += ["train.recompute=false", *(["train.threads=1"] if device == "cpu" else [])]
     sets += [f"train.stages.instruct.{few}" for few in _FEW]
     chosen = load("qwen-vl-3b", sets)
 
