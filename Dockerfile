@@ -30,9 +30,18 @@ COPY facemllm facemllm
 # Into the system's Python, not a virtual environment: KubeRay may start Ray through a login shell, which resets
 # PATH.
 # psycopg2 and boto3 are for MLflow on Postgres and S3.
+# What nothing here runs goes in the same layer: tests, headers (there is no compiler), Ray's Java, Arrow's Flight.
+# Bytecode is made for what stays, since no pod could keep it (the root is read-only); transformers' 400 models, of
+# which a step loads a few, do without (and torch has a file in 3.12's syntax). Licences lie in *.dist-info and stay.
 ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c constraints.txt ".[s3]" psycopg2-binary boto3
+    pip install --no-compile -c constraints.txt ".[s3]" psycopg2-binary boto3 \
+    && cd "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+    && rm -rf torch/include torch/test torch/bin/test_* torch/bin/*Test torch/bin/*.ptl torch/bin/upgrader_models \
+        ray/jars pyarrow/include pyarrow/*flight* \
+    && find matplotlib networkx numba numpy pandas pyarrow scipy sklearn sympy -type d -name tests -prune -exec rm -r {} + \
+    && find ray/dashboard -name '*.map' -delete \
+    && python -m compileall -q -j 0 -x 'transformers/models/|/py312_' . /app
 
 # The root file system is read-only in the pods: whatever writes beside /workspace writes to /tmp.
 ENV HOME=/tmp \

@@ -1,6 +1,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+# tests run beside each other: OpenMP's threads that wait for one another by spinning would take the cores from them
+test test-unit test-integration test-e2e test-families test-fuzz test-vllm test-cluster: export OMP_WAIT_POLICY := passive
 FACES ?=
 # as it was given, whatever signs it holds: recipes read it from the environment, where no shell reads it again
 export FACES_GIVEN := $(value FACES)
@@ -8,7 +10,7 @@ PROFILE ?= $(if $(FACES_GIVEN),own,laptop)
 ARGS ?=
 VLLM := 0.32.0
 
-.PHONY: help run test test-unit test-integration test-e2e test-fuzz test-families test-vllm bench task reader ui down lint clean
+.PHONY: help run test test-unit test-integration test-e2e test-fuzz test-families test-vllm test-cluster bench task reader ui down lint clean
 
 help: ## list what there is
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,7 +39,7 @@ test-integration test-e2e: .venv/.ready
 	@.venv/bin/python -m pytest -q --durations=8 tests/$(@:test-%=%)
 
 test-families: .venv/.ready ## every family of models that model.base may be, small, against transformers itself (minutes)
-	@.venv/bin/python -m pytest -q -n auto --dist worksteal -m "families or not families" tests/unit/test_*_families.py tests/unit/test_bases_profiles.py
+	@.venv/bin/python -m pytest -q -n auto --dist worksteal -m "families or not families" tests/unit/test_*_families.py tests/unit/test_model_bases.py tests/unit/test_bases_profiles.py
 	@.venv/bin/python -m pytest -q -m families tests/e2e/test_bases.py
 
 test-fuzz: .venv/.ready ## 12,000 hostile requests to a model server (FUZZ_REQUESTS, FUZZ_SEED)
@@ -56,6 +58,9 @@ test-fuzz: .venv/.ready ## 12,000 hostile requests to a model server (FUZZ_REQUE
 
 test-vllm: .venv-vllm/.ready ## a real vLLM server, in an environment of its own, answers as our engine does (minutes)
 	@.venv/bin/python -m pytest -q -s tests/integration/test_serving_vllm.py
+
+test-cluster: .venv/.ready ## what is long of the cluster: steps in the image (podman), stores, jobs
+	@.venv/bin/python -m pytest -q -s --durations=8 tests/cluster
 
 bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of the renderer's prototype, if you have it)
 	@for name in tables importing annotation reformatting scoring training; do .venv/bin/python benchmarks/$$name.py || exit 1; done

@@ -23,7 +23,7 @@ from facemllm.serve.asked.quality import measure
 
 HEADS, SEED, SIZE = 150, 4242, 128
 SIDES = (12, 16, 20, 24, 28, 32, 40, 48)
-FIGURES = ("sharpness", "brightness", "contrast")
+FIGURES = ("sharpness", "brightness", "contrast", "color")
 
 
 def pictures(folder: Path | None) -> list[Image.Image]:

@@ -12,6 +12,7 @@ from cluster import runs, schedules
 from cluster.client import Api, connect
 from cluster.specification import NAME, specification, write_specification
 from facemllm.errors import UserError
+from facemllm.settings import Settings
 from facemllm.workflow.cron import described
 from facemllm.workflow.options import Json, Profile, Sets, say
 
@@ -27,10 +28,20 @@ Namespace = Annotated[
 Ca = Annotated[
     str | None, typer.Option("--ca", envvar="KFP_CA_BUNDLE", help="PEM bundle that the API's certificate is signed by.")
 ]
-Account = Annotated[str | None, typer.Option(help="Service account the pods run as; k8s/ has `pipeline-runner`.")]
+Account = Annotated[
+    str | None,
+    typer.Option(
+        help="Service account the pods run as; k8s/ has `pipeline-runner`, and `trainer` for `train.launcher=rayjob`."
+    ),
+]
 Experiment = Annotated[str | None, typer.Option(help="KFP experiment; default: `tracking.experiment`.")]
 RunId = Annotated[str, typer.Argument(help="Id of the run, as `submit` prints it.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Tell each step until the run has ended; write summary.json.")]
+
+
+def _account(settings: Settings, given: str | None) -> str | None:
+    """The account of a run's pods: that which may start RayJobs where the run does, unless another is given."""
+    return given or (settings.cluster.launcher_account if settings.train.launcher == "rayjob" else None)
 
 
 def _note(text: str) -> None:
@@ -72,7 +83,7 @@ def submit(
             file,
             name=name or (f"release {release}, {profile}" if release else f"{NAME} {profile}"),
             experiment=experiment or settings.tracking.experiment,
-            account=service_account,
+            account=_account(settings, service_account),
             arguments={"version": release} if release else {},
         )
     _end(api, run_id, follow, as_json)
@@ -156,7 +167,9 @@ def schedule(
         when = described(cron)
         with specification(profile, set_) as (settings, file):
             api, group = connect(endpoint, namespace, ca), experiment or settings.tracking.experiment
-            job, before = schedules.by_clock(api, file, cron, name=name, experiment=group, account=service_account)
+            job, before = schedules.by_clock(
+                api, file, cron, name=name, experiment=group, account=_account(settings, service_account)
+            )
         print(job)
         _note(f"{name} runs {when}" + (f", in place of {', '.join(before)}" if before else ""))
         return
@@ -166,7 +179,7 @@ def schedule(
         _note("no revision of the data is recorded yet, or not all of it is in the remote")
         return
     api, group = connect(endpoint, namespace, ca), experiment or watched.tracking.experiment
-    run_id = schedules.by_data(api, profile, set_, data, experiment=group, account=service_account)
+    run_id = schedules.by_data(api, profile, set_, data, experiment=group, account=_account(watched, service_account))
     if run_id is None:
         _note(f"revision {data.revision[:12]} has had its run")
         return

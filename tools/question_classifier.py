@@ -1,4 +1,5 @@
-"""Makes the weights of facemllm.serve.asked.classifier anew, from the taught wordings and the lists of the tests.
+"""Makes the weights of facemllm.serve.asked.classifier anew, from the taught wordings, the lists of the tests, and
+questions about other things made of `question_frames.txt`.
 
     .venv/bin/python tools/question_classifier.py [--without LIST] [--out FILE]
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +23,13 @@ from facemllm import tasks
 from facemllm.serve.asked import classifier
 from facemllm.serve.asked.classifier import BUCKETS, NONE, Classifier, features
 from facemllm.serve.asked.lexicon import LEXICON
+from facemllm.serve.asked.reading import Reading, read
 from facemllm.tasks.paraphrases import normal
 
 LISTS = Path(__file__).parents[1] / "tests" / "unit" / "asked"
+FRAMES = Path(__file__).with_name("question_frames.txt")
+_OF_FRAME = 10
+"""Questions made of each frame."""
 
 
 def texts() -> list[tuple[str, str, str]]:
@@ -43,12 +50,35 @@ def texts() -> list[tuple[str, str, str]]:
     for file in sorted(LISTS.glob("*foreign.txt")):
         if not file.name.startswith("blind_"):
             found += [(line.strip(), NONE, file.name) for line in file.open(encoding="utf-8") if line.strip()]
-    return found
+    return found + [(text, NONE, FRAMES.name) for text in framed(random.Random(1))]
+
+
+def framed(drawn: random.Random) -> list[str]:
+    """Questions about other things, or about a face in a way that no face answers: each frame some times, with words
+    that are drawn, some of them unknown."""
+    lines = FRAMES.read_text(encoding="utf-8").splitlines()
+    words = {name: said.split("|") for name, eq, said in (line.partition("=") for line in lines) if eq}
+    elsewhere = sorted(LEXICON.elsewhere)
+
+    def unknown() -> str:
+        return "".join(drawn.choice("bcdfglmnprstvz") + drawn.choice("aeiou") for _ in range(drawn.randint(2, 4)))
+
+    def word(slot: re.Match[str]) -> str:
+        chosen = {"face": [drawn.choice(words["face"])], "odd": [drawn.choice(words["odd"]), unknown()]}
+        chosen["thing"] = [drawn.choice(elsewhere), drawn.choice(words["thing"]), unknown()]
+        return drawn.choice(chosen[slot[1]])
+
+    frames = [line for line in lines if "=" not in line]
+    return sorted({re.sub(r"\{(\w+)\}", word, frame) for frame in frames for _ in range(_OF_FRAME)})
+
+
+def _read(text: str) -> Reading:
+    return read(normal(text))
 
 
 def matrix(found: list[str]) -> csr_matrix:
     """Features of texts, (texts, BUCKETS)."""
-    rows = [features(normal(text)) for text in found]
+    rows = [features(_read(text)) for text in found]
     ends = np.cumsum([0, *(len(buckets) for buckets, _ in rows)])
     return csr_matrix(
         (np.concatenate([v for _, v in rows]), np.concatenate([b for b, _ in rows]), ends), (len(rows), BUCKETS)
@@ -71,7 +101,7 @@ def main() -> None:
         bias=model.intercept_.astype(np.float32),
     )
     kept = [one for one in every if one[2] in options.without]
-    found = [Classifier(options.out).probabilities(normal(text)) for text, *_ in kept]
+    found = [Classifier(options.out).probabilities(_read(text)) for text, *_ in kept]
     for least in (0.5, 0.6, 0.7, 0.8, 0.9):
         asked = [p for p, (_, item, _) in zip(found, kept, strict=True) if item == NONE]
         taken = sum(max(p, key=p.__getitem__) != NONE and max(p.values()) >= least for p in asked)

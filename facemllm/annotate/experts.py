@@ -24,36 +24,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from facemllm.annotate import experts_mediapipe as mediapipe
 from facemllm.annotate.annotator import Annotation
-from facemllm.annotate.experts_mediapipe import DETECTOR, MESH, NOT_INSTALLED, Network
 from facemllm.asking.requests import JobStopped
-from facemllm.core import digests
+from facemllm.core import digests, mediapipe
 from facemllm.core.files import atomic_write
 from facemllm.core.images import BadPicture, opened
+from facemllm.core.mediapipe import DETECTOR, MESH, NOT_INSTALLED, RELEASE, WEIGHTS, Network
 from facemllm.errors import UserError
 from facemllm.settings import Settings, root
 
-RELEASE = "mediapipe==0.10.21"
-"""The last release on PyPI whose wheel carries the files below; they are the same in 0.10.14."""
-
-# File of the expert: its place in the wheel, its size in bytes, its SHA-256.
-WEIGHTS = {
-    DETECTOR: (
-        "mediapipe/modules/face_detection/face_detection_short_range.tflite",
-        229_714,
-        "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
-    ),
-    MESH: (
-        "mediapipe/modules/face_landmark/face_landmark.tflite",
-        1_242_398,
-        "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
-    ),
-}
 LICENCE = "mediapipe-0.10.21.dist-info/LICENSE"
 # The files are the same for every system; this wheel is small and always there.
 WHEEL = ("--platform", "manylinux_2_28_x86_64", "--implementation", "cp", "--python-version", "3.11")
-FETCH = "python -m facemllm.annotate.experts"
 
 METHOD = 1
 """Number of how answers come of the networks: raise it with what they say. A test holds them together."""
@@ -125,11 +107,7 @@ def _networks(folder: Path) -> tuple[Network, Network]:
 def verified(folder: Path) -> None:
     """Raises UserError when a file of weights is missing in `folder` or is another one."""
     for name, (_, _, sha256) in WEIGHTS.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"annotate.experts.models: {path} is missing; get it with: {FETCH} {folder}")
-        if digests.of_file(path) != sha256:
-            raise UserError(f"{path}: not the file of {RELEASE}; remove it and run: {FETCH} {folder}")
+        mediapipe.verified(folder / name, sha256, "annotate.experts.models")
 
 
 def fetch(folder: Path) -> None:

@@ -168,11 +168,11 @@ class Completions:
         return answered
 
     def _body(self, request: Request, with_schema: bool, newer: bool) -> dict[str, Any]:
-        url = "data:image/jpeg;base64," + base64.b64encode(request.picture).decode("ascii")
+        urls = ["data:image/jpeg;base64," + base64.b64encode(one).decode("ascii") for one in request.pictures]
         messages: list[dict[str, Any]] = [{"role": m["role"], "content": m["text"]} for m in request.messages]
         first = next(message for message in messages if message["role"] == "user")
-        picture = {"type": "image_url", "image_url": {"url": url}}
-        first["content"] = [picture, {"type": "text", "text": first["content"]}]
+        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        first["content"] = [*pictures, {"type": "text", "text": first["content"]}]
         body: dict[str, Any] = {"model": self.model.model, "messages": messages}
         if newer:  # models that reason: no temperature, and the tokens of an answer go by another name
             body["max_completion_tokens"] = self.model.max_tokens

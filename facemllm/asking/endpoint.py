@@ -226,7 +226,8 @@ class _Client:
     async def _reserved(self, request: Request) -> Reserved | Reply:
         """The right to send a request, or its reply when another process has stored it meanwhile. Waits while another
         has it under way, or while what is under way here may leave something of the budget over."""
-        most = most_tokens("".join(m["text"] for m in request.messages), self.sender.model.image_side)
+        words = "".join(m["text"] for m in request.messages)
+        most = most_tokens(words, self.sender.model.image_side, len(request.pictures))
         limits = self.endpoint.max_requests, self.endpoint.max_tokens
         while True:
             await self._sleep(self._pause_until - time.monotonic())

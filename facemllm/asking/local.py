@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,11 @@ class Generated:
     digest: str
     max_tokens: int
     temperature: float
+
+    @cached_property
+    def one_picture(self) -> str:
+        """Why the model takes one picture only; empty where it takes several. Raises JobStopped if it cannot load."""
+        return refusal_of_several(*_loaded(self.folder))
 
     def send(self, requests: Sequence[MakeRequest]) -> list[Reply | Exception]:
         """A stored reply to each request, in order; RowRefused in the place of one whose picture cannot be used."""
@@ -103,16 +108,28 @@ def generate(model: Generated, requests: Sequence[Request]) -> list[tuple[str, i
     from PIL import Image
 
     network, processor = _loaded(model.folder)
-    texts = [processor.apply_chat_template(_chat(r), add_generation_prompt=True, tokenize=False) for r in requests]
-    pictures = [[Image.open(BytesIO(request.picture)).convert("RGB")] for request in requests]
-    inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt").to(network.device, network.dtype)
-    length = inputs["input_ids"].shape[1]
+    chats = [_chat(request) for request in requests]
+    pictures = [[Image.open(BytesIO(one)).convert("RGB") for one in request.pictures] for request in requests]
     options: dict[str, Any] = {"do_sample": False}
     if model.temperature:
         torch.manual_seed(int(requests[0].key[:15], 16))
         options = {"do_sample": True, "temperature": model.temperature}
+    return written(network, processor, chats, pictures, max_new_tokens=model.max_tokens, **options)
+
+
+def written(
+    network: Any, processor: Any, chats: Sequence[Any], pictures: Sequence[Sequence[Any]], **options: Any
+) -> list[tuple[str, int, int]]:
+    """What a model of transformers writes to chats about pictures (PIL, RGB), by its processor and chat template; and
+    how many tokens prompt and answer have. Several chats need a processor that pads on the left."""
+    texts = [processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+    import torch
+
+    shown = [list(own) for own in pictures]
+    inputs = processor(text=texts, images=shown, padding=True, return_tensors="pt").to(network.device, network.dtype)
+    length = inputs["input_ids"].shape[1]
     with torch.inference_mode():
-        output = network.generate(**inputs, max_new_tokens=model.max_tokens, **options)
+        output = network.generate(**inputs, **options)
     said = []
     ends = {processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id}
     for mask, tokens in zip(inputs["attention_mask"], output[:, length:], strict=True):
@@ -122,13 +139,33 @@ def generate(model: Generated, requests: Sequence[Request]) -> list[tuple[str, i
     return said
 
 
+def refusal_of_several(network: Any, processor: Any) -> str:
+    """Why a model takes no second picture; empty where it takes several: its template has a place for each, its
+    processor makes tokens of each, and it writes a token after them."""
+    from PIL import Image
+
+    blank = Image.new("RGB", (64, 64))
+    try:
+        told = [(chat_about(count, "Which?"), [blank] * count) for count in (1, 2)]
+        options = {"do_sample": False, "max_new_tokens": 1}
+        one, two = (written(network, processor, [chat], [own], **options)[0][1] for chat, own in told)
+    except Exception as error:  # of a processor, a template or a model, of any family
+        return one_line(error)
+    return "" if two > one else "its chat template has a place for one"
+
+
+def chat_about(pictures: int, text: str) -> list[dict[str, Any]]:
+    """A question about so many pictures, as chat templates of transformers take it."""
+    return [{"role": "user", "content": [*[{"type": "image"}] * pictures, {"type": "text", "text": text}]}]
+
+
 def _chat(request: Request) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = [
         {"role": message["role"], "content": [{"type": "text", "text": message["text"]}]}
         for message in request.messages
     ]
     first = next(message for message in messages if message["role"] == "user")
-    first["content"].insert(0, {"type": "image"})
+    first["content"][:0] = [{"type": "image"}] * len(request.pictures)
     return messages
 
 

@@ -29,7 +29,8 @@ class JobStopped(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked: the words, the picture as JPEG, and the names under which the reply is kept."""
+    """What is asked: the words, the picture as JPEG, `others` that stand behind it in the same message, and the names
+    under which the reply is kept."""
 
     image_id: str
     key: str
@@ -37,6 +38,12 @@ class Request:
     messages: list[dict[str, str]]
     picture: bytes = field(repr=False)
     repair: bool = False
+    others: tuple[bytes, ...] = field(default=(), repr=False)
+
+    @property
+    def pictures(self) -> tuple[bytes, ...]:
+        """All pictures, in order."""
+        return (self.picture, *self.others)
 
 
 MakeRequest = Callable[[], Request]

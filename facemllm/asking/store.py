@@ -324,6 +324,6 @@ class Account:
 _identity: Callable[[int], Identity] = cache(Identity.of)
 
 
-def most_tokens(text: str, image_side: int) -> int:
-    """More tokens than a prompt with a picture should use: one for two bytes of text, one for 14 x 14 pixels."""
-    return len(text.encode()) // 2 + (-(-image_side // 14)) ** 2
+def most_tokens(text: str, image_side: int, pictures: int = 1) -> int:
+    """More tokens than a prompt with pictures should use: one for two bytes of text, one for 14 x 14 pixels."""
+    return len(text.encode()) // 2 + pictures * (-(-image_side // 14)) ** 2

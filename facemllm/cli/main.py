@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from facemllm.cli import data, gc, keys, lineage, promotion, review
+from facemllm.core import digests
 from facemllm.core.machine import on_plain_path
 from facemllm.errors import UserError, guarded
 from facemllm.settings import Settings, load
@@ -79,14 +80,14 @@ def evaluate(
 
     A model of another's is asked in words and read strictly. What it has answered is kept: run again to go on.
     """
-    from facemllm.evaluate.peers import evaluate as run_evaluation
+    from facemllm.evaluate.models import evaluate as run_evaluation
 
     if endpoint or base_url:
         set_ = [*set_, f"annotate.vision_language.model={json.dumps(model)}"]
         set_ += [f"annotate.endpoint.base_url={json.dumps(base_url)}"] if base_url else []
     settings = load(profile, set_)
     metrics = run_evaluation(settings, model, conversations, out, endpoint=bool(endpoint or base_url))
-    say(as_json, metrics, f"{out / 'report.html'}: {_headline(metrics)}")
+    say(as_json, metrics, _shown(metrics, f"{out / 'report.html'}: "))
 
 
 @command(app, "score")
@@ -100,7 +101,48 @@ def score(
     from facemllm.evaluate import run
 
     metrics = run.score(settings, conversations, predictions, out)
-    return metrics, f"{out}: {_headline(metrics)}"
+    return metrics, _shown(metrics, f"{out}: ")
+
+
+def _shown(metrics: Mapping[str, Any], where: str) -> str | Callable[[], object]:
+    """What to say of an evaluation: its headline, or of a benchmark the whole table."""
+    if "benchmark" not in metrics:
+        return where + _headline(metrics)
+    from facemllm.report import leaderboard
+
+    return lambda: leaderboard.show([leaderboard.lines(metrics)])
+
+
+@app.command()
+def leaderboard(
+    models: Annotated[Path, typer.Argument(help="A YAML list of models: name, kind, where, fine_tuned_from.")],
+    conversations: Conversations,
+    out: Annotated[Path, typer.Argument(help="Folder for answers and tables; what is there is not asked again.")],
+    profile: Profile = "laptop",
+    set_: Sets = [],
+    as_json: Json = False,
+) -> None:
+    """Ask several models the same questions, before and after fine-tuning, and print them in one table.
+
+    Kinds: ours (a model directory or a registered version), hub (a folder of any image-text model), endpoint (an
+    address; `model` names it there). Killed, it goes on where it was. Exits with 1 when a model failed.
+    """
+    from facemllm.core.files import atomic_write
+    from facemllm.evaluate import leaderboard as boards
+    from facemllm.evaluate.listed import read_list
+    from facemllm.promote.registry import find_version, model_dir
+    from facemllm.report import leaderboard as report
+
+    settings = load(profile, set_)
+    listed = read_list(models)
+    board = boards.leaderboard(
+        settings, listed, conversations, out, lambda name: model_dir(settings, find_version(settings, name))
+    )
+    found = list(report.tables(board))
+    atomic_write(out / "leaderboard.md", report.markdown(found).encode())
+    say(as_json, board, lambda: report.show(found))
+    if any(row["error"] is not None for row in board["models"]):
+        raise typer.Exit(1)
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
@@ -154,8 +196,14 @@ def train(
         str, typer.Option(help="Digest of a conversations table in the store; default: this profile's.")
     ] = "",
     model: Annotated[str, typer.Option(help="Digest of the model to start from; default: the previous stage's.")] = "",
+    package: Annotated[str, typer.Option(help="Digest of the package that is to do it: other code refuses.")] = "",
 ) -> Result:
     """Train one stage; what came before it is recalled from the store."""
+    if package not in ("", own := digests.of_package()):
+        raise UserError(
+            f"this image holds other code (package {own[:12]}) than that which asks for the work ({package[:12]}); "
+            "name one image by its digest in cluster.image"
+        )
     if stage not in settings.stages():
         raise UserError(f"no stage '{stage}'; the stages are {', '.join(settings.stages())}")
     digest = _executed(settings, stage, conversations=conversations, model=model)

@@ -124,6 +124,18 @@ def promote_rollback(
     return {"version": version, **asdict(endpoint)}, f"version {version} serves in production at {endpoint.url}"
 
 
+@command(promote, "reconcile")
+def promote_reconcile(settings: Settings) -> Result:
+    """Release what was approved and does not serve; nothing where all is as it was decided (for a CronJob)."""
+    from facemllm.serve import reconcile
+
+    due, endpoint = reconcile.reconcile(settings)
+    if due is None or endpoint is None:
+        return {"released": None}, "what was decided serves; nothing to do"
+    facts = {"released": due.digest, "why": due.why, **asdict(endpoint)}
+    return facts, f"model {due.digest[:12]} ({due.why}) serves in production at {endpoint.url}"
+
+
 def _decide(
     settings: Settings, version: str, verdict: Literal["approve", "reject", "revoke"], reason: str, who: Any
 ) -> Result:

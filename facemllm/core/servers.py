@@ -163,18 +163,13 @@ def model_server(
     url = f"http://{HOST}:{port}"
     flags = {
         "model": model.absolute(),  # a link in the folder's place is for the server to refuse
-        "digest": digest,
-        "version": version,
-        "name": settings.promote.model_name,
+        **serving_flags(settings, digest, version, _served(settings)),
         "host": HOST,
         "port": port,
         "grpc-port": grpc_port,
-        "tasks": ",".join(settings.reformat.tasks),
         "scratch": settings.home / "work" / "serving",
         **(approved_by(settings) if name != "staging" else {}),
-        "max-new-tokens": settings.evaluate.max_new_tokens,  # so that captions end where evaluation ended them
         "answers": settings.answers,
-        "config": json.dumps(_served(settings)),
         **({"evaluated": figures} if (figures := evaluated_file(settings, digest)).is_file() else {}),
     }
     command = [sys.executable, "-m", "facemllm.serve.server"]
@@ -182,6 +177,19 @@ def model_server(
     health = (f"{url}/v2/health/ready", f"{url}/v1/models/{settings.promote.model_name}")
     env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     return Service(name, tuple(command), port, url, health, env)
+
+
+def serving_flags(settings: Settings, digest: str, version: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """The flags of a model server that are the same wherever it runs: what it serves, how it is called, what it may be
+    asked, and how it computes (`config`, of the section `serve`)."""
+    return {
+        "digest": digest,
+        "version": version,
+        "name": settings.promote.model_name,
+        "tasks": ",".join(settings.reformat.tasks),
+        "max-new-tokens": str(settings.evaluate.max_new_tokens),  # so that captions end where evaluation ended them
+        "config": json.dumps(config),
+    }
 
 
 def _served(settings: Settings) -> dict[str, Any]:

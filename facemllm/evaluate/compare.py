@@ -15,8 +15,10 @@ from typing import Any
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.scoring import paired
+from facemllm.scoring.benchmarks import benchmark_of
 from facemllm.scoring.figures import differing
 from facemllm.settings import Settings, load
+from facemllm.tables import CONVERSATIONS, open_table
 
 NAMES = "a run's name, a run or evaluation folder, a model version or alias, an evaluation's digest, an MLflow run id"
 
@@ -32,6 +34,8 @@ def compare(
     UserError unless both runs answered the same questions."""
     ours, theirs = (find(settings, name, evaluation_of) for name in (first, second))
     table = _conversations_of(ours, theirs, conversations)
+    if benchmark_of(open_table(table, CONVERSATIONS)) is not None:
+        raise UserError(f"{table} is a benchmark; compare models on it with `facemllm leaderboard`")
     made = [_settings_behind(found) for found in (ours, theirs)]
     changed = differing(*made) if all(made) else None
     return {

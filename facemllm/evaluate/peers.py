@@ -1,4 +1,4 @@
-"""`facemllm evaluate`: any model on any conversations, and a report of it; ours, or by the same questions another's.
+"""Models of others, asked the same questions as ours.
 
 A peer, at an OpenAI-compatible endpoint or any of transformers', is asked one question at a time about one picture, in
 the words of the conversations, which also say how to answer. It is never scored by likelihood: its text is read as
@@ -13,7 +13,6 @@ of every question, and the bill, is said after, however it ends, and kept as `bi
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -25,16 +24,12 @@ from urllib.parse import urlsplit
 
 from facemllm import tasks
 from facemllm.asking import local
-from facemllm.asking.bill import Bill, announcement
 from facemllm.asking.endpoint import EndpointSender, parameters, reach, sender
 from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Reply, Request, Sender, content_key, encoded
 from facemllm.asking.store import Replies, replies
-from facemllm.core import digests, progress
-from facemllm.core.files import require_absent
+from facemllm.core import digests
 from facemllm.errors import UserError
-from facemllm.evaluate import run
-from facemllm.evaluate.predict import KINDS, Put, Shown, puts
-from facemllm.report.run import write_report
+from facemllm.evaluate.predict import Put, Shown
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, open_table
 from facemllm.tasks.answers import refuses
@@ -54,6 +49,41 @@ DECLINED = "(declined by the endpoint's content filter)"
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/[\w.-]+)?")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question as it is put to a peer: the picture's name (of several, the first's), the words, the pictures as JPEG,
+    how the answer is read, and what else about the pictures its reply hangs on."""
+
+    image_id: str
+    text: str
+    pictures: Callable[[], tuple[bytes, ...]]
+    read: Callable[[str], str | None]
+    change: str = ""
+
+
+@dataclass
+class Used:
+    """What replies used, whenever they were made: tokens and cost of those that say so, seconds of them all."""
+
+    replies: int = 0
+    metered: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    seconds: float = 0.0
+    cost: float | None = None
+
+    def add(self, reply: Reply) -> None:
+        """Count a reply."""
+        self.replies += 1
+        self.seconds += reply.seconds
+        if reply.prompt_tokens is not None and reply.completion_tokens is not None:
+            self.metered += 1
+            self.tokens_in += reply.prompt_tokens
+            self.tokens_out += reply.completion_tokens
+        if reply.cost is not None:
+            self.cost = (self.cost or 0.0) + reply.cost
+
+
 @dataclass(frozen=True, kw_only=True)
 class Peer:
     """A model that is asked in words. `identity` is all that its answers hang on; its digest names the model, also in
@@ -66,6 +96,7 @@ class Peer:
     sender: Sender
     home: Path
     outcomes: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(OUTCOMES, 0)), compare=False)
+    used: Used = field(default_factory=Used, compare=False)
 
     @property
     def takes_maps(self) -> bool:
@@ -78,33 +109,37 @@ class Peer:
         return digests.of_json(self.identity)
 
     def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
+        """Answers in order, as `ask` gives them."""
+        return self.ask([one for face in shown for one in self._asked(face)])
+
+    def _asked(self, face: Shown) -> Iterator[Asked]:
+        pictures = cache(lambda: (encoded(face.image, self.image_side),))  # once for all questions, if one is asked
+        for put in face.asked:
+            read = partial(tasks.read, put.question)
+            yield Asked(face.face["image_id"], words(put), pictures, read, face.change)
+
+    def ask(self, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
         """Answers in order. Raises UserError when the model can answer nothing more now, or when one of these questions
         got no usable answer; what was answered is in the store then."""
-        asked: list[tuple[Put, str]] = []
-        wanted = []
-        for face in shown:
-            picture = cache(partial(encoded, face.image, self.image_side))  # once for all questions, if one is asked
-            for put in face.asked:
-                asked.append((put, words(put)))
-                wanted.append(self._wanted(face, picture, asked[-1][1]))
+        wanted = [self._wanted(one) for one in asked]
         try:
             said = replies(self.home, self.sender, wanted)
         except JobStopped as stop:
             with suppress(JobStopped), closing(Replies(self.home)) as store:
                 for one, (image_id, key, _) in zip(asked, wanted, strict=True):
                     if (kept := store.read(image_id, key)) is not None:
-                        self._row(*one, kept)  # which counts it
+                        self._row(one, kept)  # which counts it
             raise UserError(f"evaluation stopped: {stop}. What was answered is kept; run again to go on") from None
-        rows = [self._row(*one, reply) for one, reply in zip(asked, said, strict=True)]
+        rows = [self._row(*one) for one in zip(asked, said, strict=True)]
         _require_all(said)
         yield from rows
 
-    def _row(self, put: Put, text: str, reply: Reply | Exception) -> dict[str, Any]:
-        """An answer as it is kept; it is counted by what becomes of it."""
+    def _row(self, one: Asked, reply: Reply | Exception) -> dict[str, Any]:
+        """An answer as it is kept; it is counted by what becomes of it, and so is what it used."""
         filtered = isinstance(reply, Filtered) or (isinstance(reply, Reply) and not reply.text and _is_filtered(reply))
         said = reply.text if isinstance(reply, Reply) and not filtered else DECLINED if filtered else None
         raw = (said or "").encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
-        parsed = None if filtered else tasks.read(put.question, raw)
+        parsed = None if filtered else one.read(raw)
         became = "unreadable"
         if said is None:
             became = "no_answer"
@@ -115,19 +150,23 @@ class Peer:
         elif isinstance(reply, Reply) and reply.cut_off:
             became = "cut_off"
         self.outcomes[became] += 1
-        return {"raw": raw[-LONGEST:], "parsed": parsed, "question": text}
+        if isinstance(reply, Reply):
+            self.used.add(reply)
+        return {"raw": raw[-LONGEST:], "parsed": parsed, "question": one.text}
 
     def key(self, image_id: str, change: str, text: str) -> str:
         """The content key of the reply to a question in words about a picture, to which `change` was done."""
         # what was done to the picture is part of what is seen
         return content_key(f"{image_id} {change}".strip(), digests.of_json(_messages(text)), self.digest, None)
 
-    def _wanted(self, face: Shown, picture: Callable[[], bytes], text: str) -> tuple[str, str, MakeRequest]:
-        messages, image_id = _messages(text), face.face["image_id"]
-        key, prompt = self.key(image_id, face.change, text), digests.of_json(messages)
+    def _wanted(self, one: Asked) -> tuple[str, str, MakeRequest]:
+        messages, image_id = _messages(one.text), one.image_id
+        key, prompt = self.key(image_id, one.change, one.text), digests.of_json(messages)
 
         def request() -> Request:
-            return Request(image_id=image_id, key=key, prompt_hash=prompt, messages=messages, picture=picture())
+            first, *others = one.pictures()
+            told: dict[str, Any] = {"image_id": image_id, "key": key, "prompt_hash": prompt, "messages": messages}
+            return Request(**told, picture=first, others=tuple(others))
 
         return image_id, key, request
 
@@ -163,7 +202,7 @@ def _commonest(reasons: Counter[str]) -> str:
 
 
 @dataclass
-class _Reached:
+class Reached:
     """A sender that first sees whether anybody is there: somebody waits, and to ask again and again takes minutes."""
 
     sender: EndpointSender
@@ -201,66 +240,6 @@ def words(put: Put) -> str:
     return f"{put.text} {form}".strip()
 
 
-def evaluate(settings: Settings, model: str, conversations: Path, out: Path, *, endpoint: bool) -> Mapping[str, Any]:
-    """Evaluate into the folder `out`, `report.html` included; returns the metrics.
-
-    `model` is a directory of ours, else one of transformers; at an endpoint, the settings name it. Raises UserError
-    when it cannot be found, asked or go on, the ledger forbids it, `out` exists, or the split holds no questions; then
-    `out` is not made, and what a peer answered is in the store.
-    """
-    require_absent(out)
-    if not endpoint:
-        check_name(model)
-    sources = open_table(conversations, CONVERSATIONS).sources
-    ledger.require(settings, sources, "evaluate")
-    started, rows = time.monotonic(), ledger.entries(settings)
-
-    def report(folder: Path, metrics: Mapping[str, Any]) -> None:
-        summary = {
-            "run": out.name,
-            "profile": settings.profile,
-            "seconds": time.monotonic() - started,
-            "tasks": metrics["tasks"],
-            "closed_mean": metrics["closed_mean"],
-            "sources": [rows[name].model_dump(mode="json") for name in sources],
-            "model": {"digest": metrics["model_digest"], "name": model if endpoint else Path(model).name},
-        }
-        write_report(folder / "report.html", summary, folder, source=", ".join(sources))
-
-    if not endpoint and is_ours(model):
-        digest = digests.of_tree(Path(model))
-        return run.evaluate(settings, Path(model), digest, conversations, out, finish=report)
-    peer = at_endpoint(settings, conversations) if endpoint else on_this_machine(settings, model)
-    about = {"model_digest": peer.digest, "model": {**peer.identity, "name": peer.name}}
-    asks = peer.sender.sender if isinstance(peer.sender, _Reached) else peer.sender
-    count, missing, characters = _to_ask(settings, peer, conversations)
-    if missing and isinstance(asks, EndpointSender):
-        progress.event(note=announcement(asks, count, missing, characters))
-    with Bill(asks, peer.name, count, peer.outcomes) as bill:
-
-        def finish(folder: Path, metrics: Mapping[str, Any]) -> None:
-            (folder / "bill.json").write_bytes(bill.encoded())
-            report(folder, metrics)
-
-        return run.answered(settings, lambda: (peer, None), about, conversations, out, finish)
-
-
-def _to_ask(settings: Settings, peer: Peer, conversations: Path) -> tuple[int, int, int]:
-    """How many questions an evaluation has, how many of them are not answered yet, and the characters of those."""
-    table, split = open_table(conversations, CONVERSATIONS), settings.evaluate.split
-    disturbed = set(run.drawn(table, split, settings.evaluate.disturbed_faces))
-    count = missing = characters = 0
-    with closing(Replies(peer.home)) as store:
-        for face in table.iterate(["image_id", "messages", "turns"], split):
-            for put in puts(face):
-                text, image_id = words(put), face["image_id"]
-                for change in ("", *(KINDS if image_id in disturbed and run.is_native(put.question) else ())):
-                    count += 1
-                    if store.read(image_id, peer.key(image_id, change, text)) is None:
-                        missing, characters = missing + 1, characters + len(text)
-    return count, missing, characters
-
-
 def at_endpoint(settings: Settings, conversations: Path, backoff_s: float = 1.0) -> Peer:
     """The model of `annotate.vision_language` at the endpoint of `annotate.endpoint`, for these conversations. Raises
     UserError when either is missing, address or key cannot be used, or the ledger keeps a picture from it."""
@@ -276,7 +255,7 @@ def at_endpoint(settings: Settings, conversations: Path, backoff_s: float = 1.0)
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}{parts.path.rstrip('/')}"
     identity = {"kind": "endpoint", "name": name, "address": address, "parameters": shape}
     account = digests.of_json([identity, "evaluation"])[:16]
-    asks = _Reached(sender(settings, account, backoff_s=backoff_s))
+    asks = Reached(sender(settings, account, backoff_s=backoff_s))
     return Peer(name=name, identity=identity, image_side=shape["image_side"], sender=asks, home=settings.home)
 
 

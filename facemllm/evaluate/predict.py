@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -151,26 +152,30 @@ def predict(
     which: Which = lambda question: True,
     change: tuple[str, Change] | None = None,
     maps: bool = False,
+    timed: Callable[[float, int], None] | None = None,
 ) -> None:
     """Put every question of the split that stands alone, and write the answers in table order, named by digest `about`.
 
     `faces` are the image_ids to ask about, all if None; `which` chooses questions; `change` names and makes a change of
-    the picture; with `maps` a face's map of its parts is shown beside it. Memory is
-    that of one batch of `batch_images` faces.
+    the picture; with `maps` a face's map of its parts is shown beside it. `timed` is told the seconds that answering
+    took, and how many questions were answered. Memory is that of one batch of `batch_images` faces.
     """
     total = len(faces) if faces is not None else sum(b.num_rows for b in conversations.batches(["image_id"], split))
     rows = _faces_of(conversations, split, faces, maps)
     name = "evaluating" if change is None else f"evaluating: {change[0]}"
-    done = 0
+    done, seconds, count = 0, 0.0, 0
     with progress.bar(name, total) as bar:
         while batch := list(islice(rows, batch_images)):
             shown = [_shown(face, which, change) for face in batch]
-            answers = answerer.answer(shown)
+            began = time.perf_counter()
+            found = list(answerer.answer(shown))
+            seconds, count, answers = seconds + time.perf_counter() - began, count + len(found), iter(found)
             for one in shown:
                 writer.write([_row(one.face, put, next(answers), about) for put in one.asked])
-            next(answers, None)  # faces that are asked nothing have characteristics all the same
             done += len(batch)
             bar.update(done, f"{done} of {total} faces answered")
+    if timed is not None:
+        timed(seconds, count)
 
 
 def open_image(face: Mapping[str, Any]) -> Image.Image:

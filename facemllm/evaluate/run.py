@@ -31,11 +31,10 @@ from PIL import Image
 from facemllm import tasks
 from facemllm.core import cost
 from facemllm.core.files import atomic_write, partial_folder, publish
-from facemllm.errors import UserError
 from facemllm.evaluate.baselines import baselines, training_sheet
 from facemllm.evaluate.predict import KINDS, NO_MAP, TRAINED, Answerer, Likelihood, Written, open_image, predict
-from facemllm.scoring import calibration, combinations, consistency, fairness, metrics, summary
-from facemllm.scoring.sheet import read_answers, read_sheet
+from facemllm.scoring import benchmarks, calibration, combinations, consistency, fairness, metrics, summary
+from facemllm.scoring.sheet import model_of, read_answers, read_sheet
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, MANIFEST, PREDICTIONS, Table, TableWriter, open_table, pairs
 from facemllm.tasks.asking import NATIVE
@@ -46,6 +45,8 @@ SAMPLE_PIXELS = 256
 
 Finish = Callable[[Path, Mapping[str, Any]], None]
 """Adds to an evaluation's folder, given the folder and the metrics, before it is in its place."""
+Timed = Callable[[float, int], None]
+"""Is told the seconds that a model took to answer, without loading and figures, and how many questions it answered."""
 
 
 def evaluate(
@@ -57,17 +58,18 @@ def evaluate(
     *,
     predictor: Any = None,
     finish: Finish | None = None,
+    timed: Timed | None = None,
 ) -> Mapping[str, Any]:
     """Evaluate a model of ours on `evaluate.split` into the folder `out`; returns what `metrics.json` holds. The model
     is loaded from `model_dir` unless a predictor is given; `finish` adds to the folder before it is `out`. Raises
     UserError when `out` exists or the split holds no questions; then nothing is left behind."""
 
     def answerers() -> tuple[Answerer, Answerer]:
-        loaded = predictor or _load(settings, model_dir)
+        loaded = predictor or load(settings, model_dir)
         longest = settings.evaluate.max_new_tokens
         return Likelihood(loaded, longest), Written(loaded, longest)
 
-    return answered(settings, answerers, {"model_digest": model_digest}, conversations, out, finish)
+    return answered(settings, answerers, {"model_digest": model_digest}, conversations, out, finish, timed)
 
 
 def answered(
@@ -77,6 +79,7 @@ def answered(
     conversations: Path,
     out: Path,
     finish: Finish | None = None,
+    timed: Timed | None = None,
 ) -> Mapping[str, Any]:
     """`evaluate` with any model. `answerers` makes who answers and, if that is another, who writes `generated/`;
     `about` has the `model_digest` and what else the tables' manifests shall say of the model. Maps of face parts are
@@ -93,7 +96,9 @@ def answered(
     def write(folder: str, answerer: Answerer, maps: bool, **options: Any) -> None:
         told = {"kind": options["change"][0]} if "change" in options else {}
         with written(folder, PREDICTIONS, **told, **({"maps": True} if maps else {})) as writer:
-            predict(answerer, table, split, writer, digest, batch_images=chosen.batch_images, maps=maps, **options)
+            told_time = timed if folder == PREDICTED else None
+            options |= {"batch_images": chosen.batch_images, "maps": maps, "timed": told_time}
+            predict(answerer, table, split, writer, digest, **options)
 
     try:
         main, writes = answerers()
@@ -138,7 +143,8 @@ def score(settings: Settings, conversations: Path, predictions: Path, out: Path 
     """
     inside = predictions / PREDICTED
     found = open_table(inside if (inside / MANIFEST).is_file() else predictions, PREDICTIONS)
-    figures = _measure(settings, open_table(conversations, CONVERSATIONS), found)
+    table = open_table(conversations, CONVERSATIONS)
+    figures = (_measure if benchmarks.benchmark_of(table) is None else benchmarks.evaluation)(settings, table, found)
     if out is not None:
         atomic_write(out, encode(figures))
     return figures
@@ -152,7 +158,7 @@ def _measure(settings: Settings, conversations: Table, predictions: Table) -> di
     answers = read_answers(predictions, sheet)
     train = training_sheet(conversations)
     rivals = baselines(settings, conversations, sheet, train)
-    model = _model(predictions)
+    model = model_of(predictions)
     # only the predictions of an evaluation have a folder of their own: beside another table lies anything
     beside = predictions.path.parent if predictions.path.name == PREDICTED else predictions.path
     parsed = answers.parsed
@@ -188,21 +194,6 @@ def _maps(conversations: Table, split: str) -> dict[str, int]:
     return {"faces": sum(rows for rows, _ in found), "given": sum(rows - missing for rows, missing in found)}
 
 
-def _model(predictions: Table) -> str:
-    """Digest of the one model whose predictions these are. Raises UserError naming the first that is another's."""
-    model: str | None = None
-    for row in predictions.iterate(["sample_id", "model_digest"]):
-        model = model if model is not None else str(row["model_digest"])
-        if row["model_digest"] != model:
-            raise UserError(
-                f"{predictions.path}: question {row['sample_id']} was answered by model {row['model_digest'][:12]}, "
-                f"others by {model[:12]}; score the predictions of one model at a time"
-            )
-    if model is None:
-        raise UserError(f"{predictions.path} holds no predictions; predict again")
-    return model
-
-
 def encode(value: Any) -> bytes:
     """JSON as this project writes it: sorted, indented, without NaN."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -225,7 +216,8 @@ def _is_native_and_closed(question: tasks.Question) -> bool:
     return is_native(question) and bool(question.options)
 
 
-def _load(settings: Settings, model_dir: Path) -> Any:
+def load(settings: Settings, model_dir: Path) -> Any:
+    """A predictor of a model directory, where the settings want it. Raises UserError if it cannot be loaded."""
     from facemllm.model.inference import Predictor
 
     device = cost.inference_device(settings)

@@ -38,8 +38,9 @@ from facemllm.core.digests import draw
 from facemllm.errors import UserError, one_line
 from facemllm.ingest import labels
 from facemllm.ingest.reader import Refuse, Refused, contents, files, snake
+from facemllm.tasks.multiple_choice import BENCHMARKS, listed
 
-KEYS = ("facexbench", "face-human-bench")
+KEYS = tuple(BENCHMARKS)
 
 MAX_SIDE = 1000
 MAX_JSON = 64 * 2**20
@@ -152,7 +153,7 @@ def _variants(number: int, item: Any) -> Iterator[_Question]:
 
 def _row(source: str, question: _Question, pictures: Sequence[bytes]) -> dict[str, Any]:
     ids = [digests.of_bytes(picture) for picture in pictures]
-    text = "\n".join((question.text, "Options:", *(f"- {option}" for option in question.options)))
+    text = listed(question.text, question.options)
     shown = [{"type": "image", "text": None}] * len(pictures)
     made = {
         "image_id": ids[0],

@@ -85,7 +85,7 @@ class Predictor(Reader):
         none = np.empty(0, np.int64)
         trunk, places = np.full(len(ids), TRUNK), np.arange(len(ids))
         self._prefix = Layout(ids, np.full(len(ids), PREFIX), trunk, places, none, none, none, none)
-        self._image_N = np.flatnonzero(ids == self.frame.image_token_id)
+        self.image_places = np.flatnonzero(ids == self.frame.image_token_id)
         self._width = int(model.config.get_text_config().hidden_size)
 
     @classmethod
@@ -181,7 +181,7 @@ class Predictor(Reader):
             self._tensor(np.where(places_L < lengths[:, None], 0, PADDING)),
             padded("block"),
             padded("position"),
-            self._tensor(np.add.outer(np.arange(len(layouts)) * len(places_L), self._image_N).ravel()),
+            self._tensor(np.add.outer(np.arange(len(layouts)) * len(places_L), self.image_places).ravel()),
             padded("branch"),
         ).unflatten(0, (len(layouts), -1))
         return [self._read(states_LD, layout) for states_LD, layout in zip(states_BLD, layouts, strict=True)]
@@ -208,7 +208,7 @@ class Predictor(Reader):
                 found = self._likelihoods(logits_KV, np.arange(len(answer)), answer)
                 likelihoods.append(found[0])
                 expected.append(found[1])
-        return self._scored(layout, np.concatenate(likelihoods), np.concatenate(expected))
+        return read_scores(np.concatenate(likelihoods), np.concatenate(expected), layout)
 
     def passes(self, asked: Sequence[Query]) -> list[Layout]:
         """The questions of a face, in order, as few passes of at most `PASS_TOKENS` tokens (one question: any)."""
@@ -236,7 +236,7 @@ class Predictor(Reader):
         # many options are predicted from the same token: its logits are computed once
         places, place_K = np.unique(layout.at, return_inverse=True)
         logits_PV = self.family.logits(self.model, states_LD[self._tensor(places)])
-        return self._scored(layout, *self._likelihoods(logits_PV, place_K, layout.token))
+        return read_scores(*self._likelihoods(logits_PV, place_K, layout.token), layout)
 
     def _likelihoods(
         self, logits_PV: Tensor, place_K: NDArray[np.int64], token_K: NDArray[np.int64]
@@ -247,19 +247,6 @@ class Predictor(Reader):
         if np.isnan(likelihood_K).any():
             raise UserError("the model computes no numbers (NaN): its weights, or what its processor does, are damaged")
         return likelihood_K, logits_PV.argmax(-1)[index_K].cpu().numpy() == token_K
-
-    @staticmethod
-    def _scored(layout: Layout, likelihood_K: NDArray[np.float64], expected_K: NDArray[np.bool_]) -> list[Scored]:
-        options = int(layout.ends.max(initial=0))
-        total = np.bincount(layout.option, likelihood_K, minlength=options)
-        greedy = np.bincount(layout.option, ~expected_K, minlength=options) == 0
-        scored = []
-        for first, end in pairwise([0, *layout.ends.tolist()]):
-            relative = np.exp(total[first:end] - total[first:end].max())
-            written = np.flatnonzero(greedy[first:end])
-            probabilities = tuple(float(p) for p in relative / relative.sum())
-            scored.append(Scored(probabilities, int(written[0]) if len(written) else None))
-        return scored
 
     def _layout(self, query: Query) -> Layout:
         # what strangers ask is kept, too, so what is kept has to be small
@@ -325,6 +312,21 @@ class Predictor(Reader):
             pad_token_id=padding,
         )
         return [self.text(row) for row in written_BL[:, longest:].tolist()]
+
+
+def read_scores(likelihood_K: NDArray[np.float64], expected_K: NDArray[np.bool_], layout: Layout) -> list[Scored]:
+    """The answers to the queries of a row, from the log-likelihood of each scored token and whether it is the likeliest
+    one at its place."""
+    options = int(layout.ends.max(initial=0))
+    total = np.bincount(layout.option, likelihood_K, minlength=options)
+    greedy = np.bincount(layout.option, ~expected_K, minlength=options) == 0
+    scored = []
+    for first, end in pairwise([0, *layout.ends.tolist()]):
+        relative = np.exp(total[first:end] - total[first:end].max())
+        written = np.flatnonzero(greedy[first:end])
+        probabilities = tuple(float(p) for p in relative / relative.sum())
+        scored.append(Scored(probabilities, int(written[0]) if len(written) else None))
+    return scored
 
 
 def _text(message: Mapping[str, Any]) -> str:

@@ -168,8 +168,6 @@ def _difference(
 
 def _sign_test(pair: Pair, rows: Rows) -> float:
     """Two-sided p of as many people answering better, and as many worse, as there are; NaN where nobody changed."""
-    from scipy.stats import binomtest
-
     sheet, inside = pair.sheet, np.zeros(len(pair.sheet.answers), dtype=bool)
     inside[rows] = True
     change_S = np.zeros(sheet.people_count)
@@ -178,8 +176,7 @@ def _sign_test(pair: Pair, rows: Rows) -> float:
         if len(kept):
             marks = [marks_of(sheet, key, kept, parsed) for parsed in pair.parsed]
             change_S += np.bincount(sheet.subjects[kept], marks[1] - marks[0], sheet.people_count)
-    better, worse = int((change_S > 1e-9).sum()), int((change_S < -1e-9).sum())
-    return float(binomtest(better, better + worse).pvalue) if better + worse else float("nan")
+    return stats.sign_test(change_S)
 
 
 def _corrected(family: Mapping[Any, Mapping[str, Any]]) -> dict[Any, Any]:

@@ -301,3 +301,18 @@ def _matched(
         raise UserError(f"{predictions.path}: {missing} of {len(answered)} questions have no prediction; predict again")
     if extra:
         raise UserError(f"{predictions.path}: {extra} predictions answer no question of these conversations")
+
+
+def model_of(predictions: Table) -> str:
+    """Digest of the one model whose predictions these are. Raises UserError naming the first that is another's."""
+    model: str | None = None
+    for row in predictions.iterate(["sample_id", "model_digest"]):
+        model = model if model is not None else str(row["model_digest"])
+        if row["model_digest"] != model:
+            raise UserError(
+                f"{predictions.path}: question {row['sample_id']} was answered by model {row['model_digest'][:12]}, "
+                f"others by {model[:12]}; score the predictions of one model at a time"
+            )
+    if model is None:
+        raise UserError(f"{predictions.path} holds no predictions; predict again")
+    return model

@@ -145,6 +145,14 @@ def p_value(value: float, error: float, degrees: float) -> float:
     return min(1.0, 2 * float(t.sf(abs(value) / error, degrees))) if error > 0 else float("nan")
 
 
+def sign_test(changes_S: Array) -> float:
+    """Two-sided p of as many changes for the better, and as many for the worse, as there are; NaN where none is."""
+    from scipy.stats import binomtest
+
+    better, worse = int((changes_S > 1e-9).sum()), int((changes_S < -1e-9).sum())
+    return float(binomtest(better, better + worse).pvalue) if better + worse else float("nan")
+
+
 def t_interval(value: float, error: float, degrees: float) -> dict[str, float | None]:
     """A difference with the 95 % interval of `p_value`'s test, as stored."""
     from scipy.stats import t

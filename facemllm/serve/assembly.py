@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from facemllm.serve.asked.policy import Policy
 from facemllm.serve.caller import CALLER
 from facemllm.serve.doors import openai, routes, task_door
 from facemllm.serve.engine.own import OwnEngine
+from facemllm.serve.engine.pixels import pixels_of
 from facemllm.serve.engine.protocol import Chat, Prepared
 from facemllm.serve.engine.room import Room
 from facemllm.serve.engine.vllm import VllmEngine
@@ -145,10 +147,16 @@ def service_of(
     if observer.metrics:
         observer.metrics.follow(engine.counters)
 
+    pixels = pixels_of(predictor)
+
     def prepare(image: Image.Image, map_: NDArray[np.uint8] | None, key: tuple[str, ...]) -> Prepared:
         shown = predictor.map(map_) if map_ is not None and isinstance(predictor, Predictor) else None
-        return Prepared(predictor.pixels(image), shown, key, quality.measure(image))
+        in_box = bool(key[-1])  # who sends a box says where the face is
+        return Prepared(pixels(image), shown, key, quality.measure(image, None if in_box else find_faces))
 
+    limits = settings.quality.model_dump()
+    folder = limits.pop("detector")
+    find_faces = quality.face_detector(Path(folder)) if folder else None
     guard = settings.guard
     cache = int(guard.decode_cache_mb * 2**20)
     return Service(
@@ -158,7 +166,7 @@ def service_of(
         matcher=Matcher([*answered, *(task for task in others if policy.refuses_task(task.name))]),
         policy=policy,
         decoder=Decoder(prepare, threads=guard.decode_threads, seconds=guard.decode_s, cache=cache),
-        refuses_picture=partial(quality.refuses, coverage=quality.Coverage(**settings.quality.model_dump())),
+        refuses_picture=partial(quality.refuses, coverage=quality.Coverage(**limits)),
         engine=engine,
         evaluated=evaluated,
         observer=observer,

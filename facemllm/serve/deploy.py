@@ -1,50 +1,35 @@
-"""Putting a model into service on this machine: staging, then production, each proved by held-out faces.
+"""Putting a model into service: staging, then production, each proved by held-out faces.
 
 A server counts as deployed only when it answers, over HTTP, questions about held-out faces as evaluation answered
-them. Only then is it noted in `<home>/services/<stage>.model`, from where `services up` can start it again. In
-production it takes over from the one before it step by step (`facemllm.serve.local`).
+them. In production it takes over from the one before it step by step. Where that is, `facemllm.serve.target` says: on
+this machine (`facemllm.serve.local`), or in KServe (`facemllm.serve.kserve`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from facemllm.core import servers, services
+from facemllm.core import servers
 from facemllm.core.servers import Deployed
 from facemllm.core.store import Store
 from facemllm.errors import UserError, one_line
 from facemllm.serve.approval import TIME_ALONE
 from facemllm.serve.engine import parity as gate
-from facemllm.serve.local import production
-from facemllm.serve.local.trial import Trial
 from facemllm.serve.probe import Probe, same_answer
+from facemllm.serve.target import Endpoint, Target, target_of
+from facemllm.serve.trial import Trial
 from facemllm.settings import Settings
 from facemllm.signing.canonical import Refused
 
+__all__ = ["Endpoint"]
+
 _ANSWER_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A model in service; `pid` is its server's. `adopted` is true when the same model served already."""
-
-    stage: str
-    url: str
-    model: str
-    digest: str
-    pid: int
-    adopted: bool
-
-    @property
-    def predict_url(self) -> str:
-        """Where questions are posted (KServe's V1 protocol)."""
-        return f"{self.url}/v1/models/{self.model}:predict"
 
 
 def deploy(
@@ -59,16 +44,16 @@ def deploy(
 
     Raises UserError when it does not start, or answers otherwise than evaluation; it is not running then.
     """
-    service = servers.model_server(settings, "staging", model_dir, model_digest, version)
-    endpoint = _endpoint(settings, "staging", model_digest, services.up(settings, "staging", service))
+    target, model = target_of(settings), Deployed(model_dir.absolute(), model_digest, version)
+    endpoint = target.stage(model)
     try:
         _prove(endpoint, probe)
         if parity is not None:
             parity(endpoint.url)
     except UserError:
-        services.down(settings, ["staging"])
+        target.unstage()
         raise
-    servers.note_deployed(settings, "staging", Deployed(model_dir.absolute(), model_digest, version))
+    target.staged(model)
     return endpoint
 
 
@@ -82,6 +67,7 @@ def release(
     put_back: Callable[[str], object] | None,
     questions: Sequence[Probe] = (),
     parity: Callable[[str], object] | None = None,
+    target: Target | None = None,
 ) -> Endpoint:
     """Serve a model as production, in place of the one before it, which serves until the new one has proved itself.
 
@@ -93,30 +79,30 @@ def release(
     raises Refused, or there is none, the former model may not serve, and production serves nothing. Raises UserError
     as `deploy` does, saying what serves now. The caller holds the release lock.
     """
-    before = production.serving(settings)
+    target = target or target_of(settings)
+    before = target.serving()
     adopted = False
     try:
-        new, running = production.beside(settings, Deployed(model_dir.absolute(), model_digest, version), before)
-        adopted = before is not None and new.name == before.name
-        endpoint = _endpoint(settings, "production", new.digest, running)
+        endpoint = target.put(Deployed(model_dir.absolute(), model_digest, version), before)
+        adopted = endpoint.adopted
         _prove(endpoint, probe)
         if parity is not None:
-            parity(new.url)
-        door = services.up(settings, "production", servers.proxy(settings))
+            parity(endpoint.url)
         if before is not None and not adopted:
-            Trial(settings, before, new, _predict_url(settings), questions or [probe]).run()
-        servers.note_deployed(settings, "production", new)
+            Trial(settings.serve.canary, target.split(), questions or [probe]).run()
+        url = target.keep()
     except UserError as error:
-        raise _put_back(settings, None if adopted else before, model_digest, put_back, error) from None
+        if before is not None and adopted and target.keeps_adopted:
+            raise UserError(f"{error}\nproduction serves version {before.version} as before") from None
+        raise _put_back(target, None if adopted else before, model_digest, put_back, error) from None
     except BaseException:  # interrupted
-        production.back(settings) if before is not None else services.down(settings, ["production"])
+        target.back() if before is not None else target.down()
         raise
-    production.back(settings)  # which ends the former one, now that it gets no request
-    return replace(endpoint, url=door.url)
+    return replace(endpoint, url=url)
 
 
 def _put_back(
-    settings: Settings,
+    target: Target,
     before: Deployed | None,
     digest: str,
     put_back: Callable[[str], object] | None,
@@ -124,17 +110,20 @@ def _put_back(
 ) -> UserError:
     """Have the former model serve alone, and what to say then; where it may not, nothing serves."""
     if before is None or put_back is None:
-        services.down(settings, ["production"])
+        target.down()
         return UserError(f"{error}\nproduction serves nothing now")
-    production.back(settings)
-    again = f"{error}\nproduction serves version {before.version}"
+    try:
+        target.back()
+        again = f"{error}\nproduction serves version {before.version}"
+    except UserError as second:
+        again = f"{error}\nrequests go to version {before.version}, but it was not put back whole: {one_line(second)}"
     if before.digest == digest:
         return UserError(f"{again} as before")
     try:
         put_back(one_line(error, 200))
     except Refused as second:
         if second.check not in TIME_ALONE:
-            services.down(settings, ["production"])
+            target.down()
             return UserError(f"{error}\nand version {before.version} could not be put back: {second}")
         return UserError(f"{again} as before, but this could not be recorded: {second}")
     except UserError as second:
@@ -177,14 +166,6 @@ def curl_example(predict_url: str, question: str = "Is the person wearing a hat?
         f"""printf '{quoted}' "$(base64 < {picture} | tr -d '\\n')" | curl -sS -H 'Content-Type: application/json' """
         f"--data-binary @- {predict_url}"
     )
-
-
-def _endpoint(settings: Settings, stage: str, digest: str, running: services.Running) -> Endpoint:
-    return Endpoint(stage, running.url, settings.promote.model_name, digest, running.pid, running.adopted)
-
-
-def _predict_url(settings: Settings) -> str:
-    return f"{servers.proxy(settings).url}/v1/models/{settings.promote.model_name}:predict"
 
 
 def _prove(endpoint: Endpoint, probe: Probe) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
+from facemllm.serve import model_store
 
 _FIGURE = ("metric", "value", "low", "high", "n", "unit", "higher_is_better")
 
@@ -29,15 +30,15 @@ class Evaluated:
         self._points = {name: np.array(found, float).T for name, found in points.items() if found}
 
     @classmethod
-    def read(cls, path: Path | None) -> Evaluated:
-        """What a file says; nothing is known without one. Raises UserError."""
-        if path is None:
+    def read(cls, place: str | Path | None) -> Evaluated:
+        """What a file says, of this machine or of a model store; nothing is known without one. Raises UserError."""
+        if place is None:
             return cls()
         try:
-            data = json.loads(path.read_text("utf-8"))
+            data = json.loads(model_store.read(str(place)))
             return cls(data["tasks"], data.get("split"))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"--evaluated {path}: cannot be read ({error}); `deploy` writes such a file") from None
+        except (UserError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"--evaluated {place}: cannot be read ({error}); `deploy` writes such a file") from None
 
     def calibrated(self, task: str, probability: float) -> float:
         """The share of answers of so much confidence that were right; as it is where evaluation did not measure it."""
@@ -59,9 +60,14 @@ def of_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {"split": metrics.get("split"), "tasks": tasks}
 
 
+def written(metrics: Mapping[str, Any]) -> bytes:
+    """The file that tells the server of an evaluation."""
+    return json.dumps(of_metrics(metrics), indent=2).encode()
+
+
 def write(metrics: Mapping[str, Any], path: Path) -> Path:
     """Leave what the server is told of an evaluation in a file."""
-    atomic_write(path, json.dumps(of_metrics(metrics), indent=2).encode())
+    atomic_write(path, written(metrics))
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from facemllm import tasks
 from facemllm.serve.asked.disguises import plain
@@ -13,6 +14,8 @@ from facemllm.serve.engine.protocol import Chat
 from facemllm.serve.language import Answer, Ask, Question, Refused
 
 UNTAUGHT = "this model was not taught that"
+_REMEMBERED, _SHORT = 2048, 1200
+"""Questions whose plans are kept, since people and programs ask the same again, and most characters of one of them."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,32 @@ class Planner:
             for option in question.options
             for name in (option.value, option.text)
         )
+        self._remembered = lru_cache(_REMEMBERED)(self._understood)
 
     def plan(self, ask: Ask, question: Question) -> Plan:
         """What is to be done about a question. Raises Refused (422) where it names no task or item of this server."""
         if question.task is not None:
             return self._named(question.task, question.item, ask.where)
         chat = question.chat or (("user", question.text or ""),)
-        for text in (*(text for _, text in chat), *question.options):
+        size = sum(len(text) for _, text in chat) + sum(map(len, question.options))
+        return (self._remembered if size <= _SHORT else self._understood)(chat, question.options)
+
+    def _understood(self, chat: Chat, options: tuple[str, ...]) -> Plan:
+        said = [text for role, text in chat if role == "user"]
+        together = [" ".join(said)] if len(said) > 1 else []  # what is asked by pieces is asked, too
+        for text in (*(text for _, text in chat), *together, *options):
             if refusal := self._policy.refuses(text):
                 return _refused(refusal)
-        if len(chat) > 1 and not question.options:
+        if len(chat) > 1 and not options:
             return self._talk(chat)
-        return self._asked(chat[-1][1], question.options)
+        return self._asked(chat[-1][1], options)
 
     def _talk(self, chat: Chat) -> Plan:
-        """A chat of several turns: free, if one of them is about faces and none asks what may not be asked."""
+        """A chat of several turns: refused if any of them asks what may not be asked. A last turn that asks for an item
+        by itself is that item; any other is answered freely, if a turn of the user's is about faces."""
         plans = [self._asked(text, ()) for role, text in chat if role == "user"]
         refused = next((one for one in plans if one.answer and one.answer.kind == "refused"), None)
-        if refused or all(one.answer for one in plans):
+        if refused or plans[-1].known or all(one.answer for one in plans):
             return refused or plans[-1]
         return Plan(chat=chat)
 

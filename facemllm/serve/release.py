@@ -19,8 +19,8 @@ from facemllm.errors import UserError, one_line
 from facemllm.promote import notices, registry, releases
 from facemllm.promote.registry import model_dir
 from facemllm.serve import deploy
-from facemllm.serve.local import production
 from facemllm.serve.probe import probes_of
+from facemllm.serve.target import Target, target_of
 from facemllm.settings import Settings
 from facemllm.signing import local
 from facemllm.signing.authorization import authorize
@@ -38,17 +38,22 @@ def switch(
     decision: Decision,
     reason: str = "",
     parity: Callable[[str], object] | None = None,
+    still: Callable[[], object] | None = None,
 ) -> deploy.Endpoint:
     """Put an approved version into production (`release` or `rollback`) and prove it.
 
-    `parity`, given a server's address, raises UserError where its answers are not those of evaluation. Raises Refused
+    `parity`, given a server's address, raises UserError where its answers are not those of evaluation; `still`, called
+    once no other release can come between, where this one is not wanted any more. Raises Refused
     with the check that failed, UserError when a release is under way or another one was first, or when the model fails
     its proof or its trial; the former model serves on then, if it is still approved.
     """
     made: list[Statement] = []
+    target = target_of(settings)
     try:
-        with production.held(settings):
-            return _switch(settings, version, decision, reason, made, parity)
+        with target.held():
+            if still is not None:
+                still()
+            return _switch(settings, target, version, decision, reason, made, parity)
     finally:
         for one in made:
             name = "released" if one.decision == "release" else "rolled_back"
@@ -78,6 +83,7 @@ def problem(settings: Settings) -> str:
 
 def _switch(
     settings: Settings,
+    target: Target,
     version: int | str,
     decision: Decision,
     reason: str,
@@ -102,9 +108,9 @@ def _switch(
     probes = probes_of(store, evaluation, settings.serve.canary.min_requests)
     parity = parity or deploy.parity_of(settings, store, evaluation)
     before = releases.in_force(decisions)
+    serving = target.serving()
 
     def put_back(why: str) -> None:
-        serving = deployed(settings, "production")
         if serving is None or serving.digest not in {one.model for one in before}:
             raise Refused("other_model", "it was never released")
         ground = authorize(serving.digest, decisions, policy)
@@ -116,7 +122,15 @@ def _switch(
         made.append(releases.record(settings, decisions, decision, grounds.bundle, found.digest, reason))
     number, back = str(found.version), put_back if before else None
     endpoint = deploy.release(
-        settings, folder, found.digest, number, probes[0], put_back=back, questions=probes, parity=parity
+        settings,
+        folder,
+        found.digest,
+        number,
+        probes[0],
+        put_back=back,
+        questions=probes,
+        parity=parity,
+        target=target,
     )
     _mirror(settings, found.digest)
     return endpoint

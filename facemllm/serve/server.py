@@ -1,11 +1,13 @@
 """The model server: KServe's ModelServer around one model directory, made fit for strangers.
 
 `python -m facemllm.serve.server --model DIR --digest SHA256 --port 18080` loads a private copy whose bytes have that
-digest, not the directory itself: what happens to it afterwards does not matter. With `--decisions` and `--policy` it
-serves approved models alone (`facemllm.serve.approval`); without them it listens on loopback and nowhere else, and
-`/info` says so: `"authorized": null`. It serves safetensors only, fetches nothing, and logs digests, never images or
-questions. `--copy-to DIR` verifies, authorizes, copies and ends: the first container of a pod in a cluster.
-`--export-vllm DIR` leaves such a copy for vLLM, which then computes for `--engine vllm` (docs/serving.md).
+digest, not the directory itself: what happens to it afterwards does not matter. DIR may be the address of a model in a
+store (`facemllm.serve.model_store`), as s3://bucket/models/SHA256. With `--decisions` and `--policy` it serves approved
+models alone (`facemllm.serve.approval`); without them it listens on loopback and nowhere else, and `/info` says so:
+`"authorized": null`. It serves safetensors only, fetches nothing else, and logs digests, never images or questions.
+`--copy-to DIR` verifies, authorizes, copies and ends: the first container of a pod in a cluster. What `--evaluated`
+names it leaves beside the copy. `--export-vllm DIR` leaves such a copy for vLLM, which then computes for `--engine
+vllm` (docs/serving.md).
 
 What it listens to is in `listening`, how it is asked in `doors`, who answers in `service`. torch and KServe, which take
 6 s to import, are imported once the directory is known to be right.
@@ -14,19 +16,24 @@ What it listens to is in `listening`, how it is asked in `doors`, who answers in
 from __future__ import annotations
 
 import argparse
+import gc
 import ipaddress
 import json
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from facemllm.core.files import atomic_write
 from facemllm.errors import UserError
+from facemllm.serve import model_store
 from facemllm.serve.approval import Approval
 from facemllm.serve.engine.export import export_for_vllm, exported_from
+from facemllm.serve.imports import without
 from facemllm.signing import manifest
 from facemllm.signing.canonical import Refused
 
@@ -37,7 +44,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("facemllm.serve")
 
 UNSAFE = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py"})
+EVALUATED = "evaluated.json"
+"""The file of figures beside a verified copy."""
 _STOP_SECONDS = 8
+_SWITCH_S = 0.001  # longest that the event loop waits for the Python of other threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,14 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         approval = _approval(options)
         files = approval.files() if approval else {}
         if options.copy_to:
-            require_loadable(manifest.copy_to(options.model, options.digest, options.copy_to, files))
+            require_loadable(model_store.copy_to(options.model, options.digest, options.copy_to, files))
+            if options.evaluated:
+                atomic_write(options.copy_to.parent / EVALUATED, model_store.read(options.evaluated))
         if options.export_vllm:
-            source = options.copy_to or options.model
+            source = options.copy_to or _folder(options.model)
             if not options.export_vllm.exists() or exported_from(options.export_vllm) != options.digest:
                 export_for_vllm(source, options.export_vllm, options.digest)
         if options.copy_to or options.export_vllm:
             return 0
-        with manifest.verified_copy(options.model, options.digest, options.scratch, files) as (copy, found):
+        scratch = options.scratch or Path(tempfile.gettempdir())
+        with model_store.verified_copy(options.model, options.digest, scratch, files) as (copy, found):
             require_loadable(found)
             chosen = _serve_settings(options.config, {"name": options.engine, "vllm_url": options.vllm_url})
             loaded = _load(options, chosen, copy)
@@ -94,6 +107,12 @@ def _approval(options: argparse.Namespace) -> Approval | None:
     return None
 
 
+def _folder(model: str) -> Path:
+    if model_store.is_remote(model):
+        raise UserError("--export-vllm of a model in a store needs --copy-to, where it is verified first")
+    return Path(model)
+
+
 def _loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -103,7 +122,7 @@ def _loopback(host: str) -> bool:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="facemllm.serve.server", description="Serve one model directory.")
-    parser.add_argument("--model", type=Path, required=True, help="what save_pretrained wrote")
+    parser.add_argument("--model", required=True, help="what save_pretrained wrote: a folder, or s3://...")
     parser.add_argument("--digest", required=True, help="SHA-256 of the directory, as approved")
     parser.add_argument("--decisions", help="decisions repository, a folder or an address")
     parser.add_argument("--policy", type=Path, help="file that lists who may decide")
@@ -120,7 +139,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=("own", "vllm"), help="what computes; default: as in --config")
     parser.add_argument("--vllm-url", help="where vLLM listens, as in http://127.0.0.1:8000; default: as in --config")
     parser.add_argument("--export-vllm", type=Path, help="leave the model here as vLLM loads it and end")
-    parser.add_argument("--evaluated", type=Path, help="file of figures that GET /tasks gives, as deploy writes it")
+    parser.add_argument("--evaluated", help="file of figures that GET /tasks gives, as deploy writes it; or s3://...")
     parser.add_argument("--answers", type=Path, default=Path("answers"), help="folder of answers, where they are kept")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--grpc-port", type=int, default=0, help="0: no gRPC")
@@ -146,17 +165,19 @@ def _serve_settings(text: str, engine: Mapping[str, str | None] = MappingProxyTy
 
 
 def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
+    gc.disable()  # imports leave no garbage, and a full collection of them takes long
     sys.argv = sys.argv[:1]  # KServe reads the command line when it is imported
-    from facemllm.model.inference import Predictor
-    from facemllm.model.reader import Reader
-    from facemllm.serve import seen
-    from facemllm.serve.assembly import PredictorTokens, loaded, service_of
-    from facemllm.serve.evaluated import Evaluated
-    from facemllm.serve.predictor import known_tasks
-    from facemllm.serve.service import Served
+    with without():
+        from facemllm.model.inference import Predictor
+        from facemllm.model.reader import Reader
+        from facemllm.serve import seen
+        from facemllm.serve.assembly import PredictorTokens, loaded, service_of
+        from facemllm.serve.evaluated import Evaluated
+        from facemllm.serve.predictor import known_tasks
+        from facemllm.serve.service import Served
 
     own = chosen.engine.name == "own"
-    predictor = Predictor.load(folder, device="cpu", threads=chosen.threads) if own else Reader.open(folder)
+    predictor = Predictor.load(folder, device=chosen.device, threads=chosen.threads) if own else Reader.open(folder)
     served = Served(options.name, options.version or None, options.digest)
     evaluated = Evaluated.read(options.evaluated)
     observer = seen.observer(served, known_tasks(options.tasks), chosen, options.answers)
@@ -195,6 +216,9 @@ def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval
     log.info("serving %s, approved by %s, on %s:%d", options.digest[:12], by, options.host, options.port)
     if approval:
         approval.watch(lambda ready: setattr(loaded.model, "ready", ready))
+    sys.setswitchinterval(_SWITCH_S)
+    gc.freeze()
+    gc.enable()
     server.start([loaded.model])
 
 

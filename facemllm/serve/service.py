@@ -37,9 +37,9 @@ MOST_TEXT, MOST_OPTIONS = 32_768, 4_096
 """Characters of all texts of a request, and of options of the client's own among them: the model reads every option."""
 LONG_TEXT = 2_000
 """Characters above which texts are read beside the event loop."""
-_WORD = re.compile(r"\S+")
-_HELD_BACK = 3
-"""Words of a stream that are kept until those behind them are known ("of African" "descent")."""
+_HELD_BACK = 40
+"""Words of a free answer that is streamed which are read together before the first is given."""
+_WORD, _SENTENCE_END = re.compile(r"\S+"), re.compile(r"[.!?][\"')\]]*\s|\n")
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,10 @@ class Service:
         """The tasks that can be asked by name: all but those that teach what a face does not tell."""
         return {name: task for name, task in self.tasks.items() if name != UNANSWERABLE}
 
-    def check(self, client: str) -> None:
-        """Raise Refused (429, 503) where any ask of a client would be refused now, whatever it asks."""
-        self._engine.check(client=client, deadline=time.monotonic() + self.timeout_s)
+    def check(self, client: str, under_way: int = 0) -> None:
+        """Raise Refused (429, 503) where any ask of a client would be refused now, whatever it asks, or behind the
+        requests that are under way."""
+        self._engine.check(client=client, deadline=time.monotonic() + self.timeout_s, under_way=under_way)
 
     async def answer(self, asks: Sequence[Ask], *, client: str, deadline: float | None) -> list[Answers]:
         """Answers to all asks, in order. `deadline` is in seconds of `time.monotonic()`. Raises Refused."""
@@ -163,12 +164,11 @@ class Service:
         yield whole
 
     def _read(self, written: str) -> int:
-        """How much of a text that is being written may be given: none of its last words, for they may go on to tell
-        what is withheld, and nothing of one that does."""
-        if self.policy.refuses_answer(written):
+        """How much of a text that is being written may be given: nothing of its first words until they were read
+        together, then whole sentences; nothing of one that tells what is withheld."""
+        if len(_WORD.findall(written)) < _HELD_BACK or self.policy.refuses_answer(written):
             return 0
-        words = list(_WORD.finditer(written))
-        return words[-_HELD_BACK].start() if len(words) >= _HELD_BACK else 0
+        return max((end.end() for end in _SENTENCE_END.finditer(written)), default=0)
 
     def _plans(self, ask: Ask) -> list[Plan]:
         if ask.map is not None and not self.takes_maps:

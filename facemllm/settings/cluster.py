@@ -33,6 +33,11 @@ def bytes_of(quantity: str) -> int:
     return int(number) * _UNITS[unit]
 
 
+def cores_of(cpu: str) -> float:
+    """Cores of a Kubernetes quantity such as `500m`."""
+    return int(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)
+
+
 def seconds_of(duration: str) -> int:
     """Seconds of a duration such as `6h`."""
     return int(duration[:-1]) * _SECONDS[duration[-1]]
@@ -93,10 +98,69 @@ class Pod(Section):
         return below.model_copy(update=mine | joined)
 
 
-DEFAULTS, MODELS, TRAIN, _ = GROUPS = ("defaults", "models", "train", "finish")
-"""Names in `cluster.steps` that are no step's: of all steps, of those that load the model, of training's stages, and of
-the task that ends a run."""
+DEFAULTS, MODELS, TRAIN, LAUNCHER, RAY_HEAD, _ = GROUPS = (
+    *("defaults", "models", "train", "launcher", "ray_head", "finish"),
+)
+"""Names in `cluster.steps` that are no step's: of all steps, of those that load the model, of training's stages; of a
+stage's task while a RayJob does its work, of that RayJob's head; of the task that ends a run."""
 _NEEDED = ("cpu", "memory", "gpus", "accelerator", "tolerations", "node_selector", "retries", "backoff", "timeout")
+
+
+class Vllm(Section):
+    """The vLLM server beside ours where `serve.engine.name` is vllm: its image, by digest, and what it asks for."""
+
+    image: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][\w.:/-]*@sha256:[0-9a-f]{64}$")]
+    pod: Pod
+
+    def over(self, below: Pod) -> Vllm:
+        """This one, with cpu, memory and accelerator as `below` has them where it leaves them open."""
+        open_ = Pod(cpu=below.cpu, memory=below.memory, accelerator=below.accelerator)
+        return self.model_copy(update={"pod": self.pod.over(open_)})
+
+
+class Gitops(Section):
+    """The git repository that is applied to the cluster: `file` in it, on `branch`, is what a release writes."""
+
+    repository: str
+    branch: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+    file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*\.yaml$")]
+
+
+class Serving(Section):
+    """How models are served in KServe (`serve.target`).
+
+    `models` is where production finds their bytes: s3://bucket/prefix, or a folder that its pods have. Staging and
+    production lie in a namespace each. `mode` is KServe's word for serving by Knative (auto: the one that it uses
+    itself). Servers are asked at the addresses of the cluster, or at their public ones (`reach`). A revision has
+    `ready_timeout` to answer. Errors of a canary are counted by `prometheus`; null: by the server itself, where there
+    is one replica, and of the release's own questions where there are more.
+    """
+
+    models: str | None
+    staging_namespace: ObjectName
+    production_namespace: ObjectName
+    mode: Literal["auto", "Knative", "Serverless"]
+    reach: Literal["cluster", "public"]
+    min_replicas: Annotated[int, Field(ge=1)]
+    max_replicas: Annotated[int, Field(ge=1)]
+    concurrency: Annotated[int, Field(ge=0)]
+    ready_timeout: Duration
+    prometheus: Annotated[str, StringConstraints(pattern=r"^https?://[^ ]+$")] | None
+    poll_s: Annotated[float, Field(gt=0)]
+    pod: Pod
+    vllm: Vllm | None
+    gitops: Gitops | None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Serving:
+        lacks = [name for name in ("cpu", "memory", "ephemeral_storage") if getattr(self.pod, name) is None]
+        if lacks:
+            raise ValueError(f"pod lacks {', '.join(lacks)}")
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is above max_replicas")
+        if self.staging_namespace == self.production_namespace:
+            raise ValueError("production needs a namespace of its own")
+        return self
 
 
 class Cluster(Section):
@@ -107,6 +171,9 @@ class Cluster(Section):
     `workspace_claim` is mounted at `mount` in every step. `labels` and `annotations` are of all pods. In `steps`, what
     is said of one step lies over what `train` says of the stages, that over what `models` says of all steps that load
     the model, and that over `defaults`.
+
+    Of RayJobs (`train.launcher: rayjob`): a run that starts them has `launcher_account`, their pods have `ray_account`
+    and no token; `queue` is Kueue's; `start_within` bounds the time until their pods are ready.
     """
 
     image: str
@@ -117,6 +184,11 @@ class Cluster(Section):
     parameters: Annotated[float, Field(gt=0)] | None
     labels: dict[str, Text]
     annotations: dict[str, Text]
+    launcher_account: ObjectName
+    ray_account: ObjectName
+    queue: ObjectName | None
+    start_within: Duration
+    serving: Serving
     steps: dict[str, Pod]
 
     @field_validator("image")

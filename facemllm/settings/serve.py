@@ -110,12 +110,14 @@ class Guard(Section):
 
 class ServeQuality(Section):
     """Pictures that are answered about: pixels of the shorter side, and figures of `serve.asked.quality.measure`.
-    Null: no limit."""
+    Null: no limit. `detector` is the folder of a face detector's weights; null: nobody counts faces."""
 
     min_side: Positive | None
     min_sharpness: Limit | None
     min_brightness: Share | None
     min_contrast: Share | None
+    min_color: Share | None
+    detector: str | None
 
 
 class Queue(Section):
@@ -148,7 +150,14 @@ class ServeEngine(Section):
 class Serve(Section):
     """Limits of the model server. `max_pixels` is for all images of one request together. A client that does not say
     how long it waits is refused after `timeout_s`; a server that is to end is no longer ready, and takes requests for
-    `drain_s` more. `canary` says how one takes over from another."""
+    `drain_s` more. `canary` says how one takes over from another.
+
+    `target` says where models are put into service: on this machine, in KServe (`cluster.serving`), or in KServe by way
+    of a git repository that is applied to the cluster. `device` is what the server's own engine computes on.
+    """
+
+    target: Literal["local", "kserve", "gitops"]
+    device: Literal["cpu", "cuda"]
 
     max_body_mb: Annotated[float, Field(gt=0)]
     max_pixels: Positive

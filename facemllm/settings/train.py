@@ -182,7 +182,8 @@ class Stage(Section):
 
 
 class Train(Section):
-    """How training is launched. `threads: 0` shares the cores among the workers.
+    """How training is launched. `launcher: here` trains in the step's own process, with a Ray of its own or that of
+    RAY_ADDRESS; `rayjob` makes a RayJob of KubeRay and waits for it. `threads: 0` shares the cores among the workers.
 
     `storage` is where checkpoints are kept, a folder or s3://bucket/prefix; null is the step's own folder. With
     `min_workers`, a run that loses machines goes on with as many workers as are left, and grows again. `sharding`:
@@ -194,6 +195,7 @@ class Train(Section):
     `compile` makes kernels of its own. A loss that rises to `divergence` times its best level stops the stage.
     """
 
+    launcher: Literal["here", "rayjob"]
     workers: Positive
     min_workers: Positive | None
     threads: Annotated[int, Field(ge=0)]

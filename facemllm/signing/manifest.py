@@ -91,12 +91,9 @@ def verified_copy(
     (default: the system's temporary folder), readable by this user alone. Raises as `require`, and UserError where
     there is no room.
     """
-    copy, lock = _private_folder(scratch or Path(tempfile.gettempdir()))
-    try:
-        yield copy / "model", _of_digest(folder, _read(folder, copy / "model"), digest, files)
-    finally:
-        shutil.rmtree(copy, ignore_errors=True)
-        os.close(lock)
+    with private_folder(scratch or Path(tempfile.gettempdir())) as private:
+        copy = private / "model"
+        yield copy, _of_digest(folder, _read(folder, copy), digest, files)
 
 
 def copy_to(folder: Path, digest: str, out: Path, files: Mapping[str, str] | None = None) -> Manifest:
@@ -151,7 +148,7 @@ def _read_folder(
         )
     files = {name: state.st_size for name, state in states.items() if stat.S_ISREG(state.st_mode)}
     if copy is not None:
-        _make(copy, sum(files.values()))
+        make(copy, sum(files.values()))
     ordered = sorted(files, key=lambda name: -files[name])  # the largest first, so that no thread ends long after
     read = pool.map(lambda name: _read_file(folder / name, descriptor, copy and copy / name), ordered)
     found.update({prefix + name: one for name, one in zip(ordered, read, strict=True)})
@@ -241,7 +238,7 @@ def _write(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def _make(copy: Path, size: int) -> None:
+def make(copy: Path, size: int) -> None:
     """Make the folder of a copy. Raises UserError where its files' bytes do not fit on the disk."""
     with writing(copy):
         copy.mkdir(mode=0o700)
@@ -251,8 +248,10 @@ def _make(copy: Path, size: int) -> None:
         raise UserError(f"cannot copy {need} to {copy.parent}: {have} are free; free some, or choose another --scratch")
 
 
-def _private_folder(scratch: Path) -> tuple[Path, int]:
-    """A new folder that only this user can read, and its lock, which ends with this process."""
+@contextmanager
+def private_folder(scratch: Path) -> Iterator[Path]:
+    """A new folder in `scratch` that only this user can read. It is gone afterwards; that of a process that was killed,
+    when the next one is made."""
     with writing(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
         _tidy(scratch)
@@ -261,8 +260,13 @@ def _private_folder(scratch: Path) -> tuple[Path, int]:
             lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if made.is_dir():  # else another process tidied it away before it was locked
-                return made, lock
+                break
             os.close(lock)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
 
 
 def _tidy(scratch: Path) -> None:

@@ -7,7 +7,6 @@ any moment leaves the checkpoints before it whole. Every attempt writes under na
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from torch import Tensor
 
+from facemllm.core.objects import filesystem
 from facemllm.errors import UserError, one_line
 from facemllm.train import checkpoint
 
@@ -34,22 +34,6 @@ def location(storage: str | None, work: Path, run: str) -> str:
     if storage is None:
         return str(work / run)
     return f"{storage.rstrip('/')}/{run}" if "://" in storage else str(Path(storage).expanduser().resolve() / run)
-
-
-def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a folder or an s3:// address, and the path there. Raises UserError for another scheme. S3's
-    address, keys and region come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_REGION...)."""
-    if "://" not in place:
-        return pafs.LocalFileSystem(), place
-    scheme, path = place.split("://", 1)
-    if scheme != "s3" or not path.strip("/"):
-        raise UserError(f"train.storage: {place} is neither a folder nor s3://bucket/prefix")
-    options = {}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        options = dict(zip(("scheme", "endpoint_override"), endpoint.rstrip("/").split("://", 1), strict=True))
-    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-        options["region"] = region
-    return pafs.S3FileSystem(**options), path
 
 
 class CheckpointStore:

@@ -19,9 +19,9 @@ from typing import Any
 
 from facemllm.core.files import locked
 from facemllm.core.machine import cores
+from facemllm.core.objects import filesystem
 from facemllm.errors import UserError
 from facemllm.settings import Settings
-from facemllm.train.checkpoint_store import filesystem
 from facemllm.train.stage import Log, StageRun, TrainResult, clean_up, prepare_run
 
 _RESULT, _FAILURE = "result.json", "failure.json"

@@ -8,7 +8,7 @@ from facemllm.core import digests, progress
 from facemllm.core.step import Context, Outcome, Step
 from facemllm.settings import Settings, Stage
 
-_LAUNCH = {"max_failures", "checkpoint_every", "storage", "min_workers", "divergence"}
+_LAUNCH = {"launcher", "max_failures", "checkpoint_every", "storage", "min_workers", "divergence"}
 _ECONOMY = {"feature_cache", "recompute", "micro_images", "row_tokens", "sharding", "compile"}
 """Of `train`, what decides nothing of what is learnt: whoever runs out of memory may change it and go on."""
 

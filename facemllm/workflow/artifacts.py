@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from facemllm.core import progress
 from facemllm.core.files import atomic_write
 from facemllm.core.step import CLUSTER_RUN
 from facemllm.core.store import Store
-from facemllm.errors import one_line
+from facemllm.errors import UserError, one_line
 from facemllm.scoring import figures
 from facemllm.settings import Settings, load
 from facemllm.tables import MANIFEST
 from facemllm.tracking import runs as tracking
-from facemllm.workflow import runner, runs
+from facemllm.workflow import launcher, runner, runs
 from facemllm.workflow.runs import RunView
 
 REPORT = "report.html"
@@ -75,10 +76,21 @@ def finish_run(profile: str, overrides: Sequence[str], state: str, report: Any) 
         began = min([began, *(step.began for step in view.steps.values() if step.began)])
     summary = runs.summarise(settings, run, view, time.time() - began, list(overrides)) | {"state": state}
     folder = settings.runs / run
+    if settings.train.launcher == "rayjob" and state != "SUCCEEDED":
+        _remove_jobs(settings, run)
     runs.write_run(settings, folder, summary)
     tracking.finish_pipeline(settings, tracking.join_pipeline(settings, run), summary, folder)
     _write(report.path, (folder / REPORT).read_bytes())
     return str(folder)
+
+
+def _remove_jobs(settings: Settings, run: str) -> None:
+    """Delete what a run that was cancelled or has failed left running. Nothing of it keeps the run from being ended."""
+    try:
+        if names := launcher.remove(settings, run):
+            progress.event(note=f"deleted what the run left: RayJob {', '.join(names)}")
+    except UserError as error:
+        progress.event(note=f"RayJobs of this run may be left: {error}")
 
 
 def _events(settings: Settings, run: str) -> Path:

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from facemllm.errors import UserError
+from facemllm.serve.kserve import rendering
 from facemllm.settings import Settings, is_address, load
-from facemllm.settings.cluster import MODELS, TRAIN, Pod, bytes_of
+from facemllm.settings.cluster import LAUNCHER, MODELS, RAY_HEAD, TRAIN, Pod, bytes_of, cores_of
 from facemllm.workflow.steps import steps
 
 RELEASE = "release"
 """The step that no first pipeline has: a person decides before it, and no pod waits for one."""
 FINISH = "finish"
 """The task that ends a run on a cluster: it writes the run's folder and closes its MLflow run, however it went."""
-_ASKING = ("evaluate", "gate", "deploy", RELEASE)
+_ASKING = ("evaluate", "gate")
+_SERVING = ("deploy", RELEASE)
+"""They start the model server in their own pod where `serve.target` is local."""
 _BESIDE = 2 * 1024**3  # bytes of a process that has loaded torch, beside the weights
 
 
@@ -34,12 +37,37 @@ def on_cluster(profile: str, overrides: Sequence[str]) -> tuple[Settings, list[s
 def loading(settings: Settings) -> list[str]:
     """The steps that load the model into their own pod, or an annotator's: these need what a model needs."""
     annotates = ["annotate"] if settings.annotate.annotator == "local" else []
-    return [*annotates, *settings.stages(), *_ASKING]
+    serves = _SERVING if settings.serve.target == "local" else ()
+    return [*annotates, *settings.stages(), *_ASKING, *serves]
 
 
 def pods(settings: Settings) -> dict[str, Pod]:
-    """The pod of every step, and of `finish`, by its name."""
-    return {name: settings.cluster.pod(*_groups(settings, name), name) for name in (*steps(settings), FINISH)}
+    """The pod of every step's task, and of `finish`, by its name: where a RayJob does a stage's work, its launcher."""
+    names = (*steps(settings), FINISH)
+    return {n: settings.cluster.pod(LAUNCHER) if launched(settings, n) else working(settings, n) for n in names}
+
+
+def launched(settings: Settings, step: str) -> bool:
+    """Whether a RayJob does the work of a step."""
+    return settings.train.launcher == "rayjob" and step in settings.stages()
+
+
+def working(settings: Settings, step: str) -> Pod:
+    """The pod that does the work of a step: of a RayJob, each of its workers'."""
+    return settings.cluster.pod(*_groups(settings, step), step)
+
+
+def ray_head(settings: Settings) -> Pod:
+    """The pod of a RayJob's head, which drives and holds no worker."""
+    return settings.cluster.pod(MODELS, RAY_HEAD)
+
+
+def workers_of(settings: Settings, stage: str) -> tuple[int, int]:
+    """Over how many pods a RayJob spreads `train.workers`, and how many one pod has room for: one a GPU or a core."""
+    pod, workers = working(settings, stage), settings.train.workers
+    room = (pod.gpus or 0) if settings.train.use_gpu else int(cores_of(pod.cpu or "0"))
+    each = max(1, min(room, workers))
+    return -(-workers // each), each
 
 
 def _groups(settings: Settings, step: str) -> list[str]:
@@ -49,12 +77,15 @@ def _groups(settings: Settings, step: str) -> list[str]:
 def weights(settings: Settings, step: str) -> int:
     """Bytes of weights that a step holds in the memory of its pod while it loads the model.
 
-    Each worker of a training stage loads all of it in 32 bits, as the model server does; evaluation in 16 on a GPU.
+    Each worker of a training stage loads all of it in 32 bits, as the model server does and the head of a RayJob, which
+    asks the model a few questions; evaluation in 16 on a GPU.
     """
-    if step not in loading(settings) or step == "annotate":
+    if step not in (*loading(settings), RAY_HEAD) or step == "annotate":
         return 0
     wide = 2 if settings.train.use_gpu and step in ("evaluate", "gate") else 4
-    copies = settings.train.workers if step in settings.stages() else 1
+    copies = 1
+    if step in settings.stages():
+        copies = workers_of(settings, step)[1] if launched(settings, step) else settings.train.workers
     return int((settings.cluster.parameters or 0) * wide * copies)
 
 
@@ -74,7 +105,7 @@ class Fault:
 
 def refuse(settings: Settings) -> None:
     """Raises UserError for the first thing that would not work on a cluster, and says how many more there are."""
-    if found := [*_of_places(settings), *_of_people(settings), *_of_pods(settings)]:
+    if found := [*_of_places(settings), *_of_people(settings), *_of_pods(settings), *_of_serving(settings)]:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(f"{found[0].line(settings.profile)}{more}")
 
@@ -117,19 +148,24 @@ def _of_pods(settings: Settings) -> Iterator[Fault]:
     if settings.cluster.parameters is None and settings.model.preset != "tiny":
         unknown = "null, so nobody knows the memory that the model takes"
         yield Fault("", "cluster.parameters", unknown, "say how many it has, as in 7.06e9")
-    for step, pod in pods(settings).items():
+    needed = [(step, working(settings, step), weights(settings, step)) for step in (*steps(settings), FINISH)]
+    if settings.train.launcher == "rayjob":
+        needed.append((RAY_HEAD, ray_head(settings), weights(settings, RAY_HEAD)))
+    for step, pod, needs in needed:
         key = f"cluster.steps.{_where(settings, step)}"
         shared = bytes_of(pod.shared_memory or "0")
-        needs, has = weights(settings, step), bytes_of(pod.memory or "0") - shared
+        has = bytes_of(pod.memory or "0") - shared
         if needs and needs + _BESIDE > has:
             held = f"{pod.memory}{f' less {pod.shared_memory} of shared memory' if shared else ''}"
             takes = f"loading the model takes {_gib(needs + _BESIDE)}"
             yield Fault(step, f"{key}.memory", f"{held}, and {takes}", f"give {_gib(needs + _BESIDE + shared)} or more")
         elif shared and shared >= bytes_of(pod.memory or "0"):
             yield Fault(step, f"{key}.shared_memory", f"{pod.shared_memory} is no less than memory", "give less")
+        if launched(settings, step) and not settings.train.use_gpu and cores_of(pod.cpu or "0") < 1:
+            yield Fault(step, f"{key}.cpu", f"{pod.cpu}, and each worker of a RayJob takes one", "give 1 or more")
         if not settings.train.use_gpu or step not in loading(settings):
             continue
-        wants = settings.train.workers if step in settings.stages() else 1
+        wants = settings.train.workers if step in settings.stages() and not launched(settings, step) else 1
         if not pod.gpus:
             yield Fault(
                 step, f"{key}.gpus", "0, and train.use_gpu is true", f"give {wants}, or set train.use_gpu=false"
@@ -137,6 +173,24 @@ def _of_pods(settings: Settings) -> Iterator[Fault]:
         elif pod.gpus < wants:
             fewer = f"{pod.gpus}, and train.workers is {wants}, each with a GPU of its own"
             yield Fault(step, f"{key}.gpus", fewer, f"give {wants}, or set train.workers={pod.gpus}")
+
+
+def _of_serving(settings: Settings) -> Iterator[Fault]:
+    """What KServe could not serve."""
+    if settings.serve.target == "local":
+        return
+    try:
+        rendering.refuse(settings)
+    except UserError as error:
+        key, _, rest = str(error).partition(": ")
+        problem, _, mend = rest.partition("; ")
+        yield Fault(RELEASE, key, problem, mend)
+    known = settings.cluster.serving
+    needs = int((settings.cluster.parameters or 0) * (2 if settings.serve.device == "cuda" else 4)) + _BESIDE
+    has = bytes_of(known.pod.memory or "0") - bytes_of(known.pod.shared_memory or "0")
+    if settings.serve.engine.name == "own" and needs > has:
+        problem = f"{known.pod.memory}, and loading the model takes {_gib(needs)} beside shared memory"
+        yield Fault(RELEASE, "cluster.serving.pod.memory", problem, "give more")
 
 
 def _where(settings: Settings, step: str) -> str:

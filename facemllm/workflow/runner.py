@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from facemllm.core import claims, progress
+from facemllm.core import claims, digests, progress
 from facemllm.core.processes import die_with
 from facemllm.core.step import CLUSTER_RUN, PARENT_RUN, Context, Step, depends, key_of, step_key
 from facemllm.core.store import Store
@@ -26,6 +26,9 @@ from facemllm.errors import UserError
 from facemllm.scoring.figures import differing
 from facemllm.settings import Settings
 from facemllm.tracking import runs as tracking
+from facemllm.workflow import launcher
+from facemllm.workflow.pods import launched
+from facemllm.workflow.rayjob import Job
 from facemllm.workflow.steps import steps
 
 ENGINE = "FACEMLLM_ENGINE"  # process id of KFP's local runner, which starts each step through a shell
@@ -150,11 +153,28 @@ def _made(
     key = key_of(step, depends_on, inputs)
     if record := _taken(step, settings, key):
         return record, True
+    if launched(settings, step.name):
+        return _launched(step, settings, key, inputs), False
     place = key if step.keeps else secrets.token_hex(32)
     with claims.claim(settings.home, place, step.name, inputs), Store(settings.home).attempt(place) as out:
         if record := _taken(step, settings, key):
             return record, True
         return _perform(step, settings, depends_on, inputs, out, tracked), False
+
+
+def _launched(step: Step, settings: Settings, key: str, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The record that a RayJob has left in the store: it alone says what came of the work, and the bytes have to agree.
+
+    Raises UserError where they do not, and as `launcher.launch` does.
+    """
+    job = Job(step.name, key, inputs, digests.of_package(), os.environ.get(CLUSTER_RUN), _parent(settings))
+    launcher.launch(settings, job, lambda: _recall(step, settings, key) is not None)
+    record = _taken(step, settings, key)
+    if record is None or digests.of_tree(path := Store(settings.home).path(record["digest"]), fresh=True) != path.name:
+        raise UserError(
+            f"the bytes that RayJob {job.name} left under {key[:12]} are not those of its record; run again"
+        )
+    return record
 
 
 def _taken(step: Step, settings: Settings, key: str) -> dict[str, Any] | None:
@@ -195,9 +215,14 @@ def _perform(
 
 
 def _tracked(step: Step, settings: Settings, key: str, inputs: Mapping[str, str]) -> Any:
-    if name := os.environ.get(CLUSTER_RUN):
-        os.environ[PARENT_RUN] = tracking.join_pipeline(settings, name)
-    parent = os.environ.get(PARENT_RUN)
+    parent = _parent(settings)
     if not parent:
         return nullcontext(None)
     return tracking.step_run(settings, parent, step.name, key=key, inputs=inputs)
+
+
+def _parent(settings: Settings) -> str | None:
+    """The MLflow run of the pipeline run that a step is part of, if it is part of one."""
+    if name := os.environ.get(CLUSTER_RUN):
+        os.environ[PARENT_RUN] = tracking.join_pipeline(settings, name)
+    return os.environ.get(PARENT_RUN)

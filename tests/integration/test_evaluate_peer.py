@@ -13,7 +13,8 @@ import pytest
 
 from facemllm import settings
 from facemllm.errors import UserError
-from facemllm.evaluate.peers import DECLINED, OUTCOMES, evaluate
+from facemllm.evaluate.models import evaluate
+from facemllm.evaluate.peers import DECLINED, OUTCOMES
 from facemllm.tables import PREDICTIONS, open_table
 from tests.fake_endpoint import FakeEndpoint
 from tests.integration.conftest import counted

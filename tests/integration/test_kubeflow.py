@@ -113,6 +113,15 @@ def test_a_run_is_submitted_as_somebody_and_followed_to_its_summary(ask, kubeflo
     assert shown == [[step, state] for step in ("ingest", "await_approval") for state in ("running", "done")]
 
 
+def test_a_run_that_starts_rayjobs_has_the_account_that_may(ask, kubeflow) -> None:
+    assert ask("submit", "--set", "train.launcher=rayjob").exception is None
+    assert ask("schedule", "--cron", "0 0 3 * * *", "--set", "train.launcher=rayjob").exception is None
+    started = [*kubeflow.runs.values(), *kubeflow.recurring.values()]
+    assert [one["service_account"] for one in started] == ["trainer", "trainer"]
+    assert ask("submit").exception is None
+    assert not [*kubeflow.runs.values()][-1].get("service_account")
+
+
 def test_where_the_volume_is_mounted_the_runs_own_summary_is_told(tmp_path) -> None:
     settings = load("laptop", [f"storage.runs={tmp_path}"])
     (tmp_path / "the-run").mkdir()

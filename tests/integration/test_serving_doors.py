@@ -417,8 +417,7 @@ def accepted(server: Server) -> int:
 
 def connections(server: Server, status: str) -> list[Any]:
     """The server's TCP connections of a status."""
-    found = psutil.net_connections("tcp")
-    return [one for one in found if one.pid == server.process.pid and one.status == status]
+    return [one for one in psutil.Process(server.process.pid).connections("tcp") if one.status == status]
 
 
 def refuses_rest(server: Server) -> bool:

@@ -20,7 +20,7 @@ from tests.fuzzing import Case, case, good
 from tests.integration.test_serving import endpoint, model, probe, settings  # noqa: F401
 
 pytestmark = pytest.mark.integration
-REQUESTS, SEED = int(os.environ.get("FUZZ_REQUESTS", "1500")), int(os.environ.get("FUZZ_SEED", "0"))
+REQUESTS, SEED = int(os.environ.get("FUZZ_REQUESTS", "600")), int(os.environ.get("FUZZ_SEED", "0"))
 CLIENTS, SECONDS, WARM = 4, 60, 200
 MOST_GROWTH = 192 * 2**20
 """Kept pictures (`serve.guard.decode_cache_mb`), and what decoders of the largest ones leave with the allocator."""

@@ -45,7 +45,7 @@ async def handle(request):
     if request.method == "GET":
         return web.json_response({"ready": True})
     await request.read()
-    await asyncio.sleep(0.004 if kind != "slow" else 0.04)
+    await asyncio.sleep(0.004 if kind != "slow" else 0.1)
     if kind == "failing" and next(posts) % 3 == 2:
         return web.json_response({"error": "internal error"}, status=500)
     said = "no" if kind != "different" or "hat" in (await request.json())["instances"][0]["question"] else "yes"
@@ -310,6 +310,27 @@ def test_a_server_that_is_ended_under_load_loses_at_most_what_it_had_begun(
     assert counted["broken"] == len(lost)
     assert counted["refused"] == sum(status == 503 for status, _ in load.told)
     print(f"{signal.Signals(how).name}: {len(lost)} requests lost, {counted['refused']} refused while none served")
+
+
+def test_a_proxy_that_is_killed_comes_back_by_itself_with_the_model_it_had(settings: Settings, small: None) -> None:
+    def rows() -> dict[str, Any]:
+        return {row.name: row for row in services.status(settings)}
+
+    release(settings, "equal", "1", [])
+    before = rows()
+    with Load(settings, BODY, clients := 4) as load:
+        wait_until(lambda: len(load.told) > 50)
+        os.kill(before["production"].pid, signal.SIGKILL)
+        wait_until(lambda: any(status == 0 for status, _ in load.told))
+        wait_until(lambda: load.told[-1][0] == 200)  # its supervisor brought it back
+    after = rows()
+    assert (after["production"].state, after["production"].restarts) == ("up", before["production"].restarts + 1)
+    assert after["production"].pid != before["production"].pid
+    assert after["production-a"].pid == before["production-a"].pid, "the model server stayed as it was"
+    assert load.servers.keys() - {name for _, name in load.failed} == {"production-a"}
+    in_flight = [name for status, name in load.failed if (status, name) != (0, "ConnectError")]
+    assert len(in_flight) <= clients, in_flight
+    print(f"{len(in_flight)} requests lost, {len(load.failed) - len(in_flight)} found nobody until it was back")
 
 
 def test_real_model_servers_are_switched_without_a_failed_request(

@@ -91,8 +91,15 @@ def test_somebody_elses_harmless_look_alikes_pass(laptop):
 def test_a_list_that_nothing_was_fitted_to_is_refused(laptop):
     pairs = refused("blind_refused.csv")
     assert len(pairs) == 100
-    assert len(misses(laptop, pairs)) <= 5, misses(laptop, pairs)
+    assert len(misses(laptop, pairs)) <= 3, len(misses(laptop, pairs))
     harmless = lines("blind_harmless.txt")
+    assert len([text for text in harmless if laptop.refuses(text)]) <= 0.075 * len(harmless)
+
+
+@pytest.mark.parametrize("name", ["third", "fourth"])
+def test_two_more_lists_that_were_fitted_to_are_refused(laptop, name):
+    pairs, harmless = refused(f"{name}_refused.csv"), lines(f"{name}_harmless.txt")
+    assert misses(laptop, pairs) == []
     assert len([text for text in harmless if laptop.refuses(text)]) <= 0.05 * len(harmless)
 
 

@@ -1,17 +1,21 @@
 """Pictures beyond what evaluation covers are refused; those that it measures are not."""
 
 import io
+import os
 from functools import cache
+from pathlib import Path
 
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from facemllm import settings
+from facemllm.errors import UserError
 from facemllm.evaluate.predict import KINDS
 from facemllm.heads.render import render_identity
-from facemllm.serve.asked.quality import Coverage, measure, refuses
+from facemllm.serve.asked.quality import Coverage, Faces, face_detector, measure, refuses
 
-NO_LIMITS = Coverage(None, None, None, None)
+NO_LIMITS = Coverage(None, None, None, None, None)
+WEIGHTS = os.environ.get("FACEMLLM_EXPERTS")
 
 
 @cache
@@ -22,7 +26,7 @@ def heads():
 
 @pytest.fixture(scope="module")
 def coverage():
-    return Coverage(**settings.load().serve.quality.model_dump())
+    return Coverage(**settings.load().serve.quality.model_dump(exclude={"detector"}))
 
 
 def reasons(change, coverage):
@@ -44,6 +48,8 @@ def test_heads_as_drawn_and_as_evaluation_disturbs_them_are_taken(coverage):
     ("change", "word"),
     [
         (lambda head: head.resize((16, 16)), "too small"),
+        (lambda head: head.convert("L"), "grey"),
+        (lambda head: ImageOps.colorize(head.convert("L"), "black", "#fffaf0"), "grey"),
         (lambda head: head.filter(ImageFilter.GaussianBlur(8)), "too blurred"),
         (darker(0.12), "too dark"),
         (lambda head: Image.blend(head, Image.new("RGB", head.size, "gray"), 0.95), "one color"),
@@ -56,7 +62,7 @@ def test_worse_ones_are_refused_and_told_why(coverage, change, word):
     assert all(word in (reason or "") for reason in found), found
     small = word == "too small"
     assert not any(reasons(change, NO_LIMITS)), "without limits nothing is refused"
-    assert all((reason is None) is not small for reason in reasons(change, Coverage(24, None, None, None)))
+    assert all((reason is None) is not small for reason in reasons(change, Coverage(24, None, None, None, None)))
 
 
 def test_a_small_picture_enlarged_is_blurred(coverage):
@@ -92,7 +98,33 @@ def test_odd_pictures_are_measured(image, coverage):
 @pytest.mark.parametrize(("faces", "word"), [(0, "no face"), (1, None), (3, "3 faces")])
 def test_faces_are_spoken_of_only_when_somebody_counts_them(coverage, faces, word):
     head = heads()[0]
-    reason = refuses(measure(head, lambda image: faces), coverage)
+    reason = refuses(measure(head, lambda image: Faces(faces)), coverage)
     assert reason is None if word is None else word in reason
     assert "faces" not in measure(head)
     assert refuses(measure(head), coverage) is None
+
+
+def test_a_face_upside_down_is_said_to_be(coverage):
+    assert "upside down" in refuses(measure(heads()[0], lambda image: Faces(1, True)), coverage)
+
+
+def test_a_detector_without_its_weights_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"serve\.quality\.detector: .*is missing; get it with: python -m"):
+        face_detector(tmp_path)
+
+
+def beside(one, other):
+    both = Image.new("RGB", (one.width + other.width, one.height))
+    both.paste(one, (0, 0))
+    both.paste(other, (one.width, 0))
+    return both
+
+
+@pytest.mark.skipif(WEIGHTS is None, reason="set FACEMLLM_EXPERTS to a folder made by facemllm.annotate.experts")
+def test_the_detector_counts_drawn_heads_and_tells_those_upside_down(coverage):
+    find = face_detector(Path(WEIGHTS))
+    shapes = [Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")]
+    assert [find(head) for head in heads()] == [Faces(1)] * len(heads())
+    assert [find(head.rotate(180)).upside_down for head in heads()].count(True) >= len(heads()) - 1
+    assert [find(beside(*pair)).count for pair in zip(heads()[::2], heads()[1::2], strict=True)] == [2] * 6
+    assert [find(shape).count for shape in shapes] == [0, 0]

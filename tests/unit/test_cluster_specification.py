@@ -19,7 +19,7 @@ from facemllm.workflow.pods import loading, on_cluster, pods, weights
 
 pytestmark = pytest.mark.usefixtures("quick_kfp")
 DATA = ("ingest", "annotate", "reformat", "validate", "version")
-STAGES, ASKING = ("align", "instruct", "specialize"), ("evaluate", "gate", "deploy")
+STAGES, ASKING = ("align", "instruct", "specialize"), ("evaluate", "gate")
 OTHERS = (*DATA, "register", "await_approval", "finish")
 Size = tuple[str, str, int]
 Documents = list[dict[str, Any]]
@@ -34,12 +34,13 @@ PAPER_DATA: dict[str, Size] = {
     **{"validate": ("4", "32Gi", 0), "version": ("4", "16Gi", 0), "register": ("4", "16Gi", 0)},
     **{"await_approval": ("500m", "2Gi", 0), "finish": ("500m", "4Gi", 0)},
 }
+KSERVE = each(("deploy",), ("2", "4Gi", 0))  # the model is in the server's pod, not in the step's
 SMALL_OTHERS = each(OTHERS, ("2", "4Gi", 0)) | {"await_approval": ("500m", "2Gi", 0), "finish": ("500m", "4Gi", 0)}
 SIZES: dict[str, dict[str, Size]] = {
-    "laptop": {**SMALL_OTHERS, **each(STAGES, ("2", "8Gi", 0)), **each(ASKING, ("2", "4Gi", 0))},
-    "small": {**SMALL_OTHERS, **each((*STAGES, *ASKING), ("4", "16Gi", 1))},
-    "paper-7b": {**PAPER_DATA, **each(STAGES, ("64", "384Gi", 8)), **each(ASKING, ("8", "64Gi", 1))},
-    "paper-13b": {**PAPER_DATA, **each(STAGES, ("64", "640Gi", 8)), **each(ASKING, ("8", "96Gi", 1))},
+    "laptop": {**SMALL_OTHERS, **each(STAGES, ("2", "8Gi", 0)), **each((*ASKING, "deploy"), ("2", "4Gi", 0))},
+    "small": {**SMALL_OTHERS, **KSERVE, **each((*STAGES, *ASKING), ("4", "16Gi", 1))},
+    "paper-7b": {**PAPER_DATA, **KSERVE, **each(STAGES, ("64", "384Gi", 8)), **each(ASKING, ("8", "64Gi", 1))},
+    "paper-13b": {**PAPER_DATA, **KSERVE, **each(STAGES, ("64", "640Gi", 8)), **each(ASKING, ("8", "96Gi", 1))},
 }
 GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 TOKENS = {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"}
@@ -110,7 +111,7 @@ def check(documents: Documents, profile: str, sizes: dict[str, Size]) -> None:
         assert "AWS_SECRET_ACCESS_KEY" in secrets.pop("face-mllm-s3"), step
         if step == "annotate":
             assert secrets.pop("face-mllm-annotator") == {"key": "FACEMLLM_API_KEY"}
-        if step in (*STAGES, *ASKING):
+        if step in loading(on_cluster(profile, [])[0]):
             assert secrets.pop("face-mllm-hub") == {"token": "HF_TOKEN"}, step
         assert secrets == {}, step
         assert all(one["optional"] for one in pod["secretAsEnv"]), step
@@ -134,6 +135,22 @@ def check(documents: Documents, profile: str, sizes: dict[str, Size]) -> None:
 @pytest.mark.parametrize("profile", SIZES)
 def test_each_executor_of_a_profile_is_as_it_must_be(compiled: Callable[..., Documents], profile: str) -> None:
     check(compiled(profile), profile, SIZES[profile])
+
+
+def test_where_a_rayjob_trains_the_task_of_a_stage_is_a_launcher(compiled: Callable[..., Documents]) -> None:
+    documents = compiled("paper-7b", "train.launcher=rayjob", "train.workers=16")
+    for stage in STAGES:
+        container, pod = executor(documents, stage)
+        limits = container["resources"]
+        for side in ("Request", "Limit"):
+            assert (limits[f"resourceCpu{side}"], limits[f"resourceMemory{side}"]) == ("200m", "512Mi")
+        assert "accelerator" not in limits
+        assert "tolerations" not in pod
+        assert pod["activeDeadlineSeconds"] == str(7 * 86400), "longer than any of its jobs"
+        assert task_of(documents[0], stage)["retryPolicy"]["maxRetryCount"] == 3
+        assert "face-mllm-mlflow" in variables(pod, "secret")
+    container, _ = executor(documents, "evaluate")
+    assert container["resources"]["accelerator"]["resourceCount"] == "1"
 
 
 def executor(documents: Documents, step: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -181,6 +198,9 @@ def test_release_is_a_pipeline_of_its_own_for_one_version(compiled: Callable[...
     container, pod = executor(documents, "release")
     assert list(spec["deploymentSpec"]["executors"]) == ["exec-release"]
     assert list(spec["root"]["inputDefinitions"]["parameters"]) == ["version"]
+    assert "accelerator" not in container["resources"], "KServe's pods load the model"
+    here = compiled("paper-7b", "serve.target=local", release=True)
+    container, pod = executor(here, "release")
     assert container["resources"]["accelerator"]["resourceCount"] == "1"
     assert container["resources"]["resourceMemoryLimit"] == "64Gi"
     assert pod["tolerations"] == [GPU_TAINT]
@@ -227,7 +247,13 @@ def test_a_pod_takes_what_its_profile_says_down_to_the_last_key(compiled: Callab
 
 REFUSED: list[tuple[str, list[str], str]] = [
     ("paper-7b", ["cluster.steps.evaluate={memory: 4Gi, shared_memory: 1Gi}"], "step evaluate: cluster.steps.evaluate"),
-    ("paper-7b", ["cluster.steps.models.memory=25Gi"], "step deploy: cluster.steps.models.memory: 25Gi less 8Gi"),
+    (
+        "paper-7b",
+        ["serve.target=local", "cluster.steps.models.memory=25Gi"],
+        "step deploy: cluster.steps.models.memory: 25Gi less 8Gi",
+    ),
+    ("paper-7b", ["cluster.serving.models=null"], "step release: cluster.serving.models: null; give s3://"),
+    ("paper-7b", ["cluster.serving.pod.memory=16Gi"], "step release: cluster.serving.pod.memory: 16Gi"),
     ("paper-7b", ["cluster.steps.train.memory=128Gi"], "step align: cluster.steps.train.memory: 128Gi less 64Gi"),
     ("paper-7b", ["cluster.steps.train.gpus=0"], "step align: cluster.steps.train.gpus: 0, and train.use_gpu is true"),
     ("paper-7b", ["cluster.steps.gate.gpus=0"], "step gate: cluster.steps.gate.gpus: 0, and train.use_gpu is true"),
@@ -281,10 +307,11 @@ def test_the_refusal_names_what_to_give(tmp_path: Path) -> None:
 def test_whatever_loads_the_model_has_room_for_it() -> None:
     for profile in SIZES:
         settings, _ = on_cluster(profile, [])
-        assert set(loading(settings)) == {*STAGES, *ASKING, "release"}
+        serves = {"deploy", "release"} if settings.serve.target == "local" else set()
+        assert set(loading(settings)) == {*STAGES, *ASKING, *serves}
         for step, pod in pods(settings).items():
             assert bytes_of(str(pod.memory)) > weights(settings, step), (profile, step)
-    settings, _ = on_cluster("paper-7b", [])
+    settings, _ = on_cluster("paper-7b", ["serve.target=local"])
     assert weights(settings, "align") == 8 * weights(settings, "deploy") == 16 * weights(settings, "evaluate")
     assert weights(settings, "reformat") == weights(settings, "register") == 0
 

@@ -14,13 +14,12 @@ from PIL import Image
 
 from facemllm import settings
 from facemllm.annotate import experts
-from facemllm.annotate import experts_mediapipe as mediapipe
 from facemllm.annotate.annotator import checked
 from facemllm.annotate.experts import POSE, Experts
-from facemllm.annotate.experts_mediapipe import MESH_POINTS, Crop, face_points, head_pose, landmarks, resting_face
 from facemllm.asking.requests import JobStopped
-from facemllm.core import digests
+from facemllm.core import digests, mediapipe
 from facemllm.core.images import BadPicture
+from facemllm.core.mediapipe import MESH_POINTS, Crop, face_points, head_pose, landmarks, resting_face
 from facemllm.heads.model import head_rotation
 from facemllm.heads.render import render_identity
 from tests.conftest import encode

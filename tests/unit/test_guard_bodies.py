@@ -1,5 +1,6 @@
 """JSON that every parser reads alike, and API keys, in front of a real server."""
 
+import asyncio
 import json
 import os
 import urllib.error
@@ -8,9 +9,11 @@ import urllib.request
 import pytest
 
 from facemllm.errors import UserError
+from facemllm.serve.doors.errors import refusal
 from facemllm.serve.guard import keys as guard_keys
 from facemllm.serve.guard.json_bodies import check_json
 from facemllm.serve.guard.keys import Keys, made
+from facemllm.serve.guard.middleware import Admission
 from facemllm.serve.language import Refused
 from tests.guarded import guard, serving
 
@@ -61,6 +64,48 @@ def test_signs_inside_texts_do_not_count(port):
     assert post(port, body) == (200, {"bytes": len(body), "client": ""})
     with pytest.raises(Refused, match="2 values; this server takes 1"):
         check_json(b'["' + b"\\\\" * 2**21 + b'"]', 9, 1)
+    check_json(b'{"[[[,": "{,", "a": ["", "]"]}', 2, 5)  # without an escape
+    with pytest.raises(Refused, match="3 levels"):
+        check_json(b'{"[": [["]"]]}', 2, 9)
+    with pytest.raises(Refused, match="not valid"):
+        check_json(b'["[[[[', 2, 9)
+
+
+def test_requests_under_way_are_counted_before_the_next_is_admitted():
+    counts: list[int] = []
+
+    def check(client: str, under_way: int) -> None:
+        counts.append(under_way)
+        if under_way == 2:
+            raise Refused(429, "busy")
+
+    async def go() -> list[int]:
+        gate = asyncio.Event()
+        statuses: list[int] = []
+
+        async def held(scope, receive, send) -> None:
+            await gate.wait()
+            raise OSError("the client has gone")
+
+        async def send(message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        async def receive() -> dict[str, str]:
+            return {"type": "http.disconnect"}
+
+        door = Admission(held, check, refusal)
+        scope = {"type": "http", "method": "POST", "path": "/v1/models/one:predict", "headers": []}
+        two = [asyncio.create_task(door(scope, receive, send)) for _ in range(2)]
+        await asyncio.sleep(0)
+        await door(scope, receive, send)
+        gate.set()
+        await asyncio.gather(*two, return_exceptions=True)
+        await asyncio.gather(door(scope, receive, send), return_exceptions=True)
+        return statuses
+
+    assert asyncio.run(go()) == [429]
+    assert counts == [0, 1, 2, 0]
 
 
 def test_of_a_body_with_tensors_the_json_is_checked_and_pictures_pass(port):

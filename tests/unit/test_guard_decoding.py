@@ -151,7 +151,7 @@ def test_when_too_many_wait_or_too_long_a_request_is_refused_with_a_time_to_come
         return caught.value
 
     found = asyncio.run(act())
-    assert (found.status, found.retry_after) == (503, 1)
+    assert (found.status, found.retry_after) == (429, 1)
     prepare.go.clear()
     prepare.begun.clear()
     late = decoder(prepare, threads=1, seconds=0.2)
@@ -163,7 +163,7 @@ def test_when_too_many_wait_or_too_long_a_request_is_refused_with_a_time_to_come
 
     running, waiting = asyncio.run(two())
     prepare.go.set()
-    assert (running.status, waiting.status, waiting.retry_after) == (422, 503, 1)
+    assert (running.status, waiting.status, waiting.retry_after) == (422, 429, 1)
 
 
 def test_what_nobody_waits_for_is_never_begun():

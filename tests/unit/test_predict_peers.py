@@ -14,7 +14,8 @@ from facemllm import tasks
 from facemllm.asking.requests import Filtered, JobStopped, Reply, RowRefused
 from facemllm.asking.store import Replies
 from facemllm.errors import UserError
-from facemllm.evaluate.peers import DECLINED, Peer, at_endpoint, check_name, evaluate, is_ours, on_this_machine, words
+from facemllm.evaluate.models import evaluate
+from facemllm.evaluate.peers import DECLINED, Peer, at_endpoint, check_name, is_ours, on_this_machine, words
 from facemllm.evaluate.predict import Put, Shown
 from tests import fake_endpoint
 from tests.fake_endpoint import FakeEndpoint

@@ -66,7 +66,8 @@ def served(predictor):
 
 def picture(size):
     """A picture, and the same as a request holds it."""
-    data = encode(np.asarray(Image.radial_gradient("L").resize(size).convert("RGB")), format="PNG")
+    grey = Image.radial_gradient("L").resize(size)
+    data = encode(np.asarray(Image.merge("RGB", [grey, grey.point(lambda v: v // 2), grey])), format="PNG")
     return Image.open(io.BytesIO(data)), {"b64": base64.b64encode(data).decode()}
 
 

@@ -23,7 +23,7 @@ from facemllm.promote import bundle as bundles
 from facemllm.promote.decide import Who
 from facemllm.report import decision as shown
 from facemllm.review import facts
-from facemllm.serve import deploy, release
+from facemllm.serve import deploy, reconcile, release
 from facemllm.serve.approval import Approval
 from facemllm.serve.local import production as local_production
 from facemllm.settings import load
@@ -274,9 +274,9 @@ class Production:
         if endpoint.digest in self.bad:
             raise UserError("production answers otherwise than evaluation")
 
-    def trial(self, settings: Any, before: Deployed, new: Deployed, *_: Any) -> Any:
+    def trial(self, chosen: Any, split: Any, probes: Any) -> Any:
         def run() -> None:
-            if new.digest in self.worse:
+            if split._both[1].digest in self.worse:
                 raise UserError("at 10 % of the requests it was worse: slow")
 
         return SimpleNamespace(run=run)
@@ -615,3 +615,48 @@ def test_promotion_has_no_circle_of_imports() -> None:
         for name in free:
             del left[name]
     assert left == {}
+
+
+# what is approved and does not serve
+
+
+def test_what_was_approved_since_its_last_release_is_released_once(
+    home: Home, mlflow: Registry, production: Production
+) -> None:
+    settings = home.settings
+    assert reconcile.reconcile(settings) == (None, None)
+    a, b = (add(home, mlflow, number).digest for number in (1, 2))
+    approve(home, 1)
+    due, endpoint = reconcile.reconcile(settings)
+    assert due is not None
+    assert endpoint is not None
+    assert (due.digest, endpoint.digest, production.serves) == (a, a, a)
+    assert reconcile.reconcile(settings) == (None, None)
+    approve(home, 2)
+    production.worse.add(b)
+    refuses("production serves version 1 again", reconcile.reconcile, settings)
+    assert reconcile.due(settings) is None, "it waits for a new approval"
+    assert recorded(home) == [("release", a, None), ("release", b, a), ("rollback", a, b)]
+
+
+def test_a_release_that_was_killed_is_gone_on_with(home: Home, mlflow: Registry, production: Production) -> None:
+    a, b = (add(home, mlflow, number).digest for number in (1, 2))
+    for number in (1, 2):
+        approve(home, number)
+        release.switch(home.settings, number, "release")
+    production.running = Deployed(Path(), a, "1")
+    found = reconcile.due(home.settings)
+    assert found == reconcile.Due(b, f"released, and model {a[:12]} serves")
+    reconcile.reconcile(home.settings)
+    assert recorded(home) == [("release", a, None), ("release", b, a)], "and not recorded twice"
+
+
+def test_what_somebody_else_released_meanwhile_is_left_alone(
+    home: Home, mlflow: Registry, production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = add(home, mlflow, 1).digest
+    approve(home, 1)
+    looks = iter([reconcile.Due(digest, "approved"), None])
+    monkeypatch.setattr(reconcile, "due", lambda settings: next(looks))
+    refuses("released by somebody else meanwhile", reconcile.reconcile, home.settings)
+    assert recorded(home) == []

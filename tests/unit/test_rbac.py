@@ -56,8 +56,19 @@ FORBIDDEN = [
     Call("", "serviceaccounts/token", "create", RUNNER, ""),
     Call("rbac.authorization.k8s.io", "rolebindings", "create", "", ""),
     Call("serving.kserve.io", "inferenceservices", "patch", "face-mllm", "what serves is decided elsewhere"),
-    Call("ray.io", "rayjobs", "create", "", "no step starts one yet"),
+    Call("ray.io", "rayjobs", "patch", "train-align-000000000000", "a job is made anew, never changed"),
 ]
+LAUNCHING = [
+    Call("ray.io", "rayjobs", "create", "", "launcher.py: _begin"),
+    Call("ray.io", "rayjobs", "get", "train-align-000000000000", "launcher.py: _begin, after AlreadyExists"),
+    Call("ray.io", "rayjobs", "list", "", "launcher.py: remove; kubernetes.py: watch, at its start and after 410"),
+    Call("ray.io", "rayjobs", "watch", "", "kubernetes.py: watch"),
+    Call("ray.io", "rayjobs", "delete", "train-align-000000000000", "launcher.py: _begin, _follow, remove"),
+    Call("kueue.x-k8s.io", "localqueues", "get", "gpus", "launcher.py: launch, where cluster.queue names one"),
+    Call("", "pods", "list", "", "launcher.py: _pods"),
+    Call("", "pods/log", "get", "train-align-000000000000-head", "launcher.py: _why"),
+]
+"""What `trainer` may besides. It is an account apart, for who may make a RayJob may make a pod."""
 
 
 def rules_of(source: list[Document], account: str) -> list[Document]:
@@ -83,11 +94,16 @@ def allowed(rules: list[Document], call: Call) -> bool:
     )
 
 
+ACCOUNTS = {RUNNER: (NEEDED, [*FORBIDDEN, *LAUNCHING]), "trainer": ([*NEEDED, *LAUNCHING], FORBIDDEN)}
+
+
 @everywhere
-def test_steps_may_do_what_kubeflow_needs_and_nothing_more(source: str) -> None:
-    rules = rules_of(documents(source), RUNNER)
-    assert [call for call in NEEDED if not allowed(rules, call)] == []
-    assert [call for call in (*NOT_NEEDED, *FORBIDDEN) if allowed(rules, call)] == []
+@pytest.mark.parametrize("account", ACCOUNTS)
+def test_steps_may_do_what_kubeflow_and_kuberay_need_and_nothing_more(source: str, account: str) -> None:
+    rules = rules_of(documents(source), account)
+    needed, forbidden = ACCOUNTS[account]
+    assert [call for call in needed if not allowed(rules, call)] == []
+    assert [call for call in (*NOT_NEEDED, *forbidden) if allowed(rules, call)] == []
     granted = {
         (group, resource, verb, name)
         for rule in rules
@@ -96,8 +112,12 @@ def test_steps_may_do_what_kubeflow_needs_and_nothing_more(source: str) -> None:
         for verb in rule["verbs"]
         for name in rule.get("resourceNames", [""])
     }
-    used = {(call.group, call.resource, call.verb, call.name if call.group == "" else "") for call in NEEDED}
+    used = {(call.group, call.resource, call.verb, _named(call)) for call in needed}
     assert granted == used, "every word of the role has a call behind it"
+
+
+def _named(call: Call) -> str:
+    return call.name if call.resource in ("configmaps", "secrets") else ""
 
 
 @everywhere
@@ -105,9 +125,12 @@ def test_the_model_server_may_do_nothing(source: str) -> None:
     assert rules_of(documents(source), "model-server") == []
 
 
-@pytest.mark.parametrize("call", NEEDED, ids=[f"{call.verb} {call.resource}" for call in NEEDED])
+EVERY = [*NEEDED, *LAUNCHING]
+
+
+@pytest.mark.parametrize("call", EVERY, ids=[f"{call.verb} {call.resource}" for call in EVERY])
 def test_a_role_that_lacks_a_call_is_noticed(call: Call) -> None:
-    rules = copy.deepcopy(rules_of(documents("base"), RUNNER))
+    rules = copy.deepcopy(rules_of(documents("base"), "trainer"))
     for rule in rules:
         if call.resource in rule["resources"]:
             rule["verbs"].remove(call.verb)

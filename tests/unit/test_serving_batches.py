@@ -240,7 +240,9 @@ def test_the_queue_is_no_longer_than_may_be_waited_and_a_refusal_can_be_had_befo
         first = await busy(scheduler, runner)
         scheduler._pace = 1.0
         waiting = await ask(scheduler, 1, 2, 3)  # a batch may wait, however long
-        scheduler.check()
+        scheduler.check(under_way=4)  # those that are here
+        with pytest.raises(Refused, match="too busy"):
+            scheduler.check(under_way=5)  # one will be before it
         waiting += await ask(scheduler, 4)
         with pytest.raises(Refused, match="too busy") as refused:
             scheduler.check()

@@ -11,7 +11,7 @@ import scipy.stats
 from facemllm.errors import UserError
 from facemllm.serve.canary import PATIENCE, Limits, Parity, Side, error_p_value, judge, p95_ratio
 from facemllm.serve.local.meters import Meter, bucket
-from facemllm.serve.local.trial import side
+from facemllm.serve.local.target import side
 from facemllm.settings import load
 from tests.refusing import refuses
 

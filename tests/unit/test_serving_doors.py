@@ -12,10 +12,11 @@ from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
 
 from facemllm import tasks
-from facemllm.serve.doors import infer
+from facemllm.serve.doors import infer, openai
 from facemllm.serve.doors.errors import add_handlers
+from facemllm.serve.doors.instances import write_answer
 from facemllm.serve.evaluated import Evaluated, of_metrics
-from facemllm.serve.language import Refused
+from facemllm.serve.language import Answer, Refused
 from tests.serving import FakePredictor, Loaded, b64, data_url, loaded, png
 
 HAT = "Is the person wearing a hat?"
@@ -373,3 +374,14 @@ def test_what_the_server_is_told_of_an_evaluation():
     read = Evaluated(told["tasks"])
     assert read.calibrated("expression", 0.8) == pytest.approx(0.7)
     assert read.calibrated("age", 0.8) == 0.8
+
+
+def test_numbers_carry_their_unit_and_an_abstention_is_not_read_as_an_answer():
+    years = write_answer(Answer("taught", "34.20", "34.20", task="age", item="age"))
+    assert years["unit"] == "years"
+    assert write_answer(Answer("taught", "3.00", "3.00", task="head_pose", item="yaw"))["unit"] == "degrees"
+    assert "unit" not in write_answer(Answer("taught", "yes", "yes", task="attributes", item="Bangs"))
+    unsure = Answer("abstained", "yes", task="attributes", item="Bangs", reason="it would have said something else")
+    assert openai._content(unsure) == "it would have said something else"
+    assert write_answer(unsure)["answer"] == "yes"
+    assert openai._content(Answer("taught", "yes")) == "yes"

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import LlamaConfig, LlavaForConditionalGeneration
 
 from facemllm import settings
 from facemllm.model import decoding
@@ -19,9 +22,12 @@ from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.serve.engine import pieces as telling
+from facemllm.serve.engine.batches import Job
 from facemllm.serve.engine.own import Encodings, Found, OwnEngine, Prepared
-from facemllm.serve.engine.packed import PackedLinear, pack
+from facemllm.serve.engine.packed import PackedConv, PackedLinear, pack
+from facemllm.serve.engine.pixels import pixels_of
 from facemllm.serve.engine.room import Room
+from facemllm.serve.engine.scoring import Scoring
 from facemllm.serve.language import Refused
 from tests.training_example import spread
 
@@ -119,7 +125,7 @@ def test_it_answers_as_the_predictor_whatever_it_answers_beside(predictor: Predi
         (faces[4], CLOSED[:1], []),
         (faces[5], CLOSED, OPEN[::-1]),
     ]
-    engine = OwnEngine(predictor, max_new_tokens=LONGEST, room=Room(batch=3, rows=4))
+    engine = OwnEngine(predictor, max_new_tokens=LONGEST, room=Room(batch=3, rows=4, wait_s=math.inf))
     engine.warm_up()
     found = asyncio.run(together(engine, asked))
     again = asyncio.run(together(engine, asked[::-1]))[::-1]
@@ -131,16 +137,101 @@ def test_it_answers_as_the_predictor_whatever_it_answers_beside(predictor: Predi
     assert (engine.encodings.misses, engine.counters.finished) == (6, 14)
 
 
+def test_a_job_of_many_passes_lets_others_through(plain: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = OwnEngine(plain, max_new_tokens=LONGEST)
+    monkeypatch.setattr(engine, "_rows", 2)
+    face, other = prepared(plain, 0), prepared(plain, 1)
+    many = CLOSED * 40
+
+    async def go() -> None:
+        big, small = (
+            Job(engine._work(shown, closed, [], False), client, math.inf, len(closed), 0)
+            for client, shown, closed in (("a", face, many), ("b", other, CLOSED))
+        )
+        engine.step([big])
+        assert len(big.work.passes) > 3
+        assert not big.ended
+        engine.step([small])
+        assert (small.ended, big.ended) == (True, False)
+        while not big.ended:
+            engine.step([])
+        same(await big.future, expected(plain, face, many, []))
+        same(await small.future, expected(plain, other, CLOSED, []))
+
+    asyncio.run(go())
+
+
 def test_packed_layers_answer_alike(plain: Predictor) -> None:
     faces = [prepared(plain, number) for number in range(3)]
     before = [expected(plain, face, CLOSED, OPEN) for face in faces]
+    tokens_BND = plain.encode([face.pixels for face in faces]).tokens_BND
     assert pack(plain.model)
     assert not pack(plain.model)  # there is nothing left to pack
+    assert any(isinstance(module, PackedConv) for module in plain.model.modules())
+    assert not any(isinstance(module, torch.nn.Conv2d) for module in plain.model.modules())
+    for count in (1, 3, 2):  # laid out for the first
+        packed = plain.encode([face.pixels for face in faces[:count]]).tokens_BND
+        np.testing.assert_allclose(packed, tokens_BND[:count], atol=2e-4)
     found = asyncio.run(together(OwnEngine(plain, max_new_tokens=LONGEST), [(face, CLOSED, OPEN) for face in faces]))
     for one, other in zip(found, before, strict=True):
         same(one, other)
     assert isinstance(plain.model.lm_head, PackedLinear)
     assert len({one.texts for one in found}) == len(faces)
+
+
+def shared_heads(plain: Predictor) -> Predictor:
+    """A model of LLaMA's kind, two heads of which share keys and values."""
+    text: Any = plain.model.config.text_config
+    names = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+    llama = LlamaConfig(
+        **{name: getattr(text, name) for name in names},
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.4,
+    )
+    config = type(plain.model.config)(**{**plain.model.config.to_dict(), "text_config": llama})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Predictor(LlavaForConditionalGeneration(config), plain.processor)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_scoring_without_what_it_does_not_need_answers_alike(plain: Predictor, kind: str) -> None:
+    predictor = plain if kind == "qwen2" else shared_heads(plain)
+    faces = [prepared(predictor, number) for number in range(4)]
+    tokens_BND = predictor.encode([face.pixels for face in faces]).tokens_BND
+    scoring = Scoring.of(predictor, tokens_BND, CLOSED[1])
+    assert scoring is not None
+    uneven = [predictor.passes(asked)[0] for asked in (CLOSED, CLOSED[:1], CLOSED[::-1], CLOSED * 3)]
+    for rows in (uneven, uneven[:1] * 4):
+        found, answers = scoring.score_rows(tokens_BND, rows), predictor.score_rows(tokens_BND, rows)
+        assert len({one[0].probabilities for one in found}) == len(faces)
+        for own, other in zip(found, answers, strict=True):
+            same(Found(tuple(own), (), {}), Found(tuple(other), (), {}))
+
+
+def test_a_model_that_scoring_would_answer_otherwise_is_left_to_the_predictor(
+    plain: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens_BND = plain.encode([prepared(plain, 1).pixels]).tokens_BND
+    for layer in plain.model.model.language_model.layers:
+        monkeypatch.setattr(layer, "forward", lambda states, **_: states)
+    assert Scoring.of(plain, tokens_BND, CLOSED[0]) is None
+
+
+def test_pixels_are_those_of_the_processor(plain: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise, pixels = np.random.default_rng(0), pixels_of(plain)
+    assert pixels != plain.pixels
+    for shape in ((96, 96), (300, 211), (97, 400), (40, 57)):
+        for mode in ("RGB", "L"):
+            picture = Image.fromarray(noise.integers(0, 256, (*shape, 3), np.uint8)).convert(mode)
+            np.testing.assert_array_equal(pixels(picture), plain.pixels(picture))
+    monkeypatch.setattr(plain.processor.image_processor, "do_center_crop", False)
+    monkeypatch.setattr(plain.processor.image_processor, "size", {"height": 96, "width": 96})
+    assert pixels_of(plain) == plain.pixels
 
 
 def test_characteristics_are_told_to_those_who_asked(predictor: Predictor) -> None:

@@ -136,6 +136,11 @@ def test_what_is_refused_is_one_line_with_its_status(
     assert said in unescape(alert[1])
     if status == 429:
         assert answer.headers["retry-after"] == "3"
+    if status != 413 and "cannot be read" not in said:  # the form was read
+        typed = re.search(r"<textarea[^>]*>([^<]*)<", answer.text)
+        assert typed is not None
+        assert unescape(typed[1]).strip() == data.get("questions", "").strip(), "what was typed stands there again"
+        assert re.findall(r'value="(\w+)" checked', answer.text) == [one for one in [data.get("task")] if one == "age"]
 
 
 @pytest.mark.parametrize("path", ["/", "/page/feedback"])

@@ -11,10 +11,12 @@ import pytest
 
 from facemllm import tasks
 from facemllm.model.inference import Query, Scored
+from facemllm.serve.asked.matching import Matcher
+from facemllm.serve.asked.policy import Policy
 from facemllm.serve.caller import EndsWithCaller
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.language import Answer, Ask, Encoded, Question, Refused
-from facemllm.serve.planning import UNTAUGHT
+from facemllm.serve.planning import UNTAUGHT, Planner
 from facemllm.serve.service import Served, Service
 
 HAT = tasks.get("attributes").question("Wearing_Hat")
@@ -189,6 +191,22 @@ def test_policy_reads_every_turn_and_every_option():
     assert [one.kind for one in found] == ["refused", "untaught"]  # a refused task, and nothing about faces at all
 
 
+def test_a_last_turn_that_asks_for_an_item_by_itself_is_answered_as_that_item():
+    def talk(*texts: str, by: Service | None = None) -> Answer:
+        chat = tuple((("user", "assistant")[n % 2], text) for n, text in enumerate(texts))
+        (found,) = answers(ask(Question(texts[-1], chat=chat)), by=by)
+        return found
+
+    engine = FakeEngine()
+    found = talk("face?", "round", "hat", by=service(engine))
+    assert (found.kind, found.item, found.value) == ("taught", "Wearing_Hat", "yes")
+    assert engine.calls == [("i", [Query("taught?", ("yes", "no"))], [], "c")]
+    assert talk("hat", "yes", "sure?").kind == "free", "what hangs on the turns before it has them before the model"
+    assert talk("weather", "no", "hat").item == "Wearing_Hat"
+    for refused in (("who", "b", "hat"), ("sex", "b", "hat"), ("hat", "who", "hat"), ("hat", "b", "sex")):
+        assert talk(*refused).kind == "refused"
+
+
 def test_a_picture_that_evaluation_does_not_cover_is_not_guessed_at():
     engine = FakeEngine()
     found = answers(ask("hat", "who", "tell", image="dark"), by=service(engine))
@@ -248,9 +266,12 @@ def test_a_stream_gives_pieces_and_then_the_whole():
         return [one async for one in by.stream(ask(text, image=image), client="c", deadline=None)]
 
     assert asyncio.run(go("face?")) == ["a face", Answer("free", "a face")]
-    assert asyncio.run(go("face?", writes="one two three four")) == [
-        *("one ", "two three four", Answer("free", "one two three four"))
-    ]
+    long = "It is long. " * 20 + "And so on"
+    *pieces, whole = asyncio.run(go("face?", writes=long))
+    assert whole == Answer("free", long)
+    assert "".join(pieces) == long
+    assert len(pieces) > 5, "sentences are given as they end"
+    assert len(pieces[0].split()) >= 39, "after the first words were read together"
     assert asyncio.run(go("tell"))[:2] == ["a ", "face"], "what is taught is given as it is written"
     (closed,) = asyncio.run(go("hat"))
     assert closed.text == "yes!"
@@ -265,13 +286,16 @@ def test_free_words_do_not_tell_what_is_withheld() -> None:
     assert (found.kind, found.rule, found.value) == ("refused", "gender", None)
     assert "man" not in found.text.split()
 
-    async def go() -> list[Any]:
-        by = service(FakeEngine(writes="one two three four is a man there"))
+    async def go(writes: str) -> list[Any]:
+        by = service(FakeEngine(writes=writes))
         return [one async for one in by.stream(ask("face?"), client="c", deadline=None)]
 
-    *pieces, whole = asyncio.run(go())
+    for harmless in ("one two three four is ", "A face. It is round. " * 4):
+        (whole,) = asyncio.run(go(f"{harmless}a man there"))
+        assert (whole.kind, whole.rule) == ("refused", "gender"), "nothing of it has gone out"
+    *pieces, whole = asyncio.run(go("A face is there. " * 20 + "It is a man there. " * 20))
     assert (whole.kind, whole.rule) == ("refused", "gender")
-    assert "".join(pieces) == "one two three "
+    assert "man" not in "".join(pieces).split(), "of a long one whole sentences before it"
 
 
 @pytest.mark.parametrize("leaves", [True, False])
@@ -333,3 +357,19 @@ def test_more_text_than_is_read_at_once_is_refused_before_it_is_read():
         with pytest.raises(Refused, match="characters of text") as refusal:
             answers(ask(question), by=service(engine))
         assert refusal.value.status == 413
+
+
+def test_what_is_asked_by_pieces_over_the_turns_of_a_chat_is_refused() -> None:
+    policy = Policy({"age": "drawn heads"})
+    planner = Planner([tasks.get("attributes")], Matcher([tasks.get("attributes")]), policy)
+    image = Encoded(b"", 9, 9, "i")
+
+    def rule(*texts: str) -> str | None:
+        chat = tuple((("user", "assistant")[n % 2], text) for n, text in enumerate(texts))
+        found = planner.plan(Ask(image, ()), Question(texts[-1], chat=chat)).answer
+        return found.rule if found else None
+
+    first, second = "Where was she", "born"
+    assert (policy.refuses(first), policy.refuses(second)) == (None, None)
+    assert rule(first, "go on", second) == "nationality"
+    assert rule("What color is the hair?", "brown", "Is she wearing a hat?") is None

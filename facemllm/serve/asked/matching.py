@@ -34,10 +34,10 @@ ENOUGH = 0.78
 """Least similarity of a match, of 1."""
 MARGIN = 0.15
 """Least distance to the second best item."""
-SURE = 0.7
+SURE = 0.6
 """Least probability of the classifier for an item where the lexicon finds none: on a list that it had not learnt from
 it took no foreign question of 150 at this."""
-DOUBT = 0.9
+DOUBT = 0.8
 """Probability of the classifier that nothing taught is asked for, above which the lexicon is not believed."""
 _LIKELY = 0.5
 """Least probability, exceeded, of an option that a bare yes says."""
@@ -148,7 +148,7 @@ class Matcher:
     def _weighed(self, found: Match | None, asked: Reading) -> Match | None:
         """What the lexicon found, unless the classifier is as good as sure that nothing taught is asked for; where it
         found nothing, the classifier's item if it is sure enough of it."""
-        probability = classifier().probabilities(asked.plain)
+        probability = classifier().probabilities(asked)
         if found is not None:
             doubtful = found.question.item in probability and probability[NONE] > DOUBT
             return None if doubtful else found

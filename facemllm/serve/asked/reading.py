@@ -18,7 +18,9 @@ _NEGATION = re.compile(
     r"|missing|nobody|nothing|nowhere|neither|nor|absent|absence|free of|clear of|devoid of|bare ?head(?:ed)?"
     r"|beardless|hairless|unadorned|false|wrong|untrue|incorrect|mistaken|fail(?:s|ed|ing)?|other than|anything but"
     r"|anything else|instead of|rather than|except|lies?|lied|lying|refus(?:e|es|ed|ing) to|deny|denies|denied"
-    r"|doubt(?:s|ed|ful)?|unlikely|impossible|hardly|barely|gone|removed|took off|taken off)\b"
+    r"|doubt(?:s|ed|ful)?|unlikely|impossible|hardly|barely|gone|removed|took off|taken off"
+    r"|forehead (?:is )?(?:\w+ )?(?:bare|exposed|uncovered|visible|clear|seen)"
+    r"|(?:bare|exposed|uncovered|clear|see (?:the|his|her|their)) forehead)\b"
 )
 _NO_NEGATION = re.compile(
     r"\b(?:yes or no|yes no|no or yes|or no\w*(?: \w+)?|or without|whether or not|if not|no \w+(?: \w+)* or \w+"
@@ -61,6 +63,7 @@ _SAID_TO_BE = re.compile(
     rf"|\b({_SOMEBODY}) (?:or|and|vs|versus) (?:an? )?({_SOMEBODY})\b"
     r"|\b((?:fe)?male|adult)\b"
 )
+_WORN_SHADES = re.compile(r"\b(?:behind|by|in|with|under|through|wear\w*) (?:\w+ )?shades\b")
 _OWNED = re.compile(
     r"\b(?:have|has|having|had|with|wants?|loves?|needs?|likes|meet|met|for"
     rf"|(?!showing|depicting|seeing|being|viewing)\w+ing) (?:a|an|any) {_SOMEBODY}\b"
@@ -214,7 +217,7 @@ def _settled(found: set[str], words: Sequence[str], text: str) -> frozenset[str]
         found = (found - LEXICON.persons) | _predicated(text)
     if looks and not found - LEXICON.soft and not _PERSONS.isdisjoint(words):
         found = found | {"PERSON"}
-    if "shades" in words and found & {"HAIR", "EYE"}:
+    if "shades" in words and found & {"HAIR", "EYE"} and _WORN_SHADES.search(text) is None:
         found = (found - {"EYEWEAR"}) | {"COLOR"}
     if words and words[-1] == "right" and not found & _POSE:  # "she wears a hat, right?"
         found = found - {"SIDE"}

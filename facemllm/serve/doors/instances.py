@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from facemllm import tasks
 from facemllm.serve.doors.reading import Pictures, read_names, read_text
 from facemllm.serve.language import Answer, Answers, Ask, Encoded, Limits, Question, Refused
 
@@ -34,12 +35,20 @@ def write_answer(found: Answer) -> dict[str, Any]:
     """One answer as JSON: what there is not is null, or left out where it seldom is."""
     said: dict[str, Any] = {"answer": found.text, "value": found.value, "scores": found.scores}
     said |= {"task": found.task, "item": found.item, "kind": found.kind, "probability": found.probability}
+    if found.task is not None and found.item is not None and (unit := _unit(found.task, found.item)):
+        said["unit"] = unit
     said["reason"] = found.reason
     if found.rule is not None:
         said["rule"] = found.rule
     if found.suggestions:
         said["suggestions"] = list(found.suggestions)
     return said
+
+
+def _unit(task: str, item: str) -> str:
+    """The unit of an item that is answered by a number."""
+    known = tasks.get(task)
+    return known.unit if known.question(item).form == "number" else ""
 
 
 def _prediction(found: Answers) -> dict[str, Any]:

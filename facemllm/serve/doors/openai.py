@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -29,6 +30,7 @@ from facemllm.serve.language import Answer, Limits, Refused
 from facemllm.serve.service import Service
 
 _NO_PROBABILITY = 1e-30
+_WORDS = re.compile(r"\s*\S+|\s+$")
 
 
 class Tokens(Protocol):
@@ -127,13 +129,14 @@ class ChatDoor:
         async for piece in service.stream(chat.ask, **told):  # type: ignore[arg-type]
             if isinstance(piece, Answer):
                 cut = bool(written) and self._tokens.said(piece.text) > self._longest
-                yield "" if written else piece.text, (piece,), cut
+                yield "" if written else _content(piece), (piece,), cut
                 return
-            written += piece
-            yield piece, (), False
-            if chat.max_tokens is not None and self._tokens.said(written) > chat.max_tokens:
-                yield "", (Answer("free", written.strip()),), True
-                return
+            for word in [piece] if chat.max_tokens is None else _WORDS.findall(piece):
+                written += word
+                yield word, (), False
+                if chat.max_tokens is not None and self._tokens.said(written) > chat.max_tokens:
+                    yield "", (Answer("free", written.strip()),), True
+                    return
 
     def _refusal(self, chat: ChatRequest, found: tuple[Answer, ...]) -> str | None:
         if chat.properties and not any(one.kind == "refused" and len(found) == 1 for one in found):
@@ -182,6 +185,12 @@ def _one_model(door: ChatDoor) -> Any:
         return door.model()
 
     return give
+
+
+def _content(found: Answer) -> str:
+    """What a client reads that knows nothing of `perception`: of an abstention why there is no answer, and not the
+    option that came nearest."""
+    return found.reason or found.text if found.kind == "abstained" else found.text
 
 
 def _event(value: Mapping[str, Any]) -> str:

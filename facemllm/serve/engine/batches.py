@@ -92,7 +92,7 @@ class Scheduler(Generic[Work, Result]):
         self._cost = 0.0  # of what waits and runs
         self._clock = 0.0  # how much the client taken last had been served
         self._pace: float | None = None  # seconds a unit of cost
-        self._since = 0.0  # seconds of computing since a job last ended
+        self._since = self._since_cost = 0.0  # seconds of computing, and cost of what ended, since the pace was taken
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -117,18 +117,18 @@ class Scheduler(Generic[Work, Result]):
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def check(self, *, client: str = "", deadline: float = math.inf, cost: float = 1) -> None:
-        """Raise Refused as `submit` would now, before anything costly is done for a request."""
+    def check(self, *, client: str = "", deadline: float = math.inf, cost: float = 1, under_way: int = 0) -> None:
+        """Raise Refused as `submit` would now, before anything costly is done for a request. Of the requests
+        `under_way`, those that are not here yet will come first."""
         with self._changed:
-            self._check(client, deadline, cost)
+            self._check(client, deadline, cost, under_way)
 
-    def _check(self, client: str, deadline: float, cost: float) -> None:
+    def _check(self, client: str, deadline: float, cost: float, under_way: int = 0) -> None:
         room, own = self._room, self._clients.get(client)
         if self._closed:
             raise Refused(503, "the server is stopping; ask another, or again in a moment", 1.0)
         held = 0 if own is None else len(own.jobs) + own.running
-        waits = self._cost * (self._pace or 0.0)
-        load = Load(held, self.counters.waiting, self._cost, waits)
+        load = Load.of(held, self.counters.waiting, self._cost, self._pace, len(self._running), under_way)
         room.require(self.counters, load, cost, deadline, crowd=room.batch)
 
     def _enter(self, job: Job[Work, Result]) -> None:
@@ -251,9 +251,11 @@ class Scheduler(Generic[Work, Result]):
             self._measure(seconds, sum(job.cost for job in ended))
 
     def _measure(self, seconds: float, cost: float) -> None:
-        """Keep the pace: seconds of computing a unit of cost, smoothed."""
+        """Keep the pace: seconds of computing a unit of cost, smoothed. Measured once as much has ended as half of what
+        still runs: a small job that ends first is not charged with the time of a large one beside it."""
         self._since += seconds
-        if cost:
-            pace = self._since / cost
+        self._since_cost += cost
+        if cost and 2 * self._since_cost >= sum(job.cost for job in self._running):
+            pace = self._since / self._since_cost
             self._pace = pace if self._pace is None else (1 - _SMOOTHING) * self._pace + _SMOOTHING * pace
-            self._since = 0.0
+            self._since = self._since_cost = 0.0

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from facemllm.model.decoding import MASK_CELLS, Decoding, Row, is_plain
+from facemllm.model.families import Llava
 from facemllm.model.forward import Layout
 from facemllm.model.inference import Predictor, Query, Scored
 from facemllm.serve.engine.batches import Job, Scheduler
@@ -26,6 +27,7 @@ from facemllm.serve.engine.packed import pack
 from facemllm.serve.engine.pieces import Pieces, settled, streamed
 from facemllm.serve.engine.protocol import Chat, Engine, Found, Prepared
 from facemllm.serve.engine.room import Room
+from facemllm.serve.engine.scoring import Scoring
 from facemllm.serve.language import Refused
 
 __all__ = ["Engine", "Found", "OwnEngine", "Prepared"]
@@ -34,8 +36,9 @@ OPEN_COST = 4.0
 """What an open question costs, in closed ones."""
 QUERY_CHARS = 8192
 """Most characters of a closed question and its options."""
+_PROBE = Query("Is this a face?", ("yes", "no", "it cannot be told"))
 _UNEVEN = 1.5  # how much longer than the shortest a row of a pass may be
-_ROWS = {"cpu": 8, "cuda": 32}  # most rows of a pass: on a CPU more bring nothing but waiting
+_ROWS = {"cpu": 8, "cuda": 32}  # most rows or faces of a pass: on a CPU more fall out of its caches
 
 
 @dataclass(eq=False)
@@ -48,6 +51,7 @@ class _Work:
     prompts: Sequence[list[int]]
     characteristics: bool
     say: Callable[[str], None] | None = None
+    tokens_ND: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     passes: list[Layout] = field(default_factory=list)
     scored: dict[int, list[Scored]] = field(default_factory=dict)  # by pass
     rows: list[Row] = field(default_factory=list)
@@ -78,6 +82,7 @@ class OwnEngine:
         self._longest = max_new_tokens
         self._context = int(getattr(predictor.model.config.get_text_config(), "max_position_embeddings", 0) or 2**20)
         self._plain = is_plain(predictor.model)
+        self._scoring: Predictor | Scoring = predictor
         self._rows = _ROWS.get(predictor.device.type, 32)
         self._batches: Scheduler[_Work, Found] = Scheduler(self, room)
         self.counters = self._batches.counters
@@ -95,19 +100,22 @@ class OwnEngine:
 
     def make_ready(self) -> None:
         """Pack the model's layers where that is faster, and warm it up; the predictor's from then on, too."""
-        pack(self.predictor.model)
+        # layers of other families may ask a linear layer for its weight
+        if isinstance(self.predictor.family, Llava) and pack(self.predictor.model):
+            grey = np.full(self.predictor.prepared, 128, np.uint8)
+            flat_BNF = self.predictor.encode([grey] * 2).flat_BNF
+            self._scoring = Scoring.of(self.predictor, flat_BNF, _PROBE) or self.predictor
         self.warm_up()
 
     def warm_up(self) -> None:
         """Answer about a grey face: the first pass of its kind is slow."""
         grey = np.full(self.predictor.prepared, 128, np.uint8)
-        query = Query("Is this a face?", ("yes", "no"))
         for count in (1, 2):
             seen = self.predictor.encode([grey] * count)
-            self.predictor.score_rows(seen.flat_BNF, self.predictor.passes([query]) * count)
+            self._scoring.score_rows(seen.flat_BNF, self.predictor.passes([_PROBE]) * count)
         if self._plain:
             decoding = Decoding(self.predictor, 2)
-            decoding.begin([Row(self._prompt([("user", query.question)]), seen.tokens_BND[0])])
+            decoding.begin([Row(self._prompt([("user", _PROBE.question)]), seen.tokens_BND[0])])
             decoding.step()
 
     async def answer(
@@ -135,10 +143,10 @@ class OwnEngine:
             async for piece in told:
                 yield piece
 
-    def check(self, *, client: str = "", deadline: float = math.inf) -> None:
-        """Raise Refused (429, 503) where `answer` would now. To be asked before a request's body is read or its picture
-        decoded: under overload these cost more than the answers."""
-        self._batches.check(client=client, deadline=deadline)
+    def check(self, *, client: str = "", deadline: float = math.inf, under_way: int = 0) -> None:
+        """Raise Refused (429, 503) where `answer` would now. See `Engine`: under overload, reading a body and decoding
+        its picture cost more than the answers."""
+        self._batches.check(client=client, deadline=deadline, under_way=under_way)
 
     def close(self, seconds: float | None = None) -> None:
         """Finish what is begun or waits, refuse what comes; wait so long for it."""
@@ -175,13 +183,14 @@ class OwnEngine:
         self._begun: list[_Job] = []
 
     def step(self, new: Sequence[_Job]) -> None:
-        """Look at new faces, answer their closed questions, and write one token of every open one."""
+        """Look at new faces, score some passes of closed questions, and write one token of every open one."""
         if self._threads:
             torch.set_num_threads(self._threads)  # of this thread
             self._threads = None
         self._give_up()
         if new:
             self._begin(new)
+        self._score()
         self._decoding.step()
         for job in self._begun:
             if job.work.say is not None and job.work.rows:
@@ -201,23 +210,30 @@ class OwnEngine:
     def _begin(self, new: Sequence[_Job]) -> None:
         self._begun += new
         seen = self._looked_at([job.work.face for job in new])
-        waiting: list[tuple[_Work, int]] = []
         for job in new:
-            work = job.work
+            work, face = job.work, seen[job.work.face.key]
+            work.tokens_ND = face.tokens_ND
             if work.characteristics:
-                work.found = seen[work.face.key].characteristics
+                work.found = face.characteristics
             work.passes = self.predictor.passes(work.closed) if work.closed else []
-            waiting += [(work, number) for number in range(len(work.passes))]
-        for group in _even(waiting, self._rows):
-            flat_BNF = torch.stack([seen[work.face.key].tokens_ND for work, _ in group])
-            found = self.predictor.score_rows(flat_BNF, [work.passes[number] for work, number in group])
+            if work.chats:
+                self._write(work, face)
+        self._decoding.begin([row for job in new for row in job.work.rows])
+
+    def _score(self) -> None:
+        """The next pass of every job, and further ones where few wait: no job of many holds up the others."""
+        waiting: list[tuple[int, _Work, int]] = []
+        for job in self._begun:
+            left = [number for number in range(len(job.work.passes)) if number not in job.work.scored]
+            waiting += [(turn, job.work, number) for turn, number in enumerate(left)]
+        waiting.sort(key=lambda one: one[0])
+        count = max(self._rows, sum(turn == 0 for turn, *_ in waiting))
+        for group in _even([(work, number) for _, work, number in waiting[:count]], self._rows):
+            flat_BNF = torch.stack([work.tokens_ND for work, _ in group])
+            found = self._scoring.score_rows(flat_BNF, [work.passes[number] for work, number in group])
             for (work, number), scored in zip(group, found, strict=True):
                 work.scored[number] = scored
             self._end()
-        for job in new:
-            if job.work.chats:
-                self._write(job.work, seen[job.work.face.key])
-        self._decoding.begin([row for job in new for row in job.work.rows])
 
     def _write(self, work: _Work, seen: Seen) -> None:
         """Begin to write; what settings of the model's own steer is written at once, by `generate`."""
@@ -235,8 +251,8 @@ class OwnEngine:
         wanted = {face.key: face for face in faces}
         found = {key: seen for key in wanted if (seen := self.encodings.get(key)) is not None}
         missing = [face for key, face in wanted.items() if key not in found]
-        for start in range(0, len(missing), self.predictor.batch_images):
-            part = missing[start : start + self.predictor.batch_images]
+        for start in range(0, len(missing), self._rows):
+            part = missing[start : start + self._rows]
             encoded = self.predictor.encode([face.pixels for face in part], [face.map for face in part])
             known = self.predictor.characteristics(encoded)
             for face, tokens_ND, scores in zip(part, encoded.flat_BNF, known, strict=True):

@@ -46,8 +46,9 @@ class Engine(Protocol):
     takes_maps: bool
     characteristic_names: tuple[str, ...]
 
-    def check(self, *, client: str, deadline: float) -> None:
-        """Raise Refused (429, 503) where `answer` would now: to be asked before a picture is decoded."""
+    def check(self, *, client: str, deadline: float, under_way: int = 0) -> None:
+        """Raise Refused (429, 503) where `answer` would now, or once the requests `under_way` in the server have come
+        to it: to be asked before a body is read."""
 
     async def answer(
         self,

@@ -22,6 +22,14 @@ class Load(NamedTuple):
     cost: float
     waits: float
 
+    @classmethod
+    def of(cls, held: int, jobs: int, cost: float, pace: float | None, running: int, under_way: int) -> Load:
+        """The load of the jobs that are here, and of requests under way that are not: they cost what a job costs."""
+        here = jobs + running
+        coming = max(0, under_way - here)
+        waits = cost * (1 + coming / here if here else 1) * (pace or 0.0)
+        return cls(held, jobs + coming, cost, waits)
+
 
 @dataclass(frozen=True)
 class Room:
@@ -35,7 +43,7 @@ class Room:
     faces: int = 256
     questions: int = 2048
     client_faces: int = 128
-    wait_s: float = 2.0
+    wait_s: float = 1.0
     batch: int = 16
     rows: int = 64
     window_s: float = 0.002

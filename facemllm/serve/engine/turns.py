@@ -23,10 +23,9 @@ class Turns:
         self._pace: float | None = None  # seconds between two ends of a unit of cost
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}  # the client whose turn it is comes first
 
-    def check(self, client: str, deadline: float, cost: float = 1) -> None:
-        """Raise Refused (429) where `admitted` would now."""
-        waits = self._cost * (self._pace or 0.0)
-        load = Load(self._held.get(client, 0), self.counters.running, self._cost, waits)
+    def check(self, client: str, deadline: float, cost: float = 1, under_way: int = 0) -> None:
+        """Raise Refused (429) where `admitted` would now, or once the requests `under_way` have come."""
+        load = Load.of(self._held.get(client, 0), self.counters.running, self._cost, self._pace, 0, under_way)
         self._room.require(self.counters, load, cost, deadline, crowd=2 * self._room.batch)
 
     @asynccontextmanager

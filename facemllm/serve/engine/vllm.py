@@ -132,9 +132,9 @@ class VllmEngine:
         answer.raise_for_status()
         _likelihood(answer.json(), self.reader.frame.answer("yes"))
 
-    def check(self, *, client: str = "", deadline: float = math.inf) -> None:
+    def check(self, *, client: str = "", deadline: float = math.inf, under_way: int = 0) -> None:
         """Raise Refused (429) where `answer` would now. See `Engine`."""
-        self._turns.check(client, deadline)
+        self._turns.check(client, deadline, under_way=under_way)
 
     async def answer(
         self,

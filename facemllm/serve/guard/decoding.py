@@ -75,7 +75,7 @@ class Decoder(Generic[Prepared]):
         self.kept_bytes = 0
 
     async def prepared(self, image: Encoded, map: Encoded | None, box: Box | None) -> Prepared:
-        """The prepared picture. Raises Refused: 400 and 422 for the picture, 503 if it is not decoded in time."""
+        """The prepared picture. Raises Refused: 400 and 422 for the picture, 429 if it is not decoded in time."""
         key = (image.digest, map.digest if map else "", repr(box) if box else "")
         if (found := self._kept.get(key)) is not None:
             self._kept.move_to_end(key)
@@ -126,7 +126,7 @@ class Decoder(Generic[Prepared]):
             self.kept_bytes -= _bytes(oldest)
 
     def _busy(self) -> Refused:
-        return Refused(503, "too many images wait to be decoded; try again in a moment", retry_after=1)
+        return Refused(429, "too many images wait to be decoded; try again in a moment", retry_after=1)
 
     def close(self) -> None:
         """End the threads; what waits is dropped."""

@@ -29,7 +29,9 @@ _JSON_LENGTH = b"inference-header-content-length"
 def check_json(body: bytes, max_depth: int, max_values: int) -> None:
     """Raise Refused (400, or 413 for too much) unless a body is JSON of at most so many levels and values, without
     equal keys in one object and without numbers that no float can hold."""
-    signs = np.frombuffer(_STRING.sub(b"", body).translate(None, _OTHER), np.uint8)
+    # without an escape, what stands between every other pair of quotes is no string; much faster for a long picture
+    outside = _STRING.sub(b"", body) if b"\\" in body else b"".join(body.split(b'"')[::2])
+    signs = np.frombuffer(outside.translate(None, _OTHER), np.uint8)
     opening = np.isin(signs, tuple(b"[{"))
     if (values := 1 + int(opening.sum()) + int((signs == ord(",")).sum())) > max_values:
         raise Refused(413, f"the body holds {values} values; this server takes {max_values}")

@@ -22,20 +22,27 @@ if TYPE_CHECKING:
 
 
 class Admission:
-    """ASGI middleware: what would be refused whatever it says is refused before its body is read."""
+    """ASGI middleware: what would be refused whatever it says is refused before its body is read. `check` is given the
+    client and how many requests are under way, which the queue may not hold yet."""
 
-    def __init__(self, app: ASGIApp, check: Callable[[str], None], refuse: Callable[[str, Refused], ASGIApp]) -> None:
-        self.app, self._check, self._refuse = app, check, refuse
+    def __init__(
+        self, app: ASGIApp, check: Callable[[str, int], None], refuse: Callable[[str, Refused], ASGIApp]
+    ) -> None:
+        self.app, self._check, self._refuse, self._under_way = app, check, refuse, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, if there is room for it."""
-        if scope["type"] == "http" and scope["method"] == "POST":
-            try:
-                self._check(CALLER.get().client)
-            except Refused as refused:
-                await self._refuse(scope["path"], refused)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        try:
+            self._check(CALLER.get().client, self._under_way)
+        except Refused as refused:
+            return await self._refuse(scope["path"], refused)(scope, receive, send)
+        self._under_way += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._under_way -= 1
 
 
 def install(
@@ -43,7 +50,7 @@ def install(
     guard: Guard,
     max_bytes: int,
     refuse: Callable[[str, Refused], ASGIApp],
-    check: Callable[[str], None] = lambda client: None,
+    check: Callable[[str, int], None] = lambda client, under_way: None,
 ) -> None:
     """Add the middlewares to an application that does not run yet. `refuse` makes the answer to a refusal at a path;
     `check` raises Refused where a client would be refused whatever it asks. Raises UserError for a keys file that

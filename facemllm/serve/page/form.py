@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import FormData, Headers, UploadFile
@@ -25,12 +25,19 @@ _SAME = ("same-origin", "none")
 
 
 @dataclass(frozen=True)
+class Typed:
+    """What a visitor chose and wrote, as the form shows it again."""
+
+    tasks: Sequence[str] = ()
+    questions: str = ""
+
+
+@dataclass(frozen=True)
 class Asked:
-    """What a visitor asks: chosen tasks and own questions, as the form shows them again, and the ask of them."""
+    """What a visitor asks, and as what it was typed."""
 
     ask: Ask
-    tasks: Sequence[str] = field(default_factory=tuple)
-    questions: str = ""
+    typed: Typed
 
 
 def require_own(headers: Headers) -> None:
@@ -69,8 +76,15 @@ async def picture(form: FormData, name: str, limits: Limits) -> Encoded | None:
     return check_image(data, f"the {name}", limits) if data else None
 
 
+def typed(form: FormData, known: Mapping[str, Task]) -> Typed:
+    """What the form holds beside files."""
+    chosen = [name for name in form.getlist("task") if isinstance(name, str) and name in known]
+    return Typed(chosen, text(form, "questions"))
+
+
 async def read_ask(form: FormData, known: Mapping[str, Task], limits: Limits) -> Asked:
     """What the form asks. Raises Refused, in words of the form."""
+    held = typed(form, known)
     image = await picture(form, "picture", limits)
     if image is None:
         raise Refused(422, "choose a picture first")
@@ -79,10 +93,8 @@ async def read_ask(form: FormData, known: Mapping[str, Task], limits: Limits) ->
         parts = read_map(base64.b64encode(data).decode(), "the map", limits)
         if image.width * image.height + parts.width * parts.height > limits.max_pixels:
             raise Refused(413, f"picture and map are too large together; this server takes {limits.max_pixels} pixels")
-    chosen = [name for name in form.getlist("task") if isinstance(name, str) and name in known]
-    questions = [Question(task=name, item=one.item) for name in chosen for one in known[name].questions()]
-    own = text(form, "questions")
-    for line in (line.strip() for line in own.splitlines()):
+    questions = [Question(task=name, item=one.item) for name in held.tasks for one in known[name].questions()]
+    for line in (line.strip() for line in held.questions.splitlines()):
         if len(line) > limits.max_question_chars:
             raise Refused(422, f"a question has {len(line)} characters; this server takes {limits.max_question_chars}")
         questions += [Question(text=line)] if line else []
@@ -90,7 +102,7 @@ async def read_ask(form: FormData, known: Mapping[str, Task], limits: Limits) ->
         raise Refused(422, "choose what to ask, or write a question")
     if len(questions) > limits.max_instances:
         raise Refused(422, f"these are {len(questions)} questions; this server takes {limits.max_instances} at once")
-    return Asked(Ask(image, tuple(questions), parts), chosen, own)
+    return Asked(Ask(image, tuple(questions), parts), held)
 
 
 async def _bytes(form: FormData, name: str) -> bytes:

@@ -24,7 +24,7 @@ from facemllm.report import web
 from facemllm.serve.doors.feedback import Feedback
 from facemllm.serve.language import Answers, Ask, Limits, Refused
 from facemllm.serve.page import views
-from facemllm.serve.page.form import Asked, picture, read_ask, read_form, text
+from facemllm.serve.page.form import Typed, picture, read_ask, read_form, text, typed
 from facemllm.serve.page.parts import legend
 from facemllm.tasks.base import Task
 
@@ -75,9 +75,10 @@ class Page:
 
     async def answered(self, request: Request) -> Response:
         """The page with answers, or with what was refused."""
-        asked: Asked | None = None
+        held: Typed | None = None
         try:
             form = await read_form(request, self.max_bytes)
+            held = typed(form, self.service.tasks)
             client = self.admit(request, text(form, "key"))
             asked = await read_ask(form, self.service.tasks, self.limits)
             started = time.perf_counter()
@@ -85,8 +86,8 @@ class Page:
             seconds, script = time.perf_counter() - started, bool(text(form, "script"))
             shown = views.result(asked, found, self.service.tasks, seconds, script)
         except Refused as refused:
-            return self.html(asked, refused=refused)
-        return self.html(asked, result=shown)
+            return self.html(held, refused=refused)
+        return self.html(held, result=shown)
 
     async def corrected(self, request: Request) -> Response:
         """The page, saying that a correction was stored, or why not."""
@@ -108,7 +109,7 @@ class Page:
 
     def html(
         self,
-        asked: Asked | None,
+        held: Typed | None,
         *,
         result: views.Result | None = None,
         refused: Refused | None = None,
@@ -116,7 +117,7 @@ class Page:
     ) -> Response:
         """The page as it stands after a request."""
         offers = views.offered(self.service.offered, self.refuses)
-        chosen = asked.tasks if asked else views.preselected(offers, self.limits.max_instances)
+        chosen = held.tasks if held else views.preselected(offers, self.limits.max_instances)
         body = (
             _environment()
             .get_template("page.html.jinja")
@@ -124,7 +125,7 @@ class Page:
                 model=views.model(self.info()),
                 offers=offers,
                 chosen=chosen,
-                questions=asked.questions if asked else "",
+                questions=held.questions if held else "",
                 limits=self.limits,
                 takes_maps=self.service.takes_maps,
                 asks_key=self.asks_key,

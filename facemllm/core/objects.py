@@ -1,0 +1,32 @@
+"""Where files may be kept outside this machine: a folder, or S3."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from facemllm.errors import UserError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+_ANSWER_S, _CONNECT_S = 60.0, 10.0  # its own are 3 s and 1 s, in which a busy store has not taken a part
+
+
+def filesystem(place: str, key: str = "train.storage") -> tuple[FileSystem, str]:
+    """The file system of a folder or an s3:// address, and the path there. S3's address, keys and region come from the
+    environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_REGION...). Raises UserError, naming the setting `key`, for
+    another scheme."""
+    from pyarrow import fs
+
+    if "://" not in place:
+        return fs.LocalFileSystem(), place
+    scheme, path = place.split("://", 1)
+    if scheme != "s3" or not path.strip("/"):
+        raise UserError(f"{key}: {place} is neither a folder nor s3://bucket/prefix")
+    options: dict[str, Any] = {"request_timeout": _ANSWER_S, "connect_timeout": _CONNECT_S}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        options |= zip(("scheme", "endpoint_override"), endpoint.rstrip("/").split("://", 1), strict=True)
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        options["region"] = region
+    return fs.S3FileSystem(**options), path

@@ -1,0 +1,196 @@
+"""A stand-in for KubeRay's operator: it does what a RayJob asks with real Ray, on this machine.
+
+A head and a process of Ray for each worker pod, token authentication, `ray job submit` of the entrypoint as KubeRay's
+submitter runs it. A worker that dies is replaced. Of a pod template only the plain variables are honoured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.kubernetes_server import Body, Cluster
+
+PORT, DASHBOARD = 6379, 8265
+BIN = Path(sys.executable).parent
+
+
+def plain(template: Body) -> dict[str, str]:
+    """The variables of a pod template that have a value of their own."""
+    return {one["name"]: one["value"] for one in template["spec"]["containers"][0]["env"] if "value" in one}
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Kill a process and all that it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        for one in [*parent.children(recursive=True), parent]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.wait(30)
+
+
+class RayCluster:
+    """The processes of one RayJob."""
+
+    def __init__(self, cluster: Cluster, job: Body, folder: Path) -> None:
+        self.cluster, self.job, self.name = cluster, job, job["metadata"]["name"]
+        self.folder, self.closed = folder, False
+        self.environment = os.environ | {
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            "RAY_TMPDIR": str(folder),
+        }
+        self.workers: dict[int, subprocess.Popen[Any]] = {}
+        self.replaced, self.nodes = 0, 0
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def tell(self, deployment: str, job: str = "", **more: Any) -> None:
+        ready = sum(one.poll() is None for one in self.workers.values())
+        nodes = {"rayClusterStatus": {"readyWorkerReplicas": ready, "desiredWorkerReplicas": len(self.workers)}}
+        self.cluster.set_status("RayJob", self.name, jobDeploymentStatus=deployment, jobStatus=job, **nodes, **more)
+
+    def start(self, part: str, template: Body, words: list[str]) -> subprocess.Popen[Any]:
+        base = 20000 + 100 * self.nodes  # several nodes on one machine: each port is given, or two take the same
+        self.nodes += 1
+        names = [
+            "node-manager",
+            "object-manager",
+            "runtime-env-agent",
+            "dashboard-agent-listen",
+            "dashboard-agent-grpc",
+        ]
+        ports = [f"--{name}-port={base + n}" for n, name in enumerate([*names, "metrics-export", "min-worker"])]
+        words = [*words, *ports, f"--max-worker-port={base + 99}"]
+        with (self.folder / f"{part}.log").open("ab") as log:
+            return subprocess.Popen(
+                [BIN / "ray", "start", "--block", "--disable-usage-stats", "--object-store-memory=80000000", *words],
+                stdout=log,
+                stderr=log,
+                env=self.environment | plain(template),
+                start_new_session=True,
+            )
+
+    def worker(self, number: int) -> None:
+        (group,) = self.job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        address = [f"--address=127.0.0.1:{PORT}", f"--num-cpus={limits['cpu']}"]
+        self.workers[number] = self.start(f"worker-{number}", group["template"], address)
+
+    def run(self) -> None:
+        spec = self.job["spec"]
+        group, head = spec["rayClusterSpec"]["workerGroupSpecs"][0], spec["rayClusterSpec"]["headGroupSpec"]
+        self.tell("Initializing")
+        ports = [f"--port={PORT}", "--dashboard-host=127.0.0.1", f"--dashboard-port={DASHBOARD}"]
+        given = [f"--num-cpus={head['rayStartParams']['num-cpus']}"]
+        self.head = self.start("head", head["template"], ["--head", *ports, *given])
+        try:
+            self.ready(1)
+            for number in range(group["replicas"]):
+                self.worker(number)
+            self.ready(1 + group["replicas"])
+            self.tell("Running", "RUNNING")
+            self.submit(spec["entrypoint"])
+        except Exception as error:
+            self.tell("Failed", "FAILED", reason="SubmissionFailed", message=str(error)[-2000:])
+        finally:
+            for process in (*self.workers.values(), self.head):
+                end(process)
+
+    def ready(self, nodes: int) -> None:
+        """Wait until so many nodes are alive, by Ray's own word."""
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{DASHBOARD}/api/v0/nodes?detail=1",
+            headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"},
+        )
+        until, answer = time.monotonic() + 120, ""
+        while not self.closed:
+            try:
+                with urllib.request.urlopen(asked, timeout=20) as response:
+                    answer = response.read().decode()
+            except OSError as error:
+                answer = str(error)
+            if answer.count('"ALIVE"') >= nodes:
+                return
+            for name, process in {"head": self.head, **{f"worker-{n}": p for n, p in self.workers.items()}}.items():
+                assert process.poll() is None, (self.folder / f"{name}.log").read_text()
+            assert time.monotonic() < until, answer
+            time.sleep(0.3)
+
+    def submit(self, entrypoint: str) -> None:
+        """What the container of KubeRay's submitter runs, by bash; its output is the log of that pod."""
+        pod, template = f"{self.name}-submitter", self.job["spec"]["submitterPodTemplate"]
+        self.cluster.put({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, **template["metadata"]}})
+        command = f"ray job submit --address http://127.0.0.1:{DASHBOARD} --submission-id {self.name} -- {entrypoint}"
+        log = self.folder / "submitter.log"
+        with log.open("ab") as out:
+            submitter = subprocess.Popen(
+                ["bash", "-c", command], stdout=out, stderr=out, env=self.environment, start_new_session=True
+            )
+        while submitter.poll() is None:
+            if self.closed:
+                end(submitter)
+                return
+            for number, process in list(self.workers.items()):
+                if process.poll() is not None:  # as KubeRay does with a pod that is gone
+                    self.replaced += 1
+                    self.worker(number)
+            time.sleep(0.2)
+        self.cluster.logs[pod] = log.read_text()
+        if submitter.returncode == 0:
+            self.tell("Complete", "SUCCEEDED")
+        else:
+            self.tell("Failed", "FAILED", reason="AppFailed", message=f"exit code {submitter.returncode}")
+
+    def kill_worker(self, number: int) -> None:
+        """Let the machine of a worker be lost."""
+        process = self.workers[number]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in psutil.Process(process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+        process.kill()
+
+    def pause(self, how: int = signal.SIGSTOP) -> None:
+        """Let all workers stand still, or with SIGCONT go on."""
+        for process in self.workers.values():
+            for one in psutil.Process(process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.send_signal(how)
+
+    def close(self) -> None:
+        self.closed = True
+        self.thread.join(60)
+
+
+class KubeRay:
+    """The operator: a `RayCluster` for each RayJob of a cluster, ended when its job is deleted."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder, self.jobs = cluster, folder, dict[str, RayCluster]()
+        cluster.on("RayJob", self.react)
+
+    def react(self, what: str, body: Body) -> None:
+        uid = body["metadata"]["uid"]
+        if what == "ADDED":
+            (folder := self.folder / f"r{len(self.jobs)}").mkdir()
+            self.jobs[uid] = RayCluster(self.cluster, body, folder)
+        elif what == "DELETED" and uid in self.jobs:
+            self.jobs[uid].close()
+
+    def close(self) -> None:
+        for one in self.jobs.values():
+            one.close()

@@ -1,0 +1,205 @@
+"""Every command that a cluster's pods are given, in the image: user 10001, read-only root, no capabilities, no network.
+
+The commands are those that `pipeline.py compile` writes, run in their order on a fresh volume, as KFP's launcher would:
+values and paths for outputs go in as its executor input, the value that a step returns is read from where it was
+written. MLflow is a container of the image, too; the others share its loopback, and nothing else. Needs podman and the
+image (CONTRIBUTING.md says how to make both); PODMAN and FACEMLLM_IMAGE name others than `podman` and its default.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster import specification
+from facemllm.settings import load
+from facemllm.workflow.steps import steps
+from pipeline import GRAPHS
+
+PODMAN = shlex.split(os.environ.get("PODMAN", "podman"))
+IMAGE = os.environ.get("FACEMLLM_IMAGE", load().cluster.image)
+SMALL = ("ingest.identities=60", "validate.min_rows=50", "evaluate.bootstrap=100", "train.threads=1")
+FEW = tuple(f"train.stages.{stage}.steps=2" for stage in ("align", "instruct", "specialize"))
+SETS = (*SMALL, *FEW, "cluster.overrides.tracking.uri=http://127.0.0.1:5000")
+RESTRICTED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=10001:10001")
+ORDER = [name for name in steps(load("ci")) if name != "release"]
+
+
+def podman(*words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*PODMAN, *words], capture_output=True, text=True, check=False, **options)
+    assert not check or done.returncode == 0, f"{shlex.join(words)[:300]}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def missing() -> str:
+    if shutil.which(PODMAN[0]) is None:
+        return f"{PODMAN[0]} is not installed (Debian: apt-get install podman)"
+    if podman("image", "exists", IMAGE, check=False).returncode:
+        return f"there is no image {IMAGE} here; build it as CONTRIBUTING.md says, or name another in FACEMLLM_IMAGE"
+    return ""
+
+
+WHY = missing()
+pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
+
+
+class Pods:
+    """Containers of the image on one fresh volume, with one loopback of their own."""
+
+    def __init__(self, name: str) -> None:
+        self.volume, self.mlflow = name, f"{name}-mlflow"
+        self.seconds: dict[str, float] = {}
+
+    def run(self, *command: str, name: str = "", environment: dict[str, str] | None = None, **options: Any) -> Any:
+        given = [f"--env={key}={value}" for key, value in (environment or {}).items()]
+        network = f"--network=container:{self.mlflow}"
+        began = time.monotonic()
+        try:
+            return podman("run", "--rm", network, *self.limits(), *given, IMAGE, *command, **options)
+        finally:
+            self.seconds[name] = time.monotonic() - began
+
+    def limits(self) -> list[str]:
+        """Of every container; /dev/shm as large as Ray's object store asks for."""
+        kept = ["--tmpfs=/tmp:exec,mode=1777", "--shm-size=512m", f"--volume={self.volume}:/workspace"]
+        return [*RESTRICTED, *kept, "--ulimit=nofile=16384", "--ulimit=nproc=16384"]  # podman's own need rights
+
+    def start(self) -> None:
+        podman("volume", "create", self.volume)
+        server = "mlflow server --host 127.0.0.1 --port 5000 --workers 1 --serve-artifacts"
+        server += " --backend-store-uri sqlite:////tmp/mlflow.db --artifacts-destination /tmp/artifacts"
+        command = ["run", "--detach", "--name", self.mlflow, "--network=none", *self.limits(), IMAGE, *server.split()]
+        podman(*command)
+        deadline = time.monotonic() + 300
+        asked = ["wget", "-q", "-O", "-", "http://127.0.0.1:5000/health"]  # as the manifest's probes would
+        while podman("exec", self.mlflow, *asked, check=False).stdout != "OK":
+            assert time.monotonic() < deadline, podman("logs", self.mlflow).stderr[-3000:]
+            time.sleep(1)
+
+    def stop(self) -> None:
+        podman("rm", "--force", "--time=2", self.mlflow, check=False)
+        podman("volume", "rm", "--force", self.volume, check=False)
+
+
+@pytest.fixture(scope="module")
+def pods() -> Iterator[Pods]:
+    made = Pods(f"face-mllm-test-{os.getpid()}")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The specification of the profile `ci`, that of the release merged into it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(specification, "graphs", GRAPHS)
+        documents = []
+        for release in (False, True):
+            file = tmp_path_factory.mktemp("spec") / "spec.yaml"
+            specification.write_specification("ci", SETS, file, release)
+            documents.append(next(yaml.safe_load_all(file.read_text("utf-8"))))
+    whole, release = documents
+    whole["components"] |= release["components"] | {"release-root": release["root"]}
+    whole["deploymentSpec"]["executors"] |= release["deploymentSpec"]["executors"]
+    return whole
+
+
+class Run:
+    """A run of the specification, task by task."""
+
+    def __init__(self, spec: dict[str, Any], pods: Pods) -> None:
+        self._pods, self._components = pods, spec["components"]
+        self._executors = spec["deploymentSpec"]["executors"]
+        dags = [spec["root"], *self._components.values()]
+        self._tasks = {name: task for dag in dags for name, task in dag.get("dag", {}).get("tasks", {}).items()}
+        self.values: dict[str, str] = {}
+
+    def step(self, name: str, **given: Any) -> str:
+        """Run the pod of a step; the value that it returns."""
+        task = self._tasks[name.replace("_", "-")]
+        component = self._components[task["componentRef"]["name"]]
+        container = self._executors[component["executorLabel"]]["container"]
+        taken = {key: self._value(source, given) for key, source in task["inputs"]["parameters"].items()}
+        out = f"/tmp/out/{name}"
+        outputs = component.get("outputDefinitions", {})
+        artifacts = {
+            key: {"artifacts": [{"name": key, "type": one["artifactType"], "uri": f"{out}/{key}", "metadata": {}}]}
+            for key, one in outputs.get("artifacts", {}).items()
+        }
+        parameters = {key: {"outputFile": f"{out}/{key}"} for key in outputs.get("parameters", {})}
+        written = {"parameters": parameters, "artifacts": artifacts, "outputFile": f"{out}/executor_output.json"}
+        told = json.dumps({"inputs": {"parameterValues": taken}, "outputs": written})
+        words = [told if word == "{{$}}" else word for word in [*container["command"], *container["args"]]]
+        shown = ["sh", "-ec", f'"$@" >&2; cat {out}/executor_output.json', "sh", *words]
+        environment = {one["name"]: one["value"] for one in container.get("env", ())} | {"FACEMLLM_RUN": "run-1"}
+        said = self._pods.run(*shown, name=name, environment=environment).stdout
+        self.values[name] = json.loads(said)["parameterValues"]["Output"]
+        return self.values[name]
+
+    def _value(self, source: dict[str, Any], given: dict[str, Any]) -> Any:
+        if "runtimeValue" in source:
+            return source["runtimeValue"]["constant"]
+        if "taskOutputParameter" in source:
+            return self.values[source["taskOutputParameter"]["producerTask"].replace("-", "_")]
+        if "taskFinalStatus" in source:
+            return {"state": "SUCCEEDED", "pipelineJobResourceName": "run-1", "pipelineTaskName": "run"}
+        name = source["componentInputParameter"]
+        return given.get(name) or self.values[name.removeprefix("pipelinechannel--").removesuffix("-Output")]
+
+
+@pytest.fixture(scope="module")
+def ran(spec: dict[str, Any], pods: Pods) -> Iterator[Run]:
+    run = Run(spec, pods)
+    yield run
+    print("\n" + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in pods.seconds.items() if name))
+
+
+@pytest.mark.parametrize("step", [*ORDER, "finish"])
+def test_a_steps_command_ends_well(ran: Run, step: str) -> None:
+    assert ran.step(step)
+    if step == "gate":
+        assert ran.values[step] == "passed"
+
+
+def test_an_approved_version_is_released_and_answers(ran: Run, pods: Pods) -> None:
+    sets = [
+        part
+        for one in ("storage.home=/workspace/.facemllm", "tracking.uri=http://127.0.0.1:5000")
+        for part in ("--set", one)
+    ]
+    words = ["facemllm", "promote", "approve", ran.values["register"], "--by", "Ada Lovelace", "--reason", "a test"]
+    pods.run(*words, "--profile", "ci", *sets)
+    assert ran.step("release", version=ran.values["register"]).startswith("http://127.0.0.1:")
+
+
+def test_it_is_user_10001_without_rights_who_can_write_beside_the_volume_to_tmp_alone(pods: Pods) -> None:
+    look = "id -u; grep -E '^(CapEff|NoNewPrivs)' /proc/self/status; "
+    look += "for p in /app /usr /tmp /workspace; do test -w $p && echo $p; done; true"
+    said = pods.run("sh", "-c", look).stdout.split()
+    assert said == ["10001", "CapEff:", "0" * 16, "NoNewPrivs:", "1", "/tmp", "/workspace"]
+
+
+def test_its_commit_is_in_its_label_and_in_its_environment() -> None:
+    config = json.loads(podman("image", "inspect", IMAGE).stdout)[0]["Config"]
+    commit = config["Labels"]["org.opencontainers.image.revision"]
+    assert f"FACEMLLM_COMMIT={commit}" in config["Env"]
+
+
+def test_every_distribution_still_has_its_licence(pods: Pods) -> None:
+    code = """
+import importlib.metadata as metadata
+for one in metadata.distributions():
+    named = [file for file in one.files or () if ".dist-info/" in str(file) and "licen" in str(file).lower()]
+    if [file for file in named if not file.locate().is_file()]: print(one.name)
+"""
+    assert pods.run("python", "-c", code).stdout == ""

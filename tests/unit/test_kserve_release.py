@@ -1,0 +1,373 @@
+"""Releases to KServe, against a stand-in of its controller and of Kubernetes' API: states and faults."""
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from facemllm.core.kubernetes import ApiError, Kind, connect
+from facemllm.errors import UserError
+from facemllm.serve import deploy
+from facemllm.serve.kserve import lease, rendering, service
+from facemllm.serve.kserve.split import of_text
+from facemllm.serve.kserve.target import KServe
+from facemllm.serve.probe import Probe
+from facemllm.settings import Settings, load
+from facemllm.settings.cluster import Gitops
+from facemllm.signing import manifest
+from tests.approved import make_model
+from tests.kserve_controller import CannotStart, FakeServer
+from tests.kserve_controller import KServe as Controller
+from tests.kubernetes_server import Cluster, serving
+from tests.refusing import refuses
+
+ROOT = Path(__file__).resolve().parents[2]
+PRODUCTION, STAGING = ("face-mllm-production", "face-mllm"), ("face-mllm", "face-mllm-staging")
+HAT = "Is the person wearing a hat?"
+QUESTIONS = [Probe(b"", HAT, "no", "no"), *(Probe(b"", f"Is it {n}?", "no", "no") for n in range(4))]
+CONFIG = {"data": {"deploy": json.dumps({"defaultDeploymentMode": "Knative"})}}
+
+
+@dataclass
+class World:
+    """A cluster with KServe, and models that behave as `kinds` say, by digest."""
+
+    settings: Settings
+    cluster: Cluster
+    folder: Path
+    kinds: dict[str, str] = field(default_factory=dict)
+    controller: Controller = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.controller = Controller(self.cluster, self.start)
+
+    def start(self, body: dict[str, Any]) -> FakeServer | None:
+        digest = body["metadata"]["annotations"][rendering.DIGEST]
+        kind = self.kinds[digest]
+        if kind == "refused":
+            raise CannotStart(f"Container failed with: refused: [missing] model {digest[:12]} may not be served")
+        return None if kind == "never" else FakeServer(digest, kind)
+
+    def model(self, kind: str, content: str) -> tuple[Path, str]:
+        folder = make_model(self.folder / content, content.encode())
+        digest = manifest.of(folder).digest
+        self.kinds[digest] = kind
+        return folder, digest
+
+    def release(self, model: tuple[Path, str], version: str, put: list[str] | None = None, **more: Any) -> Any:
+        given = {"put_back": None if put is None else put.append, "questions": QUESTIONS, **more}
+        return deploy.release(self.settings, *model, version, QUESTIONS[0], target=KServe(self.settings), **given)
+
+    def stage(self) -> Any:
+        folder = self.folder / "staged"
+        model = self.model("equal", "staged") if not folder.exists() else (folder, manifest.of(folder).digest)
+        return deploy.deploy(self.settings, *model, "1", QUESTIONS[0])
+
+    def object(self, place: tuple[str, str] = PRODUCTION) -> Any:
+        return self.cluster.get("InferenceService", place[1], place[0])
+
+    @property
+    def serves(self) -> dict[str, int]:
+        """Digest to percent of the requests."""
+        found: dict[str, int] = {}
+        revisions = self.controller.service(*PRODUCTION).revisions
+        for one in self.controller.service(*PRODUCTION).traffic:
+            server = revisions[one["revisionName"]].server
+            assert isinstance(server, FakeServer)
+            found[server.digest] = found.get(server.digest, 0) + one["percent"]
+        return {digest: percent for digest, percent in found.items() if percent}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(service, "_TICK_S", 1)
+    monkeypatch.setattr(service, "_FALSE_S", 0.0)
+    cluster = Cluster()
+    cluster.kinds["coordination.k8s.io", "leases"] = ("v1", "Lease")
+    for name in (PRODUCTION[0], "kserve"):
+        cluster.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    metadata = {"name": "inferenceservice-config", "namespace": "kserve"}
+    cluster.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, **CONFIG})
+    sets = [f"storage.home={tmp_path / 'home'}", f"cluster.serving.models={tmp_path / 'models'}"]
+    sets += ["serve.target=kserve", "promote.decisions=https://git.example.com/decisions.git"]
+    sets += ["cluster.serving.reach=public", "cluster.serving.poll_s=0.01", "serve.canary.min_requests=5"]
+    sets += ["serve.canary.step_seconds=0", "serve.canary.max_p95_ratio=4"]
+    with serving(cluster) as address:
+        cluster.kubeconfig(tmp_path / "kubeconfig", address, "admin")
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        made = World(load("laptop", sets), cluster, tmp_path / "folders")
+        yield made
+        made.controller.close()
+
+
+def test_a_model_takes_over_step_by_step_and_an_equal_one_is_adopted(world: World) -> None:
+    one, two = world.model("equal", "one"), world.model("equal", "two")
+    put: list[str] = []
+    first = world.release(one, "1", put)
+    assert (first.url, first.adopted) == (world.object()["status"]["url"], False)
+    assert world.release(one, "1", put).adopted
+    world.release(two, "2", put)
+    assert world.serves == {two[1]: 100}
+    assert world.controller.service(*PRODUCTION).percents == [None, 0, 10, 50, 100]
+    assert put == []
+    about = world.object()["metadata"]["annotations"]
+    assert (about[rendering.DIGEST], about[rendering.VERSION]) == (two[1], "2")
+    assert about["serving.kserve.io/deploymentMode"] == "Knative"
+    assert KServe(world.settings).serving().digest == two[1]  # type: ignore[union-attr]
+    world.release(one, "1", put)  # back to the former one, as any other release
+    assert world.serves == {one[1]: 100}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("failing", "requests failed"),
+        ("different", "differ from evaluation's"),
+        ("refused", r"cannot serve: RevisionFailed: .* refused: \[missing\]"),
+    ],
+)
+def test_a_worse_model_is_put_back_and_the_object_names_the_former_again(world: World, kind: str, said: str) -> None:
+    one, worse = world.model("equal", "one"), world.model(kind, "worse")
+    put: list[str] = []
+    world.release(one, "1", put)
+    before = world.object()["spec"]["predictor"]
+    told = refuses(rf"{said}(.|\n)*production serves version 1 again", world.release, worse, "2", put)
+    assert ("% of the requests it was worse" in told) == (kind != "refused")
+    assert world.serves == {one[1]: 100}
+    assert len(put) == 1
+    found = world.object()
+    assert found["spec"]["predictor"] == before | {"canaryTrafficPercent": 100}
+    assert found["metadata"]["annotations"][rendering.DIGEST] == one[1]
+    assert world.release(one, "1", put).adopted
+
+
+def test_a_model_that_fails_with_all_requests_is_put_back_by_the_revision_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = world.model("equal", "one"), world.model("equal", "two")
+    world.release(one, "1", [])
+    monkeypatch.setattr(KServe, "keep", lambda self: (_ for _ in ()).throw(UserError("another model answers")))
+    refuses("another model answers\nproduction serves version 1 again", world.release, two, "2", [])
+    assert world.serves == {one[1]: 100}
+    assert world.controller.service(*PRODUCTION).percents[-4:] == [100, 0, 0, 100]
+
+
+def test_who_answers_has_to_name_the_model(world: World) -> None:
+    one = world.model("lying", "one")
+    world.settings = limited(world, "2s")
+    refuses("was not ready within 2s(.|\n)*production serves nothing now", world.release, one, "1")
+    assert world.object() is None
+
+
+def limited(world: World, seconds: str) -> Settings:
+    known = world.settings.cluster
+    serving_ = known.serving.model_copy(update={"ready_timeout": seconds})
+    return world.settings.model_copy(update={"cluster": known.model_copy(update={"serving": serving_})})
+
+
+def test_one_that_never_gets_ready_is_one_line_with_the_last_events(world: World) -> None:
+    one, never = world.model("equal", "one"), world.model("never", "never")
+    world.release(one, "1", [])
+    said = {"other": "no matter", "face-mllm-predictor-00002-x": "ImagePullBackOff"}
+    for number, (name, what) in enumerate(said.items()):
+        about: dict[str, Any] = {"involvedObject": {"name": name}, "reason": "Failed", "message": what}
+        about["lastTimestamp"] = f"2026-{number}"
+        metadata = {"name": f"e{number}", "namespace": PRODUCTION[0]}
+        world.cluster.put({"apiVersion": "v1", "kind": "Event", "metadata": metadata, **about})
+    world.settings = limited(world, "2s")
+    told = refuses("was not ready within 2s: RevisionMissing", world.release, never, "2", put := [])
+    assert "last events: Failed: ImagePullBackOff\nproduction serves version 1 again" in told
+    assert len(put) == 1
+    assert world.serves == {one[1]: 100}
+
+
+def test_what_a_killed_release_left_is_gone_on_with_and_can_still_be_put_back(world: World) -> None:
+    one, two = world.model("equal", "one"), world.model("equal", "two")
+    world.release(one, "1", [])
+    killed = KServe(world.settings)
+    killed.put(deploy.Deployed(two[0], two[1], "2"), killed.serving())
+    killed.split().share(10)
+    assert world.serves == {one[1]: 90, two[1]: 10}
+    next_ = KServe(world.settings)
+    assert (next_.serving().digest, next_.serving().version) == (one[1], "1")  # type: ignore[union-attr]
+    world.kinds[two[1]] = "failing"
+    put: list[str] = []
+    revisions = len(world.controller.service(*PRODUCTION).revisions)
+    world.release(two, "2", put)
+    assert len(world.controller.service(*PRODUCTION).revisions) == revisions, "the same pod is no new revision"
+    assert world.serves == {two[1]: 100}
+    three = world.model("failing", "three")
+    killed = KServe(world.settings)
+    killed.put(deploy.Deployed(three[0], three[1], "3"), killed.serving())
+    killed.split().share(50)
+    refuses("production serves version 2 again", world.release, three, "3", put)
+    assert world.serves == {two[1]: 100}
+
+
+def test_staging_is_proved_and_ended_where_it_fails(world: World) -> None:
+    good, bad = world.model("equal", "good"), world.model("different", "bad")
+    endpoint = deploy.deploy(world.settings, *good, "1", QUESTIONS[0])
+    assert endpoint.url == world.object(STAGING)["status"]["components"]["predictor"]["traffic"][0]["url"]
+    assert world.object(STAGING)["metadata"]["labels"]["networking.knative.dev/visibility"] == "cluster-local"
+    other = Probe(b"", "Is it 1?", "no", "no")
+    refuses("staging answers otherwise", deploy.deploy, world.settings, *bad, "2", other)
+    assert world.object(STAGING) is None
+    assert world.object() is None
+
+
+def test_of_two_releases_at_once_the_second_is_refused_and_a_dead_holder_is_followed(world: World) -> None:
+    api = connect(PRODUCTION[0])
+    with KServe(world.settings).held():
+        refuses("another release is under way", KServe(world.settings).held().__enter__)
+    with KServe(world.settings).held():
+        pass
+    stale = {"holderIdentity": "gone", "renewTime": "2026-01-01T00:00:00.000000Z", "leaseDurationSeconds": 120}
+    metadata = {"name": "face-mllm-release"}
+    body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": stale}
+    api.create(lease.LEASE, body)
+    with KServe(world.settings).held():
+        found = api.get(lease.LEASE, "face-mllm-release")
+        assert found is not None
+        assert found["spec"]["holderIdentity"] != "gone"
+    assert api.get(lease.LEASE, "face-mllm-release") is None
+
+
+def test_an_api_that_is_away_for_a_while_is_waited_for(world: World) -> None:
+    one, two = world.model("equal", "one"), world.model("equal", "two")
+    world.release(one, "1", [])
+    world.cluster.away = 2
+    world.cluster.expire()
+    world.release(two, "2", [])
+    assert world.serves == {two[1]: 100}
+
+
+@pytest.mark.parametrize(("default", "word"), [("Serverless", "Serverless"), ("RawDeployment", "Serverless")])
+def test_the_mode_has_the_word_of_the_version(world: World, default: str, word: str) -> None:
+    metadata = {"name": "inferenceservice-config", "namespace": "kserve"}
+    data = {"data": {"deploy": json.dumps({"defaultDeploymentMode": default})}}
+    world.cluster.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, **data})
+    assert KServe(world.settings)._production.mode(None) == word
+
+
+def test_a_cluster_without_kserve_is_one_line(world: World) -> None:
+    model = world.model("equal", "one")
+    world.cluster.remove("ConfigMap", "inferenceservice-config", "kserve")
+    refuses("names no mode; say cluster.serving.mode", world.release, model, "1")
+    del world.cluster.kinds["serving.kserve.io", "inferenceservices"]
+    refuses("has no serving.kserve.io/v1beta1 InferenceService .404.; install KServe", world.release, model, "1")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("cluster.serving.models=null", "cluster.serving.models: null"),
+        ("promote.decisions=null", "promote.decisions: null"),
+        ("promote.model_name=Face_MLLM", "no name for KServe"),
+        ("serve.device=cuda", "cluster.serving.pod.gpus: 0"),
+        ("serve.canary.steps=[0.5, 100]", "whole percents"),
+        ("serve.target=gitops", "cluster.serving.gitops: null"),
+        ("serve.engine.name=vllm", "cluster.serving.vllm: null"),
+        ("serve.retention={answers: true, days: 3}", "a pod keeps nothing"),
+    ],
+)
+def test_settings_under_which_nothing_can_be_served_are_one_line(given: str, said: str) -> None:
+    sets = [
+        "serve.target=kserve",
+        "cluster.serving.models=s3://m/models",
+        "promote.decisions=https://git.example.com/d",
+    ]
+    rendering.refuse(load("laptop", sets))
+    refuses(said, KServe, load("laptop", [*sets, given]), lambda namespace: None)
+
+
+def test_a_release_asks_for_nothing_that_its_account_may_not(world: World, tmp_path: Path, monkeypatch: Any) -> None:
+    files = [ROOT / "k8s/production/accounts.yaml", ROOT / "k8s/components/releaser/releaser.yaml"]
+    made = [one for file in files for one in yaml.safe_load_all(file.read_text("utf-8"))]
+    for one in made[: len(list(yaml.safe_load_all(files[0].read_text("utf-8"))))]:
+        one["metadata"]["namespace"] = PRODUCTION[0]
+    world.cluster.roles += [one for one in made if one["kind"] in ("Role", "RoleBinding")]
+    world.cluster.tokens["releaser"] = "system:serviceaccount:face-mllm:releaser"
+    with serving(world.cluster) as address:
+        world.cluster.kubeconfig(tmp_path / "releaser", address, "releaser")
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "releaser"))
+        refuses("ConfigMap inferenceservice-config of kserve: .* say cluster.serving.mode", world.stage)
+        known = world.settings.cluster
+        words = known.serving.model_copy(update={"mode": "Knative"})
+        world.settings = world.settings.model_copy(update={"cluster": known.model_copy(update={"serving": words})})
+        world.stage()
+        with KServe(world.settings).held():
+            world.release(world.model("equal", "one"), "1", [])
+            refuses("production serves version 1 again", world.release, world.model("failing", "two"), "2", [])
+        assert connect(PRODUCTION[0]).get(lease.LEASE, "face-mllm-release") is None
+        with pytest.raises(ApiError, match="cannot get resource"):
+            connect(PRODUCTION[0]).get(Kind("v1", "Secret", "secrets"), "face-mllm-models")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    bare, work = tmp_path / "deploy.git", tmp_path / "work"
+    git(tmp_path, "init", "-q", "--bare", "-b", "main", str(bare))
+    git(tmp_path, "clone", "-q", str(bare), str(work))
+    (work / "README").write_text("ours")
+    git(work, "add", "README")
+    git(work, "commit", "-q", "-m", "first")
+    git(work, "push", "-q", "origin", "HEAD:main")
+    return bare
+
+
+def test_by_gitops_a_commit_is_what_the_cluster_comes_to_show(world: World, repository: Path) -> None:
+    sets = {"repository": str(repository), "branch": "main", "file": "production/model.yaml"}
+    known = world.settings.cluster
+    changed = known.serving.model_copy(update={"gitops": Gitops(**sets)})
+    serve = world.settings.serve.model_copy(update={"target": "gitops"})
+    cluster = known.model_copy(update={"serving": changed})
+    world.settings = world.settings.model_copy(update={"serve": serve, "cluster": cluster})
+    end = threading.Event()
+
+    def sync() -> None:
+        """What Argo CD does."""
+        seen = ""
+        while not end.wait(0.2):
+            head = git(repository, "rev-parse", "main").strip()
+            if head != seen:
+                listed = git(repository, "ls-tree", "-r", "--name-only", head)
+                if "production/model.yaml" in listed:
+                    body = yaml.safe_load(git(repository, "show", f"{head}:production/model.yaml"))
+                    world.cluster.put(body | {"status": (world.object() or {}).get("status", {})})
+                else:
+                    world.cluster.remove("InferenceService", PRODUCTION[1], PRODUCTION[0])
+                seen = head
+
+    thread = threading.Thread(target=sync, daemon=True)
+    thread.start()
+    try:
+        one, two, worse = world.model("equal", "one"), world.model("equal", "two"), world.model("failing", "worse")
+        world.release(one, "1", [])
+        world.release(two, "2", [])
+        refuses("production serves version 2 again", world.release, worse, "3", [])
+        assert world.serves == {two[1]: 100}
+    finally:
+        end.set()
+        thread.join()
+    log = git(repository, "log", "--format=%s", "main").splitlines()
+    assert log[-2] == f"face-mllm: version 1 ({one[1][:12]}) gets 100 % of the requests"
+    assert log[0] == f"face-mllm: version 2 ({two[1][:12]}) gets 100 % of the requests"
+    assert "README" in git(repository, "ls-tree", "--name-only", "main")
+
+
+def test_what_a_server_counts_is_read_from_its_metrics() -> None:
+    text = "# TYPE facemllm_requests counter\n"
+    text += 'facemllm_requests_total{door="v1",status="200"} 7\nfacemllm_requests_total{door="health",status="200"} 9\n'
+    text += 'facemllm_requests_total{door="page",status="200"} 1\nfacemllm_requests_total{door="v1",status="500"} 2\n'
+    assert of_text(text) == {"200": 8, "500": 2}
