@@ -39,7 +39,8 @@ test-integration test-e2e: .venv/.ready
 	@.venv/bin/python -m pytest -q --durations=8 tests/$(@:test-%=%)
 
 test-families: .venv/.ready ## every family of models that model.base may be, small, against transformers itself (minutes)
-	@.venv/bin/python -m pytest -q -n auto --dist worksteal -m "families or not families" tests/unit/test_*_families.py tests/unit/test_model_bases.py
+	@.venv/bin/python -m pytest -q -n auto --dist worksteal -m "families or not families" tests/unit/test_*_families.py tests/unit/test_model_bases.py tests/unit/test_bases_profiles.py
+	@.venv/bin/python -m pytest -q -m families tests/e2e/test_bases.py
 
 test-fuzz: .venv/.ready ## 12,000 hostile requests to a model server (FUZZ_REQUESTS, FUZZ_SEED)
 	@FUZZ_REQUESTS=$${FUZZ_REQUESTS:-12000} .venv/bin/python -m pytest -q -s tests/integration/test_serving_fuzz.py

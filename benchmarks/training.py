@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/training.py --quick              under two minutes: one stage, two parts, no Ray
     .venv/bin/python benchmarks/training.py --plot curves.png    under ten minutes on two quiet cores
     .venv/bin/python benchmarks/training.py --device cuda        a 1B LLaVA shape, random weights: tokens/s and MFU
+    .venv/bin/python benchmarks/training.py --device cuda --quick   a 3B Qwen2.5-VL shape, and what else a GPU has to do
     .venv/bin/python benchmarks/training.py --dry                the same code on the CPU with a tiny shape
     .venv/bin/python benchmarks/training.py --quality --model FOLDER --seconds N --conversations TABLE
 

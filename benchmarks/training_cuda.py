@@ -1,7 +1,11 @@
-"""The GPU's part of `training.py`: tokens a second, MFU and padding of a 1B LLaVA shape, against HF Trainer and TRL.
+"""The GPU's part of `training.py`: tokens a second, MFU and padding of published shapes, against HF Trainer and TRL.
 
-    .venv/bin/python benchmarks/training.py --device cuda      one NVIDIA GPU with 40 GB or more
-    .venv/bin/python benchmarks/training.py --dry              the same code with a tiny shape on the CPU
+    .venv/bin/python benchmarks/training.py --device cuda           a 1B LLaVA; one NVIDIA GPU with 40 GB or more
+    .venv/bin/python benchmarks/training.py --device cuda --quick   a 3B Qwen2.5-VL; 80 GB or more, under ten minutes
+    .venv/bin/python benchmarks/training.py --dry [--quick]         the same code with a tiny shape on the CPU
+
+`--quick` also has ours with one question a row and compiled, and goes through `training_device.py`: NCCL, checkpoint
+and resume, evaluation and serving on the device.
 
 Weights are random and float32, arithmetic is bfloat16 autocast, the tower is frozen; the language model trains by
 adapters (`lora`) or whole (`full`). All do as many questions an optimiser step, the peers in `MICRO` passes so that
@@ -14,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import training_device
 from common import median, report
 from training_contenders import EVERY, Contender, rate, spread
 from training_material import prepare, render_table, stage_of
@@ -32,6 +38,11 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "trl": {"kind": "trl", "grouped": True, "micro": MICRO},
     "hf dialogue": {"kind": "hf", "turns": "many"},
 }
+QUICK: dict[str, dict[str, Any]] = {
+    **{name: CONTENDERS[name] for name in ("ours", "hf", "trl")},
+    "ours, one a row": {"kind": "ours", "single": True, "job": {"micro_images": 24}},
+    "ours, compiled": {"kind": "ours", "job": {"compile": True}},
+}
 
 
 def trains(mode: str) -> dict[str, str]:
@@ -41,14 +52,26 @@ def trains(mode: str) -> dict[str, str]:
     return {"tower": "frozen", "projector": "full", "embeddings": embeddings, "language": mode, **rest}
 
 
-def measure(folder: Path, table: Path, shape: str, mode: str, rounds: int, steps: int, device: str) -> dict[str, Any]:
+def measure(
+    folder: Path,
+    table: Path,
+    shape: str,
+    mode: str,
+    rounds: int,
+    steps: int,
+    device: str,
+    contenders: Mapping[str, Mapping[str, Any]] = CONTENDERS,
+) -> dict[str, Any]:
     """All contenders on one mode: samples and tokens a second, MFU, padding and memory."""
-    stage = stage_of("frozen tower", steps, trains=trains(mode), learning_rate=1e-5)
+    fewer = {"batch_images": 2} if device == "cpu" else {}
+    stage = stage_of("frozen tower", steps, trains=trains(mode), learning_rate=1e-5, **fewer)
     prepare(folder, table, stage, steps + 50, SHAPES[shape])
     samples = stage["batch_images"] * stage["turns_per_image"]
     peak = cost.peak_flops(device, "bf16")
     found: dict[str, Any] = {}
-    for name, options in CONTENDERS.items():
+    for name, options in contenders.items():
+        if options.get("job", {}).get("compile") and (mode == "full" or device == "cpu"):
+            continue  # the same language model as with adapters; for a CPU it compiles for minutes
         with Contender(folder, **options) as contender:
             runs = [contender.run(steps=steps, every=EVERY, precision="bf16", device=device) for _ in range(rounds)]
         rates = [rate(run, samples) for run in runs]
@@ -78,6 +101,9 @@ def main(arguments: argparse.Namespace) -> None:
     """`--device cuda` and `--dry` of `training.py`."""
     device = "cpu" if arguments.dry else "cuda"
     shape, rounds, steps = ("dry", 1, 10) if arguments.dry else ("llava-1b", min(arguments.rounds, 3), 20)
+    if arguments.quick:
+        shape, rounds, steps = "qwen-dry" if arguments.dry else "qwen-vl-3b", 1, 10
+    contenders = QUICK if arguments.quick else CONTENDERS
     if device == "cuda":
         import torch
 
@@ -86,16 +112,19 @@ def main(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         table = arguments.conversations or render_table(folder, 50 if arguments.dry else 400)
-        modes = {mode: measure(folder / mode, table, shape, mode, rounds, steps, device) for mode in MODES}
+        modes = {mode: measure(folder / mode, table, shape, mode, rounds, steps, device, contenders) for mode in MODES}
+        works = training_device.check(folder, table, device) if arguments.quick else {}
     for mode, found in modes.items():
         print(f"\n{mode} ({shape} on {_device_name(device)})")
-        print(f"{'':<14}{'samples/s':>10}{'tokens/s':>10}{'MFU':>7}{'padding':>9}{'device MiB':>12}")
+        print(f"{'':<18}{'samples/s':>10}{'tokens/s':>10}{'MFU':>7}{'padding':>9}{'device MiB':>12}")
         for who, figures in found.items():
             mfu = "" if figures["mfu"] is None else f"{figures['mfu']:.0%}"
             print(
-                f"{who:<14}{figures['samples_a_second']['median']:>10,.1f}{figures['tokens_a_second']:>10,}{mfu:>7}"
+                f"{who:<18}{figures['samples_a_second']['median']:>10,.1f}{figures['tokens_a_second']:>10,}{mfu:>7}"
                 f"{figures['padding']:>9.0%}{figures['device_peak_mib'] or '':>12}"
             )
+    for what, said in works.items():
+        print(f"{what:<28}{said}")
     ratios = {
         f"{mode}: {who}": found["ours"]["samples_a_second"]["median"] / figures["samples_a_second"]["median"]
         for mode, found in modes.items()
@@ -103,4 +132,13 @@ def main(arguments: argparse.Namespace) -> None:
         if who != "ours"
     }
     packages = ["torch", "transformers", "trl", "accelerate", "peft"]
-    report("training on a GPU", ratios, packages, shape=shape, device=_device_name(device), rounds=rounds, modes=modes)
+    report(
+        "training on a GPU",
+        ratios,
+        packages,
+        shape=shape,
+        device=_device_name(device),
+        rounds=rounds,
+        modes=modes,
+        works=works,
+    )

@@ -83,7 +83,7 @@ def prepare(
     folder: Path, table: Path, stage: Mapping[str, Any], steps: int, shape: Mapping[str, Any] | None = None
 ) -> Material:
     """Lay out a folder for a stage, of which the peers do so many steps. `shape`: see `training_shapes`; None: tiny."""
-    from facemllm.model.inputs import Frame
+    from facemllm.model.families import family_of
     from facemllm.model.pretrained import save_model
     from facemllm.model.tiny import build_tiny
     from facemllm.settings import Stage, load
@@ -104,7 +104,7 @@ def prepare(
     else:
         model, processor = build_tiny(settings.model, *words, settings.seed)
         save_model(model, processor, folder / "model")
-    corpus = tokenise(turns, Frame.of(model, processor))
+    corpus = tokenise(turns, family_of(model.config, processor).frame)
     run = stage_run(Stage.model_validate(stage), settings, folder, table)
     sampler = BatchSampler(run, corpus, settings.model.image_size)
     said = list(zip(turns.question.to_pylist(), turns.answer.to_pylist(), strict=True))

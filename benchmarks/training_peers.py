@@ -22,6 +22,7 @@ from torch import Tensor
 from training_material import Material
 
 from facemllm.core import cost
+from facemllm.model.families import family_class
 
 IGNORED = -100
 
@@ -48,14 +49,18 @@ def dataset(rows: Sequence[Mapping[str, Any]], turns: str) -> Any:
 
 
 def collate(
-    rows: Sequence[Mapping[str, Any]], processor: Any, pixels: Mapping[str, Tensor] | None = None
+    rows: Sequence[Mapping[str, Any]],
+    processor: Any,
+    pixels: Mapping[str, Tensor] | None = None,
+    side: int | None = None,
 ) -> dict[str, Tensor]:
     """A padded batch; `labels` are the tokens between the assistant's sign and the end of its turn, that end too.
-    `pixels` are prepared pictures (3, S, S) by path; without, files are decoded and resized."""
+    `pixels` are prepared pictures (3, S, S) by path; without, files are decoded and resized, to `side` where the
+    processor takes any."""
     texts = [processor.apply_chat_template(_messages(row["turns"]), tokenize=False) for row in rows]
     padded = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
     if pixels is None:
-        images = [[Image.open(path).convert("RGB") for path in row["images"]] for row in rows]
+        images = [[_opened(path, side) for path in row["images"]] for row in rows]
         batch = processor(text=texts, images=images, **padded)
     else:
         shown = {"pixel_values": torch.stack([pixels[path] for row in rows for path in row["images"]])}
@@ -68,6 +73,11 @@ def collate(
     inside_BL = (opens_BL.cumsum(1) > ends_BL.cumsum(1) - ends_BL.long()) & ~opens_BL
     batch["labels"] = ids_BL.masked_fill(~inside_BL, IGNORED)
     return dict(batch)
+
+
+def _opened(path: str, side: int | None) -> Image.Image:
+    image = Image.open(path).convert("RGB")
+    return image if side is None else image.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def prepare_pixels(rows: Sequence[Mapping[str, Any]], processor: Any) -> dict[str, Tensor]:
@@ -160,7 +170,7 @@ class Peer:
         }
         wrapper = train_optimizer.set_trainable(model, stage.trains, load("laptop").train.lora, self.material.seed)
         if stage.trains.tower == "frozen":
-            tower = model.model.vision_tower.eval()
+            tower = family_class(model.config).tower(model).eval()
             tower.train = lambda mode=True: tower  # the trainers call it on everything
         optimizer = torch.optim.AdamW(
             train_optimizer.parameter_groups(model.to(device), stage), stage.learning_rate, (0.9, 0.98), fused=True
@@ -172,7 +182,7 @@ class Peer:
         common = {
             "model": wrapper or model,
             "train_dataset": data,
-            "data_collator": partial(collate, processor=processor, pixels=pixels),
+            "data_collator": partial(collate, processor=processor, pixels=pixels, side=self.material.shape.get("side")),
             "processing_class": processor,
             "optimizers": (optimizer, schedule),
         }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 
@@ -34,6 +35,17 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception's message as one line of at most `limit` characters; its type when it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Raise UserError, `what` and the reason in one line, for whatever the block raises; a UserError stays as it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {one_line(error)}") from error
 
 
 def interrupted_in_one_line() -> None:

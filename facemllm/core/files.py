@@ -194,15 +194,24 @@ def writing(out: Path) -> Iterator[None]:
         raise UserError(f"cannot write {out}: {reason}") from error
 
 
+def placed(name: str) -> str:
+    """The name of a checkpoint as processes outside of the project folder find it (Ray's workers): the absolute path of
+    a folder, which may be named relative to the project; a hub id as it is."""
+    from facemllm.settings import root
+
+    with suppress(UserError):  # outside of the project: a name that was placed already
+        if (folder := (root() / name).resolve()).is_dir():
+            return str(folder)
+    return name
+
+
 def fetched(name: str, setting: str) -> Path:
     """The folder `name`, relative to the project, or that of a hub id, fetched unless HF_HUB_OFFLINE.
 
     Raises UserError when there is neither; `setting` is where it was named.
     """
-    from facemllm.settings import root
-
-    folder = (root() / name).resolve()
-    if folder.is_dir():
+    folder = Path(name := placed(name))
+    if folder.is_absolute() and folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
 

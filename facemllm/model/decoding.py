@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from facemllm.model.families import Llava, family_class
-from facemllm.model.forward import as_taken, word_logits
+from facemllm.model.forward import as_taken
 from facemllm.model.inference import Predictor
 
 MASK_CELLS = 2**24
@@ -89,6 +89,7 @@ class Decoding:
 
     def __init__(self, predictor: Predictor, longest: int) -> None:
         self._model, self._device, self._longest = predictor.model, predictor.device, longest
+        self._family = predictor.family
         ends = self._model.generation_config.eos_token_id
         self._ends = set(ends if isinstance(ends, list) else [ends])
         self._prefix = torch.tensor(predictor.frame.prefix_ids, device=self._device)
@@ -190,6 +191,7 @@ class Decoding:
         return torch.as_tensor(found.last_hidden_state)
 
     def _write(self, rows: Sequence[Row], states_RD: Tensor) -> None:
-        for row, token in zip(rows, word_logits(self._model, states_RD).argmax(-1).tolist(), strict=True):
+        tokens = self._family.logits(self._model, states_RD).argmax(-1).tolist()
+        for row, token in zip(rows, tokens, strict=True):
             row.written.append(token)
             row.ended = token in self._ends or len(row.written) >= self._longest

@@ -1,4 +1,4 @@
-"""The forward pass in two halves: image tokens once, then the language model over packed rows.
+"""What packed rows are made of, and the halves of LLaVA's vision; families compute with them (`model.families`).
 
 A row holds faces, each its prefix p (whatever precedes the first question, image tokens included), then its questions q
 as blocks. Training packs several faces into a row; inference adds the options of each question as branches a, b of its
@@ -73,28 +73,6 @@ def _float32_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, *
 AttentionInterface.register(FLOAT32_ATTENTION, _float32_attention)
 
 
-def row_states(
-    model: Any,
-    tokens_BND: Tensor,
-    ids_RL: Tensor,
-    face_RL: Tensor,
-    block_RL: Tensor,
-    position_RL: Tensor,
-    image_I: Tensor,
-    branch_RL: Tensor | None = None,
-) -> Tensor:
-    """Last hidden states of packed rows, flattened (R * L, D); `image_I` are the flat places of the image tokens."""
-    embedded_RLD = model.get_input_embeddings()(ids_RL).to(tokens_BND.dtype)
-    flat_ID = embedded_RLD.flatten(0, 1).index_copy(0, image_I, tokens_BND.flatten(0, 1))
-    states_RLD = model.model.language_model(
-        inputs_embeds=flat_ID.view_as(embedded_RLD),
-        attention_mask=as_taken(model, row_mask(face_RL, block_RL, branch_RL), flat_ID.dtype),
-        position_ids=position_RL,
-        use_cache=False,
-    ).last_hidden_state
-    return states_RLD.flatten(0, 1)
-
-
 @dataclass(frozen=True)
 class Layout:
     """A face's row, or a part of it (the prefix, a query as a block), and where each option's tokens are predicted."""
@@ -136,8 +114,3 @@ def visual_tokens(model: Any, features_BNF: Tensor, segmentation_BSS: Tensor | N
     if isinstance(model.model, FaceMllmModel):
         return model.model.join(image_BND, segmentation_BSS)
     return VisualTokens(image_BND, (image_BND,), None)
-
-
-def word_logits(model: Any, states_KD: Tensor) -> Tensor:
-    """Logits over the vocabulary (K, V), float32, for the picked states only."""
-    return model.get_output_embeddings()(states_KD).float()

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facemllm.errors import UserError
 from facemllm.model.branches import NO_MAP
 from facemllm.model.face_mllm import VisualTokens
 from facemllm.model.forward import PADDING, PREFIX, TRUNK, Layout, joined
@@ -212,15 +213,24 @@ class Predictor(Reader):
     def passes(self, asked: Sequence[Query]) -> list[Layout]:
         """The questions of a face, in order, as few passes of at most `PASS_TOKENS` tokens (one question: any)."""
         passes: list[list[Layout]] = []
-        room = 0
+        room, longest = 0, self.family.longest
         for query in asked:
             layout = self._layout(query)
+            if longest is not None and (tokens := self.tokens_of(query)) > longest:
+                raise UserError(
+                    f"a picture, the question {query.question[:80]!r} and an option of it are {tokens} tokens, and the "
+                    f"model reads {longest} (max_position_embeddings)"
+                )
             if room < len(layout.ids) or not passes:
                 passes.append([])
                 room = PASS_TOKENS
             passes[-1].append(layout)
             room -= len(layout.ids)
         return [joined([self._prefix, *layouts]) for layouts in passes]
+
+    def tokens_of(self, query: Query) -> int:
+        """Tokens that the model reads of a picture, a question and the longest of its options."""
+        return int(self._layout(query).position.max()) + 1
 
     def _read(self, states_LD: Tensor, layout: Layout) -> list[Scored]:
         # many options are predicted from the same token: its logits are computed once
@@ -234,6 +244,8 @@ class Predictor(Reader):
         """Log-likelihood of each token where it is predicted, and whether it is the likeliest."""
         index_K = self._tensor(place_K)
         likelihood_K = logits_PV.log_softmax(-1)[index_K, self._tensor(token_K)].double().cpu().numpy()
+        if np.isnan(likelihood_K).any():
+            raise UserError("the model computes no numbers (NaN): its weights, or what its processor does, are damaged")
         return likelihood_K, logits_PV.argmax(-1)[index_K].cpu().numpy() == token_K
 
     def _layout(self, query: Query) -> Layout:

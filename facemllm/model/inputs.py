@@ -129,11 +129,6 @@ class Frame:
     lead: str = ""  # opens an answer, behind what `add_generation_prompt` writes
 
     @classmethod
-    def of(cls, model: Any, processor: Any) -> Frame:
-        """The frame of a LLaVA model; that of any is `family_of(model.config, processor).frame`."""
-        return cls.cut(processor, int(model.config.image_token_id), processor.image_token)
-
-    @classmethod
     def cut(cls, processor: Any, image_token_id: int, placeholder: str, side: int = 8) -> Frame:
         """Cut the processor's chat template, which writes `placeholder` for a picture; what the processor makes of that
         for pictures of `side` pixels is part of the prefix. An answer begins where the template's generation prompt

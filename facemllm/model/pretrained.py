@@ -25,7 +25,7 @@ from torch.nn import ModuleList
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from facemllm.core.files import partial_folder, publish
-from facemllm.errors import UserError, one_line
+from facemllm.errors import UserError, one_line, refusing
 from facemllm.model.families import Llava, family_class, family_of
 from facemllm.model.families.base import SIDE
 from facemllm.model.families.opening import open_processor
@@ -50,10 +50,11 @@ def load_model(
             "(transformers lists it under no AutoModelForImageTextToText)"
         )
     processor = load_processor(folder)
-    set_side(config, processor, image_size, str(folder))
-    model = load_part(AutoModelForImageTextToText, folder, config, dtype)
+    with refusing(f"cannot use {folder}: its processor takes no pictures"):
+        set_side(config, processor, image_size, str(folder))
+    model = load_part(AutoModelForImageTextToText, folder, config, dtype).to(device)
     check_fit(model, processor, str(folder))
-    return model.to(device), processor
+    return model, processor
 
 
 def set_side(config: Any, processor: Any, image_size: int | None, name: str) -> None:
@@ -144,13 +145,15 @@ def check_fit(model: Any, processor: Any, name: str) -> None:
             "(max_position_embeddings); let its processor make fewer, or take a smaller model.image_size"
         )
     family.check(model, name)
-    _end_turns(model, family.frame.end_id)
+    _end_turns(model, family.frame.end_id, name)
 
 
-def _end_turns(model: Any, end_id: int) -> None:
+def _end_turns(model: Any, end_id: int, name: str) -> None:
     """Let generation end where an answer of the chat template does."""
     ends = model.generation_config.eos_token_id
     known = ends if isinstance(ends, list) else [ends] if ends is not None else []
+    if not all(isinstance(one, int) for one in known):
+        raise UserError(f"cannot use {name}: eos_token_id in its generation_config.json is {ends!r}, no token's id")
     if end_id not in known:
         model.generation_config.eos_token_id = [*known, end_id] if known else end_id
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core import cost, digests
+from facemllm.core.files import read_json
 from facemllm.core.store import Store
 from facemllm.promote import gates, samples
 from facemllm.promote.evidence import verified
@@ -160,6 +161,7 @@ def of_version(settings: Settings, version: Version, champion: Version | None) -
         tables={name: digest for name, digest in facts["data"].items() if digest and name != "revision"},
         metrics=metrics,
         origin=settings.model.origin,
+        architecture=next(iter(read_json(place / "config.json").get("architectures") or ()), None),
     )
     beside = {CARD: card, SBOM: canonical(bill), **pictures}
     facts |= {"card": digests.of_bytes(card), "sbom": digests.of_bytes(beside[SBOM])}

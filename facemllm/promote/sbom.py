@@ -30,11 +30,13 @@ def sbom(
     tables: Mapping[str, str],
     metrics: Mapping[str, Any],
     origin: str,
+    architecture: str | None = None,
     packages: Mapping[str, tuple[str, str | None]] | None = None,
 ) -> dict[str, Any]:
     """The document. `digest` and `files` (SHA-256 by name) are the model's, `tables` the digests of what it was trained
-    and measured on, `metrics` its metrics.json, `origin` what training started from, in words; `packages` has version
-    and licence by name (None: those installed that the package needs)."""
+    and measured on, `metrics` its metrics.json, `origin` what training started from, in words, `architecture`
+    transformers' class of the model, None if unknown; `packages` has version and licence by name (None: those installed
+    that the package needs)."""
     used = installed() if packages is None else packages
     libraries = [_library(*entry) for entry in sorted(used.items())]
     data = [_source(entry) for entry in sorted(sources, key=lambda entry: entry.key)]
@@ -52,7 +54,7 @@ def sbom(
         "description": f"Multimodal language model that answers questions about a face; trained from {origin}",
         "properties": [{"name": "facemllm:digest", "value": digest}],
         "components": parts,
-        "modelCard": _model_card(metrics, refs),
+        "modelCard": _model_card(metrics, refs, architecture),
     }
     body: dict[str, Any] = {
         "$schema": SPEC,
@@ -137,7 +139,7 @@ def _table(role: str, digest: str) -> dict[str, Any]:
     }
 
 
-def _model_card(metrics: Mapping[str, Any], refs: Sequence[str]) -> dict[str, Any]:
+def _model_card(metrics: Mapping[str, Any], refs: Sequence[str], architecture: str | None) -> dict[str, Any]:
     figures = {**metrics["tasks"], **({"closed_mean": metrics["closed_mean"]} if metrics.get("closed_mean") else {})}
     measured = []
     for task, head in figures.items():
@@ -154,7 +156,7 @@ def _model_card(metrics: Mapping[str, Any], refs: Sequence[str]) -> dict[str, An
             "approach": {"type": "supervised"},
             "task": "image-text-to-text",
             "architectureFamily": "transformer",
-            "modelArchitecture": "LLaVA",
+            **({"modelArchitecture": architecture} if architecture else {}),
             "datasets": [{"ref": ref} for ref in refs],
             "inputs": [{"format": "image"}, {"format": "text"}],
             "outputs": [{"format": "text"}],

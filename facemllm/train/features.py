@@ -25,7 +25,7 @@ from torch import Tensor
 from facemllm.core import digests, progress
 from facemllm.core.files import atomic_file
 from facemllm.errors import UserError
-from facemllm.model.families import Family
+from facemllm.model.families import Family, Llava
 from facemllm.train.data import FaceDataset
 from facemllm.train.pixels import pixel_kind
 from facemllm.train.stage import StageRun
@@ -80,7 +80,9 @@ def name_of(run: StageRun, model: Any, family: Family, pixel_row: NDArray[np.int
     rows = digests.of_bytes(pixel_row.tobytes())
     kind = pixel_kind(family, *scale)
     table, attention = run.made_from.get("conversations", ""), vision._attn_implementation
-    parts = [state.hexdigest(), tower, attention, chosen, kind, table, rows, run.precision]
+    parts: list[Any] = [state.hexdigest(), tower, attention, chosen, kind, table, rows, run.precision]
+    if not isinstance(family, Llava):  # whose processor cuts and enlarges a picture before the tower sees it
+        parts += [family.image_count, sorted((name, str(value)) for name, value in images.to_dict().items())]
     return f"features-{digests.of_json(parts)[:24]}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from facemllm.core import digests
-from facemllm.core.files import atomic_write, content_of
+from facemllm.core.files import atomic_write, content_of, placed
 from facemllm.errors import UserError
 from facemllm.settings import Model, Settings, Stage
 from facemllm.tables import CONVERSATIONS, open_table
@@ -21,6 +21,7 @@ from facemllm.train.checkpoint_store import CheckpointStore, location
 from facemllm.version import ledger
 
 LINEAGE = "lineage.json"
+_CHECKPOINTS = ("base", "tower", "language")  # settings of `model` that name one
 
 Log = Callable[[int, dict[str, float]], None]
 """Takes the metrics of a step."""
@@ -136,10 +137,11 @@ def prepare_run(
         "conversations": open_table(conversations, CONVERSATIONS).digest,
         "base": _start(settings.model) if base is None else base_digest or digests.of_tree(base),
     }
+    checkpoints = {part: placed(one) for part in _CHECKPOINTS if (one := getattr(settings.model, part)) is not None}
     run = StageRun(
         name,
         stage,
-        settings,
+        settings.model_copy(update={"model": settings.model.model_copy(update=checkpoints)}),
         made_from,
         conversations=conversations.resolve(),
         out=out.resolve(),

@@ -43,7 +43,8 @@ class Project:
     """The checkout, with a home, runs and ports of its own. The folder's name has signs that shells, URLs and
     configuration files read as their own."""
 
-    def __init__(self, folder: Path, *sets: str) -> None:
+    def __init__(self, folder: Path, *sets: str, profile: str = "ci") -> None:
+        self.profile = profile
         home = self.home = folder / 'my "faces" & Ada\'s ünï 100%2F #1'
         home.mkdir()
         names = ("mlflow", "staging", "production", "staging_grpc", "production_grpc")
@@ -54,7 +55,7 @@ class Project:
 
     def command(self, *words: str, more: tuple[str, ...] = ()) -> list[str]:
         sets = [part for item in (*self.sets, *more) for part in ("--set", item)]
-        return [sys.executable, *words, "--profile", "ci", *sets]
+        return [sys.executable, *words, "--profile", self.profile, *sets]
 
     def call(self, *words: str, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(*words, more=more), capture_output=True, text=True, timeout=900, check=False)

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 
 from facemllm.core import progress
-from facemllm.core.files import fetched
+from facemllm.core.files import fetched, placed
 from facemllm.errors import UserError
 
 
@@ -71,6 +71,13 @@ def test_a_process_ends_with_the_one_it_is_tied_to_also_when_that_is_gone() -> N
 def test_a_folder_is_taken_as_it_is(tmp_path):
     assert fetched(str(tmp_path), "model.base") == tmp_path.resolve()
     assert fetched("facemllm", "model.base") == Path("facemllm").resolve()
+
+
+def test_a_folder_that_was_placed_is_found_from_outside_of_the_project(tmp_path, monkeypatch):
+    inside, hub_id = placed("facemllm"), placed("nobody/nothing")
+    monkeypatch.chdir(tmp_path)  # as Ray's workers
+    assert fetched(inside, "model.base") == Path(inside)
+    assert placed(hub_id) == hub_id == "nobody/nothing"
 
 
 def test_the_reason_is_told_whole_and_the_setting_named(monkeypatch):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from facemllm import settings, tasks
 from facemllm.model import inference
-from facemllm.model.forward import PADDING, PREFIX, row_mask, row_states, tower_features, visual_tokens, word_logits
+from facemllm.model.forward import PADDING, PREFIX, row_mask, tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.inputs import face_pixels, normalise
 from facemllm.model.parts import load_base
@@ -303,9 +303,9 @@ def test_packed_turns_equal_single_turns(preset, faces):
         position = torch.tensor([[p for part in places for p in part]])
         image = (ids[0] == predictor.frame.image_token_id).nonzero().flatten()
         pixels = normalise(torch.from_numpy(predictor.pixels(faces[0]))[None], processor.image_processor)
-        tokens = visual_tokens(model, tower_features(model, pixels)).tokens_BND
-        states = row_states(model, tokens, ids, torch.zeros_like(ids), block, position, image)
-        packed = word_logits(model, states[len(prefix) :]).log_softmax(-1)
+        seen, family = visual_tokens(model, tower_features(model, pixels)), predictor.family
+        states = family.packed(model, seen, ids, torch.zeros_like(ids), block, position, image)
+        packed = family.logits(model, states[len(prefix) :]).log_softmax(-1)
     start = 0
     for turn in turns:
         alone = plain_logits(model, predictor, faces[0], turn)[len(predictor.frame.prefix_ids) :]

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from facemllm.model.branches import NO_MAP
-from facemllm.model.forward import PADDING, PREFIX, row_states, tower_features, visual_tokens
+from facemllm.model.forward import PADDING, PREFIX, tower_features, visual_tokens
 from facemllm.model.inputs import normalise
 from facemllm.train import loss as loss_module
 from facemllm.train.augment import apply_to_maps
@@ -151,10 +151,10 @@ class PLAIN:
 
 def loss_and_gradients(toy, model, turns, rows, **options):
     pixels = torch.from_numpy(np.array(toy.pixels[toy.corpus.pixel_row[rows]]))
-    image = visual_tokens(model, tower_features(model, normalise(pixels, toy.processor.image_processor))).tokens_BND
+    seen = visual_tokens(model, tower_features(model, normalise(pixels, toy.processor.image_processor)))
     p = packed(toy, turns, **options)
     tensors = [torch.from_numpy(a) for a in (p.ids, p.face, p.block, p.position, p.image)]
-    states = row_states(model, image, *tensors)
+    states = toy.family.packed(model, seen, *tensors)
     loss = token_losses(toy.family, model, states[torch.from_numpy(p.at)], torch.from_numpy(p.target), PLAIN).sum()
     model.zero_grad()
     loss.backward()

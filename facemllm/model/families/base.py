@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from facemllm.errors import UserError, one_line
+from facemllm.errors import UserError, refusing
 from facemllm.model.face_mllm import VisualTokens
 from facemllm.model.forward import as_taken, row_mask
 from facemllm.model.inputs import Frame, ImageLike, square_pixels
@@ -280,19 +280,23 @@ class Family:
 
     def check(self, model: Any, name: str) -> None:
         """Raises UserError unless the processor writes as many image tokens as the model makes of a picture, and the
-        language model reads them."""
-        try:
-            written = self.image_count
-            with torch.no_grad():
-                made = self.features(model, {n: v.to(model.device) for n, v in self.example.items()}).shape[1]
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"cannot use {name}: its processor does not fit the model: {one_line(error)}") from error
+        language model reads them: one pass over a grey picture."""
+        with torch.no_grad(), refusing(f"cannot use {name}: its processor does not fit the model"):
+            features_BNF = self.features(model, {n: v.to(model.device) for n, v in self.example.items()})
+            written, made = self.image_count, features_BNF.shape[1]
         if written != made:
             raise UserError(
                 f"cannot use {name}: its processor writes {written} image tokens for a picture of {self.side} pixels "
                 f"and its vision tower makes {made}; see its processor_config.json"
+            )
+        with torch.no_grad(), refusing(f"cannot use {name}: its language model does not read its image tokens"):
+            ids_1P = torch.tensor([self.frame.prefix_ids], device=model.device)
+            states_1PD = self.plain(model, self.visual(model, features_BNF), ids_1P, torch.ones_like(ids_1P))
+            logits_1V = self.logits(model, states_1PD[:, -1])
+        if logits_1V.isnan().any():
+            raise UserError(
+                f"cannot use {name}: of a grey picture it computes no numbers (NaN); its weights are damaged, or what "
+                "its processor does to pictures is (image_std, rescale_factor)"
             )
 
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel
 
-from facemllm.errors import UserError, one_line
+from facemllm.errors import UserError, refusing
 from facemllm.model.face_mllm import VisualTokens
 from facemllm.model.families.base import Family
-from facemllm.model.forward import row_states, tower_features, visual_tokens
+from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inputs import ImageLike, face_pixels, normalise
 
 
@@ -56,32 +56,14 @@ class Llava(Family):
         """Projected tokens, and what the branches add."""
         return visual_tokens(model, features_BNF, maps_BSS)
 
-    def packed(
-        self,
-        model: Any,
-        visual: VisualTokens,
-        ids_RL: Tensor,
-        face_RL: Tensor,
-        block_RL: Tensor,
-        position_RL: Tensor,
-        image_I: Tensor,
-        branch_RL: Tensor | None = None,
-    ) -> Tensor:
-        """As every family's; the mask of a plain causal model."""
-        return row_states(model, visual.tokens_BND, ids_RL, face_RL, block_RL, position_RL, image_I, branch_RL)
-
     def check(self, model: Any, name: str) -> None:
         """As every family's, by shapes alone: no weights, no time."""
-        try:
+        with refusing(f"cannot use {name}: its processor does not fit its vision tower"):
             with torch.device("meta"):
                 tower = AutoModel.from_config(model.config.vision_config).eval()
                 seen = tower(self.example["pixel_values"].to("meta"), output_hidden_states=True, return_dict=True)
             chosen = model.config.vision_feature_layer
             made = seen.hidden_states[chosen if isinstance(chosen, int) else chosen[0]].shape[1]
-        except Exception as error:
-            raise UserError(
-                f"cannot use {name}: its processor does not fit its vision tower: {one_line(error)}"
-            ) from error
         made -= model.config.vision_feature_select_strategy == "default"
         made += getattr(model.model, "additional_tokens", 0)
         if (written := self.image_count) != made:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
@@ -24,6 +24,7 @@ class UnopenedVideos(ImageProcessingMixin):
     """The settings of a processor of videos, which is not opened."""
 
     num_frames = fps = None
+    model_input_names: ClassVar[list[str]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raises ImportError."""

@@ -99,10 +99,15 @@ class _Hashed:
 
 def require_plain(model_dir: Path) -> None:
     """Raise UserError unless the folder's config.json names plain LLaVA: no branches, no maps."""
-    kind = _config(model_dir).get("model_type")
+    require_llava(_config(model_dir).get("model_type"), str(model_dir))
+
+
+def require_llava(kind: Any, name: str) -> None:
+    """Raise UserError unless a model of this type can be served through vLLM by our server."""
     if kind != "llava":
+        branches = " (branches or maps)" if kind == "face_mllm" else ""
         raise UserError(
-            f"vLLM serves plain LLaVA models alone, and {model_dir} is of the type {kind} (branches or maps): "
+            f"vLLM serves plain LLaVA models alone, and {name} is of the type {kind}{branches}: "
             "serve it with the own engine, serve.engine.name: own"
         )
 

@@ -157,6 +157,9 @@ class OwnEngine:
             if (size := len(query.question) + sum(map(len, query.options))) > QUERY_CHARS:
                 limit = f"this server takes {QUERY_CHARS} characters"
                 raise Refused(413, f"a question and its options have {size} characters; {limit}")
+            if (tokens := self.predictor.tokens_of(query)) > self._context:
+                takes = f"this model takes {self._context}"
+                raise Refused(413, f"the image, a question and an option of it are {tokens} tokens; {takes}")
         return _Work(face, closed, chats, [self._prompt(chat) for chat in chats], characteristics)
 
     def _prompt(self, chat: Chat) -> list[int]:

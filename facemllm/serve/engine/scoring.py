@@ -1,6 +1,6 @@
 """The language model's pass over closed questions, with what scoring does not need left out.
 
-`forward.row_states` computes every token in every layer. The last layer's output is needed at the few tokens that
+`Family.packed` computes every token in every layer. The last layer's output is needed at the few tokens that
 predict an option alone: there, of all other tokens only keys and values are computed. Rotations are looked up, not
 computed, and all rows of a pass are read at once. Answers differ from `Predictor.score_rows` in rounding alone; `of`
 makes sure of it.
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaModel, Qwen2Model
 
-from facemllm.model.forward import PADDING, Layout, row_mask, word_logits
+from facemllm.model.forward import PADDING, Layout, row_mask
 from facemllm.model.inference import Predictor, Query, Scored, read_scores
 
 _LAYERS = (Qwen2Model, LlamaModel)  # whose layers are computed as `_Pass` does
@@ -68,7 +68,7 @@ class Scoring:
         places = [places for places, _ in read]
         states_BPD = self._states(tokens_BND, layouts, lengths, _padded(places))
         most = states_BPD.shape[1]
-        logits_PV = word_logits(self._predictor.model, states_BPD.flatten(0, 1))
+        logits_PV = self._predictor.family.logits(self._predictor.model, states_BPD.flatten(0, 1))
         row_K = np.concatenate([row * most + place for row, (_, place) in enumerate(read)])
         token_K = np.concatenate([layout.token for layout in layouts])
         index_K = torch.from_numpy(row_K)

@@ -31,6 +31,7 @@ from facemllm.errors import UserError
 from facemllm.model.decoding import is_plain
 from facemllm.model.inference import Query, Scored
 from facemllm.model.reader import Reader
+from facemllm.serve.engine.export import require_llava
 from facemllm.serve.engine.pieces import Pieces, settled, streamed
 from facemllm.serve.engine.protocol import Chat, Found, Prepared
 from facemllm.serve.engine.room import Room
@@ -70,11 +71,7 @@ class VllmEngine:
         cache_mb: float = 64,
         at_once: int = 64,
     ) -> None:
-        if reader.config.model_type != "llava":
-            raise UserError(
-                f"vLLM serves plain LLaVA models alone, and this one is of the type {reader.config.model_type} "
-                "(branches or maps): serve it with the own engine, serve.engine.name: own"
-            )
+        require_llava(reader.config.model_type, "this one")
         if not is_plain(reader):
             raise UserError(
                 "this model's generation_config.json asks for more than the likeliest token, which vLLM would do "
