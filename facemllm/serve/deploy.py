@@ -22,7 +22,8 @@ from facemllm.errors import UserError, one_line
 from facemllm.serve.approval import TIME_ALONE
 from facemllm.serve.engine import parity as gate
 from facemllm.serve.probe import Probe, same_answer
-from facemllm.serve.target import Endpoint, Target, target_of
+from facemllm.serve.target import Endpoint, Target
+from facemllm.serve.targets import target_of
 from facemllm.serve.trial import Trial
 from facemllm.settings import Settings
 from facemllm.signing.canonical import Refused

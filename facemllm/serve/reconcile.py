@@ -13,7 +13,7 @@ from facemllm.errors import UserError
 from facemllm.promote import registry, releases
 from facemllm.serve import release
 from facemllm.serve.deploy import Endpoint
-from facemllm.serve.target import target_of
+from facemllm.serve.targets import target_of
 from facemllm.settings import Settings
 from facemllm.signing import local
 from facemllm.signing.authorization import authorize

@@ -20,7 +20,8 @@ from facemllm.promote import notices, registry, releases
 from facemllm.promote.registry import model_dir
 from facemllm.serve import deploy
 from facemllm.serve.probe import probes_of
-from facemllm.serve.target import Target, target_of
+from facemllm.serve.target import Target
+from facemllm.serve.targets import target_of
 from facemllm.settings import Settings
 from facemllm.signing import local
 from facemllm.signing.authorization import authorize

@@ -10,7 +10,6 @@ import httpx
 
 from facemllm.core.servers import Deployed
 from facemllm.serve.canary import Side
-from facemllm.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,3 @@ class Target(Protocol):
 
     def staged(self, model: Deployed) -> None:
         """Note a model that has proved itself in staging."""
-
-
-def target_of(settings: Settings) -> Target:
-    """What `serve.target` names."""
-    if settings.serve.target == "local":
-        from facemllm.serve.local.target import Local
-
-        return Local(settings)
-    from facemllm.serve.kserve.target import KServe
-
-    return KServe(settings)

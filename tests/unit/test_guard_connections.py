@@ -19,6 +19,10 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 SLOW = {"header_s": 0.3, "idle_s": 1}
 
 
+# gRPC's poller is ended by the garbage collector where nothing of it is left, and that can wait for ever
+grpc.aio.init_grpc_aio()
+
+
 @pytest.fixture(scope="module")
 def port():
     with serving(guard(max_headers=20, header_kb=8)) as found:

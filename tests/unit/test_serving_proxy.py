@@ -460,6 +460,7 @@ def test_the_proxy_ends_what_it_has_begun_on_sigterm(tmp_path: Path) -> None:
 
 def test_grpc_calls_go_on_while_one_server_takes_over_from_another(tmp_path: Path) -> None:
     grpc = pytest.importorskip("grpc", reason="comes with kserve")
+    grpc.aio.init_grpc_aio()  # see test_guard_connections
 
     async def work(w: World) -> None:
         async def started(name: str) -> tuple[Any, Deployed]:
