@@ -19,10 +19,6 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 SLOW = {"header_s": 0.3, "idle_s": 1}
 
 
-# gRPC's poller is ended by the garbage collector where nothing of it is left, and that can wait for ever
-grpc.aio.init_grpc_aio()
-
-
 @pytest.fixture(scope="module")
 def port():
     with serving(guard(max_headers=20, header_kb=8)) as found:
@@ -155,6 +151,7 @@ def call(limits, requests, *, metadata=(), interceptors=(), trusted=None, method
         return str(len(request)).encode()
 
     async def act():
+        grpc.aio.init_grpc_aio()  # else the garbage collector ends gRPC's poller, and may wait for it for ever
         server = grpc.aio.server(options=connections.grpc_options(limits, 2**16), interceptors=interceptors)
         handlers = {name: grpc.unary_unary_rpc_method_handler(echo, reader) for name in ("Ask", "ServerLive")}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))

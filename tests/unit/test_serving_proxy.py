@@ -460,7 +460,6 @@ def test_the_proxy_ends_what_it_has_begun_on_sigterm(tmp_path: Path) -> None:
 
 def test_grpc_calls_go_on_while_one_server_takes_over_from_another(tmp_path: Path) -> None:
     grpc = pytest.importorskip("grpc", reason="comes with kserve")
-    grpc.aio.init_grpc_aio()  # see test_guard_connections
 
     async def work(w: World) -> None:
         async def started(name: str) -> tuple[Any, Deployed]:
@@ -475,6 +474,7 @@ def test_grpc_calls_go_on_while_one_server_takes_over_from_another(tmp_path: Pat
             await server.start()
             return server, replace(named(name, 0), grpc_port=port)
 
+        grpc.aio.init_grpc_aio()  # else the garbage collector ends gRPC's poller, and may wait for it for ever
         (first, a), (second, b) = await started("a"), await started("b")
         w.route(a)
         tunnel = Tunnel(w.proxy.router, w.proxy.meters)
