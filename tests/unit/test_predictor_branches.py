@@ -18,9 +18,10 @@ from facemllm.model.face_mllm import Graph, extend
 from facemllm.model.families import llava
 from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.inputs import face_pixels, normalise
+from facemllm.model.inputs import normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.scoring.calibration import CHARACTERISTICS
+from facemllm.serve.asked import quality
 from facemllm.serve.language import Limits
 from facemllm.tables import CONVERSATIONS, mapping, open_table
 from tests.conftest import encode
@@ -163,7 +164,8 @@ def test_a_picture_is_prepared_once_and_answers_are_the_same(predictor, served, 
     scores = characteristics_of(predictor, pictures)
 
     prepared, tower = [], []
-    monkeypatch.setattr(llava, "face_pixels", lambda *given: prepared.append(given) or face_pixels(*given))
+    measure = quality.measure  # of what is prepared, each time
+    monkeypatch.setattr(quality, "measure", lambda *given: prepared.append(given) or measure(*given))
     monkeypatch.setattr(llava, "tower_features", lambda *given: tower.append(given) or tower_features(*given))
     found = served(instances)
     assert len(prepared) == 2

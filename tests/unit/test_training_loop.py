@@ -150,7 +150,7 @@ def test_what_one_rank_sees_change_has_changed_for_all(monkeypatch):
     changed.check_gradients()
     changed.check_changed()
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    refuses("does not reach the projector", changed.check_gradients)
+    refuses("does not reach the language", changed.check_gradients)
     refuses("changed no parameter", changed.check_changed)
 
 
