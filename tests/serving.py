@@ -189,7 +189,11 @@ def loaded(
     """The service of a predictor, and its doors."""
     bounds = {name: getattr(limits, name) for name in Limits.__dataclass_fields__}
     chosen = serving(
-        {**bounds, "quality": dict.fromkeys(("min_side", "min_sharpness", "min_brightness", "min_contrast"))}, "test"
+        {
+            **bounds,
+            "quality": dict.fromkeys(("min_side", "min_sharpness", "min_brightness", "min_contrast", "min_color")),
+        },
+        "test",
     )
     served, figures = Served("m", "7", "d" * 64), evaluated or Evaluated()
     if isinstance(predictor, Predictor):

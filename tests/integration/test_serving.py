@@ -47,7 +47,8 @@ HAT = "Is the person wearing a hat?"
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (128, 128)) -> bytes:
     buffer = io.BytesIO()
-    Image.radial_gradient("L").resize(size).convert("RGB").save(buffer, kind)
+    grey = Image.radial_gradient("L").resize(size)
+    Image.merge("RGB", [grey, grey.point(lambda value: value // 2), grey]).save(buffer, kind)  # grey ones are refused
     return buffer.getvalue()
 
 
