@@ -68,7 +68,7 @@ test-vllm: .venv-vllm/.ready ## a real vLLM server, in an environment of its own
 	@touch $@
 
 test-cluster: .venv-cluster/.ready ## what a cluster has and runs: PostgreSQL, S3, MLflow, Ray over three nodes, releases; steps in the image (podman)
-	@unshare -rn bash -c 'ip link set lo up && exec .venv/bin/python -m pytest -q -s --durations=8 tests/cluster --ignore=tests/cluster/test_image.py'
+	@unshare -rnpf --mount-proc bash -c 'ip link set lo up && exec .venv/bin/python -m pytest -q -s --durations=8 tests/cluster --ignore=tests/cluster/test_image.py'
 	@.venv/bin/python -m pytest -q -s --durations=8 tests/cluster/test_image.py
 
 bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of the renderer's prototype, if you have it)

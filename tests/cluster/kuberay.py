@@ -50,6 +50,7 @@ class RayCluster:
         self.environment = os.environ | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
+            "RAY_raylet_start_wait_time_s": "120",  # of a busy machine
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_TMPDIR": str(folder),
         }
