@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.parser import BytesParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+
+from tests.answering import Answering
 
 Body = dict[str, Any]
 API = "/apis/v2beta1"
@@ -293,19 +295,8 @@ ROUTES: list[tuple[str, str, Callable[..., Body]]] = [
 ]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answering):
     kubeflow: Kubeflow
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing on standard error."""
-
-    def _send(self, status: int, content: bytes, kind: str = "application/json") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
 
     def _serve(self) -> None:
         kubeflow, parts = self.kubeflow, urlsplit(self.path)

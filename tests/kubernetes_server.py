@@ -18,13 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+from tests.answering import Answering
 from tests.kubernetes_objects import Body, Refused, applied, at_path, claimed, fits, leaves, merged, operated
 
 Key = tuple[str, str, str]
@@ -218,23 +219,12 @@ def _resource(group: str, plural: str) -> str:
     return f"{plural}.{group}" if group else plural
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answering):
     cluster: Cluster
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing on standard error."""
 
     def handle(self) -> None:
         with contextlib.suppress(ConnectionError):  # whoever asked has gone
             super().handle()
-
-    def _send(self, status: int, content: bytes, kind: str = "application/json") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
 
     def _serve(self) -> None:
         cluster = self.cluster

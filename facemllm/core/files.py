@@ -94,6 +94,18 @@ def publish(partial: Path, out: Path) -> None:
         _flush(out.parent)
 
 
+@contextmanager
+def building(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out`, which takes its place when the block ends well, and is removed otherwise. Raises
+    UserError as `partial_folder` and `publish`."""
+    partial = partial_folder(out)
+    try:
+        yield partial
+        publish(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def settle(partial: Path, out: Path) -> None:
     """Put a finished folder in its place, which is named after what it holds. One that is there already and has the
     same bytes stays, since somebody may be reading it; another, which must be damaged, is replaced in one step.

@@ -50,7 +50,6 @@ CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
 RAY_JOB = Kind("ray.io/v1", "RayJob", "rayjobs", "KubeRay")
 LOCAL_QUEUE = Kind("kueue.x-k8s.io/v1beta1", "LocalQueue", "localqueues", "Kueue")
 INFERENCE_SERVICE = Kind("serving.kserve.io/v1beta1", "InferenceService", "inferenceservices", "KServe")
-SERVING_RUNTIME = Kind("serving.kserve.io/v1alpha1", "ServingRuntime", "servingruntimes", "KServe")
 
 
 class ApiError(UserError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -30,3 +32,14 @@ def filesystem(place: str, key: str = "train.storage") -> tuple[FileSystem, str]
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         options["region"] = region
     return fs.S3FileSystem(**options), path
+
+
+@contextmanager
+def reached(what: str, hint: str) -> Iterator[None]:
+    """Raises UserError, naming `what` is kept and asking `hint`, where a folder or a store fails in the block."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (OSError, ArrowException) as error:
+        raise UserError(f"{what}: {one_line(error)}; {hint}") from error

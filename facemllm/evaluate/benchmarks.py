@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -29,7 +28,7 @@ from facemllm.asking import local
 from facemllm.asking.requests import reduced
 from facemllm.asking.store import Replies
 from facemllm.core import digests, progress
-from facemllm.core.files import partial_folder, publish
+from facemllm.core.files import building
 from facemllm.evaluate import run
 from facemllm.evaluate.peers import Asked, Peer
 from facemllm.scoring import benchmarks as scoring
@@ -142,8 +141,7 @@ def answered(
 ) -> Mapping[str, Any]:
     """`run.answered` for a benchmark: evaluate into the folder `out`; returns what `metrics.json` holds."""
     table, split, digest = open_table(conversations, CONVERSATIONS), settings.evaluate.split, about["model_digest"]
-    building = partial_folder(out)
-    try:
+    with building(out) as partial:
         made, seconds = solver(), 0.0
         if (several := _several_in(table, split)) and made.one_picture:
             progress.event(
@@ -152,7 +150,7 @@ def answered(
             )
         told = {"split": split, **about}
         with (
-            TableWriter(building / run.PREDICTED, PREDICTIONS, parents=[table.digest, digest], about=told) as writer,
+            TableWriter(partial / run.PREDICTED, PREDICTIONS, parents=[table.digest, digest], about=told) as writer,
             progress.bar("evaluating", total := _rows(table, split)) as bar,
         ):
             rows, done = posed(table, split), 0
@@ -163,15 +161,12 @@ def answered(
                 writer.write(_row(one, found, digest) for one, found in zip(batch, answers, strict=True))
                 done += len(batch)
                 bar.update(done, f"{done} of {total} questions answered")
-        metrics = scoring.evaluation(settings, table, open_table(building / run.PREDICTED, PREDICTIONS))
-        (building / "metrics.json").write_bytes(run.encode(metrics))
+        metrics = scoring.evaluation(settings, table, open_table(partial / run.PREDICTED, PREDICTIONS))
+        (partial / "metrics.json").write_bytes(run.encode(metrics))
         if timed is not None:
             timed(seconds, done)
         if finish is not None:
-            finish(building, metrics)
-        publish(building, out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+            finish(partial, metrics)
     return metrics
 
 

@@ -20,7 +20,6 @@ import heapq
 import io
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from PIL import Image
 
 from facemllm import tasks
 from facemllm.core import cost
-from facemllm.core.files import atomic_write, partial_folder, publish
+from facemllm.core.files import atomic_write, building
 from facemllm.evaluate.baselines import baselines, training_sheet
 from facemllm.evaluate.predict import KINDS, NO_MAP, TRAINED, Answerer, Likelihood, Written, open_image, predict
 from facemllm.scoring import benchmarks, calibration, combinations, consistency, fairness, metrics, summary
@@ -87,7 +86,6 @@ def answered(
     table = open_table(conversations, CONVERSATIONS)
     chosen = settings.evaluate
     split, digest = chosen.split, about["model_digest"]
-    partial = partial_folder(out)
 
     def written(folder: str, schema: Any, **told: Any) -> TableWriter:
         about_it = {"split": split, **about, **told}
@@ -100,7 +98,7 @@ def answered(
             options |= {"batch_images": chosen.batch_images, "maps": maps, "timed": told_time}
             predict(answerer, table, split, writer, digest, **options)
 
-    try:
+    with building(out) as partial:
         main, writes = answerers()
         maps = chosen.maps and main.takes_maps
         if isinstance(main, Likelihood) and main.predictor.characteristic_names:
@@ -128,9 +126,6 @@ def answered(
         _write_samples(partial / "samples", table, split, predictions)
         if finish is not None:
             finish(partial, figures)
-        publish(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return figures
 
 

@@ -12,7 +12,6 @@ started from, by `PeftModel.from_pretrained(base, folder)`; the two then answer 
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor
 from torch.nn import ModuleList
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from facemllm.core.files import partial_folder, publish
+from facemllm.core.files import building
 from facemllm.errors import UserError, one_line, refusing
 from facemllm.model.families import Llava, family_class, family_of
 from facemllm.model.families.base import SIDE
@@ -266,13 +265,9 @@ def save_model(model: Any, processor: Any, out_dir: Path, adapter: Adapter | Non
     what was merged; it goes into a folder of its own, where nothing looks that loads the model."""
     if any(".lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("the model still holds adapters; merge them before saving")
-    partial = partial_folder(out_dir)
-    try:
+    with building(out_dir) as partial:
         model = model.to("cpu", memory_format=torch.contiguous_format)
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         if adapter is not None:
             _write_adapter(adapter, partial / "adapter")
-        publish(partial, out_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -23,8 +23,8 @@ from typing import IO, TYPE_CHECKING, Any
 from facemllm.core.digests import of_bytes
 from facemllm.core.files import atomic_write, publish
 from facemllm.core.machine import cores
-from facemllm.core.objects import filesystem
-from facemllm.errors import UserError, one_line
+from facemllm.core.objects import filesystem, reached
+from facemllm.errors import UserError
 from facemllm.signing import manifest
 from facemllm.signing.canonical import Refused
 from facemllm.signing.manifest import Manifest
@@ -208,11 +208,5 @@ def _copied(source: Any, target: IO[bytes] | Any | None, most: int | None = None
     return hashed.hexdigest(), size
 
 
-@contextmanager
-def _reached(place: str) -> Iterator[None]:
-    from pyarrow import ArrowException
-
-    try:
-        yield
-    except (OSError, ArrowException) as error:
-        raise UserError(f"{place}: {one_line(error)}; is it reachable, and may this account use it?") from error
+def _reached(place: str) -> AbstractContextManager[None]:
+    return reached(place, "is it reachable, and may this account use it?")

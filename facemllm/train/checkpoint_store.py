@@ -12,16 +12,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 from torch import Tensor
 
-from facemllm.core.objects import filesystem
-from facemllm.errors import UserError, one_line
+from facemllm.core.objects import filesystem, reached
 from facemllm.train import checkpoint
 
 KEPT = 2
@@ -128,14 +126,8 @@ class CheckpointStore:
             use_threads=False,
         )
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"checkpoints at {self.place}: {one_line(error)}; is there room, and may you write there?"
-            ) from error
+    def _reached(self) -> AbstractContextManager[None]:
+        return reached(f"checkpoints at {self.place}", "is there room, and may you write there?")
 
 
 @contextmanager

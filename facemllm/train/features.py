@@ -25,9 +25,9 @@ from torch import Tensor
 from facemllm.core import digests, progress
 from facemllm.core.files import atomic_file
 from facemllm.errors import UserError
-from facemllm.model.families import Family, Llava
+from facemllm.model.families import Family
 from facemllm.train.data import FaceDataset
-from facemllm.train.pixels import pixel_kind
+from facemllm.train.pixels import kind_of
 from facemllm.train.stage import StageRun
 
 _BLOCK, _BATCH = 256, 32
@@ -78,11 +78,9 @@ def name_of(run: StageRun, model: Any, family: Family, pixel_row: NDArray[np.int
     images = family.processor.image_processor
     scale = (images.rescale_factor, images.image_mean, images.image_std)
     rows = digests.of_bytes(pixel_row.tobytes())
-    kind = pixel_kind(family, *scale)
+    kind = kind_of(family.prepared_by, *scale)
     table, attention = run.made_from.get("conversations", ""), vision._attn_implementation
-    parts: list[Any] = [state.hexdigest(), tower, attention, chosen, kind, table, rows, run.precision]
-    if not isinstance(family, Llava):  # whose processor cuts and enlarges a picture before the tower sees it
-        parts += [family.image_count, sorted((name, str(value)) for name, value in images.to_dict().items())]
+    parts = [state.hexdigest(), tower, attention, chosen, kind, table, rows, run.precision, *family.processed_by]
     return f"features-{digests.of_json(parts)[:24]}"
 
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from facemllm.errors import UserError
 from facemllm.model.branches import has_map
 from facemllm.model.face_mllm import VisualTokens
-from facemllm.model.families import Family, Llava, family_of
+from facemllm.model.families import Family, family_of
 from facemllm.model.forward import PADDING
 from facemllm.train.augment import apply_changes, apply_to_maps
 from facemllm.train.caption_words import CaptionWords
@@ -53,7 +53,7 @@ class StepLoss:
         self.knowledge, self.model, self.corpus = run.settings.model.knowledge, model, dataset.corpus
         self.device, self.bf16 = torch.device(run.device), run.precision == "bf16"
         self.family = family_of(model.config, processor)
-        if run.stage.small_pictures and not isinstance(self.family, Llava):
+        if run.stage.small_pictures and not self.family.any_size:
             raise UserError(
                 f"stage {run.name}: train.stages.{run.name}.small_pictures is {run.stage.small_pictures}, and "
                 f"{model.config.model_type} takes pictures of one size alone; set it to 0"

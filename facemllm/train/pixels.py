@@ -19,7 +19,8 @@ from facemllm.core import digests
 from facemllm.core.files import atomic_file, locked, writing
 from facemllm.core.machine import cores
 from facemllm.errors import UserError
-from facemllm.model.families import Family, Llava
+from facemllm.model.families import Family
+from facemllm.model.families.llava import cut_by
 from facemllm.model.inputs import face_map
 from facemllm.tables import Table
 
@@ -31,30 +32,20 @@ _POOL_ROWS = 20_000  # below this, starting decoder processes (each imports torc
 def pixel_cache(table: Table, family: Family, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
     """Pixels of every row of a conversations table, in row order: a read-only memory map (rows, S, S, 3) uint8. Built
     once per table digest and kind of pictures; a half-built cache is never seen. `workers: 0` is one a core."""
-    path = cache / f"pixels-{table.digest[:24]}-{pixel_kind(family)}.npy"
+    path = cache / f"pixels-{table.digest[:24]}-{kind_of(family.prepared_by)}.npy"
     return _cached(path, table, "images", partial(_decode_images, family), workers)
 
 
 def map_cache(table: Table, processor: Any, cache: Path, workers: int = 0) -> NDArray[np.uint8]:
     """Maps of face parts of every row, in row order, (rows, S, S) uint8: as `pixel_cache`, for a processor of maps."""
-    kind = processor_kind(processor.image_processor, processor.withheld_classes)
+    kind = kind_of(cut_by(processor.image_processor), processor.withheld_classes)
     decode = partial(_decode_maps, processor.image_processor, processor.withheld_classes)
     return _cached(cache / f"maps-{table.digest[:24]}-{kind}.npy", table, "segmentation", decode, workers)
 
 
-def pixel_kind(family: Family, *more: Any) -> str:
-    """Short digest of what decides the pixels that a family prepares, and of `more`."""
-    if isinstance(family, Llava):
-        return processor_kind(family.processor.image_processor, *more)
-    return digests.of_json(["square", family.side, *map(str, more)])[:8]
-
-
-def processor_kind(image_processor: Any, *more: Any) -> str:
-    """Short digest of what decides the pixels that an image processor makes, and of `more`."""
-    # the rest of the processor's fields differ between a fresh and a loaded one
-    fields = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_convert_rgb")
-    values = [str(getattr(image_processor, field, None)) for field in fields]
-    return digests.of_json([type(image_processor).__name__, *values, *map(str, more)])[:8]
+def kind_of(prepared_by: Sequence[str], *more: Any) -> str:
+    """Short digest of what decides prepared pixels (`Family.prepared_by`), and of `more`."""
+    return digests.of_json([*prepared_by, *map(str, more)])[:8]
 
 
 def _cached(path: Path, table: Table, column: str, decode: Decode, workers: int) -> NDArray[np.uint8]:

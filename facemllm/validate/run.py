@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facemllm.core.files import partial_folder, publish
+from facemllm.core.files import building
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, FACES, Table, open_table
@@ -57,8 +56,7 @@ def validate(settings: Settings, raw: Path | None, annotated: Path, conversation
     tables = {
         name: open_table(path, CONVERSATIONS if name == "conversations" else FACES) for name, path in paths.items()
     }
-    partial = partial_folder(out)
-    try:
+    with building(out) as partial:
         findings = _findings(settings, tables)
         verdict = _verdict(tables, findings)
         result = {
@@ -74,9 +72,6 @@ def validate(settings: Settings, raw: Path | None, annotated: Path, conversation
         text = json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         (partial / RESULT).write_text(text, "utf-8")
         (partial / REPORT).write_text(page(result, findings), "utf-8")
-        publish(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     if not verdict.passed:
         first = _failed(findings.outcomes, "critical")[0]
         more = f" (and {len(verdict.critical) - 1} more)" if len(verdict.critical) > 1 else ""

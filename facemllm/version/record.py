@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core import progress
-from facemllm.core.files import atomic_write, partial_folder, publish
+from facemllm.core.files import atomic_write, building
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, FACES, MANIFEST, QUARANTINE, Table, open_table
@@ -90,14 +90,10 @@ def restore(settings: Settings, revision: str, out: Path) -> Revision:
     found = repository.revision(repository.resolve(revision))
     forgotten = Tombstones.of(settings)
     _require_standing(forgotten, found.sha, "restore")
-    partial = partial_folder(out)
-    try:
+    with building(out) as partial:
         fetch(repository, found, partial)
         for name, schema in SCHEMAS.items():
             forgotten.refuse(open_table(partial / name, schema), f"revision {found.sha[:12]}, {name}")
-        publish(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return found
 
 

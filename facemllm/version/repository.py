@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.core import progress
-from facemllm.core.files import locked, partial_folder, publish
+from facemllm.core.files import building, locked
 from facemllm.errors import UserError
 from facemllm.settings import Settings, root
 
@@ -92,13 +92,9 @@ class Repository:
         if not self.exists():
             if self.path.is_dir():
                 self.path.rmdir()
-            partial = partial_folder(self.path)
-            try:
+            with building(self.path) as partial:
                 self._git("init", "-q", "--template=", f"--initial-branch={BRANCH.rsplit('/', 1)[1]}", at=partial)
                 _write(partial, _FIXED)
-                publish(partial, self.path)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
         _write(self.path, {**_FIXED, ".dvc/config.local": self._local_config()})
 
     def lock(self, wait: bool = False) -> AbstractContextManager[None]:

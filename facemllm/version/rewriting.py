@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facemllm.core import digests, progress
-from facemllm.core.files import partial_folder, publish
+from facemllm.core.files import building
 from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.tables import MANIFEST, QUARANTINE, Table, open_table
@@ -189,8 +189,7 @@ def without(table: Table, out: Path, marks: Marks, renamed: Mapping[str, str]) -
     A table without such rows and without a renamed parent stays as it is, to the bit. Shards without such rows keep
     their bytes. Memory is that of a row group.
     """
-    partial = partial_folder(out)
-    try:
+    with building(out) as partial:
         shards, rewritten, gone = [], 0, []
         for shard in table.manifest["shards"]:
             source, target = table.path / shard["name"], partial / shard["name"]
@@ -213,9 +212,6 @@ def without(table: Table, out: Path, marks: Marks, renamed: Mapping[str, str]) -
             manifest["about"] = {**told, "rewritten_from": table.digest}
         manifest["digest"] = digests.of_json(manifest)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", "utf-8")
-        publish(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return rewritten
 
 

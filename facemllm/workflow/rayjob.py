@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from facemllm.core.containers import RESTRICTED, USER, references, resources
 from facemllm.core.kubernetes import RAY_JOB, Object
 from facemllm.core.step import PARENT_RUN
 from facemllm.errors import UserError
@@ -20,8 +21,6 @@ from facemllm.workflow.pods import ray_head, workers_of, working
 RUN, KEY, PACKAGE, PART = "facemllm.run", "facemllm.key", "facemllm.package", "facemllm.part"
 """Labels of a RayJob (the last: of its pods); KEY is also the annotation that holds the whole key."""
 TRAINING = {"app.kubernetes.io/component": "training", "sidecar.istio.io/inject": "false"}
-USER = 10001
-"""Of the image."""
 _SHORT = 12  # hex digits of a digest in a name or a label
 _STAGE = 21  # letters of a stage's name: KubeRay takes 47 for a job's
 _KEEP_S = 600  # after the end, to read logs
@@ -151,7 +150,6 @@ def _template(settings: Settings, job: Job, part: str, pod: Pod, env: Mapping[st
     """The pod template of one part: restricted, on a read-only root, and but for the submitter with the volume and the
     stage's variables."""
     cluster, submits = settings.cluster, part == "submitter"
-    sizes = {"cpu": pod.cpu, "memory": pod.memory, **({pod.accelerator: str(pod.gpus)} if pod.gpus else {})}
     mounts = [("tmp", "/tmp", {"emptyDir": {"sizeLimit": pod.ephemeral_storage} if pod.ephemeral_storage else {}})]
     if pod.shared_memory:
         shared = {"emptyDir": {"medium": "Memory", "sizeLimit": pod.shared_memory}}
@@ -163,12 +161,8 @@ def _template(settings: Settings, job: Job, part: str, pod: Pod, env: Mapping[st
         "name": part if submits else f"ray-{part}",
         "image": cluster.image,
         "env": [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}, *_variables(pod, env)],
-        "resources": {"requests": sizes, "limits": dict(sizes)},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "resources": resources(pod),
+        "securityContext": dict(RESTRICTED),
         "volumeMounts": [{"name": name, "mountPath": path} for name, path, _ in mounts],
     }
     spec = {
@@ -199,8 +193,5 @@ def _template(settings: Settings, job: Job, part: str, pod: Pod, env: Mapping[st
 def _variables(pod: Pod, env: Mapping[str, str]) -> Iterator[Object]:
     for name, value in {**(pod.env or {}), **env}.items():
         yield {"name": name, "value": value}
-    for kind, given in (("secretKeyRef", pod.secrets), ("configMapKeyRef", pod.config_maps)):
-        for source, chosen in (given or {}).items():
-            for key, variable in chosen.env.items():
-                reference = {"name": source, "key": key, **({"optional": True} if chosen.optional else {})}
-                yield {"name": variable, "valueFrom": {kind: reference}}
+    yield from references("secretKeyRef", pod.secrets)
+    yield from references("configMapKeyRef", pod.config_maps)

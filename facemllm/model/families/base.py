@@ -55,6 +55,8 @@ class Family:
     """Kinds of layers in which the tokens of a picture see one another in both directions."""
     softcaps: ClassVar[bool] = False
     """Whether logits are capped by the text configuration's `final_logit_softcapping`."""
+    any_size: ClassVar[bool] = False
+    """Whether the tower may be shown smaller pictures than the processor makes."""
     feature_parts: ClassVar[tuple[str, ...]] = ("tower", "projector")
     """The parts that `features` depends on: it may be kept where all of these are frozen."""
 
@@ -93,6 +95,17 @@ class Family:
     def placeholder(self) -> str:
         """What the chat template writes for a picture, and the processor replaces."""
         return str(self.processor.image_token)
+
+    @property
+    def prepared_by(self) -> list[str]:
+        """What decides the pixels that `pixels` makes of a picture."""
+        return ["square", str(self.side)]
+
+    @property
+    def processed_by(self) -> list[Any]:
+        """What else than pixels, rescaling and normalisation decides what `inputs` makes of them."""
+        settings = self.processor.image_processor.to_dict()
+        return [self.image_count, sorted((name, str(value)) for name, value in settings.items())]
 
     @cached_property
     def frame(self) -> Frame:

@@ -28,7 +28,18 @@ class Llava(Family):
         "segmentation": ("model.segmentation",),
         "knowledge": ("model.knowledge",),
     }
+    any_size = True
     feature_parts = ("tower",)
+
+    @property
+    def prepared_by(self) -> list[str]:
+        """The settings by which the processor resizes and cuts."""
+        return cut_by(self.processor.image_processor)
+
+    @property
+    def processed_by(self) -> list[Any]:
+        """Nothing else."""
+        return []
 
     @property
     def fixed_side(self) -> int | None:
@@ -71,3 +82,10 @@ class Llava(Family):
                 f"cannot use {name}: its processor writes {written} image tokens and its vision tower makes {made}; "
                 "see patch_size, num_additional_image_tokens, vision_feature_select_strategy in processor_config.json"
             )
+
+
+def cut_by(image_processor: Any) -> list[str]:
+    """The settings of an image processor that decide its pixels, before they are rescaled and normalised. The rest of
+    its fields differ between a fresh and a loaded one."""
+    fields = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_convert_rgb")
+    return [type(image_processor).__name__, *(str(getattr(image_processor, field, None)) for field in fields)]

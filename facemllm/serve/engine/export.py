@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from facemllm.core import digests
-from facemllm.core.files import atomic_write, partial_folder, publish, read_json, writing
+from facemllm.core.files import atomic_write, building, read_json, writing
 from facemllm.errors import UserError
 from facemllm.signing import manifest
 from facemllm.signing.canonical import Refused
@@ -51,16 +51,12 @@ def export_for_vllm(model_dir: Path, out: Path, digest: str = "") -> dict[str, A
     ("digest") for one of another digest than `digest`, if that is given.
     """
     require_plain(model_dir)
-    partial = partial_folder(out)
-    try:
+    with building(out) as partial:
         with writing(out):
             read, renamed = _copied(model_dir, partial, tower_of(model_dir) in TOWERS)
         if digest and read != digest:
             raise Refused("digest", f"{model_dir} has digest {read[:12]}, not {digest[:12]}; nothing was exported")
         record = {"model": read, "exported": manifest.of(partial).digest, "renamed": renamed}
-        publish(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     atomic_write(record_of(out), (json.dumps(record, indent=2) + "\n").encode())
     return record
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from facemllm.core.containers import RESTRICTED, USER, references, resources
 from facemllm.core.digests import of_json
 from facemllm.core.servers import serving_flags
 from facemllm.errors import UserError
@@ -25,18 +26,15 @@ Object = dict[str, Any]
 DIGEST, VERSION, PREDICTOR, FORMER = (f"facemllm.io/{name}" for name in ("digest", "version", "predictor", "former"))
 """Annotations: the model, its version, the digest of its `spec.predictor`, and the whole of the one before it."""
 PRODUCTION, STAGING = "production", "staging"
-_USER = 10001
 _DRAIN_S = 5.0  # a pod that is to end goes on answering until the gateway has noticed
 _PORT = 8080
 _GIT = "/git"
 _MODEL, _EVALUATED, _VLLM = "/verified/model", "/verified/evaluated.json", "/verified/vllm"
 _SECURITY: Object = {
     "runAsNonRoot": True,
-    "runAsUser": _USER,
-    "runAsGroup": _USER,
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "capabilities": {"drop": ["ALL"]},
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    **RESTRICTED,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 
@@ -185,7 +183,7 @@ def _first(settings: Settings, model: Model, exports: bool) -> Object:
     given |= _approved_by(settings, "verify") | ({"export-vllm": _VLLM} if exports else {})
     container = _container(settings, "verify", settings.cluster.serving.pod, given)
     mounts = [*_mounts(settings), {"name": "verified", "mountPath": "/verified"}]
-    fetches = _secret_variables(settings.cluster.serving.pod)
+    fetches = references("secretKeyRef", settings.cluster.serving.pod.secrets)
     return container | {"volumeMounts": mounts, "env": [*container["env"], *fetches]}
 
 
@@ -204,7 +202,7 @@ def _server(settings: Settings, model: Model, production: bool, pod: Pod) -> Obj
         mounts.append({"name": "verified", "mountPath": "/verified", "readOnly": True})
     if pod.shared_memory:
         mounts.append({"name": "dshm", "mountPath": "/dev/shm"})
-    fetches = [] if production else _secret_variables(pod)
+    fetches = [] if production else [*references("secretKeyRef", pod.secrets)]
     probe = {"httpGet": {"path": "/v2/health/ready", "port": _PORT}, "periodSeconds": 5, "timeoutSeconds": 3}
     alive = {"httpGet": {"path": "/v2/health/live", "port": _PORT}, "periodSeconds": 20, "timeoutSeconds": 5}
     alive["initialDelaySeconds"] = seconds_of(settings.cluster.serving.ready_timeout)  # it answers once it is loaded
@@ -225,7 +223,7 @@ def _container(settings: Settings, name: str, pod: Pod, given: Mapping[str, obje
         "command": ["python", "-m", "facemllm.serve.server"],
         "args": _flags(given),
         "env": [{"name": key, "value": value} for key, value in offline.items()],
-        "resources": _resources(pod, gpus),
+        "resources": resources(pod, gpus),
         "securityContext": _SECURITY,
     }
 
@@ -254,28 +252,10 @@ def _vllm(image: str, pod: Pod, model: Model, settings: Settings) -> Object:
         "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
         "args": ["--enable-scale-out", *_flags(given)],
         "env": [{"name": key, "value": value} for key, value in variables.items()],
-        "resources": _resources(pod, True),
+        "resources": resources(pod),
         "securityContext": _SECURITY,
         "volumeMounts": mounts,
     }
-
-
-def _resources(pod: Pod, gpus: bool) -> Object:
-    asked: dict[str, str] = {"cpu": str(pod.cpu), "memory": str(pod.memory)}
-    if gpus and pod.gpus:
-        asked[str(pod.accelerator)] = str(pod.gpus)
-    return {"requests": asked, "limits": dict(asked)}
-
-
-def _secret_variables(pod: Pod) -> list[Object]:
-    return [
-        {
-            "name": variable,
-            "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": given.optional}},
-        }
-        for secret, given in (pod.secrets or {}).items()
-        for key, variable in given.env.items()
-    ]
 
 
 def _mounts(settings: Settings) -> list[Object]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -18,7 +18,7 @@ import httpx
 from facemllm.core import servers
 from facemllm.errors import UserError, one_line
 from facemllm.serve.canary import Side
-from facemllm.serve.local.meters import bucket
+from facemllm.serve.local.meters import Meter
 from facemllm.settings import Settings
 
 _ANSWER_S = 120.0
@@ -35,15 +35,6 @@ class Revision:
     url: str
 
 
-@dataclass
-class _Own:
-    """What the release's own questions met: how many were answered or failed, and the times of the answered ones."""
-
-    requests: int = 0
-    errors: int = 0
-    times: Counter[float] = field(default_factory=Counter)
-
-
 class RevisionSplit:
     """`share(percent)` of `apply` gives the canary its part; at 100 the former revision has no address any more, and
     stands as it did before."""
@@ -54,7 +45,7 @@ class RevisionSplit:
         self._known, self._apply, self._both = settings.cluster.serving, apply, (stable, canary)
         self._path = f"/v1/models/{settings.promote.model_name}:predict"
         self._client = httpx.Client(headers=servers.authorization(), timeout=_ANSWER_S, trust_env=False)
-        self._own = (_Own(), _Own())
+        self._own = (Meter(), Meter())
         self._first: list[Counter[str] | None] = [None, None]
         self._newest: list[Counter[str] | None] = [None, None]
         self._asked, self._percent, self._stood = 0.0, 0.0, Side()
@@ -64,7 +55,7 @@ class RevisionSplit:
         if self._percent or self._own[0].requests:
             self._stood = self.sides(latency=False)[0]
         self._apply(percent)
-        self._percent, self._own = percent, (_Own(), _Own())
+        self._percent, self._own = percent, (Meter(), Meter())
         self._first = [self._counted(one) for one in self._both]
         self._newest, self._asked = list(self._first), time.monotonic()
 
@@ -86,14 +77,9 @@ class RevisionSplit:
         try:
             reply = self._client.post(f"{self._both[canary].url}{self._path}", json=body)
         except httpx.HTTPError:
-            own.requests, own.errors = own.requests + 1, own.errors + 1
+            own.failed(refused=False)
             raise
-        if reply.status_code != 429:
-            own.requests += 1
-            if reply.status_code >= 500:
-                own.errors += 1
-            else:
-                own.times[bucket(time.perf_counter() - started)] += 1
+        own.answered(reply.status_code, time.perf_counter() - started)
         return reply
 
     def close(self) -> None:
@@ -136,10 +122,10 @@ def of_text(text: str) -> Counter[str]:
     return found
 
 
-def _side(own: _Own, before: Mapping[str, int] | None, now: Mapping[str, int] | None, latency: bool) -> Side:
+def _side(own: Meter, before: Mapping[str, int] | None, now: Mapping[str, int] | None, latency: bool) -> Side:
     requests, errors = own.requests, own.errors
     if before is not None and now is not None:
         since = {status: max(0, count - before.get(status, 0)) for status, count in now.items() if status not in _BUSY}
         failed = sum(n for status, n in since.items() if status in _FAILED or (status.isdigit() and int(status) >= 500))
         requests, errors = max(requests, sum(since.values())), max(errors, failed)
-    return Side(requests, errors, dict(own.times) if latency else {})
+    return Side(requests, errors, dict(own.latency) if latency else {})

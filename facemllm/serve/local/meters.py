@@ -1,4 +1,4 @@
-"""What production's proxy counts of each server behind it."""
+"""What is counted of each server: by production's proxy of those behind it, by a release of those that it asks."""
 
 from __future__ import annotations
 
