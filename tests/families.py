@@ -183,7 +183,7 @@ def _idefics(smol: bool) -> tuple[Any, Any]:
     return getattr(hf, f"{prefix}ForConditionalGeneration")(config), processor
 
 
-def _internvl() -> tuple[Any, Any]:
+def _internvl(width: int = HIDDEN, tower: int = TOWER["hidden_size"]) -> tuple[Any, Any]:
     roles = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     roles["video_token"] = "<video>"
     special = ["<|im_start|>", "<|im_end|>", *roles.values()]
@@ -192,8 +192,8 @@ def _internvl() -> tuple[Any, Any]:
     videos = _videos("InternVLVideoProcessor")
     parts = {"image_processor": images, "tokenizer": words, "video_processor": videos, "image_seq_length": 4}
     processor = without_videos(hf.InternVLProcessor)(**parts, chat_template=words.chat_template)
-    vision = hf.InternVLVisionConfig(image_size=[32, 32], patch_size=[8, 8], **TOWER)
-    text = hf.Qwen2Config(vocab_size=len(words) + 5, **LANGUAGE)
+    vision = hf.InternVLVisionConfig(image_size=[32, 32], patch_size=[8, 8], **TOWER | {"hidden_size": tower})
+    text = hf.Qwen2Config(vocab_size=len(words) + 5, **LANGUAGE | {"hidden_size": width})
     context = words.convert_tokens_to_ids("<IMG_CONTEXT>")
     config = hf.InternVLConfig(vision_config=vision, text_config=text, image_token_id=context, image_seq_length=4)
     return hf.InternVLForConditionalGeneration(config), processor
@@ -298,8 +298,8 @@ def missing(family: str) -> str | None:
 
 
 def build(family: str, seed: int = 0, **sizes: int) -> tuple[Any, Any]:
-    """(model, processor), not written; Qwen-VL may have another `width`. Weights are larger than transformers draws
-    them, so that pictures matter."""
+    """(model, processor), not written; Qwen-VL and InternVL may have another `width`. Weights are larger than
+    transformers draws them, so that pictures matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, processor = _BUILDERS[family](**sizes)

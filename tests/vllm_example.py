@@ -1,4 +1,4 @@
-"""Models small enough to be served by vLLM in a test: a LLaVA of a CLIP tower and a Llama, the tiny preset, Qwen-VL."""
+"""Models small enough to be served by vLLM in a test: a LLaVA of a CLIP tower and a Llama, the tiny preset, others."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ OPEN = (
     (("user", "Is there a beard?"), ("assistant", "yes"), ("user", "What is the hair style of this zebra?")),
 )
 
-_LAST = {"qwen2_5_vl": "mlp.2", "qwen3_vl": "linear_fc2"}  # the projector's last layer
+_LAST = {"qwen2_5_vl": "model.visual.merger.mlp.2", "qwen3_vl": "model.visual.merger.linear_fc2"}
+_LAST["internvl"] = "model.multi_modal_projector.linear_2"  # the projector's last layer
 
 
 def tiny(folder: Path) -> Path:
@@ -92,14 +93,15 @@ def clip(folder: Path, kind: str = "clip") -> Path:
     return folder
 
 
-def qwen(folder: Path, family: str) -> Path:
-    """A Qwen-VL, with heads as wide as vLLM's CPU kernels take them (32), that writes readable words about what it
-    sees, and repeats itself unwillingly, as published ones do."""
-    base = small(family, folder.with_name(f"{folder.name}-base"), width=64)
+def of_family(folder: Path, family: str) -> Path:
+    """A model of another family, with heads as wide as vLLM's CPU kernels take them (32), that writes readable words
+    about what it sees, and repeats itself unwillingly, as published Qwen-VL do."""
+    sizes = {"width": 64, "tower": 64} if family == "internvl" else {"width": 64}
+    base = small(family, folder.with_name(f"{folder.name}-base"), **sizes)
     model, processor = load_model(base, image_size=SIDES[family])
     words = processor.tokenizer
     with torch.no_grad():
-        model.model.visual.merger.get_submodule(_LAST[family]).weight.mul_(4)
+        model.get_submodule(_LAST[family]).weight.mul_(4)
         model.lm_head.weight[[one for one in range(len(words)) if "\ufffd" in words.decode([one])]] = 0
     model.generation_config.repetition_penalty = 1.05
     save_model(model, processor, folder)

@@ -30,6 +30,7 @@ class VllmServer(ThreadingHTTPServer):
     """What it serves, what it was asked, and what it is to do wrong.
 
     `faults` are answers (status, headers, body) to the next requests for tokens; while `held` is clear, these wait.
+    `reach` is how many tokens before and behind a picture's own are counted to it, as vLLM does of some families.
     """
 
     daemon_threads = True
@@ -42,7 +43,7 @@ class VllmServer(ThreadingHTTPServer):
         self.model.eval()
         self.digest = digest
         self.max_model_len = 512
-        self.scale_out, self.shift = True, 0
+        self.scale_out, self.reach = True, (0, 0)
         self.rendered: list[dict[str, Any]] = []
         self.asked: list[dict[str, Any]] = []
         self.faults: list[tuple[int, dict[str, str], bytes]] = []
@@ -75,10 +76,11 @@ class VllmServer(ThreadingHTTPServer):
         made = self.processor(images=picture, text=text, add_special_tokens=False, return_tensors="pt")
         ids = made["input_ids"][0].tolist()
         places = [place for place, token in enumerate(ids) if token == self.model.config.image_token_id]
+        before, behind = self.reach
         values = {name: made[name].contiguous() for name in made if name.startswith(("pixel_", "image_"))}
         features = {
             "mm_hashes": {"image": [hashlib.sha256(png).hexdigest()]},
-            "mm_placeholders": {"image": [{"offset": places[0] + self.shift, "length": len(places)}]},
+            "mm_placeholders": {"image": [{"offset": places[0] - before, "length": before + len(places) + behind}]},
             "kwargs_data": {"image": [base64.b64encode(safetensors.torch.save(values)).decode()]},
             "mm_metadata": None,
         }

@@ -10,6 +10,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from facemllm.serve.engine.protocol import Prepared
 from facemllm.serve.engine.vllm import VllmEngine
 from facemllm.signing import manifest
 from tests.integration.conftest import free_port, stop_tree
-from tests.vllm_example import CLOSED, OPEN, clip, face, qwen, tiny
+from tests.vllm_example import CLOSED, OPEN, clip, face, of_family, tiny
 
 PYTHON = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 START_SECONDS = 400.0
@@ -71,21 +72,20 @@ def tiny_by_plugin(folder: Path) -> tuple[Path, tuple[str, ...]]:
     return tiny(folder), ("--model-impl=transformers",)
 
 
-def qwen2_5(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    export_for_vllm(qwen(folder, "qwen2_5_vl"), folder.with_name("exported"))
+def family_exported(family: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    export_for_vllm(of_family(folder, family), folder.with_name("exported"))
     return folder.with_name("exported"), ()
 
 
-def qwen3(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    export_for_vllm(qwen(folder, "qwen3_vl"), folder.with_name("exported"))
-    return folder.with_name("exported"), ()
+MODELS = {made.__name__: made for made in (clip_exported, siglip_exported, tiny_by_plugin)}
+MODELS |= {family: partial(family_exported, family) for family in ("qwen2_5_vl", "qwen3_vl", "internvl")}
 
 
-@pytest.fixture(scope="module", params=[clip_exported, siglip_exported, tiny_by_plugin, qwen2_5, qwen3])
+@pytest.fixture(scope="module", params=MODELS)
 def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("vllm") / "model"
-    served, flags = request.param(folder)
+    served, flags = MODELS[request.param](folder)
     digest = manifest.of(folder).digest
     with vllm(served, digest, *flags) as url:
         engine = VllmEngine(Reader.open(folder), url, digest, max_new_tokens=LONGEST)

@@ -32,7 +32,7 @@ from facemllm.serve.observer import Observer
 from facemllm.serve.service import Served
 from facemllm.signing import manifest
 from tests.conftest import encode
-from tests.vllm_example import CLOSED, OPEN, clip, face, qwen, tiny
+from tests.vllm_example import CLOSED, OPEN, clip, face, of_family, tiny
 from tests.vllm_server import VllmServer, serving
 
 LONGEST = 6
@@ -45,7 +45,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("vllm")
     made = {"tiny": tiny(root / "tiny"), "clip": clip(root / "clip"), "siglip": clip(root / "siglip", "siglip")}
-    return {**made, "qwen2_5_vl": qwen(root / "qwen", "qwen2_5_vl")}
+    return {**made, "qwen2_5_vl": of_family(root / "qwen", "qwen2_5_vl")}
 
 
 @pytest.fixture(scope="module", params=["tiny", "clip", "qwen2_5_vl"])
@@ -122,10 +122,11 @@ def test_strangers_text_never_reaches_vllm(engine: VllmEngine, server: VllmServe
         assert "structured_outputs" not in json.dumps(body)
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl"])
 def test_prompts_are_the_processors_token_by_token(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
-    folder = folders.get(name) or qwen(tmp_path / name, name)
+    folder = folders.get(name) or of_family(tmp_path / name, name)
     with serving(folder, DIGEST) as server:
+        server.reach = (1, 1)
         reader = Reader.open(folder)
         engine, one = VllmEngine(reader, server.url, DIGEST, max_new_tokens=LONGEST), prepared(reader, 0)
         asyncio.run(engine.answer(one, CLOSED, OPEN))
@@ -336,7 +337,7 @@ def test_another_server_is_refused_at_the_start(server: VllmServer, folders: dic
         VllmEngine(reader, server.url, "e" * 64).make_ready()
     with pytest.raises(UserError, match="makes other tokens"):
         VllmEngine(Reader.open(folders["clip"]), server.url, DIGEST).make_ready()
-    server.shift = 1
+    server.reach = (-1, 1)
     with pytest.raises(UserError, match="cannot be used"):
         VllmEngine(reader, server.url, DIGEST).make_ready()
     server.scale_out = False

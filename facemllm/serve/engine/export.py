@@ -22,7 +22,7 @@ from facemllm.errors import UserError
 from facemllm.signing import manifest
 from facemllm.signing.canonical import Refused
 
-SERVED = ("llava", "qwen2_5_vl", "qwen3_vl")
+SERVED = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
 """Model types whose answers by vLLM were seen to be those of our own engine."""
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Towers that vLLM's LLaVA has itself (and a CLIP or SigLIP pair's half of vision)."""
