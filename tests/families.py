@@ -8,6 +8,8 @@ and that is not installed.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +124,18 @@ def _llava_onevision() -> tuple[Any, Any]:
 _QWEN_TOKENS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 
 
-def _qwen(generation: str) -> tuple[Any, Any]:
+def _qwen(generation: str, width: int = HIDDEN) -> tuple[Any, Any]:
     template = _QWEN.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
     words = tokenizer(_QWEN_TOKENS, eos="<|im_end|>", template=template)
     patch = 14 if generation == "2_5" else 16
     images = hf.Qwen2VLImageProcessorPil(patch_size=patch, size={"shortest_edge": 56 * 56, "longest_edge": 10**6})
     ids = _ids(words, image_token_id="<|image_pad|>", video_token_id="<|video_pad|>")
     ids |= _ids(words, vision_start_token_id="<|vision_start|>", vision_end_token_id="<|vision_end|>")
-    text: dict[str, Any] = LANGUAGE | {"vocab_size": len(words) + 5}
+    head = width // LANGUAGE["num_attention_heads"]
+    text: dict[str, Any] = LANGUAGE | {"vocab_size": len(words) + 5, "hidden_size": width}
     vision: dict[str, Any] = {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2}
-    vision |= {"patch_size": patch, "out_hidden_size": HIDDEN}
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    vision |= {"patch_size": patch, "out_hidden_size": width}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [head // 8, head * 3 // 16, head * 3 // 16]}
     if generation == "2_5":
         config: Any = hf.Qwen2_5_VLConfig(
             text_config=text | {"rope_parameters": rope},
@@ -144,7 +147,7 @@ def _qwen(generation: str) -> tuple[Any, Any]:
     vision["num_position_embeddings"] = 64
     rope["mrope_interleaved"] = True
     if generation == "3":
-        text |= {"head_dim": 16, "rope_parameters": rope}
+        text |= {"head_dim": head, "rope_parameters": rope}
         config = hf.Qwen3VLConfig(text_config=text, vision_config=vision | {"deepstack_visual_indexes": [0, 1]}, **ids)
         model = hf.Qwen3VLForConditionalGeneration(config)
     else:
@@ -180,7 +183,7 @@ def _idefics(smol: bool) -> tuple[Any, Any]:
     return getattr(hf, f"{prefix}ForConditionalGeneration")(config), processor
 
 
-def _internvl() -> tuple[Any, Any]:
+def _internvl(width: int = HIDDEN, tower: int = TOWER["hidden_size"]) -> tuple[Any, Any]:
     roles = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     roles["video_token"] = "<video>"
     special = ["<|im_start|>", "<|im_end|>", *roles.values()]
@@ -189,8 +192,8 @@ def _internvl() -> tuple[Any, Any]:
     videos = _videos("InternVLVideoProcessor")
     parts = {"image_processor": images, "tokenizer": words, "video_processor": videos, "image_seq_length": 4}
     processor = without_videos(hf.InternVLProcessor)(**parts, chat_template=words.chat_template)
-    vision = hf.InternVLVisionConfig(image_size=[32, 32], patch_size=[8, 8], **TOWER)
-    text = hf.Qwen2Config(vocab_size=len(words) + 5, **LANGUAGE)
+    vision = hf.InternVLVisionConfig(image_size=[32, 32], patch_size=[8, 8], **TOWER | {"hidden_size": tower})
+    text = hf.Qwen2Config(vocab_size=len(words) + 5, **LANGUAGE | {"hidden_size": width})
     context = words.convert_tokens_to_ids("<IMG_CONTEXT>")
     config = hf.InternVLConfig(vision_config=vision, text_config=text, image_token_id=context, image_seq_length=4)
     return hf.InternVLForConditionalGeneration(config), processor
@@ -267,13 +270,13 @@ def _paligemma() -> tuple[Any, Any]:
     return hf.PaliGemmaForConditionalGeneration(config), processor
 
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[..., tuple[Any, Any]]] = {
     "llava": lambda: _llava(next_=False),
     "llava_next": lambda: _llava(next_=True),
     "llava_onevision": _llava_onevision,
-    "qwen2_5_vl": lambda: _qwen("2_5"),
-    "qwen3_vl": lambda: _qwen("3"),
-    "qwen3_5": lambda: _qwen("3_5"),
+    "qwen2_5_vl": partial(_qwen, "2_5"),
+    "qwen3_vl": partial(_qwen, "3"),
+    "qwen3_5": partial(_qwen, "3_5"),
     "idefics3": lambda: _idefics(smol=False),
     "smolvlm": lambda: _idefics(smol=True),
     "internvl": _internvl,
@@ -294,11 +297,12 @@ def missing(family: str) -> str | None:
     return needed if needed and importlib.util.find_spec(needed) is None else None
 
 
-def build(family: str, seed: int = 0) -> tuple[Any, Any]:
-    """(model, processor), not written. Weights are larger than transformers draws them, so that pictures matter."""
+def build(family: str, seed: int = 0, **sizes: int) -> tuple[Any, Any]:
+    """(model, processor), not written; Qwen-VL and InternVL may have another `width`. Weights are larger than
+    transformers draws them, so that pictures matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, processor = _BUILDERS[family]()
+        model, processor = _BUILDERS[family](**sizes)
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if not weight.any():  # projections that training starts from nothing
@@ -310,9 +314,9 @@ def build(family: str, seed: int = 0) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def small(family: str, folder: Path, seed: int = 0) -> Path:
+def small(family: str, folder: Path, seed: int = 0, **sizes: int) -> Path:
     """Write a small model of the family to a folder, which is returned."""
-    model, processor = build(family, seed)
+    model, processor = build(family, seed, **sizes)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

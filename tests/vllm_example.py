@@ -1,4 +1,4 @@
-"""Models small enough to be served by vLLM in a test: a LLaVA of a CLIP tower and a Llama, and the tiny preset."""
+"""Models small enough to be served by vLLM in a test: a LLaVA of a CLIP tower and a Llama, the tiny preset, others."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from facemllm import settings
 from facemllm.model.forward import tower_features
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.parts import assemble
-from facemllm.model.pretrained import save_model
+from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.tiny import build_tiny
+from tests.families import SIDES, small
 from tests.training_example import spread
 
 TEXTS = ["Is there a beard?", "What is the hair style?", "Describe this face.", "A woman with a hat, about 35 years."]
@@ -28,6 +29,9 @@ OPEN = (
     (("user", "Describe this face."),),
     (("user", "Is there a beard?"), ("assistant", "yes"), ("user", "What is the hair style of this zebra?")),
 )
+
+_LAST = {"qwen2_5_vl": "model.visual.merger.mlp.2", "qwen3_vl": "model.visual.merger.linear_fc2"}
+_LAST["internvl"] = "model.multi_modal_projector.linear_2"  # the projector's last layer
 
 
 def tiny(folder: Path) -> Path:
@@ -85,6 +89,21 @@ def clip(folder: Path, kind: str = "clip") -> Path:
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
                 parameter.mul_(3 if "vision" not in name else 2)
+    save_model(model, processor, folder)
+    return folder
+
+
+def of_family(folder: Path, family: str) -> Path:
+    """A model of another family, with heads as wide as vLLM's CPU kernels take them (32), that writes readable words
+    about what it sees, and repeats itself unwillingly, as published Qwen-VL do."""
+    sizes = {"width": 64, "tower": 64} if family == "internvl" else {"width": 64}
+    base = small(family, folder.with_name(f"{folder.name}-base"), **sizes)
+    model, processor = load_model(base, image_size=SIDES[family])
+    words = processor.tokenizer
+    with torch.no_grad():
+        model.get_submodule(_LAST[family]).weight.mul_(4)
+        model.lm_head.weight[[one for one in range(len(words)) if "\ufffd" in words.decode([one])]] = 0
+    model.generation_config.repetition_penalty = 1.05
     save_model(model, processor, folder)
     return folder
 

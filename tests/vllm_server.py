@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -30,6 +30,7 @@ class VllmServer(ThreadingHTTPServer):
     """What it serves, what it was asked, and what it is to do wrong.
 
     `faults` are answers (status, headers, body) to the next requests for tokens; while `held` is clear, these wait.
+    `reach` is how many tokens before and behind a picture's own are counted to it, as vLLM does of some families.
     """
 
     daemon_threads = True
@@ -42,7 +43,7 @@ class VllmServer(ThreadingHTTPServer):
         self.model.eval()
         self.digest = digest
         self.max_model_len = 512
-        self.scale_out = True
+        self.scale_out, self.reach = True, (0, 0)
         self.rendered: list[dict[str, Any]] = []
         self.asked: list[dict[str, Any]] = []
         self.faults: list[tuple[int, dict[str, str], bytes]] = []
@@ -58,11 +59,10 @@ class VllmServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the tests."""
 
-    def values(self, features: dict[str, Any]) -> torch.Tensor:
+    def values(self, features: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """What the model takes of a picture."""
         (data,) = features["kwargs_data"]["image"]
-        size = self.processor.image_processor.crop_size or self.processor.image_processor.size
-        flat = np.frombuffer(base64.b64decode(data), np.float32)
-        return torch.from_numpy(flat.reshape(1, 3, size["height"], size["width"]).copy())
+        return safetensors.torch.load(base64.b64decode(data))
 
     def render(self, body: dict[str, Any]) -> dict[str, Any]:
         (image,) = [part for turn in body["messages"] for part in turn["content"] if part["type"] == "image_url"]
@@ -76,20 +76,28 @@ class VllmServer(ThreadingHTTPServer):
         made = self.processor(images=picture, text=text, add_special_tokens=False, return_tensors="pt")
         ids = made["input_ids"][0].tolist()
         places = [place for place, token in enumerate(ids) if token == self.model.config.image_token_id]
-        values = made["pixel_values"].contiguous().numpy().astype(np.float32)
+        before, behind = self.reach
+        values = {name: made[name].contiguous() for name in made if name.startswith(("pixel_", "image_"))}
         features = {
             "mm_hashes": {"image": [hashlib.sha256(png).hexdigest()]},
-            "mm_placeholders": {"image": [{"offset": places[0], "length": len(places)}]},
-            "kwargs_data": {"image": [base64.b64encode(values.tobytes()).decode()]},
+            "mm_placeholders": {"image": [{"offset": places[0] - before, "length": before + len(places) + behind}]},
+            "kwargs_data": {"image": [base64.b64encode(safetensors.torch.save(values)).decode()]},
             "mm_metadata": None,
         }
         return {"token_ids": ids, "features": features, "model": body["model"]}
+
+    def beside(self, ids: torch.Tensor, body: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The picture, and which tokens are its, where the model wants to know."""
+        values = self.values(body["features"])
+        if "image_grid_thw" in values:
+            values["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+        return values
 
     @torch.inference_mode()
     def likelihoods(self, body: dict[str, Any]) -> list[Any]:
         """`prompt_logprobs`: of each token but the first its log-probability and rank."""
         ids = torch.tensor([body["token_ids"]])
-        logits = self.model(input_ids=ids, pixel_values=self.values(body["features"])).logits[0, :-1]
+        logits = self.model(input_ids=ids, **self.beside(ids, body)).logits[0, :-1]
         found: list[Any] = [None]
         for row, token in zip(logits.float().log_softmax(-1), body["token_ids"][1:], strict=True):
             rank = int((row > row[token]).sum()) + 1
@@ -103,9 +111,10 @@ class VllmServer(ThreadingHTTPServer):
         found = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=self.values(body["features"]),
+            **self.beside(ids, body),
             max_new_tokens=sampling["max_tokens"],
             eos_token_id=sampling.get("stop_token_ids"),
+            repetition_penalty=sampling.get("repetition_penalty", 1.0),
             pad_token_id=0,
             do_sample=False,
         )

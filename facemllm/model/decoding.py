@@ -31,13 +31,16 @@ _STEERING += ("forced_bos_token_id", "forced_eos_token_id", "min_new_tokens", "e
 _STEERING += ("penalty_alpha", "dola_layers", "watermarking_config", "max_time", "token_healing")
 
 
+def steering(generation_config: Any) -> dict[str, Any]:
+    """The generation settings that ask for more than the likeliest token."""
+    chosen = {name: getattr(generation_config, name, None) for name in _STEERING}
+    return {name: value for name, value in chosen.items() if value not in (None, False, _NEUTRAL.get(name))}
+
+
 def is_plain(model: Any) -> bool:
     """Whether a model is of LLaVA's layout and its generation settings ask for nothing but the likeliest token, so that
     `Decoding` writes what `generate` does."""
-    if not issubclass(family_class(model.config), Llava):
-        return False
-    chosen = {name: getattr(model.generation_config, name, None) for name in _STEERING}
-    return all(value in (None, False, _NEUTRAL.get(name)) for name, value in chosen.items())
+    return issubclass(family_class(model.config), Llava) and not steering(model.generation_config)
 
 
 @dataclass(eq=False)

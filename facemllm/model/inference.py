@@ -3,10 +3,10 @@ stand on this, so they answer alike.
 
 All questions about a face share one image encoding and as few passes of the language model as fit: image tokens, then
 every question as a block, then every option as a branch of its block (see `forward`). A family that takes no such rows
-(`Family.unpackable`) is given a row for every option. A face's scores do not depend on what it is batched with. Where
-the model takes maps of face parts, one may stand beside each image (`maps[i]`, None for none); other models look at
-none. Shapes: B faces, N tokens of the prefix, L tokens of a row, K scored positions, P places that predict, V
-vocabulary, S image side, A characteristics, F what is kept of an image token, O options.
+is asked one question at a time (see `unpacked`). A face's scores do not depend on what it is batched with. Where the
+model takes maps of face parts, one may stand beside each image (`maps[i]`, None for none); other models look at none.
+Shapes: B faces, N tokens of the prefix, L tokens of a row, K scored positions, P places that predict, V vocabulary, S
+image side, A characteristics, F what is kept of an image token.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from facemllm.model.forward import PADDING, PREFIX, TRUNK, Layout, joined
 from facemllm.model.inputs import ImageLike, MapLike, face_map
 from facemllm.model.pretrained import load_model
 from facemllm.model.reader import Reader
+from facemllm.model.unpacked import Asked, Unpacked, token_likelihoods
 
 Maps = Sequence[MapLike | None] | None
 
@@ -87,6 +88,7 @@ class Predictor(Reader):
         self._prefix = Layout(ids, np.full(len(ids), PREFIX), trunk, places, none, none, none, none)
         self.image_places = np.flatnonzero(ids == self.frame.image_token_id)
         self._width = int(model.config.get_text_config().hidden_size)
+        self._unpacked = Unpacked(self.family, self.model)
 
     @classmethod
     def load(cls, model_dir: Path | str, device: str = "cpu", threads: int | None = None) -> Predictor:
@@ -166,7 +168,9 @@ class Predictor(Reader):
         """The queries of rows out of `passes`, each about the face at its place in `flat_BNF` (`VisualTokens`)."""
         seen = VisualTokens.of_flat(flat_BNF, self._width)
         if not self.family.packs:
-            return [self._score_plain(seen.rows([row]), layout) for row, layout in enumerate(layouts)]
+            asked = [self._asked(layout) for layout in layouts]
+            found = [self._unpacked.likelihoods(seen.rows([row]), own) for row, own in enumerate(asked)]
+            return [read_scores(*one, layout) for one, layout in zip(found, layouts, strict=True)]
         lengths = np.array([len(layout.ids) for layout in layouts])
         places_L = np.arange(lengths.max())
 
@@ -186,29 +190,12 @@ class Predictor(Reader):
         ).unflatten(0, (len(layouts), -1))
         return [self._read(states_LD, layout) for states_LD, layout in zip(states_BLD, layouts, strict=True)]
 
-    def _score_plain(self, seen: VisualTokens, layout: Layout) -> list[Scored]:
-        """The queries of a row about one face, an option a row."""
-        trunk_L, prefix = layout.branch == TRUNK, list(self._prefix.ids)
-        answers = np.split(layout.token, np.flatnonzero(np.diff(layout.option)) + 1)
-        option_counts = np.diff(layout.ends, prepend=0)
-        prompts = [layout.ids[trunk_L & (layout.block == block)].tolist() for block in range(len(option_counts))]
-        asked = [prefix + prompt for prompt, count in zip(prompts, option_counts, strict=True) for _ in range(count)]
-        likelihoods, expected = [], []
-        for part in self._parts(len(asked)):
-            rows = [[*one, *answer[:-1]] for one, answer in zip(asked[part], answers[part], strict=True)]
-            starts = [len(one) for one in asked[part]]
-            longest = max(map(len, rows))
-            ids_OL = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
-            mask_OL = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.device)
-            shown = seen.rows([0] * len(rows))
-            start_O = torch.tensor(starts, device=self.device)
-            states_OLD = self.family.plain(self.model, shown, ids_OL, mask_OL, start_O)
-            for states_LD, start, answer in zip(states_OLD, starts, answers[part], strict=True):
-                logits_KV = self.family.logits(self.model, states_LD[start - 1 : start - 1 + len(answer)])
-                found = self._likelihoods(logits_KV, np.arange(len(answer)), answer)
-                likelihoods.append(found[0])
-                expected.append(found[1])
-        return read_scores(np.concatenate(likelihoods), np.concatenate(expected), layout)
+    def _asked(self, layout: Layout) -> list[Asked]:
+        """The questions of a row, and their options, as tokens."""
+        trunk_L = layout.branch == TRUNK
+        options = [one.tolist() for one in np.split(layout.token, np.flatnonzero(np.diff(layout.option)) + 1)]
+        blocks = [layout.ids[trunk_L & (layout.block == block)].tolist() for block in range(len(layout.ends))]
+        return [(ids, options[a:b]) for ids, (a, b) in zip(blocks, pairwise([0, *layout.ends.tolist()]), strict=True)]
 
     def passes(self, asked: Sequence[Query]) -> list[Layout]:
         """The questions of a face, in order, as few passes of at most `PASS_TOKENS` tokens (one question: any)."""
@@ -236,17 +223,7 @@ class Predictor(Reader):
         # many options are predicted from the same token: its logits are computed once
         places, place_K = np.unique(layout.at, return_inverse=True)
         logits_PV = self.family.logits(self.model, states_LD[self._tensor(places)])
-        return read_scores(*self._likelihoods(logits_PV, place_K, layout.token), layout)
-
-    def _likelihoods(
-        self, logits_PV: Tensor, place_K: NDArray[np.int64], token_K: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Log-likelihood of each token where it is predicted, and whether it is the likeliest."""
-        index_K = self._tensor(place_K)
-        likelihood_K = logits_PV.log_softmax(-1)[index_K, self._tensor(token_K)].double().cpu().numpy()
-        if np.isnan(likelihood_K).any():
-            raise UserError("the model computes no numbers (NaN): its weights, or what its processor does, are damaged")
-        return likelihood_K, logits_PV.argmax(-1)[index_K].cpu().numpy() == token_K
+        return read_scores(*token_likelihoods(logits_PV, place_K, layout.token), layout)
 
     def _layout(self, query: Query) -> Layout:
         # what strangers ask is kept, too, so what is kept has to be small

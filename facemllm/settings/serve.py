@@ -136,7 +136,7 @@ class Queue(Section):
 
 
 class ServeEngine(Section):
-    """What computes the answers: `own`, or a vLLM server of this pod or machine (plain LLaVA models alone) at
+    """What computes the answers: `own`, or a vLLM server of this pod or machine (LLaVA, Qwen-VL, InternVL) at
     `vllm_url`, which computes in `vllm_dtype` (its --dtype; the parity gate allows accordingly), is given
     `vllm_requests` at once, and may take `vllm_wait_s` to start."""
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import pytest
 import torch
 
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.inputs import normalise
 from facemllm.model.reader import Reader
 from facemllm.serve.engine.export import export_for_vllm
 from facemllm.serve.engine.own import OwnEngine
@@ -27,12 +27,12 @@ from facemllm.serve.engine.protocol import Prepared
 from facemllm.serve.engine.vllm import VllmEngine
 from facemllm.signing import manifest
 from tests.integration.conftest import free_port, stop_tree
-from tests.vllm_example import CLOSED, OPEN, clip, face, tiny
+from tests.vllm_example import CLOSED, OPEN, clip, face, of_family, tiny
 
 PYTHON = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 START_SECONDS = 400.0
 FACES, LONGEST = 8, 8
-SPELLED = "Is there a </s> beard <image><image> in this <|assistant|> face?"
+SPELLED = "Is there a </s> beard <image><image> in this <|im_end|><|image_pad|> face?"
 FLAGS = ("--dtype=float32", "--max-model-len=512", "--enforce-eager", "--distributed-executor-backend=uni")
 FLAGS += ("--generation-config=vllm", '--limit-mm-per-prompt={"image": 1}', "--enable-scale-out")
 ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -72,11 +72,20 @@ def tiny_by_plugin(folder: Path) -> tuple[Path, tuple[str, ...]]:
     return tiny(folder), ("--model-impl=transformers",)
 
 
-@pytest.fixture(scope="module", params=[clip_exported, siglip_exported, tiny_by_plugin])
+def family_exported(family: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    export_for_vllm(of_family(folder, family), folder.with_name("exported"))
+    return folder.with_name("exported"), ()
+
+
+MODELS = {made.__name__: made for made in (clip_exported, siglip_exported, tiny_by_plugin)}
+MODELS |= {family: partial(family_exported, family) for family in ("qwen2_5_vl", "qwen3_vl", "internvl")}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("vllm") / "model"
-    served, flags = request.param(folder)
+    served, flags = MODELS[request.param](folder)
     digest = manifest.of(folder).digest
     with vllm(served, digest, *flags) as url:
         engine = VllmEngine(Reader.open(folder), url, digest, max_new_tokens=LONGEST)
@@ -116,8 +125,11 @@ def test_a_real_server_takes_prepared_pixels_as_they_are(engines: tuple[VllmEngi
     pixels = engine.reader.pixels(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8))
     features = json.loads(asyncio.run(engine._features(Prepared(pixels, None, ("noise",)), "")))
     raw = msgpack.unpackb(base64.b64decode(features["kwargs_data"]["image"][0]))
-    kind, shape, data = raw["pixel_values"]["data"]
-    assert kind == "float32"
-    theirs = np.frombuffer(data.data, np.float32).reshape(shape[-3:])
-    ours = normalise(torch.from_numpy(pixels[None]), engine.reader.processor.image_processor)[0]
-    np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-6)
+    kind, _, data = raw["pixel_values"]["data"]
+    ours = engine.reader.family.inputs(pixels[None])["pixel_values"].numpy()
+    theirs = np.frombuffer(data.data, kind).reshape(ours.shape)
+    if kind == "uint8":  # Qwen-VL's patches, which vLLM rescales and normalises where it computes
+        images = engine.reader.processor.image_processor
+        mean, std = np.array(images.image_mean)[:, None], np.array(images.image_std)[:, None]
+        theirs = ((theirs.reshape(len(ours), 3, -1) * images.rescale_factor - mean) / std).reshape(ours.shape)
+    np.testing.assert_allclose(theirs, ours, atol=1e-6)

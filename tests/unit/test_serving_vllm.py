@@ -32,22 +32,23 @@ from facemllm.serve.observer import Observer
 from facemllm.serve.service import Served
 from facemllm.signing import manifest
 from tests.conftest import encode
-from tests.vllm_example import CLOSED, OPEN, clip, face, tiny
+from tests.vllm_example import CLOSED, OPEN, clip, face, of_family, tiny
 from tests.vllm_server import VllmServer, serving
 
 LONGEST = 6
 DIGEST = "d" * 64
-SPELLED = "Is there a </s> beard <image><image> in this <|assistant|> face?"
+SPELLED = "Is there a </s> beard <image><image> in this <|im_end|><|image_pad|> face?"
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("vllm")
-    return {"tiny": tiny(root / "tiny"), "clip": clip(root / "clip"), "siglip": clip(root / "siglip", "siglip")}
+    made = {"tiny": tiny(root / "tiny"), "clip": clip(root / "clip"), "siglip": clip(root / "siglip", "siglip")}
+    return {**made, "qwen2_5_vl": of_family(root / "qwen", "qwen2_5_vl")}
 
 
-@pytest.fixture(scope="module", params=["tiny", "clip"])
+@pytest.fixture(scope="module", params=["tiny", "clip", "qwen2_5_vl"])
 def both(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Iterator[tuple[VllmServer, Path, Predictor]]:
     folder = folders[request.param]
     with serving(folder, DIGEST) as server:
@@ -121,13 +122,31 @@ def test_strangers_text_never_reaches_vllm(engine: VllmEngine, server: VllmServe
         assert "structured_outputs" not in json.dumps(body)
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_prompts_are_the_processors_token_by_token(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    folder = folders.get(name) or of_family(tmp_path / name, name)
+    with serving(folder, DIGEST) as server:
+        server.reach = (1, 1)
+        reader = Reader.open(folder)
+        engine, one = VllmEngine(reader, server.url, DIGEST, max_new_tokens=LONGEST), prepared(reader, 0)
+        asyncio.run(engine.answer(one, CLOSED, OPEN))
+    wanted = [reader.rendered(one.pixels, chat) for chat in OPEN]
+    for query in CLOSED:
+        chat = reader.rendered(one.pixels, [("user", query.question)])
+        wanted += [[*chat, *reader.frame.answer(option)] for option in query.options]
+    assert sorted(body["token_ids"] for body in server.asked) == sorted(wanted)
+    image = reader.frame.image_token_id
+    place = [{"offset": wanted[0].index(image), "length": wanted[0].count(image)}]
+    assert all(body["features"]["mm_placeholders"]["image"] == place for body in server.asked)
+
+
 def test_prepared_pixels_pass_unchanged(engine: VllmEngine, server: VllmServer) -> None:
     from facemllm.model.inputs import normalise
 
     one = prepared(engine.reader, 5)
     features = json.loads(asyncio.run(engine._features(one, "")))
     expected = normalise(torch.from_numpy(one.pixels[None]), engine.reader.processor.image_processor)
-    torch.testing.assert_close(server.values(features), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(server.values(features)["pixel_values"], expected, atol=1e-6, rtol=0)
 
 
 def test_a_face_is_rendered_once_while_it_is_remembered(engine: VllmEngine, server: VllmServer) -> None:
@@ -318,6 +337,9 @@ def test_another_server_is_refused_at_the_start(server: VllmServer, folders: dic
         VllmEngine(reader, server.url, "e" * 64).make_ready()
     with pytest.raises(UserError, match="makes other tokens"):
         VllmEngine(Reader.open(folders["clip"]), server.url, DIGEST).make_ready()
+    server.reach = (-1, 1)
+    with pytest.raises(UserError, match="cannot be used"):
+        VllmEngine(reader, server.url, DIGEST).make_ready()
     server.scale_out = False
     with pytest.raises(UserError, match="--enable-scale-out"):
         VllmEngine(reader, server.url, DIGEST).make_ready()
@@ -327,13 +349,13 @@ def test_models_of_the_own_engine_alone(folders: dict[str, Path], tmp_path: Path
     chosen = settings.load(overrides=["model.segmentation.mode=add"]).model
     model, processor = extend(*load_model(folders["tiny"]), chosen, None, [], 0)
     save_model(model, processor, tmp_path / "maps")
-    with pytest.raises(UserError, match=r"plain LLaVA models alone.*the own engine"):
+    with pytest.raises(UserError, match=r"types llava, qwen2_5_vl.*face_mllm \(branches or maps\): .*the own engine"):
         VllmEngine(Reader.open(tmp_path / "maps"), "http://127.0.0.1:1", DIGEST)
-    with pytest.raises(UserError, match=r"plain LLaVA models alone.*the own engine"):
+    with pytest.raises(UserError, match=r"types llava, qwen2_5_vl.*face_mllm \(branches or maps\): .*the own engine"):
         export_for_vllm(tmp_path / "maps", tmp_path / "out")
     steered = shutil.copytree(folders["tiny"], tmp_path / "steered")
     written = json.loads((steered / "generation_config.json").read_text())
-    (steered / "generation_config.json").write_text(json.dumps({**written, "repetition_penalty": 1.3}))
+    (steered / "generation_config.json").write_text(json.dumps({**written, "no_repeat_ngram_size": 2}))
     with pytest.raises(UserError, match=r"generation_config.json.*the own engine"):
         VllmEngine(Reader.open(steered), "http://127.0.0.1:1", DIGEST)
 

@@ -57,6 +57,8 @@ class Family:
     """Whether logits are capped by the text configuration's `final_logit_softcapping`."""
     any_size: ClassVar[bool] = False
     """Whether the tower may be shown smaller pictures than the processor makes."""
+    sees_question: ClassVar[bool] = False
+    """Whether a picture's tokens see the question behind them."""
     feature_parts: ClassVar[tuple[str, ...]] = ("tower", "projector")
     """The parts that `features` depends on: it may be kept where all of these are frozen."""
 
@@ -185,18 +187,40 @@ class Family:
         """Last hidden states (B, L, D) of one conversation a row, about the picture at the same place in `visual`.
         `mask_BL` is 1 where a token stands, 0 behind; `start_B` is where a row's first answer begins, for families that
         read what stands before it in both directions."""
+        return torch.as_tensor(self._pass(model, visual, ids_BL, mask_BL, start_B).last_hidden_state)
+
+    def begun(self, model: Any, visual: VisualTokens, ids_BL: Tensor) -> tuple[Tensor, Any]:
+        """Last hidden states (B, L, D) of rows without answers, all of one length, and the cache that stands for them:
+        the model's own."""
+        found = self._pass(model, visual, ids_BL, torch.ones_like(ids_BL), None, use_cache=True)
+        return torch.as_tensor(found.last_hidden_state), found.past_key_values
+
+    def continued(self, model: Any, ids_BL: Tensor, cache: Any) -> Tensor:
+        """Last hidden states (B, L, D) of tokens that follow what a cache stands for, which grows by them."""
+        found = model.base_model(input_ids=ids_BL, past_key_values=cache, use_cache=True)
+        return torch.as_tensor(found.last_hidden_state)
+
+    def _pass(
+        self,
+        model: Any,
+        visual: VisualTokens,
+        ids_BL: Tensor,
+        mask_BL: Tensor,
+        start_B: Tensor | None,
+        use_cache: bool = False,
+    ) -> Any:
+        """What the model's own forward pass gives."""
         tokens: Any = list(visual.tokens_BND) if self.listed else visual.tokens_BND
         image = BaseModelOutputWithPooling(pooler_output=tokens)
         if visual.deep:
             image["deepstack_features"] = [list(one) for one in visual.deep]
-        found = model.base_model(
+        return model.base_model(
             input_ids=ids_BL,
             attention_mask=mask_BL,
             mm_encoder_outputs={"image": image},
-            use_cache=False,
+            use_cache=use_cache,
             **self.beside(ids_BL, start_B),
         )
-        return torch.as_tensor(found.last_hidden_state)
 
     def beside(self, ids_BL: Tensor, start_B: Tensor | None = None) -> dict[str, Tensor]:
         """What the model's forward pass takes beside ids, mask and image: kinds of tokens, grids."""

@@ -75,6 +75,7 @@ class PaliGemma(Family):
     model_types = ("paligemma",)
     listed = False
     softcaps = True
+    sees_question = True
 
     @property
     def unpackable(self) -> str | None:

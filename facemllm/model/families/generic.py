@@ -23,6 +23,7 @@ class Generic(Family):
 
     feature_parts = ()
     softcaps = True
+    sees_question = True  # for all that is known
 
     @classmethod
     def parts(cls, model: Any) -> Mapping[str, tuple[str, ...]]:

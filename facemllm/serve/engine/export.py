@@ -1,8 +1,9 @@
-"""A model directory as vLLM's own LLaVA loads it: the same tensors, those of its tower under the names vLLM knows.
+"""A model directory as vLLM loads it: the same tensors, those of a LLaVA's tower under the names vLLM knows.
 
 transformers 5 writes `vision_tower.embeddings...`, vLLM wants `vision_tower.vision_model.embeddings...` (CLIP and
-SigLIP towers). In a safetensors file names stand in the header alone, so the bytes of tensors are copied,
-block by block: memory stays bounded whatever the model's size. Beside the copy lies a record of what it was made from.
+SigLIP towers); other models go unchanged. In a safetensors file names stand in the header alone, so the bytes of
+tensors are copied, block by block: memory stays bounded whatever the model's size. Beside the copy lies a record of
+what it was made from.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from facemllm.errors import UserError
 from facemllm.signing import manifest
 from facemllm.signing.canonical import Refused
 
+SERVED = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
+"""Model types whose answers by vLLM were seen to be those of our own engine."""
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Towers that vLLM's LLaVA has itself (and a CLIP or SigLIP pair's half of vision)."""
 _OLD, _NEW = "vision_tower.", "vision_tower.vision_model."
@@ -50,7 +53,7 @@ def export_for_vllm(model_dir: Path, out: Path, digest: str = "") -> dict[str, A
     Raises UserError for a model that vLLM does not serve, Refused ("files") for a folder that none may be and
     ("digest") for one of another digest than `digest`, if that is given.
     """
-    require_plain(model_dir)
+    require_served(_config(model_dir).get("model_type"), str(model_dir))
     with building(out) as partial:
         with writing(out):
             read, renamed = _copied(model_dir, partial, tower_of(model_dir) in TOWERS)
@@ -93,17 +96,12 @@ class _Hashed:
         return data
 
 
-def require_plain(model_dir: Path) -> None:
-    """Raise UserError unless the folder's config.json names plain LLaVA: no branches, no maps."""
-    require_llava(_config(model_dir).get("model_type"), str(model_dir))
-
-
-def require_llava(kind: Any, name: str) -> None:
+def require_served(kind: Any, name: str) -> None:
     """Raise UserError unless a model of this type can be served through vLLM by our server."""
-    if kind != "llava":
+    if kind not in SERVED:
         branches = " (branches or maps)" if kind == "face_mllm" else ""
         raise UserError(
-            f"vLLM serves plain LLaVA models alone, and {name} is of the type {kind}{branches}: "
+            f"vLLM serves models of the types {', '.join(SERVED)} here, and {name} is of the type {kind}{branches}: "
             "serve it with the own engine, serve.engine.name: own"
         )
 

@@ -1,4 +1,4 @@
-"""A vLLM server on loopback as the engine of plain LLaVA models: it computes, tokens and pictures are ours.
+"""A vLLM server on loopback as the engine of plain models (`export.SERVED`): it computes, tokens and pictures are ours.
 
 A picture is rendered once (`/v1/chat/completions/render`, the prepared pixels as PNG, which vLLM's processor takes as
 they are): what comes back stands for it, at the place of the image tokens. Everything is asked by exact token ids
@@ -27,11 +27,11 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from facemllm.errors import UserError
-from facemllm.model.decoding import is_plain
+from facemllm.errors import UserError, one_line
+from facemllm.model.decoding import steering
 from facemllm.model.inference import Query, Scored
 from facemllm.model.reader import Reader
-from facemllm.serve.engine.export import require_llava
+from facemllm.serve.engine.export import require_served
 from facemllm.serve.engine.pieces import Pieces, settled, streamed
 from facemllm.serve.engine.protocol import Chat, Found, Prepared
 from facemllm.serve.engine.room import Room
@@ -46,6 +46,7 @@ OPEN_COST = 4.0
 """What an open question costs, in closed ones."""
 QUERY_CHARS = 8192
 """Most characters of a closed question and its options."""
+_STEERED = {"repetition_penalty"}  # which vLLM counts as transformers does: over prompt and answer
 _PROBE: Chat = (("user", "Is this a face?"), ("assistant", "yes"), ("user", "Whose?"))
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.5
@@ -71,8 +72,9 @@ class VllmEngine:
         cache_mb: float = 64,
         at_once: int = 64,
     ) -> None:
-        require_llava(reader.config.model_type, "this one")
-        if not is_plain(reader):
+        require_served(reader.config.model_type, "this one")
+        self._steered = steering(reader.generation_config)
+        if self._steered.keys() - _STEERED:
             raise UserError(
                 "this model's generation_config.json asks for more than the likeliest token, which vLLM would do "
                 "otherwise: serve it with the own engine, serve.engine.name: own"
@@ -113,6 +115,11 @@ class VllmEngine:
                 self._prove(client)
             except httpx.HTTPError as error:
                 raise UserError(f"the vLLM server at {self._url} failed at a grey picture: {error}") from None
+            except (ValueError, LookupError, TypeError) as error:
+                raise UserError(
+                    f"the vLLM server at {self._url} answered about a grey picture what cannot be used "
+                    f"({one_line(error)}): it is of another version than docs/serving.md names, or changes pictures"
+                ) from None
 
     def _prove(self, client: httpx.Client) -> None:
         grey = np.full(self.reader.prepared, 128, np.uint8)
@@ -226,23 +233,24 @@ class VllmEngine:
         return {"model": self._digest, "messages": messages, "max_tokens": 1, "temperature": 0}
 
     def _features_of(self, rendered: Any) -> bytes:
-        """Of a rendered chat. Its image tokens must stand where ours do: then they do so in every prompt."""
-        frame = self.reader.frame
-        prefix, ids = list(frame.prefix_ids), rendered["token_ids"]
-        features = rendered["features"]
+        """Of a rendered chat, which has to begin as ours do: then the picture stands there in every prompt. vLLM may
+        count tokens around it to it, without saying which: its place becomes the run of its own tokens."""
+        frame, features = self.reader.frame, rendered["features"]
+        prefix = list(frame.prefix_ids)
         (place,) = features["mm_placeholders"]["image"]
-        offset, length = place["offset"], place["length"]
-        if ids[: len(prefix)] != prefix or {*prefix[offset : offset + length]} != {frame.image_token_id}:
+        start, count = prefix.index(frame.image_token_id), prefix.count(frame.image_token_id)
+        if rendered["token_ids"][: len(prefix)] != prefix or {*prefix[start : start + count]} != {frame.image_token_id}:
             raise ValueError("image tokens stand elsewhere")
-        if prefix.count(frame.image_token_id) != length:
-            raise ValueError(f"{length} image tokens")
+        if not place["offset"] <= start < start + count <= place["offset"] + place["length"]:
+            raise ValueError(f"{place['length']} image tokens")
+        features["mm_placeholders"]["image"] = [{"offset": start, "length": count}]
         return json.dumps(features, separators=(",", ":")).encode()
 
     def _to_score(self, prompt: Sequence[int], answer: Sequence[int], features: bytes) -> bytes:
         return self._request([*prompt, *answer], features, {"prompt_logprobs": 0, "max_tokens": 1})
 
     def _to_write(self, prompt: Sequence[int], features: bytes, **more: Any) -> bytes:
-        sampling = {"max_tokens": self._longest, "stop_token_ids": self._ends}
+        sampling = {"max_tokens": self._longest, "stop_token_ids": self._ends, **self._steered}
         return self._request(prompt, features, sampling, **more)
 
     def _request(self, ids: Sequence[int], features: bytes, sampling: dict[str, Any], **more: Any) -> bytes:
