@@ -4,7 +4,8 @@ Identification, verification, search, names, religion, orientation, politics, cr
 character and attractiveness are always refused. Gender, ethnicity, age and expression are refused unless the deployment
 allows them, each with a written reason, which `describe` shows. The words of the rules are in `rules.yaml`.
 
-What is told by words can be said in other words: the rules are a fence, not a proof. The model itself was taught to say
+What is told by words can be said in other words: where no rule is found to be broken, a classifier of texts may refuse,
+if it is sure. Both are a fence, not a proof. The model itself was taught to say
 that such things cannot be told from a face.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 
 from facemllm import tasks
 from facemllm.errors import UserError
+from facemllm.serve.asked.classifier import NONE, classifier, of_refusal
 from facemllm.serve.asked.disguises import plain, readings
 from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.matching import Match, Matcher
@@ -39,6 +41,9 @@ _TOLD_IN_PASSING: Mapping[str, tuple[str, ...]] = {
 LIFTED = "ethnicity"
 """The rule that a deployment lifts by allowing the task; what else it allows is no rule, but a question of its own."""
 _IDENTIFICATION, _OWN_OPTIONS = "identification", "options"
+_SURE, _MOST_WORDS = 0.8, 60
+"""Least probability of the classifier that some rule is broken where none was found to be, and most words that it
+reads."""
 _NAME = r"[A-Z][\w'’.-]*[a-z](?:\s+(?:[a-z]{2,3}\s+)?[A-Z][\w'’.-]+)*"
 _SOMEBODY = "(?:this|that|it|he|she|th(?:e|is|at) (?:person|man|woman|guy|girl|boy|lady|face))"
 _IS_SAID = re.compile(
@@ -91,11 +96,20 @@ class Policy:
                 broken = found.broken(spelt, "", self._but)
             if broken is not None:
                 return Refusal(broken.name, broken.reason)
-        if _names_somebody(text):
-            return Refusal(_IDENTIFICATION, found.named(_IDENTIFICATION).reason)
+        name = _IDENTIFICATION if _names_somebody(text) else self._likely(text)
+        if name is not None:
+            return Refusal(name, found.named(name).reason)
         if self._withheld is not None and (match := self._withheld.match(text)):
             return self.refuses_task(match.question.task)
         return None
+
+    def _likely(self, text: str) -> str | None:
+        """The rule that the classifier is sure a text breaks in words that no rule has."""
+        if not (words := plain(text)) or words.count(" ") > _MOST_WORDS:
+            return None
+        probability = classifier("refusals").probabilities(of_refusal(words))
+        name = max(probability, key=probability.__getitem__)
+        return name if name not in (NONE, self._but) and 1 - probability[NONE] >= _SURE else None
 
     def refuses_answer(self, text: str) -> Refusal | None:
         """The subject or rule for which an answer in free words is held back: it tells what may not be asked."""
