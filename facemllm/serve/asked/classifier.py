@@ -86,34 +86,37 @@ def _meant(asked: Reading) -> Iterator[str]:
 
 
 class Classifier:
-    """Weights by bucket and class, in steps of a class's `scale`."""
+    """Weights by bucket and class. They are kept as steps of a square root, so that small ones are exact, too: a weight
+    is `scale` by the square of its step, whose sign it has."""
 
-    def __init__(self, names: list[str], weight_BC: NDArray[np.int8], scale_C: NDArray[np.float32]) -> None:
-        """The last row of `weight_BC` is the bias."""
+    def __init__(self, names: list[str], step_BC: NDArray[np.int8], scale_C: NDArray[np.float32]) -> None:
+        """The last row of `step_BC` is the bias."""
         self.names = names
-        self._weight_BC, self._scale_C = weight_BC, scale_C
+        self._step_BC, self._scale_C = step_BC, scale_C
 
     @classmethod
     def of(cls, names: list[str], weight_BC: NDArray[np.floating], bias_C: NDArray[np.floating]) -> Classifier:
         """One of floating-point weights, rounded."""
         whole_BC = np.vstack([weight_BC, bias_C])
-        scale_C = np.abs(whole_BC).max(0) / 127
-        return cls(names, np.rint(whole_BC / scale_C).astype(np.int8), scale_C.astype(np.float32))
+        scale_C = np.abs(whole_BC).max(0) / 127**2
+        step_BC = np.sign(whole_BC) * np.rint(np.sqrt(np.abs(whole_BC) / scale_C))
+        return cls(names, step_BC.astype(np.int8), scale_C.astype(np.float32))
 
     @classmethod
     def read(cls, file: Path) -> Classifier:
         """What `write` wrote."""
         with np.load(file, allow_pickle=False) as stored:
-            return cls(stored["names"].tolist(), stored["weight"], stored["scale"])
+            return cls(stored["names"].tolist(), stored["step"], stored["scale"])
 
     def write(self, file: Path) -> None:
         """Keep it in a file."""
-        np.savez_compressed(file, names=np.array(self.names), weight=self._weight_BC, scale=self._scale_C)
+        np.savez_compressed(file, names=np.array(self.names), step=self._step_BC, scale=self._scale_C)
 
     def probabilities(self, features: Features) -> dict[str, float]:
         """How likely a question is of each class."""
         bucket_F, value_F = features
-        score_C = (value_F @ self._weight_BC[bucket_F] + self._weight_BC[-1]) * self._scale_C
+        step_FC = self._step_BC[np.append(bucket_F, -1)].astype(float)
+        score_C = np.append(value_F, 1.0) @ (step_FC * np.abs(step_FC)) * self._scale_C
         relative_C = np.exp(score_C - score_C.max())
         return dict(zip(self.names, (relative_C / relative_C.sum()).tolist(), strict=True))
 

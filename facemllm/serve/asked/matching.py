@@ -34,7 +34,7 @@ ENOUGH = 0.78
 """Least similarity of a match, of 1."""
 MARGIN = 0.15
 """Least distance to the second best item."""
-SURE, SURER = 0.5, 0.85
+SURE, SURER = 0.6, 0.85
 """Least probability of the classifier for an item where the lexicon finds none; the second where a question speaks of
 something else (`_ELSEWHERE`). Chosen, as `DOUBT`, on lists whose authors the classifier had not learnt from."""
 DOUBT, DOUBT_NEAR = 0.85, 0.5
@@ -166,7 +166,8 @@ class Matcher:
         asking, beside = next((signs, beside) for question, signs, beside in self._signs if question.item == item)
         left = asked.notions - frozenset[str]().union(*asking) - beside
         alike = next((items for items in _ALIKE if item in items), frozenset({item}))
-        return any(sign <= left for question, signs, _ in self._signs if question.item not in alike for sign in signs)
+        others = (sign for question, signs, _ in self._signs if question.item not in alike for sign in signs)
+        return any(sign <= asked.notions and not sign.isdisjoint(left) for sign in others)
 
     def _found(self, question: Question, wording: str, similarity: float, asked: Reading) -> Match:
         return Match(question, wording, similarity, _option(question, asked), is_negated(asked.plain))
