@@ -51,6 +51,8 @@ async def one_request(port: int, address: str, free: dict[str, list[_Connection]
     sent = time.monotonic()
     try:
         async with asyncio.timeout(PATIENCE_S):
+            while free[address] and free[address][-1][0].at_eof():  # the server has closed it, as it may
+                free[address].pop()
             if free[address]:
                 connection = free[address].pop()
             else:

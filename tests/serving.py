@@ -163,6 +163,9 @@ class Reasons:
     def refuses(self, text: str) -> Refusal | None:
         return None
 
+    def breaks(self, text: str) -> Refusal | None:
+        return None
+
     def refuses_options(self, text: str, options: Sequence[str], match: Any, taught: Any) -> Refusal | None:
         return None
 

@@ -76,8 +76,9 @@ def checked(data: bytes, max_pixels: int = MAX_PIXELS, deadline: float = float("
         raise TooLarge(f"the file has {len(data):,} bytes, more than {MAX_BYTES:,}")
     _bound(_webp_size(data), max_pixels)  # its decoder reserves the canvas when it opens a file
     bombs.check(data, max_pixels)
-    file = _Timed(data)
-    file.deadline = deadline
+    file = io.BytesIO(data) if deadline == float("inf") else _Timed(data)
+    if isinstance(file, _Timed):
+        file.deadline = deadline
     try:
         image = Image.open(file, formats=FORMATS)
         frames = getattr(image, "n_frames", 1)

@@ -105,6 +105,7 @@ def engine_of(reader: Reader, settings: Serve, digest: str, max_new_tokens: int)
         queue.faces,
         queue.questions,
         queue.client_faces,
+        wait_s=queue.wait_s,
         batch=settings.batch_size,
         rows=queue.open_questions,
         window_s=queue.window_s,

@@ -18,6 +18,7 @@ from kserve import ModelServer
 from kserve.errors import ModelNotReady
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.rest.server import RESTServer, _RefreshingServer
+from kserve.protocol.rest.v1_endpoints import V1Endpoints
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from facemllm.serve.predictor import FaceModel
 
+_PREDICT = "/v1/models/{model_name}:predict"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
@@ -154,7 +156,10 @@ class Rest(RESTServer):
         self._server.should_exit = True
 
     def _register_endpoints(self, app: FastAPI) -> None:
-        for router in self._routers:  # the first route that fits answers
+        # the first route that fits answers; behind the others, the one that is asked most would be looked for longest
+        predict = V1Endpoints(self.dataplane, self.model_repository_extension).predict
+        app.add_api_route(_PREDICT, predict, methods=["POST"], response_model=None, include_in_schema=False)
+        for router in self._routers:
             app.include_router(router)
         super()._register_endpoints(app)
 

@@ -61,8 +61,11 @@ class Planner:
     def _understood(self, chat: Chat, options: tuple[str, ...]) -> Plan:
         said = [text for role, text in chat if role == "user"]
         together = [" ".join(said)] if len(said) > 1 else []  # what is asked by pieces is asked, too
-        for text in (*(text for _, text in chat), *together, *options):
+        for text in (*(text for _, text in chat), *together):
             if refusal := self._policy.refuses(text):
+                return _refused(refusal)
+        for option in options:
+            if refusal := self._policy.breaks(option):
                 return _refused(refusal)
         if len(chat) > 1 and not options:
             return self._talk(chat)

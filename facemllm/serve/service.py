@@ -20,6 +20,7 @@ from facemllm import tasks
 from facemllm.serve.asked.matching import UNANSWERABLE, Matcher
 from facemllm.serve.asked.policy import Policy
 from facemllm.serve.engine.protocol import Engine, Prepared
+from facemllm.serve.engine.room import IDLE, UnderWay
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.guard.decoding import Decoder
 from facemllm.serve.language import Answer, Answers, Ask, Refused
@@ -101,7 +102,7 @@ class Service:
         """The tasks that can be asked by name: all but those that teach what a face does not tell."""
         return {name: task for name, task in self.tasks.items() if name != UNANSWERABLE}
 
-    def check(self, client: str, under_way: int = 0) -> None:
+    def check(self, client: str, under_way: UnderWay = IDLE) -> None:
         """Raise Refused (429, 503) where any ask of a client would be refused now, whatever it asks, or behind the
         requests that are under way."""
         self._engine.check(client=client, deadline=time.monotonic() + self.timeout_s, under_way=under_way)

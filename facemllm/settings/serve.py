@@ -123,13 +123,15 @@ class ServeQuality(Section):
 class Queue(Section):
     """Who waits for the model: `faces` and `questions` in all, `client_faces` of one client.
 
-    A pass takes what has come, and under load waits `window_s` for company; `open_questions` are written at a time.
+    Where more than a batch waits, none is taken that would wait longer than `wait_s` for its turn. A pass takes what
+    has come, and under load waits `window_s` for company; `open_questions` are written at a time.
     `cache_mb` of encoded faces are kept.
     """
 
     faces: Positive
     questions: Positive
     client_faces: Positive
+    wait_s: Annotated[float, Field(gt=0)]
     open_questions: Positive
     window_s: Annotated[float, Field(ge=0, le=1)]
     cache_mb: Annotated[float, Field(ge=0)]

@@ -10,6 +10,7 @@ import pytest
 
 from facemllm.errors import UserError
 from facemllm.serve.doors.errors import refusal
+from facemllm.serve.engine.room import UnderWay
 from facemllm.serve.guard import keys as guard_keys
 from facemllm.serve.guard.json_bodies import check_json
 from facemllm.serve.guard.keys import Keys, made
@@ -74,9 +75,9 @@ def test_signs_inside_texts_do_not_count(port):
 def test_requests_under_way_are_counted_before_the_next_is_admitted():
     counts: list[int] = []
 
-    def check(client: str, under_way: int) -> None:
-        counts.append(under_way)
-        if under_way == 2:
+    def check(client: str, under_way: UnderWay) -> None:
+        counts.append(under_way.all)
+        if under_way.all == 2:
             raise Refused(429, "busy")
 
     async def go() -> list[int]:

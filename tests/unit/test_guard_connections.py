@@ -1,6 +1,8 @@
 """Connections over real sockets: idle and slow ones, headers, how many there are, TLS, and gRPC's own limits."""
 
 import asyncio
+import contextlib
+import functools
 import json
 import ssl
 import time
@@ -9,14 +11,19 @@ import urllib.request
 
 import grpc
 import pytest
+import uvicorn
+import uvloop
+from starlette.responses import JSONResponse
+from uvicorn.server import ServerState
 
 from facemllm.errors import UserError
 from facemllm.serve.guard import connections
 from facemllm.serve.guard.keys import made
-from tests.guarded import certificate, connect, guard, said, serving
+from tests.guarded import app, certificate, connect, guard, said, serving
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 SLOW = {"header_s": 0.3, "idle_s": 1}
+LONG = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 100002\r\n\r\n" + b'"%s"' % (b"x" * 100_000)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +121,75 @@ def test_idle_connections_make_room_and_busy_ones_do_not():
             assert b"retry-after: 1" in answer
         for one in (*idle, *busy):
             one.close()
+
+
+@contextlib.asynccontextmanager
+async def in_this_loop(limits, application=None):
+    """The port of a server in the loop that runs, and its connections."""
+    config = uvicorn.Config(application or app(limits), log_config=None, lifespan="off")
+    connections.apply(config, limits)
+    config.load()
+    state = ServerState()
+    made = functools.partial(config.http_protocol_class, config=config, server_state=state, app_state={})
+    async with await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], state.connections
+        for one in list(state.connections):
+            one.transport.abort()
+
+
+def run(work):
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def test_of_more_clients_than_there_is_room_for_each_hears_an_answer():
+    """All have asked before the server gets round to the first."""
+
+    async def go():
+        async with in_this_loop(guard(max_connections=4)) as (port, _):
+            clients = [connect(port) for _ in range(12)]
+            for one in clients:
+                one.sendall(LONG)
+            return await asyncio.to_thread(lambda: [said(one) for one in clients])
+
+    answers = run(go())
+    served = [b" 200 " in answer for answer in answers]
+    assert sum(served) >= 4
+    assert all(ok or answer.startswith(b"HTTP/1.1 503 ") for ok, answer in zip(served, answers, strict=True))
+
+
+@pytest.mark.parametrize("late", ["_give_up", "timeout_keep_alive_handler"])
+def test_a_request_that_is_there_unread_keeps_its_connection(late):
+    """The timer of a connection without a request comes first where the loop was held up."""
+
+    async def go():
+        async with in_this_loop(guard()) as (port, made):
+            client = connect(port)
+            while not made:
+                await asyncio.sleep(0)
+            client.sendall(GET + b"Connection: close\r\n\r\n")
+            getattr(next(iter(made)), late)()
+            return await asyncio.to_thread(said, client)
+
+    assert b" 200 " in run(go())
+
+
+def test_a_connection_whose_body_came_behind_its_answer_may_wait_as_long_as_any():
+    async def go():
+        async with in_this_loop(guard(), JSONResponse("", 429)) as (port, made):
+            client = connect(port)
+            client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+            answer = await asyncio.to_thread(client.recv, 2**16)
+            client.sendall(b"{}")
+            (one,) = made
+            while not one._at_head:
+                await asyncio.sleep(0)
+            return answer, one._late, one.timeout_keep_alive_task.when() - asyncio.get_running_loop().time()
+
+    answer, late, rest = run(go())
+    assert b" 429 " in answer
+    assert late is None
+    assert rest > 60
 
 
 def test_a_client_that_does_not_take_its_answer_is_cut_off():

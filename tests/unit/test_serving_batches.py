@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from facemllm.serve.engine.batches import Job, Scheduler
-from facemllm.serve.engine.room import Room
+from facemllm.serve.engine.room import Load, Room, UnderWay
 from facemllm.serve.language import Refused
 
 Asked = Job[Any, Any]
@@ -73,9 +73,9 @@ async def ask(scheduler: Scheduler[Any, Any], *works: Any, **options: Any) -> li
     return tasks
 
 
-async def busy(scheduler: Scheduler[Any, Any], runner: Doubling) -> asyncio.Task[Any]:
+async def busy(scheduler: Scheduler[Any, Any], runner: Doubling, client: str = "first") -> asyncio.Task[Any]:
     """A job that is being computed, and ends when the gate opens."""
-    (task,) = await ask(scheduler, 0, client="first")
+    (task,) = await ask(scheduler, 0, client=client)
     await asyncio.to_thread(runner.entered.wait, 20)
     return task
 
@@ -222,7 +222,7 @@ def test_a_request_as_large_as_the_queue_is_taken_when_nothing_waits() -> None:
 
 def test_who_cannot_be_answered_in_time_is_told_at_once() -> None:
     async def go(scheduler: Scheduler[Any, Any], runner: Doubling) -> Any:
-        first = await busy(scheduler, runner)
+        first = await busy(scheduler, runner, "")
         scheduler._pace = 10.0  # seconds a question, as measured
         waiting = await ask(scheduler, *range(9))
         (soon,) = await results(await ask(scheduler, "soon", deadline=time.monotonic() + 50))
@@ -237,12 +237,12 @@ def test_who_cannot_be_answered_in_time_is_told_at_once() -> None:
 
 def test_the_queue_is_no_longer_than_may_be_waited_and_a_refusal_can_be_had_before_the_work() -> None:
     async def go(scheduler: Scheduler[Any, Any], runner: Doubling) -> Any:
-        first = await busy(scheduler, runner)
+        first = await busy(scheduler, runner, "")
         scheduler._pace = 1.0
         waiting = await ask(scheduler, 1, 2, 3)  # a batch may wait, however long
-        scheduler.check(under_way=4)  # those that are here
+        scheduler.check(under_way=UnderWay(4, 4, 1))  # those that are here
         with pytest.raises(Refused, match="too busy"):
-            scheduler.check(under_way=5)  # one will be before it
+            scheduler.check(under_way=UnderWay(5, 5, 1))  # one will be before it
         waiting += await ask(scheduler, 4)
         with pytest.raises(Refused, match="too busy") as refused:
             scheduler.check()
@@ -251,6 +251,23 @@ def test_the_queue_is_no_longer_than_may_be_waited_and_a_refusal_can_be_had_befo
         return refused.value.retry_after, await results([first, *waiting])
 
     assert run(Room(batch=4, wait_s=2.5), go)[0] == (5.0, [0, 2, 4, 6, 8])
+
+
+@pytest.mark.parametrize(
+    ("own", "here", "clients", "under_way", "rounds"),
+    [
+        (0, 0, 0, UnderWay(), 0),
+        (3, 3, 1, UnderWay(), 3),
+        (0, 4, 2, UnderWay(), 2),  # the others' first ones
+        (2, 4, 2, UnderWay(), 5),  # as many of the other as of its own
+        (0, 0, 0, UnderWay(6, 2, 3), 8),  # none has reached the queue
+        (1, 8, 8, UnderWay(40, 5, 8), 47),
+    ],
+)
+def test_a_job_waits_for_its_clients_turn(own: int, here: int, clients: int, under_way: UnderWay, rounds: int) -> None:
+    """Whoever sends the most waits the longest, not as long as all on average."""
+    load = Load.of(own, here, 0, clients, 1.0 * here, 0.25, under_way)
+    assert (load.waits, load.jobs) == (0.25 * rounds, max(here, under_way.all))
 
 
 def test_open_questions_wait_for_rows_and_closed_ones_do_not() -> None:

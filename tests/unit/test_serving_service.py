@@ -63,6 +63,8 @@ class FakePolicy:
     def refuses(self, text: str) -> Rule | None:
         return Rule("identification", "nobody is named") if "who" in text else None
 
+    breaks = refuses
+
     def refuses_options(self, text: str, options: Sequence[str], match: Any, taught: Any) -> Rule | None:
         assert {"yes", "brown hair"} <= taught
         return Rule("options", "not taught") if "Peter" in options else None
@@ -370,6 +372,6 @@ def test_what_is_asked_by_pieces_over_the_turns_of_a_chat_is_refused() -> None:
         return found.rule if found else None
 
     first, second = "Where was she", "born"
-    assert (policy.refuses(first), policy.refuses(second)) == (None, None)
+    assert (policy.breaks(first), policy.breaks(second)) == (None, None)
     assert rule(first, "go on", second) == "nationality"
     assert rule("What color is the hair?", "brown", "Is she wearing a hat?") is None

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import cache
 from heapq import nlargest
 
-from facemllm.serve.asked.classifier import NONE, classifier
+from facemllm.serve.asked.classifier import NONE, classifier, of_item
 from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.reading import Reading, is_negated, is_yes_no, plain_words, read, written_names
 from facemllm.tasks.base import Item, Question, Task
@@ -34,11 +34,13 @@ ENOUGH = 0.78
 """Least similarity of a match, of 1."""
 MARGIN = 0.15
 """Least distance to the second best item."""
-SURE = 0.6
-"""Least probability of the classifier for an item where the lexicon finds none: on a list that it had not learnt from
-it took no foreign question of 150 at this."""
-DOUBT = 0.8
-"""Probability of the classifier that nothing taught is asked for, above which the lexicon is not believed."""
+SURE, SURER = 0.6, 0.85
+"""Least probability of the classifier for an item where the lexicon finds none; the second where a question speaks of
+something else (`_ELSEWHERE`). Chosen, as `DOUBT`, on lists whose authors the classifier had not learnt from."""
+DOUBT, DOUBT_NEAR = 0.85, 0.5
+"""Probability of the classifier that nothing taught is asked for, above which the lexicon is not believed; the second
+where it found a question only near to an item (`_NEAR`)."""
+_NEAR, _ELSEWHERE = 0.9, 1.0
 _LIKELY = 0.5
 """Least probability, exceeded, of an option that a bare yes says."""
 ASIDE = 0.95
@@ -148,13 +150,14 @@ class Matcher:
     def _weighed(self, found: Match | None, asked: Reading) -> Match | None:
         """What the lexicon found, unless the classifier is as good as sure that nothing taught is asked for; where it
         found nothing, the classifier's item if it is sure enough of it."""
-        probability = classifier().probabilities(asked)
+        probability = classifier("items").probabilities(of_item(asked))
         if found is not None:
-            doubtful = found.question.item in probability and probability[NONE] > DOUBT
-            return None if doubtful else found
+            most = DOUBT if found.similarity > _NEAR else DOUBT_NEAR
+            return None if found.question.item in probability and probability[NONE] > most else found
+        sure = SURER if asked.strange >= _ELSEWHERE else SURE
         likeliest = max(probability, key=probability.__getitem__)
         question = next((question for question, *_ in self._signs if question.item == likeliest), None)
-        if question is None or probability[likeliest] < SURE or self._asks_besides(likeliest, asked):
+        if question is None or probability[likeliest] < sure or self._asks_besides(likeliest, asked):
             return None
         return self._found(question, question.templates[0], probability[likeliest], asked)
 
@@ -163,7 +166,8 @@ class Matcher:
         asking, beside = next((signs, beside) for question, signs, beside in self._signs if question.item == item)
         left = asked.notions - frozenset[str]().union(*asking) - beside
         alike = next((items for items in _ALIKE if item in items), frozenset({item}))
-        return any(sign <= left for question, signs, _ in self._signs if question.item not in alike for sign in signs)
+        others = (sign for question, signs, _ in self._signs if question.item not in alike for sign in signs)
+        return any(sign <= asked.notions and not sign.isdisjoint(left) for sign in others)
 
     def _found(self, question: Question, wording: str, similarity: float, asked: Reading) -> Match:
         return Match(question, wording, similarity, _option(question, asked), is_negated(asked.plain))

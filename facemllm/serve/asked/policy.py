@@ -4,7 +4,8 @@ Identification, verification, search, names, religion, orientation, politics, cr
 character and attractiveness are always refused. Gender, ethnicity, age and expression are refused unless the deployment
 allows them, each with a written reason, which `describe` shows. The words of the rules are in `rules.yaml`.
 
-What is told by words can be said in other words: the rules are a fence, not a proof. The model itself was taught to say
+What is told by words can be said in other words: where no rule is found to be broken, a classifier of texts may refuse,
+if it is sure. Both are a fence, not a proof. The model itself was taught to say
 that such things cannot be told from a face.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 
 from facemllm import tasks
 from facemllm.errors import UserError
+from facemllm.serve.asked.classifier import NONE, classifier, of_refusal
 from facemllm.serve.asked.disguises import plain, readings
 from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.matching import Match, Matcher
@@ -39,6 +41,9 @@ _TOLD_IN_PASSING: Mapping[str, tuple[str, ...]] = {
 LIFTED = "ethnicity"
 """The rule that a deployment lifts by allowing the task; what else it allows is no rule, but a question of its own."""
 _IDENTIFICATION, _OWN_OPTIONS = "identification", "options"
+_SURE, _OF_ONE, _LONGEST = 0.85, 0.6, 600
+"""Least probability of the classifier that some rule is broken where none was found to be, of that rule itself, and
+most characters that it reads."""
 _NAME = r"[A-Z][\w'’.-]*[a-z](?:\s+(?:[a-z]{2,3}\s+)?[A-Z][\w'’.-]+)*"
 _SOMEBODY = "(?:this|that|it|he|she|th(?:e|is|at) (?:person|man|woman|guy|girl|boy|lady|face))"
 _IS_SAID = re.compile(
@@ -83,7 +88,13 @@ class Policy:
         self._withheld = Matcher(withheld) if withheld else None
 
     def refuses(self, text: str) -> Refusal | None:
-        """The first rule that a text breaks, in whatever words and disguise; None if it breaks none."""
+        """The rule that a question breaks, in whatever words and disguise; None if it breaks none."""
+        if (found := self.breaks(text)) is not None or (name := self._likely(text)) is None:
+            return found
+        return Refusal(name, rules().named(name).reason)
+
+    def breaks(self, text: str) -> Refusal | None:
+        """The first rule that a text is found to break, be it a question or an option; None if it breaks none."""
         found = rules()
         for words, squeezed in readings(text):
             broken = found.broken(words, squeezed, self._but)
@@ -96,6 +107,16 @@ class Policy:
         if self._withheld is not None and (match := self._withheld.match(text)):
             return self.refuses_task(match.question.task)
         return None
+
+    def _likely(self, text: str) -> str | None:
+        """The rule that the classifier is sure a text breaks in words that no rule has."""
+        words = plain(text) if len(text) <= _LONGEST else ""
+        if 2 * sum(len(word) == 1 for word in words.split()) >= len(words.split()):  # nothing, or letters set apart
+            return None
+        probability = classifier("refusals").probabilities(of_refusal(words))
+        name = max(probability, key=probability.__getitem__)
+        sure = probability[name] >= _OF_ONE and 1 - probability[NONE] >= _SURE
+        return name if sure and name not in (NONE, self._but) else None
 
     def refuses_answer(self, text: str) -> Refusal | None:
         """The subject or rule for which an answer in free words is held back: it tells what may not be asked."""
@@ -112,7 +133,7 @@ class Policy:
         rule, alone or read with it, tell what is withheld, or name what was not taught. `taught` are known answers,
         plain."""
         for read in (*options, *(f"{text} {option}" for option in options), f"{text} {' or '.join(options)}"):
-            if refusal := self.refuses(read):
+            if refusal := self.breaks(read):
                 return refusal
         hair = " hair" if match is not None and match.question.item.endswith("_color") else ""  # "black" is no person
         for option in options:

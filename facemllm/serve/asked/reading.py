@@ -160,7 +160,8 @@ def read(plain: str, known: Container[str] = (), names: Container[str] = ()) -> 
     words = text.split()
     notions: set[str] = set()
     kept: list[str] = []
-    strange = far = 0.0
+    strange = 0.0
+    far = _FAR * any(word in names and word not in words for word in plain.split())  # a phrase has swallowed it
     for place, word in enumerate(words):
         if word in _YOU:
             strange += 0.0 if _is_asked(words, place) else _FOREIGN

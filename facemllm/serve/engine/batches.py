@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from facemllm.serve.engine.room import Counters, Load, Room
+from facemllm.serve.engine.room import IDLE, Counters, Load, Room, UnderWay
 from facemllm.serve.language import Refused
 
 log = logging.getLogger("facemllm.serve")
@@ -117,18 +117,21 @@ class Scheduler(Generic[Work, Result]):
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def check(self, *, client: str = "", deadline: float = math.inf, cost: float = 1, under_way: int = 0) -> None:
+    def check(
+        self, *, client: str = "", deadline: float = math.inf, cost: float = 1, under_way: UnderWay = IDLE
+    ) -> None:
         """Raise Refused as `submit` would now, before anything costly is done for a request. Of the requests
         `under_way`, those that are not here yet will come first."""
         with self._changed:
             self._check(client, deadline, cost, under_way)
 
-    def _check(self, client: str, deadline: float, cost: float, under_way: int = 0) -> None:
+    def _check(self, client: str, deadline: float, cost: float, under_way: UnderWay = IDLE) -> None:
         room, own = self._room, self._clients.get(client)
         if self._closed:
             raise Refused(503, "the server is stopping; ask another, or again in a moment", 1.0)
         held = 0 if own is None else len(own.jobs) + own.running
-        load = Load.of(held, self.counters.waiting, self._cost, self._pace, len(self._running), under_way)
+        clients, waiting = len(self._clients), self.counters.waiting
+        load = Load.of(held, waiting, len(self._running), clients, self._cost, self._pace, under_way)
         room.require(self.counters, load, cost, deadline, crowd=room.batch)
 
     def _enter(self, job: Job[Work, Result]) -> None:

@@ -26,7 +26,7 @@ from facemllm.serve.engine.encodings import Encodings, Seen
 from facemllm.serve.engine.packed import pack
 from facemllm.serve.engine.pieces import Pieces, settled, streamed
 from facemllm.serve.engine.protocol import Chat, Engine, Found, Prepared
-from facemllm.serve.engine.room import Room
+from facemllm.serve.engine.room import IDLE, Room, UnderWay
 from facemllm.serve.engine.scoring import Scoring
 from facemllm.serve.language import Refused
 
@@ -82,7 +82,7 @@ class OwnEngine:
         self._longest = max_new_tokens
         self._context = int(getattr(predictor.model.config.get_text_config(), "max_position_embeddings", 0) or 2**20)
         self._plain = is_plain(predictor.model)
-        self._scoring: Predictor | Scoring = predictor
+        self.scoring: Predictor | Scoring = predictor
         self._rows = _ROWS.get(predictor.device.type, 32)
         self._batches: Scheduler[_Work, Found] = Scheduler(self, room)
         self.counters = self._batches.counters
@@ -104,7 +104,7 @@ class OwnEngine:
         if isinstance(self.predictor.family, Llava) and pack(self.predictor.model):
             grey = np.full(self.predictor.prepared, 128, np.uint8)
             flat_BNF = self.predictor.encode([grey] * 2).flat_BNF
-            self._scoring = Scoring.of(self.predictor, flat_BNF, _PROBE) or self.predictor
+            self.scoring = Scoring.of(self.predictor, flat_BNF, _PROBE) or self.predictor
         self.warm_up()
 
     def warm_up(self) -> None:
@@ -112,7 +112,7 @@ class OwnEngine:
         grey = np.full(self.predictor.prepared, 128, np.uint8)
         for count in (1, 2):
             seen = self.predictor.encode([grey] * count)
-            self._scoring.score_rows(seen.flat_BNF, self.predictor.passes([_PROBE]) * count)
+            self.scoring.score_rows(seen.flat_BNF, self.predictor.passes([_PROBE]) * count)
         if self._plain:
             decoding = Decoding(self.predictor, 2)
             decoding.begin([Row(self._prompt([("user", _PROBE.question)]), seen.tokens_BND[0])])
@@ -143,7 +143,7 @@ class OwnEngine:
             async for piece in told:
                 yield piece
 
-    def check(self, *, client: str = "", deadline: float = math.inf, under_way: int = 0) -> None:
+    def check(self, *, client: str = "", deadline: float = math.inf, under_way: UnderWay = IDLE) -> None:
         """Raise Refused (429, 503) where `answer` would now. See `Engine`: under overload, reading a body and decoding
         its picture cost more than the answers."""
         self._batches.check(client=client, deadline=deadline, under_way=under_way)
@@ -230,7 +230,7 @@ class OwnEngine:
         count = max(self._rows, sum(turn == 0 for turn, *_ in waiting))
         for group in _even([(work, number) for _, work, number in waiting[:count]], self._rows):
             flat_BNF = torch.stack([work.tokens_ND for work, _ in group])
-            found = self._scoring.score_rows(flat_BNF, [work.passes[number] for work, number in group])
+            found = self.scoring.score_rows(flat_BNF, [work.passes[number] for work, number in group])
             for (work, number), scored in zip(group, found, strict=True):
                 work.scored[number] = scored
             self._end()

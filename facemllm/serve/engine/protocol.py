@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from facemllm.serve.engine.room import IDLE, UnderWay
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -46,7 +48,7 @@ class Engine(Protocol):
     takes_maps: bool
     characteristic_names: tuple[str, ...]
 
-    def check(self, *, client: str, deadline: float, under_way: int = 0) -> None:
+    def check(self, *, client: str, deadline: float, under_way: UnderWay = IDLE) -> None:
         """Raise Refused (429, 503) where `answer` would now, or once the requests `under_way` in the server have come
         to it: to be asked before a body is read."""
 

@@ -14,8 +14,22 @@ from typing import NamedTuple
 from facemllm.serve.language import Refused
 
 
+class UnderWay(NamedTuple):
+    """Requests that the server is at, whether the queue has them yet or not: all, those of the client who asks now, and
+    of how many clients they are."""
+
+    all: int = 0
+    own: int = 0
+    clients: int = 0
+
+
+IDLE = UnderWay()
+"""No request."""
+
+
 class Load(NamedTuple):
-    """What is there already: jobs of the client, jobs in all, their cost, and the seconds that it takes."""
+    """What is there already: jobs of the client, jobs in all, their cost, and the seconds that a job of the client
+    would wait."""
 
     held: int
     jobs: int
@@ -23,12 +37,17 @@ class Load(NamedTuple):
     waits: float
 
     @classmethod
-    def of(cls, held: int, jobs: int, cost: float, pace: float | None, running: int, under_way: int) -> Load:
-        """The load of the jobs that are here, and of requests under way that are not: they cost what a job costs."""
+    def of(
+        cls, held: int, jobs: int, running: int, clients: int, cost: float, pace: float | None, under_way: UnderWay
+    ) -> Load:
+        """The load of the jobs that are here, of so many clients, and of requests under way that are not: they cost
+        what a job costs. Between two jobs of a client each other client is served one, so a job waits for as many
+        rounds as its client has jobs, however few there are of others now."""
         here = jobs + running
-        coming = max(0, under_way - here)
-        waits = cost * (1 + coming / here if here else 1) * (pace or 0.0)
-        return cls(held, jobs + coming, cost, waits)
+        own, clients = max(held, under_way.own), max(clients, under_way.clients)
+        before = (own + 1) * (clients + (own == 0)) - 1
+        waits = before * (cost / here if here else 1.0) * (pace or 0.0)
+        return cls(held, jobs + max(0, under_way.all - here), cost, waits)
 
 
 @dataclass(frozen=True)
@@ -36,14 +55,14 @@ class Room:
     """How much the queue holds and a batch takes.
 
     `faces` and `questions` may wait in all, `client_faces` of one client wait or be computed. Where more than a batch
-    waits, none is taken that would wait longer than `wait_s`, by the measured pace. A batch takes `batch` jobs; `rows`
-    open questions are written at a time. `window_s` is waited for company, under load alone.
+    waits, none is taken that would wait longer than `wait_s`, by the measured pace and its client's turn. A batch
+    takes `batch` jobs; `rows` open questions are written at a time. `window_s` is waited for company, under load alone.
     """
 
     faces: int = 256
     questions: int = 2048
     client_faces: int = 128
-    wait_s: float = 1.0
+    wait_s: float = 0.5
     batch: int = 16
     rows: int = 64
     window_s: float = 0.002

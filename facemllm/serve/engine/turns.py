@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from facemllm.serve.engine.room import Counters, Load, Room
+from facemllm.serve.engine.room import IDLE, Counters, Load, Room, UnderWay
 
 
 class Turns:
@@ -23,9 +23,10 @@ class Turns:
         self._pace: float | None = None  # seconds between two ends of a unit of cost
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}  # the client whose turn it is comes first
 
-    def check(self, client: str, deadline: float, cost: float = 1, under_way: int = 0) -> None:
+    def check(self, client: str, deadline: float, cost: float = 1, under_way: UnderWay = IDLE) -> None:
         """Raise Refused (429) where `admitted` would now, or once the requests `under_way` have come."""
-        load = Load.of(self._held.get(client, 0), self.counters.running, self._cost, self._pace, 0, under_way)
+        held, running = self._held.get(client, 0), self.counters.running
+        load = Load.of(held, running, 0, len(self._held), self._cost, self._pace, under_way)
         self._room.require(self.counters, load, cost, deadline, crowd=2 * self._room.batch)
 
     @asynccontextmanager

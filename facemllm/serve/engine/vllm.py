@@ -34,7 +34,7 @@ from facemllm.model.reader import Reader
 from facemllm.serve.engine.export import require_served
 from facemllm.serve.engine.pieces import Pieces, settled, streamed
 from facemllm.serve.engine.protocol import Chat, Found, Prepared
-from facemllm.serve.engine.room import Room
+from facemllm.serve.engine.room import IDLE, Room, UnderWay
 from facemllm.serve.engine.turns import Turns
 from facemllm.serve.engine.vllm_client import GENERATE, JSON, RENDER, VllmClient, readable, refusal
 from facemllm.serve.language import Refused
@@ -139,7 +139,7 @@ class VllmEngine:
         answer.raise_for_status()
         _likelihood(answer.json(), self.reader.frame.answer("yes"))
 
-    def check(self, *, client: str = "", deadline: float = math.inf, under_way: int = 0) -> None:
+    def check(self, *, client: str = "", deadline: float = math.inf, under_way: UnderWay = IDLE) -> None:
         """Raise Refused (429) where `answer` would now. See `Engine`."""
         self._turns.check(client, deadline, under_way=under_way)
 

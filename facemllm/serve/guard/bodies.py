@@ -61,7 +61,8 @@ class BodyLimit:
                 raise self._refused()
             while not whole:
                 try:
-                    message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+                    async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                        message = await receive()
                 except TimeoutError:
                     raise Refused(408, f"the body did not arrive within {self._seconds:g} s") from None
                 body = message.get("body", b"")

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from fcntl import ioctl
 from pathlib import Path
+from termios import FIONREAD
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 _TOO_LARGE = b"431 Request Header Fields Too Large"
 _BUSY = b"503 Service Unavailable"
 _turns = itertools.count()  # in which order connections began to wait: the loop's clock has the same time for several
+_TURN_S = 0.05  # within which an event loop has read what has arrived
+_PARTING_S = 1.0  # in which a client reads that there are too many connections
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -34,11 +38,13 @@ class BoundedProtocol(HttpToolsProtocol):
     A connection on which no request is being answered is closed `header_s` after it was made or its last request began
     to arrive (and, as Uvicorn has it, `idle_s` after an answer). What is no body (line and headers, framing of chunks,
     trailers) is counted as it comes. When there are `max_connections`, the one that has waited longest without a
-    request makes room for a new one; where all are at work, the new one gets 503. A client that does not take its
-    answer is cut off after `body_s`.
+    request makes room for a new one; where all are at work, the new one gets 503. None is closed for doing nothing
+    while bytes of it lie unread: a loop that was held up learns of its timers and of new connections first. A client
+    that does not take its answer is cut off after `body_s`.
     """
 
     guard: ClassVar[Guard]
+    parting: ClassVar[set[BoundedProtocol]]
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -54,13 +60,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.connections) >= self.guard.max_connections and not self._make_room():
             self.transport = transport
             transport.write(_answer(_BUSY, "too many connections; try again in a moment", b"retry-after: 1\r\n"))
-            transport.close()
+            self._part()
             return
         super().connection_made(transport)
         self._wait_for_a_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
+        self.parting.discard(self)
         for timer in (self._late, self._stuck):
             if timer is not None:
                 timer.cancel()
@@ -68,7 +75,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self in self.parting:
             return
         self._wire += len(data)
         super().data_received(data)
@@ -77,7 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._wire - self._body > self.guard.header_kb * 1024 + self._body:
             self._refuse_headers()
             self.send_400_response("")
-        elif self._idle and self._late is None:  # Uvicorn took its own timer away
+        elif self._idle and self._late is None and self.timeout_keep_alive_task is None:  # Uvicorn took its own away
             self._wait_for_a_request()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -92,9 +99,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_headers()
             raise ValueError("headers")  # the parser stops, and Uvicorn sends the refusal
         self._at_head = False
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+        self._stop_waiting()
+        self._unset_keepalive_if_required()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -107,6 +113,21 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._wire = self._body = 0
         self._at_head = True
+        if self._idle:  # refused before its body had come: the wait for the next begins now
+            self._stop_waiting()
+            self.timeout_keep_alive_task = self.loop.call_later(self.guard.idle_s, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, unless its next request is there."""
+        if self._unread:
+            self.timeout_keep_alive_task = self.loop.call_later(_TURN_S, super().timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def on_response_complete(self) -> None:
+        """The end of an answer: it waits again."""
+        self._turn = next(_turns)
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse in one line and close."""
@@ -134,10 +155,40 @@ class BoundedProtocol(HttpToolsProtocol):
         self._turn = next(_turns)
         self._late = self.loop.call_later(self.guard.header_s, self._give_up)
 
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
     def _give_up(self) -> None:
+        self._late = self.loop.call_later(_TURN_S, self._end) if self._unread else None
+        if self._late is None:
+            self._end()
+
+    def _end(self) -> None:
         self._late = None
         if self._idle and not self.transport.is_closing():
             self.transport.close()
+
+    @property
+    def _unread(self) -> bool:
+        """Whether bytes have arrived that were not read yet."""
+        connected = self.transport.get_extra_info("socket")
+        try:
+            return any(ioctl(connected.fileno(), FIONREAD, bytes(4)))
+        except (OSError, ValueError):  # it is closed
+            return False
+
+    def _part(self) -> None:
+        """Close once the client, which may still be sending, has read why: closing a connection with bytes unread
+        resets it under the client's hands."""
+        if len(self.parting) >= self.guard.max_connections:
+            self.transport.close()
+            return
+        self.parting.add(self)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._late = self.loop.call_later(_PARTING_S, self.transport.abort)
 
     def _refuse_headers(self) -> None:
         most = f"{self.guard.header_kb} kB in {self.guard.max_headers} headers"
@@ -146,9 +197,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def _make_room(self) -> bool:
         """Close the connection that has waited longest for a request; False if none waits."""
         waiting = [one for one in self.connections if isinstance(one, BoundedProtocol) and one._idle]
-        if not waiting:
+        oldest = next((one for one in sorted(waiting, key=lambda one: one._turn) if not one._unread), None)
+        if oldest is None:
             return False
-        oldest = min(waiting, key=lambda one: one._turn)
         oldest.transport.abort()
         self.connections.discard(oldest)
         return True
@@ -163,7 +214,7 @@ def _answer(status: bytes, line: str, headers: bytes = b"") -> bytes:
 def apply(config: uvicorn.Config, guard: Guard) -> None:
     """Bound the connections of a REST server that is not yet running. Raises UserError for a certificate that is not
     there."""
-    config.http = type("GuardedProtocol", (BoundedProtocol,), {"guard": guard})
+    config.http = type("GuardedProtocol", (BoundedProtocol,), {"guard": guard, "parting": set()})
     config.ws = "none"
     config.timeout_keep_alive = guard.idle_s
     config.server_header = False

@@ -3,12 +3,14 @@ its links."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from facemllm.serve.caller import CALLER
+from facemllm.serve.engine.room import UnderWay
 from facemllm.serve.guard.bodies import BodyLimit
 from facemllm.serve.guard.fetching import Fetcher
 from facemllm.serve.guard.json_bodies import JsonLimit
@@ -23,26 +25,30 @@ if TYPE_CHECKING:
 
 class Admission:
     """ASGI middleware: what would be refused whatever it says is refused before its body is read. `check` is given the
-    client and how many requests are under way, which the queue may not hold yet."""
+    client and the requests that are under way, which the queue may not hold yet."""
 
     def __init__(
-        self, app: ASGIApp, check: Callable[[str, int], None], refuse: Callable[[str, Refused], ASGIApp]
+        self, app: ASGIApp, check: Callable[[str, UnderWay], None], refuse: Callable[[str, Refused], ASGIApp]
     ) -> None:
-        self.app, self._check, self._refuse, self._under_way = app, check, refuse, 0
+        self.app, self._check, self._refuse = app, check, refuse
+        self._under_way = Counter[str]()  # by client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, if there is room for it."""
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
+        client, every = CALLER.get().client, self._under_way
         try:
-            self._check(CALLER.get().client, self._under_way)
+            self._check(client, UnderWay(every.total(), every[client], len(every)))
         except Refused as refused:
             return await self._refuse(scope["path"], refused)(scope, receive, send)
-        self._under_way += 1
+        every[client] += 1
         try:
             await self.app(scope, receive, send)
         finally:
-            self._under_way -= 1
+            every[client] -= 1
+            if not every[client]:
+                del every[client]
 
 
 def install(
@@ -50,7 +56,7 @@ def install(
     guard: Guard,
     max_bytes: int,
     refuse: Callable[[str, Refused], ASGIApp],
-    check: Callable[[str, int], None] = lambda client, under_way: None,
+    check: Callable[[str, UnderWay], None] = lambda client, under_way: None,
 ) -> None:
     """Add the middlewares to an application that does not run yet. `refuse` makes the answer to a refusal at a path;
     `check` raises Refused where a client would be refused whatever it asks. Raises UserError for a keys file that
