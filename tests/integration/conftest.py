@@ -93,6 +93,31 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
         stop_tree(process)
 
 
+HEAD = """
+import ray, sys
+context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
+print(context.address_info["address"], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a Ray head of two cores, which tests and their drivers join by RAY_ADDRESS. What the SIGKILL of a
+    driver leaves is cleared away by Ray, as on a cluster."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    pipe, file = subprocess.PIPE, tmp_path_factory.mktemp("ray") / "log"
+    with file.open("wb") as log:
+        head = subprocess.Popen([sys.executable, "-c", HEAD], stdin=pipe, stdout=pipe, stderr=log, env=environment)
+    assert head.stdout is not None
+    try:
+        address = head.stdout.readline().decode().strip()
+        assert address, f"Ray did not start:\n{file.read_text()[-3000:]}"
+        yield address
+    finally:
+        stop_tree(head)
+
+
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A fresh bucket, `faces`, of a server of this test's own, or of the one that S3_SERVER and AWS's variables name; a
