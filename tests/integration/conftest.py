@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 from facemllm.asking.store import Account, Counters, Replies
 from facemllm.core.processes import trouble
 from facemllm.settings import Settings, load
+from tests.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,6 @@ class MlflowServer:
 
     uri: str
     artifacts: Path
-
-
-def free_port(span: int = 1) -> int:
-    """The first of so many ports in a row on which nothing listens now."""
-    for base in range(21000 + os.getpid() % 1000, 30000, 331):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(base, base + span):
-                stack.enter_context(socket.socket()).bind(("", port))
-            return base
-    raise AssertionError("no free port")
 
 
 def stop_tree(process: subprocess.Popen[Any], how: int = signal.SIGTERM) -> None:

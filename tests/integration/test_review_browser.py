@@ -13,7 +13,8 @@ import pytest
 
 from facemllm.signing.standing import standing
 from tests.integration.browsing import BEYOND, FAINT, marks
-from tests.integration.conftest import free_port, stop_tree
+from tests.integration.conftest import stop_tree
+from tests.ports import free_port
 from tests.review_example import ADA, GRACE, PASSPHRASE, PIPELINE, Example, example
 
 pytestmark = marks

@@ -17,7 +17,8 @@ from facemllm.core import digests
 from facemllm.core.corrections import PICTURES, Correction, read
 from tests.conftest import encode, picture
 from tests.integration.browsing import BEYOND, FAINT, marks
-from tests.integration.conftest import free_port, stop_tree
+from tests.integration.conftest import stop_tree
+from tests.ports import free_port
 
 pytestmark = marks
 Opened = Callable[..., Any]
