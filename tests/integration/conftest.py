@@ -83,6 +83,12 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
         stop_tree(process)
 
 
+def ray_environment() -> dict[str, str]:
+    """Variables of a process that starts a Ray of its own, whose workers are no less urgent than others."""
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**kept, "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
 HEAD = """
 import ray, sys
 context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
@@ -95,10 +101,11 @@ sys.stdin.read()
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a Ray head of two cores, which tests and their drivers join by RAY_ADDRESS. What the SIGKILL of a
     driver leaves is cleared away by Ray, as on a cluster."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     pipe, file = subprocess.PIPE, tmp_path_factory.mktemp("ray") / "log"
     with file.open("wb") as log:
-        head = subprocess.Popen([sys.executable, "-c", HEAD], stdin=pipe, stdout=pipe, stderr=log, env=environment)
+        head = subprocess.Popen(
+            [sys.executable, "-c", HEAD], stdin=pipe, stdout=pipe, stderr=log, env=ray_environment()
+        )
     assert head.stdout is not None
     try:
         address = head.stdout.readline().decode().strip()

@@ -17,7 +17,7 @@ import pytest
 from facemllm.core import digests
 from facemllm.model.inference import Predictor, Query
 from tests import ranks
-from tests.integration.conftest import stop_tree
+from tests.integration.conftest import ray_environment, stop_tree
 
 pytestmark = pytest.mark.integration
 
@@ -47,8 +47,11 @@ if __name__ == "__main__":
     from facemllm import settings
     from facemllm.errors import UserError
     from facemllm.train.launch import train
-    table, folder, results = Path(sys.argv[1]), Path(sys.argv[2]), []
-    for stage, base, hold, overrides in json.loads(sys.argv[3]):
+    table, folder, stages, results = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), []
+    if len(stages) > 1 and "RAY_ADDRESS" not in os.environ:  # else each stage starts a Ray of its own
+        import ray
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
+    for stage, base, hold, overrides in stages:
         try:
             result = train(
                 stage, settings.load("laptop", overrides), table, Path(base) if base else None,
@@ -69,7 +72,7 @@ def one(stage: str, *overrides: str, hold: int = 0, base: str = "") -> tuple[str
 @contextmanager
 def driving(table: Path, folder: Path, *stages: tuple[str, str, int, list[str]], ray: str | None = None):
     """A driver in a session of its own, on the head `ray` or with a Ray of its own; gone when the block ends."""
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | ({"RAY_ADDRESS": ray} if ray else {})
+    environment = ray_environment() | ({"RAY_ADDRESS": ray} if ray else {})
     command = [sys.executable, "-c", DRIVER, str(table), str(folder), json.dumps(stages)]
     with (folder / "driver.log").open("ab") as log:
         driver = subprocess.Popen(
