@@ -102,17 +102,17 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a Ray head of two cores, which tests and their drivers join by RAY_ADDRESS. What the SIGKILL of a
     driver leaves is cleared away by Ray, as on a cluster."""
     pipe, file = subprocess.PIPE, tmp_path_factory.mktemp("ray") / "log"
-    with file.open("wb") as log:
-        head = subprocess.Popen(
-            [sys.executable, "-c", HEAD], stdin=pipe, stdout=pipe, stderr=log, env=ray_environment()
-        )
-    assert head.stdout is not None
-    try:
-        address = head.stdout.readline().decode().strip()
-        assert address, f"Ray did not start:\n{file.read_text()[-3000:]}"
-        yield address
-    finally:
-        stop_tree(head)
+    with pytest.MonkeyPatch.context() as patch, file.open("wb") as log:
+        patch.setenv("RAY_AUTH_MODE", "token")  # who starts Ray has a token by default, who joins it does not
+        command, variables = [sys.executable, "-c", HEAD], ray_environment()
+        head = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=variables)
+        assert head.stdout is not None
+        try:
+            address = head.stdout.readline().decode().strip()
+            assert address, f"Ray did not start:\n{file.read_text()[-3000:]}"
+            yield address
+        finally:
+            stop_tree(head)
 
 
 @pytest.fixture
