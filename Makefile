@@ -1,8 +1,14 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+# lanes of integration and end-to-end tests, which wait as much as they compute: two of them do not fill two cores
+LANES := test-run test-pictures test-serving test-servers
+LANE-run := tests/e2e/test_main_job.py tests/e2e/test_notebooks.py
+LANE-pictures := $(filter-out $(LANE-run),$(wildcard tests/e2e/test_*.py))
+LANE-serving := $(wildcard tests/integration/test_serving*.py)
+LANE-servers := $(filter-out $(LANE-serving),$(wildcard tests/integration/test_*.py))
 # tests run beside each other: OpenMP's threads that wait for one another by spinning would take the cores from them
-test test-unit test-integration test-e2e test-families test-fuzz test-vllm test-cluster: export OMP_WAIT_POLICY := passive
+test test-unit $(LANES) test-families test-fuzz test-vllm test-cluster: export OMP_WAIT_POLICY := passive
 FACES ?=
 # as it was given, whatever signs it holds: recipes read it from the environment, where no shell reads it again
 export FACES_GIVEN := $(value FACES)
@@ -10,7 +16,7 @@ PROFILE ?= $(if $(FACES_GIVEN),own,laptop)
 ARGS ?=
 VLLM := 0.32.0
 
-.PHONY: help run test test-unit test-integration test-e2e test-fuzz test-families test-vllm test-cluster bench task reader ui down lint clean
+.PHONY: help run test test-unit $(LANES) test-fuzz test-families test-vllm test-cluster bench task reader ui down lint clean
 
 help: ## list what there is
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,13 +36,13 @@ run: .venv/.ready ## set up and run the main job (FACES=folder of your own pictu
 
 test: lint ## set up and pass the tests: style, unit, integration, end to end
 	@.venv/bin/python -m pytest -q -n auto --dist worksteal --durations=8 tests/unit
-	@$(MAKE) -j2 --output-sync --no-print-directory test-integration test-e2e
+	@$(MAKE) -j4 --output-sync --no-print-directory $(LANES)
 
 test-unit: .venv/.ready ## the unit tests alone
 	@.venv/bin/python -m pytest -q -n auto --dist worksteal tests/unit
 
-test-integration test-e2e: .venv/.ready
-	@.venv/bin/python -m pytest -q --durations=8 tests/$(@:test-%=%)
+$(LANES): .venv/.ready
+	@.venv/bin/python -m pytest -q --durations=8 $(LANE-$(@:test-%=%))
 
 test-families: .venv/.ready ## every family of models that model.base may be, small, against transformers itself (minutes)
 	@.venv/bin/python -m pytest -q -n auto --dist worksteal -m "families or not families" tests/unit/test_*_families.py tests/unit/test_model_bases.py tests/unit/test_bases_profiles.py

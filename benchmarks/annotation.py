@@ -22,7 +22,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import in_turns, median, report
+from common import Sampled, in_turns, median, report
 
 TASKS = 2
 
@@ -137,37 +136,27 @@ def bare_loop(chosen: Any, faces: Path, parallel: int) -> int:
     return asyncio.run(go())
 
 
-class Watch:
+class Watch(Sampled):
     """Memory of the driver and of Ray's workers (MiB), sampled once a second while the block runs."""
 
     def __init__(self) -> None:
+        super().__init__(1.0)
         self.samples: dict[str, list[float]] = {"driver": [], "workers": []}
-        self._stop = threading.Event()
 
-    def __enter__(self) -> Watch:
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(1.0):
-            found = dict.fromkeys(self.samples, 0.0)
-            for process in psutil.process_iter():
-                try:
-                    words = " ".join(process.cmdline())
-                    part = "driver" if process.pid == os.getpid() else ""
-                    part = "workers" if words.startswith("ray::") else part
-                    if part:
-                        memory = process.memory_info()
-                        found[part] += (memory.rss - memory.shared) / 2**20
-                except psutil.Error:
-                    continue
-            for part, mib in found.items():
-                self.samples[part].append(mib)
+    def _look(self) -> None:
+        found = dict.fromkeys(self.samples, 0.0)
+        for process in psutil.process_iter():
+            try:
+                words = " ".join(process.cmdline())
+                part = "driver" if process.pid == os.getpid() else ""
+                part = "workers" if words.startswith("ray::") else part
+                if part:
+                    memory = process.memory_info()
+                    found[part] += (memory.rss - memory.shared) / 2**20
+            except psutil.Error:
+                continue
+        for part, mib in found.items():
+            self.samples[part].append(mib)
 
     def mib(self) -> dict[str, list[int]]:
         """Ten samples of each, from the first tenth of the time to its end."""

@@ -14,9 +14,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -50,14 +51,16 @@ def in_turns(rounds: int, **candidates: Callable[[], Any]) -> dict[str, list[flo
     return seconds
 
 
-class Memory:
-    """Resident memory of this process and all below it, sampled while the block runs: `with Memory() as memory`."""
+class Sampled:
+    """Something looked at every so often, by a thread, while the block runs."""
 
-    def __init__(self, interval_s: float = 0.1) -> None:
-        self.samples: list[int] = []
+    def __init__(self, interval_s: float) -> None:
         self._interval, self._stop = interval_s, threading.Event()
 
-    def __enter__(self) -> Memory:
+    def _look(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -67,15 +70,23 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        process = psutil.Process()
         while not self._stop.wait(self._interval):
-            total = 0
-            for one in (process, *process.children(recursive=True)):
-                try:
-                    total += one.memory_info().rss
-                except psutil.Error:
-                    continue
-            self.samples.append(total)
+            self._look()
+
+
+class Memory(Sampled):
+    """Resident memory of this process and all below it, sampled while the block runs: `with Memory() as memory`."""
+
+    def __init__(self, interval_s: float = 0.1) -> None:
+        super().__init__(interval_s)
+        self.samples: list[int] = []
+
+    def _look(self) -> None:
+        process, total = psutil.Process(), 0
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                total += one.memory_info().rss
+        self.samples.append(total)
 
     def mib(self) -> dict[str, int]:
         """Memory after a tenth of the time, at the half, at its peak (MiB): equal figures are flat memory."""

@@ -13,87 +13,44 @@ from typing import Any
 
 import torch
 
+
+def _sizes(hidden: int, inner: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
+    return {**sizes, "num_attention_heads": heads, **more}
+
+
+def _qwen_vision(depth: int, hidden: int, inner: int, heads: int, out: int, **more: Any) -> dict[str, Any]:
+    sizes = {"depth": depth, "hidden_size": hidden, "intermediate_size": inner}
+    return {**sizes, "num_heads": heads, "out_hidden_size": out, **more}
+
+
+def _words(vocabulary: int, positions: int, key_value_heads: int, **more: Any) -> dict[str, Any]:
+    words = {"vocab_size": vocabulary, "max_position_embeddings": positions}
+    return {**words, "num_key_value_heads": key_value_heads, **more}
+
+
+def _rope(theta: float, *section: int) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta, "mrope_section": [*section]}
+
+
 SHAPES: dict[str, dict[str, Any]] = {
     "llava-1b": {
-        "vision": {
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "image_size": 336,
-            "patch_size": 14,
-        },
-        "text": {
-            "hidden_size": 2048,
-            "intermediate_size": 8192,
-            "num_hidden_layers": 16,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 64,
-            "vocab_size": 128256,
-            "max_position_embeddings": 8192,
-        },
+        "vision": _sizes(1024, 4096, 24, 16, image_size=336, patch_size=14),
+        "text": _sizes(2048, 8192, 16, 32, **_words(128256, 8192, 8, head_dim=64)),
     },
     "dry": {
-        "vision": {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "image_size": 56,
-            "patch_size": 14,
-        },
-        "text": {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "vocab_size": 4096,
-            "max_position_embeddings": 2048,
-        },
+        "vision": _sizes(64, 128, 3, 4, image_size=56, patch_size=14),
+        "text": _sizes(64, 128, 2, 4, **_words(4096, 2048, 2, head_dim=16)),
     },
     "qwen-vl-3b": {
         "side": 336,
-        "vision": {
-            "depth": 32,
-            "hidden_size": 1280,
-            "intermediate_size": 3420,
-            "num_heads": 16,
-            "out_hidden_size": 2048,
-        },
-        "text": {
-            "hidden_size": 2048,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 2,
-            "vocab_size": 151936,
-            "max_position_embeddings": 128000,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-        },
+        "vision": _qwen_vision(32, 1280, 3420, 16, 2048),
+        "text": _sizes(2048, 11008, 36, 16, **_words(151936, 128000, 2, rope_parameters=_rope(1e6, 16, 24, 24))),
     },
     "qwen-dry": {
         "side": 112,
-        "vision": {
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "fullatt_block_indexes": [1],
-        },
-        "text": {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": 4096,
-            "max_position_embeddings": 2048,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-        },
+        "vision": _qwen_vision(2, 32, 64, 2, 64, fullatt_block_indexes=[1]),
+        "text": _sizes(64, 128, 2, 4, **_words(4096, 2048, 2, rope_parameters=_rope(1e4, 2, 3, 3))),
     },
 }
 _VISION = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}

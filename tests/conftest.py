@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import shutil
 import signal
 import sys
@@ -30,6 +31,13 @@ def encode(pixels: np.ndarray, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, **options)
     return buffer.getvalue()
+
+
+def change_json(file: Path, change: Callable[[Any], object]) -> None:
+    """Read a JSON file, have `change` alter its content in place, and write it back."""
+    content = json.loads(file.read_text("utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), "utf-8")
 
 
 def picture(seed: int, quality: int = 90) -> bytes:

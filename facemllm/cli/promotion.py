@@ -13,6 +13,7 @@ from facemllm.workflow.options import PassphraseFd, Reason, Result, Version, com
 
 promote = typer.Typer(no_args_is_help=True, help="Signed decisions about model versions.")
 
+Verdict = Literal["approve", "reject", "revoke"]
 By = Annotated[
     str | None, typer.Option("--by", help="Whose key signs; default: the only fitting one here, else git's user.name.")
 ]
@@ -68,46 +69,27 @@ def promote_show(settings: Settings, version: Version) -> Result:
     return facts, show
 
 
-@command(promote, "approve")
-def promote_approve(
-    settings: Settings,
-    version: Version,
-    reason: Reason,
-    by: By = None,
-    key: Key = None,
-    role: Role = None,
-    passphrase_fd: PassphraseFd = None,
-) -> Result:
-    """Sign an approval of a version: of its very bytes, and of what `promote show` says of them."""
-    return _decide(settings, version, "approve", reason, _who(by, key, role, passphrase_fd))
+def _decision(verdict: Verdict, told: str) -> None:
+    """Add the command by which a person says this of a version."""
+
+    def work(
+        settings: Settings,
+        version: Version,
+        reason: Reason,
+        by: By = None,
+        key: Key = None,
+        role: Role = None,
+        passphrase_fd: PassphraseFd = None,
+    ) -> Result:
+        return _decide(settings, version, verdict, reason, _who(by, key, role, passphrase_fd))
+
+    work.__doc__ = told
+    command(promote, verdict)(work)
 
 
-@command(promote, "reject")
-def promote_reject(
-    settings: Settings,
-    version: Version,
-    reason: Reason,
-    by: By = None,
-    key: Key = None,
-    role: Role = None,
-    passphrase_fd: PassphraseFd = None,
-) -> Result:
-    """Sign a rejection of a version: it cannot be released."""
-    return _decide(settings, version, "reject", reason, _who(by, key, role, passphrase_fd))
-
-
-@command(promote, "revoke")
-def promote_revoke(
-    settings: Settings,
-    version: Version,
-    reason: Reason,
-    by: By = None,
-    key: Key = None,
-    role: Role = None,
-    passphrase_fd: PassphraseFd = None,
-) -> Result:
-    """Take an approval back: a server that serves the version leaves service within a minute."""
-    return _decide(settings, version, "revoke", reason, _who(by, key, role, passphrase_fd))
+_decision("approve", "Sign an approval of a version: of its very bytes, and of what `promote show` says of them.")
+_decision("reject", "Sign a rejection of a version: it cannot be released.")
+_decision("revoke", "Take an approval back: a server that serves the version leaves service within a minute.")
 
 
 @command(promote, "rollback")
@@ -136,9 +118,7 @@ def promote_reconcile(settings: Settings) -> Result:
     return facts, f"model {due.digest[:12]} ({due.why}) serves in production at {endpoint.url}"
 
 
-def _decide(
-    settings: Settings, version: str, verdict: Literal["approve", "reject", "revoke"], reason: str, who: Any
-) -> Result:
+def _decide(settings: Settings, version: str, verdict: Verdict, reason: str, who: Any) -> Result:
     from facemllm.promote import decide, overview
 
     made = decide.decide(settings, version, verdict, reason, who)

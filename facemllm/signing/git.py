@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from facemllm.core import git
 from facemllm.core.files import partial_folder, publish
 from facemllm.errors import UserError
 from facemllm.signing.canonical import Refused
@@ -116,33 +117,23 @@ class Git:
     def _run(
         self, *arguments: str, data: bytes | None = None, allowed: tuple[int, ...] = (0,), users: bool = False
     ) -> bytes:
-        command = self._command(*arguments)
-        try:
-            done = subprocess.run(
-                command, env=self._environment(users), input=data or b"", capture_output=True, timeout=_WAIT_S
-            )
-        except FileNotFoundError:
-            raise UserError("git is not installed; decisions are kept with it (apt install git)") from None
-        except subprocess.TimeoutExpired:
-            raise UserError(
-                f"git {arguments[0]} gave no answer in {_WAIT_S} s; is {arguments[-2] if users else self.folder} "
-                "reachable, and are all of its files plain ones?"
-            ) from None
+        place = arguments[-2] if users else self.folder
+        why = "decisions are kept with it"
+        done = git.run(self._command(*arguments), self._environment(users), why, data or b"", _WAIT_S, place)
         if done.returncode not in allowed:
             lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
             told = [line for line in lines if "rejected]" in line or line.startswith(("fatal:", "error:", "remote:"))]
             raise UserError(
                 f"git {arguments[0]} failed in {self.folder}: {' '.join(' '.join(told or lines)[:500].split())}"
             )
-        return bytes(done.stdout)
+        return done.stdout
 
     def _command(self, *arguments: str) -> list[str]:
         fixed = [part for key, value in _FIXED.items() for part in ("-c", f"{key}={value}")]
         return ["git", f"--git-dir={self.folder}", *fixed, *arguments]
 
     def _environment(self, users: bool = False) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-        kept |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_REPLACE_OBJECTS": "1", "GIT_NO_LAZY_FETCH": "1"}
+        kept = git.environment(GIT_NO_REPLACE_OBJECTS="1", GIT_NO_LAZY_FETCH="1")
         kept |= {"GIT_GRAFT_FILE": os.devnull, "GIT_OPTIONAL_LOCKS": "0"}
         return kept if users else kept | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 

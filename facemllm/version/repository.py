@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from facemllm.core import progress
+from facemllm.core import git, progress
 from facemllm.core.files import building, locked
 from facemllm.errors import UserError
 from facemllm.settings import Settings, root
@@ -211,22 +211,19 @@ class Repository:
     def _git(
         self, *arguments: str, at: Path | None = None, index: str = "", date: int = 0, data: str | None = None
     ) -> str:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-        environment |= {**git_settings(), "LC_ALL": "C"}
+        environment = git.environment(**git_settings())
         if index:
             environment["GIT_INDEX_FILE"] = index
         who = {"NAME": "facemllm", "EMAIL": "facemllm@localhost", "DATE": f"@{date} +0000"}
         environment |= {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
         fixed = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false", "-c", "core.autocrlf=false"]
         command = ["git", "-C", str(at or self.path), *fixed, *arguments]
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", input=data or "")
-        except FileNotFoundError:
-            raise UserError("git is not installed; data versions need it (apt install git, brew install git)") from None
+        done = git.run(command, environment, "data versions need it", (data or "").encode())
+        out = done.stdout.decode().strip()
         if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+            said = (done.stderr.decode().strip() or out or "no message").splitlines()[-1]
             raise UserError(f"git {arguments[0]} failed in {at or self.path}: {said}")
-        return done.stdout.strip()
+        return out
 
 
 def git_settings() -> dict[str, str]:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from facemllm.settings import load
+from tests.ports import free_ray_port
 
 _STAGE = load("ci").stages()["specialize"].model_dump() | {"steps": 2}
 FOURTH_STAGE = f"train.stages.polish={json.dumps(_STAGE)}"
@@ -28,15 +29,6 @@ def free_ports(count: int) -> list[int]:
     for item in sockets:
         item.close()
     return ports
-
-
-def free_ray_port() -> int:
-    """The first of Ray's ports, where nobody listens: a run of the same profile may stand beside the tests."""
-    for port in range(10400, 14800, 400):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise AssertionError("no free ports for Ray")
 
 
 class Project:

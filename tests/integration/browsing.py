@@ -55,3 +55,14 @@ FAINT = """() => {
   }
   return faint
 }"""
+
+
+def assert_readable(page: Any, width: int) -> None:
+    """With all that folds open nothing is wider than the window, faint or out of its box, and controls have names."""
+    for folded in page.locator("details").all():
+        folded.evaluate("one => { one.open = true }")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(FAINT) == []
+    assert page.evaluate(BEYOND) == []
+    for control in page.locator("input:not([type=hidden]), select, textarea, button").all():
+        assert control.evaluate("one => one.labels?.length || one.innerText.length") > 0

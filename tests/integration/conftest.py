@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 from facemllm.asking.store import Account, Counters, Replies
 from facemllm.core.processes import trouble
 from facemllm.settings import Settings, load
+from tests.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,6 @@ class MlflowServer:
 
     uri: str
     artifacts: Path
-
-
-def free_port(span: int = 1) -> int:
-    """The first of so many ports in a row on which nothing listens now."""
-    for base in range(21000 + os.getpid() % 1000, 30000, 331):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(base, base + span):
-                stack.enter_context(socket.socket()).bind(("", port))
-            return base
-    raise AssertionError("no free port")
 
 
 def stop_tree(process: subprocess.Popen[Any], how: int = signal.SIGTERM) -> None:
@@ -91,6 +81,38 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
         yield MlflowServer(f"http://127.0.0.1:{port}", artifacts)
     finally:
         stop_tree(process)
+
+
+def ray_environment() -> dict[str, str]:
+    """Variables of a process that starts a Ray of its own, whose workers are no less urgent than others."""
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**kept, "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+HEAD = """
+import ray, sys
+context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
+print(context.address_info["address"], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a Ray head of two cores, which tests and their drivers join by RAY_ADDRESS. What the SIGKILL of a
+    driver leaves is cleared away by Ray, as on a cluster."""
+    pipe, file = subprocess.PIPE, tmp_path_factory.mktemp("ray") / "log"
+    with pytest.MonkeyPatch.context() as patch, file.open("wb") as log:
+        patch.setenv("RAY_AUTH_MODE", "token")  # who starts Ray has a token by default, who joins it does not
+        command, variables = [sys.executable, "-c", HEAD], ray_environment()
+        head = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=variables)
+        assert head.stdout is not None
+        try:
+            address = head.stdout.readline().decode().strip()
+            assert address, f"Ray did not start:\n{file.read_text()[-3000:]}"
+            yield address
+        finally:
+            stop_tree(head)
 
 
 @pytest.fixture

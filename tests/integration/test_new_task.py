@@ -50,20 +50,18 @@ from pathlib import Path
 def main():
     from facemllm import settings
     from facemllm.core import digests
-    from facemllm.annotate.run import annotate
     from facemllm.evaluate.run import evaluate
     from facemllm.report.run import write_report
     from facemllm.reformat.run import reformat
     from facemllm.ingest.run import ingest
-    from facemllm.train.launch import train
+    from facemllm.train.torchrun import train
 
     s = settings.load("ci", sys.argv[1:])
     work = Path("work")
     ingest(s, work / "faces")
-    annotate(s, work / "faces", work / "annotated")
-    reformat(s, work / "annotated", work / "conversations")
+    reformat(s, work / "faces", work / "conversations")
     model = work / "model"
-    train("align", s, work / "conversations", None, model, work / "checkpoints", work / "cache")
+    train("align", s, work / "conversations", None, model, work / "checkpoints")
     metrics = evaluate(s, model, digests.of_tree(model), work / "conversations", work / "evaluation")
     summary = {"run": "new task", "profile": "ci", "tasks": metrics["tasks"], "closed_mean": metrics["closed_mean"]}
     write_report(work / "report.html", summary, work / "evaluation")
@@ -90,12 +88,11 @@ def project(tmp_path_factory):
 def test_a_task_of_ones_own_goes_all_the_way(project):
     stage = ("steps=4", "objective=answers", "tasks={view: 1.0, expression: 1.0}", "trains.language=full")
     overrides = [
-        *("ingest.identities=60", "ingest.image_size=64", "annotate.concurrency=1", "model.image_size=32"),
+        *("ingest.identities=60", "ingest.image_size=64", "model.image_size=32"),
         *("train.threads=1", *(f"train.stages.align.{override}" for override in stage)),
         *("evaluate.generated_faces=2", "evaluate.disturbed_faces=0"),
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["PYTHONPATH"] = str(project)
+    environment = {**os.environ, "PYTHONPATH": str(project)}
     command = [sys.executable, "-c", DRIVER, *overrides]
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from facemllm.signing.standing import standing
-from tests.integration.browsing import BEYOND, FAINT, marks
-from tests.integration.conftest import free_port, stop_tree
+from tests.integration.browsing import assert_readable, marks
+from tests.integration.conftest import stop_tree
+from tests.ports import free_port
 from tests.review_example import ADA, GRACE, PASSPHRASE, PIPELINE, Example, example
 
 pytestmark = marks
@@ -209,13 +210,7 @@ def test_it_fits_and_can_be_read(opened: Opened, shelf: Example, scheme: str, wi
     address = page.url
     for path in ("", "?state=all", f"requests/{made}"):
         page.goto(address + path)
-        for folded in page.locator("details").all():
-            folded.evaluate("one => { one.open = true }")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate(FAINT) == []
-        assert page.evaluate(BEYOND) == []
-    for control in page.locator("input:not([type=hidden]), select, textarea, button").all():
-        assert control.evaluate("one => one.labels?.length || one.innerText.length") > 0
+        assert_readable(page, width)
     assert page.locator("main, header, aside, nav").count() >= 4
     assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
     page.locator("a").nth(2).focus()

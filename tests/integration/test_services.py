@@ -20,7 +20,7 @@ from facemllm.core.processes import Record, Service, boot_id, trouble
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
 from facemllm.settings.operations import RAY_PORTS
-from tests.integration.conftest import free_port
+from tests.ports import free_port
 from tests.refusing import refuses
 from tests.waiting import wait_until
 

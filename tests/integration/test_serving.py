@@ -37,7 +37,7 @@ from facemllm.signing import local
 from facemllm.tasks.answers import answer
 from tests.approved import ADA, Home, flip
 from tests.asked import phrases
-from tests.integration.conftest import free_port
+from tests.ports import free_port
 from tests.refusing import refuses
 from tests.waiting import wait_until
 

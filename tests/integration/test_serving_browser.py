@@ -16,8 +16,9 @@ import pytest
 from facemllm.core import digests
 from facemllm.core.corrections import PICTURES, Correction, read
 from tests.conftest import encode, picture
-from tests.integration.browsing import BEYOND, FAINT, marks
-from tests.integration.conftest import free_port, stop_tree
+from tests.integration.browsing import assert_readable, marks
+from tests.integration.conftest import stop_tree
+from tests.ports import free_port
 
 pytestmark = marks
 Opened = Callable[..., Any]
@@ -183,13 +184,7 @@ def test_it_fits_and_can_be_read(opened: Opened, face: Path, scheme: str, width:
     page.get_by_label("Questions of your own").fill("W" * 100 + "\nWho?\nweather\ndark")
     page.get_by_role("button", name="Ask").click()
     page.locator(".tag.bad").wait_for()
-    for folded in page.locator("details").all():
-        folded.evaluate("one => { one.open = true }")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(FAINT) == []
-    assert page.evaluate(BEYOND) == []
-    for control in page.locator("input:not([type=hidden]), select, textarea, button").all():
-        assert control.evaluate("one => one.labels?.length || one.innerText.length") > 0
+    assert_readable(page, width)
     small = """() => [...document.querySelectorAll("button, summary, fieldset label, input[type=file]")]
       .filter(one => one.getClientRects().length && one.getBoundingClientRect().height < 24)
       .map(one => one.outerHTML)"""

@@ -18,8 +18,8 @@ from facemllm.serve.guard.keys import made
 from facemllm.settings import load
 from tests.fuzzing import good
 from tests.guarded import certificate
-from tests.integration.conftest import free_port
 from tests.integration.test_serving import model  # noqa: F401
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 

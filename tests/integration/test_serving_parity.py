@@ -14,7 +14,7 @@ from facemllm.model.tiny import build_tiny
 from facemllm.serve.engine.parity import NotEqual, parity
 from facemllm.settings import Settings, load
 from tests import asked
-from tests.integration.conftest import free_port
+from tests.ports import free_port
 from tests.refusing import refuses
 
 pytestmark = pytest.mark.integration

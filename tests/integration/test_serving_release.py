@@ -28,10 +28,10 @@ from facemllm.serve.probe import Probe
 from facemllm.settings import Settings, load
 from facemllm.signing import local
 from tests.approved import ADA, Home
-from tests.integration.conftest import free_port
 from tests.integration.test_serving import HAT
 from tests.integration.test_serving import model as model
 from tests.integration.test_serving import probe as probe
+from tests.ports import free_port
 from tests.refusing import refuses
 from tests.waiting import wait_until
 

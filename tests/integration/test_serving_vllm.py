@@ -26,7 +26,8 @@ from facemllm.serve.engine.own import OwnEngine
 from facemllm.serve.engine.protocol import Prepared
 from facemllm.serve.engine.vllm import VllmEngine
 from facemllm.signing import manifest
-from tests.integration.conftest import free_port, stop_tree
+from tests.integration.conftest import stop_tree
+from tests.ports import free_port
 from tests.vllm_example import CLOSED, OPEN, clip, face, of_family, tiny
 
 PYTHON = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"

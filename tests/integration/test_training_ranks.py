@@ -20,7 +20,7 @@ from facemllm.tables import CONVERSATIONS, TableWriter
 from facemllm.train.stage import StageRun, TrainResult
 from tests import ranks
 from tests.conftest import conversation, face
-from tests.integration.conftest import free_port
+from tests.ports import free_port
 from tests.training_example import BRANCHES, Toy, stage, trains
 
 pytestmark = pytest.mark.integration

@@ -147,50 +147,48 @@ def test_a_copy_that_shares_blocks_is_what_is_hashed(
     assert len(set(shared)) == 1
 
 
-def test_files_rewritten_in_place_never_reach_the_copy_unverified(model: Path, tmp_path: Path) -> None:
-    digest, weights = digests.of_tree(model), model / "model.safetensors"
-    good, stop = weights.read_bytes(), threading.Event()
+def never_unverified(model: Path, digest: str, scratch: Path, meanwhile: Callable[[], object]) -> None:
+    """Copy and verify again and again while a thread changes the files as often: what is let through is right."""
+    stop = threading.Event()
 
-    def rewrite() -> None:
-        with weights.open("r+b", buffering=0) as file:
-            while not stop.is_set():
-                for one in (bytes(len(good)), good):
-                    file.seek(0)
-                    file.write(one)
+    def work() -> None:
+        while not stop.is_set():
+            meanwhile()
 
-    rewriting = threading.Thread(target=rewrite)
-    rewriting.start()
+    working = threading.Thread(target=work)
+    working.start()
     try:
         for _ in range(20):
-            with suppress(UserError), manifest.verified_copy(model, digest, tmp_path / "scratch") as (copy, _found):
+            with suppress(UserError), manifest.verified_copy(model, digest, scratch) as (copy, _found):
                 assert digests.of_tree(copy, fresh=True) == digest
     finally:
         stop.set()
-        rewriting.join()
+        working.join()
+
+
+def test_files_rewritten_in_place_never_reach_the_copy_unverified(model: Path, tmp_path: Path) -> None:
+    digest, weights = digests.of_tree(model), model / "model.safetensors"
+    good = weights.read_bytes()
+    with weights.open("r+b", buffering=0) as file:
+
+        def rewrite() -> None:
+            for one in (bytes(len(good)), good):
+                file.seek(0)
+                file.write(one)
+
+        never_unverified(model, digest, tmp_path / "scratch", rewrite)
 
 
 def test_files_swapped_all_the_time_never_reach_the_copy_unverified(model: Path, tmp_path: Path) -> None:
-    digest, good, bad = digests.of_tree(model), tmp_path / "good", tmp_path / "bad"
-    weights = model / "model.safetensors"
-    good.write_bytes(weights.read_bytes())
-    bad.write_bytes(bytes(3 << 20))
-    stop = threading.Event()
+    digest, weights = digests.of_tree(model), model / "model.safetensors"
+    good, bad = weights.read_bytes(), bytes(3 << 20)
 
     def swap() -> None:
-        while not stop.is_set():
-            for one in (bad, good):
-                (tmp_path / "next").write_bytes(one.read_bytes())
-                (tmp_path / "next").replace(weights)
+        for one in (bad, good):
+            (tmp_path / "next").write_bytes(one)
+            (tmp_path / "next").replace(weights)
 
-    swapping = threading.Thread(target=swap)
-    swapping.start()
-    try:
-        for _ in range(20):
-            with suppress(UserError), manifest.verified_copy(model, digest, tmp_path / "scratch") as (copy, _found):
-                assert digests.of_tree(copy, fresh=True) == digest
-    finally:
-        stop.set()
-        swapping.join()
+    never_unverified(model, digest, tmp_path / "scratch", swap)
     assert not list((tmp_path / "scratch").iterdir())
 
 

@@ -1,6 +1,5 @@
 """Published models that cannot be used: each is refused in one line that says what is wrong with it."""
 
-import json
 import shutil
 
 import numpy as np
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from facemllm.model.families import Generic, family_of
 from facemllm.model.pretrained import load_model
 from facemllm.model.reader import Reader
+from tests.conftest import change_json
 from tests.families import LANGUAGE, SIDES, small, tokenizer
 from tests.refusing import refuses
 
@@ -26,24 +26,18 @@ def copy(base, tmp_path):
     return shutil.copytree(base, tmp_path / "copy")
 
 
-def rewrite(file, change):
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
-
-
 def config(name="config.json", part=None, **changes):
-    return lambda copy: rewrite(copy / name, lambda c: (c[part] if part else c).update(changes))
+    return lambda copy: change_json(copy / name, lambda c: (c[part] if part else c).update(changes))
 
 
 def without_template(copy):
     for file in copy.glob("chat_template*"):
         file.unlink()
-    rewrite(copy / "tokenizer_config.json", lambda c: c.pop("chat_template", None))
+    change_json(copy / "tokenizer_config.json", lambda c: c.pop("chat_template", None))
 
 
 def without_end(copy):
-    rewrite(copy / "tokenizer_config.json", lambda c: c.pop("eos_token"))
+    change_json(copy / "tokenizer_config.json", lambda c: c.pop("eos_token"))
 
 
 def fewer_words(copy):
@@ -51,7 +45,7 @@ def fewer_words(copy):
     file = copy / "model.safetensors"
     tensors = {name: t[:290].clone() if t.shape[:1] == (312,) else t for name, t in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
-    rewrite(copy / "config.json", lambda c: c["text_config"].update(vocab_size=290))
+    change_json(copy / "config.json", lambda c: c["text_config"].update(vocab_size=290))
 
 
 @pytest.mark.parametrize(
@@ -99,9 +93,9 @@ def test_code_of_a_base_is_never_run(copy, tmp_path):
     kinds = {"AutoConfig": "configuration_own.Own", "AutoModelForImageTextToText": "modeling_own.Own"}
     kinds["AutoProcessor"] = "processing_own.Own"
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
-        rewrite(copy / name, lambda c: c.update(auto_map=kinds))
+        change_json(copy / name, lambda c: c.update(auto_map=kinds))
     load_model(copy, image_size=112)  # what transformers has itself needs no code of the checkpoint's
-    rewrite(copy / "config.json", lambda c: c.update(model_type="own"))
+    change_json(copy / "config.json", lambda c: c.update(model_type="own"))
     refuses("own needs code of its own", load_model, copy)
     assert not mark.exists()
 

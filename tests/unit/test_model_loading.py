@@ -19,6 +19,7 @@ from facemllm.model.forward import tower_features, visual_tokens
 from facemllm.model.inference import Predictor, Query
 from facemllm.model.parts import assemble, load_base
 from facemllm.model.pretrained import load_model, save_model
+from tests.conftest import change_json
 from tests.refusing import refuses
 
 TEXT = ["USER: is there a face? ASSISTANT: yes </s>", "a woman with brown hair and glasses", "no beard at all"]
@@ -96,12 +97,6 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def copy(checkpoint, tmp_path):
     return shutil.copytree(checkpoint, tmp_path / "copy")
-
-
-def rewrite(file, change):
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
 
 
 def test_a_published_checkpoint_computes_as_in_plain_transformers(checkpoint):
@@ -228,15 +223,15 @@ def test_code_of_a_checkpoint_is_never_run(copy, tmp_path):
     for name in ("configuration_evil.py", "modeling_evil.py"):
         (copy / name).write_text(f"open({str(mark)!r}, 'w').close()\nclass Evil: pass\n")
     mapping = {"AutoConfig": "configuration_evil.Evil", "AutoModelForImageTextToText": "modeling_evil.Evil"}
-    rewrite(copy / "config.json", lambda c: c.update(auto_map=mapping))
+    change_json(copy / "config.json", lambda c: c.update(auto_map=mapping))
     load_model(copy)  # a family we know needs no code of its own
-    rewrite(copy / "config.json", lambda c: c.update(model_type="evil"))
+    change_json(copy / "config.json", lambda c: c.update(model_type="evil"))
     refused(copy, "evil", "auto_map", "never run")
     assert not mark.exists()
 
 
 def config(file="config", part=None, **changes):
-    return lambda copy: rewrite(copy / f"{file}.json", lambda c: (c[part] if part else c).update(changes))
+    return lambda copy: change_json(copy / f"{file}.json", lambda c: (c[part] if part else c).update(changes))
 
 
 processing = partial(config, "processor_config")

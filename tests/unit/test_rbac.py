@@ -26,13 +26,7 @@ class Call(NamedTuple):
 
 NEEDED = [
     Call("", "configmaps", "get", "kfp-launcher", "root_dag.go:103, config/env.go:73; NotFound alone is forgiven"),
-    Call(
-        "",
-        "secrets",
-        "get",
-        "mlpipeline-minio-artifact",
-        "launcher_v2.go:269, objectstore/object_store.go:391",
-    ),
+    Call("", "secrets", "get", "mlpipeline-minio-artifact", "launcher_v2.go:269, objectstore/object_store.go:391"),
     Call("argoproj.io", "workflowtaskresults", "create", "", "Argo's executor; KFP's own pipeline-runner-role.yaml:84"),
     Call("argoproj.io", "workflowtaskresults", "patch", "a-step", "the same"),
 ]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import yaml
 
+from facemllm.core import git
 from facemllm.core.digests import of_bytes
 from facemllm.core.kubernetes import Api, Object
 from facemllm.errors import UserError
@@ -18,6 +17,7 @@ from facemllm.settings import Settings
 
 _TRIES = 5
 _WAIT_S = 120
+_PURPOSE = "`serve.target: gitops` releases by it"
 _WHO = ("-c", "user.name=facemllm", "-c", "user.email=facemllm@localhost", "-c", "core.hooksPath=/dev/null")
 
 
@@ -78,24 +78,9 @@ class CommittedService(InferenceService):
                 raise UserError(f"{self._place.repository}: {part} is a link; cluster.serving.gitops.file names a file")
 
     def _git(self, *arguments: str) -> str:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-        environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}
-        try:
-            done = subprocess.run(
-                ["git", *arguments],
-                cwd=self._clone,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=_WAIT_S,
-            )
-        except FileNotFoundError:
-            raise UserError("git is not installed; `serve.target: gitops` releases by it (apt install git)") from None
-        except subprocess.TimeoutExpired:
-            raise UserError(f"{self._place.repository} gave no answer in {_WAIT_S} s; is it reachable?") from None
+        command = ["git", "-C", str(self._clone), *arguments]
+        done = git.run(command, git.environment(), _PURPOSE, wait_s=_WAIT_S, place=self._place.repository)
         if done.returncode:
-            told = " ".join(done.stderr.split())[-400:]
+            told = " ".join(done.stderr.decode("utf-8", "replace").split())[-400:]
             raise UserError(f"{self._place.repository}: git {arguments[0]} failed: {told}")
-        return done.stdout.strip()
+        return done.stdout.decode("utf-8", "replace").strip()
