@@ -7,9 +7,9 @@
 # The first takes torch's build without CUDA (about 3 GB less); the second takes what PyPI has, which carries CUDA.
 FROM python:3.11-slim
 
-# git: DVC keeps data versions in a repository. wget: KubeRay's probes call it.
+# git and openssh-client: data versions and decisions are git repositories. wget: KubeRay's probes call it.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends git wget \
+    && apt-get install -y --no-install-recommends git openssh-client wget \
     && rm -rf /var/lib/apt/lists/*
 
 # A numbered user, so that `runAsNonRoot` can be verified; the manifests name the same number. /workspace is where the

@@ -8,11 +8,13 @@ image (CONTRIBUTING.md says how to make both); PODMAN and FACEMLLM_IMAGE name ot
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,9 @@ from cluster import specification
 from facemllm.settings import load
 from facemllm.workflow.steps import steps
 from pipeline import GRAPHS
+from tests.cluster import stores
+from tests.unit.test_k8s import needs_kubectl, one
+from tests.unit.test_k8s import pods as pods_of
 
 PODMAN = shlex.split(os.environ.get("PODMAN", "podman"))
 IMAGE = os.environ.get("FACEMLLM_IMAGE", load().cluster.image)
@@ -48,6 +53,15 @@ def missing() -> str:
 
 WHY = missing()
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
+
+
+def answers(mlflow: str) -> None:
+    """Wait until the MLflow of a container is up."""
+    deadline = time.monotonic() + 300
+    asked = ["wget", "-q", "-O", "-", "http://127.0.0.1:5000/health"]  # as the manifest's probes would
+    while podman("exec", mlflow, *asked, check=False).stdout != "OK":
+        assert time.monotonic() < deadline, podman("logs", mlflow).stderr[-3000:]
+        time.sleep(1)
 
 
 class Pods:
@@ -77,11 +91,7 @@ class Pods:
         server += " --backend-store-uri sqlite:////tmp/mlflow.db --artifacts-destination /tmp/artifacts"
         command = ["run", "--detach", "--name", self.mlflow, "--network=none", *self.limits(), IMAGE, *server.split()]
         podman(*command)
-        deadline = time.monotonic() + 300
-        asked = ["wget", "-q", "-O", "-", "http://127.0.0.1:5000/health"]  # as the manifest's probes would
-        while podman("exec", self.mlflow, *asked, check=False).stdout != "OK":
-            assert time.monotonic() < deadline, podman("logs", self.mlflow).stderr[-3000:]
-            time.sleep(1)
+        answers(self.mlflow)
 
     def stop(self) -> None:
         podman("rm", "--force", "--time=2", self.mlflow, check=False)
@@ -187,6 +197,58 @@ def test_it_is_user_10001_without_rights_who_can_write_beside_the_volume_to_tmp_
     look += "for p in /app /usr /tmp /workspace; do test -w $p && echo $p; done; true"
     said = pods.run("sh", "-c", look).stdout.split()
     assert said == ["10001", "CapEff:", "0" * 16, "NoNewPrivs:", "1", "/tmp", "/workspace"]
+
+
+def test_what_it_cannot_compile_is_one_line(ran: Run, pods: Pods) -> None:
+    table = f"/workspace/.facemllm/store/{ran.values['reformat']}"
+    sets = [part for one in (*SMALL, *FEW, "train.compile=true") for part in ("--set", one)]
+    words = ["python", "-m", "facemllm.train.torchrun", "align", table, "/tmp/aligned", "--profile", "ci", *sets]
+    done = pods.run(*words, check=False)
+    assert done.returncode == 1
+    assert re.findall("^error: .*", done.stderr, re.M) == [
+        "error: torch.compile needs the C++ compiler g++ and torch's headers, and neither is in our image; "
+        "set train.compile: false"
+    ]
+
+
+@needs_kubectl
+@pytest.mark.skipif(not stores.PYTHON.exists(), reason=stores.ABSENT)
+def test_mlflow_serves_on_postgresql_with_a_login_as_its_manifest_says(tmp_path: Path) -> None:
+    (tmp_path / "login").mkdir()
+    login = one("gpu", "ConfigMap", "mlflow-login")["data"]["basic_auth.ini"]
+    (tmp_path / "login/basic_auth.ini").write_text(login, "utf-8")
+    ((_, pod),) = pods_of(one("gpu", "Deployment", "mlflow"))
+    (server,) = pod["spec"]["containers"]
+    name = f"face-mllm-test-{os.getpid()}-login"
+    with stores.postgres(tmp_path / "postgres") as database:
+        known = {**database.environment, "PGHOST": "/postgres"}  # its socket: the container has a network of its own
+        known |= {"MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow/artifacts", "MLFLOW_FLASK_SERVER_SECRET_KEY": "key"}
+        known |= {"MLFLOW_AUTH_ADMIN_PASSWORD": stores.ADMIN[1]}
+        known |= {variable["name"]: variable["value"] for variable in server["env"]}
+        given = [f"--env={key}={value}" for key, value in known.items()]
+        given += [f"--volume={tmp_path / 'login'}:/login:ro", f"--volume={tmp_path / 'postgres'}:/postgres"]
+        given += [*RESTRICTED, "--network=none", "--tmpfs=/tmp:mode=1777,size=512m"]
+        for container in pod["spec"]["initContainers"]:
+            podman("run", "--rm", *given, IMAGE, *container["command"])
+        podman("run", "--detach", "--name", name, *given, IMAGE, *server["command"], *server["args"])
+        try:
+            answers(name)
+            said = podman("exec", name, "python", "-c", ASKS_MLFLOW, *stores.ADMIN).stdout.split()
+            assert said == ["401", "200"]
+        finally:
+            podman("rm", "--force", "--time=2", name, check=False)
+
+
+ASKS_MLFLOW = """
+import requests, sys
+for login in (None, tuple(sys.argv[1:])):
+    address = "http://localhost:5000/api/2.0/mlflow/experiments/search"
+    print(requests.post(address, json={"max_results": 1}, auth=login, timeout=60).status_code)
+"""
+
+
+def test_git_speaks_over_ssh(pods: Pods) -> None:
+    assert "OpenSSH" in pods.run("ssh", "-V").stderr
 
 
 def test_its_commit_is_in_its_label_and_in_its_environment() -> None:
