@@ -57,6 +57,18 @@ def callers(policy: Document) -> list[str]:
     return [space["matchLabels"]["kubernetes.io/metadata.name"] for space in spaces if space]
 
 
+def test_in_a_namespace_of_another_name_the_rights_are_its_own_accounts(tmp_path: Path) -> None:
+    overlay = shutil.copytree(ROOT / "k8s", tmp_path / "k8s") / "overlays/gpu/kustomization.yaml"
+    overlay.write_text(overlay.read_text("utf-8") + "\nnamespace: team-a\n", "utf-8")
+    command = ["kubectl", "kustomize", str(overlay.parent)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    moved = list(yaml.load_all(text, yaml.CSafeLoader))
+    bindings = named(moved, "RoleBinding").values()
+    subjects = [(d["metadata"]["namespace"], one["namespace"]) for d in bindings for one in d["subjects"]]
+    assert set(subjects) == {("team-a", "team-a")}
+    assert set(named(moved, "Namespace")) == {"team-a"}
+
+
 def test_places_are_written_once_and_reach_policies_and_claims(made: list[Document]) -> None:
     policies = named(made, "NetworkPolicy")
     assert callers(policies["ray-among-itself"]) == ["r"]
