@@ -52,7 +52,7 @@ COPY components components
 COPY studies studies
 COPY facemllm facemllm
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --no-deps . && python -m compileall -q -j 0 /app
+    pip install --no-deps . && rm -r build *.egg-info && python -m compileall -q -j 0 /app
 
 # The root file system is read-only in the pods: whatever writes beside /workspace writes to /tmp.
 ENV HOME=/tmp \

@@ -2,8 +2,9 @@
 
 The commands are those that `pipeline.py compile` writes, run in their order on a fresh volume, as KFP's launcher would:
 values and paths for outputs go in as its executor input, the value that a step returns is read from where it was
-written. MLflow is a container of the image, too; the others share its loopback, and nothing else. Needs podman and the
-image (CONTRIBUTING.md says how to make both); PODMAN and FACEMLLM_IMAGE name others than `podman` and its default.
+written. MLflow is a container of the image, too, and so is a git server that keeps decisions, asked over ssh; the
+others share their loopback, and nothing else. Needs podman and the image (CONTRIBUTING.md says how to make both);
+PODMAN and FACEMLLM_IMAGE name others than `podman` and its default.
 """
 
 import json
@@ -32,8 +33,13 @@ PODMAN = shlex.split(os.environ.get("PODMAN", "podman"))
 IMAGE = os.environ.get("FACEMLLM_IMAGE", load().cluster.image)
 SMALL = ("ingest.identities=60", "validate.min_rows=50", "evaluate.bootstrap=100", "train.threads=1")
 FEW = tuple(f"train.stages.{stage}.steps=2" for stage in ("align", "instruct", "specialize"))
-SETS = (*SMALL, *FEW, "cluster.overrides.tracking.uri=http://127.0.0.1:5000")
+HOME, DECISIONS = "/workspace/login", "ssh://git@127.0.0.1:2222/workspace/decisions.git"
+ON_CLUSTER = {"storage.home": "/workspace/.facemllm", "tracking.uri": "http://127.0.0.1:5000"}
+ON_CLUSTER |= {"promote.decisions": DECISIONS}
+OVERRIDES = tuple(f"cluster.overrides.{key}={value}" for key, value in ON_CLUSTER.items())
+SETS = (*SMALL, *FEW, *OVERRIDES, f"cluster.steps.defaults.env.HOME={HOME}")
 RESTRICTED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=10001:10001")
+RESTRICTED += ("--ulimit=nofile=16384", "--ulimit=nproc=16384")  # podman's own need rights
 ORDER = [name for name in steps(load("ci")) if name != "release"]
 
 
@@ -64,11 +70,43 @@ def answers(mlflow: str) -> None:
         time.sleep(1)
 
 
+GIT = f"""
+import asyncio, asyncssh, subprocess
+from pathlib import Path
+
+home = Path("{HOME}")
+home.mkdir()
+own, host = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+own.write_private_key(home / "key")
+(home / "key").chmod(0o600)
+own.write_public_key("/tmp/authorized")
+(home / "known_hosts").write_text("[127.0.0.1]:2222 " + host.export_public_key().decode())
+command = f"ssh -i {{home}}/key -o UserKnownHostsFile={{home}}/known_hosts"
+(home / ".gitconfig").write_text("[core]\\n\\tsshCommand = " + command)
+subprocess.run(["git", "init", "--quiet", "--bare", "/workspace/decisions.git"], check=True)
+
+async def answer(asked):
+    pipe = subprocess.PIPE
+    git = subprocess.Popen(asked.command, shell=True, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+    await asked.redirect(stdin=git.stdin, stdout=git.stdout, stderr=git.stderr)
+    asked.exit(await asyncio.to_thread(git.wait))
+
+async def main():
+    keys = dict(server_host_keys=[host], authorized_client_keys="/tmp/authorized")
+    await asyncssh.listen("127.0.0.1", 2222, process_factory=answer, encoding=None, **keys)
+    print("ready")
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+"""A git server, and a login to it as docs/cluster.md says."""
+
+
 class Pods:
     """Containers of the image on one fresh volume, with one loopback of their own."""
 
     def __init__(self, name: str) -> None:
-        self.volume, self.mlflow = name, f"{name}-mlflow"
+        self.volume, self.mlflow, self.git = name, f"{name}-mlflow", f"{name}-git"
         self.seconds: dict[str, float] = {}
 
     def run(self, *command: str, name: str = "", environment: dict[str, str] | None = None, **options: Any) -> Any:
@@ -83,7 +121,7 @@ class Pods:
     def limits(self) -> list[str]:
         """Of every container; /dev/shm as large as Ray's object store asks for."""
         kept = ["--tmpfs=/tmp:exec,mode=1777", "--shm-size=512m", f"--volume={self.volume}:/workspace"]
-        return [*RESTRICTED, *kept, "--ulimit=nofile=16384", "--ulimit=nproc=16384"]  # podman's own need rights
+        return [*RESTRICTED, *kept]
 
     def start(self) -> None:
         podman("volume", "create", self.volume)
@@ -92,9 +130,14 @@ class Pods:
         command = ["run", "--detach", "--name", self.mlflow, "--network=none", *self.limits(), IMAGE, *server.split()]
         podman(*command)
         answers(self.mlflow)
+        command = ["run", "--detach", "--name", self.git, f"--network=container:{self.mlflow}"]
+        podman(*command, *self.limits(), IMAGE, "python", "-c", GIT)
+        while not (said := podman("logs", self.git)).stdout:
+            assert not said.stderr, said.stderr[-3000:]
+            time.sleep(1)
 
     def stop(self) -> None:
-        podman("rm", "--force", "--time=2", self.mlflow, check=False)
+        podman("rm", "--force", "--time=2", self.git, self.mlflow, check=False)
         podman("volume", "rm", "--force", self.volume, check=False)
 
 
@@ -182,13 +225,11 @@ def test_a_steps_command_ends_well(ran: Run, step: str) -> None:
 
 
 def test_an_approved_version_is_released_and_answers(ran: Run, pods: Pods) -> None:
-    sets = [
-        part
-        for one in ("storage.home=/workspace/.facemllm", "tracking.uri=http://127.0.0.1:5000")
-        for part in ("--set", one)
-    ]
+    sets = [part for key, value in ON_CLUSTER.items() for part in ("--set", f"{key}={value}")]
     words = ["facemllm", "promote", "approve", ran.values["register"], "--by", "Ada Lovelace", "--reason", "a test"]
-    pods.run(*words, "--profile", "ci", *sets)
+    pods.run(*words, "--profile", "ci", *sets, environment={"HOME": HOME})
+    look = ["git", "-C", "/workspace/decisions.git", "rev-list", "--count", "decisions"]
+    assert int(pods.run(*look).stdout) >= 2, "a request and an approval"
     assert ran.step("release", version=ran.values["register"]).startswith("http://127.0.0.1:")
 
 
@@ -245,10 +286,6 @@ for login in (None, tuple(sys.argv[1:])):
     address = "http://localhost:5000/api/2.0/mlflow/experiments/search"
     print(requests.post(address, json={"max_results": 1}, auth=login, timeout=60).status_code)
 """
-
-
-def test_git_speaks_over_ssh(pods: Pods) -> None:
-    assert "OpenSSH" in pods.run("ssh", "-V").stderr
 
 
 def test_its_commit_is_in_its_label_and_in_its_environment() -> None:
