@@ -36,6 +36,7 @@ FEW = tuple(f"train.stages.{stage}.steps=2" for stage in ("align", "instruct", "
 HOME, DECISIONS = "/workspace/login", "ssh://git@127.0.0.1:2222/workspace/decisions.git"
 ON_CLUSTER = {"storage.home": "/workspace/.facemllm", "tracking.uri": "http://127.0.0.1:5000"}
 ON_CLUSTER |= {"promote.decisions": DECISIONS}
+SAYS_WHERE = [f"--set={key}={value}" for key, value in ON_CLUSTER.items()]
 OVERRIDES = tuple(f"cluster.overrides.{key}={value}" for key, value in ON_CLUSTER.items())
 SETS = (*SMALL, *FEW, *OVERRIDES, f"cluster.steps.defaults.env.HOME={HOME}")
 RESTRICTED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=10001:10001")
@@ -121,6 +122,7 @@ class Pods:
     def limits(self) -> list[str]:
         """Of every container; /dev/shm as large as Ray's object store asks for."""
         kept = ["--tmpfs=/tmp:exec,mode=1777", "--shm-size=512m", f"--volume={self.volume}:/workspace"]
+        kept.append(f"--volume={self.volume}:/git:ro")  # a home that nobody can write, as a Secret is
         return [*RESTRICTED, *kept]
 
     def start(self) -> None:
@@ -225,12 +227,17 @@ def test_a_steps_command_ends_well(ran: Run, step: str) -> None:
 
 
 def test_an_approved_version_is_released_and_answers(ran: Run, pods: Pods) -> None:
-    sets = [part for key, value in ON_CLUSTER.items() for part in ("--set", f"{key}={value}")]
     words = ["facemllm", "promote", "approve", ran.values["register"], "--by", "Ada Lovelace", "--reason", "a test"]
-    pods.run(*words, "--profile", "ci", *sets, environment={"HOME": HOME})
+    pods.run(*words, "--profile=ci", *SAYS_WHERE, environment={"HOME": HOME})
     look = ["git", "-C", "/workspace/decisions.git", "rev-list", "--count", "decisions"]
     assert int(pods.run(*look).stdout) >= 2, "a request and an approval"
     assert ran.step("release", version=ran.values["register"]).startswith("http://127.0.0.1:")
+
+
+def test_what_was_released_and_does_not_serve_is_served_by_the_job_that_reconciles(ran: Run, pods: Pods) -> None:
+    words = ["facemllm", "promote", "reconcile", "--profile=ci", *SAYS_WHERE]
+    said = pods.run(*words, environment={"HOME": "/git/login"}).stdout
+    assert "(released, and nothing serves) serves in production at" in said
 
 
 def test_it_is_user_10001_without_rights_who_can_write_beside_the_volume_to_tmp_alone(pods: Pods) -> None:
