@@ -139,7 +139,7 @@ class Pods:
             time.sleep(1)
 
     def stop(self) -> None:
-        podman("rm", "--force", "--time=2", self.git, self.mlflow, check=False)
+        podman("rm", "--force", "--time=0", self.git, self.mlflow, check=False)
         podman("volume", "rm", "--force", self.volume, check=False)
 
 
@@ -284,7 +284,7 @@ def test_mlflow_serves_on_postgresql_with_a_login_as_its_manifest_says(tmp_path:
             said = podman("exec", name, "python", "-c", ASKS_MLFLOW, *stores.ADMIN).stdout.split()
             assert said == ["401", "200"]
         finally:
-            podman("rm", "--force", "--time=2", name, check=False)
+            podman("rm", "--force", "--time=0", name, check=False)
 
 
 ASKS_MLFLOW = """
