@@ -51,6 +51,10 @@ COPY cluster cluster
 COPY components components
 COPY studies studies
 COPY facemllm facemllm
+# The commit that the image was built from, for MLflow's runs, cards and `docker inspect`:
+#   docker build --build-arg COMMIT=$(git rev-parse HEAD)$(git diff --quiet HEAD || echo +changes) ...
+# It stands before RUN: podman would take ENV and LABEL of another commit from its cache.
+ARG COMMIT=""
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps . && rm -r build *.egg-info && python -m compileall -q -j 0 /app
 
@@ -66,9 +70,6 @@ ENV HOME=/tmp \
     DVC_NO_ANALYTICS=1 \
     GX_ANALYTICS_ENABLED=false
 
-# The commit that the image was built from, for MLflow's runs, cards and `docker inspect`:
-#   docker build --build-arg COMMIT=$(git rev-parse HEAD)$(git diff --quiet HEAD || echo +changes) ...
-ARG COMMIT=""
 ENV FACEMLLM_COMMIT=$COMMIT
 LABEL org.opencontainers.image.revision=$COMMIT
 
