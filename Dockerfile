@@ -7,9 +7,9 @@
 # The first takes torch's build without CUDA (about 3 GB less); the second takes what PyPI has, which carries CUDA.
 FROM python:3.11-slim
 
-# git: DVC keeps data versions in a repository. wget: KubeRay's probes call it.
+# git and openssh-client: data versions and decisions are git repositories. wget: KubeRay's probes call it.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends git wget \
+    && apt-get install -y --no-install-recommends git openssh-client wget \
     && rm -rf /var/lib/apt/lists/*
 
 # A numbered user, so that `runAsNonRoot` can be verified; the manifests name the same number. /workspace is where the
@@ -20,29 +20,43 @@ RUN groupadd --gid 10001 facemllm \
 
 # `root()` in facemllm/settings looks for params.yaml from the working directory upward, and Ray's jobs inherit this one.
 WORKDIR /app
-COPY pyproject.toml constraints.txt README.md LICENSE pipeline.py commands.py params.yaml ./
-COPY profiles profiles
-COPY cluster cluster
-COPY components components
-COPY studies studies
-COPY facemllm facemllm
 
+# What the package needs is a layer of its own: another commit of ours is a few MB for the nodes, and seconds to build.
 # Into the system's Python, not a virtual environment: KubeRay may start Ray through a login shell, which resets
 # PATH.
 # psycopg (SQLAlchemy 2.1's own choice for postgresql://), Flask-WTF (mlflow[auth]) and boto3 are for MLflow on Postgres and
 # S3 with a login.
-# What nothing here runs goes in the same layer: tests, headers (there is no compiler), Ray's Java, Arrow's Flight.
+# What nothing here runs goes in the same layer: tests, headers (there is no compiler, so no torch.compile), Ray's Java,
+# Arrow's Flight.
 # Bytecode is made for what stays, since no pod could keep it (the root is read-only); transformers' 400 models, of
 # which a step loads a few, do without (and torch has a file in 3.12's syntax). Licences lie in *.dist-info and stay.
 ARG PIP_EXTRA_INDEX_URL
+COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --no-compile -c constraints.txt ".[s3]" "psycopg[binary]" "mlflow[auth]" boto3 \
+    python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+extras = p["optional-dependencies"]; print(*p["dependencies"], *extras["s3"], *extras["traces"], *extras["gpu"], sep="\n")' \
+        > /tmp/requirements.txt \
+    && pip install --no-compile -c constraints.txt -r /tmp/requirements.txt "psycopg[binary]" "mlflow[auth]" boto3 \
+    && rm /tmp/requirements.txt \
     && cd "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
     && rm -rf torch/include torch/test torch/bin/test_* torch/bin/*Test torch/bin/*.ptl torch/bin/upgrader_models \
         ray/jars pyarrow/include pyarrow/*flight* \
     && find matplotlib networkx numba numpy pandas pyarrow scipy sklearn sympy -type d -name tests -prune -exec rm -r {} + \
     && find ray/dashboard -name '*.map' -delete \
-    && python -m compileall -q -j 0 -x 'transformers/models/|/py312_' . /app
+    && python -m compileall -q -j 0 -x 'transformers/models/|/py312_' .
+
+COPY README.md LICENSE pipeline.py commands.py params.yaml ./
+COPY profiles profiles
+COPY cluster cluster
+COPY components components
+COPY studies studies
+COPY facemllm facemllm
+# The commit that the image was built from, for MLflow's runs, cards and `docker inspect`:
+#   docker build --build-arg COMMIT=$(git rev-parse HEAD)$(git diff --quiet HEAD || echo +changes) ...
+# It stands before RUN: podman would take ENV and LABEL of another commit from its cache.
+ARG COMMIT=""
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps . && rm -r build *.egg-info && python -m compileall -q -j 0 /app
 
 # The root file system is read-only in the pods: whatever writes beside /workspace writes to /tmp.
 ENV HOME=/tmp \
@@ -56,9 +70,6 @@ ENV HOME=/tmp \
     DVC_NO_ANALYTICS=1 \
     GX_ANALYTICS_ENABLED=false
 
-# The commit that the image was built from, for MLflow's runs, cards and `docker inspect`:
-#   docker build --build-arg COMMIT=$(git rev-parse HEAD)$(git diff --quiet HEAD || echo +changes) ...
-ARG COMMIT=""
 ENV FACEMLLM_COMMIT=$COMMIT
 LABEL org.opencontainers.image.revision=$COMMIT
 

@@ -8,9 +8,10 @@ file or flag it came from, and what would be allowed. Nothing else in the projec
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -28,6 +29,8 @@ from facemllm.settings.serve import Serve
 from facemllm.settings.train import STEP_NAMES, Model, Stage, Train
 
 PARAMS = "params.yaml"
+ON_CLUSTER = "@cluster"
+"""In place of an override: all of the profile's `cluster.overrides`, as the pods of a run have them."""
 PROFILES = "profiles"
 REPORTS = "forgotten"
 """Folder under `storage.home` with a report of everything that was forgotten."""
@@ -151,7 +154,8 @@ def root() -> Path:
 
 
 def load(profile: str = "laptop", overrides: Sequence[str] = ()) -> Settings:
-    """Read `params.yaml`, the profile and the overrides (`a.b=value`, value in YAML) into settings.
+    """Read `params.yaml`, the profile and the overrides (`a.b=value`, value in YAML; `@cluster` stands for all of the
+    profile's `cluster.overrides`) into settings.
 
     Raises UserError naming the key, where it was set and what is allowed.
     """
@@ -167,7 +171,7 @@ def load(profile: str = "laptop", overrides: Sequence[str] = ()) -> Settings:
     over = _read(overlay)
     origins |= dict.fromkeys(_leaves(over), f"{PROFILES}/{profile}.yaml")
     values = _merge(values, over)
-    for text in overrides:
+    for text in _laid_out(profile, overrides):
         parts, value = _parse_override(text, values)
         key = ".".join(parts)
         below = _leaves(value, f"{key}.") if isinstance(value, Mapping) else []
@@ -183,6 +187,15 @@ def load(profile: str = "laptop", overrides: Sequence[str] = ()) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error, origins)) from None
+
+
+def _laid_out(profile: str, overrides: Sequence[str]) -> Iterator[str]:
+    for place, text in enumerate(overrides):
+        if text == ON_CLUSTER:
+            laid = load(profile, overrides[:place]).cluster.overrides
+            yield from (f"{key}={json.dumps(value)}" for key, value in laid.items())
+        else:
+            yield text
 
 
 def plain() -> Settings:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,13 +76,16 @@ def float32_attention(model: Any, wanted: bool) -> Iterator[None]:
 @contextmanager
 def memory_savings(model: Any, trains: Trainable, *, recompute: bool, compiled: bool) -> Iterator[None]:
     """For the time of the block: compute activations again in the backward pass, and compile what is run. Both concern
-    the language model, and the tower where it can and is trained (compiled, where it is run at all)."""
+    the language model, and the tower where it can and is trained (compiled, where it is run at all). Raises UserError
+    where nothing can be compiled."""
     family = family_class(model.config)
     language, tower = family.language(model), family.tower(model)
     saving = [language] if recompute else []
     if recompute and trains.tower == "full" and tower.supports_gradient_checkpointing:
         saving.append(tower)
     faster = [language, tower] if compiled else []
+    if compiled:
+        _can_compile()
     for module in saving:
         module.gradient_checkpointing_enable({"use_reentrant": False})
     for module in faster:
@@ -91,6 +97,14 @@ def memory_savings(model: Any, trains: Trainable, *, recompute: bool, compiled: 
             module.gradient_checkpointing_disable()
         for module in faster:
             module._compiled_call_impl = None
+
+
+def _can_compile() -> None:
+    """Raises UserError where torch.compile has not what it makes kernels with."""
+    compiler, headers = os.environ.get("CXX") or "g++", Path(torch.__file__).with_name("include")
+    found = {f"the C++ compiler {compiler}": shutil.which(compiler), "torch's headers": headers.is_dir()}
+    if lacks := " and ".join(name for name, there in found.items() if not there):
+        raise UserError(f"torch.compile needs {lacks}, and neither is in our image; set train.compile: false")
 
 
 def merge(model: Any, wrapper: Any, probe: tuple[Tensor, ...]) -> Any:

@@ -17,7 +17,12 @@ app = typer.Typer(
 )
 
 Profile = Annotated[str, typer.Option(help="Settings overlay in profiles/.")]
-Sets = Annotated[list[str], typer.Option("--set", help="Override one key: --set train.workers=2")]
+Sets = Annotated[
+    list[str],
+    typer.Option(
+        "--set", help="Override one key: --set train.workers=2; @cluster: as the pods of a run (cluster.overrides)."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Out = Annotated[Path, typer.Argument(help="Folder to write; must not exist.")]
 Faces = Annotated[Path, typer.Argument(help="A faces table.")]

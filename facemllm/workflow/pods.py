@@ -26,8 +26,10 @@ _BESIDE = 2 * 1024**3  # bytes of a process that has loaded torch, beside the we
 
 def on_cluster(profile: str, overrides: Sequence[str]) -> tuple[Settings, list[str]]:
     """The settings of a run on a cluster, and the overrides that give them in a pod: `cluster.overrides`, then those
-    given. Raises UserError as `load` does, and for what cannot work on a cluster (`refuse`)."""
-    laid = load(profile, overrides).cluster.overrides
+    given; the image, too, which cannot hold a profile with its own digest. Raises UserError as `load` does, and for
+    what cannot work on a cluster (`refuse`)."""
+    cluster = load(profile, overrides).cluster
+    laid = {"cluster.image": cluster.image, **cluster.overrides}
     every = [*(f"{key}={json.dumps(value)}" for key, value in laid.items()), *overrides]
     settings = load(profile, every)
     refuse(settings)

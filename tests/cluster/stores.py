@@ -123,6 +123,13 @@ class S3:
         return boto3.client("s3", endpoint_url=self.url, aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
                             aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1")  # fmt: skip
 
+    def empty(self, bucket: str) -> None:
+        """Delete everything in a bucket."""
+        client = self.client()
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for entry in page.get("Contents", ()):
+                client.delete_object(Bucket=bucket, Key=entry["Key"])
+
     def at(self, url: str) -> "S3":
         """The same server by another road."""
         return S3(url, {**self.environment, "AWS_ENDPOINT_URL": url})

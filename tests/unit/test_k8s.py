@@ -215,7 +215,7 @@ def test_every_document_meets_its_schema(source: str) -> None:
 @everywhere
 def test_every_pod_keeps_the_house_rules(source: str) -> None:
     assert [fault for document in documents(source) for fault in rule_faults(document)] == []
-    assert sum(len(list(pods(document))) for document in documents(source)) == (8 if source == "gpu" else 5)
+    assert sum(len(list(pods(document))) for document in documents(source)) == (9 if source == "gpu" else 5)
 
 
 def put(document: Document, path: str, value: Any) -> None:
@@ -377,7 +377,7 @@ def with_components(tmp_path: Path, *components: str, **places: str) -> list[Doc
     known.write_text(yaml.safe_dump(said | {"data": said["data"] | places}), "utf-8")
     folder, overlay = tmp_path / "k8s/overlays/gpu", tmp_path / "k8s/overlays/gpu/kustomization.yaml"
     written = yaml.safe_load(overlay.read_text("utf-8"))
-    written["components"] += [f"../../components/{name}" for name in components]
+    written["components"][-1:-1] = [f"../../components/{name}" for name in components]  # `places` is last
     overlay.write_text(yaml.safe_dump(written), "utf-8")
     command = ["kubectl", "kustomize", str(folder)]
     text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
@@ -409,7 +409,8 @@ def test_accounts_exist_and_may_do_little(source: str) -> None:
     named = {pod["spec"].get("serviceAccountName") for d in documents(source) for _, pod in pods(d)} - {None}
     named.add("model-server")  # staging's
     named |= {s["name"] for d in documents(source) if d["kind"] == "RoleBinding" for s in d["subjects"]}
-    assert named == accounts == {"pipeline-runner", "trainer", "model-server"}
+    releases = {"releaser"} if source == "gpu" else set()
+    assert named == accounts == {"pipeline-runner", "trainer", "model-server"} | releases
     # which words of the role are needed, tests/unit/test_rbac.py says, call by call
 
 

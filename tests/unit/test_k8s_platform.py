@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from facemllm import settings
 from facemllm.serve.engine.room import Counters
 from facemllm.serve.metrics import Metrics, follow_approval
+from facemllm.workflow.pods import on_cluster
 from tests.unit.test_k8s import (
     ROOT,
     Document,
@@ -29,7 +30,7 @@ from tests.unit.test_k8s import (
 )
 
 pytestmark = needs_kubectl
-PLACES = {"gateway": "g", "knative": "k", "kuberay": "r", "shared-class": "s", "disk-class": "d"}
+PLACES = {"gateway": "g", "knative": "k", "kuberay": "r", "shared-class": "s", "disk-class": "d", "profile": "small"}
 
 
 def named(made: list[Document], kind: str) -> dict[str, Document]:
@@ -39,7 +40,7 @@ def named(made: list[Document], kind: str) -> dict[str, Document]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     """The overlay `gpu` with every other component, and places of the test's own."""
-    return with_components(tmp_path_factory.mktemp("made"), "istio", "kubeflow", "on-data", "releaser", **PLACES)
+    return with_components(tmp_path_factory.mktemp("made"), "istio", "kubeflow", "on-data", **PLACES)
 
 
 def test_components_render_together_and_meet_schemas_and_rules(made: list[Document]) -> None:
@@ -56,6 +57,18 @@ def callers(policy: Document) -> list[str]:
     return [space["matchLabels"]["kubernetes.io/metadata.name"] for space in spaces if space]
 
 
+def test_in_a_namespace_of_another_name_the_rights_are_its_own_accounts(tmp_path: Path) -> None:
+    overlay = shutil.copytree(ROOT / "k8s", tmp_path / "k8s") / "overlays/gpu/kustomization.yaml"
+    overlay.write_text(overlay.read_text("utf-8") + "\nnamespace: team-a\n", "utf-8")
+    command = ["kubectl", "kustomize", str(overlay.parent)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    moved = list(yaml.load_all(text, yaml.CSafeLoader))
+    bindings = named(moved, "RoleBinding").values()
+    subjects = [(d["metadata"]["namespace"], one["namespace"]) for d in bindings for one in d["subjects"]]
+    assert set(subjects) == {("team-a", "team-a")}
+    assert set(named(moved, "Namespace")) == {"team-a"}
+
+
 def test_places_are_written_once_and_reach_policies_and_claims(made: list[Document]) -> None:
     policies = named(made, "NetworkPolicy")
     assert callers(policies["ray-among-itself"]) == ["r"]
@@ -64,6 +77,16 @@ def test_places_are_written_once_and_reach_policies_and_claims(made: list[Docume
     assert "places" not in named(made, "ConfigMap")
     claims = named(documents("dev"), "PersistentVolumeClaim").values()
     assert {claim["spec"]["storageClassName"] for claim in claims} == {"standard"}
+
+
+def test_what_starts_runs_and_releases_has_the_profile_and_the_image_of_the_overlay(made: list[Document]) -> None:
+    for name in ("reconcile", "on-data"):
+        ((_, pod),) = pods(named(made, "CronJob")[name])
+        (container,) = pod["spec"]["containers"]
+        profile, image = (word.rpartition("=")[2] for word in container["args"][:2])
+        assert (profile, image) == ("small", container["image"])
+        sets = [word.removeprefix("--set=") for word in container["args"] if word.startswith("--set=")]
+        on_cluster(profile, [one for one in sets if one != settings.ON_CLUSTER])
 
 
 def test_production_has_places_of_its_own_and_lets_prometheus_in(tmp_path: Path) -> None:
@@ -103,7 +126,7 @@ def test_in_a_profile_the_namespace_is_its_controllers_and_steps_get_kubeflows_r
     assert named(made, "Namespace") == {}
     binding = named(made, "RoleBinding")["pipeline-runner-kfp"]
     assert binding["roleRef"]["name"] == "kubeflow-pipelines-edit"
-    assert [subject["name"] for subject in binding["subjects"]] == ["pipeline-runner", "trainer"]
+    assert [subject["name"] for subject in binding["subjects"]] == ["pipeline-runner", "trainer", "releaser"]
 
 
 def test_in_a_mesh_mlflow_has_a_sidecar_and_says_who_may_come(made: list[Document]) -> None:

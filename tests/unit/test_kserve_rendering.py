@@ -15,7 +15,8 @@ from facemllm.serve.kserve import rendering
 from facemllm.serve.kserve.rendering import PRODUCTION, STAGING, Model
 from facemllm.settings import Settings, load
 from facemllm.signing.policy import parse_policy
-from tests.unit.test_k8s import ROOT, put, rule_faults, schema_faults
+from tests.unit.test_k8s import ROOT, needs_kubectl, pods, put, rule_faults, schema_faults
+from tests.unit.test_k8s import one as document
 
 DIGEST = "ab" * 32
 ADDRESS = f"s3://face-mllm-models/models/{DIGEST}"
@@ -195,8 +196,12 @@ def test_who_releases_may_neither_read_secrets_nor_change_the_policy() -> None:
         "leases",
         "events",
     }
-    words = next(d for d in releaser() if d["kind"] == "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    args = words["containers"][0]["args"]
+
+
+@needs_kubectl
+def test_the_job_that_releases_is_given_all_it_needs() -> None:
+    ((_, pod),) = pods(document("gpu", "CronJob", "reconcile"))
+    args = pod["spec"]["containers"][0]["args"]
     sets = [word.removeprefix("--set=") for word in args if word.startswith("--set=")]
     chosen = load(args[0].removeprefix("--profile="), sets)
     rendering.refuse(chosen)

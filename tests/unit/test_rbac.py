@@ -64,6 +64,17 @@ LAUNCHING = [
 ]
 """What `trainer` may besides. It is an account apart, for who may make a RayJob may make a pod."""
 
+STAGING = [
+    Call("serving.kserve.io", "inferenceservices", "get", "", "kserve/target.py: stage"),
+    Call("serving.kserve.io", "inferenceservices", "create", "", "kserve/service.py: apply, where there is none"),
+    Call("serving.kserve.io", "inferenceservices", "patch", "", "kserve/service.py: apply"),
+    Call("serving.kserve.io", "inferenceservices", "list", "", "kubernetes.py: watch, at its start and after 410"),
+    Call("serving.kserve.io", "inferenceservices", "watch", "", "kserve/service.py: ready"),
+    Call("serving.kserve.io", "inferenceservices", "delete", "", "kserve/target.py: unstage"),
+    Call("", "events", "list", "", "kserve/service.py: why a pod does not start"),
+]
+"""What the step `deploy` calls besides, where components/releaser is there. Production is in another namespace."""
+
 
 def rules_of(source: list[Document], account: str) -> list[Document]:
     """The rules of every role that is bound to an account of our namespace."""
@@ -96,6 +107,8 @@ ACCOUNTS = {RUNNER: (NEEDED, [*FORBIDDEN, *LAUNCHING]), "trainer": ([*NEEDED, *L
 def test_steps_may_do_what_kubeflow_and_kuberay_need_and_nothing_more(source: str, account: str) -> None:
     rules = rules_of(documents(source), account)
     needed, forbidden = ACCOUNTS[account]
+    if source == "gpu":
+        needed, forbidden = [*needed, *STAGING], [one for one in forbidden if one.resource != "inferenceservices"]
     assert [call for call in needed if not allowed(rules, call)] == []
     assert [call for call in (*NOT_NEEDED, *forbidden) if allowed(rules, call)] == []
     granted = {

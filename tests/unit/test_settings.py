@@ -58,6 +58,13 @@ def test_an_override_reaches_one_key_and_is_yaml():
         changed.seed = 1
 
 
+def test_at_cluster_stands_for_what_the_profile_says_of_the_cluster():
+    chosen = settings.load("small", [settings.ON_CLUSTER, "tracking.uri=http://other:5000"])
+    assert (chosen.storage.home, chosen.serve.target) == ("/workspace/.facemllm", "kserve")
+    assert chosen.tracking.uri == "http://other:5000"
+    refuses("cluster.overrides: is a section", lambda: settings.load("ci", ["cluster.overrides=3", "@cluster"]))
+
+
 @pytest.mark.parametrize("key", ["head_pose.yaw", '"head_pose.yaw"', '"head_pose.pitch"'])
 def test_a_key_with_a_dot_can_be_set(key):
     loaded = settings.load("laptop", [f"promote.thresholds.{key}.max=3"]).promote.thresholds

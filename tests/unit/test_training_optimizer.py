@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from facemllm.errors import UserError
 from facemllm.settings.train import Trainable
 from facemllm.train import optimizer
 from tests.training_example import MODES, stage
@@ -45,6 +46,17 @@ def test_a_bad_merge_is_noticed(toy):
     ids = torch.tensor([[7, 8, 9]])
     with pytest.raises(RuntimeError, match="merging the adapters changed"):
         optimizer.merge(model, Careless(), (ids, torch.ones_like(ids)))
+
+
+def test_without_a_compiler_nothing_is_compiled_and_one_line_says_why(toy, monkeypatch):
+    model, _ = toy.fresh()
+    plan = stage()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with (
+        pytest.raises(UserError, match=r"needs the C\+\+ compiler no-such-compiler.* set train.compile: false"),
+        optimizer.memory_savings(model, plan.trains, recompute=False, compiled=True),
+    ):
+        raise AssertionError("it was let through")
 
 
 def test_schedules():
