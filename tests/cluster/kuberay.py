@@ -165,12 +165,22 @@ class RayCluster:
                     one.kill()
         process.kill()
 
+    def tasks(self, number: int) -> list[str]:
+        """What the processes of a worker are at, as Ray titles them."""
+        found = []
+        with contextlib.suppress(psutil.NoSuchProcess, KeyError):
+            for one in psutil.Process(self.workers[number].pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found.append(" ".join(one.cmdline()))
+        return [title for title in found if title.startswith("ray::")]
+
     def pause(self, how: int = signal.SIGSTOP) -> None:
         """Let all workers stand still, or with SIGCONT go on."""
         for process in self.workers.values():
-            for one in psutil.Process(process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.send_signal(how)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for one in psutil.Process(process.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.send_signal(how)
 
     def close(self) -> None:
         self.closed = True

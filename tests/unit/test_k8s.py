@@ -436,7 +436,7 @@ def test_mlflow_answers_under_its_service_name_and_keeps_its_data(overlay: str) 
 @needs_kubectl
 def test_the_gpu_overlay_asks_for_gpus_where_they_are_used() -> None:
     ray = dict(pods(one("gpu", "RayJob")))
-    for pod in (ray["worker trainers"],):
+    for pod in (ray["worker workers"],):
         resources = pod["spec"]["containers"][0]["resources"]
         assert int(resources["limits"]["nvidia.com/gpu"]) == int(resources["requests"]["nvidia.com/gpu"]) > 0
         assert pod["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"
