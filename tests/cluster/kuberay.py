@@ -50,7 +50,7 @@ class RayCluster:
         self.environment = os.environ | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
-            "RAY_raylet_start_wait_time_s": "120",  # of a busy machine
+            "RAY_raylet_start_wait_time_s": "600",  # of a busy machine
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_TMPDIR": str(folder),
         }
@@ -117,7 +117,7 @@ class RayCluster:
             f"http://127.0.0.1:{DASHBOARD}/api/v0/nodes?detail=1",
             headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"},
         )
-        until, answer = time.monotonic() + 120, ""
+        until, answer = time.monotonic() + 600, ""  # of a busy machine
         while not self.closed:
             try:
                 with urllib.request.urlopen(asked, timeout=20) as response:

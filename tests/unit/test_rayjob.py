@@ -19,6 +19,7 @@ from facemllm.core.kubernetes import connect
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
+from facemllm.tables import open_table
 from facemllm.workflow import artifacts, launcher, runner
 from facemllm.workflow.pods import on_cluster, pods, workers_of
 from facemllm.workflow.rayjob import Job, overrides, render
@@ -509,34 +510,41 @@ def test_the_store_has_the_last_word(launch: Any, kuberay: KubeRay) -> None:
 
 
 @pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("step", ["align", "annotate"])
 def test_the_record_of_the_store_is_the_result_and_its_bytes_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+    step: str, changed: bool, faces_table: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = load("ci", [f"storage.home={tmp_path / 'home'}", "train.launcher=rayjob"])
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_text("of the job")
-    digest = digests.of_tree(tmp_path / "model")
+    launchers = ["annotate.launcher=rayjob", "train.launcher=rayjob"]
+    settings = load("ci", [f"storage.home={tmp_path / 'home'}", *launchers])
+    if step == "annotate":
+        made_there, file, given = faces_table(), "part-00000.parquet", {"faces": "ee" * 32}
+        digest = open_table(made_there).digest
+    else:
+        made_there, file, given = tmp_path / "model", "weights", {"conversations": "ee" * 32}
+        made_there.mkdir()
+        (made_there / file).write_text("of the job")
+        digest = digests.of_tree(made_there)
     asked: list[Job] = []
 
     def work(settings: Settings, job: Job, made: Callable[[], bool]) -> None:
         asked.append(job)
         assert not made()
         facts = {"step": job.step, "output": digest, "figure": "", "seconds": 1.0}
-        Store(settings.home).keep(job.key, tmp_path / "model", digest, facts)
+        Store(settings.home).keep(job.key, made_there, digest, facts)
         if changed:
-            (settings.home / "store" / digest / "weights").write_text("of another")
+            (settings.home / "store" / digest / file).write_text("of another")
         assert made()
 
     monkeypatch.setattr(launcher, "launch", work)
     monkeypatch.delenv("FACEMLLM_RUN", raising=False)
     if changed:
-        with pytest.raises(UserError, match=r"the bytes that RayJob train-align-.* are not those of its record"):
-            runner.execute("align", settings, conversations="ee" * 32)
+        with pytest.raises(UserError, match=rf"the bytes that RayJob (train-)?{step}-.* are not those of its record"):
+            runner.execute(step, settings, **given)
     else:
-        assert runner.execute("align", settings, conversations="ee" * 32) == digest
-        assert runner.execute("align", settings, conversations="ee" * 32) == digest
+        assert runner.execute(step, settings, **given) == digest
+        assert runner.execute(step, settings, **given) == digest
     (job,) = asked
-    assert (job.step, job.inputs, job.package) == ("align", {"conversations": "ee" * 32}, digests.of_package())
+    assert (job.step, job.inputs, job.package) == (step, given, digests.of_package())
 
 
 def test_the_end_of_a_cancelled_run_deletes_what_it_left(
