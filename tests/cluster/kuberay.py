@@ -165,14 +165,14 @@ class RayCluster:
                     one.kill()
         process.kill()
 
-    def tasks(self, number: int) -> list[str]:
-        """What the processes of a worker are at, as Ray titles them."""
-        found = []
+    def tasks(self, number: int) -> dict[str, list[str]]:
+        """What the processes of a worker are at, as Ray titles them, and which files they have open."""
+        found = {}
         with contextlib.suppress(psutil.NoSuchProcess, KeyError):
             for one in psutil.Process(self.workers[number].pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    found.append(" ".join(one.cmdline()))
-        return [title for title in found if title.startswith("ray::")]
+                    found[" ".join(one.cmdline())] = [file.path for file in one.open_files()]
+        return {title: files for title, files in found.items() if title.startswith("ray::")}
 
     def pause(self, how: int = signal.SIGSTOP) -> None:
         """Let all workers stand still, or with SIGCONT go on."""

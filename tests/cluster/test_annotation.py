@@ -53,7 +53,6 @@ def test_a_lost_node_ends_with_the_bytes_of_a_table_annotated_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count, piece = {"oracle": (8_000, 1_000), "local": (48, 8)}[annotator]
-    monkeypatch.setattr(storage, "ROW_GROUP", piece)
     over = [f"annotate.batch_size={piece}"]
     if annotator == "local":  # its answers are drawn, each from a seed of its own: no two rows have the same
         words = {
@@ -70,7 +69,9 @@ def test_a_lost_node_ends_with_the_bytes_of_a_table_annotated_here(
     given, settings = settings_of(tmp_path / "away", *over)
     _, plain = settings_of(tmp_path / "here", *over)
     for name, one in (("one", settings), ("two", plain)):
-        table = faces_table(rows, name=name)
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "ROW_GROUP", piece)
+            table = faces_table(rows, name=name)
         digest = open_table(table).digest
         (one.home / "store").mkdir(parents=True)
         table.rename(one.home / "store" / digest)
@@ -79,22 +80,23 @@ def test_a_lost_node_ends_with_the_bytes_of_a_table_annotated_here(
     command = [sys.executable, "-m", "facemllm", "step", "annotate", "--input", f"faces={digest}", "--profile", "ci"]
     with serving(cluster) as address, log.open("ab") as out:
         cluster.kubeconfig(tmp_path / "kubeconfig", address, "trainer")
-        given_here = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig")}
-        step = subprocess.Popen([*command, *sets], stdout=out, stderr=out, env=given_here)
+        environment = os.environ | {"KUBECONFIG": str(tmp_path / "kubeconfig")}
+        step = subprocess.Popen([*command, *sets], stdout=out, stderr=out, env=environment)
         wait_for(lambda: kuberay.jobs or step.poll() is not None, "no job", log)
         (job,) = kuberay.jobs.values()
 
-        def lost() -> list[str]:
-            return [title for title in job.tasks(1) if "MapBatches" in title]
+        def lost() -> list[list[str]]:
+            return [files for title, files in job.tasks(1).items() if "MapBatches" in title]
 
         begun = {"oracle": lost, "local": lambda: lost() and len(replies(settings)) > 8}[annotator]
         while True:
             wait_for(lambda: begun() or step.poll() is not None, "no task", log)
             assert step.poll() is None, log.read_text()
             job.pause()
-            if lost():  # it is at work on that node, and stands still
+            if files := lost():  # it is at work on that node, and stands still
                 break
             job.pause(signal.SIGCONT)
+        assert not [file for file in files[0] if "replies.sqlite" in file], "the head alone has it open"
         (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{step.pid}/status").read_text())
         assert int(peak) < 448 * 1024, "cluster.steps.launcher gives it 512Mi, of which KFP's own launcher takes some"
         job.kill_worker(1)
