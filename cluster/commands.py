@@ -15,6 +15,7 @@ from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.workflow.cron import described
 from facemllm.workflow.options import Json, Profile, Sets, say
+from facemllm.workflow.pods import launches
 
 app = typer.Typer(add_completion=False)
 
@@ -31,7 +32,7 @@ Ca = Annotated[
 Account = Annotated[
     str | None,
     typer.Option(
-        help="Service account the pods run as; k8s/ has `pipeline-runner`, and `trainer` for `train.launcher=rayjob`."
+        help="Service account the pods run as; k8s/ has `pipeline-runner`, and `trainer` for `launcher: rayjob`."
     ),
 ]
 Experiment = Annotated[str | None, typer.Option(help="KFP experiment; default: `tracking.experiment`.")]
@@ -41,7 +42,7 @@ Follow = Annotated[bool, typer.Option("--follow", help="Tell each step until the
 
 def _account(settings: Settings, given: str | None) -> str | None:
     """The account of a run's pods: that which may start RayJobs where the run does, unless another is given."""
-    return given or (settings.cluster.launcher_account if settings.train.launcher == "rayjob" else None)
+    return given or (settings.cluster.launcher_account if launches(settings) else None)
 
 
 def _note(text: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from facemllm.asking.requests import JobStopped
+from facemllm.asking.store import Opening
 from facemllm.core import digests
 from facemllm.core.digests import draw
 from facemllm.tables import FACES, LABELS, PAIRED, pairs
@@ -54,7 +55,8 @@ class Annotation:
 
 class Annotator(Protocol):
     """Describes rows. It travels to Ray's workers by pickling: keep it small, and load models where they are used. It
-    may have `gpus`, how many each task needs, and `one_machine`, whether all tasks have to be on the driver's."""
+    may have `gpus`, how many each task takes where there are any, and `one_machine`, whether all tasks have to be on
+    the driver's. One that keeps replies under `home` has `kept_by`: itself, with its replies kept by another."""
 
     @property
     def name(self) -> str:
@@ -101,6 +103,12 @@ class Chained:
         self.needs_image = experts.needs_image or main.needs_image
         self.gpus = max(getattr(part, "gpus", 0.0) for part in (experts, main))
         self.one_machine = any(getattr(part, "one_machine", False) for part in (experts, main))
+        self.home = getattr(main, "home", None)
+
+    def kept_by(self, opening: Opening) -> Chained:
+        """The same, with the replies of `main` kept there."""
+        main: Any = self.main
+        return Chained(self.experts, main.kept_by(opening))
 
     def annotate(self, rows: Sequence[Mapping[str, Any]]) -> list[Annotation | Exception]:
         """What both say of each row; a row that the experts refuse is not shown to `main`."""

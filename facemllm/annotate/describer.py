@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from facemllm.asking import local as local_model
 from facemllm.asking.bill import expected
 from facemllm.asking.endpoint import EndpointSender, parameters, sender
 from facemllm.asking.requests import Reply, Request, RowRefused, Sender, content_key, reduced
-from facemllm.asking.store import Replies, price, replies
+from facemllm.asking.store import Opening, Replies, price, replies
 from facemllm.core import digests, progress
 from facemllm.errors import UserError
 from facemllm.settings import Settings
@@ -45,11 +45,12 @@ class Describer:
     parameters: Mapping[str, Any]
     sender: Sender
     home: Path
+    opening: Opening
     forbidden: Mapping[str, str] = field(default_factory=dict)
     input_price: float | None = None
     output_price: float | None = None
     gpus: float = 0.0
-    one_machine: bool = True  # the store of replies is a database that machines must not share
+    one_machine: bool = False
     needs_image: bool = True
     columns: tuple[str, ...] = ("image_id", "source", *prompt.COLUMNS)
 
@@ -80,6 +81,11 @@ class Describer:
         assert None not in done
         return [answer for answer in done if answer is not None]
 
+    def kept_by(self, opening: Opening) -> Describer:
+        """The same, with its replies kept there."""
+        assert isinstance(self.sender, local_model.Generated)
+        return replace(self, opening=opening, sender=replace(self.sender, opening=opening))
+
     def request(self, row: Mapping[str, Any], messages: prompt.Messages, repair: bool = False) -> Request:
         """The request about a row. Raises RowRefused when its picture cannot be used."""
         return Request(
@@ -107,7 +113,7 @@ class Describer:
             )
             for place, messages in asked.items()
         ]
-        return dict(zip(asked, replies(self.home, self.sender, wanted), strict=True))
+        return dict(zip(asked, replies(self.opening, self.sender, wanted), strict=True))
 
     def _annotation(self, asked: prompt.Messages, given: Sequence[Reply | Exception]) -> Annotation | Exception:
         """The annotation that the last reply gives, at the price of all. Raises Misfit when it does not fit."""
@@ -150,6 +156,8 @@ def endpoint(settings: Settings, sources: Iterable[str], backoff_s: float = 1.0)
         parameters=shape,
         sender=sender(settings, account, prompt.schema(), backoff_s),
         home=settings.home,
+        opening=partial(Replies, settings.home),
+        one_machine=True,  # the account is in a database that machines must not share
         forbidden=_forbidden(settings, sources) if chosen.third_party else {},
         input_price=chosen.input_price,
         output_price=chosen.output_price,
@@ -157,19 +165,20 @@ def endpoint(settings: Settings, sources: Iterable[str], backoff_s: float = 1.0)
 
 
 def local(settings: Settings) -> Describer:
-    """The configured model on this machine. Nothing leaves it, so the ledger has no say. Each Ray task takes a GPU
-    where there is one. Raises UserError when the model is not there or is none that may be loaded."""
+    """The configured model, on our own machines. Nothing leaves them, so the ledger has no say. Each Ray task takes a
+    GPU where there are any. Raises UserError when the model is not there or is none that may be loaded."""
     chosen = settings.annotate.vision_language
     path = local_model.folder_of(str(chosen.model))
-    digest = local_model.digest_of(path)
+    digest, opening = local_model.digest_of(path), partial(Replies, settings.home)
     return Describer(
         name="local",
         model=digest,
         model_digest=digest,
         parameters=parameters(settings),
-        sender=local_model.Generated(path, settings.home, digest, chosen.max_tokens, chosen.temperature),
+        sender=local_model.Generated(path, opening, digest, chosen.max_tokens, chosen.temperature),
         home=settings.home,
-        gpus=1.0 if local_model.has_gpu() else 0.0,
+        opening=opening,
+        gpus=1.0,
     )
 
 

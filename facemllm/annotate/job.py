@@ -3,8 +3,9 @@
 A piece is a run of row groups. The task reads from the shard what the annotator wants to see and nothing else, so no
 image travels through Ray, and one large shard spreads over many tasks as well as many small ones do.
 On a running head (`RAY_ADDRESS`) it connects and leaves the head alone; else it starts Ray for itself and stops it.
-Tasks, not actors: a tiny pool of actors takes longer to start than the oracle needs for thousands of rows. Tasks of an
-annotator that keeps replies stay on the driver's machine, since machines must not share its SQLite database.
+Tasks, not actors: a tiny pool of actors takes longer to start than the oracle needs for thousands of rows. A task whose
+machine is lost is done again. Replies are kept in an SQLite database, which machines must not share: an actor on the
+driver's has it open for all tasks.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facemllm.annotate.annotator import Annotation, Annotator, answers_one_by_one, checked
-from facemllm.asking.requests import JobStopped, RowRefused
-from facemllm.errors import UserError
+from facemllm.asking.requests import JobStopped, Reply, RowRefused
+from facemllm.asking.store import Opening, Replies
+from facemllm.errors import UserError, one_line
 from facemllm.tables import Table
 
 _OBJECT_STORE = 256 * 2**20
@@ -48,13 +53,17 @@ def answers(annotator: Annotator, faces: Table, batch_size: int, concurrency: in
         import ray
 
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        bound = getattr(annotator, "one_machine", False)
+        gpus = getattr(annotator, "gpus", 0.0) if "GPU" in ray.cluster_resources() else 0.0
+        if (home := getattr(annotator, "home", None)) and not bound:
+            annotator = cast(Any, annotator).kept_by(_kept_here(home, here))
         data = ray.data.range(len(pieces), override_num_blocks=min(len(pieces), _MAX_BLOCKS)).map_batches(
             lambda numbers: _annotate(annotator, pieces[int(numbers["id"][0])], batch_size),
             batch_size=1,
             num_cpus=_TASK_CPUS,
-            num_gpus=getattr(annotator, "gpus", 0.0) or None,
+            num_gpus=gpus or None,
             concurrency=concurrency,
-            label_selector=here if getattr(annotator, "one_machine", False) else None,
+            label_selector=here if bound else None,
         )
         batches = iter(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
         with closing(cast(Generator[pa.Table, None, None], batches)):
@@ -64,6 +73,41 @@ def answers(annotator: Annotator, faces: Table, batch_size: int, concurrency: in
                         raise JobStopped(row["stop"])
                     annotation = None if row["reply"] is None else Annotation(**json.loads(row["reply"]))
                     yield row["image_id"], annotation, row["reason"]
+
+
+def _kept_here(home: Path, here: Mapping[str, str]) -> Opening:
+    """Who has the replies under `home` open on the driver's machine. Raises JobStopped when that cannot be."""
+    import ray
+
+    Replies(home).close()
+    return partial(_Remote, ray.remote(Replies).options(num_cpus=0, label_selector=dict(here)).remote(home))
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """Replies that an actor of Ray keeps. Raises JobStopped as `Replies` does, and when the actor cannot be reached."""
+
+    actor: Any
+
+    def read(self, image_id: str, key: str) -> Reply | None:
+        return cast("Reply | None", self._asked("read", image_id, key))
+
+    def write(self, reply: Reply) -> None:
+        self._asked("write", reply)
+
+    def close(self) -> None:
+        """The actor ends with the job."""
+
+    def _asked(self, method: str, *given: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(getattr(self.actor, method).remote(*given))
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, JobStopped):
+                raise cause from None
+            raise JobStopped(f"the replies on the driver's machine are out of reach: {one_line(error)}") from None
 
 
 def _pieces(faces: Table, batch_size: int) -> list[Piece]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from facemllm.asking.requests import JobStopped, MakeRequest, Reply, Request
-from facemllm.asking.store import Replies
+from facemllm.asking.store import Kept, Opening
 from facemllm.core import digests
 from facemllm.core.files import fetched
 from facemllm.errors import UserError, one_line
@@ -32,7 +32,7 @@ class Generated:
     """Answers with the model of a folder, in the worker's own process."""
 
     folder: Path
-    home: Path
+    opening: Opening
     digest: str
     max_tokens: int
     temperature: float
@@ -46,14 +46,14 @@ class Generated:
         """A stored reply to each request, in order; RowRefused in the place of one whose picture cannot be used."""
         answers: list[Reply | Exception] = []
         size = 1 if self.temperature else BATCH
-        with closing(Replies(self.home)) as store:
+        with closing(self.opening()) as store:
             for start in range(0, len(requests), size):
                 made = [_made(make) for make in requests[start : start + size]]
                 replies = iter(self._replies(store, [one for one in made if isinstance(one, Request)]))
                 answers += [next(replies) if isinstance(one, Request) else one for one in made]
         return answers
 
-    def _replies(self, store: Replies, requests: list[Request]) -> list[Reply]:
+    def _replies(self, store: Kept, requests: list[Request]) -> list[Reply]:
         if not requests:
             return []
         started = time.monotonic()
@@ -86,13 +86,6 @@ def digest_of(folder: Path) -> str:
 @lru_cache(maxsize=4)
 def _digest(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
     return digests.of_tree(folder)
-
-
-def has_gpu() -> bool:
-    """Whether this process sees a GPU."""
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _made(make: MakeRequest) -> Request | Exception:

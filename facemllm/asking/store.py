@@ -17,8 +17,8 @@ secret until it answers.
 
 While a request is under way nobody else asks the same. One whose process died may be asked again and is counted as in
 doubt; under the same `Idempotency-Key`, which endpoints that know the header answer once. Processes of one machine
-share the database (write-ahead log); those of several must not. What is committed outlives a killed process; a reply, a
-power cut, too.
+share the database (write-ahead log); those of several must not: they ask who has it open (`Kept`). What is committed
+outlives a killed process; a reply, a power cut, too.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 from facemllm.asking.requests import JobStopped, MakeRequest, Reply, Request, RowRefused, Sender
 from facemllm.core.processes import Identity
@@ -124,13 +125,32 @@ class Replies:
             ) from None
 
 
-def replies(home: Path, sender: Sender, wanted: Sequence[tuple[str, str, MakeRequest]]) -> list[Reply | Exception]:
+class Kept(Protocol):
+    """Replies that are kept: the database (`Replies`), or who has it open for other machines."""
+
+    def read(self, image_id: str, key: str) -> Reply | None:
+        """As `Replies.read`."""
+
+    def write(self, reply: Reply) -> None:
+        """As `Replies.write`."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+Opening = Callable[[], Kept]
+"""Opens replies that are kept. It may travel to other processes by pickling."""
+
+
+def replies(
+    opening: Opening, sender: Sender, wanted: Sequence[tuple[str, str, MakeRequest]]
+) -> list[Reply | Exception]:
     """A reply, or why there is none, for each that is wanted: an image_id, a key, and how the request is made if it is
-    needed. What was answered before comes from the store under `home`; the same question is put once. Raises JobStopped
-    when no request can be answered now."""
+    needed. What was answered before is read where it is kept; the same question is put once. Raises JobStopped when no
+    request can be answered now."""
     found: dict[str, Reply | Exception] = {}
     missing: dict[str, MakeRequest] = {}
-    with closing(Replies(home)) as store:
+    with closing(opening()) as store:
         for image_id, key, make in wanted:
             if key in found or key in missing:
                 continue

@@ -196,17 +196,39 @@ def train(
         str, typer.Option(help="Digest of a conversations table in the store; default: this profile's.")
     ] = "",
     model: Annotated[str, typer.Option(help="Digest of the model to start from; default: the previous stage's.")] = "",
-    package: Annotated[str, typer.Option(help="Digest of the package that is to do it: other code refuses.")] = "",
 ) -> Result:
     """Train one stage; what came before it is recalled from the store."""
+    if stage not in settings.stages():
+        raise UserError(f"no stage '{stage}'; the stages are {', '.join(settings.stages())}")
+    return _stored(settings, _executed(settings, stage, conversations=conversations, model=model))
+
+
+@command(app, "step")
+def step(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="annotate, or a stage in train.stages.")],
+    input_: Annotated[
+        list[str], typer.Option("--input", help="NAME=DIGEST of a result in the store; default: this profile's.")
+    ] = [],
+    package: Annotated[str, typer.Option(help="Digest of the package that is to do it: other code refuses.")] = "",
+) -> Result:
+    """Do one step on results in the store, as a RayJob does; its result goes there, too."""
+    from facemllm.workflow.steps import steps
+
     if package not in ("", own := digests.of_package()):
         raise UserError(
             f"this image holds other code (package {own[:12]}) than that which asks for the work ({package[:12]}); "
             "name one image by its digest in cluster.image"
         )
-    if stage not in settings.stages():
-        raise UserError(f"no stage '{stage}'; the stages are {', '.join(settings.stages())}")
-    digest = _executed(settings, stage, conversations=conversations, model=model)
+    if name not in (known := ("annotate", *settings.stages())):
+        raise UserError(f"step {name}: the steps that can be done alone are {', '.join(known)}")
+    given = dict(one.partition("=")[::2] for one in input_)
+    if unknown := given.keys() - steps(settings)[name].inputs.keys():
+        raise UserError(f"--input {', '.join(sorted(unknown))}: {name} takes {', '.join(steps(settings)[name].inputs)}")
+    return _stored(settings, _executed(settings, name, **given))
+
+
+def _stored(settings: Settings, digest: str) -> Result:
     return {"digest": digest, "path": str(settings.home / "store" / digest)}, digest
 
 

@@ -123,7 +123,7 @@ class Peer:
         got no usable answer; what was answered is in the store then."""
         wanted = [self._wanted(one) for one in asked]
         try:
-            said = replies(self.home, self.sender, wanted)
+            said = replies(partial(Replies, self.home), self.sender, wanted)
         except JobStopped as stop:
             with suppress(JobStopped), closing(Replies(self.home)) as store:
                 for one, (image_id, key, _) in zip(asked, wanted, strict=True):
@@ -265,7 +265,7 @@ def on_this_machine(settings: Settings, model: str) -> Peer:
     check_name(model)
     folder = local.folder_of(str(Path(model).resolve()) if Path(model).is_dir() else model, "MODEL")
     weights, shape = local.digest_of(folder), parameters(settings)
-    asks = local.Generated(folder, settings.home, weights, shape["max_tokens"], shape["temperature"])
+    asks = local.Generated(folder, partial(Replies, settings.home), weights, shape["max_tokens"], shape["temperature"])
     name = model if not Path(model).is_dir() else folder.name
     identity = {"kind": "transformers", "weights": weights, "parameters": shape}
     return Peer(name=name, identity=identity, image_side=shape["image_side"], sender=asks, home=settings.home)

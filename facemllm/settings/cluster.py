@@ -102,7 +102,7 @@ DEFAULTS, MODELS, TRAIN, LAUNCHER, RAY_HEAD, _ = GROUPS = (
     *("defaults", "models", "train", "launcher", "ray_head", "finish"),
 )
 """Names in `cluster.steps` that are no step's: of all steps, of those that load the model, of training's stages; of a
-stage's task while a RayJob does its work, of that RayJob's head; of the task that ends a run."""
+task while a RayJob does its work, of that RayJob's head; of the task that ends a run."""
 _NEEDED = ("cpu", "memory", "gpus", "accelerator", "tolerations", "node_selector", "retries", "backoff", "timeout")
 
 
@@ -172,8 +172,8 @@ class Cluster(Section):
     is said of one step lies over what `train` says of the stages, that over what `models` says of all steps that load
     the model, and that over `defaults`.
 
-    Of RayJobs (`train.launcher: rayjob`): a run that starts them has `launcher_account`, their pods have `ray_account`
-    and no token; `queue` is Kueue's; `start_within` bounds the time until their pods are ready.
+    Of RayJobs (`launcher: rayjob` of `annotate` and `train`): a run that starts them has `launcher_account`, their pods
+    have `ray_account` and no token; `queue` is Kueue's; `start_within` bounds the time until their pods are ready.
     """
 
     image: str

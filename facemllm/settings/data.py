@@ -117,11 +117,14 @@ class Experts(Section):
 
 
 class Annotate(Section):
-    """Who describes the faces, and how the Ray Data job is cut."""
+    """Who describes the faces, and how the Ray Data job is cut: `concurrency` tasks at once. `launcher: here` runs them
+    in a Ray of the process's own or in that of RAY_ADDRESS; `rayjob` has the workflow's step make a RayJob of KubeRay
+    with room for all of them, and wait for it."""
 
     annotator: Literal["oracle", "endpoint", "local"]
     batch_size: Positive
     concurrency: Positive
+    launcher: Literal["here", "rayjob"]
     vision_language: VisionLanguage
     endpoint: Endpoint
     experts: Experts
@@ -132,6 +135,11 @@ class Annotate(Section):
             raise ValueError(f"annotator: {self.annotator} needs vision_language.model")
         if self.annotator == "endpoint" and self.endpoint.base_url is None:
             raise ValueError("annotator: endpoint needs endpoint.base_url, as in http://127.0.0.1:8000/v1")
+        if self.annotator == "endpoint" and self.launcher == "rayjob":
+            raise ValueError(
+                "launcher: rayjob spreads tasks over machines, and those that ask an endpoint share its budget in a "
+                "database of one machine; set launcher: here, where endpoint.parallel asks more at once"
+            )
         return self
 
 

@@ -23,6 +23,7 @@ from facemllm.settings import Settings, load
 from facemllm.tables import MANIFEST
 from facemllm.tracking import runs as tracking
 from facemllm.workflow import launcher, runner, runs
+from facemllm.workflow.pods import launches
 from facemllm.workflow.runs import RunView
 
 REPORT = "report.html"
@@ -76,7 +77,7 @@ def finish_run(profile: str, overrides: Sequence[str], state: str, report: Any) 
         began = min([began, *(step.began for step in view.steps.values() if step.began)])
     summary = runs.summarise(settings, run, view, time.time() - began, list(overrides)) | {"state": state}
     folder = settings.runs / run
-    if settings.train.launcher == "rayjob" and state != "SUCCEEDED":
+    if launches(settings) and state != "SUCCEEDED":
         _remove_jobs(settings, run)
     runs.write_run(settings, folder, summary)
     tracking.finish_pipeline(settings, tracking.join_pipeline(settings, run), summary, folder)

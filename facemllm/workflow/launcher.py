@@ -26,7 +26,7 @@ _SHOWN_S = 60.0  # in which a result on a shared volume can be seen everywhere
 
 
 def launch(settings: Settings, job: Job, made: Callable[[], bool], api: Api | None = None) -> None:
-    """Have a RayJob do a stage's work; `made` says whether the store holds the result by now.
+    """Have a RayJob do a step's work; `made` says whether the store holds the result by now.
 
     Raises UserError, in one line, when the job cannot be made or fails, is lost, or leaves no result.
     """

@@ -21,6 +21,7 @@ FINISH = "finish"
 _ASKING = ("evaluate", "gate")
 _SERVING = ("deploy", RELEASE)
 """They start the model server in their own pod where `serve.target` is local."""
+_ANNOTATE = "annotate"
 _BESIDE = 2 * 1024**3  # bytes of a process that has loaded torch, beside the weights
 
 
@@ -38,20 +39,27 @@ def on_cluster(profile: str, overrides: Sequence[str]) -> tuple[Settings, list[s
 
 def loading(settings: Settings) -> list[str]:
     """The steps that load the model into their own pod, or an annotator's: these need what a model needs."""
-    annotates = ["annotate"] if settings.annotate.annotator == "local" else []
+    annotates = [_ANNOTATE] if settings.annotate.annotator == "local" else []
     serves = _SERVING if settings.serve.target == "local" else ()
     return [*annotates, *settings.stages(), *_ASKING, *serves]
 
 
 def pods(settings: Settings) -> dict[str, Pod]:
-    """The pod of every step's task, and of `finish`, by its name: where a RayJob does a stage's work, its launcher."""
+    """The pod of every step's task, and of `finish`, by its name: where a RayJob does the work, its launcher."""
     names = (*steps(settings), FINISH)
     return {n: settings.cluster.pod(LAUNCHER) if launched(settings, n) else working(settings, n) for n in names}
 
 
 def launched(settings: Settings, step: str) -> bool:
     """Whether a RayJob does the work of a step."""
+    if step == _ANNOTATE:
+        return settings.annotate.launcher == "rayjob" and settings.version.restore is None
     return settings.train.launcher == "rayjob" and step in settings.stages()
+
+
+def launches(settings: Settings) -> bool:
+    """Whether RayJobs do the work of any step."""
+    return any(launched(settings, step) for step in (_ANNOTATE, *settings.stages()))
 
 
 def working(settings: Settings, step: str) -> Pod:
@@ -64,12 +72,21 @@ def ray_head(settings: Settings) -> Pod:
     return settings.cluster.pod(MODELS, RAY_HEAD)
 
 
-def workers_of(settings: Settings, stage: str) -> tuple[int, int]:
-    """Over how many pods a RayJob spreads `train.workers`, and how many one pod has room for: one a GPU or a core."""
-    pod, workers = working(settings, stage), settings.train.workers
-    room = (pod.gpus or 0) if settings.train.use_gpu else int(cores_of(pod.cpu or "0"))
+def workers_of(settings: Settings, step: str) -> tuple[int, int]:
+    """Over how many pods a RayJob spreads `train.workers` or the `annotate.concurrency` tasks, and how many one pod has
+    room for: one a GPU or a core."""
+    pod, annotates = working(settings, step), step == _ANNOTATE
+    workers = settings.annotate.concurrency if annotates else settings.train.workers
+    room = (pod.gpus or 0) if _on_gpus(settings, step) else int(cores_of(pod.cpu or "0"))
     each = max(1, min(room, workers))
     return -(-workers // each), each
+
+
+def _on_gpus(settings: Settings, step: str) -> bool:
+    """Whether each worker or task of a step's RayJob takes a GPU."""
+    if step == _ANNOTATE:
+        return settings.annotate.annotator == "local" and bool(working(settings, step).gpus)
+    return settings.train.use_gpu
 
 
 def _groups(settings: Settings, step: str) -> list[str]:
@@ -82,7 +99,7 @@ def weights(settings: Settings, step: str) -> int:
     Each worker of a training stage loads all of it in 32 bits, as the model server does and the head of a RayJob, which
     asks the model a few questions; evaluation in 16 on a GPU.
     """
-    if step not in (*loading(settings), RAY_HEAD) or step == "annotate":
+    if step not in (*loading(settings), RAY_HEAD) or step == _ANNOTATE:
         return 0
     wide = 2 if settings.train.use_gpu and step in ("evaluate", "gate") else 4
     copies = 1
@@ -163,7 +180,7 @@ def _of_pods(settings: Settings) -> Iterator[Fault]:
             yield Fault(step, f"{key}.memory", f"{held}, and {takes}", f"give {_gib(needs + _BESIDE + shared)} or more")
         elif shared and shared >= bytes_of(pod.memory or "0"):
             yield Fault(step, f"{key}.shared_memory", f"{pod.shared_memory} is no less than memory", "give less")
-        if launched(settings, step) and not settings.train.use_gpu and cores_of(pod.cpu or "0") < 1:
+        if launched(settings, step) and not _on_gpus(settings, step) and cores_of(pod.cpu or "0") < 1:
             yield Fault(step, f"{key}.cpu", f"{pod.cpu}, and each worker of a RayJob takes one", "give 1 or more")
         if not settings.train.use_gpu or step not in loading(settings):
             continue

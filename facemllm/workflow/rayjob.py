@@ -1,4 +1,4 @@
-"""A training stage as a RayJob of KubeRay: what is asked of the cluster, made of settings and digests alone."""
+"""Annotation or a training stage as a RayJob of KubeRay: what is asked of the cluster, made of settings and digests."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from facemllm.workflow.pods import ray_head, workers_of, working
 
 RUN, KEY, PACKAGE, PART = "facemllm.run", "facemllm.key", "facemllm.package", "facemllm.part"
 """Labels of a RayJob (the last: of its pods); KEY is also the annotation that holds the whole key."""
-TRAINING = {"app.kubernetes.io/component": "training", "sidecar.istio.io/inject": "false"}
+_RAY = {"app.kubernetes.io/component": "training", "sidecar.istio.io/inject": "false"}  # as `ray-among-itself` selects
 _SHORT = 12  # hex digits of a digest in a name or a label
 _STAGE = 21  # letters of a stage's name: KubeRay takes 47 for a job's
 _KEEP_S = 600  # after the end, to read logs
+_HERE = {"launcher": "here"}
 _SUBMITTER = Pod(cpu="500m", memory="1Gi", gpus=0)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A stage's work: its name, the key of its result, the digests that it is given, that of the package whose code
+    """A step's work: its name, the key of its result, the digests that it is given, that of the package whose code
     does it; the pipeline run it belongs to, and that run's id in MLflow."""
 
-    stage: str
+    step: str
     key: str
     inputs: Mapping[str, str]
     package: str
@@ -42,7 +43,8 @@ class Job:
     @property
     def name(self) -> str:
         """Of the RayJob: the same for the same work."""
-        return f"train-{self.stage[:_STAGE].replace('_', '-').strip('-')}-{self.key[:_SHORT]}"
+        stage = f"train-{self.step[:_STAGE].replace('_', '-').strip('-')}"
+        return f"{'annotate' if self.step == 'annotate' else stage}-{self.key[:_SHORT]}"
 
     @property
     def labels(self) -> dict[str, str]:
@@ -55,20 +57,21 @@ class Job:
 
 
 def render(settings: Settings, job: Job) -> Object:
-    """The RayJob that does a stage's work: a head that drives, as many worker pods as `train.workers` need, and the pod
-    that submits. Raises UserError for settings that no command line can say."""
-    cluster, stage = settings.cluster, working(settings, job.stage)
-    pods, _ = workers_of(settings, job.stage)
+    """The RayJob that does a step's work: a head that drives, as many worker pods as `train.workers` or the
+    `annotate.concurrency` tasks need, and the pod that submits. Raises UserError for settings that no command line can
+    say."""
+    cluster, worker = settings.cluster, working(settings, job.step)
+    pods, _ = workers_of(settings, job.step)
     parent = {PARENT_RUN: job.parent} if job.parent else {}
     head = _template(settings, job, "head", ray_head(settings), parent)
     head["spec"]["containers"][0]["ports"] = [
         {"name": name, "containerPort": port} for name, port in (("gcs-server", 6379), ("dashboard", 8265))
     ]
     workers = {
-        "groupName": "trainers",
+        "groupName": "workers",
         **dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), pods),
         "rayStartParams": {},
-        "template": _template(settings, job, "worker", stage),
+        "template": _template(settings, job, "worker", worker),
     }
     return {
         "apiVersion": RAY_JOB.api_version,
@@ -77,7 +80,7 @@ def render(settings: Settings, job: Job) -> Object:
             "name": job.name,
             "labels": {
                 **cluster.labels,
-                **TRAINING,
+                **_RAY,
                 **job.labels,
                 **({"kueue.x-k8s.io/queue-name": cluster.queue} if cluster.queue else {}),
             },
@@ -85,8 +88,8 @@ def render(settings: Settings, job: Job) -> Object:
         },
         "spec": {
             "entrypoint": shlex.join(entrypoint(settings, job)),
-            "backoffLimit": 0,  # `train.max_failures` restarts from a checkpoint, and KFP the launcher
-            "activeDeadlineSeconds": seconds_of(stage.timeout or ""),
+            "backoffLimit": 0,  # Ray does lost tasks again, `train.max_failures` restarts training, KFP the launcher
+            "activeDeadlineSeconds": seconds_of(worker.timeout or ""),
             "preRunningDeadlineSeconds": seconds_of(cluster.start_within),
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": _KEEP_S,
@@ -108,12 +111,11 @@ def render(settings: Settings, job: Job) -> Object:
 
 
 def entrypoint(settings: Settings, job: Job) -> list[str]:
-    """The command that the head runs: the stage on exactly these digests and settings, by exactly this code."""
-    given = [word for name, digest in sorted(job.inputs.items()) for word in (f"--{name}", digest)]
-    here = settings.train.model_copy(update={"launcher": "here"})
-    over = overrides(settings.model_copy(update={"train": here}))
-    sets = [word for one in over for word in ("--set", one)]
-    return ["facemllm", "train", job.stage, *given, "--package", job.package, "--profile", settings.profile, *sets]
+    """The command that the head runs: the step on exactly these digests and settings, by exactly this code."""
+    given = [word for name, digest in sorted(job.inputs.items()) for word in ("--input", f"{name}={digest}")]
+    here = {name: getattr(settings, name).model_copy(update=_HERE) for name in ("annotate", "train")}
+    sets = [word for one in overrides(settings.model_copy(update=here)) for word in ("--set", one)]
+    return ["facemllm", "step", job.step, *given, "--package", job.package, "--profile", settings.profile, *sets]
 
 
 def overrides(settings: Settings) -> list[str]:
@@ -148,7 +150,7 @@ def _quoted(name: str) -> str:
 
 def _template(settings: Settings, job: Job, part: str, pod: Pod, env: Mapping[str, str] = {}) -> Object:
     """The pod template of one part: restricted, on a read-only root, and but for the submitter with the volume and the
-    stage's variables."""
+    step's variables."""
     cluster, submits = settings.cluster, part == "submitter"
     mounts = [("tmp", "/tmp", {"emptyDir": {"sizeLimit": pod.ephemeral_storage} if pod.ephemeral_storage else {}})]
     if pod.shared_memory:
@@ -184,7 +186,7 @@ def _template(settings: Settings, job: Job, part: str, pod: Pod, env: Mapping[st
         "nodeSelector": dict(pod.node_selector or {}),
     }
     metadata = {
-        "labels": {**cluster.labels, **TRAINING, **job.labels, PART: part},
+        "labels": {**cluster.labels, **_RAY, **job.labels, PART: part},
         "annotations": dict(cluster.annotations),
     }
     return {"metadata": metadata, "spec": {**spec, **{name: value for name, value in placed.items() if value}}}

@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.scoring.figures import differing
 from facemllm.settings import Settings
+from facemllm.tables import MANIFEST, open_table
 from facemllm.tracking import runs as tracking
 from facemllm.workflow import launcher
 from facemllm.workflow.pods import launched
@@ -170,11 +171,20 @@ def _launched(step: Step, settings: Settings, key: str, inputs: Mapping[str, str
     job = Job(step.name, key, inputs, digests.of_package(), os.environ.get(CLUSTER_RUN), _parent(settings))
     launcher.launch(settings, job, lambda: _recall(step, settings, key) is not None)
     record = _taken(step, settings, key)
-    if record is None or digests.of_tree(path := Store(settings.home).path(record["digest"]), fresh=True) != path.name:
+    if record is None or not _whole(Store(settings.home).path(record["digest"])):
         raise UserError(
             f"the bytes that RayJob {job.name} left under {key[:12]} are not those of its record; run again"
         )
     return record
+
+
+def _whole(result: Path) -> bool:
+    """Whether the bytes of a result are those that it is named by: a table's by its manifest, others by all files."""
+    if not (result / MANIFEST).is_file():
+        return digests.of_tree(result, fresh=True) == result.name
+    with suppress(UserError):
+        return open_table(result).digest == result.name
+    return False
 
 
 def _taken(step: Step, settings: Settings, key: str) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ class RayCluster:
         self.environment = os.environ | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
-            "RAY_raylet_start_wait_time_s": "120",  # of a busy machine
+            "RAY_raylet_start_wait_time_s": "600",  # of a busy machine
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_TMPDIR": str(folder),
         }
@@ -117,7 +117,7 @@ class RayCluster:
             f"http://127.0.0.1:{DASHBOARD}/api/v0/nodes?detail=1",
             headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"},
         )
-        until, answer = time.monotonic() + 120, ""
+        until, answer = time.monotonic() + 600, ""  # of a busy machine
         while not self.closed:
             try:
                 with urllib.request.urlopen(asked, timeout=20) as response:
@@ -165,12 +165,22 @@ class RayCluster:
                     one.kill()
         process.kill()
 
+    def tasks(self, number: int) -> dict[str, list[str]]:
+        """What the processes of a worker are at, as Ray titles them, and which files they have open."""
+        found = {}
+        with contextlib.suppress(psutil.NoSuchProcess, KeyError):
+            for one in psutil.Process(self.workers[number].pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found[" ".join(one.cmdline())] = [file.path for file in one.open_files()]
+        return {title: files for title, files in found.items() if title.startswith("ray::")}
+
     def pause(self, how: int = signal.SIGSTOP) -> None:
         """Let all workers stand still, or with SIGCONT go on."""
         for process in self.workers.values():
-            for one in psutil.Process(process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.send_signal(how)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for one in psutil.Process(process.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.send_signal(how)
 
     def close(self) -> None:
         self.closed = True

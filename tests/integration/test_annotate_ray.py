@@ -1,10 +1,15 @@
 """The Ray Data job on real Ray: the same bytes however it is cut, bad rows set aside, Ray left as it was found."""
 
+from contextlib import closing
+
 import pyarrow.parquet as pq
 import pytest
 
 from facemllm import settings
+from facemllm.annotate import job
 from facemllm.annotate.run import annotate
+from facemllm.asking.requests import JobStopped, Reply
+from facemllm.asking.store import Replies
 from facemllm.tables import FACES, open_table, pairs
 from facemllm.tasks import caption
 
@@ -56,3 +61,26 @@ def test_bytes_do_not_depend_on_batches_or_concurrency(faces, tmp_path, monkeypa
         assert now["image"] == was["image"]
         assert caption.TASK.item("caption").parse(now["caption"]) == caption.facts_text(caption.facts(was))
         assert {e["field"]: e["origin"] for e in now["provenance"]}["caption"] == "annotator"
+
+
+def test_replies_are_kept_on_the_driver_s_machine_for_tasks_on_any(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    reply = Reply(key="k", image_id="a" * 64, model="m", prompt_hash="p", text="half a pair: \ud800")
+    with job._ray(1):
+        kept = job._kept_here(tmp_path, {"ray.io/node-id": ray.get_runtime_context().get_node_id()})()
+
+        @ray.remote(num_cpus=0)
+        def task():
+            kept.write(reply)
+            return kept.read(reply.image_id, "k"), kept.read(reply.image_id, "other")
+
+        assert ray.get(task.remote()) == (reply, None)
+        ray.get(kept.actor.close.remote())
+        with pytest.raises(JobStopped, match=r"the store of replies .* cannot be used \(Cannot operate on a closed"):
+            kept.read(reply.image_id, "k")
+        ray.kill(kept.actor)
+        with pytest.raises(JobStopped, match="the replies on the driver's machine are out of reach: "):
+            kept.read(reply.image_id, "k")
+    with closing(Replies(tmp_path)) as store:
+        assert store.read(reply.image_id, "k") == reply

@@ -115,7 +115,7 @@ def test_a_run_is_submitted_as_somebody_and_followed_to_its_summary(ask, kubeflo
 
 def test_a_run_that_starts_rayjobs_has_the_account_that_may(ask, kubeflow) -> None:
     assert ask("submit", "--set", "train.launcher=rayjob").exception is None
-    assert ask("schedule", "--cron", "0 0 3 * * *", "--set", "train.launcher=rayjob").exception is None
+    assert ask("schedule", "--cron", "0 0 3 * * *", "--set", "annotate.launcher=rayjob").exception is None
     started = [*kubeflow.runs.values(), *kubeflow.recurring.values()]
     assert [one["service_account"] for one in started] == ["trainer", "trainer"]
     assert ask("submit").exception is None

@@ -330,7 +330,7 @@ def test_a_pod_that_needs_the_workspace_mounts_the_claim_that_kfp_mounts(source:
 def test_the_training_command_is_one_that_the_settings_accept(source: str, monkeypatch: Any) -> None:
     monkeypatch.chdir(ROOT)
     words = shlex.split(one(source, "RayJob")["spec"]["entrypoint"])
-    assert words[:3] == ["facemllm", "train", "align"]
+    assert words[:3] == ["facemllm", "step", "align"]
     options = list(zip(words[3::2], words[4::2], strict=True))
     chosen = settings.load(dict(options)["--profile"], [value for key, value in options if key == "--set"])
     assert all(str(folder).startswith("/workspace/") for folder in (chosen.home, chosen.runs))
@@ -437,7 +437,7 @@ def test_mlflow_answers_under_its_service_name_and_keeps_its_data(overlay: str) 
 @needs_kubectl
 def test_the_gpu_overlay_asks_for_gpus_where_they_are_used() -> None:
     ray = dict(pods(one("gpu", "RayJob")))
-    for pod in (ray["worker trainers"],):
+    for pod in (ray["worker workers"],):
         resources = pod["spec"]["containers"][0]["resources"]
         assert int(resources["limits"]["nvidia.com/gpu"]) == int(resources["requests"]["nvidia.com/gpu"]) > 0
         assert pod["spec"]["tolerations"][0]["key"] == "nvidia.com/gpu"

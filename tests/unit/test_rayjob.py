@@ -1,4 +1,4 @@
-"""The RayJob of a stage, made of settings alone; and its launcher against a stand-in of Kubernetes' API."""
+"""The RayJob of a step, made of settings alone; and its launcher against a stand-in of Kubernetes' API."""
 
 import itertools
 import json
@@ -19,6 +19,7 @@ from facemllm.core.kubernetes import connect
 from facemllm.core.store import Store
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
+from facemllm.tables import open_table
 from facemllm.workflow import artifacts, launcher, runner
 from facemllm.workflow.pods import on_cluster, pods, workers_of
 from facemllm.workflow.rayjob import Job, overrides, render
@@ -28,12 +29,17 @@ from tests.unit.test_k8s import documents, put, rule_faults, schema_faults
 KEY = "0123456789ab" + "cd" * 26
 JOB = Job("instruct", KEY, {"conversations": "ee" * 32, "model": "ff" * 32}, "aa" * 32, "run-7", "parent-7")
 NAME = "train-instruct-0123456789ab"
+ANNOTATION = Job("annotate", KEY, {"faces": "ee" * 32}, "aa" * 32)
 SPEC = "spec.rayClusterSpec"
 WORKER = f"{SPEC}.workerGroupSpecs.0.template.spec"
 
 
 def chosen(profile: str = "small", *over: str) -> Settings:
     return on_cluster(profile, ["train.launcher=rayjob", *over])[0]
+
+
+def annotating(profile: str = "paper-7b", *over: str) -> Settings:
+    return on_cluster(profile, ["annotate.launcher=rayjob", *over])[0]
 
 
 def at(body: Any, path: str) -> Any:
@@ -109,10 +115,39 @@ def test_it_is_of_one_piece_of_work_and_says_which() -> None:
     assert len(Job("a_very_long_name_of_a_stage_indeed", KEY, {}, "").name) <= 47
 
 
-def test_its_command_gives_the_settings_of_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_annotation_is_a_job_of_sizes_of_its_own() -> None:
+    settings = annotating("paper-7b", "annotate.concurrency=40", "cluster.steps.annotate.timeout=3d")
+    made = render(settings, ANNOTATION)
+    assert schema_faults(made) + rule_faults(made) == []
+    assert (made["metadata"]["name"], made["spec"]["activeDeadlineSeconds"]) == ("annotate-0123456789ab", 3 * 86400)
+    (group,) = at(made, f"{SPEC}.workerGroupSpecs")
+    limits = at(group, "template.spec.containers.0.resources.limits")
+    assert (group["replicas"], limits["cpu"], limits["memory"]) == (3, "16", "64Gi"), "forty tasks, one a core"
+    assert "nvidia.com/gpu" not in limits
+    tasks = pods(settings)
+    assert (tasks["annotate"].cpu, tasks["annotate"].gpus, tasks["align"].gpus) == ("200m", 0, 8)
+    assert pods(chosen("paper-7b"))["annotate"].cpu == "16", "the other launcher"
+    assert pods(annotating("laptop", "version.restore=" + "ab" * 20))["annotate"].cpu == "2", (
+        "nothing is annotated then"
+    )
+
+
+def test_a_local_annotator_has_a_gpu_a_task() -> None:
+    model = ["annotate.annotator=local", "annotate.vision_language.model=some/vlm", "annotate.concurrency=6"]
+    settings = annotating("paper-7b", *model, "cluster.steps.annotate.gpus=4")
+    assert workers_of(settings, "annotate") == (2, 4)
+    worker = at(render(settings, ANNOTATION), f"{WORKER}.containers.0")
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert "HF_TOKEN" in variables(worker)
+    assert workers_of(annotating("laptop", *model), "annotate") == (3, 2), "one a core, where there is no GPU"
+
+
+@pytest.mark.parametrize("job", [JOB, ANNOTATION], ids=["training", "annotation"])
+def test_its_command_gives_the_settings_of_the_pipeline(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = ["train.storage=s3://faces/runs", "train.stages.instruct.learning_rate=1.0e-5", "cluster.queue=gpus"]
-    settings = chosen("small", *odd, """promote.thresholds."attributes.Bangs".min=0.5""")
-    words = shlex.split(render(settings, JOB)["spec"]["entrypoint"])
+    both = [*odd, "annotate.launcher=rayjob", """promote.thresholds."attributes.Bangs".min=0.5"""]
+    settings = chosen("small", *both)
+    words = shlex.split(render(settings, job)["spec"]["entrypoint"])
     asked: dict[str, Any] = {}
 
     def executed(settings: Settings, name: str, **given: str) -> str:
@@ -124,14 +159,28 @@ def test_its_command_gives_the_settings_of_the_pipeline(monkeypatch: pytest.Monk
     done = CliRunner().invoke(app, words[1:], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     got = asked.pop("settings")
-    assert (got.train.launcher, asked) == ("here", {"name": "instruct", **JOB.inputs})
-    assert got.model_copy(update={"train": settings.train}) == settings
+    assert (got.annotate.launcher, got.train.launcher) == ("here", "here")
+    assert asked == {"name": job.step, **job.inputs}
+    assert got.model_copy(update={"annotate": settings.annotate, "train": settings.train}) == settings
     monkeypatch.setattr(digests, "of_package", lambda: "bb" * 32)
     refused = CliRunner().invoke(app, words[1:])
     assert isinstance(refused.exception, UserError)
     assert "holds other code (package bbbbbbbbbbbb) than that which asks for the work (aaaaaaaaaaaa)" in str(
         refused.exception
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["gate"], "step gate: the steps that can be done alone are annotate, align, instruct, specialize"),
+        (["annotate", "--input", "model=" + "ab" * 32], "--input model: annotate takes faces"),
+    ],
+)
+def test_a_step_that_cannot_be_done_alone_is_refused(words: list[str], says: str) -> None:
+    refused = CliRunner().invoke(app, ["step", *words])
+    assert isinstance(refused.exception, UserError)
+    assert str(refused.exception) == says
 
 
 NASTY = ["$HOME", "`id`", "a;b&c|d", 'say "x"', "back\\slash\\", "it's", "*", "[a]", "", "ü", "a\nb", '\\"', "{a,b}"]
@@ -184,6 +233,19 @@ def test_workers_are_spread_over_pods() -> None:
 REFUSED = {
     "a head too small": ("paper-7b", ["cluster.steps.ray_head.memory=16Gi"], r"step ray_head: .*memory: 16Gi less"),
     "no core": ("laptop", ["cluster.steps.train.cpu=500m"], r"step align: .*cpu: 500m, and each worker"),
+    "no core for annotation": (
+        "laptop",
+        ["annotate.launcher=rayjob", "cluster.steps.annotate.cpu=500m"],
+        r"step annotate: cluster.steps.annotate.cpu: 500m, and each worker",
+    ),
+    "an endpoint": (
+        "laptop",
+        [
+            *("annotate.launcher=rayjob", "annotate.annotator=endpoint", "annotate.vision_language.model=m"),
+            "annotate.endpoint.base_url=http://127.0.0.1:8000/v1",
+        ],
+        r"annotate: .*launcher: rayjob spreads tasks over machines, .*; set launcher: here",
+    ),
     "no GPU": ("paper-7b", ["cluster.steps.train.gpus=0"], r"step align: .*gpus: 0, and train.use_gpu is true"),
     "workers too small": ("paper-7b", ["cluster.steps.train.memory=128Gi"], r"step align: .*128Gi less 64Gi"),
 }
@@ -448,34 +510,41 @@ def test_the_store_has_the_last_word(launch: Any, kuberay: KubeRay) -> None:
 
 
 @pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("step", ["align", "annotate"])
 def test_the_record_of_the_store_is_the_result_and_its_bytes_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+    step: str, changed: bool, faces_table: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = load("ci", [f"storage.home={tmp_path / 'home'}", "train.launcher=rayjob"])
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_text("of the job")
-    digest = digests.of_tree(tmp_path / "model")
+    launchers = ["annotate.launcher=rayjob", "train.launcher=rayjob"]
+    settings = load("ci", [f"storage.home={tmp_path / 'home'}", *launchers])
+    if step == "annotate":
+        made_there, file, given = faces_table(), "part-00000.parquet", {"faces": "ee" * 32}
+        digest = open_table(made_there).digest
+    else:
+        made_there, file, given = tmp_path / "model", "weights", {"conversations": "ee" * 32}
+        made_there.mkdir()
+        (made_there / file).write_text("of the job")
+        digest = digests.of_tree(made_there)
     asked: list[Job] = []
 
     def work(settings: Settings, job: Job, made: Callable[[], bool]) -> None:
         asked.append(job)
         assert not made()
-        facts = {"step": job.stage, "output": digest, "figure": "", "seconds": 1.0}
-        Store(settings.home).keep(job.key, tmp_path / "model", digest, facts)
+        facts = {"step": job.step, "output": digest, "figure": "", "seconds": 1.0}
+        Store(settings.home).keep(job.key, made_there, digest, facts)
         if changed:
-            (settings.home / "store" / digest / "weights").write_text("of another")
+            (settings.home / "store" / digest / file).write_text("of another")
         assert made()
 
     monkeypatch.setattr(launcher, "launch", work)
     monkeypatch.delenv("FACEMLLM_RUN", raising=False)
     if changed:
-        with pytest.raises(UserError, match=r"the bytes that RayJob train-align-.* are not those of its record"):
-            runner.execute("align", settings, conversations="ee" * 32)
+        with pytest.raises(UserError, match=rf"the bytes that RayJob (train-)?{step}-.* are not those of its record"):
+            runner.execute(step, settings, **given)
     else:
-        assert runner.execute("align", settings, conversations="ee" * 32) == digest
-        assert runner.execute("align", settings, conversations="ee" * 32) == digest
+        assert runner.execute(step, settings, **given) == digest
+        assert runner.execute(step, settings, **given) == digest
     (job,) = asked
-    assert (job.stage, job.inputs, job.package) == ("align", {"conversations": "ee" * 32}, digests.of_package())
+    assert (job.step, job.inputs, job.package) == (step, given, digests.of_package())
 
 
 def test_the_end_of_a_cancelled_run_deletes_what_it_left(
