@@ -83,38 +83,6 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
         stop_tree(process)
 
 
-def ray_environment() -> dict[str, str]:
-    """Variables of a process that starts a Ray of its own, whose workers are no less urgent than others."""
-    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return {**kept, "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-HEAD = """
-import ray, sys
-context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
-print(context.address_info["address"], flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture(scope="module")
-def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a Ray head of two cores, which tests and their drivers join by RAY_ADDRESS. What the SIGKILL of a
-    driver leaves is cleared away by Ray, as on a cluster."""
-    pipe, file = subprocess.PIPE, tmp_path_factory.mktemp("ray") / "log"
-    with pytest.MonkeyPatch.context() as patch, file.open("wb") as log:
-        patch.setenv("RAY_AUTH_MODE", "token")  # who starts Ray has a token by default, who joins it does not
-        command, variables = [sys.executable, "-c", HEAD], ray_environment()
-        head = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=variables)
-        assert head.stdout is not None
-        try:
-            address = head.stdout.readline().decode().strip()
-            assert address, f"Ray did not start:\n{file.read_text()[-3000:]}"
-            yield address
-        finally:
-            stop_tree(head)
-
-
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A fresh bucket, `faces`, of a server of this test's own, or of the one that S3_SERVER and AWS's variables name; a

@@ -1,6 +1,7 @@
 """A paid annotator on real Ray: killed at random, stopped by its budget; nothing that was answered is asked again."""
 
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -39,13 +40,12 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def head(ray_head, monkeypatch):
-    """The head that the drivers of a test join; the test itself is connected to it."""
-    import ray
-
-    monkeypatch.setenv("RAY_ADDRESS", ray_head)
-    ray.init(log_to_driver=False)
-    yield ray_head
+def ray_head(monkeypatch):
+    """A Ray head for all drivers of a test: what a SIGKILL of one leaves is cleared away by Ray, as on a cluster."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
+    yield context.address_info["address"]
     ray.shutdown()
 
 
@@ -72,23 +72,24 @@ def annotating_workers(head):
     return found
 
 
-def test_a_job_killed_three_times_gives_the_same_table_and_repeats_only_what_was_under_way(head, faces, tmp_path):
+def test_a_job_killed_three_times_gives_the_same_table_and_repeats_only_what_was_under_way(ray_head, faces, tmp_path):
     rng = random.Random()
     moments = sorted(rng.sample(range(10, ROWS - 60), 3))
     print(f"killed at requests {moments}")
+    environment = {**os.environ, "RAY_ADDRESS": ray_head}
     with FakeEndpoint(latency_s=0.05) as fake:
         told = overrides(fake, tmp_path / "home")
 
         def started():
             command = [sys.executable, "-c", DRIVER, str(faces), str(tmp_path / "killed"), *told]
-            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
         for number, moment in enumerate(moments):
             driver = started()
             try:
                 wait_until(lambda moment=moment: fake.received.total() >= moment, driver)
                 if number == 1:  # Ray brings a killed worker's task back; the driver goes the same way a little later
-                    (worker, *_) = annotating_workers(head)
+                    (worker, *_) = annotating_workers(ray_head)
                     worker.kill()
                     wait_until(lambda moment=moment: fake.received.total() >= moment + 20, driver)
             finally:
@@ -108,7 +109,7 @@ def test_a_job_killed_three_times_gives_the_same_table_and_repeats_only_what_was
         assert (undisturbed["rows"], undisturbed["quarantined"]) == (ROWS, 0)
 
 
-def test_a_budget_stops_a_job_on_ray_in_one_line_and_leaves_nothing_running(head, faces, tmp_path):
+def test_a_budget_stops_a_job_on_ray_in_one_line_and_leaves_nothing_running(ray_head, faces, tmp_path):
     with FakeEndpoint(latency_s=0.01) as fake:
         limited = settings.load("laptop", overrides(fake, tmp_path / "home", "annotate.endpoint.max_requests=90"))
         with pytest.raises(UserError, match=r"of 400 rows: annotate\.endpoint\.max_requests is used up") as stop:
