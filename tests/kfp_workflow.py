@@ -1,8 +1,9 @@
 """A stand-in for what runs the specification of Kubeflow Pipelines on a cluster: KFP's driver and launcher, and Argo.
 
 Each task is a pod: the command that was compiled, with an executor input in place of `{{$}}`, run to its end by a
-function of the caller's. A task starts as soon as those before it have ended well, as many at once as there are, and
-the exit task however they ended. Retries, limits, volumes and the storage of artifacts are not stood in for.
+function of the caller's, and again as often as its retry policy says. A task starts as soon as those before it have
+ended well, as many at once as there are, and the exit task however they ended. Pauses before a retry, limits, volumes
+and the storage of artifacts are not stood in for.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Pod:
-    """A task's pod: its words, the variables that have a value, and what KFP's platform specification adds."""
+    """A task's pod: a folder of its own, its words, the variables that have a value, and the rest of its platform
+    specification."""
 
-    task: str
+    folder: Path
     words: list[str]
     environment: dict[str, str]
     platform: Body
@@ -101,18 +103,24 @@ class Workflow:
             ended, said = self._graph(component["dag"], inputs), ""
         else:
             try:
-                values[name], ended, said = self._pod(name, component, inputs), True, ""
+                tries = 1 + task.get("retryPolicy", {}).get("maxRetryCount", 0)
+                values[name], ended, said = self._pod(name, component, inputs, tries), True, ""
             except Failed as error:
                 ended, said = False, str(error)
         self._tell(name, "SUCCEEDED" if ended else "FAILED", said)
         return ended
 
-    def _pod(self, name: str, component: Body, inputs: Mapping[str, Any]) -> Any:
-        """Run a task's pod; the value that it returns."""
+    def _pod(self, name: str, component: Body, inputs: Mapping[str, Any], tries: int) -> Any:
+        """Run a task's pod until it ends well; the value that it returns."""
         container = self._spec["deploymentSpec"]["executors"][component["executorLabel"]]["container"]
-        out = self._folder / name
+        (out := self._folder / f"{name}-{tries}").mkdir(parents=True)
         told = json.dumps(executor_input(component, inputs, str(out)))
         words = [told if word == "{{$}}" else word for word in [*container["command"], *container["args"]]]
         environment = {one["name"]: one["value"] for one in container.get("env", ())}
-        self._start(Pod(name, words, environment, self._platform[component["executorLabel"]]))
+        try:
+            self._start(Pod(out, words, environment, self._platform[component["executorLabel"]]))
+        except Failed:
+            if tries == 1:
+                raise
+            return self._pod(name, component, inputs, tries - 1)
         return json.loads((out / "executor_output.json").read_text("utf-8"))["parameterValues"]["Output"]

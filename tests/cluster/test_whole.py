@@ -16,6 +16,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ class Site:
         text = yaml.safe_dump(profile(self.work, mlflow, decisions), sort_keys=False)
         (self.project / "profiles" / f"{PROFILE}.yaml").write_text(text, "utf-8")
         self.processes: list[subprocess.Popen[Any]] = []
+        self.failed: list[str] = []
 
         self.cluster = Cluster(roles=kubernetes_server.roles(), faults=faults)
         self.cluster.kinds["coordination.k8s.io", "leases"] = ("v1", "Lease")
@@ -125,20 +127,17 @@ class Site:
         folder, well = self.folder / f"run-{len(self.kubeflow.runs)}", False
         parameters = run.get("runtime_config", {}).get("parameters") or {}
 
-        def start(pod: Pod) -> None:
-            self._step(run, folder / pod.task, pod)
-
         try:
-            flow = Workflow(run["pipeline_spec"], folder, start, lambda *told: self.kubeflow.tell(run, *told))
+            tell = partial(self.kubeflow.tell, run)
+            flow = Workflow(run["pipeline_spec"], folder, partial(self._step, run), tell)
             well = flow.run(parameters)
         except Exception:
             traceback.print_exc()
         finally:
             self.kubeflow.end(run, well)
 
-    def _step(self, run: Body, folder: Path, pod: Pod) -> None:
+    def _step(self, run: Body, pod: Pod) -> None:
         """The process of a step's pod, with the token of the run's account."""
-        folder.mkdir(parents=True)
         given = []
         for of in pod.platform.get("secretAsEnv", ()):
             for one in of["keyToEnv"]:
@@ -146,16 +145,16 @@ class Site:
                 given.append({"name": one["envVar"], "valueFrom": {"secretKeyRef": key}})
         (label,) = pod.platform["fieldPathAsEnv"]
         assert label == {"name": CLUSTER_RUN, "fieldPath": "metadata.labels['pipeline/runid']"}
-        environment = {**self._environment(run["service_account"]), "TMPDIR": str(folder), **pod.environment}
+        environment = {**self._environment(run["service_account"]), "TMPDIR": str(pod.folder), **pod.environment}
         environment |= {**variables(self.cluster, NAMESPACE, given), CLUSTER_RUN: run["run_id"]}
-        environment["RAY_raylet_start_wait_time_s"] = "600"  # of a busy machine
-        with (folder / "log").open("wb") as log:
+        environment["RAY_raylet_start_wait_time_s"] = "120"  # of a busy machine
+        with (pod.folder / "log").open("wb") as log:
             process = subprocess.Popen(pod.words, stdout=log, stderr=log, env=environment, cwd=self.project)
             self.processes.append(process)
         if process.wait():
-            said = (folder / "log").read_text("utf-8", "replace")
-            print(self.named(said[-3000:]))
-            raise Failed((re.findall(r"^[\w.]+: (.*)\Z", said.strip(), re.MULTILINE | re.DOTALL) or [said[-300:]])[0])
+            said = (pod.folder / "log").read_text("utf-8", "replace").strip()
+            self.failed.append(said)
+            raise Failed(re.split(r"(?m)^[\w.]*(?:Error|Exception|Refused): ", said)[-1][-500:])
 
     def _serve(self, body: Body) -> ServingPod:
         self.pods += 1
@@ -180,12 +179,13 @@ class Site:
         for text in process.stdout:
             said.append(text)
             print(self.named(text), end="", flush=True)
-        assert process.wait() == code, line
+        assert process.wait() == code, "\n".join([line, *self.failed[-1:]])[-6000:]
         return "".join(said)
 
     def log(self, task: str) -> None:
         """Print what a task's pod has written in the newest run."""
-        text = (self.folder / f"run-{len(self.kubeflow.runs)}" / task / "log").read_text("utf-8")
+        file = min((self.folder / f"run-{len(self.kubeflow.runs)}").glob(f"{task}-*/log"))  # the last try
+        text = file.read_text("utf-8")
         print(self.named(f"\nlog of the pod of {task}:\n{text}"), flush=True)
 
     def publish_policy(self) -> None:
@@ -239,7 +239,7 @@ def test_from_submit_to_rollback(site: Site, monkeypatch: pytest.MonkeyPatch) ->
         assert found is not None
         url = str(found["status"]["url"])
         site.shown[url] = "https://face-mllm.example.com"
-        site.type(f"curl -sS {url}/info | python -m json.tool | head -12")
+        site.type(f"curl -sS {url}/info | head -c 300; echo")
         info = httpx.get(f"{url}/info", trust_env=False, timeout=60).json()
         known = registry.find_version(settings, version)
         assert found["metadata"]["annotations"][DIGEST] == info["digest"] == known.digest
