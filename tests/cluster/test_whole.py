@@ -75,7 +75,8 @@ def profile(work: Path, mlflow: str, decisions: str) -> Body:
 
 
 def faults(body: Body) -> list[str]:
-    """What the strict schemas of KubeRay and KServe hold against an object of theirs."""
+    """What the strict schemas of KubeRay and KServe hold against what is asked of them."""
+    body = {key: value for key, value in body.items() if key != "status"}
     return schema_faults(body) if (body["apiVersion"], body["kind"]) in CUSTOM else []
 
 
@@ -94,6 +95,7 @@ class Site:
         (self.project / "profiles" / f"{PROFILE}.yaml").write_text(text, "utf-8")
         self.processes: list[subprocess.Popen[Any]] = []
         self.failed: list[str] = []
+        self.commit = commit() or ""
 
         self.cluster = Cluster(roles=kubernetes_server.roles(), faults=faults)
         self.cluster.kinds["coordination.k8s.io", "leases"] = ("v1", "Lease")
@@ -119,7 +121,7 @@ class Site:
 
     def _environment(self, account: str) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        about = {"FACEMLLM_COMMIT": commit() or "", "PYTHONUNBUFFERED": "1", "KUBECONFIG": str(self.folder / account)}
+        about = {"FACEMLLM_COMMIT": self.commit, "PYTHONUNBUFFERED": "1", "KUBECONFIG": str(self.folder / account)}
         return {**bare(), "PATH": path, **about}
 
     def _run(self, run: Body) -> None:
@@ -182,11 +184,11 @@ class Site:
         assert process.wait() == code, "\n".join([line, *self.failed[-1:]])[-6000:]
         return "".join(said)
 
-    def log(self, task: str) -> None:
-        """Print what a task's pod has written in the newest run."""
+    def log(self, task: str, word: str) -> None:
+        """Print the lines with a word that a task's pod has written in the newest run."""
         file = min((self.folder / f"run-{len(self.kubeflow.runs)}").glob(f"{task}-*/log"))  # the last try
-        text = file.read_text("utf-8")
-        print(self.named(f"\nlog of the pod of {task}:\n{text}"), flush=True)
+        lines = [line for line in file.read_text("utf-8").splitlines() if line.startswith(word)]
+        print("\n".join([f"\nlog of the pod of {task}:", *map(self.named, lines)]), flush=True)
 
     def publish_policy(self) -> None:
         """Put the policy file's text into production's ConfigMap, as k8s/production does."""
@@ -205,7 +207,8 @@ class Site:
 
     def close(self) -> None:
         for process in self.processes:
-            stop_tree(process)
+            if process.poll() is None:
+                stop_tree(process)
         self.kuberay.close()
         self.kserve.close()
 
@@ -254,7 +257,7 @@ def test_from_submit_to_rollback(site: Site, monkeypatch: pytest.MonkeyPatch) ->
     site.type(f"python pipeline.py submit {with_profile} --follow")
     assert site.run()["service_account"] == "trainer"
     assert {*site.tasks().values()} == {"SUCCEEDED"}
-    site.log("align")
+    site.log("align", "RayJob")
     names = [one.name.rpartition("-")[0] for one in site.kuberay.jobs.values()]
     assert names == [f"train-{stage}" for stage in STAGES]
     makers = {one.user for one in site.cluster.asked if (one.verb, one.resource) == ("create", "rayjobs")}
@@ -276,7 +279,7 @@ def test_from_submit_to_rollback(site: Site, monkeypatch: pytest.MonkeyPatch) ->
     face = site.work / "runs" / told["run"] / "face.jpg"
     asked = curl_example(f"{url}/v1/models/{NAME}:predict", "Which hair color?", shlex.quote(str(face)))
     (said,) = json.loads(site.type(asked))["predictions"]
-    assert (said["task"], said["item"]) == ("attributes", "hair_color") or said["answer"]
+    assert said["task"] == "attributes"
 
     site.type(f"python pipeline.py submit {with_profile} --set train.stages.specialize.steps=6 --follow")
     assert len(site.kuberay.jobs) == len(STAGES) + 1, "the other stages are recalled"
