@@ -8,7 +8,7 @@ LANE-pictures := $(filter-out $(LANE-run),$(wildcard tests/e2e/test_*.py))
 LANE-serving := $(wildcard tests/integration/test_serving*.py)
 LANE-servers := $(filter-out $(LANE-serving),$(wildcard tests/integration/test_*.py))
 # tests run beside each other: OpenMP's threads that wait for one another by spinning would take the cores from them
-test test-unit $(LANES) test-families test-fuzz test-vllm test-cluster: export OMP_WAIT_POLICY := passive
+test test-unit $(LANES) test-families test-fuzz test-vllm test-cluster demo-cluster: export OMP_WAIT_POLICY := passive
 FACES ?=
 # as it was given, whatever signs it holds: recipes read it from the environment, where no shell reads it again
 export FACES_GIVEN := $(value FACES)
@@ -16,7 +16,7 @@ PROFILE ?= $(if $(FACES_GIVEN),own,laptop)
 ARGS ?=
 VLLM := 0.32.0
 
-.PHONY: help run test test-unit $(LANES) test-fuzz test-families test-vllm test-cluster bench task reader ui down lint clean
+.PHONY: help run test test-unit $(LANES) test-fuzz test-families test-vllm test-cluster demo-cluster bench task reader ui down lint clean
 
 help: ## list what there is
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ test-vllm: .venv-vllm/.ready ## a real vLLM server, in an environment of its own
 	@.venv/bin/python -m uv pip install -q --python .venv-cluster/bin/python -r tests/cluster/requirements.txt -c constraints.txt
 	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(.venv-cluster/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
 	@touch $@
+
+demo-cluster: .venv/.ready ## the whole way on a cluster, behind stand-ins: submit, RayJobs, approval, canary, rollback (minutes)
+	@unshare -rnpf --mount-proc bash -c 'ip link set lo up && exec .venv/bin/python -m pytest -q -s tests/cluster/test_whole.py'
 
 test-cluster: .venv-cluster/.ready ## what a cluster has and runs: PostgreSQL, S3, MLflow, Ray over three nodes, releases; steps in the image (podman)
 	@unshare -rnpf --mount-proc bash -c 'ip link set lo up && exec .venv/bin/python -m pytest -q -s --durations=8 tests/cluster --ignore=tests/cluster/test_image.py'

@@ -1,7 +1,8 @@
 """A stand-in for the REST API of Kubeflow Pipelines 2.17, on loopback: its paths, bodies and refusals.
 
 It takes nobody at their word: a token or a session that it knows, a namespace that is theirs, a spec of the right form.
-Runs go on by one task each time that somebody looks at them.
+Runs go on by one task each time that somebody looks at them, unless `runs_by` has them really run
+(tests/kfp_workflow.py).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Refused(Exception):
 
 class Kubeflow:
     """What the API holds, and how it behaves. `away` requests are cut off, `busy` ones answered with 503; `failing` are
-    steps whose next attempt fails; `looks` is called before a run is shown."""
+    steps whose next attempt fails; `looks` is called before a run is shown; `runs_by` runs a new run, in a thread."""
 
     def __init__(self) -> None:
         self.tokens, self.sessions, self.namespaces = {TOKEN}, {SESSION}, {"face-mllm"}
@@ -51,6 +52,7 @@ class Kubeflow:
         self.versions: dict[str, Body] = {}
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.looks: Callable[[], object] = lambda: None
+        self.runs_by: Callable[[Body], object] | None = None
         self.page = 2
         self.now = datetime.now(UTC)
         self.lock = threading.RLock()
@@ -126,12 +128,32 @@ class Kubeflow:
                 return
         run |= {"state": "SUCCEEDED", "finished_at": self.stamp()}
 
+    def tell(self, run: Body, task: str, state: str, message: str = "") -> None:
+        """What became of a task that is really run; its driver has ended before it starts."""
+        with self.lock:
+            driver, one = (
+                next(one for one in run["run_details"]["task_details"] if one["display_name"] == name)
+                for name in (f"{task}-driver", task)
+            )
+            at = "start_time" if state == "RUNNING" else "end_time"
+            driver["state"] = "SUCCEEDED"
+            one.update({"state": state, at: _now(), **({"error": {"code": 2, "message": message}} if message else {})})
+
+    def end(self, run: Body, well: bool) -> None:
+        """The end of a run that was really run."""
+        with self.lock:
+            run.update(state="SUCCEEDED" if well else "FAILED", finished_at=_now())
+
     def answer(self, method: str, path: str, query: dict[str, str], body: Body) -> Body:
         """What a request of somebody known gets."""
         for verb, form, work in ROUTES:
             if verb == method and (found := re.fullmatch(form, path)):
                 return work(self, query, body, *found.groups())
         raise Refused(404, f"Not Found: {method} {path}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _filtered(kept: dict[str, Body], query: dict[str, str]) -> list[Body]:
@@ -169,6 +191,9 @@ def _new_run(kubeflow: Kubeflow, query: dict[str, str], body: Body) -> Body:
     if reference := body.get("pipeline_version_reference"):
         run["pipeline_version_id"] = reference["pipeline_version_id"]
     kubeflow.runs[run["run_id"]] = run
+    if kubeflow.runs_by is not None:
+        run["state"] = "RUNNING"
+        threading.Thread(target=kubeflow.runs_by, args=(run,), daemon=True).start()
     return run
 
 
@@ -184,7 +209,7 @@ def _look(kubeflow: Kubeflow, query: dict[str, str], body: Body, run_id: str) ->
     run = _run(kubeflow, query, body, run_id)
     kubeflow.looks()
     shown = json.loads(json.dumps(run))
-    if run["state"] in ("PENDING", "RUNNING"):
+    if run["state"] in ("PENDING", "RUNNING") and kubeflow.runs_by is None:
         kubeflow.advance(run)
     return dict(shown)
 

@@ -46,13 +46,15 @@ class Revision:
 
 @dataclass
 class Service:
-    """One InferenceService: its revisions in order, the proxies, and what the Knative Service beneath counts."""
+    """One InferenceService: its revisions in order, the proxies, and what the Knative Service beneath counts. While the
+    newest revision has `fails_at` percent, its machine is broken: every question is answered with 500."""
 
     revisions: dict[str, Revision] = field(default_factory=dict)
     proxies: dict[str, ThreadingHTTPServer] = field(default_factory=dict)
     traffic: list[Body] = field(default_factory=list)
     generation: int = 0
     percents: list[int | None] = field(default_factory=list)
+    fails_at: int | None = None
 
 
 class KServe:
@@ -209,7 +211,11 @@ class _Proxy(BaseHTTPRequestHandler):
             revision = self.service.revisions[chosen["revisionName"]]
             if not self.tag and self.command == "POST":
                 revision.answered += 1
-            status, kind, content = self._answer(revision, body)
+            fails = self.service.fails_at is not None and self.service.fails_at == self.service.percents[-1]
+            if fails and chosen["latestRevision"] and self.command == "POST":
+                status, content = 500, b"broken"
+            else:
+                status, kind, content = self._answer(revision, body)
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))

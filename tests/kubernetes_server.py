@@ -43,8 +43,25 @@ KINDS = {
     ("serving.kserve.io", "inferenceservices"): ("v1beta1", "InferenceService"),
     ("serving.kserve.io", "servingruntimes"): ("v1alpha1", "ServingRuntime"),
 }
+MANIFESTS = {
+    "k8s/base/accounts.yaml": NAMESPACE,
+    "k8s/components/releaser/releaser.yaml": NAMESPACE,
+    "k8s/production/accounts.yaml": "face-mllm-production",
+}
+"""Where our roles are, and the namespace that an overlay puts them in."""
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 SERVERS_OWN = ("uid", "resourceVersion", "generation", "creationTimestamp")
+
+
+def roles() -> list[Body]:
+    """The roles of our manifests, and who is bound to them."""
+    root = Path(__file__).resolve().parents[1]
+    found = [
+        {**one, "metadata": {"namespace": namespace, **one["metadata"]}}
+        for file, namespace in MANIFESTS.items()
+        for one in yaml.safe_load_all((root / file).read_text("utf-8"))
+    ]
+    return [one for one in found if one["kind"] in ("Role", "RoleBinding")]
 
 
 class Request(NamedTuple):

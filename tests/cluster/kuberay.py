@@ -1,7 +1,7 @@
 """A stand-in for KubeRay's operator: it does what a RayJob asks with real Ray, on this machine.
 
 A head and a process of Ray for each worker pod, token authentication, `ray job submit` of the entrypoint as KubeRay's
-submitter runs it. A worker that dies is replaced. Of a pod template only the plain variables are honoured.
+submitter runs it. A worker that dies is replaced. Of a pod template only the variables are honoured.
 """
 
 from __future__ import annotations
@@ -20,15 +20,12 @@ from typing import Any
 
 import psutil
 
+from tests.cluster.pods import variables
 from tests.kubernetes_server import Body, Cluster
 
 PORT, DASHBOARD = 6379, 8265
+FAILED = {"deployment": "Failed", "job": "FAILED"}
 BIN = Path(sys.executable).parent
-
-
-def plain(template: Body) -> dict[str, str]:
-    """The variables of a pod template that have a value of their own."""
-    return {one["name"]: one["value"] for one in template["spec"]["containers"][0]["env"] if "value" in one}
 
 
 def end(process: subprocess.Popen[Any]) -> None:
@@ -44,9 +41,10 @@ def end(process: subprocess.Popen[Any]) -> None:
 class RayCluster:
     """The processes of one RayJob."""
 
-    def __init__(self, cluster: Cluster, job: Body, folder: Path) -> None:
-        self.cluster, self.job, self.name = cluster, job, job["metadata"]["name"]
-        self.folder, self.closed = folder, False
+    def __init__(self, cluster: Cluster, job: Body, folder: Path, project: Path) -> None:
+        self.cluster, self.job = cluster, job
+        self.name, self.namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+        self.folder, self.project, self.closed = folder, project, False
         self.environment = os.environ | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
@@ -76,12 +74,14 @@ class RayCluster:
         ]
         ports = [f"--{name}-port={base + n}" for n, name in enumerate([*names, "metrics-export", "min-worker"])]
         words = [*words, *ports, f"--max-worker-port={base + 99}"]
+        (container,) = template["spec"]["containers"]
         with (self.folder / f"{part}.log").open("ab") as log:
             return subprocess.Popen(
                 [BIN / "ray", "start", "--block", "--disable-usage-stats", "--object-store-memory=80000000", *words],
                 stdout=log,
                 stderr=log,
-                env=self.environment | plain(template),
+                env=self.environment | variables(self.cluster, self.namespace, container["env"]),
+                cwd=self.project,
                 start_new_session=True,
             )
 
@@ -104,12 +104,12 @@ class RayCluster:
                 self.worker(number)
                 self.ready(2 + number)
             self.tell("Running", "RUNNING")
-            self.submit(spec["entrypoint"])
+            ended = self.submit(spec["entrypoint"])
         except Exception as error:
-            self.tell("Failed", "FAILED", reason="SubmissionFailed", message=str(error)[-2000:])
-        finally:
-            for process in (*self.workers.values(), self.head):
-                end(process)
+            ended = {**FAILED, "reason": "SubmissionFailed", "message": str(error)[-2000:]}
+        for process in (*self.workers.values(), self.head):
+            end(process)
+        self.tell(**ended)
 
     def ready(self, nodes: int) -> None:
         """Wait until so many nodes are alive, by Ray's own word."""
@@ -131,8 +131,8 @@ class RayCluster:
             assert time.monotonic() < until, answer
             time.sleep(0.3)
 
-    def submit(self, entrypoint: str) -> None:
-        """What the container of KubeRay's submitter runs, by bash; its output is the log of that pod."""
+    def submit(self, entrypoint: str) -> dict[str, str]:
+        """What the container of KubeRay's submitter runs, by bash; its output is the log of that pod. How it ended."""
         pod, template = f"{self.name}-submitter", self.job["spec"]["submitterPodTemplate"]
         self.cluster.put({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, **template["metadata"]}})
         command = f"ray job submit --address http://127.0.0.1:{DASHBOARD} --submission-id {self.name} -- {entrypoint}"
@@ -144,7 +144,7 @@ class RayCluster:
         while submitter.poll() is None:
             if self.closed:
                 end(submitter)
-                return
+                return FAILED
             for number, process in list(self.workers.items()):
                 if process.poll() is not None:  # as KubeRay does with a pod that is gone
                     self.replaced += 1
@@ -152,9 +152,8 @@ class RayCluster:
             time.sleep(0.2)
         self.cluster.logs[pod] = log.read_text()
         if submitter.returncode == 0:
-            self.tell("Complete", "SUCCEEDED")
-        else:
-            self.tell("Failed", "FAILED", reason="AppFailed", message=f"exit code {submitter.returncode}")
+            return {"deployment": "Complete", "job": "SUCCEEDED"}
+        return {**FAILED, "reason": "AppFailed", "message": f"exit code {submitter.returncode}"}
 
     def kill_worker(self, number: int) -> None:
         """Let the machine of a worker be lost."""
@@ -188,17 +187,19 @@ class RayCluster:
 
 
 class KubeRay:
-    """The operator: a `RayCluster` for each RayJob of a cluster, ended when its job is deleted."""
+    """The operator: a `RayCluster` for each RayJob of a cluster, ended when its job is deleted. Its commands run in a
+    folder `project`, as they would in the image's."""
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
-        self.cluster, self.folder, self.jobs = cluster, folder, dict[str, RayCluster]()
+    def __init__(self, cluster: Cluster, folder: Path, project: Path | None = None) -> None:
+        self.cluster, self.folder, self.project = cluster, folder, project or Path.cwd()
+        self.jobs: dict[str, RayCluster] = {}
         cluster.on("RayJob", self.react)
 
     def react(self, what: str, body: Body) -> None:
         uid = body["metadata"]["uid"]
         if what == "ADDED":
             (folder := self.folder / f"r{len(self.jobs)}").mkdir()
-            self.jobs[uid] = RayCluster(self.cluster, body, folder)
+            self.jobs[uid] = RayCluster(self.cluster, body, folder, self.project)
         elif what == "DELETED" and uid in self.jobs:
             self.jobs[uid].close()
 

@@ -4,8 +4,6 @@ and of Kubernetes' API. Each pod runs its containers' own commands, the first on
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,95 +33,14 @@ from facemllm.signing import local, manifest
 from facemllm.tasks.answers import answer
 from tests.approved import ADA, Home, Registry, evaluation_of
 from tests.asked import phrases
+from tests.cluster.pods import Clients, ServingPod, secret
 from tests.conftest import encode
 from tests.integration.conftest import bucket as bucket
-from tests.integration.conftest import free_port, stop_tree
-from tests.kserve_controller import CannotStart
 from tests.kserve_controller import KServe as Controller
 from tests.kubernetes_server import Cluster, serving
 from tests.refusing import refuses
 
 PRODUCTION = ("face-mllm-production", "face-mllm")
-PATIENCE_S = 600.0
-
-
-class Pod:
-    """A revision's pod on this machine: what its containers mount at / lies in a folder."""
-
-    def __init__(self, body: dict[str, Any], folder: Path, policy: Path) -> None:
-        spec = body["spec"]["predictor"]
-        self.port, self._folder, self._policy = free_port(), folder, policy
-        for name in ("verified", "checkpoint", "tmp"):
-            (folder / name).mkdir(parents=True)
-        for container in spec.get("initContainers", []):
-            done = subprocess.run(self._command(container), capture_output=True, text=True, env=self._env(container))
-            if done.returncode:
-                raise CannotStart(f"Init container failed with: {done.stderr.strip().splitlines()[-1]}")
-        (container,) = spec["containers"]
-        self._log = (folder / "log").open("wb")
-        self._process = subprocess.Popen(
-            self._command(container), stdout=self._log, stderr=self._log, env=self._env(container)
-        )
-        ready, until = container["readinessProbe"]["httpGet"]["path"], time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                if httpx.get(f"http://127.0.0.1:{self.port}{ready}", trust_env=False, timeout=5).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
-            if self._process.poll() is not None or time.monotonic() > until:
-                self.stop()
-                last = (folder / "log").read_text("utf-8", "replace").strip().splitlines()[-1:]
-                raise CannotStart(f"Container failed with: {last}")
-            time.sleep(0.3)
-
-    def _command(self, container: dict[str, Any]) -> list[str]:
-        return [sys.executable, *container["command"][1:], *(self._here(word) for word in container["args"])]
-
-    def _here(self, word: str) -> str:
-        key, _, value = word.partition("=")
-        if key in ("--host", "--port"):
-            value = "127.0.0.1" if key == "--host" else str(self.port)
-        elif value == "/policy/policy.yaml":
-            value = str(self._policy)
-        elif value == "/tmp" or value.startswith(("/verified/", "/checkpoint/")):
-            value = str(self._folder / value[1:])
-        return f"{key}={value}"
-
-    def _env(self, container: dict[str, Any]) -> dict[str, str]:
-        given = {one["name"]: one["value"] for one in container["env"] if "value" in one and one["name"] != "HOME"}
-        fetches = {one["name"] for one in container["env"] if "valueFrom" in one}
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_") or name in fetches}
-        region = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_CONFIG_FILE": os.devnull}
-        return kept | given | (region if fetches else {})
-
-    def stop(self) -> None:
-        stop_tree(self._process)
-        self._log.close()
-
-
-class Load:
-    """Clients that ask production one thing after the other, and what they were told."""
-
-    def __init__(self, url: str, body: Any) -> None:
-        self._url, self._body, self._end, self.told = url, body, False, list[int]()
-
-    def __enter__(self) -> "Load":
-        self._pool = ThreadPoolExecutor(2)
-        self._running = [self._pool.submit(self._ask) for _ in range(2)]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end = True
-        for one in self._running:
-            one.result()
-        self._pool.shutdown()
-
-    def _ask(self) -> None:
-        with httpx.Client(trust_env=False, timeout=120) as client:
-            while not self._end:
-                self.told.append(client.post(self._url, json=self._body).status_code)
-                time.sleep(0.1)
 
 
 @pytest.fixture
@@ -143,8 +60,11 @@ def cluster(settings: Settings, tmp_path: Path, monkeypatch: Any) -> Iterator[tu
     metadata = {"name": "inferenceservice-config", "namespace": "kserve"}
     data = {"deploy": json.dumps({"defaultDeploymentMode": "Knative"})}
     made.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+    keys = {f"AWS_{name}": os.environ[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "ENDPOINT_URL")}
+    for namespace in (PRODUCTION[0], "face-mllm"):
+        secret(made, namespace, "face-mllm-models", keys)
     numbers = iter(range(1000))
-    controller = Controller(made, lambda body: Pod(body, tmp_path / f"pod-{next(numbers)}", settings.policy_file))
+    controller = Controller(made, lambda body: ServingPod(made, body, tmp_path / f"pod-{next(numbers)}"))
     with serving(made) as address:
         made.kubeconfig(tmp_path / "kubeconfig", address, "admin")
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
@@ -178,6 +98,9 @@ def test_from_staging_over_the_canary_to_a_rollback(
     local.policy(settings)
     home, mlflow = Home(settings), Registry(monkeypatch)
     home.person(ADA, "requester", "approver")
+    about = {"name": "face-mllm-policy", "namespace": PRODUCTION[0]}
+    policy = {"policy.yaml": settings.policy_file.read_text("utf-8")}
+    api.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": policy})
     first = built(tmp_path / "models" / "1", 0)
     folders, digests = {1: first}, dict[int, str]()
     for number in (2, 3, 4):
@@ -219,7 +142,7 @@ def test_from_staging_over_the_canary_to_a_rollback(
     endpoint = release.switch(settings, 1, "release")
     serves(1)
     home.approve(folders[2], 2)
-    with Load(endpoint.predict_url, {"instances": [expected[1][0].instance]}) as load:
+    with Clients(endpoint.predict_url, {"instances": [expected[1][0].instance]}) as clients:
         release.switch(settings, 2, "release")
         serves(2)
         home.approve(folders[3], 3)
@@ -227,8 +150,8 @@ def test_from_staging_over_the_canary_to_a_rollback(
         assert "at 10 % of the requests it was worse" in told
         assert "differ from evaluation's" in told
         serves(2)
-        assert len(load.told) > 20
-        assert set(load.told) == {200}
+        assert len(clients.told) > 20
+        assert set(clients.told) == {200}
     assert reconcile.due(settings) is None, "a model that failed its trial waits for a new approval"
 
     home.approve(folders[4], 4)

@@ -73,7 +73,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while trouble((f"http://127.0.0.1:{port}/health",)):
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"MLflow did not start:\n{(folder / 'log').read_text()[-2000:]}")

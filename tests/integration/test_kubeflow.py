@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,7 @@ from facemllm.errors import UserError, told
 from facemllm.settings import load
 from facemllm.workflow.runs import RunView
 from tests.kfp_server import SESSION, TOKEN, Kubeflow, serving
+from tests.kfp_workflow import Failed, Pod, Workflow
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("quick_kfp", "quick", "project")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,6 +159,35 @@ def test_a_failed_run_is_told_and_goes_on_by_retry(ask, kubeflow, project) -> No
     assert "must be Failed/Error to retry" in line(ask("retry", run_id))
     assert json.loads(ask("status", run_id, "--json").stdout)["state"] == "SUCCEEDED"
     assert "knows no such thing (404): ResourceNotFoundError: Run nothing not found" in line(ask("status", "nothing"))
+
+
+def test_tasks_run_as_the_specification_says_and_are_told(ask, kubeflow, tmp_path) -> None:
+    started: list[str] = []
+
+    def start(pod: Pod) -> None:
+        step, _, left = pod.folder.name.rpartition("-")
+        started.append(step)
+        if (step, left) == ("evaluate", "3"):
+            raise Failed("evicted")
+        told = json.loads(next(word for word in pod.words if word.startswith('{"inputs"')))
+        assert None not in told["inputs"]["parameterValues"].values()
+        value = "refused" if step == "gate" else f"{step}'s"
+        (pod.folder / "executor_output.json").write_text(json.dumps({"parameterValues": {"Output": value}}))
+
+    def run(one: dict[str, Any]) -> None:
+        flow = Workflow(one["pipeline_spec"], tmp_path / "pods", start, partial(kubeflow.tell, one))
+        kubeflow.end(one, flow.run({}))
+
+    kubeflow.runs_by = run
+    done = ask("submit", "--follow", "--json")
+    assert done.exception is None, done.output
+    states = {step["name"]: step["state"] for step in json.loads(done.stdout)["steps"]}
+    assert {name for name, state in states.items() if state == "done"} == {*started} - {"finish"}
+    assert (states["gate"], states["register"]) == ("done", "skipped")
+    assert started.count("evaluate") == 2, "as its retry policy says"
+    assert started[0] == "ingest"
+    assert started[-1] == "finish"
+    assert started.index("reformat") < started.index("align") < started.index("specialize") < started.index("gate")
 
 
 def test_an_api_that_is_away_is_waited_for(ask, kubeflow) -> None:

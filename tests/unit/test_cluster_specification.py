@@ -199,6 +199,7 @@ def test_release_is_a_pipeline_of_its_own_for_one_version(compiled: Callable[...
     spec, _ = documents = compiled("paper-7b", release=True)
     container, pod = executor(documents, "release")
     assert list(spec["deploymentSpec"]["executors"]) == ["exec-release"]
+    assert "retryPolicy" not in task_of(spec, "release"), "a trial on production that failed is not made again"
     assert list(spec["root"]["inputDefinitions"]["parameters"]) == ["version"]
     assert "accelerator" not in container["resources"], "KServe's pods load the model"
     here = compiled("paper-7b", "serve.target=local", release=True)

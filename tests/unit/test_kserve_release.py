@@ -24,10 +24,9 @@ from facemllm.signing import manifest
 from tests.approved import make_model
 from tests.kserve_controller import CannotStart, FakeServer
 from tests.kserve_controller import KServe as Controller
-from tests.kubernetes_server import Cluster, serving
+from tests.kubernetes_server import Cluster, roles, serving
 from tests.refusing import refuses
 
-ROOT = Path(__file__).resolve().parents[2]
 PRODUCTION, STAGING = ("face-mllm-production", "face-mllm"), ("face-mllm", "face-mllm-staging")
 HAT = "Is the person wearing a hat?"
 QUESTIONS = [Probe(b"", HAT, "no", "no"), *(Probe(b"", f"Is it {n}?", "no", "no") for n in range(4))]
@@ -287,11 +286,7 @@ def test_settings_under_which_nothing_can_be_served_are_one_line(given: str, sai
 
 
 def test_a_release_asks_for_nothing_that_its_account_may_not(world: World, tmp_path: Path, monkeypatch: Any) -> None:
-    files = [ROOT / "k8s/production/accounts.yaml", ROOT / "k8s/components/releaser/releaser.yaml"]
-    made = [one for file in files for one in yaml.safe_load_all(file.read_text("utf-8"))]
-    for one in made[: len(list(yaml.safe_load_all(files[0].read_text("utf-8"))))]:
-        one["metadata"]["namespace"] = PRODUCTION[0]
-    world.cluster.roles += [one for one in made if one["kind"] in ("Role", "RoleBinding")]
+    world.cluster.roles += roles()
     world.cluster.tokens["releaser"] = "system:serviceaccount:face-mllm:releaser"
     with serving(world.cluster) as address:
         world.cluster.kubeconfig(tmp_path / "releaser", address, "releaser")
@@ -307,6 +302,22 @@ def test_a_release_asks_for_nothing_that_its_account_may_not(world: World, tmp_p
         assert connect(PRODUCTION[0]).get(lease.LEASE, "face-mllm-release") is None
         with pytest.raises(ApiError, match="cannot get resource"):
             connect(PRODUCTION[0]).get(Kind("v1", "Secret", "secrets"), "face-mllm-models")
+
+
+@pytest.mark.parametrize("account", ["pipeline-runner", "trainer"])
+def test_the_account_of_a_run_may_serve_staging_and_nothing_else(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, account: str
+) -> None:
+    world.cluster.roles += roles()
+    world.cluster.tokens[account] = f"system:serviceaccount:face-mllm:{account}"
+    known = world.settings.cluster
+    words = known.serving.model_copy(update={"mode": "Knative"})
+    world.settings = world.settings.model_copy(update={"cluster": known.model_copy(update={"serving": words})})
+    with serving(world.cluster) as address:
+        world.cluster.kubeconfig(tmp_path / account, address, account)
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / account))
+        world.stage()
+        refuses("cannot get resource", world.release, world.model("equal", "one"), "1")
 
 
 def git(folder: Path, *arguments: str) -> str:
