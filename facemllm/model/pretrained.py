@@ -34,7 +34,7 @@ from facemllm.settings.train import Trainable
 
 _NUMBER = re.compile(r"\d+")
 _USUAL = {"bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_k", "top_p"}
-_USUAL |= {"max_length", "max_new_tokens", "transformers_version", "_from_model_config"}
+_USUAL |= {"max_length", "max_new_tokens", "use_cache", "transformers_version", "_from_model_config"}
 _MOST_BEAMS = 16
 _PREFIX, _LOW_RANK = "base_model.model.", ".lora_A.weight"
 
@@ -79,9 +79,9 @@ def set_side(config: Any, processor: Any, image_size: int | None, name: str) -> 
 
 def load_processor(folder: Path) -> Any:
     """The processor of a model directory, from local files only. Raises UserError where it has none for images."""
+    names = [one.name for one in checkpoint_files(folder) if "process" in one.name or "token" in one.name]
     with refusing(
-        f"cannot load the model {folder}: its processor cannot be opened, by transformers' own code, from "
-        f"{', '.join(file.name for file in checkpoint_files(folder) if file.suffix != '.safetensors')}"
+        f"cannot load the model {folder}: transformers' own code opens no processor of {', '.join(names) or 'it'}"
     ):
         processor = open_processor(folder)
     if getattr(processor, "image_processor", None) is None:
@@ -121,7 +121,7 @@ def load_part(kind: Any, folder: Path, config: Any, dtype: torch.dtype = torch.f
     if over:
         raise UserError(
             f"cannot load the model {folder}: {len(over)} of its weights are in no model of its config.json, the first "
-            f"{over[0]}; see the numbers of layers there"
+            f"{over[0]}; see the numbers of layers there, or save it anew without them (save_pretrained)"
         )
     return model
 
@@ -190,8 +190,9 @@ def _end_turns(model: Any, end_id: int, name: str) -> None:
 
 
 def _check_writing(model: Any, family: Family, name: str) -> None:
-    """Raises UserError where generation_config.json asks for more than the usual and one token cannot be written so."""
-    asked = sorted(set(model.generation_config.to_diff_dict()) - _USUAL)
+    """Raises UserError where generation_config.json asks for more than is usual and two tokens cannot be written."""
+    settings = model.generation_config.to_diff_dict()
+    asked = sorted(key for key, value in settings.items() if key not in _USUAL and value is not False)
     if not asked:
         return
     if (model.generation_config.num_beams or 1) > _MOST_BEAMS:
@@ -199,15 +200,16 @@ def _check_writing(model: Any, family: Family, name: str) -> None:
     ids_1P = torch.tensor([[*family.frame.prefix_ids, *family.frame.prompt("?")]], device=model.device)
     seen = {n: v.to(model.device) for n, v in family.example.items()}
     seen = {n: v.to(model.dtype) if v.is_floating_point() else v for n, v in seen.items()}
-    with torch.inference_mode(), refusing(f"cannot use {name}: generation_config.json ({', '.join(asked)})"):
-        model.generate(
+    with torch.no_grad(), refusing(f"cannot use {name}: generation_config.json ({', '.join(asked)})"):
+        (_,) = model.generate(
             input_ids=ids_1P,
             attention_mask=torch.ones_like(ids_1P),
             **(family.beside(ids_1P) | seen),
-            max_new_tokens=1,
+            max_new_tokens=2,
+            min_new_tokens=2,
             do_sample=False,
             pad_token_id=family.frame.end_id,
-        )
+        )[:, -1:]
 
 
 def read_config(folder: Path) -> Any:

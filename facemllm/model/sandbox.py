@@ -3,7 +3,7 @@ else wrote. Started by `model.template` as a file, so it imports nothing of this
 
 Standard input: a JSON object of the `template`, the `calls` (what it is rendered with, one after another), and the
 bounds `seconds`, `bytes` and `characters`. Standard output: a list of texts, or `{"error": reason}`. The environment is
-the one that transformers makes, without what would render differently from one time to the next (clock, chance).
+the one that transformers makes, but for what would render differently from one time to the next (clock, chance).
 """
 
 import json
@@ -30,6 +30,10 @@ def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
+def _by_chance(*_: Any) -> None:
+    raise jinja2.TemplateError("it writes what comes by chance (random, lipsum)")
+
+
 def _json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
@@ -40,7 +44,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     made.filters["tojson"] = _json
     made.globals["raise_exception"] = _raise
-    del made.globals["lipsum"], made.filters["random"]
+    made.globals["lipsum"] = made.filters["random"] = _by_chance
     return made
 
 

@@ -1,5 +1,6 @@
 """Chat templates of published models. A template is a program that somebody else wrote, so it is tried in a bounded
-process (`model.sandbox`) before transformers renders it here, and has to write the same text in both."""
+process (`model.sandbox`) before transformers renders it here, and has to write the same text in both. One that was
+written to tell the two apart is not held by this."""
 
 from __future__ import annotations
 
