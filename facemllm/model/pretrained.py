@@ -26,10 +26,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from facemllm.core.files import building, checkpoint_files
 from facemllm.errors import UserError, one_line, refusing
-from facemllm.model.checkpoint import REAL, checked_config, tensors_of
 from facemllm.model.families import Family, Llava, family_class, family_of
 from facemllm.model.families.base import SIDE
 from facemllm.model.families.opening import open_processor
+from facemllm.model.folder import REAL, checked_config, tensors_of
 from facemllm.settings.train import Trainable
 
 _NUMBER = re.compile(r"\d+")
