@@ -149,7 +149,9 @@ def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _refused(key: str, value: Any, tensors: int) -> str | None:
     """Why an entry of config.json is not followed; None where it says nothing, or nothing odd."""
     if key in _LAYERS and isinstance(value, int) and value > tensors:
-        return f"{key} in its config.json is {value}, and its weights are {tensors} tensors"
+        return (
+            f"{key} in its config.json is {value}, its weights are {tensors} tensors; take the one that belongs to them"
+        )
     if not value:
         return None
     if key in _QUANTISED:

@@ -136,7 +136,8 @@ def _check_sizes(kind: Any, folder: Path, config: Any) -> None:
     asked, held = sum(one.numel() for one in shadow.parameters()), sum(one.numel for one in tensors.values())
     if asked > 2 * held:
         raise UserError(
-            f"cannot load the model {folder}: by its config.json it has {asked} parameters, its files hold {held}"
+            f"cannot load the model {folder}: by its config.json it has {asked} parameters, its files hold {held}; "
+            "take the config.json that belongs to them"
         )
     ends = {name.rpartition(".")[2] for name, _ in shadow.named_parameters()}
     for name, one in tensors.items():
