@@ -73,7 +73,7 @@ def written(name, content):
 
 
 def indexed(content):
-    """The weights as a shard, and an index of this content; `all` names every weight there."""
+    """The weights as a shard, and an index of this content, or of every weight and these entries."""
 
     def damage(copy):
         names = dict.fromkeys(load_file(copy / "model.safetensors"), "a.safetensors")
