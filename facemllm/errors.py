@@ -39,12 +39,13 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Raise UserError, `what` and the reason in one line, for whatever the block raises; a UserError stays as it is."""
+    """Raise UserError, `what` and the reason in one line, for whatever the block raises, be it no Exception, as a panic
+    of tokenizers is; a UserError stays as it is, and what ends a program."""
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise UserError(f"{what}: {one_line(error)}") from error
 
 

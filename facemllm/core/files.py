@@ -241,10 +241,34 @@ def content_of(name: str, setting: str) -> str:
     Reads the files of a folder whole: some seconds for every ten gigabytes.
     """
     folder = fetched(name, setting)
-    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):  # huggingface_hub's cache
-        return folder.name
+    files = checkpoint_files(folder)
+    return folder.name if _cached(folder) else digests.of_json([[file.name, digests.of_file(file)] for file in files])
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files that a checkpoint is read from, by name. Raises UserError for one that is no regular file, or lies
+    outside the folder; huggingface_hub's cache keeps them in a folder of its own."""
     files = sorted({file for pattern in _FILES for file in folder.glob(pattern)})
-    return digests.of_json([[file.name, digests.of_file(file)] for file in files])
+    home = folder.resolve()
+    places = [home, home.parents[1] / "blobs"] if _cached(home) else [home]
+    for file in files:
+        try:
+            target = file.resolve(strict=True)
+        except (OSError, RuntimeError):  # a link to nowhere, or round in a circle
+            target = None
+        if target is None or not target.is_file():
+            raise UserError(f"cannot load the model {folder}: {file.name} is no regular file; fetch it again")
+        if not any(target.is_relative_to(place) for place in places):
+            raise UserError(
+                f"cannot load the model {folder}: {file.name} is a link out of the folder, to {target}; "
+                "put the file itself there (cp -rL copies a folder so)"
+            )
+    return files
+
+
+def _cached(folder: Path) -> bool:
+    """Whether a folder is a snapshot in huggingface_hub's cache."""
+    return folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
 
 
 def beside(path: Path) -> Path:

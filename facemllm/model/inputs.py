@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from facemllm.errors import UserError
+from facemllm.errors import UserError, refusing
 from facemllm.model.branches import CLASSES, NO_MAP
+from facemllm.model.template import render
 
 MAX_PIXELS = 4096 * 4096
-_MARKS = ("qplaceholder1q", "aplaceholder1a", "qplaceholder2q", "aplaceholder2a")
+_MARKS = tuple(f"""Is {turn} a "beard" (or hat) < 3 & it's dûr, Yes?""" for turn in ("q1q", "a1a", "q2q", "a2a"))
+"""What is said in the conversation that a template is cut by: it has to come out as it went in."""
 
 ImageLike = Image.Image | bytes | NDArray[np.uint8]
 MapLike = Image.Image | bytes | NDArray[np.uint8]
@@ -135,28 +137,28 @@ class Frame:
         ends. Raises UserError when the template is missing, its image does not precede the first question, or the
         tokenizer has no end token."""
         tokenizer = processor.tokenizer
-        if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
-            raise UserError(
-                "the model has no chat template (chat_template.jinja), so nobody can say how it is asked; "
-                "take an instruction-tuned checkpoint, or write one"
-            )
-        if tokenizer.eos_token is None:
-            raise UserError("the model's tokenizer has no end token (eos_token in tokenizer_config.json)")
         turns = zip(("user", "assistant") * 2, _MARKS, strict=True)
         chat: Any = [{"role": role, "content": [{"type": "text", "text": mark}]} for role, mark in turns]
         chat[0]["content"].insert(0, {"type": "image"})
-        try:
-            text = processor.apply_chat_template(chat, tokenize=False)
-            head, between, middle, later, after = re.split("|".join(_MARKS), text)
-            opened = processor.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
-        except Exception as error:
-            raise UserError(f"the model's chat template cannot render a conversation: {error}") from error
+        text, opened = render(processor, [(chat, False), (chat[:1], True)])
+        if not tokenizer.eos_token:
+            raise UserError("the model's tokenizer has no end token (eos_token in tokenizer_config.json)")
+        head, *pieces = re.split("|".join(map(re.escape, _MARKS)), text)
+        if re.findall("|".join(map(re.escape, _MARKS)), text) != list(_MARKS):
+            raise UserError("the model's chat template changes, repeats or leaves out what is said")
+        between, middle, later, after = pieces
         prefix, found, before = head.rpartition(placeholder)
         if not found:
             raise UserError("the model's chat template puts the image after the question; it cannot be packed")
         # a token that was added as a special one, as parts' image token is, need not be among `all_special_tokens`
         added = {one.content for one in tokenizer.added_tokens_decoder.values() if one.special}
-        special = _any_of({*tokenizer.all_special_tokens, *added, placeholder})
+        specials = {*tokenizer.all_special_tokens, *added, placeholder}
+        if ordinary := sorted(one for one in specials if not one.strip() or one.replace(" ", "").isalnum()):
+            raise UserError(
+                f"the model's tokenizer takes {ordinary[0]!r} for a special token (tokenizer.json), which is taken out "
+                "of all that is said; make it an ordinary one"
+            )
+        special = _any_of(specials)
         end = tokenizer.eos_token
         if end not in after and (other := special.search(after)):  # a turn's end may be another than a text's
             end = other[0]
@@ -203,14 +205,15 @@ class Frame:
         return self.ids(self.lead + self.clean(text) + self.after)
 
     def clean(self, text: str) -> str:
-        """Text without special tokens; a space stands where one was."""
+        """Text without special tokens, none of which is a space; a space stands where one was."""
         while self.special.search(text):
             text = self.special.sub(" ", text)
         return text
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a piece of text, special tokens in it read as such."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        with refusing("the model's tokenizer cannot read a text (tokenizer.json)"):
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _any_of(texts: Collection[str]) -> re.Pattern[str]:

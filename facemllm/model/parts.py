@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from facemllm.core.files import fetched
-from facemllm.errors import UserError, one_line
+from facemllm.errors import UserError, one_line, refusing
 from facemllm.model.pretrained import load_model, load_part, read_config
 from facemllm.settings import Model
 
@@ -130,17 +130,15 @@ def _tower(folder: Path) -> Any:
     """The tower of a folder that holds one, alone or beside a text encoder (CLIP, SigLIP)."""
     config = read_config(folder)
     config = getattr(config, "vision_config", config)
-    tower = load_part(AutoModel, folder, config)
+    tower = load_part(AutoModel, folder, config, beside=True)
     if tower.main_input_name != "pixel_values" or not isinstance(getattr(config, "hidden_size", None), int):
         raise UserError(f"cannot use {folder}: {config.model_type} is no vision tower with tokens of one hidden_size")
     return tower
 
 
 def _opened(kind: Any, folder: Path, what: str) -> Any:
-    try:
+    with refusing(f"cannot use {folder}: it has no {what}"):
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"cannot use {folder}: it has no {what}") from error
 
 
 def _tokenizer(folder: Path) -> Any:

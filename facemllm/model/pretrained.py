@@ -12,26 +12,30 @@ started from, by `PeftModel.from_pretrained(base, folder)`; the two then answer 
 from __future__ import annotations
 
 import json
+import re
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import ModuleList
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from facemllm.core.files import building
+from facemllm.core.files import building, checkpoint_files
 from facemllm.errors import UserError, one_line, refusing
-from facemllm.model.families import Llava, family_class, family_of
+from facemllm.model.families import Family, Llava, family_class, family_of
 from facemllm.model.families.base import SIDE
 from facemllm.model.families.opening import open_processor
+from facemllm.model.folder import REAL, checked_config, tensors_of
 from facemllm.settings.train import Trainable
 
-_FLOATS = {"F32", "F16", "BF16"}
-_WHOLE = {"I64", "I32", "BOOL"}  # tables and masks that some models keep beside their weights
+_NUMBER = re.compile(r"\d+")
+_USUAL = {"bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_k", "top_p"}
+_USUAL |= {"max_length", "max_new_tokens", "use_cache", "transformers_version", "_from_model_config"}
+_MOST_BEAMS = 16
 _PREFIX, _LOW_RANK = "base_model.model.", ".lora_A.weight"
 
 
@@ -75,18 +79,21 @@ def set_side(config: Any, processor: Any, image_size: int | None, name: str) -> 
 
 def load_processor(folder: Path) -> Any:
     """The processor of a model directory, from local files only. Raises UserError where it has none for images."""
-    try:
+    names = [one.name for one in checkpoint_files(folder) if "process" in one.name or "token" in one.name]
+    with refusing(
+        f"cannot load the model {folder}: transformers' own code opens no processor of {', '.join(names) or 'it'}"
+    ):
         processor = open_processor(folder)
-    except Exception as error:
-        raise _refusal(folder, error) from error
     if getattr(processor, "image_processor", None) is None:
         raise UserError(f"cannot use {folder}: it has no processor of images (processor_config.json)")
     return processor
 
 
-def load_part(kind: Any, folder: Path, config: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """The model of an auto class `kind`, every weight from the folder. Raises UserError if one is missing or odd."""
-    try:
+def load_part(kind: Any, folder: Path, config: Any, dtype: torch.dtype = torch.float32, *, beside: bool = False) -> Any:
+    """The model of an auto class `kind`, with all its weights from the folder; what that holds `beside` it is another
+    model's, and left. Raises UserError if a weight is missing, odd, or in no model."""
+    _check_sizes(kind, folder, config)
+    with refusing(f"cannot load the model {folder}"):  # transformers raises a dozen kinds, from OSError to panics
         model, report = kind.from_pretrained(
             folder,
             config=config,
@@ -97,8 +104,6 @@ def load_part(kind: Any, folder: Path, config: Any, dtype: torch.dtype = torch.f
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name and shapes
         )
-    except Exception as error:  # transformers raises a dozen kinds, from OSError to safetensors' own
-        raise _refusal(folder, error) from error
     if report["mismatched_keys"]:
         name, *shapes = sorted(report["mismatched_keys"])[0]
         found, wanted = (" x ".join(map(str, shape)) for shape in shapes)
@@ -109,7 +114,35 @@ def load_part(kind: Any, folder: Path, config: Any, dtype: torch.dtype = torch.f
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         raise UserError(f"cannot load the model {folder}: {len(names)} weights are missing, the first {names[0]}")
+    over = sorted(report["unexpected_keys"])
+    if beside:  # of those, layers like the model's own
+        known = {_NUMBER.sub("#", name) for name in model.state_dict()}
+        over = [name for name in over if _NUMBER.sub("#", name) in known]
+    if over:
+        raise UserError(
+            f"cannot load the model {folder}: {len(over)} of its weights are in no model of its config.json, the first "
+            f"{over[0]}; see the numbers of layers there, or save it anew without them (save_pretrained)"
+        )
     return model
+
+
+def _check_sizes(kind: Any, folder: Path, config: Any) -> None:
+    """Raises UserError for a configuration that asks for far more than the weights hold, before anything is made of it,
+    and for weights that are whole numbers."""
+    tensors = tensors_of(folder)
+    refused = refusing(f"cannot load the model {folder}: no model can be made by its config.json")
+    with refused, torch.random.fork_rng(devices=[]), torch.device("meta"):
+        shadow = kind.from_config(deepcopy(config), trust_remote_code=False)
+    asked, held = sum(one.numel() for one in shadow.parameters()), sum(one.numel for one in tensors.values())
+    if asked > 2 * held:
+        raise UserError(
+            f"cannot load the model {folder}: by its config.json it has {asked} parameters, its files hold {held}; "
+            "take the config.json that belongs to them"
+        )
+    ends = {name.rpartition(".")[2] for name, _ in shadow.named_parameters()}
+    for name, one in tensors.items():
+        if not one.real and name.rpartition(".")[2] in ends:
+            raise UserError(f"cannot load the model {folder}: {name} is {one.kind}; weights have to be {REAL}")
 
 
 def check_fit(model: Any, processor: Any, name: str) -> None:
@@ -131,11 +164,10 @@ def check_fit(model: Any, processor: Any, name: str) -> None:
             "the vocabulary was resized on one side alone"
         )
     try:
-        prefix = len(family.frame.prefix_ids)
+        with refusing("its processor makes no prompt"):
+            prefix = len(family.frame.prefix_ids)
     except UserError as error:
         raise UserError(f"cannot use {name}: {error}") from error
-    except Exception as error:
-        raise UserError(f"cannot use {name}: its processor makes no prompt: {one_line(error)}") from error
     if not family.image_count:
         raise unknown
     if family.longest is not None and prefix >= family.longest:
@@ -145,6 +177,7 @@ def check_fit(model: Any, processor: Any, name: str) -> None:
         )
     family.check(model, name)
     _end_turns(model, family.frame.end_id, name)
+    _check_writing(model, family, name)
 
 
 def _end_turns(model: Any, end_id: int, name: str) -> None:
@@ -157,55 +190,43 @@ def _end_turns(model: Any, end_id: int, name: str) -> None:
         model.generation_config.eos_token_id = [*known, end_id] if known else end_id
 
 
+def _check_writing(model: Any, family: Family, name: str) -> None:
+    """Raises UserError where generation_config.json asks for more than is usual and two tokens cannot be written."""
+    settings = model.generation_config.to_diff_dict()
+    asked = sorted(key for key, value in settings.items() if key not in _USUAL and value is not False)
+    if not asked:
+        return
+    if (model.generation_config.num_beams or 1) > _MOST_BEAMS:
+        raise UserError(f"cannot use {name}: num_beams in its generation_config.json is more than {_MOST_BEAMS}")
+    ids_1P = torch.tensor([[*family.frame.prefix_ids, *family.frame.prompt("?")]], device=model.device)
+    seen = {n: v.to(model.device) for n, v in family.example.items()}
+    seen = {n: v.to(model.dtype) if v.is_floating_point() else v for n, v in seen.items()}
+    with torch.no_grad(), refusing(f"cannot use {name}: generation_config.json ({', '.join(asked)})"):
+        (_,) = model.generate(
+            input_ids=ids_1P,
+            attention_mask=torch.ones_like(ids_1P),
+            **(family.beside(ids_1P) | seen),
+            max_new_tokens=2,
+            min_new_tokens=2,
+            do_sample=False,
+            pad_token_id=family.frame.end_id,
+        )[:, -1:]
+
+
 def read_config(folder: Path) -> Any:
     """The configuration of a checkpoint, by transformers' own classes. Raises UserError if its files are no good."""
-    _check_weights(folder)
+    raw = checked_config(folder)
     try:
-        raw = json.loads((folder / "config.json").read_text("utf-8"))
-        kind = raw["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot load the model {folder}: it has no config.json that names a model_type") from error
-    if "quantization_config" in raw:
-        raise UserError(f"cannot load the model {folder}: its weights are quantised; take the unquantised checkpoint")
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        if "auto_map" in raw:
+        if raw.get("auto_map"):
             raise UserError(
-                f"cannot load the model {folder}: {kind} needs code of its own (auto_map), which is never run"
+                f"cannot load the model {folder}: {raw['model_type']} needs code of its own (auto_map), "
+                "which is never run"
             ) from error
-        raise _refusal(folder, error) from error
-
-
-def _check_weights(folder: Path) -> None:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-        why = "its weights are pickled; only safetensors are loaded" if pickled else "it holds no *.safetensors file"
-        raise UserError(f"cannot load the model {folder}: {why}")
-    if (index := folder / "model.safetensors.index.json").exists():
-        try:
-            wanted = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"cannot load the model {folder}: {index.name} is damaged") from error
-        if absent := sorted(wanted - {file.name for file in files}):
-            raise UserError(f"cannot load the model {folder}: {absent[0]} is missing; fetch it again")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot load the model {folder}: {file.name} is damaged; fetch it again") from error
-        for name, kind in kinds.items():
-            if kind not in _FLOATS | _WHOLE:
-                raise UserError(
-                    f"cannot load the model {folder}: {name} in {file.name} is {kind}; "
-                    f"weights have to be one of {', '.join(sorted(_FLOATS))}"
-                )
-
-
-def _refusal(folder: Path, error: Exception) -> UserError:
-    return UserError(f"cannot load the model {folder}: {one_line(error)}")
+        raise UserError(f"cannot load the model {folder}: config.json: {one_line(error)}") from error
+    vars(config).pop("auto_map", None)  # what is saved of it names no code
+    return config
 
 
 @dataclass(frozen=True)

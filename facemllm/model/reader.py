@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
+from facemllm.errors import refusing
 from facemllm.model.families import family_of
 from facemllm.model.inputs import ImageLike
 from facemllm.model.pretrained import load_processor, read_config
@@ -33,9 +34,10 @@ class Reader:
         """Of a model directory, whose weights are looked at but not loaded. Raises UserError if it is none."""
         folder = Path(model_dir)
         config = read_config(folder)
-        if (folder / "generation_config.json").exists():
-            return Reader(config, load_processor(folder), GenerationConfig.from_pretrained(folder))
-        return Reader(config, load_processor(folder), GenerationConfig.from_model_config(config))
+        with refusing(f"cannot load the model {folder}: generation_config.json"):
+            own = (folder / "generation_config.json").exists()
+            writing = GenerationConfig.from_pretrained(folder) if own else GenerationConfig.from_model_config(config)
+        return Reader(config, load_processor(folder), writing)
 
     def pixels(self, image: ImageLike) -> NDArray[np.uint8]:
         """The image as the model sees it, (S, S, 3) uint8. Pixels of that shape are prepared already, and stay."""

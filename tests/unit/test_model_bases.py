@@ -1,5 +1,7 @@
 """Published models that cannot be used: each is refused in one line that says what is wrong with it."""
 
+import json
+import os
 import shutil
 
 import numpy as np
@@ -8,6 +10,8 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
+from facemllm.core.files import content_of
+from facemllm.model import template
 from facemllm.model.families import Generic, family_of
 from facemllm.model.pretrained import load_model
 from facemllm.model.reader import Reader
@@ -46,6 +50,234 @@ def fewer_words(copy):
     tensors = {name: t[:290].clone() if t.shape[:1] == (312,) else t for name, t in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
     change_json(copy / "config.json", lambda c: c["text_config"].update(vocab_size=290))
+
+
+def tensors(change):
+    """Other weights, of the same files."""
+
+    def damage(copy):
+        file = copy / "model.safetensors"
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+    return damage
+
+
+def written(name, content):
+    """A file of this content, whatever stood there."""
+
+    def damage(copy):
+        (copy / name).unlink(missing_ok=True)
+        (copy / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return damage
+
+
+def indexed(content):
+    """The weights as a shard, and an index of this content, or of every weight and these entries."""
+
+    def damage(copy):
+        names = dict.fromkeys(load_file(copy / "model.safetensors"), "a.safetensors")
+        (copy / "model.safetensors").rename(copy / "a.safetensors")
+        text = content if isinstance(content, str) else json.dumps({"weight_map": names} | content)
+        (copy / "model.safetensors.index.json").write_text(text)
+
+    return damage
+
+
+def token(text):
+    """One more special token."""
+    more = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+    def add(c):
+        c["added_tokens"].append({"id": c["added_tokens"][-1]["id"] + 1, "content": text, **more})
+
+    return lambda copy: change_json(copy / "tokenizer.json", add)
+
+
+def giving_up(copy):
+    """A pattern on which the tokenizer panics."""
+    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$|(.*.*)*b"}, "behavior": "Isolated", "invert": False}
+    change_json(copy / "tokenizer.json", lambda c: c.update(pre_tokenizer=pattern))
+
+
+def templated(change):
+    """Another chat template, made of the one that is there."""
+    return lambda copy: (copy / "chat_template.jinja").write_text(change((copy / "chat_template.jinja").read_text()))
+
+
+def before(text):
+    return templated(lambda template: text + template)
+
+
+def said(text):
+    return templated(lambda template: template.replace("{{ c['text'] }}", text))
+
+
+def piped(name):
+    def damage(copy):
+        (copy / name).unlink()
+        os.mkfifo(copy / name)
+
+    return damage
+
+
+def linked(name, target):
+    def damage(copy):
+        (copy / name).unlink(missing_ok=True)
+        (copy / name).symlink_to(target)
+
+    return damage
+
+
+def moved_out(copy):
+    (copy / "model.safetensors").rename(copy.parent / "outside.safetensors")
+    (copy / "model.safetensors").symlink_to(copy.parent / "outside.safetensors")
+
+
+def as_folder(name):
+    return lambda copy: ((copy / name).unlink(missing_ok=True), (copy / name).mkdir())
+
+
+def weights_outside(copy):
+    """An index that config.json names, and that names a file outside."""
+    names = dict.fromkeys(load_file(copy / "model.safetensors"), "../outside.safetensors")
+    shutil.copy(copy / "model.safetensors", copy.parent / "outside.safetensors")
+    (copy / "x.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    config(transformers_weights="x.safetensors.index.json")(copy)
+
+
+def pickled(copy):
+    torch.save(load_file(copy / "model.safetensors"), copy / "adapter_model.bin")
+    config(transformers_weights="adapter_model.bin")(copy)
+
+
+def with_adapter(copy):
+    """One that would hide what the base lacks."""
+    tensors(lambda t: {n: v for n, v in t.items() if "mlp" not in n or "visual" in n})(copy)
+    (copy / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}))
+    low = {f"base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_{x}.weight": x for x in "AB"}
+    ranks = {"A": torch.zeros(4, 32), "B": torch.zeros(32, 4)}
+    save_file({name: ranks[x] for name, x in low.items()}, copy / "adapter_model.safetensors")
+
+
+def one_layer_more(t):
+    more = {n.replace("layers.1.", "layers.2."): v.clone() for n, v in t.items() if ".layers.1." in n}
+    return t | more
+
+
+DEEP = "[" * 200_000
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLING = "{% set n = namespace(a='xxxxxxxxxxxxxxxx') %}{% for i in range(40) %}{% set n.a = n.a ~ n.a %}{% endfor %}"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        # weights and code from elsewhere
+        (weights_outside, ["transformers_weights", "another file of weights", "remove it"]),
+        (pickled, ["transformers_weights", "not followed"]),
+        (moved_out, ["model.safetensors is a link out of the folder", "cp -rL"]),
+        (linked("chat_template.jinja", "/etc/hostname"), ["chat_template.jinja is a link out of the folder"]),
+        (with_adapter, ["adapter_config.json", "merge_and_unload"]),
+        (config(attn_implementation="kernels-community/flash-attn"), ["attn_implementation", "never run"]),
+        (config(_attn_implementation={"": "kernels-community/flash-attn"}), ["_attn_implementation", "never run"]),
+        (config(part="text_config", experts_implementation="a/b"), ["experts_implementation", "never run"]),
+        (config(part="text_config", quantization_config={"quant_method": "awq"}), ["quantised", "unquantised"]),
+        (config(compression_config={"quant_method": "compressed-tensors"}), ["quantised", "compression_config"]),
+        (config(custom_pipelines={"a": {"impl": "own.Own"}}), ["custom_pipelines", "code of its own"]),
+        (config(fusion_config={"patch_embeddings": True}), ["fusion_config", "remove it"]),
+        (written("shard-00001-model-00001-of-00001.safetensors", b""), ["shard-00001", "distributed checkpoint"]),
+        # weights that do not fit
+        (tensors(lambda t: {n: v.int() for n, v in t.items()}), ["I32", "F32, F16 or BF16"]),
+        (tensors(one_layer_more), ["in no model", "layers.2", "numbers of layers"]),
+        (tensors(lambda t: t | {"more.weight": torch.zeros(3)}), ["1 of its weights", "more.weight"]),
+        (config(part="text_config", num_hidden_layers=1, layer_types=["full_attention"]), ["in no model", "layers.1"]),
+        (config(part="vision_config", depth=1), ["in no model", "visual.blocks.1"]),
+        (config(part="vision_config", depth=200_000), ["depth", "200000", "tensors"]),
+        (config(part="text_config", vocab_size=2_000_000_000), ["config.json", "parameters", "files hold"]),
+        (config(part="text_config", hidden_size=10**7), ["config.json", "parameters", "files hold"]),
+        (config(part="text_config", num_attention_heads=0), ["no model can be made by its config.json"]),
+        # files that are none
+        (written("config.json", DEEP), ["config.json is nested too deep"]),
+        (written("config.json", "[]"), ["config.json holds no JSON object"]),
+        (config(model_type=None), ["no config.json that names a model_type"]),
+        (config(model_type=["qwen2_5_vl"]), ["no config.json that names a model_type"]),
+        (linked("config.json", "/dev/zero"), ["config.json is no regular file"]),
+        (linked("config.json", "config.json"), ["config.json is no regular file"]),
+        (piped("config.json"), ["config.json is no regular file"]),
+        (piped("model.safetensors"), ["model.safetensors is no regular file"]),
+        (as_folder(INDEX), [f"{INDEX} is no regular file"]),
+        (indexed("[]"), [INDEX, "no JSON object"]),
+        (indexed("null"), [INDEX, "no JSON object"]),
+        (indexed(DEEP), [INDEX, "nested too deep"]),
+        (indexed({"metadata": {}, "weight_map": {}}), [INDEX, "weight_map", "metadata"]),
+        (indexed({"metadata": {}, "weight_map": {"a": ["b"]}}), [INDEX, "weight_map"]),
+        (indexed({"metadata": {}, "weight_map": {"a": "../copy/a.safetensors"}}), ["../copy", "missing"]),
+        (indexed({}), [INDEX, "metadata"]),
+        (written("processor_config.json", "[]"), ["processor_config.json holds no JSON object"]),
+        (written("tokenizer.json", '{"model": '), ["tokenizer.json is damaged", "fetch it again"]),
+        (
+            config("processor_config.json", processor_class=["a"]),
+            ["opens no processor of", "processor_config.json"],
+        ),
+        # answers
+        (config("generation_config.json", stop_strings=["a"]), ["generation_config.json (stop_strings)"]),
+        (config("generation_config.json", repetition_penalty=0.0), ["generation_config.json (repetition_penalty)"]),
+        (config("generation_config.json", guidance_scale=3.0), ["generation_config.json (guidance_scale)"]),
+        (config("generation_config.json", dola_layers="high"), ["generation_config.json (dola_layers)"]),
+        (config("generation_config.json", return_dict_in_generate=True), ["(return_dict_in_generate)"]),
+        (config("generation_config.json", num_beams=5000), ["generation_config.json", "num_beams"]),
+        (written("generation_config.json", "{"), ["generation_config.json is damaged"]),
+        # words
+        (token(" "), ["' '", "special token", "tokenizer.json"]),
+        (token("e"), ["'e'", "special token", "tokenizer.json"]),
+        (giving_up, ["retry-limit", "makes no prompt"]),
+        (config("tokenizer_config.json", eos_token=""), ["no end token"]),
+        # a chat template
+        (before("{{ strftime_now('%S %f') }}"), ["strftime_now", "write a date into it"]),
+        (said("{{ c['text'] }}{{ ['a', 'b'] | random }}"), ["cannot render", "random"]),
+        (said("{{ c['text'] | replace('beard', 'hat') }}"), ["changes, repeats or leaves out what is said"]),
+        (said("{{ c['text'] | upper }}"), ["changes, repeats or leaves out what is said"]),
+        (said("{{ c['text'] }}{{ c['text'] }}"), ["changes, repeats or leaves out what is said"]),
+        (before("{{ joiner() }}"), ["not write the same text each time"]),
+        (before("{% set a = 'a' * 20000000000 %}"), ["MiB of memory"]),
+        (before(DOUBLING), ["MiB of memory"]),
+        (before(LOOP), ["more than 1 s of processor time"]),
+        (before("{{ 'a' * 200000 }}"), ["writes more than", "characters"]),
+        (before("{# " + "x" * 200_000 + " #}"), ["characters; at most"]),
+    ],
+)
+def test_what_comes_from_anywhere_is_refused(copy, damage, words, monkeypatch):
+    monkeypatch.setattr(template, "SECONDS", 1)
+    monkeypatch.setattr(template, "BYTES", 2**28)
+    damage(copy)
+    message = refuses(None, load_model, copy, image_size=112)
+    assert "\n" not in message
+    assert str(copy) in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("damage", [piped("model.safetensors"), moved_out, linked("config.json", "/dev/zero")])
+def test_what_cannot_be_read_has_no_digest(copy, damage):
+    damage(copy)
+    refuses("model.safetensors is a link|is no regular file", content_of, str(copy), "model.base")
+
+
+def test_a_snapshot_of_the_hub_is_read_from_its_blobs(base, tmp_path):
+    cache = tmp_path / "models--a--b"
+    snapshot = cache / "snapshots" / "1f"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(base, cache / "blobs")
+    for file in (cache / "blobs").iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    load_model(snapshot, image_size=112)
+    assert content_of(str(snapshot), "model.base") == "1f"
+
+
+def test_a_model_may_ask_for_a_penalty_and_beams(copy):
+    config("generation_config.json", repetition_penalty=1.05, num_beams=2)(copy)
+    load_model(copy, image_size=112)
 
 
 @pytest.mark.parametrize(

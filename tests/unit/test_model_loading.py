@@ -161,6 +161,14 @@ def test_parts_become_a_model(tower, language, tmp_path):
         assert torch.equal(weight, model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("kind", ["clip_pair", "siglip"])
+def test_a_tower_with_more_layers_than_it_says_is_refused(kind, tmp_path):
+    tower, language = write_tower(kind, tmp_path / "tower"), write_language("llama", tmp_path / "language")
+    part = (lambda c: c["vision_config"]) if kind == "clip_pair" else (lambda c: c)
+    change_json(tower / "config.json", lambda c: part(c).update(num_hidden_layers=2))
+    refuses(r"in no model of its config\.json, the first .*layers\.2", assemble, str(tower), str(language), 0)
+
+
 def test_text_of_a_model_of_parts_is_that_of_its_language_model(tmp_path):
     write_language("qwen2", tmp_path / "language")
     model, processor = assemble(str(write_tower("siglip", tmp_path / "tower")), str(tmp_path / "language"), seed=0)
