@@ -1,6 +1,6 @@
 """What may not be asked is refused in any words; what only looks like it is not. `asked/own_*` were written with the
 rules: each list was measured once, then the rules were fitted to it. `refused.csv` and `harmless.txt` were written by
-somebody who did not know the rules; their first half was blind when the rules were made. These lists have been fitted to
+somebody who did not know the rules; their first half was blind when the rules were made. These have been fitted to
 since: `tools/question_classifier.py --without AUTHOR` measures what is to be expected of new words. Nothing was fitted
 to `fifth_*`, nor is to be."""
 
