@@ -184,7 +184,7 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
 
     from facemllm.model.pretrained import load_model
 
-    device, dtype = ("cuda", torch.bfloat16) if has_gpu() else ("cpu", torch.float32)
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     try:
         network, processor = load_model(folder, device=device, dtype=dtype)
     except UserError as error:

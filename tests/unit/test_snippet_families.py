@@ -14,7 +14,7 @@ from facemllm.asking.requests import JobStopped, TooLong
 from facemllm.model import open_processor
 from facemllm.model.inference import Predictor
 from facemllm.model.pretrained import load_model, save_model
-from tests.families import SIDES, all_families, small
+from tests.families import PALIGEMMA, SIDES, all_families, small
 
 QUESTION, LONGEST = "Is there a beard?", 20
 
@@ -73,3 +73,9 @@ def test_a_question_that_is_more_than_the_model_reads_is_too_long(tmp_path):
     blank = Image.new("RGB", (32, 32))
     with pytest.raises(TooLong, match=r"more than the 1,024 tokens that the model reads"):
         local.written(network, processor, [local.chat_about(1, "beard " * 1000)], [[blank]], max_new_tokens=1)
+
+
+def test_the_chat_template_that_the_docs_give_for_paligemma_is_the_one_that_is_tested():
+    found = re.search(r"```jinja\n\s*(.*?)\s*```", Path("docs/bases.md").read_text("utf-8"), re.S)
+    assert found
+    assert found[1] == PALIGEMMA.replace("IMAGE", "<image>")
