@@ -84,8 +84,8 @@ class Own:
         """Answers in order."""
         from facemllm.model.inference import Query
 
-        too_long = [self._too_long(one) if len(one.pictures) == 1 else "" for one in posed]
-        single = [one for one, why in zip(posed, too_long, strict=True) if len(one.pictures) == 1 and not why]
+        reasons = [self._too_long(one) if len(one.pictures) == 1 else "" for one in posed]
+        single = [one for one, why in zip(posed, reasons, strict=True) if len(one.pictures) == 1 and not why]
         images = [_opened(one.pictures[0]) for one in single]
         asked = [one.problem for one in single]
         texts = (
@@ -93,7 +93,7 @@ class Own:
         )
         scored = self.predictor.score(images, [[Query(one.listed, one.options)] for one in asked])
         answers = iter(zip(texts, scored, strict=True))
-        for one, why in zip(posed, too_long, strict=True):
+        for one, why in zip(posed, reasons, strict=True):
             options = one.problem.options
             if why:
                 yield {"raw": None, "parsed": None, "why": why}

@@ -110,12 +110,10 @@ def _check(question: _Question, refuses: Refuses) -> None:
     """Raises Refuse for a question that may not be asked, is too long, or holds what is no text."""
     if question.task.startswith(_IDENTIFYING):
         raise Refuse("it asks to name or match people, which this project does not do")
-    sizes = len(question.text), max(map(len, question.options)), len(question.pictures)
-    for size, most, what in zip(
-        sizes,
-        (MAX_TEXT, MAX_OPTION, MAX_PICTURES),
-        ("characters of the question", "characters of an option", "pictures"),
-        strict=True,
+    for size, most, what in (
+        (len(question.text), MAX_TEXT, "characters of the question"),
+        (max(map(len, question.options)), MAX_OPTION, "characters of an option"),
+        (len(question.pictures), MAX_PICTURES, "pictures"),
     ):
         if size > most:
             raise Refuse(f"{size:,} {what}, more than {most:,}")
