@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForImageTextToText
 
 from facemllm.asking import local
@@ -57,6 +58,18 @@ def test_a_model_of_others_is_asked_as_a_user_of_transformers_would(name, face, 
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=9)[0, inputs["input_ids"].shape[1] :]
     assert said == processor.decode(ids, skip_special_tokens=True)
     assert asked == inputs["input_ids"].shape[1]
+
+
+def test_a_template_that_writes_the_start_token_gets_no_second_one(tmp_path):
+    network, processor = local._loaded(small("gemma3", tmp_path / "theirs"))
+    words, start = processor.tokenizer, ("<bos>", processor.tokenizer.bos_token_id)
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[start])
+    assert words("beard")["input_ids"][0] == words.bos_token_id
+    picture, chat = Image.new("RGB", (32, 32)), local.chat_about(1, QUESTION)
+    ((_, asked, _),) = local.written(network, processor, [chat], [[picture]], do_sample=False, max_new_tokens=1)
+    chat[0]["content"][0]["image"] = picture
+    wanted = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+    assert asked == len(wanted["input_ids"][0])
 
 
 def test_a_model_of_others_is_refused_as_a_base_is(tmp_path):
