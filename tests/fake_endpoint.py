@@ -8,7 +8,8 @@ Behaviours: good · 400 401 403 404 413 429 500 503 (any status) · 429:SECONDS 
 the middle of it) · nousage · text:CONTENT (an answer with that content) · wrong (a JSON object of another form) ·
 length (cut off by max_tokens), silent (before it said anything), thinks (in a thought) · empty (null, and
 stop) · gzip (as it says, unlike `compressed`) · page (HTML)
-· error:WHAT (200, with an error of that code or message) · flagged (403) · quota (429).
+· error:WHAT (200, with an error of that code or message) · flagged (403) · quota (429)
+· long (400, more tokens than it reads).
 Each request takes the next behaviour of its key's `plan`, else of the `script`, else `default`.
 """
 
@@ -30,7 +31,9 @@ from typing import Any
 _PHRASES = {200: "OK", 302: "Found", 400: "Bad Request", 401: "Unauthorized", 429: "Too Many Requests"}
 _FLAGGED = {"message": "Your chosen model requires moderation and your input was flagged", "code": 403}
 _QUOTA = {"message": "You exceeded your current quota, please check your plan.", "code": "insufficient_quota"}
+_LONG = {"message": "This model's maximum context length is 1024 tokens.", "code": 400}
 _ERRORS: dict[str, tuple[int, Any]] = {"flagged": (403, {"error": _FLAGGED}), "quota": (429, {"error": _QUOTA})}
+_ERRORS["long"] = (400, {"error": _LONG})
 _HUGE = 3 * 2**20
 PROMPT_TOKENS, COMPLETION_TOKENS = 900, 60
 

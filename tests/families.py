@@ -55,7 +55,7 @@ _VICUNA = (
     + "{{ ' ' if m['role'] == 'user' else eos_token }}{% endfor %}"
     + "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-_PALIGEMMA = (
+PALIGEMMA = (
     "{% for m in messages %}" + _CONTENT + "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
 
@@ -249,7 +249,7 @@ def _paligemma() -> tuple[Any, Any]:
         ["<bos>", "<eos>", "<image>"],
         eos="<eos>",
         bos="<bos>",
-        template=_PALIGEMMA.replace("IMAGE", "<image>"),
+        template=PALIGEMMA.replace("IMAGE", "<image>"),
         image_token="<image>",
     )
     images = hf.SiglipImageProcessorPil(size={"height": 32, "width": 32})

@@ -41,6 +41,10 @@ _FILTER = re.compile(
     r"|safety (?:system|filter|setting|reason)",
     re.IGNORECASE,
 )
+_LENGTH = re.compile(
+    r"context[_ ](?:length|window)|maximum context|max[_ ]model[_ ]len|prompt is too long|too many (?:input )?tokens",
+    re.IGNORECASE,
+)
 _SPENT = re.compile(
     r"insufficient[_ ](?:user[_ ])?(?:quota|balance|credits?|funds)|billing_hard_limit|out of credits"
     r"|credit balance is too low|exceeded your monthly|arrearage",
@@ -65,12 +69,13 @@ class Answered:
 @dataclass(frozen=True)
 class Declined:
     """The endpoint will not answer this request. `form`: it did not like the form of it; `filtered`: its content filter
-    did not like what is asked; `forbidden`: this request, or all."""
+    did not like what is asked; `forbidden`: this request, or all; `long`: it is more than the model reads."""
 
     reason: str
     form: bool = False
     filtered: bool = False
     forbidden: bool = False
+    long: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,8 @@ class Completions:
         if status in (408, 409, 425) or status >= 500 or (status < 400 and not filtered):
             return Again(text, doubt, after_s=_retry_after(response))
         plain = not filtered
-        return Declined(text, plain and status in (400, 422), filtered, plain and status == 403)
+        long = plain and status in (400, 413, 422) and _LENGTH.search(whole) is not None
+        return Declined(text, plain and status in (400, 422) and not long, filtered, plain and status == 403, long)
 
     def _clean(self, text: str) -> str:
         """Words of a stranger in one short line, without keys or pictures that it may repeat."""

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from facemllm.asking.completions import Again, Answered, Broken, Completions, Declined, is_loopback, key_of
-from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Reply, Request, RowRefused
+from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Reply, Request, RowRefused, TooLong
 from facemllm.asking.store import Account, Replies, Reserved, most_tokens, price
 from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings
@@ -276,6 +276,10 @@ class _Client:
             if outcome.forbidden or not some_are_answered:
                 self._count_failed_row(outcome.reason, FAILED_ROWS if outcome.forbidden else DECLINED_ROWS)
             return Filtered(f"the endpoint's content filter declines this request ({outcome.reason})")
+        if outcome.long:
+            if not some_are_answered:
+                self._count_failed_row(outcome.reason, DECLINED_ROWS)
+            return TooLong("more tokens than the model at the endpoint reads")
         self._count_failed_row(outcome.reason, DECLINED_ROWS if outcome.form and some_are_answered else FAILED_ROWS)
         return RowRefused(f"the endpoint declines this request ({outcome.reason})")
 

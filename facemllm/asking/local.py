@@ -1,10 +1,10 @@
 """A vision-language model on this machine, asked as an endpoint is.
 
-Any checkpoint that transformers opens as an image-text-to-text model, from a folder or the hub: safetensors only, and
-no code of its own is run. It is loaded once a process, on a GPU where there is one, and answers a few rows at a time.
-Batches are padded, which can move the last bits of its numbers: a row's words may, rarely, depend on the rows it is
-answered with. What it said is kept, though, and read from the store ever after. With a temperature rows are answered
-one by one, each from its own seed.
+Any checkpoint that `model.base` may be, from a folder or the hub: opened, and refused, by the same loader. It is shown
+whole pictures, as its own processor takes them. It is loaded once a process, on a GPU (bfloat16) where there is one,
+else in float32, and answers a few rows at a time. Batches are padded, which can move the last bits of its numbers: a
+row's words may, rarely, depend on the rows it is answered with. What it said is kept, though, and read from the store
+ever after. With a temperature rows are answered one by one, each from its own seed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from facemllm.asking.requests import JobStopped, MakeRequest, Reply, Request
+from facemllm.asking.requests import JobStopped, MakeRequest, Reply, Request, TooLong, too_long
 from facemllm.asking.store import Kept, Opening
 from facemllm.core import digests
 from facemllm.core.files import fetched
@@ -43,7 +43,8 @@ class Generated:
         return refusal_of_several(*_loaded(self.folder))
 
     def send(self, requests: Sequence[MakeRequest]) -> list[Reply | Exception]:
-        """A stored reply to each request, in order; RowRefused in the place of one whose picture cannot be used."""
+        """A stored reply to each request, in order; in the place of one whose picture cannot be used RowRefused, of one
+        that is more than the model reads TooLong."""
         answers: list[Reply | Exception] = []
         size = 1 if self.temperature else BATCH
         with closing(self.opening()) as store:
@@ -53,12 +54,16 @@ class Generated:
                 answers += [next(replies) if isinstance(one, Request) else one for one in made]
         return answers
 
-    def _replies(self, store: Kept, requests: list[Request]) -> list[Reply]:
+    def _replies(self, store: Kept, requests: list[Request]) -> list[Reply | TooLong]:
         if not requests:
             return []
         started = time.monotonic()
-        replies = []
-        for request, (text, prompt, completion) in zip(requests, generate(self, requests), strict=True):
+        replies: list[Reply | TooLong] = []
+        for request, said in zip(requests, generate(self, requests), strict=True):
+            if isinstance(said, TooLong):
+                replies.append(said)
+                continue
+            text, prompt, completion = said
             seconds = (time.monotonic() - started) / len(requests)
             finish = "length" if completion >= self.max_tokens else "stop"
             counts = {"prompt_tokens": prompt, "completion_tokens": completion}
@@ -95,8 +100,8 @@ def _made(make: MakeRequest) -> Request | Exception:
         return error
 
 
-def generate(model: Generated, requests: Sequence[Request]) -> list[tuple[str, int, int]]:
-    """Of each request the model's text, and how many tokens its prompt and its answer have."""
+def generate(model: Generated, requests: Sequence[Request]) -> list[tuple[str, int, int] | TooLong]:
+    """Of each request the model's text, and how many tokens its prompt and its answer have; or that it is too long."""
     import torch
     from PIL import Image
 
@@ -107,19 +112,30 @@ def generate(model: Generated, requests: Sequence[Request]) -> list[tuple[str, i
     if model.temperature:
         torch.manual_seed(int(requests[0].key[:15], 16))
         options = {"do_sample": True, "temperature": model.temperature}
-    return written(network, processor, chats, pictures, max_new_tokens=model.max_tokens, **options)
+    try:
+        return [*written(network, processor, chats, pictures, max_new_tokens=model.max_tokens, **options)]
+    except TooLong as error:
+        return [error] if len(requests) == 1 else [said for one in requests for said in generate(model, [one])]
 
 
 def written(
     network: Any, processor: Any, chats: Sequence[Any], pictures: Sequence[Sequence[Any]], **options: Any
 ) -> list[tuple[str, int, int]]:
     """What a model of transformers writes to chats about pictures (PIL, RGB), by its processor and chat template; and
-    how many tokens prompt and answer have. Several chats need a processor that pads on the left."""
+    how many tokens prompt and answer have. Several chats need a processor that pads on the left. Raises TooLong when
+    one is more than the model reads."""
     texts = [processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
     import torch
 
     shown = [list(own) for own in pictures]
-    inputs = processor(text=texts, images=shown, padding=True, return_tensors="pt").to(network.device, network.dtype)
+    # a template that writes the start token itself gets no second one, as in transformers
+    start = processor.tokenizer.bos_token
+    plain = {"add_special_tokens": False} if start is not None and texts[0].startswith(start) else {}
+    inputs = processor(text=texts, images=shown, padding=True, return_tensors="pt", **plain)
+    longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and int(inputs["attention_mask"].sum(1).max()) > longest:
+        raise too_long(longest)
+    inputs = inputs.to(network.device, network.dtype)
     length = inputs["input_ids"].shape[1]
     with torch.inference_mode():
         output = network.generate(**inputs, **options)
@@ -165,21 +181,16 @@ def _chat(request: Request) -> list[dict[str, Any]]:
 @lru_cache(maxsize=1)
 def _loaded(folder: Path) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    import facemllm.model  # noqa: F401  (makes the project's own models known to transformers)
+    from facemllm.model.pretrained import load_model
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"local_files_only": True, "trust_remote_code": False}
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     try:
-        network: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, use_safetensors=True, dtype="auto", **options
-        )
-        processor: Any = AutoProcessor.from_pretrained(folder, **options)
-        tokenizer = processor.tokenizer
-    except Exception as error:  # transformers raises a dozen kinds, from OSError to safetensors' own
-        raise JobStopped(f"the model {folder} cannot be loaded: {one_line(error)}") from error
+        network, processor = load_model(folder, device=device, dtype=dtype)
+    except UserError as error:
+        raise JobStopped(str(error)) from error
+    tokenizer = processor.tokenizer
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return network.to(device).eval(), processor
+    return network.eval(), processor

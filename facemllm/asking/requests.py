@@ -22,6 +22,15 @@ class Filtered(RowRefused):
     """A row that the endpoint's content filter declines. Asked again, it would be declined again."""
 
 
+class TooLong(RowRefused):
+    """A row that becomes more tokens than the model reads."""
+
+
+def too_long(longest: int) -> TooLong:
+    """Of a row, for a model that reads so many tokens."""
+    return TooLong(f"more than the {longest:,} tokens that the model reads (max_position_embeddings)")
+
+
 class JobStopped(UserError):
     """Nothing more can be described now (a failing endpoint, a spent budget): the message is what is wrong and how to
     mend it. It ends the job, keeping what is done; it never sends a row to quarantine."""

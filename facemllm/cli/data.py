@@ -63,6 +63,7 @@ def import_faces(
 ) -> Result:
     """Read a dataset in its native layout into a table; what cannot be used goes to quarantine, with the reason."""
     from facemllm.ingest.run import import_source
+    from facemllm.serve.asked.policy import identifies
 
     given = {}
     for option in options:
@@ -70,7 +71,7 @@ def import_faces(
         if not found:
             raise UserError(f"--option {option}: expected NAME=VALUE, as in --option subset=compound")
         given[name] = value
-    return _table(import_source(settings, Source(name=source, root=str(root), options=given), out), out)
+    return _table(import_source(settings, Source(name=source, root=str(root), options=given), out, identifies), out)
 
 
 @command(app, "forget")

@@ -2,8 +2,9 @@
 
 Every model is asked in the benchmark's own words, letters and all, and writes its answer. A model of ours also has the
 options of questions with one picture scored by likelihood, as words. A question with several pictures goes through the
-model's own processor and chat template. A model that takes one picture only is not asked those: `raw` stays empty, they
-count as wrong, and one line says so.
+model's own processor and chat template. A model that takes one picture only is not asked those, nor any model what is
+more tokens than it reads: `raw` stays empty, they count as wrong, one line says so, and `not_asked` in `metrics.json`
+counts the latter by reason.
 
 The folder holds `predictions/` (`parsed` is the option's text by our reading), `metrics.json` and, of a peer,
 `bill.json`.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import io
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from facemllm.asking import local
-from facemllm.asking.requests import reduced
+from facemllm.asking.requests import TooLong, reduced, too_long
 from facemllm.asking.store import Replies
 from facemllm.core import digests, progress
 from facemllm.core.files import building
@@ -55,7 +57,8 @@ class Posed:
 
 
 class Solver(Protocol):
-    """A model that answers problems: `raw` (None: it was not asked) and `parsed`, in order, and `scores` of options."""
+    """A model that answers problems: `raw` (None: it was not asked, and `why` may say why) and `parsed`, in order, and
+    `scores` of options."""
 
     @property
     def one_picture(self) -> str:
@@ -81,7 +84,8 @@ class Own:
         """Answers in order."""
         from facemllm.model.inference import Query
 
-        single = [one for one in posed if len(one.pictures) == 1]
+        reasons = [self._too_long(one) if len(one.pictures) == 1 else "" for one in posed]
+        single = [one for one, why in zip(posed, reasons, strict=True) if len(one.pictures) == 1 and not why]
         images = [_opened(one.pictures[0]) for one in single]
         asked = [one.problem for one in single]
         texts = (
@@ -89,9 +93,11 @@ class Own:
         )
         scored = self.predictor.score(images, [[Query(one.listed, one.options)] for one in asked])
         answers = iter(zip(texts, scored, strict=True))
-        for one in posed:
+        for one, why in zip(posed, reasons, strict=True):
             options = one.problem.options
-            if len(one.pictures) == 1:
+            if why:
+                yield {"raw": None, "parsed": None, "why": why}
+            elif len(one.pictures) == 1:
                 text, (found,) = next(answers)
                 sound = all(map(math.isfinite, found.probabilities))
                 scores = pairs(dict(zip(options, found.probabilities, strict=True))) if sound else None
@@ -100,7 +106,21 @@ class Own:
                 yield {"raw": None, "parsed": None}
             else:
                 images = [_opened(picture) for picture in one.pictures]
-                yield _read(options, self._several(images, one.problem.prompt))
+                try:
+                    yield _read(options, self._several(images, one.problem.prompt))
+                except TooLong as error:
+                    yield {"raw": None, "parsed": None, "why": str(error)}
+
+    def _too_long(self, one: Posed) -> str:
+        """Why a question with one picture is not asked; empty where the model reads it, and its options."""
+        from facemllm.model.inference import Query
+
+        longest, problem = self.predictor.family.longest, one.problem
+        if longest is None:
+            return ""
+        scored = self.predictor.tokens_of(Query(problem.listed, problem.options))
+        written = len(self.predictor.chat([("user", problem.prompt)]))
+        return str(too_long(longest)) if max(scored, written) > longest else ""
 
     def _several(self, images: Sequence[Image.Image], text: str) -> str:
         chat, options = local.chat_about(len(images), text), {"do_sample": False, "max_new_tokens": self.max_new_tokens}
@@ -143,6 +163,7 @@ def answered(
     table, split, digest = open_table(conversations, CONVERSATIONS), settings.evaluate.split, about["model_digest"]
     with building(out) as partial:
         made, seconds = solver(), 0.0
+        not_asked: Counter[str] = Counter()
         if (several := _several_in(table, split)) and made.one_picture:
             progress.event(
                 note=f"{several:,} of {_rows(table, split):,} questions show several pictures and are not asked, since "
@@ -158,9 +179,13 @@ def answered(
                 began = time.perf_counter()
                 answers = list(made.solve(batch))
                 seconds += time.perf_counter() - began
+                not_asked.update(found.pop("why") for found in answers if "why" in found)
                 writer.write(_row(one, found, digest) for one, found in zip(batch, answers, strict=True))
                 done += len(batch)
                 bar.update(done, f"{done} of {total} questions answered")
+            writer.manifest["about"]["not_asked"] = dict(not_asked)
+        for why, count in not_asked.items():
+            progress.event(note=f"{count:,} of {total:,} questions are not asked, and wrong: {why}")
         metrics = scoring.evaluation(settings, table, open_table(partial / run.PREDICTED, PREDICTIONS))
         (partial / "metrics.json").write_bytes(run.encode(metrics))
         if timed is not None:

@@ -102,7 +102,7 @@ def figures(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     share = {"unit": "", "higher_is_better": True}
     if "benchmark" in metrics:
         by_place = metrics["figures"]
-        tasks = {place: body["ours"] for place, body in by_place.items() if "gap" in body}
+        tasks = {place: body["ours"] for place, body in by_place.items() if body["task"]}
         heads = {OWN: by_place[scoring.OVERALL]["own"], OVERALL: by_place[scoring.OVERALL]["ours"]}
         return {name: {**share, **figure} for name, figure in {**heads, **tasks}.items()}
     kept = ("value", "low", "high", "unit", "higher_is_better")
@@ -127,9 +127,10 @@ def _answers(settings: Settings, listed: Listed, table: Table, out: Path, versio
     model = _chosen(own, listed, table, version_folder)
     code = digests.of_code("facemllm.evaluate.models")
     hangs_on = {"evaluate": own.evaluate.model_dump(), "seed": own.seed, "kind": listed.kind, "code": code}
+    hangs_on |= {"image_size": listed.image_size}
     folder = out / "answers" / digests.of_json([model.digest, table.digest, hangs_on])[:32]
     if not (folder / COST).is_file():
-        _evaluate(own, model, table, folder)
+        _evaluate(own, model, table, folder, listed.image_size)
     return Answers(listed, folder, _json(folder / "metrics.json"))
 
 
@@ -142,12 +143,15 @@ def _chosen(settings: Settings, listed: Listed, table: Table, version_folder: Ve
     return Chosen.ours(folder if folder.is_dir() else version_folder(listed.where))
 
 
-def _evaluate(settings: Settings, model: Chosen, table: Table, folder: Path) -> None:
+def _evaluate(settings: Settings, model: Chosen, table: Table, folder: Path, image_size: int | None) -> None:
     spent: dict[str, Any] = {"parameters": None, "operations": None, "tokens_in": None, "tokens_out": None}
-    spent |= {"price": None, "seconds": None, "questions": None}
+    spent |= {"price": None, "seconds": None, "questions": None, "side": None, "image_tokens": None}
     predictor = None
+    if model.peer is not None:
+        spent["side"] = model.peer.image_side
     if model.folder is not None:
-        predictor = run.load(settings, model.folder)
+        predictor = run.load(settings, model.folder, image_size)
+        spent |= {"side": predictor.family.side, "image_tokens": predictor.family.image_count}
         spent["operations"] = _operations(settings, predictor, table)
     if (weights := model.folder or _folder_of(model)) is not None:
         spent["parameters"] = parameters_of(weights)

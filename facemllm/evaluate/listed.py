@@ -6,8 +6,9 @@
       - {name: Qwen, kind: hub, where: /models/Qwen2.5-VL-3B-Instruct}
       - {name: GPT, kind: endpoint, where: https://host/v1, model: gpt-x, input_price: 2.5, output_price: 10}
 
-`ours` is a model directory, trained here or not, or a registered version; `hub` a folder of any image-text model of
-transformers, asked in words; `endpoint` an OpenAI-compatible address.
+`ours` is a model directory, trained here or not, or a registered version, shown pictures of the side that it notes, or
+of `image_size`; `hub` a folder of any model that `model.base` may be, shown whole pictures and asked in words;
+`endpoint` an OpenAI-compatible address.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Listed(Section):
     kind: Literal["ours", "hub", "endpoint"]
     where: Annotated[str, Field(min_length=1, max_length=4096)]
     fine_tuned_from: str | None = None
+    image_size: Annotated[int, Field(ge=1)] | None = None
     model: str | None = None
     key_variable: str | None = None
     third_party: bool | None = None
@@ -63,6 +65,11 @@ def read_list(path: Path) -> list[Listed]:
         if (one.model is None) == (one.kind == "endpoint"):
             raise UserError(
                 f"{path}: {one.name}: model is a name at an endpoint; an endpoint needs it, others have none"
+            )
+        if one.image_size is not None and one.kind != "ours":
+            raise UserError(
+                f"{path}: {one.name}: image_size is for models of kind ours; others are shown pictures of at most "
+                "annotate.vision_language.image_side pixels"
             )
     return models
 

@@ -25,7 +25,17 @@ from urllib.parse import urlsplit
 from facemllm import tasks
 from facemllm.asking import local
 from facemllm.asking.endpoint import EndpointSender, parameters, reach, sender
-from facemllm.asking.requests import Filtered, JobStopped, MakeRequest, Reply, Request, Sender, content_key, encoded
+from facemllm.asking.requests import (
+    Filtered,
+    JobStopped,
+    MakeRequest,
+    Reply,
+    Request,
+    Sender,
+    TooLong,
+    content_key,
+    encoded,
+)
 from facemllm.asking.store import Replies, replies
 from facemllm.core import digests
 from facemllm.errors import UserError
@@ -109,8 +119,11 @@ class Peer:
         return digests.of_json(self.identity)
 
     def answer(self, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
-        """Answers in order, as `ask` gives them."""
-        return self.ask([one for face in shown for one in self._asked(face)])
+        """Answers in order, as `ask` gives them. Raises UserError for a question that is too long, too."""
+        for row in self.ask([one for face in shown for one in self._asked(face)]):
+            if "why" in row:
+                raise UserError(f"evaluation stopped: the question {row['question'][:80]!r} is {row['why']}")
+            yield row
 
     def _asked(self, face: Shown) -> Iterator[Asked]:
         pictures = cache(lambda: (encoded(face.image, self.image_side),))  # once for all questions, if one is asked
@@ -120,7 +133,8 @@ class Peer:
 
     def ask(self, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
         """Answers in order. Raises UserError when the model can answer nothing more now, or when one of these questions
-        got no usable answer; what was answered is in the store then."""
+        got no usable answer; what was answered is in the store then. A question that is more than the model reads is
+        not asked: `raw` is None, and `why` says so."""
         wanted = [self._wanted(one) for one in asked]
         try:
             said = replies(partial(Replies, self.home), self.sender, wanted)
@@ -136,6 +150,8 @@ class Peer:
 
     def _row(self, one: Asked, reply: Reply | Exception) -> dict[str, Any]:
         """An answer as it is kept; it is counted by what becomes of it, and so is what it used."""
+        if isinstance(reply, TooLong):
+            return {"raw": None, "parsed": None, "question": one.text, "why": str(reply)}
         filtered = isinstance(reply, Filtered) or (isinstance(reply, Reply) and not reply.text and _is_filtered(reply))
         said = reply.text if isinstance(reply, Reply) and not filtered else DECLINED if filtered else None
         raw = (said or "").encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
@@ -180,8 +196,10 @@ def _is_filtered(reply: Reply) -> bool:
 
 
 def _require_all(said: Sequence[Reply | Exception]) -> None:
-    """Raises UserError unless each is an answer; one that a filter declined is."""
-    missing = Counter(str(one) for one in said if isinstance(one, Exception) and not isinstance(one, Filtered))
+    """Raises UserError unless each is an answer, or declined by a filter, or too long to be asked."""
+    missing = Counter(
+        str(one) for one in said if isinstance(one, Exception) and not isinstance(one, Filtered | TooLong)
+    )
     unusable = Counter(one.error or "no text" for one in said if isinstance(one, Reply) and one.text is None)
     if missing:
         raise UserError(

@@ -211,12 +211,13 @@ def _is_native_and_closed(question: tasks.Question) -> bool:
     return is_native(question) and bool(question.options)
 
 
-def load(settings: Settings, model_dir: Path) -> Any:
-    """A predictor of a model directory, where the settings want it. Raises UserError if it cannot be loaded."""
+def load(settings: Settings, model_dir: Path, image_size: int | None = None) -> Any:
+    """A predictor of a model directory, where the settings want it, shown pictures of `image_size` pixels a side, or of
+    the side that the directory notes. Raises UserError if it cannot be loaded."""
     from facemllm.model.inference import Predictor
 
     device = cost.inference_device(settings)
-    return Predictor.load(model_dir, device=device, threads=settings.train.threads or None)
+    return Predictor.load(model_dir, device, settings.train.threads or None, image_size)
 
 
 def _write_samples(folder: Path, conversations: Table, split: str, predictions: Table) -> None:

@@ -8,7 +8,7 @@ two splits are left out (`duplicates.py`), and the table is written, once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -36,8 +36,11 @@ _CHUNK = 10
 _LABELS = sorted((label.name for label in LABELS), key=("segmentation", "action_units").__contains__)
 
 
-def import_source(settings: Settings, source: Source, out: Path) -> Mapping[str, Any]:
-    """One dataset on disk as a table: `faces`, or `conversations` where it is a benchmark that is only measured on."""
+def import_source(
+    settings: Settings, source: Source, out: Path, refuses: Callable[[str], str | None] = lambda text: None
+) -> Mapping[str, Any]:
+    """One dataset on disk as a table: `faces`, or `conversations` where it is a benchmark that is only measured on;
+    `refuses` says why the words of a benchmark's question may not be asked. Raises UserError as `ingest`."""
     from facemllm.ingest import benchmarks
 
     if source.name == RENDER.name:
@@ -51,12 +54,18 @@ def import_source(settings: Settings, source: Source, out: Path) -> Mapping[str,
         TableWriter(out, CONVERSATIONS, about=about, shard_mb=settings.ingest.shard_mb) as table,
         progress.bar(f"reading {source.name}", 0) as bar,
     ):
-        for done, row in enumerate(benchmarks.read(source.name, folder_of(source)), start=1):
+        first: Refused | None = None
+        kept = 0
+        for done, row in enumerate(benchmarks.read(source.name, folder_of(source), refuses), start=1):
             if isinstance(row, Refused):
+                first = first or row
                 table.quarantine(row.file, row.row, row.reason)
             else:
+                kept += 1
                 table.write([row])
             bar.update(done, f"{done} questions")
+        if not kept:
+            raise _nothing([source.name], first)
     return table.manifest
 
 
@@ -87,8 +96,7 @@ def ingest(settings: Settings, out: Path, sources: Sequence[Source] | None = Non
                 census.add(row["image_id"], row.pop(HASH), row["split"], row["subject_id"], _groups(row))
                 table.defer(row)
         if not census.splits:
-            why = f"; {first.file}, row {first.row}: {first.reason}" if first else ""
-            raise UserError(f"nothing could be read from {', '.join(names)}{why}")
+            raise _nothing(names, first)
         dropped = census.dropped()
         table.manifest["about"] |= {
             "duplicates": census.report(dropped),
@@ -96,6 +104,11 @@ def ingest(settings: Settings, out: Path, sources: Sequence[Source] | None = Non
         }
         _settle(table, dropped)
     return table.manifest
+
+
+def _nothing(names: Sequence[str], first: Refused | None) -> UserError:
+    why = f"; {first.file}, row {first.row}: {first.reason}" if first else ""
+    return UserError(f"nothing could be read from {', '.join(names)}{why}")
 
 
 def _settle(table: TableWriter, dropped: Mapping[int, str]) -> None:

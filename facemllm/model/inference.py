@@ -91,12 +91,14 @@ class Predictor(Reader):
         self._unpacked = Unpacked(self.family, self.model)
 
     @classmethod
-    def load(cls, model_dir: Path | str, device: str = "cpu", threads: int | None = None) -> Predictor:
-        """Load a model directory. Raises UserError if it cannot be loaded."""
+    def load(
+        cls, model_dir: Path | str, device: str = "cpu", threads: int | None = None, image_size: int | None = None
+    ) -> Predictor:
+        """Load a model directory; `image_size` as of `load_model`. Raises UserError if it cannot be loaded."""
         if threads:
             torch.set_num_threads(threads)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        model, processor = load_model(model_dir, device=device, dtype=dtype)
+        model, processor = load_model(model_dir, device=device, dtype=dtype, image_size=image_size)
         return cls(model, processor, device=device)
 
     def map(self, source: MapLike | None) -> NDArray[np.uint8]:

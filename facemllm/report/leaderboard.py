@@ -32,8 +32,8 @@ def tables(board: Mapping[str, Any]) -> Iterator[Words]:
     if models:
         yield Words(
             f"leaderboard on {what} (shares in %, with 95 % intervals)",
-            ("model", "setting", "answers", *heads, "unreadable", "not answered", "parameters", "a question costs")
-            + ("price", "questions/s"),
+            ("model", "setting", "answers", "pictures", *heads, "unreadable", "not answered", "parameters")
+            + ("a question costs", "price", "questions/s"),
             [_model(row, heads) for row in models],
             list(_notes(models)),
         )
@@ -64,6 +64,7 @@ def _model(row: Mapping[str, Any], heads: Sequence[str]) -> tuple[str, ...]:
         row["name"],
         "training-free" if tuned is None else f"fine-tuned from {tuned}",
         row["way"],
+        _pictures(cost),
         *(figure(row["figures"].get(name)) for name in heads),
         _percent(row["unreadable"]),
         _percent(row["not_answered"]),
@@ -72,6 +73,12 @@ def _model(row: Mapping[str, Any], heads: Sequence[str]) -> tuple[str, ...]:
         NONE if cost["price"] is None else f"{cost['price']:.4g}",
         f"{questions / seconds:.3g}" if seconds and questions else NONE,
     )
+
+
+def _pictures(cost: Mapping[str, Any]) -> str:
+    if cost["image_tokens"] is None:
+        return f"at most {cost['side']} px"
+    return f"{cost['side']} px, {cost['image_tokens']} tokens"
 
 
 def _question_costs(cost: Mapping[str, Any]) -> str:
@@ -83,6 +90,14 @@ def _question_costs(cost: Mapping[str, Any]) -> str:
 
 
 def _notes(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    by_name = {row["name"]: row for row in models}
+    for row in models:
+        base = by_name.get(row["fine_tuned_from"] or "")
+        if base is not None and _pictures(base["cost"]) != _pictures(row["cost"]):
+            yield (
+                f"{row['name']} and {base['name']} were shown pictures of different sizes ({_pictures(row['cost'])}; "
+                f"{_pictures(base['cost'])}): their difference is of both; image_size in the list makes them the same."
+            )
     if len({row["way"] for row in models}) > 1:
         yield (
             "likelihood: the options are scored, as `facemllm evaluate` does with models of ours; written: asked in "

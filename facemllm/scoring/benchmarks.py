@@ -157,6 +157,7 @@ def evaluation(settings: Settings, table: Table, predictions: Table) -> dict[str
         "split": split,
         "clusters": paper.cluster_count,
         "left_out": sum(problem.place is None for problem in paper.problems),
+        "not_asked": about.get("not_asked", {}),
         "seed": settings.seed,
         "resamples": settings.evaluate.bootstrap,
         "figures": measure(settings, paper, mark(paper, predictions)),
@@ -164,16 +165,18 @@ def evaluation(settings: Settings, table: Table, predictions: Table) -> dict[str
 
 
 def measure(settings: Settings, paper: Paper, marked: Marked) -> dict[str, Any]:
-    """The figures by place (`OVERALL`, `category`, `category/task`): value and interval by each rule, what chance
-    gives, shares; of a task also how far it lies from the mean of all tasks, with Holm's p over them."""
+    """The figures by place (`OVERALL`, `category`, `category/task`; `task` says whether it is one): value and interval
+    by each rule, what chance gives, shares; of a task, where there are several, also how far it lies from the mean of
+    all, with Holm's p over them."""
     drawn = {rule: replicates(settings, paper, marked, rule) for rule in RULES if marked.counted[rule].any()}
     gaps = dict(_gaps(settings, paper, drawn["ours"]))
-    found = {}
+    found, tasks = {}, set(tasks_of(paper))
     for node, rows in paper.nodes.items():
         clusters = len(np.unique(paper.clusters[rows]))
         own = [paper.problems[row] for row in rows]
         found["/".join(node)] = {
             "n": len(rows),
+            "task": node in tasks,
             "clusters": clusters,
             "several_pictures": sum(problem.pictures > 1 for problem in own),
             "chance": stats.plain_mean(1 / len(problem.options) for problem in own),

@@ -17,7 +17,7 @@ from facemllm.annotate import prompt
 from facemllm.annotate.annotator import Annotation
 from facemllm.annotate.describer import endpoint
 from facemllm.asking.completions import is_loopback
-from facemllm.asking.requests import Filtered, JobStopped, RowRefused, reduced
+from facemllm.asking.requests import Filtered, JobStopped, RowRefused, TooLong, reduced
 from facemllm.asking.store import Account, Replies, purge
 from facemllm.core import digests
 from facemllm.tables import FACES
@@ -278,6 +278,13 @@ def test_a_picture_that_is_flagged_is_a_row_of_its_own(describer, rows, how):
         with pytest.raises(JobStopped, match="answered none of 5 rows"):
             describer(fake, home="other", parallel=1).annotate(rows(12))
         assert fake.received.total() == 6
+
+
+def test_a_request_that_is_too_long_for_the_model_there_is_a_row_of_its_own(describer, rows):
+    with FakeEndpoint(script=["good", "long"] * 6) as fake:
+        said = describer(fake, parallel=1).annotate(rows(12))
+        assert [type(one) for one in said] == [Annotation, TooLong] * 6
+        assert fake.received.total() == 12, "no other form of the request is tried"
 
 
 def test_rows_that_fail_between_others_never_stop_the_job(describer, rows):

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from facemllm import settings
-from facemllm.asking.requests import Reply
+from facemllm.asking.requests import Reply, too_long
 from facemllm.asking.store import Replies
 from facemllm.evaluate import benchmarks
+from facemllm.evaluate.leaderboard import figures
 from facemllm.evaluate.peers import Peer
 from facemllm.evaluate.run import score
 from facemllm.scoring import benchmarks as scoring
@@ -121,6 +122,13 @@ class Predictor:
     said: list = field(default_factory=list)
     model: object = None
     processor: object = None
+    family: object = field(default_factory=lambda: SimpleNamespace(longest=100))
+
+    def tokens_of(self, query):
+        return 200 if "headpose" in query.question else 100
+
+    def chat(self, turns):
+        return [0] * 10
 
     def generate_batch(self, images, questions, longest):
         self.said += questions
@@ -134,29 +142,36 @@ class Predictor:
 def test_a_model_of_one_picture_is_not_asked_about_several_and_says_so(chosen, tables, tmp_path, capsys):
     own = benchmarks.Own(Predictor(), 8)
     metrics = benchmarks.answered(chosen, lambda: own, {"model_digest": "m" * 64}, tables["facexbench"], tmp_path / "o")
-    (line,) = [one for one in capsys.readouterr().err.splitlines() if "several pictures" in one]
+    told = capsys.readouterr().err.splitlines()
+    (line,) = [one for one in told if "several pictures" in one]
     assert line.startswith("11 of 33 questions show several pictures and are not asked")
     rows = list(open_table(tmp_path / "o" / "predictions", PREDICTIONS).iterate())
-    assert Counter(row["raw"] for row in rows) == {"(B)": 22, None: 11}
+    assert Counter(row["raw"] for row in rows) == {"(B)": 20, None: 13}
     whole = metrics["figures"][""]
-    assert whole["not_answered"] == pytest.approx(11 / 33)
-    assert whole["ours"]["value"] == whole["own"]["value"] == pytest.approx(22 / 33)
+    assert whole["not_answered"] == pytest.approx(13 / 33)
+    assert whole["ours"]["value"] == whole["own"]["value"] == pytest.approx(20 / 33)
+    assert metrics["not_asked"] == {"more than the 100 tokens that the model reads (max_position_embeddings)": 2}
     assert whole["likelihood"]["value"] == 1.0, "of questions with one picture"
     assert whole["unreadable"] == 0.0
+    assert any(one.startswith("2 of 33 questions are not asked, and wrong: more than the 100 tokens") for one in told)
     assert own.predictor.said[0].splitlines()[-4:] == ["(A) happiness", "(B) sadness", "(C) a man", "(D) woman"]
 
 
 @dataclass
 class Sender:
-    """Keeps what it is asked, and says C."""
+    """Keeps what it is asked, and says C; what is about `longer` is too long."""
 
     home: object
+    longer: str = "nothing"
     asked: list = field(default_factory=list)
 
     def send(self, requests):
         found = []
         for request in [make() for make in requests]:
             self.asked.append(request)
+            if self.longer in request.messages[0]["text"]:
+                found.append(too_long(10))
+                continue
             told = {"prompt_tokens": 10, "completion_tokens": 1, "seconds": 0.5, "cost": 0.25}
             reply = Reply(key=request.key, image_id=request.image_id, model="m", prompt_hash="", text="C", **told)
             Replies(self.home).write(reply)
@@ -180,6 +195,27 @@ def test_a_peer_is_shown_all_pictures_and_asked_once(chosen, tables, tmp_path):
     again = replace(peer, used=type(peer.used)())
     benchmarks.answered(chosen, lambda: benchmarks.Other(again), about, table, tmp_path / "again")
     assert (len(sender.asked), again.used.replies) == (33, 33)
+
+
+def test_a_question_that_is_too_long_for_a_peer_does_not_end_the_others(chosen, tables, tmp_path):
+    sender = Sender(tmp_path / "home", longer="headpose")
+    peer = Peer(name="m", identity={"name": "m"}, image_side=24, sender=sender, home=tmp_path / "home")
+    about = {"model_digest": peer.digest}
+    metrics = benchmarks.answered(chosen, lambda: benchmarks.Other(peer), about, tables["facexbench"], tmp_path / "o")
+    assert metrics["not_asked"] == {"more than the 10 tokens that the model reads (max_position_embeddings)": 3}
+    assert metrics["figures"]["face_localization/headpose"]["not_answered"] == 1.0
+    assert metrics["figures"][""]["not_answered"] == pytest.approx(3 / 33)
+    assert (peer.used.replies, peer.outcomes.total()) == (30, 30), "the bill counts the others as not asked"
+
+
+def test_one_task_alone_is_a_task_of_the_leaderboard(chosen, tmp_path):
+    root = trees.facexbench(tmp_path / "tree", each=1)
+    for file in (root / "benchmark").glob("*.json"):
+        if file.name != "fas_mcq.json":
+            file.unlink()
+    trees.imported("facexbench", root, tmp_path / "table", tmp_path / "home")
+    metrics = evaluated(chosen, tmp_path / "table", tmp_path / "out", lambda problem: "B")
+    assert list(figures(metrics)) == ["overall, own rules", "overall", "fas_deepfakes/fas"]
 
 
 def test_a_difference_of_two_models_is_paired_over_clusters(chosen, tables, tmp_path):

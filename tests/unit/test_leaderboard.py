@@ -40,6 +40,7 @@ def test_a_list_names_models_and_what_they_were_tuned_from(listed):
         (["{name: a, kind: hub, where: x, fine_tuned_from: a}"], "a is fine_tuned_from a, which is no other"),
         (["{name: a, kind: endpoint, where: x}"], "an endpoint needs it"),
         (["{name: a, kind: hub, where: x, model: m}"], "others have none"),
+        (["{name: a, kind: hub, where: x, image_size: 8}"], "image_size is for models of kind ours"),
         (["{name: a, name: b}"], "'name' stands there twice"),
     ],
 )
@@ -55,7 +56,7 @@ def test_no_list(tmp_path):
 
 def row(name, tuned=None, **changed):
     cost = {"parameters": 3_750_000_000, "operations": 2.5e9, "tokens_in": None, "tokens_out": None}
-    cost |= {"price": None, "seconds": 4.0, "questions": 10}
+    cost |= {"price": None, "seconds": 4.0, "questions": 10, "side": 112, "image_tokens": 16}
     found = figures({"closed_mean": estimate(0.8), "tasks": TASKS})
     about = {"kind": "ours", "fine_tuned_from": tuned, "way": "likelihood", "n": 10, "error": None}
     return {"name": name, **about, "figures": found, "unreadable": 0.0, "not_answered": 0.0, "cost": cost, **changed}
@@ -80,6 +81,20 @@ def test_the_tables_say_models_tasks_differences_and_failures():
     page = report.markdown([models, failed])
     assert r"| tuned\|1 | fine-tuned from base |" in page
     assert page.startswith("## leaderboard on render, split test")
+
+
+def test_pictures_of_different_sizes_are_said():
+    other = row("base", cost=row("base")["cost"] | {"side": 448, "image_tokens": 256})
+    peer = row("peer", cost=row("peer")["cost"] | {"side": 448, "image_tokens": None})
+    board = {"benchmark": None, "sources": ["render"], "split": "test", "differences": []}
+    models, _ = report.tables({**board, "models": [row("tuned", "base"), other, peer]})
+    told = {cells[0]: dict(zip(models.head, cells, strict=True))["pictures"] for cells in models.rows}
+    assert told == {"tuned": "112 px, 16 tokens", "base": "448 px, 256 tokens", "peer": "at most 448 px"}
+    assert models.notes[0].startswith(
+        "tuned and base were shown pictures of different sizes (112 px, 16 tokens; 448 px"
+    )
+    models, _ = report.tables({**board, "models": [row("tuned", "base"), row("base")]})
+    assert not models.notes
 
 
 def test_how_closed_questions_were_answered(tmp_path):

@@ -35,8 +35,9 @@ class UnopenedVideos(ImageProcessingMixin):
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
-def open_processor(folder: Path) -> Any:
+def open_processor(folder: Path | str) -> Any:
     """The processor of a model directory, from local files and transformers' own classes alone."""
+    folder = Path(folder)
     kind = None if is_torchvision_available() else _kind(folder)
     if kind is None or _OF_VIDEOS not in kind.get_attributes():
         return AutoProcessor.from_pretrained(folder, **_LOCAL)

@@ -44,6 +44,7 @@ _IDENTIFICATION, _OWN_OPTIONS = "identification", "options"
 _SURE, _OF_ONE, _LONGEST = 0.85, 0.6, 600
 """Least probability of the classifier that some rule is broken where none was found to be, of that rule itself, and
 most characters that it reads."""
+_IDENTIFYING = (_IDENTIFICATION, "verification", "search", "name")
 _NAME = r"[A-Z][\w'’.-]*[a-z](?:\s+(?:[a-z]{2,3}\s+)?[A-Z][\w'’.-]+)*"
 _SOMEBODY = "(?:this|that|it|he|she|th(?:e|is|at) (?:person|man|woman|guy|girl|boy|lady|face))"
 _IS_SAID = re.compile(
@@ -165,6 +166,13 @@ class Policy:
                 task: list(_subjects(task)) for task in tasks.all_names() if set(_subjects(task)) - _own_subjects(task)
             },
         }
+
+
+def identifies(text: str) -> str | None:
+    """Why a question is refused that asks who somebody is, compares or looks for people, by the rules alone; None if it
+    does not."""
+    refusal = Policy(dict.fromkeys(SENSITIVE, "only who somebody is matters here")).breaks(text)
+    return refusal.reason if refusal is not None and refusal.rule in _IDENTIFYING else None
 
 
 def rule_names() -> tuple[str, ...]:

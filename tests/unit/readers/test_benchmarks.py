@@ -2,11 +2,15 @@
 
 import io
 import json
+import os
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from facemllm.cli.main import app
 from facemllm.core import digests
+from facemllm.ingest import benchmarks
 from facemllm.ingest.benchmarks import KEYS, read
 from facemllm.ingest.reader import Refused
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
@@ -163,6 +167,8 @@ def test_face_human_bench(face_human_bench):
 def test_the_right_option_does_not_stay_first(tmp_path, picture):
     picture(tmp_path / "eval_data/a.jpg")
     rows = [human("face_attribute_compound", ["a", "b", "c", "d"], 0, cropped="eval_data/a.jpg") for _ in range(60)]
+    for number, row in enumerate(rows):
+        row["QA"]["question"] = f"How many of {number}?"
     write(tmp_path / "json/en/x.json", {"data": rows})
     places = [row["turns"][0]["options"].index("a") for row in taken("face-human-bench", tmp_path)[0]]
     assert all(places.count(place) >= 6 for place in range(4))
@@ -180,21 +186,102 @@ def test_links_that_lead_out_are_refused(facexbench):
     )
 
 
-def test_files_in_another_form(tmp_path, facexbench):
-    assert KEYS == ("facexbench", "face-human-bench")
-    refuses("no benchmark 'other'", list, read("other", tmp_path))
-    path = facexbench / "benchmark/age.json"
-    for content, reason in (
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
         (b"{", "no sound JSON"),
         (b"\xff\xfe", "no sound JSON"),
-        (b"[1]", "an object is expected"),
-        (b"{}", "no FaceXBench file"),
+        (b"[1]", "no FaceXBench file"),
+        (b'{"name": "a package"}', "no FaceXBench file"),
         (b"[" * 100_000, "no sound JSON"),
-    ):
+        (b" " * (benchmarks.MAX_JSON + 1), "more than 67,108,864"),
+        ("a pipe", "it: not a regular file"),
+        ("a link", "it: a link leads out of the dataset's folder"),
+    ],
+)
+def test_a_file_that_is_none_of_the_benchmark_s_is_refused_and_the_others_are_read(
+    facexbench, tmp_path_factory, content, reason
+):
+    path, before = facexbench / "benchmark/age.json", len(taken("facexbench", facexbench)[0])
+    sound = path.rename(tmp_path_factory.mktemp("outside") / "age.json")
+    if content == "a pipe":
+        os.mkfifo(path)
+    elif content == "a link":
+        path.symlink_to(sound)
+    else:
         path.write_bytes(content)
-        refuses(reason, list, read("facexbench", facexbench))
+    rows, refused = taken("facexbench", facexbench)
+    assert [row["turns"][0]["template"] for row in rows] == ["tools/1"]
+    assert before == 3
+    (found,) = [one for one in refused if one.file == "benchmark/age.json"]
+    assert (found.row, reason in found.reason) == (0, True), found
+
+
+def test_a_row_that_cannot_be_used_does_not_end_the_others(facexbench):
+    path, one = facexbench / "benchmark/age.json", ["images/one.png"]
+    questions = {
+        "1": asked(one),
+        "2": asked(one, "half a pair \ud800"),
+        "3": asked(["images/\ud800.png"]),
+        "4": asked(one, options=("\udfff", "b", "c", "d")),
+        "5": asked(one, "x" * (benchmarks.MAX_TEXT + 1)),
+        "6": asked(one, options=("x" * (benchmarks.MAX_OPTION + 1), "b", "c", "d")),
+        "7": asked(one * (benchmarks.MAX_PICTURES + 1)),
+        "8": asked(one),
+        "9": asked(one, "Which one is the same?"),
+        "": asked(one, "Another?"),
+        "\ud800": asked(one, "And another?"),
+    }
+    write(path, sheet("bias_fairness", "age", questions))
+    path.write_text(path.read_text().replace('"9":', '"9": {}, "9":'))
+    rows, refused = taken("facexbench", facexbench)
+    assert [row["turns"][0]["template"] for row in rows] == ["age/1", "age/", "tools/1"]
+    half = r"half a surrogate pair (\ud800 and the like) is no text; mend its id, words or picture"
+    assert [(one.row, one.reason) for one in refused if one.file == "benchmark/age.json"] == [
+        *((number, half) for number in (2, 3, 4)),
+        *(
+            (5, "32,001 characters of the question, more than 32,000"),
+            (6, "2,001 characters of an option, more than 2,000"),
+        ),
+        *((7, "33 pictures, more than 32"), (8, "the same question about the same pictures stands there before")),
+        *((9, "the id '9' stands in the file more than once"), (11, half)),
+    ]
+
+
+def test_the_words_that_serving_refuses_are_not_asked(facexbench, tmp_path):
+    path, one = facexbench / "benchmark/age.json", ["images/one.png"]
+    words = ["Who is this person?", "Which celebrity is this?", "Which expression is this?", "How many people smile?"]
+    write(path, sheet("bias_fairness", "age", {str(n): asked(one, text) for n, text in enumerate(words)}))
+    told = [
+        "import",
+        "facexbench",
+        str(facexbench),
+        str(tmp_path / "table"),
+        "--set",
+        f"storage.home={tmp_path / 'home'}",
+    ]
+    assert CliRunner().invoke(app, told).exit_code == 0
+    table = open_table(tmp_path / "table", CONVERSATIONS)
+    assert [row["turns"][0]["template"] for row in table.iterate()] == ["age/2", "age/3", "tools/1"]
+    reasons = {row["row"]: row["reason"] for row in table.refused() if row["file"] == "benchmark/age.json"}
+    said = "its words ask to name or match people: this service does not say who somebody is"
+    assert reasons == {1: said, 2: said}
+    write(path, sheet("bias_fairness", "age", {"1": asked(one, words[0])}))
+    (facexbench / "benchmark/tools.json").unlink()
+    none = CliRunner().invoke(app, [*told[:3], str(tmp_path / "none"), *told[4:]])
+    assert none.exit_code == 1
+    assert "nothing could be read from facexbench; benchmark/age.json, row 1: its words ask to name" in str(
+        none.exception
+    )
+    assert not (tmp_path / "none").exists()
+
+
+def test_folders_in_another_form(tmp_path):
+    assert KEYS == ("facexbench", "face-human-bench")
+    refuses("no benchmark 'other'", list, read("other", tmp_path))
     refuses("no folder test/json/en", list, read("face-human-bench", tmp_path))
     write(tmp_path / "json/en/x.json", {"data": 1})
     refuses("no folder eval_data", list, read("face-human-bench", tmp_path))
     (tmp_path / "eval_data").mkdir()
-    refuses("a list under data", list, read("face-human-bench", tmp_path))
+    (found,) = read("face-human-bench", tmp_path)
+    assert found == Refused("json/en/x.json", 0, "no Face-Human-Bench file: a list under data is expected")
