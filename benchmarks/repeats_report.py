@@ -241,18 +241,18 @@ def _mean(values: Sequence[float], digits: int) -> str:
     return f"{mean} ({deviation})"
 
 
-def _marked(gap: Mapping[str, Any], digits: int) -> str:
+def _marked(gap: Mapping[str, Any], digits: int) -> Markup:
     said, p = _difference(gap, digits), gap.get("p_holm")
-    return Markup(f"**{said}**") if p is not None and p < stats.SHOWN else said
+    return Markup("**{}**").format(said) if p is not None and p < stats.SHOWN else said
 
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _difference(gap: Mapping[str, Any], digits: int) -> str:
+def _difference(gap: Mapping[str, Any], digits: int) -> Markup:
     value, low, high = (None if gap[end] is None else f"{gap[end]:+.{digits}f}" for end in ("value", "low", "high"))
-    return f"{value}" if low is None else f"{value} [{low}, {high}]"
+    return Markup(value if low is None else f"{value} [{low}, {high}]")
 
 
 def _spread(values: Sequence[float]) -> str:
