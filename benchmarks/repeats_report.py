@@ -269,7 +269,8 @@ def _sum(stages: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def _place(record: Record) -> str:
     where = record["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return f"{where['processor']}, {where['cores']} cores, commit {(record['commit'] or 'unknown')[:12]}, {packages}"
+    cores = f"{where['cores']} core{'s' * (where['cores'] > 1)}"
+    return f"{where['processor']}, {cores}, commit {(record['commit'] or 'unknown')[:12]}, {packages}"
 
 
 def _columns(lines: Sequence[Row]) -> str:
