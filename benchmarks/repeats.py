@@ -2,14 +2,15 @@
 
     python benchmarks/repeats.py CONVERSATIONS OUT --name default --seeds 0-2 --split test --against specialist
     python benchmarks/repeats.py CONVERSATIONS OUT --name short --set train.stages.align.steps=900 --seeds 0-2
+    python benchmarks/repeats.py CONVERSATIONS OUT --name once --stages specialize --seeds 0-2
     python benchmarks/repeats.py CONVERSATIONS OUT --baseline default --looks 4 --report FILE.md
 
-Every seed trains all stages without Ray in a process of its own, and is evaluated on the split; `OUT/NAME/seed-N.json`
-keeps its figures and costs, and is not made again. Killed, the same command goes on at the stage and the step where it
-was; its seconds are then marked as not comparable. The specialist (`specialist.py`) has the same seconds in all as the
-recipe of the same seed took, both from the start of their process: imports, decoding, loading and training. Means,
-differences by seed and t intervals are those of the ablation (`studies.ablation.report`); p values are corrected (Holm)
-over all figures and recipes of the table.
+Every seed trains all stages, or those of `--stages`, without Ray in a process of its own, and is evaluated on the
+split; `OUT/NAME/seed-N.json` keeps its figures and costs, and is not made again. Killed, the same command goes on at
+the stage and the step where it was; its seconds are then marked as not comparable. The specialist (`specialist.py`) has
+the same seconds in all as the recipe of the same seed took, both from the start of their process: imports, decoding,
+loading and training. Means, differences by seed and t intervals are those of the ablation (`studies.ablation.report`);
+p values are corrected (Holm) over all figures and recipes of the table.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -57,6 +58,7 @@ class Work:
     folder: Path
     seed: int
     split: str
+    stages: tuple[str, ...]
     key: str
 
     @property
@@ -65,12 +67,23 @@ class Work:
         return self.folder.with_name(f"seed-{self.seed}.json")
 
     def settings(self) -> Settings:
-        """The settings of this seed."""
-        return load(self.profile, [*self.overrides, f"seed={self.seed}", f"evaluate.split={self.split}"])
+        """The settings of this seed, with its `stages` alone if it names any. Raises UserError for an unknown one."""
+        found = load(self.profile, [*self.overrides, f"seed={self.seed}", f"evaluate.split={self.split}"])
+        if unknown := [name for name in self.stages if name not in found.stages()]:
+            raise UserError(f"--stages {','.join(unknown)}: choose among {', '.join(found.stages())}")
+        chosen = {name: stage for name, stage in found.stages().items() if not self.stages or name in self.stages}
+        return found.model_copy(update={"train": found.train.model_copy(update={"stages": chosen})})
 
 
 def works(
-    name: str, profile: str, overrides: Sequence[str], conversations: Path, out: Path, seeds: Sequence[int], split: str
+    name: str,
+    profile: str,
+    overrides: Sequence[str],
+    conversations: Path,
+    out: Path,
+    seeds: Sequence[int],
+    split: str,
+    stages: Sequence[str] = (),
 ) -> list[Work]:
     """The seeds of a recipe, in order. Raises UserError when its settings are refused, or when `out` holds a seed of
     other settings, data or code under this name."""
@@ -79,20 +92,20 @@ def works(
     found = []
     for seed in seeds:
         folder = out / plain_name(name) / f"seed-{seed}"
-        work = Work(name, profile, tuple(overrides), conversations.resolve(), folder, seed, split, "")
+        work = Work(name, profile, tuple(overrides), conversations.resolve(), folder, seed, split, tuple(stages), "")
         settings = work.settings()
         for use in ("train", "evaluate"):
             ledger.require(settings, table.sources, use)
         parts = settings.model_dump(include={"train", "model", "evaluate", "seed"}, mode="json")
-        key = digests.of_json({"data": table.digest, "code": code, "reformat": settings.reformat.held_out, **parts})
-        work = Work(name, profile, tuple(overrides), conversations.resolve(), folder, seed, split, key)
-        if work.record.is_file() and _read(work.record)["key"] != key:
+        asked = settings.reformat.model_dump(include={"held_out", "forms"}, mode="json")
+        work = replace(work, key=digests.of_json({"data": table.digest, "code": code, "reformat": asked, **parts}))
+        if work.record.is_file() and _read(work.record)["key"] != work.key:
             raise UserError(
                 f"{work.record} was made with other settings, data or code; give another --name, or remove {folder} "
                 "and it to make it anew"
             )
         kept = folder / "key.json"
-        if kept.is_file() and _read(kept)["key"] != key:
+        if kept.is_file() and _read(kept)["key"] != work.key:
             raise UserError(f"{folder} was begun with other settings, data or code; give another --name, or remove it")
         found.append(work)
     return found
@@ -217,9 +230,10 @@ def _write(
 ) -> None:
     figures, kinds = found
     numeric = {n: {k: v for k, v in one.items() if k != "resumed"} for n, one in stages.items()}
+    chosen = [f"--stages {','.join(work.stages)}"] if work.stages else []
     record = {
         **{"variant": work.name, "seed": work.seed, "key": work.key, "split": work.split, "resumed": resumed},
-        **{"profile": work.profile, "overrides": list(work.overrides)},
+        **{"profile": work.profile, "overrides": [*work.overrides, *chosen]},
         "stages": numeric,
         "seconds": sum(one["seconds"] + one["start"] for one in numeric.values()),
         "processor_seconds": time.process_time(),
@@ -257,8 +271,8 @@ def repeat(found: Sequence[Work], against: str | None, run: Callable[..., None] 
         name = f"{SPECIALIST} to {work.name}"
         key = digests.of_json([work.key, digests.of_file(Path(__file__).with_name("specialist.py"))])
         folder = work.folder.parent.with_name(name) / work.folder.name
-        rival = Work(name, work.profile, work.overrides, work.conversations, folder, work.seed, work.split, key)
-        if not rival.record.is_file() or _read(rival.record)["key"] != key:
+        rival = replace(work, name=name, folder=folder, key=key)
+        if not rival.record.is_file() or _read(rival.record)["key"] != work.key:
             print(f"{name}, seed {work.seed}", flush=True)
             run(train_specialist, rival, work.record)
 
@@ -277,6 +291,7 @@ def main() -> None:
     parser.add_argument("--name", default="default", help="name of the recipe")
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--stages", default="", help="train these alone, as in align,specialize; none: all")
     parser.add_argument("--seeds", default="", help="as in 0-2 or 0,3; none: only report")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument(
@@ -289,7 +304,8 @@ def main() -> None:
     if given.looks is not None and given.looks < 0:
         raise UserError("--looks: a count, 0 or more")
     recipe = (given.name, given.profile, given.overrides, given.conversations, given.out)
-    repeat(works(*recipe, numbers(given.seeds), given.split), given.against)
+    stages = [name.strip() for name in given.stages.split(",") if name.strip()]
+    repeat(works(*recipe, numbers(given.seeds), given.split, stages), given.against)
     found = records(given.out, given.split)
     baseline = given.baseline or given.name
     if baseline not in {one["variant"] for one in found}:

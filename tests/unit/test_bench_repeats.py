@@ -19,7 +19,7 @@ from tests.refusing import refuses
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import repeats
-from repeats_report import compared, costs, facts, figures_of, markdown, rows, terminal
+from repeats_report import compared, costs, differences, facts, figures_of, markdown, means, rows, terminal
 
 TINY = ["model.image_size=32", "train.precision=fp32", "train.threads=1", "evaluate.bootstrap=100"]
 TINY += ["evaluate.baseline_pixels=8", "evaluate.generated_faces=0", "evaluate.disturbed_faces=2"]
@@ -99,7 +99,7 @@ def test_a_seed_is_made_once_goes_on_where_it_was_and_has_a_specialist_of_its_se
     assert not {"caption", "statements", "zero_shot"} & set(theirs)
     page = markdown([ours, rival], "default", None)
     assert "| attributes.eye_color | default |" in page
-    assert "seeds 0 were interrupted" in page
+    assert "seeds 0 went on from what was there" in page
     assert not (tmp_path / "out" / "default" / "seed-0" / "work").exists()
 
 
@@ -117,7 +117,22 @@ def test_what_was_made_otherwise_is_not_taken_for_the_same(conversations, tmp_pa
     )
     (same,) = works(conversations, tmp_path / "out", "promote.every_task=false")
     assert same.key == work.key
+    work.record.unlink()
+    (unasked,) = works(conversations, tmp_path / "out", "reformat.forms.statement=0.0")
+    assert unasked.key != work.key, "training draws other questions"
     refuses("give a plain name", works, conversations, tmp_path / "out", name="../default")
+
+
+def test_stages_can_be_chosen(conversations, tmp_path):
+    def chosen(*stages):
+        return repeats.works("once", "laptop", TINY, conversations, tmp_path, [0], "test", stages)
+
+    (work,) = chosen("specialize")
+    assert list(work.settings().stages()) == ["specialize"]
+    assert work.settings().train.before("specialize") is None
+    (whole,) = chosen()
+    assert work.key != whole.key
+    refuses("--stages polish: choose among align, instruct, specialize", chosen, "align", "polish")
 
 
 def killed(begun):
@@ -180,6 +195,10 @@ def test_tables_hold_each_seed_mean_and_spread_and_say_how_the_recipe_was_chosen
     assert body[1][7].startswith("+0.012 [")
     assert body[3][:6] == ["age (less is better)", "wide", "8.20", "8.20", "8.10", "8.17"]
     assert not any("Bangs" in row[0] for row in body)
+    assert means(RECORDS, "default")[:2] == [
+        ["figure", "default", "wide"],
+        ["closed_mean", "0.875 (0.0055)", "0.888 (0.0032)"],
+    ]
     assert costs(RECORDS)[1] == ["default", "align", "11 (10 to 12)", "2 (2 to 2)", "8", "3.0"]
     assert costs(RECORDS)[3][1:4] == ["together", "22 (20 to 24)", "4 (4 to 4)"]
     for told in (terminal, markdown):
@@ -188,12 +207,23 @@ def test_tables_hold_each_seed_mean_and_spread_and_say_how_the_recipe_was_chosen
         assert "Xeon, 2 cores, commit abababababab, torch 2.9" in told(RECORDS, "default", None)
 
 
+def test_a_difference_is_bold_where_it_stands_the_correction():
+    others = [record("sure", seed, closed - 0.1 - seed / 1e5) for seed, closed in enumerate(FIRST)]
+    found = compared([*RECORDS, *others], "default")
+    wide, sure = (found[name]["figures"]["closed_mean"]["difference"]["p_holm"] for name in ("wide", "sure"))
+    assert sure < 0.05 < wide
+    head, closed, *_ = differences([*RECORDS, *others], "default")
+    assert head == ["figure", "wide", "sure"]
+    assert closed == ["closed_mean", "+0.012 [+0.005, +0.020]", "**-0.100 [-0.100, -0.100]**"]
+    assert "Differences to" not in markdown(RECORDS[:3], "default", 0)
+
+
 def test_what_does_not_compare_is_said():
     other = {"processor": "EPYC", "cores": 2, "versions": {}}
     odd = [*RECORDS, record("one", 0, 0.9, resumed=True, machine=other)]
     said = facts(odd, "default", 0)
     assert any("Not all runs are of one processor" in line for line in said)
-    assert any(line.startswith("one: seeds 0 were interrupted") for line in said)
+    assert any(line.startswith("one: seeds 0 went on from what was there") for line in said)
     assert any(line.endswith("no better or worse is said: one.") for line in said)
     gap = compared(odd, "default")["one"]["figures"]["closed_mean"]["difference"]
     assert (gap["low"], gap["p_holm"]) == (None, None)
