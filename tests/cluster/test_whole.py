@@ -258,7 +258,8 @@ def test_from_submit_to_rollback(site: Site, monkeypatch: pytest.MonkeyPatch) ->
     assert site.run()["service_account"] == "trainer"
     assert {*site.tasks().values()} == {"SUCCEEDED"}
     site.log("align", "RayJob")
-    names = {one.name: one.name.rpartition("-")[0] for one in site.kuberay.jobs.values()}  # one that failed is made anew
+    jobs = site.kuberay.jobs.values()  # one that failed is made anew, by the same name
+    names = {one.name: one.name.rpartition("-")[0] for one in jobs}
     assert [*names.values()] == [f"train-{stage}" for stage in STAGES]
     makers = {one.user for one in site.cluster.asked if (one.verb, one.resource) == ("create", "rayjobs")}
     assert makers == {f"system:serviceaccount:{NAMESPACE}:trainer"}
