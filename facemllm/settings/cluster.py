@@ -91,11 +91,31 @@ class Pod(Section):
 
     def over(self, below: Pod) -> Pod:
         """This pod, with what it leaves open as `below` has it."""
+        below = below._without(self._variables())
         mine = {name: value for name in Pod.model_fields if (value := getattr(self, name)) is not None}
         joined = {
             name: {**(getattr(below, name) or {}), **mine[name]} for name in mine if isinstance(mine[name], Mapping)
         }
         return below.model_copy(update=mine | joined)
+
+    def _variables(self) -> set[str]:
+        """The environment variables that it names, of plain values, Secrets and ConfigMaps."""
+        sources = [*(self.secrets or {}).values(), *(self.config_maps or {}).values()]
+        return {*(self.env or {}), *(name for one in sources for name in one.env.values())}
+
+    def _without(self, taken: set[str]) -> Pod:
+        """The same, without these variables: a container with two of one name has either."""
+
+        def rest(sources: dict[str, Variables] | None) -> dict[str, Variables] | None:
+            left = {
+                name: one.model_copy(update={"env": {key: v for key, v in one.env.items() if v not in taken}})
+                for name, one in (sources or {}).items()
+            }
+            return sources and {name: one for name, one in left.items() if one.env}
+
+        env = self.env and {name: value for name, value in self.env.items() if name not in taken}
+        changed = {"env": env, "secrets": rest(self.secrets), "config_maps": rest(self.config_maps)}
+        return self.model_copy(update=changed)
 
 
 DEFAULTS, MODELS, TRAIN, LAUNCHER, RAY_HEAD, _ = GROUPS = (

@@ -205,7 +205,8 @@ class Pod:
         self.place, self.secrets = place, secrets
         self.path = os.pathsep.join([str(bin), str(stores.RCLONE.parent), os.environ["PATH"]])
 
-    def run(self, name: str) -> None:
+    def run(self, name: str) -> str:
+        """Returns what the last container said."""
         backup = self.place / "backup"
         shutil.rmtree(backup, ignore_errors=True)
         backup.mkdir()
@@ -215,13 +216,15 @@ class Pod:
             for secret in container.get("envFrom", ()):
                 known |= self.secrets[secret["secretRef"]["name"]]
             for variable in container.get("env", ()):
-                value = variable["value"]
+                value = self._here(variable["value"])
                 known[variable["name"]] = known[value[2:-1]] if value.startswith("$(") else value
-            words = [*container["command"], *container.get("args", ())]
-            for volume in ("backup", "workspace"):
-                words = [re.sub(rf"(?<![\w:$])/{volume}\b", str(self.place / volume), word) for word in words]
+            words = [self._here(word) for word in (*container["command"], *container.get("args", ()))]
             done = subprocess.run(words, env=known, capture_output=True, text=True, check=False, cwd=self.place)
             assert done.returncode == 0, (container["name"], done.stderr[-3000:])
+        return done.stdout
+
+    def _here(self, word: str) -> str:
+        return re.sub(r"(?<![\w:$])/(backup|workspace)\b", str(self.place / r"\1"), word)
 
 
 @needs_kubectl
@@ -258,7 +261,7 @@ def test_what_the_backup_keeps_the_restore_brings_back(
     policy = settings.policy_file.read_text()
     shutil.rmtree(tmp_path / "workspace")
     home.mkdir(parents=True)
-    pod.run("restore")
+    assert "no private key here" in pod.run("restore")
 
     mlflow.start()
     (kept,) = registry.versions(settings)
@@ -266,4 +269,8 @@ def test_what_the_backup_keeps_the_restore_brings_back(
     registry.fetch(settings, 1, tmp_path / "fetched")
     assert digests.of_tree(home / "store" / digest) == digest
     assert settings.policy_file.read_text() == policy
+    assert authorize(digest, Home(settings).decisions, local.policy(settings)).approvals == approvals
+    refuses("keys new 'pipeline' --role pipeline", local.pipeline_signer, settings)
+    local.new_person_key(settings, "pipeline", ("pipeline", "releaser"), None)
+    assert local.pipeline_signer(settings, "releaser").key_id == local.pipeline_signer(settings).key_id
     assert authorize(digest, Home(settings).decisions, local.policy(settings)).approvals == approvals

@@ -14,7 +14,7 @@ import commands
 from cluster.specification import write_specification
 from facemllm.errors import UserError
 from facemllm.settings import load
-from facemllm.settings.cluster import bytes_of
+from facemllm.settings.cluster import Pod, bytes_of
 from facemllm.workflow.pods import loading, on_cluster, pods, weights
 
 pytestmark = pytest.mark.usefixtures("quick_kfp")
@@ -43,6 +43,7 @@ SIZES: dict[str, dict[str, Size]] = {
     "paper-13b": {**PAPER_DATA, **KSERVE, **each(STAGES, ("64", "640Gi", 8)), **each(ASKING, ("8", "96Gi", 1))},
 }
 GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+BUCKET = {name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION")}
 TOKENS = {"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"}
 
 
@@ -108,7 +109,7 @@ def check(documents: Documents, profile: str, sizes: dict[str, Size]) -> None:
         assert int(pod["activeDeadlineSeconds"]) >= (86400 if gpus == 8 else 3600), step
         secrets = variables(pod, "secret")
         assert secrets.pop("face-mllm-mlflow") == TOKENS, step
-        assert "AWS_SECRET_ACCESS_KEY" in secrets.pop("face-mllm-s3"), step
+        assert secrets.pop("face-mllm-models" if step == "deploy" else "face-mllm-s3") == BUCKET, step
         if step == "annotate":
             assert secrets.pop("face-mllm-annotator") == {"key": "FACEMLLM_API_KEY"}
         if step in loading(on_cluster(profile, [])[0]):
@@ -201,6 +202,7 @@ def test_release_is_a_pipeline_of_its_own_for_one_version(compiled: Callable[...
     assert list(spec["deploymentSpec"]["executors"]) == ["exec-release"]
     assert "retryPolicy" not in task_of(spec, "release"), "a trial on production that failed is not made again"
     assert list(spec["root"]["inputDefinitions"]["parameters"]) == ["version"]
+    assert variables(pod, "secret") == {"face-mllm-mlflow": TOKENS, "face-mllm-models": BUCKET}
     assert "accelerator" not in container["resources"], "KServe's pods load the model"
     here = compiled("paper-7b", "serve.target=local", release=True)
     container, pod = executor(here, "release")
@@ -246,6 +248,19 @@ def test_a_pod_takes_what_its_profile_says_down_to_the_last_key(compiled: Callab
     assert pod["activeDeadlineSeconds"] == "5400"
     _, other = executor(documents, "instruct")
     assert "nodeSelector" not in other
+
+
+def test_a_variable_is_given_once_by_whoever_names_it_last() -> None:
+    pair = {"env": {"id": "AWS_ACCESS_KEY_ID", "key": "AWS_SECRET_ACCESS_KEY"}}
+    below = Pod.model_validate(
+        {"env": {"HF_TOKEN": "x", "A": "1"}, "secrets": {"s3": pair, "hub": {"env": {"t": "B"}}}}
+    )
+    own = {"secrets": {"own": {"env": {"id": "AWS_ACCESS_KEY_ID"}}}, "config_maps": {"c": {"env": {"t": "HF_TOKEN"}}}}
+    pod = Pod.model_validate({**own, "env": {"B": "2"}}).over(below)
+    assert pod.env == {"A": "1", "B": "2"}
+    given = {name: list(one.env.values()) for name, one in (pod.secrets or {}).items()}
+    assert given == {"s3": ["AWS_SECRET_ACCESS_KEY"], "own": ["AWS_ACCESS_KEY_ID"]}
+    assert Pod.model_validate(own).over(Pod()) == Pod.model_validate(own)
 
 
 REFUSED: list[tuple[str, list[str], str]] = [

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from facemllm import settings
 from facemllm.serve.engine.room import Counters
 from facemllm.serve.metrics import Metrics, follow_approval
+from facemllm.signing.policy import parse_policy
 from facemllm.workflow.pods import on_cluster
 from tests.unit.test_k8s import (
     ROOT,
@@ -31,6 +32,7 @@ from tests.unit.test_k8s import (
 
 pytestmark = needs_kubectl
 PLACES = {"gateway": "g", "knative": "k", "kuberay": "r", "shared-class": "s", "disk-class": "d", "profile": "small"}
+PLACES |= {"home": "/workspace/home", "runs": "/workspace/home/runs"}
 
 
 def named(made: list[Document], kind: str) -> dict[str, Document]:
@@ -89,6 +91,19 @@ def test_what_starts_runs_and_releases_has_the_profile_and_the_image_of_the_over
         on_cluster(profile, [one for one in sets if one != settings.ON_CLUSTER])
 
 
+def test_the_backup_is_of_the_folders_that_places_name(made: list[Document]) -> None:
+    of_profile, _ = on_cluster("paper-7b", [])
+    theirs = {"STORE": str(of_profile.home), "RUNS": str(of_profile.runs)}
+    own = {"STORE": PLACES["home"], "RUNS": PLACES["runs"]}
+    for written, folders in ((documents("gpu"), theirs), (made, own)):
+        for name in ("backup", "restore"):
+            ((_, pod),) = pods(named(written, "CronJob")[name])
+            for container in (*pod["spec"]["initContainers"], *pod["spec"]["containers"]):
+                given = {one["name"]: one["value"] for one in container.get("env", ())}
+                assert container["name"] == "database" or given.items() >= folders.items()
+                assert "/workspace" not in " ".join(container.get("args", ()))
+
+
 def test_production_has_places_of_its_own_and_lets_prometheus_in(tmp_path: Path) -> None:
     folder = shutil.copytree(ROOT / "k8s/production", tmp_path / "production")
     written = yaml.safe_load((folder / "places.yaml").read_text("utf-8"))
@@ -97,6 +112,9 @@ def test_production_has_places_of_its_own_and_lets_prometheus_in(tmp_path: Path)
     command = ["kubectl", "kustomize", str(folder)]
     text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     production = list(yaml.load_all(text, yaml.CSafeLoader))
+    (policy,) = named(production, "ConfigMap")["face-mllm-policy"]["data"].items()
+    assert policy == ("policy.yaml", (folder / "policy.yaml").read_text("utf-8"))
+    assert parse_policy(yaml.safe_load(policy[1]), "policy").keys == {}, "nobody decides until somebody is listed"
     policies = named(production, "NetworkPolicy")
     assert callers(policies["model-server-from-gateway"]) == ["g", "k", "k"]
     assert callers(policies["model-server-from-monitoring"]) == ["m"]

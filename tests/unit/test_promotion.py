@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from facemllm.serve.approval import Approval
 from facemllm.serve.local import production as local_production
 from facemllm.settings import load
 from facemllm.signing import local, manifest
+from facemllm.signing.authorization import authorize
 from facemllm.signing.canonical import Refused
 from facemllm.signing.decisions import Decisions
 from facemllm.signing.policy import read_policy, revoke_key
@@ -148,6 +150,28 @@ def test_two_people_where_the_policy_asks_for_them(tmp_path: Path, mlflow: Regis
     assert overview.show(home.settings, 1)["may_sign"] == [GRACE]
     decide.decide(home.settings, 1, "approve", FINE, Who(GRACE))
     assert decide.state(home.settings, 1) == "approved"
+
+
+def test_a_person_decides_on_a_machine_of_their_own(tmp_path: Path, mlflow: Registry) -> None:
+    """As on a cluster: the pipeline's key lies on the volume, Ada's on her laptop, the policy in a repository."""
+    subprocess.run(["git", "init", "-q", "--bare", tmp_path / "decisions.git"], check=True)
+    decisions, published = f"promote.decisions=file://{tmp_path}/decisions.git", tmp_path / "policy.yaml"
+    volume = Home(load("laptop", [f"storage.home={tmp_path}/volume", decisions]))
+    laptop = Home(load("laptop", [f"storage.home={tmp_path}/laptop", decisions, f"promote.policy={published}"]))
+    model = make_model(tmp_path / "model")
+    digest = mlflow.add(1, manifest.of(model).digest).digest
+    volume.keys["pipeline"] = local.pipeline_signer(volume.settings).key_id
+    volume.say("request", volume.bundle(model), "pipeline", role="pipeline")
+
+    laptop.person(ADA, "approver")
+    refuses("nobody asked for a decision", decide.decide, laptop.settings, 1, "approve", "fine", Who(ADA))
+    published.unlink()
+    shutil.copy(volume.settings.policy_file, published)
+    laptop.person(ADA, "approver")
+    decide.decide(laptop.settings, 1, "approve", "fine", Who(ADA))
+    refuses("which the policy does not list", authorize, digest, volume.decisions, local.policy(volume.settings))
+    shutil.copy(published, volume.settings.policy_file)
+    assert [one.person for one in authorize(digest, volume.decisions, local.policy(volume.settings)).approvals] == [ADA]
 
 
 def test_a_run_waits_for_a_decision(home: Home, mlflow: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
