@@ -13,7 +13,7 @@ import grpc
 import pytest
 import uvicorn
 import uvloop
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from uvicorn.server import ServerState
 
 from facemllm.errors import UserError
@@ -156,6 +156,44 @@ def test_of_more_clients_than_there_is_room_for_each_hears_an_answer():
     served = [b" 200 " in answer for answer in answers]
     assert sum(served) >= 4
     assert all(ok or answer.startswith(b"HTTP/1.1 503 ") for ok, answer in zip(served, answers, strict=True))
+
+
+def test_of_requests_that_do_not_wait_for_answers_few_are_read_and_all_are_answered():
+    """The first answer is held back while far more come than a connection may have waiting."""
+    number, waiting = 12_000, []
+
+    async def go():
+        gate = asyncio.Event()
+
+        async def application(scope, receive, send):
+            await receive()
+            await gate.wait()
+            waiting.append(max(len(one.pipeline) for one in state))
+            await PlainTextResponse("ok")(scope, receive, send)
+
+        async with in_this_loop(guard(), application) as (port, state):
+            client = connect(port)
+
+            def send():
+                client.sendall((GET + b"\r\n") * number + GET + b"Connection: close\r\n\r\n")
+
+            sending = asyncio.create_task(asyncio.to_thread(send))
+            while not any(one._unfed for one in state):
+                await asyncio.sleep(0)
+            (one,) = state
+            held = len(one.pipeline), len(one._unfed), one.flow.read_paused
+            gate.set()
+            answer = await asyncio.to_thread(said, client)
+            await sending
+            return held, answer
+
+    (requests, unread, paused), answer = run(go())
+    most = 8 + 1024 // len(GET)  # requests in the last piece that was parsed come together
+    assert 8 <= requests <= most
+    assert max(waiting) <= most
+    assert unread <= 2**18
+    assert paused
+    assert answer.count(b"HTTP/1.1 200 ") == number + 1
 
 
 @pytest.mark.parametrize("late", ["_give_up", "timeout_keep_alive_handler"])
