@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -157,7 +158,7 @@ def test_many_clients_that_ask_one_at_a_time_take_turns_and_none_waits_longer_th
     for name in clients:
         places = [-1, *(place for place, one in enumerate(order) if one == name)]
         assert len(places) == rounds + 1
-        assert max(later - before for before, later in zip(places, places[1:], strict=False)) <= 2 * len(clients)
+        assert max(later - before for before, later in pairwise(places)) <= 2 * len(clients)
 
 
 def test_who_comes_back_is_still_charged_and_is_forgotten_in_time() -> None:

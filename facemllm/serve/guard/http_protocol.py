@@ -102,7 +102,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 return
             if self._wire - self._body > self.guard.header_kb * 1024 + self._body:
                 self._refuse_headers()
-                return self.send_400_response("")
+                self.send_400_response("")
+                return
         if self._unfed:
             self.flow.pause_reading()
         elif self._idle and self._late is None and self.timeout_keep_alive_task is None:  # Uvicorn took its own away

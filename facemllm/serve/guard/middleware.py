@@ -66,7 +66,7 @@ def install(
         fetcher = Fetcher(guard.fetch.hosts, max_bytes=max_bytes, seconds=guard.fetch.seconds)
         app.add_middleware(FetchImages, fetcher=fetcher, max_bytes=max_bytes, refuse=refuse)
     app.add_middleware(JsonLimit, max_depth=guard.json_depth, max_values=guard.json_values, refuse=refuse)
-    app.add_middleware(BodyLimit, max_bytes=max_bytes, seconds=guard.body_s)
+    app.add_middleware(BodyLimit, max_bytes=max_bytes, budget=int(guard.bodies_mb * 2**20), seconds=guard.body_s)
     app.add_middleware(Admission, check=check, refuse=refuse)
     if keys:  # the one added last comes first
         app.add_middleware(KeyCheck, keys=keys, refuse=refuse)
