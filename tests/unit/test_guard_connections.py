@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import socket
 import ssl
 import time
 import urllib.error
@@ -13,11 +14,13 @@ import grpc
 import pytest
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 from starlette.responses import JSONResponse, PlainTextResponse
 from uvicorn.server import ServerState
 
 from facemllm.errors import UserError
-from facemllm.serve.guard import connections
+from facemllm.serve.doors.errors import refusal
+from facemllm.serve.guard import connections, http_protocol, middleware
 from facemllm.serve.guard.keys import made
 from tests.guarded import app, certificate, connect, guard, said, serving
 
@@ -34,7 +37,12 @@ def port():
 
 @pytest.mark.parametrize(
     "sent",
-    [b"", b"\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"GET /no HTTP/1.1\r\nContent-Length: 9\r\n\r\n123"],
+    [
+        b"",
+        b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        b"GET /no HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n123",
+    ],
     ids=["nothing", "empty lines", "a header", "the rest of a body that nobody reads"],
 )
 def test_a_connection_without_a_request_is_closed(sent):
@@ -102,6 +110,63 @@ def test_what_is_not_http_is_refused_in_one_line(port):
     with connect(port) as connection:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         assert said(connection).endswith(b'{"error": "this is not HTTP as this server reads it"}')
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+        (GET + b"Host: y\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.0\r\n\r\n", b"200"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", b"501"),
+    ],
+    ids=["no host", "two hosts", "an old client", "a coding"],
+)
+def test_what_http_wants_of_headers(port, sent, status):
+    with connect(port) as connection:
+        connection.sendall(sent)
+        assert said(connection).split()[1] == status
+
+
+def test_head_is_get_without_a_body():
+    application = FastAPI()  # which has no HEAD of its own
+    application.add_api_route("/", lambda: "four", methods=["GET"])
+    middleware.install(application, guard(), 2**20, refusal)
+    with serving(guard(), application) as port, connect(port) as connection:
+        connection.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        head, _, body = said(connection).partition(b"\r\n\r\n")
+    assert b" 200 " in head
+    assert b"content-length: 6" in head
+    assert body == b""
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_who_sends_no_more_is_answered_and_has_left_after_a_while(monkeypatch, answers):
+    if not answers:
+        monkeypatch.setattr(http_protocol, "_PARTING_S", 0.1)
+
+    async def go():
+        heard = []
+
+        async def application(scope, receive, send):
+            await receive()
+            while not next(iter(state))._late:  # the end has not come
+                await asyncio.sleep(0)
+            if answers:
+                await PlainTextResponse("ok")(scope, receive, send)
+            else:
+                heard.append((await receive())["type"])
+
+        async with in_this_loop(guard(), application) as (port, state):
+            client = connect(port)
+            client.sendall(GET + b"\r\n")
+            client.shutdown(socket.SHUT_WR)
+            return await asyncio.to_thread(said, client), heard
+
+    answer, heard = run(go())
+    assert answer.endswith(b"ok" if answers else b"")
+    assert bool(answer) is answers
+    assert heard == ([] if answers else ["http.disconnect"])
 
 
 def test_idle_connections_make_room_and_busy_ones_do_not():

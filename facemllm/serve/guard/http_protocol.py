@@ -17,10 +17,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from facemllm.settings.serve import Guard
 
 _TOO_LARGE = b"431 Request Header Fields Too Large"
+_BAD = b"400 Bad Request"
+_NOT_READ = b"501 Not Implemented"
 _BUSY = b"503 Service Unavailable"
 _turns = itertools.count()  # in which order connections began to wait: the loop's clock has the same time for several
 _TURN_S = 0.05  # within which an event loop has read what has arrived
-_PARTING_S = 1.0  # in which a client reads that there are too many connections
+_PARTING_S = 1.0  # in which a client reads that there are too many connections, or an answer when it sends no more
 _PIPELINED = 8  # requests of a connection that wait for the one before them; more are not read
 _PIECE = 1024  # bytes that the parser, which cannot be stopped, is given at a time: what may hold many requests
 
@@ -115,13 +117,19 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Begin to answer, if the headers are few and small enough."""
+        """Begin to answer, if the headers are few and small enough, and say what HTTP wants (RFC 9112, 3.2 and 6.1)."""
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.guard.header_kb * 1024 or len(self.headers) > self.guard.max_headers:
             self._refuse_headers()
             raise ValueError("headers")  # the parser stops, and Uvicorn sends the refusal
+        if (hosts := len(self._said(b"host"))) > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            self._refusal = _answer(_BAD, f"the request has {hosts or 'no'} Host headers; send one")
+            raise ValueError("Host")
+        if self._said(b"transfer-encoding") not in ([], [b"chunked"]):
+            self._refusal = _answer(_NOT_READ, "of Transfer-Encoding this server reads chunked alone")
+            raise ValueError("Transfer-Encoding")
         self._at_head = False
-        self._rest = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+        self._rest = int(next(iter(self._said(b"content-length")), 0))
         self._stop_waiting()
         self._unset_keepalive_if_required()
         super().on_headers_complete()
@@ -158,9 +166,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse in one line and close."""
-        line = _answer(b"400 Bad Request", "this is not HTTP as this server reads it")
+        line = _answer(_BAD, "this is not HTTP as this server reads it")
         self.transport.write(self._refusal or line)
         self.transport.close()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more; True keeps the connection open. One that has left altogether looks the same,
+        so a request that has come whole is answered within `_PARTING_S`, or not at all."""
+        if self._idle or self.cycle.more_body or self.scheme == "https":  # asyncio's TLS knows no half of a connection
+            return False
+        self.cycle.keep_alive = False
+        self._late = self.loop.call_later(_PARTING_S, self.transport.close)
+        return True
 
     def pause_writing(self) -> None:
         """The client takes nothing more: it has a while to begin again."""
@@ -182,6 +199,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def _idle(self) -> bool:
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
+
+    def _said(self, header: bytes) -> list[bytes]:
+        """The values of a header of this request."""
+        return [value.strip().lower() for name, value in self.headers if name == header]
 
     def _wait_for_a_request(self) -> None:
         self._turn = next(_turns)
