@@ -83,7 +83,7 @@ def application(folder: Path | None, service: Fake | None = None, observer: Obse
         made, LIMITS, lambda: INFO, load("laptop", overrides).serve, refuses, lambda request, key: "me"
     ):
         app.include_router(router)
-    app.add_middleware(BodyLimit, max_bytes=int(LIMITS.max_body_mb * 2**20))
+    app.add_middleware(BodyLimit, max_bytes=int(LIMITS.max_body_mb * 2**20), budget=2**28)
     app.add_middleware(Watch, observer=observer or Observer())
 
     @app.exception_handler(Refused)

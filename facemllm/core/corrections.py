@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,12 +28,12 @@ LINES, PICTURES = "corrections.jsonl", "pictures"
 MAX_LINE = 16 * 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LOCK = ".lock"
-_CLIENTS = 10  # so many times a client's share may all of them write in a minute
+_CLIENTS = 10  # so many times a client's share may all of them write in a minute, and in all
 _COUNT_AGAIN_S = 60.0
 
 
 class Full(Exception):
-    """The folder has reached its size, or its disk has."""
+    """The folder has reached its size, or its disk has, or a client its share of it."""
 
 
 class TooOften(Exception):
@@ -69,7 +69,7 @@ class Correction:
 
 class Corrections:
     """The folder, for whoever adds to it or removes from it; several processes may. `max_bytes` bounds all of it,
-    `per_minute` what one client may add."""
+    `per_minute` how often one client may add; of the bytes, a client adds no more than a tenth while a process runs."""
 
     def __init__(
         self,
@@ -81,6 +81,7 @@ class Corrections:
         self.folder, self._max_bytes, self._per_minute, self._clock = folder, max_bytes, per_minute, clock
         self._recent: deque[tuple[float, str]] = deque()
         self._held, self._counted = 0, -_COUNT_AGAIN_S
+        self._added = Counter[str]()  # bytes, by client
         self._thread = threading.Lock()
 
     def add(self, correction: Correction, picture: bytes | None, client: str) -> None:
@@ -93,12 +94,15 @@ class Corrections:
             size = len(line) + len(picture or b"")
             if len(line) > MAX_LINE or self._size() + size > self._max_bytes:
                 raise Full(f"{self.folder} holds as much as it may")
+            if self._added[client] + size > self._max_bytes / _CLIENTS:
+                raise Full(f"{self.folder} holds as much of one client as it may")
             self.folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(self.folder / _LOCK):
                 if picture is not None:
                     self._keep(correction.image, picture)
                 _append(self.folder / LINES, line)
             self._held += size
+            self._added[client] += size
 
     def forget(self, images: Collection[str]) -> int:
         """Remove all that is about pictures, by digest; returns how many lines and pictures went."""

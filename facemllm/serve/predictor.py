@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from kserve import InferRequest, InferResponse, Model
@@ -53,6 +55,15 @@ class FaceModel(Model):
     def get_output_types(self) -> list[dict[str, Any]]:
         """The tensors that V2 infer gives."""
         return infer.OUTPUTS
+
+
+def taught_tasks(model: Path) -> str:
+    """Names, with commas, of the tasks that a model directory was trained on, as its lineage.json says; empty where it
+    says nothing, as that of a model from elsewhere."""
+    try:
+        return ",".join(json.loads((model / "lineage.json").read_text("utf-8"))["settings"]["tasks"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def known_tasks(text: str) -> list[str]:

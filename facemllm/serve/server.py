@@ -134,7 +134,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", default="", help="version in the registry, as /info gives it")
     parser.add_argument("--name", default="face-mllm", help="model name in the URLs")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
-    parser.add_argument("--tasks", default="", help="tasks whose questions are known; default: all but sensitive ones")
+    parser.add_argument(
+        "--tasks", default="", help="tasks whose questions are known; default: those of its lineage.json"
+    )
     parser.add_argument("--config", default="", help="JSON of the settings' section serve; default: params.yaml's")
     parser.add_argument("--engine", choices=("own", "vllm"), help="what computes; default: as in --config")
     parser.add_argument("--vllm-url", help="where vLLM listens, as in http://127.0.0.1:8000; default: as in --config")
@@ -173,15 +175,16 @@ def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
         from facemllm.serve import seen
         from facemllm.serve.assembly import PredictorTokens, loaded, service_of
         from facemllm.serve.evaluated import Evaluated
-        from facemllm.serve.predictor import known_tasks
+        from facemllm.serve.predictor import known_tasks, taught_tasks
         from facemllm.serve.service import Served
 
     own = chosen.engine.name == "own"
     predictor = Predictor.load(folder, device=chosen.device, threads=chosen.threads) if own else Reader.open(folder)
     served = Served(options.name, options.version or None, options.digest)
     evaluated = Evaluated.read(options.evaluated)
-    observer = seen.observer(served, known_tasks(options.tasks), chosen, options.answers)
-    service = service_of(served, predictor, chosen, options.tasks, evaluated, options.max_new_tokens, observer)
+    names = options.tasks or taught_tasks(folder)
+    observer = seen.observer(served, known_tasks(names), chosen, options.answers)
+    service = service_of(served, predictor, chosen, names, evaluated, options.max_new_tokens, observer)
     dtype: str = chosen.engine.vllm_dtype
     if isinstance(predictor, Predictor):
         dtype = str(predictor.model.dtype).removeprefix("torch.")

@@ -99,6 +99,7 @@ class Guard(Section):
     header_kb: Positive
     header_s: Annotated[float, Field(gt=0)]
     body_s: Annotated[float, Field(gt=0)]
+    bodies_mb: Annotated[float, Field(gt=0)]
     idle_s: Positive
     json_depth: Positive
     json_values: Positive

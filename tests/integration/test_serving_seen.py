@@ -25,7 +25,8 @@ def test_page_metrics_log_and_corrections_of_a_real_server(
     instance = {"image": {"b64": base64.b64encode(picture(1)).decode()}, "question": SECRET}
     with httpx.Client(base_url=endpoint.url, trust_env=False, timeout=60) as client:
         assert client.post(f"/v1/models/{endpoint.model}:predict", json={"instances": [instance]}).status_code == 200
-        shown = client.get("/")
+        assert client.get("/").json() == {"status": "alive"}
+        shown = client.get("/", headers={"Accept": "text/html"})
         assert "default-src 'none'" in shown.headers["content-security-policy"]
         assert endpoint.digest in shown.text
         files = {"picture": ("face.jpg", picture(1), "image/jpeg")}

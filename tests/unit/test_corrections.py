@@ -81,6 +81,20 @@ def test_one_client_and_all_of_them_are_slowed_down_and_the_folder_is_bounded(tm
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) == size
 
 
+def test_a_client_does_not_fill_the_folder_alone(tmp_path: Path) -> None:
+    store = Corrections(tmp_path, max_bytes=10**5, per_minute=100)
+    one = said("ab" * 32, "age", "age", "34", picture=False, answer="x" * 1500)
+
+    def fill() -> None:
+        for _ in range(20):
+            store.add(one, None, "a")
+
+    with pytest.raises(Full, match="of one client"):
+        fill()
+    assert 8_000 < (tmp_path / LINES).stat().st_size <= 10**4
+    store.add(one, None, "b")
+
+
 def test_a_line_that_was_cut_short_costs_that_line_alone(store: Corrections) -> None:
     image = put(store, 1, ("age", "age", "34"))
     with (store.folder / LINES).open("a") as file:

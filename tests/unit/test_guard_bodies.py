@@ -9,9 +9,11 @@ import urllib.request
 import pytest
 
 from facemllm.errors import UserError
+from facemllm.serve.caller import CALLER, Caller
 from facemllm.serve.doors.errors import refusal
 from facemllm.serve.engine.room import UnderWay
 from facemllm.serve.guard import keys as guard_keys
+from facemllm.serve.guard.bodies import BodyLimit
 from facemllm.serve.guard.json_bodies import check_json
 from facemllm.serve.guard.keys import Keys, made
 from facemllm.serve.guard.middleware import Admission
@@ -124,6 +126,45 @@ def test_a_body_that_is_too_large_is_refused_before_its_json_is_read(port):
     assert post(port, b"[" * (2**20 + 1))[0] == 413
     assert post(port, b"{}", {"Content-Encoding": "gzip"})[0] == 415
     assert post(port, b"{}", {"ce-specversion": "1.0"})[0] == 415
+
+
+def test_bodies_under_way_have_a_budget_and_who_holds_little_finds_room_beside_who_holds_all():
+    clients, budget = ["greedy"] * 40 + ["modest"], 100_000
+    piece = {"type": "http.request", "body": b"x" * 10_000, "more_body": True}
+
+    async def go() -> tuple[list[object], int]:
+        gate, reading = asyncio.Event(), 0
+
+        async def read(scope, receive, send) -> None:
+            await receive()
+            await receive()
+
+        async def held(client: str) -> None:
+            CALLER.set(Caller(client))
+            messages = iter([piece])
+
+            async def receive() -> dict[str, object]:
+                if (message := next(messages, None)) is not None:
+                    return dict(message)
+                await gate.wait()
+                return {"type": "http.request", "body": b"", "more_body": False}
+
+            await door({"type": "http", "headers": []}, receive, None)
+
+        door = BodyLimit(read, 2**20, budget)
+        tasks = [asyncio.create_task(held(client)) for client in clients]
+        await asyncio.sleep(0.05)
+        reading = sum(not task.done() for task in tasks)
+        gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True), reading, door._held
+
+    found, reading, left = asyncio.run(go())
+    refused = [one for one in found if isinstance(one, Refused)]
+    assert reading == 11  # ten of the one, and the other's
+    assert {(one.status, one.retry_after) for one in refused} == {(503, 1.0)}
+    assert len(refused) == 30
+    assert found[-1] is None
+    assert not left
 
 
 @pytest.fixture(scope="module")

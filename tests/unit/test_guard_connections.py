@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import socket
 import ssl
 import time
 import urllib.error
@@ -13,11 +14,13 @@ import grpc
 import pytest
 import uvicorn
 import uvloop
-from starlette.responses import JSONResponse
+from fastapi import FastAPI
+from starlette.responses import JSONResponse, PlainTextResponse
 from uvicorn.server import ServerState
 
 from facemllm.errors import UserError
-from facemllm.serve.guard import connections
+from facemllm.serve.doors.errors import refusal
+from facemllm.serve.guard import connections, http_protocol, middleware
 from facemllm.serve.guard.keys import made
 from tests.guarded import app, certificate, connect, guard, said, serving
 
@@ -34,7 +37,12 @@ def port():
 
 @pytest.mark.parametrize(
     "sent",
-    [b"", b"\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"GET /no HTTP/1.1\r\nContent-Length: 9\r\n\r\n123"],
+    [
+        b"",
+        b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        b"GET /no HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n123",
+    ],
     ids=["nothing", "empty lines", "a header", "the rest of a body that nobody reads"],
 )
 def test_a_connection_without_a_request_is_closed(sent):
@@ -104,6 +112,63 @@ def test_what_is_not_http_is_refused_in_one_line(port):
         assert said(connection).endswith(b'{"error": "this is not HTTP as this server reads it"}')
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+        (GET + b"Host: y\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.0\r\n\r\n", b"200"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", b"501"),
+    ],
+    ids=["no host", "two hosts", "an old client", "a coding"],
+)
+def test_what_http_wants_of_headers(port, sent, status):
+    with connect(port) as connection:
+        connection.sendall(sent)
+        assert said(connection).split()[1] == status
+
+
+def test_head_is_get_without_a_body():
+    application = FastAPI()  # which has no HEAD of its own
+    application.add_api_route("/", lambda: "four", methods=["GET"])
+    middleware.install(application, guard(), 2**20, refusal)
+    with serving(guard(), application) as port, connect(port) as connection:
+        connection.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        head, _, body = said(connection).partition(b"\r\n\r\n")
+    assert b" 200 " in head
+    assert b"content-length: 6" in head
+    assert body == b""
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_who_sends_no_more_is_answered_and_has_left_after_a_while(monkeypatch, answers):
+    if not answers:
+        monkeypatch.setattr(http_protocol, "_PARTING_S", 0.1)
+
+    async def go():
+        heard = []
+
+        async def application(scope, receive, send):
+            await receive()
+            while not next(iter(state))._late:  # the end has not come
+                await asyncio.sleep(0)
+            if answers:
+                await PlainTextResponse("ok")(scope, receive, send)
+            else:
+                heard.append((await receive())["type"])
+
+        async with in_this_loop(guard(), application) as (port, state):
+            client = connect(port)
+            client.sendall(GET + b"\r\n")
+            client.shutdown(socket.SHUT_WR)
+            return await asyncio.to_thread(said, client), heard
+
+    answer, heard = run(go())
+    assert answer.endswith(b"ok" if answers else b"")
+    assert bool(answer) is answers
+    assert heard == ([] if answers else ["http.disconnect"])
+
+
 def test_idle_connections_make_room_and_busy_ones_do_not():
     with serving(guard(max_connections=4)) as port:
         idle = [connect(port) for _ in range(12)]
@@ -156,6 +221,44 @@ def test_of_more_clients_than_there_is_room_for_each_hears_an_answer():
     served = [b" 200 " in answer for answer in answers]
     assert sum(served) >= 4
     assert all(ok or answer.startswith(b"HTTP/1.1 503 ") for ok, answer in zip(served, answers, strict=True))
+
+
+def test_of_requests_that_do_not_wait_for_answers_few_are_read_and_all_are_answered():
+    """The first answer is held back while far more come than a connection may have waiting."""
+    number, waiting = 12_000, []
+
+    async def go():
+        gate = asyncio.Event()
+
+        async def application(scope, receive, send):
+            await receive()
+            await gate.wait()
+            waiting.append(max(len(one.pipeline) for one in state))
+            await PlainTextResponse("ok")(scope, receive, send)
+
+        async with in_this_loop(guard(), application) as (port, state):
+            client = connect(port)
+
+            def send():
+                client.sendall((GET + b"\r\n") * number + GET + b"Connection: close\r\n\r\n")
+
+            sending = asyncio.create_task(asyncio.to_thread(send))
+            while not any(one._unfed for one in state):
+                await asyncio.sleep(0)
+            (one,) = state
+            held = len(one.pipeline), len(one._unfed), one.flow.read_paused
+            gate.set()
+            answer = await asyncio.to_thread(said, client)
+            await sending
+            return held, answer
+
+    (requests, unread, paused), answer = run(go())
+    most = 8 + 1024 // len(GET)  # requests in the last piece that was parsed come together
+    assert 8 <= requests <= most
+    assert max(waiting) <= most
+    assert unread <= 2**18
+    assert paused
+    assert answer.count(b"HTTP/1.1 200 ") == number + 1
 
 
 @pytest.mark.parametrize("late", ["_give_up", "timeout_keep_alive_handler"])

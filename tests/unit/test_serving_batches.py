@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -135,6 +136,52 @@ def test_fairness_counts_questions_not_requests() -> None:
 
     _, runner, _ = run(Room(batch=1), go)
     assert [one for (one,) in runner.batches[1:]] == ["a0", "b0", "b1", "b2", "a1", "b3", "b4", "b5"]
+
+
+def test_many_clients_that_ask_one_at_a_time_take_turns_and_none_waits_longer_than_two_rounds() -> None:
+    clients, rounds = [f"a{number:02}" for number in range(64)], 6
+
+    async def go(scheduler: Scheduler[Any, Any], runner: Doubling) -> Any:
+        first = await busy(scheduler, runner)
+
+        async def again(name: str) -> None:
+            for _ in range(rounds):
+                await scheduler.submit(name, client=name, cost=4)
+
+        tasks = [asyncio.create_task(again(name)) for name in reversed(clients)]
+        await asyncio.sleep(0)
+        runner.gate.set()
+        await results([first, *tasks])
+
+    _, runner, _ = run(Room(wait_s=1000, window_s=0), go)
+    order = [name for batch in runner.batches[1:] for name in batch]
+    for name in clients:
+        places = [-1, *(place for place, one in enumerate(order) if one == name)]
+        assert len(places) == rounds + 1
+        assert max(later - before for before, later in pairwise(places)) <= 2 * len(clients)
+
+
+def test_who_comes_back_is_still_charged_and_is_forgotten_in_time() -> None:
+    async def go(scheduler: Scheduler[Any, Any], runner: Doubling) -> Any:
+        first = await busy(scheduler, runner)
+
+        async def twice() -> None:
+            await scheduler.submit("a0", client="a", cost=100)
+            await scheduler.submit("a1", client="a", cost=1)
+
+        tasks = [asyncio.create_task(twice())]
+        tasks += await ask(scheduler, *(f"b{number}" for number in range(60)), client="b")
+        runner.gate.set()
+        await results([first, *tasks])
+        for number in range(300):
+            await scheduler.submit(number, client=str(number))
+        return len(scheduler._ahead)
+
+    left, runner, _ = run(Room(batch=1, window_s=0), go)
+    order = [one for (one,) in runner.batches[1:63]]
+    assert order[0] == "a0"
+    assert order[-1] == "a1"
+    assert left <= 2
 
 
 def test_nothing_is_begun_for_a_caller_that_left_or_whose_time_is_over() -> None:

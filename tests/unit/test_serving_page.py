@@ -24,7 +24,7 @@ from tests.conftest import encode, picture
 from tests.serving_page import HOSTILE, INFO, Fake, application
 
 IMAGE = digests.of_bytes(picture(1))
-OWN = {"origin": "http://testserver"}
+OWN = {"origin": "http://testserver", "accept": "text/html,*/*;q=0.8"}
 
 
 @pytest.fixture
@@ -92,6 +92,12 @@ def test_no_page_runs_or_fetches_anything_but_its_own(client: TestClient) -> Non
     assert re.findall(r"<script[^>]*>", html) == ['<script src="/page.js" defer>']
     assert not re.search(r"\son\w+=|\sstyle=|<style|https?://", html)
     assert "set-cookie" not in client.get("/").headers
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", ""])
+def test_who_asks_for_no_html_hears_that_the_server_is_alive(client: TestClient, accept: str) -> None:
+    """As kserve's `is_server_live` asks by V1."""
+    assert client.get("/", headers={"accept": accept}).json() == {"status": "alive"}
 
 
 def test_what_can_be_asked_and_what_cannot_is_on_the_form(client: TestClient) -> None:

@@ -172,7 +172,7 @@ def run_limited(chunks: list[bytes], headers: list[tuple[bytes, bytes]]) -> int:
             pass
 
     try:
-        asyncio.run(BodyLimit(app, 100)({"type": "http", "headers": headers}, receive, pytest.fail))
+        asyncio.run(BodyLimit(app, 100, 2**20)({"type": "http", "headers": headers}, receive, pytest.fail))
     except Refused as refusal:
         return -refusal.status - len(read)
     return len(read)
@@ -215,7 +215,7 @@ def test_a_body_in_another_form_is_refused_with_what_to_send(body, encoding, lin
 
     async def go():
         headers = [(b"content-encoding", encoding)] if encoding else []
-        await BodyLimit(app, 100)({"type": "http", "headers": headers}, receive, send)
+        await BodyLimit(app, 100, 2**20)({"type": "http", "headers": headers}, receive, send)
 
     if not line:
         asyncio.run(go())

@@ -1,15 +1,23 @@
 """What the served model is shown and answers (maps of face parts, scores), and how a deployment is proved."""
 
 import asyncio
+import gc
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from facemllm import tasks
-from facemllm.serve import deploy
+from facemllm.errors import UserError
+from facemllm.model.inference import Predictor
+from facemllm.serve import assembly, deploy, seen, server
 from facemllm.serve.doors.instances import read_request
 from facemllm.serve.language import Refused
 from facemllm.serve.probe import Probe, same_answer
+from facemllm.settings import plain
 from facemllm.tasks.unanswerable import REFUSAL
 from tests.serving import LIMITS, FakePredictor, b64, loaded, png
 
@@ -126,3 +134,36 @@ def test_a_probe_shows_what_evaluation_showed(monkeypatch: pytest.MonkeyPatch, s
     deploy._prove(endpoint, Probe(b"face", "What?", "a", "a", segmentation))
     expected = {} if segmentation is None else {"segmentation": {"b64": "YSBtYXA="}}
     assert asked == [{"image": {"b64": "ZmFjZQ=="}, "question": "What?", **expected}]
+
+
+@pytest.mark.parametrize(
+    ("given", "lineage", "names"),
+    [
+        ("", {"settings": {"tasks": {"age": 1.0, "gender": 0.5}}}, "age,gender"),
+        ("caption", {"settings": {"tasks": {"age": 1.0}}}, "caption"),
+        ("", {"settings": 3}, ""),
+        ("", None, ""),
+    ],
+)
+def test_a_folder_is_asked_what_it_was_taught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, lineage: Any, names: str
+) -> None:
+    if lineage is not None:
+        (tmp_path / "lineage.json").write_text(json.dumps(lineage))
+    found: list[str] = []
+
+    def service_of(served: Any, predictor: Any, settings: Any, names: str, *rest: Any) -> None:
+        found.append(names)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(sys, "argv", ["server"])
+    monkeypatch.setattr(gc, "disable", lambda: None)
+    monkeypatch.setattr(Predictor, "load", lambda *_, **__: None)
+    monkeypatch.setattr(seen, "observer", lambda *_: None)
+    monkeypatch.setattr(assembly, "service_of", service_of)
+    options = SimpleNamespace(
+        name="m", version="", digest="0" * 64, evaluated=None, tasks=given, answers=tmp_path, max_new_tokens=1
+    )
+    with pytest.raises(UserError, match="far enough"):
+        server._load(options, plain().serve, tmp_path)
+    assert found == [names]

@@ -1,8 +1,9 @@
 """Who is answered next: a bounded queue, fair between clients, that one thread empties in batches.
 
 The unit of work is a job: one face and all its questions. Nothing waits for a batch to fill: the thread takes what has
-gathered, so a lone request is answered at once and a crowd shares passes. Between clients the least served goes first
-(fair queueing by cost, which between equal jobs is round robin). The event loop stays free for health checks.
+gathered, so a lone request is answered at once and a crowd shares passes. Between clients the least served goes first,
+and of equals the one that came first (fair queueing by cost, which between equal jobs is round robin). The event loop
+stays free for health checks.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Runner(Protocol[Work, Result]):
 
 
 class _Client(Generic[Work, Result]):
-    """What one client has in the queue, and how much it was served, in cost."""
+    """What one client has in the queue, and how much it was served, in cost: its virtual time."""
 
     def __init__(self, served: float) -> None:
         self.served = served
@@ -90,7 +91,8 @@ class Scheduler(Generic[Work, Result]):
         self._clients: dict[str, _Client[Work, Result]] = {}
         self._running: list[Job[Work, Result]] = []
         self._cost = 0.0  # of what waits and runs
-        self._clock = 0.0  # how much the client taken last had been served
+        self._clock = 0.0  # virtual time: how much each client was served that always had something in the queue
+        self._ahead: dict[str, float] = {}  # virtual times of clients that left, later than the clock
         self._pace: float | None = None  # seconds a unit of cost
         self._since = self._since_cost = 0.0  # seconds of computing, and cost of what ended, since the pace was taken
         self._closed = False
@@ -139,7 +141,7 @@ class Scheduler(Generic[Work, Result]):
             self._check(job.client, job.deadline, job.cost)
             own = self._clients.get(job.client)
             if own is None:
-                own = self._clients[job.client] = _Client(self._clock)
+                own = self._clients[job.client] = _Client(self._ahead.pop(job.client, self._clock))
             own.jobs.append(job)
             job.counted = True
             own.served = max(own.served, self._clock) if len(own.jobs) == 1 else own.served
@@ -170,6 +172,8 @@ class Scheduler(Generic[Work, Result]):
         own.running -= job.running
         if not own.jobs and not own.running:
             del self._clients[job.client]
+            if own.served > self._clock:
+                self._ahead[job.client] = own.served
 
     def _work(self) -> None:
         last = 0
@@ -205,11 +209,10 @@ class Scheduler(Generic[Work, Result]):
         taken: list[Job[Work, Result]] = []
         now = time.monotonic()
         while len(taken) < room.batch:
-            ready = [(own.served, name) for name, own in self._clients.items() if own.jobs and name not in blocked]
+            ready = [(name, own) for name, own in self._clients.items() if own.jobs and name not in blocked]
             if not ready:
                 break
-            name = min(ready)[1]
-            own = self._clients[name]
+            name, own = min(ready, key=lambda one: (one[1].served, one[1].jobs[0].came))
             job = own.jobs[0]
             if job.rows > rows and job.wanted and (self._running or any(one.rows for one in taken)):
                 blocked.add(name)
@@ -220,13 +223,14 @@ class Scheduler(Generic[Work, Result]):
             if not job.wanted:  # its caller has gone or is about to be told
                 self._count_out(job)
                 continue
-            self._clock = own.served = max(own.served, self._clock)
+            self._clock = max(self._clock + job.cost / len(self._clients), own.served)
             own.served += job.cost
             own.running += 1
             job.running = True
             rows = max(0, rows - job.rows)
             taken.append(job)
             self.counters.waiting_s += now - job.came
+        self._ahead = {name: served for name, served in self._ahead.items() if served > self._clock}
         self.counters.taken += len(taken)
         if taken:
             self.counters.sizes[len(taken)] += 1

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import codecs
 import time
+from collections import Counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from facemllm.serve.caller import CALLER
 from facemllm.serve.language import Refused
 
 _DISCARD_BYTES = 64 * 2**20
@@ -38,10 +40,14 @@ class BodyLimit:
 
     Most clients read the answer only when they have sent everything, and see a broken connection when it is closed
     before. So a body that is not enormous is read to its end, and thrown away, before it is refused.
+
+    The bodies of all requests under way hold `budget` bytes. Beyond it, and up to twice as much, a client that holds
+    more than an equal share is refused (503), so that others find room whatever one holds.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float = 60.0) -> None:
-        self.app, self.max_bytes, self._seconds = app, max_bytes, seconds
+    def __init__(self, app: ASGIApp, max_bytes: int, budget: int, seconds: float = 60.0) -> None:
+        self.app, self.max_bytes, self._budget, self._seconds = app, max_bytes, budget, seconds
+        self._held = Counter[str]()  # bytes, by client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting."""
@@ -54,9 +60,10 @@ class BodyLimit:
         if encoding not in (b"", b"identity"):
             fault = _unsupported(f"compressed (Content-Encoding: {encoding.decode('latin-1')[:40]})")
         enormous = self.max_bytes + _DISCARD_BYTES
+        client, held = CALLER.get().client, 0
 
         async def counted() -> Message:
-            nonlocal size, whole, fault
+            nonlocal size, whole, fault, held
             if declared.isdigit() and int(declared) > enormous:
                 raise self._refused()
             while not whole:
@@ -73,12 +80,26 @@ class BodyLimit:
                 size += len(body)
                 whole = not message.get("more_body", False)
                 if size <= self.max_bytes and fault is None:
+                    if body:
+                        held += len(body)
+                        self._held[client] += len(body)
+                        self._require_room(client)
                     return message
                 if whole or size > enormous:
                     raise fault if size <= self.max_bytes and fault is not None else self._refused()
             return await receive()
 
-        return await self.app(scope, counted, send)
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self._held[client] -= held
+            if not self._held[client]:
+                del self._held[client]
+
+    def _require_room(self, client: str) -> None:
+        total, share = self._held.total(), self._budget / len(self._held)
+        if total > 2 * self._budget or (total > self._budget and self._held[client] > share):
+            raise Refused(503, "the server holds as many requests as it can; try again in a moment", 1.0)
 
     def _refused(self) -> Refused:
         return Refused(413, f"the body is too large; this server takes {self.max_bytes / 2**20:g} MB")

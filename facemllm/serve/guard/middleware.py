@@ -51,6 +51,17 @@ class Admission:
                 del every[client]
 
 
+class HeadAsGet:
+    """ASGI middleware: HEAD is asked as GET (RFC 9110, 9.3.2); Uvicorn leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        await self.app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
+
+
 def install(
     app: Starlette,
     guard: Guard,
@@ -66,7 +77,8 @@ def install(
         fetcher = Fetcher(guard.fetch.hosts, max_bytes=max_bytes, seconds=guard.fetch.seconds)
         app.add_middleware(FetchImages, fetcher=fetcher, max_bytes=max_bytes, refuse=refuse)
     app.add_middleware(JsonLimit, max_depth=guard.json_depth, max_values=guard.json_values, refuse=refuse)
-    app.add_middleware(BodyLimit, max_bytes=max_bytes, seconds=guard.body_s)
+    app.add_middleware(BodyLimit, max_bytes=max_bytes, budget=int(guard.bodies_mb * 2**20), seconds=guard.body_s)
     app.add_middleware(Admission, check=check, refuse=refuse)
     if keys:  # the one added last comes first
         app.add_middleware(KeyCheck, keys=keys, refuse=refuse)
+    app.add_middleware(HeadAsGet)

@@ -1,4 +1,5 @@
-"""The page as a door: `GET /` shows the form, `POST /` answers it, `/page/feedback` takes corrections from it.
+"""The page as a door: `GET /` shows the form to who asks for HTML, `POST /` answers it, `/page/feedback` takes
+corrections from it.
 
 It asks the service as every door does and makes HTML of what it says, on the server: with scripts the browser puts the
 same HTML in place. What is refused is shown with its status.
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from facemllm.report import web
 from facemllm.serve.doors.feedback import Feedback
@@ -165,8 +166,10 @@ def router(page: Page) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
     style, script = web.style(HERE / "page.css"), (HERE / "page.js").read_text("utf-8")
 
-    async def show() -> Response:
-        return page.html(None)
+    async def show(request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return page.html(None)
+        return JSONResponse({"status": "alive"})  # V1's liveness, as KServe's own `/` gives it
 
     async def show_style() -> Response:
         return Response(style, headers=HEADERS, media_type="text/css")
