@@ -80,8 +80,8 @@ class Cluster:
 
     Accounts of `NAMESPACE` have a token of their own name, if a role is bound to them; `ADMIN` may do everything.
     `faults` is what a schema holds against a body. `away` requests are cut off, `busy` ones answered with 503, `gone`
-    watches with 410 in their stream, `refused_watches` with 410 as their status; `cut` answers end amid their body, `pages`
-    are those of a login; `quota` is what the quota says of every creation. `logs` are those of pods, by name.
+    watches with 410 in their stream, `refused_watches` with 410 as their status; `cut` answers end amid their body,
+    `pages` are those of a login; `quota` is what the quota says of every creation. `logs` are those of pods, by name.
     """
 
     def __init__(self, roles: Iterable[Body] = (), faults: Callable[[Body], list[str]] = lambda body: []) -> None:
@@ -255,8 +255,9 @@ class _Handler(Answering):
             if cluster.fails("busy"):
                 raise Refused(503, "ServiceUnavailable", "the server is currently unable to handle the request")
             if cluster.fails("pages"):
-                return self._send(200, b"<html>Log in</html>", "text/html")
-            self._answer(raw)
+                self._send(200, b"<html>Log in</html>", "text/html")
+            else:
+                self._answer(raw)
         except Refused as error:
             self._send(error.status, json.dumps(_failure(error)).encode())
 

@@ -124,9 +124,7 @@ def test_a_watch_that_is_refused_as_too_old_is_begun_anew(as_, cluster: Cluster)
     assert cluster.refused_watches == 0
 
 
-def test_an_answer_that_is_cut_off_is_asked_for_again_and_a_page_is_one_line(
-    as_, cluster: Cluster, capsys: Any
-) -> None:
+def test_an_answer_cut_off_is_asked_for_again_and_a_page_is_one_line(as_, cluster: Cluster, capsys: Any) -> None:
     api = as_()
     cluster.put(config_map(a="1"))
     cluster.cut = 2
