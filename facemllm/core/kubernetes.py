@@ -115,9 +115,9 @@ class Api:
 
     def logs(self, pod: str, container: str = "", lines: int = 20) -> list[str]:
         """The last lines that a container has written."""
-        chosen = {"container": container} if container else {}
+        chosen: dict[str, Any] = {"container": container} if container else {}
         path = POD.path(self.namespace, pod, "log")
-        data = self._ask("GET", POD, path, take=lambda answer: answer.data, tailLines=lines, **chosen)
+        data = self._ask(lambda answer: answer.data, "GET", POD, path, tailLines=lines, **chosen)
         return str(data.decode("utf-8", "replace")).splitlines()
 
     def watch(self, kind: Kind, name: str, tick_s: int = 30) -> Iterator[Object | None]:
@@ -137,7 +137,7 @@ class Api:
         from urllib3.exceptions import HTTPError
 
         try:
-            answer = self._ask("GET", kind, kind.path(self.namespace), **query)
+            answer = self._ask(lambda answer: answer, "GET", kind, kind.path(self.namespace), **query)
         except ApiError as error:
             if error.status != 410:
                 raise
@@ -160,15 +160,15 @@ class Api:
 
     def _ask(
         self,
+        take: Callable[[Any], Any],
         verb: str,
         kind: Kind,
         path: str,
         body: Object | None = None,
         form: str = "",
-        take: Callable[[Any], Any] = lambda answer: answer,
         **query: Any,
     ) -> Any:
-        """What `take` makes of the answer to a request (itself: not yet read); asked again for a minute while the API
+        """What `take` makes of the answer to a request, which is not yet read; asked again for a minute while the API
         is away, or cuts its answer off."""
         headers = {"Accept": "application/json"} | ({"Content-Type": form or "application/json"} if body else {})
         until, pause = self.clock() + PATIENCE_S, _PAUSE_S
@@ -198,7 +198,7 @@ class Api:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _json(self, *asked: Any, **query: Any) -> Any:
-        return self._ask(*asked, take=self._object, **query)
+        return self._ask(self._object, *asked, **query)
 
     def _object(self, answer: Any) -> Object:
         """An answer's JSON object. Raises ApiError for one of another form."""
