@@ -22,6 +22,7 @@ TOKEN, COOKIE = "KFP_TOKEN", "KFP_COOKIE"
 IN_CLUSTER = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 PATIENCE_S, PAUSE_S = 60.0, 0.5
+_ATTEMPTS = 3  # of a connection; what an answer says of waiting (Retry-After) is no reason to be silent for hours
 _TIMEOUT_S = (10, 60)  # to connect, and between two bytes of an answer
 _PASSING = {429, 500, 502, 503, 504}
 
@@ -98,6 +99,32 @@ def _quietly(work: Callable[..., T], *args: Any, **given: Any) -> T:
         return work(*args, **given)
 
 
+class Exists(UserError):
+    """Something of this name is there already."""
+
+
+def conflicts(work: Callable[..., T], *args: Any, **given: Any) -> T:
+    """What `work` gives. Raises Exists for what is there already."""
+    from kfp_server_api import ApiException
+
+    try:
+        return work(*args, **given)
+    except ApiException as error:
+        if error.status == 409:
+            raise Exists(str(error.reason)) from None
+        raise
+
+
+def experiment_of(api: Api, name: str) -> str:
+    """Id of the experiment of this name, made if absent."""
+    given = {"namespace": api.namespace or None}
+    try:
+        made = api.call(conflicts, api.client.create_experiment, name, **given)
+    except Exists:  # somebody made it since it was looked for
+        made = api.call(api.client.create_experiment, name, **given)
+    return str(made.experiment_id)
+
+
 def connect(endpoint: str | None, namespace: str | None, ca: str | None) -> Api:
     """The API at `endpoint`; with None that of the cluster this pod runs in. Raises UserError unless it answers."""
     import kfp
@@ -132,7 +159,7 @@ def connect(endpoint: str | None, namespace: str | None, ca: str | None) -> Api:
         )
     except Exception as error:
         raise told(error, endpoint, namespace or "", who) from None
-    _bounded(client._run_api.api_client)
+    _bounded(client._run_api.api_client, _page(endpoint, who))
     return Api(endpoint, namespace or "", who, client)
 
 
@@ -144,27 +171,39 @@ def _health(kfp_server_api: Any, endpoint: str, who: Identity, ca: str | None) -
     if who.token or who.file:
         token = who.token or Path(str(who.file)).read_text("utf-8").strip()
         asked.set_default_header("authorization", f"Bearer {token}")
-    _bounded(asked)
+    _bounded(asked, _page(endpoint, who))
     try:
         answer = kfp_server_api.HealthzServiceApi(asked).healthz_service_get_healthz(_preload_content=False)
-        said = json.loads(answer.data)
-        return bool(said.get("multi_user"))
-    except (ValueError, AttributeError):
-        raise UserError(
-            f"{endpoint} answers with a page and not as the API of Kubeflow Pipelines, as a login does that "
-            f"{who.source} did not pass; give the API's address, as https://HOST/pipeline, and a token in {TOKEN} or "
-            f"a session in {COOKIE}"
-        ) from None
+        return bool(json.loads(answer.data).get("multi_user"))
     except Exception as error:
         raise told(error, endpoint, "", who) from None
 
 
-def _bounded(api_client: Any) -> None:
-    """Let no request of a generated client wait for ever, which each does by default."""
+def _page(endpoint: str, who: Identity) -> UserError:
+    return UserError(
+        f"{endpoint} answers with a page and not as the API of Kubeflow Pipelines, as a login does that "
+        f"{who.source} did not pass; give the API's address, as https://HOST/pipeline, and a token in {TOKEN} or "
+        f"a session in {COOKIE}"
+    )
+
+
+def _bounded(api_client: Any, page: UserError) -> None:
+    """Let no request of a generated client wait for ever, which each does by default, nor sleep as its answer says;
+    `page` is raised for an answer that is no JSON object, of which the client would make an empty one."""
+    import urllib3
+
     plain = api_client.rest_client.request
+    again = urllib3.Retry(_ATTEMPTS, respect_retry_after_header=False)
+    api_client.rest_client.pool_manager.connection_pool_kw["retries"] = again
 
     def request(method: str, url: str, **given: Any) -> Any:
-        return plain(method, url, **{**given, "_request_timeout": given.get("_request_timeout") or _TIMEOUT_S})
+        answer = plain(method, url, **{**given, "_request_timeout": given.get("_request_timeout") or _TIMEOUT_S})
+        try:
+            if isinstance(json.loads(answer.data), dict):
+                return answer
+        except ValueError:
+            pass
+        raise page
 
     api_client.rest_client.request = request
 

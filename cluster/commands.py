@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 from cluster import runs, schedules
 from cluster.client import Api, connect
 from cluster.specification import NAME, specification, write_specification
-from facemllm.errors import UserError
+from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings
 from facemllm.workflow.cron import described
 from facemllm.workflow.options import Json, Profile, Sets, say
@@ -32,7 +33,7 @@ Ca = Annotated[
 Account = Annotated[
     str | None,
     typer.Option(
-        help="Service account the pods run as; k8s/ has `pipeline-runner`, and `trainer` for `launcher: rayjob`."
+        help="Service account the pods run as; default: cluster.account, launcher_account or release_account."
     ),
 ]
 Experiment = Annotated[str | None, typer.Option(help="KFP experiment; default: `tracking.experiment`.")]
@@ -40,9 +41,20 @@ RunId = Annotated[str, typer.Argument(help="Id of the run, as `submit` prints it
 Follow = Annotated[bool, typer.Option("--follow", help="Tell each step until the run has ended; write summary.json.")]
 
 
-def _account(settings: Settings, given: str | None) -> str | None:
-    """The account of a run's pods: that which may start RayJobs where the run does, unless another is given."""
-    return given or (settings.cluster.launcher_account if launches(settings) else None)
+def _account(settings: Settings, given: str | None, release: bool = False) -> str | None:
+    """The account of a run's pods. Raises UserError for one given that is not the one that may start RayJobs, or change
+    production, where the run does."""
+    known = settings.cluster
+    if release and settings.serve.target != "local":
+        needed, key, what = known.release_account, "release_account", "changes production in KServe"
+    elif not release and launches(settings):
+        needed, key, what = known.launcher_account, "launcher_account", "starts RayJobs"
+    else:
+        return given or known.account
+    if given not in (None, needed):
+        may = f"which cluster.{key}, {needed}, may; leave it out, or set cluster.{key}={given}"
+        raise UserError(f"--service-account {given}: this run {what}, {may}")
+    return needed
 
 
 def _note(text: str) -> None:
@@ -77,6 +89,8 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Run the pipeline on a cluster, up to the request for approval; or release an approved version there."""
+    if release is not None and not re.fullmatch(r"[vV]?[1-9][0-9]*|@?[A-Za-z][A-Za-z0-9_-]*", release):
+        raise UserError(f"--release {release!r}: give the number of a version, as `facemllm promote list` tells it")
     with specification(profile, set_, release is not None) as (settings, file):
         api = connect(endpoint, namespace, ca)
         run_id = runs.submit(
@@ -84,7 +98,7 @@ def submit(
             file,
             name=name or (f"release {release}, {profile}" if release else f"{NAME} {profile}"),
             experiment=experiment or settings.tracking.experiment,
-            account=_account(settings, service_account),
+            account=_account(settings, service_account, release is not None),
             arguments={"version": release} if release else {},
         )
     _end(api, run_id, follow, as_json)
@@ -106,7 +120,7 @@ def status(
         return
     run, view, *_ = runs.look(api, run_id, _note)
     facts = {"run": run_id, "state": run.state, "steps": [step.told(name) for name, step in view.steps.items()]}
-    say(as_json, facts, "\n".join([f"{run.display_name}: {run.state}", *runs.lines(view.steps)]))
+    say(as_json, facts, "\n".join([f"{one_line(Exception(run.display_name))}: {run.state}", *runs.lines(view.steps)]))
 
 
 @app.command()
@@ -131,12 +145,19 @@ def _end(api: Api, run_id: str, follow: bool, as_json: bool) -> None:
         say(as_json, {"run": run_id}, run_id)
         return
     _note(f"run {run_id}; it goes on if this ends: pipeline.py status {run_id} --follow")
-    told = runs.follow(api, run_id, _note)
+    try:
+        told = runs.follow(api, run_id, _note)
+    except UserError as error:
+        raise UserError(f"{error} (then go on: pipeline.py status {run_id} --follow)") from None
     file = runs.write(told)
     say(as_json, told, str(file))
     failed = next((step for step in told["steps"] if step["state"] == "failed"), None)
     if failed or told["kubeflow"]["state"] != "SUCCEEDED":
-        where = f"{failed['name']}: {failed['figure']}" if failed else f"the run ended {told['kubeflow']['state']}"
+        ended = told["kubeflow"]
+        if ended["state"] == "CANCELED":
+            raise UserError(f"run {run_id} was canceled; submit it anew, and its finished steps are answered at once")
+        why = f": {ended['error']}" if ended.get("error") else ""
+        where = f"{failed['name']}: {failed['figure']}" if failed else f"the run ended {ended['state']}{why}"
         raise UserError(f"{where} (run {run_id}; once it is mended: pipeline.py retry {run_id})")
 
 

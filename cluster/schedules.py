@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
-from cluster.client import Api
+from cluster.client import Api, Exists, conflicts, experiment_of
 from cluster.specification import NAME, specification
 from facemllm.core import digests
 from facemllm.errors import UserError
@@ -26,17 +26,17 @@ def by_clock(
     KFP cannot change one, so the new one stands before the old ones go; of two that are made at once the newer stays.
     What a pause of the cluster missed is not made up for.
     """
-    made = api.call(api.client.create_experiment, experiment, namespace=api.namespace or None)
+    group = experiment_of(api, experiment)
     given = {"cron_expression": cron, "max_concurrency": 1, "no_catchup": True, "service_account": account}
     job = api.call(
         api.client.create_recurring_run,
-        made.experiment_id,
+        group,
         job_name=name,
         pipeline_package_path=file,
         enable_caching=False,
         **given,
     )
-    found = sorted(recurring(api, made.experiment_id, name), key=lambda one: (one.created_at, one.recurring_run_id))
+    found = sorted(recurring(api, group, name), key=lambda one: (one.created_at, one.recurring_run_id))
     *before, newest = found or [job]
     for earlier in before:
         api.call(_absent, api.client.delete_recurring_run, earlier.recurring_run_id)
@@ -98,10 +98,9 @@ def by_data(
             run_name = f"{NAME} {profile} on {name}"
             version = _claim(api, pipeline, name, file)
             if version is not None:
-                made = api.call(api.client.create_experiment, experiment, namespace=api.namespace or None)
                 run = api.call(
                     api.client.run_pipeline,
-                    made.experiment_id,
+                    experiment_of(api, experiment),
                     run_name,
                     pipeline_id=pipeline,
                     version_id=version,
@@ -126,31 +125,16 @@ def _pipeline(api: Api, name: str, file: str) -> str:
         if found.pipelines:
             return str(found.pipelines[0].pipeline_id)
         try:
-            return str(api.call(_conflicts, api.client.upload_pipeline, file, pipeline_name=name, **given).pipeline_id)
+            return str(api.call(conflicts, api.client.upload_pipeline, file, pipeline_name=name, **given).pipeline_id)
         except Exists:
             continue
     raise UserError(f"{api.endpoint} says that there is a pipeline {name}, and does not list it; look in its pages")
 
 
-class Exists(UserError):
-    """Something of this name is there already."""
-
-
-def _conflicts(work: Any, *args: Any, **given: Any) -> Any:
-    from kfp_server_api import ApiException
-
-    try:
-        return work(*args, **given)
-    except ApiException as error:
-        if error.status == 409:
-            raise Exists(str(error.reason)) from None
-        raise
-
-
 def _claim(api: Api, pipeline: str, name: str, file: str) -> str | None:
     """Id of a new version of the pipeline; None if there is one of this name."""
     try:
-        made = api.call(_conflicts, api.client.upload_pipeline_version, file, name, pipeline_id=pipeline)
+        made = api.call(conflicts, api.client.upload_pipeline_version, file, name, pipeline_id=pipeline)
     except Exists:
         return None
     return str(made.pipeline_version_id)

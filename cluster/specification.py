@@ -13,7 +13,8 @@ from facemllm.core.files import atomic_write, writing
 from facemllm.core.step import CLUSTER_RUN
 from facemllm.errors import UserError
 from facemllm.settings import Settings
-from facemllm.settings.cluster import Cluster, Pod, seconds_of
+from facemllm.settings.cluster import Cluster, Pod
+from facemllm.settings.kubernetes import seconds_of
 from facemllm.workflow.pods import on_cluster, pods
 
 NAME, RELEASE_NAME = "face-mllm", "face-mllm-release"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ class UserError(Exception):
 
     check: str | None = None
 
+
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?)")  # colours, titles, links
 
 TOLD = (UserError, OSError, KeyboardInterrupt)
 """What ends a command with one line of `told` instead of a traceback."""
@@ -32,8 +35,10 @@ def told(error: BaseException) -> str:
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception's message as one line of at most `limit` characters; its type when it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An exception's message as one line of at most `limit` characters that a terminal takes for text alone; its type
+    when it has none."""
+    plain = "".join(one for one in _ESCAPES.sub("", str(error)) if one.isprintable() or one.isspace())
+    text = " ".join(plain.split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

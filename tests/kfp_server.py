@@ -38,13 +38,17 @@ class Refused(Exception):
 
 
 class Kubeflow:
-    """What the API holds, and how it behaves. `away` requests are cut off, `busy` ones answered with 503; `failing` are
-    steps whose next attempt fails; `looks` is called before a run is shown; `runs_by` runs a new run, in a thread."""
+    """What the API holds, and how it behaves. `away` requests are cut off, `busy` ones answered with 503, or with 429
+    and `busy_for` seconds to wait, `pages` are those of a login; `failing` are steps whose next attempt fails,
+    `undriven` those whose driver does; `hidden` lists of experiments are empty; `looks` is called before a run is
+    shown; `runs_by` runs a new run, in a thread."""
 
     def __init__(self) -> None:
         self.tokens, self.sessions, self.namespaces = {TOKEN}, {SESSION}, {"face-mllm"}
         self.multi_user, self.away, self.busy = True, 0, 0
+        self.pages, self.hidden, self.busy_for = 0, 0, ""
         self.failing: dict[str, str] = {}
+        self.undriven: dict[str, str] = {}
         self.experiments: dict[str, Body] = {}
         self.runs: dict[str, Body] = {}
         self.recurring: dict[str, Body] = {}
@@ -115,6 +119,11 @@ class Kubeflow:
         tasks = run["run_details"]["task_details"]
         for task in tasks:
             step = task["display_name"]
+            if step.removesuffix("-driver") in self.undriven:
+                error = {"code": 2, "message": self.undriven.pop(step.removesuffix("-driver"))}
+                task |= {"state": "FAILED", "error": error}
+                run |= {"state": "FAILED", "finished_at": self.stamp()}
+                return
             if task["state"] == "RUNNING":
                 task["end_time"] = self.stamp()
                 task["state"] = "FAILED" if step in self.failing else "SUCCEEDED"
@@ -167,6 +176,9 @@ def _filtered(kept: dict[str, Body], query: dict[str, str]) -> list[Body]:
 
 def _experiments(kubeflow: Kubeflow, query: dict[str, str], body: Body) -> Body:
     kubeflow.allow(query.get("namespace"))
+    if kubeflow.hidden:
+        kubeflow.hidden -= 1
+        return {}
     return {"experiments": _filtered(kubeflow.experiments, query)}
 
 
@@ -344,7 +356,11 @@ class _Handler(Answering):
             try:
                 if kubeflow.busy:
                     kubeflow.busy -= 1
-                    raise Refused(503, "upstream connect error")
+                    raise Refused(429 if kubeflow.busy_for else 503, "upstream connect error")
+                if kubeflow.pages:
+                    kubeflow.pages -= 1
+                    self._send(200, b"<html>Log in</html>", "text/html")
+                    return
                 if path == f"{API}/healthz":  # needs no identity
                     self._send(200, json.dumps({"multi_user": kubeflow.multi_user}).encode())
                     return
@@ -354,6 +370,11 @@ class _Handler(Answering):
             except Refused as error:
                 said = {"error": str(error), "code": error.status, "message": str(error), "details": []}
                 self._send(error.status, json.dumps(said).encode())
+
+    def end_headers(self) -> None:
+        if self.kubeflow.busy_for:
+            self.send_header("Retry-After", self.kubeflow.busy_for)
+        super().end_headers()
 
     def _body(self, raw: bytes) -> Body:
         kind = self.headers.get("Content-Type") or ""

@@ -80,7 +80,8 @@ class Cluster:
 
     Accounts of `NAMESPACE` have a token of their own name, if a role is bound to them; `ADMIN` may do everything.
     `faults` is what a schema holds against a body. `away` requests are cut off, `busy` ones answered with 503, `gone`
-    watches with 410; `quota` is what the quota says of every creation. `logs` are those of pods, by name.
+    watches with 410 in their stream, `refused_watches` with 410 as their status; `cut` answers end amid their body,
+    `pages` are those of a login; `quota` is what the quota says of every creation. `logs` are those of pods, by name.
     """
 
     def __init__(self, roles: Iterable[Body] = (), faults: Callable[[Body], list[str]] = lambda body: []) -> None:
@@ -95,6 +96,7 @@ class Cluster:
         self.logs: dict[str, str] = {}
         self.asked: list[Request] = []
         self.away, self.busy, self.gone, self.quota, self.version = 0, 0, 0, "", 0
+        self.refused_watches, self.cut, self.pages = 0, 0, 0
         self.controllers: list[tuple[str, Callable[[str, Body], object]]] = []
         self.changed = threading.Condition(threading.RLock())
         self.closed = False
@@ -252,7 +254,10 @@ class _Handler(Answering):
         try:
             if cluster.fails("busy"):
                 raise Refused(503, "ServiceUnavailable", "the server is currently unable to handle the request")
-            self._answer(raw)
+            if cluster.fails("pages"):
+                self._send(200, b"<html>Log in</html>", "text/html")
+            else:
+                self._answer(raw)
         except Refused as error:
             self._send(error.status, json.dumps(_failure(error)).encode())
 
@@ -278,6 +283,8 @@ class _Handler(Answering):
         cluster.asked.append(asked)
         cluster.allow(asked)
         key = (plural, namespace, name)
+        if verb == "watch" and cluster.fails("refused_watches"):
+            raise Refused(410, "Expired", "too old resource version")
         if verb == "watch":
             return self._watch(plural, namespace, query)
         if sub == "log":
@@ -297,6 +304,16 @@ class _Handler(Answering):
         with cluster.changed:
             status, body = self._change(verb, key, group, kind, sub, raw, query)
         return self._send(status, json.dumps(body).encode())
+
+    def _send(self, status: int, content: bytes, kind: str = "application/json") -> None:
+        if self.cluster.fails("cut"):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content) + 9))
+            self.end_headers()
+            self.wfile.write(content)
+            self.close_connection = True
+            return
+        super()._send(status, content, kind)
 
     def _discover(self, path: str) -> None:
         """The groups, or the kinds of one."""

@@ -115,10 +115,10 @@ class Api:
 
     def logs(self, pod: str, container: str = "", lines: int = 20) -> list[str]:
         """The last lines that a container has written."""
-        chosen = {"container": container} if container else {}
+        chosen: dict[str, Any] = {"container": container} if container else {}
         path = POD.path(self.namespace, pod, "log")
-        answer = self._ask("GET", POD, path, None, "", tailLines=lines, **chosen)
-        return str(answer.data.decode("utf-8", "replace")).splitlines()
+        data = self._ask(lambda answer: answer.data, "GET", POD, path, tailLines=lines, **chosen)
+        return str(data.decode("utf-8", "replace")).splitlines()
 
     def watch(self, kind: Kind, name: str, tick_s: int = 30) -> Iterator[Object | None]:
         """An object now and after each change, without end; at least every `tick_s`. None while there is none.
@@ -136,7 +136,13 @@ class Api:
         from kubernetes.watch.watch import iter_resp_lines
         from urllib3.exceptions import HTTPError
 
-        answer = self._ask("GET", kind, kind.path(self.namespace), **query)
+        try:
+            answer = self._ask(lambda answer: answer, "GET", kind, kind.path(self.namespace), **query)
+        except ApiError as error:
+            if error.status != 410:
+                raise
+            self.sleep(_PAUSE_S)
+            return
         try:
             for line in iter_resp_lines(answer):
                 event = json.loads(line)
@@ -152,13 +158,23 @@ class Api:
             answer.close()
         self.sleep(_PAUSE_S)
 
-    def _ask(self, verb: str, kind: Kind, path: str, body: Object | None = None, form: str = "", **query: Any) -> Any:
-        """The answer to a request, not yet read; asked again for a minute while the API is away."""
+    def _ask(
+        self,
+        take: Callable[[Any], Any],
+        verb: str,
+        kind: Kind,
+        path: str,
+        body: Object | None = None,
+        form: str = "",
+        **query: Any,
+    ) -> Any:
+        """What `take` makes of the answer to a request, which is not yet read; asked again for a minute while the API
+        is away, or cuts its answer off."""
         headers = {"Accept": "application/json"} | ({"Content-Type": form or "application/json"} if body else {})
         until, pause = self.clock() + PATIENCE_S, _PAUSE_S
         while True:
             try:
-                return self.client.call_api(
+                answer = self.client.call_api(
                     path,
                     verb,
                     query_params=list(query.items()),
@@ -169,6 +185,9 @@ class Api:
                     _preload_content=False,
                     _request_timeout=_TIMEOUT_S,
                 )
+                return take(answer)
+            except ApiError:
+                raise
             except Exception as error:
                 said = _told(error, kind, self.host, self.namespace)
                 if said.status not in _PASSING or self.clock() > until:
@@ -179,7 +198,13 @@ class Api:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _json(self, *asked: Any, **query: Any) -> Any:
-        return json.loads(self._ask(*asked, **query).data)
+        return self._ask(self._object, *asked, **query)
+
+    def _object(self, answer: Any) -> Object:
+        """An answer's JSON object. Raises ApiError for one of another form."""
+        if not (found := _read(answer.data)):
+            raise ApiError(f"{self.host} answers with no object of Kubernetes, as a login page; name the API's address")
+        return found
 
 
 def connect(namespace: str | None = None) -> Api:
@@ -226,7 +251,7 @@ def _told(error: Exception, kind: Kind, host: str, namespace: str) -> ApiError:
         raise error
     if not error.status:
         return ApiError(f"{host}: its certificate is not trusted ({one_line(Exception(error.reason), 160)})")
-    status = _status(error.body)
+    status = _read(error.body)
     reason, said = str(status.get("reason", "")), one_line(Exception(status.get("message") or error.reason), 400)
     match error.status:
         case 401:
@@ -245,8 +270,8 @@ def _told(error: Exception, kind: Kind, host: str, namespace: str) -> ApiError:
     return ApiError(line, error.status, reason)
 
 
-def _status(body: Any) -> dict[str, Any]:
-    """A `Status` object; empty for an answer of other form, as that for a path that nobody serves."""
+def _read(body: Any) -> Object:
+    """An object; empty for an answer of other form, as that for a path that nobody serves."""
     try:
         found = json.loads(body)
         return found if isinstance(found, dict) else {}

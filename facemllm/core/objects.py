@@ -15,17 +15,25 @@ if TYPE_CHECKING:
 _ANSWER_S, _CONNECT_S = 60.0, 10.0  # its own are 3 s and 1 s, in which a busy store has not taken a part
 
 
+def path_of(place: str, key: str) -> str:
+    """The path of a folder, or that in S3 (`bucket/prefix`). Raises UserError, naming the setting `key`, for another
+    scheme."""
+    scheme, found, path = place.partition("://")
+    if not found:
+        return place
+    if scheme != "s3" or not path.strip("/"):
+        raise UserError(f"{key}: {place} is neither a folder nor s3://bucket/prefix; give one of both")
+    return path
+
+
 def filesystem(place: str, key: str = "train.storage") -> tuple[FileSystem, str]:
     """The file system of a folder or an s3:// address, and the path there. S3's address, keys and region come from the
-    environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_REGION...). Raises UserError, naming the setting `key`, for
-    another scheme."""
+    environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_REGION...). Raises UserError as `path_of`."""
     from pyarrow import fs
 
+    path = path_of(place, key)
     if "://" not in place:
-        return fs.LocalFileSystem(), place
-    scheme, path = place.split("://", 1)
-    if scheme != "s3" or not path.strip("/"):
-        raise UserError(f"{key}: {place} is neither a folder nor s3://bucket/prefix")
+        return fs.LocalFileSystem(), path
     options: dict[str, Any] = {"request_timeout": _ANSWER_S, "connect_timeout": _CONNECT_S}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         options |= zip(("scheme", "endpoint_override"), endpoint.rstrip("/").split("://", 1), strict=True)

@@ -22,7 +22,7 @@ from facemllm.errors import UserError, one_line
 from facemllm.serve.approval import TIME_ALONE
 from facemllm.serve.engine import parity as gate
 from facemllm.serve.probe import Probe, same_answer
-from facemllm.serve.target import Endpoint, Target
+from facemllm.serve.target import Endpoint, Superseded, Target
 from facemllm.serve.targets import target_of
 from facemllm.serve.trial import Trial
 from facemllm.settings import Settings
@@ -78,7 +78,8 @@ def release(
 
     If anything of that fails the former model keeps every request. `put_back` records that, given the reason; where it
     raises Refused, or there is none, the former model may not serve, and production serves nothing. Raises UserError
-    as `deploy` does, saying what serves now. The caller holds the release lock.
+    as `deploy` does, saying what serves now; Superseded, with nothing put back, once another release has the lock that
+    the caller holds.
     """
     target = target or target_of(settings)
     before = target.serving()
@@ -92,6 +93,8 @@ def release(
         if before is not None and not adopted:
             Trial(settings.serve.canary, target.split(), questions or [probe]).run()
         url = target.keep()
+    except Superseded:
+        raise
     except UserError as error:
         if before is not None and adopted and target.keeps_adopted:
             raise UserError(f"{error}\nproduction serves version {before.version} as before") from None
@@ -116,6 +119,8 @@ def _put_back(
     try:
         target.back()
         again = f"{error}\nproduction serves version {before.version}"
+    except Superseded:
+        raise
     except UserError as second:
         again = f"{error}\nrequests go to version {before.version}, but it was not put back whole: {one_line(second)}"
     if before.digest == digest:

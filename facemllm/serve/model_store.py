@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from facemllm.core.digests import of_bytes
 from facemllm.core.files import atomic_write, publish
 from facemllm.core.machine import cores
-from facemllm.core.objects import filesystem, reached
+from facemllm.core.objects import filesystem, path_of, reached
 from facemllm.errors import UserError
 from facemllm.signing import manifest
 from facemllm.signing.canonical import Refused
@@ -47,13 +47,20 @@ class Stored:
     bytes: int
 
 
+def checked(place: str) -> str:
+    """The place of a store, as its addresses begin. Raises UserError unless it can be one."""
+    plain = place.rstrip("/")
+    if "://" not in plain and not Path(plain).is_absolute():
+        raise UserError(f"{KEY}: {place} is neither s3://bucket/prefix nor an absolute folder; give one of both")
+    path_of(plain, KEY)
+    return plain
+
+
 class ModelStore:
     """The models at `place`, s3://bucket/prefix or an absolute folder."""
 
     def __init__(self, place: str) -> None:
-        self.place = place.rstrip("/")
-        if "://" not in self.place and not Path(self.place).is_absolute():
-            raise UserError(f"{KEY}: {place} is neither s3://bucket/prefix nor an absolute folder")
+        self.place = checked(place)
         self._fs, self._root = filesystem(self.place, KEY)
 
     def address(self, digest: str) -> str:

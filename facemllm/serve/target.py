@@ -9,7 +9,12 @@ from typing import Any, Protocol
 import httpx
 
 from facemllm.core.servers import Deployed
+from facemllm.errors import UserError
 from facemllm.serve.canary import Side
+
+
+class Superseded(UserError):
+    """Another release has taken over: this one may change nothing any more."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,9 @@ class Target(Protocol):
 
     keeps_adopted: bool
 
-    def held(self) -> AbstractContextManager[None]:
-        """Keep other releases away. Raises UserError when one is under way."""
+    def held(self) -> AbstractContextManager[object]:
+        """Keep other releases away. Raises UserError when one is under way; what changes production in the block raises
+        Superseded once another one has taken over."""
 
     def serving(self) -> Deployed | None:
         """The model that production's requests go to."""

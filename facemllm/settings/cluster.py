@@ -2,61 +2,54 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from facemllm.settings.data import Section
-
-_UNITS = {unit: 1000**power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
-_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P")) if unit}
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-Cpu = Annotated[str, BeforeValidator(_text), StringConstraints(pattern=r"^([0-9]+|[0-9]*\.[0-9]+|[0-9]+m)$")]
-Quantity = Annotated[str, BeforeValidator(_text), StringConstraints(pattern=r"^[0-9]+([KMGTP]i?)?$")]
-Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[smhd]$")]
-ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Text = Annotated[str, BeforeValidator(_text)]
-
-
-def bytes_of(quantity: str) -> int:
-    """Bytes of a Kubernetes quantity such as `4Gi`."""
-    number, unit = re.fullmatch(r"([0-9]+)([KMGTP]?i?)", quantity).groups()  # type: ignore[union-attr]
-    return int(number) * _UNITS[unit]
-
-
-def cores_of(cpu: str) -> float:
-    """Cores of a Kubernetes quantity such as `500m`."""
-    return int(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)
-
-
-def seconds_of(duration: str) -> int:
-    """Seconds of a duration such as `6h`."""
-    return int(duration[:-1]) * _SECONDS[duration[-1]]
+from facemllm.settings.kubernetes import (
+    Accelerator,
+    Cpu,
+    DataKey,
+    Duration,
+    Image,
+    ImageByDigest,
+    LabelKey,
+    LabelValue,
+    Mount,
+    Namespace,
+    ObjectName,
+    OwnKey,
+    Quantity,
+    QueueName,
+    Text,
+    Variable,
+)
 
 
 class Toleration(Section):
     """A taint that a pod may be placed in spite of, in Kubernetes' words."""
 
-    key: str | None = None
+    key: LabelKey | None = None
     operator: Literal["Exists", "Equal"] = "Equal"
-    value: Text | None = None
+    value: LabelValue | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Toleration:
+        if self.key is None and self.operator == "Equal":
+            raise ValueError("Equal needs a key; give one, or operator: Exists for every taint")
+        if self.value and self.operator == "Exists":
+            raise ValueError("Exists takes no value; leave it out, or give operator: Equal")
+        return self
 
 
 class Variables(Section):
     """Environment variables out of a Secret or a ConfigMap: its keys, and the variable each becomes. Where it is
     `optional` a pod starts without the object, or without one of the keys."""
 
-    env: Annotated[dict[str, Variable], Field(min_length=1)]
+    env: Annotated[dict[DataKey, Variable], Field(min_length=1)]
     optional: bool = False
 
 
@@ -77,9 +70,9 @@ class Pod(Section):
     cpu: Cpu | None = None
     memory: Quantity | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
-    accelerator: Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")] | None = None
+    accelerator: Accelerator | None = None
     tolerations: list[Toleration] | None = None
-    node_selector: dict[str, Text] | None = None
+    node_selector: dict[LabelKey, LabelValue] | None = None
     shared_memory: Quantity | None = None
     ephemeral_storage: Quantity | None = None
     retries: Annotated[int, Field(ge=0)] | None = None
@@ -129,7 +122,7 @@ _NEEDED = ("cpu", "memory", "gpus", "accelerator", "tolerations", "node_selector
 class Vllm(Section):
     """The vLLM server beside ours where `serve.engine.name` is vllm: its image, by digest, and what it asks for."""
 
-    image: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][\w.:/-]*@sha256:[0-9a-f]{64}$")]
+    image: ImageByDigest
     pod: Pod
 
     def over(self, below: Pod) -> Vllm:
@@ -157,8 +150,8 @@ class Serving(Section):
     """
 
     models: str | None
-    staging_namespace: ObjectName
-    production_namespace: ObjectName
+    staging_namespace: Namespace
+    production_namespace: Namespace
     mode: Literal["auto", "Knative", "Serverless"]
     reach: Literal["cluster", "public"]
     min_replicas: Annotated[int, Field(ge=1)]
@@ -192,33 +185,27 @@ class Cluster(Section):
     is said of one step lies over what `train` says of the stages, that over what `models` says of all steps that load
     the model, and that over `defaults`.
 
+    The pods of a run have `account` (null: that which KFP gives them), those of a release to KServe `release_account`.
     Of RayJobs (`launcher: rayjob` of `annotate` and `train`): a run that starts them has `launcher_account`, their pods
     have `ray_account` and no token; `queue` is Kueue's; `start_within` bounds the time until their pods are ready.
     """
 
-    image: str
+    image: Image
     image_pull_secrets: list[ObjectName]
     workspace_claim: ObjectName
-    mount: Annotated[str, StringConstraints(pattern=r"^/[^ ]*[^/ ]$")]
+    mount: Mount
     overrides: dict[str, Any]
     parameters: Annotated[float, Field(gt=0)] | None
-    labels: dict[str, Text]
-    annotations: dict[str, Text]
+    labels: dict[OwnKey, LabelValue]
+    annotations: dict[OwnKey, Text]
+    account: ObjectName | None
     launcher_account: ObjectName
+    release_account: ObjectName
     ray_account: ObjectName
-    queue: ObjectName | None
+    queue: QueueName | None
     start_within: Duration
     serving: Serving
     steps: dict[str, Pod]
-
-    @field_validator("image")
-    @classmethod
-    def _named_for_good(cls, image: str) -> str:
-        form = r"[a-zA-Z0-9][\w.:/-]*?(:(?P<tag>[\w][\w.-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?"
-        parts = re.fullmatch(form, image)
-        if not parts or not (parts["tag"] or parts["digest"]) or (parts["tag"] == "latest" and not parts["digest"]):
-            raise ValueError("give a tag other than latest, or a digest: registry/face-mllm@sha256:...")
-        return image
 
     @model_validator(mode="after")
     def _defaults_are_whole(self) -> Cluster:

@@ -14,7 +14,7 @@ from facemllm.core import kubernetes, progress
 from facemllm.core.kubernetes import LOCAL_QUEUE, POD, RAY_JOB, Api, ApiError, Object
 from facemllm.errors import UserError, one_line
 from facemllm.settings import Settings
-from facemllm.settings.cluster import seconds_of
+from facemllm.settings.kubernetes import seconds_of
 from facemllm.workflow.rayjob import KEY, PART, RUN, Job, render
 
 _ENDED = ("Complete", "Failed", "ValidationFailed")

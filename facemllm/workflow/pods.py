@@ -8,16 +8,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from facemllm.core.objects import path_of
 from facemllm.errors import UserError
 from facemllm.serve.kserve import rendering
 from facemllm.settings import Settings, is_address, load
-from facemllm.settings.cluster import LAUNCHER, MODELS, RAY_HEAD, TRAIN, Pod, bytes_of, cores_of
+from facemllm.settings.cluster import LAUNCHER, MODELS, RAY_HEAD, TRAIN, Pod
+from facemllm.settings.kubernetes import bytes_of, cores_of
 from facemllm.workflow.steps import steps
 
 RELEASE = "release"
 """The step that no first pipeline has: a person decides before it, and no pod waits for one."""
 FINISH = "finish"
 """The task that ends a run on a cluster: it writes the run's folder and closes its MLflow run, however it went."""
+_MLFLOW = "give the address of MLflow, as http://mlflow:5000"
 _ASKING = ("evaluate", "gate")
 _SERVING = ("deploy", RELEASE)
 """They start the model server in their own pod where `serve.target` is local."""
@@ -139,6 +142,11 @@ def _of_places(settings: Settings) -> Iterator[Fault]:
     places |= {"promote.policy": settings.promote.policy or "", "promote.decisions": settings.promote.decisions or ""}
     places |= {"train.storage": settings.train.storage or "", "ingest.ledger": settings.ingest.ledger or ""}
     places |= {"annotate.experts.models": settings.annotate.experts.models or ""}
+    try:
+        path_of(settings.version.remote or "", "version.remote")
+    except UserError:
+        remote = f"{settings.version.remote} is no place that the image can reach"
+        yield Fault("", "version.remote", remote, "give s3://bucket/prefix")
     for key, place in places.items():
         if not place or (key not in ("storage.home", "storage.runs") and is_address(place)):
             continue
@@ -150,7 +158,9 @@ def _of_places(settings: Settings) -> Iterator[Fault]:
             yield Fault("", key, f"{place} lies outside the volume, which is mounted at {mount}", mend)
     if settings.tracking.uri is None:
         local = "null is a server of one pod's own, which ends with it"
-        yield Fault("", "tracking.uri", local, "give the address of MLflow, as http://mlflow:5000")
+        yield Fault("", "tracking.uri", local, _MLFLOW)
+    elif not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", settings.tracking.uri):
+        yield Fault("", "tracking.uri", f"{settings.tracking.uri!r} is no address of a server", _MLFLOW)
 
 
 def _of_people(settings: Settings) -> Iterator[Fault]:

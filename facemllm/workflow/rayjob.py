@@ -15,7 +15,8 @@ from facemllm.core.kubernetes import RAY_JOB, Object
 from facemllm.core.step import PARENT_RUN
 from facemllm.errors import UserError
 from facemllm.settings import Settings, load
-from facemllm.settings.cluster import Pod, seconds_of
+from facemllm.settings.cluster import Pod
+from facemllm.settings.kubernetes import seconds_of
 from facemllm.workflow.pods import ray_head, workers_of, working
 
 RUN, KEY, PACKAGE, PART = "facemllm.run", "facemllm.key", "facemllm.package", "facemllm.part"

@@ -114,13 +114,31 @@ def test_a_run_is_submitted_as_somebody_and_followed_to_its_summary(ask, kubeflo
     assert shown == [[step, state] for step in ("ingest", "await_approval") for state in ("running", "done")]
 
 
+TO_KSERVE = ["--set", "serve.target=kserve", "--set", "cluster.serving.models=s3://faces/models"]
+TO_KSERVE += ["--set", "promote.decisions=https://git.example.com/decisions.git"]
+
+
 def test_a_run_that_starts_rayjobs_has_the_account_that_may(ask, kubeflow) -> None:
     assert ask("submit", "--set", "train.launcher=rayjob").exception is None
     assert ask("schedule", "--cron", "0 0 3 * * *", "--set", "annotate.launcher=rayjob").exception is None
     started = [*kubeflow.runs.values(), *kubeflow.recurring.values()]
     assert [one["service_account"] for one in started] == ["trainer", "trainer"]
-    assert ask("submit").exception is None
-    assert not [*kubeflow.runs.values()][-1].get("service_account")
+    for words, account in (
+        (["submit"], "pipeline-runner"),
+        (["submit", "--service-account", "own"], "own"),
+        (["submit", "--set", "cluster.account=null"], None),
+        (["submit", "--release", "3"], "pipeline-runner"),
+        (["submit", "--release", "3", *TO_KSERVE], "releaser"),
+        (["submit", "--release", "3", *TO_KSERVE, "--set", "train.launcher=rayjob"], "releaser"),
+    ):
+        assert ask(*words).exception is None
+        assert [*kubeflow.runs.values()][-1].get("service_account") == account, words
+    runs = len(kubeflow.runs)
+    wrong = ["--service-account", "pipeline-runner"]
+    said = line(ask("submit", "--set", "train.launcher=rayjob", *wrong))
+    assert said.startswith("--service-account pipeline-runner: this run starts RayJobs, which cluster.launcher_account")
+    assert "changes production in KServe" in line(ask("submit", "--release", "3", *TO_KSERVE, *wrong))
+    assert len(kubeflow.runs) == runs
 
 
 def test_where_the_volume_is_mounted_the_runs_own_summary_is_told(tmp_path) -> None:
@@ -188,6 +206,57 @@ def test_tasks_run_as_the_specification_says_and_are_told(ask, kubeflow, tmp_pat
     assert started[0] == "ingest"
     assert started[-1] == "finish"
     assert started.index("reformat") < started.index("align") < started.index("specialize") < started.index("gate")
+
+
+def test_where_no_pod_was_made_kubeflow_says_why(ask, kubeflow) -> None:
+    kubeflow.undriven = {"ingest": 'configmaps "kfp-launcher" is \x1b[31mforbidden\x1b[0m'}
+    said = line(ask("submit", "--follow"))
+    assert said.startswith('ingest: configmaps "kfp-launcher" is forbidden (run ')
+    (run_id,) = kubeflow.runs
+    shown = [one.split(maxsplit=2) for one in ask("status", run_id).stdout.splitlines()]
+    assert ["ingest", "failed", 'configmaps "kfp-launcher" is forbidden'] in shown
+    kubeflow.runs[run_id] |= {"error": {"code": 2, "message": "no such volume"}, "run_details": {"task_details": []}}
+    assert "the run ended FAILED: no such volume (run " in line(ask("status", run_id, "--follow"))
+
+
+def test_a_canceled_run_is_not_to_be_retried_and_a_release_has_one_step(ask, kubeflow) -> None:
+    run_id = ask("submit").stdout.strip()
+    kubeflow.runs[run_id]["state"] = "CANCELED"
+    said = line(ask("status", run_id, "--follow"))
+    assert "was canceled; submit it anew" in said
+    assert "retry" not in said
+    released = ask("submit", "--release", "3").stdout.strip()
+    assert ask("status", released).stdout.splitlines()[1:] == ["release        waiting"]
+    done = ask("status", released, "--follow", "--json")
+    states = {step["name"]: step["state"] for step in json.loads(done.stdout)["steps"]}
+    assert (states.pop("release"), set(states.values())) == ("done", {"skipped"})
+    assert "give the number of a version" in line(ask("submit", "--release", "abc; rm -rf"))
+    assert len(kubeflow.runs) == 2
+
+
+def test_a_session_that_ends_on_the_way_is_told_and_the_run_named(ask, kubeflow) -> None:
+    run_id = ask("submit").stdout.strip()
+    kubeflow.looks = lambda: setattr(kubeflow, "pages", 1000)
+    said = line(ask("status", run_id, "--follow"))
+    assert "answers with a page and not as the API" in said
+    assert said.endswith(f"(then go on: pipeline.py status {run_id} --follow)")
+
+
+def test_what_an_answer_says_of_waiting_silences_nobody(ask, kubeflow) -> None:
+    run_id = ask("submit").stdout.strip()
+    kubeflow.busy_for = "21600"
+    looked = iter([lambda: setattr(kubeflow, "busy", 2)])
+    kubeflow.looks = lambda: next(looked, lambda: None)()
+    done = ask("status", run_id, "--follow")
+    assert done.exception is None
+    assert "is away; waiting for it, up to 60 s" in done.stderr
+
+
+def test_of_two_who_make_the_experiment_the_second_takes_it(ask, kubeflow) -> None:
+    assert ask("submit").exception is None
+    kubeflow.hidden = 1
+    assert ask("submit").exception is None
+    assert len(kubeflow.experiments) == 1
 
 
 def test_an_api_that_is_away_is_waited_for(ask, kubeflow) -> None:

@@ -1,6 +1,7 @@
 """What `pipeline.py compile --profile X` asks a cluster for, executor by executor, and what it refuses to compile."""
 
 import json
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -14,7 +15,8 @@ import commands
 from cluster.specification import write_specification
 from facemllm.errors import UserError
 from facemllm.settings import load
-from facemllm.settings.cluster import Pod, bytes_of
+from facemllm.settings.cluster import Pod
+from facemllm.settings.kubernetes import bytes_of
 from facemllm.workflow.pods import loading, on_cluster, pods, weights
 
 pytestmark = pytest.mark.usefixtures("quick_kfp")
@@ -288,6 +290,17 @@ REFUSED: list[tuple[str, list[str], str]] = [
     ),
     ("small", ["version.remote=remote"], "version.remote: remote is relative"),
     ("small", ["promote.wait_minutes=30"], "step await_approval: promote.wait_minutes: 30: no pod waits for a person"),
+    (
+        "paper-7b",
+        ["cluster.serving.models=s3:/typo/models"],
+        "step release: cluster.serving.models: s3:/typo/models is",
+    ),
+    ("paper-7b", ["cluster.serving.models=ftp://x"], "cluster.serving.models: ftp://x is neither a folder nor s3://"),
+    ("paper-7b", ["cluster.serving.models=s3://"], "cluster.serving.models: s3:// is neither"),
+    ("paper-7b", ["cluster.serving.models=models"], "cluster.serving.models: models is neither .* an absolute folder"),
+    ("small", ["tracking.uri=sqlite:///mlflow.db"], "tracking.uri: 'sqlite:///mlflow.db' is no address of a server"),
+    ("small", ["tracking.uri=x; rm"], "tracking.uri: 'x; rm' is no address of a server; give the address of MLflow"),
+    ("small", ["version.remote=gs://x"], "version.remote: gs://x is no place that the image can reach; give s3://"),
     ("small", ["tracking.uri=null"], "tracking.uri: null is a server of one pod's own"),
     ("small", ["cluster.parameters=null"], "cluster.parameters: null, so nobody knows the memory"),
     ("small", ["cluster.image=face-mllm:latest"], "cluster.image: give a tag other than latest, or a digest"),
@@ -300,6 +313,51 @@ REFUSED: list[tuple[str, list[str], str]] = [
     ("small", ["cluster.steps.defaults.cpu=null"], "steps.defaults lacks cpu"),
     ("small", ["cluster.steps.align.secrets={Own: {env: {a: B}}}"], "cluster.steps.align.secrets"),
 ]
+LONG = "a" * 70
+NOT_KUBERNETES: list[tuple[str, str]] = [
+    (f"cluster.labels={{team: {LONG}}}", "cluster.labels.team"),
+    ('cluster.labels={"a b": "c d"}', "cluster.labels.a b"),
+    ("cluster.labels={pipeline/runid: x}", "cluster.labels.pipeline/runid: pipeline/runid is Kubeflow's own"),
+    ('cluster.annotations={"a b": x}', "cluster.annotations.a b"),
+    ('cluster.steps.align.node_selector={pool: "a b"}', "cluster.steps.align.node_selector.pool"),
+    ("cluster.steps.align.tolerations=[{value: gpu}]", "tolerations.0: Equal needs a key"),
+    ("cluster.steps.align.tolerations=[{key: a, operator: Exists, value: b}]", "tolerations.0: Exists takes no value"),
+    ("cluster.steps.align.memory=0", "cluster.steps.align.memory: 0 is 0 bytes"),
+    ("cluster.steps.align.memory=4", "cluster.steps.align.memory: 4 is 4 bytes; give a unit"),
+    ("cluster.steps.align.memory=16000000K", "cluster.steps.align.memory"),
+    ("cluster.steps.align.cpu=0", "cluster.steps.align.cpu: 0 is no share of a core"),
+    ("cluster.steps.align.timeout=999999999999999d", "cluster.steps.align.timeout"),
+    ("cluster.steps.align.timeout=30000d", "cluster.steps.align.timeout: 30000d is more seconds than"),
+    ('cluster.steps.align.secrets={own: {env: {"a b": B}}}', "cluster.steps.align.secrets.own.env.a b"),
+    *(
+        (f"cluster.mount={place}", f"cluster.mount: {place} would hide")
+        for place in ("/app", "/tmp", "/dev/shm", "/dev")
+    ),
+    ("cluster.mount=/work:space", "cluster.mount"),
+    ("cluster.mount=/a/../b", "cluster.mount: /a/../b is no plain path"),
+    *((f"cluster.image={name}", "cluster.image: give a tag") for name in ("http://x:5000", "a//b:1", "reg/Face:1")),
+    ("cluster.workspace_claim=a..b", "cluster.workspace_claim"),
+    ("cluster.serving.staging_namespace=a.b", "cluster.serving.staging_namespace"),
+    (f"cluster.serving.production_namespace={LONG}", "cluster.serving.production_namespace"),
+    (f"cluster.queue={LONG}", "cluster.queue"),
+]
+
+
+@pytest.mark.parametrize(("given", "says"), NOT_KUBERNETES, ids=[given[:60] for given, _ in NOT_KUBERNETES])
+def test_what_kubernetes_does_not_take_is_refused_with_its_key(given: str, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)) as error:
+        on_cluster("laptop", [given])
+    assert "\n" not in str(error.value)
+
+
+def test_what_kubernetes_takes_is_taken() -> None:
+    digest = f"@sha256:{'ab' * 32}"
+    for image in ("localhost:5000/face:1", f"ghcr.io/x/y_z{digest}", f"reg.example.com:443/a/face-mllm:0.1.0{digest}"):
+        assert on_cluster("laptop", [f"cluster.image={image}"])[0].cluster.image == image
+    more = ["cluster.mount=/tmp/w", "cluster.labels={example.com/Team_1: A.b, empty: ''}", "cluster.queue=gpu.team-a"]
+    more += ["cluster.steps.align={cpu: .5, memory: 16Gi, tolerations: [{operator: Exists}], timeout: 24000d}"]
+    places = {"storage.home": "/tmp/w/home", "storage.runs": "/tmp/w/runs"}
+    on_cluster("laptop", [*more, *(f"{key}={place}" for key, place in places.items())])
 
 
 @pytest.mark.parametrize(("profile", "overrides", "says"), REFUSED, ids=[" ".join(o) for _, o, _ in REFUSED])

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from facemllm.core.kubernetes import ApiError, Kind, connect
+from facemllm.core.kubernetes import Api, ApiError, Kind, connect
 from facemllm.errors import UserError
 from facemllm.serve import deploy
 from facemllm.serve.kserve import lease, rendering, service
@@ -220,21 +220,76 @@ def test_staging_is_proved_and_ended_where_it_fails(world: World) -> None:
     assert world.object() is None
 
 
-def test_of_two_releases_at_once_the_second_is_refused_and_a_dead_holder_is_followed(world: World) -> None:
+def patient(asleep: Callable[[Api], object] = lambda api: None) -> Callable[[str], Api]:
+    """Connect as somebody for whom waiting takes no time; `asleep` happens at each pause."""
+
+    def connected(namespace: str) -> Api:
+        api, now = connect(namespace), [0.0]
+
+        def sleep(seconds: float) -> None:
+            now[0] += seconds
+            asleep(connect(namespace))
+
+        api.clock, api.sleep = lambda: now[0], sleep
+        return api
+
+    return connected
+
+
+RELEASES = "face-mllm-release"
+SPECS: dict[str, dict[str, Any]] = {
+    "of the past": {"holderIdentity": "other", "renewTime": "2026-01-01T00:00:00.000000Z"},
+    "of a clock ahead": {"holderIdentity": "other", "renewTime": "2996-01-01T00:00:00.000000Z"},
+    "without a time": {"holderIdentity": "other"},
+}
+
+
+def lease_of(spec: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": RELEASES}, "spec": spec}
+
+
+@pytest.mark.parametrize("spec", [*SPECS.values(), {}], ids=[*SPECS, "of nobody"])
+def test_a_dead_holder_is_followed_whatever_its_clock_said(world: World, spec: dict[str, Any]) -> None:
     api = connect(PRODUCTION[0])
-    with KServe(world.settings).held():
-        refuses("another release is under way", KServe(world.settings).held().__enter__)
-    with KServe(world.settings).held():
-        pass
-    stale = {"holderIdentity": "gone", "renewTime": "2026-01-01T00:00:00.000000Z", "leaseDurationSeconds": 120}
-    metadata = {"name": "face-mllm-release"}
-    body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": stale}
-    api.create(lease.LEASE, body)
-    with KServe(world.settings).held():
-        found = api.get(lease.LEASE, "face-mllm-release")
+    api.create(lease.LEASE, lease_of(spec))
+    with KServe(world.settings, patient()).held():
+        found = api.get(lease.LEASE, RELEASES)
         assert found is not None
-        assert found["spec"]["holderIdentity"] != "gone"
-    assert api.get(lease.LEASE, "face-mllm-release") is None
+        assert found["spec"]["holderIdentity"] not in ("other", None)
+    assert api.get(lease.LEASE, RELEASES) is None
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_of_two_releases_the_second_is_refused_whatever_the_clocks_say(world: World, spec: dict[str, Any]) -> None:
+    connect(PRODUCTION[0]).create(lease.LEASE, lease_of(spec))
+    renewed = patient(lambda api: api.patch(lease.LEASE, RELEASES, {"spec": {"leaseTransitions": 1}}))
+    refuses(r"another release is under way.*\(other\)", KServe(world.settings, renewed).held().__enter__)
+    found = connect(PRODUCTION[0]).get(lease.LEASE, RELEASES)
+    assert found is not None
+    assert found["spec"]["holderIdentity"] == "other"
+
+
+@pytest.mark.parametrize("left", ["taken", "removed"])
+def test_a_release_that_lost_its_lease_changes_nothing_and_records_nothing(world: World, left: str) -> None:
+    one, two = world.model("equal", "one"), world.model("equal", "two")
+    world.release(one, "1", [])
+    api, target, put = connect(PRODUCTION[0]), KServe(world.settings), list[str]()
+    given = {"put_back": put.append, "questions": QUESTIONS, "target": target}
+
+    def lose(url: str) -> None:
+        if left == "removed":
+            api.delete(lease.LEASE, RELEASES)
+        else:
+            api.patch(lease.LEASE, RELEASES, {"spec": {"holderIdentity": "other"}})
+
+    said = "other took" if left == "taken" else "somebody removed"
+    with target.held():
+        refuses(said, deploy.release, world.settings, *two, "2", QUESTIONS[0], parity=lose, **given)
+        for change in (target.back, target.down, target.keep):
+            refuses(said, change)
+    assert (world.serves, put) == ({one[1]: 100}, [])
+    found = api.get(lease.LEASE, RELEASES)
+    assert found is None or found["spec"]["holderIdentity"] == "other", "what another one holds is not removed"
 
 
 def test_an_api_that_is_away_for_a_while_is_waited_for(world: World) -> None:

@@ -114,6 +114,27 @@ def test_a_watch_tells_every_change_and_mends_itself(as_, cluster: Cluster, trou
     assert {one.name for one in watches} == {"one"}, "RBAC can allow it by name"
 
 
+def test_a_watch_that_is_refused_as_too_old_is_begun_anew(as_, cluster: Cluster) -> None:
+    api = as_()
+    cluster.put(config_map(a="1"))
+    found = api.watch(CONFIG_MAP, "one", tick_s=0)
+    assert next(found)
+    cluster.refused_watches = 1
+    assert [(next(found) or {})["data"] for _ in range(2)] == [{"a": "1"}] * 2
+    assert cluster.refused_watches == 0
+
+
+def test_an_answer_cut_off_is_asked_for_again_and_a_page_is_one_line(as_, cluster: Cluster, capsys: Any) -> None:
+    api = as_()
+    cluster.put(config_map(a="1"))
+    cluster.cut = 2
+    assert len(api.select(CONFIG_MAP)[0]) == 1
+    assert "waiting for it" in capsys.readouterr().err
+    cluster.pages = 1
+    with pytest.raises(ApiError, match="answers with no object of Kubernetes, as a login page"):
+        api.select(CONFIG_MAP)
+
+
 def test_a_watch_shows_the_object_again_when_nothing_changes(as_, cluster: Cluster) -> None:
     cluster.put(config_map(a="1"))
     found = as_().watch(CONFIG_MAP, "one", tick_s=0)

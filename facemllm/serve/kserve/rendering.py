@@ -18,9 +18,10 @@ from facemllm.core.containers import RESTRICTED, USER, references, resources
 from facemllm.core.digests import of_json
 from facemllm.core.servers import serving_flags
 from facemllm.errors import UserError
-from facemllm.serve.model_store import is_remote
+from facemllm.serve.model_store import checked, is_remote
 from facemllm.settings import Settings
-from facemllm.settings.cluster import Pod, Serving, seconds_of
+from facemllm.settings.cluster import Pod, Serving
+from facemllm.settings.kubernetes import seconds_of
 
 Object = dict[str, Any]
 DIGEST, VERSION, PREDICTOR, FORMER = (f"facemllm.io/{name}" for name in ("digest", "version", "predictor", "former"))
@@ -129,6 +130,7 @@ def refuse(settings: Settings) -> None:
     for found, key, line in faults:
         if found:
             raise UserError(f"{key}: {line}")
+    checked(known.models or "")
 
 
 def predictor_of(settings: Settings, stage: str, model: Model) -> Object:

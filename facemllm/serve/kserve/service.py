@@ -19,7 +19,7 @@ from facemllm.core.kubernetes import CONFIG_MAP, EVENT, INFERENCE_SERVICE, Api, 
 from facemllm.errors import UserError, one_line
 from facemllm.serve.kserve.rendering import DIGEST, PREDICTOR
 from facemllm.settings import Settings
-from facemllm.settings.cluster import seconds_of
+from facemllm.settings.kubernetes import seconds_of
 
 LATEST, PREVIOUS = "latest", "prev"
 """Tags of revisions, each with an address of its own: the newest, and the one that served before."""

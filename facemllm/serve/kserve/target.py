@@ -9,8 +9,8 @@ request: its share is 0, then the former pod is the newest revision with none, t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,14 @@ class KServe:
         self._former: Object | None = None
         self._revisions: tuple[str, str] = ("", "")
         self._mode = ""
+        self._lease: lease.Lease | None = None
 
-    def held(self) -> AbstractContextManager[None]:
-        """A Lease beside production."""
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A Lease beside production, renewed before each change of it."""
         taken = "another release is under way; nothing was changed, look at `facemllm promote list` and try again"
-        return lease.held(self._production.api, f"{self._production.name}-release", taken)
+        with lease.held(self._production.api, f"{self._production.name}-release", taken) as self._lease:
+            yield
 
     def serving(self) -> Deployed | None:
         """What the InferenceService names where that gets every request, else what served before."""
@@ -92,6 +95,7 @@ class KServe:
 
     def keep(self) -> str:
         """See that all requests go to one revision, and that whoever answers them names the model."""
+        self._still()
         found = self._production.get()
         digest = self._about[DIGEST]
         if found is None or not whole(found) or _annotation(found, DIGEST) != digest:
@@ -100,11 +104,12 @@ class KServe:
 
     def back(self) -> None:
         """Give every request to the former revision at once; then have the former pod be what the object names."""
+        self._still()
         if self._former is None:
             return
         stable, current = self._revisions[0], self._production.get()
         if current is not None and share(current, stable) < 100:
-            self._production.apply(self._body(0))
+            self._apply(self._body(0))
         self._production.routed(stable)
         self._about, self._predictor = dict(self._former["about"]), dict(self._former["predictor"])
         self._applied(0, self._production.get())
@@ -112,6 +117,7 @@ class KServe:
 
     def down(self) -> None:
         """Delete production's InferenceService."""
+        self._still()
         self._production.delete()
 
     def stage(self, model: Deployed) -> Endpoint:
@@ -147,9 +153,18 @@ class KServe:
         about, predictor = self._about, self._predictor
         return rendering.service(self._settings, PRODUCTION, about, predictor, self._mode, percent, self._former)
 
+    def _still(self) -> None:
+        """Raises Superseded where another release holds the Lease meanwhile."""
+        if self._lease is not None:
+            self._lease.keep()
+
+    def _apply(self, body: Object) -> None:
+        self._still()
+        self._production.apply(body)
+
     def _applied(self, percent: int | None, before: Object | None) -> Object:
         body = self._body(percent)
-        self._production.apply(body)
+        self._apply(body)
         return self._production.ready(body, before)
 
     def _answers(self, found: Object, digest: str) -> str:
