@@ -67,9 +67,12 @@ class Planner:
         for option in options:
             if refusal := self._policy.breaks(option):
                 return _refused(refusal)
-        if len(chat) > 1 and not options:
-            return self._talk(chat)
-        return self._asked(chat[-1][1], options)
+        plan = self._talk(chat) if len(chat) > 1 and not options else self._asked(chat[-1][1], options)
+        if plan.answer is None:  # names say nothing of a face; the client wrote all turns, the assistant's, too
+            for text in (*(text for _, text in chat), *together):
+                if refusal := self._policy.refuses_name(text):
+                    return _refused(refusal, plan.known)
+        return plan
 
     def _talk(self, chat: Chat) -> Plan:
         """A chat of several turns: refused if any of them asks what may not be asked. A last turn that asks for an item

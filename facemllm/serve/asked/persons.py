@@ -1,0 +1,98 @@
+"""Whether a text names somebody: by a capital within a sentence, or by where a word stands that is none of the words in
+which people ask about faces. A name is of no use to a question about a face, so that a strange word is taken for one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from facemllm import tasks
+from facemllm.serve.asked.disguises import plain
+from facemllm.serve.asked.lexicon import LEXICON
+from facemllm.serve.asked.rules import rules
+
+_WORD = re.compile(r"[^\W\d_][\w'’]*")
+_BEGINS = re.compile(r"(?:^|[.!?:;\n]|(?:^|\n)\s*(?:[-*•]|\d+[.)]))\s*$")
+"""What stands before a sentence's first word, quotation marks and brackets left out."""
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")
+_QUOTES = str.maketrans("", "", "\"'“”‘’«»()[]")
+_ENDINGS = ("ly", "ing", "ed", "ness", "ish", "less", "ful", "ous", "ive", "able", "ible", "al", "ic", "ant", "ent", "y")
+"""Of adjectives and adverbs: such a word tells how somebody is."""
+_INFLECTIONS = ("s", "es", "ed", "d", "ing", "er", "est", "ly", "ish", "y")
+_AUXILIARIES = frozenset(
+    "is are was were be does did do has have had isnt arent wasnt doesnt didnt hasnt can could would will might whether"
+    " if than".split()
+)
+_ALIKE = frozenset("like called named resemble resembles resembling mr mrs ms miss dr prof sir president saint".split())
+_SAID_OF = frozenset(
+    "this that it he she him her person man woman boy girl guy lady gentleman face one somebody someone people hers his"
+    " these those s my our".split()
+)
+_MOST_OF_NAME = 4
+"""Words of a text that is nothing but a name."""
+_TITLE, _FOREIGN = 3, 4
+"""Least words of a text that is written with capitals throughout, and of one in another language."""
+
+
+def names_somebody(text: str) -> bool:
+    """Whether an English question about a face names a person in it."""
+    text = _CAMEL.sub(" ", text)
+    words = plain(text).split()
+    strange = [_is_strange(word) for word in words]
+    if words and all(strange):
+        return len(words) <= _MOST_OF_NAME
+    if len(words) >= _FOREIGN and 2 * sum(strange) > len(words):
+        return False
+    return _written_as_name(text) or any(_stands_as_name(words, strange, n) for n, is_ in enumerate(strange) if is_)
+
+
+def holds_strange(text: str) -> bool:
+    """Whether a text, such as the name of a property, holds any word that is none of questions about faces."""
+    return any(map(_is_strange, plain(text).split()))
+
+
+def _written_as_name(text: str) -> bool:
+    """Whether a word has a capital though no sentence begins with it."""
+    within = []
+    for found in _WORD.finditer(text):
+        if len(found[0]) > 1 and not found[0].isupper() and not _BEGINS.search(text[: found.start()].translate(_QUOTES)):
+            within.append(found[0])
+    large = [plain(word).split()[0] for word in within if word[0].isupper()]
+    titled = len(within) >= _TITLE and 2 * len(large) >= len(within)
+    return any(_is_strange(word) or (not titled and word in LEXICON.elsewhere | LEXICON.no_slips) for word in large)
+
+
+def _stands_as_name(words: Sequence[str], strange: Sequence[bool], place: int) -> bool:
+    """Whether a strange word stands where a person's name does."""
+    before = words[place - 1] if place else ""
+    after = words[place + 1] if place + 1 < len(words) else ""
+    if after == "s" or before in _ALIKE:
+        return True
+    if words[place].endswith(_ENDINGS):
+        return False
+    if place + 1 < len(words) and strange[place + 1] and not after.endswith(_ENDINGS):
+        return True
+    if before in _SAID_OF:
+        return after in ("", "or", "if", "and", "right", "yes", "no")
+    return before in _AUXILIARIES or (not place and (not after or after in _AUXILIARIES))
+
+
+@cache
+def _common() -> frozenset[str]:
+    """The words of the lexicon, of nations, and of taught questions and answers."""
+    items = [item for name in tasks.all_names() for item in tasks.get(name).items]
+    texts = [text for item in items for text in (item.name, *item.wordings)]
+    texts += [text for item in items for option in item.options for text in (option.text, option.value)]
+    taught = {word for text in texts for word in plain(text.replace("_", " ")).split()}
+    own = LEXICON.elsewhere | LEXICON.doings | LEXICON.face | LEXICON.no_slips | LEXICON.asked | LEXICON.common
+    return frozenset(LEXICON.notions) | own | rules().demonyms | taught
+
+
+def _is_strange(word: str) -> bool:
+    """Whether a plain word is none of the common ones, inflected or not, nor a slip for one."""
+    if len(word) < 2 or not (word.isalpha() and word.isascii()) or word in _common():
+        return False
+    stems = [word.removesuffix(ending) for ending in _INFLECTIONS if word.endswith(ending)]
+    stems += [f"{stem}e" for stem in stems]
+    return LEXICON.common.isdisjoint(stems) and LEXICON.face.isdisjoint(stems) and LEXICON.meant(word) is None
