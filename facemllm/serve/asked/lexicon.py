@@ -14,7 +14,7 @@ import yaml
 _SHORT = 4
 """Words of so many letters are seldom mistyped, and lie near many others."""
 
-_SETS = ("soft", "persons", "asked", "elsewhere", "doings", "face", "no_slips", "common")
+_SETS = ("soft", "persons", "asked", "elsewhere", "doings", "face", "no_slips")
 
 LONGEST = 24
 """Letters of a word that may be a slip for another."""
@@ -29,7 +29,7 @@ class Lexicon:
     behind a `you` that means the one who answers, `elsewhere` words of things that are no face,
     `doings` of what is done with them or how they are, `face` words of which
     a question about a face holds one. `shortened` gives known words by what is left of them without one letter, and
-    `no_slips` are words of their own that lie next to one. `common` are further words that name nobody."""
+    `no_slips` are words of their own that lie next to one."""
 
     notions: Mapping[str, frozenset[str]]
     phrases: tuple[tuple[re.Pattern[str], str], ...]
@@ -42,7 +42,6 @@ class Lexicon:
     doings: frozenset[str]
     face: frozenset[str]
     no_slips: frozenset[str]
-    common: frozenset[str]
     shortened: Mapping[str, tuple[str, ...]]
     words: Mapping[str, str]
 

@@ -1,11 +1,14 @@
 """Whether a text names somebody: by a capital within a sentence, or by where a word stands that is none of the words in
-which people ask about faces. A name is of no use to a question about a face, so that a strange word is taken for one."""
+which people ask about faces. A name is of no use to a question about a face: what may be one is taken for one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
+
+import yaml
 
 from facemllm import tasks
 from facemllm.serve.asked.disguises import plain
@@ -13,22 +16,10 @@ from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.rules import rules
 
 _WORD = re.compile(r"[^\W\d_][\w'’]*")
-_BEGINS = re.compile(r"(?:^|[.!?:;\n]|(?:^|\n)\s*(?:[-*•]|\d+[.)]))\s*$")
-"""What stands before a sentence's first word, quotation marks and brackets left out."""
+_ENDS_SENTENCE, _BESIDE = ".!?:;\n-*•", " \t\"'“”‘’«»()[]"
+"""What stands before a sentence's first word, and what may stand between."""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")
-_QUOTES = str.maketrans("", "", "\"'“”‘’«»()[]")
-_ENDINGS = ("ly", "ing", "ed", "ness", "ish", "less", "ful", "ous", "ive", "able", "ible", "al", "ic", "ant", "ent", "y")
-"""Of adjectives and adverbs: such a word tells how somebody is."""
 _INFLECTIONS = ("s", "es", "ed", "d", "ing", "er", "est", "ly", "ish", "y")
-_AUXILIARIES = frozenset(
-    "is are was were be does did do has have had isnt arent wasnt doesnt didnt hasnt can could would will might whether"
-    " if than".split()
-)
-_ALIKE = frozenset("like called named resemble resembles resembling mr mrs ms miss dr prof sir president saint".split())
-_SAID_OF = frozenset(
-    "this that it he she him her person man woman boy girl guy lady gentleman face one somebody someone people hers his"
-    " these those s my our".split()
-)
 _MOST_OF_NAME = 4
 """Words of a text that is nothing but a name."""
 _TITLE, _FOREIGN = 3, 4
@@ -54,28 +45,44 @@ def holds_strange(text: str) -> bool:
 
 def _written_as_name(text: str) -> bool:
     """Whether a word has a capital though no sentence begins with it."""
-    within = []
-    for found in _WORD.finditer(text):
-        if len(found[0]) > 1 and not found[0].isupper() and not _BEGINS.search(text[: found.start()].translate(_QUOTES)):
-            within.append(found[0])
-    large = [plain(word).split()[0] for word in within if word[0].isupper()]
+    within = [found[0] for found in _WORD.finditer(text) if not _begins(text[: found.start()])]
+    within = [word for word in within if len(word) > 1 and not word.isupper()]
+    large = [one for word in within if word[0].isupper() for one in plain(word).split()[:1]]
     titled = len(within) >= _TITLE and 2 * len(large) >= len(within)
     return any(_is_strange(word) or (not titled and word in LEXICON.elsewhere | LEXICON.no_slips) for word in large)
+
+
+def _begins(before: str) -> bool:
+    """Whether a sentence begins behind a text."""
+    head = before.rstrip(_BESIDE)
+    return not head or head[-1] in _ENDS_SENTENCE
 
 
 def _stands_as_name(words: Sequence[str], strange: Sequence[bool], place: int) -> bool:
     """Whether a strange word stands where a person's name does."""
     before = words[place - 1] if place else ""
     after = words[place + 1] if place + 1 < len(words) else ""
-    if after == "s" or before in _ALIKE:
+    if after == "s" or before in _sets()["alike"]:
         return True
-    if words[place].endswith(_ENDINGS):
+    if _tells_how(words[place]):
         return False
-    if place + 1 < len(words) and strange[place + 1] and not after.endswith(_ENDINGS):
+    if place + 1 < len(words) and strange[place + 1] and not _tells_how(after):
         return True
-    if before in _SAID_OF:
+    if before in _sets()["said_of"]:
         return after in ("", "or", "if", "and", "right", "yes", "no")
-    return before in _AUXILIARIES or (not place and (not after or after in _AUXILIARIES))
+    auxiliaries = _sets()["auxiliaries"]
+    return before in auxiliaries or (not place and (not after or after in auxiliaries))
+
+
+def _tells_how(word: str) -> bool:
+    """Whether a word ends as adjectives and adverbs do."""
+    return word.endswith(tuple(_sets()["endings"]))
+
+
+@cache
+def _sets() -> Mapping[str, frozenset[str]]:
+    stored = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return {name: frozenset(words.split()) for name, words in stored.items()}
 
 
 @cache
@@ -85,7 +92,7 @@ def _common() -> frozenset[str]:
     texts = [text for item in items for text in (item.name, *item.wordings)]
     texts += [text for item in items for option in item.options for text in (option.text, option.value)]
     taught = {word for text in texts for word in plain(text.replace("_", " ")).split()}
-    own = LEXICON.elsewhere | LEXICON.doings | LEXICON.face | LEXICON.no_slips | LEXICON.asked | LEXICON.common
+    own = LEXICON.elsewhere | LEXICON.doings | LEXICON.face | LEXICON.no_slips | LEXICON.asked | _sets()["common"]
     return frozenset(LEXICON.notions) | own | rules().demonyms | taught
 
 
@@ -95,4 +102,4 @@ def _is_strange(word: str) -> bool:
         return False
     stems = [word.removesuffix(ending) for ending in _INFLECTIONS if word.endswith(ending)]
     stems += [f"{stem}e" for stem in stems]
-    return LEXICON.common.isdisjoint(stems) and LEXICON.face.isdisjoint(stems) and LEXICON.meant(word) is None
+    return _sets()["common"].isdisjoint(stems) and LEXICON.face.isdisjoint(stems) and LEXICON.meant(word) is None
