@@ -257,6 +257,13 @@ def test_a_correction_is_stored_with_the_consent_that_was_given(client: TestClie
         ({"question": "x"}, 422, "either question, or task"),
         ({"answer": 3}, 422, "answer must be a text"),
         ({"more": 1}, 422, "unknown field 'more'"),
+        ({"answer": "This is Anna Smith"}, 422, "answer holds what is not stored (identification)"),
+        ({"task": None, "item": None, "question": "Who is this?"}, 422, "question holds what is not stored"),
+        (
+            {"task": None, "item": None, "question": "Is it so?", "correction": "Anna Smith, 12 Main Street, has HIV"},
+            422,
+            "correction holds what is not stored",
+        ),
     ],
 )
 def test_a_correction_that_is_not_in_order_is_refused(
@@ -313,6 +320,6 @@ def test_requests_are_counted_and_nothing_of_them_is_logged(
     post(client, {"task": "age", "questions": "Is this Ada Lovelace?"})
     post(client, {"questions": "busy Ada Lovelace"})
     client.post("/feedback", json=correction(answer="Ada Lovelace"))
-    for door, status in (("page", "200"), ("page", "429"), ("feedback", "200")):
+    for door, status in (("page", "200"), ("page", "429"), ("feedback", "422")):
         assert registry.get_sample_value("facemllm_requests_total", {"door": door, "status": status}) == 1
     assert "Lovelace" not in caplog.text
