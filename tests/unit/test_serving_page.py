@@ -15,11 +15,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from facemllm import tasks
 from facemllm.core import digests
 from facemllm.core.corrections import PICTURES, Correction, read
+from facemllm.serve.language import Answer
 from facemllm.serve.metrics import Metrics
 from facemllm.serve.observer import Observer
-from facemllm.serve.page import parts
+from facemllm.serve.page import parts, views
 from tests.conftest import encode, picture
 from tests.serving_page import HOSTILE, INFO, Fake, application
 
@@ -199,6 +201,12 @@ def test_a_map_is_shown_in_colours_without_being_decoded(client: TestClient, ser
     assert parts.COLOURS[13] in html, "the legend"
     with pytest.raises(ValueError, match="no map"):
         parts.coloured(encode(np.zeros((8, 8, 3), np.uint8), format="PNG"))
+
+
+@pytest.mark.parametrize(("text", "shown"), [("34", "34 years"), ("about 34 years old", "about 34 years old")])
+def test_a_bare_number_is_shown_with_its_unit(text: str, shown: str) -> None:
+    row = views._row("How old?", Answer("taught", text, "34", None, 0.5, "age", "age"), {"age": tasks.get("age")})
+    assert row.answer == shown
 
 
 def correction(**changed: Any) -> dict[str, Any]:
