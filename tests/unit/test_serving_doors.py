@@ -153,6 +153,8 @@ BAD_CHATS: dict[str, tuple[Any, int, str]] = {
     "a list": ([], 400, "an object"),
     "another model": (chat(model="gpt-4o"), 404, "this server has 'm'"),
     "unknown field": (chat(tools=[{}]), 400, "tools is not supported"),
+    "a penalty": (chat(frequency_penalty=0.1), 400, "frequency_penalty is not supported"),
+    "a stop": (chat(stop=["."]), 400, "stop is not supported"),
     "two answers": (chat(n=2), 400, "n must be 1"),
     "no messages": ({"model": "m"}, 400, "list of 1 to"),
     "a system message": ({"model": "m", "messages": [{"role": "system", "content": "x"}]}, 400, "no system message"),
@@ -202,6 +204,13 @@ BAD_CHATS: dict[str, tuple[Any, int, str]] = {
     "odd enum": (chat(response_format=schema(a={"enum": [{}]})), 400, "texts, numbers"),
     "a union": (chat(response_format=schema(a={"anyOf": [{"type": "string"}, {"type": "number"}]})), 400, "choice"),
 }
+
+
+def test_what_clients_send_by_default_changes_nothing(client: TestClient):
+    usual = {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "tools": [], "stop": []}
+    usual |= {"tool_choice": "auto", "reasoning_effort": "medium", "service_tier": "auto", "modalities": ["text"]}
+    status, said = ask(client, chat(**usual))
+    assert (status, said["choices"][0]["message"]["content"]) == (200, "yes")
 
 
 @pytest.mark.parametrize("name", BAD_CHATS)
