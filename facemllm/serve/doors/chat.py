@@ -23,7 +23,16 @@ _READ: tuple[str, ...] = (
     "top_logprobs",
 )
 _READ += ("max_tokens", "max_completion_tokens", "n")
-_NO_EFFECT = ("temperature", "top_p", "seed", "user", "metadata", "store", "safety_identifier", "prompt_cache_key")
+_NO_EFFECT: tuple[str, ...] = (
+    "temperature",
+    "top_p",
+    "seed",
+    "user",
+    "metadata",
+    "store",
+    "safety_identifier",
+    "prompt_cache_key",
+)
 _NO_EFFECT += ("reasoning_effort", "service_tier", "parallel_tool_calls")
 """The likeliest answer is given, whatever these say; nothing is sampled, stored or thought about aloud."""
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
