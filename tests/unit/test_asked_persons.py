@@ -87,6 +87,13 @@ def test_what_is_taught_names_nobody() -> None:
     assert [text for text in wordings if names_somebody(text)] == []
 
 
+def test_a_taught_wording_is_answered_whatever_is_written_in_it() -> None:
+    served = [tasks.get("action_unit_intensity")]
+    text = next(one for item in served[0].items for one in item.wordings if names_somebody(one))
+    found = Planner(served, Matcher(served), Policy(ALLOWED)).plan(Ask(Encoded(b"", 9, 9, "i"), ()), Question(text))
+    assert found.known is not None
+
+
 @pytest.mark.parametrize(
     ("name", "strange"),
     [

@@ -89,11 +89,11 @@ def _sets() -> Mapping[str, frozenset[str]]:
 def _common() -> frozenset[str]:
     """The words of the lexicon, of nations, and of taught questions and answers."""
     items = [item for name in tasks.all_names() for item in tasks.get(name).items]
-    texts = [text for item in items for text in (item.name, *item.wordings)]
+    texts = [text for item in items for text in (item.name, *item.templates)]
     texts += [text for item in items for option in item.options for text in (option.text, option.value)]
-    taught = {word for text in texts for word in plain(text.replace("_", " ")).split()}
+    taught = plain(" ".join({word for text in texts for word in text.replace("_", " ").split()})).split()
     own = LEXICON.elsewhere | LEXICON.doings | LEXICON.face | LEXICON.no_slips | LEXICON.asked | _sets()["common"]
-    return frozenset(LEXICON.notions) | own | rules().demonyms | taught
+    return own.union(LEXICON.notions, rules().demonyms, taught)
 
 
 def _is_strange(word: str) -> bool:
