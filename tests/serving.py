@@ -166,6 +166,8 @@ class Reasons:
     def breaks(self, text: str) -> Refusal | None:
         return None
 
+    refuses_name = refuses_property = breaks
+
     def refuses_options(self, text: str, options: Sequence[str], match: Any, taught: Any) -> Refusal | None:
         return None
 

@@ -12,6 +12,7 @@ from facemllm.serve.asked.matching import UNANSWERABLE, Match, Matcher
 from facemllm.serve.asked.policy import Policy, Refusal
 from facemllm.serve.engine.protocol import Chat
 from facemllm.serve.language import Answer, Ask, Question, Refused
+from facemllm.tasks.paraphrases import normal
 
 UNTAUGHT = "this model was not taught that"
 _REMEMBERED, _SHORT = 2048, 1200
@@ -67,9 +68,13 @@ class Planner:
         for option in options:
             if refusal := self._policy.breaks(option):
                 return _refused(refusal)
-        if len(chat) > 1 and not options:
-            return self._talk(chat)
-        return self._asked(chat[-1][1], options)
+        plan = self._talk(chat) if len(chat) > 1 and not options else self._asked(chat[-1][1], options)
+        if plan.answer is None:  # names say nothing of a face; the client wrote all turns, the assistant's, too
+            taught = normal(plan.match.wording) if plan.match else None
+            for text in (*(text for _, text in chat), *together):
+                if normal(text) != taught and (refusal := self._policy.refuses_name(text)):
+                    return _refused(refusal, plan.known)
+        return plan
 
     def _talk(self, chat: Chat) -> Plan:
         """A chat of several turns: refused if any of them asks what may not be asked. A last turn that asks for an item

@@ -111,7 +111,7 @@ def copy_to(folder: Path, digest: str, out: Path, files: Mapping[str, str] | Non
 def _of_digest(folder: Path, found: Manifest, digest: str, files: Mapping[str, str] | None) -> Manifest:
     if found.digest != digest:
         which = f" ({found.differs(files)})" if files else ""
-        have = f"{folder} has digest {found.digest[:12]}, not {digest[:12]}{which}"
+        have = f"{folder} has digest {found.digest}, not {digest}{which}"
         raise Refused("digest", f"{have}: its bytes are not those that were approved; put back the registered ones")
     return found
 

@@ -35,7 +35,8 @@ def test_page_metrics_log_and_corrections_of_a_real_server(
         assert digests.of_bytes(picture(1)) in answered.text
         assert client.post("/", data={"task": "age"}).status_code == 415
         correction = {"image": digests.of_bytes(picture(1)), "task": "age", "correction": "42", "answer": SECRET}
-        assert client.post("/feedback", json={**correction, "consent": False}).status_code == 200
+        assert client.post("/feedback", json={**correction, "consent": False}).status_code == 422
+        assert client.post("/feedback", json={**correction, "answer": "40", "consent": False}).status_code == 200
         told = client.get("/metrics").text
     for door, status in (("v1", 200), ("page", 200), ("page", 415), ("feedback", 200)):
         assert re.search(rf'facemllm_requests_total{{door="{door}",status="{status}"}} [1-9]', told), (door, status)

@@ -15,11 +15,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from facemllm import tasks
 from facemllm.core import digests
 from facemllm.core.corrections import PICTURES, Correction, read
+from facemllm.serve.language import Answer
 from facemllm.serve.metrics import Metrics
 from facemllm.serve.observer import Observer
-from facemllm.serve.page import parts
+from facemllm.serve.page import parts, views
 from tests.conftest import encode, picture
 from tests.serving_page import HOSTILE, INFO, Fake, application
 
@@ -201,6 +203,12 @@ def test_a_map_is_shown_in_colours_without_being_decoded(client: TestClient, ser
         parts.coloured(encode(np.zeros((8, 8, 3), np.uint8), format="PNG"))
 
 
+@pytest.mark.parametrize(("text", "shown"), [("34", "34 years"), ("about 34 years old", "about 34 years old")])
+def test_a_bare_number_is_shown_with_its_unit(text: str, shown: str) -> None:
+    row = views._row("How old?", Answer("taught", text, "34", None, 0.5, "age", "age"), {"age": tasks.get("age")})
+    assert row.answer == shown
+
+
 def correction(**changed: Any) -> dict[str, Any]:
     given = {"image": IMAGE, "task": "age", "item": "age", "answer": "about 30 years old", "correction": "42"}
     given |= {
@@ -257,6 +265,13 @@ def test_a_correction_is_stored_with_the_consent_that_was_given(client: TestClie
         ({"question": "x"}, 422, "either question, or task"),
         ({"answer": 3}, 422, "answer must be a text"),
         ({"more": 1}, 422, "unknown field 'more'"),
+        ({"answer": "This is Anna Smith"}, 422, "answer holds what is not stored (identification)"),
+        ({"task": None, "item": None, "question": "Who is this?"}, 422, "question holds what is not stored"),
+        (
+            {"task": None, "item": None, "question": "Is it so?", "correction": "Anna Smith, 12 Main Street, has HIV"},
+            422,
+            "correction holds what is not stored",
+        ),
     ],
 )
 def test_a_correction_that_is_not_in_order_is_refused(
@@ -313,6 +328,6 @@ def test_requests_are_counted_and_nothing_of_them_is_logged(
     post(client, {"task": "age", "questions": "Is this Ada Lovelace?"})
     post(client, {"questions": "busy Ada Lovelace"})
     client.post("/feedback", json=correction(answer="Ada Lovelace"))
-    for door, status in (("page", "200"), ("page", "429"), ("feedback", "200")):
+    for door, status in (("page", "200"), ("page", "429"), ("feedback", "422")):
         assert registry.get_sample_value("facemllm_requests_total", {"door": door, "status": status}) == 1
     assert "Lovelace" not in caplog.text

@@ -23,6 +23,7 @@ from facemllm.serve.asked.classifier import NONE, classifier, of_refusal
 from facemllm.serve.asked.disguises import plain, readings
 from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.matching import Match, Matcher
+from facemllm.serve.asked.persons import holds_strange, names_somebody
 from facemllm.serve.asked.rules import rules
 from facemllm.serve.asked.telling import nameable, tells
 
@@ -104,10 +105,19 @@ class Policy:
             if broken is not None:
                 return Refusal(broken.name, broken.reason)
         if _names_somebody(text):
-            return Refusal(_IDENTIFICATION, found.named(_IDENTIFICATION).reason)
+            return _identification()
         if self._withheld is not None and (match := self._withheld.match(text)):
             return self.refuses_task(match.question.task)
         return None
+
+    def refuses_name(self, text: str) -> Refusal | None:
+        """Refuses a text that names somebody: of what is answered every text is read by this, too."""
+        return _identification() if names_somebody(text) else None
+
+    def refuses_property(self, name: str) -> Refusal | None:
+        """The rule that a client's own name of a property breaks, its words set apart; any word that is strange to
+        questions about faces is taken for a person's name."""
+        return self.refuses(name) or (_identification() if holds_strange(name) else None)
 
     def _likely(self, text: str) -> str | None:
         """The rule that the classifier is sure a text breaks in words that no rule has."""
@@ -178,6 +188,10 @@ def identifies(text: str) -> str | None:
 def rule_names() -> tuple[str, ...]:
     """Names of all rules that may refuse, in whatever deployment."""
     return (*(rule.name for rule in rules().rules), *SENSITIVE, *_called_sensitive(), _OWN_OPTIONS)
+
+
+def _identification() -> Refusal:
+    return Refusal(_IDENTIFICATION, rules().named(_IDENTIFICATION).reason)
 
 
 def _names_somebody(text: str) -> bool:

@@ -23,8 +23,29 @@ _READ: tuple[str, ...] = (
     "top_logprobs",
 )
 _READ += ("max_tokens", "max_completion_tokens", "n")
-_NO_EFFECT = ("temperature", "top_p", "seed", "user", "metadata", "store", "safety_identifier", "prompt_cache_key")
-"""The likeliest answer is given, whatever these say; nothing is sampled, and nothing is stored."""
+_NO_EFFECT: tuple[str, ...] = (
+    "temperature",
+    "top_p",
+    "seed",
+    "user",
+    "metadata",
+    "store",
+    "safety_identifier",
+    "prompt_cache_key",
+)
+_NO_EFFECT += ("reasoning_effort", "service_tier", "parallel_tool_calls")
+"""The likeliest answer is given, whatever these say; nothing is sampled, stored or thought about aloud."""
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "stop": ([],),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "modalities": (["text"],),
+}
+"""What clients send by default, and mean nothing by; any other value asks for what is not offered."""
 _MESSAGE = frozenset({"role", "content", "name"})
 
 
@@ -46,7 +67,8 @@ def read_chat(body: Any, model: str, served: Mapping[str, tasks.Task], limits: L
     if not isinstance(body, Mapping):
         raise Refused(400, "the body must be an object")
     given = {key: value for key, value in body.items() if value is not None}
-    if unknown := sorted(set(given) - {*_READ, *_NO_EFFECT}):
+    neutral = {name for name, values in _NEUTRAL.items() if name in given and given[name] in values}
+    if unknown := sorted(set(given) - {*_READ, *_NO_EFFECT} - neutral):
         raise Refused(400, f"{unknown[0][:40]} is not supported by this model; leave it out")
     if given.get("model") != model:
         raise Refused(404, f"no model '{str(given.get('model'))[:80]}'; this server has '{model}'")

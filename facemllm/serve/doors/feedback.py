@@ -6,7 +6,8 @@
      "correction": "42", "consent": true, "consent_text": "1", "picture": {"b64": "<base64 of the file>"}}
 
 `question` takes the place of task and item where a question was free. A picture is taken with consent only, and has to
-be the one of the digest. Pages of other sites cannot post here: a browser asks first before it sends JSON to another
+be the one of the digest. Texts that the policy withholds (who somebody is, health, ...) are refused, with consent or
+without. Pages of other sites cannot post here: a browser asks first before it sends JSON to another
 site, and is not answered.
 """
 
@@ -22,6 +23,7 @@ from starlette.requests import Request
 
 from facemllm import tasks
 from facemllm.core.corrections import Correction, Corrections, Full, TooOften
+from facemllm.serve.asked.policy import Policy
 from facemllm.serve.guard.images import read_image
 from facemllm.serve.language import Encoded, Limits, Refused
 from facemllm.tasks.base import CLOSED, Item, number_text
@@ -37,13 +39,19 @@ _NAMED = 12
 
 class Feedback:
     """Checks corrections and stores them. `consent` is the version and text that users agree to, `names` the tasks of
-    the deployment, `model` the digest of what answers."""
+    the deployment, `model` the digest of what answers, `policy` what no text may hold."""
 
     def __init__(
-        self, store: Corrections, consent: tuple[str, str], names: Sequence[str], model: str, limits: Limits
+        self,
+        store: Corrections,
+        consent: tuple[str, str],
+        names: Sequence[str],
+        model: str,
+        limits: Limits,
+        policy: Policy,
     ) -> None:
         self.consent, self.names = consent, tuple(names)
-        self._store, self._model, self._limits = store, model, limits
+        self._store, self._model, self._limits, self._policy = store, model, limits, policy
 
     def take(self, given: Any, client: str, picture: Encoded | None = None) -> dict[str, Any]:
         """Store one correction, as the JSON of a request; `picture` stands for the field of that name. Raises Refused:
@@ -72,10 +80,12 @@ class Feedback:
         said = _text(given.get("correction"), "correction", _MOST_CORRECTION)
         if not said:
             raise Refused(422, "correction must say what is right")
+        answer, about = _text(given.get("answer", ""), "answer", _MOST_ANSWER), self._about(given, said)
+        self._require_harmless(about, question=about["question"] or "", answer=answer, correction=said)
         correction = Correction(
             image=image,
-            **self._about(given, said),
-            answer=_text(given.get("answer", ""), "answer", _MOST_ANSWER),
+            **about,
+            answer=answer,
             correction=said,
             consent=consent,
             consent_text=str(agreed) if consent else None,
@@ -90,6 +100,14 @@ class Feedback:
         except (Full, OSError):
             raise Refused(507, "no more corrections can be stored here; tell whoever runs this server") from None
         return {"stored": True, "image": image, "picture": correction.picture, "label": correction.label}
+
+    def _require_harmless(self, about: Mapping[str, str | None], **texts: str) -> None:
+        """Refuse texts that hold what the policy withholds; answers that the item has are none."""
+        item = tasks.get(about["task"]).find(about["item"] or "") if about["task"] else None
+        own = {name for option in (item.options if item else ()) for name in (option.value, option.text)}
+        for name, text in texts.items():
+            if text not in own and (refusal := self._policy.refuses(text) or self._policy.refuses_name(text)):
+                raise Refused(422, f"{name} holds what is not stored ({refusal.rule}): {refusal.reason}")
 
     def _about(self, given: Mapping[str, Any], said: str) -> dict[str, str | None]:
         """What a correction is about, and the label that its words are of a task's item."""

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from facemllm import tasks
 from facemllm.serve.asked.disguises import apart
+from facemllm.serve.asked.policy import Refusal
 from facemllm.serve.caller import CALLER
 from facemllm.serve.doors.chat import ChatRequest, read_chat
 from facemllm.serve.doors.errors import INTERNAL, log, openai_error, place
@@ -117,11 +118,9 @@ class ChatDoor:
         service, caller = self._service, CALLER.get()
         told = {"client": caller.client, "deadline": caller.deadline}
         if chat.properties:
-            named = [apart(one.name) for one in chat.properties]
-            for text in (*(text for _, text in chat.turns), *named):
-                if refusal := service.policy.refuses(text):
-                    yield "", (Answer("refused", refusal.reason, rule=refusal.rule, reason=refusal.reason),), False
-                    return
+            if refusal := self._broken(chat):
+                yield "", (Answer("refused", refusal.reason, rule=refusal.rule, reason=refusal.reason),), False
+                return
             (answers,) = await service.answer([chat.ask], **told)  # type: ignore[arg-type]
             yield write_object(chat.properties, answers.answers)[0], answers.answers, False
             return
@@ -137,6 +136,14 @@ class ChatDoor:
                 if chat.max_tokens is not None and self._tokens.said(written) > chat.max_tokens:
                     yield "", (Answer("free", written.strip()),), True
                     return
+
+    def _broken(self, chat: ChatRequest) -> Refusal | None:
+        """The rule that a turn breaks, or the name of a property; a property that is an item has the item's name."""
+        policy = self._service.policy
+        named = [(apart(one.name), one.question.task is None) for one in chat.properties]
+        found = [policy.refuses(text) or policy.refuses_name(text) for _, text in chat.turns]
+        found += [policy.refuses_property(name) if own else policy.refuses(name) for name, own in named]
+        return next(filter(None, found), None)
 
     def _refusal(self, chat: ChatRequest, found: tuple[Answer, ...]) -> str | None:
         if chat.properties and not any(one.kind == "refused" and len(found) == 1 for one in found):

@@ -100,7 +100,7 @@ def _row(question: str, answer: Answer, known: Mapping[str, Task]) -> Row:
     about = [answer.task, answer.item, None if answer.task and answer.item else question, answer.text]
     return Row(
         question=question,
-        answer="" if silent else answer.text,
+        answer="" if silent else f"{answer.text} {_unit(answer, known)}".strip(),
         tag=tag,
         tone=tone,
         rule=words(answer.rule) if answer.rule else "",
@@ -110,6 +110,13 @@ def _row(question: str, answer: Answer, known: Mapping[str, Task]) -> Row:
         suggestions=getattr(answer, "suggestions", ()),
         about=json.dumps(about),
     )
+
+
+def _unit(answer: Answer, known: Mapping[str, Task]) -> str:
+    """The unit of an answer that is a bare number."""
+    task = known.get(answer.task or "")
+    bare = task is not None and answer.item is not None and answer.text.removeprefix("-").replace(".", "", 1).isdigit()
+    return task.unit if task is not None and bare else ""
 
 
 def _scores(answer: Answer, known: Mapping[str, Task]) -> list[Score]:
