@@ -270,7 +270,7 @@ REFUSED: list[tuple[str, list[str], str]] = [
     (
         "paper-7b",
         ["serve.target=local", "cluster.steps.models.memory=25Gi"],
-        "step deploy: cluster.steps.models.memory: 25Gi less 8Gi",
+        "step deploy: cluster.steps.deploy.memory: 25Gi less 8Gi",
     ),
     ("paper-7b", ["cluster.serving.models=null"], "step release: cluster.serving.models: null; give s3://"),
     ("paper-7b", ["cluster.serving.pod.memory=16Gi"], "step release: cluster.serving.pod.memory: 16Gi"),
