@@ -110,8 +110,8 @@ def copy_to(folder: Path, digest: str, out: Path, files: Mapping[str, str] | Non
 
 def _of_digest(folder: Path, found: Manifest, digest: str, files: Mapping[str, str] | None) -> Manifest:
     if found.digest != digest:
-        which = f" ({found.differs(files)})" if files else ""
-        have = f"{folder} has digest {found.digest}, not {digest}{which}"
+        which, shown = (f" ({found.differs(files)})", slice(12)) if files else ("", slice(None))
+        have = f"{folder} has digest {found.digest[shown]}, not {digest[shown]}{which}"
         raise Refused("digest", f"{have}: its bytes are not those that were approved; put back the registered ones")
     return found
 
