@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
-# lanes of integration and end-to-end tests, which wait as much as they compute: two of them do not fill two cores
-LANES := test-run test-pictures test-serving test-servers
+# lanes of integration and end-to-end tests, the longest first, two at a time: with more, Ray gives up its start
+LANES := test-servers test-run test-serving test-pictures
 LANE-run := tests/e2e/test_main_job.py tests/e2e/test_notebooks.py
 LANE-pictures := $(filter-out $(LANE-run),$(wildcard tests/e2e/test_*.py))
 LANE-serving := $(wildcard tests/integration/test_serving*.py)
@@ -36,7 +36,7 @@ run: .venv/.ready ## set up and run the main job (FACES=folder of your own pictu
 
 test: lint ## set up and pass the tests: style, unit, integration, end to end
 	@.venv/bin/python -m pytest -q -n auto --dist worksteal --durations=8 tests/unit
-	@$(MAKE) -j4 --output-sync --no-print-directory $(LANES)
+	@$(MAKE) -j2 --output-sync --no-print-directory $(LANES)
 
 test-unit: .venv/.ready ## the unit tests alone
 	@.venv/bin/python -m pytest -q -n auto --dist worksteal tests/unit

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,9 @@ def _torchrun(arguments: list[str]) -> None:
 
 def kill_somewhere(pid: int, work: Path, draw: random.Random, most: int, alive: Any) -> bool:
     """Kill a process by SIGKILL after a drawn number of new checkpoints and a moment; whether it still ran."""
-    before, wanted = set(work.glob("*/checkpoint-*")), draw.randint(0, most)
+    before, wanted = set(glob(f"{work}/*/checkpoint-*")), draw.randint(0, most)
     deadline = time.monotonic() + 120
-    while alive() and len(set(work.glob("*/checkpoint-*")) - before) < wanted:
+    while alive() and len(set(glob(f"{work}/*/checkpoint-*")) - before) < wanted:
         assert time.monotonic() < deadline, "no checkpoint appears"
         time.sleep(0.005)
     time.sleep(draw.random() * (0.15 if wanted else 2))  # without a checkpoint: anywhere from the start on
