@@ -26,6 +26,7 @@ from facemllm.settings import load
 from facemllm.workflow.steps import steps
 from pipeline import GRAPHS
 from tests.cluster import stores
+from tests.kfp_workflow import executor_input
 from tests.unit.test_k8s import needs_kubectl, one
 from tests.unit.test_k8s import pods as pods_of
 
@@ -186,14 +187,7 @@ class Run:
         container = self._executors[component["executorLabel"]]["container"]
         taken = {key: self._value(source, given) for key, source in task["inputs"]["parameters"].items()}
         out = f"/tmp/out/{name}"
-        outputs = component.get("outputDefinitions", {})
-        artifacts = {
-            key: {"artifacts": [{"name": key, "type": one["artifactType"], "uri": f"{out}/{key}", "metadata": {}}]}
-            for key, one in outputs.get("artifacts", {}).items()
-        }
-        parameters = {key: {"outputFile": f"{out}/{key}"} for key in outputs.get("parameters", {})}
-        written = {"parameters": parameters, "artifacts": artifacts, "outputFile": f"{out}/executor_output.json"}
-        told = json.dumps({"inputs": {"parameterValues": taken}, "outputs": written})
+        told = json.dumps(executor_input(component, taken, out))
         words = [told if word == "{{$}}" else word for word in [*container["command"], *container["args"]]]
         shown = ["sh", "-ec", f'"$@" >&2; cat {out}/executor_output.json', "sh", *words]
         environment = {one["name"]: one["value"] for one in container.get("env", ())} | {"FACEMLLM_RUN": "run-1"}
