@@ -269,6 +269,6 @@ def _message(error: Any) -> str:
     try:
         said = json.loads(error.body)
         text = said.get("message") or said.get("error_message") or said.get("error") or ""
-        return one_line(Exception(str(text)), 300) if text else ""
+        return one_line(str(text)) if text else ""
     except (ValueError, TypeError, AttributeError):
         return "" if error.status == 404 else str(error.reason)

@@ -120,7 +120,7 @@ def status(
         return
     run, view, *_ = runs.look(api, run_id, _note)
     facts = {"run": run_id, "state": run.state, "steps": [step.told(name) for name, step in view.steps.items()]}
-    say(as_json, facts, "\n".join([f"{one_line(Exception(run.display_name))}: {run.state}", *runs.lines(view.steps)]))
+    say(as_json, facts, "\n".join([f"{one_line(str(run.display_name))}: {run.state}", *runs.lines(view.steps)]))
 
 
 @app.command()

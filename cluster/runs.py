@@ -91,7 +91,7 @@ def _tasks(run: Any) -> list[Any]:
 
 def _said(one: Any) -> str:
     """What Kubeflow says of a run or a task that failed, in one line."""
-    return one_line(Exception(one.error.message)) if one.error and one.error.message else ""
+    return one_line(str(one.error.message)) if one.error and one.error.message else ""
 
 
 def _reason(run: Any) -> str:

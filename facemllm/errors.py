@@ -34,9 +34,9 @@ def told(error: BaseException) -> str:
     return f"refused: [{check}] {error}" if check else str(error)
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception's message as one line of at most `limit` characters that a terminal takes for text alone; its type
-    when it has none."""
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """A message, or an exception's, as one line of at most `limit` characters that a terminal takes for text alone; the
+    type's name when there is none."""
     plain = "".join(one for one in _ESCAPES.sub("", str(error)) if one.isprintable() or one.isspace())
     text = " ".join(plain.split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

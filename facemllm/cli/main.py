@@ -242,7 +242,7 @@ def _executed(settings: Settings, name: str, **given: str) -> str:
     records = runner.recall_all(settings) if not all(values.values()) else {}
     for key, source in sources.items():
         if not values[key] and source not in records:
-            raise UserError(f"{name} needs the result of '{source}'; run that first, or give --{key} DIGEST")
+            raise UserError(f"{name} needs the result of '{source}'; run that first, or give its digest")
         values[key] = values[key] or str(records[source]["output"])
     return runner.execute(name, settings, **values)
 

@@ -250,9 +250,9 @@ def _told(error: Exception, kind: Kind, host: str, namespace: str) -> ApiError:
     if not isinstance(error, ApiException):
         raise error
     if not error.status:
-        return ApiError(f"{host}: its certificate is not trusted ({one_line(Exception(error.reason), 160)})")
+        return ApiError(f"{host}: its certificate is not trusted ({one_line(str(error.reason), 160)})")
     status = _read(error.body)
-    reason, said = str(status.get("reason", "")), one_line(Exception(status.get("message") or error.reason), 400)
+    reason, said = str(status.get("reason", "")), one_line(str(status.get("message") or error.reason), 400)
     match error.status:
         case 401:
             line = f"{host} does not know who asks (401): the token is missing, expired or another cluster's"

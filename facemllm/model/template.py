@@ -79,8 +79,8 @@ def _tried(template: str, calls: str) -> tuple[str, ...]:
     if ran.returncode < 0:
         raise UserError(f"{_CANNOT}: it takes more than {SECONDS} s of processor time, or all memory")
     if ran.returncode:
-        raise UserError(f"{_CANNOT}: {one_line(Exception(ran.stderr[-200:]))}")
+        raise UserError(f"{_CANNOT}: {one_line(ran.stderr[-200:] or 'no message')}")
     answer = json.loads(ran.stdout)
     if isinstance(answer, dict):
-        raise UserError(f"{_CANNOT}: {one_line(Exception(answer['error']))}")
+        raise UserError(f"{_CANNOT}: {one_line(answer['error'])}")
     return tuple(answer)

@@ -173,7 +173,7 @@ def _trouble(api: Api, job: Job) -> tuple[str, bool]:
 
 
 def _line(text: str | None) -> str:
-    return one_line(Exception(text or "no message"), 300)
+    return one_line(text or "no message")
 
 
 def _why(api: Api, job: Job, found: Object) -> str:
