@@ -6,11 +6,9 @@ Each case is made from its seed and number alone, so a failing one can be made a
 from __future__ import annotations
 
 import base64
-import io
 import json
 import random
 import struct
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.bombs import progressive, repeated_scans
+from tests.pictures import encode, png_of, progressive, repeated_scans
 
 DOORS = ("v1", "tasks", "chat", "v2", "v2 binary", "grpc")
 JSON = {"Content-Type": "application/json"}
@@ -77,27 +75,12 @@ def _pictures() -> tuple[bytes, ...]:
         (rgb, "GIF", {}),
         (rgb, "MPO", {"save_all": True, "append_images": [smooth.convert("RGB")]}),
     ]
-    found = []
-    for image, form, options in made:
-        buffer = io.BytesIO()
-        image.save(buffer, form, **options)
-        found.append(buffer.getvalue())
     return (
-        *found,
+        *(encode(image, form, **options) for image, form, options in made),
         repeated_scans(progressive(512), 900),
         repeated_scans(progressive(512), 60),
-        _header(60_000, 60_000),
+        png_of(60_000, 60_000, bytes(1000)),
     )
-
-
-def _header(width: int, height: int) -> bytes:
-    """A PNG that claims a size."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
 def bytes_of(rng: random.Random, data: bytes) -> bytes:

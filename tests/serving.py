@@ -25,7 +25,7 @@ from facemllm.serve.service import Served, Service
 from facemllm.settings import serving
 from facemllm.tasks.base import Item, Question, Task
 from facemllm.tasks.paraphrases import normal
-from tests.conftest import encode
+from tests.pictures import encode
 
 LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=8)
 
@@ -223,7 +223,7 @@ def loaded(
 
 def png(*color: int) -> bytes:
     """A PNG of one colour, or, of one number, a map of one class."""
-    return encode(np.full((48, 32, 3) if len(color) > 1 else (48, 32), color, np.uint8), format="PNG")
+    return encode(np.full((48, 32, 3) if len(color) > 1 else (48, 32), color, np.uint8))
 
 
 def b64(data: bytes) -> dict[str, str]:

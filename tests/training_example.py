@@ -21,7 +21,8 @@ from facemllm.train.loop import Outcome, run_stage
 from facemllm.train.loss import StepLoss
 from facemllm.train.pixels import map_cache, pixel_cache
 from facemllm.train.stage import StageRun
-from tests.conftest import encode, messages_of
+from tests.conftest import messages_of
+from tests.pictures import encode
 
 COLORS = {"red hair": (200, 40, 40), "green hair": (40, 200, 40), "blue hair": (40, 40, 200)}
 SIDES = ("turned 25 degrees left", "turned 25 degrees right")
@@ -42,7 +43,7 @@ def face(number: int) -> tuple[np.ndarray, str, str]:
 
 
 def png(pixels: np.ndarray) -> dict[str, Any]:
-    return {"bytes": encode(pixels, format="PNG"), "path": None}
+    return {"bytes": encode(pixels), "path": None}
 
 
 def conversation(number: int, split: str = "train") -> dict[str, Any]:
