@@ -1,6 +1,6 @@
 """Requests that nobody should send, the same ones for the same seed: mutated pictures, bodies, tensors, messages.
 
-Each case is made from its seed and number alone, so a failing one can be made again: `case(seed, number, doors)`.
+Each case is made from its seed and number alone, so a failing one can be made again: `case(seed, number)`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import base64
 import json
 import random
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -36,10 +36,10 @@ class Case:
     headers: dict[str, str] = field(default_factory=lambda: dict(JSON))
 
 
-def case(seed: int, number: int, doors: Sequence[str] = DOORS) -> Case:
+def case(seed: int, number: int) -> Case:
     """The case of this number."""
     rng = random.Random(f"{seed}:{number}")
-    door = rng.choice(doors)
+    door = rng.choice(DOORS)
     return _MAKERS[door](rng, number)
 
 
