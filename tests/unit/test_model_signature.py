@@ -55,7 +55,7 @@ def test_a_signature_is_of_every_file_wherever_the_directory_lies(
     for name, change in CHANGES.items():
         folder = shutil.copytree(model, tmp_path / name)
         change(folder)
-        with pytest.raises(ValueError, match="mismatch|Signature"):
+        with pytest.raises(ValueError, match=r"mismatch|Signature"):
             verify(folder, signature, public, tmp_path)
 
 
