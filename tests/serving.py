@@ -15,7 +15,7 @@ from PIL import Image
 from facemllm import tasks
 from facemllm.model.inference import FaceScores, Predictor, Query, Scored
 from facemllm.serve import assembly
-from facemllm.serve.assembly import Loaded, PredictorTokens
+from facemllm.serve.assembly import Loaded
 from facemllm.serve.engine.protocol import Found, Prepared
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.guard.images import decode, decode_map
@@ -218,7 +218,7 @@ def loaded(
             evaluated=figures,
             timeout_s=60,
         )
-    return assembly.loaded(service, chosen, PredictorTokens(predictor), max_new_tokens)
+    return assembly.loaded(service, chosen, predictor, max_new_tokens)
 
 
 def png(*color: int) -> bytes:
