@@ -231,6 +231,6 @@ def b64(data: bytes) -> dict[str, str]:
     return {"b64": base64.b64encode(data).decode()}
 
 
-def data_url(data: bytes, kind: str = "png") -> str:
+def data_url(data: bytes) -> str:
     """A picture as OpenAI's clients send it."""
-    return f"data:image/{kind};base64,{b64(data)['b64']}"
+    return f"data:image/png;base64,{b64(data)['b64']}"
