@@ -5,7 +5,6 @@
     .venv/bin/python benchmarks/training.py --device cuda        a 1B LLaVA shape, random weights: tokens/s and MFU
     .venv/bin/python benchmarks/training.py --device cuda --quick   a 3B Qwen2.5-VL shape, and what else a GPU has to do
     .venv/bin/python benchmarks/training.py --dry                the same code on the CPU with a tiny shape
-    .venv/bin/python benchmarks/training.py --quality --model FOLDER --seconds N --conversations TABLE
 
 The tiny preset answers all questions of the laptop profile, once on a frozen tower, once with everything trainable. A
 sample is a question with its answer. All train the same weights on the same questions, as many a step, with the same
@@ -23,7 +22,7 @@ optimiser and rates, bf16 where the processor is fast at it; each in a process o
 
 Ratios are samples a second of ours / of the peer: above 1 ours is faster; median and range over the rounds. Memory is
 the peak of the whole process. `decoding` is what ours spends once a table. The parts (packing, buckets, feature cache,
-Ray, resume) are in `training_parts.py`, the GPU in `training_cuda.py`, `--quality` in `training_quality.py`.
+Ray, resume) are in `training_parts.py`, the GPU in `training_cuda.py`; accuracy beside a specialist is in `repeats.py`.
 """
 
 from __future__ import annotations
@@ -163,20 +162,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="write the loss curves to this PNG")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dry", action="store_true", help="the GPU's part with a tiny shape on the CPU")
-    parser.add_argument("--quality", action="store_true", help="accuracy at a time budget beside a specialist")
-    parser.add_argument("--model", type=Path, help="of --quality: a trained model directory of ours")
-    parser.add_argument("--seconds", type=float, default=300, help="of --quality: what that model was trained for")
-    parser.add_argument("--starts", type=float, help="of --quality: how many of these were starts, not training steps")
-    parser.add_argument("--evaluation", type=Path, help="of --quality: that model's evaluation, if there is one")
-    parser.add_argument("--seed", type=int, default=0, help="of --quality: the specialist's")
     arguments = parser.parse_args()
-    if arguments.quality:
-        import training_quality
-
-        if not (arguments.model and arguments.conversations):
-            parser.error("--quality needs --model and --conversations, the table it was trained on")
-        training_quality.main(arguments)
-    elif arguments.dry or arguments.device == "cuda":
+    if arguments.dry or arguments.device == "cuda":
         import training_cuda
 
         training_cuda.main(arguments)

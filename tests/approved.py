@@ -149,10 +149,10 @@ class Registry:
         self.versions[version.version] = replace(found, tags={**found.tags, **tags})
 
 
-def flip(path: Path, at: int = -1) -> None:
+def flip(path: Path) -> None:
     """Change one bit of a file."""
     data = bytearray(path.read_bytes())
-    data[at] ^= 1
+    data[-1] ^= 1
     path.write_bytes(data)
 
 

@@ -1,17 +1,16 @@
 """Small native trees of FaceXBench and Face-Human-Bench: synthetic pictures, the benchmarks' own file forms."""
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from facemllm import settings
 from facemllm.ingest.run import import_source
 from facemllm.settings.data import Source
+from tests.pictures import encode
 
 FACEXBENCH = {
     "bias_fairness": ("age", "gender", "race"),
@@ -39,9 +38,7 @@ def picture(path: Path, seed: int) -> None:
     """A picture unlike those of other seeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    path.write_bytes(buffer.getvalue())
+    path.write_bytes(encode(pixels))
 
 
 def facexbench(root: Path, each: int = 2) -> Path:

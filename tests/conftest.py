@@ -1,7 +1,6 @@
 """Small tables for the tests: forty faces of twenty people, in every split, and a conversation about each."""
 
 import hashlib
-import io
 import json
 import shutil
 import signal
@@ -15,22 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from facemllm import settings as settings_module
 from facemllm.settings import Settings
 from facemllm.tables import CONVERSATIONS, FACES, TableWriter, pairs, subject_id
+from tests.pictures import encode
 
 SIDE = 48
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where no test of Ctrl-C could end
     signal.signal(signal.SIGINT, signal.default_int_handler)
 Rows = list[dict[str, Any]]
-
-
-def encode(pixels: np.ndarray, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, **options)
-    return buffer.getvalue()
 
 
 def change_json(file: Path, change: Callable[[Any], object]) -> None:
@@ -43,7 +36,7 @@ def change_json(file: Path, change: Callable[[Any], object]) -> None:
 def picture(seed: int, quality: int = 90) -> bytes:
     """A JPEG of coarse noise: no two seeds look alike, one seed at two qualities does."""
     coarse = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), dtype=np.uint8)
-    return encode(coarse.repeat(SIDE // 12, 0).repeat(SIDE // 12, 1), format="JPEG", quality=quality)
+    return encode(coarse.repeat(SIDE // 12, 0).repeat(SIDE // 12, 1), "JPEG", quality=quality)
 
 
 def face(number: int) -> dict[str, Any]:
@@ -60,7 +53,7 @@ def face(number: int) -> dict[str, Any]:
         "split": ("train", "train", "train", "validation", "test")[person % 5],
         "box": [4.0, 4.0, 44.0, 44.0],
         "landmarks": [[16.0, 20.0], [32.0, 20.0]],
-        "segmentation": {"bytes": encode(np.full((SIDE, SIDE), number % 19, np.uint8), format="PNG"), "path": None},
+        "segmentation": {"bytes": encode(np.full((SIDE, SIDE), number % 19, np.uint8)), "path": None},
         "caption": "A face.",
         "attributes": pairs({"Smiling": number % 3 == 0, "Bald": False}),
         "expression": ("neutral", "happiness")[number % 2],

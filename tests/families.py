@@ -325,7 +325,7 @@ def small(family: str, folder: Path, seed: int = 0, **sizes: int) -> Path:
 FEW = ("llava", "qwen2_5_vl", "gemma3")
 
 
-def all_families(names: tuple[str, ...] = FAMILIES) -> Any:
+def all_families() -> Any:
     """Parametrises a test by `name`: a few families always, all of them under `make test-families`."""
 
     def one(name: str) -> Any:
@@ -334,4 +334,4 @@ def all_families(names: tuple[str, ...] = FAMILIES) -> Any:
             marks.append(pytest.mark.skip(reason=f"its processor needs {package}"))
         return pytest.param(name, marks=marks, id=name)
 
-    return pytest.mark.parametrize("name", [one(name) for name in names])
+    return pytest.mark.parametrize("name", [one(name) for name in FAMILIES])

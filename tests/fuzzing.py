@@ -1,17 +1,15 @@
 """Requests that nobody should send, the same ones for the same seed: mutated pictures, bodies, tensors, messages.
 
-Each case is made from its seed and number alone, so a failing one can be made again: `case(seed, number, doors)`.
+Each case is made from its seed and number alone, so a failing one can be made again: `case(seed, number)`.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 import random
 import struct
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.bombs import progressive, repeated_scans
+from tests.pictures import encode, png_of, progressive, repeated_scans
 
 DOORS = ("v1", "tasks", "chat", "v2", "v2 binary", "grpc")
 JSON = {"Content-Type": "application/json"}
@@ -38,10 +36,10 @@ class Case:
     headers: dict[str, str] = field(default_factory=lambda: dict(JSON))
 
 
-def case(seed: int, number: int, doors: Sequence[str] = DOORS) -> Case:
+def case(seed: int, number: int) -> Case:
     """The case of this number."""
     rng = random.Random(f"{seed}:{number}")
-    door = rng.choice(doors)
+    door = rng.choice(DOORS)
     return _MAKERS[door](rng, number)
 
 
@@ -77,27 +75,12 @@ def _pictures() -> tuple[bytes, ...]:
         (rgb, "GIF", {}),
         (rgb, "MPO", {"save_all": True, "append_images": [smooth.convert("RGB")]}),
     ]
-    found = []
-    for image, form, options in made:
-        buffer = io.BytesIO()
-        image.save(buffer, form, **options)
-        found.append(buffer.getvalue())
     return (
-        *found,
+        *(encode(image, form, **options) for image, form, options in made),
         repeated_scans(progressive(512), 900),
         repeated_scans(progressive(512), 60),
-        _header(60_000, 60_000),
+        png_of(60_000, 60_000, bytes(1000)),
     )
-
-
-def _header(width: int, height: int) -> bytes:
-    """A PNG that claims a size."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
 def bytes_of(rng: random.Random, data: bytes) -> bytes:

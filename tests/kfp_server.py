@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.parser import BytesParser
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-from tests.answering import Answering
+from tests.answering import Answering, Loopback
 
 Body = dict[str, Any]
 API = "/apis/v2beta1"
@@ -390,16 +389,10 @@ class _Handler(Answering):
 @contextmanager
 def serving(kubeflow: Kubeflow, certificate: tuple[Path, Path] | None = None) -> Iterator[str]:
     """Serve it on a free port of loopback, over TLS with a certificate and its key; the address of its API."""
-    handler = type("Handler", (_Handler,), {"kubeflow": kubeflow})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = Loopback(_Handler, kubeflow=kubeflow)
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate)
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_address[1]}/pipeline"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with server:
+        yield f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}/pipeline"

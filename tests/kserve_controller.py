@@ -17,9 +17,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 
+from tests.answering import Answering, Loopback
 from tests.kubernetes_server import Body, Cluster
 
 
@@ -50,7 +50,7 @@ class Service:
     newest revision has `fails_at` percent, its machine is broken: every question is answered with 500."""
 
     revisions: dict[str, Revision] = field(default_factory=dict)
-    proxies: dict[str, ThreadingHTTPServer] = field(default_factory=dict)
+    proxies: dict[str, Loopback] = field(default_factory=dict)
     traffic: list[Body] = field(default_factory=list)
     generation: int = 0
     percents: list[int | None] = field(default_factory=list)
@@ -152,17 +152,12 @@ class KServe:
 
     def _url(self, service: Service, tag: str) -> str:
         if tag not in service.proxies:
-            handler = type("Proxy", (_Proxy,), {"service": service, "tag": tag})
-            server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-            server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-            service.proxies[tag] = server
-        return f"http://127.0.0.1:{service.proxies[tag].server_address[1]}"
+            service.proxies[tag] = Loopback(_Proxy, service=service, tag=tag).start()
+        return service.proxies[tag].url
 
     def _end(self, service: Service) -> None:
         for proxy in service.proxies.values():
-            proxy.shutdown()
-            proxy.server_close()
+            proxy.stop()
         for revision in service.revisions.values():
             if revision.server is not None:
                 revision.server.stop()
@@ -193,13 +188,9 @@ def propagated(known: Body, traffic: list[Body], created: str, ready: str) -> Bo
     return found | {"latestReadyRevision": ready, "traffic": traffic}
 
 
-class _Proxy(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Proxy(Answering):
     service: Service
     tag: str
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing on standard error."""
 
     def _pass(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -216,11 +207,7 @@ class _Proxy(BaseHTTPRequestHandler):
                 status, content = 500, b"broken"
             else:
                 status, kind, content = self._answer(revision, body)
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        self._send(status, content, kind)
 
     def _answer(self, revision: Revision, body: bytes) -> tuple[int, str, bytes]:
         assert revision.server is not None
@@ -246,37 +233,25 @@ class FakeServer:
     def __init__(self, digest: str, kind: str = "equal") -> None:
         self.digest, self.kind = digest, kind
         self.requests: Counter[str] = Counter()
-        handler = type("Model", (_Model,), {"server_": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self._server = Loopback(_Model, server_=self).start()
+        self.port = self._server.server_port
 
     def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.stop()
 
 
-class _Model(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Model(Answering):
     server_: FakeServer
 
-    def log_message(self, *_: Any) -> None:
-        """Nothing on standard error."""
-
-    def _send(self, status: int, content: Any) -> None:
-        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+    def _say(self, status: int, content: Any) -> None:
+        self._send(status, content.encode() if isinstance(content, str) else json.dumps(content).encode())
 
     def do_GET(self) -> None:
         if self.path == "/metrics":
             counted = self.server_.requests.items()
             lines = [f'facemllm_requests_total{{door="v1",status="{status}"}} {count}' for status, count in counted]
-            return self._send(200, "\n".join(["# TYPE facemllm_requests counter", *lines, ""]))
-        return self._send(200, {"digest": "f" * 64 if self.server_.kind == "lying" else self.server_.digest})
+            return self._say(200, "\n".join(["# TYPE facemllm_requests counter", *lines, ""]))
+        return self._say(200, {"digest": "f" * 64 if self.server_.kind == "lying" else self.server_.digest})
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["instances"][0]["question"]
@@ -286,6 +261,6 @@ class _Model(BaseHTTPRequestHandler):
         status = 500 if kind == "failing" and number % 2 else 200
         self.server_.requests[str(status)] += 1
         if status == 500:
-            return self._send(500, {"error": "internal error"})
+            return self._say(500, {"error": "internal error"})
         said = "yes" if kind == "different" and "hat" not in asked else "no"
-        return self._send(200, {"predictions": [{"answer": said, "value": said, "kind": "taught"}]})
+        return self._say(200, {"predictions": [{"answer": said, "value": said, "kind": "taught"}]})

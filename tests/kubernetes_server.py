@@ -18,14 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-from tests.answering import Answering
+from tests.answering import Answering, Loopback
 from tests.kubernetes_objects import Body, Refused, applied, at_path, claimed, fits, leaves, merged, operated
 
 Key = tuple[str, str, str]
@@ -446,14 +445,8 @@ def _failure(error: Refused) -> Body:
 @contextlib.contextmanager
 def serving(cluster: Cluster) -> Iterator[str]:
     """Serve it on a free port of loopback; its address."""
-    handler = type("Handler", (_Handler,), {"cluster": cluster})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        cluster.close()
-        server.shutdown()
-        server.server_close()
+    with Loopback(_Handler, cluster=cluster) as server:
+        try:
+            yield server.url
+        finally:
+            cluster.close()

@@ -5,36 +5,29 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from facemllm.core.digests import of_bytes
-from facemllm.settings import Settings, load
+from facemllm.settings import load
 from facemllm.signing import keys, local
 from facemllm.signing.canonical import canonical, utc_now
-from facemllm.signing.decisions import Decisions
 from facemllm.signing.policy import add_key
 from facemllm.signing.statements import Draft, sign
+from tests.approved import ADA, GRACE, Home
 
 FOLDER = Path(__file__).with_name("bundle_example")
 BUNDLE: Mapping[str, Any] = json.loads((FOLDER / "bundle.json").read_text("utf-8"))
 PASSPHRASE = "correct horse ☂ battery"
-ADA, GRACE, PIPELINE = "Ada Lovelace", "Grace Hopper", "pipeline"
+PIPELINE = "pipeline"
 
 
-@dataclass
-class Example:
-    """A home with a policy and decisions; the keys of people by name."""
-
-    settings: Settings
-    keys: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def decisions(self) -> Decisions:
-        return Decisions.open(self.settings)
+class Example(Home):
+    """A home whose keys are a year old and may have a passphrase, and whose bundles are whole."""
 
     def person(self, name: str, *roles: str, passphrase: str | None = None) -> str:
         made = local.make_key(self.settings, name, roles, passphrase.encode() if passphrase else None)
@@ -85,6 +78,11 @@ def example(home: Path, *overrides: str, people: bool = True) -> Example:
         made.person(ADA, "approver", "requester", passphrase=PASSPHRASE)
         made.person(GRACE, "approver")
     return made
+
+
+def hidden(html: str) -> dict[str, str]:
+    """The hidden fields of a page's form."""
+    return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', html))
 
 
 def ago(**how: float) -> datetime:

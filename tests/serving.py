@@ -15,7 +15,7 @@ from PIL import Image
 from facemllm import tasks
 from facemllm.model.inference import FaceScores, Predictor, Query, Scored
 from facemllm.serve import assembly
-from facemllm.serve.assembly import Loaded, PredictorTokens
+from facemllm.serve.assembly import Loaded
 from facemllm.serve.engine.protocol import Found, Prepared
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.guard.images import decode, decode_map
@@ -25,7 +25,7 @@ from facemllm.serve.service import Served, Service
 from facemllm.settings import serving
 from facemllm.tasks.base import Item, Question, Task
 from facemllm.tasks.paraphrases import normal
-from tests.conftest import encode
+from tests.pictures import encode
 
 LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=8)
 
@@ -218,12 +218,12 @@ def loaded(
             evaluated=figures,
             timeout_s=60,
         )
-    return assembly.loaded(service, chosen, PredictorTokens(predictor), max_new_tokens)
+    return assembly.loaded(service, chosen, predictor, max_new_tokens)
 
 
 def png(*color: int) -> bytes:
     """A PNG of one colour, or, of one number, a map of one class."""
-    return encode(np.full((48, 32, 3) if len(color) > 1 else (48, 32), color, np.uint8), format="PNG")
+    return encode(np.full((48, 32, 3) if len(color) > 1 else (48, 32), color, np.uint8))
 
 
 def b64(data: bytes) -> dict[str, str]:
@@ -231,6 +231,6 @@ def b64(data: bytes) -> dict[str, str]:
     return {"b64": base64.b64encode(data).decode()}
 
 
-def data_url(data: bytes, kind: str = "png") -> str:
+def data_url(data: bytes) -> str:
     """A picture as OpenAI's clients send it."""
-    return f"data:image/{kind};base64,{b64(data)['b64']}"
+    return f"data:image/png;base64,{b64(data)['b64']}"

@@ -12,19 +12,21 @@ from facemllm.model.face_mllm import Graph, extend
 from facemllm.model.families import family_of
 from facemllm.model.tiny import build_tiny
 from facemllm.settings import Settings, Stage, Train
+from facemllm.settings.train import Trainable
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
 from facemllm.tasks.relations import Relation
 from facemllm.train.data import Corpus, FaceDataset, read_turns, tokenise, vocabulary_texts
 from facemllm.train.dataloader import Batch, BatchSampler, DataLoader
 from facemllm.train.loop import Outcome, run_stage
 from facemllm.train.loss import StepLoss
-from facemllm.train.optimizer import MODULES
 from facemllm.train.pixels import map_cache, pixel_cache
 from facemllm.train.stage import StageRun
-from tests.conftest import encode, messages_of
+from tests.conftest import messages_of
+from tests.pictures import encode
 
 COLORS = {"red hair": (200, 40, 40), "green hair": (40, 200, 40), "blue hair": (40, 40, 200)}
 SIDES = ("turned 25 degrees left", "turned 25 degrees right")
+MODULES = tuple(Trainable.model_fields)
 TASKS = {"attributes": 1.0, "head_pose": 1.0, "caption": 0.2}
 BRANCHES = ("model.segmentation.mode=append", "model.knowledge.enabled=true")
 KNOWN = (*COLORS, "left")  # characteristics of the knowledge branch
@@ -41,7 +43,7 @@ def face(number: int) -> tuple[np.ndarray, str, str]:
 
 
 def png(pixels: np.ndarray) -> dict[str, Any]:
-    return {"bytes": encode(pixels, format="PNG"), "path": None}
+    return {"bytes": encode(pixels), "path": None}
 
 
 def conversation(number: int, split: str = "train") -> dict[str, Any]:

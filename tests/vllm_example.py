@@ -1,5 +1,6 @@
 """Models small enough to be served by vLLM in a test: a LLaVA of a CLIP tower and a Llama, the tiny preset, others."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +35,28 @@ _LAST = {"qwen2_5_vl": "model.visual.merger.mlp.2", "qwen3_vl": "model.visual.me
 _LAST["internvl"] = "model.multi_modal_projector.linear_2"  # the projector's last layer
 
 
-def tiny(folder: Path) -> Path:
-    """The product's tiny preset with random weights, whose answers depend on the picture."""
-    model, processor = build_tiny(settings.load().model, TEXTS, ANSWERS, seed=3)
+def looking(model: Any, processor: Any, pictures: Sequence[Any]) -> Predictor:
+    """A random model of the tiny preset whose texts depend on the face: its tower keeps `pictures` apart, and its
+    projector what does."""
     for module in spread(model).modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.zero_()  # type: ignore[union-attr]
             module.running_var.fill_(0.1)  # type: ignore[union-attr]
     last = model.model.multi_modal_projector.linear_2
-    predictor = Predictor(model, processor)
+    predictor = Predictor(model, processor, batch_images=4)
     with torch.no_grad():
-        values_BCSS = predictor._inputs([face(number) for number in range(8)])["pixel_values"]
+        values_BCSS = predictor._inputs(pictures)["pixel_values"]
         tokens_BND = model.model.multi_modal_projector(tower_features(model, values_BCSS))
         scale = 1 / (tokens_BND - tokens_BND.mean(0)).std()
         last.bias.sub_(tokens_BND.mean((0, 1))).mul_(scale)
         last.weight.mul_(scale)
+    return predictor
+
+
+def tiny(folder: Path) -> Path:
+    """The product's tiny preset with random weights, whose answers depend on the picture."""
+    model, processor = build_tiny(settings.load().model, TEXTS, ANSWERS, seed=3)
+    looking(model, processor, [face(number) for number in range(8)])
     save_model(model, processor, folder)
     return folder
 

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,18 @@ import torch
 from PIL import Image
 
 from facemllm.model.pretrained import load_model
+from tests.answering import Answering, Loopback
 
 
-class VllmServer(ThreadingHTTPServer):
+class VllmServer(Loopback):
     """What it serves, what it was asked, and what it is to do wrong.
 
     `faults` are answers (status, headers, body) to the next requests for tokens; while `held` is clear, these wait.
     `reach` is how many tokens before and behind a picture's own are counted to it, as vLLM does of some families.
     """
 
-    daemon_threads = True
-    allow_reuse_address = True
-    request_queue_size = 128
-
     def __init__(self, folder: Path, digest: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.model, self.processor = load_model(folder)
         self.model.eval()
         self.digest = digest
@@ -51,10 +47,6 @@ class VllmServer(ThreadingHTTPServer):
         self.held.set()
         self.running = self.most = self.hung_up = 0
         self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are part of the tests."""
@@ -121,12 +113,8 @@ class VllmServer(ThreadingHTTPServer):
         return [int(token) for token in found[0, ids.shape[1] :]]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answering):
     server: VllmServer
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
 
     def do_GET(self) -> None:
         server = self.server
@@ -165,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
                     return
             if fault is not None:
                 status, headers, text = fault
-                self._send(text, status, headers)
+                self._send(status, text, headers=headers)
                 return
             with server.lock:  # one model, one thread
                 found = server.likelihoods(body) if "prompt_logprobs" in body["sampling_params"] else None
@@ -199,26 +187,14 @@ class _Handler(BaseHTTPRequestHandler):
         return bool(readable) and self.connection.recv(1, socket.MSG_PEEK) == b""
 
     def _json(self, value: Any, status: int = 200) -> None:
-        self._send(json.dumps(value).encode(), status, {})
-
-    def _send(self, data: bytes, status: int, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
+        self._send(status, json.dumps(value).encode())
 
 
 @contextmanager
 def serving(folder: Path, digest: str) -> Iterator[VllmServer]:
     """A stand-in that serves a model directory."""
-    server = VllmServer(folder, digest)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.held.set()
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    with VllmServer(folder, digest) as server:
+        try:
+            yield server
+        finally:
+            server.held.set()

@@ -13,17 +13,8 @@ from facemllm.report.web import plain
 from facemllm.review.fields import MOST, Object, is_digest, mapping, mappings, number, pairs, rows, said, text
 from facemllm.scoring.figures import Measure, measure
 
-_MEASURED = (
-    "device",
-    "seconds",
-    "samples",
-    "tokens",
-    "flops",
-    "peak_memory_bytes",
-    "energy_cpu_joules",
-    "energy_gpu_joules",
-    "price",
-)
+_MEASURED: tuple[str, ...] = ("device", "seconds", "samples", "tokens", "flops", "peak_memory_bytes")
+_MEASURED += ("energy_cpu_joules", "energy_gpu_joules", "price")
 _STEPS = ("ingest", "annotate", "reformat", "validate", "version", "align", "instruct", "specialize")
 
 

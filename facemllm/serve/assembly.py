@@ -23,7 +23,7 @@ from facemllm.serve.caller import CALLER
 from facemllm.serve.doors import openai, routes, task_door
 from facemllm.serve.engine.own import OwnEngine
 from facemllm.serve.engine.pixels import pixels_of
-from facemllm.serve.engine.protocol import Chat, Prepared
+from facemllm.serve.engine.protocol import Prepared
 from facemllm.serve.engine.room import Room
 from facemllm.serve.engine.vllm import VllmEngine
 from facemllm.serve.evaluated import Evaluated
@@ -73,28 +73,11 @@ class Loaded:
         return [*shown, openai.router(self.chat), task_door.router(self.service, self.limits), own]
 
 
-class PredictorTokens:
-    """Counts tokens as a model's tokenizer makes them."""
-
-    def __init__(self, predictor: Reader) -> None:
-        self._predictor = predictor
-
-    def asked(self, chat: Chat) -> int:
-        """Tokens of a chat about a picture."""
-        return len(self._predictor.chat(chat))
-
-    def said(self, text: str) -> int:
-        """Tokens of an answer, its end included."""
-        return len(self._predictor.frame.answer(text))
-
-
-def loaded(
-    service: Service, settings: Serve, tokens: openai.Tokens, max_new_tokens: int, dtype: str = "float32"
-) -> Loaded:
+def loaded(service: Service, settings: Serve, reader: Reader, max_new_tokens: int, dtype: str = "float32") -> Loaded:
     """The doors of a service, whose model computes in `dtype`."""
     limits = Limits(settings.max_body_mb, settings.max_pixels, settings.max_question_chars, settings.max_instances)
     return Loaded(
-        FaceModel(service, limits), openai.ChatDoor(service, limits, tokens, max_new_tokens), limits, settings, dtype
+        FaceModel(service, limits), openai.ChatDoor(service, limits, reader, max_new_tokens), limits, settings, dtype
     )
 
 

@@ -17,9 +17,9 @@ from facemllm.serve.language import Limits
 from facemllm.serve.metrics import Metrics
 from facemllm.serve.observer import Observer
 from facemllm.serve.page import router as page_door
-from facemllm.serve.page.router import Page, Service
+from facemllm.serve.page.router import Page
 from facemllm.serve.records import Records
-from facemllm.serve.service import Served
+from facemllm.serve.service import Served, Service
 from facemllm.serve.traces import traces
 
 if TYPE_CHECKING:

@@ -173,7 +173,7 @@ def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
         from facemllm.model.inference import Predictor
         from facemllm.model.reader import Reader
         from facemllm.serve import seen
-        from facemllm.serve.assembly import PredictorTokens, loaded, service_of
+        from facemllm.serve.assembly import loaded, service_of
         from facemllm.serve.evaluated import Evaluated
         from facemllm.serve.predictor import known_tasks, taught_tasks
         from facemllm.serve.service import Served
@@ -188,7 +188,7 @@ def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
     dtype: str = chosen.engine.vllm_dtype
     if isinstance(predictor, Predictor):
         dtype = str(predictor.model.dtype).removeprefix("torch.")
-    return loaded(service, chosen, PredictorTokens(predictor), options.max_new_tokens, dtype)
+    return loaded(service, chosen, predictor, options.max_new_tokens, dtype)
 
 
 def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval: Approval | None) -> None:

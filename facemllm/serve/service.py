@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from facemllm import tasks
 from facemllm.serve.asked.matching import UNANSWERABLE, Matcher
 from facemllm.serve.asked.policy import Policy
-from facemllm.serve.engine.protocol import Engine, Prepared
+from facemllm.serve.engine.protocol import Engine
 from facemllm.serve.engine.room import IDLE, UnderWay
 from facemllm.serve.evaluated import Evaluated
 from facemllm.serve.guard.decoding import Decoder
@@ -81,7 +81,7 @@ class Service:
         *,
         matcher: Matcher,
         policy: Policy,
-        decoder: Decoder[Prepared],
+        decoder: Decoder,
         refuses_picture: Callable[[Mapping[str, float]], str | None],
         engine: Engine,
         evaluated: Evaluated,

@@ -188,11 +188,6 @@ class Decisions:
             raise Refused("digest", f"{path} is not the file that was signed: its bytes have another digest")
         return data
 
-    def bundle_names(self, digest: str) -> list[str]:
-        """The names of a bundle's files."""
-        folder = f"bundles/{digest}"
-        return sorted(path.removeprefix(f"{folder}/") for path in self._history.folders.get(folder, ()))
-
     def bundles(self) -> list[str]:
         """The digests of all bundles, in the order in which they were added."""
         return [name.split("/")[1] for name in self._history.folders if name.startswith("bundles/")]

@@ -25,12 +25,11 @@ MEND = "bring back a copy from before it, or start a repository anew and decide 
 
 @dataclass(frozen=True)
 class Change:
-    """A commit: when it was made (UTC), what its message says, and the paths it added."""
+    """A commit: when it was made (UTC), and what its message says."""
 
     commit: str
     committed_at: datetime
     message: str
-    paths: tuple[str, ...]
 
 
 @dataclass
@@ -75,7 +74,7 @@ class History:
                 _whole(found, self.files)
             except _Wrong as wrong:
                 raise Refused("history", f"commit {commit} {wrong}; {MEND}") from None
-            change = Change(commit, time, message, tuple(found))
+            change = Change(commit, time, message)
             self.head, self.tree = commit, tree
             self.changes.append(change)
             self.commits.add(commit)

@@ -22,7 +22,6 @@ from facemllm.settings import Stage
 from facemllm.settings.train import Lora, Trainable
 from facemllm.train.checkpoint import local_part
 
-MODULES = ("tower", "projector", "segmentation", "knowledge", "embeddings", "language")
 FLOOR = 0.02  # share of the learning rate left at the end of a decay
 
 

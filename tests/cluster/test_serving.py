@@ -34,10 +34,10 @@ from facemllm.tasks.answers import answer
 from tests.approved import ADA, Home, Registry, evaluation_of
 from tests.asked import phrases
 from tests.cluster.pods import Clients, ServingPod, secret
-from tests.conftest import encode
 from tests.integration.conftest import bucket as bucket
 from tests.kserve_controller import KServe as Controller
 from tests.kubernetes_server import Cluster, serving
+from tests.pictures import encode
 from tests.refusing import refuses
 
 PRODUCTION = ("face-mllm-production", "face-mllm")
@@ -81,7 +81,7 @@ def built(folder: Path, seed: int) -> Path:
 def probes_of(model: Path) -> list[Probe]:
     """What evaluation would have answered to closed questions about one face, computed here."""
     picture = Image.radial_gradient("L").resize((96, 96)).convert("RGB")
-    data = encode(np.asarray(picture), format="PNG")
+    data = encode(np.asarray(picture))
     predictor, found = Predictor.load(model, threads=1), []
     for question in tasks.get("attributes").questions()[:12]:
         query = Query(question.templates[0], tuple(option.text for option in question.options))

@@ -12,14 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from PIL import Image
@@ -34,9 +32,10 @@ from facemllm.serve import deploy
 from facemllm.serve.probe import Probe
 from facemllm.settings import Settings, load
 from facemllm.signing import local
-from facemllm.tasks.answers import answer
+from facemllm.tasks.answers import Answer, answer
 from tests.approved import ADA, Home, flip
 from tests.asked import phrases
+from tests.pictures import encode, png_of
 from tests.ports import free_port
 from tests.refusing import refuses
 from tests.waiting import wait_until
@@ -46,10 +45,8 @@ HAT = "Is the person wearing a hat?"
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (128, 128)) -> bytes:
-    buffer = io.BytesIO()
     grey = Image.radial_gradient("L").resize(size)
-    Image.merge("RGB", [grey, grey.point(lambda value: value // 2), grey]).save(buffer, kind)  # grey ones are refused
-    return buffer.getvalue()
+    return encode(Image.merge("RGB", [grey, grey.point(lambda value: value // 2), grey]), kind)  # grey ones are refused
 
 
 def b64(data: bytes) -> str:
@@ -85,13 +82,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     services.down(loaded)
 
 
-@pytest.fixture(scope="module")
-def probe(model: Path) -> Probe:
-    """What evaluation answers to one question about one face, computed here."""
-    question = next(q for q in tasks.get("attributes").questions() if HAT in q.templates)
+def answered(model: Path) -> Answer:
+    """What evaluation answers about the hat, computed here."""
+    question = tasks.get("attributes").question("Wearing_Hat")
     query = Query(HAT, tuple(option.text for option in question.options))
     scored = Predictor.load(model).score([Image.open(io.BytesIO(picture()))], [[query]])[0][0]
-    found = answer(question, scored.probabilities, scored.greedy)
+    return answer(question, scored.probabilities, scored.greedy)
+
+
+@pytest.fixture(scope="module")
+def probe(model: Path) -> Probe:
+    found = answered(model)
     return Probe(picture(), HAT, found.text, found.value)
 
 
@@ -103,32 +104,16 @@ def endpoint(settings: Settings, model: Path, probe: Probe) -> deploy.Endpoint:
 def post(endpoint: deploy.Endpoint, body: Any, path: str = "") -> tuple[int, Any]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     url = endpoint.url + (path or f"/v1/models/{endpoint.model}:predict")
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as reply:
-            return reply.status, json.load(reply)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+    reply = httpx.post(url, content=data, headers={"Content-Type": "application/json"}, timeout=60)
+    return reply.status_code, reply.json()
 
 
 def get(endpoint: deploy.Endpoint, path: str) -> Any:
-    with urllib.request.urlopen(endpoint.url + path, timeout=30) as reply:
-        return json.load(reply)
+    return httpx.get(endpoint.url + path, timeout=30).raise_for_status().json()
 
 
 def one(data: bytes | None = None, **fields: Any) -> dict[str, Any]:
     return {"instances": [{"image": {"b64": b64(data or picture())}, **fields}]}
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few hundred bytes that declares (and would decode to) an enormous picture."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
-
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    pixels = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def webp_bomb() -> bytes:
@@ -230,8 +215,8 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
     "not an image": (one(b"hello" * 50, question=HAT), 400, "JPEG"),
     "a gif": (one(picture("GIF"), question=HAT), 400, "JPEG"),
     "cut off": (one(picture()[:-600], question=HAT), 400, "damaged"),
-    "a bomb": (one(bomb(60000, 60000), question=HAT), 413, "pixels"),
-    "a small bomb": (one(bomb(3000, 3000), question=HAT), 413, "pixels"),
+    "a bomb": (one(png_of(60000, 60000, bytes(1000)), question=HAT), 413, "pixels"),
+    "a small bomb": (one(png_of(3000, 3000, bytes(1000)), question=HAT), 413, "pixels"),
     "a webp bomb": (one(webp_bomb(), question=HAT), 413, "pixels"),
     "a needle": (one(picture(size=(9, 900)), question=HAT), 400, "1:8"),
     "huge": (b'{"instances": "' + b"x" * 2**21 + b'"}', 413, "too large"),
@@ -355,7 +340,7 @@ def test_a_revoked_model_leaves_service_and_does_not_start_again(
     home.say("revoke", bundle, ADA, "found a leak")
     wait_until(lambda: get(endpoint, "/info")["authorized"]["withdrawn"])
     assert "found a leak" in get(endpoint, "/info")["authorized"]["withdrawn"]
-    with pytest.raises(urllib.error.HTTPError, match="503"):
+    with pytest.raises(httpx.HTTPStatusError, match="503"):
         get(endpoint, "/v2/health/ready")
     assert post(endpoint, one(question=HAT))[0] == 503
     row = next(row for row in services.status(settings) if row.name == "production")

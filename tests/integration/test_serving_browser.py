@@ -15,9 +15,10 @@ import pytest
 
 from facemllm.core import digests
 from facemllm.core.corrections import PICTURES, Correction, read
-from tests.conftest import encode, picture
+from tests.conftest import picture
 from tests.integration.browsing import assert_readable, marks
 from tests.integration.conftest import stop_tree
+from tests.pictures import encode
 from tests.ports import free_port
 
 pytestmark = marks
@@ -105,7 +106,7 @@ def test_a_map_lies_over_the_picture(opened: Opened, face: Path, tmp_path: Path)
     page = opened()
     numbers = np.zeros((48, 48), np.uint8)
     numbers[12:36, 12:36] = 13
-    (tmp_path / "map.png").write_bytes(encode(numbers, format="PNG"))
+    (tmp_path / "map.png").write_bytes(encode(numbers))
     page.get_by_label("Picture of one face").set_input_files(face)
     page.get_by_label("Map of its parts").set_input_files(tmp_path / "map.png")
     page.get_by_role("button", name="Ask").click()

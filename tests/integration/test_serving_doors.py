@@ -3,14 +3,11 @@
 import asyncio
 import base64
 import contextlib
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,53 +23,26 @@ import pytest
 from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from PIL import Image
 from pydantic import BaseModel
 
 from facemllm import tasks
 from facemllm.core import digests, servers
-from facemllm.model.inference import Predictor, Query
-from facemllm.model.pretrained import save_model
-from facemllm.model.tiny import build_tiny
 from facemllm.settings import load
-from facemllm.tasks.answers import answer
-from tests.asked import phrases
 from tests.integration.conftest import stop_tree
+from tests.integration.test_serving import HAT, answered, picture
+from tests.integration.test_serving import model as model
 from tests.ports import free_port
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
-HAT = "Is the person wearing a hat?"
 NAME = "face-mllm"
-
-
-def picture(kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)).save(
-        buffer, kind
-    )
-    return buffer.getvalue()
-
-
 B64 = base64.b64encode(picture()).decode()
 URL = f"data:image/png;base64,{B64}"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = [t for name in tasks.all_names() for q in tasks.get(name).questions() for t in q.templates]
-    out = tmp_path_factory.mktemp("model") / "tiny"
-    save_model(*build_tiny(load("laptop").model, words + phrases(), phrases(), 0), out)
-    return out
-
-
-@pytest.fixture(scope="module")
 def expected(model: Path) -> Any:
-    """What evaluation answers about the hat, computed here."""
-    question = tasks.get("attributes").question("Wearing_Hat")
-    query = Query(HAT, tuple(option.text for option in question.options))
-    scored = Predictor.load(model).score([Image.open(io.BytesIO(picture()))], [[query]])[0][0]
-    return answer(question, scored.probabilities, scored.greedy)
+    return answered(model)
 
 
 def shown(expected: Any) -> str:
@@ -116,8 +86,8 @@ def start(model: Path, folder: Path, *code: str) -> Server:
 
     def ready() -> bool:
         assert process.poll() is None, log.read_text()
-        with contextlib.suppress(OSError):
-            return urllib.request.urlopen(f"{server.url}/v2/health/ready", timeout=5).status == 200
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{server.url}/v2/health/ready", timeout=5).status_code == 200
         return False
 
     wait_until(ready, seconds=300)

@@ -1,16 +1,15 @@
 """The model server with API keys and a certificate of its own: nothing in plain, nothing without a key, but health."""
 
+import contextlib
 import json
 import os
 import ssl
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from facemllm.core import digests, servers
@@ -20,6 +19,7 @@ from tests.fuzzing import good
 from tests.guarded import certificate
 from tests.integration.test_serving import model  # noqa: F401
 from tests.ports import free_port
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -33,14 +33,10 @@ class Server:
 
     def ask(self, path: str, body: bytes | None = None, key: str | None = None) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        request = urllib.request.Request(f"https://localhost:{self.port}{path}", body, headers)
-        try:
-            with urllib.request.urlopen(
-                request, timeout=60, context=ssl.create_default_context(cafile=self.trusted)
-            ) as reply:
-                return reply.status, reply.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
+        trusted, method = ssl.create_default_context(cafile=self.trusted), "GET" if body is None else "POST"
+        url = f"https://localhost:{self.port}{path}"
+        reply = httpx.request(method, url, content=body, headers=headers, timeout=60, verify=trusted)
+        return reply.status_code, reply.content
 
 
 @pytest.fixture(scope="module")
@@ -48,24 +44,21 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     folder = tmp_path_factory.mktemp("keys")
     (key, line), files, base = made("ada"), certificate(folder), free_port(2)
     (folder / "keys").write_text(line)
-    changes = [f"storage.home={folder}", f"services.staging_port={base}", f"serve.guard.keys={folder / 'keys'}"]
-    changes.append(f"serve.guard.tls={json.dumps(files)}")
-    grpc_port = 0
-    if "staging_grpc_port" in type(load("laptop").services).model_fields:
-        grpc_port = base + 1
-        changes.append(f"services.staging_grpc_port={grpc_port}")
+    changes = [f"storage.home={folder}", f"services.staging_port={base}", f"services.staging_grpc_port={base + 1}"]
+    changes += [f"serve.guard.keys={folder / 'keys'}", f"serve.guard.tls={json.dumps(files)}"]
     service = servers.model_server(load("laptop", changes), "staging", model, digests.of_tree(model), "1")
     (folder / "work" / "serving").mkdir(parents=True)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(service.command, env={**os.environ, **service.env}, stdout=log, stderr=log)
-    found = Server(base, grpc_port, key, Path(files[0]))
-    while True:
+    found = Server(base, base + 1, key, Path(files[0]))
+
+    def ready() -> bool:
         assert process.poll() is None, (folder / "log").read_text()
-        try:
-            if found.ask("/v2/health/ready")[0] == 200:
-                break
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)
+        with contextlib.suppress(httpx.TransportError):
+            return found.ask("/v2/health/ready")[0] == 200
+        return False
+
+    wait_until(ready, seconds=300)
     yield found
     process.terminate()
     assert process.wait(60) == 0
@@ -80,15 +73,13 @@ def test_a_request_needs_tls_and_a_key(server: Server) -> None:
     assert (status, len(json.loads(body)["predictions"])) == (200, 1)
     assert server.ask("/info")[0] == 401
     assert server.ask("/metrics")[0] == 200
-    with pytest.raises((urllib.error.URLError, ConnectionError)):
-        urllib.request.urlopen(f"http://localhost:{server.port}/v2/health/live", timeout=30)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://localhost:{server.port}/v2/health/live", timeout=30)
 
 
 def test_a_grpc_call_needs_tls_and_a_key(server: Server) -> None:
     import grpc
 
-    if not server.grpc_port:
-        pytest.skip("this server speaks no gRPC")
     one, address = good("grpc"), f"localhost:{server.grpc_port}"
     trusted = grpc.ssl_channel_credentials(server.trusted.read_bytes())
     with grpc.secure_channel(address, trusted) as channel:

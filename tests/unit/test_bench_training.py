@@ -61,19 +61,6 @@ def test_prepared_pictures_make_the_same_batch_and_open_no_file(material, turns,
         assert torch.equal(values, prepared[name]), name
 
 
-def test_the_quality_table_says_what_of_the_seconds_were_starts(capsys):
-    from training_quality import show
-
-    found = {"parameters": 1_600_000, "seconds": 405.0, "images_seen": 200_000, "figures": {}}
-    show(found | {"starts": {"ours": 43.0, "specialist": 7.25}})
-    show(found | {"starts": {"ours": None, "specialist": 7.25}})
-    lines = [line for line in capsys.readouterr().out.splitlines() if "start" in line]
-    assert lines == [
-        "ours: 43 s of its 405 s were starts (10.6 %); the specialist's start of 7 s is in no clock",
-        "ours: what of its 405 s were starts is not known (--starts); the specialist's start of 7 s is in no clock",
-    ]
-
-
 def test_only_answers_and_their_ends_are_labels(material):
     from training_peers import IGNORED, collate, dataset
 

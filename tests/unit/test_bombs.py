@@ -12,20 +12,10 @@ from PIL import Image
 
 from facemllm.core import bombs, images
 from facemllm.core.images import BadPicture, TooLarge, TooSlow
-from tests.bombs import progressive, repeated_scans
+from tests.pictures import encode, png_chunk, png_of, progressive, repeated_scans
 from tests.refusing import refuses
 
 SIDE = 4000
-
-
-def stored(image, form="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, format=form, **options)
-    return buffer.getvalue()
-
-
-def chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def segment(kind, body):
@@ -66,7 +56,7 @@ def test_the_bomb_is_one_that_a_decoder_would_have_decoded():
 
 @pytest.mark.parametrize("subsampling", [0, 2])
 def test_ordinary_progressive_jpegs_pass_at_the_full_size(subsampling):
-    data = stored(plain((300, 300)), "JPEG", progressive=True, subsampling=subsampling)
+    data = encode(plain((300, 300)), "JPEG", progressive=True, subsampling=subsampling)
     assert images.opened(data, 300 * 300).size == (300, 300)
     assert images.opened(repeated_scans(progressive(400), 90), 1000 * 1000).size == (400, 400)
 
@@ -90,7 +80,7 @@ def test_scans_are_counted_up_to_the_end_of_the_picture_only():
     ids=["segments", "comments", "profiles", "exif", "junk", "padding"],
 )
 def test_what_pillow_reads_one_by_one_in_a_jpeg_is_counted(extra, line):
-    assert refuses(None, images.opened, after(stored(plain(), "JPEG"), 20, extra), error=TooLarge) == line
+    assert refuses(None, images.opened, after(encode(plain(), "JPEG"), 20, extra), error=TooLarge) == line
 
 
 def test_junk_without_an_end_is_counted_too():
@@ -100,9 +90,9 @@ def test_junk_without_an_end_is_counted_too():
 def test_profiles_and_metadata_of_ordinary_size_pass():
     exif = Image.Exif()
     exif[0x010E] = "x" * 60_000
-    data = stored(plain(), "JPEG", icc_profile=bytes(3_000_000), exif=exif, comment=b"y" * 60_000)
+    data = encode(plain(), "JPEG", icc_profile=bytes(3_000_000), exif=exif, comment=b"y" * 60_000)
     assert images.opened(data).size == (64, 48)
-    data = stored(plain(), "JPEG", restart_marker_blocks=1)  # a restart is a marker, but no segment
+    data = encode(plain(), "JPEG", restart_marker_blocks=1)  # a restart is a marker, but no segment
     assert data.count(b"\xff\xd0") == 2
     assert images.opened(data).size == (64, 48)
 
@@ -110,8 +100,8 @@ def test_profiles_and_metadata_of_ordinary_size_pass():
 @pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
 def test_compressed_chunks_of_a_png_are_counted(kind):
     head = {b"iCCP": b"a\0\0", b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0"}[kind]
-    small = chunk(kind, head + zlib.compress(bytes(2**20 - 1), 9))
-    data = stored(plain())
+    small = png_chunk(kind, head + zlib.compress(bytes(2**20 - 1), 9))
+    data = encode(plain())
     assert images.opened(after(data, 33, small * 10)).size == (64, 48)
     line = "a PNG with more than 64 compressed profiles and texts; save it without metadata"
     assert refuses(None, images.opened, after(data, 33, small * 65), error=TooLarge) == line
@@ -120,22 +110,17 @@ def test_compressed_chunks_of_a_png_are_counted(kind):
 
 def test_chunks_of_a_png_are_counted():
     line = "a PNG with more than 20,000 chunks; save it without metadata"
-    assert (
-        refuses(None, images.opened, after(stored(plain()), 33, chunk(b"abCd", b"") * 20_000), error=TooLarge) == line
-    )
+    many = after(encode(plain()), 33, png_chunk(b"abCd", b"") * 20_000)
+    assert refuses(None, images.opened, many, error=TooLarge) == line
 
 
 def test_data_behind_the_pixels_of_a_png_cost_nothing():
-    packer = zlib.compressobj(9)
-    endless = packer.compress(bytes(16 * 2**20)) + packer.flush()
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
-    data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", endless) + chunk(b"IEND", b"")
-    assert images.opened(data).size == (8, 8)
+    assert images.opened(png_of(8, 8, bytes(16 * 2**20))).size == (8, 8)
 
 
 def test_chunks_of_a_webp_are_counted_and_frames_seen_before_its_decoder_opens_it(monkeypatch):
-    moving = stored(plain(), "WEBP", save_all=True, append_images=[Image.new("RGB", (64, 48))])
-    many = after(stored(plain(), "WEBP", exif=b"Exif\0\0II*\0\10\0\0\0\0\0"), 30, b"abcd\0\0\0\0" * 3000)
+    moving = encode(plain(), "WEBP", save_all=True, append_images=[Image.new("RGB", (64, 48))])
+    many = after(encode(plain(), "WEBP", exif=b"Exif\0\0II*\0\10\0\0\0\0\0"), 30, b"abcd\0\0\0\0" * 3000)
     monkeypatch.setattr(Image, "open", None)
     assert refuses(None, images.checked, moving, error=BadPicture) == "an animated picture; only still ones are read"
     line = "a WebP with more than 2,000 chunks; save it without metadata"
@@ -147,7 +132,7 @@ def test_an_exif_directory_that_names_the_same_bytes_again_and_again_is_harmless
     size, entries = 60_000, 50_000 // 12
     body = b"".join(struct.pack("<HHLL", tag, 2, size, 8) for tag in range(entries))
     exif = b"Exif\0\0II*\0\10\0\0\0" + struct.pack("<H", entries) + body
-    data = stored(plain(), "JPEG", exif=exif.ljust(size, b"x"))
+    data = encode(plain(), "JPEG", exif=exif.ljust(size, b"x"))
     with pytest.warns(UserWarning, match="larger than file"):
         assert images.opened(data).size == (64, 48)
 
@@ -160,7 +145,7 @@ def test_run_length_bmps_are_small():
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP"])
 def test_decoding_is_given_up_when_the_time_is_over(form):
-    data = stored(plain((300, 300)), form)
+    data = encode(plain((300, 300)), form)
     assert images.opened(data, deadline=time.monotonic() + 60).size == (300, 300)
     image = images.checked(data, deadline=time.monotonic() + 60)
     image.fp.deadline = 0.0  # over once the header was read
@@ -172,4 +157,4 @@ def test_decoding_is_given_up_when_the_time_is_over(form):
 def test_sixteen_bit_grey_comes_out_as_before():
     values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
     wanted = (values.astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8)
-    assert np.array_equal(np.asarray(images.opened(stored(Image.fromarray(values))))[..., 0], wanted)
+    assert np.array_equal(np.asarray(images.opened(encode(Image.fromarray(values))))[..., 0], wanted)

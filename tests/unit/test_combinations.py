@@ -15,7 +15,7 @@ from facemllm.report.terminal import combinations as lines
 from facemllm.scoring.combinations import measure
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table, pairs
 from facemllm.tasks.combinations import Combinations
-from tests.conftest import encode
+from tests.pictures import encode
 from tests.refusing import refuses
 from tests.scored import sheet_of, write_predictions
 
@@ -28,7 +28,7 @@ def face(number, split="train", eyewear="No_Eyewear", bangs=False, source="rende
     attributes = {name: name == eyewear for name in EYEWEAR} | {"Bangs": bangs}
     return {
         "image_id": hashlib.sha256(f"{source} {number}".encode()).hexdigest(),
-        "image": {"bytes": encode(np.full((16, 16, 3), number % 256, np.uint8), format="PNG"), "path": None},
+        "image": {"bytes": encode(np.full((16, 16, 3), number % 256, np.uint8)), "path": None},
         **{"source": source, "source_id": str(number), "subject_id": f"p{number}", "split": split},
         **{"attributes": pairs(attributes), "expression": "neutral", "gender": "female", **more},
     }

@@ -17,7 +17,8 @@ from facemllm.scoring.sheet import read_parsed, read_sheet
 from facemllm.settings import load
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table
 from facemllm.tasks.answers import refuses
-from tests.conftest import encode, messages_of
+from tests.conftest import messages_of
+from tests.pictures import encode
 
 pytestmark = pytest.mark.usefixtures("no_torch")
 
@@ -63,7 +64,7 @@ def conversation(split, person, pixel, answers=None, follows=False):
         options = [option.text for option in question.options]
         turns.append(turn | {"options": options, "answer": (answers or truth_of(pixel))[item]})
         asked.append((question.templates[0], "-"))
-    picture = {"bytes": encode(np.full((32, 32, 3), pixel, np.uint8), format="PNG"), "path": None}
+    picture = {"bytes": encode(np.full((32, 32, 3), pixel, np.uint8)), "path": None}
     about = {"conversation_id": image_id, "image_id": image_id, "images": [picture], "split": split, "source": "render"}
     about |= {"subject_id": f"{split}{person}", "groups": [{"name": "gender", "value": truth_of(pixel)["gender"]}]}
     return about | {"messages": messages_of(asked), "turns": turns}
@@ -397,7 +398,7 @@ def test_baselines_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch)
     with TableWriter(tmp_path / "noise", CONVERSATIONS) as writer:
         for number in range(360):
             face = conversation("train" if number < 320 else "test", number, draw.integers(0, 256, 3).tolist())
-            noise = encode(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8), format="PNG")
+            noise = encode(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8))
             writer.write([{**face, "images": [{"bytes": noise, "path": None}]}])
     table = open_table(tmp_path / "noise", CONVERSATIONS)
     spaces, fit = [], room._Space.fit

@@ -22,7 +22,7 @@ from facemllm.core.images import BadPicture
 from facemllm.core.mediapipe import MESH_POINTS, Crop, face_points, head_pose, landmarks, resting_face
 from facemllm.heads.model import head_rotation
 from facemllm.heads.render import render_identity
-from tests.conftest import encode
+from tests.pictures import encode
 from tests.refusing import refuses
 
 HEADS = 40
@@ -30,10 +30,6 @@ WEIGHTS = os.environ.get("FACEMLLM_EXPERTS")
 needs_weights = pytest.mark.skipif(
     WEIGHTS is None, reason="set FACEMLLM_EXPERTS to a folder made by python -m facemllm.annotate.experts FOLDER"
 )
-
-
-def encoded(picture):
-    return encode(np.asarray(picture), format="PNG")
 
 
 def grey(width=96, height=64):
@@ -179,7 +175,7 @@ def fakes(monkeypatch):
 
 def test_only_what_is_missing_is_filled_and_a_damaged_picture_is_refused_alone(fakes):
     both = Experts(("head_pose", "landmarks"), Path("unused"))
-    data, full = encoded(grey()), {"landmarks": [[1.0, 2.0]], "yaw": 1.0, "pitch": 2.0, "roll": 3.0}
+    data, full = encode(grey()), {"landmarks": [[1.0, 2.0]], "yaw": 1.0, "pitch": 2.0, "roll": 3.0}
     rows = [asked(data), asked(data, yaw=3.0, landmarks=[[1.0, 2.0]]), asked(data, pitch=0.0)]
     first, second, third, nothing = both.annotate([*rows, asked(b"no picture at all", **full)])
     assert nothing.labels == {}, "and the picture is not read"
@@ -200,7 +196,7 @@ def test_only_what_is_missing_is_filled_and_a_damaged_picture_is_refused_alone(f
 
 def test_networks_that_do_not_load_stop_the_job_and_blame_no_row(tmp_path):
     annotate = Experts(("landmarks",), tmp_path).annotate
-    refuses(r"short_range\.tflite is missing", annotate, [asked(encoded(grey()))], error=JobStopped)
+    refuses(r"short_range\.tflite is missing", annotate, [asked(encode(grey()))], error=JobStopped)
     (tmp_path / "other.tflite").write_bytes(b"no flatbuffer at all")
     refuses(r"other\.tflite: LiteRT cannot run it", mediapipe.Network, tmp_path / "other.tflite")
 
@@ -209,7 +205,7 @@ def test_the_number_of_the_method_follows_what_it_says(fakes):
     """Whoever changes what the experts make of the networks' answers raises `METHOD`, and these values."""
     mesh = mesh_of((21.0, -9.0, 6.0), scale=31.0)
     said = [*head_pose(mesh), *(number for point in landmarks(mesh) for number in point)]
-    (found,) = Experts(("landmarks",), Path("unused")).annotate([asked(encoded(grey()), [20, 10, 70, 60])])
+    (found,) = Experts(("landmarks",), Path("unused")).annotate([asked(encode(grey()), [20, 10, 70, 60])])
     said += found.labels["landmarks"][2]
     expected = [21, -9, 6, 53.44, 44.08, 65.66, 46.17, 60, 50, 60, 50, 60, 50, 48, 32.22]
     assert (experts.METHOD, said) == (1, pytest.approx(expected, abs=0.02))
@@ -343,7 +339,7 @@ def test_drawn_heads_are_found_without_a_box_and_in_a_larger_picture(trained, he
     picture = Image.new("RGB", (500, 300), (60, 60, 70))
     for head, corner in ((left, (20, 90)), (right, (330, 60))):
         picture.paste(Image.open(io.BytesIO(head["image"])), corner)
-    data = encoded(picture)
+    data = encode(picture)
     for head, (x, y) in ((left, (20, 90)), (right, (330, 60))):
         x0, y0, x1, y1 = head["box"]
         labels = trained.annotate([asked(data, [x0 + x, y0 + y, x1 + x, y1 + y])])[0].labels
@@ -357,7 +353,7 @@ def test_drawn_heads_are_found_without_a_box_and_in_a_larger_picture(trained, he
 def test_no_face_is_seen_in_noise(trained):
     noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)
     boxes, pictures = (None, [9.0, 9.0, 60.0, 60.0]), (Image.fromarray(noise), grey())
-    rows = [asked(encoded(picture), box) for picture in pictures for box in boxes]
+    rows = [asked(encode(picture), box) for picture in pictures for box in boxes]
     assert [annotation.labels for annotation in trained.annotate(rows)] == [{}] * 4
 
 

@@ -17,6 +17,7 @@ from facemllm.promote import registry, step
 from facemllm.promote.evidence import verified
 from facemllm.promote.gates import verdict
 from facemllm.tables import PREDICTIONS, TableWriter, open_table
+from tests.approved import flip
 from tests.refusing import refuses
 from tests.scored import write_conversations, write_predictions
 from tests.unit.test_gates import ASKED, GROUPS, evaluation, load
@@ -96,12 +97,6 @@ def home(untouched, tmp_path):
     made.settings = untouched.settings.model_copy(update={"storage": storage})
     made.store = Store(folder)
     return made
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def edit_figure(folder, task="age", value=1.0):

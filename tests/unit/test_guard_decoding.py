@@ -1,7 +1,6 @@
 """The decoder: beside the event loop, a few at once, each picture once, within a time and so many bytes."""
 
 import asyncio
-import io
 import threading
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from facemllm.core import digests
 from facemllm.serve.guard.decoding import WAITING_A_THREAD, Decoder
 from facemllm.serve.guard.images import decode
 from facemllm.serve.language import Encoded, Refused
-from tests.bombs import progressive
+from tests.pictures import encode, progressive
 
 
 @dataclass
@@ -50,9 +49,7 @@ class Preparing:
 
 
 def picture(value=0, size=(40, 20), form="PNG"):
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (value, 0, 0)).save(buffer, form)
-    return encoded(buffer.getvalue(), size)
+    return encoded(encode(Image.new("RGB", size, (value, 0, 0)), form), size)
 
 
 def encoded(data, size=(40, 20)):
@@ -60,9 +57,7 @@ def encoded(data, size=(40, 20)):
 
 
 def map_of(classes):
-    buffer = io.BytesIO()
-    Image.fromarray(classes).save(buffer, "PNG")
-    return encoded(buffer.getvalue(), classes.shape[::-1])
+    return encoded(encode(classes), classes.shape[::-1])
 
 
 def decoder(prepare, threads=2, seconds=30.0, cache=2**20):

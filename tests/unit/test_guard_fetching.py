@@ -5,13 +5,14 @@ import base64
 import ipaddress
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from facemllm.serve.guard.fetching import Fetcher, is_public
 from facemllm.serve.guard.links import FetchImages
 from facemllm.serve.language import Refused
+from tests.answering import Loopback
 
 PICTURE = b"\xff\xd8\xff picture"
 
@@ -44,13 +45,10 @@ class Pictures(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server():
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
-    made.asked, made.over, made.daemon_threads = [], threading.Event(), True
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    yield made
-    made.over.set()
-    made.shutdown()
-    made.server_close()
+    with Loopback(Pictures) as made:
+        made.asked, made.over = [], threading.Event()
+        yield made
+        made.over.set()
 
 
 @pytest.fixture

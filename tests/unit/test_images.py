@@ -11,16 +11,11 @@ from PIL import Image
 
 from facemllm.core import images
 from facemllm.core.images import BadPicture, TooLarge
+from tests.pictures import encode, png_chunk, png_of
 from tests.refusing import refuses
 
 NOT_ONE = "not a JPEG, PNG, WEBP, BMP picture, whatever its name says"
 CONVERT = "convert it to JPEG, as with: magick FILE out.jpg"
-
-
-def stored(image, form="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, format=form, **options)
-    return buffer.getvalue()
 
 
 def plain(color=(200, 30, 60), size=(16, 12)):
@@ -33,16 +28,6 @@ def near(pixel, color, reach=3):
 
 def noise():
     return np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-
-
-def chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png_header(width, height):
-    """A PNG of a few bytes that claims a size."""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def webp_header(kind, width, height, length=60):
@@ -59,7 +44,7 @@ def webp_header(kind, width, height, length=60):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_the_four_formats_come_out_as_rgb(form):
-    image = images.opened(stored(plain(), form))
+    image = images.opened(encode(plain(), form))
     assert (image.mode, image.size) == ("RGB", (16, 12))
     assert near(image.getpixel((5, 5)), (200, 30, 60), 6)
 
@@ -80,7 +65,7 @@ def test_the_four_formats_come_out_as_rgb(form):
     ids=["cmyk", "grey", "bilevel", "grey and alpha", "clear", "half clear", "16 bit", "16 bit, half", "16 bit, dark"],
 )
 def test_other_modes_are_converted_and_transparency_laid_on_black(image, form, color):
-    taken = images.opened(stored(image, form))
+    taken = images.opened(encode(image, form))
     assert taken.mode == "RGB"
     assert near(taken.getpixel((4, 4)), color)
 
@@ -91,7 +76,7 @@ def test_transparent_colours_of_palettes_and_of_rgb_are_laid_on_black():
     palette.putpixel((1, 0), 1)
     keyed.putpixel((1, 0), (9, 8, 7))
     for image, clear, other in ((palette, 0, (10, 200, 30)), (keyed, (1, 2, 3), (9, 8, 7))):
-        taken = images.opened(stored(image, transparency=clear))
+        taken = images.opened(encode(image, transparency=clear))
         assert [taken.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), other]
 
 
@@ -101,7 +86,7 @@ def test_exif_orientation_is_applied(form):
     image.paste((255, 0, 0), (0, 0, 20, 20))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: what is left comes to the top
-    taken = images.opened(stored(image, form, exif=exif))
+    taken = images.opened(encode(image, form, exif=exif))
     assert taken.size == (20, 40)
     assert near(taken.getpixel((10, 5)) + taken.getpixel((10, 35)), (255, 0, 0, 0, 0, 0), 6)
 
@@ -109,7 +94,7 @@ def test_exif_orientation_is_applied(form):
 def test_nothing_but_pixels_leaves():
     exif = Image.Exif()
     exif[0x010E] = "secret words"
-    data = stored(plain(), "JPEG", comment=b"secret words", exif=exif, icc_profile=b"secret words" * 20)
+    data = encode(plain(), "JPEG", comment=b"secret words", exif=exif, icc_profile=b"secret words" * 20)
     assert data.count(b"secret words") == 22
     left = images.encoded(images.opened(data + b"PK\x03\x04 secret words"))
     assert b"secret" not in left
@@ -117,14 +102,14 @@ def test_nothing_but_pixels_leaves():
 
 
 def test_the_first_picture_of_a_cameras_multi_picture_jpeg_is_taken():
-    data = stored(plain((200, 30, 60)), "MPO", save_all=True, append_images=[plain((0, 0, 0))])
+    data = encode(plain((200, 30, 60)), "MPO", save_all=True, append_images=[plain((0, 0, 0))])
     assert Image.open(io.BytesIO(data)).format == "MPO"
     assert near(images.opened(data).getpixel((5, 5)), (200, 30, 60))
 
 
 @pytest.mark.parametrize("form", ["WEBP", "PNG"])
 def test_animated_pictures_are_refused(form):
-    data = stored(plain(), form, save_all=True, append_images=[plain((0, 0, 0))])
+    data = encode(plain(), form, save_all=True, append_images=[plain((0, 0, 0))])
     refuses(r"^an animated picture; only still ones are read$", images.opened, data, error=BadPicture)
 
 
@@ -133,22 +118,22 @@ def test_animated_pictures_are_refused(form):
     [
         (b"", "the file is empty"),
         (b"PK\x03\x04rest of an archive", f"{NOT_ONE} (it looks like a ZIP archive)"),
-        (stored(plain(), "GIF"), f"{NOT_ONE} (it looks like a GIF; {CONVERT})"),
+        (encode(plain(), "GIF"), f"{NOT_ONE} (it looks like a GIF; {CONVERT})"),
         (
-            stored(plain(), "GIF", save_all=True, append_images=[plain((0, 0, 0))]),
+            encode(plain(), "GIF", save_all=True, append_images=[plain((0, 0, 0))]),
             f"{NOT_ONE} (it looks like a GIF; {CONVERT})",
         ),
-        (stored(plain(), "TIFF"), f"{NOT_ONE} (it looks like a TIFF; {CONVERT})"),
+        (encode(plain(), "TIFF"), f"{NOT_ONE} (it looks like a TIFF; {CONVERT})"),
         (b"<!doctype html>", f"{NOT_ONE} (it looks like a text or web page)"),
         (b"%PDF-1.7", f"{NOT_ONE} (it looks like a PDF)"),
         (b"\0" * 100, NOT_ONE),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", f"{NOT_ONE} (it looks like a HEIC; {CONVERT})"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", f"{NOT_ONE} (it looks like an AVIF; {CONVERT})"),
         (b"\0\0\0\x18ftypisom\0\0\0\0isommp42", f"{NOT_ONE} (it looks like a video)"),
-        (stored(plain(), "AVIF"), f"{NOT_ONE} (it looks like an AVIF; {CONVERT})"),
-        (stored(plain(), "JPEG2000"), f"{NOT_ONE} (it looks like a JPEG 2000; {CONVERT})"),
+        (encode(plain(), "AVIF"), f"{NOT_ONE} (it looks like an AVIF; {CONVERT})"),
+        (encode(plain(), "JPEG2000"), f"{NOT_ONE} (it looks like a JPEG 2000; {CONVERT})"),
         (b"\xff\xd8\xff", f"{NOT_ONE} (it looks like a JPEG cut short)"),
-        (stored(plain(), "PNG")[:30], f"{NOT_ONE} (it looks like a PNG cut short)"),
+        (encode(plain(), "PNG")[:30], f"{NOT_ONE} (it looks like a PNG cut short)"),
     ],
 )
 def test_what_is_no_picture_is_refused_by_its_content(data, reason):
@@ -157,7 +142,7 @@ def test_what_is_no_picture_is_refused_by_its_content(data, reason):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
 def test_truncated_and_damaged_pictures_are_refused(form):
-    data = bytearray(stored(Image.fromarray(noise()), form))
+    data = bytearray(encode(Image.fromarray(noise()), form))
     refuses(r"^damaged: \S", images.opened, bytes(data[: len(data) // 2]), error=BadPicture)
     data[len(data) // 2] ^= 0xFF
     if form == "PNG":  # the others have no checksum
@@ -167,8 +152,8 @@ def test_truncated_and_damaged_pictures_are_refused(form):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (png_header(100_000, 100_000), "more than 64,000,000 pixels"),
-        (png_header(8001, 8000), "8001x8000 pixels, more than 64,000,000 in all"),
+        (png_of(100_000, 100_000), "more than 64,000,000 pixels"),
+        (png_of(8001, 8000), "8001x8000 pixels, more than 64,000,000 in all"),
         (webp_header(b"VP8X", 16384, 16384), "16384x16384 pixels, more than 64,000,000 in all"),
         (webp_header(b"VP8L", 16384, 16384), "16384x16384 pixels, more than 64,000,000 in all"),
         (webp_header(b"VP8L", 16384, 16384, 27), "16384x16384 pixels, more than 64,000,000 in all"),
@@ -181,13 +166,13 @@ def test_decompression_bombs_are_refused_by_their_header(data, reason):
 
 def test_a_bomb_inside_a_png_is_refused():
     """A text chunk that unpacks to far more than the picture itself."""
-    data = stored(plain())
-    bomb = chunk(b"zTXt", b"key\0\0" + zlib.compress(b"\0" * 2**21))
+    data = encode(plain())
+    bomb = png_chunk(b"zTXt", b"key\0\0" + zlib.compress(b"\0" * 2**21))
     refuses(r"^damaged: ", images.opened, data[:33] + bomb * 40 + data[33:], error=BadPicture)
 
 
 def test_limits_are_exact():
-    data = stored(plain(size=(20, 10)))
+    data = encode(plain(size=(20, 10)))
     assert images.opened(data, max_pixels=200).size == (20, 10)
     refuses("20x10 pixels, more than 199 in all", images.opened, data, max_pixels=199, error=TooLarge)
     with pytest.raises(TooLarge, match="the file has 67,108,865 bytes, more than 67,108,864"):
@@ -197,7 +182,7 @@ def test_limits_are_exact():
 def test_a_header_is_looked_at_without_decoding():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        image = images.checked(stored(plain(), "JPEG")[:-10])
+        image = images.checked(encode(plain(), "JPEG")[:-10])
     assert (image.format, image.size) == ("JPEG", (16, 12))
 
 

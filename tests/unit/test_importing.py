@@ -22,14 +22,8 @@ from facemllm.ingest.step import STEP
 from facemllm.settings import load
 from facemllm.settings.data import Source
 from facemllm.tables import FACES, Table, TableWriter, mapping, open_table, subject_id
-from tests.bombs import progressive, repeated_scans
+from tests.pictures import encode, progressive, repeated_scans
 from tests.refusing import refuses
-
-
-def png(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def squares(size=(80, 60), at=(20, 10, 60, 50), color=(255, 0, 0)):
@@ -58,7 +52,7 @@ def run(tmp_path, monkeypatch):
 
 def one(run, *settings, file="a", image=None, **facts):
     """What an import makes of one face."""
-    (row,) = run([Face(file=file, source_id="a", image=image or png(squares()), **facts)], *settings)
+    (row,) = run([Face(file=file, source_id="a", image=image or encode(squares()), **facts)], *settings)
     return row
 
 
@@ -74,7 +68,7 @@ def test_a_row_holds_what_the_face_says(run):
     assert len(row.pop(HASH)) == 64
     assert (row["source"], row["source_id"], row["split"]) == ("imagefolder", "a", "test")
     assert row["subject_id"] == subject_id("imagefolder", "Anna")
-    assert row["original_id"] == hashlib.sha256(png(squares())).hexdigest()
+    assert row["original_id"] == hashlib.sha256(encode(squares())).hexdigest()
     assert (row["image_id"], row["width"], row["height"]) == (digests.of_bytes(row["image"]["bytes"]), 80, 60)
     assert mapping(row["attributes"]) == {"Young": True, "Bald": False}
     told = [(said["field"], said["origin"]) for said in row["provenance"]]
@@ -94,7 +88,7 @@ def test_crop_box_landmarks_and_mask_move_together(run):
 
 
 def test_large_crops_are_reduced_and_everything_in_them_scaled(run):
-    picture = png(squares((400, 300), (100, 100, 300, 200)))
+    picture = encode(squares((400, 300), (100, 100, 300, 200)))
     mask = np.zeros((150, 200), np.uint8)  # half the size of the picture
     mask[50:100, 50:150] = 3
     labels = {"box": [100, 100, 300, 200], "landmarks": [[100, 100]], "segmentation": mask}
@@ -127,11 +121,10 @@ def test_crops_reach_out_of_the_picture_only_so_far(run):
 
 
 def test_crops_are_of_the_upright_picture(run):
-    buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(squares((80, 60), (0, 0, 40, 60))).save(buffer, format="PNG", exif=exif)
-    row = one(run, image=buffer.getvalue(), crop=(0, 0, 60, 40), labels={"box": [0, 0, 60, 40]})
+    turned = encode(squares((80, 60), (0, 0, 40, 60)), exif=exif)
+    row = one(run, image=turned, crop=(0, 0, 60, 40), labels={"box": [0, 0, 60, 40]})
     assert (row["width"], row["height"], row["box"]) == (60, 40, [0, 0, 60, 40])
     assert (decoded(row["image"])[..., 0] > 240).all()
 
@@ -141,9 +134,9 @@ def test_further_labels_and_their_crop_are_taken_from_more(run):
         raise Refuse("the other file is damaged")
 
     faces = [
-        Face(file="a", source_id="a", image=png(squares()), labels={"age": 1.0}, more=lambda: {"age": 2.0}),
-        Face(file="b", source_id="b", image=png(squares()), more=lambda: {"crop": (20, 10, 60, 50)}),
-        Face(file="c", row=9, source_id="c", image=png(squares()), more=refuse),
+        Face(file="a", source_id="a", image=encode(squares()), labels={"age": 1.0}, more=lambda: {"age": 2.0}),
+        Face(file="b", source_id="b", image=encode(squares()), more=lambda: {"crop": (20, 10, 60, 50)}),
+        Face(file="c", row=9, source_id="c", image=encode(squares()), more=refuse),
     ]
     first, second, third = run(faces)
     assert first["age"] == 2
@@ -175,7 +168,7 @@ def test_a_label_that_is_no_column_is_our_own_mistake(run):
     ],
 )
 def test_splits_that_a_source_lacks_are_carved_out_of_train(run, official, own, splits):
-    data = png(squares((8, 8)))
+    data = encode(squares((8, 8)))
     faces = [Face(file=f"{n}", source_id=f"{n}", image=data, subject=f"{n // 2}", split=own) for n in range(60)]
     rows = list(run(faces, "ingest.validation_share=0.3", "ingest.test_share=0.3", official=official))
     assert {row["split"] for row in rows} == splits
@@ -193,8 +186,8 @@ def test_drawn_splits_keep_their_shares_and_do_not_move():
 def test_files_that_must_not_be_opened_are_refused(run, tmp_path):
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.mkdir()
-    (outside / "x.png").write_bytes(png(squares()))
-    (tmp_path / "in.png").write_bytes(png(squares()))
+    (outside / "x.png").write_bytes(encode(squares()))
+    (tmp_path / "in.png").write_bytes(encode(squares()))
     (tmp_path / "link.png").symlink_to(outside / "x.png")
     (tmp_path / "folder").symlink_to(outside)
     (tmp_path / "good.png").symlink_to("in.png")
@@ -224,7 +217,7 @@ def test_files_that_must_not_be_opened_are_refused(run, tmp_path):
 
 def test_a_root_that_is_a_link_itself_is_read(tmp_path):
     (tmp_path / "real").mkdir()
-    (tmp_path / "real/a.png").write_bytes(png(squares()))
+    (tmp_path / "real/a.png").write_bytes(encode(squares()))
     (tmp_path / "root").symlink_to("real")
     (row,) = imported(Source(name="imagefolder", root=str(tmp_path / "root")), load("laptop").ingest)
     assert row["source_id"] == "a"
@@ -232,7 +225,7 @@ def test_a_root_that_is_a_link_itself_is_read(tmp_path):
 
 def test_names_that_are_not_utf8_are_refused_in_words_a_table_can_hold(run):
     faces = [
-        Face(file="Ren\udce9.jpg", row=2, source_id="Ren\udce9", image=png(squares())),
+        Face(file="Ren\udce9.jpg", row=2, source_id="Ren\udce9", image=encode(squares())),
         Refused("b\udcff", 3, "no \udcff"),
     ]
     assert list(run(faces)) == [
@@ -244,7 +237,7 @@ def test_names_that_are_not_utf8_are_refused_in_words_a_table_can_hold(run):
 def test_order_and_bytes_do_not_depend_on_the_number_of_workers(run):
     rng = np.random.default_rng(5)
     heights = [600 if n % 20 == 0 else 20 + n % 50 for n in range(200)]  # some take much longer than others
-    pictures = [png(rng.integers(0, 255, (height, 30, 3), dtype=np.uint8)) for height in heights]
+    pictures = [encode(rng.integers(0, 255, (height, 30, 3), dtype=np.uint8)) for height in heights]
 
     def faces():
         for n, data in enumerate(pictures):
@@ -278,7 +271,7 @@ def test_the_reader_is_never_far_ahead_of_what_was_taken(run):
 
 
 def test_closing_early_leaves_no_process(run):
-    data = png(squares())
+    data = encode(squares())
     before = set(psutil.Process().children())
     rows = run((Face(file=f"{n}", source_id=f"{n}", image=data) for n in range(1000)), workers=2)
     for _ in range(100):
@@ -389,7 +382,7 @@ def test_a_new_label_is_one_entry_of_one_list(tmp_path):
     schemas.write_text(text.replace(entry, entry + '    Label("squint", pa.float32(), (0, 1)),\n'))
     (tmp_path / "mine").mkdir()
     for name, width in (("a", 80), ("b", 90)):
-        (tmp_path / f"mine/{name}.png").write_bytes(png(squares((width, 60))))
+        (tmp_path / f"mine/{name}.png").write_bytes(encode(squares((width, 60))))
     (tmp_path / "mine/labels.csv").write_text("file,squint\na.png,0.5\nb.png,7\n")
     script = """
 import sys
@@ -422,7 +415,7 @@ def linked(tmp_path, count=1):
     cache, root = tmp_path / "cache/files", tmp_path / "root"
     cache.mkdir(parents=True)
     (root / "sub").mkdir(parents=True)
-    (cache / "1f").write_bytes(png(squares()))
+    (cache / "1f").write_bytes(encode(squares()))
     (cache / "2e").write_text("file,age\n" + "".join(f"sub/{n}.png,30\n" for n in range(count)))
     for n in range(count):
         (root / f"sub/{n}.png").symlink_to("../../cache/files/1f")
@@ -444,7 +437,7 @@ def test_a_linked_folder_is_walked_where_it_is_allowed_and_only_once(tmp_path):
     (root / "own").mkdir(parents=True)
     cache.mkdir()
     for place, color in ((cache / "a.png", (255, 0, 0)), (root / "own/b.png", (0, 255, 0))):
-        place.write_bytes(png(squares(color=color)))
+        place.write_bytes(encode(squares(color=color)))
     for link, target in (
         (root / "far", cache),
         (root / "farther", cache),
@@ -465,12 +458,12 @@ def test_a_linked_folder_is_walked_where_it_is_allowed_and_only_once(tmp_path):
 def test_a_linked_file_that_changes_changes_the_fingerprint(tmp_path):
     source = Source(name="imagefolder", root=str(linked(tmp_path)))
     before = fingerprint(source)
-    (tmp_path / "cache/files/1f").write_bytes(png(squares()) + b"more")
+    (tmp_path / "cache/files/1f").write_bytes(encode(squares()) + b"more")
     assert fingerprint(source) != before
 
 
 def test_a_missing_picture_says_what_is_there_instead(run, tmp_path):
-    (tmp_path / "One.JPG").write_bytes(png(squares()))
+    (tmp_path / "One.JPG").write_bytes(encode(squares()))
     (tmp_path / "cached.png").symlink_to("gone")
     found = run([Face(source_id=name, image=tmp_path / name) for name in ("one.jpg", "two.jpg", "cached.png")])
     assert [row.reason for row in found] == [
@@ -504,7 +497,7 @@ def test_a_crop_that_leaves_no_part_of_the_map_is_refused(run):
 
 
 def test_a_person_whose_name_is_written_in_two_unicode_forms_is_one(run):
-    faces = [Face(file=n, source_id=n, image=png(squares()), subject=n) for n in ("Jos\u00e9", "Jose\u0301")]
+    faces = [Face(file=n, source_id=n, image=encode(squares()), subject=n) for n in ("Jos\u00e9", "Jose\u0301")]
     first, second = run(faces)
     assert first["subject_id"] == second["subject_id"]
     assert first["split"] == second["split"]

@@ -1,6 +1,5 @@
 """The tiny preset: tokenizer, packing masks, scoring against the plain forward pass, saving and loading."""
 
-import io
 import json
 from copy import deepcopy
 from itertools import chain
@@ -19,6 +18,7 @@ from facemllm.model.parts import load_base
 from facemllm.model.pieces import Speller, learn
 from facemllm.model.pretrained import load_model, save_model
 from facemllm.model.tiny import build_tiny, build_tokenizer
+from tests.pictures import encode
 from tests.refusing import refuses
 from tests.training_example import spread
 
@@ -140,9 +140,7 @@ def test_pixels_are_the_processors_own(preset, faces):
         ours = normalise(pixels, processor.image_processor)
         theirs = processor(images=Image.fromarray(faces[0]), text="<image>", return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
-    encoded = io.BytesIO()
-    Image.fromarray(faces[0]).convert("L").save(encoded, "PNG")
-    assert face_pixels(encoded.getvalue(), processor.image_processor).shape == (96, 96, 3)
+    assert face_pixels(encode(Image.fromarray(faces[0]).convert("L")), processor.image_processor).shape == (96, 96, 3)
 
 
 def plain_logits(model, predictor, face, ids):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email import message_from_bytes, policy
 from email.message import EmailMessage
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +20,14 @@ import pytest
 
 from facemllm.promote import notices, webhook
 from facemllm.settings import Settings, load
+from tests.answering import Answering, Loopback
 from tests.refusing import refuses
 
 SECRET = "correct horse"
 FACTS = {"model": "a" * 64, "version": 3, "decision": "approve", "person": "Ada Lovelace", "reason": "figures hold"}
 
 
-class Receiver:
+class Receiver(Loopback):
     """A server on loopback that keeps what it is sent and answers with the given statuses, the last one for ever."""
 
     def __init__(self, *statuses: int, headers: dict[str, str] | None = None) -> None:
@@ -35,29 +35,14 @@ class Receiver:
         answers = list(statuses or (204,))
         receiver = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Answering):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.got.append((self.path, dict(self.headers), body))
-                self.send_response(answers.pop(0) if len(answers) > 1 else answers[0])
-                for name, value in (headers or {}).items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+                self._send(answers.pop(0) if len(answers) > 1 else answers[0], b"", headers=headers)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hook?team=1"
-
-    def __enter__(self) -> "Receiver":
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        super().__init__(Handler)
+        self.url += "/hook?team=1"
 
 
 class Sink:
@@ -245,7 +230,7 @@ def test_a_public_name_that_points_to_a_private_address_is_refused(monkeypatch, 
 def test_the_address_that_was_checked_is_the_one_that_is_asked(receivers, caplog, monkeypatch) -> None:
     """A name that points elsewhere at the second look-up reaches nobody new."""
     with Receiver() as receiver, Receiver() as other:
-        port = receiver.server.server_address[1]
+        port = receiver.server_port
         looked: list[str] = []
 
         def look(host: str, *_: Any, **__: Any) -> Any:
@@ -266,8 +251,8 @@ def test_over_tls_the_name_of_the_setting_must_be_the_certificates(monkeypatch, 
     with Receiver() as receiver:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
-        receiver.server.socket = context.wrap_socket(receiver.server.socket, server_side=True)
-        port = receiver.server.server_address[1]
+        receiver.socket = context.wrap_socket(receiver.socket, server_side=True)
+        port = receiver.server_port
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(*look[0][:4], ("127.0.0.1", port))])
         refuses("certificate", webhook.post, f"https://hooks.internal:{port}/", b"s", b"{}", {})
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))

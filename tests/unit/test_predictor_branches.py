@@ -24,7 +24,7 @@ from facemllm.scoring.calibration import CHARACTERISTICS
 from facemllm.serve.asked import quality
 from facemllm.serve.language import Limits
 from facemllm.tables import CONVERSATIONS, mapping, open_table
-from tests.conftest import encode
+from tests.pictures import encode
 from tests.serving import loaded
 from tests.training_example import spread
 
@@ -54,7 +54,7 @@ def faces():
 def maps():
     coarse = np.random.default_rng(0).integers(0, 14, (6, 8, 7), dtype=np.uint8)
     drawn = coarse.repeat(16, 1).repeat(16, 2)
-    return [None if number in (1, 4) else encode(one, format="PNG") for number, one in enumerate(drawn)]
+    return [None if number in (1, 4) else encode(one) for number, one in enumerate(drawn)]
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def served(predictor):
 def picture(size):
     """A picture, and the same as a request holds it."""
     grey = Image.radial_gradient("L").resize(size)
-    data = encode(np.asarray(Image.merge("RGB", [grey, grey.point(lambda v: v // 2), grey])), format="PNG")
+    data = encode(np.asarray(Image.merge("RGB", [grey, grey.point(lambda v: v // 2), grey])))
     return Image.open(io.BytesIO(data)), {"b64": base64.b64encode(data).decode()}
 
 

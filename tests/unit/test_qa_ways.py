@@ -25,7 +25,7 @@ from facemllm.tasks.held_out import HeldOut
 from facemllm.tasks.paraphrases import normal
 from facemllm.version.tombstones import Marks, Tombstones
 from tests.asked import with_attributes
-from tests.conftest import encode
+from tests.pictures import encode
 from tests.refusing import refuses
 
 NAMES = "caption, attributes, expression, age, gender, head_pose, unanswerable"
@@ -235,7 +235,7 @@ def test_held_out_attributes_are_in_no_byte_of_a_training_conversation(share, fa
     every = f"reformat.tasks=[{NAMES}, presence, description, parsing]"
     forms = f"reformat.forms={{native: 1, statement: {share}, lettered: {share}, dialogue: {share}}}"
     every_class = np.arange(64, dtype=np.uint8).reshape(8, 8) % 19  # an earring among them
-    mask = {"bytes": encode(every_class, format="PNG"), "path": None}
+    mask = {"bytes": encode(every_class), "path": None}
     rows = [face(n, split) | {"segmentation": mask} for n in range(40) for split in ("train", "validation")]
     limits = settings.load("laptop", [every, forms, HELD, WHOLE])
     reformat(limits, faces_table(rows), tmp_path / "talks")

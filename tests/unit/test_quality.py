@@ -19,7 +19,8 @@ from facemllm.validate.run import validate
 from facemllm.validate.suites import Check, annotated_checks, conversations_checks, raw_checks, run_suite
 from facemllm.version import ledger
 from tests.asked import conversation
-from tests.conftest import encode, face
+from tests.conftest import face
+from tests.pictures import encode
 from tests.refusing import refuses
 
 LIMITS = ["validate.min_rows=20", "validate.caption_share=1.0"]
@@ -38,7 +39,7 @@ def sealed(row, data):
 
 
 def png(pixels):
-    return {"bytes": encode(np.asarray(pixels, np.uint8), format="PNG"), "path": None}
+    return {"bytes": encode(np.asarray(pixels, np.uint8)), "path": None}
 
 
 def recoded(row):

@@ -11,8 +11,8 @@ from facemllm.report.kit import brief, decimals, estimate, p_value, share
 from facemllm.report.terminal import results_table
 from facemllm.scoring.figures import measure, trust
 from tests import evaluation_example as example
-from tests.conftest import encode
 from tests.pages import HOSTILE, Page
+from tests.pictures import encode
 
 
 def figure(value, low, high, constant, pixels=0.4, metric="balanced_accuracy", **more):
@@ -71,7 +71,7 @@ TRAINING = {
         ],
         f"second {HOSTILE}": [sample("caption", "Describe it.", None, HOSTILE)],
     },
-    "pictures": {"ab" * 32: encode(np.zeros((16, 16, 3), np.uint8), format="JPEG")},
+    "pictures": {"ab" * 32: encode(np.zeros((16, 16, 3), np.uint8), "JPEG")},
     "relations": [
         {"relation": "Bald implies No_Hair", "checked": 900, "broken": 9, "rate": 0.01, "enforced": True},
         {"relation": HOSTILE, "checked": 0, "broken": 0, "rate": None, "enforced": False},

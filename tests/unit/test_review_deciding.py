@@ -1,6 +1,5 @@
 """Deciding on the review page: what is signed is what was shown, once, by a key that may."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from facemllm.review.security import Sessions
 from facemllm.signing.canonical import utc_now
 from facemllm.signing.policy import revoke_key
 from facemllm.signing.standing import standing
-from tests.review_example import ADA, GRACE, PASSPHRASE, PIPELINE, STRICT, Example, example
+from tests.review_example import ADA, GRACE, PASSPHRASE, PIPELINE, STRICT, Example, example, hidden
 
 HOST = "127.0.0.1:15080"
 
@@ -29,22 +28,18 @@ class Browser:
         self.client.get("/login", params={"token": sessions.token})
 
     def read(self, bundle: str) -> dict[str, str]:
-        return self._hidden(self.client.get(f"/requests/{bundle}").text)
+        return hidden(self.client.get(f"/requests/{bundle}").text)
 
     def confirm(self, bundle: str, form: dict[str, str], **fields: str) -> tuple[int, str]:
         asked = {"decision": "approve", "reason": "looked at it", "key": self.shelf.keys[ADA]}
         return self._post(f"/requests/{bundle}/confirm", {**form, **asked, **fields})
 
     def sign(self, bundle: str, page: str, passphrase: str = PASSPHRASE) -> tuple[int, str]:
-        return self._post(f"/requests/{bundle}/sign", {**self._hidden(page), "passphrase": passphrase})
+        return self._post(f"/requests/{bundle}/sign", {**hidden(page), "passphrase": passphrase})
 
     def _post(self, path: str, fields: dict[str, str]) -> tuple[int, str]:
         answer = self.client.post(path, data=fields, headers={"origin": f"http://{HOST}"})
         return answer.status_code, answer.text or answer.headers.get("location", "")
-
-    @staticmethod
-    def _hidden(html: str) -> dict[str, str]:
-        return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', html))
 
 
 @pytest.fixture

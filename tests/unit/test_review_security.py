@@ -1,6 +1,5 @@
 """The door of the review page: hosts, origins, sessions, form tokens, sizes, paths, headers."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
@@ -11,7 +10,7 @@ from starlette.testclient import TestClient
 from facemllm.review.app import application
 from facemllm.review.pages import Pages
 from facemllm.review.security import MOST_BODY, Sessions
-from tests.review_example import ADA, GRACE, PASSPHRASE, PIPELINE, Example, example
+from tests.review_example import ADA, GRACE, PASSPHRASE, PIPELINE, Example, example, hidden
 
 HOST = "127.0.0.1:15080"
 ORIGIN = {"origin": f"http://{HOST}"}
@@ -43,10 +42,6 @@ def client_of(shelf: Example, read_only: bool = False, enter: bool = True) -> Te
 def client(shelf: Example) -> Iterator[TestClient]:
     with client_of(shelf) as made:
         yield made
-
-
-def hidden(html: str) -> dict[str, str]:
-    return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', html))
 
 
 def form(client: TestClient, shelf: Example, bundle: str, **fields: str) -> dict[str, str]:

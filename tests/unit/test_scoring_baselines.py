@@ -5,7 +5,7 @@ from facemllm.evaluate.baselines import baselines, training_sheet
 from facemllm.scoring.sheet import Answers, read_sheet
 from facemllm.scoring.summary import summarise
 from facemllm.tables import CONVERSATIONS, TableWriter, open_table
-from tests.conftest import encode
+from tests.pictures import encode
 
 TRAIN = [("gender", "gender/0"), ("unanswerable", "unanswerable/0")]
 TEST = [*TRAIN, ("gender", "gender:unseen/0"), ("zero_shot", "Wearing_Earrings/0"), ("age", "age/0")]
@@ -28,7 +28,7 @@ def table(tmp_path_factory):
             turns = [{"sample_id": f"{number} {name}", "task": task, "template": name} for task, name in asked]
             turns = [{**turn, "options": [], "answer": answers[turn["task"]]} for turn in turns]
             face = {"image_id": f"i{number}", "subject_id": f"p{number}", "split": split, "source": "render"}
-            images = [{"bytes": encode(shade.astype(np.uint8), format="PNG"), "path": None}]
+            images = [{"bytes": encode(shade.astype(np.uint8)), "path": None}]
             writer.write([{"conversation_id": f"c{number}", **face, "images": images, "turns": turns}])
     return open_table(out, CONVERSATIONS)
 

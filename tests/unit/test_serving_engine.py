@@ -17,9 +17,7 @@ from facemllm import settings
 from facemllm.model import decoding
 from facemllm.model.decoding import is_plain
 from facemllm.model.face_mllm import Graph, extend
-from facemllm.model.forward import tower_features
 from facemllm.model.inference import Predictor, Query
-from facemllm.model.inputs import normalise
 from facemllm.model.tiny import build_tiny
 from facemllm.serve.engine import pieces as telling
 from facemllm.serve.engine.batches import Job
@@ -29,10 +27,8 @@ from facemllm.serve.engine.pixels import pixels_of
 from facemllm.serve.engine.room import Room
 from facemllm.serve.engine.scoring import Scoring
 from facemllm.serve.language import Refused
-from tests.training_example import spread
+from tests.vllm_example import ANSWERS, TEXTS, looking
 
-TEXTS = ["Is there a beard?", "What is the hair style?", "Describe this face.", "A woman with a hat, about 35 years."]
-ANSWERS = ["short hair", "brown hair", "yes", "no"]
 CLOSED = [
     Query("Is there a beard?", ("yes", "no")),
     Query("What is the hair style?", ("short hair", "brown hair", "a woman with glasses", "an unheard-of mohawk")),
@@ -46,25 +42,6 @@ OPEN = [
 LONGEST = 12
 
 
-def looking(model: Any, processor: Any) -> Predictor:
-    """A random model whose texts depend on the face: its tower keeps faces apart, and its projector what does."""
-    spread(model)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.zero_()  # type: ignore[union-attr]
-            module.running_var.fill_(0.1)  # type: ignore[union-attr]
-    predictor = Predictor(model, processor, batch_images=4)
-    pixels_BSSC = torch.from_numpy(np.stack([prepared(predictor, number).pixels for number in range(8)]))
-    last = model.model.multi_modal_projector.linear_2
-    with torch.no_grad():
-        values_BCSS = normalise(pixels_BSSC, processor.image_processor)
-        tokens_BND = model.model.multi_modal_projector(tower_features(model, values_BCSS))
-        scale = 1 / (tokens_BND - tokens_BND.mean(0)).std()
-        last.bias.sub_(tokens_BND.mean((0, 1))).mul_(scale)
-        last.weight.mul_(scale)
-    return predictor
-
-
 @pytest.fixture(scope="module", params=["plain", "append", "add"])
 def predictor(request: pytest.FixtureRequest) -> Predictor:
     torch.set_num_threads(1)
@@ -75,14 +52,18 @@ def predictor(request: pytest.FixtureRequest) -> Predictor:
         graph = Graph(("Bald", "Short_Hair"), ("bald", "short hair"), np.eye(2))
         tiny = build_tiny(chosen.model, TEXTS, ANSWERS, 3)
         model, processor = extend(*tiny, chosen.model, graph, [], 0)
-    return looking(model, processor)
+    return looking(model, processor, [_coarse(np.random.default_rng(number)) for number in range(8)])
+
+
+def _coarse(generator: np.random.Generator) -> Any:
+    """A picture of four patches: of fine noise, none looks unlike another."""
+    return generator.integers(0, 255, (2, 2, 3), dtype=np.uint8).repeat(64, 0).repeat(64, 1)
 
 
 def prepared(predictor: Predictor, number: int) -> Prepared:
     """Every other face with a map, where the model takes maps."""
     generator = np.random.default_rng(number)
-    coarse_HWC = generator.integers(0, 255, (2, 2, 3), dtype=np.uint8)  # of fine noise, none looks unlike another
-    pixels = predictor.pixels(coarse_HWC.repeat(64, 0).repeat(64, 1))
+    pixels = predictor.pixels(_coarse(generator))
     parts = None
     if predictor.takes_maps and number % 2:
         parts = predictor.map(generator.integers(0, 14, (128, 128), dtype=np.uint8))
@@ -245,7 +226,7 @@ def test_characteristics_are_told_to_those_who_asked(predictor: Predictor) -> No
 def plain() -> Predictor:
     torch.set_num_threads(1)
     model, processor = build_tiny(settings.load().model, TEXTS, ANSWERS, seed=3)
-    return looking(model, processor)
+    return looking(model, processor, [_coarse(np.random.default_rng(number)) for number in range(8)])
 
 
 def test_a_face_is_looked_at_once_while_it_is_remembered(plain: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +17,7 @@ from facemllm.serve.metrics import Metrics, follow_approval
 from facemllm.serve.observer import CLOSED, Observer, Watch, door_of
 from facemllm.serve.records import Records
 from facemllm.serve.traces import Traces, traces
+from tests.answering import Answering, Loopback
 
 SECRET = "Is this Ada Lovelace of 12 St James's Square?"
 PICTURE = b"\x89PNG picture of Ada"
@@ -243,25 +242,19 @@ def test_traces_arrive_at_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
 
     bodies: list[bytes] = []
 
-    class Collector(BaseHTTPRequestHandler):
+    class Collector(Answering):
         def do_POST(self) -> None:
             bodies.append(self.rfile.read(int(self.headers["content-length"])))
-            self.send_response(200)
-            self.end_headers()
+            self._send(200, b"")
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Collector)
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
-    made = traces({"version": "3"})
-    assert made is not None
-    with Observer(traces=made).request("grpc") as seen:
-        seen.status = "OK"
-    made._tracer.span_processor.force_flush()
-    server.shutdown()
+    with Loopback(Collector) as server:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+        made = traces({"version": "3"})
+        assert made is not None
+        with Observer(traces=made).request("grpc") as seen:
+            seen.status = "OK"
+        made._tracer.span_processor.force_flush()
     (sent,) = ExportTraceServiceRequest.FromString(bodies[0]).resource_spans
     assert {one.key: one.value.string_value for one in sent.resource.attributes}["facemllm.version"] == "3"
     assert sent.scope_spans[0].spans[0].name == "request grpc"

@@ -22,7 +22,8 @@ from facemllm.serve.language import Answer
 from facemllm.serve.metrics import Metrics
 from facemllm.serve.observer import Observer
 from facemllm.serve.page import parts, views
-from tests.conftest import encode, picture
+from tests.conftest import picture
+from tests.pictures import encode
 from tests.serving_page import HOSTILE, INFO, Fake, application
 
 IMAGE = digests.of_bytes(picture(1))
@@ -174,7 +175,7 @@ def test_a_large_picture_does_not_touch_the_disk(client: TestClient, monkeypatch
 
     monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", to_disk)
     noise = np.random.default_rng(3).integers(0, 255, (660, 660, 3), dtype=np.uint8)
-    large = encode(noise, format="PNG")
+    large = encode(noise)
     assert len(large) > 1.2 * 2**20
     assert post(client, {"task": "age"}, {"picture": ("face.png", large, "image/png")}).status_code == 200
 
@@ -187,9 +188,7 @@ def test_a_map_is_shown_in_colours_without_being_decoded(client: TestClient, ser
     if mode == "P":
         image.putpalette(bytes(range(57)))
         image = image.convert("P") if image.mode != "P" else image
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=None)
-    files = {"picture": ("face.jpg", picture(1), "image/jpeg"), "map": ("map.png", buffer.getvalue(), "image/png")}
+    files = {"picture": ("face.jpg", picture(1), "image/jpeg"), "map": ("map.png", encode(image), "image/png")}
     html = post(client, {"task": "age"}, files).text
     found = re.search(r'class="map" src="data:image/png;base64,([^"]+)"', html)
     assert found is not None
@@ -200,7 +199,7 @@ def test_a_map_is_shown_in_colours_without_being_decoded(client: TestClient, ser
     assert service.asked[0].map is not None
     assert parts.COLOURS[13] in html, "the legend"
     with pytest.raises(ValueError, match="no map"):
-        parts.coloured(encode(np.zeros((8, 8, 3), np.uint8), format="PNG"))
+        parts.coloured(encode(np.zeros((8, 8, 3), np.uint8)))
 
 
 @pytest.mark.parametrize(("text", "shown"), [("34", "34 years"), ("about 34 years old", "about 34 years old")])

@@ -3,9 +3,7 @@
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from facemllm.serve.engine.parity import NotEqual, parity
 from facemllm.tables import CONVERSATIONS, PREDICTIONS, TableWriter, mapping, open_table, pairs
 from facemllm.tasks.answers import answer
 from tests import asked
+from tests.answering import Answering, Loopback
 from tests.refusing import refuses
 
 MODEL = "m" * 64
@@ -53,7 +52,7 @@ def evaluated(
     return tmp_path / "predictions", table
 
 
-class Server:
+class Server(Loopback):
     """Says what evaluation said, changed by `change`; refuses its first request with 429."""
 
     def __init__(self, predictions: Path, conversations: Path) -> None:
@@ -72,7 +71,7 @@ class Server:
         self.refused = 0
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Answering):
             def do_GET(self) -> None:
                 self.send(200, outer.info)
 
@@ -89,27 +88,15 @@ class Server:
                 self.send(200, {"predictions": [outer.change(dict(one)) for one in said]})
 
             def send(self, status: int, body: Reply) -> None:
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("content-length", str(len(data)))
-                self.send_header("retry-after", "0")
-                self.end_headers()
-                self.wfile.write(data)
+                self._send(status, json.dumps(body).encode(), headers={"Retry-After": "0"})
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        super().__init__(Handler)
 
 
 @pytest.fixture
 def server(evaluated: tuple[Path, Path]) -> Iterator[Server]:
-    made = Server(*evaluated)
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
+    with Server(*evaluated) as made:
+        yield made
 
 
 def compare(server: Server, evaluated: tuple[Path, Path], count: int = 5) -> Reply:

@@ -3,8 +3,6 @@
 import asyncio
 import base64
 import gzip
-import io
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,13 @@ from facemllm.serve.guard.images import decode, decode_map, read_image, read_map
 from facemllm.serve.language import Limits, Refused
 from facemllm.tasks.answers import answer
 from facemllm.tasks.base import Option, Question
+from tests.pictures import encode, png_of
 
 LIMITS = Limits(max_body_mb=1, max_pixels=1_000_000, max_question_chars=100, max_instances=4)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(encode(image, kind, **options)).decode()
 
 
 def plain(size: tuple[int, int] = (32, 48), mode: str = "RGB") -> Image.Image:
@@ -100,12 +97,7 @@ def test_what_is_no_map_is_refused_in_one_line(segmentation: Any, status: int, l
 
 
 def test_grey_values_of_four_bits_are_no_class_numbers():
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
-
-    header = (32).to_bytes(4, "big") + (48).to_bytes(4, "big") + bytes([4, 0, 0, 0, 0])
-    pixels = zlib.compress((b"\0" + b"\x11" * 16) * 48)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    data = png_of(32, 48, (b"\0" + b"\x11" * 16) * 48, depth=4, color=0)
     with pytest.raises(Refused, match="one 8-bit class number a pixel"):
         read_map(base64.b64encode(data).decode(), "map", LIMITS)
 

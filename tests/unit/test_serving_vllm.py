@@ -31,7 +31,7 @@ from facemllm.serve.language import Ask, Encoded, Question, Refused
 from facemllm.serve.observer import Observer
 from facemllm.serve.service import Served
 from facemllm.signing import manifest
-from tests.conftest import encode
+from tests.pictures import encode
 from tests.vllm_example import CLOSED, OPEN, clip, face, of_family, tiny
 from tests.vllm_server import VllmServer, serving
 
@@ -375,7 +375,7 @@ def test_the_service_answers_alike_with_either_engine(both: tuple[VllmServer, Pa
     quality = dict.fromkeys(("min_side", "min_sharpness", "min_brightness", "min_contrast"))
     engine = {**settings.plain().serve.engine.model_dump(), "name": "vllm", "vllm_url": server.url}
     chosen = settings.serving({"engine": engine, "quality": quality}, "test")
-    data = encode(face(2), format="PNG")
+    data = encode(face(2))
     item = tasks.get("attributes").items[0].name
     questions = (Question(task="attributes", item=item), Question(text="Describe this face.", options=("a hat", "no")))
     ask = Ask(Encoded(data, 80, 80, "face"), (*questions, Question(text="What is the hair of this face like?")))

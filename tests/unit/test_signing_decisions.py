@@ -38,7 +38,6 @@ def test_what_is_added_is_read(tmp_path: Path) -> None:
     assert approved.previous == (asked.id,)
     assert read.statements(OTHER) == []
     assert read.bundles() == [place.bundle]
-    assert read.bundle_names(place.bundle) == ["bundle.json", "card.md"]
     assert read.bundle(place.bundle)["model"]["digest"] == MODEL
     assert read.bundle_file(place.bundle, "card.md") == b"# face-mllm"
     words = [change.message.split()[0] for change in read.history()]

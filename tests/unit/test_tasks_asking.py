@@ -1,18 +1,17 @@
 """Ways to ask: what is put about a face is found again from the stored turn, and its true answer is read back."""
 
-import io
 import random
 from hashlib import sha256
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from facemllm import tasks
 from facemllm.tables.schemas import SEGMENTATION
 from facemllm.tasks import age_range, asking, ethnicity, expression_135, expression_compound
 from facemllm.tasks.base import Option, Task
 from facemllm.tasks.kept import kept
+from tests.pictures import encode
 from tests.refusing import refuses
 
 NAMES = tasks.all_names()
@@ -23,9 +22,7 @@ MOODS = ("neutral", "happiness", "sadness", "contempt", "grief", *expression_com
 def segmentation(classes):
     """A PNG that shows each of these classes in a row of its own."""
     rows = np.repeat(np.array([0, *sorted(classes)], np.uint8)[:, None], 40, axis=1)
-    buffer = io.BytesIO()
-    Image.fromarray(np.repeat(rows, 2, axis=0)).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": encode(np.repeat(rows, 2, axis=0)), "path": None}
 
 
 def random_row(seed):

@@ -83,38 +83,9 @@ _NAMES_THING = re.compile(
     r"|under|behind|near|to|which|what|\d+)(?: \w+)?$"
 )
 """What stands before a word that names a thing."""
-_THINGS = frozenset(
-    [
-        "HAIR",
-        "HAIRDO",
-        "EYE",
-        "BEARD",
-        "EYEWEAR",
-        "FRINGE",
-        "HAT",
-        "EARRING",
-        "LIPSTICK",
-        "EXPR",
-        "FACE",
-        "HEAD",
-        "COLOR",
-    ]
-    + [
-        "HUE",
-        "HAIRHUE",
-        "EYEHUE",
-        "BLOND",
-        "AGE",
-        "GENDER",
-        "MAN",
-        "CHILD",
-        "NOSE",
-        "LIP",
-        "DESCRIBE",
-        "CAPTION",
-        "MEDIUM",
-    ]
-)
+_THINGS = {"HAIR", "HAIRDO", "EYE", "BEARD", "EYEWEAR", "FRINGE", "HAT", "EARRING", "LIPSTICK", "EXPR", "FACE", "HEAD"}
+_THINGS |= {"COLOR", "HUE", "HAIRHUE", "EYEHUE", "BLOND", "AGE", "GENDER", "MAN", "CHILD", "NOSE", "LIP"}
+_THINGS |= {"DESCRIBE", "CAPTION", "MEDIUM"}
 _NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]{2,}\b")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")
 

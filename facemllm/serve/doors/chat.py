@@ -13,27 +13,10 @@ from facemllm.serve.doors.schemas import Property, read_format
 from facemllm.serve.language import Ask, Encoded, Limits, Question, Refused
 
 MOST_LOGPROBS = 20
-_READ: tuple[str, ...] = (
-    "model",
-    "messages",
-    "stream",
-    "stream_options",
-    "response_format",
-    "logprobs",
-    "top_logprobs",
-)
-_READ += ("max_tokens", "max_completion_tokens", "n")
-_NO_EFFECT: tuple[str, ...] = (
-    "temperature",
-    "top_p",
-    "seed",
-    "user",
-    "metadata",
-    "store",
-    "safety_identifier",
-    "prompt_cache_key",
-)
-_NO_EFFECT += ("reasoning_effort", "service_tier", "parallel_tool_calls")
+_READ: tuple[str, ...] = ("model", "messages", "stream", "stream_options", "response_format", "logprobs")
+_READ += ("top_logprobs", "max_tokens", "max_completion_tokens", "n")
+_NO_EFFECT: tuple[str, ...] = ("temperature", "top_p", "seed", "user", "metadata", "store", "safety_identifier")
+_NO_EFFECT += ("prompt_cache_key", "reasoning_effort", "service_tier", "parallel_tool_calls")
 """The likeliest answer is given, whatever these say; nothing is sampled, stored or thought about aloud."""
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),

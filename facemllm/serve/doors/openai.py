@@ -12,7 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -26,29 +26,21 @@ from facemllm.serve.doors.errors import INTERNAL, log, openai_error, place
 from facemllm.serve.doors.instances import write_answer
 from facemllm.serve.doors.reading import read_json
 from facemllm.serve.doors.schemas import write_object
-from facemllm.serve.engine.protocol import Chat
 from facemllm.serve.language import Answer, Limits, Refused
 from facemllm.serve.service import Service
+
+if TYPE_CHECKING:
+    from facemllm.model.reader import Reader
 
 _NO_PROBABILITY = 1e-30
 _WORDS = re.compile(r"\s*\S+|\s+$")
 
 
-class Tokens(Protocol):
-    """Counts tokens as the model sees them, for OpenAI's `usage`."""
-
-    def asked(self, chat: Chat) -> int:
-        """Tokens of a chat about a picture, the picture's own included."""
-
-    def said(self, text: str) -> int:
-        """Tokens of an answer."""
-
-
 class ChatDoor:
-    """Answers chat completions. `longest` is the most tokens that the model writes."""
+    """Answers chat completions. `reader` counts tokens, `longest` is the most that the model writes."""
 
-    def __init__(self, service: Service, limits: Limits, tokens: Tokens, longest: int) -> None:
-        self._service, self._limits, self._tokens, self._longest = service, limits, tokens, longest
+    def __init__(self, service: Service, limits: Limits, reader: Reader, longest: int) -> None:
+        self._service, self._limits, self._reader, self._longest = service, limits, reader, longest
         self._started = int(time.time())
 
     def models(self) -> dict[str, Any]:
@@ -127,13 +119,13 @@ class ChatDoor:
         written = ""
         async for piece in service.stream(chat.ask, **told):  # type: ignore[arg-type]
             if isinstance(piece, Answer):
-                cut = bool(written) and self._tokens.said(piece.text) > self._longest
+                cut = bool(written) and self._tokens(piece.text) > self._longest
                 yield "" if written else _content(piece), (piece,), cut
                 return
             for word in [piece] if chat.max_tokens is None else _WORDS.findall(piece):
                 written += word
                 yield word, (), False
-                if chat.max_tokens is not None and self._tokens.said(written) > chat.max_tokens:
+                if chat.max_tokens is not None and self._tokens(written) > chat.max_tokens:
                     yield "", (Answer("free", written.strip()),), True
                     return
 
@@ -155,8 +147,12 @@ class ChatDoor:
         about = {"model": model.name, "system_fingerprint": model.digest, "service_tier": None}
         return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), **about}
 
+    def _tokens(self, text: str) -> int:
+        """Tokens of an answer, its end included."""
+        return len(self._reader.frame.answer(text))
+
     def _usage(self, chat: ChatRequest, said: str | None) -> dict[str, int]:
-        asked, written = self._tokens.asked(chat.turns), self._tokens.said(said or "")
+        asked, written = len(self._reader.chat(chat.turns)), self._tokens(said or "")
         return {"prompt_tokens": asked, "completion_tokens": written, "total_tokens": asked + written}
 
 

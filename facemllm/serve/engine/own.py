@@ -26,16 +26,12 @@ from facemllm.serve.engine.encodings import Encodings, Seen
 from facemllm.serve.engine.packed import pack
 from facemllm.serve.engine.pieces import Pieces, settled, streamed
 from facemllm.serve.engine.protocol import Chat, Engine, Found, Prepared
-from facemllm.serve.engine.room import IDLE, Room, UnderWay
+from facemllm.serve.engine.room import IDLE, Room, UnderWay, cost_of, require_short
 from facemllm.serve.engine.scoring import Scoring
 from facemllm.serve.language import Refused
 
 __all__ = ["Engine", "Found", "OwnEngine", "Prepared"]
 
-OPEN_COST = 4.0
-"""What an open question costs, in closed ones."""
-QUERY_CHARS = 8192
-"""Most characters of a closed question and its options."""
 _PROBE = Query("Is this a face?", ("yes", "no", "it cannot be told"))
 _UNEVEN = 1.5  # how much longer than the shortest a row of a pass may be
 _ROWS = {"cpu": 8, "cuda": 32}  # most rows or faces of a pass: on a CPU more fall out of its caches
@@ -154,9 +150,7 @@ class OwnEngine:
 
     def _work(self, face: Prepared, closed: Sequence[Query], chats: Sequence[Chat], characteristics: bool) -> _Work:
         for query in closed:
-            if (size := len(query.question) + sum(map(len, query.options))) > QUERY_CHARS:
-                limit = f"this server takes {QUERY_CHARS} characters"
-                raise Refused(413, f"a question and its options have {size} characters; {limit}")
+            require_short(query)
             if (tokens := self.predictor.tokens_of(query)) > self._context:
                 takes = f"this model takes {self._context}"
                 raise Refused(413, f"the image, a question and an option of it are {tokens} tokens; {takes}")
@@ -174,7 +168,7 @@ class OwnEngine:
         return ids[len(self.predictor.frame.prefix_ids) :]
 
     async def _submit(self, work: _Work, client: str, deadline: float) -> Found:
-        cost = max(1.0, len(work.closed) + OPEN_COST * len(work.chats))
+        cost = cost_of(len(work.closed), len(work.chats))
         return await self._batches.submit(work, client=client, deadline=deadline, cost=cost, rows=len(work.chats))
 
     def reset(self) -> None:

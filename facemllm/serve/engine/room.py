@@ -9,9 +9,12 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from facemllm.serve.language import Refused
+
+if TYPE_CHECKING:
+    from facemllm.model.inference import Query
 
 
 class UnderWay(NamedTuple):
@@ -25,6 +28,20 @@ class UnderWay(NamedTuple):
 
 IDLE = UnderWay()
 """No request."""
+_OPEN_COST = 4.0  # what an open question costs, in closed ones
+_QUERY_CHARS = 8192  # most characters of a closed question and its options
+
+
+def cost_of(closed: int, open_: int) -> float:
+    """What so many questions about one face cost, in closed ones."""
+    return max(1.0, closed + _OPEN_COST * open_)
+
+
+def require_short(query: Query) -> None:
+    """Raise Refused (413) for a closed question that is too long with its options."""
+    if (size := len(query.question) + sum(map(len, query.options))) > _QUERY_CHARS:
+        limit = f"this server takes {_QUERY_CHARS} characters"
+        raise Refused(413, f"a question and its options have {size} characters; {limit}")
 
 
 class Load(NamedTuple):

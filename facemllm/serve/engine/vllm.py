@@ -34,7 +34,7 @@ from facemllm.model.reader import Reader
 from facemllm.serve.engine.export import require_served
 from facemllm.serve.engine.pieces import Pieces, settled, streamed
 from facemllm.serve.engine.protocol import Chat, Found, Prepared
-from facemllm.serve.engine.room import IDLE, Room, UnderWay
+from facemllm.serve.engine.room import IDLE, Room, UnderWay, cost_of, require_short
 from facemllm.serve.engine.turns import Turns
 from facemllm.serve.engine.vllm_client import GENERATE, JSON, RENDER, VllmClient, readable, refusal
 from facemllm.serve.language import Refused
@@ -42,10 +42,6 @@ from facemllm.serve.language import Refused
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-OPEN_COST = 4.0
-"""What an open question costs, in closed ones."""
-QUERY_CHARS = 8192
-"""Most characters of a closed question and its options."""
 _STEERED = {"repetition_penalty"}  # which vLLM counts as transformers does: over prompt and answer
 _PROBE: Chat = (("user", "Is this a face?"), ("assistant", "yes"), ("user", "Whose?"))
 _START_SECONDS = 60.0
@@ -156,7 +152,7 @@ class VllmEngine:
         """All answers about one face. See `Engine`."""
         asked = [self._asked(query) for query in closed]
         chats = [self._prompt(chat, self._longest) for chat in open_]
-        cost = max(1.0, len(closed) + OPEN_COST * len(open_))
+        cost = cost_of(len(closed), len(open_))
         async with self._turns.admitted(client, deadline, cost):
             features = await self._features(face, client)
             scores = [self._score(prompt, tokens, features, client) for prompt, own in asked for tokens in own]
@@ -176,7 +172,7 @@ class VllmEngine:
         prompt = self._prompt(chat, self._longest)
 
         async def work() -> None:
-            async with self._turns.admitted(client, deadline, OPEN_COST):
+            async with self._turns.admitted(client, deadline, cost_of(0, 1)):
                 await self._say(prompt, await self._features(face, client), client, pieces)
 
         async with aclosing(streamed(work(), pieces)) as told:
@@ -190,9 +186,7 @@ class VllmEngine:
         """Token ids of a closed question and of each of its options. Raises Refused."""
         if not query.options:
             raise ValueError(f"the question {query.question!r} has no options; ask it as an open one")
-        if (size := len(query.question) + sum(map(len, query.options))) > QUERY_CHARS:
-            limit = f"this server takes {QUERY_CHARS} characters"
-            raise Refused(413, f"a question and its options have {size} characters; {limit}")
+        require_short(query)
         options = [self.reader.frame.answer(text) for text in query.options]
         return self._prompt([("user", query.question)], max(map(len, options)) + 1), options
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from PIL import Image
 
 from facemllm.serve.guard.images import crop, decode, decode_map
 from facemllm.serve.language import Encoded, Refused
+
+if TYPE_CHECKING:
+    from facemllm.serve.engine.protocol import Prepared
 
 WAITING_A_THREAD = 32
 """Pictures that may wait for each thread; more are refused at once."""
@@ -26,23 +29,8 @@ Box = tuple[float, ...]
 Key = tuple[str, ...]
 
 
-class Kept(Protocol):
-    """What is kept of a picture: arrays, whose bytes are counted."""
-
-    @property
-    def pixels(self) -> NDArray[np.uint8]:
-        """The picture as the model takes it."""
-
-    @property
-    def map(self) -> NDArray[np.uint8] | None:
-        """Its map of face parts, if it has one."""
-
-
-Prepared = TypeVar("Prepared", bound=Kept)
-
-
 @dataclass
-class _Job(Generic[Prepared]):
+class _Job:
     """A picture that is decoded, whether that has begun, and for how many requests."""
 
     future: asyncio.Future[Prepared]
@@ -50,7 +38,7 @@ class _Job(Generic[Prepared]):
     waiting: int = 0
 
 
-class Decoder(Generic[Prepared]):
+class Decoder:
     """Makes prepared pictures of checked ones.
 
     `prepare` gets the upright image, its map or None (both cropped to the box, if one was given), and the key under
@@ -70,7 +58,7 @@ class Decoder(Generic[Prepared]):
         self._prepare, self._seconds, self._most_bytes = prepare, seconds, cache
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._most_jobs = threads * (1 + WAITING_A_THREAD)
-        self._jobs: dict[Key, _Job[Prepared]] = {}
+        self._jobs: dict[Key, _Job] = {}
         self._kept: OrderedDict[Key, Prepared] = OrderedDict()
         self.kept_bytes = 0
 
@@ -95,7 +83,7 @@ class Decoder(Generic[Prepared]):
                 if self._jobs.get(key) is job:
                     del self._jobs[key]
 
-    def _start(self, key: Key, image: Encoded, map: Encoded | None, box: Box | None) -> _Job[Prepared]:
+    def _start(self, key: Key, image: Encoded, map: Encoded | None, box: Box | None) -> _Job:
         if len(self._jobs) >= self._most_jobs:
             raise self._busy()
         begun = threading.Event()
@@ -133,5 +121,5 @@ class Decoder(Generic[Prepared]):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _bytes(kept: Any) -> int:
+def _bytes(kept: Prepared) -> int:
     return _OBJECT_BYTES + kept.pixels.nbytes + (kept.map.nbytes if kept.map is not None else 0)

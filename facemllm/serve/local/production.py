@@ -94,18 +94,16 @@ def share(settings: Settings, stable: Deployed, canary: Deployed, percent: float
     Routes(stable, canary, percent, Identity.of(os.getpid())).write(servers.note_of(settings, "production"))
 
 
-def drained(settings: Settings, name: str, seconds: float = _DRAIN_S) -> bool:
-    """Wait until a server that gets no more requests has answered all; whether it has."""
-    end = time.monotonic() + seconds
-    while True:
+def drained(settings: Settings, name: str) -> None:
+    """Wait a while until a server that gets no more requests has answered all."""
+    end = time.monotonic() + _DRAIN_S
+    while time.monotonic() < end:
         try:
             meter = counts(settings)["backends"].get(name, {})
         except UserError:
-            return True  # without a proxy it has got none
+            return  # without a proxy it has got none
         if not meter.get("in_flight"):
-            return True
-        if time.monotonic() > end:
-            return False
+            return
         time.sleep(0.1)
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
@@ -23,36 +23,18 @@ from starlette.responses import JSONResponse, Response
 
 from facemllm.report import web
 from facemllm.serve.doors.feedback import Feedback
-from facemllm.serve.language import Answers, Ask, Limits, Refused
+from facemllm.serve.language import Limits, Refused
 from facemllm.serve.page import views
 from facemllm.serve.page.form import Typed, picture, read_ask, read_form, text, typed
 from facemllm.serve.page.parts import legend
-from facemllm.tasks.base import Task
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
+    from facemllm.serve.service import Service
+
 HERE = Path(__file__).parent
 HEADERS = web.headers(script_src="'self'", connect_src="'self'", img_src="'self' data: blob:")
-
-
-class Service(Protocol):
-    """Who answers."""
-
-    @property
-    def tasks(self) -> Mapping[str, Task]:
-        """The tasks of the deployment."""
-
-    @property
-    def offered(self) -> Mapping[str, Task]:
-        """Those that can be asked by name."""
-
-    @property
-    def takes_maps(self) -> bool:
-        """Whether the model looks at maps of face parts."""
-
-    async def answer(self, asks: Sequence[Ask], *, client: str, deadline: float | None) -> Sequence[Answers]:
-        """Answers to all asks, in order. Raises Refused."""
 
 
 @dataclass(frozen=True)

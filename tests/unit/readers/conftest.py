@@ -1,6 +1,5 @@
 """Small trees in the native layouts of datasets: pictures of noise, and what an import makes of a tree."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from facemllm.ingest.reader import Refused
 from facemllm.settings import load
 from facemllm.settings.data import Source
 from facemllm.tables import LABELS, mapping
+from tests.pictures import encode
 
 Size = tuple[int, int]
 
@@ -22,9 +22,7 @@ Size = tuple[int, int]
 def encoded(seed: int, size: Size = (64, 64), form: str = "JPEG") -> bytes:
     """A picture of coarse noise, `size` as (width, height)."""
     noise = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).resize(size, Image.Resampling.NEAREST).save(buffer, format=form)
-    return buffer.getvalue()
+    return encode(Image.fromarray(noise).resize(size, Image.Resampling.NEAREST), form)
 
 
 @dataclass(frozen=True)
