@@ -80,9 +80,8 @@ test-cluster: .venv-cluster/.ready ## what a cluster has and runs: PostgreSQL, S
 	@unshare -rnpf --mount-proc bash -c 'ip link set lo up && exec .venv/bin/python -m pytest -q -s --durations=8 tests/cluster --ignore=tests/cluster/test_image.py'
 	@.venv/bin/python -m pytest -q -s --durations=8 tests/cluster/test_image.py
 
-bench: .venv/.ready ## benchmarks, side by side with peers (PROTOTYPE=folder of the renderer's prototype, if you have it)
-	@for name in tables importing annotation reformatting scoring training; do .venv/bin/python benchmarks/$$name.py || exit 1; done
-	@.venv/bin/python benchmarks/renderer.py $(if $(PROTOTYPE),--prototype $(PROTOTYPE))
+bench: .venv/.ready ## benchmarks, side by side with peers
+	@for name in tables importing annotation reformatting scoring training renderer; do .venv/bin/python benchmarks/$$name.py || exit 1; done
 
 lint: .venv/.ready ## style and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

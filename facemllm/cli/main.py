@@ -188,21 +188,6 @@ def compare_runs(
     return found, show
 
 
-@command(app, "train")
-def train(
-    settings: Settings,
-    stage: Annotated[str, typer.Argument(help="Name of a stage in train.stages.")],
-    conversations: Annotated[
-        str, typer.Option(help="Digest of a conversations table in the store; default: this profile's.")
-    ] = "",
-    model: Annotated[str, typer.Option(help="Digest of the model to start from; default: the previous stage's.")] = "",
-) -> Result:
-    """Train one stage; what came before it is recalled from the store."""
-    if stage not in settings.stages():
-        raise UserError(f"no stage '{stage}'; the stages are {', '.join(settings.stages())}")
-    return _stored(settings, _executed(settings, stage, conversations=conversations, model=model))
-
-
 @command(app, "step")
 def step(
     settings: Settings,
@@ -225,10 +210,7 @@ def step(
     given = dict(one.partition("=")[::2] for one in input_)
     if unknown := given.keys() - steps(settings)[name].inputs.keys():
         raise UserError(f"--input {', '.join(sorted(unknown))}: {name} takes {', '.join(steps(settings)[name].inputs)}")
-    return _stored(settings, _executed(settings, name, **given))
-
-
-def _stored(settings: Settings, digest: str) -> Result:
+    digest = _executed(settings, name, **given)
     return {"digest": digest, "path": str(settings.home / "store" / digest)}, digest
 
 

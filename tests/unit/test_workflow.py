@@ -338,7 +338,7 @@ WRONG = [
     ("pipeline.py compile spec.txt", 1, ".yaml"),
     ("pipeline.py fly", 2, "No such command"),
     ("pipeline.py submit --endpoint http://127.0.0.1:9", 1, "no Kubeflow Pipelines API answers"),
-    ("-m facemllm train polish", 1, "no stage 'polish'"),
+    ("-m facemllm step polish", 1, "step polish: the steps that can be done alone are annotate, align"),
     ("-m facemllm reformat /nowhere /tmp/never-made", 1, "is not a table"),
     ("-m facemllm evaluate /nowhere /nowhere /tmp/never-made", 1, "is not a model directory"),
 ]
