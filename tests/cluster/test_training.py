@@ -55,7 +55,7 @@ def placed(folder: Path, table: Path, uri: str) -> tuple[list[str], Settings, st
 
 def launcher(over: list[str], digest: str, log: Path, **environment: str) -> subprocess.Popen[Any]:
     """The command of a step's pod."""
-    command = [sys.executable, "-m", "facemllm", "step", "align", "--input", f"conversations={digest}", "--profile", "ci"]
+    command = [sys.executable, "-m", "facemllm", "step", "align", f"--input=conversations={digest}", "--profile", "ci"]
     sets = [word for one in [*over, "train.launcher=rayjob"] for word in ("--set", one)]
     with log.open("ab") as out:
         return subprocess.Popen([*command, *sets], stdout=out, stderr=out, env=os.environ | environment)
