@@ -2,11 +2,12 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 # lanes of integration and end-to-end tests, the longest first, two at a time: with more, Ray gives up its start
-LANES := test-servers test-run test-serving test-pictures
+LANES := test-run test-training test-servers test-pictures test-serving
 LANE-run := tests/e2e/test_main_job.py tests/e2e/test_notebooks.py
 LANE-pictures := $(filter-out $(LANE-run),$(wildcard tests/e2e/test_*.py))
 LANE-serving := $(wildcard tests/integration/test_serving*.py)
-LANE-servers := $(filter-out $(LANE-serving),$(wildcard tests/integration/test_*.py))
+LANE-training := $(wildcard tests/integration/test_ray_train.py tests/integration/test_training_*.py)
+LANE-servers := $(filter-out $(LANE-serving) $(LANE-training),$(wildcard tests/integration/test_*.py))
 # tests run beside each other: OpenMP's threads that wait for one another by spinning would take the cores from them
 test test-unit $(LANES) test-families test-fuzz test-vllm test-cluster demo-cluster: export OMP_WAIT_POLICY := passive
 FACES ?=
@@ -34,12 +35,12 @@ help: ## list what there is
 run: .venv/.ready ## set up and run the main job (FACES=folder of your own pictures, PROFILE=laptop, ARGS="--set key=value")
 	@.venv/bin/python pipeline.py run --profile $(PROFILE) --faces "$$FACES_GIVEN" $(ARGS)
 
-test: lint ## set up and pass the tests: style, unit, integration, end to end
-	@.venv/bin/python -m pytest -q -n auto --dist worksteal --durations=8 tests/unit
+test: .venv/.ready ## set up and pass the tests: style, unit, integration, end to end
+	@$(MAKE) -j2 --no-print-directory lint test-unit
 	@$(MAKE) -j2 --output-sync --no-print-directory $(LANES)
 
 test-unit: .venv/.ready ## the unit tests alone
-	@.venv/bin/python -m pytest -q -n auto --dist worksteal tests/unit
+	@.venv/bin/python -m pytest -q -n auto --dist worksteal --durations=8 tests/unit
 
 $(LANES): .venv/.ready
 	@.venv/bin/python -m pytest -q --durations=8 $(LANE-$(@:test-%=%))

@@ -160,6 +160,7 @@ def _ray(concurrency: int) -> Iterator[None]:
     """Ray, quiet and order-preserving: the one already connected, the head at `RAY_ADDRESS`, or one of our own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own of 15 lets any other process starve the tasks
     import ray
     import ray.data
 

@@ -99,7 +99,8 @@ def ray(settings: Settings) -> Service:
         # the node's agent answers only once the raylet is ready; the head's own port opens long before
         (f"http://{HOST}:{ports['dashboard-agent-listen']}/api/local_raylet_healthz",),
         # workers do the run's main work: Ray's own niceness of 15 would starve them beside anything else
-        {**client, **metrics, "RAY_worker_niceness": "0"},
+        # and nobody is left to wait for when it is stopped: Ray would drain the node for 30 s
+        {**client, **metrics, "RAY_worker_niceness": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"},
         {**client, "RAY_ADDRESS": address},
         restart=False,
         folder=str(folder),

@@ -18,7 +18,8 @@ from tests.ports import free_ray_port
 _STAGE = load("ci").stages()["specialize"].model_dump() | {"steps": 2}
 FOURTH_STAGE = f"train.stages.polish={json.dumps(_STAGE)}"
 """What it takes to have one: an entry of `train.stages`."""
-LONGER = ("train.stages.specialize.steps=60", "train.checkpoint_every=10")  # so that it can be killed in the middle
+SHORT = ("train.stages.align.steps=12", "train.stages.instruct.steps=6")  # what a stage learns is no matter here
+LONG = ("train.stages.specialize.steps=40", "train.checkpoint_every=10")  # so that it can be killed in the middle
 
 
 def free_ports(count: int) -> list[int]:
@@ -79,7 +80,7 @@ class Project:
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """The project of the main job, whose finished run the notebooks are executed on."""
-    project = Project(tmp_path_factory.mktemp("e2e"), FOURTH_STAGE, *LONGER)
+    project = Project(tmp_path_factory.mktemp("e2e"), FOURTH_STAGE, *SHORT, *LONG)
     yield project
     project.facemllm("services", "down")
 

@@ -15,6 +15,8 @@ marks = [
 ]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--disable-dev-shm-usage"]
+SHOWN = [(width, scheme) for width in (360, 1280) for scheme in ("light", "dark")]
+"""Widths of a window and colour schemes in which a page must be readable."""
 
 
 @contextmanager
@@ -57,12 +59,19 @@ FAINT = """() => {
 }"""
 
 
-def assert_readable(page: Any, width: int) -> None:
+def as_shown(page: Any, width: int, scheme: str) -> None:
+    """Give the page a window so wide, in pixels, and a colour scheme."""
+    page.set_viewport_size({"width": width, "height": 780})
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+
+
+def assert_readable(page: Any, shown: tuple[int, str]) -> None:
     """With all that folds open nothing is wider than the window, faint or out of its box, and controls have names."""
     for folded in page.locator("details").all():
         folded.evaluate("one => { one.open = true }")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(FAINT) == []
-    assert page.evaluate(BEYOND) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= shown[0], shown
+    assert page.evaluate(FAINT) == [], shown
+    assert page.evaluate(BEYOND) == [], shown
     for control in page.locator("input:not([type=hidden]), select, textarea, button").all():
         assert control.evaluate("one => one.labels?.length || one.innerText.length") > 0

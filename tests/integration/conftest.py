@@ -44,6 +44,18 @@ def stop_tree(process: subprocess.Popen[Any], how: int = signal.SIGTERM) -> None
 
 
 @pytest.fixture(scope="module")
+def ray_head() -> Iterator[str]:
+    """A Ray head for all drivers of a module: what a SIGKILL of one leaves is cleared away by Ray, as on a cluster."""
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_worker_niceness", "0")  # Ray's own of 15 lets the lane beside this one starve the workers
+        context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's chromium, by Playwright."""
     from tests.integration.browsing import launched

@@ -40,16 +40,6 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def ray_head(monkeypatch):
-    """A Ray head for all drivers of a test: what a SIGKILL of one leaves is cleared away by Ray, as on a cluster."""
-    ray = pytest.importorskip("ray")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
-    yield context.address_info["address"]
-    ray.shutdown()
-
-
-@pytest.fixture
 def faces(faces_table, face_rows):
     rows = face_rows(40)
     return faces_table([rows[n % 40] | {"image_id": f"{n:064x}", "age": float(20 + n % 50)} for n in range(ROWS)])
@@ -72,9 +62,9 @@ def annotating_workers(head):
     return found
 
 
-def test_a_job_killed_three_times_gives_the_same_table_and_repeats_only_what_was_under_way(ray_head, faces, tmp_path):
+def test_a_job_killed_twice_gives_the_same_table_and_repeats_only_what_was_under_way(ray_head, faces, tmp_path):
     rng = random.Random()
-    moments = sorted(rng.sample(range(10, ROWS - 60), 3))
+    moments = sorted(rng.sample(range(10, ROWS - 60), 2))
     print(f"killed at requests {moments}")
     environment = {**os.environ, "RAY_ADDRESS": ray_head}
     with FakeEndpoint(latency_s=0.05) as fake:
@@ -101,7 +91,7 @@ def test_a_job_killed_three_times_gives_the_same_table_and_repeats_only_what_was
         assert driver.returncode == 0, errors[-3000:]
         now, received = counted(tmp_path / "home"), fake.received.total()
         assert ROWS <= received <= now.requests == ROWS + now.in_doubt
-        assert now.in_doubt <= 4 * TASKS * PARALLEL, "of each kill what its tasks had under way"
+        assert now.in_doubt <= 3 * TASKS * PARALLEL, "of each kill what its tasks had under way"
         assert now.answered == ROWS
 
         undisturbed = annotate(settings.load("laptop", overrides(fake, tmp_path / "other")), faces, tmp_path / "whole")

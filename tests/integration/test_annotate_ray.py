@@ -34,19 +34,16 @@ def faces(faces_table, face_rows):
     return faces_table(rows, shard_mb=0)
 
 
-def test_bytes_do_not_depend_on_batches_or_concurrency(faces, tmp_path, monkeypatch):
+def test_bytes_do_not_depend_on_batches_or_concurrency(faces, tmp_path, monkeypatch, request):
     ray = pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert not ray.is_initialized()
     manifests = [annotate(cut(1000, 2), faces, tmp_path / "own")]
     assert not ray.is_initialized(), "Ray was left running"
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False)
-    try:
-        manifests += [annotate(cut(b, c), faces, tmp_path / f"{b}-{c}") for b, c in ((7, 1), (250, 2))]
-        assert ray.is_initialized(), "a Ray that was there before was stopped"
-    finally:
-        ray.shutdown()
+    request.getfixturevalue("ray_head")
+    manifests += [annotate(cut(b, c), faces, tmp_path / f"{b}-{c}") for b, c in ((7, 1), (250, 2))]
+    assert ray.is_initialized(), "a Ray that was there before was stopped"
 
     assert len({manifest["digest"] for manifest in manifests}) == 1
     assert manifests[0]["parents"] == [open_table(faces).digest]
@@ -63,9 +60,9 @@ def test_bytes_do_not_depend_on_batches_or_concurrency(faces, tmp_path, monkeypa
         assert {e["field"]: e["origin"] for e in now["provenance"]}["caption"] == "annotator"
 
 
-def test_replies_are_kept_on_the_driver_s_machine_for_tasks_on_any(tmp_path, monkeypatch):
-    ray = pytest.importorskip("ray")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_replies_are_kept_on_the_driver_s_machine_for_tasks_on_any(tmp_path, ray_head):
+    import ray
+
     reply = Reply(key="k", image_id="a" * 64, model="m", prompt_hash="p", text="half a pair: \ud800")
     with job._ray(1):
         kept = job._kept_here(tmp_path, {"ray.io/node-id": ray.get_runtime_context().get_node_id()})()

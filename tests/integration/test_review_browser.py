@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from facemllm.signing.standing import standing
-from tests.integration.browsing import assert_readable, marks
+from tests.integration.browsing import SHOWN, as_shown, assert_readable, marks
 from tests.integration.conftest import stop_tree
 from tests.ports import free_port
 from tests.review_example import ADA, GRACE, PASSPHRASE, PIPELINE, Example, example
@@ -191,9 +191,7 @@ def test_read_only_shows_and_prints_the_command(opened: Opened, shelf: Example) 
     assert bundle[:12] in told
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
-def test_it_fits_and_can_be_read(opened: Opened, shelf: Example, scheme: str, width: int) -> None:
+def test_it_fits_and_can_be_read(opened: Opened, shelf: Example) -> None:
     long = "W" * 300
 
     def wordy(bundle: dict[str, Any]) -> None:
@@ -204,16 +202,17 @@ def test_it_fits_and_can_be_read(opened: Opened, shelf: Example, scheme: str, wi
 
     made = shelf.bundle(9, wordy)
     shelf.say("request", made, PIPELINE, long)
-    page = opened(color_scheme=scheme, viewport={"width": width, "height": 780})
+    page = opened()
     reject = []
     page.on("console", lambda message: reject.append(message.text))
     address = page.url
-    for path in ("", "?state=all", f"requests/{made}"):
-        page.goto(address + path)
-        assert_readable(page, width)
-    assert page.locator("main, header, aside, nav").count() >= 4
-    assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
-    page.locator("a").nth(2).focus()
-    page.keyboard.press("Tab")
-    assert page.locator(":focus").evaluate("one => getComputedStyle(one).outlineWidth") == "3px"
+    for shown in SHOWN:
+        as_shown(page, *shown)
+        for path in ("", "?state=all", f"requests/{made}"):
+            page.goto(address + path)
+            assert_readable(page, shown)
+        assert page.locator("main, header, aside, nav").count() >= 4
+        page.locator("a").nth(2).focus()
+        page.keyboard.press("Tab")
+        assert page.locator(":focus").evaluate("one => getComputedStyle(one).outlineWidth") == "3px"
     assert reject == []

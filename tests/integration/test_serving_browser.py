@@ -16,7 +16,7 @@ import pytest
 from facemllm.core import digests
 from facemllm.core.corrections import PICTURES, Correction, read
 from tests.conftest import picture
-from tests.integration.browsing import assert_readable, marks
+from tests.integration.browsing import SHOWN, as_shown, assert_readable, marks
 from tests.integration.conftest import stop_tree
 from tests.pictures import encode
 from tests.ports import free_port
@@ -177,21 +177,20 @@ def loaded_without_scripts(page: Any) -> bool:
     return bool(box and box["width"] > 50 and box["height"] > 50)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
-def test_it_fits_and_can_be_read(opened: Opened, face: Path, scheme: str, width: int) -> None:
-    page = opened(color_scheme=scheme, viewport={"width": width, "height": 780})
+def test_it_fits_and_can_be_read(opened: Opened, face: Path) -> None:
+    page = opened()
     page.get_by_label("Picture of one face").set_input_files(face)
     page.get_by_label("Questions of your own").fill("W" * 100 + "\nWho?\nweather\ndark")
     page.get_by_role("button", name="Ask").click()
     page.locator(".tag.bad").wait_for()
-    assert_readable(page, width)
     small = """() => [...document.querySelectorAll("button, summary, fieldset label, input[type=file]")]
       .filter(one => one.getClientRects().length && one.getBoundingClientRect().height < 24)
       .map(one => one.outerHTML)"""
-    assert page.evaluate(small) == [], "too small for a finger"
-    assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
-    page.locator("#questions").focus()
-    page.keyboard.press("Tab")
-    assert page.locator(":focus").evaluate("one => getComputedStyle(one).outlineWidth") == "3px"
+    for shown in SHOWN:
+        as_shown(page, *shown)
+        assert_readable(page, shown)
+        assert page.evaluate(small) == [], f"too small for a finger: {shown}"
+        page.locator("#questions").focus()
+        page.keyboard.press("Tab")
+        assert page.locator(":focus").evaluate("one => getComputedStyle(one).outlineWidth") == "3px"
     assert page.said == []
