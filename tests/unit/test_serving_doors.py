@@ -1,6 +1,8 @@
 """Each door's translation: what it takes, what it gives, and what it refuses in one line."""
 
+import io
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from fastapi.testclient import TestClient
 from kserve import InferInput, InferRequest
 from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
+from PIL import Image
 
 from facemllm import tasks
 from facemllm.serve.asked.policy import Policy
@@ -18,6 +21,7 @@ from facemllm.serve.doors.errors import add_handlers
 from facemllm.serve.doors.instances import write_answer
 from facemllm.serve.evaluated import Evaluated, of_metrics
 from facemllm.serve.language import Answer, Refused
+from facemllm.serve.observer import Observer
 from tests.serving import FakePredictor, Loaded, b64, data_url, loaded, png
 
 HAT = "Is the person wearing a hat?"
@@ -147,6 +151,27 @@ def test_names_of_properties_and_earlier_turns_are_read_as_questions_are(
     assert ask(client, planted)[1]["choices"][0]["message"]["refusal"] == "this service does not say who somebody is"
 
 
+def test_what_the_service_does_not_see_the_end_of_is_counted_all_the_same(
+    client: TestClient, served: Loaded, monkeypatch: pytest.MonkeyPatch
+):
+    kinds = Counter[str]()
+
+    class Counting(Observer):
+        def answered(self, asks: Any, answers: Any, seconds: float) -> None:
+            kinds.update(answer.kind for found in answers for answer in found.answers)
+
+    monkeypatch.setattr(served.service, "observer", Counting())
+    ask(client, chat("What do you see?", max_tokens=1))
+    monkeypatch.setattr(served.service, "policy", Policy({}))
+    ask(client, chat("Who is this?", response_format=schema(Wearing_Hat={"type": "boolean"})))
+    assert kinds == {"refused": 1, "free": 1}
+
+
+def test_a_method_that_a_path_does_not_know_is_told_those_that_it_knows(client: TestClient):
+    reply = client.delete("/info")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "GET")
+
+
 BAD_CHATS: dict[str, tuple[Any, int, str]] = {
     "not json": (b"{", 400, "not valid JSON"),
     "too deep": (b"[" * 100_000, 400, "not valid JSON"),
@@ -258,9 +283,12 @@ def test_v2_asks_many_questions_about_one_picture_or_one_each(client: TestClient
     assert said["outputs"][0]["data"][0] == "10 None"
 
 
-def test_v2_takes_files_as_they_are_behind_the_json(client: TestClient):
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_v2_takes_files_as_they_are_behind_the_json(client: TestClient, form: str):
+    file = io.BytesIO()
+    Image.open(io.BytesIO(FACE)).save(file, form)
     inputs = [InferInput("image", [1], "BYTES"), InferInput("question", [1], "BYTES")]
-    for one, data in zip(inputs, (FACE, HAT.encode()), strict=True):
+    for one, data in zip(inputs, (file.getvalue(), HAT.encode()), strict=True):
         one.set_data_from_numpy(np.array([data], object))
     body, length = InferRequest("m", inputs, parameters={"binary_data_output": True}).to_rest()
     header = {"Inference-Header-Content-Length": str(length), "Content-Type": "application/octet-stream"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, NoReturn
 
@@ -108,7 +109,7 @@ class Statuses(AsyncExceptionToStatusInterceptor):
                 code, line = _OF_STATUS.get(ex.status, Code.INVALID_ARGUMENT), ex.reason
                 log.info("refused with %d", ex.status)
                 if ex.retry_after is not None:
-                    context.set_trailing_metadata((("retry-after", str(max(1, round(ex.retry_after)))),))
+                    context.set_trailing_metadata((("retry-after", str(max(1, math.ceil(ex.retry_after)))),))
             case errors.InvalidInput() | errors.InferenceError() | errors.UnsupportedProtocol():
                 code, line = Code.INVALID_ARGUMENT, str(ex.reason)
             case errors.ModelNotFound():
