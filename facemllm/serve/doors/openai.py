@@ -28,6 +28,7 @@ from facemllm.serve.doors.reading import read_json
 from facemllm.serve.doors.schemas import write_object
 from facemllm.serve.engine.protocol import Chat
 from facemllm.serve.language import Answer, Answers, Limits, Refused
+from facemllm.serve.planning import unrefused
 from facemllm.serve.service import Service
 
 _NO_PROBABILITY = 1e-30
@@ -148,7 +149,8 @@ class ChatDoor:
         """The rule that a turn breaks, or the name of a property; a property that is an item has the item's name."""
         policy = self._service.policy
         named = [(apart(one.name), one.question.task is None) for one in chat.properties]
-        found = [policy.refuses(text) or policy.refuses_name(text) for _, text in chat.turns]
+        turns = unrefused(chat.turns, policy)
+        found = [policy.refuses(text) or policy.refuses_name(text) for _, text in turns]
         found += [policy.refuses_property(name) if own else policy.refuses(name) for name, own in named]
         return next(filter(None, found), None)
 
