@@ -172,6 +172,27 @@ def test_a_method_that_a_path_does_not_know_is_told_those_that_it_knows(client: 
     assert (reply.status_code, reply.headers["allow"]) == (405, "GET")
 
 
+def test_true_and_false_are_options_of_their_own(client: TestClient):
+    wanted = schema(round={"type": "boolean", "description": "Is the face round?"})
+    (said,) = ask(client, chat("Describe it.", response_format=wanted))[1]["choices"]
+    assert json.loads(said["message"]["content"]) == {"round": True}
+
+
+def test_a_chat_goes_on_with_the_refusal_as_it_was_sent(client: TestClient, served: Loaded, monkeypatch: Any):
+    policy = Policy({})
+    monkeypatch.setattr(served.service, "policy", policy)
+    wanted = schema(Wearing_Hat={"type": "boolean"})
+    asked = chat("Who is this?", response_format=wanted)
+    refused = ask(client, asked)[1]["choices"][0]["message"]
+    assert (refused["content"], refused["refusal"]) == (None, "this service does not say who somebody is")
+    asked["messages"] += [refused, {"role": "user", "content": HAT}]
+    assert json.loads(ask(client, asked)[1]["choices"][0]["message"]["content"]) == {"Wearing_Hat": True}
+    asked["messages"][1] = {"role": "assistant", "content": "It is Ada."}
+    assert ask(client, asked)[1]["choices"][0]["message"]["refusal"] == refused["refusal"]
+    asked["messages"][0]["refusal"] = "no"
+    assert ask(client, asked)[0] == 400
+
+
 BAD_CHATS: dict[str, tuple[Any, int, str]] = {
     "not json": (b"{", 400, "not valid JSON"),
     "too deep": (b"[" * 100_000, 400, "not valid JSON"),

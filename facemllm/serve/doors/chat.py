@@ -46,7 +46,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
 }
 """What clients send by default, and mean nothing by; any other value asks for what is not offered."""
-_MESSAGE = frozenset({"role", "content", "name"})
+_MESSAGE = {"user": frozenset({"role", "content", "name"})}
+_MESSAGE["assistant"] = _MESSAGE["user"] | {"refusal"}
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,11 @@ def _read_messages(messages: Any, limits: Limits) -> tuple[Encoded, tuple[tuple[
         if message.get("role") in ("system", "developer"):
             raise Refused(400, f"{here}: this model takes no {message['role']} message; ask in the user's")
         filled = {key for key, value in message.items() if value not in (None, [], {})}
-        if message.get("role") != role or filled - _MESSAGE:
+        if message.get("role") != role or filled - _MESSAGE[role]:
             raise Refused(400, f"{here} must have the role {role} and content alone: user and assistant alternate")
         texts = []
-        for place, part in enumerate(_parts(message.get("content"), here)):
+        content = message.get("content") or message.get("refusal")  # of a message as this server sent it
+        for place, part in enumerate(_parts(content, here)):
             match part:
                 case {"type": "text", "text": text}:
                     texts.append(text)

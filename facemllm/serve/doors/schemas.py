@@ -1,7 +1,8 @@
 """OpenAI's `response_format`: a JSON schema read as questions, and their answers written as its object.
 
-A property that is named as a task's item is answered as that item; any other needs an `enum`, whose options are scored
-by likelihood as answers to its description, or to the user's text. What else a schema may say is refused, not ignored.
+A property that is named as a task's item is answered as that item; any other needs an `enum`, or is true or false:
+options that are scored by likelihood as answers to its description, or to the user's text. What else a schema may say
+is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ def _read_property(
         if _misfits(known, kind, options):
             raise Refused(400, f"{where}: {known.item} is no {kind}; it is answered by {_named(known)}")
         return Property(name, Question(task=known.task, item=known.item), kind, nullable, tuple(options or ()))
+    if options is None and kind == "boolean":
+        options = [True, False]
     if options is None:
         raise Refused(400, f"{where}: needs an enum, or the name of an item that GET /tasks lists")
     asked = read_text(plain["description"], f"{where}.description", limits) if "description" in plain else text
