@@ -178,6 +178,21 @@ def test_true_and_false_are_options_of_their_own(client: TestClient):
     assert json.loads(said["message"]["content"]) == {"round": True}
 
 
+@pytest.mark.parametrize("title", ["same person as in the passport", "is_gay", "Looks", "FaceReport"])
+@pytest.mark.parametrize("where", ["name", "schema", "property"])
+def test_titles_are_read_as_questions_are(
+    client: TestClient, served: Loaded, monkeypatch: pytest.MonkeyPatch, title: str, where: str
+):
+    monkeypatch.setattr(served.service, "policy", Policy({}))
+    wanted = schema(Wearing_Hat={"type": "boolean", **({"title": title} if where == "property" else {})})
+    if where == "name":
+        wanted["json_schema"]["name"] = title
+    if where == "schema":
+        wanted["json_schema"]["schema"]["title"] = title
+    said = ask(client, chat("Describe.", response_format=wanted))[1]["choices"][0]["message"]
+    assert (said["refusal"] is None) is (title in ("Looks", "FaceReport"))
+
+
 def test_a_chat_goes_on_with_the_refusal_as_it_was_sent(client: TestClient, served: Loaded, monkeypatch: Any):
     policy = Policy({})
     monkeypatch.setattr(served.service, "policy", policy)

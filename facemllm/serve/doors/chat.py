@@ -9,7 +9,7 @@ from typing import Any
 from facemllm import tasks
 from facemllm.serve.doors.instances import MAX_MESSAGES
 from facemllm.serve.doors.reading import Pictures, read_text
-from facemllm.serve.doors.schemas import Property, read_format
+from facemllm.serve.doors.schemas import Property, read_format, titles
 from facemllm.serve.language import Ask, Encoded, Limits, Question, Refused
 
 MOST_LOGPROBS = 20
@@ -57,6 +57,7 @@ class ChatRequest:
     ask: Ask
     turns: tuple[tuple[str, str], ...]
     properties: tuple[Property, ...]
+    titles: tuple[str, ...]
     stream: bool
     usage: bool
     logprobs: int | None
@@ -91,6 +92,7 @@ def read_chat(body: Any, model: str, served: Mapping[str, tasks.Task], limits: L
         Ask(image, questions, where="messages"),
         turns,
         properties,
+        titles(given["response_format"]) if properties else (),
         _flag(given, "stream"),
         _flag(options, "include_usage"),
         (many or 0) if wants else None,

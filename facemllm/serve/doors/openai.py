@@ -146,11 +146,12 @@ class ChatDoor:
         return (found,)
 
     def _broken(self, chat: ChatRequest) -> Refusal | None:
-        """The rule that a turn breaks, or the name of a property; a property that is an item has the item's name."""
+        """The rule that a turn breaks, a title, or the name of a property; one that is an item has the item's name."""
         policy = self._service.policy
         named = [(apart(one.name), one.question.task is None) for one in chat.properties]
         turns = unrefused(chat.turns, policy)
         found = [policy.refuses(text) or policy.refuses_name(text) for _, text in turns]
+        found += [policy.refuses(apart(title)) for title in chat.titles]
         found += [policy.refuses_property(name) if own else policy.refuses(name) for name, own in named]
         return next(filter(None, found), None)
 

@@ -22,6 +22,7 @@ _OBJECT = frozenset(
 )
 _TYPES = ("string", "boolean", "number", "integer")
 MOST_OPTIONS = 64
+_MOST_TITLE = 500  # characters that are read
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,17 @@ def read_format(value: Any, text: str, served: Mapping[str, tasks.Task], limits:
     raise Refused(
         400, 'response_format: give {"type": "json_schema", "json_schema": {"name", "schema"}} or leave it out'
     )
+
+
+def titles(value: Any) -> tuple[str, ...]:
+    """Names and titles of a `response_format` that was read: they are shown to no model, but say what an answer will be
+    taken for."""
+    if not isinstance(value, Mapping) or "json_schema" not in value:
+        return ()
+    whole = value["json_schema"]
+    schema, inner = whole["schema"], whole["schema"]["properties"].values()
+    found = [whole.get("name"), *(one.get(key) for one in (schema, *inner) for key in ("title", "description"))]
+    return tuple(text[:_MOST_TITLE] for text in found if isinstance(text, str))
 
 
 def write_object(properties: Sequence[Property], answers: Sequence[Answer]) -> tuple[str, str | None]:
