@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from kserve import InferInput, InferRequest
 from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from PIL import Image
 
 from facemllm import tasks
@@ -387,6 +388,32 @@ def test_bytes_behind_the_json_that_do_not_fit_are_refused(tail: bytes, size: An
     with pytest.raises(Refused) as refusal:
         infer.read_body(start + tail, length or str(len(start)), "m")
     assert refusal.value.status == 400
+
+
+def test_what_has_too_many_parts_is_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch):
+    many = infer.MOST_ELEMENTS + 1
+    head = {"inputs": [{"name": "question", "datatype": "BYTES", "shape": [many]}]}
+    head["inputs"][0]["parameters"] = {"binary_data_size": 4 * many}
+    start = json.dumps(head).encode()
+    read = []
+    monkeypatch.setattr(infer, "InferInput", read.append)
+    with pytest.raises(Refused, match="more than 4096 elements") as refusal:
+        infer.read_body(start + bytes(4 * many), str(len(start)), "m")
+    assert (refusal.value.status, read) == (413, [])
+    tensor = pb.ModelInferRequest.InferInputTensor
+    contents = pb.InferTensorContents
+    for message in (
+        pb.ModelInferRequest(raw_input_contents=[bytes(4 * many)]),
+        pb.ModelInferRequest(inputs=[tensor(contents=contents(bytes_contents=[b""] * many))]),
+        pb.ModelInferRequest(inputs=[tensor(contents=contents(fp32_contents=[0.0] * many))]),
+        pb.ModelInferRequest(inputs=[tensor()] * 65),
+        pb.ModelInferRequest(inputs=[tensor(shape=[1] * 65)]),
+        pb.ModelInferRequest(parameters={str(n): pb.InferParameter(bool_param=True) for n in range(65)}),
+    ):
+        with pytest.raises(Refused) as refusal:
+            infer.require_few(message)
+        assert refusal.value.status == 413
+    infer.require_few(pb.ModelInferRequest(raw_input_contents=[b"\x09\0\0\0abc", bytes(4096)]))
 
 
 def test_the_task_door_answers_by_name_and_holds_back_what_is_unsure(client: TestClient):
