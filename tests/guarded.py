@@ -36,6 +36,7 @@ def app(limits: Guard, max_bytes: int = 2**20) -> Starlette:
         return StreamingResponse(bytes(2**20) for _ in range(256))
 
     paths = ("/", "/metrics", "/v2/health/live", "/v2/health/ready", "/v1/models/one", "/v1/models/one:predict")
+    paths += ("/v2/models/one/infer",)
     made = Starlette(routes=[*(Route(path, echo, methods=["GET", "POST"]) for path in paths), Route("/long", long)])
     middleware.install(made, limits, max_bytes, refusal)
     return made

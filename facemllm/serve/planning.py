@@ -60,8 +60,10 @@ class Planner:
         return (self._remembered if size <= _SHORT else self._understood)(chat, question.options)
 
     def _understood(self, chat: Chat, options: tuple[str, ...]) -> Plan:
+        chat = unrefused(chat, self._policy)
         said = [text for role, text in chat if role == "user"]
-        together = [" ".join(said)] if len(said) > 1 else []  # what is asked by pieces is asked, too
+        # what is asked by pieces, of words too, is asked
+        together = [" ".join(said), "".join(said)] if len(said) > 1 else []
         for text in (*(text for _, text in chat), *together):
             if refusal := self._policy.refuses(text):
                 return _refused(refusal)
@@ -122,6 +124,16 @@ class Planner:
         nearest = tuple(self._matcher.suggestions(text))
         reason = f"it can be asked: {' '.join(nearest)}" if nearest else None
         return Plan(Answer("untaught", UNTAUGHT, reason=reason, suggestions=nearest))
+
+
+def unrefused(chat: Chat, policy: Policy) -> Chat:
+    """A chat without what was refused in it: clients send all that was said again, and neither a question that is
+    refused nor the refusal that stands behind it is shown to the model."""
+    left: Chat = ()
+    for asked, said in zip(chat[::2], chat[1::2], strict=False):
+        refusal = policy.refuses(asked[1]) or policy.refuses_name(asked[1])
+        left = left if refusal and said[1] == refusal.reason else (*left, asked, said)
+    return (*left, chat[-1])
 
 
 def _of_item(known: tasks.Question, wording: str) -> Plan:

@@ -47,6 +47,7 @@ UNSAFE = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py"})
 EVALUATED = "evaluated.json"
 """The file of figures beside a verified copy."""
 _STOP_SECONDS = 8
+_FILES = 512  # beside connections
 _SWITCH_S = 0.001  # longest that the event loop waits for the Python of other threads
 
 
@@ -192,6 +193,7 @@ def _load(options: argparse.Namespace, chosen: Serve, folder: Path) -> Loaded:
 
 
 def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval: Approval | None) -> None:
+    from facemllm.serve.guard.descriptors import allow_files
     from facemllm.serve.listening import FaceServer, Listening
     from facemllm.serve.metrics import follow_approval
 
@@ -221,6 +223,7 @@ def _listen(options: argparse.Namespace, chosen: Serve, loaded: Loaded, approval
     if approval:
         follow_approval(lambda: approval.withdrawn)
         approval.watch(lambda ready: setattr(loaded.model, "ready", ready))
+    allow_files(2 * chosen.guard.max_connections + _FILES)
     sys.setswitchinterval(_SWITCH_S)
     gc.freeze()
     gc.enable()

@@ -111,3 +111,24 @@ def test_names_of_properties_are_read_like_text(name: str, strange: bool) -> Non
     assert holds_strange(apart(name)) is strange
     refusal = Policy(ALLOWED).refuses_property(apart(name))
     assert (refusal is not None and refusal.rule == "identification") is strange
+
+
+def refused(found: Plan) -> bool:
+    return found.answer is not None and found.answer.kind == "refused"
+
+
+def test_a_refused_question_and_its_refusal_are_left_out_of_a_chat(planner: Planner) -> None:
+    refusal = "this service does not say who somebody is"
+    for asked in ("Who is this?", "Is Ada Lovelace wearing a hat?"):
+        known = plan(planner, asked, refusal, "Which hair color?").known
+        assert known is not None
+        assert known.item == "hair_color"
+        assert refused(plan(planner, asked, "no", "Which hair color?"))
+    found = plan(planner, "Is there a beard?", "no", "Is it Ada?", refusal, "Does the face look round to you?")
+    assert "Ada" not in str(found.chat)
+    assert refused(plan(planner, "Is there a hat?", refusal, "Is it Ada Lovelace?"))
+
+
+def test_a_question_that_is_cut_within_a_word_is_read_whole(planner: Planner) -> None:
+    assert refused(plan(planner, "What is the na\nme of the man?"))
+    assert refused(plan(planner, "Tell me the na", "yes?", "me of the man with the beard"))

@@ -329,6 +329,9 @@ MOOD, AGE, CAPTION = "How does the person feel?", "How old is the person?", "Des
 @pytest.mark.parametrize(
     ("text", "options", "rule"),
     [
+        ("What hair colour is it?", ["black", "brown", "grey", "white"], None),
+        ("Which hair color has he?", ["black", "a black man"], "ethnicity"),
+        ("What is on the head?", ["Fedora", "Beanie", "nothing"], None),
         (CAPTION, ["Angela Merkel", "Barack Obama"], "options"),
         (CAPTION, ["Peter", "Anna"], "options"),
         (CAPTION, ["dark skin", "light skin"], "ethnicity"),

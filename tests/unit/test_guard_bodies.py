@@ -14,7 +14,7 @@ from facemllm.serve.doors.errors import refusal
 from facemllm.serve.engine.room import UnderWay
 from facemllm.serve.guard import keys as guard_keys
 from facemllm.serve.guard.bodies import BodyLimit
-from facemllm.serve.guard.json_bodies import check_json
+from facemllm.serve.guard.json_bodies import check_json, unique
 from facemllm.serve.guard.keys import Keys, made
 from facemllm.serve.guard.middleware import Admission
 from facemllm.serve.language import Refused
@@ -111,15 +111,40 @@ def test_requests_under_way_are_counted_before_the_next_is_admitted():
     assert counts == [0, 1, 2, 0]
 
 
-def test_of_a_body_with_tensors_the_json_is_checked_and_pictures_pass(port):
-    name = "Inference-Header-Content-Length"
+def test_of_a_body_with_tensors_the_json_is_checked(port):
+    name, path = "Inference-Header-Content-Length", "/v2/models/one/infer"
     tensors = b'{"a": 1}' + b"\xff\0[[[" * 100
-    assert post(port, tensors, {name: "8"})[0] == 200
-    assert post(port, tensors, {name: "9"})[0] == 400
-    for wrong in ("9999", "-1", "x", "1" * 400):
-        assert "must be the length" in post(port, tensors, {name: wrong})[1]["error"]
-    assert post(port, b"\xff\xd8\xff", {"Content-Type": "image/jpeg"})[0] == 200
+    assert post(port, tensors, {name: "8"}, path)[0] == 200
+    assert post(port, tensors, {name: "9"}, path)[0] == 400
+    for wrong in ("9999", "-1", "x", "1" * 400, "0" * 5000):
+        assert "must be the length" in post(port, tensors, {name: wrong}, path)[1]["error"]
     assert post(port, b"")[0] == 200  # what a route makes of no body is its own affair
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Content-Type": "image/jpeg"}, {"Content-Type": "multipart/x"}, {"Inference-Header-Content-Length": "0"}],
+)
+def test_no_header_keeps_json_from_being_checked(port, headers):
+    assert post(port, b'{"a": 1, "a": 2}', headers)[0] == 400
+    assert post(port, b'{"a": 1, "a": 2}', {**headers, "Content-Type": "multipart/form-data"}, "/")[0] == 200
+
+
+def test_a_name_that_stands_twice_is_found_without_comparing_all_with_all():
+    compared = 0
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    names = [*map(str, range(1000)), "999"]
+    with pytest.raises(Refused, match='"999" twice'):
+        unique([(Name(name), 0) for name in names])
+    assert compared < 10 * len(names)
 
 
 def test_a_body_that_is_too_large_is_refused_before_its_json_is_read(port):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import resource
 import socket
 import ssl
 import time
@@ -21,6 +22,7 @@ from uvicorn.server import ServerState
 from facemllm.errors import UserError
 from facemllm.serve.doors.errors import refusal
 from facemllm.serve.guard import connections, http_protocol, middleware
+from facemllm.serve.guard.descriptors import allow_files
 from facemllm.serve.guard.keys import made
 from tests.guarded import app, certificate, connect, guard, said, serving
 
@@ -367,6 +369,42 @@ def test_grpc_messages_and_metadata_are_bounded_compressed_ones_too():
     assert call(guard(), [bomb, b"x"], compression=grpc.Compression.Gzip) == [code, b"1"]
     (found,) = call(guard(header_kb=8), [b"x"], metadata=(("long", "x" * 100_000),))
     assert found in (code, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
+
+
+def test_connections_to_grpc_are_bounded():
+    hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # a client's preface, and no settings
+    limits = guard(max_connections=4)
+
+    def greeted(port: int) -> bool:
+        one = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+        try:
+            one.sendall(hello)
+            return one.recv(1) != b""
+        except ConnectionError:
+            return False
+
+    async def act() -> list[bool]:
+        grpc.aio.init_grpc_aio()
+        server = grpc.aio.server(options=connections.grpc_options(limits, 2**16))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        found = [await asyncio.to_thread(greeted, port) for _ in range(8)]
+        await server.stop(None)
+        return found
+
+    with contextlib.ExitStack() as held:
+        assert asyncio.run(act()) == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked", "soft"), [((64, 4096), 512, 512), ((64, 256), 512, 256), ((99, 256), 9, 99)]
+)
+def test_as_many_files_may_be_open_as_are_needed(monkeypatch: pytest.MonkeyPatch, limits, asked, soft):
+    given = [limits]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: given[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, both: given.append(both))
+    allow_files(asked)
+    assert given[-1] == (soft, limits[1])
 
 
 def test_grpc_speaks_tls_alone_where_there_is_a_certificate(tmp_path):

@@ -1,6 +1,8 @@
 """Each door's translation: what it takes, what it gives, and what it refuses in one line."""
 
+import io
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from fastapi.testclient import TestClient
 from kserve import InferInput, InferRequest
 from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from PIL import Image
 
 from facemllm import tasks
 from facemllm.serve.asked.policy import Policy
@@ -18,6 +22,7 @@ from facemllm.serve.doors.errors import add_handlers
 from facemllm.serve.doors.instances import write_answer
 from facemllm.serve.evaluated import Evaluated, of_metrics
 from facemllm.serve.language import Answer, Refused
+from facemllm.serve.observer import Observer
 from tests.serving import FakePredictor, Loaded, b64, data_url, loaded, png
 
 HAT = "Is the person wearing a hat?"
@@ -147,6 +152,63 @@ def test_names_of_properties_and_earlier_turns_are_read_as_questions_are(
     assert ask(client, planted)[1]["choices"][0]["message"]["refusal"] == "this service does not say who somebody is"
 
 
+def test_what_the_service_does_not_see_the_end_of_is_counted_all_the_same(
+    client: TestClient, served: Loaded, monkeypatch: pytest.MonkeyPatch
+):
+    kinds = Counter[str]()
+
+    class Counting(Observer):
+        def answered(self, asks: Any, answers: Any, seconds: float) -> None:
+            kinds.update(answer.kind for found in answers for answer in found.answers)
+
+    monkeypatch.setattr(served.service, "observer", Counting())
+    ask(client, chat("What do you see?", max_tokens=1))
+    monkeypatch.setattr(served.service, "policy", Policy({}))
+    ask(client, chat("Who is this?", response_format=schema(Wearing_Hat={"type": "boolean"})))
+    assert kinds == {"refused": 1, "free": 1}
+
+
+def test_a_method_that_a_path_does_not_know_is_told_those_that_it_knows(client: TestClient):
+    reply = client.delete("/info")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "GET")
+
+
+def test_true_and_false_are_options_of_their_own(client: TestClient):
+    wanted = schema(round={"type": "boolean", "description": "Is the face round?"})
+    (said,) = ask(client, chat("Describe it.", response_format=wanted))[1]["choices"]
+    assert json.loads(said["message"]["content"]) == {"round": True}
+
+
+@pytest.mark.parametrize("title", ["same person as in the passport", "is_gay", "Looks", "FaceReport"])
+@pytest.mark.parametrize("where", ["name", "schema", "property"])
+def test_titles_are_read_as_questions_are(
+    client: TestClient, served: Loaded, monkeypatch: pytest.MonkeyPatch, title: str, where: str
+):
+    monkeypatch.setattr(served.service, "policy", Policy({}))
+    wanted = schema(Wearing_Hat={"type": "boolean", **({"title": title} if where == "property" else {})})
+    if where == "name":
+        wanted["json_schema"]["name"] = title
+    if where == "schema":
+        wanted["json_schema"]["schema"]["title"] = title
+    said = ask(client, chat("Describe.", response_format=wanted))[1]["choices"][0]["message"]
+    assert (said["refusal"] is None) is (title in ("Looks", "FaceReport"))
+
+
+def test_a_chat_goes_on_with_the_refusal_as_it_was_sent(client: TestClient, served: Loaded, monkeypatch: Any):
+    policy = Policy({})
+    monkeypatch.setattr(served.service, "policy", policy)
+    wanted = schema(Wearing_Hat={"type": "boolean"})
+    asked = chat("Who is this?", response_format=wanted)
+    refused = ask(client, asked)[1]["choices"][0]["message"]
+    assert (refused["content"], refused["refusal"]) == (None, "this service does not say who somebody is")
+    asked["messages"] += [refused, {"role": "user", "content": HAT}]
+    assert json.loads(ask(client, asked)[1]["choices"][0]["message"]["content"]) == {"Wearing_Hat": True}
+    asked["messages"][1] = {"role": "assistant", "content": "It is Ada."}
+    assert ask(client, asked)[1]["choices"][0]["message"]["refusal"] == refused["refusal"]
+    asked["messages"][0]["refusal"] = "no"
+    assert ask(client, asked)[0] == 400
+
+
 BAD_CHATS: dict[str, tuple[Any, int, str]] = {
     "not json": (b"{", 400, "not valid JSON"),
     "too deep": (b"[" * 100_000, 400, "not valid JSON"),
@@ -258,9 +320,12 @@ def test_v2_asks_many_questions_about_one_picture_or_one_each(client: TestClient
     assert said["outputs"][0]["data"][0] == "10 None"
 
 
-def test_v2_takes_files_as_they_are_behind_the_json(client: TestClient):
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_v2_takes_files_as_they_are_behind_the_json(client: TestClient, form: str):
+    file = io.BytesIO()
+    Image.open(io.BytesIO(FACE)).save(file, form)
     inputs = [InferInput("image", [1], "BYTES"), InferInput("question", [1], "BYTES")]
-    for one, data in zip(inputs, (FACE, HAT.encode()), strict=True):
+    for one, data in zip(inputs, (file.getvalue(), HAT.encode()), strict=True):
         one.set_data_from_numpy(np.array([data], object))
     body, length = InferRequest("m", inputs, parameters={"binary_data_output": True}).to_rest()
     header = {"Inference-Header-Content-Length": str(length), "Content-Type": "application/octet-stream"}
@@ -323,6 +388,32 @@ def test_bytes_behind_the_json_that_do_not_fit_are_refused(tail: bytes, size: An
     with pytest.raises(Refused) as refusal:
         infer.read_body(start + tail, length or str(len(start)), "m")
     assert refusal.value.status == 400
+
+
+def test_what_has_too_many_parts_is_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch):
+    many = infer.MOST_ELEMENTS + 1
+    head = {"inputs": [{"name": "question", "datatype": "BYTES", "shape": [many]}]}
+    head["inputs"][0]["parameters"] = {"binary_data_size": 4 * many}
+    start = json.dumps(head).encode()
+    read = []
+    monkeypatch.setattr(infer, "InferInput", read.append)
+    with pytest.raises(Refused, match="more than 4096 elements") as refusal:
+        infer.read_body(start + bytes(4 * many), str(len(start)), "m")
+    assert (refusal.value.status, read) == (413, [])
+    tensor = pb.ModelInferRequest.InferInputTensor
+    contents = pb.InferTensorContents
+    for message in (
+        pb.ModelInferRequest(raw_input_contents=[bytes(4 * many)]),
+        pb.ModelInferRequest(inputs=[tensor(contents=contents(bytes_contents=[b""] * many))]),
+        pb.ModelInferRequest(inputs=[tensor(contents=contents(fp32_contents=[0.0] * many))]),
+        pb.ModelInferRequest(inputs=[tensor()] * 65),
+        pb.ModelInferRequest(inputs=[tensor(shape=[1] * 65)]),
+        pb.ModelInferRequest(parameters={str(n): pb.InferParameter(bool_param=True) for n in range(65)}),
+    ):
+        with pytest.raises(Refused) as refusal:
+            infer.require_few(message)
+        assert refusal.value.status == 413
+    infer.require_few(pb.ModelInferRequest(raw_input_contents=[b"\x09\0\0\0abc", bytes(4096)]))
 
 
 def test_the_task_door_answers_by_name_and_holds_back_what_is_unsure(client: TestClient):

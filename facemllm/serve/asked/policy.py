@@ -25,7 +25,7 @@ from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.matching import Match, Matcher
 from facemllm.serve.asked.persons import holds_strange, names_somebody
 from facemllm.serve.asked.rules import rules
-from facemllm.serve.asked.telling import nameable, tells
+from facemllm.serve.asked.telling import is_own, nameable, tells
 
 SENSITIVE: Mapping[str, tuple[str, ...]] = {
     "gender": ("gender",),
@@ -143,7 +143,9 @@ class Policy:
         """Why options of a client's own are not scored as answers to a question, which means `match`: they break a
         rule, alone or read with it, tell what is withheld, or name what was not taught. `taught` are known answers,
         plain."""
-        for read in (*options, *(f"{text} {option}" for option in options), f"{text} {' or '.join(options)}"):
+        other = [option for option in options if not is_own(option, match)]
+        together = [f"{text} {' or '.join(options)}"] if other else []
+        for read in (*options, *(f"{text} {option}" for option in other), *together):
             if refusal := self.breaks(read):
                 return refusal
         hair = " hair" if match is not None and match.question.item.endswith("_color") else ""  # "black" is no person

@@ -14,6 +14,7 @@ from facemllm import tasks
 from facemllm.serve.asked.disguises import plain
 from facemllm.serve.asked.lexicon import LEXICON
 from facemllm.serve.asked.matching import Match
+from facemllm.tasks.paraphrases import normal
 
 _MORE: Mapping[str, str] = {
     "gender": (
@@ -33,6 +34,7 @@ _NO_ANSWER = frozenset(
     ["yes", "no", "unknown", "unsure", "unclear", "none", "neither", "other", "not sure", "cannot tell", "not visible"]
     + ["none of these", "can not tell", "do not know", "not applicable", "n a", "na", "maybe", "uncertain", "y", "n"]
     + ["true", "false", "present", "absent", "visible", "not present", "something else", "not known", "cannot say"]
+    + ["nothing"]
 )
 _COLORS = frozenset(["HUE", "HAIRHUE", "EYEHUE", "COLOR"])
 _OF_THINGS = frozenset(
@@ -62,6 +64,13 @@ def tells(text: str, subject: str, names: Iterable[str]) -> bool:
         text = _COLOR_OF_THING.sub(" ", " ".join(words))
     closed = (item for name in names for item in tasks.get(name).items if item.form != "open")
     return any(item.parse(text) is not None for item in closed)
+
+
+def is_own(option: str, match: Match | None) -> bool:
+    """Whether an option of a client's own says an answer of the item that its question asks for, and so means nothing
+    else beside that question: "black" of hair."""
+    words = frozenset[str]().union(*LEXICON.options.get(match.question.item, {}).values()) if match else frozenset()
+    return bool(words) and words.issuperset(normal(option).split())
 
 
 def nameable(option: str, taught: Container[str], match: Match | None) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from facemllm import tasks
 from facemllm.serve.doors.instances import MAX_MESSAGES
 from facemllm.serve.doors.reading import Pictures, read_text
-from facemllm.serve.doors.schemas import Property, read_format
+from facemllm.serve.doors.schemas import Property, read_format, titles
 from facemllm.serve.language import Ask, Encoded, Limits, Question, Refused
 
 MOST_LOGPROBS = 20
@@ -29,7 +29,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
 }
 """What clients send by default, and mean nothing by; any other value asks for what is not offered."""
-_MESSAGE = frozenset({"role", "content", "name"})
+_MESSAGE = {"user": frozenset({"role", "content", "name"})}
+_MESSAGE["assistant"] = _MESSAGE["user"] | {"refusal"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class ChatRequest:
     ask: Ask
     turns: tuple[tuple[str, str], ...]
     properties: tuple[Property, ...]
+    titles: tuple[str, ...]
     stream: bool
     usage: bool
     logprobs: int | None
@@ -73,6 +75,7 @@ def read_chat(body: Any, model: str, served: Mapping[str, tasks.Task], limits: L
         Ask(image, questions, where="messages"),
         turns,
         properties,
+        titles(given["response_format"]) if properties else (),
         _flag(given, "stream"),
         _flag(options, "include_usage"),
         (many or 0) if wants else None,
@@ -106,10 +109,11 @@ def _read_messages(messages: Any, limits: Limits) -> tuple[Encoded, tuple[tuple[
         if message.get("role") in ("system", "developer"):
             raise Refused(400, f"{here}: this model takes no {message['role']} message; ask in the user's")
         filled = {key for key, value in message.items() if value not in (None, [], {})}
-        if message.get("role") != role or filled - _MESSAGE:
+        if message.get("role") != role or filled - _MESSAGE[role]:
             raise Refused(400, f"{here} must have the role {role} and content alone: user and assistant alternate")
         texts = []
-        for place, part in enumerate(_parts(message.get("content"), here)):
+        content = message.get("content") or message.get("refusal")  # of a message as this server sent it
+        for place, part in enumerate(_parts(content, here)):
             match part:
                 case {"type": "text", "text": text}:
                     texts.append(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import traceback
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from facemllm.serve.language import Refused
@@ -48,14 +49,16 @@ def refusal(path: str, refused: Refused) -> JSONResponse:
     return _response(path, refused.status, refused.reason, refused.retry_after)
 
 
-def _response(path: str, status: int, reason: str, after: float | None) -> JSONResponse:
+def _response(
+    path: str, status: int, reason: str, after: float | None, more: Mapping[str, str] | None = None
+) -> JSONResponse:
     from fastapi.responses import JSONResponse
 
     body: dict[str, Any] = {"error": one_line(reason)}
     after = 1.0 if after is None and status in (429, 503) else after
     if is_openai(path):
         status, body = openai_error(status, one_line(reason))
-    headers = {} if after is None else {"Retry-After": str(max(1, math.ceil(after)))}
+    headers = dict(more or {}) if after is None else {"Retry-After": str(max(1, math.ceil(after)))}
     return JSONResponse(body, status_code=status, headers=headers)
 
 
@@ -90,7 +93,8 @@ def add_handlers(app: FastAPI) -> None:
                 log.info("refused with %d", status)
             elif kind is Exception:
                 log.error("%s while answering, %s", type(error).__name__, place(error))
-            return _response(request.url.path, status, reason, getattr(error, "retry_after", None))
+            more = error.headers if isinstance(error, HTTPException) else None  # which methods are allowed
+            return _response(request.url.path, status, reason, getattr(error, "retry_after", None), more)
 
         return handle
 

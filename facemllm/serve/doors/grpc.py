@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from kserve.protocol.grpc.servicer import InferenceServicer
 
 from facemllm.errors import UserError
 from facemllm.serve.caller import CALLER, Caller
+from facemllm.serve.doors import infer
 from facemllm.serve.doors.errors import INTERNAL, log, one_line, place
 from facemllm.serve.guard import connections
 from facemllm.serve.language import Refused
@@ -82,6 +84,7 @@ class Servicer(InferenceServicer):
         left = context.time_remaining()
         host = context.peer().rpartition(":")[0] or context.peer()
         CALLER.set(Caller(CALLER.get().client or host, None if left is None else time.monotonic() + left))
+        infer.require_few(request)
         self.validate_grpc_request(request)
         response, _ = await self._data_plane.infer(request.model_name, InferRequest.from_grpc(request), {})
         answer: pb.ModelInferResponse = response.to_grpc()
@@ -108,7 +111,7 @@ class Statuses(AsyncExceptionToStatusInterceptor):
                 code, line = _OF_STATUS.get(ex.status, Code.INVALID_ARGUMENT), ex.reason
                 log.info("refused with %d", ex.status)
                 if ex.retry_after is not None:
-                    context.set_trailing_metadata((("retry-after", str(max(1, round(ex.retry_after)))),))
+                    context.set_trailing_metadata((("retry-after", str(max(1, math.ceil(ex.retry_after)))),))
             case errors.InvalidInput() | errors.InferenceError() | errors.UnsupportedProtocol():
                 code, line = Code.INVALID_ARGUMENT, str(ex.reason)
             case errors.ModelNotFound():

@@ -7,13 +7,15 @@ many elements as there are questions; what there is not is empty, a probability 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from kserve import InferInput, InferOutput, InferRequest, InferResponse
-from kserve.protocol.infer_type import RequestedOutput, deserialize_bytes_tensor
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.infer_type import RequestedOutput
 
 from facemllm.serve.doors.reading import Pictures, read_json, read_names, read_text
 from facemllm.serve.language import Answer, Answers, Ask, Encoded, Limits, Question, Refused
@@ -25,8 +27,49 @@ OUTPUTS = [
     for name in ("answer", "value", "probability", "kind", "task", "item", "scores", "rule", "reason")
 ]
 NONE = -1.0
+MOST_ELEMENTS, MOST_PARTS = 4096, 64
+"""Elements of a tensor, and its dimensions, or tensors and parameters of a request: more are refused before they are
+read one by one, which holds up everybody."""
+_CONTENTS = tuple(field.name for field in pb.InferTensorContents.DESCRIPTOR.fields)
 _INPUTS = ("image", "question", "task", "item", "segmentation")
 _OUTPUTS = tuple(str(output["name"]) for output in OUTPUTS)
+
+
+def require_few(request: pb.ModelInferRequest) -> None:
+    """Refuse a gRPC message of too many parts, before KServe reads them. Raises Refused (413)."""
+    inputs, raw = request.inputs, request.raw_input_contents
+    parts = [len(inputs), len(raw), len(request.outputs), len(request.parameters)]
+    if max(parts) <= MOST_PARTS:
+        parts += [len(one.shape) for one in inputs] + [len(one.parameters) for one in (*inputs, *request.outputs)]
+    if max(parts) > MOST_PARTS:
+        raise Refused(
+            413, f"the message has {max(parts)} dimensions, tensors or parameters; this server takes {MOST_PARTS}"
+        )
+    for one in inputs:
+        if any(len(getattr(one.contents, name)) > MOST_ELEMENTS for name in _CONTENTS):
+            raise _many(one.name)
+    for data in raw:
+        with contextlib.suppress(ValueError):  # KServe says what is wrong with it
+            elements(data, "raw_input_contents")
+
+
+def elements(data: bytes, name: str) -> list[bytes]:
+    """The elements of a tensor of BYTES as they follow one another: four bytes of length, then so many. Raises
+    ValueError, and Refused (413) for too many."""
+    found, at = list[bytes](), 0
+    while at < len(data):
+        if len(found) == MOST_ELEMENTS:
+            raise _many(name)
+        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+        if end > len(data) or at + 4 > len(data):
+            raise ValueError("an element ends behind the data")
+        found.append(data[at + 4 : end])
+        at = end
+    return found
+
+
+def _many(name: str) -> Refused:
+    return Refused(413, f"inputs: {name[:40]} has more than {MOST_ELEMENTS} elements")
 
 
 def read_body(body: bytes, json_length: str | None, model: str) -> InferRequest:
@@ -49,7 +92,7 @@ def read_body(body: bytes, json_length: str | None, model: str) -> InferRequest:
             if (size := parameters.get("binary_data_size")) is not None:
                 if not isinstance(size, int) or not 0 <= size <= len(rest):
                     raise ValueError
-                data, rest = list(deserialize_bytes_tensor(rest[:size])), rest[size:]
+                data, rest = elements(rest[:size], one["name"]), rest[size:]
             else:
                 data = one["data"]
             inputs.append(InferInput(one["name"], list(one["shape"]), one["datatype"], data, parameters))
@@ -58,6 +101,8 @@ def read_body(body: bytes, json_length: str | None, model: str) -> InferRequest:
         parameters.get("binary_data_output")
         if not isinstance(number, str | None):
             raise ValueError
+    except Refused:
+        raise
     except Exception:  # hostile shapes can raise almost anything on the way
         raise Refused(400, f"the body is no v2 inference request: inputs are {', '.join(_INPUTS)}, of BYTES") from None
     return InferRequest(model, inputs, number, parameters=parameters, request_outputs=outputs or None)

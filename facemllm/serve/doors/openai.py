@@ -26,7 +26,8 @@ from facemllm.serve.doors.errors import INTERNAL, log, openai_error, place
 from facemllm.serve.doors.instances import write_answer
 from facemllm.serve.doors.reading import read_json
 from facemllm.serve.doors.schemas import write_object
-from facemllm.serve.language import Answer, Limits, Refused
+from facemllm.serve.language import Answer, Answers, Limits, Refused
+from facemllm.serve.planning import unrefused
 from facemllm.serve.service import Service
 
 if TYPE_CHECKING:
@@ -109,9 +110,11 @@ class ChatDoor:
         """Pieces of the content; with the last, which may be empty, come the answers and whether it was cut short."""
         service, caller = self._service, CALLER.get()
         told = {"client": caller.client, "deadline": caller.deadline}
+        started = time.perf_counter()
         if chat.properties:
             if refusal := self._broken(chat):
-                yield "", (Answer("refused", refusal.reason, rule=refusal.rule, reason=refusal.reason),), False
+                refused = Answer("refused", refusal.reason, rule=refusal.rule, reason=refusal.reason)
+                yield "", self._noted(chat, refused, started), False
                 return
             (answers,) = await service.answer([chat.ask], **told)  # type: ignore[arg-type]
             yield write_object(chat.properties, answers.answers)[0], answers.answers, False
@@ -126,14 +129,21 @@ class ChatDoor:
                 written += word
                 yield word, (), False
                 if chat.max_tokens is not None and self._tokens(written) > chat.max_tokens:
-                    yield "", (Answer("free", written.strip()),), True
+                    yield "", self._noted(chat, Answer("free", written.strip()), started), True
                     return
 
+    def _noted(self, chat: ChatRequest, found: Answer, started: float) -> tuple[Answer, ...]:
+        """An answer that the service did not see the end of, counted as all are."""
+        self._service.observer.answered([chat.ask], [Answers((found,))], time.perf_counter() - started)
+        return (found,)
+
     def _broken(self, chat: ChatRequest) -> Refusal | None:
-        """The rule that a turn breaks, or the name of a property; a property that is an item has the item's name."""
+        """The rule that a turn breaks, a title, or the name of a property; one that is an item has the item's name."""
         policy = self._service.policy
         named = [(apart(one.name), one.question.task is None) for one in chat.properties]
-        found = [policy.refuses(text) or policy.refuses_name(text) for _, text in chat.turns]
+        turns = unrefused(chat.turns, policy)
+        found = [policy.refuses(text) or policy.refuses_name(text) for _, text in turns]
+        found += [policy.refuses(apart(title)) for title in chat.titles]
         found += [policy.refuses_property(name) if own else policy.refuses(name) for name, own in named]
         return next(filter(None, found), None)
 

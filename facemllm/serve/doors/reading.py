@@ -37,8 +37,10 @@ def read_names(task: Any, item: Any, where: str, limits: Limits) -> tuple[str, s
 
 
 def _is_file(data: bytes) -> bool:
-    """Whether data are those of a picture, not of its base64."""
-    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n")) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")
+    """Whether data are those of a picture, not of its base64 (no picture has a base64 that begins with BM)."""
+    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM")) or (
+        data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    )
 
 
 class Pictures:

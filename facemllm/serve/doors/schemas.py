@@ -1,7 +1,8 @@
 """OpenAI's `response_format`: a JSON schema read as questions, and their answers written as its object.
 
-A property that is named as a task's item is answered as that item; any other needs an `enum`, whose options are scored
-by likelihood as answers to its description, or to the user's text. What else a schema may say is refused, not ignored.
+A property that is named as a task's item is answered as that item; any other needs an `enum`, or is true or false:
+options that are scored by likelihood as answers to its description, or to the user's text. What else a schema may say
+is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _OBJECT = frozenset(
 )
 _TYPES = ("string", "boolean", "number", "integer")
 MOST_OPTIONS = 64
+_MOST_TITLE = 500  # characters that are read
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,17 @@ def read_format(value: Any, text: str, served: Mapping[str, tasks.Task], limits:
     raise Refused(
         400, 'response_format: give {"type": "json_schema", "json_schema": {"name", "schema"}} or leave it out'
     )
+
+
+def titles(value: Any) -> tuple[str, ...]:
+    """Names and titles of a `response_format` that was read: they are shown to no model, but say what an answer will be
+    taken for."""
+    if not isinstance(value, Mapping) or "json_schema" not in value:
+        return ()
+    whole = value["json_schema"]
+    schema, inner = whole["schema"], whole["schema"]["properties"].values()
+    found = [whole.get("name"), *(one.get(key) for one in (schema, *inner) for key in ("title", "description"))]
+    return tuple(text[:_MOST_TITLE] for text in found if isinstance(text, str))
 
 
 def write_object(properties: Sequence[Property], answers: Sequence[Answer]) -> tuple[str, str | None]:
@@ -113,6 +126,8 @@ def _read_property(
         if _misfits(known, kind, options):
             raise Refused(400, f"{where}: {known.item} is no {kind}; it is answered by {_named(known)}")
         return Property(name, Question(task=known.task, item=known.item), kind, nullable, tuple(options or ()))
+    if options is None and kind == "boolean":
+        options = [True, False]
     if options is None:
         raise Refused(400, f"{where}: needs an enum, or the name of an item that GET /tasks lists")
     asked = read_text(plain["description"], f"{where}.description", limits) if "description" in plain else text

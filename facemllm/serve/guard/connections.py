@@ -32,8 +32,9 @@ def apply(config: uvicorn.Config, guard: Guard) -> None:
 
 
 def grpc_options(guard: Guard, max_bytes: int) -> list[tuple[str, int]]:
-    """Options of a gRPC server: size of messages and of metadata, calls at once on a connection, idle connections."""
+    """Options of a gRPC server: size of messages and of metadata, connections, calls at once on one, idle ones."""
     return [
+        ("grpc.max_allowed_incoming_connections", guard.max_connections),
         ("grpc.max_receive_message_length", max_bytes),
         ("grpc.max_send_message_length", max_bytes),
         ("grpc.max_metadata_size", guard.header_kb * 1024),

@@ -10,6 +10,7 @@ import asyncio
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _OTHER = bytes(sorted(set(range(256)) - set(b"[]{},")))
 _STEPS = bytes.maketrans(b"[{]},", b"\1\1\xff\xff\0")  # by which a sign changes the level, as int8
 _LONG_BODY = 2**18  # is checked in a thread
-_JSON_LENGTH = b"inference-header-content-length"
+_JSON_LENGTH, _MOST_DIGITS = b"inference-header-content-length", 12
 
 
 def check_json(body: bytes, max_depth: int, max_values: int) -> None:
@@ -39,18 +40,18 @@ def check_json(body: bytes, max_depth: int, max_values: int) -> None:
     if levels.max(initial=0) > max_depth:
         raise Refused(400, f"the body is nested {levels.max()} levels deep; this server reads {max_depth}")
     try:
-        json.loads(body, object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite)
+        json.loads(body, object_pairs_hook=unique, parse_constant=_no_number, parse_float=_finite)
     except Refused:
         raise
     except (ValueError, RecursionError):
         raise Refused(400, "the body is not valid JSON") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of pairs. Raises Refused (400) for a name that stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise Refused(400, f"the body says {json.dumps(twice[:40])} twice in one object")
     return found
 
@@ -68,7 +69,8 @@ def _finite(text: str) -> float:
 class JsonLimit:
     """ASGI middleware: a body that is not plain JSON within limits (`check_json`) is refused before a route sees it.
 
-    Bodies that say that they are pictures or forms pass; of V2's bodies with binary tensors the JSON part is checked.
+    Only the page's forms pass unread, whatever a body says that it is; of V2's bodies with binary tensors the JSON part
+    is checked.
     `refuse` makes the answer to a refusal at a path. It stands inside `BodyLimit`, which bounds the bytes.
     """
 
@@ -91,7 +93,8 @@ class JsonLimit:
                 if not message.get("more_body", False):
                     break
             body = b"".join(pieces)
-            if scope["path"] not in OWN_PATHS and (part := self._json_part(body, dict(scope["headers"]))):
+            path = scope["path"]
+            if path not in OWN_PATHS and (part := self._json_part(body, path, dict(scope["headers"]))):
                 check = (part, self._max_depth, self._max_values)
                 await asyncio.to_thread(check_json, *check) if len(part) > _LONG_BODY else check_json(*check)
         except Refused as refused:
@@ -99,14 +102,12 @@ class JsonLimit:
         whole = {"type": "http.request", "body": body, "more_body": False}
         return await self.app(scope, given_again(whole, receive), send)
 
-    def _json_part(self, body: bytes, headers: dict[bytes, bytes]) -> bytes:
+    def _json_part(self, body: bytes, path: str, headers: dict[bytes, bytes]) -> bytes:
         if any(name.startswith(b"ce-") for name in headers):  # KServe's reader of them fails on what is not one
             raise Refused(415, "CloudEvents are not read; send plain JSON, without ce- headers")
-        if headers.get(b"content-type", b"").lower().startswith((b"multipart/", b"image/")):
-            return b""
         length = headers.get(_JSON_LENGTH)
-        if length is None:
+        if length is None or not path.endswith("/infer"):
             return body
-        if not length.isdigit() or int(length[:12]) > len(body):
+        if not length.isdigit() or len(length) > _MOST_DIGITS or int(length) > len(body):
             raise Refused(400, "Inference-Header-Content-Length must be the length of the JSON before the tensors")
         return body[: int(length)]

@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import resource
 import signal
 import sys
 import time
@@ -32,6 +31,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from facemllm.core.servers import HOST, Deployed
+from facemllm.serve.guard.descriptors import allow_files
 from facemllm.serve.local.meters import Meter
 from facemllm.serve.local.routing import Router
 from facemllm.serve.local.tunnel import Tunnel
@@ -268,10 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # a traceback for each request that is none
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = 2 * MAX_CONNECTIONS
-    if soft < enough:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(enough, hard) if hard >= 0 else enough, hard))
+    allow_files(2 * MAX_CONNECTIONS)
     asyncio.run(serve(HOST, options.port, options.routes, options.grpc_port))
     return 0
 
