@@ -18,6 +18,9 @@ from facemllm.settings.kubernetes import seconds_of
 from facemllm.workflow.pods import on_cluster, pods
 
 NAME, RELEASE_NAME = "face-mllm", "face-mllm-release"
+_ATTEMPTS_END_S = 365 * 86_400
+"""After the first attempt began: KFP hands its longest pause to Argo as `maxDuration`, which bounds all attempts of a
+task together. Here `retries` bounds their number and `timeout` each."""
 
 Graph = Callable[[Settings, list[str], Callable[[Any, str], Any]], Any]
 
@@ -81,8 +84,7 @@ def on_pod(task: Any, cluster: Cluster, pod: Pod) -> Any:
     if pod.gpus:
         task.set_accelerator_type(pod.accelerator).set_accelerator_limit(pod.gpus)
     if pod.retries and pod.backoff:
-        first, longest = (f"{seconds_of(one)}s" for one in (pod.backoff.first, pod.backoff.longest))
-        task.set_retry(pod.retries, first, pod.backoff.factor, longest)
+        task.set_retry(pod.retries, f"{seconds_of(pod.backoff.first)}s", pod.backoff.factor, f"{_ATTEMPTS_END_S}s")
     if pod.timeout:
         kubernetes.set_timeout(task, seconds_of(pod.timeout))
     if cluster.image_pull_secrets:

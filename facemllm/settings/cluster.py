@@ -54,11 +54,11 @@ class Variables(Section):
 
 
 class Backoff(Section):
-    """Pauses before a failed step runs again: the `first`, each `factor` times the one before, none above `longest`."""
+    """Pauses before a failed step runs again: the `first`, each `factor` times the one before. (Argo takes whole factors
+    alone.)"""
 
     first: Duration
-    factor: Annotated[float, Field(ge=1)]
-    longest: Duration
+    factor: Annotated[int, Field(ge=1, le=10)]
 
 
 class Pod(Section):

@@ -107,7 +107,10 @@ def check(documents: Documents, profile: str, sizes: dict[str, Size]) -> None:
         assert task.get("cachingOptions", {}) == {}, step
         assert task["retryPolicy"]["maxRetryCount"] == 2, step
         assert task["retryPolicy"]["backoffDuration"] == "60s", step
+        assert float(task["retryPolicy"]["backoffFactor"]) == 2, step
         assert 0 < int(pod["activeDeadlineSeconds"]) <= 5 * 86400, step
+        every = 3 * (int(pod["activeDeadlineSeconds"]) + 5 * 86400)  # each of its time, after days in a queue
+        assert int(task["retryPolicy"]["backoffMaxDuration"].removesuffix("s")) > every, "Argo ends all attempts then"
         assert int(pod["activeDeadlineSeconds"]) >= (86400 if gpus == 8 else 3600), step
         secrets = variables(pod, "secret")
         assert secrets.pop("face-mllm-mlflow") == TOKENS, step
@@ -174,6 +177,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Any
     "no shared memory": lambda container, pod, task: pod.pop("emptyDirMounts"),
     "cached": lambda container, pod, task: task.update(cachingOptions={"enableCache": True}),
     "never again": lambda container, pod, task: task.pop("retryPolicy"),
+    "never again after an hour": lambda container, pod, task: task["retryPolicy"].update(backoffMaxDuration="3600s"),
     "for ever": lambda container, pod, task: pod.pop("activeDeadlineSeconds"),
     "no secret": lambda container, pod, task: pod["secretAsEnv"].pop(),
     "a secret more": lambda container, pod, task: pod["secretAsEnv"].append(
@@ -220,7 +224,7 @@ def test_a_pod_takes_what_its_profile_says_down_to_the_last_key(compiled: Callab
         "secrets": {"own": {"env": {"key": "OWN_KEY"}}},
         "env": {"NCCL_DEBUG": "WARN"},
         "retries": 5,
-        "backoff": {"first": "5m", "factor": 3, "longest": "1h"},
+        "backoff": {"first": "5m", "factor": 3},
         "timeout": "90m",
         "accelerator": "amd.com/gpu",
         "tolerations": [{"key": "pool", "value": "gpu", "effect": "NoExecute"}],
@@ -309,6 +313,7 @@ REFUSED: list[tuple[str, list[str], str]] = [
     ("small", ["cluster.steps.algin.gpus=1"], "cluster.steps.algin: there is no such step; did you mean 'align'"),
     ("small", ["cluster.steps.align.memory=16 GB"], "cluster.steps.align.memory"),
     ("small", ["cluster.steps.align.timeout=soon"], "cluster.steps.align.timeout"),
+    ("small", ["cluster.steps.align.backoff={first: 1m, factor: 1.5}"], "cluster.steps.align.backoff.factor"),
     ("small", ["cluster.steps.align.gpu=1"], "cluster.steps.align.gpu: unknown key; did you mean 'gpus'"),
     ("small", ["cluster.steps.defaults.cpu=null"], "steps.defaults lacks cpu"),
     ("small", ["cluster.steps.align.secrets={Own: {env: {a: B}}}"], "cluster.steps.align.secrets"),
