@@ -188,6 +188,9 @@ class Cluster(Section):
     The pods of a run have `account` (null: that which KFP gives them), those of a release to KServe `release_account`.
     Of RayJobs (`launcher: rayjob` of `annotate` and `train`): a run that starts them has `launcher_account`, their pods
     have `ray_account` and no token; `queue` is Kueue's; `start_within` bounds the time until their pods are ready.
+
+    `one_host`: all pods share the network of one machine, as on a test bench: addresses of its loopback are the same in
+    all of them.
     """
 
     image: Image
@@ -204,6 +207,7 @@ class Cluster(Section):
     ray_account: ObjectName
     queue: QueueName | None
     start_within: Duration
+    one_host: bool
     serving: Serving
     steps: dict[str, Pod]
 

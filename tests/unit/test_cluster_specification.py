@@ -306,6 +306,8 @@ REFUSED: list[tuple[str, list[str], str]] = [
     ("small", ["tracking.uri=x; rm"], "tracking.uri: 'x; rm' is no address of a server; give the address of MLflow"),
     ("small", ["version.remote=gs://x"], "version.remote: gs://x is no place that the image can reach; give s3://"),
     ("small", ["tracking.uri=null"], "tracking.uri: null is a server of one pod's own"),
+    ("small", ["version.repository=ssh://git@git.internal/data.git"], "version.repository: ssh:.* is relative"),
+    ("paper-7b", ["ingest.sources=[{name: laion-face, root: 's3://faces/x'}]"], "ingest.sources.0.root: s3:.* is relative"),
     ("small", ["cluster.parameters=null"], "cluster.parameters: null, so nobody knows the memory"),
     ("small", ["cluster.image=face-mllm:latest"], "cluster.image: give a tag other than latest, or a digest"),
     ("small", ["cluster.image=face-mllm"], "cluster.image: give a tag other than latest, or a digest"),
@@ -363,6 +365,35 @@ def test_what_kubernetes_takes_is_taken() -> None:
     more += ["cluster.steps.align={cpu: .5, memory: 16Gi, tolerations: [{operator: Exists}], timeout: 24000d}"]
     places = {"storage.home": "/tmp/w/home", "storage.runs": "/tmp/w/runs"}
     on_cluster("laptop", [*more, *(f"{key}={place}" for key, place in places.items())])
+
+
+ENDPOINT = "annotate={annotator: endpoint, endpoint: {base_url: 'http://localhost:8000/v1'}}"
+OF_EACH_POD: dict[str, tuple[str, str]] = {
+    **{f"tracking.uri=http://{host}:5000": ("laptop", "tracking.uri") for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0")},
+    **{
+        f"promote.decisions={place}": ("small", "promote.decisions")
+        for place in ("ssh://git@localhost/d.git", "git@127.1.2.3:d.git", "file:///workspace/d.git", "https://git.localhost/d")
+    },
+    "promote.notify.webhook=http://localhost:9000/x": ("laptop", "promote.notify.webhook"),
+    "cluster.serving.prometheus=http://localhost:9090": ("small", "cluster.serving.prometheus"),
+    f"{ENDPOINT}": ("laptop", "annotate.endpoint.base_url"),
+}
+
+
+@pytest.mark.parametrize(("given", "of"), OF_EACH_POD.items(), ids=OF_EACH_POD)
+def test_an_address_that_is_another_place_in_each_pod_is_refused(given: str, of: tuple[str, str]) -> None:
+    profile, key = of
+    with pytest.raises(UserError, match=rf"{key}: \S+ is another place in each pod; .* set cluster.one_host=true"):
+        on_cluster(profile, [given])
+    on_cluster(profile, [given, "cluster.one_host=true"])
+
+
+def test_addresses_that_pods_share_are_taken() -> None:
+    places = ("ssh://git@git.internal/d.git", "git@git.internal:d.git", "https://localhost.example.org/d.git")
+    for place in places:
+        on_cluster("small", [f"promote.decisions={place}"])
+    for server in ("http://10.0.0.7:5000", "http://mlflow.face-mllm:5000", "https://mlflow.example.org/m"):
+        on_cluster("small", [f"tracking.uri={server}"])
 
 
 @pytest.mark.parametrize(("profile", "overrides", "says"), REFUSED, ids=[" ".join(o) for _, o, _ in REFUSED])
