@@ -28,6 +28,9 @@ DIGEST, VERSION, PREDICTOR, FORMER = (f"facemllm.io/{name}" for name in ("digest
 """Annotations: the model, its version, the digest of its `spec.predictor`, and the whole of the one before it."""
 PRODUCTION, STAGING = "production", "staging"
 _DRAIN_S = 5.0  # a pod that is to end goes on answering until the gateway has noticed
+_LONGEST = 63 - len("-predictor-00001-deployment")
+"""Letters of a model's name: beyond them Knative puts a hash into the name of a revision's Deployment, and so into that
+of its pods, by which `split` tells them in Prometheus."""
 _PORT = 8080
 _GIT = "/git"
 _MODEL, _EVALUATED, _VLLM = "/verified/model", "/verified/evaluated.json", "/verified/vllm"
@@ -53,8 +56,8 @@ class Model:
 def name_of(settings: Settings, stage: str) -> str:
     """The name of a stage's InferenceService. Raises UserError where Kubernetes does not take the model's name."""
     name = settings.promote.model_name
-    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
-        raise UserError(f"promote.model_name: {name!r} is no name for KServe; give a-z, 0-9 and -, at most 40")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > _LONGEST:
+        raise UserError(f"promote.model_name: {name!r} is no name for KServe; give a-z, 0-9 and -, at most {_LONGEST}")
     return name if stage == PRODUCTION else f"{name}-{stage}"
 
 
