@@ -69,13 +69,13 @@ class Pod(Section):
 
     cpu: Cpu | None = None
     memory: Quantity | None = None
-    gpus: Annotated[int, Field(ge=0)] | None = None
+    gpus: Annotated[int, Field(ge=0, le=1024)] | None = None
     accelerator: Accelerator | None = None
     tolerations: list[Toleration] | None = None
     node_selector: dict[LabelKey, LabelValue] | None = None
     shared_memory: Quantity | None = None
     ephemeral_storage: Quantity | None = None
-    retries: Annotated[int, Field(ge=0)] | None = None
+    retries: Annotated[int, Field(ge=0, le=20)] | None = None
     backoff: Backoff | None = None
     timeout: Duration | None = None
     env: dict[Variable, Text] | None = None
@@ -136,7 +136,7 @@ class Gitops(Section):
 
     repository: str
     branch: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-    file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*\.yaml$")]
+    file: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*\.yaml$")]
 
 
 class Serving(Section):
@@ -154,12 +154,12 @@ class Serving(Section):
     production_namespace: Namespace
     mode: Literal["auto", "Knative", "Serverless"]
     reach: Literal["cluster", "public"]
-    min_replicas: Annotated[int, Field(ge=1)]
-    max_replicas: Annotated[int, Field(ge=1)]
-    concurrency: Annotated[int, Field(ge=0)]
+    min_replicas: Annotated[int, Field(ge=1, le=10_000)]
+    max_replicas: Annotated[int, Field(ge=1, le=10_000)]
+    concurrency: Annotated[int, Field(ge=0, le=10_000)]
     ready_timeout: Duration
     prometheus: Annotated[str, StringConstraints(pattern=r"^https?://[^ ]+$")] | None
-    poll_s: Annotated[float, Field(gt=0)]
+    poll_s: Annotated[float, Field(gt=0, le=3600)]
     pod: Pod
     vllm: Vllm | None
     gitops: Gitops | None
@@ -198,7 +198,7 @@ class Cluster(Section):
     workspace_claim: ObjectName
     mount: Mount
     overrides: dict[str, Any]
-    parameters: Annotated[float, Field(gt=0)] | None
+    parameters: Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)] | None
     labels: dict[OwnKey, LabelValue]
     annotations: dict[OwnKey, Text]
     account: ObjectName | None

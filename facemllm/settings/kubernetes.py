@@ -17,9 +17,11 @@ _UNITS = {"": 1, **{f"{unit}i": 1024**power for power, unit in enumerate("KMGTP"
 _UNITS |= {unit: 1000**power for power, unit in enumerate("MGTP", 2)}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LEAST_MEMORY, _LEAST_CORES, _LONGEST_S = 1024**2, 0.001, 2**31 - 1
-_HELD = ("/app", "/tmp", "/dev/shm", "/proc", "/sys", "/etc", "/usr", "/var/run", "/gcs", "/minio", "/s3")
+_HELD = ("/app", "/tmp", "/dev/shm", "/proc", "/sys", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin", "/run", "/var/run")
+_HELD += ("/gcs", "/minio", "/s3", "/kfp-launcher", "/.local", "/.cache", "/.config")
 """Folders of the image, of its pods and of KFP's launcher, which a volume would hide."""
 _KFPS = ("pipeline/", "pipelines.kubeflow.org/", "workflows.argoproj.io/")
+_RUNS = ("FACEMLLM_RUN", "FACEMLLM_PARENT_RUN")
 
 _LABEL, _SUBDOMAIN = "[a-z0-9]([-a-z0-9]*[a-z0-9])?", r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 _VALUE = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -85,6 +87,12 @@ def _free(mount: str) -> str:
     return mount
 
 
+def _free_variable(name: str) -> str:
+    if name in _RUNS:
+        raise ValueError(f"{name} says which run a pod is of; leave it out")
+    return name
+
+
 def _image(image: str) -> str:
     parts = _IMAGE.fullmatch(image)
     if not parts or not (parts["tag"] or parts["digest"]) or (parts["tag"] == "latest" and not parts["digest"]):
@@ -107,7 +115,7 @@ Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,9}[smhd]$"),
 ObjectName = Annotated[str, StringConstraints(pattern=f"^{_SUBDOMAIN}$", max_length=253)]
 Namespace = Annotated[str, StringConstraints(pattern=f"^{_LABEL}$", max_length=63)]
 QueueName = Annotated[str, StringConstraints(pattern=f"^{_SUBDOMAIN}$", max_length=63)]  # it becomes a label's value
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_free_variable)]
 DataKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
 LabelKey = Annotated[str, StringConstraints(pattern=f"^({_SUBDOMAIN}/)?{_VALUE}$", max_length=317)]
 OwnKey = Annotated[LabelKey, AfterValidator(_own)]

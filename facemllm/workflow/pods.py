@@ -38,7 +38,7 @@ def on_cluster(profile: str, overrides: Sequence[str]) -> tuple[Settings, list[s
     what cannot work on a cluster (`refuse`)."""
     cluster = load(profile, overrides).cluster
     laid = {"cluster.image": cluster.image, **cluster.overrides}
-    every = [*(f"{key}={json.dumps(value)}" for key, value in laid.items()), *overrides]
+    every = [*(f"{key}={json.dumps(value, default=str)}" for key, value in laid.items()), *overrides]
     settings = load(profile, every)
     refuse(settings)
     return settings, every

@@ -338,7 +338,7 @@ NOT_KUBERNETES: list[tuple[str, str]] = [
     ('cluster.steps.align.secrets={own: {env: {"a b": B}}}', "cluster.steps.align.secrets.own.env.a b"),
     *(
         (f"cluster.mount={place}", f"cluster.mount: {place} would hide")
-        for place in ("/app", "/tmp", "/dev/shm", "/dev")
+        for place in ("/app", "/tmp", "/dev/shm", "/dev", "/bin", "/run", "/kfp-launcher")
     ),
     ("cluster.mount=/work:space", "cluster.mount"),
     ("cluster.mount=/a/../b", "cluster.mount: /a/../b is no plain path"),
@@ -347,6 +347,13 @@ NOT_KUBERNETES: list[tuple[str, str]] = [
     ("cluster.serving.staging_namespace=a.b", "cluster.serving.staging_namespace"),
     (f"cluster.serving.production_namespace={LONG}", "cluster.serving.production_namespace"),
     (f"cluster.queue={LONG}", "cluster.queue"),
+    ("cluster.steps.align.retries=10000000000", "cluster.steps.align.retries"),
+    ("cluster.steps.align.gpus=10000000000000000000000", "cluster.steps.align.gpus"),
+    ("cluster.serving.max_replicas=10000000000", "cluster.serving.max_replicas"),
+    ("cluster.parameters=.inf", "cluster.parameters"),
+    ("cluster.parameters=.nan", "cluster.parameters"),
+    ("cluster.steps.align.env={FACEMLLM_RUN: mine}", "FACEMLLM_RUN says which run a pod is of"),
+    ("cluster.serving.gitops={repository: x, branch: main, file: a/../../b.yaml}", "cluster.serving.gitops.file"),
 ]
 
 
@@ -365,6 +372,8 @@ def test_what_kubernetes_takes_is_taken() -> None:
     more += ["cluster.steps.align={cpu: .5, memory: 16Gi, tolerations: [{operator: Exists}], timeout: 24000d}"]
     places = {"storage.home": "/tmp/w/home", "storage.runs": "/tmp/w/runs"}
     on_cluster("laptop", [*more, *(f"{key}={place}" for key, place in places.items())])
+    dated, _ = on_cluster("laptop", ["cluster.overrides={tracking.experiment: 2026-11-29}"])  # which YAML takes for a date
+    assert dated.tracking.experiment == "2026-11-29"
 
 
 ENDPOINT = "annotate={annotator: endpoint, endpoint: {base_url: 'http://localhost:8000/v1'}}"
