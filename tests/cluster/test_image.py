@@ -83,7 +83,7 @@ own.write_private_key(home / "key")
 (home / "key").chmod(0o600)
 own.write_public_key("/tmp/authorized")
 (home / "known_hosts").write_text("[127.0.0.1]:2222 " + host.export_public_key().decode())
-command = f"ssh -i {{home}}/key -o UserKnownHostsFile={{home}}/known_hosts"
+command = "ssh -i $HOME/key -o UserKnownHostsFile=$HOME/known_hosts"
 (home / ".gitconfig").write_text("[core]\\n\\tsshCommand = " + command)
 subprocess.run(["git", "init", "--quiet", "--bare", "/workspace/decisions.git"], check=True)
 

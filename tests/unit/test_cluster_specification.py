@@ -123,6 +123,8 @@ def check(documents: Documents, profile: str, sizes: dict[str, Size]) -> None:
         assert all(one["optional"] for one in pod["secretAsEnv"]), step
         (fetched,) = (one["value"] for one in container["env"] if one["name"] == "HF_HOME")
         assert fetched.startswith("/workspace/"), step
+        homes = [one["value"] for one in container["env"] if one["name"] == "HOME"]
+        assert homes == (["/workspace/login"] if on_cluster(profile, [])[0].promote.decisions else []), "the login for decisions"
         (run,) = pod["fieldPathAsEnv"]
         assert run == {"name": "FACEMLLM_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}, step
         assert pod["podMetadata"]["annotations"] == {"sidecar.istio.io/inject": "false"}, step
@@ -242,7 +244,7 @@ def test_a_pod_takes_what_its_profile_says_down_to_the_last_key(compiled: Callab
     assert container["image"] == image
     assert container["resources"]["accelerator"]["resourceType"] == "amd.com/gpu"
     assert {one["name"]: one["value"] for one in container["env"]}["NCCL_DEBUG"] == "WARN"
-    assert [one["name"] for one in container["env"]] == ["HF_HOME", "NCCL_DEBUG"], "joined with what lies below"
+    assert [one["name"] for one in container["env"]] == ["HF_HOME", "HOME", "NCCL_DEBUG"], "joined with what lies below"
     assert pod["nodeSelector"]["labels"] == said["node_selector"]
     assert pod["tolerations"] == [{"key": "pool", "operator": "Equal", "value": "gpu", "effect": "NoExecute"}]
     assert variables(pod, "configMap") == {"proxy": {"url": "HTTPS_PROXY"}}
