@@ -15,7 +15,7 @@ from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.settings.cluster import Cluster, Pod
 from facemllm.settings.kubernetes import seconds_of
-from facemllm.workflow.pods import on_cluster, pods
+from facemllm.workflow.pods import on_cluster, pods, refuse_examples
 
 NAME, RELEASE_NAME = "face-mllm", "face-mllm-release"
 _ATTEMPTS_END_S = 365 * 86_400
@@ -62,10 +62,15 @@ def write_specification(profile: str, overrides: Sequence[str], out: Path, relea
 
 @contextmanager
 def specification(profile: str, overrides: Sequence[str], release: bool = False) -> Iterator[tuple[Settings, str]]:
-    """The settings and the file of a specification that is gone when the block ends."""
+    """The settings and the file of a specification that is to run, and gone when the block ends.
+
+    Raises UserError for a profile that still names examples.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{NAME}.yaml"
-        yield write_specification(profile, overrides, file, release), str(file)
+        settings = write_specification(profile, overrides, file, release)
+        refuse_examples(settings)
+        yield settings, str(file)
 
 
 def placed(settings: Settings) -> Callable[[Any, str], Any]:

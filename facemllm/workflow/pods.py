@@ -170,6 +170,14 @@ def _of_places(settings: Settings) -> Iterator[Fault]:
 
 def _of_addresses(settings: Settings) -> Iterator[Fault]:
     """Addresses under which each pod finds itself, or a file of its image."""
+    for key, address in _addresses(settings).items():
+        if _of_each_pod(address) and not settings.cluster.one_host:
+            mend = "give one that all pods reach; where they share one machine's network, set cluster.one_host=true"
+            yield Fault("", key, f"{address} is another place in each pod", mend)
+
+
+def _addresses(settings: Settings) -> dict[str, str]:
+    """The addresses that pods of a run ask, by their settings."""
     serving, serves = settings.cluster.serving, settings.serve.target
     asked = {"tracking.uri": settings.tracking.uri, "version.remote": settings.version.remote}
     asked |= {"promote.decisions": settings.promote.decisions, "promote.notify.webhook": settings.promote.notify.webhook}
@@ -179,10 +187,15 @@ def _of_addresses(settings: Settings) -> Iterator[Fault]:
         asked["cluster.serving.prometheus"] = serving.prometheus
     if serves == "gitops" and serving.gitops:
         asked["cluster.serving.gitops.repository"] = serving.gitops.repository
-    for key, address in asked.items():
-        if address and is_address(address) and not settings.cluster.one_host and _of_each_pod(address):
-            mend = "give one that all pods reach; where they share one machine's network, set cluster.one_host=true"
-            yield Fault("", key, f"{address} is another place in each pod", mend)
+    return {key: address for key, address in asked.items() if address and is_address(address)}
+
+
+def refuse_examples(settings: Settings) -> None:
+    """Raises UserError for an address that only stands there to be replaced (RFC 2606): such a profile compiles, and a
+    run of it would fail after its training."""
+    for key, address in {**_addresses(settings), "cluster.image": settings.cluster.image}.items():
+        if re.search(r"(^|[@/.])example\.(com|net|org)([/:]|$)", address):
+            raise UserError(f"profile {settings.profile}: {key}: {address} is an example; name yours (docs/cluster.md)")
 
 
 def _of_each_pod(address: str) -> bool:

@@ -12,12 +12,12 @@ import yaml
 from typer.testing import CliRunner
 
 import commands
-from cluster.specification import write_specification
+from cluster.specification import specification, write_specification
 from facemllm.errors import UserError
 from facemllm.settings import load
 from facemllm.settings.cluster import Pod
 from facemllm.settings.kubernetes import bytes_of
-from facemllm.workflow.pods import loading, on_cluster, pods, weights
+from facemllm.workflow.pods import loading, on_cluster, pods, refuse_examples, weights
 
 pytestmark = pytest.mark.usefixtures("quick_kfp")
 DATA = ("ingest", "annotate", "reformat", "validate", "version")
@@ -454,3 +454,16 @@ def test_the_command_line_writes_it(tmp_path: Path) -> None:
     done = CliRunner().invoke(commands.app, ["compile", str(file), "--profile", "small"])
     assert (done.exit_code, done.output.strip()) == (0, str(file))
     assert len(list(yaml.safe_load_all(file.read_text("utf-8")))) == 2
+
+
+def test_what_only_stands_for_an_address_is_compiled_and_does_not_run() -> None:
+    real = ["promote.decisions=ssh://git@git.internal/d.git"]
+    with pytest.raises(UserError, match="promote.decisions: ssh:\\S+ is an example; name yours") as error:
+        refuse_examples(on_cluster("paper-7b", [])[0])
+    assert "\n" not in str(error.value)
+    for over in ("tracking.uri=http://mlflow.example.org:5000", "cluster.image=registry.example.com/face-mllm:1"):
+        with pytest.raises(UserError, match="is an example"):
+            refuse_examples(on_cluster("paper-7b", [*real, over])[0])
+    refuse_examples(on_cluster("paper-7b", [*real, "tracking.uri=http://mlflow.myexample.com:5000"])[0])
+    with pytest.raises(UserError, match="is an example"), specification("paper-7b", []):
+        pass
