@@ -54,8 +54,8 @@ class Variables(Section):
 
 
 class Backoff(Section):
-    """Pauses before a failed step runs again: the `first`, each `factor` times the one before. (Argo takes whole factors
-    alone.)"""
+    """Pauses before a failed step runs again: the `first`, each `factor` times the one before, a whole
+    number (Argo takes no other)."""
 
     first: Duration
     factor: Annotated[int, Field(ge=1, le=10)]
@@ -136,7 +136,9 @@ class Gitops(Section):
 
     repository: str
     branch: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-    file: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*\.yaml$")]
+    file: Annotated[
+        str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*\.yaml$")
+    ]
 
 
 class Serving(Section):

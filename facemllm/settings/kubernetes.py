@@ -17,8 +17,8 @@ _UNITS = {"": 1, **{f"{unit}i": 1024**power for power, unit in enumerate("KMGTP"
 _UNITS |= {unit: 1000**power for power, unit in enumerate("MGTP", 2)}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LEAST_MEMORY, _LEAST_CORES, _LONGEST_S = 1024**2, 0.001, 2**31 - 1
-_HELD = ("/app", "/tmp", "/dev/shm", "/proc", "/sys", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin", "/run", "/var/run")
-_HELD += ("/gcs", "/minio", "/s3", "/kfp-launcher", "/.local", "/.cache", "/.config")
+_HELD = ["/app", "/tmp", "/dev/shm", "/proc", "/sys", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin", "/run"]
+_HELD += ["/var/run", "/gcs", "/minio", "/s3", "/kfp-launcher", "/.local", "/.cache", "/.config"]
 """Folders of the image, of its pods and of KFP's launcher, which a volume would hide."""
 _KFPS = ("pipeline/", "pipelines.kubeflow.org/", "workflows.argoproj.io/")
 _RUNS = ("FACEMLLM_RUN", "FACEMLLM_PARENT_RUN")

@@ -180,7 +180,10 @@ def _addresses(settings: Settings) -> dict[str, str]:
     """The addresses that pods of a run ask, by their settings."""
     serving, serves = settings.cluster.serving, settings.serve.target
     asked = {"tracking.uri": settings.tracking.uri, "version.remote": settings.version.remote}
-    asked |= {"promote.decisions": settings.promote.decisions, "promote.notify.webhook": settings.promote.notify.webhook}
+    asked |= {
+        "promote.decisions": settings.promote.decisions,
+        "promote.notify.webhook": settings.promote.notify.webhook,
+    }
     if settings.annotate.annotator == "endpoint":
         asked["annotate.endpoint.base_url"] = settings.annotate.endpoint.base_url
     if serves != "local":

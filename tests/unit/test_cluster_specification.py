@@ -124,7 +124,9 @@ def check(documents: Documents, profile: str, sizes: dict[str, Size]) -> None:
         (fetched,) = (one["value"] for one in container["env"] if one["name"] == "HF_HOME")
         assert fetched.startswith("/workspace/"), step
         homes = [one["value"] for one in container["env"] if one["name"] == "HOME"]
-        assert homes == (["/workspace/login"] if on_cluster(profile, [])[0].promote.decisions else []), "the login for decisions"
+        assert homes == (["/workspace/login"] if on_cluster(profile, [])[0].promote.decisions else []), (
+            "the login for decisions"
+        )
         (run,) = pod["fieldPathAsEnv"]
         assert run == {"name": "FACEMLLM_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}, step
         assert pod["podMetadata"]["annotations"] == {"sidecar.istio.io/inject": "false"}, step
@@ -309,7 +311,11 @@ REFUSED: list[tuple[str, list[str], str]] = [
     ("small", ["version.remote=gs://x"], "version.remote: gs://x is no place that the image can reach; give s3://"),
     ("small", ["tracking.uri=null"], "tracking.uri: null is a server of one pod's own"),
     ("small", ["version.repository=ssh://git@git.internal/data.git"], "version.repository: ssh:.* is relative"),
-    ("paper-7b", ["ingest.sources=[{name: laion-face, root: 's3://faces/x'}]"], "ingest.sources.0.root: s3:.* is relative"),
+    (
+        "paper-7b",
+        ["ingest.sources=[{name: laion-face, root: 's3://faces/x'}]"],
+        "ingest.sources.0.root: s3:.* is relative",
+    ),
     ("small", ["cluster.parameters=null"], "cluster.parameters: null, so nobody knows the memory"),
     ("small", ["cluster.image=face-mllm:latest"], "cluster.image: give a tag other than latest, or a digest"),
     ("small", ["cluster.image=face-mllm"], "cluster.image: give a tag other than latest, or a digest"),
@@ -374,20 +380,28 @@ def test_what_kubernetes_takes_is_taken() -> None:
     more += ["cluster.steps.align={cpu: .5, memory: 16Gi, tolerations: [{operator: Exists}], timeout: 24000d}"]
     places = {"storage.home": "/tmp/w/home", "storage.runs": "/tmp/w/runs"}
     on_cluster("laptop", [*more, *(f"{key}={place}" for key, place in places.items())])
-    dated, _ = on_cluster("laptop", ["cluster.overrides={tracking.experiment: 2026-11-29}"])  # which YAML takes for a date
-    assert dated.tracking.experiment == "2026-11-29"
+    dated, _ = on_cluster("laptop", ["cluster.overrides={tracking.experiment: 2026-11-29}"])
+    assert dated.tracking.experiment == "2026-11-29", "which YAML takes for a date"
 
 
-ENDPOINT = "annotate={annotator: endpoint, endpoint: {base_url: 'http://localhost:8000/v1'}}"
+ENDPOINT = "annotate={annotator: endpoint, vision_language: {model: m}, endpoint: {base_url: 'http://localhost:8000'}}"
 OF_EACH_POD: dict[str, tuple[str, str]] = {
-    **{f"tracking.uri=http://{host}:5000": ("laptop", "tracking.uri") for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0")},
+    **{
+        f"tracking.uri=http://{host}:5000": ("laptop", "tracking.uri")
+        for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0")
+    },
     **{
         f"promote.decisions={place}": ("small", "promote.decisions")
-        for place in ("ssh://git@localhost/d.git", "git@127.1.2.3:d.git", "file:///workspace/d.git", "https://git.localhost/d")
+        for place in (
+            "ssh://git@localhost/d.git",
+            "git@127.1.2.3:d.git",
+            "file:///workspace/d.git",
+            "https://git.localhost/d",
+        )
     },
     "promote.notify.webhook=http://localhost:9000/x": ("laptop", "promote.notify.webhook"),
     "cluster.serving.prometheus=http://localhost:9090": ("small", "cluster.serving.prometheus"),
-    f"{ENDPOINT}": ("laptop", "annotate.endpoint.base_url"),
+    ENDPOINT: ("laptop", "annotate.endpoint.base_url"),
 }
 
 
@@ -458,7 +472,7 @@ def test_the_command_line_writes_it(tmp_path: Path) -> None:
 
 def test_what_only_stands_for_an_address_is_compiled_and_does_not_run() -> None:
     real = ["promote.decisions=ssh://git@git.internal/d.git"]
-    with pytest.raises(UserError, match="promote.decisions: ssh:\\S+ is an example; name yours") as error:
+    with pytest.raises(UserError, match=r"promote\.decisions: ssh:\S+ is an example; name yours") as error:
         refuse_examples(on_cluster("paper-7b", [])[0])
     assert "\n" not in str(error.value)
     for over in ("tracking.uri=http://mlflow.example.org:5000", "cluster.image=registry.example.com/face-mllm:1"):
