@@ -193,7 +193,7 @@ def _laid_out(profile: str, overrides: Sequence[str]) -> Iterator[str]:
     for place, text in enumerate(overrides):
         if text == ON_CLUSTER:
             laid = load(profile, overrides[:place]).cluster.overrides
-            yield from (f"{key}={json.dumps(value, default=str)}" for key, value in laid.items())
+            yield from (f"{key}={json.dumps(value)}" for key, value in laid.items())
         else:
             yield text
 

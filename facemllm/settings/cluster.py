@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from facemllm.settings.data import Section
 from facemllm.settings.kubernetes import (
@@ -199,7 +199,7 @@ class Cluster(Section):
     image_pull_secrets: list[ObjectName]
     workspace_claim: ObjectName
     mount: Mount
-    overrides: dict[str, Any]
+    overrides: dict[str, JsonValue]
     parameters: Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)] | None
     labels: dict[OwnKey, LabelValue]
     annotations: dict[OwnKey, Text]

@@ -78,11 +78,16 @@ def _own(key: str) -> str:
     return key
 
 
+def hidden_by(mount: str, *more: str) -> str:
+    """The first folder of pods, or of `more`, that a volume mounted there would hide; empty for none."""
+    return next((one for one in (*_HELD, *more) if PurePosixPath(one).is_relative_to(mount)), "")
+
+
 def _free(mount: str) -> str:
     path = PurePosixPath(mount)
     if ".." in path.parts or str(path) != mount:
         raise ValueError(f"{mount} is no plain path; give one such as /workspace")
-    if hidden := next((one for one in _HELD if PurePosixPath(one).is_relative_to(path)), None):
+    if hidden := hidden_by(mount):
         raise ValueError(f"{mount} would hide {hidden}, which the pods need; give one such as /workspace")
     return mount
 

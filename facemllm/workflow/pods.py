@@ -38,7 +38,7 @@ def on_cluster(profile: str, overrides: Sequence[str]) -> tuple[Settings, list[s
     what cannot work on a cluster (`refuse`)."""
     cluster = load(profile, overrides).cluster
     laid = {"cluster.image": cluster.image, **cluster.overrides}
-    every = [*(f"{key}={json.dumps(value, default=str)}" for key, value in laid.items()), *overrides]
+    every = [*(f"{key}={json.dumps(value)}" for key, value in laid.items()), *overrides]
     settings = load(profile, every)
     refuse(settings)
     return settings, every
@@ -164,8 +164,15 @@ def _of_places(settings: Settings) -> Iterator[Fault]:
     if settings.tracking.uri is None:
         local = "null is a server of one pod's own, which ends with it"
         yield Fault("", "tracking.uri", local, _MLFLOW)
-    elif not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", settings.tracking.uri):
+    elif not _is_server(settings.tracking.uri):
         yield Fault("", "tracking.uri", f"{settings.tracking.uri!r} is no address of a server", _MLFLOW)
+
+
+def _is_server(uri: str) -> bool:
+    try:
+        return bool(re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", uri) and urlsplit(uri).port != 0)
+    except ValueError:  # no port, or no host
+        return False
 
 
 def _of_addresses(settings: Settings) -> Iterator[Fault]:
@@ -179,11 +186,8 @@ def _of_addresses(settings: Settings) -> Iterator[Fault]:
 def _addresses(settings: Settings) -> dict[str, str]:
     """The addresses that pods of a run ask, by their settings."""
     serving, serves = settings.cluster.serving, settings.serve.target
-    asked = {"tracking.uri": settings.tracking.uri, "version.remote": settings.version.remote}
-    asked |= {
-        "promote.decisions": settings.promote.decisions,
-        "promote.notify.webhook": settings.promote.notify.webhook,
-    }
+    asked = {"tracking.uri": settings.tracking.uri, "promote.decisions": settings.promote.decisions}
+    asked["promote.notify.webhook"] = settings.promote.notify.webhook
     if settings.annotate.annotator == "endpoint":
         asked["annotate.endpoint.base_url"] = settings.annotate.endpoint.base_url
     if serves != "local":
@@ -205,9 +209,9 @@ def _of_each_pod(address: str) -> bool:
     """Whether an address, of a server or as git takes it (`host:path`), is of the machine that asks."""
     try:
         parts = urlsplit(address if "://" in address else f"ssh://{address.replace(':', '/', 1)}")
-        host = (parts.hostname or "").rstrip(".")
     except ValueError:  # no address at all
         return False
+    host = (parts.hostname or "").rstrip(".")
     try:
         return ip_address(host).is_loopback or ip_address(host).is_unspecified
     except ValueError:

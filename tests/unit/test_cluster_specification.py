@@ -308,6 +308,10 @@ REFUSED: list[tuple[str, list[str], str]] = [
     ("paper-7b", ["cluster.serving.models=models"], "cluster.serving.models: models is neither .* an absolute folder"),
     ("small", ["tracking.uri=sqlite:///mlflow.db"], "tracking.uri: 'sqlite:///mlflow.db' is no address of a server"),
     ("small", ["tracking.uri=x; rm"], "tracking.uri: 'x; rm' is no address of a server; give the address of MLflow"),
+    ("small", ["tracking.uri=http://[::1"], "tracking.uri: .* is no address of a server"),
+    ("small", ["tracking.uri=http://mlflow:50000000"], "tracking.uri: .* is no address of a server"),
+    ("small", ["cluster.serving.models=/verified"], "cluster.serving.models: /verified would hide /verified"),
+    ("small", ["cluster.serving.models=/usr/"], "cluster.serving.models: /usr would hide /usr"),
     ("small", ["version.remote=gs://x"], "version.remote: gs://x is no place that the image can reach; give s3://"),
     ("small", ["tracking.uri=null"], "tracking.uri: null is a server of one pod's own"),
     ("small", ["version.repository=ssh://git@git.internal/data.git"], "version.repository: ssh:.* is relative"),
@@ -358,6 +362,7 @@ NOT_KUBERNETES: list[tuple[str, str]] = [
     ("cluster.steps.align.retries=10000000000", "cluster.steps.align.retries"),
     ("cluster.steps.align.gpus=10000000000000000000000", "cluster.steps.align.gpus"),
     ("cluster.serving.max_replicas=10000000000", "cluster.serving.max_replicas"),
+    ("cluster.overrides={tracking.experiment: 2026-11-29}", "cluster.overrides.tracking.experiment"),  # a date in YAML
     ("cluster.parameters=.inf", "cluster.parameters"),
     ("cluster.parameters=.nan", "cluster.parameters"),
     ("cluster.steps.align.env={FACEMLLM_RUN: mine}", "FACEMLLM_RUN says which run a pod is of"),
@@ -380,8 +385,6 @@ def test_what_kubernetes_takes_is_taken() -> None:
     more += ["cluster.steps.align={cpu: .5, memory: 16Gi, tolerations: [{operator: Exists}], timeout: 24000d}"]
     places = {"storage.home": "/tmp/w/home", "storage.runs": "/tmp/w/runs"}
     on_cluster("laptop", [*more, *(f"{key}={place}" for key, place in places.items())])
-    dated, _ = on_cluster("laptop", ["cluster.overrides={tracking.experiment: 2026-11-29}"])
-    assert dated.tracking.experiment == "2026-11-29", "which YAML takes for a date"
 
 
 ENDPOINT = "annotate={annotator: endpoint, vision_language: {model: m}, endpoint: {base_url: 'http://localhost:8000'}}"

@@ -21,7 +21,7 @@ from facemllm.errors import UserError
 from facemllm.serve.model_store import checked, is_remote
 from facemllm.settings import Settings
 from facemllm.settings.cluster import Pod, Serving
-from facemllm.settings.kubernetes import seconds_of
+from facemllm.settings.kubernetes import hidden_by, seconds_of
 
 Object = dict[str, Any]
 DIGEST, VERSION, PREDICTOR, FORMER = (f"facemllm.io/{name}" for name in ("digest", "version", "predictor", "former"))
@@ -33,6 +33,7 @@ _LONGEST = 63 - len("-predictor-00001-deployment")
 of its pods, by which `split` tells them in Prometheus."""
 _PORT = 8080
 _GIT = "/git"
+_FOLDERS = ("/policy", _GIT, "/keys", "/checkpoint", "/verified")
 _MODEL, _EVALUATED, _VLLM = "/verified/model", "/verified/evaluated.json", "/verified/vllm"
 _SECURITY: Object = {
     "runAsNonRoot": True,
@@ -133,7 +134,9 @@ def refuse(settings: Settings) -> None:
     for found, key, line in faults:
         if found:
             raise UserError(f"{key}: {line}")
-    checked(known.models or "")
+    place = checked(known.models or "")
+    if not is_remote(place) and (hidden := hidden_by(place, *_FOLDERS)):
+        raise UserError(f"cluster.serving.models: {place} would hide {hidden} of the server's pod; give one as /models")
 
 
 def predictor_of(settings: Settings, stage: str, model: Model) -> Object:
