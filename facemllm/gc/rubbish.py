@@ -90,11 +90,13 @@ def _candidates(settings: Settings, kept: Roots, records: Records) -> Iterator[t
             yield "tower features", path, "they can be made again"
     engine = home / "cache" / "kfp"
     for folder in (engine, engine / "cache", engine / "outputs"):
+        if engine.is_symlink() or folder.is_symlink():  # all that lies there goes: it has to be ours
+            continue
         for path in sorted(folder.glob("*")):
             if path not in (engine / "cache", engine / "outputs"):
                 yield "engine cache", path, "the store answers for it"
     places = (home, *(home / name for name in ("store", "keys", "work", "cache", "services")), settings.runs)
-    for folder in (*places, *(path for path in settings.runs.glob("*") if path.is_dir())):
+    for folder in (*places, *(path for path in settings.runs.glob("*") if path.is_dir() and not path.is_symlink())):
         for path in sorted(folder.glob(".*.partial")):
             yield "half-written", path, "whoever wrote it was killed"
 

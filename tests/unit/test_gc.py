@@ -405,3 +405,14 @@ def test_a_profile_that_an_override_does_not_fit_has_the_home_all_the_same(proje
     for home in (["@cluster"], [f"storage.home={tmp_path}"]):
         found = sharing("laptop", [*home, "ingest.validation_share=0.6"])
         assert {"mine", "faceinsight"} <= {one.profile for one in found}
+
+
+@pytest.mark.parametrize("link", ["home/cache/kfp", "home/cache/kfp/outputs", "runs/mine"])
+def test_what_a_link_leads_to_is_nobodys_rubbish(settings: Settings, tmp_path: Path, link: str) -> None:
+    others = tmp_path / "others"
+    for name in ("thesis", ".film.partial"):
+        (others / name).mkdir(parents=True)
+    (tmp_path / link).parent.mkdir(parents=True)
+    aged(others)
+    (tmp_path / link).symlink_to(others)
+    assert listed(settings)[1] == []
