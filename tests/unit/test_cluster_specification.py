@@ -484,3 +484,9 @@ def test_what_only_stands_for_an_address_is_compiled_and_does_not_run() -> None:
     refuse_examples(on_cluster("paper-7b", [*real, "tracking.uri=http://mlflow.myexample.com:5000"])[0])
     with pytest.raises(UserError, match="is an example"), specification("paper-7b", []):
         pass
+
+
+@pytest.mark.parametrize("launcher", ["here", "rayjob"])
+def test_every_profile_can_train_on_a_cluster(launcher: str) -> None:
+    for file in sorted(Path("profiles").glob("*.yaml")):
+        on_cluster(file.stem, [f"train.launcher={launcher}"])
