@@ -44,8 +44,7 @@ def retry(api: Api, run_id: str) -> None:
 
 def settings_of(api: Api, run: Any) -> tuple[Settings, list[str], bool]:
     """The settings that a run was compiled with, and their overrides, which stand in its tasks; and whether it is a
-    release. Raises UserError for a run of another pipeline,
-    or of settings that this checkout does not know.
+    release. Raises UserError for a run of another pipeline, or of settings that this checkout does not know.
     """
     spec = run.pipeline_spec
     if spec is None and (version := run.pipeline_version_reference) is not None:
