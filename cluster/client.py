@@ -139,7 +139,8 @@ def connect(endpoint: str | None, namespace: str | None, ca: str | None) -> Api:
             raise UserError("no endpoint: give --endpoint, as https://HOST/pipeline, or set KF_PIPELINES_ENDPOINT")
         endpoint = IN_CLUSTER
     if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", endpoint):
-        raise UserError(f"--endpoint {endpoint}: give an address such as https://HOST/pipeline")
+        shown = re.sub(r"//[^/]*@", "//...@", endpoint)  # a password is nobody's who reads a log
+        raise UserError(f"--endpoint {shown}: give an address such as https://HOST/pipeline, and nothing beside it")
     if ca is not None and not Path(ca).is_file():
         raise UserError(f"--ca {ca}: no such file; give the PEM bundle that the API's certificate is signed by")
     multi_user = _health(kfp_server_api, endpoint, who, ca)

@@ -44,7 +44,7 @@ def retry(api: Api, run_id: str) -> None:
 
 def settings_of(api: Api, run: Any) -> tuple[Settings, list[str], bool]:
     """The settings that a run was compiled with, and their overrides, which stand in its tasks; and whether it is a
-    release. Raises UserError for a run of another pipeline.
+    release. Raises UserError for a run of another pipeline, or of settings that this checkout does not know.
     """
     spec = run.pipeline_spec
     if spec is None and (version := run.pipeline_version_reference) is not None:
@@ -56,7 +56,11 @@ def settings_of(api: Api, run: Any) -> tuple[Settings, list[str], bool]:
         constants = {key: one.get("runtimeValue", {}).get("constant") for key, one in given.items()}
         if isinstance(profile := constants.get("profile"), str):
             overrides = [str(one) for one in constants.get("overrides") or ()]
-            return load(profile, overrides), overrides, name == RELEASE
+            try:
+                return load(profile, overrides), overrides, name == RELEASE
+            except UserError as error:
+                other = f"run {run.run_id} is of a checkout that knew profile {profile} otherwise"
+                raise UserError(f"{other} ({error}); its steps are in Kubeflow's pages") from None
     raise UserError(f"run {run.run_id} ({run.display_name}) is of another pipeline; its steps are in Kubeflow's pages")
 
 

@@ -15,9 +15,12 @@ from facemllm.errors import UserError
 from facemllm.settings import Settings
 from facemllm.settings.cluster import Cluster, Pod
 from facemllm.settings.kubernetes import seconds_of
-from facemllm.workflow.pods import on_cluster, pods
+from facemllm.workflow.pods import on_cluster, pods, refuse_examples
 
 NAME, RELEASE_NAME = "face-mllm", "face-mllm-release"
+_ATTEMPTS_END_S = 365 * 86_400
+"""After the first attempt began: KFP hands its longest pause to Argo as `maxDuration`, which bounds all attempts of a
+task together. Here `retries` bounds their number and `timeout` each."""
 
 Graph = Callable[[Settings, list[str], Callable[[Any, str], Any]], Any]
 
@@ -59,10 +62,15 @@ def write_specification(profile: str, overrides: Sequence[str], out: Path, relea
 
 @contextmanager
 def specification(profile: str, overrides: Sequence[str], release: bool = False) -> Iterator[tuple[Settings, str]]:
-    """The settings and the file of a specification that is gone when the block ends."""
+    """The settings and the file of a specification that is to run, and gone when the block ends.
+
+    Raises UserError for a profile that still names examples.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{NAME}.yaml"
-        yield write_specification(profile, overrides, file, release), str(file)
+        settings = write_specification(profile, overrides, file, release)
+        refuse_examples(settings)
+        yield settings, str(file)
 
 
 def placed(settings: Settings) -> Callable[[Any, str], Any]:
@@ -81,8 +89,7 @@ def on_pod(task: Any, cluster: Cluster, pod: Pod) -> Any:
     if pod.gpus:
         task.set_accelerator_type(pod.accelerator).set_accelerator_limit(pod.gpus)
     if pod.retries and pod.backoff:
-        first, longest = (f"{seconds_of(one)}s" for one in (pod.backoff.first, pod.backoff.longest))
-        task.set_retry(pod.retries, first, pod.backoff.factor, longest)
+        task.set_retry(pod.retries, f"{seconds_of(pod.backoff.first)}s", pod.backoff.factor, f"{_ATTEMPTS_END_S}s")
     if pod.timeout:
         kubernetes.set_timeout(task, seconds_of(pod.timeout))
     if cluster.image_pull_secrets:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,21 @@ def sharing(profile: str, overrides: Sequence[str]) -> list[Settings]:
     found = [first]
     for file in sorted((root() / PROFILES).glob("*.yaml")):
         if file.stem != profile:
-            try:
-                found.append(load(file.stem, overrides))
-            except UserError:  # an override that it has no use for
-                found.append(load(file.stem))
+            found.append(_fitting(file.stem, overrides))
     return [one for one in found if one.home == first.home]
+
+
+def _fitting(profile: str, overrides: Sequence[str]) -> Settings:
+    """A profile under those of the overrides that it has a use for: the home is among them, on a cluster."""
+    try:
+        return load(profile, overrides)
+    except UserError:
+        kept: list[str] = []
+        for one in overrides:
+            with suppress(UserError):
+                load(profile, [*kept, one])
+                kept.append(one)
+        return load(profile, kept)
 
 
 def roots(profiles: Sequence[Settings], records: Records) -> Roots:

@@ -7,6 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +79,9 @@ def _candidates(settings: Settings, kept: Roots, records: Records) -> Iterator[t
             yield "lock", path, "its holder was killed"
     for folder in (home / "work" / "serving", Path(tempfile.gettempdir())):
         for path in sorted(folder.glob(f"{COPY}*")):
-            if path.lstat().st_uid == os.getuid():
-                yield "private copy", path, "the server that made it was killed"
+            with suppress(FileNotFoundError):  # a server that ends meanwhile removes its own
+                if path.lstat().st_uid == os.getuid():
+                    yield "private copy", path, "the server that made it was killed"
     for path in sorted((home / "cache").glob("*")):
         if table := _TABLE.fullmatch(path.name):
             if not any(digest.startswith(table[1]) for digest in kept.named):
@@ -88,11 +90,13 @@ def _candidates(settings: Settings, kept: Roots, records: Records) -> Iterator[t
             yield "tower features", path, "they can be made again"
     engine = home / "cache" / "kfp"
     for folder in (engine, engine / "cache", engine / "outputs"):
+        if engine.is_symlink() or folder.is_symlink():  # all that lies there goes: it has to be ours
+            continue
         for path in sorted(folder.glob("*")):
             if path not in (engine / "cache", engine / "outputs"):
                 yield "engine cache", path, "the store answers for it"
     places = (home, *(home / name for name in ("store", "keys", "work", "cache", "services")), settings.runs)
-    for folder in (*places, *(path for path in settings.runs.glob("*") if path.is_dir())):
+    for folder in (*places, *(path for path in settings.runs.glob("*") if path.is_dir() and not path.is_symlink())):
         for path in sorted(folder.glob(".*.partial")):
             yield "half-written", path, "whoever wrote it was killed"
 

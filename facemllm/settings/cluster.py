@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from facemllm.settings.data import Section
 from facemllm.settings.kubernetes import (
@@ -54,11 +54,11 @@ class Variables(Section):
 
 
 class Backoff(Section):
-    """Pauses before a failed step runs again: the `first`, each `factor` times the one before, none above `longest`."""
+    """Pauses before a failed step runs again: the `first`, each `factor` times the one before, a whole
+    number (Argo takes no other)."""
 
     first: Duration
-    factor: Annotated[float, Field(ge=1)]
-    longest: Duration
+    factor: Annotated[int, Field(ge=1, le=10)]
 
 
 class Pod(Section):
@@ -69,13 +69,13 @@ class Pod(Section):
 
     cpu: Cpu | None = None
     memory: Quantity | None = None
-    gpus: Annotated[int, Field(ge=0)] | None = None
+    gpus: Annotated[int, Field(ge=0, le=1024)] | None = None
     accelerator: Accelerator | None = None
     tolerations: list[Toleration] | None = None
     node_selector: dict[LabelKey, LabelValue] | None = None
     shared_memory: Quantity | None = None
     ephemeral_storage: Quantity | None = None
-    retries: Annotated[int, Field(ge=0)] | None = None
+    retries: Annotated[int, Field(ge=0, le=20)] | None = None
     backoff: Backoff | None = None
     timeout: Duration | None = None
     env: dict[Variable, Text] | None = None
@@ -136,7 +136,9 @@ class Gitops(Section):
 
     repository: str
     branch: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-    file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]*\.yaml$")]
+    file: Annotated[
+        str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*\.yaml$")
+    ]
 
 
 class Serving(Section):
@@ -154,12 +156,12 @@ class Serving(Section):
     production_namespace: Namespace
     mode: Literal["auto", "Knative", "Serverless"]
     reach: Literal["cluster", "public"]
-    min_replicas: Annotated[int, Field(ge=1)]
-    max_replicas: Annotated[int, Field(ge=1)]
-    concurrency: Annotated[int, Field(ge=0)]
+    min_replicas: Annotated[int, Field(ge=1, le=10_000)]
+    max_replicas: Annotated[int, Field(ge=1, le=10_000)]
+    concurrency: Annotated[int, Field(ge=0, le=10_000)]
     ready_timeout: Duration
     prometheus: Annotated[str, StringConstraints(pattern=r"^https?://[^ ]+$")] | None
-    poll_s: Annotated[float, Field(gt=0)]
+    poll_s: Annotated[float, Field(gt=0, le=3600)]
     pod: Pod
     vllm: Vllm | None
     gitops: Gitops | None
@@ -188,14 +190,17 @@ class Cluster(Section):
     The pods of a run have `account` (null: that which KFP gives them), those of a release to KServe `release_account`.
     Of RayJobs (`launcher: rayjob` of `annotate` and `train`): a run that starts them has `launcher_account`, their pods
     have `ray_account` and no token; `queue` is Kueue's; `start_within` bounds the time until their pods are ready.
+
+    `one_host`: all pods share the network of one machine, as on a test bench: addresses of its loopback are the same in
+    all of them.
     """
 
     image: Image
     image_pull_secrets: list[ObjectName]
     workspace_claim: ObjectName
     mount: Mount
-    overrides: dict[str, Any]
-    parameters: Annotated[float, Field(gt=0)] | None
+    overrides: dict[str, JsonValue]
+    parameters: Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False)] | None
     labels: dict[OwnKey, LabelValue]
     annotations: dict[OwnKey, Text]
     account: ObjectName | None
@@ -204,6 +209,7 @@ class Cluster(Section):
     ray_account: ObjectName
     queue: QueueName | None
     start_within: Duration
+    one_host: bool
     serving: Serving
     steps: dict[str, Pod]
 

@@ -17,9 +17,11 @@ _UNITS = {"": 1, **{f"{unit}i": 1024**power for power, unit in enumerate("KMGTP"
 _UNITS |= {unit: 1000**power for power, unit in enumerate("MGTP", 2)}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LEAST_MEMORY, _LEAST_CORES, _LONGEST_S = 1024**2, 0.001, 2**31 - 1
-_HELD = ("/app", "/tmp", "/dev/shm", "/proc", "/sys", "/etc", "/usr", "/var/run", "/gcs", "/minio", "/s3")
+_HELD = ["/app", "/tmp", "/dev/shm", "/proc", "/sys", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin", "/run"]
+_HELD += ["/var/run", "/gcs", "/minio", "/s3", "/kfp-launcher", "/.local", "/.cache", "/.config"]
 """Folders of the image, of its pods and of KFP's launcher, which a volume would hide."""
 _KFPS = ("pipeline/", "pipelines.kubeflow.org/", "workflows.argoproj.io/")
+_RUNS = ("FACEMLLM_RUN", "FACEMLLM_PARENT_RUN")
 
 _LABEL, _SUBDOMAIN = "[a-z0-9]([-a-z0-9]*[a-z0-9])?", r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 _VALUE = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -76,13 +78,24 @@ def _own(key: str) -> str:
     return key
 
 
+def hidden_by(mount: str, *more: str) -> str:
+    """The first folder of pods, or of `more`, that a volume mounted there would hide; empty for none."""
+    return next((one for one in (*_HELD, *more) if PurePosixPath(one).is_relative_to(mount)), "")
+
+
 def _free(mount: str) -> str:
     path = PurePosixPath(mount)
     if ".." in path.parts or str(path) != mount:
         raise ValueError(f"{mount} is no plain path; give one such as /workspace")
-    if hidden := next((one for one in _HELD if PurePosixPath(one).is_relative_to(path)), None):
+    if hidden := hidden_by(mount):
         raise ValueError(f"{mount} would hide {hidden}, which the pods need; give one such as /workspace")
     return mount
+
+
+def _free_variable(name: str) -> str:
+    if name in _RUNS:
+        raise ValueError(f"{name} says which run a pod is of; leave it out")
+    return name
 
 
 def _image(image: str) -> str:
@@ -107,7 +120,7 @@ Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,9}[smhd]$"),
 ObjectName = Annotated[str, StringConstraints(pattern=f"^{_SUBDOMAIN}$", max_length=253)]
 Namespace = Annotated[str, StringConstraints(pattern=f"^{_LABEL}$", max_length=63)]
 QueueName = Annotated[str, StringConstraints(pattern=f"^{_SUBDOMAIN}$", max_length=63)]  # it becomes a label's value
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_free_variable)]
 DataKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
 LabelKey = Annotated[str, StringConstraints(pattern=f"^({_SUBDOMAIN}/)?{_VALUE}$", max_length=317)]
 OwnKey = Annotated[LabelKey, AfterValidator(_own)]

@@ -11,6 +11,7 @@ _FULL = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Satu
 _DAYS = {name[:3].lower(): number for number, name in enumerate(_FULL)}
 _MONTH_NAMES = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES, start=1)}
+_LAST = {month: 29 if month == 2 else 30 if month in (4, 6, 9, 11) else 31 for month in range(1, 13)}
 _EVERY = {"@hourly": "0 0 * * * *", "@daily": "0 0 0 * * *", "@midnight": "0 0 0 * * *", "@weekly": "0 0 0 * * 0"}
 _EVERY |= {"@monthly": "0 0 0 1 * *", "@yearly": "0 0 0 1 1 *", "@annually": "0 0 0 1 1 *"}
 
@@ -66,8 +67,8 @@ FIELDS = (
 def described(expression: str) -> str:
     """What an expression means in words, such as "every day at 03:00 UTC".
 
-    Raises UserError for an expression that Kubeflow Pipelines would refuse, and for one of five fields: it takes the
-    first as seconds, so that `0 3 * * *` would not run at three.
+    Raises UserError for an expression that Kubeflow Pipelines would refuse, for a day that never comes, and for one of
+    five fields: it takes the first as seconds, so that `0 3 * * *` would not run at three.
     """
     fields = _EVERY.get(expression.strip().lower(), expression).split()
     if len(fields) == 5:
@@ -79,6 +80,8 @@ def described(expression: str) -> str:
     second, minute, hour, day, month, weekday = (
         field.values(text, expression) for field, text in zip(FIELDS, fields, strict=True)
     )
+    if len(weekday) == 7 and not any(one <= _LAST[of] for of in month for one in day):
+        raise UserError(f"--cron {expression!r} never comes: no month of {fields[4]} has a day {fields[3]}")
     return f"{_days(day, month, weekday, fields)} {_clock(hour, minute, second, fields)} UTC"
 
 

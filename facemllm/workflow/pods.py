@@ -6,7 +6,9 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 from facemllm.core.objects import path_of
 from facemllm.errors import UserError
@@ -25,6 +27,8 @@ _ASKING = ("evaluate", "gate")
 _SERVING = ("deploy", RELEASE)
 """They start the model server in their own pod where `serve.target` is local."""
 _ANNOTATE = "annotate"
+_ADDRESSES = ("version.remote", "promote.decisions", "train.storage")
+"""Places that may be an address, as well as a folder."""
 _BESIDE = 2 * 1024**3  # bytes of a process that has loaded torch, beside the weights
 
 
@@ -127,7 +131,8 @@ class Fault:
 
 def refuse(settings: Settings) -> None:
     """Raises UserError for the first thing that would not work on a cluster, and says how many more there are."""
-    if found := [*_of_places(settings), *_of_people(settings), *_of_pods(settings), *_of_serving(settings)]:
+    kinds = (_of_places, _of_addresses, _of_people, _of_pods, _of_serving)
+    if found := [fault for kind in kinds for fault in kind(settings)]:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(f"{found[0].line(settings.profile)}{more}")
 
@@ -148,7 +153,7 @@ def _of_places(settings: Settings) -> Iterator[Fault]:
         remote = f"{settings.version.remote} is no place that the image can reach"
         yield Fault("", "version.remote", remote, "give s3://bucket/prefix")
     for key, place in places.items():
-        if not place or (key not in ("storage.home", "storage.runs") and is_address(place)):
+        if not place or (key in _ADDRESSES and is_address(place)):
             continue
         setting = re.sub(r"\.[0-9]+.*", "", key)
         path, mend = PurePosixPath(place), f"put it below {mount}, and say so in cluster.overrides.{setting}"
@@ -159,8 +164,58 @@ def _of_places(settings: Settings) -> Iterator[Fault]:
     if settings.tracking.uri is None:
         local = "null is a server of one pod's own, which ends with it"
         yield Fault("", "tracking.uri", local, _MLFLOW)
-    elif not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", settings.tracking.uri):
+    elif not _is_server(settings.tracking.uri):
         yield Fault("", "tracking.uri", f"{settings.tracking.uri!r} is no address of a server", _MLFLOW)
+
+
+def _is_server(uri: str) -> bool:
+    try:
+        return bool(re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", uri) and urlsplit(uri).port != 0)
+    except ValueError:  # no port, or no host
+        return False
+
+
+def _of_addresses(settings: Settings) -> Iterator[Fault]:
+    """Addresses under which each pod finds itself, or a file of its image."""
+    for key, address in _addresses(settings).items():
+        if _of_each_pod(address) and not settings.cluster.one_host:
+            mend = "give one that all pods reach; where they share one machine's network, set cluster.one_host=true"
+            yield Fault("", key, f"{address} is another place in each pod", mend)
+
+
+def _addresses(settings: Settings) -> dict[str, str]:
+    """The addresses that pods of a run ask, by their settings."""
+    serving, serves = settings.cluster.serving, settings.serve.target
+    asked = {"tracking.uri": settings.tracking.uri, "promote.decisions": settings.promote.decisions}
+    asked["promote.notify.webhook"] = settings.promote.notify.webhook
+    if settings.annotate.annotator == "endpoint":
+        asked["annotate.endpoint.base_url"] = settings.annotate.endpoint.base_url
+    if serves != "local":
+        asked["cluster.serving.prometheus"] = serving.prometheus
+    if serves == "gitops" and serving.gitops:
+        asked["cluster.serving.gitops.repository"] = serving.gitops.repository
+    return {key: address for key, address in asked.items() if address and is_address(address)}
+
+
+def refuse_examples(settings: Settings) -> None:
+    """Raises UserError for an address that only stands there to be replaced (RFC 2606): such a profile compiles, and a
+    run of it would fail after its training."""
+    for key, address in {**_addresses(settings), "cluster.image": settings.cluster.image}.items():
+        if re.search(r"(^|[@/.])example\.(com|net|org)([/:]|$)", address):
+            raise UserError(f"profile {settings.profile}: {key}: {address} is an example; name yours (docs/cluster.md)")
+
+
+def _of_each_pod(address: str) -> bool:
+    """Whether an address, of a server or as git takes it (`host:path`), is of the machine that asks."""
+    try:
+        parts = urlsplit(address if "://" in address else f"ssh://{address.replace(':', '/', 1)}")
+    except ValueError:  # no address at all
+        return False
+    host = (parts.hostname or "").rstrip(".")
+    try:
+        return ip_address(host).is_loopback or ip_address(host).is_unspecified
+    except ValueError:
+        return parts.scheme == "file" or host == "localhost" or host.endswith(".localhost")
 
 
 def _of_people(settings: Settings) -> Iterator[Fault]:

@@ -39,7 +39,7 @@ ON_CLUSTER = {"storage.home": "/workspace/.facemllm", "tracking.uri": "http://12
 ON_CLUSTER |= {"promote.decisions": DECISIONS}
 SAYS_WHERE = [f"--set={key}={value}" for key, value in ON_CLUSTER.items()]
 OVERRIDES = tuple(f"cluster.overrides.{key}={value}" for key, value in ON_CLUSTER.items())
-SETS = (*SMALL, *FEW, *OVERRIDES, f"cluster.steps.defaults.env.HOME={HOME}")
+SETS = (*SMALL, *FEW, *OVERRIDES, "cluster.one_host=true", f"cluster.steps.defaults.env.HOME={HOME}")
 RESTRICTED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=10001:10001")
 RESTRICTED += ("--ulimit=nofile=16384", "--ulimit=nproc=16384")  # podman's own need rights
 ORDER = [name for name in steps(load("ci")) if name != "release"]
@@ -83,7 +83,7 @@ own.write_private_key(home / "key")
 (home / "key").chmod(0o600)
 own.write_public_key("/tmp/authorized")
 (home / "known_hosts").write_text("[127.0.0.1]:2222 " + host.export_public_key().decode())
-command = f"ssh -i {{home}}/key -o UserKnownHostsFile={{home}}/known_hosts"
+command = "ssh -i $HOME/key -o UserKnownHostsFile=$HOME/known_hosts"
 (home / ".gitconfig").write_text("[core]\\n\\tsshCommand = " + command)
 subprocess.run(["git", "init", "--quiet", "--bare", "/workspace/decisions.git"], check=True)
 

@@ -63,6 +63,7 @@ def profile(work: Path, mlflow: str, decisions: str) -> Body:
         "serve": {"target": "kserve", "canary": {"max_p95_ratio": 50.0}},
         "cluster": {
             "mount": str(work),
+            "one_host": True,
             "overrides": places,
             "serving": {"models": "s3://faces/models", "mode": "Knative", "reach": "public"},
             "steps": {

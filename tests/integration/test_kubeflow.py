@@ -351,6 +351,7 @@ def test_wrong_places_are_told_in_one_line(ask, endpoint, kubeflow) -> None:
     unknown = line(ask("submit", at="http://kubeflow.invalid/pipeline"))
     assert "no Kubeflow Pipelines API answers at http://kubeflow.invalid/pipeline" in unknown
     assert "give an address such as" in line(ask("submit", at="kubeflow"))
+    assert "secret" not in line(ask("submit", at="https://ada:secret@kubeflow/pipeline"))
     assert "no endpoint: give --endpoint" in line(CliRunner().invoke(commands.app, ["submit"]))
     kubeflow.busy = 5
     assert "is in trouble (503)" in line(ask("submit"))
@@ -468,3 +469,13 @@ def test_a_claim_that_no_run_came_of_is_taken_over_once_it_is_old(ask, kubeflow,
 def test_where_no_repository_is_the_command_says_so(ask, tmp_path) -> None:
     said = line(ask("schedule", "--on-data", "--repository", str(tmp_path / "none")))
     assert f"no data repository at {tmp_path / 'none'} here" in said
+
+
+def test_a_run_of_settings_that_are_not_here_is_told_as_such(ask, kubeflow) -> None:
+    run_id = ask("submit").stdout.strip()
+    spec = kubeflow.runs[run_id]["pipeline_spec"]["pipeline_spec"]
+    for dag in (one["dag"] for one in (spec["root"], *spec["components"].values()) if "dag" in one):
+        for task in dag["tasks"].values():
+            task.get("inputs", {}).get("parameters", {}).get("profile", {})["runtimeValue"] = {"constant": "mine"}
+    said = line(ask("status", run_id))
+    assert said.startswith(f"run {run_id} is of a checkout that knew profile mine otherwise (no profile 'mine'")

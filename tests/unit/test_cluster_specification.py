@@ -12,12 +12,12 @@ import yaml
 from typer.testing import CliRunner
 
 import commands
-from cluster.specification import write_specification
+from cluster.specification import specification, write_specification
 from facemllm.errors import UserError
 from facemllm.settings import load
 from facemllm.settings.cluster import Pod
 from facemllm.settings.kubernetes import bytes_of
-from facemllm.workflow.pods import loading, on_cluster, pods, weights
+from facemllm.workflow.pods import loading, on_cluster, pods, refuse_examples, weights
 
 pytestmark = pytest.mark.usefixtures("quick_kfp")
 DATA = ("ingest", "annotate", "reformat", "validate", "version")
@@ -107,7 +107,10 @@ def check(documents: Documents, profile: str, sizes: dict[str, Size]) -> None:
         assert task.get("cachingOptions", {}) == {}, step
         assert task["retryPolicy"]["maxRetryCount"] == 2, step
         assert task["retryPolicy"]["backoffDuration"] == "60s", step
+        assert float(task["retryPolicy"]["backoffFactor"]) == 2, step
         assert 0 < int(pod["activeDeadlineSeconds"]) <= 5 * 86400, step
+        every = 3 * (int(pod["activeDeadlineSeconds"]) + 5 * 86400)  # each of its time, after days in a queue
+        assert int(task["retryPolicy"]["backoffMaxDuration"].removesuffix("s")) > every, "Argo ends all attempts then"
         assert int(pod["activeDeadlineSeconds"]) >= (86400 if gpus == 8 else 3600), step
         secrets = variables(pod, "secret")
         assert secrets.pop("face-mllm-mlflow") == TOKENS, step
@@ -120,6 +123,10 @@ def check(documents: Documents, profile: str, sizes: dict[str, Size]) -> None:
         assert all(one["optional"] for one in pod["secretAsEnv"]), step
         (fetched,) = (one["value"] for one in container["env"] if one["name"] == "HF_HOME")
         assert fetched.startswith("/workspace/"), step
+        homes = [one["value"] for one in container["env"] if one["name"] == "HOME"]
+        assert homes == (["/workspace/login"] if on_cluster(profile, [])[0].promote.decisions else []), (
+            "the login for decisions"
+        )
         (run,) = pod["fieldPathAsEnv"]
         assert run == {"name": "FACEMLLM_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}, step
         assert pod["podMetadata"]["annotations"] == {"sidecar.istio.io/inject": "false"}, step
@@ -174,6 +181,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Any
     "no shared memory": lambda container, pod, task: pod.pop("emptyDirMounts"),
     "cached": lambda container, pod, task: task.update(cachingOptions={"enableCache": True}),
     "never again": lambda container, pod, task: task.pop("retryPolicy"),
+    "never again after an hour": lambda container, pod, task: task["retryPolicy"].update(backoffMaxDuration="3600s"),
     "for ever": lambda container, pod, task: pod.pop("activeDeadlineSeconds"),
     "no secret": lambda container, pod, task: pod["secretAsEnv"].pop(),
     "a secret more": lambda container, pod, task: pod["secretAsEnv"].append(
@@ -220,7 +228,7 @@ def test_a_pod_takes_what_its_profile_says_down_to_the_last_key(compiled: Callab
         "secrets": {"own": {"env": {"key": "OWN_KEY"}}},
         "env": {"NCCL_DEBUG": "WARN"},
         "retries": 5,
-        "backoff": {"first": "5m", "factor": 3, "longest": "1h"},
+        "backoff": {"first": "5m", "factor": 3},
         "timeout": "90m",
         "accelerator": "amd.com/gpu",
         "tolerations": [{"key": "pool", "value": "gpu", "effect": "NoExecute"}],
@@ -238,7 +246,7 @@ def test_a_pod_takes_what_its_profile_says_down_to_the_last_key(compiled: Callab
     assert container["image"] == image
     assert container["resources"]["accelerator"]["resourceType"] == "amd.com/gpu"
     assert {one["name"]: one["value"] for one in container["env"]}["NCCL_DEBUG"] == "WARN"
-    assert [one["name"] for one in container["env"]] == ["HF_HOME", "NCCL_DEBUG"], "joined with what lies below"
+    assert [one["name"] for one in container["env"]] == ["HF_HOME", "HOME", "NCCL_DEBUG"], "joined with what lies below"
     assert pod["nodeSelector"]["labels"] == said["node_selector"]
     assert pod["tolerations"] == [{"key": "pool", "operator": "Equal", "value": "gpu", "effect": "NoExecute"}]
     assert variables(pod, "configMap") == {"proxy": {"url": "HTTPS_PROXY"}}
@@ -300,8 +308,18 @@ REFUSED: list[tuple[str, list[str], str]] = [
     ("paper-7b", ["cluster.serving.models=models"], "cluster.serving.models: models is neither .* an absolute folder"),
     ("small", ["tracking.uri=sqlite:///mlflow.db"], "tracking.uri: 'sqlite:///mlflow.db' is no address of a server"),
     ("small", ["tracking.uri=x; rm"], "tracking.uri: 'x; rm' is no address of a server; give the address of MLflow"),
+    ("small", ["tracking.uri=http://[::1"], "tracking.uri: .* is no address of a server"),
+    ("small", ["tracking.uri=http://mlflow:50000000"], "tracking.uri: .* is no address of a server"),
+    ("small", ["cluster.serving.models=/verified"], "cluster.serving.models: /verified would hide /verified"),
+    ("small", ["cluster.serving.models=/usr/"], "cluster.serving.models: /usr would hide /usr"),
     ("small", ["version.remote=gs://x"], "version.remote: gs://x is no place that the image can reach; give s3://"),
     ("small", ["tracking.uri=null"], "tracking.uri: null is a server of one pod's own"),
+    ("small", ["version.repository=ssh://git@git.internal/data.git"], "version.repository: ssh:.* is relative"),
+    (
+        "paper-7b",
+        ["ingest.sources=[{name: laion-face, root: 's3://faces/x'}]"],
+        "ingest.sources.0.root: s3:.* is relative",
+    ),
     ("small", ["cluster.parameters=null"], "cluster.parameters: null, so nobody knows the memory"),
     ("small", ["cluster.image=face-mllm:latest"], "cluster.image: give a tag other than latest, or a digest"),
     ("small", ["cluster.image=face-mllm"], "cluster.image: give a tag other than latest, or a digest"),
@@ -309,6 +327,7 @@ REFUSED: list[tuple[str, list[str], str]] = [
     ("small", ["cluster.steps.algin.gpus=1"], "cluster.steps.algin: there is no such step; did you mean 'align'"),
     ("small", ["cluster.steps.align.memory=16 GB"], "cluster.steps.align.memory"),
     ("small", ["cluster.steps.align.timeout=soon"], "cluster.steps.align.timeout"),
+    ("small", ["cluster.steps.align.backoff={first: 1m, factor: 1.5}"], "cluster.steps.align.backoff.factor"),
     ("small", ["cluster.steps.align.gpu=1"], "cluster.steps.align.gpu: unknown key; did you mean 'gpus'"),
     ("small", ["cluster.steps.defaults.cpu=null"], "steps.defaults lacks cpu"),
     ("small", ["cluster.steps.align.secrets={Own: {env: {a: B}}}"], "cluster.steps.align.secrets"),
@@ -331,7 +350,7 @@ NOT_KUBERNETES: list[tuple[str, str]] = [
     ('cluster.steps.align.secrets={own: {env: {"a b": B}}}', "cluster.steps.align.secrets.own.env.a b"),
     *(
         (f"cluster.mount={place}", f"cluster.mount: {place} would hide")
-        for place in ("/app", "/tmp", "/dev/shm", "/dev")
+        for place in ("/app", "/tmp", "/dev/shm", "/dev", "/bin", "/run", "/kfp-launcher")
     ),
     ("cluster.mount=/work:space", "cluster.mount"),
     ("cluster.mount=/a/../b", "cluster.mount: /a/../b is no plain path"),
@@ -340,6 +359,14 @@ NOT_KUBERNETES: list[tuple[str, str]] = [
     ("cluster.serving.staging_namespace=a.b", "cluster.serving.staging_namespace"),
     (f"cluster.serving.production_namespace={LONG}", "cluster.serving.production_namespace"),
     (f"cluster.queue={LONG}", "cluster.queue"),
+    ("cluster.steps.align.retries=10000000000", "cluster.steps.align.retries"),
+    ("cluster.steps.align.gpus=10000000000000000000000", "cluster.steps.align.gpus"),
+    ("cluster.serving.max_replicas=10000000000", "cluster.serving.max_replicas"),
+    ("cluster.overrides={tracking.experiment: 2026-11-29}", "cluster.overrides.tracking.experiment"),  # a date in YAML
+    ("cluster.parameters=.inf", "cluster.parameters"),
+    ("cluster.parameters=.nan", "cluster.parameters"),
+    ("cluster.steps.align.env={FACEMLLM_RUN: mine}", "FACEMLLM_RUN says which run a pod is of"),
+    ("cluster.serving.gitops={repository: x, branch: main, file: a/../../b.yaml}", "cluster.serving.gitops.file"),
 ]
 
 
@@ -358,6 +385,43 @@ def test_what_kubernetes_takes_is_taken() -> None:
     more += ["cluster.steps.align={cpu: .5, memory: 16Gi, tolerations: [{operator: Exists}], timeout: 24000d}"]
     places = {"storage.home": "/tmp/w/home", "storage.runs": "/tmp/w/runs"}
     on_cluster("laptop", [*more, *(f"{key}={place}" for key, place in places.items())])
+
+
+ENDPOINT = "annotate={annotator: endpoint, vision_language: {model: m}, endpoint: {base_url: 'http://localhost:8000'}}"
+OF_EACH_POD: dict[str, tuple[str, str]] = {
+    **{
+        f"tracking.uri=http://{host}:5000": ("laptop", "tracking.uri")
+        for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0")
+    },
+    **{
+        f"promote.decisions={place}": ("small", "promote.decisions")
+        for place in (
+            "ssh://git@localhost/d.git",
+            "git@127.1.2.3:d.git",
+            "file:///workspace/d.git",
+            "https://git.localhost/d",
+        )
+    },
+    "promote.notify.webhook=http://localhost:9000/x": ("laptop", "promote.notify.webhook"),
+    "cluster.serving.prometheus=http://localhost:9090": ("small", "cluster.serving.prometheus"),
+    ENDPOINT: ("laptop", "annotate.endpoint.base_url"),
+}
+
+
+@pytest.mark.parametrize(("given", "of"), OF_EACH_POD.items(), ids=OF_EACH_POD)
+def test_an_address_that_is_another_place_in_each_pod_is_refused(given: str, of: tuple[str, str]) -> None:
+    profile, key = of
+    with pytest.raises(UserError, match=rf"{key}: \S+ is another place in each pod; .* set cluster.one_host=true"):
+        on_cluster(profile, [given])
+    on_cluster(profile, [given, "cluster.one_host=true"])
+
+
+def test_addresses_that_pods_share_are_taken() -> None:
+    places = ("ssh://git@git.internal/d.git", "git@git.internal:d.git", "https://localhost.example.org/d.git")
+    for place in places:
+        on_cluster("small", [f"promote.decisions={place}"])
+    for server in ("http://10.0.0.7:5000", "http://mlflow.face-mllm:5000", "https://mlflow.example.org/m"):
+        on_cluster("small", [f"tracking.uri={server}"])
 
 
 @pytest.mark.parametrize(("profile", "overrides", "says"), REFUSED, ids=[" ".join(o) for _, o, _ in REFUSED])
@@ -407,3 +471,22 @@ def test_the_command_line_writes_it(tmp_path: Path) -> None:
     done = CliRunner().invoke(commands.app, ["compile", str(file), "--profile", "small"])
     assert (done.exit_code, done.output.strip()) == (0, str(file))
     assert len(list(yaml.safe_load_all(file.read_text("utf-8")))) == 2
+
+
+def test_what_only_stands_for_an_address_is_compiled_and_does_not_run() -> None:
+    real = ["promote.decisions=ssh://git@git.internal/d.git"]
+    with pytest.raises(UserError, match=r"promote\.decisions: ssh:\S+ is an example; name yours") as error:
+        refuse_examples(on_cluster("paper-7b", [])[0])
+    assert "\n" not in str(error.value)
+    for over in ("tracking.uri=http://mlflow.example.org:5000", "cluster.image=registry.example.com/face-mllm:1"):
+        with pytest.raises(UserError, match="is an example"):
+            refuse_examples(on_cluster("paper-7b", [*real, over])[0])
+    refuse_examples(on_cluster("paper-7b", [*real, "tracking.uri=http://mlflow.myexample.com:5000"])[0])
+    with pytest.raises(UserError, match="is an example"), specification("paper-7b", []):
+        pass
+
+
+@pytest.mark.parametrize("launcher", ["here", "rayjob"])
+def test_every_profile_can_train_on_a_cluster(launcher: str) -> None:
+    for file in sorted(Path("profiles").glob("*.yaml")):
+        on_cluster(file.stem, [f"train.launcher={launcher}"])

@@ -47,6 +47,8 @@ def test_an_expression_is_said_in_words(expression: str, words: str) -> None:
         ("0 -1 3 * * *", "'-1' is no minute"),
         ("0 1, 3 * * *", "'' is no minute"),
         ("0 ٣ 3 * * *", "is no minute"),
+        ("0 0 0 31 2 *", "never comes: no month of 2 has a day 31"),
+        ("0 0 3 31 4,jun,9,11 *", "never comes"),
     ],
 )
 def test_another_expression_is_refused_with_what_would_be_right(expression: str, says: str) -> None:
@@ -54,3 +56,8 @@ def test_another_expression_is_refused_with_what_would_be_right(expression: str,
         cron.described(expression)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_day_that_comes_now_and_then_is_taken() -> None:
+    assert cron.described("0 0 0 29 2 *") == "on day 29 of month 2 at 00:00 UTC"
+    assert "or every Monday" in cron.described("0 0 0 31 2 mon")

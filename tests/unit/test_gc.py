@@ -398,3 +398,21 @@ def test_all_profiles_with_the_same_home_are_asked(project: Path) -> None:
     assert "ci" not in names
     stages = ["train.stages.instruct.steps=3"]
     assert [one.profile for one in sharing("ci", stages)] == ["ci"]
+
+
+def test_a_profile_that_an_override_does_not_fit_has_the_home_all_the_same(project: Path, tmp_path: Path) -> None:
+    (project / "profiles" / "mine.yaml").write_text("ingest: {test_share: 0.5}\n")
+    for home in (["@cluster"], [f"storage.home={tmp_path}"]):
+        found = sharing("laptop", [*home, "ingest.validation_share=0.6"])
+        assert {"mine", "faceinsight"} <= {one.profile for one in found}
+
+
+@pytest.mark.parametrize("link", ["home/cache/kfp", "home/cache/kfp/outputs", "runs/mine"])
+def test_what_a_link_leads_to_is_nobodys_rubbish(settings: Settings, tmp_path: Path, link: str) -> None:
+    others = tmp_path / "others"
+    for name in ("thesis", ".film.partial"):
+        (others / name).mkdir(parents=True)
+    (tmp_path / link).parent.mkdir(parents=True)
+    aged(others)
+    (tmp_path / link).symlink_to(others)
+    assert listed(settings)[1] == []

@@ -398,6 +398,7 @@ def test_what_starts_runs_on_new_data_has_a_token_for_kubeflow_and_for_nothing_e
     assert source["audience"] == "pipelines.kubeflow.org"
     assert f"{mounts['token']}/{source['path']}" == KF_PIPELINES_SA_TOKEN_PATH
     assert (spec["automountServiceAccountToken"], spec["serviceAccountName"]) == (False, STARTS[1])
+    assert container["envFrom"] == [{"secretRef": {"name": "face-mllm-s3", "optional": True}}], "it asks the DVC remote"
     words = [*container["command"], *container["args"]]
     assert words[:4] == ["python", "pipeline.py", "schedule", "--on-data"]
     assert made["RoleBinding"]["subjects"][0]["name"] == STARTS[1]

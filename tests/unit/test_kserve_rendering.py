@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from facemllm.core import servers
+from facemllm.errors import UserError
 from facemllm.serve import server
 from facemllm.serve.kserve import rendering
 from facemllm.serve.kserve.rendering import PRODUCTION, STAGING, Model
@@ -206,3 +207,12 @@ def test_the_job_that_releases_is_given_all_it_needs() -> None:
     chosen = load(args[0].removeprefix("--profile="), sets)
     rendering.refuse(chosen)
     assert chosen.serve.target == "kserve"
+
+
+def test_names_of_its_revisions_are_whole() -> None:
+    longest = "a" * 36
+    assert rendering.name_of(settings("laptop", f"promote.model_name={longest}"), PRODUCTION) == longest
+    of_staging = rendering.name_of(settings("laptop", f"promote.model_name={longest}"), STAGING)
+    assert len(f"latest-{of_staging}-predictor") <= 63, "a label of DNS"
+    with pytest.raises(UserError, match="no name for KServe; give a-z, 0-9 and -, at most 36"):
+        rendering.name_of(settings("laptop", f"promote.model_name={longest}a"), PRODUCTION)

@@ -21,15 +21,19 @@ from facemllm.errors import UserError
 from facemllm.serve.model_store import checked, is_remote
 from facemllm.settings import Settings
 from facemllm.settings.cluster import Pod, Serving
-from facemllm.settings.kubernetes import seconds_of
+from facemllm.settings.kubernetes import hidden_by, seconds_of
 
 Object = dict[str, Any]
 DIGEST, VERSION, PREDICTOR, FORMER = (f"facemllm.io/{name}" for name in ("digest", "version", "predictor", "former"))
 """Annotations: the model, its version, the digest of its `spec.predictor`, and the whole of the one before it."""
 PRODUCTION, STAGING = "production", "staging"
 _DRAIN_S = 5.0  # a pod that is to end goes on answering until the gateway has noticed
+_LONGEST = 63 - len("-predictor-00001-deployment")
+"""Letters of a model's name: beyond them Knative puts a hash into the name of a revision's Deployment, and so into that
+of its pods, by which `split` tells them in Prometheus."""
 _PORT = 8080
 _GIT = "/git"
+_FOLDERS = ("/policy", _GIT, "/keys", "/checkpoint", "/verified")
 _MODEL, _EVALUATED, _VLLM = "/verified/model", "/verified/evaluated.json", "/verified/vllm"
 _SECURITY: Object = {
     "runAsNonRoot": True,
@@ -53,8 +57,8 @@ class Model:
 def name_of(settings: Settings, stage: str) -> str:
     """The name of a stage's InferenceService. Raises UserError where Kubernetes does not take the model's name."""
     name = settings.promote.model_name
-    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
-        raise UserError(f"promote.model_name: {name!r} is no name for KServe; give a-z, 0-9 and -, at most 40")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) or len(name) > _LONGEST:
+        raise UserError(f"promote.model_name: {name!r} is no name for KServe; give a-z, 0-9 and -, at most {_LONGEST}")
     return name if stage == PRODUCTION else f"{name}-{stage}"
 
 
@@ -130,7 +134,9 @@ def refuse(settings: Settings) -> None:
     for found, key, line in faults:
         if found:
             raise UserError(f"{key}: {line}")
-    checked(known.models or "")
+    place = checked(known.models or "")
+    if not is_remote(place) and (hidden := hidden_by(place, *_FOLDERS)):
+        raise UserError(f"cluster.serving.models: {place} would hide {hidden} of the server's pod; give one as /models")
 
 
 def predictor_of(settings: Settings, stage: str, model: Model) -> Object:
