@@ -152,13 +152,12 @@ def grpc_interceptor(observer: Observer) -> Any:
             metadata = {name: value for name, value in context.invocation_metadata() or () if name == "traceparent"}
             with observer.request("grpc" if method_name.endswith("/ModelInfer") else "about", metadata or None) as seen:
                 try:
-                    response = method(request_or_iterator, context)
-                    response = response if hasattr(response, "__aiter__") else await response
+                    response = await method(request_or_iterator, context)
                 except Exception:
-                    code = context.code()
-                    seen.status = getattr(code, "name", None) or names.get(code) or "UNKNOWN"
+                    seen.status = "UNKNOWN"
                     raise
-                seen.status = "OK"
+                code = context.code()
+                seen.status = "OK" if not code else getattr(code, "name", None) or names.get(code, "UNKNOWN")
                 return response
 
     return Observed()

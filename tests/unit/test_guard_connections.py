@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import json
 import resource
 import socket
@@ -10,6 +11,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+import weakref
 
 import grpc
 import pytest
@@ -21,9 +23,11 @@ from uvicorn.server import ServerState
 
 from facemllm.errors import UserError
 from facemllm.serve.doors.errors import refusal
+from facemllm.serve.doors.grpc import Statuses
 from facemllm.serve.guard import connections, http_protocol, middleware
 from facemllm.serve.guard.descriptors import allow_files
 from facemllm.serve.guard.keys import made
+from facemllm.serve.observer import Observer, grpc_interceptor
 from tests.guarded import app, certificate, connect, guard, said, serving
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
@@ -422,6 +426,35 @@ def test_a_grpc_message_that_cannot_be_read_is_the_callers_fault():
 
     options = {"interceptors": connections.grpc_interceptors(guard()), "reader": read}
     assert call(guard(), [b"broken", b"abc"], **options) == [grpc.StatusCode.INVALID_ARGUMENT, b"3"]
+
+
+def test_a_refused_call_and_its_message_are_forgotten_at_once():
+    alive = weakref.WeakSet()
+
+    class Message:
+        """Has no length, so that the call fails."""
+
+    def read(data: bytes) -> Message:
+        alive.add(message := Message())
+        return message
+
+    class Noting(Observer):
+        @contextlib.contextmanager
+        def request(self, door, headers=None):
+            with super().request(door, headers) as seen:
+                yield seen
+            statuses.append(seen.status)
+
+    statuses: list[str] = []
+    interceptors = [grpc_interceptor(Noting()), *connections.grpc_interceptors(guard()), Statuses()]
+    gc.disable()  # what only it would find lives until it runs, and a message may have megabytes
+    try:
+        found = call(guard(), [b"x"] * 3, interceptors=interceptors, reader=read)
+        assert (found, len(alive)) == ([grpc.StatusCode.INTERNAL] * 3, 0)
+        assert call(guard(), [b"x"], interceptors=interceptors) == [b"1"]
+        assert statuses == ["INTERNAL"] * 3 + ["OK"]
+    finally:
+        gc.enable()
 
 
 def test_grpc_asks_for_a_key_but_for_health(tmp_path):

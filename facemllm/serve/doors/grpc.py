@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
-from grpc_interceptor import AsyncExceptionToStatusInterceptor
+from grpc_interceptor.server import AsyncServerInterceptor
 from kserve import InferRequest, errors
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -99,29 +99,37 @@ class Servicer(InferenceServicer):
         raise NotImplementedError
 
 
-class Statuses(AsyncExceptionToStatusInterceptor):
-    """Every exception as a status with one line; what is not meant for the client stays here."""
+class Statuses(AsyncServerInterceptor):
+    """Every exception as a status with one line; what is not meant for the client stays here.
 
-    async def handle_exception(
-        self, ex: Exception, request_or_iterator: Any, context: Any, method_name: str
-    ) -> NoReturn:
-        """End the call."""
-        match ex:
-            case Refused():
-                code, line = _OF_STATUS.get(ex.status, Code.INVALID_ARGUMENT), ex.reason
-                log.info("refused with %d", ex.status)
-                if ex.retry_after is not None:
-                    context.set_trailing_metadata((("retry-after", str(max(1, math.ceil(ex.retry_after)))),))
-            case errors.InvalidInput() | errors.InferenceError() | errors.UnsupportedProtocol():
-                code, line = Code.INVALID_ARGUMENT, str(ex.reason)
-            case errors.ModelNotFound():
-                code, line = Code.NOT_FOUND, "no such model"
-            case errors.ModelNotReady() | errors.ServerNotReady() | errors.ServerNotLive():
-                code, line = Code.UNAVAILABLE, "the model is not ready"
-            case NotImplementedError():
-                code, line = Code.UNIMPLEMENTED, "not offered by this server"
-            case _:
-                log.error("%s while answering, %s", type(ex).__name__, place(ex))
-                code, line = Code.INTERNAL, INTERNAL
-        await context.abort(code, one_line(line))
-        raise ex  # abort does not return
+    No call is aborted: its context would hold the exception, and so the message, until garbage is collected.
+    """
+
+    async def intercept(self, method: Any, request_or_iterator: Any, context: Any, method_name: str) -> Any:
+        """The answer, or none with a status."""
+        try:
+            return await method(request_or_iterator, context)
+        except Exception as error:
+            code, line = _status(error, context)
+            context.set_code(code)
+            context.set_details(one_line(line))
+            return None
+
+
+def _status(error: Exception, context: Any) -> tuple[grpc.StatusCode, str]:
+    match error:
+        case Refused():
+            log.info("refused with %d", error.status)
+            if error.retry_after is not None:
+                context.set_trailing_metadata((("retry-after", str(max(1, math.ceil(error.retry_after)))),))
+            return _OF_STATUS.get(error.status, Code.INVALID_ARGUMENT), error.reason
+        case errors.InvalidInput() | errors.InferenceError() | errors.UnsupportedProtocol():
+            return Code.INVALID_ARGUMENT, str(error.reason)
+        case errors.ModelNotFound():
+            return Code.NOT_FOUND, "no such model"
+        case errors.ModelNotReady() | errors.ServerNotReady() | errors.ServerNotLive():
+            return Code.UNAVAILABLE, "the model is not ready"
+        case NotImplementedError():
+            return Code.UNIMPLEMENTED, "not offered by this server"
+    log.error("%s while answering, %s", type(error).__name__, place(error))
+    return Code.INTERNAL, INTERNAL

@@ -86,7 +86,9 @@ def _whole_messages() -> Any:
 
             async def answer(request: Any, context: Any) -> Any:
                 if request is broken:
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message cannot be read")
+                    context.set_code(grpc.StatusCode.INVALID_ARGUMENT)
+                    context.set_details("the message cannot be read")
+                    return None
                 return await handler.unary_unary(request, context)
 
             return grpc.unary_unary_rpc_method_handler(answer, read, handler.response_serializer)

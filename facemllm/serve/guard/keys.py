@@ -153,7 +153,9 @@ def grpc_interceptor(keys: Keys) -> Any:
                 try:
                     _name(keys.client(str(given[0]) if len(given) == 1 else None))
                 except Refused as refused:
-                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, refused.reason)
+                    context.set_code(grpc.StatusCode.UNAUTHENTICATED)
+                    context.set_details(refused.reason)
+                    return None
             response = method(request_or_iterator, context)
             return response if hasattr(response, "__aiter__") else await response
 
